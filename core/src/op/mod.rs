@@ -1,0 +1,5 @@
+//! Long operations: progress that others can watch, and cancellation.
+
+mod progress;
+
+pub use progress::{Cancelled, Progress};

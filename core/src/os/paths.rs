@@ -1,0 +1,110 @@
+//! Every path under the state directory, in one place.
+
+use std::path::{Path, PathBuf};
+
+use nexus_schema::id::{AssetId, DriveId, ImageId, VmId};
+
+/// The layout of a state directory.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    /// The layout under `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The state directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The file whose lock makes one daemon the only one.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("nexusd.lock")
+    }
+
+    /// The database.
+    pub fn database(&self) -> PathBuf {
+        self.root.join("nexus.db")
+    }
+
+    /// The directory of all VMs.
+    pub fn vms(&self) -> PathBuf {
+        self.root.join("vms")
+    }
+
+    /// The directory of one VM: its sockets, plan, console and logs. The VMM's working directory.
+    pub fn vm(&self, id: VmId) -> PathBuf {
+        self.vms().join(id.to_string())
+    }
+
+    /// The directory of all drives.
+    pub fn drives(&self) -> PathBuf {
+        self.root.join("drives")
+    }
+
+    /// The directory of one drive.
+    pub fn drive(&self, id: DriveId) -> PathBuf {
+        self.drives().join(id.to_string())
+    }
+
+    /// The directory of all images.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// The directory of one image.
+    pub fn image(&self, id: ImageId) -> PathBuf {
+        self.images().join(id.to_string())
+    }
+
+    /// The directory of all assets.
+    pub fn assets(&self) -> PathBuf {
+        self.root.join("assets")
+    }
+
+    /// The directory of one asset.
+    pub fn asset(&self, id: AssetId) -> PathBuf {
+        self.assets().join(id.to_string())
+    }
+
+    /// What can be made again at any time, such as composed initramfs files.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
+    /// Half-made things; emptied at every start of the daemon.
+    pub fn scratch(&self) -> PathBuf {
+        self.root.join("scratch")
+    }
+}
+
+/// Names of files in a VM's directory. Sockets are short because a Unix socket path holds 107 bytes: processes use them
+/// relative to the directory, or through `/proc/self/fd`.
+pub mod vm_files {
+    /// The vsock device's Unix socket (hybrid protocol).
+    pub const VSOCK: &str = "v.sock";
+    /// Where guest-initiated connections to the hello port arrive: `VSOCK` + `_1024`.
+    pub const HELLO: &str = "v.sock_1024";
+    /// The shim's control socket.
+    pub const SHIM: &str = "s.sock";
+    /// The vhost-user socket between QEMU and the shim.
+    pub const VHOST: &str = "vu.sock";
+    /// QEMU's monitor.
+    pub const QMP: &str = "q.sock";
+    /// Firecracker's API socket.
+    pub const API: &str = "api.sock";
+    /// What was launched.
+    pub const PLAN: &str = "plan.json";
+    /// How it ended.
+    pub const EXIT: &str = "exit.json";
+    /// The console, current file; older ones have a number behind.
+    pub const CONSOLE: &str = "console.log";
+    /// What the VMM wrote to stderr.
+    pub const VMM_LOG: &str = "vmm.log";
+    /// What the shim has to say.
+    pub const SHIM_LOG: &str = "shim.log";
+}

@@ -1,0 +1,1 @@
+//! External programs: the only place that starts them, except VMMs (`vmm/process.rs`).

@@ -1,0 +1,98 @@
+//! What is to be launched: everything that a shim needs to know, as `plan.json` in the VM's directory.
+
+use std::path::PathBuf;
+
+use nexus_schema::id::{BootId, VmId};
+use nexus_schema::{ByteSize, Name};
+use serde::{Deserialize, Serialize};
+
+/// Which VMM runs a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverKind {
+    /// QEMU's microvm machine.
+    Qemu,
+    /// Firecracker.
+    Firecracker,
+    /// `nexus-guest --unix` as an ordinary process; for tests and benchmarks without a VM.
+    Process,
+}
+
+impl DriverKind {
+    /// The word for it, on the wire and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+            Self::Process => "process",
+        }
+    }
+}
+
+/// How the guest's instructions are executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accel {
+    /// By the hardware.
+    Kvm,
+    /// By software emulation (QEMU's TCG).
+    Tcg,
+}
+
+impl Accel {
+    /// The word for it, on the wire and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// One boot of one VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchPlan {
+    /// The VM's id.
+    pub vm: VmId,
+    /// The VM's name, for process titles and logs.
+    pub name: Name,
+    /// This boot.
+    pub boot_id: BootId,
+    /// The VMM.
+    pub driver: DriverKind,
+    /// The VMM's binary (for [`DriverKind::Process`]: the guest's).
+    pub binary: PathBuf,
+    /// How instructions are executed.
+    pub accel: Accel,
+    /// The VM's directory, absolute: working directory of shim and VMM, and where all their files are.
+    pub directory: PathBuf,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory, whole mebibytes.
+    pub memory: ByteSize,
+    /// The kernel: an uncompressed ELF file.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initramfs: PathBuf,
+    /// Words of the kernel's command line beside those that the driver needs itself.
+    pub cmdline: Vec<String>,
+    /// The drives in the order of their devices; the root drive comes first.
+    pub drives: Vec<PlanDrive>,
+    /// The vsock context id, 3 or more.
+    pub cid: u32,
+    /// After how many bytes the console's file is rotated; as much again is kept.
+    pub console_bytes: ByteSize,
+}
+
+/// One drive of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanDrive {
+    /// A short name, `[a-z0-9]+`.
+    pub id: String,
+    /// The raw image file.
+    pub path: PathBuf,
+    /// Whether the guest may not write to it.
+    pub read_only: bool,
+}

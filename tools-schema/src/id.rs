@@ -1,0 +1,222 @@
+//! Ids: random, 1 to 2^63-1, shown as 13 characters of lowercase RFC 4648 base32 over the 8 big-endian bytes, unpadded.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::marker::PhantomData;
+use std::str::FromStr;
+
+use data_encoding::{Encoding, Specification};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The length of an id in its text form, in characters.
+pub const ID_LEN: usize = 13;
+
+fn base32() -> &'static Encoding {
+    static ENCODING: std::sync::OnceLock<Encoding> = std::sync::OnceLock::new();
+    ENCODING.get_or_init(|| {
+        let mut spec = Specification::new();
+        spec.symbols.push_str("abcdefghijklmnopqrstuvwxyz234567");
+        // Non-zero trailing bits are refused, so that each id has one spelling only.
+        spec.check_trailing_bits = true;
+        spec.encoding().expect("a constant specification")
+    })
+}
+
+/// A kind of thing that has ids of its own.
+pub trait Kind: 'static {
+    /// The word for it in messages, such as `vm`.
+    const WORD: &'static str;
+}
+
+/// Declares the kinds that have ids.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident $alias:ident $word:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $kind {}
+        impl Kind for $kind {
+            const WORD: &'static str = $word;
+        }
+        #[doc = concat!("The id of one ", $word, ".")]
+        pub type $alias = Id<$kind>;
+    )*};
+}
+
+kinds! {
+    /// A virtual machine.
+    VmKind VmId "vm";
+    /// A read-only master image.
+    ImageKind ImageId "image";
+    /// A writable disk.
+    DriveKind DriveId "drive";
+    /// A verified file from outside.
+    AssetKindTag AssetId "asset";
+    /// A long operation.
+    OpKind OpId "op";
+    /// One boot of a VM.
+    BootKind BootId "boot";
+    /// One installation of Nexus (a state directory).
+    InstanceKind InstanceId "instance";
+}
+
+/// An id of a thing of kind `K`.
+pub struct Id<K> {
+    value: i64,
+    kind: PhantomData<fn() -> K>,
+}
+
+/// An id that is not one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not a {kind} id: ids are 13 characters of a-z and 2-7")]
+pub struct ParseIdError {
+    /// What was given, shortened.
+    pub text: String,
+    /// The kind of id that was expected.
+    pub kind: &'static str,
+}
+
+impl<K: Kind> Id<K> {
+    /// Makes an id of a number from 1 to 2^63-1; `None` outside that range.
+    pub fn from_i64(value: i64) -> Option<Self> {
+        (value > 0).then_some(Self { value, kind: PhantomData })
+    }
+
+    /// Makes an id of 8 random bytes; `None` for the one pattern in 2^63 that gives 0.
+    pub fn from_random(bytes: [u8; 8]) -> Option<Self> {
+        Self::from_i64((u64::from_be_bytes(bytes) >> 1) as i64)
+    }
+
+    /// The number, as the store keeps it.
+    pub fn as_i64(self) -> i64 {
+        self.value
+    }
+}
+
+impl<K: Kind> FromStr for Id<K> {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        decode(text)
+            .and_then(Self::from_i64)
+            .ok_or_else(|| ParseIdError { text: text.chars().take(40).collect(), kind: K::WORD })
+    }
+}
+
+/// Whether `text` spells a valid id of any kind; such a text can never be a name.
+pub fn is_id(text: &str) -> bool {
+    decode(text).is_some_and(|value| value > 0)
+}
+
+fn decode(text: &str) -> Option<i64> {
+    if text.len() != ID_LEN {
+        return None;
+    }
+    let bytes: [u8; 8] = base32().decode(text.as_bytes()).ok()?.try_into().ok()?;
+    Some(i64::from_be_bytes(bytes))
+}
+
+impl<K> fmt::Display for Id<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&base32().encode(&self.value.to_be_bytes()))
+    }
+}
+
+impl<K> fmt::Debug for Id<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl<K> Clone for Id<K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K> Copy for Id<K> {}
+
+impl<K> PartialEq for Id<K> {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl<K> Eq for Id<K> {}
+
+impl<K> PartialOrd for Id<K> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<K> Ord for Id<K> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.value.cmp(&other.value)
+    }
+}
+
+impl<K> Hash for Id<K> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.value.hash(state);
+    }
+}
+
+impl<K> Serialize for Id<K> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de, K: Kind> Deserialize<'de> for Id<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl<K: Kind> JsonSchema for Id<K> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        format!("{}-id", K::WORD).into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[a-p][a-z2-7]{12}$" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn text_form_round_trips(value in 1..=i64::MAX) {
+            let id = VmId::from_i64(value).unwrap();
+            let text = id.to_string();
+            prop_assert_eq!(text.len(), ID_LEN);
+            prop_assert!(is_id(&text));
+            prop_assert_eq!(text.parse::<VmId>().unwrap(), id);
+        }
+
+        #[test]
+        fn one_spelling_only(text in "[a-z2-7]{13}") {
+            if let Ok(id) = text.parse::<VmId>() {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_not_canonical() {
+        for text in
+            ["", "aaaaaaaaaaaaa", "aaaaaaaaaaaab", "AAAAAAAAAAAAC", "qaaaaaaaaaaaa", "aaaaaaaaaaaa=", "aaaa"]
+        {
+            assert!(text.parse::<VmId>().is_err(), "{text}");
+        }
+        assert_eq!(VmId::from_i64(1).unwrap().to_string(), "aaaaaaaaaaaac");
+        assert!(VmId::from_i64(0).is_none());
+        assert!(VmId::from_i64(-1).is_none());
+    }
+}

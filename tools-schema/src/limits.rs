@@ -1,0 +1,36 @@
+//! The caps of the wire, in one place. Host and guest enforce the same numbers.
+
+use std::time::Duration;
+
+/// The longest JSON line on a stream, in bytes. A longer one is answered with an error and skipped.
+pub const LINE_MAX: usize = 16 << 20;
+/// The largest result that a guest may send for one call, in bytes of JSON.
+pub const GUEST_RESULT_MAX: usize = 1 << 20;
+/// The largest HTTP request body, in bytes.
+pub const HTTP_BODY_MAX: usize = 4 << 20;
+/// How deeply JSON from a guest may nest.
+pub const JSON_DEPTH_MAX: usize = 64;
+/// What a text result shows by default, in bytes: head and tail are kept.
+pub const OUTPUT_DEFAULT: u64 = 32 << 10;
+/// The most that a text result may show, in characters.
+pub const OUTPUT_MAX: u64 = 48_000;
+/// The largest chunk of a file in one `file_read` with base64, in bytes (so that it fits [`GUEST_RESULT_MAX`] encoded).
+pub const FILE_READ_MAX: u64 = 512 << 10;
+/// The largest content of one `file_write`, in bytes after decoding.
+pub const FILE_WRITE_MAX: u64 = 2 << 20;
+/// The largest configuration message of the hello exchange, in bytes.
+pub const CONFIGURE_MAX: usize = 4 << 20;
+/// The largest message that a guest may send on the hello port, in bytes.
+pub const HELLO_MAX: usize = 64 << 10;
+/// How long a call that waits does so when not told otherwise.
+pub const WAIT_DEFAULT: Duration = Duration::from_secs(30);
+/// The longest that a call may be told to wait; clients cut calls off at about a minute.
+pub const WAIT_MAX: Duration = Duration::from_secs(45);
+/// A list's page when not told otherwise, in rows.
+pub const PAGE_DEFAULT: u32 = 50;
+/// The largest page of a list, in rows.
+pub const PAGE_MAX: u32 = 500;
+/// How long a command may run when not told otherwise.
+pub const COMMAND_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// The longest that a command may be told to run.
+pub const COMMAND_TIMEOUT_MAX: Duration = Duration::from_secs(3600);

@@ -1,0 +1,204 @@
+//! The guest link: what a guest and its host say to each other on the host's vsock port 1024, one JSON object a line.
+//!
+//! Every exchange is one connection that the guest opens:
+//!
+//! ```text
+//! guest                                  host
+//!   hello  ─────────────────────────────>        the boot's first one needs no token
+//!          <───────────────────── configure      or `refused`
+//!   ack    ─────────────────────────────>        applied, or what could not be applied
+//!          <───────────────────── welcome        the guest is `ready` now
+//!
+//!   bye    ─────────────────────────────>        before it goes down; carries the token
+//!          <───────────────────── welcome
+//! ```
+//! A guest whose agent was restarted says hello again with its token and is configured anew. The source port of every
+//! connection must be below 1024, so that only root in the guest can speak here.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{BootId, VmId};
+use crate::name::Name;
+
+/// The generation of this protocol that this build speaks.
+pub const PROTOCOL: u32 = 1;
+/// The oldest generation that this build understands.
+pub const PROTOCOL_MIN: u32 = 1;
+/// The host's vsock port for hello and bye.
+pub const HOST_PORT: u32 = 1024;
+/// The guest's vsock port of its MCP server (JSON lines).
+pub const MCP_PORT: u32 = 200;
+/// The guest's vsock port for bulk and interactive streams.
+pub const STREAM_PORT: u32 = 201;
+
+/// What a guest says on the hello port.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum GuestMessage {
+    /// The agent is up.
+    Hello(Hello),
+    /// The configuration was applied.
+    Ack(Ack),
+    /// The guest goes down in an orderly way.
+    Bye(Bye),
+}
+
+/// What the host answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum HostMessage {
+    /// The configuration to apply.
+    Configure(Configure),
+    /// All is well.
+    Welcome {},
+    /// The guest is not accepted.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The first message of an agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The generation that the guest speaks.
+    pub protocol: u32,
+    /// The oldest generation that the guest understands.
+    pub min_protocol: u32,
+    /// The version of the guest binary.
+    pub build: String,
+    /// The running kernel's release, as `uname -r` prints it.
+    pub kernel: String,
+    /// The architecture, as `uname -m` prints it.
+    pub arch: String,
+    /// The kernel's own id of this boot (`/proc/sys/kernel/random/boot_id`).
+    pub kernel_boot_id: String,
+    /// Milliseconds from the start of the kernel to this hello.
+    pub uptime_ms: u64,
+    /// The token of this boot, on every hello but the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// How the image starts.
+    pub init: InitMode,
+    /// `PRETTY_NAME` of the root filesystem's `os-release`, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// `/etc/nexus/image.yaml` of the root filesystem, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageMetadata>,
+}
+
+/// What is PID 1 in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InitMode {
+    /// The small init of nexus-guest; nothing else is started.
+    #[default]
+    Agent,
+    /// The image's own init (systemd, OpenRC, BusyBox), with the agent beside it.
+    System,
+}
+
+/// `/etc/nexus/image.yaml`: what an image says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ImageMetadata {
+    /// The image's name.
+    pub name: String,
+    /// The build that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_id: Option<String>,
+    /// The distribution, such as `debian-12`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distro: Option<String>,
+    /// What is to be PID 1.
+    #[serde(default)]
+    pub init: InitMode,
+}
+
+/// The host's configuration for one boot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Configure {
+    /// The generation that both sides speak from here on.
+    pub protocol: u32,
+    /// The secret of this boot, 32 bytes in hexadecimal; later messages carry it.
+    pub token: String,
+    /// The VM's id.
+    pub vm: VmId,
+    /// The VM's name.
+    pub name: Name,
+    /// The host's id of this boot.
+    pub boot_id: BootId,
+    /// The hostname to set.
+    pub hostname: String,
+    /// The host's time, in nanoseconds since 1970-01-01T00:00:00Z.
+    pub time_unix_ns: u64,
+    /// Network interfaces to bring up; empty where the VM has none.
+    #[serde(default)]
+    pub interfaces: Vec<Interface>,
+    /// Name servers for `/etc/resolv.conf`; empty leaves the file alone.
+    #[serde(default)]
+    pub dns: Vec<std::net::IpAddr>,
+    /// Environment variables of every command.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Files to write before the VM is ready, in order.
+    #[serde(default)]
+    pub files: Vec<GuestFile>,
+}
+
+/// One network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its MAC address, by which it is found.
+    pub mac: String,
+    /// Its address and prefix length, such as `10.90.0.2/24`.
+    pub address: String,
+    /// The default gateway, if it is this interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<std::net::IpAddr>,
+    /// The MTU in bytes, where it is not the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+}
+
+/// One file to write at boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestFile {
+    /// Absolute path in the guest.
+    pub path: String,
+    /// The content, in base64.
+    pub content_base64: String,
+    /// The permission bits.
+    pub mode: u32,
+}
+
+/// The guest applied its configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// The token of the configuration.
+    pub token: String,
+    /// What could not be applied, in words; the VM is ready all the same.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+/// The guest goes down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bye {
+    /// The token of this boot.
+    pub token: String,
+    /// What comes next.
+    pub reason: ByeReason,
+}
+
+/// Why a guest goes down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ByeReason {
+    /// It powers off: the VM is stopped.
+    Poweroff,
+    /// It reboots: the VM is started again.
+    Reboot,
+}

@@ -1,0 +1,249 @@
+//! Files in the guest.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::time::Timestamp;
+use crate::tool::{Effect, ResultShape, Tool};
+use crate::tools::ContentEncoding;
+
+/// What a directory entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FileType {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A block device.
+    BlockDevice,
+    /// A character device.
+    CharDevice,
+    /// A named pipe.
+    Fifo,
+    /// A Unix socket.
+    Socket,
+}
+
+/// A file and its attributes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FileEntry {
+    /// Its path: absolute in `file_stat`, relative to the listed directory in `file_list`. Bytes that are not UTF-8 are replaced.
+    pub path: String,
+    /// What it is (a link itself, not what it points to).
+    #[serde(rename = "type")]
+    pub kind: FileType,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The permission bits in octal, such as `0644`.
+    pub mode: String,
+    /// The owner's number.
+    pub uid: u32,
+    /// The group's number.
+    pub gid: u32,
+    /// When its content last changed.
+    pub modified_at: Timestamp,
+    /// Where a symbolic link points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Whether `path` or `target` is not exact because it is not UTF-8.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lossy: bool,
+}
+
+/// Reads a file.
+pub enum FileRead {}
+
+/// Arguments of `file_read`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileReadParams {
+    /// Absolute path in the VM.
+    pub path: String,
+    /// Where to start, in bytes (default 0).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    /// How many bytes at most (default 32768; at most 48000 as text, 524288 as base64).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 524288))]
+    pub limit: Option<u64>,
+    /// How the content is shown (default text).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<ContentEncoding>,
+}
+
+/// Facts of a `file_read` result; the content is the text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FileReadOutput {
+    /// The file's size in bytes.
+    pub size_bytes: u64,
+    /// Where the content starts in the file.
+    pub offset: u64,
+    /// How many bytes of the file the content holds.
+    pub read_bytes: u64,
+    /// Whether the end of the file was reached.
+    pub eof: bool,
+    /// Whether bytes that are not UTF-8 were replaced.
+    pub lossy: bool,
+}
+
+impl Tool for FileRead {
+    const NAME: &'static str = "file_read";
+    const TITLE: &'static str = "Read a file in the VM";
+    const DESCRIPTION: &'static str = "Reads a file inside the VM, whole or from `offset` for `limit` bytes; use it to look at a \
+        file without a command. Text by default; `encoding: \"base64\"` gives the exact bytes.";
+    const EFFECT: Effect = Effect::ReadOnly;
+    const SHAPE: ResultShape = ResultShape::Text;
+    type Params = FileReadParams;
+    type Output = FileReadOutput;
+}
+
+/// Writes a file.
+pub enum FileWrite {}
+
+/// Arguments of `file_write`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileWriteParams {
+    /// Absolute path in the VM.
+    pub path: String,
+    /// The content, at most 2 MiB.
+    pub content: String,
+    /// How `content` is encoded (default text).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<ContentEncoding>,
+    /// The permission bits in octal, such as `0755`; default: those of the file it replaces, else `0644`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// Make missing parent directories (default true).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub create_parents: Option<bool>,
+    /// Add to the end instead of replacing (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub append: Option<bool>,
+}
+
+/// Result of `file_write`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FileWriteOutput {
+    /// The file's path.
+    pub path: String,
+    /// How many bytes were written.
+    pub written_bytes: u64,
+    /// The file's size now, in bytes.
+    pub size_bytes: u64,
+    /// Whether the file was not there before.
+    pub created: bool,
+}
+
+impl Tool for FileWrite {
+    const NAME: &'static str = "file_write";
+    const TITLE: &'static str = "Write a file in the VM";
+    const DESCRIPTION: &'static str = "Writes a file inside the VM in one step: readers see the old content or the new, never \
+        half; use it to create or replace files, or with `append` to add to one. Missing parent directories are made. \
+        `encoding: \"base64\"` for binary content.";
+    const EFFECT: Effect = Effect::Destructive { idempotent: false };
+    type Params = FileWriteParams;
+    type Output = FileWriteOutput;
+}
+
+/// Deletes a file.
+pub enum FileDelete {}
+
+/// Arguments of `file_delete`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileDeleteParams {
+    /// Absolute path in the VM. A symbolic link itself is deleted, not what it points to.
+    pub path: String,
+    /// Delete a directory with all that is in it (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recursive: Option<bool>,
+}
+
+/// Result of `file_delete`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FileDeleteOutput {
+    /// The path that is gone.
+    pub path: String,
+    /// How many files and directories were deleted.
+    pub deleted: u64,
+}
+
+impl Tool for FileDelete {
+    const NAME: &'static str = "file_delete";
+    const TITLE: &'static str = "Delete a file in the VM";
+    const DESCRIPTION: &'static str = "Deletes a file or an empty directory inside the VM, or with `recursive` a whole tree; use \
+        it to clean up. Mount points and the root directory are refused.";
+    const EFFECT: Effect = Effect::Destructive { idempotent: false };
+    type Params = FileDeleteParams;
+    type Output = FileDeleteOutput;
+}
+
+/// Lists a directory.
+pub enum FileList {}
+
+/// Arguments of `file_list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileListParams {
+    /// Absolute path of a directory in the VM.
+    pub path: String,
+    /// How deep to look: 1 is the directory itself (default 1, at most 16).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub depth: Option<u32>,
+    /// How many entries at most (default 200, at most 2000).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2000))]
+    pub limit: Option<u32>,
+    /// Where to go on: `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// Result of `file_list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FileListOutput {
+    /// The directory.
+    pub path: String,
+    /// What is in it, by path.
+    pub entries: Vec<FileEntry>,
+    /// Where the next page starts; absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+impl Tool for FileList {
+    const NAME: &'static str = "file_list";
+    const TITLE: &'static str = "List a directory in the VM";
+    const DESCRIPTION: &'static str = "Lists a directory inside the VM with types, sizes, modes and owners; use it to find your way around, with `depth` for a tree.";
+    const EFFECT: Effect = Effect::ReadOnly;
+    type Params = FileListParams;
+    type Output = FileListOutput;
+}
+
+/// Shows one file's attributes.
+pub enum FileStat {}
+
+/// Arguments of `file_stat`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileStatParams {
+    /// Absolute path in the VM.
+    pub path: String,
+    /// Show what a symbolic link points to instead of the link (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<bool>,
+}
+
+impl Tool for FileStat {
+    const NAME: &'static str = "file_stat";
+    const TITLE: &'static str = "Stat a file in the VM";
+    const DESCRIPTION: &'static str = "Shows type, size, mode, owner and time of one file inside the VM; use it to check that a file exists before you touch it.";
+    const EFFECT: Effect = Effect::ReadOnly;
+    type Params = FileStatParams;
+    type Output = FileEntry;
+}

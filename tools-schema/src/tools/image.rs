@@ -1,0 +1,141 @@
+//! Images: read-only masters that drives are cloned from.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ImageId, ImageKind};
+use crate::link::InitMode;
+use crate::name::{Name, Reference};
+use crate::size::ByteSize;
+use crate::time::Timestamp;
+use crate::tool::{Effect, Tool};
+use crate::tools::OpOutcome;
+
+/// An image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageDetails {
+    /// Its id; absent for a built-in image that was not made yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<ImageId>,
+    /// Its name.
+    pub name: Name,
+    /// What it was made from, such as `debian:bookworm`, `file:/path/rootfs.tar`.
+    pub source: String,
+    /// Whether it is here; a built-in image is made on first use.
+    pub installed: bool,
+    /// Whether it is what VMs get by default.
+    pub default: bool,
+    /// The distribution, such as `debian-12`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distro: Option<String>,
+    /// What is PID 1 by default.
+    pub init: InitMode,
+    /// The architecture, such as `x86_64`.
+    pub arch: String,
+    /// The size of its filesystem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// What it takes on the disk, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_bytes: Option<u64>,
+    /// SHA-256 of the filesystem, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// VMs and drives that were made from it and still exist.
+    pub used_by: u64,
+    /// Its file on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// When it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Timestamp>,
+}
+
+/// Lists images.
+pub enum ImageList {}
+
+/// Arguments of `image_list`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageListParams {
+    /// How many rows at most (default 50, at most 500).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 500))]
+    pub limit: Option<u32>,
+    /// Where to go on: `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// Result of `image_list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageListOutput {
+    /// The images, by name; built-in ones that were not made yet are listed too.
+    pub images: Vec<ImageDetails>,
+    /// Where the next page starts; absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+impl Tool for ImageList {
+    const NAME: &'static str = "image_list";
+    const TITLE: &'static str = "List images";
+    const DESCRIPTION: &'static str =
+        "Lists the images that VMs can be created from; use it to choose `from` of vm_create.";
+    const EFFECT: Effect = Effect::ReadOnly;
+    type Params = ImageListParams;
+    type Output = ImageListOutput;
+}
+
+/// Shows one image.
+pub enum ImageInspect {}
+
+/// Arguments of `image_inspect`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageInspectParams {
+    /// The image: its name or id.
+    pub image: Reference<ImageKind>,
+}
+
+impl Tool for ImageInspect {
+    const NAME: &'static str = "image_inspect";
+    const TITLE: &'static str = "Inspect an image";
+    const DESCRIPTION: &'static str = "Shows one image: source, distribution, size, checksum and what uses it; use it before you rely on or replace one.";
+    const EFFECT: Effect = Effect::ReadOnly;
+    type Params = ImageInspectParams;
+    type Output = ImageDetails;
+}
+
+/// Makes an image.
+pub enum ImageCreate {}
+
+/// Arguments of `image_create`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageCreateParams {
+    /// The image's name; default: made from the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// What it is made from: `debian`, `busybox`, or `file:PATH` on the host: a directory, a tar archive (also .gz, .xz, .zst)
+    /// or an ext4 image with a root filesystem.
+    pub from: String,
+    /// What is PID 1 by default (default agent).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitMode>,
+    /// How long to wait for its end, in seconds (default 30, at most 45).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 45))]
+    pub wait_s: Option<u32>,
+}
+
+impl Tool for ImageCreate {
+    const NAME: &'static str = "image_create";
+    const TITLE: &'static str = "Create an image";
+    const DESCRIPTION: &'static str = "Makes an image from the distribution's packages, a directory, a tar archive or an ext4 \
+        file on the host; use it when VMs need another root filesystem than the built-in ones.";
+    const EFFECT: Effect = Effect::Additive { idempotent: false };
+    const OPEN_WORLD: bool = true;
+    type Params = ImageCreateParams;
+    type Output = OpOutcome<ImageDetails>;
+}

@@ -1,0 +1,122 @@
+//! The tools, a file per noun. What runs on the host and what runs in the guest is listed in [`host`] and [`guest`].
+
+pub mod asset;
+pub mod command;
+pub mod file;
+pub mod image;
+pub mod op;
+pub mod os;
+pub mod system;
+pub mod vm;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::tool::{ToolInfo, guest_info, info};
+
+/// Calls a macro with the list of the host's own tools.
+#[macro_export]
+macro_rules! for_each_host_tool {
+    ($callback:ident) => {
+        $callback! {
+            $crate::tools::asset::AssetDownload => asset_download,
+            $crate::tools::asset::AssetList => asset_list,
+            $crate::tools::image::ImageCreate => image_create,
+            $crate::tools::image::ImageInspect => image_inspect,
+            $crate::tools::image::ImageList => image_list,
+            $crate::tools::op::OpCancel => op_cancel,
+            $crate::tools::op::OpGet => op_get,
+            $crate::tools::op::OpList => op_list,
+            $crate::tools::system::SystemInfo => system_info,
+            $crate::tools::vm::VmCreate => vm_create,
+            $crate::tools::vm::VmDelete => vm_delete,
+            $crate::tools::vm::VmHistory => vm_history,
+            $crate::tools::vm::VmInspect => vm_inspect,
+            $crate::tools::vm::VmList => vm_list,
+            $crate::tools::vm::VmLogs => vm_logs,
+            $crate::tools::vm::VmStart => vm_start,
+            $crate::tools::vm::VmStop => vm_stop,
+            $crate::tools::vm::VmUpdate => vm_update,
+        }
+    };
+}
+
+/// Calls a macro with the list of the guest's tools.
+#[macro_export]
+macro_rules! for_each_guest_tool {
+    ($callback:ident) => {
+        $callback! {
+            $crate::tools::file::FileDelete => file_delete,
+            $crate::tools::file::FileList => file_list,
+            $crate::tools::file::FileRead => file_read,
+            $crate::tools::file::FileStat => file_stat,
+            $crate::tools::file::FileWrite => file_write,
+            $crate::tools::os::OsInfo => os_info,
+            $crate::tools::command::RunCommand => run_command,
+        }
+    };
+}
+
+/// The host's own tools, sorted by name.
+pub fn host() -> Vec<ToolInfo> {
+    macro_rules! infos { ($($tool:path => $method:ident,)*) => { vec![$(info::<$tool>()),*] }; }
+    for_each_host_tool!(infos)
+}
+
+/// The guest's tools as they are in the guest and on the scoped endpoint, sorted by name.
+pub fn guest() -> Vec<ToolInfo> {
+    macro_rules! infos { ($($tool:path => $method:ident,)*) => { vec![$(info::<$tool>()),*] }; }
+    for_each_guest_tool!(infos)
+}
+
+/// The guest's tools as the host publishes them, sorted by name.
+pub fn guest_on_host() -> Vec<ToolInfo> {
+    macro_rules! infos { ($($tool:path => $method:ident,)*) => { vec![$(guest_info::<$tool>()),*] }; }
+    for_each_guest_tool!(infos)
+}
+
+/// How text or bytes are carried in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ContentEncoding {
+    /// As text; bytes that are not UTF-8 are replaced, and the result says so.
+    #[default]
+    Text,
+    /// As base64 (RFC 4648 section 4, padded); exact.
+    Base64,
+}
+
+/// The reply of a call that starts long work: the same from the call itself and from `op_get`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct OpOutcome<T> {
+    /// Whether the work has ended. While false, call op_get with op_id.
+    pub done: bool,
+    /// The operation's id.
+    pub op_id: crate::id::OpId,
+    /// The operation's state.
+    pub state: op::OpState,
+    /// What it is doing or did last.
+    pub progress: op::OpProgress,
+    /// The id of the thing that the operation makes or works on, from the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject_id: Option<String>,
+    /// The name of that thing, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject_name: Option<String>,
+    /// The result, once `done` and succeeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<T>,
+}
+
+/// How a list is read page by page.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Page {
+    /// How many rows at most (default 50, at most 500).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 500))]
+    pub limit: Option<u32>,
+    /// Where to go on: `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}

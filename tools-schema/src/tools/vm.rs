@@ -1,0 +1,665 @@
+//! VMs: create, list, inspect, start, stop, delete, update, logs, history.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::id::{BootId, DriveId, ImageId, VmId, VmKind};
+use crate::link::{ImageMetadata, InitMode};
+use crate::name::{Name, Reference};
+use crate::size::ByteSize;
+use crate::time::Timestamp;
+use crate::tool::{Effect, ResultShape, Tool};
+use crate::tools::OpOutcome;
+
+/// The state of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Its drives are being made.
+    Creating,
+    /// It was never started.
+    Created,
+    /// Its VMM is being launched and the kernel boots.
+    Starting,
+    /// The kernel runs and the agent said hello.
+    Running,
+    /// The agent applied its configuration: tools work.
+    Ready,
+    /// It runs, but its agent does not answer.
+    Unreachable,
+    /// It is going down.
+    Stopping,
+    /// It went down in an orderly way.
+    Stopped,
+    /// It ended without saying so.
+    Crashed,
+    /// It could not be created or started.
+    Failed,
+}
+
+impl VmState {
+    /// Every state there is.
+    pub const ALL: [Self; 10] = [
+        Self::Creating,
+        Self::Created,
+        Self::Starting,
+        Self::Running,
+        Self::Ready,
+        Self::Unreachable,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Crashed,
+        Self::Failed,
+    ];
+
+    /// The state as it is on the wire and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Ready => "ready",
+            Self::Unreachable => "unreachable",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Crashed => "crashed",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether a VMM process may exist in this state.
+    pub const fn may_run(self) -> bool {
+        match self {
+            Self::Starting | Self::Running | Self::Ready | Self::Unreachable | Self::Stopping => true,
+            Self::Creating | Self::Created | Self::Stopped | Self::Crashed | Self::Failed => false,
+        }
+    }
+}
+
+impl std::fmt::Display for VmState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl std::str::FromStr for VmState {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or(())
+    }
+}
+
+/// Which VMM to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverChoice {
+    /// Firecracker where the hardware allows it, else QEMU.
+    #[default]
+    Auto,
+    /// Firecracker (needs hardware KVM).
+    Firecracker,
+    /// QEMU's microvm machine (KVM, or software emulation).
+    Qemu,
+}
+
+/// What a VM is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkChoice {
+    /// No network: only the vsock link to the host.
+    #[default]
+    None,
+}
+
+/// Creates a VM.
+pub enum VmCreate {}
+
+/// Arguments of `vm_create`; all of them have defaults.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmCreateParams {
+    /// The VM's name; made up when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// What its root drive is made from: an image's name, or `image:NAME`. Built in: `debian` (default: bash, apt, python3)
+    /// and `busybox` (tiny, boots fastest); both are made on first use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The kernel: an installed kernel asset's name or id, or `file:PATH` on the host. Default: the distribution's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Virtual CPUs, 1 to 32 (default 1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 32))]
+    pub vcpus: Option<u32>,
+    /// Memory, 64MiB to 1TiB (default 512MiB).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteSize>,
+    /// Size of the root drive (default 8GiB, sparse: only what is written takes room).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<ByteSize>,
+    /// Which VMM to use (default auto).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<DriverChoice>,
+    /// What is PID 1: `agent` (default, fastest) or `system` (the image's own init, such as systemd).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitMode>,
+    /// The network (default none).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkChoice>,
+    /// The hostname inside; default: the VM's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Environment variables of every command in the VM.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Text files to write at each boot: absolute path to content.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
+    /// Labels for finding it again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// Refuse deletion until vm_update takes the protection away (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protected: Option<bool>,
+    /// Start it at once (default true).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<bool>,
+    /// How long to wait for it to be ready, in seconds (default 30, at most 45); 0 returns at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 45))]
+    pub wait_s: Option<u32>,
+    /// A key of your choice: the same key with the same arguments within 24 h gives the same VM, not a second one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub idempotency_key: Option<String>,
+}
+
+impl Tool for VmCreate {
+    const NAME: &'static str = "vm_create";
+    const TITLE: &'static str = "Create a VM";
+    const DESCRIPTION: &'static str = "Creates a new Linux microVM and starts it; use it whenever you need a machine of your \
+        own to run commands, install packages or try something without touching the host. With no arguments you get Debian \
+        with 1 vCPU, 512 MiB of memory and an 8 GiB disk. `from: \"busybox\"` boots fastest. It waits until the VM is ready; if \
+        `done` is false, call op_get with the op_id. Then work inside with guest_run_command, guest_file_write and the other \
+        guest_ tools, giving the VM's name as `vm`. The first VM on a host downloads a kernel and builds the image, which \
+        takes about a minute.";
+    const EFFECT: Effect = Effect::Additive { idempotent: false };
+    type Params = VmCreateParams;
+    type Output = OpOutcome<VmDetails>;
+}
+
+/// A VM in a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VmSummary {
+    /// Its id.
+    pub id: VmId,
+    /// Its name.
+    pub name: Name,
+    /// Its state.
+    pub state: VmState,
+    /// Why it is in that state, where there is more to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The image that its root drive was made from.
+    pub image: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory: ByteSize,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// The current or last boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<BootId>,
+    /// Whether deletion is refused.
+    pub protected: bool,
+    /// Its labels.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Everything about a VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VmDetails {
+    /// Its id.
+    pub id: VmId,
+    /// Its name.
+    pub name: Name,
+    /// Its state.
+    pub state: VmState,
+    /// Why it is in that state, where there is more to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Who made it.
+    pub owner: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory: ByteSize,
+    /// The VMM that runs it.
+    pub driver: String,
+    /// The VMM's version, once it was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver_version: Option<String>,
+    /// `kvm` or `tcg` (software emulation), once it was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accel: Option<String>,
+    /// What is PID 1.
+    pub init: InitMode,
+    /// The network.
+    pub network: NetworkChoice,
+    /// A note on the network, such as that there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_note: Option<String>,
+    /// The image of its root drive.
+    pub image: VmImage,
+    /// The kernel.
+    pub kernel: String,
+    /// Its drives.
+    pub drives: Vec<VmDrive>,
+    /// What the running guest reported of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<VmGuest>,
+    /// The process and its files, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<VmProcess>,
+    /// The current or last boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<BootId>,
+    /// The vsock context id.
+    pub cid: u32,
+    /// The console's file on the host.
+    pub console_log: String,
+    /// Where the time of the last boot went, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timings: Option<VmTimings>,
+    /// Whether deletion is refused.
+    pub protected: bool,
+    /// Its labels.
+    pub tags: BTreeMap<String, String>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it was started last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// Counts every change of state.
+    pub generation: u64,
+}
+
+/// The image of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmImage {
+    /// Its id; absent if the image was deleted since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<ImageId>,
+    /// Its name.
+    pub name: String,
+    /// The distribution, such as `debian-12`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distro: Option<String>,
+    /// What it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// What it was derived from, nearest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lineage: Vec<String>,
+}
+
+/// A drive of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmDrive {
+    /// Its id.
+    pub id: DriveId,
+    /// Its name.
+    pub name: Name,
+    /// Whether it is the root drive.
+    pub root: bool,
+    /// Whether the guest may not write to it.
+    pub read_only: bool,
+    /// Its size.
+    pub size: ByteSize,
+    /// Its file on the host.
+    pub path: String,
+}
+
+/// What a guest reported of itself at its hello.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VmGuest {
+    /// The protocol generation that is spoken with it.
+    pub protocol: u32,
+    /// The version of the guest binary.
+    pub build: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// `PRETTY_NAME` of its operating system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// What its image says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageMetadata>,
+    /// What of its configuration could not be applied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+}
+
+/// The process of a running VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmProcess {
+    /// The VMM's process id.
+    pub pid: u32,
+    /// The process id of the shim that is its parent.
+    pub shim_pid: u32,
+    /// The Unix socket of its vsock device.
+    pub vsock_socket: String,
+    /// The directory of the VM on the host.
+    pub directory: String,
+}
+
+/// Where the time of a boot went, each step in milliseconds after the one before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmTimings {
+    /// Drives, initramfs and plan.
+    pub plan_ms: u64,
+    /// Until the VMM process runs.
+    pub spawn_ms: u64,
+    /// Until the guest's hello (kernel and agent).
+    pub boot_ms: u64,
+    /// From the start of the kernel to the hello, by the guest's own clock.
+    pub guest_uptime_ms: u64,
+    /// Until the configuration was applied.
+    pub configure_ms: u64,
+    /// Until the MCP link stood.
+    pub link_ms: u64,
+    /// All of it.
+    pub total_ms: u64,
+}
+
+/// Lists VMs.
+pub enum VmList {}
+
+/// Arguments of `vm_list`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmListParams {
+    /// Only VMs in this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<VmState>,
+    /// Only VMs with all of these labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// How many rows at most (default 50, at most 500).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 500))]
+    pub limit: Option<u32>,
+    /// Where to go on: `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// Result of `vm_list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VmListOutput {
+    /// The VMs, by name.
+    pub vms: Vec<VmSummary>,
+    /// Where the next page starts; absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+impl Tool for VmList {
+    const NAME: &'static str = "vm_list";
+    const TITLE: &'static str = "List VMs";
+    const DESCRIPTION: &'static str = "Lists the VMs with their state, image and size; use it to see what exists before you create or reuse one.";
+    const EFFECT: Effect = Effect::ReadOnly;
+    type Params = VmListParams;
+    type Output = VmListOutput;
+}
+
+/// Arguments that name one VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmInspectParams {
+    /// The VM: its name or id.
+    pub vm: Reference<VmKind>,
+}
+
+/// Shows one VM.
+pub enum VmInspect {}
+
+impl Tool for VmInspect {
+    const NAME: &'static str = "vm_inspect";
+    const TITLE: &'static str = "Inspect a VM";
+    const DESCRIPTION: &'static str = "Shows everything about one VM: state and reason, process ids, boot id, CID, sockets, \
+        console log, drives, image lineage, what the guest reported, and where the boot time went; use it when a VM does not \
+        behave as expected.";
+    const EFFECT: Effect = Effect::ReadOnly;
+    type Params = VmInspectParams;
+    type Output = VmDetails;
+}
+
+/// Starts a VM.
+pub enum VmStart {}
+
+/// Arguments of `vm_start`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmStartParams {
+    /// The VM: its name or id.
+    pub vm: Reference<VmKind>,
+    /// How long to wait for it to be ready, in seconds (default 30, at most 45).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 45))]
+    pub wait_s: Option<u32>,
+}
+
+impl Tool for VmStart {
+    const NAME: &'static str = "vm_start";
+    const TITLE: &'static str = "Start a VM";
+    const DESCRIPTION: &'static str = "Starts a VM that is created, stopped, crashed or failed, and waits until its tools \
+        work; use it to bring a stopped VM back with its disk as it was. A VM that runs already is left alone.";
+    const EFFECT: Effect = Effect::Additive { idempotent: true };
+    type Params = VmStartParams;
+    type Output = OpOutcome<VmDetails>;
+}
+
+/// Stops a VM.
+pub enum VmStop {}
+
+/// Arguments of `vm_stop`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmStopParams {
+    /// The VM: its name or id.
+    pub vm: Reference<VmKind>,
+    /// Cut its power at once instead of letting it shut down (default false). Unwritten data is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force: Option<bool>,
+    /// How long to wait for it to be down, in seconds (default 30, at most 45).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 45))]
+    pub wait_s: Option<u32>,
+}
+
+impl Tool for VmStop {
+    const NAME: &'static str = "vm_stop";
+    const TITLE: &'static str = "Stop a VM";
+    const DESCRIPTION: &'static str = "Shuts a VM down in order: the agent ends commands and writes disks out, then the VMM is \
+        asked, then it is killed; use it when you are done with a VM but want to keep its disk. A VM that is down already is \
+        left alone.";
+    const EFFECT: Effect = Effect::Destructive { idempotent: true };
+    type Params = VmStopParams;
+    type Output = OpOutcome<VmDetails>;
+}
+
+/// Deletes a VM.
+pub enum VmDelete {}
+
+/// Arguments of `vm_delete`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmDeleteParams {
+    /// The VM: its name or id.
+    pub vm: Reference<VmKind>,
+    /// Delete it even if it runs: its power is cut first (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force: Option<bool>,
+}
+
+/// Result of `vm_delete`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VmDeleteOutput {
+    /// The id of the VM that is gone.
+    pub id: VmId,
+    /// Its name, which is free again.
+    pub name: Name,
+    /// The drives that were deleted with it.
+    pub drives: Vec<Name>,
+}
+
+impl Tool for VmDelete {
+    const NAME: &'static str = "vm_delete";
+    const TITLE: &'static str = "Delete a VM";
+    const DESCRIPTION: &'static str = "Deletes a VM with the drives that were made for it; use it when nothing on its disk is \
+        needed any more. A VM that runs is refused unless `force` is true, a protected one always. This cannot be undone.";
+    const EFFECT: Effect = Effect::Destructive { idempotent: false };
+    type Params = VmDeleteParams;
+    type Output = VmDeleteOutput;
+}
+
+/// Changes a VM.
+pub enum VmUpdate {}
+
+/// Arguments of `vm_update`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmUpdateParams {
+    /// The VM: its name or id.
+    pub vm: Reference<VmKind>,
+    /// Labels to set.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// Labels to take away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remove_tags: Vec<String>,
+    /// Refuse deletion (true) or allow it again (false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protected: Option<bool>,
+}
+
+impl Tool for VmUpdate {
+    const NAME: &'static str = "vm_update";
+    const TITLE: &'static str = "Update a VM";
+    const DESCRIPTION: &'static str = "Changes a VM's labels and its protection against deletion; use it to mark VMs that must be kept or found again.";
+    const EFFECT: Effect = Effect::Destructive { idempotent: true };
+    type Params = VmUpdateParams;
+    type Output = VmDetails;
+}
+
+/// Reads a VM's console.
+pub enum VmLogs {}
+
+/// Arguments of `vm_logs`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmLogsParams {
+    /// The VM: its name or id.
+    pub vm: Reference<VmKind>,
+    /// Where to go on: `cursor` of the reply before. Without it, the end of the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// How many bytes at most (default 32768, at most 48000).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 48000))]
+    pub max_bytes: Option<u32>,
+    /// How long to wait for something new when there is nothing, in seconds (default 0, at most 45).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 45))]
+    pub wait_s: Option<u32>,
+}
+
+/// Facts of a `vm_logs` result; the log itself is the text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VmLogsOutput {
+    /// The console's text; bytes that are not UTF-8 are replaced.
+    pub text: String,
+    /// Give this as `cursor` to read on.
+    pub cursor: String,
+    /// Bytes that were lost because the log was rotated before they were read.
+    pub lost_bytes: u64,
+}
+
+impl Tool for VmLogs {
+    const NAME: &'static str = "vm_logs";
+    const TITLE: &'static str = "Read a VM's console";
+    const DESCRIPTION: &'static str = "Reads what a VM printed on its console (kernel messages, init, panics); use it when a VM \
+        does not come up or went down by itself. Without `cursor` it shows the end; give the returned cursor to read on, with \
+        `wait_s` to wait for more.";
+    const EFFECT: Effect = Effect::ReadOnly;
+    const SHAPE: ResultShape = ResultShape::Text;
+    type Params = VmLogsParams;
+    type Output = VmLogsOutput;
+}
+
+/// Shows what happened to a VM.
+pub enum VmHistory {}
+
+/// Arguments of `vm_history`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmHistoryParams {
+    /// The VM: its name or id. The id also works after the VM was deleted.
+    pub vm: Reference<VmKind>,
+    /// How many rows at most (default 50, at most 500).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 500))]
+    pub limit: Option<u32>,
+    /// Where to go on: `next_cursor` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// One change of state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VmTransition {
+    /// The state before; absent for the creation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<VmState>,
+    /// The state after; absent for the deletion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<VmState>,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+    /// Who asked for it, or `nexusd`.
+    pub who: String,
+    /// The boot that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<BootId>,
+}
+
+/// Result of `vm_history`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VmHistoryOutput {
+    /// The VM's id.
+    pub id: VmId,
+    /// The changes, newest first.
+    pub transitions: Vec<VmTransition>,
+    /// Where the next page starts; absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+impl Tool for VmHistory {
+    const NAME: &'static str = "vm_history";
+    const TITLE: &'static str = "Show a VM's history";
+    const DESCRIPTION: &'static str = "Shows every change of a VM's state, newest first: from, to, why, when and who; use it to \
+        find out what happened to a VM, also after it was deleted (by id).";
+    const EFFECT: Effect = Effect::ReadOnly;
+    type Params = VmHistoryParams;
+    type Output = VmHistoryOutput;
+}
