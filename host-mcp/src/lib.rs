@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The MCP host of Nexus: the daemon and the CLI.
+
+pub mod dirs;
