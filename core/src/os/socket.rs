@@ -1,0 +1,141 @@
+//! Unix sockets in directories with long paths.
+//!
+//! The address of a Unix socket holds 107 bytes, and a state directory may well be longer. So nothing here names a socket
+//! by its full path: the directory is opened, and the socket is reached through `/proc/self/fd/N/name`.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 512;
+
+/// Binds the socket `name` in `directory` and listens; only this user may connect (mode 0600 from the first moment).
+///
+/// A socket of that name that is there already is replaced: who binds here owns the directory. Anything else of that name is
+/// left alone and fails with [`io::ErrorKind::AddrInUse`].
+pub fn bind_in(directory: &Path, name: &str) -> io::Result<UnixListener> {
+    let opened = Opened::new(directory, name)?;
+    match opened.bind() {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse && opened.is_socket()? => {
+            rustix::fs::unlinkat(&opened.directory, name, AtFlags::empty())?;
+            opened.bind()
+        }
+        other => other,
+    }
+}
+
+/// Connects to the socket `name` in `directory`; waits while its backlog is full.
+pub fn connect_in(directory: &Path, name: &str) -> io::Result<UnixStream> {
+    let opened = Opened::new(directory, name)?;
+    UnixStream::connect(opened.path())
+}
+
+/// The same as [`bind_in`], for use inside a tokio runtime.
+pub fn bind_in_tokio(directory: &Path, name: &str) -> io::Result<tokio::net::UnixListener> {
+    let listener = bind_in(directory, name)?;
+    listener.set_nonblocking(true)?;
+    tokio::net::UnixListener::from_std(listener)
+}
+
+/// The same as [`connect_in`], for use inside a tokio runtime; a full backlog fails with [`io::ErrorKind::WouldBlock`].
+pub async fn connect_in_tokio(directory: &Path, name: &str) -> io::Result<tokio::net::UnixStream> {
+    let opened = Opened::new(directory, name)?;
+    tokio::net::UnixStream::connect(opened.path()).await
+}
+
+/// A socket's name beside its directory, opened.
+struct Opened<'a> {
+    directory: OwnedFd,
+    name: &'a str,
+}
+
+impl<'a> Opened<'a> {
+    fn new(directory: &Path, name: &'a str) -> io::Result<Self> {
+        if name.is_empty() || name.contains('/') {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("`{name}` is not a socket's name"),
+            ));
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(directory, flags, Mode::empty())?;
+        Ok(Self { directory, name })
+    }
+
+    /// A short path that is good as long as `self` lives.
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}/{}", self.directory.as_raw_fd(), self.name).into()
+    }
+
+    fn is_socket(&self) -> io::Result<bool> {
+        let stat = rustix::fs::statat(&self.directory, self.name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
+    }
+
+    fn bind(&self) -> io::Result<UnixListener> {
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // A socket's file gets the mode of the socket itself at bind, so that there is no moment when others may connect.
+        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(self.path())?)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        Ok(socket.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn long_directory() -> (tempfile::TempDir, PathBuf) {
+        let temp = tempfile::tempdir().unwrap();
+        let long = temp.path().join("d".repeat(150));
+        fs_err::create_dir(&long).unwrap();
+        (temp, long)
+    }
+
+    #[test]
+    fn works_below_a_long_path() {
+        let (_temp, directory) = long_directory();
+        let listener = bind_in(&directory, "v.sock_1024").unwrap();
+        let mut client = connect_in(&directory, "v.sock_1024").unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(b"ping").unwrap();
+        let mut got = [0; 4];
+        server.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"ping");
+        let mode = fs_err::metadata(directory.join("v.sock_1024")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn works_in_a_runtime() {
+        let (_temp, directory) = long_directory();
+        let listener = bind_in_tokio(&directory, "s").unwrap();
+        let (client, server) = tokio::join!(connect_in_tokio(&directory, "s"), listener.accept());
+        client.unwrap();
+        server.unwrap();
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_nothing_else() {
+        let (_temp, directory) = long_directory();
+        drop(bind_in(&directory, "s").unwrap());
+        assert_eq!(connect_in(&directory, "s").unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let _listener = bind_in(&directory, "s").unwrap();
+        connect_in(&directory, "s").unwrap();
+
+        fs_err::write(directory.join("file"), "kept").unwrap();
+        assert_eq!(bind_in(&directory, "file").unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(fs_err::read_to_string(directory.join("file")).unwrap(), "kept");
+        assert_eq!(bind_in(&directory, "a/b").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}
