@@ -1,5 +1,7 @@
 //! The operating system's side of things: where files are, which programs are called.
 
+pub mod lock;
 pub mod paths;
+pub mod random;
 pub mod socket;
 pub mod tool;

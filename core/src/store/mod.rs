@@ -1,1 +1,219 @@
-//! To be filled.
+//! The store: SQLite, functions per table over a connection or transaction. All SQL of Nexus is in this folder.
+//!
+//! One connection writes and one reads, each behind a lock that is only held on blocking threads. Every commit is synced:
+//! a VM that was reported as created is not lost with the power.
+
+pub mod assets;
+pub mod calls;
+mod columns;
+pub mod drives;
+pub mod history;
+pub mod idempotency;
+pub mod images;
+pub mod ops;
+pub mod settings;
+pub mod vms;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use crate::store::columns::RowExt;
+use nexus_schema::Timestamp;
+use nexus_schema::id::{Id, InstanceId, Kind};
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite_migration::{M, Migrations};
+
+/// The newest version of the schema that this build knows.
+pub const SCHEMA_VERSION: u32 = 1;
+
+fn migrations() -> Migrations<'static> {
+    Migrations::new(vec![M::up(include_str!("migrations/0001.sql"))])
+}
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file was written by a newer build.
+    #[error(
+        "the database {path} has schema version {found}, newer than {SCHEMA_VERSION} which this build knows"
+    )]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// A migration failed; the file is as it was before.
+    #[error("migrate the database {path}")]
+    Migrate {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rusqlite_migration::Error,
+    },
+    /// SQLite failed.
+    #[error("database: {source}")]
+    Sqlite {
+        /// Why.
+        #[from]
+        source: rusqlite::Error,
+    },
+    /// A name is taken.
+    #[error("the {kind} name {name} is taken")]
+    NameTaken {
+        /// What has the name.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A row changed since it was read.
+    #[error("{what} changed meanwhile")]
+    Changed {
+        /// Which row.
+        what: String,
+    },
+    /// No context id is free.
+    #[error("all vsock context ids are in use")]
+    NoCid,
+    /// The daemon goes down.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// The database of one state directory. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    writer: Arc<Mutex<Connection>>,
+    reader: Arc<Mutex<Connection>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the database, creating or migrating it. Blocks.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut writer = connect(path)?;
+        let found: u32 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if found > SCHEMA_VERSION {
+            return Err(StoreError::Newer { path: path.into(), found });
+        }
+        migrations()
+            .to_latest(&mut writer)
+            .map_err(|source| StoreError::Migrate { path: path.into(), source })?;
+        let reader = connect(path)?;
+        reader.pragma_update(None, "query_only", true)?;
+        Ok(Self { writer: Arc::new(Mutex::new(writer)), reader: Arc::new(Mutex::new(reader)) })
+    }
+
+    /// Runs `work` in one write transaction; it is rolled back if `work` fails.
+    pub async fn write<T, E>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let connection = self.writer.clone();
+        on_blocking_thread(move || {
+            let mut connection = lock(&connection);
+            let tx = connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .map_err(|source| E::from(source.into()))?;
+            let value = work(&tx)?;
+            tx.commit().map_err(|source| E::from(source.into()))?;
+            Ok(value)
+        })
+        .await
+    }
+
+    /// Runs `work` on the reading connection.
+    pub async fn read<T, E>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let connection = self.reader.clone();
+        on_blocking_thread(move || work(&lock(&connection))).await
+    }
+
+    /// The id of this installation; made on first use.
+    pub async fn instance(&self) -> Result<InstanceId, StoreError> {
+        self.write(|tx| {
+            let fresh: InstanceId = random_id();
+            tx.execute(
+                "INSERT OR IGNORE INTO instance (only_row, id, created_at) VALUES (1, ?1, ?2)",
+                params![fresh.as_i64(), now().as_millis()],
+            )?;
+            Ok(tx.query_row("SELECT id FROM instance", [], |row| row.id("id"))?)
+        })
+        .await
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let connection = Connection::open(path)?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "cache_size", -1024)?;
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// A poisoned lock only says that another caller panicked; its transaction was rolled back when it unwound.
+fn lock(connection: &Mutex<Connection>) -> std::sync::MutexGuard<'_, Connection> {
+    connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+async fn on_blocking_thread<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<StoreError> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(E::from(StoreError::Closed)),
+    }
+}
+
+/// A fresh random id.
+pub fn random_id<K: Kind>() -> Id<K> {
+    loop {
+        let mut bytes = [0; 8];
+        crate::os::random::fill(&mut bytes);
+        if let Some(id) = Id::from_random(bytes) {
+            return id;
+        }
+    }
+}
+
+/// The present time.
+pub fn now() -> Timestamp {
+    std::time::SystemTime::now().into()
+}
+
+/// Turns a violated uniqueness of a name into its own error.
+fn name_taken(error: rusqlite::Error, kind: &'static str, name: &str, column: &str) -> StoreError {
+    match &error {
+        rusqlite::Error::SqliteFailure(code, Some(message))
+            if code.code == rusqlite::ErrorCode::ConstraintViolation && message.contains(column) =>
+        {
+            StoreError::NameTaken { kind, name: name.into() }
+        }
+        _ => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! Installed assets.
+
+use nexus_schema::id::{AssetId, AssetKindTag};
+use nexus_schema::tools::asset::{AssetKind, Verified};
+use nexus_schema::{Name, Reference, Timestamp};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::columns::{RowExt, signed};
+use super::{StoreError, name_taken};
+
+/// One row of `assets`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AssetRecord {
+    /// Its id.
+    pub id: AssetId,
+    /// Its name.
+    pub name: Name,
+    /// What it is.
+    pub kind: AssetKind,
+    /// Where it came from.
+    pub provider: String,
+    /// Its version.
+    pub version: String,
+    /// The architecture.
+    pub arch: String,
+    /// SHA-256 of the stored file, in hexadecimal.
+    pub sha256: String,
+    /// The size of the stored file, in bytes.
+    pub size_bytes: u64,
+    /// How it was verified.
+    pub verified: Verified,
+    /// Who installed it.
+    pub owner: String,
+    /// When.
+    pub installed_at: Timestamp,
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<AssetRecord> {
+    let verified: String = row.get("verified")?;
+    Ok(AssetRecord {
+        id: row.id("id")?,
+        name: row.text("name")?,
+        kind: row.text("kind")?,
+        provider: row.get("provider")?,
+        version: row.get("version")?,
+        arch: row.get("arch")?,
+        sha256: row.get("sha256")?,
+        size_bytes: row.unsigned("size_bytes")?,
+        verified: Verified::ALL.into_iter().find(|v| v.as_str() == verified).unwrap_or(Verified::None),
+        owner: row.get("owner")?,
+        installed_at: row.time("installed_at")?,
+    })
+}
+
+/// Adds an asset whose files are in place.
+pub fn insert(tx: &Connection, asset: &AssetRecord) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO assets (id, name, kind, provider, version, arch, sha256, size_bytes, verified, owner, installed_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        params![
+            asset.id.as_i64(),
+            asset.name.as_str(),
+            asset.kind.as_str(),
+            asset.provider,
+            asset.version,
+            asset.arch,
+            asset.sha256,
+            signed(asset.size_bytes),
+            asset.verified.as_str(),
+            asset.owner,
+            asset.installed_at.as_millis(),
+        ],
+    )
+    .map_err(|e| name_taken(e, "asset", asset.name.as_str(), "assets.name"))?;
+    Ok(())
+}
+
+/// Finds an asset.
+pub fn get(db: &Connection, asset: &Reference<AssetKindTag>) -> Result<Option<AssetRecord>, StoreError> {
+    Ok(match asset {
+        Reference::Id(id) => {
+            db.query_row("SELECT * FROM assets WHERE id = ?1", [id.as_i64()], record).optional()?
+        }
+        Reference::Name(name) => {
+            db.query_row("SELECT * FROM assets WHERE name = ?1", [name.as_str()], record).optional()?
+        }
+    })
+}
+
+/// The newest installed asset of a kind from a provider; of a version, if one is given.
+pub fn find(
+    db: &Connection,
+    kind: AssetKind,
+    provider: &str,
+    version: Option<&str>,
+) -> Result<Option<AssetRecord>, StoreError> {
+    Ok(db
+        .query_row(
+            "SELECT * FROM assets WHERE kind = ?1 AND provider = ?2 AND (?3 IS NULL OR version = ?3)
+             ORDER BY installed_at DESC LIMIT 1",
+            params![kind.as_str(), provider, version],
+            record,
+        )
+        .optional()?)
+}
+
+/// An installed asset of a kind with the same content.
+pub fn find_by_hash(
+    db: &Connection,
+    kind: AssetKind,
+    sha256: &str,
+) -> Result<Option<AssetRecord>, StoreError> {
+    Ok(db
+        .query_row(
+            "SELECT * FROM assets WHERE kind = ?1 AND sha256 = ?2",
+            params![kind.as_str(), sha256],
+            record,
+        )
+        .optional()?)
+}
+
+/// Every installed asset, by name.
+pub fn all(db: &Connection) -> Result<Vec<AssetRecord>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT * FROM assets ORDER BY name")?;
+    let rows = statement.query_map([], record)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}

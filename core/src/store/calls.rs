@@ -1,0 +1,49 @@
+//! The call log: when, who, tool, VM, duration, outcome; never contents.
+
+use std::time::Duration;
+
+use nexus_schema::Timestamp;
+use nexus_schema::id::VmId;
+use rusqlite::{Connection, params};
+
+use super::StoreError;
+use super::columns::signed;
+
+/// How many calls are kept.
+const KEPT: i64 = 100_000;
+
+/// One call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallRecord {
+    /// When it came.
+    pub started: Timestamp,
+    /// Who called.
+    pub owner: String,
+    /// Which tool.
+    pub tool: String,
+    /// On which VM.
+    pub vm: Option<VmId>,
+    /// How long it took.
+    pub duration: Duration,
+    /// `ok`, or the error's code.
+    pub outcome: &'static str,
+}
+
+/// Adds calls and forgets the oldest beyond the number that is kept.
+pub fn insert(tx: &Connection, calls: &[CallRecord]) -> Result<(), StoreError> {
+    let mut statement = tx.prepare_cached(
+        "INSERT INTO calls (at, owner, tool, vm_id, duration_us, outcome) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    for call in calls {
+        statement.execute(params![
+            call.started.as_millis(),
+            call.owner,
+            call.tool,
+            call.vm.map(|id| id.as_i64()),
+            signed(u64::try_from(call.duration.as_micros()).unwrap_or(u64::MAX)),
+            call.outcome,
+        ])?;
+    }
+    tx.prepare_cached("DELETE FROM calls WHERE seq <= (SELECT max(seq) FROM calls) - ?1")?.execute([KEPT])?;
+    Ok(())
+}

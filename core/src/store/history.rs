@@ -1,0 +1,64 @@
+//! What happened to VMs; kept after a VM is deleted.
+
+use nexus_schema::Name;
+use nexus_schema::id::{BootId, VmId};
+use nexus_schema::tools::vm::{VmState, VmTransition};
+use rusqlite::{Connection, params};
+
+use super::columns::RowExt;
+use super::{StoreError, now};
+
+/// Adds one change.
+#[expect(clippy::too_many_arguments, reason = "one per column")]
+pub fn insert(
+    tx: &Connection,
+    vm: VmId,
+    name: &Name,
+    from: Option<VmState>,
+    to: Option<VmState>,
+    reason: &str,
+    who: &str,
+    boot_id: Option<BootId>,
+) -> Result<(), StoreError> {
+    tx.prepare_cached(
+        "INSERT INTO vm_history (vm_id, vm_name, from_state, to_state, reason, at, who, boot_id)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )?
+    .execute(params![
+        vm.as_i64(),
+        name.as_str(),
+        from.map(VmState::as_str),
+        to.map(VmState::as_str),
+        reason,
+        now().as_millis(),
+        who,
+        boot_id.map(|id| id.as_i64()),
+    ])?;
+    Ok(())
+}
+
+/// A page of a VM's changes, newest first, with the number of each; before number `before`.
+pub fn list(
+    db: &Connection,
+    vm: VmId,
+    before: Option<i64>,
+    limit: u32,
+) -> Result<Vec<(i64, VmTransition)>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT * FROM vm_history WHERE vm_id = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3",
+    )?;
+    let rows = statement.query_map(params![vm.as_i64(), before.unwrap_or(i64::MAX), limit], |row| {
+        Ok((
+            row.get("seq")?,
+            VmTransition {
+                from: row.text_opt("from_state")?,
+                to: row.text_opt("to_state")?,
+                reason: row.get("reason")?,
+                at: row.time("at")?,
+                who: row.get("who")?,
+                boot_id: row.id_opt("boot_id")?,
+            },
+        ))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}

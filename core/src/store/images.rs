@@ -1,0 +1,120 @@
+//! Images.
+
+use nexus_schema::id::{ImageId, ImageKind};
+use nexus_schema::link::InitMode;
+use nexus_schema::{ByteSize, Name, Reference, Timestamp};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::columns::{Json, RowExt, signed};
+use super::{StoreError, name_taken};
+
+/// One row of `images`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRecord {
+    /// Its id.
+    pub id: ImageId,
+    /// The image that it was derived from.
+    pub parent_id: Option<ImageId>,
+    /// Its name.
+    pub name: Name,
+    /// What it was made from.
+    pub source: String,
+    /// Whether its file is whole.
+    pub ready: bool,
+    /// The distribution.
+    pub distro: Option<String>,
+    /// What is PID 1 by default.
+    pub init: InitMode,
+    /// The architecture.
+    pub arch: String,
+    /// The size of its filesystem.
+    pub size: ByteSize,
+    /// What it takes on the disk, in bytes.
+    pub used_bytes: u64,
+    /// SHA-256 of the filesystem, in hexadecimal.
+    pub sha256: String,
+    /// Who made it.
+    pub owner: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<ImageRecord> {
+    Ok(ImageRecord {
+        id: row.id("id")?,
+        parent_id: row.id_opt("parent_id")?,
+        name: row.text("name")?,
+        source: row.get("source")?,
+        ready: row.get::<_, String>("status")? == "success",
+        distro: row.get("distro")?,
+        init: row.json("init")?,
+        arch: row.get("arch")?,
+        size: ByteSize::bytes(row.unsigned("size_bytes")?),
+        used_bytes: row.unsigned("used_bytes")?,
+        sha256: row.get("sha256")?,
+        owner: row.get("owner")?,
+        created_at: row.time("created_at")?,
+    })
+}
+
+/// Adds an image that is being made.
+pub fn insert(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO images (id, parent_id, name, source, status, init, arch, owner, created_at)
+         VALUES (?1, ?2, ?3, ?4, 'building', ?5, ?6, ?7, ?8)",
+        params![
+            image.id.as_i64(),
+            image.parent_id.map(|id| id.as_i64()),
+            image.name.as_str(),
+            image.source,
+            Json(image.init),
+            image.arch,
+            image.owner,
+            image.created_at.as_millis(),
+        ],
+    )
+    .map_err(|e| name_taken(e, "image", image.name.as_str(), "images.name"))?;
+    Ok(())
+}
+
+/// Says that an image's file is whole, and what was found out about it.
+pub fn set_ready(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE images SET status = 'success', distro = ?2, init = ?3, size_bytes = ?4, used_bytes = ?5, sha256 = ?6
+         WHERE id = ?1",
+        params![
+            image.id.as_i64(),
+            image.distro,
+            Json(image.init),
+            signed(image.size.as_bytes()),
+            signed(image.used_bytes),
+            image.sha256,
+        ],
+    )?;
+    Ok(())
+}
+
+/// Removes an image.
+pub fn delete(tx: &Connection, id: ImageId) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM images WHERE id = ?1", [id.as_i64()])?;
+    Ok(())
+}
+
+/// Finds an image.
+pub fn get(db: &Connection, image: &Reference<ImageKind>) -> Result<Option<ImageRecord>, StoreError> {
+    Ok(match image {
+        Reference::Id(id) => {
+            db.query_row("SELECT * FROM images WHERE id = ?1", [id.as_i64()], record).optional()?
+        }
+        Reference::Name(name) => {
+            db.query_row("SELECT * FROM images WHERE name = ?1", [name.as_str()], record).optional()?
+        }
+    })
+}
+
+/// Every image, by name.
+pub fn all(db: &Connection) -> Result<Vec<ImageRecord>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT * FROM images ORDER BY name")?;
+    let rows = statement.query_map([], record)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}

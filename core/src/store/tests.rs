@@ -1,0 +1,243 @@
+use std::collections::BTreeMap;
+
+use nexus_schema::id::{OpId, VmId};
+use nexus_schema::link::InitMode;
+use nexus_schema::tools::op::{OpProgress, OpState, OpSummary};
+use nexus_schema::tools::vm::{DriverChoice, NetworkChoice, VmState};
+use nexus_schema::{ByteSize, Reference};
+
+use super::vms::{VmRecord, VmSpec};
+use super::*;
+
+fn vm(name: &str, cid: u32) -> VmRecord {
+    VmRecord {
+        id: random_id(),
+        name: name.parse().unwrap(),
+        state: VmState::Created,
+        reason: None,
+        generation: 1,
+        owner: "uid:0".into(),
+        tags: BTreeMap::from([("team".into(), "a".into())]),
+        protected: false,
+        arch: "x86_64".into(),
+        cid,
+        spec: VmSpec {
+            vcpus: 1,
+            memory: ByteSize::mib(512),
+            disk: ByteSize::gib(8),
+            driver: DriverChoice::Auto,
+            init: InitMode::Agent,
+            network: NetworkChoice::None,
+            hostname: name.into(),
+            env: BTreeMap::new(),
+            files: BTreeMap::new(),
+            from: "debian".into(),
+            kernel: "debian".into(),
+        },
+        image_id: None,
+        image_name: "debian".into(),
+        kernel_id: None,
+        driver: None,
+        driver_version: None,
+        accel: None,
+        boot_id: None,
+        token: None,
+        guest: None,
+        timings: None,
+        processes: None,
+        created_at: Timestamp::from_millis(now().as_millis()),
+        started_at: None,
+    }
+}
+
+fn open() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("nexus.db")).unwrap();
+    (dir, store)
+}
+
+async fn write<T: Send + 'static>(
+    store: &Store,
+    work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    store.write(work).await
+}
+
+#[test]
+fn migrations_are_valid() {
+    migrations().validate().unwrap();
+}
+
+#[tokio::test]
+async fn a_newer_file_is_refused_and_left_alone() {
+    let (dir, store) = open();
+    drop(store);
+    let path = dir.path().join("nexus.db");
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
+    let error = Store::open(&path).unwrap_err();
+    assert!(matches!(error, StoreError::Newer { found, .. } if found == SCHEMA_VERSION + 1), "{error}");
+}
+
+#[tokio::test]
+async fn the_instance_is_made_once() {
+    let (dir, store) = open();
+    let first = store.instance().await.unwrap();
+    assert_eq!(store.instance().await.unwrap(), first);
+    drop(store);
+    assert_eq!(Store::open(&dir.path().join("nexus.db")).unwrap().instance().await.unwrap(), first);
+}
+
+#[tokio::test]
+async fn rows_come_back_as_they_were() {
+    let (_dir, store) = open();
+    let mut stored = vm("web", 3);
+    let row = stored.clone();
+    write(&store, move |tx| vms::insert(tx, &row)).await.unwrap();
+    stored.state = VmState::Ready;
+    stored.generation = 2;
+    stored.boot_id = Some(random_id());
+    stored.token = Some("t".into());
+    stored.processes = Some(vms::VmProcesses { shim_pid: 7, shim_start: 99, vmm_pid: 8 });
+    stored.timings = Some(Default::default());
+    let row = stored.clone();
+    write(&store, move |tx| vms::update(tx, &row, 1)).await.unwrap();
+    let by_name: Reference<_> = "web".parse().unwrap();
+    let by_id = Reference::Id(stored.id);
+    for reference in [by_name, by_id] {
+        let found = store.read(move |db| vms::get(db, &reference)).await.unwrap();
+        assert_eq!(found.as_ref(), Some(&stored));
+    }
+}
+
+#[tokio::test]
+async fn a_stale_generation_is_refused() {
+    let (_dir, store) = open();
+    let row = vm("web", 3);
+    write(&store, move |tx| {
+        vms::insert(tx, &row)?;
+        vms::update(tx, &VmRecord { generation: 2, ..row.clone() }, 1)?;
+        assert!(matches!(
+            vms::update(tx, &VmRecord { generation: 2, ..row }, 1),
+            Err(StoreError::Changed { .. })
+        ));
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_taken_name_is_said_so_and_rolls_back() {
+    let (_dir, store) = open();
+    write(&store, |tx| vms::insert(tx, &vm("web", 3))).await.unwrap();
+    let error = write(&store, |tx| {
+        vms::insert(tx, &vm("other", 4))?;
+        vms::insert(tx, &vm("web", 5))
+    })
+    .await
+    .unwrap_err();
+    assert!(matches!(error, StoreError::NameTaken { kind: "vm", .. }), "{error}");
+    let all = store.read(vms::all).await.unwrap();
+    assert_eq!(all.len(), 1, "the other row was rolled back");
+}
+
+#[tokio::test]
+async fn context_ids_fill_gaps() {
+    let (_dir, store) = open();
+    write(&store, |tx| {
+        assert_eq!(vms::free_cid(tx)?, 3);
+        vms::insert(tx, &vm("a", 3))?;
+        assert_eq!(vms::free_cid(tx)?, 4);
+        vms::insert(tx, &vm("b", 4))?;
+        let c = vm("c", 6);
+        vms::insert(tx, &c)?;
+        assert_eq!(vms::free_cid(tx)?, 5);
+        vms::insert(tx, &vm("d", 5))?;
+        assert_eq!(vms::free_cid(tx)?, 7);
+        vms::delete(tx, c.id)?;
+        assert_eq!(vms::free_cid(tx)?, 6);
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn lists_filter_and_page() {
+    let (_dir, store) = open();
+    write(&store, |tx| {
+        for (i, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
+            let mut row = vm(name, 3 + i as u32);
+            if name == "c" {
+                row.tags.insert("role".into(), "db".into());
+                row.state = VmState::Stopped;
+            }
+            vms::insert(tx, &row)?;
+        }
+        let names = |rows: Vec<VmRecord>| rows.into_iter().map(|r| r.name.to_string()).collect::<Vec<_>>();
+        let none = BTreeMap::new();
+        assert_eq!(names(vms::list(tx, None, &none, None, 3)?), ["a", "b", "c"]);
+        assert_eq!(names(vms::list(tx, None, &none, Some("c"), 3)?), ["d"]);
+        assert_eq!(names(vms::list(tx, Some(VmState::Stopped), &none, None, 9)?), ["c"]);
+        let tags = BTreeMap::from([("role".to_string(), "db".to_string()), ("team".into(), "a".into())]);
+        assert_eq!(names(vms::list(tx, None, &tags, None, 9)?), ["c"]);
+        let tags = BTreeMap::from([("role".to_string(), "x".to_string())]);
+        assert!(vms::list(tx, None, &tags, None, 9)?.is_empty());
+        assert_eq!(vms::count_by_state(tx)?["created"], 3);
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn history_outlives_the_vm() {
+    let (_dir, store) = open();
+    write(&store, |tx| {
+        let row = vm("web", 3);
+        vms::insert(tx, &row)?;
+        history::insert(tx, row.id, &row.name, None, Some(VmState::Created), "asked for", "uid:0", None)?;
+        vms::delete(tx, row.id)?;
+        history::insert(tx, row.id, &row.name, Some(VmState::Created), None, "deleted", "uid:0", None)?;
+        let all = history::list(tx, row.id, None, 10)?;
+        assert_eq!(all.len(), 2);
+        assert_eq!(all[0].1.to, None, "newest first");
+        assert_eq!(history::list(tx, row.id, Some(all[0].0), 10)?.len(), 1);
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn operations_end_once() {
+    let (_dir, store) = open();
+    let id: OpId = random_id();
+    let op = OpSummary {
+        op_id: id,
+        tool: "vm_create".into(),
+        state: OpState::Running,
+        progress: OpProgress::default(),
+        subject_id: Some(random_id::<nexus_schema::id::VmKind>().to_string()),
+        subject_name: Some("web".into()),
+        error: None,
+        owner: "uid:0".into(),
+        started_at: now(),
+        ended_at: None,
+    };
+    write(&store, move |tx| {
+        ops::insert(tx, &op)?;
+        assert_eq!(ops::running(tx)?.len(), 1);
+        idempotency::insert(tx, "uid:0", "vm_create", "k", "{}", id)?;
+        assert_eq!(idempotency::get(tx, "uid:0", "vm_create", "k")?.unwrap().op_id, id);
+        assert_eq!(idempotency::get(tx, "uid:1", "vm_create", "k")?, None);
+        ops::finish(tx, id, OpState::Cancelled, &OpProgress::default(), None, None)?;
+        ops::finish(tx, id, OpState::Failed, &OpProgress::default(), None, None)?;
+        assert_eq!(ops::get(tx, id)?.unwrap().summary.state, OpState::Cancelled);
+        assert_eq!(ops::count_running(tx)?, 0);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let _: VmId = random_id();
+}

@@ -1,0 +1,309 @@
+//! VMs and the drives that are attached to them.
+
+use std::collections::BTreeMap;
+
+use nexus_schema::id::{AssetId, BootId, DriveId, ImageId, VmId, VmKind};
+use nexus_schema::link::{Hello, InitMode};
+use nexus_schema::tools::vm::{DriverChoice, NetworkChoice, VmState, VmTimings};
+use nexus_schema::{ByteSize, Name, Reference, Timestamp};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+
+use super::columns::{Json, RowExt, Text};
+use super::{StoreError, name_taken};
+
+/// What was asked for when a VM was created, with every default filled in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory.
+    pub memory: ByteSize,
+    /// Size of the root drive.
+    pub disk: ByteSize,
+    /// Which VMM.
+    pub driver: DriverChoice,
+    /// What is PID 1.
+    pub init: InitMode,
+    /// The network.
+    pub network: NetworkChoice,
+    /// The hostname inside.
+    pub hostname: String,
+    /// Environment variables of every command.
+    pub env: BTreeMap<String, String>,
+    /// Text files to write at each boot.
+    pub files: BTreeMap<String, String>,
+    /// The image, as it was asked for.
+    pub from: String,
+    /// The kernel, as it was asked for.
+    pub kernel: String,
+}
+
+/// What is known of a guest since its hello.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuestRecord {
+    /// Its hello, without the token.
+    pub hello: Hello,
+    /// The generation that is spoken with it.
+    pub protocol: u32,
+    /// What of its configuration could not be applied.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+/// The processes of a running VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VmProcesses {
+    /// The shim's process id.
+    pub shim_pid: u32,
+    /// The shim's start time, in clock ticks since the host booted.
+    pub shim_start: u64,
+    /// The VMM's process id.
+    pub vmm_pid: u32,
+}
+
+/// One row of `vms`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VmRecord {
+    /// Its id.
+    pub id: VmId,
+    /// Its name.
+    pub name: Name,
+    /// Its state.
+    pub state: VmState,
+    /// Why it is in that state, where there is more to say.
+    pub reason: Option<String>,
+    /// Counts every change.
+    pub generation: u64,
+    /// Who made it.
+    pub owner: String,
+    /// Its labels.
+    pub tags: BTreeMap<String, String>,
+    /// Whether deletion is refused.
+    pub protected: bool,
+    /// The architecture.
+    pub arch: String,
+    /// The vsock context id.
+    pub cid: u32,
+    /// What was asked for.
+    pub spec: VmSpec,
+    /// The image of its root drive, while it exists.
+    pub image_id: Option<ImageId>,
+    /// The name of that image.
+    pub image_name: String,
+    /// The kernel, once it is known.
+    pub kernel_id: Option<AssetId>,
+    /// The VMM that ran it last.
+    pub driver: Option<String>,
+    /// That VMM's version.
+    pub driver_version: Option<String>,
+    /// `kvm` or `tcg`.
+    pub accel: Option<String>,
+    /// The current or last boot.
+    pub boot_id: Option<BootId>,
+    /// The secret of that boot.
+    pub token: Option<String>,
+    /// What the guest of that boot said of itself.
+    pub guest: Option<GuestRecord>,
+    /// Where the time of that boot went.
+    pub timings: Option<VmTimings>,
+    /// The processes of that boot.
+    pub processes: Option<VmProcesses>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it was started last.
+    pub started_at: Option<Timestamp>,
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
+    let shim: Option<u32> = row.get("shim_pid")?;
+    let start: Option<i64> = row.get("shim_start")?;
+    let vmm: Option<u32> = row.get("vmm_pid")?;
+    Ok(VmRecord {
+        id: row.id("id")?,
+        name: row.text("name")?,
+        state: row.text("state")?,
+        reason: row.get("reason")?,
+        generation: row.unsigned("generation")?,
+        owner: row.get("owner")?,
+        tags: row.json("tags")?,
+        protected: row.get("protected")?,
+        arch: row.get("arch")?,
+        cid: row.get("cid")?,
+        spec: row.json("spec")?,
+        image_id: row.id_opt("image_id")?,
+        image_name: row.get("image_name")?,
+        kernel_id: row.id_opt("kernel_id")?,
+        driver: row.get("driver")?,
+        driver_version: row.get("driver_version")?,
+        accel: row.get("accel")?,
+        boot_id: row.id_opt("boot_id")?,
+        token: row.get("token")?,
+        guest: row.json_opt("guest")?,
+        timings: row.json_opt("timings")?,
+        processes: match (shim, start, vmm) {
+            (Some(shim_pid), Some(start), Some(vmm_pid)) => {
+                Some(VmProcesses { shim_pid, shim_start: u64::try_from(start).unwrap_or(0), vmm_pid })
+            }
+            _ => None,
+        },
+        created_at: row.time("created_at")?,
+        started_at: row.time_opt("started_at")?,
+    })
+}
+
+/// The first context id that a VM may have; 0 to 2 mean the hypervisor, loopback and the host.
+pub const CID_FIRST: u32 = 3;
+
+/// The lowest context id that no VM has.
+pub fn free_cid(tx: &Connection) -> Result<u32, StoreError> {
+    let cid: Option<u32> = tx
+        .prepare_cached(
+            "SELECT coalesce(
+                (SELECT ?1 WHERE NOT EXISTS (SELECT 1 FROM vms WHERE cid = ?1)),
+                (SELECT min(a.cid) + 1 FROM vms a WHERE NOT EXISTS (SELECT 1 FROM vms b WHERE b.cid = a.cid + 1)))",
+        )?
+        .query_row([CID_FIRST], |row| row.get(0))?;
+    cid.filter(|cid| *cid < u32::MAX).ok_or(StoreError::NoCid)
+}
+
+/// Adds a VM.
+pub fn insert(tx: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
+    tx.prepare_cached(
+        "INSERT INTO vms (id, name, state, reason, generation, owner, tags, protected, arch, cid, spec, image_id,
+            image_name, kernel_id, created_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+    )?
+    .execute(params![
+        vm.id.as_i64(),
+        vm.name.as_str(),
+        vm.state.as_str(),
+        vm.reason,
+        vm.generation as i64,
+        vm.owner,
+        Json(&vm.tags),
+        vm.protected,
+        vm.arch,
+        vm.cid,
+        Json(&vm.spec),
+        vm.image_id.map(|id| id.as_i64()),
+        vm.image_name,
+        vm.kernel_id.map(|id| id.as_i64()),
+        vm.created_at.as_millis(),
+    ])
+    .map_err(|e| name_taken(e, "vm", vm.name.as_str(), "vms.name"))?;
+    Ok(())
+}
+
+/// Writes everything that may change of a VM, provided that its generation in the store is still `expected`.
+pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), StoreError> {
+    let changed = tx
+        .prepare_cached(
+            "UPDATE vms SET state = ?3, reason = ?4, generation = ?5, tags = ?6, protected = ?7, image_id = ?8,
+                kernel_id = ?9, driver = ?10, driver_version = ?11, accel = ?12, boot_id = ?13, token = ?14, guest = ?15,
+                timings = ?16, shim_pid = ?17, shim_start = ?18, vmm_pid = ?19, started_at = ?20, image_name = ?21,
+                spec = ?22
+             WHERE id = ?1 AND generation = ?2",
+        )?
+        .execute(params![
+            vm.id.as_i64(),
+            expected as i64,
+            vm.state.as_str(),
+            vm.reason,
+            vm.generation as i64,
+            Json(&vm.tags),
+            vm.protected,
+            vm.image_id.map(|id| id.as_i64()),
+            vm.kernel_id.map(|id| id.as_i64()),
+            vm.driver,
+            vm.driver_version,
+            vm.accel,
+            vm.boot_id.map(|id| id.as_i64()),
+            vm.token,
+            vm.guest.as_ref().map(Json),
+            vm.timings.as_ref().map(Json),
+            vm.processes.map(|p| p.shim_pid),
+            vm.processes.map(|p| p.shim_start as i64),
+            vm.processes.map(|p| p.vmm_pid),
+            vm.started_at.map(Timestamp::as_millis),
+            vm.image_name,
+            Json(&vm.spec),
+        ])?;
+    if changed == 1 { Ok(()) } else { Err(StoreError::Changed { what: format!("vm {}", vm.name) }) }
+}
+
+/// Removes a VM; its history stays.
+pub fn delete(tx: &Connection, id: VmId) -> Result<bool, StoreError> {
+    Ok(tx.execute("DELETE FROM vms WHERE id = ?1", [id.as_i64()])? == 1)
+}
+
+/// Finds a VM.
+pub fn get(db: &Connection, vm: &Reference<VmKind>) -> Result<Option<VmRecord>, StoreError> {
+    Ok(match vm {
+        Reference::Id(id) => db
+            .prepare_cached("SELECT * FROM vms WHERE id = ?1")?
+            .query_row([id.as_i64()], record)
+            .optional()?,
+        Reference::Name(name) => db
+            .prepare_cached("SELECT * FROM vms WHERE name = ?1")?
+            .query_row([name.as_str()], record)
+            .optional()?,
+    })
+}
+
+/// Every VM.
+pub fn all(db: &Connection) -> Result<Vec<VmRecord>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT * FROM vms ORDER BY name")?;
+    let rows = statement.query_map([], record)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// A page of VMs by name, after `after`; one more than `limit` is never returned.
+pub fn list(
+    db: &Connection,
+    state: Option<VmState>,
+    tags: &BTreeMap<String, String>,
+    after: Option<&str>,
+    limit: u32,
+) -> Result<Vec<VmRecord>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT * FROM vms
+         WHERE name > ?1 AND (?2 IS NULL OR state = ?2)
+           AND NOT EXISTS (
+             SELECT 1 FROM json_each(?3) want
+             WHERE NOT EXISTS (SELECT 1 FROM json_each(vms.tags) have
+                               WHERE have.key = want.key AND have.value = want.value))
+         ORDER BY name LIMIT ?4",
+    )?;
+    let rows = statement
+        .query_map(params![after.unwrap_or(""), state.map(VmState::as_str), Json(tags), limit], record)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// How many VMs there are in each state.
+pub fn count_by_state(db: &Connection) -> Result<BTreeMap<String, u64>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT state, count(*) AS n FROM vms GROUP BY state")?;
+    let rows = statement.query_map([], |row| Ok((row.get("state")?, row.unsigned("n")?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// How many VMs use a kernel.
+pub fn count_by_kernel(db: &Connection, kernel: AssetId) -> Result<u64, StoreError> {
+    Ok(db.query_row("SELECT count(*) AS n FROM vms WHERE kernel_id = ?1", [kernel.as_i64()], |row| {
+        row.unsigned("n")
+    })?)
+}
+
+/// Attaches a drive; position 0 is the root drive.
+pub fn attach(tx: &Connection, vm: VmId, drive: DriveId, position: u32) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO vm_drives (vm_id, drive_id, position) VALUES (?1, ?2, ?3)",
+        params![vm.as_i64(), drive.as_i64(), position],
+    )?;
+    Ok(())
+}
+
+/// Whether a name is in use.
+pub fn name_exists(db: &Connection, name: &Name) -> Result<bool, StoreError> {
+    Ok(db.prepare_cached("SELECT 1 FROM vms WHERE name = ?1")?.exists(params![Text(name)])?)
+}
