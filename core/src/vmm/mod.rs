@@ -3,5 +3,6 @@
 //! Nothing here sees the store. The daemon holds a `ShimHandle` per running VM; the shim process holds the VMM.
 
 mod plan;
+pub mod vsock;
 
 pub use plan::{Accel, DriverKind, LaunchPlan, PlanDrive};

@@ -1,0 +1,308 @@
+//! The vhost-user side: QEMU's connection, its worker thread, and the life of both.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use vhost::vhost_user::Listener;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringT};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
+
+use super::device::Device;
+use super::ports::SocketName;
+use super::ring;
+use super::vring::{Memory, Vring};
+
+/// Receive, transmit, and events; QEMU serves the last one itself.
+const QUEUES: usize = 3;
+/// The largest queue that QEMU's transport lets a guest set up.
+const QUEUE_SIZE_MAX: usize = 1024;
+/// The framework's token for the device's own events; those up to [`QUEUES`] are taken.
+const OWN_EVENTS: u16 = QUEUES as u16 + 1;
+
+/// The vsock device of one VM, served for QEMU. Dropping it ends it.
+///
+/// Its threads need no async runtime. It keeps no more than a few hundred kilobytes while nothing happens.
+#[derive(Debug)]
+pub struct Backend {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Backend {
+    /// Binds both sockets and serves a device: `vhost` is where QEMU connects (`-chardev socket,path=..`), `uds` is where host
+    /// programs do, and `<uds>_<port>` is dialled for the guest. Either path may be relative; files in their place are
+    /// replaced. `cid` is the guest's context id, 3 or more.
+    ///
+    /// # Errors
+    /// When a directory is missing, a name is too long for a socket (the directory's length does not matter), or the process
+    /// has run out of descriptors or threads.
+    pub fn start(cid: u32, vhost: &Path, uds: &Path) -> io::Result<Backend> {
+        let vhost = SocketName::new(vhost)?;
+        let device = Device::new(cid, uds)?;
+        let listener = vhost.bind()?;
+        let stop = rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let worker = Mutex::new(Worker { device, scratch: vec![] });
+        let shared = Arc::new(Shared {
+            cid: cid.into(),
+            worker,
+            memory: Mutex::new(None),
+            restarted: AtomicBool::new(true),
+            stop,
+            stopping: AtomicBool::new(false),
+            connection: Mutex::new(None),
+            vhost,
+        });
+        let thread = std::thread::Builder::new().name("vsock".into()).spawn({
+            let shared = shared.clone();
+            move || shared.serve(listener)
+        })?;
+        Ok(Backend { shared, thread: Some(thread) })
+    }
+
+    /// Waits until the backend has ended, which it does after [`Stopper::stop`] or when it can no longer serve.
+    pub fn wait(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the vsock thread panicked");
+        }
+    }
+
+    /// Ends the backend: closes all connections, removes both sockets, and waits for its threads.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    /// A handle to end the backend from another thread.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.shared.clone())
+    }
+
+    fn end(&mut self) {
+        self.shared.request_stop();
+        self.wait();
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Ends a [`Backend`] that another thread waits for.
+#[derive(Debug, Clone)]
+pub struct Stopper(Arc<Shared>);
+
+impl Stopper {
+    /// Lets [`Backend::wait`] return soon.
+    pub fn stop(&self) {
+        self.0.request_stop();
+    }
+}
+
+/// What only the worker thread touches while a VM runs.
+#[derive(Debug)]
+struct Worker {
+    device: Device,
+    scratch: Vec<u8>,
+}
+
+struct Shared {
+    cid: u64,
+    worker: Mutex<Worker>,
+    memory: Mutex<Option<Memory>>,
+    /// Rings have been stopped since the worker last ran them: by a new driver, or by `stop` and `cont`.
+    restarted: AtomicBool,
+    stop: OwnedFd,
+    stopping: AtomicBool,
+    connection: Mutex<Option<ShutdownHandle>>,
+    vhost: SocketName,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("cid", &self.cid).finish_non_exhaustive()
+    }
+}
+
+/// Locks what no panic leaves half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn request_stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        if let Err(error) = rustix::io::write(&self.stop, &1u64.to_ne_bytes()) {
+            tracing::error!(%error, "wake the vsock thread");
+        }
+        if let Some(connection) = lock(&self.connection).as_ref() {
+            connection.shutdown();
+        }
+    }
+
+    /// Serves one QEMU after the other.
+    fn serve(self: Arc<Self>, listener: UnixListener) {
+        while !self.stopping.load(Ordering::Acquire) {
+            if let Err(error) = self.serve_one(&listener) {
+                tracing::error!(%error, "serve the vsock device");
+                break;
+            }
+        }
+        drop(listener);
+        let worker = lock(&self.worker);
+        for removed in [self.vhost.remove(), worker.device.remove_socket()] {
+            if let Err(error) = removed {
+                tracing::warn!(%error, "remove a vsock socket");
+            }
+        }
+    }
+
+    /// Serves one connection of QEMU with a daemon object of its own: its handler takes an owner only once.
+    fn serve_one(self: &Arc<Self>, listener: &UnixListener) -> Result<(), vhost_user_backend::Error> {
+        let memory = Memory::new(GuestMemoryMmap::new());
+        let mut daemon = VhostUserDaemon::new("vsock-vhost".into(), self.clone(), memory)?;
+        for handler in daemon.get_epoll_handlers() {
+            let events = lock(&self.worker).device.events().as_raw_fd();
+            handler
+                .register_listener(events, EventSet::IN, OWN_EVENTS.into())
+                .map_err(vhost_user_backend::Error::StartDaemon)?;
+        }
+        if !self.await_connection(listener) {
+            return Ok(());
+        }
+        let listener = listener.try_clone().map_err(vhost_user_backend::Error::StartDaemon)?;
+        daemon.start(&mut Listener::from(listener))?;
+        *lock(&self.connection) = daemon.shutdown_handle();
+        if self.stopping.load(Ordering::Acquire) {
+            daemon.request_shutdown();
+        }
+        let ended = daemon.wait();
+        *lock(&self.connection) = None;
+        match ended {
+            Ok(()) => tracing::info!(cid = self.cid, "QEMU has left the vsock device"),
+            Err(error) => tracing::info!(cid = self.cid, %error, "QEMU has left the vsock device"),
+        }
+        // Ends the worker, so that the device is nobody else's.
+        drop(daemon);
+        *lock(&self.memory) = None;
+        self.restarted.store(true, Ordering::Release);
+        lock(&self.worker).device.guest_reset();
+        Ok(())
+    }
+
+    /// Waits for QEMU. Returns whether it came, and not the request to stop.
+    fn await_connection(&self, listener: &UnixListener) -> bool {
+        loop {
+            let mut descriptors =
+                [PollFd::new(listener, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
+            if let Err(error) = rustix::event::poll(&mut descriptors, None)
+                && error != rustix::io::Errno::INTR
+            {
+                tracing::error!(%error, "wait for QEMU");
+                return false;
+            }
+            if self.stopping.load(Ordering::Acquire) {
+                return false;
+            }
+            if !descriptors[0].revents().is_empty() {
+                return true;
+            }
+        }
+    }
+}
+
+impl VhostUserBackend for Shared {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        QUEUES
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE_MAX
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    /// `struct virtio_vsock_config { le64 guest_cid; }`
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let config = self.cid.to_le_bytes();
+        (offset..offset.saturating_add(size))
+            .map(|at| config.get(at as usize).copied().unwrap_or_default())
+            .collect()
+    }
+
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        *lock(&self.memory) = Some(memory);
+        Ok(())
+    }
+
+    /// Without one, the worker thread could not be ended.
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
+    }
+
+    /// Comes for `stop` as well as for a reset; which of them it was shows at the restart.
+    fn stop_vring(&self, _queue: u32) -> io::Result<()> {
+        self.restarted.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// An error from here would end the worker thread for good, so there is none.
+    fn handle_event(&self, event: u16, _: EventSet, vrings: &[Vring], _: usize) -> io::Result<()> {
+        let mut worker = lock(&self.worker);
+        let Worker { device, scratch } = &mut *worker;
+        if event == OWN_EVENTS {
+            device.poll();
+        }
+        let [receive, transmit, ..] = vrings else { return Ok(()) };
+        let runs = |vring: &Vring| {
+            let state = vring.get_ref();
+            state.get_queue().ready() && state.is_enabled()
+        };
+        if !runs(receive) || !runs(transmit) {
+            return Ok(());
+        }
+        let Some(memory) = lock(&self.memory).as_ref().map(|memory| memory.memory()) else { return Ok(()) };
+        if self.restarted.swap(false, Ordering::AcqRel)
+            // A VM that goes on has its old indices, a new driver starts at 0.
+            && receive.queue_next_avail() == 0
+            && transmit.queue_next_avail() == 0
+        {
+            device.guest_reset();
+        }
+        let more = ring::from_guest(device, transmit, &memory, scratch);
+        if ring::to_guest(device, receive, &memory) || more {
+            device.come_back();
+        }
+        Ok(())
+    }
+}

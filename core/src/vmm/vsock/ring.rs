@@ -1,0 +1,187 @@
+//! Packets through virtqueues. The guest writes the rings and may write anything: descriptors that lead nowhere, an index
+//! that runs away. All loops are bounded, and nothing that it does is an error of ours.
+
+use vhost_user_backend::VringT;
+use virtio_queue::{DescriptorChain, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::connection::BUFFER_SPACE;
+use super::device::Device;
+use super::packet::{HEADER_LEN, Header};
+use super::vring::Vring;
+
+/// How many packets go one way before the other has its turn.
+const PACKETS_PER_TURN: usize = 256;
+/// The most descriptors that one packet is gathered from.
+const DESCRIPTORS_MAX: usize = 256;
+/// The most descriptors that one packet is spread over.
+const RECEIVE_DESCRIPTORS_MAX: usize = 20;
+
+/// Takes packets from the guest. Returns whether there may be more.
+pub(super) fn from_guest(
+    device: &mut Device,
+    vring: &Vring,
+    memory: &GuestMemoryMmap,
+    scratch: &mut Vec<u8>,
+) -> bool {
+    let mut vring = vring.get_mut();
+    if !vring.get_queue().ready() || !vring.is_enabled() {
+        return false;
+    }
+    let (mut used, mut more) = (false, true);
+    // An index that runs away yields nothing but always claims more: believe it once.
+    let mut believed = false;
+    if vring.disable_notification().is_err() {
+        return false;
+    }
+    for _ in 0..PACKETS_PER_TURN {
+        let Some(chain) = vring.get_queue_mut().pop_descriptor_chain(memory) else {
+            more = false;
+            if believed || !vring.enable_notification().unwrap_or(false) {
+                break;
+            }
+            (believed, more) = (true, true);
+            continue;
+        };
+        believed = false;
+        let head = chain.head_index();
+        match gather(chain, memory, scratch) {
+            Some(header) => device.receive(&header, &scratch[..header.length as usize]),
+            None => device.malformed(),
+        }
+        if vring.add_used(head, 0).is_err() {
+            device.malformed();
+        }
+        used = true;
+    }
+    if used && vring.needs_notification().unwrap_or(true) && vring.signal_used_queue().is_err() {
+        device.malformed();
+    }
+    more
+}
+
+/// Reads one packet, which may be cut anywhere over any number of descriptors. The payload comes to lie at the start of
+/// `scratch`, which grows to the longest that was seen and is not cleared in between.
+fn gather(
+    chain: DescriptorChain<&GuestMemoryMmap>,
+    memory: &GuestMemoryMmap,
+    scratch: &mut Vec<u8>,
+) -> Option<Header> {
+    let mut bytes = [0; HEADER_LEN];
+    let (mut header, mut filled, mut length) = (None, 0, 0);
+    for descriptor in chain.take(DESCRIPTORS_MAX).take_while(|descriptor| !descriptor.is_write_only()) {
+        let (mut address, mut left) = (descriptor.addr(), descriptor.len() as usize);
+        if header.is_none() {
+            let count = left.min(HEADER_LEN - filled);
+            memory.read_slice(&mut bytes[filled..filled + count], address).ok()?;
+            filled += count;
+            if filled < HEADER_LEN {
+                continue;
+            }
+            left -= count;
+            address = address.checked_add(count as u64)?;
+            let decoded = Header::decode(&bytes);
+            length = decoded.length as usize;
+            if length > BUFFER_SPACE as usize {
+                return None;
+            }
+            if scratch.len() < length {
+                scratch.resize(length, 0);
+            }
+            (header, filled) = (Some(decoded), 0);
+        }
+        // From here on `filled` counts the payload.
+        let count = left.min(length - filled);
+        memory.read_slice(&mut scratch[filled..filled + count], address).ok()?;
+        filled += count;
+        if filled == length {
+            return header;
+        }
+    }
+    None
+}
+
+/// Gives packets to the guest as long as there are any and it has buffers. Returns whether there may be more of both.
+pub(super) fn to_guest(device: &mut Device, vring: &Vring, memory: &GuestMemoryMmap) -> bool {
+    let mut vring = vring.get_mut();
+    if !vring.get_queue().ready() || !vring.is_enabled() {
+        return false;
+    }
+    let (mut used, mut believed, mut more) = (false, false, false);
+    for turn in 0..=PACKETS_PER_TURN {
+        if !device.has_packet() {
+            break;
+        }
+        if turn == PACKETS_PER_TURN {
+            more = true;
+            break;
+        }
+        let Some(chain) = vring.get_queue_mut().pop_descriptor_chain(memory) else {
+            if believed || !vring.enable_notification().unwrap_or(false) {
+                // The guest kicks when it adds buffers.
+                break;
+            }
+            believed = true;
+            continue;
+        };
+        believed = false;
+        let head = chain.head_index();
+        let mut written = 0;
+        let buffers = Scatter::new(chain, memory);
+        if buffers.room > HEADER_LEN {
+            device.next_packet(buffers.room - HEADER_LEN, |header, payload| {
+                written = buffers.write(header, payload).unwrap_or(0);
+            });
+        }
+        // A buffer that is too small or lies nowhere goes back empty.
+        if vring.add_used(head, written).is_err() || written == 0 {
+            device.malformed();
+        }
+        used = true;
+    }
+    if used && vring.needs_notification().unwrap_or(true) && vring.signal_used_queue().is_err() {
+        device.malformed();
+    }
+    more
+}
+
+/// The buffers of one chain that the device may write to.
+struct Scatter<'a> {
+    memory: &'a GuestMemoryMmap,
+    parts: [(GuestAddress, usize); RECEIVE_DESCRIPTORS_MAX],
+    room: usize,
+}
+
+impl<'a> Scatter<'a> {
+    fn new(chain: DescriptorChain<&GuestMemoryMmap>, memory: &'a GuestMemoryMmap) -> Self {
+        let mut parts = [(GuestAddress(0), 0); RECEIVE_DESCRIPTORS_MAX];
+        let mut room = 0usize;
+        let writable = chain.take(DESCRIPTORS_MAX).filter(|descriptor| descriptor.is_write_only());
+        for (part, descriptor) in parts.iter_mut().zip(writable) {
+            *part = (descriptor.addr(), descriptor.len() as usize);
+            room = room.saturating_add(descriptor.len() as usize);
+        }
+        Self { memory, parts, room }
+    }
+
+    /// Writes a packet. Returns its length with the header.
+    fn write(&self, header: &Header, payload: &[u8]) -> Option<u32> {
+        let bytes = header.encode();
+        let (mut first, mut second) = (&bytes[..], payload);
+        for (address, length) in self.parts {
+            let (mut address, mut length) = (address, length);
+            for source in [&mut first, &mut second] {
+                let (now, later) = source.split_at(length.min(source.len()));
+                self.memory.write_slice(now, address).ok()?;
+                address = address.checked_add(now.len() as u64)?;
+                length -= now.len();
+                *source = later;
+            }
+        }
+        (first.is_empty() && second.is_empty()).then_some((HEADER_LEN + payload.len()) as u32)
+    }
+}
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;
