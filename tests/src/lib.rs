@@ -1,1 +1,1 @@
-//! Placeholder.
+//! What tests of the built system share.

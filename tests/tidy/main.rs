@@ -1,0 +1,37 @@
+//! The rules of the architecture, as tests: what is not checked here is a wish. A failure names file and line, and what to
+//! do about it.
+
+mod documents;
+mod packages;
+mod places;
+mod source;
+mod text;
+mod units;
+
+use std::fmt::{self, Write as _};
+
+/// One breach of a rule.
+struct Finding {
+    file: String,
+    line: usize,
+    what: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file, self.line, self.what)
+    }
+}
+
+/// Fails with all findings at once.
+#[track_caller]
+fn none(rule: &str, findings: Vec<Finding>) {
+    if findings.is_empty() {
+        return;
+    }
+    let mut message = format!("{} against the rule: {rule}\n", findings.len());
+    for finding in findings {
+        writeln!(message, "  {finding}").expect("a String takes everything");
+    }
+    panic!("{message}");
+}

@@ -1,0 +1,93 @@
+//! The systemd units: what virtual machines need of them, and that systemd takes them.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use crate::source::{root, text};
+
+const SYSTEM: &str = "host-mcp/systemd/nexus.service";
+const USER: &str = "host-mcp/systemd/user/nexus.service";
+
+/// `[Section] Key` and the values given to it.
+fn parse(file: &str) -> BTreeMap<String, Vec<String>> {
+    let mut section = String::new();
+    let mut entries: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in text(file).expect("a unit is text").lines().map(str::trim) {
+        if line.is_empty() || line.starts_with(['#', ';']) {
+            continue;
+        }
+        if line.starts_with('[') {
+            line.clone_into(&mut section);
+            continue;
+        }
+        let (key, value) = line.split_once('=').unwrap_or_else(|| panic!("{file}: {line:?} is no entry"));
+        entries.entry(format!("{section} {key}")).or_default().push(value.to_owned());
+    }
+    entries
+}
+
+#[test]
+fn units_let_virtual_machines_live() {
+    for file in [SYSTEM, USER] {
+        let unit = parse(file);
+        for (key, value) in [
+            ("[Service] Type", "notify"),
+            ("[Service] KillMode", "process"),
+            ("[Service] OOMPolicy", "continue"),
+            ("[Service] RuntimeDirectory", "nexus"),
+            ("[Service] RuntimeDirectoryPreserve", "yes"),
+            ("[Service] Restart", "on-failure"),
+            ("[Service] ExecStart", "/usr/local/bin/nexusd"), // `make install` puts its PREFIX there
+        ] {
+            assert_eq!(unit.get(key), Some(&vec![value.to_owned()]), "{file}: {key}");
+        }
+        for forbidden in [
+            "PrivateTmp",
+            "PrivateDevices",
+            "PrivateMounts",
+            "ProtectSystem",
+            "ProtectHome",
+            "ProtectClock",
+            "ProtectKernelModules",
+            "DeviceAllow",
+            "MemoryDenyWriteExecute",
+            "RestrictSUIDSGID",
+        ] {
+            let key = format!("[Service] {forbidden}");
+            assert!(
+                !unit.contains_key(&key),
+                "{file}: {forbidden} would reach into virtual machines, see the unit's comment"
+            );
+        }
+    }
+    assert_eq!(parse(SYSTEM)["[Install] WantedBy"], ["multi-user.target"]);
+    assert_eq!(parse(USER)["[Install] WantedBy"], ["default.target"]);
+    assert!(
+        !parse(USER).contains_key("[Service] NoNewPrivileges"),
+        "a user's daemon needs newuidmap to make images"
+    );
+}
+
+#[test]
+fn systemd_takes_the_units() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for (file, manager) in [(SYSTEM, "--system"), (USER, "--user")] {
+        let unit = text(file).expect("a unit is text");
+        // systemd looks whether the program is there; it need not be installed for this.
+        let unit = unit.replace("ExecStart=/usr/local/bin/nexusd", "ExecStart=/bin/true");
+        let copy = directory.path().join("nexus.service");
+        std::fs::write(&copy, unit).expect("write the copy");
+        let output = Command::new("systemd-analyze")
+            .args(["verify", manager, "--man=no"])
+            .arg(&copy)
+            .env("XDG_RUNTIME_DIR", directory.path())
+            .current_dir(root())
+            .output()
+            .expect("systemd-analyze verifies units; `make setup` installs it");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && !said.contains("nexus.service"),
+            "systemd-analyze verify {file}: {said}"
+        );
+    }
+}
