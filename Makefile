@@ -1,0 +1,76 @@
+# What a user or a developer does with a clone of Nexus. `make help` lists it.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Where `make demo` and `make run` keep everything; a second run finds its kernel and images there.
+DEMO_DIR ?= $(CURDIR)/target/demo
+RUN_DIR ?= $(CURDIR)/target/run
+
+# Rust as `make setup` installs it, also in a shell that does not know of it yet.
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
+
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+UNIT_DIR := $(DESTDIR)$(PREFIX)/lib/systemd
+
+.DEFAULT_GOAL := build
+.PHONY: setup setup-test build release lint test e2e demo run bench audit install uninstall clean help
+
+setup: ## install whatever is missing: system packages (as root or by sudo), Rust
+	@.ci/setup
+
+setup-test: # what the tests need besides
+	@.ci/setup test
+
+build: ## build everything for development, the guest included
+	$(CARGO) build --locked --workspace --exclude nexus-guest
+
+release: # what demo, install and bench use
+	$(CARGO) build --locked --release -p nexus-host
+
+lint: ## formatting, clippy and the rules of the architecture
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) test --locked -p nexus-tests --test tidy
+
+test: setup-test ## every test, those with real virtual machines included
+	@.ci/test
+
+e2e: setup-test ## only the tests with real virtual machines
+	@.ci/test e2e
+
+demo: ## the first virtual machine, created, used and deleted over MCP before your eyes
+	$(CARGO) build --locked --release -p nexus-host -p nexus-examples --bins
+	@$(TARGET)/release/demo --nexusd $(TARGET)/release/nexusd --directory $(DEMO_DIR)
+
+run: release ## a daemon in the foreground, with state of its own under target/run
+	@mkdir -p $(RUN_DIR)
+	$(TARGET)/release/nexusd --state-dir $(RUN_DIR)
+
+bench: release ## measure; prints the tables of docs/benchmarks.md
+	$(CARGO) run --locked --release -p nexus-tests --bin bench
+
+audit: ## licences, sources and known vulnerabilities of the dependencies, by cargo-deny
+	@.ci/audit
+
+# Under sudo nothing is compiled: root may have no Rust, and would leave root's files in target/.
+install: $(if $(SUDO_USER),,release) ## binaries and systemd units to PREFIX (/usr/local)
+	@[ -x $(TARGET)/release/nexusd ] || { echo "first, without sudo: make release"; exit 1; }
+	install -d $(DESTDIR)$(PREFIX)/bin $(UNIT_DIR)/system $(UNIT_DIR)/user
+	install -m 0755 $(TARGET)/release/nexusd $(TARGET)/release/nexusctl $(DESTDIR)$(PREFIX)/bin/
+	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' host-mcp/systemd/nexus.service > $(UNIT_DIR)/system/nexus.service
+	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' host-mcp/systemd/user/nexus.service > $(UNIT_DIR)/user/nexus.service
+	chmod 0644 $(UNIT_DIR)/system/nexus.service $(UNIT_DIR)/user/nexus.service
+	@echo "next: systemctl daemon-reload && systemctl enable --now nexus"
+	@echo "or for your user alone: systemctl --user daemon-reload && systemctl --user enable --now nexus"
+
+uninstall: ## remove what install put there; virtual machines and state stay
+	rm -f $(DESTDIR)$(PREFIX)/bin/nexusd $(DESTDIR)$(PREFIX)/bin/nexusctl
+	rm -f $(UNIT_DIR)/system/nexus.service $(UNIT_DIR)/user/nexus.service
+
+clean: ## remove everything that was built, and the state of demo and run
+	$(CARGO) clean
+	rm -rf $(DEMO_DIR) $(RUN_DIR)
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
