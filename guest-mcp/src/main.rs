@@ -1,1 +1,27 @@
-fn main() {}
+//! `nexus-guest`: what runs in every VM. One static binary with several roles:
+//!
+//! ```text
+//! initramfs ──> init (PID 1) ──> agent          init mode `agent`
+//!           └─> the image's init + supervise ──> agent          init mode `system`
+//! nexus-guest --unix DIR                         the agent alone, as an ordinary process
+//! poweroff, reboot, halt, shutdown               ask PID 1
+//! ```
+
+mod agent;
+mod console;
+mod os;
+mod role;
+mod sys;
+mod tools;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match role::Role::of_process() {
+        Ok(role) => role.run(),
+        Err(usage) => {
+            console::say(format_args!("{usage}"));
+            ExitCode::from(2)
+        }
+    }
+}

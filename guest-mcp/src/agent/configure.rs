@@ -1,0 +1,128 @@
+//! Applies the host's configuration to the running system. What cannot be applied is said, and the VM is ready all the same.
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use nexus_schema::link::{Configure, GuestFile, InitMode};
+use rustix::time::{ClockId, Timespec};
+
+use super::network;
+use crate::os::{read_small, reason};
+
+/// The clock is left alone when it is this close.
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(20);
+
+/// Applies all of a configuration, and adds what could not be applied to `problems`.
+pub(super) fn apply(configure: &Configure, init: InitMode, problems: &mut Vec<String>) {
+    let mut note = |what: &str, result: io::Result<()>| {
+        if let Err(error) = result {
+            problems.push(format!("{what}: {}", reason(&error)));
+        }
+    };
+    // Certificates, logs and file times need the time first.
+    note("set the clock", set_clock(configure.time_unix_ns));
+    note(&format!("set the hostname {}", configure.hostname), set_hostname(&configure.hostname));
+    for interface in &configure.interfaces {
+        note(&format!("bring up the interface {}", interface.mac), network::bring_up(interface));
+    }
+    if !configure.dns.is_empty() {
+        note("write /etc/resolv.conf", write_resolv_conf(&configure.dns));
+    }
+    for file in &configure.files {
+        note(&format!("write {}", file.path), write_file(file));
+    }
+    // In both modes PID 1 has done, or will do, the rest.
+    let (InitMode::Agent | InitMode::System) = init;
+}
+
+/// What an agent that is a process of the host does not do, in words.
+pub(super) fn refuse_on_host(configure: &Configure) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !configure.files.is_empty() {
+        problems.push("write files: this guest is a process of the host".into());
+    }
+    if !configure.interfaces.is_empty() {
+        problems.push("bring up interfaces: this guest is a process of the host".into());
+    }
+    problems
+}
+
+fn set_clock(unix_ns: u64) -> io::Result<()> {
+    let wanted = Duration::from_nanos(unix_ns);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    if now.abs_diff(wanted) <= CLOCK_TOLERANCE {
+        return Ok(());
+    }
+    let time = Timespec {
+        tv_sec: i64::try_from(wanted.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(wanted.subsec_nanos()),
+    };
+    Ok(rustix::time::clock_settime(ClockId::Realtime, time)?)
+}
+
+fn set_hostname(name: &str) -> io::Result<()> {
+    rustix::system::sethostname(name.as_bytes())?;
+    // For an init of the image that sets it again, and for programs that look their own name up.
+    if read_small("/etc/hostname", 256).is_none_or(|old| old.trim() != name) {
+        replace("/etc/hostname", format!("{name}\n").as_bytes(), 0o644)?;
+    }
+    let hosts = read_small("/etc/hosts", 1 << 20).unwrap_or_default();
+    let known = hosts
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default())
+        .any(|line| line.split_whitespace().skip(1).any(|word| word == name));
+    if known {
+        return Ok(());
+    }
+    let mut text =
+        if hosts.is_empty() { "127.0.0.1\tlocalhost\n::1\tlocalhost\n".to_owned() } else { String::new() };
+    if !hosts.is_empty() && !hosts.ends_with('\n') {
+        text.push('\n');
+    }
+    text.push_str(&format!("127.0.1.1\t{name}\n"));
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).mode(0o644).open("/etc/hosts")?;
+    file.write_all(text.as_bytes())
+}
+
+fn write_resolv_conf(servers: &[IpAddr]) -> io::Result<()> {
+    let text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    // A link to a resolver that this configuration replaces is replaced too.
+    replace("/etc/resolv.conf", text.as_bytes(), 0o644)
+}
+
+fn write_file(file: &GuestFile) -> io::Result<()> {
+    let refuse = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text);
+    let path = Path::new(&file.path);
+    if !path.is_absolute() || file.path.contains('\0') {
+        return Err(refuse("not an absolute path"));
+    }
+    let content = data_encoding::BASE64.decode(file.content_base64.as_bytes());
+    let content = content.map_err(|_| refuse("not base64"))?;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    replace(path, &content, file.mode & 0o7777)
+}
+
+/// Replaces a file in one step.
+fn replace(path: impl AsRef<Path>, content: &[u8], mode: u32) -> io::Result<()> {
+    let path = path.as_ref();
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".nexus-new");
+    let _ = std::fs::remove_file(&temporary);
+    let written = (|| {
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(content)?;
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        drop(file);
+        std::fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}

@@ -1,0 +1,214 @@
+//! The hello exchange with the host, and the bye. See [`nexus_schema::link`].
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nexus_schema::limits::CONFIGURE_MAX;
+use nexus_schema::link::{
+    Ack, Bye, ByeReason, Configure, GuestMessage, Hello, HostMessage, ImageMetadata, InitMode, PROTOCOL,
+    PROTOCOL_MIN,
+};
+use tokio::io::AsyncWriteExt;
+
+use super::lines::{Line, LineReader};
+use super::stream::{Duplex, dial_host};
+use super::{Agent, Place, Settings, configure};
+use crate::console::say;
+use crate::os::{OsRelease, read_small, uptime};
+use crate::role::VERSION;
+
+/// Where the token is kept for an agent that is started again; only root can read it.
+const TOKEN: &str = "/run/nexus/token";
+/// What went wrong before there was an agent, a line each.
+const PROBLEMS: &str = "/run/nexus/problems";
+/// What the image says of itself.
+const IMAGE: &str = "/etc/nexus/image.yaml";
+/// How long the host may take for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a bye may take in all.
+const BYE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// The first pause after an exchange that failed; each further one is twice as long.
+const PAUSE_FIRST: Duration = Duration::from_millis(20);
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// The pause after a host that refused.
+const PAUSE_REFUSED: Duration = Duration::from_secs(10);
+
+/// Why an exchange came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum HelloError {
+    #[error("cannot reach the host: {0}")]
+    Unreachable(#[source] io::Error),
+    #[error("lost the host while talking to it: {0}")]
+    Lost(#[source] io::Error),
+    #[error("the host does not answer")]
+    Timeout,
+    #[error("the host answered with something else than {expected}")]
+    Unexpected { expected: &'static str },
+    #[error("the host refused: {reason}")]
+    Refused { reason: String },
+}
+
+/// Says hello until the host welcomes this guest.
+pub(super) async fn until_welcome(agent: Arc<Agent>) {
+    let mut pause = PAUSE_FIRST;
+    let mut said = String::new();
+    loop {
+        let error = match exchange(&agent).await {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        let text = error.to_string();
+        if text != said {
+            say(format_args!("hello: {text}"));
+            said = text;
+        }
+        tokio::time::sleep(if let HelloError::Refused { .. } = error { PAUSE_REFUSED } else { pause }).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
+    let mut host = Host::dial(agent).await?;
+    let token = agent.settings().token.clone();
+    host.say(&GuestMessage::Hello(introduce(agent, token))).await?;
+    let HostMessage::Configure(configure) = host.hear().await? else {
+        return Err(HelloError::Unexpected { expected: "a configuration" });
+    };
+    if configure.protocol > agent.protocol.max(PROTOCOL) || configure.protocol < PROTOCOL_MIN {
+        return Err(HelloError::Unexpected { expected: "a protocol that this guest speaks" });
+    }
+    let Configure { token, name, env, .. } = &configure;
+    agent.configured(Settings { name: name.to_string(), env: env.clone(), token: Some(token.clone()) });
+    let token = token.clone();
+    let problems = apply(agent, configure).await;
+    host.say(&GuestMessage::Ack(Ack { token, problems })).await?;
+    match host.hear().await? {
+        HostMessage::Welcome {} => Ok(()),
+        HostMessage::Configure(_) | HostMessage::Refused { .. } => {
+            Err(HelloError::Unexpected { expected: "a welcome" })
+        }
+    }
+}
+
+async fn apply(agent: &Arc<Agent>, configure: Configure) -> Vec<String> {
+    let init = match agent.place {
+        Place::Vm { init } => init,
+        Place::Process { .. } => return configure::refuse_on_host(&configure),
+    };
+    let applied = tokio::task::spawn_blocking(move || {
+        let mut problems: Vec<String> =
+            read_small(PROBLEMS, 16 << 10).unwrap_or_default().lines().map(str::to_owned).collect();
+        if let Err(error) = store_token(&configure.token) {
+            problems.push(format!("keep the token: {error}"));
+        }
+        configure::apply(&configure, init, &mut problems);
+        problems
+    });
+    applied.await.unwrap_or_else(|_| vec!["applying the configuration failed".into()])
+}
+
+fn store_token(token: &str) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let _ = std::fs::remove_file(TOKEN);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(TOKEN)?;
+    file.write_all(token.as_bytes())
+}
+
+/// The token that an agent before this one was given in the same boot.
+pub(super) fn stored_token(place: &Place) -> Option<String> {
+    match place {
+        Place::Vm { .. } => read_small(TOKEN, 1 << 10),
+        Place::Process { .. } => None,
+    }
+}
+
+fn introduce(agent: &Agent, token: Option<String>) -> Hello {
+    let uname = rustix::system::uname();
+    let (init, os, image, kernel_boot_id) = match agent.place {
+        Place::Vm { init } => {
+            let id = read_small("/proc/sys/kernel/random/boot_id", 64).unwrap_or_default();
+            (init, OsRelease::read().pretty_name, read_image(Path::new(IMAGE)), id.trim().to_owned())
+        }
+        // A process is booted each time that it starts.
+        Place::Process { .. } => {
+            let id = read_small("/proc/sys/kernel/random/uuid", 64).unwrap_or_default();
+            (InitMode::Agent, OsRelease::read().pretty_name, None, id.trim().to_owned())
+        }
+    };
+    Hello {
+        protocol: agent.protocol,
+        min_protocol: agent.protocol.min(PROTOCOL_MIN),
+        build: VERSION.to_owned(),
+        kernel: uname.release().to_string_lossy().into_owned(),
+        arch: uname.machine().to_string_lossy().into_owned(),
+        kernel_boot_id,
+        uptime_ms: u64::try_from(uptime().as_millis()).unwrap_or(u64::MAX),
+        token,
+        init,
+        os,
+        image,
+    }
+}
+
+fn read_image(path: &Path) -> Option<ImageMetadata> {
+    let text = read_small(path, 16 << 10)?;
+    match serde_yaml_ng::from_str(&text) {
+        Ok(image) => Some(image),
+        Err(error) => {
+            say(format_args!("{}: {error}", path.display()));
+            None
+        }
+    }
+}
+
+/// Says that the guest goes down; as well as it can be done in a short time.
+pub(super) async fn bye(agent: &Arc<Agent>, reason: ByeReason) {
+    let Some(token) = agent.settings().token.clone() else { return };
+    let said = tokio::time::timeout(BYE_TIMEOUT, async {
+        let mut host = Host::dial(agent).await?;
+        host.say(&GuestMessage::Bye(Bye { token, reason })).await?;
+        host.hear().await.map(drop)
+    });
+    match said.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => say(format_args!("bye: {error}")),
+        Err(_) => say(format_args!("bye: the host does not answer")),
+    }
+}
+
+/// The host's end of one exchange.
+struct Host {
+    lines: LineReader<Box<dyn Duplex>>,
+}
+
+impl Host {
+    async fn dial(agent: &Agent) -> Result<Self, HelloError> {
+        let stream = dial_host(&agent.place).await.map_err(HelloError::Unreachable)?;
+        Ok(Self { lines: LineReader::new(stream, CONFIGURE_MAX) })
+    }
+
+    async fn say(&mut self, message: &GuestMessage) -> Result<(), HelloError> {
+        let mut line = serde_json::to_vec(message).map_err(|error| HelloError::Lost(error.into()))?;
+        line.push(b'\n');
+        let written = tokio::time::timeout(ANSWER_TIMEOUT, self.lines.get_mut().write_all(&line));
+        written.await.map_err(|_| HelloError::Timeout)?.map_err(HelloError::Lost)
+    }
+
+    async fn hear(&mut self) -> Result<HostMessage, HelloError> {
+        let line = tokio::time::timeout(ANSWER_TIMEOUT, self.lines.next());
+        let message = match line.await.map_err(|_| HelloError::Timeout)?.map_err(HelloError::Lost)? {
+            Line::Whole(line) => serde_json::from_slice(line),
+            Line::TooLong => return Err(HelloError::Unexpected { expected: "a message of bearable size" }),
+            Line::End => return Err(HelloError::Lost(io::ErrorKind::UnexpectedEof.into())),
+        };
+        match message.map_err(|_| HelloError::Unexpected { expected: "a message" })? {
+            HostMessage::Refused { reason } => Err(HelloError::Refused { reason }),
+            message => Ok(message),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The MCP server on one connection: a thin layer between rmcp and [`crate::tools`].
+
+use std::sync::Arc;
+
+use nexus_schema::link::ByeReason;
+use rmcp::model::{
+    CallToolRequestParams, CallToolResponse, CustomRequest, CustomResult, ErrorCode, ErrorData,
+    Implementation, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
+};
+use rmcp::service::RequestContext;
+use rmcp::{RoleServer, ServerHandler, ServiceExt};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::Agent;
+use super::lines::LineTransport;
+use crate::role::VERSION;
+use crate::tools;
+
+/// Asks the guest to go down.
+const SHUTDOWN: &str = "nexus/shutdown";
+
+#[derive(Deserialize)]
+struct ShutdownParams {
+    reason: ByeReason,
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve<R, W>(agent: Arc<Agent>, reader: R, writer: W)
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
+    let transport = LineTransport::new(agent.clone(), reader, writer);
+    // A host that hangs up early or speaks another protocol is no failure of the guest.
+    if let Ok(service) = (Server { agent }).serve(transport).await {
+        let _ = service.waiting().await;
+    }
+}
+
+struct Server {
+    agent: Arc<Agent>,
+}
+
+impl ServerHandler for Server {
+    fn get_info(&self) -> ServerConfig {
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+            .with_server_info(Implementation::new("nexus-guest", VERSION))
+    }
+
+    async fn list_tools(
+        &self,
+        _: Option<PaginatedRequestParams>,
+        _: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        Ok(ListToolsResult::with_all_items(tools::list().to_vec()))
+    }
+
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let call =
+            tools::Call { agent: self.agent.clone(), settings: self.agent.settings(), cancel: context.ct };
+        tools::call(&request.name, call, request.arguments.unwrap_or_default()).await.map(Into::into)
+    }
+
+    async fn on_custom_request(
+        &self,
+        request: CustomRequest,
+        _: RequestContext<RoleServer>,
+    ) -> Result<CustomResult, ErrorData> {
+        if request.method != SHUTDOWN {
+            return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, request.method, None));
+        }
+        let params: ShutdownParams = serde_json::from_value(request.params.unwrap_or_default())
+            .map_err(|error| ErrorData::invalid_params(error.to_string(), None))?;
+        self.agent.go_down(params.reason);
+        Ok(CustomResult::new(json!({})))
+    }
+}

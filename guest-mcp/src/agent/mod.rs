@@ -1,0 +1,199 @@
+//! The agent: says hello to the host, applies its configuration, and serves MCP to it.
+//!
+//! ```text
+//! listen ── port 200 ──> mcp (one rmcp service per connection, over `lines`) ──> crate::tools
+//! hello  ── host port 1024: hello, configure, ack, welcome; and bye before the guest goes down
+//! ```
+//! It runs on one thread; what may block on a disk goes to a small pool. It never makes decisions of PID 1: going down is
+//! asked of the init.
+
+mod configure;
+mod hello;
+mod lines;
+mod listen;
+mod mcp;
+mod network;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use nexus_schema::link::{ByeReason, InitMode};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+
+use crate::console::say;
+use crate::tools::command::Running;
+
+/// Where an agent runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In a VM: vsock, and the whole system is its business.
+    Vm {
+        /// What is PID 1.
+        init: InitMode,
+    },
+    /// On a host, as an ordinary process: Unix sockets in a directory, and nothing of the system is touched.
+    Process {
+        /// Where the sockets are.
+        directory: PathBuf,
+    },
+}
+
+/// What the host's configuration changes for later calls.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    /// The VM's name; empty before the configuration came.
+    pub(crate) name: String,
+    /// Environment variables of every command.
+    pub(crate) env: BTreeMap<String, String>,
+    /// The token of this boot.
+    token: Option<String>,
+}
+
+impl Settings {
+    /// The VM's name, or a word for it before there is one.
+    pub(crate) fn name(&self) -> &str {
+        if self.name.is_empty() { "vm" } else { &self.name }
+    }
+}
+
+/// How an agent ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The guest goes down; bye was said, or could not be.
+    Down,
+    /// It was told to go.
+    Terminated,
+}
+
+/// The state that all of the agent shares.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    place: Place,
+    protocol: u32,
+    settings: RwLock<Arc<Settings>>,
+    /// Commands that run now, so that none outlives an agent that is told to go.
+    pub(crate) running: Mutex<Vec<Arc<Running>>>,
+    /// Told after each answer that was written.
+    answered: Arc<Notify>,
+    /// Which way the guest goes down, once it does.
+    going_down: watch::Sender<Option<ByeReason>>,
+}
+
+impl Agent {
+    fn new(place: Place, protocol: u32) -> Self {
+        let settings = Settings { token: hello::stored_token(&place), ..Settings::default() };
+        Self {
+            place,
+            protocol,
+            settings: RwLock::new(Arc::new(settings)),
+            running: Mutex::default(),
+            answered: Arc::default(),
+            going_down: watch::Sender::new(None),
+        }
+    }
+
+    /// What the host's configuration says now.
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether this is a VM, so that cgroups and scores are the agent's business.
+    pub(crate) fn is_in_vm(&self) -> bool {
+        matches!(self.place, Place::Vm { .. })
+    }
+
+    fn configured(&self, settings: Settings) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+    }
+
+    /// Starts going down, once the answer to the request that asked for it is written.
+    fn go_down(self: &Arc<Self>, reason: ByeReason) {
+        let agent = self.clone();
+        let answered = self.answered.clone().notified_owned();
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(Duration::from_millis(500), answered).await;
+            agent.going_down.send_replace(Some(reason));
+        });
+    }
+
+    fn kill_commands(&self) {
+        let running = std::mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
+        for command in running {
+            command.kill();
+        }
+    }
+}
+
+/// Runs an agent to its end.
+pub(crate) fn run(place: Place, protocol: u32) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(16)
+        .thread_stack_size(256 << 10)
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(format_args!("cannot start the agent: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let agent = Arc::new(Agent::new(place, protocol));
+    let ending = runtime.block_on(live(&agent));
+    agent.kill_commands();
+    // A call that hangs in the kernel must not keep the agent.
+    runtime.shutdown_background();
+    match ending {
+        Ok(Ending::Down) => ExitCode::SUCCESS,
+        Ok(Ending::Terminated) => ExitCode::from(143),
+        Err(error) => {
+            say(format_args!("the agent ends: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+enum AgentError {
+    /// The ports or sockets cannot be had.
+    #[error("cannot listen: {0}")]
+    Listen(#[source] std::io::Error),
+    /// Signals cannot be received.
+    #[error("cannot receive signals: {0}")]
+    Signal(#[source] std::io::Error),
+}
+
+async fn live(agent: &Arc<Agent>) -> Result<Ending, AgentError> {
+    let catch = |kind| signal(kind).map_err(AgentError::Signal);
+    let mut terminate = catch(SignalKind::terminate())?;
+    let mut interrupt = catch(SignalKind::interrupt())?;
+    let mut reboot = catch(SignalKind::user_defined1())?;
+    let mut poweroff = catch(SignalKind::user_defined2())?;
+    let mut going_down = agent.going_down.subscribe();
+
+    listen::start(agent).map_err(AgentError::Listen)?;
+    tokio::spawn(hello::until_welcome(agent.clone()));
+
+    let wanted = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        _ = reboot.recv() => Some(ByeReason::Reboot),
+        _ = poweroff.recv() => Some(ByeReason::Poweroff),
+        asked = async { going_down.wait_for(Option::is_some).await.map(|reason| *reason) } => asked.ok().flatten(),
+    };
+    let ending = match wanted {
+        Some(_) => Ending::Down,
+        None => Ending::Terminated,
+    };
+    match wanted {
+        Some(reason) => hello::bye(agent, reason).await,
+        None => {}
+    }
+    Ok(ending)
+}

@@ -1,0 +1,70 @@
+//! One connection to or from the host, over vsock or a Unix socket.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use nexus_schema::link::HOST_PORT;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, VsockAddr};
+use rustix::fs::{Mode, OFlags};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockStream};
+
+use super::Place;
+
+/// The name of the socket that stands for the vsock device.
+pub(super) const SOCKET: &str = "v.sock";
+
+/// A connection, whatever carries it.
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// Dials the host's hello port.
+pub(super) async fn dial_host(place: &Place) -> io::Result<Box<dyn Duplex>> {
+    match place {
+        Place::Vm { .. } => {
+            let connected = tokio::task::spawn_blocking(connect_from_privileged_port).await;
+            let socket = connected.map_err(io::Error::other)??;
+            Ok(Box::new(VsockStream::from(socket)))
+        }
+        Place::Process { directory } => {
+            let place = ShortPath::of(directory)?;
+            Ok(Box::new(UnixStream::connect(place.join(&format!("{SOCKET}_{HOST_PORT}"))).await?))
+        }
+    }
+}
+
+/// Connects from a port that only root can bind: that is what tells the agent from every other process of the guest.
+fn connect_from_privileged_port() -> io::Result<OwnedFd> {
+    let kind = (AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC);
+    let socket = socket::socket(kind.0, kind.1, kind.2, None)?;
+    let mut bound = Err(nix::errno::Errno::EADDRINUSE);
+    for port in (512..1024).rev() {
+        bound = socket::bind(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_ANY, port));
+        if bound != Err(nix::errno::Errno::EADDRINUSE) {
+            break;
+        }
+    }
+    bound?;
+    socket::connect(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, HOST_PORT))?;
+    Ok(socket)
+}
+
+/// A directory by its file descriptor, because a Unix socket's path holds no more than 107 bytes.
+pub(super) struct ShortPath {
+    directory: OwnedFd,
+}
+
+impl ShortPath {
+    /// Opens the directory.
+    pub(super) fn of(directory: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { directory: rustix::fs::open(directory, flags, Mode::empty())? })
+    }
+
+    /// A short path to a name in it; good while this value lives.
+    pub(super) fn join(&self, name: &str) -> String {
+        format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd())
+    }
+}

@@ -1,0 +1,179 @@
+//! Small facts about the running system, read without the C library's databases (a static binary has none).
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Reads at most `max` bytes of a small file as text; `None` if it cannot be read.
+pub(crate) fn read_small(path: impl AsRef<Path>, max: u64) -> Option<String> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(max).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// `os-release` of the root filesystem.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct OsRelease {
+    /// `PRETTY_NAME`.
+    pub(crate) pretty_name: Option<String>,
+    /// `ID`.
+    pub(crate) id: Option<String>,
+    /// `VERSION_ID`.
+    pub(crate) version_id: Option<String>,
+}
+
+impl OsRelease {
+    /// Reads the file that is there.
+    pub(crate) fn read() -> Self {
+        ["/etc/os-release", "/usr/lib/os-release"]
+            .iter()
+            .find_map(|path| read_small(path, 16 << 10))
+            .map(|text| Self::parse(&text))
+            .unwrap_or_default()
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut release = Self::default();
+        for line in text.lines() {
+            let Some((key, value)) = line.split_once('=') else { continue };
+            let value = value.trim().trim_matches(['"', '\'']);
+            let value = (!value.is_empty()).then(|| value.chars().take(200).collect());
+            match key.trim() {
+                "PRETTY_NAME" => release.pretty_name = value,
+                "ID" => release.id = value,
+                "VERSION_ID" => release.version_id = value,
+                _ => {}
+            }
+        }
+        release
+    }
+}
+
+/// One line of `/etc/passwd`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct User {
+    /// The login name.
+    pub(crate) name: String,
+    /// The user's number.
+    pub(crate) uid: u32,
+    /// The primary group's number.
+    pub(crate) gid: u32,
+    /// The home directory.
+    pub(crate) home: String,
+    /// The login shell.
+    pub(crate) shell: String,
+}
+
+/// The user databases of the root filesystem.
+pub(crate) struct Users {
+    passwd: String,
+    group: String,
+}
+
+impl Users {
+    /// Reads `/etc/passwd` and `/etc/group`; missing ones are empty.
+    pub(crate) fn read() -> Self {
+        let read = |path| read_small(path, 4 << 20).unwrap_or_default();
+        Self { passwd: read("/etc/passwd"), group: read("/etc/group") }
+    }
+
+    fn all(&self) -> impl Iterator<Item = User> {
+        self.passwd.lines().filter_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?.to_owned();
+            let uid = fields.nth(1)?.parse().ok()?;
+            let gid = fields.next()?.parse().ok()?;
+            let home = fields.nth(1)?.to_owned();
+            let shell = fields.next().unwrap_or_default().to_owned();
+            Some(User { name, uid, gid, home, shell })
+        })
+    }
+
+    /// The user of a name.
+    pub(crate) fn by_name(&self, name: &str) -> Option<User> {
+        self.all().find(|user| user.name == name)
+    }
+
+    /// The first user of a number.
+    pub(crate) fn by_uid(&self, uid: u32) -> Option<User> {
+        self.all().find(|user| user.uid == uid)
+    }
+
+    /// The groups that list a user, with its primary one, sorted.
+    pub(crate) fn groups_of(&self, user: &User) -> Vec<u32> {
+        let mut groups = vec![user.gid];
+        for line in self.group.lines() {
+            let mut fields = line.split(':');
+            let Some(gid) = fields.nth(2).and_then(|gid| gid.parse().ok()) else { continue };
+            if fields
+                .next()
+                .is_some_and(|members| members.split(',').any(|member| member.trim() == user.name))
+            {
+                groups.push(gid);
+            }
+        }
+        groups.sort_unstable();
+        groups.dedup();
+        // The kernel takes no more.
+        groups.truncate(65_536);
+        groups
+    }
+}
+
+/// The shell that command lines are given to: bash where there is one, else sh.
+pub(crate) fn shell() -> Option<&'static str> {
+    ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash", "/bin/sh", "/usr/bin/sh"]
+        .into_iter()
+        .find(|path| rustix::fs::access(*path, rustix::fs::Access::EXEC_OK).is_ok())
+}
+
+/// Time since the start of the kernel.
+pub(crate) fn uptime() -> std::time::Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    std::time::Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
+/// The text of an error of the system, without the number that Rust puts behind it.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) if !text.starts_with("I/O") => first.to_lowercase().chain(chars).collect(),
+        Some(_) | None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn os_release_is_read_with_and_without_quotes() {
+        let release =
+            OsRelease::parse("PRETTY_NAME=\"Debian GNU/Linux 12\"\nID=debian\nVERSION_ID='12'\nJUNK\n");
+        assert_eq!(release.pretty_name.as_deref(), Some("Debian GNU/Linux 12"));
+        assert_eq!(release.id.as_deref(), Some("debian"));
+        assert_eq!(release.version_id.as_deref(), Some("12"));
+    }
+
+    #[test]
+    fn users_and_their_groups_are_found() {
+        let users = Users {
+            passwd: "root:x:0:0:root:/root:/bin/bash\nbroken\nweb:x:33:33:,,:/var/www:/usr/sbin/nologin\n"
+                .into(),
+            group: "root:x:0:\nwww:x:33:\nadm:x:4:syslog,web\nbad\n".into(),
+        };
+        let web = users.by_name("web").unwrap();
+        assert_eq!((web.uid, web.gid, web.home.as_str()), (33, 33, "/var/www"));
+        assert_eq!(users.groups_of(&web), [4, 33]);
+        assert_eq!(users.by_uid(0).unwrap().name, "root");
+        assert!(users.by_name("broken").is_none());
+    }
+
+    #[test]
+    fn reasons_read_like_a_sentence() {
+        let error = std::io::Error::from_raw_os_error(libc::ENOENT);
+        assert_eq!(reason(&error), "no such file or directory");
+    }
+}

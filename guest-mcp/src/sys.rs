@@ -1,0 +1,69 @@
+//! The only unsafe code of the guest: what a child does between fork and exec.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+
+/// Whose rights a child gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    /// The user.
+    pub(crate) uid: u32,
+    /// The primary group.
+    pub(crate) gid: u32,
+    /// The supplementary groups.
+    pub(crate) groups: Vec<u32>,
+}
+
+/// What a child sets up for itself before it becomes another program.
+#[derive(Debug, Default)]
+pub(crate) struct ChildSetup {
+    /// `cgroup.procs` of the cgroup that it enters.
+    pub(crate) cgroup: Option<OwnedFd>,
+    /// Whether it becomes an ordinary candidate of the OOM killer again.
+    pub(crate) reset_oom: bool,
+    /// Whose rights it gets; `None` keeps those of the parent.
+    pub(crate) credentials: Option<Credentials>,
+    /// Whether it dies with its parent.
+    pub(crate) dies_with_parent: bool,
+}
+
+/// Has the child lead a session of its own and apply `setup` before it executes its program.
+pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
+    use std::os::unix::process::CommandExt;
+
+    let apply = move || {
+        // SAFETY: only async-signal-safe system calls on plain integers and on memory that this closure owns.
+        unsafe {
+            libc::setsid();
+            if let Some(procs) = &setup.cgroup {
+                // A command that cannot enter its cgroup runs all the same; it is then killed by its process group.
+                libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1);
+            }
+            if setup.reset_oom {
+                let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                if file >= 0 {
+                    libc::write(file, c"0".as_ptr().cast(), 1);
+                    libc::close(file);
+                }
+            }
+            // Raw system calls: in the child of a fork there is one thread, and the C library's wrappers would signal all.
+            if let Some(to) = &setup.credentials {
+                check(libc::syscall(libc::SYS_setgroups, to.groups.len(), to.groups.as_ptr()))?;
+                check(libc::syscall(libc::SYS_setresgid, to.gid, to.gid, to.gid))?;
+                check(libc::syscall(libc::SYS_setresuid, to.uid, to.uid, to.uid))?;
+            }
+            if setup.dies_with_parent {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing, takes no lock and makes async-signal-safe system calls only.
+    unsafe {
+        command.pre_exec(apply);
+    }
+}
+
+fn check(result: libc::c_long) -> std::io::Result<()> {
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,232 @@
+//! How a command is started: program, user, directory and environment.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nexus_schema::ToolError;
+use nexus_schema::error::ErrorCode;
+use nexus_schema::limits::FILE_WRITE_MAX;
+use nexus_schema::tools::ContentEncoding;
+use nexus_schema::tools::command::RunCommandParams;
+use rustix::process::Pid;
+use tokio::process::{Child, Command};
+
+use super::cgroup::Cgroup;
+use super::tree::{MARK, Running};
+use crate::os::{User, Users, reason, shell};
+use crate::sys::{ChildSetup, Credentials, prepare_child};
+use crate::tools::Call;
+
+/// Where programs are looked for; the first directory has `poweroff` and its like.
+pub(crate) const PATH: &str = "/run/nexus/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A command that was started.
+pub(super) struct Started {
+    /// Its first process.
+    pub(super) child: Child,
+    /// What is to be written to its standard input.
+    pub(super) input: Option<Vec<u8>>,
+    /// All of its processes.
+    pub(super) running: Arc<Running>,
+}
+
+/// Starts a command.
+pub(super) fn start(call: &Call, params: RunCommandParams) -> Result<Started, ToolError> {
+    let argv = argv(params.command, params.argv)?;
+    let input = input(params.stdin, params.stdin_encoding.unwrap_or_default())?;
+    let who = Who::resolve(params.user.as_deref(), &Users::read())?;
+    let cwd = cwd(params.cwd, &who.home)?;
+    let in_vm = call.agent.is_in_vm();
+
+    let mut environment = who.environment(in_vm);
+    environment.extend(call.settings.env.clone());
+    for (name, value) in params.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(ToolError::invalid(format!(
+                "`{}` cannot be an environment variable",
+                name.escape_debug()
+            )));
+        }
+        environment.insert(name, value);
+    }
+
+    let (cgroup, procs) = in_vm.then(Cgroup::create).flatten().unzip();
+    let mark = mark();
+    if cgroup.is_none() {
+        environment.insert(MARK.to_owned(), mark.clone());
+    }
+
+    let mut command = std::process::Command::new(&argv[0]);
+    command.args(&argv[1..]).env_clear().envs(&environment).current_dir(&cwd);
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    prepare_child(
+        &mut command,
+        ChildSetup { cgroup: procs, reset_oom: in_vm, credentials: who.credentials, dies_with_parent: true },
+    );
+    let child = Command::from(command).spawn().map_err(|error| refused(&argv[0], &error))?;
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
+    let pid = pid.ok_or_else(|| ToolError::internal("a command that was just started has no process id"))?;
+    Ok(Started { child, input, running: Arc::new(Running::new(pid, mark, cgroup)) })
+}
+
+fn refused(program: &str, error: &io::Error) -> ToolError {
+    let program: String = program.chars().take(200).collect();
+    let failed = ToolError::new(ErrorCode::CommandFailed, format!("start `{program}`: {}", reason(error)));
+    match error.kind() {
+        io::ErrorKind::NotFound => failed.hint("give the path of a program that is there, or install it"),
+        io::ErrorKind::PermissionDenied => failed.hint("make it executable, or run it with its interpreter"),
+        _ => failed,
+    }
+}
+
+fn argv(command: Option<String>, argv: Option<Vec<String>>) -> Result<Vec<String>, ToolError> {
+    let argv = match (command, argv) {
+        (Some(line), None) => {
+            let shell = shell().ok_or_else(|| {
+                ToolError::new(ErrorCode::CommandFailed, "the VM has no shell")
+                    .hint("give `argv` instead of `command`")
+            })?;
+            vec![shell.to_owned(), "-c".to_owned(), line]
+        }
+        (None, Some(argv)) if argv.first().is_some_and(|program| !program.is_empty()) => argv,
+        (None, Some(_)) => return Err(ToolError::invalid("argv needs a program")),
+        (None, None) => return Err(ToolError::invalid("give `command` or `argv`")),
+        (Some(_), Some(_)) => return Err(ToolError::invalid("give either `command` or `argv`, not both")),
+    };
+    if argv.iter().any(|word| word.contains('\0')) {
+        return Err(ToolError::invalid("a command cannot hold a zero byte"));
+    }
+    Ok(argv)
+}
+
+fn input(stdin: Option<String>, encoding: ContentEncoding) -> Result<Option<Vec<u8>>, ToolError> {
+    let Some(text) = stdin else { return Ok(None) };
+    let bytes = match encoding {
+        ContentEncoding::Text => text.into_bytes(),
+        ContentEncoding::Base64 => data_encoding::BASE64
+            .decode(text.as_bytes())
+            .map_err(|error| ToolError::invalid(format!("stdin is not base64: {error}")))?,
+    };
+    if bytes.len() as u64 > FILE_WRITE_MAX {
+        let text = format!("stdin holds {} bytes, at most {FILE_WRITE_MAX} can be given", bytes.len());
+        return Err(
+            ToolError::new(ErrorCode::TooLarge, text).hint("write it to a file and redirect from there")
+        );
+    }
+    Ok(Some(bytes))
+}
+
+fn cwd(given: Option<String>, home: &str) -> Result<String, ToolError> {
+    let Some(path) = given else {
+        return Ok(if Path::new(home).is_dir() { home.to_owned() } else { "/".to_owned() });
+    };
+    if !path.starts_with('/') || path.contains('\0') {
+        return Err(ToolError::invalid("cwd must be an absolute path"));
+    }
+    match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.is_dir() => Ok(path),
+        Ok(_) => Err(ToolError::new(ErrorCode::FileRefused, format!("cwd {path} is not a directory"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(ToolError::new(ErrorCode::FileNotFound, format!("no directory {path}")))
+        }
+        Err(error) => Err(ToolError::new(ErrorCode::FileRefused, format!("cwd {path}: {}", reason(&error)))),
+    }
+}
+
+/// A mark that no other command has.
+fn mark() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Whom a command runs as.
+#[derive(Debug)]
+struct Who {
+    name: String,
+    home: String,
+    shell: String,
+    /// `None`: as whom the agent itself runs.
+    credentials: Option<Credentials>,
+}
+
+impl Who {
+    fn resolve(wanted: Option<&str>, users: &Users) -> Result<Self, ToolError> {
+        let own = rustix::process::geteuid().as_raw();
+        let user = match wanted {
+            None => users.by_uid(own).unwrap_or_else(|| nameless(own)),
+            Some(wanted) => match (users.by_name(wanted), wanted.parse::<u32>()) {
+                (Some(user), _) => user,
+                // -1 means "do not change" to the kernel.
+                (None, Ok(uid)) if uid != u32::MAX => users.by_uid(uid).unwrap_or_else(|| nameless(uid)),
+                (None, _) => {
+                    let wanted: String = wanted.chars().take(80).collect();
+                    return Err(ToolError::invalid(format!("no user {wanted}"))
+                        .hint("see /etc/passwd, or give a number"));
+                }
+            },
+        };
+        let credentials = if user.uid == own {
+            None
+        } else if own == 0 {
+            Some(Credentials { uid: user.uid, gid: user.gid, groups: users.groups_of(&user) })
+        } else {
+            let text = format!("cannot run as {}: this guest is not root", user.name);
+            return Err(ToolError::new(ErrorCode::CommandFailed, text));
+        };
+        let User { name, home, shell, .. } = user;
+        Ok(Self { name, home, shell, credentials })
+    }
+
+    fn environment(&self, in_vm: bool) -> BTreeMap<String, String> {
+        // A process of the host keeps the host's way of finding programs.
+        let path = if in_vm { None } else { std::env::var("PATH").ok() };
+        [
+            ("PATH", path.unwrap_or_else(|| PATH.to_owned())),
+            ("HOME", self.home.clone()),
+            ("USER", self.name.clone()),
+            ("LOGNAME", self.name.clone()),
+            ("SHELL", if self.shell.is_empty() { "/bin/sh".to_owned() } else { self.shell.clone() }),
+            ("LANG", "C.UTF-8".to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+}
+
+/// A user that no database knows.
+fn nameless(uid: u32) -> User {
+    let (name, home) = if uid == 0 { ("root".to_owned(), "/root") } else { (uid.to_string(), "/") };
+    User { name, uid, gid: uid, home: home.to_owned(), shell: String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_a_line_or_words() {
+        assert!(argv(None, None).is_err());
+        assert!(argv(Some("x".into()), Some(vec!["x".into()])).is_err());
+        assert!(argv(None, Some(vec![])).is_err());
+        assert!(argv(None, Some(vec!["a\0b".into()])).is_err());
+        assert_eq!(argv(None, Some(vec!["ls".into(), "-l".into()])).unwrap(), ["ls", "-l"]);
+        assert_eq!(argv(Some("ls | wc".into()), None).unwrap()[1..], ["-c", "ls | wc"]);
+    }
+
+    #[test]
+    fn unknown_users_are_refused_and_numbers_need_no_name() {
+        let users = Users::read();
+        assert!(Who::resolve(Some("no-such-user"), &users).is_err());
+        assert!(Who::resolve(Some("4294967295"), &users).is_err());
+        if rustix::process::geteuid().is_root() {
+            let who = Who::resolve(Some("54321"), &users).unwrap();
+            assert_eq!(who.credentials.unwrap(), Credentials { uid: 54321, gid: 54321, groups: vec![54321] });
+            assert_eq!(who.home, "/");
+        }
+    }
+}

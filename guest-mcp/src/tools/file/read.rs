@@ -1,0 +1,123 @@
+//! `file_read`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use nexus_schema::ToolError;
+use nexus_schema::limits::{FILE_READ_MAX, OUTPUT_DEFAULT, OUTPUT_MAX};
+use nexus_schema::tools::ContentEncoding;
+use nexus_schema::tools::file::{FileRead, FileReadOutput, FileReadParams};
+use rustix::fs::{FileType as Kind, Mode, OFlags};
+
+use super::{check_path, failed, kind_words, refused};
+use crate::tools::text::{decode, incomplete_end};
+use crate::tools::{Block, Call, Reply, Run, human_bytes};
+
+impl Run for FileRead {
+    async fn run(call: Call, params: FileReadParams) -> Result<Reply<FileReadOutput>, ToolError> {
+        check_path(&params.path)?;
+        let encoding = params.encoding.unwrap_or_default();
+        let most = match encoding {
+            ContentEncoding::Text => OUTPUT_MAX,
+            ContentEncoding::Base64 => FILE_READ_MAX,
+        };
+        let limit = params.limit.unwrap_or(OUTPUT_DEFAULT).min(most) as usize;
+        if limit == 0 {
+            return Err(ToolError::invalid("limit is at least 1"));
+        }
+        let offset = params.offset.unwrap_or(0);
+        // The kernel's file positions are signed.
+        if offset > (i64::MAX as u64).saturating_sub(FILE_READ_MAX) {
+            return Err(ToolError::invalid("offset is beyond the end of every file"));
+        }
+        let path = params.path;
+        let part = call.blocking(move |_| read(path, offset, limit)).await?;
+        Ok(reply(part, offset, encoding))
+    }
+}
+
+/// A part of a file.
+struct Part {
+    path: String,
+    size: u64,
+    bytes: Vec<u8>,
+    eof: bool,
+}
+
+fn read(path: String, offset: u64, limit: usize) -> Result<Part, ToolError> {
+    let file = open_regular(&path)?;
+    let size = file.metadata().map_err(|error| failed("read", &path, error))?.len();
+    // One byte more says whether the end was reached, also for files of /proc, whose size is 0.
+    let mut bytes = vec![0; limit + 1];
+    let mut length = 0;
+    while length < bytes.len() {
+        match file.read_at(&mut bytes[length..], offset + length as u64) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A file of /proc that has nothing more to say now.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(failed("read", &path, error)),
+        }
+    }
+    bytes.truncate(length);
+    let eof = length <= limit;
+    bytes.truncate(limit);
+    Ok(Part { path, size, bytes, eof })
+}
+
+/// Opens a file for reading once it is known to be a regular one.
+fn open_regular(path: &str) -> Result<File, ToolError> {
+    let refer = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let refer = refer.map_err(|error| failed("read", path, error))?;
+    let stat = rustix::fs::fstat(&refer).map_err(|error| failed("read", path, error))?;
+    match Kind::from_raw_mode(stat.st_mode) {
+        Kind::RegularFile => {}
+        Kind::Directory => return Err(refused("read", path, "it is a directory").hint("call file_list")),
+        other => return Err(refused("read", path, &format!("it is {}", kind_words(other)))),
+    }
+    let again = format!("/proc/self/fd/{}", refer.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(again, flags, Mode::empty()).map_err(|error| failed("read", path, error))?;
+    Ok(File::from(file))
+}
+
+fn reply(part: Part, offset: u64, encoding: ContentEncoding) -> Reply<FileReadOutput> {
+    let Part { path, size, mut bytes, mut eof } = part;
+    let (text, lossy) = match encoding {
+        ContentEncoding::Base64 => (data_encoding::BASE64.encode(&bytes), false),
+        ContentEncoding::Text => {
+            // A character that the end of this part goes through belongs to the next part.
+            let cut = if eof { 0 } else { incomplete_end(&bytes) };
+            if cut < bytes.len() {
+                bytes.truncate(bytes.len() - cut);
+            }
+            eof = eof && cut == 0;
+            decode(&bytes)
+        }
+    };
+    let read = bytes.len() as u64;
+    let mut header = format!("{path} · {}", human_bytes(read));
+    if offset > 0 || !eof {
+        header.push_str(&format!(" from byte {offset}"));
+        if size > 0 {
+            header.push_str(&format!(" of {size}"));
+        }
+    }
+    if eof {
+        header.push_str(" · to the end");
+    } else {
+        header.push_str(&format!(" · goes on at offset {}", offset + read));
+    }
+    if lossy {
+        header.push_str("\nnot UTF-8, bytes were replaced; encoding base64 gives them exactly");
+    }
+    let facts = FileReadOutput { size_bytes: size, offset, read_bytes: read, eof, lossy };
+    let mut reply = Reply::new(header, facts);
+    if !text.is_empty() {
+        reply.blocks.push(Block::stream("content", text));
+    }
+    reply
+}

@@ -1,0 +1,109 @@
+//! `file_stat`.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nexus_schema::ToolError;
+use nexus_schema::tools::file::{FileEntry, FileStat, FileStatParams, FileType};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+
+use super::{check_path, failed, file_type, timestamp};
+use crate::tools::text::decode;
+use crate::tools::{Call, Reply, Run, human_bytes};
+
+impl Run for FileStat {
+    async fn run(call: Call, params: FileStatParams) -> Result<Reply<FileEntry>, ToolError> {
+        check_path(&params.path)?;
+        let follow = params.follow.unwrap_or(false);
+        // What the kernel has in its caches takes no time; only what it must ask a disk or a server for goes to the pool.
+        let path = params.path;
+        let entry = match open(&path, follow, ResolveFlags::CACHED) {
+            Ok(file) => entry_of(&file, path)?,
+            Err(_) => {
+                call.blocking(move |_| {
+                    let file = open(&path, follow, ResolveFlags::empty())
+                        .map_err(|error| failed("stat", &path, error))?;
+                    entry_of(&file, path)
+                })
+                .await?
+            }
+        };
+        Ok(Reply::new(describe(&entry), entry))
+    }
+}
+
+fn open(path: &str, follow: bool, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+    let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+    if !follow {
+        flags |= OFlags::NOFOLLOW;
+    }
+    match rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve) {
+        // Before Linux 5.6.
+        Err(Errno::NOSYS) if resolve.is_empty() => rustix::fs::open(path, flags, Mode::empty()),
+        other => other,
+    }
+}
+
+fn entry_of(file: &OwnedFd, path: String) -> Result<FileEntry, ToolError> {
+    let stat = rustix::fs::fstat(file).map_err(|error| failed("stat", &path, error))?;
+    let target = rustix::fs::readlinkat(file, c"", Vec::new()).ok();
+    Ok(entry(path, false, &stat, target.map(|target| target.into_bytes())))
+}
+
+/// The entry of a file below an open directory.
+pub(super) fn entry_at(directory: impl AsFd, name: &[u8], path: &[u8]) -> Result<FileEntry, Errno> {
+    let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let is_link = file_type(stat.st_mode) == FileType::Symlink;
+    let target = if is_link { rustix::fs::readlinkat(&directory, name, Vec::new()).ok() } else { None };
+    let (path, lossy) = decode(path);
+    Ok(entry(path, lossy, &stat, target.map(|target| target.into_bytes())))
+}
+
+fn entry(path: String, path_lossy: bool, stat: &Stat, target: Option<Vec<u8>>) -> FileEntry {
+    let kind = file_type(stat.st_mode);
+    let (target, target_lossy) = match target.filter(|_| kind == FileType::Symlink) {
+        Some(target) => {
+            let (text, lossy) = decode(&target);
+            (Some(text), lossy)
+        }
+        None => (None, false),
+    };
+    FileEntry {
+        path,
+        kind,
+        size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+        mode: format!("{:04o}", stat.st_mode & 0o7777),
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        modified_at: timestamp(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+        target,
+        lossy: path_lossy || target_lossy,
+    }
+}
+
+/// A file in a line.
+pub(super) fn describe(entry: &FileEntry) -> String {
+    let kind = match entry.kind {
+        FileType::File => "file",
+        FileType::Directory => "directory",
+        FileType::Symlink => "symlink",
+        FileType::BlockDevice => "block device",
+        FileType::CharDevice => "char device",
+        FileType::Fifo => "fifo",
+        FileType::Socket => "socket",
+    };
+    let mut line = format!(
+        "{} · {kind} · {} · {} · {}:{} · {}",
+        entry.path,
+        human_bytes(entry.size_bytes),
+        entry.mode,
+        entry.uid,
+        entry.gid,
+        entry.modified_at,
+    );
+    if let Some(target) = &entry.target {
+        line.push_str(" -> ");
+        line.push_str(target);
+    }
+    line
+}

@@ -1,0 +1,152 @@
+//! The guest's tools: each implements [`Run`] for its type of the vocabulary, and one generic function calls them all.
+//!
+//! A tool knows nothing of MCP: it gives a [`Reply`] or a [`ToolError`]. What blocks on the filesystem goes through
+//! [`Call::blocking`].
+
+pub(crate) mod command;
+mod file;
+mod os_info;
+mod reply;
+mod text;
+
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+
+use nexus_schema::error::ErrorCode;
+use nexus_schema::tool::{self, Effect, ToolInfo};
+use nexus_schema::{Tool, ToolError, for_each_guest_tool};
+use rmcp::model::{CallToolResult, ErrorData, JsonObject, Tool as McpTool, ToolAnnotations};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use reply::{Block, Reply, human_bytes};
+
+use crate::agent::{Agent, Settings};
+
+/// One call of one tool.
+pub(crate) struct Call {
+    /// Who was called.
+    pub(crate) agent: Arc<Agent>,
+    /// The configuration at the time of the call.
+    pub(crate) settings: Arc<Settings>,
+    /// Cancelled when the caller no longer wants the result.
+    pub(crate) cancel: CancellationToken,
+}
+
+impl Call {
+    /// Runs what may block on a disk, away from the thread that serves everyone.
+    pub(crate) async fn blocking<T, F>(&self, work: F) -> Result<T, ToolError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&CancellationToken) -> Result<T, ToolError> + Send + 'static,
+    {
+        let cancel = self.cancel.clone();
+        let work = tokio::task::spawn_blocking(move || work(&cancel));
+        tokio::select! {
+            done = work => done.unwrap_or_else(|_| Err(ToolError::internal("the tool failed; see the console"))),
+            // What hangs in the kernel stays there; its caller does not.
+            () = self.cancel.cancelled() => Err(cancelled()),
+        }
+    }
+}
+
+/// The call was cancelled.
+pub(crate) fn cancelled() -> ToolError {
+    ToolError::new(ErrorCode::Cancelled, "the call was cancelled")
+}
+
+/// A tool that can be called.
+pub(crate) trait Run: Tool {
+    /// Does it.
+    fn run(
+        call: Call,
+        params: Self::Params,
+    ) -> impl Future<Output = Result<Reply<Self::Output>, ToolError>> + Send;
+}
+
+type Answer = Pin<Box<dyn Future<Output = CallToolResult> + Send>>;
+
+/// A tool in the table of all.
+struct Entry {
+    name: &'static str,
+    info: fn() -> ToolInfo,
+    call: fn(Call, JsonObject) -> Answer,
+}
+
+const fn register<T: Run>() -> Entry {
+    Entry {
+        name: T::NAME,
+        info: tool::info::<T>,
+        call: |call, arguments| Box::pin(answer::<T>(call, arguments)),
+    }
+}
+
+macro_rules! entries {
+    ($($tool:path => $method:ident,)*) => { &[$(register::<$tool>()),*] };
+}
+
+/// All tools, by name.
+static ENTRIES: &[Entry] = for_each_guest_tool!(entries);
+
+async fn answer<T: Run>(call: Call, arguments: JsonObject) -> CallToolResult {
+    let settings = call.settings.clone();
+    let outcome = match serde_json::from_value(Value::Object(arguments)) {
+        Ok(params) => T::run(call, params).await,
+        Err(error) => Err(ToolError::invalid(format!("{}: {error}", T::NAME))),
+    };
+    match outcome.and_then(|reply| reply.into_result::<T>(settings.name())) {
+        Ok(result) => result,
+        Err(error) => reply::failed(&error),
+    }
+}
+
+/// Calls a tool by name. Only an unknown name is an error of the protocol.
+pub(crate) async fn call(name: &str, call: Call, arguments: JsonObject) -> Result<CallToolResult, ErrorData> {
+    match ENTRIES.iter().find(|entry| entry.name == name) {
+        Some(entry) => Ok((entry.call)(call, arguments).await),
+        None => {
+            let name: String = name.chars().take(64).collect();
+            Err(ErrorData::invalid_params(format!("unknown tool: {name}"), None))
+        }
+    }
+}
+
+/// All tools as MCP lists them; made once, on first demand, because a boot does not need it.
+pub(crate) fn list() -> &'static [McpTool] {
+    static LIST: OnceLock<Vec<McpTool>> = OnceLock::new();
+    LIST.get_or_init(|| ENTRIES.iter().map(|entry| describe((entry.info)())).collect())
+}
+
+fn describe(info: ToolInfo) -> McpTool {
+    let annotations = ToolAnnotations::with_title(info.title.clone()).open_world(info.open_world);
+    let annotations = match info.effect {
+        Effect::ReadOnly => annotations.read_only(true),
+        Effect::Additive { idempotent } => {
+            annotations.read_only(false).destructive(false).idempotent(idempotent)
+        }
+        Effect::Destructive { idempotent } => {
+            annotations.read_only(false).destructive(true).idempotent(idempotent)
+        }
+    };
+    let tool = McpTool::new(info.name, info.description, info.input_schema)
+        .with_title(info.title)
+        .with_annotations(annotations);
+    match info.output_schema {
+        Some(schema) => tool.with_raw_output_schema(schema.into()),
+        None => tool,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_described() {
+        let names: Vec<_> = list().iter().map(|tool| tool.name.as_ref()).collect();
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        assert_eq!(names, sorted);
+        assert_eq!(names.len(), nexus_schema::tools::guest().len());
+    }
+}

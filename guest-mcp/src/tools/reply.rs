@@ -1,0 +1,108 @@
+//! What a tool gives back, and how it becomes a result of MCP.
+
+use nexus_schema::error::{ERROR_META, RESULT_META, STREAM_META};
+use nexus_schema::{ResultShape, Tool, ToolError};
+use rmcp::model::{CallToolResult, ContentBlock, MetaObject, TextContent};
+use serde::Serialize;
+use serde_json::Value;
+
+/// The result of a tool that did what it was asked.
+pub(crate) struct Reply<O> {
+    /// What happened, in a line; the VM's name is put before it.
+    pub(crate) header: String,
+    /// Text after the header.
+    pub(crate) blocks: Vec<Block>,
+    /// The facts.
+    pub(crate) facts: O,
+}
+
+/// One piece of text.
+pub(crate) struct Block {
+    /// The text.
+    pub(crate) text: String,
+    /// Which stream it holds, if it is content and not talk.
+    pub(crate) stream: Option<&'static str>,
+}
+
+impl Block {
+    /// Content of a stream.
+    pub(crate) fn stream(stream: &'static str, text: String) -> Self {
+        Self { text, stream: Some(stream) }
+    }
+
+    /// Talk.
+    pub(crate) fn talk(text: impl Into<String>) -> Self {
+        Self { text: text.into(), stream: None }
+    }
+}
+
+impl<O: Serialize> Reply<O> {
+    /// A reply of a header and facts.
+    pub(crate) fn new(header: String, facts: O) -> Self {
+        Self { header, blocks: Vec::new(), facts }
+    }
+
+    /// As a result of MCP, in the shape of tool `T`.
+    pub(super) fn into_result<T: Tool<Output = O>>(self, vm: &str) -> Result<CallToolResult, ToolError> {
+        let facts = serde_json::to_value(&self.facts)
+            .map_err(|error| ToolError::internal(format!("write the result of {}: {error}", T::NAME)))?;
+        let mut content = Vec::with_capacity(1 + self.blocks.len());
+        content.push(ContentBlock::text(format!("{vm} · {}", self.header)));
+        for block in self.blocks {
+            let mut text = TextContent::new(block.text);
+            if let Some(stream) = block.stream {
+                text = text.with_meta(meta(STREAM_META, Value::from(stream)));
+            }
+            content.push(ContentBlock::Text(text));
+        }
+        let mut result = CallToolResult::success(content);
+        match T::SHAPE {
+            ResultShape::Structured => result.structured_content = Some(facts),
+            ResultShape::Text => result.meta = Some(meta(RESULT_META, facts)),
+        }
+        Ok(result)
+    }
+}
+
+/// A failed call as a result of MCP: text and `_meta`, never structured content.
+pub(super) fn failed(error: &ToolError) -> CallToolResult {
+    let mut result = CallToolResult::error(vec![ContentBlock::text(error.to_string())]);
+    result.meta = serde_json::to_value(error).ok().map(|object| meta(ERROR_META, object));
+    result
+}
+
+fn meta(key: &str, value: Value) -> MetaObject {
+    let mut object = MetaObject::new();
+    object.0.insert(key.to_owned(), value);
+    object
+}
+
+/// A size for people: `418 B`, `1.2 KiB`.
+pub(crate) fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut size = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while size >= 1023.95 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    format!("{size:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_for_people() {
+        for (bytes, text) in
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 20, "1.0 MiB"), (1_048_575, "1.0 MiB")]
+        {
+            assert_eq!(human_bytes(bytes), text);
+        }
+        assert_eq!(human_bytes(u64::MAX), "16384.0 PiB");
+    }
+}
