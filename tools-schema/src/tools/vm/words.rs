@@ -1,0 +1,106 @@
+//! The words about VMs that are chosen from a list.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The state of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// Its drives are being made.
+    Creating,
+    /// It was never started.
+    Created,
+    /// Its VMM is being launched and the kernel boots.
+    Starting,
+    /// The kernel runs and the agent said hello.
+    Running,
+    /// The agent applied its configuration: tools work.
+    Ready,
+    /// It runs, but its agent does not answer.
+    Unreachable,
+    /// It is going down.
+    Stopping,
+    /// It went down in an orderly way.
+    Stopped,
+    /// It ended without saying so.
+    Crashed,
+    /// It could not be created or started.
+    Failed,
+}
+
+impl VmState {
+    /// Every state there is.
+    pub const ALL: [Self; 10] = [
+        Self::Creating,
+        Self::Created,
+        Self::Starting,
+        Self::Running,
+        Self::Ready,
+        Self::Unreachable,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Crashed,
+        Self::Failed,
+    ];
+
+    /// The state as it is on the wire and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Ready => "ready",
+            Self::Unreachable => "unreachable",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Crashed => "crashed",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether a VMM process may exist in this state.
+    pub const fn may_run(self) -> bool {
+        match self {
+            Self::Starting | Self::Running | Self::Ready | Self::Unreachable | Self::Stopping => true,
+            Self::Creating | Self::Created | Self::Stopped | Self::Crashed | Self::Failed => false,
+        }
+    }
+}
+
+impl std::fmt::Display for VmState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl std::str::FromStr for VmState {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or(())
+    }
+}
+
+/// Which VMM to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverChoice {
+    /// Firecracker where the hardware allows it, else QEMU.
+    #[default]
+    Auto,
+    /// Firecracker (needs hardware KVM).
+    Firecracker,
+    /// QEMU's microvm machine (KVM, or software emulation).
+    Qemu,
+}
+
+/// What a VM is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkChoice {
+    /// No network: only the vsock link to the host.
+    #[default]
+    None,
+}
