@@ -41,11 +41,11 @@ e2e: setup-test ## only the tests with real virtual machines
 
 demo: ## the first virtual machine, created, used and deleted over MCP before your eyes
 	$(CARGO) build --locked --release -p nexus-host -p nexus-examples --bins
-	@$(TARGET)/release/demo --nexusd $(TARGET)/release/nexusd --directory $(DEMO_DIR)
+	@$(TARGET)/release/demo $(TARGET)/release/nexusd $(DEMO_DIR)
 
 run: release ## a daemon in the foreground, with state of its own under target/run
-	@mkdir -p $(RUN_DIR)
-	$(TARGET)/release/nexusd --state-dir $(RUN_DIR)
+	@echo "from another shell: NEXUS_RUNTIME_DIR=$(RUN_DIR)/run $(TARGET)/release/nexusctl status"
+	NEXUS_STATE_DIR=$(RUN_DIR)/state NEXUS_RUNTIME_DIR=$(RUN_DIR)/run $(TARGET)/release/nexusd
 
 bench: release ## measure; prints the tables of docs/benchmarks.md
 	$(CARGO) run --locked --release -p nexus-tests --bin bench

@@ -1,0 +1,153 @@
+//! The first virtual machine, before your eyes: starts `nexusd --stdio` with a state directory of its own, speaks MCP with
+//! it as any client would, and prints the conversation. `make demo` runs it; `demo NEXUSD DIRECTORY [IMAGE]` does too.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this program's output is its purpose")]
+
+mod client;
+mod show;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use client::{Client, DemoError};
+use serde_json::{Value, json};
+use show::Timings;
+
+const VM: &str = "demo";
+const SCRIPT: &str = "\
+import os, platform
+print('hello from', platform.node())
+print('kernel', platform.release(), 'on', os.cpu_count(), 'cpu')
+";
+/// The same for images without Python.
+const SHELL_SCRIPT: &str = "echo hello from $(hostname)\necho kernel $(uname -r) on $(nproc) cpu\n";
+
+/// How long the first virtual machine of a host may take: a kernel is downloaded and an image is made.
+const FIRST_VM: Duration = Duration::from_mins(20);
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let (Some(nexusd), Some(directory)) = (arguments.next(), arguments.next()) else {
+        eprintln!("usage: demo NEXUSD DIRECTORY [IMAGE]");
+        return ExitCode::from(2);
+    };
+    let image = arguments.next().map(|image| image.to_string_lossy().into_owned());
+    match run(PathBuf::from(nexusd), PathBuf::from(directory), image.as_deref()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("\ndemo: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), DemoError> {
+    let mut timings = Timings::default();
+
+    show::step("start a daemon of its own and greet it, as any MCP client would");
+    let mut client = Client::start(&nexusd, &directory)?;
+    let started = Instant::now();
+    let hello = client.request(
+        "initialize",
+        json!({
+            "protocolVersion": "2025-11-25",
+            "capabilities": {},
+            "clientInfo": { "name": "nexus-demo", "version": env!("CARGO_PKG_VERSION") },
+        }),
+    )?;
+    timings.note("daemon started, MCP initialized", started.elapsed());
+    show::answer(&hello["serverInfo"], started.elapsed());
+    client.notify("notifications/initialized")?;
+    let tools = client.request("tools/list", json!({}))?;
+    let names: Vec<&str> =
+        tools["tools"].as_array().into_iter().flatten().filter_map(|tool| tool["name"].as_str()).collect();
+    show::note(&format!("{} tools: {}", names.len(), names.join(", ")));
+
+    // What an interrupted demo may have left.
+    let listed = client.call("vm_list", json!({}))?;
+    let left = |vm: &Value| vm["name"] == VM;
+    if listed["structuredContent"]["vms"].as_array().into_iter().flatten().any(left) {
+        show::note("a demo before this one was interrupted: its virtual machine goes first");
+        client.call("vm_delete", json!({ "vm": VM, "force": true }))?;
+    }
+
+    show::step("create a virtual machine");
+    show::note("the first one on this host downloads a kernel and makes the image; later ones find both");
+    let started = Instant::now();
+    let arguments = match image {
+        Some(image) => json!({ "name": VM, "from": image }),
+        None => json!({ "name": VM }), // everything has a default
+    };
+    let made = client.call_to_the_end("vm_create", arguments, FIRST_VM)?;
+    timings.note("vm_create: image, drive, boot, ready", started.elapsed());
+    let vm = &made["result"];
+    show::boot(vm, &mut timings);
+
+    show::step("work inside it: run a command, write a program, run it, read a file");
+    let timed = |client: &mut Client, timings: &mut Timings, what: &str, tool: &str, arguments: Value| {
+        let started = Instant::now();
+        let result = client.call(tool, arguments)?;
+        timings.note(what, started.elapsed());
+        Ok::<_, DemoError>(result)
+    };
+    timed(
+        &mut client,
+        &mut timings,
+        "guest_run_command, the first",
+        "guest_run_command",
+        json!({ "vm": VM, "command": "uname -srm; head -n 1 /etc/os-release; id -un" }),
+    )?;
+    let (path, program, argv) = if image == Some("busybox") {
+        ("/opt/demo/hello.sh", SHELL_SCRIPT, json!(["sh", "/opt/demo/hello.sh"]))
+    } else {
+        ("/opt/demo/hello.py", SCRIPT, json!(["python3", "/opt/demo/hello.py"]))
+    };
+    timed(
+        &mut client,
+        &mut timings,
+        "guest_file_write",
+        "guest_file_write",
+        json!({ "vm": VM, "path": path, "content": program, "create_parents": true }),
+    )?;
+    let ran = timed(
+        &mut client,
+        &mut timings,
+        "guest_run_command",
+        "guest_run_command",
+        json!({ "vm": VM, "argv": argv }),
+    )?;
+    expect_text(&ran, &format!("hello from {VM}"))?;
+    let read = timed(
+        &mut client,
+        &mut timings,
+        "guest_file_read",
+        "guest_file_read",
+        json!({ "vm": VM, "path": path }),
+    )?;
+    expect_text(&read, program.lines().next().unwrap_or_default())?;
+
+    show::step("stop it and delete it");
+    let started = Instant::now();
+    client.call_to_the_end("vm_stop", json!({ "vm": VM }), Duration::from_mins(2))?;
+    timings.note("vm_stop, in good order", started.elapsed());
+    let started = Instant::now();
+    client.call("vm_delete", json!({ "vm": VM }))?;
+    timings.note("vm_delete", started.elapsed());
+    client.finish()?;
+
+    timings.print();
+    println!(
+        "\nThat was an agent's view of Nexus. To give it to your own: README.md, \"Connect your client\"."
+    );
+    Ok(())
+}
+
+/// Fails when none of a result's text blocks holds what it must.
+fn expect_text(result: &Value, text: &str) -> Result<(), DemoError> {
+    let mut blocks = result["content"].as_array().into_iter().flatten();
+    if blocks.any(|block| block["text"].as_str().is_some_and(|said| said.contains(text))) {
+        return Ok(());
+    }
+    Err(DemoError::Unexpected { wanted: text.to_owned(), got: result.to_string() })
+}

@@ -1,0 +1,151 @@
+//! How the conversation looks on a terminal and in a file.
+
+use std::cell::Cell;
+use std::io::{IsTerminal, Write, stdout};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// More of one message is not shown.
+const WIDTH: usize = 400;
+/// More lines of one text are not shown.
+const LINES: usize = 12;
+
+thread_local! {
+    /// Whether a progress line stands on the terminal, to be written over.
+    static PROGRESS: Cell<bool> = const { Cell::new(false) };
+}
+
+fn paint(code: &str, text: &str) -> String {
+    if stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        format!("\x1b[{code}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
+}
+
+/// What comes next.
+pub(crate) fn step(text: &str) {
+    println!("\n{}", paint("1", &format!("# {text}")));
+}
+
+/// A remark.
+pub(crate) fn note(text: &str) {
+    println!("{}", paint("2", &format!("  {text}")));
+}
+
+/// A tool call.
+pub(crate) fn question(tool: &str, arguments: &Value) {
+    println!("{} {} {}", paint("36", "->"), paint("1", tool), abridged(&arguments.to_string()));
+}
+
+/// An answer that is not a tool's.
+pub(crate) fn answer(value: &Value, took: Duration) {
+    println!(
+        "{} {} {}",
+        paint("32", "<-"),
+        abridged(&value.to_string()),
+        paint("2", &format!("({})", human(took)))
+    );
+}
+
+/// A tool's result: what a model would be shown.
+pub(crate) fn result(result: &Value, took: Duration) {
+    let structured = &result["structuredContent"];
+    if !structured.is_null() {
+        answer(structured, took);
+        return;
+    }
+    let mut arrow = paint("32", "<-");
+    for block in result["content"].as_array().into_iter().flatten() {
+        let text = block["text"].as_str().unwrap_or("(not text)");
+        let lines: Vec<&str> = text.lines().collect();
+        for line in lines.iter().take(LINES) {
+            println!("{arrow} {}", abridged(line));
+            arrow = "  ".to_owned();
+        }
+        if lines.len() > LINES {
+            println!("   ... {} more lines", lines.len() - LINES);
+        }
+    }
+    println!("   {}", paint("2", &format!("({})", human(took))));
+}
+
+/// How far long work is: written over on a terminal, a line each elsewhere.
+pub(crate) fn progress(params: &Value) {
+    let message = params["message"].as_str().unwrap_or("working");
+    let part = match (params["progress"].as_f64(), params["total"].as_f64()) {
+        (Some(done), Some(total)) if total > 0.0 => format!(" {:.0} %", 100.0 * done / total),
+        _ => String::new(),
+    };
+    let line = format!("   ... {message}{part}");
+    if stdout().is_terminal() {
+        print!("\r\x1b[K{}", paint("2", &abridged(&line)));
+        // Nothing depends on it that the line is seen at once.
+        let _shown = stdout().flush();
+        PROGRESS.set(true);
+    } else {
+        println!("{line}");
+    }
+}
+
+/// Clears the progress line.
+pub(crate) fn end_progress() {
+    if PROGRESS.take() {
+        print!("\r\x1b[K");
+    }
+}
+
+/// Where the time of a boot went, as the VM's own details tell.
+pub(crate) fn boot(vm: &Value, timings: &mut Timings) {
+    for (key, what) in [
+        ("plan_ms", "  of which drive and plan"),
+        ("spawn_ms", "  of which spawn of the VMM"),
+        ("boot_ms", "  of which kernel and agent, to the hello"),
+        ("configure_ms", "  of which configuration"),
+        ("link_ms", "  of which MCP link"),
+    ] {
+        if let Some(ms) = vm["timings"][key].as_u64() {
+            timings.note(what, Duration::from_millis(ms));
+        }
+    }
+    let driver = vm["driver"].as_str().unwrap_or("?");
+    let accel = vm["accel"].as_str().unwrap_or("?");
+    note(&format!("{} runs under {driver} with {accel}", vm["name"].as_str().unwrap_or("it")));
+}
+
+fn abridged(text: &str) -> String {
+    match text.char_indices().nth(WIDTH) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+fn human(took: Duration) -> String {
+    if took < Duration::from_secs(1) {
+        format!("{:.1} ms", took.as_secs_f64() * 1000.0)
+    } else {
+        format!("{:.1} s", took.as_secs_f64())
+    }
+}
+
+/// How long each step took.
+#[derive(Default)]
+pub(crate) struct Timings {
+    rows: Vec<(String, Duration)>,
+}
+
+impl Timings {
+    /// One step.
+    pub(crate) fn note(&mut self, what: &str, took: Duration) {
+        self.rows.push((what.to_owned(), took));
+    }
+
+    /// All of them.
+    pub(crate) fn print(&self) {
+        step("how long it took");
+        for (what, took) in &self.rows {
+            println!("  {what:<44} {:>10}", human(*took));
+        }
+    }
+}
