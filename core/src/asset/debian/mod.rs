@@ -1,0 +1,454 @@
+//! The provider `debian`: kernels and packages from the archive that the host's own apt is configured for.
+//!
+//! No `apt` process is needed and nothing of apt's state is touched: its configuration is read, and then each suite's
+//! `InRelease`, lists and packages are fetched and verified here. Third-party sources are passed over by what their signed
+//! index says of its origin. A source that cannot be used is a problem that is noted; an error it is only when none is left.
+
+mod apt_conf;
+mod control;
+mod deb;
+mod extract;
+mod packages;
+mod release;
+mod signature;
+mod sources;
+mod suite;
+#[cfg(test)]
+mod tests;
+mod version;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fs_err as fs;
+use nexus_schema::tools::asset::Verified;
+
+use crate::asset::error::{AssetError, with_causes};
+use crate::asset::fetch::{FetchSettings, Fetched, Fetcher, ProxySetting, Want, shown};
+use crate::asset::kernel::KernelFiles;
+use crate::op::Progress;
+use apt_conf::AptConf;
+use extract::Extracted;
+use packages::Package;
+use sources::SignedBy;
+use suite::{Context, Suite};
+
+/// A distributor: what its packages are called.
+#[derive(Debug)]
+struct Distribution {
+    /// `Origin` of its signed indexes.
+    origin: &'static str,
+    /// Its name in the names of images.
+    name: &'static str,
+    /// The component that kernels, and all that a small root filesystem needs, are in.
+    component: &'static str,
+    /// What the names of fitting kernels' packages begin with, before the version that `uname -r` says.
+    kernel: &'static str,
+    /// What that version ends with, before the architecture where that is part of it.
+    flavour: &'static str,
+    /// Whether the architecture is part of it.
+    flavour_has_arch: bool,
+    /// What the name of the package with the modules begins with, where they are not beside the kernel.
+    modules: Option<&'static str>,
+    /// Its own keyring, for hosts whose apt has no trusted keys of its own.
+    keyring: &'static str,
+}
+
+const DISTRIBUTIONS: [Distribution; 2] = [
+    Distribution {
+        origin: "Debian",
+        name: "debian",
+        component: "main",
+        kernel: "linux-image-",
+        flavour: "-cloud-",
+        flavour_has_arch: true,
+        modules: None,
+        keyring: "usr/share/keyrings/debian-archive-keyring.gpg",
+    },
+    Distribution {
+        origin: "Ubuntu",
+        name: "ubuntu",
+        component: "main",
+        kernel: "linux-image-",
+        flavour: "-generic",
+        flavour_has_arch: false,
+        modules: Some("linux-modules-"),
+        keyring: "usr/share/keyrings/ubuntu-archive-keyring.gpg",
+    },
+];
+
+/// The name of this machine's architecture in Debian's world.
+const ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+
+/// The package archive of the host, as far as it is trusted.
+#[derive(Debug)]
+pub struct Archive {
+    fetcher: Fetcher,
+    distribution: &'static Distribution,
+    suites: Vec<Suite>,
+    /// The suite of the host's own release: where a root filesystem comes from.
+    base: usize,
+    proxy: Option<String>,
+    check_valid_until: bool,
+    keyring: Arc<KeyringFile>,
+    problems: Vec<String>,
+}
+
+/// A kernel that can be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelVersion {
+    /// Its version as `uname -r` says it, such as `6.1.0-40-cloud-amd64`.
+    pub version: String,
+    /// Its package.
+    pub package: String,
+    /// The package's version.
+    pub package_version: String,
+    /// The package's length in bytes.
+    pub size_bytes: u64,
+    /// SHA-256 of the package, in hexadecimal.
+    pub sha256: String,
+}
+
+/// What mmdebstrap needs to know to make a root filesystem of the host's own distribution.
+#[derive(Debug, Clone)]
+pub struct BootstrapSource {
+    /// One-line entries (`deb URI SUITE COMPONENT`): the release, its updates and its security updates.
+    pub mirrors: Vec<String>,
+    /// The suite, as a code name such as `bookworm`.
+    pub suite: String,
+    /// The keyring, a file or a directory of such files, that signs for all mirrors without a `signed-by` of their own.
+    pub keyring: PathBuf,
+    /// The distribution with its version, such as `debian-12`.
+    pub distro: String,
+    /// The components.
+    pub components: Vec<String>,
+    /// The proxy that apt uses for HTTP, if it is configured for one.
+    pub proxy: Option<String>,
+    /// Whether an index's end of validity counts.
+    pub check_valid_until: bool,
+    /// Keeps a keyring alive that was written for this purpose.
+    _keyring: Arc<KeyringFile>,
+}
+
+/// The keyring of the base suite as a file.
+#[derive(Debug)]
+enum KeyringFile {
+    /// A file or directory of the host.
+    Host(PathBuf),
+    /// Written out from an entry that embeds its keys; deleted with the last user.
+    Written(tempfile::TempPath),
+}
+
+impl KeyringFile {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Host(path) => path,
+            Self::Written(path) => path,
+        }
+    }
+}
+
+impl Archive {
+    /// Reads apt's configuration under `apt_root` and verifies the signed index of every suite in it.
+    pub async fn open(apt_root: &Path, progress: &Progress) -> Result<Self, AssetError> {
+        let settings =
+            FetchSettings { deadline: std::time::Duration::from_secs(1800), ..FetchSettings::default() };
+        Self::open_with(apt_root, settings, now(), progress).await
+    }
+
+    /// The same with settings of its own and at a time of its own; apt's proxy replaces that of the settings.
+    pub(crate) async fn open_with(
+        apt_root: &Path,
+        mut settings: FetchSettings,
+        now: signature::Seconds,
+        progress: &Progress,
+    ) -> Result<Self, AssetError> {
+        progress.step("reading the package archive's index");
+        let conf = AptConf::read(apt_root);
+        let sources = sources::read(apt_root, ARCH)?;
+        let mut problems: Vec<String> = sources.problems.iter().map(|p| with_causes(p)).collect();
+        let proxy = conf.proxy("http", "").map(str::to_owned);
+        if conf.has_proxy() {
+            settings.proxy = ProxySetting::Rules(Arc::new(conf.clone()));
+        }
+        let fetcher = Fetcher::new(settings)?;
+        let context = Context {
+            apt_root: apt_root.to_owned(),
+            fetcher: fetcher.clone(),
+            check_valid_until: conf.is_on("Acquire::Check-Valid-Until", true),
+            check_date: conf.is_on("Acquire::Check-Date", true),
+            now,
+        };
+        let opening = sources.entries.into_iter().map(|entry| suite::open(&context, entry, progress));
+        let mut suites = Vec::new();
+        for result in futures::future::join_all(opening).await {
+            match result {
+                Ok(suite) => suites.push(suite),
+                Err(AssetError::Cancelled) => return Err(AssetError::Cancelled),
+                Err(error) => problems.push(with_causes(&error)),
+            }
+        }
+        for problem in &problems {
+            tracing::info!(problem, "a package source is not used");
+        }
+        let Some(base) = base_suite(&suites, apt_root) else {
+            return Err(AssetError::NoArchive { apt_root: apt_root.to_owned(), problems });
+        };
+        // One distributor at a time: the base suite's.
+        let distribution = suites[base].distribution;
+        let base_name = suites[base].entry.shown();
+        suites.retain(|s| s.distribution.origin == distribution.origin);
+        let base = suites.iter().position(|s| s.entry.shown() == base_name).unwrap_or(0);
+        let keyring = Arc::new(keyring_file(apt_root, &suites[base])?);
+        let check_valid_until = suites[base].entry.check_valid_until.unwrap_or(context.check_valid_until);
+        Ok(Self { fetcher, distribution, suites, base, proxy, check_valid_until, keyring, problems })
+    }
+
+    /// What is wrong with the sources that are not used, a sentence each.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// The kernels that can be had, newest first.
+    pub async fn kernels(&self) -> Result<Vec<KernelVersion>, AssetError> {
+        let found = self.kernel_packages(&Progress::default()).await?;
+        Ok(found
+            .into_iter()
+            .map(|(version, p, _)| KernelVersion {
+                version,
+                package: p.name,
+                package_version: p.version,
+                size_bytes: p.size,
+                sha256: p.sha256.to_string(),
+            })
+            .collect())
+    }
+
+    /// Fetches a kernel, the newest or the one of the given version (of `uname -r`, or its package's name or version), into the
+    /// directory `into`.
+    pub async fn fetch_kernel(
+        &self,
+        version: Option<&str>,
+        into: &Path,
+        progress: &Progress,
+    ) -> Result<KernelFiles, AssetError> {
+        let found = self.kernel_packages(progress).await?;
+        let named = |(v, p, _): &(String, Package, usize)| {
+            version.is_none_or(|wanted| *v == wanted || p.name == wanted || p.version == wanted)
+        };
+        let none = || AssetError::NoKernel { version: version.map(str::to_owned) };
+        let (uname, package, suite) = found.into_iter().find(named).ok_or_else(none)?;
+        fs::create_dir_all(into).map_err(AssetError::io("make a kernel's directory"))?;
+
+        let mut debs = vec![self.fetch_deb(&package, suite, into, progress).await?];
+        if let Some(prefix) = self.distribution.modules {
+            let (modules, suite) = self.newest_package(&format!("{prefix}{uname}"), progress).await?;
+            debs.push(self.fetch_deb(&modules, suite, into, progress).await?);
+        }
+        progress.step("unpacking the kernel");
+        let extracted = Extracted {
+            origin: format!("{} {}", package.name, package.version),
+            package: package.name,
+            version: uname,
+            verified: Verified::Signature,
+        };
+        let (into, token) = (into.to_owned(), progress.token().clone());
+        let kernel = tokio::task::spawn_blocking(move || {
+            let result = extract::kernel(&debs, extracted, &into, &token);
+            for deb in debs {
+                fs::remove_file(deb).map_err(AssetError::io("remove a package"))?;
+            }
+            result
+        })
+        .await??;
+        progress.check()?;
+        Ok(kernel)
+    }
+
+    /// Fetches one file of a package, `./bin/busybox` of `busybox-static` for instance (found below `/usr` too), into the
+    /// directory `into`, under its own name, with mode 0755.
+    pub async fn fetch_package_file(
+        &self,
+        package: &str,
+        member: &str,
+        into: &Path,
+        progress: &Progress,
+    ) -> Result<Fetched, AssetError> {
+        let (package, suite) = self.newest_package(package, progress).await?;
+        fs::create_dir_all(into).map_err(AssetError::io("make a package file's directory"))?;
+        let deb = self.fetch_deb(&package, suite, into, progress).await?;
+        progress.step(format!("unpacking {}", package.name));
+        let (into, member) = (into.to_owned(), member.to_owned());
+        tokio::task::spawn_blocking(move || {
+            let result = extract::file(&deb, &package, &member, &into);
+            fs::remove_file(deb).map_err(AssetError::io("remove a package"))?;
+            result
+        })
+        .await?
+    }
+
+    /// What mmdebstrap needs to make a root filesystem of this distribution.
+    pub fn bootstrap_source(&self) -> BootstrapSource {
+        let base = &self.suites[self.base];
+        let codename = base.release.base_codename();
+        let same_release = self.suites.iter().filter(|s| s.release.base_codename() == codename);
+        let mirrors = same_release
+            .map(|s| {
+                // The base suite's keyring is given by itself; another one must be named.
+                let other = match &s.entry.signed_by {
+                    Some(SignedBy::Keys { files, .. }) if s.entry.signed_by != base.entry.signed_by => {
+                        files.first()
+                    }
+                    _ => None,
+                };
+                let options = other.map(|f| format!("[signed-by={}] ", f.display())).unwrap_or_default();
+                format!(
+                    "deb {options}{} {} {}",
+                    shown(&s.mirror).trim_end_matches('/'),
+                    s.entry.suite,
+                    self.distribution.component
+                )
+            })
+            .collect();
+        let version = base.release.version.as_deref().filter(|v| !v.is_empty());
+        // Debian 12.15 is 12; Ubuntu 24.04 is 24.04.
+        let version = version
+            .map(|v| if self.distribution.name == "debian" { v.split('.').next().unwrap_or(v) } else { v });
+        BootstrapSource {
+            mirrors,
+            suite: base.entry.suite.clone(),
+            keyring: self.keyring.path().to_owned(),
+            distro: format!("{}-{}", self.distribution.name, version.unwrap_or(codename)),
+            components: vec![self.distribution.component.to_owned()],
+            proxy: self.proxy.clone(),
+            check_valid_until: self.check_valid_until,
+            _keyring: self.keyring.clone(),
+        }
+    }
+
+    /// Fitting kernels with their version and the suite that they are in, newest first.
+    async fn kernel_packages(
+        &self,
+        progress: &Progress,
+    ) -> Result<Vec<(String, Package, usize)>, AssetError> {
+        let distribution = self.distribution;
+        let uname = move |name: &str| {
+            let version = name.strip_prefix(distribution.kernel)?;
+            let ending = if distribution.flavour_has_arch {
+                version.strip_suffix(ARCH)?.strip_suffix(distribution.flavour)
+            } else {
+                version.strip_suffix(distribution.flavour)
+            };
+            // `cloud-amd64` and `6.12-cloud-amd64` are packages that only depend on the newest one.
+            let is_whole =
+                ending?.starts_with(|c: char| c.is_ascii_digit()) && version.matches('.').count() >= 2;
+            is_whole.then(|| version.to_owned())
+        };
+        let mut found = self.select(move |name| uname(name).is_some(), progress).await?;
+        // Of each package the newest version, and the newest packages first.
+        found.sort_by(|(a, _), (b, _)| {
+            version::compare(&b.version, &a.version).then_with(|| b.name.cmp(&a.name))
+        });
+        let mut seen = std::collections::BTreeSet::new();
+        found.retain(|(p, _)| seen.insert(p.name.clone()));
+        let kernels: Vec<_> =
+            found.into_iter().filter_map(|(p, suite)| Some((uname(&p.name)?, p, suite))).collect();
+        if kernels.is_empty() { Err(AssetError::NoKernel { version: None }) } else { Ok(kernels) }
+    }
+
+    /// The newest version of a package, and the suite that it is in.
+    async fn newest_package(&self, name: &str, progress: &Progress) -> Result<(Package, usize), AssetError> {
+        let wanted = name.to_owned();
+        let found = self.select(move |name| name == wanted, progress).await?;
+        found
+            .into_iter()
+            .max_by(|(a, _), (b, _)| version::compare(&a.version, &b.version))
+            .ok_or_else(|| AssetError::NoPackage { package: name.to_owned() })
+    }
+
+    /// The packages of all suites whose name is wanted, with the suites that they are in.
+    async fn select(
+        &self,
+        wanted: impl Fn(&str) -> bool + Clone + Send + 'static,
+        progress: &Progress,
+    ) -> Result<Vec<(Package, usize)>, AssetError> {
+        progress.step("reading the package lists");
+        let mut all = Vec::new();
+        for (number, suite) in self.suites.iter().enumerate() {
+            let found = suite.select(&self.fetcher, wanted.clone(), progress).await?;
+            all.extend(found.into_iter().map(|package| (package, number)));
+        }
+        Ok(all)
+    }
+
+    /// Fetches a package into `into`.
+    async fn fetch_deb(
+        &self,
+        package: &Package,
+        suite: usize,
+        into: &Path,
+        progress: &Progress,
+    ) -> Result<PathBuf, AssetError> {
+        progress.step(format!("downloading {}", package.name));
+        let path = into.join(format!(".{}.deb", package.sha256));
+        let mut last = None;
+        for mirror in self.suites[suite].mirrors() {
+            let url = suite::below(mirror, &package.filename)?;
+            let want =
+                Want { url, size: Some(package.size), sha256: Some(package.sha256), max_bytes: MAX_PACKAGE };
+            match self.fetcher.to_file(&want, &path, progress).await {
+                Ok(_) => return Ok(path),
+                Err(AssetError::Cancelled) => return Err(AssetError::Cancelled),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or(AssetError::NoPackage { package: package.name.clone() }))
+    }
+}
+
+/// The largest package.
+const MAX_PACKAGE: u64 = 1 << 30;
+
+/// The suite of the host's own release: the one that `os-release` names, else the first that is a release itself.
+fn base_suite(suites: &[Suite], apt_root: &Path) -> Option<usize> {
+    let os_release = ["etc/os-release", "usr/lib/os-release"]
+        .iter()
+        .find_map(|f| fs::read_to_string(apt_root.join(f)).ok());
+    let codename = os_release.as_deref().and_then(|text| {
+        text.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME=")).map(|name| name.trim_matches('"'))
+    });
+    let bases = || suites.iter().enumerate().filter(|(_, s)| s.release.is_base());
+    let own = bases().find(|(_, s)| codename == Some(s.release.base_codename()));
+    let any = own.or_else(|| bases().next()).map(|(number, _)| number);
+    any.or(if suites.is_empty() { None } else { Some(0) })
+}
+
+/// A file or directory with the keys that sign a suite.
+fn keyring_file(apt_root: &Path, suite: &Suite) -> Result<KeyringFile, AssetError> {
+    Ok(match &suite.entry.signed_by {
+        Some(SignedBy::Embedded(text)) => {
+            use std::os::unix::fs::PermissionsExt;
+            let doing = AssetError::io("write a keyring");
+            let file = tempfile::Builder::new()
+                .prefix("nexus-keyring-")
+                .suffix(".asc")
+                .permissions(std::fs::Permissions::from_mode(0o644))
+                .tempfile()
+                .map_err(&doing)?;
+            fs::write(file.path(), text).map_err(&doing)?;
+            KeyringFile::Written(file.into_temp_path())
+        }
+        Some(SignedBy::Keys { files, .. }) if !files.is_empty() => KeyringFile::Host(files[0].clone()),
+        _ => {
+            let parts = apt_root.join("etc/apt/trusted.gpg.d");
+            let has_parts = fs::read_dir(&parts).is_ok_and(|mut d| d.next().is_some());
+            let own = apt_root.join(suite.distribution.keyring);
+            KeyringFile::Host(if has_parts { parts } else { own })
+        }
+    })
+}
+
+/// Seconds since 1970.
+fn now() -> signature::Seconds {
+    jiff::Timestamp::now().as_second().try_into().unwrap_or_default()
+}

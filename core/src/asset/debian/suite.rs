@@ -1,0 +1,181 @@
+//! One suite of one archive: its signed index, and its list of packages once that is asked for.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use reqwest::Url;
+use tokio::sync::OnceCell;
+
+use crate::asset::AssetError;
+use crate::asset::debian::packages::{self, Package};
+use crate::asset::debian::release::Release;
+use crate::asset::debian::signature::{Keyring, MAX_SIGNED, Seconds};
+use crate::asset::debian::sources::Entry;
+use crate::asset::debian::{ARCH, DISTRIBUTIONS, Distribution};
+use crate::asset::error::{IndexProblem, SourceProblem};
+use crate::asset::fetch::{Fetcher, Want};
+use crate::asset::stream::Compression;
+use crate::op::Progress;
+
+/// The largest list of packages, packed.
+const MAX_LIST: u64 = 128 << 20;
+
+/// What opening a suite needs to know.
+pub(crate) struct Context {
+    pub(crate) apt_root: PathBuf,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) check_valid_until: bool,
+    pub(crate) check_date: bool,
+    pub(crate) now: Seconds,
+}
+
+/// A suite whose index is verified.
+#[derive(Debug)]
+pub(super) struct Suite {
+    pub(super) entry: Entry,
+    /// The mirror that answered.
+    pub(super) mirror: Url,
+    pub(super) release: Release,
+    pub(super) distribution: &'static Distribution,
+    /// The packed list of packages, verified; packed it is small enough to be kept.
+    list: OnceCell<(Arc<[u8]>, Compression)>,
+}
+
+/// Fetches and verifies a suite's index.
+pub(super) async fn open(context: &Context, entry: Entry, progress: &Progress) -> Result<Suite, AssetError> {
+    let name = entry.shown();
+    let fallback: Vec<_> = DISTRIBUTIONS.iter().map(|d| context.apt_root.join(d.keyring)).collect();
+    let keyring = Keyring::of_entry(&context.apt_root, entry.signed_by.as_ref(), &fallback)?;
+    let mut last = None;
+    for mirror in entry.mirrors.clone() {
+        let url = below(&mirror, &format!("dists/{}/InRelease", entry.suite))?;
+        let want = Want { url, size: None, sha256: None, max_bytes: MAX_SIGNED };
+        let fetched = context.fetcher.to_memory(&want, progress).await;
+        let verified = match fetched {
+            Ok(signed) => verify(&keyring, &name, signed, context.now).await,
+            Err(error) => Err(error),
+        };
+        match verified.and_then(|release| accept(context, &entry, release)) {
+            Ok((release, distribution)) => {
+                return Ok(Suite { entry, mirror, release, distribution, list: OnceCell::new() });
+            }
+            Err(AssetError::Cancelled) => return Err(AssetError::Cancelled),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or(AssetError::Source {
+        source_entry: name,
+        problem: SourceProblem::Malformed("no address"),
+    }))
+}
+
+/// Verifies an index on a thread of its own: signatures take their time.
+async fn verify(keyring: &Keyring, name: &str, signed: Vec<u8>, now: Seconds) -> Result<Release, AssetError> {
+    let (keyring, what) = (keyring.clone(), format!("{name} InRelease"));
+    tokio::task::spawn_blocking(move || {
+        let text = keyring.signed_text(&what, &signed, now)?;
+        Release::parse(&text, ARCH).map_err(|problem| AssetError::Index { what, problem })
+    })
+    .await?
+}
+
+/// Whether a verified index is one to take packages from.
+fn accept(
+    context: &Context,
+    entry: &Entry,
+    release: Release,
+) -> Result<(Release, &'static Distribution), AssetError> {
+    let refused = |problem| AssetError::Source { source_entry: entry.shown(), problem };
+    let distribution = DISTRIBUTIONS
+        .iter()
+        .find(|d| d.origin == release.origin)
+        .ok_or_else(|| refused(SourceProblem::ThirdParty(release.origin.clone())))?;
+    if release.not_automatic {
+        return Err(refused(SourceProblem::NotAutomatic));
+    }
+    let until = entry.check_valid_until.unwrap_or(context.check_valid_until);
+    let date = entry.check_date.unwrap_or(context.check_date);
+    let index = |problem| AssetError::Index { what: format!("{} InRelease", entry.shown()), problem };
+    release.check_time(context.now, until, date).map_err(index)?;
+    Ok((release, distribution))
+}
+
+impl Suite {
+    /// The mirrors, the one that answered first.
+    pub(super) fn mirrors(&self) -> impl Iterator<Item = &Url> {
+        [&self.mirror].into_iter().chain(self.entry.mirrors.iter().filter(|m| **m != self.mirror))
+    }
+
+    /// The packages whose name is wanted.
+    pub(super) async fn select(
+        &self,
+        fetcher: &Fetcher,
+        wanted: impl Fn(&str) -> bool + Send + 'static,
+        progress: &Progress,
+    ) -> Result<Vec<Package>, AssetError> {
+        if !self.entry.components.iter().any(|c| c == self.distribution.component) {
+            return Ok(Vec::new());
+        }
+        let (list, compression) =
+            self.list.get_or_try_init(|| self.fetch_list(fetcher, progress)).await?.clone();
+        progress.check()?;
+        let what = self.list_name();
+        tokio::task::spawn_blocking(move || packages::select(&list, compression, &wanted))
+            .await?
+            .map_err(|problem| AssetError::Index { what, problem })
+    }
+
+    async fn fetch_list(
+        &self,
+        fetcher: &Fetcher,
+        progress: &Progress,
+    ) -> Result<(Arc<[u8]>, Compression), AssetError> {
+        let missing = || AssetError::Index {
+            what: format!("{} InRelease", self.entry.shown()),
+            problem: IndexProblem::NotListed(format!(
+                "{}/binary-{ARCH}/Packages",
+                self.distribution.component
+            )),
+        };
+        let (path, compression, listed) =
+            self.release.packages(self.distribution.component, ARCH).ok_or_else(missing)?;
+        let suite = format!("dists/{}", self.entry.suite);
+        let mut places = Vec::new();
+        for mirror in self.mirrors() {
+            if self.release.by_hash
+                && let Some((directory, _)) = path.rsplit_once('/')
+            {
+                places.push(below(mirror, &format!("{suite}/{directory}/by-hash/SHA256/{}", listed.sha256))?);
+            }
+            places.push(below(mirror, &format!("{suite}/{path}"))?);
+        }
+        let mut last = None;
+        for url in places {
+            let want =
+                Want { url, size: Some(listed.size), sha256: Some(listed.sha256), max_bytes: MAX_LIST };
+            match fetcher.to_memory(&want, progress).await {
+                Ok(bytes) => return Ok((bytes.into(), compression)),
+                Err(AssetError::Cancelled) => return Err(AssetError::Cancelled),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(missing))
+    }
+
+    fn list_name(&self) -> String {
+        format!("{} {} Packages", self.entry.shown(), self.distribution.component)
+    }
+}
+
+/// The address of a path below an archive's root.
+pub(super) fn below(root: &Url, path: &str) -> Result<Url, AssetError> {
+    let unsafe_path =
+        |_| AssetError::Index { what: root.to_string(), problem: IndexProblem::UnsafePath(path.to_owned()) };
+    let url = root.join(path).map_err(unsafe_path)?;
+    // Whatever the path is: it is on the same host and below the same directory.
+    if url.origin() == root.origin() && url.path().starts_with(root.path()) {
+        Ok(url)
+    } else {
+        Err(AssetError::Index { what: root.to_string(), problem: IndexProblem::UnsafePath(path.to_owned()) })
+    }
+}

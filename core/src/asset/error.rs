@@ -1,0 +1,446 @@
+//! How assets fail.
+
+use std::io;
+use std::path::PathBuf;
+
+use nexus_schema::{ErrorCode, ToolError};
+
+use crate::asset::stream::{OverLimit, Sha256};
+use crate::op::Cancelled;
+
+/// Why an asset could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AssetError {
+    /// The host's apt is configured for no archive that can be used.
+    #[error("no package archive can be used of those configured in {}{}", .apt_root.join("etc/apt").display(), listed(.problems))]
+    NoArchive {
+        /// Where apt's configuration was looked for.
+        apt_root: PathBuf,
+        /// What is wrong with each source that is there.
+        problems: Vec<String>,
+    },
+    /// An entry of apt's configuration cannot be used.
+    #[error("source {source_entry}: {problem}")]
+    Source {
+        /// The entry: its file, or its address and suite.
+        source_entry: String,
+        /// What is wrong with it.
+        problem: SourceProblem,
+    },
+    /// A server answered with something else than the file.
+    #[error("get {url}: the server answered {status}")]
+    Status {
+        /// The file's address.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// A transfer failed for good.
+    #[error("get {url}")]
+    Transfer {
+        /// The file's address.
+        url: String,
+        /// How the last attempt failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A transfer did not end in the time that it has.
+    #[error("get {url}: not done after {seconds} s")]
+    Timeout {
+        /// The file's address.
+        url: String,
+        /// The time that it had, in seconds.
+        seconds: u64,
+    },
+    /// A file has another length than promised.
+    #[error("{what} has {found} bytes instead of {expected}")]
+    Length {
+        /// The file.
+        what: String,
+        /// The promised length.
+        expected: u64,
+        /// The length found.
+        found: u64,
+    },
+    /// A file is larger than may be.
+    #[error("{what} is larger than the {limit} bytes that are allowed")]
+    TooLarge {
+        /// The file.
+        what: String,
+        /// How many bytes it may have.
+        limit: u64,
+    },
+    /// A file is not what was promised.
+    #[error("{what} has the SHA-256 {found} instead of {expected}")]
+    Checksum {
+        /// The file.
+        what: String,
+        /// The promised digest.
+        expected: Sha256,
+        /// The digest found.
+        found: Sha256,
+    },
+    /// A file's signature does not vouch for it.
+    #[error("signature of {what}")]
+    Signature {
+        /// The file.
+        what: String,
+        /// What is wrong.
+        #[source]
+        problem: SignatureProblem,
+    },
+    /// A keyring cannot be used.
+    #[error("keyring {} holds no key that can be read", .path.display())]
+    Keyring {
+        /// The keyring.
+        path: PathBuf,
+    },
+    /// A signed index is not what it should be.
+    #[error("{what}: {problem}")]
+    Index {
+        /// The index.
+        what: String,
+        /// What is wrong with it.
+        problem: IndexProblem,
+    },
+    /// No archive has such a package.
+    #[error("no configured package archive has a package {package}")]
+    NoPackage {
+        /// The package.
+        package: String,
+    },
+    /// No archive has such a kernel.
+    #[error("no configured package archive has {}", match .version { Some(v) => format!("a kernel {v}"), None => "a kernel".into() })]
+    NoKernel {
+        /// The version asked for.
+        version: Option<String>,
+    },
+    /// A package is not what it should be.
+    #[error("package {package}")]
+    Package {
+        /// The package.
+        package: String,
+        /// What is wrong with it.
+        #[source]
+        problem: PackageProblem,
+    },
+    /// A kernel cannot be used.
+    #[error("kernel {kernel}")]
+    Kernel {
+        /// The kernel: its file or its version.
+        kernel: String,
+        /// What is wrong with it.
+        #[source]
+        problem: KernelProblem,
+    },
+    /// A digest that was given is none.
+    #[error("{text:?} is not a SHA-256 digest")]
+    NotADigest {
+        /// What was given.
+        text: String,
+    },
+    /// A file of the host could not be read or written; the cause names it.
+    #[error("{doing}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// How it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The operation was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// A worker thread ended without an answer.
+    #[error("a worker ended unexpectedly")]
+    Worker,
+}
+
+/// What is wrong with an entry of apt's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SourceProblem {
+    /// A line or stanza that says nothing sensible.
+    #[error("malformed: {0}")]
+    Malformed(&'static str),
+    /// An address of a kind that is not supported.
+    #[error("addresses of the kind {0}: are not supported, only http:, https: and mirror+file:")]
+    Scheme(String),
+    /// A repository without `dists/`.
+    #[error("a flat repository has no signed distribution")]
+    Flat,
+    /// Another distributor's packages.
+    #[error("its packages come from {0:?}, not from a distribution that is known")]
+    ThirdParty(String),
+    /// Packages that are not meant to be taken without being asked for.
+    #[error("it is marked NotAutomatic")]
+    NotAutomatic,
+    /// Not for this machine.
+    #[error("it has no packages for {0}")]
+    Architecture(&'static str),
+}
+
+/// What is wrong with a signature.
+#[derive(Debug, thiserror::Error)]
+pub enum SignatureProblem {
+    /// It cannot be parsed.
+    #[error("it cannot be read")]
+    Malformed(#[source] Box<pgp::errors::Error>),
+    /// No good one: what was found instead.
+    #[error("none of {count} is good: {}", .reasons.join("; "))]
+    NoneGood {
+        /// How many there are.
+        count: usize,
+        /// What is wrong with each.
+        reasons: Vec<String>,
+    },
+}
+
+/// What is wrong with an index.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IndexProblem {
+    /// A field is missing or malformed.
+    #[error("field {0} is missing or malformed")]
+    Field(&'static str),
+    /// It does not list what is needed.
+    #[error("it does not list {0}")]
+    NotListed(String),
+    /// It is out of date.
+    #[error("it was valid until {0} only")]
+    Expired(String),
+    /// It claims to be made in the future.
+    #[error("it is dated {0}, in the future")]
+    FromTheFuture(String),
+    /// A path that leaves the archive.
+    #[error("path {0:?} leaves the archive")]
+    UnsafePath(String),
+    /// Its compressed form is damaged, or a line has no end.
+    #[error("it is damaged: {0}")]
+    Damaged(String),
+}
+
+/// What is wrong with a package.
+#[derive(Debug, thiserror::Error)]
+pub enum PackageProblem {
+    /// The outer archive is malformed.
+    #[error("its ar archive is malformed: {0}")]
+    Ar(&'static str),
+    /// It has no data member of a known kind.
+    #[error("it has no data.tar of a known compression")]
+    NoData,
+    /// Its data cannot be read.
+    #[error("its data cannot be read")]
+    Data(#[source] io::Error),
+    /// A path that leaves the tree.
+    #[error("its entry {0:?} leaves the tree")]
+    UnsafePath(String),
+    /// A chosen entry is no regular file.
+    #[error("its entry {0:?} is not a regular file")]
+    NotAFile(String),
+    /// A chosen entry is missing.
+    #[error("it has no file {0}")]
+    NoMember(String),
+    /// Too much in it.
+    #[error("{what} is larger than the {limit} bytes that are allowed")]
+    TooLarge {
+        /// What is too large.
+        what: String,
+        /// How many bytes it may have.
+        limit: u64,
+    },
+}
+
+/// What is wrong with a kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelProblem {
+    /// Neither an ELF file nor a bzImage.
+    #[error("it is neither an ELF file nor a bzImage")]
+    UnknownFormat,
+    /// A header that points outside the file, or says something impossible.
+    #[error("its header is malformed: {0}")]
+    Malformed(&'static str),
+    /// A payload of another compression.
+    #[error("its payload is compressed with {0}, which is not supported")]
+    Compression(&'static str),
+    /// The payload cannot be unpacked.
+    #[error("its payload is damaged")]
+    Damaged(#[source] io::Error),
+    /// It unpacks to something else than its header says.
+    #[error("it unpacks to {found} bytes instead of {expected}")]
+    Length {
+        /// What the header says.
+        expected: u64,
+        /// What came out.
+        found: u64,
+    },
+    /// Too large.
+    #[error("it is larger than the {limit} bytes that are allowed")]
+    TooLarge {
+        /// How many bytes it may have.
+        limit: u64,
+    },
+    /// An ELF file, but no kernel for this machine.
+    #[error("it is no kernel for {0}: {1}")]
+    WrongElf(&'static str, &'static str),
+    /// A module that booting needs is neither there nor built in.
+    #[error("module {0} is neither among its modules nor built in")]
+    NoModule(String),
+    /// A module cannot be read.
+    #[error("module {module} cannot be read: {problem}")]
+    Module {
+        /// The module.
+        module: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// Modules that need each other.
+    #[error("its modules need each other in a circle at {0}")]
+    Circle(String),
+    /// The facts beside it cannot be read.
+    #[error("its kernel.json cannot be read")]
+    Facts(#[source] serde_json::Error),
+}
+
+impl AssetError {
+    /// A function that makes an [`AssetError::Io`] of an [`io::Error`].
+    pub(crate) fn io(doing: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { doing, source }
+    }
+
+    /// The code for it at the edge.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NoArchive { .. } => ErrorCode::HostUnsuitable,
+            Self::Source { .. } | Self::Keyring { .. } => ErrorCode::HostUnsuitable,
+            Self::Status { .. } | Self::Transfer { .. } | Self::Timeout { .. } => ErrorCode::DownloadFailed,
+            Self::Length { .. }
+            | Self::TooLarge { .. }
+            | Self::Checksum { .. }
+            | Self::Signature { .. }
+            | Self::Index { .. }
+            | Self::Package { .. }
+            | Self::Kernel { .. } => ErrorCode::VerificationFailed,
+            Self::NoPackage { .. } | Self::NoKernel { .. } => ErrorCode::AssetNotFound,
+            Self::NotADigest { .. } => ErrorCode::InvalidArgument,
+            Self::Io { source, .. } if is_full(source) => ErrorCode::DiskFull,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorCode::AssetNotFound,
+            Self::Io { .. } => ErrorCode::HostUnsuitable,
+            Self::Cancelled => ErrorCode::Cancelled,
+            Self::Worker => ErrorCode::Internal,
+        }
+    }
+
+    /// The next thing to do, where there is one.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NoArchive { .. } => Some(
+                "start nexusd with --kernel FILE and --rootfs DIR to use files of your own, or add a Debian archive to apt's \
+                 sources; asset_list shows what is installed and what can be had",
+            ),
+            Self::NoKernel { .. } | Self::NoPackage { .. } => Some("asset_list shows what can be had"),
+            Self::Status { .. } | Self::Transfer { .. } | Self::Timeout { .. } => Some(
+                "check the host's network and apt's proxy and sources (`apt-get update` uses the same), then call again",
+            ),
+            Self::Index { problem: IndexProblem::Expired(_) | IndexProblem::FromTheFuture(_), .. } => Some(
+                "check the host's clock; for a frozen mirror set Acquire::Check-Valid-Until \"false\" in apt's configuration",
+            ),
+            Self::Checksum { .. } | Self::Length { .. } => Some(
+                "the mirror or a proxy on the way may hold a stale or damaged copy: call again, or use another mirror",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a disk or quota is full.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn listed(problems: &[String]) -> String {
+    if problems.is_empty() { ": there are none".into() } else { format!(": {}", problems.join("; ")) }
+}
+
+/// An error's text with the texts of its causes.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl From<Cancelled> for AssetError {
+    fn from(_: Cancelled) -> Self {
+        Self::Cancelled
+    }
+}
+
+impl From<tokio::task::JoinError> for AssetError {
+    fn from(_: tokio::task::JoinError) -> Self {
+        Self::Worker
+    }
+}
+
+impl From<AssetError> for ToolError {
+    fn from(error: AssetError) -> Self {
+        let tool_error = Self::new(error.code(), with_causes(&error));
+        match error.hint() {
+            Some(hint) => tool_error.hint(hint),
+            None => tool_error,
+        }
+    }
+}
+
+impl From<PackageProblem> for io::Error {
+    fn from(problem: PackageProblem) -> Self {
+        Self::other(problem)
+    }
+}
+
+impl PackageProblem {
+    /// What a failed read of a package's data means; `what` was being read.
+    pub(crate) fn of_read(error: io::Error, what: &str) -> Self {
+        match OverLimit::in_error(&error) {
+            Some(OverLimit { limit }) => Self::TooLarge { what: what.into(), limit },
+            None => Self::Data(error),
+        }
+    }
+}
+
+impl KernelProblem {
+    /// What a failed read of a kernel's payload means.
+    pub(crate) fn of_read(error: io::Error) -> Self {
+        match OverLimit::in_error(&error) {
+            Some(OverLimit { limit }) => Self::TooLarge { limit },
+            None => Self::Damaged(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_sources_is_told_what_to_do() {
+        let error = ToolError::from(AssetError::NoArchive { apt_root: "/x".into(), problems: vec![] });
+        assert_eq!(error.code, ErrorCode::HostUnsuitable);
+        let text = error.to_string();
+        for word in ["/x/etc/apt", "--kernel FILE", "--rootfs DIR", "asset_list"] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let error = AssetError::Io { doing: "write vmlinux", source: io::Error::other("no room") };
+        assert_eq!(with_causes(&error), "write vmlinux: no room");
+    }
+}

@@ -1,0 +1,128 @@
+//! The initramfs: the agent as `/init`, and the modules that the kernel needs to find its drive.
+//!
+//! A plain (uncompressed) cpio archive in the `newc` format, which boots faster than a packed one. Source of the format:
+//! the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use sha2::Digest as _;
+
+use crate::asset::AssetError;
+
+/// Part of the hash that names a composed file: changes whenever the same parts make another archive.
+const LAYOUT: &[u8] = b"nexus initramfs 1\n";
+
+/// Composes an initramfs in `cache`, or finds it there: its name is made from the hash of its parts. `modules` are in the order
+/// of loading.
+pub fn compose_initramfs(cache: &Path, agent: &[u8], modules: &[PathBuf]) -> Result<PathBuf, AssetError> {
+    let doing = AssetError::io("compose an initramfs");
+    let mut files = Vec::with_capacity(modules.len());
+    for module in modules {
+        let name = module.file_name().and_then(|n| n.to_str()).filter(|n| !n.contains('\n'));
+        let name = name
+            .ok_or_else(|| doing(io::Error::new(io::ErrorKind::InvalidInput, "a module without a name")))?;
+        files.push((name, fs::read(module).map_err(&doing)?));
+    }
+    let mut hasher = sha2::Sha256::new();
+    hasher.update(LAYOUT);
+    for (name, bytes) in files.iter().map(|(n, b)| (*n, b.as_slice())).chain([("init", agent)]) {
+        hasher.update((name.len() as u64).to_le_bytes());
+        hasher.update(name);
+        hasher.update((bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    }
+    let digest = data_encoding::HEXLOWER.encode(&hasher.finalize());
+    let path = cache.join(format!("initramfs-{}.cpio", &digest[..32]));
+    if fs::metadata(&path).is_ok_and(|m| m.is_file()) {
+        return Ok(path);
+    }
+    fs::create_dir_all(cache).map_err(&doing)?;
+    let mut temporary = tempfile::NamedTempFile::new_in(cache).map_err(&doing)?;
+    write(&mut io::BufWriter::new(temporary.as_file_mut()), agent, &files).map_err(&doing)?;
+    {
+        use std::os::unix::fs::PermissionsExt;
+        temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(&doing)?;
+    }
+    temporary.persist(&path).map_err(|e| doing(e.error))?;
+    Ok(path)
+}
+
+fn write(out: &mut impl Write, agent: &[u8], modules: &[(&str, Vec<u8>)]) -> io::Result<()> {
+    let mut archive = Cpio { out, inode: 0, written: 0 };
+    for directory in ["dev", "modules"] {
+        archive.entry(directory, DIRECTORY | 0o755, (0, 0), b"")?;
+    }
+    // Without a console, /init would start without stdin, stdout and stderr.
+    archive.entry("dev/console", CHARACTER | 0o600, (5, 1), b"")?;
+    archive.entry("dev/null", CHARACTER | 0o666, (1, 3), b"")?;
+    archive.entry("init", REGULAR | 0o755, (0, 0), agent)?;
+    let mut order = String::new();
+    for (name, bytes) in modules {
+        order.push_str(name);
+        order.push('\n');
+        archive.entry(&format!("modules/{name}"), REGULAR | 0o644, (0, 0), bytes)?;
+    }
+    archive.entry("modules/order", REGULAR | 0o644, (0, 0), order.as_bytes())?;
+    archive.end()
+}
+
+const DIRECTORY: u32 = 0o040_000;
+const CHARACTER: u32 = 0o020_000;
+const REGULAR: u32 = 0o100_000;
+
+struct Cpio<'w, W> {
+    out: &'w mut W,
+    inode: u32,
+    written: usize,
+}
+
+impl<W: Write> Cpio<'_, W> {
+    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) -> io::Result<()> {
+        self.inode += 1;
+        self.header(name, self.inode, mode, device, data)
+    }
+
+    fn header(
+        &mut self,
+        name: &str,
+        inode: u32,
+        mode: u32,
+        device: (u32, u32),
+        data: &[u8],
+    ) -> io::Result<()> {
+        let size = u32::try_from(data.len()).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        // No time: the same parts make the same archive.
+        let (owner, group, time, sum) = (0, 0, 0, 0);
+        let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
+        let name_size = u32::try_from(name.len() + 1).map_err(io::Error::other)?;
+        let fields = [inode, mode, owner, group, links, time, size, 0, 0, device.0, device.1, name_size, sum];
+        let mut header = String::from("070701");
+        for field in fields {
+            header.push_str(&format!("{field:08x}"));
+        }
+        self.put(header.as_bytes())?;
+        self.put(name.as_bytes())?;
+        self.put(b"\0")?;
+        self.pad()?;
+        self.put(data)?;
+        self.pad()
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.header("TRAILER!!!", 0, 0, (0, 0), b"")?;
+        self.out.flush()
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.written += bytes.len();
+        self.out.write_all(bytes)
+    }
+
+    /// Header with name, and data, are padded to a multiple of four each.
+    fn pad(&mut self) -> io::Result<()> {
+        let padding = (4 - self.written % 4) % 4;
+        self.put(&[0; 3][..padding])
+    }
+}

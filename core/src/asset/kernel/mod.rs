@@ -1,0 +1,228 @@
+//! Kernels: an ELF file that VMMs boot, and the modules without which it would not find its drive.
+//!
+//! A kernel's directory holds `vmlinux`, `modules/NN-name.ko` in the order of loading, and last of all `kernel.json` with
+//! the facts: a directory without it is not whole.
+
+mod bzimage;
+mod modules;
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use nexus_schema::tools::asset::Verified;
+use serde::{Deserialize, Serialize};
+
+use crate::asset::AssetError;
+use crate::asset::error::KernelProblem;
+use crate::asset::stream::{Sha256, capped, hashed};
+pub(crate) use bzimage::MAX_KERNEL;
+use bzimage::{Image, check_elf, examine};
+pub(crate) use modules::{Choice, MAX_MODULE, Modules, first_guess, module_name};
+
+/// A kernel in its directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelFiles {
+    /// Its version as `uname -r` says it, such as `6.1.0-40-cloud-amd64`; `unknown` where the file does not say it.
+    pub version: String,
+    /// The kernel, an uncompressed ELF file.
+    pub vmlinux: PathBuf,
+    /// The modules that booting needs, unpacked, in the order of loading; none where all is built in.
+    pub modules: Vec<PathBuf>,
+    /// SHA-256 of `vmlinux`, in hexadecimal.
+    pub sha256: String,
+    /// The length of `vmlinux` in bytes.
+    pub size_bytes: u64,
+    /// What vouches for it.
+    pub verified: Verified,
+    /// The package that it comes from with its version, or the file.
+    pub origin: String,
+}
+
+/// `kernel.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Facts {
+    version: String,
+    sha256: String,
+    size_bytes: u64,
+    verified: Verified,
+    origin: String,
+    /// File names below `modules/`, in the order of loading.
+    modules: Vec<String>,
+}
+
+const VMLINUX: &str = "vmlinux";
+const MODULES: &str = "modules";
+const FACTS: &str = "kernel.json";
+
+impl KernelFiles {
+    /// Loads the facts of a kernel that is in `dir`.
+    pub fn load(dir: &Path) -> Result<Self, AssetError> {
+        let doing = AssetError::io("load a kernel");
+        let json = fs::read(dir.join(FACTS)).map_err(&doing)?;
+        let facts: Facts = serde_json::from_slice(&json).map_err(|e| AssetError::Kernel {
+            kernel: dir.display().to_string(),
+            problem: KernelProblem::Facts(e),
+        })?;
+        let kernel = Self {
+            version: facts.version,
+            vmlinux: dir.join(VMLINUX),
+            modules: facts.modules.iter().map(|m| dir.join(MODULES).join(m)).collect(),
+            sha256: facts.sha256,
+            size_bytes: facts.size_bytes,
+            verified: facts.verified,
+            origin: facts.origin,
+        };
+        for file in kernel.modules.iter().chain([&kernel.vmlinux]) {
+            fs::metadata(file).map_err(&doing)?;
+        }
+        Ok(kernel)
+    }
+}
+
+/// Where a kernel comes from.
+pub(crate) struct Provenance {
+    /// The package with its version, or the file.
+    pub(crate) origin: String,
+    /// The version, where that is known from elsewhere than the file.
+    pub(crate) version: Option<String>,
+    /// What vouches for it.
+    pub(crate) verified: Verified,
+}
+
+/// Takes a kernel from a file of the host: an ELF file, or a bzImage that is unpacked. It is taken to have everything built in
+/// that booting needs. With `sha256` (of the file) it must have that digest.
+pub fn import_kernel(file: &Path, into: &Path, sha256: Option<&str>) -> Result<KernelFiles, AssetError> {
+    let expected = sha256
+        .map(|text| text.parse::<Sha256>().map_err(|_| AssetError::NotADigest { text: text.to_owned() }))
+        .transpose()?;
+    let doing = AssetError::io("read a kernel");
+    let kernel = file.display().to_string();
+    let opened = fs::File::open(file).map_err(&doing)?;
+    if !opened.metadata().map_err(&doing)?.is_file() {
+        return Err(AssetError::Kernel { kernel, problem: KernelProblem::UnknownFormat });
+    }
+    let mut bytes = Vec::new();
+    capped(opened, MAX_KERNEL).read_to_end(&mut bytes).map_err(|e| match KernelProblem::of_read(e) {
+        KernelProblem::Damaged(e) => doing(e),
+        problem => AssetError::Kernel { kernel: kernel.clone(), problem },
+    })?;
+    if let Some(expected) = expected {
+        let found = Sha256::of(&bytes);
+        if found != expected {
+            return Err(AssetError::Checksum { what: kernel, expected, found });
+        }
+    }
+    let verified = if expected.is_some() { Verified::Checksum } else { Verified::None };
+    let provenance = Provenance { origin: kernel, version: None, verified };
+    install(&bytes, &Modules::default(), &[], provenance, into)
+}
+
+/// Makes a kernel's directory out of its image and its modules, in the order of loading.
+pub(crate) fn install(
+    image: &[u8],
+    modules: &Modules,
+    order: &[String],
+    provenance: Provenance,
+    into: &Path,
+) -> Result<KernelFiles, AssetError> {
+    let failed = |problem| AssetError::Kernel { kernel: provenance.origin.clone(), problem };
+    let doing = AssetError::io("write a kernel");
+    fs::create_dir_all(into).map_err(&doing)?;
+    let (version, unpacked, mut reader): (_, _, Box<dyn Read + '_>) = match examine(image).map_err(failed)? {
+        Image::Elf => (None, image.len() as u64, Box::new(image)),
+        Image::BzImage(packed) => {
+            let reader = packed.reader().map_err(failed)?;
+            (packed.version.clone(), packed.unpacked(), Box::new(reader))
+        }
+    };
+    let mut temporary = tempfile::NamedTempFile::new_in(into).map_err(&doing)?;
+    let (mut start, mut scan) = (Vec::new(), VersionScan::default());
+    let mut source = hashed(&mut reader);
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let n = match source.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) => return Err(failed(KernelProblem::of_read(e))),
+        };
+        if start.len() < 64 << 10 {
+            start.extend_from_slice(&buffer[..n]);
+        }
+        scan.push(&buffer[..n]);
+        temporary.write_all(&buffer[..n]).map_err(&doing)?;
+    }
+    let (sha256, size_bytes) = source.finish().map_err(|e| failed(KernelProblem::of_read(e)))?;
+    if size_bytes != unpacked {
+        return Err(failed(KernelProblem::Length { expected: unpacked, found: size_bytes }));
+    }
+    check_elf(&start, size_bytes).map_err(failed)?;
+    let vmlinux = into.join(VMLINUX);
+    publish(temporary, &vmlinux).map_err(&doing)?;
+
+    let dir = into.join(MODULES);
+    fs::create_dir_all(&dir).map_err(&doing)?;
+    let mut names = Vec::new();
+    for (number, module) in order.iter().enumerate() {
+        let file = modules.file(module).ok_or_else(|| failed(KernelProblem::NoModule(module.clone())))?;
+        let name = format!("{number:02}-{module}.ko");
+        fs::write(dir.join(&name), file).map_err(&doing)?;
+        names.push(name);
+    }
+    let facts = Facts {
+        version: provenance.version.or(version).or(scan.found).unwrap_or_else(|| "unknown".into()),
+        sha256: sha256.to_string(),
+        size_bytes,
+        verified: provenance.verified,
+        origin: provenance.origin,
+        modules: names,
+    };
+    let mut temporary = tempfile::NamedTempFile::new_in(into).map_err(&doing)?;
+    serde_json::to_writer_pretty(&mut temporary, &facts).map_err(|e| doing(e.into()))?;
+    publish(temporary, &into.join(FACTS)).map_err(&doing)?;
+    KernelFiles::load(into)
+}
+
+/// Gives a file that is whole its name; readable by all, as it is no secret.
+fn publish(file: tempfile::NamedTempFile, path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let file = file.persist(path).map_err(|e| e.error)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    file.sync_data()
+}
+
+/// Whether a word can be a kernel's version.
+fn is_version(word: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._+~-".contains(&b);
+    word.len() <= 128 && word.starts_with(|c: char| c.is_ascii_digit()) && word.bytes().all(plain)
+}
+
+/// Looks for the banner `Linux version 6.1.0 (..)` in bytes that come in pieces.
+#[derive(Default)]
+struct VersionScan {
+    tail: Vec<u8>,
+    found: Option<String>,
+}
+
+impl VersionScan {
+    const BANNER: &[u8] = b"Linux version ";
+    const LONGEST: usize = 256;
+
+    fn push(&mut self, piece: &[u8]) {
+        if self.found.is_some() {
+            return;
+        }
+        self.tail.extend_from_slice(piece);
+        for at in memchr::memmem::find_iter(&self.tail, Self::BANNER) {
+            let rest = &self.tail[at + Self::BANNER.len()..];
+            let end = rest.iter().take(Self::LONGEST).position(|b| *b == b' ');
+            let word = end.and_then(|end| std::str::from_utf8(&rest[..end]).ok());
+            if let Some(word) = word.filter(|w| is_version(w)) {
+                self.found = Some(word.to_owned());
+                return;
+            }
+        }
+        let keep = self.tail.len().min(Self::LONGEST + Self::BANNER.len());
+        self.tail.drain(..self.tail.len() - keep);
+    }
+}
