@@ -1,1 +1,13 @@
-//! To be filled.
+//! The host's side of the guest link: hello and bye, and the one multiplexed MCP connection into each guest.
+//!
+//! Everything that a guest says is hostile until proven otherwise. Lines, results and JSON depth are capped, nothing waits
+//! for a guest without a deadline, nothing that a guest sends ends in a panic, and what it describes of itself is cut to
+//! size before anyone else sees it. Nothing here sees the store; who may call is decided elsewhere.
+
+mod hello;
+pub mod lines;
+mod link;
+pub mod wire;
+
+pub use hello::{GuestEvent, HelloServer};
+pub use link::{CallId, CallOptions, CallSink, GuestProgress, Link, LinkError, LinkState};

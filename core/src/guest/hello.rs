@@ -1,0 +1,281 @@
+//! The host's end of hello and bye: listens where a VM's guest dials port 1024.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nexus_schema::limits::{CONFIGURE_MAX, HELLO_MAX};
+use nexus_schema::link::{
+    Ack, Bye, ByeReason, Configure, GuestMessage, Hello, HostMessage, PROTOCOL, PROTOCOL_MIN,
+};
+use serde::Serialize;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+use super::lines::{Line, LineReader};
+use crate::os::paths::vm_files;
+use crate::os::socket;
+
+/// How many connections of one guest are served at once.
+const CONNECTIONS_MAX: usize = 8;
+/// How long a guest may take for its first message.
+const FIRST_MAX: Duration = Duration::from_secs(10);
+/// How long a guest may take to apply its configuration.
+const APPLY_MAX: Duration = Duration::from_secs(60);
+/// How long a guest may take to read an answer.
+const WRITE_MAX: Duration = Duration::from_secs(20);
+/// The longest text that a guest may say of itself, in characters.
+const TEXT_MAX: usize = 256;
+/// How many problems of a guest are kept.
+const PROBLEMS_MAX: usize = 16;
+
+/// What guests say on the hello port of one VM.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GuestEvent {
+    /// An agent is up and is being configured.
+    Hello(Hello),
+    /// It applied its configuration: its MCP server can be dialled.
+    Ready {
+        /// What it said first.
+        hello: Hello,
+        /// What it could not apply.
+        ack: Ack,
+    },
+    /// The guest goes down in an orderly way.
+    Bye(ByeReason),
+    /// The guest's protocol generation is not understood.
+    Outdated {
+        /// The generation that it speaks.
+        protocol: u32,
+        /// The version of its binary.
+        build: String,
+    },
+    /// Something in the guest said what no agent says.
+    Misbehaved {
+        /// What.
+        what: String,
+    },
+}
+
+/// Listens for one VM's guest. Ends when dropped.
+#[derive(Debug)]
+pub struct HelloServer {
+    task: JoinHandle<()>,
+}
+
+impl HelloServer {
+    /// Listens in the VM's directory; a socket that an earlier daemon left is replaced.
+    ///
+    /// `first` says that this boot had no hello yet: then one hello may come without a token. The time in `configure` is set
+    /// when it is sent.
+    pub fn bind(
+        directory: &Path,
+        configure: Configure,
+        first: bool,
+        events: mpsc::Sender<GuestEvent>,
+    ) -> io::Result<Self> {
+        let listener = socket::bind_in_tokio(directory, vm_files::HELLO)?;
+        let session = Arc::new(Session { configure, first: AtomicBool::new(first), events });
+        let task = tokio::spawn(async move {
+            let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+            let mut connections = JoinSet::new();
+            loop {
+                while connections.try_join_next().is_some() {}
+                let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+                match listener.accept().await {
+                    Ok((stream, _)) => {
+                        let session = Arc::clone(&session);
+                        connections.spawn(async move {
+                            session.serve(stream).await;
+                            drop(place);
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a guest's hello");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        });
+        Ok(Self { task })
+    }
+}
+
+impl Drop for HelloServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Session {
+    configure: Configure,
+    /// Whether a hello without a token is still accepted.
+    first: AtomicBool,
+    events: mpsc::Sender<GuestEvent>,
+}
+
+/// Why a connection came to nothing.
+enum Failed {
+    /// The guest went away or was too slow: no matter.
+    Gone,
+    /// It said what it may not say.
+    Misbehaved(String),
+}
+
+impl Session {
+    async fn serve(&self, stream: UnixStream) {
+        let (read, write) = stream.into_split();
+        let mut conversation = Conversation { read: LineReader::new(read, HELLO_MAX, HELLO_MAX as u64 * 2), write };
+        match self.converse(&mut conversation).await {
+            Ok(()) | Err(Failed::Gone) => {}
+            Err(Failed::Misbehaved(what)) => {
+                let refusal = HostMessage::Refused { reason: what.clone() };
+                // The refusal is a courtesy; what matters is the event.
+                let _ = conversation.say(&refusal).await;
+                self.tell(GuestEvent::Misbehaved { what }).await;
+            }
+        }
+    }
+
+    async fn tell(&self, event: GuestEvent) {
+        // Without a listener the VM is no longer of interest.
+        let _ = self.events.send(event).await;
+    }
+
+    async fn converse(&self, conversation: &mut Conversation) -> Result<(), Failed> {
+        match conversation.hear(FIRST_MAX).await? {
+            GuestMessage::Hello(hello) => self.hello(clean(hello), conversation).await,
+            GuestMessage::Bye(bye) => self.bye(&bye, conversation).await,
+            GuestMessage::Ack(_) => Err(Failed::Misbehaved("an ack without a hello".into())),
+        }
+    }
+
+    async fn hello(&self, hello: Hello, conversation: &mut Conversation) -> Result<(), Failed> {
+        match &hello.token {
+            Some(token) if !self.is_token(token) => {
+                return Err(Failed::Misbehaved("a hello with a wrong token".into()));
+            }
+            None if !self.first.load(Ordering::Acquire) => {
+                return Err(Failed::Misbehaved("a second hello without a token".into()));
+            }
+            Some(_) | None => {}
+        }
+        if hello.protocol < PROTOCOL_MIN || hello.min_protocol > PROTOCOL {
+            let reason = format!(
+                "this host speaks protocol {PROTOCOL_MIN} to {PROTOCOL}, the guest {} to {}",
+                hello.min_protocol, hello.protocol
+            );
+            self.tell(GuestEvent::Outdated { protocol: hello.protocol, build: hello.build }).await;
+            return conversation.say(&HostMessage::Refused { reason }).await;
+        }
+        self.tell(GuestEvent::Hello(hello.clone())).await;
+        let mut configure = self.configure.clone();
+        configure.protocol = PROTOCOL.min(hello.protocol);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        configure.time_unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        conversation.say(&HostMessage::Configure(configure)).await?;
+        let GuestMessage::Ack(mut ack) = conversation.hear(APPLY_MAX).await? else {
+            return Err(Failed::Misbehaved("something else than an ack".into()));
+        };
+        if !self.is_token(&ack.token) {
+            return Err(Failed::Misbehaved("an ack with a wrong token".into()));
+        }
+        ack.problems.truncate(PROBLEMS_MAX);
+        ack.problems.iter_mut().for_each(|problem| *problem = cut(problem));
+        // The token has arrived: from now on it is asked for.
+        self.first.store(false, Ordering::Release);
+        self.tell(GuestEvent::Ready { hello, ack }).await;
+        conversation.say(&HostMessage::Welcome {}).await
+    }
+
+    async fn bye(&self, bye: &Bye, conversation: &mut Conversation) -> Result<(), Failed> {
+        if !self.is_token(&bye.token) {
+            return Err(Failed::Misbehaved("a bye with a wrong token".into()));
+        }
+        self.tell(GuestEvent::Bye(bye.reason)).await;
+        conversation.say(&HostMessage::Welcome {}).await
+    }
+
+    /// Compares without telling by its duration how much is right.
+    fn is_token(&self, given: &str) -> bool {
+        let (given, right) = (given.as_bytes(), self.configure.token.as_bytes());
+        given.len() == right.len() && given.iter().zip(right).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+    }
+}
+
+struct Conversation {
+    read: LineReader<OwnedReadHalf>,
+    write: OwnedWriteHalf,
+}
+
+impl Conversation {
+    async fn hear(&mut self, limit: Duration) -> Result<GuestMessage, Failed> {
+        let message = async {
+            loop {
+                match self.read.take() {
+                    Some(Line::Whole(line)) => {
+                        return serde_json::from_slice(line)
+                            .map_err(|e| Failed::Misbehaved(cut(&format!("garbage on the hello port: {e}"))));
+                    }
+                    Some(Line::TooLong(_) | Line::TooLongEnd { .. }) => {
+                        return Err(Failed::Misbehaved("a message that is too long on the hello port".into()));
+                    }
+                    None => {}
+                }
+                if !self.read.fill().await.unwrap_or(false) {
+                    return Err(Failed::Gone);
+                }
+            }
+        };
+        timeout(limit, message).await.unwrap_or(Err(Failed::Gone))
+    }
+
+    async fn say(&mut self, message: &HostMessage) -> Result<(), Failed> {
+        let line = to_line(message)?;
+        match timeout(WRITE_MAX, self.write.write_all(&line)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Failed::Gone),
+        }
+    }
+}
+
+fn to_line(message: &impl Serialize) -> Result<Vec<u8>, Failed> {
+    let mut line = serde_json::to_vec(message).map_err(|_| Failed::Gone)?;
+    line.push(b'\n');
+    if line.len() > CONFIGURE_MAX {
+        tracing::error!(bytes = line.len(), "a configuration is larger than a guest accepts");
+    }
+    Ok(line)
+}
+
+/// What a guest says of itself, cut to size.
+fn clean(hello: Hello) -> Hello {
+    let image = hello.image.map(|mut image| {
+        image.name = cut(&image.name);
+        image.build_id = image.build_id.as_deref().map(cut);
+        image.distro = image.distro.as_deref().map(cut);
+        image
+    });
+    Hello {
+        build: cut(&hello.build),
+        kernel: cut(&hello.kernel),
+        arch: cut(&hello.arch),
+        kernel_boot_id: cut(&hello.kernel_boot_id),
+        os: hello.os.as_deref().map(cut),
+        image,
+        ..hello
+    }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests;

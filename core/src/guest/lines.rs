@@ -1,0 +1,358 @@
+//! JSON lines on a stream: a reader with a cap that never loses its place, and a writer that batches what waits.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+/// How much is read at once, in bytes.
+const CHUNK: usize = 16 << 10;
+/// Buffers that grew beyond this are given back once they are empty, in bytes.
+const KEEP: usize = 128 << 10;
+/// How much of a line that is too long is kept from its start, in bytes.
+const HEAD: usize = 4 << 10;
+/// How much of a line that is too long is kept from its end, in bytes.
+const TAIL: usize = 256;
+
+/// Reads lines of at most a given length. Longer ones are skipped, and it is said so.
+#[derive(Debug)]
+pub struct LineReader<R> {
+    read: R,
+    buffer: Vec<u8>,
+    /// Where the next line starts in `buffer`.
+    start: usize,
+    /// Up to where `buffer` is known to hold no newline.
+    scanned: usize,
+    /// The longest line that is delivered.
+    max: usize,
+    /// Where skipping ends: a line longer than this is an error.
+    endless: u64,
+    skipping: Option<Skipping>,
+}
+
+#[derive(Debug)]
+struct Skipping {
+    tail: Vec<u8>,
+    total: u64,
+}
+
+/// What [`LineReader::take`] finds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Line<'a> {
+    /// A whole line, without its end.
+    Whole(&'a [u8]),
+    /// A line that is longer than allowed: its first bytes. The rest is skipped.
+    TooLong(&'a [u8]),
+    /// The end of a line that was too long.
+    TooLongEnd {
+        /// Its last bytes.
+        tail: Vec<u8>,
+        /// Its length, in bytes.
+        total: u64,
+    },
+}
+
+impl<R: AsyncRead + Unpin> LineReader<R> {
+    /// Reads lines of at most `max` bytes from `read`; a line longer than `endless` bytes is an error.
+    pub fn new(read: R, max: usize, endless: u64) -> Self {
+        Self { read, buffer: Vec::new(), start: 0, scanned: 0, max, endless, skipping: None }
+    }
+
+    /// The same, with bytes that were read before.
+    pub fn with_prefix(read: R, prefix: &[u8], max: usize, endless: u64) -> Self {
+        let mut reader = Self::new(read, max, endless);
+        reader.buffer.extend_from_slice(prefix);
+        reader
+    }
+
+    /// The stream that is read.
+    pub fn get_ref(&self) -> &R {
+        &self.read
+    }
+
+    /// Waits for more bytes; `false` at the end of the stream. To be called once [`Self::take`] has nothing more; can be
+    /// cancelled at any time without losing anything.
+    pub async fn fill(&mut self) -> io::Result<bool> {
+        if self.start == self.buffer.len() {
+            self.start = 0;
+            self.scanned = 0;
+            self.buffer.clear();
+            if self.buffer.capacity() > KEEP {
+                self.buffer = Vec::new();
+            }
+        } else if self.start > CHUNK {
+            self.buffer.drain(..self.start);
+            self.scanned -= self.start;
+            self.start = 0;
+        }
+        if let Some(skipping) = &self.skipping
+            && skipping.total > self.endless
+        {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line without an end"));
+        }
+        self.buffer.reserve(CHUNK);
+        Ok(self.read.read_buf(&mut self.buffer).await? > 0)
+    }
+
+    /// Takes the next line out of what was read.
+    pub fn take(&mut self) -> Option<Line<'_>> {
+        let newline = memchr::memchr(b'\n', &self.buffer[self.scanned..]).map(|at| self.scanned + at);
+        if let Some(skipping) = &mut self.skipping {
+            let end = newline.unwrap_or(self.buffer.len());
+            let rest = &self.buffer[self.start..end];
+            skipping.total += rest.len() as u64;
+            skipping.tail.extend_from_slice(&rest[rest.len().saturating_sub(TAIL)..]);
+            let surplus = skipping.tail.len().saturating_sub(TAIL);
+            skipping.tail.drain(..surplus);
+            self.start = newline.map_or(end, |at| at + 1);
+            self.scanned = self.start;
+            newline?;
+            let Skipping { tail, total } = self.skipping.take()?;
+            return Some(Line::TooLongEnd { tail, total });
+        }
+        let end = newline.unwrap_or(self.buffer.len());
+        if end - self.start > self.max {
+            let from = self.start;
+            // The newline, if it is here already, is found by the next call.
+            self.start = end;
+            self.scanned = end;
+            let tail = self.buffer[end - TAIL.min(end - from)..end].to_vec();
+            self.skipping = Some(Skipping { tail, total: (end - from) as u64 });
+            return Some(Line::TooLong(&self.buffer[from..from + HEAD.min(end - from)]));
+        }
+        self.scanned = end;
+        let at = newline?;
+        let line = &self.buffer[self.start..at];
+        self.start = at + 1;
+        self.scanned = self.start;
+        Some(Line::Whole(line.strip_suffix(b"\r").unwrap_or(line)))
+    }
+}
+
+/// Where lines to be written wait: any number of tasks add to it, one task writes. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Outbox(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the writer.
+    filled: Notify,
+    /// Wakes who waits for room.
+    drained: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: Vec<u8>,
+    /// Bytes that the writer has taken but not written.
+    writing: usize,
+    closed: bool,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self(Arc::new(Shared { state: Mutex::default(), filled: Notify::new(), drained: Notify::new() }))
+    }
+}
+
+impl Outbox {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds one line: `write` appends it without its end. `false` if nothing can be written any more.
+    pub fn push(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        {
+            let mut state = self.state();
+            if state.closed {
+                return false;
+            }
+            write(&mut state.waiting);
+            state.waiting.push(b'\n');
+        }
+        self.0.filled.notify_one();
+        true
+    }
+
+    /// Bytes that wait to be written.
+    pub fn len(&self) -> usize {
+        let state = self.state();
+        state.waiting.len() + state.writing
+    }
+
+    /// Whether nothing waits to be written.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether nothing can be written any more.
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// Refuses more; the writer ends once all that waits is written.
+    pub fn close(&self) {
+        self.state().closed = true;
+        self.0.filled.notify_one();
+        self.0.drained.notify_waiters();
+    }
+
+    /// Waits until at most `bytes` wait, or nothing can be written any more.
+    pub async fn drained_to(&self, bytes: usize) {
+        loop {
+            let drained = self.0.drained.notified();
+            tokio::pin!(drained);
+            drained.as_mut().enable();
+            {
+                let state = self.state();
+                if state.closed || state.waiting.len() + state.writing <= bytes {
+                    return;
+                }
+            }
+            drained.await;
+        }
+    }
+
+    /// Writes what is added until the box is closed or writing fails.
+    pub async fn run(self, mut write: impl AsyncWrite + Unpin) -> io::Result<()> {
+        // Whatever ends this task, nobody may go on filling the box.
+        let closer = CloseOnDrop(self);
+        let this = &closer.0;
+        let mut batch = Vec::new();
+        loop {
+            let closed = {
+                let mut state = this.state();
+                std::mem::swap(&mut state.waiting, &mut batch);
+                state.writing = batch.len();
+                state.closed
+            };
+            if batch.is_empty() {
+                if closed {
+                    return Ok(());
+                }
+                this.0.filled.notified().await;
+                continue;
+            }
+            write.write_all(&batch).await?;
+            write.flush().await?;
+            batch.clear();
+            if batch.capacity() > KEEP {
+                batch = Vec::new();
+            }
+            this.state().writing = 0;
+            this.0.drained.notify_waiters();
+        }
+    }
+}
+
+struct CloseOnDrop(Outbox);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn all(input: &[u8], max: usize, chunk: usize) -> Vec<String> {
+        let mut reader = LineReader::new(Chunked { input, chunk }, max, 1 << 30);
+        let mut found = Vec::new();
+        loop {
+            while let Some(line) = reader.take() {
+                found.push(match line {
+                    Line::Whole(text) => format!("={}", String::from_utf8_lossy(text)),
+                    Line::TooLong(head) => format!("<{}", String::from_utf8_lossy(&head[..head.len().min(4)])),
+                    Line::TooLongEnd { tail, total } => {
+                        format!(">{}:{total}", String::from_utf8_lossy(&tail[tail.len().saturating_sub(3)..]))
+                    }
+                });
+            }
+            if !reader.fill().await.unwrap() {
+                return found;
+            }
+        }
+    }
+
+    /// Gives its input in pieces.
+    struct Chunked<'a> {
+        input: &'a [u8],
+        chunk: usize,
+    }
+
+    impl AsyncRead for Chunked<'_> {
+        fn poll_read(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            buf: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<io::Result<()>> {
+            let n = self.chunk.min(self.input.len()).min(buf.remaining());
+            buf.put_slice(&self.input[..n]);
+            self.input = &self.input[n..];
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_come_whole_whatever_the_pieces() {
+        let long = format!("abcd{}xyz", "-".repeat(40_000));
+        let input = format!("one\r\n\n{long}\ntwo\n{long}\nlast without end");
+        for chunk in [1, 2, 3, 7, 4096, 1 << 20] {
+            let found = all(input.as_bytes(), 100, chunk).await;
+            assert_eq!(
+                found,
+                ["=one", "=", "<abcd", ">xyz:40007", "=two", "<abcd", ">xyz:40007"],
+                "in pieces of {chunk}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_without_an_end_is_an_error_and_takes_no_memory() {
+        let mut reader = LineReader::new(tokio::io::repeat(b'x'), 1000, 1 << 20);
+        let error = loop {
+            while reader.take().is_some() {}
+            match reader.fill().await {
+                Ok(_) => assert!(reader.buffer.capacity() < 64 << 10),
+                Err(e) => break e,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn an_outbox_writes_everything_and_ends() {
+        let outbox = Outbox::default();
+        let (near, mut far) = tokio::io::duplex(64);
+        let writer = tokio::spawn(outbox.clone().run(near));
+        for i in 0..1000 {
+            assert!(outbox.push(|out| out.extend_from_slice(format!("line {i}").as_bytes())));
+        }
+        assert!(outbox.len() > 1000);
+        let reader = tokio::spawn(async move {
+            let mut text = String::new();
+            far.read_to_string(&mut text).await.unwrap();
+            text
+        });
+        outbox.drained_to(0).await;
+        outbox.close();
+        assert!(!outbox.push(|_| ()));
+        writer.await.unwrap().unwrap();
+        assert_eq!(reader.await.unwrap().lines().count(), 1000);
+    }
+
+    #[tokio::test]
+    async fn an_outbox_closes_when_nobody_reads_any_more() {
+        let outbox = Outbox::default();
+        let (near, far) = tokio::io::duplex(64);
+        drop(far);
+        outbox.push(|out| out.extend_from_slice(b"x"));
+        assert!(outbox.clone().run(near).await.is_err());
+        assert!(outbox.is_closed());
+        outbox.drained_to(0).await;
+    }
+}

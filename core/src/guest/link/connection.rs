@@ -1,0 +1,384 @@
+//! The task behind a link: dials, shakes hands, reads, watches deadlines and silence.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use nexus_schema::limits::{GUEST_RESULT_MAX, JSON_DEPTH_MAX};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::{GuestProgress, LinkError, LinkState, Shared};
+use crate::guest::lines::{Line, LineReader, Outbox};
+use crate::guest::wire::{self, Envelope};
+use crate::os::paths::vm_files;
+use crate::os::socket;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A link that was up for this long is dialled again at once when it is lost.
+const STABLE: Duration = Duration::from_secs(10);
+const DIAL_MAX: Duration = Duration::from_secs(5);
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// After how long without a frame the guest is asked whether it lives.
+const PING_AFTER: Duration = Duration::from_secs(10);
+/// After how long without a frame the link is lost.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How many lines of one connection may be no answer to anything.
+const GARBAGE_MAX: u32 = 100;
+/// The longest line that may hold a result: the largest result and what stands around it, in bytes.
+const LINE_MAX: usize = GUEST_RESULT_MAX + 4096;
+/// A line longer than this will have no end, in bytes.
+const ENDLESS: u64 = 64 << 20;
+/// How much may wait to be written before requests of the guest are no longer answered, in bytes.
+const ANSWER_BACKLOG: usize = 64 << 10;
+/// The revision of MCP that is spoken with guests.
+const REVISION: &str = "2025-11-25";
+
+type Reader = LineReader<OwnedReadHalf>;
+
+/// Dials until the link is closed.
+pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32) {
+    let closed = shared.closed.clone();
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        let started = Instant::now();
+        let why = tokio::select! {
+            biased;
+            () = closed.cancelled() => break,
+            why = connect_and_serve(&shared, &directory, port) => why,
+        };
+        shared.lost(&why);
+        if started.elapsed() > STABLE {
+            backoff = BACKOFF_MIN;
+        }
+        tracing::debug!(%why, ?backoff, directory = %directory.display(), "guest link lost");
+        tokio::select! {
+            () = closed.cancelled() => break,
+            () = sleep(backoff) => backoff = (backoff * 2).min(BACKOFF_MAX),
+        }
+    }
+    let why = shared.close_reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    shared.lost(if why.is_empty() { "closed" } else { &why });
+}
+
+/// One connection from its start to its end; returns why it ended.
+async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32) -> String {
+    let stream = match timeout(DIAL_MAX, dial(directory, port)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(e)) => return format!("cannot connect: {e}"),
+        Err(_) => return "cannot connect: no answer from the vsock device".into(),
+    };
+    let (read, write) = stream.into_split();
+    let outbox = Outbox::default();
+    let writer = tokio::spawn(outbox.clone().run(write));
+    let _writer = AbortOnDrop(writer);
+    let mut reader = LineReader::new(read, LINE_MAX, ENDLESS);
+    match timeout(HANDSHAKE_MAX, shake_hands(&mut reader, &outbox)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => return why,
+        Err(_) => return "the guest's MCP server does not answer".into(),
+    }
+    {
+        let mut calls = shared.calls();
+        if shared.closed.is_cancelled() {
+            return "closed".into();
+        }
+        calls.outbox = Some(outbox.clone());
+    }
+    shared.state.send_replace(LinkState::Up);
+    Serving { shared, outbox, garbage: 0, heard: Instant::now(), pinged: false }.run(reader).await
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<std::io::Result<()>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Connects to a guest's vsock port: `CONNECT <port>`, then `OK <n>`, and not a byte past that line.
+async fn dial(directory: &Path, port: u32) -> std::io::Result<UnixStream> {
+    let mut stream = socket::connect_in_tokio(directory, vm_files::VSOCK).await?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    let mut answer = Vec::with_capacity(32);
+    loop {
+        match stream.read_u8().await? {
+            b'\n' => break,
+            byte if answer.len() < 32 => answer.push(byte),
+            _ => break,
+        }
+    }
+    if answer.starts_with(b"OK ") {
+        Ok(stream)
+    } else {
+        Err(std::io::Error::other("the vsock device refused"))
+    }
+}
+
+async fn shake_hands(reader: &mut Reader, outbox: &Outbox) -> Result<(), String> {
+    outbox.push(|out| {
+        out.extend_from_slice(
+            format!(
+                r#"{{"jsonrpc":"2.0","id":0,"method":"initialize","params":{{"protocolVersion":"{REVISION}","capabilities":{{}},"clientInfo":{{"name":"nexusd","version":"{}"}}}}}}"#,
+                env!("CARGO_PKG_VERSION")
+            )
+            .as_bytes(),
+        );
+    });
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct InitializeResult<'a> {
+        #[serde(borrow)]
+        protocol_version: Cow<'a, str>,
+    }
+    for _ in 0..GARBAGE_MAX {
+        let line = loop {
+            match reader.take() {
+                Some(Line::Whole(line)) => break line,
+                Some(Line::TooLong(_) | Line::TooLongEnd { .. }) => return Err("garbage for a greeting".into()),
+                None => {}
+            }
+            match reader.fill().await {
+                Ok(true) => {}
+                Ok(false) => return Err("the guest hung up".into()),
+                Err(e) => return Err(format!("cannot read from the guest: {e}")),
+            }
+        };
+        let Some(message) = Envelope::parse(line) else { continue };
+        if message.id.is_none_or(|id| id.get() != "0") {
+            continue;
+        }
+        let result = message.result.and_then(|r| serde_json::from_str::<InitializeResult<'_>>(r.get()).ok());
+        if result.is_none_or(|r| r.protocol_version != REVISION) {
+            return Err(format!("the guest does not speak MCP {REVISION}"));
+        }
+        outbox.push(|out| {
+            out.extend_from_slice(br#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#);
+        });
+        return Ok(());
+    }
+    Err("the guest sends garbage".into())
+}
+
+struct Serving<'a> {
+    shared: &'a Arc<Shared>,
+    outbox: Outbox,
+    garbage: u32,
+    /// When the last frame came.
+    heard: Instant,
+    /// Whether a ping is out since then.
+    pinged: bool,
+}
+
+impl Serving<'_> {
+    async fn run(mut self, mut reader: Reader) -> String {
+        // The wait is made once and moved, not made anew for each frame.
+        let alarm = sleep_until(Instant::now());
+        tokio::pin!(alarm);
+        loop {
+            while let Some(line) = reader.take() {
+                self.line(line);
+                if self.garbage > GARBAGE_MAX {
+                    return "the guest sends garbage".into();
+                }
+            }
+            tokio::select! {
+                more = reader.fill() => match more {
+                    Ok(true) => {}
+                    Ok(false) => return "the guest hung up".into(),
+                    Err(e) => return format!("cannot read from the guest: {e}"),
+                },
+                () = &mut alarm => match self.on_alarm() {
+                    Ok(next) => alarm.as_mut().reset(next),
+                    Err(why) => return why,
+                },
+                () = self.shared.rearm.notified() => {
+                    if let Some(armed) = self.shared.calls().armed {
+                        alarm.as_mut().reset(armed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at deadlines and silence; says when to look again.
+    fn on_alarm(&mut self) -> Result<Instant, String> {
+        let now = Instant::now();
+        if self.outbox.is_closed() {
+            return Err("cannot write to the guest".into());
+        }
+        if now - self.heard >= SILENCE_MAX {
+            return Err(format!("the guest has been silent for {} s", SILENCE_MAX.as_secs()));
+        }
+        let mut next = if now - self.heard >= PING_AFTER {
+            if !self.pinged {
+                self.pinged = true;
+                self.ping();
+            }
+            self.heard + SILENCE_MAX
+        } else {
+            self.heard + PING_AFTER
+        };
+        let late: Vec<_> = {
+            let mut calls = self.shared.calls();
+            let late: Vec<_> = calls
+                .pending
+                .iter()
+                .filter(|(_, pending)| pending.deadline <= now)
+                .map(|(id, pending)| (*id, pending.deadline - pending.started))
+                .collect();
+            let soonest = calls.pending.values().map(|p| p.deadline).filter(|d| *d > now).min();
+            next = next.min(soonest.unwrap_or(next));
+            calls.armed = Some(next);
+            late
+        };
+        for (id, after) in late {
+            self.shared.give_up(id, "deadline passed", LinkError::Deadline { after });
+        }
+        Ok(next)
+    }
+
+    fn ping(&self) {
+        let id = {
+            let mut calls = self.shared.calls();
+            calls.last_id += 1;
+            calls.last_id
+        };
+        // Its answer is a frame like any other; nobody waits for it.
+        self.outbox.push(|out| {
+            out.extend_from_slice(format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#).as_bytes());
+        });
+    }
+
+    fn line(&mut self, line: Line<'_>) {
+        match line {
+            Line::Whole([]) => {}
+            Line::Whole(line) => match Envelope::parse(line) {
+                Some(message) => self.message(&message),
+                None => self.garbage += 1,
+            },
+            // The call fails as soon as it is known which one it is, not when the line has ended.
+            Line::TooLong(head) => {
+                self.garbage += 1;
+                self.fail_too_large(wire::id_at_start(head));
+            }
+            Line::TooLongEnd { tail, .. } => self.fail_too_large(wire::id_at_end(&tail)),
+        }
+    }
+
+    fn fail_too_large(&self, id: Option<&str>) {
+        let pending = id.and_then(|id| id.parse().ok()).and_then(|id: u64| self.shared.calls().pending.remove(&id));
+        if let Some(pending) = pending {
+            pending.sink.done(Err(LinkError::TooLarge));
+        }
+    }
+
+    fn message(&mut self, message: &Envelope<'_>) {
+        match (&message.method, message.id) {
+            (None, Some(id)) => self.response(id, message),
+            (Some(method), None) if method == "notifications/progress" => {
+                if message.params.is_none_or(|params| self.progress(params).is_none()) {
+                    self.garbage += 1;
+                }
+            }
+            // Nothing else that a guest may notify of matters here.
+            (Some(_), None) => {}
+            (Some(method), Some(id)) => self.answer(method, id),
+            (None, None) => {
+                self.garbage += 1;
+                return;
+            }
+        }
+        self.heard = Instant::now();
+        self.pinged = false;
+    }
+
+    fn response(&mut self, id: &RawValue, message: &Envelope<'_>) {
+        let Ok(id) = id.get().parse::<u64>() else {
+            self.garbage += 1;
+            return;
+        };
+        // Late, unknown and second answers have nobody who waits for them.
+        let Some(pending) = self.shared.calls().pending.remove(&id) else { return };
+        pending.sink.done(outcome(message));
+    }
+
+    fn progress(&self, params: &RawValue) -> Option<()> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Params<'a> {
+            #[serde(borrow)]
+            progress_token: &'a RawValue,
+            progress: f64,
+            #[serde(default)]
+            total: Option<f64>,
+            #[serde(borrow, default)]
+            message: Option<Cow<'a, str>>,
+        }
+        let params: Params<'_> = serde_json::from_str(params.get()).ok()?;
+        let id: u64 = params.progress_token.get().parse().ok()?;
+        let mut calls = self.shared.calls();
+        // Late progress, and progress that does not grow, is dropped.
+        if let Some(pending) = calls.pending.get_mut(&id)
+            && pending.wants_progress
+            && params.progress.is_finite()
+            && pending.progress.is_none_or(|last| params.progress > last)
+        {
+            pending.progress = Some(params.progress);
+            let message = params.message.map(|m| m.chars().take(500).collect());
+            let total = params.total.filter(|t| t.is_finite());
+            pending.sink.progress(GuestProgress { progress: params.progress, total, message });
+        }
+        Some(())
+    }
+
+    /// Answers a request of the guest: there is nothing that a guest may ask of the host here, except whether it lives.
+    fn answer(&self, method: &str, id: &RawValue) {
+        if self.outbox.len() > ANSWER_BACKLOG || id.get().len() > 200 {
+            return;
+        }
+        self.outbox.push(|out| {
+            out.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
+            out.extend_from_slice(id.get().as_bytes());
+            out.extend_from_slice(match method {
+                "ping" => br#","result":{}}"#.as_slice(),
+                _ => br#","error":{"code":-32601,"message":"not offered to guests"}}"#,
+            });
+        });
+    }
+}
+
+/// What a response says.
+fn outcome<'a>(message: &Envelope<'a>) -> Result<&'a RawValue, LinkError> {
+    match (message.result, message.error) {
+        (Some(result), None) if !result.get().starts_with('{') => {
+            Err(LinkError::Misbehaved { what: "not an object" })
+        }
+        (Some(result), None) if result.get().len() > GUEST_RESULT_MAX => Err(LinkError::TooLarge),
+        (Some(result), None) if wire::is_deeper_than(result.get(), JSON_DEPTH_MAX) => {
+            Err(LinkError::Misbehaved { what: "it is nested too deeply" })
+        }
+        (Some(result), None) => Ok(result),
+        (None, Some(error)) => {
+            #[derive(Deserialize)]
+            struct ErrorObject<'a> {
+                code: i64,
+                #[serde(borrow, default)]
+                message: Cow<'a, str>,
+            }
+            let error: ErrorObject<'_> = serde_json::from_str(error.get())
+                .map_err(|_| LinkError::Misbehaved { what: "a malformed error" })?;
+            let message = error.message.chars().filter(|c| !c.is_control()).take(500).collect();
+            Err(LinkError::Refused { code: error.code, message })
+        }
+        (Some(_), Some(_)) => Err(LinkError::Misbehaved { what: "both a result and an error" }),
+        (None, None) => Err(LinkError::Misbehaved { what: "neither a result nor an error" }),
+    }
+}

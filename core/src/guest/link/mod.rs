@@ -1,0 +1,451 @@
+//! One multiplexed MCP connection into a guest: JSON lines, ids of our own, reconnecting by itself.
+//!
+//! ```text
+//!            start                 handshake done
+//! Connecting ─────> dial, CONNECT, ───────────────> Up ──┐ connection lost, silent for 30 s, too much garbage
+//!      ^            initialize │                         │
+//!      └───────────────────────┴── Down { why } <────────┘   every pending call has failed by then
+//!         after 20 ms, 40 ms ... 2 s
+//! ```
+//! A call that was written is never written again: nobody knows how far the guest came with it.
+
+mod connection;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nexus_schema::{ErrorCode, ToolError};
+use serde_json::value::RawValue;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::lines::Outbox;
+use super::wire;
+
+/// How much may wait to be written to a guest before further calls are refused, in bytes.
+const BACKLOG_MAX: usize = 32 << 20;
+/// How many calls of one guest may be under way.
+const PENDING_MAX: usize = 4096;
+/// How long [`Link::call`] waits for a link that is being dialled.
+const UP_WAIT: Duration = Duration::from_secs(1);
+
+/// A link to one guest. Cheap to clone; the connection ends with the last clone, or at [`Link::close`].
+#[derive(Clone)]
+pub struct Link {
+    shared: Arc<Shared>,
+    _task: Arc<DropGuard>,
+}
+
+/// How a link is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkState {
+    /// It was never up.
+    Connecting,
+    /// Calls work.
+    Up,
+    /// It is lost, or was closed.
+    Down {
+        /// Why.
+        why: String,
+    },
+}
+
+/// Why a call into a guest gave no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The link is down or went down.
+    #[error("the link to the guest is down: {why}")]
+    Down {
+        /// Why.
+        why: String,
+    },
+    /// The deadline passed.
+    #[error("no answer after {} s", .after.as_secs_f32())]
+    Deadline {
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The caller cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// Too much is under way already.
+    #[error("too many calls to this guest are under way")]
+    Busy,
+    /// The result is larger than may be sent.
+    #[error("the result has more than {} bytes", nexus_schema::limits::GUEST_RESULT_MAX)]
+    TooLarge,
+    /// The answer is not one.
+    #[error("the guest's answer is not a result: {what}")]
+    Misbehaved {
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The guest answered with a JSON-RPC error.
+    #[error("the guest refused: {message}")]
+    Refused {
+        /// The JSON-RPC error code.
+        code: i64,
+        /// The guest's words, cut to size.
+        message: String,
+    },
+}
+
+impl LinkError {
+    /// The error as a caller sees it; `vm` is the VM's name.
+    pub fn to_tool_error(&self, vm: &str) -> ToolError {
+        let message = format!("{vm}: {self}");
+        match self {
+            Self::Down { .. } => ToolError::new(ErrorCode::GuestUnreachable, message)
+                .hint("look at vm_inspect and vm_logs; what the call was doing in the VM may have happened all the same"),
+            Self::Deadline { .. } => ToolError::new(ErrorCode::Timeout, message)
+                .hint("the guest was told to give up; give a longer timeout_s where the tool takes one"),
+            Self::Cancelled => ToolError::new(ErrorCode::Cancelled, message),
+            Self::Busy => ToolError::new(ErrorCode::Busy, message).hint("wait for calls to end, then try again"),
+            Self::TooLarge => ToolError::new(ErrorCode::TooLarge, message)
+                .hint("ask for less at once: a limit, an offset, or output into a file"),
+            Self::Misbehaved { .. } => ToolError::new(ErrorCode::GuestMisbehaved, message)
+                .hint("try again; if it stays like this, stop and start the VM"),
+            Self::Refused { code: -32602, .. } => ToolError::new(ErrorCode::InvalidArgument, message),
+            Self::Refused { code: -32601, .. } => ToolError::new(ErrorCode::GuestOutdated, message)
+                .hint("the guest does not know this tool: stop and start the VM to get the current agent"),
+            Self::Refused { .. } => ToolError::new(ErrorCode::GuestMisbehaved, message),
+        }
+    }
+}
+
+/// Names a call that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CallId(u64);
+
+/// A progress notification of a guest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GuestProgress {
+    /// How far it is; larger than the time before.
+    pub progress: f64,
+    /// How far it will get, where known.
+    pub total: Option<f64>,
+    /// What it is doing, cut to size.
+    pub message: Option<String>,
+}
+
+/// Where the outcome of one call goes. Called on the link's own task: must not block, nor call the link back from
+/// `progress`.
+pub trait CallSink: Send {
+    /// The guest says how far it is. Only for calls that asked for it.
+    fn progress(&mut self, progress: GuestProgress);
+    /// The call has ended; the result is a JSON object as the guest wrote it.
+    fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>);
+}
+
+/// What a call of [`Link::call`] may take.
+#[derive(Debug, Clone)]
+pub struct CallOptions {
+    /// How long the guest has for its answer.
+    pub deadline: Duration,
+    /// Where its progress goes; what does not fit is dropped.
+    pub progress: Option<mpsc::Sender<GuestProgress>>,
+    /// Cancels the call; the guest is told.
+    pub cancel: CancellationToken,
+}
+
+impl CallOptions {
+    /// A deadline, no progress, never cancelled.
+    pub fn deadline(deadline: Duration) -> Self {
+        Self { deadline, progress: None, cancel: CancellationToken::new() }
+    }
+}
+
+pub(crate) struct Shared {
+    state: watch::Sender<LinkState>,
+    calls: Mutex<Calls>,
+    /// Tells the connection's task that a deadline lies before the one that it sleeps for.
+    rearm: Notify,
+    closed: CancellationToken,
+    /// Why the link was closed by its owner.
+    close_reason: Mutex<String>,
+}
+
+#[derive(Default)]
+struct Calls {
+    last_id: u64,
+    /// Where to write; `None` while the link is not up.
+    outbox: Option<Outbox>,
+    pending: HashMap<u64, Pending>,
+    /// When the connection's task looks at deadlines next.
+    armed: Option<Instant>,
+}
+
+struct Pending {
+    /// The request as it was called, for the cancellation.
+    started: Instant,
+    deadline: Instant,
+    progress: Option<f64>,
+    wants_progress: bool,
+    sink: Box<dyn CallSink>,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("state", &*self.shared.state.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Starts a link to the guest whose vsock socket is in `directory`; it dials at once and whenever it is lost.
+    pub fn start(directory: &Path, port: u32) -> Self {
+        let closed = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            state: watch::Sender::new(LinkState::Connecting),
+            calls: Mutex::default(),
+            rearm: Notify::new(),
+            closed: closed.clone(),
+            close_reason: Mutex::default(),
+        });
+        tokio::spawn(connection::run(Arc::clone(&shared), directory.to_owned(), port));
+        Self { shared, _task: Arc::new(closed.drop_guard()) }
+    }
+
+    /// Watches how the link is.
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.shared.state.subscribe()
+    }
+
+    /// Waits until the link is up; `false` if that does not happen in `limit`.
+    pub async fn is_up_within(&self, limit: Duration) -> bool {
+        let mut state = self.state();
+        let up = state.wait_for(|s| *s == LinkState::Up);
+        !self.shared.closed.is_cancelled() && matches!(tokio::time::timeout(limit, up).await, Ok(Ok(_)))
+    }
+
+    /// Ends the link for good; pending calls fail at once.
+    pub fn close(&self, why: &str) {
+        *self.shared.close_reason.lock().unwrap_or_else(PoisonError::into_inner) = why.to_owned();
+        self.shared.closed.cancel();
+        self.shared.lost(why);
+    }
+
+    /// Starts a call of a tool without waiting for it. `arguments` appends a JSON object.
+    ///
+    /// The sink is given back if the link is not up; nothing was written then.
+    pub fn begin(
+        &self,
+        tool: &str,
+        arguments: impl FnOnce(&mut Vec<u8>),
+        wants_progress: bool,
+        deadline: Duration,
+        sink: Box<dyn CallSink>,
+    ) -> Result<CallId, (LinkError, Box<dyn CallSink>)> {
+        self.shared.begin(deadline, wants_progress, sink, |out, id| {
+            out.extend_from_slice(br#""method":"tools/call","params":{"name":"#);
+            wire::write_string(out, tool);
+            out.extend_from_slice(br#","arguments":"#);
+            arguments(out);
+            if wants_progress {
+                out.extend_from_slice(format!(r#","_meta":{{"progressToken":{id}}}"#).as_bytes());
+            }
+            out.push(b'}');
+        })
+    }
+
+    /// Cancels a call: the guest is told, the sink gets [`LinkError::Cancelled`]. A call that has ended is left alone.
+    pub fn cancel(&self, call: CallId) {
+        self.shared.give_up(call.0, "cancelled by the caller", LinkError::Cancelled);
+    }
+
+    /// Calls a tool and waits for its result: a JSON object as the guest wrote it.
+    pub async fn call(
+        &self,
+        tool: &str,
+        arguments: &RawValue,
+        options: CallOptions,
+    ) -> Result<Box<RawValue>, LinkError> {
+        let wants_progress = options.progress.is_some();
+        self.wait(options, |sink, deadline| {
+            self.begin(
+                tool,
+                |out| out.extend_from_slice(arguments.get().as_bytes()),
+                wants_progress,
+                deadline,
+                sink,
+            )
+        })
+        .await
+    }
+
+    /// Sends any request and waits for its result.
+    pub async fn request(
+        &self,
+        method: &str,
+        params: &RawValue,
+        deadline: Duration,
+    ) -> Result<Box<RawValue>, LinkError> {
+        self.wait(CallOptions::deadline(deadline), |sink, deadline| {
+            self.shared.begin(deadline, false, sink, |out, _| {
+                out.extend_from_slice(br#""method":"#);
+                wire::write_string(out, method);
+                out.extend_from_slice(br#","params":"#);
+                out.extend_from_slice(params.get().as_bytes());
+            })
+        })
+        .await
+    }
+
+    async fn wait(
+        &self,
+        options: CallOptions,
+        begin: impl Fn(Box<dyn CallSink>, Duration) -> Result<CallId, (LinkError, Box<dyn CallSink>)>,
+    ) -> Result<Box<RawValue>, LinkError> {
+        let (sender, mut outcome) = oneshot::channel();
+        let sink = Box::new(Waiting { outcome: sender, progress: options.progress });
+        let call = match begin(sink, options.deadline) {
+            Ok(call) => call,
+            Err((LinkError::Down { .. }, sink)) => {
+                tokio::select! {
+                    _ = self.is_up_within(UP_WAIT.min(options.deadline)) => {}
+                    () = options.cancel.cancelled() => return Err(LinkError::Cancelled),
+                }
+                begin(sink, options.deadline).map_err(|(error, _)| error)?
+            }
+            Err((error, _)) => return Err(error),
+        };
+        let mut guard = CancelOnDrop { link: self, call: Some(call) };
+        let result = tokio::select! {
+            biased;
+            result = &mut outcome => result,
+            () = options.cancel.cancelled() => {
+                self.cancel(call);
+                outcome.await
+            }
+        };
+        guard.call = None;
+        result.unwrap_or(Err(LinkError::Cancelled))
+    }
+}
+
+/// Cancels a call whose caller went away.
+struct CancelOnDrop<'a> {
+    link: &'a Link,
+    call: Option<CallId>,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(call) = self.call {
+            self.link.cancel(call);
+        }
+    }
+}
+
+/// The sink of a caller that waits.
+struct Waiting {
+    outcome: oneshot::Sender<Result<Box<RawValue>, LinkError>>,
+    progress: Option<mpsc::Sender<GuestProgress>>,
+}
+
+impl CallSink for Waiting {
+    fn progress(&mut self, progress: GuestProgress) {
+        if let Some(sender) = &self.progress {
+            // A caller that is slow to look misses a step, not the result.
+            let _ = sender.try_send(progress);
+        }
+    }
+
+    fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>) {
+        // The caller may have gone; then nobody wants the result.
+        let _ = self.outcome.send(outcome.map(ToOwned::to_owned));
+    }
+}
+
+impl Shared {
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn why_down(&self) -> String {
+        match &*self.state.borrow() {
+            LinkState::Down { why } => why.clone(),
+            LinkState::Connecting => "not connected yet".into(),
+            LinkState::Up => "connection lost".into(),
+        }
+    }
+
+    fn begin(
+        &self,
+        deadline: Duration,
+        wants_progress: bool,
+        sink: Box<dyn CallSink>,
+        request: impl FnOnce(&mut Vec<u8>, u64),
+    ) -> Result<CallId, (LinkError, Box<dyn CallSink>)> {
+        let mut guard = self.calls();
+        let calls = &mut *guard;
+        let Some(outbox) = &calls.outbox else {
+            drop(guard);
+            return Err((LinkError::Down { why: self.why_down() }, sink));
+        };
+        if calls.pending.len() >= PENDING_MAX || outbox.len() > BACKLOG_MAX {
+            return Err((LinkError::Busy, sink));
+        }
+        let id = calls.last_id + 1;
+        let written = outbox.push(|out| {
+            out.extend_from_slice(format!(r#"{{"jsonrpc":"2.0","id":{id},"#).as_bytes());
+            request(out, id);
+            out.push(b'}');
+        });
+        if !written {
+            drop(guard);
+            return Err((LinkError::Down { why: "connection lost".into() }, sink));
+        }
+        calls.last_id = id;
+        let started = Instant::now();
+        let deadline = started + deadline;
+        calls.pending.insert(id, Pending { started, deadline, progress: None, wants_progress, sink });
+        if calls.armed.is_some_and(|armed| deadline < armed) {
+            calls.armed = Some(deadline);
+            self.rearm.notify_one();
+        }
+        Ok(CallId(id))
+    }
+
+    /// Ends a pending call with an error and tells the guest that its answer is no longer wanted.
+    fn give_up(&self, id: u64, reason: &str, error: LinkError) {
+        let pending = {
+            let mut calls = self.calls();
+            let Some(pending) = calls.pending.remove(&id) else { return };
+            if let Some(outbox) = &calls.outbox {
+                outbox.push(|out| {
+                    out.extend_from_slice(
+                        format!(
+                            r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id},"reason":"{reason}"}}}}"#
+                        )
+                        .as_bytes(),
+                    );
+                });
+            }
+            pending
+        };
+        pending.sink.done(Err(error));
+    }
+
+    /// Fails everything that is pending; nothing can be begun until the link is up again.
+    fn lost(&self, why: &str) {
+        let pending = {
+            let mut calls = self.calls();
+            if let Some(outbox) = calls.outbox.take() {
+                outbox.close();
+            }
+            calls.armed = None;
+            std::mem::take(&mut calls.pending)
+        };
+        self.state.send_replace(LinkState::Down { why: why.to_owned() });
+        for pending in pending.into_values() {
+            pending.sink.done(Err(LinkError::Down { why: why.to_owned() }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! JSON-RPC as it is on the wire, looked at without taking it apart: what is forwarded stays raw.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// The members of a JSON-RPC message, each as it stands in the line.
+#[derive(Debug, Deserialize)]
+pub struct Envelope<'a> {
+    /// `"2.0"`.
+    #[serde(borrow, default)]
+    pub jsonrpc: Option<Cow<'a, str>>,
+    /// The request's id; absent in notifications (and where it is `null`).
+    #[serde(borrow, default)]
+    pub id: Option<&'a RawValue>,
+    /// The method of a request or notification.
+    #[serde(borrow, default)]
+    pub method: Option<Cow<'a, str>>,
+    /// Its parameters.
+    #[serde(borrow, default)]
+    pub params: Option<&'a RawValue>,
+    /// The result of a response.
+    #[serde(borrow, default)]
+    pub result: Option<&'a RawValue>,
+    /// The error of a response.
+    #[serde(borrow, default)]
+    pub error: Option<&'a RawValue>,
+}
+
+impl<'a> Envelope<'a> {
+    /// Looks at one line; `None` if it is not a JSON object with these members.
+    pub fn parse(line: &'a [u8]) -> Option<Self> {
+        serde_json::from_slice(line).ok()
+    }
+
+    /// Whether it is a request, a notification or a response as JSON-RPC 2.0 has them, with an id that is a string or a
+    /// number.
+    pub fn is_well_formed(&self) -> bool {
+        let id_is_good = self.id.is_none_or(|id| id.get().starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit()));
+        self.jsonrpc.as_deref() == Some("2.0") && id_is_good
+    }
+}
+
+/// The members of a JSON object in their order, each value raw. Keys that occur twice are kept twice.
+#[derive(Debug)]
+pub struct Members<'a>(pub Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'a> Members<'a> {
+    /// Takes an object apart, one level deep; `None` if it is not one.
+    pub fn parse(object: &'a RawValue) -> Option<Self> {
+        serde_json::from_str(object.get()).ok()
+    }
+
+    /// The value of a member; the last one, as JSON readers commonly take it.
+    pub fn get(&self, key: &str) -> Option<&'a RawValue> {
+        self.0.iter().rev().find(|(k, _)| k == key).map(|(_, value)| *value)
+    }
+}
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::with_capacity(8);
+                while let Some((Key(key), value)) = map.next_entry()? {
+                    members.push((key, value));
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
+/// A key that is borrowed where it has no escapes.
+struct Key<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Key<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Key<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Key(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Key(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+/// Appends a string as JSON.
+pub fn write_string(out: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(out, text).expect("a string goes into a buffer");
+}
+
+/// Whether valid JSON nests deeper than `max` arrays and objects.
+pub fn is_deeper_than(json: &str, max: usize) -> bool {
+    let bytes = json.as_bytes();
+    let (mut at, mut depth) = (0, 0);
+    while let Some(&byte) = bytes.get(at) {
+        at += 1;
+        match byte {
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > max {
+                    return true;
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => at = end_of_string(bytes, at),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Where the string that starts before `at` ends: behind its closing quote.
+fn end_of_string(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(found) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += found;
+        if bytes[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
+    }
+    bytes.len()
+}
+
+/// The id of a message of which only the first bytes are there.
+pub fn id_at_start(head: &[u8]) -> Option<&str> {
+    let (mut at, mut depth) = (0, 0);
+    while let Some(&byte) = head.get(at) {
+        at += 1;
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth -= 1,
+            b'"' => {
+                let end = end_of_string(head, at);
+                if depth == 1 && head.get(at..end) == Some(b"id\"") {
+                    return leading_id(head.get(end..)?);
+                }
+                at = end;
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The id of a message of which only the last bytes are there, if it is the last member.
+pub fn id_at_end(tail: &[u8]) -> Option<&str> {
+    let at = memchr::memmem::rfind(tail, b"\"id\"")?;
+    let rest = tail.get(at + 4..)?;
+    let id = leading_id(rest)?;
+    // Nothing but the closing brace may follow, else this was text within the message.
+    let end = memchr::memmem::find(rest, id.as_bytes())? + id.len();
+    rest[end..].trim_ascii().eq(b"}").then_some(id)
+}
+
+/// The id after `:`: a number or a string, as it stands there.
+fn leading_id(rest: &[u8]) -> Option<&str> {
+    let rest = rest.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+    let end = match rest.first()? {
+        b'"' => {
+            let end = end_of_string(rest, 1);
+            if rest.get(end - 1) != Some(&b'"') {
+                return None;
+            }
+            end
+        }
+        b'-' | b'0'..=b'9' => {
+            let end = rest.iter().position(|b| !matches!(b, b'-' | b'0'..=b'9'))?;
+            end
+        }
+        _ => return None,
+    };
+    let id = std::str::from_utf8(&rest[..end]).ok()?;
+    serde_json::from_str::<&RawValue>(id).ok()?;
+    Some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn depth_counts_brackets_outside_of_strings_only() {
+        assert!(!is_deeper_than(r#"{"a":[1,{"b":"[[[[{{{{\"[["}]}"#, 3));
+        assert!(is_deeper_than(r#"{"a":[1,{"b":2}]}"#, 2));
+        assert!(is_deeper_than(&"[".repeat(100_000), 64));
+        assert!(!is_deeper_than(r#""\\""#, 0));
+    }
+
+    #[test]
+    fn ids_are_found_at_either_end() {
+        assert_eq!(id_at_start(br#"{"jsonrpc":"2.0","id":17,"method":"x"#), Some("17"));
+        assert_eq!(id_at_start(br#"{"jsonrpc":"2.0", "id" : "a\"b", "x"#), Some(r#""a\"b""#));
+        assert_eq!(id_at_start(br#"{"params":{"id":3},"x":[{"id":4}],"me"#), None);
+        assert_eq!(id_at_start(br#"{"params":"\"id\":5"#), None);
+        assert_eq!(id_at_start(br#"{"id":17"#), None);
+        assert_eq!(id_at_end(br#"xxxxx"},"jsonrpc":"2.0","id":17}"#), Some("17"));
+        assert_eq!(id_at_end(br#"xxxxx"},"id":"q" } "#), Some(r#""q""#));
+        assert_eq!(id_at_end(br#"xx","id":17,"y":1}"#), None);
+        assert_eq!(id_at_end(br#"xx {"id":17}}"#), None);
+    }
+
+    #[test]
+    fn members_keep_order_and_raw_values() {
+        let raw: &RawValue = serde_json::from_str(r#"{"b":1.0,"\u0061":{"x" : [1]},"b":2e5}"#).unwrap();
+        let members = Members::parse(raw).unwrap();
+        let shown: Vec<_> = members.0.iter().map(|(k, v)| (k.as_ref(), v.get())).collect();
+        assert_eq!(shown, [("b", "1.0"), ("a", r#"{"x" : [1]}"#), ("b", "2e5")]);
+        assert_eq!(members.get("b").unwrap().get(), "2e5");
+        assert!(Members::parse(serde_json::from_str("[1]").unwrap()).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            id_at_start(&bytes);
+            id_at_end(&bytes);
+            let _ = Envelope::parse(&bytes);
+            is_deeper_than(&String::from_utf8_lossy(&bytes), 3);
+        }
+
+        #[test]
+        fn what_is_found_is_what_was_there(id in any::<u32>(), text in ".{0,40}") {
+            let text = serde_json::to_string(&text).unwrap();
+            let line = format!(r#"{{"id":{id},"x":{text}}}"#);
+            prop_assert_eq!(id_at_start(line.as_bytes()), Some(id.to_string().as_str()));
+            let line = format!(r#"{{"x":{text},"id":{id}}}"#);
+            prop_assert_eq!(id_at_end(line.as_bytes()), Some(id.to_string().as_str()));
+        }
+    }
+}
