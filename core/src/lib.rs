@@ -17,4 +17,4 @@ pub mod vm;
 pub mod vmm;
 
 pub use config::Config;
-pub use nexus::{CallContext, Caller, GuestHandle, Nexus};
+pub use nexus::{CallContext, CallRecord, Caller, GuestHandle, Nexus, OpenError};

@@ -131,7 +131,8 @@ enum Failed {
 impl Session {
     async fn serve(&self, stream: UnixStream) {
         let (read, write) = stream.into_split();
-        let mut conversation = Conversation { read: LineReader::new(read, HELLO_MAX, HELLO_MAX as u64 * 2), write };
+        let mut conversation =
+            Conversation { read: LineReader::new(read, HELLO_MAX, HELLO_MAX as u64 * 2), write };
         match self.converse(&mut conversation).await {
             Ok(()) | Err(Failed::Gone) => {}
             Err(Failed::Misbehaved(what)) => {
@@ -220,11 +221,14 @@ impl Conversation {
             loop {
                 match self.read.take() {
                     Some(Line::Whole(line)) => {
-                        return serde_json::from_slice(line)
-                            .map_err(|e| Failed::Misbehaved(cut(&format!("garbage on the hello port: {e}"))));
+                        return serde_json::from_slice(line).map_err(|e| {
+                            Failed::Misbehaved(cut(&format!("garbage on the hello port: {e}")))
+                        });
                     }
                     Some(Line::TooLong(_) | Line::TooLongEnd { .. }) => {
-                        return Err(Failed::Misbehaved("a message that is too long on the hello port".into()));
+                        return Err(Failed::Misbehaved(
+                            "a message that is too long on the hello port".into(),
+                        ));
                     }
                     None => {}
                 }

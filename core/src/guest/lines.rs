@@ -266,7 +266,9 @@ mod tests {
             while let Some(line) = reader.take() {
                 found.push(match line {
                     Line::Whole(text) => format!("={}", String::from_utf8_lossy(text)),
-                    Line::TooLong(head) => format!("<{}", String::from_utf8_lossy(&head[..head.len().min(4)])),
+                    Line::TooLong(head) => {
+                        format!("<{}", String::from_utf8_lossy(&head[..head.len().min(4)]))
+                    }
                     Line::TooLongEnd { tail, total } => {
                         format!(">{}:{total}", String::from_utf8_lossy(&tail[tail.len().saturating_sub(3)..]))
                     }

@@ -37,7 +37,9 @@ impl<'a> Envelope<'a> {
     /// Whether it is a request, a notification or a response as JSON-RPC 2.0 has them, with an id that is a string or a
     /// number.
     pub fn is_well_formed(&self) -> bool {
-        let id_is_good = self.id.is_none_or(|id| id.get().starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit()));
+        let id_is_good = self
+            .id
+            .is_none_or(|id| id.get().starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit()));
         self.jsonrpc.as_deref() == Some("2.0") && id_is_good
     }
 }

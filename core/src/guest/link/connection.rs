@@ -142,7 +142,9 @@ async fn shake_hands(reader: &mut Reader, outbox: &Outbox) -> Result<(), String>
         let line = loop {
             match reader.take() {
                 Some(Line::Whole(line)) => break line,
-                Some(Line::TooLong(_) | Line::TooLongEnd { .. }) => return Err("garbage for a greeting".into()),
+                Some(Line::TooLong(_) | Line::TooLongEnd { .. }) => {
+                    return Err("garbage for a greeting".into());
+                }
                 None => {}
             }
             match reader.fill().await {
@@ -274,7 +276,8 @@ impl Serving<'_> {
     }
 
     fn fail_too_large(&self, id: Option<&str>) {
-        let pending = id.and_then(|id| id.parse().ok()).and_then(|id: u64| self.shared.calls().pending.remove(&id));
+        let pending =
+            id.and_then(|id| id.parse().ok()).and_then(|id: u64| self.shared.calls().pending.remove(&id));
         if let Some(pending) = pending {
             pending.sink.done(Err(LinkError::TooLarge));
         }

@@ -1,0 +1,133 @@
+//! What every endpoint of one daemon shares: the facade, the tools, the way into guests and the counters.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nexus_core::{CallRecord, Caller, GuestHandle, Nexus};
+use nexus_schema::id::{VmId, VmKind};
+use nexus_schema::{Reference, ToolError};
+
+use crate::tools::Registry;
+
+/// The way into guests, and the log of calls.
+pub trait Guests: Send + Sync {
+    /// A running guest; in memory, without waiting.
+    fn guest(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<GuestHandle, ToolError>;
+    /// Remembers a call; never blocks.
+    fn record(&self, call: CallRecord);
+}
+
+impl Guests for Nexus {
+    fn guest(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<GuestHandle, ToolError> {
+        Nexus::guest(self, caller, vm)
+    }
+
+    fn record(&self, call: CallRecord) {
+        self.record_call(call);
+    }
+}
+
+/// One daemon, as its endpoints see it. Cheap to clone.
+#[derive(Clone)]
+pub struct Host(Arc<Inner>);
+
+struct Inner {
+    nexus: Nexus,
+    guests: Box<dyn Guests>,
+    registry: Registry,
+    counters: Counters,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("counters", &self.0.counters).finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    /// A host over an open Nexus.
+    pub fn new(nexus: Nexus) -> Self {
+        let guests = Box::new(nexus.clone());
+        Self::with_guests(nexus, guests)
+    }
+
+    /// A host whose guests are found elsewhere than in Nexus: for tests and benchmarks of the forwarding alone.
+    pub fn with_guests(nexus: Nexus, guests: Box<dyn Guests>) -> Self {
+        Self(Arc::new(Inner { nexus, guests, registry: Registry::new(), counters: Counters::default() }))
+    }
+
+    /// The facade.
+    pub fn nexus(&self) -> &Nexus {
+        &self.0.nexus
+    }
+
+    /// The way into guests.
+    pub fn guests(&self) -> &dyn Guests {
+        &*self.0.guests
+    }
+
+    /// The tools.
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+}
+
+/// What an endpoint shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum View {
+    /// All of Nexus.
+    Whole,
+    /// The inside of one VM: its tools, unprefixed, without a `vm` argument.
+    Vm(VmId),
+}
+
+impl View {
+    /// The VM that callers of this view are bound to.
+    pub fn scope(self) -> Option<VmId> {
+        match self {
+            Self::Whole => None,
+            Self::Vm(vm) => Some(vm),
+        }
+    }
+}
+
+/// Numbers for `/metrics`.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Calls of the host's own tools.
+    pub host_calls: Counter,
+    /// Calls that were forwarded to guests.
+    pub guest_calls: Counter,
+    /// Calls that ended in an error.
+    pub errors: Counter,
+    /// Streams that are open.
+    pub streams: Counter,
+    /// HTTP requests.
+    pub requests: Counter,
+}
+
+/// One number.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// One more.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less.
+    pub fn remove(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

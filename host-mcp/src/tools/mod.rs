@@ -1,0 +1,167 @@
+//! The host's own tools: each a type of the vocabulary and a method of [`Nexus`], registered by one generic function.
+
+mod publish;
+mod shape;
+mod text;
+
+use std::collections::HashMap;
+
+use futures::future::BoxFuture;
+use nexus_core::{CallContext, Nexus};
+use nexus_schema::{Tool, ToolError, for_each_guest_tool, for_each_host_tool};
+use rmcp::model::{CallToolResult, JsonObject};
+use serde_json::Value;
+
+pub use publish::INSTRUCTIONS;
+pub(crate) use publish::{SCOPED_INSTRUCTIONS, published};
+pub(crate) use shape::error_result;
+
+use crate::host::View;
+
+/// Runs one tool: decodes the arguments, calls the method, lays the result out.
+type Run = Box<
+    dyn Fn(Nexus, CallContext, JsonObject) -> BoxFuture<'static, Result<CallToolResult, ToolError>>
+        + Send
+        + Sync,
+>;
+
+/// Every tool, as it is published and as it is run. Never changes.
+pub struct Registry {
+    host: HashMap<&'static str, Run>,
+    /// The guest's tools, by their name in the guest.
+    guest: HashMap<&'static str, &'static str>,
+    whole: Vec<rmcp::model::Tool>,
+    scoped: Vec<rmcp::model::Tool>,
+}
+
+impl Registry {
+    /// All tools of the vocabulary.
+    pub(crate) fn new() -> Self {
+        let mut whole = nexus_schema::tools::host();
+        whole.extend(nexus_schema::tools::guest_on_host());
+        let mut registry = Self {
+            host: HashMap::new(),
+            guest: HashMap::new(),
+            whole: published(whole),
+            scoped: published(nexus_schema::tools::guest()),
+        };
+        macro_rules! register_all {
+            ($($tool:path => $method:ident,)*) => {$(
+                registry.register::<$tool, _>(|nexus: Nexus, ctx: CallContext, params| async move {
+                    nexus.$method(&ctx, params).await
+                });
+            )*};
+        }
+        for_each_host_tool!(register_all);
+        macro_rules! name_all {
+            ($($tool:path => $method:ident,)*) => {$(
+                registry.guest.insert(<$tool as Tool>::NAME, <$tool as Tool>::NAME);
+            )*};
+        }
+        for_each_guest_tool!(name_all);
+        registry
+    }
+
+    fn register<T: Tool, F>(
+        &mut self,
+        method: impl Fn(Nexus, CallContext, T::Params) -> F + Copy + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<T::Output, ToolError>> + Send + 'static,
+    {
+        let run = move |nexus: Nexus, ctx: CallContext, arguments: JsonObject| -> BoxFuture<'static, _> {
+            Box::pin(async move {
+                let params = decode::<T>(arguments)?;
+                let output = method(nexus, ctx, params).await?;
+                shape::result::<T>(&output)
+            })
+        };
+        self.host.insert(T::NAME, Box::new(run));
+    }
+
+    /// Runs one of the host's own tools; `None` if it is not one.
+    pub(crate) fn run(
+        &self,
+        tool: &str,
+        nexus: Nexus,
+        ctx: CallContext,
+        arguments: JsonObject,
+    ) -> Option<BoxFuture<'static, Result<CallToolResult, ToolError>>> {
+        Some(self.host.get(tool)?(nexus, ctx, arguments))
+    }
+
+    /// The name in the guest of a tool that a view shows under `published`; `None` if it is no guest tool there.
+    pub(crate) fn guest_tool(&self, view: View, published: &str) -> Option<&'static str> {
+        let own = match view {
+            View::Whole => published.strip_prefix(nexus_schema::tool::GUEST_PREFIX)?,
+            View::Vm(_) => published,
+        };
+        self.guest.get(own).copied()
+    }
+
+    /// What a view shows, sorted by name.
+    pub fn list(&self, view: View) -> &[rmcp::model::Tool] {
+        match view {
+            View::Whole => &self.whole,
+            View::Vm(_) => &self.scoped,
+        }
+    }
+}
+
+/// Decodes arguments; says which one is wrong and what the tool takes.
+fn decode<T: Tool>(arguments: JsonObject) -> Result<T::Params, ToolError> {
+    serde_path_to_error::deserialize(Value::Object(arguments)).map_err(|error| {
+        let path = error.path().to_string();
+        let what = error.inner().to_string();
+        let message = if path == "." { what } else { format!("{path}: {what}") };
+        let info = nexus_schema::tool::info::<T>();
+        let takes = match info.input_schema.get("properties") {
+            Some(Value::Object(properties)) if !properties.is_empty() => {
+                let names: Vec<_> = properties.keys().map(String::as_str).collect();
+                format!("{} takes: {}", T::NAME, names.join(", "))
+            }
+            _ => format!("{} takes no arguments", T::NAME),
+        };
+        ToolError::invalid(message).hint(takes)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_schema::tools::vm::{VmCreate, VmInspect};
+    use serde_json::json;
+
+    use super::*;
+
+    fn arguments(value: Value) -> JsonObject {
+        let Value::Object(object) = value else { panic!("an object") };
+        object
+    }
+
+    #[test]
+    fn mistakes_in_arguments_are_named() {
+        let error = decode::<VmCreate>(arguments(json!({"vcpus": "two"}))).unwrap_err();
+        assert!(error.message.starts_with("vcpus: invalid type: string \"two\""), "{error}");
+        assert!(error.hint.unwrap().starts_with("vm_create takes: "));
+        let error = decode::<VmCreate>(arguments(json!({"cpus": 2}))).unwrap_err();
+        assert!(error.message.contains("unknown field `cpus`"), "{error}");
+        let error = decode::<VmInspect>(arguments(json!({}))).unwrap_err();
+        assert!(error.message.contains("missing field `vm`"), "{error}");
+        let error = decode::<VmInspect>(arguments(json!({"vm": "Web 1"}))).unwrap_err();
+        assert!(error.message.contains("`Web 1` is not a name"), "{error}");
+    }
+
+    #[test]
+    fn the_list_is_sorted_and_complete() {
+        let registry = Registry::new();
+        for view in [View::Whole, View::Vm(nexus_schema::id::VmId::from_i64(1).unwrap())] {
+            let names: Vec<_> = registry.list(view).iter().map(|t| t.name.to_string()).collect();
+            assert!(names.is_sorted(), "{names:?}");
+            assert!(names.len() <= 64);
+            for name in names {
+                let guest = registry.guest_tool(view, &name).is_some();
+                let host = view == View::Whole && registry.host.contains_key(&*name);
+                assert!(guest ^ host, "{name} is run by nobody, or by two");
+            }
+        }
+    }
+}

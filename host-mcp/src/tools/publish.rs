@@ -1,0 +1,72 @@
+//! How tools are published: names, schemas, annotations, instructions.
+
+use std::sync::Arc;
+
+use nexus_schema::{Effect, ToolInfo};
+use rmcp::model::{Tool, ToolAnnotations};
+
+/// What a client is told on first contact.
+pub const INSTRUCTIONS: &str = "\
+Nexus gives you Linux microVMs of your own: real machines with their own kernel and disk, apart from the host. Use one whenever \
+you want to run commands, install packages, build or test something, or try what must not touch the host.
+
+Start: `vm_create {}` makes a Debian VM, starts it and waits until it is ready (`{\"from\":\"busybox\"}` boots fastest; \
+`name` is yours to choose). If the reply says `done: false`, call `op_get` with its `op_id` until it is done.
+Work: every `guest_` tool runs inside the VM that you name in `vm` (name or id): `guest_run_command` {\"vm\":\"web-1\",\
+\"command\":\"uname -a\"}, `guest_file_write`, `guest_file_read`, `guest_file_list`, `guest_file_stat`, `guest_file_delete`, \
+`guest_os_info`. Commands run as root in a fresh process each time: set `cwd` and `env` per call, and start long-running \
+programs in the background with output to a file. A non-zero exit code is a normal result.
+End: `vm_stop` keeps the disk, `vm_start` brings it back, `vm_delete` removes both. Clean up what you no longer need.
+
+Look: `vm_list` shows what exists, `vm_inspect` everything about one VM, `vm_logs` its console, `vm_history` what happened to \
+it, `system_info` whether this host can run VMs and what is missing.
+Failures are results with `isError` and a text `code: message`, then a line that says what to do next. Codes that can be tried \
+again say `retryable` in `_meta[\"dev.nexus/error\"]`. A VM that was replaced or rebooted has a new `boot_id`: its processes are \
+gone, its disk is not. VMs have no network yet.";
+
+/// What a client of the scoped endpoint is told.
+pub(crate) const SCOPED_INSTRUCTIONS: &str = "\
+This endpoint is the inside of one Linux microVM. Every tool runs in that VM and never on the host: `run_command` \
+{\"command\":\"uname -a\"}, `file_write`, `file_read`, `file_list`, `file_stat`, `file_delete`, `os_info`. Commands run as root in a \
+fresh process each time: set `cwd` and `env` per call, and start long-running programs in the background with output to a file. A \
+non-zero exit code is a normal result. Failures are results with `isError` and a text `code: message`, then a line that says what \
+to do next.";
+
+/// Tools as MCP lists them, sorted by name.
+pub(crate) fn published(mut infos: Vec<ToolInfo>) -> Vec<Tool> {
+    infos.sort_by(|a, b| a.name.cmp(&b.name));
+    infos.into_iter().map(tool).collect()
+}
+
+fn tool(info: ToolInfo) -> Tool {
+    let annotations = annotations(&info);
+    let mut tool = Tool::new(info.name, info.description, Arc::new(info.input_schema));
+    tool.title = Some(info.title);
+    tool.output_schema = info.output_schema.map(Arc::new);
+    tool.annotations = Some(annotations);
+    tool
+}
+
+fn annotations(info: &ToolInfo) -> ToolAnnotations {
+    let (read_only, destructive, idempotent) = match info.effect {
+        Effect::ReadOnly => (true, false, true),
+        Effect::Additive { idempotent } => (false, false, idempotent),
+        Effect::Destructive { idempotent } => (false, true, idempotent),
+    };
+    ToolAnnotations::with_title(info.title.clone())
+        .read_only(read_only)
+        .destructive(destructive)
+        .idempotent(idempotent)
+        .open_world(info.open_world)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instructions_fit() {
+        assert!(INSTRUCTIONS.chars().count() < 2048, "{}", INSTRUCTIONS.chars().count());
+        assert!(SCOPED_INSTRUCTIONS.chars().count() < 2048);
+    }
+}
