@@ -1,8 +1,15 @@
 //! The MCP host of Nexus: the daemon and the CLI.
+//!
+//! A client's line or request comes in through [`endpoint`] or [`stream`]. Calls of guest tools go raw through `forward` to
+//! the guest's link; everything else is served by [`server`], whose [`tools`] are methods of [`nexus_core::Nexus`].
 
+mod bridge;
+pub mod daemon;
 pub mod dirs;
+pub mod endpoint;
 mod forward;
 pub mod host;
 pub mod server;
+pub mod settings;
 pub mod stream;
 pub mod tools;

@@ -1,0 +1,281 @@
+//! The daemon's life: opens the state directory, serves, and goes in order. VMs outlive it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nexus_core::{Caller, Nexus, OpenError};
+use rustix::process::{Resource, Rlimit};
+use tokio::net::{TcpListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::endpoint::{self, Door, Endpoints, TokenError};
+use crate::host::{Host, View};
+use crate::settings::Settings;
+use crate::{bridge, stream};
+
+/// The guest, as it was built for its own target.
+pub static AGENT: &[u8] = include_bytes!(env!("NEXUS_GUEST_BIN"));
+
+/// How long clients may take to go when the daemon does.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// How long the work under way may take to settle.
+const SETTLE_MAX: Duration = Duration::from_secs(10);
+/// How long a daemon that is just starting may take until its socket is there.
+const START_MAX: Duration = Duration::from_secs(10);
+/// How often open streams are looked at when nothing else keeps the daemon up.
+const IDLE_CHECK: Duration = Duration::from_millis(500);
+
+/// Why the daemon could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The state directory cannot be opened.
+    #[error("open the state directory {directory}")]
+    Open {
+        /// The directory.
+        directory: String,
+        /// Why not.
+        #[source]
+        source: OpenError,
+    },
+    /// A directory cannot be made.
+    #[error("make the directory {directory}")]
+    Directory {
+        /// The directory.
+        directory: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon is behind the socket.
+    #[error("another nexusd serves {socket}")]
+    Served {
+        /// The socket.
+        socket: String,
+    },
+    /// A socket cannot be listened on.
+    #[error("listen on {address}")]
+    Listen {
+        /// The socket or address.
+        address: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The token cannot be had.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The process itself cannot be set up.
+    #[error("{what}")]
+    Process {
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs until told to stop; with `stdio`, also serves the client on this process's own stdin and stdout, and ends with it.
+pub fn run(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError> {
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(settings.worker_threads)
+        .thread_name("nexusd")
+        .enable_all()
+        .build()
+        .map_err(|source| DaemonError::Process { what: "start the threads of the daemon", source })?;
+    let ended = runtime.block_on(async {
+        if stdio { Box::pin(serve_stdio(settings)).await } else { Box::pin(serve(settings, false)).await }
+    });
+    // A thread that waits for a file or for stdin is not waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+/// A daemon and a stdio server in one, or a bridge to the daemon that holds the state directory already.
+async fn serve_stdio(settings: Settings) -> Result<ExitCode, DaemonError> {
+    if connect(&settings.socket).await.is_some() {
+        return Ok(bridge::pump(&settings.socket).await);
+    }
+    let socket = settings.socket.clone();
+    match Box::pin(serve(settings, true)).await {
+        Err(DaemonError::Open { source: OpenError::Locked { .. }, .. } | DaemonError::Served { .. }) => {
+            // It is starting just now.
+            let waited = timeout(START_MAX, async {
+                while connect(&socket).await.is_none() {
+                    sleep(Duration::from_millis(50)).await;
+                }
+            });
+            match waited.await {
+                Ok(()) => Ok(bridge::pump(&socket).await),
+                Err(_) => Err(DaemonError::Listen {
+                    address: socket.display().to_string(),
+                    source: io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the daemon that holds the state directory does not serve",
+                    ),
+                }),
+            }
+        }
+        other => other,
+    }
+}
+
+async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError> {
+    let mut terminate = listen_for(SignalKind::terminate())?;
+    let mut interrupt = listen_for(SignalKind::interrupt())?;
+    make_directory(&settings.state_dir)?;
+    let (runtime_dir, name) = split_socket(&settings.socket)?;
+    make_directory(&runtime_dir)?;
+    let shim = std::env::current_exe()
+        .map_err(|source| DaemonError::Process { what: "find the daemon's own binary", source })?;
+    let nexus = Nexus::open(settings.config(AGENT, shim)).await.map_err(|source| DaemonError::Open {
+        directory: settings.state_dir.display().to_string(),
+        source,
+    })?;
+    let stop = CancellationToken::new();
+    let endpoints = Endpoints::new(Host::new(nexus.clone()), stop.clone());
+    let opened = open_doors(&settings, &endpoints, &runtime_dir, &name).await;
+    if let Err(error) = opened {
+        stop.cancel();
+        nexus.shutdown().await;
+        return Err(error);
+    }
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(socket = %settings.socket.display(), state = %settings.state_dir.display(), "serving");
+
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("told to stop"),
+        _ = interrupt.recv() => tracing::info!("interrupted"),
+        () = stdio_client(&endpoints), if stdio => tracing::info!("the client is gone"),
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+    endpoints.tasks().close();
+    if timeout(DRAIN_MAX, endpoints.tasks().wait()).await.is_err() {
+        tracing::warn!("clients are still connected: leaving all the same");
+    }
+    if timeout(SETTLE_MAX, nexus.shutdown()).await.is_err() {
+        tracing::warn!("work is still under way: it is settled at the next start");
+    }
+    // A socket that nobody listens on would only puzzle.
+    let _ = std::fs::remove_file(&settings.socket);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn open_doors(
+    settings: &Settings,
+    endpoints: &Endpoints,
+    runtime_dir: &Path,
+    name: &str,
+) -> Result<(), DaemonError> {
+    if connect(&settings.socket).await.is_some() {
+        return Err(DaemonError::Served { socket: settings.socket.display().to_string() });
+    }
+    let failed = |address: String| move |source| DaemonError::Listen { address, source };
+    endpoint::serve_unix(endpoints, runtime_dir, name)
+        .map_err(failed(settings.socket.display().to_string()))?;
+    if let Some(address) = settings.http {
+        let token = endpoint::load_token(&settings.state_dir)?;
+        let listener = TcpListener::bind(address).await.map_err(failed(address.to_string()))?;
+        endpoint::serve_tcp(
+            endpoints,
+            listener,
+            Door::Tcp { token, origins: settings.http_origins.clone().into() },
+        );
+        tracing::info!(url = %format!("http://{address}/mcp"), "serving HTTP");
+    }
+    Ok(())
+}
+
+/// Serves the client on stdin and stdout; afterwards waits until the other clients have gone too.
+async fn stdio_client(endpoints: &Endpoints) {
+    let caller = Caller { owner: format!("uid:{}", rustix::process::getuid().as_raw()), scope: None };
+    let ends = rmcp::transport::stdio_pipes();
+    let stop = endpoints.stop().child_token();
+    Box::pin(stream::serve(endpoints.host().clone(), View::Whole, caller, ends, &[], stop)).await;
+    while endpoints.host().counters().streams.get() > 0 {
+        sleep(IDLE_CHECK).await;
+    }
+}
+
+/// A connection to the daemon behind a socket, if there is one.
+async fn connect(socket: &Path) -> Option<UnixStream> {
+    let (directory, name) = split_socket(socket).ok()?;
+    nexus_core::os::socket::connect_in_tokio(&directory, &name).await.ok()
+}
+
+fn split_socket(socket: &Path) -> Result<(PathBuf, String), DaemonError> {
+    let parts = socket.parent().zip(socket.file_name().and_then(|name| name.to_str()));
+    parts.map(|(directory, name)| (directory.to_owned(), name.to_owned())).ok_or_else(|| {
+        DaemonError::Listen {
+            address: socket.display().to_string(),
+            source: io::Error::new(io::ErrorKind::InvalidInput, "not the path of a socket"),
+        }
+    })
+}
+
+fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, DaemonError> {
+    signal(kind).map_err(|source| DaemonError::Process { what: "listen for signals", source })
+}
+
+/// Makes a directory that only this user may look into; one that is there stays as it is.
+fn make_directory(directory: &Path) -> Result<(), DaemonError> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|source| DaemonError::Directory { directory: directory.display().to_string(), source })
+}
+
+/// Allows as many open files as the system lets this user have.
+fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    // With fewer files there is room for fewer VMs; that is no reason not to start.
+    let _ = rustix::process::setrlimit(
+        Resource::Nofile,
+        Rlimit { current: limit.maximum, maximum: limit.maximum },
+    );
+}
+
+/// Logs to stderr; stdout may belong to a client.
+pub fn start_log(filter: &str) {
+    use std::io::IsTerminal;
+    let filter = tracing_subscriber::EnvFilter::new(filter);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let ansi = io::stderr().is_terminal();
+    // A second log in one process is that of a test; the first one stays.
+    let _ = log.with_ansi(ansi).try_init();
+}
+
+/// Says on stderr what went wrong, with every cause.
+pub fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
+    use std::io::Write;
+    let mut text = format!("nexusd: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    // There is nobody else to tell.
+    let _ = writeln!(io::stderr(), "{text}");
+    ExitCode::from(code)
+}
+
+/// Is the parent of one VM's VMM.
+pub fn shim(directory: &Path) -> ExitCode {
+    let _ = directory;
+    ExitCode::FAILURE
+}
+
+/// Says what this host can run.
+pub fn doctor(settings: &Settings, json: bool) -> ExitCode {
+    let _ = (settings, json);
+    ExitCode::FAILURE
+}

@@ -1,0 +1,206 @@
+//! Who may come in: peers of the Unix socket by its mode, everybody else by a token, and no web page.
+
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use http::uri::Authority;
+use http::{Request, Response, StatusCode, header};
+use nexus_core::Caller;
+
+use super::{Body, plain};
+
+/// The file of the token in the state directory.
+pub(super) const TOKEN_NAME: &str = "http-token";
+/// The name of that token's holder among owners.
+const TOKEN_OWNER: &str = "token:http";
+/// Host names of this machine that a request may be meant for.
+const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+/// A way in.
+#[derive(Debug, Clone)]
+pub enum Door {
+    /// The Unix socket: whoever may connect may come in.
+    Unix,
+    /// Loopback TCP: with the token only, and not from web pages.
+    Tcp {
+        /// The token.
+        token: Arc<str>,
+        /// Origins of web pages that may come in all the same, such as `http://localhost:6274`.
+        origins: Arc<[String]>,
+    },
+}
+
+impl Door {
+    pub(super) fn offers_streams(&self) -> bool {
+        matches!(self, Self::Unix)
+    }
+
+    /// Refuses what a web page could have sent: requests for other hosts (DNS rebinding) and from other origins.
+    pub(super) fn check_origin<B>(&self, request: &Request<B>) -> Result<(), Response<Body>> {
+        let Self::Tcp { origins, .. } = self else { return Ok(()) };
+        let host = match request.uri().authority() {
+            Some(authority) => Some(authority.clone()),
+            None => request
+                .headers()
+                .get(header::HOST)
+                .and_then(|host| host.to_str().ok())
+                .and_then(|host| host.parse::<Authority>().ok()),
+        };
+        let is_ours =
+            host.is_some_and(|host| LOOPBACK.iter().any(|ours| host.host().eq_ignore_ascii_case(ours)));
+        if !is_ours {
+            return Err(plain(StatusCode::FORBIDDEN, "this host name is not served\n"));
+        }
+        for origin in request.headers().get_all(header::ORIGIN) {
+            if !origins.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes())) {
+                return Err(plain(StatusCode::FORBIDDEN, "this origin may not come in\n"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Who calls, by the token of the request.
+    pub(super) fn check_token<B>(&self, request: &Request<B>) -> Result<Caller, Response<Body>> {
+        let Self::Tcp { token, .. } = self else {
+            return Err(plain(StatusCode::FORBIDDEN, "who calls is not known\n"));
+        };
+        let mut given = request.headers().get_all(header::AUTHORIZATION).iter();
+        let is_right = match (given.next(), given.next()) {
+            (Some(value), None) => is_bearer(value.as_bytes(), token.as_bytes()),
+            (None | Some(_), _) => false,
+        };
+        if is_right {
+            return Ok(Caller { owner: TOKEN_OWNER.into(), scope: None });
+        }
+        let mut refusal = plain(StatusCode::UNAUTHORIZED, "the bearer token is missing or wrong\n");
+        refusal.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        Err(refusal)
+    }
+}
+
+/// Compares without telling by its duration how much is right.
+fn is_bearer(value: &[u8], token: &[u8]) -> bool {
+    let Some((scheme, given)) = value.split_at_checked(7) else { return false };
+    let differ = given.iter().zip(token).fold(0, |differ, (a, b)| differ | (a ^ b));
+    scheme.eq_ignore_ascii_case(b"bearer ") && given.len() == token.len() && differ == 0
+}
+
+/// A token that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// Its file cannot be read or made.
+    #[error("use the token file {file}")]
+    Io {
+        /// The file.
+        file: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Others may read it.
+    #[error("the token file {file} may be read by others: chmod 600 {file}")]
+    Exposed {
+        /// The file.
+        file: String,
+    },
+    /// It holds no token.
+    #[error("the token file {file} holds no token of at least 32 characters: delete it to get a new one")]
+    Malformed {
+        /// The file.
+        file: String,
+    },
+}
+
+/// Reads the token of a state directory; made on first use, readable by this user only.
+pub fn load_token(state_dir: &Path) -> Result<Arc<str>, TokenError> {
+    let path = state_dir.join(TOKEN_NAME);
+    let file = path.display().to_string();
+    let failed = |source| TokenError::Io { file: file.clone(), source };
+    match fs_err::metadata(&path) {
+        Ok(metadata) if metadata.permissions().mode() & 0o077 != 0 => {
+            return Err(TokenError::Exposed { file });
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let mut bytes = [0; 32];
+            rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+                .map_err(|e| failed(e.into()))?;
+            let token = data_encoding::HEXLOWER.encode(&bytes);
+            let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            made.and_then(|mut made| writeln!(made, "{token}")).map_err(failed)?;
+        }
+        Err(e) => return Err(failed(e)),
+    }
+    let text = fs_err::read_to_string(&path).map_err(failed)?;
+    let token = text.trim();
+    if token.len() < 32 || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(TokenError::Malformed { file });
+    }
+    Ok(token.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn door() -> Door {
+        Door::Tcp { token: "t".repeat(32).into(), origins: vec!["http://localhost:6274".to_owned()].into() }
+    }
+
+    fn request(headers: &[(&str, &str)]) -> Request<()> {
+        let mut builder = Request::builder().uri("/mcp");
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap()
+    }
+
+    #[test]
+    fn web_pages_stay_outside() {
+        let door = door();
+        for host in ["localhost:9600", "127.0.0.1:9600", "[::1]:9600", "LOCALHOST"] {
+            assert!(door.check_origin(&request(&[("host", host)])).is_ok(), "{host}");
+        }
+        for host in ["evil.example:9600", "127.0.0.1.evil.example", "", "localhost:9600@evil.example"] {
+            assert!(door.check_origin(&request(&[("host", host)])).is_err(), "{host}");
+        }
+        assert!(door.check_origin(&request(&[])).is_err());
+        let ours = ("host", "localhost:9600");
+        assert!(door.check_origin(&request(&[ours, ("origin", "http://localhost:6274")])).is_ok());
+        for origin in ["http://evil.example", "null", "http://localhost:9600"] {
+            assert!(door.check_origin(&request(&[ours, ("origin", origin)])).is_err(), "{origin}");
+        }
+    }
+
+    #[test]
+    fn only_the_whole_token_opens() {
+        let door = door();
+        let good = format!("Bearer {}", "t".repeat(32));
+        assert!(door.check_token(&request(&[("authorization", &good)])).is_ok());
+        assert!(door.check_token(&request(&[("authorization", &good), ("authorization", &good)])).is_err());
+        for bad in
+            ["", "Bearer ", "Bearer t", &good[..20], &format!("{good}t"), &good.replace("Bearer", "Basic")]
+        {
+            let refusal = door.check_token(&request(&[("authorization", bad)])).unwrap_err();
+            assert_eq!(refusal.status(), StatusCode::UNAUTHORIZED);
+        }
+        assert!(door.check_token(&request(&[])).is_err());
+    }
+
+    #[test]
+    fn a_token_is_made_once_and_kept_secret() {
+        let temp = tempfile::tempdir().unwrap();
+        let token = load_token(temp.path()).unwrap();
+        assert_eq!(token.len(), 64);
+        assert_eq!(load_token(temp.path()).unwrap(), token);
+        let path = temp.path().join(TOKEN_NAME);
+        assert_eq!(fs_err::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(load_token(temp.path()), Err(TokenError::Exposed { .. })));
+        fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        fs_err::write(&path, "short\n").unwrap();
+        assert!(matches!(load_token(temp.path()), Err(TokenError::Malformed { .. })));
+    }
+}

@@ -1,0 +1,119 @@
+//! Accepts connections and speaks HTTP/1.1 on them.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nexus_core::Caller;
+use nexus_core::os::socket;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{Door, Endpoints};
+
+/// How many connections there may be through one door.
+const CONNECTIONS_MAX: usize = 1024;
+/// How long a client may take for the head of its request.
+const HEAD_MAX: Duration = Duration::from_secs(30);
+
+/// Serves the Unix socket `name` in `directory` until the endpoints stop; only this user may connect.
+pub fn serve_unix(endpoints: &Endpoints, directory: &Path, name: &str) -> io::Result<()> {
+    let listener: UnixListener = socket::bind_in_tokio(directory, name)?;
+    let this = endpoints.clone();
+    endpoints.tasks().spawn(async move {
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        while let Some((permit, accepted)) = next(&this, &room, listener.accept()).await {
+            let accepted = accepted.and_then(|(stream, _)| {
+                let uid = stream.peer_cred()?.uid();
+                Ok((stream, Caller { owner: format!("uid:{uid}"), scope: None }))
+            });
+            match accepted {
+                Ok((stream, caller)) => converse(&this, Door::Unix, Some(caller), stream, permit),
+                Err(error) => pause(&error).await,
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Serves a TCP listener until the endpoints stop.
+pub fn serve_tcp(endpoints: &Endpoints, listener: TcpListener, door: Door) {
+    let this = endpoints.clone();
+    endpoints.tasks().spawn(async move {
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        while let Some((permit, accepted)) = next(&this, &room, listener.accept()).await {
+            match accepted {
+                Ok((stream, _)) => {
+                    // Small answers are not to wait for more.
+                    let _ = stream.set_nodelay(true);
+                    converse(&this, door.clone(), None, stream, permit);
+                }
+                Err(error) => pause(&error).await,
+            }
+        }
+    });
+}
+
+/// The next connection, once there is room for it; `None` when the endpoints stop.
+async fn next<T>(
+    endpoints: &Endpoints,
+    room: &Arc<Semaphore>,
+    accept: impl Future<Output = io::Result<T>>,
+) -> Option<(OwnedSemaphorePermit, io::Result<T>)> {
+    tokio::select! {
+        biased;
+        () = endpoints.stop().cancelled() => None,
+        next = async { (Arc::clone(room).acquire_owned().await.ok(), accept.await) } => Some((next.0?, next.1)),
+    }
+}
+
+async fn pause(error: &io::Error) {
+    tracing::warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+fn converse<S>(
+    endpoints: &Endpoints,
+    door: Door,
+    caller: Option<Caller>,
+    stream: S,
+    permit: OwnedSemaphorePermit,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let this = endpoints.clone();
+    endpoints.tasks().spawn(async move {
+        let stop = this.stop().clone();
+        let (door, caller) = (Arc::new(door), Arc::new(caller));
+        let service = service_fn(move |request| {
+            let (this, door, caller) = (this.clone(), Arc::clone(&door), Arc::clone(&caller));
+            async move {
+                Ok::<_, std::convert::Infallible>(
+                    Box::pin(this.answer(&door, (*caller).as_ref(), request)).await,
+                )
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_MAX)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection ended badly");
+        }
+        drop(permit);
+    });
+}

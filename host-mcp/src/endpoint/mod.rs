@@ -1,0 +1,258 @@
+//! Where clients come in: HTTP on the Unix socket and, if asked for, on loopback TCP.
+//!
+//! ```text
+//! /mcp            streamable HTTP, both eras; GET with `Upgrade: mcp-stream` -> JSON lines (Unix socket only)
+//! /mcp/vm/{vm}    the same for the inside of one VM
+//! /healthz        whether the daemon lives; needs no token
+//! /metrics        counters
+//! ```
+//! Every request is authorised by its own connection, headers and path. Sessions are kept per caller and per view, so that
+//! the id of a session is worth nothing to another caller or on another path.
+
+mod access;
+mod calls;
+mod listen;
+mod sessions;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use nexus_core::Caller;
+use nexus_schema::id::{VmId, VmKind};
+use nexus_schema::limits::HTTP_BODY_MAX;
+use nexus_schema::{Reference, ToolError};
+use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use access::{Door, TokenError, load_token};
+pub use listen::{serve_tcp, serve_unix};
+use sessions::{Ledger, Sessions};
+
+use crate::host::{Host, View};
+use crate::server::Server;
+use crate::stream;
+
+/// The protocol that a stream is upgraded to.
+pub const STREAM_PROTOCOL: &str = "mcp-stream";
+/// How many combinations of caller and view are kept without a session.
+const SERVICES_MAX: usize = 64;
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// All endpoints of one daemon. Cheap to clone.
+#[derive(Clone)]
+pub struct Endpoints(Arc<Inner>);
+
+struct Inner {
+    host: Host,
+    stop: CancellationToken,
+    /// Streams that are open: they end in their own time when the daemon stops.
+    streams: TaskTracker,
+    ledger: Arc<Ledger>,
+    services: Mutex<HashMap<(String, View), Arc<Scoped>>>,
+    calls: calls::Calls,
+}
+
+/// MCP over HTTP for one caller and one view.
+struct Scoped {
+    sessions: Arc<Sessions>,
+    http: StreamableHttpService<Server, Sessions>,
+}
+
+impl std::fmt::Debug for Endpoints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoints").field("host", &self.0.host).finish_non_exhaustive()
+    }
+}
+
+impl Endpoints {
+    /// The endpoints of a host; all of them end when `stop` is cancelled.
+    pub fn new(host: Host, stop: CancellationToken) -> Self {
+        Self(Arc::new(Inner {
+            host,
+            stop,
+            streams: TaskTracker::new(),
+            ledger: Arc::default(),
+            services: Mutex::default(),
+            calls: calls::Calls::default(),
+        }))
+    }
+
+    /// The host behind them.
+    pub fn host(&self) -> &Host {
+        &self.0.host
+    }
+
+    /// Cancelled when the daemon stops.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.0.stop
+    }
+
+    /// What is open: streams and connections.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.0.streams
+    }
+
+    /// Answers one request that came through `door` from `caller`, where the door tells callers apart by connection.
+    async fn answer(&self, door: &Door, peer: Option<&Caller>, request: Request<Incoming>) -> Response<Body> {
+        self.0.host.counters().requests.add();
+        if let Err(refusal) = door.check_origin(&request) {
+            return refusal;
+        }
+        if request.uri().path() == "/healthz" {
+            return json(
+                StatusCode::OK,
+                &serde_json::json!({"ok": true, "version": env!("CARGO_PKG_VERSION")}),
+            );
+        }
+        let mut caller = match (peer, door.check_token(&request)) {
+            (Some(peer), _) => peer.clone(),
+            (None, Ok(caller)) => caller,
+            (None, Err(refusal)) => return refusal,
+        };
+        let path = request.uri().path();
+        let view = match path.strip_prefix("/mcp") {
+            Some("" | "/") => View::Whole,
+            Some(rest) => match rest.strip_prefix("/vm/").map(|vm| self.resolve(vm)) {
+                Some(Ok(vm)) => View::Vm(vm),
+                Some(Err(error)) => return json(StatusCode::NOT_FOUND, &serde_json::json!({"error": error})),
+                None => return plain(StatusCode::NOT_FOUND, "not found\n"),
+            },
+            None if path == "/metrics" => return plain(StatusCode::OK, &self.metrics()),
+            None => return plain(StatusCode::NOT_FOUND, "not found\n"),
+        };
+        caller.scope = view.scope();
+        let upgrade = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
+        match upgrade {
+            Some(protocol) if protocol.eq_ignore_ascii_case(STREAM_PROTOCOL) && door.offers_streams() => {
+                self.upgrade(request, view, caller)
+            }
+            Some(_) => plain(StatusCode::BAD_REQUEST, "this upgrade is not offered here\n"),
+            None => self.http(request, view, caller).await,
+        }
+    }
+
+    fn resolve(&self, vm: &str) -> Result<VmId, ToolError> {
+        let reference: Reference<VmKind> =
+            vm.parse().map_err(|e| ToolError::invalid(format!("vm: {e}")).hint("give a VM's name or id"))?;
+        self.0.host.nexus().resolve_vm(&reference)
+    }
+
+    fn upgrade(&self, mut request: Request<Incoming>, view: View, caller: Caller) -> Response<Body> {
+        if request.method() != Method::GET {
+            return plain(StatusCode::METHOD_NOT_ALLOWED, "a stream is opened by GET\n");
+        }
+        let upgrading = hyper::upgrade::on(&mut request);
+        let (host, stop) = (self.0.host.clone(), self.0.stop.child_token());
+        self.0.streams.spawn(async move {
+            let upgraded = match upgrading.await {
+                Ok(upgraded) => upgraded,
+                Err(error) => return tracing::debug!(%error, "a client left while its stream was opened"),
+            };
+            match upgraded.downcast::<TokioIo<UnixStream>>() {
+                Ok(parts) => {
+                    let ends = parts.io.into_inner().into_split();
+                    stream::serve(host, view, caller, ends, &parts.read_buf, stop).await;
+                }
+                Err(_) => tracing::error!("a stream was opened on something else than a Unix socket"),
+            }
+        });
+        let mut response = plain(StatusCode::SWITCHING_PROTOCOLS, "");
+        let headers = response.headers_mut();
+        headers.clear();
+        headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, header::HeaderValue::from_static(STREAM_PROTOCOL));
+        response
+    }
+
+    async fn http(&self, request: Request<Incoming>, view: View, caller: Caller) -> Response<Body> {
+        let scoped = self.scoped(&caller, view);
+        let (mut head, body) = request.into_parts();
+        let body = match Limited::new(body, HTTP_BODY_MAX).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => {
+                return plain(StatusCode::PAYLOAD_TOO_LARGE, "a request may have 4 MiB\n");
+            }
+            Err(_) => return plain(StatusCode::BAD_REQUEST, "the body did not arrive\n"),
+        };
+        if let Some(answer) =
+            self.0.calls.answer(&self.0.host, &scoped.sessions, &caller, view, &head, &body).await
+        {
+            return answer;
+        }
+        head.extensions.insert(caller);
+        scoped.http.handle(Request::from_parts(head, Full::new(body))).await
+    }
+
+    /// The service of one caller and view; made on first use.
+    fn scoped(&self, caller: &Caller, view: View) -> Arc<Scoped> {
+        let mut services = self.0.services.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (caller.owner.clone(), view);
+        if let Some(scoped) = services.get(&key) {
+            return Arc::clone(scoped);
+        }
+        if services.len() >= SERVICES_MAX {
+            services.retain(|_, scoped| self.0.ledger.holds_any(&scoped.sessions));
+        }
+        let sessions = Arc::new(Sessions::new(Arc::clone(&self.0.ledger)));
+        let host = self.0.host.clone();
+        // Host and Origin were checked before, for every path and not only for this one.
+        let config = StreamableHttpServerConfig::default()
+            .disable_allowed_hosts()
+            .with_max_request_body_bytes(HTTP_BODY_MAX)
+            .with_cancellation_token(self.0.stop.child_token());
+        let http = StreamableHttpService::new(
+            move || Ok(Server::for_requests(host.clone(), view)),
+            Arc::clone(&sessions),
+            config,
+        );
+        let scoped = Arc::new(Scoped { sessions, http });
+        services.insert(key, Arc::clone(&scoped));
+        scoped
+    }
+
+    fn metrics(&self) -> String {
+        let counters = self.0.host.counters();
+        let mut out = String::new();
+        for (name, kind, help, value) in [
+            (
+                "nexus_host_calls_total",
+                "counter",
+                "Calls of the host's own tools.",
+                counters.host_calls.get(),
+            ),
+            ("nexus_guest_calls_total", "counter", "Calls forwarded to guests.", counters.guest_calls.get()),
+            ("nexus_call_errors_total", "counter", "Calls that ended in an error.", counters.errors.get()),
+            ("nexus_http_requests_total", "counter", "HTTP requests.", counters.requests.get()),
+            ("nexus_streams", "gauge", "Streams that are open.", counters.streams.get()),
+            ("nexus_http_sessions", "gauge", "HTTP sessions.", self.0.ledger.len() as u64),
+        ] {
+            out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"));
+        }
+        out
+    }
+}
+
+fn plain(status: StatusCode, text: &str) -> Response<Body> {
+    respond(status, "text/plain; charset=utf-8", Bytes::copy_from_slice(text.as_bytes()))
+}
+
+fn json(status: StatusCode, value: &serde_json::Value) -> Response<Body> {
+    respond(status, "application/json", Bytes::from(value.to_string()))
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Full::new(body).boxed());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,362 @@
+//! What the daemon is told: `nexus.toml` (system, user, `--config`), then `NEXUS_*`, then flags; later ones win.
+//!
+//! Keys are the same everywhere: `state_dir` in a file, `NEXUS_STATE_DIR` in the environment, `--state-dir` as a flag. Unknown
+//! keys in a file are refused, and all mistakes are reported at once.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use nexus_core::config::{Config, DriverSetting};
+
+use crate::dirs::{self, Env};
+
+/// The prefix of variables in the environment.
+const PREFIX: &str = "NEXUS_";
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where everything lasting is kept.
+    pub state_dir: PathBuf,
+    /// The daemon's Unix socket.
+    pub socket: PathBuf,
+    /// Where to listen for HTTP, on loopback only.
+    pub http: Option<SocketAddr>,
+    /// Origins of web pages that may use that.
+    pub http_origins: Vec<String>,
+    /// The driver of VMs that ask for `auto`.
+    pub driver: DriverSetting,
+    /// Path of `qemu-system-x86_64`.
+    pub qemu: Option<PathBuf>,
+    /// Path of `firecracker`.
+    pub firecracker: Option<PathBuf>,
+    /// The root of the host's apt configuration.
+    pub apt_root: PathBuf,
+    /// How long a guest may take to say hello under KVM, in seconds.
+    pub boot_timeout_s: u32,
+    /// How long under software emulation, in seconds.
+    pub boot_timeout_tcg_s: u32,
+    /// How long a guest may take to shut down by itself, in seconds.
+    pub stop_timeout_s: u32,
+    /// How many threads do the work.
+    pub worker_threads: usize,
+    /// What is logged, as `tracing` filters say it.
+    pub log: String,
+}
+
+/// What a command line may set, by key.
+pub type Flags = BTreeMap<&'static str, String>;
+
+/// Everything that is wrong with the settings.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct SettingsError {
+    /// Each mistake, with where it is.
+    pub mistakes: Vec<String>,
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.mistakes[..] {
+            [only] => f.write_str(only),
+            many => {
+                write!(f, "{} settings are wrong:", many.len())?;
+                many.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+            }
+        }
+    }
+}
+
+/// One thing that can be set: its key, and how a text sets it.
+struct Key {
+    name: &'static str,
+    set: fn(&mut Draft, &str) -> Result<(), String>,
+}
+
+#[derive(Default)]
+struct Draft {
+    state_dir: Option<PathBuf>,
+    runtime_dir: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    http: Option<SocketAddr>,
+    http_origins: Option<Vec<String>>,
+    driver: Option<DriverSetting>,
+    guest: Option<PathBuf>,
+    qemu: Option<PathBuf>,
+    firecracker: Option<PathBuf>,
+    apt_root: Option<PathBuf>,
+    boot_timeout_s: Option<u32>,
+    boot_timeout_tcg_s: Option<u32>,
+    stop_timeout_s: Option<u32>,
+    worker_threads: Option<usize>,
+    log: Option<String>,
+}
+
+const KEYS: &[Key] = &[
+    Key { name: "state_dir", set: |d, v| path(v).map(|v| d.state_dir = Some(v)) },
+    Key { name: "runtime_dir", set: |d, v| path(v).map(|v| d.runtime_dir = Some(v)) },
+    Key { name: "socket", set: |d, v| path(v).map(|v| d.socket = Some(v)) },
+    Key { name: "http", set: |d, v| loopback(v).map(|v| d.http = v) },
+    Key { name: "http_origins", set: |d, v| origins(v).map(|v| d.http_origins = Some(v)) },
+    Key { name: "driver", set: |d, v| driver(v).map(|v| d.driver = Some(v)) },
+    Key { name: "guest", set: |d, v| path(v).map(|v| d.guest = Some(v)) },
+    Key { name: "qemu", set: |d, v| path(v).map(|v| d.qemu = Some(v)) },
+    Key { name: "firecracker", set: |d, v| path(v).map(|v| d.firecracker = Some(v)) },
+    Key { name: "apt_root", set: |d, v| path(v).map(|v| d.apt_root = Some(v)) },
+    Key { name: "boot_timeout_s", set: |d, v| number(v, 1, 3600).map(|v| d.boot_timeout_s = Some(v)) },
+    Key {
+        name: "boot_timeout_tcg_s",
+        set: |d, v| number(v, 1, 3600).map(|v| d.boot_timeout_tcg_s = Some(v)),
+    },
+    Key { name: "stop_timeout_s", set: |d, v| number(v, 1, 3600).map(|v| d.stop_timeout_s = Some(v)) },
+    Key { name: "worker_threads", set: |d, v| number(v, 1, 64).map(|v| d.worker_threads = Some(v as usize)) },
+    Key { name: "log", set: |d, v| filter(v).map(|v| d.log = Some(v)) },
+];
+
+impl Settings {
+    /// Puts the settings together. `config` is the file that the command line names; it must exist, the others need not.
+    pub fn load(uid: u32, env: &Env, config: Option<PathBuf>, flags: &Flags) -> Result<Self, SettingsError> {
+        let mut draft = Draft::default();
+        let mut mistakes = Vec::new();
+        for file in dirs::config_files(uid, env) {
+            match std::fs::read_to_string(&file) {
+                Ok(text) => read_file(&mut draft, &text, &file.display().to_string(), &mut mistakes),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => mistakes.push(format!("{}: {e}", file.display())),
+            }
+        }
+        if let Some(file) = config {
+            match std::fs::read_to_string(&file) {
+                Ok(text) => read_file(&mut draft, &text, &file.display().to_string(), &mut mistakes),
+                Err(e) => mistakes.push(format!("{}: {e}", file.display())),
+            }
+        }
+        for key in KEYS {
+            let variable = format!("{PREFIX}{}", key.name.to_ascii_uppercase());
+            let Some(value) = env.get(OsStr::new(&variable)).filter(|value| !value.is_empty()) else {
+                continue;
+            };
+            let set =
+                value.to_str().ok_or_else(|| "not UTF-8".to_owned()).and_then(|v| (key.set)(&mut draft, v));
+            mistakes.extend(set.err().map(|e| format!("{variable}: {e}")));
+        }
+        for (name, value) in flags {
+            let set = KEYS.iter().find(|key| key.name == *name).map(|key| (key.set)(&mut draft, value));
+            if let Some(Err(e)) = set {
+                mistakes.push(format!("--{}: {e}", name.replace('_', "-")));
+            }
+        }
+        let settings = draft.settle(uid, env, &mut mistakes);
+        match settings {
+            Some(settings) if mistakes.is_empty() => Ok(settings),
+            Some(_) | None => Err(SettingsError { mistakes }),
+        }
+    }
+
+    /// What the core of the daemon is told.
+    pub fn config(&self, agent: &'static [u8], shim_binary: PathBuf) -> Config {
+        Config {
+            state_dir: self.state_dir.clone(),
+            agent,
+            shim_binary,
+            driver: self.driver.clone(),
+            apt_root: self.apt_root.clone(),
+            qemu: self.qemu.clone(),
+            firecracker: self.firecracker.clone(),
+            boot_timeout_s: self.boot_timeout_s,
+            boot_timeout_tcg_s: self.boot_timeout_tcg_s,
+            stop_timeout_s: self.stop_timeout_s,
+        }
+    }
+}
+
+impl Draft {
+    /// Fills in the defaults.
+    fn settle(self, uid: u32, env: &Env, mistakes: &mut Vec<String>) -> Option<Settings> {
+        let state_dir = match self.state_dir.map_or_else(|| dirs::state_dir(uid, env), Ok) {
+            Ok(dir) => Some(dir),
+            Err(e) => {
+                mistakes.push(e.to_string());
+                None
+            }
+        };
+        let socket = match (self.socket, self.runtime_dir) {
+            (Some(socket), _) => Some(socket),
+            (None, Some(dir)) => Some(dir.join(dirs::SOCKET_NAME)),
+            (None, None) => match dirs::socket(uid, env) {
+                Ok(socket) => Some(socket),
+                Err(e) => {
+                    mistakes.push(e.to_string());
+                    None
+                }
+            },
+        };
+        let driver = match (self.driver.unwrap_or_default(), self.guest) {
+            (DriverSetting::Process { .. }, Some(guest)) => DriverSetting::Process { guest },
+            (DriverSetting::Process { .. }, None) => {
+                mistakes.push(
+                    "driver process needs `guest`: the path of a nexus-guest that runs on this host".into(),
+                );
+                DriverSetting::Auto
+            }
+            (other, _) => other,
+        };
+        Some(Settings {
+            state_dir: state_dir?,
+            socket: socket?,
+            http: self.http,
+            http_origins: self.http_origins.unwrap_or_default(),
+            driver,
+            qemu: self.qemu,
+            firecracker: self.firecracker,
+            apt_root: self.apt_root.unwrap_or_else(|| "/".into()),
+            boot_timeout_s: self.boot_timeout_s.unwrap_or(60),
+            boot_timeout_tcg_s: self.boot_timeout_tcg_s.unwrap_or(180),
+            stop_timeout_s: self.stop_timeout_s.unwrap_or(20),
+            worker_threads: self.worker_threads.unwrap_or(2),
+            log: self.log.unwrap_or_else(|| "info,rmcp=warn".into()),
+        })
+    }
+}
+
+fn read_file(draft: &mut Draft, text: &str, file: &str, mistakes: &mut Vec<String>) {
+    let table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(e) => return mistakes.push(format!("{file}: {}", e.to_string().trim_end())),
+    };
+    for (name, value) in table {
+        let Some(key) = KEYS.iter().find(|key| key.name == name) else {
+            let known: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+            mistakes.push(format!("{file}: unknown key `{name}`; there are {}", known.join(", ")));
+            continue;
+        };
+        let text = match value {
+            toml::Value::String(text) => Ok(text),
+            toml::Value::Integer(number) => Ok(number.to_string()),
+            toml::Value::Array(items) => items
+                .into_iter()
+                .map(|item| item.as_str().map(str::to_owned).ok_or_else(|| "not a list of texts".to_owned()))
+                .collect::<Result<Vec<_>, _>>()
+                .map(|items| items.join(",")),
+            toml::Value::Float(_)
+            | toml::Value::Boolean(_)
+            | toml::Value::Datetime(_)
+            | toml::Value::Table(_) => Err("neither a text nor a number".to_owned()),
+        };
+        mistakes.extend(
+            text.and_then(|text| (key.set)(draft, &text)).err().map(|e| format!("{file}: {name}: {e}")),
+        );
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err(format!("`{text}` is not an absolute path")) }
+}
+
+fn loopback(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let address: SocketAddr =
+        text.parse().map_err(|_| format!("`{text}` is not an address such as 127.0.0.1:9600, nor `off`"))?;
+    if address.ip().is_loopback() {
+        Ok(Some(address))
+    } else {
+        Err(format!("`{text}` is not a loopback address: other machines are not served"))
+    }
+}
+
+fn origins(text: &str) -> Result<Vec<String>, String> {
+    let origins: Vec<_> = text.split(',').map(str::trim).filter(|origin| !origin.is_empty()).collect();
+    match origins.iter().find(|origin| !origin.contains("://") || origin.ends_with('/')) {
+        Some(bad) => Err(format!("`{bad}` is not an origin such as http://localhost:6274")),
+        None => Ok(origins.into_iter().map(str::to_owned).collect()),
+    }
+}
+
+fn driver(text: &str) -> Result<DriverSetting, String> {
+    match text {
+        "auto" => Ok(DriverSetting::Auto),
+        "qemu" => Ok(DriverSetting::Qemu),
+        "firecracker" => Ok(DriverSetting::Firecracker),
+        // Its path comes with `guest`.
+        "process" => Ok(DriverSetting::Process { guest: PathBuf::new() }),
+        _ => Err(format!("`{text}` is not auto, qemu, firecracker or process")),
+    }
+}
+
+fn number(text: &str, min: u32, max: u32) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number) if (min..=max).contains(&number) => Ok(number),
+        Ok(_) | Err(_) => Err(format!("`{text}` is not a number from {min} to {max}")),
+    }
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    text.parse::<tracing_subscriber::filter::Targets>()
+        .map(|_| text.to_owned())
+        .map_err(|e| format!("`{text}` is not a log filter such as info,nexus_core=debug: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> Env {
+        let mut env: Env = pairs.iter().map(|(k, v)| (k.into(), v.into())).collect();
+        env.insert("XDG_CONFIG_HOME".into(), "/nowhere".into());
+        env.insert("HOME".into(), "/home/a".into());
+        env
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs_err::write(file.path(), text).unwrap();
+        file
+    }
+
+    #[test]
+    fn later_sources_win() {
+        let file = file(
+            "driver = \"qemu\"\nstop_timeout_s = 5\nboot_timeout_s = 7\nhttp_origins = [\"http://a:1\", \"http://b\"]\n",
+        );
+        let env = env(&[("NEXUS_STOP_TIMEOUT_S", "6"), ("NEXUS_STATE_DIR", "/env")]);
+        let flags = Flags::from([("state_dir", "/flag".to_owned()), ("http", "127.0.0.1:9600".to_owned())]);
+        let settings = Settings::load(7, &env, Some(file.path().into()), &flags).unwrap();
+        assert_eq!(settings.driver, DriverSetting::Qemu);
+        assert_eq!((settings.stop_timeout_s, settings.boot_timeout_s), (6, 7));
+        assert_eq!(settings.state_dir, PathBuf::from("/flag"));
+        assert_eq!(settings.http.unwrap().port(), 9600);
+        assert_eq!(settings.http_origins, ["http://a:1", "http://b"]);
+        assert_eq!(settings.worker_threads, 2);
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once() {
+        let file = file("drivr = \"qemu\"\nstop_timeout_s = 0\nstate_dir = \"relative\"\n");
+        let env = env(&[("NEXUS_DRIVER", "xen")]);
+        let flags = Flags::from([("http", "0.0.0.0:9600".to_owned())]);
+        let error = Settings::load(7, &env, Some(file.path().into()), &flags).unwrap_err();
+        assert_eq!(error.mistakes.len(), 5, "{error}");
+        let text = error.to_string();
+        for part in
+            ["unknown key `drivr`", "stop_timeout_s: `0`", "absolute path", "NEXUS_DRIVER: `xen`", "--http"]
+        {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        let missing = Settings::load(7, &env, Some("/nowhere/nexus.toml".into()), &Flags::new()).unwrap_err();
+        assert!(missing.to_string().contains("/nowhere/nexus.toml"));
+    }
+
+    #[test]
+    fn other_machines_are_not_served() {
+        for bad in ["0.0.0.0:1", "192.168.0.1:9600", "[::]:9600", "localhost:9600", "9600"] {
+            assert!(loopback(bad).is_err(), "{bad}");
+        }
+        assert!(loopback("[::1]:9600").unwrap().is_some());
+        assert!(loopback("off").unwrap().is_none());
+    }
+}
