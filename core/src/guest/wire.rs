@@ -247,10 +247,11 @@ mod tests {
         #[test]
         fn what_is_found_is_what_was_there(id in any::<u32>(), text in ".{0,40}") {
             let text = serde_json::to_string(&text).unwrap();
+            let text_of_id = id.to_string();
             let line = format!(r#"{{"id":{id},"x":{text}}}"#);
-            prop_assert_eq!(id_at_start(line.as_bytes()), Some(id.to_string().as_str()));
+            prop_assert_eq!(id_at_start(line.as_bytes()), Some(&*text_of_id));
             let line = format!(r#"{{"x":{text},"id":{id}}}"#);
-            prop_assert_eq!(id_at_end(line.as_bytes()), Some(id.to_string().as_str()));
+            prop_assert_eq!(id_at_end(line.as_bytes()), Some(&*text_of_id));
         }
     }
 }

@@ -1,1 +1,147 @@
+//! Hello and bye against guests that behave, and guests that do not.
 
+use std::collections::BTreeMap;
+
+use nexus_schema::id::{BootId, VmId};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    events: mpsc::Receiver<GuestEvent>,
+    _server: HelloServer,
+}
+
+impl Fixture {
+    fn new(first: bool) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let configure = Configure {
+            protocol: 0,
+            token: "secret".into(),
+            vm: VmId::from_i64(1).unwrap(),
+            name: "web-1".parse().unwrap(),
+            boot_id: BootId::from_i64(2).unwrap(),
+            hostname: "web-1".into(),
+            time_unix_ns: 0,
+            interfaces: Vec::new(),
+            dns: Vec::new(),
+            env: BTreeMap::new(),
+            files: Vec::new(),
+        };
+        let (sender, events) = mpsc::channel(16);
+        let server = HelloServer::bind(directory.path(), configure, first, sender).unwrap();
+        Self { directory, events, _server: server }
+    }
+
+    /// Says lines one by one, and gives back what was answered to each.
+    async fn talk(&self, lines: &[String]) -> Vec<Value> {
+        let stream = socket::connect_in_tokio(self.directory.path(), vm_files::HELLO).await.unwrap();
+        let (read, mut write) = stream.into_split();
+        let mut read = BufReader::new(read);
+        let mut answers = Vec::new();
+        for line in lines {
+            if write.write_all(format!("{line}\n").as_bytes()).await.is_err() {
+                break;
+            }
+            let mut answer = String::new();
+            timeout(LIMIT, read.read_line(&mut answer)).await.unwrap().unwrap();
+            answers.push(serde_json::from_str(&answer).unwrap_or(Value::Null));
+        }
+        answers
+    }
+
+    async fn event(&mut self) -> GuestEvent {
+        timeout(LIMIT, self.events.recv()).await.unwrap().unwrap()
+    }
+}
+
+fn hello(more: Value) -> String {
+    let mut hello = json!({"type": "hello", "protocol": 1, "min_protocol": 1, "build": "0.1.0", "kernel": "6.1",
+        "arch": "x86_64", "kernel_boot_id": "b", "uptime_ms": 5, "init": "agent"});
+    hello.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    hello.to_string()
+}
+
+fn ack(token: &str) -> String {
+    json!({"type": "ack", "token": token, "problems": ["p\n".repeat(1000)]}).to_string()
+}
+
+#[tokio::test]
+async fn a_boot_is_configured_and_says_bye() {
+    let mut fixture = Fixture::new(true);
+    let said = hello(json!({"os": "x".repeat(1000)}));
+    let answers = fixture.talk(&[said, ack("secret")]).await;
+    assert_eq!(answers[0]["type"], "configure");
+    assert_eq!((&answers[0]["token"], &answers[0]["protocol"]), (&json!("secret"), &json!(1)));
+    assert!(answers[0]["time_unix_ns"].as_u64().unwrap() > 1_700_000_000_000_000_000);
+    assert_eq!(answers[1]["type"], "welcome");
+    assert!(
+        matches!(fixture.event().await, GuestEvent::Hello(hello) if hello.os.as_deref().unwrap().len() == TEXT_MAX)
+    );
+    assert!(
+        matches!(fixture.event().await, GuestEvent::Ready { ack, .. } if ack.problems[0].len() == TEXT_MAX)
+    );
+
+    let bye = |token: &str| json!({"type": "bye", "token": token, "reason": "reboot"}).to_string();
+    assert_eq!(fixture.talk(&[bye("wrong!")]).await[0]["type"], "refused");
+    assert!(matches!(fixture.event().await, GuestEvent::Misbehaved { .. }));
+    assert_eq!(fixture.talk(&[bye("secret")]).await[0]["type"], "welcome");
+    assert_eq!(fixture.event().await, GuestEvent::Bye(ByeReason::Reboot));
+}
+
+#[tokio::test]
+async fn only_the_first_hello_comes_without_a_token() {
+    let mut fixture = Fixture::new(true);
+    // One that breaks off before the token has arrived may try again.
+    assert_eq!(fixture.talk(&[hello(json!({}))]).await[0]["type"], "configure");
+    assert_eq!(fixture.talk(&[hello(json!({})), ack("secret")]).await[1]["type"], "welcome");
+    for _ in 0..3 {
+        fixture.event().await;
+    }
+    assert_eq!(fixture.talk(&[hello(json!({}))]).await[0]["type"], "refused");
+    assert!(
+        matches!(fixture.event().await, GuestEvent::Misbehaved { what } if what.contains("second hello"))
+    );
+    assert_eq!(fixture.talk(&[hello(json!({"token": "secreT"}))]).await[0]["type"], "refused");
+    fixture.event().await;
+    assert_eq!(fixture.talk(&[hello(json!({"token": "secret"})), ack("secret")]).await[1]["type"], "welcome");
+    assert!(matches!(fixture.event().await, GuestEvent::Hello(_)));
+
+    let later = Fixture::new(false);
+    assert_eq!(later.talk(&[hello(json!({}))]).await[0]["type"], "refused");
+}
+
+#[tokio::test]
+async fn other_generations_are_told_apart() {
+    let mut fixture = Fixture::new(true);
+    let answers = fixture.talk(&[hello(json!({"protocol": 0, "min_protocol": 0, "build": "0.0.1"}))]).await;
+    assert_eq!(answers[0]["type"], "refused");
+    assert_eq!(fixture.event().await, GuestEvent::Outdated { protocol: 0, build: "0.0.1".into() });
+    let newer = hello(json!({"protocol": PROTOCOL + 5, "min_protocol": PROTOCOL + 1}));
+    assert_eq!(fixture.talk(&[newer]).await[0]["type"], "refused");
+    fixture.event().await;
+    // A newer guest that still understands this host is spoken to in this host's words.
+    let answers = fixture.talk(&[hello(json!({"protocol": PROTOCOL + 1}))]).await;
+    assert_eq!(answers[0]["protocol"], PROTOCOL);
+}
+
+#[tokio::test]
+async fn garbage_is_refused_and_does_no_harm() {
+    let mut fixture = Fixture::new(true);
+    for garbage in
+        ["x".to_owned(), "{}".into(), ack("secret"), "y".repeat(HELLO_MAX + 10), "[".repeat(10_000)]
+    {
+        let _ = fixture.talk(&[garbage]).await;
+        assert!(matches!(fixture.event().await, GuestEvent::Misbehaved { .. }));
+    }
+    // Connections that say nothing take places, but not all of them for ever: a good guest gets through beside some.
+    let mut silent = Vec::new();
+    for _ in 0..CONNECTIONS_MAX - 1 {
+        silent.push(socket::connect_in_tokio(fixture.directory.path(), vm_files::HELLO).await.unwrap());
+    }
+    assert_eq!(fixture.talk(&[hello(json!({})), ack("secret")]).await[1]["type"], "welcome");
+}

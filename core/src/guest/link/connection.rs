@@ -25,10 +25,21 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 const STABLE: Duration = Duration::from_secs(10);
 const DIAL_MAX: Duration = Duration::from_secs(5);
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// After how long without a frame the guest is asked whether it lives.
-const PING_AFTER: Duration = Duration::from_secs(10);
-/// After how long without a frame the link is lost.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How patient a link is with a guest that says nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// After how long without a frame the guest is asked whether it lives.
+    pub(super) ping_after: Duration,
+    /// After how long without a frame the link is lost.
+    pub(super) silence_max: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { ping_after: Duration::from_secs(10), silence_max: Duration::from_secs(30) }
+    }
+}
+
 /// How many lines of one connection may be no answer to anything.
 const GARBAGE_MAX: u32 = 100;
 /// The longest line that may hold a result: the largest result and what stands around it, in bytes.
@@ -43,7 +54,7 @@ const REVISION: &str = "2025-11-25";
 type Reader = LineReader<OwnedReadHalf>;
 
 /// Dials until the link is closed.
-pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32) {
+pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32, patience: Patience) {
     let closed = shared.closed.clone();
     let mut backoff = BACKOFF_MIN;
     loop {
@@ -51,7 +62,7 @@ pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32) {
         let why = tokio::select! {
             biased;
             () = closed.cancelled() => break,
-            why = connect_and_serve(&shared, &directory, port) => why,
+            why = connect_and_serve(&shared, &directory, port, patience) => why,
         };
         shared.lost(&why);
         if started.elapsed() > STABLE {
@@ -68,7 +79,7 @@ pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32) {
 }
 
 /// One connection from its start to its end; returns why it ended.
-async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32) -> String {
+async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32, patience: Patience) -> String {
     let stream = match timeout(DIAL_MAX, dial(directory, port)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(e)) => return format!("cannot connect: {e}"),
@@ -92,7 +103,7 @@ async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32) ->
         calls.outbox = Some(outbox.clone());
     }
     shared.state.send_replace(LinkState::Up);
-    Serving { shared, outbox, garbage: 0, heard: Instant::now(), pinged: false }.run(reader).await
+    Serving { shared, outbox, patience, garbage: 0, heard: Instant::now(), pinged: false }.run(reader).await
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<std::io::Result<()>>);
@@ -172,6 +183,7 @@ async fn shake_hands(reader: &mut Reader, outbox: &Outbox) -> Result<(), String>
 struct Serving<'a> {
     shared: &'a Arc<Shared>,
     outbox: Outbox,
+    patience: Patience,
     garbage: u32,
     /// When the last frame came.
     heard: Instant,
@@ -216,17 +228,17 @@ impl Serving<'_> {
         if self.outbox.is_closed() {
             return Err("cannot write to the guest".into());
         }
-        if now - self.heard >= SILENCE_MAX {
-            return Err(format!("the guest has been silent for {} s", SILENCE_MAX.as_secs()));
+        if now - self.heard >= self.patience.silence_max {
+            return Err(format!("the guest has been silent for {} s", self.patience.silence_max.as_secs()));
         }
-        let mut next = if now - self.heard >= PING_AFTER {
+        let mut next = if now - self.heard >= self.patience.ping_after {
             if !self.pinged {
                 self.pinged = true;
                 self.ping();
             }
-            self.heard + SILENCE_MAX
+            self.heard + self.patience.silence_max
         } else {
-            self.heard + PING_AFTER
+            self.heard + self.patience.ping_after
         };
         let late: Vec<_> = {
             let mut calls = self.shared.calls();

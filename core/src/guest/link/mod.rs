@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use connection::Patience;
 use nexus_schema::{ErrorCode, ToolError};
 use serde_json::value::RawValue;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -197,6 +198,10 @@ impl fmt::Debug for Link {
 impl Link {
     /// Starts a link to the guest whose vsock socket is in `directory`; it dials at once and whenever it is lost.
     pub fn start(directory: &Path, port: u32) -> Self {
+        Self::start_with(directory, port, Patience::default())
+    }
+
+    fn start_with(directory: &Path, port: u32, patience: Patience) -> Self {
         let closed = CancellationToken::new();
         let shared = Arc::new(Shared {
             state: watch::Sender::new(LinkState::Connecting),
@@ -205,7 +210,7 @@ impl Link {
             closed: closed.clone(),
             close_reason: Mutex::default(),
         });
-        tokio::spawn(connection::run(Arc::clone(&shared), directory.to_owned(), port));
+        tokio::spawn(connection::run(Arc::clone(&shared), directory.to_owned(), port, patience));
         Self { shared, _task: Arc::new(closed.drop_guard()) }
     }
 

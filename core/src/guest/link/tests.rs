@@ -1,1 +1,340 @@
+//! The link against guests that are scripted: good, slow and hostile ones.
 
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+
+use super::*;
+use crate::os::paths::vm_files;
+use crate::os::socket;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The guest's end of one link.
+struct Guest {
+    _directory: tempfile::TempDir,
+    listener: UnixListener,
+}
+
+struct Talk {
+    read: BufReader<OwnedReadHalf>,
+    write: OwnedWriteHalf,
+}
+
+impl Guest {
+    fn new() -> (Self, Link) {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = socket::bind_in_tokio(directory.path(), vm_files::VSOCK).unwrap();
+        let link = Link::start(directory.path(), 200);
+        (Self { _directory: directory, listener }, link)
+    }
+
+    async fn accept(&self) -> Talk {
+        let (stream, _): (UnixStream, _) = timeout(LIMIT, self.listener.accept()).await.unwrap().unwrap();
+        let (read, write) = stream.into_split();
+        let mut talk = Talk { read: BufReader::new(read), write };
+        assert_eq!(talk.text().await, "CONNECT 200");
+        // The handshake's answer and the first frame come in one piece: not a byte of it may be lost.
+        talk.raw(b"OK 1073741824\n").await;
+        let hello = talk.hear().await;
+        assert_eq!(hello["method"], "initialize");
+        talk.say(&json!({"jsonrpc": "2.0", "id": hello["id"], "result": {"protocolVersion": "2025-11-25",
+            "capabilities": {}, "serverInfo": {"name": "fake", "version": "0"}}}))
+            .await;
+        assert_eq!(talk.hear().await["method"], "notifications/initialized");
+        talk
+    }
+
+    async fn up() -> (Self, Link, Talk) {
+        let (guest, link) = Self::new();
+        let talk = guest.accept().await;
+        assert!(link.is_up_within(LIMIT).await);
+        (guest, link, talk)
+    }
+}
+
+impl Talk {
+    async fn text(&mut self) -> String {
+        let mut line = String::new();
+        timeout(LIMIT, self.read.read_line(&mut line)).await.unwrap().unwrap();
+        line.trim_end().to_owned()
+    }
+
+    async fn hear(&mut self) -> Value {
+        serde_json::from_str(&self.text().await).unwrap()
+    }
+
+    async fn raw(&mut self, bytes: &[u8]) {
+        self.write.write_all(bytes).await.unwrap();
+    }
+
+    async fn say(&mut self, message: &Value) {
+        self.raw(format!("{message}\n").as_bytes()).await;
+    }
+
+    async fn result(&mut self, id: &Value, result: Value) {
+        self.say(&json!({"jsonrpc": "2.0", "id": id, "result": result})).await;
+    }
+
+    /// Answers calls until one of the tool `last` came.
+    async fn serve(&mut self, last: &str) {
+        loop {
+            let call = self.hear().await;
+            self.result(&call["id"], json!({"content": [], "of": call["params"]})).await;
+            if call["params"]["name"] == last {
+                return;
+            }
+        }
+    }
+}
+
+fn raw(value: Value) -> Box<RawValue> {
+    serde_json::value::to_raw_value(&value).unwrap()
+}
+
+fn start(
+    link: &Link,
+    tool: &str,
+    options: CallOptions,
+) -> tokio::task::JoinHandle<Result<Box<RawValue>, LinkError>> {
+    let (link, tool) = (link.clone(), tool.to_owned());
+    tokio::spawn(async move { link.call(&tool, &raw(json!({"x": 1})), options).await })
+}
+
+fn plain() -> CallOptions {
+    CallOptions::deadline(LIMIT)
+}
+
+async fn ended(call: tokio::task::JoinHandle<Result<Box<RawValue>, LinkError>>) -> Result<Value, LinkError> {
+    let outcome = timeout(LIMIT, call).await.unwrap().unwrap();
+    outcome.map(|raw| serde_json::from_str(raw.get()).unwrap())
+}
+
+#[tokio::test]
+async fn calls_are_multiplexed() {
+    let (_guest, link, mut talk) = Guest::up().await;
+    let calls: Vec<_> = (0..50).map(|i| start(&link, &format!("tool{i}"), plain())).collect();
+    let mut heard = Vec::new();
+    for _ in 0..50 {
+        heard.push(talk.hear().await);
+    }
+    for call in heard.iter().rev() {
+        talk.result(&call["id"], json!({"content": [], "of": call["params"]})).await;
+    }
+    for (i, call) in calls.into_iter().enumerate() {
+        let result = ended(call).await.unwrap();
+        assert_eq!(result["of"], json!({"name": format!("tool{i}"), "arguments": {"x": 1}}));
+    }
+}
+
+#[tokio::test]
+async fn progress_comes_through_while_it_grows() {
+    let (_guest, link, mut talk) = Guest::up().await;
+    let (sender, mut progress) = mpsc::channel(16);
+    let call = start(&link, "slow", CallOptions { progress: Some(sender), ..plain() });
+    let heard = talk.hear().await;
+    let token = heard["params"]["_meta"]["progressToken"].clone();
+    let note = |token: &Value, value: f64| {
+        json!({"jsonrpc": "2.0", "method": "notifications/progress",
+            "params": {"progressToken": token, "progress": value, "message": "m".repeat(10_000)}})
+    };
+    for value in [1.0, 3.0, 2.0, 3.0, 4.0] {
+        talk.say(&note(&token, value)).await;
+    }
+    talk.say(&note(&json!(987_654), 9.0)).await;
+    talk.result(&heard["id"], json!({})).await;
+    ended(call).await.unwrap();
+    talk.say(&note(&token, 5.0)).await;
+    let mut seen = Vec::new();
+    while let Some(p) = timeout(LIMIT, progress.recv()).await.unwrap() {
+        assert_eq!(p.message.unwrap().len(), 500);
+        seen.push(p.progress);
+    }
+    assert_eq!(seen, [1.0, 3.0, 4.0]);
+}
+
+#[tokio::test]
+async fn cancelling_tells_the_guest_its_own_id() {
+    let (_guest, link, mut talk) = Guest::up().await;
+    let cancel = CancellationToken::new();
+    let call = start(&link, "slow", CallOptions { cancel: cancel.clone(), ..plain() });
+    let heard = talk.hear().await;
+    cancel.cancel();
+    assert_eq!(ended(call).await, Err(LinkError::Cancelled));
+    let told = talk.hear().await;
+    assert_eq!(
+        (&told["method"], &told["params"]["requestId"]),
+        (&json!("notifications/cancelled"), &heard["id"])
+    );
+    // The late answer is dropped, and so is a caller that goes away.
+    talk.result(&heard["id"], json!({})).await;
+    let gone = start(&link, "gone", plain());
+    let heard = talk.hear().await;
+    gone.abort();
+    assert_eq!(talk.hear().await["params"]["requestId"], heard["id"]);
+    let next = start(&link, "next", plain());
+    talk.serve("next").await;
+    ended(next).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_call_that_is_never_answered() {
+    let (_guest, link, mut talk) = Guest::up().await;
+    let after = Duration::from_millis(120);
+    let call = start(&link, "never", CallOptions::deadline(after));
+    let heard = talk.hear().await;
+    assert_eq!(ended(call).await, Err(LinkError::Deadline { after }));
+    assert_eq!(talk.hear().await["params"]["requestId"], heard["id"]);
+}
+
+#[tokio::test]
+async fn a_lost_link_fails_calls_at_once_and_is_dialled_again_without_replay() {
+    let (guest, link, mut talk) = Guest::up().await;
+    let call = start(&link, "lost", plain());
+    talk.hear().await;
+    let lost = tokio::time::Instant::now();
+    drop(talk);
+    assert!(matches!(ended(call).await, Err(LinkError::Down { .. })));
+    assert!(lost.elapsed() < Duration::from_secs(1));
+    // A call that comes while it is dialled waits for it.
+    let next = start(&link, "next", plain());
+    let mut talk = guest.accept().await;
+    let first = talk.hear().await;
+    assert_eq!(first["params"]["name"], "next", "nothing is sent a second time");
+    talk.result(&first["id"], json!({})).await;
+    ended(next).await.unwrap();
+}
+
+#[tokio::test]
+async fn closing_is_final() {
+    let (guest, link, mut talk) = Guest::up().await;
+    let call = start(&link, "x", plain());
+    talk.hear().await;
+    link.close("the VM stops");
+    assert_eq!(ended(call).await, Err(LinkError::Down { why: "the VM stops".into() }));
+    assert!(!link.is_up_within(LIMIT).await);
+    let mut rest = Vec::new();
+    timeout(LIMIT, talk.read.read_to_end(&mut rest)).await.unwrap().unwrap();
+    assert!(timeout(Duration::from_millis(200), guest.listener.accept()).await.is_err());
+}
+
+#[tokio::test]
+async fn answers_that_are_none_fail_their_call_only() {
+    let (_guest, link, mut talk) = Guest::up().await;
+    let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
+    let big = "x".repeat(nexus_schema::limits::GUEST_RESULT_MAX + 1);
+    for (answer, expected) in [
+        (r#""result":[]"#.to_owned(), LinkError::Misbehaved { what: "not an object" }),
+        (
+            r#""result":{},"error":{}"#.to_owned(),
+            LinkError::Misbehaved { what: "both a result and an error" },
+        ),
+        (format!(r#""result":{{"x":{deep}}}"#), LinkError::Misbehaved { what: "it is nested too deeply" }),
+        (format!(r#""result":{{"x":"{big}"}}"#), LinkError::TooLarge),
+        (
+            r#""error":{"code":-32602,"message":"no\u0007 such"}"#.to_owned(),
+            LinkError::Refused { code: -32602, message: "no such".into() },
+        ),
+        (r#""error":"bad""#.to_owned(), LinkError::Misbehaved { what: "a malformed error" }),
+    ] {
+        let call = start(&link, "x", plain());
+        let heard = talk.hear().await;
+        talk.raw(format!("{{\"jsonrpc\":\"2.0\",\"id\":{},{answer}}}\n", heard["id"]).as_bytes()).await;
+        assert_eq!(ended(call).await, Err(expected));
+    }
+    let call = start(&link, "good", plain());
+    talk.serve("good").await;
+    ended(call).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_line_of_17_mib_fails_its_call_and_the_link_lives() {
+    let (_guest, link, mut talk) = Guest::up().await;
+    for id_first in [true, false] {
+        let call = start(&link, "huge", plain());
+        let other = start(&link, "other", plain());
+        let (one, two) = (talk.hear().await, talk.hear().await);
+        let (huge, small) = if one["params"]["name"] == "huge" { (one, two) } else { (two, one) };
+        let text = "x".repeat(17 << 20);
+        let line = if id_first {
+            format!("{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{{\"x\":\"{text}\"}}}}\n", huge["id"])
+        } else {
+            format!("{{\"result\":{{\"x\":\"{text}\"}},\"jsonrpc\":\"2.0\",\"id\":{}}}\n", huge["id"])
+        };
+        talk.raw(line.as_bytes()).await;
+        assert_eq!(ended(call).await, Err(LinkError::TooLarge));
+        talk.result(&small["id"], json!({"content": []})).await;
+        ended(other).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_never_ends_loses_the_link() {
+    let (guest, link, mut talk) = Guest::up().await;
+    let call = start(&link, "endless", plain());
+    let other = start(&link, "other", plain());
+    talk.hear().await;
+    talk.hear().await;
+    let flood = tokio::spawn(async move {
+        let chunk = vec![b'x'; 1 << 20];
+        while talk.write.write_all(&chunk).await.is_ok() {}
+    });
+    assert!(matches!(ended(call).await, Err(LinkError::Down { .. })));
+    assert!(matches!(ended(other).await, Err(LinkError::Down { .. })));
+    timeout(LIMIT, flood).await.unwrap().unwrap();
+    guest.accept().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_only_sends_garbage_is_hung_up_on() {
+    let (guest, link, mut talk) = Guest::up().await;
+    let call = start(&link, "x", plain());
+    let heard = talk.hear().await;
+    // Some is put up with.
+    talk.raw(b"\xff\xfe\nnot json\n[]\n3\n{}\n{\"id\":{}}\n\n").await;
+    talk.say(&json!({"jsonrpc": "2.0", "id": 999_999, "result": {}})).await;
+    talk.result(&heard["id"], json!({"content": []})).await;
+    talk.result(&heard["id"], json!({"content": [], "second": true})).await;
+    assert_eq!(ended(call).await.unwrap(), json!({"content": []}));
+    let call = start(&link, "y", plain());
+    talk.hear().await;
+    talk.raw("garbage\n".repeat(200).as_bytes()).await;
+    assert_eq!(ended(call).await, Err(LinkError::Down { why: "the guest sends garbage".into() }));
+    guest.accept().await;
+}
+
+#[tokio::test]
+async fn guests_may_ask_for_nothing_but_a_ping() {
+    let (_guest, _link, mut talk) = Guest::up().await;
+    talk.say(&json!({"jsonrpc": "2.0", "id": "p", "method": "ping"})).await;
+    assert_eq!(talk.hear().await, json!({"jsonrpc": "2.0", "id": "p", "result": {}}));
+    talk.say(&json!({"jsonrpc": "2.0", "id": 5, "method": "sampling/createMessage", "params": {}})).await;
+    assert_eq!(talk.hear().await["error"]["code"], -32601);
+}
+
+#[tokio::test]
+async fn a_silent_guest_is_asked_and_then_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = socket::bind_in_tokio(directory.path(), vm_files::VSOCK).unwrap();
+    let patience =
+        Patience { ping_after: Duration::from_millis(100), silence_max: Duration::from_millis(1500) };
+    let link = Link::start_with(directory.path(), 200, patience);
+    let guest = Guest { _directory: directory, listener };
+    let mut talk = guest.accept().await;
+    // As long as it answers, it lives.
+    for _ in 0..3 {
+        let ping = talk.hear().await;
+        assert_eq!(ping["method"], "ping");
+        talk.result(&ping["id"], json!({})).await;
+    }
+    assert_eq!(*link.state().borrow(), LinkState::Up);
+    let mut state = link.state();
+    let down = state.wait_for(|s| matches!(s, LinkState::Down { why } if why.contains("silent")));
+    drop(timeout(LIMIT, down).await.unwrap().unwrap());
+    guest.accept().await;
+    assert!(link.is_up_within(LIMIT).await);
+}
