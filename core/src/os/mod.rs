@@ -2,6 +2,8 @@
 
 pub mod lock;
 pub mod paths;
+pub mod process;
 pub mod random;
 pub mod socket;
 pub mod tool;
+pub mod tsc;

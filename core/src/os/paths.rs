@@ -107,4 +107,6 @@ pub mod vm_files {
     pub const VMM_LOG: &str = "vmm.log";
     /// What the shim has to say.
     pub const SHIM_LOG: &str = "shim.log";
+    /// Locked by the live shim; holds its pid and start time.
+    pub const SHIM_LOCK: &str = "shim.lock";
 }

@@ -1,8 +1,28 @@
-//! VMMs: the drivers `qemu` and `firecracker`, the shim that is a VMM's parent, and what the host can run.
+//! VMMs: the drivers `qemu`, `firecracker` and `process`, the shim that is a VMM's parent, and what the host can run.
 //!
-//! Nothing here sees the store. The daemon holds a `ShimHandle` per running VM; the shim process holds the VMM.
+//! ```text
+//! daemon                          shim (one per VM, outlives the daemon)              VMM
+//! Shim::launch ── plan.json ────> shim_main ── driver::prepare, spawn, bring up ────> runs the guest
+//!      │ <──── one report line ──────┘ │ <── serial port, stderr (pipes) ───────────────┘
+//!      └── s.sock: status, kill, … ──> │ ──> console.log, vmm.log, exit.json
+//! ```
+//! Nothing here sees the store. The VMM dies with its shim (PR_SET_PDEATHSIG), so that a shim that is gone means that its drives are
+//! free again.
 
+pub mod console;
+mod control;
+mod driver;
+mod exit;
+mod handle;
+mod log;
 mod plan;
+mod process;
+mod shim;
 pub mod vsock;
 
+pub use control::{ShimIdentity, VmmError, VmmInfo};
+pub use driver::{Caps, Unsupported};
+pub use exit::{Exit, read_exit};
+pub use handle::Shim;
 pub use plan::{Accel, DriverKind, LaunchPlan, PlanDrive};
+pub use shim::shim_main;

@@ -96,3 +96,33 @@ pub struct PlanDrive {
     /// Whether the guest may not write to it.
     pub read_only: bool,
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A plan to vary in tests.
+    pub(crate) fn plan() -> LaunchPlan {
+        LaunchPlan {
+            vm: VmId::from_i64(1).unwrap(),
+            name: "web-1".parse().unwrap(),
+            boot_id: BootId::from_i64(2).unwrap(),
+            driver: DriverKind::Qemu,
+            binary: "/usr/bin/qemu-system-x86_64".into(),
+            accel: Accel::Tcg,
+            directory: "/var/lib/nexus/vms/aaaaaaaaaaaac".into(),
+            vcpus: 1,
+            memory: ByteSize::mib(512),
+            kernel: "/var/lib/nexus/assets/k/vmlinux".into(),
+            initramfs: "/var/lib/nexus/cache/initramfs-1".into(),
+            cmdline: vec!["nexus.init=agent".into(), "nexus.root=/dev/vda".into()],
+            drives: vec![PlanDrive {
+                id: "root".into(),
+                path: "/var/lib/nexus/drives/d/disk.ext4".into(),
+                read_only: false,
+            }],
+            cid: 3,
+            console_bytes: ByteSize::mib(1),
+        }
+    }
+}

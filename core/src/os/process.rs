@@ -1,0 +1,203 @@
+//! Processes by identity: a pid alone is not one, since pids are used again. The start time tells two uses apart.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// What `/proc/PID/stat` says about a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessStat {
+    /// The state's letter: `R`, `S`, `D`, `Z` and so on (proc_pid_stat(5)).
+    pub state: char,
+    /// The parent's pid.
+    pub parent: u32,
+    /// When it was started, in clock ticks since the host's boot: field 22.
+    pub start_time: u64,
+}
+
+impl ProcessStat {
+    /// Whether the process has ended and only waits to be reaped.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+}
+
+/// Reads `/proc/PID/stat`; `None` when there is no such process.
+pub fn stat(pid: u32) -> io::Result<Option<ProcessStat>> {
+    match std::fs::read(format!("/proc/{pid}/stat")) {
+        Ok(text) => Ok(parse_stat(&String::from_utf8_lossy(&text))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The name of a process may hold anything, parentheses too: fields are counted from the last one.
+fn parse_stat(text: &str) -> Option<ProcessStat> {
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    // Fields 3 and 4 are taken; 22 is the 18th from there.
+    let start_time = fields.nth(17)?.parse().ok()?;
+    Some(ProcessStat { state, parent, start_time })
+}
+
+/// A process that is held on to: signals reach this very process or none.
+#[derive(Debug)]
+pub struct ProcessHandle {
+    pid: u32,
+    start_time: u64,
+    fd: OwnedFd,
+}
+
+impl ProcessHandle {
+    /// Takes hold of a live process; `None` when there is none with this pid (a zombie counts as none).
+    pub fn open(pid: u32) -> io::Result<Option<Self>> {
+        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let fd = match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        // The handle is taken before the look, and the process still lives after it: the look was at this process.
+        let Some(stat) = stat(pid)? else { return Ok(None) };
+        let handle = Self { pid, start_time: stat.start_time, fd };
+        if stat.is_dead() || handle.has_ended()? { Ok(None) } else { Ok(Some(handle)) }
+    }
+
+    /// Takes hold of the process that was started at `start_time`; `None` when it is gone.
+    pub fn open_identified(pid: u32, start_time: u64) -> io::Result<Option<Self>> {
+        Ok(Self::open(pid)?.filter(|handle| handle.start_time == start_time))
+    }
+
+    /// Takes hold of a child of this process that may have ended but is not reaped yet: its pid cannot be another's.
+    pub(crate) fn of_child(child: &std::process::Child) -> io::Result<Self> {
+        let pid = child.id();
+        let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
+        let fd = pidfd_open(raw, PidfdFlags::empty())?;
+        let start_time = stat(pid)?.ok_or_else(gone)?.start_time;
+        Ok(Self { pid, start_time, fd })
+    }
+
+    /// The pid.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// When it was started, in clock ticks since the host's boot.
+    pub fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    /// Sends SIGKILL; a process that is gone already is fine.
+    pub fn kill(&self) -> io::Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    /// Sends SIGTERM; a process that is gone already is fine.
+    pub fn terminate(&self) -> io::Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(&self.fd, signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The same for use in a runtime: it becomes readable, and stays so, when the process has ended.
+    pub(crate) fn watched(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: a handle gives the same number always, keeps the descriptor open, and closes it only when it is dropped.
+        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }.map_err(io::Error::from)
+    }
+
+    /// Whether the process has ended, reaped or not.
+    pub fn has_ended(&self) -> io::Result<bool> {
+        self.wait_ended(Duration::ZERO)
+    }
+
+    /// Waits until the process has ended, for so long at most; says whether it has.
+    pub fn wait_ended(&self, timeout: Duration) -> io::Result<bool> {
+        let deadline = std::time::Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+            match poll(&mut fds, Some(&timespec(left))) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for ProcessHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for ProcessHandle {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// A duration as the kernel takes it.
+pub(crate) fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn reads_a_stat_line_with_a_hostile_name() {
+        let text =
+            "42 (a) R (b) Z 7 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 2 3 18446744073709551615";
+        let stat = parse_stat(text).unwrap();
+        assert_eq!(stat, ProcessStat { state: 'Z', parent: 7, start_time: 987_654 });
+        assert!(stat.is_dead());
+        assert_eq!(parse_stat("42 (sh) S"), None);
+        assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn knows_itself() {
+        let me = std::process::id();
+        let stat = stat(me).unwrap().unwrap();
+        assert!(!stat.is_dead());
+        assert!(ProcessHandle::open_identified(me, stat.start_time).unwrap().is_some());
+        assert!(ProcessHandle::open_identified(me, stat.start_time + 1).unwrap().is_none());
+        assert!(ProcessHandle::open(u32::MAX).unwrap().is_none());
+        assert!(ProcessHandle::open(0).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_zombie_counts_as_none() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let handle = ProcessHandle::open(child.id()).unwrap().unwrap();
+        assert!(!handle.has_ended().unwrap());
+        handle.kill().unwrap();
+        assert!(handle.wait_ended(Duration::from_secs(10)).unwrap());
+        assert!(stat(child.id()).unwrap().unwrap().is_dead());
+        assert!(ProcessHandle::open(child.id()).unwrap().is_none());
+        assert!(ProcessHandle::open_identified(child.id(), handle.start_time()).unwrap().is_none());
+        child.wait().unwrap();
+        handle.kill().unwrap();
+        assert_eq!(stat(child.id()).unwrap(), None);
+    }
+}

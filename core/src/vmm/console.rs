@@ -1,0 +1,109 @@
+//! Reading a VM's console: what its guest wrote to the serial port.
+
+use std::io;
+use std::path::Path;
+
+use super::log::{self, LogReader};
+use crate::os::paths::vm_files;
+
+/// A piece of a console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// What the guest wrote; any bytes.
+    pub text_bytes: Vec<u8>,
+    /// Where to go on.
+    pub cursor: String,
+    /// Bytes between the cursor that was given and this chunk that are gone by rotation.
+    pub lost_bytes: u64,
+}
+
+/// Reads at most `max` bytes from `cursor` on; without one, the end of the console. The cursor stays good over rotation,
+/// reboots and restarts of the daemon. A cursor that is none fails with [`io::ErrorKind::InvalidInput`].
+pub fn read(directory: &Path, cursor: Option<&str>, max: usize) -> io::Result<Chunk> {
+    let asked: Option<u64> = cursor
+        .map(str::parse)
+        .transpose()
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "not a cursor of a console"))?;
+    let mut console = LogReader::open(directory, vm_files::CONSOLE)?;
+    let (from, lost_bytes) = match asked {
+        Some(at) => {
+            let at = at.min(console.end());
+            (at.max(console.start()), console.start().saturating_sub(at))
+        }
+        None => (console.end().saturating_sub(max as u64).max(console.start()), 0),
+    };
+    let mut text_bytes = console.read(from, max)?;
+    if from + (text_bytes.len() as u64) < console.end() {
+        text_bytes.truncate(whole_characters(&text_bytes));
+    }
+    let cursor = (from + text_bytes.len() as u64).to_string();
+    Ok(Chunk { text_bytes, cursor, lost_bytes })
+}
+
+/// The last bytes of the current boot, at most `max`; empty when there are none.
+pub fn tail(directory: &Path, max: usize) -> Vec<u8> {
+    log::tail(directory, vm_files::CONSOLE, max)
+}
+
+/// How many of these bytes do not belong to a UTF-8 character that is cut off at the end; all of them if nothing else
+/// is there.
+fn whole_characters(bytes: &[u8]) -> usize {
+    for back in 1..=bytes.len().min(3) {
+        let at = bytes.len() - back;
+        let width = match bytes[at] {
+            0xC2..=0xDF => 2,
+            0xE0..=0xEF => 3,
+            0xF0..=0xF4 => 4,
+            0x80..=0xBF => continue,
+            _ => 1,
+        };
+        return if width > back && at > 0 { at } else { bytes.len() };
+    }
+    bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::log::LogWriter;
+    use super::*;
+
+    #[test]
+    fn a_cursor_reads_on_and_counts_what_was_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        assert_eq!(
+            read(directory, None, 10).unwrap(),
+            Chunk { text_bytes: vec![], cursor: "0".into(), lost_bytes: 0 }
+        );
+        let mut log = LogWriter::open(directory, vm_files::CONSOLE, 10, "").unwrap();
+        log.write(b"one\ntwo").unwrap();
+        let first = read(directory, Some("0"), 4).unwrap();
+        assert_eq!((first.text_bytes.as_slice(), first.cursor.as_str()), (&b"one\n"[..], "4"));
+        let second = read(directory, Some(&first.cursor), 100).unwrap();
+        assert_eq!(second.text_bytes, b"two");
+        log.write(b"0123456789abcdefghij").unwrap();
+        let third = read(directory, Some(&second.cursor), 100).unwrap();
+        assert_eq!((third.text_bytes.as_slice(), third.lost_bytes), (&b"3456789abcdefghij"[..], 3));
+        assert_eq!(read(directory, Some("99999"), 5).unwrap().cursor, "27");
+        assert_eq!(read(directory, Some("x"), 5).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(read(directory, None, 5).unwrap().text_bytes, b"fghij");
+        assert_eq!(tail(directory, 3), b"hij");
+    }
+
+    #[test]
+    fn a_chunk_does_not_cut_a_character() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        LogWriter::open(directory, vm_files::CONSOLE, 100, "").unwrap().write("aé€😀".as_bytes()).unwrap();
+        let (mut cursor, mut all) = ("0".to_owned(), String::new());
+        for _ in 0..4 {
+            let chunk = read(directory, Some(&cursor), 4).unwrap();
+            all.push_str(std::str::from_utf8(&chunk.text_bytes).unwrap());
+            cursor = chunk.cursor;
+        }
+        assert_eq!(all, "aé€😀");
+        assert_eq!(whole_characters(b"\xFF\xFF"), 2);
+        assert_eq!(whole_characters(b"\xF0\x9F\x98"), 3);
+        assert_eq!(whole_characters(b"\x80\x80\x80\x80"), 4);
+    }
+}

@@ -1,0 +1,74 @@
+//! The driver `process`: the guest binary as an ordinary process instead of a VMM. It serves the same sockets.
+
+use std::path::Path;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nexus_schema::ByteSize;
+
+use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, ended_with};
+use crate::os::paths::vm_files;
+use crate::os::process::ProcessHandle;
+use crate::vmm::control::Job;
+use crate::vmm::process::CommandLine;
+
+const WHAT: &str = "the guest process";
+
+pub(crate) const CAPS: Caps = Caps {
+    max_vcpus: 32,
+    min_memory: ByteSize::mib(16),
+    max_drives: 8,
+    can_pause: false,
+    can_ask_guest: false,
+};
+
+pub(crate) struct Process;
+
+impl Driver for Process {
+    fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {
+        Ok(Prepared { command: command(job), passed: None, bring_up: Box::new(Process) })
+    }
+}
+
+fn command(job: &Job) -> CommandLine {
+    CommandLine { program: job.plan.binary.clone(), arguments: vec!["--unix".into(), ".".into()] }
+}
+
+impl BringUp for Process {
+    fn bring_up(self: Box<Self>, process: &ProcessHandle) -> Result<Arc<dyn Machine>, DriverError> {
+        let deadline = Instant::now() + BRING_UP;
+        loop {
+            if Path::new(vm_files::VSOCK).exists() {
+                return Ok(Arc::new(Running));
+            }
+            let ended = process.wait_ended(Duration::from_millis(1));
+            if ended.map_err(|source| DriverError::Connection { source })? {
+                return Err(DriverError::Ended { what: WHAT });
+            }
+            if Instant::now() > deadline {
+                return Err(DriverError::Late { what: WHAT, seconds: BRING_UP.as_secs() });
+            }
+        }
+    }
+}
+
+struct Running;
+
+impl Machine for Running {
+    fn version(&self) -> &str {
+        "process"
+    }
+
+    fn shutdown(&self) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { what: WHAT })
+    }
+
+    fn set_paused(&self, _: bool) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { what: WHAT })
+    }
+
+    fn ending(&self, status: ExitStatus) -> String {
+        ended_with(WHAT, status)
+    }
+}

@@ -1,0 +1,230 @@
+//! The driver `qemu`: the microvm machine, under KVM or by software emulation (TCG).
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nexus_schema::ByteSize;
+use serde_json::json;
+
+use super::qmp::Monitor;
+use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, ended_with};
+use crate::os::paths::vm_files;
+use crate::os::process::ProcessHandle;
+use crate::vmm::control::Job;
+use crate::vmm::plan::{Accel, PlanDrive};
+use crate::vmm::process::{CommandLine, PASSED_FD};
+
+pub(crate) const CAPS: Caps = Caps {
+    max_vcpus: 32,
+    min_memory: ByteSize::mib(32),
+    max_drives: 5,
+    can_pause: true,
+    can_ask_guest: false,
+};
+
+pub(crate) struct Qemu;
+
+impl Driver for Qemu {
+    fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {
+        let vsock = Vsock::start(job.plan.cid).map_err(|source| DriverError::Vsock { source })?;
+        let (ours, theirs) = UnixStream::pair().map_err(|source| DriverError::Connection { source })?;
+        let monitor = Monitor::new(ours).map_err(|source| DriverError::Connection { source })?;
+        Ok(Prepared {
+            command: command(job, vsock.is_some()),
+            passed: Some(OwnedFd::from(theirs)),
+            bring_up: Box::new(Spawned { monitor, vsock }),
+        })
+    }
+}
+
+/// The whole command line. File names are absolute, socket names are relative to the VM's directory.
+fn command(job: &Job, vsock: bool) -> CommandLine {
+    let plan = &job.plan;
+    let mib = plan.memory.as_mib();
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut option = |name: &str, value: String| {
+        arguments.push(name.into());
+        arguments.push(value.into());
+    };
+    // Interrupt controllers, timer and clock of the PC stay on: kernels come up faster with them than without.
+    option("-machine", format!("microvm,accel={},memory-backend=mem0", plan.accel.as_str()));
+    option("-cpu", if plan.accel == Accel::Kvm { "host" } else { "max" }.to_owned());
+    option("-smp", plan.vcpus.to_string());
+    option("-m", format!("{mib}M"));
+    // Shared, so that the vsock device in the shim sees it.
+    option("-object", format!("memory-backend-memfd,id=mem0,size={mib}M,share=on"));
+    option("-name", format!("{},debug-threads=on", plan.name));
+    option("-display", "none".to_owned());
+    option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned());
+    option("-append", kernel_command_line(job));
+    option("-chardev", "stdio,id=console,signal=off".to_owned());
+    option("-serial", "chardev:console".to_owned());
+    option("-chardev", format!("socket,id=shim,fd={PASSED_FD}"));
+    option("-mon", "chardev=shim,mode=control".to_owned());
+    option("-chardev", format!("socket,id=monitor,path={},server=on,wait=off", vm_files::QMP));
+    option("-mon", "chardev=monitor,mode=control".to_owned());
+    for (index, drive) in plan.drives.iter().enumerate() {
+        let [file, format] = block_nodes(index, drive);
+        option("-blockdev", file);
+        option("-blockdev", format);
+        option("-device", format!("virtio-blk-device,drive=disk{index},id=drive{index}"));
+    }
+    option("-device", "virtio-rng-device".to_owned());
+    if vsock {
+        option("-chardev", format!("socket,id=vsock,path={}", vm_files::VHOST));
+        option("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
+    }
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+        arguments.push(flag.into());
+    }
+    for (name, path) in [("-kernel", &plan.kernel), ("-initrd", &plan.initramfs)] {
+        arguments.extend([name.into(), path.into()]);
+    }
+    CommandLine { program: plan.binary.clone(), arguments }
+}
+
+/// File and format of a drive. Flushes of the guest reach the disk; blocks that it discards are given back to the host's
+/// filesystem; the file is locked against a second VMM.
+fn block_nodes(index: usize, drive: &PlanDrive) -> [String; 2] {
+    let cache = json!({ "direct": false, "no-flush": false });
+    let file = json!({
+        "driver": "file",
+        "node-name": format!("file{index}"),
+        "filename": drive.path,
+        "locking": "on",
+        "cache": cache,
+        "discard": "unmap",
+        "read-only": drive.read_only,
+    });
+    let format = json!({
+        "driver": "raw",
+        "node-name": format!("disk{index}"),
+        "file": format!("file{index}"),
+        "cache": cache,
+        "discard": "unmap",
+        "read-only": drive.read_only,
+    });
+    [file.to_string(), format.to_string()]
+}
+
+fn kernel_command_line(job: &Job) -> String {
+    // A triple fault ends the VMM on every kernel; what kernels try first may take half a minute on this machine.
+    let mut words: Vec<String> =
+        ["console=ttyS0", "quiet", "panic=-1", "reboot=t"].map(str::to_owned).to_vec();
+    if job.plan.accel == Accel::Tcg {
+        words.extend(["mitigations=off", "nokaslr", "no_timer_check"].map(str::to_owned));
+        // A busy host makes the guest's own measurement fail, and without a rate it hangs for ever.
+        if let Some(khz) = job.tsc_khz {
+            words.push(format!("tsc_early_khz={khz}"));
+        }
+        words.push("tsc=reliable".to_owned());
+    }
+    words.extend(job.plan.cmdline.iter().cloned());
+    words.join(" ")
+}
+
+/// The vsock device's other half.
+struct Vsock;
+
+impl Vsock {
+    fn start(_cid: u32) -> std::io::Result<Option<Self>> {
+        Ok(None)
+    }
+}
+
+struct Spawned {
+    monitor: Monitor,
+    vsock: Option<Vsock>,
+}
+
+impl BringUp for Spawned {
+    fn bring_up(self: Box<Self>, _: &ProcessHandle) -> Result<Arc<dyn Machine>, DriverError> {
+        // The end of the process is the end of the connection.
+        let version = self.monitor.open(Instant::now() + BRING_UP)?;
+        Ok(Arc::new(Running { version, monitor: self.monitor, _vsock: self.vsock }))
+    }
+}
+
+struct Running {
+    version: String,
+    monitor: Monitor,
+    _vsock: Option<Vsock>,
+}
+
+impl Machine for Running {
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn shutdown(&self) -> Result<(), DriverError> {
+        self.monitor.execute("system_powerdown").map(drop)
+    }
+
+    fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
+        self.monitor.execute(if paused { "stop" } else { "cont" }).map(drop)
+    }
+
+    fn events(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.monitor.as_fd())
+    }
+
+    fn take_events(&self) -> bool {
+        self.monitor.take()
+    }
+
+    fn ending(&self, status: ExitStatus) -> String {
+        match self.monitor.shutdown_reason().as_deref() {
+            Some("guest-reset") if status.success() => "the guest restarted its machine".to_owned(),
+            Some("guest-shutdown") if status.success() => "the guest powered its machine off".to_owned(),
+            Some("guest-panic") if status.success() => "the guest's kernel panicked".to_owned(),
+            _ => ended_with("qemu", status),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::plan::tests::plan;
+
+    fn text(command: &CommandLine) -> String {
+        let mut text = command.program.display().to_string();
+        for argument in &command.arguments {
+            let argument = argument.to_str().unwrap();
+            text.push_str(if argument.starts_with('-') { "\n" } else { " " });
+            text.push_str(argument);
+        }
+        text
+    }
+
+    #[test]
+    fn command_line_under_tcg() {
+        let job = Job { plan: plan(), tsc_khz: Some(2_445_432) };
+        insta::assert_snapshot!("qemu_tcg", text(&command(&job, true)));
+    }
+
+    #[test]
+    fn command_line_under_kvm() {
+        let mut plan = plan();
+        plan.accel = Accel::Kvm;
+        plan.vcpus = 4;
+        plan.drives.clear();
+        insta::assert_snapshot!("qemu_kvm", text(&command(&Job { plan, tsc_khz: None }, true)));
+    }
+
+    #[test]
+    fn hostile_paths_stay_one_argument() {
+        let mut plan = plan();
+        plan.kernel = "/a,b c=d\"e".into();
+        plan.drives[0].path = "/a,b c=d\"e/disk".into();
+        let command = command(&Job { plan, tsc_khz: None }, false);
+        assert!(command.arguments.contains(&"/a,b c=d\"e".into()));
+        let node = command.arguments.iter().find(|a| a.to_str().unwrap().contains("disk\"")).unwrap();
+        let node: serde_json::Value = serde_json::from_str(node.to_str().unwrap()).unwrap();
+        assert_eq!(node["filename"], "/a,b c=d\"e/disk");
+    }
+}

@@ -1,0 +1,295 @@
+//! A client of QEMU's monitor protocol (QMP), over a connection that nobody else has.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{DriverError, REQUEST};
+use crate::os::process::timespec;
+
+const WHAT: &str = "qemu";
+/// The longest line that is taken; QEMU's are far shorter.
+const LINE_MAX: usize = 64 << 10;
+
+/// One line from QEMU.
+#[derive(Debug, Deserialize)]
+struct Line {
+    #[serde(rename = "QMP")]
+    greeting: Option<Greeting>,
+    #[serde(rename = "return")]
+    returned: Option<Value>,
+    error: Option<Fault>,
+    event: Option<String>,
+    #[serde(default)]
+    data: Value,
+    id: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Greeting {
+    version: Version,
+}
+
+#[derive(Debug, Deserialize)]
+struct Version {
+    qemu: Triple,
+}
+
+#[derive(Debug, Deserialize)]
+struct Triple {
+    major: u32,
+    minor: u32,
+    micro: u32,
+}
+
+#[derive(Debug, Deserialize)]
+struct Fault {
+    desc: String,
+}
+
+/// The monitor of one QEMU.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    stream: UnixStream,
+    incoming: Mutex<Incoming>,
+    /// Something arrived, or the connection ended.
+    arrived: Condvar,
+    /// One request at a time; holds the number of the last.
+    turn: Mutex<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Incoming {
+    buffer: Vec<u8>,
+    version: Option<String>,
+    reply: Option<(u64, Result<Value, String>)>,
+    shutdown_reason: Option<String>,
+    ended: bool,
+}
+
+impl Monitor {
+    /// A monitor over a connection to QEMU.
+    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, incoming: Mutex::default(), arrived: Condvar::new(), turn: Mutex::default() })
+    }
+
+    /// Greets, and returns once the machine is made and its processors are about to run. The only reader is this thread.
+    pub(super) fn open(&self, deadline: Instant) -> Result<String, DriverError> {
+        let version = self.pump_until(deadline, "the greeting", |incoming| incoming.version.take())?;
+        // Commands are executed by the main loop, which is entered only when every device is up.
+        for (number, command) in (1..).zip(["qmp_capabilities", "query-status"]) {
+            self.send(number, command)?;
+            let reply = self.pump_until(deadline, command, |i| take_reply(i, number))?;
+            reply.map_err(|message| DriverError::Refused { what: WHAT, request: command.into(), message })?;
+            *lock(&self.turn) = number;
+        }
+        Ok(version)
+    }
+
+    /// Has a command executed while another thread calls [`Monitor::take`].
+    pub(super) fn execute(&self, command: &'static str) -> Result<Value, DriverError> {
+        let mut turn = lock(&self.turn);
+        *turn += 1;
+        let number = *turn;
+        self.send(number, command)?;
+        let deadline = Instant::now() + REQUEST;
+        let mut incoming = lock(&self.incoming);
+        loop {
+            if let Some(reply) = take_reply(&mut incoming, number) {
+                return reply.map_err(|message| DriverError::Refused {
+                    what: WHAT,
+                    request: command.into(),
+                    message,
+                });
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if incoming.ended || left.is_zero() {
+                let kind =
+                    if incoming.ended { io::ErrorKind::UnexpectedEof } else { io::ErrorKind::TimedOut };
+                return Err(unanswered(command, kind.into()));
+            }
+            incoming = self.arrived.wait_timeout(incoming, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Reads what has arrived; false once the connection has ended.
+    pub(super) fn take(&self) -> bool {
+        let mut incoming = lock(&self.incoming);
+        let mut chunk = [0; 4096];
+        while !incoming.ended {
+            match (&self.stream).read(&mut chunk) {
+                Ok(0) => incoming.ended = true,
+                Ok(read) => incoming.accept(&chunk[..read]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => incoming.ended = true,
+            }
+        }
+        self.arrived.notify_all();
+        !incoming.ended
+    }
+
+    /// Why QEMU went down, in its own word, if it said so: `guest-reset`, `guest-shutdown`, `host-signal` and so on.
+    pub(super) fn shutdown_reason(&self) -> Option<String> {
+        self.take();
+        lock(&self.incoming).shutdown_reason.clone()
+    }
+
+    fn send(&self, number: u64, command: &str) -> Result<(), DriverError> {
+        let line = format!("{{\"execute\":\"{command}\",\"id\":{number}}}\n");
+        // So little always fits, unless QEMU has stopped reading.
+        (&self.stream).write_all(line.as_bytes()).map_err(|source| unanswered(command, source))
+    }
+
+    fn pump_until<T>(
+        &self,
+        deadline: Instant,
+        request: &str,
+        mut found: impl FnMut(&mut Incoming) -> Option<T>,
+    ) -> Result<T, DriverError> {
+        loop {
+            let live = self.take();
+            if let Some(found) = found(&mut lock(&self.incoming)) {
+                return Ok(found);
+            }
+            if !live {
+                return Err(DriverError::Ended { what: WHAT });
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(unanswered(request, io::ErrorKind::TimedOut.into()));
+            }
+            let left = left.min(Duration::from_secs(1));
+            let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+            // Interrupted or not: the loop looks again.
+            let _ = poll(&mut fds, Some(&timespec(left)));
+        }
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Incoming {
+    fn accept(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+        let mut from = 0;
+        while let Some(length) = self.buffer[from..].iter().position(|b| *b == b'\n') {
+            let line = serde_json::from_slice::<Line>(&self.buffer[from..from + length]);
+            from += length + 1;
+            match line {
+                Ok(line) => self.line(line),
+                Err(error) => tracing::warn!(%error, "a line of qemu's monitor is not understood"),
+            }
+        }
+        self.buffer.drain(..from);
+        if self.buffer.len() > LINE_MAX {
+            self.buffer = Vec::new();
+            self.ended = true;
+        }
+    }
+
+    fn line(&mut self, line: Line) {
+        if let Some(Greeting { version: Version { qemu } }) = line.greeting {
+            self.version = Some(format!("{}.{}.{}", qemu.major, qemu.minor, qemu.micro));
+        } else if let Some(number) = line.id {
+            let reply = match line.error {
+                Some(fault) => Err(fault.desc),
+                None => Ok(line.returned.unwrap_or_default()),
+            };
+            self.reply = Some((number, reply));
+        } else if line.event.as_deref() == Some("SHUTDOWN") {
+            self.shutdown_reason = line.data.get("reason").and_then(Value::as_str).map(str::to_owned);
+        }
+    }
+}
+
+fn take_reply(incoming: &mut Incoming, number: u64) -> Option<Result<Value, String>> {
+    // A late reply to a request that was given up is dropped here.
+    incoming.reply.take_if(|(n, _)| *n <= number).filter(|(n, _)| *n == number).map(|(_, reply)| reply)
+}
+
+fn unanswered(request: &str, source: io::Error) -> DriverError {
+    DriverError::Unanswered { what: WHAT, request: request.to_owned(), source }
+}
+
+/// A panic of another holder leaves nothing half-done here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "capabilities": ["oob"]}}"#;
+
+    fn deadline() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    fn answer(stream: &UnixStream, text: &str) {
+        let mut stream = stream;
+        stream.write_all(text.as_bytes()).unwrap();
+        stream.write_all(b"\r\n").unwrap();
+    }
+
+    #[test]
+    fn greets_executes_and_learns_why_it_ended() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let monitor = Monitor::new(ours).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut lines = BufReader::new(&theirs).lines().map(Result::unwrap);
+                answer(&theirs, GREETING);
+                assert_eq!(lines.next().unwrap(), r#"{"execute":"qmp_capabilities","id":1}"#);
+                answer(&theirs, r#"{"return": {}, "id": 1}"#);
+                assert_eq!(lines.next().unwrap(), r#"{"execute":"query-status","id":2}"#);
+                answer(&theirs, r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RESUME"}"#);
+                answer(&theirs, r#"{"return": {"status": "running", "running": true}, "id": 2}"#);
+                assert_eq!(lines.next().unwrap(), r#"{"execute":"stop","id":3}"#);
+                answer(&theirs, r#"{"error": {"class": "GenericError", "desc": "no"}, "id": 3}"#);
+                answer(&theirs, r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}"#);
+                theirs.shutdown(std::net::Shutdown::Both).unwrap();
+            });
+            assert_eq!(monitor.open(deadline()).unwrap(), "7.2.22");
+            let refused = scope.spawn(|| monitor.execute("stop").unwrap_err());
+            while monitor.take() {
+                let mut fds = [PollFd::new(&monitor, PollFlags::IN)];
+                poll(&mut fds, None).unwrap();
+            }
+            assert_eq!(refused.join().unwrap().to_string(), "qemu refused stop: no");
+        });
+        assert_eq!(monitor.shutdown_reason().as_deref(), Some("guest-reset"));
+        assert!(matches!(monitor.execute("stop"), Err(DriverError::Unanswered { .. })));
+    }
+
+    #[test]
+    fn an_end_while_it_opens_is_told_apart() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let monitor = Monitor::new(ours).unwrap();
+        assert!(matches!(monitor.open(deadline()), Err(DriverError::Ended { .. })));
+    }
+
+    #[test]
+    fn an_endless_line_ends_the_connection() {
+        let mut incoming = Incoming::default();
+        for _ in 0..100 {
+            incoming.accept(&[b'x'; 4096]);
+        }
+        assert!(incoming.ended);
+        assert!(incoming.buffer.len() <= LINE_MAX + 4096);
+    }
+}

@@ -1,0 +1,118 @@
+//! How a VMM ended: `exit.json` in the VM's directory, written by its shim.
+
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+
+use serde::{Deserialize, Serialize};
+
+use crate::os::paths::vm_files;
+
+/// No honest `exit.json` comes near this, in bytes.
+const FILE_MAX: u64 = 64 << 10;
+
+/// How a VMM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The VMM's exit status; `None` when a signal ended it or nobody saw it.
+    pub code: Option<i32>,
+    /// The signal that ended the VMM.
+    pub signal: Option<i32>,
+    /// Whether the daemon had asked for it: shutdown or kill.
+    pub by_request: bool,
+    /// Whether the shim died without telling: how the VMM ended is not known then.
+    #[serde(default)]
+    pub shim_lost: bool,
+    /// What happened, in words.
+    pub message: String,
+}
+
+impl Exit {
+    /// The end of a VMM that was seen.
+    pub(crate) fn seen(status: ExitStatus, by_request: bool, message: String) -> Self {
+        Self { code: status.code(), signal: status.signal(), by_request, shim_lost: false, message }
+    }
+
+    /// The end of a VMM that was never there.
+    pub(crate) fn never_ran(message: String) -> Self {
+        Self { code: None, signal: None, by_request: false, shim_lost: false, message }
+    }
+
+    /// The end of a VMM whose shim was lost.
+    pub(crate) fn lost() -> Self {
+        Self {
+            code: None,
+            signal: None,
+            by_request: false,
+            shim_lost: true,
+            message: "the shim of the VM was lost, and the VMM with it".to_owned(),
+        }
+    }
+}
+
+/// An exit status in words: `exited with status 1`, `was killed by SIGKILL`.
+pub(crate) fn describe(status: ExitStatus) -> String {
+    if let Some(code) = status.code() {
+        return format!("exited with status {code}");
+    }
+    match status.signal().map(nix::sys::signal::Signal::try_from) {
+        Some(Ok(signal)) => format!("was killed by {signal}"),
+        _ => format!("ended with {status}"),
+    }
+}
+
+/// Reads how the last VMM of a VM's directory ended; `None` when none has ended since the last launch, or the file is not
+/// what a shim writes.
+pub fn read_exit(directory: &Path) -> Option<Exit> {
+    let file = std::fs::File::open(directory.join(vm_files::EXIT)).ok()?;
+    serde_json::from_reader(std::io::Read::take(file, FILE_MAX)).ok()
+}
+
+/// Writes `exit.json`: whole or not at all, and lasting once this returns.
+pub(crate) fn write_exit(directory: &Path, exit: &Exit) -> std::io::Result<()> {
+    write_atomic(directory, vm_files::EXIT, &serde_json::to_vec(exit)?, true)
+}
+
+/// Replaces a file of a directory in one step; `lasting` waits until it is on the disk.
+pub(crate) fn write_atomic(
+    directory: &Path,
+    name: &str,
+    content: &[u8],
+    lasting: bool,
+) -> std::io::Result<()> {
+    let temporary = directory.join(format!("{name}.new"));
+    let mut file = fs_err::File::create(&temporary)?;
+    file.write_all(content)?;
+    if lasting {
+        file.sync_all()?;
+    }
+    fs_err::rename(&temporary, directory.join(name))?;
+    if lasting {
+        fs_err::File::open(directory)?.sync_all()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_round_trip_and_garbage_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(read_exit(directory.path()), None);
+        let exit = Exit::seen(ExitStatus::from_raw(9), true, "was killed".into());
+        assert_eq!((exit.code, exit.signal), (None, Some(9)));
+        write_exit(directory.path(), &exit).unwrap();
+        assert_eq!(read_exit(directory.path()), Some(exit));
+        std::fs::write(directory.path().join(vm_files::EXIT), b"{\"code\":").unwrap();
+        assert_eq!(read_exit(directory.path()), None);
+    }
+
+    #[test]
+    fn statuses_in_words() {
+        assert_eq!(describe(ExitStatus::from_raw(1 << 8)), "exited with status 1");
+        assert_eq!(describe(ExitStatus::from_raw(9)), "was killed by SIGKILL");
+    }
+}

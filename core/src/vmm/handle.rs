@@ -1,0 +1,385 @@
+//! The daemon's side of a shim: launching it, finding it again, asking it, and knowing when it is gone.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::time::timeout;
+
+use super::control::{Job, LINE_MAX, Launched, Reply, Request, ShimIdentity, Status, VmmError, VmmInfo};
+use super::exit::{self, Exit, read_exit};
+use super::plan::{Accel, LaunchPlan};
+use super::shim::{self, Holder};
+use super::{log, process};
+use crate::os::paths::vm_files;
+use crate::os::process::ProcessHandle;
+use crate::os::tsc;
+
+/// How long a launch may take in all; the VMM's own share is shorter.
+const LAUNCH: Duration = Duration::from_secs(60);
+/// How long a shim may take to answer what it knows by itself.
+const ANSWER: Duration = Duration::from_secs(3);
+/// How long a shim may take to answer what it has to ask the VMM for.
+const ANSWER_OF_VMM: Duration = Duration::from_secs(8);
+/// How long a shim may take to be gone after its VMM was killed, until it is killed too.
+const LEAVE: Duration = Duration::from_secs(5);
+/// How much of the VMM's log and of the console goes into an error, in bytes.
+const TAIL: usize = 4 << 10;
+/// Where a shim's own log begins anew, in bytes.
+const SHIM_LOG_MAX: u64 = 64 << 10;
+
+/// One live shim and the VMM under it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Shim {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    directory: PathBuf,
+    status: Status,
+    shim: AsyncFd<ProcessHandle>,
+    /// `None`: gone when it was looked for.
+    vmm: Option<AsyncFd<ProcessHandle>>,
+}
+
+impl Shim {
+    /// Launches a VM; returns once the VMM runs and took its configuration.
+    ///
+    /// The plan's directory must exist and hold no live shim. What an earlier one left there is removed first; its logs stay.
+    /// If the future is dropped before it is done, the VM is ended.
+    pub async fn launch(shim_binary: &Path, plan: &LaunchPlan) -> Result<Self, VmmError> {
+        let (binary, plan_for_start) = (shim_binary.to_owned(), plan.clone());
+        let started = tokio::task::spawn_blocking(move || start(&binary, &plan_for_start));
+        let mut starting = match started.await {
+            Ok(started) => started?,
+            Err(error) => {
+                return Err(VmmError::Spawn {
+                    binary: shim_binary.to_owned(),
+                    source: io::Error::other(error),
+                });
+            }
+        };
+        let launched = timeout(LAUNCH, starting.launched()).await;
+        match launched {
+            Ok(Ok(Some(Launched::Running(status)))) => {
+                let shim = Self::hold(&plan.directory, status)?;
+                starting.keep = true;
+                match shim {
+                    Some(shim) => Ok(shim),
+                    // It ended between its report and this line.
+                    None => Err(starting.failed(plan, None)),
+                }
+            }
+            Ok(Ok(Some(Launched::Failed(exit)))) => Err(starting.failed(plan, Some(exit))),
+            Ok(Ok(None) | Err(_)) => {
+                // Nothing was said: it died, and its log may say more than nothing.
+                starting.ended().await;
+                Err(starting.failed(plan, read_exit(&plan.directory)))
+            }
+            Err(_) => {
+                starting.kill();
+                Err(VmmError::LaunchTimeout { driver: plan.driver.as_str(), seconds: LAUNCH.as_secs() })
+            }
+        }
+    }
+
+    /// Takes hold again of a shim that an earlier daemon launched. `None` means that neither it nor its VMM runs any more:
+    /// the process is gone, is a zombie, is another one with the same pid, or did not answer and was therefore killed.
+    pub async fn adopt(directory: &Path, identity: ShimIdentity) -> Result<Option<Self>, VmmError> {
+        let open =
+            |source| VmmError::File { action: "look at the shim of", path: directory.to_owned(), source };
+        let Some(handle) = ProcessHandle::open_identified(identity.pid, identity.start_time).map_err(open)?
+        else {
+            return Ok(None);
+        };
+        let same = |s: &Status| s.pid == identity.pid && s.start_time == identity.start_time;
+        match ask(directory, Request::Status, ANSWER).await {
+            Ok(Reply::Status(status)) if same(&status) => Self::hold(directory, status),
+            answer => {
+                // A shim of this very identity that does not answer is of no use, but its VMM would still write to its drives.
+                tracing::warn!(pid = identity.pid, ?answer, "a shim does not answer, and is killed");
+                handle.kill().map_err(open)?;
+                let gone = handle.watched().map_err(open)?;
+                gone_within(&gone, LEAVE).await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Which shim lives in a directory, if any: for a daemon that was killed before it could note who it launched. A shim that
+    /// has only just begun and has not said who it is counts as none; it ends by itself, since its daemon is gone.
+    pub fn discover(directory: &Path) -> Result<Option<ShimIdentity>, VmmError> {
+        match shim::read_holder(directory) {
+            Ok(Some(Holder::Known(identity))) => Ok(Some(identity)),
+            Ok(Some(Holder::Unknown) | None) => Ok(None),
+            Err(source) => {
+                Err(VmmError::File { action: "look for a shim in", path: directory.to_owned(), source })
+            }
+        }
+    }
+
+    fn hold(directory: &Path, status: Status) -> Result<Option<Self>, VmmError> {
+        let open = |source| VmmError::File { action: "hold the shim of", path: directory.to_owned(), source };
+        let Some(shim) = ProcessHandle::open_identified(status.pid, status.start_time).map_err(open)? else {
+            return Ok(None);
+        };
+        let vmm = ProcessHandle::open_identified(status.vmm.pid, status.vmm_start_time).map_err(open)?;
+        let shim = shim.watched().map_err(open)?;
+        let vmm = vmm.map(ProcessHandle::watched).transpose().map_err(open)?;
+        Ok(Some(Self { inner: Arc::new(Inner { directory: directory.to_owned(), status, shim, vmm }) }))
+    }
+
+    /// Which process the shim is; to be kept for [`Shim::adopt`].
+    pub fn identity(&self) -> ShimIdentity {
+        ShimIdentity { pid: self.inner.status.pid, start_time: self.inner.status.start_time }
+    }
+
+    /// The VMM under it.
+    pub fn vmm(&self) -> &VmmInfo {
+        &self.inner.status.vmm
+    }
+
+    /// The boot that it was launched for.
+    pub fn boot_id(&self) -> nexus_schema::id::BootId {
+        self.inner.status.boot_id
+    }
+
+    /// Asks the guest through the VMM to shut down, as pressing a button would. Not every guest listens: see
+    /// [`Caps::can_ask_guest`](super::Caps).
+    pub async fn shutdown(&self) -> Result<(), VmmError> {
+        self.request(Request::Shutdown, "ask the guest to shut down").await
+    }
+
+    /// Stops the guest's processors.
+    pub async fn pause(&self) -> Result<(), VmmError> {
+        self.request(Request::Pause, "pause").await
+    }
+
+    /// Lets the guest's processors go on.
+    pub async fn resume(&self) -> Result<(), VmmError> {
+        self.request(Request::Resume, "resume").await
+    }
+
+    async fn request(&self, request: Request, action: &'static str) -> Result<(), VmmError> {
+        let unanswered = |source| VmmError::Unanswered { pid: self.inner.status.pid, action, source };
+        match ask(&self.inner.directory, request, ANSWER_OF_VMM).await.map_err(unanswered)? {
+            Reply::Refused(message) => Err(VmmError::Refused { action, message }),
+            Reply::Done => Ok(()),
+            Reply::Status(_) | Reply::Ended(_) => Err(unanswered(io::ErrorKind::InvalidData.into())),
+        }
+    }
+
+    /// Ends the VMM at once. Works also when the shim hangs or is gone. A VMM that has ended already is fine; [`Shim::wait`] tells
+    /// when everything is gone.
+    pub async fn kill(&self) -> Result<(), VmmError> {
+        // Through the shim, so that it notes that it was asked for.
+        let answer = ask(&self.inner.directory, Request::Kill, ANSWER).await;
+        if matches!(answer, Ok(Reply::Done)) && gone_within(&self.inner.shim, LEAVE).await {
+            return Ok(());
+        }
+        let failed =
+            |source| VmmError::Unanswered { pid: self.inner.status.pid, action: "end the VMM", source };
+        if let Some(vmm) = &self.inner.vmm {
+            vmm.get_ref().kill().map_err(failed)?;
+        }
+        if !gone_within(&self.inner.shim, LEAVE).await {
+            tracing::warn!(pid = self.inner.status.pid, "a shim did not end with its VMM, and is killed");
+            self.inner.shim.get_ref().kill().map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Resolves when shim and VMM are gone, and tells how the VMM ended. May be called any number of times and dropped at any
+    /// time.
+    pub async fn wait(&self) -> Exit {
+        gone(&self.inner.shim).await;
+        if let Some(vmm) = &self.inner.vmm {
+            // It dies with its shim; if the shim could not see to it, it is seen to here.
+            if !gone_within(vmm, Duration::from_secs(1)).await {
+                if let Err(error) = vmm.get_ref().kill() {
+                    tracing::error!(pid = vmm.get_ref().pid(), %error, "a VMM without a shim cannot be killed");
+                }
+                gone(vmm).await;
+            }
+        }
+        read_exit(&self.inner.directory).unwrap_or_else(Exit::lost)
+    }
+}
+
+/// A shim that has not reported yet. Dropped, it is killed.
+struct Starting {
+    handle: Option<ProcessHandle>,
+    report: pipe::Receiver,
+    keep: bool,
+}
+
+impl Starting {
+    async fn launched(&mut self) -> io::Result<Option<Launched>> {
+        let mut line = Vec::new();
+        BufReader::new((&mut self.report).take(LINE_MAX as u64)).read_until(b'\n', &mut line).await?;
+        Ok(serde_json::from_slice(&line).ok())
+    }
+
+    fn kill(&self) {
+        if let Some(handle) = &self.handle
+            && let Err(error) = handle.kill()
+        {
+            tracing::error!(pid = handle.pid(), %error, "a shim that did not report cannot be killed");
+        }
+    }
+
+    async fn ended(&mut self) {
+        let Some(handle) = self.handle.take() else { return };
+        match handle.watched() {
+            Ok(fd) => {
+                if !gone_within(&fd, LEAVE).await {
+                    self.handle = Some(fd.into_inner());
+                }
+            }
+            Err(error) => tracing::error!(%error, "cannot wait for a shim"),
+        }
+    }
+
+    fn failed(&self, plan: &LaunchPlan, exit: Option<Exit>) -> VmmError {
+        let exit = exit.unwrap_or_else(|| {
+            let said = std::fs::read(plan.directory.join(vm_files::SHIM_LOG)).unwrap_or_default();
+            let said = String::from_utf8_lossy(&said[said.len().saturating_sub(TAIL)..]).trim().to_owned();
+            Exit { message: format!("the shim ended without a report: {said}"), ..Exit::lost() }
+        });
+        let tail =
+            |name| String::from_utf8_lossy(&log::tail(&plan.directory, name, TAIL)).trim_end().to_owned();
+        VmmError::Launch {
+            driver: plan.driver.as_str(),
+            exit,
+            vmm_log: tail(vm_files::VMM_LOG),
+            console: tail(vm_files::CONSOLE),
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.kill();
+        }
+    }
+}
+
+/// Makes a VM's directory ready and starts its shim. Blocks for milliseconds.
+fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
+    let directory = &plan.directory;
+    let failed = |action, name: &str| {
+        let path = directory.join(name);
+        move |source| VmmError::File { action, path, source }
+    };
+    if shim::read_holder(directory).map_err(failed("look at", vm_files::SHIM_LOCK))?.is_some() {
+        return Err(VmmError::AlreadyRunning { directory: directory.clone() });
+    }
+    for name in shim::SOCKETS.into_iter().chain([vm_files::EXIT]) {
+        match std::fs::remove_file(directory.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", name)(e)),
+            _ => {}
+        }
+    }
+    let tsc_khz = if plan.accel == Accel::Tcg { tsc::khz() } else { None };
+    let job = serde_json::to_vec_pretty(&Job { plan: plan.clone(), tsc_khz });
+    job.map_err(io::Error::from)
+        .and_then(|job| exit::write_atomic(directory, vm_files::PLAN, &job, false))
+        .map_err(failed("write", vm_files::PLAN))?;
+    let log = open_shim_log(directory).map_err(failed("open", vm_files::SHIM_LOG))?;
+
+    let spawn_failed = |source| VmmError::Spawn { binary: shim_binary.to_owned(), source };
+    let mut child = process::spawn_shim(shim_binary, directory, log).map_err(spawn_failed)?;
+    let handle = ProcessHandle::of_child(&child).map_err(spawn_failed);
+    let stdout = child.stdout.take().map(OwnedFd::from);
+    let report = stdout.ok_or_else(|| io::ErrorKind::BrokenPipe.into()).and_then(|fd| {
+        process::set_nonblocking(&fd)?;
+        pipe::Receiver::from_owned_fd(fd)
+    });
+    // A shim is this process's child until one of the two ends: someone must reap it. In a plain thread: it waits for as long as
+    // the VM runs, and must not keep a runtime from shutting down.
+    reap_in_background(child).map_err(spawn_failed)?;
+    Ok(Starting { handle: Some(handle?), report: report.map_err(spawn_failed)?, keep: false })
+}
+
+fn reap_in_background(mut child: std::process::Child) -> io::Result<()> {
+    tokio::spawn(async move {
+        let ended = match ProcessHandle::of_child(&child).and_then(ProcessHandle::watched) {
+            Ok(handle) => {
+                gone(&handle).await;
+                child.wait()
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            tracing::warn!(pid = child.id(), %error, "a shim cannot be reaped");
+        }
+    });
+    Ok(())
+}
+
+fn open_shim_log(directory: &Path) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = directory.join(vm_files::SHIM_LOG);
+    let file = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    if file.metadata()?.len() > SHIM_LOG_MAX {
+        file.set_len(0)?;
+    }
+    Ok(file)
+}
+
+/// Resolves when a process has ended.
+async fn gone(handle: &AsyncFd<ProcessHandle>) {
+    // The only thing that a pidfd ever has to tell; it stays readable.
+    if let Err(error) = handle.readable().await {
+        tracing::error!(%error, "cannot wait for a process");
+    }
+}
+
+async fn gone_within(handle: &AsyncFd<ProcessHandle>, limit: Duration) -> bool {
+    timeout(limit, gone(handle)).await.is_ok()
+}
+
+/// Asks the shim of a directory one thing.
+async fn ask(directory: &Path, request: Request, limit: Duration) -> io::Result<Reply> {
+    let directory = directory.to_owned();
+    let exchange = async move {
+        let mut stream = UnixStream::from_std(connect(&directory)?)?;
+        let mut line = serde_json::to_vec(&request)?;
+        line.push(b'\n');
+        stream.write_all(&line).await?;
+        let mut answer = Vec::new();
+        BufReader::new(stream.take(LINE_MAX as u64)).read_until(b'\n', &mut answer).await?;
+        if answer.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(serde_json::from_slice(&answer)?)
+    };
+    timeout(limit, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Connects to the control socket of a directory whose path may be longer than a socket's address can be.
+fn connect(directory: &Path) -> io::Result<StdUnixStream> {
+    use rustix::fs::{Mode, OFlags, open};
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    use std::os::fd::AsRawFd;
+    let directory = open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let address =
+        SocketAddrUnix::new(format!("/proc/self/fd/{}/{}", directory.as_fd().as_raw_fd(), vm_files::SHIM))?;
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    connect(&socket, &address)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,63 @@
+//! One shim per directory: a lock file, locked for as long as its shim lives, that says who it is.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::os::paths::vm_files;
+use crate::vmm::control::ShimIdentity;
+
+/// The lock, held.
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock; `None` when another shim has it.
+    pub(super) fn take(directory: &Path) -> io::Result<Option<Self>> {
+        let path = directory.join(vm_files::SHIM_LOCK);
+        let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+        let pid = std::process::id();
+        let stat = crate::os::process::stat(pid)?.ok_or(io::ErrorKind::NotFound)?;
+        let identity = serde_json::to_vec(&ShimIdentity { pid, start_time: stat.start_time })?;
+        file.set_len(0)?;
+        file.write_all(&identity)?;
+        Ok(Some(Self { _file: file }))
+    }
+}
+
+/// Which shim holds the lock of a directory; `None` when none does.
+pub(crate) fn read_holder(directory: &Path) -> io::Result<Option<Holder>> {
+    let path = directory.join(vm_files::SHIM_LOCK);
+    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(None),
+        Err(Errno::WOULDBLOCK) => {
+            let text = std::fs::read(&path)?;
+            Ok(Some(serde_json::from_slice(&text).map_or(Holder::Unknown, Holder::Known)))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Who holds a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// A shim that has said who it is.
+    Known(ShimIdentity),
+    /// A shim that is about to say so.
+    Unknown,
+}

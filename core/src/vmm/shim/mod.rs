@@ -1,0 +1,308 @@
+//! The shim process: parent of one VMM, for as long as it lives.
+//!
+//! It outlives the daemon, keeps the console, answers on the control socket, and writes `exit.json` when the VMM has ended. The
+//! VMM dies with it. It is small on purpose: no runtime, a few threads with small stacks, nothing kept that is not needed.
+//!
+//! ```text
+//! lock ─> job ─> logs ─> control socket ─> prepare ─> spawn ─> bring up ─> report ─> serve ─> reap ─> exit.json
+//!                                             └────────┴─────────┴─ failed: kill, reap ──┘      (logs drained first)
+//! ```
+
+mod lock;
+mod pump;
+mod serve;
+
+pub(crate) use lock::{Holder, read_holder};
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use self::lock::Lock;
+use self::pump::Pump;
+use super::control::{Job, Launched, Status, VmmInfo};
+use super::driver::{self, Machine};
+use super::exit::{self, Exit};
+use super::log::{self, LogWriter};
+use super::process::{self, VmmProcess};
+use crate::os::paths::vm_files;
+
+/// How much of what a VMM writes to stderr is kept, in bytes; as much again is kept of what was before.
+const VMM_LOG_BYTES: u64 = 256 << 10;
+/// How long a VMM that gave up may take to be gone before it is killed.
+const LEAVE: Duration = Duration::from_millis(500);
+
+/// Runs a shim: `nexusd vm-shim DIR`. Reads `plan.json`, runs the VMM to its end and writes `exit.json`. To be called first
+/// thing in a process of its own, before anything opens files or starts threads.
+pub fn shim_main(directory: &Path) -> ExitCode {
+    process::become_shim();
+    match run(directory) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("{error}"));
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                say(&format!("  because: {cause}"));
+                source = cause.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What ends a shim before it has a VMM.
+#[derive(Debug, thiserror::Error)]
+enum ShimError {
+    #[error("enter the VM's directory")]
+    Directory {
+        #[source]
+        source: io::Error,
+    },
+    #[error("another shim lives in this directory")]
+    Locked,
+    #[error("use {file} in the VM's directory")]
+    File {
+        file: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("read the plan")]
+    Plan {
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("receive signals")]
+    Signals {
+        #[source]
+        source: nix::Error,
+    },
+    #[error("start a thread")]
+    Thread {
+        #[source]
+        source: io::Error,
+    },
+    #[error("learn about this process")]
+    Myself {
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Writes a line to the shim's own log.
+fn say(line: &str) {
+    // There is nobody to tell where this fails.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+fn file(file: &'static str) -> impl Fn(io::Error) -> ShimError {
+    move |source| ShimError::File { file, source }
+}
+
+/// Everything is relative to the working directory from here on: Unix socket paths hold 107 bytes only.
+const HERE: &str = ".";
+
+fn run(directory: &Path) -> Result<(), ShimError> {
+    std::env::set_current_dir(directory).map_err(|source| ShimError::Directory { source })?;
+    let here = Path::new(HERE);
+    let Some(lock) = Lock::take(here).map_err(file(vm_files::SHIM_LOCK))? else {
+        return Err(ShimError::Locked);
+    };
+    let job = std::fs::read(vm_files::PLAN).map_err(file(vm_files::PLAN))?;
+    let job: Job = serde_json::from_slice(&job).map_err(|source| ShimError::Plan { source })?;
+    let signals = receive_signals()?;
+    let control = UnixListener::bind(vm_files::SHIM).map_err(file(vm_files::SHIM))?;
+    let mut shim = Live { job: &job, by_request: false };
+
+    let exit = match shim.launch() {
+        Ok((vmm, status)) => {
+            if report(&Launched::Running(status.clone())).is_err() {
+                say("the daemon that launched this VM is gone before it was up");
+                shim.by_request = true;
+                kill(&vmm.process);
+            }
+            let waiting = serve::serve(&vmm, &status, &control, &signals, &mut shim.by_request);
+            let exit = vmm.end(shim.by_request);
+            write_exit(here, &exit);
+            waiting.answer(&exit);
+            exit
+        }
+        Err(exit) => {
+            write_exit(here, &exit);
+            // A daemon that is gone learns it from exit.json.
+            let _ = report(&Launched::Failed(exit.clone()));
+            exit
+        }
+    };
+    process::end_children();
+    remove_sockets();
+    say(&format!("{}: {}", job.plan.name, exit.message));
+    drop(lock);
+    Ok(())
+}
+
+/// A VMM that runs, with what belongs to it.
+struct Vmm {
+    process: VmmProcess,
+    machine: Arc<dyn Machine>,
+    pumps: [Pump; 2],
+}
+
+impl Vmm {
+    /// Reaps a VMM that has ended, and everything it wrote.
+    fn end(mut self, by_request: bool) -> Exit {
+        for pump in self.pumps {
+            pump.finish();
+        }
+        match self.process.reap() {
+            Ok(status) => Exit::seen(status, by_request, self.machine.ending(status)),
+            Err(error) => Exit { message: format!("the VMM ended, nobody saw how: {error}"), ..Exit::lost() },
+        }
+    }
+}
+
+struct Live<'a> {
+    job: &'a Job,
+    by_request: bool,
+}
+
+impl Live<'_> {
+    fn launch(&mut self) -> Result<(Vmm, Status), Exit> {
+        let plan = &self.job.plan;
+        let here = Path::new(HERE);
+        let failed = |error: &dyn std::error::Error| Exit::never_ran(with_causes(error));
+
+        let separator = format!("\n--- boot {} ---\n", plan.boot_id);
+        let open = |name, limit| LogWriter::open(here, name, limit, &separator).map_err(|e| failed(&e));
+        let console = open(vm_files::CONSOLE, plan.console_bytes.as_bytes())?;
+        let vmm_log = open(vm_files::VMM_LOG, VMM_LOG_BYTES)?;
+
+        let prepared =
+            driver::driver(plan.driver).and_then(|d| d.prepare(self.job)).map_err(|e| failed(&e))?;
+        let (vmm, outputs) = VmmProcess::spawn(&prepared.command, prepared.passed).map_err(|source| {
+            failed(&SpawnError { program: prepared.command.program.display().to_string(), source })
+        })?;
+        let pumps = Pump::start("console", outputs.stdout, console)
+            .and_then(|first| Ok([first, Pump::start("vmm-log", outputs.stderr, vmm_log)?]));
+        let pumps = pumps.map_err(|source| {
+            kill(&vmm);
+            failed(&ShimError::Thread { source })
+        })?;
+
+        let machine = match prepared.bring_up.bring_up(vmm.handle()) {
+            Ok(machine) => machine,
+            Err(error) => return Err(give_up(vmm, pumps, &error)),
+        };
+        let me = std::process::id();
+        let mine = crate::os::process::stat(me).and_then(|s| s.ok_or_else(|| io::ErrorKind::NotFound.into()));
+        let start_time = match mine {
+            Ok(stat) => stat.start_time,
+            Err(source) => return Err(give_up(vmm, pumps, &ShimError::Myself { source })),
+        };
+        let status = Status {
+            pid: me,
+            start_time,
+            vm: plan.vm,
+            boot_id: plan.boot_id,
+            vmm: VmmInfo { pid: vmm.handle().pid(), version: machine.version().to_owned() },
+            vmm_start_time: vmm.handle().start_time(),
+        };
+        return Ok((Vmm { process: vmm, machine, pumps }, status));
+
+        /// Ends a VMM that did not come up, and says why it did not.
+        fn give_up(mut vmm: VmmProcess, pumps: [Pump; 2], error: &dyn std::error::Error) -> Exit {
+            // Most often it has ended by itself, and its status says more than the connection that broke.
+            let ended_itself = matches!(vmm.handle().wait_ended(LEAVE), Ok(true));
+            if !ended_itself {
+                kill(&vmm);
+            }
+            for pump in pumps {
+                pump.finish();
+            }
+            match vmm.reap() {
+                Ok(status) if ended_itself => {
+                    let said = log::tail(Path::new(HERE), vm_files::VMM_LOG, 512);
+                    let said = String::from_utf8_lossy(&said);
+                    let last = said.trim_end().lines().next_back().unwrap_or_default();
+                    let colon = if last.is_empty() { "" } else { ": " };
+                    let message = format!("it {} at once{colon}{last}", exit::describe(status));
+                    Exit::seen(status, false, message)
+                }
+                Ok(status) => Exit::seen(status, false, with_causes(error)),
+                Err(_) => Exit::never_ran(with_causes(error)),
+            }
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("start {program}")]
+struct SpawnError {
+    program: String,
+    #[source]
+    source: io::Error,
+}
+
+/// An error with its causes on one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn kill(vmm: &VmmProcess) {
+    if let Err(error) = vmm.handle().kill() {
+        say(&format!("kill the VMM: {error}"));
+    }
+}
+
+fn write_exit(here: &Path, exit: &Exit) {
+    if let Err(error) = exit::write_exit(here, exit) {
+        say(&format!("write {}: {error}", vm_files::EXIT));
+    }
+}
+
+/// Signals arrive on a descriptor; a terminal's do not concern a shim.
+fn receive_signals() -> Result<SignalFd, ShimError> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        set.add(signal);
+    }
+    set.thread_block().map_err(|source| ShimError::Signals { source })?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(|source| ShimError::Signals { source })
+}
+
+/// Tells the daemon that launched this shim, then lets go of it.
+fn report(launched: &Launched) -> io::Result<()> {
+    let mut line = serde_json::to_vec(launched)?;
+    line.push(b'\n');
+    let mut stdout = io::stdout();
+    let told = stdout.write_all(&line).and_then(|()| stdout.flush());
+    let nowhere = fs_err::OpenOptions::new().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&nowhere)?;
+    told
+}
+
+/// The sockets that shim and VMM have made; the daemon's own stays.
+pub(crate) const SOCKETS: [&str; 5] =
+    [vm_files::VSOCK, vm_files::VHOST, vm_files::QMP, vm_files::API, vm_files::SHIM];
+
+fn remove_sockets() {
+    for name in SOCKETS {
+        match std::fs::remove_file(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => say(&format!("remove {name}: {error}")),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Carries what a VMM writes from its pipe to a log, in a thread of its own, so that nothing else makes the guest wait.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+
+use super::say;
+use crate::vmm::log::LogWriter;
+use crate::vmm::process::set_nonblocking;
+
+/// Enough for its few calls; what is not touched costs nothing.
+const STACK: usize = 64 << 10;
+const CHUNK: usize = 16 << 10;
+/// What a VMM may have written before its pipe was drained for the last time, in bytes: more than a pipe holds.
+const LAST_MAX: usize = 2 << 20;
+
+/// A running pump.
+pub(super) struct Pump {
+    thread: JoinHandle<()>,
+    stop: OwnedFd,
+}
+
+impl Pump {
+    pub(super) fn start(
+        name: &str,
+        pipe: impl Read + AsFd + Send + 'static,
+        log: LogWriter,
+    ) -> io::Result<Self> {
+        set_nonblocking(&pipe)?;
+        let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let stopped = stop.try_clone()?;
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(STACK)
+            .spawn(move || pump(pipe, log, &stopped))?;
+        Ok(Self { thread, stop })
+    }
+
+    /// Drains what is in the pipe and ends, even if something that the VMM left behind still holds the other end.
+    pub(super) fn finish(self) {
+        if let Err(error) = rustix::io::write(&self.stop, &1u64.to_ne_bytes()) {
+            say(&format!("stop a log: {error}"));
+        }
+        if self.thread.join().is_err() {
+            say("a log's thread panicked");
+        }
+    }
+}
+
+fn pump(mut pipe: impl Read + AsFd, mut log: LogWriter, stop: &OwnedFd) {
+    let mut chunk = vec![0; CHUNK];
+    let mut complained = false;
+    let mut last = None;
+    loop {
+        match pipe.read(&mut chunk) {
+            Ok(0) => return,
+            Ok(read) => {
+                // A full disk loses lines of a console; it does not stop a guest.
+                if let Err(error) = log.write(&chunk[..read])
+                    && !std::mem::replace(&mut complained, true)
+                {
+                    say(&format!("write a log: {error}"));
+                }
+                if let Some(left) = &mut last {
+                    if *left < read {
+                        return;
+                    }
+                    *left -= read;
+                }
+                continue;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                say(&format!("read what the VMM writes: {error}"));
+                return;
+            }
+        }
+        if last.is_some() {
+            return;
+        }
+        let mut fds = [PollFd::new(&pipe, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) if !fds[1].revents().is_empty() => last = Some(LAST_MAX),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                say(&format!("wait for what the VMM writes: {error}"));
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Serving the control socket until the VMM has ended.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use super::{Vmm, kill, say};
+use crate::os::process::timespec;
+use crate::vmm::control::{LINE_MAX, Reply, Request, Status};
+use crate::vmm::driver::Machine;
+use crate::vmm::exit::Exit;
+
+/// One daemon with a few calls at once needs no more.
+const CONNECTIONS_MAX: usize = 16;
+/// How long a VMM may take to end by itself after SIGTERM.
+const TERMINATE: Duration = Duration::from_secs(5);
+/// For a request to the VMM; it allocates little and calls little.
+const STACK: usize = 128 << 10;
+
+/// Those who wait for the end.
+pub(super) struct Waiting(Vec<UnixStream>);
+
+impl Waiting {
+    /// Tells them how it ended.
+    pub(super) fn answer(self, exit: &Exit) {
+        for stream in self.0 {
+            send(&stream, &Reply::Ended(exit.clone()));
+        }
+    }
+}
+
+struct Connection {
+    stream: UnixStream,
+    line: Vec<u8>,
+}
+
+/// Returns when the VMM has ended. `by_request` is set once someone asked for that.
+pub(super) fn serve(
+    vmm: &Vmm,
+    status: &Status,
+    control: &UnixListener,
+    signals: &SignalFd,
+    by_request: &mut bool,
+) -> Waiting {
+    let mut connections: Vec<Connection> = Vec::new();
+    let mut waiting = Vec::new();
+    let mut has_events = vmm.machine.events().is_some();
+    let mut kill_at: Option<Instant> = None;
+    if let Err(error) = control.set_nonblocking(true) {
+        say(&format!("serve the control socket: {error}"));
+    }
+    loop {
+        let ready = {
+            let mut fds = vec![
+                PollFd::new(vmm.process.handle(), PollFlags::IN),
+                PollFd::new(signals, PollFlags::IN),
+                PollFd::new(control, PollFlags::IN),
+            ];
+            if let Some(events) = vmm.machine.events().filter(|_| has_events) {
+                fds.push(PollFd::from_borrowed_fd(events, PollFlags::IN));
+            }
+            let first = fds.len();
+            fds.extend(connections.iter().map(|c| PollFd::from_borrowed_fd(c.stream.as_fd(), PollFlags::IN)));
+            let timeout = kill_at.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => say(&format!("wait for events: {error}")),
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            Ready {
+                ended: ready[0],
+                signal: ready[1],
+                connect: ready[2],
+                event: ready[3..first].contains(&true),
+                connections: ready[first..].to_vec(),
+            }
+        };
+        if ready.event {
+            has_events = vmm.machine.take_events();
+        }
+        if ready.ended {
+            return Waiting(waiting);
+        }
+        if ready.signal && terminated(signals) {
+            // The host goes down, or someone means this VM: let the VMM write out what it holds.
+            *by_request = true;
+            if let Err(error) = vmm.process.handle().terminate() {
+                say(&format!("terminate the VMM: {error}"));
+            }
+            kill_at.get_or_insert_with(|| Instant::now() + TERMINATE);
+        }
+        if kill_at.is_some_and(|at| at <= Instant::now()) {
+            kill(&vmm.process);
+            kill_at = None;
+        }
+        let mut index = 0;
+        connections = std::mem::take(&mut connections)
+            .into_iter()
+            .filter_map(|mut connection| {
+                let is_ready = ready.connections.get(index).copied().unwrap_or(false);
+                index += 1;
+                if !is_ready {
+                    return Some(connection);
+                }
+                match connection.read_request() {
+                    Ok(None) => Some(connection),
+                    Ok(Some(request)) => answer(vmm, status, connection, request, by_request, &mut waiting),
+                    Err(_) => None,
+                }
+            })
+            .collect();
+        if ready.connect {
+            match control.accept() {
+                Ok((stream, _)) if connections.len() + waiting.len() < CONNECTIONS_MAX => {
+                    if stream.set_nonblocking(true).is_ok() {
+                        connections.push(Connection { stream, line: Vec::new() });
+                    }
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => say(&format!("accept on the control socket: {error}")),
+            }
+        }
+        // Callers that have given up make room.
+        waiting.retain(is_open);
+    }
+}
+
+struct Ready {
+    ended: bool,
+    signal: bool,
+    connect: bool,
+    event: bool,
+    connections: Vec<bool>,
+}
+
+/// Reads the signals that came; whether one of them means the end.
+fn terminated(signals: &SignalFd) -> bool {
+    let mut terminated = false;
+    while let Ok(Some(signal)) = signals.read_signal() {
+        terminated |= signal.ssi_signo == Signal::SIGTERM as u32;
+    }
+    terminated
+}
+
+impl Connection {
+    /// Takes what has arrived; a request once it is whole. One request at a time: what comes before the answer is read later.
+    fn read_request(&mut self) -> io::Result<Option<Request>> {
+        let mut chunk = [0; 1024];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => self.line.extend_from_slice(&chunk[..read]),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        }
+        let Some(end) = self.line.iter().position(|b| *b == b'\n') else {
+            return if self.line.len() > LINE_MAX {
+                Err(io::ErrorKind::InvalidData.into())
+            } else {
+                Ok(None)
+            };
+        };
+        let request = serde_json::from_slice(&self.line[..end])?;
+        self.line.drain(..=end);
+        Ok(Some(request))
+    }
+}
+
+/// Answers a request; the connection, unless something else answers on it.
+fn answer(
+    vmm: &Vmm,
+    status: &Status,
+    connection: Connection,
+    request: Request,
+    by_request: &mut bool,
+    waiting: &mut Vec<UnixStream>,
+) -> Option<Connection> {
+    match request {
+        Request::Status => {
+            send(&connection.stream, &Reply::Status(status.clone()));
+            Some(connection)
+        }
+        Request::Kill => {
+            *by_request = true;
+            let reply = match vmm.process.handle().kill() {
+                Ok(()) => Reply::Done,
+                Err(error) => Reply::Refused(error.to_string()),
+            };
+            send(&connection.stream, &reply);
+            Some(connection)
+        }
+        Request::Wait => {
+            waiting.push(connection.stream);
+            None
+        }
+        Request::Shutdown => {
+            *by_request = true;
+            ask_machine(&vmm.machine, connection.stream, |machine| machine.shutdown());
+            None
+        }
+        Request::Pause => {
+            ask_machine(&vmm.machine, connection.stream, |machine| machine.set_paused(true));
+            None
+        }
+        Request::Resume => {
+            ask_machine(&vmm.machine, connection.stream, |machine| machine.set_paused(false));
+            None
+        }
+    }
+}
+
+/// Asks the VMM, which may take its time, in a thread of its own; the answer ends the connection.
+fn ask_machine(
+    machine: &Arc<dyn Machine>,
+    stream: UnixStream,
+    ask: fn(&dyn Machine) -> Result<(), crate::vmm::driver::DriverError>,
+) {
+    let machine = Arc::clone(machine);
+    let spawned = std::thread::Builder::new().name("request".to_owned()).stack_size(STACK).spawn(move || {
+        let reply = match ask(&*machine) {
+            Ok(()) => Reply::Done,
+            Err(error) => Reply::Refused(super::with_causes(&error)),
+        };
+        send(&stream, &reply);
+    });
+    if let Err(error) = spawned {
+        say(&format!("start a thread for a request: {error}"));
+    }
+}
+
+/// Sends a reply. It is short: if it does not fit, nobody reads, and it is dropped.
+fn send(mut stream: &UnixStream, reply: &Reply) {
+    let Ok(mut line) = serde_json::to_vec(reply) else { return };
+    line.push(b'\n');
+    // A caller that is gone needs no answer.
+    let _ = stream.write_all(&line);
+}
+
+fn is_open(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+    let now = timespec(Duration::ZERO);
+    poll(&mut fds, Some(&now)).is_ok()
+        && !fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL)
+}
