@@ -82,6 +82,11 @@ impl Paths {
     }
 }
 
+/// Where the host's programs are looked for. Some of them are for administrators, whose directories are not in every user's
+/// `PATH`.
+pub const PROGRAM_DIRECTORIES: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
 /// Names of files in a VM's directory. Sockets are short because a Unix socket path holds 107 bytes: processes use them
 /// relative to the directory, or through `/proc/self/fd`.
 pub mod vm_files {

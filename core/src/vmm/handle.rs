@@ -1,15 +1,13 @@
 //! The daemon's side of a shim: launching it, finding it again, asking it, and knowing when it is gone.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
@@ -20,6 +18,7 @@ use super::shim::{self, Holder};
 use super::{log, process};
 use crate::os::paths::vm_files;
 use crate::os::process::ProcessHandle;
+use crate::os::socket::connect_in_tokio;
 use crate::os::tsc;
 
 /// How long a launch may take in all; the VMM's own share is shorter.
@@ -350,9 +349,8 @@ async fn gone_within(handle: &AsyncFd<ProcessHandle>, limit: Duration) -> bool {
 
 /// Asks the shim of a directory one thing.
 async fn ask(directory: &Path, request: Request, limit: Duration) -> io::Result<Reply> {
-    let directory = directory.to_owned();
     let exchange = async move {
-        let mut stream = UnixStream::from_std(connect(&directory)?)?;
+        let mut stream = connect_in_tokio(directory, vm_files::SHIM).await?;
         let mut line = serde_json::to_vec(&request)?;
         line.push(b'\n');
         stream.write_all(&line).await?;
@@ -364,22 +362,4 @@ async fn ask(directory: &Path, request: Request, limit: Duration) -> io::Result<
         Ok(serde_json::from_slice(&answer)?)
     };
     timeout(limit, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
-}
-
-/// Connects to the control socket of a directory whose path may be longer than a socket's address can be.
-fn connect(directory: &Path) -> io::Result<StdUnixStream> {
-    use rustix::fs::{Mode, OFlags, open};
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-    use std::os::fd::AsRawFd;
-    let directory = open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let address =
-        SocketAddrUnix::new(format!("/proc/self/fd/{}/{}", directory.as_fd().as_raw_fd(), vm_files::SHIM))?;
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )?;
-    connect(&socket, &address)?;
-    Ok(socket.into())
 }

@@ -126,11 +126,14 @@ fn segments(directory: &Path, name: &str) -> io::Result<Vec<Segment>> {
     Ok(found)
 }
 
+/// Offset of the first byte, length, and the file.
+type Part = (u64, u64, File);
+
 /// A log as it was at one moment, for reading.
 #[derive(Debug)]
 pub(crate) struct LogReader {
-    /// Offset of the first byte, length and file; oldest first, without gaps between them.
-    parts: Vec<(u64, u64, File)>,
+    /// Oldest first, without gaps between them.
+    parts: Vec<Part>,
     boot: u64,
 }
 
@@ -153,7 +156,7 @@ impl LogReader {
         }
     }
 
-    fn look(directory: &Path, name: &str) -> io::Result<(Vec<Segment>, Vec<(u64, u64, File)>)> {
+    fn look(directory: &Path, name: &str) -> io::Result<(Vec<Segment>, Vec<Part>)> {
         let full = segments(directory, name)?;
         let mut parts = Vec::new();
         for segment in &full {

@@ -11,6 +11,7 @@
 
 pub mod console;
 mod control;
+pub mod doctor;
 mod driver;
 mod exit;
 mod handle;

@@ -83,9 +83,16 @@ fn become_vmm(parent: Pid, passed: Option<i32>) -> io::Result<()> {
         // The parent died before the line above: nobody would ever send the signal.
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
+    // A shim takes its signals in another way; its VMM shall be reached by them.
+    nix::sys::signal::SigSet::empty().thread_set_mask()?;
     // A core file of a VMM would be as large as its guest's memory.
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     reset_oom_score();
+    // SAFETY: a plain system call; it closes nothing before exec. Where the kernel does not know it, what this process opened
+    // itself is closed on exec all the same.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, PASSED_FD, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    }
     if let Some(raw) = passed {
         // SAFETY: plain system calls on descriptor numbers; `PASSED_FD` is not in use in this child by anything that
         // outlives exec.

@@ -128,8 +128,6 @@ pub(crate) enum DriverError {
     },
     #[error("{what} refused {request}: {message}")]
     Refused { what: &'static str, request: String, message: String },
-    #[error("{what} answered {request} with something else")]
-    Garbled { what: &'static str, request: String },
     #[error("{what} ended while it was brought up")]
     Ended { what: &'static str },
     #[error("{what} was not up within {seconds} s")]

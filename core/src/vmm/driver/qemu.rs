@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +18,7 @@ use crate::os::process::ProcessHandle;
 use crate::vmm::control::Job;
 use crate::vmm::plan::{Accel, PlanDrive};
 use crate::vmm::process::{CommandLine, PASSED_FD};
+use crate::vmm::vsock::Backend;
 
 pub(crate) const CAPS: Caps = Caps {
     max_vcpus: 32,
@@ -30,11 +32,12 @@ pub(crate) struct Qemu;
 
 impl Driver for Qemu {
     fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {
-        let vsock = Vsock::start(job.plan.cid).map_err(|source| DriverError::Vsock { source })?;
+        let vsock = Backend::start(job.plan.cid, Path::new(vm_files::VHOST), Path::new(vm_files::VSOCK))
+            .map_err(|source| DriverError::Vsock { source })?;
         let (ours, theirs) = UnixStream::pair().map_err(|source| DriverError::Connection { source })?;
         let monitor = Monitor::new(ours).map_err(|source| DriverError::Connection { source })?;
         Ok(Prepared {
-            command: command(job, vsock.is_some()),
+            command: command(job),
             passed: Some(OwnedFd::from(theirs)),
             bring_up: Box::new(Spawned { monitor, vsock }),
         })
@@ -42,7 +45,7 @@ impl Driver for Qemu {
 }
 
 /// The whole command line. File names are absolute, socket names are relative to the VM's directory.
-fn command(job: &Job, vsock: bool) -> CommandLine {
+fn command(job: &Job) -> CommandLine {
     let plan = &job.plan;
     let mib = plan.memory.as_mib();
     let mut arguments: Vec<OsString> = Vec::new();
@@ -74,10 +77,8 @@ fn command(job: &Job, vsock: bool) -> CommandLine {
         option("-device", format!("virtio-blk-device,drive=disk{index},id=drive{index}"));
     }
     option("-device", "virtio-rng-device".to_owned());
-    if vsock {
-        option("-chardev", format!("socket,id=vsock,path={}", vm_files::VHOST));
-        option("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
-    }
+    option("-chardev", format!("socket,id=vsock,path={}", vm_files::VHOST));
+    option("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(flag.into());
     }
@@ -127,18 +128,9 @@ fn kernel_command_line(job: &Job) -> String {
     words.join(" ")
 }
 
-/// The vsock device's other half.
-struct Vsock;
-
-impl Vsock {
-    fn start(_cid: u32) -> std::io::Result<Option<Self>> {
-        Ok(None)
-    }
-}
-
 struct Spawned {
     monitor: Monitor,
-    vsock: Option<Vsock>,
+    vsock: Backend,
 }
 
 impl BringUp for Spawned {
@@ -152,7 +144,7 @@ impl BringUp for Spawned {
 struct Running {
     version: String,
     monitor: Monitor,
-    _vsock: Option<Vsock>,
+    _vsock: Backend,
 }
 
 impl Machine for Running {
@@ -204,7 +196,7 @@ mod tests {
     #[test]
     fn command_line_under_tcg() {
         let job = Job { plan: plan(), tsc_khz: Some(2_445_432) };
-        insta::assert_snapshot!("qemu_tcg", text(&command(&job, true)));
+        insta::assert_snapshot!("qemu_tcg", text(&command(&job)));
     }
 
     #[test]
@@ -213,7 +205,7 @@ mod tests {
         plan.accel = Accel::Kvm;
         plan.vcpus = 4;
         plan.drives.clear();
-        insta::assert_snapshot!("qemu_kvm", text(&command(&Job { plan, tsc_khz: None }, true)));
+        insta::assert_snapshot!("qemu_kvm", text(&command(&Job { plan, tsc_khz: None })));
     }
 
     #[test]
@@ -221,7 +213,7 @@ mod tests {
         let mut plan = plan();
         plan.kernel = "/a,b c=d\"e".into();
         plan.drives[0].path = "/a,b c=d\"e/disk".into();
-        let command = command(&Job { plan, tsc_khz: None }, false);
+        let command = command(&Job { plan, tsc_khz: None });
         assert!(command.arguments.contains(&"/a,b c=d\"e".into()));
         let node = command.arguments.iter().find(|a| a.to_str().unwrap().contains("disk\"")).unwrap();
         let node: serde_json::Value = serde_json::from_str(node.to_str().unwrap()).unwrap();

@@ -15,7 +15,6 @@ mod serve;
 pub(crate) use lock::{Holder, read_holder};
 
 use std::io::{self, Write};
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,6 +31,7 @@ use super::exit::{self, Exit};
 use super::log::{self, LogWriter};
 use super::process::{self, VmmProcess};
 use crate::os::paths::vm_files;
+use crate::os::socket::bind_in;
 
 /// How much of what a VMM writes to stderr is kept, in bytes; as much again is kept of what was before.
 const VMM_LOG_BYTES: u64 = 256 << 10;
@@ -116,7 +116,7 @@ fn run(directory: &Path) -> Result<(), ShimError> {
     let job = std::fs::read(vm_files::PLAN).map_err(file(vm_files::PLAN))?;
     let job: Job = serde_json::from_slice(&job).map_err(|source| ShimError::Plan { source })?;
     let signals = receive_signals()?;
-    let control = UnixListener::bind(vm_files::SHIM).map_err(file(vm_files::SHIM))?;
+    let control = bind_in(here, vm_files::SHIM).map_err(file(vm_files::SHIM))?;
     let mut shim = Live { job: &job, by_request: false };
 
     let exit = match shim.launch() {
@@ -287,11 +287,12 @@ fn receive_signals() -> Result<SignalFd, ShimError> {
 fn report(launched: &Launched) -> io::Result<()> {
     let mut line = serde_json::to_vec(launched)?;
     line.push(b'\n');
-    let mut stdout = io::stdout();
-    let told = stdout.write_all(&line).and_then(|()| stdout.flush());
+    // One write: the line is shorter than what a pipe takes at once.
+    let told = rustix::io::write(rustix::stdio::stdout(), &line);
     let nowhere = fs_err::OpenOptions::new().write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdout(&nowhere)?;
-    told
+    told?;
+    Ok(())
 }
 
 /// The sockets that shim and VMM have made; the daemon's own stays.

@@ -1,0 +1,237 @@
+//! What this host can run, why, and what to do about the rest.
+//!
+//! [`examine`] looks (quickly, with deadlines), [`Host`] is what was found, and its methods only judge: what they say depends on
+//! nothing else.
+
+mod kvm;
+mod probe;
+
+use std::path::PathBuf;
+
+use nexus_schema::tools::system::{Doctor, DoctorCheck, DoctorStatus};
+use nexus_schema::tools::vm::DriverChoice;
+use nexus_schema::{ByteSize, ErrorCode, ToolError};
+
+use self::kvm::Kvm;
+use self::probe::{Program, Version};
+use super::driver::Caps;
+use super::plan::{Accel, DriverKind};
+use crate::config::{Config, DriverSetting};
+
+/// The oldest QEMU that the driver is written for.
+const QEMU_MIN: Version = Version(6, 0, 0);
+/// The oldest Firecracker that the driver is written for.
+const FIRECRACKER_MIN: Version = Version(1, 16, 1);
+/// Less free memory than this runs no VM, in bytes.
+const MEMORY_MIN: u64 = 256 << 20;
+
+/// What a host has. Cheap to keep and to clone; it does not change by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    setting: DriverSetting,
+    kvm: Kvm,
+    qemu: Program,
+    firecracker: Program,
+    jailer: Option<PathBuf>,
+    mke2fs: Option<PathBuf>,
+    debugfs: Option<PathBuf>,
+    mmdebstrap: Option<PathBuf>,
+    memory_available: Option<u64>,
+    is_root: bool,
+}
+
+/// How a VM is going to be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The driver.
+    pub driver: DriverKind,
+    /// How instructions are executed.
+    pub accel: Accel,
+    /// The VMM's binary.
+    pub binary: PathBuf,
+    /// The VMM's version.
+    pub version: String,
+    /// What the driver can do.
+    pub caps: Caps,
+}
+
+/// Looks at the host. Takes as long as the slowest VMM takes to say its version: tens of milliseconds, 5 s at most.
+pub fn examine(config: &Config) -> Host {
+    probe::examine(config)
+}
+
+impl Host {
+    /// The driver for a VM, or what is missing and how to get it.
+    pub fn choose(&self, choice: DriverChoice) -> Result<Choice, ToolError> {
+        match (choice, &self.setting) {
+            (DriverChoice::Auto, DriverSetting::Process { guest }) => Ok(Choice {
+                driver: DriverKind::Process,
+                accel: Accel::Tcg,
+                binary: guest.clone(),
+                version: "process".to_owned(),
+                caps: Caps::of(DriverKind::Process),
+            }),
+            (DriverChoice::Auto, DriverSetting::Auto) => self.choose_auto(),
+            (DriverChoice::Qemu, _) | (DriverChoice::Auto, DriverSetting::Qemu) => self.choose_qemu(),
+            (DriverChoice::Firecracker, _) | (DriverChoice::Auto, DriverSetting::Firecracker) => {
+                self.choose_firecracker()
+            }
+        }
+    }
+
+    fn choose_auto(&self) -> Result<Choice, ToolError> {
+        self.choose_firecracker().or_else(|_| self.choose_qemu())
+    }
+
+    fn choose_firecracker(&self) -> Result<Choice, ToolError> {
+        let unsuitable = |message: String, hint: String| {
+            Err(ToolError::new(ErrorCode::HostUnsuitable, message).hint(hint))
+        };
+        if let Some((why, fix)) = self.kvm.complaint() {
+            let message = format!("firecracker needs hardware KVM: {why}");
+            return unsuitable(message, format!("use driver `qemu`, or: {fix}"));
+        }
+        match self.firecracker.usable(FIRECRACKER_MIN) {
+            Ok((binary, version)) => Ok(Choice {
+                driver: DriverKind::Firecracker,
+                accel: Accel::Kvm,
+                binary: binary.clone(),
+                version: version.to_string(),
+                caps: Caps::of(DriverKind::Firecracker),
+            }),
+            Err(why) => unsuitable(format!("firecracker {why}"), FIRECRACKER_FIX.to_owned()),
+        }
+    }
+
+    fn choose_qemu(&self) -> Result<Choice, ToolError> {
+        match self.qemu.usable(QEMU_MIN) {
+            Ok((binary, version)) => Ok(Choice {
+                driver: DriverKind::Qemu,
+                accel: if self.kvm == Kvm::Usable { Accel::Kvm } else { Accel::Tcg },
+                binary: binary.clone(),
+                version: version.to_string(),
+                caps: Caps::of(DriverKind::Qemu),
+            }),
+            Err(why) => Err(ToolError::new(ErrorCode::HostUnsuitable, format!("qemu-system-x86_64 {why}"))
+                .hint(format!("{QEMU_FIX}, then try again"))),
+        }
+    }
+
+    /// Everything that was found, what `auto` picks, and why.
+    pub fn report(&self) -> Doctor {
+        let choice = self.choose(DriverChoice::Auto);
+        let why = match &choice {
+            Ok(choice) => self.why(choice),
+            Err(error) => error.message.clone(),
+        };
+        let picked = choice.as_ref().ok().map(|choice| choice.driver);
+        Doctor {
+            ok: choice.is_ok(),
+            driver: picked.map(|driver| driver.as_str().to_owned()),
+            accel: choice.as_ref().ok().map(|choice| choice.accel.as_str().to_owned()),
+            why,
+            checks: self.checks(picked),
+        }
+    }
+
+    fn why(&self, choice: &Choice) -> String {
+        let asked = match &self.setting {
+            DriverSetting::Auto => "",
+            DriverSetting::Qemu | DriverSetting::Firecracker | DriverSetting::Process { .. } => {
+                "the configuration says so; "
+            }
+        };
+        let why = match (choice.driver, choice.accel) {
+            (DriverKind::Process, _) => "no VM at all: the guest runs as a process of this host".to_owned(),
+            (DriverKind::Firecracker, _) => "hardware KVM works and firecracker is installed".to_owned(),
+            (DriverKind::Qemu, Accel::Kvm) => match self.firecracker.usable(FIRECRACKER_MIN) {
+                Err(why) => format!("hardware KVM works; firecracker {why}"),
+                Ok(_) => "hardware KVM works".to_owned(),
+            },
+            (DriverKind::Qemu, Accel::Tcg) => match self.kvm.complaint() {
+                Some((why, _)) => format!("software emulation, since {why}"),
+                None => "software emulation".to_owned(),
+            },
+        };
+        format!("{asked}{why}")
+    }
+
+    fn checks(&self, picked: Option<DriverKind>) -> Vec<DoctorCheck> {
+        let mut checks = Vec::new();
+        let mut check = |name: &str, status, found: String, fix: Option<String>| {
+            checks.push(DoctorCheck { name: name.to_owned(), status, found, fix });
+        };
+        match self.kvm.complaint() {
+            None => check("kvm", DoctorStatus::Ok, "usable".to_owned(), None),
+            Some((why, fix)) => check("kvm", DoctorStatus::Warn, why, Some(fix)),
+        }
+        let programs = [
+            ("qemu-system-x86_64", &self.qemu, QEMU_MIN, DriverKind::Qemu, QEMU_FIX),
+            ("firecracker", &self.firecracker, FIRECRACKER_MIN, DriverKind::Firecracker, FIRECRACKER_FIX),
+        ];
+        for (name, program, min, kind, fix) in programs {
+            match program.usable(min) {
+                Ok((binary, version)) => {
+                    check(name, DoctorStatus::Ok, format!("{version} at {}", binary.display()), None);
+                }
+                Err(why) => {
+                    let status = match picked {
+                        None if kind == DriverKind::Qemu => DoctorStatus::Fail,
+                        _ => DoctorStatus::Note,
+                    };
+                    check(name, status, why, Some(fix.to_owned()));
+                }
+            }
+        }
+        if self.is_root && self.firecracker.usable(FIRECRACKER_MIN).is_ok() {
+            match &self.jailer {
+                Some(path) => check("jailer", DoctorStatus::Ok, path.display().to_string(), None),
+                None => check(
+                    "jailer",
+                    DoctorStatus::Warn,
+                    "not found: firecracker runs as root, kept in by its own seccomp filter only".to_owned(),
+                    Some("put the jailer of firecracker's release beside it".to_owned()),
+                ),
+            }
+        }
+        check("vsock", DoctorStatus::Ok, "built in: the host needs no vhost module".to_owned(), None);
+        let tools = [
+            ("mke2fs", &self.mke2fs, "images cannot be built", "apt-get install e2fsprogs"),
+            ("debugfs", &self.debugfs, "images cannot be built without root", "apt-get install e2fsprogs"),
+            (
+                "mmdebstrap",
+                &self.mmdebstrap,
+                "the debian image cannot be built",
+                "apt-get install mmdebstrap",
+            ),
+        ];
+        for (name, found, lack, fix) in tools {
+            match found {
+                Some(path) => check(name, DoctorStatus::Ok, path.display().to_string(), None),
+                None => {
+                    check(name, DoctorStatus::Warn, format!("not found: {lack}"), Some(fix.to_owned()));
+                }
+            }
+        }
+        match self.memory_available {
+            Some(bytes) if bytes >= MEMORY_MIN => {
+                let found = format!("{} MiB available", ByteSize::bytes(bytes).as_mib());
+                check("memory", DoctorStatus::Ok, found, None);
+            }
+            Some(bytes) => check(
+                "memory",
+                DoctorStatus::Warn,
+                format!("{} MiB available", ByteSize::bytes(bytes).as_mib()),
+                Some("stop what is not needed; a VM takes its memory plus about 60 MiB".to_owned()),
+            ),
+            None => check("memory", DoctorStatus::Note, "unknown".to_owned(), None),
+        }
+        checks
+    }
+}
+
+const QEMU_FIX: &str = "apt-get install qemu-system-x86";
+const FIRECRACKER_FIX: &str = "put firecracker 1.16.1 or newer (its release binary) into a directory of programs, or name it in the configuration";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+use super::*;
+
+fn config() -> Config {
+    Config {
+        state_dir: "/nowhere".into(),
+        agent: b"",
+        shim_binary: "/nowhere".into(),
+        driver: DriverSetting::Auto,
+        apt_root: "/".into(),
+        qemu: None,
+        firecracker: None,
+        boot_timeout_s: 60,
+        boot_timeout_tcg_s: 180,
+        stop_timeout_s: 20,
+    }
+}
+
+fn host() -> Host {
+    Host {
+        setting: DriverSetting::Auto,
+        kvm: Kvm::Usable,
+        qemu: Program::Found { binary: "/bin/qemu".into(), version: Version(7, 2, 22) },
+        firecracker: Program::Found { binary: "/bin/firecracker".into(), version: Version(1, 16, 1) },
+        jailer: Some("/bin/jailer".into()),
+        mke2fs: Some("/bin/mke2fs".into()),
+        debugfs: Some("/bin/debugfs".into()),
+        mmdebstrap: Some("/bin/mmdebstrap".into()),
+        memory_available: Some(8 << 30),
+        is_root: true,
+    }
+}
+
+fn picked(host: &Host, choice: DriverChoice) -> (DriverKind, Accel) {
+    let choice = host.choose(choice).unwrap();
+    (choice.driver, choice.accel)
+}
+
+#[test]
+fn auto_prefers_firecracker_where_the_hardware_allows_it() {
+    assert_eq!(picked(&host(), DriverChoice::Auto), (DriverKind::Firecracker, Accel::Kvm));
+    assert_eq!(picked(&host(), DriverChoice::Qemu), (DriverKind::Qemu, Accel::Kvm));
+    let no_firecracker = Host { firecracker: Program::Missing, ..host() };
+    assert_eq!(picked(&no_firecracker, DriverChoice::Auto), (DriverKind::Qemu, Accel::Kvm));
+    assert_eq!(no_firecracker.report().why, "hardware KVM works; firecracker is not installed");
+    let old = Program::Found { binary: "/bin/firecracker".into(), version: Version(1, 9, 0) };
+    assert_eq!(
+        picked(&Host { firecracker: old, ..host() }, DriverChoice::Auto),
+        (DriverKind::Qemu, Accel::Kvm)
+    );
+    for kvm in [Kvm::SoftwareOnly, Kvm::NoDevice, Kvm::Denied, Kvm::NoModule] {
+        let host = Host { kvm, ..host() };
+        assert_eq!(picked(&host, DriverChoice::Auto), (DriverKind::Qemu, Accel::Tcg));
+        let refused = host.choose(DriverChoice::Firecracker).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::HostUnsuitable);
+        assert!(refused.hint.unwrap().contains("use driver `qemu`"));
+    }
+}
+
+#[test]
+fn the_configuration_decides_for_auto() {
+    let host = Host { setting: DriverSetting::Qemu, ..host() };
+    assert_eq!(picked(&host, DriverChoice::Auto), (DriverKind::Qemu, Accel::Kvm));
+    let guest = DriverSetting::Process { guest: "/bin/guest".into() };
+    let host = Host { setting: guest, ..host };
+    assert_eq!(host.choose(DriverChoice::Auto).unwrap().driver, DriverKind::Process);
+}
+
+#[test]
+fn without_any_vmm_the_report_says_what_to_install() {
+    let host = Host {
+        kvm: Kvm::SoftwareOnly,
+        qemu: Program::Missing,
+        firecracker: Program::Missing,
+        jailer: None,
+        mmdebstrap: None,
+        ..host()
+    };
+    let report = host.report();
+    assert!(!report.ok);
+    insta::assert_json_snapshot!("nothing_installed", report);
+    assert!(
+        host.choose(DriverChoice::Auto).unwrap_err().to_string().contains("apt-get install qemu-system-x86")
+    );
+}
+
+#[test]
+fn the_report_of_software_emulation() {
+    let host = Host { kvm: Kvm::SoftwareOnly, firecracker: Program::Missing, jailer: None, ..host() };
+    insta::assert_json_snapshot!("software_emulation", host.report());
+}
+
+#[test]
+fn a_program_that_is_no_vmm_is_not_taken() {
+    let config =
+        Config { qemu: Some("/bin/false".into()), firecracker: Some("/nowhere/f".into()), ..config() };
+    let host = examine(&config);
+    let error = host.choose(DriverChoice::Qemu).unwrap_err();
+    assert!(error.message.contains("does not run from /bin/false"), "{error}");
+    assert!(!host.report().ok);
+}
+
+#[test]
+fn this_host_is_examined_quickly() {
+    let started = std::time::Instant::now();
+    let host = examine(&config());
+    assert!(started.elapsed() < std::time::Duration::from_secs(11));
+    // The tests of this workspace need QEMU.
+    assert!(host.report().ok, "{:#?}", host.report());
+}

@@ -1,0 +1,6 @@
+//! Shims and drivers with real processes.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+mod lifecycle;
+mod qemu;
+mod support;
