@@ -1,1 +1,3 @@
 //! What tests of the built system share.
+
+pub mod vsock;

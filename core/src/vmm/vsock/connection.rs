@@ -305,3 +305,6 @@ impl Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

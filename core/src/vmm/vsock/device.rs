@@ -572,5 +572,4 @@ impl Slot {
 }
 
 #[cfg(test)]
-#[path = "device_tests.rs"]
 mod tests;

@@ -183,5 +183,4 @@ impl<'a> Scatter<'a> {
 }
 
 #[cfg(test)]
-#[path = "ring_tests.rs"]
 mod tests;

@@ -1,0 +1,224 @@
+//! QEMU with the probe as its only program.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{Kernel, until};
+
+/// The guest's context id.
+pub const CID: u32 = 77;
+/// The name of the socket between QEMU and the backend.
+pub const VHOST: &str = "vu.sock";
+/// The name of the socket that host programs connect to.
+pub const VSOCK: &str = "v.sock";
+const MEMORY_MIB: u32 = 192;
+
+/// A running guest. Its process ends with the value.
+#[derive(Debug)]
+pub struct Guest {
+    qemu: Child,
+    monitor: BufReader<UnixStream>,
+    hello: UnixListener,
+    console: PathBuf,
+}
+
+impl Guest {
+    /// Starts QEMU in `directory`, where a backend listens already. Returns as soon as the process runs; the guest has yet to
+    /// boot, see [`Guest::wait_for_hello`].
+    ///
+    /// Panics when QEMU cannot be started.
+    pub fn start(kernel: &Kernel, directory: &Path) -> Guest {
+        let initramfs = directory.join("initramfs");
+        std::fs::write(&initramfs, compose(kernel, directory)).expect("write the initramfs");
+        let bind = |name: &str| UnixListener::bind(directory.join(name)).expect("bind a socket");
+        let monitor = bind("q.sock");
+        let hello = bind(&format!("{VSOCK}_1024"));
+        hello.set_nonblocking(true).expect("make a listener non-blocking");
+        let log = File::create(directory.join("qemu.log")).expect("create QEMU's log");
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.current_dir(directory)
+            .args(["-M", "microvm,accel=tcg,memory-backend=mem0", "-m", &MEMORY_MIB.to_string()])
+            .args(["-object", &format!("memory-backend-memfd,id=mem0,size={MEMORY_MIB}M,share=on")])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "file:console.log"])
+            .arg("-kernel")
+            .arg(&kernel.image)
+            .args(["-initrd", "initramfs", "-append", &command_line()])
+            .args(["-chardev", &format!("socket,id=vs0,path={VHOST}")])
+            .args(["-device", "vhost-user-vsock-device,chardev=vs0", "-qmp", "unix:q.sock"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("share QEMU's log"))
+            .stderr(log);
+        let mut qemu = qemu.spawn().expect("start qemu-system-x86_64; install qemu-system-x86");
+        monitor.set_nonblocking(true).expect("make a listener non-blocking");
+        let monitor = until("QEMU to open its monitor", || {
+            let ended = qemu.try_wait().expect("look at QEMU");
+            let log = || std::fs::read_to_string(directory.join("qemu.log")).unwrap_or_default();
+            assert!(ended.is_none(), "QEMU ended with {ended:?}: {}", log());
+            monitor.accept().ok()
+        });
+        let console = directory.join("console.log");
+        let mut guest = Guest { qemu, monitor: BufReader::new(monitor.0), hello, console };
+        guest.command("qmp_capabilities");
+        guest
+    }
+
+    /// The next connection of the guest to the host's port 1024, which the probe opens once per boot.
+    pub fn wait_for_hello(&mut self) -> UnixStream {
+        let (hello, qemu, console) = (&self.hello, &mut self.qemu, &self.console);
+        let stream = until("the guest's hello", || {
+            let ended = qemu.try_wait().expect("look at QEMU");
+            let text = || std::fs::read_to_string(console).unwrap_or_default();
+            assert!(ended.is_none(), "QEMU ended with {ended:?}, on the console: {}", text());
+            assert!(!text().contains("probe failed"), "the guest gave up: {}", text());
+            hello.accept().ok()
+        });
+        stream.0.set_nonblocking(false).expect("make a socket blocking");
+        stream.0.set_read_timeout(Some(super::PATIENCE)).expect("set a timeout");
+        stream.0
+    }
+
+    /// Has QEMU's monitor execute a command without arguments, and waits for its answer.
+    pub fn command(&mut self, name: &str) {
+        let stream = self.monitor.get_mut();
+        writeln!(stream, r#"{{"execute":"{name}"}}"#).expect("write to QEMU's monitor");
+        loop {
+            let mut line = String::new();
+            self.monitor.read_line(&mut line).expect("read from QEMU's monitor");
+            assert!(!line.is_empty(), "QEMU ended on {name}");
+            assert!(!line.contains(r#""error""#), "QEMU refuses {name}: {line}");
+            // Events come in between.
+            if line.contains(r#""return""#) {
+                return;
+            }
+        }
+    }
+
+    /// Ends QEMU at once, as a crash would.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        // It fails when QEMU has ended by itself.
+        self.qemu.kill().ok();
+        self.qemu.wait().expect("wait for QEMU");
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The kernel's command line. A guest under emulation cannot calibrate its clock on a busy machine, so it is told.
+fn command_line() -> String {
+    format!(
+        "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr no_timer_check tsc_early_khz={} tsc=reliable",
+        tsc_khz()
+    )
+}
+
+/// The host's time stamp counter against its clock, in kHz.
+fn tsc_khz() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction.
+    let count = || unsafe { std::arch::x86_64::_rdtsc() };
+    let (start, ticks) = (Instant::now(), count());
+    while start.elapsed() < Duration::from_millis(30) {
+        std::hint::spin_loop();
+    }
+    let (elapsed, ticks) = (start.elapsed(), count() - ticks);
+    ticks * 1_000_000 / elapsed.as_nanos() as u64
+}
+
+/// The initramfs: the probe as `/init`, and the modules.
+fn compose(kernel: &Kernel, scratch: &Path) -> Vec<u8> {
+    let mut archive = Archive::default();
+    for directory in ["dev", "modules"] {
+        archive.add(directory, 0o040_755, 0, &[]);
+    }
+    archive.add("dev/console", 0o020_600, 0x0501, &[]);
+    let mut order = String::new();
+    for module in &kernel.modules {
+        let name = module.file_name().and_then(|name| name.to_str()).expect("modules have plain names");
+        let bytes = std::fs::read(module).expect("read a module");
+        archive.add(&format!("modules/{name}"), 0o100_644, 0, &bytes);
+        order += &format!("{name}\n");
+    }
+    archive.add("modules/order", 0o100_644, 0, order.as_bytes());
+    archive.add("init", 0o100_755, 0, &compile(scratch));
+    archive.finish()
+}
+
+/// Compiles the probe: for the standard library alone, linked statically, it takes a moment.
+fn compile(scratch: &Path) -> Vec<u8> {
+    let (source, binary) = (concat!(env!("CARGO_MANIFEST_DIR"), "/guest/probe.rs"), scratch.join("probe"));
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc)
+        // A target by name, so that the flags are not for the build host's own programs.
+        .args([
+            "--edition",
+            "2024",
+            "--target",
+            "x86_64-unknown-linux-gnu",
+            "-C",
+            "target-feature=+crt-static",
+        ])
+        .args(["-O", "-C", "panic=abort", "-C", "strip=symbols", source, "-o"])
+        .arg(&binary)
+        .output()
+        .expect("run rustc");
+    assert!(output.status.success(), "compile the probe: {}", String::from_utf8_lossy(&output.stderr));
+    std::fs::read(binary).expect("read the probe")
+}
+
+/// A cpio archive in the format "newc", which the kernel unpacks.
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: usize,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, mode: u32, device: u32, content: &[u8]) {
+        self.entries += 1;
+        let (major, minor) = (device >> 8, device & 0xff);
+        let fields = [
+            self.entries as u32,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            content.len() as u32,
+            0,
+            0,
+            major,
+            minor,
+            name.len() as u32 + 1,
+            0,
+        ];
+        self.bytes.extend(b"070701");
+        for field in fields {
+            self.bytes.extend(format!("{field:08x}").bytes());
+        }
+        self.bytes.extend(name.bytes());
+        self.bytes.push(0);
+        self.align();
+        self.bytes.extend(content);
+        self.align();
+    }
+
+    fn align(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.add("TRAILER!!!", 0, 0, &[]);
+        self.bytes
+    }
+}
