@@ -12,6 +12,7 @@ pub mod image;
 pub mod nexus;
 pub mod op;
 pub mod os;
+mod stock;
 pub mod store;
 pub mod vm;
 pub mod vmm;

@@ -33,6 +33,7 @@ fn vm(name: &str, cid: u32) -> VmRecord {
             files: BTreeMap::new(),
             from: "debian".into(),
             kernel: "debian".into(),
+            start: true,
         },
         image_id: None,
         image_name: "debian".into(),

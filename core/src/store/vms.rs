@@ -37,6 +37,8 @@ pub struct VmSpec {
     pub from: String,
     /// The kernel, as it was asked for.
     pub kernel: String,
+    /// Whether it is started as soon as it is created.
+    pub start: bool,
 }
 
 /// What is known of a guest since its hello.

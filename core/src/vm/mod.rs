@@ -1,1 +1,25 @@
-//! To be filled.
+//! VMs: the state machine, the task that owns each VM, and how VMs are created, started, stopped and taken up again.
+//!
+//! ```text
+//! creating ─> created ─┐ start            ack                 poweroff, stop
+//! stopped, crashed,    ├──> starting ─> running ─> ready <─> unreachable
+//! failed ──────────────┘        │          │         │            │
+//!                               ├──────────┤         └─────┬──────┴──> stopping ─> stopped
+//!                               failed: VMM gone, or no    └──> crashed: VMM gone without a bye
+//!                               hello in time
+//! ```
+//! One task ([`actor`]) owns one VM and makes every transition; others send it commands and watch its [`View`]. Guest
+//! calls bypass it. What is allowed is decided by pure functions in [`policy`]; the ladder of a stop is data in [`stop`].
+//! Nothing here knows how a VMM is run (`vmm`) or how bytes reach a guest (`guest`).
+
+pub(crate) mod actor;
+mod boot;
+pub(crate) mod create;
+pub(crate) mod policy;
+pub(crate) mod recover;
+pub(crate) mod registry;
+pub(crate) mod spec;
+mod stop;
+pub(crate) mod view;
+
+pub(crate) use view::View;

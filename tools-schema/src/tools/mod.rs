@@ -106,6 +106,9 @@ pub struct OpOutcome<T> {
     /// The result, once `done` and succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<T>,
+    /// How it failed, once `done` and not succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<crate::error::ToolError>,
 }
 
 /// How a list is read page by page.

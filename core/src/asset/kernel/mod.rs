@@ -51,7 +51,7 @@ struct Facts {
     modules: Vec<String>,
 }
 
-const VMLINUX: &str = "vmlinux";
+pub(crate) const VMLINUX: &str = "vmlinux";
 const MODULES: &str = "modules";
 const FACTS: &str = "kernel.json";
 

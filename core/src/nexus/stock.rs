@@ -1,0 +1,297 @@
+//! The tools of assets, images and operations.
+
+use nexus_schema::tools::OpOutcome;
+use nexus_schema::tools::asset::{
+    AssetDownloadParams, AssetKind, AssetListOutput, AssetListParams, AssetSummary,
+};
+use nexus_schema::tools::image::{
+    ImageCreateParams, ImageDetails, ImageInspectParams, ImageListOutput, ImageListParams,
+};
+use nexus_schema::tools::op::{OpCancelParams, OpGetParams, OpListOutput, OpListParams, OpSummary};
+use nexus_schema::{ErrorCode, Name, Reference, ToolError};
+
+use super::vm::AnyResult;
+use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
+use crate::op::{store_error, summary};
+use crate::stock::{BUILT_IN, DEBIAN, kernel_summary};
+use crate::store::images::ImageRecord;
+use crate::store::{StoreError, assets, drives, images, ops, settings};
+
+impl Nexus {
+    /// The tool `asset_list`.
+    pub async fn asset_list(
+        &self,
+        _: &CallContext,
+        params: AssetListParams,
+    ) -> Result<AssetListOutput, ToolError> {
+        let limit = page(params.limit)? as usize;
+        let (rows, default) = self
+            .shared
+            .store
+            .read(|db| -> Result<_, StoreError> {
+                Ok((assets::all(db)?, settings::get(db, settings::DEFAULT_KERNEL)?))
+            })
+            .await
+            .map_err(store_error)?;
+        let paths = &self.shared.paths;
+        let mut all: Vec<AssetSummary> = rows
+            .into_iter()
+            .map(|row| {
+                let path = paths.asset(row.id).join(crate::asset::VMLINUX).display().to_string();
+                kernel_summary(row, default.as_deref(), path)
+            })
+            .collect();
+        let mut problems = Vec::new();
+        let kernels = matches!(params.kind, None | Some(AssetKind::Kernel));
+        if params.available.unwrap_or(true) && kernels {
+            match self.shared.stock.available_kernels().await {
+                Ok(available) => {
+                    for kernel in available {
+                        let installed =
+                            |a: &AssetSummary| a.provider == DEBIAN && a.version == kernel.version;
+                        if !all.iter().any(installed) {
+                            all.push(kernel);
+                        }
+                    }
+                }
+                Err(error) => problems.push(format!("{DEBIAN}: {error}")),
+            }
+        }
+        all.retain(|asset| params.kind.is_none_or(|kind| kind == asset.kind));
+        let (assets, next_cursor) = cut(all, params.cursor.as_deref(), limit)?;
+        Ok(AssetListOutput { assets, problems, next_cursor })
+    }
+
+    /// The tool `asset_download`.
+    pub async fn asset_download(
+        &self,
+        ctx: &CallContext,
+        params: AssetDownloadParams,
+    ) -> Result<OpOutcome<AssetSummary>, ToolError> {
+        let wait = patience(params.wait_s)?;
+        if params.kind != AssetKind::Kernel {
+            return Err(ToolError::invalid(format!(
+                "no provider has assets of kind {} yet",
+                params.kind.as_str()
+            ))
+            .hint("kernels can be downloaded; root filesystems are made with image_create"));
+        }
+        if let Some(sha256) = &params.sha256
+            && (sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()))
+        {
+            return Err(ToolError::invalid("sha256 is not 64 hexadecimal digits"));
+        }
+        let from = params.from.unwrap_or_else(|| DEBIAN.into());
+        let op = summary(
+            "asset_download",
+            &ctx.caller.owner,
+            params.name.as_ref().map(|n| (n.to_string(), n.to_string())),
+        );
+        let id = op.op_id;
+        self.shared.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
+        let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
+        self.shared.ops.run(id, move |progress| async move {
+            let asset = shared
+                .stock
+                .download_kernel(
+                    &from,
+                    params.version.as_deref(),
+                    params.name,
+                    params.sha256.as_deref(),
+                    &owner,
+                    &progress,
+                )
+                .await?;
+            let default = params.make_default.unwrap_or(false);
+            if default {
+                shared.stock.set_default_kernel(&asset.name, &owner).await?;
+            }
+            let path = shared.paths.asset(asset.id).join(crate::asset::VMLINUX).display().to_string();
+            let name = default.then(|| asset.name.to_string());
+            Ok(kernel_summary(asset, name.as_deref(), path))
+        });
+        self.shared.ops.wait(ctx, id, wait).await
+    }
+
+    /// The tool `image_list`.
+    pub async fn image_list(
+        &self,
+        _: &CallContext,
+        params: ImageListParams,
+    ) -> Result<ImageListOutput, ToolError> {
+        let limit = page(params.limit)? as usize;
+        let rows = self
+            .shared
+            .store
+            .read(|db| -> Result<_, StoreError> {
+                images::all(db)?
+                    .into_iter()
+                    .filter(|image| image.ready)
+                    .map(|image| Ok((drives::count_by_image(db, image.id)?, image)))
+                    .collect::<Result<Vec<_>, StoreError>>()
+            })
+            .await
+            .map_err(store_error)?;
+        let default = self.shared.defaults().await?.image;
+        let mut all: Vec<ImageDetails> = rows
+            .into_iter()
+            .map(|(used_by, image)| self.shared.image_details(image, used_by, &default))
+            .collect();
+        for name in BUILT_IN {
+            if !all.iter().any(|image| image.name.as_str() == name) {
+                all.push(not_made_yet(name, &default)?);
+            }
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        let (images, next_cursor) = cut(all, params.cursor.as_deref(), limit)?;
+        Ok(ImageListOutput { images, next_cursor })
+    }
+
+    /// The tool `image_inspect`.
+    pub async fn image_inspect(
+        &self,
+        _: &CallContext,
+        params: ImageInspectParams,
+    ) -> Result<ImageDetails, ToolError> {
+        let default = self.shared.defaults().await?.image;
+        let wanted = params.image.clone();
+        let found = self
+            .shared
+            .store
+            .read(move |db| -> Result<_, StoreError> {
+                match images::get(db, &wanted)?.filter(|image| image.ready) {
+                    Some(image) => Ok(Some((drives::count_by_image(db, image.id)?, image))),
+                    None => Ok(None),
+                }
+            })
+            .await
+            .map_err(store_error)?;
+        match (found, &params.image) {
+            (Some((used_by, image)), _) => Ok(self.shared.image_details(image, used_by, &default)),
+            (None, Reference::Name(name)) if BUILT_IN.contains(&name.as_str()) => {
+                not_made_yet(name.as_str(), &default)
+            }
+            (None, reference) => {
+                Err(ToolError::new(ErrorCode::ImageNotFound, format!("there is no image {reference}"))
+                    .hint("call image_list to see the images"))
+            }
+        }
+    }
+
+    /// The tool `image_create`.
+    pub async fn image_create(
+        &self,
+        ctx: &CallContext,
+        params: ImageCreateParams,
+    ) -> Result<OpOutcome<ImageDetails>, ToolError> {
+        let wait = patience(params.wait_s)?;
+        self.shared.stock.check_image(&params.from).await?;
+        let name = match params.name {
+            Some(name) => name,
+            None => self.shared.stock.image_name(&params.from).await?,
+        };
+        let taken = Reference::Name(name.clone());
+        let exists = self.shared.store.read(move |db| images::get(db, &taken)).await.map_err(store_error)?;
+        if exists.is_some() {
+            return Err(ToolError::new(
+                ErrorCode::NameTaken,
+                format!("there is an image named {name} already"),
+            )
+            .hint("give another name"));
+        }
+        let op = summary("image_create", &ctx.caller.owner, Some((name.to_string(), name.to_string())));
+        let id = op.op_id;
+        self.shared.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
+        let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
+        let init = params.init.unwrap_or_default();
+        self.shared.ops.run(id, move |progress| async move {
+            let image = shared.stock.create_image(&params.from, name, init, &owner, &progress).await?;
+            let default = shared.defaults().await?.image;
+            Ok(shared.image_details(image, 0, &default))
+        });
+        self.shared.ops.wait(ctx, id, wait).await
+    }
+
+    /// The tool `op_get`.
+    pub async fn op_get(
+        &self,
+        ctx: &CallContext,
+        params: OpGetParams,
+    ) -> Result<OpOutcome<AnyResult>, ToolError> {
+        let wait = patience(params.wait_s)?;
+        self.shared.ops.outcome(ctx, params.op_id, wait).await
+    }
+
+    /// The tool `op_list`.
+    pub async fn op_list(&self, _: &CallContext, params: OpListParams) -> Result<OpListOutput, ToolError> {
+        let limit = page(params.limit)?;
+        let before = number_cursor(params.cursor.as_deref())?;
+        let mut rows = self.shared.ops.list(params.state, before, limit + 1).await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next_cursor = rows.last().filter(|_| more).map(|row| row.seq.to_string());
+        Ok(OpListOutput { ops: rows.into_iter().map(|row| row.summary).collect(), next_cursor })
+    }
+
+    /// The tool `op_cancel`.
+    pub async fn op_cancel(&self, _: &CallContext, params: OpCancelParams) -> Result<OpSummary, ToolError> {
+        self.shared.ops.cancel(params.op_id).await
+    }
+}
+
+impl Shared {
+    fn image_details(&self, image: ImageRecord, used_by: u64, default: &str) -> ImageDetails {
+        let path = self.paths.image(image.id).join(crate::image::ROOTFS).display().to_string();
+        ImageDetails {
+            id: Some(image.id),
+            default: image.name.as_str() == default,
+            name: image.name,
+            source: image.source,
+            installed: true,
+            distro: image.distro,
+            init: image.init,
+            arch: image.arch,
+            size: Some(image.size),
+            used_bytes: Some(image.used_bytes),
+            sha256: Some(image.sha256),
+            used_by,
+            path: Some(path),
+            created_at: Some(image.created_at),
+        }
+    }
+}
+
+/// A built-in image before its first use.
+fn not_made_yet(name: &str, default: &str) -> Result<ImageDetails, ToolError> {
+    let parsed: Name = name.parse().map_err(|e| ToolError::internal(format!("{e}")))?;
+    Ok(ImageDetails {
+        id: None,
+        name: parsed,
+        source: name.into(),
+        installed: false,
+        default: name == default,
+        distro: None,
+        init: nexus_schema::link::InitMode::Agent,
+        arch: std::env::consts::ARCH.into(),
+        size: None,
+        used_bytes: None,
+        sha256: None,
+        used_by: 0,
+        path: None,
+        created_at: None,
+    })
+}
+
+/// One page of a list that is whole in memory; the cursor is a position.
+fn cut<T>(
+    mut all: Vec<T>,
+    cursor: Option<&str>,
+    limit: usize,
+) -> Result<(Vec<T>, Option<String>), ToolError> {
+    let from = number_cursor(cursor)?.unwrap_or(0);
+    let from = usize::try_from(from).unwrap_or(0).min(all.len());
+    let mut rest = all.split_off(from);
+    let more = rest.len() > limit;
+    rest.truncate(limit);
+    Ok((rest, more.then(|| (from + limit).to_string())))
+}

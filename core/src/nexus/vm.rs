@@ -1,0 +1,247 @@
+//! The tools of VMs.
+
+use nexus_schema::id::VmKind;
+use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
+use nexus_schema::tools::OpOutcome;
+use nexus_schema::tools::vm::{
+    VmCreateParams, VmDeleteOutput, VmDeleteParams, VmDetails, VmHistoryOutput, VmHistoryParams, VmImage,
+    VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmStartParams, VmStopParams,
+    VmUpdateParams,
+};
+use nexus_schema::{ErrorCode, Reference, ToolError};
+
+use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
+use crate::op::{StoredResult, store_error, summary};
+use crate::store::{StoreError, assets, history, images, ops, vms};
+use crate::vm::View;
+use crate::vm::actor::{Change, Command};
+use crate::vm::create::{self, ask, start_and_wait, until_down};
+use crate::vm::policy::{self, Decision};
+use crate::vmm::console;
+
+impl Nexus {
+    /// The tool `vm_create`.
+    pub async fn vm_create(
+        &self,
+        ctx: &CallContext,
+        params: VmCreateParams,
+    ) -> Result<OpOutcome<VmDetails>, ToolError> {
+        let wait = patience(params.wait_s)?;
+        let op = create::begin(&self.shared, &ctx.caller.owner, params).await?;
+        self.shared.ops.wait(ctx, op, wait).await
+    }
+
+    /// The tool `vm_list`.
+    pub async fn vm_list(&self, _: &CallContext, params: VmListParams) -> Result<VmListOutput, ToolError> {
+        let limit = page(params.limit)?;
+        let mut rows = self
+            .shared
+            .store
+            .read(move |db| vms::list(db, params.state, &params.tags, params.cursor.as_deref(), limit + 1))
+            .await
+            .map_err(store_error)?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next_cursor = rows.last().filter(|_| more).map(|row| row.name.to_string());
+        Ok(VmListOutput { vms: rows.iter().map(View::summary).collect(), next_cursor })
+    }
+
+    /// The tool `vm_inspect`.
+    pub async fn vm_inspect(&self, _: &CallContext, params: VmInspectParams) -> Result<VmDetails, ToolError> {
+        self.shared.details(&params.vm).await
+    }
+
+    /// The tool `vm_start`.
+    pub async fn vm_start(
+        &self,
+        ctx: &CallContext,
+        params: VmStartParams,
+    ) -> Result<OpOutcome<VmDetails>, ToolError> {
+        let wait = patience(params.wait_s)?;
+        let handle = self.shared.vms.get(&params.vm)?;
+        let record = handle.view.borrow().record.clone();
+        policy::start(record.name.as_str(), record.state)?;
+        let op = self.begin_op("vm_start", ctx, &record).await?;
+        let (shared, who) = (self.shared.clone(), ctx.caller.owner.clone());
+        self.shared.ops.run(op, move |progress| async move {
+            start_and_wait(&handle, &who, &progress).await?;
+            shared.details(&Reference::Id(record.id)).await
+        });
+        self.shared.ops.wait(ctx, op, wait).await
+    }
+
+    /// The tool `vm_stop`.
+    pub async fn vm_stop(
+        &self,
+        ctx: &CallContext,
+        params: VmStopParams,
+    ) -> Result<OpOutcome<VmDetails>, ToolError> {
+        let wait = patience(params.wait_s)?;
+        let force = params.force.unwrap_or(false);
+        let handle = self.shared.vms.get(&params.vm)?;
+        let record = handle.view.borrow().record.clone();
+        policy::stop(record.name.as_str(), record.state)?;
+        let op = self.begin_op("vm_stop", ctx, &record).await?;
+        let (shared, who) = (self.shared.clone(), ctx.caller.owner.clone());
+        self.shared.ops.run(op, move |progress| async move {
+            progress.step("shutting down");
+            let decision = ask(&handle, |reply| Command::Stop { who, force, reply }).await?;
+            if decision == Decision::Go {
+                let limit = std::time::Duration::from_secs(120);
+                if !until_down(&mut handle.view.clone(), limit).await {
+                    return Err(ToolError::new(
+                        ErrorCode::Timeout,
+                        format!("{} still runs after {} s", record.name, limit.as_secs()),
+                    )
+                    .hint("call vm_stop with force: true"));
+                }
+            }
+            shared.details(&Reference::Id(record.id)).await
+        });
+        self.shared.ops.wait(ctx, op, wait).await
+    }
+
+    /// The tool `vm_delete`.
+    pub async fn vm_delete(
+        &self,
+        ctx: &CallContext,
+        params: VmDeleteParams,
+    ) -> Result<VmDeleteOutput, ToolError> {
+        let handle = self.shared.vms.get(&params.vm)?;
+        let (who, force) = (ctx.caller.owner.clone(), params.force.unwrap_or(false));
+        ask(&handle, |reply| Command::Delete { who, force, reply }).await
+    }
+
+    /// The tool `vm_update`.
+    pub async fn vm_update(&self, _: &CallContext, params: VmUpdateParams) -> Result<VmDetails, ToolError> {
+        let handle = self.shared.vms.get(&params.vm)?;
+        let change = Box::new(Change {
+            tags: params.tags,
+            remove_tags: params.remove_tags,
+            protected: params.protected,
+        });
+        ask(&handle, |reply| Command::Update { change, reply }).await?;
+        self.shared.details(&params.vm).await
+    }
+
+    /// The tool `vm_logs`.
+    pub async fn vm_logs(&self, _: &CallContext, params: VmLogsParams) -> Result<VmLogsOutput, ToolError> {
+        let wait = match params.wait_s {
+            Some(_) => patience(params.wait_s)?,
+            None => std::time::Duration::ZERO,
+        };
+        let max = u64::from(params.max_bytes.unwrap_or(OUTPUT_DEFAULT as u32));
+        if !(1..=OUTPUT_MAX).contains(&max) {
+            return Err(ToolError::invalid(format!("max_bytes is {max}, not 1 to {OUTPUT_MAX}")));
+        }
+        let handle = self.shared.vms.get(&params.vm)?;
+        let directory = self.shared.paths.vm(handle.view.borrow().record.id);
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            let (from, cursor) = (directory.clone(), params.cursor.clone());
+            let chunk =
+                tokio::task::spawn_blocking(move || console::read(&from, cursor.as_deref(), max as usize))
+                    .await
+                    .map_err(|e| ToolError::internal(format!("read the console: {e}")))?
+                    .map_err(|error| match error.kind() {
+                        std::io::ErrorKind::InvalidInput => {
+                            ToolError::invalid("cursor is not one that vm_logs gave")
+                        }
+                        _ => ToolError::internal(format!("read the console: {error}")),
+                    })?;
+            if !chunk.text_bytes.is_empty() || tokio::time::Instant::now() >= deadline {
+                return Ok(VmLogsOutput {
+                    text: String::from_utf8_lossy(&chunk.text_bytes).into_owned(),
+                    cursor: chunk.cursor,
+                    lost_bytes: chunk.lost_bytes,
+                });
+            }
+            let next = tokio::time::Instant::now() + std::time::Duration::from_millis(200);
+            tokio::time::sleep_until(next.min(deadline)).await;
+        }
+    }
+
+    /// The tool `vm_history`.
+    pub async fn vm_history(
+        &self,
+        _: &CallContext,
+        params: VmHistoryParams,
+    ) -> Result<VmHistoryOutput, ToolError> {
+        let limit = page(params.limit)?;
+        let before = number_cursor(params.cursor.as_deref())?;
+        let id = match &params.vm {
+            Reference::Id(id) => *id,
+            Reference::Name(_) => self.shared.vms.resolve(&params.vm)?,
+        };
+        let mut rows = self
+            .shared
+            .store
+            .read(move |db| history::list(db, id, before, limit + 1))
+            .await
+            .map_err(store_error)?;
+        if rows.is_empty() && before.is_none() {
+            return Err(crate::vm::registry::not_found(&params.vm));
+        }
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next_cursor = rows.last().filter(|_| more).map(|(seq, _)| seq.to_string());
+        Ok(VmHistoryOutput { id, transitions: rows.into_iter().map(|(_, t)| t).collect(), next_cursor })
+    }
+
+    /// Writes down that an operation on a VM is under way.
+    async fn begin_op(
+        &self,
+        tool: &str,
+        ctx: &CallContext,
+        record: &vms::VmRecord,
+    ) -> Result<nexus_schema::id::OpId, ToolError> {
+        let op = summary(tool, &ctx.caller.owner, Some((record.id.to_string(), record.name.to_string())));
+        let id = op.op_id;
+        self.shared.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
+        Ok(id)
+    }
+}
+
+impl Shared {
+    /// Everything about a VM.
+    pub(crate) async fn details(&self, vm: &Reference<VmKind>) -> Result<VmDetails, ToolError> {
+        let view = self.vms.get(vm)?.view.borrow().clone();
+        let (image_id, kernel_id) = (view.record.image_id, view.record.kernel_id);
+        let (image, kernel, lineage) = self
+            .store
+            .read(move |db| -> Result<_, StoreError> {
+                let image = match image_id {
+                    Some(id) => images::get(db, &Reference::Id(id))?,
+                    None => None,
+                };
+                let mut lineage = Vec::new();
+                let mut parent = image.as_ref().and_then(|i| i.parent_id);
+                while let Some(id) = parent
+                    && lineage.len() < 32
+                {
+                    let Some(ancestor) = images::get(db, &Reference::Id(id))? else { break };
+                    parent = ancestor.parent_id;
+                    lineage.push(format!("{} ({})", ancestor.name, ancestor.source));
+                }
+                let kernel = match kernel_id {
+                    Some(id) => assets::get(db, &Reference::Id(id))?,
+                    None => None,
+                };
+                Ok((image, kernel, lineage))
+            })
+            .await
+            .map_err(store_error)?;
+        let image = VmImage {
+            id: image.as_ref().map(|i| i.id),
+            name: view.record.image_name.clone(),
+            distro: image.as_ref().and_then(|i| i.distro.clone()),
+            source: image.map(|i| i.source),
+            lineage,
+        };
+        let kernel = kernel.map_or_else(|| view.record.spec.kernel.clone(), |k| k.name.to_string());
+        Ok(view.details(&self.paths, image, kernel))
+    }
+}
+
+/// An operation's result, whatever tool it is of.
+pub(super) type AnyResult = StoredResult;

@@ -1,0 +1,260 @@
+//! Runs operations and waits for them.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nexus_schema::id::OpId;
+use nexus_schema::tools::OpOutcome;
+use nexus_schema::tools::op::{OpProgress, OpState, OpSummary};
+use nexus_schema::{ErrorCode, ToolError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Progress;
+use crate::nexus::CallContext;
+use crate::store::ops::OpRecord;
+use crate::store::{Store, StoreError, now, ops, random_id};
+
+/// The operations of one daemon. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Ops {
+    store: Store,
+    active: Arc<Mutex<HashMap<OpId, Active>>>,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug, Clone)]
+struct Active {
+    progress: Progress,
+    /// Becomes true once the row says how it ended.
+    ended: watch::Receiver<bool>,
+}
+
+/// A new operation's row; to be inserted in the transaction that makes what it works on.
+pub(crate) fn summary(tool: &str, owner: &str, subject: Option<(String, String)>) -> OpSummary {
+    let (subject_id, subject_name) = subject.unzip();
+    OpSummary {
+        op_id: random_id(),
+        tool: tool.into(),
+        state: OpState::Running,
+        progress: OpProgress::default(),
+        subject_id,
+        subject_name,
+        error: None,
+        owner: owner.into(),
+        started_at: now(),
+        ended_at: None,
+    }
+}
+
+impl Ops {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store, active: Arc::default(), tasks: TaskTracker::new() }
+    }
+
+    /// Runs `work` as the operation whose row was inserted before. It goes on whoever waits for it.
+    pub(crate) fn run<T, F>(&self, op: OpId, work: impl FnOnce(Progress) -> F)
+    where
+        T: Serialize + Send,
+        F: Future<Output = Result<T, ToolError>> + Send + 'static,
+    {
+        let progress = Progress::new(CancellationToken::new());
+        let (ended_tx, ended) = watch::channel(false);
+        self.lock().insert(op, Active { progress: progress.clone(), ended });
+        let this = self.clone();
+        let work = work(progress.clone());
+        self.tasks.spawn(async move {
+            let outcome = work.await;
+            this.finish(op, &progress, outcome).await;
+            this.lock().remove(&op);
+            ended_tx.send_replace(true);
+        });
+    }
+
+    async fn finish<T: Serialize + Send>(
+        &self,
+        op: OpId,
+        progress: &Progress,
+        outcome: Result<T, ToolError>,
+    ) {
+        let last = progress.watch().borrow().clone();
+        let outcome = outcome.and_then(|value| match serde_json::to_value(value) {
+            Ok(Value::Object(result)) => Ok(result),
+            Ok(_) => Err(ToolError::internal("the result of an operation is not an object")),
+            Err(error) => Err(ToolError::internal(format!("encode the result: {error}"))),
+        });
+        let (state, result, error) = match outcome {
+            Ok(result) => (OpState::Succeeded, Some(result), None),
+            Err(error) if error.code == ErrorCode::Cancelled => (OpState::Cancelled, None, Some(error)),
+            Err(error) => (OpState::Failed, None, Some(error)),
+        };
+        tracing::info!(%op, state = state.as_str(), error = error.as_ref().map(|e| e.code.as_str()), "operation ended");
+        let written = self
+            .store
+            .write(move |tx| ops::finish(tx, op, state, &last, result.as_ref(), error.as_ref()))
+            .await;
+        if let Err(error) = written {
+            tracing::error!(%op, %error, "cannot record how the operation ended");
+        }
+    }
+
+    /// Waits up to `wait` for an operation, showing its progress in `ctx`; then its outcome so far.
+    ///
+    /// A failed operation is an error here.
+    pub(crate) async fn wait<T: DeserializeOwned>(
+        &self,
+        ctx: &CallContext,
+        op: OpId,
+        wait: Duration,
+    ) -> Result<OpOutcome<T>, ToolError> {
+        let outcome = self.outcome(ctx, op, wait).await?;
+        match outcome.error {
+            Some(error) => Err(error),
+            None => Ok(outcome),
+        }
+    }
+
+    /// The same, with a failure as a part of the outcome.
+    pub(crate) async fn outcome<T: DeserializeOwned>(
+        &self,
+        ctx: &CallContext,
+        op: OpId,
+        wait: Duration,
+    ) -> Result<OpOutcome<T>, ToolError> {
+        let active = self.lock().get(&op).cloned();
+        if let Some(mut active) = active {
+            let follow = async {
+                let mut progress = active.progress.watch();
+                ctx.progress.send_replace(progress.borrow_and_update().clone());
+                loop {
+                    tokio::select! {
+                        changed = progress.changed() => match changed {
+                            Ok(()) => {
+                                ctx.progress.send_replace(progress.borrow_and_update().clone());
+                            }
+                            Err(_) => break,
+                        },
+                        _ = active.ended.wait_for(|ended| *ended) => break,
+                    }
+                }
+            };
+            // Whether it ended or the time is up: the row and the watch tell.
+            tokio::time::timeout(wait, follow).await.ok();
+        }
+        let record = self.record(op).await?;
+        let OpRecord { summary, result, .. } = record;
+        let result = match result {
+            Some(result) => Some(
+                serde_json::from_value(Value::Object(result))
+                    .map_err(|error| ToolError::internal(format!("decode the result of {op}: {error}")))?,
+            ),
+            None => None,
+        };
+        Ok(OpOutcome {
+            done: summary.state != OpState::Running,
+            op_id: op,
+            state: summary.state,
+            progress: summary.progress,
+            subject_id: summary.subject_id,
+            subject_name: summary.subject_name,
+            result,
+            error: summary.error,
+        })
+    }
+
+    /// One operation as it is now.
+    pub(crate) async fn record(&self, op: OpId) -> Result<OpRecord, ToolError> {
+        let found = self.store.read(move |db| ops::get(db, op)).await.map_err(store_error)?;
+        let mut record = found.ok_or_else(|| {
+            ToolError::new(ErrorCode::OpNotFound, format!("there is no operation {op}"))
+                .hint("call op_list to see the operations")
+        })?;
+        self.overlay(&mut record);
+        Ok(record)
+    }
+
+    /// A page of operations, newest first.
+    pub(crate) async fn list(
+        &self,
+        state: Option<OpState>,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<OpRecord>, ToolError> {
+        let mut records =
+            self.store.read(move |db| ops::list(db, state, before, limit)).await.map_err(store_error)?;
+        for record in &mut records {
+            self.overlay(record);
+        }
+        Ok(records)
+    }
+
+    /// Cancels an operation and waits until it has undone what it had half made.
+    pub(crate) async fn cancel(&self, op: OpId) -> Result<OpSummary, ToolError> {
+        let active = self.lock().get(&op).cloned();
+        if let Some(mut active) = active {
+            active.progress.token().cancel();
+            let ended = active.ended.wait_for(|ended| *ended);
+            if tokio::time::timeout(nexus_schema::limits::WAIT_DEFAULT, ended).await.is_err() {
+                tracing::warn!(%op, "the operation takes long to end after its cancellation");
+            }
+        }
+        Ok(self.record(op).await?.summary)
+    }
+
+    /// The progress of an operation under way is newer in memory than in its row.
+    fn overlay(&self, record: &mut OpRecord) {
+        if record.summary.state == OpState::Running
+            && let Some(active) = self.lock().get(&record.summary.op_id)
+        {
+            record.summary.progress = active.progress.watch().borrow().clone();
+        }
+    }
+
+    /// Waits for all operations that `cancel_all` or their own course ends.
+    pub(crate) async fn drain(&self, limit: Duration) {
+        self.tasks.close();
+        if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.tasks.len(), "operations are still under way");
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<OpId, Active>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a failure of the store is shown.
+pub(crate) fn store_error(error: StoreError) -> ToolError {
+    match error {
+        StoreError::NameTaken { kind, name } => {
+            ToolError::new(ErrorCode::NameTaken, format!("there is a {kind} named {name} already"))
+                .hint("choose another name, or use what is there")
+        }
+        StoreError::Changed { what } => {
+            ToolError::new(ErrorCode::Changed, format!("{what} changed while the call ran")).hint("try again")
+        }
+        StoreError::NoCid => ToolError::new(ErrorCode::Busy, "all vsock context ids are in use")
+            .hint("delete VMs that are not needed any more"),
+        StoreError::Closed => ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down"),
+        StoreError::Sqlite { source } if is_full(&source) => {
+            ToolError::new(ErrorCode::DiskFull, "the disk of the state directory is full")
+                .hint("free some room, then try again")
+        }
+        StoreError::Newer { .. } | StoreError::Migrate { .. } | StoreError::Sqlite { .. } => {
+            ToolError::internal(format!("{error}"))
+        }
+    }
+}
+
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+}
+
+/// An operation's result as it is stored.
+pub(crate) type StoredResult = Map<String, Value>;

@@ -1,0 +1,303 @@
+//! Kernels.
+
+use std::path::Path;
+
+use nexus_schema::id::AssetId;
+use nexus_schema::tools::asset::{AssetKind, AssetSummary};
+use nexus_schema::{ErrorCode, Name, Reference, ToolError};
+
+use super::{DEBIAN, Stock, blocking, file_argument, hex_sha256, slug};
+use crate::asset::{AssetError, KernelFiles, debian::Archive, import_kernel};
+use crate::nexus::described;
+use crate::op::{Progress, store_error};
+use crate::store::assets::AssetRecord;
+use crate::store::{assets, now, random_id, settings};
+
+/// Which kernel was asked for.
+enum Want {
+    /// The distribution's, in a version or the newest.
+    Debian(Option<String>),
+    /// One that is installed.
+    Installed(Box<AssetRecord>),
+    /// A file on the host.
+    File(std::path::PathBuf),
+}
+
+impl Stock {
+    async fn want_kernel(&self, want: &str) -> Result<Want, ToolError> {
+        if let Some(path) = want.strip_prefix("file:") {
+            return file_argument(want, path).map(Want::File);
+        }
+        if let Ok(reference) = want.parse::<Reference<_>>() {
+            let found = self.store.read(move |db| assets::get(db, &reference)).await.map_err(store_error)?;
+            if let Some(asset) = found {
+                return match asset.kind {
+                    AssetKind::Kernel => Ok(Want::Installed(Box::new(asset))),
+                    AssetKind::Rootfs | AssetKind::Vmm => {
+                        Err(ToolError::invalid(format!("asset {want} is no kernel")))
+                    }
+                };
+            }
+        }
+        match want.split_once('@') {
+            None if want == DEBIAN => Ok(Want::Debian(None)),
+            Some((DEBIAN, version)) => Ok(Want::Debian(Some(version.to_owned()))),
+            _ => Err(ToolError::new(ErrorCode::AssetNotFound, format!("there is no kernel `{want}`"))
+                .hint("call asset_list to see the kernels, or give `debian` or file:PATH")),
+        }
+    }
+
+    /// Refuses a kernel that cannot be had, as far as that can be told at once.
+    pub(crate) async fn check_kernel(&self, want: &str) -> Result<(), ToolError> {
+        self.want_kernel(want).await.map(drop)
+    }
+
+    /// The kernel that was asked for, fetched or imported if it is not here.
+    pub(crate) async fn kernel(
+        &self,
+        want: &str,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<AssetRecord, ToolError> {
+        match self.want_kernel(want).await? {
+            Want::Installed(asset) => Ok(*asset),
+            Want::Debian(version) => {
+                let _turn = self.only_one("kernel debian").await;
+                let wanted = version.clone();
+                let found = self
+                    .store
+                    .read(move |db| assets::find(db, AssetKind::Kernel, DEBIAN, wanted.as_deref()))
+                    .await
+                    .map_err(store_error)?;
+                match found {
+                    Some(asset) => Ok(asset),
+                    None => self.fetch_debian_kernel(version.as_deref(), None, None, owner, progress).await,
+                }
+            }
+            Want::File(path) => self.import_kernel(&path, None, None, owner, progress).await,
+        }
+    }
+
+    /// `asset_download` of a kernel.
+    pub(crate) async fn download_kernel(
+        &self,
+        from: &str,
+        version: Option<&str>,
+        name: Option<Name>,
+        sha256: Option<&str>,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<AssetRecord, ToolError> {
+        if let Some(path) = from.strip_prefix("file:") {
+            let path = file_argument(from, path)?;
+            return self.import_kernel(&path, name, sha256, owner, progress).await;
+        }
+        if from != DEBIAN {
+            return Err(ToolError::new(ErrorCode::AssetNotFound, format!("there is no provider `{from}`"))
+                .hint("give `debian` or file:PATH"));
+        }
+        let _turn = self.only_one("kernel debian").await;
+        self.fetch_debian_kernel(version, name, sha256, owner, progress).await
+    }
+
+    async fn fetch_debian_kernel(
+        &self,
+        version: Option<&str>,
+        name: Option<Name>,
+        sha256: Option<&str>,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<AssetRecord, ToolError> {
+        progress.step("reading the package archive");
+        let archive = Archive::open(&self.apt_root, progress).await.map_err(asset_error)?;
+        // What is newest may be here already.
+        let versions = archive.kernels().await.map_err(asset_error)?;
+        let newest = match version {
+            Some(version) => versions.iter().find(|k| k.version == version),
+            None => versions.first(),
+        };
+        if let Some(newest) = newest {
+            let version = newest.version.clone();
+            let found = self
+                .store
+                .read(move |db| assets::find(db, AssetKind::Kernel, DEBIAN, Some(&version)))
+                .await
+                .map_err(store_error)?;
+            if let Some(asset) = found {
+                return Ok(asset);
+            }
+        }
+        let id: AssetId = random_id();
+        let directory = self.paths.asset(id);
+        progress.step("downloading the kernel");
+        let fetched = archive.fetch_kernel(version, &directory, progress).await;
+        let made = async {
+            let files = fetched.map_err(asset_error)?;
+            check_sum(&files, sha256)?;
+            let name = match name {
+                Some(name) => name,
+                None => slug("debian-", &files.version, None)?,
+            };
+            self.add_kernel(id, name, DEBIAN, &files, owner).await
+        }
+        .await;
+        self.cleaned(made, &directory).await
+    }
+
+    async fn import_kernel(
+        &self,
+        file: &Path,
+        name: Option<Name>,
+        sha256: Option<&str>,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<AssetRecord, ToolError> {
+        let _turn = self.only_one(&format!("kernel {}", file.display())).await;
+        progress.step(format!("importing the kernel {}", file.display()));
+        let id: AssetId = random_id();
+        let directory = self.paths.asset(id);
+        let (source, into, expected) = (file.to_owned(), directory.clone(), sha256.map(str::to_owned));
+        let imported =
+            blocking(move || import_kernel(&source, &into, expected.as_deref()).map_err(asset_error)).await;
+        let made = async {
+            let files = imported?;
+            let hash = files.sha256.clone();
+            let found = self
+                .store
+                .read(move |db| assets::find_by_hash(db, AssetKind::Kernel, &hash))
+                .await
+                .map_err(store_error)?;
+            if let Some(asset) = found {
+                return Ok((asset, false));
+            }
+            let stem = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let name = match name {
+                Some(name) => name,
+                None => slug("file-", &stem, Some(&hex_sha256(files.sha256.as_bytes())))?,
+            };
+            self.add_kernel(id, name, "file", &files, owner).await.map(|asset| (asset, true))
+        }
+        .await;
+        match made {
+            Ok((asset, true)) => Ok(asset),
+            Ok((asset, false)) => {
+                crate::nexus::remove_tree(&directory).await;
+                Ok(asset)
+            }
+            Err(error) => self.cleaned(Err(error), &directory).await,
+        }
+    }
+
+    async fn add_kernel(
+        &self,
+        id: AssetId,
+        name: Name,
+        provider: &str,
+        files: &KernelFiles,
+        owner: &str,
+    ) -> Result<AssetRecord, ToolError> {
+        let size_bytes =
+            fs_err::metadata(&files.vmlinux).map_err(|e| ToolError::internal(format!("{e}")))?.len();
+        let record = AssetRecord {
+            id,
+            name,
+            kind: AssetKind::Kernel,
+            provider: provider.into(),
+            version: files.version.clone(),
+            arch: std::env::consts::ARCH.into(),
+            sha256: files.sha256.clone(),
+            size_bytes,
+            verified: files.verified,
+            owner: owner.into(),
+            installed_at: now(),
+        };
+        let row = record.clone();
+        self.store.write(move |tx| assets::insert(tx, &row)).await.map_err(store_error)?;
+        tracing::info!(asset = %record.name, version = record.version, "kernel installed");
+        Ok(record)
+    }
+
+    /// Removes what a failed installation left.
+    async fn cleaned<T>(&self, made: Result<T, ToolError>, directory: &Path) -> Result<T, ToolError> {
+        if made.is_err() {
+            crate::nexus::remove_tree(directory).await;
+        }
+        made
+    }
+
+    /// The files of an installed kernel.
+    pub(crate) async fn kernel_files(&self, id: AssetId) -> Result<KernelFiles, ToolError> {
+        let directory = self.paths.asset(id);
+        blocking(move || KernelFiles::load(&directory).map_err(asset_error)).await
+    }
+
+    /// What can be downloaded, apart from what is installed.
+    pub(crate) async fn available_kernels(&self) -> Result<Vec<AssetSummary>, ToolError> {
+        let progress = Progress::default();
+        let archive = Archive::open(&self.apt_root, &progress).await.map_err(asset_error)?;
+        let versions = archive.kernels().await.map_err(asset_error)?;
+        versions
+            .into_iter()
+            .map(|kernel| {
+                Ok(AssetSummary {
+                    id: None,
+                    name: slug("debian-", &kernel.version, None)?,
+                    kind: AssetKind::Kernel,
+                    provider: DEBIAN.into(),
+                    version: kernel.version,
+                    arch: std::env::consts::ARCH.into(),
+                    installed: false,
+                    default: false,
+                    sha256: None,
+                    size_bytes: Some(kernel.size_bytes),
+                    verified: None,
+                    path: None,
+                    installed_at: None,
+                })
+            })
+            .collect()
+    }
+
+    /// Makes a kernel what VMs get by default.
+    pub(crate) async fn set_default_kernel(&self, name: &Name, who: &str) -> Result<(), ToolError> {
+        let (name, who) = (name.to_string(), who.to_owned());
+        self.store
+            .write(move |tx| settings::set(tx, settings::DEFAULT_KERNEL, &name, &who))
+            .await
+            .map_err(store_error)
+    }
+}
+
+/// A row as it is shown.
+pub(crate) fn summary(asset: AssetRecord, default: Option<&str>, path: String) -> AssetSummary {
+    AssetSummary {
+        id: Some(asset.id),
+        default: default == Some(asset.name.as_str()),
+        name: asset.name,
+        kind: asset.kind,
+        provider: asset.provider,
+        version: asset.version,
+        arch: asset.arch,
+        installed: true,
+        sha256: Some(asset.sha256),
+        size_bytes: Some(asset.size_bytes),
+        verified: Some(asset.verified),
+        path: Some(path),
+        installed_at: Some(asset.installed_at),
+    }
+}
+
+/// A failure of the asset room as callers see it.
+pub(crate) fn asset_error(error: AssetError) -> ToolError {
+    described(error.code(), &error, error.hint().map(str::to_owned))
+}
+
+fn check_sum(files: &KernelFiles, wanted: Option<&str>) -> Result<(), ToolError> {
+    match wanted {
+        Some(wanted) if !wanted.eq_ignore_ascii_case(&files.sha256) => Err(ToolError::new(
+            ErrorCode::VerificationFailed,
+            format!("the kernel {} has SHA-256 {}, not {wanted}", files.version, files.sha256),
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,102 @@
+//! Kernels and images that VMs are made of: found if they are here, fetched or made if not; one at a time per thing.
+
+mod image;
+mod kernel;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nexus_schema::{ErrorCode, Name, ToolError};
+use sha2::{Digest, Sha256};
+
+use crate::os::paths::Paths;
+use crate::store::Store;
+
+pub(crate) use image::BUILT_IN;
+pub(crate) use kernel::{asset_error, summary as kernel_summary};
+
+/// The provider of the distribution's own packages.
+pub(crate) const DEBIAN: &str = "debian";
+
+/// What VMs are made of. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Stock {
+    store: Store,
+    paths: Paths,
+    apt_root: PathBuf,
+    in_flight: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+impl Stock {
+    pub(crate) fn new(store: Store, paths: Paths, apt_root: PathBuf) -> Self {
+        Self { store, paths, apt_root, in_flight: Arc::default() }
+    }
+
+    /// Waits until nobody else makes the thing called `what`; who comes later finds it made.
+    async fn only_one(&self, what: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+            in_flight.retain(|_, lock| Arc::strong_count(lock) > 1);
+            in_flight.entry(what.to_owned()).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+}
+
+/// A path after `file:`; it must be absolute, since the daemon's working directory means nothing to a caller.
+fn file_argument(argument: &str, path: &str) -> Result<PathBuf, ToolError> {
+    let path = PathBuf::from(path);
+    if !path.is_absolute() {
+        return Err(ToolError::invalid(format!("`{argument}` is not an absolute path on the host")));
+    }
+    match fs_err::metadata(&path) {
+        Ok(_) => Ok(path),
+        Err(error) => {
+            Err(ToolError::invalid(format!("{error}")).hint("give the path of a file on the host of nexusd"))
+        }
+    }
+}
+
+/// A name made of words that names cannot hold as they are, and of a digest that tells equal ones apart.
+fn slug(head: &str, text: &str, digest: Option<&str>) -> Result<Name, ToolError> {
+    let tail = digest.map(|d| format!("-{}", &d[..8])).unwrap_or_default();
+    let mut name = String::from(head);
+    for c in text.chars() {
+        let c = if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        if !(c == '-' && name.ends_with('-')) {
+            name.push(c);
+        }
+    }
+    name.truncate(nexus_schema::name::NAME_MAX - tail.len());
+    let name = format!("{}{tail}", name.trim_end_matches('-'));
+    name.parse().map_err(|e| ToolError::internal(format!("{e}")))
+}
+
+fn hex_sha256(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(&Sha256::digest(bytes))
+}
+
+/// Runs what blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ToolError> + Send + 'static,
+) -> Result<T, ToolError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slugs_are_names() {
+        let name = slug("debian-", "6.1.0-40-cloud-amd64", None).unwrap();
+        assert_eq!(name.as_str(), "debian-6-1-0-40-cloud-amd64");
+        let name = slug("file-", "My Kernel (1).ELF", Some("0123456789abcdef")).unwrap();
+        assert_eq!(name.as_str(), "file-my-kernel-1-elf-01234567");
+        let name = slug("file-", &"x".repeat(200), Some("0123456789abcdef")).unwrap();
+        assert_eq!(name.as_str().len(), 63);
+    }
+}

@@ -1,0 +1,317 @@
+//! One boot of one VM: from its plan to a VMM that runs, and what is held while it does.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use data_encoding::BASE64;
+use nexus_schema::ToolError;
+use nexus_schema::id::BootId;
+use nexus_schema::link::{ByeReason, Configure, GuestFile, MCP_PORT, PROTOCOL};
+use nexus_schema::tools::vm::VmTimings;
+use tokio::sync::{mpsc, watch};
+
+use super::stop::Rung;
+use crate::guest::{GuestEvent, HelloServer, Link, LinkState};
+use crate::nexus::Shared;
+use crate::os::paths::vm_files;
+use crate::store::drives::DriveRecord;
+use crate::store::vms::VmRecord;
+use crate::vmm::doctor::Choice;
+use crate::vmm::{Accel, Exit, LaunchPlan, PlanDrive, Shim, VmmError};
+
+/// How much of a console is kept twice over: the current file and the one before.
+const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
+/// How many events of a guest may wait.
+const EVENTS_MAX: usize = 32;
+
+/// A VMM that runs, and what the daemon holds of it.
+#[derive(Debug)]
+pub(super) struct Boot {
+    pub(super) shim: Arc<Shim>,
+    pub(super) accel: Accel,
+    /// Listens for the guest until the boot is over.
+    _hello: HelloServer,
+    events: mpsc::Receiver<GuestEvent>,
+    /// The link, once the guest was configured.
+    pub(super) link: Option<Link>,
+    link_state: Option<watch::Receiver<LinkState>>,
+    /// When the patience with the present step ends.
+    pub(super) deadline: Option<Instant>,
+    /// What the guest said before it went down.
+    pub(super) bye: Option<ByeReason>,
+    /// How far a stop has climbed.
+    pub(super) rung: Option<Rung>,
+    /// The agent's answer to the request to power off.
+    pub(super) asked: Option<tokio::task::JoinHandle<bool>>,
+    /// What the guest did that no agent does.
+    pub(super) misbehaved: Option<String>,
+    pub(super) clock: Clock,
+}
+
+/// Something that happened to a boot.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The VMM is gone.
+    Exited(Exit),
+    /// The guest said something.
+    Guest(GuestEvent),
+    /// The link changed.
+    Link(LinkState),
+    /// The agent answered the request to power off; `false` if it could not be asked.
+    Asked(bool),
+    /// The patience with the present step is over.
+    Deadline,
+}
+
+/// Measures where the time of a boot goes.
+#[derive(Debug)]
+pub(super) struct Clock {
+    started: Instant,
+    last: Instant,
+    pub(super) timings: VmTimings,
+}
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        let now = Instant::now();
+        Self { started: now, last: now, timings: VmTimings::default() }
+    }
+
+    /// Ends a step; its milliseconds.
+    pub(super) fn step(&mut self) -> u64 {
+        let now = Instant::now();
+        let step = now.duration_since(self.last);
+        self.last = now;
+        self.timings.total_ms = millis(now.duration_since(self.started));
+        millis(step)
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What the guest is told at its hello.
+pub(super) fn configure(record: &VmRecord, boot_id: BootId, token: &str) -> Configure {
+    let files = record.spec.files.iter().map(|(path, content)| GuestFile {
+        path: path.clone(),
+        content_base64: BASE64.encode(content.as_bytes()),
+        mode: 0o644,
+    });
+    Configure {
+        protocol: PROTOCOL,
+        token: token.into(),
+        vm: record.id,
+        name: record.name.clone(),
+        boot_id,
+        hostname: record.spec.hostname.clone(),
+        time_unix_ns: 0,
+        interfaces: Vec::new(),
+        dns: Vec::new(),
+        env: record.spec.env.clone(),
+        files: files.collect(),
+    }
+}
+
+/// What is to be launched.
+pub(super) fn plan(
+    shared: &Shared,
+    record: &VmRecord,
+    drives: &[DriveRecord],
+    boot_id: BootId,
+    choice: &Choice,
+    kernel: &Path,
+    initramfs: &Path,
+) -> LaunchPlan {
+    let init = match record.spec.init {
+        nexus_schema::link::InitMode::Agent => "agent",
+        nexus_schema::link::InitMode::System => "system",
+    };
+    LaunchPlan {
+        vm: record.id,
+        name: record.name.clone(),
+        boot_id,
+        driver: choice.driver,
+        binary: choice.binary.clone(),
+        accel: choice.accel,
+        directory: shared.paths.vm(record.id),
+        vcpus: record.spec.vcpus,
+        memory: record.spec.memory,
+        kernel: kernel.into(),
+        initramfs: initramfs.into(),
+        cmdline: vec![format!("nexus.init={init}"), "nexus.root=/dev/vda".into()],
+        drives: drives
+            .iter()
+            .enumerate()
+            .map(|(position, drive)| PlanDrive {
+                id: format!("d{position}"),
+                path: shared.paths.drive(drive.id).join(crate::drive::DISK),
+                read_only: drive.read_only,
+            })
+            .collect(),
+        cid: record.cid,
+        console_bytes: CONSOLE_BYTES,
+    }
+}
+
+impl Boot {
+    /// Launches a VMM; the guest may dial in from here on.
+    pub(super) async fn launch(
+        shared: &Shared,
+        plan: &LaunchPlan,
+        configure: Configure,
+        clock: Clock,
+    ) -> Result<Self, VmmError> {
+        let (events_tx, events) = mpsc::channel(EVENTS_MAX);
+        let hello = HelloServer::bind(&plan.directory, configure, true, events_tx).map_err(|source| {
+            VmmError::File { action: "listen on", path: plan.directory.join(vm_files::HELLO), source }
+        })?;
+        let shim = Shim::launch(&shared.config.shim_binary, plan).await?;
+        let deadline = Instant::now() + shared.boot_timeout(plan.accel);
+        Ok(Self::new(shim, plan.accel, hello, events, Some(deadline), clock))
+    }
+
+    /// Takes a VMM up again that an earlier daemon launched.
+    pub(super) fn adopt(
+        shared: &Shared,
+        shim: Shim,
+        accel: Accel,
+        directory: &Path,
+        configure: Configure,
+        said_hello: bool,
+    ) -> std::io::Result<Self> {
+        let (events_tx, events) = mpsc::channel(EVENTS_MAX);
+        let hello = HelloServer::bind(directory, configure, !said_hello, events_tx)?;
+        let deadline = Instant::now() + shared.boot_timeout(accel);
+        Ok(Self::new(shim, accel, hello, events, Some(deadline), Clock::start()))
+    }
+
+    fn new(
+        shim: Shim,
+        accel: Accel,
+        hello: HelloServer,
+        events: mpsc::Receiver<GuestEvent>,
+        deadline: Option<Instant>,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            shim: Arc::new(shim),
+            accel,
+            _hello: hello,
+            events,
+            link: None,
+            link_state: None,
+            deadline,
+            bye: None,
+            rung: None,
+            asked: None,
+            misbehaved: None,
+            clock,
+        }
+    }
+
+    /// Dials the guest's MCP server, unless that is done already.
+    pub(super) fn dial(&mut self, directory: &Path) {
+        if self.link.is_none() {
+            let link = Link::start(directory, MCP_PORT);
+            let mut state = link.state();
+            state.mark_changed();
+            self.link_state = Some(state);
+            self.link = Some(link);
+        }
+    }
+
+    /// Whether the agent can be asked for something.
+    pub(super) fn agent_answers(&self) -> bool {
+        self.link_state.as_ref().is_some_and(|state| *state.borrow() == LinkState::Up)
+    }
+
+    /// Asks the agent to power the guest off; the answer comes as [`Event::Asked`].
+    pub(super) fn ask_agent(&mut self) {
+        let Some(link) = self.link.clone() else { return };
+        self.asked = Some(tokio::spawn(async move {
+            let params = serde_json::value::RawValue::from_string(r#"{"reason":"poweroff"}"#.into());
+            let Ok(params) = params else { return false };
+            link.request("nexus/shutdown", &params, Duration::from_secs(5)).await.is_ok()
+        }));
+    }
+
+    /// The next thing that happens; what the guest said comes before its end.
+    pub(super) async fn event(&mut self) -> Event {
+        let deadline = self.deadline.map(tokio::time::Instant::from_std);
+        let shim = self.shim.clone();
+        tokio::select! {
+            biased;
+            Some(event) = self.events.recv() => Event::Guest(event),
+            state = changed(&mut self.link_state) => Event::Link(state),
+            answered = answer(&mut self.asked) => Event::Asked(answered),
+            exit = shim.wait() => Event::Exited(exit),
+            () = sleep_until(deadline) => Event::Deadline,
+        }
+    }
+
+    /// What the guest said that was not looked at yet.
+    pub(super) fn last_words(&mut self) -> Option<GuestEvent> {
+        self.events.try_recv().ok()
+    }
+}
+
+async fn changed(state: &mut Option<watch::Receiver<LinkState>>) -> LinkState {
+    match state {
+        Some(receiver) => match receiver.changed().await {
+            Ok(()) => receiver.borrow_and_update().clone(),
+            Err(_) => {
+                *state = None;
+                LinkState::Down { why: "the link was closed".into() }
+            }
+        },
+        None => std::future::pending().await,
+    }
+}
+
+async fn answer(asked: &mut Option<tokio::task::JoinHandle<bool>>) -> bool {
+    match asked {
+        Some(task) => {
+            let answered = task.await.unwrap_or(false);
+            *asked = None;
+            answered
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The end of what a VM printed, for a failure's reason: its last lines, cleaned of control characters.
+pub(super) fn console_tail(directory: &Path) -> Option<String> {
+    const LINES: usize = 12;
+    let bytes = crate::vmm::console::tail(directory, 4096);
+    let text = String::from_utf8_lossy(&bytes);
+    let clean: String = text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect();
+    let lines: Vec<&str> = clean.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
+    let tail = lines[lines.len().saturating_sub(LINES)..].join("\n");
+    (!tail.is_empty()).then_some(tail)
+}
+
+/// A failure with the console's last lines behind it.
+pub(super) fn with_console(message: String, directory: &Path) -> String {
+    match console_tail(directory) {
+        Some(tail) => format!("{message}; the console's last lines:\n{tail}"),
+        None => message,
+    }
+}
+
+/// How a failed launch is shown.
+pub(super) fn launch_failed(name: &str, error: &VmmError) -> ToolError {
+    ToolError::new(
+        nexus_schema::ErrorCode::BootFailed,
+        format!("start {name}: {}", crate::nexus::chain(error)),
+    )
+    .hint("look at vm_logs and system_info; vm_start tries again")
+}

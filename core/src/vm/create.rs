@@ -1,0 +1,348 @@
+//! The creation of a VM: the rows first, then what they promise, then the first start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nexus_schema::id::{BootId, DriveId, OpId, VmId};
+use nexus_schema::tools::vm::{VmCreateParams, VmDetails, VmState};
+use nexus_schema::{ErrorCode, Name, Reference, ToolError};
+use tokio::sync::{oneshot, watch};
+
+use super::actor::{self, Command, DAEMON};
+use super::registry::Handle;
+use super::spec;
+use super::view::View;
+use crate::nexus::Shared;
+use crate::op::Progress;
+use crate::store::drives::DriveRecord;
+use crate::store::vms::{VmRecord, VmSpec};
+use crate::store::{StoreError, drives, history, idempotency, now, ops, random_id, vms};
+
+/// What the first transaction of a creation came to.
+enum Begun {
+    /// The rows are there.
+    New(Box<VmRecord>),
+    /// The idempotency key stands for an operation already.
+    Known(OpId),
+    /// The idempotency key was used with other arguments.
+    Conflict,
+}
+
+/// Begins to create a VM; the operation goes on by itself. Bad arguments are refused before anything changes.
+pub(crate) async fn begin(
+    shared: &Arc<Shared>,
+    owner: &str,
+    params: VmCreateParams,
+) -> Result<OpId, ToolError> {
+    let id: VmId = random_id();
+    let name = match &params.name {
+        Some(name) => name.clone(),
+        None => made_up_name(id)?,
+    };
+    let defaults = shared.defaults().await?;
+    let spec = spec::check(&params, &name, &defaults)?;
+    shared.choose_driver(spec.driver).await?;
+    shared.stock.check_image(&spec.from).await?;
+    if shared.needs_kernel() {
+        shared.stock.check_kernel(&spec.kernel).await?;
+    }
+
+    let key = params.idempotency_key.clone();
+    let arguments = canonical(&params)?;
+    let op = crate::op::summary("vm_create", owner, Some((id.to_string(), name.to_string())));
+    let op_id = op.op_id;
+    let owner = owner.to_owned();
+    let protected = params.protected.unwrap_or(false);
+    let tags = params.tags.clone();
+    let begun = shared
+        .store
+        .write(move |tx| -> Result<Begun, StoreError> {
+            if let Some(key) = &key
+                && let Some(known) = idempotency::get(tx, &owner, "vm_create", key)?
+            {
+                return Ok(if known.arguments == arguments {
+                    Begun::Known(known.op_id)
+                } else {
+                    Begun::Conflict
+                });
+            }
+            let record = VmRecord {
+                id,
+                name,
+                state: VmState::Creating,
+                reason: None,
+                generation: 1,
+                owner: owner.clone(),
+                tags,
+                protected,
+                arch: std::env::consts::ARCH.into(),
+                cid: vms::free_cid(tx)?,
+                image_id: None,
+                image_name: spec.from.clone(),
+                kernel_id: None,
+                driver: None,
+                driver_version: None,
+                accel: None,
+                boot_id: None,
+                token: None,
+                guest: None,
+                timings: None,
+                processes: None,
+                created_at: now(),
+                started_at: None,
+                spec,
+            };
+            vms::insert(tx, &record)?;
+            history::insert(tx, id, &record.name, None, Some(VmState::Creating), "asked for", &owner, None)?;
+            ops::insert(tx, &op)?;
+            if let Some(key) = &key {
+                idempotency::insert(tx, &owner, "vm_create", key, &arguments, op_id)?;
+            }
+            Ok(Begun::New(Box::new(record)))
+        })
+        .await
+        .map_err(crate::op::store_error)?;
+
+    match begun {
+        Begun::Known(op_id) => Ok(op_id),
+        Begun::Conflict => Err(ToolError::new(
+            ErrorCode::IdempotencyConflict,
+            "this idempotency_key was used with other arguments",
+        )
+        .hint("use another key, or the arguments of the first call")),
+        Begun::New(record) => {
+            let handle = actor::spawn(shared, (*record).clone(), Vec::new(), None);
+            let shared = shared.clone();
+            shared
+                .clone()
+                .ops
+                .run(op_id, move |progress| async move { create(&shared, handle, *record, progress).await });
+            Ok(op_id)
+        }
+    }
+}
+
+/// The operation itself. Until the VM is `created`, a failure leaves nothing of it; later the VM stays, failed.
+async fn create(
+    shared: &Arc<Shared>,
+    handle: Handle,
+    record: VmRecord,
+    progress: Progress,
+) -> Result<VmDetails, ToolError> {
+    let mut made = Vec::new();
+    let prepared = tokio::select! {
+        prepared = prepare(shared, record.clone(), &mut made, &progress) => prepared,
+        () = progress.cancelled() => Err(cancelled(&record.name)),
+    };
+    let created = match prepared {
+        Ok((record, drives)) => {
+            ask(&handle, |reply| Command::Created { record: Box::new(record), drives, reply }).await
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = created {
+        let reason = format!("creation undone: {}", error.message);
+        let undone = ask(&handle, |reply| Command::Undo { reason, drives: made, reply }).await;
+        if let Err(error) = undone {
+            tracing::error!(vm = %record.name, %error, "a failed creation was not undone; the next start does it");
+        }
+        return Err(error);
+    }
+    if record.spec.start {
+        let who = record.owner.clone();
+        let started = start_and_wait(&handle, &who, &progress).await;
+        if let Err(error) = started {
+            if error.code == ErrorCode::Cancelled {
+                let deleted = ask(&handle, |reply| Command::Delete { who, force: true, reply }).await;
+                if let Err(error) = deleted {
+                    tracing::warn!(vm = %record.name, %error, "a cancelled creation was not undone");
+                }
+            }
+            return Err(error);
+        }
+    }
+    shared.details(&Reference::Id(record.id)).await
+}
+
+/// Fetches and makes all that the VM needs. `made` names the drives so far, for the case that it is not finished.
+async fn prepare(
+    shared: &Arc<Shared>,
+    mut record: VmRecord,
+    made: &mut Vec<DriveId>,
+    progress: &Progress,
+) -> Result<(VmRecord, Vec<DriveRecord>), ToolError> {
+    let VmSpec { kernel, from, disk, .. } = record.spec.clone();
+    let kernel = match shared.needs_kernel() {
+        true => Some(shared.stock.kernel(&kernel, &record.owner, progress).await?),
+        false => None,
+    };
+    let image = shared.stock.image(&from, &record.owner, progress).await?;
+    if image.size > disk {
+        return Err(ToolError::invalid(format!(
+            "disk is {disk}, smaller than the {} of image {}",
+            image.size, image.name
+        )));
+    }
+    record.kernel_id = kernel.map(|k| k.id);
+    record.image_id = Some(image.id);
+    record.image_name = image.name.to_string();
+    if record.spec.init == nexus_schema::link::InitMode::Agent {
+        record.spec.init = image.init;
+    }
+
+    progress.step("cloning the root drive");
+    let drive = DriveRecord {
+        id: random_id(),
+        name: drive_name(&record.name, record.id)?,
+        image_id: Some(image.id),
+        ready: false,
+        size: disk,
+        read_only: false,
+        owner: record.owner.clone(),
+        created_at: now(),
+    };
+    made.push(drive.id);
+    let (row, vm) = (drive.clone(), record.id);
+    shared
+        .store
+        .write(move |tx| -> Result<(), StoreError> {
+            drives::insert(tx, &row)?;
+            vms::attach(tx, vm, row.id, 0)
+        })
+        .await
+        .map_err(crate::op::store_error)?;
+    let master = shared.paths.image(image.id).join(crate::image::ROOTFS);
+    shared
+        .drives
+        .clone_image(&master, &shared.paths.drive(drive.id), disk, progress)
+        .await
+        .map_err(|error| crate::nexus::described(error.code(), &error, error.hint()))?;
+    let id = drive.id;
+    shared.store.write(move |tx| drives::set_ready(tx, id)).await.map_err(crate::op::store_error)?;
+    Ok((record, vec![DriveRecord { ready: true, ..drive }]))
+}
+
+/// Starts a VM and waits until it is ready, or says why it is not.
+pub(crate) async fn start_and_wait(handle: &Handle, who: &str, progress: &Progress) -> Result<(), ToolError> {
+    let boot =
+        ask(handle, |reply| Command::Start { who: who.into(), progress: progress.clone(), reply }).await?;
+    let mut view = handle.view.clone();
+    tokio::select! {
+        ready = until_ready(&mut view, boot, progress) => ready,
+        () = progress.cancelled() => {
+            let name = view.borrow().record.name.clone();
+            let stopped = ask(handle, |reply| Command::Stop { who: who.into(), force: true, reply }).await;
+            if let Err(error) = stopped {
+                tracing::warn!(vm = %name, %error, "a cancelled start was not stopped");
+            }
+            until_down(&mut view, Duration::from_secs(20)).await;
+            Err(cancelled(&name))
+        }
+    }
+}
+
+/// Waits until this boot is ready or over.
+pub(crate) async fn until_ready(
+    view: &mut watch::Receiver<View>,
+    boot: BootId,
+    progress: &Progress,
+) -> Result<(), ToolError> {
+    loop {
+        {
+            let now = view.borrow_and_update();
+            let record = &now.record;
+            let name = &record.name;
+            if now.deleted {
+                return Err(ToolError::new(
+                    ErrorCode::VmNotFound,
+                    format!("{name} was deleted while it started"),
+                ));
+            }
+            match record.state {
+                VmState::Ready | VmState::Unreachable if record.boot_id == Some(boot) => return Ok(()),
+                // A reboot replaced the boot: what counts is that it comes up.
+                VmState::Ready => return Ok(()),
+                VmState::Running => progress.step("configuring the guest"),
+                VmState::Starting => progress.step("booting"),
+                VmState::Failed | VmState::Crashed => {
+                    let reason = record.reason.clone().unwrap_or_else(|| "for an unknown reason".into());
+                    let code = match record.state {
+                        VmState::Crashed => ErrorCode::VmGone,
+                        _ => ErrorCode::BootFailed,
+                    };
+                    return Err(ToolError::new(code, format!("{name} {}: {reason}", record.state))
+                        .hint("look at vm_logs; vm_start tries again, vm_delete removes it"));
+                }
+                VmState::Stopping | VmState::Stopped => {
+                    return Err(ToolError::new(
+                        ErrorCode::Changed,
+                        format!("{name} was stopped while it started"),
+                    ));
+                }
+                VmState::Creating | VmState::Created | VmState::Unreachable => {}
+            }
+        }
+        if view.changed().await.is_err() {
+            return Err(ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down"));
+        }
+    }
+}
+
+/// Waits until nothing runs any more; whether that came to pass in time.
+pub(crate) async fn until_down(view: &mut watch::Receiver<View>, limit: Duration) -> bool {
+    let down = view.wait_for(|now| now.deleted || !now.record.state.may_run());
+    matches!(tokio::time::timeout(limit, down).await, Ok(Ok(_)))
+}
+
+/// Asks a VM's task and waits for its answer.
+pub(crate) async fn ask<T>(
+    handle: &Handle,
+    command: impl FnOnce(oneshot::Sender<Result<T, ToolError>>) -> Command,
+) -> Result<T, ToolError> {
+    let (reply, answer) = oneshot::channel();
+    if handle.commands.send(command(reply)).await.is_err() {
+        return Err(gone(handle));
+    }
+    answer.await.unwrap_or_else(|_| Err(gone(handle)))
+}
+
+fn gone(handle: &Handle) -> ToolError {
+    let view = handle.view.borrow();
+    if view.deleted {
+        super::registry::not_found(&Reference::Id(view.record.id))
+    } else {
+        ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down")
+    }
+}
+
+fn cancelled(name: &Name) -> ToolError {
+    ToolError::new(ErrorCode::Cancelled, format!("the start of {name} was cancelled"))
+}
+
+fn made_up_name(id: VmId) -> Result<Name, ToolError> {
+    let text = id.to_string();
+    format!("vm-{}", &text[text.len() - 6..]).parse().map_err(|e| ToolError::internal(format!("{e}")))
+}
+
+/// The root drive's name: the VM's name where that is short enough, and a part of its id.
+fn drive_name(vm: &Name, id: VmId) -> Result<Name, ToolError> {
+    let id = id.to_string();
+    let head: String = vm.as_str().chars().take(nexus_schema::name::NAME_MAX - 12).collect();
+    format!("{head}-root-{}", &id[id.len() - 6..]).parse().map_err(|e| ToolError::internal(format!("{e}")))
+}
+
+/// The arguments that make two calls the same: all but the key and the patience.
+fn canonical(params: &VmCreateParams) -> Result<String, ToolError> {
+    let params = VmCreateParams { idempotency_key: None, wait_s: None, ..params.clone() };
+    serde_json::to_string(&params).map_err(|e| ToolError::internal(format!("encode arguments: {e}")))
+}
+
+/// Who undoes what an earlier daemon left.
+pub(super) const UNDONE: &str = "the daemon ended while it was created";
+
+/// Takes the rows of a half-made VM away.
+pub(super) async fn undo(shared: &Shared, record: &VmRecord, drive_ids: &[DriveId]) -> Result<(), ToolError> {
+    actor::remove_rows(shared, record, drive_ids, UNDONE, DAEMON).await?;
+    actor::remove_files(shared, record, drive_ids).await;
+    Ok(())
+}

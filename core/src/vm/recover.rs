@@ -1,0 +1,251 @@
+//! The start of the daemon: running VMs are taken up again, what died meanwhile is settled, half-made things are undone.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use nexus_schema::link::PROTOCOL_MIN;
+use nexus_schema::tools::op::OpState;
+use nexus_schema::tools::vm::VmState;
+use nexus_schema::{ErrorCode, Reference, ToolError};
+
+use super::actor::{self, DAEMON};
+use super::boot::{self, Boot};
+use super::create;
+use super::policy;
+use crate::nexus::Shared;
+use crate::store::ops::OpRecord;
+use crate::store::vms::VmRecord;
+use crate::store::{StoreError, assets, drives, history, images, ops, vms};
+use crate::vmm::{Accel, Exit, Shim, ShimIdentity, read_exit};
+
+/// Brings memory, store and disk in line with what is really there.
+pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
+    let records = shared.store.read(vms::all).await.map_err(crate::op::store_error)?;
+    for record in records {
+        let id = record.id;
+        let drives =
+            shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
+        if record.state == VmState::Creating {
+            tracing::info!(vm = %record.name, "undoing a half-made vm");
+            let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
+            create::undo(shared, &record, &ids).await?;
+            continue;
+        }
+        let (record, boot) = match record.state.may_run() {
+            true => adopt(shared, record).await?,
+            false => (record, None),
+        };
+        actor::spawn(shared, record, drives, boot);
+    }
+    sweep(shared).await?;
+    resume_ops(shared).await
+}
+
+/// Takes up a VM that ran when the daemon ended.
+async fn adopt(shared: &Arc<Shared>, mut record: VmRecord) -> Result<(VmRecord, Option<Boot>), ToolError> {
+    let directory = shared.paths.vm(record.id);
+    let known = record.processes.map(|p| ShimIdentity { pid: p.shim_pid, start_time: p.shim_start });
+    // The daemon may have ended between the launch and the row.
+    let identity = known.or_else(|| discover(&directory));
+    let shim = match identity {
+        Some(identity) => match Shim::adopt(&directory, identity).await {
+            Ok(shim) => shim,
+            Err(error) => {
+                tracing::warn!(vm = %record.name, %error, "cannot take up the shim");
+                None
+            }
+        },
+        None => None,
+    };
+    let (Some(shim), Some(boot_id), Some(token)) = (shim, record.boot_id, record.token.clone()) else {
+        let exit = read_exit(&directory);
+        let record = settle(shared, record, exit, &directory).await?;
+        return Ok((record, None));
+    };
+    tracing::info!(vm = %record.name, state = %record.state, "taking up a running vm");
+    let accel = if record.accel.as_deref() == Some("kvm") { Accel::Kvm } else { Accel::Tcg };
+    record.processes = Some(crate::store::vms::VmProcesses {
+        shim_pid: shim.identity().pid,
+        shim_start: shim.identity().start_time,
+        vmm_pid: shim.vmm().pid,
+    });
+    let said_hello = record.guest.is_some();
+    let configure = boot::configure(&record, boot_id, &token);
+    let mut boot = Boot::adopt(shared, shim, accel, &directory, configure, said_hello)
+        .map_err(|e| ToolError::internal(format!("listen for the guest of {}: {e}", record.name)))?;
+    let is_outdated = record.guest.as_ref().is_some_and(|guest| guest.protocol < PROTOCOL_MIN);
+    match record.state {
+        VmState::Running | VmState::Ready | VmState::Unreachable if !is_outdated => boot.dial(&directory),
+        VmState::Stopping => boot.deadline = Some(std::time::Instant::now()),
+        _ => {}
+    }
+    if is_outdated {
+        boot.deadline = None;
+    }
+    Ok((record, Some(boot)))
+}
+
+/// The shim that lives in a VM's directory, whatever the rows say.
+fn discover(directory: &Path) -> Option<ShimIdentity> {
+    Shim::discover(directory).unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot look for a shim");
+        None
+    })
+}
+
+/// Records what became of a VM that ended while no daemon watched.
+async fn settle(
+    shared: &Shared,
+    mut record: VmRecord,
+    exit: Option<Exit>,
+    directory: &Path,
+) -> Result<VmRecord, ToolError> {
+    let clean = exit.as_ref().is_some_and(|e| e.code == Some(0) && !e.shim_lost);
+    let what = match &exit {
+        Some(exit) => format!("{} while nexusd was down", exit.message),
+        None => "the VMM and its shim were gone when nexusd started".to_owned(),
+    };
+    let (to, reason) = match record.state {
+        VmState::Stopping => (VmState::Stopped, None),
+        VmState::Starting => (VmState::Failed, Some(boot::with_console(what, directory))),
+        _ if clean => (VmState::Stopped, Some("it powered off while nexusd was down".to_owned())),
+        _ => (VmState::Crashed, Some(boot::with_console(what, directory))),
+    };
+    let from = record.state;
+    debug_assert!(policy::is_edge(from, to), "{from} to {to}");
+    tracing::info!(vm = %record.name, %from, %to, "vm ended while no daemon watched");
+    let expected = record.generation;
+    record.generation += 1;
+    record.state = to;
+    record.reason = reason;
+    record.processes = None;
+    let row = record.clone();
+    shared
+        .store
+        .write(move |tx| -> Result<(), StoreError> {
+            vms::update(tx, &row, expected)?;
+            let reason = row.reason.clone().unwrap_or_else(|| "it is down".into());
+            history::insert(tx, row.id, &row.name, Some(from), Some(to), &reason, DAEMON, row.boot_id)
+        })
+        .await
+        .map_err(crate::op::store_error)?;
+    Ok(record)
+}
+
+/// Removes rows of things that were being made, and files without a row.
+async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
+    let (vm_ids, drive_ids, image_ids, asset_ids) = shared
+        .store
+        .write(|tx| -> Result<_, StoreError> {
+            for image in images::all(tx)?.into_iter().filter(|i| !i.ready) {
+                images::delete(tx, image.id)?;
+            }
+            for drive in drives::all(tx)?.into_iter().filter(|d| !d.ready) {
+                drives::delete(tx, drive.id)?;
+            }
+            let vms: HashSet<String> = vms::all(tx)?.into_iter().map(|r| r.id.to_string()).collect();
+            let drives: HashSet<String> = drives::all(tx)?.into_iter().map(|r| r.id.to_string()).collect();
+            let images: HashSet<String> = images::all(tx)?.into_iter().map(|r| r.id.to_string()).collect();
+            let assets: HashSet<String> = assets::all(tx)?.into_iter().map(|r| r.id.to_string()).collect();
+            Ok((vms, drives, images, assets))
+        })
+        .await
+        .map_err(crate::op::store_error)?;
+    let paths = shared.paths.clone();
+    for name in orphans(&paths.vms(), &vm_ids) {
+        let directory = paths.vms().join(&name);
+        if let Some(identity) = discover(&directory)
+            && let Ok(Some(shim)) = Shim::adopt(&directory, identity).await
+        {
+            tracing::warn!(directory = %directory.display(), "killing a VMM that belongs to no vm");
+            if let Err(error) = shim.kill().await {
+                tracing::error!(%error, "cannot kill it");
+            }
+            shim.wait().await;
+        }
+        remove(&directory);
+    }
+    if let Err(error) = shared.drives.sweep() {
+        tracing::warn!(%error, "cannot remove half-made drives");
+    }
+    for name in orphans(&paths.drives(), &drive_ids) {
+        if let Err(error) = shared.drives.delete(&paths.drives().join(&name)).await {
+            tracing::warn!(drive = name, %error, "cannot remove a drive that belongs to nothing");
+        }
+    }
+    for (directory, ids) in [(paths.images(), &image_ids), (paths.assets(), &asset_ids)] {
+        for name in orphans(&directory, ids) {
+            remove(&directory.join(name));
+        }
+    }
+    remove(&paths.scratch());
+    fs_err::create_dir_all(paths.scratch()).map_err(|e| ToolError::internal(format!("{e}")))
+}
+
+/// Entries of a directory that no row knows.
+fn orphans(directory: &Path, known: &HashSet<String>) -> Vec<String> {
+    let Ok(entries) = fs_err::read_dir(directory) else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| !known.contains(name))
+        .collect()
+}
+
+fn remove(path: &Path) {
+    let removed = match fs_err::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs_err::remove_dir_all(path),
+        Ok(_) => fs_err::remove_file(path),
+        Err(_) => return,
+    };
+    match removed {
+        Ok(()) => tracing::info!(path = %path.display(), "removed what belongs to nothing"),
+        Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove what belongs to nothing"),
+    }
+}
+
+/// Operations that were under way: those that a running VM can still finish go on, the others failed.
+async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
+    let running = shared.store.read(ops::running).await.map_err(crate::op::store_error)?;
+    for OpRecord { summary, .. } in running {
+        let vm = summary.subject_id.as_deref().and_then(|id| id.parse().ok()).map(Reference::Id);
+        let handle = vm.and_then(|vm| shared.vms.get(&vm).ok().map(|handle| (vm, handle)));
+        let op = summary.op_id;
+        match (summary.tool.as_str(), handle) {
+            ("vm_create" | "vm_start", Some((vm, handle))) => {
+                let shared = shared.clone();
+                shared.clone().ops.run(op, move |progress| async move {
+                    let mut view = handle.view.clone();
+                    let state = view.borrow().record.state;
+                    let boot = view.borrow().record.boot_id;
+                    if let Some(boot) = boot.filter(|_| state != VmState::Created) {
+                        create::until_ready(&mut view, boot, &progress).await?;
+                    } else if view.borrow().record.spec.start {
+                        create::start_and_wait(&handle, DAEMON, &progress).await?;
+                    }
+                    shared.details(&vm).await
+                });
+            }
+            ("vm_stop", Some((vm, handle))) => {
+                let shared = shared.clone();
+                shared.clone().ops.run(op, move |_| async move {
+                    create::until_down(&mut handle.view.clone(), std::time::Duration::from_secs(120)).await;
+                    shared.details(&vm).await
+                });
+            }
+            (tool, _) => {
+                let error =
+                    ToolError::new(ErrorCode::ShuttingDown, format!("{tool} was cut off: nexusd ended"))
+                        .hint("call it again");
+                shared
+                    .store
+                    .write(move |tx| {
+                        ops::finish(tx, op, OpState::Failed, &summary.progress, None, Some(&error))
+                    })
+                    .await
+                    .map_err(crate::op::store_error)?;
+            }
+        }
+    }
+    Ok(())
+}

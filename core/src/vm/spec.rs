@@ -1,0 +1,169 @@
+//! What may be asked for: arguments of `vm_create` are checked here, all at once, before anything changes.
+
+use std::collections::BTreeMap;
+
+use nexus_schema::limits::CONFIGURE_MAX;
+use nexus_schema::tools::vm::VmCreateParams;
+use nexus_schema::{ByteSize, Name, ToolError};
+
+use crate::store::vms::VmSpec;
+
+/// The most virtual CPUs that both drivers allow.
+pub(crate) const VCPUS_MAX: u32 = 32;
+/// The least memory that the distribution's kernel boots with.
+pub(crate) const MEMORY_MIN: ByteSize = ByteSize::mib(64);
+/// The most memory.
+pub(crate) const MEMORY_MAX: ByteSize = ByteSize::gib(1024);
+/// The smallest root drive.
+pub(crate) const DISK_MIN: ByteSize = ByteSize::mib(16);
+/// The largest root drive: what ext4 with 4 KiB blocks and the usual options grows to without trouble.
+pub(crate) const DISK_MAX: ByteSize = ByteSize::gib(16 * 1024);
+
+/// The image of VMs that ask for none.
+pub(crate) const DEFAULT_IMAGE: &str = "debian";
+/// The kernel of VMs that ask for none.
+pub(crate) const DEFAULT_KERNEL: &str = "debian";
+
+/// Checks the arguments and fills every default in. All mistakes are in the one error.
+pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -> Result<VmSpec, ToolError> {
+    let mut mistakes = Vec::new();
+    let mut wrong = |mistake: String| mistakes.push(mistake);
+
+    let vcpus = params.vcpus.unwrap_or(1);
+    if !(1..=VCPUS_MAX).contains(&vcpus) {
+        wrong(format!("vcpus is {vcpus}, not 1 to {VCPUS_MAX}"));
+    }
+    let memory = params.memory.unwrap_or(ByteSize::mib(512));
+    if memory < MEMORY_MIN || memory > MEMORY_MAX {
+        wrong(format!("memory is {memory}, not {MEMORY_MIN} to {MEMORY_MAX}"));
+    } else if memory.as_bytes() % (1 << 20) != 0 {
+        wrong(format!("memory is {memory}, not a whole number of MiB"));
+    }
+    let disk = params.disk.unwrap_or(ByteSize::gib(8));
+    if disk < DISK_MIN || disk > DISK_MAX {
+        wrong(format!("disk is {disk}, not {DISK_MIN} to {DISK_MAX}"));
+    } else if disk.as_bytes() % 4096 != 0 {
+        wrong(format!("disk is {disk}, not a multiple of 4KiB"));
+    }
+    let hostname = params.hostname.clone().unwrap_or_else(|| name.to_string());
+    if !is_hostname(&hostname) {
+        wrong(format!("hostname `{}` is not one: 1 to 64 of a-z, A-Z, 0-9, - and .", shorten(&hostname)));
+    }
+    for (key, value) in &params.env {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            wrong(format!("env has the impossible variable `{}`", shorten(key)));
+        }
+    }
+    for path in params.files.keys() {
+        if !path.starts_with('/')
+            || path.ends_with('/')
+            || path.contains('\0')
+            || path.split('/').any(|p| p == "..")
+        {
+            wrong(format!("files has `{}`, which is not an absolute path of a file", shorten(path)));
+        }
+    }
+    let carried: usize = sizes(&params.env) + sizes(&params.files) * 4 / 3;
+    if carried > CONFIGURE_MAX / 2 {
+        wrong(format!("env and files are {carried} bytes together, more than {}", CONFIGURE_MAX / 2));
+    }
+    check_tags(&params.tags, &mut wrong);
+    let from = params.from.clone().unwrap_or_else(|| defaults.image.clone());
+    let kernel = params.kernel.clone().unwrap_or_else(|| defaults.kernel.clone());
+    for (what, text) in [("from", &from), ("kernel", &kernel)] {
+        if text.is_empty() || text.len() > 4096 || text.contains('\0') {
+            wrong(format!("{what} is empty or too long"));
+        }
+    }
+
+    if !mistakes.is_empty() {
+        return Err(ToolError::invalid(mistakes.join("; ")));
+    }
+    Ok(VmSpec {
+        vcpus,
+        memory,
+        disk,
+        driver: params.driver.unwrap_or_default(),
+        init: params.init.unwrap_or_default(),
+        network: params.network.unwrap_or_default(),
+        hostname,
+        env: params.env.clone(),
+        files: params.files.clone(),
+        from,
+        kernel,
+        start: params.start.unwrap_or(true),
+    })
+}
+
+/// What VMs get when they do not ask.
+#[derive(Debug, Clone)]
+pub(crate) struct Defaults {
+    /// The image.
+    pub(crate) image: String,
+    /// The kernel.
+    pub(crate) kernel: String,
+}
+
+/// Checks labels.
+pub(crate) fn check_tags(tags: &BTreeMap<String, String>, wrong: &mut impl FnMut(String)) {
+    if tags.len() > 64 {
+        wrong(format!("{} tags are more than 64", tags.len()));
+    }
+    for (key, value) in tags {
+        if key.is_empty() || key.len() > 63 || value.len() > 255 || key.contains(char::is_control) {
+            wrong(format!(
+                "tag `{}` is impossible: keys have 1 to 63 bytes, values at most 255",
+                shorten(key)
+            ));
+        }
+    }
+}
+
+fn sizes(map: &BTreeMap<String, String>) -> usize {
+    map.iter().map(|(k, v)| k.len() + v.len() + 32).sum()
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(60).flat_map(char::escape_debug).collect()
+}
+
+fn is_hostname(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && !text.starts_with(['-', '.'])
+        && !text.ends_with(['-', '.'])
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn defaults() -> Defaults {
+        Defaults { image: DEFAULT_IMAGE.into(), kernel: DEFAULT_KERNEL.into() }
+    }
+
+    #[test]
+    fn nothing_asked_for_is_a_whole_spec() {
+        let spec = check(&VmCreateParams::default(), &"web".parse().unwrap(), &defaults()).unwrap();
+        assert_eq!((spec.vcpus, spec.memory, spec.disk), (1, ByteSize::mib(512), ByteSize::gib(8)));
+        assert_eq!((spec.hostname.as_str(), spec.from.as_str()), ("web", "debian"));
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let params = VmCreateParams {
+            vcpus: Some(0),
+            memory: Some(ByteSize::mib(1)),
+            disk: Some(ByteSize::bytes(1 << 60)),
+            hostname: Some("-".into()),
+            env: [("A=B".to_string(), String::new())].into(),
+            files: [("relative".to_string(), String::new()), ("/a/../b".to_string(), String::new())].into(),
+            tags: [(String::new(), String::new())].into(),
+            ..Default::default()
+        };
+        let error = check(&params, &"web".parse().unwrap(), &defaults()).unwrap_err();
+        for word in ["vcpus", "memory", "disk", "hostname", "env", "relative", "/a/../b", "tag"] {
+            assert!(error.message.contains(word), "{word} in {error}");
+        }
+    }
+}
