@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use nexus_core::{Caller, Nexus, OpenError};
+use nexus_schema::tools::system::{Doctor, DoctorStatus};
 use rustix::process::{Resource, Rlimit};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +21,8 @@ use crate::{bridge, stream};
 /// The guest, as it was built for its own target.
 pub static AGENT: &[u8] = include_bytes!(env!("NEXUS_GUEST_BIN"));
 
+/// This very binary, even after an upgrade has put another file in its place.
+const OWN_BINARY: &str = "/proc/self/exe";
 /// How long clients may take to go when the daemon does.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// How long the work under way may take to settle.
@@ -131,8 +134,7 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
     make_directory(&settings.state_dir)?;
     let (runtime_dir, name) = split_socket(&settings.socket)?;
     make_directory(&runtime_dir)?;
-    let shim = std::env::current_exe()
-        .map_err(|source| DaemonError::Process { what: "find the daemon's own binary", source })?;
+    let shim = PathBuf::from(OWN_BINARY);
     let nexus = Nexus::open(settings.config(AGENT, shim)).await.map_err(|source| DaemonError::Open {
         directory: settings.state_dir.display().to_string(),
         source,
@@ -270,12 +272,37 @@ pub fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
 
 /// Is the parent of one VM's VMM.
 pub fn shim(directory: &Path) -> ExitCode {
-    let _ = directory;
-    ExitCode::FAILURE
+    nexus_core::vmm::shim_main(directory)
 }
 
 /// Says what this host can run.
 pub fn doctor(settings: &Settings, json: bool) -> ExitCode {
-    let _ = (settings, json);
-    ExitCode::FAILURE
+    use std::io::Write;
+    let host = nexus_core::vmm::doctor::examine(&settings.config(AGENT, PathBuf::from(OWN_BINARY)));
+    let report = host.report();
+    let text =
+        if json { serde_json::to_string_pretty(&report).unwrap_or_default() } else { in_words(&report) };
+    // Who does not read to the end has seen enough.
+    let _ = writeln!(io::stdout(), "{}", text.trim_end());
+    if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn in_words(report: &Doctor) -> String {
+    let mut text = match (&report.driver, &report.accel) {
+        (Some(driver), Some(accel)) => format!("VMs run with {driver} ({accel}): {}\n", report.why),
+        _ => format!("VMs cannot be run here: {}\n", report.why),
+    };
+    for check in &report.checks {
+        let status = match check.status {
+            DoctorStatus::Ok => "ok",
+            DoctorStatus::Note => "note",
+            DoctorStatus::Warn => "warn",
+            DoctorStatus::Fail => "FAIL",
+        };
+        text.push_str(&format!("{status:<5} {:<19} {}\n", check.name, check.found));
+        if let Some(fix) = &check.fix {
+            text.push_str(&format!("      {:<19} to mend it: {fix}\n", ""));
+        }
+    }
+    text
 }

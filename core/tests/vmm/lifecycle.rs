@@ -5,7 +5,7 @@ use std::path::Path;
 use nexus_core::vmm::{Shim, ShimIdentity, VmmError, console, read_exit};
 use nix::sys::signal::Signal;
 
-use crate::support::{SHIM, Vm, ended, eventually, in_time, is_alive, signal};
+use crate::support::{SHIM, Vm, ended, eventually, in_time, is_alive, own_memory, signal};
 
 const UP: &str = ": > v.sock; echo up";
 
@@ -263,19 +263,7 @@ async fn a_shim_is_on_its_own_and_small() {
         .count();
     assert_eq!(sockets, 1, "its control socket only");
 
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let private: u64 = rollup
-        .lines()
-        .filter(|line| line.starts_with("Private_"))
-        .map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap())
-        .sum();
-    println!("private memory of a shim: {private} KiB");
-    let dirty: u64 = rollup
-        .lines()
-        .filter(|line| line.starts_with("Private_Dirty"))
-        .map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap())
-        .sum();
-    assert!(dirty < 6 << 10, "{dirty} KiB");
+    assert!(own_memory(pid) < 6 << 20, "{}", own_memory(pid));
     in_time(shim.kill()).await.unwrap();
     ended(&shim).await;
 }

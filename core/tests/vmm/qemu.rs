@@ -8,7 +8,7 @@ use std::process::Command;
 
 use nexus_core::vmm::{DriverKind, PlanDrive, VmmError, console};
 
-use crate::support::{Vm, ended, eventually, in_time, is_alive};
+use crate::support::{Vm, ended, eventually, in_time, is_alive, own_memory};
 
 /// A kernel that QEMU boots. Kept below the target directory, for the next run.
 fn kernel() -> PathBuf {
@@ -159,15 +159,8 @@ async fn the_shim_with_its_vsock_device_is_small() {
             .then_some(())
     })
     .await;
-    let rollup =
-        std::fs::read_to_string(format!("/proc/{}/smaps_rollup", shim.identity().pid)).unwrap_or_default();
-    let private: u64 = rollup
-        .lines()
-        .filter(|line| line.starts_with("Private_Dirty"))
-        .map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap())
-        .sum();
-    println!("private memory of a shim with vsock: {private} KiB\n{rollup}");
-    assert!(private < 6 << 10, "{private} KiB");
+    let memory = own_memory(shim.identity().pid);
+    assert!(memory < 6 << 20, "{memory}");
     in_time(shim.kill()).await.unwrap();
     ended(&shim).await;
 }

@@ -109,3 +109,10 @@ pub(crate) fn is_alive(pid: u32) -> bool {
 pub(crate) fn signal(pid: u32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
 }
+
+/// The memory that a process has for itself, in bytes. Pages of its binary do not count: the daemon has the same.
+pub(crate) fn own_memory(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let anonymous = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap();
+    anonymous.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() << 10
+}
