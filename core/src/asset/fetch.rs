@@ -182,15 +182,15 @@ impl Fetcher {
             (Some(_), Ok(meta)) if want.size.is_none_or(|size| meta.len() <= size) => meta.len(),
             _ => 0,
         };
-        match self.to_file_after(want, path, &part, have, progress).await {
+        let mut result = self.to_file_after(want, path, &part, have, progress).await;
+        if have > 0 && result.as_ref().is_err_and(is_another_file) {
             // The part that was there may have been another file's: once more without it.
-            Err(AssetError::Checksum { .. } | AssetError::Length { .. } | AssetError::TooLarge { .. })
-                if have > 0 =>
-            {
-                self.to_file_after(want, path, &part, 0, progress).await
-            }
-            result => result,
+            result = self.to_file_after(want, path, &part, 0, progress).await;
         }
+        if result.as_ref().is_err_and(is_another_file) {
+            let _ = fs::remove_file(&part);
+        }
+        result
     }
 
     async fn to_file_after(
@@ -218,17 +218,8 @@ impl Fetcher {
             io::copy(&mut (&mut reader).take(have), &mut io::sink()).map_err(|e| read_error(e, &wanted))?;
             file.seek(SeekFrom::Start(have)).map_err(&doing)?;
             copy(&mut reader, &mut file, &wanted, &doing)?;
-            let checked = reader
-                .finish()
-                .map_err(|e| read_error(e, &wanted))
-                .and_then(|(digest, length)| check(&wanted, digest, length).map(|()| (digest, length)));
-            let (sha256, size_bytes) = match checked {
-                Ok(facts) => facts,
-                Err(error) => {
-                    fs::remove_file(&part).map_err(&doing)?;
-                    return Err(error);
-                }
-            };
+            let (sha256, size_bytes) = reader.finish().map_err(|e| read_error(e, &wanted))?;
+            check(&wanted, sha256, size_bytes)?;
             file.sync_data().map_err(&doing)?;
             fs::rename(&part, &path).map_err(&doing)?;
             Ok(Fetched { path, sha256, size_bytes, version: None })
@@ -492,6 +483,11 @@ fn check(want: &Want, found: Sha256, length: u64) -> Result<(), AssetError> {
     }
 }
 
+/// Whether what came is not what was wanted, and thus nothing to go on with.
+fn is_another_file(error: &AssetError) -> bool {
+    matches!(error, AssetError::Checksum { .. } | AssetError::Length { .. } | AssetError::TooLarge { .. })
+}
+
 /// Where a partial response begins: `bytes 100-199/200` is 100.
 fn range_start(response: &reqwest::Response) -> Option<u64> {
     let range = response.headers().get(header::CONTENT_RANGE)?.to_str().ok()?;
@@ -504,3 +500,6 @@ fn part_of(path: &Path) -> PathBuf {
     name.push(".part");
     name.into()
 }
+
+#[cfg(test)]
+mod tests;

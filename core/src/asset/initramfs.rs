@@ -126,3 +126,92 @@ impl<W: Write> Cpio<'_, W> {
         self.put(&[0; 3][..padding])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An archive's entries: name, mode, device numbers, contents.
+    fn entries(archive: &Path) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+        let bytes = std::fs::read(archive).unwrap();
+        let (mut at, mut entries) = (0, Vec::new());
+        loop {
+            assert_eq!(&bytes[at..at + 6], b"070701");
+            let field = |n: usize| {
+                let text = std::str::from_utf8(&bytes[at + 6 + 8 * n..at + 14 + 8 * n]).unwrap();
+                u32::from_str_radix(text, 16).unwrap()
+            };
+            let (name_size, size) = (field(11) as usize, field(6) as usize);
+            let name = std::str::from_utf8(&bytes[at + 110..at + 110 + name_size - 1]).unwrap();
+            let data = (at + 110 + name_size).next_multiple_of(4);
+            if name == "TRAILER!!!" {
+                assert_eq!(data, bytes.len());
+                return entries;
+            }
+            entries.push((
+                name.to_owned(),
+                field(1),
+                (field(9), field(10)),
+                bytes[data..data + size].to_vec(),
+            ));
+            at = (data + size).next_multiple_of(4);
+        }
+    }
+
+    fn module(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = dir.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn an_initramfs_has_agent_modules_order_and_devices() {
+        let dir = tempfile::tempdir().unwrap();
+        let modules = [module(dir.path(), "00-b.ko", b"bbb"), module(dir.path(), "01-a.ko", b"a")];
+        let path = compose_initramfs(&dir.path().join("cache"), b"the agent", &modules).unwrap();
+        let entries = entries(&path);
+        let facts: Vec<_> = entries.iter().map(|(name, mode, dev, _)| (name.as_str(), *mode, *dev)).collect();
+        assert_eq!(
+            facts,
+            [
+                ("dev", 0o40755, (0, 0)),
+                ("modules", 0o40755, (0, 0)),
+                ("dev/console", 0o20600, (5, 1)),
+                ("dev/null", 0o20666, (1, 3)),
+                ("init", 0o100755, (0, 0)),
+                ("modules/00-b.ko", 0o100644, (0, 0)),
+                ("modules/01-a.ko", 0o100644, (0, 0)),
+                ("modules/order", 0o100644, (0, 0)),
+            ]
+        );
+        let contents: Vec<_> = entries[4..].iter().map(|(.., data)| data.as_slice()).collect();
+        assert_eq!(contents, [&b"the agent"[..], b"bbb", b"a", b"00-b.ko\n01-a.ko\n"]);
+    }
+
+    #[test]
+    fn the_same_parts_are_composed_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("cache");
+        let one = module(dir.path(), "00-a.ko", b"a");
+        let first = compose_initramfs(&cache, b"agent", std::slice::from_ref(&one)).unwrap();
+        let made = std::fs::metadata(&first).unwrap().modified().unwrap();
+        assert_eq!(compose_initramfs(&cache, b"agent", std::slice::from_ref(&one)).unwrap(), first);
+        assert_eq!(std::fs::metadata(&first).unwrap().modified().unwrap(), made);
+        let others = [
+            compose_initramfs(&cache, b"agent 2", std::slice::from_ref(&one)).unwrap(),
+            compose_initramfs(&cache, b"agent", &[]).unwrap(),
+            compose_initramfs(&cache, b"agent", &[module(dir.path(), "00-b.ko", b"a")]).unwrap(),
+            compose_initramfs(&cache, b"agent", &[module(dir.path(), "00-a.ko", b"b")]).unwrap(),
+        ];
+        let all: std::collections::BTreeSet<_> = others.iter().chain([&first]).collect();
+        assert_eq!(all.len(), 5);
+        assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 5, "no half-made file is left");
+    }
+
+    #[test]
+    fn a_missing_module_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = compose_initramfs(dir.path(), b"agent", &[dir.path().join("none.ko")]).unwrap_err();
+        assert!(crate::asset::error::with_causes(&error).contains("none.ko"), "{error:?}");
+    }
+}

@@ -17,6 +17,8 @@ mod fetch;
 mod initramfs;
 mod kernel;
 mod stream;
+#[cfg(test)]
+mod testing;
 
 pub use error::{AssetError, KernelProblem, PackageProblem, SignatureProblem};
 pub use fetch::{FetchSettings, Fetched, Fetcher, ProxyRules, ProxySetting, Want};

@@ -258,6 +258,7 @@ impl<R: BufRead> Read for Lz4Legacy<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::asset::testing::lz4_legacy;
 
     #[test]
     fn a_cap_lets_exactly_its_bytes_through() {
@@ -277,16 +278,6 @@ mod tests {
         assert_eq!(digest.to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(digest.to_string().parse::<Sha256>().unwrap(), digest);
         assert!("abc".parse::<Sha256>().is_err());
-    }
-
-    fn lz4_legacy(blocks: &[&[u8]]) -> Vec<u8> {
-        let mut out = LZ4_MAGIC.to_le_bytes().to_vec();
-        for block in blocks {
-            let packed = lz4_flex::block::compress(block);
-            out.extend_from_slice(&u32::try_from(packed.len()).unwrap().to_le_bytes());
-            out.extend_from_slice(&packed);
-        }
-        out
     }
 
     #[test]

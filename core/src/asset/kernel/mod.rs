@@ -5,6 +5,8 @@
 
 mod bzimage;
 mod modules;
+#[cfg(test)]
+mod tests;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,7 @@
+//! What the tests of this room share: a web server that can misbehave, and files that look like kernels and modules.
+
+mod elf;
+mod server;
+
+pub(crate) use elf::{bz_image, elf_kernel, lz4_legacy, module, pack};
+pub(crate) use server::{Fault, Server};

@@ -1,0 +1,216 @@
+//! A small web server on the loopback interface that serves what it is given, and misbehaves as it is told.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// How one request is answered otherwise than well.
+#[derive(Debug, Clone)]
+pub(crate) enum Fault {
+    /// With this status and nothing else.
+    Status(u16),
+    /// With a redirection to another path.
+    Redirect(String),
+    /// Well at first, but the connection is cut after so many bytes of the body.
+    CutAfter(usize),
+    /// Well at first, but after so many bytes of the body nothing comes any more.
+    StallAfter(usize),
+    /// With the whole file, whatever part was asked for.
+    NoRange,
+    /// With these bytes instead of the file's, and no word on how many there are.
+    Endless(Vec<u8>),
+}
+
+/// A request as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) target: String,
+    pub(crate) range: Option<String>,
+}
+
+#[derive(Default)]
+struct State {
+    files: HashMap<String, Arc<[u8]>>,
+    faults: HashMap<String, VecDeque<Fault>>,
+    requests: Vec<Request>,
+    is_over: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// A running server; it ends with the value.
+pub(crate) struct Server {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared::default());
+        let inner = shared.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if inner.state.lock().unwrap().is_over {
+                    return;
+                }
+                let inner = inner.clone();
+                // A client that goes away is no concern of the server.
+                std::thread::spawn(move || inner.serve(stream).ok());
+            }
+        });
+        Self { address, shared }
+    }
+
+    /// The address of a path, which begins with `/`.
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) fn put(&self, path: &str, bytes: impl Into<Vec<u8>>) {
+        let bytes: Vec<u8> = bytes.into();
+        self.shared.state.lock().unwrap().files.insert(path.to_owned(), bytes.into());
+    }
+
+    pub(crate) fn remove(&self, path: &str) {
+        self.shared.state.lock().unwrap().files.remove(path).expect("it was there");
+    }
+
+    /// The next requests for a path are answered with these faults, one each.
+    pub(crate) fn misbehave(&self, path: &str, faults: impl IntoIterator<Item = Fault>) {
+        self.shared.state.lock().unwrap().faults.entry(path.to_owned()).or_default().extend(faults);
+    }
+
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.shared.state.lock().unwrap().requests.clone()
+    }
+
+    /// How often a path was asked for.
+    pub(crate) fn count(&self, path: &str) -> usize {
+        self.requests().iter().filter(|r| r.target == path).count()
+    }
+
+    /// Waits until a path was asked for.
+    pub(crate) fn wait_for(&self, path: &str) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut state = self.shared.state.lock().unwrap();
+        while !state.requests.iter().any(|r| r.target == path) {
+            let left = deadline.checked_duration_since(Instant::now()).expect("the request comes in time");
+            state = self.shared.changed.wait_timeout(state, left).unwrap().0;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.state.lock().unwrap().is_over = true;
+        self.shared.changed.notify_all();
+        // Wakes the thread that waits for connections.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+impl Shared {
+    fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        // A proxy is asked for whole addresses, a server for paths.
+        let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
+        let mut range = None;
+        loop {
+            line.clear();
+            if reader.read_line(&mut line)? == 0 || line == "\r\n" {
+                break;
+            }
+            if let Some((name, value)) = line.split_once(':')
+                && name.eq_ignore_ascii_case("range")
+            {
+                range = Some(value.trim().to_owned());
+            }
+        }
+        let (file, fault) = {
+            let mut state = self.state.lock().unwrap();
+            state.requests.push(Request { target: target.clone(), range: range.clone() });
+            self.changed.notify_all();
+            let fault = state.faults.get_mut(&target).and_then(VecDeque::pop_front);
+            (state.files.get(&target).cloned(), fault)
+        };
+        self.answer(stream, file, range, fault)
+    }
+
+    fn answer(
+        &self,
+        mut stream: TcpStream,
+        file: Option<Arc<[u8]>>,
+        range: Option<String>,
+        fault: Option<Fault>,
+    ) -> std::io::Result<()> {
+        let Some(file) = file else {
+            return write!(
+                stream,
+                "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+        };
+        match &fault {
+            Some(Fault::Status(status)) => {
+                return write!(
+                    stream,
+                    "HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                );
+            }
+            Some(Fault::Redirect(to)) => {
+                return write!(
+                    stream,
+                    "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                );
+            }
+            Some(Fault::Endless(bytes)) => {
+                write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")?;
+                loop {
+                    stream.write_all(bytes)?;
+                }
+            }
+            _ => {}
+        }
+        let range = range.filter(|_| !matches!(fault, Some(Fault::NoRange)));
+        let from = range.and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+        let body = file.get(from.unwrap_or(0)..).unwrap_or_default();
+        match from {
+            Some(from) if from >= file.len() => {
+                return write!(
+                    stream,
+                    "HTTP/1.1 416 X\r\nContent-Range: bytes */{}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                    file.len()
+                );
+            }
+            Some(from) => write!(
+                stream,
+                "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{}/{}\r\n",
+                file.len() - 1,
+                file.len()
+            )?,
+            None => write!(stream, "HTTP/1.1 200 OK\r\n")?,
+        }
+        write!(stream, "ETag: \"1\"\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+        match fault {
+            Some(Fault::CutAfter(n)) => stream.write_all(&body[..n.min(body.len())]),
+            Some(Fault::StallAfter(n)) => {
+                stream.write_all(&body[..n.min(body.len())])?;
+                let mut state = self.state.lock().unwrap();
+                while !state.is_over {
+                    state = self.changed.wait(state).unwrap();
+                }
+                Ok(())
+            }
+            _ => stream.write_all(body),
+        }
+    }
+}
