@@ -113,6 +113,7 @@ impl Keyring {
     /// Adds the certificates of a keyring, binary or in one or several blocks of ASCII armor; what cannot be read is left out.
     fn add(&mut self, bytes: &[u8]) {
         const ARMOR: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
+        const ARMOR_END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
         let before = self.certificates.len();
         if bytes.first().is_some_and(|b| b & 0x80 != 0) {
             if let Ok(all) = SignedPublicKey::from_bytes_many(bytes) {
@@ -121,7 +122,8 @@ impl Keyring {
         } else {
             let text = String::from_utf8_lossy(bytes);
             for block in text.split(ARMOR).skip(1).take(MAX_CERTIFICATES) {
-                let block = format!("{ARMOR}{block}");
+                let block = block.split(ARMOR_END).next().unwrap_or_default();
+                let block = format!("{ARMOR}{block}{ARMOR_END}\n");
                 if let Ok((all, _)) = SignedPublicKey::from_armor_many(Cursor::new(block.as_bytes())) {
                     self.certificates.extend(all.take(MAX_CERTIFICATES).flatten());
                 }

@@ -101,9 +101,11 @@ fn accept(
 }
 
 impl Suite {
-    /// The mirrors, the one that answered first.
+    /// The mirrors: the one that answered first, those that failed before it last.
     pub(super) fn mirrors(&self) -> impl Iterator<Item = &Url> {
-        [&self.mirror].into_iter().chain(self.entry.mirrors.iter().filter(|m| **m != self.mirror))
+        let all = &self.entry.mirrors;
+        let answered = all.iter().position(|m| *m == self.mirror).unwrap_or(0);
+        all[answered..].iter().chain(&all[..answered])
     }
 
     /// The packages whose name is wanted.

@@ -1,3 +1,9 @@
 //! The whole chain against archives that the tests make and really sign.
 
+mod archive;
+mod chain;
+mod configured;
+mod hostile;
+mod keys;
 mod real;
+mod trust;
