@@ -131,8 +131,10 @@ impl<W: Write> Cpio<'_, W> {
 mod tests {
     use super::*;
 
-    /// An archive's entries: name, mode, device numbers, contents.
-    fn entries(archive: &Path) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    /// An entry: name, mode, device numbers, contents.
+    type Entry = (String, u32, (u32, u32), Vec<u8>);
+
+    fn entries(archive: &Path) -> Vec<Entry> {
         let bytes = std::fs::read(archive).unwrap();
         let (mut at, mut entries) = (0, Vec::new());
         loop {
