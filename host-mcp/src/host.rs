@@ -11,6 +11,8 @@ use crate::tools::Registry;
 
 /// The way into guests, and the log of calls.
 pub trait Guests: Send + Sync {
+    /// The id of the VM that a reference means; in memory.
+    fn resolve(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError>;
     /// A running guest; in memory, without waiting.
     fn guest(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<GuestHandle, ToolError>;
     /// Remembers a call; never blocks.
@@ -18,6 +20,10 @@ pub trait Guests: Send + Sync {
 }
 
 impl Guests for Nexus {
+    fn resolve(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
+        self.resolve_vm(vm)
+    }
+
     fn guest(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<GuestHandle, ToolError> {
         Nexus::guest(self, caller, vm)
     }

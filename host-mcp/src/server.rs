@@ -67,7 +67,7 @@ impl Server {
         let owner = caller.owner.clone();
         let reference = arguments.get("vm").and_then(|vm| vm.as_str()?.parse::<Reference<_>>().ok());
         // Before the call: afterwards the VM may be gone.
-        let vm = reference.and_then(|vm| self.host.nexus().resolve_vm(&vm).ok());
+        let vm = reference.and_then(|vm| self.host.guests().resolve(&vm).ok());
         let (progress, watching) = watch::channel(OpProgress::default());
         let ctx = CallContext { caller, progress };
         let running =
@@ -183,6 +183,21 @@ impl ServerHandler for Server {
             None => Box::pin(self.run(&request.name, arguments, caller, &context)).await,
         };
         result.map(CallToolResponse::from)
+    }
+
+    /// Requests that rmcp could not make anything of: of unknown methods, or of known ones with wrong parameters.
+    async fn on_custom_request(
+        &self,
+        request: rmcp::model::CustomRequest,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<rmcp::model::CustomResult, ErrorData> {
+        let method = request.method;
+        Err(match &*method {
+            "tools/call" | "tools/list" | "initialize" | "server/discover" | "ping" => {
+                ErrorData::invalid_params(format!("the parameters are not what {method} takes"), None)
+            }
+            _ => ErrorData::new(rmcp::model::ErrorCode::METHOD_NOT_FOUND, method, None),
+        })
     }
 
     // Undeclared areas are not there: an empty list would say that they are.

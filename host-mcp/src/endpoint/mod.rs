@@ -144,7 +144,7 @@ impl Endpoints {
     fn resolve(&self, vm: &str) -> Result<VmId, ToolError> {
         let reference: Reference<VmKind> =
             vm.parse().map_err(|e| ToolError::invalid(format!("vm: {e}")).hint("give a VM's name or id"))?;
-        self.0.host.nexus().resolve_vm(&reference)
+        self.0.host.guests().resolve(&reference)
     }
 
     fn upgrade(&self, mut request: Request<Incoming>, view: View, caller: Caller) -> Response<Body> {

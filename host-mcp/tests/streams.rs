@@ -1,0 +1,219 @@
+//! Clients on plain streams: the host's tools through rmcp, the guest's raw.
+#![allow(missing_docs)]
+
+mod common;
+
+use common::{Rig, runs, text, until};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+
+fn error_code(result: &Value) -> &str {
+    assert_eq!(result["isError"], true, "{result}");
+    assert_eq!(result.get("structuredContent"), None);
+    let code = result["_meta"]["dev.nexus/error"]["code"].as_str().unwrap();
+    assert!(text(result).starts_with(&format!("{code}: ")), "{result}");
+    code
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_works_in_a_guest() {
+    let rig = Rig::start().await;
+    let mut client = rig.stream("/mcp").await;
+    let info = client.initialize().await;
+    assert_eq!(info["serverInfo"]["name"], "nexus");
+    assert!(info["instructions"].as_str().unwrap().contains("vm_create"));
+    assert_eq!(info["capabilities"], json!({"tools": {}}));
+
+    let list = client.request("tools/list", json!({})).await;
+    let names: Vec<_> =
+        list["result"]["tools"].as_array().unwrap().iter().map(|t| t["name"].clone()).collect();
+    assert!(names.contains(&json!("vm_create")) && names.contains(&json!("guest_run_command")));
+
+    let result = client.call("guest_run_command", json!({"vm": "web-1", "command": "echo hé; exit 3"})).await;
+    assert!(text(&result).starts_with("web-1 · exit 3 · "), "{result}");
+    assert!(text(&result).contains("hé\n"));
+    assert_eq!(result["_meta"]["dev.nexus/result"]["exit_code"], 3);
+    assert_eq!(result["_meta"]["dev.nexus/vm"]["name"], "web-1");
+    assert_eq!(result["_meta"]["dev.nexus/vm"]["boot_id"], "aaaaaaaaaaaae");
+    assert!(result.get("resultType").is_none());
+    let logged = rig.logged("ok").await;
+    assert_eq!((logged.tool.as_str(), logged.vm), ("run_command", Some(common::vm_id())));
+    assert_eq!(logged.owner, format!("uid:{}", rustix::process::getuid().as_raw()));
+
+    let wrong = client.call("guest_run_command", json!({"command": "true"})).await;
+    assert_eq!(error_code(&wrong), "invalid_argument");
+    let wrong = client.call("guest_run_command", json!({"vm": "other", "command": "true"})).await;
+    assert_eq!(error_code(&wrong), "vm_not_found");
+    let wrong = client.call("guest_file_read", json!({"vm": "web-1", "path": "/nonexistent"})).await;
+    assert_eq!(error_code(&wrong), "file_not_found");
+    assert_eq!(wrong["_meta"]["dev.nexus/vm"]["name"], "web-1");
+    let wrong = client.call("guest_file_read", json!({"vm": "web-1", "pth": "/"})).await;
+    assert_eq!(error_code(&wrong), "invalid_argument");
+    let wrong = client.call("vm_inspect", json!({"vm": 3})).await;
+    assert_eq!(error_code(&wrong), "invalid_argument");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_request_is_a_protocol_error() {
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    for (method, params, code) in [
+        ("tools/call", json!({"name": "no_such_tool", "arguments": {}}), -32602),
+        ("tools/call", json!({"name": "guest_no_such_tool", "arguments": {"vm": "web-1"}}), -32602),
+        ("tools/call", json!({"name": "run_command", "arguments": {"command": "true"}}), -32602),
+        ("tools/call", json!({"name": "guest_os_info", "arguments": [1]}), -32602),
+        ("tools/call", json!({}), -32602),
+        ("prompts/list", json!({}), -32601),
+        ("resources/list", json!({}), -32601),
+        ("nexus/shutdown", json!({"reason": "poweroff"}), -32601),
+    ] {
+        let answer = client.request(method, params.clone()).await;
+        assert_eq!(answer["error"]["code"], code, "{method} {params}: {answer}");
+    }
+    client.raw("this is not json\n").await;
+    assert_eq!(client.hear().await["error"]["code"], -32700);
+    client.raw("\n[]\n").await;
+    assert_eq!(client.hear().await["error"]["code"], -32700);
+    for id_first in [true, false] {
+        let filler = "x".repeat(17 << 20);
+        let line = if id_first {
+            format!("{{\"jsonrpc\":\"2.0\",\"id\":7,\"method\":\"tools/call\",\"params\":\"{filler}\"}}\n")
+        } else {
+            format!("{{\"method\":\"tools/call\",\"params\":\"{filler}\",\"jsonrpc\":\"2.0\",\"id\":7}}\n")
+        };
+        client.raw(&line).await;
+        let answer = client.hear().await;
+        assert_eq!((&answer["id"], &answer["error"]["code"]), (&json!(7), &json!(-32600)));
+    }
+    assert_eq!(client.call("guest_os_info", json!({"vm": "web-1"})).await.get("isError"), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_of_the_stateless_era_need_no_session() {
+    let rig = Rig::start().await;
+    let mut client = rig.stream("/mcp").await;
+    let meta = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {}, "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "0"}});
+    let early =
+        client.request("tools/call", json!({"name": "guest_os_info", "arguments": {"vm": "web-1"}})).await;
+    assert_eq!(early["error"]["code"], -32602, "neither a session nor metadata: {early}");
+    let call = json!({"name": "guest_os_info", "arguments": {"vm": "web-1"}, "_meta": meta});
+    let answer = client.request("tools/call", call).await;
+    assert_eq!(answer["result"]["resultType"], "complete", "{answer}");
+    assert_eq!(answer["result"]["_meta"]["dev.nexus/vm"]["name"], "web-1");
+    let list = client.request("tools/list", json!({"_meta": meta})).await;
+    assert_eq!(list["result"]["resultType"], "complete");
+    let discover = client.request("server/discover", json!({"_meta": meta})).await;
+    assert!(discover["result"]["instructions"].as_str().unwrap().contains("vm_create"), "{discover}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_call_is_killed_in_the_guest_and_not_answered() {
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    let arguments = json!({"vm": "web-1", "argv": ["sleep", "31901"]});
+    let id = client.send("tools/call", json!({"name": "guest_run_command", "arguments": arguments})).await;
+    until("the command runs", || runs("31901")).await;
+    client
+        .say(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}}))
+        .await;
+    until("the command is gone", || !runs("31901")).await;
+    // The next answer is that of the next call.
+    client.call("guest_os_info", json!({"vm": "web-1"})).await;
+    rig.logged("cancelled").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_goes_away_takes_its_calls_along() {
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    let arguments = json!({"vm": "web-1", "argv": ["sleep", "31902"]});
+    client.send("tools/call", json!({"name": "guest_run_command", "arguments": arguments})).await;
+    until("the command runs", || runs("31902")).await;
+    drop(client);
+    until("the command is gone", || !runs("31902")).await;
+    until("the stream is gone", || rig.endpoints.host().counters().streams.get() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_only_stops_writing_gets_its_answers() {
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    let arguments = json!({"vm": "web-1", "command": "sleep 0.3; echo done"});
+    client.send("tools/call", json!({"name": "guest_run_command", "arguments": arguments})).await;
+    let common::Stream { mut read, write, .. } = client;
+    drop(write);
+    let mut rest = String::new();
+    read.read_to_string(&mut rest).await.unwrap();
+    let answer: Value = serde_json::from_str(&rest).unwrap();
+    assert!(text(&answer["result"]).contains("done"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_calls_at_once_all_end() {
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    let mut waiting = std::collections::BTreeSet::new();
+    for i in 0..200 {
+        let arguments = json!({"vm": "web-1", "path": "/"});
+        waiting.insert(
+            client.send("tools/call", json!({"name": "guest_file_stat", "arguments": arguments})).await,
+        );
+        // Every other one is answered by the host itself.
+        if i % 2 == 0 {
+            waiting.insert(client.send("tools/list", json!({})).await);
+        }
+    }
+    while !waiting.is_empty() {
+        let answer = client.hear().await;
+        assert!(answer.get("error").is_none(), "{answer}");
+        assert!(waiting.remove(&answer["id"].as_u64().unwrap()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_scoped_stream_shows_one_vm_from_inside() {
+    let rig = Rig::start().await;
+    for path in ["/mcp/vm/web-1", &format!("/mcp/vm/{}", common::vm_id())] {
+        let mut client = rig.stream(path).await;
+        let info = client.initialize().await;
+        assert!(!info["instructions"].as_str().unwrap().contains("vm_create"));
+        let list = client.request("tools/list", json!({})).await;
+        let names: Vec<_> =
+            list["result"]["tools"].as_array().unwrap().iter().map(|t| t["name"].clone()).collect();
+        assert!(names.contains(&json!("run_command")) && !names.contains(&json!("vm_create")), "{names:?}");
+        let result = client.call("run_command", json!({"command": "echo in"})).await;
+        assert!(text(&result).contains("in\n"));
+        for outside in ["vm_list", "guest_run_command"] {
+            let answer =
+                client.request("tools/call", json!({"name": outside, "arguments": {"vm": "web-1"}})).await;
+            assert_eq!(answer["error"]["code"], -32602, "{answer}");
+        }
+    }
+    let response = rig.http().await.send("GET", "/mcp/vm/other", &[], &Value::Null).await;
+    assert_eq!(response.status(), 404);
+    assert!(response.body().contains("vm_not_found"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_call_reports_that_it_runs() {
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    let arguments = json!({"vm": "web-1", "command": "sleep 17"});
+    let params =
+        json!({"name": "guest_run_command", "arguments": arguments, "_meta": {"progressToken": "t-1"}});
+    let id = client.send("tools/call", params).await;
+    let (mut notes, mut last) = (0, 0.0);
+    loop {
+        let message = client.hear().await;
+        if message["id"] == id {
+            break;
+        }
+        assert_eq!(message["params"]["progressToken"], "t-1");
+        let value = message["params"]["progress"].as_f64().unwrap();
+        assert!(value > last);
+        last = value;
+        notes += 1;
+    }
+    assert!(notes >= 1, "nothing was heard for 17 s");
+}
