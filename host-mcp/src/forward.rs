@@ -322,6 +322,9 @@ pub(crate) struct CallMeta<'a> {
 impl<'a> CallParams<'a> {
     /// Looks at the parameters; `None` unless everything about them is plain.
     pub(crate) fn parse(params: &'a RawValue) -> Option<Self> {
+        if !params.get().starts_with('{') {
+            return None;
+        }
         let this: Self = serde_json::from_str(params.get()).ok()?;
         let special = this.task.is_some() || this.input_responses.is_some() || this.request_state.is_some();
         let object = this.arguments.is_none_or(|a| a.get().starts_with('{'));
