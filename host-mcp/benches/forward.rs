@@ -1,6 +1,7 @@
-//! What forwarding costs, measured with the real guest: run by hand, `cargo test --release --test speed -- --ignored --nocapture`.
-#![allow(missing_docs)]
+//! What forwarding costs, measured with the real guest: `cargo bench -p nexus-host`.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "../tests/common/mod.rs"]
 mod common;
 
 use std::time::{Duration, Instant};
@@ -91,9 +92,8 @@ async fn http_one_by_one(
     took
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "measures; run by hand"]
-async fn forwarding() {
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
     let rig = Rig::start().await;
     let own = r#"{"name":"file_stat","arguments":{"path":"/"}}"#;
     let through = r#"{"name":"guest_file_stat","arguments":{"vm":"web-1","path":"/"}}"#;
