@@ -1,5 +1,5 @@
 //! Clients over HTTP: sessions, the stateless era, scopes, tokens and web pages.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

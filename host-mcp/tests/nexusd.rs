@@ -1,5 +1,5 @@
 //! The daemon as a process: its socket, its stdio, its end.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

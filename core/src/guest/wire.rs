@@ -188,10 +188,7 @@ fn leading_id(rest: &[u8]) -> Option<&str> {
             }
             end
         }
-        b'-' | b'0'..=b'9' => {
-            let end = rest.iter().position(|b| !matches!(b, b'-' | b'0'..=b'9'))?;
-            end
-        }
+        b'-' | b'0'..=b'9' => rest.iter().position(|b| !matches!(b, b'-' | b'0'..=b'9'))?,
         _ => return None,
     };
     let id = std::str::from_utf8(&rest[..end]).ok()?;

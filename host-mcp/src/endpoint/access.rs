@@ -38,7 +38,7 @@ impl Door {
     }
 
     /// Refuses what a web page could have sent: requests for other hosts (DNS rebinding) and from other origins.
-    pub(super) fn check_origin<B>(&self, request: &Request<B>) -> Result<(), Response<Body>> {
+    pub(super) fn check_origin<B>(&self, request: &Request<B>) -> Result<(), Box<Response<Body>>> {
         let Self::Tcp { origins, .. } = self else { return Ok(()) };
         let host = match request.uri().authority() {
             Some(authority) => Some(authority.clone()),
@@ -51,20 +51,20 @@ impl Door {
         let is_ours =
             host.is_some_and(|host| LOOPBACK.iter().any(|ours| host.host().eq_ignore_ascii_case(ours)));
         if !is_ours {
-            return Err(plain(StatusCode::FORBIDDEN, "this host name is not served\n"));
+            return Err(Box::new(plain(StatusCode::FORBIDDEN, "this host name is not served\n")));
         }
         for origin in request.headers().get_all(header::ORIGIN) {
             if !origins.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes())) {
-                return Err(plain(StatusCode::FORBIDDEN, "this origin may not come in\n"));
+                return Err(Box::new(plain(StatusCode::FORBIDDEN, "this origin may not come in\n")));
             }
         }
         Ok(())
     }
 
     /// Who calls, by the token of the request.
-    pub(super) fn check_token<B>(&self, request: &Request<B>) -> Result<Caller, Response<Body>> {
+    pub(super) fn check_token<B>(&self, request: &Request<B>) -> Result<Caller, Box<Response<Body>>> {
         let Self::Tcp { token, .. } = self else {
-            return Err(plain(StatusCode::FORBIDDEN, "who calls is not known\n"));
+            return Err(Box::new(plain(StatusCode::FORBIDDEN, "who calls is not known\n")));
         };
         let mut given = request.headers().get_all(header::AUTHORIZATION).iter();
         let is_right = match (given.next(), given.next()) {
@@ -76,7 +76,7 @@ impl Door {
         }
         let mut refusal = plain(StatusCode::UNAUTHORIZED, "the bearer token is missing or wrong\n");
         refusal.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
-        Err(refusal)
+        Err(Box::new(refusal))
     }
 }
 

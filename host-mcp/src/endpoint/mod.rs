@@ -106,7 +106,7 @@ impl Endpoints {
     async fn answer(&self, door: &Door, peer: Option<&Caller>, request: Request<Incoming>) -> Response<Body> {
         self.0.host.counters().requests.add();
         if let Err(refusal) = door.check_origin(&request) {
-            return refusal;
+            return *refusal;
         }
         if request.uri().path() == "/healthz" {
             return json(
@@ -117,7 +117,7 @@ impl Endpoints {
         let mut caller = match (peer, door.check_token(&request)) {
             (Some(peer), _) => peer.clone(),
             (None, Ok(caller)) => caller,
-            (None, Err(refusal)) => return refusal,
+            (None, Err(refusal)) => return *refusal,
         };
         let path = request.uri().path();
         let view = match path.strip_prefix("/mcp") {

@@ -1,5 +1,11 @@
 //! A host with one guest: the real `nexus-guest`, run as an ordinary process, behind real endpoints.
-#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test takes what it needs")]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test takes what it needs"
+)]
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
