@@ -5,6 +5,7 @@
 
 mod bridge;
 pub mod daemon;
+pub mod ctl;
 pub mod dirs;
 pub mod endpoint;
 mod forward;

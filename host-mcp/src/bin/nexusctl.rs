@@ -1,2 +1,7 @@
-#![allow(missing_docs)]
-fn main() {}
+//! The admin CLI and stdio bridge of Nexus.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nexus_host::ctl::main()
+}

@@ -1,0 +1,182 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Parser, Subcommand};
+use serde::de::DeserializeOwned;
+
+use super::{asset, call, completion, guest, image, launch, mcp, op, vm};
+
+/// microVMs for AI agents: the command line of the Nexus daemon
+#[derive(Debug, Parser)]
+#[command(
+    name = "nexusctl",
+    version,
+    propagate_version = false,
+    infer_subcommands = false,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    /// The daemon's Unix socket [default: $NEXUS_SOCKET, else nexus.sock in the runtime directory]
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Print the structured result as JSON
+    #[arg(long, global = true, help_heading = "Global options", conflicts_with = "quiet")]
+    pub(crate) json: bool,
+    /// Print ids only
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub(crate) quiet: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Virtual machines
+    #[command(subcommand)]
+    Vm(vm::Command),
+    /// Commands and files inside a VM
+    #[command(subcommand)]
+    Guest(guest::Command),
+    /// Images that VMs are created from
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Kernels and other verified files
+    #[command(subcommand)]
+    Asset(asset::Command),
+    /// Long operations
+    #[command(subcommand)]
+    Op(op::Command),
+    /// Check what this host can run and what it lacks
+    Doctor,
+    /// Show the daemon's state in short
+    Status,
+    /// Call any tool with raw JSON arguments
+    Call(call::Args),
+    /// Bridge an MCP client's stdio to the daemon, or print a client's configuration
+    #[command(alias = "mcp-bridge")]
+    Mcp(mcp::Args),
+    /// Print a completion script for a shell
+    Completion(completion::Args),
+    /// Show the versions of nexusctl and the daemon
+    Version,
+    /// The same as `vm list`
+    #[command(alias = "ls", hide = true)]
+    Ps(vm::ListArgs),
+    /// The same as `vm delete`
+    #[command(hide = true)]
+    Rm(vm::DeleteArgs),
+    /// The same as `guest run`
+    #[command(alias = "run", hide = true)]
+    Exec(guest::RunArgs),
+    /// Become the daemon, in a session of its own
+    #[command(name = launch::COMMAND, hide = true)]
+    LaunchDaemon(launch::Args),
+}
+
+/// Parses one of a few words of the vocabulary.
+pub(crate) fn word<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(words).try_map(|word| serde_json::from_value::<T>(word.into()))
+}
+
+/// Parses `KEY=VALUE`.
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        Some(_) | None => Err(format!("`{text}` is not KEY=VALUE")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("nexusctl").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_people_type_is_understood() {
+        for line in [
+            "ps",
+            "ls",
+            "vm ls --json",
+            "vm list -q --tag a=b --state ready",
+            "vm create",
+            "vm create --name web-1 --from busybox --memory 1G --vcpus 2 -d",
+            "vm rm web-1 web-2 --force",
+            "rm web-1",
+            "vm stop web-1 --wait 0",
+            "vm logs -f web-1",
+            "vm update web-1 --tag a=b --untag c --protect",
+            "guest run web-1 -- ls -l /",
+            "guest run web-1 ls -l /",
+            "guest run web-1 -c true",
+            "guest run --cwd /tmp -e A=B -u nobody --timeout 5 web-1 -c true",
+            "exec web-1 uname -a",
+            "guest ls web-1",
+            "guest cat web-1 /etc/os-release",
+            "image ls",
+            "asset download kernel --from debian",
+            "op ls --state running",
+            "op get aaaaaaaaaaaac --wait 5",
+            "call vm_list",
+            "call vm_list {}",
+            "mcp",
+            "mcp-bridge --vm web-1",
+            "mcp config claude-code --vm web-1",
+            "--socket /x doctor",
+            "completion bash",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_rest_of_a_command_line_belongs_to_the_guest() {
+        let Ok(Cli { command: Command::Exec(args), json: false, .. }) = parse("exec web-1 ls -l --json -c x")
+        else {
+            panic!("not parsed");
+        };
+        assert_eq!(args.argv(), ["ls", "-l", "--json", "-c", "x"]);
+        let Ok(Cli { command: Command::Exec(args), .. }) = parse("exec web-1 -- -c x") else {
+            panic!("not parsed");
+        };
+        assert_eq!(args.argv(), ["-c", "x"]);
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors() {
+        for line in [
+            "",
+            "vm",
+            "vm create --memory much",
+            "vm create --driver xen",
+            "vm create --name -x",
+            "vm inspect",
+            "vm inspect Web_1",
+            "vm update web-1 --tag nothing",
+            "guest run web-1",
+            "guest run web-1 -c true -- ls",
+            "vm list --json --quiet",
+            "vm stop web-1 --wait 3 --detach",
+            "op get web-1",
+            "call",
+        ] {
+            let code = parse(line).map(|_| 0).unwrap_or_else(|e| e.exit_code());
+            assert_eq!(code, 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! `nexusctl mcp`: a pump between an MCP client's stdio and the daemon's stream that survives the daemon.
+//!
+//! ```text
+//!            ┌── online ──┐   lost: pending requests are answered with an error
+//!  connect ──┤            ├──────────────────────────────────────────────┐
+//!            └────────────┘                                              v
+//!                  ^            dialled: session replayed, queue sent    offline: lines are queued,
+//!                  └──────────────────────────────────────────────────── dial with backoff; start the daemon
+//!                                                                        when a request waits for it
+//! ```
+//! The two directions do not wait for each other. stdout holds JSON lines and nothing else.
+
+mod session;
+mod stdio;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nexus_schema::limits::LINE_MAX;
+use nexus_schema::{ErrorCode, ToolError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::session::{Fate, Session};
+use self::stdio::{Input, Output};
+use super::App;
+use super::connect::{self, Stream};
+use super::error::Error;
+use super::launch;
+use super::lines::{self, Envelope, Line};
+
+/// The longest line that is read, so that one that is too long for the daemon can still be answered.
+const READ_MAX: usize = 4 * LINE_MAX;
+/// Lines that are there together are written together, up to so many bytes.
+const BATCH: usize = 64 << 10;
+/// How much is queued while there is no daemon, in bytes; beyond it the client is not read.
+const QUEUE_MAX: usize = 2 * LINE_MAX;
+/// How long a daemon that went away has to come back by itself before it is started.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long a request waits for a daemon that cannot be started.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The pauses between two attempts to reach it.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// How long a daemon may take to answer the replayed `initialize`.
+const REPLAY: Duration = Duration::from_secs(15);
+/// How long pending requests may take after the client closed its side.
+const FAREWELL: Duration = Duration::from_secs(60);
+
+/// What reads from the daemon.
+type DaemonReader = BufReader<tokio::io::Chain<io::Cursor<bytes::Bytes>, OwnedReadHalf>>;
+
+/// Runs the bridge until the client goes away.
+pub(super) async fn run(app: &App, vm: Option<String>, start: bool) -> Result<u8, Error> {
+    let stdio = stdio::take().map_err(|source| Error::Input { source })?;
+    let bridge = Bridge {
+        app,
+        vm,
+        start,
+        session: RefCell::default(),
+        queue: RefCell::default(),
+        daemon: RefCell::default(),
+        output: Mutex::new(stdio.output),
+        closed: CancellationToken::new(),
+        drained: Notify::new(),
+        settled: Notify::new(),
+    };
+    let result = tokio::select! {
+        result = bridge.serve() => result,
+        result = bridge.read_client(stdio.input) => result,
+        () = bridge.farewell() => Ok(()),
+    };
+    match result {
+        Ok(()) => Ok(0),
+        // The client went away without closing its side first.
+        Err(error) if error.is_silent() => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+struct Bridge<'a> {
+    app: &'a App,
+    vm: Option<String>,
+    start: bool,
+    session: RefCell<Session>,
+    queue: RefCell<VecDeque<Vec<u8>>>,
+    daemon: RefCell<Option<Rc<Daemon>>>,
+    output: Mutex<Output>,
+    /// The client closed its side.
+    closed: CancellationToken,
+    /// The queue has room again.
+    drained: Notify,
+    /// An answer came, or a line was sent.
+    settled: Notify,
+}
+
+/// A daemon that can be written to.
+struct Daemon {
+    writer: Mutex<OwnedWriteHalf>,
+    lost: CancellationToken,
+}
+
+impl Daemon {
+    /// Writes; false when the connection is lost.
+    async fn write(&self, bytes: &[u8]) -> bool {
+        let write = async { self.writer.lock().await.write_all(bytes).await };
+        let is_written = tokio::select! {
+            result = write => result.is_ok(),
+            () = self.lost.cancelled() => false,
+        };
+        if !is_written {
+            self.lost.cancel();
+        }
+        is_written
+    }
+}
+
+fn same(a: Option<&Rc<Daemon>>, b: Option<&Rc<Daemon>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Rc::ptr_eq(a, b),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    }
+}
+
+impl Bridge<'_> {
+    /// From the client to the daemon. Ends only with an error: after the client's last line, [`Bridge::farewell`] decides.
+    async fn read_client(&self, input: Input) -> Result<(), Error> {
+        let mut reader = BufReader::with_capacity(BATCH, input);
+        let (mut line, mut skipping, mut batch) = (Vec::new(), false, Vec::new());
+        let mut batch_for: Option<Rc<Daemon>> = None;
+        loop {
+            line.clear();
+            let read = lines::read(&mut reader, &mut line, &mut skipping, READ_MAX).await;
+            match read.map_err(|source| Error::Input { source })? {
+                Line::Complete => {}
+                Line::TooLong => {
+                    self.tell_client(&session::refuse_unread()).await?;
+                    continue;
+                }
+                Line::End => {
+                    self.closed.cancel();
+                    std::future::pending::<()>().await;
+                }
+            }
+            let daemon = self.daemon.borrow().clone();
+            if !same(daemon.as_ref(), batch_for.as_ref()) {
+                // These lines were for a daemon that is gone, and were answered when it went.
+                batch.clear();
+                batch_for.clone_from(&daemon);
+            }
+            let Some(daemon) = daemon else {
+                self.enqueue(std::mem::take(&mut line)).await;
+                continue;
+            };
+            self.admit(&line, &mut batch).await?;
+            if batch.len() < BATCH && reader.buffer().contains(&b'\n') {
+                continue;
+            }
+            // When this fails the daemon is lost, and what follows from that is done where it is read.
+            daemon.write(&batch).await;
+            batch.clear();
+        }
+    }
+
+    /// Puts a line that is about to be sent into a batch, or answers it.
+    async fn admit(&self, line: &[u8], batch: &mut Vec<u8>) -> Result<(), Error> {
+        if line.is_empty() {
+            return Ok(());
+        }
+        let fate = self.session.borrow_mut().client_says(line);
+        match fate {
+            Fate::Forward => {
+                batch.extend_from_slice(line);
+                batch.push(b'\n');
+                Ok(())
+            }
+            Fate::Drop => Ok(()),
+            Fate::Answer(answer) => self.tell_client(&answer).await,
+        }
+    }
+
+    async fn enqueue(&self, line: Vec<u8>) {
+        self.queue.borrow_mut().push_back(line);
+        while self.queue.borrow().iter().map(Vec::len).sum::<usize>() > QUEUE_MAX {
+            self.drained.notified().await;
+        }
+    }
+
+    /// Ends when the client closed its side and nothing is left to be answered.
+    async fn farewell(&self) {
+        self.closed.cancelled().await;
+        let deadline = Instant::now() + FAREWELL;
+        loop {
+            let settled = self.settled.notified();
+            if self.queue.borrow().is_empty() && self.session.borrow().is_idle() {
+                return;
+            }
+            if tokio::time::timeout_at(deadline, settled).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// From the daemon to the client, one daemon after the other.
+    async fn serve(&self) -> Result<(), Error> {
+        let mut stream = match self.first().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                self.refuse_queue(&error.to_tool_error()).await?;
+                return Err(error);
+            }
+        };
+        loop {
+            self.serve_one(stream).await?;
+            stream = self.reconnect().await?;
+        }
+    }
+
+    async fn first(&self) -> Result<Stream, Error> {
+        match self.dial().await {
+            Err(Error::DaemonDown { .. }) if self.start => {
+                launch::ensure(self.app).await?;
+                self.dial().await
+            }
+            result => result,
+        }
+    }
+
+    async fn dial(&self) -> Result<Stream, Error> {
+        connect::open(&self.app.socket()?, self.vm.as_deref()).await
+    }
+
+    /// Serves one daemon until it is gone.
+    async fn serve_one(&self, stream: Stream) -> Result<(), Error> {
+        let (read, write) = stream.socket.into_split();
+        let mut reader: DaemonReader =
+            BufReader::with_capacity(BATCH, AsyncReadExt::chain(io::Cursor::new(stream.head), read));
+        let daemon = Rc::new(Daemon { writer: Mutex::new(write), lost: CancellationToken::new() });
+        let pump = async {
+            if self.hand_over(&daemon, &mut reader).await? {
+                self.read_daemon(&mut reader).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        let result = tokio::select! {
+            result = pump => result,
+            () = daemon.lost.cancelled() => Ok(()),
+        };
+        daemon.lost.cancel();
+        self.daemon.replace(None);
+        result?;
+        let error = ToolError::new(ErrorCode::DaemonDown, "the daemon went away during this call")
+            .hint("it may or may not have been done: look before you repeat it");
+        let (answers, again) = self.session.borrow_mut().lost(&error);
+        if let Some(initialize) = again {
+            self.queue.borrow_mut().push_front(initialize);
+        }
+        for answer in answers {
+            self.tell_client(&answer).await?;
+        }
+        self.settled.notify_waiters();
+        Ok(())
+    }
+
+    /// Tells a new daemon what the one before knew, then sends what was queued. False when it was lost on the way.
+    async fn hand_over(&self, daemon: &Rc<Daemon>, reader: &mut DaemonReader) -> Result<bool, Error> {
+        let replay = self.session.borrow_mut().replay();
+        if let Some((mut line, id)) = replay {
+            line.push(b'\n');
+            if !daemon.write(&line).await {
+                return Ok(false);
+            }
+            let answered = tokio::time::timeout(REPLAY, self.await_answer(reader, &id)).await;
+            if !answered.unwrap_or(Ok(false))? {
+                return Ok(false);
+            }
+            let rest = self.session.borrow_mut().replay_rest();
+            for mut line in rest {
+                line.push(b'\n');
+                if !daemon.write(&line).await {
+                    return Ok(false);
+                }
+            }
+        }
+        loop {
+            let Some(line) = self.queue.borrow_mut().pop_front() else { break };
+            self.drained.notify_waiters();
+            let mut batch = Vec::with_capacity(line.len() + 1);
+            self.admit(&line, &mut batch).await?;
+            if !daemon.write(&batch).await {
+                return Ok(false);
+            }
+        }
+        // Nothing was awaited since the queue was empty: no line can overtake another.
+        self.daemon.replace(Some(daemon.clone()));
+        self.settled.notify_waiters();
+        Ok(true)
+    }
+
+    /// Reads until the answer to a request of the bridge comes; other lines go on to the client. False: refused, or lost.
+    async fn await_answer(&self, reader: &mut DaemonReader, id: &str) -> Result<bool, Error> {
+        let (mut line, mut skipping) = (Vec::new(), false);
+        loop {
+            line.clear();
+            match lines::read(reader, &mut line, &mut skipping, READ_MAX).await {
+                Ok(Line::Complete) => {}
+                Ok(Line::TooLong) => continue,
+                Ok(Line::End) | Err(_) => return Ok(false),
+            }
+            if let Some(envelope) = Envelope::parse(&line)
+                && envelope.method.is_none()
+                && envelope.id() == Some(id)
+            {
+                return Ok(envelope.result.is_some());
+            }
+            let fate = self.session.borrow_mut().daemon_says(&line);
+            if fate == Fate::Forward {
+                line.push(b'\n');
+                self.write_client(&line).await?;
+            }
+        }
+    }
+
+    /// Passes the daemon's lines on until it is gone.
+    async fn read_daemon(&self, reader: &mut DaemonReader) -> Result<(), Error> {
+        let (mut line, mut skipping, mut batch) = (Vec::new(), false, Vec::new());
+        loop {
+            line.clear();
+            match lines::read(reader, &mut line, &mut skipping, READ_MAX).await {
+                Ok(Line::Complete) => {}
+                Ok(Line::TooLong) => {
+                    self.app.ui.warn("the daemon sent a line that is too long; it was dropped");
+                    continue;
+                }
+                Ok(Line::End) | Err(_) => return Ok(()),
+            }
+            if self.session.borrow_mut().daemon_says(&line) == Fate::Forward {
+                batch.extend_from_slice(&line);
+                batch.push(b'\n');
+            }
+            if batch.len() < BATCH && reader.buffer().contains(&b'\n') {
+                continue;
+            }
+            self.write_client(&batch).await?;
+            batch.clear();
+            self.settled.notify_waiters();
+        }
+    }
+
+    /// Reaches the next daemon; while there is none, requests wait, and after a while they are answered with an error.
+    async fn reconnect(&self) -> Result<Stream, Error> {
+        let lost = Instant::now();
+        let mut pause = BACKOFF.0;
+        loop {
+            let error = match self.dial().await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error,
+            };
+            let is_wanted = !self.queue.borrow().is_empty();
+            let is_down = matches!(error, Error::DaemonDown { .. });
+            let waited = lost.elapsed();
+            if is_wanted && is_down && self.start && waited > GRACE {
+                match launch::ensure(self.app).await {
+                    Ok(()) => continue,
+                    Err(error) => self.refuse_queue(&error.to_tool_error()).await?,
+                }
+            } else if is_wanted && (waited > PATIENCE || matches!(error, Error::Tool(_))) {
+                self.refuse_queue(&error.to_tool_error()).await?;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Answers every queued request with an error. What else is queued stays for the next daemon.
+    async fn refuse_queue(&self, error: &ToolError) -> Result<(), Error> {
+        let lines = std::mem::take(&mut *self.queue.borrow_mut());
+        let mut kept = VecDeque::new();
+        for line in lines {
+            match session::refuse(&line, error) {
+                Some(answer) => self.tell_client(&answer).await?,
+                None => kept.push_back(line),
+            }
+        }
+        let mut queue = self.queue.borrow_mut();
+        kept.append(&mut queue);
+        *queue = kept;
+        drop(queue);
+        self.drained.notify_waiters();
+        self.settled.notify_waiters();
+        Ok(())
+    }
+
+    async fn tell_client(&self, line: &str) -> Result<(), Error> {
+        self.write_client(format!("{line}\n").as_bytes()).await
+    }
+
+    async fn write_client(&self, bytes: &[u8]) -> Result<(), Error> {
+        let mut output = self.output.lock().await;
+        let write = async {
+            output.write_all(bytes).await?;
+            output.flush().await
+        };
+        write.await.map_err(|source| Error::Output { source })
+    }
+}

@@ -1,0 +1,71 @@
+//! This process's stdin and stdout without a thread in between, where they are pipes or sockets.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use rustix::fs::{FileType, OFlags};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+
+/// What the bridge reads from.
+pub(super) type Input = Box<dyn AsyncRead + Unpin>;
+/// What the bridge writes to.
+pub(super) type Output = Box<dyn AsyncWrite + Unpin>;
+
+/// Both ends, and what puts them back as they were.
+pub(super) struct Stdio {
+    /// Standard input.
+    pub(super) input: Input,
+    /// Standard output.
+    pub(super) output: Output,
+    /// Dropped last: the flags are shared with whoever else holds the same pipe.
+    pub(super) _restore: [Restore; 2],
+}
+
+/// Puts the flags of an open file back when dropped.
+pub(super) struct Restore(Option<(OwnedFd, OFlags)>);
+
+impl Restore {
+    fn of(fd: BorrowedFd<'_>) -> Self {
+        let flags = rustix::fs::fcntl_getfl(fd).ok();
+        Self(fd.try_clone_to_owned().ok().zip(flags))
+    }
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        if let Some((fd, flags)) = &self.0 {
+            // The other side may be gone; there is nothing to put back then.
+            rustix::fs::fcntl_setfl(fd, *flags).ok();
+        }
+    }
+}
+
+/// Takes stdin and stdout.
+pub(super) fn take() -> io::Result<Stdio> {
+    let (stdin, stdout) = (io::stdin(), io::stdout());
+    let restore = [Restore::of(stdin.as_fd()), Restore::of(stdout.as_fd())];
+    let input: Input = match kind(stdin.as_fd()) {
+        Some(FileType::Fifo) => Box::new(pipe::Receiver::from_owned_fd(stdin.as_fd().try_clone_to_owned()?)?),
+        Some(FileType::Socket) => Box::new(socket(stdin.as_fd())?),
+        _ => Box::new(tokio::io::stdin()),
+    };
+    let output: Output = match kind(stdout.as_fd()) {
+        Some(FileType::Fifo) => Box::new(pipe::Sender::from_owned_fd(stdout.as_fd().try_clone_to_owned()?)?),
+        Some(FileType::Socket) => Box::new(socket(stdout.as_fd())?),
+        _ => Box::new(tokio::io::stdout()),
+    };
+    Ok(Stdio { input, output, _restore: restore })
+}
+
+fn kind(fd: BorrowedFd<'_>) -> Option<FileType> {
+    rustix::fs::fstat(fd).ok().map(|stat| FileType::from_raw_mode(stat.st_mode))
+}
+
+fn socket(fd: BorrowedFd<'_>) -> io::Result<UnixStream> {
+    let stream = StdUnixStream::from(fd.try_clone_to_owned()?);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}

@@ -1,0 +1,158 @@
+//! Opens the daemon's JSON-lines stream: `GET /mcp` on the Unix socket with `Upgrade: mcp-stream`.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, UPGRADE};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use nexus_schema::ToolError;
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::error::Error;
+
+/// The name of the upgraded protocol: one JSON-RPC message a line, both ways.
+pub(crate) const PROTOCOL: &str = "mcp-stream";
+/// The longest path that fits in a socket address.
+const ADDRESS_MAX: usize = 107;
+/// How long the daemon may take to accept and answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The longest explanation of a refusal, in bytes.
+const REFUSAL_MAX: usize = 64 << 10;
+
+/// An open stream, and what was already read from it.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    /// The socket.
+    pub(crate) socket: UnixStream,
+    /// What came right behind the answer to the upgrade.
+    pub(crate) head: Bytes,
+}
+
+/// Opens the stream of the whole daemon, or of one VM.
+pub(crate) async fn open(socket: &Path, vm: Option<&str>) -> Result<Stream, Error> {
+    let deadline = Instant::now() + DEADLINE;
+    match timeout_at(deadline, upgrade(socket, vm)).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::Timeout { during: "connecting".into(), seconds: DEADLINE.as_secs() }),
+    }
+}
+
+async fn upgrade(socket: &Path, vm: Option<&str>) -> Result<Stream, Error> {
+    let not_nexus = |what: String| Error::NotNexus { socket: socket.into(), what };
+    let stream = dial(socket).await.map_err(|source| refused(socket, source))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| not_nexus(e.to_string()))?;
+    let connection = tokio::spawn(connection.with_upgrades());
+    let path = match vm {
+        Some(vm) => format!("/mcp/vm/{vm}"),
+        None => "/mcp".into(),
+    };
+    let request = Request::get(path)
+        .header(HOST, "localhost")
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, PROTOCOL)
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| Error::Usage {
+            message: format!("`{}` cannot name a VM: {e}", vm.unwrap_or_default()),
+            hint: None,
+        })?;
+    let response = sender.send_request(request).await.map_err(|e| not_nexus(e.to_string()))?;
+    let status = response.status();
+    if status != StatusCode::SWITCHING_PROTOCOLS {
+        let body = Limited::new(response.into_body(), REFUSAL_MAX).collect().await;
+        let body = body.map(|b| b.to_bytes()).unwrap_or_default();
+        connection.abort();
+        return Err(match serde_json::from_slice::<ToolError>(&body) {
+            Ok(error) => Error::Tool(error),
+            Err(_) => not_nexus(format!("{status}: {}", first_line(&body))),
+        });
+    }
+    let upgraded = hyper::upgrade::on(response).await.map_err(|e| not_nexus(e.to_string()))?;
+    let parts = upgraded
+        .downcast::<TokioIo<UnixStream>>()
+        .map_err(|_| Error::Unexpected { what: "the upgraded connection is not the socket".into() })?;
+    Ok(Stream { socket: parts.io.into_inner(), head: parts.read_buf })
+}
+
+/// Connects to a Unix socket, also where its path does not fit in a socket address.
+pub(crate) async fn dial(path: &Path) -> io::Result<UnixStream> {
+    let (address, _directory) = address(path)?;
+    loop {
+        match UnixStream::connect(&address).await {
+            // The backlog is full; there is nothing to wait on, and the caller has a deadline.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(Duration::from_millis(5)).await
+            }
+            result => return result,
+        }
+    }
+}
+
+/// A short way to a socket, and what must be kept open while it is used.
+fn address(path: &Path) -> io::Result<(PathBuf, Option<rustix::fd::OwnedFd>)> {
+    use rustix::fs::{Mode, OFlags};
+    if path.as_os_str().len() <= ADDRESS_MAX {
+        return Ok((path.into(), None));
+    }
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let directory =
+        rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok((Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name), Some(directory)))
+}
+
+fn refused(socket: &Path, source: io::Error) -> Error {
+    let socket = socket.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            Error::DaemonDown { socket, hint: how_to_start(), source }
+        }
+        io::ErrorKind::PermissionDenied => Error::NoAccess { socket, source },
+        _ => Error::Connect { socket, source },
+    }
+}
+
+/// Says how the daemon is started.
+fn how_to_start() -> String {
+    let user = if rustix::process::geteuid().is_root() { "" } else { "--user " };
+    format!("start it with `nexusd &`, or `systemctl {user}start nexus` where it is installed as a service")
+}
+
+fn first_line(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    text.lines().next().unwrap_or_default().chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn long_paths_are_dialled() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("d".repeat(150));
+        std::fs::create_dir(&directory).unwrap();
+        let path = directory.join("nexus.sock");
+        let (short, _keep) = address(&path).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(short).unwrap();
+        dial(&path).await.unwrap();
+        drop(listener);
+        assert_eq!(dial(&path).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn a_missing_socket_is_a_daemon_that_is_down() {
+        let root = tempfile::tempdir().unwrap();
+        let error = open(&root.path().join("nexus.sock"), None).await.unwrap_err();
+        assert_eq!(error.exit_code(), 6);
+        assert!(error.hint().unwrap().contains("nexusd &"), "{error}");
+    }
+}

@@ -1,0 +1,228 @@
+//! How commands fail: one error, one translation to text and exit code at the edge.
+
+use std::io;
+use std::path::PathBuf;
+
+use nexus_schema::error::ErrorClass;
+use nexus_schema::{ErrorCode, ToolError};
+
+use crate::dirs::DirsError;
+
+/// The exit code of a command that was interrupted from the keyboard.
+const INTERRUPTED: u8 = 130;
+/// The exit code of a command whose reader went away.
+const BROKEN_PIPE: u8 = 141;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The daemon refused or failed the call.
+    #[error("{}", .0.message)]
+    Tool(ToolError),
+    /// Arguments that parse one by one but make no sense together.
+    #[error("{message}")]
+    Usage { message: String, hint: Option<String> },
+    /// Nobody listens on the daemon's socket.
+    #[error("the daemon is not running: nobody answers at {}", socket.display())]
+    DaemonDown { socket: PathBuf, hint: String, source: io::Error },
+    /// The socket may not be used.
+    #[error("no access to the daemon's socket {}", socket.display())]
+    NoAccess { socket: PathBuf, source: io::Error },
+    /// The socket could not be used for another reason.
+    #[error("connect to {}", socket.display())]
+    Connect { socket: PathBuf, source: io::Error },
+    /// Who answers is no daemon of Nexus.
+    #[error("what answers at {} is not the daemon: {what}", socket.display())]
+    NotNexus { socket: PathBuf, what: String },
+    /// The connection ended in the middle of a call.
+    #[error("the connection to the daemon was lost during {during}")]
+    Lost { during: String, source: Option<io::Error> },
+    /// The daemon sent something that is no answer.
+    #[error("the daemon's answer to {during} cannot be read")]
+    Garbled { during: String, source: serde_json::Error },
+    /// The daemon sent a line that is too long.
+    #[error("the daemon sent a line of more than {max} bytes")]
+    LineTooLong { max: usize },
+    /// The request itself was refused.
+    #[error("{message}")]
+    Protocol { code: i64, message: String },
+    /// The answer did not come in time.
+    #[error("no answer to {during} within {seconds} s")]
+    Timeout { during: String, seconds: u64 },
+    /// The operation did not end in the time that it was given.
+    #[error("operation {op} is not done after {seconds} s ({step})")]
+    OpPending { op: String, step: String, seconds: u64 },
+    /// Interrupted from the keyboard.
+    #[error("interrupted")]
+    Interrupted,
+    /// Something on this side of the socket.
+    #[error("{what} {}", path.display())]
+    File { what: &'static str, path: PathBuf, source: io::Error },
+    /// Standard input could not be read.
+    #[error("read standard input")]
+    Input { source: io::Error },
+    /// Standard output could not be written.
+    #[error("write to standard output")]
+    Output { source: io::Error },
+    /// Something that the daemon says cannot be shown.
+    #[error("{what}")]
+    Unexpected { what: String },
+    /// No place for the socket or the state.
+    #[error(transparent)]
+    Dirs(#[from] DirsError),
+    /// The daemon could not be started.
+    #[error("start the daemon: {what}")]
+    Launch { what: String, hint: Option<String>, source: Option<io::Error> },
+}
+
+impl From<ToolError> for Error {
+    fn from(error: ToolError) -> Self {
+        Self::Tool(error)
+    }
+}
+
+impl Error {
+    /// Arguments that make no sense together.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::Usage { message: message.into(), hint: None }
+    }
+
+    /// The exit code.
+    pub(crate) fn exit_code(&self) -> u8 {
+        let class = match self {
+            Self::Interrupted => return INTERRUPTED,
+            Self::Output { source } if source.kind() == io::ErrorKind::BrokenPipe => return BROKEN_PIPE,
+            Self::Tool(error) => error.code.class(),
+            Self::Usage { .. } | Self::Protocol { code: -32602 | -32601, .. } | Self::Dirs(_) => {
+                ErrorClass::Usage
+            }
+            Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorClass::NotFound,
+            Self::File { .. } | Self::Input { .. } | Self::Output { .. } | Self::Launch { .. } => {
+                ErrorClass::Failed
+            }
+            Self::DaemonDown { .. } | Self::NoAccess { .. } | Self::Connect { .. } | Self::Lost { .. } => {
+                ErrorClass::Unavailable
+            }
+            Self::Timeout { .. } | Self::OpPending { .. } => ErrorClass::Timeout,
+            Self::NotNexus { .. }
+            | Self::Garbled { .. }
+            | Self::LineTooLong { .. }
+            | Self::Protocol { .. }
+            | Self::Unexpected { .. } => ErrorClass::Internal,
+        };
+        class.exit_code()
+    }
+
+    /// The next thing to do.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tool(error) => error.hint.clone(),
+            Self::Usage { hint, .. } | Self::Launch { hint, .. } => hint.clone(),
+            Self::DaemonDown { hint, .. } => Some(hint.clone()),
+            Self::NoAccess { .. } => Some(
+                "run nexusctl as the user who runs the daemon, or name another socket with --socket".into(),
+            ),
+            Self::NotNexus { .. } => Some("name the daemon's socket with --socket or NEXUS_SOCKET".into()),
+            Self::Lost { .. } => {
+                Some("the call may or may not have been done: look with `nexusctl vm list`".into())
+            }
+            Self::OpPending { op, .. } => Some(format!("it goes on: follow it with `nexusctl op get {op}`")),
+            Self::Connect { .. }
+            | Self::Garbled { .. }
+            | Self::LineTooLong { .. }
+            | Self::Protocol { .. }
+            | Self::Timeout { .. }
+            | Self::Interrupted
+            | Self::File { .. }
+            | Self::Input { .. }
+            | Self::Output { .. }
+            | Self::Unexpected { .. }
+            | Self::Dirs(_) => None,
+        }
+    }
+
+    /// Whether there is nothing to say about it.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.exit_code() == BROKEN_PIPE
+    }
+
+    /// The message with its causes.
+    pub(crate) fn message(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let more = error.to_string();
+            if !text.contains(&more) {
+                text.push_str(": ");
+                text.push_str(&more);
+            }
+            cause = error.source();
+        }
+        text
+    }
+
+    /// The same as programs read it.
+    pub(crate) fn to_tool_error(&self) -> ToolError {
+        let code = match self {
+            Self::Tool(error) => return error.clone(),
+            Self::Usage { .. } | Self::Dirs(_) => ErrorCode::InvalidArgument,
+            Self::Protocol { code: -32602 | -32601, .. } => ErrorCode::InvalidArgument,
+            Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorCode::FileNotFound,
+            Self::File { .. } | Self::Input { .. } | Self::Output { .. } => ErrorCode::FileRefused,
+            Self::DaemonDown { .. }
+            | Self::NoAccess { .. }
+            | Self::Connect { .. }
+            | Self::Lost { .. }
+            | Self::Launch { .. } => ErrorCode::DaemonDown,
+            Self::Timeout { .. } | Self::OpPending { .. } => ErrorCode::Timeout,
+            Self::Interrupted => ErrorCode::Cancelled,
+            Self::NotNexus { .. }
+            | Self::Garbled { .. }
+            | Self::LineTooLong { .. }
+            | Self::Protocol { .. }
+            | Self::Unexpected { .. } => ErrorCode::Internal,
+        };
+        let error = ToolError::new(code, self.message());
+        match self.hint() {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn io(kind: io::ErrorKind) -> io::Error {
+        kind.into()
+    }
+
+    #[test]
+    fn exit_codes_follow_the_class() {
+        for code in ErrorCode::ALL {
+            let error = Error::Tool(ToolError::new(*code, "x"));
+            assert_eq!(error.exit_code(), code.class().exit_code(), "{code}");
+        }
+        let down = Error::DaemonDown {
+            socket: "/s".into(),
+            hint: "start it".into(),
+            source: io(io::ErrorKind::NotFound),
+        };
+        assert_eq!((down.exit_code(), down.to_tool_error().code), (6, ErrorCode::DaemonDown));
+        assert_eq!(Error::usage("x").exit_code(), 2);
+        assert_eq!(Error::Interrupted.exit_code(), 130);
+        assert_eq!(Error::Timeout { during: "x".into(), seconds: 1 }.exit_code(), 5);
+        assert_eq!(Error::Protocol { code: -32602, message: "unknown tool".into() }.exit_code(), 2);
+        assert_eq!(Error::Protocol { code: -32603, message: "oops".into() }.exit_code(), 70);
+        let gone = Error::Output { source: io(io::ErrorKind::BrokenPipe) };
+        assert!(gone.is_silent());
+        assert_eq!(gone.exit_code(), 141);
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let error = Error::File { what: "read", path: "/x".into(), source: io::Error::other("no luck") };
+        assert_eq!(error.message(), "read /x: no luck");
+    }
+}

@@ -1,0 +1,236 @@
+//! Long work: started with a call, followed with `op_get`, shown as a bar on a terminal and as lines elsewhere.
+
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use nexus_schema::error::ErrorCode;
+use nexus_schema::id::OpId;
+use nexus_schema::tools::OpOutcome;
+use nexus_schema::tools::op::{OpGet, OpGetParams, OpProgress, OpState};
+use nexus_schema::{Tool, ToolError};
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use super::client::{Client, Options, Progress, Reply};
+use super::error::Error;
+use super::format;
+use super::ui::{Format, Ui};
+
+/// How long one `op_get` waits: a bar moves once a second, lines need less.
+const POLL_BAR: u32 = 1;
+const POLL_LINES: u32 = 10;
+/// From how many units on they are taken for bytes.
+const BYTES_FROM: u64 = 64 << 10;
+
+/// How long to stay with long work.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct Wait {
+    /// Follow the work for at most this long; 0 returns at once [default: to its end]
+    #[arg(long, value_name = "SECONDS", conflicts_with = "detach")]
+    wait: Option<u64>,
+    /// Return at once and leave the work running
+    #[arg(short, long)]
+    detach: bool,
+}
+
+impl Wait {
+    fn limit(self) -> Option<u64> {
+        if self.detach { Some(0) } else { self.wait }
+    }
+}
+
+/// Long work as far as it was followed.
+#[derive(Debug)]
+pub(crate) struct Followed<R> {
+    /// The last outcome.
+    pub(crate) outcome: OpOutcome<R>,
+    /// The same as it came.
+    pub(crate) raw: Box<RawValue>,
+}
+
+/// Calls a tool that starts long work (its parameters say `wait_s: 0`) and stays with the work.
+pub(crate) async fn start<T, R>(
+    client: &mut Client,
+    ui: &Ui,
+    params: &T::Params,
+    wait: Wait,
+) -> Result<Followed<R>, Error>
+where
+    T: Tool<Output = OpOutcome<R>>,
+    R: DeserializeOwned,
+{
+    let reply = client.call_with::<T>(params, Options::default()).await?;
+    let first = followed(&reply, T::NAME)?;
+    stay(client, ui, first, wait).await
+}
+
+/// Stays with work that was started before.
+pub(crate) async fn resume<R: DeserializeOwned>(
+    client: &mut Client,
+    ui: &Ui,
+    op_id: OpId,
+    wait: Wait,
+) -> Result<Followed<R>, Error> {
+    let params = OpGetParams { op_id, wait_s: Some(0) };
+    let reply = client.call_with::<OpGet>(&params, Options::default()).await?;
+    let first = followed(&reply, OpGet::NAME)?;
+    stay(client, ui, first, wait).await
+}
+
+async fn stay<R: DeserializeOwned>(
+    client: &mut Client,
+    ui: &Ui,
+    mut last: Followed<R>,
+    wait: Wait,
+) -> Result<Followed<R>, Error> {
+    let limit = wait.limit();
+    if !last.outcome.done && limit != Some(0) {
+        let mut steps = Steps::new(ui);
+        let result = poll(client, &mut steps, &mut last, limit).await;
+        steps.finish();
+        if let Err(Error::Interrupted) = result {
+            ui.warn(&goes_on(&last.outcome));
+        }
+        result?;
+    }
+    let outcome = &last.outcome;
+    if outcome.done && outcome.state != OpState::Succeeded && outcome.result.is_none() {
+        return Err(ended_badly(outcome).into());
+    }
+    if !outcome.done {
+        ui.say(&goes_on(outcome));
+    }
+    Ok(last)
+}
+
+async fn poll<R: DeserializeOwned>(
+    client: &mut Client,
+    steps: &mut Steps,
+    last: &mut Followed<R>,
+    limit: Option<u64>,
+) -> Result<(), Error> {
+    let begun = Instant::now();
+    let poll = if steps.bar.is_some() { POLL_BAR } else { POLL_LINES };
+    steps.show(&last.outcome.progress);
+    while !last.outcome.done {
+        let left = limit.map(|limit| limit.saturating_sub(begun.elapsed().as_secs()));
+        if left == Some(0) {
+            return Err(Error::OpPending {
+                op: last.outcome.op_id.to_string(),
+                step: last.outcome.progress.step.clone(),
+                seconds: limit.unwrap_or_default(),
+            });
+        }
+        let wait_s = left.map_or(poll, |left| poll.min(u32::try_from(left).unwrap_or(poll)));
+        let params = OpGetParams { op_id: last.outcome.op_id, wait_s: Some(wait_s) };
+        let mut report = |progress: Progress| steps.report(&progress);
+        let options =
+            Options { progress: Some(&mut report), ..Options::waiting(Duration::from_secs(wait_s.into())) };
+        *last = followed(&client.call_with::<OpGet>(&params, options).await?, OpGet::NAME)?;
+        steps.show(&last.outcome.progress);
+    }
+    Ok(())
+}
+
+fn followed<R: DeserializeOwned>(reply: &Reply, tool: &str) -> Result<Followed<R>, Error> {
+    let outcome = reply.facts(tool, nexus_schema::ResultShape::Structured)?;
+    let raw = reply.structured.clone().unwrap_or_else(|| reply.raw.clone());
+    Ok(Followed { outcome, raw })
+}
+
+fn goes_on<R>(outcome: &OpOutcome<R>) -> String {
+    let op = outcome.op_id;
+    let step = if outcome.progress.step.is_empty() { "under way" } else { &outcome.progress.step };
+    format!(
+        "operation {op} goes on ({step}): follow it with `nexusctl op get {op}`, end it with `nexusctl op cancel {op}`"
+    )
+}
+
+fn ended_badly<R>(outcome: &OpOutcome<R>) -> ToolError {
+    let (code, word) = match outcome.state {
+        OpState::Cancelled => (ErrorCode::Cancelled, "was cancelled"),
+        OpState::Running | OpState::Succeeded | OpState::Failed => (ErrorCode::Internal, "failed"),
+    };
+    ToolError::new(code, format!("operation {} {word} while {}", outcome.op_id, outcome.progress.step))
+        .hint("see `nexusctl op list`")
+}
+
+/// The steps of an operation as they are shown.
+struct Steps {
+    bar: Option<ProgressBar>,
+    ui: Ui,
+    last: String,
+}
+
+impl Steps {
+    fn new(ui: &Ui) -> Self {
+        let bar = (ui.stderr_is_terminal && ui.format != Format::Quiet).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_style(spinner());
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Self { bar, ui: ui.clone(), last: String::new() }
+    }
+
+    fn show(&mut self, progress: &OpProgress) {
+        self.step(&progress.step);
+        let Some(bar) = &self.bar else { return };
+        match (progress.done, progress.total) {
+            (Some(done), Some(total)) if total > 0 => {
+                bar.set_style(if total >= BYTES_FROM { bytes_bar() } else { units_bar() });
+                bar.set_length(total);
+                bar.set_position(done.min(total));
+            }
+            (Some(done), None) if done >= BYTES_FROM => {
+                bar.set_style(spinner());
+                bar.set_message(format!("{}  {}", self.last, format::size(done)));
+            }
+            (_, _) => bar.set_style(spinner()),
+        }
+    }
+
+    /// What the daemon says between two answers: only its words are taken.
+    fn report(&mut self, progress: &Progress) {
+        if let Some(message) = &progress.message {
+            self.step(message);
+        }
+    }
+
+    fn step(&mut self, step: &str) {
+        let step = format::tame(step);
+        if step.is_empty() || step == self.last {
+            return;
+        }
+        match &self.bar {
+            Some(bar) => bar.set_message(step.clone()),
+            None => self.ui.say(&step),
+        }
+        self.last = step;
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn spinner() -> ProgressStyle {
+    style("{spinner} {msg}  {elapsed}")
+}
+
+fn bytes_bar() -> ProgressStyle {
+    style("{spinner} {msg}  [{bar:30}] {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta}")
+}
+
+fn units_bar() -> ProgressStyle {
+    style("{spinner} {msg}  [{bar:30}] {pos}/{len}")
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner());
+    style.progress_chars("=> ")
+}

@@ -1,0 +1,176 @@
+//! `nexusctl image`: what VMs are created from.
+
+use clap::{Args, Subcommand};
+use nexus_schema::id::ImageKind;
+use nexus_schema::link::InitMode;
+use nexus_schema::tools::image::{
+    ImageCreate, ImageCreateParams, ImageDetails, ImageInspect, ImageInspectParams, ImageList,
+    ImageListParams,
+};
+use nexus_schema::{Name, Reference, Timestamp, Tool};
+
+use super::App;
+use super::args::word;
+use super::client::Options;
+use super::error::Error;
+use super::follow::{self, Wait};
+use super::format;
+use super::list::{self, Paging};
+use super::ui::{Format, Mood, Table, Text};
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List images
+    #[command(visible_alias = "ls")]
+    List(Paging),
+    /// Show everything about an image
+    #[command(visible_alias = "show")]
+    Inspect(InspectArgs),
+    /// Make an image from the distribution's packages, a directory, a tar archive or an ext4 file
+    Create(CreateArgs),
+}
+
+/// Which image.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The image: its name or id
+    image: Reference<ImageKind>,
+}
+
+/// What to make it from.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// debian, busybox, or file:PATH on the daemon's host
+    from: String,
+    /// Its name [default: made from the source]
+    #[arg(long)]
+    name: Option<Name>,
+    /// What is PID 1: agent, or system (the image's own init) [default: agent]
+    #[arg(long, value_parser = word::<InitMode>(&["agent", "system"]))]
+    init: Option<InitMode>,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Runs one verb.
+pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
+    match command {
+        Command::List(paging) => list(app, paging).await,
+        Command::Inspect(args) => inspect(app, args).await,
+        Command::Create(args) => create(app, args).await,
+    }
+}
+
+async fn list(app: &App, paging: Paging) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let page = |limit, cursor| ImageListParams { limit: Some(limit), cursor };
+    let listed = list::all::<ImageList, ImageDetails>(&mut client, &paging, "images", page).await?;
+    match app.ui.format {
+        Format::Json => app.ui.json(&listed.raw)?,
+        Format::Quiet => list::ids(&app.ui, listed.rows.iter().filter_map(|image| image.id))?,
+        Format::Human => {
+            app.ui.table(table(&listed.rows, app.ui.now))?;
+            listed.say_more(&app.ui);
+        }
+    }
+    Ok(0)
+}
+
+async fn inspect(app: &App, args: InspectArgs) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let params = ImageInspectParams { image: args.image };
+    let reply = client.call_with::<ImageInspect>(&params, Options::default()).await?;
+    let image: ImageDetails = reply.facts(ImageInspect::NAME, ImageInspect::SHAPE)?;
+    match app.ui.format {
+        Format::Json => app.ui.json(reply.structured.as_ref().unwrap_or(&reply.raw))?,
+        Format::Quiet => list::ids(&app.ui, image.id.into_iter())?,
+        Format::Human => app.ui.table(details(&image, app.ui.now))?,
+    }
+    Ok(0)
+}
+
+async fn create(app: &App, args: CreateArgs) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let params = ImageCreateParams { name: args.name, from: args.from, init: args.init, wait_s: Some(0) };
+    let followed = follow::start::<ImageCreate, _>(&mut client, &app.ui, &params, args.wait).await?;
+    let outcome = &followed.outcome;
+    match (app.ui.format, &outcome.result) {
+        (Format::Json, _) => app.ui.json(&followed.raw)?,
+        (Format::Quiet, _) => app.ui.line(outcome.subject_id.as_deref().unwrap_or_default())?,
+        (Format::Human, Some(image)) => app.ui.table(table(std::slice::from_ref(image), app.ui.now))?,
+        (Format::Human, None) => app.ui.line(outcome.subject_name.as_deref().unwrap_or_default())?,
+    }
+    Ok(0)
+}
+
+fn status(image: &ImageDetails) -> Text {
+    if image.installed { Text::new("ready", Mood::Good) } else { "made on first use".into() }
+}
+
+fn table(images: &[ImageDetails], now: Timestamp) -> Table {
+    let mut table =
+        Table::with_headings(&["NAME", "ID", "STATUS", "DISTRO", "SIZE", "ON DISK", "USED BY", "CREATED"]);
+    for image in images {
+        let name = if image.default { format!("{} (default)", image.name) } else { image.name.to_string() };
+        table.row([
+            name.into(),
+            image.id.map_or("-".into(), |id| id.to_string()).into(),
+            status(image),
+            image.distro.as_deref().unwrap_or("-").into(),
+            image.size.map_or("-".into(), |size| format::size(size.as_bytes())).into(),
+            image.used_bytes.map_or("-".into(), format::size).into(),
+            image.used_by.into(),
+            image.created_at.map_or("-".into(), |at| format::ago(at, now)).into(),
+        ]);
+    }
+    table
+}
+
+fn details(image: &ImageDetails, now: Timestamp) -> Table {
+    let mut table = Table::of_facts();
+    table.fact("name", &image.name);
+    table.maybe("id", image.id);
+    table.fact("status", status(image));
+    table.fact("default", if image.default { "yes" } else { "no" });
+    table.fact("source", &image.source);
+    table.maybe("distro", image.distro.as_ref());
+    table.fact("arch", &image.arch);
+    table.fact(
+        "init",
+        match image.init {
+            InitMode::Agent => "agent",
+            InitMode::System => "system",
+        },
+    );
+    table.maybe("size", image.size.map(|size| format::size(size.as_bytes())));
+    table.maybe("on disk", image.used_bytes.map(format::size));
+    table.maybe("sha256", image.sha256.as_ref());
+    table.maybe("path", image.path.as_ref());
+    table.fact("used by", format::count(image.used_by, "drive"));
+    table.maybe("created", image.created_at.map(|at| format!("{at} ({})", format::ago(at, now))));
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_that_were_not_made_yet_are_told_apart() {
+        let images: Vec<ImageDetails> = serde_json::from_value(serde_json::json!([
+            { "id": "bbbbbbbbbbbbe", "name": "busybox", "source": "busybox", "installed": true, "default": false,
+              "distro": "debian-12", "init": "agent", "arch": "x86_64", "size": "16MiB", "used_bytes": 2_300_000,
+              "used_by": 3, "created_at": "2026-01-02T03:00:00Z" },
+            { "name": "debian", "source": "debian:bookworm", "installed": false, "default": true, "init": "agent",
+              "arch": "x86_64", "used_by": 0 }
+        ]))
+        .unwrap();
+        let now = "2026-01-02T04:00:00Z".parse().unwrap();
+        insta::assert_snapshot!(table(&images, now).render(None, false), @"
+        NAME              ID             STATUS             DISTRO     SIZE    ON DISK  USED BY  CREATED
+        busybox           bbbbbbbbbbbbe  ready              debian-12  16 MiB  2.2 MiB  3        1 h ago
+        debian (default)  -              made on first use  -          -       -        0        -
+        ");
+    }
+}

@@ -1,0 +1,36 @@
+//! `nexusctl mcp`: the stdio bridge, and ready-made configuration for clients.
+
+use clap::Subcommand;
+use nexus_schema::Reference;
+use nexus_schema::id::VmKind;
+
+use super::error::Error;
+use super::{App, bridge, mcp_config};
+
+/// The bridge's options, or `config`.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// One VM only: its guest tools, without a `vm` argument
+    #[arg(long, value_name = "VM")]
+    vm: Option<Reference<VmKind>>,
+    /// Do not start the daemon when none runs
+    #[arg(long)]
+    no_start: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print ready-made configuration for an MCP client
+    Config(mcp_config::Args),
+}
+
+/// Runs the bridge until its client goes away, or prints configuration.
+pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    match args.command {
+        Some(Command::Config(args)) => mcp_config::run(app, args),
+        None => bridge::run(app, args.vm.map(|vm| vm.to_string()), !args.no_start).await,
+    }
+}

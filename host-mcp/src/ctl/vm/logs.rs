@@ -1,0 +1,86 @@
+//! `nexusctl vm logs`: a VM's console, once or as it grows.
+
+use std::time::Duration;
+
+use nexus_schema::error::RESULT_META;
+use nexus_schema::id::VmKind;
+use nexus_schema::tools::vm::{VmLogs, VmLogsParams};
+use nexus_schema::{Reference, Tool};
+use serde::Deserialize;
+
+use crate::ctl::App;
+use crate::ctl::client::{Client, Options, Reply, raw};
+use crate::ctl::error::Error;
+
+/// How long one call waits for something new.
+const FOLLOW_WAIT_S: u32 = 20;
+
+/// Whose console, and how much of it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The VM: its name or id
+    vm: Reference<VmKind>,
+    /// Go on as the console grows
+    #[arg(short, long)]
+    follow: bool,
+    /// How many bytes of the end to show
+    #[arg(long, default_value_t = 32768, value_parser = clap::value_parser!(u32).range(1..=48000))]
+    bytes: u32,
+    /// Where to go on: the cursor of an earlier reply
+    #[arg(long)]
+    cursor: Option<String>,
+}
+
+/// The facts; the text may be there or in a content block.
+#[derive(Deserialize)]
+struct Facts {
+    #[serde(default)]
+    text: Option<String>,
+    cursor: String,
+    #[serde(default)]
+    lost_bytes: u64,
+}
+
+/// Shows the console.
+pub(super) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let mut cursor = args.cursor;
+    let mut wait_s = None;
+    loop {
+        let params =
+            VmLogsParams { vm: args.vm.clone(), cursor: cursor.clone(), max_bytes: Some(args.bytes), wait_s };
+        let (text, facts) = read(&mut client, &params).await?;
+        if app.ui.is_json() {
+            let facts =
+                serde_json::json!({ "text": text, "cursor": facts.cursor, "lost_bytes": facts.lost_bytes });
+            app.ui.json(&raw(&facts)?)?;
+        } else {
+            if facts.lost_bytes > 0 && cursor.is_some() {
+                app.ui.warn(&format!(
+                    "{} bytes were lost: the console grew faster than it was read",
+                    facts.lost_bytes
+                ));
+            }
+            app.ui.bytes(text.as_bytes())?;
+        }
+        if !args.follow {
+            return Ok(0);
+        }
+        cursor = Some(facts.cursor);
+        wait_s = Some(FOLLOW_WAIT_S);
+    }
+}
+
+async fn read(client: &mut Client, params: &VmLogsParams) -> Result<(String, Facts), Error> {
+    let wait = Duration::from_secs(params.wait_s.unwrap_or_default().into());
+    let reply = client.call_with::<VmLogs>(params, Options::waiting(wait)).await?;
+    let mut facts: Facts = reply.facts(VmLogs::NAME, VmLogs::SHAPE)?;
+    let text = facts.text.take().or_else(|| block(&reply)).unwrap_or_default();
+    Ok((text, facts))
+}
+
+/// The console's text in the content: marked as a stream, else all text.
+fn block(reply: &Reply) -> Option<String> {
+    debug_assert!(reply.meta.contains_key(RESULT_META), "the facts were read before");
+    reply.stream("content").map(str::to_owned).or_else(|| Some(reply.text()))
+}

@@ -1,0 +1,424 @@
+//! `nexusctl vm`: VMs from creation to deletion.
+
+mod logs;
+mod show;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use nexus_schema::id::VmKind;
+use nexus_schema::link::InitMode;
+use nexus_schema::tools::vm::{
+    DriverChoice, VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails, VmHistory, VmHistoryParams,
+    VmInspect, VmInspectParams, VmList, VmListParams, VmStart, VmStartParams, VmState, VmStop, VmStopParams,
+    VmSummary, VmTransition, VmUpdate, VmUpdateParams,
+};
+use nexus_schema::{ByteSize, Name, Reference, Tool, tools::OpOutcome};
+
+use super::App;
+use super::args::{pair, word};
+use super::client::{Client, Options, raw};
+use super::error::Error;
+use super::follow::{self, Followed, Wait};
+use super::format;
+use super::list::{self, Paging};
+use super::ui::Format;
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a VM and start it
+    Create(Box<CreateArgs>),
+    /// List VMs
+    #[command(visible_aliases = ["ls", "ps"])]
+    List(ListArgs),
+    /// Show everything about a VM
+    #[command(visible_alias = "show")]
+    Inspect(OneVm),
+    /// Start VMs
+    Start(StartArgs),
+    /// Shut VMs down
+    Stop(StopArgs),
+    /// Delete VMs with their drives
+    #[command(visible_alias = "rm")]
+    Delete(DeleteArgs),
+    /// Change a VM's labels and protection
+    Update(UpdateArgs),
+    /// Show a VM's console
+    Logs(logs::Args),
+    /// Show what happened to a VM
+    History(HistoryArgs),
+}
+
+/// One VM.
+#[derive(Debug, Args)]
+pub(crate) struct OneVm {
+    /// The VM: its name or id
+    vm: Reference<VmKind>,
+}
+
+/// What a new VM is to be.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Its name [default: made up]
+    #[arg(value_name = "NAME", conflicts_with = "name")]
+    positional: Option<Name>,
+    /// Its name [default: made up]
+    #[arg(long)]
+    name: Option<Name>,
+    /// The image: debian, busybox, or one of your own [default: debian]
+    #[arg(long, visible_alias = "image", value_name = "IMAGE")]
+    from: Option<String>,
+    /// The kernel: an installed one's name or id, or file:PATH [default: the distribution's]
+    #[arg(long)]
+    kernel: Option<String>,
+    /// Virtual CPUs [default: 1]
+    #[arg(long, visible_alias = "cpus")]
+    vcpus: Option<u32>,
+    /// Memory [default: 512MiB]
+    #[arg(short, long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// Size of the root drive, sparse [default: 8GiB]
+    #[arg(long, value_name = "SIZE")]
+    disk: Option<ByteSize>,
+    /// The VMM [default: auto]
+    #[arg(long, value_parser = word::<DriverChoice>(&["auto", "firecracker", "qemu"]))]
+    driver: Option<DriverChoice>,
+    /// What is PID 1: agent, or system (the image's own init) [default: agent]
+    #[arg(long, value_parser = word::<InitMode>(&["agent", "system"]))]
+    init: Option<InitMode>,
+    /// The hostname inside [default: the VM's name]
+    #[arg(long)]
+    hostname: Option<String>,
+    /// An environment variable of every command in the VM
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
+    env: Vec<(String, String)>,
+    /// A text file to write at each boot, from a file here
+    #[arg(long, value_name = "PATH=FILE", value_parser = pair)]
+    file: Vec<(String, String)>,
+    /// A label
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
+    tag: Vec<(String, String)>,
+    /// Refuse its deletion until the protection is taken away
+    #[arg(long)]
+    protect: bool,
+    /// Do not start it
+    #[arg(long)]
+    no_start: bool,
+    /// The same key with the same arguments gives the same VM, not a second one
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Which VMs to list.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only VMs in this state
+    #[arg(long, value_parser = word::<VmState>(&["creating", "created", "starting", "running", "ready", "unreachable",
+        "stopping", "stopped", "crashed", "failed"]))]
+    state: Option<VmState>,
+    /// Only VMs with this label
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
+    tag: Vec<(String, String)>,
+    #[command(flatten)]
+    paging: Paging,
+}
+
+/// Which VMs to start.
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// The VMs: names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<Reference<VmKind>>,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Which VMs to stop and how.
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// The VMs: names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<Reference<VmKind>>,
+    /// Cut the power at once: unwritten data is lost
+    #[arg(short, long)]
+    force: bool,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Which VMs to delete and how.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// The VMs: names or ids
+    #[arg(required = true, value_name = "VM")]
+    vms: Vec<Reference<VmKind>>,
+    /// Also if it runs
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// What to change.
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// The VM: its name or id
+    vm: Reference<VmKind>,
+    /// A label to set
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
+    tag: Vec<(String, String)>,
+    /// A label to take away
+    #[arg(long, value_name = "KEY")]
+    untag: Vec<String>,
+    /// Refuse its deletion
+    #[arg(long, conflicts_with = "unprotect")]
+    protect: bool,
+    /// Allow its deletion again
+    #[arg(long)]
+    unprotect: bool,
+}
+
+/// Whose history.
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// The VM: its name or id; the id also works after it was deleted
+    vm: Reference<VmKind>,
+    #[command(flatten)]
+    paging: Paging,
+}
+
+/// Runs one verb.
+pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
+    match command {
+        Command::Create(args) => create(app, *args).await,
+        Command::List(args) => list(app, args).await,
+        Command::Inspect(args) => inspect(app, args).await,
+        Command::Start(args) => start(app, args).await,
+        Command::Stop(args) => stop(app, args).await,
+        Command::Delete(args) => delete(app, args).await,
+        Command::Update(args) => update(app, args).await,
+        Command::Logs(args) => logs::run(app, args).await,
+        Command::History(args) => history(app, args).await,
+    }
+}
+
+async fn create(app: &App, args: CreateArgs) -> Result<u8, Error> {
+    let wait = args.wait;
+    let params = create_params(args)?;
+    let mut client = app.connect().await?;
+    let followed = follow::start::<VmCreate, _>(&mut client, &app.ui, &params, wait).await?;
+    let outcome = &followed.outcome;
+    match app.ui.format {
+        Format::Json => app.ui.json(&followed.raw)?,
+        Format::Quiet => app.ui.line(subject(outcome).0)?,
+        Format::Human => match &outcome.result {
+            Some(vm) => {
+                app.ui.table(show::created(vm))?;
+                if app.ui.stderr_is_terminal && vm.state == VmState::Ready {
+                    app.ui.say(&format!("work in it with `nexusctl guest run {} -- COMMAND`", vm.name));
+                }
+            }
+            None => app.ui.line(subject(outcome).1)?,
+        },
+    }
+    Ok(0)
+}
+
+fn create_params(args: CreateArgs) -> Result<VmCreateParams, Error> {
+    let mut files = BTreeMap::new();
+    for (path, file) in args.file {
+        let file = PathBuf::from(file);
+        let content = std::fs::read_to_string(&file).map_err(|source| Error::File {
+            what: "read the text file",
+            path: file,
+            source,
+        })?;
+        files.insert(path, content);
+    }
+    Ok(VmCreateParams {
+        name: args.name.or(args.positional),
+        from: args.from,
+        kernel: args.kernel,
+        vcpus: args.vcpus,
+        memory: args.memory,
+        disk: args.disk,
+        driver: args.driver,
+        init: args.init,
+        network: None,
+        hostname: args.hostname,
+        env: args.env.into_iter().collect(),
+        files,
+        tags: args.tag.into_iter().collect(),
+        protected: args.protect.then_some(true),
+        start: args.no_start.then_some(false),
+        wait_s: Some(0),
+        idempotency_key: args.idempotency_key,
+    })
+}
+
+/// Id and name of what an operation works on, as far as they are known.
+fn subject<R>(outcome: &OpOutcome<R>) -> (&str, &str) {
+    let id = outcome.subject_id.as_deref().unwrap_or_default();
+    (id, outcome.subject_name.as_deref().unwrap_or(id))
+}
+
+/// Lists VMs.
+pub(crate) async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let tags: BTreeMap<_, _> = args.tag.into_iter().collect();
+    let page =
+        |limit, cursor| VmListParams { state: args.state, tags: tags.clone(), limit: Some(limit), cursor };
+    let listed = list::all::<VmList, VmSummary>(&mut client, &args.paging, "vms", page).await?;
+    match app.ui.format {
+        Format::Json => app.ui.json(&listed.raw)?,
+        Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|vm| vm.id))?,
+        Format::Human => {
+            app.ui.table(show::summaries(&listed.rows, app.ui.now))?;
+            if listed.rows.is_empty() {
+                app.ui.say("no VMs; make one with `nexusctl vm create`");
+            }
+            listed.say_more(&app.ui);
+        }
+    }
+    Ok(0)
+}
+
+async fn inspect(app: &App, args: OneVm) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let reply = client.call_with::<VmInspect>(&VmInspectParams { vm: args.vm }, Options::default()).await?;
+    let vm: VmDetails = reply.facts(VmInspect::NAME, VmInspect::SHAPE)?;
+    match app.ui.format {
+        Format::Json => app.ui.json(reply.structured.as_ref().unwrap_or(&reply.raw))?,
+        Format::Quiet => app.ui.line(&vm.id.to_string())?,
+        Format::Human => app.ui.table(show::details(&vm, app.ui.now))?,
+    }
+    Ok(0)
+}
+
+async fn start(app: &App, args: StartArgs) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let mut failures = Failures::default();
+    for vm in args.vms {
+        let params = VmStartParams { vm: vm.clone(), wait_s: Some(0) };
+        let result = follow::start::<VmStart, _>(&mut client, &app.ui, &params, args.wait).await;
+        failures.note(app, result.and_then(|followed| moved(app, &vm, &followed)))?;
+    }
+    failures.end()
+}
+
+async fn stop(app: &App, args: StopArgs) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let mut failures = Failures::default();
+    for vm in args.vms {
+        let params = VmStopParams { vm: vm.clone(), force: args.force.then_some(true), wait_s: Some(0) };
+        let result = follow::start::<VmStop, _>(&mut client, &app.ui, &params, args.wait).await;
+        failures.note(app, result.and_then(|followed| moved(app, &vm, &followed)))?;
+    }
+    failures.end()
+}
+
+/// Shows the state that a VM was brought to.
+fn moved(app: &App, vm: &Reference<VmKind>, followed: &Followed<VmDetails>) -> Result<(), Error> {
+    match (app.ui.format, &followed.outcome.result) {
+        (Format::Json, _) => app.ui.json(&followed.raw),
+        (Format::Quiet, Some(details)) => app.ui.line(&details.id.to_string()),
+        (Format::Quiet, None) => app.ui.line(subject(&followed.outcome).0),
+        (Format::Human, Some(details)) => {
+            let took = details.timings.filter(|_| details.state == VmState::Ready);
+            let took = took.map(|t| format!(" (in {})", format::millis(t.total_ms))).unwrap_or_default();
+            app.ui.line(&format!("{} {}{took}", details.name, details.state))
+        }
+        (Format::Human, None) => app.ui.line(&format!("{vm} {}", followed.outcome.state.as_str())),
+    }
+}
+
+/// Deletes VMs.
+pub(crate) async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let mut failures = Failures::default();
+    for vm in args.vms {
+        let result = delete_one(app, &mut client, vm, args.force).await;
+        failures.note(app, result)?;
+    }
+    failures.end()
+}
+
+async fn delete_one(app: &App, client: &mut Client, vm: Reference<VmKind>, force: bool) -> Result<(), Error> {
+    let params = VmDeleteParams { vm, force: force.then_some(true) };
+    let gone = client.call::<VmDelete>(&params).await?;
+    match app.ui.format {
+        Format::Json => app.ui.json(&raw(&gone)?),
+        Format::Quiet => app.ui.line(&gone.id.to_string()),
+        Format::Human => app.ui.line(&format!("{} deleted", gone.name)),
+    }
+}
+
+async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
+    let protected = match (args.protect, args.unprotect) {
+        (true, _) => Some(true),
+        (false, true) => Some(false),
+        (false, false) => None,
+    };
+    if args.tag.is_empty() && args.untag.is_empty() && protected.is_none() {
+        return Err(Error::usage("nothing to change: give --tag, --untag, --protect or --unprotect"));
+    }
+    let params = VmUpdateParams {
+        vm: args.vm,
+        tags: args.tag.into_iter().collect(),
+        remove_tags: args.untag,
+        protected,
+    };
+    let vm = app.connect().await?.call::<VmUpdate>(&params).await?;
+    match app.ui.format {
+        Format::Json => app.ui.json(&raw(&vm)?)?,
+        Format::Quiet => app.ui.line(&vm.id.to_string())?,
+        Format::Human => {
+            let protection = if vm.protected { "protected" } else { "not protected" };
+            app.ui.line(&format!("{} {}, tags: {}", vm.name, protection, show::tags(&vm.tags)))?;
+        }
+    }
+    Ok(0)
+}
+
+async fn history(app: &App, args: HistoryArgs) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let vm = args.vm;
+    let page = |limit, cursor| VmHistoryParams { vm: vm.clone(), limit: Some(limit), cursor };
+    let listed = list::all::<VmHistory, VmTransition>(&mut client, &args.paging, "transitions", page).await?;
+    match app.ui.format {
+        Format::Json => app.ui.json(&listed.raw)?,
+        Format::Quiet => list::ids(&app.ui, listed.rows.iter().filter_map(|t| t.boot_id))?,
+        Format::Human => {
+            app.ui.table(show::transitions(&listed.rows, app.ui.now))?;
+            listed.say_more(&app.ui);
+        }
+    }
+    Ok(0)
+}
+
+/// What went wrong with some of several VMs: each is told at once, and the first one decides the exit code.
+#[derive(Default)]
+struct Failures {
+    first: Option<u8>,
+}
+
+impl Failures {
+    fn note(&mut self, app: &App, result: Result<(), Error>) -> Result<(), Error> {
+        match result {
+            Ok(()) => Ok(()),
+            // The VM alone is at fault: go on with the next one.
+            Err(error @ Error::Tool(_)) => {
+                app.ui.fail(&error);
+                self.first.get_or_insert(error.exit_code());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn end(self) -> Result<u8, Error> {
+        Ok(self.first.unwrap_or(0))
+    }
+}
