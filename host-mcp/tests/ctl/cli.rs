@@ -1,0 +1,260 @@
+//! Commands that end after a call or two.
+
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+
+use crate::fake::{Fake, World, fails, gives};
+
+fn vm(name: &str, state: &str) -> Value {
+    json!({ "id": "bbbbbbbbbbbbe", "name": name, "state": state, "image": "busybox", "vcpus": 1, "memory": "512MiB",
+        "created_at": "2026-01-02T03:04:05Z", "protected": false, "tags": {} })
+}
+
+#[test]
+fn a_daemon_that_is_down_is_told_with_what_to_do() {
+    let world = World::new();
+    let run = world.run("vm list");
+    assert_eq!(run.code, 6);
+    assert_eq!(run.text(), "");
+    assert!(run.stderr.starts_with("error: the daemon is not running"), "{}", run.stderr);
+    assert!(run.stderr.contains("\nhint: start it with `nexusd &`"), "{}", run.stderr);
+
+    let run = world.run("vm list --json");
+    let error: Value = serde_json::from_str(&run.stderr).unwrap();
+    assert_eq!((run.code, &error["error"]["code"]), (6, &json!("daemon_down")));
+}
+
+#[test]
+fn lists_are_plain_in_pipes_and_complete() {
+    let world = World::new();
+    let pages = Box::new(|arguments: &Value, _: &crate::fake::Caller| {
+        let page = match arguments["cursor"].as_str() {
+            None => json!({ "vms": [vm("a", "ready"), vm("b", "stopped")], "next_cursor": "2" }),
+            Some(_) => json!({ "vms": [vm("c", "failed")] }),
+        };
+        Some(crate::fake::structured(&page))
+    });
+    let fake = Fake::start(&world.runtime(), [("vm_list", pages)]);
+    let run = world.run("ps --tag team=a --state ready");
+    assert_eq!(run.code, 0, "{run:?}");
+    let lines: Vec<_> = run.text().lines().collect();
+    assert_eq!(lines.len(), 4, "{lines:#?}");
+    assert!(lines[0].starts_with("NAME  ID             STATE    IMAGE"), "{lines:#?}");
+    assert!(lines[3].starts_with("c     bbbbbbbbbbbbe  failed   busybox"), "{lines:#?}");
+    assert!(!run.text().contains(['\t', '\u{1b}']), "{lines:#?}");
+    assert_eq!(
+        fake.calls("vm_list"),
+        [
+            json!({ "limit": 500, "state": "ready", "tags": { "team": "a" } }),
+            json!({ "limit": 500, "state": "ready", "tags": { "team": "a" }, "cursor": "2" }),
+        ]
+    );
+
+    let all = world.run("vm list --json").json();
+    assert_eq!(all["vms"].as_array().unwrap().len(), 3);
+    assert_eq!(all.get("next_cursor"), None);
+    let some = world.run("vm list --json --limit 2").json();
+    assert_eq!((some["vms"].as_array().unwrap().len(), &some["next_cursor"]), (2, &json!("2")));
+    assert_eq!(world.run("vm list -q").text(), "bbbbbbbbbbbbe\nbbbbbbbbbbbbe\nbbbbbbbbbbbbe\n");
+}
+
+#[test]
+fn json_is_the_structured_result_as_it_came() {
+    let world = World::new();
+    let result = json!({ "vms": [], "something_new": { "z": 1, "a": [1.5] } });
+    let _fake = Fake::start(&world.runtime(), [("vm_list", gives(result.clone()))]);
+    assert_eq!(world.run("vm list --json").text(), format!("{result}\n"));
+    assert_eq!(world.run("call vm_list").text(), format!("{result}\n"));
+    let whole = world.run("call vm_list --json").json();
+    assert_eq!(whole["structuredContent"], result);
+}
+
+#[test]
+fn errors_have_text_hint_and_a_code_by_kind() {
+    for (code, exit) in [
+        ("vm_not_found", 3),
+        ("vm_not_running", 4),
+        ("boot_failed", 1),
+        ("timeout", 5),
+        ("busy", 6),
+        ("invalid_argument", 2),
+        ("internal", 70),
+    ] {
+        let world = World::new();
+        let _fake = Fake::start(&world.runtime(), [("vm_inspect", fails(code, "web-1 is odd", "look at it"))]);
+        let run = world.run("vm inspect web-1");
+        assert_eq!(run.stderr, "error: web-1 is odd\nhint: look at it\n");
+        assert_eq!((run.code, run.text()), (exit, ""), "{code}");
+    }
+}
+
+#[test]
+fn several_vms_are_deleted_and_the_first_failure_decides() {
+    let world = World::new();
+    let delete = Box::new(|arguments: &Value, caller: &crate::fake::Caller| match arguments["vm"].as_str().unwrap() {
+        "bad" => fails("vm_protected", "bad is protected", "take the protection away")(arguments, caller),
+        name => Some(crate::fake::structured(&json!({ "id": "bbbbbbbbbbbbe", "name": name, "drives": [] }))),
+    });
+    let _fake = Fake::start(&world.runtime(), [("vm_delete", delete)]);
+    insta::assert_snapshot!(world.run("rm a bad c").shown(), @"
+    exit 4
+    --- stdout
+    a deleted
+    c deleted
+    --- stderr
+    error: bad is protected
+    hint: take the protection away
+    ");
+}
+
+#[test]
+fn raw_calls_take_arguments_from_stdin() {
+    let world = World::new();
+    let fake = Fake::start(&world.runtime(), [("vm_inspect", gives(json!({ "x": 1 })))]);
+    assert_eq!(world.run_with("call vm_inspect -", b"{\"vm\":\"a\"}").json(), json!({ "x": 1 }));
+    assert_eq!(fake.calls("vm_inspect"), [json!({ "vm": "a" })]);
+    assert_eq!(world.run("call vm_inspect [1]").code, 2);
+    let unknown = world.run("call no_such_tool");
+    assert_eq!((unknown.code, unknown.stderr.as_str()), (2, "error: unknown tool\n"));
+}
+
+fn ran(facts: &Value, stdout: &[u8], stderr: &[u8]) -> Value {
+    json!({
+        "_meta": { "dev.nexus/result": facts },
+        "content": [
+            { "type": "text", "text": "web-1 · exit 3 · 1 ms" },
+            { "type": "text", "text": BASE64.encode(stdout), "_meta": { "dev.nexus/stream": "stdout" } },
+            { "type": "text", "text": "stderr:" },
+            { "type": "text", "text": BASE64.encode(stderr), "_meta": { "dev.nexus/stream": "stderr" } },
+        ],
+    })
+}
+
+fn facts(exit_code: Option<i32>, signal: Option<&str>, timed_out: bool) -> Value {
+    let stream = json!({ "total_bytes": 5, "omitted_bytes": 0, "lossy": false });
+    let mut facts = json!({ "timed_out": timed_out, "duration_ms": 1, "stdout": stream, "stderr": stream });
+    if let Some(code) = exit_code {
+        facts["exit_code"] = code.into();
+    }
+    if let Some(signal) = signal {
+        facts["signal"] = signal.into();
+    }
+    facts
+}
+
+#[test]
+fn commands_give_their_exact_bytes_and_exit_code() {
+    let world = World::new();
+    let run_command =
+        Box::new(|_: &Value, _: &crate::fake::Caller| Some(ran(&facts(Some(3), None, false), &[0xff, 0, b'\n'], b"oops")));
+    let fake = Fake::start(&world.runtime(), [("guest_run_command", run_command)]);
+    let run = world.run("guest run web-1 --cwd /tmp -e A=B -- sh -c --json");
+    assert_eq!((run.code, run.stdout.as_slice(), run.stderr.as_str()), (3, &[0xff, 0, b'\n'][..], "oops"));
+    let piped = world.run_with("guest run -c cat web-1", b"\x00\xffin");
+    assert_eq!(piped.code, 3);
+    assert_eq!(
+        fake.calls("guest_run_command"),
+        [
+            json!({ "vm": "web-1", "argv": ["sh", "-c", "--json"], "cwd": "/tmp", "env": { "A": "B" },
+                "timeout_s": 3600, "max_output_bytes": 262144, "encoding": "base64" }),
+            json!({ "vm": "web-1", "command": "cat", "stdin": BASE64.encode(b"\x00\xffin"), "stdin_encoding": "base64",
+                "timeout_s": 3600, "max_output_bytes": 262144, "encoding": "base64" }),
+        ]
+    );
+}
+
+#[test]
+fn signals_and_timeouts_have_the_exit_codes_of_a_shell() {
+    for (facts, code) in [(facts(None, Some("SIGKILL"), false), 137), (facts(None, Some("SIGKILL"), true), 124)] {
+        let world = World::new();
+        let tool = Box::new(move |_: &Value, _: &crate::fake::Caller| Some(ran(&facts, b"", b"")));
+        let _fake = Fake::start(&world.runtime(), [("guest_run_command", tool)]);
+        assert_eq!(world.run("exec web-1 sleep 9").code, code);
+    }
+}
+
+#[test]
+fn files_are_read_and_written_in_pieces() {
+    let world = World::new();
+    let content: Vec<u8> = (0..1_300_000_u32).map(|i| (i % 251) as u8).collect();
+    let served = content.clone();
+    let read = Box::new(move |arguments: &Value, _: &crate::fake::Caller| {
+        let offset = arguments["offset"].as_u64().unwrap() as usize;
+        let end = (offset + arguments["limit"].as_u64().unwrap() as usize).min(served.len());
+        let facts = json!({ "size_bytes": served.len(), "offset": offset, "read_bytes": end - offset,
+            "eof": end == served.len(), "lossy": false });
+        Some(json!({ "_meta": { "dev.nexus/result": facts }, "content": [
+            { "type": "text", "text": "web-1 · /f" },
+            { "type": "text", "text": BASE64.encode(&served[offset..end]), "_meta": { "dev.nexus/stream": "content" } },
+        ]}))
+    });
+    let written = std::sync::Mutex::new(Vec::new());
+    let write = Box::new(move |arguments: &Value, _: &crate::fake::Caller| {
+        let mut written = written.lock().unwrap();
+        let piece = BASE64.decode(arguments["content"].as_str().unwrap().as_bytes()).unwrap();
+        let created = arguments.get("append").is_none();
+        if created {
+            written.clear();
+        }
+        written.extend(&piece);
+        Some(crate::fake::structured(&json!({ "path": arguments["path"], "written_bytes": piece.len(),
+            "size_bytes": written.len(), "created": created })))
+    });
+    let fake = Fake::start(&world.runtime(), [("guest_file_read", read), ("guest_file_write", write)]);
+    assert_eq!(world.run("guest read web-1 /f").stdout, content);
+    assert_eq!(world.run("guest cat web-1 /f --offset 10 --limit 600000").stdout, content[10..600_010]);
+
+    let large: Vec<u8> = content.iter().chain(&content).copied().collect();
+    let run = world.run_with("guest write web-1 /g --mode 0600 --json", &large);
+    assert_eq!((run.code, run.json()["size_bytes"].as_u64()), (0, Some(2_600_000)), "{run:?}");
+    let calls = fake.calls("guest_file_write");
+    assert_eq!(calls.len(), 2);
+    assert_eq!((calls[0].get("append"), &calls[1]["append"]), (None, &json!(true)));
+    let run = world.run("guest write web-1 /g --content hello");
+    assert_eq!((run.text(), run.stderr.as_str()), ("", "created /g (5 B)\n"));
+    assert_eq!(world.run_with("guest write web-1 /empty", b"").code, 0);
+    assert_eq!(world.run("guest write web-1 /g /no/such/file").code, 3);
+}
+
+#[test]
+fn the_console_is_followed() {
+    let world = World::new();
+    let logs = Box::new(|arguments: &Value, caller: &crate::fake::Caller| {
+        let (text, cursor, lost) = match arguments["cursor"].as_str() {
+            None => ("booting\n", "1", 0),
+            Some("1") => ("ready\n", "2", 7),
+            Some(_) => return fails("vm_not_found", "web-1 is gone", "")(arguments, caller),
+        };
+        let facts = json!({ "text": text, "cursor": cursor, "lost_bytes": lost });
+        Some(json!({ "_meta": { "dev.nexus/result": facts }, "content": [{ "type": "text", "text": text }] }))
+    });
+    let fake = Fake::start(&world.runtime(), [("vm_logs", logs)]);
+    assert_eq!(world.run("vm logs web-1").text(), "booting\n");
+    let followed = world.run("vm logs -f web-1");
+    assert_eq!((followed.code, followed.text()), (3, "booting\nready\n"));
+    assert!(followed.stderr.contains("7 bytes were lost"), "{}", followed.stderr);
+    assert_eq!(fake.calls("vm_logs")[2]["wait_s"], 20);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let world = World::new();
+    let vms: Vec<_> = (0..5000).map(|i| vm(&format!("vm-{i}"), "ready")).collect();
+    let _fake = Fake::start(&world.runtime(), [("vm_list", gives(json!({ "vms": vms })))]);
+    let mut child = world.command("vm list");
+    let mut child =
+        child.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let run = crate::fake::finish(child);
+    assert_eq!((run.code, run.stderr.as_str()), (141, ""));
+}
+
+#[test]
+fn usage_is_told_before_anything_is_dialled() {
+    let world = World::new();
+    let run = world.run("vm create --memory much");
+    assert_eq!(run.code, 2);
+    assert!(run.stderr.contains("`much` is not a size"), "{}", run.stderr);
+    assert_eq!(world.run("--help").code, 0);
+    assert!(world.run("version").text().contains("nexusd is not running"));
+}

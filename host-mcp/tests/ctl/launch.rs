@@ -1,0 +1,137 @@
+//! The bridge starts the daemon: here, this test binary once more.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Stdio};
+use std::sync::mpsc;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::fake::{Fake, Lines, World, eventually, finish, gives};
+
+const INITIALIZE: &[u8] =
+    b"{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"initialize\",\"params\":{\"protocolVersion\":\"2025-06-18\"}}\n";
+
+/// A program that becomes the daemon below and writes its process id to a file of its own.
+fn daemon(world: &World) -> std::path::PathBuf {
+    let script = world.root.path().join("nexusd");
+    let test = std::env::current_exe().unwrap();
+    let line = format!(
+        "#!/bin/sh\necho $$ >> {root}/pids\nRUNTIME={root}/run exec {test} --ignored --exact launch::be_the_daemon\n",
+        root = world.root.path().display(),
+        test = test.display(),
+    );
+    std::fs::write(&script, line).unwrap();
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    script
+}
+
+fn pids(world: &World) -> Vec<Pid> {
+    let text = std::fs::read_to_string(world.root.path().join("pids")).unwrap_or_default();
+    text.lines().map(|line| Pid::from_raw(line.parse().unwrap()).unwrap()).collect()
+}
+
+/// Kills the daemons of a test, also when it fails.
+struct Reaper<'a>(&'a World);
+
+impl Drop for Reaper<'_> {
+    fn drop(&mut self) {
+        for pid in pids(self.0) {
+            drop(kill_process(pid, Signal::KILL));
+        }
+    }
+}
+
+#[test]
+#[ignore = "the daemon of the other tests"]
+fn be_the_daemon() {
+    // Run by hand there is nothing to do.
+    let Some(runtime) = std::env::var_os("RUNTIME") else { return };
+    let _fake = Fake::start(runtime.as_ref(), [("vm_list", gives(json!({ "vms": [] })))]);
+    let (_keep, never) = mpsc::channel::<()>();
+    // Killed by the test that started it; ends by itself should that test be killed.
+    drop(never.recv_timeout(crate::fake::DEADLINE));
+}
+
+fn bridge(world: &World) -> Child {
+    let mut command = world.command("mcp");
+    command.env("NEXUS_DAEMON", daemon(world)).env("PATH", "/usr/bin:/bin");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn concurrent_bridges_start_one_daemon() {
+    let world = World::new();
+    let _reaper = Reaper(&world);
+    let script = daemon(&world);
+    let children: Vec<_> = (0..5)
+        .map(|_| {
+            let mut command = world.command("mcp");
+            command.env("NEXUS_DAEMON", &script).env("PATH", "/usr/bin:/bin");
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for mut child in children {
+        child.stdin.as_mut().unwrap().write_all(INITIALIZE).unwrap();
+        let run = finish(child);
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+        assert_eq!(run.json()["result"]["serverInfo"]["name"], "nexus");
+    }
+    let pids = pids(&world);
+    assert_eq!(pids.len(), 1, "{pids:?}");
+    // It outlived its starter, in a session of its own, and its output went to the log.
+    assert_eq!(rustix::process::getsid(Some(pids[0])).unwrap(), pids[0]);
+    let log = std::fs::read_to_string(world.root.path().join("state/nexusd.log")).unwrap();
+    assert!(log.contains("running 1 test"), "{log}");
+}
+
+#[test]
+fn a_killed_daemon_is_started_again_when_it_is_needed() {
+    let world = World::new();
+    let _reaper = Reaper(&world);
+    let mut child = bridge(&world);
+    let lines = Lines::of(child.stdout.take().unwrap());
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(INITIALIZE).unwrap();
+    assert_eq!(lines.next()["id"], 0);
+    kill_process(pids(&world)[0], Signal::KILL).unwrap();
+    std::fs::remove_file(world.runtime().join("nexus.sock")).unwrap();
+    let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": "vm_list" } });
+    let mut answer = Value::Null;
+    let mut tries = 0;
+    eventually("the call is answered by a new daemon", || {
+        // A call that was written to the dying daemon is answered with an error; a client looks and repeats.
+        tries += 1;
+        stdin.write_all(format!("{call}\n").as_bytes()).unwrap();
+        answer = lines.next();
+        answer["result"]["isError"] != true
+    });
+    assert_eq!(answer["result"]["structuredContent"], json!({ "vms": [] }));
+    assert!(tries <= 2, "{tries}");
+    assert_eq!(pids(&world).len(), 2);
+    drop(stdin);
+    assert_eq!(finish(child).code, 0);
+}
+
+#[test]
+fn a_daemon_that_ends_at_once_is_told_with_what_it_said() {
+    let world = World::new();
+    let script = world.root.path().join("nexusd");
+    std::fs::write(&script, "#!/bin/sh\necho no room on the disk >&2\nexit 3\n").unwrap();
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = world.command("mcp");
+    command.env("NEXUS_DAEMON", &script).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // It may have ended before it read this.
+    drop(child.stdin.as_mut().unwrap().write_all(INITIALIZE));
+    let run = finish(child);
+    assert_eq!(run.code, 1, "{run:?}");
+    assert!(run.stderr.contains("no room on the disk"), "{}", run.stderr);
+
+    let mut command = world.command("doctor");
+    command.env("NEXUS_DAEMON", &script).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let run = finish(command.spawn().unwrap());
+    assert_eq!(run.code, 3, "{run:?}");
+    assert!(run.stderr.ends_with("no room on the disk\n"), "{}", run.stderr);
+}
