@@ -153,6 +153,9 @@ fn ended_badly<R>(outcome: &OpOutcome<R>) -> ToolError {
         OpState::Cancelled => (ErrorCode::Cancelled, "was cancelled"),
         OpState::Running | OpState::Succeeded | OpState::Failed => (ErrorCode::Internal, "failed"),
     };
+    if let Some(error) = &outcome.error {
+        return error.clone();
+    }
     ToolError::new(code, format!("operation {} {word} while {}", outcome.op_id, outcome.progress.step))
         .hint("see `nexusctl op list`")
 }
