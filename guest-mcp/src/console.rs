@@ -1,7 +1,11 @@
 //! What the guest has to say to people: lines on stderr, which is the console in a VM.
 
+use std::error::Error;
 use std::fmt;
 use std::io::Write;
+use std::process::ExitCode;
+
+use rustix::system::RebootCommand;
 
 /// Writes one line. A console that is gone is nobody's error.
 pub(crate) fn say(line: fmt::Arguments<'_>) {
@@ -10,4 +14,32 @@ pub(crate) fn say(line: fmt::Arguments<'_>) {
     let _ = fmt::write(&mut text, line);
     text.push('\n');
     let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Waits until the console has what was written.
+pub(crate) fn flush() {
+    // Not every console is a terminal.
+    let _ = nix::sys::termios::tcdrain(std::io::stderr());
+}
+
+/// An error with all that caused it, in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Says why PID 1 cannot go on, and ends the VM.
+pub(crate) fn last_words(error: &dyn Error) -> ExitCode {
+    say(format_args!("cannot boot: {}", chain(error)));
+    flush();
+    rustix::fs::sync();
+    // If even this fails, the kernel panics when PID 1 returns, which ends the VM too.
+    let _ = rustix::system::reboot(RebootCommand::Restart);
+    ExitCode::FAILURE
 }

@@ -9,6 +9,8 @@
 
 mod agent;
 mod console;
+mod init;
+mod initramfs;
 mod os;
 mod role;
 mod sys;

@@ -1,14 +1,38 @@
 //! Small facts about the running system, read without the C library's databases (a static binary has none).
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+
+use rustix::mount::MountFlags;
 
 /// Reads at most `max` bytes of a small file as text; `None` if it cannot be read.
 pub(crate) fn read_small(path: impl AsRef<Path>, max: u64) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(max).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A filesystem that could not be mounted.
+#[derive(Debug, thiserror::Error)]
+#[error("mount {kind} on {place}")]
+pub(crate) struct MountError {
+    kind: String,
+    place: String,
+    #[source]
+    source: std::io::Error,
+}
+
+/// Mounts a filesystem of the kernel, without programs set to another user's rights, and makes its place where it is missing.
+pub(crate) fn mount(source: &str, place: &str, kind: &str, options: &str) -> Result<(), MountError> {
+    let fail = |source| MountError { kind: kind.into(), place: place.into(), source };
+    if !Path::new(place).is_dir() {
+        std::fs::create_dir_all(place).map_err(fail)?;
+    }
+    let options = CString::new(options).map_err(|error| fail(error.into()))?;
+    let mounted = rustix::mount::mount(source, place, kind, MountFlags::NOSUID, Some(options.as_c_str()));
+    mounted.map_err(|error| fail(error.into()))
 }
 
 /// `os-release` of the root filesystem.

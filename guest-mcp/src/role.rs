@@ -6,14 +6,32 @@ use std::process::ExitCode;
 use nexus_schema::link::{InitMode, PROTOCOL};
 
 use crate::agent::{self, Place};
-use crate::console;
+use crate::{console, init, initramfs};
 
 /// What the binary is called in messages, and its version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// Where the binary is in a VM.
+pub(crate) const BINARY: &str = "/run/nexus/nexus-guest";
+/// The other names of the binary, in `/run/nexus/bin`.
+pub(crate) const POWER_NAMES: [&str; 4] = ["halt", "poweroff", "reboot", "shutdown"];
+
 /// What this process is here for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Role {
+    /// `/init` of the initramfs.
+    Initramfs,
+    /// PID 1 of a VM in init mode `agent`.
+    Init,
+    /// Keeps an agent beside the image's own init.
+    Supervise,
+    /// Takes the VM down.
+    Power {
+        /// Which of [`POWER_NAMES`] it was called as.
+        name: &'static str,
+        /// The arguments.
+        arguments: Vec<String>,
+    },
     /// The agent in a VM or beside one.
     Agent {
         /// Where it runs.
@@ -36,11 +54,19 @@ impl Role {
     /// The role of this process.
     pub(crate) fn of_process() -> Result<Self, Usage> {
         let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-        let _name = words.next();
-        Self::parse(words)
+        let name = words.next().unwrap_or_default();
+        Self::parse(&name, rustix::process::getpid().is_init(), words)
     }
 
-    fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, Usage> {
+    fn parse(name: &str, is_init: bool, mut words: impl Iterator<Item = String>) -> Result<Self, Usage> {
+        // The kernel gives `/init` the words of its command line that it does not know itself.
+        if is_init && name == "/init" {
+            return Ok(Self::Initramfs);
+        }
+        let base = name.rsplit('/').next().unwrap_or_default();
+        if let Some(name) = POWER_NAMES.into_iter().find(|power| *power == base) {
+            return Ok(Self::Power { name, arguments: words.collect() });
+        }
         let refuse = |problem: String| Usage { problem };
         let mut place = None;
         let mut protocol = PROTOCOL;
@@ -55,6 +81,8 @@ impl Role {
                     let number = words.next().and_then(|n| n.parse().ok());
                     protocol = number.ok_or_else(|| refuse("--protocol needs a number".into()))?;
                 }
+                "init" if is_init => return Ok(Self::Init),
+                "supervise" => return Ok(Self::Supervise),
                 "agent" => place = Some(Place::Vm { init: InitMode::Agent }),
                 "agent-beside" => place = Some(Place::Vm { init: InitMode::System }),
                 other => return Err(refuse(format!("unknown argument `{other}`"))),
@@ -67,6 +95,10 @@ impl Role {
     /// Does what the role is for.
     pub(crate) fn run(self) -> ExitCode {
         match self {
+            Self::Initramfs => initramfs::run(),
+            Self::Init => init::run(),
+            Self::Supervise => init::supervise(),
+            Self::Power { name, arguments } => init::power::run(name, &arguments),
             Self::Agent { place, protocol } => agent::run(place, protocol),
             Self::Version => {
                 console::say(format_args!("nexus-guest {VERSION}"));
@@ -81,17 +113,31 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Role, Usage> {
-        Role::parse(line.split_whitespace().map(String::from))
+        let mut words = line.split_whitespace().map(String::from);
+        let name = words.next().unwrap_or_default();
+        Role::parse(&name, false, words)
     }
 
     #[test]
     fn arguments_name_the_role() {
         let unix = Place::Process { directory: ".".into() };
-        assert_eq!(parse("--unix ."), Ok(Role::Agent { place: unix.clone(), protocol: PROTOCOL }));
-        assert_eq!(parse("--unix . --protocol 0"), Ok(Role::Agent { place: unix, protocol: 0 }));
-        assert_eq!(parse("--version"), Ok(Role::Version));
-        for bad in ["", "--unix", "--protocol x", "--nonsense"] {
+        assert_eq!(
+            parse("nexus-guest --unix ."),
+            Ok(Role::Agent { place: unix.clone(), protocol: PROTOCOL })
+        );
+        assert_eq!(parse("x --unix . --protocol 0"), Ok(Role::Agent { place: unix, protocol: 0 }));
+        assert_eq!(parse("nexus-guest --version"), Ok(Role::Version));
+        for bad in ["x", "x --unix", "x --protocol x", "x --nonsense", "x init", "/init"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn names_name_the_role() {
+        let arguments = vec!["-f".to_owned()];
+        assert_eq!(parse("/run/nexus/bin/reboot -f"), Ok(Role::Power { name: "reboot", arguments }));
+        let none = std::iter::empty;
+        assert_eq!(Role::parse("/init", true, none()), Ok(Role::Initramfs));
+        assert_eq!(Role::parse("nexus-guest", true, ["init".to_owned()].into_iter()), Ok(Role::Init));
     }
 }

@@ -1,6 +1,6 @@
-//! The only unsafe code of the guest: what a child does between fork and exec.
+//! The only unsafe code of the guest: what a child does between fork and exec, and one ioctl.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
 
 /// Whose rights a child gets.
@@ -35,6 +35,11 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
         // SAFETY: only async-signal-safe system calls on plain integers and on memory that this closure owns.
         unsafe {
             libc::setsid();
+            // Neither is reset by an exec.
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
             if let Some(procs) = &setup.cgroup {
                 // A command that cannot enter its cgroup runs all the same; it is then killed by its process group.
                 libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1);
@@ -66,4 +71,11 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
 
 fn check(result: libc::c_long) -> std::io::Result<()> {
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `EXT4_IOC_RESIZE_FS` of the kernel's fs/ext4/ext4.h: grows a mounted ext4 to so many blocks.
+pub(crate) fn resize_ext4(root: impl AsFd, blocks: u64) -> rustix::io::Result<()> {
+    const EXT4_IOC_RESIZE_FS: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<u64>(b'f', 16);
+    // SAFETY: this request reads one `__u64` through its pointer and writes nothing.
+    unsafe { rustix::ioctl::ioctl(root, rustix::ioctl::Setter::<EXT4_IOC_RESIZE_FS, u64>::new(blocks)) }
 }

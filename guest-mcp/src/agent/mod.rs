@@ -15,6 +15,8 @@ mod mcp;
 mod network;
 mod stream;
 
+pub(crate) use network::bring_up_loopback;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,10 +24,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use nexus_schema::link::{ByeReason, InitMode};
+use nix::sys::signal::SigSet;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::console::say;
+use crate::init::power;
 use crate::tools::command::Running;
 
 /// Where an agent runs.
@@ -117,8 +122,27 @@ impl Agent {
         let answered = self.answered.clone().notified_owned();
         tokio::spawn(async move {
             let _ = tokio::time::timeout(Duration::from_millis(500), answered).await;
-            agent.going_down.send_replace(Some(reason));
+            agent.ask_init(reason).await;
         });
+    }
+
+    /// Asks PID 1 to take the guest down, or goes alone where there is none to ask.
+    async fn ask_init(self: &Arc<Self>, reason: ByeReason) {
+        match self.place {
+            // It tells this agent to say bye, as it does when somebody else asked.
+            Place::Vm { init: InitMode::Agent } => {
+                let signal = match reason {
+                    ByeReason::Poweroff => Signal::USR2,
+                    ByeReason::Reboot => Signal::TERM,
+                };
+                if let Err(error) = kill_process(Pid::INIT, signal) {
+                    say(format_args!("ask PID 1 to go down: {error}"));
+                }
+            }
+            Place::Vm { init: InitMode::System } | Place::Process { .. } => {
+                self.going_down.send_replace(Some(reason));
+            }
+        }
     }
 
     fn kill_commands(&self) {
@@ -131,6 +155,10 @@ impl Agent {
 
 /// Runs an agent to its end.
 pub(crate) fn run(place: Place, protocol: u32) -> ExitCode {
+    // PID 1 waits for its signals by blocking them, and a child inherits that.
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        say(format_args!("unblock signals: {error}"));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
@@ -144,6 +172,11 @@ pub(crate) fn run(place: Place, protocol: u32) -> ExitCode {
         }
     };
     let agent = Arc::new(Agent::new(place, protocol));
+    if agent.is_in_vm()
+        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000")
+    {
+        say(format_args!("keep the agent from the OOM killer: {error}"));
+    }
     let ending = runtime.block_on(live(&agent));
     agent.kill_commands();
     // A call that hangs in the kernel must not keep the agent.
@@ -180,20 +213,28 @@ async fn live(agent: &Arc<Agent>) -> Result<Ending, AgentError> {
     listen::start(agent).map_err(AgentError::Listen)?;
     tokio::spawn(hello::until_welcome(agent.clone()));
 
+    let mut was_asked = false;
     let wanted = tokio::select! {
-        _ = terminate.recv() => None,
+        _ = terminate.recv() => match agent.place {
+            // So the image's init ends all processes when the guest goes down.
+            Place::Vm { init: InitMode::System } => Some(power::guess()),
+            Place::Vm { init: InitMode::Agent } | Place::Process { .. } => None,
+        },
         _ = interrupt.recv() => None,
         _ = reboot.recv() => Some(ByeReason::Reboot),
         _ = poweroff.recv() => Some(ByeReason::Poweroff),
-        asked = async { going_down.wait_for(Option::is_some).await.map(|reason| *reason) } => asked.ok().flatten(),
+        asked = async { going_down.wait_for(Option::is_some).await.map(|reason| *reason) } => {
+            was_asked = true;
+            asked.ok().flatten()
+        }
     };
-    let ending = match wanted {
-        Some(_) => Ending::Down,
-        None => Ending::Terminated,
-    };
-    match wanted {
-        Some(reason) => hello::bye(agent, reason).await,
-        None => {}
+    let Some(reason) = wanted else { return Ok(Ending::Terminated) };
+    hello::bye(agent, reason).await;
+    if was_asked && agent.place == (Place::Vm { init: InitMode::System }) {
+        let restarted = tokio::task::spawn_blocking(power::restart_through_image);
+        if !restarted.await.unwrap_or(false) {
+            say(format_args!("the image's init cannot be told to go down"));
+        }
     }
-    Ok(ending)
+    Ok(Ending::Down)
 }

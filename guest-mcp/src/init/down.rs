@@ -1,0 +1,93 @@
+//! Takes the system down: a ladder with a deadline at each step, at the end of which the machine is gone.
+
+use std::time::{Duration, Instant};
+
+use nexus_schema::link::ByeReason;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::Signal;
+use rustix::system::RebootCommand;
+
+use super::keeper::Keeper;
+use super::{Signals, reap};
+use crate::console::{self, say};
+use crate::os::read_small;
+
+/// How long the agent may take to say bye and go.
+pub(super) const AGENT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long processes may take to end when asked to.
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the kernel may take to end them.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Filesystems that hold nothing, at least nothing that must be written.
+const KEPT: [&str; 5] = ["/proc", "/sys", "/dev", "/run", "/"];
+
+/// Takes the system down. Comes back only if the kernel refuses to restart the machine.
+pub(super) fn take_down(signals: &mut Signals, keeper: &mut Keeper, reason: ByeReason) {
+    keeper.signal(match reason {
+        ByeReason::Reboot => Signal::USR1,
+        ByeReason::Poweroff => Signal::USR2,
+    });
+    wait(signals, keeper, AGENT_TIMEOUT, |keeper, _| !keeper.is_running());
+    for (signal, timeout) in [(Signal::TERM, TERMINATE_TIMEOUT), (Signal::KILL, KILL_TIMEOUT)] {
+        // To every process but this one; fails when there is none.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), as_nix(signal));
+        if wait(signals, keeper, timeout, |_, has_children| !has_children) {
+            break;
+        }
+    }
+    rustix::fs::sync();
+    unmount();
+    rustix::fs::sync();
+    console::flush();
+    // Also to power off: the VMM is started so that it ends instead of starting again, and not every machine has ACPI.
+    if let Err(error) = rustix::system::reboot(RebootCommand::Restart) {
+        say(format_args!("cannot restart the machine: {error}"));
+    }
+}
+
+fn as_nix(signal: Signal) -> nix::sys::signal::Signal {
+    if signal == Signal::KILL { nix::sys::signal::Signal::SIGKILL } else { nix::sys::signal::Signal::SIGTERM }
+}
+
+/// Reaps until `is_over`, given the keeper and whether there are children, or until the time is up.
+fn wait(
+    signals: &mut Signals,
+    keeper: &mut Keeper,
+    timeout: Duration,
+    is_over: impl Fn(&Keeper, bool) -> bool,
+) -> bool {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let has_children = loop {
+            match reap() {
+                Some(Some(ended)) => keeper.ended(ended),
+                Some(None) => break true,
+                None => break false,
+            }
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if is_over(keeper, has_children) {
+            return true;
+        }
+        if left.is_zero() || signals.wait(Some(left)).is_err() {
+            return false;
+        }
+    }
+}
+
+/// Unmounts what can be, and makes the rest read-only.
+fn unmount() {
+    let table = read_small("/proc/self/mountinfo", 4 << 20).unwrap_or_default();
+    let places: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+    for place in places.iter().rev() {
+        let is_kept =
+            |kept: &&str| *place == *kept || (*kept != "/" && place.starts_with(&format!("{kept}/")));
+        if !KEPT.iter().any(is_kept) {
+            // What is busy now is busy because of a process that could not be killed.
+            let _ = rustix::mount::unmount(*place, UnmountFlags::empty());
+        }
+    }
+    if let Err(error) = rustix::mount::mount_remount("/", MountFlags::RDONLY, c"") {
+        say(format_args!("make the root filesystem read-only: {error}"));
+    }
+}

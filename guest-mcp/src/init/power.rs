@@ -1,0 +1,129 @@
+//! `poweroff`, `reboot`, `halt` and `shutdown`, for images whose own do not know this PID 1.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use nexus_schema::link::ByeReason;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::console::say;
+use crate::os::{read_small, reason};
+
+/// Where the wrapper notes what it was asked for, for a farewell in init mode `system`.
+pub(crate) const NOTE: &str = "/run/nexus/going-down";
+/// Where the image's own programs are.
+const DIRECTORIES: [&str; 4] = ["/sbin", "/usr/sbin", "/bin", "/usr/bin"];
+
+/// Does what the program `name` is asked to with `arguments`.
+pub(crate) fn run(name: &str, arguments: &[String]) -> ExitCode {
+    let reason = match asked(name, arguments) {
+        Ok(reason) => reason,
+        Err(problem) => {
+            say(format_args!("{name}: {problem}"));
+            return ExitCode::from(2);
+        }
+    };
+    if read_small("/proc/1/comm", 64).is_none_or(|comm| comm.trim() != "nexus-guest") {
+        return run_images_own(name, arguments, reason);
+    }
+    let signal = match reason {
+        ByeReason::Poweroff => Signal::USR2,
+        ByeReason::Reboot => Signal::TERM,
+    };
+    match kill_process(Pid::INIT, signal) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(format_args!("{name}: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether it is to go off or to start again.
+fn asked(name: &str, arguments: &[String]) -> Result<ByeReason, String> {
+    let mut reason = if name == "reboot" { ByeReason::Reboot } else { ByeReason::Poweroff };
+    for argument in arguments {
+        match argument.as_str() {
+            "-r" | "--reboot" => reason = ByeReason::Reboot,
+            "-p" | "-P" | "-h" | "-H" | "--poweroff" | "--halt" => reason = ByeReason::Poweroff,
+            // How it is done is always the same: at once, in order, without asking.
+            "-f" | "--force" | "-ff" | "-n" | "-w" | "-d" | "-i" | "-q" | "--no-wall" | "now" | "+0" => {}
+            "-c" => return Err("there is nothing to cancel".into()),
+            when if name == "shutdown" && when.starts_with(['+', '0', '1', '2']) => {
+                return Err("only `now` is a time that this system knows".into());
+            }
+            other if other.starts_with('-') => return Err(format!("unknown option {other}")),
+            // What shutdown says to users.
+            _ => {}
+        }
+    }
+    Ok(reason)
+}
+
+fn run_images_own(name: &str, arguments: &[String], why: ByeReason) -> ExitCode {
+    let word = match why {
+        ByeReason::Poweroff => "poweroff",
+        ByeReason::Reboot => "reboot",
+    };
+    // Only root can; for others the image's program will say so.
+    let _ = std::fs::write(NOTE, word);
+    for directory in DIRECTORIES {
+        let program = Path::new(directory).join(name);
+        if program.exists() {
+            let error = Command::new(&program).args(arguments).exec();
+            say(format_args!("{}: {}", program.display(), reason(&error)));
+            return ExitCode::FAILURE;
+        }
+    }
+    say(format_args!("{name}: this image has none"));
+    ExitCode::FAILURE
+}
+
+/// Has the image's own init restart the machine, which ends the VM.
+pub(crate) fn restart_through_image() -> bool {
+    let program =
+        DIRECTORIES.iter().map(|directory| Path::new(directory).join("reboot")).find(|path| path.exists());
+    let started = program.map(|program| Command::new(program).status());
+    matches!(started, Some(Ok(status)) if status.success()) || kill_process(Pid::INIT, Signal::TERM).is_ok()
+}
+
+/// Which way a guest goes down whose own init says no more than "terminate".
+pub(crate) fn guess() -> ByeReason {
+    let noted = read_small(NOTE, 16).is_some_and(|note| note.trim() == "reboot");
+    // systemd becomes `systemd-shutdown reboot`.
+    let command = read_small("/proc/1/cmdline", 4 << 10).unwrap_or_default();
+    let said = command.split('\0').any(|word| matches!(word, "reboot" | "kexec"));
+    if noted || said { ByeReason::Reboot } else { ByeReason::Poweroff }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_ways_to_go_down() {
+        let asked = |line: &str| {
+            let mut words = line.split_whitespace().map(String::from);
+            let name = words.next().unwrap();
+            asked(&name, &words.collect::<Vec<_>>()).ok()
+        };
+        for line in [
+            "poweroff",
+            "poweroff -f",
+            "halt",
+            "shutdown -h now",
+            "shutdown -P +0",
+            "shutdown now bye",
+            "reboot -p",
+        ] {
+            assert_eq!(asked(line), Some(ByeReason::Poweroff), "{line}");
+        }
+        for line in ["reboot", "reboot -f", "shutdown -r now", "halt --reboot"] {
+            assert_eq!(asked(line), Some(ByeReason::Reboot), "{line}");
+        }
+        for line in ["shutdown -c", "shutdown +5", "shutdown 23:00", "reboot --what"] {
+            assert_eq!(asked(line), None, "{line}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What PID 1 makes of a bare root filesystem. What fails is said; the VM is of use all the same.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use rustix::process::{Resource, Rlimit};
+
+use crate::agent::bring_up_loopback;
+use crate::console::{self, say};
+use crate::os::{mount, read_small, reason};
+
+/// Source, place, type and options of each filesystem, parents first.
+const MOUNTS: [(&str, &str, &str, &str); 8] = [
+    ("proc", "/proc", "proc", ""),
+    ("sysfs", "/sys", "sysfs", ""),
+    ("devtmpfs", "/dev", "devtmpfs", "mode=755"),
+    ("devpts", "/dev/pts", "devpts", "gid=5,mode=620,ptmxmode=666"),
+    ("tmpfs", "/dev/shm", "tmpfs", "mode=1777"),
+    ("tmpfs", "/run", "tmpfs", "mode=755"),
+    ("tmpfs", "/tmp", "tmpfs", "mode=1777"),
+    // Without favordynmods (Linux 6.0) each command would wait for an RCU grace period to enter its cgroup.
+    ("cgroup2", "/sys/fs/cgroup", "cgroup2", "nsdelegate,favordynmods"),
+];
+/// What udev would make in /dev.
+const LINKS: [(&str, &str); 4] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
+/// How many descriptors a process may allow itself.
+const DESCRIPTORS_MAX: u64 = 524_288;
+
+/// Sets the system up.
+pub(super) fn set_up() {
+    let mounted = read_small("/proc/self/mountinfo", 1 << 20).unwrap_or_default();
+    let is_mounted = |place: &str| mounted.lines().any(|line| line.split(' ').nth(4) == Some(place));
+    for (source, place, kind, options) in MOUNTS {
+        if is_mounted(place) {
+            continue;
+        }
+        let mut result = mount(source, place, kind, options);
+        if result.is_err() && kind == "cgroup2" {
+            result = mount(source, place, kind, "");
+        }
+        if let Err(error) = result {
+            say(format_args!("{}", console::chain(&error)));
+        }
+    }
+    for (target, link) in LINKS {
+        // An image may bring its own.
+        let _ = symlink(target, link);
+    }
+    let lock = std::fs::create_dir_all("/run/lock")
+        .and_then(|()| std::fs::set_permissions("/run/lock", std::fs::Permissions::from_mode(0o1777)));
+    note("create /run/lock", lock);
+    note("bring up lo", bring_up_loopback());
+    if let Some(name) = read_small("/etc/hostname", 256) {
+        note("set the hostname", rustix::system::sethostname(name.trim().as_bytes()).map_err(Into::into));
+    }
+    let limit = Rlimit { current: Some(1024), maximum: Some(DESCRIPTORS_MAX) };
+    note(
+        "raise the limit of descriptors",
+        rustix::process::setrlimit(Resource::Nofile, limit).map_err(Into::into),
+    );
+    // Ctrl-Alt-Del becomes a signal instead of a reset.
+    note(
+        "catch Ctrl-Alt-Del",
+        rustix::system::reboot(rustix::system::RebootCommand::CadOff).map_err(Into::into),
+    );
+}
+
+fn note(what: &str, result: std::io::Result<()>) {
+    if let Err(error) = result {
+        say(format_args!("{what}: {}", reason(&error)));
+    }
+}

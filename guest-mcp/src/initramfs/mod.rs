@@ -1,0 +1,112 @@
+//! `/init` of the initramfs: from a bare kernel to the root drive.
+//!
+//! ```text
+//! mount proc, sys, dev ─> load modules ─> wait for the root drive ─> mount and grow it
+//!   ─> keep this binary in a tmpfs under /run/nexus ─> switch root ─┬─> `nexus-guest init`            (init mode `agent`)
+//!                                                                   └─> supervise + the image's init  (init mode `system`)
+//! ```
+//! Whatever fails is said on the console and ends the VM, so that the host sees it at once.
+
+mod drive;
+mod modules;
+mod switch;
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use nexus_schema::link::InitMode;
+
+use crate::console;
+use crate::os::{MountError, mount, read_small};
+
+/// Why the root drive could not be started from.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error("{what} {}", path.display())]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the root drive {device} did not appear within {seconds} s")]
+    NoDrive { device: String, seconds: u64 },
+    #[error("mount the root drive {device}")]
+    Root {
+        device: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("switch to the root drive")]
+    Switch(#[source] std::io::Error),
+    #[error("the kernel's command line says `{word}`, which is neither agent nor system")]
+    Mode { word: String },
+    #[error("the root drive has no init: none of {tried}")]
+    NoInit { tried: String },
+}
+
+/// Boots. Returns only if that failed.
+pub(crate) fn run() -> ExitCode {
+    let Err(error) = boot();
+    console::last_words(&error)
+}
+
+/// What the kernel's command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+struct Orders {
+    device: String,
+    init: InitMode,
+}
+
+impl Orders {
+    fn parse(cmdline: &str) -> Result<Self, BootError> {
+        let mut orders = Self { device: "/dev/vda".into(), init: InitMode::Agent };
+        for word in cmdline.split_whitespace() {
+            if let Some(device) = word.strip_prefix("nexus.root=") {
+                orders.device = device.into();
+            } else if let Some(mode) = word.strip_prefix("nexus.init=") {
+                orders.init = match mode {
+                    "agent" => InitMode::Agent,
+                    "system" => InitMode::System,
+                    other => return Err(BootError::Mode { word: other.into() }),
+                };
+            }
+        }
+        Ok(orders)
+    }
+}
+
+fn boot() -> Result<Infallible, BootError> {
+    mount("devtmpfs", "/dev", "devtmpfs", "mode=755")?;
+    mount("proc", "/proc", "proc", "")?;
+    mount("sysfs", "/sys", "sysfs", "")?;
+    let orders = Orders::parse(&read_small("/proc/cmdline", 16 << 10).unwrap_or_default())?;
+
+    let events = drive::Events::listen();
+    modules::load()?;
+    drive::wait_for(&orders.device, events)?;
+    let mut problems = Vec::new();
+    drive::mount_root(&orders.device, switch::NEW_ROOT, &mut problems)?;
+    switch::prepare(&problems)?;
+    switch::switch()?;
+    switch::start(orders.init)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_come_from_the_command_line() {
+        let parse = |line| Orders::parse(line).unwrap();
+        assert_eq!(parse("quiet\n"), Orders { device: "/dev/vda".into(), init: InitMode::Agent });
+        assert_eq!(
+            parse("console=ttyS0 nexus.init=system nexus.root=/dev/vdb x=1\n"),
+            Orders { device: "/dev/vdb".into(), init: InitMode::System }
+        );
+        assert!(Orders::parse("nexus.init=other").is_err());
+    }
+}

@@ -1,0 +1,226 @@
+//! `run_command` on a real process.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Guest, facts, header, processes_with, stream, until};
+use serde_json::json;
+
+#[test]
+fn a_line_for_the_shell_and_words_without_one() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let result = client.good("run_command", json!({ "command": "echo out; echo err >&2; exit 3" }));
+    assert!(header(&result).starts_with("web-1 · exit 3 · "), "{result}");
+    assert!(header(&result).ends_with(" · 8 B"), "{result}");
+    assert_eq!((stream(&result, "stdout"), stream(&result, "stderr")), ("out\n", "err\n"));
+    assert_eq!(result["content"][2]["text"], "stderr:");
+    assert!(result["structuredContent"].is_null());
+    assert_eq!(facts(&result)["exit_code"], 3);
+    assert_eq!(facts(&result)["timed_out"], false);
+    assert_eq!(facts(&result)["stdout"], json!({ "total_bytes": 4, "omitted_bytes": 0, "lossy": false }));
+
+    let result = client.good("run_command", json!({ "argv": ["printf", "%s|", "a b", "$HOME", "*"] }));
+    assert_eq!(stream(&result, "stdout"), "a b|$HOME|*|");
+
+    let result = client.good("run_command", json!({ "argv": ["true"] }));
+    assert_eq!(result["content"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn environment_directory_and_input() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let line = "echo $FROM_HOST $MINE $FROM_CALLER; pwd; cat; env | grep -c ^SECRET_OF_HOST= || true";
+    let arguments = json!({
+        "command": line, "cwd": "/usr", "stdin": "in\n", "env": { "MINE": "1", "FROM_CALLER": "a b" },
+    });
+    assert_eq!(stream(&client.good("run_command", arguments), "stdout"), "yes 1 a b\n/usr\nin\n0\n");
+    let result = client
+        .good("run_command", json!({ "argv": ["wc", "-c"], "stdin": "/wD+", "stdin_encoding": "base64" }));
+    assert_eq!(stream(&result, "stdout").trim(), "3");
+    // Without input there is none to wait for.
+    assert_eq!(facts(&client.good("run_command", json!({ "argv": ["cat"] })))["exit_code"], 0);
+    // Input that nobody reads, and output that nobody waits to be asked for.
+    let big = "x".repeat(1 << 20);
+    assert_eq!(facts(&client.good("run_command", json!({ "argv": ["true"], "stdin": big })))["exit_code"], 0);
+    let result = client.good("run_command", json!({ "argv": ["cat"], "stdin": big }));
+    assert_eq!(facts(&result)["stdout"]["total_bytes"], 1 << 20);
+}
+
+#[test]
+fn users_by_name_and_number() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let line = "id -u; id -g; id -G; echo $HOME $USER";
+    let result = client.good("run_command", json!({ "command": line, "user": "daemon", "cwd": "/" }));
+    assert_eq!(stream(&result, "stdout"), "1\n1\n1\n/usr/sbin daemon\n");
+    let result = client.good("run_command", json!({ "command": line, "user": "54321" }));
+    assert_eq!(stream(&result, "stdout"), "54321\n54321\n54321\n/ 54321\n");
+    assert_eq!(
+        client.bad("run_command", json!({ "command": line, "user": "nobody-knows" })),
+        "invalid_argument"
+    );
+}
+
+#[test]
+fn what_cannot_be_started_is_said() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    for (arguments, code) in [
+        (json!({}), "invalid_argument"),
+        (json!({ "command": "x", "argv": ["x"] }), "invalid_argument"),
+        (json!({ "argv": [] }), "invalid_argument"),
+        (json!({ "argv": [""] }), "invalid_argument"),
+        (json!({ "argv": ["a\0b"] }), "invalid_argument"),
+        (json!({ "command": "x", "unknown": 1 }), "invalid_argument"),
+        (json!({ "command": 1 }), "invalid_argument"),
+        (json!({ "command": "x", "timeout_s": 0 }), "invalid_argument"),
+        (json!({ "command": "x", "timeout_s": 3601 }), "invalid_argument"),
+        (json!({ "command": "x", "timeout_s": -1 }), "invalid_argument"),
+        (json!({ "command": "x", "cwd": "relative" }), "invalid_argument"),
+        (json!({ "command": "x", "cwd": "/no/such" }), "file_not_found"),
+        (json!({ "command": "x", "cwd": "/etc/passwd" }), "file_refused"),
+        (json!({ "command": "x", "env": { "A=B": "1" } }), "invalid_argument"),
+        (json!({ "command": "x", "stdin": "!", "stdin_encoding": "base64" }), "invalid_argument"),
+        (json!({ "command": "x", "stdin": "x".repeat(3 << 20) }), "too_large"),
+        (json!({ "argv": ["no-such-program"] }), "command_failed"),
+        (json!({ "argv": ["/etc/passwd"] }), "command_failed"),
+        (json!({ "argv": ["echo", "x".repeat(200_000)] }), "command_failed"),
+    ] {
+        let shown: String = arguments.to_string().chars().take(100).collect();
+        assert_eq!(client.bad("run_command", arguments), code, "{shown}");
+    }
+    // The shell's own failure is a result.
+    assert_eq!(facts(&client.good("run_command", json!({ "command": "no-such-program" })))["exit_code"], 127);
+}
+
+#[test]
+fn signals_have_names() {
+    let guest = Guest::start();
+    let result = guest.client().good("run_command", json!({ "command": "kill -SEGV $$" }));
+    assert!(header(&result).starts_with("web-1 · killed by SIGSEGV · "), "{result}");
+    assert_eq!(facts(&result)["signal"], "SIGSEGV");
+    assert!(facts(&result)["exit_code"].is_null());
+}
+
+#[test]
+fn commands_begin_with_clean_signals() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let result = client.good("run_command", json!({ "argv": ["cat", "/proc/self/status"] }));
+    let status = stream(&result, "stdout");
+    let mask = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        // Without the two that C libraries keep to themselves.
+        u64::from_str_radix(line.trim(), 16).unwrap() & !(3 << 31)
+    };
+    assert_eq!((mask("SigBlk:"), mask("SigIgn:")), (0, 0), "{status}");
+    let result = client.good("run_command", json!({ "command": "yes | head -1" }));
+    assert_eq!((stream(&result, "stdout"), stream(&result, "stderr")), ("y\n", ""));
+}
+
+#[test]
+fn when_its_time_is_up_all_that_it_started_is_killed() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let mark = format!("{}.5", 60_000 + std::process::id());
+    let line = format!(
+        "sleep {mark} & (setsid sleep {mark} &) ; (setsid sh -c 'sleep {mark} & wait' &) ; trap '' TERM; echo said; sleep {mark}"
+    );
+    let begun = Instant::now();
+    let result = client.good("run_command", json!({ "command": line, "timeout_s": 1 }));
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert!(header(&result).starts_with("web-1 · timed out after 1 s and was killed · "), "{result}");
+    assert_eq!(stream(&result, "stdout"), "said\n");
+    assert_eq!(facts(&result)["timed_out"], true);
+    assert_eq!(facts(&result)["signal"], "SIGKILL");
+    until("all of it is gone", || processes_with(&mark) == 0);
+}
+
+#[test]
+fn a_cancelled_call_is_killed_and_not_answered() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let mark = format!("{}.75", 70_000 + std::process::id());
+    let line = format!("sleep {mark} & (setsid sleep {mark} &); sleep {mark}");
+    let id = client.begin_call("run_command", json!({ "command": line, "timeout_s": 600 }));
+    until("it runs", || processes_with(&format!("sleep\0{mark}")) == 3);
+    let params = json!({ "requestId": id, "reason": "changed my mind" });
+    client.send(&json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": params }));
+    until("all of it is gone", || processes_with(&mark) == 0);
+    // The next answer is that of the next request.
+    client.good("os_info", json!({}));
+}
+
+#[test]
+fn a_process_in_the_background_does_not_keep_the_call_and_lives_on() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let mark = format!("{}.875", 80_000 + std::process::id());
+    let begun = Instant::now();
+    let result = client.good("run_command", json!({ "command": format!("sleep {mark} & echo started") }));
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert_eq!(stream(&result, "stdout"), "started\n");
+    assert!(header(&result).contains("in the background"), "{result}");
+    assert_eq!(processes_with(&mark), 1);
+    // What it writes later is thrown away instead of ending it.
+    let path = guest.path("done");
+    let line = format!("(sleep 0.3; seq 1 200000; touch {path}) & echo started");
+    client.good("run_command", json!({ "command": line }));
+    until("it wrote all and went on", || std::path::Path::new(&path).exists());
+    client.good("run_command", json!({ "argv": ["pkill", "-f", format!("sleep {mark}")] }));
+}
+
+#[test]
+fn long_output_keeps_head_and_tail() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let result = client.good("run_command", json!({ "command": "seq 1 1000000" }));
+    let shown = stream(&result, "stdout");
+    assert!(shown.starts_with("1\n2\n3\n") && shown.ends_with("999999\n1000000\n"));
+    assert!(shown.len() < 34_000, "{}", shown.len());
+    let omitted = facts(&result)["stdout"]["omitted_bytes"].as_u64().unwrap();
+    assert_eq!(facts(&result)["stdout"]["total_bytes"], 6_888_896);
+    assert_eq!(omitted, 6_888_896 - 32_768);
+    assert!(shown.contains(&format!("{omitted} bytes left out")));
+
+    let result = client.good("run_command", json!({ "command": "seq 1 1000", "max_output_bytes": 10 }));
+    assert!(stream(&result, "stdout").starts_with("1\n2\n3\n["), "{result}");
+    let result = client.good("run_command", json!({ "command": "seq 1 1000", "max_output_bytes": 0 }));
+    assert_eq!(facts(&result)["stdout"]["omitted_bytes"], 3893);
+    // Both streams at their most stay under what a result may show.
+    let line = "seq 1 100000; seq 1 100000 >&2";
+    let result = client.good("run_command", json!({ "command": line, "max_output_bytes": 262_144 }));
+    let text: usize = result["content"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|b| b["text"].as_str().unwrap().chars().count())
+        .sum();
+    assert!(text < 50_000, "{text}");
+}
+
+#[test]
+fn bytes_that_are_no_text() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let line = "printf '\\377\\000a'";
+    let result = client.good("run_command", json!({ "command": line }));
+    assert_eq!(stream(&result, "stdout"), "\u{fffd}\0a");
+    assert_eq!(facts(&result)["stdout"]["lossy"], true);
+    assert!(result["content"][0]["text"].as_str().unwrap().contains("not UTF-8"));
+    let result = client.good("run_command", json!({ "command": line, "encoding": "base64" }));
+    assert_eq!(stream(&result, "stdout"), "/wBh");
+    assert_eq!(facts(&result)["stdout"]["lossy"], false);
+    // Zero bytes grow sixfold in JSON; the result stays under the cap of the link.
+    let line = "head -c 300000 /dev/zero; head -c 300000 /dev/zero >&2";
+    let result = client.good("run_command", json!({ "command": line, "max_output_bytes": 262_144 }));
+    assert!(result.to_string().len() < 1 << 20);
+    let result = client
+        .good("run_command", json!({ "command": line, "max_output_bytes": 262_144, "encoding": "base64" }));
+    assert!(result.to_string().len() < 1 << 20);
+    assert_eq!(facts(&result)["stdout"]["omitted_bytes"], 300_000 - 262_144);
+}
