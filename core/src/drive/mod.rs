@@ -1,1 +1,189 @@
-//! To be filled.
+//! Drives: writable copy-on-write clones of images, and empty disks.
+//!
+//! A drive is a directory with one sparse file, [`DISK`]. It is made under a temporary name beside its place and
+//! renamed once it is whole and on the disk, so that a crash leaves either the drive or something that [`Drives::sweep`]
+//! removes. Three backends do the copying; [`Drives::probe`] tries them out where the drives are and takes the first
+//! that works: btrfs snapshots, reflinks (btrfs, XFS), copies of what is not a hole (everywhere).
+//!
+//! Nothing here knows the store.
+
+mod btrfs;
+mod copy;
+mod error;
+mod filesystem;
+mod reflink;
+mod stage;
+
+use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fs_err as fs;
+use nexus_schema::ByteSize;
+
+pub use btrfs::Btrfs;
+pub use copy::Copy;
+pub(crate) use copy::copy_file;
+pub use error::DriveError;
+pub use reflink::Reflink;
+
+use crate::op::Progress;
+
+/// The disk's name in a drive's directory.
+pub const DISK: &str = "disk.ext4";
+
+/// What stays free for everybody else when a drive is made, in bytes.
+const KEEP_FREE: u64 = 64 << 20;
+
+/// A way to copy drives. Everything blocks.
+pub trait Backend: fmt::Debug + Send + Sync {
+    /// What it is called: `btrfs`, `reflink` or `copy`.
+    fn name(&self) -> &'static str;
+
+    /// Makes the drive `drive` (a directory that is not there yet) from the file `image`; its disk is `size` long.
+    fn clone_image(
+        &self,
+        image: &Path,
+        drive: &Path,
+        size: ByteSize,
+        progress: &Progress,
+    ) -> Result<PathBuf, DriveError>;
+
+    /// Makes the drive `drive` with an empty disk.
+    fn create_empty(&self, drive: &Path, size: ByteSize) -> Result<PathBuf, DriveError> {
+        stage::create(drive, stage::make_directory, |stage| stage::empty_disk(stage, size))
+    }
+
+    /// Makes a drive's disk longer; the filesystem in it stays as it is.
+    fn grow(&self, drive: &Path, size: ByteSize) -> Result<(), DriveError> {
+        stage::lengthen(&drive.join(DISK), size)
+    }
+
+    /// Removes a drive; one that is not there is no error.
+    fn delete(&self, drive: &Path) -> Result<(), DriveError> {
+        stage::delete(drive)
+    }
+
+    /// What a drive takes on the disk, in bytes; what it shares with its image counts too.
+    fn allocated_bytes(&self, drive: &Path) -> Result<u64, DriveError> {
+        allocated_bytes(&drive.join(DISK))
+    }
+}
+
+/// The backend that is best for drives in `directory`, found by trying.
+pub fn probe(directory: &Path) -> Result<Box<dyn Backend>, DriveError> {
+    if btrfs::works(directory)? {
+        return Ok(Box::new(Btrfs));
+    }
+    if reflink::works(directory)? {
+        return Ok(Box::new(Reflink));
+    }
+    Ok(Box::new(Copy))
+}
+
+/// All drives of a directory. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Drives {
+    directory: PathBuf,
+    backend: Arc<dyn Backend>,
+}
+
+impl Drives {
+    /// The drives in `directory`, which is made if it is missing, by the best backend there.
+    pub fn probe(directory: &Path) -> Result<Self, DriveError> {
+        fs::create_dir_all(directory).map_err(|e| DriveError::io(directory, e))?;
+        let backend = Arc::from(probe(directory)?);
+        tracing::debug!(?backend, directory = %directory.display(), "drive backend chosen");
+        Ok(Self { directory: directory.to_owned(), backend })
+    }
+
+    /// The drives in `directory` by a given backend.
+    pub fn with(directory: &Path, backend: impl Backend + 'static) -> Self {
+        Self { directory: directory.to_owned(), backend: Arc::new(backend) }
+    }
+
+    /// What the backend is called.
+    pub fn backend(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    /// Removes what a crash left half-made. Only for the start, when nothing is being made.
+    pub fn sweep(&self) -> Result<(), DriveError> {
+        stage::sweep(&self.directory)
+    }
+
+    /// Makes a drive from an image (or from another drive's disk that nobody writes to) and grows its filesystem to
+    /// `size`, so that the guest finds all of it at once.
+    pub async fn clone_image(
+        &self,
+        image: &Path,
+        drive: &Path,
+        size: ByteSize,
+        progress: &Progress,
+    ) -> Result<PathBuf, DriveError> {
+        let backend = self.backend.clone();
+        let (from, to, watched) = (image.to_owned(), drive.to_owned(), progress.clone());
+        let disk = blocking(move || backend.clone_image(&from, &to, size, &watched)).await?;
+        match filesystem::grow(&disk, progress).await {
+            Ok(()) => Ok(disk),
+            Err(error) => {
+                self.delete(drive).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a drive with an empty disk.
+    pub async fn create_empty(&self, drive: &Path, size: ByteSize) -> Result<PathBuf, DriveError> {
+        let (backend, drive) = (self.backend.clone(), drive.to_owned());
+        blocking(move || backend.create_empty(&drive, size)).await
+    }
+
+    /// Makes a drive's disk and the filesystem in it larger. Not while a VM has it.
+    pub async fn grow(&self, drive: &Path, size: ByteSize, progress: &Progress) -> Result<(), DriveError> {
+        let (backend, path) = (self.backend.clone(), drive.to_owned());
+        blocking(move || backend.grow(&path, size)).await?;
+        filesystem::grow(&drive.join(DISK), progress).await
+    }
+
+    /// Removes a drive; one that is not there is no error.
+    pub async fn delete(&self, drive: &Path) -> Result<(), DriveError> {
+        let (backend, drive) = (self.backend.clone(), drive.to_owned());
+        blocking(move || backend.delete(&drive)).await
+    }
+
+    /// What a drive takes on the disk, in bytes.
+    pub async fn allocated_bytes(&self, drive: &Path) -> Result<u64, DriveError> {
+        let (backend, drive) = (self.backend.clone(), drive.to_owned());
+        blocking(move || backend.allocated_bytes(&drive)).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DriveError> + Send + 'static,
+) -> Result<T, DriveError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| DriveError::Worker)?
+}
+
+/// Makes a directory that drives can be cloned from in no time: a subvolume on btrfs, a plain one elsewhere.
+pub fn create_home(directory: &Path) -> Result<(), DriveError> {
+    if btrfs::create_subvolume(directory)? {
+        return Ok(());
+    }
+    fs::create_dir(directory).map_err(|e| DriveError::io(directory, e))
+}
+
+/// What a file takes on the disk, in bytes.
+pub fn allocated_bytes(file: &Path) -> Result<u64, DriveError> {
+    Ok(fs::metadata(file).map_err(|e| DriveError::io(file, e))?.blocks() * 512)
+}
+
+/// How many bytes this user may still write where `path` is.
+pub fn free_bytes(path: &Path) -> std::io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! How making a drive fails.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nexus_schema::{ByteSize, ErrorCode};
+
+use crate::op::Cancelled;
+use crate::os::tool::ProgramError;
+
+/// Why a drive was not made, grown or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    /// It was no longer wanted.
+    #[error("the drive was cancelled")]
+    Cancelled,
+    /// There is not enough room on the disk.
+    #[error("not enough room in {directory}: {needed} needed, {free} free", directory = .directory.display())]
+    DiskFull {
+        /// Where.
+        directory: PathBuf,
+        /// What is needed at least.
+        needed: ByteSize,
+        /// What there was.
+        free: ByteSize,
+    },
+    /// Something of that name is there already.
+    #[error("{path} exists already", path = .path.display())]
+    Exists {
+        /// The drive's directory.
+        path: PathBuf,
+    },
+    /// A drive cannot be smaller than what is on it.
+    #[error("a drive of {size} is smaller than its content, {minimum}")]
+    TooSmall {
+        /// What was asked for.
+        size: ByteSize,
+        /// The least that works.
+        minimum: ByteSize,
+    },
+    /// A file or directory could not be read or written.
+    #[error("{path}", path = .path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A program failed.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// The worker ended early.
+    #[error("the worker that makes drives ended early")]
+    Worker,
+}
+
+impl From<Cancelled> for DriveError {
+    fn from(_: Cancelled) -> Self {
+        Self::Cancelled
+    }
+}
+
+impl DriveError {
+    /// An error of reading or writing `path`: a full disk is told apart.
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
+        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            return Self::full(path.parent().unwrap_or(path), 0);
+        }
+        Self::Io { path: path.to_owned(), source }
+    }
+
+    /// The disk of `directory` is full.
+    pub(crate) fn full(directory: &Path, needed: u64) -> Self {
+        let free = super::free_bytes(directory).unwrap_or(0);
+        Self::DiskFull {
+            directory: directory.to_owned(),
+            needed: ByteSize::bytes(needed.max(free + 1)),
+            free: ByteSize::bytes(free),
+        }
+    }
+
+    /// The code of the failure for callers.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Cancelled | Self::Program(ProgramError::Cancelled { .. }) => ErrorCode::Cancelled,
+            Self::DiskFull { .. } => ErrorCode::DiskFull,
+            Self::TooSmall { .. } => ErrorCode::InvalidArgument,
+            Self::Program(ProgramError::Missing { .. }) => ErrorCode::HostUnsuitable,
+            Self::Exists { .. } | Self::Io { .. } | Self::Program(_) | Self::Worker => ErrorCode::Internal,
+        }
+    }
+
+    /// The next thing to do, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::DiskFull { directory, .. } => Some(format!("free some space in {}", directory.display())),
+            Self::TooSmall { minimum, .. } => Some(format!("ask for at least {minimum}")),
+            Self::Program(error) => error.hint(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Making and removing a drive's directory so that a crash never leaves half of one under its name.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fs_err as fs;
+use nexus_schema::ByteSize;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use super::{DISK, DriveError, KEEP_FREE};
+
+/// What names of half-made and half-removed things begin with.
+const PREFIX: &str = ".nexus-";
+/// The unit of a disk's length.
+const UNIT: u64 = 4096;
+
+/// Something under a temporary name; removed when it is dropped before it got its own.
+pub(super) struct Stage {
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Stage {
+    /// The directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The disk in it.
+    pub(super) fn disk(&self) -> PathBuf {
+        self.path.join(DISK)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = remove(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "half-made drive not removed");
+        }
+    }
+}
+
+/// Makes `drive`: `make` makes its directory under a temporary name, `fill` its disk; then it gets its name.
+pub(super) fn create(
+    drive: &Path,
+    make: impl FnOnce(&Path) -> Result<(), DriveError>,
+    fill: impl FnOnce(&Stage) -> Result<(), DriveError>,
+) -> Result<PathBuf, DriveError> {
+    let parent = parent_of(drive)?;
+    if fs::symlink_metadata(drive).is_ok() {
+        return Err(DriveError::Exists { path: drive.to_owned() });
+    }
+    let path = temporary(parent);
+    make(&path)?;
+    let mut stage = Stage { path, kept: false };
+    fill(&stage)?;
+    sync_directory(&stage.path)?;
+    match renameat_with(CWD, &stage.path, CWD, drive, RenameFlags::NOREPLACE) {
+        Ok(()) => stage.kept = true,
+        Err(rustix::io::Errno::EXIST) => return Err(DriveError::Exists { path: drive.to_owned() }),
+        Err(error) => return Err(DriveError::io(drive, error.into())),
+    }
+    sync_directory(parent)?;
+    Ok(drive.join(DISK))
+}
+
+/// A plain directory.
+pub(super) fn make_directory(path: &Path) -> Result<(), DriveError> {
+    fs::create_dir(path).map_err(|e| DriveError::io(path, e))
+}
+
+/// An empty disk.
+pub(super) fn empty_disk(stage: &Stage, size: ByteSize) -> Result<(), DriveError> {
+    check_room(stage.path(), 0)?;
+    let disk = stage.disk();
+    let file = fs::File::create_new(&disk).map_err(|e| DriveError::io(&disk, e))?;
+    set_length(&file, &disk, size)
+}
+
+/// Fails unless `bytes` more fit where `directory` is, with something left for everybody else.
+pub(super) fn check_room(directory: &Path, bytes: u64) -> Result<(), DriveError> {
+    let free = super::free_bytes(directory).map_err(|e| DriveError::io(directory, e))?;
+    let needed = bytes.saturating_add(KEEP_FREE);
+    if free < needed { Err(DriveError::full(directory, needed)) } else { Ok(()) }
+}
+
+/// Gives an open disk its length and puts it on the disk below.
+pub(super) fn set_length(file: &fs::File, path: &Path, size: ByteSize) -> Result<(), DriveError> {
+    let length = size.as_bytes().div_ceil(UNIT).saturating_mul(UNIT);
+    file.set_len(length).and_then(|()| file.sync_all()).map_err(|e| DriveError::io(path, e))
+}
+
+/// Fails when `size` is smaller than what `content` bytes need.
+pub(super) fn check_size(size: ByteSize, content: u64) -> Result<(), DriveError> {
+    if size.as_bytes() < content {
+        return Err(DriveError::TooSmall { size, minimum: ByteSize::bytes(content) });
+    }
+    Ok(())
+}
+
+/// Makes a disk longer.
+pub(super) fn lengthen(disk: &Path, size: ByteSize) -> Result<(), DriveError> {
+    let file = fs::OpenOptions::new().write(true).open(disk).map_err(|e| DriveError::io(disk, e))?;
+    let now = file.metadata().map_err(|e| DriveError::io(disk, e))?.len();
+    check_size(size, now)?;
+    set_length(&file, disk, size)
+}
+
+/// Removes a drive: first its name, then the rest.
+pub(super) fn delete(drive: &Path) -> Result<(), DriveError> {
+    let parent = parent_of(drive)?;
+    let gone = temporary(parent);
+    match fs::rename(drive, &gone) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(DriveError::io(drive, error)),
+    }
+    sync_directory(parent)?;
+    remove(&gone)
+}
+
+/// Removes everything half-made or half-removed in a directory of drives.
+pub(super) fn sweep(directory: &Path) -> Result<(), DriveError> {
+    for entry in fs::read_dir(directory).map_err(|e| DriveError::io(directory, e))? {
+        let entry = entry.map_err(|e| DriveError::io(directory, e))?;
+        if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+            tracing::info!(path = %entry.path().display(), "half-made drive removed");
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a directory with all in it. An emptied btrfs subvolume goes by `rmdir` like any directory.
+pub(super) fn remove(path: &Path) -> Result<(), DriveError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DriveError::io(path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// A name beside `parent`'s drives that nothing has.
+pub(super) fn temporary(parent: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+    parent.join(format!("{PREFIX}{}-{now}-{number}", std::process::id()))
+}
+
+pub(super) fn parent_of(drive: &Path) -> Result<&Path, DriveError> {
+    drive.parent().ok_or_else(|| DriveError::io(drive, io::ErrorKind::InvalidInput.into()))
+}
+
+fn sync_directory(directory: &Path) -> Result<(), DriveError> {
+    let synced = fs::File::open(directory).and_then(|d| d.sync_all());
+    synced.map_err(|e| DriveError::io(directory, e))
+}

@@ -1,0 +1,374 @@
+//! Reads a tar archive (v7, ustar, pax, GNU with long names and old sparse files) into a tree and its staging directory.
+//!
+//! The archive is hostile: every length is capped before anything is kept, and names only ever go into the tree.
+
+use std::io::{self, Read};
+
+use tar::{EntryType, Header};
+
+use super::pax::{self, Records};
+use super::staging::{Staging, Stop, fill};
+use super::tree::{Attributes, Body, Tree, refuse};
+use super::{ImageError, Limits};
+use crate::op::Progress;
+
+const BLOCK: usize = 512;
+
+/// Reads the archive to its end.
+pub(crate) fn read(
+    source: impl Read,
+    tree: &mut Tree,
+    staging: &mut Staging,
+    limits: &Limits,
+    progress: &Progress,
+) -> Result<(), ImageError> {
+    Reader { source: Counted { source, at: 0 }, tree, staging, limits, progress, global: Records::default() }
+        .read()
+}
+
+struct Reader<'a, R> {
+    source: Counted<R>,
+    tree: &'a mut Tree,
+    staging: &'a mut Staging,
+    limits: &'a Limits,
+    progress: &'a Progress,
+    global: Records,
+}
+
+/// What headers before an entry say about it.
+#[derive(Default)]
+struct Ahead {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    records: Records,
+}
+
+/// An entry's header, with what pax and GNU extensions say in its place.
+struct Entry {
+    path: Vec<u8>,
+    link: Option<Vec<u8>>,
+    size: u64,
+    attributes: Attributes,
+}
+
+impl<R: Read> Reader<'_, R> {
+    fn read(&mut self) -> Result<(), ImageError> {
+        let mut ahead = Ahead::default();
+        let mut shown = 0;
+        while let Some(header) = self.header()? {
+            self.progress.check()?;
+            match header.entry_type() {
+                EntryType::GNULongName => ahead.path = Some(without_nul(self.extended(&header)?)),
+                EntryType::GNULongLink => ahead.link = Some(without_nul(self.extended(&header)?)),
+                EntryType::XHeader => {
+                    ahead.records.read(&self.extended(&header)?).map_err(|what| self.damaged(what))?;
+                }
+                EntryType::XGlobalHeader => {
+                    let bytes = self.extended(&header)?;
+                    self.global.read(&bytes).map_err(|what| self.damaged(what))?;
+                }
+                kind => self.entry(kind, &header, std::mem::take(&mut ahead))?,
+            }
+            if self.staging.bytes() >> 20 != shown {
+                shown = self.staging.bytes() >> 20;
+                self.progress.advance(self.staging.bytes(), None);
+            }
+        }
+        // The rest is padding; a writer at the other end of a pipe must get rid of it, and a checksum at the end of a
+        // compressed stream must be read.
+        let mut rest = vec![0; 64 << 10];
+        let mut padding: u64 = 0;
+        loop {
+            self.progress.check()?;
+            let read = fill(&mut self.source, &mut rest).map_err(|e| self.unpack(e))?;
+            padding += read as u64;
+            if read == 0 {
+                return Ok(());
+            }
+            if padding > self.limits.bytes {
+                return Err(self.damaged("it has no end"));
+            }
+        }
+    }
+
+    /// The next header; `None` at the end of the archive.
+    fn header(&mut self) -> Result<Option<Header>, ImageError> {
+        let mut header = Header::new_old();
+        let block = header.as_mut_bytes();
+        match fill(&mut self.source, block).map_err(|e| self.unpack(e))? {
+            0 => return Ok(None),
+            BLOCK => {}
+            _ => return Err(self.damaged("it ends within a header")),
+        }
+        if block.iter().all(|b| *b == 0) {
+            return Ok(None);
+        }
+        let sum: u32 = block
+            .iter()
+            .enumerate()
+            .map(|(at, b)| if (148..156).contains(&at) { 32 } else { u32::from(*b) })
+            .sum();
+        if header.cksum().ok() != Some(sum) {
+            return Err(self.damaged("a header's checksum is wrong"));
+        }
+        Ok(Some(header))
+    }
+
+    /// The content of an extension's header.
+    fn extended(&mut self, header: &Header) -> Result<Vec<u8>, ImageError> {
+        let size = header.entry_size().map_err(|e| self.unpack(e))?;
+        if size > self.limits.header_bytes {
+            return Err(ImageError::TooLarge { limit: self.limits.header_bytes, what: "bytes in a header" });
+        }
+        let mut bytes = vec![0; usize::try_from(size).map_err(|_| self.damaged("a header is too large"))?];
+        if fill(&mut self.source, &mut bytes).map_err(|e| self.unpack(e))? < bytes.len() {
+            return Err(self.damaged("it ends within a header"));
+        }
+        self.pad(size)?;
+        Ok(bytes)
+    }
+
+    fn entry(&mut self, kind: EntryType, header: &Header, ahead: Ahead) -> Result<(), ImageError> {
+        let mut entry = self.describe(kind, header, ahead)?;
+        // An old archiver marks a directory by nothing but a slash.
+        let kind = match kind {
+            EntryType::Regular if entry.path.ends_with(b"/") => EntryType::Directory,
+            other if other.as_byte() == b'D' => EntryType::Directory,
+            other => other,
+        };
+        let attributes = std::mem::take(&mut entry.attributes);
+        match kind {
+            EntryType::Regular | EntryType::Continuous => {
+                let taken = self.staging.take(&mut self.source, entry.size, self.progress);
+                let content = taken.map_err(|stop| self.stopped(stop))?;
+                self.pad(entry.size)?;
+                self.tree.put(&entry.path, attributes, Body::File(content))
+            }
+            EntryType::GNUSparse => {
+                let content = self.sparse(header, &entry)?;
+                self.pad(entry.size)?;
+                self.tree.put(&entry.path, attributes, Body::File(content))
+            }
+            // Whatever its header says, a hard link has no content (as in GNU tar).
+            EntryType::Link => {
+                let target = entry.link.ok_or_else(|| refuse(&entry.path, "it is a hard link to nothing"))?;
+                self.tree.link(&entry.path, &target)
+            }
+            EntryType::Directory => {
+                self.skip(entry.size)?;
+                self.tree.put_directory(&entry.path, attributes)
+            }
+            EntryType::Symlink => {
+                self.skip(entry.size)?;
+                let target = entry.link.unwrap_or_default();
+                self.tree.put(&entry.path, attributes, Body::Symlink(target))
+            }
+            EntryType::Char | EntryType::Block => {
+                self.skip(entry.size)?;
+                let body = Body::Device {
+                    block: kind == EntryType::Block,
+                    major: number(header.device_major())
+                        .ok_or_else(|| self.damaged("a device has no number"))?,
+                    minor: number(header.device_minor())
+                        .ok_or_else(|| self.damaged("a device has no number"))?,
+                };
+                self.tree.put(&entry.path, attributes, body)
+            }
+            EntryType::Fifo => {
+                self.skip(entry.size)?;
+                self.tree.put(&entry.path, attributes, Body::Fifo)
+            }
+            // The name of the archive itself.
+            other if other.as_byte() == b'V' => self.skip(entry.size),
+            _ => Err(refuse(&entry.path, "it is of an unknown sort")),
+        }
+    }
+
+    fn describe(&mut self, kind: EntryType, header: &Header, ahead: Ahead) -> Result<Entry, ImageError> {
+        let records = [&ahead.records, &self.global];
+        let pax = |key: &str| records.iter().find_map(|r| r.get(key));
+        let number = |key: &str, here: io::Result<u64>| match pax(key) {
+            Some(text) => pax::decimal(text).ok_or_else(|| self.damaged("a pax record holds no number")),
+            None => here.map_err(|e| self.unpack(e)),
+        };
+        let path = pax("path")
+            .map(<[u8]>::to_vec)
+            .or(ahead.path)
+            .unwrap_or_else(|| header.path_bytes().into_owned());
+        if records.iter().any(|r| r.has_prefix("GNU.sparse.")) {
+            return Err(refuse(&path, "it is a sparse file in pax form; write the archive without --sparse"));
+        }
+        if path.is_empty() {
+            return Err(self.damaged("an entry has no name"));
+        }
+        let link = pax("linkpath")
+            .map(<[u8]>::to_vec)
+            .or(ahead.link)
+            .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
+        let owner = |id: u64| u32::try_from(id).map_err(|_| refuse(&path, "its owner is out of range"));
+        let (mtime, mtime_ns) = match pax("mtime") {
+            Some(text) => pax::time(text).ok_or_else(|| self.damaged("a pax record holds no time"))?,
+            None => (header.mtime().unwrap_or(0).cast_signed(), 0),
+        };
+        let mut xattrs = std::collections::BTreeMap::new();
+        for records in records.iter().rev() {
+            xattrs.extend(records.xattrs());
+        }
+        let attributes = Attributes {
+            mode: u16::try_from(header.mode().map_err(|e| self.unpack(e))? & 0o7777).unwrap_or(0),
+            uid: owner(number("uid", header.uid())?)?,
+            gid: owner(number("gid", header.gid())?)?,
+            mtime,
+            mtime_ns,
+            xattrs,
+        };
+        let size = if kind == EntryType::Link { 0 } else { number("size", header.entry_size())? };
+        Ok(Entry { path, link, size, attributes })
+    }
+
+    /// A sparse file in GNU's old form: a map in the header and in blocks behind it, then the parts.
+    fn sparse(&mut self, header: &Header, entry: &Entry) -> Result<super::tree::Content, ImageError> {
+        let gnu = header.as_gnu().ok_or_else(|| self.damaged("a sparse file has no map"))?;
+        let real = gnu.real_size().map_err(|e| self.unpack(e))?;
+        let mut map = Vec::new();
+        for part in gnu.sparse.iter().filter(|part| !part.is_empty()) {
+            map.push((part.offset(), part.length()));
+        }
+        let mut more = gnu.is_extended();
+        while more {
+            let mut block = tar::GnuExtSparseHeader::new();
+            if fill(&mut self.source, block.as_mut_bytes()).map_err(|e| self.unpack(e))? < BLOCK {
+                return Err(self.damaged("it ends within a header"));
+            }
+            for part in block.sparse.iter().filter(|part| !part.is_empty()) {
+                map.push((part.offset(), part.length()));
+            }
+            if map.len() as u64 * 24 > self.limits.header_bytes {
+                return Err(ImageError::TooLarge {
+                    limit: self.limits.header_bytes,
+                    what: "bytes in a header",
+                });
+            }
+            more = block.is_extended();
+        }
+        let mut parts = Vec::new();
+        let (mut at, mut data) = (0_u64, 0_u64);
+        for (offset, length) in map {
+            let (offset, length) = (offset.map_err(|e| self.unpack(e))?, length.map_err(|e| self.unpack(e))?);
+            let end = offset.checked_add(length).filter(|end| offset >= at && *end <= real);
+            at = end.ok_or_else(|| self.damaged("a sparse file's map makes no sense"))?;
+            data = data.saturating_add(length);
+            parts.push((offset, length));
+        }
+        if data != entry.size {
+            return Err(self.damaged("a sparse file's map makes no sense"));
+        }
+        let expanded = Expanded { source: &mut self.source, parts: parts.into_iter(), part: (0, 0), at: 0 };
+        let taken = self.staging.take(expanded, real, self.progress);
+        taken.map_err(|stop| self.stopped(stop))
+    }
+
+    /// Skips the padding after `size` bytes of content.
+    fn pad(&mut self, size: u64) -> Result<(), ImageError> {
+        let over = size % BLOCK as u64;
+        if over == 0 { Ok(()) } else { self.drop_bytes(BLOCK as u64 - over) }
+    }
+
+    /// Skips a content that means nothing.
+    fn skip(&mut self, size: u64) -> Result<(), ImageError> {
+        if size > self.limits.bytes {
+            return Err(ImageError::TooLarge { limit: self.limits.bytes, what: "bytes of content" });
+        }
+        self.drop_bytes(size)?;
+        self.pad(size)
+    }
+
+    fn drop_bytes(&mut self, bytes: u64) -> Result<(), ImageError> {
+        let mut buffer = [0; 8 << 10];
+        let mut left = bytes;
+        while left > 0 {
+            self.progress.check()?;
+            let want = usize::try_from(left).unwrap_or(buffer.len()).min(buffer.len());
+            if fill(&mut self.source, &mut buffer[..want]).map_err(|e| self.unpack(e))? < want {
+                return Err(self.damaged("it ends within an entry"));
+            }
+            left -= want as u64;
+        }
+        Ok(())
+    }
+
+    fn stopped(&self, stop: Stop) -> ImageError {
+        match stop {
+            Stop::Read(error) => self.unpack(error),
+            Stop::Short => self.damaged("it ends within an entry"),
+            Stop::Other(error) => error,
+        }
+    }
+
+    fn damaged(&self, what: &'static str) -> ImageError {
+        ImageError::Damaged { at: self.source.at, what }
+    }
+
+    fn unpack(&self, source: io::Error) -> ImageError {
+        ImageError::Unpack { at: self.source.at, source }
+    }
+}
+
+fn number(field: io::Result<Option<u32>>) -> Option<u32> {
+    field.ok().flatten()
+}
+
+fn without_nul(mut name: Vec<u8>) -> Vec<u8> {
+    while name.last() == Some(&0) {
+        name.pop();
+    }
+    name
+}
+
+/// A reader that knows where it is.
+struct Counted<R> {
+    source: R,
+    at: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.source.read(buffer)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// A sparse file's content with its holes as zeros.
+struct Expanded<R, P> {
+    source: R,
+    parts: P,
+    /// The part at hand: where it starts, and what is left of it.
+    part: (u64, u64),
+    at: u64,
+}
+
+impl<R: Read, P: Iterator<Item = (u64, u64)>> Read for Expanded<R, P> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.part.1 == 0 {
+            match self.parts.next() {
+                Some(part) => self.part = part,
+                None => self.part = (u64::MAX, u64::MAX),
+            }
+        }
+        let room = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
+        let read = if self.at < self.part.0 {
+            let zeros = usize::try_from(room.min(self.part.0 - self.at)).unwrap_or(buffer.len());
+            buffer[..zeros].fill(0);
+            zeros
+        } else {
+            let want = usize::try_from(room.min(self.part.1)).unwrap_or(buffer.len());
+            let read = self.source.read(&mut buffer[..want])?;
+            self.part.0 += read as u64;
+            self.part.1 -= read as u64;
+            read
+        };
+        self.at += read as u64;
+        Ok(read)
+    }
+}

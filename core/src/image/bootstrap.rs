@@ -1,0 +1,84 @@
+//! A root filesystem from a distribution's packages, by `mmdebstrap`, as a tar stream that never touches the disk.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::ImageError;
+use crate::op::Progress;
+use crate::os::tool::{Running, Tool};
+
+/// What is in every such image beside the essential packages.
+pub const PACKAGES: [&str; 5] = ["bash", "coreutils", "apt", "ca-certificates", "python3-minimal"];
+
+/// How long it may take; a mirror far away is slow.
+const TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Where packages come from. Nothing is taken from the host's configuration that is not in here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bootstrap {
+    /// One-line entries (`deb URI SUITE COMPONENT`); they are the image's `sources.list`, too.
+    pub mirrors: Vec<String>,
+    /// The suite, such as `bookworm`.
+    pub suite: String,
+    /// The keys that sign it: a file or a directory of such files.
+    pub keyring: PathBuf,
+    /// The distribution with its version, such as `debian-12`.
+    pub distro: String,
+    /// The proxy for HTTP, if any.
+    pub proxy: Option<String>,
+    /// Whether an index's end of validity counts.
+    pub check_valid_until: bool,
+    /// Packages beside the essential ones; [`PACKAGES`] by default.
+    pub packages: Vec<String>,
+}
+
+impl Bootstrap {
+    /// The call of `mmdebstrap`; its temporary files go to `scratch` where it can use that.
+    pub(crate) fn start(&self, scratch: &Path) -> Result<(Running, File), ImageError> {
+        let root = rustix::process::geteuid().is_root();
+        let tool = Tool::find("mmdebstrap")?;
+        Tool::find("apt-get")?;
+        let mut call = tool
+            .call()
+            .args(["--variant=minbase", "--format=tar", "--aptopt=Acquire::Languages \"none\""])
+            .arg(format!("--mode={}", if root { "root" } else { "unshare" }))
+            .arg(format!("--include={}", self.packages.join(",")))
+            .arg(format!("--keyring={}", self.keyring.display()))
+            .args(["man", "doc", "info", "locale"].into_iter().flat_map(without))
+            .args([
+                "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+                "--dpkgopt=path-include=/usr/share/locale/locale.alias",
+            ])
+            .timeout(TIMEOUT);
+        if root {
+            call = call.env("TMPDIR", scratch);
+        } else {
+            // Its namespace needs these, and its users do not get into this user's directories.
+            Tool::find("newuidmap")?;
+        }
+        if let Some(proxy) = &self.proxy {
+            call = call.arg(format!("--aptopt=Acquire::http::Proxy \"{proxy}\""));
+        }
+        if !self.check_valid_until {
+            call = call.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
+        }
+        let mut running = call.arg("--").arg(&self.suite).arg("-").args(&self.mirrors).start()?;
+        let pipe = running.stdout().ok_or(ImageError::Worker)?;
+        let pipe = pipe.into_owned_fd().map_err(|e| ImageError::source(tool.path(), e))?;
+        Ok((running, File::from(pipe)))
+    }
+
+    /// Shows a line of what `mmdebstrap` says as a step.
+    pub(crate) fn show(line: &[u8], progress: &Progress) {
+        if let Some(step) = line.strip_prefix(b"I: ") {
+            let step = String::from_utf8_lossy(step);
+            progress.step(step.trim_end_matches("...").chars().take(100).collect::<String>());
+        }
+    }
+}
+
+/// Options that leave a directory of documentation out of the image.
+fn without(what: &str) -> [String; 1] {
+    [format!("--dpkgopt=path-exclude=/usr/share/{what}/*")]
+}

@@ -1,0 +1,179 @@
+//! How making an image fails.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nexus_schema::{ByteSize, ErrorCode};
+
+use crate::drive::DriveError;
+use crate::op::Cancelled;
+use crate::os::tool::ProgramError;
+
+/// Why an image was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// It was no longer wanted.
+    #[error("the image was cancelled")]
+    Cancelled,
+    /// There is not enough room on the disk.
+    #[error("not enough room in {directory}: {needed} needed, {free} free", directory = .directory.display())]
+    DiskFull {
+        /// Where.
+        directory: PathBuf,
+        /// What is needed at least.
+        needed: ByteSize,
+        /// What there was.
+        free: ByteSize,
+    },
+    /// The source cannot be read.
+    #[error("read {path}", path = .path.display())]
+    Source {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The source is not of a known sort.
+    #[error("{path} is neither a directory, nor a tar archive (plain, gzip, xz or zstd), nor an ext4 image", path = .path.display())]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The archive is damaged.
+    #[error("the archive is damaged at byte {at}: {what}")]
+    Damaged {
+        /// Where in the unpacked archive.
+        at: u64,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The archive cannot be read or unpacked.
+    #[error("unpack the archive at byte {at}")]
+    Unpack {
+        /// Where in the unpacked archive.
+        at: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An entry cannot be part of an image.
+    #[error("entry `{name}` is refused: {what}")]
+    Refused {
+        /// Its name, made printable and shortened.
+        name: String,
+        /// Why.
+        what: &'static str,
+    },
+    /// The source is larger than may be.
+    #[error("the source has more than {limit} {what}")]
+    TooLarge {
+        /// The cap.
+        limit: u64,
+        /// What of.
+        what: &'static str,
+    },
+    /// There is nothing in the source.
+    #[error("the source is empty")]
+    Empty,
+    /// The image is to start its own init but has none.
+    #[error("the image has no init system of its own")]
+    NoInit,
+    /// A file of the image could not be written.
+    #[error("write {path}", path = .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The filesystem could not be filled.
+    #[error("fill the filesystem: {said}")]
+    Fill {
+        /// What the tool said.
+        said: String,
+    },
+    /// The finished filesystem has an error.
+    #[error("the filesystem is damaged: {said}")]
+    Check {
+        /// What the check said.
+        said: String,
+    },
+    /// A program failed.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// The image's directory could not be made or filled.
+    #[error(transparent)]
+    Drive(#[from] DriveError),
+    /// The worker that read the source ended early.
+    #[error("the worker that reads the source ended early")]
+    Worker,
+}
+
+impl From<Cancelled> for ImageError {
+    fn from(_: Cancelled) -> Self {
+        Self::Cancelled
+    }
+}
+
+impl ImageError {
+    /// An error of writing `path`: a full disk is told apart.
+    pub(crate) fn write(path: &Path, source: io::Error) -> Self {
+        if is_full(&source) {
+            return Self::full(path.parent().unwrap_or(path), 0);
+        }
+        Self::Write { path: path.to_owned(), source }
+    }
+
+    /// An error of reading `path`.
+    pub(crate) fn source(path: &Path, source: io::Error) -> Self {
+        Self::Source { path: path.to_owned(), source }
+    }
+
+    /// The disk of `directory` is full.
+    pub(crate) fn full(directory: &Path, needed: u64) -> Self {
+        let free = crate::drive::free_bytes(directory).unwrap_or(0);
+        Self::DiskFull {
+            directory: directory.to_owned(),
+            needed: ByteSize::bytes(needed.max(free + 1)),
+            free: ByteSize::bytes(free),
+        }
+    }
+
+    /// The code of the failure for callers.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Cancelled | Self::Program(ProgramError::Cancelled { .. }) => ErrorCode::Cancelled,
+            Self::DiskFull { .. } => ErrorCode::DiskFull,
+            Self::Drive(error) => error.code(),
+            Self::Source { .. } | Self::Unknown { .. } | Self::NoInit => ErrorCode::InvalidArgument,
+            Self::TooLarge { .. } => ErrorCode::TooLarge,
+            Self::Program(ProgramError::Missing { .. }) => ErrorCode::HostUnsuitable,
+            Self::Damaged { .. }
+            | Self::Unpack { .. }
+            | Self::Refused { .. }
+            | Self::Empty
+            | Self::Write { .. }
+            | Self::Fill { .. }
+            | Self::Check { .. }
+            | Self::Program(_)
+            | Self::Worker => ErrorCode::ImageFailed,
+        }
+    }
+
+    /// The next thing to do, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::DiskFull { directory, .. } => Some(format!("free some space in {}", directory.display())),
+            Self::NoInit => Some("use the init mode `agent`, or install an init system in the image".into()),
+            Self::Program(error) => error.hint(),
+            _ => None,
+        }
+    }
+}
+
+/// Whether an error says that the disk (or the quota on it) is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

@@ -1,0 +1,134 @@
+//! An ext4 file as an image: copied, looked over, and given its `image.yaml`. Everything else stays as it is.
+
+use std::path::Path;
+
+use fs_err as fs;
+use nexus_schema::link::ImageMetadata;
+
+use super::ext4::{Tools, quote};
+use super::facts::{self, InitSystem, OS_RELEASE_MAX};
+use super::place::Place;
+use super::staging::check_room;
+use super::{Built, ImageError, ROOTFS};
+use crate::op::Progress;
+
+/// How much of what `debugfs` says about one file is read.
+const ANSWER_MAX: usize = 8 << 10;
+
+/// Makes an image of an ext4 file.
+pub(super) async fn adopt(
+    tools: &Tools,
+    source: &Path,
+    place: Place,
+    meta: &ImageMetadata,
+    progress: &Progress,
+) -> Result<Built, ImageError> {
+    progress.step("copying the filesystem");
+    let file = place.scratch().join(ROOTFS);
+    check_room(place.scratch(), crate::drive::allocated_bytes(source)?)?;
+    let (from, to, watched) = (source.to_owned(), file.clone(), progress.clone());
+    let copy = move || (place, crate::drive::copy_file(&from, &to, &watched));
+    let (place, copied) = tokio::task::spawn_blocking(copy).await.map_err(|_| ImageError::Worker)?;
+    copied?;
+    // Its journal may hold what is not in place yet.
+    tools.recover(&file, progress).await?;
+
+    let ask = Ask { tools, file: &file, progress };
+    let mut distro = None;
+    for path in ["/usr/lib/os-release", "/etc/os-release"] {
+        if distro.is_none() && ask.kind(path).await? == Some(Kind::File) {
+            let command = format!("cat {path}");
+            let text = tools.ask(&file, &command, OS_RELEASE_MAX as usize, progress).await?;
+            distro = facts::parse_os_release(&text);
+        }
+    }
+    let init_system = ask.init_system().await?;
+    let meta = facts::complete(meta, distro, init_system)?;
+    ask.put_metadata(&meta, place.scratch()).await?;
+    let (place, finished) = place.finish(tools, file.clone(), progress).await?;
+    place.keep();
+    Ok(Built {
+        path: finished.path,
+        size: finished.size,
+        used_bytes: finished.used_bytes,
+        sha256: finished.sha256,
+        distro: meta.distro,
+        init: meta.init,
+        init_system,
+        notes: Vec::new(),
+    })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    File,
+    Directory,
+    Other,
+}
+
+struct Ask<'a> {
+    tools: &'a Tools,
+    file: &'a Path,
+    progress: &'a Progress,
+}
+
+impl Ask<'_> {
+    async fn stat(&self, path: &str) -> Result<String, ImageError> {
+        let said = self.tools.ask(self.file, &format!("stat {path}"), ANSWER_MAX, self.progress).await?;
+        Ok(String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// What is at a path; `None` if nothing is.
+    async fn kind(&self, path: &str) -> Result<Option<Kind>, ImageError> {
+        let said = self.stat(path).await?;
+        let first = said.lines().next().unwrap_or_default();
+        Ok(match first.split_once("Type: ") {
+            None => None,
+            Some((_, kind)) if kind.starts_with("regular") => Some(Kind::File),
+            Some((_, kind)) if kind.starts_with("directory") => Some(Kind::Directory),
+            Some(_) => Some(Kind::Other),
+        })
+    }
+
+    async fn init_system(&self) -> Result<Option<InitSystem>, ImageError> {
+        let said = self.stat("/sbin/init").await?;
+        if !said.contains("Type: ") {
+            return Ok(None);
+        }
+        Ok(Some(if said.contains("systemd") {
+            InitSystem::Systemd
+        } else if self.kind("/sbin/openrc").await?.is_some() {
+            InitSystem::OpenRc
+        } else if said.contains("busybox") {
+            InitSystem::BusyBox
+        } else {
+            InitSystem::Other
+        }))
+    }
+
+    /// Writes `image.yaml` in the place of one that is there.
+    async fn put_metadata(&self, meta: &ImageMetadata, scratch: &Path) -> Result<(), ImageError> {
+        let text = scratch.join("image.yaml");
+        fs::write(&text, facts::text(meta)).map_err(|e| ImageError::write(&text, e))?;
+        let mut commands = Vec::new();
+        for directory in ["/etc", "/etc/nexus"] {
+            match self.kind(directory).await? {
+                Some(Kind::Directory) => {}
+                None => commands.push(format!("mkdir {directory}")),
+                Some(_) => return Err(super::tree::refuse(directory.as_bytes(), "it is no directory")),
+            }
+        }
+        let path = std::str::from_utf8(facts::METADATA).unwrap_or_default();
+        match self.kind(path).await? {
+            None => {}
+            Some(Kind::File) => commands.push(format!("rm {path}")),
+            Some(_) => return Err(super::tree::refuse(facts::METADATA, "it is no file")),
+        }
+        commands.push("cd /etc/nexus".to_owned());
+        commands.push(format!("write {} image.yaml", String::from_utf8_lossy(&quote(b"image.yaml"))));
+        commands.push("sif ./image.yaml mode 0100644".to_owned());
+        let script = scratch.join("script");
+        fs::write(&script, commands.join("\n") + "\n").map_err(|e| ImageError::write(&script, e))?;
+        self.tools.run_script(self.file, &script, scratch, None, self.progress).await
+    }
+}

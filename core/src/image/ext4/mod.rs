@@ -1,0 +1,261 @@
+//! Writes ext4 filesystems into plain files, without any privilege and with exact owners, modes, links, attributes and
+//! device nodes.
+//!
+//! `mke2fs` makes an empty filesystem, one `debugfs` script fills it from the staging directory, and `e2fsck` looks it
+//! over. `debugfs` reports failures only as text: every line that is not expected is one.
+//!
+//! The features are named one by one, so that the host's `mke2fs.conf` changes nothing: kernels from 5.10 on mount the
+//! result and grow it online; descriptors for [`GROWTH`] are reserved (half a mebibyte), and past that kernels go on in
+//! their own way (`meta_bg`).
+
+mod script;
+mod size;
+
+use std::path::Path;
+use std::time::Duration;
+
+use fs_err as fs;
+use nexus_schema::ByteSize;
+
+use super::ImageError;
+use super::staging::Staging;
+use super::tree::Tree;
+use crate::op::Progress;
+use crate::os::tool::{ProgramError, Tool};
+
+pub(crate) use script::quote;
+pub(crate) use size::{Geometry, JOURNAL_MIB, measure};
+
+/// Bytes of a block.
+pub(crate) const BLOCK: u64 = 4096;
+/// Up to which size a filesystem grows online within its reserved descriptors.
+const GROWTH: u64 = 1 << 40;
+/// What makes the filesystem, beside nothing.
+const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
+    large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
+/// How long a tool may work on one filesystem.
+const TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// The programs that this needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Tools {
+    mke2fs: Tool,
+    debugfs: Tool,
+    e2fsck: Tool,
+}
+
+impl Tools {
+    pub(crate) fn find() -> Result<Self, ProgramError> {
+        Ok(Self {
+            mke2fs: Tool::find("mke2fs")?,
+            debugfs: Tool::find("debugfs")?,
+            e2fsck: Tool::find("e2fsck")?,
+        })
+    }
+
+    /// Makes an empty filesystem in a new sparse file.
+    pub(crate) async fn make(
+        &self,
+        file: &Path,
+        geometry: Geometry,
+        label: Option<&str>,
+        progress: &Progress,
+    ) -> Result<(), ImageError> {
+        let created = fs::File::create_new(file).and_then(|f| f.set_len(geometry.blocks * BLOCK));
+        created.map_err(|e| ImageError::write(file, e))?;
+        let mut extended =
+            "assume_storage_prezeroed=1,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0,nodiscard"
+                .to_owned();
+        if geometry.blocks < GROWTH / BLOCK {
+            extended.push_str(&format!(",resize={}", GROWTH / BLOCK));
+        }
+        let mut call = self
+            .mke2fs
+            .call()
+            .args([
+                "-q",
+                "-F",
+                "-b",
+                "4096",
+                "-I",
+                "256",
+                "-m",
+                "0",
+                "-e",
+                "remount-ro",
+                "-o",
+                "Linux",
+                "-O",
+                FEATURES,
+            ])
+            .arg("-N")
+            .arg(geometry.inodes.to_string())
+            .arg("-J")
+            .arg(format!("size={JOURNAL_MIB}"))
+            .arg("-E")
+            .arg(extended);
+        if let Some(label) = label {
+            call = call.arg("-L").arg(label);
+        }
+        let made =
+            call.arg(file).arg(geometry.blocks.to_string()).timeout(TIMEOUT).run(progress.token()).await;
+        made.map_err(|e| full_or(file, e))?;
+        Ok(())
+    }
+
+    /// Fills an empty filesystem with a tree.
+    pub(crate) async fn fill(
+        &self,
+        file: &Path,
+        tree: &Tree,
+        staging: &Staging,
+        progress: &Progress,
+    ) -> Result<(), ImageError> {
+        let script = staging.directory().join("script");
+        let commands = script::write(&script, tree, staging)?;
+        self.run_script(file, &script, staging.directory(), Some(commands), progress).await
+    }
+
+    /// Runs a `debugfs` script; whatever it says beside the expected is a failure.
+    pub(crate) async fn run_script(
+        &self,
+        file: &Path,
+        script: &Path,
+        directory: &Path,
+        commands: Option<u64>,
+        progress: &Progress,
+    ) -> Result<(), ImageError> {
+        let mut done: u64 = 0;
+        let mut unexpected: Option<String> = None;
+        // Once something went wrong the rest of the script is of no use.
+        let stop = progress.token().child_token();
+        let ended = self
+            .debugfs
+            .call()
+            .args(["-w", "-f"])
+            .arg(script)
+            .arg(file)
+            .directory(directory)
+            .timeout(TIMEOUT)
+            .run_lines(&stop, |line| {
+                if line.starts_with(b"debugfs: ") {
+                    done += 1;
+                    if done.is_multiple_of(2000) {
+                        progress.advance(done, commands);
+                    }
+                } else if !is_expected(line) && unexpected.is_none() {
+                    unexpected = Some(super::tree::printable(line));
+                    stop.cancel();
+                }
+            })
+            .await;
+        progress.check()?;
+        if let Some(said) = unexpected {
+            return Err(fill_error(file, said));
+        }
+        let finished = ended.map_err(|e| full_or(file, e))?;
+        // Its first line of error output is its version; everything else is an error.
+        let mut said = finished.stderr.lines().filter(|line| !line.starts_with("debugfs 1."));
+        match said.next() {
+            Some(line) => Err(fill_error(file, super::tree::printable(line.as_bytes()))),
+            None => Ok(()),
+        }
+    }
+
+    /// What a read-only `debugfs` command says, at most `max` bytes of it.
+    pub(crate) async fn ask(
+        &self,
+        file: &Path,
+        command: &str,
+        max: usize,
+        progress: &Progress,
+    ) -> Result<Vec<u8>, ImageError> {
+        let mut said = Vec::new();
+        self.debugfs
+            .call()
+            .args(["-R", command])
+            .arg(file)
+            .timeout(TIMEOUT)
+            .run_lines(progress.token(), |line| {
+                if said.len() + line.len() < max {
+                    said.extend_from_slice(line);
+                    said.push(b'\n');
+                }
+            })
+            .await?;
+        Ok(said)
+    }
+
+    /// Looks a filesystem over and changes nothing; an error in it is a failure.
+    pub(crate) async fn check(&self, file: &Path, progress: &Progress) -> Result<(), ImageError> {
+        self.fsck(file, &["-fn"], &[0], progress).await
+    }
+
+    /// Replays a filesystem's journal and puts right what can be put right safely.
+    pub(crate) async fn recover(&self, file: &Path, progress: &Progress) -> Result<(), ImageError> {
+        self.fsck(file, &["-fp"], &[0, 1, 2], progress).await
+    }
+
+    async fn fsck(
+        &self,
+        file: &Path,
+        how: &[&str],
+        fine: &[i32],
+        progress: &Progress,
+    ) -> Result<(), ImageError> {
+        let mut said = String::new();
+        let ended = self
+            .e2fsck
+            .call()
+            .args(how)
+            .arg(file)
+            .timeout(TIMEOUT)
+            .success(fine)
+            .run_lines(progress.token(), |line| {
+                if said.len() < 1000 && !line.starts_with(b"Pass ") {
+                    said.push_str(&super::tree::printable(line));
+                    said.push(' ');
+                }
+            })
+            .await;
+        match ended {
+            Ok(_) => Ok(()),
+            Err(ProgramError::Failed { stderr, .. }) => {
+                Err(ImageError::Check { said: format!("{} {}", said.trim(), stderr).trim().to_owned() })
+            }
+            Err(other) => Err(full_or(file, other)),
+        }
+    }
+}
+
+/// Makes an empty filesystem of a size in a new sparse file, for data drives.
+pub async fn format(
+    file: &Path,
+    size: ByteSize,
+    label: Option<&str>,
+    progress: &Progress,
+) -> Result<(), ImageError> {
+    let blocks = size.as_bytes() / BLOCK;
+    Tools::find()?.make(file, Geometry { blocks, inodes: size::inodes(blocks, 0) }, label, progress).await
+}
+
+fn is_expected(line: &[u8]) -> bool {
+    let number = line.strip_prefix(b"Allocated inode: ");
+    number.is_some_and(|n| !n.is_empty() && n.iter().all(u8::is_ascii_digit))
+}
+
+fn fill_error(file: &Path, said: String) -> ImageError {
+    if said.contains("No space left on device") { full(file) } else { ImageError::Fill { said } }
+}
+
+/// A program's failure, unless the disk is what it failed for.
+fn full_or(file: &Path, error: ProgramError) -> ImageError {
+    match error {
+        ProgramError::Failed { ref stderr, .. } if stderr.contains("No space left on device") => full(file),
+        other => other.into(),
+    }
+}
+
+fn full(file: &Path) -> ImageError {
+    ImageError::full(file.parent().unwrap_or(file), 0)
+}

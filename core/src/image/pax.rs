@@ -1,0 +1,108 @@
+//! Records of pax extended headers: `LENGTH KEY=VALUE\n`, where the value may hold anything.
+
+use std::collections::BTreeMap;
+
+/// Records by key; a later one of a key counts.
+#[derive(Debug, Default)]
+pub(crate) struct Records(BTreeMap<String, Vec<u8>>);
+
+const XATTR: &str = "SCHILY.xattr.";
+
+impl Records {
+    /// Adds the records of a header. An empty value takes the record away.
+    pub(crate) fn read(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
+        const BAD: &str = "a pax header makes no sense";
+        while !bytes.is_empty() && bytes[0] != 0 {
+            let space = bytes.iter().take(20).position(|b| *b == b' ').ok_or(BAD)?;
+            let length = decimal(&bytes[..space]).and_then(|l| usize::try_from(l).ok()).ok_or(BAD)?;
+            let record = bytes.get(space + 1..length).and_then(|r| r.strip_suffix(b"\n")).ok_or(BAD)?;
+            let equals = record.iter().position(|b| *b == b'=').ok_or(BAD)?;
+            let key = String::from_utf8_lossy(&record[..equals]).into_owned();
+            let value = &record[equals + 1..];
+            // An attribute's value may well be empty.
+            if value.is_empty() && !key.starts_with(XATTR) {
+                self.0.remove(&key);
+            } else {
+                self.0.insert(key, value.to_vec());
+            }
+            bytes = &bytes[length..];
+        }
+        Ok(())
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
+        self.0.get(key).map(Vec::as_slice)
+    }
+
+    pub(crate) fn has_prefix(&self, prefix: &str) -> bool {
+        self.0.keys().any(|key| key.starts_with(prefix))
+    }
+
+    /// The extended attributes among them.
+    pub(crate) fn xattrs(&self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+        self.0.iter().filter_map(|(key, value)| {
+            key.strip_prefix(XATTR).map(|name| (name.as_bytes().to_vec(), value.clone()))
+        })
+    }
+}
+
+/// A decimal number.
+pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
+}
+
+/// A time in seconds with a fraction, `-?[0-9]+(.[0-9]*)?`, as whole seconds (rounded down) and nanoseconds.
+pub(crate) fn time(text: &[u8]) -> Option<(i64, u32)> {
+    let (negative, text) = match text.strip_prefix(b"-") {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let mut parts = text.splitn(2, |b| *b == b'.');
+    let seconds = i64::try_from(decimal(parts.next()?).filter(|_| !text.is_empty())?).ok()?;
+    let mut fraction = parts.next().unwrap_or_default().to_vec();
+    fraction.resize(9, b'0');
+    let nanoseconds = u32::try_from(decimal(&fraction)?).ok()?;
+    Some(match (negative, nanoseconds) {
+        (false, ns) => (seconds, ns),
+        (true, 0) => (-seconds, 0),
+        (true, ns) => (-seconds - 1, 1_000_000_000 - ns),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_may_hold_anything() {
+        let mut records = Records::default();
+        records.read(b"30 SCHILY.xattr.user.a=b\n\n\0=c\n\n18 path=\xc3\xa4/\xff=a\n\n").unwrap_err();
+        let mut record = b"SCHILY.xattr.user.a=b\n\0=c\n".to_vec();
+        let mut bytes = format!("{} ", record.len() + 3).into_bytes();
+        bytes.append(&mut record);
+        records.read(&bytes).unwrap();
+        assert_eq!(records.xattrs().collect::<Vec<_>>(), [(b"user.a".to_vec(), b"b\n\0=c".to_vec())]);
+        for bad in ["5", "999999999999999999999999 a=b\n", "0 a=b\n", "3 a\n", "6 ab\n", "4 a=b\n", "x a=b\n"]
+        {
+            assert!(Records::default().read(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn times_have_fractions_and_signs() {
+        for (text, is) in [
+            ("0", Some((0, 0))),
+            ("12.5", Some((12, 500_000_000))),
+            ("1700000000.123456789123", Some((1_700_000_000, 123_456_789))),
+            ("-1.25", Some((-2, 750_000_000))),
+            ("-3", Some((-3, 0))),
+            ("7.", Some((7, 0))),
+            ("", None),
+            ("-", None),
+            ("1e3", None),
+            ("9223372036854775808", None),
+        ] {
+            assert_eq!(time(text.as_bytes()), is, "{text}");
+        }
+    }
+}

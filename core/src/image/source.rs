@@ -1,0 +1,176 @@
+//! What images are made from, and reading it.
+
+use std::io::{BufReader, Read, Seek};
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+
+use super::bootstrap::Bootstrap;
+use super::place::Place;
+use super::staging::{Staging, fill};
+use super::tree::Tree;
+use super::{ImageError, Limits, archive, busybox, directory};
+use crate::op::Progress;
+
+/// What an image is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A distribution's packages.
+    Bootstrap(Bootstrap),
+    /// A static BusyBox.
+    Busybox {
+        /// The binary.
+        binary: PathBuf,
+    },
+    /// A directory with a root filesystem.
+    Directory(PathBuf),
+    /// A tar archive with a root filesystem: plain, or compressed by gzip, xz or zstd.
+    Tar(PathBuf),
+    /// An ext4 filesystem with a root filesystem.
+    Ext4(PathBuf),
+}
+
+const GZIP: &[u8] = &[0x1f, 0x8b];
+const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
+const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// The memory that unpacking may take; the largest presets of xz need 65 MiB.
+const UNPACK_MEMORY: u64 = 256 << 20;
+
+impl Source {
+    /// What a path of the host is: a directory, an ext4 image or a tar archive.
+    pub fn detect(path: &Path) -> Result<Self, ImageError> {
+        let failed = |e| ImageError::source(path, e);
+        if fs::metadata(path).map_err(failed)?.is_dir() {
+            return Ok(Self::Directory(path.to_owned()));
+        }
+        let mut start = [0; 2048];
+        let read = fill(&mut fs::File::open(path).map_err(failed)?, &mut start).map_err(failed)?;
+        let start = &start[..read];
+        if start.get(1024 + 0x38..1024 + 0x3a) == Some(&[0x53, 0xef]) {
+            return Ok(Self::Ext4(path.to_owned()));
+        }
+        let packed = [GZIP, XZ, ZSTD].iter().any(|magic| start.starts_with(magic));
+        // An archive begins with a header that has a checksum, or (when empty) with zeros.
+        let plain = start.is_empty()
+            || start.get(..512).is_some_and(|block| {
+                let mut header = tar::Header::new_old();
+                header.as_mut_bytes().copy_from_slice(block);
+                let given = header.cksum().ok();
+                header.set_cksum();
+                given == header.cksum().ok() || block.iter().all(|b| *b == 0)
+            });
+        if packed || plain {
+            Ok(Self::Tar(path.to_owned()))
+        } else {
+            Err(ImageError::Unknown { path: path.to_owned() })
+        }
+    }
+}
+
+/// A source that was read.
+pub(crate) struct Staged {
+    pub(crate) tree: Tree,
+    pub(crate) staging: Staging,
+    pub(crate) distro: Option<String>,
+    pub(crate) notes: Vec<String>,
+}
+
+/// Reads a source into the place's scratch directory. The place goes along, so that it is there as long as it is used.
+pub(crate) async fn stage(
+    source: Source,
+    place: Place,
+    limits: Limits,
+    progress: &Progress,
+) -> Result<(Place, Staged), ImageError> {
+    progress.step("reading the source");
+    let watched = progress.clone();
+    match source {
+        Source::Bootstrap(bootstrap) => {
+            let scratch = place.scratch().join("bootstrap");
+            fs::create_dir(&scratch).map_err(|e| ImageError::write(&scratch, e))?;
+            let (running, pipe) = bootstrap.start(&scratch)?;
+            let reader = blocking(place, limits, move |staged, limits| {
+                let pipe = BufReader::with_capacity(1 << 20, pipe);
+                archive::read(pipe, &mut staged.tree, &mut staged.staging, limits, &watched)
+            });
+            let ended = running.wait(progress.token(), |line| Bootstrap::show(line, progress));
+            let (read, ended) = tokio::join!(reader, ended);
+            progress.check()?;
+            // A reader that stopped early makes the writer fail; a writer that failed leaves half an archive.
+            match (read, ended) {
+                (Err(error @ (ImageError::DiskFull { .. } | ImageError::TooLarge { .. })), _) => Err(error),
+                (_, Err(error)) => Err(error.into()),
+                (Err(error), Ok(_)) => Err(error),
+                (Ok((place, mut staged)), Ok(_)) => {
+                    staged.distro = Some(bootstrap.distro);
+                    Ok((place, staged))
+                }
+            }
+        }
+        Source::Busybox { binary } => {
+            blocking(place, limits, move |staged, _| {
+                let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+                let now = i64::try_from(now).unwrap_or(0);
+                busybox::put(&binary, &mut staged.tree, &mut staged.staging, now, &watched)
+            })
+            .await
+        }
+        Source::Directory(path) => {
+            blocking(place, limits, move |staged, _| {
+                staged.notes = directory::read(&path, &mut staged.tree, &mut staged.staging, &watched)?;
+                Ok(())
+            })
+            .await
+        }
+        Source::Tar(path) | Source::Ext4(path) => {
+            blocking(place, limits, move |staged, limits| {
+                let reader = open(&path)?;
+                archive::read(reader, &mut staged.tree, &mut staged.staging, limits, &watched)
+            })
+            .await
+        }
+    }
+}
+
+async fn blocking(
+    place: Place,
+    limits: Limits,
+    read: impl FnOnce(&mut Staged, &Limits) -> Result<(), ImageError> + Send + 'static,
+) -> Result<(Place, Staged), ImageError> {
+    let work = move || {
+        let directory = place.scratch().join("staging");
+        fs::create_dir(&directory).map_err(|e| ImageError::write(&directory, e))?;
+        let mut staged = Staged {
+            tree: Tree::new(limits.clone()),
+            staging: Staging::new(&directory, limits.clone()),
+            distro: None,
+            notes: Vec::new(),
+        };
+        read(&mut staged, &limits)?;
+        if staged.tree.is_empty() { Err(ImageError::Empty) } else { Ok((place, staged)) }
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|_| ImageError::Worker)?
+}
+
+/// Opens an archive, unpacked by what it begins with.
+fn open(path: &Path) -> Result<Box<dyn Read>, ImageError> {
+    let failed = |e| ImageError::source(path, e);
+    let mut file = fs::File::open(path).map_err(failed)?;
+    let mut start = [0; 6];
+    let read = fill(&mut file, &mut start).map_err(failed)?;
+    file.rewind().map_err(failed)?;
+    let start = &start[..read];
+    let file = BufReader::with_capacity(1 << 20, file);
+    if start.starts_with(GZIP) {
+        return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(file)));
+    }
+    if start.starts_with(XZ) {
+        let decoder = xz2::stream::Stream::new_stream_decoder(UNPACK_MEMORY, xz2::stream::CONCATENATED);
+        let decoder = decoder.map_err(|e| failed(e.into()))?;
+        return Ok(Box::new(xz2::bufread::XzDecoder::new_stream(file, decoder)));
+    }
+    if start.starts_with(ZSTD) {
+        return Ok(Box::new(zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?));
+    }
+    Ok(Box::new(file))
+}
