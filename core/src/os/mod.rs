@@ -5,5 +5,6 @@ pub mod paths;
 pub mod process;
 pub mod random;
 pub mod socket;
+pub mod subvolume;
 pub mod tool;
 pub mod tsc;

@@ -18,7 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 
-use super::paths::PROGRAMS;
+use super::paths::PROGRAM_DIRECTORIES as PROGRAMS;
 
 /// How much of a program's error output is kept, in bytes.
 const TAIL_BYTES: usize = 4 << 10;
