@@ -1,8 +1,8 @@
 //! Measures the vsock backend with a real guest, next to others in the same run.
 //!
 //! `vsock-bench [--rounds N] [COMMAND]...`, where each COMMAND is another backend, started as `COMMAND CID VHOST UDS`, with the
-//! guest's context id, the socket that QEMU connects to, and the hybrid socket. Backends take turns, round by round, so that
-//! a busy machine is busy for all of them.
+//! guest's context id, the socket that QEMU connects to, and the hybrid socket. Backends take turns after each piece of
+//! work, in changing order, so that a busy machine is busy for all of them.
 
 #![expect(clippy::print_stdout, reason = "what is measured is printed")]
 
@@ -13,21 +13,31 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use nexus_core::vmm::vsock::Backend;
-use nexus_tests::vsock::{CID, Guest, Kernel, PORT, VHOST, VSOCK, dial, pattern, until};
+use nexus_tests::vsock::{CID, Guest, Kernel, PORT, VHOST, VSOCK, dial, until};
 
 const MIB: usize = 1 << 20;
 /// How much is sent in one go, in bytes.
 const BULK: usize = 64 * MIB;
 const WRITES: [usize; 3] = [4 << 10, 64 << 10, 256 << 10];
-const CONNECTS: usize = 200;
-const ROUND_TRIPS: usize = 1000;
+const CONNECTS: usize = 50;
+const ROUND_TRIPS: usize = 500;
+
+/// One piece of work.
+#[derive(Clone, Copy)]
+enum Piece {
+    Connects,
+    RoundTrips,
+    /// With this one of [`WRITES`].
+    ToGuest(usize),
+    FromGuest(usize),
+}
 
 fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|word| word == "serve") {
         return serve(&arguments[1..]);
     }
-    let mut rounds = 5;
+    let mut rounds = 10;
     if arguments.first().is_some_and(|word| word == "--rounds") && arguments.len() > 1 {
         rounds = arguments[1].parse().expect("--rounds takes a number");
         arguments.drain(..2);
@@ -37,12 +47,16 @@ fn main() -> ExitCode {
         .chain(arguments.iter().map(|command| command.split(' ').map(str::to_owned).collect()));
     let kernel = Kernel::find(&std::env::temp_dir());
     let mut contestants: Vec<Contestant> =
-        commands.map(|command| Contestant::start(&kernel, &command)).collect();
+        commands.enumerate().map(|(place, command)| Contestant::start(place, &kernel, &command)).collect();
+    let bulk = (0..WRITES.len()).flat_map(|at| [Piece::ToGuest(at), Piece::FromGuest(at)]);
+    let pieces: Vec<Piece> = [Piece::Connects, Piece::RoundTrips].into_iter().chain(bulk).collect();
     for _ in 0..rounds {
-        for contestant in &mut contestants {
-            contestant.round();
+        for piece in &pieces {
+            contestants.iter_mut().for_each(|contestant| contestant.work(*piece));
         }
+        contestants.rotate_left(1);
     }
+    contestants.sort_by_key(|contestant| contestant.place);
     println!("{}, {rounds} rounds, {} MiB each way", kernel.image.display(), BULK / MIB);
     for contestant in &mut contestants {
         contestant.report();
@@ -60,6 +74,7 @@ fn serve(arguments: &[String]) -> ExitCode {
 }
 
 struct Contestant {
+    place: usize,
     name: String,
     guest: Option<Guest>,
     backend: Child,
@@ -71,7 +86,7 @@ struct Contestant {
 }
 
 impl Contestant {
-    fn start(kernel: &Kernel, command: &[String]) -> Self {
+    fn start(place: usize, kernel: &Kernel, command: &[String]) -> Self {
         let directory = tempfile::tempdir().expect("make a directory");
         let backend = Command::new(&command[0])
             .args(&command[1..])
@@ -87,6 +102,7 @@ impl Contestant {
         guest.wait_for_hello();
         let name = if command.len() > 1 && command[1] == "serve" { "nexus" } else { &command[0] };
         Self {
+            place,
             name: name.to_owned(),
             guest: Some(guest),
             backend,
@@ -103,46 +119,54 @@ impl Contestant {
         stream
     }
 
-    fn round(&mut self) {
-        for _ in 0..CONNECTS {
-            let start = Instant::now();
-            dial(self.directory.path(), PORT).expect("connect to the guest");
-            self.connects.push(start.elapsed());
-        }
-        let mut echo = self.ask("echo\n");
-        let (message, mut answer) = ([7; 100], [0; 100]);
-        for _ in 0..ROUND_TRIPS {
-            let start = Instant::now();
-            echo.write_all(&message).expect("write to the guest");
-            echo.read_exact(&mut answer).expect("read from the guest");
-            self.round_trips.push(start.elapsed());
-        }
-        let mut buffer = vec![0; *WRITES.iter().max().expect("there are sizes")];
-        pattern::fill(&pattern::pattern(), 0, &mut buffer);
-        for (at, size) in WRITES.into_iter().enumerate() {
-            let mut stream = self.ask(&format!("sink {BULK}\n"));
-            let start = Instant::now();
-            for _ in 0..BULK / size {
-                stream.write_all(&buffer[..size]).expect("write to the guest");
+    fn work(&mut self, piece: Piece) {
+        match piece {
+            Piece::Connects => {
+                for _ in 0..CONNECTS {
+                    let start = Instant::now();
+                    dial(self.directory.path(), PORT).expect("connect to the guest");
+                    self.connects.push(start.elapsed());
+                }
             }
-            let mut done = [0; 5];
-            stream.read_exact(&mut done).expect("hear that the guest has all");
-            self.bulk[at][0].push(start.elapsed());
-
-            let mut stream = self.ask(&format!("source {BULK} {size}\n"));
-            let (start, mut seen) = (Instant::now(), 0);
-            while seen < BULK {
-                let count = stream.read(&mut buffer).expect("read from the guest");
-                assert!(count > 0, "the guest's stream ended after {seen} bytes");
-                seen += count;
+            Piece::RoundTrips => {
+                let mut echo = self.ask("echo\n");
+                let (message, mut answer) = ([7; 100], [0; 100]);
+                for _ in 0..ROUND_TRIPS {
+                    let start = Instant::now();
+                    echo.write_all(&message).expect("write to the guest");
+                    echo.read_exact(&mut answer).expect("read from the guest");
+                    self.round_trips.push(start.elapsed());
+                }
             }
-            self.bulk[at][1].push(start.elapsed());
+            Piece::ToGuest(at) => {
+                let buffer = vec![7; WRITES[at]];
+                let mut stream = self.ask(&format!("sink {BULK}\n"));
+                let start = Instant::now();
+                for _ in 0..BULK / buffer.len() {
+                    stream.write_all(&buffer).expect("write to the guest");
+                }
+                let mut done = [0; 5];
+                stream.read_exact(&mut done).expect("hear that the guest has all");
+                self.bulk[at][0].push(start.elapsed());
+            }
+            Piece::FromGuest(at) => {
+                let mut buffer = vec![0; WRITES[WRITES.len() - 1]];
+                let mut stream = self.ask(&format!("source {BULK} {}\n", WRITES[at]));
+                let (start, mut seen) = (Instant::now(), 0);
+                while seen < BULK {
+                    let count = stream.read(&mut buffer).expect("read from the guest");
+                    assert!(count > 0, "the guest's stream ended after {seen} bytes");
+                    seen += count;
+                }
+                self.bulk[at][1].push(start.elapsed());
+            }
         }
     }
 
     fn report(&mut self) {
         let us = |duration: Duration| duration.as_secs_f64() * 1e6;
-        let rate = |durations: &mut [Duration]| (BULK / MIB) as f64 / quantile(durations, 0.5).as_secs_f64();
+        let rate =
+            |durations: &mut [Duration], part| (BULK / MIB) as f64 / quantile(durations, part).as_secs_f64();
         println!("\n{}", self.name);
         for (what, samples) in
             [("CONNECT + OK", &mut self.connects), ("100-byte round trip", &mut self.round_trips)]
@@ -156,13 +180,19 @@ impl Contestant {
         }
         for (size, [to_guest, from_guest]) in WRITES.into_iter().zip(&mut self.bulk) {
             println!(
-                "  writes of {:3} KiB       host to guest {:5.0} MiB/s   guest to host {:5.0} MiB/s",
+                "  writes of {:3} KiB       host to guest p50 {:4.0} best {:4.0} MiB/s   guest to host p50 {:4.0} best {:4.0} MiB/s",
                 size >> 10,
-                rate(to_guest),
-                rate(from_guest)
+                rate(to_guest, 0.5),
+                rate(to_guest, 0.0),
+                rate(from_guest, 0.5),
+                rate(from_guest, 0.0),
             );
         }
-        println!("  private memory         {} KiB", private_kib(self.backend.id()));
+        println!(
+            "  private memory         {} KiB, processor time {:.2} s",
+            private_kib(self.backend.id()),
+            processor_time(self.backend.id()).as_secs_f64()
+        );
     }
 }
 
@@ -177,6 +207,14 @@ impl Drop for Contestant {
 fn quantile(samples: &mut [Duration], part: f64) -> Duration {
     samples.sort();
     samples[((samples.len() - 1) as f64 * part).round() as usize]
+}
+
+/// How long a process has run, in its own code and in the kernel for it: fields 14 and 15 of `stat`, in ticks of 10 ms.
+fn processor_time(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("read a process's times");
+    let (_, fields) = stat.rsplit_once(')').expect("a process's name is in brackets");
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
+    Duration::from_millis(10 * ticks.sum::<u64>())
 }
 
 /// What a process has in memory for itself alone, files' pages not counted.
