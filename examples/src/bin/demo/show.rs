@@ -1,6 +1,6 @@
 //! How the conversation looks on a terminal and in a file.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{IsTerminal, Write, stdout};
 use std::time::Duration;
 
@@ -11,7 +11,12 @@ const WIDTH: usize = 400;
 /// More lines of one text are not shown.
 const LINES: usize = 12;
 
+/// More of a progress line would wrap on a narrow terminal, and could not be written over.
+const PROGRESS_WIDTH: usize = 70;
+
 thread_local! {
+    /// The last step that was printed where there is no terminal.
+    static STEP: RefCell<String> = const { RefCell::new(String::new()) };
     /// Whether a progress line stands on the terminal, to be written over.
     static PROGRESS: Cell<bool> = const { Cell::new(false) };
 }
@@ -74,18 +79,23 @@ pub(crate) fn result(result: &Value, took: Duration) {
 /// How far long work is: written over on a terminal, a line each elsewhere.
 pub(crate) fn progress(params: &Value) {
     let message = params["message"].as_str().unwrap_or("working");
-    let part = match (params["progress"].as_f64(), params["total"].as_f64()) {
-        (Some(done), Some(total)) if total > 0.0 => format!(" {:.0} %", 100.0 * done / total),
-        _ => String::new(),
-    };
-    let line = format!("   ... {message}{part}");
     if stdout().is_terminal() {
-        print!("\r\x1b[K{}", paint("2", &abridged(&line)));
+        let columns = message.chars().take(PROGRESS_WIDTH).collect::<String>();
+        print!("\r\x1b[K{}", paint("2", &format!("   ... {columns}")));
         // Nothing depends on it that the line is seen at once.
         let _shown = stdout().flush();
         PROGRESS.set(true);
-    } else {
-        println!("{line}");
+        return;
+    }
+    // Without the figure behind it, and once: a file is read later.
+    let step = message.split(':').next().unwrap_or(message);
+    if STEP.with_borrow_mut(|last| {
+        last != step && {
+            step.clone_into(last);
+            true
+        }
+    }) {
+        println!("   ... {step}");
     }
 }
 
