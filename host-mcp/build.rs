@@ -6,7 +6,7 @@
 //! guest's own cargo decides there whether anything has to be compiled. Nothing of the outer cargo's wrappers and flags may
 //! reach the inner one, or the guest would be compiled anew for each of them.
 
-#![expect(clippy::print_stdout, reason = "this is how a build script talks to cargo")]
+#![allow(clippy::print_stdout, reason = "this is how a build script talks to cargo")]
 
 use std::error::Error;
 use std::ffi::OsString;

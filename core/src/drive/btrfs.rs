@@ -106,7 +106,7 @@ pub(super) fn works(directory: &Path) -> Result<bool, DriveError> {
 
 fn is_btrfs(directory: &Path) -> Result<bool, DriveError> {
     let stat = rustix::fs::statfs(directory).map_err(|e| DriveError::io(directory, e.into()))?;
-    Ok(i64::from(stat.f_type) == MAGIC)
+    Ok(stat.f_type == MAGIC)
 }
 
 fn is_subvolume(directory: &Path) -> Result<bool, DriveError> {

@@ -101,6 +101,7 @@ impl Walk<'_> {
             return Ok(());
         }
         let attributes = self.attributes(&stat, parent, Some(name))?;
+        #[allow(clippy::collapsible_if, reason = "the lookup belongs to linked files only")]
         if kind != FileType::Directory && stat.st_nlink > 1 {
             if let Some(first) = self.linked.get(&stat.st_ino) {
                 return self.tree.link(path, first);

@@ -414,12 +414,10 @@ impl Actor {
                 self.settle(VmState::Ready, None, "the agent answers again").await;
             }
             (LinkState::Up, VmState::Ready) => boot.deadline = None,
-            (LinkState::Down { why }, VmState::Ready) => {
-                // A guest that said bye loses its link on its way down.
-                if boot.bye.is_none() {
-                    boot.deadline = None;
-                    self.settle(VmState::Unreachable, Some(why), "the link was lost").await;
-                }
+            // A guest that said bye loses its link on its way down.
+            (LinkState::Down { why }, VmState::Ready) if boot.bye.is_none() => {
+                boot.deadline = None;
+                self.settle(VmState::Unreachable, Some(why), "the link was lost").await;
             }
             _ => {}
         }

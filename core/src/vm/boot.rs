@@ -51,6 +51,7 @@ pub(super) struct Boot {
 
 /// Something that happened to a boot.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one exists at a time, on the stack of one task")]
 pub(super) enum Event {
     /// The VMM is gone.
     Exited(Exit),

@@ -36,13 +36,13 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
     let memory = params.memory.unwrap_or(ByteSize::mib(512));
     if memory < MEMORY_MIN || memory > MEMORY_MAX {
         wrong(format!("memory is {memory}, not {MEMORY_MIN} to {MEMORY_MAX}"));
-    } else if memory.as_bytes() % (1 << 20) != 0 {
+    } else if !memory.as_bytes().is_multiple_of(1 << 20) {
         wrong(format!("memory is {memory}, not a whole number of MiB"));
     }
     let disk = params.disk.unwrap_or(ByteSize::gib(8));
     if disk < DISK_MIN || disk > DISK_MAX {
         wrong(format!("disk is {disk}, not {DISK_MIN} to {DISK_MAX}"));
-    } else if disk.as_bytes() % 4096 != 0 {
+    } else if !disk.as_bytes().is_multiple_of(4096) {
         wrong(format!("disk is {disk}, not a multiple of 4KiB"));
     }
     let hostname = params.hostname.clone().unwrap_or_else(|| name.to_string());
