@@ -110,6 +110,10 @@ pub mod vm_files {
     pub const CONSOLE: &str = "console.log";
     /// What the VMM wrote to stderr.
     pub const VMM_LOG: &str = "vmm.log";
+    /// Through which a VMM that opens its log by itself writes it to [`VMM_LOG`].
+    pub const VMM_PIPE: &str = "vmm.pipe";
+    /// The directory that a jailed VMM has for its root, some levels down.
+    pub const JAIL: &str = "jail";
     /// What the shim has to say.
     pub const SHIM_LOG: &str = "shim.log";
     /// Locked by the live shim; holds its pid and start time.

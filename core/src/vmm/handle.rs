@@ -74,10 +74,14 @@ impl Shim {
                 match shim {
                     Some(shim) => Ok(shim),
                     // It ended between its report and this line.
-                    None => Err(starting.failed(plan, None)),
+                    None => Err(starting.failed(plan, read_exit(&plan.directory))),
                 }
             }
-            Ok(Ok(Some(Launched::Failed(exit)))) => Err(starting.failed(plan, Some(exit))),
+            Ok(Ok(Some(Launched::Failed(exit)))) => {
+                // The directory is free for the next try once the shim is gone.
+                starting.ended().await;
+                Err(starting.failed(plan, Some(exit)))
+            }
             Ok(Ok(None) | Err(_)) => {
                 // Nothing was said: it died, and its log may say more than nothing.
                 starting.ended().await;
@@ -85,6 +89,7 @@ impl Shim {
             }
             Err(_) => {
                 starting.kill();
+                starting.ended().await;
                 Err(VmmError::LaunchTimeout { driver: plan.driver.as_str(), seconds: LAUNCH.as_secs() })
             }
         }
@@ -279,7 +284,7 @@ fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
         let path = directory.join(name);
         move |source| VmmError::File { action, path, source }
     };
-    if shim::read_holder(directory).map_err(failed("look at", vm_files::SHIM_LOCK))?.is_some() {
+    if is_taken(directory).map_err(failed("look at", vm_files::SHIM_LOCK))? {
         return Err(VmmError::AlreadyRunning { directory: directory.clone() });
     }
     for name in shim::SOCKETS.into_iter().chain([vm_files::EXIT]) {
@@ -307,6 +312,19 @@ fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
     // the VM runs, and must not keep a runtime from shutting down.
     reap_in_background(child).map_err(spawn_failed)?;
     Ok(Starting { handle: Some(handle?), report: report.map_err(spawn_failed)?, keep: false })
+}
+
+/// Whether a shim lives in a directory and does not go within a second, as one does whose launch was given up.
+fn is_taken(directory: &Path) -> io::Result<bool> {
+    const LEAVE: Duration = Duration::from_secs(1);
+    let Some(holder) = shim::read_holder(directory)? else { return Ok(false) };
+    if let Holder::Known(identity) = holder
+        && let Some(handle) = ProcessHandle::open_identified(identity.pid, identity.start_time)?
+        && !handle.wait_ended(LEAVE)?
+    {
+        return Ok(true);
+    }
+    Ok(shim::read_holder(directory)?.is_some())
 }
 
 fn reap_in_background(mut child: std::process::Child) -> io::Result<()> {

@@ -24,6 +24,8 @@ pub(crate) struct CommandLine {
 pub(crate) struct VmmProcess {
     child: Child,
     handle: ProcessHandle,
+    /// The other end is the VMM's stdin.
+    _lifeline: Option<OwnedFd>,
 }
 
 /// The reading ends of what a VMM writes.
@@ -37,11 +39,25 @@ pub(crate) const PASSED_FD: i32 = 3;
 
 impl VmmProcess {
     /// Starts a VMM that dies with the calling **thread**: call it where that is the process's main thread.
-    pub(crate) fn spawn(line: &CommandLine, passed: Option<OwnedFd>) -> io::Result<(Self, Outputs)> {
+    ///
+    /// The kernel forgets that when the VMM changes its user (commit_creds() in the kernel's cred.c). With `lifeline`, the VMM's
+    /// stdin is a pipe that only this process holds the other end of, and whose closing sends SIGKILL (F_SETSIG); who may
+    /// send it was settled before the change.
+    pub(crate) fn spawn(
+        line: &CommandLine,
+        passed: Option<OwnedFd>,
+        lifeline: bool,
+    ) -> io::Result<(Self, Outputs)> {
+        let (stdin, held) = if lifeline {
+            let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+            (Stdio::from(reader), Some(writer))
+        } else {
+            (Stdio::null(), None)
+        };
         let mut command = Command::new(&line.program);
         command
             .args(&line.arguments)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
@@ -49,7 +65,7 @@ impl VmmProcess {
         let passed_raw = passed.as_ref().map(AsRawFd::as_raw_fd);
         // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
         unsafe {
-            command.pre_exec(move || become_vmm(parent, passed_raw));
+            command.pre_exec(move || become_vmm(parent, passed_raw, lifeline));
         }
         let mut child = command.spawn()?;
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
@@ -63,7 +79,7 @@ impl VmmProcess {
                 return Err(e);
             }
         };
-        Ok((Self { child, handle }, Outputs { stdout, stderr }))
+        Ok((Self { child, handle, _lifeline: held }, Outputs { stdout, stderr }))
     }
 
     pub(crate) fn handle(&self) -> &ProcessHandle {
@@ -77,8 +93,11 @@ impl VmmProcess {
 }
 
 /// Runs in the child before exec.
-fn become_vmm(parent: Pid, passed: Option<i32>) -> io::Result<()> {
+fn become_vmm(parent: Pid, passed: Option<i32>, lifeline: bool) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if lifeline {
+        die_with_stdin()?;
+    }
     if rustix::process::getppid() != Some(parent) {
         // The parent died before the line above: nobody would ever send the signal.
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
@@ -101,6 +120,23 @@ fn become_vmm(parent: Pid, passed: Option<i32>) -> io::Result<()> {
         };
         if result < 0 {
             return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Has the kernel send SIGKILL to this process when the other end of its stdin is closed.
+fn die_with_stdin() -> io::Result<()> {
+    /// `F_SETSIG` of fcntl(2); not in libc for every target.
+    const F_SETSIG: i32 = 10;
+    // SAFETY: plain system calls on the descriptor of stdin.
+    unsafe {
+        for (operation, argument) in
+            [(libc::F_SETOWN, libc::getpid()), (F_SETSIG, libc::SIGKILL), (libc::F_SETFL, libc::O_ASYNC)]
+        {
+            if libc::fcntl(libc::STDIN_FILENO, operation, argument) < 0 {
+                return Err(io::Error::last_os_error());
+            }
         }
     }
     Ok(())
@@ -243,7 +279,8 @@ mod tests {
     fn a_vmm_gets_one_descriptor_and_no_other() {
         let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let (mut vmm, mut outputs) =
-            VmmProcess::spawn(&shell("echo passed >&3; ls /proc/self/fd; ulimit -c"), Some(theirs)).unwrap();
+            VmmProcess::spawn(&shell("echo passed >&3; ls /proc/self/fd; ulimit -c"), Some(theirs), false)
+                .unwrap();
         let mut text = String::new();
         outputs.stdout.read_to_string(&mut text).unwrap();
         let mut passed = String::new();
@@ -257,7 +294,7 @@ mod tests {
     #[test]
     fn a_vmm_that_ends_at_once_is_still_reaped_with_its_status() {
         for _ in 0..20 {
-            let (mut vmm, _outputs) = VmmProcess::spawn(&shell("exit 7"), None).unwrap();
+            let (mut vmm, _outputs) = VmmProcess::spawn(&shell("exit 7"), None, false).unwrap();
             assert!(vmm.handle().wait_ended(Duration::from_secs(20)).unwrap());
             assert_eq!(vmm.reap().unwrap().code(), Some(7));
         }

@@ -1,6 +1,7 @@
 //! Shims and drivers with real processes.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod firecracker;
 mod lifecycle;
 mod qemu;
 mod support;

@@ -5,10 +5,12 @@
 //! ```
 //! A driver never starts or reaps the process itself: that is the shim's, the same for all of them.
 
+mod firecracker;
 pub(crate) mod process;
 pub(crate) mod qemu;
 mod qmp;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
@@ -78,7 +80,7 @@ impl Caps {
     pub const fn of(driver: DriverKind) -> Self {
         match driver {
             DriverKind::Qemu => qemu::CAPS,
-            DriverKind::Firecracker => FIRECRACKER_CAPS,
+            DriverKind::Firecracker => firecracker::CAPS,
             DriverKind::Process => process::CAPS,
         }
     }
@@ -97,14 +99,6 @@ impl Caps {
         Ok(())
     }
 }
-
-const FIRECRACKER_CAPS: Caps = Caps {
-    max_vcpus: 32,
-    min_memory: ByteSize::mib(32),
-    max_drives: 8,
-    can_pause: true,
-    can_ask_guest: true,
-};
 
 /// What fails while a VMM is brought up or asked for something.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +126,11 @@ pub(crate) enum DriverError {
     Ended { what: &'static str },
     #[error("{what} was not up within {seconds} s")]
     Late { what: &'static str, seconds: u64 },
+    #[error("make a jail for firecracker")]
+    Jail {
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("{what} cannot do that")]
     Unsupported { what: &'static str },
 }
@@ -147,6 +146,10 @@ pub(crate) struct Prepared {
     pub command: CommandLine,
     /// A descriptor that the VMM gets as [`PASSED_FD`](super::process::PASSED_FD).
     pub passed: Option<OwnedFd>,
+    /// What goes into the VMM's log beside its stderr.
+    pub more_log: Option<File>,
+    /// Whether the VMM changes its user on the way: see [`VmmProcess::spawn`](super::process::VmmProcess::spawn).
+    pub lifeline: bool,
     pub bring_up: Box<dyn BringUp>,
 }
 
@@ -182,11 +185,11 @@ pub(crate) trait Machine: Send + Sync {
 }
 
 /// The driver of a kind.
-pub(crate) fn driver(kind: DriverKind) -> Result<Box<dyn Driver>, DriverError> {
+pub(crate) fn driver(kind: DriverKind) -> Box<dyn Driver> {
     match kind {
-        DriverKind::Qemu => Ok(Box::new(qemu::Qemu)),
-        DriverKind::Process => Ok(Box::new(process::Process)),
-        DriverKind::Firecracker => Err(DriverError::Unsupported { what: "this version" }),
+        DriverKind::Qemu => Box::new(qemu::Qemu),
+        DriverKind::Process => Box::new(process::Process),
+        DriverKind::Firecracker => Box::new(firecracker::Firecracker),
     }
 }
 

@@ -27,7 +27,13 @@ pub(crate) struct Process;
 
 impl Driver for Process {
     fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {
-        Ok(Prepared { command: command(job), passed: None, bring_up: Box::new(Process) })
+        Ok(Prepared {
+            command: command(job),
+            passed: None,
+            more_log: None,
+            lifeline: false,
+            bring_up: Box::new(Process),
+        })
     }
 }
 

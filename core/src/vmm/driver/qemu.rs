@@ -39,6 +39,8 @@ impl Driver for Qemu {
         Ok(Prepared {
             command: command(job),
             passed: Some(OwnedFd::from(theirs)),
+            more_log: None,
+            lifeline: false,
             bring_up: Box::new(Spawned { monitor, vsock }),
         })
     }

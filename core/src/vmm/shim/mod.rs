@@ -17,7 +17,7 @@ pub(crate) use lock::{Holder, read_holder};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -150,7 +150,7 @@ fn run(directory: &Path) -> Result<(), ShimError> {
 struct Vmm {
     process: VmmProcess,
     machine: Arc<dyn Machine>,
-    pumps: [Pump; 2],
+    pumps: Vec<Pump>,
 }
 
 impl Vmm {
@@ -178,18 +178,29 @@ impl Live<'_> {
         let failed = |error: &dyn std::error::Error| Exit::never_ran(with_causes(error));
 
         let separator = format!("\n--- boot {} ---\n", plan.boot_id);
-        let open = |name, limit| LogWriter::open(here, name, limit, &separator).map_err(|e| failed(&e));
+        let open = |name, limit| {
+            let log = LogWriter::open(here, name, limit, &separator).map_err(|e| failed(&e))?;
+            Ok(Arc::new(Mutex::new(log)))
+        };
         let console = open(vm_files::CONSOLE, plan.console_bytes.as_bytes())?;
         let vmm_log = open(vm_files::VMM_LOG, VMM_LOG_BYTES)?;
 
-        let prepared =
-            driver::driver(plan.driver).and_then(|d| d.prepare(self.job)).map_err(|e| failed(&e))?;
-        let (vmm, outputs) = VmmProcess::spawn(&prepared.command, prepared.passed).map_err(|source| {
+        let prepared = driver::driver(plan.driver).prepare(self.job).map_err(|e| failed(&e))?;
+        let spawned = VmmProcess::spawn(&prepared.command, prepared.passed, prepared.lifeline);
+        let (vmm, outputs) = spawned.map_err(|source| {
             failed(&SpawnError { program: prepared.command.program.display().to_string(), source })
         })?;
-        let pumps = Pump::start("console", outputs.stdout, console)
-            .and_then(|first| Ok([first, Pump::start("vmm-log", outputs.stderr, vmm_log)?]));
-        let pumps = pumps.map_err(|source| {
+        let pumps = || {
+            let mut pumps = vec![
+                Pump::start("console", outputs.stdout, console)?,
+                Pump::start("vmm-log", outputs.stderr, Arc::clone(&vmm_log))?,
+            ];
+            if let Some(pipe) = prepared.more_log {
+                pumps.push(Pump::start("vmm-pipe", pipe, vmm_log)?);
+            }
+            Ok(pumps)
+        };
+        let pumps = pumps().map_err(|source| {
             kill(&vmm);
             failed(&ShimError::Thread { source })
         })?;
@@ -215,7 +226,7 @@ impl Live<'_> {
         return Ok((Vmm { process: vmm, machine, pumps }, status));
 
         /// Ends a VMM that did not come up, and says why it did not.
-        fn give_up(mut vmm: VmmProcess, pumps: [Pump; 2], error: &dyn std::error::Error) -> Exit {
+        fn give_up(mut vmm: VmmProcess, pumps: Vec<Pump>, error: &dyn std::error::Error) -> Exit {
             // Most often it has ended by itself, and its status says more than the connection that broke.
             let ended_itself = matches!(vmm.handle().wait_ended(LEAVE), Ok(true));
             if !ended_itself {
@@ -287,17 +298,17 @@ fn receive_signals() -> Result<SignalFd, ShimError> {
 fn report(launched: &Launched) -> io::Result<()> {
     let mut line = serde_json::to_vec(launched)?;
     line.push(b'\n');
-    // One write: the line is shorter than what a pipe takes at once.
-    let told = rustix::io::write(rustix::stdio::stdout(), &line);
+    let launcher = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
     let nowhere = fs_err::OpenOptions::new().write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdout(&nowhere)?;
-    told?;
+    // One write: the line is shorter than what a pipe takes at once.
+    rustix::io::write(&launcher, &line)?;
     Ok(())
 }
 
-/// The sockets that shim and VMM have made; the daemon's own stays.
-pub(crate) const SOCKETS: [&str; 5] =
-    [vm_files::VSOCK, vm_files::VHOST, vm_files::QMP, vm_files::API, vm_files::SHIM];
+/// The sockets and pipes that shim and VMM have made; the daemon's own stays.
+pub(crate) const SOCKETS: [&str; 6] =
+    [vm_files::VSOCK, vm_files::VHOST, vm_files::QMP, vm_files::API, vm_files::SHIM, vm_files::VMM_PIPE];
 
 fn remove_sockets() {
     for name in SOCKETS {

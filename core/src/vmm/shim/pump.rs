@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -17,6 +18,9 @@ const CHUNK: usize = 16 << 10;
 /// What a VMM may have written before its pipe was drained for the last time, in bytes: more than a pipe holds.
 const LAST_MAX: usize = 2 << 20;
 
+/// A log that several pumps may write to.
+pub(super) type SharedLog = Arc<Mutex<LogWriter>>;
+
 /// A running pump.
 pub(super) struct Pump {
     thread: JoinHandle<()>,
@@ -27,7 +31,7 @@ impl Pump {
     pub(super) fn start(
         name: &str,
         pipe: impl Read + AsFd + Send + 'static,
-        log: LogWriter,
+        log: SharedLog,
     ) -> io::Result<Self> {
         set_nonblocking(&pipe)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
@@ -35,7 +39,7 @@ impl Pump {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .stack_size(STACK)
-            .spawn(move || pump(pipe, log, &stopped))?;
+            .spawn(move || pump(pipe, &log, &stopped))?;
         Ok(Self { thread, stop })
     }
 
@@ -50,7 +54,7 @@ impl Pump {
     }
 }
 
-fn pump(mut pipe: impl Read + AsFd, mut log: LogWriter, stop: &OwnedFd) {
+fn pump(mut pipe: impl Read + AsFd, log: &SharedLog, stop: &OwnedFd) {
     let mut chunk = vec![0; CHUNK];
     let mut complained = false;
     let mut last = None;
@@ -59,7 +63,8 @@ fn pump(mut pipe: impl Read + AsFd, mut log: LogWriter, stop: &OwnedFd) {
             Ok(0) => return,
             Ok(read) => {
                 // A full disk loses lines of a console; it does not stop a guest.
-                if let Err(error) = log.write(&chunk[..read])
+                let written = log.lock().unwrap_or_else(PoisonError::into_inner).write(&chunk[..read]);
+                if let Err(error) = written
                     && !std::mem::replace(&mut complained, true)
                 {
                     say(&format!("write a log: {error}"));

@@ -1,0 +1,206 @@
+//! The driver `firecracker`, for 1.16.1 and newer.
+//!
+//! A process without configuration is started; the requests of [`requests`] are sent to its API socket ([`api`]), the last one starts the
+//! guest. As root, it is started by its `jailer` ([`jail`]): a directory of its own as root, a user of its own, no privileges.
+
+mod api;
+mod jail;
+mod relay;
+mod requests;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nexus_schema::ByteSize;
+use rustix::fs::{FileType, Mode, OFlags};
+use serde_json::json;
+
+use self::api::Api;
+use self::jail::{Jail, JailError};
+use self::requests::{Files, Request};
+use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, ended_with};
+use crate::os::paths::vm_files;
+use crate::os::process::ProcessHandle;
+use crate::vmm::control::Job;
+use crate::vmm::process::CommandLine;
+
+const WHAT: &str = "firecracker";
+
+pub(crate) const CAPS: Caps = Caps {
+    max_vcpus: 32,
+    min_memory: ByteSize::mib(32),
+    max_drives: 8,
+    can_pause: true,
+    can_ask_guest: true,
+};
+
+pub(crate) struct Firecracker;
+
+impl Driver for Firecracker {
+    fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {
+        let jail = match jail::find_jailer(&job.plan.binary) {
+            Some(jailer) => Some(Jail::make(job, jailer).map_err(jail_failed)?),
+            None => None,
+        };
+        let root = jail.as_ref().map_or_else(PathBuf::new, |jail| jail.root().to_owned());
+        let log = make_log_pipe(&root.join(vm_files::VMM_PIPE))
+            .map_err(|source| DriverError::Connection { source })?;
+        let (command, files) = match &jail {
+            Some(jail) => {
+                jail.give(&root.join(vm_files::VMM_PIPE)).map_err(jail_failed)?;
+                (jail.command(job), jail.files().clone())
+            }
+            None => (command(job), Files::of(&job.plan)),
+        };
+        Ok(Prepared {
+            command,
+            passed: None,
+            more_log: Some(log),
+            // The jailer changes the user, and with that the kernel forgets whose death a process dies of.
+            lifeline: jail.is_some(),
+            bring_up: Box::new(Spawned {
+                api: Api::new(root.join(vm_files::API)),
+                requests: requests::configure(job, &files),
+                jail,
+            }),
+        })
+    }
+}
+
+fn jail_failed(source: JailError) -> DriverError {
+    DriverError::Jail { source: Box::new(source) }
+}
+
+/// The command line without a jailer.
+fn command(job: &Job) -> CommandLine {
+    // Ids hold no `_`, which firecracker aborts on.
+    let arguments = ["--id", &job.plan.vm.to_string(), "--api-sock", vm_files::API].map(Into::into).to_vec();
+    CommandLine { program: job.plan.binary.clone(), arguments }
+}
+
+/// Firecracker's log would go to the console otherwise. A pipe keeps it bounded, and never makes it wait.
+fn make_log_pipe(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+    // For writing too, so that it does not end before the VMM opens it.
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
+}
+
+struct Spawned {
+    api: Api,
+    requests: Vec<Request>,
+    jail: Option<Jail>,
+}
+
+impl BringUp for Spawned {
+    fn bring_up(self: Box<Self>, process: &ProcessHandle) -> Result<Arc<dyn Machine>, DriverError> {
+        let deadline = Instant::now() + BRING_UP;
+        self.wait_for_api(process, deadline)?;
+        let version = self.api.get("/version")?;
+        let version = version.get("firecracker_version").and_then(|v| v.as_str()).unwrap_or("unknown");
+        for request in &self.requests {
+            self.api.send(request)?;
+        }
+        // Its device is there now; the guest is not yet.
+        if let Some(jail) = &self.jail {
+            jail.open_to_host().map_err(jail_failed)?;
+        }
+        self.api.send(&requests::action("InstanceStart"))?;
+        Ok(Arc::new(Running { version: version.to_owned(), api: self.api, _jail: self.jail }))
+    }
+}
+
+impl Spawned {
+    fn wait_for_api(&self, process: &ProcessHandle, deadline: Instant) -> Result<(), DriverError> {
+        loop {
+            match self.api.connect() {
+                Ok(_) => return Ok(()),
+                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
+                Err(source) => return Err(DriverError::Connection { source }),
+            }
+            let ended = process.wait_ended(Duration::from_millis(1));
+            if ended.map_err(|source| DriverError::Connection { source })? {
+                return Err(DriverError::Ended { what: WHAT });
+            }
+            if Instant::now() > deadline {
+                return Err(DriverError::Late { what: WHAT, seconds: BRING_UP.as_secs() });
+            }
+        }
+    }
+}
+
+struct Running {
+    version: String,
+    api: Api,
+    _jail: Option<Jail>,
+}
+
+impl Machine for Running {
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn shutdown(&self) -> Result<(), DriverError> {
+        self.api.send(&requests::action("SendCtrlAltDel"))
+    }
+
+    fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
+        let state = if paused { "Paused" } else { "Resumed" };
+        self.api.send(&Request { method: "PATCH", path: "/vm".into(), body: json!({ "state": state }) })
+    }
+
+    fn ending(&self, status: ExitStatus) -> String {
+        ending(status)
+    }
+}
+
+/// What an exit status of firecracker means. It says nothing about how the guest fared: 0 is any way of a guest to end its
+/// machine, an orderly one or not.
+fn ending(status: ExitStatus) -> String {
+    let meaning = match status.code() {
+        Some(0) => return "the guest ended its machine".to_owned(),
+        Some(1) => "an error of KVM, or a triple fault of the guest",
+        Some(148) => "a system call that its filter forbids",
+        Some(134 | 152) => "a configuration that it refuses",
+        Some(153) => "an option that it does not know",
+        _ => return ended_with(WHAT, status),
+    };
+    format!("{} ({meaning})", ended_with(WHAT, status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn exits_have_meanings() {
+        let exit = |code: i32| ending(ExitStatus::from_raw(code << 8));
+        assert_eq!(exit(0), "the guest ended its machine");
+        assert_eq!(
+            exit(1),
+            "firecracker exited with status 1 (an error of KVM, or a triple fault of the guest)"
+        );
+        assert_eq!(exit(153), "firecracker exited with status 153 (an option that it does not know)");
+        assert_eq!(exit(77), "firecracker exited with status 77");
+        assert_eq!(ending(ExitStatus::from_raw(6)), "firecracker was killed by SIGABRT");
+    }
+
+    #[test]
+    fn the_log_is_a_pipe_that_replaces_what_was_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        for _ in 0..2 {
+            let pipe = make_log_pipe(&path).unwrap();
+            assert_eq!(rustix::fs::fstat(&pipe).unwrap().st_mode & 0o170_777, 0o010_600);
+        }
+    }
+}

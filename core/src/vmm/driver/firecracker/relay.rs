@@ -1,0 +1,107 @@
+//! Carries the guest's connections to the host's hello port out of a jail.
+//!
+//! Firecracker dials `<uds>_1024` inside its jail; the daemon listens in the VM's directory, and makes its socket anew when it is
+//! started again. So someone outside the jail has to dial for each connection. It is used for hello and bye only.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A guest that says hello needs one; the next boot's first may overlap with the last one's bye.
+const CONNECTIONS_MAX: usize = 8;
+const STACK: usize = 64 << 10;
+
+/// Serves in a thread for as long as this process lives.
+pub(super) fn start(listener: UnixListener, target: PathBuf) -> io::Result<()> {
+    let thread = std::thread::Builder::new().name("hello".to_owned()).stack_size(STACK);
+    let open = Arc::new(AtomicUsize::new(0));
+    thread.spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(inside) = stream else { continue };
+            if open.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
+                continue;
+            }
+            // Nobody listens: the guest sees the connection end and tries again.
+            let Ok(outside) = UnixStream::connect(&target) else { continue };
+            let held = Held::new(&open);
+            if let Err(error) = carry_both(inside, outside, held) {
+                tracing::warn!(%error, "a connection of the guest to the host is dropped");
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Counts one connection while it is open.
+struct Held(Arc<AtomicUsize>);
+
+impl Held {
+    fn new(open: &Arc<AtomicUsize>) -> Arc<Self> {
+        open.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self(Arc::clone(open)))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn carry_both(inside: UnixStream, outside: UnixStream, held: Arc<Held>) -> io::Result<()> {
+    let (inside_too, outside_too) = (inside.try_clone()?, outside.try_clone()?);
+    let held_too = Arc::clone(&held);
+    let spawn = |from, to, held: Arc<Held>| {
+        std::thread::Builder::new().name("hello".to_owned()).stack_size(STACK).spawn(move || {
+            carry(from, to);
+            drop(held);
+        })
+    };
+    spawn(inside, outside, held)?;
+    spawn(outside_too, inside_too, held_too)?;
+    Ok(())
+}
+
+/// Ends both connections when one side ends: nothing here relies on half-close.
+fn carry(mut from: UnixStream, mut to: UnixStream) {
+    let mut chunk = [0; 8192];
+    while let Ok(read @ 1..) = from.read(&mut chunk) {
+        if to.write_all(&chunk[..read]).is_err() {
+            break;
+        }
+    }
+    for stream in [from, to] {
+        // The other direction may have done so already.
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn carries_both_ways_and_dials_anew_for_each_connection() {
+        let directory = tempfile::tempdir().unwrap();
+        let (inside, outside) = (directory.path().join("in"), directory.path().join("out"));
+        start(UnixListener::bind(&inside).unwrap(), outside.clone()).unwrap();
+        let mut nobody = UnixStream::connect(&inside).unwrap();
+        assert_eq!(nobody.read(&mut [0; 1]).unwrap(), 0);
+        for _ in 0..20 {
+            let listener = UnixListener::bind(&outside).unwrap();
+            let mut guest = UnixStream::connect(&inside).unwrap();
+            let (mut host, _) = listener.accept().unwrap();
+            let mut got = [0; 5];
+            guest.write_all(b"hello").unwrap();
+            host.read_exact(&mut got).unwrap();
+            host.write_all(b"world").unwrap();
+            guest.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"world");
+            drop(host);
+            assert_eq!(guest.read(&mut got).unwrap(), 0);
+            std::fs::remove_file(&outside).unwrap();
+        }
+    }
+}

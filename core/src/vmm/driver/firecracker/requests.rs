@@ -1,0 +1,124 @@
+//! Which requests configure and start a guest; pure.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::os::paths::vm_files;
+use crate::vmm::control::Job;
+use crate::vmm::plan::LaunchPlan;
+
+/// One request to the API.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Request {
+    pub(super) method: &'static str,
+    pub(super) path: String,
+    pub(super) body: Value,
+}
+
+/// Where firecracker finds its files, as it sees them itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Files {
+    pub(super) kernel: PathBuf,
+    pub(super) initramfs: PathBuf,
+    /// In the order of the plan's drives.
+    pub(super) drives: Vec<PathBuf>,
+}
+
+impl Files {
+    /// The plan's own paths.
+    pub(super) fn of(plan: &LaunchPlan) -> Self {
+        Self {
+            kernel: plan.kernel.clone(),
+            initramfs: plan.initramfs.clone(),
+            drives: plan.drives.iter().map(|drive| drive.path.clone()).collect(),
+        }
+    }
+}
+
+fn put(path: impl Into<String>, body: Value) -> Request {
+    Request { method: "PUT", path: path.into(), body }
+}
+
+/// An action, such as `InstanceStart`.
+pub(super) fn action(action: &str) -> Request {
+    put("/actions", json!({ "action_type": action }))
+}
+
+/// Everything before the start.
+pub(super) fn configure(job: &Job, files: &Files) -> Vec<Request> {
+    let plan = &job.plan;
+    let mut requests = vec![
+        put("/logger", json!({ "level": "Warning", "log_path": vm_files::VMM_PIPE, "show_level": true })),
+        put(
+            "/machine-config",
+            json!({ "vcpu_count": plan.vcpus, "mem_size_mib": plan.memory.as_mib(), "smt": false }),
+        ),
+        put(
+            "/boot-source",
+            json!({
+                "kernel_image_path": text(&files.kernel),
+                "initrd_path": text(&files.initramfs),
+                "boot_args": kernel_command_line(plan),
+            }),
+        ),
+    ];
+    for (drive, path) in plan.drives.iter().zip(&files.drives) {
+        requests.push(put(
+            format!("/drives/{}", drive.id),
+            json!({
+                "drive_id": drive.id,
+                "path_on_host": text(path),
+                // The initramfs mounts it by its device name; firecracker shall not add words for it.
+                "is_root_device": false,
+                "is_read_only": drive.read_only,
+                // Flushes of the guest reach the disk.
+                "cache_type": "Writeback",
+            }),
+        ));
+    }
+    requests.push(put("/vsock", json!({ "guest_cid": plan.cid, "uds_path": vm_files::VSOCK })));
+    requests.push(put("/entropy", json!({})));
+    requests
+}
+
+/// Paths came as JSON text with the plan, and go as such.
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn kernel_command_line(plan: &LaunchPlan) -> String {
+    // The keyboard controller's reset is what ends firecracker; there is no PCI, and nothing else on that controller.
+    let own = "console=ttyS0 quiet panic=-1 reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd";
+    let words = std::iter::once(own).chain(plan.cmdline.iter().map(String::as_str));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod openapi;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::plan::PlanDrive;
+    use crate::vmm::plan::tests::plan;
+
+    pub(super) fn all() -> Vec<Request> {
+        let mut plan = plan();
+        plan.drives.push(PlanDrive { id: "data1".into(), path: "/data/disk".into(), read_only: true });
+        let files = Files::of(&plan);
+        let mut requests = configure(&Job { plan, tsc_khz: None }, &files);
+        requests.push(action("InstanceStart"));
+        requests.push(action("SendCtrlAltDel"));
+        for state in ["Paused", "Resumed"] {
+            requests.push(Request { method: "PATCH", path: "/vm".into(), body: json!({ "state": state }) });
+        }
+        requests
+    }
+
+    #[test]
+    fn requests_of_a_vm() {
+        let text: Vec<String> = all().iter().map(|r| format!("{} {} {}", r.method, r.path, r.body)).collect();
+        insta::assert_snapshot!("firecracker", text.join("\n"));
+    }
+}

@@ -1,0 +1,272 @@
+//! A stand-in for `firecracker` and `jailer` (by the name that it is called by). Firecracker's answers and exits are those that were
+//! recorded from a real one (`tests/fixtures/firecracker-1.16.1.jsonl`); its guest is a few words of the kernel's command line:
+//! `fake.exit=N` ends it with that status at once, `fake.deaf` makes it ignore Ctrl-Alt-Del.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test's stand-in"
+)]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+const RECORDING: &str = include_str!("../../fixtures/firecracker-1.16.1.jsonl");
+
+fn main() {
+    let mut arguments = std::env::args();
+    let name = arguments.next().unwrap();
+    let arguments: Vec<String> = arguments.collect();
+    if name.ends_with("jailer") { jailer(&arguments) } else { firecracker(&arguments) }
+}
+
+/// What happened when a real process came to its end in this way: its status, or the negative number of a signal.
+fn recorded_exit(why: &str) -> i32 {
+    recording().find(|entry| entry["why"] == why).unwrap()["process_exit"].as_i64().unwrap() as i32
+}
+
+fn recording() -> impl Iterator<Item = Value> {
+    RECORDING.lines().map(|line| serde_json::from_str(line).unwrap())
+}
+
+fn value_of(arguments: &[String], name: &str) -> Option<String> {
+    arguments.iter().position(|a| a == name).map(|at| arguments[at + 1].clone())
+}
+
+/// The steps of the jailer's documentation that matter to who starts it.
+fn jailer(arguments: &[String]) {
+    let value = |name: &str| value_of(arguments, name).unwrap();
+    let (binary, id) = (value("--exec-file"), value("--id"));
+    let binary = Path::new(&binary).file_name().unwrap().to_str().unwrap();
+    assert!(binary.contains("firecracker"));
+    let (uid, gid): (u32, u32) = (value("--uid").parse().unwrap(), value("--gid").parse().unwrap());
+    let root =
+        Path::new(&value("--chroot-base-dir")).canonicalize().unwrap().join(binary).join(&id).join("root");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::copy(value("--exec-file"), root.join(binary)).unwrap();
+
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let none: Option<&str> = None;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none).unwrap();
+    mount(Some(&root), &root, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).unwrap();
+    std::env::set_current_dir(&root).unwrap();
+    std::fs::create_dir("old_root").unwrap();
+    nix::unistd::pivot_root(".", "old_root").unwrap();
+    std::env::set_current_dir("/").unwrap();
+    umount2("old_root", MntFlags::MNT_DETACH).unwrap();
+    std::fs::remove_dir("old_root").unwrap();
+    nix::unistd::chown("/", Some(uid.into()), Some(gid.into())).unwrap();
+    nix::unistd::setgroups(&[]).unwrap();
+    nix::unistd::setresgid(gid.into(), gid.into(), gid.into()).unwrap();
+    nix::unistd::setresuid(uid.into(), uid.into(), uid.into()).unwrap();
+
+    let rest = arguments.iter().position(|a| a == "--").map_or(&[][..], |at| &arguments[at + 1..]);
+    let mut own = vec!["--id".to_owned(), id];
+    own.extend_from_slice(rest);
+    firecracker(&own);
+}
+
+fn firecracker(arguments: &[String]) {
+    if arguments == ["--version"] {
+        println!("Firecracker v1.16.1");
+        return;
+    }
+    if arguments.iter().any(|a| a.starts_with("--") && !["--id", "--api-sock"].contains(&a.as_str())) {
+        std::process::exit(recorded_exit("unknown option"));
+    }
+    if value_of(arguments, "--id").unwrap().contains('_') {
+        std::process::abort();
+    }
+    let socket = value_of(arguments, "--api-sock").unwrap();
+    let Ok(listener) = UnixListener::bind(&socket) else {
+        eprintln!("Failed to open the API socket at: {socket}. Check that it is not already used.");
+        std::process::exit(recorded_exit("API socket path already exists"));
+    };
+    let mut vmm = Vmm::default();
+    for stream in listener.incoming() {
+        vmm.serve(stream.unwrap());
+    }
+}
+
+#[derive(Default)]
+struct Vmm {
+    is_started: bool,
+    kernel: Option<Value>,
+    vsock: Option<Value>,
+    drives: BTreeMap<String, Value>,
+}
+
+impl Vmm {
+    fn serve(&mut self, mut stream: UnixStream) {
+        let mut received = Vec::new();
+        loop {
+            let mut chunk = [0; 1024];
+            let read = stream.read(&mut chunk).unwrap_or(0);
+            if read == 0 {
+                return;
+            }
+            received.extend_from_slice(&chunk[..read]);
+            let mut headers = [httparse::EMPTY_HEADER; 32];
+            let mut request = httparse::Request::new(&mut headers);
+            let httparse::Status::Complete(head) = request.parse(&received).unwrap() else { continue };
+            let length = request.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-length"));
+            let length = length.map_or(0, |h| std::str::from_utf8(h.value).unwrap().parse().unwrap());
+            if received.len() < head + length {
+                continue;
+            }
+            let body = serde_json::from_slice(&received[head..head + length]).unwrap_or_default();
+            let (method, path) = (request.method.unwrap().to_owned(), request.path.unwrap().to_owned());
+            let (status, answer, then) = self.answer(&method, &path, &body);
+            received.drain(..head + length);
+            let text = answer.map(|body| body.to_string()).unwrap_or_default();
+            let length = if text.is_empty() {
+                String::new()
+            } else {
+                format!("Content-Type: application/json\r\nContent-Length: {}\r\n", text.len())
+            };
+            let head = format!(
+                "HTTP/1.1 {status} \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n{length}\r\n"
+            );
+            stream.write_all(format!("{head}{text}").as_bytes()).unwrap();
+            if let Some(code) = then {
+                std::process::exit(code);
+            }
+        }
+    }
+
+    /// Status and body as recorded, and whether the process ends afterwards.
+    fn answer(&mut self, method: &str, path: &str, body: &Value) -> (u64, Option<Value>, Option<i32>) {
+        let collection = if path.starts_with("/drives/") { "/drives/rootfs" } else { path };
+        let recorded = |why: Option<&str>| {
+            let answers = recording().filter(|entry| entry["request"]["method"] == method);
+            let mut answers = answers.filter(|entry| entry["request"]["path"] == collection);
+            let entry = match why {
+                Some(why) => recording().find(|entry| entry["why"] == why && !entry["request"].is_null()),
+                None => answers.find(|entry| entry["response"]["status"].as_u64().unwrap() < 300),
+            };
+            let entry =
+                entry.unwrap_or_else(|| recording().find(|entry| entry["why"] == "unknown path").unwrap());
+            let body = &entry["response"]["body"];
+            (entry["response"]["status"].as_u64().unwrap(), Some(body.clone()).filter(|b| !b.is_null()), None)
+        };
+        let exists = |path: &Value, write: bool| {
+            let mut options = std::fs::OpenOptions::new();
+            options.read(true).write(write).open(path.as_str().unwrap()).is_ok()
+        };
+        if self.is_started && method == "PUT" && path != "/actions" {
+            return recorded(Some("configure after start"));
+        }
+        match (method, collection) {
+            ("PUT", "/machine-config") if body["vcpu_count"] == 0 => return recorded(Some("no vCPU")),
+            ("PUT", "/machine-config") if body["vcpu_count"].as_u64() > Some(32) => {
+                return recorded(Some("too many vCPUs"));
+            }
+            ("PUT", "/boot-source") if !exists(&body["kernel_image_path"], false) => {
+                return recorded(Some("missing kernel"));
+            }
+            ("PUT", "/boot-source") => self.kernel = Some(body.clone()),
+            ("PUT", "/drives/rootfs") => {
+                if !path.ends_with(&format!("/{}", body["drive_id"].as_str().unwrap())) {
+                    return recorded(Some("id differs from the path"));
+                }
+                if body.as_object().unwrap().contains_key("no_such_field") {
+                    return recorded(Some("unknown field"));
+                }
+                if !exists(&body["path_on_host"], body["is_read_only"] != true) {
+                    return recorded(Some("missing drive"));
+                }
+                self.drives.insert(path.to_owned(), body.clone());
+            }
+            ("PUT", "/logger") => {
+                let log = std::fs::OpenOptions::new().write(true).open(body["log_path"].as_str().unwrap());
+                log.unwrap().write_all(b"the logger is on\n").unwrap();
+            }
+            ("PUT", "/vsock") => {
+                self.vsock = Some(body.clone());
+                serve_vsock(UnixListener::bind(body["uds_path"].as_str().unwrap()).unwrap());
+            }
+            ("PATCH", "/vm") if !self.is_started => return recorded(Some("pause before start")),
+            ("PUT", "/actions") => return self.act(body, recorded),
+            _ => {}
+        }
+        recorded(None)
+    }
+
+    fn act<T>(
+        &mut self,
+        body: &Value,
+        recorded: impl Fn(Option<&str>) -> (u64, T, Option<i32>),
+    ) -> (u64, T, Option<i32>) {
+        let words =
+            self.kernel.as_ref().map(|k| k["boot_args"].as_str().unwrap().to_owned()).unwrap_or_default();
+        let has = |word: &str| words.split(' ').any(|w| w == word);
+        match body["action_type"].as_str().unwrap() {
+            "InstanceStart" if self.is_started => recorded(Some("start twice")),
+            "InstanceStart" if self.kernel.is_none() => recorded(Some("start without a kernel")),
+            "InstanceStart" => {
+                self.is_started = true;
+                self.run_guest(&words);
+                let exit = words.split(' ').find_map(|word| word.strip_prefix("fake.exit="));
+                let (status, body, _) = recorded(Some("start"));
+                (status, body, exit.map(|code| code.parse().unwrap()))
+            }
+            "SendCtrlAltDel" if has("fake.deaf") => recorded(None),
+            "SendCtrlAltDel" => {
+                let (status, body, _) = recorded(None);
+                println!("reboot: Restarting system");
+                (status, body, Some(0))
+            }
+            _ => recorded(Some("unknown action")),
+        }
+    }
+
+    /// Says on the console what it was given, and hello to the host.
+    fn run_guest(&self, words: &str) {
+        let kernel = self.kernel.as_ref().unwrap();
+        let read = |path: &Value| std::fs::read_to_string(path.as_str().unwrap()).unwrap();
+        let drives: Vec<_> = self.drives.values().map(|drive| read(&drive["path_on_host"])).collect();
+        let seen = json!({
+            "words": words,
+            "kernel": read(&kernel["kernel_image_path"]),
+            "initramfs": read(&kernel["initrd_path"]),
+            "drives": drives,
+            "uid": nix::unistd::getuid().as_raw(),
+            "is_root_of_a_jail": !Path::new("/proc").exists() && std::fs::metadata("/").unwrap().uid() != 0,
+        });
+        println!("{seen}");
+        let uds = self.vsock.as_ref().unwrap()["uds_path"].as_str().unwrap();
+        // Where nobody listens, a guest tries again later; this one does not.
+        let hello = || -> std::io::Result<String> {
+            let mut hello = UnixStream::connect(format!("{uds}_1024"))?;
+            hello.write_all(b"hello\n")?;
+            let mut answer = String::new();
+            BufReader::new(hello).read_line(&mut answer)?;
+            Ok(answer)
+        };
+        if let Ok(answer) = hello() {
+            println!("the host answered: {}", answer.trim());
+        }
+    }
+}
+
+/// Every port is open, and echoes lines.
+fn serve_vsock(listener: UnixListener) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            assert!(lines.next().unwrap().starts_with("CONNECT "));
+            stream.write_all(b"OK 1073741824\n").unwrap();
+            for line in lines {
+                stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+            }
+        }
+    });
+}

@@ -1,0 +1,197 @@
+//! The driver `firecracker` against what was recorded from a real one: the stand-in of `bin/test_firecracker.rs` answers and exits
+//! as that did, through the shim, with and without a (stand-in) jailer. Where hardware KVM and a firecracker are, the tests of the
+//! whole system run on the real one.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+
+use nexus_core::os::socket::{bind_in, connect_in};
+use nexus_core::vmm::{DriverKind, PlanDrive, VmmError, console, read_exit};
+use nix::sys::signal::Signal;
+
+use crate::support::{Vm, ended, eventually, in_time, is_alive, signal};
+
+const STAND_IN: &str = env!("CARGO_BIN_EXE_nexus-test-firecracker");
+
+/// A VM for the stand-in; with a jailer beside it, which only root can use.
+fn vm(with_jailer: bool) -> Vm {
+    let mut vm = Vm::new(DriverKind::Firecracker);
+    let scratch = vm.scratch().to_owned();
+    let file = |name: &str| {
+        let path: PathBuf = scratch.join(name);
+        std::fs::write(&path, name).unwrap();
+        path
+    };
+    vm.plan.kernel = file("the kernel");
+    vm.plan.initramfs = file("the initramfs");
+    let drives = [("root", "the root drive", false), ("data", "the data drive", true)];
+    vm.plan.drives =
+        drives.map(|(id, name, read_only)| PlanDrive { id: id.into(), path: file(name), read_only }).into();
+    let mut names = vec!["firecracker"];
+    if with_jailer {
+        assert!(nix::unistd::geteuid().is_root(), "this test makes mounts and changes users: run it as root");
+        names.push("jailer");
+    }
+    for name in names {
+        std::fs::copy(STAND_IN, vm.scratch().join(name)).unwrap();
+    }
+    vm.plan.binary = vm.scratch().join("firecracker");
+    vm
+}
+
+/// What the guest wrote first: what it was given.
+async fn seen(vm: &Vm) -> serde_json::Value {
+    eventually("the guest's first line", || {
+        let text = String::from_utf8(console::tail(vm.directory(), 1 << 16)).unwrap();
+        text.split_once('\n').map(|(line, _)| serde_json::from_str(line).unwrap())
+    })
+    .await
+}
+
+fn assert_vsock_works(vm: &Vm) {
+    let mut stream = connect_in(vm.directory(), "v.sock").unwrap();
+    stream.write_all(b"CONNECT 200\nping\n").unwrap();
+    let lines: Vec<_> = BufReader::new(stream).lines().take(2).map(Result::unwrap).collect();
+    assert_eq!(lines, ["OK 1073741824", "ping"]);
+}
+
+#[tokio::test]
+async fn runs_a_guest_and_asks_it_to_shut_down() {
+    let mut vm = vm(false);
+    vm.plan.cmdline = vec!["nexus.init=agent".into()];
+    let shim = vm.launch().await;
+    assert_eq!(shim.vmm().version, "1.16.1");
+    let seen = seen(&vm).await;
+    assert_eq!(
+        (&seen["kernel"], &seen["initramfs"], &seen["drives"]),
+        (&"the kernel".into(), &"the initramfs".into(), &vec!["the data drive", "the root drive"].into())
+    );
+    let words = seen["words"].as_str().unwrap();
+    assert!(words.starts_with("console=ttyS0 ") && words.ends_with(" nexus.init=agent"), "{words}");
+    assert_vsock_works(&vm);
+    eventually("its log", || {
+        std::fs::read_to_string(vm.directory().join("vmm.log")).ok().filter(|log| log == "the logger is on\n")
+    })
+    .await;
+    in_time(shim.pause()).await.unwrap();
+    in_time(shim.resume()).await.unwrap();
+    in_time(shim.shutdown()).await.unwrap();
+    let exit = ended(&shim).await;
+    assert_eq!((exit.code, exit.by_request), (Some(0), true));
+    assert_eq!(exit.message, "the guest ended its machine");
+    assert!(console::tail(vm.directory(), 1 << 16).ends_with(b"reboot: Restarting system\n"));
+    assert_eq!(vm.leftovers(), [""; 0]);
+}
+
+#[tokio::test]
+async fn what_firecracker_refuses_is_in_the_error() {
+    let refused = async |change: fn(&mut Vm)| {
+        let mut vm = vm(false);
+        change(&mut vm);
+        let VmmError::Launch { exit, .. } = vm.fails_to_launch().await else { panic!("another error") };
+        assert_eq!(exit.signal, Some(9));
+        assert_eq!(read_exit(vm.directory()).as_ref(), Some(&exit));
+        exit.message
+    };
+    assert_eq!(
+        refused(|vm| vm.plan.vcpus = 33).await,
+        "firecracker refused PUT /machine-config: Machine config error: The number of vCPUs must be greater than 0, less than \
+        32 and must be 1 or an even number if SMT is enabled."
+    );
+    assert_eq!(
+        refused(|vm| vm.plan.kernel = "/nowhere/vmlinux".into()).await,
+        "firecracker refused PUT /boot-source: Boot source error: The kernel file cannot be opened: No such file or directory \
+        (os error 2)"
+    );
+    let drive = refused(|vm| vm.plan.drives[0].path = "/nowhere/disk".into()).await;
+    assert!(drive.starts_with("firecracker refused PUT /drives/root: Drive config error"), "{drive}");
+}
+
+#[tokio::test]
+async fn exits_say_what_they_mean() {
+    for (word, message) in [
+        ("fake.exit=0", "the guest ended its machine"),
+        ("fake.exit=1", "firecracker exited with status 1 (an error of KVM, or a triple fault of the guest)"),
+        ("fake.exit=148", "firecracker exited with status 148 (a system call that its filter forbids)"),
+    ] {
+        let mut vm = vm(false);
+        vm.plan.cmdline = vec![word.into()];
+        let launched = nexus_core::vmm::Shim::launch(crate::support::SHIM.as_ref(), &vm.plan);
+        // It may end before it is known to run.
+        let exit = match in_time(launched).await {
+            Ok(shim) => ended(&shim).await,
+            Err(VmmError::Launch { exit, .. }) => exit,
+            Err(other) => panic!("{other}"),
+        };
+        assert_eq!((exit.message.as_str(), exit.by_request), (message, false));
+        assert!(console::tail(vm.directory(), 1 << 16).ends_with(b"}\n"));
+    }
+}
+
+#[tokio::test]
+async fn sockets_that_were_left_behind_do_not_get_in_the_way() {
+    let mut vm = vm(false);
+    vm.plan.cmdline = vec!["fake.deaf".into()];
+    let shim = vm.launch().await;
+    signal(shim.identity().pid, Signal::SIGKILL);
+    assert!(ended(&shim).await.shim_lost);
+    assert!(!is_alive(shim.vmm().pid));
+    assert!(vm.leftovers().contains(&"api.sock".to_owned()));
+    let shim = vm.launch().await;
+    in_time(shim.shutdown()).await.unwrap();
+    // This guest does not listen.
+    assert_vsock_works(&vm);
+    in_time(shim.kill()).await.unwrap();
+    assert_eq!(ended(&shim).await.signal, Some(9));
+}
+
+#[tokio::test]
+async fn a_jailed_firecracker_reaches_what_it_needs_and_nothing_else() {
+    let vm = vm(true);
+    let hello = bind_in(vm.directory(), "v.sock_1024").unwrap();
+    let host = std::thread::spawn(move || {
+        let (stream, _) = hello.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        (&stream).write_all(b"configure\n").unwrap();
+        line
+    });
+    let shim = vm.launch().await;
+    assert_eq!(host.join().unwrap(), "hello\n");
+    let seen = seen(&vm).await;
+    assert_eq!(seen["uid"], 0x7000_0003);
+    assert_eq!(seen["is_root_of_a_jail"], true);
+    assert_eq!(seen["drives"], serde_json::json!(["the data drive", "the root drive"]));
+    eventually("the host's answer", || {
+        String::from_utf8(console::tail(vm.directory(), 1 << 16))
+            .ok()
+            .filter(|t| t.contains("answered: configure"))
+    })
+    .await;
+    assert_vsock_works(&vm);
+    // The mounts are not the host's.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains("/jail/firecracker/"), "{mounts}");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", shim.vmm().pid)).unwrap();
+    assert!(status.contains("Uid:\t1879048195\t1879048195"), "{status}");
+    in_time(shim.shutdown()).await.unwrap();
+    assert_eq!(ended(&shim).await.message, "the guest ended its machine");
+    assert!(!vm.directory().join("jail").exists());
+    assert_eq!(std::fs::read_to_string(&vm.plan.drives[0].path).unwrap(), "the root drive");
+}
+
+#[tokio::test]
+async fn a_jailed_firecracker_dies_with_its_shim() {
+    let vm = vm(true);
+    let shim = vm.launch().await;
+    signal(shim.identity().pid, Signal::SIGKILL);
+    // Before anyone else could see to it.
+    eventually("the VMM is gone", || (!is_alive(shim.vmm().pid)).then_some(())).await;
+    assert!(ended(&shim).await.shim_lost);
+    // A jail that was left behind does not get in the way.
+    assert!(vm.directory().join("jail").exists());
+    let shim = vm.launch().await;
+    in_time(shim.kill()).await.unwrap();
+    ended(&shim).await;
+    assert!(!vm.directory().join("jail").exists());
+}
