@@ -12,12 +12,12 @@ use nexus_schema::link::{Ack, Configure, GuestMessage, Hello, HostMessage, PROTO
 use serde_json::{Value, json};
 
 /// How long anything may take before a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// The token that every guest gets.
-pub const TOKEN: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 /// Waits until `is_so`, or fails.
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < deadline, "in vain waited until {what}");
@@ -26,13 +26,13 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// What a guest said to its host.
-pub struct Said {
-    pub hello: Hello,
-    pub ack: Ack,
+pub(crate) struct Said {
+    pub(crate) hello: Hello,
+    pub(crate) ack: Ack,
 }
 
 /// A configuration as hosts send it.
-pub fn configure() -> Configure {
+pub(crate) fn configure() -> Configure {
     Configure {
         protocol: PROTOCOL,
         token: TOKEN.into(),
@@ -49,12 +49,12 @@ pub fn configure() -> Configure {
 }
 
 /// The host's end of the hello port.
-pub struct Host {
+pub(crate) struct Host {
     listener: UnixListener,
 }
 
 impl Host {
-    pub fn bind(directory: &Path) -> Self {
+    pub(crate) fn bind(directory: &Path) -> Self {
         // Short, because a socket's path holds 107 bytes only.
         let short = PathBuf::from(format!("/proc/self/cwd/{}", directory.display()));
         let path = if directory.is_absolute() { directory.to_owned() } else { short };
@@ -63,26 +63,26 @@ impl Host {
         Self { listener: UnixListener::bind(name).unwrap() }
     }
 
-    pub fn accept(&self) -> BufReader<UnixStream> {
+    pub(crate) fn accept(&self) -> BufReader<UnixStream> {
         let (stream, _) = self.listener.accept().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         BufReader::new(stream)
     }
 
-    pub fn hear(stream: &mut BufReader<UnixStream>) -> GuestMessage {
+    pub(crate) fn hear(stream: &mut BufReader<UnixStream>) -> GuestMessage {
         let mut line = String::new();
         stream.read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
-    pub fn say(stream: &mut BufReader<UnixStream>, message: &HostMessage) {
+    pub(crate) fn say(stream: &mut BufReader<UnixStream>, message: &HostMessage) {
         let mut line = serde_json::to_vec(message).unwrap();
         line.push(b'\n');
         stream.get_mut().write_all(&line).unwrap();
     }
 
     /// One hello exchange as it should be.
-    pub fn welcome(&self, configure: Configure) -> Said {
+    pub(crate) fn welcome(&self, configure: Configure) -> Said {
         let mut stream = self.accept();
         let GuestMessage::Hello(hello) = Self::hear(&mut stream) else { panic!("expected a hello") };
         Self::say(&mut stream, &HostMessage::Configure(configure));
@@ -93,15 +93,15 @@ impl Host {
 }
 
 /// A guest that runs.
-pub struct Guest {
-    pub directory: tempfile::TempDir,
-    pub process: Child,
-    pub host: Host,
-    pub said: Said,
+pub(crate) struct Guest {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) process: Child,
+    pub(crate) host: Host,
+    pub(crate) said: Said,
 }
 
 impl Guest {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let host = Host::bind(directory.path());
         let process = spawn(directory.path(), &[]);
@@ -109,15 +109,15 @@ impl Guest {
         Self { directory, process, host, said }
     }
 
-    pub fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.directory.path().join(name).to_str().unwrap().to_owned()
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::connect(self.directory.path())
     }
 
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         wait(&mut self.process)
     }
 }
@@ -130,12 +130,12 @@ impl Drop for Guest {
 }
 
 /// Starts a guest that serves on sockets in `directory`.
-pub fn spawn(directory: &Path, arguments: &[&str]) -> Child {
+pub(crate) fn spawn(directory: &Path, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-guest"));
     command.arg("--unix").arg(directory).args(arguments).spawn().unwrap()
 }
 
-pub fn wait(process: &mut Child) -> ExitStatus {
+pub(crate) fn wait(process: &mut Child) -> ExitStatus {
     let mut status = None;
     until("the guest ended", || {
         status = process.try_wait().unwrap();
@@ -145,7 +145,7 @@ pub fn wait(process: &mut Child) -> ExitStatus {
 }
 
 /// Dials a port of a guest; gives the stream after the handshake's answer, or `None` if it was hung up on.
-pub fn dial(directory: &Path, handshake: &[u8]) -> Option<BufReader<UnixStream>> {
+pub(crate) fn dial(directory: &Path, handshake: &[u8]) -> Option<BufReader<UnixStream>> {
     let handle = std::fs::File::open(directory).unwrap();
     let name = format!("/proc/self/fd/{}/v.sock", std::os::fd::AsRawFd::as_raw_fd(&handle));
     let mut stream = UnixStream::connect(name).unwrap();
@@ -166,13 +166,13 @@ pub fn dial(directory: &Path, handshake: &[u8]) -> Option<BufReader<UnixStream>>
 }
 
 /// An MCP client of the older era, one request at a time or many.
-pub struct Client {
+pub(crate) struct Client {
     stream: BufReader<UnixStream>,
     next: i64,
 }
 
 impl Client {
-    pub fn connect(directory: &Path) -> Self {
+    pub(crate) fn connect(directory: &Path) -> Self {
         let stream = dial(directory, b"CONNECT 200\n").expect("the MCP port answers");
         let mut client = Self { stream, next: 0 };
         let hello = json!({
@@ -186,61 +186,61 @@ impl Client {
         client
     }
 
-    pub fn send(&mut self, message: &Value) {
+    pub(crate) fn send(&mut self, message: &Value) {
         self.send_line(&serde_json::to_vec(message).unwrap());
     }
 
-    pub fn send_line(&mut self, line: &[u8]) {
+    pub(crate) fn send_line(&mut self, line: &[u8]) {
         let mut line = line.to_vec();
         line.push(b'\n');
         self.stream.get_mut().write_all(&line).unwrap();
     }
 
-    pub fn read(&mut self) -> Value {
+    pub(crate) fn read(&mut self) -> Value {
         let mut line = String::new();
         assert_ne!(self.stream.read_line(&mut line).unwrap(), 0, "the guest hung up");
         serde_json::from_str(&line).unwrap()
     }
 
-    pub fn is_hung_up(&mut self) -> bool {
+    pub(crate) fn is_hung_up(&mut self) -> bool {
         let mut rest = Vec::new();
         self.stream.read_to_end(&mut rest).is_ok()
     }
 
     /// Sends a request and gives its id.
-    pub fn begin(&mut self, method: &str, params: Value) -> i64 {
+    pub(crate) fn begin(&mut self, method: &str, params: Value) -> i64 {
         self.next += 1;
         self.send(&json!({ "jsonrpc": "2.0", "id": self.next, "method": method, "params": params }));
         self.next
     }
 
-    pub fn request(&mut self, method: &str, params: Value) -> Value {
+    pub(crate) fn request(&mut self, method: &str, params: Value) -> Value {
         let id = self.begin(method, params);
         let answer = self.read();
         assert_eq!(answer["id"], id, "{answer}");
         answer
     }
 
-    pub fn begin_call(&mut self, tool: &str, arguments: Value) -> i64 {
+    pub(crate) fn begin_call(&mut self, tool: &str, arguments: Value) -> i64 {
         self.begin("tools/call", json!({ "name": tool, "arguments": arguments }))
     }
 
     /// Calls a tool; gives the result object.
-    pub fn call(&mut self, tool: &str, arguments: Value) -> Value {
+    pub(crate) fn call(&mut self, tool: &str, arguments: Value) -> Value {
         let answer = self.request("tools/call", json!({ "name": tool, "arguments": arguments }));
         assert!(answer["error"].is_null(), "{answer}");
         answer["result"].clone()
     }
 
     /// Calls a tool that must succeed.
-    pub fn good(&mut self, tool: &str, arguments: Value) -> Value {
+    pub(crate) fn good(&mut self, tool: &str, arguments: Value) -> Value {
         let result = self.call(tool, arguments);
         assert_eq!(result["isError"], false, "{result}");
         result
     }
 
     /// Calls a tool that must fail; gives the code, after checking that the failure has the agreed form.
-    pub fn bad(&mut self, tool: &str, arguments: Value) -> String {
+    pub(crate) fn bad(&mut self, tool: &str, arguments: Value) -> String {
         let result = self.call(tool, arguments);
         assert_eq!(result["isError"], true, "{result}");
         assert!(result["structuredContent"].is_null(), "{result}");
@@ -255,31 +255,31 @@ impl Client {
 }
 
 /// The facts of a text-first result.
-pub fn facts(result: &Value) -> &Value {
+pub(crate) fn facts(result: &Value) -> &Value {
     &result["_meta"]["dev.nexus/result"]
 }
 
 /// The text of a stream of a result; empty where there is none.
-pub fn stream<'a>(result: &'a Value, name: &str) -> &'a str {
+pub(crate) fn stream<'a>(result: &'a Value, name: &str) -> &'a str {
     let blocks = result["content"].as_array().unwrap();
     let block = blocks.iter().find(|block| block["_meta"]["dev.nexus/stream"] == name);
     block.map_or("", |block| block["text"].as_str().unwrap())
 }
 
 /// The first line of a result.
-pub fn header(result: &Value) -> &str {
+pub(crate) fn header(result: &Value) -> &str {
     result["content"][0]["text"].as_str().unwrap().lines().next().unwrap()
 }
 
 /// Runs `work` with a deadline.
-pub fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(work()));
     receiver.recv_timeout(limit).expect("in time")
 }
 
 /// How many living processes have `needle` in their command line.
-pub fn processes_with(needle: &str) -> usize {
+pub(crate) fn processes_with(needle: &str) -> usize {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok());
     pids.filter(|entry| {

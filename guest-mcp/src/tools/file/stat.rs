@@ -75,7 +75,7 @@ fn entry(path: String, path_lossy: bool, stat: &Stat, target: Option<Vec<u8>>) -
         mode: format!("{:04o}", stat.st_mode & 0o7777),
         uid: stat.st_uid,
         gid: stat.st_gid,
-        modified_at: timestamp(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+        modified_at: timestamp(stat.st_mtime, stat.st_mtime_nsec as i64),
         target,
         lossy: path_lossy || target_lossy,
     }
