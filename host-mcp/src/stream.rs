@@ -88,6 +88,7 @@ pub async fn serve<R: ReadEnd, W: AsyncWrite + Unpin + Send + 'static>(
         caller: caller.clone(),
         outbox: outbox.clone(),
         is_initialized: AtomicBool::new(false),
+        is_refused: AtomicBool::new(false),
         calls: Mutex::default(),
     });
     let transport = Lines {
@@ -181,6 +182,8 @@ struct Tap {
     outbox: Outbox,
     /// Whether the client has opened a session.
     is_initialized: AtomicBool,
+    /// Whether the line that is being skipped was refused already.
+    is_refused: AtomicBool,
     /// Forwarded calls that are under way, by the client's id as it stands in the line.
     calls: Mutex<HashMap<Box<str>, Call>>,
 }
@@ -223,14 +226,17 @@ impl Tap {
                 self.decode(line, &message)
             }
             Line::TooLong(head) => {
-                if let Some(id) = wire::id_at_start(head) {
-                    self.refuse(Some(id), -32600, "the message is longer than 16 MiB");
+                let id = wire::id_at_start(head);
+                self.is_refused.store(id.is_some(), Ordering::Relaxed);
+                if id.is_some() {
+                    self.refuse(id, -32600, "the message is longer than 16 MiB");
                 }
                 None
             }
             Line::TooLongEnd { tail, .. } => {
-                // Refused already if its id came first; a second answer to the same id is ignored by every client.
-                self.refuse(wire::id_at_end(&tail), -32600, "the message is longer than 16 MiB");
+                if !self.is_refused.load(Ordering::Relaxed) {
+                    self.refuse(wire::id_at_end(&tail), -32600, "the message is longer than 16 MiB");
+                }
                 None
             }
         }
