@@ -4,8 +4,8 @@
 //! the guest's link; everything else is served by [`server`], whose [`tools`] are methods of [`nexus_core::Nexus`].
 
 mod bridge;
-pub mod daemon;
 pub mod ctl;
+pub mod daemon;
 pub mod dirs;
 pub mod endpoint;
 mod forward;

@@ -17,7 +17,8 @@ struct Bridge {
 impl Bridge {
     fn start(world: &World, line: &str) -> Self {
         let mut command = world.command(line);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = Lines::of(child.stdout.take().unwrap());
         let stdin = child.stdin.take().unwrap();
         Self { child, stdin, lines }
@@ -82,8 +83,13 @@ fn a_burst_is_answered_in_full() {
     let mut bridge = Bridge::start(&world, "mcp");
     bridge.initialize();
     let burst: String = (1..=500)
-        .map(|id| format!("{}\n", json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call",
-            "params": { "name": "vm_list", "arguments": { "tags": { "x": "y".repeat(id) } } } })))
+        .map(|id| {
+            format!(
+                "{}\n",
+                json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call",
+            "params": { "name": "vm_list", "arguments": { "tags": { "x": "y".repeat(id) } } } })
+            )
+        })
         .collect();
     bridge.stdin.write_all(burst.as_bytes()).unwrap();
     let mut ids: Vec<u64> = (1..=500).map(|_| bridge.lines.next()["id"].as_u64().unwrap()).collect();

@@ -81,7 +81,8 @@ fn errors_have_text_hint_and_a_code_by_kind() {
         ("internal", 70),
     ] {
         let world = World::new();
-        let _fake = Fake::start(&world.runtime(), [("vm_inspect", fails(code, "web-1 is odd", "look at it"))]);
+        let _fake =
+            Fake::start(&world.runtime(), [("vm_inspect", fails(code, "web-1 is odd", "look at it"))]);
         let run = world.run("vm inspect web-1");
         assert_eq!(run.stderr, "error: web-1 is odd\nhint: look at it\n");
         assert_eq!((run.code, run.text()), (exit, ""), "{code}");
@@ -91,10 +92,13 @@ fn errors_have_text_hint_and_a_code_by_kind() {
 #[test]
 fn several_vms_are_deleted_and_the_first_failure_decides() {
     let world = World::new();
-    let delete = Box::new(|arguments: &Value, caller: &crate::fake::Caller| match arguments["vm"].as_str().unwrap() {
-        "bad" => fails("vm_protected", "bad is protected", "take the protection away")(arguments, caller),
-        name => Some(crate::fake::structured(&json!({ "id": "bbbbbbbbbbbbe", "name": name, "drives": [] }))),
-    });
+    let delete =
+        Box::new(|arguments: &Value, caller: &crate::fake::Caller| match arguments["vm"].as_str().unwrap() {
+            "bad" => fails("vm_protected", "bad is protected", "take the protection away")(arguments, caller),
+            name => {
+                Some(crate::fake::structured(&json!({ "id": "bbbbbbbbbbbbe", "name": name, "drives": [] })))
+            }
+        });
     let _fake = Fake::start(&world.runtime(), [("vm_delete", delete)]);
     insta::assert_snapshot!(world.run("rm a bad c").shown(), @"
     exit 4
@@ -145,8 +149,9 @@ fn facts(exit_code: Option<i32>, signal: Option<&str>, timed_out: bool) -> Value
 #[test]
 fn commands_give_their_exact_bytes_and_exit_code() {
     let world = World::new();
-    let run_command =
-        Box::new(|_: &Value, _: &crate::fake::Caller| Some(ran(&facts(Some(3), None, false), &[0xff, 0, b'\n'], b"oops")));
+    let run_command = Box::new(|_: &Value, _: &crate::fake::Caller| {
+        Some(ran(&facts(Some(3), None, false), &[0xff, 0, b'\n'], b"oops"))
+    });
     let fake = Fake::start(&world.runtime(), [("guest_run_command", run_command)]);
     let run = world.run("guest run web-1 --cwd /tmp -e A=B -- sh -c --json");
     assert_eq!((run.code, run.stdout.as_slice(), run.stderr.as_str()), (3, &[0xff, 0, b'\n'][..], "oops"));
@@ -165,7 +170,9 @@ fn commands_give_their_exact_bytes_and_exit_code() {
 
 #[test]
 fn signals_and_timeouts_have_the_exit_codes_of_a_shell() {
-    for (facts, code) in [(facts(None, Some("SIGKILL"), false), 137), (facts(None, Some("SIGKILL"), true), 124)] {
+    for (facts, code) in
+        [(facts(None, Some("SIGKILL"), false), 137), (facts(None, Some("SIGKILL"), true), 124)]
+    {
         let world = World::new();
         let tool = Box::new(move |_: &Value, _: &crate::fake::Caller| Some(ran(&facts, b"", b"")));
         let _fake = Fake::start(&world.runtime(), [("guest_run_command", tool)]);

@@ -30,7 +30,10 @@ impl Caller {
     /// Sends a progress notification.
     pub fn progress(&self, count: u64, message: &str) {
         let params = json!({ "progressToken": self.token, "progress": count, "message": message });
-        send(&self.stream, &json!({ "jsonrpc": "2.0", "method": "notifications/progress", "params": params }));
+        send(
+            &self.stream,
+            &json!({ "jsonrpc": "2.0", "method": "notifications/progress", "params": params }),
+        );
     }
 
     /// Waits until the client sent a message of this method.
@@ -61,7 +64,8 @@ impl Shared {
 
     fn wait(&self, condition: impl Fn(&Seen) -> bool) {
         let seen = self.seen.lock().unwrap();
-        let (seen, result) = self.changed.wait_timeout_while(seen, DEADLINE, |seen| !condition(seen)).unwrap();
+        let (seen, result) =
+            self.changed.wait_timeout_while(seen, DEADLINE, |seen| !condition(seen)).unwrap();
         assert!(!result.timed_out(), "did not come: {:#?}", seen.messages);
     }
 }
@@ -75,7 +79,8 @@ pub struct Fake {
 impl Fake {
     /// Listens on `nexus.sock` in a directory.
     pub fn start<const N: usize>(directory: &Path, tools: [(&str, Tool); N]) -> Self {
-        let tools: BTreeMap<String, Tool> = tools.into_iter().map(|(name, tool)| (name.to_owned(), tool)).collect();
+        let tools: BTreeMap<String, Tool> =
+            tools.into_iter().map(|(name, tool)| (name.to_owned(), tool)).collect();
         let socket = directory.join("nexus.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let shared = Arc::<Shared>::default();
@@ -146,7 +151,8 @@ fn serve(stream: UnixStream, tools: &Arc<BTreeMap<String, Tool>>, shared: &Arc<S
     let path = request.split(' ').nth(1).unwrap().to_owned();
     assert!(request.to_ascii_lowercase().contains("upgrade: mcp-stream\r\n"), "{request}");
     if let Some(vm) = path.strip_prefix("/mcp/vm/").filter(|vm| *vm == "missing") {
-        let body = json!({ "code": "vm_not_found", "message": format!("no VM {vm}"), "retryable": false }).to_string();
+        let body = json!({ "code": "vm_not_found", "message": format!("no VM {vm}"), "retryable": false })
+            .to_string();
         let head = format!("HTTP/1.1 404 Not Found\r\ncontent-length: {}\r\n\r\n", body.len());
         (&stream).write_all((head + &body).as_bytes()).unwrap();
         return;
@@ -189,7 +195,9 @@ fn answer(message: &Value, tools: &BTreeMap<String, Tool>, caller: &Caller) -> O
             "serverInfo": { "name": "nexus", "version": "0.0.0" },
         }})),
         "tools/call" => match tools.get(message["params"]["name"].as_str().unwrap()) {
-            Some(tool) => tool(&message["params"]["arguments"], caller).map(|result| json!({ "result": result })),
+            Some(tool) => {
+                tool(&message["params"]["arguments"], caller).map(|result| json!({ "result": result }))
+            }
             None => Some(json!({ "error": { "code": -32602, "message": "unknown tool" } })),
         },
         "ping" => Some(json!({ "result": {} })),
@@ -249,7 +257,9 @@ impl World {
     pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nexusctl"));
         command.args(line.split_whitespace()).env_clear();
-        command.env("NEXUS_STATE_DIR", self.root.path().join("state")).env("NEXUS_RUNTIME_DIR", self.runtime());
+        command
+            .env("NEXUS_STATE_DIR", self.root.path().join("state"))
+            .env("NEXUS_RUNTIME_DIR", self.runtime());
         command.env("HOME", self.root.path()).stdin(Stdio::null());
         command
     }
@@ -262,7 +272,8 @@ impl World {
     /// The same with something to read.
     pub fn run_with(&self, line: &str, input: &[u8]) -> Run {
         let mut command = self.command(line);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(input).unwrap();
         finish(child)
     }

@@ -81,7 +81,11 @@ fn failures_of_the_work_are_the_commands() {
     let _fake = Fake::start(&world.runtime(), [("vm_create", create()), ("op_get", get)]);
     let run = world.run("vm create");
     assert_eq!((run.code, run.text()), (1, ""));
-    assert!(run.stderr.ends_with("error: web-1 did not boot: Kernel panic\nhint: see vm_logs\n"), "{}", run.stderr);
+    assert!(
+        run.stderr.ends_with("error: web-1 did not boot: Kernel panic\nhint: see vm_logs\n"),
+        "{}",
+        run.stderr
+    );
 }
 
 #[test]
@@ -94,7 +98,10 @@ fn time_is_up_when_it_is_limited() {
     let _fake = Fake::start(&world.runtime(), [("vm_create", create()), ("op_get", get)]);
     let run = world.run("vm create --wait 1");
     assert_eq!(run.code, 5);
-    assert!(run.stderr.contains(&format!("hint: it goes on: follow it with `nexusctl op get {OP}`")), "{run:?}");
+    assert!(
+        run.stderr.contains(&format!("hint: it goes on: follow it with `nexusctl op get {OP}`")),
+        "{run:?}"
+    );
 }
 
 #[test]
