@@ -17,9 +17,14 @@ const PROCESSES: &[(&str, &str)] = &[
 const UNSAFE: &[&str] =
     &["core/src/os/", "core/src/vmm/vsock/", "core/src/vmm/process.rs", "guest-mcp/src/sys.rs"];
 
-/// Files that may name places of the host's file system.
-const HOST_PATHS: &[&str] =
-    &["core/src/os/paths.rs", "core/src/asset/debian/", "host-mcp/src/dirs.rs", "guest-mcp/"];
+/// Files that may name places of the host's file system (or of an image's, which look the same).
+const HOST_PATHS: &[&str] = &[
+    "core/src/os/paths.rs",
+    "core/src/asset/debian/",
+    "core/src/image/",
+    "host-mcp/src/dirs.rs",
+    "guest-mcp/",
+];
 
 fn is_under(file: &str, places: &[&str]) -> bool {
     places.iter().any(|place| file == *place || (place.ends_with('/') && file.starts_with(place)))

@@ -4,6 +4,10 @@ use std::path::{Path, PathBuf};
 
 use nexus_schema::id::{AssetId, DriveId, ImageId, VmId};
 
+/// Where external programs are searched for: what login shells have, and the administrator's directories.
+pub const PROGRAMS: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
 /// The layout of a state directory.
 #[derive(Debug, Clone)]
 pub struct Paths {
