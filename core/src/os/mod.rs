@@ -1,6 +1,7 @@
 //! The operating system's side of things: where files are, which programs are called.
 
 pub mod lock;
+pub mod memory;
 pub mod paths;
 pub mod process;
 pub mod random;

@@ -19,6 +19,7 @@ mod version;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fs_err as fs;
 use nexus_schema::tools::asset::Verified;
@@ -27,6 +28,7 @@ use crate::asset::error::{AssetError, with_causes};
 use crate::asset::fetch::{FetchSettings, Fetched, Fetcher, ProxySetting, Want, shown};
 use crate::asset::kernel::KernelFiles;
 use crate::op::Progress;
+use crate::os::memory;
 use apt_conf::AptConf;
 use extract::Extracted;
 use packages::Package;
@@ -151,8 +153,7 @@ impl KeyringFile {
 impl Archive {
     /// Reads apt's configuration under `apt_root` and verifies the signed index of every suite in it.
     pub async fn open(apt_root: &Path, progress: &Progress) -> Result<Self, AssetError> {
-        let settings =
-            FetchSettings { deadline: std::time::Duration::from_secs(1800), ..FetchSettings::default() };
+        let settings = FetchSettings { deadline: Duration::from_secs(1800), ..FetchSettings::default() };
         Self::open_with(apt_root, settings, now(), progress).await
     }
 
@@ -163,6 +164,7 @@ impl Archive {
         now: signature::Seconds,
         progress: &Progress,
     ) -> Result<Self, AssetError> {
+        memory::keep_lean();
         progress.step("reading the package archive's index");
         let conf = AptConf::read(apt_root);
         let sources = sources::read(apt_root, ARCH)?;
@@ -171,10 +173,17 @@ impl Archive {
         if conf.has_proxy() {
             settings.proxy = ProxySetting::Rules(Arc::new(conf.clone()));
         }
+        // An index is small, and a source that does not answer must not hold up those that do.
+        let impatient = FetchSettings {
+            connect_timeout: settings.connect_timeout.min(INDEX_CONNECT),
+            deadline: settings.deadline.min(INDEX_DEADLINE),
+            retries: settings.retries.min(2),
+            ..settings.clone()
+        };
         let fetcher = Fetcher::new(settings)?;
         let context = Context {
             apt_root: apt_root.to_owned(),
-            fetcher: fetcher.clone(),
+            fetcher: Fetcher::new(impatient)?,
             check_valid_until: conf.is_on("Acquire::Check-Valid-Until", true),
             check_date: conf.is_on("Acquire::Check-Date", true),
             now,
@@ -406,6 +415,9 @@ impl Archive {
     }
 }
 
+/// How long a server of an index may take to answer, and how long to send it.
+const INDEX_CONNECT: Duration = Duration::from_secs(8);
+const INDEX_DEADLINE: Duration = Duration::from_secs(60);
 /// The largest package.
 const MAX_PACKAGE: u64 = 1 << 30;
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::asset::AssetError;
 use crate::asset::error::KernelProblem;
 use crate::asset::stream::{Sha256, capped, hashed};
+use crate::os::memory;
 pub(crate) use bzimage::MAX_KERNEL;
 use bzimage::{Image, check_elf, examine};
 pub(crate) use modules::{Choice, MAX_MODULE, Modules, first_guess, module_name};
@@ -95,6 +96,7 @@ pub(crate) struct Provenance {
 /// Takes a kernel from a file of the host: an ELF file, or a bzImage that is unpacked. It is taken to have everything built in
 /// that booting needs. With `sha256` (of the file) it must have that digest.
 pub fn import_kernel(file: &Path, into: &Path, sha256: Option<&str>) -> Result<KernelFiles, AssetError> {
+    memory::keep_lean();
     let expected = sha256
         .map(|text| text.parse::<Sha256>().map_err(|_| AssetError::NotADigest { text: text.to_owned() }))
         .transpose()?;

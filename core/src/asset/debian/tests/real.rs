@@ -48,4 +48,18 @@ async fn real_archive_gives_a_kernel_and_busybox() {
     told(&format!("initramfs of {} bytes", std::fs::metadata(&initramfs).unwrap().len()));
     let source = archive.bootstrap_source();
     assert!(source.keyring.exists() && !source.mirrors.is_empty(), "{source:?}");
+
+    // All this needs memory, and a daemon must not keep it.
+    drop(archive);
+    let (now, most) = (memory("RssAnon:"), memory("VmHWM:"));
+    told(&format!("{now} kB kept of {most} kB"));
+    assert!(now < 16 << 10, "{now} kB are kept");
+    assert!(most < 192 << 10, "{most} kB were needed");
+}
+
+/// A figure of this process, in kB.
+fn memory(name: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
