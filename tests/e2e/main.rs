@@ -1,1 +1,6 @@
-//! The whole of Nexus with real virtual machines: one daemon per test, on a state directory of its own.
+//! The whole of Nexus with real virtual machines: one daemon per test, on a state directory of its own, reached as any MCP
+//! client reaches it.
+
+mod ends;
+mod first_vm;
+mod recovery;

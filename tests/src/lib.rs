@@ -1,3 +1,8 @@
 //! What tests of the built system share.
 
+#![expect(clippy::print_stderr, reason = "a failing test says what its daemon said")]
+
+pub mod client;
+pub mod daemon;
 pub mod vsock;
+pub mod wait;

@@ -1,0 +1,121 @@
+//! How machines end: by themselves, by force, by accident.
+
+use std::time::Duration;
+
+use nexus_tests::daemon::{Daemon, kill_process};
+use nexus_tests::wait::until;
+use serde_json::{Value, json};
+
+fn pid(vm: &Value, which: &str) -> u32 {
+    vm["process"][which]
+        .as_u64()
+        .and_then(|pid| u32::try_from(pid).ok())
+        .unwrap_or_else(|| panic!("no {which} in {vm}"))
+}
+
+fn is_alive(pid: u32) -> bool {
+    // A zombie has ended.
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// What a command that takes its own machine down may answer: anything, but not nothing.
+fn ends_its_machine(client: &mut nexus_tests::client::Client, vm: &str, command: &str) {
+    match client.call_whole("guest_run_command", json!({ "vm": vm, "command": command })) {
+        Ok(_) => {}
+        Err(failure) => assert!(
+            ["vm_gone", "guest_unreachable", "vm_not_running", "vm_not_ready"]
+                .contains(&failure.code.as_str()),
+            "{}",
+            failure.text
+        ),
+    }
+}
+
+#[test]
+fn a_guest_powers_itself_off() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    client.create(json!({ "name": "off", "from": "busybox" }));
+    ends_its_machine(&mut client, "off", "poweroff");
+    client.wait_for_state("off", "stopped");
+}
+
+#[test]
+fn a_guest_reboots_itself() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let vm = client.create(json!({ "name": "again", "from": "busybox" }));
+    ends_its_machine(&mut client, "again", "reboot");
+    let after = client
+        .wait_for("again", "another boot", |now| now["state"] == "ready" && now["boot_id"] != vm["boot_id"]);
+    assert_eq!(after["id"], vm["id"]);
+    assert_eq!(client.run("again", "echo up").stdout, "up\n");
+}
+
+#[test]
+fn a_kernel_panic_is_a_crash_that_tells_why() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    client.create(json!({ "name": "panics", "from": "busybox" }));
+    ends_its_machine(&mut client, "panics", "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger");
+    let crashed = client.wait_for_state("panics", "crashed");
+    let history = client.must("vm_history", json!({ "vm": "panics" }));
+    let told = format!("{crashed}{history}");
+    assert!(told.contains("sysrq") || told.contains("panic"), "{told}");
+    // It can be started again.
+    client.to_the_end("vm_start", json!({ "vm": "panics" }), nexus_tests::client::BOOT);
+    client.wait_for_state("panics", "ready");
+}
+
+#[test]
+fn the_vmm_is_killed() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let vm = client.create(json!({ "name": "shot", "from": "busybox" }));
+    kill_process(pid(&vm, "pid"));
+    client.wait_for_state("shot", "crashed");
+    let gone = until(Duration::from_secs(20), || (!is_alive(pid(&vm, "shim_pid"))).then_some(()));
+    assert!(gone.is_some(), "the shim is left without its VMM");
+}
+
+#[test]
+fn the_shim_is_killed() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let vm = client.create(json!({ "name": "orphan", "from": "busybox" }));
+    kill_process(pid(&vm, "shim_pid"));
+    client.wait_for_state("orphan", "crashed");
+    let gone = until(Duration::from_secs(20), || (!is_alive(pid(&vm, "pid"))).then_some(()));
+    assert!(gone.is_some(), "the VMM outlives its shim");
+}
+
+#[test]
+fn the_agent_is_killed_and_comes_back() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let vm = client.create(json!({ "name": "agentless", "from": "busybox" }));
+    // The agent is the only child of PID 1 with that name.
+    let killed = r#"for p in /proc/[0-9]*; do [ "${p#/proc/}" != 1 ] && grep -q nexus-guest $p/comm && kill -9 ${p#/proc/}; done"#;
+    ends_its_machine(&mut client, "agentless", killed);
+    let back = until(nexus_tests::client::BOOT, || {
+        client.call_whole("guest_run_command", json!({ "vm": "agentless", "command": "echo back" })).ok()
+    });
+    assert!(back.is_some(), "no agent: {}", client.inspect("agentless"));
+    assert_eq!(client.inspect("agentless")["boot_id"], vm["boot_id"]);
+}
+
+#[test]
+fn stop_is_forced_and_repeated() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let vm = client.create(json!({ "name": "forced", "from": "busybox" }));
+    client.to_the_end("vm_stop", json!({ "vm": "forced", "force": true }), Duration::from_mins(1));
+    client.wait_for_state("forced", "stopped");
+    assert!(!is_alive(pid(&vm, "pid")) && !is_alive(pid(&vm, "shim_pid")));
+    // A second stop of a stopped VM changes nothing and says how things are.
+    match client.call("vm_stop", json!({ "vm": "forced" })) {
+        Ok(outcome) => assert_eq!(outcome["done"], true, "{outcome}"),
+        Err(failure) => assert_eq!(failure.code, "vm_wrong_state", "{}", failure.text),
+    }
+    assert_eq!(client.inspect("forced")["state"], "stopped");
+}

@@ -1,0 +1,124 @@
+//! The main job: a machine from nothing, work in it, and its end.
+
+use std::time::Duration;
+
+use nexus_tests::client::{Ran, stream};
+use nexus_tests::daemon::Daemon;
+use serde_json::json;
+
+#[test]
+fn a_machine_is_made_used_and_deleted() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let vm = client.create(json!({ "name": "first", "from": "busybox", "tags": { "for": "test" } }));
+    assert_eq!(vm["name"], "first");
+    assert!(
+        vm["boot_id"].is_string() && vm["process"]["pid"].is_u64() && vm["cid"].as_u64() >= Some(3),
+        "{vm}"
+    );
+    assert!(vm["guest"]["kernel"].is_string() && vm["timings"]["total_ms"].as_u64() > Some(0), "{vm}");
+
+    let ran = client.run("first", "echo out; echo err >&2; exit 3");
+    assert_eq!(ran, Ran { exit_code: Some(3), stdout: "out\n".to_owned(), stderr: "err\n".to_owned() });
+    assert_eq!(client.run("first", "hostname").stdout, "first\n");
+    assert_eq!(client.run("first", "id -u").stdout, "0\n");
+
+    // Bytes of every kind, there and back.
+    let all: Vec<u8> = (0..=255).collect();
+    let encoded = base64(&all);
+    let written = json!({ "vm": "first", "path": "/srv/a/b/bytes", "content": encoded, "encoding": "base64", "create_parents": true });
+    client.call_whole("guest_file_write", written).expect("the file is written");
+    let read = json!({ "vm": "first", "path": "/srv/a/b/bytes", "encoding": "base64" });
+    let read = client.call_whole("guest_file_read", read).expect("the file is read");
+    assert_eq!(stream(&read, "content").trim(), encoded);
+    assert_eq!(client.run("first", "wc -c < /srv/a/b/bytes").stdout.trim(), "256");
+
+    // Its file system has grown to its drive.
+    let kib: u64 = client
+        .run("first", "df -k / | tail -n 1 | awk '{print $2}'")
+        .stdout
+        .trim()
+        .parse()
+        .expect("a number");
+    assert!(kib > 7 << 20, "the root file system has {kib} KiB");
+
+    let console = client.must("vm_logs", json!({ "vm": "first" }));
+    assert!(console["cursor"].is_string() || console["next_cursor"].is_string(), "{console}");
+
+    let stopped = client.to_the_end("vm_stop", json!({ "vm": "first" }), Duration::from_mins(2));
+    assert_eq!(stopped["state"], "stopped", "{stopped}");
+    let failure = client
+        .call("guest_run_command", json!({ "vm": "first", "command": "true" }))
+        .expect_err("it is stopped");
+    assert_eq!(failure.code, "vm_not_running");
+    assert!(failure.text.contains("vm_start"), "{}", failure.text);
+
+    // What was written is there after another start, and it is another boot.
+    client.to_the_end("vm_start", json!({ "vm": "first" }), nexus_tests::client::BOOT);
+    let again = client.wait_for_state("first", "ready");
+    assert_ne!(again["boot_id"], vm["boot_id"]);
+    assert_eq!(client.run("first", "wc -c < /srv/a/b/bytes").stdout.trim(), "256");
+
+    let refused = client.call("vm_delete", json!({ "vm": "first" })).expect_err("it runs");
+    assert_eq!(refused.code, "vm_wrong_state", "{}", refused.text);
+    client.must("vm_update", json!({ "vm": "first", "protected": true }));
+    let refused =
+        client.call("vm_delete", json!({ "vm": "first", "force": true })).expect_err("it is protected");
+    assert_eq!(refused.code, "vm_protected", "{}", refused.text);
+    client.must("vm_update", json!({ "vm": "first", "protected": false }));
+    client.must("vm_delete", json!({ "vm": "first", "force": true }));
+    let gone = client.call("vm_inspect", json!({ "vm": "first" })).expect_err("it is deleted");
+    assert_eq!(gone.code, "vm_not_found");
+}
+
+/// The default: the host's own distribution, made from its archive.
+#[test]
+fn the_default_machine_is_debian() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let vm = client.to_the_end("vm_create", json!({}), Duration::from_mins(15));
+    let name = vm["name"].as_str().expect("a VM has a name").to_owned();
+    client.wait_for_state(&name, "ready");
+    assert_eq!(client.run(&name, "python3 -c 'print(6 * 7)'").stdout, "42\n");
+    assert_eq!(client.run(&name, "echo $BASH_VERSION | wc -c").exit_code, Some(0));
+    assert!(
+        client.run(&name, "apt-get --version; ls /etc/ssl/certs/ca-certificates.crt").exit_code == Some(0)
+    );
+    let os = client.must("vm_inspect", json!({ "vm": name }))["guest"]["os"].to_string();
+    assert!(os.contains("Debian"), "{os}");
+}
+
+#[test]
+fn a_long_path_is_no_obstacle() {
+    let daemon = Daemon::start_with_long_path(150);
+    assert_eq!(daemon.state().as_os_str().len(), 150);
+    let mut client = daemon.client();
+    client.create(json!({ "name": "deep", "from": "busybox" }));
+    assert_eq!(client.run("deep", "echo up").stdout, "up\n");
+}
+
+#[test]
+fn a_machine_of_its_own_init_works_beside_it() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    client.create(json!({ "name": "own-init", "from": "busybox", "init": "system" }));
+    let init = client.run("own-init", "cat /proc/1/comm").stdout;
+    assert!(!init.contains("nexus"), "PID 1 is {init}");
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |chunk: &[u8]| {
+        let word =
+            chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        (0..4)
+            .map(move |at| (18 - 6 * at, at))
+            .map(
+                |(shift, at)| {
+                    if at > chunk.len() { '=' } else { char::from(DIGITS[(word >> shift & 63) as usize]) }
+                },
+            )
+            .collect::<String>()
+    };
+    bytes.chunks(3).map(group).collect()
+}

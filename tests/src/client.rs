@@ -1,0 +1,189 @@
+//! A plain MCP client for tests: JSON lines over the daemon's upgraded Unix stream, one call after the other.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::wait::until;
+
+/// How long one answer may take; every tool of Nexus answers earlier.
+const ANSWER: Duration = Duration::from_mins(3);
+/// How long a VM may take to be ready under software emulation on a busy machine.
+pub const BOOT: Duration = Duration::from_mins(4);
+
+/// One connection.
+#[derive(Debug)]
+pub struct Client {
+    lines: BufReader<UnixStream>,
+    last_id: u64,
+}
+
+/// A tool's `isError` result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failure {
+    /// The stable code.
+    pub code: String,
+    /// All that a client is shown.
+    pub text: String,
+}
+
+/// What a command in a VM did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// Its exit code; `None` when a signal ended it.
+    pub exit_code: Option<i64>,
+    /// What it wrote to stdout.
+    pub stdout: String,
+    /// What it wrote to stderr.
+    pub stderr: String,
+}
+
+impl Client {
+    /// Connects, upgrades and initializes.
+    pub fn connect(socket: &Path) -> io::Result<Self> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.write_all(
+            b"GET /mcp HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: mcp-stream\r\n\r\n",
+        )?;
+        let mut lines = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if lines.read_line(&mut head)? == 0 {
+                return Err(io::Error::other(format!("no upgrade: {head:?}")));
+            }
+        }
+        if !head.starts_with("HTTP/1.1 101") {
+            return Err(io::Error::other(format!("no upgrade: {head:?}")));
+        }
+        let mut client = Self { lines, last_id: 0 };
+        client.request(
+            "initialize",
+            &json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "test", "version": "0" } }),
+        )?;
+        client.send(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }))?;
+        Ok(client)
+    }
+
+    /// One request; its `result`, or an error for a protocol error.
+    pub fn request(&mut self, method: &str, params: &Value) -> io::Result<Value> {
+        self.last_id += 1;
+        let id = self.last_id;
+        self.send(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }))?;
+        loop {
+            let mut line = String::new();
+            if self.lines.read_line(&mut line)? == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("no answer to {method}")));
+            }
+            let mut message: Value = serde_json::from_str(&line)?;
+            if message["id"] != id {
+                continue;
+            }
+            return match message.get("error") {
+                Some(error) => Err(io::Error::other(format!("{method}: {error}"))),
+                None => Ok(message["result"].take()),
+            };
+        }
+    }
+
+    /// A tool's whole result, or its failure.
+    pub fn call_whole(&mut self, tool: &str, arguments: Value) -> Result<Value, Failure> {
+        let params = json!({ "name": tool, "arguments": arguments });
+        let result = self.request("tools/call", &params).unwrap_or_else(|e| panic!("{tool}: {e}"));
+        if result["isError"] == true {
+            let code = result["_meta"]["dev.nexus/error"]["code"].as_str().unwrap_or("without a code");
+            let text = result["content"][0]["text"].as_str().unwrap_or_default();
+            assert!(
+                result.get("structuredContent").is_none_or(Value::is_null),
+                "a failure with structuredContent: {result}"
+            );
+            return Err(Failure { code: code.to_owned(), text: text.to_owned() });
+        }
+        Ok(result)
+    }
+
+    /// A tool's structured result, or its failure.
+    pub fn call(&mut self, tool: &str, arguments: Value) -> Result<Value, Failure> {
+        self.call_whole(tool, arguments).map(|mut result| result["structuredContent"].take())
+    }
+
+    /// The same for calls that have to succeed.
+    #[track_caller]
+    pub fn must(&mut self, tool: &str, arguments: Value) -> Value {
+        self.call(tool, arguments).unwrap_or_else(|e| panic!("{tool}: {}", e.text))
+    }
+
+    /// Calls a tool that starts long work, and waits for its end. Returns the `result` of the outcome.
+    #[track_caller]
+    pub fn to_the_end(&mut self, tool: &str, arguments: Value, longest: Duration) -> Value {
+        let deadline = Instant::now() + longest;
+        let mut outcome = self.must(tool, arguments);
+        while outcome["done"] != true {
+            assert!(Instant::now() < deadline, "{tool} is not done in {longest:?}: {outcome}");
+            outcome = self.must("op_get", json!({ "op_id": outcome["op_id"], "wait_s": 20 }));
+        }
+        assert_eq!(outcome["state"], "succeeded", "{tool}: {outcome}");
+        outcome["result"].take()
+    }
+
+    /// Creates a VM and waits until it is ready.
+    #[track_caller]
+    pub fn create(&mut self, arguments: Value) -> Value {
+        let vm = self.to_the_end("vm_create", arguments, BOOT);
+        assert_eq!(vm["state"], "ready", "{vm}");
+        vm
+    }
+
+    /// The VM's details.
+    #[track_caller]
+    pub fn inspect(&mut self, vm: &str) -> Value {
+        self.must("vm_inspect", json!({ "vm": vm }))
+    }
+
+    /// Waits until a VM is in a state; its details then.
+    #[track_caller]
+    pub fn wait_for_state(&mut self, vm: &str, state: &str) -> Value {
+        self.wait_for(vm, state, |details| details["state"] == state)
+    }
+
+    /// Waits until a VM's details are as wanted.
+    #[track_caller]
+    pub fn wait_for(&mut self, vm: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let reached = until(BOOT, || Some(self.inspect(vm)).filter(|details| wanted(details)));
+        match reached {
+            Some(details) => details,
+            None => panic!("{vm} never got to {what}: {}", self.inspect(vm)),
+        }
+    }
+
+    /// Runs a shell line in a VM.
+    #[track_caller]
+    pub fn run(&mut self, vm: &str, command: &str) -> Ran {
+        let result = self
+            .call_whole("guest_run_command", json!({ "vm": vm, "command": command }))
+            .unwrap_or_else(|e| panic!("{command}: {}", e.text));
+        let facts = &result["_meta"]["dev.nexus/result"];
+        Ran {
+            exit_code: facts["exit_code"].as_i64(),
+            stdout: stream(&result, "stdout"),
+            stderr: stream(&result, "stderr"),
+        }
+    }
+
+    fn send(&mut self, message: &Value) -> io::Result<()> {
+        let stream = self.lines.get_mut();
+        stream.write_all(format!("{message}\n").as_bytes())
+    }
+}
+
+/// The text of one stream of a guest tool's result: `stdout`, `stderr`, `content`.
+pub fn stream(result: &Value, name: &str) -> String {
+    let blocks = result["content"].as_array().into_iter().flatten();
+    blocks
+        .filter(|block| block["_meta"]["dev.nexus/stream"] == name)
+        .filter_map(|block| block["text"].as_str())
+        .collect()
+}

@@ -1,0 +1,235 @@
+//! A daemon of its own for one test, with a state directory that starts with a kernel and the `busybox` image, and ends
+//! with a look for what was left behind.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::client::Client;
+use crate::wait::until;
+
+/// How long a daemon may take to serve.
+const START: Duration = Duration::from_secs(60);
+/// How long it may take to end when asked to.
+const END: Duration = Duration::from_secs(60);
+/// How long making kernel and image may take.
+const SEED: Duration = Duration::from_mins(10);
+
+/// One nexusd with all its things in one directory. Dropping it ends all its VMs and looks that nothing is left.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Child,
+    root: PathBuf,
+    state: PathBuf,
+    _temporary: Option<TempDir>,
+}
+
+impl Daemon {
+    /// A daemon with a kernel and the `busybox` image.
+    pub fn start() -> Self {
+        let temporary =
+            tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
+        let state = temporary.path().join("state");
+        Self::start_in(temporary, state)
+    }
+
+    /// The same, with its state at a path of the given length.
+    pub fn start_with_long_path(length: usize) -> Self {
+        let temporary =
+            tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
+        let mut state = temporary.path().to_path_buf();
+        while state.as_os_str().len() < length {
+            let missing = length - state.as_os_str().len();
+            state.push("d".repeat(missing.saturating_sub(1).clamp(1, 60)));
+        }
+        Self::start_in(temporary, state)
+    }
+
+    fn start_in(temporary: TempDir, state: PathBuf) -> Self {
+        copy(&seed(), &state);
+        let root = temporary.path().to_path_buf();
+        let mut daemon = Self { process: spawn(&root, &state), root, state, _temporary: Some(temporary) };
+        daemon.wait_until_served();
+        daemon
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The process id of the daemon.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// A connection to it.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.socket()).unwrap_or_else(|e| panic!("connect to nexusd: {e}\n{}", self.log()))
+    }
+
+    /// Kills the daemon without a warning. Its VMs run on.
+    pub fn kill(&mut self) {
+        self.process.kill().expect("a child can be killed");
+        self.process.wait().expect("a child can be waited for");
+    }
+
+    /// Starts it again, after [`Daemon::kill`] or [`Daemon::stop`].
+    pub fn restart(&mut self) {
+        self.process = spawn(&self.root, &self.state);
+        self.wait_until_served();
+    }
+
+    /// Ends the daemon in good order. Its VMs run on.
+    pub fn stop(&mut self) {
+        signal(self.pid(), rustix::process::Signal::TERM);
+        let gone = until(END, || self.process.try_wait().ok().flatten());
+        assert!(gone.is_some(), "nexusd did not end on SIGTERM\n{}", self.log());
+    }
+
+    /// What it said so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.root.join("nexusd.log")).unwrap_or_default()
+    }
+
+    /// The processes of this daemon's VMs: those that work in its state directory.
+    pub fn processes(&self) -> Vec<u32> {
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let state = fs::canonicalize(&self.state).unwrap_or_else(|_| self.state.clone());
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid| *pid != self.pid())
+            .filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&state)))
+            .collect()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.root.join("run/nexus.sock")
+    }
+
+    fn wait_until_served(&mut self) {
+        let deadline = Instant::now() + START;
+        let served = until(START, || {
+            if let Ok(Some(status)) = self.process.try_wait() {
+                panic!("nexusd ended with {status}\n{}", self.log());
+            }
+            Client::connect(&self.socket()).ok()
+        });
+        assert!(served.is_some() && Instant::now() < deadline, "nexusd does not serve\n{}", self.log());
+    }
+
+    fn end_everything(&mut self) {
+        let Ok(None) = self.process.try_wait() else { return };
+        let Ok(mut client) = Client::connect(&self.socket()) else { return };
+        let listed = client.call("vm_list", json!({ "limit": 500 }));
+        for vm in listed.iter().flat_map(|listed| listed["vms"].as_array().into_iter().flatten()) {
+            let unprotected = client.call("vm_update", json!({ "vm": vm["id"], "protected": false }));
+            let deleted = client.call("vm_delete", json!({ "vm": vm["id"], "force": true }));
+            assert!(
+                unprotected.is_ok() && deleted.is_ok(),
+                "{vm} is not deleted: {deleted:?}\n{}",
+                self.log()
+            );
+        }
+        drop(client);
+        self.stop();
+        let left = until(Duration::from_secs(10), || self.processes().is_empty().then_some(()));
+        assert!(left.is_some(), "processes are left behind: {:?}\n{}", self.processes(), self.log());
+        for directory in ["vms", "drives", "scratch"] {
+            let left: Vec<_> =
+                fs::read_dir(self.state.join(directory)).into_iter().flatten().flatten().collect();
+            assert!(left.is_empty(), "left behind in {directory}: {left:?}\n{}", self.log());
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The test failed already: leave nothing running, and say what the daemon said.
+            eprintln!("nexusd said:\n{}", self.log());
+            for pid in self.processes() {
+                signal(pid, rustix::process::Signal::KILL);
+            }
+            let _gone = self.process.kill().and_then(|()| self.process.wait());
+            return;
+        }
+        self.end_everything();
+    }
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
+    // It may be gone already, which is as good.
+    let _sent = rustix::process::kill_process(pid, signal);
+}
+
+/// Kills a process without a warning.
+pub fn kill_process(pid: u32) {
+    signal(pid, rustix::process::Signal::KILL);
+}
+
+/// A program of Nexus, from the directory in which this test was built.
+pub fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a process knows its program");
+    let built = own.ancestors().find(|directory| directory.join(name).is_file());
+    match built {
+        Some(directory) => directory.join(name),
+        None => panic!("{name} is not built: cargo build -p nexus-host --bins (or `make test`, which does)"),
+    }
+}
+
+fn spawn(root: &Path, state: &Path) -> Child {
+    let log = File::options().create(true).append(true).open(root.join("nexusd.log")).expect("a log file");
+    Command::new(program("nexusd"))
+        .env_remove("NEXUS_SOCKET")
+        .env("NEXUS_STATE_DIR", state)
+        .env("NEXUS_RUNTIME_DIR", root.join("run"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .expect("nexusd starts")
+}
+
+/// A state directory with a kernel and the `busybox` image, made once for each build of nexusd.
+fn seed() -> PathBuf {
+    let nexusd = program("nexusd");
+    let target = nexusd.parent().expect("a program is in a directory");
+    let built = fs::metadata(&nexusd).and_then(|file| file.modified()).expect("nexusd was found just now");
+    let built = built.duration_since(std::time::UNIX_EPOCH).expect("a time after 1970").as_nanos();
+    let seeds = target.join("nexus-seed");
+    fs::create_dir_all(&seeds).expect("a directory for seeds");
+    let lock = File::create(seeds.join("lock")).expect("a lock file");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("the lock of the seeds");
+    let seed = seeds.join(built.to_string());
+    if seed.join("state/nexus.db").is_file() {
+        return seed.join("state");
+    }
+    for old in fs::read_dir(&seeds).expect("the seeds").flatten().filter(|entry| entry.path().is_dir()) {
+        fs::remove_dir_all(old.path()).expect("an old seed can go");
+    }
+    // Made beside its place and moved there when it is whole.
+    let half = seeds.join("half");
+    fs::create_dir_all(&half).expect("a directory for the seed");
+    let state = half.join("state");
+    let mut daemon = Daemon { process: spawn(&half, &state), root: half.clone(), state, _temporary: None };
+    daemon.wait_until_served();
+    let mut client = daemon.client();
+    client.to_the_end("vm_create", json!({ "from": "busybox", "start": false, "wait_s": 0 }), SEED);
+    drop(client);
+    drop(daemon); // deletes the VM; kernel and image stay
+    fs::rename(&half, &seed).expect("the seed is moved to its place");
+    seed.join("state")
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to.parent().expect("a state directory is in a directory")).expect("its parents");
+    let status =
+        Command::new("cp").args(["-a", "--sparse=always", "--reflink=auto"]).arg(from).arg(to).status();
+    assert!(status.expect("cp runs").success(), "copy {} to {}", from.display(), to.display());
+}

@@ -1,0 +1,19 @@
+//! Waiting for something, with a deadline.
+
+use std::time::{Duration, Instant};
+
+/// Asks until there is an answer or the time is up. The pauses between grow from 5 to 200 ms.
+pub fn until<T>(longest: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + longest;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        std::thread::park_timeout(pause);
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
