@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A copy beside the other outputs, written only when it differs: an unchanged guest compiles nothing anew here, and the
     // guest's target directory may be deleted at any time.
     let built = target_dir.join(&target.triple).join("guest/nexus-guest");
-    let copy = out.join("nexus-guest");
+    let copy = out.join("nexus-guest.elf");
     let bytes = fs::read(&built).map_err(|e| format!("read {}: {e}", built.display()))?;
     if fs::read(&copy).ok().as_deref() != Some(&bytes[..]) {
         fs::write(&copy, &bytes).map_err(|e| format!("write {}: {e}", copy.display()))?;

@@ -8,7 +8,7 @@ use common::{Guest, facts, header, stream};
 use serde_json::{Value, json};
 
 fn mode(path: &str) -> u32 {
-    std::fs::metadata(path).unwrap().mode() & 0o7777
+    std::fs::metadata(path).expect("its metadata").mode() & 0o7777
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nexus_core::os::memory;
 use nexus_core::{Caller, Nexus, OpenError};
 use nexus_schema::tools::system::{Doctor, DoctorStatus};
 use rustix::process::{Resource, Rlimit};
@@ -31,6 +32,8 @@ const SETTLE_MAX: Duration = Duration::from_secs(10);
 const START_MAX: Duration = Duration::from_secs(10);
 /// How often open streams are looked at when nothing else keeps the daemon up.
 const IDLE_CHECK: Duration = Duration::from_millis(500);
+/// How often memory is given back, if there was anything to do since.
+const TIDY_EVERY: Duration = Duration::from_secs(20);
 
 /// Why the daemon could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +45,7 @@ pub enum DaemonError {
         directory: String,
         /// Why not.
         #[source]
-        source: OpenError,
+        source: Box<OpenError>,
     },
     /// A directory cannot be made.
     #[error("make the directory {directory}")]
@@ -82,9 +85,21 @@ pub enum DaemonError {
     },
 }
 
+impl DaemonError {
+    /// Whether another daemon has the state directory or the socket.
+    fn is_served(&self) -> bool {
+        match self {
+            Self::Served { .. } => true,
+            Self::Open { source, .. } => matches!(**source, OpenError::Locked { .. }),
+            _ => false,
+        }
+    }
+}
+
 /// Runs until told to stop; with `stdio`, also serves the client on this process's own stdin and stdout, and ends with it.
 pub fn run(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError> {
     raise_file_limit();
+    memory::keep_lean();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(settings.worker_threads)
         .thread_name("nexusd")
@@ -106,7 +121,7 @@ async fn serve_stdio(settings: Settings) -> Result<ExitCode, DaemonError> {
     }
     let socket = settings.socket.clone();
     match Box::pin(serve(settings, true)).await {
-        Err(DaemonError::Open { source: OpenError::Locked { .. }, .. } | DaemonError::Served { .. }) => {
+        Err(error) if error.is_served() => {
             // It is starting just now.
             let waited = timeout(START_MAX, async {
                 while connect(&socket).await.is_none() {
@@ -137,7 +152,7 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
     let shim = PathBuf::from(OWN_BINARY);
     let nexus = Nexus::open(settings.config(AGENT, shim)).await.map_err(|source| DaemonError::Open {
         directory: settings.state_dir.display().to_string(),
-        source,
+        source: Box::new(source),
     })?;
     let stop = CancellationToken::new();
     let endpoints = Endpoints::new(Host::new(nexus.clone()), stop.clone());
@@ -149,6 +164,7 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
     }
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::spawn(tidy(endpoints.clone()));
     tracing::info!(socket = %settings.socket.display(), state = %settings.state_dir.display(), "serving");
 
     tokio::select! {
@@ -203,6 +219,25 @@ async fn stdio_client(endpoints: &Endpoints) {
     Box::pin(stream::serve(endpoints.host().clone(), View::Whole, caller, ends, &[], stop)).await;
     while endpoints.host().counters().streams.get() > 0 {
         sleep(IDLE_CHECK).await;
+    }
+}
+
+/// Gives the memory back that work has left behind, until the daemon stops.
+async fn tidy(endpoints: Endpoints) {
+    let (mut seen, mut quiet) = (None, 0_u8);
+    loop {
+        tokio::select! {
+            () = sleep(TIDY_EVERY) => {}
+            () = endpoints.stop().cancelled() => return,
+        }
+        let calls = endpoints.host().counters();
+        let now = Some((calls.host_calls.get(), calls.guest_calls.get(), calls.requests.get()));
+        // What a call began may end after it: once more is given back when all has been quiet.
+        if quiet < 2 {
+            memory::give_back();
+        }
+        quiet = if seen == now { quiet.saturating_add(1) } else { 0 };
+        seen = now;
     }
 }
 

@@ -2,6 +2,8 @@
 
 pub mod lock;
 pub mod memory;
+#[cfg(test)]
+pub(crate) mod mounted;
 pub mod paths;
 pub mod process;
 pub mod random;

@@ -195,7 +195,7 @@ fn files_are_read_and_written_in_pieces() {
             { "type": "text", "text": BASE64.encode(&served[offset..end]), "_meta": { "dev.nexus/stream": "content" } },
         ]}))
     });
-    let written = std::sync::Mutex::new(Vec::new());
+    let written = std::sync::Mutex::new(Vec::<u8>::new());
     let write = Box::new(move |arguments: &Value, _: &crate::fake::Caller| {
         let mut written = written.lock().unwrap();
         let piece = BASE64.decode(arguments["content"].as_str().unwrap().as_bytes()).unwrap();

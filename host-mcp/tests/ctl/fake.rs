@@ -317,7 +317,7 @@ pub fn finish(mut child: Child) -> Run {
         let ended = ended.lock().unwrap();
         let (_ended, result) = changed.wait_timeout_while(ended, DEADLINE, |ended| !*ended).unwrap();
         if result.timed_out() {
-            drop(rustix::process::kill_process(id, rustix::process::Signal::KILL));
+            let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
         }
         result.timed_out()
     });

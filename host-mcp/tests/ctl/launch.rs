@@ -38,7 +38,7 @@ struct Reaper<'a>(&'a World);
 impl Drop for Reaper<'_> {
     fn drop(&mut self) {
         for pid in pids(self.0) {
-            drop(kill_process(pid, Signal::KILL));
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
 }
@@ -51,7 +51,7 @@ fn be_the_daemon() {
     let _fake = Fake::start(runtime.as_ref(), [("vm_list", gives(json!({ "vms": [] })))]);
     let (_keep, never) = mpsc::channel::<()>();
     // Killed by the test that started it; ends by itself should that test be killed.
-    drop(never.recv_timeout(crate::fake::DEADLINE));
+    let _ = never.recv_timeout(crate::fake::DEADLINE);
 }
 
 fn bridge(world: &World) -> Child {

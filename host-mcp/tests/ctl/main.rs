@@ -1,4 +1,5 @@
 //! `nexusctl` as a process against a small daemon that speaks the real protocol on a real Unix socket.
+#![allow(clippy::unwrap_used, reason = "what fails in a test ends it")]
 
 mod bridge;
 mod cli;

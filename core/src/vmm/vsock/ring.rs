@@ -172,10 +172,16 @@ impl<'a> Scatter<'a> {
             let (mut address, mut length) = (address, length);
             for source in [&mut first, &mut second] {
                 let (now, later) = source.split_at(length.min(source.len()));
+                if now.is_empty() {
+                    continue;
+                }
                 self.memory.write_slice(now, address).ok()?;
                 address = address.checked_add(now.len() as u64)?;
                 length -= now.len();
                 *source = later;
+            }
+            if second.is_empty() && first.is_empty() {
+                break;
             }
         }
         (first.is_empty() && second.is_empty()).then_some((HEADER_LEN + payload.len()) as u32)

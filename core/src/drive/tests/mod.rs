@@ -1,0 +1,230 @@
+//! Drives on real btrfs, XFS and ext4. These tests run as root.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use nexus_schema::ErrorCode;
+
+use super::*;
+use crate::os::mounted::{Mounted, USER, as_user};
+
+const MIB: u64 = 1 << 20;
+
+/// An image: 40 MiB long, 3 MiB of data in two places.
+fn image(directory: &Path) -> PathBuf {
+    create_home(directory).unwrap();
+    let file = directory.join("rootfs.ext4");
+    let open = fs::File::create_new(&file).unwrap();
+    open.set_len(40 * MIB).unwrap();
+    open.write_all_at(&vec![7; 2 << 20], 0).unwrap();
+    open.write_all_at(&vec![9; 1 << 20], 30 * MIB).unwrap();
+    open.sync_all().unwrap();
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+    fs::write(directory.join("note"), "not part of a drive").unwrap();
+    file
+}
+
+/// A disk that is the image, `length` long.
+#[track_caller]
+fn assert_is_clone(disk: &Path, image: &Path, length: u64) {
+    let (disk_bytes, mut image_bytes) = (fs::read(disk).unwrap(), fs::read(image).unwrap());
+    image_bytes.resize(usize::try_from(length).unwrap(), 0);
+    assert!(disk_bytes == image_bytes, "{}", disk.display());
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| name != "lost+found")
+        .collect();
+    names.sort();
+    names
+}
+
+/// All that a backend promises, in one place.
+async fn life_of_drives(on: &Path, backend: &str) {
+    let image = image(&on.join("image"));
+    let (drives_in, progress) = (on.join("drives"), Progress::default());
+    let drives = Drives::probe(&drives_in).unwrap();
+    assert_eq!(drives.backend(), backend);
+    assert!(names(&drives_in).is_empty(), "the probe leaves nothing");
+
+    let drive = drives_in.join("a");
+    let disk = drives.clone_image(&image, &drive, ByteSize::mib(64), &progress).await.unwrap();
+    assert_eq!(disk, drive.join(DISK));
+    assert_eq!(names(&drive), [DISK]);
+    assert_is_clone(&disk, &image, 64 * MIB);
+    let allocated = drives.allocated_bytes(&drive).await.unwrap();
+    assert!((3 * MIB..5 * MIB).contains(&allocated), "{allocated}");
+
+    // Neither sees what is written to the other.
+    let open = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    open.write_all_at(b"written", 100).unwrap();
+    let other = drives.clone_image(&disk, &drives_in.join("b"), ByteSize::mib(64), &progress).await.unwrap();
+    open.write_all_at(b"later", 200).unwrap();
+    assert_eq!(&fs::read(&other).unwrap()[100..107], b"written");
+    assert_eq!(&fs::read(&other).unwrap()[200..205], &[7; 5]);
+    assert_eq!(&fs::read(&image).unwrap()[100..107], &[7; 7]);
+
+    // Growing keeps the content, shrinking is refused, a name is used once, a size is a whole number of blocks.
+    drives.grow(&drive, ByteSize::mib(100), &progress).await.unwrap();
+    assert_eq!(fs::metadata(&disk).unwrap().len(), 100 * MIB);
+    assert_eq!(&fs::read(&disk).unwrap()[200..205], b"later");
+    let error = drives.grow(&drive, ByteSize::mib(99), &progress).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
+    let error =
+        drives.clone_image(&image, &drives_in.join("c"), ByteSize::mib(39), &progress).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
+    assert!(error.hint().unwrap().contains("40MiB"));
+    let error = drives.clone_image(&image, &drive, ByteSize::mib(64), &progress).await.unwrap_err();
+    assert!(matches!(error, DriveError::Exists { .. }), "{error}");
+    let missing = on.join("missing");
+    drives.clone_image(&missing, &drives_in.join("c"), ByteSize::mib(64), &progress).await.unwrap_err();
+    let empty = drives.create_empty(&drives_in.join("e"), ByteSize::bytes(10 * MIB + 1)).await.unwrap();
+    assert_eq!(fs::metadata(&empty).unwrap().len(), 10 * MIB + 4096);
+    assert_eq!(names(&drives_in), ["a", "b", "e"]);
+
+    for name in ["a", "b", "e", "never-was"] {
+        drives.delete(&drives_in.join(name)).await.unwrap();
+    }
+    assert!(names(&drives_in).is_empty());
+
+    // A hundred at once.
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..100 {
+        let (drives, image, progress) = (drives.clone(), image.clone(), progress.clone());
+        let drive = drives_in.join(format!("d{number}"));
+        tasks.spawn(async move { drives.clone_image(&image, &drive, ByteSize::mib(48), &progress).await });
+    }
+    for disk in tasks.join_all().await {
+        assert_is_clone(&disk.unwrap(), &image, 48 * MIB);
+    }
+    assert_eq!(names(&drives_in).len(), 100);
+    for number in 0..100 {
+        drives.delete(&drives_in.join(format!("d{number}"))).await.unwrap();
+    }
+
+    // What a crash left is swept, drives are not.
+    drives.create_empty(&drives_in.join("stays"), ByteSize::mib(1)).await.unwrap();
+    let half = stage::temporary(&drives_in);
+    create_home(&half).unwrap();
+    fs::write(half.join(DISK), "half").unwrap();
+    drives.sweep().unwrap();
+    assert_eq!(names(&drives_in), ["stays"]);
+    drives.delete(&drives_in.join("stays")).await.unwrap();
+    assert!(names(&drives_in).is_empty());
+}
+
+#[tokio::test]
+async fn drives_live_on_ext4() {
+    let disk = Mounted::fresh("ext4", 700);
+    life_of_drives(disk.path(), "copy").await;
+}
+
+#[tokio::test]
+async fn drives_live_on_xfs() {
+    let disk = Mounted::fresh("xfs", 400);
+    life_of_drives(disk.path(), "reflink").await;
+}
+
+#[tokio::test]
+async fn drives_live_on_btrfs() {
+    let disk = Mounted::fresh("btrfs", 400);
+    life_of_drives(disk.path(), "btrfs").await;
+}
+
+#[test]
+fn drives_of_an_ordinary_user_live_on_btrfs() {
+    let disk = Mounted::fresh("btrfs", 400);
+    let own = disk.path().join("own");
+    fs::create_dir(&own).unwrap();
+    std::os::unix::fs::chown(&own, Some(USER), Some(USER)).unwrap();
+    as_user(life_of_drives(&own, "btrfs"));
+    // Another one's image cannot be snapshotted, but cloned.
+    let image = image(&disk.path().join("of-root"));
+    as_user(async {
+        let drives = Drives::probe(&own.join("drives")).unwrap();
+        let drive = own.join("drives/a");
+        let cloned =
+            drives.clone_image(&image, &drive, ByteSize::mib(64), &Progress::default()).await.unwrap();
+        assert_is_clone(&cloned, &image, 64 * MIB);
+        drives.delete(&drive).await.unwrap();
+    });
+    assert!(names(&own.join("drives")).is_empty());
+}
+
+#[tokio::test]
+async fn a_full_disk_leaves_nothing() {
+    for (kind, mebibytes) in [("ext4", 80), ("xfs", 400), ("btrfs", 200)] {
+        let disk = Mounted::fresh(kind, mebibytes);
+        let image = image(&disk.path().join("image"));
+        let drives = Drives::probe(&disk.path().join("drives")).unwrap();
+        // Until less is left than is to stay free.
+        let filler = fs::File::create(disk.path().join("filler")).unwrap();
+        let mut at = 0;
+        while free_bytes(disk.path()).unwrap() >= KEEP_FREE {
+            filler.write_all_at(&vec![3; 1 << 20], at).unwrap();
+            filler.sync_all().unwrap();
+            at += MIB;
+        }
+        let drive = disk.path().join("drives/a");
+        let progress = Progress::default();
+        let error = drives.clone_image(&image, &drive, ByteSize::mib(64), &progress).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::DiskFull, "{kind}: {error}");
+        let error = drives.create_empty(&drive, ByteSize::mib(64)).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::DiskFull, "{kind}: {error}");
+        assert!(names(&disk.path().join("drives")).is_empty(), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn a_copy_is_cancelled_or_fails_without_a_trace() {
+    let base = tempfile::tempdir().unwrap();
+    let image = image(&base.path().join("image"));
+    let drives = Drives::with(base.path(), Copy);
+    let progress = Progress::default();
+    progress.token().cancel();
+    let drive = base.path().join("drive");
+    let error = drives.clone_image(&image, &drive, ByteSize::mib(64), &progress).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Cancelled);
+    assert_eq!(names(base.path()), ["image"]);
+    // A reflink where there are none is an error, not half a drive.
+    let disk = Mounted::fresh("ext4", 200);
+    let drives = Drives::with(disk.path(), Reflink);
+    let drive = disk.path().join("drive");
+    drives.clone_image(&image, &drive, ByteSize::mib(64), &Progress::default()).await.unwrap_err();
+    assert!(names(disk.path()).is_empty());
+}
+
+#[tokio::test]
+async fn copies_cross_filesystems() {
+    let (from, to) = (Mounted::fresh("xfs", 400), Mounted::fresh("ext4", 200));
+    let image = image(&from.path().join("image"));
+    let drives = Drives::probe(&to.path().join("drives")).unwrap();
+    let drive = to.path().join("drives/a");
+    let disk = drives.clone_image(&image, &drive, ByteSize::mib(64), &Progress::default()).await.unwrap();
+    assert_is_clone(&disk, &image, 64 * MIB);
+    assert!(drives.allocated_bytes(&drive).await.unwrap() < 5 * MIB);
+}
+
+#[tokio::test]
+async fn a_filesystem_fills_its_drive_and_is_whole() {
+    let base = tempfile::tempdir().unwrap();
+    let progress = Progress::default();
+    let image = base.path().join("image.ext4");
+    crate::image::ext4::format(&image, ByteSize::mib(40), Some("data"), &progress).await.unwrap();
+    let drives = Drives::probe(&base.path().join("drives")).unwrap();
+    let drive = base.path().join("drives/a");
+    let disk = drives.clone_image(&image, &drive, ByteSize::gib(8), &progress).await.unwrap();
+    let size = |disk: &Path| {
+        let mounted = Mounted::read_only(disk);
+        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
+        stat.f_blocks * stat.f_frsize
+    };
+    assert!(size(&disk) > 8_000 * MIB, "{}", size(&disk));
+    assert!(drives.allocated_bytes(&drive).await.unwrap() < 4 * MIB);
+    drives.grow(&drive, ByteSize::gib(100), &progress).await.unwrap();
+    assert!(size(&disk) > 100_000 * MIB);
+    crate::os::mounted::run(std::process::Command::new("/sbin/e2fsck").arg("-fn").arg(&disk));
+}

@@ -1,0 +1,136 @@
+//! Failures leave nothing.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nexus_schema::ErrorCode;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::os::mounted::Mounted;
+
+fn source_of(base: &Path, mebibytes: usize) -> Source {
+    let root = base.join("root");
+    fs::create_dir(&root).unwrap();
+    for number in 0..mebibytes {
+        fs::write(root.join(number.to_string()), vec![1 + number as u8 % 200; 1 << 20]).unwrap();
+    }
+    Source::Directory(root)
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_cleanly() {
+    let base = tempfile::tempdir().unwrap();
+    let disk = Mounted::fresh("ext4", 128);
+    let source = source_of(base.path(), 90);
+    // By what is to stay free: while reading the source, and before the filesystem is made. Then by the disk itself.
+    for (mebibytes, name) in [(64_u64, "reading"), (30, "making"), (0, "writing")] {
+        let limits = Limits { keep_free: mebibytes << 20, ..Limits::default() };
+        let into = disk.path().join("image");
+        let error = build_within(source.clone(), &into, &meta(InitMode::Agent), limits, &Progress::default())
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), ErrorCode::DiskFull, "{name}: {error}");
+        assert!(error.hint().unwrap().contains("free some space"), "{name}");
+        assert_eq!(names(disk.path()), ["lost+found"], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn cancellation_at_every_step_leaves_nothing() {
+    let base = tempfile::tempdir().unwrap();
+    let source = source_of(base.path(), 60);
+    let images = base.path().join("images");
+    fs::create_dir(&images).unwrap();
+    let mut steps = std::collections::BTreeSet::new();
+    for wanted in ["reading", "making", "filling", "checking"] {
+        let token = CancellationToken::new();
+        let progress = Progress::new(token.clone());
+        let mut watched = progress.watch();
+        let source = source.clone();
+        let into = images.join("image");
+        let built =
+            tokio::spawn(async move { build(source, &into, &meta(InitMode::Agent), &progress).await });
+        let reached = watched.wait_for(|p| p.step.starts_with(wanted)).await.map(|p| p.step.clone());
+        steps.insert(reached.unwrap());
+        token.cancel();
+        let error = built.await.unwrap().unwrap_err();
+        assert_eq!(error.code(), ErrorCode::Cancelled, "{wanted}: {error}");
+        assert!(names(&images).is_empty(), "{wanted}");
+    }
+    assert_eq!(steps.len(), 4);
+}
+
+#[tokio::test]
+async fn a_build_that_nobody_waits_for_leaves_nothing() {
+    let base = tempfile::tempdir().unwrap();
+    let source = source_of(base.path(), 60);
+    let images = base.path().join("images");
+    fs::create_dir(&images).unwrap();
+    for wanted in ["reading", "filling"] {
+        let token = CancellationToken::new();
+        let progress = Progress::new(token.clone());
+        let mut watched = progress.watch();
+        let (source, into) = (source.clone(), images.join("image"));
+        let built =
+            tokio::spawn(async move { build(source, &into, &meta(InitMode::Agent), &progress).await });
+        watched.wait_for(|p| p.step.starts_with(wanted)).await.unwrap();
+        built.abort();
+        assert!(built.await.unwrap_err().is_cancelled());
+        // What reads the source is told so, too, and cleans up behind itself.
+        token.cancel();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !names(&images).is_empty() {
+            assert!(Instant::now() < deadline, "{wanted}: {:?}", names(&images));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_there_stays() {
+    let base = tempfile::tempdir().unwrap();
+    let source = source_of(base.path(), 1);
+    let image = base.path().join("image");
+    // A directory that was there, with what an interrupted build left in it.
+    fs::create_dir(&image).unwrap();
+    fs::create_dir(image.join(".build-old")).unwrap();
+    fs::write(image.join(".build-old/0"), "x").unwrap();
+    fs::write(image.join("note"), "mine").unwrap();
+    let missing = Source::Directory(base.path().join("missing"));
+    make(missing, &image).await.unwrap_err();
+    assert_eq!(names(&image), ["note"]);
+    let built = make(source.clone(), &image).await.unwrap();
+    assert_eq!(names(&image), ["note", "rootfs.ext4"]);
+    let before = fs::read(&built.path).unwrap();
+    make(source, &image).await.unwrap_err();
+    assert!(fs::read(&built.path).unwrap() == before);
+}
+
+#[tokio::test]
+async fn sources_that_are_none_are_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let file = base.path().join("file");
+    for content in ["hello", &"hello, world\n".repeat(100)] {
+        fs::write(&file, content).unwrap();
+        let error = Source::detect(&file).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
+    }
+    assert_eq!(Source::detect(&base.path().join("missing")).unwrap_err().code(), ErrorCode::InvalidArgument);
+    let into = base.path().join("image");
+    let error = make(Source::Busybox { binary: file.clone() }, &into).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
+    // An ext4 magic number alone makes no filesystem.
+    let mut false_ext4 = vec![0; 1 << 20];
+    false_ext4[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xef]);
+    fs::write(&file, false_ext4).unwrap();
+    let error = make(Source::detect(&file).unwrap(), &into).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::ImageFailed, "{error}");
+    let root = base.path().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("a"), "").unwrap();
+    let made = build(Source::Directory(root), &into, &meta(InitMode::System), &Progress::default()).await;
+    assert!(matches!(made, Err(ImageError::NoInit)));
+    assert!(!into.exists());
+}

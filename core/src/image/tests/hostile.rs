@@ -1,0 +1,298 @@
+//! Archives that mean harm, or are broken.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use super::*;
+use crate::os::mounted::Mounted;
+
+/// An archive, entry by entry.
+#[derive(Default)]
+struct Tar(Vec<u8>);
+
+impl Tar {
+    fn entry(mut self, kind: u8, name: &[u8], link: &[u8], content: &[u8]) -> Self {
+        self.header(kind, name, link, content.len() as u64);
+        self.0.extend_from_slice(content);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
+    /// A header, with no content behind it.
+    fn header(&mut self, kind: u8, name: &[u8], link: &[u8], size: u64) {
+        let mut header = ::tar::Header::new_ustar();
+        let old = header.as_old_mut();
+        old.name[..name.len()].copy_from_slice(name);
+        old.linkname[..link.len()].copy_from_slice(link);
+        old.linkflag = [kind];
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(size);
+        header.set_cksum();
+        self.0.extend_from_slice(header.as_bytes());
+    }
+
+    fn file(self, name: &str, content: &str) -> Self {
+        self.entry(b'0', name.as_bytes(), b"", content.as_bytes())
+    }
+
+    fn link(self, kind: u8, name: &str, target: &str) -> Self {
+        self.entry(kind, name.as_bytes(), target.as_bytes(), b"")
+    }
+
+    fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        let mut content = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let mut length = rest + 1;
+            while length != rest + length.to_string().len() {
+                length += 1;
+            }
+            content.extend(format!("{length} {key}=").into_bytes());
+            content.extend_from_slice(value);
+            content.push(b'\n');
+        }
+        self.entry(b'x', b"pax", b"", &content)
+    }
+
+    fn end(mut self) -> Vec<u8> {
+        self.0.extend([0; 1024]);
+        self.0
+    }
+}
+
+/// Tight caps, so that going past them is quick.
+fn tight() -> Limits {
+    Limits { entries: 2_000, bytes: 8 << 20, header_bytes: 64 << 10, words: 1 << 20, ..Limits::default() }
+}
+
+async fn take(base: &Path, archive: &[u8]) -> Result<Built, ImageError> {
+    let tar = base.join("a.tar");
+    fs::write(&tar, archive).unwrap();
+    let _gone = fs::remove_dir_all(base.join("image"));
+    build_within(Source::Tar(tar), &base.join("image"), &meta(InitMode::Agent), tight(), &Progress::default())
+        .await
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_and_leaves_nothing() {
+    let truncated = Tar::default().file("a", &"x".repeat(5000)).end()[..2000].to_vec();
+    let mut wrong_sum = Tar::default().file("a", "b").end();
+    wrong_sum[0] = b'z';
+    let mut too_many = Tar::default();
+    for number in 0..2_001 {
+        too_many = too_many.file(&format!("f{number}"), "");
+    }
+    let mut long_header = Tar::default();
+    long_header.header(b'L', b"long", b"", 1 << 40);
+    let mut huge = Tar::default();
+    huge.header(b'0', b"huge", b"", 1 << 30);
+    let mut hollow = Tar::default();
+    hollow.header(b'5', b"directory", b"", 7 << 30);
+    let deep = "d/".repeat(600);
+    let long_path = "p/".repeat(3000);
+    let long_name = "n".repeat(256);
+    let wide: Vec<u8> = vec![b'v'; 5000];
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("empty", Vec::new(), "the source is empty"),
+        ("only zeros", vec![0; 10_240], "the source is empty"),
+        ("text", b"hello, world\n".repeat(100), "a header's checksum is wrong"),
+        ("cut in a header", Tar::default().file("a", "b").end()[..300].to_vec(), "it ends within a header"),
+        ("cut in a file", truncated, "it ends within an entry"),
+        ("wrong checksum", wrong_sum, "a header's checksum is wrong"),
+        ("parent", Tar::default().file("../evil", "x").end(), "`..` leaves the tree"),
+        ("parent inside", Tar::default().file("a/../../evil", "x").end(), "`..` leaves the tree"),
+        (
+            "parent by pax",
+            Tar::default().pax(&[("path", b"x/../../evil")]).file("a", "").end(),
+            "`..` leaves",
+        ),
+        (
+            "hard link outside",
+            Tar::default().link(b'1', "a", "/etc/shadow").end(),
+            "hard link to something that is not there",
+        ),
+        ("hard link up", Tar::default().link(b'1', "a", "../../etc/shadow").end(), "`..` leaves the tree"),
+        (
+            "hard link to a directory",
+            Tar::default().link(b'5', "d", "").link(b'1', "a", "d").end(),
+            "hard link to a directory",
+        ),
+        (
+            "through a dangling link",
+            Tar::default().link(b'2', "d", "/nowhere").file("d/evil", "x").end(),
+            "leads to no directory",
+        ),
+        (
+            "through a loop",
+            Tar::default().link(b'2', "a", "b").link(b'2', "b", "a").file("a/evil", "x").end(),
+            "leads to no directory",
+        ),
+        ("through a file", Tar::default().file("a", "").file("a/b", "").end(), "no directory"),
+        (
+            "through a link to a file",
+            Tar::default().file("a", "").link(b'2', "l", "a").file("l/b", "").end(),
+            "no directory",
+        ),
+        ("newline", Tar::default().file("a\nrm -rf b", "x").end(), "line break"),
+        ("return", Tar::default().file("a\rb", "x").end(), "line break"),
+        ("zero", Tar::default().pax(&[("path", b"a\0b")]).file("a", "").end(), "zero byte"),
+        ("newline in a target", Tar::default().link(b'2', "a", "b\nquit").end(), "line break"),
+        (
+            "newline in an attribute",
+            Tar::default().pax(&[("SCHILY.xattr.user.a\nb", b"1")]).file("a", "").end(),
+            "line break",
+        ),
+        (
+            "large attributes",
+            Tar::default().pax(&[("SCHILY.xattr.user.a", &wide)]).file("a", "").end(),
+            "do not fit",
+        ),
+        ("empty target", Tar::default().link(b'2', "a", "").end(), "empty or too long"),
+        (
+            "long name",
+            Tar::default().pax(&[("path", long_name.as_bytes())]).file("a", "").end(),
+            "longer than 255",
+        ),
+        ("long path", Tar::default().pax(&[("path", long_path.as_bytes())]).file("a", "").end(), "too long"),
+        ("deep", Tar::default().pax(&[("path", deep.as_bytes())]).file("a", "").end(), "too deep"),
+        ("root is a file", Tar::default().file("./", "x").file("/", "").end(), "the source is empty"),
+        ("root is a link", Tar::default().link(b'2', "/", "/etc").end(), "the root is a directory"),
+        ("unknown", Tar::default().entry(b'M', b"a", b"", b"").end(), "unknown sort"),
+        (
+            "pax sparse",
+            Tar::default().pax(&[("GNU.sparse.major", b"1")]).file("a", "").end(),
+            "sparse file in pax form",
+        ),
+        (
+            "pax nonsense",
+            Tar::default().entry(b'x', b"p", b"", b"99 a=b\n").file("a", "").end(),
+            "makes no sense",
+        ),
+        ("pax number", Tar::default().pax(&[("uid", b"-1")]).file("a", "").end(), "no number"),
+        ("pax owner", Tar::default().pax(&[("uid", b"4294967296")]).file("a", "").end(), "out of range"),
+        (
+            "pax size",
+            Tar::default().pax(&[("size", b"18446744073709551615")]).file("a", "").end(),
+            "more than 8388608 bytes of content",
+        ),
+        ("many entries", too_many.end(), "more than 2000 entries"),
+        ("long header", long_header.end(), "more than 65536 bytes in a header"),
+        ("huge file", huge.end(), "more than 8388608 bytes of content"),
+        ("hollow directory", hollow.end(), "more than 8388608 bytes of content"),
+    ];
+    let base = tempfile::tempdir().unwrap();
+    for (name, archive, expected) in cases {
+        let error = take(base.path(), &archive).await.expect_err(name);
+        assert!(error.to_string().contains(expected), "{name}: {error}");
+        assert_eq!(names(base.path()), ["a.tar"], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_odd_stays_inside() {
+    let base = tempfile::tempdir().unwrap();
+    let outside = base.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let outside = outside.to_str().unwrap();
+    let archive = Tar::default()
+        .file("/absolute", "a")
+        .link(b'2', "escape", outside)
+        .link(b'2', "up", "../../../../..")
+        .file("up/through-up", "u")
+        .file("twice", "first")
+        .file("twice", "second")
+        .link(b'5', "was-directory/inner", "")
+        .file("was-directory", "now a file")
+        .file("was-file", "x")
+        .link(b'5', "was-file", "")
+        .file("was-file/inside", "y")
+        .file("one", "kept")
+        .link(b'1', "other", "one")
+        .file("one", "replaced")
+        .link(b'6', "fifo", "")
+        .link(b'5', "real", "")
+        .link(b'2', "alias", "/real/")
+        .file("alias/by-alias", "z")
+        .entry(b'5', b"old-directory/", b"", b"")
+        .entry(0, b"older-directory/", b"", b"")
+        .entry(b'V', b"volume", b"", b"")
+        .end();
+    let built = take(base.path(), &archive).await.unwrap();
+    let mounted = Mounted::read_only(&built.path);
+    let text = |path: &str| fs::read_to_string(mounted.path().join(path)).unwrap();
+    for (path, content) in [
+        ("absolute", "a"),
+        ("through-up", "u"),
+        ("twice", "second"),
+        ("was-directory", "now a file"),
+        ("was-file/inside", "y"),
+        ("one", "replaced"),
+        ("other", "kept"),
+        ("real/by-alias", "z"),
+    ] {
+        assert_eq!(text(path), content, "{path}");
+    }
+    assert!(mounted.path().join("old-directory").is_dir() && mounted.path().join("older-directory").is_dir());
+    assert!(names(&base.path().join("outside")).is_empty());
+    assert!(!mounted.path().join("volume").exists());
+
+    // Writing through a link to the outside goes to the same path inside, or nowhere.
+    let archive = Tar::default().link(b'2', "escape", outside).file("escape/evil", "x").end();
+    take(base.path(), &archive).await.unwrap_err();
+    assert!(names(&base.path().join("outside")).is_empty());
+}
+
+#[tokio::test]
+async fn bombs_are_stopped_by_the_caps() {
+    let base = tempfile::tempdir().unwrap();
+    // A gibibyte of zeros in a few kilobytes; and what looks like an archive that never ends.
+    for (name, first) in [("file", Some(1_u64 << 30)), ("padding", None)] {
+        let mut tar = Tar::default();
+        match first {
+            Some(size) => tar.header(b'0', b"zeros", b"", size),
+            None => tar = tar.file("a", "b"),
+        }
+        let bomb = base.path().join("bomb.tar.zst");
+        let mut encoder = zstd::stream::Encoder::new(fs::File::create(&bomb).unwrap(), 1).unwrap();
+        encoder.write_all(&tar.0).unwrap();
+        for _ in 0..1024 {
+            encoder.write_all(&vec![0; 1 << 20]).unwrap();
+        }
+        encoder.finish().unwrap();
+        let source = Source::detect(&bomb).unwrap();
+        let (target, meta, progress) =
+            (base.path().join("image"), meta(InitMode::Agent), Progress::default());
+        let error = build_within(source, &target, &meta, tight(), &progress).await.unwrap_err();
+        assert!(matches!(error, ImageError::TooLarge { .. } | ImageError::Damaged { .. }), "{name}: {error}");
+        assert_eq!(names(base.path()), ["bomb.tar.zst"], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_compressed_archive_is_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let content: String = (0..200_000).map(|n| char::from(b'a' + (n * 7 % 26) as u8)).collect();
+    let tar = Tar::default().file("a", &content).file("b", &content).end();
+    let path = base.path().join("a.tar.gz");
+    let mut encoder =
+        flate2::write::GzEncoder::new(fs::File::create(&path).unwrap(), flate2::Compression::fast());
+    encoder.write_all(&tar).unwrap();
+    encoder.finish().unwrap();
+    let whole = fs::read(&path).unwrap();
+    let flipped = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0xff;
+        bytes
+    };
+    // Cut, changed in the middle, and with a wrong checksum at the end.
+    for bytes in [whole[..whole.len() / 2].to_vec(), flipped(whole.len() / 2), flipped(whole.len() - 7)] {
+        fs::write(&path, bytes).unwrap();
+        let error = make(Source::Tar(path.clone()), &base.path().join("image")).await.unwrap_err();
+        assert!(matches!(error, ImageError::Unpack { .. } | ImageError::Damaged { .. }), "{error}");
+        assert_eq!(names(base.path()), ["a.tar.gz"]);
+    }
+}

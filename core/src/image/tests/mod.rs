@@ -1,0 +1,30 @@
+//! Images from real sources, compared with what is in them when they are mounted. These tests run as root.
+
+mod failing;
+mod faithful;
+mod hostile;
+mod listing;
+
+use std::path::Path;
+
+use nexus_schema::link::{ImageMetadata, InitMode};
+
+use super::*;
+
+fn meta(init: InitMode) -> ImageMetadata {
+    ImageMetadata { name: "trial".into(), build_id: Some("b1".into()), distro: None, init }
+}
+
+/// Builds an image that starts the agent.
+async fn make(source: Source, into: &Path) -> Result<Built, ImageError> {
+    build(source, into, &meta(InitMode::Agent), &Progress::default()).await
+}
+
+/// What is in a directory; nothing if it is not there.
+fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,97 @@
+//! Filesystems for tests: made in a file, mounted by a loop device, unmounted and gone with the value.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+/// A mounted filesystem.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    base: TempDir,
+    point: PathBuf,
+}
+
+impl Mounted {
+    /// A fresh filesystem (`btrfs`, `xfs` or `ext4`) of so many mebibytes, which everybody may write to.
+    pub(crate) fn fresh(kind: &str, mebibytes: u64) -> Self {
+        let base = tempfile::tempdir().unwrap();
+        let file = base.path().join("disk");
+        std::fs::File::create_new(&file).unwrap().set_len(mebibytes << 20).unwrap();
+        let quiet: &[&str] = match kind {
+            "ext4" => &["-q", "-F", "-m", "0"],
+            _ => &["-q", "-f"],
+        };
+        run(Command::new(format!("/sbin/mkfs.{kind}")).args(quiet).arg(&file));
+        let mounted = Self::mount(base, &file, "rw");
+        std::os::unix::fs::chown(mounted.path(), None, None).unwrap();
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+        std::fs::set_permissions(mounted.path(), everybody).unwrap();
+        mounted
+    }
+
+    /// The filesystem in a file, read-only.
+    pub(crate) fn read_only(file: &Path) -> Self {
+        Self::mount(tempfile::tempdir().unwrap(), file, "ro,noload")
+    }
+
+    fn mount(base: TempDir, file: &Path, options: &str) -> Self {
+        let point = base.path().join("mount");
+        std::fs::create_dir(&point).unwrap();
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(base.path(), everybody).unwrap();
+        run(Command::new("/bin/mount").arg("-o").arg(format!("loop,{options}")).arg(file).arg(&point));
+        Self { base, point }
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.point
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // The loop device goes with the mount.
+        let unmounted = Command::new("/bin/umount").arg(&self.point).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            let lazily = Command::new("/bin/umount").arg("-l").arg(&self.point).status();
+            eprintln!("{} unmounted lazily: {lazily:?}", self.base.path().display());
+        }
+    }
+}
+
+/// Runs a program, which must succeed.
+pub(crate) fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Runs `work` as an ordinary user, whose number it is given, in a thread (and the threads and programs that it starts).
+/// The test itself must run as root.
+pub(crate) fn as_user<T: Send>(work: impl Future<Output = T> + Send) -> T {
+    use rustix::process::{Gid, Uid};
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    assert!(rustix::process::geteuid().is_root(), "this test has to run as root");
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let (uid, gid) = (Uid::from_raw(USER), Gid::from_raw(USER));
+            set_thread_groups(&[]).unwrap();
+            set_thread_res_gid(gid, gid, gid).unwrap();
+            set_thread_res_uid(uid, uid, uid).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(work)
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// The ordinary user of [`as_user`].
+pub(crate) const USER: u32 = 54_321;
+
+/// A temporary directory of that user.
+pub(crate) fn directory_of_user() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(directory.path(), Some(USER), Some(USER)).unwrap();
+    directory
+}
