@@ -242,7 +242,7 @@ pub(crate) fn store_error(error: StoreError) -> ToolError {
         StoreError::NoCid => ToolError::new(ErrorCode::Busy, "all vsock context ids are in use")
             .hint("delete VMs that are not needed any more"),
         StoreError::Closed => ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down"),
-        StoreError::Sqlite { source } if is_full(&source) => {
+        error if error.is_disk_full() => {
             ToolError::new(ErrorCode::DiskFull, "the disk of the state directory is full")
                 .hint("free some room, then try again")
         }
@@ -250,10 +250,6 @@ pub(crate) fn store_error(error: StoreError) -> ToolError {
             ToolError::internal(format!("{error}"))
         }
     }
-}
-
-fn is_full(error: &rusqlite::Error) -> bool {
-    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
 /// An operation's result as it is stored.

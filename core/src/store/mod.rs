@@ -81,6 +81,13 @@ pub enum StoreError {
     Closed,
 }
 
+impl StoreError {
+    /// Whether there is no room for what was to be written.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Sqlite { source } if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+    }
+}
+
 /// The database of one state directory. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {

@@ -1,26 +1,24 @@
-//! The bridge starts the daemon: here, this test binary once more.
+//! The bridge starts the daemon: here, the real one.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
-use std::sync::mpsc;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::fake::{Fake, Lines, World, eventually, finish, gives};
+use crate::fake::{Lines, World, eventually, finish};
 
 const INITIALIZE: &[u8] =
     b"{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"initialize\",\"params\":{\"protocolVersion\":\"2025-06-18\"}}\n";
 
-/// A program that becomes the daemon below and writes its process id to a file of its own.
+/// A program that becomes the real daemon and writes its process id to a file of its own.
 fn daemon(world: &World) -> std::path::PathBuf {
     let script = world.root.path().join("nexusd");
-    let test = std::env::current_exe().unwrap();
     let line = format!(
-        "#!/bin/sh\necho $$ >> {root}/pids\nRUNTIME={root}/run exec {test} --ignored --exact launch::be_the_daemon\n",
+        "#!/bin/sh\necho $$ >> {root}/pids\nexec {nexusd} \"$@\"\n",
         root = world.root.path().display(),
-        test = test.display(),
+        nexusd = env!("CARGO_BIN_EXE_nexusd"),
     );
     std::fs::write(&script, line).unwrap();
     std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
@@ -41,17 +39,6 @@ impl Drop for Reaper<'_> {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
-}
-
-#[test]
-#[ignore = "the daemon of the other tests"]
-fn be_the_daemon() {
-    // Run by hand there is nothing to do.
-    let Some(runtime) = std::env::var_os("RUNTIME") else { return };
-    let _fake = Fake::start(runtime.as_ref(), [("vm_list", gives(json!({ "vms": [] })))]);
-    let (_keep, never) = mpsc::channel::<()>();
-    // Killed by the test that started it; ends by itself should that test be killed.
-    let _ = never.recv_timeout(crate::fake::DEADLINE);
 }
 
 fn bridge(world: &World) -> Child {
@@ -83,7 +70,7 @@ fn concurrent_bridges_start_one_daemon() {
     // It outlived its starter, in a session of its own, and its output went to the log.
     assert_eq!(rustix::process::getsid(Some(pids[0])).unwrap(), pids[0]);
     let log = std::fs::read_to_string(world.root.path().join("state/nexusd.log")).unwrap();
-    assert!(log.contains("running 1 test"), "{log}");
+    assert!(log.contains("serving"), "{log}");
 }
 
 #[test]

@@ -1,27 +1,30 @@
 //! The task that owns one VM: it alone changes its state, runs its boots and deletes it.
 
+mod events;
+mod remove;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nexus_schema::id::{BootId, DriveId};
-use nexus_schema::link::{ByeReason, Hello};
+use nexus_schema::link::Hello;
 use nexus_schema::tools::vm::{VmDeleteOutput, VmState};
-use nexus_schema::{ErrorCode, Name, ToolError};
+use nexus_schema::{ErrorCode, ToolError};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::boot::{self, Boot, Clock, Event};
-use super::policy::{self, Decision};
-use super::registry::Handle;
-use super::stop::Rung;
-use super::view::View;
-use crate::guest::{GuestEvent, LinkState};
 use crate::nexus::Shared;
 use crate::op::Progress;
 use crate::os::random;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::{GuestRecord, VmProcesses, VmRecord};
-use crate::store::{StoreError, drives, history, now, random_id, vms};
-use crate::vmm::Exit;
+use crate::store::{StoreError, history, now, random_id, vms};
+use crate::vm::boot::{self, Boot, Clock, Event};
+use crate::vm::policy::{self, Decision};
+use crate::vm::registry::Handle;
+use crate::vm::stop::Rung;
+use crate::vm::view::View;
+
+pub(in crate::vm) use remove::{remove_files, remove_rows};
 
 /// Who makes the transitions that nobody asked for.
 pub(crate) const DAEMON: &str = "nexusd";
@@ -58,7 +61,7 @@ const COMMANDS_MAX: usize = 64;
 /// How long a forced deletion waits for the VMM to be gone.
 const DELETE_PATIENCE: Duration = Duration::from_secs(20);
 
-pub(super) struct Actor {
+pub(in crate::vm) struct Actor {
     shared: Arc<Shared>,
     record: VmRecord,
     drives: Vec<DriveRecord>,
@@ -68,7 +71,7 @@ pub(super) struct Actor {
 }
 
 /// Starts the task of a VM and registers it; `boot` is what an earlier daemon left running.
-pub(super) fn spawn(
+pub(in crate::vm) fn spawn(
     shared: &Arc<Shared>,
     record: VmRecord,
     drives: Vec<DriveRecord>,
@@ -343,214 +346,7 @@ impl Actor {
         }
     }
 
-    // --- events of a boot
-
-    async fn event(&mut self, event: Event) {
-        match event {
-            Event::Guest(event) => self.guest_event(event).await,
-            Event::Link(state) => self.link_event(state).await,
-            Event::Asked(true) => {}
-            Event::Asked(false) => {
-                if let Some(rung) = self.boot.as_ref().and_then(|b| b.rung)
-                    && rung == Rung::AskAgent
-                {
-                    self.climb(rung.next()).await;
-                }
-            }
-            Event::Deadline => self.deadline().await,
-            Event::Exited(exit) => self.exited(exit).await,
-        }
-    }
-
-    async fn guest_event(&mut self, event: GuestEvent) {
-        let Some(boot) = self.boot.as_mut() else { return };
-        match event {
-            GuestEvent::Hello(hello) => {
-                if self.record.state == VmState::Starting {
-                    boot.clock.timings.boot_ms = boot.clock.step();
-                    boot.clock.timings.guest_uptime_ms = hello.uptime_ms;
-                    self.record.guest = Some(guest_record(hello));
-                    self.settle(VmState::Running, None, "the agent said hello").await;
-                }
-            }
-            GuestEvent::Ready { hello, ack } => {
-                boot.clock.timings.configure_ms = boot.clock.step();
-                boot.dial(&self.shared.paths.vm(self.record.id));
-                let mut guest = guest_record(hello);
-                guest.problems = ack.problems;
-                self.record.guest = Some(guest);
-                self.write(None).await.ok();
-            }
-            GuestEvent::Bye(reason) => {
-                tracing::info!(vm = %self.record.name, ?reason, "the guest goes down");
-                boot.bye = Some(reason);
-            }
-            GuestEvent::Outdated { protocol, build } => {
-                tracing::warn!(vm = %self.record.name, protocol, build, "the guest is outdated");
-                let error = super::view::outdated(self.record.name.as_str(), protocol);
-                boot.misbehaved = Some(error.message);
-                if matches!(self.record.state, VmState::Starting | VmState::Running) {
-                    boot.deadline = Some(Instant::now());
-                }
-            }
-            GuestEvent::Misbehaved { what } => {
-                tracing::warn!(vm = %self.record.name, what, "the guest misbehaves");
-                boot.misbehaved = Some(what);
-            }
-        }
-    }
-
-    async fn link_event(&mut self, state: LinkState) {
-        let Some(boot) = self.boot.as_mut() else { return };
-        match (state, self.record.state) {
-            (LinkState::Up, VmState::Running) => {
-                boot.clock.timings.link_ms = boot.clock.step();
-                boot.deadline = None;
-                self.record.timings = Some(boot.clock.timings);
-                self.settle(VmState::Ready, None, "its tools work").await;
-            }
-            (LinkState::Up, VmState::Unreachable) => {
-                boot.deadline = None;
-                self.settle(VmState::Ready, None, "the agent answers again").await;
-            }
-            (LinkState::Up, VmState::Ready) => boot.deadline = None,
-            // A guest that said bye loses its link on its way down.
-            (LinkState::Down { why }, VmState::Ready) if boot.bye.is_none() => {
-                boot.deadline = None;
-                self.settle(VmState::Unreachable, Some(why), "the link was lost").await;
-            }
-            _ => {}
-        }
-    }
-
-    async fn deadline(&mut self) {
-        let Some(boot) = self.boot.as_mut() else { return };
-        boot.deadline = None;
-        match self.record.state {
-            VmState::Starting | VmState::Running => {
-                let waited = self.shared.boot_timeout(boot.accel).as_secs();
-                let what = match (&boot.misbehaved, self.record.state) {
-                    (Some(what), _) => what.clone(),
-                    (None, VmState::Starting) => format!("no hello from the guest in {waited} s"),
-                    (None, _) => format!("the guest was not ready in {waited} s"),
-                };
-                let directory = self.shared.paths.vm(self.record.id);
-                let reason = boot::with_console(what, &directory);
-                if let Err(error) = boot.shim.kill().await {
-                    tracing::error!(vm = %self.record.name, %error, "cannot kill the VMM");
-                }
-                let shim = boot.shim.clone();
-                let gone = tokio::time::timeout(DELETE_PATIENCE, shim.wait()).await;
-                if gone.is_err() {
-                    tracing::error!(vm = %self.record.name, "the VMM is still there after it was killed");
-                }
-                self.end_boot();
-                self.settle(VmState::Failed, Some(reason), "it did not come up").await;
-            }
-            VmState::Ready => {
-                // Taken up again, but its agent never answered.
-                let reason = "its agent did not answer this daemon".to_owned();
-                self.settle(VmState::Unreachable, Some(reason), "the link was lost").await;
-            }
-            VmState::Stopping => {
-                let rung = boot.rung.unwrap_or(Rung::AskVmm).next();
-                self.climb(rung).await;
-            }
-            _ => {}
-        }
-    }
-
-    async fn exited(&mut self, exit: Exit) {
-        while let Some(event) = self.boot.as_mut().and_then(Boot::last_words) {
-            self.guest_event(event).await;
-        }
-        let Some(boot) = self.boot.as_ref() else { return };
-        let bye = boot.bye;
-        let directory = self.shared.paths.vm(self.record.id);
-        let failure = match &boot.misbehaved {
-            Some(what) => format!("{}; before that: {what}", exit.message),
-            None => exit.message.clone(),
-        };
-        self.end_boot();
-        match (self.record.state, bye) {
-            (VmState::Stopping, _) => self.settle(VmState::Stopped, None, "it is down").await,
-            (VmState::Starting, _) => {
-                let reason = boot::with_console(failure, &directory);
-                self.settle(VmState::Failed, Some(reason), "the VMM ended before the guest said hello").await;
-            }
-            (_, Some(ByeReason::Poweroff)) => {
-                self.settle(VmState::Stopped, None, "the guest powered off").await;
-            }
-            (_, Some(ByeReason::Reboot)) => {
-                let restarted = self.launch(DAEMON, "the guest rebooted", &Progress::default()).await;
-                if let Err(error) = restarted
-                    && self.record.state != VmState::Failed
-                {
-                    let reason = format!("start it again after its reboot: {}", error.message);
-                    self.settle(VmState::Crashed, Some(reason), "the reboot failed").await;
-                }
-            }
-            (_, None) => {
-                let reason = boot::with_console(failure, &directory);
-                self.settle(VmState::Crashed, Some(reason), "the VMM is gone without a bye").await;
-            }
-        }
-    }
-
-    /// Lets go of a boot whose VMM is gone.
-    fn end_boot(&mut self) {
-        if let Some(boot) = self.boot.take() {
-            if let Some(link) = &boot.link {
-                link.close("the VM is down");
-            }
-            if let Some(asked) = &boot.asked {
-                asked.abort();
-            }
-        }
-        self.record.processes = None;
-    }
-
-    // --- delete, update
-
-    async fn delete(&mut self, who: &str, force: bool) -> Result<VmDeleteOutput, ToolError> {
-        policy::delete(self.record.name.as_str(), self.record.state, self.record.protected, force)?;
-        if let Some(boot) = &self.boot {
-            let shim = boot.shim.clone();
-            if let Err(error) = shim.kill().await {
-                tracing::warn!(vm = %self.record.name, %error, "cannot kill the VMM through its shim");
-            }
-            if tokio::time::timeout(DELETE_PATIENCE, shim.wait()).await.is_err() {
-                return Err(ToolError::new(
-                    ErrorCode::Timeout,
-                    format!(
-                        "the VMM of {} is still there {} s after it was killed",
-                        self.record.name,
-                        DELETE_PATIENCE.as_secs()
-                    ),
-                )
-                .hint("try again; vm_inspect shows its process id"));
-            }
-            self.end_boot();
-        }
-        let output = VmDeleteOutput {
-            id: self.record.id,
-            name: self.record.name.clone(),
-            drives: self.drives.iter().map(|d| d.name.clone()).collect::<Vec<Name>>(),
-        };
-        let ids: Vec<DriveId> = self.drives.iter().map(|d| d.id).collect();
-        self.remove(&ids, "deleted", who).await?;
-        Ok(output)
-    }
-
-    /// Takes the VM out of the store and out of memory, then removes its files.
-    async fn remove(&mut self, drive_ids: &[DriveId], reason: &str, who: &str) -> Result<(), ToolError> {
-        remove_rows(&self.shared, &self.record, drive_ids, reason, who).await?;
-        self.deleted = true;
-        self.shared.vms.remove(self.record.id, &self.record.name);
-        self.publish();
-        remove_files(&self.shared, &self.record, drive_ids).await;
-        Ok(())
-    }
+    // --- update
 
     async fn update(&mut self, change: Change) -> Result<(), ToolError> {
         let mut tags = self.record.tags.clone();
@@ -559,7 +355,7 @@ impl Actor {
         }
         tags.extend(change.tags);
         let mut mistakes = Vec::new();
-        super::spec::check_tags(&tags, &mut |mistake| mistakes.push(mistake));
+        crate::vm::spec::check_tags(&tags, &mut |mistake| mistakes.push(mistake));
         if !mistakes.is_empty() {
             return Err(ToolError::invalid(mistakes.join("; ")));
         }
@@ -585,45 +381,4 @@ async fn next(boot: &mut Option<Boot>) -> Event {
 fn guest_record(hello: Hello) -> GuestRecord {
     let protocol = hello.protocol.min(nexus_schema::link::PROTOCOL);
     GuestRecord { hello: Hello { token: None, ..hello }, protocol, problems: Vec::new() }
-}
-
-/// Takes a VM and its drives out of the store; its history stays.
-pub(super) async fn remove_rows(
-    shared: &Shared,
-    record: &VmRecord,
-    drive_ids: &[DriveId],
-    reason: &str,
-    who: &str,
-) -> Result<(), ToolError> {
-    let (row, ids, reason, who) = (record.clone(), drive_ids.to_vec(), reason.to_owned(), who.to_owned());
-    shared
-        .store
-        .write(move |tx| -> Result<(), StoreError> {
-            for id in ids {
-                drives::delete(tx, id)?;
-            }
-            vms::delete(tx, row.id)?;
-            history::insert(tx, row.id, &row.name, Some(row.state), None, &reason, &who, row.boot_id)
-        })
-        .await
-        .map_err(crate::op::store_error)
-}
-
-/// Removes the files of a VM whose rows are gone. What cannot be removed now is removed at the next start.
-pub(super) async fn remove_files(shared: &Shared, record: &VmRecord, drive_ids: &[DriveId]) {
-    for id in drive_ids {
-        if let Err(error) = shared.drives.delete(&shared.paths.drive(*id)).await {
-            tracing::warn!(vm = %record.name, drive = %id, %error, "a drive's file is left for the next start");
-        }
-    }
-    let directory = shared.paths.vm(record.id);
-    if let Err(error) = tokio::task::spawn_blocking(move || match fs_err::remove_dir_all(&directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    })
-    .await
-    .unwrap_or(Ok(()))
-    {
-        tracing::warn!(vm = %record.name, %error, "the VM's directory is left for the next start");
-    }
 }

@@ -1,0 +1,181 @@
+//! What a boot reports: the guest's words, its link, deadlines, the end of the VMM.
+
+use std::time::Instant;
+
+use nexus_schema::link::ByeReason;
+use nexus_schema::tools::vm::VmState;
+
+use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record};
+use crate::guest::{GuestEvent, LinkState};
+use crate::op::Progress;
+use crate::vm::boot::{self, Boot, Event};
+use crate::vm::stop::Rung;
+use crate::vm::view;
+use crate::vmm::Exit;
+
+impl Actor {
+    pub(super) async fn event(&mut self, event: Event) {
+        match event {
+            Event::Guest(event) => self.guest_event(event).await,
+            Event::Link(state) => self.link_event(state).await,
+            Event::Asked(true) => {}
+            Event::Asked(false) => {
+                if let Some(rung) = self.boot.as_ref().and_then(|b| b.rung)
+                    && rung == Rung::AskAgent
+                {
+                    self.climb(rung.next()).await;
+                }
+            }
+            Event::Deadline => self.deadline().await,
+            Event::Exited(exit) => self.exited(exit).await,
+        }
+    }
+
+    async fn guest_event(&mut self, event: GuestEvent) {
+        let Some(boot) = self.boot.as_mut() else { return };
+        match event {
+            GuestEvent::Hello(hello) => {
+                if self.record.state == VmState::Starting {
+                    boot.clock.timings.boot_ms = boot.clock.step();
+                    boot.clock.timings.guest_uptime_ms = hello.uptime_ms;
+                    self.record.guest = Some(guest_record(hello));
+                    self.settle(VmState::Running, None, "the agent said hello").await;
+                }
+            }
+            GuestEvent::Ready { hello, ack } => {
+                boot.clock.timings.configure_ms = boot.clock.step();
+                boot.dial(&self.shared.paths.vm(self.record.id));
+                let mut guest = guest_record(hello);
+                guest.problems = ack.problems;
+                self.record.guest = Some(guest);
+                self.write(None).await.ok();
+            }
+            GuestEvent::Bye(reason) => {
+                tracing::info!(vm = %self.record.name, ?reason, "the guest goes down");
+                boot.bye = Some(reason);
+            }
+            GuestEvent::Outdated { protocol, build } => {
+                tracing::warn!(vm = %self.record.name, protocol, build, "the guest is outdated");
+                let error = view::outdated(self.record.name.as_str(), protocol);
+                boot.misbehaved = Some(error.message);
+                if matches!(self.record.state, VmState::Starting | VmState::Running) {
+                    boot.deadline = Some(Instant::now());
+                }
+            }
+            GuestEvent::Misbehaved { what } => {
+                tracing::warn!(vm = %self.record.name, what, "the guest misbehaves");
+                boot.misbehaved = Some(what);
+            }
+        }
+    }
+
+    async fn link_event(&mut self, state: LinkState) {
+        let Some(boot) = self.boot.as_mut() else { return };
+        match (state, self.record.state) {
+            (LinkState::Up, VmState::Running) => {
+                boot.clock.timings.link_ms = boot.clock.step();
+                boot.deadline = None;
+                self.record.timings = Some(boot.clock.timings);
+                self.settle(VmState::Ready, None, "its tools work").await;
+            }
+            (LinkState::Up, VmState::Unreachable) => {
+                boot.deadline = None;
+                self.settle(VmState::Ready, None, "the agent answers again").await;
+            }
+            (LinkState::Up, VmState::Ready) => boot.deadline = None,
+            // A guest that said bye loses its link on its way down.
+            (LinkState::Down { why }, VmState::Ready) if boot.bye.is_none() => {
+                boot.deadline = None;
+                self.settle(VmState::Unreachable, Some(why), "the link was lost").await;
+            }
+            _ => {}
+        }
+    }
+
+    async fn deadline(&mut self) {
+        let Some(boot) = self.boot.as_mut() else { return };
+        boot.deadline = None;
+        match self.record.state {
+            VmState::Starting | VmState::Running => {
+                let waited = self.shared.boot_timeout(boot.accel).as_secs();
+                let what = match (&boot.misbehaved, self.record.state) {
+                    (Some(what), _) => what.clone(),
+                    (None, VmState::Starting) => format!("no hello from the guest in {waited} s"),
+                    (None, _) => format!("the guest was not ready in {waited} s"),
+                };
+                let directory = self.shared.paths.vm(self.record.id);
+                let reason = boot::with_console(what, &directory);
+                if let Err(error) = boot.shim.kill().await {
+                    tracing::error!(vm = %self.record.name, %error, "cannot kill the VMM");
+                }
+                let shim = boot.shim.clone();
+                let gone = tokio::time::timeout(DELETE_PATIENCE, shim.wait()).await;
+                if gone.is_err() {
+                    tracing::error!(vm = %self.record.name, "the VMM is still there after it was killed");
+                }
+                self.end_boot();
+                self.settle(VmState::Failed, Some(reason), "it did not come up").await;
+            }
+            VmState::Ready => {
+                // Taken up again, but its agent never answered.
+                let reason = "its agent did not answer this daemon".to_owned();
+                self.settle(VmState::Unreachable, Some(reason), "the link was lost").await;
+            }
+            VmState::Stopping => {
+                let rung = boot.rung.unwrap_or(Rung::AskVmm).next();
+                self.climb(rung).await;
+            }
+            _ => {}
+        }
+    }
+
+    async fn exited(&mut self, exit: Exit) {
+        while let Some(event) = self.boot.as_mut().and_then(Boot::last_words) {
+            self.guest_event(event).await;
+        }
+        let Some(boot) = self.boot.as_ref() else { return };
+        let bye = boot.bye;
+        let directory = self.shared.paths.vm(self.record.id);
+        let failure = match &boot.misbehaved {
+            Some(what) => format!("{}; before that: {what}", exit.message),
+            None => exit.message.clone(),
+        };
+        self.end_boot();
+        match (self.record.state, bye) {
+            (VmState::Stopping, _) => self.settle(VmState::Stopped, None, "it is down").await,
+            (VmState::Starting, _) => {
+                let reason = boot::with_console(failure, &directory);
+                self.settle(VmState::Failed, Some(reason), "the VMM ended before the guest said hello").await;
+            }
+            (_, Some(ByeReason::Poweroff)) => {
+                self.settle(VmState::Stopped, None, "the guest powered off").await;
+            }
+            (_, Some(ByeReason::Reboot)) => {
+                let restarted = self.launch(DAEMON, "the guest rebooted", &Progress::default()).await;
+                if let Err(error) = restarted
+                    && self.record.state != VmState::Failed
+                {
+                    let reason = format!("start it again after its reboot: {}", error.message);
+                    self.settle(VmState::Crashed, Some(reason), "the reboot failed").await;
+                }
+            }
+            (_, None) => {
+                let reason = boot::with_console(failure, &directory);
+                self.settle(VmState::Crashed, Some(reason), "the VMM is gone without a bye").await;
+            }
+        }
+    }
+
+    /// Lets go of a boot whose VMM is gone.
+    pub(super) fn end_boot(&mut self) {
+        if let Some(boot) = self.boot.take() {
+            if let Some(link) = &boot.link {
+                link.close("the VM is down");
+            }
+            if let Some(asked) = &boot.asked {
+                asked.abort();
+            }
+        }
+        self.record.processes = None;
+    }
+}

@@ -1,0 +1,99 @@
+//! The end of a VM: its rows, then its files.
+
+use nexus_schema::id::DriveId;
+use nexus_schema::tools::vm::VmDeleteOutput;
+use nexus_schema::{ErrorCode, Name, ToolError};
+
+use super::{Actor, DELETE_PATIENCE};
+use crate::nexus::Shared;
+use crate::store::vms::VmRecord;
+use crate::store::{StoreError, drives, history, vms};
+use crate::vm::policy;
+
+impl Actor {
+    pub(super) async fn delete(&mut self, who: &str, force: bool) -> Result<VmDeleteOutput, ToolError> {
+        policy::delete(self.record.name.as_str(), self.record.state, self.record.protected, force)?;
+        if let Some(boot) = &self.boot {
+            let shim = boot.shim.clone();
+            if let Err(error) = shim.kill().await {
+                tracing::warn!(vm = %self.record.name, %error, "cannot kill the VMM through its shim");
+            }
+            if tokio::time::timeout(DELETE_PATIENCE, shim.wait()).await.is_err() {
+                return Err(ToolError::new(
+                    ErrorCode::Timeout,
+                    format!(
+                        "the VMM of {} is still there {} s after it was killed",
+                        self.record.name,
+                        DELETE_PATIENCE.as_secs()
+                    ),
+                )
+                .hint("try again; vm_inspect shows its process id"));
+            }
+            self.end_boot();
+        }
+        let output = VmDeleteOutput {
+            id: self.record.id,
+            name: self.record.name.clone(),
+            drives: self.drives.iter().map(|d| d.name.clone()).collect::<Vec<Name>>(),
+        };
+        let ids: Vec<DriveId> = self.drives.iter().map(|d| d.id).collect();
+        self.remove(&ids, "deleted", who).await?;
+        Ok(output)
+    }
+
+    /// Takes the VM out of the store and out of memory, then removes its files.
+    pub(super) async fn remove(
+        &mut self,
+        drive_ids: &[DriveId],
+        reason: &str,
+        who: &str,
+    ) -> Result<(), ToolError> {
+        remove_rows(&self.shared, &self.record, drive_ids, reason, who).await?;
+        self.deleted = true;
+        self.shared.vms.remove(self.record.id, &self.record.name);
+        self.publish();
+        remove_files(&self.shared, &self.record, drive_ids).await;
+        Ok(())
+    }
+}
+
+/// Takes a VM and its drives out of the store; its history stays.
+pub(in crate::vm) async fn remove_rows(
+    shared: &Shared,
+    record: &VmRecord,
+    drive_ids: &[DriveId],
+    reason: &str,
+    who: &str,
+) -> Result<(), ToolError> {
+    let (row, ids, reason, who) = (record.clone(), drive_ids.to_vec(), reason.to_owned(), who.to_owned());
+    shared
+        .store
+        .write(move |tx| -> Result<(), StoreError> {
+            for id in ids {
+                drives::delete(tx, id)?;
+            }
+            vms::delete(tx, row.id)?;
+            history::insert(tx, row.id, &row.name, Some(row.state), None, &reason, &who, row.boot_id)
+        })
+        .await
+        .map_err(crate::op::store_error)
+}
+
+/// Removes the files of a VM whose rows are gone. What cannot be removed now is removed at the next start.
+pub(in crate::vm) async fn remove_files(shared: &Shared, record: &VmRecord, drive_ids: &[DriveId]) {
+    for id in drive_ids {
+        if let Err(error) = shared.drives.delete(&shared.paths.drive(*id)).await {
+            tracing::warn!(vm = %record.name, drive = %id, %error, "a drive's file is left for the next start");
+        }
+    }
+    let directory = shared.paths.vm(record.id);
+    if let Err(error) = tokio::task::spawn_blocking(move || match fs_err::remove_dir_all(&directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    })
+    .await
+    .unwrap_or(Ok(()))
+    {
+        tracing::warn!(vm = %record.name, %error, "the VM's directory is left for the next start");
+    }
+}
