@@ -124,6 +124,7 @@ async fn make(
     staging.check_room(tree.nodes().map(tree::Node::content_bytes).sum())?;
     progress.step("making the filesystem");
     tools.make(file, geometry, None, progress).await?;
+    progress.step("filling the filesystem");
     tools.fill(file, tree, staging, progress).await
 }
 

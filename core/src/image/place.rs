@@ -47,10 +47,11 @@ impl Place {
             Err(DriveError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(error.into()),
         };
-        let mut place = Self { into: into.to_owned(), made, kept: false, scratch: None };
+        // Before there is a place: what is dropped with it is what was made in it.
         if fs::symlink_metadata(into.join(ROOTFS)).is_ok() {
             return Err(DriveError::Exists { path: into.join(ROOTFS) }.into());
         }
+        let mut place = Self { into: into.to_owned(), made, kept: false, scratch: None };
         for entry in fs::read_dir(into).map_err(|e| ImageError::write(into, e))? {
             let entry = entry.map_err(|e| ImageError::write(into, e))?;
             if entry.file_name().as_encoded_bytes().starts_with(SCRATCH.as_bytes()) {

@@ -219,7 +219,8 @@ impl<W: Write> Script<'_, W> {
         let low = i64::from(seconds as i32);
         let extra = (((seconds - low) >> 32) & 3) | (i64::from(*mtime_ns) << 2);
         set("mtime", format!("@{}", low as u32))?;
-        if extra != 0 {
+        // Newer versions of debugfs take what is past 2038 as such, and set these bits themselves.
+        if extra != 0 || low < 0 {
             set("mtime_extra", extra.to_string())?;
         }
         // A file that was written has the staged file's mode already.
