@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::fake::{Lines, World, eventually, finish};
 
-const INITIALIZE: &[u8] =
-    b"{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"initialize\",\"params\":{\"protocolVersion\":\"2025-06-18\"}}\n";
+const INITIALIZE: &[u8] = b"{\"jsonrpc\":\"2.0\",\"id\":0,\"method\":\"initialize\",\"params\":{\"protocolVersion\":\"2025-06-18\",\
+    \"capabilities\":{},\"clientInfo\":{\"name\":\"test\",\"version\":\"1\"}}}\n";
 
 /// A program that becomes the real daemon and writes its process id to a file of its own.
 fn daemon(world: &World) -> std::path::PathBuf {

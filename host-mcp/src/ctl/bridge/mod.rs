@@ -67,6 +67,7 @@ pub(super) async fn run(app: &App, vm: Option<String>, start: bool) -> Result<u8
         daemon: RefCell::default(),
         output: Mutex::new(stdio.output),
         closed: CancellationToken::new(),
+        reached: CancellationToken::new(),
         drained: Notify::new(),
         settled: Notify::new(),
     };
@@ -93,6 +94,8 @@ struct Bridge<'a> {
     output: Mutex<Output>,
     /// The client closed its side.
     closed: CancellationToken,
+    /// The first daemon was reached: until then nobody knows whether this bridge can work at all.
+    reached: CancellationToken,
     /// The queue has room again.
     drained: Notify,
     /// An answer came, or a line was sent.
@@ -195,10 +198,13 @@ impl Bridge<'_> {
     /// Ends when the client closed its side and nothing is left to be answered.
     async fn farewell(&self) {
         self.closed.cancelled().await;
+        self.reached.cancelled().await;
         let deadline = Instant::now() + FAREWELL;
         loop {
             let settled = self.settled.notified();
             if self.queue.borrow().is_empty() && self.session.borrow().is_idle() {
+                // The last answer may be on its way out: who writes it holds the output since it was taken in.
+                drop(tokio::time::timeout_at(deadline, self.output.lock()).await);
                 return;
             }
             if tokio::time::timeout_at(deadline, settled).await.is_err() {
@@ -216,6 +222,7 @@ impl Bridge<'_> {
                 return Err(error);
             }
         };
+        self.reached.cancel();
         loop {
             self.serve_one(stream).await?;
             stream = self.reconnect().await?;
