@@ -42,8 +42,19 @@ fn a_machine_is_made_used_and_deleted() {
         .expect("a number");
     assert!(kib > 7 << 20, "the root file system has {kib} KiB");
 
-    let console = client.must("vm_logs", json!({ "vm": "first" }));
-    assert!(console["cursor"].is_string() || console["next_cursor"].is_string(), "{console}");
+    // The console is text first; its cursor goes on where it ended.
+    let console = client.call_whole("vm_logs", json!({ "vm": "first" })).expect("the console is read");
+    assert!(!stream(&console, "content").is_empty(), "{console}");
+    client.run("first", "echo 'written later' > /dev/console");
+    let mut cursor = console["_meta"]["dev.nexus/result"]["cursor"].clone();
+    let mut later = String::new();
+    while !later.contains("written later") {
+        let more = json!({ "vm": "first", "cursor": cursor, "wait_s": 20 });
+        let more = client.call_whole("vm_logs", more).expect("the console is read on");
+        cursor = more["_meta"]["dev.nexus/result"]["cursor"].clone();
+        assert_ne!(stream(&more, "content"), "", "nothing more on the console: {later}");
+        later.push_str(&stream(&more, "content"));
+    }
 
     let stopped = client.to_the_end("vm_stop", json!({ "vm": "first" }), Duration::from_mins(2));
     assert_eq!(stopped["state"], "stopped", "{stopped}");

@@ -20,7 +20,7 @@ fn machines_outlive_a_killed_daemon() {
         assert_eq!(after[same], before[same], "{same}");
     }
     assert_eq!(after["process"], before["process"]);
-    assert_eq!(client.run("stays", "cat /tmp/kept; pgrep -f 'sleep 300' | wc -l").stdout, "kept\n1\n");
+    assert_eq!(client.run("stays", "cat /tmp/kept; ps -o args | grep -cx 'sleep 300'").stdout, "kept\n1\n");
 
     daemon.stop();
     daemon.restart();
