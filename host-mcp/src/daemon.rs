@@ -201,6 +201,8 @@ async fn open_doors(
     if let Some(address) = settings.http {
         let token = endpoint::load_token(&settings.state_dir)?;
         let listener = TcpListener::bind(address).await.map_err(failed(address.to_string()))?;
+        // With port 0 the system chose one.
+        let address = listener.local_addr().map_err(failed(address.to_string()))?;
         endpoint::serve_tcp(
             endpoints,
             listener,

@@ -2,11 +2,12 @@
 //! with a look for what was left behind.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::Client;
@@ -25,16 +26,44 @@ pub struct Daemon {
     process: Child,
     root: PathBuf,
     state: PathBuf,
+    arguments: Vec<String>,
     _temporary: Option<TempDir>,
 }
 
 impl Daemon {
+    /// A daemon whose VMs are processes of this host, `nexus-guest --unix`: without a kernel and images. `arguments` are
+    /// more of its command line.
+    pub fn start_with_processes(arguments: &[&str]) -> Self {
+        let temporary =
+            tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
+        let root = temporary.path().to_path_buf();
+        let guest = root.join("nexus-guest");
+        fs::write(&guest, nexus_host::daemon::AGENT).expect("write the guest");
+        fs::set_permissions(&guest, fs::Permissions::from_mode(0o755)).expect("make the guest a program");
+        let guest = guest.display().to_string();
+        let arguments: Vec<String> = ["--driver", "process", "--guest", &guest]
+            .iter()
+            .chain(arguments)
+            .map(|word| (*word).to_owned())
+            .collect();
+        let state = root.join("state");
+        let process = spawn(&root, &state, &arguments);
+        let mut daemon = Self { process, root, state, arguments, _temporary: Some(temporary) };
+        daemon.wait_until_served();
+        daemon
+    }
+
     /// A daemon with a kernel and the `busybox` image.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more arguments on its command line.
+    pub fn start_with(arguments: &[&str]) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
         let state = temporary.path().join("state");
-        Self::start_in(temporary, state)
+        Self::start_in(temporary, state, arguments)
     }
 
     /// The same, with its state at a path of the given length.
@@ -46,13 +75,15 @@ impl Daemon {
             let missing = length - state.as_os_str().len();
             state.push("d".repeat(missing.saturating_sub(1).clamp(1, 60)));
         }
-        Self::start_in(temporary, state)
+        Self::start_in(temporary, state, &[])
     }
 
-    fn start_in(temporary: TempDir, state: PathBuf) -> Self {
+    fn start_in(temporary: TempDir, state: PathBuf, arguments: &[&str]) -> Self {
         copy(&seed(), &state);
         let root = temporary.path().to_path_buf();
-        let mut daemon = Self { process: spawn(&root, &state), root, state, _temporary: Some(temporary) };
+        let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+        let process = spawn(&root, &state, &arguments);
+        let mut daemon = Self { process, root, state, arguments, _temporary: Some(temporary) };
         daemon.wait_until_served();
         daemon
     }
@@ -60,6 +91,21 @@ impl Daemon {
     /// The state directory.
     pub fn state(&self) -> &Path {
         &self.state
+    }
+
+    /// What tells its clients where it is, as variables of their environment.
+    pub fn environment(&self) -> [(&'static str, PathBuf); 2] {
+        [("NEXUS_STATE_DIR", self.state.clone()), ("NEXUS_RUNTIME_DIR", self.root.join("run"))]
+    }
+
+    /// Where it serves HTTP, if it was started with `--http`, and the token that lets a client in.
+    pub fn http(&self) -> (String, String) {
+        let log = self.log();
+        let url = log.split("url=").nth(1).and_then(|rest| rest.split_whitespace().next());
+        let url = url.unwrap_or_else(|| panic!("nexusd serves no HTTP\n{log}")).to_owned();
+        let token = fs::read_to_string(self.state.join("http-token"))
+            .expect("the token of a daemon that serves HTTP");
+        (url, token.trim().to_owned())
     }
 
     /// The process id of the daemon.
@@ -80,7 +126,7 @@ impl Daemon {
 
     /// Starts it again, after [`Daemon::kill`] or [`Daemon::stop`].
     pub fn restart(&mut self) {
-        self.process = spawn(&self.root, &self.state);
+        self.process = spawn(&self.root, &self.state, &self.arguments);
         self.wait_until_served();
     }
 
@@ -107,7 +153,8 @@ impl Daemon {
             .collect()
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Its Unix socket.
+    pub fn socket(&self) -> PathBuf {
         self.root.join("run/nexus.sock")
     }
 
@@ -125,8 +172,16 @@ impl Daemon {
     fn end_everything(&mut self) {
         let Ok(None) = self.process.try_wait() else { return };
         let Ok(mut client) = Client::connect(&self.socket()) else { return };
-        let listed = client.call("vm_list", json!({ "limit": 500 }));
-        for vm in listed.iter().flat_map(|listed| listed["vms"].as_array().into_iter().flatten()) {
+        let mut vms = Vec::new();
+        let mut cursor = Value::Null;
+        while let Ok(page) = client.call("vm_list", json!({ "limit": 500, "cursor": cursor })) {
+            vms.extend(page["vms"].as_array().into_iter().flatten().cloned());
+            cursor = page["next_cursor"].clone();
+            if cursor.is_null() {
+                break;
+            }
+        }
+        for vm in &vms {
             let unprotected = client.call("vm_update", json!({ "vm": vm["id"], "protected": false }));
             let deleted = client.call("vm_delete", json!({ "vm": vm["id"], "force": true }));
             assert!(
@@ -183,9 +238,10 @@ pub fn program(name: &str) -> PathBuf {
     }
 }
 
-fn spawn(root: &Path, state: &Path) -> Child {
+fn spawn(root: &Path, state: &Path, arguments: &[String]) -> Child {
     let log = File::options().create(true).append(true).open(root.join("nexusd.log")).expect("a log file");
     Command::new(program("nexusd"))
+        .args(arguments)
         .env_remove("NEXUS_SOCKET")
         .env("NEXUS_STATE_DIR", state)
         .env("NEXUS_RUNTIME_DIR", root.join("run"))
@@ -217,7 +273,8 @@ fn seed() -> PathBuf {
     let half = seeds.join("half");
     fs::create_dir_all(&half).expect("a directory for the seed");
     let state = half.join("state");
-    let mut daemon = Daemon { process: spawn(&half, &state), root: half.clone(), state, _temporary: None };
+    let process = spawn(&half, &state, &[]);
+    let mut daemon = Daemon { process, root: half.clone(), state, arguments: vec![], _temporary: None };
     daemon.wait_until_served();
     let mut client = daemon.client();
     client.to_the_end("vm_create", json!({ "from": "busybox", "start": false, "wait_s": 0 }), SEED);

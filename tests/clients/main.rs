@@ -1,0 +1,7 @@
+//! Other people's MCP clients against the built system: the Python and TypeScript SDKs by the examples, the MCP Inspector, and
+//! the configurations that are printed for desktop clients. `.ci/setup test` installs what they need.
+
+mod configurations;
+mod examples;
+mod inspector;
+mod kit;
