@@ -150,13 +150,17 @@ fn compose(kernel: &Kernel, scratch: &Path) -> Vec<u8> {
         order += &format!("{name}\n");
     }
     archive.add("modules/order", 0o100_644, 0, order.as_bytes());
-    archive.add("init", 0o100_755, 0, &compile(scratch));
+    archive.add("init", 0o100_755, 0, &compile("probe", scratch));
     archive.finish()
 }
 
-/// Compiles the probe: for the standard library alone, linked statically, it takes a moment.
-fn compile(scratch: &Path) -> Vec<u8> {
-    let (source, binary) = (concat!(env!("CARGO_MANIFEST_DIR"), "/guest/probe.rs"), scratch.join("probe"));
+/// Compiles one of the programs in `tests/guest` for a guest: for the standard library alone, linked statically, it takes a
+/// moment.
+///
+/// Panics when it cannot be compiled.
+pub fn compile(program: &str, scratch: &Path) -> Vec<u8> {
+    let source = format!("{}/guest/{program}.rs", env!("CARGO_MANIFEST_DIR"));
+    let binary = scratch.join(program);
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc)
         // A target by name, so that the flags are not for the build host's own programs.
@@ -168,23 +172,24 @@ fn compile(scratch: &Path) -> Vec<u8> {
             "-C",
             "target-feature=+crt-static",
         ])
-        .args(["-O", "-C", "panic=abort", "-C", "strip=symbols", source, "-o"])
+        .args(["-O", "-C", "panic=abort", "-C", "strip=symbols", &source, "-o"])
         .arg(&binary)
         .output()
         .expect("run rustc");
-    assert!(output.status.success(), "compile the probe: {}", String::from_utf8_lossy(&output.stderr));
-    std::fs::read(binary).expect("read the probe")
+    assert!(output.status.success(), "compile {source}: {}", String::from_utf8_lossy(&output.stderr));
+    std::fs::read(binary).expect("read a program")
 }
 
 /// A cpio archive in the format "newc", which the kernel unpacks.
-#[derive(Default)]
-struct Archive {
+#[derive(Debug, Default)]
+pub struct Archive {
     bytes: Vec<u8>,
     entries: usize,
 }
 
 impl Archive {
-    fn add(&mut self, name: &str, mode: u32, device: u32, content: &[u8]) {
+    /// Adds a file: its whole name, its mode with its kind, its device number, what is in it.
+    pub fn add(&mut self, name: &str, mode: u32, device: u32, content: &[u8]) {
         self.entries += 1;
         let (major, minor) = (device >> 8, device & 0xff);
         let fields = [
@@ -217,7 +222,8 @@ impl Archive {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    /// The archive.
+    pub fn finish(mut self) -> Vec<u8> {
         self.add("TRAILER!!!", 0, 0, &[]);
         self.bytes
     }

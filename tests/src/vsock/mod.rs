@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-pub use guest::{CID, Guest, VHOST, VSOCK};
+pub use guest::{Archive, CID, Guest, VHOST, VSOCK, compile};
 pub use kernel::Kernel;
 
 /// How long anything may take on a busy machine under software emulation.

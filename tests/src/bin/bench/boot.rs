@@ -1,0 +1,206 @@
+//! From nothing to the first command's result, next to a bare boot: the same QEMU line and kernel with an `/init` that prints
+//! a line.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nexus_core::os::paths::vm_files;
+use nexus_core::vmm::vsock::Backend;
+use nexus_tests::client::{BOOT, Client};
+use nexus_tests::daemon::Daemon;
+use nexus_tests::vsock::{Archive, compile};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::Options;
+use super::samples::Samples;
+use super::table::Table;
+
+const GOAL: f64 = 1.3;
+/// What a VM's timings are called, and what they are.
+const STEPS: [(&str, &str); 4] = [
+    ("plan_ms", "plan: driver, kernel, initramfs"),
+    ("spawn_ms", "spawn: shim and VMM, until QEMU answers"),
+    ("configure_ms", "hello: from the hello to configured"),
+    ("link_ms", "MCP: the link into the guest"),
+];
+
+pub(crate) fn measure(options: &Options) -> Table {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let bare = Bare::like_a_vm_of(&mut client);
+    let (mut floor, mut whole) = (Samples::default(), Samples::default());
+    let mut boots = Vec::new();
+    // The first of each warms the page cache.
+    for run in 0..=options.boots() {
+        let bare = bare.boot();
+        let boot = boot(&mut client);
+        if run > 0 {
+            floor.add(bare);
+            whole.add(boot.whole);
+            boots.push(boot);
+        }
+    }
+
+    let mut table = Table::new("Create to the first command's result, cold, TCG, busybox (p50 / p95)");
+    let ratio = whole.p50().as_secs_f64() / floor.p50().as_secs_f64();
+    table.judged(
+        format!("`vm_create` and the first `guest_run_command`, {} runs", boots.len()),
+        whole.pair(0.5, 0.95),
+        floor.pair(0.5, 0.95),
+        format!("{ratio:.2} x"),
+        ("≤ 1.3 x", ratio <= GOAL),
+    );
+    let mut part = |what: &str, of: &dyn Fn(&Boot) -> Duration| {
+        let samples: Samples = boots.iter().map(of).collect();
+        table.told(format!("- {what}"), samples.pair(0.5, 0.95), "", "");
+    };
+    part("before the start: rows, the drive", &|boot| boot.created.saturating_sub(boot.step("total_ms")));
+    for (step, what) in &STEPS[..2] {
+        part(what, &|boot| boot.step(step));
+    }
+    part("QEMU: until the kernel's clock starts", &|boot| {
+        boot.step("boot_ms").saturating_sub(boot.step("guest_uptime_ms"))
+    });
+    part("kernel and agent: until the hello, by the guest's clock", &|boot| boot.step("guest_uptime_ms"));
+    for (step, what) in &STEPS[2..] {
+        part(what, &|boot| boot.step(step));
+    }
+    part("the first command", &|boot| boot.command);
+    table.told("a second command in the same VM", all(&boots, |boot| boot.second), "", "");
+    table
+}
+
+fn all(boots: &[Boot], of: impl Fn(&Boot) -> Duration) -> String {
+    boots.iter().map(of).collect::<Samples>().pair(0.5, 0.95)
+}
+
+/// One VM's way.
+struct Boot {
+    whole: Duration,
+    created: Duration,
+    command: Duration,
+    second: Duration,
+    timings: Value,
+}
+
+impl Boot {
+    fn step(&self, name: &str) -> Duration {
+        Duration::from_millis(self.timings[name].as_u64().unwrap_or(0))
+    }
+}
+
+fn boot(client: &mut Client) -> Boot {
+    let command = |client: &mut Client| {
+        let start = Instant::now();
+        let ran = client.call_whole("guest_run_command", json!({ "vm": "cold", "argv": ["true"] }));
+        ran.unwrap_or_else(|e| panic!("the first command: {}", e.text));
+        start.elapsed()
+    };
+    let start = Instant::now();
+    let vm = client.create(json!({ "name": "cold", "from": "busybox" }));
+    let created = start.elapsed();
+    let first = command(client);
+    let whole = start.elapsed();
+    let second = command(client);
+    client.must("vm_delete", json!({ "vm": "cold", "force": true }));
+    Boot { whole, created, command: first, second, timings: vm["timings"].clone() }
+}
+
+/// QEMU as Nexus starts it, with an initramfs that does nothing.
+struct Bare {
+    directory: TempDir,
+    command: Vec<String>,
+    cid: u32,
+}
+
+const INITRAMFS: &str = "bare.cpio";
+
+impl Bare {
+    /// Takes the line of a running VM, which is stopped then: its drive is the bare machine's too.
+    fn like_a_vm_of(client: &mut Client) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let vm = client.create(json!({ "name": "bare", "from": "busybox" }));
+        let line = fs::read_to_string(format!("/proc/{}/cmdline", vm["process"]["pid"]))
+            .expect("QEMU's command line");
+        client.to_the_end("vm_stop", json!({ "vm": "bare" }), BOOT);
+        let line: Vec<&str> = line.split_terminator('\0').collect();
+
+        let mut archive = Archive::default();
+        archive.add("dev", 0o040_755, 0, &[]);
+        archive.add("dev/console", 0o020_600, 0x0501, &[]);
+        archive.add("init", 0o100_755, 0, &compile("line", directory.path()));
+        fs::write(directory.path().join(INITRAMFS), archive.finish()).expect("write the initramfs");
+        let cid = u32::try_from(vm["cid"].as_u64().expect("a VM has a cid")).expect("a cid is 32 bits");
+        Self { directory, command: bare_line(&line), cid }
+    }
+
+    /// From the start of the process to the line on its serial port.
+    fn boot(&self) -> Duration {
+        let at = |name: &str| self.directory.path().join(name);
+        let backend = Backend::start(self.cid, &at(vm_files::VHOST), &at(vm_files::VSOCK))
+            .expect("start a vsock backend");
+        let start = Instant::now();
+        let mut qemu = Command::new(&self.command[0])
+            .args(&self.command[1..])
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start QEMU");
+        let console = BufReader::new(qemu.stdout.take().expect("stdout is piped"));
+        let seen = console.lines().map_while(Result::ok).find(|line| line.contains("init: up"));
+        let took = start.elapsed();
+        qemu.kill().and_then(|()| qemu.wait()).expect("end QEMU");
+        drop(backend);
+        assert!(seen.is_some(), "QEMU ended without the line");
+        took
+    }
+}
+
+/// The same line with the bare initramfs, and without the connection to a shim, which is not there.
+fn bare_line(line: &[&str]) -> Vec<String> {
+    let mut bare = Vec::with_capacity(line.len());
+    let mut words = line.iter();
+    while let Some(word) = words.next() {
+        match *word {
+            option @ ("-chardev" | "-mon") => match words.next() {
+                Some(value) if value.contains("=shim,") || value.contains("id=shim") => {}
+                Some(value) => bare.extend([option, value]),
+                None => bare.push(option),
+            },
+            "-initrd" => {
+                words.next();
+                bare.extend(["-initrd", INITRAMFS]);
+            }
+            other => bare.push(other),
+        }
+    }
+    bare.into_iter().map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_line_is_the_same_but_for_the_initramfs_and_the_shim() {
+        let line = [
+            "qemu",
+            "-m",
+            "512M",
+            "-chardev",
+            "socket,id=shim,fd=3",
+            "-mon",
+            "chardev=shim,mode=control",
+            "-chardev",
+            "socket,id=vsock,path=v.vu",
+            "-initrd",
+            "/x/initramfs",
+        ];
+        let bare = ["qemu", "-m", "512M", "-chardev", "socket,id=vsock,path=v.vu", "-initrd", "bare.cpio"];
+        assert_eq!(bare_line(&line), bare);
+    }
+}

@@ -1,0 +1,275 @@
+//! The vsock backend of the shim with a real guest, next to another backend where one is given. They take turns after each
+//! piece of work, in changing order.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use nexus_core::vmm::vsock::Backend;
+use nexus_tests::daemon::Daemon;
+use nexus_tests::vsock::{CID, Guest, Kernel, PORT, VHOST, VSOCK, dial, until};
+
+use super::Options;
+use super::memory::private_kib;
+use super::samples::Samples;
+use super::table::Table;
+
+/// The word by which this program is a backend.
+pub(crate) const SERVE: &str = "serve-vsock";
+/// What counts as no slower on a machine that does other things too.
+const NO_SLOWER: f64 = 1.05;
+
+const MIB: usize = 1 << 20;
+/// How much is sent in one go, in bytes.
+const BULK: usize = 64 * MIB;
+const WRITES: [usize; 3] = [4 << 10, 64 << 10, 256 << 10];
+const CONNECTS: usize = 50;
+const ROUND_TRIPS: usize = 500;
+
+/// One piece of work.
+#[derive(Clone, Copy)]
+enum Piece {
+    Connects,
+    RoundTrips,
+    /// With this one of [`WRITES`].
+    ToGuest(usize),
+    FromGuest(usize),
+}
+
+pub(crate) fn measure(options: &Options) -> Table {
+    // Only for its kernel.
+    let daemon = Daemon::start();
+    let kernel = kernel(&daemon);
+    let other = options.vsock_against.as_ref().map(|path| vec![path.display().to_string()]);
+    let mut contestants: Vec<Contestant> = std::iter::once(own())
+        .chain(other)
+        .enumerate()
+        .map(|(place, command)| Contestant::start(place, &kernel, &command))
+        .collect();
+    let bulk = (0..WRITES.len()).flat_map(|at| [Piece::ToGuest(at), Piece::FromGuest(at)]);
+    let pieces: Vec<Piece> = [Piece::Connects, Piece::RoundTrips].into_iter().chain(bulk).collect();
+    for _ in 0..options.times(10).max(2) {
+        for piece in &pieces {
+            contestants.iter_mut().for_each(|contestant| contestant.work(*piece));
+        }
+        contestants.rotate_left(1);
+    }
+    contestants.sort_by_key(|contestant| contestant.place);
+    let mut contestants = contestants.into_iter();
+    let ours = contestants.next().expect("the first is ours");
+    report(&ours, contestants.next().as_ref())
+}
+
+/// How the own backend is started.
+fn own() -> Vec<String> {
+    let own = std::env::current_exe().expect("a process knows its program");
+    vec![own.display().to_string(), SERVE.to_owned()]
+}
+
+/// The kernel of a daemon's VMs.
+fn kernel(daemon: &Daemon) -> Kernel {
+    let assets = fs::read_dir(daemon.state().join("assets")).expect("the daemon has assets");
+    let found = assets.flatten().map(|entry| entry.path()).find(|path| path.join("vmlinux").is_file());
+    Kernel::load(&found.expect("the daemon has a kernel"))
+}
+
+/// The backend of Nexus as a process of its own, as it is in a VM's shim.
+pub(crate) fn serve(arguments: &[String]) -> ExitCode {
+    let [cid, vhost, uds] = arguments else { return ExitCode::FAILURE };
+    let cid = cid.parse().expect("the context id is a number");
+    let mut backend = Backend::start(cid, Path::new(vhost), Path::new(uds)).expect("start the backend");
+    backend.wait();
+    ExitCode::SUCCESS
+}
+
+struct Contestant {
+    place: usize,
+    name: String,
+    guest: Option<Guest>,
+    backend: Child,
+    directory: tempfile::TempDir,
+    connects: Samples,
+    round_trips: Samples,
+    /// To the guest and from it, for each of [`WRITES`].
+    bulk: [[Samples; 2]; WRITES.len()],
+}
+
+impl Contestant {
+    fn start(place: usize, kernel: &Kernel, command: &[String]) -> Self {
+        let directory = tempfile::tempdir().expect("make a directory");
+        let backend = Command::new(&command[0])
+            .args(&command[1..])
+            .args([&CID.to_string(), VHOST, VSOCK])
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("start {command:?}: {e}"));
+        until("the backend's sockets", || {
+            (directory.path().join(VHOST).exists() && directory.path().join(VSOCK).exists()).then_some(())
+        });
+        let mut guest = Guest::start(kernel, directory.path());
+        guest.wait_for_hello();
+        let name = command[0].rsplit('/').next().unwrap_or_default();
+        Self {
+            place,
+            name: name.to_owned(),
+            guest: Some(guest),
+            backend,
+            directory,
+            connects: Samples::default(),
+            round_trips: Samples::default(),
+            bulk: Default::default(),
+        }
+    }
+
+    fn ask(&self, request: &str) -> UnixStream {
+        let mut stream = dial(self.directory.path(), PORT).expect("connect to the guest");
+        stream.write_all(request.as_bytes()).expect("ask the guest");
+        stream
+    }
+
+    fn work(&mut self, piece: Piece) {
+        match piece {
+            Piece::Connects => {
+                for _ in 0..CONNECTS {
+                    let start = Instant::now();
+                    dial(self.directory.path(), PORT).expect("connect to the guest");
+                    self.connects.add(start.elapsed());
+                }
+            }
+            Piece::RoundTrips => {
+                let mut echo = self.ask("echo\n");
+                let (message, mut answer) = ([7; 100], [0; 100]);
+                for _ in 0..ROUND_TRIPS {
+                    let start = Instant::now();
+                    echo.write_all(&message).expect("write to the guest");
+                    echo.read_exact(&mut answer).expect("read from the guest");
+                    self.round_trips.add(start.elapsed());
+                }
+            }
+            Piece::ToGuest(at) => {
+                let buffer = vec![7; WRITES[at]];
+                let mut stream = self.ask(&format!("sink {BULK}\n"));
+                let start = Instant::now();
+                for _ in 0..BULK / buffer.len() {
+                    stream.write_all(&buffer).expect("write to the guest");
+                }
+                let mut done = [0; 5];
+                stream.read_exact(&mut done).expect("hear that the guest has all");
+                self.bulk[at][0].add(start.elapsed());
+            }
+            Piece::FromGuest(at) => {
+                let mut buffer = vec![0; WRITES[WRITES.len() - 1]];
+                let mut stream = self.ask(&format!("source {BULK} {}\n", WRITES[at]));
+                let (start, mut seen) = (Instant::now(), 0);
+                while seen < BULK {
+                    let count = stream.read(&mut buffer).expect("read from the guest");
+                    assert!(count > 0, "the guest's stream ended after {seen} bytes");
+                    seen += count;
+                }
+                self.bulk[at][1].add(start.elapsed());
+            }
+        }
+    }
+}
+
+fn report(ours: &Contestant, other: Option<&Contestant>) -> Table {
+    let mut table = Table::new("The vsock device with a real VM");
+    let latencies = [
+        ("CONNECT + OK, p50 / p99", &ours.connects, other.map(|other| &other.connects)),
+        ("100-byte round trip, p50 / p99", &ours.round_trips, other.map(|other| &other.round_trips)),
+    ];
+    for (what, ours, other) in latencies {
+        let measured = ours.pair(0.5, 0.99);
+        match other {
+            None => table.told(what, measured, "", ""),
+            Some(other) => {
+                let ratio = ours.p50().as_secs_f64() / other.p50().as_secs_f64();
+                let verdict = ("no slower", ratio <= NO_SLOWER);
+                table.judged(
+                    what,
+                    measured,
+                    other.pair(0.5, 0.99),
+                    format!("{ratio:.2} x the time"),
+                    verdict,
+                );
+            }
+        }
+    }
+    for (at, size) in WRITES.into_iter().enumerate() {
+        for (way, name) in ["host to guest", "guest to host"].into_iter().enumerate() {
+            let what = format!("64 MiB {name}, {} KiB writes, median", size >> 10);
+            let rate =
+                |contestant: &Contestant| (BULK / MIB) as f64 / contestant.bulk[at][way].p50().as_secs_f64();
+            let measured = format!("{:.0} MiB/s", rate(ours));
+            match other.map(rate) {
+                None => table.told(what, measured, "", ""),
+                Some(other) => {
+                    let ratio = rate(ours) / other;
+                    let verdict = ("no slower", ratio * NO_SLOWER >= 1.0);
+                    table.judged(
+                        what,
+                        measured,
+                        format!("{other:.0} MiB/s"),
+                        format!("{ratio:.2} x"),
+                        verdict,
+                    );
+                }
+            }
+        }
+    }
+    let spent = |contestant: &Contestant| {
+        let process = contestant.backend.id();
+        format!("{:.2} s, {} KiB", processor_time(process).as_secs_f64(), private_kib(process))
+    };
+    table.told("processor time and private memory", spent(ours), other.map(spent).unwrap_or_default(), "");
+    if let Some(other) = other {
+        table.note(format!("The yardstick is {}; nothing stalled.", other.name));
+    }
+    table
+}
+
+/// A guest that sends back what it gets, behind the own backend.
+pub(crate) struct Echo {
+    stream: UnixStream,
+    _guest: Contestant,
+}
+
+impl Echo {
+    /// Boots it with the kernel of a daemon's VMs.
+    pub(crate) fn start(daemon: &Daemon) -> Self {
+        let guest = Contestant::start(0, &kernel(daemon), &own());
+        Self { stream: guest.ask("echo\n"), _guest: guest }
+    }
+
+    /// Sends 100 bytes and gets them back, many times.
+    pub(crate) fn round_trips(&mut self, times: usize) -> Vec<Duration> {
+        let (message, mut answer) = ([7; 100], [0; 100]);
+        let round_trip = |_| {
+            let start = Instant::now();
+            self.stream.write_all(&message).expect("write to the guest");
+            self.stream.read_exact(&mut answer).expect("read from the guest");
+            start.elapsed()
+        };
+        (0..times).map(round_trip).collect()
+    }
+}
+
+impl Drop for Contestant {
+    fn drop(&mut self) {
+        drop(self.guest.take());
+        self.backend.kill().expect("end the backend");
+        self.backend.wait().expect("wait for the backend");
+    }
+}
+
+/// How long a process has run, in its own code and in the kernel for it: fields 14 and 15 of `stat`, in ticks of 10 ms.
+fn processor_time(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("read a process's times");
+    let (_, fields) = stat.rsplit_once(')').expect("a process's name is in brackets");
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
+    Duration::from_millis(10 * ticks.sum::<u64>())
+}
