@@ -33,6 +33,13 @@ fn a_machine_is_made_used_and_deleted() {
     assert_eq!(stream(&read, "content").trim(), encoded);
     assert_eq!(client.run("first", "wc -c < /srv/a/b/bytes").stdout.trim(), "256");
 
+    // The kernel's modules are there, for every VM and for none to write to.
+    let loads = "modprobe overlay && grep -c overlay /proc/filesystems";
+    assert_eq!(client.run("first", loads).stdout, "1\n");
+    let mounted = client.run("first", "grep /lib/modules /proc/mounts").stdout;
+    assert!(mounted.contains("/lib/modules/") && mounted.contains(" ext4 ro,"), "{mounted}");
+    assert_ne!(client.run("first", "touch /lib/modules/$(uname -r)/x").exit_code, Some(0));
+
     // Its file system has grown to its drive.
     let kib: u64 = client
         .run("first", "df -k / | tail -n 1 | awk '{print $2}'")
@@ -115,6 +122,8 @@ fn a_machine_of_its_own_init_works_beside_it() {
     client.create(json!({ "name": "own-init", "from": "busybox", "init": "system" }));
     let init = client.run("own-init", "cat /proc/1/comm").stdout;
     assert!(!init.contains("nexus"), "PID 1 is {init}");
+    assert_eq!(client.run("own-init", "modprobe overlay").exit_code, Some(0));
+    assert_eq!(client.run("own-init", "ls /lib/modules/$(uname -r)/modules.dep").exit_code, Some(0));
 }
 
 fn base64(bytes: &[u8]) -> String {

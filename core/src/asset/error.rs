@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nexus_schema::{ErrorCode, ToolError};
 
 use crate::asset::stream::{OverLimit, Sha256};
+use crate::image::ImageError;
 use crate::op::Cancelled;
 
 /// Why an asset could not be had.
@@ -133,6 +134,15 @@ pub enum AssetError {
         /// What is wrong with it.
         #[source]
         problem: KernelProblem,
+    },
+    /// The filesystem of a kernel's modules could not be made.
+    #[error("make the modules' filesystem of kernel {kernel}")]
+    ModuleImage {
+        /// The kernel's version.
+        kernel: String,
+        /// Why.
+        #[source]
+        source: ImageError,
     },
     /// A digest that was given is none.
     #[error("{text:?} is not a SHA-256 digest")]
@@ -321,6 +331,7 @@ impl AssetError {
             | Self::Package { .. }
             | Self::Kernel { .. } => ErrorCode::VerificationFailed,
             Self::NoPackage { .. } | Self::NoKernel { .. } => ErrorCode::AssetNotFound,
+            Self::ModuleImage { source, .. } => source.code(),
             Self::NotADigest { .. } => ErrorCode::InvalidArgument,
             Self::Io { source, .. } if is_full(source) => ErrorCode::DiskFull,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorCode::AssetNotFound,

@@ -24,5 +24,5 @@ pub use error::{AssetError, KernelProblem, PackageProblem, SignatureProblem};
 pub use fetch::{FetchSettings, Fetched, Fetcher, ProxyRules, ProxySetting, Want};
 pub use initramfs::compose_initramfs;
 pub(crate) use kernel::VMLINUX;
-pub use kernel::{KernelFiles, import_kernel};
+pub use kernel::{KernelFiles, ModuleImage, import_kernel};
 pub use stream::{Compression, Sha256};

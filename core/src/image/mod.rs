@@ -22,6 +22,7 @@ mod place;
 mod source;
 mod staging;
 mod tree;
+mod volume;
 
 use std::path::{Path, PathBuf};
 
@@ -33,6 +34,7 @@ pub use error::ImageError;
 pub use facts::InitSystem;
 pub use limits::Limits;
 pub use source::Source;
+pub(crate) use volume::Volume;
 
 use crate::op::Progress;
 use ext4::Tools;

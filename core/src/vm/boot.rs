@@ -12,6 +12,7 @@ use nexus_schema::tools::vm::VmTimings;
 use tokio::sync::{mpsc, watch};
 
 use super::stop::Rung;
+use crate::asset::KernelFiles;
 use crate::guest::{GuestEvent, HelloServer, Link, LinkState};
 use crate::nexus::Shared;
 use crate::os::paths::vm_files;
@@ -122,13 +123,25 @@ pub(super) fn plan(
     drives: &[DriveRecord],
     boot_id: BootId,
     choice: &Choice,
-    kernel: &Path,
+    kernel: Option<&KernelFiles>,
     initramfs: &Path,
 ) -> LaunchPlan {
     let init = match record.spec.init {
         nexus_schema::link::InitMode::Agent => "agent",
         nexus_schema::link::InitMode::System => "system",
     };
+    let mut cmdline = vec![format!("nexus.init={init}"), "nexus.root=/dev/vda".into()];
+    let own = drives.iter().enumerate().map(|(position, drive)| PlanDrive {
+        id: format!("d{position}"),
+        path: shared.paths.drive(drive.id).join(crate::drive::DISK),
+        read_only: drive.read_only,
+    });
+    let mut drives: Vec<PlanDrive> = own.collect();
+    // Behind the VM's own drives, whose names do not depend on it; the guest finds it by what it holds.
+    if let Some(image) = kernel.and_then(|kernel| kernel.module_image.as_ref()) {
+        cmdline.push(format!("nexus.modules={}", image.uuid));
+        drives.push(PlanDrive { id: "modules".into(), path: image.path.clone(), read_only: true });
+    }
     LaunchPlan {
         vm: record.id,
         name: record.name.clone(),
@@ -139,18 +152,10 @@ pub(super) fn plan(
         directory: shared.paths.vm(record.id),
         vcpus: record.spec.vcpus,
         memory: record.spec.memory,
-        kernel: kernel.into(),
+        kernel: kernel.map(|kernel| kernel.vmlinux.clone()).unwrap_or_default(),
         initramfs: initramfs.into(),
-        cmdline: vec![format!("nexus.init={init}"), "nexus.root=/dev/vda".into()],
-        drives: drives
-            .iter()
-            .enumerate()
-            .map(|(position, drive)| PlanDrive {
-                id: format!("d{position}"),
-                path: shared.paths.drive(drive.id).join(crate::drive::DISK),
-                read_only: drive.read_only,
-            })
-            .collect(),
+        cmdline,
+        drives,
         cid: record.cid,
         console_bytes: CONSOLE_BYTES,
     }

@@ -43,7 +43,7 @@ impl Events {
     }
 
     /// Waits until something was announced, or for `most`.
-    fn wait(&self, most: Duration) {
+    pub(super) fn wait(&self, most: Duration) {
         // Without events it is looked again every so often.
         let most = if self.socket.is_some() { most } else { most.min(Duration::from_millis(50)) };
         let timeout = Timespec { tv_sec: most.as_secs() as i64, tv_nsec: i64::from(most.subsec_nanos()) };
@@ -61,7 +61,7 @@ impl Events {
 }
 
 /// Waits until the device is there.
-pub(super) fn wait_for(device: &str, events: Events) -> Result<(), BootError> {
+pub(super) fn wait_for(device: &str, events: &Events) -> Result<(), BootError> {
     let deadline = Instant::now() + APPEAR_TIMEOUT;
     loop {
         // Opening, not only looking: the node comes a moment before the drive does.
@@ -99,9 +99,12 @@ pub(super) fn mount_root(device: &str, at: &str, problems: &mut Vec<String>) -> 
     Ok(())
 }
 
+/// Where a filesystem's superblock is on its device.
+pub(super) const SUPERBLOCK_AT: u64 = 1024;
+
 /// What is needed of an ext4 superblock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Superblock {
+pub(super) struct Superblock {
     blocks: u64,
     block_size: u64,
     blocks_per_group: u64,
@@ -110,8 +113,14 @@ struct Superblock {
 impl Superblock {
     fn read(device: &File) -> io::Result<Self> {
         let mut bytes = [0; 1024];
-        device.read_exact_at(&mut bytes, 1024)?;
+        device.read_exact_at(&mut bytes, SUPERBLOCK_AT)?;
         Self::parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no ext4 superblock"))
+    }
+
+    /// The UUID of the filesystem; `None` if it is no ext4.
+    pub(super) fn uuid(bytes: &[u8; 1024]) -> Option<[u8; 16]> {
+        Self::parse(bytes)?;
+        bytes[0x68..0x78].try_into().ok()
     }
 
     fn parse(bytes: &[u8; 1024]) -> Option<Self> {
@@ -168,6 +177,9 @@ mod tests {
         bytes[0x20..0x24].copy_from_slice(&32_768_u32.to_le_bytes());
         let parsed = Superblock { blocks: 65_536, block_size: 4096, blocks_per_group: 32_768 };
         assert_eq!(Superblock::parse(&bytes), Some(parsed));
+        bytes[0x68..0x78].copy_from_slice(&[7; 16]);
+        assert_eq!(Superblock::uuid(&bytes), Some([7; 16]));
+        assert_eq!(Superblock::uuid(&[0; 1024]), None);
         bytes[0x60] = 0x80;
         bytes[0x150] = 1;
         assert_eq!(Superblock::parse(&bytes).map(|s| s.blocks), Some((1 << 32) + 65_536));

@@ -1,7 +1,7 @@
 //! `/init` of the initramfs: from a bare kernel to the root drive.
 //!
 //! ```text
-//! mount proc, sys, dev ─> load modules ─> wait for the root drive ─> mount and grow it
+//! mount proc, sys, dev ─> load modules ─> wait for the root drive ─> mount and grow it ─> mount all modules in it
 //!   ─> keep this binary in a tmpfs under /run/nexus ─> switch root ─┬─> `nexus-guest init`            (init mode `agent`)
 //!                                                                   └─> supervise + the image's init  (init mode `system`)
 //! ```
@@ -10,6 +10,7 @@
 mod drive;
 mod modules;
 mod switch;
+mod tree;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -59,14 +60,18 @@ pub(crate) fn run() -> ExitCode {
 struct Orders {
     device: String,
     init: InitMode,
+    /// The UUID of the filesystem with the kernel's modules.
+    modules: Option<String>,
 }
 
 impl Orders {
     fn parse(cmdline: &str) -> Result<Self, BootError> {
-        let mut orders = Self { device: "/dev/vda".into(), init: InitMode::Agent };
+        let mut orders = Self { device: "/dev/vda".into(), init: InitMode::Agent, modules: None };
         for word in cmdline.split_whitespace() {
             if let Some(device) = word.strip_prefix("nexus.root=") {
                 orders.device = device.into();
+            } else if let Some(uuid) = word.strip_prefix("nexus.modules=") {
+                orders.modules = Some(uuid.into());
             } else if let Some(mode) = word.strip_prefix("nexus.init=") {
                 orders.init = match mode {
                     "agent" => InitMode::Agent,
@@ -87,9 +92,12 @@ fn boot() -> Result<Infallible, BootError> {
 
     let events = drive::Events::listen();
     modules::load()?;
-    drive::wait_for(&orders.device, events)?;
+    drive::wait_for(&orders.device, &events)?;
     let mut problems = Vec::new();
     drive::mount_root(&orders.device, switch::NEW_ROOT, &mut problems)?;
+    if let Some(uuid) = &orders.modules {
+        tree::mount(uuid, switch::NEW_ROOT, &events, &mut problems);
+    }
     switch::prepare(&problems)?;
     switch::switch()?;
     switch::start(orders.init)
@@ -102,10 +110,11 @@ mod tests {
     #[test]
     fn orders_come_from_the_command_line() {
         let parse = |line| Orders::parse(line).unwrap();
-        assert_eq!(parse("quiet\n"), Orders { device: "/dev/vda".into(), init: InitMode::Agent });
+        let quiet = Orders { device: "/dev/vda".into(), init: InitMode::Agent, modules: None };
+        assert_eq!(parse("quiet\n"), quiet);
         assert_eq!(
-            parse("console=ttyS0 nexus.init=system nexus.root=/dev/vdb x=1\n"),
-            Orders { device: "/dev/vdb".into(), init: InitMode::System }
+            parse("console=ttyS0 nexus.init=system nexus.root=/dev/vdb nexus.modules=u-u x=1\n"),
+            Orders { device: "/dev/vdb".into(), init: InitMode::System, modules: Some("u-u".into()) }
         );
         assert!(Orders::parse("nexus.init=other").is_err());
     }

@@ -5,21 +5,23 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use nexus_schema::tools::asset::Verified;
-use tokio_util::sync::CancellationToken;
 
 use crate::asset::debian::deb::{self, More};
 use crate::asset::debian::packages::Package;
 use crate::asset::error::{AssetError, KernelProblem, PackageProblem};
 use crate::asset::fetch::Fetched;
 use crate::asset::kernel::{
-    self, Choice, KernelFiles, MAX_KERNEL, MAX_MODULE, Modules, Provenance, first_guess, module_name,
+    self, Choice, KernelFiles, MAX_KERNEL, MAX_MODULE, MODULE_LISTS, ModuleTree, Modules, Provenance,
+    first_guess, module_name,
 };
 use crate::asset::stream::{Compression, capped, decompressed, hashed};
+use crate::image::ImageError;
+use crate::op::Progress;
 
 /// The largest single file of another kind that is taken out.
 const MAX_FILE: u64 = 256 << 20;
-/// The largest list of what is built in.
-const MAX_LIST: u64 = 4 << 20;
+/// The largest list of modules, or of what is built in.
+const MAX_LIST: u64 = 16 << 20;
 /// How often a package is read: modules that depend on modules that depend on ..
 const MAX_PASSES: usize = 8;
 
@@ -31,24 +33,41 @@ pub(super) struct Extracted {
     pub(super) verified: Verified,
 }
 
-/// Takes the kernel and the modules that it needs out of its packages, into a kernel's directory.
+/// Takes the kernel and its modules out of its packages, into a kernel's directory. Blocks, on a thread that the runtime keeps
+/// for that.
 pub(super) fn kernel(
     debs: &[PathBuf],
     facts: Extracted,
     into: &Path,
-    cancel: &CancellationToken,
+    progress: &Progress,
 ) -> Result<KernelFiles, AssetError> {
     let of_package = |problem| AssetError::Package { package: facts.package.clone(), problem };
     let of_kernel = |problem| AssetError::Kernel { kernel: facts.version.clone(), problem };
-    let mut parts =
-        Parts { version: &facts.version, image: None, modules: Modules::default(), wanted: first_guess() };
+    let of_tree = |source| match source {
+        ImageError::Cancelled => AssetError::Cancelled,
+        source => AssetError::ModuleImage { kernel: facts.version.clone(), source },
+    };
+    let mut parts = Parts {
+        version: &facts.version,
+        image: None,
+        modules: Modules::default(),
+        wanted: first_guess(),
+        tree: Some(ModuleTree::new(into, progress.clone()).map_err(of_tree)?),
+    };
+    let mut whole_tree = None;
     for _ in 0..MAX_PASSES {
         for deb in debs {
-            if cancel.is_cancelled() {
+            if progress.check().is_err() {
                 return Err(AssetError::Cancelled);
             }
-            parts.read(deb).map_err(of_package)?;
+            match parts.read(deb) {
+                Err(Failed::Package(problem)) => return Err(of_package(problem)),
+                Err(Failed::Tree(problem)) => return Err(of_tree(problem)),
+                Ok(()) => {}
+            }
         }
+        // One pass is enough for all modules.
+        whole_tree = parts.tree.take().or(whole_tree);
         let Some(image) = &parts.image else {
             return Err(of_package(PackageProblem::NoMember(format!("boot/vmlinuz-{}", facts.version))));
         };
@@ -59,7 +78,11 @@ pub(super) fn kernel(
                     version: Some(facts.version.clone()),
                     verified: facts.verified,
                 };
-                return kernel::install(image, &parts.modules, &order, provenance, into);
+                let tree = match whole_tree {
+                    Some(tree) => tree.write(into).map_err(of_tree)?,
+                    None => None,
+                };
+                return kernel::install(image, &parts.modules, &order, tree, provenance, into);
             }
             Choice::Unread(names) => parts.wanted = names,
         }
@@ -75,16 +98,25 @@ struct Parts<'v> {
     modules: Modules,
     /// Names of the modules to read in this pass.
     wanted: BTreeSet<String>,
+    /// Takes all modules, in the first pass.
+    tree: Option<ModuleTree>,
+}
+
+/// What reading ends in.
+enum Failed {
+    Package(PackageProblem),
+    Tree(ImageError),
 }
 
 impl Parts<'_> {
-    fn read(&mut self, deb: &Path) -> Result<(), PackageProblem> {
+    fn read(&mut self, deb: &Path) -> Result<(), Failed> {
         let image_path = format!("boot/vmlinuz-{}", self.version);
         let tree = format!("lib/modules/{}/", self.version);
         let below_tree =
             |path: &str| path.strip_prefix("usr/").unwrap_or(path).strip_prefix(&tree).map(str::to_owned);
-        let Self { image, modules, wanted, .. } = self;
-        let has_image = image.is_some();
+        let Self { image, modules, wanted, tree: all, .. } = self;
+        let (has_image, takes_all) = (image.is_some(), all.is_some());
+        let mut failed = None;
         // Two closures need the set of modules: what is there is noted first, and handed over below.
         let present = std::cell::RefCell::new(BTreeSet::new());
         let mut chosen = |path: &str| {
@@ -92,14 +124,14 @@ impl Parts<'_> {
                 return !has_image;
             }
             let Some(inner) = below_tree(path) else { return false };
-            if inner == "modules.builtin" {
-                return true;
+            if MODULE_LISTS.contains(&inner.as_str()) {
+                return takes_all;
             }
             match module_name(&inner) {
                 Some(name) if inner.starts_with("kernel/") => {
                     let is_wanted = wanted.contains(&name);
                     present.borrow_mut().insert(name);
-                    is_wanted
+                    is_wanted || takes_all
                 }
                 _ => false,
             }
@@ -107,9 +139,10 @@ impl Parts<'_> {
         let mut take = |path: &str, file: &mut dyn Read| {
             if path == image_path {
                 *image = Some(deb::read_whole(path, file, MAX_KERNEL)?);
-            } else if path.ends_with("/modules.builtin") {
-                modules.set_builtin(&String::from_utf8_lossy(&deb::read_whole(path, file, MAX_LIST)?));
-            } else if let Some(name) = module_name(path) {
+                return Ok(More::Wanted);
+            }
+            let Some(inner) = below_tree(path) else { return Ok(More::Wanted) };
+            let put = if let Some(name) = module_name(&inner) {
                 let packed = deb::read_whole(path, file, MAX_MODULE)?;
                 let unpacked = decompressed(&packed[..], Compression::of_name(path))
                     .and_then(|mut reader| {
@@ -118,11 +151,29 @@ impl Parts<'_> {
                         Ok(bytes)
                     })
                     .map_err(|e| PackageProblem::of_read(e, path))?;
-                modules.add(&name, unpacked).map_err(|e| PackageProblem::Data(std::io::Error::other(e)))?;
+                let put = all.as_mut().map(|tree| tree.module(&inner, &unpacked));
+                if wanted.contains(&name) {
+                    let added = modules.add(&name, unpacked);
+                    added.map_err(|e| PackageProblem::Data(std::io::Error::other(e)))?;
+                }
+                put
+            } else {
+                let list = deb::read_whole(path, file, MAX_LIST)?;
+                if inner == "modules.builtin" {
+                    modules.set_builtin(&String::from_utf8_lossy(&list));
+                }
+                all.as_mut().map(|tree| tree.list(&inner, &list))
+            };
+            if let Some(Err(error)) = put {
+                failed = Some(error);
+                return Ok(More::Enough);
             }
             Ok(More::Wanted)
         };
-        deb::each_file(deb, MAX_KERNEL, &mut chosen, &mut take)?;
+        deb::each_file(deb, MAX_KERNEL, &mut chosen, &mut take).map_err(Failed::Package)?;
+        if let Some(error) = failed {
+            return Err(Failed::Tree(error));
+        }
         for name in present.into_inner() {
             self.modules.note_present(&name);
         }

@@ -261,9 +261,9 @@ impl Archive {
             version: uname,
             verified: Verified::Signature,
         };
-        let (into, token) = (into.to_owned(), progress.token().clone());
+        let (into, watched) = (into.to_owned(), progress.clone());
         let kernel = tokio::task::spawn_blocking(move || {
-            let result = extract::kernel(&debs, extracted, &into, &token);
+            let result = extract::kernel(&debs, extracted, &into, &watched);
             for deb in debs {
                 fs::remove_file(deb).map_err(AssetError::io("remove a package"))?;
             }

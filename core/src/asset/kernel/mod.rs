@@ -1,12 +1,15 @@
 //! Kernels: an ELF file that VMMs boot, and the modules without which it would not find its drive.
 //!
-//! A kernel's directory holds `vmlinux`, `modules/NN-name.ko` in the order of loading, and last of all `kernel.json` with
-//! the facts: a directory without it is not whole.
+//! A kernel's directory holds `vmlinux`, `modules/NN-name.ko` in the order of loading, `modules.ext4` with all modules where
+//! the kernel has any, and last of all `kernel.json` with the facts: a directory without it is not whole.
 
 mod bzimage;
+mod depmod;
+mod index;
 mod modules;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -21,7 +24,11 @@ use crate::asset::stream::{Sha256, capped, hashed};
 use crate::os::memory;
 pub(crate) use bzimage::MAX_KERNEL;
 use bzimage::{Image, check_elf, examine};
+pub(crate) use depmod::LISTS as MODULE_LISTS;
 pub(crate) use modules::{Choice, MAX_MODULE, Modules, first_guess, module_name};
+use tree::ModuleFacts;
+pub use tree::ModuleImage;
+pub(crate) use tree::ModuleTree;
 
 /// A kernel in its directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +39,8 @@ pub struct KernelFiles {
     pub vmlinux: PathBuf,
     /// The modules that booting needs, unpacked, in the order of loading; none where all is built in.
     pub modules: Vec<PathBuf>,
+    /// All its modules, for `/lib/modules`; none where it has none, or where they were not kept.
+    pub module_image: Option<ModuleImage>,
     /// SHA-256 of `vmlinux`, in hexadecimal.
     pub sha256: String,
     /// The length of `vmlinux` in bytes.
@@ -52,6 +61,9 @@ struct Facts {
     origin: String,
     /// File names below `modules/`, in the order of loading.
     modules: Vec<String>,
+    /// The filesystem with all modules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    module_image: Option<ModuleFacts>,
 }
 
 pub(crate) const VMLINUX: &str = "vmlinux";
@@ -71,12 +83,14 @@ impl KernelFiles {
             version: facts.version,
             vmlinux: dir.join(VMLINUX),
             modules: facts.modules.iter().map(|m| dir.join(MODULES).join(m)).collect(),
+            module_image: facts.module_image.map(|facts| ModuleImage::of(dir, facts)),
             sha256: facts.sha256,
             size_bytes: facts.size_bytes,
             verified: facts.verified,
             origin: facts.origin,
         };
-        for file in kernel.modules.iter().chain([&kernel.vmlinux]) {
+        let image = kernel.module_image.iter().map(|image| &image.path);
+        for file in kernel.modules.iter().chain([&kernel.vmlinux]).chain(image) {
             fs::metadata(file).map_err(&doing)?;
         }
         Ok(kernel)
@@ -119,14 +133,15 @@ pub fn import_kernel(file: &Path, into: &Path, sha256: Option<&str>) -> Result<K
     }
     let verified = if expected.is_some() { Verified::Checksum } else { Verified::None };
     let provenance = Provenance { origin: kernel, version: None, verified };
-    install(&bytes, &Modules::default(), &[], provenance, into)
+    install(&bytes, &Modules::default(), &[], None, provenance, into)
 }
 
-/// Makes a kernel's directory out of its image and its modules, in the order of loading.
+/// Makes a kernel's directory out of its image and its modules, in the order of loading; `tree` is in it already.
 pub(crate) fn install(
     image: &[u8],
     modules: &Modules,
     order: &[String],
+    tree: Option<ModuleImage>,
     provenance: Provenance,
     into: &Path,
 ) -> Result<KernelFiles, AssetError> {
@@ -180,6 +195,7 @@ pub(crate) fn install(
         verified: provenance.verified,
         origin: provenance.origin,
         modules: names,
+        module_image: tree.as_ref().map(ModuleImage::facts),
     };
     let mut temporary = tempfile::NamedTempFile::new_in(into).map_err(&doing)?;
     serde_json::to_writer_pretty(&mut temporary, &facts).map_err(|e| doing(e.into()))?;

@@ -85,7 +85,7 @@ pub(crate) fn module_name(path: &str) -> Option<String> {
 }
 
 /// Module names are the same with `-` and with `_`.
-fn normal(name: &str) -> String {
+pub(super) fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 
@@ -178,10 +178,7 @@ impl Walk<'_> {
 /// Reads a module's `.modinfo`.
 fn info(file: &[u8]) -> Result<Info, &'static str> {
     let mut info = Info::default();
-    for entry in section(file, b".modinfo")?.split(|b| *b == 0) {
-        let Some((key, value)) = std::str::from_utf8(entry).ok().and_then(|e| e.split_once('=')) else {
-            continue;
-        };
+    for (key, value) in entries(section(file, b".modinfo")?) {
         match key {
             "depends" => info.depends.extend(value.split(',').filter(|n| !n.is_empty()).map(normal)),
             "softdep" => {
@@ -201,8 +198,13 @@ fn info(file: &[u8]) -> Result<Info, &'static str> {
     Ok(info)
 }
 
+/// The NUL-terminated `key=value` strings of a `.modinfo`.
+pub(super) fn entries(section: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+    section.split(|b| *b == 0).filter_map(|entry| std::str::from_utf8(entry).ok()?.split_once('='))
+}
+
 /// A section of a 64-bit little-endian ELF file, by name.
-fn section<'f>(file: &'f [u8], name: &[u8]) -> Result<&'f [u8], &'static str> {
+pub(super) fn section<'f>(file: &'f [u8], name: &[u8]) -> Result<&'f [u8], &'static str> {
     const SHORT: &str = "its sections are not where they should be";
     if file.get(..6) != Some(&[0x7f, b'E', b'L', b'F', 2, 1]) {
         return Err("it is no 64-bit ELF file");

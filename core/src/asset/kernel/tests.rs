@@ -268,7 +268,7 @@ fn a_kernel_directory_has_its_modules_in_order() {
     let order = order(&modules);
     let provenance = Provenance { origin: "x 1".into(), version: None, verified: Verified::Signature };
     let image = bz_image(&elf(), Compression::Lz4Legacy, VERSION);
-    let kernel = install(&image, &modules, &order, provenance, dir.path()).unwrap();
+    let kernel = install(&image, &modules, &order, None, provenance, dir.path()).unwrap();
     let names: Vec<_> = kernel.modules.iter().map(|m| m.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names[0], format!("00-{}.ko", order[0]));
     assert!(names.is_sorted() && names.len() == 10);

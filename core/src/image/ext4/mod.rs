@@ -24,7 +24,7 @@ use crate::op::Progress;
 use crate::os::tool::{ProgramError, Tool};
 
 pub(crate) use script::quote;
-pub(crate) use size::{Geometry, JOURNAL_MIB, measure};
+pub(crate) use size::{Geometry, JOURNAL_MIB, measure, measure_read_only};
 
 /// Bytes of a block.
 pub(crate) const BLOCK: u64 = 4096;
@@ -33,6 +33,8 @@ const GROWTH: u64 = 1 << 40;
 /// What makes the filesystem, beside nothing.
 const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
     large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
+/// The same for one that is never written to again.
+const FEATURES_READ_ONLY: &str = "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super,large_file,dir_nlink,extra_isize,metadata_csum";
 /// How long a tool may work on one filesystem.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
@@ -100,6 +102,30 @@ impl Tools {
         let made =
             call.arg(file).arg(geometry.blocks.to_string()).timeout(TIMEOUT).run(progress.token()).await;
         made.map_err(|e| full_or(file, e))?;
+        Ok(())
+    }
+
+    /// Makes an empty filesystem, to be filled and then never written to again, in a new sparse file.
+    pub(crate) async fn make_read_only(
+        &self,
+        file: &Path,
+        geometry: Geometry,
+        label: &str,
+        uuid: &str,
+        progress: &Progress,
+    ) -> Result<(), ImageError> {
+        let created = fs::File::create_new(file).and_then(|f| f.set_len(geometry.blocks * BLOCK));
+        created.map_err(|e| ImageError::write(file, e))?;
+        let extended = "assume_storage_prezeroed=1,lazy_itable_init=1,root_owner=0:0,nodiscard";
+        let call = self
+            .mke2fs
+            .call()
+            .args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-o", "Linux", "-O", FEATURES_READ_ONLY])
+            .args(["-E", extended, "-L", label, "-U", uuid, "-N"])
+            .arg(geometry.inodes.to_string())
+            .arg(file)
+            .arg(geometry.blocks.to_string());
+        call.timeout(TIMEOUT).run(progress.token()).await.map_err(|e| full_or(file, e))?;
         Ok(())
     }
 

@@ -46,6 +46,20 @@ pub(crate) fn measure(tree: &Tree) -> Geometry {
     }
 }
 
+/// The size for a tree that nothing is added to: no journal, and hardly any slack.
+pub(crate) fn measure_read_only(tree: &Tree) -> Geometry {
+    let (mut blocks, mut inodes) = (0, 16_u64);
+    for node in tree.nodes() {
+        inodes += 1;
+        blocks += body_blocks(node);
+    }
+    let inodes = inodes + inodes / 16;
+    let content = blocks + blocks / 100 + inodes.div_ceil(INODES_PER_BLOCK) + 256;
+    let groups = content.div_ceil(GROUP) + 1;
+    // Each group has a superblock and descriptors, two bitmaps, and an inode table that is rounded up.
+    Geometry { blocks: content + groups * 8, inodes }
+}
+
 /// How many inodes a filesystem of so many blocks gets.
 pub(crate) fn inodes(blocks: u64, needed: u64) -> u64 {
     inodes_of(blocks.div_ceil(GROUP).max(1), needed)

@@ -271,9 +271,8 @@ impl Actor {
         let configure = boot::configure(&self.record, boot_id, &token);
         let launched = async {
             let initramfs = self.shared.initramfs(kernel.as_ref()).await?;
-            let vmlinux = kernel.map(|k| k.vmlinux).unwrap_or_default();
-            let plan =
-                boot::plan(&self.shared, &self.record, &self.drives, boot_id, &choice, &vmlinux, &initramfs);
+            let (shared, record, drives) = (&self.shared, &self.record, &self.drives);
+            let plan = boot::plan(shared, record, drives, boot_id, &choice, kernel.as_ref(), &initramfs);
             fs_err::create_dir_all(&plan.directory)
                 .map_err(|e| ToolError::internal(format!("make the VM's directory: {e}")))?;
             clock.timings.plan_ms = clock.step();

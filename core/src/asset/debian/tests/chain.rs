@@ -50,7 +50,7 @@ async fn a_kernel_and_a_file_are_fetched() {
     );
     let mut left: Vec<_> = std::fs::read_dir(&into).unwrap().map(|e| e.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, ["kernel.json", "modules", "vmlinux"], "nothing half-made is left");
+    assert_eq!(left, ["kernel.json", "modules", "modules.ext4", "vmlinux"], "nothing half-made is left");
 
     let busybox = archive
         .fetch_package_file("busybox-static", "./bin/busybox", host.path(), &host.progress)

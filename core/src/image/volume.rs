@@ -1,0 +1,121 @@
+//! A filesystem of files that are at hand, to be mounted read-only by many: a kernel's modules.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use fs_err as fs;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use super::ext4::{self, Tools};
+use super::staging::Staging;
+use super::tree::{Attributes, Body, Tree};
+use super::{ImageError, Limits};
+use crate::op::Progress;
+
+/// Files, as they come.
+pub(crate) struct Volume {
+    /// Below the directory in which the filesystem will be.
+    scratch: TempDir,
+    tree: Tree,
+    staging: Staging,
+    digest: Sha256,
+}
+
+impl Volume {
+    /// An empty one, whose contents are kept in a directory of their own within `beside` until it is written or dropped.
+    pub(crate) fn new(beside: &Path) -> Result<Self, ImageError> {
+        let scratch = tempfile::Builder::new().prefix(".volume-").tempdir_in(beside);
+        let scratch = scratch.map_err(|e| ImageError::write(beside, e))?;
+        let limits = Limits::default();
+        let tree = Tree::new(limits.clone());
+        let staging = Staging::new(scratch.path(), limits);
+        Ok(Self { scratch, tree, staging, digest: Sha256::new() })
+    }
+
+    /// Adds a file that everybody may read; directories on the way are made.
+    pub(crate) fn put(&mut self, path: &str, content: &[u8], progress: &Progress) -> Result<(), ImageError> {
+        for part in [path.as_bytes(), content] {
+            self.digest.update((part.len() as u64).to_le_bytes());
+            self.digest.update(part);
+        }
+        let content = self.staging.keep(content, progress)?;
+        self.tree.put(path.as_bytes(), Attributes::root(0o644, 0), Body::File(content))
+    }
+
+    /// Writes the filesystem to `file`, which must not be there, and gives its UUID: the same files have the same.
+    pub(crate) async fn write(
+        self,
+        file: &Path,
+        label: &str,
+        progress: &Progress,
+    ) -> Result<String, ImageError> {
+        let uuid = uuid(&self.digest.finalize());
+        let tools = Tools::find()?;
+        let half = self.scratch.path().join("filesystem");
+        let geometry = ext4::measure_read_only(&self.tree);
+        self.staging.check_room(geometry.blocks * ext4::BLOCK)?;
+        tools.make_read_only(&half, geometry, label, &uuid, progress).await?;
+        tools.fill(&half, &self.tree, &self.staging, progress).await?;
+        tools.check(&half, progress).await?;
+        let published = || -> std::io::Result<()> {
+            let open = fs::File::open(&half)?;
+            // VMMs of any user read it, and nobody writes.
+            open.set_permissions(std::fs::Permissions::from_mode(0o444))?;
+            open.sync_data()?;
+            fs::rename(&half, file)
+        };
+        published().map_err(|e| ImageError::write(file, e))?;
+        Ok(uuid)
+    }
+}
+
+/// A UUID made of a digest (RFC 9562, version 8).
+fn uuid(digest: &[u8]) -> String {
+    let mut bytes: Vec<u8> = digest.iter().copied().take(16).collect();
+    bytes[6] = bytes[6] & 0x0f | 0x80;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex = data_encoding::HEXLOWER.encode(&bytes);
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_same_files_make_a_filesystem_of_the_same_uuid() {
+        let dir = tempfile::tempdir().unwrap();
+        let progress = Progress::default();
+        let write = async |name: &str, last: &str| {
+            let mut volume = Volume::new(dir.path()).unwrap();
+            volume.put("kernel/a/b.ko", &[7; 10_000], &progress).unwrap();
+            volume.put("modules.dep", last.as_bytes(), &progress).unwrap();
+            volume.write(&dir.path().join(name), "some-label", &progress).await.unwrap()
+        };
+        let (one, two, other) = (write("1", "x").await, write("2", "x").await, write("3", "y").await);
+        assert_eq!(one, two);
+        assert_ne!(one, other);
+        let tools = Tools::find().unwrap();
+        let file = dir.path().join("1");
+        let facts = tools.ask(&file, "stats -h", 1 << 16, &progress).await.unwrap();
+        let facts = String::from_utf8(facts).unwrap();
+        assert!(facts.contains(&one) && facts.contains("some-label"), "{facts}");
+        assert!(!facts.contains("has_journal"), "{facts}");
+        let listed = tools.ask(&file, "ls -p kernel/a", 1 << 16, &progress).await.unwrap();
+        let listed = String::from_utf8(listed).unwrap();
+        assert!(listed.contains("/100644/0/0/b.ko/10000/"), "{listed}");
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 3, "nothing half-made is left: {left:?}");
+        assert!(std::fs::metadata(&file).unwrap().len() < 4 << 20);
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut volume = Volume::new(dir.path()).unwrap();
+        volume.put("a", b"a", &Progress::default()).unwrap();
+        drop(volume);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
