@@ -171,7 +171,14 @@ impl Nexus {
         let before = number_cursor(params.cursor.as_deref())?;
         let id = match &params.vm {
             Reference::Id(id) => *id,
-            Reference::Name(_) => self.shared.vms.resolve(&params.vm)?,
+            Reference::Name(name) => match self.shared.vms.resolve(&params.vm) {
+                Ok(id) => id,
+                Err(not_found) => {
+                    let name = name.clone();
+                    let past = self.shared.store.read(move |db| history::last_of_name(db, &name)).await;
+                    past.map_err(store_error)?.ok_or(not_found)?
+                }
+            },
         };
         let mut rows = self
             .shared

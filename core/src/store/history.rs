@@ -3,7 +3,7 @@
 use nexus_schema::Name;
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::tools::vm::{VmState, VmTransition};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::columns::RowExt;
 use super::{StoreError, now};
@@ -35,6 +35,14 @@ pub fn insert(
         boot_id.map(|id| id.as_i64()),
     ])?;
     Ok(())
+}
+
+/// The VM that had a name last, though it may be deleted by now.
+pub fn last_of_name(db: &Connection, name: &Name) -> Result<Option<VmId>, StoreError> {
+    Ok(db
+        .prepare_cached("SELECT vm_id FROM vm_history WHERE vm_name = ?1 ORDER BY seq DESC LIMIT 1")?
+        .query_row([name.as_str()], |row| row.id("vm_id"))
+        .optional()?)
 }
 
 /// A page of a VM's changes, newest first, with the number of each; before number `before`.

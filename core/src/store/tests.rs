@@ -204,6 +204,12 @@ async fn history_outlives_the_vm() {
         assert_eq!(all.len(), 2);
         assert_eq!(all[0].1.to, None, "newest first");
         assert_eq!(history::list(tx, row.id, Some(all[0].0), 10)?.len(), 1);
+        // By name, the last one that had it.
+        assert_eq!(history::last_of_name(tx, &row.name)?, Some(row.id));
+        let next = vm("web", 4);
+        history::insert(tx, next.id, &next.name, None, Some(VmState::Created), "asked for", "uid:0", None)?;
+        assert_eq!(history::last_of_name(tx, &row.name)?, Some(next.id));
+        assert_eq!(history::last_of_name(tx, &"other".parse().unwrap())?, None);
         Ok(())
     })
     .await

@@ -513,7 +513,7 @@ pub enum VmHistory {}
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmHistoryParams {
-    /// The VM: its name or id. The id also works after the VM was deleted.
+    /// The VM: its name or id. Both also work after the VM was deleted; the name then means the last VM that had it.
     pub vm: Reference<VmKind>,
     /// How many rows at most (default 50, at most 500).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -560,7 +560,7 @@ impl Tool for VmHistory {
     const NAME: &'static str = "vm_history";
     const TITLE: &'static str = "Show a VM's history";
     const DESCRIPTION: &'static str = "Shows every change of a VM's state, newest first: from, to, why, when and who; use it to \
-        find out what happened to a VM, also after it was deleted (by id).";
+        find out what happened to a VM, also after it was deleted.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = VmHistoryParams;
     type Output = VmHistoryOutput;
