@@ -185,7 +185,16 @@ fn write_result(out: &mut Vec<u8>, result: &RawValue, origin: &Origin, era: Era)
                 continue;
             }
             "content" => has_content = value.get().starts_with('['),
-            "isError" => is_error = value.get() == "true",
+            "isError" => {
+                is_error = match value.get() {
+                    "true" => true,
+                    "false" => false,
+                    _ => return Err(LinkError::Misbehaved { what: "its isError is neither true nor false" }),
+                }
+            }
+            "structuredContent" if !value.get().starts_with('{') => {
+                return Err(LinkError::Misbehaved { what: "its structuredContent is not an object" });
+            }
             _ => {}
         }
         write_string(out, key);
@@ -437,7 +446,13 @@ mod tests {
         let (value, _) = outcome(forged, Era::Session);
         assert_eq!(value["_meta"]["dev.nexus/vm"]["name"], "web-1");
         assert_eq!(value["_meta"].as_object().unwrap().len(), 1);
-        for bad in [r#"{"content":[],"resultType":"input_required"}"#, "{}", r#"{"content":[],"_meta":3}"#] {
+        for bad in [
+            r#"{"content":[],"resultType":"input_required"}"#,
+            "{}",
+            r#"{"content":[],"_meta":3}"#,
+            r#"{"content":[],"isError":"no"}"#,
+            r#"{"content":[],"structuredContent":[]}"#,
+        ] {
             let (value, said) = outcome(bad, Era::Session);
             assert_eq!((said, &value["isError"]), ("guest_misbehaved", &json!(true)), "{bad}");
             assert_eq!(value["_meta"]["dev.nexus/error"]["code"], "guest_misbehaved");
