@@ -1,7 +1,7 @@
 //! The host's end of hello and bye: listens where a VM's guest dials port 1024.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -30,6 +30,8 @@ const FIRST_MAX: Duration = Duration::from_secs(10);
 const APPLY_MAX: Duration = Duration::from_secs(60);
 /// How long a guest may take to read an answer.
 const WRITE_MAX: Duration = Duration::from_secs(20);
+/// How long a connection on which the guest misbehaved keeps its place.
+const PENALTY: Duration = Duration::from_millis(200);
 /// The longest text that a guest may say of itself, in characters.
 const TEXT_MAX: usize = 256;
 /// How many problems of a guest are kept.
@@ -46,6 +48,8 @@ pub enum GuestEvent {
         hello: Hello,
         /// What it could not apply.
         ack: Ack,
+        /// The guest is welcomed once this is dropped: what it said is written down by then.
+        recorded: Recorded,
     },
     /// The guest goes down in an orderly way.
     Bye(ByeReason),
@@ -63,10 +67,23 @@ pub enum GuestEvent {
     },
 }
 
-/// Listens for one VM's guest. Ends when dropped.
+/// Held by whoever takes note of a guest's [`GuestEvent::Ready`].
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    _held: mpsc::Sender<std::convert::Infallible>,
+}
+
+impl PartialEq for Recorded {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// Listens for one VM's guest. Ends when dropped, and takes its socket along.
 #[derive(Debug)]
 pub struct HelloServer {
     task: JoinHandle<()>,
+    socket: PathBuf,
 }
 
 impl HelloServer {
@@ -103,13 +120,19 @@ impl HelloServer {
                 }
             }
         });
-        Ok(Self { task })
+        Ok(Self { task, socket: directory.join(vm_files::HELLO) })
     }
 }
 
 impl Drop for HelloServer {
     fn drop(&mut self) {
         self.task.abort();
+        match std::fs::remove_file(&self.socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(socket = %self.socket.display(), %error, "a socket is left behind");
+            }
+            _ => {}
+        }
     }
 }
 
@@ -140,6 +163,8 @@ impl Session {
                 // The refusal is a courtesy; what matters is the event.
                 let _ = conversation.say(&refusal).await;
                 self.tell(GuestEvent::Misbehaved { what }).await;
+                // One that does it again and again shall not keep a processor busy.
+                tokio::time::sleep(PENALTY).await;
             }
         }
     }
@@ -191,7 +216,10 @@ impl Session {
         ack.problems.iter_mut().for_each(|problem| *problem = cut(problem));
         // The token has arrived: from now on it is asked for.
         self.first.store(false, Ordering::Release);
-        self.tell(GuestEvent::Ready { hello, ack }).await;
+        let (sender, mut recorded) = mpsc::channel(1);
+        self.tell(GuestEvent::Ready { hello, ack, recorded: Recorded { _held: sender } }).await;
+        // A guest that is not welcomed says hello again, to whichever daemon is there then.
+        let None = recorded.recv().await;
         conversation.say(&HostMessage::Welcome {}).await
     }
 

@@ -9,5 +9,5 @@ pub mod lines;
 mod link;
 pub mod wire;
 
-pub use hello::{GuestEvent, HelloServer};
+pub use hello::{GuestEvent, HelloServer, Recorded};
 pub use link::{CallId, CallOptions, CallSink, GuestProgress, Link, LinkError, LinkState};

@@ -48,6 +48,9 @@ pub struct GuestRecord {
     pub hello: Hello,
     /// The generation that is spoken with it.
     pub protocol: u32,
+    /// Whether it applied its configuration.
+    #[serde(default)]
+    pub configured: bool,
     /// What of its configuration could not be applied.
     #[serde(default)]
     pub problems: Vec<String>,

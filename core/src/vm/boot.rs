@@ -15,6 +15,7 @@ use super::stop::Rung;
 use crate::asset::KernelFiles;
 use crate::guest::{GuestEvent, HelloServer, Link, LinkState};
 use crate::nexus::Shared;
+use crate::os::failpoint;
 use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
@@ -23,6 +24,8 @@ use crate::vmm::{Accel, Exit, LaunchPlan, PlanDrive, Shim, VmmError};
 
 /// How much of a console is kept twice over: the current file and the one before.
 const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
+/// How many misdeeds of a guest are logged in one boot.
+const COMPLAINTS_MAX: u32 = 5;
 /// How many events of a guest may wait.
 const EVENTS_MAX: usize = 32;
 
@@ -47,6 +50,8 @@ pub(super) struct Boot {
     pub(super) asked: Option<tokio::task::JoinHandle<bool>>,
     /// What the guest did that no agent does.
     pub(super) misbehaved: Option<String>,
+    /// How often it did.
+    complaints: u32,
     pub(super) clock: Clock,
 }
 
@@ -173,6 +178,7 @@ impl Boot {
         let hello = HelloServer::bind(&plan.directory, configure, true, events_tx).map_err(|source| {
             VmmError::File { action: "listen on", path: plan.directory.join(vm_files::HELLO), source }
         })?;
+        failpoint::reach("start-hello-bound");
         let shim = Shim::launch(&shared.config.shim_binary, plan).await?;
         let deadline = Instant::now() + shared.boot_timeout(plan.accel);
         Ok(Self::new(shim, plan.accel, hello, events, Some(deadline), clock))
@@ -184,11 +190,11 @@ impl Boot {
         shim: Shim,
         accel: Accel,
         directory: &Path,
-        configure: Configure,
-        said_hello: bool,
+        configure_with: Configure,
+        configured: bool,
     ) -> std::io::Result<Self> {
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
-        let hello = HelloServer::bind(directory, configure, !said_hello, events_tx)?;
+        let hello = HelloServer::bind(directory, configure_with, !configured, events_tx)?;
         let deadline = Instant::now() + shared.boot_timeout(accel);
         Ok(Self::new(shim, accel, hello, events, Some(deadline), Clock::start()))
     }
@@ -213,8 +219,15 @@ impl Boot {
             rung: None,
             asked: None,
             misbehaved: None,
+            complaints: 0,
             clock,
         }
+    }
+
+    /// Whether to log one more thing that a guest did wrong: a guest cannot fill the log.
+    pub(super) fn complains(&mut self) -> bool {
+        self.complaints = self.complaints.saturating_add(1);
+        self.complaints <= COMPLAINTS_MAX
     }
 
     /// Dials the guest's MCP server, unless that is done already.
@@ -243,17 +256,17 @@ impl Boot {
         }));
     }
 
-    /// The next thing that happens; what the guest said comes before its end.
+    /// The next thing that happens; what the guest said comes before its end, but however much it says, its time is up when it is.
     pub(super) async fn event(&mut self) -> Event {
         let deadline = self.deadline.map(tokio::time::Instant::from_std);
         let shim = self.shim.clone();
         tokio::select! {
             biased;
+            () = sleep_until(deadline) => Event::Deadline,
             Some(event) = self.events.recv() => Event::Guest(event),
             state = changed(&mut self.link_state) => Event::Link(state),
             answered = answer(&mut self.asked) => Event::Asked(answered),
             exit = shim.wait() => Event::Exited(exit),
-            () = sleep_until(deadline) => Event::Deadline,
         }
     }
 
@@ -294,14 +307,36 @@ async fn sleep_until(deadline: Option<tokio::time::Instant>) {
     }
 }
 
-/// The end of what a VM printed, for a failure's reason: its last lines, cleaned of control characters.
+/// The end of what a VM printed, for a failure's reason: its last lines, cleaned of control characters. A kernel that
+/// panics says why before it prints its registers and calls, so that is kept too.
 pub(super) fn console_tail(directory: &Path) -> Option<String> {
+    let bytes = crate::vmm::console::tail(directory, 16 << 10);
+    last_lines(&String::from_utf8_lossy(&bytes))
+}
+
+fn last_lines(text: &str) -> Option<String> {
     const LINES: usize = 12;
-    let bytes = crate::vmm::console::tail(directory, 4096);
-    let text = String::from_utf8_lossy(&bytes);
+    const BEFORE_PANIC: usize = 3;
+    const PANIC: &str = "Kernel panic - not syncing";
+    const WIDTH: usize = 300;
     let clean: String = text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect();
-    let lines: Vec<&str> = clean.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
-    let tail = lines[lines.len().saturating_sub(LINES)..].join("\n");
+    let lines: Vec<String> = clean
+        .lines()
+        .map(str::trim_end)
+        .filter(|l| !l.is_empty())
+        .map(|l| l.chars().take(WIDTH).collect())
+        .collect();
+    let end = lines.len().saturating_sub(LINES);
+    let panic =
+        lines[..end].iter().rposition(|line| line.contains(PANIC) && !line.contains("end Kernel panic"));
+    let tail = match panic {
+        Some(at) => {
+            let why = lines[at.saturating_sub(BEFORE_PANIC)..=at].join("\n");
+            let left_out = if at + 1 < end { "\n...\n" } else { "\n" };
+            format!("{why}{left_out}{}", lines[end..].join("\n"))
+        }
+        None => lines[end..].join("\n"),
+    };
     (!tail.is_empty()).then_some(tail)
 }
 
@@ -320,4 +355,22 @@ pub(super) fn launch_failed(name: &str, error: &VmmError) -> ToolError {
         format!("start {name}: {}", crate::nexus::chain(error)),
     )
     .hint("look at vm_logs and system_info; vm_start tries again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_with_what_led_to_it_and_the_end() {
+        let before: String = (0..50).map(|n| format!("line {n}\r\n")).collect();
+        assert_eq!(last_lines(&before).unwrap().lines().count(), 12);
+        let calls: String = (0..40).map(|n| format!("call {n}\n")).collect();
+        let told = last_lines(&format!("{before}\x1b[0mKernel panic - not syncing: no\n{calls}")).unwrap();
+        let lines: Vec<_> = told.lines().collect();
+        assert_eq!(lines.len(), 4 + 1 + 12);
+        assert_eq!((lines[0], lines[4], lines[16]), ("line 47", "...", "call 39"));
+        assert!(lines[3].contains("not syncing: no"));
+        assert_eq!(last_lines("\n\r\n \n"), None);
+    }
 }

@@ -14,6 +14,7 @@ use super::spec;
 use super::view::View;
 use crate::nexus::Shared;
 use crate::op::Progress;
+use crate::os::failpoint;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::{VmRecord, VmSpec};
 use crate::store::{StoreError, drives, history, idempotency, now, ops, random_id, vms};
@@ -111,6 +112,7 @@ pub(crate) async fn begin(
         )
         .hint("use another key, or the arguments of the first call")),
         Begun::New(record) => {
+            failpoint::reach("create-begun");
             let handle = actor::spawn(shared, (*record).clone(), Vec::new(), None);
             let shared = shared.clone();
             shared
@@ -177,6 +179,11 @@ async fn prepare(
         false => None,
     };
     let image = shared.stock.image(&from, &record.owner, progress).await?;
+    let master = shared.paths.image(image.id).join(crate::image::ROOTFS);
+    if let Err(error) = fs_err::tokio::metadata(&master).await {
+        let error = ToolError::new(ErrorCode::ImageFailed, format!("image {}: {error}", image.name));
+        return Err(error.hint("its file is gone: make the image anew with image_create, under another name"));
+    }
     if image.size > disk {
         return Err(ToolError::invalid(format!(
             "disk is {disk}, smaller than the {} of image {}",
@@ -211,14 +218,16 @@ async fn prepare(
         })
         .await
         .map_err(crate::op::store_error)?;
-    let master = shared.paths.image(image.id).join(crate::image::ROOTFS);
+    failpoint::reach("create-drive-begun");
     shared
         .drives
         .clone_image(&master, &shared.paths.drive(drive.id), disk, progress)
         .await
         .map_err(|error| crate::nexus::described(error.code(), &error, error.hint()))?;
+    failpoint::reach("create-drive-cloned");
     let id = drive.id;
     shared.store.write(move |tx| drives::set_ready(tx, id)).await.map_err(crate::op::store_error)?;
+    failpoint::reach("create-drive-ready");
     Ok((record, vec![DriveRecord { ready: true, ..drive }]))
 }
 

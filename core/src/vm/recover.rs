@@ -17,7 +17,7 @@ use crate::nexus::Shared;
 use crate::store::ops::OpRecord;
 use crate::store::vms::VmRecord;
 use crate::store::{StoreError, assets, drives, history, images, ops, vms};
-use crate::vmm::{Accel, Exit, Shim, ShimIdentity, read_exit};
+use crate::vmm::{Accel, Exit, Shim, ShimIdentity, launched_boot, read_exit};
 
 /// Brings memory, store and disk in line with what is really there.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
@@ -59,7 +59,10 @@ async fn adopt(shared: &Arc<Shared>, mut record: VmRecord) -> Result<(VmRecord, 
         None => None,
     };
     let (Some(shim), Some(boot_id), Some(token)) = (shim, record.boot_id, record.token.clone()) else {
-        let exit = read_exit(&directory);
+        crate::vmm::remove_sockets(&directory);
+        // Where nothing was launched for this boot, what is there is of the one before.
+        let was_launched = record.boot_id.is_some() && launched_boot(&directory) == record.boot_id;
+        let exit = was_launched.then(|| read_exit(&directory).unwrap_or_else(Exit::lost));
         let record = settle(shared, record, exit, &directory).await?;
         return Ok((record, None));
     };
@@ -70,13 +73,17 @@ async fn adopt(shared: &Arc<Shared>, mut record: VmRecord) -> Result<(VmRecord, 
         shim_start: shim.identity().start_time,
         vmm_pid: shim.vmm().pid,
     });
-    let said_hello = record.guest.is_some();
+    // A guest that was not welcomed says hello again, and may have no token yet.
+    let configured = matches!(record.state, VmState::Ready | VmState::Unreachable)
+        || record.guest.as_ref().is_some_and(|guest| guest.configured);
     let configure = boot::configure(&record, boot_id, &token);
-    let mut boot = Boot::adopt(shared, shim, accel, &directory, configure, said_hello)
+    let mut boot = Boot::adopt(shared, shim, accel, &directory, configure, configured)
         .map_err(|e| ToolError::internal(format!("listen for the guest of {}: {e}", record.name)))?;
     let is_outdated = record.guest.as_ref().is_some_and(|guest| guest.protocol < PROTOCOL_MIN);
     match record.state {
-        VmState::Running | VmState::Ready | VmState::Unreachable if !is_outdated => boot.dial(&directory),
+        VmState::Running | VmState::Ready | VmState::Unreachable if configured && !is_outdated => {
+            boot.dial(&directory);
+        }
         VmState::Stopping => boot.deadline = Some(std::time::Instant::now()),
         _ => {}
     }
@@ -101,13 +108,14 @@ async fn settle(
     exit: Option<Exit>,
     directory: &Path,
 ) -> Result<VmRecord, ToolError> {
-    let clean = exit.as_ref().is_some_and(|e| e.code == Some(0) && !e.shim_lost);
+    let clean = exit.as_ref().is_some_and(|exit| exit.code == Some(0) && !exit.shim_lost);
     let what = match &exit {
         Some(exit) => format!("{} while nexusd was down", exit.message),
-        None => "the VMM and its shim were gone when nexusd started".to_owned(),
+        None => "nexusd ended before the VMM was started".to_owned(),
     };
     let (to, reason) = match record.state {
         VmState::Stopping => (VmState::Stopped, None),
+        VmState::Starting if exit.is_none() => (VmState::Failed, Some(what)),
         VmState::Starting => (VmState::Failed, Some(boot::with_console(what, directory))),
         _ if clean => (VmState::Stopped, Some("it powered off while nexusd was down".to_owned())),
         _ => (VmState::Crashed, Some(boot::with_console(what, directory))),
@@ -179,8 +187,10 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
             remove(&directory.join(name));
         }
     }
-    remove(&paths.scratch());
-    fs_err::create_dir_all(paths.scratch()).map_err(|e| ToolError::internal(format!("{e}")))
+    for name in orphans(&paths.scratch(), &HashSet::new()) {
+        remove(&paths.scratch().join(name));
+    }
+    Ok(())
 }
 
 /// Entries of a directory that no row knows.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nexus_schema::id::BootId;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
@@ -152,7 +153,7 @@ impl Shim {
     }
 
     /// The boot that it was launched for.
-    pub fn boot_id(&self) -> nexus_schema::id::BootId {
+    pub fn boot_id(&self) -> BootId {
         self.inner.status.boot_id
     }
 
@@ -215,6 +216,32 @@ impl Shim {
             }
         }
         read_exit(&self.inner.directory).unwrap_or_else(Exit::lost)
+    }
+}
+
+/// The boot that a VM's directory was last made ready for; its logs and its `exit.json` are of this one.
+pub(crate) fn launched_boot(directory: &Path) -> Option<BootId> {
+    #[derive(serde::Deserialize)]
+    struct Job {
+        plan: Plan,
+    }
+    #[derive(serde::Deserialize)]
+    struct Plan {
+        boot_id: BootId,
+    }
+    let job = std::fs::read(directory.join(vm_files::PLAN)).ok()?;
+    Some(serde_json::from_slice::<Job>(&job).ok()?.plan.boot_id)
+}
+
+/// Removes the sockets that a VM left in its directory: its shim does it, unless that was killed. Only while no shim lives there.
+pub(crate) fn remove_sockets(directory: &Path) {
+    for name in shim::SOCKETS.into_iter().chain([vm_files::HELLO]) {
+        match std::fs::remove_file(directory.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(directory = %directory.display(), name, %error, "a socket is left behind");
+            }
+            _ => {}
+        }
     }
 }
 

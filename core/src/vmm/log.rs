@@ -225,6 +225,7 @@ pub(crate) fn tail(directory: &Path, name: &str, max: usize) -> Vec<u8> {
     };
     match read() {
         Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
             tracing::warn!(%error, log = name, "cannot read the end of a log");
             Vec::new()

@@ -1,9 +1,11 @@
 //! The daemon of Nexus.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use nexus_core::os::failpoint;
 use nexus_host::daemon;
 use nexus_host::settings::{Flags, Settings};
 
@@ -83,10 +85,15 @@ fn with_settings(
     ];
     let flags: Flags = flags.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
     let uid = rustix::process::getuid().as_raw();
-    let settings = match Settings::load(uid, &std::env::vars_os().collect(), cli.config, &flags) {
+    let env = std::env::vars_os().collect();
+    let settings = match Settings::load(uid, &env, cli.config, &flags) {
         Ok(settings) => settings,
         Err(error) => return daemon::complain(&error, 2),
     };
     daemon::start_log(&settings.log);
+    // For tests of what a kill leaves behind; release builds have no failpoints.
+    if let Some(point) = env.get(OsStr::new("NEXUS_FAILPOINT")).and_then(|point| point.to_str()) {
+        failpoint::arm(point);
+    }
     run(settings, stdio).unwrap_or_else(|error| daemon::complain(&error, 1))
 }

@@ -18,22 +18,19 @@ struct Fixture {
 
 impl Fixture {
     fn new(first: bool) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let configure = Configure {
-            protocol: 0,
-            token: "secret".into(),
-            vm: VmId::from_i64(1).unwrap(),
-            name: "web-1".parse().unwrap(),
-            boot_id: BootId::from_i64(2).unwrap(),
-            hostname: "web-1".into(),
-            time_unix_ns: 0,
-            interfaces: Vec::new(),
-            dns: Vec::new(),
-            env: BTreeMap::new(),
-            files: Vec::new(),
-        };
-        let (sender, events) = mpsc::channel(16);
+        let (directory, configure) = (tempfile::tempdir().unwrap(), plain());
+        let (sender, mut said) = mpsc::channel(16);
         let server = HelloServer::bind(directory.path(), configure, first, sender).unwrap();
+        // What is said is recorded at once.
+        let (recorder, events) = mpsc::channel(64);
+        tokio::spawn(async move {
+            while let Some(mut event) = said.recv().await {
+                if let GuestEvent::Ready { recorded, .. } = &mut event {
+                    *recorded = Recorded { _held: mpsc::channel(1).0 };
+                }
+                recorder.send(event).await.unwrap();
+            }
+        });
         Self { directory, events, _server: server }
     }
 
@@ -56,6 +53,22 @@ impl Fixture {
 
     async fn event(&mut self) -> GuestEvent {
         timeout(LIMIT, self.events.recv()).await.unwrap().unwrap()
+    }
+}
+
+fn plain() -> Configure {
+    Configure {
+        protocol: 0,
+        token: "secret".into(),
+        vm: VmId::from_i64(1).unwrap(),
+        name: "web-1".parse().unwrap(),
+        boot_id: BootId::from_i64(2).unwrap(),
+        hostname: "web-1".into(),
+        time_unix_ns: 0,
+        interfaces: Vec::new(),
+        dns: Vec::new(),
+        env: BTreeMap::new(),
+        files: Vec::new(),
     }
 }
 
@@ -91,6 +104,24 @@ async fn a_boot_is_configured_and_says_bye() {
     assert!(matches!(fixture.event().await, GuestEvent::Misbehaved { .. }));
     assert_eq!(fixture.talk(&[bye("secret")]).await[0]["type"], "welcome");
     assert_eq!(fixture.event().await, GuestEvent::Bye(ByeReason::Reboot));
+}
+
+#[tokio::test]
+async fn a_guest_is_welcomed_when_it_is_recorded_that_it_is_ready() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sender, mut events) = mpsc::channel(16);
+    let _server = HelloServer::bind(directory.path(), plain(), true, sender).unwrap();
+    let stream = socket::connect_in_tokio(directory.path(), vm_files::HELLO).await.unwrap();
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read).lines();
+    write.write_all(format!("{}\n{}\n", hello(json!({})), ack("secret")).as_bytes()).await.unwrap();
+    assert!(read.next_line().await.unwrap().unwrap().contains("configure"));
+    assert!(matches!(events.recv().await, Some(GuestEvent::Hello(_))));
+    let ready = events.recv().await.unwrap();
+    assert!(matches!(ready, GuestEvent::Ready { .. }));
+    assert!(timeout(Duration::from_millis(200), read.next_line()).await.is_err(), "it is not recorded yet");
+    drop(ready);
+    assert!(timeout(LIMIT, read.next_line()).await.unwrap().unwrap().unwrap().contains("welcome"));
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use nexus_schema::tools::vm::VmState;
 use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record};
 use crate::guest::{GuestEvent, LinkState};
 use crate::op::Progress;
+use crate::os::failpoint;
 use crate::vm::boot::{self, Boot, Event};
 use crate::vm::stop::Rung;
 use crate::vm::view;
@@ -42,20 +43,26 @@ impl Actor {
                     self.settle(VmState::Running, None, "the agent said hello").await;
                 }
             }
-            GuestEvent::Ready { hello, ack } => {
+            GuestEvent::Ready { hello, ack, recorded } => {
                 boot.clock.timings.configure_ms = boot.clock.step();
                 boot.dial(&self.shared.paths.vm(self.record.id));
                 let mut guest = guest_record(hello);
                 guest.problems = ack.problems;
+                guest.configured = true;
                 self.record.guest = Some(guest);
+                failpoint::reach("start-configured");
                 self.write(None).await.ok();
+                drop(recorded);
+                failpoint::reach("start-welcomed");
             }
             GuestEvent::Bye(reason) => {
                 tracing::info!(vm = %self.record.name, ?reason, "the guest goes down");
                 boot.bye = Some(reason);
             }
             GuestEvent::Outdated { protocol, build } => {
-                tracing::warn!(vm = %self.record.name, protocol, build, "the guest is outdated");
+                if boot.complains() {
+                    tracing::warn!(vm = %self.record.name, protocol, build, "the guest is outdated");
+                }
                 let error = view::outdated(self.record.name.as_str(), protocol);
                 boot.misbehaved = Some(error.message);
                 if matches!(self.record.state, VmState::Starting | VmState::Running) {
@@ -63,7 +70,9 @@ impl Actor {
                 }
             }
             GuestEvent::Misbehaved { what } => {
-                tracing::warn!(vm = %self.record.name, what, "the guest misbehaves");
+                if boot.complains() {
+                    tracing::warn!(vm = %self.record.name, what, "the guest misbehaves");
+                }
                 boot.misbehaved = Some(what);
             }
         }
@@ -141,6 +150,7 @@ impl Actor {
             None => exit.message.clone(),
         };
         self.end_boot();
+        failpoint::reach("stop-down");
         match (self.record.state, bye) {
             (VmState::Stopping, _) => self.settle(VmState::Stopped, None, "it is down").await,
             (VmState::Starting, _) => {
@@ -175,6 +185,7 @@ impl Actor {
             if let Some(asked) = &boot.asked {
                 asked.abort();
             }
+            crate::vmm::remove_sockets(&self.shared.paths.vm(self.record.id));
         }
         self.record.processes = None;
     }

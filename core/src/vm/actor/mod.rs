@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::nexus::Shared;
 use crate::op::Progress;
-use crate::os::random;
+use crate::os::{failpoint, random};
 use crate::store::drives::DriveRecord;
 use crate::store::vms::{GuestRecord, VmProcesses, VmRecord};
 use crate::store::{StoreError, history, now, random_id, vms};
@@ -162,7 +162,9 @@ impl Actor {
             Some(reason) => reason.clone(),
             None => why.to_owned(),
         };
-        self.write(Some((from, history, who.to_owned()))).await
+        let written = self.write(Some((from, history, who.to_owned()))).await;
+        failpoint::reach(to.as_str());
+        written
     }
 
     /// Writes the row, with a line of history if the state changed, and publishes it. A store that fails is tried again:
@@ -283,6 +285,7 @@ impl Actor {
         .await;
         match launched {
             Ok(mut boot) => {
+                failpoint::reach("start-launched");
                 boot.clock.timings.spawn_ms = boot.clock.step();
                 let identity = boot.shim.identity();
                 self.record.processes = Some(VmProcesses {
@@ -292,6 +295,7 @@ impl Actor {
                 });
                 self.boot = Some(boot);
                 self.write(None).await.ok();
+                failpoint::reach("start-recorded");
                 progress.step("booting");
                 Ok(boot_id)
             }
@@ -317,9 +321,16 @@ impl Actor {
             return Ok(decision);
         }
         let why = if force { "forced stop asked for" } else { "stop asked for" };
-        self.transition(VmState::Stopping, None, why, who).await?;
+        if let Err(error) = self.transition(VmState::Stopping, None, why, who).await {
+            if self.record.state != VmState::Stopping {
+                return Err(error);
+            }
+            // A full disk is no reason to let it run on; that it stops is written down when it is down.
+            tracing::warn!(vm = %self.record.name, %error, "stopping without a record of it");
+        }
         let answers = self.boot.as_ref().is_some_and(Boot::agent_answers);
         self.climb(Rung::first(force, answers)).await;
+        failpoint::reach("stop-asked");
         Ok(Decision::Go)
     }
 
@@ -379,5 +390,5 @@ async fn next(boot: &mut Option<Boot>) -> Event {
 
 fn guest_record(hello: Hello) -> GuestRecord {
     let protocol = hello.protocol.min(nexus_schema::link::PROTOCOL);
-    GuestRecord { hello: Hello { token: None, ..hello }, protocol, problems: Vec::new() }
+    GuestRecord { hello: Hello { token: None, ..hello }, protocol, configured: false, problems: Vec::new() }
 }

@@ -1,11 +1,12 @@
 //! The end of a VM: its rows, then its files.
 
 use nexus_schema::id::DriveId;
-use nexus_schema::tools::vm::VmDeleteOutput;
+use nexus_schema::tools::vm::{VmDeleteOutput, VmState};
 use nexus_schema::{ErrorCode, Name, ToolError};
 
 use super::{Actor, DELETE_PATIENCE};
 use crate::nexus::Shared;
+use crate::os::failpoint;
 use crate::store::vms::VmRecord;
 use crate::store::{StoreError, drives, history, vms};
 use crate::vm::policy;
@@ -37,8 +38,25 @@ impl Actor {
             drives: self.drives.iter().map(|d| d.name.clone()).collect::<Vec<Name>>(),
         };
         let ids: Vec<DriveId> = self.drives.iter().map(|d| d.id).collect();
-        self.remove(&ids, "deleted", who).await?;
+        if let Err(error) = self.remove(&ids, "deleted", who).await {
+            self.down_undeleted(&error).await;
+            return Err(error);
+        }
         Ok(output)
+    }
+
+    /// A VM whose power was cut for its deletion, which then failed, does not run any more.
+    async fn down_undeleted(&mut self, error: &ToolError) {
+        let to = match self.record.state {
+            VmState::Starting => VmState::Failed,
+            VmState::Running | VmState::Ready | VmState::Unreachable => VmState::Crashed,
+            VmState::Stopping => VmState::Stopped,
+            VmState::Creating | VmState::Created | VmState::Stopped | VmState::Crashed | VmState::Failed => {
+                return;
+            }
+        };
+        let reason = format!("it was killed to be deleted: {}", error.message);
+        self.settle(to, Some(reason), "its deletion failed").await;
     }
 
     /// Takes the VM out of the store and out of memory, then removes its files.
@@ -48,7 +66,9 @@ impl Actor {
         reason: &str,
         who: &str,
     ) -> Result<(), ToolError> {
+        failpoint::reach("delete-down");
         remove_rows(&self.shared, &self.record, drive_ids, reason, who).await?;
+        failpoint::reach("delete-rows-gone");
         self.deleted = true;
         self.shared.vms.remove(self.record.id, &self.record.name);
         self.publish();

@@ -1,0 +1,27 @@
+//! Points at which a daemon under test ends as if it were killed there. Builds without debug assertions have none.
+
+use std::sync::OnceLock;
+
+use rustix::process::{Signal, getpid, kill_process};
+
+static ARMED: OnceLock<String> = OnceLock::new();
+
+/// Chooses the point at which this process ends. The first choice counts.
+pub fn arm(point: &str) {
+    if cfg!(debug_assertions) && ARMED.set(point.to_owned()).is_err() {
+        tracing::warn!(point, "a failpoint is armed already");
+    }
+}
+
+/// Ends this process by SIGKILL if `point` is the armed one.
+pub(crate) fn reach(point: &str) {
+    if cfg!(debug_assertions) && ARMED.get().is_some_and(|armed| armed == point) {
+        tracing::warn!(point, "ending at a failpoint");
+        if kill_process(getpid(), Signal::KILL).is_ok() {
+            // Nothing more may happen until the signal is there.
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}
