@@ -68,11 +68,17 @@ impl Client {
         Ok(client)
     }
 
-    /// One request; its `result`, or an error for a protocol error.
-    pub fn request(&mut self, method: &str, params: &Value) -> io::Result<Value> {
+    /// Sends one request and does not wait for its answer; its id.
+    pub fn start(&mut self, method: &str, params: &Value) -> io::Result<u64> {
         self.last_id += 1;
         let id = self.last_id;
         self.send(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }))?;
+        Ok(id)
+    }
+
+    /// One request; its `result`, or an error for a protocol error.
+    pub fn request(&mut self, method: &str, params: &Value) -> io::Result<Value> {
+        let id = self.start(method, params)?;
         loop {
             let mut line = String::new();
             if self.lines.read_line(&mut line)? == 0 {

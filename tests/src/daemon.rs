@@ -1,6 +1,7 @@
 //! A daemon of its own for one test, with a state directory that starts with a kernel and the `busybox` image, and ends
 //! with a look for what was left behind.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub struct Daemon {
     root: PathBuf,
     state: PathBuf,
     arguments: Vec<String>,
+    settings: BTreeMap<String, String>,
     _temporary: Option<TempDir>,
 }
 
@@ -47,10 +49,35 @@ impl Daemon {
             .map(|word| (*word).to_owned())
             .collect();
         let state = root.join("state");
-        let process = spawn(&root, &state, &arguments);
-        let mut daemon = Self { process, root, state, arguments, _temporary: Some(temporary) };
+        let settings = BTreeMap::new();
+        let process = spawn(&root, &state, &arguments, &settings);
+        let mut daemon = Self { process, root, state, arguments, settings, _temporary: Some(temporary) };
         daemon.wait_until_served();
         daemon
+    }
+
+    /// A daemon with nothing in its state directory, and settings of its own (`NEXUS_*` of the environment).
+    pub fn start_bare(settings: &[(&str, &str)]) -> Self {
+        let temporary =
+            tempfile::Builder::new().prefix("nexus-fake-").tempdir().expect("a temporary directory");
+        let state = temporary.path().join("state");
+        Self::run(temporary, state, &[], settings)
+    }
+
+    /// The same, in a state directory of the caller's.
+    pub fn start_bare_at(state: &Path, settings: &[(&str, &str)]) -> Self {
+        let temporary =
+            tempfile::Builder::new().prefix("nexus-fake-").tempdir().expect("a temporary directory");
+        Self::run(temporary, state.to_path_buf(), &[], settings)
+    }
+
+    /// A daemon with a kernel and the `busybox` image, and settings of its own.
+    pub fn start_set(settings: &[(&str, &str)]) -> Self {
+        let temporary =
+            tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
+        let state = temporary.path().join("state");
+        copy(&seed(), &state);
+        Self::run(temporary, state, &[], settings)
     }
 
     /// A daemon with a kernel and the `busybox` image.
@@ -80,12 +107,23 @@ impl Daemon {
 
     fn start_in(temporary: TempDir, state: PathBuf, arguments: &[&str]) -> Self {
         copy(&seed(), &state);
+        Self::run(temporary, state, arguments, &[])
+    }
+
+    fn run(temporary: TempDir, state: PathBuf, arguments: &[&str], settings: &[(&str, &str)]) -> Self {
         let root = temporary.path().to_path_buf();
         let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
-        let process = spawn(&root, &state, &arguments);
-        let mut daemon = Self { process, root, state, arguments, _temporary: Some(temporary) };
+        let settings: BTreeMap<_, _> =
+            settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let process = spawn(&root, &state, &arguments, &settings);
+        let mut daemon = Self { process, root, state, arguments, settings, _temporary: Some(temporary) };
         daemon.wait_until_served();
         daemon
+    }
+
+    /// A directory for the test's own things; it goes with the daemon.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// The state directory.
@@ -126,8 +164,22 @@ impl Daemon {
 
     /// Starts it again, after [`Daemon::kill`] or [`Daemon::stop`].
     pub fn restart(&mut self) {
-        self.process = spawn(&self.root, &self.state, &self.arguments);
+        self.process = spawn(&self.root, &self.state, &self.arguments, &self.settings);
         self.wait_until_served();
+    }
+
+    /// Changes a setting for the next start; `None` takes it away.
+    pub fn set(&mut self, key: &str, value: Option<&str>) {
+        match value {
+            Some(value) => self.settings.insert(key.to_owned(), value.to_owned()),
+            None => self.settings.remove(key),
+        };
+    }
+
+    /// Waits until the daemon has ended by itself.
+    pub fn wait_until_ended(&mut self) {
+        let gone = until(END, || self.process.try_wait().ok().flatten());
+        assert!(gone.is_some(), "nexusd is still there\n{}", self.log());
     }
 
     /// Ends the daemon in good order. Its VMs run on.
@@ -238,13 +290,14 @@ pub fn program(name: &str) -> PathBuf {
     }
 }
 
-fn spawn(root: &Path, state: &Path, arguments: &[String]) -> Child {
+fn spawn(root: &Path, state: &Path, arguments: &[String], settings: &BTreeMap<String, String>) -> Child {
     let log = File::options().create(true).append(true).open(root.join("nexusd.log")).expect("a log file");
     Command::new(program("nexusd"))
         .args(arguments)
         .env_remove("NEXUS_SOCKET")
         .env("NEXUS_STATE_DIR", state)
         .env("NEXUS_RUNTIME_DIR", root.join("run"))
+        .envs(settings)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
@@ -273,8 +326,10 @@ fn seed() -> PathBuf {
     let half = seeds.join("half");
     fs::create_dir_all(&half).expect("a directory for the seed");
     let state = half.join("state");
-    let process = spawn(&half, &state, &[]);
-    let mut daemon = Daemon { process, root: half.clone(), state, arguments: vec![], _temporary: None };
+    let settings = BTreeMap::new();
+    let process = spawn(&half, &state, &[], &settings);
+    let mut daemon =
+        Daemon { process, root: half.clone(), state, arguments: vec![], settings, _temporary: None };
     daemon.wait_until_served();
     let mut client = daemon.client();
     client.to_the_end("vm_create", json!({ "from": "busybox", "start": false, "wait_s": 0 }), SEED);

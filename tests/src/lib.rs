@@ -4,5 +4,6 @@
 
 pub mod client;
 pub mod daemon;
+pub mod order;
 pub mod vsock;
 pub mod wait;

@@ -1,0 +1,118 @@
+//! A disk that fills up: what was being made is undone, what runs goes on, and there is a way out.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::world::{SOON, World, refused, soon};
+
+/// A small filesystem of its own; unmounted with the value.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn mount(size: &str) -> Self {
+        let place = tempfile::Builder::new().prefix("nexus-disk-").tempdir().expect("a directory");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "nexus-test"]).arg(place.path());
+        assert!(mount.status().expect("mount runs").success(), "mounting a tmpfs takes root");
+        Self(place)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("state")
+    }
+
+    /// Takes all room but so many KiB.
+    fn fill(&self, but_kib: u64) {
+        self.release();
+        let file = fs::File::create(self.ballast()).expect("ballast is made");
+        let free = || {
+            let stat = rustix::fs::statvfs(self.0.path()).expect("the free room");
+            (stat.f_bavail * stat.f_frsize).saturating_sub(but_kib << 10)
+        };
+        // Others write here too: what was free a moment ago may be gone.
+        soon("the room to be taken", || {
+            let (taken, more) = (file.metadata().ok()?.len(), free());
+            let flags = rustix::fs::FallocateFlags::empty();
+            (more == 0 || rustix::fs::fallocate(&file, flags, taken, more).is_ok()).then_some(())
+        });
+    }
+
+    fn release(&self) {
+        fs::remove_file(self.ballast()).ok();
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.0.path().join("ballast")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmount = |path: &Path| Command::new("umount").args(["--lazy"]).arg(path).status();
+        assert!(unmount(self.0.path()).is_ok_and(|status| status.success()), "the disk is unmounted");
+    }
+}
+
+#[test]
+fn a_full_disk_undoes_a_creation_and_stops_nothing_else() {
+    let disk = SmallDisk::mount("192m");
+    let world = World::hostile_at(&disk.path());
+    let mut client = world.client();
+    world.create(&mut client, "good-1");
+
+    // Too little room for one more drive.
+    disk.fill(48 << 10);
+    let failure = world.create_in_vain(&mut client, "good-2");
+    assert_eq!(failure.code, "disk_full", "{}", failure.text);
+    world.assert_in_order();
+    assert_eq!(refused(&mut client, "vm_inspect", json!({ "vm": "good-2" })).code, "vm_not_found");
+
+    // Not a byte is left: nothing can be written down any more.
+    disk.fill(0);
+    for at in 0..20 {
+        let failure = world.create_in_vain(&mut client, &format!("good-{}", at + 2));
+        assert_eq!(failure.code, "disk_full", "{}", failure.text);
+    }
+    let listed = client.must("vm_list", json!({}));
+    assert_eq!(listed["vms"].as_array().map(Vec::len), Some(1), "{listed}");
+    client
+        .call_whole("guest_file_read", json!({ "vm": "good-1", "path": "/x" }))
+        .expect("what runs can be used");
+
+    // With room again, everything goes on.
+    disk.release();
+    world.assert_in_order();
+    world.create(&mut client, "good-2");
+    client.to_the_end("vm_stop", json!({ "vm": "good-1" }), SOON);
+    world.assert_in_order();
+}
+
+#[test]
+fn a_vm_is_deleted_on_a_full_disk_or_says_why_not() {
+    let disk = SmallDisk::mount("192m");
+    let world = World::hostile_at(&disk.path());
+    let mut client = world.client();
+    for at in 0..3 {
+        let name = format!("good-{at}");
+        world.create(&mut client, &name);
+        disk.fill(0);
+        match client.call("vm_delete", json!({ "vm": name, "force": true })) {
+            Ok(_) => {
+                assert_eq!(refused(&mut client, "vm_inspect", json!({ "vm": name })).code, "vm_not_found")
+            }
+            Err(failure) => {
+                assert_eq!(failure.code, "disk_full", "{}", failure.text);
+                let vm = client.inspect(&name);
+                assert!(vm["process"].is_null(), "its power was cut, and it says so: {vm}");
+                disk.release();
+                client.must("vm_delete", json!({ "vm": name }));
+            }
+        }
+        disk.release();
+        world.assert_in_order();
+    }
+}

@@ -1,0 +1,11 @@
+//! Bad input and faults, against the real daemon. Its machines are ordinary processes (the driver `process`) wherever they
+//! show the point as well as virtual machines do; those that need a guest's kernel are in `kernel.rs`.
+
+mod disk;
+mod ends;
+mod guests;
+mod kernel;
+mod kills;
+mod refusals;
+mod sources;
+mod world;

@@ -1,0 +1,168 @@
+//! A guest that does what its VM's name says: nothing, garbage, too much. For the driver `process`: it is started as
+//! `hostile-guest --unix .` in its VM's directory.
+//!
+//! `good-*` behaves; what else there is stands in [`main`] and [`answer`].
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "stdout is a VM's console, stderr a VMM's log"
+)]
+#![expect(clippy::disallowed_methods, reason = "a guest that goes away without a word is the point")]
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::exit;
+use std::thread;
+
+use serde_json::{Value, json};
+
+/// The longest line that a host takes is 16 MiB.
+const TOO_LONG: usize = 17 << 20;
+
+fn main() -> io::Result<()> {
+    let plan: Value = serde_json::from_str(&std::fs::read_to_string("plan.json")?)?;
+    let name = plan["plan"]["name"].as_str().unwrap_or_default();
+    let what = name.rsplit_once('-').map_or(name, |(what, _)| what).to_owned();
+    match &*what {
+        "exits" => {
+            eprintln!("the flux capacitor is missing");
+            exit(3);
+        }
+        "hangs" => forever(),
+        "panics" => {
+            println!("Unable to mount the moon");
+            println!("Kernel panic - not syncing: made up");
+            let _socket = UnixListener::bind("v.sock")?;
+            thread::park_timeout(std::time::Duration::from_millis(200));
+            exit(1);
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind("v.sock")?;
+    match &*what {
+        "silent" => forever(),
+        "babbles" => loop {
+            let mut host = UnixStream::connect("v.sock_1024")?;
+            while host.write_all(b"\xff\xfe{]garbage\n\0\n").is_ok() {}
+        },
+        "endless-hello" => loop {
+            let mut host = UnixStream::connect("v.sock_1024")?;
+            host.write_all(br#"{"type":"hello","build":""#)?;
+            while host.write_all(&[b'x'; 4096]).is_ok() {}
+        },
+        "old" => {
+            hello(&json!(0))?;
+            forever();
+        }
+        "never-acks" => {
+            let _held = hello(&json!(1))?;
+            forever();
+        }
+        _ => {}
+    }
+    let (mut host, configure) = hello(&json!(1))?;
+    say(&mut host, &json!({ "type": "ack", "token": configure["token"], "problems": [] }))?;
+    for stream in listener.incoming() {
+        let (stream, what, token) = (stream?, what.clone(), configure["token"].clone());
+        thread::spawn(move || serve(stream, &what, &token));
+    }
+    Ok(())
+}
+
+fn forever() -> ! {
+    loop {
+        thread::park();
+    }
+}
+
+/// Says hello as a good guest does; the connection and the host's answer.
+fn hello(protocol: &Value) -> io::Result<(UnixStream, Value)> {
+    let mut host = UnixStream::connect("v.sock_1024")?;
+    let hello = json!({ "type": "hello", "protocol": protocol, "min_protocol": protocol, "build": "0.0.0", "kernel": "6.1",
+        "arch": "x86_64", "kernel_boot_id": "0", "uptime_ms": 1, "init": "agent" });
+    say(&mut host, &hello)?;
+    let mut line = String::new();
+    BufReader::new(host.try_clone()?).read_line(&mut line)?;
+    Ok((host, serde_json::from_str(&line)?))
+}
+
+fn say(stream: &mut UnixStream, message: &Value) -> io::Result<()> {
+    stream.write_all(format!("{message}\n").as_bytes())
+}
+
+/// One connection of the host to the guest's MCP server.
+fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?);
+    let mut line = String::new();
+    lines.read_line(&mut line)?;
+    stream.write_all(b"OK 1073741824\n")?;
+    loop {
+        line.clear();
+        if (&mut lines).take(64 << 20).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let message: Value = serde_json::from_str(&line)?;
+        match message["method"].as_str() {
+            Some("initialize") => {
+                let result = json!({ "protocolVersion": "2025-11-25", "capabilities": {},
+                    "serverInfo": { "name": "hostile", "version": "0" } });
+                say(&mut stream, &json!({ "jsonrpc": "2.0", "id": message["id"], "result": result }))?;
+            }
+            Some("ping") => {
+                say(&mut stream, &json!({ "jsonrpc": "2.0", "id": message["id"], "result": {} }))?
+            }
+            Some("nexus/shutdown") => {
+                say(&mut stream, &json!({ "jsonrpc": "2.0", "id": message["id"], "result": {} }))?;
+                if what != "stays" {
+                    bye(token)?;
+                }
+            }
+            Some("tools/call") => answer(&mut stream, what, &message, token)?,
+            _ => {}
+        }
+    }
+}
+
+/// Says bye and goes.
+fn bye(token: &Value) -> io::Result<()> {
+    let mut host = UnixStream::connect("v.sock_1024")?;
+    say(&mut host, &json!({ "type": "bye", "token": token, "reason": "poweroff" }))?;
+    let mut answer = String::new();
+    BufReader::new(host).read_line(&mut answer)?;
+    exit(0);
+}
+
+/// Answers a call of a tool, in its own way.
+fn answer(stream: &mut UnixStream, what: &str, message: &Value, token: &Value) -> io::Result<()> {
+    let id = &message["id"];
+    let wants_trouble = !message["params"].to_string().contains("well-behaved");
+    match what {
+        "garbage" if wants_trouble => stream.write_all("no json at all\n".repeat(1000).as_bytes()),
+        "huge" if wants_trouble => {
+            let head =
+                format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"content":[{{"type":"text","text":""#);
+            stream.write_all(head.as_bytes())?;
+            stream.write_all(&vec![b'x'; TOO_LONG])?;
+            stream.write_all(b"\"}]}}\n")
+        }
+        "endless" if wants_trouble => {
+            write!(stream, r#"{{"jsonrpc":"2.0","id":{id},"result":{{"content":[{{"type":"text","text":""#)?;
+            let chunk = vec![b'x'; 1 << 20];
+            loop {
+                stream.write_all(&chunk)?;
+            }
+        }
+        "liar" if wants_trouble => {
+            let result =
+                json!({ "content": [], "structuredContent": { "vm": "another" }, "isError": "maybe" });
+            say(stream, &json!({ "jsonrpc": "2.0", "id": id, "result": result }))
+        }
+        "mute" if wants_trouble => Ok(()),
+        "dies" if wants_trouble => exit(9),
+        "leaves" if wants_trouble => bye(token),
+        _ => {
+            let result = json!({ "content": [{ "type": "text", "text": "well" }] });
+            say(stream, &json!({ "jsonrpc": "2.0", "id": id, "result": result }))
+        }
+    }
+}
