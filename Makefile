@@ -11,7 +11,9 @@ RUN_DIR ?= $(CURDIR)/target/run
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
-UNIT_DIR := $(DESTDIR)$(PREFIX)/lib/systemd
+# Where systemd looks for both, also below ~/.local.
+SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
+USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 
 .DEFAULT_GOAL := build
 .PHONY: setup setup-test build release lint test e2e demo run bench audit install uninstall clean help
@@ -58,17 +60,17 @@ audit: ## licences, sources and known vulnerabilities of the dependencies, by ca
 # Under sudo nothing is compiled: root may have no Rust, and would leave root's files in target/.
 install: $(if $(SUDO_USER),,release) ## binaries and systemd units to PREFIX (/usr/local)
 	@[ -x $(TARGET)/release/nexusd ] || { echo "first, without sudo: make release"; exit 1; }
-	install -d $(DESTDIR)$(PREFIX)/bin $(UNIT_DIR)/system $(UNIT_DIR)/user
+	install -d $(DESTDIR)$(PREFIX)/bin $(SYSTEM_UNITS) $(USER_UNITS)
 	install -m 0755 $(TARGET)/release/nexusd $(TARGET)/release/nexusctl $(DESTDIR)$(PREFIX)/bin/
-	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' host-mcp/systemd/nexus.service > $(UNIT_DIR)/system/nexus.service
-	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' host-mcp/systemd/user/nexus.service > $(UNIT_DIR)/user/nexus.service
-	chmod 0644 $(UNIT_DIR)/system/nexus.service $(UNIT_DIR)/user/nexus.service
+	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' host-mcp/systemd/nexus.service > $(SYSTEM_UNITS)/nexus.service
+	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' host-mcp/systemd/user/nexus.service > $(USER_UNITS)/nexus.service
+	chmod 0644 $(SYSTEM_UNITS)/nexus.service $(USER_UNITS)/nexus.service
 	@echo "next: systemctl daemon-reload && systemctl enable --now nexus"
 	@echo "or for your user alone: systemctl --user daemon-reload && systemctl --user enable --now nexus"
 
 uninstall: ## remove what install put there; virtual machines and state stay
 	rm -f $(DESTDIR)$(PREFIX)/bin/nexusd $(DESTDIR)$(PREFIX)/bin/nexusctl
-	rm -f $(UNIT_DIR)/system/nexus.service $(UNIT_DIR)/user/nexus.service
+	rm -f $(SYSTEM_UNITS)/nexus.service $(USER_UNITS)/nexus.service
 
 clean: ## remove everything that was built, and the state of demo and run
 	$(CARGO) clean

@@ -4,13 +4,14 @@
 //! |---|---|---|
 //! | state | `/var/lib/nexus` | `$XDG_STATE_HOME/nexus`, `~/.local/state/nexus` |
 //! | sockets | `/run/nexus` | `$XDG_RUNTIME_DIR/nexus`, else `run` in the state directory |
+//! |   | | `XDG_RUNTIME_DIR` is `/run/user/UID` where that is there and the variable is not: see [`environment`] |
 //! | configuration | `/etc/nexus/nexus.toml` | the same, then `$XDG_CONFIG_HOME/nexus/nexus.toml`, `~/.config/nexus/nexus.toml` |
 //!
 //! `NEXUS_STATE_DIR`, `NEXUS_RUNTIME_DIR` and `NEXUS_SOCKET` come before all of these.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The variable that names the state directory.
 pub const STATE_DIR: &str = "NEXUS_STATE_DIR";
@@ -25,6 +26,23 @@ pub const LOG_NAME: &str = "nexusd.log";
 
 /// The environment of a process.
 pub type Env = BTreeMap<OsString, OsString>;
+
+/// The environment of this process, for a user. MCP clients start their servers with few variables: without
+/// `XDG_RUNTIME_DIR` a bridge would look for its user's daemon elsewhere than that daemon is.
+pub fn environment(uid: u32) -> Env {
+    use std::os::unix::fs::MetadataExt;
+    let is_own =
+        |directory: &Path| std::fs::metadata(directory).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid);
+    completed(std::env::vars_os().collect(), uid, is_own)
+}
+
+fn completed(mut env: Env, uid: u32, is_own: impl FnOnce(&Path) -> bool) -> Env {
+    let usual = PathBuf::from(format!("/run/user/{uid}"));
+    if absolute(&env, "XDG_RUNTIME_DIR").is_none() && is_own(&usual) {
+        env.insert("XDG_RUNTIME_DIR".into(), usual.into());
+    }
+    env
+}
 
 /// A directory that cannot be told.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -136,6 +154,16 @@ mod tests {
         assert_eq!(state_dir(7, &poor), Ok("/home/a/.local/state/nexus".into()));
         assert_eq!(socket(7, &poor), Ok("/home/a/.local/state/nexus/run/nexus.sock".into()));
         assert_eq!(config_files(7, &poor)[1], PathBuf::from("/home/a/.config/nexus/nexus.toml"));
+    }
+
+    #[test]
+    fn a_client_that_hands_on_few_variables_finds_the_same_socket() {
+        let few = env(&[("HOME", "/home/a"), ("PATH", "/usr/bin")]);
+        let own = |path: &Path| path == Path::new("/run/user/7");
+        assert_eq!(socket(7, &completed(few.clone(), 7, own)), Ok("/run/user/7/nexus/nexus.sock".into()));
+        assert_eq!(completed(few.clone(), 7, |_| false), few);
+        let told = env(&[("HOME", "/home/a"), ("XDG_RUNTIME_DIR", "/r")]);
+        assert_eq!(completed(told.clone(), 7, own), told);
     }
 
     #[test]

@@ -91,3 +91,30 @@ fn systemd_takes_the_units() {
         );
     }
 }
+
+#[test]
+fn units_are_installed_where_systemd_looks() {
+    let home = tempfile::tempdir().expect("a temporary directory");
+    let prefix = home.path().join(".local");
+    let output = Command::new("make")
+        .args(["-n", "install", "DESTDIR=", "SUDO_USER=somebody"])
+        .arg(format!("PREFIX={}", prefix.display()))
+        .current_dir(root())
+        .output()
+        .expect("make says what it would do");
+    let would = String::from_utf8_lossy(&output.stdout);
+    let looks = Command::new("systemd-analyze")
+        .args(["--user", "unit-paths"])
+        .env("HOME", home.path())
+        .env_remove("XDG_DATA_HOME")
+        .env("XDG_RUNTIME_DIR", home.path())
+        .output()
+        .expect("systemd-analyze tells the paths; `make setup` installs it");
+    let looks = String::from_utf8_lossy(&looks.stdout);
+    let own: Vec<&str> = looks.lines().filter(|path| path.starts_with(&*prefix.to_string_lossy())).collect();
+    assert!(!own.is_empty(), "systemd looks nowhere below {}: {looks}", prefix.display());
+    assert!(
+        own.iter().any(|path| would.contains(&format!("> {path}/nexus.service"))),
+        "systemd looks in {own:?}, `make install` does this instead:\n{would}"
+    );
+}

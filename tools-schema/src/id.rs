@@ -69,7 +69,7 @@ pub struct Id<K> {
 
 /// An id that is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not a {kind} id: ids are 13 characters of a-z and 2-7")]
+#[error("`{text}` is no {kind} id: ids are 13 characters of a-z and 2-7")]
 pub struct ParseIdError {
     /// What was given, shortened.
     pub text: String,

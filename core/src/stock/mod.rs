@@ -52,9 +52,12 @@ fn file_argument(argument: &str, path: &str) -> Result<PathBuf, ToolError> {
     }
     match fs_err::metadata(&path) {
         Ok(_) => Ok(path),
-        Err(error) => {
-            Err(ToolError::invalid(format!("{error}")).hint("give the path of a file on the host of nexusd"))
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(ToolError::new(
+            ErrorCode::FileNotFound,
+            format!("there is no {} on the host", path.display()),
+        )
+        .hint("give the path of what is there, as nexusd sees it")),
+        Err(error) => Err(ToolError::invalid(format!("{error}"))),
     }
 }
 

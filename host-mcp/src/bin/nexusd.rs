@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use nexus_core::os::failpoint;
-use nexus_host::daemon;
 use nexus_host::settings::{Flags, Settings};
+use nexus_host::{daemon, dirs};
 
 /// Gives AI agents microVMs of their own, as an MCP server.
 #[derive(Debug, Parser)]
@@ -85,7 +85,7 @@ fn with_settings(
     ];
     let flags: Flags = flags.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
     let uid = rustix::process::getuid().as_raw();
-    let env = std::env::vars_os().collect();
+    let env = dirs::environment(uid);
     let settings = match Settings::load(uid, &env, cli.config, &flags) {
         Ok(settings) => settings,
         Err(error) => return daemon::complain(&error, 2),

@@ -113,7 +113,7 @@ fn refused(socket: &Path, source: io::Error) -> Error {
     let socket = socket.to_owned();
     match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            Error::DaemonDown { socket, hint: how_to_start(), source }
+            Error::DaemonDown { socket, hint: how_to_start() }
         }
         io::ErrorKind::PermissionDenied => Error::NoAccess { socket, source },
         _ => Error::Connect { socket, source },

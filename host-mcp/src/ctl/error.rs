@@ -24,7 +24,7 @@ pub(crate) enum Error {
     Usage { message: String, hint: Option<String> },
     /// Nobody listens on the daemon's socket.
     #[error("the daemon is not running: nobody answers at {}", socket.display())]
-    DaemonDown { socket: PathBuf, hint: String, source: io::Error },
+    DaemonDown { socket: PathBuf, hint: String },
     /// The socket may not be used.
     #[error("no access to the daemon's socket {}", socket.display())]
     NoAccess { socket: PathBuf, source: io::Error },
@@ -116,7 +116,7 @@ impl Error {
     /// The next thing to do.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::Tool(error) => error.hint.clone(),
+            Self::Tool(error) => error.hint.as_deref().map(super::hint::for_shell),
             Self::Usage { hint, .. } | Self::Launch { hint, .. } => hint.clone(),
             Self::DaemonDown { hint, .. } => Some(hint.clone()),
             Self::NoAccess { .. } => Some(
@@ -204,11 +204,7 @@ mod tests {
             let error = Error::Tool(ToolError::new(*code, "x"));
             assert_eq!(error.exit_code(), code.class().exit_code(), "{code}");
         }
-        let down = Error::DaemonDown {
-            socket: "/s".into(),
-            hint: "start it".into(),
-            source: io(io::ErrorKind::NotFound),
-        };
+        let down = Error::DaemonDown { socket: "/s".into(), hint: "start it".into() };
         assert_eq!((down.exit_code(), down.to_tool_error().code), (6, ErrorCode::DaemonDown));
         assert_eq!(Error::usage("x").exit_code(), 2);
         assert_eq!(Error::Interrupted.exit_code(), 130);

@@ -14,6 +14,7 @@ mod error;
 mod follow;
 mod format;
 mod guest;
+mod hint;
 mod image;
 mod launch;
 mod lines;
@@ -39,8 +40,8 @@ use crate::dirs::{self, Env};
 
 /// Runs the CLI of this process to its end.
 pub fn main() -> ExitCode {
-    let env: Env = std::env::vars_os().collect();
-    run(std::env::args_os(), rustix::process::geteuid().as_raw(), env)
+    let uid = rustix::process::geteuid().as_raw();
+    run(std::env::args_os(), uid, dirs::environment(uid))
 }
 
 /// Runs one command line for a user in an environment.

@@ -8,7 +8,8 @@ use rmcp::model::{Tool, ToolAnnotations};
 /// What a client is told on first contact.
 pub const INSTRUCTIONS: &str = "\
 Nexus gives you Linux microVMs of your own: real machines with their own kernel and disk, apart from the host. Use one whenever \
-you want to run commands, install packages, build or test something, or try what must not touch the host.
+you want to run commands, build or test something, or try what must not touch the host. They have no network yet: what a VM \
+needs comes with its image or through `guest_file_write`.
 
 Start: `vm_create {}` makes a Debian VM, starts it and waits until it is ready (`{\"from\":\"busybox\"}` boots fastest; \
 `name` is yours to choose). If the reply says `done: false`, call `op_get` with its `op_id` until it is done.
@@ -22,7 +23,7 @@ Look: `vm_list` shows what exists, `vm_inspect` everything about one VM, `vm_log
 it, `system_info` whether this host can run VMs and what is missing.
 Failures are results with `isError` and a text `code: message`, then a line that says what to do next. Codes that can be tried \
 again say `retryable` in `_meta[\"dev.nexus/error\"]`. A VM that was replaced or rebooted has a new `boot_id`: its processes are \
-gone, its disk is not. VMs have no network yet.";
+gone, its disk is not.";
 
 /// What a client of the scoped endpoint is told.
 pub(crate) const SCOPED_INSTRUCTIONS: &str = "\

@@ -84,7 +84,7 @@ impl Tool for RunCommand {
     const NAME: &'static str = "run_command";
     const TITLE: &'static str = "Run a command in the VM";
     const DESCRIPTION: &'static str = "Runs a command inside the VM (never on the host) and returns its exit code, stdout and \
-        stderr; use it for anything a shell can do: build, test, install packages, look around. Give `command` (a shell line) or \
+        stderr; use it for anything a shell can do: build, test, look around. Give `command` (a shell line) or \
         `argv` (no shell). A non-zero exit is a normal result. The command is killed with all that it started when `timeout_s` \
         is over; long output keeps its head and tail.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };

@@ -30,7 +30,9 @@ pub(super) fn summaries(vms: &[VmSummary], now: Timestamp) -> Table {
         Table::with_headings(&["NAME", "ID", "STATE", "IMAGE", "CPUS", "MEMORY", "CREATED", "TAGS", "NOTE"]);
     for vm in vms {
         let protected = vm.protected.then_some("protected".to_owned());
-        let note: Vec<_> = vm.reason.iter().cloned().chain(protected).collect();
+        // Reasons can carry the console's last lines: those are for `vm inspect`.
+        let reason = vm.reason.as_ref().and_then(|reason| reason.lines().next()).map(str::to_owned);
+        let note: Vec<_> = reason.into_iter().chain(protected).collect();
         table.row([
             (&vm.name).into(),
             vm.id.into(),
@@ -217,7 +219,7 @@ mod tests {
         let vms: Vec<VmSummary> = serde_json::from_value(json!([
             { "id": "bbbbbbbbbbbbe", "name": "web-1", "state": "ready", "image": "busybox", "vcpus": 1,
               "memory": "512MiB", "created_at": "2026-01-02T03:00:00Z", "protected": true, "tags": {} },
-            { "id": "bbbbbbbbbbbbi", "name": "db", "state": "crashed", "reason": "the VMM ended with signal 9",
+            { "id": "bbbbbbbbbbbbi", "name": "db", "state": "crashed", "reason": "the VMM ended with signal 9\nlast lines of the console:\noops",
               "image": "debian", "vcpus": 2, "memory": "2GiB", "created_at": "2025-12-31T03:00:00Z",
               "protected": false, "tags": { "a": "1", "b": "2" } }
         ]))

@@ -85,7 +85,7 @@ impl Tool for VmCreate {
     const NAME: &'static str = "vm_create";
     const TITLE: &'static str = "Create a VM";
     const DESCRIPTION: &'static str = "Creates a new Linux microVM and starts it; use it whenever you need a machine of your \
-        own to run commands, install packages or try something without touching the host. With no arguments you get Debian \
+        own to run commands, build, test or try something without touching the host. With no arguments you get Debian \
         with 1 vCPU, 512 MiB of memory and an 8 GiB disk. `from: \"busybox\"` boots fastest. It waits until the VM is ready; if \
         `done` is false, call op_get with the op_id. Then work inside with guest_run_command, guest_file_write and the other \
         guest_ tools, giving the VM's name as `vm`. The first VM on a host downloads a kernel and builds the image, which \
