@@ -9,6 +9,7 @@
 
 mod agent;
 mod console;
+mod ext4;
 mod init;
 mod initramfs;
 mod os;

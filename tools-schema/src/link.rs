@@ -143,10 +143,29 @@ pub struct Configure {
     /// Environment variables of every command.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Filesystems of data drives to mount, in order.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
     /// Files to write before the VM is ready, in order.
     #[serde(default)]
     pub files: Vec<GuestFile>,
 }
+
+/// A data drive's ext4 filesystem to mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// The filesystem's label.
+    pub label: String,
+    /// Where to, an absolute path; made if it is missing.
+    pub path: String,
+    /// Whether it is mounted read-only.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// The MCP request of the host by which a guest looks again how large its drives are, and grows the filesystems on them.
+/// The answer's `problems` is a list of what could not be grown, in words.
+pub const GROW_REQUEST: &str = "nexus/grow";
 
 /// One network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

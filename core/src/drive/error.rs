@@ -50,6 +50,21 @@ pub enum DriveError {
     /// A program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// A data drive without a filesystem that the guest could mount.
+    #[error("there is no ext4 filesystem on {disk}", disk = .disk.display())]
+    NoFilesystem {
+        /// The drive's disk.
+        disk: PathBuf,
+    },
+    /// An empty filesystem could not be made.
+    #[error("make a filesystem on {disk}", disk = .disk.display())]
+    Format {
+        /// The drive's disk.
+        disk: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<crate::image::ImageError>,
+    },
     /// The worker ended early.
     #[error("the worker that makes drives ended early")]
     Worker,
@@ -85,7 +100,8 @@ impl DriveError {
         match self {
             Self::Cancelled | Self::Program(ProgramError::Cancelled { .. }) => ErrorCode::Cancelled,
             Self::DiskFull { .. } => ErrorCode::DiskFull,
-            Self::TooSmall { .. } => ErrorCode::InvalidArgument,
+            Self::TooSmall { .. } | Self::NoFilesystem { .. } => ErrorCode::InvalidArgument,
+            Self::Format { source, .. } => source.code(),
             Self::Program(ProgramError::Missing { .. }) => ErrorCode::HostUnsuitable,
             Self::Exists { .. } | Self::Io { .. } | Self::Program(_) | Self::Worker => ErrorCode::Internal,
         }
@@ -97,6 +113,10 @@ impl DriveError {
             Self::DiskFull { directory, .. } => Some(format!("free some space in {}", directory.display())),
             Self::TooSmall { minimum, .. } => Some(format!("ask for at least {minimum}")),
             Self::Program(error) => error.hint(),
+            Self::Format { source, .. } => source.hint(),
+            Self::NoFilesystem { .. } => {
+                Some("attach it as a root drive, or make a new one with drive_create".into())
+            }
             _ => None,
         }
     }

@@ -32,6 +32,35 @@ pub(super) async fn grow(disk: &Path, progress: &Progress) -> Result<(), DriveEr
     Ok(())
 }
 
+/// Names the ext4 filesystem on `disk`.
+pub(super) async fn label(disk: &Path, label: &str, progress: &Progress) -> Result<(), DriveError> {
+    let Some(block) = superblock(disk)? else {
+        return Err(DriveError::NoFilesystem { disk: disk.to_owned() });
+    };
+    let name = &block[0x78..0x88];
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    if &name[..end] == label.as_bytes() {
+        return Ok(());
+    }
+    let timeout = Duration::from_secs(600);
+    let check = Tool::find("e2fsck")?.call().arg("-fp").arg(disk).timeout(timeout).success(&[0, 1, 2]);
+    let tune = Tool::find("tune2fs")?.call().args(["-L", label]).arg(disk).timeout(timeout);
+    // What its journal holds would undo the name at the next mount.
+    if was_mounted(disk)? {
+        check.run(progress.token()).await?;
+    }
+    tune.run(progress.token()).await?;
+    Ok(())
+}
+
+/// Makes an empty ext4 filesystem on a disk.
+pub(super) async fn format(disk: &Path, label: &str, progress: &Progress) -> Result<(), DriveError> {
+    crate::image::ext4::format(disk, label, progress).await.map_err(|error| match error {
+        crate::image::ImageError::Cancelled => DriveError::Cancelled,
+        error => DriveError::Format { disk: disk.to_owned(), source: Box::new(error) },
+    })
+}
+
 /// How large the ext4 filesystem on a disk is; `None` if there is none.
 fn ext4_bytes(disk: &Path) -> Result<Option<u64>, DriveError> {
     let Some(block) = superblock(disk)? else { return Ok(None) };

@@ -11,6 +11,7 @@ mod btrfs;
 mod copy;
 mod error;
 mod filesystem;
+mod locks;
 mod reflink;
 mod stage;
 
@@ -26,6 +27,7 @@ pub use btrfs::Btrfs;
 pub use copy::Copy;
 pub(crate) use copy::copy_file;
 pub use error::DriveError;
+pub(crate) use locks::{Locked, Locks};
 pub use reflink::Reflink;
 
 use crate::op::Progress;
@@ -145,6 +147,35 @@ impl Drives {
         let (backend, path) = (self.backend.clone(), drive.to_owned());
         blocking(move || backend.grow(&path, size)).await?;
         filesystem::grow(&drive.join(DISK), progress).await
+    }
+
+    /// Gives the filesystem on a drive that no running VM has a name of its own. An error if there is none.
+    pub async fn label(&self, drive: &Path, label: &str, progress: &Progress) -> Result<(), DriveError> {
+        filesystem::label(&drive.join(DISK), label, progress).await
+    }
+
+    /// Makes a drive with an empty ext4 filesystem.
+    pub async fn create_formatted(
+        &self,
+        drive: &Path,
+        size: ByteSize,
+        label: &str,
+        progress: &Progress,
+    ) -> Result<PathBuf, DriveError> {
+        let disk = self.create_empty(drive, size).await?;
+        match filesystem::format(&disk, label, progress).await {
+            Ok(()) => Ok(disk),
+            Err(error) => {
+                self.delete(drive).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a drive's disk larger while a VM has it; the guest grows the filesystem.
+    pub async fn lengthen(&self, drive: &Path, size: ByteSize) -> Result<(), DriveError> {
+        let (backend, path) = (self.backend.clone(), drive.to_owned());
+        blocking(move || backend.grow(&path, size)).await
     }
 
     /// Removes a drive; one that is not there is no error.

@@ -1,6 +1,7 @@
 //! The facade: what the host's tools can do, a method per tool. Tools see nothing else of this crate.
 
 mod calls;
+mod drive;
 mod stock;
 mod system;
 mod vm;
@@ -19,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::asset::{KernelFiles, compose_initramfs};
 use crate::config::{Config, DriverSetting};
-use crate::drive::Drives;
+use crate::drive::{Drives, Locks};
 use crate::guest::Link;
 use crate::op::{Ops, store_error};
 use crate::os::lock::{self, Lock};
@@ -120,6 +121,7 @@ pub(crate) struct Shared {
     pub(crate) paths: Paths,
     pub(crate) store: Store,
     pub(crate) drives: Drives,
+    pub(crate) drive_locks: Locks,
     pub(crate) stock: Stock,
     pub(crate) ops: Ops,
     pub(crate) vms: Registry,
@@ -176,6 +178,7 @@ impl Nexus {
             paths,
             store,
             drives,
+            drive_locks: Locks::default(),
             _lock: lock,
         });
         shared.tasks.spawn(calls::record(shared.store.clone(), queue));

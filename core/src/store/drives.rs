@@ -1,8 +1,8 @@
 //! Drives.
 
-use nexus_schema::id::{DriveId, ImageId, VmId};
-use nexus_schema::{ByteSize, Name, Timestamp};
-use rusqlite::{Connection, Row, params};
+use nexus_schema::id::{DriveId, DriveKind, ImageId, VmId};
+use nexus_schema::{ByteSize, Name, Reference, Timestamp};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::columns::RowExt;
 use super::{StoreError, name_taken};
@@ -16,6 +16,12 @@ pub struct DriveRecord {
     pub name: Name,
     /// The image that it was cloned from, while that exists.
     pub image_id: Option<ImageId>,
+    /// The drive that it was cloned from, while that exists.
+    pub parent_id: Option<DriveId>,
+    /// The VM that it was made for and is deleted with.
+    pub made_for: Option<VmId>,
+    /// Where it is in use.
+    pub attachment: Option<Attachment>,
     /// Whether its file is whole.
     pub ready: bool,
     /// Its size.
@@ -28,8 +34,36 @@ pub struct DriveRecord {
     pub created_at: Timestamp,
 }
 
+/// A row of `vm_drives`, from the drive's side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// The VM that has the drive.
+    pub vm: VmId,
+    /// Its place among that VM's drives; 0 is the root drive.
+    pub position: u32,
+    /// Where the guest mounts it; never for a root drive.
+    pub mount: Option<String>,
+}
+
+impl DriveRecord {
+    /// Whether a VM starts from it.
+    pub fn is_root(&self) -> bool {
+        self.attachment.as_ref().is_some_and(|a| a.position == 0)
+    }
+}
+
+const SELECT: &str = "SELECT drives.*, vm_drives.vm_id AS at_vm, vm_drives.position AS at_position,
+    vm_drives.mount AS at_mount FROM drives LEFT JOIN vm_drives ON vm_drives.drive_id = drives.id";
+
 fn record(row: &Row<'_>) -> rusqlite::Result<DriveRecord> {
+    let attachment = match row.id_opt("at_vm")? {
+        Some(vm) => Some(Attachment { vm, position: row.get("at_position")?, mount: row.get("at_mount")? }),
+        None => None,
+    };
     Ok(DriveRecord {
+        parent_id: row.id_opt("parent_id")?,
+        made_for: row.id_opt("made_for")?,
+        attachment,
         id: row.id("id")?,
         name: row.text("name")?,
         image_id: row.id_opt("image_id")?,
@@ -44,8 +78,8 @@ fn record(row: &Row<'_>) -> rusqlite::Result<DriveRecord> {
 /// Adds a drive whose file is being made.
 pub fn insert(tx: &Connection, drive: &DriveRecord) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO drives (id, image_id, name, state, size_bytes, read_only, owner, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        "INSERT INTO drives (id, image_id, name, state, size_bytes, read_only, owner, created_at, parent_id, made_for)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         params![
             drive.id.as_i64(),
             drive.image_id.map(|id| id.as_i64()),
@@ -55,6 +89,8 @@ pub fn insert(tx: &Connection, drive: &DriveRecord) -> Result<(), StoreError> {
             drive.read_only,
             drive.owner,
             drive.created_at.as_millis(),
+            drive.parent_id.map(|id| id.as_i64()),
+            drive.made_for.map(|id| id.as_i64()),
         ],
     )
     .map_err(|e| name_taken(e, "drive", drive.name.as_str(), "drives.name"))?;
@@ -67,25 +103,93 @@ pub fn set_ready(tx: &Connection, id: DriveId) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Writes down that a drive's file is whole, and what it was made from.
+pub fn made(tx: &Connection, drive: &DriveRecord) -> Result<(), StoreError> {
+    let size = super::columns::signed(drive.size.as_bytes());
+    tx.execute(
+        "UPDATE drives SET state = 'ready', image_id = ?2, parent_id = ?3, size_bytes = ?4 WHERE id = ?1",
+        params![
+            drive.id.as_i64(),
+            drive.image_id.map(|id| id.as_i64()),
+            drive.parent_id.map(|id| id.as_i64()),
+            size
+        ],
+    )?;
+    Ok(())
+}
+
 /// Removes a drive.
 pub fn delete(tx: &Connection, id: DriveId) -> Result<(), StoreError> {
     tx.execute("DELETE FROM drives WHERE id = ?1", [id.as_i64()])?;
     Ok(())
 }
 
+/// Gives a drive to a VM.
+pub fn attach(tx: &Connection, drive: DriveId, to: &Attachment) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO vm_drives (vm_id, drive_id, position, mount) VALUES (?1, ?2, ?3, ?4)",
+        params![to.vm.as_i64(), drive.as_i64(), to.position, to.mount],
+    )?;
+    Ok(())
+}
+
+/// Takes a drive from its VM; it is nobody's from then on.
+pub fn detach(tx: &Connection, drive: DriveId) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM vm_drives WHERE drive_id = ?1", [drive.as_i64()])?;
+    tx.execute("UPDATE drives SET made_for = NULL WHERE id = ?1", [drive.as_i64()])?;
+    Ok(())
+}
+
+/// Says how large a drive is.
+pub fn set_size(tx: &Connection, drive: DriveId, size: ByteSize) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE drives SET size_bytes = ?2 WHERE id = ?1",
+        params![drive.as_i64(), super::columns::signed(size.as_bytes())],
+    )?;
+    Ok(())
+}
+
+/// Finds a drive that is whole.
+pub fn get(db: &Connection, drive: &Reference<DriveKind>) -> Result<Option<DriveRecord>, StoreError> {
+    let (column, value): (_, &dyn rusqlite::ToSql) = match drive {
+        Reference::Id(id) => ("id", &id.as_i64()),
+        Reference::Name(name) => ("name", &name.as_str()),
+    };
+    let sql = format!("{SELECT} WHERE drives.{column} = ?1 AND drives.state = 'ready'");
+    Ok(db.prepare_cached(&sql)?.query_row([value], record).optional()?)
+}
+
 /// The drives of a VM, the root drive first.
 pub fn of_vm(db: &Connection, vm: VmId) -> Result<Vec<DriveRecord>, StoreError> {
-    let mut statement = db.prepare_cached(
-        "SELECT drives.* FROM drives JOIN vm_drives ON drive_id = drives.id WHERE vm_id = ?1 ORDER BY position",
-    )?;
+    let sql = format!("{SELECT} WHERE vm_drives.vm_id = ?1 ORDER BY vm_drives.position");
+    let mut statement = db.prepare_cached(&sql)?;
     let rows = statement.query_map([vm.as_i64()], record)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Every drive.
+/// Every drive, by name.
 pub fn all(db: &Connection) -> Result<Vec<DriveRecord>, StoreError> {
-    let mut statement = db.prepare_cached("SELECT * FROM drives ORDER BY name")?;
+    let sql = format!("{SELECT} ORDER BY drives.name");
+    let mut statement = db.prepare_cached(&sql)?;
     let rows = statement.query_map([], record)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Drives that are whole, by name, from behind `after` on.
+pub fn list(
+    db: &Connection,
+    vm: Option<VmId>,
+    attached: Option<bool>,
+    after: Option<&str>,
+    limit: u32,
+) -> Result<Vec<DriveRecord>, StoreError> {
+    let sql = format!(
+        "{SELECT} WHERE drives.state = 'ready' AND (?1 IS NULL OR vm_drives.vm_id = ?1)
+         AND (?2 IS NULL OR (vm_drives.vm_id IS NOT NULL) = ?2) AND (?3 IS NULL OR drives.name > ?3)
+         ORDER BY drives.name LIMIT ?4"
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let rows = statement.query_map(params![vm.map(|id| id.as_i64()), attached, after, limit], record)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 

@@ -24,10 +24,13 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest version of the schema that this build knows.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(include_str!("migrations/0001.sql"))])
+    Migrations::new(vec![
+        M::up(include_str!("migrations/0001.sql")),
+        M::up(include_str!("migrations/0002.sql")),
+    ])
 }
 
 /// Why the store could not do what it was asked.

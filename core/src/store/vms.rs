@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use nexus_schema::id::{AssetId, BootId, DriveId, ImageId, VmId, VmKind};
+use nexus_schema::id::{AssetId, BootId, ImageId, VmId, VmKind};
 use nexus_schema::link::{Hello, InitMode};
 use nexus_schema::tools::vm::{DriverChoice, NetworkChoice, VmState, VmTimings};
 use nexus_schema::{ByteSize, Name, Reference, Timestamp};
@@ -297,15 +297,6 @@ pub fn count_by_kernel(db: &Connection, kernel: AssetId) -> Result<u64, StoreErr
     Ok(db.query_row("SELECT count(*) AS n FROM vms WHERE kernel_id = ?1", [kernel.as_i64()], |row| {
         row.unsigned("n")
     })?)
-}
-
-/// Attaches a drive; position 0 is the root drive.
-pub fn attach(tx: &Connection, vm: VmId, drive: DriveId, position: u32) -> Result<(), StoreError> {
-    tx.execute(
-        "INSERT INTO vm_drives (vm_id, drive_id, position) VALUES (?1, ?2, ?3)",
-        params![vm.as_i64(), drive.as_i64(), position],
-    )?;
-    Ok(())
 }
 
 /// Whether a name is in use.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use data_encoding::BASE64;
 use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
-use nexus_schema::link::{ByeReason, Configure, GuestFile, MCP_PORT, PROTOCOL};
+use nexus_schema::link::{ByeReason, Configure, GuestFile, MCP_PORT, Mount, PROTOCOL};
 use nexus_schema::tools::vm::VmTimings;
 use tokio::sync::{mpsc, watch};
 
@@ -100,7 +100,16 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// What the guest is told at its hello.
-pub(super) fn configure(record: &VmRecord, boot_id: BootId, token: &str) -> Configure {
+pub(super) fn configure(
+    record: &VmRecord,
+    drives: &[DriveRecord],
+    boot_id: BootId,
+    token: &str,
+) -> Configure {
+    let mounts = drives.iter().filter_map(|drive| {
+        let path = drive.attachment.as_ref()?.mount.clone()?;
+        Some(Mount { label: drive.id.to_string(), path, read_only: drive.read_only })
+    });
     let files = record.spec.files.iter().map(|(path, content)| GuestFile {
         path: path.clone(),
         content_base64: BASE64.encode(content.as_bytes()),
@@ -117,6 +126,7 @@ pub(super) fn configure(record: &VmRecord, boot_id: BootId, token: &str) -> Conf
         interfaces: Vec::new(),
         dns: Vec::new(),
         env: record.spec.env.clone(),
+        mounts: mounts.collect(),
         files: files.collect(),
     }
 }

@@ -15,7 +15,7 @@ use super::view::View;
 use crate::nexus::Shared;
 use crate::op::Progress;
 use crate::os::failpoint;
-use crate::store::drives::DriveRecord;
+use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::vms::{VmRecord, VmSpec};
 use crate::store::{StoreError, drives, history, idempotency, now, ops, random_id, vms};
 
@@ -202,6 +202,9 @@ async fn prepare(
         id: random_id(),
         name: drive_name(&record.name, record.id)?,
         image_id: Some(image.id),
+        parent_id: None,
+        made_for: Some(record.id),
+        attachment: Some(Attachment { vm: record.id, position: 0, mount: None }),
         ready: false,
         size: disk,
         read_only: false,
@@ -209,12 +212,12 @@ async fn prepare(
         created_at: now(),
     };
     made.push(drive.id);
-    let (row, vm) = (drive.clone(), record.id);
+    let row = drive.clone();
     shared
         .store
         .write(move |tx| -> Result<(), StoreError> {
             drives::insert(tx, &row)?;
-            vms::attach(tx, vm, row.id, 0)
+            row.attachment.iter().try_for_each(|to| drives::attach(tx, row.id, to))
         })
         .await
         .map_err(crate::op::store_error)?;

@@ -68,6 +68,18 @@ pub(crate) fn delete(name: &str, state: VmState, protected: bool, force: bool) -
     }
 }
 
+/// Whether drives can be given to a VM and taken from it.
+pub(crate) fn change_drives(name: &str, state: VmState) -> Result<(), ToolError> {
+    match state {
+        Created | Stopped | Crashed | Failed => Ok(()),
+        Creating => Err(wrong_state(name, state, "its drives are still being made")),
+        Starting | Running | Ready | Unreachable | Stopping => {
+            Err(wrong_state(name, state, "drives change hands only while it is down")
+                .hint("call vm_stop first"))
+        }
+    }
+}
+
 /// Whether a VM's guest tools may be called.
 pub(crate) fn guest_call(name: &str, state: VmState) -> Result<(), ToolError> {
     match state {

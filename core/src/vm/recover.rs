@@ -14,6 +14,7 @@ use super::boot::{self, Boot};
 use super::create;
 use super::policy;
 use crate::nexus::Shared;
+use crate::store::drives::DriveRecord;
 use crate::store::ops::OpRecord;
 use crate::store::vms::VmRecord;
 use crate::store::{StoreError, assets, drives, history, images, ops, vms};
@@ -33,7 +34,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
             continue;
         }
         let (record, boot) = match record.state.may_run() {
-            true => adopt(shared, record).await?,
+            true => adopt(shared, record, &drives).await?,
             false => (record, None),
         };
         actor::spawn(shared, record, drives, boot);
@@ -43,7 +44,11 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
 }
 
 /// Takes up a VM that ran when the daemon ended.
-async fn adopt(shared: &Arc<Shared>, mut record: VmRecord) -> Result<(VmRecord, Option<Boot>), ToolError> {
+async fn adopt(
+    shared: &Arc<Shared>,
+    mut record: VmRecord,
+    drives: &[DriveRecord],
+) -> Result<(VmRecord, Option<Boot>), ToolError> {
     let directory = shared.paths.vm(record.id);
     let known = record.processes.map(|p| ShimIdentity { pid: p.shim_pid, start_time: p.shim_start });
     // The daemon may have ended between the launch and the row.
@@ -76,7 +81,7 @@ async fn adopt(shared: &Arc<Shared>, mut record: VmRecord) -> Result<(VmRecord, 
     // A guest that was not welcomed says hello again, and may have no token yet.
     let configured = matches!(record.state, VmState::Ready | VmState::Unreachable)
         || record.guest.as_ref().is_some_and(|guest| guest.configured);
-    let configure = boot::configure(&record, boot_id, &token);
+    let configure = boot::configure(&record, drives, boot_id, &token);
     let mut boot = Boot::adopt(shared, shim, accel, &directory, configure, configured)
         .map_err(|e| ToolError::internal(format!("listen for the guest of {}: {e}", record.name)))?;
     let is_outdated = record.guest.as_ref().is_some_and(|guest| guest.protocol < PROTOCOL_MIN);

@@ -19,6 +19,9 @@ pub(crate) const DISK_MIN: ByteSize = ByteSize::mib(16);
 /// The largest root drive: what ext4 with 4 KiB blocks and the usual options grows to without trouble.
 pub(crate) const DISK_MAX: ByteSize = ByteSize::gib(16 * 1024);
 
+/// A drive of which nobody says how large it is.
+pub(crate) const DISK_DEFAULT: ByteSize = ByteSize::gib(8);
+
 /// The image of VMs that ask for none.
 pub(crate) const DEFAULT_IMAGE: &str = "debian";
 /// The kernel of VMs that ask for none.
@@ -39,7 +42,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
     } else if !memory.as_bytes().is_multiple_of(1 << 20) {
         wrong(format!("memory is {memory}, not a whole number of MiB"));
     }
-    let disk = params.disk.unwrap_or(ByteSize::gib(8));
+    let disk = params.disk.unwrap_or(DISK_DEFAULT);
     if disk < DISK_MIN || disk > DISK_MAX {
         wrong(format!("disk is {disk}, not {DISK_MIN} to {DISK_MAX}"));
     } else if !disk.as_bytes().is_multiple_of(4096) {

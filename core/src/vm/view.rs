@@ -84,11 +84,11 @@ impl View {
             drives: self
                 .drives
                 .iter()
-                .enumerate()
-                .map(|(position, drive)| VmDrive {
+                .map(|drive| VmDrive {
                     id: drive.id,
                     name: drive.name.clone(),
-                    root: position == 0,
+                    root: drive.is_root(),
+                    mount: drive.attachment.as_ref().and_then(|a| a.mount.clone()),
                     read_only: drive.read_only,
                     size: drive.size,
                     path: paths.drive(drive.id).join(crate::drive::DISK).display().to_string(),

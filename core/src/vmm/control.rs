@@ -36,6 +36,13 @@ pub(crate) enum Request {
     Pause,
     /// Let them go on.
     Resume,
+    /// Let the guest see that a drive has grown.
+    ResizeDrive {
+        /// Its place among the plan's drives.
+        index: usize,
+        /// Its new size in bytes; its file has it already.
+        bytes: u64,
+    },
     /// Answer when the VMM has ended.
     Wait,
 }

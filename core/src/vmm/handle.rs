@@ -173,6 +173,11 @@ impl Shim {
         self.request(Request::Resume, "resume").await
     }
 
+    /// Lets the guest see that a drive has grown: the one at `index` of the plan, whose file is `bytes` long by now.
+    pub async fn resize_drive(&self, index: usize, bytes: u64) -> Result<(), VmmError> {
+        self.request(Request::ResizeDrive { index, bytes }, "resize a drive").await
+    }
+
     async fn request(&self, request: Request, action: &'static str) -> Result<(), VmmError> {
         let unanswered = |source| VmmError::Unanswered { pid: self.inner.status.pid, action, source };
         match ask(&self.inner.directory, request, ANSWER_OF_VMM).await.map_err(unanswered)? {

@@ -17,25 +17,27 @@ const CLOCK_TOLERANCE: Duration = Duration::from_millis(20);
 
 /// Applies all of a configuration, and adds what could not be applied to `problems`.
 pub(super) fn apply(configure: &Configure, init: InitMode, problems: &mut Vec<String>) {
-    let mut note = |what: &str, result: io::Result<()>| {
-        if let Err(error) = result {
-            problems.push(format!("{what}: {}", reason(&error)));
-        }
-    };
     // Certificates, logs and file times need the time first.
-    note("set the clock", set_clock(configure.time_unix_ns));
-    note(&format!("set the hostname {}", configure.hostname), set_hostname(&configure.hostname));
+    note(problems, "set the clock", set_clock(configure.time_unix_ns));
+    note(problems, &format!("set the hostname {}", configure.hostname), set_hostname(&configure.hostname));
     for interface in &configure.interfaces {
-        note(&format!("bring up the interface {}", interface.mac), network::bring_up(interface));
+        note(problems, &format!("bring up the interface {}", interface.mac), network::bring_up(interface));
     }
     if !configure.dns.is_empty() {
-        note("write /etc/resolv.conf", write_resolv_conf(&configure.dns));
+        note(problems, "write /etc/resolv.conf", write_resolv_conf(&configure.dns));
     }
+    super::mounts::mount_all(&configure.mounts, problems);
     for file in &configure.files {
-        note(&format!("write {}", file.path), write_file(file));
+        note(problems, &format!("write {}", file.path), write_file(file));
     }
     // In both modes PID 1 has done, or will do, the rest.
     let (InitMode::Agent | InitMode::System) = init;
+}
+
+fn note(problems: &mut Vec<String>, what: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        problems.push(format!("{what}: {}", reason(&error)));
+    }
 }
 
 /// What an agent that is a process of the host does not do, in words.
@@ -43,6 +45,9 @@ pub(super) fn refuse_on_host(configure: &Configure) -> Vec<String> {
     let mut problems = Vec::new();
     if !configure.files.is_empty() {
         problems.push("write files: this guest is a process of the host".into());
+    }
+    if !configure.mounts.is_empty() {
+        problems.push("mount drives: this guest is a process of the host".into());
     }
     if !configure.interfaces.is_empty() {
         problems.push("bring up interfaces: this guest is a process of the host".into());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nexus_schema::link::ByeReason;
+use nexus_schema::link::{ByeReason, GROW_REQUEST};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CustomRequest, CustomResult, ErrorCode, ErrorData,
     Implementation, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
@@ -72,6 +72,11 @@ impl ServerHandler for Server {
         request: CustomRequest,
         _: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
+        if request.method == GROW_REQUEST {
+            let grown = tokio::task::spawn_blocking(super::mounts::grow_all).await;
+            let problems = grown.map_err(|error| ErrorData::internal_error(error.to_string(), None))?;
+            return Ok(CustomResult::new(json!({ "problems": problems })));
+        }
         if request.method != SHUTDOWN {
             return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, request.method, None));
         }

@@ -12,6 +12,7 @@ mod hello;
 mod lines;
 mod listen;
 mod mcp;
+mod mounts;
 mod network;
 mod stream;
 

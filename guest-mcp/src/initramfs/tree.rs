@@ -13,7 +13,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, readlinkat, statat};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
-use super::drive::{Events, SUPERBLOCK_AT, Superblock};
+use super::drive::Events;
+use crate::ext4::{SUPERBLOCK_AT, Superblock};
 use crate::os::{read_small, reason};
 
 /// How long the drive may take to appear once the root drive is there.

@@ -44,6 +44,7 @@ pub(crate) fn configure() -> Configure {
         interfaces: vec![],
         dns: vec![],
         env: [("FROM_HOST".to_owned(), "yes".to_owned())].into(),
+        mounts: Vec::new(),
         files: vec![],
     }
 }

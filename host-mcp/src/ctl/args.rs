@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
-use super::{asset, call, completion, guest, image, launch, mcp, op, vm};
+use super::{asset, call, completion, drive, guest, image, launch, mcp, op, vm};
 
 /// microVMs for AI agents: the command line of the Nexus daemon
 #[derive(Debug, Parser)]
@@ -42,6 +42,9 @@ pub(crate) enum Command {
     /// Images that VMs are created from
     #[command(subcommand)]
     Image(image::Command),
+    /// Disks that VMs start from or keep their data on
+    #[command(subcommand, aliases = ["drives", "dr", "ws"])]
+    Drive(drive::Command),
     /// Kernels and other verified files
     #[command(subcommand)]
     Asset(asset::Command),
@@ -127,6 +130,11 @@ mod tests {
             "guest ls web-1",
             "guest cat web-1 /etc/os-release",
             "image ls",
+            "drive create data --size 10G",
+            "dr ls --free",
+            "ws attach data web-1 --mount /data",
+            "drive grow data 20G",
+            "drive rm data other",
             "asset download kernel --from debian",
             "op ls --state running",
             "op get aaaaaaaaaaaac --wait 5",

@@ -10,6 +10,7 @@ mod call;
 mod client;
 mod completion;
 mod connect;
+mod drive;
 mod error;
 mod follow;
 mod format;
@@ -83,6 +84,7 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
     match command {
         Command::Vm(command) => vm::run(app, command).await,
         Command::Guest(command) => guest::run(app, command).await,
+        Command::Drive(command) => drive::run(app, command).await,
         Command::Image(command) => image::run(app, command).await,
         Command::Asset(command) => asset::run(app, command).await,
         Command::Op(command) => op::run(app, command).await,

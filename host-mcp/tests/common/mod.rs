@@ -58,6 +58,7 @@ impl Guest {
             interfaces: Vec::new(),
             dns: Vec::new(),
             env: BTreeMap::new(),
+            mounts: Vec::new(),
             files: Vec::new(),
         };
         let (sender, mut events) = mpsc::channel(16);

@@ -2,6 +2,7 @@
 
 pub mod asset;
 pub mod command;
+pub mod drive;
 pub mod file;
 pub mod image;
 pub mod op;
@@ -21,6 +22,13 @@ macro_rules! for_each_host_tool {
         $callback! {
             $crate::tools::asset::AssetDownload => asset_download,
             $crate::tools::asset::AssetList => asset_list,
+            $crate::tools::drive::DriveAttach => drive_attach,
+            $crate::tools::drive::DriveCreate => drive_create,
+            $crate::tools::drive::DriveDelete => drive_delete,
+            $crate::tools::drive::DriveDetach => drive_detach,
+            $crate::tools::drive::DriveInspect => drive_inspect,
+            $crate::tools::drive::DriveList => drive_list,
+            $crate::tools::drive::DriveResize => drive_resize,
             $crate::tools::image::ImageCreate => image_create,
             $crate::tools::image::ImageInspect => image_inspect,
             $crate::tools::image::ImageList => image_list,

@@ -15,7 +15,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use fs_err as fs;
-use nexus_schema::ByteSize;
 
 use super::ImageError;
 use super::staging::Staging;
@@ -65,12 +64,25 @@ impl Tools {
     ) -> Result<(), ImageError> {
         let created = fs::File::create_new(file).and_then(|f| f.set_len(geometry.blocks * BLOCK));
         created.map_err(|e| ImageError::write(file, e))?;
+        self.format(file, geometry, label, progress).await
+    }
+
+    /// Makes an empty filesystem in a sparse file that is as long.
+    async fn format(
+        &self,
+        file: &Path,
+        geometry: Geometry,
+        label: Option<&str>,
+        progress: &Progress,
+    ) -> Result<(), ImageError> {
         let mut extended =
             "assume_storage_prezeroed=1,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0,nodiscard"
                 .to_owned();
         if geometry.blocks < GROWTH / BLOCK {
             extended.push_str(&format!(",resize={}", GROWTH / BLOCK));
         }
+        // A journal takes at most a part of a small filesystem.
+        let journal_mib = if geometry.blocks * BLOCK < 64 << 20 { JOURNAL_MIB.min(4) } else { JOURNAL_MIB };
         let mut call = self
             .mke2fs
             .call()
@@ -93,7 +105,7 @@ impl Tools {
             .arg("-N")
             .arg(geometry.inodes.to_string())
             .arg("-J")
-            .arg(format!("size={JOURNAL_MIB}"))
+            .arg(format!("size={journal_mib}"))
             .arg("-E")
             .arg(extended);
         if let Some(label) = label {
@@ -254,15 +266,11 @@ impl Tools {
     }
 }
 
-/// Makes an empty filesystem of a size in a new sparse file, for data drives.
-pub async fn format(
-    file: &Path,
-    size: ByteSize,
-    label: Option<&str>,
-    progress: &Progress,
-) -> Result<(), ImageError> {
-    let blocks = size.as_bytes() / BLOCK;
-    Tools::find()?.make(file, Geometry { blocks, inodes: size::inodes(blocks, 0) }, label, progress).await
+/// Makes an empty filesystem in a sparse file, as long as that is: for data drives.
+pub(crate) async fn format(file: &Path, label: &str, progress: &Progress) -> Result<(), ImageError> {
+    let blocks = fs::metadata(file).map_err(|e| ImageError::write(file, e))?.len() / BLOCK;
+    let geometry = Geometry { blocks, inodes: size::inodes(blocks, 0) };
+    Tools::find()?.format(file, geometry, Some(label), progress).await
 }
 
 /// Whether a line of output is no complaint: `write` names the inode, and `rm` ends in an empty line.

@@ -1,5 +1,6 @@
 //! The task that owns one VM: it alone changes its state, runs its boots and deletes it.
 
+mod drives;
 mod events;
 mod remove;
 
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use nexus_schema::id::{BootId, DriveId};
 use nexus_schema::link::Hello;
 use nexus_schema::tools::vm::{VmDeleteOutput, VmState};
-use nexus_schema::{ErrorCode, ToolError};
+use nexus_schema::{ByteSize, ToolError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::nexus::Shared;
@@ -23,7 +24,9 @@ use crate::vm::policy::{self, Decision};
 use crate::vm::registry::Handle;
 use crate::vm::stop::Rung;
 use crate::vm::view::View;
+use crate::vmm::Shim;
 
+pub(crate) use drives::{Attach, busy_drive};
 pub(in crate::vm) use remove::{remove_files, remove_rows};
 
 /// Who makes the transitions that nobody asked for.
@@ -44,6 +47,14 @@ pub(crate) enum Command {
     Created { record: Box<VmRecord>, drives: Vec<DriveRecord>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// Its creation failed: leave nothing of it but its history.
     Undo { reason: String, drives: Vec<DriveId>, reply: oneshot::Sender<Result<(), ToolError>> },
+    /// Give it a drive.
+    Attach { attach: Box<Attach>, reply: oneshot::Sender<Result<(), ToolError>> },
+    /// Take a drive from it.
+    Take { drive: DriveId, reply: oneshot::Sender<Result<(), ToolError>> },
+    /// A drive of it is larger now.
+    Resized { drive: DriveId, size: ByteSize, reply: oneshot::Sender<Result<(), ToolError>> },
+    /// What runs it, if it runs.
+    Machine { reply: oneshot::Sender<Result<Option<Arc<Shim>>, ToolError>> },
     /// End the task; what runs goes on running.
     Detach,
 }
@@ -135,6 +146,21 @@ impl Actor {
             Command::Undo { reason, drives, reply } => {
                 let result = self.remove(&drives, &reason, DAEMON).await;
                 reply.send(result).ok();
+            }
+            Command::Attach { attach, reply } => {
+                let result = self.attach(*attach).await;
+                reply.send(result).ok();
+            }
+            Command::Take { drive, reply } => {
+                let result = self.detach(drive).await;
+                reply.send(result).ok();
+            }
+            Command::Resized { drive, size, reply } => {
+                self.resized(drive, size);
+                reply.send(Ok(())).ok();
+            }
+            Command::Machine { reply } => {
+                reply.send(Ok(self.boot.as_ref().map(|boot| boot.shim.clone()))).ok();
             }
             Command::Detach => {}
         }
@@ -246,16 +272,8 @@ impl Actor {
         // Everything that can be refused is refused before anything changes.
         let choice = self.shared.choose_driver(self.record.spec.driver).await?;
         let kernel = self.shared.kernel_files(&self.record).await?;
-        for drive in &self.drives {
-            let path = self.shared.paths.drive(drive.id).join(crate::drive::DISK);
-            if let Err(error) = fs_err::metadata(&path) {
-                return Err(ToolError::new(
-                    ErrorCode::DriveNotFound,
-                    format!("drive {}: {error}", drive.name),
-                )
-                .hint("its file is gone: delete the VM and create it anew"));
-            }
-        }
+        let _locked = self.lock_drives().await?;
+        self.check_drives()?;
         progress.step("starting the VMM");
         let boot_id: BootId = random_id();
         let token = random::token();
@@ -270,7 +288,7 @@ impl Actor {
         self.record.started_at = Some(now());
         self.transition(VmState::Starting, None, why, who).await?;
 
-        let configure = boot::configure(&self.record, boot_id, &token);
+        let configure = boot::configure(&self.record, &self.drives, boot_id, &token);
         let launched = async {
             let initramfs = self.shared.initramfs(kernel.as_ref()).await?;
             let (shared, record, drives) = (&self.shared, &self.record, &self.drives);

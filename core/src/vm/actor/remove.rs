@@ -7,6 +7,7 @@ use nexus_schema::{ErrorCode, Name, ToolError};
 use super::{Actor, DELETE_PATIENCE};
 use crate::nexus::Shared;
 use crate::os::failpoint;
+use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
 use crate::store::{StoreError, drives, history, vms};
 use crate::vm::policy;
@@ -35,9 +36,9 @@ impl Actor {
         let output = VmDeleteOutput {
             id: self.record.id,
             name: self.record.name.clone(),
-            drives: self.drives.iter().map(|d| d.name.clone()).collect::<Vec<Name>>(),
+            drives: self.own_drives().map(|d| d.name.clone()).collect::<Vec<Name>>(),
         };
-        let ids: Vec<DriveId> = self.drives.iter().map(|d| d.id).collect();
+        let ids: Vec<DriveId> = self.own_drives().map(|d| d.id).collect();
         if let Err(error) = self.remove(&ids, "deleted", who).await {
             self.down_undeleted(&error).await;
             return Err(error);
@@ -57,6 +58,11 @@ impl Actor {
         };
         let reason = format!("it was killed to be deleted: {}", error.message);
         self.settle(to, Some(reason), "its deletion failed").await;
+    }
+
+    /// The drives that go with the VM; the others stay, with nobody.
+    fn own_drives(&self) -> impl Iterator<Item = &DriveRecord> {
+        self.drives.iter().filter(|d| d.made_for == Some(self.record.id))
     }
 
     /// Takes the VM out of the store and out of memory, then removes its files.

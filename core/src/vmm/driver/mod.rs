@@ -170,6 +170,9 @@ pub(crate) trait Machine: Send + Sync {
     /// Stops the guest's processors or lets them go on. May take [`REQUEST`].
     fn set_paused(&self, paused: bool) -> Result<(), DriverError>;
 
+    /// Lets the guest see that the drive at `index` of the plan is `bytes` long now. May take [`REQUEST`].
+    fn resize_drive(&self, index: usize, bytes: u64) -> Result<(), DriverError>;
+
     /// What becomes readable when the VMM has something to tell.
     fn events(&self) -> Option<BorrowedFd<'_>> {
         None

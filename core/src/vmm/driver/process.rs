@@ -74,6 +74,10 @@ impl Machine for Running {
         Err(DriverError::Unsupported { what: WHAT })
     }
 
+    fn resize_drive(&self, _: usize, _: u64) -> Result<(), DriverError> {
+        Err(DriverError::Unsupported { what: WHAT })
+    }
+
     fn ending(&self, status: ExitStatus) -> String {
         ended_with(WHAT, status)
     }

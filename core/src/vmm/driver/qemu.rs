@@ -23,7 +23,7 @@ use crate::vmm::vsock::Backend;
 pub(crate) const CAPS: Caps = Caps {
     max_vcpus: 32,
     min_memory: ByteSize::mib(32),
-    max_drives: 5,
+    max_drives: 8,
     can_pause: true,
     can_ask_guest: false,
 };
@@ -160,6 +160,11 @@ impl Machine for Running {
 
     fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
         self.monitor.execute(if paused { "stop" } else { "cont" }).map(drop)
+    }
+
+    fn resize_drive(&self, index: usize, bytes: u64) -> Result<(), DriverError> {
+        let arguments = json!({ "node-name": format!("disk{index}"), "size": bytes });
+        self.monitor.execute_with("block_resize", &arguments).map(drop)
     }
 
     fn events(&self) -> Option<BorrowedFd<'_>> {

@@ -85,7 +85,7 @@ impl Monitor {
         let version = self.pump_until(deadline, "the greeting", |incoming| incoming.version.take())?;
         // Commands are executed by the main loop, which is entered only when every device is up.
         for (number, command) in (1..).zip(["qmp_capabilities", "query-status"]) {
-            self.send(number, command)?;
+            self.send(number, command, &Value::Null)?;
             let reply = self.pump_until(deadline, command, |i| take_reply(i, number))?;
             reply.map_err(|message| DriverError::Refused { what: WHAT, request: command.into(), message })?;
             *lock(&self.turn) = number;
@@ -95,10 +95,19 @@ impl Monitor {
 
     /// Has a command executed while another thread calls [`Monitor::take`].
     pub(super) fn execute(&self, command: &'static str) -> Result<Value, DriverError> {
+        self.execute_with(command, &Value::Null)
+    }
+
+    /// The same with arguments, an object or null.
+    pub(super) fn execute_with(
+        &self,
+        command: &'static str,
+        arguments: &Value,
+    ) -> Result<Value, DriverError> {
         let mut turn = lock(&self.turn);
         *turn += 1;
         let number = *turn;
-        self.send(number, command)?;
+        self.send(number, command, arguments)?;
         let deadline = Instant::now() + REQUEST;
         let mut incoming = lock(&self.incoming);
         loop {
@@ -142,8 +151,12 @@ impl Monitor {
         lock(&self.incoming).shutdown_reason.clone()
     }
 
-    fn send(&self, number: u64, command: &str) -> Result<(), DriverError> {
-        let line = format!("{{\"execute\":\"{command}\",\"id\":{number}}}\n");
+    fn send(&self, number: u64, command: &str, arguments: &Value) -> Result<(), DriverError> {
+        let arguments = match arguments {
+            Value::Null => String::new(),
+            arguments => format!("\"arguments\":{arguments},"),
+        };
+        let line = format!("{{\"execute\":\"{command}\",{arguments}\"id\":{number}}}\n");
         // So little always fits, unless QEMU has stopped reading.
         (&self.stream).write_all(line.as_bytes()).map_err(|source| unanswered(command, source))
     }

@@ -211,6 +211,10 @@ fn answer(
             ask_machine(&vmm.machine, connection.stream, |machine| machine.set_paused(true));
             None
         }
+        Request::ResizeDrive { index, bytes } => {
+            ask_machine(&vmm.machine, connection.stream, move |machine| machine.resize_drive(index, bytes));
+            None
+        }
         Request::Resume => {
             ask_machine(&vmm.machine, connection.stream, |machine| machine.set_paused(false));
             None
@@ -222,7 +226,7 @@ fn answer(
 fn ask_machine(
     machine: &Arc<dyn Machine>,
     stream: UnixStream,
-    ask: fn(&dyn Machine) -> Result<(), crate::vmm::driver::DriverError>,
+    ask: impl FnOnce(&dyn Machine) -> Result<(), crate::vmm::driver::DriverError> + Send + 'static,
 ) {
     let machine = Arc::clone(machine);
     let spawned = std::thread::Builder::new().name("request".to_owned()).stack_size(STACK).spawn(move || {

@@ -220,6 +220,9 @@ pub struct VmDrive {
     pub name: Name,
     /// Whether it is the root drive.
     pub root: bool,
+    /// Where the guest mounts it; the root drive is at `/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<String>,
     /// Whether the guest may not write to it.
     pub read_only: bool,
     /// Its size.

@@ -65,6 +65,7 @@ impl Driver for Firecracker {
             bring_up: Box::new(Spawned {
                 api: Api::new(root.join(vm_files::API)),
                 requests: requests::configure(job, &files),
+                drives: job.plan.drives.iter().map(|drive| drive.id.clone()).zip(files.drives).collect(),
                 jail,
             }),
         })
@@ -97,6 +98,8 @@ fn make_log_pipe(path: &Path) -> io::Result<File> {
 struct Spawned {
     api: Api,
     requests: Vec<Request>,
+    /// Name and file of each drive, as firecracker sees them.
+    drives: Vec<(String, PathBuf)>,
     jail: Option<Jail>,
 }
 
@@ -114,7 +117,12 @@ impl BringUp for Spawned {
             jail.open_to_host().map_err(jail_failed)?;
         }
         self.api.send(&requests::action("InstanceStart"))?;
-        Ok(Arc::new(Running { version: version.to_owned(), api: self.api, _jail: self.jail }))
+        Ok(Arc::new(Running {
+            version: version.to_owned(),
+            api: self.api,
+            drives: self.drives,
+            _jail: self.jail,
+        }))
     }
 }
 
@@ -140,6 +148,7 @@ impl Spawned {
 struct Running {
     version: String,
     api: Api,
+    drives: Vec<(String, PathBuf)>,
     _jail: Option<Jail>,
 }
 
@@ -155,6 +164,12 @@ impl Machine for Running {
     fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
         let state = if paused { "Paused" } else { "Resumed" };
         self.api.send(&Request { method: "PATCH", path: "/vm".into(), body: json!({ "state": state }) })
+    }
+
+    fn resize_drive(&self, index: usize, _: u64) -> Result<(), DriverError> {
+        // It looks how long the file is by itself.
+        let (id, file) = self.drives.get(index).ok_or(DriverError::Unsupported { what: WHAT })?;
+        self.api.send(&requests::update_drive(id, file))
     }
 
     fn ending(&self, status: ExitStatus) -> String {

@@ -45,6 +45,12 @@ pub(super) fn action(action: &str) -> Request {
     put("/actions", json!({ "action_type": action }))
 }
 
+/// Has a drive's file looked at again: the guest learns its new size. `file` is the drive's, as firecracker sees it.
+pub(super) fn update_drive(id: &str, file: &Path) -> Request {
+    let body = json!({ "drive_id": id, "path_on_host": text(file) });
+    Request { method: "PATCH", path: format!("/drives/{id}"), body }
+}
+
 /// Everything before the start.
 pub(super) fn configure(job: &Job, files: &Files) -> Vec<Request> {
     let plan = &job.plan;
@@ -110,6 +116,7 @@ mod tests {
         let mut requests = configure(&Job { plan, tsc_khz: None }, &files);
         requests.push(action("InstanceStart"));
         requests.push(action("SendCtrlAltDel"));
+        requests.push(update_drive("data1", Path::new("/data/disk")));
         for state in ["Paused", "Resumed"] {
             requests.push(Request { method: "PATCH", path: "/vm".into(), body: json!({ "state": state }) });
         }

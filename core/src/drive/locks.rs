@@ -1,0 +1,71 @@
+//! One piece of work at a time on a drive: a start of its VM, a clone of it, a resize, a deletion.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nexus_schema::id::DriveId;
+use tokio::sync::OwnedMutexGuard;
+
+/// How long something else may take until the drive is said to be busy.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The drives that something is done with.
+#[derive(Debug, Default)]
+pub(crate) struct Locks {
+    all: Mutex<HashMap<DriveId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// The right to do something with drives, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Locked(#[expect(dead_code, reason = "held for its end")] Vec<OwnedMutexGuard<()>>);
+
+impl Locks {
+    /// Takes all of these drives; fails with the one that stays busy.
+    pub(crate) async fn take(&self, drives: &[DriveId]) -> Result<Locked, DriveId> {
+        self.take_within(drives, PATIENCE).await
+    }
+
+    async fn take_within(&self, drives: &[DriveId], patience: Duration) -> Result<Locked, DriveId> {
+        let mut ids = drives.to_vec();
+        // Everybody takes them in the same order, so nobody waits for somebody who waits for him.
+        ids.sort();
+        ids.dedup();
+        let deadline = tokio::time::Instant::now() + patience;
+        let mut guards = Vec::with_capacity(ids.len());
+        for id in ids {
+            let lock = self.lock_of(id);
+            match tokio::time::timeout_at(deadline, lock.lock_owned()).await {
+                Ok(guard) => guards.push(guard),
+                Err(_) => return Err(id),
+            }
+        }
+        Ok(Locked(guards))
+    }
+
+    fn lock_of(&self, id: DriveId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, lock| Arc::strong_count(lock) > 1);
+        all.entry(id).or_default().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: i64) -> DriveId {
+        DriveId::from_i64(number).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_drive_is_taken_once_and_forgotten_when_it_is_free() {
+        let locks = Locks::default();
+        let held = locks.take(&[id(2), id(1), id(2)]).await.unwrap();
+        assert_eq!(locks.take_within(&[id(3), id(2)], Duration::from_millis(20)).await.unwrap_err(), id(2));
+        drop(held);
+        drop(locks.take(&[id(2)]).await.unwrap());
+        drop(locks.take(&[id(9)]).await.unwrap());
+        assert_eq!(locks.all.lock().unwrap().len(), 1);
+    }
+}

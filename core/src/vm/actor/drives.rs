@@ -1,0 +1,177 @@
+//! The drives of a VM: given to it and taken from it while it is down.
+
+use std::path::Path;
+
+use nexus_schema::id::DriveId;
+use nexus_schema::{ByteSize, ErrorCode, ToolError};
+
+use super::Actor;
+use crate::drive::Locked;
+use crate::store::drives::{self, Attachment, DriveRecord};
+use crate::vm::policy;
+
+/// How many drives a VM can have, the root drive included; the kernel's modules are on one more.
+pub(crate) const DRIVES_MAX: usize = 7;
+
+/// How a drive is to be given to a VM.
+#[derive(Debug)]
+pub(crate) struct Attach {
+    pub(crate) drive: DriveRecord,
+    /// Whether the VM starts from it; `None`: if it has no root drive.
+    pub(crate) root: Option<bool>,
+    /// Where the guest mounts it.
+    pub(crate) mount: Option<String>,
+}
+
+impl Actor {
+    pub(super) async fn attach(&mut self, attach: Attach) -> Result<(), ToolError> {
+        let Attach { mut drive, root, mount } = attach;
+        let name = &self.record.name;
+        policy::change_drives(name.as_str(), self.record.state)?;
+        if self.drives.len() >= DRIVES_MAX {
+            return Err(ToolError::invalid(format!(
+                "{name} has {DRIVES_MAX} drives already, as many as fit"
+            )));
+        }
+        let has_root = self.drives.iter().any(DriveRecord::is_root);
+        let (position, mount) = match root.unwrap_or(!has_root && mount.is_none()) {
+            true if has_root => {
+                return Err(ToolError::new(ErrorCode::InUse, format!("{name} has a root drive already"))
+                    .hint("drive_detach it first, or attach this one with root: false"));
+            }
+            true if mount.is_some() => {
+                return Err(ToolError::invalid("a root drive has no mount: it is at /"));
+            }
+            true => (0, None),
+            false => {
+                let path = mount.unwrap_or_else(|| format!("/mnt/{}", drive.name));
+                check_mount(&path)?;
+                let taken = self.drives.iter().find(|d| mount_of(d) == Some(path.as_str()));
+                if let Some(other) = taken {
+                    return Err(ToolError::new(
+                        ErrorCode::InUse,
+                        format!("the drive {} is mounted at {path} already", other.name),
+                    )
+                    .hint("give another mount"));
+                }
+                (self.free_position(), Some(path))
+            }
+        };
+        let attachment = Attachment { vm: self.record.id, position, mount };
+        let (id, row) = (drive.id, attachment.clone());
+        self.shared
+            .store
+            .write(move |tx| drives::attach(tx, id, &row))
+            .await
+            .map_err(crate::op::store_error)?;
+        drive.attachment = Some(attachment);
+        self.drives.push(drive);
+        self.drives.sort_by_key(|d| d.attachment.as_ref().map(|a| a.position));
+        self.publish();
+        Ok(())
+    }
+
+    pub(super) async fn detach(&mut self, drive: DriveId) -> Result<(), ToolError> {
+        if !self.drives.iter().any(|d| d.id == drive) {
+            return Ok(());
+        }
+        policy::change_drives(self.record.name.as_str(), self.record.state)?;
+        self.shared.store.write(move |tx| drives::detach(tx, drive)).await.map_err(crate::op::store_error)?;
+        self.drives.retain(|d| d.id != drive);
+        self.publish();
+        Ok(())
+    }
+
+    /// Takes note that a drive is larger now; the row says so already.
+    pub(super) fn resized(&mut self, drive: DriveId, size: ByteSize) {
+        for known in self.drives.iter_mut().filter(|d| d.id == drive) {
+            known.size = size;
+        }
+        self.publish();
+    }
+
+    /// Keeps everybody else from this VM's drives.
+    pub(super) async fn lock_drives(&self) -> Result<Locked, ToolError> {
+        let ids: Vec<DriveId> = self.drives.iter().map(|d| d.id).collect();
+        self.shared.drive_locks.take(&ids).await.map_err(|busy| {
+            let name = self.drives.iter().find(|d| d.id == busy).map(|d| d.name.to_string());
+            busy_drive(&name.unwrap_or_else(|| busy.to_string()))
+        })
+    }
+
+    /// Fails unless the VM has what it starts from.
+    pub(super) fn check_drives(&self) -> Result<(), ToolError> {
+        let name = &self.record.name;
+        if !self.drives.iter().any(DriveRecord::is_root) {
+            return Err(ToolError::new(ErrorCode::DriveNotFound, format!("{name} has no root drive"))
+                .hint("give it one: drive_attach with root: true"));
+        }
+        for drive in &self.drives {
+            let path = self.shared.paths.drive(drive.id).join(crate::drive::DISK);
+            if let Err(error) = fs_err::metadata(&path) {
+                return Err(ToolError::new(
+                    ErrorCode::DriveNotFound,
+                    format!("drive {}: {error}", drive.name),
+                )
+                .hint("its file is gone: delete the VM and create it anew"));
+            }
+        }
+        Ok(())
+    }
+
+    fn free_position(&self) -> u32 {
+        let taken = self.drives.iter().filter_map(|d| d.attachment.as_ref()).map(|a| a.position);
+        taken.max().unwrap_or(0) + 1
+    }
+}
+
+/// Somebody else works on a drive.
+pub(crate) fn busy_drive(name: &str) -> ToolError {
+    ToolError::new(ErrorCode::Busy, format!("the drive {name} is being cloned, resized or started from"))
+        .hint("try again in a moment; op_list shows what is under way")
+}
+
+fn mount_of(drive: &DriveRecord) -> Option<&str> {
+    drive.attachment.as_ref()?.mount.as_deref()
+}
+
+/// Refuses a place at which a data drive cannot be or would break the guest.
+fn check_mount(path: &str) -> Result<(), ToolError> {
+    /// Nothing can be there or below.
+    const OWN: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
+    /// What the guest needs to work.
+    const NEEDED: [&str; 7] = ["/bin", "/boot", "/etc", "/lib", "/lib64", "/sbin", "/usr"];
+    let is_plain = path.starts_with('/')
+        && path.len() <= 255
+        && !path.contains(char::is_control)
+        && path[1..].split('/').all(|part| !matches!(part, "" | "." | ".."));
+    if !is_plain {
+        return Err(ToolError::invalid(format!(
+            "mount `{}` is not an absolute path such as /data",
+            path.escape_debug()
+        )));
+    }
+    let own = OWN.iter().any(|place| Path::new(path).starts_with(place));
+    if own || NEEDED.contains(&path) {
+        return Err(ToolError::invalid(format!("mount is {path}, which is the system's own"))
+            .hint("take a place such as /data or /mnt/data"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_of_the_system_and_of_nobody_are_refused() {
+        for path in ["/data", "/mnt/a b", "/usr/local", "/home", "/var/lib/docker"] {
+            check_mount(path).unwrap();
+        }
+        for path in
+            ["", "/", "data", "/a/../b", "/a//b", "/a/", "/proc", "/sys/fs", "/dev/shm", "/usr", "/a\nb"]
+        {
+            check_mount(path).unwrap_err();
+        }
+    }
+}

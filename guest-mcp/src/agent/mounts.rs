@@ -1,0 +1,137 @@
+//! Data drives: found by the label of their filesystem, mounted where the host says, and grown when they get larger.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nexus_schema::link::Mount;
+use rustix::mount::MountFlags;
+
+use crate::ext4::{self, Superblock};
+use crate::os::{read_small, reason};
+
+/// How long a drive may take to appear.
+const APPEAR_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is looked for meanwhile.
+const STEP: Duration = Duration::from_millis(20);
+
+/// Mounts the drives of a configuration in their order; what could not be mounted is added to `problems`.
+pub(super) fn mount_all(mounts: &[Mount], problems: &mut Vec<String>) {
+    for wanted in mounts {
+        if let Err(error) = mount(wanted, problems) {
+            problems.push(format!("mount the drive {} at {}: {}", wanted.label, wanted.path, reason(&error)));
+        }
+    }
+}
+
+fn mount(wanted: &Mount, problems: &mut Vec<String>) -> io::Result<()> {
+    let place = Path::new(&wanted.path);
+    if !place.is_absolute() || wanted.path.contains('\0') {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not an absolute path"));
+    }
+    let device = wait_for(&wanted.label)?;
+    // An agent that is started again finds its drives in place.
+    if mounted().iter().any(|(source, at)| *source == device && at == place) {
+        return Ok(());
+    }
+    std::fs::create_dir_all(place)?;
+    let flags = if wanted.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+    rustix::mount::mount(&device, place, "ext4", flags, None)?;
+    if !wanted.read_only
+        && let Err(error) = ext4::grow(&device, place)
+    {
+        problems.push(format!("grow the filesystem at {} to its drive: {}", wanted.path, reason(&error)));
+    }
+    Ok(())
+}
+
+/// Grows every mounted filesystem to its drive; what could not be grown, in words.
+pub(super) fn grow_all() -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut done: Vec<PathBuf> = Vec::new();
+    for (device, place) in mounted() {
+        if done.contains(&device) {
+            continue;
+        }
+        if let Err(error) = ext4::grow(&device, &place) {
+            problems.push(format!("grow the filesystem at {}: {}", place.display(), reason(&error)));
+        }
+        done.push(device);
+    }
+    problems
+}
+
+fn wait_for(label: &str) -> io::Result<PathBuf> {
+    let deadline = Instant::now() + APPEAR_TIMEOUT;
+    loop {
+        if let Some(device) = find(label) {
+            return Ok(device);
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no drive has this label"));
+        }
+        std::thread::sleep(STEP);
+    }
+}
+
+/// The drive whose filesystem has this label.
+fn find(label: &str) -> Option<PathBuf> {
+    let drives = std::fs::read_dir("/sys/block").ok()?;
+    drives.flatten().map(|drive| Path::new("/dev").join(drive.file_name())).find(|device| {
+        let superblock = File::open(device).and_then(|file| Superblock::read(&file));
+        superblock.is_ok_and(|superblock| superblock.is_labelled(label))
+    })
+}
+
+/// Every writable ext4 filesystem that is mounted: its drive and a place of it.
+///
+/// Fields of proc_pid_mountinfo(5): the 3rd is the device's number, the 5th the place; behind ` - ` type, source, options.
+fn mounted() -> Vec<(PathBuf, PathBuf)> {
+    let table = read_small("/proc/self/mountinfo", 4 << 20).unwrap_or_default();
+    table.lines().filter_map(parse).collect()
+}
+
+fn parse(line: &str) -> Option<(PathBuf, PathBuf)> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut right = right.split(' ');
+    if right.next()? != "ext4" {
+        return None;
+    }
+    let _source = right.next()?;
+    if right.next()?.split(',').any(|option| option == "ro") {
+        return None;
+    }
+    let number = left.split(' ').nth(2)?;
+    let place = unescape(left.split(' ').nth(4)?);
+    // By number: the source is what the one who mounted it called it.
+    let link = std::fs::read_link(Path::new("/sys/dev/block").join(number)).ok()?;
+    Some((Path::new("/dev").join(link.file_name()?), place))
+}
+
+/// Blanks, tabs, newlines and backslashes of a path are octal there.
+fn unescape(text: &str) -> PathBuf {
+    let mut plain = text.to_owned();
+    for (octal, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+        plain = plain.replace(octal, character);
+    }
+    plain.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_unescaped() {
+        assert_eq!(unescape("/mnt/a\\040b"), Path::new("/mnt/a b"));
+        assert_eq!(unescape("/mnt/data"), Path::new("/mnt/data"));
+    }
+
+    #[test]
+    fn other_filesystems_and_read_only_ones_are_left_alone() {
+        assert_eq!(parse("22 28 0:21 / /sys rw,nosuid - sysfs sysfs rw"), None);
+        assert_eq!(parse("30 28 254:16 / /mnt/x ro - ext4 /dev/vdb ro"), None);
+        assert_eq!(parse("nonsense"), None);
+    }
+}

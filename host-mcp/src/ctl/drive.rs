@@ -1,0 +1,287 @@
+//! `nexusctl drive`: disks that VMs start from or keep their data on.
+
+use clap::{Args, Subcommand};
+use nexus_schema::id::{DriveKind, VmKind};
+use nexus_schema::tools::drive::{
+    DriveAttach, DriveAttachParams, DriveCreate, DriveCreateParams, DriveDelete, DriveDeleteOutput,
+    DriveDeleteParams, DriveDetach, DriveDetachParams, DriveDetails, DriveInspect, DriveInspectParams,
+    DriveList, DriveListParams, DriveResize, DriveResizeOutput, DriveResizeParams,
+};
+use nexus_schema::{ByteSize, Name, Reference, Timestamp, Tool};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::App;
+use super::client::{Options, Reply};
+use super::error::Error;
+use super::follow::{self, Wait};
+use super::format;
+use super::list::{self, Paging};
+use super::ui::{Format, Table};
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a drive: empty, or a clone of an image or of another drive
+    Create(CreateArgs),
+    /// List drives
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Show everything about a drive
+    #[command(visible_alias = "show")]
+    Inspect(OneDrive),
+    /// Give a drive to a VM that is down
+    Attach(AttachArgs),
+    /// Take a drive from its VM, which is down
+    Detach(OneDrive),
+    /// Make a drive larger, also while its VM runs
+    #[command(visible_alias = "grow")]
+    Resize(ResizeArgs),
+    /// Delete drives and all data on them
+    #[command(visible_alias = "rm")]
+    Delete(DeleteArgs),
+}
+
+/// One drive.
+#[derive(Debug, Args)]
+pub(crate) struct OneDrive {
+    /// The drive: its name or id
+    drive: Reference<DriveKind>,
+}
+
+/// What a new drive is to be.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Its name [default: made up]
+    name: Option<Name>,
+    /// What to clone: an image as in `vm create`, or drive:NAME [default: nothing, an empty filesystem]
+    #[arg(long, value_name = "SOURCE")]
+    from: Option<String>,
+    /// Its size, such as 256M or 10G [default: 8GiB, or that of its source]
+    #[arg(long)]
+    size: Option<ByteSize>,
+    /// Guests may not write to it
+    #[arg(long)]
+    read_only: bool,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Which drives to list.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only those of this VM
+    #[arg(long)]
+    vm: Option<Reference<VmKind>>,
+    /// Only those that no VM has
+    #[arg(long, conflicts_with = "vm")]
+    free: bool,
+    #[command(flatten)]
+    paging: Paging,
+}
+
+/// Which drive goes where.
+#[derive(Debug, Args)]
+pub(crate) struct AttachArgs {
+    /// The drive: its name or id
+    drive: Reference<DriveKind>,
+    /// The VM: its name or id
+    vm: Reference<VmKind>,
+    /// Where the guest mounts it [default: /mnt/NAME]
+    #[arg(long, value_name = "PATH", conflicts_with = "root")]
+    mount: Option<String>,
+    /// The VM starts from it
+    #[arg(long)]
+    root: bool,
+}
+
+/// Which drive gets how large.
+#[derive(Debug, Args)]
+pub(crate) struct ResizeArgs {
+    /// The drive: its name or id
+    drive: Reference<DriveKind>,
+    /// Its new size, such as 20G
+    size: ByteSize,
+}
+
+/// Which drives go.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// The drives: names or ids
+    #[arg(required = true, value_name = "DRIVE")]
+    drives: Vec<Reference<DriveKind>>,
+}
+
+/// Runs one verb.
+pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
+    match command {
+        Command::Create(args) => create(app, args).await,
+        Command::List(args) => list(app, args).await,
+        Command::Inspect(args) => {
+            let params = DriveInspectParams { drive: args.drive };
+            let (reply, drive) = call::<DriveInspect, DriveDetails>(app, &params).await?;
+            show(app, &reply, &drive, |drive| details(drive, app.ui.now))
+        }
+        Command::Attach(args) => {
+            let params = DriveAttachParams {
+                drive: args.drive,
+                vm: args.vm,
+                root: args.root.then_some(true).or(args.mount.as_ref().map(|_| false)),
+                mount: args.mount,
+            };
+            let (reply, drive) = call::<DriveAttach, DriveDetails>(app, &params).await?;
+            show(app, &reply, &drive, |drive| table(std::slice::from_ref(drive), app.ui.now))
+        }
+        Command::Detach(args) => {
+            let params = DriveDetachParams { drive: args.drive };
+            let (reply, drive) = call::<DriveDetach, DriveDetails>(app, &params).await?;
+            show(app, &reply, &drive, |drive| table(std::slice::from_ref(drive), app.ui.now))
+        }
+        Command::Resize(args) => resize(app, args).await,
+        Command::Delete(args) => delete(app, args).await,
+    }
+}
+
+async fn call<T, O>(app: &App, params: &T::Params) -> Result<(Reply, O), Error>
+where
+    T: Tool,
+    T::Params: Serialize,
+    O: DeserializeOwned,
+{
+    let reply = app.connect().await?.call_with::<T>(params, Options::default()).await?;
+    let facts = reply.facts(T::NAME, T::SHAPE)?;
+    Ok((reply, facts))
+}
+
+fn show(
+    app: &App,
+    reply: &Reply,
+    drive: &DriveDetails,
+    shown: impl FnOnce(&DriveDetails) -> Table,
+) -> Result<u8, Error> {
+    match app.ui.format {
+        Format::Json => app.ui.json(reply.structured.as_ref().unwrap_or(&reply.raw))?,
+        Format::Quiet => app.ui.line(&drive.id.to_string())?,
+        Format::Human => app.ui.table(shown(drive))?,
+    }
+    Ok(0)
+}
+
+async fn create(app: &App, args: CreateArgs) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let params = DriveCreateParams {
+        name: args.name,
+        from: args.from,
+        size: args.size,
+        read_only: args.read_only.then_some(true),
+        wait_s: Some(0),
+    };
+    let followed = follow::start::<DriveCreate, _>(&mut client, &app.ui, &params, args.wait).await?;
+    let outcome = &followed.outcome;
+    match (app.ui.format, &outcome.result) {
+        (Format::Json, _) => app.ui.json(&followed.raw)?,
+        (Format::Quiet, _) => app.ui.line(outcome.subject_id.as_deref().unwrap_or_default())?,
+        (Format::Human, Some(drive)) => app.ui.table(table(std::slice::from_ref(drive), app.ui.now))?,
+        (Format::Human, None) => app.ui.line(outcome.subject_name.as_deref().unwrap_or_default())?,
+    }
+    Ok(0)
+}
+
+async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let ListArgs { vm, free, paging } = args;
+    let page = |limit, cursor| DriveListParams {
+        vm: vm.clone(),
+        attached: free.then_some(false),
+        limit: Some(limit),
+        cursor,
+    };
+    let listed = list::all::<DriveList, DriveDetails>(&mut client, &paging, "drives", page).await?;
+    match app.ui.format {
+        Format::Json => app.ui.json(&listed.raw)?,
+        Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|drive| drive.id))?,
+        Format::Human => {
+            app.ui.table(table(&listed.rows, app.ui.now))?;
+            listed.say_more(&app.ui);
+        }
+    }
+    Ok(0)
+}
+
+async fn resize(app: &App, args: ResizeArgs) -> Result<u8, Error> {
+    let params = DriveResizeParams { drive: args.drive, size: args.size };
+    let (reply, output) = call::<DriveResize, DriveResizeOutput>(app, &params).await?;
+    if !output.in_effect && app.ui.format == Format::Human {
+        app.ui.say("the guest finds the new room at its VM's next start");
+    }
+    show(app, &reply, &output.drive, |drive| table(std::slice::from_ref(drive), app.ui.now))
+}
+
+async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let mut failed: Option<Error> = None;
+    for drive in args.drives {
+        let params = DriveDeleteParams { drive };
+        match client.call_with::<DriveDelete>(&params, Options::default()).await {
+            Ok(reply) => {
+                let gone: DriveDeleteOutput = reply.facts(DriveDelete::NAME, DriveDelete::SHAPE)?;
+                match app.ui.format {
+                    Format::Json => app.ui.json(reply.structured.as_ref().unwrap_or(&reply.raw))?,
+                    Format::Quiet => app.ui.line(&gone.id.to_string())?,
+                    Format::Human => app.ui.line(gone.name.as_str())?,
+                }
+            }
+            // The others go all the same.
+            Err(error) => match &failed {
+                None => failed = Some(error),
+                Some(_) => app.ui.warn(&error.to_string()),
+            },
+        }
+    }
+    failed.map_or(Ok(0), Err)
+}
+
+fn place(drive: &DriveDetails) -> (String, String) {
+    match &drive.attached_to {
+        None => ("-".into(), "-".into()),
+        Some(at) if at.root => (at.vm_name.to_string(), "/".into()),
+        Some(at) => (at.vm_name.to_string(), at.mount.clone().unwrap_or_else(|| "-".into())),
+    }
+}
+
+fn table(drives: &[DriveDetails], now: Timestamp) -> Table {
+    let mut table = Table::with_headings(&["NAME", "ID", "SIZE", "ON DISK", "VM", "MOUNT", "CREATED"]);
+    for drive in drives {
+        let (vm, mount) = place(drive);
+        let size = format::size(drive.size.as_bytes());
+        table.row([
+            drive.name.to_string().into(),
+            drive.id.to_string().into(),
+            if drive.read_only { format!("{size} (read-only)") } else { size }.into(),
+            drive.used_bytes.map_or("-".into(), format::size).into(),
+            vm.into(),
+            mount.into(),
+            format::ago(drive.created_at, now).into(),
+        ]);
+    }
+    table
+}
+
+fn details(drive: &DriveDetails, now: Timestamp) -> Table {
+    let (vm, mount) = place(drive);
+    let mut table = Table::of_facts();
+    table.fact("name", &drive.name);
+    table.fact("id", drive.id);
+    table.fact("size", format::size(drive.size.as_bytes()));
+    table.maybe("on disk", drive.used_bytes.map(format::size));
+    table.fact("read-only", if drive.read_only { "yes" } else { "no" });
+    table.fact("vm", vm);
+    table.fact("mount", mount);
+    table.fact("deleted with the vm", if drive.deleted_with_vm { "yes" } else { "no" });
+    table.maybe("image", drive.image_id);
+    table.maybe("cloned from", drive.parent_id);
+    table.fact("path", &drive.path);
+    table.fact("owner", &drive.owner);
+    table.fact("created", format!("{} ({})", drive.created_at, format::ago(drive.created_at, now)));
+    table
+}
