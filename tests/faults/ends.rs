@@ -83,7 +83,7 @@ fn a_client_that_goes_away_ends_its_command_and_not_its_vm() {
     let call = json!({ "name": "guest_run_command", "arguments": { "vm": "left", "command": command } });
     hasty.start("tools/call", &call).expect("the call is sent");
     soon("the command", || mark.exists().then_some(()));
-    assert!(sleeps("4321"));
+    soon("the command to go on", || sleeps("4321").then_some(()));
     drop(hasty);
     soon("the end of the command", || (!sleeps("4321")).then_some(()));
     assert_eq!(client.run("left", "echo still here").stdout, "still here\n");
@@ -154,7 +154,7 @@ fn a_command_is_over_when_its_machine_is() {
     let call = thread::spawn(move || {
         other.call_whole("guest_run_command", json!({ "vm": "shot", "command": command }))
     });
-    soon("the command", || mark.exists().then_some(()));
+    soon("the command", || (mark.exists() && sleeps("8765")).then_some(()));
     kill_process(process(&vm, "pid"));
     let failure = call.join().expect("an answer").expect_err("its machine is gone");
     assert!(["vm_gone", "guest_unreachable"].contains(&&*failure.code), "{}", failure.text);
