@@ -92,6 +92,42 @@ fn a_full_disk_undoes_a_creation_and_stops_nothing_else() {
 }
 
 #[test]
+fn what_ends_on_a_full_disk_is_told_and_written_down_later() {
+    let disk = SmallDisk::mount("192m");
+    let world = World::hostile_at(&disk.path());
+    let mut client = world.client();
+    world.create(&mut client, "good-1");
+    disk.fill(0);
+    // Stopping takes a row of its own: either there is room for it, or it says that there is none.
+    match client.call("vm_stop", json!({ "vm": "good-1", "wait_s": 45 })) {
+        Ok(outcome) => assert_eq!(outcome["result"]["state"], "stopped", "{outcome}"),
+        Err(failure) => {
+            assert_eq!(failure.code, "disk_full", "{}", failure.text);
+            assert_eq!(client.inspect("good-1")["state"], "ready");
+        }
+    }
+    disk.release();
+
+    let mut arguments = world.arguments("slow-1");
+    arguments["wait_s"] = 0.into();
+    let op = client.must("vm_create", arguments)["op_id"].clone();
+    client.wait_for_state("slow-1", "starting");
+    disk.fill(0);
+    let ended = client.must("op_get", json!({ "op_id": op, "wait_s": 45 }));
+    assert_eq!(ended["done"], true, "{ended}");
+    let seen = client.inspect("slow-1")["state"].clone();
+    assert!(["failed", "ready", "running"].contains(&seen.as_str().unwrap_or_default()), "{seen}");
+    disk.release();
+    // With room again, the rows say what was seen.
+    soon("the row", || {
+        let listed = client.must("vm_list", json!({}));
+        let vm = listed["vms"].as_array()?.iter().find(|vm| vm["name"] == "slow-1")?;
+        (vm["state"] == client.inspect("slow-1")["state"]).then_some(())
+    });
+    world.assert_in_order();
+}
+
+#[test]
 fn a_vm_is_deleted_on_a_full_disk_or_says_why_not() {
     let disk = SmallDisk::mount("192m");
     let world = World::hostile_at(&disk.path());

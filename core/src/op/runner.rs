@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nexus_schema::id::OpId;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::op::{OpProgress, OpState, OpSummary};
-use nexus_schema::{ErrorCode, ToolError};
+use nexus_schema::{ErrorCode, Timestamp, ToolError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -32,9 +32,23 @@ pub(crate) struct Ops {
 #[derive(Debug, Clone)]
 struct Active {
     progress: Progress,
-    /// Becomes true once the row says how it ended.
+    /// Becomes true once it is known how it ended.
     ended: watch::Receiver<bool>,
+    /// How it ended, while the row cannot say so.
+    unrecorded: Arc<OnceLock<Ending>>,
 }
+
+/// How an operation ended.
+#[derive(Debug, Clone)]
+struct Ending {
+    state: OpState,
+    result: Option<Map<String, Value>>,
+    error: Option<ToolError>,
+    at: Timestamp,
+}
+
+/// How long to wait until an end that could not be recorded is tried to be recorded again.
+const RECORD_AGAIN: Duration = Duration::from_secs(2);
 
 /// A new operation's row; to be inserted in the transaction that makes what it works on.
 pub(crate) fn summary(tool: &str, owner: &str, subject: Option<(String, String)>) -> OpSummary {
@@ -66,42 +80,40 @@ impl Ops {
     {
         let progress = Progress::new(CancellationToken::new());
         let (ended_tx, ended) = watch::channel(false);
-        self.lock().insert(op, Active { progress: progress.clone(), ended });
+        let unrecorded = Arc::new(OnceLock::new());
+        let active = Active { progress: progress.clone(), ended, unrecorded: unrecorded.clone() };
+        self.lock().insert(op, active);
         let this = self.clone();
         let work = work(progress.clone());
         self.tasks.spawn(async move {
-            let outcome = work.await;
-            this.finish(op, &progress, outcome).await;
+            let ending = Ending::of(work.await);
+            tracing::info!(
+                %op,
+                state = ending.state.as_str(),
+                error = ending.error.as_ref().map(|e| e.code.as_str()),
+                "operation ended"
+            );
+            let mut recorded = this.record_end(op, &progress, &ending).await;
+            if let Err(error) = &recorded {
+                // A disk that is full, most likely: those who ask are told all the same.
+                tracing::error!(%op, %error, "cannot record how the operation ended");
+                unrecorded.set(ending.clone()).ok();
+                ended_tx.send_replace(true);
+            }
+            while let Err(error) = &recorded
+                && !matches!(error, StoreError::Closed)
+            {
+                tokio::time::sleep(RECORD_AGAIN).await;
+                recorded = this.record_end(op, &progress, &ending).await;
+            }
             this.lock().remove(&op);
             ended_tx.send_replace(true);
         });
     }
 
-    async fn finish<T: Serialize + Send>(
-        &self,
-        op: OpId,
-        progress: &Progress,
-        outcome: Result<T, ToolError>,
-    ) {
-        let last = progress.watch().borrow().clone();
-        let outcome = outcome.and_then(|value| match serde_json::to_value(value) {
-            Ok(Value::Object(result)) => Ok(result),
-            Ok(_) => Err(ToolError::internal("the result of an operation is not an object")),
-            Err(error) => Err(ToolError::internal(format!("encode the result: {error}"))),
-        });
-        let (state, result, error) = match outcome {
-            Ok(result) => (OpState::Succeeded, Some(result), None),
-            Err(error) if error.code == ErrorCode::Cancelled => (OpState::Cancelled, None, Some(error)),
-            Err(error) => (OpState::Failed, None, Some(error)),
-        };
-        tracing::info!(%op, state = state.as_str(), error = error.as_ref().map(|e| e.code.as_str()), "operation ended");
-        let written = self
-            .store
-            .write(move |tx| ops::finish(tx, op, state, &last, result.as_ref(), error.as_ref()))
-            .await;
-        if let Err(error) = written {
-            tracing::error!(%op, %error, "cannot record how the operation ended");
-        }
+    async fn record_end(&self, op: OpId, progress: &Progress, ending: &Ending) -> Result<(), StoreError> {
+        let (last, Ending { state, result, error, .. }) = (progress.watch().borrow().clone(), ending.clone());
+        self.store.write(move |tx| ops::finish(tx, op, state, &last, result.as_ref(), error.as_ref())).await
     }
 
     /// Waits up to `wait` for an operation, showing its progress in `ctx`; then its outcome so far.
@@ -213,6 +225,12 @@ impl Ops {
             && let Some(active) = self.lock().get(&record.summary.op_id)
         {
             record.summary.progress = active.progress.watch().borrow().clone();
+            if let Some(ending) = active.unrecorded.get() {
+                record.summary.state = ending.state;
+                record.summary.ended_at = Some(ending.at);
+                record.summary.error = ending.error.clone();
+                record.result = ending.result.clone();
+            }
         }
     }
 
@@ -226,6 +244,22 @@ impl Ops {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<OpId, Active>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ending {
+    fn of<T: Serialize>(outcome: Result<T, ToolError>) -> Self {
+        let outcome = outcome.and_then(|value| match serde_json::to_value(value) {
+            Ok(Value::Object(result)) => Ok(result),
+            Ok(_) => Err(ToolError::internal("the result of an operation is not an object")),
+            Err(error) => Err(ToolError::internal(format!("encode the result: {error}"))),
+        });
+        let (state, result, error) = match outcome {
+            Ok(result) => (OpState::Succeeded, Some(result), None),
+            Err(error) if error.code == ErrorCode::Cancelled => (OpState::Cancelled, None, Some(error)),
+            Err(error) => (OpState::Failed, None, Some(error)),
+        };
+        Self { state, result, error, at: now() }
     }
 }
 

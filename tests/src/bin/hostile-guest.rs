@@ -41,6 +41,11 @@ fn main() -> io::Result<()> {
     let listener = UnixListener::bind("v.sock")?;
     match &*what {
         "silent" => forever(),
+        "slow" => {
+            thread::park_timeout(std::time::Duration::from_secs(3));
+            println!("it was all in vain");
+            exit(4);
+        }
         "babbles" => loop {
             let mut host = UnixStream::connect("v.sock_1024")?;
             while host.write_all(b"\xff\xfe{]garbage\n\0\n").is_ok() {}

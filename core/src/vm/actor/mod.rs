@@ -78,8 +78,16 @@ pub(in crate::vm) struct Actor {
     drives: Vec<DriveRecord>,
     view: watch::Sender<View>,
     boot: Option<Boot>,
+    /// A change of state that could not be written down yet, and when to try again.
+    unwritten: Option<(Transition, Instant)>,
     deleted: bool,
 }
+
+/// A change of state for the history: from which state, why, and who asked.
+type Transition = (VmState, String, String);
+
+/// How long to wait until a change that could not be written down is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(2);
 
 /// Starts the task of a VM and registers it; `boot` is what an earlier daemon left running.
 pub(in crate::vm) fn spawn(
@@ -98,7 +106,7 @@ pub(in crate::vm) fn spawn(
     });
     let handle = Handle { commands, view: watcher };
     shared.vms.insert(id, name, handle.clone());
-    let actor = Actor { shared: shared.clone(), record, drives, view, boot, deleted: false };
+    let actor = Actor { shared: shared.clone(), record, drives, view, boot, unwritten: None, deleted: false };
     shared.tasks.spawn(actor.run(mailbox));
     handle
 }
@@ -112,6 +120,11 @@ impl Actor {
                     Some(command) => self.command(command).await,
                 },
                 event = next(&mut self.boot) => self.event(event).await,
+                () = until(self.unwritten.as_ref().map(|(_, at)| *at)) => {
+                    if let Some((change, _)) = self.unwritten.take() {
+                        self.write(Some(change)).await.ok();
+                    }
+                }
             }
             if self.deleted {
                 return;
@@ -195,8 +208,14 @@ impl Actor {
 
     /// Writes the row, with a line of history if the state changed, and publishes it. A store that fails is tried again:
     /// what happened to a VM happened, whether it can be written down or not.
-    async fn write(&mut self, change: Option<(VmState, String, String)>) -> Result<(), ToolError> {
+    async fn write(&mut self, change: Option<Transition>) -> Result<(), ToolError> {
         const TRIES: u32 = 3;
+        // What could not be written before goes with it: the row is one, and the first state is where it comes from.
+        let change = match (self.unwritten.take(), change) {
+            (Some(((from, reason, who), _)), None) => Some((from, reason, who)),
+            (Some(((from, ..), _)), Some((_, reason, who))) => Some((from, reason, who)),
+            (None, change) => change,
+        };
         let expected = self.record.generation;
         self.record.generation = expected + 1;
         let mut result = Ok(());
@@ -232,6 +251,7 @@ impl Actor {
         if result.is_err() {
             // The next write still finds the row as it is in the store.
             self.record.generation = expected;
+            self.unwritten = change.map(|change| (change, Instant::now() + WRITE_AGAIN));
         }
         self.publish();
         result.map_err(crate::op::store_error)
@@ -275,6 +295,7 @@ impl Actor {
         let _locked = self.lock_drives().await?;
         self.check_drives()?;
         progress.step("starting the VMM");
+        let before = self.record.clone();
         let boot_id: BootId = random_id();
         let token = random::token();
         self.record.boot_id = Some(boot_id);
@@ -286,7 +307,13 @@ impl Actor {
         self.record.driver_version = Some(choice.version.clone());
         self.record.accel = Some(choice.accel.as_str().into());
         self.record.started_at = Some(now());
-        self.transition(VmState::Starting, None, why, who).await?;
+        if let Err(error) = self.transition(VmState::Starting, None, why, who).await {
+            // Nothing is started that is not written down.
+            self.record = VmRecord { generation: self.record.generation, ..before };
+            self.unwritten = None;
+            self.publish();
+            return Err(error);
+        }
 
         let configure = boot::configure(&self.record, &self.drives, boot_id, &token);
         let launched = async {
@@ -396,6 +423,13 @@ impl Actor {
             return Err(error);
         }
         Ok(())
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 
