@@ -12,7 +12,9 @@ use sha2::Digest as _;
 use crate::asset::AssetError;
 
 /// Part of the hash that names a composed file: changes whenever the same parts make another archive.
-const LAYOUT: &[u8] = b"nexus initramfs 1\n";
+const LAYOUT: &[u8] = b"nexus initramfs 2\n";
+/// How a signed module ends (linux/module_signature.h); before it are 12 bytes of facts and the signature.
+const SIGNED: &[u8] = b"~Module signature appended~\n";
 
 /// Composes an initramfs in `cache`, or finds it there: its name is made from the hash of its parts. `modules` are in the order
 /// of loading.
@@ -62,10 +64,24 @@ fn write(out: &mut impl Write, agent: &[u8], modules: &[(&str, Vec<u8>)]) -> io:
     for (name, bytes) in modules {
         order.push_str(name);
         order.push('\n');
-        archive.entry(&format!("modules/{name}"), REGULAR | 0o644, (0, 0), bytes)?;
+        archive.entry(&format!("modules/{name}"), REGULAR | 0o644, (0, 0), unsigned(bytes))?;
     }
     archive.entry("modules/order", REGULAR | 0o644, (0, 0), order.as_bytes())?;
     archive.end()
+}
+
+/// A module without its signature: the host has verified the package that it is from, and an emulated machine is slow at doing
+/// that again. Distributions' kernels take unsigned modules unless they are locked down, which takes a secure boot.
+fn unsigned(module: &[u8]) -> &[u8] {
+    let Some((signed, facts)) = module.strip_suffix(SIGNED).and_then(|rest| rest.split_last_chunk::<12>())
+    else {
+        return module;
+    };
+    let length = u32::from_be_bytes([facts[8], facts[9], facts[10], facts[11]]);
+    match usize::try_from(length).ok().and_then(|length| signed.len().checked_sub(length)) {
+        Some(end) => &signed[..end],
+        None => module,
+    }
 }
 
 const DIRECTORY: u32 = 0o040_000;
@@ -215,5 +231,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = compose_initramfs(dir.path(), b"agent", &[dir.path().join("none.ko")]).unwrap_err();
         assert!(crate::asset::error::with_causes(&error).contains("none.ko"), "{error:?}");
+    }
+
+    #[test]
+    fn signatures_of_modules_are_left_out() {
+        let signed = |length: u32| {
+            [b"ELF and so on".as_slice(), b"signature", &[0; 8], &length.to_be_bytes(), SIGNED].concat()
+        };
+        assert_eq!(unsigned(&signed(9)), b"ELF and so on");
+        for odd in [signed(9999), SIGNED.to_vec(), b"no signature".to_vec(), vec![]] {
+            assert_eq!(unsigned(&odd), odd);
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mount proc, sys, dev ─> load modules ─> wait for the root drive ─> mount and grow it ─> mount all modules in it
-//!   ─> keep this binary in a tmpfs under /run/nexus ─> switch root ─┬─> `nexus-guest init`            (init mode `agent`)
+//!   ─> bind this binary to /run/nexus/nexus-guest ─> switch root ─┬─> `nexus-guest init`            (init mode `agent`)
 //!                                                                   └─> supervise + the image's init  (init mode `system`)
 //! ```
 //! Whatever fails is said on the console and ends the VM, so that the host sees it at once.

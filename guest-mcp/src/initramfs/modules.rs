@@ -11,12 +11,22 @@ use crate::os::read_small;
 
 const DIRECTORY: &str = "/modules";
 const ORDER: &str = "order";
+/// Where the devices of the virtio bus are; each has a file `device` with what kind it is of.
+const DEVICES: &str = "/sys/bus/virtio/devices";
+/// What kind a network interface is of (virtio 1.2, section 5), as the kernel writes it.
+const NETWORK: &str = "0x0001";
+/// What is loaded only for network interfaces.
+const FOR_NETWORK: [&str; 3] = ["failover", "net_failover", "virtio_net"];
 
-/// Loads all of them. One that the kernel does not take is said and skipped: what needs it fails with a better reason.
+/// Loads those that are needed. One that the kernel does not take is said and skipped: what needs it fails with a better reason.
 pub(super) fn load() -> Result<(), BootError> {
     let directory = Path::new(DIRECTORY);
     let order = read_small(directory.join(ORDER), 64 << 10).unwrap_or_default();
     for name in order.lines().map(str::trim).filter(|name| !name.is_empty()) {
+        // Asked for each, since the bus itself comes with one of the first.
+        if FOR_NETWORK.contains(&plain(name)) && !has_network() {
+            continue;
+        }
         let path = directory.join(name);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -29,4 +39,29 @@ pub(super) fn load() -> Result<(), BootError> {
         }
     }
     Ok(())
+}
+
+/// A module's name: `virtio_net` for `04-virtio_net.ko`.
+fn plain(file: &str) -> &str {
+    let name = file.strip_suffix(".ko").unwrap_or(file);
+    name.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start_matches('-')
+}
+
+/// Whether there is a network interface, or it cannot be told.
+fn has_network() -> bool {
+    let Ok(devices) = std::fs::read_dir(DEVICES) else { return true };
+    devices
+        .flatten()
+        .any(|device| read_small(device.path().join("device"), 64).is_none_or(|kind| kind.trim() == NETWORK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_are_known_by_their_names() {
+        assert_eq!(plain("04-virtio_net.ko"), "virtio_net");
+        assert_eq!(plain("failover.ko"), "failover");
+    }
 }

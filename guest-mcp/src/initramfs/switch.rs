@@ -25,7 +25,7 @@ const INITS: [&str; 6] = [
     "/bin/init",
 ];
 
-/// Keeps this binary, its other names and what went wrong so far in a tmpfs of the new root.
+/// Keeps this binary, its other names and what went wrong so far in `/run/nexus` of the new root.
 pub(super) fn prepare(problems: &[String]) -> Result<(), BootError> {
     let run = format!("{NEW_ROOT}/run");
     let ours = format!("{run}/nexus");
@@ -35,8 +35,11 @@ pub(super) fn prepare(problems: &[String]) -> Result<(), BootError> {
     let inside = |path: &str| format!("{NEW_ROOT}{path}");
     let file = |what, path: String| move |source| BootError::File { what, path: path.into(), source };
 
+    // The file itself and no copy: its pages are in memory already, and an emulator has translated them.
     let binary = inside(BINARY);
-    std::fs::copy("/proc/self/exe", &binary).map_err(file("copy the agent to", binary))?;
+    std::fs::File::create(&binary)
+        .and_then(|_| Ok(rustix::mount::mount_bind("/init", &binary)?))
+        .map_err(file("place the agent at", binary))?;
     let bin = format!("{ours}/bin");
     std::fs::create_dir(&bin).map_err(file("create", bin.clone()))?;
     for name in POWER_NAMES {
@@ -62,10 +65,8 @@ pub(super) fn switch() -> Result<(), BootError> {
             source,
         })?;
     }
-    // A file that stays is memory lost, no more.
-    for path in ["/init", "/modules"] {
-        let _ = std::fs::remove_file(path).or_else(|_| std::fs::remove_dir_all(path));
-    }
+    // What stays is memory lost, no more.
+    let _ = std::fs::remove_dir_all("/modules");
     let switched = (|| {
         rustix::process::chdir(NEW_ROOT)?;
         rustix::mount::mount_move(".", "/")?;
