@@ -1,5 +1,7 @@
 //! What the daemon is told about its place on the host. Reading files and the environment is the binary's job.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 /// The configuration of one [`crate::Nexus`].
@@ -19,12 +21,47 @@ pub struct Config {
     pub qemu: Option<PathBuf>,
     /// Path of `firecracker`, if not the one in `PATH`.
     pub firecracker: Option<PathBuf>,
+    /// Where assets come from, and how.
+    pub assets: AssetConfig,
     /// How long a guest may take to say hello under KVM, in seconds.
     pub boot_timeout_s: u32,
     /// How long a guest may take to say hello under software emulation, in seconds.
     pub boot_timeout_tcg_s: u32,
     /// How long a guest may take to shut down by itself, in seconds.
     pub stop_timeout_s: u32,
+}
+
+/// Where assets come from, and how.
+#[derive(Debug, Clone, Default)]
+pub struct AssetConfig {
+    /// Changes to the built-in providers, and providers of one's own: by name, the fields of the provider's row.
+    pub providers: BTreeMap<String, serde_json::Value>,
+    /// A token for GitHub's API.
+    pub github_token: Option<Secret>,
+    /// How downloads are made.
+    pub fetch: crate::asset::FetchSettings,
+}
+
+/// A text that no log shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
 }
 
 /// Which driver runs VMs that ask for `auto`.

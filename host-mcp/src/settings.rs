@@ -9,7 +9,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use nexus_core::config::{Config, DriverSetting};
+use nexus_core::config::{AssetConfig, Config, DriverSetting, Secret};
 
 use crate::dirs::{self, Env};
 
@@ -35,6 +35,10 @@ pub struct Settings {
     pub firecracker: Option<PathBuf>,
     /// The root of the host's apt configuration.
     pub apt_root: PathBuf,
+    /// Changes to the built-in providers of assets, and providers of one's own, by name.
+    pub providers: BTreeMap<String, serde_json::Value>,
+    /// A token for GitHub's API.
+    pub github_token: Option<Secret>,
     /// How long a guest may take to say hello under KVM, in seconds.
     pub boot_timeout_s: u32,
     /// How long under software emulation, in seconds.
@@ -87,6 +91,8 @@ struct Draft {
     qemu: Option<PathBuf>,
     firecracker: Option<PathBuf>,
     apt_root: Option<PathBuf>,
+    providers: BTreeMap<String, serde_json::Value>,
+    github_token: Option<Secret>,
     boot_timeout_s: Option<u32>,
     boot_timeout_tcg_s: Option<u32>,
     stop_timeout_s: Option<u32>,
@@ -105,6 +111,8 @@ const KEYS: &[Key] = &[
     Key { name: "qemu", set: |d, v| path(v).map(|v| d.qemu = Some(v)) },
     Key { name: "firecracker", set: |d, v| path(v).map(|v| d.firecracker = Some(v)) },
     Key { name: "apt_root", set: |d, v| path(v).map(|v| d.apt_root = Some(v)) },
+    Key { name: "providers", set: |d, v| providers(v).map(|v| d.providers.extend(v)) },
+    Key { name: "github_token", set: |d, v| token(v).map(|v| d.github_token = Some(v)) },
     Key { name: "boot_timeout_s", set: |d, v| number(v, 1, 3600).map(|v| d.boot_timeout_s = Some(v)) },
     Key {
         name: "boot_timeout_tcg_s",
@@ -165,6 +173,11 @@ impl Settings {
             apt_root: self.apt_root.clone(),
             qemu: self.qemu.clone(),
             firecracker: self.firecracker.clone(),
+            assets: AssetConfig {
+                providers: self.providers.clone(),
+                github_token: self.github_token.clone(),
+                ..AssetConfig::default()
+            },
             boot_timeout_s: self.boot_timeout_s,
             boot_timeout_tcg_s: self.boot_timeout_tcg_s,
             stop_timeout_s: self.stop_timeout_s,
@@ -203,6 +216,7 @@ impl Draft {
             }
             (other, _) => other,
         };
+        mistakes.extend(nexus_core::asset::provider_mistakes(&self.providers));
         Some(Settings {
             state_dir: state_dir?,
             socket: socket?,
@@ -212,6 +226,8 @@ impl Draft {
             qemu: self.qemu,
             firecracker: self.firecracker,
             apt_root: self.apt_root.unwrap_or_else(|| "/".into()),
+            providers: self.providers,
+            github_token: self.github_token,
             boot_timeout_s: self.boot_timeout_s.unwrap_or(60),
             boot_timeout_tcg_s: self.boot_timeout_tcg_s.unwrap_or(180),
             stop_timeout_s: self.stop_timeout_s.unwrap_or(20),
@@ -240,6 +256,9 @@ fn read_file(draft: &mut Draft, text: &str, file: &str, mistakes: &mut Vec<Strin
                 .map(|item| item.as_str().map(str::to_owned).ok_or_else(|| "not a list of texts".to_owned()))
                 .collect::<Result<Vec<_>, _>>()
                 .map(|items| items.join(",")),
+            toml::Value::Table(table) if name == "providers" => {
+                serde_json::to_string(&table).map_err(|e| e.to_string())
+            }
             toml::Value::Float(_)
             | toml::Value::Boolean(_)
             | toml::Value::Datetime(_)
@@ -286,6 +305,15 @@ fn driver(text: &str) -> Result<DriverSetting, String> {
         "process" => Ok(DriverSetting::Process { guest: PathBuf::new() }),
         _ => Err(format!("`{text}` is not auto, qemu, firecracker or process")),
     }
+}
+
+fn providers(text: &str) -> Result<BTreeMap<String, serde_json::Value>, String> {
+    serde_json::from_str(text).map_err(|e| format!("not a table of providers: {e}"))
+}
+
+fn token(text: &str) -> Result<Secret, String> {
+    let plain = text.bytes().all(|b| b.is_ascii_graphic());
+    if plain && !text.is_empty() { Ok(Secret::new(text)) } else { Err("not a token".into()) }
 }
 
 fn number(text: &str, min: u32, max: u32) -> Result<u32, String> {

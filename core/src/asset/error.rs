@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use nexus_schema::{ErrorCode, ToolError};
 
+use crate::asset::provider::ProviderProblem;
 use crate::asset::stream::{OverLimit, Sha256};
 use crate::image::ImageError;
 use crate::op::Cancelled;
@@ -53,6 +54,30 @@ pub enum AssetError {
         url: String,
         /// The time that it had, in seconds.
         seconds: u64,
+    },
+    /// A server counts requests, and there were too many.
+    #[error("{host} allows no more requests{}", match .seconds { Some(s) => format!(" for {s} s"), None => " for now".into() })]
+    RateLimited {
+        /// The server.
+        host: String,
+        /// For how long, in seconds, if it says so.
+        seconds: Option<u64>,
+        /// Whether it was given a token.
+        had_token: bool,
+    },
+    /// A file became another one while it was downloaded.
+    #[error("get {url}: the file changed while it was downloaded")]
+    Changed {
+        /// The file's address.
+        url: String,
+    },
+    /// A provider, or what was asked of it, is not what it should be.
+    #[error("provider {provider}: {problem}")]
+    Provider {
+        /// The provider.
+        provider: String,
+        /// What is wrong.
+        problem: ProviderProblem,
     },
     /// A file has another length than promised.
     #[error("{what} has {found} bytes instead of {expected}")]
@@ -322,7 +347,12 @@ impl AssetError {
         match self {
             Self::NoArchive { .. } => ErrorCode::HostUnsuitable,
             Self::Source { .. } | Self::Keyring { .. } => ErrorCode::HostUnsuitable,
-            Self::Status { .. } | Self::Transfer { .. } | Self::Timeout { .. } => ErrorCode::DownloadFailed,
+            Self::Status { .. }
+            | Self::Transfer { .. }
+            | Self::Timeout { .. }
+            | Self::RateLimited { .. }
+            | Self::Changed { .. } => ErrorCode::DownloadFailed,
+            Self::Provider { problem, .. } => problem.code(),
             Self::Length { .. }
             | Self::TooLarge { .. }
             | Self::Checksum { .. }
@@ -349,8 +379,14 @@ impl AssetError {
                  sources; asset_list shows what is installed and what can be had",
             ),
             Self::NoKernel { .. } | Self::NoPackage { .. } => Some("asset_list shows what can be had"),
+            Self::Provider { problem, .. } => problem.hint(),
+            Self::RateLimited { had_token: false, .. } => Some(
+                "wait, or give nexusd a token in NEXUS_GITHUB_TOKEN (or github_token in nexus.toml): it raises the limit",
+            ),
+            Self::RateLimited { had_token: true, .. } => Some("wait, then call again"),
+            Self::Changed { .. } => Some("call again"),
             Self::Status { .. } | Self::Transfer { .. } | Self::Timeout { .. } => Some(
-                "check the host's network and apt's proxy and sources (`apt-get update` uses the same), then call again",
+                "check the host's network, its proxy (http_proxy, or apt's) and the provider's mirrors or apt's sources, then call again",
             ),
             Self::Index { problem: IndexProblem::Expired(_) | IndexProblem::FromTheFuture(_), .. } => Some(
                 "check the host's clock; for a frozen mirror set Acquire::Check-Valid-Until \"false\" in apt's configuration",

@@ -9,20 +9,27 @@
 //! ```
 //!
 //! A file is parsed only after its hash is known to be right: a parser never sees what nobody vouches for.
-//! No host name is in the code: archives are those that the host's own apt is configured for.
+//! What providers have (see [`provider`]) goes through a pipeline that hashes while it writes (see [`pipeline`]): its bytes are
+//! decompressed before their hash is known, by decoders with limits, into a directory that is thrown away unless all is right.
+//! No host name is in the code: archives are those that the host's own apt is configured for, and providers are data.
 
 pub mod debian;
 mod error;
 mod fetch;
 mod initramfs;
 mod kernel;
+pub(crate) mod pipeline;
+pub(crate) mod provider;
 mod stream;
 #[cfg(test)]
 mod testing;
 
+pub(crate) use error::IndexProblem;
 pub use error::{AssetError, KernelProblem, PackageProblem, SignatureProblem};
+pub(crate) use fetch::hash_file;
 pub use fetch::{FetchSettings, Fetched, Fetcher, ProxyRules, ProxySetting, Want};
 pub use initramfs::compose_initramfs;
-pub(crate) use kernel::VMLINUX;
 pub use kernel::{KernelFiles, ModuleImage, import_kernel};
+pub(crate) use kernel::{VMLINUX, adopt_kernel, is_program};
+pub use provider::{ProviderProblem, mistakes as provider_mistakes};
 pub use stream::{Compression, Sha256};

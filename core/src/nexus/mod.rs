@@ -1,5 +1,6 @@
 //! The facade: what the host's tools can do, a method per tool. Tools see nothing else of this crate.
 
+mod asset;
 mod calls;
 mod drive;
 mod stock;
@@ -150,6 +151,7 @@ impl Nexus {
             paths.images(),
             paths.assets(),
             paths.cache(),
+            paths.downloads(),
             paths.scratch(),
         ] {
             make_private(&directory)?;
@@ -166,7 +168,7 @@ impl Nexus {
         let drives = Drives::probe(&paths.drives())?;
         let (calls, queue) = mpsc::channel(calls::QUEUE_MAX);
         let shared = Arc::new(Shared {
-            stock: Stock::new(store.clone(), paths.clone(), config.apt_root.clone()),
+            stock: Stock::new(store.clone(), paths.clone(), config.apt_root.clone(), config.assets.clone()),
             ops: Ops::new(store.clone()),
             vms: Registry::default(),
             tasks: TaskTracker::new(),
@@ -182,6 +184,7 @@ impl Nexus {
             _lock: lock,
         });
         shared.tasks.spawn(calls::record(shared.store.clone(), queue));
+        shared.stock.sync_providers().await?;
         recover::recover(&shared).await.map_err(|error| OpenError::Recover { error })?;
         Ok(Self { shared })
     }

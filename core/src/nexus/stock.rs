@@ -1,9 +1,6 @@
-//! The tools of assets, images and operations.
+//! The tools of images and operations.
 
 use nexus_schema::tools::OpOutcome;
-use nexus_schema::tools::asset::{
-    AssetDownloadParams, AssetKind, AssetListOutput, AssetListParams, AssetSummary,
-};
 use nexus_schema::tools::image::{
     ImageCreateParams, ImageDetails, ImageInspectParams, ImageListOutput, ImageListParams,
 };
@@ -13,106 +10,11 @@ use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 use super::vm::AnyResult;
 use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
 use crate::op::{store_error, summary};
-use crate::stock::{BUILT_IN, DEBIAN, kernel_summary};
+use crate::stock::BUILT_IN;
 use crate::store::images::ImageRecord;
-use crate::store::{StoreError, assets, drives, images, ops, settings};
+use crate::store::{StoreError, drives, images, ops};
 
 impl Nexus {
-    /// The tool `asset_list`.
-    pub async fn asset_list(
-        &self,
-        _: &CallContext,
-        params: AssetListParams,
-    ) -> Result<AssetListOutput, ToolError> {
-        let limit = page(params.limit)? as usize;
-        let (rows, default) = self
-            .shared
-            .store
-            .read(|db| -> Result<_, StoreError> {
-                Ok((assets::all(db)?, settings::get(db, settings::DEFAULT_KERNEL)?))
-            })
-            .await
-            .map_err(store_error)?;
-        let paths = &self.shared.paths;
-        let mut all: Vec<AssetSummary> = rows
-            .into_iter()
-            .map(|row| {
-                let path = paths.asset(row.id).join(crate::asset::VMLINUX).display().to_string();
-                kernel_summary(row, default.as_deref(), path)
-            })
-            .collect();
-        let mut problems = Vec::new();
-        let kernels = matches!(params.kind, None | Some(AssetKind::Kernel));
-        if params.available.unwrap_or(true) && kernels {
-            match self.shared.stock.available_kernels().await {
-                Ok(available) => {
-                    for kernel in available {
-                        let installed =
-                            |a: &AssetSummary| a.provider == DEBIAN && a.version == kernel.version;
-                        if !all.iter().any(installed) {
-                            all.push(kernel);
-                        }
-                    }
-                }
-                Err(error) => problems.push(format!("{DEBIAN}: {error}")),
-            }
-        }
-        all.retain(|asset| params.kind.is_none_or(|kind| kind == asset.kind));
-        let (assets, next_cursor) = cut(all, params.cursor.as_deref(), limit)?;
-        Ok(AssetListOutput { assets, problems, next_cursor })
-    }
-
-    /// The tool `asset_download`.
-    pub async fn asset_download(
-        &self,
-        ctx: &CallContext,
-        params: AssetDownloadParams,
-    ) -> Result<OpOutcome<AssetSummary>, ToolError> {
-        let wait = patience(params.wait_s)?;
-        if params.kind != AssetKind::Kernel {
-            return Err(ToolError::invalid(format!(
-                "no provider has assets of kind {} yet",
-                params.kind.as_str()
-            ))
-            .hint("kernels can be downloaded; root filesystems are made with image_create"));
-        }
-        if let Some(sha256) = &params.sha256
-            && (sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()))
-        {
-            return Err(ToolError::invalid("sha256 is not 64 hexadecimal digits"));
-        }
-        let from = params.from.unwrap_or_else(|| DEBIAN.into());
-        let op = summary(
-            "asset_download",
-            &ctx.caller.owner,
-            params.name.as_ref().map(|n| (n.to_string(), n.to_string())),
-        );
-        let id = op.op_id;
-        self.shared.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
-        let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
-        self.shared.ops.run(id, move |progress| async move {
-            let asset = shared
-                .stock
-                .download_kernel(
-                    &from,
-                    params.version.as_deref(),
-                    params.name,
-                    params.sha256.as_deref(),
-                    &owner,
-                    &progress,
-                )
-                .await?;
-            let default = params.make_default.unwrap_or(false);
-            if default {
-                shared.stock.set_default_kernel(&asset.name, &owner).await?;
-            }
-            let path = shared.paths.asset(asset.id).join(crate::asset::VMLINUX).display().to_string();
-            let name = default.then(|| asset.name.to_string());
-            Ok(kernel_summary(asset, name.as_deref(), path))
-        });
-        self.shared.ops.wait(ctx, id, wait).await
-    }
-
     /// The tool `image_list`.
     pub async fn image_list(
         &self,
@@ -283,7 +185,7 @@ fn not_made_yet(name: &str, default: &str) -> Result<ImageDetails, ToolError> {
 }
 
 /// One page of a list that is whole in memory; the cursor is a position.
-fn cut<T>(
+pub(super) fn cut<T>(
     mut all: Vec<T>,
     cursor: Option<&str>,
     limit: usize,

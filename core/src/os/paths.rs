@@ -75,6 +75,16 @@ impl Paths {
         self.assets().join(id.to_string())
     }
 
+    /// Downloads that are not whole yet, to be gone on with.
+    pub fn downloads(&self) -> PathBuf {
+        self.root.join("downloads")
+    }
+
+    /// Links to the programs that were downloaded and are to be used.
+    pub fn programs(&self) -> PathBuf {
+        self.root.join("bin")
+    }
+
     /// What can be made again at any time, such as composed initramfs files.
     pub fn cache(&self) -> PathBuf {
         self.root.join("cache")

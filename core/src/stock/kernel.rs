@@ -11,7 +11,7 @@ use crate::asset::{AssetError, KernelFiles, debian::Archive, import_kernel};
 use crate::nexus::described;
 use crate::op::{Progress, store_error};
 use crate::store::assets::AssetRecord;
-use crate::store::{assets, now, random_id, settings};
+use crate::store::{assets, now, random_id};
 
 /// Which kernel was asked for.
 enum Want {
@@ -196,8 +196,8 @@ impl Stock {
         files: &KernelFiles,
         owner: &str,
     ) -> Result<AssetRecord, ToolError> {
-        let size_bytes =
-            fs_err::metadata(&files.vmlinux).map_err(|e| ToolError::internal(format!("{e}")))?.len();
+        let (hashed, directory) = (files.clone(), self.paths.asset(id));
+        let noted = blocking(move || super::asset::kernel_files(&hashed, &directory)).await?;
         let record = AssetRecord {
             id,
             name,
@@ -206,8 +206,11 @@ impl Stock {
             version: files.version.clone(),
             arch: std::env::consts::ARCH.into(),
             sha256: files.sha256.clone(),
-            size_bytes,
+            size_bytes: files.size_bytes,
             verified: files.verified,
+            files: noted,
+            origin: files.origin.clone(),
+            download_sha256: None,
             owner: owner.into(),
             installed_at: now(),
         };
@@ -253,18 +256,11 @@ impl Stock {
                     verified: None,
                     path: None,
                     installed_at: None,
+                    drivers: crate::asset::provider::all_drivers(),
+                    unsuitable: None,
                 })
             })
             .collect()
-    }
-
-    /// Makes a kernel what VMs get by default.
-    pub(crate) async fn set_default_kernel(&self, name: &Name, who: &str) -> Result<(), ToolError> {
-        let (name, who) = (name.to_string(), who.to_owned());
-        self.store
-            .write(move |tx| settings::set(tx, settings::DEFAULT_KERNEL, &name, &who))
-            .await
-            .map_err(store_error)
     }
 }
 
@@ -284,6 +280,8 @@ pub(crate) fn summary(asset: AssetRecord, default: Option<&str>, path: String) -
         verified: Some(asset.verified),
         path: Some(path),
         installed_at: Some(asset.installed_at),
+        drivers: Vec::new(),
+        unsuitable: None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! Kernels and images that VMs are made of: found if they are here, fetched or made if not; one at a time per thing.
 
+mod asset;
 mod image;
 mod kernel;
+mod wish;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -10,11 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nexus_schema::{ErrorCode, Name, ToolError};
 use sha2::{Digest, Sha256};
 
+use crate::config::AssetConfig;
 use crate::os::paths::Paths;
 use crate::store::Store;
 
+pub(crate) use asset::{files_of, main_file};
 pub(crate) use image::BUILT_IN;
-pub(crate) use kernel::{asset_error, summary as kernel_summary};
+pub(crate) use kernel::{asset_error, summary as asset_summary};
+pub(crate) use wish::Wish;
 
 /// The provider of the distribution's own packages.
 pub(crate) const DEBIAN: &str = "debian";
@@ -25,12 +30,15 @@ pub(crate) struct Stock {
     store: Store,
     paths: Paths,
     apt_root: PathBuf,
+    assets: Arc<AssetConfig>,
+    believed: wish::Believed,
     in_flight: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 impl Stock {
-    pub(crate) fn new(store: Store, paths: Paths, apt_root: PathBuf) -> Self {
-        Self { store, paths, apt_root, in_flight: Arc::default() }
+    pub(crate) fn new(store: Store, paths: Paths, apt_root: PathBuf, assets: AssetConfig) -> Self {
+        let (assets, believed) = (Arc::new(assets), wish::Believed::default());
+        Self { store, paths, apt_root, assets, believed, in_flight: Arc::default() }
     }
 
     /// Waits until nobody else makes the thing called `what`; who comes later finds it made.
@@ -90,16 +98,4 @@ async fn blocking<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slugs_are_names() {
-        let name = slug("debian-", "6.1.0-40-cloud-amd64", None).unwrap();
-        assert_eq!(name.as_str(), "debian-6-1-0-40-cloud-amd64");
-        let name = slug("file-", "My Kernel (1).ELF", Some("0123456789abcdef")).unwrap();
-        assert_eq!(name.as_str(), "file-my-kernel-1-elf-01234567");
-        let name = slug("file-", &"x".repeat(200), Some("0123456789abcdef")).unwrap();
-        assert_eq!(name.as_str().len(), 63);
-    }
-}
+mod tests;

@@ -1,11 +1,11 @@
 //! Installed assets.
 
 use nexus_schema::id::{AssetId, AssetKindTag};
-use nexus_schema::tools::asset::{AssetKind, Verified};
+use nexus_schema::tools::asset::{AssetFile, AssetKind, Verified};
 use nexus_schema::{Name, Reference, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::columns::{RowExt, signed};
+use super::columns::{Json, RowExt, signed};
 use super::{StoreError, name_taken};
 
 /// One row of `assets`.
@@ -29,6 +29,12 @@ pub struct AssetRecord {
     pub size_bytes: u64,
     /// How it was verified.
     pub verified: Verified,
+    /// Its files, the main one first.
+    pub files: Vec<AssetFile>,
+    /// Where it came from: an address, a file of the host, or a package.
+    pub origin: String,
+    /// SHA-256 of what was downloaded, in hexadecimal, where that is another file.
+    pub download_sha256: Option<String>,
     /// Who installed it.
     pub owner: String,
     /// When.
@@ -47,6 +53,9 @@ fn record(row: &Row<'_>) -> rusqlite::Result<AssetRecord> {
         sha256: row.get("sha256")?,
         size_bytes: row.unsigned("size_bytes")?,
         verified: Verified::ALL.into_iter().find(|v| v.as_str() == verified).unwrap_or(Verified::None),
+        files: row.json("files")?,
+        origin: row.get("origin")?,
+        download_sha256: row.get("download_sha256")?,
         owner: row.get("owner")?,
         installed_at: row.time("installed_at")?,
     })
@@ -55,8 +64,9 @@ fn record(row: &Row<'_>) -> rusqlite::Result<AssetRecord> {
 /// Adds an asset whose files are in place.
 pub fn insert(tx: &Connection, asset: &AssetRecord) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO assets (id, name, kind, provider, version, arch, sha256, size_bytes, verified, owner, installed_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        "INSERT INTO assets (id, name, kind, provider, version, arch, sha256, size_bytes, verified, files, origin,
+                             download_sha256, owner, installed_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
         params![
             asset.id.as_i64(),
             asset.name.as_str(),
@@ -67,6 +77,9 @@ pub fn insert(tx: &Connection, asset: &AssetRecord) -> Result<(), StoreError> {
             asset.sha256,
             signed(asset.size_bytes),
             asset.verified.as_str(),
+            Json(&asset.files),
+            asset.origin,
+            asset.download_sha256,
             asset.owner,
             asset.installed_at.as_millis(),
         ],
@@ -124,4 +137,31 @@ pub fn all(db: &Connection) -> Result<Vec<AssetRecord>, StoreError> {
     let mut statement = db.prepare_cached("SELECT * FROM assets ORDER BY name")?;
     let rows = statement.query_map([], record)?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Removes an asset that no VM is made of.
+pub fn delete(tx: &Connection, id: AssetId) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM assets WHERE id = ?1", [id.as_i64()])?;
+    Ok(())
+}
+
+/// The names of the VMs that need an asset: those that boot a kernel, and those that run under a VMM.
+pub fn users(db: &Connection, asset: &AssetRecord) -> Result<Vec<String>, StoreError> {
+    let names = |sql: &str, values: &[&dyn rusqlite::ToSql]| -> Result<Vec<String>, StoreError> {
+        let mut statement = db.prepare_cached(sql)?;
+        let rows = statement.query_map(values, |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    };
+    match asset.kind {
+        AssetKind::Kernel => {
+            names("SELECT name FROM vms WHERE kernel_id = ?1 ORDER BY name", &[&asset.id.as_i64()])
+        }
+        AssetKind::Vmm => names(
+            "SELECT name FROM vms WHERE driver = 'firecracker' AND driver_version = ?1 AND shim_pid IS NOT NULL
+             ORDER BY name",
+            &[&asset.version],
+        ),
+        // Images are copies.
+        AssetKind::Rootfs => Ok(Vec::new()),
+    }
 }

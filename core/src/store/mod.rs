@@ -11,6 +11,7 @@ pub mod history;
 pub mod idempotency;
 pub mod images;
 pub mod ops;
+pub mod providers;
 pub mod settings;
 pub mod vms;
 
@@ -24,12 +25,13 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest version of the schema that this build knows.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
         M::up(include_str!("migrations/0001.sql")),
         M::up(include_str!("migrations/0002.sql")),
+        M::up(include_str!("migrations/0003.sql")),
     ])
 }
 

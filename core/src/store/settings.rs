@@ -9,13 +9,17 @@ pub const DEFAULT_KERNEL: &str = "default.kernel";
 /// The key of the image that VMs get by default; its value is the image's name.
 pub const DEFAULT_IMAGE: &str = "default.image";
 
-/// The value in force.
+/// The key of the VMM asset that VMs run under by default; its value is the asset's name.
+pub const DEFAULT_VMM: &str = "default.vmm";
+
+/// The value in force; an empty one is none.
 pub fn get(db: &Connection, key: &str) -> Result<Option<String>, StoreError> {
-    Ok(db
+    let value: Option<String> = db
         .query_row("SELECT value FROM settings WHERE key = ?1 ORDER BY seq DESC LIMIT 1", [key], |row| {
             row.get(0)
         })
-        .optional()?)
+        .optional()?;
+    Ok(value.filter(|value| !value.is_empty()))
 }
 
 /// Puts a value in force.

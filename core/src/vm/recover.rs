@@ -192,6 +192,10 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
             remove(&directory.join(name));
         }
     }
+    if let Err(error) = crate::asset::pipeline::sweep(&paths.downloads()) {
+        tracing::warn!(%error, "cannot remove old parts of downloads");
+    }
+    shared.stock.link_programs().await?;
     for name in orphans(&paths.scratch(), &HashSet::new()) {
         remove(&paths.scratch().join(name));
     }

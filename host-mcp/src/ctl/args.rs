@@ -48,6 +48,15 @@ pub(crate) enum Command {
     /// Kernels and other verified files
     #[command(subcommand)]
     Asset(asset::Command),
+    /// Kernels: `asset` for this kind
+    #[command(subcommand)]
+    Kernel(asset::OfKind),
+    /// Root filesystems: `asset` for this kind
+    #[command(subcommand)]
+    Rootfs(asset::OfKind),
+    /// Firecracker's programs: `asset` for this kind
+    #[command(subcommand, visible_alias = "vmm")]
+    Firecracker(asset::OfKind),
     /// Long operations
     #[command(subcommand)]
     Op(op::Command),
@@ -136,6 +145,21 @@ mod tests {
             "drive grow data 20G",
             "drive rm data other",
             "asset download kernel --from debian",
+            "asset download rootfs alpine@3.21 --check",
+            "asset download rootfs url:http://host.example/r.tar.xz --unverified",
+            "asset verify",
+            "asset verify debian-6-1 --kind kernel",
+            "asset rm debian-6-1",
+            "kernel list",
+            "kernel installed -q",
+            "kernel download 6.1.150",
+            "kernel download anvil 6.1.150 --make-default",
+            "kernel verify",
+            "rootfs download alpine 3.21",
+            "rootfs rm alpine-3-21-3",
+            "firecracker download v1.16.1",
+            "firecracker show firecracker-1-16-1",
+            "vmm ls",
             "op ls --state running",
             "op get aaaaaaaaaaaac --wait 5",
             "call vm_list",
@@ -181,6 +205,8 @@ mod tests {
             "vm list --json --quiet",
             "vm stop web-1 --wait 3 --detach",
             "op get web-1",
+            "asset remove",
+            "kernel download --from a b",
             "call",
         ] {
             let code = parse(line).map(|_| 0).unwrap_or_else(|e| e.exit_code());

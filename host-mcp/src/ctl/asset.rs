@@ -1,14 +1,17 @@
-//! `nexusctl asset`: kernels and other verified files.
+//! `nexusctl asset`: kernels and other verified files; and `kernel`, `rootfs`, `firecracker`, the same for one kind.
 
 use clap::{Args, Subcommand};
+use nexus_schema::id::AssetKindTag;
 use nexus_schema::tools::asset::{
-    AssetDownload, AssetDownloadParams, AssetKind, AssetList, AssetListParams, AssetSummary, Verified,
+    AssetDownload, AssetDownloadParams, AssetInspect, AssetInspectParams, AssetKind, AssetList,
+    AssetListParams, AssetRemove, AssetRemoveParams, AssetSummary, AssetVerify, AssetVerifyParams, Verified,
 };
-use nexus_schema::{Name, Timestamp};
+use nexus_schema::{Name, Reference, Timestamp};
 use serde::Deserialize;
 
 use super::App;
 use super::args::word;
+use super::client::raw;
 use super::error::Error;
 use super::follow::{self, Wait};
 use super::format;
@@ -24,6 +27,33 @@ pub(crate) enum Command {
     /// Download and verify an asset, or import one from a file
     #[command(visible_alias = "get")]
     Download(DownloadArgs),
+    /// Show an installed asset: its files, where they came from, what needs them
+    #[command(visible_alias = "show")]
+    Inspect(OneArgs),
+    /// Hash the files of installed assets again, and say which are damaged
+    Verify(VerifyArgs),
+    /// Remove an installed asset
+    #[command(visible_alias = "rm")]
+    Remove(OneArgs),
+}
+
+/// Which asset.
+#[derive(Debug, Args)]
+pub(crate) struct OneArgs {
+    /// The asset: its name or id
+    asset: Reference<AssetKindTag>,
+}
+
+/// Which assets.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The asset: its name or id [default: all]
+    asset: Option<Reference<AssetKindTag>>,
+    /// Only assets of this kind
+    #[arg(long, value_parser = word::<AssetKind>(&["kernel", "rootfs", "vmm"]))]
+    kind: Option<AssetKind>,
+    #[command(flatten)]
+    wait: Wait,
 }
 
 /// Which assets.
@@ -45,18 +75,56 @@ pub(crate) struct DownloadArgs {
     /// What it is
     #[arg(default_value = "kernel", value_parser = word::<AssetKind>(&["kernel", "rootfs", "vmm"]))]
     kind: AssetKind,
-    /// Where it comes from: debian, or file:PATH on the daemon's host [default: debian]
+    #[command(flatten)]
+    what: WhatArgs,
+    #[command(flatten)]
+    how: HowArgs,
+}
+
+/// Which one, of a kind.
+#[derive(Debug, Args)]
+pub(crate) struct WhatArgs {
+    /// Where it comes from: a provider that `asset list` names, with a version if you like (alpine@3.21); url:ADDRESS;
+    /// file:PATH on the daemon's host; or a version only [default: debian, alpine or firecracker]
+    #[arg(value_name = "FROM|VERSION", conflicts_with = "from")]
+    what: Option<String>,
+    /// Which version, or how it begins [default: the newest]
+    #[arg(value_name = "VERSION", requires = "what", conflicts_with = "version")]
+    which: Option<String>,
+    /// The same as FROM
     #[arg(long)]
     from: Option<String>,
-    /// Which version [default: the newest]
+    /// The same as VERSION
     #[arg(long = "asset-version", visible_alias = "release", value_name = "VERSION")]
     version: Option<String>,
+}
+
+impl WhatArgs {
+    /// Where from, and which version.
+    fn split(self) -> (Option<String>, Option<String>) {
+        let is_version = |what: &str| what.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit());
+        match self.what {
+            Some(what) if is_version(&what) && self.which.is_none() => (self.from, Some(what)),
+            what => (what.or(self.from), self.which.or(self.version)),
+        }
+    }
+}
+
+/// How it is taken.
+#[derive(Debug, Args)]
+pub(crate) struct HowArgs {
     /// A name of your choice
     #[arg(long)]
     name: Option<Name>,
     /// The SHA-256 that the file must have, in hexadecimal
     #[arg(long)]
     sha256: Option<String>,
+    /// Take it although nothing vouches for it but the server's name
+    #[arg(long)]
+    unverified: bool,
+    /// Only say whether the version exists and suits
+    #[arg(long)]
+    check: bool,
     /// Make it what VMs get by default
     #[arg(long)]
     make_default: bool,
@@ -64,12 +132,140 @@ pub(crate) struct DownloadArgs {
     wait: Wait,
 }
 
+/// The same verbs for assets of one kind.
+#[derive(Debug, Subcommand)]
+pub(crate) enum OfKind {
+    /// List those installed and available
+    #[command(visible_alias = "ls")]
+    List(Paging),
+    /// List those installed
+    Installed(Paging),
+    /// Download and verify one
+    #[command(visible_alias = "get")]
+    Download {
+        #[command(flatten)]
+        what: WhatArgs,
+        #[command(flatten)]
+        how: HowArgs,
+    },
+    /// Show one that is installed
+    #[command(visible_alias = "show")]
+    Inspect(OneArgs),
+    /// Hash the files of one, or of all that are installed, and say which are damaged
+    Verify {
+        /// The asset: its name or id [default: all]
+        asset: Option<Reference<AssetKindTag>>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Remove one
+    #[command(visible_alias = "rm")]
+    Remove(OneArgs),
+}
+
+impl OfKind {
+    /// The verb for assets of any kind that does the same.
+    pub(crate) fn of(self, kind: AssetKind) -> Command {
+        let list = |paging, installed| Command::List(ListArgs { kind: Some(kind), installed, paging });
+        match self {
+            Self::List(paging) => list(paging, false),
+            Self::Installed(paging) => list(paging, true),
+            Self::Download { what, how } => Command::Download(DownloadArgs { kind, what, how }),
+            Self::Inspect(args) => Command::Inspect(args),
+            Self::Verify { asset, wait } => Command::Verify(VerifyArgs { asset, kind: Some(kind), wait }),
+            Self::Remove(args) => Command::Remove(args),
+        }
+    }
+}
+
 /// Runs one verb.
 pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
         Command::List(args) => list(app, args).await,
         Command::Download(args) => download(app, args).await,
+        Command::Inspect(args) => inspect(app, args).await,
+        Command::Verify(args) => verify(app, args).await,
+        Command::Remove(args) => remove(app, args).await,
     }
+}
+
+async fn inspect(app: &App, args: OneArgs) -> Result<u8, Error> {
+    let details =
+        app.connect().await?.call::<AssetInspect>(&AssetInspectParams { asset: args.asset }).await?;
+    let asset = &details.asset;
+    match app.ui.format {
+        Format::Json => app.ui.json(&raw(&details)?)?,
+        Format::Quiet => list::ids(&app.ui, asset.id.iter())?,
+        Format::Human => {
+            let mut table = Table::of_facts();
+            table.fact("name", &asset.name);
+            table.maybe("id", asset.id.as_ref());
+            table.fact("kind", asset.kind.as_str());
+            table.fact("provider", &asset.provider);
+            table.fact("version", &asset.version);
+            table.fact("origin", &details.origin);
+            table.fact("verified", verified(asset.verified));
+            table.maybe("download", details.download_sha256.as_ref());
+            for file in &details.files {
+                table.fact(
+                    "file",
+                    format!("{} · {} · {}", file.name, format::size(file.size_bytes), file.sha256),
+                );
+            }
+            if !details.used_by.is_empty() {
+                table.fact("used by", details.used_by.join(", "));
+            }
+            app.ui.table(table)?;
+        }
+    }
+    Ok(0)
+}
+
+async fn verify(app: &App, args: VerifyArgs) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let params = AssetVerifyParams { asset: args.asset, kind: args.kind, wait_s: Some(0) };
+    let followed = follow::start::<AssetVerify, _>(&mut client, &app.ui, &params, args.wait).await?;
+    let Some(result) = &followed.outcome.result else {
+        app.ui.line(&followed.outcome.op_id.to_string())?;
+        return Ok(0);
+    };
+    match app.ui.format {
+        Format::Json => app.ui.json(&followed.raw)?,
+        Format::Quiet => {
+            list::ids(&app.ui, result.assets.iter().filter(|asset| !asset.ok).map(|asset| asset.id))?
+        }
+        Format::Human => {
+            let mut table = Table::with_headings(&["NAME", "KIND", "STATUS", "SIZE"]);
+            for asset in &result.assets {
+                let status = match asset.ok {
+                    true => Text::new("good", Mood::Good),
+                    false => Text::new("damaged", Mood::Bad),
+                };
+                table.row([
+                    (&asset.name).into(),
+                    asset.kind.as_str().into(),
+                    status,
+                    format::size(asset.bytes).into(),
+                ]);
+            }
+            app.ui.table(table)?;
+            result.assets.iter().flat_map(|asset| &asset.problems).for_each(|problem| app.ui.warn(problem));
+        }
+    }
+    Ok(u8::from(!result.ok))
+}
+
+async fn remove(app: &App, args: OneArgs) -> Result<u8, Error> {
+    let removed = app.connect().await?.call::<AssetRemove>(&AssetRemoveParams { asset: args.asset }).await?;
+    match app.ui.format {
+        Format::Json => app.ui.json(&raw(&removed)?)?,
+        Format::Quiet => list::ids(&app.ui, std::iter::once(removed.id))?,
+        Format::Human => {
+            let was = if removed.was_default { ", which was the default" } else { "" };
+            app.ui.line(&format!("removed {}{was}: {}", removed.name, format::size(removed.freed_bytes)))?;
+        }
+    }
+    Ok(0)
 }
 
 #[derive(Deserialize)]
@@ -99,16 +295,20 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
 
 async fn download(app: &App, args: DownloadArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
+    let (from, version) = args.what.split();
+    let how = args.how;
     let params = AssetDownloadParams {
         kind: args.kind,
-        from: args.from,
-        version: args.version,
-        name: args.name,
-        sha256: args.sha256,
-        make_default: args.make_default.then_some(true),
+        from,
+        version,
+        name: how.name,
+        sha256: how.sha256,
+        unverified: how.unverified.then_some(true),
+        check: how.check.then_some(true),
+        make_default: how.make_default.then_some(true),
         wait_s: Some(0),
     };
-    let followed = follow::start::<AssetDownload, _>(&mut client, &app.ui, &params, args.wait).await?;
+    let followed = follow::start::<AssetDownload, _>(&mut client, &app.ui, &params, how.wait).await?;
     let outcome = &followed.outcome;
     match (app.ui.format, &outcome.result) {
         (Format::Json, _) => app.ui.json(&followed.raw)?,
@@ -117,6 +317,14 @@ async fn download(app: &App, args: DownloadArgs) -> Result<u8, Error> {
         (Format::Human, None) => app.ui.line(outcome.subject_name.as_deref().unwrap_or_default())?,
     }
     Ok(0)
+}
+
+fn verified(verified: Option<Verified>) -> Text {
+    match verified {
+        Some(Verified::None) => Text::new("no", Mood::Uneasy),
+        Some(verified) => verified.as_str().into(),
+        None => "-".into(),
+    }
 }
 
 fn table(assets: &[AssetSummary], now: Timestamp) -> Table {
@@ -133,10 +341,9 @@ fn table(assets: &[AssetSummary], now: Timestamp) -> Table {
     for asset in assets {
         let name = if asset.default { format!("{} (default)", asset.name) } else { asset.name.to_string() };
         let status = if asset.installed { Text::new("installed", Mood::Good) } else { "available".into() };
-        let verified = match asset.verified {
-            Some(Verified::None) => Text::new("no", Mood::Uneasy),
-            Some(verified) => verified.as_str().into(),
-            None => "-".into(),
+        let status = match &asset.unsuitable {
+            Some(why) if !asset.installed => Text::new(why, Mood::Uneasy),
+            _ => status,
         };
         table.row([
             name.into(),
@@ -145,7 +352,7 @@ fn table(assets: &[AssetSummary], now: Timestamp) -> Table {
             (&asset.provider).into(),
             status,
             asset.size_bytes.map_or("-".into(), format::size).into(),
-            verified,
+            verified(asset.verified),
             asset.installed_at.map_or("-".into(), |at| format::ago(at, now)).into(),
         ]);
     }

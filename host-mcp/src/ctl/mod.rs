@@ -32,6 +32,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nexus_schema::tools::asset::AssetKind;
 
 use self::args::{Cli, Command};
 use self::client::Client;
@@ -87,6 +88,9 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Drive(command) => drive::run(app, command).await,
         Command::Image(command) => image::run(app, command).await,
         Command::Asset(command) => asset::run(app, command).await,
+        Command::Kernel(verb) => asset::run(app, verb.of(AssetKind::Kernel)).await,
+        Command::Rootfs(verb) => asset::run(app, verb.of(AssetKind::Rootfs)).await,
+        Command::Firecracker(verb) => asset::run(app, verb.of(AssetKind::Vmm)).await,
         Command::Op(command) => op::run(app, command).await,
         Command::Doctor => system::doctor(app).await,
         Command::Status => system::status(app).await,

@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::AssetId;
-use crate::name::Name;
+use crate::id::{AssetId, AssetKindTag};
+use crate::name::{Name, Reference};
 use crate::time::Timestamp;
 use crate::tool::{Effect, Tool};
 use crate::tools::OpOutcome;
@@ -104,6 +104,23 @@ pub struct AssetSummary {
     /// When it was installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installed_at: Option<Timestamp>,
+    /// The VMM drivers that it suits: `qemu`, `firecracker`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drivers: Vec<String>,
+    /// Why it suits no driver here, where it does not, such as: too old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsuitable: Option<String>,
+}
+
+/// A file of an installed asset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AssetFile {
+    /// Its path in the asset's directory.
+    pub name: String,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: String,
+    /// Its length in bytes.
+    pub size_bytes: u64,
 }
 
 /// Lists assets.
@@ -144,8 +161,8 @@ pub struct AssetListOutput {
 impl Tool for AssetList {
     const NAME: &'static str = "asset_list";
     const TITLE: &'static str = "List assets";
-    const DESCRIPTION: &'static str = "Lists kernels and other verified files: those installed and those that can be \
-        downloaded; use it to see which kernels a VM can boot.";
+    const DESCRIPTION: &'static str = "Lists kernels, root filesystems and VMM programs: those installed and those that providers \
+        have for download; use it to see what VMs can be made of and which versions there are.";
     const EFFECT: Effect = Effect::ReadOnly;
     const OPEN_WORLD: bool = true;
     type Params = AssetListParams;
@@ -161,18 +178,27 @@ pub enum AssetDownload {}
 pub struct AssetDownloadParams {
     /// What it is.
     pub kind: AssetKind,
-    /// Where it comes from: `debian` (the host's own package archive) or `file:PATH` (a file on the host). Default: debian.
+    /// Where it comes from: a provider that asset_list names, such as `debian` (kernels of the host's own package archive),
+    /// `anvil`, `alpine` or `firecracker`, also with a version, as in `alpine@3.21`; `url:ADDRESS` (any file of a web server, with
+    /// `sha256` or `unverified`); or `file:PATH` (a file on the host). Compressed files are unpacked. Default: `debian` for
+    /// kernels, `alpine` for root filesystems, `firecracker` for VMMs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// Which version; default: the newest.
+    /// Which version, or how it begins (`3.21` is the newest 3.21.x); default: the newest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// A name of your choice; default: made from provider and version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
-    /// The SHA-256 that the file must have, in hexadecimal.
+    /// The SHA-256 that the file must have, in hexadecimal: as it is downloaded, or unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// Take it although nothing vouches for it but the server's name (default false); it is shown as unverified for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unverified: Option<bool>,
+    /// Download nothing: only say whether the version exists and suits the VMM drivers (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<bool>,
     /// Make it what VMs get by default (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub make_default: Option<bool>,
@@ -185,10 +211,143 @@ pub struct AssetDownloadParams {
 impl Tool for AssetDownload {
     const NAME: &'static str = "asset_download";
     const TITLE: &'static str = "Download an asset";
-    const DESCRIPTION: &'static str = "Downloads and verifies a kernel from a provider, or imports one from a file on the host; \
-        use it to have another kernel than the default. What is installed already is not downloaded again.";
+    const DESCRIPTION: &'static str = "Downloads and verifies a kernel, root filesystem or VMM program from a provider, a web \
+        server or a file on the host; use it to have another one than the default, or `check` to see beforehand whether a version \
+        exists and suits. What is installed already is not downloaded again. VMs are made of a root filesystem with \
+        `from: rootfs:PROVIDER@VERSION`.";
     const EFFECT: Effect = Effect::Additive { idempotent: true };
     const OPEN_WORLD: bool = true;
     type Params = AssetDownloadParams;
     type Output = OpOutcome<AssetSummary>;
+}
+
+/// Checks the files of assets.
+pub enum AssetVerify {}
+
+/// Arguments of `asset_verify`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AssetVerifyParams {
+    /// The asset: its name or id; default: all that are installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asset: Option<Reference<AssetKindTag>>,
+    /// Only assets of this kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AssetKind>,
+    /// How long to wait for its end, in seconds (default 30, at most 45).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 45))]
+    pub wait_s: Option<u32>,
+}
+
+/// Result of `asset_verify`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AssetVerifyOutput {
+    /// Whether every file is what it was when it was installed.
+    pub ok: bool,
+    /// Each asset that was checked, damaged ones first.
+    pub assets: Vec<AssetCheck>,
+}
+
+/// An asset whose files were checked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AssetCheck {
+    /// Its id.
+    pub id: AssetId,
+    /// Its name.
+    pub name: Name,
+    /// What it is.
+    pub kind: AssetKind,
+    /// Whether its files are what they were.
+    pub ok: bool,
+    /// How many bytes were read.
+    pub bytes: u64,
+    /// What is wrong, a sentence for each file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+}
+
+impl Tool for AssetVerify {
+    const NAME: &'static str = "asset_verify";
+    const TITLE: &'static str = "Verify assets";
+    const DESCRIPTION: &'static str = "Hashes the files of installed assets again and says which are damaged; use it when a VM does \
+        not boot for no reason, or after trouble with the disk. Remove and download a damaged one again.";
+    const EFFECT: Effect = Effect::ReadOnly;
+    type Params = AssetVerifyParams;
+    type Output = OpOutcome<AssetVerifyOutput>;
+}
+
+/// Shows one asset.
+pub enum AssetInspect {}
+
+/// Arguments of `asset_inspect`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AssetInspectParams {
+    /// The asset: its name or id.
+    pub asset: Reference<AssetKindTag>,
+}
+
+/// Result of `asset_inspect`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AssetDetails {
+    /// The asset.
+    pub asset: AssetSummary,
+    /// Where it came from: an address, a file of the host, or a package.
+    pub origin: String,
+    /// SHA-256 of what was downloaded, in hexadecimal, where that was another file than what is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download_sha256: Option<String>,
+    /// Its files, the main one first.
+    pub files: Vec<AssetFile>,
+    /// Who installed it.
+    pub owner: String,
+    /// The names of the VMs that need it.
+    pub used_by: Vec<String>,
+}
+
+impl Tool for AssetInspect {
+    const NAME: &'static str = "asset_inspect";
+    const TITLE: &'static str = "Inspect an asset";
+    const DESCRIPTION: &'static str = "Shows one installed asset: its files with their checksums, where it came from, how it was \
+        verified and which VMs need it; use it before you rely on or remove one.";
+    const EFFECT: Effect = Effect::ReadOnly;
+    type Params = AssetInspectParams;
+    type Output = AssetDetails;
+}
+
+/// Removes an asset.
+pub enum AssetRemove {}
+
+/// Arguments of `asset_remove`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AssetRemoveParams {
+    /// The asset: its name or id.
+    pub asset: Reference<AssetKindTag>,
+}
+
+/// Result of `asset_remove`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AssetRemoveOutput {
+    /// Its id.
+    pub id: AssetId,
+    /// Its name.
+    pub name: Name,
+    /// What it was.
+    pub kind: AssetKind,
+    /// Whether it was what VMs get by default; then the built-in default is in force again.
+    pub was_default: bool,
+    /// How many bytes its files had.
+    pub freed_bytes: u64,
+}
+
+impl Tool for AssetRemove {
+    const NAME: &'static str = "asset_remove";
+    const TITLE: &'static str = "Remove an asset";
+    const DESCRIPTION: &'static str = "Removes an installed asset with its files; use it when it is damaged or not needed any more. \
+        One that VMs need is refused. Images that were made of it stay.";
+    const EFFECT: Effect = Effect::Destructive { idempotent: true };
+    type Params = AssetRemoveParams;
+    type Output = AssetRemoveOutput;
 }

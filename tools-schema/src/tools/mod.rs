@@ -21,7 +21,10 @@ macro_rules! for_each_host_tool {
     ($callback:ident) => {
         $callback! {
             $crate::tools::asset::AssetDownload => asset_download,
+            $crate::tools::asset::AssetInspect => asset_inspect,
             $crate::tools::asset::AssetList => asset_list,
+            $crate::tools::asset::AssetRemove => asset_remove,
+            $crate::tools::asset::AssetVerify => asset_verify,
             $crate::tools::drive::DriveAttach => drive_attach,
             $crate::tools::drive::DriveCreate => drive_create,
             $crate::tools::drive::DriveDelete => drive_delete,

@@ -10,7 +10,7 @@ mod deb;
 mod extract;
 mod packages;
 mod release;
-mod signature;
+pub(in crate::asset) mod signature;
 mod sources;
 mod suite;
 #[cfg(test)]

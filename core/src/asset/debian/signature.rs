@@ -12,7 +12,9 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use pgp::composed::{CleartextSignedMessage, Deserializable, SignedPublicKey, SignedPublicSubKey};
+use pgp::composed::{
+    CleartextSignedMessage, Deserializable, DetachedSignature, SignedPublicKey, SignedPublicSubKey,
+};
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::crypto::public_key::PublicKeyAlgorithm;
 use pgp::packet::{KeyFlags, Signature, SignatureType, SignatureVersion, SubpacketData};
@@ -83,6 +85,20 @@ impl Keyring {
         Ok(keyring)
     }
 
+    /// The keys that a provider names: absolute paths of files, and armored keys. None may be given, and then none is trusted.
+    pub(crate) fn of_keys(keys: &[String]) -> Result<Self, AssetError> {
+        let mut keyring = Self::default();
+        for key in keys {
+            if key.starts_with('/') { keyring.add_file(Path::new(key))? } else { keyring.add(key.as_bytes()) }
+        }
+        Ok(keyring)
+    }
+
+    /// Whether no key could be read.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.certificates.is_empty()
+    }
+
     /// `etc/apt/trusted.gpg` and `etc/apt/trusted.gpg.d/`. A file that is no keyring is passed over, as apt does.
     fn trusted_by_apt(apt_root: &Path) -> Result<Self, AssetError> {
         let mut files = vec![apt_root.join("etc/apt/trusted.gpg")];
@@ -143,7 +159,7 @@ impl Keyring {
         let text = message.signed_text();
         let mut reasons = Vec::new();
         for signature in message.signatures().iter().take(MAX_SIGNATURES) {
-            match self.check(signature, &text, now) {
+            match self.check(signature, text.as_bytes(), now) {
                 Ok(()) => return Ok(text.replace("\r\n", "\n")),
                 Err(reason) => reasons.push(reason),
             }
@@ -151,8 +167,33 @@ impl Keyring {
         Err(failed(SignatureProblem::NoneGood { count: message.signatures().len(), reasons }))
     }
 
+    /// Checks a document by signatures that stand beside it, armored or not: one good one is enough.
+    pub(crate) fn check_detached(
+        &self,
+        what: &str,
+        document: &[u8],
+        signatures: &[u8],
+        now: Seconds,
+    ) -> Result<(), AssetError> {
+        let failed = |problem| AssetError::Signature { what: what.to_owned(), problem };
+        let malformed = |e| failed(SignatureProblem::Malformed(Box::new(e)));
+        let is_armored = signatures.trim_ascii_start().starts_with(b"-----BEGIN ");
+        let parsed = match is_armored {
+            true => DetachedSignature::from_armor_many(Cursor::new(signatures)).map(|(all, _)| all),
+            false => DetachedSignature::from_bytes_many(signatures),
+        };
+        let mut reasons = Vec::new();
+        for signature in parsed.map_err(malformed)?.take(MAX_SIGNATURES) {
+            match self.check(&signature.map_err(malformed)?.signature, document, now) {
+                Ok(()) => return Ok(()),
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        Err(failed(SignatureProblem::NoneGood { count: reasons.len(), reasons }))
+    }
+
     /// Whether one signature of a text is good; else why not.
-    fn check(&self, signature: &Signature, text: &str, now: Seconds) -> Result<(), String> {
+    fn check(&self, signature: &Signature, text: &[u8], now: Seconds) -> Result<(), String> {
         let issuer = issuer(signature);
         let told = |reason: &str| format!("{reason} ({issuer})");
         if !matches!(signature.typ(), Some(SignatureType::Text | SignatureType::Binary)) {
@@ -161,7 +202,7 @@ impl Keyring {
         let made = usable(signature, now).map_err(told)?;
         let mut reason = "no trusted key made it";
         for certificate in &self.certificates {
-            if signature.verify(&certificate.primary_key, text.as_bytes()).is_ok() {
+            if signature.verify(&certificate.primary_key, text).is_ok() {
                 match fit_primary(certificate, now).and_then(|own| signs(&own, true)) {
                     Ok(()) if made >= created(&certificate.primary_key) => return Ok(()),
                     Ok(()) => reason = "it is older than its key",
@@ -169,7 +210,7 @@ impl Keyring {
                 }
             }
             for subkey in &certificate.public_subkeys {
-                if signature.verify(&subkey.key, text.as_bytes()).is_ok() {
+                if signature.verify(&subkey.key, text).is_ok() {
                     let fit =
                         fit_primary(certificate, now).and_then(|_| fit_subkey(certificate, subkey, now));
                     match fit {

@@ -136,6 +136,33 @@ pub fn import_kernel(file: &Path, into: &Path, sha256: Option<&str>) -> Result<K
     install(&bytes, &Modules::default(), &[], None, provenance, into)
 }
 
+/// Whether a file is an ELF program for this machine.
+pub(crate) fn is_program(file: &Path) -> std::io::Result<bool> {
+    let mut start = Vec::new();
+    let file = fs::File::open(file)?;
+    let length = file.metadata()?.len();
+    file.take(64 << 10).read_to_end(&mut start)?;
+    Ok(start.starts_with(b"\x7fELF") && check_elf(&start, length).is_ok())
+}
+
+/// Makes a kernel's directory of a file that was verified already.
+pub(crate) fn adopt_kernel(
+    file: &Path,
+    into: &Path,
+    origin: &str,
+    verified: Verified,
+) -> Result<KernelFiles, AssetError> {
+    memory::keep_lean();
+    let doing = AssetError::io("read a kernel");
+    let mut bytes = Vec::new();
+    let opened = fs::File::open(file).map_err(&doing)?;
+    capped(opened, MAX_KERNEL)
+        .read_to_end(&mut bytes)
+        .map_err(|e| AssetError::Kernel { kernel: origin.to_owned(), problem: KernelProblem::of_read(e) })?;
+    let provenance = Provenance { origin: origin.to_owned(), version: None, verified };
+    install(&bytes, &Modules::default(), &[], None, provenance, into)
+}
+
 /// Makes a kernel's directory out of its image and its modules, in the order of loading; `tree` is in it already.
 pub(crate) fn install(
     image: &[u8],

@@ -1,6 +1,7 @@
 //! What the tests of this room share: a web server that can misbehave, and files that look like kernels and modules.
 
 mod elf;
+pub(crate) mod keys;
 mod server;
 
 pub(crate) use elf::{bz_image, elf_kernel, lz4_legacy, module, pack};

@@ -21,18 +21,40 @@ pub(crate) enum Fault {
     NoRange,
     /// With these bytes instead of the file's, and no word on how many there are.
     Endless(Vec<u8>),
+    /// With this status line and these headers, and nothing else.
+    Head(String),
 }
 
 /// A request as it came.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) target: String,
     pub(crate) range: Option<String>,
+    pub(crate) if_range: Option<String>,
+    pub(crate) authorization: Option<String>,
+}
+
+impl Request {
+    fn header(&mut self, name: &str) -> Option<&mut Option<String>> {
+        match name {
+            "range" => Some(&mut self.range),
+            "if-range" => Some(&mut self.if_range),
+            "authorization" => Some(&mut self.authorization),
+            _ => None,
+        }
+    }
+}
+
+/// A file, and the tag that says which one it is.
+#[derive(Clone)]
+struct File {
+    bytes: Arc<[u8]>,
+    tag: String,
 }
 
 #[derive(Default)]
 struct State {
-    files: HashMap<String, Arc<[u8]>>,
+    files: HashMap<String, File>,
     faults: HashMap<String, VecDeque<Fault>>,
     requests: Vec<Request>,
     is_over: bool,
@@ -76,7 +98,9 @@ impl Server {
 
     pub(crate) fn put(&self, path: &str, bytes: impl Into<Vec<u8>>) {
         let bytes: Vec<u8> = bytes.into();
-        self.shared.state.lock().unwrap().files.insert(path.to_owned(), bytes.into());
+        let tag = format!("\"{}\"", &crate::asset::Sha256::of(&bytes).to_string()[..12]);
+        let file = File { bytes: bytes.into(), tag };
+        self.shared.state.lock().unwrap().files.insert(path.to_owned(), file);
     }
 
     pub(crate) fn remove(&self, path: &str) {
@@ -124,36 +148,39 @@ impl Shared {
         reader.read_line(&mut line)?;
         // A proxy is asked for whole addresses, a server for paths.
         let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
-        let mut range = None;
+        let mut request = Request { target: target.clone(), ..Request::default() };
         loop {
             line.clear();
             if reader.read_line(&mut line)? == 0 || line == "\r\n" {
                 break;
             }
             if let Some((name, value)) = line.split_once(':')
-                && name.eq_ignore_ascii_case("range")
+                && let Some(header) = request.header(&name.to_ascii_lowercase())
             {
-                range = Some(value.trim().to_owned());
+                *header = Some(value.trim().to_owned());
             }
         }
         let (file, fault) = {
             let mut state = self.state.lock().unwrap();
-            state.requests.push(Request { target: target.clone(), range: range.clone() });
+            state.requests.push(request.clone());
             self.changed.notify_all();
             let fault = state.faults.get_mut(&target).and_then(VecDeque::pop_front);
             (state.files.get(&target).cloned(), fault)
         };
-        self.answer(stream, file, range, fault)
+        self.answer(stream, file, &request, fault)
     }
 
     fn answer(
         &self,
         mut stream: TcpStream,
-        file: Option<Arc<[u8]>>,
-        range: Option<String>,
+        file: Option<File>,
+        request: &Request,
         fault: Option<Fault>,
     ) -> std::io::Result<()> {
-        let Some(file) = file else {
+        if let Some(Fault::Head(head)) = &fault {
+            return write!(stream, "HTTP/1.1 {head}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+        let Some(File { bytes: file, tag }) = file else {
             return write!(
                 stream,
                 "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -180,7 +207,8 @@ impl Shared {
             }
             _ => {}
         }
-        let range = range.filter(|_| !matches!(fault, Some(Fault::NoRange)));
+        let range = request.range.clone().filter(|_| !matches!(fault, Some(Fault::NoRange)));
+        let range = range.filter(|_| request.if_range.as_ref().is_none_or(|wanted| *wanted == tag));
         let from = range.and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
         let body = file.get(from.unwrap_or(0)..).unwrap_or_default();
         match from {
@@ -199,7 +227,7 @@ impl Shared {
             )?,
             None => write!(stream, "HTTP/1.1 200 OK\r\n")?,
         }
-        write!(stream, "ETag: \"1\"\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+        write!(stream, "ETag: {tag}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
         match fault {
             Some(Fault::CutAfter(n)) => stream.write_all(&body[..n.min(body.len())]),
             Some(Fault::StallAfter(n)) => {

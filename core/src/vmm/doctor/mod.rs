@@ -231,7 +231,7 @@ impl Host {
 }
 
 const QEMU_FIX: &str = "apt-get install qemu-system-x86";
-const FIRECRACKER_FIX: &str = "put firecracker 1.16.1 or newer (its release binary) into a directory of programs, or name it in the configuration";
+const FIRECRACKER_FIX: &str = "nexusctl asset download vmm (or put firecracker 1.16.1 or newer, its release binary, into a directory of programs, or name it in the configuration)";
 
 #[cfg(test)]
 mod tests;

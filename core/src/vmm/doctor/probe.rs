@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Host;
 use super::kvm::Kvm;
 use crate::config::Config;
-use crate::os::paths::PROGRAM_DIRECTORIES;
+use crate::os::paths::{PROGRAM_DIRECTORIES, Paths};
 use crate::vmm::process::ask;
 
 /// How long a program may take to say its version.
@@ -90,10 +90,18 @@ fn is_program(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
+/// A program that was downloaded, at its own place rather than that of the link to it.
+fn downloaded(config: &Config, name: &str) -> Option<PathBuf> {
+    let program = std::fs::canonicalize(Paths::new(&config.state_dir).programs().join(name)).ok()?;
+    is_program(&program).then_some(program)
+}
+
 pub(super) fn examine(config: &Config) -> Host {
+    // What the configuration names, else what was downloaded on purpose, else what the host has.
+    let own = config.firecracker.clone().or_else(|| downloaded(config, "firecracker"));
     let (qemu, firecracker) = std::thread::scope(|scope| {
         let qemu = scope.spawn(|| Program::look("qemu-system-x86_64", config.qemu.as_deref()));
-        let firecracker = Program::look("firecracker", config.firecracker.as_deref());
+        let firecracker = Program::look("firecracker", own.as_deref());
         (qemu.join().unwrap_or(Program::Missing), firecracker)
     });
     let jailer = match &firecracker {

@@ -9,6 +9,7 @@ fn config() -> Config {
         apt_root: "/".into(),
         qemu: None,
         firecracker: None,
+        assets: Default::default(),
         boot_timeout_s: 60,
         boot_timeout_tcg_s: 180,
         stop_timeout_s: 20,

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::keys::{Key, NOW, NOW_SECONDS};
 use crate::asset::debian::{ARCH, Archive};
 use crate::asset::error::AssetError;
 use crate::asset::fetch::FetchSettings;
 use crate::asset::stream::{Compression, Sha256};
+use crate::asset::testing::keys::{Key, NOW, NOW_SECONDS};
 use crate::asset::testing::{Server, bz_image, elf_kernel, module, pack};
 use crate::op::Progress;
 

@@ -3,10 +3,10 @@
 use pgp::crypto::hash::HashAlgorithm;
 
 use super::archive::{Host, Package, SuiteToBe, cloud, kernel_elf};
-use super::keys::{DAY, Key, Manner, NOW, Shape};
 use crate::asset::debian::ARCH;
 use crate::asset::error::{AssetError, IndexProblem, with_causes};
 use crate::asset::stream::{Compression, Sha256};
+use crate::asset::testing::keys::{DAY, Key, Manner, NOW, Shape};
 use crate::asset::testing::{Fault, Server};
 use crate::asset::{KernelFiles, SignatureProblem};
 

@@ -4,6 +4,5 @@ mod archive;
 mod chain;
 mod configured;
 mod hostile;
-mod keys;
 mod real;
 mod trust;

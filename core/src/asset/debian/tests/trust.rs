@@ -4,11 +4,11 @@ use pgp::composed::{ArmorOptions, CleartextSignedMessage};
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{SignatureType, Subpacket, SubpacketData};
 
-use super::keys::{DAY, Key, Manner, NOW, NOW_SECONDS, Shape, sign_many};
 use crate::asset::AssetError;
 use crate::asset::debian::signature::Keyring;
 use crate::asset::debian::sources::SignedBy;
 use crate::asset::error::{SignatureProblem, with_causes};
+use crate::asset::testing::keys::{DAY, Key, Manner, NOW, NOW_SECONDS, Shape, sign_many};
 
 const TEXT: &str = "Origin: Debian\n- a line that begins with a dash\nSuite: stable  \n\nDate: now\n";
 

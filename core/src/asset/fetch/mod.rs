@@ -7,21 +7,25 @@
 //! [part file of an earlier run] + GET, Range, Range .. ─> channel ─> Read ─> capped ─> hashed ─> (decompressed ..) ─> file, memory
 //! ```
 
+mod pump;
+
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use bytes::Bytes;
 use fs_err as fs;
-use reqwest::header;
-use reqwest::{StatusCode, Url};
+use reqwest::Url;
+use reqwest::header::HeaderMap;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::asset::AssetError;
 use crate::asset::stream::{OverLimit, Sha256, capped, hashed};
 use crate::op::Progress;
+
+use pump::Pumped;
+pub(crate) use pump::{OnHead, Pieces, Start};
 
 /// How downloads are made.
 #[derive(Debug, Clone)]
@@ -157,16 +161,36 @@ impl Fetcher {
 
     /// Downloads a file into memory.
     pub async fn to_memory(&self, want: &Want, progress: &Progress) -> Result<Vec<u8>, AssetError> {
-        let wanted = want.clone();
-        self.stream(want, 0, progress, move |pieces| {
-            let mut reader = hashed(capped(pieces, wanted.max_bytes));
-            let mut bytes = Vec::new();
-            reader.read_to_end(&mut bytes).map_err(|e| read_error(e, &wanted))?;
-            let (digest, length) = reader.finish().map_err(|e| read_error(e, &wanted))?;
-            check(&wanted, digest, length)?;
-            Ok(bytes)
-        })
-        .await
+        self.to_memory_with(want, &HeaderMap::new(), progress).await
+    }
+
+    /// The same, with more headers.
+    pub(crate) async fn to_memory_with(
+        &self,
+        want: &Want,
+        headers: &HeaderMap,
+        progress: &Progress,
+    ) -> Result<Vec<u8>, AssetError> {
+        let mut tries = 0;
+        loop {
+            let wanted = want.clone();
+            let start = Start { headers: headers.clone(), ..Start::default() };
+            let result = self
+                .stream(want, &start, progress, move |pieces| {
+                    let mut reader = hashed(capped(pieces, wanted.max_bytes));
+                    let mut bytes = Vec::new();
+                    reader.read_to_end(&mut bytes).map_err(|e| read_error(e, &wanted))?;
+                    let (digest, length) = reader.finish().map_err(|e| read_error(e, &wanted))?;
+                    check(&wanted, digest, length)?;
+                    Ok(bytes)
+                })
+                .await;
+            tries += 1;
+            match result {
+                Err(AssetError::Changed { .. }) if tries <= self.settings.retries => {}
+                result => return result,
+            }
+        }
     }
 
     /// Downloads a file to `path`: verified first, then there as a whole. What came of an earlier try that was
@@ -202,7 +226,8 @@ impl Fetcher {
         progress: &Progress,
     ) -> Result<Fetched, AssetError> {
         let (wanted, path, part) = (want.clone(), path.to_owned(), part.to_owned());
-        self.stream(want, have, progress, move |pieces| {
+        let start = Start { at: have, ..Start::default() };
+        self.stream(want, &start, progress, move |pieces| {
             let doing = AssetError::io("write a download");
             let mut file = fs::OpenOptions::new()
                 .read(true)
@@ -227,17 +252,16 @@ impl Fetcher {
         .await
     }
 
-    /// Runs `consume` on a thread of its own over the file's bytes from `start` on.
-    async fn stream<T: Send + 'static>(
+    /// Runs `consume` on a thread of its own over the file's bytes from the start on.
+    pub(crate) async fn stream<T: Send + 'static>(
         &self,
         want: &Want,
-        start: u64,
+        start: &Start,
         progress: &Progress,
         consume: impl FnOnce(Pieces) -> Result<T, AssetError> + Send + 'static,
     ) -> Result<T, AssetError> {
         let (tx, rx) = mpsc::channel(PIECES_AHEAD);
-        let consumer =
-            tokio::task::spawn_blocking(move || consume(Pieces { rx, current: Bytes::new(), done: false }));
+        let consumer = tokio::task::spawn_blocking(move || consume(Pieces::new(rx)));
         let deadline = Instant::now() + self.settings.deadline;
         let network = async move {
             tokio::select! {
@@ -258,182 +282,21 @@ impl Fetcher {
             Err(error) => Err(error),
         }
     }
-
-    /// Sends the file's bytes from `start` on, through as many requests as it takes.
-    async fn pump(
-        &self,
-        want: &Want,
-        start: u64,
-        tx: &mpsc::Sender<Piece>,
-        progress: &Progress,
-    ) -> Result<Pumped, AssetError> {
-        let mut at = Position { sent: start, total: want.size, validator: None };
-        let mut failures = 0;
-        loop {
-            if want.size.is_some_and(|size| at.sent >= size) {
-                return Ok(if tx.send(Piece::End).await.is_ok() { Pumped::All } else { Pumped::NotWanted });
-            }
-            let attempt = match self.attempt(want, &mut at, tx, progress).await {
-                Ok(pumped) => return Ok(pumped),
-                Err(attempt) => attempt,
-            };
-            let (error, wait) = match attempt {
-                Attempt::Final(error) => return Err(error),
-                Attempt::Again(error, wait) => (error, wait),
-            };
-            failures += 1;
-            if failures > self.settings.retries {
-                return Err(error);
-            }
-            let backoff = self.settings.backoff * 2u32.pow((failures - 1).min(5));
-            tracing::debug!(url = want.shown(), sent = at.sent, failures, %error, "download interrupted");
-            tokio::time::sleep(wait.unwrap_or(backoff).min(MAX_WAIT).max(backoff)).await;
-        }
-    }
-
-    /// One request.
-    async fn attempt(
-        &self,
-        want: &Want,
-        at: &mut Position,
-        tx: &mpsc::Sender<Piece>,
-        progress: &Progress,
-    ) -> Result<Pumped, Attempt> {
-        let mut request = self.client.get(want.url.clone());
-        if at.sent > 0 {
-            request = request.header(header::RANGE, format!("bytes={}-", at.sent));
-            if let Some(validator) = &at.validator {
-                request = request.header(header::IF_RANGE, validator);
-            }
-        }
-        let again = |e: reqwest::Error| {
-            let error = AssetError::Transfer { url: want.shown(), source: Box::new(e.without_url()) };
-            Attempt::Again(error, None)
-        };
-        let mut response = match request.send().await {
-            Ok(response) => response,
-            Err(e) if e.is_builder() || e.is_redirect() => {
-                let error = AssetError::Transfer { url: want.shown(), source: Box::new(e.without_url()) };
-                return Err(Attempt::Final(error));
-            }
-            Err(e) => return Err(again(e)),
-        };
-        let mut skip = self.begin(want, at, &response)?;
-        while let Some(mut piece) = response.chunk().await.map_err(again)? {
-            let skipped = skip.min(piece.len() as u64);
-            skip -= skipped;
-            let piece = piece.split_off(usize::try_from(skipped).unwrap_or(usize::MAX));
-            if piece.is_empty() {
-                continue;
-            }
-            at.sent += piece.len() as u64;
-            if at.sent > want.max_bytes || want.size.is_some_and(|size| at.sent > size) {
-                return Err(Attempt::Final(too_long(want, at.sent)));
-            }
-            progress.advance(at.sent, at.total);
-            if tx.send(Piece::Data(piece)).await.is_err() {
-                return Ok(Pumped::NotWanted);
-            }
-        }
-        if let Some(total) = at.total
-            && at.sent < total
-        {
-            let error = AssetError::Length { what: want.shown(), expected: total, found: at.sent };
-            return Err(Attempt::Again(error, None));
-        }
-        Ok(if tx.send(Piece::End).await.is_ok() { Pumped::All } else { Pumped::NotWanted })
-    }
-
-    /// Looks at a response's head; gives how many of its bytes are known already.
-    fn begin(&self, want: &Want, at: &mut Position, response: &reqwest::Response) -> Result<u64, Attempt> {
-        let status = response.status();
-        let error = AssetError::Status { url: want.shown(), status: status.as_u16() };
-        let skip = match status {
-            StatusCode::OK => at.sent,
-            StatusCode::PARTIAL_CONTENT if range_start(response) == Some(at.sent) => 0,
-            // What is there no longer fits: the check at the end says so, and the caller begins anew.
-            StatusCode::RANGE_NOT_SATISFIABLE => return Err(Attempt::Final(too_long(want, at.sent))),
-            s if s.is_server_error()
-                || matches!(
-                    s,
-                    StatusCode::REQUEST_TIMEOUT
-                        | StatusCode::TOO_MANY_REQUESTS
-                        | StatusCode::PARTIAL_CONTENT
-                        | StatusCode::TOO_EARLY
-                ) =>
-            {
-                let wait = response.headers().get(header::RETRY_AFTER);
-                let wait = wait.and_then(|v| v.to_str().ok()?.trim().parse().ok()).map(Duration::from_secs);
-                return Err(Attempt::Again(error, wait));
-            }
-            _ => return Err(Attempt::Final(error)),
-        };
-        if let Some(length) = response.content_length() {
-            let total = if skip > 0 { length } else { at.sent.saturating_add(length) };
-            if want.size.is_some_and(|size| size != total) || total > want.max_bytes {
-                return Err(Attempt::Final(too_long(want, total)));
-            }
-            at.total = Some(total);
-        }
-        let strong = |v: &&header::HeaderValue| !v.as_bytes().starts_with(b"W/");
-        let headers = response.headers();
-        at.validator =
-            headers.get(header::ETAG).filter(strong).or(headers.get(header::LAST_MODIFIED)).cloned();
-        Ok(skip)
-    }
 }
 
-/// How long a server may make a download wait.
-const MAX_WAIT: Duration = Duration::from_secs(30);
-
-/// How far a download is.
-struct Position {
-    sent: u64,
-    total: Option<u64>,
-    validator: Option<header::HeaderValue>,
-}
-
-/// How an attempt failed.
-enum Attempt {
-    /// For good.
-    Final(AssetError),
-    /// In a way that may pass, perhaps after a time that the server named.
-    Again(AssetError, Option<Duration>),
-}
-
-/// How pumping ended well.
-enum Pumped {
-    /// All bytes were sent.
-    All,
-    /// The reader is gone.
-    NotWanted,
-}
-
-/// What goes through the channel. Its closing without an end is an interruption.
-enum Piece {
-    Data(Bytes),
-    End,
-}
-
-/// The reading end of a download.
-struct Pieces {
-    rx: mpsc::Receiver<Piece>,
-    current: Bytes,
-    done: bool,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() && !self.done {
-            match self.rx.blocking_recv() {
-                Some(Piece::Data(bytes)) => self.current = bytes,
-                Some(Piece::End) => self.done = true,
-                None => return Err(io::ErrorKind::ConnectionAborted.into()),
-            }
+/// The digest and the length of a file of the host.
+pub(crate) fn hash_file(path: &Path, progress: &Progress) -> Result<(Sha256, u64), AssetError> {
+    let doing = AssetError::io("hash a file");
+    let mut reader = hashed(fs::File::open(path).map_err(&doing)?);
+    let total = fs::metadata(path).map_err(&doing)?.len();
+    let (mut buffer, mut done) = (vec![0; 256 << 10], 0);
+    loop {
+        progress.check()?;
+        match reader.read(&mut buffer).map_err(&doing)? {
+            0 => return reader.finish().map_err(&doing),
+            n => done += n as u64,
         }
-        let n = buf.len().min(self.current.len());
-        buf[..n].copy_from_slice(&self.current.split_to(n));
-        Ok(n)
+        progress.advance(done, Some(total));
     }
 }
 
@@ -455,7 +318,7 @@ fn copy(
     }
 }
 
-fn read_error(error: io::Error, want: &Want) -> AssetError {
+pub(crate) fn read_error(error: io::Error, want: &Want) -> AssetError {
     match OverLimit::in_error(&error) {
         Some(OverLimit { limit }) => AssetError::TooLarge { what: want.shown(), limit },
         None => AssetError::Transfer { url: want.shown(), source: Box::new(error) },
@@ -486,12 +349,6 @@ fn check(want: &Want, found: Sha256, length: u64) -> Result<(), AssetError> {
 /// Whether what came is not what was wanted, and thus nothing to go on with.
 fn is_another_file(error: &AssetError) -> bool {
     matches!(error, AssetError::Checksum { .. } | AssetError::Length { .. } | AssetError::TooLarge { .. })
-}
-
-/// Where a partial response begins: `bytes 100-199/200` is 100.
-fn range_start(response: &reqwest::Response) -> Option<u64> {
-    let range = response.headers().get(header::CONTENT_RANGE)?.to_str().ok()?;
-    range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 
 /// The name of a file that is not whole yet.

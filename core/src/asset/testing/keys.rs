@@ -1,8 +1,8 @@
 //! Keys that the tests make, good ones and others.
 
 use pgp::composed::{
-    ArmorOptions, CleartextSignedMessage, KeyType, SecretKeyParamsBuilder, SignedPublicKey, SignedSecretKey,
-    SubkeyParamsBuilder,
+    ArmorOptions, CleartextSignedMessage, DetachedSignature, KeyType, SecretKeyParamsBuilder,
+    SignedPublicKey, SignedSecretKey, SubkeyParamsBuilder,
 };
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{KeyFlags, Signature, SignatureConfig, SignatureType, Subpacket, SubpacketData};
@@ -13,22 +13,22 @@ use rand::thread_rng;
 use crate::asset::debian::signature::Seconds;
 
 /// A day, in seconds.
-pub(super) const DAY: u32 = 86400;
+pub(crate) const DAY: u32 = 86400;
 
 /// The time of all tests.
-pub(super) const NOW: u32 = 1_790_000_000;
+pub(crate) const NOW: u32 = 1_790_000_000;
 /// The same as the code has it.
-pub(super) const NOW_SECONDS: Seconds = NOW as Seconds;
+pub(crate) const NOW_SECONDS: Seconds = NOW as Seconds;
 
 /// How a key is made, and what its self-signature says.
 #[derive(Debug, Clone)]
-pub(super) struct Shape {
-    pub(super) made: u32,
-    pub(super) lifetime: Option<u32>,
-    pub(super) signs: bool,
-    pub(super) hash: HashAlgorithm,
-    pub(super) subkey: bool,
-    pub(super) rsa: bool,
+pub(crate) struct Shape {
+    pub(crate) made: u32,
+    pub(crate) lifetime: Option<u32>,
+    pub(crate) signs: bool,
+    pub(crate) hash: HashAlgorithm,
+    pub(crate) subkey: bool,
+    pub(crate) rsa: bool,
 }
 
 impl Default for Shape {
@@ -46,12 +46,12 @@ impl Default for Shape {
 
 /// How a text is signed.
 #[derive(Debug, Clone)]
-pub(super) struct Manner {
-    pub(super) made: u32,
-    pub(super) lifetime: Option<u32>,
-    pub(super) hash: HashAlgorithm,
-    pub(super) typ: SignatureType,
-    pub(super) more: Vec<Subpacket>,
+pub(crate) struct Manner {
+    pub(crate) made: u32,
+    pub(crate) lifetime: Option<u32>,
+    pub(crate) hash: HashAlgorithm,
+    pub(crate) typ: SignatureType,
+    pub(crate) more: Vec<Subpacket>,
 }
 
 impl Default for Manner {
@@ -68,8 +68,8 @@ impl Default for Manner {
 
 /// A key with its secret.
 #[derive(Debug, Clone)]
-pub(super) struct Key {
-    pub(super) secret: SignedSecretKey,
+pub(crate) struct Key {
+    pub(crate) secret: SignedSecretKey,
 }
 
 fn regular(data: SubpacketData) -> Subpacket {
@@ -94,11 +94,11 @@ fn flags(signs: bool) -> SubpacketData {
 }
 
 impl Key {
-    pub(super) fn good() -> Self {
+    pub(crate) fn good() -> Self {
         Self::new(&Shape::default())
     }
 
-    pub(super) fn new(shape: &Shape) -> Self {
+    pub(crate) fn new(shape: &Shape) -> Self {
         let created = Timestamp::from_secs(shape.made);
         let kind = if shape.rsa { KeyType::Rsa(2048) } else { KeyType::Ed25519Legacy };
         let mut params = SecretKeyParamsBuilder::default();
@@ -118,14 +118,14 @@ impl Key {
     }
 
     /// Replaces the self-signature.
-    pub(super) fn certify(&mut self, shape: &Shape) {
+    pub(crate) fn certify(&mut self, shape: &Shape) {
         // A key with a subkey leaves the signing, and the end of its validity, to that.
         let (signs, lifetime) = if shape.subkey { (false, None) } else { (shape.signs, shape.lifetime) };
         let signature = self.certification(shape.made, shape.hash, signs, lifetime);
         self.secret.details.users[0].signatures = vec![signature];
     }
 
-    pub(super) fn certification(
+    pub(crate) fn certification(
         &self,
         made: u32,
         hash: HashAlgorithm,
@@ -147,7 +147,7 @@ impl Key {
     }
 
     /// Replaces the binding of the subkey.
-    pub(super) fn bind(&mut self, made: u32, lifetime: Option<u32>, signs: bool, signs_back: bool) {
+    pub(crate) fn bind(&mut self, made: u32, lifetime: Option<u32>, signs: bool, signs_back: bool) {
         let primary = &self.secret.primary_key;
         let subkey = &self.secret.secret_subkeys[0].key;
         let nothing = Password::empty();
@@ -172,7 +172,7 @@ impl Key {
     }
 
     /// Revokes the whole key.
-    pub(super) fn revoke(&mut self, made: u32) {
+    pub(crate) fn revoke(&mut self, made: u32) {
         let primary = &self.secret.primary_key;
         let config = config(SignatureType::KeyRevocation, primary, HashAlgorithm::Sha256, made);
         let revocation = config.sign_key(primary, &Password::empty(), primary.public_key()).unwrap();
@@ -180,7 +180,7 @@ impl Key {
     }
 
     /// Revokes the user id.
-    pub(super) fn revoke_user(&mut self, made: u32) {
+    pub(crate) fn revoke_user(&mut self, made: u32) {
         let primary = &self.secret.primary_key;
         let config = config(SignatureType::CertRevocation, primary, HashAlgorithm::Sha256, made);
         let user = &self.secret.details.users[0].id;
@@ -191,7 +191,7 @@ impl Key {
     }
 
     /// Revokes the subkey.
-    pub(super) fn revoke_subkey(&mut self, made: u32) {
+    pub(crate) fn revoke_subkey(&mut self, made: u32) {
         let primary = &self.secret.primary_key;
         let subkey = &self.secret.secret_subkeys[0].key;
         let config = config(SignatureType::SubkeyRevocation, primary, HashAlgorithm::Sha256, made);
@@ -201,36 +201,42 @@ impl Key {
         self.secret.secret_subkeys[0].signatures.push(revocation);
     }
 
-    pub(super) fn public(&self) -> SignedPublicKey {
+    pub(crate) fn public(&self) -> SignedPublicKey {
         SignedPublicKey::from(self.secret.clone())
     }
 
     /// The keyring with this key alone.
-    pub(super) fn binary(&self) -> Vec<u8> {
+    pub(crate) fn binary(&self) -> Vec<u8> {
         self.public().to_bytes().unwrap()
     }
 
-    pub(super) fn armored(&self) -> String {
+    pub(crate) fn armored(&self) -> String {
         self.public().to_armored_string(ArmorOptions::default()).unwrap()
     }
 
-    pub(super) fn fingerprint(&self) -> String {
+    pub(crate) fn fingerprint(&self) -> String {
         self.public().fingerprint().to_string()
     }
 
     /// A signature of a text as it is hashed, by the subkey if there is one.
-    pub(super) fn signature(&self, text: &str, manner: &Manner) -> Signature {
+    pub(crate) fn signature(&self, text: &str, manner: &Manner) -> Signature {
         match self.secret.secret_subkeys.first() {
             Some(subkey) => signature(&subkey.key, text, manner),
             None => signature(&self.secret.primary_key, text, manner),
         }
     }
 
-    pub(super) fn sign(&self, text: &str) -> String {
+    /// A signature that stands beside a document, armored.
+    pub(crate) fn sign_beside(&self, document: &str, manner: &Manner) -> String {
+        let signature = DetachedSignature::new(self.signature(document, manner));
+        signature.to_armored_string(ArmorOptions::default()).unwrap()
+    }
+
+    pub(crate) fn sign(&self, text: &str) -> String {
         sign_many(text, &[(self, Manner::default())])
     }
 
-    pub(super) fn sign_so(&self, text: &str, manner: Manner) -> String {
+    pub(crate) fn sign_so(&self, text: &str, manner: Manner) -> String {
         sign_many(text, &[(self, manner)])
     }
 }
@@ -247,7 +253,7 @@ fn signature(key: &impl SigningKey, text: &str, manner: &Manner) -> Signature {
 }
 
 /// A text signed by several keys.
-pub(super) fn sign_many(text: &str, by: &[(&Key, Manner)]) -> String {
+pub(crate) fn sign_many(text: &str, by: &[(&Key, Manner)]) -> String {
     // What is signed is the text without blanks at the ends of lines.
     let hashed: Vec<_> = text.lines().map(|line| line.trim_end_matches([' ', '\t'])).collect();
     let hashed = hashed.join("\r\n") + if text.ends_with('\n') { "\r\n" } else { "" };

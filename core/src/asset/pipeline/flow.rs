@@ -1,0 +1,345 @@
+//! The bytes' way, on a thread of its own.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fs_err as fs;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
+use nexus_schema::tools::asset::AssetFile;
+use sha2::Digest as _;
+
+use super::documents::Resolved;
+use super::{Job, extract};
+use crate::asset::AssetError;
+use crate::asset::error::PackageProblem;
+use crate::asset::provider::{Expect, Format, Plan, Taken};
+use crate::asset::stream::{Sha256, decompressed, hashed};
+use crate::op::Progress;
+
+/// How many bytes are moved at a time.
+const PIECE: usize = 256 << 10;
+
+/// One way: what is done with the bytes of one source.
+pub(super) struct Flow {
+    what: String,
+    part: Option<(PathBuf, u64)>,
+    max_bytes: u64,
+    decompress: Option<Format>,
+    max_unpacked: u64,
+    extract: Vec<Taken>,
+    raw: Vec<Sha256>,
+    unpacked: Vec<Sha256>,
+    given: Option<Sha256>,
+    into: PathBuf,
+    name: &'static str,
+    executable: bool,
+    progress: Progress,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) struct Flowed {
+    pub(super) files: Vec<AssetFile>,
+    pub(super) raw: (Sha256, u64),
+}
+
+impl Flow {
+    pub(super) fn new(
+        job: &Job,
+        plan: &Plan,
+        resolved: &Resolved,
+        what: &str,
+        part: Option<(PathBuf, u64)>,
+        progress: &Progress,
+    ) -> Self {
+        let takes_given = plan.raw.iter().chain(&plan.unpacked).any(|check| check.expect == Expect::Given);
+        debug_assert!(takes_given || job.sha256.is_none() || plan.is_checked());
+        Self {
+            what: what.to_owned(),
+            part,
+            max_bytes: plan.max_bytes,
+            decompress: plan.decompress,
+            max_unpacked: plan.max_unpacked,
+            extract: plan.extract.clone(),
+            raw: resolved.raw.clone(),
+            unpacked: resolved.unpacked.clone(),
+            given: job.sha256,
+            into: job.into.clone(),
+            name: job.name,
+            executable: job.executable,
+            progress: progress.clone(),
+        }
+    }
+
+    /// Takes the bytes all the way: into the files, and through the checks.
+    pub(super) fn run(self, source: impl Read + Send + 'static) -> Result<Flowed, AssetError> {
+        let doing = AssetError::io("write a download");
+        fs::create_dir_all(&self.into).map_err(&doing)?;
+        let (old, file): (Box<dyn Read + Send>, _) = match &self.part {
+            Some((path, have)) => {
+                let file = fs::OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .open(path)
+                    .map_err(&doing)?;
+                file.set_len(*have).map_err(&doing)?;
+                let old = fs::File::open(path).map_err(&doing)?.take(*have);
+                let mut file = file;
+                io::Seek::seek(&mut file, io::SeekFrom::Start(*have)).map_err(&doing)?;
+                (Box::new(old), Some((file, *have)))
+            }
+            None => (Box::new(io::empty()), None),
+        };
+        let raw = Raw::new(Box::new(old.chain(source)), file, self.max_bytes, self.progress.clone());
+        let outcome = self.write(&raw);
+        // What the decoder did not need is a part of the file too. And of bytes that cannot be decoded it is said first
+        // whether they are the right ones at all.
+        if matches!(outcome, Ok(_) | Err(AssetError::Package { .. })) {
+            match raw.drain() {
+                Ok(()) => self.check(&self.raw, raw.digest().0)?,
+                Err(e) if outcome.is_ok() => return Err(self.read_error(&raw, e)),
+                Err(_) => {}
+            }
+        }
+        let (files, unpacked) = outcome?;
+        self.check(&self.unpacked, unpacked)?;
+        let digest = raw.digest();
+        if let Some(given) = self.given
+            && given != unpacked
+        {
+            self.check(&[given], digest.0)?;
+        }
+        self.progress.check()?;
+        Ok(Flowed { files, raw: digest })
+    }
+
+    fn check(&self, expected: &[Sha256], found: Sha256) -> Result<(), AssetError> {
+        match expected.iter().find(|expected| **expected != found) {
+            Some(expected) => {
+                Err(AssetError::Checksum { what: self.what.clone(), expected: *expected, found })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// From the raw bytes to the files, and the digest of the bytes between.
+    fn write(&self, raw: &Raw) -> Result<(Vec<AssetFile>, Sha256), AssetError> {
+        let read_error = |e| self.read_error(raw, e);
+        let inner: Box<dyn Read + Send> = match self.decompress {
+            None => Box::new(raw.clone()),
+            Some(format) => {
+                let start = start_of(&mut raw.clone()).map_err(read_error)?;
+                let compression = format.of(&start);
+                decompressed(io::Cursor::new(start).chain(raw.clone()), compression).map_err(read_error)?
+            }
+        };
+        let bounded = Bounded { inner, left: self.max_unpacked, limit: self.max_unpacked, raw: raw.clone() };
+        let mut unpacked = hashed(bounded);
+        let files = if self.extract.is_empty() {
+            let file = write_file(&mut unpacked, &self.into, self.name, self.executable, &read_error)?;
+            vec![file]
+        } else {
+            extract::files(&mut unpacked, &self.extract, &self.into, &self.what, &read_error)?
+        };
+        let (digest, _) = unpacked.finish().map_err(read_error)?;
+        Ok((files, digest))
+    }
+
+    /// What a failed read means: a full disk, a cap, a download that ended, or bytes that are not what they should be.
+    fn read_error(&self, raw: &Raw, error: io::Error) -> AssetError {
+        let what = self.what.clone();
+        match raw.stopped() {
+            Some(Stopped::Write(error)) => AssetError::io("write a download")(error),
+            Some(Stopped::Over(limit)) => AssetError::TooLarge { what, limit },
+            Some(Stopped::Source(error)) => AssetError::Transfer { url: what, source: Box::new(error) },
+            Some(Stopped::Cancelled) => AssetError::Cancelled,
+            None => AssetError::Package { package: what, problem: PackageProblem::Data(error) },
+        }
+    }
+}
+
+/// Writes one file of an asset, hashing it; it is on the disk when this returns.
+pub(super) fn write_file(
+    reader: &mut dyn Read,
+    into: &Path,
+    name: &str,
+    executable: bool,
+    read_error: &dyn Fn(io::Error) -> AssetError,
+) -> Result<AssetFile, AssetError> {
+    let doing = AssetError::io("write an asset");
+    let mode = if executable { 0o755 } else { 0o644 };
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(mode);
+    let mut file = options.open(into.join(name)).map_err(&doing)?;
+    let mut hasher = sha2::Sha256::new();
+    let mut size_bytes = 0;
+    let mut buffer = vec![0; PIECE];
+    loop {
+        let n = match reader.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(read_error(e)),
+        };
+        hasher.update(&buffer[..n]);
+        file.write_all(&buffer[..n]).map_err(&doing)?;
+        size_bytes += n as u64;
+    }
+    file.sync_data().map_err(&doing)?;
+    let sha256 = Sha256(hasher.finalize().into()).to_string();
+    Ok(AssetFile { name: name.to_owned(), sha256, size_bytes })
+}
+
+/// The first bytes, as many as tell a compression.
+fn start_of(reader: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    reader.take(8).read_to_end(&mut start)?;
+    Ok(start)
+}
+
+/// How the bytes stopped. Readers around the bytes may hide it in an error of their own, so it is kept aside.
+#[derive(Debug)]
+enum Stopped {
+    /// The part cannot be written.
+    Write(io::Error),
+    /// More came, or more came out, than is allowed.
+    Over(u64),
+    /// The download ended, or the file cannot be read.
+    Source(io::Error),
+    Cancelled,
+}
+
+/// The bytes as they come: hashed, capped, and kept in the part. Clones read the same bytes.
+#[derive(Clone)]
+struct Raw(Arc<Mutex<RawState>>);
+
+struct RawState {
+    inner: Box<dyn Read + Send>,
+    hasher: sha2::Sha256,
+    bytes: u64,
+    limit: u64,
+    /// The part, and how much of it was there before.
+    part: Option<(fs::File, u64)>,
+    progress: Progress,
+    stopped: Option<Stopped>,
+}
+
+impl Raw {
+    fn new(
+        inner: Box<dyn Read + Send>,
+        part: Option<(fs::File, u64)>,
+        limit: u64,
+        progress: Progress,
+    ) -> Self {
+        let hasher = sha2::Sha256::new();
+        Self(Arc::new(Mutex::new(RawState { inner, hasher, bytes: 0, limit, part, progress, stopped: None })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, RawState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what is left.
+    fn drain(&self) -> io::Result<()> {
+        let mut buffer = vec![0; PIECE];
+        while self.state().read(&mut buffer)? > 0 {}
+        Ok(())
+    }
+
+    /// The digest and the number of the bytes so far.
+    fn digest(&self) -> (Sha256, u64) {
+        let state = self.state();
+        (Sha256(state.hasher.clone().finalize().into()), state.bytes)
+    }
+
+    /// Notes that more came out than is allowed.
+    fn note_over(&self, limit: u64) {
+        self.state().stopped.get_or_insert(Stopped::Over(limit));
+    }
+
+    fn stopped(&self) -> Option<Stopped> {
+        self.state().stopped.take()
+    }
+}
+
+impl Read for Raw {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.state().read(buf)
+    }
+}
+
+impl RawState {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let result = self.step(buf);
+        result.map_err(|stopped| {
+            let error = match &stopped {
+                Stopped::Write(e) | Stopped::Source(e) => io::Error::from(e.kind()),
+                Stopped::Over(_) | Stopped::Cancelled => io::Error::other("stopped"),
+            };
+            self.stopped.get_or_insert(stopped);
+            error
+        })
+    }
+
+    fn step(&mut self, buf: &mut [u8]) -> Result<usize, Stopped> {
+        self.progress.check().map_err(|_| Stopped::Cancelled)?;
+        let n = loop {
+            match self.inner.read(buf) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                result => break result.map_err(Stopped::Source)?,
+            }
+        };
+        if self.bytes + n as u64 > self.limit {
+            return Err(Stopped::Over(self.limit));
+        }
+        self.hasher.update(&buf[..n]);
+        if let Some((file, had)) = &mut self.part
+            && self.bytes >= *had
+        {
+            file.write_all(&buf[..n]).map_err(Stopped::Write)?;
+        }
+        self.bytes += n as u64;
+        Ok(n)
+    }
+}
+
+/// What comes out, up to a limit.
+struct Bounded {
+    inner: Box<dyn Read + Send>,
+    left: u64,
+    limit: u64,
+    raw: Raw,
+}
+
+impl Read for Bounded {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        match self.left.checked_sub(n as u64) {
+            Some(left) => self.left = left,
+            None => {
+                self.raw.note_over(self.limit);
+                return Err(io::Error::other("over the limit"));
+            }
+        }
+        Ok(n)
+    }
+}
+
+/// A file of the host that says how far it was read.
+pub(super) struct Watched<R> {
+    pub(super) inner: R,
+    pub(super) done: u64,
+    pub(super) total: u64,
+    pub(super) progress: Progress,
+}
+
+impl<R: Read> Read for Watched<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.done += n as u64;
+        self.progress.advance(self.done, Some(self.total));
+        Ok(n)
+    }
+}

@@ -1,0 +1,311 @@
+//! Providers: where assets come from, as data.
+//!
+//! A provider is a row: its name, what kind of asset it has, how its versions are found out, and the stages of its pipeline as
+//! JSON. Rows are checked when they are read: an unknown stage, field or value, an impossible order, a place without a value
+//! is refused with the name of what is wrong, before anything is downloaded. The built-in rows are in `providers.json`, the only
+//! file of Nexus that names servers of the Internet.
+
+mod discover;
+mod plan;
+mod stage;
+mod template;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use nexus_schema::tools::asset::AssetKind;
+use nexus_schema::{ErrorCode, Name};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub(crate) use self::discover::{Discovery, Found, Wanted, address};
+pub(crate) use self::plan::{Check, Expect, Plan, Signed, Source, Taken};
+pub(crate) use self::stage::{Apt, Format, Stage, Take};
+pub(crate) use self::template::{Template, Values};
+
+/// One provider.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Provider {
+    /// Its name.
+    pub(crate) name: Name,
+    /// What it has; without it anything, as the caller says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kind: Option<AssetKind>,
+    /// What it is, for people.
+    #[serde(default)]
+    pub(crate) about: String,
+    /// The addresses that `{mirror}` stands for, in the order in which they are tried; without a slash at the end.
+    #[serde(default)]
+    pub(crate) mirrors: Vec<String>,
+    /// The address that `{api}` stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) api: Option<String>,
+    /// The architectures that it has, with the values that it has for each; without any, all under their own name.
+    #[serde(default)]
+    pub(crate) arch: BTreeMap<String, Values>,
+    /// The keys that sign: absolute paths of files, or the armored keys themselves.
+    #[serde(default)]
+    pub(crate) keys: Vec<String>,
+    /// The drivers that its assets suit; without any, all.
+    #[serde(default)]
+    pub(crate) drivers: Vec<Driver>,
+    /// The oldest version that suits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) min_version: Option<String>,
+    /// How its versions are found out.
+    pub(crate) versions: Versions,
+    /// What its assets go through.
+    pub(crate) stages: Vec<Stage>,
+}
+
+/// A VMM driver that assets may suit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Driver {
+    Qemu,
+    Firecracker,
+}
+
+impl Driver {
+    pub(crate) const ALL: [Self; 2] = [Self::Qemu, Self::Firecracker];
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+        }
+    }
+}
+
+/// How versions are found out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Versions {
+    /// There are none: the caller says what is wanted.
+    Given {},
+    /// These.
+    List { versions: Vec<String> },
+    /// Each that stands between two texts in a document, such as the listing of a directory.
+    Listing { url: Template, before: Template, after: String },
+    /// The releases that GitHub's API lists, under tags of a form, with a file of a name.
+    GithubReleases { url: Template, tag: Template, asset: Template },
+    /// The index files of a distribution's branches, and the document that lists the branches.
+    ReleaseIndex { branches: Template, before: String, after: String, index: Template, flavor: String },
+    /// The host's own package archive.
+    Apt {},
+}
+
+/// What is wrong with a provider.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProviderProblem {
+    /// The row is not what a row is.
+    #[error("{path}: {problem}")]
+    Malformed {
+        /// Where in the row.
+        path: String,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// A stage stands where it cannot.
+    #[error("stages[{at}]: {problem}")]
+    Stage {
+        /// Which one.
+        at: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// It needs a key and has none that can be read.
+    #[error("it has no key to check signatures with")]
+    NoKey,
+    /// It has nothing for this machine.
+    #[error("it has nothing for {0}")]
+    Architecture(String),
+    /// It has no such version.
+    #[error("{}", match .0 { Some(version) => format!("it has no version {version}"), None => "it has no version".to_owned() })]
+    NoVersion(Option<String>),
+    /// A version that no address could hold.
+    #[error("`{0}` is not a version")]
+    NotAVersion(String),
+    /// The caller must say what is wanted.
+    #[error("it has no versions of its own: say what is wanted")]
+    NothingGiven,
+}
+
+impl ProviderProblem {
+    /// The code for it at the edge.
+    pub(crate) fn code(&self) -> ErrorCode {
+        match self {
+            Self::Malformed { .. } | Self::Stage { .. } | Self::NotAVersion(_) | Self::NothingGiven => {
+                ErrorCode::InvalidArgument
+            }
+            Self::NoKey | Self::Architecture(_) => ErrorCode::HostUnsuitable,
+            Self::NoVersion(_) => ErrorCode::AssetNotFound,
+        }
+    }
+
+    /// The next thing to do.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Malformed { .. } | Self::Stage { .. } => Some(
+                "mend the provider in nexus.toml ([providers.NAME]) and start nexusd again; other providers work",
+            ),
+            Self::NoKey => {
+                Some("give its signing key in nexus.toml: [providers.NAME] keys = [\"/path/to/key.asc\"]")
+            }
+            Self::NoVersion(_) => Some("asset_list shows what can be had"),
+            Self::NothingGiven => Some("give url:ADDRESS or file:PATH"),
+            Self::Architecture(_) | Self::NotAVersion(_) => None,
+        }
+    }
+}
+
+/// The built-in rows.
+const BUILT_IN: &str = include_str!("providers.json");
+
+/// The built-in rows with changes made to them: each change replaces fields of the row of its name, or is a row of its own.
+/// Gives each row as it is kept, by name, whether it is good or not.
+pub(crate) fn rows(changes: &BTreeMap<String, Value>) -> BTreeMap<String, Value> {
+    let built_in: Vec<Map<String, Value>> =
+        serde_json::from_str(BUILT_IN).expect("the built-in rows are JSON objects");
+    let mut rows: BTreeMap<String, Map<String, Value>> =
+        built_in.into_iter().filter_map(|row| Some((row.get("name")?.as_str()?.to_owned(), row))).collect();
+    for (name, change) in changes {
+        let row = rows
+            .entry(name.clone())
+            .or_insert_with(|| Map::from_iter([("name".into(), name.clone().into())]));
+        match change {
+            Value::Object(fields) => row.extend(fields.iter().map(|(k, v)| (k.clone(), v.clone()))),
+            // Refused when the row is read.
+            other => {
+                row.insert("row".into(), other.clone());
+            }
+        }
+    }
+    rows.into_iter().map(|(name, row)| (name, Value::Object(row))).collect()
+}
+
+/// Every mistake in changes to the built-in rows, a sentence each.
+pub fn mistakes(changes: &BTreeMap<String, Value>) -> Vec<String> {
+    let rows = rows(changes);
+    let of =
+        |name: &String| Provider::parse(name, rows.get(name)?).err().map(|p| format!("provider {name}: {p}"));
+    changes.keys().filter_map(of).collect()
+}
+
+impl Provider {
+    /// Reads a row.
+    pub(crate) fn parse(name: &str, row: &Value) -> Result<Self, ProviderProblem> {
+        let provider: Self = serde_path_to_error::deserialize(row).map_err(|error| {
+            ProviderProblem::Malformed { path: error.path().to_string(), problem: error.inner().to_string() }
+        })?;
+        provider.check(name)?;
+        Ok(provider)
+    }
+
+    fn check(&self, name: &str) -> Result<(), ProviderProblem> {
+        let malformed =
+            |path: &str, problem: String| Err(ProviderProblem::Malformed { path: path.into(), problem });
+        if self.name.as_str() != name {
+            return malformed("name", format!("it is {}, not {name}", self.name));
+        }
+        for url in self.mirrors.iter().chain(&self.api) {
+            let good = reqwest::Url::parse(url)
+                .is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.has_host() && u.query().is_none());
+            if !good || url.ends_with('/') {
+                return malformed(
+                    "mirrors",
+                    format!("`{url}` is not an address such as https://host.example/path"),
+                );
+            }
+        }
+        for key in &self.keys {
+            if !key.starts_with('/') && !key.contains("-----BEGIN PGP PUBLIC KEY BLOCK-----") {
+                return malformed(
+                    "keys",
+                    "a key is neither the absolute path of a file nor an armored key".into(),
+                );
+            }
+        }
+        self.plan_of_row().map(drop)
+    }
+
+    /// The values for this machine, without a version.
+    pub(crate) fn values(&self, mirror: &str) -> Result<Values, ProviderProblem> {
+        let own = std::env::consts::ARCH;
+        let mut values = match self.arch.get(own) {
+            Some(values) => values.clone(),
+            None if self.arch.is_empty() => Values::new(),
+            None => return Err(ProviderProblem::Architecture(own.into())),
+        };
+        values.entry("arch".into()).or_insert_with(|| own.into());
+        values.insert("mirror".into(), mirror.to_owned());
+        values.insert("api".into(), self.api.clone().unwrap_or_default());
+        Ok(values)
+    }
+
+    /// The mirrors; one without an address where none is needed.
+    pub(crate) fn mirrors(&self) -> impl Iterator<Item = &str> {
+        let none = self.mirrors.is_empty().then_some("");
+        self.mirrors.iter().map(String::as_str).chain(none)
+    }
+
+    /// Why a version does not suit any driver, if it does not.
+    pub(crate) fn unsuitable(&self, version: &str) -> Option<String> {
+        let min = self.min_version.as_deref()?;
+        let is_older = compare(version, min).is_lt();
+        is_older.then(|| format!("version {version} is too old: {min} or newer is needed"))
+    }
+
+    /// The names of the drivers that its assets suit.
+    pub(crate) fn drivers(&self) -> Vec<String> {
+        let drivers: &[Driver] = if self.drivers.is_empty() { &Driver::ALL } else { &self.drivers };
+        drivers.iter().map(|driver| driver.as_str().to_owned()).collect()
+    }
+
+    /// What it takes from the package archive, if it does.
+    pub(crate) fn stage_of_apt(&self) -> Option<Take> {
+        self.stages.iter().find_map(|stage| match stage {
+            Stage::Apt(Apt { take }) => Some(*take),
+            _ => None,
+        })
+    }
+}
+
+/// The names of all drivers.
+pub(crate) fn all_drivers() -> Vec<String> {
+    Driver::ALL.iter().map(|driver| driver.as_str().to_owned()).collect()
+}
+
+/// Adds what follows from a version.
+pub(crate) fn with_version(mut values: Values, version: &str) -> Values {
+    let branch: Vec<&str> = version.split('.').take(2).collect();
+    values.insert("branch".into(), branch.join("."));
+    values.insert("version".into(), version.to_owned());
+    values
+}
+
+/// A version that can stand in an address.
+pub(crate) fn checked_version(version: &str) -> Result<&str, ProviderProblem> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._+~-".contains(&b);
+    let good = (1..=64).contains(&version.len())
+        && version.bytes().all(plain)
+        && version.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && !version.contains("..");
+    if good { Ok(version) } else { Err(ProviderProblem::NotAVersion(version.chars().take(80).collect())) }
+}
+
+/// Compares versions number by number; what is no number goes before what is one, so that `1.0-rc1` is older than `1.0.1`.
+pub(crate) fn compare(a: &str, b: &str) -> std::cmp::Ordering {
+    fn parts(version: &str) -> impl Iterator<Item = (u8, u64, &str)> {
+        version.split(['.', '-', '_', '+', '~']).map(|part| match part.parse() {
+            Ok(number) => (2, number, ""),
+            Err(_) => (0, 0, part),
+        })
+    }
+    // An end is between: newer than `-rc1`, older than `.1`.
+    let end = std::iter::repeat((1, 0, ""));
+    let length = a.len().max(b.len()) + 1;
+    parts(a).chain(end.clone()).take(length).cmp(parts(b).chain(end).take(length))
+}
