@@ -22,7 +22,7 @@ pub(crate) mod pipeline;
 pub(crate) mod provider;
 mod stream;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub(crate) use error::IndexProblem;
 pub use error::{AssetError, KernelProblem, PackageProblem, SignatureProblem};

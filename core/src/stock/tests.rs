@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::wish::Wish;
 use super::*;
-use crate::asset::stream::Compression;
+use crate::asset::Compression;
 use crate::asset::testing::{Fault, Server, elf_kernel, pack};
 use crate::asset::{FetchSettings, Sha256};
 use crate::op::Progress;
@@ -342,8 +342,11 @@ async fn a_row_that_is_wrong_harms_no_other() {
     ]
     .map(|(name, row)| (name.to_owned(), row))
     .into();
-    let write = |tx: &_| -> Result<(), StoreError> { crate::store::providers::sync(tx, &rows, |_| true) };
-    scene.stock.store.write(move |tx| write(tx)).await.unwrap();
+    let sync = scene
+        .stock
+        .store
+        .write(move |tx| -> Result<(), StoreError> { crate::store::providers::sync(tx, &rows, |_| true) });
+    sync.await.unwrap();
     scene.server.put("/r", rootfs("r"));
     let (available, problems) = scene.stock.available(None).await.unwrap();
     assert_eq!(available.len(), 1);
