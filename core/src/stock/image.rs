@@ -13,6 +13,7 @@ use crate::image::{self, Bootstrap, ImageError, Source};
 use crate::nexus::described;
 use crate::op::{Progress, store_error};
 use crate::stock::kernel::asset_error;
+use crate::store::assets::AssetRecord;
 use crate::store::images::ImageRecord;
 use crate::store::{images, now, random_id};
 
@@ -29,12 +30,20 @@ enum Want {
     BuiltIn(&'static str),
     /// A file or directory on the host.
     File(PathBuf),
+    /// A root filesystem of a provider.
+    Rootfs(String),
+    /// The same, now that it is here.
+    Asset(Box<AssetRecord>),
 }
 
 impl Stock {
     async fn want_image(&self, want: &str) -> Result<Want, ToolError> {
         if let Some(path) = want.strip_prefix("file:") {
             return file_argument(want, path).map(Want::File);
+        }
+        if let Some(from) = want.strip_prefix("rootfs:") {
+            self.check_rootfs(from).await?;
+            return Ok(Want::Rootfs(from.to_owned()));
         }
         let bare = want.strip_prefix("image:").unwrap_or(want);
         if let Ok(reference) = bare.parse::<Reference<ImageKind>>() {
@@ -47,7 +56,7 @@ impl Stock {
         match BUILT_IN.into_iter().find(|name| *name == bare) {
             Some(name) => Ok(Want::BuiltIn(name)),
             None => Err(ToolError::new(ErrorCode::ImageNotFound, format!("there is no image `{want}`"))
-                .hint("call image_list to see the images, or give `debian`, `busybox` or file:PATH")),
+                .hint("call image_list to see the images, or give `debian`, `busybox`, rootfs:PROVIDER@VERSION or file:PATH")),
         }
     }
 
@@ -76,6 +85,23 @@ impl Stock {
                 drop(turn);
                 made
             }
+            Want::Rootfs(from) => {
+                let asset = self.rootfs(&from, owner, progress).await?;
+                let name = Self::image_of_rootfs(&asset)?;
+                let _turn = self.only_one(&format!("image {name}")).await;
+                let reference = Reference::Name(name.clone());
+                let found =
+                    self.store.read(move |db| images::get(db, &reference)).await.map_err(store_error)?;
+                match found {
+                    Some(image) if image.ready => Ok(image),
+                    _ => {
+                        let want = Want::Asset(Box::new(asset));
+                        self.build(name, want, InitMode::Agent, owner, progress).await
+                    }
+                }
+            }
+            // What is wanted is never known as an asset before it is looked for.
+            Want::Asset(_) => Err(ToolError::internal(format!("{want} is an asset already"))),
             Want::File(path) => {
                 let of = path.clone();
                 let digest = blocking(move || fingerprint(&of)).await?;
@@ -104,7 +130,10 @@ impl Stock {
     ) -> Result<ImageRecord, ToolError> {
         let want = match BUILT_IN.into_iter().find(|b| *b == from) {
             Some(name) => Want::BuiltIn(name),
-            None => self.want_image(from).await?,
+            None => match self.want_image(from).await? {
+                Want::Rootfs(from) => Want::Asset(Box::new(self.rootfs(&from, owner, progress).await?)),
+                want => want,
+            },
         };
         let _turn = self.only_one(&format!("image {name}")).await;
         self.build(name, want, init, owner, progress).await
@@ -119,7 +148,10 @@ impl Stock {
                 let of = path.clone();
                 slug("file-", &stem, Some(&blocking(move || fingerprint(&of)).await?))
             }
-            None => from.parse().map_err(|e| ToolError::invalid(format!("{e}"))),
+            None => match from.strip_prefix("rootfs:") {
+                Some(from) => slug("rootfs-", from, None),
+                None => from.parse().map_err(|e| ToolError::invalid(format!("{e}"))),
+            },
         }
     }
 
@@ -140,6 +172,8 @@ impl Stock {
                 Want::BuiltIn(name) => (*name).to_owned(),
                 Want::File(path) => format!("file:{}", path.display()),
                 Want::Installed(image) => format!("image:{}", image.name),
+                Want::Rootfs(from) => format!("rootfs:{from}"),
+                Want::Asset(asset) => format!("rootfs:{}@{}", asset.provider, asset.version),
             },
             ready: false,
             distro: None,
@@ -202,6 +236,8 @@ impl Stock {
                 Source::Bootstrap(bootstrap)
             }
             Want::File(path) => Source::detect(&path).map_err(image_error)?,
+            Want::Asset(asset) => self.rootfs_source(&asset)?,
+            Want::Rootfs(from) => return Err(ToolError::internal(format!("rootfs:{from} is not here yet"))),
             Want::Installed(image) => Source::Ext4(self.paths.image(image.id).join(image::ROOTFS)),
         };
         let metadata = ImageMetadata {

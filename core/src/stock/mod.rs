@@ -3,6 +3,7 @@
 mod asset;
 mod image;
 mod kernel;
+mod rootfs;
 mod wish;
 
 use std::collections::HashMap;

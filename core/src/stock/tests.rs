@@ -379,6 +379,35 @@ async fn a_cancelled_download_leaves_no_asset() {
     assert!(scene.stock.store.read(move |db| assets::get(db, &reference)).await.unwrap().is_some());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_made_of_root_filesystems() {
+    let scene = Scene::new().await;
+    fs_err::create_dir_all(scene.stock.paths.images()).unwrap();
+    scene.serve_branch("3.21", "3.21.3");
+    let path = scene.serve_alpine("3.21.3");
+    let made = |from: &'static str| scene.stock.image(from, "uid:0", &scene.progress);
+    let image = made("rootfs:alpine@3.21").await.unwrap();
+    assert_eq!(image.source, "rootfs:alpine@3.21.3");
+    assert!(image.name.as_str().starts_with("rootfs-alpine-3-21-3-"), "{}", image.name);
+    assert!(scene.stock.paths.image(image.id).join(crate::image::ROOTFS).is_file());
+    for again in ["rootfs:alpine", "rootfs:alpine@3.21.3", "rootfs:alpine-3-21-3", "rootfs:alpine@v3.21"] {
+        assert_eq!(made(again).await.unwrap().id, image.id, "{again}");
+    }
+    assert_eq!(scene.server.count(&path), 1);
+    let name = scene.stock.image_name("rootfs:alpine@3.21").await.unwrap();
+    assert_eq!(name.as_str(), "rootfs-alpine-3-21");
+    let fresh =
+        scene.stock.create_image("rootfs:alpine@3.21", name, Default::default(), "uid:0", &scene.progress);
+    assert_ne!(fresh.await.unwrap().id, image.id);
+    for (from, code) in [
+        ("rootfs:nobody", ErrorCode::AssetNotFound),
+        ("rootfs:firecracker", ErrorCode::InvalidArgument),
+        ("rootfs:alpine@../x", ErrorCode::InvalidArgument),
+    ] {
+        assert_eq!(scene.stock.check_image(from).await.unwrap_err().code, code, "{from}");
+    }
+}
+
 #[test]
 fn slugs_are_names() {
     let name = slug("debian-", "6.1.0-40-cloud-amd64", None).unwrap();

@@ -38,23 +38,26 @@ pub(super) struct Order {
     pub(super) given: Values,
 }
 
+/// A provider, and how the versions begin that were asked for.
+type Asked = (Name, String);
+
 /// Versions that providers were found to have, for a while.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Believed(Arc<Mutex<HashMap<(Name, String), (Instant, Discovery)>>>);
+pub(super) struct Believed(Arc<Mutex<HashMap<Asked, (Instant, Discovery)>>>);
 
 impl Believed {
-    fn get(&self, key: &(Name, String)) -> Option<Discovery> {
+    fn get(&self, key: &Asked) -> Option<Discovery> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, (at, _)| at.elapsed() < BELIEVED);
         all.get(key).map(|(_, discovery)| discovery.clone())
     }
 
-    fn put(&self, key: (Name, String), discovery: Discovery) {
+    fn put(&self, key: Asked, discovery: Discovery) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.insert(key, (Instant::now(), discovery));
     }
 
-    fn forget(&self, key: &(Name, String)) {
+    fn forget(&self, key: &Asked) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 }

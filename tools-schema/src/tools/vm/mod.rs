@@ -28,7 +28,8 @@ pub struct VmCreateParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
     /// What its root drive is made from: an image's name, or `image:NAME`. Built in: `debian` (default: bash, apt, python3)
-    /// and `busybox` (tiny, boots fastest); both are made on first use.
+    /// and `busybox` (tiny, boots fastest); both are made on first use. Or `rootfs:PROVIDER@VERSION`, such as
+    /// `rootfs:alpine@3.21`, downloaded if it is not here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// The kernel: an installed kernel asset's name or id, or `file:PATH` on the host. Default: the distribution's.
