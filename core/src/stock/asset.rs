@@ -492,7 +492,7 @@ pub(super) fn kernel_files(
         sha256: kernel.sha256.clone(),
         size_bytes: kernel.size_bytes,
     }];
-    for module in &kernel.modules {
+    for module in kernel.modules.iter().chain(kernel.module_image.iter().map(|image| &image.path)) {
         let name = module.strip_prefix(directory).unwrap_or(module).display().to_string();
         let (digest, size_bytes) = hash_file(module, &Progress::default()).map_err(asset_error)?;
         files.push(AssetFile { name, sha256: digest.to_string(), size_bytes });

@@ -134,6 +134,9 @@ fn rootfs(what: &str) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.set_size(what.len() as u64);
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1_700_000_000);
     builder.append_data(&mut header, "etc/release", what.as_bytes()).unwrap();
     builder.into_inner().unwrap()
 }
