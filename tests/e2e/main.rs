@@ -1,6 +1,7 @@
 //! The whole of Nexus with real virtual machines: one daemon per test, on a state directory of its own, reached as any MCP
 //! client reaches it.
 
+mod builds;
 mod drives;
 mod ends;
 mod first_vm;

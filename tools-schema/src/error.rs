@@ -58,6 +58,10 @@ codes! {
     AssetNotFound = "asset_not_found", NotFound, retryable: false;
     /// No such drive.
     DriveNotFound = "drive_not_found", NotFound, retryable: false;
+    /// No such template, or no such version of it.
+    TemplateNotFound = "template_not_found", NotFound, retryable: false;
+    /// No such build.
+    BuildNotFound = "build_not_found", NotFound, retryable: false;
     /// No such operation.
     OpNotFound = "op_not_found", NotFound, retryable: false;
     /// No such file or directory in the guest.

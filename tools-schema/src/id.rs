@@ -53,6 +53,10 @@ kinds! {
     DriveKind DriveId "drive";
     /// A verified file from outside.
     AssetKindTag AssetId "asset";
+    /// A blueprint of images.
+    TemplateKind TemplateId "template";
+    /// One run of a template.
+    BuildKind BuildId "build";
     /// A long operation.
     OpKind OpId "op";
     /// One boot of a VM.

@@ -205,6 +205,16 @@ pub fn create_home(directory: &Path) -> Result<(), DriveError> {
     fs::create_dir(directory).map_err(|e| DriveError::io(directory, e))
 }
 
+/// Makes a file with an ext4 filesystem, and that filesystem, at least so large. Not while anything has it.
+pub(crate) async fn lengthen(file: &Path, size: ByteSize, progress: &Progress) -> Result<(), DriveError> {
+    let now = fs::metadata(file).map_err(|e| DriveError::io(file, e))?.len();
+    if now < size.as_bytes() {
+        stage::lengthen(file, size)?;
+        filesystem::grow(file, progress).await?;
+    }
+    Ok(())
+}
+
 /// What a file takes on the disk, in bytes.
 pub fn allocated_bytes(file: &Path) -> Result<u64, DriveError> {
     Ok(fs::metadata(file).map_err(|e| DriveError::io(file, e))?.blocks() * 512)

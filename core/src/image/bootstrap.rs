@@ -69,11 +69,12 @@ impl Bootstrap {
         Ok((running, File::from(pipe)))
     }
 
-    /// Shows a line of what `mmdebstrap` says as a step.
+    /// Shows a line of what `mmdebstrap` says: as a step, or in the log only.
     pub(crate) fn show(line: &[u8], progress: &Progress) {
-        if let Some(step) = line.strip_prefix(b"I: ") {
-            let step = String::from_utf8_lossy(step);
-            progress.step(step.trim_end_matches("...").chars().take(100).collect::<String>());
+        let text = String::from_utf8_lossy(line);
+        match text.strip_prefix("I: ") {
+            Some(step) => progress.step(step.trim_end_matches("...").chars().take(100).collect::<String>()),
+            None => progress.log(&text),
         }
     }
 }

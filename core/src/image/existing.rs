@@ -1,5 +1,7 @@
 //! An ext4 file as an image: copied, looked over, and given its `image.yaml`. Everything else stays as it is.
 
+mod lay;
+
 use std::path::Path;
 
 use fs_err as fs;
@@ -9,7 +11,7 @@ use super::ext4::{Tools, quote};
 use super::facts::{self, InitSystem, OS_RELEASE_MAX};
 use super::place::Place;
 use super::staging::check_room;
-use super::{Built, ImageError, ROOTFS};
+use super::{Additions, Built, ImageError, ROOTFS};
 use crate::op::Progress;
 
 /// How much of what `debugfs` says about one file is read.
@@ -21,6 +23,7 @@ pub(super) async fn adopt(
     source: &Path,
     place: Place,
     meta: &ImageMetadata,
+    additions: &Additions,
     progress: &Progress,
 ) -> Result<Built, ImageError> {
     progress.step("copying the filesystem");
@@ -32,6 +35,10 @@ pub(super) async fn adopt(
     copied?;
     // Its journal may hold what is not in place yet.
     tools.recover(&file, progress).await?;
+    if let Some(size) = additions.size {
+        progress.step("growing the filesystem");
+        crate::drive::lengthen(&file, size, progress).await?;
+    }
 
     let ask = Ask { tools, file: &file, progress };
     let mut distro = None;
@@ -44,6 +51,7 @@ pub(super) async fn adopt(
     }
     let init_system = ask.init_system().await?;
     let meta = facts::complete(meta, distro, init_system)?;
+    ask.put(additions, init_system, place.scratch()).await?;
     ask.put_metadata(&meta, place.scratch()).await?;
     let (place, finished) = place.finish(tools, file.clone(), progress).await?;
     place.keep();

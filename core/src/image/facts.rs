@@ -16,7 +16,8 @@ pub(crate) const METADATA: &[u8] = b"/etc/nexus/image.yaml";
 pub(crate) const OS_RELEASE_MAX: u64 = 64 << 10;
 
 /// An init system that an image has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum InitSystem {
     /// systemd.
     Systemd,

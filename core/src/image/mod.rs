@@ -17,6 +17,7 @@ mod existing;
 pub mod ext4;
 mod facts;
 mod limits;
+mod overlay;
 mod pax;
 mod place;
 mod source;
@@ -33,6 +34,7 @@ pub use bootstrap::{Bootstrap, PACKAGES};
 pub use error::ImageError;
 pub use facts::InitSystem;
 pub use limits::Limits;
+pub use overlay::{Additions, Overlay};
 pub use source::Source;
 pub(crate) use volume::Volume;
 
@@ -84,21 +86,34 @@ pub async fn build_within(
     limits: Limits,
     progress: &Progress,
 ) -> Result<Built, ImageError> {
+    build_with(source, into, meta, &Additions::default(), limits, progress).await
+}
+
+/// The same with files laid over the source.
+pub async fn build_with(
+    source: Source,
+    into: &Path,
+    meta: &ImageMetadata,
+    additions: &Additions,
+    limits: Limits,
+    progress: &Progress,
+) -> Result<Built, ImageError> {
     progress.check()?;
     let tools = Tools::find()?;
     let place = Place::prepare(into, limits.keep_free)?;
     if let Source::Ext4(file) = &source {
-        return existing::adopt(&tools, file, place, meta, progress).await;
+        return existing::adopt(&tools, file, place, meta, additions, progress).await;
     }
     let (mut place, mut staged) = source::stage(source, place, limits, progress).await?;
     let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()).unwrap_or(0);
     let distro = facts::distro(&staged.tree, &staged.staging).or(staged.distro.take());
     let init_system = facts::init_system(&staged.tree);
     let meta = facts::complete(meta, distro, init_system)?;
+    additions.put(&mut staged.tree, &mut staged.staging, now, progress)?;
     facts::put(&mut staged.tree, &mut staged.staging, &meta, now, progress)?;
 
     let file = place.scratch().join(ROOTFS);
-    make(&tools, &file, &staged.tree, &staged.staging, progress).await?;
+    make(&tools, &file, &staged.tree, &staged.staging, additions.size, progress).await?;
     let finished;
     (place, finished) = place.finish(&tools, file, progress).await?;
     place.keep();
@@ -120,9 +135,10 @@ async fn make(
     file: &Path,
     tree: &Tree,
     staging: &Staging,
+    size: Option<ByteSize>,
     progress: &Progress,
 ) -> Result<(), ImageError> {
-    let geometry = ext4::measure(tree);
+    let geometry = ext4::measure(tree).at_least(size);
     staging.check_room(tree.nodes().map(tree::Node::content_bytes).sum())?;
     progress.step("making the filesystem");
     tools.make(file, geometry, None, progress).await?;

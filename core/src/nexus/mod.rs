@@ -1,10 +1,12 @@
 //! The facade: what the host's tools can do, a method per tool. Tools see nothing else of this crate.
 
 mod asset;
+mod build;
 mod calls;
 mod drive;
 mod stock;
 mod system;
+mod template;
 mod vm;
 
 use std::path::{Path, PathBuf};
@@ -150,6 +152,7 @@ impl Nexus {
             paths.drives(),
             paths.images(),
             paths.assets(),
+            paths.builds(),
             paths.cache(),
             paths.downloads(),
             paths.scratch(),

@@ -90,6 +90,10 @@ impl Nexus {
         self.shared.stock.check_image(&params.from).await?;
         let name = match params.name {
             Some(name) => name,
+            // A build has a name for its image.
+            None if params.from.starts_with("template:") => {
+                return self.image_of_template(ctx, params, wait).await;
+            }
             None => self.shared.stock.image_name(&params.from).await?,
         };
         let taken = Reference::Name(name.clone());
@@ -107,9 +111,41 @@ impl Nexus {
         let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
         let init = params.init.unwrap_or_default();
         self.shared.ops.run(id, move |progress| async move {
-            let image = shared.stock.create_image(&params.from, name, init, &owner, &progress).await?;
+            let image = match params.from.starts_with("template:") {
+                true => {
+                    let built = shared.image(&params.from, &owner, &progress).await?;
+                    let (from, init) = (format!("image:{}", built.id), params.init.unwrap_or(built.init));
+                    shared.stock.create_image(&from, name, init, &owner, &progress).await?
+                }
+                false => shared.stock.create_image(&params.from, name, init, &owner, &progress).await?,
+            };
             let default = shared.defaults().await?.image;
             Ok(shared.image_details(image, 0, &default))
+        });
+        self.shared.ops.wait(ctx, id, wait).await
+    }
+
+    /// `image_create` of a template without a name of its own: the image that its build made or makes.
+    async fn image_of_template(
+        &self,
+        ctx: &CallContext,
+        params: ImageCreateParams,
+        wait: std::time::Duration,
+    ) -> Result<OpOutcome<ImageDetails>, ToolError> {
+        if params.init.is_some() {
+            return Err(ToolError::invalid("init is the template's; give a name for an image of its own"));
+        }
+        let name = params.from.trim_start_matches("template:").to_owned();
+        let op = summary("image_create", &ctx.caller.owner, Some((name.clone(), name)));
+        let id = op.op_id;
+        self.shared.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
+        let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
+        self.shared.ops.run(id, move |progress| async move {
+            let image = shared.image(&params.from, &owner, &progress).await?;
+            let image_id = image.id;
+            let used = shared.store.read(move |db| drives::count_by_image(db, image_id)).await;
+            let default = shared.defaults().await?.image;
+            Ok(shared.image_details(image, used.map_err(store_error)?, &default))
         });
         self.shared.ops.wait(ctx, id, wait).await
     }

@@ -4,11 +4,14 @@ use nexus_schema::tools::op::OpProgress;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::Log;
+
 /// Where an operation says how far it is and learns that it is no longer wanted. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Progress {
     state: watch::Sender<OpProgress>,
     cancel: CancellationToken,
+    log: Option<Log>,
 }
 
 /// The operation was cancelled.
@@ -25,12 +28,31 @@ impl Default for Progress {
 impl Progress {
     /// A progress that ends early when `cancel` is cancelled.
     pub fn new(cancel: CancellationToken) -> Self {
-        Self { state: watch::Sender::new(OpProgress::default()), cancel }
+        Self { state: watch::Sender::new(OpProgress::default()), cancel, log: None }
+    }
+
+    /// The same progress, whose steps go to a log too.
+    pub(crate) fn logged(&self, log: Log) -> Self {
+        Self { log: Some(log), ..self.clone() }
+    }
+
+    /// Says something to the log, if there is one.
+    pub fn log(&self, line: &str) {
+        if let Some(log) = &self.log {
+            log.line(line);
+        }
     }
 
     /// Begins a step, such as `downloading kernel`.
     pub fn step(&self, step: impl Into<String>) {
-        self.state.send_replace(OpProgress { step: step.into(), done: None, total: None });
+        let step = step.into();
+        self.log(&step);
+        self.state.send_replace(OpProgress { step, done: None, total: None });
+    }
+
+    /// Takes over how far another piece of work is.
+    pub(crate) fn show(&self, progress: OpProgress) {
+        self.state.send_replace(progress);
     }
 
     /// Says how far the step is: units done, and in all where that is known.

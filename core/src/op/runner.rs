@@ -180,6 +180,32 @@ impl Ops {
         })
     }
 
+    /// Waits to the end of an operation that another one needs: its progress becomes `progress`, and it is cancelled with it.
+    pub(crate) async fn join(&self, op: OpId, progress: &Progress) -> Result<StoredResult, ToolError> {
+        let active = self.lock().get(&op).cloned();
+        if let Some(mut active) = active {
+            let mut steps = active.progress.watch();
+            loop {
+                let step = steps.borrow_and_update().clone();
+                progress.show(step);
+                tokio::select! {
+                    changed = steps.changed() => if changed.is_err() { break },
+                    () = ended(&mut active.ended) => break,
+                    () = progress.cancelled() => break,
+                }
+            }
+            if progress.check().is_err() {
+                self.cancel(op).await?;
+            }
+        }
+        let record = self.record(op).await?;
+        match (record.result, record.summary.error) {
+            (Some(result), _) => Ok(result),
+            (None, Some(error)) => Err(error),
+            (None, None) => Err(ToolError::internal(format!("operation {op} has no result"))),
+        }
+    }
+
     /// One operation as it is now.
     pub(crate) async fn record(&self, op: OpId) -> Result<OpRecord, ToolError> {
         let found = self.store.read(move |db| ops::get(db, op)).await.map_err(store_error)?;
@@ -261,6 +287,11 @@ impl Ending {
         };
         Self { state, result, error, at: now() }
     }
+}
+
+/// Waits for the end of an operation, or of the daemon.
+async fn ended(ended: &mut watch::Receiver<bool>) {
+    ended.wait_for(|ended| *ended).await.ok();
 }
 
 /// How a failure of the store is shown.

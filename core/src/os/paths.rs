@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use nexus_schema::id::{AssetId, DriveId, ImageId, VmId};
+use nexus_schema::id::{AssetId, BuildId, DriveId, ImageId, VmId};
 
 /// Where external programs are searched for: what login shells have, and the administrator's directories.
 pub const PROGRAMS: [&str; 6] =
@@ -83,6 +83,16 @@ impl Paths {
     /// Links to the programs that were downloaded and are to be used.
     pub fn programs(&self) -> PathBuf {
         self.root.join("bin")
+    }
+
+    /// The directory of all builds' logs.
+    pub fn builds(&self) -> PathBuf {
+        self.root.join("builds")
+    }
+
+    /// The log of one build.
+    pub fn build_log(&self, id: BuildId) -> PathBuf {
+        self.builds().join(id.to_string())
     }
 
     /// What can be made again at any time, such as composed initramfs files.

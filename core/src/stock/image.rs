@@ -3,19 +3,19 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nexus_schema::id::{ImageId, ImageKind};
+use nexus_schema::id::{BuildId, ImageId, ImageKind, TemplateKind};
 use nexus_schema::link::{ImageMetadata, InitMode};
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 
 use super::{DEBIAN, Stock, blocking, file_argument, hex_sha256, slug};
 use crate::asset::debian::Archive;
-use crate::image::{self, Bootstrap, ImageError, Source};
+use crate::image::{self, Additions, Bootstrap, ImageError, Limits, Source};
 use crate::nexus::described;
 use crate::op::{Progress, store_error};
 use crate::stock::kernel::asset_error;
 use crate::store::assets::AssetRecord;
 use crate::store::images::ImageRecord;
-use crate::store::{images, now, random_id};
+use crate::store::{StoreError, builds, images, now, random_id, templates};
 
 /// The static shell that the tiny image is made of.
 const BUSYBOX: &str = "busybox";
@@ -23,7 +23,7 @@ const BUSYBOX: &str = "busybox";
 pub(crate) const BUILT_IN: [&str; 2] = [BUSYBOX, DEBIAN];
 
 /// Which image was asked for.
-enum Want {
+pub(super) enum Want {
     /// One that is here.
     Installed(Box<ImageRecord>),
     /// One that is made on first use.
@@ -36,8 +36,31 @@ enum Want {
     Asset(Box<AssetRecord>),
 }
 
+/// How an image is made.
+pub(super) struct Recipe {
+    /// What it starts from.
+    pub(super) want: Want,
+    /// What `want` is called, where that says more than itself.
+    pub(super) source: Option<String>,
+    /// Packages beside those that every such image has.
+    pub(super) packages: Vec<String>,
+    /// What it gets beside its source.
+    pub(super) additions: Additions,
+    /// What is PID 1.
+    pub(super) init: InitMode,
+    /// The build that it is for.
+    pub(super) build: Option<BuildId>,
+}
+
+impl Recipe {
+    fn plain(want: Want, init: InitMode) -> Self {
+        let additions = Additions { for_init: init == InitMode::System, ..Additions::default() };
+        Self { want, source: None, packages: Vec::new(), additions, init, build: None }
+    }
+}
+
 impl Stock {
-    async fn want_image(&self, want: &str) -> Result<Want, ToolError> {
+    pub(super) async fn want_image(&self, want: &str) -> Result<Want, ToolError> {
         if let Some(path) = want.strip_prefix("file:") {
             return file_argument(want, path).map(Want::File);
         }
@@ -62,6 +85,19 @@ impl Stock {
 
     /// Refuses an image that cannot be had, as far as that can be told at once.
     pub(crate) async fn check_image(&self, want: &str) -> Result<(), ToolError> {
+        if let Some(template) = template_argument(want) {
+            let template = template?;
+            let wanted = template.clone();
+            let found = self.store.read(move |db| templates::get(db, &wanted)).await.map_err(store_error)?;
+            return match found {
+                Some(_) => Ok(()),
+                None => Err(ToolError::new(
+                    ErrorCode::TemplateNotFound,
+                    format!("there is no template {template}"),
+                )
+                .hint("call template_list to see the templates")),
+            };
+        }
         self.want_image(want).await.map(drop)
     }
 
@@ -81,7 +117,8 @@ impl Stock {
                     return Ok(*image);
                 }
                 let named = name.parse().map_err(|e| ToolError::internal(format!("{e}")))?;
-                let made = self.build(named, Want::BuiltIn(name), InitMode::Agent, owner, progress).await;
+                let recipe = Recipe::plain(Want::BuiltIn(name), InitMode::Agent);
+                let made = self.make(named, recipe, owner, progress).await;
                 drop(turn);
                 made
             }
@@ -96,7 +133,7 @@ impl Stock {
                     Some(image) if image.ready => Ok(image),
                     _ => {
                         let want = Want::Asset(Box::new(asset));
-                        self.build(name, want, InitMode::Agent, owner, progress).await
+                        self.make(name, Recipe::plain(want, InitMode::Agent), owner, progress).await
                     }
                 }
             }
@@ -113,7 +150,10 @@ impl Stock {
                     self.store.read(move |db| images::get(db, &reference)).await.map_err(store_error)?;
                 match found {
                     Some(image) if image.ready => Ok(image),
-                    _ => self.build(name, Want::File(path), InitMode::Agent, owner, progress).await,
+                    _ => {
+                        let recipe = Recipe::plain(Want::File(path), InitMode::Agent);
+                        self.make(name, recipe, owner, progress).await
+                    }
                 }
             }
         }
@@ -136,7 +176,7 @@ impl Stock {
             },
         };
         let _turn = self.only_one(&format!("image {name}")).await;
-        self.build(name, want, init, owner, progress).await
+        self.make(name, Recipe::plain(want, init), owner, progress).await
     }
 
     /// The name that an image of this source gets when none is given.
@@ -155,29 +195,33 @@ impl Stock {
         }
     }
 
-    async fn build(
+    /// Makes an image; a failure leaves nothing of it.
+    pub(super) async fn make(
         &self,
         name: Name,
-        want: Want,
-        init: InitMode,
+        recipe: Recipe,
         owner: &str,
         progress: &Progress,
     ) -> Result<ImageRecord, ToolError> {
         let id: ImageId = random_id();
         let record = ImageRecord {
             id,
-            parent_id: None,
+            parent_id: match &recipe.want {
+                Want::Installed(image) => Some(image.id),
+                Want::BuiltIn(_) | Want::File(_) | Want::Rootfs(_) | Want::Asset(_) => None,
+            },
             name: name.clone(),
-            source: match &want {
-                Want::BuiltIn(name) => (*name).to_owned(),
-                Want::File(path) => format!("file:{}", path.display()),
-                Want::Installed(image) => format!("image:{}", image.name),
-                Want::Rootfs(from) => format!("rootfs:{from}"),
-                Want::Asset(asset) => format!("rootfs:{}@{}", asset.provider, asset.version),
+            source: match (&recipe.source, &recipe.want) {
+                (Some(source), _) => source.clone(),
+                (None, Want::BuiltIn(name)) => (*name).to_owned(),
+                (None, Want::File(path)) => format!("file:{}", path.display()),
+                (None, Want::Installed(image)) => format!("image:{}", image.name),
+                (None, Want::Rootfs(from)) => format!("rootfs:{from}"),
+                (None, Want::Asset(asset)) => format!("rootfs:{}@{}", asset.provider, asset.version),
             },
             ready: false,
             distro: None,
-            init,
+            init: recipe.init,
             arch: std::env::consts::ARCH.into(),
             size: ByteSize::default(),
             used_bytes: 0,
@@ -185,29 +229,44 @@ impl Stock {
             owner: owner.into(),
             created_at: now(),
         };
-        let row = record.clone();
-        self.store.write(move |tx| images::insert(tx, &row)).await.map_err(store_error)?;
+        let (row, build) = (record.clone(), recipe.build);
+        self.store
+            .write(move |tx| -> Result<(), StoreError> {
+                images::insert(tx, &row)?;
+                match build {
+                    Some(build) => builds::set_image(tx, build, row.id),
+                    None => Ok(()),
+                }
+            })
+            .await
+            .map_err(store_error)?;
         let built = tokio::select! {
-            built = self.build_files(&record, want, progress) => built,
+            built = self.make_files(&record, recipe, progress) => built,
             () = progress.cancelled() => {
                 Err(ToolError::new(ErrorCode::Cancelled, format!("making image {name} was cancelled")))
             }
         };
         if built.is_err() {
-            self.store.write(move |tx| images::delete(tx, id)).await.map_err(store_error)?;
-            crate::nexus::remove_tree(&self.paths.image(id)).await;
+            self.remove_image(id).await?;
+            crate::nexus::remove_tree(&self.paths.scratch().join(id.to_string())).await;
         }
         built
     }
 
-    async fn build_files(
+    /// Removes an image that nothing uses: its files, then its row, so that a full disk is freed first.
+    pub(crate) async fn remove_image(&self, id: ImageId) -> Result<(), ToolError> {
+        crate::nexus::remove_tree(&self.paths.image(id)).await;
+        self.store.write(move |tx| images::delete(tx, id)).await.map_err(store_error)
+    }
+
+    async fn make_files(
         &self,
         record: &ImageRecord,
-        want: Want,
+        recipe: Recipe,
         progress: &Progress,
     ) -> Result<ImageRecord, ToolError> {
         let mut keyring = None;
-        let source = match want {
+        let source = match recipe.want {
             Want::BuiltIn(BUSYBOX) => {
                 progress.step("downloading busybox");
                 let archive = Archive::open(&self.apt_root, progress).await.map_err(asset_error)?;
@@ -229,7 +288,11 @@ impl Stock {
                     distro: packages.distro.clone(),
                     proxy: packages.proxy.clone(),
                     check_valid_until: packages.check_valid_until,
-                    packages: image::PACKAGES.iter().map(|p| (*p).to_owned()).collect(),
+                    packages: image::PACKAGES
+                        .iter()
+                        .map(|p| (*p).to_owned())
+                        .chain(recipe.packages)
+                        .collect(),
                 };
                 // The keyring's file is there as long as what names it.
                 keyring = Some(packages);
@@ -246,9 +309,12 @@ impl Stock {
             distro: None,
             init: record.init,
         };
-        let built = image::build(source, &self.paths.image(record.id), &metadata, progress)
-            .await
-            .map_err(image_error)?;
+        let into = self.paths.image(record.id);
+        let built =
+            image::build_with(source, &into, &metadata, &recipe.additions, Limits::default(), progress)
+                .await
+                .map_err(image_error)?;
+        built.notes.iter().for_each(|note| progress.log(note));
         drop(keyring);
         crate::nexus::remove_tree(&self.paths.scratch().join(record.id.to_string())).await;
         let whole = ImageRecord {
@@ -267,8 +333,15 @@ impl Stock {
     }
 }
 
-/// Tells whether a file or tree is still what it was: names, sizes, modes, owners and times, not contents.
-fn fingerprint(path: &Path) -> Result<String, ToolError> {
+/// The template that `template:NAME` means; `None` for anything else.
+pub(crate) fn template_argument(from: &str) -> Option<Result<Reference<TemplateKind>, ToolError>> {
+    let name = from.strip_prefix("template:")?;
+    Some(name.parse().map_err(|e| ToolError::invalid(format!("{e}"))))
+}
+
+/// Tells whether a file or tree is still what it was: names, sizes, modes, owners and times, not contents. No
+/// content changes without its time of change (`ctime`), which only the kernel sets.
+pub(super) fn fingerprint(path: &Path) -> Result<String, ToolError> {
     const ENTRIES_MAX: usize = 5_000_000;
     let refuse = |error: std::io::Error| ToolError::invalid(format!("{error}"));
     let mut lines = Vec::new();
@@ -276,14 +349,16 @@ fn fingerprint(path: &Path) -> Result<String, ToolError> {
     while let Some(path) = queue.pop() {
         let meta = fs_err::symlink_metadata(&path).map_err(refuse)?;
         lines.push(format!(
-            "{}\0{}\0{:o}\0{}\0{}\0{}.{}",
+            "{}\0{}\0{:o}\0{}\0{}\0{}.{}\0{}.{}",
             path.display(),
             meta.size(),
             meta.mode(),
             meta.uid(),
             meta.gid(),
             meta.mtime(),
-            meta.mtime_nsec()
+            meta.mtime_nsec(),
+            meta.ctime(),
+            meta.ctime_nsec()
         ));
         if lines.len() > ENTRIES_MAX {
             return Err(ToolError::invalid(format!(

@@ -1,6 +1,7 @@
 //! Kernels and images that VMs are made of: found if they are here, fetched or made if not; one at a time per thing.
 
 mod asset;
+mod build;
 mod image;
 mod kernel;
 mod rootfs;
@@ -18,7 +19,8 @@ use crate::os::paths::Paths;
 use crate::store::Store;
 
 pub(crate) use asset::{files_of, main_file};
-pub(crate) use image::BUILT_IN;
+pub(crate) use build::{additions, check_packages};
+pub(crate) use image::{BUILT_IN, template_argument};
 pub(crate) use kernel::{asset_error, summary as asset_summary};
 pub(crate) use wish::Wish;
 

@@ -4,6 +4,7 @@
 //! a VM that was reported as created is not lost with the power.
 
 pub mod assets;
+pub mod builds;
 pub mod calls;
 mod columns;
 pub mod drives;
@@ -13,6 +14,7 @@ pub mod images;
 pub mod ops;
 pub mod providers;
 pub mod settings;
+pub mod templates;
 pub mod vms;
 
 use std::path::{Path, PathBuf};
@@ -25,13 +27,14 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest version of the schema that this build knows.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u42 = 4;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
         M::up(include_str!("migrations/0001.sql")),
         M::up(include_str!("migrations/0002.sql")),
         M::up(include_str!("migrations/0003.sql")),
+        M::up(include_str!("migrations/0004.sql")),
     ])
 }
 

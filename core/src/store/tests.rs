@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use nexus_schema::id::{OpId, VmId};
 use nexus_schema::link::InitMode;
+use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::op::{OpProgress, OpState, OpSummary};
 use nexus_schema::tools::vm::{DriverChoice, NetworkChoice, VmState};
 use nexus_schema::{ByteSize, Reference};
@@ -247,4 +248,134 @@ async fn operations_end_once() {
     .await
     .unwrap();
     let _: VmId = random_id();
+}
+
+fn template(name: &str) -> templates::TemplateRecord {
+    let spec = serde_json::from_value(serde_json::json!({ "source": "busybox", "init": "agent" })).unwrap();
+    templates::TemplateRecord {
+        id: random_id(),
+        name: name.parse().unwrap(),
+        version: 1,
+        spec,
+        owner: "uid:0".into(),
+        created_at: Timestamp::from_millis(1),
+        updated_at: Timestamp::from_millis(1),
+    }
+}
+
+#[tokio::test]
+async fn templates_keep_their_versions() {
+    let (_dir, store) = open();
+    write(&store, |tx| {
+        let first = template("web");
+        templates::insert(tx, &first)?;
+        assert!(matches!(
+            templates::insert(tx, &template("web")),
+            Err(StoreError::NameTaken { kind: "template", .. })
+        ));
+        let mut second = first.clone();
+        second.version = 2;
+        second.spec.source = "debian".into();
+        second.updated_at = Timestamp::from_millis(2);
+        templates::add_version(tx, &second, "uid:1")?;
+        // Somebody else changed it meanwhile.
+        assert!(matches!(templates::add_version(tx, &second, "uid:1"), Err(StoreError::Changed { .. })));
+        assert_eq!(templates::get(tx, &Reference::Id(first.id))?, Some(second.clone()));
+        assert_eq!(templates::spec(tx, first.id, 1)?, Some(first.spec));
+        assert_eq!(templates::spec(tx, first.id, 3)?, None);
+        let versions = templates::versions(tx, first.id)?;
+        let versions: Vec<_> = versions.iter().map(|v| (v.version, v.owner.as_str())).collect();
+        assert_eq!(versions, [(2, "uid:1"), (1, "uid:0")]);
+        templates::insert(tx, &template("api"))?;
+        let names = |after, limit| -> Result<Vec<_>, StoreError> {
+            Ok(templates::list(tx, after, limit)?.into_iter().map(|t| t.name.to_string()).collect())
+        };
+        assert_eq!(names(None, 9)?, ["api", "web"]);
+        assert_eq!(names(Some("api"), 9)?, ["web"]);
+        templates::delete(tx, first.id)?;
+        assert!(templates::versions(tx, first.id)?.is_empty());
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn builds_outlive_their_template_and_are_found_by_their_inputs() {
+    let (_dir, store) = open();
+    write(&store, |tx| {
+        let made_from = template("web");
+        templates::insert(tx, &made_from)?;
+        let image = images::ImageRecord {
+            id: random_id(),
+            parent_id: None,
+            name: "web-1".parse().unwrap(),
+            source: "template:web@1".into(),
+            ready: false,
+            distro: None,
+            init: InitMode::Agent,
+            arch: "x86_64".into(),
+            size: ByteSize::mib(8),
+            used_bytes: 1,
+            sha256: "00".into(),
+            owner: "uid:0".into(),
+            created_at: Timestamp::from_millis(1),
+        };
+        images::insert(tx, &image)?;
+        let build = |status| builds::BuildRecord {
+            id: random_id(),
+            seq: 0,
+            template_id: Some(made_from.id),
+            template_name: made_from.name.clone(),
+            version: 1,
+            spec: made_from.spec.clone(),
+            status,
+            cached: false,
+            digest: None,
+            image_id: None,
+            image_name: None,
+            op_id: random_id(),
+            error: None,
+            owner: "uid:0".into(),
+            created_at: Timestamp::from_millis(1),
+            ended_at: None,
+        };
+        let (first, second) = (build(BuildStatus::Building), build(BuildStatus::Building));
+        builds::insert(tx, &first)?;
+        builds::insert(tx, &second)?;
+        for build in [&first, &second] {
+            builds::set_digest(tx, build.id, "digest")?;
+        }
+        builds::finish(tx, first.id, BuildStatus::Success, false, Some(image.id), None)?;
+        assert_eq!(builds::image_by_digest(tx, "digest")?, None, "the image is not ready");
+        images::set_ready(tx, &image)?;
+        assert_eq!(builds::image_by_digest(tx, "digest")?.map(|i| i.id), Some(image.id));
+        assert_eq!(builds::image_by_digest(tx, "other")?, None);
+        let error = nexus_schema::ToolError::internal("x");
+        builds::finish(tx, second.id, BuildStatus::Failed, false, None, Some(&error))?;
+        // What has ended stays as it ended.
+        builds::finish(tx, second.id, BuildStatus::Success, false, Some(image.id), None)?;
+        let newest = builds::newest(tx, &made_from.name)?.unwrap();
+        assert_eq!((newest.id, newest.status, newest.error), (second.id, BuildStatus::Failed, Some(error)));
+        let of = |status| -> Result<Vec<_>, StoreError> {
+            Ok(builds::list(tx, Some(made_from.id), status, None, 9)?.into_iter().map(|b| b.id).collect())
+        };
+        assert_eq!(of(None)?, [second.id, first.id]);
+        assert_eq!(of(Some(BuildStatus::Success))?, [first.id]);
+
+        templates::delete(tx, made_from.id)?;
+        images::delete(tx, image.id)?;
+        let left = builds::get(tx, first.id)?.unwrap();
+        assert_eq!((left.template_id, left.image_id, left.image_name), (None, None, None));
+        assert_eq!((left.template_name, left.status), (made_from.name, BuildStatus::Success));
+        assert_eq!(builds::image_by_digest(tx, "digest")?, None);
+
+        builds::remember_hash(tx, "/a", "looks", "hash")?;
+        builds::remember_hash(tx, "/a", "looks anew", "new hash")?;
+        assert_eq!(builds::hashed(tx, "/a", "looks")?, None);
+        assert_eq!(builds::hashed(tx, "/a", "looks anew")?.as_deref(), Some("new hash"));
+        Ok(())
+    })
+    .await
+    .unwrap();
 }

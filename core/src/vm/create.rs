@@ -178,7 +178,7 @@ async fn prepare(
         true => Some(shared.stock.kernel(&kernel, &record.owner, progress).await?),
         false => None,
     };
-    let image = shared.stock.image(&from, &record.owner, progress).await?;
+    let image = shared.image(&from, &record.owner, progress).await?;
     let master = shared.paths.image(image.id).join(crate::image::ROOTFS);
     if let Err(error) = fs_err::tokio::metadata(&master).await {
         let error = ToolError::new(ErrorCode::ImageFailed, format!("image {}: {error}", image.name));

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nexus_schema::link::PROTOCOL_MIN;
+use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::op::OpState;
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ErrorCode, Reference, ToolError};
@@ -17,7 +18,7 @@ use crate::nexus::Shared;
 use crate::store::drives::DriveRecord;
 use crate::store::ops::OpRecord;
 use crate::store::vms::VmRecord;
-use crate::store::{StoreError, assets, drives, history, images, ops, vms};
+use crate::store::{StoreError, assets, builds, drives, history, images, ops, vms};
 use crate::vmm::{Accel, Exit, Shim, ShimIdentity, launched_boot, read_exit};
 
 /// Brings memory, store and disk in line with what is really there.
@@ -148,9 +149,18 @@ async fn settle(
 
 /// Removes rows of things that were being made, and files without a row.
 async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
-    let (vm_ids, drive_ids, image_ids, asset_ids) = shared
+    let (vm_ids, drive_ids, image_ids, asset_ids, build_ids) = shared
         .store
         .write(|tx| -> Result<_, StoreError> {
+            while let Some(build) = builds::list(tx, None, Some(BuildStatus::Building), None, 1)?.pop() {
+                let error = ToolError::new(ErrorCode::ShuttingDown, "nexusd ended during the build")
+                    .hint("call build_start again");
+                builds::finish(tx, build.id, BuildStatus::Failed, false, None, Some(&error))?;
+                // It may be whole; but nobody would know what it is.
+                if let Some(image) = build.image_id {
+                    images::delete(tx, image)?;
+                }
+            }
             for image in images::all(tx)?.into_iter().filter(|i| !i.ready) {
                 images::delete(tx, image.id)?;
             }
@@ -161,7 +171,8 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
             let drives: HashSet<String> = drives::all(tx)?.into_iter().map(|r| r.id.to_string()).collect();
             let images: HashSet<String> = images::all(tx)?.into_iter().map(|r| r.id.to_string()).collect();
             let assets: HashSet<String> = assets::all(tx)?.into_iter().map(|r| r.id.to_string()).collect();
-            Ok((vms, drives, images, assets))
+            let builds: HashSet<String> = builds::ids(tx)?.into_iter().map(|id| id.to_string()).collect();
+            Ok((vms, drives, images, assets, builds))
         })
         .await
         .map_err(crate::op::store_error)?;
@@ -187,7 +198,8 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
             tracing::warn!(drive = name, %error, "cannot remove a drive that belongs to nothing");
         }
     }
-    for (directory, ids) in [(paths.images(), &image_ids), (paths.assets(), &asset_ids)] {
+    let rest = [(paths.images(), &image_ids), (paths.assets(), &asset_ids), (paths.builds(), &build_ids)];
+    for (directory, ids) in rest {
         for name in orphans(&directory, ids) {
             remove(&directory.join(name));
         }

@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
-use super::{asset, call, completion, drive, guest, image, launch, mcp, op, vm};
+use super::{asset, build, call, completion, drive, guest, image, launch, mcp, op, template, vm};
 
 /// microVMs for AI agents: the command line of the Nexus daemon
 #[derive(Debug, Parser)]
@@ -42,6 +42,12 @@ pub(crate) enum Command {
     /// Images that VMs are created from
     #[command(subcommand)]
     Image(image::Command),
+    /// Blueprints of images
+    #[command(subcommand)]
+    Template(template::Command),
+    /// Templates made into images
+    #[command(subcommand)]
+    Build(build::Command),
     /// Disks that VMs start from or keep their data on
     #[command(subcommand, aliases = ["drives", "dr", "ws"])]
     Drive(drive::Command),
@@ -144,6 +150,11 @@ mod tests {
             "ws attach data web-1 --mount /data",
             "drive grow data 20G",
             "drive rm data other",
+            "template create web --source debian -p nginx --overlay /etc/motd=motd --size 2G",
+            "template update web --no-packages --remove-overlay /etc/motd",
+            "build start web --no-cache -d",
+            "build trigger web",
+            "build logs web -f",
             "asset download kernel --from debian",
             "asset download rootfs alpine@3.21 --check",
             "asset download rootfs url:http://host.example/r.tar.xz --unverified",

@@ -6,6 +6,7 @@
 mod args;
 mod asset;
 mod bridge;
+mod build;
 mod call;
 mod client;
 mod completion;
@@ -24,6 +25,7 @@ mod mcp;
 mod mcp_config;
 mod op;
 mod system;
+mod template;
 mod ui;
 mod vm;
 
@@ -87,6 +89,8 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Guest(command) => guest::run(app, command).await,
         Command::Drive(command) => drive::run(app, command).await,
         Command::Image(command) => image::run(app, command).await,
+        Command::Template(command) => template::run(app, command).await,
+        Command::Build(command) => build::run(app, command).await,
         Command::Asset(command) => asset::run(app, command).await,
         Command::Kernel(verb) => asset::run(app, verb.of(AssetKind::Kernel)).await,
         Command::Rootfs(verb) => asset::run(app, verb.of(AssetKind::Rootfs)).await,

@@ -81,7 +81,7 @@ impl Guest {
 }
 
 /// The guest as a program: written once, before anything is started.
-fn guest_binary() -> &'static Path {
+pub fn guest_binary() -> &'static Path {
     static BINARY: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = BINARY.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();

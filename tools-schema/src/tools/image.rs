@@ -117,9 +117,9 @@ pub struct ImageCreateParams {
     /// The image's name; default: made from the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
-    /// What it is made from: `debian`, `busybox`; `rootfs:PROVIDER@VERSION` (such as `rootfs:alpine@3.21`, downloaded if it is not
-    /// here; or `rootfs:` and an asset's name); or `file:PATH` on the host: a directory, a tar archive (also .gz, .xz, .zst) or an
-    /// ext4 image with a root filesystem.
+    /// What it is made from: `debian`, `busybox`, `image:NAME`, `template:NAME`; `rootfs:PROVIDER@VERSION` (such as
+    /// `rootfs:alpine@3.21`, downloaded if it is not here; or `rootfs:` and an asset's name); or `file:PATH` on the host: a
+    /// directory, a tar archive (also .gz, .xz, .zst) or an ext4 image with a root filesystem.
     pub from: String,
     /// What is PID 1 by default (default agent).
     #[serde(default, skip_serializing_if = "Option::is_none")]

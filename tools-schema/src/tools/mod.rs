@@ -1,6 +1,7 @@
 //! The tools, a file per noun. What runs on the host and what runs in the guest is listed in [`host`] and [`guest`].
 
 pub mod asset;
+pub mod build;
 pub mod command;
 pub mod drive;
 pub mod file;
@@ -8,6 +9,7 @@ pub mod image;
 pub mod op;
 pub mod os;
 pub mod system;
+pub mod template;
 pub mod vm;
 
 use schemars::JsonSchema;
@@ -25,6 +27,10 @@ macro_rules! for_each_host_tool {
             $crate::tools::asset::AssetList => asset_list,
             $crate::tools::asset::AssetRemove => asset_remove,
             $crate::tools::asset::AssetVerify => asset_verify,
+            $crate::tools::build::BuildInspect => build_inspect,
+            $crate::tools::build::BuildList => build_list,
+            $crate::tools::build::BuildLogs => build_logs,
+            $crate::tools::build::BuildStart => build_start,
             $crate::tools::drive::DriveAttach => drive_attach,
             $crate::tools::drive::DriveCreate => drive_create,
             $crate::tools::drive::DriveDelete => drive_delete,
@@ -39,6 +45,11 @@ macro_rules! for_each_host_tool {
             $crate::tools::op::OpGet => op_get,
             $crate::tools::op::OpList => op_list,
             $crate::tools::system::SystemInfo => system_info,
+            $crate::tools::template::TemplateCreate => template_create,
+            $crate::tools::template::TemplateDelete => template_delete,
+            $crate::tools::template::TemplateInspect => template_inspect,
+            $crate::tools::template::TemplateList => template_list,
+            $crate::tools::template::TemplateUpdate => template_update,
             $crate::tools::vm::VmCreate => vm_create,
             $crate::tools::vm::VmDelete => vm_delete,
             $crate::tools::vm::VmHistory => vm_history,

@@ -150,6 +150,12 @@ impl KeyringFile {
     }
 }
 
+/// What apt under `apt_root` is configured for, in words that change when that does; nothing is fetched.
+pub(crate) fn configured(apt_root: &Path) -> Result<String, AssetError> {
+    let sources = sources::read(apt_root, ARCH)?;
+    Ok(format!("{ARCH} {:?}", sources.entries))
+}
+
 impl Archive {
     /// Reads apt's configuration under `apt_root` and verifies the signed index of every suite in it.
     pub async fn open(apt_root: &Path, progress: &Progress) -> Result<Self, AssetError> {

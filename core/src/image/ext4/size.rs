@@ -1,5 +1,7 @@
 //! How large a filesystem has to be for a tree.
 
+use nexus_schema::ByteSize;
+
 use super::super::tree::{Body, Node, Tree};
 
 /// Mebibytes of the journal. Its blocks take room on the disk only once they are used.
@@ -22,6 +24,17 @@ const DIRECTORY_WASTE: u64 = 264 + 12;
 pub(crate) struct Geometry {
     pub(crate) blocks: u64,
     pub(crate) inodes: u64,
+}
+
+impl Geometry {
+    /// The same for a filesystem that is at least of a size.
+    pub(crate) fn at_least(self, size: Option<ByteSize>) -> Self {
+        let blocks = size.map_or(0, |size| size.as_bytes() / super::BLOCK);
+        if blocks <= self.blocks {
+            return self;
+        }
+        Self { blocks, inodes: inodes(blocks, self.inodes).max(self.inodes) }
+    }
 }
 
 /// The size for a tree, with some slack.

@@ -4,6 +4,7 @@ mod failing;
 mod faithful;
 mod hostile;
 mod listing;
+mod overlaid;
 
 use std::path::Path;
 

@@ -1,0 +1,256 @@
+//! `nexusctl template`: blueprints of images.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use data_encoding::BASE64;
+use nexus_schema::id::TemplateKind;
+use nexus_schema::link::InitMode;
+use nexus_schema::tools::ContentEncoding;
+use nexus_schema::tools::template::{
+    Overlay, TemplateCreate, TemplateCreateParams, TemplateDelete, TemplateDeleteParams, TemplateDetails,
+    TemplateInspect, TemplateInspectParams, TemplateList, TemplateListParams, TemplateSummary,
+    TemplateUpdate, TemplateUpdateParams,
+};
+use nexus_schema::{ByteSize, Name, Reference, Timestamp};
+
+use super::App;
+use super::args::{pair, word};
+use super::client::raw;
+use super::error::Error;
+use super::format;
+use super::list::{self, Paging};
+use super::ui::{Format, Table};
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write down how an image is made
+    Create(CreateArgs),
+    /// List templates
+    #[command(visible_alias = "ls")]
+    List(Paging),
+    /// Show a template, its versions and its last builds
+    #[command(visible_alias = "show")]
+    Inspect(InspectArgs),
+    /// Change a template: a new version
+    Update(UpdateArgs),
+    /// Delete a template; its images stay
+    #[command(visible_alias = "rm")]
+    Delete(DeleteArgs),
+}
+
+/// What it makes.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Its name
+    name: Name,
+    /// What it starts from: debian, busybox, image:NAME, file:PATH on the daemon's host
+    #[arg(long, visible_alias = "from")]
+    source: String,
+    /// A file to lay over it, from a file here with its mode; may be repeated
+    #[arg(long, value_name = "PATH=FILE", value_parser = pair)]
+    overlay: Vec<(String, String)>,
+    /// A package to install (source debian only); may be repeated
+    #[arg(short, long, value_name = "PACKAGE")]
+    package: Vec<String>,
+    /// What is PID 1: agent, or system (the image's own init) [default: agent]
+    #[arg(long, value_parser = word::<InitMode>(&["agent", "system"]))]
+    init: Option<InitMode>,
+    /// The least size of the image's filesystem [default: what the content needs]
+    #[arg(long, value_name = "SIZE")]
+    size: Option<ByteSize>,
+}
+
+/// What to change.
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// The template: its name or id
+    template: Reference<TemplateKind>,
+    /// What it starts from
+    #[arg(long, visible_alias = "from")]
+    source: Option<String>,
+    /// A file to add or replace, from a file here with its mode; may be repeated
+    #[arg(long, value_name = "PATH=FILE", value_parser = pair)]
+    overlay: Vec<(String, String)>,
+    /// A path that is laid over it no more; may be repeated
+    #[arg(long, value_name = "PATH")]
+    remove_overlay: Vec<String>,
+    /// A package to install, instead of those before; may be repeated
+    #[arg(short, long, value_name = "PACKAGE")]
+    package: Vec<String>,
+    /// Install no packages
+    #[arg(long, conflicts_with = "package")]
+    no_packages: bool,
+    /// What is PID 1: agent, or system
+    #[arg(long, value_parser = word::<InitMode>(&["agent", "system"]))]
+    init: Option<InitMode>,
+    /// The least size of the image's filesystem; 0 for what the content needs
+    #[arg(long, value_name = "SIZE")]
+    size: Option<ByteSize>,
+    /// Go back to an earlier version, before the other changes
+    #[arg(long, value_name = "VERSION")]
+    back_to: Option<u32>,
+}
+
+/// Which one.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The template: its name or id
+    template: Reference<TemplateKind>,
+    /// Which version [default: the newest]
+    #[arg(long = "template-version", visible_alias = "release", value_name = "VERSION")]
+    version: Option<u32>,
+}
+
+/// Which one.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// The template: its name or id
+    template: Reference<TemplateKind>,
+}
+
+/// Runs one verb.
+pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
+    match command {
+        Command::Create(args) => {
+            let params = TemplateCreateParams {
+                name: args.name,
+                source: args.source,
+                overlays: overlays(args.overlay)?,
+                packages: args.package,
+                init: args.init,
+                size: args.size,
+            };
+            let template = app.connect().await?.call::<TemplateCreate>(&params).await?;
+            show(app, &template)
+        }
+        Command::List(paging) => list(app, paging).await,
+        Command::Inspect(args) => {
+            let params = TemplateInspectParams { template: args.template, version: args.version };
+            let template = app.connect().await?.call::<TemplateInspect>(&params).await?;
+            show(app, &template)
+        }
+        Command::Update(args) => update(app, args).await,
+        Command::Delete(args) => {
+            let params = TemplateDeleteParams { template: args.template };
+            let gone = app.connect().await?.call::<TemplateDelete>(&params).await?;
+            match app.ui.format {
+                Format::Json => app.ui.json(&raw(&gone)?)?,
+                Format::Quiet => app.ui.line(&gone.id.to_string())?,
+                Format::Human => app.ui.line(&format!("{} deleted", gone.name))?,
+            }
+            Ok(0)
+        }
+    }
+}
+
+async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
+    let packages = match (args.no_packages, args.package.is_empty()) {
+        (true, _) => Some(Vec::new()),
+        (false, true) => None,
+        (false, false) => Some(args.package),
+    };
+    let params = TemplateUpdateParams {
+        template: args.template,
+        source: args.source,
+        overlays: overlays(args.overlay)?,
+        remove_overlays: args.remove_overlay,
+        packages,
+        init: args.init,
+        size: args.size,
+        version: args.back_to,
+    };
+    let template = app.connect().await?.call::<TemplateUpdate>(&params).await?;
+    show(app, &template)
+}
+
+/// Reads the files that are to be laid over.
+fn overlays(files: Vec<(String, String)>) -> Result<BTreeMap<String, Overlay>, Error> {
+    let read = |file: String| -> Result<Overlay, Error> {
+        let path = PathBuf::from(file);
+        let failed = |source| Error::File { what: "read the overlay", path: path.clone(), source };
+        let mode = std::fs::metadata(&path).map_err(failed)?.permissions().mode() & 0o7777;
+        let (content, encoding) = match String::from_utf8(std::fs::read(&path).map_err(failed)?) {
+            Ok(text) => (text, ContentEncoding::Text),
+            Err(error) => (BASE64.encode(error.as_bytes()), ContentEncoding::Base64),
+        };
+        Ok(Overlay { content, encoding, mode: Some(format!("{mode:04o}")) })
+    };
+    files.into_iter().map(|(path, file)| Ok((path, read(file)?))).collect()
+}
+
+async fn list(app: &App, paging: Paging) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let page = |limit, cursor| TemplateListParams { limit: Some(limit), cursor };
+    let listed = list::all::<TemplateList, TemplateSummary>(&mut client, &paging, "templates", page).await?;
+    match app.ui.format {
+        Format::Json => app.ui.json(&listed.raw)?,
+        Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|template| template.id))?,
+        Format::Human => {
+            app.ui.table(table(&listed.rows, app.ui.now))?;
+            listed.say_more(&app.ui);
+        }
+    }
+    Ok(0)
+}
+
+fn table(templates: &[TemplateSummary], now: Timestamp) -> Table {
+    let mut table =
+        Table::with_headings(&["NAME", "ID", "VERSION", "SOURCE", "OVERLAYS", "PACKAGES", "CHANGED"]);
+    for template in templates {
+        table.row([
+            (&template.name).into(),
+            template.id.into(),
+            template.version.into(),
+            (&template.source).into(),
+            template.overlays.into(),
+            template.packages.into(),
+            format::ago(template.updated_at, now).into(),
+        ]);
+    }
+    table
+}
+
+fn show(app: &App, template: &TemplateDetails) -> Result<u8, Error> {
+    match app.ui.format {
+        Format::Json => app.ui.json(&raw(template)?)?,
+        Format::Quiet => app.ui.line(&template.id.to_string())?,
+        Format::Human => app.ui.table(details(template, app.ui.now))?,
+    }
+    Ok(0)
+}
+
+fn details(template: &TemplateDetails, now: Timestamp) -> Table {
+    let mut table = Table::of_facts();
+    let spec = &template.spec;
+    table.fact("name", &template.name);
+    table.fact("id", template.id);
+    let newest = template.versions.first().map_or(template.version, |newest| newest.version);
+    let of = if newest == template.version { String::new() } else { format!(" (the newest is {newest})") };
+    table.fact("version", format!("{}{of}", template.version));
+    table.fact("source", &spec.source);
+    for (path, overlay) in &spec.overlays {
+        let mode = overlay.mode.as_deref().unwrap_or("0644");
+        table.fact("overlay", format!("{path} ({mode}, {})", format::size(overlay.content.len() as u64)));
+    }
+    if !spec.packages.is_empty() {
+        table.fact("packages", spec.packages.join(" "));
+    }
+    table.fact(
+        "init",
+        match spec.init {
+            InitMode::Agent => "agent",
+            InitMode::System => "system",
+        },
+    );
+    table.maybe("size", spec.size);
+    for build in &template.builds {
+        table.fact("build", format!("{} of version {}: {}", build.id, build.version, build.status.as_str()));
+    }
+    let changed = template.versions.first().map_or(template.created_at, |newest| newest.created_at);
+    table.fact("changed", format!("{changed} ({})", format::ago(changed, now)));
+    table
+}
