@@ -27,7 +27,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest version of the schema that this build knows.
-pub const SCHEMA_VERSION: u42 = 4;
+pub const SCHEMA_VERSION: u32 = 4;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
