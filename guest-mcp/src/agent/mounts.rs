@@ -9,12 +9,13 @@ use nexus_schema::link::Mount;
 use rustix::mount::MountFlags;
 
 use crate::ext4::{self, Superblock};
+use crate::initramfs::drive::Events;
 use crate::os::{read_small, reason};
 
 /// How long a drive may take to appear.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is looked for meanwhile.
-const STEP: Duration = Duration::from_millis(20);
+/// How often it is looked for meanwhile, if nothing is announced: a filesystem may be seen late.
+const STEP: Duration = Duration::from_millis(500);
 
 /// Mounts the drives of a configuration in their order; what could not be mounted is added to `problems`.
 pub(super) fn mount_all(mounts: &[Mount], problems: &mut Vec<String>) {
@@ -63,15 +64,17 @@ pub(super) fn grow_all() -> Vec<String> {
 }
 
 fn wait_for(label: &str) -> io::Result<PathBuf> {
+    let events = Events::listen();
     let deadline = Instant::now() + APPEAR_TIMEOUT;
     loop {
         if let Some(device) = find(label) {
             return Ok(device);
         }
-        if Instant::now() >= deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return Err(io::Error::new(io::ErrorKind::NotFound, "no drive has this label"));
         }
-        std::thread::sleep(STEP);
+        events.wait(left.min(STEP));
     }
 }
 

@@ -22,13 +22,13 @@ const APPEAR_TIMEOUT: Duration = Duration::from_secs(30);
 const KERNEL_GROUP: u32 = 1;
 
 /// The kernel's announcements of devices.
-pub(super) struct Events {
+pub(crate) struct Events {
     socket: Option<OwnedFd>,
 }
 
 impl Events {
     /// Starts to listen; before the modules are loaded, so that nothing is missed.
-    pub(super) fn listen() -> Self {
+    pub(crate) fn listen() -> Self {
         let open = || {
             let protocol = Some(netlink::KOBJECT_UEVENT);
             let kind =
@@ -41,7 +41,7 @@ impl Events {
     }
 
     /// Waits until something was announced, or for `most`.
-    pub(super) fn wait(&self, most: Duration) {
+    pub(crate) fn wait(&self, most: Duration) {
         // Without events it is looked again every so often.
         let most = if self.socket.is_some() { most } else { most.min(Duration::from_millis(50)) };
         let timeout = Timespec { tv_sec: most.as_secs() as i64, tv_nsec: i64::from(most.subsec_nanos()) };

@@ -7,7 +7,7 @@
 //! ```
 //! Whatever fails is said on the console and ends the VM, so that the host sees it at once.
 
-mod drive;
+pub(crate) mod drive;
 mod modules;
 mod switch;
 mod tree;
