@@ -16,7 +16,7 @@ SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test build release lint test e2e demo run bench audit install uninstall clean help
+.PHONY: setup setup-test build release lint test e2e kernel e2e-kernel demo run bench audit install uninstall clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
@@ -40,6 +40,15 @@ test: setup-test ## every test, those with real virtual machines included
 
 e2e: setup-test ## only the tests with real virtual machines
 	@.ci/test e2e
+
+# KERNEL=NAME is what the asset is called. Not part of `make test`.
+kernel: ## build the fast microVM kernel from the distribution's source, ten processor minutes, and import it
+	@.ci/kernel
+	@.ci/kernel import $(KERNEL)
+
+e2e-kernel: setup-test ## boot the microVM kernel (built if it is not there) next to the distribution's
+	@.ci/kernel
+	@.ci/test microvm_kernel
 
 demo: ## the first virtual machine, created, used and deleted over MCP before your eyes
 	$(CARGO) build --locked --release -p nexus-host -p nexus-examples --bins

@@ -5,4 +5,5 @@ mod builds;
 mod drives;
 mod ends;
 mod first_vm;
+mod microvm_kernel;
 mod recovery;

@@ -1,0 +1,69 @@
+//! The kernel that `make kernel` builds, next to the distribution's. Run by `make e2e-kernel`.
+
+use std::time::Duration;
+
+use nexus_tests::client::Client;
+use nexus_tests::daemon::{Daemon, program};
+use serde_json::{Value, json};
+
+/// How often each of the two is booted.
+const TIMES: usize = 3;
+
+#[test]
+#[ignore = "make e2e-kernel builds the kernel first, which takes ten processor minutes"]
+fn the_microvm_kernel_boots_faster_and_works() {
+    let nexusd = program("nexusd");
+    let target = nexusd.ancestors().nth(2).expect("target/PROFILE/nexusd");
+    let kernel = target.join("kernel/vmlinux");
+    assert!(kernel.is_file(), "{} is not built: make kernel", kernel.display());
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let imported =
+        json!({ "kind": "kernel", "from": format!("file:{}", kernel.display()), "name": "microvm" });
+    let asset = client.to_the_end("asset_download", imported, Duration::from_mins(2));
+    let version = asset["version"].as_str().expect("a kernel has a version").to_owned();
+    assert!(version.ends_with("-microvm"), "{asset}");
+
+    // They take turns, so that a busy machine is busy for both.
+    let (mut fast, mut plain) = (Vec::new(), Vec::new());
+    for turn in 0..TIMES {
+        for (boots, kernel) in [(&mut fast, "microvm"), (&mut plain, "debian")] {
+            let name = format!("{kernel}-{turn}");
+            let vm = client.create(json!({ "name": name, "from": "busybox", "kernel": kernel }));
+            boots.push(milliseconds(&vm));
+            if turn == 0 && kernel == "microvm" {
+                works(&mut client, &name, &version);
+            }
+            client.must("vm_delete", json!({ "vm": name, "force": true }));
+        }
+    }
+    let (fast, plain) = (median(&mut fast), median(&mut plain));
+    println!("| boot, spawn to hello, median of {TIMES} | microvm {fast} ms | distribution {plain} ms |");
+    assert!(fast * 10 < plain * 6, "it takes {fast} ms, the distribution's takes {plain} ms");
+}
+
+/// What was asked of its configuration is there.
+fn works(client: &mut Client, vm: &str, version: &str) {
+    assert_eq!(client.run(vm, "uname -r").stdout.trim(), version);
+    for (what, command) in [
+        ("the root filesystem has grown to its drive", "[ $(df -m / | awk 'END { print $2 }') -gt 7000 ]"),
+        ("nothing is missed in /lib/modules", "[ ! -e /lib/modules/$(uname -r)/modules.dep ]"),
+        ("overlay", "grep -q overlay /proc/filesystems"),
+        ("squashfs", "grep -q squashfs /proc/filesystems"),
+        ("cgroups", "[ -e /sys/fs/cgroup/cgroup.controllers ]"),
+        ("namespaces", "unshare -m true"),
+        ("random numbers at once", "head -c 16 /dev/random | wc -c | grep -q 16"),
+    ] {
+        let ran = client.run(vm, command);
+        assert_eq!(ran.exit_code, Some(0), "{what}: {ran:?}");
+    }
+}
+
+fn milliseconds(vm: &Value) -> u64 {
+    vm["timings"]["boot_ms"].as_u64().unwrap_or_else(|| panic!("a boot has its time: {vm}"))
+}
+
+fn median(times: &mut [u64]) -> u64 {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
