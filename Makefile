@@ -16,7 +16,7 @@ SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test build release lint test e2e kernel e2e-kernel demo run bench audit install uninstall clean help
+.PHONY: setup setup-test build release lint test e2e kernel e2e-kernel e2e-docker demo run bench audit install uninstall clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
@@ -49,6 +49,9 @@ kernel: ## build the fast microVM kernel from the distribution's source, ten pro
 e2e-kernel: setup-test ## boot the microVM kernel (built if it is not there) next to the distribution's
 	@.ci/kernel
 	@.ci/test microvm_kernel
+
+e2e-docker: setup-test ## run a container in a virtual machine; makes an image with docker.io first, some minutes
+	@.ci/test docker
 
 demo: ## the first virtual machine, created, used and deleted over MCP before your eyes
 	$(CARGO) build --locked --release -p nexus-host -p nexus-examples --bins
