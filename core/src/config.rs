@@ -17,6 +17,8 @@ pub struct Config {
     pub driver: DriverSetting,
     /// The root of the host's apt configuration: `/`, or a directory laid out like it (for tests).
     pub apt_root: PathBuf,
+    /// The file in which `docker login` keeps credentials for registries, if they are to be used.
+    pub docker_config: Option<PathBuf>,
     /// Path of `qemu-system-x86_64`, if not the one in `PATH`.
     pub qemu: Option<PathBuf>,
     /// Path of `firecracker`, if not the one in `PATH`.

@@ -61,6 +61,12 @@ pub enum DirsError {
     },
 }
 
+/// Where `docker login` keeps credentials for registries.
+pub fn docker_config(env: &Env) -> Option<PathBuf> {
+    let directory = own(env, "DOCKER_CONFIG").or_else(|| Some(own(env, "HOME")?.join(".docker")))?;
+    Some(directory.join("config.json"))
+}
+
 /// The state directory: everything lasting.
 pub fn state_dir(uid: u32, env: &Env) -> Result<PathBuf, DirsError> {
     if let Some(dir) = own(env, STATE_DIR) {

@@ -39,6 +39,8 @@ pub struct Settings {
     pub providers: BTreeMap<String, serde_json::Value>,
     /// A token for GitHub's API.
     pub github_token: Option<Secret>,
+    /// The file in which `docker login` keeps credentials for registries.
+    pub docker_config: Option<PathBuf>,
     /// How long a guest may take to say hello under KVM, in seconds.
     pub boot_timeout_s: u32,
     /// How long under software emulation, in seconds.
@@ -93,6 +95,7 @@ struct Draft {
     apt_root: Option<PathBuf>,
     providers: BTreeMap<String, serde_json::Value>,
     github_token: Option<Secret>,
+    docker_config: Option<PathBuf>,
     boot_timeout_s: Option<u32>,
     boot_timeout_tcg_s: Option<u32>,
     stop_timeout_s: Option<u32>,
@@ -113,6 +116,7 @@ const KEYS: &[Key] = &[
     Key { name: "apt_root", set: |d, v| path(v).map(|v| d.apt_root = Some(v)) },
     Key { name: "providers", set: |d, v| providers(v).map(|v| d.providers.extend(v)) },
     Key { name: "github_token", set: |d, v| token(v).map(|v| d.github_token = Some(v)) },
+    Key { name: "docker_config", set: |d, v| path(v).map(|v| d.docker_config = Some(v)) },
     Key { name: "boot_timeout_s", set: |d, v| number(v, 1, 3600).map(|v| d.boot_timeout_s = Some(v)) },
     Key {
         name: "boot_timeout_tcg_s",
@@ -171,6 +175,7 @@ impl Settings {
             shim_binary,
             driver: self.driver.clone(),
             apt_root: self.apt_root.clone(),
+            docker_config: self.docker_config.clone(),
             qemu: self.qemu.clone(),
             firecracker: self.firecracker.clone(),
             assets: AssetConfig {
@@ -228,6 +233,7 @@ impl Draft {
             apt_root: self.apt_root.unwrap_or_else(|| "/".into()),
             providers: self.providers,
             github_token: self.github_token,
+            docker_config: self.docker_config.or_else(|| dirs::docker_config(env)),
             boot_timeout_s: self.boot_timeout_s.unwrap_or(60),
             boot_timeout_tcg_s: self.boot_timeout_tcg_s.unwrap_or(180),
             stop_timeout_s: self.stop_timeout_s.unwrap_or(20),

@@ -7,4 +7,5 @@ mod drives;
 mod ends;
 mod first_vm;
 mod microvm_kernel;
+mod oci;
 mod recovery;

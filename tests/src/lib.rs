@@ -5,5 +5,6 @@
 pub mod client;
 pub mod daemon;
 pub mod order;
+pub mod registry;
 pub mod vsock;
 pub mod wait;

@@ -36,6 +36,7 @@ pub const STREAM_PORT: u32 = 201;
 /// What a guest says on the hello port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "one exists at a time, on the stack of one task")]
 pub enum GuestMessage {
     /// The agent is up.
     Hello(Hello),
@@ -48,6 +49,7 @@ pub enum GuestMessage {
 /// What the host answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "one exists at a time, on the stack of one task")]
 pub enum HostMessage {
     /// The configuration to apply.
     Configure(Configure),
@@ -115,6 +117,30 @@ pub struct ImageMetadata {
     /// What is to be PID 1.
     #[serde(default)]
     pub init: InitMode,
+    /// How it means to be run. Only in the file: a guest does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub config: Option<Box<ImageConfig>>,
+}
+
+/// How an image means to be run, as the configuration of an OCI image says it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct ImageConfig {
+    /// Environment variables; commands in VMs of this image have them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The working directory; commands in VMs of this image start there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// The user; commands run as root all the same when nothing else is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The program that is to be started; nothing is by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    /// Its arguments, or a command where there is no entry point.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cmd: Vec<String>,
 }
 
 /// The host's configuration for one boot.
@@ -143,6 +169,9 @@ pub struct Configure {
     /// Environment variables of every command.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// Where commands start when they do not say; their user's home where it is absent or no directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
     /// Filesystems of data drives to mount, in order.
     #[serde(default)]
     pub mounts: Vec<Mount>,

@@ -1,6 +1,9 @@
-//! Reads a tar archive (v7, ustar, pax, GNU with long names and old sparse files) into a tree and its staging directory.
+//! Reads a tar archive (v7, ustar, pax, GNU with long names; sparse files of all but the oldest pax form) into a tree and
+//! its staging directory.
 //!
 //! The archive is hostile: every length is capped before anything is kept, and names only ever go into the tree.
+
+mod sparse;
 
 use std::io::{self, Read};
 
@@ -22,8 +25,21 @@ pub(crate) fn read(
     limits: &Limits,
     progress: &Progress,
 ) -> Result<(), ImageError> {
-    Reader { source: Counted { source, at: 0 }, tree, staging, limits, progress, global: Records::default() }
-        .read()
+    let (source, global) = (Counted { source, at: 0 }, Records::default());
+    Reader { source, tree, staging, limits, progress, global, is_layer: false }.read()
+}
+
+/// The same for a layer on what is in the tree already: it can hide what is below it.
+pub(crate) fn read_layer(
+    source: impl Read,
+    tree: &mut Tree,
+    staging: &mut Staging,
+    limits: &Limits,
+    progress: &Progress,
+) -> Result<(), ImageError> {
+    tree.begin_layer();
+    let (source, global) = (Counted { source, at: 0 }, Records::default());
+    Reader { source, tree, staging, limits, progress, global, is_layer: true }.read()
 }
 
 struct Reader<'a, R> {
@@ -33,6 +49,7 @@ struct Reader<'a, R> {
     limits: &'a Limits,
     progress: &'a Progress,
     global: Records,
+    is_layer: bool,
 }
 
 /// What headers before an entry say about it.
@@ -49,6 +66,8 @@ struct Entry {
     link: Option<Vec<u8>>,
     size: u64,
     attributes: Attributes,
+    /// Where its data is, for a sparse file in pax form.
+    holes: Option<sparse::Holes>,
 }
 
 impl<R: Read> Reader<'_, R> {
@@ -136,8 +155,15 @@ impl<R: Read> Reader<'_, R> {
             other if other.as_byte() == b'D' => EntryType::Directory,
             other => other,
         };
+        if self.is_layer && self.tree.white_out(&entry.path)? {
+            return self.skip(entry.size);
+        }
         let attributes = std::mem::take(&mut entry.attributes);
         match kind {
+            EntryType::Regular | EntryType::Continuous if entry.holes.is_some() => {
+                let content = self.pax_sparse(&mut entry)?;
+                self.tree.put(&entry.path, attributes, Body::File(content))
+            }
             EntryType::Regular | EntryType::Continuous => {
                 let taken = self.staging.take(&mut self.source, entry.size, self.progress);
                 let content = taken.map_err(|stop| self.stopped(stop))?;
@@ -191,13 +217,12 @@ impl<R: Read> Reader<'_, R> {
             Some(text) => pax::decimal(text).ok_or_else(|| self.damaged("a pax record holds no number")),
             None => here.map_err(|e| self.unpack(e)),
         };
-        let path = pax("path")
+        let path = pax("GNU.sparse.name")
+            .or(pax("path"))
             .map(<[u8]>::to_vec)
             .or(ahead.path)
             .unwrap_or_else(|| header.path_bytes().into_owned());
-        if records.iter().any(|r| r.has_prefix("GNU.sparse.")) {
-            return Err(refuse(&path, "it is a sparse file in pax form; write the archive without --sparse"));
-        }
+        let holes = sparse::holes(pax).map_err(|what| refuse(&path, what))?;
         if path.is_empty() {
             return Err(self.damaged("an entry has no name"));
         }
@@ -223,49 +248,7 @@ impl<R: Read> Reader<'_, R> {
             xattrs,
         };
         let size = if kind == EntryType::Link { 0 } else { number("size", header.entry_size())? };
-        Ok(Entry { path, link, size, attributes })
-    }
-
-    /// A sparse file in GNU's old form: a map in the header and in blocks behind it, then the parts.
-    fn sparse(&mut self, header: &Header, entry: &Entry) -> Result<super::tree::Content, ImageError> {
-        let gnu = header.as_gnu().ok_or_else(|| self.damaged("a sparse file has no map"))?;
-        let real = gnu.real_size().map_err(|e| self.unpack(e))?;
-        let mut map = Vec::new();
-        for part in gnu.sparse.iter().filter(|part| !part.is_empty()) {
-            map.push((part.offset(), part.length()));
-        }
-        let mut more = gnu.is_extended();
-        while more {
-            let mut block = tar::GnuExtSparseHeader::new();
-            if fill(&mut self.source, block.as_mut_bytes()).map_err(|e| self.unpack(e))? < BLOCK {
-                return Err(self.damaged("it ends within a header"));
-            }
-            for part in block.sparse.iter().filter(|part| !part.is_empty()) {
-                map.push((part.offset(), part.length()));
-            }
-            if map.len() as u64 * 24 > self.limits.header_bytes {
-                return Err(ImageError::TooLarge {
-                    limit: self.limits.header_bytes,
-                    what: "bytes in a header",
-                });
-            }
-            more = block.is_extended();
-        }
-        let mut parts = Vec::new();
-        let (mut at, mut data) = (0_u64, 0_u64);
-        for (offset, length) in map {
-            let (offset, length) = (offset.map_err(|e| self.unpack(e))?, length.map_err(|e| self.unpack(e))?);
-            let end = offset.checked_add(length).filter(|end| offset >= at && *end <= real);
-            at = end.ok_or_else(|| self.damaged("a sparse file's map makes no sense"))?;
-            data = data.saturating_add(length);
-            parts.push((offset, length));
-        }
-        if data != entry.size {
-            return Err(self.damaged("a sparse file's map makes no sense"));
-        }
-        let expanded = Expanded { source: &mut self.source, parts: parts.into_iter(), part: (0, 0), at: 0 };
-        let taken = self.staging.take(expanded, real, self.progress);
-        taken.map_err(|stop| self.stopped(stop))
+        Ok(Entry { path, link, size, attributes, holes })
     }
 
     /// Skips the padding after `size` bytes of content.
@@ -334,40 +317,6 @@ struct Counted<R> {
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.source.read(buffer)?;
-        self.at += read as u64;
-        Ok(read)
-    }
-}
-
-/// A sparse file's content with its holes as zeros.
-struct Expanded<R, P> {
-    source: R,
-    parts: P,
-    /// The part at hand: where it starts, and what is left of it.
-    part: (u64, u64),
-    at: u64,
-}
-
-impl<R: Read, P: Iterator<Item = (u64, u64)>> Read for Expanded<R, P> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.part.1 == 0 {
-            match self.parts.next() {
-                Some(part) => self.part = part,
-                None => self.part = (u64::MAX, u64::MAX),
-            }
-        }
-        let room = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
-        let read = if self.at < self.part.0 {
-            let zeros = usize::try_from(room.min(self.part.0 - self.at)).unwrap_or(buffer.len());
-            buffer[..zeros].fill(0);
-            zeros
-        } else {
-            let want = usize::try_from(room.min(self.part.1)).unwrap_or(buffer.len());
-            let read = self.source.read(&mut buffer[..want])?;
-            self.part.0 += read as u64;
-            self.part.1 -= read as u64;
-            read
-        };
         self.at += read as u64;
         Ok(read)
     }

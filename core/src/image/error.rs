@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nexus_schema::{ByteSize, ErrorCode};
 
+use super::oci::OciError;
 use crate::drive::DriveError;
 use crate::op::Cancelled;
 use crate::os::tool::ProgramError;
@@ -106,6 +107,9 @@ pub enum ImageError {
     /// The image's directory could not be made or filled.
     #[error(transparent)]
     Drive(#[from] DriveError),
+    /// An OCI image could not be read.
+    #[error(transparent)]
+    Oci(#[from] OciError),
     /// The worker that read the source ended early.
     #[error("the worker that reads the source ended early")]
     Worker,
@@ -147,6 +151,7 @@ impl ImageError {
             Self::Cancelled | Self::Program(ProgramError::Cancelled { .. }) => ErrorCode::Cancelled,
             Self::DiskFull { .. } => ErrorCode::DiskFull,
             Self::Drive(error) => error.code(),
+            Self::Oci(error) => error.code(),
             Self::Source { .. } | Self::Unknown { .. } | Self::NoInit => ErrorCode::InvalidArgument,
             Self::TooLarge { .. } => ErrorCode::TooLarge,
             Self::Program(ProgramError::Missing { .. }) => ErrorCode::HostUnsuitable,
@@ -168,6 +173,7 @@ impl ImageError {
             Self::DiskFull { directory, .. } => Some(format!("free some space in {}", directory.display())),
             Self::NoInit => Some("use the init mode `agent`, or install an init system in the image".into()),
             Self::Program(error) => error.hint(),
+            Self::Oci(error) => error.hint(),
             _ => None,
         }
     }

@@ -63,6 +63,7 @@ pub(super) async fn adopt(
         distro: meta.distro,
         init: meta.init,
         init_system,
+        config: meta.config.map(|config| *config),
         notes: Vec::new(),
     })
 }

@@ -1,4 +1,5 @@
-//! Images: read-only ext4 masters, made from packages, a BusyBox binary, directories, tar archives or ext4 files.
+//! Images: read-only ext4 masters, made from packages, a BusyBox binary, directories, tar archives, OCI images or ext4
+//! files.
 //!
 //! Every source becomes a tree in memory with the files' contents under numbers in a staging directory; from both one
 //! filesystem is written. Owners, modes, setuid bits, links, attributes and device nodes of the source are kept, for root
@@ -17,6 +18,7 @@ mod existing;
 pub mod ext4;
 mod facts;
 mod limits;
+pub mod oci;
 mod overlay;
 mod pax;
 mod place;
@@ -28,7 +30,7 @@ mod volume;
 use std::path::{Path, PathBuf};
 
 use nexus_schema::ByteSize;
-use nexus_schema::link::{ImageMetadata, InitMode};
+use nexus_schema::link::{ImageConfig, ImageMetadata, InitMode};
 
 pub use bootstrap::{Bootstrap, PACKAGES};
 pub use error::ImageError;
@@ -64,6 +66,8 @@ pub struct Built {
     pub init: InitMode,
     /// The init system that is in it, if any.
     pub init_system: Option<InitSystem>,
+    /// How it means to be run, where it says so.
+    pub config: Option<ImageConfig>,
     /// What was left out, and why.
     pub notes: Vec<String>,
 }
@@ -108,7 +112,8 @@ pub async fn build_with(
     let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()).unwrap_or(0);
     let distro = facts::distro(&staged.tree, &staged.staging).or(staged.distro.take());
     let init_system = facts::init_system(&staged.tree);
-    let meta = facts::complete(meta, distro, init_system)?;
+    let mut meta = facts::complete(meta, distro, init_system)?;
+    meta.config = staged.config.take().map(Box::new).or(meta.config);
     additions.put(&mut staged.tree, &mut staged.staging, now, progress)?;
     facts::put(&mut staged.tree, &mut staged.staging, &meta, now, progress)?;
 
@@ -125,6 +130,7 @@ pub async fn build_with(
         distro: meta.distro,
         init: meta.init,
         init_system,
+        config: meta.config.map(|config| *config),
         notes: staged.notes,
     })
 }

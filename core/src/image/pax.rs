@@ -34,10 +34,6 @@ impl Records {
         self.0.get(key).map(Vec::as_slice)
     }
 
-    pub(crate) fn has_prefix(&self, prefix: &str) -> bool {
-        self.0.keys().any(|key| key.starts_with(prefix))
-    }
-
     /// The extended attributes among them.
     pub(crate) fn xattrs(&self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
         self.0.iter().filter_map(|(key, value)| {

@@ -4,8 +4,10 @@ use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
+use nexus_schema::link::ImageConfig;
 
 use super::bootstrap::Bootstrap;
+use super::oci::{self, Form, Resolved};
 use super::place::Place;
 use super::staging::{Staging, fill};
 use super::tree::Tree;
@@ -13,7 +15,7 @@ use super::{ImageError, Limits, archive, busybox, directory};
 use crate::op::Progress;
 
 /// What an image is made from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Source {
     /// A distribution's packages.
     Bootstrap(Bootstrap),
@@ -24,8 +26,19 @@ pub enum Source {
     },
     /// A directory with a root filesystem.
     Directory(PathBuf),
-    /// A tar archive with a root filesystem: plain, or compressed by gzip, xz or zstd.
+    /// A tar archive with a root filesystem or an OCI or Docker image: plain, or compressed by gzip, xz or zstd.
     Tar(PathBuf),
+    /// An OCI image in a registry.
+    Remote(Box<Resolved>),
+    /// An OCI or Docker image in a file or directory.
+    Saved {
+        /// The archive, or the directory of an OCI layout.
+        path: PathBuf,
+        /// What it is.
+        form: Form,
+        /// Which of the images in it.
+        name: Option<String>,
+    },
     /// An ext4 filesystem with a root filesystem.
     Ext4(PathBuf),
 }
@@ -37,11 +50,14 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const UNPACK_MEMORY: u64 = 256 << 20;
 
 impl Source {
-    /// What a path of the host is: a directory, an ext4 image or a tar archive.
+    /// What a path of the host is: a directory, an OCI layout, an ext4 image or a tar archive.
     pub fn detect(path: &Path) -> Result<Self, ImageError> {
         let failed = |e| ImageError::source(path, e);
         if fs::metadata(path).map_err(failed)?.is_dir() {
-            return Ok(Self::Directory(path.to_owned()));
+            return Ok(match oci::is_layout(path) {
+                true => Self::Saved { path: path.to_owned(), form: Form::Layout, name: None },
+                false => Self::Directory(path.to_owned()),
+            });
         }
         let mut start = [0; 2048];
         let read = fill(&mut fs::File::open(path).map_err(failed)?, &mut start).map_err(failed)?;
@@ -72,6 +88,7 @@ pub(crate) struct Staged {
     pub(crate) tree: Tree,
     pub(crate) staging: Staging,
     pub(crate) distro: Option<String>,
+    pub(crate) config: Option<ImageConfig>,
     pub(crate) notes: Vec<String>,
 }
 
@@ -124,15 +141,33 @@ pub(crate) async fn stage(
         }
         Source::Tar(path) | Source::Ext4(path) => {
             blocking(place, limits, move |staged, limits| {
-                let reader = open(&path)?;
-                archive::read(reader, &mut staged.tree, &mut staged.staging, limits, &watched)
+                archive::read(open(&path)?, &mut staged.tree, &mut staged.staging, limits, &watched)?;
+                oci::unfold(staged, None, None, limits, &watched).map(drop)
             })
             .await
         }
+        Source::Saved { path, form, name } => {
+            blocking(place, limits, move |staged, limits| {
+                let name = name.as_deref();
+                if form == Form::Layout && path.is_dir() {
+                    return oci::read_layout(&path, name, staged, limits, &watched);
+                }
+                archive::read(open(&path)?, &mut staged.tree, &mut staged.staging, limits, &watched)?;
+                if staged.tree.is_empty() {
+                    return Err(ImageError::Empty);
+                }
+                match oci::unfold(staged, Some(form), name, limits, &watched)? {
+                    true => Ok(()),
+                    false => Err(oci::not_one(&path, form).into()),
+                }
+            })
+            .await
+        }
+        Source::Remote(resolved) => Box::pin(oci::stage_remote(*resolved, place, limits, progress)).await,
     }
 }
 
-async fn blocking(
+pub(crate) async fn blocking(
     place: Place,
     limits: Limits,
     read: impl FnOnce(&mut Staged, &Limits) -> Result<(), ImageError> + Send + 'static,
@@ -144,6 +179,7 @@ async fn blocking(
             tree: Tree::new(limits.clone()),
             staging: Staging::new(&directory, limits.clone()),
             distro: None,
+            config: None,
             notes: Vec::new(),
         };
         read(&mut staged, &limits)?;
@@ -154,8 +190,15 @@ async fn blocking(
 
 /// Opens an archive, unpacked by what it begins with.
 fn open(path: &Path) -> Result<Box<dyn Read>, ImageError> {
+    unpacked(fs::File::open(path).map_err(|e| ImageError::source(path, e))?, path)
+}
+
+/// A content, unpacked by what it begins with.
+pub(crate) fn unpacked(
+    mut file: impl Read + Seek + 'static,
+    path: &Path,
+) -> Result<Box<dyn Read>, ImageError> {
     let failed = |e| ImageError::source(path, e);
-    let mut file = fs::File::open(path).map_err(failed)?;
     let mut start = [0; 6];
     let read = fill(&mut file, &mut start).map_err(failed)?;
     file.rewind().map_err(failed)?;

@@ -4,7 +4,9 @@
 //! Whatever a source's entries are called, they are only ever names in this tree. Links are followed inside it as the
 //! guest would follow them, so no entry reaches anything of the host.
 
-use std::collections::BTreeMap;
+mod layers;
+
+use std::collections::{BTreeMap, HashSet};
 
 use super::{ImageError, Limits};
 
@@ -86,6 +88,8 @@ pub(crate) struct Tree {
     entries: u64,
     words: u64,
     limits: Limits,
+    /// The names that the layer at hand put, where there are layers.
+    upper: Option<HashSet<(NodeId, Vec<u8>)>>,
 }
 
 /// A name in a directory.
@@ -99,7 +103,7 @@ impl Tree {
     pub(crate) fn new(limits: Limits) -> Self {
         let root =
             Node { attributes: Attributes::root(0o755, 0), body: Body::Directory(BTreeMap::new()), links: 1 };
-        Self { nodes: vec![root], entries: 0, words: 0, limits }
+        Self { nodes: vec![root], entries: 0, words: 0, limits, upper: None }
     }
 
     /// A node.
@@ -151,6 +155,7 @@ impl Tree {
         match self.child(&place) {
             Some(there) if matches!(self.nodes[there].body, Body::Directory(_)) => {
                 self.nodes[there].attributes = attributes;
+                self.mark(&place);
             }
             _ => {
                 self.insert(place, Node { attributes, body: Body::Directory(BTreeMap::new()), links: 1 });
@@ -192,6 +197,7 @@ impl Tree {
             return Err(refuse(path, "the root is a directory"));
         };
         if self.child(&place) == Some(node) {
+            self.mark(&place);
             return Ok(());
         }
         self.nodes[node].links += 1;
@@ -317,6 +323,7 @@ impl Tree {
     }
 
     fn name(&mut self, place: Place, id: NodeId) {
+        self.mark(&place);
         if let Body::Directory(children) = &mut self.nodes[place.parent].body {
             children.insert(place.name, id);
         }

@@ -171,7 +171,13 @@ impl Nexus {
         let drives = Drives::probe(&paths.drives())?;
         let (calls, queue) = mpsc::channel(calls::QUEUE_MAX);
         let shared = Arc::new(Shared {
-            stock: Stock::new(store.clone(), paths.clone(), config.apt_root.clone(), config.assets.clone()),
+            stock: Stock::new(
+                store.clone(),
+                paths.clone(),
+                config.apt_root.clone(),
+                config.assets.clone(),
+                config.docker_config.clone(),
+            ),
             ops: Ops::new(store.clone()),
             vms: Registry::default(),
             tasks: TaskTracker::new(),

@@ -111,6 +111,12 @@ impl Paths {
 pub const PROGRAM_DIRECTORIES: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
+/// Where an image says what it is.
+pub const IMAGE_METADATA: &str = "/etc/nexus/image.yaml";
+
+/// Where a guest has programs of its own, such as `poweroff`.
+pub const GUEST_PROGRAMS: &str = "/run/nexus/bin";
+
 /// Names of files in a VM's directory. Sockets are short because a Unix socket path holds 107 bytes: processes use them
 /// relative to the directory, or through `/proc/self/fd`.
 pub mod vm_files {

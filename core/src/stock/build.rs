@@ -68,7 +68,7 @@ impl Stock {
                     (Want::File(path), content)
                 }
                 // Everything else is an image of its own first, which other templates start from, too.
-                Want::Installed(_) | Want::BuiltIn(_) | Want::Rootfs(_) | Want::Asset(_) => {
+                _ => {
                     let base = self.image(&spec.source, owner, progress).await?;
                     let content = format!("image {}", base.sha256);
                     (Want::Installed(Box::new(base)), content)

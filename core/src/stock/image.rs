@@ -7,8 +7,10 @@ use nexus_schema::id::{BuildId, ImageId, ImageKind, TemplateKind};
 use nexus_schema::link::{ImageMetadata, InitMode};
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 
+use super::oci::{self, Argument, Saved};
 use super::{DEBIAN, Stock, blocking, file_argument, hex_sha256, slug};
 use crate::asset::debian::Archive;
+use crate::image::oci::{Remote, Resolved};
 use crate::image::{self, Additions, Bootstrap, ImageError, Limits, Source};
 use crate::nexus::described;
 use crate::op::{Progress, store_error};
@@ -30,6 +32,12 @@ pub(super) enum Want {
     BuiltIn(&'static str),
     /// A file or directory on the host.
     File(PathBuf),
+    /// An OCI or Docker image in a file or directory on the host.
+    Saved(Saved),
+    /// An image in a registry.
+    Remote(Remote),
+    /// The same, now that it is known what its name stands for.
+    Resolved(Box<Resolved>),
     /// A root filesystem of a provider.
     Rootfs(String),
     /// The same, now that it is here.
@@ -63,6 +71,11 @@ impl Stock {
     pub(super) async fn want_image(&self, want: &str) -> Result<Want, ToolError> {
         if let Some(path) = want.strip_prefix("file:") {
             return file_argument(want, path).map(Want::File);
+        }
+        match oci::argument(want, self.docker_config.as_deref())? {
+            Some(Argument::Remote(remote)) => return Ok(Want::Remote(remote)),
+            Some(Argument::Saved(saved)) => return Ok(Want::Saved(saved)),
+            None => {}
         }
         if let Some(from) = want.strip_prefix("rootfs:") {
             self.check_rootfs(from).await?;
@@ -139,24 +152,70 @@ impl Stock {
             }
             // What is wanted is never known as an asset before it is looked for.
             Want::Asset(_) => Err(ToolError::internal(format!("{want} is an asset already"))),
-            Want::File(path) => {
-                let of = path.clone();
-                let digest = blocking(move || fingerprint(&of)).await?;
-                let stem = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-                let name = slug("file-", &stem, Some(&digest))?;
+            want => {
+                let (want, name) = self.identify(want, Some(progress)).await?;
                 let _turn = self.only_one(&format!("image {name}")).await;
                 let reference = Reference::Name(name.clone());
                 let found =
                     self.store.read(move |db| images::get(db, &reference)).await.map_err(store_error)?;
                 match found {
                     Some(image) if image.ready => Ok(image),
-                    _ => {
-                        let recipe = Recipe::plain(Want::File(path), InitMode::Agent);
-                        self.make(name, recipe, owner, progress).await
-                    }
+                    _ => self.make(name, Recipe::plain(want, InitMode::Agent), owner, progress).await,
                 }
             }
         }
+    }
+
+    /// The name of the image that is made of a source as it is now: the same for what did not change.
+    async fn identify(&self, want: Want, progress: Option<&Progress>) -> Result<(Want, Name), ToolError> {
+        let stem =
+            |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let print = |path: &Path| {
+            let of = path.to_owned();
+            blocking(move || fingerprint(&of))
+        };
+        Ok(match want {
+            Want::File(path) => {
+                let name = slug("file-", &stem(&path), Some(&print(&path).await?))?;
+                (Want::File(path), name)
+            }
+            Want::Saved(saved) => {
+                let digest = hex_sha256(format!("{}\0{:?}", print(&saved.path).await?, saved).as_bytes());
+                let name = slug("oci-", &stem(&saved.path), Some(&digest))?;
+                (Want::Saved(saved), name)
+            }
+            Want::Remote(remote) => {
+                if let Some(progress) = progress {
+                    progress.step("asking the registry");
+                }
+                let asked = Box::pin(remote.resolve());
+                let resolved = match progress {
+                    None => asked.await,
+                    Some(progress) => tokio::select! {
+                        resolved = asked => resolved,
+                        () = progress.cancelled() => return Err(image_error(ImageError::Cancelled)),
+                    },
+                };
+                let resolved = resolved.map_err(|e| image_error(e.into()))?;
+                let name = slug("oci-", &remote.short(), Some(resolved.hex()))?;
+                (Want::Resolved(Box::new(resolved)), name)
+            }
+            Want::Resolved(resolved) => {
+                let name = slug("oci-", "", Some(resolved.hex()))?;
+                (Want::Resolved(resolved), name)
+            }
+            Want::Rootfs(_) | Want::Asset(_) => {
+                return Err(ToolError::internal("a root filesystem is named by its asset"));
+            }
+            Want::Installed(image) => {
+                let name = image.name.clone();
+                (Want::Installed(image), name)
+            }
+            Want::BuiltIn(name) => {
+                let named = name.parse().map_err(|e| ToolError::internal(format!("{e}")))?;
+                (Want::BuiltIn(name), named)
+            }
+        })
     }
 
     /// `image_create`: always a new image.
@@ -172,6 +231,7 @@ impl Stock {
             Some(name) => Want::BuiltIn(name),
             None => match self.want_image(from).await? {
                 Want::Rootfs(from) => Want::Asset(Box::new(self.rootfs(&from, owner, progress).await?)),
+                want @ Want::Remote(_) => self.identify(want, Some(progress)).await?.0,
                 want => want,
             },
         };
@@ -181,17 +241,17 @@ impl Stock {
 
     /// The name that an image of this source gets when none is given.
     pub(crate) async fn image_name(&self, from: &str) -> Result<Name, ToolError> {
-        match from.strip_prefix("file:") {
-            Some(path) => {
-                let path = file_argument(from, path)?;
-                let stem = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-                let of = path.clone();
-                slug("file-", &stem, Some(&blocking(move || fingerprint(&of)).await?))
+        if let Some(from) = from.strip_prefix("rootfs:") {
+            return slug("rootfs-", from, None);
+        }
+        if let Ok(name) = from.parse() {
+            return Ok(name);
+        }
+        match self.want_image(from).await? {
+            want @ (Want::File(_) | Want::Saved(_) | Want::Remote(_)) => {
+                Ok(self.identify(want, None).await?.1)
             }
-            None => match from.strip_prefix("rootfs:") {
-                Some(from) => slug("rootfs-", from, None),
-                None => from.parse().map_err(|e| ToolError::invalid(format!("{e}"))),
-            },
+            _ => from.parse().map_err(|e| ToolError::invalid(format!("{e}"))),
         }
     }
 
@@ -208,7 +268,7 @@ impl Stock {
             id,
             parent_id: match &recipe.want {
                 Want::Installed(image) => Some(image.id),
-                Want::BuiltIn(_) | Want::File(_) | Want::Rootfs(_) | Want::Asset(_) => None,
+                _ => None,
             },
             name: name.clone(),
             source: match (&recipe.source, &recipe.want) {
@@ -216,12 +276,19 @@ impl Stock {
                 (None, Want::BuiltIn(name)) => (*name).to_owned(),
                 (None, Want::File(path)) => format!("file:{}", path.display()),
                 (None, Want::Installed(image)) => format!("image:{}", image.name),
+                (None, Want::Saved(saved)) => saved.source(),
+                (None, Want::Remote(remote)) => format!("oci:{}", remote.reference()),
+                (None, Want::Resolved(resolved)) => format!("oci:{}", resolved.reference()),
                 (None, Want::Rootfs(from)) => format!("rootfs:{from}"),
                 (None, Want::Asset(asset)) => format!("rootfs:{}@{}", asset.provider, asset.version),
             },
             ready: false,
             distro: None,
             init: recipe.init,
+            config: match &recipe.want {
+                Want::Installed(image) => image.config.clone(),
+                _ => None,
+            },
             arch: std::env::consts::ARCH.into(),
             size: ByteSize::default(),
             used_bytes: 0,
@@ -302,12 +369,19 @@ impl Stock {
             Want::Asset(asset) => self.rootfs_source(&asset)?,
             Want::Rootfs(from) => return Err(ToolError::internal(format!("rootfs:{from} is not here yet"))),
             Want::Installed(image) => Source::Ext4(self.paths.image(image.id).join(image::ROOTFS)),
+            Want::Saved(Saved { path, form, name }) => Source::Saved { path, form, name },
+            Want::Remote(remote) => {
+                let resolved = Box::pin(remote.resolve()).await;
+                Source::Remote(Box::new(resolved.map_err(|e| image_error(e.into()))?))
+            }
+            Want::Resolved(resolved) => Source::Remote(resolved),
         };
         let metadata = ImageMetadata {
             name: record.name.to_string(),
             build_id: Some(record.id.to_string()),
             distro: None,
             init: record.init,
+            config: record.config.clone().map(Box::new),
         };
         let into = self.paths.image(record.id);
         let built =
@@ -321,6 +395,7 @@ impl Stock {
             ready: true,
             distro: built.distro,
             init: record.init,
+            config: built.config,
             size: built.size,
             used_bytes: built.used_bytes,
             sha256: built.sha256,
@@ -376,6 +451,6 @@ pub(super) fn fingerprint(path: &Path) -> Result<String, ToolError> {
     Ok(hex_sha256(lines.join("\n").as_bytes()))
 }
 
-fn image_error(error: ImageError) -> ToolError {
+pub(super) fn image_error(error: ImageError) -> ToolError {
     described(error.code(), &error, error.hint())
 }

@@ -4,6 +4,7 @@ mod asset;
 mod build;
 mod image;
 mod kernel;
+mod oci;
 mod rootfs;
 mod wish;
 
@@ -35,13 +36,21 @@ pub(crate) struct Stock {
     apt_root: PathBuf,
     assets: Arc<AssetConfig>,
     believed: wish::Believed,
+    /// Where credentials for registries are, if anywhere.
+    docker_config: Option<PathBuf>,
     in_flight: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 impl Stock {
-    pub(crate) fn new(store: Store, paths: Paths, apt_root: PathBuf, assets: AssetConfig) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        paths: Paths,
+        apt_root: PathBuf,
+        assets: AssetConfig,
+        docker_config: Option<PathBuf>,
+    ) -> Self {
         let (assets, believed) = (Arc::new(assets), wish::Believed::default());
-        Self { store, paths, apt_root, assets, believed, in_flight: Arc::default() }
+        Self { store, paths, apt_root, assets, believed, docker_config, in_flight: Arc::default() }
     }
 
     /// Waits until nobody else makes the thing called `what`; who comes later finds it made.

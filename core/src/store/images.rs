@@ -1,7 +1,7 @@
 //! Images.
 
 use nexus_schema::id::{ImageId, ImageKind};
-use nexus_schema::link::InitMode;
+use nexus_schema::link::{ImageConfig, InitMode};
 use nexus_schema::{ByteSize, Name, Reference, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -25,6 +25,8 @@ pub struct ImageRecord {
     pub distro: Option<String>,
     /// What is PID 1 by default.
     pub init: InitMode,
+    /// How it means to be run, where it says so.
+    pub config: Option<ImageConfig>,
     /// The architecture.
     pub arch: String,
     /// The size of its filesystem.
@@ -48,6 +50,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<ImageRecord> {
         ready: row.get::<_, String>("status")? == "success",
         distro: row.get("distro")?,
         init: row.json("init")?,
+        config: row.json_opt("config")?,
         arch: row.get("arch")?,
         size: ByteSize::bytes(row.unsigned("size_bytes")?),
         used_bytes: row.unsigned("used_bytes")?,
@@ -80,8 +83,8 @@ pub fn insert(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError> {
 /// Says that an image's file is whole, and what was found out about it.
 pub fn set_ready(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE images SET status = 'success', distro = ?2, init = ?3, size_bytes = ?4, used_bytes = ?5, sha256 = ?6
-         WHERE id = ?1",
+        "UPDATE images SET status = 'success', distro = ?2, init = ?3, size_bytes = ?4, used_bytes = ?5, sha256 = ?6,
+         config = ?7 WHERE id = ?1",
         params![
             image.id.as_i64(),
             image.distro,
@@ -89,6 +92,7 @@ pub fn set_ready(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError>
             signed(image.size.as_bytes()),
             signed(image.used_bytes),
             image.sha256,
+            image.config.as_ref().map(Json),
         ],
     )?;
     Ok(())

@@ -27,7 +27,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest version of the schema that this build knows.
-pub const SCHEMA_VERSION: u32 = 4;
+pub const SCHEMA_VERSION: u32 = 5;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -35,6 +35,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0002.sql")),
         M::up(include_str!("migrations/0003.sql")),
         M::up(include_str!("migrations/0004.sql")),
+        M::up(include_str!("migrations/0005.sql")),
     ])
 }
 

@@ -31,6 +31,9 @@ pub struct VmSpec {
     pub hostname: String,
     /// Environment variables of every command.
     pub env: BTreeMap<String, String>,
+    /// Where commands start when they do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
     /// Text files to write at each boot.
     pub files: BTreeMap<String, String>,
     /// The image, as it was asked for.

@@ -126,6 +126,7 @@ pub(super) fn configure(
         interfaces: Vec::new(),
         dns: Vec::new(),
         env: record.spec.env.clone(),
+        working_dir: record.spec.working_dir.clone(),
         mounts: mounts.collect(),
         files: files.collect(),
     }

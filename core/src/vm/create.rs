@@ -196,6 +196,9 @@ async fn prepare(
     if record.spec.init == nexus_schema::link::InitMode::Agent {
         record.spec.init = image.init;
     }
+    if let Some(config) = &image.config {
+        spec::take_defaults(&mut record.spec, config);
+    }
 
     progress.step("cloning the root drive");
     let drive = DriveRecord {

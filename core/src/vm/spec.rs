@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use nexus_schema::limits::CONFIGURE_MAX;
+use nexus_schema::link::ImageConfig;
 use nexus_schema::tools::vm::VmCreateParams;
 use nexus_schema::{ByteSize, Name, ToolError};
 
+use crate::os::paths::GUEST_PROGRAMS;
 use crate::store::vms::VmSpec;
 
 /// The most virtual CPUs that both drivers allow.
@@ -91,11 +93,24 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         network: params.network.unwrap_or_default(),
         hostname,
         env: params.env.clone(),
+        working_dir: None,
         files: params.files.clone(),
         from,
         kernel,
         start: params.start.unwrap_or(true),
     })
+}
+
+/// Fills in what the image says of its environment; what was asked for goes before it.
+pub(crate) fn take_defaults(spec: &mut VmSpec, image: &ImageConfig) {
+    for (name, value) in &image.env {
+        let value = match name.as_str() {
+            "PATH" => format!("{GUEST_PROGRAMS}:{value}"),
+            _ => value.clone(),
+        };
+        spec.env.entry(name.clone()).or_insert(value);
+    }
+    spec.working_dir.clone_from(&image.working_dir);
 }
 
 /// What VMs get when they do not ask.

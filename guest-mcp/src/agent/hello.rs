@@ -80,8 +80,13 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     if configure.protocol > agent.protocol.max(PROTOCOL) || configure.protocol < PROTOCOL_MIN {
         return Err(HelloError::Unexpected { expected: "a protocol that this guest speaks" });
     }
-    let Configure { token, name, env, .. } = &configure;
-    agent.configured(Settings { name: name.to_string(), env: env.clone(), token: Some(token.clone()) });
+    let Configure { token, name, env, working_dir, .. } = &configure;
+    agent.configured(Settings {
+        name: name.to_string(),
+        env: env.clone(),
+        working_dir: working_dir.clone(),
+        token: Some(token.clone()),
+    });
     let token = token.clone();
     let problems = apply(agent, configure).await;
     host.say(&GuestMessage::Ack(Ack { token, problems })).await?;
@@ -156,9 +161,10 @@ fn introduce(agent: &Agent, token: Option<String>) -> Hello {
 }
 
 fn read_image(path: &Path) -> Option<ImageMetadata> {
-    let text = read_small(path, 16 << 10)?;
+    let text = read_small(path, 256 << 10)?;
     match serde_yaml_ng::from_str(&text) {
-        Ok(image) => Some(image),
+        // The host knows it better, and a hello is short.
+        Ok(image) => Some(ImageMetadata { config: None, ..image }),
         Err(error) => {
             say(format_args!("{}: {error}", path.display()));
             None

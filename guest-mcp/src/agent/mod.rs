@@ -56,6 +56,8 @@ pub(crate) struct Settings {
     pub(crate) name: String,
     /// Environment variables of every command.
     pub(crate) env: BTreeMap<String, String>,
+    /// Where commands start when they do not say.
+    pub(crate) working_dir: Option<String>,
     /// The token of this boot.
     token: Option<String>,
 }

@@ -44,6 +44,7 @@ pub(crate) fn configure() -> Configure {
         interfaces: vec![],
         dns: vec![],
         env: [("FROM_HOST".to_owned(), "yes".to_owned())].into(),
+        working_dir: None,
         mounts: Vec::new(),
         files: vec![],
     }

@@ -27,7 +27,7 @@ pub(crate) enum Command {
     /// Show everything about an image
     #[command(visible_alias = "show")]
     Inspect(InspectArgs),
-    /// Make an image from the distribution's packages, a directory, a tar archive or an ext4 file
+    /// Make an image from packages, an OCI image, a directory, a tar archive or an ext4 file
     Create(CreateArgs),
 }
 
@@ -41,8 +41,12 @@ pub(crate) struct InspectArgs {
 /// What to make it from.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// debian, busybox, or file:PATH on the daemon's host
-    from: String,
+    /// debian, busybox, oci:IMAGE, or file:PATH on the daemon's host
+    #[arg(value_name = "SOURCE", required_unless_present = "from_option")]
+    from: Option<String>,
+    /// The same as an option
+    #[arg(long = "from", value_name = "SOURCE", conflicts_with = "from")]
+    from_option: Option<String>,
     /// Its name [default: made from the source]
     #[arg(long)]
     name: Option<Name>,
@@ -92,7 +96,8 @@ async fn inspect(app: &App, args: InspectArgs) -> Result<u8, Error> {
 
 async fn create(app: &App, args: CreateArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
-    let params = ImageCreateParams { name: args.name, from: args.from, init: args.init, wait_s: Some(0) };
+    let from = args.from.or(args.from_option).unwrap_or_default();
+    let params = ImageCreateParams { name: args.name, from, init: args.init, wait_s: Some(0) };
     let followed = follow::start::<ImageCreate, _>(&mut client, &app.ui, &params, args.wait).await?;
     let outcome = &followed.outcome;
     match (app.ui.format, &outcome.result) {
@@ -135,6 +140,13 @@ fn details(image: &ImageDetails, now: Timestamp) -> Table {
     table.fact("default", if image.default { "yes" } else { "no" });
     table.fact("source", &image.source);
     table.maybe("distro", image.distro.as_ref());
+    if let Some(config) = &image.config {
+        table.maybe("working dir", config.working_dir.as_ref());
+        table.maybe("user", config.user.as_ref());
+        let words: Vec<&str> = config.entrypoint.iter().chain(&config.cmd).map(String::as_str).collect();
+        table.maybe("command", (!words.is_empty()).then(|| words.join(" ")));
+        table.maybe("env", (!config.env.is_empty()).then(|| names(&config.env)));
+    }
     table.fact("arch", &image.arch);
     table.fact(
         "init",
@@ -150,6 +162,11 @@ fn details(image: &ImageDetails, now: Timestamp) -> Table {
     table.fact("used by", format::count(image.used_by, "drive"));
     table.maybe("created", image.created_at.map(|at| format!("{at} ({})", format::ago(at, now))));
     table
+}
+
+/// The names of variables; their values may be long.
+fn names(env: &std::collections::BTreeMap<String, String>) -> String {
+    env.keys().map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

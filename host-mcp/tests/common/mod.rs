@@ -58,6 +58,7 @@ impl Guest {
             interfaces: Vec::new(),
             dns: Vec::new(),
             env: BTreeMap::new(),
+            working_dir: None,
             mounts: Vec::new(),
             files: Vec::new(),
         };
@@ -142,6 +143,7 @@ pub fn config(state_dir: &Path) -> Config {
         shim_binary: PathBuf::from("/nonexistent"),
         driver: DriverSetting::Auto,
         apt_root: "/".into(),
+        docker_config: None,
         qemu: None,
         firecracker: None,
         assets: Default::default(),

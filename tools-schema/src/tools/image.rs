@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ImageId, ImageKind};
-use crate::link::InitMode;
+use crate::link::{ImageConfig, InitMode};
 use crate::name::{Name, Reference};
 use crate::size::ByteSize;
 use crate::time::Timestamp;
@@ -30,6 +30,9 @@ pub struct ImageDetails {
     pub distro: Option<String>,
     /// What is PID 1 by default.
     pub init: InitMode,
+    /// How it means to be run, where it is an OCI image: its environment and working directory are those of commands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ImageConfig>,
     /// The architecture, such as `x86_64`.
     pub arch: String,
     /// The size of its filesystem.
@@ -117,9 +120,11 @@ pub struct ImageCreateParams {
     /// The image's name; default: made from the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
-    /// What it is made from: `debian`, `busybox`, `image:NAME`, `template:NAME`; `rootfs:PROVIDER@VERSION` (such as
-    /// `rootfs:alpine@3.21`, downloaded if it is not here; or `rootfs:` and an asset's name); or `file:PATH` on the host: a
-    /// directory, a tar archive (also .gz, .xz, .zst) or an ext4 image with a root filesystem.
+    /// What it is made from: `debian`, `busybox`, `image:NAME`, `template:NAME`; `oci:IMAGE` (such as `oci:python:3.12-slim` or
+    /// `oci:REGISTRY/REPOSITORY@DIGEST`); `rootfs:PROVIDER@VERSION` (such as `rootfs:alpine@3.21`, downloaded if it is not here; or
+    /// `rootfs:` and an asset's name); or `file:PATH` on the host: a directory, a tar archive (also .gz, .xz, .zst) or an ext4 image
+    /// with a root filesystem, an OCI layout or archive, or what `docker save` wrote (`oci-layout:PATH#NAME`,
+    /// `docker-archive:PATH#NAME` choose one of several).
     pub from: String,
     /// What is PID 1 by default (default agent).
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -11,7 +11,7 @@ mod pump;
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fs_err as fs;
@@ -130,11 +130,7 @@ const PIECES_AHEAD: usize = 32;
 impl Fetcher {
     /// A client with these settings.
     pub fn new(settings: FetchSettings) -> Result<Self, AssetError> {
-        static PROVIDER: Once = Once::new();
-        PROVIDER.call_once(|| {
-            // Another part of the process may have installed one: any will do.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        });
+        crate::os::tls::provide();
         let build = || {
             let builder = reqwest::Client::builder()
                 .user_agent(concat!("nexus/", env!("CARGO_PKG_VERSION")))

@@ -68,6 +68,7 @@ fn plain() -> Configure {
         interfaces: Vec::new(),
         dns: Vec::new(),
         env: BTreeMap::new(),
+        working_dir: None,
         mounts: Vec::new(),
         files: Vec::new(),
     }

@@ -124,6 +124,9 @@ pub(super) fn populate(root: &Path) {
     time(b"etc", 946_684_801, 0);
 }
 
+/// The form that keeps everything.
+const PAX: [&str; 3] = ["--format=posix", "--xattrs", "--xattrs-include=*"];
+
 fn pack(root: &Path, tar: &Path, options: &[&str]) {
     run(Command::new("tar").args(options).arg("-cf").arg(tar).arg("-C").arg(root).arg("."));
 }
@@ -142,10 +145,13 @@ async fn archives_are_kept_exactly_in_every_form() {
     let root = base.path().join("root");
     fs::create_dir(&root).unwrap();
     populate(&root);
-    let (gnu, pax) = (base.path().join("gnu.tar"), base.path().join("pax.tar"));
-    pack(&root, &gnu, &["--format=gnu", "--sparse"]);
-    pack(&root, &pax, &["--format=posix", "--xattrs", "--xattrs-include=*"]);
-    for name in ["gnu", "pax"] {
+    let pax = base.path().join("pax.tar");
+    pack(&root, &base.path().join("gnu.tar"), &["--format=gnu", "--sparse"]);
+    pack(&root, &pax, &PAX);
+    let sparse = [&PAX[..], &["--sparse"]].concat();
+    pack(&root, &base.path().join("sparse-1.tar"), &[&sparse[..], &["--sparse-version=1.0"]].concat());
+    pack(&root, &base.path().join("sparse-0.tar"), &[&sparse[..], &["--sparse-version=0.1"]].concat());
+    for name in ["gnu", "pax", "sparse-1", "sparse-0"] {
         let tar = base.path().join(format!("{name}.tar"));
         let built = make(Source::detect(&tar).unwrap(), &base.path().join(name)).await.unwrap();
         assert_eq!(built.distro.as_deref(), Some("debian-12"));
@@ -226,7 +232,7 @@ fn an_ordinary_user_makes_the_same_image_of_an_archive() {
     let root = tempfile::tempdir().unwrap();
     populate(root.path());
     let tar = base.path().join("pax.tar");
-    pack(root.path(), &tar, &["--format=posix", "--xattrs", "--xattrs-include=*"]);
+    pack(root.path(), &tar, &[&PAX[..], &["--sparse"]].concat());
     let built = as_user(make(Source::Tar(tar), &base.path().join("image"))).unwrap();
     assert_same(&facts(Mounted::read_only(&built.path).path()), &facts(root.path()));
 }

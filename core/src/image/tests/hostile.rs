@@ -4,65 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use super::tar::Tar;
 use super::*;
 use crate::os::mounted::Mounted;
-
-/// An archive, entry by entry.
-#[derive(Default)]
-struct Tar(Vec<u8>);
-
-impl Tar {
-    fn entry(mut self, kind: u8, name: &[u8], link: &[u8], content: &[u8]) -> Self {
-        self.header(kind, name, link, content.len() as u64);
-        self.0.extend_from_slice(content);
-        self.0.resize(self.0.len().next_multiple_of(512), 0);
-        self
-    }
-
-    /// A header, with no content behind it.
-    fn header(&mut self, kind: u8, name: &[u8], link: &[u8], size: u64) {
-        let mut header = ::tar::Header::new_ustar();
-        let old = header.as_old_mut();
-        old.name[..name.len()].copy_from_slice(name);
-        old.linkname[..link.len()].copy_from_slice(link);
-        old.linkflag = [kind];
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(size);
-        header.set_cksum();
-        self.0.extend_from_slice(header.as_bytes());
-    }
-
-    fn file(self, name: &str, content: &str) -> Self {
-        self.entry(b'0', name.as_bytes(), b"", content.as_bytes())
-    }
-
-    fn link(self, kind: u8, name: &str, target: &str) -> Self {
-        self.entry(kind, name.as_bytes(), target.as_bytes(), b"")
-    }
-
-    fn pax(self, records: &[(&str, &[u8])]) -> Self {
-        let mut content = Vec::new();
-        for (key, value) in records {
-            let rest = key.len() + value.len() + 3;
-            let mut length = rest + 1;
-            while length != rest + length.to_string().len() {
-                length += 1;
-            }
-            content.extend(format!("{length} {key}=").into_bytes());
-            content.extend_from_slice(value);
-            content.push(b'\n');
-        }
-        self.entry(b'x', b"pax", b"", &content)
-    }
-
-    fn end(mut self) -> Vec<u8> {
-        self.0.extend([0; 1024]);
-        self.0
-    }
-}
 
 /// Tight caps, so that going past them is quick.
 fn tight() -> Limits {
@@ -75,6 +19,19 @@ async fn take(base: &Path, archive: &[u8]) -> Result<Built, ImageError> {
     let _gone = fs::remove_dir_all(base.join("image"));
     build_within(Source::Tar(tar), &base.join("image"), &meta(InitMode::Agent), tight(), &Progress::default())
         .await
+}
+
+/// A sparse file in the pax form whose map is in a record.
+fn sparse(real: &str, map: &str, data: &str) -> Vec<u8> {
+    let records = [("GNU.sparse.size", real.as_bytes()), ("GNU.sparse.map", map.as_bytes())];
+    Tar::default().pax(&records).file("a", data).end()
+}
+
+/// A sparse file in the pax form whose map is before its data.
+fn sparse_head(real: &str, content: &str) -> Vec<u8> {
+    let records: [(&str, &[u8]); 3] =
+        [("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", real.as_bytes())];
+    Tar::default().pax(&records).file("a", content).end()
 }
 
 #[tokio::test]
@@ -163,9 +120,40 @@ async fn what_cannot_be_is_refused_and_leaves_nothing() {
         ("root is a link", Tar::default().link(b'2', "/", "/etc").end(), "the root is a directory"),
         ("unknown", Tar::default().entry(b'M', b"a", b"", b"").end(), "unknown sort"),
         (
-            "pax sparse",
+            "sparse without a size",
             Tar::default().pax(&[("GNU.sparse.major", b"1")]).file("a", "").end(),
-            "sparse file in pax form",
+            "map makes no sense",
+        ),
+        (
+            "sparse of another form",
+            Tar::default()
+                .pax(&[("GNU.sparse.major", b"2"), ("GNU.sparse.realsize", b"1")])
+                .file("a", "")
+                .end(),
+            "unknown form",
+        ),
+        (
+            "sparse of the oldest form",
+            Tar::default().pax(&[("GNU.sparse.size", b"1")]).file("a", "").end(),
+            "oldest pax form",
+        ),
+        ("sparse without data", sparse("9", "0,9", ""), "map makes no sense"),
+        ("sparse past its end", sparse("2", "0,3", "abc"), "map makes no sense"),
+        ("sparse backwards", sparse("9", "4,1,0,1", "ab"), "map makes no sense"),
+        ("sparse odd", sparse("9", "0,1,2", "a"), "map makes no sense"),
+        (
+            "sparse overflow",
+            sparse("18446744073709551615", "18446744073709551615,1", "a"),
+            "map makes no sense",
+        ),
+        ("sparse and huge", sparse("18446744073709551615", "0,1", "a"), "more than 8388608 bytes of content"),
+        ("sparse map without end", sparse_head("9", &"1".repeat(1024)), "map makes no sense"),
+        ("sparse map of words", sparse_head("9", "x\n"), "map makes no sense"),
+        ("sparse map that is long", sparse_head("9", &"5\n".repeat(40_000)), "map makes no sense"),
+        (
+            "sparse map of too many",
+            sparse_head("9", &format!("99999999\n{}", "0\n".repeat(40_000))),
+            "bytes in a header",
         ),
         (
             "pax nonsense",
@@ -217,6 +205,11 @@ async fn what_is_odd_stays_inside() {
         .link(b'5', "real", "")
         .link(b'2', "alias", "/real/")
         .file("alias/by-alias", "z")
+        .link(b'2', "was-alias", outside)
+        .link(b'5', "was-alias", "")
+        .file("was-alias/inside", "w")
+        .link(b'2', "file-alias", outside)
+        .file("file-alias", "v")
         .entry(b'5', b"old-directory/", b"", b"")
         .entry(0, b"older-directory/", b"", b"")
         .entry(b'V', b"volume", b"", b"")
@@ -233,6 +226,8 @@ async fn what_is_odd_stays_inside() {
         ("one", "replaced"),
         ("other", "kept"),
         ("real/by-alias", "z"),
+        ("was-alias/inside", "w"),
+        ("file-alias", "v"),
     ] {
         assert_eq!(text(path), content, "{path}");
     }
@@ -270,6 +265,23 @@ async fn bombs_are_stopped_by_the_caps() {
         assert!(matches!(error, ImageError::TooLarge { .. } | ImageError::Damaged { .. }), "{name}: {error}");
         assert_eq!(names(base.path()), ["bomb.tar.zst"], "{name}");
     }
+}
+
+#[tokio::test]
+async fn ten_million_entries_are_too_many() {
+    let base = tempfile::tempdir().unwrap();
+    let mut tar = Tar::default();
+    for number in 0..100_000 {
+        tar.header(b'0', format!("f{number}").as_bytes(), b"", 0);
+    }
+    // The same frame again and again: they count, whatever their names are.
+    let frame = zstd::stream::encode_all(tar.0.as_slice(), 1).unwrap();
+    let bomb = base.path().join("bomb.tar.zst");
+    fs::write(&bomb, frame.repeat(100)).unwrap();
+    let error = make(Source::detect(&bomb).unwrap(), &base.path().join("image")).await.unwrap_err();
+    assert_eq!(error.code(), nexus_schema::ErrorCode::TooLarge, "{error}");
+    assert!(error.to_string().contains("more than 1000000 entries"), "{error}");
+    assert_eq!(names(base.path()), ["bomb.tar.zst"]);
 }
 
 #[tokio::test]

@@ -4,7 +4,11 @@ mod failing;
 mod faithful;
 mod hostile;
 mod listing;
+mod oci;
 mod overlaid;
+mod recipe;
+mod registry;
+mod tar;
 
 use std::path::Path;
 
@@ -13,7 +17,7 @@ use nexus_schema::link::{ImageMetadata, InitMode};
 use super::*;
 
 fn meta(init: InitMode) -> ImageMetadata {
-    ImageMetadata { name: "trial".into(), build_id: Some("b1".into()), distro: None, init }
+    ImageMetadata { name: "trial".into(), build_id: Some("b1".into()), distro: None, init, config: None }
 }
 
 /// Builds an image that starts the agent.

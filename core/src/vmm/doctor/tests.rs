@@ -7,6 +7,7 @@ fn config() -> Config {
         shim_binary: "/nowhere".into(),
         driver: DriverSetting::Auto,
         apt_root: "/".into(),
+        docker_config: None,
         qemu: None,
         firecracker: None,
         assets: Default::default(),

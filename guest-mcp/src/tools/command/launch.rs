@@ -39,7 +39,7 @@ pub(super) fn start(call: &Call, params: RunCommandParams) -> Result<Started, To
     let argv = argv(params.command, params.argv)?;
     let input = input(params.stdin, params.stdin_encoding.unwrap_or_default())?;
     let who = Who::resolve(params.user.as_deref(), &Users::read())?;
-    let cwd = cwd(params.cwd, &who.home)?;
+    let cwd = cwd(params.cwd, call.settings.working_dir.as_deref(), &who.home)?;
     let in_vm = call.agent.is_in_vm();
 
     let mut environment = who.environment(in_vm);
@@ -121,9 +121,11 @@ fn input(stdin: Option<String>, encoding: ContentEncoding) -> Result<Option<Vec<
     Ok(Some(bytes))
 }
 
-fn cwd(given: Option<String>, home: &str) -> Result<String, ToolError> {
+/// Where a command starts: where it says, else where the image says, else in its user's home.
+fn cwd(given: Option<String>, of_image: Option<&str>, home: &str) -> Result<String, ToolError> {
     let Some(path) = given else {
-        return Ok(if Path::new(home).is_dir() { home.to_owned() } else { "/".to_owned() });
+        let there = |path: &&str| path.starts_with('/') && Path::new(path).is_dir();
+        return Ok(of_image.into_iter().chain([home]).find(there).unwrap_or("/").to_owned());
     };
     if !path.starts_with('/') || path.contains('\0') {
         return Err(ToolError::invalid("cwd must be an absolute path"));

@@ -67,7 +67,7 @@ pub(crate) struct CreateArgs {
     /// Its name [default: made up]
     #[arg(long)]
     name: Option<Name>,
-    /// The image: debian, busybox, or one of your own [default: debian]
+    /// The image: debian, busybox, oci:IMAGE, file:PATH, or one of your own [default: debian]
     #[arg(long, visible_alias = "image", value_name = "IMAGE")]
     from: Option<String>,
     /// The kernel: an installed one's name or id, or file:PATH [default: the distribution's]

@@ -1,0 +1,172 @@
+//! How reading an OCI image fails.
+
+use nexus_schema::{ByteSize, ErrorCode};
+
+/// Why an OCI image was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum OciError {
+    /// The reference cannot be read.
+    #[error("`{reference}` is no image reference: {why}")]
+    Reference {
+        /// As it was given, shortened.
+        reference: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The registry has no such image.
+    #[error("{registry} has no image {image}")]
+    NotFound {
+        /// The registry.
+        registry: String,
+        /// The image.
+        image: String,
+    },
+    /// The registry wants other credentials.
+    #[error("{registry} does not let us read {image}")]
+    Unauthorized {
+        /// The registry.
+        registry: String,
+        /// The image.
+        image: String,
+    },
+    /// The registry could not be asked.
+    #[error("ask {registry} for {what}")]
+    Transfer {
+        /// The registry.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The registry did not answer in time.
+    #[error("{registry} did not answer in time when asked for {what}")]
+    Slow {
+        /// The registry.
+        registry: String,
+        /// What was asked for.
+        what: String,
+    },
+    /// The registry answered with a failure.
+    #[error("{registry} answers {status} when asked for {what}")]
+    Status {
+        /// The registry.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// The status code.
+        status: u16,
+    },
+    /// Something is not what its digest says.
+    #[error("{what} has the digest {found} instead of {expected}")]
+    Digest {
+        /// What was read.
+        what: String,
+        /// What was promised.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// Something is not as long as promised.
+    #[error("{what} has {found} bytes instead of {expected}")]
+    Size {
+        /// What was read.
+        what: String,
+        /// What was promised.
+        expected: u64,
+        /// How long it is; one more than promised where reading ended there.
+        found: u64,
+    },
+    /// Something is larger than may be.
+    #[error("{what} is larger than {limit}")]
+    TooLarge {
+        /// What.
+        what: String,
+        /// The cap.
+        limit: ByteSize,
+    },
+    /// A manifest, an index or a configuration makes no sense.
+    #[error("the image is damaged: {what}")]
+    Document {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A blob is missing in a layout or archive.
+    #[error("the image is damaged: {what} is missing")]
+    Missing {
+        /// What.
+        what: String,
+    },
+    /// It is not for this machine.
+    #[error("there is no image for {wanted}, only for {has}")]
+    Platform {
+        /// What is needed.
+        wanted: String,
+        /// What there is.
+        has: String,
+    },
+    /// A layout or archive holds several images.
+    #[error("it holds several images: {names}")]
+    Several {
+        /// Their names.
+        names: String,
+    },
+    /// A layout or archive holds no image of that name.
+    #[error("it holds no image `{name}`, only {names}")]
+    NoSuchName {
+        /// The name that was given.
+        name: String,
+        /// What there is.
+        names: String,
+    },
+    /// The file or directory is no OCI image.
+    #[error("{path} is no {wanted}")]
+    NotOne {
+        /// The file or directory.
+        path: String,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// What pulls the image ended early.
+    #[error("the worker that pulls the image ended early")]
+    Worker,
+}
+
+impl OciError {
+    /// The code of the failure for callers.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Reference { .. } | Self::Several { .. } | Self::NoSuchName { .. } | Self::NotOne { .. } => {
+                ErrorCode::InvalidArgument
+            }
+            Self::NotFound { .. } | Self::Platform { .. } => ErrorCode::ImageNotFound,
+            Self::Unauthorized { .. }
+            | Self::Transfer { .. }
+            | Self::Slow { .. }
+            | Self::Status { .. }
+            | Self::Worker => ErrorCode::DownloadFailed,
+            Self::Digest { .. } | Self::Size { .. } => ErrorCode::VerificationFailed,
+            Self::TooLarge { .. } => ErrorCode::TooLarge,
+            Self::Document { .. } | Self::Missing { .. } => ErrorCode::ImageFailed,
+        }
+    }
+
+    /// The next thing to do, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Reference { .. } => {
+                Some("give oci:REGISTRY/REPOSITORY:TAG, such as oci:alpine:3.21".into())
+            }
+            Self::NotFound { .. } => Some("look at the spelling of repository and tag".into()),
+            Self::Unauthorized { .. } => {
+                Some("the image is private or does not exist; `docker login` on the host of nexusd makes private ones readable".into())
+            }
+            Self::Several { .. } | Self::NoSuchName { .. } => Some("name one behind a #, as in oci-layout:PATH#NAME".into()),
+            Self::Transfer { .. } | Self::Slow { .. } => {
+                Some("look whether the registry is reachable from the host of nexusd; docker-archive:FILE takes a saved image".into())
+            }
+            _ => None,
+        }
+    }
+}
