@@ -35,6 +35,7 @@ use nexus_schema::link::{ImageConfig, ImageMetadata, InitMode};
 pub use bootstrap::{Bootstrap, PACKAGES};
 pub use error::ImageError;
 pub use facts::InitSystem;
+pub(crate) use facts::METADATA;
 pub use limits::Limits;
 pub use overlay::{Additions, Overlay};
 pub use source::Source;

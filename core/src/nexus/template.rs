@@ -285,7 +285,7 @@ fn check_overlays(overlays: &BTreeMap<String, Overlay>, mistakes: &mut Vec<Strin
             let shown: String = path.chars().take(60).flat_map(char::escape_debug).collect();
             mistakes.push(format!("the overlay `{shown}` is not an absolute path of a file"));
         }
-        if path == "/etc/nexus/image.yaml" {
+        if path.as_bytes() == crate::image::METADATA {
             mistakes.push(format!("{path} is written by every build"));
         }
         let below = format!("{path}/");
