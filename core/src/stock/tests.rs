@@ -46,7 +46,7 @@ impl Scene {
             fs_err::create_dir_all(directory).unwrap();
         }
         let store = Store::open(&paths.database()).unwrap();
-        let stock = Stock::new(store, paths, dir.path().join("no-apt"), assets);
+        let stock = Stock::new(store, paths, dir.path().join("no-apt"), assets, None);
         stock.sync_providers().await.unwrap();
         Self { server, dir, stock, progress: Progress::default() }
     }
