@@ -2,10 +2,8 @@
 //! client reaches it.
 
 mod builds;
-mod docker;
 mod drives;
 mod ends;
 mod first_vm;
-mod microvm_kernel;
 mod oci;
 mod recovery;

@@ -18,7 +18,6 @@ const DAEMON: Duration = Duration::from_mins(5);
 const COMMAND: Duration = Duration::from_secs(170);
 
 #[test]
-#[ignore = "make e2e-docker: it makes an image with docker.io first, which takes minutes"]
 fn docker_runs_a_loaded_image_in_a_machine() {
     let started = Instant::now();
     let said = |what: &str| println!("{what} after {} s", started.elapsed().as_secs());

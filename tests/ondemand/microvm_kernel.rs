@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 const TIMES: usize = 3;
 
 #[test]
-#[ignore = "make e2e-kernel builds the kernel first, which takes ten processor minutes"]
 fn the_microvm_kernel_boots_faster_and_works() {
     let nexusd = program("nexusd");
     let target = nexusd.ancestors().nth(2).expect("target/PROFILE/nexusd");
