@@ -4,6 +4,8 @@ mod asset;
 mod build;
 mod calls;
 mod drive;
+mod settings;
+mod space;
 mod stock;
 mod system;
 mod template;
@@ -25,15 +27,15 @@ use crate::asset::{KernelFiles, compose_initramfs};
 use crate::config::{Config, DriverSetting};
 use crate::drive::{Drives, Locks};
 use crate::guest::Link;
-use crate::op::{Ops, store_error};
+use crate::op::Ops;
 use crate::os::lock::{self, Lock};
 use crate::os::paths::Paths;
 use crate::stock::Stock;
 use crate::store::vms::VmRecord;
-use crate::store::{Store, StoreError, now, settings};
+use crate::store::{Store, StoreError, now};
 use crate::vm::actor::Command;
+use crate::vm::recover;
 use crate::vm::registry::Registry;
-use crate::vm::{recover, spec};
 use crate::vmm::Accel;
 use crate::vmm::doctor::{self, Choice, Host};
 
@@ -292,21 +294,6 @@ impl Shared {
         .await
         .map_err(|e| ToolError::internal(format!("compose the initramfs: {e}")))?
     }
-
-    /// What VMs get when they do not ask.
-    pub(crate) async fn defaults(&self) -> Result<spec::Defaults, ToolError> {
-        self.store
-            .read(|db| -> Result<_, StoreError> {
-                Ok(spec::Defaults {
-                    image: settings::get(db, settings::DEFAULT_IMAGE)?
-                        .unwrap_or_else(|| spec::DEFAULT_IMAGE.into()),
-                    kernel: settings::get(db, settings::DEFAULT_KERNEL)?
-                        .unwrap_or_else(|| spec::DEFAULT_KERNEL.into()),
-                })
-            })
-            .await
-            .map_err(store_error)
-    }
 }
 
 /// Makes a directory that only this user can look into.
@@ -322,6 +309,20 @@ pub(crate) async fn remove_tree(directory: &Path) {
     match fs_err::tokio::remove_dir_all(directory).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(%error, "a directory is left for the next start");
+        }
+        _ => {}
+    }
+}
+
+/// Removes a file, or a directory with all that is in it.
+async fn remove_path(path: &Path) {
+    let is_directory = fs_err::tokio::symlink_metadata(path).await.is_ok_and(|meta| meta.is_dir());
+    if is_directory {
+        return remove_tree(path).await;
+    }
+    match fs_err::tokio::remove_file(path).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "a file is left for the next time");
         }
         _ => {}
     }

@@ -34,6 +34,7 @@ impl Nexus {
             ops_running,
             disk_free_bytes: crate::drive::free_bytes(shared.paths.root())
                 .map_err(|e| ToolError::internal(format!("look at the free disk: {e}")))?,
+            disk: shared.disk_use().await?,
             doctor: host.report(),
         })
     }

@@ -1,5 +1,7 @@
 //! Builds of templates, and the hashes of files that they were made from.
 
+use std::collections::HashSet;
+
 use nexus_schema::id::{BuildId, ImageId, OpId, TemplateId};
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::template::TemplateSpec;
@@ -175,6 +177,37 @@ pub fn list(
         record,
     )?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The images of the newest successful builds of the templates that exist.
+pub fn last_images(db: &Connection) -> Result<HashSet<ImageId>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT image_id FROM builds WHERE image_id IS NOT NULL AND seq IN
+         (SELECT max(seq) FROM builds WHERE status = 'success' AND template_id IS NOT NULL GROUP BY template_id)",
+    )?;
+    let rows = statement.query_map([], |row| row.id("image_id"))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Whether an image was made by a build.
+pub fn made(db: &Connection, image: ImageId) -> Result<bool, StoreError> {
+    let query = "SELECT EXISTS (SELECT 1 FROM builds WHERE image_id = ?1) AS made";
+    Ok(db.query_row(query, [image.as_i64()], |row| row.get("made"))?)
+}
+
+/// Builds that ended and are of a template that is gone, without an image.
+pub fn forgotten(db: &Connection) -> Result<Vec<BuildId>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT id FROM builds WHERE template_id IS NULL AND image_id IS NULL AND status <> 'building' ORDER BY seq",
+    )?;
+    let rows = statement.query_map([], |row| row.id("id"))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Removes a build's row.
+pub fn delete(tx: &Connection, id: BuildId) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM builds WHERE id = ?1", [id.as_i64()])?;
+    Ok(())
 }
 
 /// The ids of all builds.

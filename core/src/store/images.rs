@@ -116,6 +116,45 @@ pub fn get(db: &Connection, image: &Reference<ImageKind>) -> Result<Option<Image
     })
 }
 
+/// Everything that refers to an image, in words.
+pub fn users(db: &Connection, image: &ImageRecord) -> Result<Vec<String>, StoreError> {
+    let mut users = Vec::new();
+    for (what, query) in [
+        ("VM", "SELECT name FROM vms WHERE image_id = ?1 ORDER BY name"),
+        (
+            "drive",
+            "SELECT name FROM drives WHERE image_id = ?1 AND id NOT IN
+             (SELECT drive_id FROM vm_drives JOIN vms ON vms.id = vm_id WHERE vms.image_id = ?1) ORDER BY name",
+        ),
+    ] {
+        let mut statement = db.prepare_cached(query)?;
+        let names = statement.query_map([image.id.as_i64()], |row| row.get::<_, String>("name"))?;
+        for name in names {
+            users.push(format!("the {what} {}", name?));
+        }
+    }
+    let (name, id) = (image.name.as_str(), image.id.to_string());
+    let is_it = |text: &str| {
+        let bare = text.strip_prefix("image:").unwrap_or(text);
+        bare == name || bare == id
+    };
+    for template in super::templates::list(db, None, u32::MAX)? {
+        // What is built in can be named without being here.
+        if is_it(&template.spec.source)
+            && template.spec.source != "debian"
+            && template.spec.source != "busybox"
+        {
+            users.push(format!("the template {}", template.name));
+        }
+    }
+    if let Some(default) = super::settings::get(db, super::settings::DEFAULT_IMAGE)?
+        && is_it(&default)
+    {
+        users.push(format!("the setting {}", super::settings::DEFAULT_IMAGE));
+    }
+    Ok(users)
+}
+
 /// Every image, by name.
 pub fn all(db: &Connection) -> Result<Vec<ImageRecord>, StoreError> {
     let mut statement = db.prepare_cached("SELECT * FROM images ORDER BY name")?;

@@ -26,6 +26,8 @@ fn vm(name: &str, cid: u32) -> VmRecord {
             vcpus: 1,
             memory: ByteSize::mib(512),
             disk: ByteSize::gib(8),
+            disk_given: false,
+            dns: Vec::new(),
             driver: DriverChoice::Auto,
             init: InitMode::Agent,
             network: NetworkChoice::None,
@@ -376,6 +378,35 @@ async fn builds_outlive_their_template_and_are_found_by_their_inputs() {
         builds::remember_hash(tx, "/a", "looks anew", "new hash")?;
         assert_eq!(builds::hashed(tx, "/a", "looks")?, None);
         assert_eq!(builds::hashed(tx, "/a", "looks anew")?.as_deref(), Some("new hash"));
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn settings_can_be_seen_as_they_were() {
+    let (_dir, store) = open();
+    write(&store, |tx| {
+        assert_eq!((settings::revision(tx)?, settings::at(tx, i64::MAX)?.len()), (0, 0));
+        settings::set(tx, "a", "1", "uid:0")?;
+        let first = settings::revision(tx)?;
+        settings::set(tx, "b", "x", "uid:0")?;
+        settings::set(tx, "a", "2", "uid:1")?;
+        settings::set(tx, "b", "", "uid:1")?;
+        let values = |seq| -> Result<Vec<_>, StoreError> {
+            Ok(settings::at(tx, seq)?.into_values().map(|row| (row.key, row.value)).collect())
+        };
+        assert_eq!(values(0)?, []);
+        assert_eq!(values(first)?, [("a".into(), Some("1".into()))]);
+        assert_eq!(values(i64::MAX)?, [("a".into(), Some("2".into())), ("b".into(), None)]);
+        assert_eq!((settings::get(tx, "a")?, settings::get(tx, "b")?), (Some("2".into()), None));
+        let seqs = |key, before| -> Result<Vec<_>, StoreError> {
+            Ok(settings::history(tx, key, before, 2)?.into_iter().map(|row| row.seq - first).collect())
+        };
+        assert_eq!(seqs(None, None)?, [3, 2]);
+        assert_eq!(seqs(None, Some(first + 2))?, [1, 0]);
+        assert_eq!(seqs(Some("a"), None)?, [2, 0]);
         Ok(())
     })
     .await

@@ -21,6 +21,12 @@ pub struct VmSpec {
     pub memory: ByteSize,
     /// Size of the root drive.
     pub disk: ByteSize,
+    /// Whether that size was asked for.
+    #[serde(default)]
+    pub disk_given: bool,
+    /// Name servers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<std::net::IpAddr>,
     /// Which VMM.
     pub driver: DriverChoice,
     /// What is PID 1.

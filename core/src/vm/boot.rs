@@ -124,7 +124,7 @@ pub(super) fn configure(
         hostname: record.spec.hostname.clone(),
         time_unix_ns: 0,
         interfaces: Vec::new(),
-        dns: Vec::new(),
+        dns: record.spec.dns.clone(),
         env: record.spec.env.clone(),
         working_dir: record.spec.working_dir.clone(),
         mounts: mounts.collect(),

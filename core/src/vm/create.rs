@@ -173,7 +173,7 @@ async fn prepare(
     made: &mut Vec<DriveId>,
     progress: &Progress,
 ) -> Result<(VmRecord, Vec<DriveRecord>), ToolError> {
-    let VmSpec { kernel, from, disk, .. } = record.spec.clone();
+    let VmSpec { kernel, from, mut disk, disk_given, .. } = record.spec.clone();
     let kernel = match shared.needs_kernel() {
         true => Some(shared.stock.kernel(&kernel, &record.owner, progress).await?),
         false => None,
@@ -183,6 +183,10 @@ async fn prepare(
     if let Err(error) = fs_err::tokio::metadata(&master).await {
         let error = ToolError::new(ErrorCode::ImageFailed, format!("image {}: {error}", image.name));
         return Err(error.hint("its file is gone: make the image anew with image_create, under another name"));
+    }
+    if image.size > disk && !disk_given {
+        disk = image.size;
+        record.spec.disk = disk;
     }
     if image.size > disk {
         return Err(ToolError::invalid(format!(

@@ -1,6 +1,7 @@
 //! What may be asked for: arguments of `vm_create` are checked here, all at once, before anything changes.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use nexus_schema::limits::CONFIGURE_MAX;
 use nexus_schema::link::ImageConfig;
@@ -34,21 +35,13 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
     let mut mistakes = Vec::new();
     let mut wrong = |mistake: String| mistakes.push(mistake);
 
-    let vcpus = params.vcpus.unwrap_or(1);
-    if !(1..=VCPUS_MAX).contains(&vcpus) {
-        wrong(format!("vcpus is {vcpus}, not 1 to {VCPUS_MAX}"));
-    }
-    let memory = params.memory.unwrap_or(ByteSize::mib(512));
-    if memory < MEMORY_MIN || memory > MEMORY_MAX {
-        wrong(format!("memory is {memory}, not {MEMORY_MIN} to {MEMORY_MAX}"));
-    } else if !memory.as_bytes().is_multiple_of(1 << 20) {
-        wrong(format!("memory is {memory}, not a whole number of MiB"));
-    }
-    let disk = params.disk.unwrap_or(DISK_DEFAULT);
-    if disk < DISK_MIN || disk > DISK_MAX {
-        wrong(format!("disk is {disk}, not {DISK_MIN} to {DISK_MAX}"));
-    } else if !disk.as_bytes().is_multiple_of(4096) {
-        wrong(format!("disk is {disk}, not a multiple of 4KiB"));
+    let vcpus = params.vcpus.unwrap_or(defaults.vcpus);
+    let memory = params.memory.unwrap_or(defaults.memory);
+    let disk = params.disk.unwrap_or(defaults.disk);
+    for mistake in [check_vcpus(vcpus), check_memory(memory), check_disk(disk)] {
+        if let Err(mistake) = mistake {
+            wrong(mistake);
+        }
     }
     let hostname = params.hostname.clone().unwrap_or_else(|| name.to_string());
     if !is_hostname(&hostname) {
@@ -88,6 +81,8 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         vcpus,
         memory,
         disk,
+        disk_given: params.disk.is_some(),
+        dns: defaults.dns.clone(),
         driver: params.driver.unwrap_or_default(),
         init: params.init.unwrap_or_default(),
         network: params.network.unwrap_or_default(),
@@ -114,12 +109,65 @@ pub(crate) fn take_defaults(spec: &mut VmSpec, image: &ImageConfig) {
 }
 
 /// What VMs get when they do not ask.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Defaults {
     /// The image.
     pub(crate) image: String,
     /// The kernel.
     pub(crate) kernel: String,
+    /// Virtual CPUs.
+    pub(crate) vcpus: u32,
+    /// Memory.
+    pub(crate) memory: ByteSize,
+    /// Size of the root drive.
+    pub(crate) disk: ByteSize,
+    /// Name servers.
+    pub(crate) dns: Vec<IpAddr>,
+}
+
+impl Defaults {
+    /// Those of an installation in which nothing was changed.
+    pub(crate) fn built_in() -> Self {
+        Self {
+            image: DEFAULT_IMAGE.into(),
+            kernel: DEFAULT_KERNEL.into(),
+            vcpus: 1,
+            memory: ByteSize::mib(512),
+            disk: ByteSize::gib(8),
+            dns: Vec::new(),
+        }
+    }
+}
+
+/// Refuses an impossible number of virtual CPUs.
+pub(crate) fn check_vcpus(vcpus: u32) -> Result<(), String> {
+    if (1..=VCPUS_MAX).contains(&vcpus) {
+        Ok(())
+    } else {
+        Err(format!("vcpus is {vcpus}, not 1 to {VCPUS_MAX}"))
+    }
+}
+
+/// Refuses an impossible size of memory.
+pub(crate) fn check_memory(memory: ByteSize) -> Result<(), String> {
+    if memory < MEMORY_MIN || memory > MEMORY_MAX {
+        Err(format!("memory is {memory}, not {MEMORY_MIN} to {MEMORY_MAX}"))
+    } else if !memory.as_bytes().is_multiple_of(1 << 20) {
+        Err(format!("memory is {memory}, not a whole number of MiB"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Refuses an impossible size of a root drive.
+pub(crate) fn check_disk(disk: ByteSize) -> Result<(), String> {
+    if disk < DISK_MIN || disk > DISK_MAX {
+        Err(format!("disk is {disk}, not {DISK_MIN} to {DISK_MAX}"))
+    } else if !disk.as_bytes().is_multiple_of(4096) {
+        Err(format!("disk is {disk}, not a multiple of 4KiB"))
+    } else {
+        Ok(())
+    }
 }
 
 /// Checks labels.
@@ -157,7 +205,7 @@ mod tests {
     use super::*;
 
     fn defaults() -> Defaults {
-        Defaults { image: DEFAULT_IMAGE.into(), kernel: DEFAULT_KERNEL.into() }
+        Defaults::built_in()
     }
 
     #[test]

@@ -6,7 +6,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
-use super::{asset, build, call, completion, drive, guest, image, launch, mcp, op, template, vm};
+use super::{
+    asset, build, call, completion, drive, guest, image, launch, mcp, op, prune, settings, template, vm,
+};
 
 /// microVMs for AI agents: the command line of the Nexus daemon
 #[derive(Debug, Parser)]
@@ -66,6 +68,11 @@ pub(crate) enum Command {
     /// Long operations
     #[command(subcommand)]
     Op(op::Command),
+    /// What new VMs get when they do not ask
+    #[command(subcommand)]
+    Settings(settings::Command),
+    /// Remove what nothing refers to
+    Prune(prune::Args),
     /// Check what this host can run and what it lacks
     Doctor,
     /// Show the daemon's state in short
@@ -171,6 +178,17 @@ mod tests {
             "firecracker download v1.16.1",
             "firecracker show firecracker-1-16-1",
             "vmm ls",
+            "settings get default.memory",
+            "settings set default.memory=1G dns=9.9.9.9,1.1.1.1",
+            "settings rollback 3 --key dns",
+            "prune --dry-run",
+            "image rm web",
+            "vm from-image web web-1 --memory 1G",
+            "vm from-template web --name web-1 -d",
+            "vm from-oci python:3.12-slim",
+            "vm from-rootfs alpine 3.21 web-1",
+            "image from-template web --name mine",
+            "image from-rootfs alpine 3.21",
             "op ls --state running",
             "op get aaaaaaaaaaaac --wait 5",
             "call vm_list",

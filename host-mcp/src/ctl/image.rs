@@ -4,18 +4,19 @@ use clap::{Args, Subcommand};
 use nexus_schema::id::ImageKind;
 use nexus_schema::link::InitMode;
 use nexus_schema::tools::image::{
-    ImageCreate, ImageCreateParams, ImageDetails, ImageInspect, ImageInspectParams, ImageList,
-    ImageListParams,
+    ImageCreate, ImageCreateParams, ImageDelete, ImageDeleteParams, ImageDetails, ImageInspect,
+    ImageInspectParams, ImageList, ImageListParams,
 };
 use nexus_schema::{Name, Reference, Timestamp, Tool};
 
 use super::App;
 use super::args::word;
-use super::client::Options;
+use super::client::{Options, raw};
 use super::error::Error;
 use super::follow::{self, Wait};
 use super::format;
 use super::list::{self, Paging};
+use super::source;
 use super::ui::{Format, Mood, Table, Text};
 
 /// The verbs.
@@ -29,6 +30,25 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Make an image from packages, an OCI image, a directory, a tar archive or an ext4 file
     Create(CreateArgs),
+    /// Make an image from a root filesystem that a provider has
+    FromRootfs(FromArgs<source::Rootfs>),
+    /// Make an image from an OCI image
+    FromOci(FromArgs<source::Oci>),
+    /// Make an image from a template
+    FromTemplate(FromArgs<source::Template>),
+    /// Make an image from another one
+    FromImage(FromArgs<source::Image>),
+    /// Delete images
+    #[command(visible_alias = "rm")]
+    Delete(DeleteArgs),
+}
+
+/// Which images.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// The images: names or ids
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<Reference<ImageKind>>,
 }
 
 /// Which image.
@@ -41,12 +61,28 @@ pub(crate) struct InspectArgs {
 /// What to make it from.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// debian, busybox, oci:IMAGE, or file:PATH on the daemon's host
+    /// debian, busybox, oci:IMAGE, rootfs:alpine@3.21, image:NAME, template:NAME, or file:PATH on the daemon's host
     #[arg(value_name = "SOURCE", required_unless_present = "from_option")]
     from: Option<String>,
     /// The same as an option
     #[arg(long = "from", value_name = "SOURCE", conflicts_with = "from")]
     from_option: Option<String>,
+    #[command(flatten)]
+    options: CreateOptions,
+}
+
+/// The same, from one sort of source.
+#[derive(Debug, Args)]
+pub(crate) struct FromArgs<S: Args> {
+    #[command(flatten)]
+    source: S,
+    #[command(flatten)]
+    options: CreateOptions,
+}
+
+/// How to make it.
+#[derive(Debug, Args)]
+pub(crate) struct CreateOptions {
     /// Its name [default: made from the source]
     #[arg(long)]
     name: Option<Name>,
@@ -62,7 +98,14 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
         Command::List(paging) => list(app, paging).await,
         Command::Inspect(args) => inspect(app, args).await,
-        Command::Create(args) => create(app, args).await,
+        Command::Create(args) => {
+            create(app, args.from.or(args.from_option).unwrap_or_default(), args.options).await
+        }
+        Command::FromRootfs(args) => create(app, args.source.reference(), args.options).await,
+        Command::FromOci(args) => create(app, args.source.reference(), args.options).await,
+        Command::FromTemplate(args) => create(app, args.source.reference(), args.options).await,
+        Command::FromImage(args) => create(app, args.source.reference(), args.options).await,
+        Command::Delete(args) => delete(app, args).await,
     }
 }
 
@@ -94,9 +137,23 @@ async fn inspect(app: &App, args: InspectArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-async fn create(app: &App, args: CreateArgs) -> Result<u8, Error> {
+async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
-    let from = args.from.or(args.from_option).unwrap_or_default();
+    for image in args.images {
+        let gone = client.call::<ImageDelete>(&ImageDeleteParams { image }).await?;
+        match app.ui.format {
+            Format::Json => app.ui.json(&raw(&gone)?)?,
+            Format::Quiet => app.ui.line(&gone.id.to_string())?,
+            Format::Human => {
+                app.ui.line(&format!("{} deleted ({})", gone.name, format::size(gone.freed_bytes)))?;
+            }
+        }
+    }
+    Ok(0)
+}
+
+async fn create(app: &App, from: String, args: CreateOptions) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
     let params = ImageCreateParams { name: args.name, from, init: args.init, wait_s: Some(0) };
     let followed = follow::start::<ImageCreate, _>(&mut client, &app.ui, &params, args.wait).await?;
     let outcome = &followed.outcome;

@@ -24,6 +24,9 @@ mod list;
 mod mcp;
 mod mcp_config;
 mod op;
+mod prune;
+mod settings;
+mod source;
 mod system;
 mod template;
 mod ui;
@@ -96,6 +99,8 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Rootfs(verb) => asset::run(app, verb.of(AssetKind::Rootfs)).await,
         Command::Firecracker(verb) => asset::run(app, verb.of(AssetKind::Vmm)).await,
         Command::Op(command) => op::run(app, command).await,
+        Command::Settings(command) => settings::run(app, command).await,
+        Command::Prune(args) => prune::run(app, args).await,
         Command::Doctor => system::doctor(app).await,
         Command::Status => system::status(app).await,
         Command::Version => system::version(app).await,

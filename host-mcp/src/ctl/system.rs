@@ -104,6 +104,9 @@ fn summary(info: &SystemInfoOutput, now: nexus_schema::Timestamp) -> Table {
     table.fact("vms", vms);
     table.fact("operations", format!("{} running", info.ops_running));
     table.fact("disk", format!("{} free at {}", format::size(info.disk_free_bytes), info.state_directory));
+    for used in info.disk.iter().filter(|used| used.items > 0) {
+        table.fact(&used.what, format!("{} in {}", format::size(used.bytes), used.items));
+    }
     let mood = if info.doctor.ok { Mood::Good } else { Mood::Bad };
     table.fact("host", Text::new(verdict(&info.doctor), mood));
     table

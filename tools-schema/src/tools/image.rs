@@ -110,6 +110,38 @@ impl Tool for ImageInspect {
     type Output = ImageDetails;
 }
 
+/// Deletes an image.
+pub enum ImageDelete {}
+
+/// Arguments of `image_delete`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageDeleteParams {
+    /// The image: its name or id.
+    pub image: Reference<ImageKind>,
+}
+
+/// Result of `image_delete`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageDeleteOutput {
+    /// Its id.
+    pub id: ImageId,
+    /// Its name.
+    pub name: Name,
+    /// What it took on the disk, in bytes.
+    pub freed_bytes: u64,
+}
+
+impl Tool for ImageDelete {
+    const NAME: &'static str = "image_delete";
+    const TITLE: &'static str = "Delete an image";
+    const DESCRIPTION: &'static str = "Deletes an image; use it when no VM is to be made from it any more. Refused, with who uses it, while VMs, \
+        drives, templates or settings refer to it. A built-in image is made again on its next use.";
+    const EFFECT: Effect = Effect::Destructive { idempotent: false };
+    type Params = ImageDeleteParams;
+    type Output = ImageDeleteOutput;
+}
+
 /// Makes an image.
 pub enum ImageCreate {}
 

@@ -8,6 +8,8 @@ pub mod file;
 pub mod image;
 pub mod op;
 pub mod os;
+pub mod prune;
+pub mod settings;
 pub mod system;
 pub mod template;
 pub mod vm;
@@ -39,11 +41,17 @@ macro_rules! for_each_host_tool {
             $crate::tools::drive::DriveList => drive_list,
             $crate::tools::drive::DriveResize => drive_resize,
             $crate::tools::image::ImageCreate => image_create,
+            $crate::tools::image::ImageDelete => image_delete,
             $crate::tools::image::ImageInspect => image_inspect,
             $crate::tools::image::ImageList => image_list,
             $crate::tools::op::OpCancel => op_cancel,
             $crate::tools::op::OpGet => op_get,
             $crate::tools::op::OpList => op_list,
+            $crate::tools::prune::Prune => prune,
+            $crate::tools::settings::SettingsGet => settings_get,
+            $crate::tools::settings::SettingsHistory => settings_history,
+            $crate::tools::settings::SettingsRollback => settings_rollback,
+            $crate::tools::settings::SettingsSet => settings_set,
             $crate::tools::system::SystemInfo => system_info,
             $crate::tools::template::TemplateCreate => template_create,
             $crate::tools::template::TemplateDelete => template_delete,

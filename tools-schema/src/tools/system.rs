@@ -38,8 +38,22 @@ pub struct SystemInfoOutput {
     pub ops_running: u64,
     /// Bytes free where the state directory is.
     pub disk_free_bytes: u64,
+    /// What takes how much room in the state directory.
+    #[serde(default)]
+    pub disk: Vec<DiskUse>,
     /// What this host can run.
     pub doctor: Doctor,
+}
+
+/// What one sort of things takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DiskUse {
+    /// What: `images`, `drives`, `assets`, `vms`, `builds` (logs), `cache`, `scratch`.
+    pub what: String,
+    /// How many there are.
+    pub items: u64,
+    /// What they take on the disk, in bytes; what copy-on-write copies share counts for each of them.
+    pub bytes: u64,
 }
 
 /// What a host can run, and what it lacks.
@@ -90,7 +104,7 @@ pub enum DoctorStatus {
 impl Tool for SystemInfo {
     const NAME: &'static str = "system_info";
     const TITLE: &'static str = "Show the host's state";
-    const DESCRIPTION: &'static str = "Shows the health of Nexus and its host: versions, VMs by state, free disk, which VMM is \
+    const DESCRIPTION: &'static str = "Shows the health of Nexus and its host: versions, VMs by state, what takes how much disk, which VMM is \
         used and why, and what is missing; use it when VMs cannot be created or started.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = SystemInfoParams;

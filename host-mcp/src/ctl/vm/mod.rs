@@ -23,6 +23,7 @@ use super::error::Error;
 use super::follow::{self, Followed, Wait};
 use super::format;
 use super::list::{self, Paging};
+use super::source;
 use super::ui::Format;
 
 /// The verbs.
@@ -30,6 +31,14 @@ use super::ui::Format;
 pub(crate) enum Command {
     /// Create a VM and start it
     Create(Box<CreateArgs>),
+    /// Create a VM from a root filesystem that a provider has
+    FromRootfs(Box<FromArgs<source::Rootfs>>),
+    /// Create a VM from an OCI image
+    FromOci(Box<FromArgs<source::Oci>>),
+    /// Create a VM from a template, built if that was not done before
+    FromTemplate(Box<FromArgs<source::Template>>),
+    /// Create a VM from an image
+    FromImage(Box<FromArgs<source::Image>>),
     /// List VMs
     #[command(visible_aliases = ["ls", "ps"])]
     List(ListArgs),
@@ -61,15 +70,31 @@ pub(crate) struct OneVm {
 /// What a new VM is to be.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    options: CreateOptions,
+    /// What it is made from: debian, busybox, oci:IMAGE, rootfs:alpine@3.21, template:NAME, file:PATH, or an image of your own [default: debian]
+    #[arg(long, visible_alias = "image", value_name = "SOURCE")]
+    from: Option<String>,
+}
+
+/// The same, from one sort of source.
+#[derive(Debug, Args)]
+pub(crate) struct FromArgs<S: Args> {
+    #[command(flatten)]
+    source: S,
+    #[command(flatten)]
+    options: CreateOptions,
+}
+
+/// What it is to be, apart from its source.
+#[derive(Debug, Args)]
+pub(crate) struct CreateOptions {
     /// Its name [default: made up]
     #[arg(value_name = "NAME", conflicts_with = "name")]
     positional: Option<Name>,
     /// Its name [default: made up]
     #[arg(long)]
     name: Option<Name>,
-    /// The image: debian, busybox, oci:IMAGE, file:PATH, or one of your own [default: debian]
-    #[arg(long, visible_alias = "image", value_name = "IMAGE")]
-    from: Option<String>,
     /// The kernel: an installed one's name or id, or file:PATH [default: the distribution's]
     #[arg(long)]
     kernel: Option<String>,
@@ -192,7 +217,11 @@ pub(crate) struct HistoryArgs {
 /// Runs one verb.
 pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
-        Command::Create(args) => create(app, *args).await,
+        Command::Create(args) => create(app, args.from, args.options).await,
+        Command::FromRootfs(args) => create(app, Some(args.source.reference()), args.options).await,
+        Command::FromOci(args) => create(app, Some(args.source.reference()), args.options).await,
+        Command::FromTemplate(args) => create(app, Some(args.source.reference()), args.options).await,
+        Command::FromImage(args) => create(app, Some(args.source.reference()), args.options).await,
         Command::List(args) => list(app, args).await,
         Command::Inspect(args) => inspect(app, args).await,
         Command::Start(args) => start(app, args).await,
@@ -204,9 +233,9 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     }
 }
 
-async fn create(app: &App, args: CreateArgs) -> Result<u8, Error> {
+async fn create(app: &App, from: Option<String>, args: CreateOptions) -> Result<u8, Error> {
     let wait = args.wait;
-    let params = create_params(args)?;
+    let params = create_params(from, args)?;
     let mut client = app.connect().await?;
     let followed = follow::start::<VmCreate, _>(&mut client, &app.ui, &params, wait).await?;
     let outcome = &followed.outcome;
@@ -226,7 +255,7 @@ async fn create(app: &App, args: CreateArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-fn create_params(args: CreateArgs) -> Result<VmCreateParams, Error> {
+fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreateParams, Error> {
     let mut files = BTreeMap::new();
     for (path, file) in args.file {
         let file = PathBuf::from(file);
@@ -239,7 +268,7 @@ fn create_params(args: CreateArgs) -> Result<VmCreateParams, Error> {
     }
     Ok(VmCreateParams {
         name: args.name.or(args.positional),
-        from: args.from,
+        from,
         kernel: args.kernel,
         vcpus: args.vcpus,
         memory: args.memory,
