@@ -68,7 +68,9 @@ impl ProcessHandle {
         // The handle is taken before the look, and the process still lives after it: the look was at this process.
         let Some(stat) = stat(pid)? else { return Ok(None) };
         let handle = Self { pid, start_time: stat.start_time, fd };
-        if stat.is_dead() || handle.has_ended()? { Ok(None) } else { Ok(Some(handle)) }
+        // The state there is the first thread's: that one may be dead while others still hold what the process has open. The
+        // handle tells the end of all of them (pidfd_poll() in the kernel's pid.c).
+        if handle.has_ended()? { Ok(None) } else { Ok(Some(handle)) }
     }
 
     /// Takes hold of the process that was started at `start_time`; `None` when it is gone.
