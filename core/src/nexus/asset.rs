@@ -10,10 +10,10 @@ use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::stock::cut;
 use super::{CallContext, Nexus, Shared, page, patience};
-use crate::op::{store_error, summary};
+use crate::op::store_error;
 use crate::stock::{Wish, asset_summary, files_of, main_file};
 use crate::store::assets::AssetRecord;
-use crate::store::{StoreError, assets, ops, settings};
+use crate::store::{StoreError, assets, settings};
 
 /// The names of the assets that are used where none is asked for.
 struct Chosen {
@@ -75,9 +75,7 @@ impl Nexus {
             unverified: params.unverified.unwrap_or(false),
         };
         let named = wish.name.as_ref().map(|name| (name.to_string(), name.to_string()));
-        let op = summary("asset_download", &ctx.caller.owner, named);
-        let id = op.op_id;
-        self.shared.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
+        let id = self.shared.begin_op("asset_download", ctx, named).await?;
         let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
         let only_check = params.check.unwrap_or(false);
         self.shared.ops.run(id, move |progress| async move {
@@ -129,9 +127,7 @@ impl Nexus {
             None => self.shared.store.read(assets::all).await.map_err(store_error)?,
         };
         records.retain(|record| params.kind.is_none_or(|kind| kind == record.kind));
-        let op = summary("asset_verify", &ctx.caller.owner, None);
-        let id = op.op_id;
-        self.shared.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
+        let id = self.shared.begin_op("asset_verify", ctx, None).await?;
         let shared = self.shared.clone();
         self.shared.ops.run(id, move |progress| async move {
             let mut checks = Vec::new();

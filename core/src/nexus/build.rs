@@ -11,7 +11,7 @@ use nexus_schema::tools::build::{
 };
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
-use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
+use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience};
 use crate::op::{Log, Progress, store_error, summary};
 use crate::store::builds::BuildRecord;
 use crate::store::images::ImageRecord;
@@ -48,15 +48,13 @@ impl Nexus {
             Some(template) => Some(self.shared.template(template).await?.id),
             None => None,
         };
-        let mut rows = self
+        let rows = self
             .shared
             .store
             .read(move |db| builds::list(db, template, params.status, before, limit + 1))
             .await
             .map_err(store_error)?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|row| row.seq.to_string());
+        let (rows, next_cursor) = cut_page(rows, limit, |row| row.seq.to_string());
         let builds = rows
             .into_iter()
             .map(|row| BuildSummary {

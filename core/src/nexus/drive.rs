@@ -13,7 +13,7 @@ use nexus_schema::tools::drive::{
 };
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 
-use super::{CallContext, Nexus, Shared, described, page, patience};
+use super::{CallContext, Nexus, Shared, cut_page, described, page, patience};
 use crate::drive::{DISK, DriveError, Locked};
 use crate::op::{Progress, store_error, summary};
 use crate::store::drives::{Attachment, DriveRecord};
@@ -117,15 +117,13 @@ impl Nexus {
         let limit = page(params.limit)?;
         let vm = params.vm.as_ref().map(|vm| self.shared.vms.resolve(vm)).transpose()?;
         let (attached, after) = (params.attached, params.cursor);
-        let mut rows = self
+        let rows = self
             .shared
             .store
             .read(move |db| drives::list(db, vm, attached, after.as_deref(), limit + 1))
             .await
             .map_err(store_error)?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|row| row.name.to_string());
+        let (rows, next_cursor) = cut_page(rows, limit, |row| row.name.to_string());
         let mut drives = Vec::with_capacity(rows.len());
         for row in rows {
             drives.push(self.shared.drive_details(row).await?);
@@ -167,8 +165,7 @@ impl Nexus {
             let labelled = shared.drives.label(&path, &drive.id.to_string(), &Progress::default()).await;
             labelled.map_err(drive_error)?;
         }
-        let attach =
-            Box::new(Attach { drive: drive.clone(), root: Some(is_root), mount: params.mount.clone() });
+        let attach = Box::new(Attach { drive: drive.clone(), root: is_root, mount: params.mount.clone() });
         ask(&handle, |reply| Command::Attach { attach, reply }).await?;
         shared.drive_details(shared.drive(&Reference::Id(drive.id)).await?).await
     }
@@ -409,7 +406,7 @@ struct Grown {
     problems: Vec<String>,
 }
 
-fn drive_error(error: DriveError) -> ToolError {
+pub(crate) fn drive_error(error: DriveError) -> ToolError {
     described(error.code(), &error, error.hint())
 }
 

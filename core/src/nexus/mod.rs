@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nexus_schema::id::{BootId, InstanceId, VmId, VmKind};
+use nexus_schema::id::{BootId, InstanceId, OpId, VmId, VmKind};
 use nexus_schema::limits::{PAGE_DEFAULT, PAGE_MAX, WAIT_DEFAULT, WAIT_MAX};
 use nexus_schema::tools::op::OpProgress;
 use nexus_schema::tools::vm::DriverChoice;
@@ -27,18 +27,19 @@ use crate::asset::{KernelFiles, compose_initramfs};
 use crate::config::{Config, DriverSetting};
 use crate::drive::{Drives, Locks};
 use crate::guest::Link;
-use crate::op::Ops;
+use crate::op::{Ops, store_error, summary};
 use crate::os::lock::{self, Lock};
 use crate::os::paths::Paths;
 use crate::stock::Stock;
 use crate::store::vms::VmRecord;
-use crate::store::{Store, StoreError, now};
+use crate::store::{Store, StoreError, now, ops};
 use crate::vm::actor::Command;
 use crate::vm::recover;
 use crate::vm::registry::Registry;
 use crate::vmm::Accel;
 use crate::vmm::doctor::{self, Choice, Host};
 
+pub(crate) use self::drive::drive_error;
 pub use crate::store::calls::CallRecord;
 
 /// Who calls.
@@ -239,6 +240,19 @@ impl Nexus {
 }
 
 impl Shared {
+    /// Writes down that an operation is under way; `subject`: the id and name of what it is about.
+    async fn begin_op(
+        &self,
+        tool: &str,
+        ctx: &CallContext,
+        subject: Option<(String, String)>,
+    ) -> Result<OpId, ToolError> {
+        let op = summary(tool, &ctx.caller.owner, subject);
+        let id = op.op_id;
+        self.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
+        Ok(id)
+    }
+
     /// How long a guest may take to be ready.
     pub(crate) fn boot_timeout(&self, accel: Accel) -> Duration {
         let seconds = match accel {
@@ -373,6 +387,14 @@ fn page(limit: Option<u32>) -> Result<u32, ToolError> {
         return Err(ToolError::invalid(format!("limit is {limit}, not 1 to {PAGE_MAX}")));
     }
     Ok(limit)
+}
+
+/// Cuts what was read, one row more than a page has, to the page; with the cursor of the next one, if there is one.
+fn cut_page<R>(mut rows: Vec<R>, limit: u32, cursor: impl FnOnce(&R) -> String) -> (Vec<R>, Option<String>) {
+    let more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let next = rows.last().filter(|_| more).map(cursor);
+    (rows, next)
 }
 
 /// A cursor that is a number.

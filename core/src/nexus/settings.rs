@@ -9,7 +9,7 @@ use nexus_schema::tools::settings::{
 };
 use nexus_schema::{ByteSize, ToolError};
 
-use super::{CallContext, Nexus, Shared, number_cursor, page};
+use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page};
 use crate::op::store_error;
 use crate::store::settings::{self, DEFAULT_IMAGE, DEFAULT_KERNEL};
 use crate::store::{StoreError, settings::Row};
@@ -85,15 +85,13 @@ impl Nexus {
         let limit = page(params.limit)?;
         let before = number_cursor(params.cursor.as_deref())?;
         let key = params.key.as_deref().map(known).transpose()?;
-        let mut rows = self
+        let rows = self
             .shared
             .store
             .read(move |db| settings::history(db, key, before, limit + 1))
             .await
             .map_err(store_error)?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|row| row.seq.to_string());
+        let (rows, next_cursor) = cut_page(rows, limit, |row| row.seq.to_string());
         let changes = rows
             .into_iter()
             .map(|row| SettingChange {

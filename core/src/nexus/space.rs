@@ -12,7 +12,7 @@ use nexus_schema::tools::system::DiskUse;
 use nexus_schema::{ErrorCode, ToolError};
 
 use super::{CallContext, Nexus, Shared, patience};
-use crate::op::{Progress, store_error, summary};
+use crate::op::{Progress, store_error};
 use crate::os::paths::vm_files;
 use crate::store::images::ImageRecord;
 use crate::store::{StoreError, builds, images, ops};
@@ -65,9 +65,7 @@ impl Nexus {
         params: PruneParams,
     ) -> Result<OpOutcome<PruneOutput>, ToolError> {
         let wait = patience(params.wait_s)?;
-        let op = summary("prune", &ctx.caller.owner, None);
-        let id = op.op_id;
-        self.shared.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
+        let id = self.shared.begin_op("prune", ctx, None).await?;
         let shared = self.shared.clone();
         self.shared.ops.run(id, move |progress| async move { shared.prune(params, &progress).await });
         self.shared.ops.wait(ctx, id, wait).await

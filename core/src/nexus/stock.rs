@@ -8,11 +8,11 @@ use nexus_schema::tools::op::{OpCancelParams, OpGetParams, OpListOutput, OpListP
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
 use super::vm::AnyResult;
-use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
-use crate::op::{store_error, summary};
+use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience};
+use crate::op::store_error;
 use crate::stock::BUILT_IN;
 use crate::store::images::ImageRecord;
-use crate::store::{StoreError, drives, images, ops};
+use crate::store::{StoreError, drives, images};
 
 impl Nexus {
     /// The tool `image_list`.
@@ -105,9 +105,8 @@ impl Nexus {
             )
             .hint("give another name"));
         }
-        let op = summary("image_create", &ctx.caller.owner, Some((name.to_string(), name.to_string())));
-        let id = op.op_id;
-        self.shared.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
+        let id =
+            self.shared.begin_op("image_create", ctx, Some((name.to_string(), name.to_string()))).await?;
         let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
         let init = params.init.unwrap_or_default();
         self.shared.ops.run(id, move |progress| async move {
@@ -136,9 +135,7 @@ impl Nexus {
             return Err(ToolError::invalid("init is the template's; give a name for an image of its own"));
         }
         let name = params.from.trim_start_matches("template:").to_owned();
-        let op = summary("image_create", &ctx.caller.owner, Some((name.clone(), name)));
-        let id = op.op_id;
-        self.shared.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
+        let id = self.shared.begin_op("image_create", ctx, Some((name.clone(), name))).await?;
         let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
         self.shared.ops.run(id, move |progress| async move {
             let image = shared.image(&params.from, &owner, &progress).await?;
@@ -164,10 +161,8 @@ impl Nexus {
     pub async fn op_list(&self, _: &CallContext, params: OpListParams) -> Result<OpListOutput, ToolError> {
         let limit = page(params.limit)?;
         let before = number_cursor(params.cursor.as_deref())?;
-        let mut rows = self.shared.ops.list(params.state, before, limit + 1).await?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|row| row.seq.to_string());
+        let rows = self.shared.ops.list(params.state, before, limit + 1).await?;
+        let (rows, next_cursor) = cut_page(rows, limit, |row| row.seq.to_string());
         Ok(OpListOutput { ops: rows.into_iter().map(|row| row.summary).collect(), next_cursor })
     }
 

@@ -12,7 +12,7 @@ use nexus_schema::tools::template::{
 };
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
-use super::{CallContext, Nexus, Shared, page};
+use super::{CallContext, Nexus, Shared, cut_page, page};
 use crate::op::store_error;
 use crate::stock::{additions, check_packages};
 use crate::store::templates::TemplateRecord;
@@ -110,15 +110,13 @@ impl Nexus {
         params: TemplateListParams,
     ) -> Result<TemplateListOutput, ToolError> {
         let limit = page(params.limit)?;
-        let mut rows = self
+        let rows = self
             .shared
             .store
             .read(move |db| templates::list(db, params.cursor.as_deref(), limit + 1))
             .await
             .map_err(store_error)?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|row| row.name.to_string());
+        let (rows, next_cursor) = cut_page(rows, limit, |row| row.name.to_string());
         let templates = rows
             .into_iter()
             .map(|row| TemplateSummary {

@@ -10,9 +10,9 @@ use nexus_schema::tools::vm::{
 };
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
-use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
-use crate::op::{StoredResult, store_error, summary};
-use crate::store::{StoreError, assets, history, images, ops, vms};
+use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience};
+use crate::op::{StoredResult, store_error};
+use crate::store::{StoreError, assets, history, images, vms};
 use crate::vm::View;
 use crate::vm::actor::{Change, Command};
 use crate::vm::create::{self, ask, start_and_wait, until_down};
@@ -34,15 +34,13 @@ impl Nexus {
     /// The tool `vm_list`.
     pub async fn vm_list(&self, _: &CallContext, params: VmListParams) -> Result<VmListOutput, ToolError> {
         let limit = page(params.limit)?;
-        let mut rows = self
+        let rows = self
             .shared
             .store
             .read(move |db| vms::list(db, params.state, &params.tags, params.cursor.as_deref(), limit + 1))
             .await
             .map_err(store_error)?;
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|row| row.name.to_string());
+        let (rows, next_cursor) = cut_page(rows, limit, |row| row.name.to_string());
         Ok(VmListOutput { vms: rows.iter().map(View::summary).collect(), next_cursor })
     }
 
@@ -61,7 +59,7 @@ impl Nexus {
         let handle = self.shared.vms.get(&params.vm)?;
         let record = handle.view.borrow().record.clone();
         policy::start(record.name.as_str(), record.state)?;
-        let op = self.begin_op("vm_start", ctx, &record).await?;
+        let op = self.shared.begin_op("vm_start", ctx, subject(&record)).await?;
         let (shared, who) = (self.shared.clone(), ctx.caller.owner.clone());
         self.shared.ops.run(op, move |progress| async move {
             start_and_wait(&handle, &who, &progress).await?;
@@ -81,7 +79,7 @@ impl Nexus {
         let handle = self.shared.vms.get(&params.vm)?;
         let record = handle.view.borrow().record.clone();
         policy::stop(record.name.as_str(), record.state)?;
-        let op = self.begin_op("vm_stop", ctx, &record).await?;
+        let op = self.shared.begin_op("vm_stop", ctx, subject(&record)).await?;
         let (shared, who) = (self.shared.clone(), ctx.caller.owner.clone());
         self.shared.ops.run(op, move |progress| async move {
             progress.step("shutting down");
@@ -180,7 +178,7 @@ impl Nexus {
                 }
             },
         };
-        let mut rows = self
+        let rows = self
             .shared
             .store
             .read(move |db| history::list(db, id, before, limit + 1))
@@ -189,23 +187,8 @@ impl Nexus {
         if rows.is_empty() && before.is_none() {
             return Err(crate::vm::registry::not_found(&params.vm));
         }
-        let more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next_cursor = rows.last().filter(|_| more).map(|(seq, _)| seq.to_string());
+        let (rows, next_cursor) = cut_page(rows, limit, |(seq, _)| seq.to_string());
         Ok(VmHistoryOutput { id, transitions: rows.into_iter().map(|(_, t)| t).collect(), next_cursor })
-    }
-
-    /// Writes down that an operation on a VM is under way.
-    async fn begin_op(
-        &self,
-        tool: &str,
-        ctx: &CallContext,
-        record: &vms::VmRecord,
-    ) -> Result<nexus_schema::id::OpId, ToolError> {
-        let op = summary(tool, &ctx.caller.owner, Some((record.id.to_string(), record.name.to_string())));
-        let id = op.op_id;
-        self.shared.store.write(move |tx| ops::insert(tx, &op)).await.map_err(store_error)?;
-        Ok(id)
     }
 }
 
@@ -252,3 +235,8 @@ impl Shared {
 
 /// An operation's result, whatever tool it is of.
 pub(super) type AnyResult = StoredResult;
+
+/// What an operation on a VM is about.
+fn subject(record: &vms::VmRecord) -> Option<(String, String)> {
+    Some((record.id.to_string(), record.name.to_string()))
+}

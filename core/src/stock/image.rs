@@ -123,38 +123,17 @@ impl Stock {
     ) -> Result<ImageRecord, ToolError> {
         match self.want_image(want).await? {
             Want::Installed(image) => Ok(*image),
-            Want::BuiltIn(name) => {
-                let turn = self.only_one(&format!("image {name}")).await;
-                // Somebody else may have made it meanwhile.
-                if let Want::Installed(image) = self.want_image(name).await? {
-                    return Ok(*image);
-                }
-                let named = name.parse().map_err(|e| ToolError::internal(format!("{e}")))?;
-                let recipe = Recipe::plain(Want::BuiltIn(name), InitMode::Agent);
-                let made = self.make(named, recipe, owner, progress).await;
-                drop(turn);
-                made
-            }
-            Want::Rootfs(from) => {
-                let asset = self.rootfs(&from, owner, progress).await?;
-                let name = Self::image_of_rootfs(&asset)?;
-                let _turn = self.only_one(&format!("image {name}")).await;
-                let reference = Reference::Name(name.clone());
-                let found =
-                    self.store.read(move |db| images::get(db, &reference)).await.map_err(store_error)?;
-                match found {
-                    Some(image) if image.ready => Ok(image),
-                    _ => {
-                        let want = Want::Asset(Box::new(asset));
-                        self.make(name, Recipe::plain(want, InitMode::Agent), owner, progress).await
-                    }
-                }
-            }
-            // What is wanted is never known as an asset before it is looked for.
-            Want::Asset(_) => Err(ToolError::internal(format!("{want} is an asset already"))),
             want => {
-                let (want, name) = self.identify(want, Some(progress)).await?;
+                let (want, name) = match want {
+                    Want::Rootfs(from) => {
+                        let asset = self.rootfs(&from, owner, progress).await?;
+                        let name = Self::image_of_rootfs(&asset)?;
+                        (Want::Asset(Box::new(asset)), name)
+                    }
+                    want => self.identify(want, Some(progress)).await?,
+                };
                 let _turn = self.only_one(&format!("image {name}")).await;
+                // Somebody else may have made it meanwhile.
                 let reference = Reference::Name(name.clone());
                 let found =
                     self.store.read(move |db| images::get(db, &reference)).await.map_err(store_error)?;

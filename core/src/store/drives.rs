@@ -97,12 +97,6 @@ pub fn insert(tx: &Connection, drive: &DriveRecord) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Says that a drive's file is whole.
-pub fn set_ready(tx: &Connection, id: DriveId) -> Result<(), StoreError> {
-    tx.execute("UPDATE drives SET state = 'ready' WHERE id = ?1", [id.as_i64()])?;
-    Ok(())
-}
-
 /// Writes down that a drive's file is whole, and what it was made from.
 pub fn made(tx: &Connection, drive: &DriveRecord) -> Result<(), StoreError> {
     let size = super::columns::signed(drive.size.as_bytes());

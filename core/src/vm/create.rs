@@ -233,12 +233,12 @@ async fn prepare(
         .drives
         .clone_image(&master, &shared.paths.drive(drive.id), disk, progress)
         .await
-        .map_err(|error| crate::nexus::described(error.code(), &error, error.hint()))?;
+        .map_err(crate::nexus::drive_error)?;
     failpoint::reach("create-drive-cloned");
-    let id = drive.id;
-    shared.store.write(move |tx| drives::set_ready(tx, id)).await.map_err(crate::op::store_error)?;
+    let (ready, row) = (DriveRecord { ready: true, ..drive.clone() }, drive);
+    shared.store.write(move |tx| drives::made(tx, &row)).await.map_err(crate::op::store_error)?;
     failpoint::reach("create-drive-ready");
-    Ok((record, vec![DriveRecord { ready: true, ..drive }]))
+    Ok((record, vec![ready]))
 }
 
 /// Starts a VM and waits until it is ready, or says why it is not.

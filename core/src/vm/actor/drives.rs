@@ -17,8 +17,8 @@ pub(crate) const DRIVES_MAX: usize = 7;
 #[derive(Debug)]
 pub(crate) struct Attach {
     pub(crate) drive: DriveRecord,
-    /// Whether the VM starts from it; `None`: if it has no root drive.
-    pub(crate) root: Option<bool>,
+    /// Whether the VM starts from it.
+    pub(crate) root: bool,
     /// Where the guest mounts it.
     pub(crate) mount: Option<String>,
 }
@@ -34,7 +34,7 @@ impl Actor {
             )));
         }
         let has_root = self.drives.iter().any(DriveRecord::is_root);
-        let (position, mount) = match root.unwrap_or(!has_root && mount.is_none()) {
+        let (position, mount) = match root {
             true if has_root => {
                 return Err(ToolError::new(ErrorCode::InUse, format!("{name} has a root drive already"))
                     .hint("drive_detach it first, or attach this one with root: false"));
