@@ -13,6 +13,7 @@
 //! decompressed before their hash is known, by decoders with limits, into a directory that is thrown away unless all is right.
 //! No host name is in the code: archives are those that the host's own apt is configured for, and providers are data.
 
+mod ahead;
 pub mod debian;
 mod error;
 mod fetch;
@@ -23,6 +24,7 @@ pub(crate) mod provider;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
+mod xz;
 
 pub(crate) use error::IndexProblem;
 pub use error::{AssetError, KernelProblem, PackageProblem, SignatureProblem};

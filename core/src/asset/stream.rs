@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use sha2::Digest as _;
 
+use super::xz::Xz;
+
 /// A SHA-256 digest; its text is 64 lowercase hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sha256(pub [u8; 32]);
@@ -155,9 +157,6 @@ impl Compression {
     }
 }
 
-/// How much memory a decoder of hostile input may take.
-const DECODER_MEMORY: u64 = 256 << 20;
-
 /// Decompresses what is read. The result is not capped: put [`capped`] around it.
 pub(crate) fn decompressed<'a, R: Read + Send + 'a>(
     inner: R,
@@ -166,11 +165,7 @@ pub(crate) fn decompressed<'a, R: Read + Send + 'a>(
     Ok(match compression {
         Compression::Plain => Box::new(inner),
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(inner)),
-        Compression::Xz => {
-            let stream = xz2::stream::Stream::new_stream_decoder(DECODER_MEMORY, xz2::stream::CONCATENATED)
-                .map_err(io::Error::other)?;
-            Box::new(xz2::bufread::XzDecoder::new_stream(BufReader::with_capacity(64 << 10, inner), stream))
-        }
+        Compression::Xz => Box::new(Xz::new(BufReader::with_capacity(64 << 10, inner))?),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::new(inner)?;
             // 2^27 is 128 MiB: what the command-line tool takes without being asked.

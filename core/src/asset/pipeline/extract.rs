@@ -45,7 +45,7 @@ pub(super) fn files(
             return Err(failed(PackageProblem::UnsafePath(path.to_owned())));
         }
         let Taken { name, executable, .. } = &wanted[at];
-        found[at] = Some(write_file(&mut entry, into, name, *executable, read_error)?);
+        found[at] = Some(write_file(&mut entry, into, name, *executable, read_error)?.0);
     }
     wanted
         .iter()

@@ -2,7 +2,9 @@
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
@@ -12,13 +14,16 @@ use sha2::Digest as _;
 use super::documents::Resolved;
 use super::{Job, extract};
 use crate::asset::AssetError;
+use crate::asset::ahead::{Ahead, ahead};
 use crate::asset::error::PackageProblem;
 use crate::asset::provider::{Expect, Format, Plan, Taken};
-use crate::asset::stream::{Sha256, decompressed, hashed};
+use crate::asset::stream::{Compression, Sha256, decompressed, hashed};
 use crate::op::Progress;
 
 /// How many bytes are moved at a time.
 const PIECE: usize = 256 << 10;
+/// After how many bytes what was written is put on the disk.
+const FLUSH: u64 = 32 << 20;
 
 /// One way: what is done with the bytes of one source.
 pub(super) struct Flow {
@@ -127,24 +132,30 @@ impl Flow {
     /// From the raw bytes to the files, and the digest of the bytes between.
     fn write(&self, raw: &Raw) -> Result<(Vec<AssetFile>, Sha256), AssetError> {
         let read_error = |e| self.read_error(raw, e);
-        let inner: Box<dyn Read + Send> = match self.decompress {
-            None => Box::new(raw.clone()),
-            Some(format) => {
-                let start = start_of(&mut raw.clone()).map_err(read_error)?;
-                let compression = format.of(&start);
-                decompressed(io::Cursor::new(start).chain(raw.clone()), compression).map_err(read_error)?
-            }
-        };
-        let bounded = Bounded { inner, left: self.max_unpacked, limit: self.max_unpacked, raw: raw.clone() };
+        let inner = self.unpack(raw).map_err(read_error)?;
+        let mut bounded =
+            Bounded { inner, left: self.max_unpacked, limit: self.max_unpacked, raw: raw.clone() };
+        if self.extract.is_empty() {
+            let (file, digest) =
+                write_file(&mut bounded, &self.into, self.name, self.executable, &read_error)?;
+            return Ok((vec![file], digest));
+        }
         let mut unpacked = hashed(bounded);
-        let files = if self.extract.is_empty() {
-            let file = write_file(&mut unpacked, &self.into, self.name, self.executable, &read_error)?;
-            vec![file]
-        } else {
-            extract::files(&mut unpacked, &self.extract, &self.into, &self.what, &read_error)?
-        };
+        let files = extract::files(&mut unpacked, &self.extract, &self.into, &self.what, &read_error)?;
         let (digest, _) = unpacked.finish().map_err(read_error)?;
         Ok((files, digest))
+    }
+
+    /// The bytes as they will be stored. They are taken from where they come on one thread, and decompressed on another.
+    fn unpack(&self, raw: &Raw) -> io::Result<Ahead> {
+        let Some(format) = self.decompress else { return ahead(raw.clone()) };
+        let start = start_of(&mut raw.clone())?;
+        let compression = format.of(&start);
+        let packed = ahead(io::Cursor::new(start).chain(raw.clone()))?;
+        match compression {
+            Compression::Plain => Ok(packed),
+            compression => ahead(decompressed(packed, compression)?),
+        }
     }
 
     /// What a failed read means: a full disk, a cap, a download that ended, or bytes that are not what they should be.
@@ -160,19 +171,20 @@ impl Flow {
     }
 }
 
-/// Writes one file of an asset, hashing it; it is on the disk when this returns.
+/// Writes one file of an asset, hashing it; it is on the disk when this returns. Gives its digest as such, too.
 pub(super) fn write_file(
     reader: &mut dyn Read,
     into: &Path,
     name: &str,
     executable: bool,
     read_error: &dyn Fn(io::Error) -> AssetError,
-) -> Result<AssetFile, AssetError> {
+) -> Result<(AssetFile, Sha256), AssetError> {
     let doing = AssetError::io("write an asset");
     let mode = if executable { 0o755 } else { 0o644 };
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true).mode(mode);
     let mut file = options.open(into.join(name)).map_err(&doing)?;
+    let mut flusher = None;
     let mut hasher = sha2::Sha256::new();
     let mut size_bytes = 0;
     let mut buffer = vec![0; PIECE];
@@ -185,11 +197,50 @@ pub(super) fn write_file(
         };
         hasher.update(&buffer[..n]);
         file.write_all(&buffer[..n]).map_err(&doing)?;
+        let before = size_bytes / FLUSH;
         size_bytes += n as u64;
+        if size_bytes / FLUSH > before {
+            let flusher = match &mut flusher {
+                Some(flusher) => flusher,
+                none => none.insert(Flusher::start(&file).map_err(&doing)?),
+            };
+            flusher.flush();
+        }
+    }
+    if let Some(flusher) = flusher {
+        flusher.finish().map_err(&doing)?;
     }
     file.sync_data().map_err(&doing)?;
-    let sha256 = Sha256(hasher.finalize().into()).to_string();
-    Ok(AssetFile { name: name.to_owned(), sha256, size_bytes })
+    let digest = Sha256(hasher.finalize().into());
+    Ok((AssetFile { name: name.to_owned(), sha256: digest.to_string(), size_bytes }, digest))
+}
+
+/// Puts what was written to a file on the disk while more is written, so that little is left to wait for at its end.
+struct Flusher {
+    turns: SyncSender<()>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Flusher {
+    fn start(file: &fs::File) -> io::Result<Self> {
+        let file = file.try_clone()?;
+        let (turns, received) = sync_channel(1);
+        let thread = thread::Builder::new().name("flush".into());
+        let thread = thread.spawn(move || received.iter().try_for_each(|()| file.sync_data()))?;
+        Ok(Self { turns, thread })
+    }
+
+    /// Another turn; one that is still to come covers this one too.
+    fn flush(&self) {
+        // A thread that ended has failed, which the end tells.
+        let _ = self.turns.try_send(());
+    }
+
+    /// Waits for the last turn. The kernel tells a failure once, so it must not get lost.
+    fn finish(self) -> io::Result<()> {
+        drop(self.turns);
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread of the pipeline ended")))
+    }
 }
 
 /// The first bytes, as many as tell a compression.
@@ -213,7 +264,11 @@ enum Stopped {
 
 /// The bytes as they come: hashed, capped, and kept in the part. Clones read the same bytes.
 #[derive(Clone)]
-struct Raw(Arc<Mutex<RawState>>);
+struct Raw {
+    state: Arc<Mutex<RawState>>,
+    /// Not in the state, which is locked as long as nothing comes.
+    stopped: Arc<Mutex<Option<Stopped>>>,
+}
 
 struct RawState {
     inner: Box<dyn Read + Send>,
@@ -223,7 +278,6 @@ struct RawState {
     /// The part, and how much of it was there before.
     part: Option<(fs::File, u64)>,
     progress: Progress,
-    stopped: Option<Stopped>,
 }
 
 impl Raw {
@@ -234,17 +288,23 @@ impl Raw {
         progress: Progress,
     ) -> Self {
         let hasher = sha2::Sha256::new();
-        Self(Arc::new(Mutex::new(RawState { inner, hasher, bytes: 0, limit, part, progress, stopped: None })))
+        let state = RawState { inner, hasher, bytes: 0, limit, part, progress };
+        Self { state: Arc::new(Mutex::new(state)), stopped: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, RawState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop(&self, stopped: Stopped) {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(stopped);
     }
 
     /// Reads what is left.
     fn drain(&self) -> io::Result<()> {
         let mut buffer = vec![0; PIECE];
-        while self.state().read(&mut buffer)? > 0 {}
+        let mut rest = self.clone();
+        while rest.read(&mut buffer)? > 0 {}
         Ok(())
     }
 
@@ -256,33 +316,29 @@ impl Raw {
 
     /// Notes that more came out than is allowed.
     fn note_over(&self, limit: u64) {
-        self.state().stopped.get_or_insert(Stopped::Over(limit));
+        self.stop(Stopped::Over(limit));
     }
 
     fn stopped(&self) -> Option<Stopped> {
-        self.state().stopped.take()
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 impl Read for Raw {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.state().read(buf)
-    }
-}
-
-impl RawState {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let result = self.step(buf);
+        let result = self.state().step(buf);
         result.map_err(|stopped| {
             let error = match &stopped {
                 Stopped::Write(e) | Stopped::Source(e) => io::Error::from(e.kind()),
                 Stopped::Over(_) | Stopped::Cancelled => io::Error::other("stopped"),
             };
-            self.stopped.get_or_insert(stopped);
+            self.stop(stopped);
             error
         })
     }
+}
 
+impl RawState {
     fn step(&mut self, buf: &mut [u8]) -> Result<usize, Stopped> {
         self.progress.check().map_err(|_| Stopped::Cancelled)?;
         let n = loop {
@@ -307,7 +363,7 @@ impl RawState {
 
 /// What comes out, up to a limit.
 struct Bounded {
-    inner: Box<dyn Read + Send>,
+    inner: Ahead,
     left: u64,
     limit: u64,
     raw: Raw,
