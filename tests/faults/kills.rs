@@ -4,6 +4,7 @@
 //! Debug builds end by SIGKILL where `NEXUS_FAILPOINT` says.
 
 use nexus_tests::client::Client;
+use nexus_tests::daemon::Daemon;
 use serde_json::{Value, json};
 
 use crate::world::{SOON, World, soon};
@@ -14,21 +15,25 @@ fn call_in_vain(client: &mut Client, tool: &str, arguments: &Value) {
 }
 
 /// Kills the daemon at a point of what a call does, and starts it again.
-fn kill_at(world: &mut World, point: &str, tool: &str, arguments: &Value) -> Client {
-    world.daemon.stop();
-    world.daemon.set("NEXUS_FAILPOINT", Some(point));
-    world.daemon.restart();
-    call_in_vain(&mut world.client(), tool, arguments);
-    world.daemon.wait_until_ended();
+pub(crate) fn kill_at(world: &mut World, point: &str, tool: &str, arguments: &Value) -> Client {
+    kill_daemon_at(&mut world.daemon, point, tool, arguments)
+}
+
+pub(crate) fn kill_daemon_at(daemon: &mut Daemon, point: &str, tool: &str, arguments: &Value) -> Client {
+    daemon.stop();
+    daemon.set("NEXUS_FAILPOINT", Some(point));
+    daemon.restart();
+    call_in_vain(&mut daemon.client(), tool, arguments);
+    daemon.wait_until_ended();
     let reached = format!("ending at a failpoint point=\"{point}\"");
-    assert!(world.daemon.log().contains(&reached), "{point} was not reached\n{}", world.daemon.log());
-    world.daemon.set("NEXUS_FAILPOINT", None);
-    world.daemon.restart();
-    world.client()
+    assert!(daemon.log().contains(&reached), "{point} was not reached\n{}", daemon.log());
+    daemon.set("NEXUS_FAILPOINT", None);
+    daemon.restart();
+    daemon.client()
 }
 
 /// The newest operation, once it has ended.
-fn last_op(client: &mut Client) -> Value {
+pub(crate) fn last_op(client: &mut Client) -> Value {
     soon("the operation's end", || {
         let ops = client.must("op_list", json!({ "limit": 1 }));
         Some(ops["ops"][0].clone()).filter(|op| op["state"] != "running")
@@ -41,7 +46,14 @@ fn a_creation_that_is_cut_off_is_undone() {
     // The image is there before.
     let mut client = world.client();
     world.create(&mut client, "first");
-    for point in ["create-begun", "create-drive-begun", "create-drive-cloned", "create-drive-ready"] {
+    for point in [
+        "create-begun",
+        "create-drive-begun",
+        "drive-staged",
+        "drive-named",
+        "create-drive-cloned",
+        "create-drive-ready",
+    ] {
         let arguments = world.arguments("cut");
         let mut client = kill_at(&mut world, point, "vm_create", &arguments);
         let failure = client.call("vm_inspect", json!({ "vm": "cut" })).expect_err("it is undone");

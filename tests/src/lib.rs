@@ -8,3 +8,4 @@ pub mod order;
 pub mod registry;
 pub mod vsock;
 pub mod wait;
+pub mod web;

@@ -6,7 +6,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
-use nexus_core::store::{Store, StoreError, drives, images, ops, vms};
+use nexus_core::store::{Store, StoreError, assets, builds, drives, images, ops, vms};
+use nexus_schema::tools::build::BuildStatus;
 
 use crate::daemon::Daemon;
 use crate::wait::until;
@@ -34,12 +35,27 @@ fn look(daemon: &Daemon) -> Vec<String> {
         ("vms", &rows.vms),
         ("drives", &rows.drives),
         ("images", &rows.images),
+        ("assets", &rows.assets),
+        ("builds", &rows.builds),
         ("scratch", &BTreeSet::new()),
     ] {
         for name in names(&state.join(directory)) {
             if !known.contains(&name) {
                 findings.push(format!("{directory}/{name} belongs to nothing"));
             }
+        }
+    }
+    for (directory, file) in [("drives", "disk.ext4"), ("images", "rootfs.ext4")] {
+        for id in names(&state.join(directory)) {
+            let there = names(&state.join(directory).join(&id));
+            for left in there.iter().filter(|name| *name != file) {
+                findings.push(format!("{directory}/{id}/{left} is left behind"));
+            }
+        }
+    }
+    for name in names(&state.join("downloads")) {
+        if !name.ends_with(".part") && !name.ends_with(".json") {
+            findings.push(format!("downloads/{name} is nothing to go on with"));
         }
     }
     for id in rows.vms.difference(&rows.running) {
@@ -67,6 +83,8 @@ struct Rows {
     running: BTreeSet<String>,
     drives: BTreeSet<String>,
     images: BTreeSet<String>,
+    assets: BTreeSet<String>,
+    builds: BTreeSet<String>,
     half: Vec<String>,
 }
 
@@ -77,7 +95,8 @@ fn rows(database: &Path) -> Rows {
         let mut rows = Rows::default();
         for vm in vms::all(db)? {
             let attached = drives::of_vm(db, vm.id)?;
-            if attached.len() != 1 || !attached.iter().all(|drive| drive.ready) {
+            let own = attached.iter().filter(|drive| drive.made_for == Some(vm.id)).count();
+            if own != 1 || !attached.iter().all(|drive| drive.ready) {
                 rows.half.push(format!("{} is {} and has the drives {attached:?}", vm.name, vm.state));
             }
             if vm.state.may_run() {
@@ -89,10 +108,10 @@ fn rows(database: &Path) -> Rows {
             if !drive.ready {
                 rows.half.push(format!("the drive {} is half made", drive.name));
             }
+            if drive.made_for.is_some_and(|vm| !rows.vms.contains(&vm.to_string())) {
+                rows.half.push(format!("the VM of the drive {} is gone", drive.name));
+            }
             rows.drives.insert(drive.id.to_string());
-        }
-        if rows.drives.len() != rows.vms.len() {
-            rows.half.push(format!("{} VMs have {} drives", rows.vms.len(), rows.drives.len()));
         }
         for image in images::all(db)? {
             if !image.ready {
@@ -100,6 +119,10 @@ fn rows(database: &Path) -> Rows {
             }
             rows.images.insert(image.id.to_string());
         }
+        rows.assets.extend(assets::all(db)?.into_iter().map(|asset| asset.id.to_string()));
+        rows.builds.extend(builds::ids(db)?.into_iter().map(|id| id.to_string()));
+        let building = builds::list(db, None, Some(BuildStatus::Building), None, 100)?;
+        rows.half.extend(building.iter().map(|build| format!("the build {} never ends", build.id)));
         rows.half.extend(ops::running(db)?.iter().map(|op| format!("{:?} is still running", op.summary)));
         Ok(rows)
     });

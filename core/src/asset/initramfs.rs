@@ -37,7 +37,9 @@ pub fn compose_initramfs(cache: &Path, agent: &[u8], modules: &[PathBuf]) -> Res
     }
     let digest = data_encoding::HEXLOWER.encode(&hasher.finalize());
     let path = cache.join(format!("initramfs-{}.cpio", &digest[..32]));
-    if fs::metadata(&path).is_ok_and(|m| m.is_file()) {
+    // Who prunes the cache leaves alone what was made or used just now.
+    if let Ok(file) = fs::File::open(&path) {
+        file.set_modified(std::time::SystemTime::now()).map_err(&doing)?;
         return Ok(path);
     }
     fs::create_dir_all(cache).map_err(&doing)?;

@@ -25,7 +25,7 @@ pub(super) async fn grow(disk: &Path, progress: &Progress) -> Result<(), DriveEr
     let timeout = Duration::from_secs(600);
     let check = Tool::find("e2fsck")?.call().arg("-fp").arg(disk).timeout(timeout).success(&[0, 1, 2]);
     let grow = Tool::find("resize2fs")?.call().arg(disk).timeout(timeout);
-    if was_mounted(disk)? {
+    if was_mounted(disk)? || !is_clean(disk)? {
         check.run(progress.token()).await?;
     }
     grow.run(progress.token()).await?;
@@ -75,6 +75,11 @@ fn ext4_bytes(disk: &Path) -> Result<Option<u64>, DriveError> {
 /// Whether it was ever mounted (`s_mtime`).
 fn was_mounted(disk: &Path) -> Result<bool, DriveError> {
     Ok(superblock(disk)?.is_some_and(|block| block[0x2c..0x30] != [0; 4]))
+}
+
+/// Whether nothing was cut off that changed it (`s_state`: valid, without errors).
+fn is_clean(disk: &Path) -> Result<bool, DriveError> {
+    Ok(superblock(disk)?.is_none_or(|block| u16::from_le_bytes([block[0x3a], block[0x3b]]) & 3 == 1))
 }
 
 fn superblock(disk: &Path) -> Result<Option<[u8; 1024]>, DriveError> {

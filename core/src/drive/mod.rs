@@ -31,6 +31,7 @@ pub(crate) use locks::{Locked, Locks};
 pub use reflink::Reflink;
 
 use crate::op::Progress;
+use crate::os::failpoint;
 
 /// The disk's name in a drive's directory.
 pub const DISK: &str = "disk.ext4";
@@ -146,6 +147,7 @@ impl Drives {
     pub async fn grow(&self, drive: &Path, size: ByteSize, progress: &Progress) -> Result<(), DriveError> {
         let (backend, path) = (self.backend.clone(), drive.to_owned());
         blocking(move || backend.grow(&path, size)).await?;
+        failpoint::reach("drive-lengthened");
         filesystem::grow(&drive.join(DISK), progress).await
     }
 

@@ -9,6 +9,7 @@ use nexus_schema::ByteSize;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{DISK, DriveError, KEEP_FREE};
+use crate::os::failpoint;
 
 /// What names of half-made and half-removed things begin with.
 const PREFIX: &str = ".nexus-";
@@ -58,12 +59,14 @@ pub(super) fn create(
     let mut stage = Stage { path, kept: false };
     fill(&stage)?;
     sync_directory(&stage.path)?;
+    failpoint::reach("drive-staged");
     match renameat_with(CWD, &stage.path, CWD, drive, RenameFlags::NOREPLACE) {
         Ok(()) => stage.kept = true,
         Err(rustix::io::Errno::EXIST) => return Err(DriveError::Exists { path: drive.to_owned() }),
         Err(error) => return Err(DriveError::io(drive, error.into())),
     }
     sync_directory(parent)?;
+    failpoint::reach("drive-named");
     Ok(drive.join(DISK))
 }
 
@@ -119,6 +122,7 @@ pub(super) fn delete(drive: &Path) -> Result<(), DriveError> {
         Err(error) => return Err(DriveError::io(drive, error)),
     }
     sync_directory(parent)?;
+    failpoint::reach("drive-unnamed");
     remove(&gone)
 }
 

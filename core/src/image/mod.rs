@@ -42,6 +42,7 @@ pub use source::Source;
 pub(crate) use volume::Volume;
 
 use crate::op::Progress;
+use crate::os::failpoint;
 use ext4::Tools;
 use place::Place;
 use staging::Staging;
@@ -110,6 +111,7 @@ pub async fn build_with(
         return existing::adopt(&tools, file, place, meta, additions, progress).await;
     }
     let (mut place, mut staged) = source::stage(source, place, limits, progress).await?;
+    failpoint::reach("image-staged");
     let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()).unwrap_or(0);
     let distro = facts::distro(&staged.tree, &staged.staging).or(staged.distro.take());
     let init_system = facts::init_system(&staged.tree);
@@ -149,6 +151,7 @@ async fn make(
     staging.check_room(tree.nodes().map(tree::Node::content_bytes).sum())?;
     progress.step("making the filesystem");
     tools.make(file, geometry, None, progress).await?;
+    failpoint::reach("image-formatted");
     progress.step("filling the filesystem");
     tools.fill(file, tree, staging, progress).await
 }

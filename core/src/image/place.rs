@@ -14,6 +14,7 @@ use super::staging::check_room;
 use super::{ImageError, ROOTFS};
 use crate::drive::{self, DriveError};
 use crate::op::Progress;
+use crate::os::failpoint;
 
 /// What names of scratch directories begin with.
 const SCRATCH: &str = ".build-";
@@ -76,6 +77,7 @@ impl Place {
         file: PathBuf,
         progress: &Progress,
     ) -> Result<(Self, FinishedFile), ImageError> {
+        failpoint::reach("image-filled");
         progress.step("checking the filesystem");
         let (hashed, watched) = (file.clone(), progress.clone());
         let hash = tokio::task::spawn_blocking(move || {
@@ -87,6 +89,7 @@ impl Place {
         checked?;
         let sha256 = sha256?;
         progress.check()?;
+        failpoint::reach("image-checked");
         let named = place.into.join(ROOTFS);
         let metadata = || -> std::io::Result<_> {
             let open = fs::File::open(&file)?;
@@ -101,6 +104,7 @@ impl Place {
         };
         let size = metadata().map_err(|e| ImageError::write(&named, e))?;
         let used_bytes = drive::allocated_bytes(&named)?;
+        failpoint::reach("image-named");
         Ok((place, FinishedFile { path: named, size: ByteSize::bytes(size), used_bytes, sha256 }))
     }
 

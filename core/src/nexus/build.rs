@@ -13,6 +13,7 @@ use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
 use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience};
 use crate::op::{Log, Progress, store_error, summary};
+use crate::os::failpoint;
 use crate::store::builds::BuildRecord;
 use crate::store::images::ImageRecord;
 use crate::store::templates::TemplateRecord;
@@ -139,7 +140,7 @@ impl Shared {
         })
     }
 
-    fn build_details(&self, row: BuildRecord) -> BuildDetails {
+    pub(super) fn build_details(&self, row: BuildRecord) -> BuildDetails {
         let image = row.image_id.zip(row.image_name).map(|(id, name)| BuildImage { id, name });
         BuildDetails {
             id: row.id,
@@ -239,6 +240,7 @@ impl Shared {
             })
             .await
             .map_err(store_error)?;
+        failpoint::reach("build-begun");
         let (shared, row) = (self.clone(), build.clone());
         self.ops
             .run(build.op_id, move |progress| async move { shared.run_build(row, cached, progress).await });
@@ -296,6 +298,7 @@ impl Shared {
         progress.log(&format!("the inputs are {}", prepared.digest));
         let (id, digest) = (build.id, prepared.digest.clone());
         self.store.write(move |tx| builds::set_digest(tx, id, &digest)).await.map_err(store_error)?;
+        failpoint::reach("build-prepared");
         let name = image_name(&build.template_name, build)?;
         self.stock.make_build(build.id, prepared, name, cached, &build.owner, progress).await
     }

@@ -16,6 +16,7 @@ use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 use super::{CallContext, Nexus, Shared, cut_page, described, page, patience};
 use crate::drive::{DISK, DriveError, Locked};
 use crate::op::{Progress, store_error, summary};
+use crate::os::failpoint;
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::{StoreError, drives, now, ops, random_id};
 use crate::vm::actor::{Attach, Command, busy_drive};
@@ -89,6 +90,7 @@ impl Nexus {
             })
             .await
             .map_err(store_error)?;
+        failpoint::reach("drive-begun");
         let (work, size) = (self.shared.clone(), params.size);
         shared.ops.run(op_id, move |progress| async move {
             let made = tokio::select! {
@@ -206,11 +208,13 @@ impl Nexus {
             None => {
                 let grown = shared.drives.grow(&path, params.size, &Progress::default()).await;
                 grown.map_err(drive_error)?;
+                failpoint::reach("drive-grown");
                 shared.note_size(&drive, params.size).await?;
                 true
             }
             Some((handle, shim)) => {
                 shared.drives.lengthen(&path, params.size).await.map_err(drive_error)?;
+                failpoint::reach("drive-lengthened-running");
                 shared.note_size(&drive, params.size).await?;
                 grow_running(&handle, &shim, &drive, params.size).await
             }
@@ -324,15 +328,18 @@ impl Shared {
                 made.map_err(drive_error)?;
             }
         }
+        failpoint::reach("drive-made");
         drive.ready = true;
         let row = drive.clone();
         self.store.write(move |tx| drives::made(tx, &row)).await.map_err(store_error)?;
+        failpoint::reach("drive-ready");
         Ok(drive)
     }
 
     /// Takes a drive that no VM has out of the store and off the disk.
     async fn forget_drive(&self, id: DriveId) -> Result<(), ToolError> {
         self.store.write(move |tx| drives::delete(tx, id)).await.map_err(store_error)?;
+        failpoint::reach("drive-forgotten");
         self.drives.delete(&self.paths.drive(id)).await.map_err(drive_error)
     }
 
@@ -345,7 +352,7 @@ impl Shared {
         }
     }
 
-    async fn drive_details(&self, drive: DriveRecord) -> Result<DriveDetails, ToolError> {
+    pub(super) async fn drive_details(&self, drive: DriveRecord) -> Result<DriveDetails, ToolError> {
         let directory = self.paths.drive(drive.id);
         // One that is being removed at this moment takes nothing.
         let used_bytes = self.drives.allocated_bytes(&directory).await.ok();

@@ -4,6 +4,7 @@ mod asset;
 mod build;
 mod calls;
 mod drive;
+mod finished;
 mod settings;
 mod space;
 mod stock;

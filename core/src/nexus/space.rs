@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nexus_schema::tools::OpOutcome;
+use nexus_schema::tools::asset::AssetKind;
 use nexus_schema::tools::image::{ImageDeleteOutput, ImageDeleteParams};
 use nexus_schema::tools::prune::{PruneOutput, PruneParams, Pruned, PrunedKind};
 use nexus_schema::tools::system::DiskUse;
@@ -14,8 +15,10 @@ use nexus_schema::{ErrorCode, ToolError};
 use super::{CallContext, Nexus, Shared, patience};
 use crate::op::{Progress, store_error};
 use crate::os::paths::vm_files;
+use crate::stock::{Defaults, Removal};
+use crate::store::assets::AssetRecord;
 use crate::store::images::ImageRecord;
-use crate::store::{StoreError, builds, images, ops};
+use crate::store::{StoreError, builds, images};
 
 /// A file of the cache that is younger may be needed by a start that is under way.
 const CACHE_AGE: Duration = Duration::from_secs(600);
@@ -28,6 +31,7 @@ struct Leftover {
 
 enum What {
     Image(Box<ImageRecord>),
+    Asset(Box<AssetRecord>),
     File(PathBuf),
     Build(nexus_schema::id::BuildId),
 }
@@ -99,7 +103,13 @@ impl Shared {
         progress.step("looking for what nothing refers to");
         let mut leftovers = self.unused_images(params.images.unwrap_or(false)).await?;
         leftovers.extend(self.unused_files().await?);
-        let mut output = PruneOutput { dry_run, removed: Vec::new(), freed_bytes: 0 };
+        let defaults = self.defaults().await?;
+        let defaults = Defaults { kernel: defaults.kernel, image: defaults.image };
+        if params.assets.unwrap_or(false) {
+            leftovers.extend(self.unused_assets(&defaults).await?);
+        }
+        let mut output = PruneOutput { dry_run, removed: Vec::new(), kept: Vec::new(), freed_bytes: 0 };
+        let mut is_vmm_gone = false;
         for leftover in leftovers {
             progress.check().map_err(|_| ToolError::new(ErrorCode::Cancelled, "pruning was cancelled"))?;
             if !dry_run {
@@ -107,6 +117,18 @@ impl Shared {
                 let gone = match leftover.what {
                     // It may have come into use since.
                     What::Image(image) => self.delete_image(*image).await?.is_empty(),
+                    What::Asset(asset) => match self.stock.remove_unused(&asset, &defaults).await? {
+                        Removal::Done => {
+                            is_vmm_gone |= asset.kind == AssetKind::Vmm;
+                            true
+                        }
+                        Removal::InUse => false,
+                        Removal::NotNow => {
+                            let why = "other operations are under way: prune again once they have ended";
+                            output.kept.push(Pruned { why: why.into(), ..leftover.shown.clone() });
+                            false
+                        }
+                    },
                     What::File(path) => {
                         super::remove_path(&path).await;
                         true
@@ -123,6 +145,10 @@ impl Shared {
             }
             output.freed_bytes += leftover.shown.bytes;
             output.removed.push(leftover.shown);
+        }
+        if is_vmm_gone {
+            self.stock.link_programs().await?;
+            self.host(true).await?;
         }
         Ok(output)
     }
@@ -177,12 +203,24 @@ impl Shared {
         Ok(leftovers)
     }
 
+    /// Kernels, root filesystems and VMMs that nothing refers to.
+    async fn unused_assets(&self, defaults: &Defaults) -> Result<Vec<Leftover>, ToolError> {
+        let unused = self.stock.unused(defaults).await?;
+        let leftover = |asset: AssetRecord| Leftover {
+            shown: Pruned {
+                kind: PrunedKind::Asset,
+                name: asset.name.to_string(),
+                bytes: allocated(&self.paths.asset(asset.id)),
+                why: format!("a {} that nothing refers to", asset.kind.as_str()),
+            },
+            what: What::Asset(Box::new(asset)),
+        };
+        Ok(unused.into_iter().map(leftover).collect())
+    }
+
     /// Files that can be made again, and those that were left.
     async fn unused_files(&self) -> Result<Vec<Leftover>, ToolError> {
-        let running = self.store.read(ops::count_running).await.map_err(store_error)?;
-        let paths = self.paths.clone();
-        // This operation is one of them.
-        let alone = running <= 1;
+        let (paths, scratch) = (self.paths.clone(), self.stock.scratch().clone());
         let plans: Vec<PathBuf> = self
             .vms
             .all()
@@ -200,10 +238,8 @@ impl Shared {
                     leftovers.push(file(PrunedKind::Cache, path, "made again when it is needed"));
                 }
             }
-            if alone {
-                for path in entries(&paths.scratch()) {
-                    leftovers.push(file(PrunedKind::Scratch, path, "left by something that ended"));
-                }
+            for path in scratch.abandoned().unwrap_or_default() {
+                leftovers.push(file(PrunedKind::Scratch, path, "left by something that ended"));
             }
             leftovers
         })

@@ -173,7 +173,7 @@ impl Nexus {
 }
 
 impl Shared {
-    fn image_details(&self, image: ImageRecord, used_by: u64, default: &str) -> ImageDetails {
+    pub(super) fn image_details(&self, image: ImageRecord, used_by: u64, default: &str) -> ImageDetails {
         let path = self.paths.image(image.id).join(crate::image::ROOTFS).display().to_string();
         ImageDetails {
             id: Some(image.id),

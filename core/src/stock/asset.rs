@@ -10,12 +10,13 @@ use super::kernel::asset_error;
 use super::wish::{Order, Wish};
 use super::{DEBIAN, Stock, blocking, hex_sha256, slug};
 use crate::asset::pipeline::{self, Job, Made};
-use crate::asset::provider::{Found, Plan, Provider, Source, Take, Values, Versions, compare, with_version};
+use crate::asset::provider::{Found, Plan, Provider, Source, Take, Values, Versions, with_version};
 use crate::asset::{
     AssetError, FetchSettings, Fetcher, ProviderProblem, VMLINUX, adopt_kernel, hash_file, is_program,
 };
 use crate::image::Source as ImageSource;
 use crate::op::{Progress, store_error};
+use crate::os::failpoint;
 use crate::store::assets::AssetRecord;
 use crate::store::{StoreError, assets, now, providers, random_id, settings};
 
@@ -80,6 +81,7 @@ impl Stock {
         }
         progress.step(format!("downloading {what}"));
         let id: AssetId = random_id();
+        let scratch = self.scratch.claim(id);
         let job = Job {
             provider: order.provider.clone(),
             version: order.version.clone(),
@@ -87,12 +89,12 @@ impl Stock {
             sha256: wish.sha256,
             name: if wish.kind == AssetKind::Kernel { KERNEL } else { main_file(wish.kind) },
             executable: wish.kind == AssetKind::Vmm,
-            into: self.paths.scratch().join(id.to_string()),
+            into: scratch.path(),
             parts: self.paths.downloads(),
             now: now().as_millis().unsigned_abs() / 1000,
         };
         let made = self.install(id, &job, &wish, &order, owner, progress).await;
-        crate::nexus::remove_tree(&job.into).await;
+        scratch.clear().await;
         let asset = match made {
             Ok(asset) if asset.id == id => asset,
             other => {
@@ -129,6 +131,7 @@ impl Stock {
         let (files, said) =
             blocking(move || settle(kind, &made, &into, &directory).map(|(f, v)| ((f, made), v))).await?;
         let (files, made) = files;
+        failpoint::reach("asset-placed");
         progress.check().map_err(|_| ToolError::new(ErrorCode::Cancelled, "the download was cancelled"))?;
         let main = files.first().ok_or_else(|| ToolError::internal("an asset without files"))?.clone();
         if order.version.is_none() {
@@ -169,6 +172,7 @@ impl Stock {
         };
         let row = record.clone();
         self.store.write(move |tx| assets::insert(tx, &row)).await.map_err(store_error)?;
+        failpoint::reach("asset-noted");
         Ok(record)
     }
 
@@ -376,10 +380,7 @@ impl Stock {
             })
             .await
             .map_err(store_error)?;
-        let mut vmms: Vec<_> = all.into_iter().filter(|asset| asset.kind == AssetKind::Vmm).collect();
-        vmms.sort_by(|a, b| compare(&b.version, &a.version));
-        let chosen =
-            vmms.iter().find(|asset| default.as_deref() == Some(asset.name.as_str())).or(vmms.first());
+        let chosen = super::unused::vmm_in_force(&all, default.as_deref());
         let target = chosen.map(|asset| self.paths.asset(asset.id));
         let links = self.paths.programs();
         blocking(move || {

@@ -19,6 +19,7 @@ use super::{DEBIAN, Stock, blocking, hex_sha256};
 use crate::asset::debian;
 use crate::image::{self, Additions};
 use crate::op::{Progress, store_error};
+use crate::os::failpoint;
 use crate::store::builds;
 use crate::store::images::ImageRecord;
 
@@ -130,11 +131,13 @@ impl Stock {
             }
             None => self.make_unchanged(prepared, name, owner, progress).await?,
         };
+        failpoint::reach("build-made");
         let id = image.id;
         self.store
             .write(move |tx| builds::finish(tx, build, BuildStatus::Success, was_cached, Some(id), None))
             .await
             .map_err(store_error)?;
+        failpoint::reach("build-ended");
         Ok(image)
     }
 

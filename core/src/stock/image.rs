@@ -14,6 +14,7 @@ use crate::image::oci::{Remote, Resolved};
 use crate::image::{self, Additions, Bootstrap, ImageError, Limits, Source};
 use crate::nexus::described;
 use crate::op::{Progress, store_error};
+use crate::os::failpoint;
 use crate::stock::kernel::asset_error;
 use crate::store::assets::AssetRecord;
 use crate::store::images::ImageRecord;
@@ -286,15 +287,18 @@ impl Stock {
             })
             .await
             .map_err(store_error)?;
+        failpoint::reach("image-begun");
+        let scratch = self.scratch.claim(id);
+        let directory = scratch.path();
         let built = tokio::select! {
-            built = self.make_files(&record, recipe, progress) => built,
+            built = self.make_files(&record, recipe, &directory, progress) => built,
             () = progress.cancelled() => {
                 Err(ToolError::new(ErrorCode::Cancelled, format!("making image {name} was cancelled")))
             }
         };
+        scratch.clear().await;
         if built.is_err() {
             self.remove_image(id).await?;
-            crate::nexus::remove_tree(&self.paths.scratch().join(id.to_string())).await;
         }
         built
     }
@@ -309,6 +313,7 @@ impl Stock {
         &self,
         record: &ImageRecord,
         recipe: Recipe,
+        scratch: &Path,
         progress: &Progress,
     ) -> Result<ImageRecord, ToolError> {
         let mut keyring = None;
@@ -316,9 +321,8 @@ impl Stock {
             Want::BuiltIn(BUSYBOX) => {
                 progress.step("downloading busybox");
                 let archive = Archive::open(&self.apt_root, progress).await.map_err(asset_error)?;
-                let into = self.paths.scratch().join(record.id.to_string());
                 let fetched = archive
-                    .fetch_package_file("busybox-static", "./bin/busybox", &into, progress)
+                    .fetch_package_file("busybox-static", "./bin/busybox", scratch, progress)
                     .await
                     .map_err(asset_error)?;
                 Source::Busybox { binary: fetched.path }
@@ -369,7 +373,6 @@ impl Stock {
                 .map_err(image_error)?;
         built.notes.iter().for_each(|note| progress.log(note));
         drop(keyring);
-        crate::nexus::remove_tree(&self.paths.scratch().join(record.id.to_string())).await;
         let whole = ImageRecord {
             ready: true,
             distro: built.distro,
@@ -382,6 +385,7 @@ impl Stock {
         };
         let row = whole.clone();
         self.store.write(move |tx| images::set_ready(tx, &row)).await.map_err(store_error)?;
+        failpoint::reach("image-ready");
         tracing::info!(image = %whole.name, source = whole.source, "image made");
         Ok(whole)
     }

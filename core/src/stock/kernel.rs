@@ -10,6 +10,7 @@ use super::{DEBIAN, Stock, blocking, file_argument, hex_sha256, slug};
 use crate::asset::{AssetError, KernelFiles, debian::Archive, import_kernel};
 use crate::nexus::described;
 use crate::op::{Progress, store_error};
+use crate::os::failpoint;
 use crate::store::assets::AssetRecord;
 use crate::store::{assets, now, random_id};
 
@@ -214,8 +215,10 @@ impl Stock {
             owner: owner.into(),
             installed_at: now(),
         };
+        failpoint::reach("kernel-placed");
         let row = record.clone();
         self.store.write(move |tx| assets::insert(tx, &row)).await.map_err(store_error)?;
+        failpoint::reach("kernel-noted");
         tracing::info!(asset = %record.name, version = record.version, "kernel installed");
         Ok(record)
     }

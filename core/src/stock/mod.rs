@@ -6,6 +6,8 @@ mod image;
 mod kernel;
 mod oci;
 mod rootfs;
+mod scratch;
+mod unused;
 mod wish;
 
 use std::collections::HashMap;
@@ -23,6 +25,8 @@ pub(crate) use asset::{files_of, main_file};
 pub(crate) use build::{additions, check_packages};
 pub(crate) use image::{BUILT_IN, template_argument};
 pub(crate) use kernel::{asset_error, summary as asset_summary};
+pub(crate) use scratch::Scratch;
+pub(crate) use unused::{Defaults, Removal};
 pub(crate) use wish::Wish;
 
 /// The provider of the distribution's own packages.
@@ -33,6 +37,7 @@ pub(crate) const DEBIAN: &str = "debian";
 pub(crate) struct Stock {
     store: Store,
     paths: Paths,
+    scratch: Scratch,
     apt_root: PathBuf,
     assets: Arc<AssetConfig>,
     believed: wish::Believed,
@@ -50,7 +55,14 @@ impl Stock {
         docker_config: Option<PathBuf>,
     ) -> Self {
         let (assets, believed) = (Arc::new(assets), wish::Believed::default());
-        Self { store, paths, apt_root, assets, believed, docker_config, in_flight: Arc::default() }
+        let scratch = Scratch::new(paths.scratch());
+        let in_flight = Arc::default();
+        Self { store, paths, scratch, apt_root, assets, believed, docker_config, in_flight }
+    }
+
+    /// The scratch directories of what is being made.
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
     }
 
     /// Waits until nobody else makes the thing called `what`; who comes later finds it made.

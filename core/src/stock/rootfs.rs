@@ -61,20 +61,22 @@ impl Stock {
                 };
             }
         }
-        let (provider, version) = from.split_once('@').map_or((from, None), |(p, v)| (p, Some(v)));
-        let version = version.map(|version| version.strip_prefix('v').unwrap_or(version));
-        let mut all = self.store.read(assets::all).await.map_err(store_error)?;
-        all.retain(|asset| {
-            let fits = |version: &str| {
-                asset
-                    .version
-                    .strip_prefix(version)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            };
-            asset.kind == AssetKind::Rootfs && asset.provider == provider && version.is_none_or(fits)
-        });
-        Ok(all.into_iter().max_by(|a, b| compare(&a.version, &b.version)))
+        let all = self.store.read(assets::all).await.map_err(store_error)?;
+        Ok(newest_of(&all, from).cloned())
     }
+}
+
+/// The newest root filesystem of `PROVIDER[@VERSION]` whose version is, or begins with, that one.
+pub(super) fn newest_of<'a>(all: &'a [AssetRecord], from: &str) -> Option<&'a AssetRecord> {
+    let (provider, version) = from.split_once('@').map_or((from, None), |(p, v)| (p, Some(v)));
+    let version = version.map(|version| version.strip_prefix('v').unwrap_or(version));
+    let is_one = |asset: &&AssetRecord| {
+        let fits = |version: &str| {
+            asset.version.strip_prefix(version).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        asset.kind == AssetKind::Rootfs && asset.provider == provider && version.is_none_or(fits)
+    };
+    all.iter().filter(is_one).max_by(|a, b| compare(&a.version, &b.version))
 }
 
 fn wish(from: &str) -> Wish {

@@ -1,5 +1,7 @@
 //! Installed assets.
 
+use std::collections::HashSet;
+
 use nexus_schema::id::{AssetId, AssetKindTag};
 use nexus_schema::tools::asset::{AssetFile, AssetKind, Verified};
 use nexus_schema::{Name, Reference, Timestamp};
@@ -143,6 +145,35 @@ pub fn all(db: &Connection) -> Result<Vec<AssetRecord>, StoreError> {
 pub fn delete(tx: &Connection, id: AssetId) -> Result<(), StoreError> {
     tx.execute("DELETE FROM assets WHERE id = ?1", [id.as_i64()])?;
     Ok(())
+}
+
+/// All assets, and all that can refer to one.
+#[derive(Debug, Clone)]
+pub struct Referrers {
+    /// The assets, by name.
+    pub all: Vec<AssetRecord>,
+    /// Those that VMs need.
+    pub used: HashSet<AssetId>,
+    /// What images and templates are made from.
+    pub sources: Vec<String>,
+    /// The name of the chosen VMM.
+    pub default_vmm: Option<String>,
+}
+
+/// All that can refer to assets, at one moment.
+pub fn referrers(db: &Connection) -> Result<Referrers, StoreError> {
+    let all = all(db)?;
+    let mut used = HashSet::new();
+    for asset in &all {
+        if !users(db, asset)?.is_empty() {
+            used.insert(asset.id);
+        }
+    }
+    let mut sources: Vec<String> = super::images::all(db)?.into_iter().map(|image| image.source).collect();
+    let templates = super::templates::list(db, None, u32::MAX)?;
+    sources.extend(templates.into_iter().map(|template| template.spec.source));
+    let default_vmm = super::settings::get(db, super::settings::DEFAULT_VMM)?;
+    Ok(Referrers { all, used, sources, default_vmm })
 }
 
 /// The names of the VMs that need an asset: those that boot a kernel, and those that run under a VMM.

@@ -8,13 +8,15 @@ use nexus_schema::link::PROTOCOL_MIN;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::op::OpState;
 use nexus_schema::tools::vm::VmState;
-use nexus_schema::{ErrorCode, Reference, ToolError};
+use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
 
 use super::actor::{self, DAEMON};
 use super::boot::{self, Boot};
 use super::create;
 use super::policy;
+use crate::drive::DISK;
 use crate::nexus::Shared;
+use crate::op::Progress;
 use crate::store::drives::DriveRecord;
 use crate::store::ops::OpRecord;
 use crate::store::vms::VmRecord;
@@ -24,6 +26,7 @@ use crate::vmm::{Accel, Exit, Shim, ShimIdentity, launched_boot, read_exit};
 /// Brings memory, store and disk in line with what is really there.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     let records = shared.store.read(vms::all).await.map_err(crate::op::store_error)?;
+    settle_sizes(shared, &records).await?;
     for record in records {
         let id = record.id;
         let drives =
@@ -42,6 +45,30 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     }
     sweep(shared).await?;
     resume_ops(shared).await
+}
+
+/// Finishes what was cut off of making drives larger: a disk is never shorter than its drive, and never gets shorter.
+async fn settle_sizes(shared: &Shared, vms: &[VmRecord]) -> Result<(), ToolError> {
+    let all = shared.store.read(drives::all).await.map_err(crate::op::store_error)?;
+    for drive in all.into_iter().filter(|drive| drive.ready) {
+        let directory = shared.paths.drive(drive.id);
+        let Ok(disk) = fs_err::metadata(directory.join(DISK)) else { continue };
+        let size = ByteSize::bytes(disk.len());
+        if size.as_bytes() <= drive.size.as_bytes().next_multiple_of(4096) {
+            continue;
+        }
+        tracing::info!(drive = %drive.name, from = %drive.size, to = %size, "a drive was being made larger");
+        let user = drive.attachment.as_ref().and_then(|to| vms.iter().find(|vm| vm.id == to.vm));
+        // One that a VM may have now is grown by its guest.
+        if user.is_none_or(|vm| !vm.state.may_run())
+            && let Err(error) = shared.drives.grow(&directory, size, &Progress::default()).await
+        {
+            tracing::warn!(drive = %drive.name, %error, "its filesystem stays as it is until a guest mounts it");
+        }
+        let id = drive.id;
+        shared.store.write(move |tx| drives::set_size(tx, id, size)).await.map_err(crate::op::store_error)?;
+    }
+    Ok(())
 }
 
 /// Takes up a VM that ran when the daemon ended.
@@ -156,7 +183,7 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
                 let error = ToolError::new(ErrorCode::ShuttingDown, "nexusd ended during the build")
                     .hint("call build_start again");
                 builds::finish(tx, build.id, BuildStatus::Failed, false, None, Some(&error))?;
-                // It may be whole; but nobody would know what it is.
+                // It may be whole; but nobody looked whether its source was left alone.
                 if let Some(image) = build.image_id {
                     images::delete(tx, image)?;
                 }
@@ -265,13 +292,18 @@ async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
                 });
             }
             (tool, _) => {
+                let result = shared.finished_already(&summary).await?;
                 let error =
                     ToolError::new(ErrorCode::ShuttingDown, format!("{tool} was cut off: nexusd ended"))
                         .hint("call it again");
+                let (state, error) = match result {
+                    Some(_) => (OpState::Succeeded, None),
+                    None => (OpState::Failed, Some(error)),
+                };
                 shared
                     .store
                     .write(move |tx| {
-                        ops::finish(tx, op, OpState::Failed, &summary.progress, None, Some(&error))
+                        ops::finish(tx, op, state, &summary.progress, result.as_ref(), error.as_ref())
                     })
                     .await
                     .map_err(crate::op::store_error)?;

@@ -17,6 +17,9 @@ pub(crate) struct Args {
     /// Also images that somebody made and nothing uses
     #[arg(long)]
     images: bool,
+    /// Also kernels, root filesystems and VMMs that no VM, image, template or setting refers to
+    #[arg(long)]
+    assets: bool,
 }
 
 /// Removes it, or says what would be removed.
@@ -25,6 +28,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let params = PruneParams {
         dry_run: args.dry_run.then_some(true),
         images: args.images.then_some(true),
+        assets: args.assets.then_some(true),
         wait_s: Some(0),
     };
     let followed = follow::start::<Prune, _>(&mut client, &app.ui, &params, Wait::default()).await?;
@@ -37,6 +41,9 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         (Format::Human, Some(pruned)) => {
             if !pruned.removed.is_empty() {
                 app.ui.table(table(pruned))?;
+            }
+            for thing in &pruned.kept {
+                app.ui.say(&format!("{} {} stays: {}", thing.kind.as_str(), thing.name, thing.why));
             }
             let freed = format::size(pruned.freed_bytes);
             app.ui.line(&match (pruned.removed.len(), pruned.dry_run) {

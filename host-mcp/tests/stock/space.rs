@@ -114,3 +114,79 @@ async fn pruning_removes_what_nothing_refers_to_and_nothing_else() {
     assert_eq!((used("images").0, used("drives").0), (json!(1), json!(1)));
     assert!(used("images").1 > Some(10_000) && used("drives").1 > Some(10_000), "{}", info["disk"]);
 }
+
+async fn assets(client: &mut Client) -> Vec<String> {
+    let listed = client.must("asset_list", json!({ "available": false })).await;
+    listed["assets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|asset| asset["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn assets_go_when_nothing_refers_to_them_and_nothing_is_about_to() {
+    let place = Place::new();
+    let _daemon = place.daemon().await;
+    let mut client = place.client().await;
+    for name in ["of-template", "of-image", "of-nothing"] {
+        let file = place.directory.path().join(format!("{name}.tar"));
+        let mut tar = tar::Builder::new(std::fs::File::create(&file).unwrap());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(name.len() as u64);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        tar.append_data(&mut header, "name", name.as_bytes()).unwrap();
+        tar.into_inner().unwrap();
+        let from = format!("file:{}", file.display());
+        client.finished("asset_download", json!({ "kind": "rootfs", "from": from, "name": name })).await;
+    }
+    for (name, program) in [("vmm-chosen", "/bin/true"), ("vmm-other", "/bin/false")] {
+        let from = format!("file:{}", std::fs::canonicalize(program).unwrap().display());
+        let wanted =
+            json!({ "kind": "vmm", "from": from, "name": name, "make_default": name == "vmm-chosen" });
+        client.finished("asset_download", wanted).await;
+    }
+    client.must("template_create", json!({ "name": "user", "source": "rootfs:of-template" })).await;
+    client.finished("image_create", json!({ "from": "rootfs:of-image", "name": "made" })).await;
+    let all = ["of-image", "of-nothing", "of-template", "vmm-chosen", "vmm-other"];
+    assert_eq!(assets(&mut client).await, all);
+
+    // Only who asks for it has assets removed, and a dry run removes nothing.
+    assert_eq!(client.finished("prune", json!({})).await["removed"], json!([]));
+    let dry = client.finished("prune", json!({ "assets": true, "dry_run": true })).await;
+    assert_eq!(names(&dry), ["of-nothing", "vmm-other"], "{dry}");
+    assert!(dry["removed"].as_array().unwrap().iter().all(|thing| thing["kind"] == "asset"), "{dry}");
+    assert_eq!(assets(&mut client).await, all);
+
+    // While something is being made, nobody knows what it will need.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let from = format!("url:http://{}/", silent.local_addr().unwrap());
+    let wanted = json!({ "kind": "rootfs", "from": from, "unverified": true, "wait_s": 0 });
+    let under_way = client.must("asset_download", wanted).await;
+    let nothing = client.finished("prune", json!({ "assets": true })).await;
+    assert_eq!(
+        (&nothing["removed"], nothing["kept"].as_array().map(Vec::len)),
+        (&json!([]), Some(2)),
+        "{nothing}"
+    );
+    assert_eq!(assets(&mut client).await, all);
+    client.must("op_cancel", json!({ "op_id": under_way["op_id"] })).await;
+
+    let pruned = client.finished("prune", json!({ "assets": true })).await;
+    assert_eq!(names(&pruned), ["of-nothing", "vmm-other"], "{pruned}");
+    assert_eq!(pruned["removed"], dry["removed"]);
+    assert_eq!(assets(&mut client).await, ["of-image", "of-template", "vmm-chosen"]);
+    assert_eq!(place.names("assets").len(), 3);
+    let linked = std::fs::canonicalize(place.state.join("bin/firecracker")).unwrap();
+    assert_eq!(std::fs::read(linked).unwrap(), std::fs::read("/bin/true").unwrap());
+
+    // Without their users they can go, too.
+    client.must("template_delete", json!({ "template": "user" })).await;
+    client.must("image_delete", json!({ "image": "made" })).await;
+    client.must("settings_set", json!({ "values": { "default.image": "rootfs:of-image" } })).await;
+    let pruned = client.finished("prune", json!({ "assets": true })).await;
+    assert_eq!(names(&pruned), ["of-template"], "{pruned}");
+}

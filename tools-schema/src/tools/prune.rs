@@ -19,6 +19,10 @@ pub struct PruneParams {
     /// Also images that somebody made and nothing uses, and the last builds of templates (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<bool>,
+    /// Also kernels, root filesystems and VMMs that no VM, image, template or setting refers to (default false). They stay
+    /// while other operations are under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assets: Option<bool>,
     /// How long to wait for its end, in seconds (default 30, at most 45); 0 returns at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
@@ -32,6 +36,9 @@ pub struct PruneOutput {
     pub dry_run: bool,
     /// Each thing.
     pub removed: Vec<Pruned>,
+    /// What nothing refers to and could not go now all the same, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<Pruned>,
     /// What they take on the disk, in bytes. Room that they share with what stays does not become free.
     pub freed_bytes: u64,
 }
@@ -55,6 +62,8 @@ pub struct Pruned {
 pub enum PrunedKind {
     /// An image.
     Image,
+    /// A kernel, root filesystem or VMM.
+    Asset,
     /// The log and row of a build.
     BuildLog,
     /// A file that can be made again.
@@ -68,6 +77,7 @@ impl PrunedKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Image => "image",
+            Self::Asset => "asset",
             Self::BuildLog => "build log",
             Self::Cache => "cache",
             Self::Scratch => "scratch",
@@ -79,7 +89,7 @@ impl Tool for Prune {
     const NAME: &'static str = "prune";
     const TITLE: &'static str = "Remove what nothing refers to";
     const DESCRIPTION: &'static str = "Frees disk space by removing what nothing refers to: images of earlier builds, caches, leftovers; use it when \
-        the disk runs full, with `dry_run` first. What somebody made on purpose stays, unless `images` is set.";
+        the disk runs full, with `dry_run` first. What somebody made or downloaded on purpose stays, unless `images` or `assets` is set.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = PruneParams;
     type Output = OpOutcome<PruneOutput>;

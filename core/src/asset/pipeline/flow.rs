@@ -19,6 +19,7 @@ use crate::asset::error::PackageProblem;
 use crate::asset::provider::{Expect, Format, Plan, Taken};
 use crate::asset::stream::{Compression, Sha256, decompressed, hashed};
 use crate::op::Progress;
+use crate::os::failpoint;
 
 /// How many bytes are moved at a time.
 const PIECE: usize = 256 << 10;
@@ -103,7 +104,10 @@ impl Flow {
         // whether they are the right ones at all.
         if matches!(outcome, Ok(_) | Err(AssetError::Package { .. })) {
             match raw.drain() {
-                Ok(()) => self.check(&self.raw, raw.digest().0)?,
+                Ok(()) => {
+                    failpoint::reach("download-arrived");
+                    self.check(&self.raw, raw.digest().0)?;
+                }
                 Err(e) if outcome.is_ok() => return Err(self.read_error(&raw, e)),
                 Err(_) => {}
             }
@@ -117,6 +121,7 @@ impl Flow {
             self.check(&[given], digest.0)?;
         }
         self.progress.check()?;
+        failpoint::reach("download-checked");
         Ok(Flowed { files, raw: digest })
     }
 
@@ -197,6 +202,7 @@ pub(super) fn write_file(
         };
         hasher.update(&buffer[..n]);
         file.write_all(&buffer[..n]).map_err(&doing)?;
+        failpoint::reach("download-unpacking");
         let before = size_bytes / FLUSH;
         size_bytes += n as u64;
         if size_bytes / FLUSH > before {
@@ -355,6 +361,7 @@ impl RawState {
             && self.bytes >= *had
         {
             file.write_all(&buf[..n]).map_err(Stopped::Write)?;
+            failpoint::reach("download-piece");
         }
         self.bytes += n as u64;
         Ok(n)

@@ -20,6 +20,7 @@ use crate::image::place::Place;
 use crate::image::source::{Staged, blocking};
 use crate::image::staging::check_room;
 use crate::op::Progress;
+use crate::os::failpoint;
 
 /// How many blobs come at once.
 const AT_ONCE: usize = 3;
@@ -195,6 +196,7 @@ impl Pull {
         let what = format!("the blob {}", shown(&blob.digest.to_string()));
         super::blobs::check_size(&what, &blob, sink.written)?;
         blob.digest.expect(&what, sink.hasher)?;
+        failpoint::reach("image-blob");
         Ok(blob)
     }
 

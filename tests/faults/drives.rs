@@ -1,0 +1,123 @@
+//! The daemon is killed at every step of making, growing and deleting drives. At its next start a drive is whole or gone, and
+//! as large as it is said to be.
+
+use std::fs;
+use std::path::Path;
+
+use nexus_tests::client::Client;
+use serde_json::{Value, json};
+
+use crate::builds::assert_whole;
+use crate::kills::{kill_at, last_op};
+use crate::world::{SOON, World, refused};
+
+/// The names of the drives; each is whole, and as large as it is said to be.
+#[track_caller]
+fn drives(client: &mut Client) -> Vec<String> {
+    let listed = client.must("drive_list", json!({ "limit": 500 }));
+    let drives = listed["drives"].as_array().expect("a list");
+    let look = |drive: &Value| {
+        let disk = Path::new(drive["path"].as_str().expect("a path"));
+        let bytes = fs::metadata(disk).expect("the disk is there").len();
+        assert_eq!(drive["size"], size(bytes), "{drive}");
+        assert_whole(disk);
+        drive["name"].as_str().expect("a name").to_owned()
+    };
+    drives.iter().map(look).collect()
+}
+
+/// A size as it is shown; all here are of whole MiB.
+fn size(bytes: u64) -> Value {
+    assert_eq!(bytes % (1 << 20), 0, "{bytes}");
+    format!("{}MiB", bytes >> 20).into()
+}
+
+#[test]
+fn a_drive_that_is_cut_off_is_gone_and_can_be_made() {
+    let mut world = World::new();
+    let mut client = world.client();
+    client.to_the_end("drive_create", json!({ "name": "first", "from": world.from, "size": "128MiB" }), SOON);
+    for (name, from) in [
+        ("empty", None),
+        ("of-image", Some(world.from.clone())),
+        ("of-drive", Some("drive:first".to_owned())),
+    ] {
+        let mut wanted = json!({ "name": name, "size": "160MiB", "wait_s": 45 });
+        if let Some(from) = from {
+            wanted["from"] = from.into();
+        }
+        let before = drives(&mut world.client());
+        for point in ["drive-begun", "drive-staged", "drive-named", "drive-made"] {
+            let mut client = kill_at(&mut world, point, "drive_create", &wanted);
+            assert_eq!(drives(&mut client), before, "{point}");
+            assert_eq!(
+                refused(&mut client, "drive_inspect", json!({ "drive": name })).code,
+                "drive_not_found"
+            );
+            let op = last_op(&mut client);
+            assert_eq!(
+                (&op["tool"], &op["state"]),
+                (&json!("drive_create"), &json!("failed")),
+                "{point}: {op}"
+            );
+            world.assert_in_order();
+        }
+        let mut client = kill_at(&mut world, "drive-ready", "drive_create", &wanted);
+        let op = last_op(&mut client);
+        assert_eq!((&op["tool"], &op["state"]), (&json!("drive_create"), &json!("succeeded")), "{op}");
+        let drive = client.must("drive_inspect", json!({ "drive": name }));
+        assert_eq!(client.must("op_get", json!({ "op_id": op["op_id"] }))["result"]["id"], drive["id"]);
+        assert_eq!(drive["size"], "160MiB", "{drive}");
+        client.must("drive_delete", json!({ "drive": name }));
+        client.to_the_end("drive_create", wanted, SOON);
+        assert_eq!(drives(&mut client).len(), before.len() + 1);
+        world.assert_in_order();
+    }
+}
+
+#[test]
+fn a_drive_that_was_being_made_larger_is_larger() {
+    let mut world = World::new();
+    let mut client = world.client();
+    client.to_the_end("drive_create", json!({ "name": "free", "size": "64MiB" }), SOON);
+    let mut arguments = world.arguments("box");
+    arguments["start"] = false.into();
+    let vm = client.to_the_end("vm_create", arguments, SOON);
+    let attached = vm["drives"][0]["name"].as_str().expect("a name").to_owned();
+    for (at, point) in ["drive-lengthened", "drive-grown"].into_iter().enumerate() {
+        for drive in ["free", &attached] {
+            let wanted = format!("{}MiB", 256 + 32 * at);
+            let resize = json!({ "drive": drive, "size": wanted });
+            let mut client = kill_at(&mut world, point, "drive_resize", &resize);
+            let drive = client.must("drive_inspect", json!({ "drive": drive }));
+            assert_eq!(drive["size"], wanted, "{point}: {drive}");
+            assert_eq!(filesystem_bytes(&drive), (256 + 32 * at as u64) << 20, "{point}: {drive}");
+            assert_eq!(drives(&mut client).len(), 2);
+            world.assert_in_order();
+        }
+    }
+    // The VM has what its drive says.
+    let mut client = world.client();
+    client.to_the_end("vm_start", json!({ "vm": "box" }), SOON);
+    assert_eq!(client.inspect("box")["drives"][0]["size"], "288MiB");
+    world.assert_in_order();
+}
+
+/// How large the filesystem on a drive is, by its superblock (linux/fs/ext4/ext4.h).
+fn filesystem_bytes(drive: &Value) -> u64 {
+    let disk = fs::read(drive["path"].as_str().expect("a path")).expect("the disk is read");
+    let word = |at: usize| u32::from_le_bytes(disk[1024 + at..1024 + at + 4].try_into().expect("four bytes"));
+    u64::from(word(0x04)) << (10 + word(0x18))
+}
+
+#[test]
+fn a_deletion_of_a_drive_that_is_cut_off_is_finished() {
+    let mut world = World::new();
+    for point in ["drive-forgotten", "drive-unnamed"] {
+        let mut client = world.client();
+        client.to_the_end("drive_create", json!({ "name": "cut", "size": "64MiB" }), SOON);
+        let mut client = kill_at(&mut world, point, "drive_delete", &json!({ "drive": "cut" }));
+        assert_eq!(drives(&mut client), Vec::<String>::new(), "{point}");
+        world.assert_in_order();
+    }
+}
