@@ -82,9 +82,9 @@ impl Nexus {
         let op = self.shared.begin_op("vm_stop", ctx, subject(&record)).await?;
         let (shared, who) = (self.shared.clone(), ctx.caller.owner.clone());
         self.shared.ops.run(op, move |progress| async move {
-            progress.step("shutting down");
             let decision = ask(&handle, |reply| Command::Stop { who, force, reply }).await?;
             if decision == Decision::Go {
+                progress.step("shutting down");
                 let limit = std::time::Duration::from_secs(120);
                 if !until_down(&mut handle.view.clone(), limit).await {
                     return Err(ToolError::new(

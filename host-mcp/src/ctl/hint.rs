@@ -94,7 +94,7 @@ mod tests {
                 "run `nexusctl vm update --unprotect` first, if it really may go",
             ),
             ("look at vm_logs and system_info", "look at `nexusctl vm logs` and `nexusctl status`"),
-            ("call file_list", "run `nexusctl guest ls`"),
+            ("call guest_file_list", "run `nexusctl guest ls`"),
             ("give recursive: true to delete it whole", "give --recursive to delete it whole"),
             ("free some room, then try again", "free some room, then try again"),
             ("install the package e2fsprogs", "install the package e2fsprogs"),

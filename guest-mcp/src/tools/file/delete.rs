@@ -114,7 +114,7 @@ impl Work<'_> {
         };
         if depth > DEPTH_MAX {
             let why = format!("it is more than {DEPTH_MAX} levels deep");
-            return Err(refused("delete", self.path, &why).hint("run rm -rf with run_command"));
+            return Err(refused("delete", self.path, &why).hint("run rm -rf with guest_run_command"));
         }
         let directory = open_directory(parent, name, OFlags::NOFOLLOW).map_err(fail)?;
         if rustix::fs::fstat(&directory).map_err(fail)?.st_dev != self.device {

@@ -53,7 +53,7 @@ type Position = Vec<Vec<u8>>;
 
 fn parse_cursor(cursor: &str) -> Result<Position, ToolError> {
     let path = BASE64URL_NOPAD.decode(cursor.as_bytes());
-    let path = path.map_err(|_| ToolError::invalid("cursor is not one that file_list gave"))?;
+    let path = path.map_err(|_| ToolError::invalid("cursor is not one that guest_file_list gave"))?;
     Ok(path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect())
 }
 
@@ -67,7 +67,7 @@ fn list(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory =
         rustix::fs::openat(CWD, path.as_str(), flags, Mode::empty()).map_err(|error| match error {
-            Errno::NOTDIR => failed("list", &path, error).hint("call file_read or file_stat"),
+            Errno::NOTDIR => failed("list", &path, error).hint("call guest_file_read or guest_file_stat"),
             other => failed("list", &path, other),
         })?;
     let mut walk =
