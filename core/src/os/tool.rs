@@ -87,6 +87,12 @@ impl ProgramError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Missing { package, .. } => Some(format!("install the package {package}")),
+            Self::Failed { name: "mmdebstrap", stderr, .. } if stderr.contains("/etc/subuid") => Some(
+                "the daemon's user has no ids of its own for containers; give it some as root (`usermod --add-subuids \
+                 100000-165535 --add-subgids 100000-165535 USER`), or start from `busybox`, rootfs:alpine or oci:IMAGE, \
+                 which need none"
+                    .into(),
+            ),
             _ => None,
         }
     }
@@ -438,6 +444,19 @@ mod tests {
         let error = Tool::find_in([Path::new("/nonexistent")], "mke2fs").unwrap_err();
         assert_eq!(error.to_string(), "mke2fs is not installed");
         assert_eq!(error.hint().as_deref(), Some("install the package e2fsprogs"));
+    }
+
+    #[test]
+    fn a_user_without_ids_of_its_own_is_told_how_to_get_some() {
+        let failed = |name, stderr: &str| ProgramError::Failed {
+            name,
+            status: ExitStatus::from_raw(25 << 8),
+            stderr: stderr.to_owned(),
+        };
+        let said = "E: failed to parse /etc/subuid and /etc/subgid";
+        assert!(failed("mmdebstrap", said).hint().unwrap().contains("usermod --add-subuids"));
+        assert_eq!(failed("mmdebstrap", "E: no such suite").hint(), None);
+        assert_eq!(failed("mke2fs", said).hint(), None);
     }
 
     #[tokio::test]

@@ -75,7 +75,9 @@ fn open_regular(path: &str) -> Result<File, ToolError> {
     let stat = rustix::fs::fstat(&refer).map_err(|error| failed("read", path, error))?;
     match Kind::from_raw_mode(stat.st_mode) {
         Kind::RegularFile => {}
-        Kind::Directory => return Err(refused("read", path, "it is a directory").hint("call guest_file_list")),
+        Kind::Directory => {
+            return Err(refused("read", path, "it is a directory").hint("call guest_file_list"));
+        }
         other => return Err(refused("read", path, &format!("it is {}", kind_words(other)))),
     }
     let again = format!("/proc/self/fd/{}", refer.as_raw_fd());
