@@ -33,7 +33,7 @@ release: # what demo, install and bench use
 lint: ## formatting, clippy and the rules of the architecture
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) test --locked -p nexus-tests --test tidy
+	$(CARGO) test --locked --workspace --test tidy
 
 test: setup-test ## every test, those with real virtual machines included
 	@.ci/test
