@@ -87,7 +87,7 @@ impl ProgramError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Missing { package, .. } => Some(format!("install the package {package}")),
-            Self::Failed { name: "mmdebstrap", stderr, .. } if stderr.contains("/etc/subuid") => Some(
+            Self::Failed { name: "mmdebstrap", stderr, .. } if stderr.contains("subuid") => Some(
                 "the daemon's user has no ids of its own for containers; give it some as root (`usermod --add-subuids \
                  100000-165535 --add-subgids 100000-165535 USER`), or start from `busybox`, rootfs:alpine or oci:IMAGE, \
                  which need none"
