@@ -305,7 +305,7 @@ impl Shared {
 }
 
 /// What an image says it was made from.
-fn called(template: &Name, version: u32) -> String {
+pub(super) fn called(template: &Name, version: u32) -> String {
     format!("template:{template}@{version}")
 }
 

@@ -5,19 +5,21 @@ use std::time::Duration;
 
 use nexus_schema::id::{DriveId, DriveKind};
 use nexus_schema::link::GROW_REQUEST;
-use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::drive::{
     DriveAttachParams, DriveCreateParams, DriveDeleteOutput, DriveDeleteParams, DriveDetachParams,
     DriveDetails, DriveInspectParams, DriveListOutput, DriveListParams, DriveResizeOutput, DriveResizeParams,
     DriveUse,
 };
+use nexus_schema::tools::plan::Creation;
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 
+use super::plan::size_of_clone;
 use super::{CallContext, Nexus, Shared, cut_page, described, page, patience};
 use crate::drive::{DISK, DriveError, Locked};
 use crate::op::{Progress, store_error, summary};
 use crate::os::failpoint;
 use crate::store::drives::{Attachment, DriveRecord};
+use crate::store::images::ImageRecord;
 use crate::store::{StoreError, drives, now, ops, random_id};
 use crate::vm::actor::{Attach, Command, busy_drive};
 use crate::vm::create::ask;
@@ -29,7 +31,7 @@ use crate::vm::spec::{DISK_DEFAULT, DISK_MAX, DISK_MIN};
 const GROW_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a new drive is made from.
-enum From {
+pub(super) enum From {
     /// An empty filesystem.
     Nothing,
     /// An image, in the words of `vm_create`.
@@ -44,7 +46,7 @@ impl Nexus {
         &self,
         ctx: &CallContext,
         params: DriveCreateParams,
-    ) -> Result<OpOutcome<DriveDetails>, ToolError> {
+    ) -> Result<Creation<DriveDetails>, ToolError> {
         let wait = patience(params.wait_s)?;
         if let Some(size) = params.size {
             check_size(size)?;
@@ -60,6 +62,9 @@ impl Nexus {
                 }
             },
         };
+        if params.dry_run == Some(true) {
+            return shared.plan_drive(&params, from).await.map(Creation::from);
+        }
         let id: DriveId = random_id();
         let drive = DriveRecord {
             id,
@@ -107,7 +112,7 @@ impl Nexus {
                 }
             }
         });
-        shared.ops.wait(ctx, op_id, wait).await
+        shared.ops.wait(ctx, op_id, wait).await.map(Creation::from)
     }
 
     /// The tool `drive_list`.
@@ -265,7 +270,7 @@ impl Shared {
     }
 
     /// Fails if a VM may write to a drive now.
-    fn check_down(&self, drive: &DriveRecord) -> Result<(), ToolError> {
+    pub(super) fn check_down(&self, drive: &DriveRecord) -> Result<(), ToolError> {
         let Some(handle) = self.user_of(drive) else { return Ok(()) };
         let view = handle.view.borrow();
         if drive.read_only || !view.record.state.may_run() {
@@ -304,14 +309,11 @@ impl Shared {
                 made.map_err(drive_error)?;
             }
             From::Image(from) => {
-                let image = self.stock.image(&from, &drive.owner, progress).await?;
-                check_not_smaller(size, image.size, &image.name)?;
+                let image = self.image(&from, &drive.owner, progress).await?;
                 drive.image_id = Some(image.id);
-                drive.size = size.unwrap_or(image.size.max(DISK_DEFAULT));
+                drive.size = size_of_clone(size, &image)?;
                 progress.step("cloning the image");
-                let master = self.paths.image(image.id).join(crate::image::ROOTFS);
-                let made = self.drives.clone_image(&master, &path, drive.size, progress).await;
-                made.map_err(drive_error)?;
+                self.clone_of_image(&image, drive.id, drive.size, progress).await?;
             }
             From::Drive(source) => {
                 let locked = self.drive_locks.take(&[source.id]).await;
@@ -334,6 +336,25 @@ impl Shared {
         self.store.write(move |tx| drives::made(tx, &row)).await.map_err(store_error)?;
         failpoint::reach("drive-ready");
         Ok(drive)
+    }
+
+    /// Makes the disk of a drive from an image.
+    pub(crate) async fn clone_of_image(
+        &self,
+        image: &ImageRecord,
+        drive: DriveId,
+        size: ByteSize,
+        progress: &Progress,
+    ) -> Result<(), ToolError> {
+        let master = self.paths.image(image.id).join(crate::image::ROOTFS);
+        if let Err(error) = fs_err::tokio::metadata(&master).await {
+            let error = ToolError::new(ErrorCode::ImageFailed, format!("image {}: {error}", image.name));
+            return Err(
+                error.hint("its file is gone: make the image anew with image_create, under another name")
+            );
+        }
+        let made = self.drives.clone_image(&master, &self.paths.drive(drive), size, progress).await;
+        made.map(drop).map_err(drive_error)
     }
 
     /// Takes a drive that no VM has out of the store and off the disk.
@@ -413,7 +434,7 @@ struct Grown {
     problems: Vec<String>,
 }
 
-pub(crate) fn drive_error(error: DriveError) -> ToolError {
+fn drive_error(error: DriveError) -> ToolError {
     described(error.code(), &error, error.hint())
 }
 
@@ -431,7 +452,7 @@ fn check_size(size: ByteSize) -> Result<(), ToolError> {
     Ok(())
 }
 
-fn check_not_smaller(size: Option<ByteSize>, least: ByteSize, of: &Name) -> Result<(), ToolError> {
+pub(super) fn check_not_smaller(size: Option<ByteSize>, least: ByteSize, of: &Name) -> Result<(), ToolError> {
     match size {
         Some(size) if size < least => {
             Err(ToolError::invalid(format!("size is {size}, smaller than the {least} of {of}"))

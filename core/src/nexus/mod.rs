@@ -5,6 +5,7 @@ mod build;
 mod calls;
 mod drive;
 mod finished;
+mod plan;
 mod settings;
 mod space;
 mod stock;
@@ -40,7 +41,6 @@ use crate::vm::registry::Registry;
 use crate::vmm::Accel;
 use crate::vmm::doctor::{self, Choice, Host};
 
-pub(crate) use self::drive::drive_error;
 pub use crate::store::calls::CallRecord;
 
 /// Who calls.

@@ -5,6 +5,7 @@ use nexus_schema::tools::image::{
     ImageCreateParams, ImageDetails, ImageInspectParams, ImageListOutput, ImageListParams,
 };
 use nexus_schema::tools::op::{OpCancelParams, OpGetParams, OpListOutput, OpListParams, OpSummary};
+use nexus_schema::tools::plan::Creation;
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
 use super::vm::AnyResult;
@@ -85,14 +86,17 @@ impl Nexus {
         &self,
         ctx: &CallContext,
         params: ImageCreateParams,
-    ) -> Result<OpOutcome<ImageDetails>, ToolError> {
+    ) -> Result<Creation<ImageDetails>, ToolError> {
         let wait = patience(params.wait_s)?;
         self.shared.stock.check_image(&params.from).await?;
+        if params.dry_run == Some(true) {
+            return self.shared.plan_image(&params).await.map(Creation::from);
+        }
         let name = match params.name {
             Some(name) => name,
             // A build has a name for its image.
             None if params.from.starts_with("template:") => {
-                return self.image_of_template(ctx, params, wait).await;
+                return self.image_of_template(ctx, params, wait).await.map(Creation::from);
             }
             None => self.shared.stock.image_name(&params.from).await?,
         };
@@ -121,7 +125,7 @@ impl Nexus {
             let default = shared.defaults().await?.image;
             Ok(shared.image_details(image, 0, &default))
         });
-        self.shared.ops.wait(ctx, id, wait).await
+        self.shared.ops.wait(ctx, id, wait).await.map(Creation::from)
     }
 
     /// `image_create` of a template without a name of its own: the image that its build made or makes.

@@ -3,6 +3,7 @@
 use nexus_schema::id::VmKind;
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
 use nexus_schema::tools::OpOutcome;
+use nexus_schema::tools::plan::Creation;
 use nexus_schema::tools::vm::{
     VmCreateParams, VmDeleteOutput, VmDeleteParams, VmDetails, VmHistoryOutput, VmHistoryParams, VmImage,
     VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmStartParams, VmStopParams,
@@ -25,10 +26,13 @@ impl Nexus {
         &self,
         ctx: &CallContext,
         params: VmCreateParams,
-    ) -> Result<OpOutcome<VmDetails>, ToolError> {
+    ) -> Result<Creation<VmDetails>, ToolError> {
         let wait = patience(params.wait_s)?;
+        if params.dry_run == Some(true) {
+            return self.shared.plan_vm(&params).await.map(Creation::from);
+        }
         let op = create::begin(&self.shared, &ctx.caller.owner, params).await?;
-        self.shared.ops.wait(ctx, op, wait).await
+        self.shared.ops.wait(ctx, op, wait).await.map(Creation::from)
     }
 
     /// The tool `vm_list`.

@@ -64,34 +64,22 @@ impl Stock {
         let (want, content) = if spec.packages.is_empty() {
             match self.want_image(&spec.source).await? {
                 Want::File(path) => {
-                    let (content, looks) = self.content(&path, progress).await?;
+                    let (content, looks) = self.content(&path, true, progress).await?;
                     watched = Some((path.clone(), looks));
                     (Want::File(path), content)
                 }
                 // Everything else is an image of its own first, which other templates start from, too.
                 _ => {
                     let base = self.image(&spec.source, owner, progress).await?;
-                    let content = format!("image {}", base.sha256);
+                    let content = of_image(&base);
                     (Want::Installed(Box::new(base)), content)
                 }
             }
         } else {
             check_packages(&spec.source)?;
-            let configured = debian::configured(&self.apt_root).map_err(asset_error)?;
-            (Want::BuiltIn(DEBIAN), format!("packages {} {configured}", image::PACKAGES.join(",")))
+            (Want::BuiltIn(DEBIAN), self.packages()?)
         };
-        let inputs = Inputs {
-            version: env!("CARGO_PKG_VERSION"),
-            builder: BUILDER,
-            arch: std::env::consts::ARCH,
-            source: &content,
-            overlays: spec.overlays.iter().map(|(path, overlay)| (path.as_str(), overlay)).collect(),
-            packages: &spec.packages,
-            init: spec.init,
-            size: spec.size.map(|size| size.as_bytes()),
-        };
-        let inputs = serde_json::to_vec(&inputs)
-            .map_err(|e| ToolError::internal(format!("encode the inputs: {e}")))?;
+        let digest = digest(spec, &content)?;
         let recipe = Recipe {
             want,
             source: Some(called.to_owned()),
@@ -100,7 +88,33 @@ impl Stock {
             init: spec.init,
             build: None,
         };
-        Ok(Prepared { recipe, digest: hex_sha256(&inputs), watched })
+        Ok(Prepared { recipe, digest, watched })
+    }
+
+    /// The digest of a build's inputs, if it can be told without making anything; `base` is the image that it starts from, if
+    /// that is one and is here.
+    pub(super) async fn digest_beforehand(
+        &self,
+        spec: &TemplateSpec,
+        base: Option<&ImageRecord>,
+    ) -> Result<Option<String>, ToolError> {
+        let content = if !spec.packages.is_empty() {
+            check_packages(&spec.source)?;
+            self.packages()?
+        } else if let Some(base) = base {
+            of_image(base)
+        } else if let Want::File(path) = self.want_image(&spec.source).await? {
+            self.content(&path, false, &Progress::default()).await?.0
+        } else {
+            return Ok(None);
+        };
+        digest(spec, &content).map(Some)
+    }
+
+    /// What packages come to: their names, and where apt takes them from.
+    fn packages(&self) -> Result<String, ToolError> {
+        let configured = debian::configured(&self.apt_root).map_err(asset_error)?;
+        Ok(format!("packages {} {configured}", image::PACKAGES.join(",")))
     }
 
     /// The image that an earlier build made of the same inputs.
@@ -166,8 +180,13 @@ impl Stock {
     }
 
     /// What a path's content comes to, and how the path looks now. A file that looks as it did when it was hashed is not
-    /// read again.
-    async fn content(&self, path: &Path, progress: &Progress) -> Result<(String, String), ToolError> {
+    /// read again, if that may be remembered.
+    async fn content(
+        &self,
+        path: &Path,
+        remember: bool,
+        progress: &Progress,
+    ) -> Result<(String, String), ToolError> {
         let of = path.to_owned();
         let looks = blocking(move || fingerprint(&of)).await?;
         let meta = fs_err::metadata(path).map_err(|e| ToolError::invalid(format!("{e}")))?;
@@ -183,16 +202,40 @@ impl Stock {
             None => {
                 let (of, watched) = (path.to_owned(), progress.clone());
                 let hash = blocking(move || hash(&of, &watched)).await?;
-                let row = hash.clone();
-                self.store
-                    .write(move |tx| builds::remember_hash(tx, &name, &seen, &row))
-                    .await
-                    .map_err(store_error)?;
+                if remember {
+                    let row = hash.clone();
+                    self.store
+                        .write(move |tx| builds::remember_hash(tx, &name, &seen, &row))
+                        .await
+                        .map_err(store_error)?;
+                }
                 hash
             }
         };
         Ok((format!("file {hash}"), looks))
     }
+}
+
+/// What an image comes to as the start of another one.
+fn of_image(image: &ImageRecord) -> String {
+    format!("image {}", image.sha256)
+}
+
+/// The digest of all that goes into a build that starts from `content`.
+fn digest(spec: &TemplateSpec, content: &str) -> Result<String, ToolError> {
+    let inputs = Inputs {
+        version: env!("CARGO_PKG_VERSION"),
+        builder: BUILDER,
+        arch: std::env::consts::ARCH,
+        source: content,
+        overlays: spec.overlays.iter().map(|(path, overlay)| (path.as_str(), overlay)).collect(),
+        packages: &spec.packages,
+        init: spec.init,
+        size: spec.size.map(|size| size.as_bytes()),
+    };
+    let inputs =
+        serde_json::to_vec(&inputs).map_err(|e| ToolError::internal(format!("encode the inputs: {e}")))?;
+    Ok(hex_sha256(&inputs))
 }
 
 /// Refuses packages where they cannot be installed.

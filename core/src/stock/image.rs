@@ -45,6 +45,22 @@ pub(super) enum Want {
     Asset(Box<AssetRecord>),
 }
 
+impl Want {
+    /// The words that mean it.
+    pub(super) fn source(&self) -> String {
+        match self {
+            Self::BuiltIn(name) => (*name).to_owned(),
+            Self::File(path) => format!("file:{}", path.display()),
+            Self::Installed(image) => format!("image:{}", image.name),
+            Self::Saved(saved) => saved.source(),
+            Self::Remote(remote) => format!("oci:{}", remote.reference()),
+            Self::Resolved(resolved) => format!("oci:{}", resolved.reference()),
+            Self::Rootfs(from) => format!("rootfs:{from}"),
+            Self::Asset(asset) => format!("rootfs:{}@{}", asset.provider, asset.version),
+        }
+    }
+}
+
 /// How an image is made.
 pub(super) struct Recipe {
     /// What it starts from.
@@ -147,7 +163,11 @@ impl Stock {
     }
 
     /// The name of the image that is made of a source as it is now: the same for what did not change.
-    async fn identify(&self, want: Want, progress: Option<&Progress>) -> Result<(Want, Name), ToolError> {
+    pub(super) async fn identify(
+        &self,
+        want: Want,
+        progress: Option<&Progress>,
+    ) -> Result<(Want, Name), ToolError> {
         let stem =
             |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let print = |path: &Path| {
@@ -251,17 +271,7 @@ impl Stock {
                 _ => None,
             },
             name: name.clone(),
-            source: match (&recipe.source, &recipe.want) {
-                (Some(source), _) => source.clone(),
-                (None, Want::BuiltIn(name)) => (*name).to_owned(),
-                (None, Want::File(path)) => format!("file:{}", path.display()),
-                (None, Want::Installed(image)) => format!("image:{}", image.name),
-                (None, Want::Saved(saved)) => saved.source(),
-                (None, Want::Remote(remote)) => format!("oci:{}", remote.reference()),
-                (None, Want::Resolved(resolved)) => format!("oci:{}", resolved.reference()),
-                (None, Want::Rootfs(from)) => format!("rootfs:{from}"),
-                (None, Want::Asset(asset)) => format!("rootfs:{}@{}", asset.provider, asset.version),
-            },
+            source: recipe.source.clone().unwrap_or_else(|| recipe.want.source()),
             ready: false,
             distro: None,
             init: recipe.init,

@@ -15,7 +15,7 @@ use crate::store::assets::AssetRecord;
 use crate::store::{assets, now, random_id};
 
 /// Which kernel was asked for.
-enum Want {
+pub(super) enum Want {
     /// The distribution's, in a version or the newest.
     Debian(Option<String>),
     /// One that is installed.
@@ -25,7 +25,7 @@ enum Want {
 }
 
 impl Stock {
-    async fn want_kernel(&self, want: &str) -> Result<Want, ToolError> {
+    pub(super) async fn want_kernel(&self, want: &str) -> Result<Want, ToolError> {
         if let Some(path) = want.strip_prefix("file:") {
             return file_argument(want, path).map(Want::File);
         }
@@ -64,19 +64,24 @@ impl Stock {
             Want::Installed(asset) => Ok(*asset),
             Want::Debian(version) => {
                 let _turn = self.only_one("kernel debian").await;
-                let wanted = version.clone();
-                let found = self
-                    .store
-                    .read(move |db| assets::find(db, AssetKind::Kernel, DEBIAN, wanted.as_deref()))
-                    .await
-                    .map_err(store_error)?;
-                match found {
+                match self.installed_debian(version.clone()).await? {
                     Some(asset) => Ok(asset),
                     None => self.fetch_debian_kernel(version.as_deref(), None, None, owner, progress).await,
                 }
             }
             Want::File(path) => self.import_kernel(&path, None, None, owner, progress).await,
         }
+    }
+
+    /// The distribution's kernel that is here: of that version, or the newest.
+    pub(super) async fn installed_debian(
+        &self,
+        version: Option<String>,
+    ) -> Result<Option<AssetRecord>, ToolError> {
+        self.store
+            .read(move |db| assets::find(db, AssetKind::Kernel, DEBIAN, version.as_deref()))
+            .await
+            .map_err(store_error)
     }
 
     /// `asset_download` of a kernel.
@@ -117,16 +122,10 @@ impl Stock {
             Some(version) => versions.iter().find(|k| k.version == version),
             None => versions.first(),
         };
-        if let Some(newest) = newest {
-            let version = newest.version.clone();
-            let found = self
-                .store
-                .read(move |db| assets::find(db, AssetKind::Kernel, DEBIAN, Some(&version)))
-                .await
-                .map_err(store_error)?;
-            if let Some(asset) = found {
-                return Ok(asset);
-            }
+        if let Some(newest) = newest
+            && let Some(asset) = self.installed_debian(Some(newest.version.clone())).await?
+        {
+            return Ok(asset);
         }
         let id: AssetId = random_id();
         let directory = self.paths.asset(id);

@@ -2,6 +2,7 @@
 
 mod asset;
 mod build;
+mod foresee;
 mod image;
 mod kernel;
 mod oci;
@@ -23,6 +24,7 @@ use crate::store::Store;
 
 pub(crate) use asset::{files_of, main_file};
 pub(crate) use build::{additions, check_packages};
+pub(crate) use foresee::{Foreseen, step};
 pub(crate) use image::{BUILT_IN, template_argument};
 pub(crate) use kernel::{asset_error, summary as asset_summary};
 pub(crate) use scratch::Scratch;

@@ -18,7 +18,7 @@ impl Stock {
     pub(super) async fn check_rootfs(&self, from: &str) -> Result<(), ToolError> {
         match self.installed_rootfs(from).await? {
             Some(_) => Ok(()),
-            None => self.order(&wish(from)).await.map(drop),
+            None => self.order(&wish_of_rootfs(from)).await.map(drop),
         }
     }
 
@@ -31,7 +31,7 @@ impl Stock {
     ) -> Result<AssetRecord, ToolError> {
         match self.installed_rootfs(from).await? {
             Some(asset) => Ok(asset),
-            None => self.download(wish(from), owner, progress).await,
+            None => self.download(wish_of_rootfs(from), owner, progress).await,
         }
     }
 
@@ -49,7 +49,7 @@ impl Stock {
     }
 
     /// The asset of that name, else the newest one of that provider whose version is, or begins with, that one.
-    async fn installed_rootfs(&self, from: &str) -> Result<Option<AssetRecord>, ToolError> {
+    pub(super) async fn installed_rootfs(&self, from: &str) -> Result<Option<AssetRecord>, ToolError> {
         if let Ok(reference) = from.parse::<Reference<_>>() {
             let named = self.store.read(move |db| assets::get(db, &reference)).await.map_err(store_error)?;
             if let Some(asset) = named {
@@ -79,7 +79,8 @@ pub(super) fn newest_of<'a>(all: &'a [AssetRecord], from: &str) -> Option<&'a As
     all.iter().filter(is_one).max_by(|a, b| compare(&a.version, &b.version))
 }
 
-fn wish(from: &str) -> Wish {
+/// What is asked for where no fitting one is here.
+pub(super) fn wish_of_rootfs(from: &str) -> Wish {
     Wish {
         kind: AssetKind::Rootfs,
         from: Some(from.to_owned()),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nexus_schema::tools::asset::{AssetKind, Verified};
+use nexus_schema::tools::plan::{PlanAction, PlanStep, PlanThing};
 use nexus_schema::{ErrorCode, Reference, ToolError};
 use serde_json::{Value, json};
 
@@ -173,6 +174,29 @@ async fn the_newest_version_that_begins_so_is_taken() {
         assert_eq!(error.code, ErrorCode::AssetNotFound, "{gone}: {error}");
     }
     assert_eq!(scene.directories().await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_be_downloaded_is_foreseen_and_left_alone() {
+    let scene = Scene::new().await;
+    scene.serve_branch("3.21", "3.21.3");
+    scene.server.put("/m/", "<a href=\"v3.21/\">");
+    let path = scene.serve_alpine("3.21.3");
+    let foresee = async |from: &str| {
+        let foreseen = scene.stock.foresee_image(from).await.unwrap();
+        let step = |step: PlanStep| (step.action, step.what, step.source.unwrap(), step.bytes);
+        foreseen.steps.into_iter().map(step).collect::<Vec<_>>()
+    };
+    let build = |from: &str| (PlanAction::Build, PlanThing::Image, from.to_owned(), None);
+    let download = (PlanAction::Download, PlanThing::Rootfs, "alpine@3.21.3".to_owned(), Some(1234));
+    assert_eq!(foresee("rootfs:alpine@3.21").await, [download, build("rootfs:alpine@3.21")]);
+    assert_eq!((scene.server.count(&path), scene.directories().await), (0, 0));
+
+    let asset = scene.download(wish(AssetKind::Rootfs, "alpine@3.21")).await.unwrap();
+    let used = (PlanAction::Use, PlanThing::Rootfs, "alpine@3.21.3".to_owned(), Some(asset.size_bytes));
+    assert_eq!(foresee("rootfs:alpine@3.21").await, [used, build("rootfs:alpine@3.21.3")]);
+    let nowhere = scene.stock.foresee_image("rootfs:alpine@9.9").await.unwrap_err();
+    assert_eq!(nowhere.code, ErrorCode::AssetNotFound, "{nowhere}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nexus_schema::id::{BootId, DriveId, OpId, VmId};
 use nexus_schema::tools::vm::{VmCreateParams, VmDetails, VmState};
-use nexus_schema::{ErrorCode, Name, Reference, ToolError};
+use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 use tokio::sync::{oneshot, watch};
 
 use super::actor::{self, Command, DAEMON};
@@ -16,6 +16,7 @@ use crate::nexus::Shared;
 use crate::op::Progress;
 use crate::os::failpoint;
 use crate::store::drives::{Attachment, DriveRecord};
+use crate::store::images::ImageRecord;
 use crate::store::vms::{VmRecord, VmSpec};
 use crate::store::{StoreError, drives, history, idempotency, now, ops, random_id, vms};
 
@@ -173,27 +174,14 @@ async fn prepare(
     made: &mut Vec<DriveId>,
     progress: &Progress,
 ) -> Result<(VmRecord, Vec<DriveRecord>), ToolError> {
-    let VmSpec { kernel, from, mut disk, disk_given, .. } = record.spec.clone();
+    let VmSpec { kernel, from, .. } = record.spec.clone();
     let kernel = match shared.needs_kernel() {
         true => Some(shared.stock.kernel(&kernel, &record.owner, progress).await?),
         false => None,
     };
     let image = shared.image(&from, &record.owner, progress).await?;
-    let master = shared.paths.image(image.id).join(crate::image::ROOTFS);
-    if let Err(error) = fs_err::tokio::metadata(&master).await {
-        let error = ToolError::new(ErrorCode::ImageFailed, format!("image {}: {error}", image.name));
-        return Err(error.hint("its file is gone: make the image anew with image_create, under another name"));
-    }
-    if image.size > disk && !disk_given {
-        disk = image.size;
-        record.spec.disk = disk;
-    }
-    if image.size > disk {
-        return Err(ToolError::invalid(format!(
-            "disk is {disk}, smaller than the {} of image {}",
-            image.size, image.name
-        )));
-    }
+    let disk = disk_of(&record.spec, &image)?;
+    record.spec.disk = disk;
     record.kernel_id = kernel.map(|k| k.id);
     record.image_id = Some(image.id);
     record.image_name = image.name.to_string();
@@ -229,16 +217,24 @@ async fn prepare(
         .await
         .map_err(crate::op::store_error)?;
     failpoint::reach("create-drive-begun");
-    shared
-        .drives
-        .clone_image(&master, &shared.paths.drive(drive.id), disk, progress)
-        .await
-        .map_err(crate::nexus::drive_error)?;
+    shared.clone_of_image(&image, drive.id, disk, progress).await?;
     failpoint::reach("create-drive-cloned");
     let (ready, row) = (DriveRecord { ready: true, ..drive.clone() }, drive);
     shared.store.write(move |tx| drives::made(tx, &row)).await.map_err(crate::op::store_error)?;
     failpoint::reach("create-drive-ready");
     Ok((record, vec![ready]))
+}
+
+/// How large the root drive becomes: as large as the image at least, unless it was asked for otherwise.
+pub(crate) fn disk_of(spec: &VmSpec, image: &ImageRecord) -> Result<ByteSize, ToolError> {
+    match image.size > spec.disk {
+        false => Ok(spec.disk),
+        true if !spec.disk_given => Ok(image.size),
+        true => Err(ToolError::invalid(format!(
+            "disk is {}, smaller than the {} of image {}",
+            spec.disk, image.size, image.name
+        ))),
+    }
 }
 
 /// Starts a VM and waits until it is ready, or says why it is not.

@@ -17,6 +17,7 @@ use super::error::Error;
 use super::follow::{self, Wait};
 use super::format;
 use super::list::{self, Paging};
+use super::source;
 use super::ui::{Format, Table};
 
 /// The verbs.
@@ -24,6 +25,16 @@ use super::ui::{Format, Table};
 pub(crate) enum Command {
     /// Make a drive: empty, or a clone of an image or of another drive
     Create(CreateArgs),
+    /// Make a drive from a root filesystem that a provider has
+    FromRootfs(source::Of<source::Rootfs, CreateOptions>),
+    /// Make a drive from an OCI image
+    FromOci(source::Of<source::Oci, CreateOptions>),
+    /// Make a drive from a template, built if that was not done before
+    FromTemplate(source::Of<source::Template, CreateOptions>),
+    /// Make a drive from an image
+    FromImage(source::Of<source::Image, CreateOptions>),
+    /// Clone a drive whose VM does not run
+    FromDrive(source::Of<source::Drive, CreateOptions>),
     /// List drives
     #[command(visible_alias = "ls")]
     List(ListArgs),
@@ -52,17 +63,31 @@ pub(crate) struct OneDrive {
 /// What a new drive is to be.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// Its name [default: made up]
-    name: Option<Name>,
+    #[command(flatten)]
+    options: CreateOptions,
     /// What to clone: an image as in `vm create`, or drive:NAME [default: nothing, an empty filesystem]
     #[arg(long, value_name = "SOURCE")]
     from: Option<String>,
+}
+
+/// What it is to be, apart from its source.
+#[derive(Debug, Args)]
+pub(crate) struct CreateOptions {
+    /// Its name [default: made up]
+    #[arg(value_name = "NAME", conflicts_with = "name")]
+    positional: Option<Name>,
+    /// Its name [default: made up]
+    #[arg(long)]
+    name: Option<Name>,
     /// Its size, such as 256M or 10G [default: 8GiB, or that of its source]
     #[arg(long)]
     size: Option<ByteSize>,
     /// Guests may not write to it
     #[arg(long)]
     read_only: bool,
+    /// Only say what would be done
+    #[arg(short = 'n', long)]
+    dry_run: bool,
     #[command(flatten)]
     wait: Wait,
 }
@@ -115,7 +140,12 @@ pub(crate) struct DeleteArgs {
 /// Runs one verb.
 pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
-        Command::Create(args) => create(app, args).await,
+        Command::Create(args) => create(app, args.from, args.options).await,
+        Command::FromRootfs(args) => create_from(app, args.split()).await,
+        Command::FromOci(args) => create_from(app, args.split()).await,
+        Command::FromTemplate(args) => create_from(app, args.split()).await,
+        Command::FromImage(args) => create_from(app, args.split()).await,
+        Command::FromDrive(args) => create_from(app, args.split()).await,
         Command::List(args) => list(app, args).await,
         Command::Inspect(args) => {
             let params = DriveInspectParams { drive: args.drive };
@@ -167,16 +197,24 @@ fn show(
     Ok(0)
 }
 
-async fn create(app: &App, args: CreateArgs) -> Result<u8, Error> {
+async fn create_from(app: &App, (from, options): (String, CreateOptions)) -> Result<u8, Error> {
+    create(app, Some(from), options).await
+}
+
+async fn create(app: &App, from: Option<String>, args: CreateOptions) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let params = DriveCreateParams {
-        name: args.name,
-        from: args.from,
+        name: args.name.or(args.positional),
+        from,
         size: args.size,
         read_only: args.read_only.then_some(true),
+        dry_run: args.dry_run.then_some(true),
         wait_s: Some(0),
     };
-    let followed = follow::start::<DriveCreate, _>(&mut client, &app.ui, &params, args.wait).await?;
+    let created = follow::create::<DriveCreate, _>(&mut client, &app.ui, &params, args.wait).await?;
+    let Some(followed) = created else {
+        return Ok(0);
+    };
     let outcome = &followed.outcome;
     match (app.ui.format, &outcome.result) {
         (Format::Json, _) => app.ui.json(&followed.raw)?,

@@ -8,6 +8,7 @@ use nexus_schema::error::ErrorCode;
 use nexus_schema::id::OpId;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::op::{OpGet, OpGetParams, OpProgress, OpState};
+use nexus_schema::tools::plan::{Creation, Plan};
 use nexus_schema::{Tool, ToolError};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -15,8 +16,8 @@ use tokio::time::Instant;
 
 use super::client::{Client, Options, Progress, Reply};
 use super::error::Error;
-use super::format;
 use super::ui::{Format, Ui};
+use super::{format, plan};
 
 /// How long one `op_get` waits: a bar moves once a second, lines need less.
 const POLL_BAR: u32 = 1;
@@ -64,6 +65,33 @@ where
     let reply = client.call_with::<T>(params, Options::default()).await?;
     let first = followed(&reply, T::NAME)?;
     stay(client, ui, first, wait).await
+}
+
+/// The same for a call that creates something; a dry run is shown, and there is nothing to stay with.
+pub(crate) async fn create<T, R>(
+    client: &mut Client,
+    ui: &Ui,
+    params: &T::Params,
+    wait: Wait,
+) -> Result<Option<Followed<R>>, Error>
+where
+    T: Tool<Output = Creation<R>>,
+    R: DeserializeOwned,
+{
+    let reply = client.call_with::<T>(params, Options::default()).await?;
+    let planned: Planned = reply.facts(T::NAME, nexus_schema::ResultShape::Structured)?;
+    if let Some(plan) = planned.plan {
+        plan::show(ui, reply.structured.as_ref().unwrap_or(&reply.raw), &plan)?;
+        return Ok(None);
+    }
+    let first = followed(&reply, T::NAME)?;
+    stay(client, ui, first, wait).await.map(Some)
+}
+
+/// What tells a dry run.
+#[derive(serde::Deserialize)]
+struct Planned {
+    plan: Option<Plan>,
 }
 
 /// Stays with work that was started before.

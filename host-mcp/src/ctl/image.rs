@@ -31,13 +31,13 @@ pub(crate) enum Command {
     /// Make an image from packages, an OCI image, a directory, a tar archive or an ext4 file
     Create(CreateArgs),
     /// Make an image from a root filesystem that a provider has
-    FromRootfs(FromArgs<source::Rootfs>),
+    FromRootfs(source::Of<source::Rootfs, CreateOptions>),
     /// Make an image from an OCI image
-    FromOci(FromArgs<source::Oci>),
+    FromOci(source::Of<source::Oci, CreateOptions>),
     /// Make an image from a template
-    FromTemplate(FromArgs<source::Template>),
+    FromTemplate(source::Of<source::Template, CreateOptions>),
     /// Make an image from another one
-    FromImage(FromArgs<source::Image>),
+    FromImage(source::Of<source::Image, CreateOptions>),
     /// Delete images
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
@@ -71,15 +71,6 @@ pub(crate) struct CreateArgs {
     options: CreateOptions,
 }
 
-/// The same, from one sort of source.
-#[derive(Debug, Args)]
-pub(crate) struct FromArgs<S: Args> {
-    #[command(flatten)]
-    source: S,
-    #[command(flatten)]
-    options: CreateOptions,
-}
-
 /// How to make it.
 #[derive(Debug, Args)]
 pub(crate) struct CreateOptions {
@@ -89,6 +80,9 @@ pub(crate) struct CreateOptions {
     /// What is PID 1: agent, or system (the image's own init) [default: agent]
     #[arg(long, value_parser = word::<InitMode>(&["agent", "system"]))]
     init: Option<InitMode>,
+    /// Only say what would be done
+    #[arg(short = 'n', long)]
+    dry_run: bool,
     #[command(flatten)]
     wait: Wait,
 }
@@ -99,12 +93,12 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
         Command::List(paging) => list(app, paging).await,
         Command::Inspect(args) => inspect(app, args).await,
         Command::Create(args) => {
-            create(app, args.from.or(args.from_option).unwrap_or_default(), args.options).await
+            create(app, (args.from.or(args.from_option).unwrap_or_default(), args.options)).await
         }
-        Command::FromRootfs(args) => create(app, args.source.reference(), args.options).await,
-        Command::FromOci(args) => create(app, args.source.reference(), args.options).await,
-        Command::FromTemplate(args) => create(app, args.source.reference(), args.options).await,
-        Command::FromImage(args) => create(app, args.source.reference(), args.options).await,
+        Command::FromRootfs(args) => create(app, args.split()).await,
+        Command::FromOci(args) => create(app, args.split()).await,
+        Command::FromTemplate(args) => create(app, args.split()).await,
+        Command::FromImage(args) => create(app, args.split()).await,
         Command::Delete(args) => delete(app, args).await,
     }
 }
@@ -152,10 +146,19 @@ async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-async fn create(app: &App, from: String, args: CreateOptions) -> Result<u8, Error> {
+async fn create(app: &App, (from, args): (String, CreateOptions)) -> Result<u8, Error> {
     let mut client = app.connect().await?;
-    let params = ImageCreateParams { name: args.name, from, init: args.init, wait_s: Some(0) };
-    let followed = follow::start::<ImageCreate, _>(&mut client, &app.ui, &params, args.wait).await?;
+    let params = ImageCreateParams {
+        name: args.name,
+        from,
+        init: args.init,
+        dry_run: args.dry_run.then_some(true),
+        wait_s: Some(0),
+    };
+    let created = follow::create::<ImageCreate, _>(&mut client, &app.ui, &params, args.wait).await?;
+    let Some(followed) = created else {
+        return Ok(0);
+    };
     let outcome = &followed.outcome;
     match (app.ui.format, &outcome.result) {
         (Format::Json, _) => app.ui.json(&followed.raw)?,

@@ -24,6 +24,7 @@ mod list;
 mod mcp;
 mod mcp_config;
 mod op;
+mod plan;
 mod prune;
 mod settings;
 mod source;

@@ -1,8 +1,31 @@
-//! What images and drives are made from, as the words behind `from-rootfs`, `from-oci`, `from-template` and `from-image`.
+//! What VMs, images and drives are made from, as the words behind `from-rootfs`, `from-oci`, `from-template`, `from-image` and
+//! `from-drive`.
 
 use clap::Args;
 use nexus_schema::Reference;
-use nexus_schema::id::{ImageKind, TemplateKind};
+use nexus_schema::id::{DriveKind, ImageKind, TemplateKind};
+
+/// One sort of source.
+pub(crate) trait Source: Args {
+    /// What `from` of the tools says for it.
+    fn reference(&self) -> String;
+}
+
+/// A source, and how something is made of it.
+#[derive(Debug, Args)]
+pub(crate) struct Of<S: Source, O: Args> {
+    #[command(flatten)]
+    source: S,
+    #[command(flatten)]
+    options: O,
+}
+
+impl<S: Source, O: Args> Of<S, O> {
+    /// What `from` says, and the rest.
+    pub(crate) fn split(self) -> (String, O) {
+        (self.source.reference(), self.options)
+    }
+}
 
 /// A root filesystem of a provider.
 #[derive(Debug, Args)]
@@ -13,9 +36,8 @@ pub(crate) struct Rootfs {
     version: Option<String>,
 }
 
-impl Rootfs {
-    /// The reference that it means.
-    pub(crate) fn reference(&self) -> String {
+impl Source for Rootfs {
+    fn reference(&self) -> String {
         match &self.version {
             Some(version) => format!("rootfs:{}@{version}", self.provider),
             None => format!("rootfs:{}", self.provider),
@@ -30,9 +52,8 @@ pub(crate) struct Oci {
     reference: String,
 }
 
-impl Oci {
-    /// The reference that it means.
-    pub(crate) fn reference(&self) -> String {
+impl Source for Oci {
+    fn reference(&self) -> String {
         format!("oci:{}", self.reference.trim_start_matches("oci:"))
     }
 }
@@ -44,9 +65,8 @@ pub(crate) struct Template {
     template: Reference<TemplateKind>,
 }
 
-impl Template {
-    /// The reference that it means.
-    pub(crate) fn reference(&self) -> String {
+impl Source for Template {
+    fn reference(&self) -> String {
         format!("template:{}", self.template)
     }
 }
@@ -58,9 +78,21 @@ pub(crate) struct Image {
     image: Reference<ImageKind>,
 }
 
-impl Image {
-    /// The reference that it means.
-    pub(crate) fn reference(&self) -> String {
+impl Source for Image {
+    fn reference(&self) -> String {
         format!("image:{}", self.image)
+    }
+}
+
+/// A drive.
+#[derive(Debug, Args)]
+pub(crate) struct Drive {
+    /// The drive: its name or id
+    drive: Reference<DriveKind>,
+}
+
+impl Source for Drive {
+    fn reference(&self) -> String {
+        format!("drive:{}", self.drive)
     }
 }

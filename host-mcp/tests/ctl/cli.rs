@@ -265,3 +265,25 @@ fn usage_is_told_before_anything_is_dialled() {
     assert_eq!(world.run("--help").code, 0);
     assert!(world.run("version").text().contains("nexusd is not running"));
 }
+
+#[test]
+fn a_dry_run_shows_the_plan_and_follows_nothing() {
+    let world = World::new();
+    let plan = json!({ "plan": {
+        "makes": "drive", "name": "copy", "download_bytes": 0, "free_bytes": 3_000_000_000_u64,
+        "steps": [
+            { "action": "use", "what": "drive", "name": "data", "size": "2GiB" },
+            { "action": "clone", "what": "drive", "name": "copy", "size": "2GiB" },
+        ],
+    } });
+    let fake = Fake::start(&world.runtime(), [("drive_create", gives(plan.clone()))]);
+    let run = world.run("drive from-drive data copy --dry-run");
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(run.text().contains("clone  drive  copy"), "{}", run.text());
+    assert!(run.text().contains("nothing is done: this would make the drive copy"), "{}", run.text());
+    assert_eq!(world.run("drive from-drive data copy -n --json").json(), plan);
+    assert_eq!(world.run("drive from-drive data copy -n -q").text(), "");
+    let asked = json!({ "name": "copy", "from": "drive:data", "dry_run": true, "wait_s": 0 });
+    assert_eq!(fake.calls("drive_create"), [asked.clone(), asked.clone(), asked]);
+    assert_eq!(fake.calls("op_get"), Vec::<Value>::new());
+}

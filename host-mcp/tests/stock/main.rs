@@ -6,5 +6,6 @@ mod common;
 
 mod builds;
 mod place;
+mod plans;
 mod settings;
 mod space;

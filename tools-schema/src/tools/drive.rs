@@ -8,7 +8,7 @@ use crate::name::{Name, Reference};
 use crate::size::ByteSize;
 use crate::time::Timestamp;
 use crate::tool::{Effect, Tool};
-use crate::tools::OpOutcome;
+use crate::tools::plan::Creation;
 
 /// A drive.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -67,8 +67,9 @@ pub struct DriveCreateParams {
     /// Its name; default: made up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
-    /// What it is cloned from: `image:NAME` or anything else that vm_create takes, or `drive:NAME` (whose VM must not run).
-    /// Default: an empty ext4 filesystem.
+    /// What it is cloned from: anything that `from` of vm_create and image_create takes, such as `image:NAME`, `template:NAME`,
+    /// `oci:IMAGE`, `rootfs:PROVIDER@VERSION`, `file:PATH` (the image is made first if it is not here), or `drive:NAME` (whose
+    /// VM must not run). Default: an empty ext4 filesystem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// Its size, such as `10G`; default: 8GiB, or as large as what it is cloned from.
@@ -77,6 +78,9 @@ pub struct DriveCreateParams {
     /// Whether guests may not write to it (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+    /// Only say what would be done, and change nothing: the reply has a `plan` instead of an operation (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<bool>,
     /// How long to wait for its end, in seconds (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
@@ -91,7 +95,7 @@ impl Tool for DriveCreate {
     const EFFECT: Effect = Effect::Additive { idempotent: false };
     const OPEN_WORLD: bool = true;
     type Params = DriveCreateParams;
-    type Output = OpOutcome<DriveDetails>;
+    type Output = Creation<DriveDetails>;
 }
 
 /// Lists drives.

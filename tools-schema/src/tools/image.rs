@@ -9,7 +9,7 @@ use crate::name::{Name, Reference};
 use crate::size::ByteSize;
 use crate::time::Timestamp;
 use crate::tool::{Effect, Tool};
-use crate::tools::OpOutcome;
+use crate::tools::plan::Creation;
 
 /// An image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -161,6 +161,9 @@ pub struct ImageCreateParams {
     /// What is PID 1 by default (default agent).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<InitMode>,
+    /// Only say what would be done, and change nothing: the reply has a `plan` instead of an operation (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<bool>,
     /// How long to wait for its end, in seconds (default 30, at most 45).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
@@ -175,5 +178,5 @@ impl Tool for ImageCreate {
     const EFFECT: Effect = Effect::Additive { idempotent: false };
     const OPEN_WORLD: bool = true;
     type Params = ImageCreateParams;
-    type Output = OpOutcome<ImageDetails>;
+    type Output = Creation<ImageDetails>;
 }

@@ -8,6 +8,7 @@ pub mod file;
 pub mod image;
 pub mod op;
 pub mod os;
+pub mod plan;
 pub mod prune;
 pub mod settings;
 pub mod system;

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::blobs::{Blobs, missing, name_of};
 use super::digest::shown;
-use super::document::{self, Blob, DOCUMENT_MAX, Document};
+use super::document::{self, Blob, DOCUMENT_MAX, Descriptor, Document};
 use super::registry::Resolved;
 use super::{INDEXES_MAX, Image, ImageError, OciError, image_of, put_layer};
 use crate::image::Limits;
@@ -133,6 +133,38 @@ impl Arrivals {
     }
 }
 
+impl Resolved {
+    /// The manifest of the image for this machine: what points to its configuration and its layers.
+    async fn manifest(&self) -> Result<(Descriptor, Vec<Descriptor>), OciError> {
+        let mut document = Document::parse(&self.document)?;
+        for _ in 0..INDEXES_MAX {
+            match document {
+                Document::Manifest { config, layers } => return Ok((config, layers)),
+                Document::Index(entries) => {
+                    let chosen = document::choose(&entries, None, document::architecture())?;
+                    document = Document::parse(&self.remote.manifest(&chosen.blob()?).await?)?;
+                }
+            }
+        }
+        Err(OciError::Document { what: "its indexes lead nowhere".into() })
+    }
+
+    /// How many bytes its configuration and layers say that they have.
+    pub(crate) async fn download_bytes(&self) -> Result<u64, OciError> {
+        let (config, layers) = self.manifest().await?;
+        let mut bytes = config.blob()?.size;
+        let mut seen = Vec::new();
+        for layer in &layers {
+            let blob = layer.blob()?;
+            if !seen.contains(&blob) {
+                bytes = bytes.saturating_add(blob.size);
+                seen.push(blob);
+            }
+        }
+        Ok(bytes)
+    }
+}
+
 struct Pull {
     resolved: Resolved,
     directory: PathBuf,
@@ -149,28 +181,16 @@ impl Pull {
 
     /// Goes from what the name stands for to the image for this machine.
     async fn image(&self, progress: &Progress) -> Result<Image<Blob>, ImageError> {
-        let remote = &self.resolved.remote;
-        let mut document = Document::parse(&self.resolved.document)?;
-        for _ in 0..INDEXES_MAX {
-            match document {
-                Document::Manifest { config, layers } => {
-                    let blob = config.blob()?;
-                    if blob.size > DOCUMENT_MAX {
-                        let limit = nexus_schema::ByteSize::bytes(DOCUMENT_MAX);
-                        return Err(OciError::TooLarge { what: "its configuration".into(), limit }.into());
-                    }
-                    let blob = self.fetch(blob, progress).await?;
-                    let blobs = Blobs::Directory(self.directory.clone());
-                    self.bytes.store(0, Ordering::Relaxed);
-                    return Ok(image_of(&blobs.verified_document(&blob)?, &layers)?);
-                }
-                Document::Index(entries) => {
-                    let chosen = document::choose(&entries, None, document::architecture())?;
-                    document = Document::parse(&remote.manifest(&chosen.blob()?).await?)?;
-                }
-            }
+        let (config, layers) = self.resolved.manifest().await?;
+        let blob = config.blob()?;
+        if blob.size > DOCUMENT_MAX {
+            let limit = nexus_schema::ByteSize::bytes(DOCUMENT_MAX);
+            return Err(OciError::TooLarge { what: "its configuration".into(), limit }.into());
         }
-        Err(OciError::Document { what: "its indexes lead nowhere".into() }.into())
+        let blob = self.fetch(blob, progress).await?;
+        let blobs = Blobs::Directory(self.directory.clone());
+        self.bytes.store(0, Ordering::Relaxed);
+        Ok(image_of(&blobs.verified_document(&blob)?, &layers)?)
     }
 
     /// Fetches a blob, gone on with after interruptions, and checks it.

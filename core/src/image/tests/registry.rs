@@ -113,6 +113,12 @@ async fn a_real_registry_gives_images() {
 
     // By its digest; what the name stood for is in the reference.
     let resolved = Remote::parse(&format!("{at}/group/layered:1.0"), None).unwrap().resolve().await.unwrap();
+    let layers: u64 = layered().layers.iter().map(|layer| layer["size"].as_u64().unwrap()).sum();
+    let foreseen = resolved.download_bytes().await.unwrap();
+    assert!(
+        (layers..layers + 4096).contains(&foreseen),
+        "{foreseen} of layers of {layers} and a configuration"
+    );
     let exact = resolved.reference();
     assert!(exact.starts_with(&format!("{at}/group/layered:1.0@sha256:")), "{exact}");
     let by_digest = format!("{at}/group/layered@sha256:{}", resolved.hex());

@@ -32,13 +32,13 @@ pub(crate) enum Command {
     /// Create a VM and start it
     Create(Box<CreateArgs>),
     /// Create a VM from a root filesystem that a provider has
-    FromRootfs(Box<FromArgs<source::Rootfs>>),
+    FromRootfs(Box<source::Of<source::Rootfs, CreateOptions>>),
     /// Create a VM from an OCI image
-    FromOci(Box<FromArgs<source::Oci>>),
+    FromOci(Box<source::Of<source::Oci, CreateOptions>>),
     /// Create a VM from a template, built if that was not done before
-    FromTemplate(Box<FromArgs<source::Template>>),
+    FromTemplate(Box<source::Of<source::Template, CreateOptions>>),
     /// Create a VM from an image
-    FromImage(Box<FromArgs<source::Image>>),
+    FromImage(Box<source::Of<source::Image, CreateOptions>>),
     /// List VMs
     #[command(visible_aliases = ["ls", "ps"])]
     List(ListArgs),
@@ -75,15 +75,6 @@ pub(crate) struct CreateArgs {
     /// What it is made from: debian, busybox, oci:IMAGE, rootfs:alpine@3.21, template:NAME, file:PATH, or an image of your own [default: debian]
     #[arg(long, visible_alias = "image", value_name = "SOURCE")]
     from: Option<String>,
-}
-
-/// The same, from one sort of source.
-#[derive(Debug, Args)]
-pub(crate) struct FromArgs<S: Args> {
-    #[command(flatten)]
-    source: S,
-    #[command(flatten)]
-    options: CreateOptions,
 }
 
 /// What it is to be, apart from its source.
@@ -131,6 +122,9 @@ pub(crate) struct CreateOptions {
     /// Do not start it
     #[arg(long)]
     no_start: bool,
+    /// Only say what would be done
+    #[arg(short = 'n', long)]
+    dry_run: bool,
     /// The same key with the same arguments gives the same VM, not a second one
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -218,10 +212,10 @@ pub(crate) struct HistoryArgs {
 pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
         Command::Create(args) => create(app, args.from, args.options).await,
-        Command::FromRootfs(args) => create(app, Some(args.source.reference()), args.options).await,
-        Command::FromOci(args) => create(app, Some(args.source.reference()), args.options).await,
-        Command::FromTemplate(args) => create(app, Some(args.source.reference()), args.options).await,
-        Command::FromImage(args) => create(app, Some(args.source.reference()), args.options).await,
+        Command::FromRootfs(args) => create_from(app, args.split()).await,
+        Command::FromOci(args) => create_from(app, args.split()).await,
+        Command::FromTemplate(args) => create_from(app, args.split()).await,
+        Command::FromImage(args) => create_from(app, args.split()).await,
         Command::List(args) => list(app, args).await,
         Command::Inspect(args) => inspect(app, args).await,
         Command::Start(args) => start(app, args).await,
@@ -233,11 +227,18 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     }
 }
 
+async fn create_from(app: &App, (from, options): (String, CreateOptions)) -> Result<u8, Error> {
+    create(app, Some(from), options).await
+}
+
 async fn create(app: &App, from: Option<String>, args: CreateOptions) -> Result<u8, Error> {
     let wait = args.wait;
     let params = create_params(from, args)?;
     let mut client = app.connect().await?;
-    let followed = follow::start::<VmCreate, _>(&mut client, &app.ui, &params, wait).await?;
+    let created = follow::create::<VmCreate, _>(&mut client, &app.ui, &params, wait).await?;
+    let Some(followed) = created else {
+        return Ok(0);
+    };
     let outcome = &followed.outcome;
     match app.ui.format {
         Format::Json => app.ui.json(&followed.raw)?,
@@ -282,6 +283,7 @@ fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreatePa
         tags: args.tag.into_iter().collect(),
         protected: args.protect.then_some(true),
         start: args.no_start.then_some(false),
+        dry_run: args.dry_run.then_some(true),
         wait_s: Some(0),
         idempotency_key: args.idempotency_key,
     })

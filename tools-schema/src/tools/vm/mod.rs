@@ -14,6 +14,7 @@ use crate::size::ByteSize;
 use crate::time::Timestamp;
 use crate::tool::{Effect, ResultShape, Tool};
 use crate::tools::OpOutcome;
+use crate::tools::plan::Creation;
 
 pub use self::words::{DriverChoice, NetworkChoice, VmState};
 
@@ -73,6 +74,9 @@ pub struct VmCreateParams {
     /// Start it at once (default true).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<bool>,
+    /// Only say what would be done, and change nothing: the reply has a `plan` instead of an operation (default false).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<bool>,
     /// How long to wait for it to be ready, in seconds (default 30, at most 45); 0 returns at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
@@ -91,10 +95,10 @@ impl Tool for VmCreate {
         with 1 vCPU, 512 MiB of memory and an 8 GiB disk. `from: \"busybox\"` boots fastest. It waits until the VM is ready; if \
         `done` is false, call op_get with the op_id. Then work inside with guest_run_command, guest_file_write and the other \
         guest_ tools, giving the VM's name as `vm`. The first VM on a host downloads a kernel and builds the image, which \
-        takes about a minute.";
+        takes about a minute; `dry_run` says beforehand what would be done.";
     const EFFECT: Effect = Effect::Additive { idempotent: false };
     type Params = VmCreateParams;
-    type Output = OpOutcome<VmDetails>;
+    type Output = Creation<VmDetails>;
 }
 
 /// A VM in a list.

@@ -1,0 +1,80 @@
+//! What a creation would do, as it is shown for `--dry-run`.
+
+use nexus_schema::tools::plan::Plan;
+use serde_json::value::RawValue;
+
+use super::error::Error;
+use super::format;
+use super::ui::{Format, Table, Ui};
+
+/// Shows a plan.
+pub(crate) fn show(ui: &Ui, raw: &RawValue, plan: &Plan) -> Result<(), Error> {
+    match ui.format {
+        Format::Json => ui.json(raw),
+        // What would be made has no id yet.
+        Format::Quiet => Ok(()),
+        Format::Human => {
+            ui.table(table(plan))?;
+            ui.line(&summary(plan))
+        }
+    }
+}
+
+fn table(plan: &Plan) -> Table {
+    let mut table = Table::with_headings(&["STEP", "WHAT", "NAME", "SOURCE", "SIZE", "BYTES"]);
+    for step in &plan.steps {
+        table.row([
+            step.action.as_str().into(),
+            step.what.as_str().into(),
+            step.name.as_deref().unwrap_or("-").into(),
+            step.source.as_deref().unwrap_or("-").into(),
+            step.size.map_or("-".into(), |size| format::size(size.as_bytes())).into(),
+            step.bytes.map_or("-".into(), format::size).into(),
+        ]);
+    }
+    table
+}
+
+fn summary(plan: &Plan) -> String {
+    let name = plan.name.as_ref().map_or("with a made-up name".into(), |name| format!("{name}"));
+    let driver = plan.driver.as_ref().map_or(String::new(), |driver| {
+        format!(" under {} {} ({})", driver.name, driver.version, driver.accel)
+    });
+    format!(
+        "nothing is done: this would make the {} {name}{driver}, download {}; {} are free",
+        plan.makes.as_str(),
+        format::size(plan.download_bytes),
+        format::size(plan.free_bytes),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_read_well() {
+        let plan: Plan = serde_json::from_value(serde_json::json!({
+            "makes": "vm", "name": "web", "driver": { "name": "qemu", "accel": "tcg", "version": "7.2.0" },
+            "steps": [
+                { "action": "use", "what": "kernel", "name": "debian-6-1", "source": "debian@6.1", "bytes": 9_000_000 },
+                { "action": "download", "what": "layers", "source": "oci:python:3.12-slim", "bytes": 45_000_000 },
+                { "action": "build", "what": "image", "name": "oci-python", "source": "oci:python:3.12-slim" },
+                { "action": "clone", "what": "drive", "size": "8GiB" },
+                { "action": "start", "what": "vm", "name": "web" }
+            ],
+            "download_bytes": 45_000_000, "free_bytes": 90_000_000_000_u64
+        }))
+        .unwrap();
+        insta::assert_snapshot!(table(&plan).render(None, false), @"
+        STEP      WHAT    NAME        SOURCE                SIZE   BYTES
+        use       kernel  debian-6-1  debian@6.1            -      8.6 MiB
+        download  layers  -           oci:python:3.12-slim  -      42.9 MiB
+        build     image   oci-python  oci:python:3.12-slim  -      -
+        clone     drive   -           -                     8 GiB  -
+        start     vm      web         -                     -      -
+        ");
+        let told = "nothing is done: this would make the vm web under qemu 7.2.0 (tcg), download 42.9 MiB; 83.8 GiB are free";
+        assert_eq!(summary(&plan), told);
+    }
+}
