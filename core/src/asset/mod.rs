@@ -28,8 +28,8 @@ mod xz;
 
 pub(crate) use error::IndexProblem;
 pub use error::{AssetError, KernelProblem, PackageProblem, SignatureProblem};
-pub(crate) use fetch::hash_file;
 pub use fetch::{FetchSettings, Fetched, Fetcher, ProxyRules, ProxySetting, Want};
+pub(crate) use fetch::{hash_file, shown};
 pub use initramfs::compose_initramfs;
 pub use kernel::{KernelFiles, ModuleImage, import_kernel};
 pub(crate) use kernel::{VMLINUX, adopt_kernel, is_program};

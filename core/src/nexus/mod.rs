@@ -6,6 +6,7 @@ mod calls;
 mod drive;
 mod finished;
 mod plan;
+mod provider;
 mod settings;
 mod space;
 mod stock;

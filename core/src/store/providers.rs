@@ -32,6 +32,27 @@ pub fn get(db: &Connection, name: &str) -> Result<Option<Value>, StoreError> {
         .optional()?)
 }
 
+/// One provider's row, whether it is good or not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProviderRow {
+    /// Its name.
+    pub name: String,
+    /// All that is known of it.
+    pub spec: Value,
+    /// Whether nobody changed it.
+    pub built_in: bool,
+}
+
+/// Every row with where it comes from, by name.
+pub fn rows(db: &Connection) -> Result<Vec<ProviderRow>, StoreError> {
+    let mut statement = db.prepare_cached("SELECT name, spec, origin FROM providers ORDER BY name")?;
+    let rows = statement.query_map([], |row| {
+        let built_in = row.get::<_, String>("origin")? == "built_in";
+        Ok(ProviderRow { name: row.get("name")?, spec: row.json("spec")?, built_in })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 /// Every provider's row, by name.
 pub fn all(db: &Connection) -> Result<Vec<(String, Value)>, StoreError> {
     let mut statement = db.prepare_cached("SELECT name, spec FROM providers ORDER BY name")?;

@@ -172,6 +172,7 @@ mod tests {
             "asset download rootfs alpine@3.21 --check",
             "asset download rootfs url:http://host.example/r.tar.xz --unverified",
             "asset verify",
+            "asset providers --kind kernel",
             "asset verify debian-6-1 --kind kernel",
             "asset rm debian-6-1",
             "kernel list",

@@ -16,6 +16,7 @@ use super::error::Error;
 use super::follow::{self, Wait};
 use super::format;
 use super::list::{self, Paging};
+use super::provider;
 use super::ui::{Format, Mood, Table, Text};
 
 /// The verbs.
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     /// Remove an installed asset
     #[command(visible_alias = "rm")]
     Remove(OneArgs),
+    /// List where assets come from
+    Providers(provider::Args),
 }
 
 /// Which asset.
@@ -186,6 +189,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
         Command::Inspect(args) => inspect(app, args).await,
         Command::Verify(args) => verify(app, args).await,
         Command::Remove(args) => remove(app, args).await,
+        Command::Providers(args) => provider::list(app, args).await,
     }
 }
 

@@ -25,6 +25,7 @@ mod mcp;
 mod mcp_config;
 mod op;
 mod plan;
+mod provider;
 mod prune;
 mod settings;
 mod source;

@@ -7,5 +7,6 @@ mod common;
 mod builds;
 mod place;
 mod plans;
+mod providers;
 mod settings;
 mod space;

@@ -48,11 +48,17 @@ impl Place {
     }
 
     pub async fn daemon(&self) -> Child {
+        self.daemon_with(&[]).await
+    }
+
+    /// The same with settings of its own.
+    pub async fn daemon_with(&self, settings: &[(&str, &str)]) -> Child {
         let run = self.directory.path().join("run");
         let child = Command::new(env!("CARGO_BIN_EXE_nexusd"))
             .env_clear()
             .env("HOME", self.directory.path())
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .envs(settings.iter().copied())
             .arg("--state-dir")
             .arg(&self.state)
             .arg("--runtime-dir")

@@ -9,6 +9,7 @@ pub mod image;
 pub mod op;
 pub mod os;
 pub mod plan;
+pub mod provider;
 pub mod prune;
 pub mod settings;
 pub mod system;
@@ -48,6 +49,7 @@ macro_rules! for_each_host_tool {
             $crate::tools::op::OpCancel => op_cancel,
             $crate::tools::op::OpGet => op_get,
             $crate::tools::op::OpList => op_list,
+            $crate::tools::provider::ProviderList => provider_list,
             $crate::tools::prune::Prune => prune,
             $crate::tools::settings::SettingsGet => settings_get,
             $crate::tools::settings::SettingsHistory => settings_history,

@@ -1,0 +1,39 @@
+//! Where assets come from, as clients see it.
+
+use serde_json::{Value, json};
+
+use crate::place::Place;
+
+#[tokio::test]
+async fn providers_are_listed_with_what_was_changed_and_without_credentials() {
+    let place = Place::new();
+    let providers = json!({
+        "alpine": { "mirrors": ["http://someone:secret@mirror.example/alpine"] },
+        "own": { "kind": "kernel", "about": "kernels of our own", "mirrors": ["https://kernels.example"],
+            "versions": { "from": "list", "versions": ["6.1.1"] },
+            "stages": [{ "stage": "download", "url": "{mirror}/vmlinux-{version}" }, { "stage": "checksum", "given": true }, { "stage": "store" }] },
+    });
+    let _daemon = place.daemon_with(&[("NEXUS_PROVIDERS", &providers.to_string())]).await;
+    let mut client = place.client().await;
+    let listed = client.must("provider_list", json!({})).await;
+    assert!(!listed.to_string().contains("secret"), "{listed}");
+    let all = listed["providers"].as_array().unwrap();
+    let names: Vec<&str> = all.iter().map(|provider| provider["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["alpine", "anvil", "debian", "file", "firecracker", "firecracker-ci", "own", "url"]);
+    let of = |name: &str| all.iter().find(|provider| provider["name"] == name).unwrap();
+    assert_eq!(
+        (&of("alpine")["built_in"], &of("alpine")["mirrors"]),
+        (&json!(false), &json!(["http://mirror.example/alpine"]))
+    );
+    assert_eq!((&of("debian")["built_in"], &of("debian")["kind"]), (&json!(true), &json!("kernel")));
+    assert_eq!(of("own")["stages"], json!(["download", "checksum", "store"]));
+    assert_eq!(of("anvil")["versions"], "github_releases");
+
+    let kernels = client.must("provider_list", json!({ "kind": "kernel", "limit": 3 })).await;
+    assert_eq!(kernels["providers"].as_array().map(Vec::len), Some(3));
+    let rest =
+        client.must("provider_list", json!({ "kind": "kernel", "cursor": kernels["next_cursor"] })).await;
+    let names: Vec<&Value> =
+        rest["providers"].as_array().unwrap().iter().map(|provider| &provider["name"]).collect();
+    assert_eq!(names, ["firecracker-ci", "own", "url"], "{kernels}");
+}
