@@ -23,7 +23,7 @@ use nexus_schema::limits::{PAGE_DEFAULT, PAGE_MAX, WAIT_DEFAULT, WAIT_MAX};
 use nexus_schema::tools::op::OpProgress;
 use nexus_schema::tools::vm::DriverChoice;
 use nexus_schema::{ErrorCode, Name, Reference, Timestamp, ToolError};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::asset::{KernelFiles, compose_initramfs};
@@ -135,7 +135,7 @@ pub(crate) struct Shared {
     pub(crate) vms: Registry,
     pub(crate) tasks: TaskTracker,
     host: tokio::sync::RwLock<Option<Arc<Host>>>,
-    calls: mpsc::Sender<CallRecord>,
+    calls: calls::CallLog,
     instance: InstanceId,
     started_at: Timestamp,
     _lock: Lock,
@@ -174,7 +174,7 @@ impl Nexus {
             .map_err(|_| StoreError::Closed)??;
         let instance = store.instance().await?;
         let drives = Drives::probe(&paths.drives())?;
-        let (calls, queue) = mpsc::channel(calls::QUEUE_MAX);
+        let (calls, queue) = calls::CallLog::new();
         let shared = Arc::new(Shared {
             stock: Stock::new(
                 store.clone(),
@@ -235,9 +235,7 @@ impl Nexus {
 
     /// Notes that a call was made; never waits.
     pub fn record_call(&self, call: CallRecord) {
-        if self.shared.calls.try_send(call).is_err() {
-            tracing::warn!("the call log is behind; a call was not recorded");
-        }
+        self.shared.calls.add(call);
     }
 }
 

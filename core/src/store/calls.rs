@@ -47,3 +47,9 @@ pub fn insert(tx: &Connection, calls: &[CallRecord]) -> Result<(), StoreError> {
     tx.prepare_cached("DELETE FROM calls WHERE seq <= (SELECT max(seq) FROM calls) - ?1")?.execute([KEPT])?;
     Ok(())
 }
+
+/// How many are kept.
+#[cfg(test)]
+pub fn count(connection: &Connection) -> Result<u32, StoreError> {
+    Ok(connection.query_row("SELECT count(*) FROM calls", [], |row| row.get(0))?)
+}

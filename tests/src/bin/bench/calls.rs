@@ -10,6 +10,7 @@ use nexus_tests::daemon::{Daemon, program};
 use serde_json::json;
 
 use super::Options;
+use super::awake::Awake;
 use super::samples::{Samples, show};
 use super::table::Table;
 use super::vsock::Echo;
@@ -22,6 +23,8 @@ const CALLERS: usize = 32;
 const ON_TOP: Duration = Duration::from_micros(60);
 const RATE: f64 = 15_000.0;
 const PART: f64 = 0.6;
+/// What is said of figures that are not judged.
+const ASLEEP: &str = "processors that sleep";
 /// In how many turns the work is done.
 const TURNS: usize = 10;
 
@@ -33,6 +36,12 @@ pub(crate) fn measure(options: &Options) -> Table {
         "The no-op is `file_stat` of `/`. On a stream, one hop is the same call at the guest's own socket; over stdio and HTTP it is \
          a `ping` that nexusd answers itself. A raw ping of a VM is an echo of 100 bytes by a program in a VM of its own.",
     );
+    table.note(match Awake::keep() {
+        Some(_) => {
+            "Processors are kept awake (`/dev/cpu_dma_latency`), but for the lines that say that they sleep."
+        }
+        None => "Processors cannot be kept awake by this user: each wait may cost what it takes to wake one.",
+    });
     table
 }
 
@@ -51,22 +60,26 @@ fn processes(options: &Options, table: &mut Table) {
         Program::start(bridge.arg("mcp").env("NEXUS_SOCKET", daemon.socket())).expect("nexusctl mcp");
     let mut http = Http::open(address, token.trim()).expect("a session over HTTP");
 
-    let mut one = [Samples::default(), Samples::default(), Samples::default()];
-    let mut two = one.clone();
-    for _ in 0..TURNS {
-        let times = options.times(5000) / TURNS;
-        let ask = |wire: &mut dyn Wire, method: &str, params: &str, into: &mut Samples| {
-            into.extend(ask_often(wire, &request(1, method, params), times));
-        };
-        ask(&mut direct, "tools/call", OWN, &mut one[0]);
-        ask(&mut stream, "tools/call", THROUGH, &mut two[0]);
-        ask(&mut stdio, "ping", "{}", &mut one[1]);
-        ask(&mut stdio, "tools/call", THROUGH, &mut two[1]);
-        ask(&mut http, "ping", "{}", &mut one[2]);
-        ask(&mut http, "tools/call", THROUGH, &mut two[2]);
-    }
+    let mut alone = |awake: bool| {
+        let _awake = awake.then(Awake::keep).flatten();
+        let mut one = [Samples::default(), Samples::default(), Samples::default()];
+        let mut two = one.clone();
+        for _ in 0..TURNS {
+            let times = options.times(5000) / TURNS;
+            let ask = |wire: &mut dyn Wire, method: &str, params: &str, into: &mut Samples| {
+                into.extend(ask_often(wire, &request(1, method, params), times));
+            };
+            ask(&mut direct, "tools/call", OWN, &mut one[0]);
+            ask(&mut stream, "tools/call", THROUGH, &mut two[0]);
+            ask(&mut stdio, "ping", "{}", &mut one[1]);
+            ask(&mut stdio, "tools/call", THROUGH, &mut two[1]);
+            ask(&mut http, "ping", "{}", &mut one[2]);
+            ask(&mut http, "tools/call", THROUGH, &mut two[2]);
+        }
+        one.into_iter().zip(two)
+    };
     let names = ["no-op, upgraded stream", "no-op, stdio (`nexusctl mcp`)", "no-op, HTTP"];
-    for ((name, one), two) in names.into_iter().zip(&one).zip(&two) {
+    for (name, (one, two)) in names.into_iter().zip(alone(true)) {
         let on_top = two.p50().saturating_sub(one.p50());
         table.judged(
             name,
@@ -76,22 +89,42 @@ fn processes(options: &Options, table: &mut Table) {
             ("≤ 60 µs on top", on_top <= ON_TOP),
         );
     }
-
-    let (mut one, mut two) = (Vec::new(), Vec::new());
-    for _ in 0..TURNS {
-        let total = options.times(100_000) / TURNS;
-        one.push(direct.ask_together("tools/call", OWN, CALLERS, total).expect("calls of the guest"));
-        two.push(
-            stream.ask_together("tools/call", THROUGH, CALLERS, total).expect("calls through the daemon"),
+    for (name, (one, two)) in names.into_iter().zip(alone(false)) {
+        let on_top = two.p50().saturating_sub(one.p50());
+        table.told(
+            format!("- {name}, {ASLEEP}"),
+            two.pair(0.5, 0.99),
+            one.pair(0.5, 0.99),
+            format!("+{}", show(on_top)),
         );
     }
-    let (one, two) = (median(&mut one), median(&mut two));
+
+    let mut together = |awake: bool| {
+        let _awake = awake.then(Awake::keep).flatten();
+        let (mut one, mut two) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            let total = options.times(100_000) / TURNS;
+            one.push(direct.ask_together("tools/call", OWN, CALLERS, total).expect("calls of the guest"));
+            two.push(
+                stream.ask_together("tools/call", THROUGH, CALLERS, total).expect("calls through the daemon"),
+            );
+        }
+        (median(&mut one), median(&mut two))
+    };
+    let (one, two) = together(true);
     table.judged(
         format!("{CALLERS} callers on one stream, none failed"),
         format!("{two:.0}/s"),
         format!("{one:.0}/s"),
         format!("{:.2} x", two / one),
         ("≥ 15,000/s and ≥ 0.6 x", two >= RATE && two >= PART * one),
+    );
+    let (one, two) = together(false);
+    table.told(
+        format!("- {CALLERS} callers, {ASLEEP}"),
+        format!("{two:.0}/s"),
+        format!("{one:.0}/s"),
+        format!("{:.2} x", two / one),
     );
 }
 
@@ -101,18 +134,22 @@ fn real(options: &Options, table: &mut Table) {
     daemon.client().create(json!({ "name": "web-1", "from": "busybox" }));
     let mut stream = wires::upgraded(&daemon.socket()).expect("a stream to the daemon");
     let mut echo = Echo::start(&daemon);
-    let (mut raw, mut calls) = (Samples::default(), Samples::default());
-    for _ in 0..TURNS {
-        let times = options.times(2000) / TURNS;
-        raw.extend(echo.round_trips(times));
-        calls.extend(ask_often(&mut stream, &request(1, "tools/call", THROUGH), times));
+    let what = "no-op in a real VM, next to a raw ping";
+    for (awake, what) in [(true, what.to_owned()), (false, format!("- {what}, {ASLEEP}"))] {
+        let _awake = awake.then(Awake::keep).flatten();
+        let (mut raw, mut calls) = (Samples::default(), Samples::default());
+        for _ in 0..TURNS {
+            let times = options.times(2000) / TURNS;
+            raw.extend(echo.round_trips(times));
+            calls.extend(ask_often(&mut stream, &request(1, "tools/call", THROUGH), times));
+        }
+        table.told(
+            what,
+            calls.pair(0.5, 0.99),
+            raw.pair(0.5, 0.99),
+            format!("+{}", show(calls.p50().saturating_sub(raw.p50()))),
+        );
     }
-    table.told(
-        "no-op in a real VM, next to a raw ping",
-        calls.pair(0.5, 0.99),
-        raw.pair(0.5, 0.99),
-        format!("+{}", show(calls.p50().saturating_sub(raw.p50()))),
-    );
 }
 
 /// Asks many times, after some that do not count. Panics when an answer is an error.

@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what is measured is printed")]
 
+mod awake;
 mod boot;
 mod calls;
 mod list;
