@@ -137,3 +137,22 @@ fn a_deletion_that_is_cut_off_is_finished_or_was_none() {
     assert_eq!(client.must("vm_list", json!({}))["vms"], json!([]));
     world.assert_in_order();
 }
+
+#[test]
+fn programs_that_outlive_the_daemon_are_ended_before_anything_is_tidied_up() {
+    let mut world = World::new();
+    let daemon = world.daemon.pid();
+    let stat = nexus_core::os::process::stat(daemon).expect("its stat is read").expect("the daemon is there");
+    let mut sleep = std::process::Command::new("sleep");
+    sleep.arg("1000").env("NEXUS_STARTED_BY", format!("{daemon}:{}", stat.start_time));
+    let mut left = sleep.spawn().expect("sleep starts");
+    world.daemon.kill();
+    world.daemon.restart();
+    let ended = left.try_wait().expect("a child can be waited for");
+    assert!(ended.is_some_and(|status| !status.success()), "{ended:?}\n{}", world.daemon.log());
+    assert!(
+        world.daemon.log().contains("ended programs that an earlier daemon left ended=1"),
+        "{}",
+        world.daemon.log()
+    );
+}

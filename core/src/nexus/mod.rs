@@ -31,6 +31,7 @@ use crate::config::{Config, DriverSetting};
 use crate::drive::{Drives, Locks};
 use crate::guest::Link;
 use crate::op::{Ops, store_error, summary};
+use crate::os::leftover;
 use crate::os::lock::{self, Lock};
 use crate::os::paths::Paths;
 use crate::stock::Stock;
@@ -168,6 +169,14 @@ impl Nexus {
             let pid = lock::holder(&paths.lock());
             return Err(OpenError::Locked { directory: config.state_dir, pid });
         };
+        if let Some(before) = lock.before() {
+            match tokio::task::spawn_blocking(move || leftover::end_of(before)).await {
+                Ok(Ok(0)) => {}
+                Ok(Ok(ended)) => tracing::info!(ended, "ended programs that an earlier daemon left"),
+                Ok(Err(error)) => tracing::warn!(%error, "cannot end what an earlier daemon left"),
+                Err(error) => tracing::warn!(%error, "cannot look for what an earlier daemon left"),
+            }
+        }
         let database = paths.database();
         let store = tokio::task::spawn_blocking(move || Store::open(&database))
             .await

@@ -10,6 +10,14 @@ use rustix::fs::{FlockOperation, flock};
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+    before: Option<u32>,
+}
+
+impl Lock {
+    /// The process that had it before, which may be long gone.
+    pub fn before(&self) -> Option<u32> {
+        self.before
+    }
 }
 
 /// Takes the lock, or `None` when another process has it. The file is close-on-exec, so that no child keeps it.
@@ -21,9 +29,10 @@ pub fn take(path: &Path) -> io::Result<Option<Lock>> {
         Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
+    let before = holder(path);
     file.set_len(0)?;
     writeln!(file, "{}", std::process::id())?;
-    Ok(Some(Lock { _file: file }))
+    Ok(Some(Lock { _file: file, before }))
 }
 
 /// The process that holds the lock, as it wrote it down itself.

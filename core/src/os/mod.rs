@@ -1,6 +1,7 @@
 //! The operating system's side of things: where files are, which programs are called.
 
 pub mod failpoint;
+pub mod leftover;
 pub mod lock;
 pub mod memory;
 #[cfg(test)]

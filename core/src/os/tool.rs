@@ -18,6 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 
+use super::leftover;
 use super::paths::PROGRAM_DIRECTORIES as PROGRAMS;
 
 /// How much of a program's error output is kept, in bytes.
@@ -229,6 +230,7 @@ impl Call {
             .env_clear()
             .env("LC_ALL", "C")
             .env("PATH", PROGRAMS.join(":"))
+            .env(leftover::STARTED_BY, leftover::mark())
             .envs(self.env)
             .current_dir(self.directory.as_deref().unwrap_or(Path::new("/")))
             .stdin(Stdio::null())
@@ -471,7 +473,8 @@ mod tests {
             .unwrap();
         seen.sort();
         assert_eq!(finished.code, 0);
-        assert_eq!(seen, ["EXTRA=1", "LC_ALL=C", &format!("PATH={}", PROGRAMS.join(":"))]);
+        let mark = format!("NEXUS_STARTED_BY={}", leftover::mark());
+        assert_eq!(seen, ["EXTRA=1", "LC_ALL=C", &mark, &format!("PATH={}", PROGRAMS.join(":"))]);
     }
 
     #[tokio::test]
