@@ -147,6 +147,8 @@ impl<W: Write> Cpio<'_, W> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     /// An entry: name, mode, device numbers, contents.
@@ -214,9 +216,16 @@ mod tests {
         let cache = dir.path().join("cache");
         let one = module(dir.path(), "00-a.ko", b"a");
         let first = compose_initramfs(&cache, b"agent", std::slice::from_ref(&one)).unwrap();
-        let made = std::fs::metadata(&first).unwrap().modified().unwrap();
+        let made = std::fs::metadata(&first).unwrap().ino();
+        let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        std::fs::File::open(&first).unwrap().set_modified(long_ago).unwrap();
         assert_eq!(compose_initramfs(&cache, b"agent", std::slice::from_ref(&one)).unwrap(), first);
-        assert_eq!(std::fs::metadata(&first).unwrap().modified().unwrap(), made);
+        let found = std::fs::metadata(&first).unwrap();
+        assert_eq!(found.ino(), made);
+        assert!(
+            found.modified().unwrap() > long_ago,
+            "what is in use looks young to those who prune the cache"
+        );
         let others = [
             compose_initramfs(&cache, b"agent 2", std::slice::from_ref(&one)).unwrap(),
             compose_initramfs(&cache, b"agent", &[]).unwrap(),
