@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -108,6 +109,23 @@ impl Daemon {
     fn start_in(temporary: TempDir, state: PathBuf, arguments: &[&str]) -> Self {
         copy(&seed(), &state);
         Self::run(temporary, state, arguments, &[])
+    }
+
+    /// A daemon of another user, with nothing in its state directory, below `place`. Takes root; so do its clients.
+    pub fn start_as(user: u32, place: &Path) -> Self {
+        let temporary =
+            tempfile::Builder::new().prefix("nexus-user-").tempdir_in(place).expect("a temporary directory");
+        let root = temporary.path().to_path_buf();
+        // Where that user can run it.
+        fs::copy(program("nexusd"), root.join("nexusd")).expect("a copy of nexusd");
+        std::os::unix::fs::chown(&root, Some(user), Some(user)).expect("root gives directories away");
+        let state = root.join("state");
+        let settings = BTreeMap::new();
+        let process = spawn_as(Some(user), &root, &state, &[], &settings);
+        let arguments = vec![];
+        let mut daemon = Self { process, root, state, arguments, settings, _temporary: Some(temporary) };
+        daemon.wait_until_served();
+        daemon
     }
 
     fn run(temporary: TempDir, state: PathBuf, arguments: &[&str], settings: &[(&str, &str)]) -> Self {
@@ -297,8 +315,26 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 fn spawn(root: &Path, state: &Path, arguments: &[String], settings: &BTreeMap<String, String>) -> Child {
+    spawn_as(None, root, state, arguments, settings)
+}
+
+fn spawn_as(
+    user: Option<u32>,
+    root: &Path,
+    state: &Path,
+    arguments: &[String],
+    settings: &BTreeMap<String, String>,
+) -> Child {
     let log = File::options().create(true).append(true).open(root.join("nexusd.log")).expect("a log file");
-    Command::new(program("nexusd"))
+    let mut command = match user {
+        None => Command::new(program("nexusd")),
+        Some(user) => {
+            let mut command = Command::new(root.join("nexusd"));
+            command.uid(user).gid(user).env("HOME", root);
+            command
+        }
+    };
+    command
         .args(arguments)
         .env_remove("NEXUS_SOCKET")
         .env("NEXUS_STATE_DIR", state)

@@ -37,6 +37,15 @@ pub enum Entry<'e> {
     Directory,
 }
 
+/// A layer that is packed by gzip, and what it unpacks to.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// As it is kept.
+    pub packed: Vec<u8>,
+    /// The tar.
+    pub plain: Vec<u8>,
+}
+
 impl Registry {
     /// Starts one without any images.
     pub fn start() -> Self {
@@ -73,6 +82,20 @@ impl Registry {
     pub fn put(&self, name: &str, tag: &str, layers: &[&[(&str, Entry<'_>)]], run: &Value) {
         let tars: Vec<Vec<u8>> = layers.iter().map(|entries| tar(entries)).collect();
         let diff_ids: Vec<String> = tars.iter().map(|tar| digest(tar)).collect();
+        let layers: Vec<Value> =
+            tars.iter().map(|tar| self.blob(name, "application/vnd.oci.image.layer.v1.tar", tar)).collect();
+        self.put_image(name, tag, &layers, &diff_ids, run);
+    }
+
+    /// The same of layers that are packed already.
+    pub fn put_packed(&self, name: &str, tag: &str, layers: &[Layer], run: &Value) {
+        let diff_ids: Vec<String> = layers.iter().map(|layer| digest(&layer.plain)).collect();
+        let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let layers: Vec<Value> = layers.iter().map(|layer| self.blob(name, kind, &layer.packed)).collect();
+        self.put_image(name, tag, &layers, &diff_ids, run);
+    }
+
+    fn put_image(&self, name: &str, tag: &str, layers: &[Value], diff_ids: &[String], run: &Value) {
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
@@ -82,8 +105,6 @@ impl Registry {
             "rootfs": { "type": "layers", "diff_ids": diff_ids } });
         let config =
             self.blob(name, "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
-        let layers: Vec<Value> =
-            tars.iter().map(|tar| self.blob(name, "application/vnd.oci.image.layer.v1.tar", tar)).collect();
         let manifest = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": config, "layers": layers });
         let manifest = manifest.to_string();

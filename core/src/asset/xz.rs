@@ -8,7 +8,7 @@ use xz2::stream::{Action, MtStreamBuilder, Status, Stream};
 /// How much memory a decoder of hostile input may take.
 const MEMORY: u64 = 256 << 20;
 /// How much of it blocks may take that are decoded side by side; what needs more is decoded in the order of the file.
-const MEMORY_OF_THREADS: u64 = 52 << 20;
+const MEMORY_OF_THREADS: u64 = 40 << 20;
 /// The most threads.
 const THREADS: usize = 4;
 

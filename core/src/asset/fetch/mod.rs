@@ -125,7 +125,7 @@ pub struct Fetcher {
 }
 
 /// How many pieces may wait between network and reader.
-const PIECES_AHEAD: usize = 32;
+const PIECES_AHEAD: usize = 8;
 
 impl Fetcher {
     /// A client with these settings.

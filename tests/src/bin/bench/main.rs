@@ -8,9 +8,14 @@
 mod awake;
 mod boot;
 mod calls;
+mod clone;
+mod download;
+mod image;
 mod list;
 mod machine;
+mod material;
 mod memory;
+mod oci;
 mod samples;
 mod table;
 mod vsock;
@@ -26,7 +31,7 @@ use table::Table;
 /// Measures Nexus next to yardsticks in the same run.
 #[derive(Debug, Parser)]
 struct Options {
-    /// What to measure (all of it by default): boot, calls, vsock, memory, list.
+    /// What to measure (all of it by default): boot, calls, vsock, memory, list, download, image, oci, clone.
     measurements: Vec<String>,
     /// How many runs a boot's figures are taken from.
     #[arg(long, default_value_t = 15)]
@@ -54,12 +59,16 @@ impl Options {
 /// A measurement by its name.
 type Measurement = (&'static str, fn(&Options) -> Table);
 
-const MEASUREMENTS: [Measurement; 5] = [
+const MEASUREMENTS: [Measurement; 9] = [
     ("boot", boot::measure),
     ("calls", calls::measure),
     ("vsock", vsock::measure),
     ("memory", memory::measure),
     ("list", list::measure),
+    ("download", download::measure),
+    ("image", image::measure),
+    ("oci", oci::measure),
+    ("clone", clone::measure),
 ];
 
 fn main() -> ExitCode {

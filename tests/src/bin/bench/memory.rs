@@ -55,6 +55,15 @@ pub(crate) fn private_kib(process: u32) -> u64 {
     rollup.lines().filter(|line| line.starts_with("Private_")).filter_map(kib).sum()
 }
 
+/// The most that a process had in memory since the last call of this, in MiB.
+pub(crate) fn peak_mib(process: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("read a process's status");
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).and_then(kib);
+    // 5 begins the highest mark anew.
+    fs::write(format!("/proc/{process}/clear_refs"), "5").expect("begin a process's mark anew");
+    peak.expect("a process has a highest mark") as f64 / MIB
+}
+
 /// The number in a line like `VmRSS:      123 kB`.
 fn kib(line: &str) -> Option<u64> {
     line.split_once(':')?.1.trim().strip_suffix("kB")?.trim().parse().ok()

@@ -1,0 +1,96 @@
+//! What the data plane is measured with: made once, kept in `bench` of the target directory, removed by `cargo clean`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nexus_core::asset::debian::Archive;
+use nexus_core::op::Progress;
+use nexus_tests::daemon::program;
+
+/// The directory.
+pub(crate) fn home() -> PathBuf {
+    let built = program("nexusd");
+    let target = built.parent().and_then(Path::parent).expect("programs are in the target directory");
+    let home = target.join("bench");
+    fs::create_dir_all(&home).expect("a directory for what is measured with");
+    home
+}
+
+/// A file of [`home`], made if it is not there: `make` writes it under the path that it is given.
+pub(crate) fn kept(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+    let path = home().join(name);
+    if !path.exists() {
+        eprintln!("making {}, once", path.display());
+        let half = home().join(format!("half-{name}"));
+        match fs::remove_dir_all(&half) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+                fs::remove_file(&half).expect("old halves go")
+            }
+            _ => {}
+        }
+        make(&half);
+        fs::rename(&half, &path).expect("it is whole");
+    }
+    path
+}
+
+/// A root filesystem of the host's own distribution as a tar, some 200 MB.
+pub(crate) fn rootfs() -> PathBuf {
+    kept("rootfs.tar", |tar| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+        let archive = runtime.block_on(Archive::open(Path::new("/"), &Progress::default()));
+        let packages =
+            archive.expect("apt is configured for an archive of Debian or Ubuntu").bootstrap_source();
+        let mut call = Command::new("mmdebstrap");
+        call.args(["--quiet", "--variant=minbase", "--format=tar", "--include=python3-minimal"]);
+        call.arg(format!("--keyring={}", packages.keyring.display()));
+        if let Some(proxy) = &packages.proxy {
+            call.arg(format!("--aptopt=Acquire::http::Proxy \"{proxy}\""));
+        }
+        if !packages.check_valid_until {
+            call.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
+        }
+        run(call.arg(&packages.suite).arg(tar).args(&packages.mirrors));
+    })
+}
+
+/// Runs a program that has to succeed, and says how long it took.
+#[track_caller]
+pub(crate) fn run(command: &mut Command) -> Duration {
+    let start = Instant::now();
+    let done = command.stdin(Stdio::null()).output();
+    let took = start.elapsed();
+    let done = done.unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    took
+}
+
+/// The same for a line of bash.
+#[track_caller]
+pub(crate) fn bash(line: &str) -> Duration {
+    run(Command::new("bash").args(["-e", "-o", "pipefail", "-c", line]))
+}
+
+/// Whether a program is there.
+pub(crate) fn has(name: &str) -> bool {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|at| at.join(name).is_file())
+}
+
+/// Writes out what is waiting for it, so that one measurement does not pay for another one.
+pub(crate) fn settle(path: &Path) {
+    let file = File::open(path).expect("it is there");
+    rustix::fs::syncfs(&file).expect("the filesystem is written out");
+}
+
+/// The middle of some durations.
+pub(crate) fn median(times: &mut [Duration]) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// One duration as a multiple of another.
+pub(crate) fn ratio(of: Duration, to: Duration) -> f64 {
+    of.as_secs_f64() / to.as_secs_f64()
+}
