@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 use nexus_schema::ByteSize;
 
-use super::stage::{self, Stage};
+use super::stage::{self, Filled, Stage};
 use super::{Backend, DriveError, reflink};
 use crate::op::Progress;
 use crate::os::subvolume::{self, MAGIC, ROOT_INODE};
@@ -35,7 +35,9 @@ impl Backend for Btrfs {
             && home.metadata().map_err(|e| DriveError::io(home, e))?.uid()
                 == rustix::process::geteuid().as_raw();
         if !own {
-            return stage::create(drive, make_subvolume, |stage| reflink::fill(stage, image, size));
+            return stage::create(drive, Filled::InOrder, make_subvolume, |stage| {
+                reflink::fill(stage, image, size)
+            });
         }
         let length = fs::metadata(image).map_err(|e| DriveError::io(image, e))?.len();
         stage::check_size(size, length)?;
@@ -43,11 +45,11 @@ impl Backend for Btrfs {
             stage::check_room(home, 0)?;
             subvolume::snapshot(home, path).map_err(|e| DriveError::io(path, e.into()))
         };
-        stage::create(drive, snapshot, |stage| trim(stage, image, size))
+        stage::create(drive, Filled::InOrder, snapshot, |stage| trim(stage, image, size))
     }
 
     fn create_empty(&self, drive: &Path, size: ByteSize) -> Result<PathBuf, DriveError> {
-        stage::create(drive, make_subvolume, |stage| stage::empty_disk(stage, size))
+        stage::create(drive, Filled::Synced, make_subvolume, |stage| stage::empty_disk(stage, size))
     }
 }
 
@@ -71,7 +73,7 @@ fn trim(stage: &Stage, image: &Path, size: ByteSize) -> Result<(), DriveError> {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     fs::set_permissions(&disk, mode).map_err(|e| DriveError::io(&disk, e))?;
     let file = fs::OpenOptions::new().write(true).open(&disk).map_err(|e| DriveError::io(&disk, e))?;
-    stage::set_length(&file, &disk, size)
+    stage::set_length_only(&file, &disk, size)
 }
 
 fn make_subvolume(path: &Path) -> Result<(), DriveError> {

@@ -7,7 +7,7 @@ use nexus_schema::ByteSize;
 use rustix::fs::{SeekFrom, copy_file_range, seek};
 use rustix::io::{Errno, pread, pwrite};
 
-use super::stage::{self, Stage};
+use super::stage::{self, Filled, Stage};
 use super::{Backend, DriveError};
 use crate::op::Progress;
 
@@ -34,7 +34,9 @@ impl Backend for Copy {
         size: ByteSize,
         progress: &Progress,
     ) -> Result<PathBuf, DriveError> {
-        stage::create(drive, stage::make_directory, |stage| fill(stage, image, size, progress))
+        stage::create(drive, Filled::Synced, stage::make_directory, |stage| {
+            fill(stage, image, size, progress)
+        })
     }
 }
 

@@ -32,6 +32,7 @@ pub use reflink::Reflink;
 
 use crate::op::Progress;
 use crate::os::failpoint;
+use stage::Filled;
 
 /// The disk's name in a drive's directory.
 pub const DISK: &str = "disk.ext4";
@@ -55,7 +56,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// Makes the drive `drive` with an empty disk.
     fn create_empty(&self, drive: &Path, size: ByteSize) -> Result<PathBuf, DriveError> {
-        stage::create(drive, stage::make_directory, |stage| stage::empty_disk(stage, size))
+        stage::create(drive, Filled::Synced, stage::make_directory, |stage| stage::empty_disk(stage, size))
     }
 
     /// Makes a drive's disk longer; the filesystem in it stays as it is.

@@ -7,7 +7,7 @@ use fs_err as fs;
 use nexus_schema::ByteSize;
 use rustix::fs::ioctl_ficlone;
 
-use super::stage::{self, Stage};
+use super::stage::{self, Filled, Stage};
 use super::{Backend, DriveError};
 use crate::op::Progress;
 
@@ -28,7 +28,7 @@ impl Backend for Reflink {
         progress: &Progress,
     ) -> Result<PathBuf, DriveError> {
         progress.check()?;
-        stage::create(drive, stage::make_directory, |stage| fill(stage, image, size))
+        stage::create(drive, Filled::InOrder, stage::make_directory, |stage| fill(stage, image, size))
     }
 }
 
@@ -40,7 +40,7 @@ pub(super) fn fill(stage: &Stage, image: &Path, size: ByteSize) -> Result<(), Dr
     let disk = stage.disk();
     let to = fs::File::create_new(&disk).map_err(|e| DriveError::io(&disk, e))?;
     ioctl_ficlone(to.file(), from.file()).map_err(|e| DriveError::io(&disk, e.into()))?;
-    stage::set_length(&to, &disk, size)
+    stage::set_length_only(&to, &disk, size)
 }
 
 /// Whether reflinks work in a directory.

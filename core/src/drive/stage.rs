@@ -44,9 +44,20 @@ impl Drop for Stage {
     }
 }
 
+/// What of a new drive is on the disk already when it gets its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Filled {
+    /// Nothing but what the filesystem's own journal or commit has in the order in which it was done: one sync of the name puts
+    /// all of it there. That is how btrfs and XFS work, and clones have no data of their own that waits to be written.
+    InOrder,
+    /// The disk was synced.
+    Synced,
+}
+
 /// Makes `drive`: `make` makes its directory under a temporary name, `fill` its disk; then it gets its name.
 pub(super) fn create(
     drive: &Path,
+    filled: Filled,
     make: impl FnOnce(&Path) -> Result<(), DriveError>,
     fill: impl FnOnce(&Stage) -> Result<(), DriveError>,
 ) -> Result<PathBuf, DriveError> {
@@ -58,7 +69,9 @@ pub(super) fn create(
     make(&path)?;
     let mut stage = Stage { path, kept: false };
     fill(&stage)?;
-    sync_directory(&stage.path)?;
+    if filled == Filled::Synced {
+        sync_directory(&stage.path)?;
+    }
     failpoint::reach("drive-staged");
     match renameat_with(CWD, &stage.path, CWD, drive, RenameFlags::NOREPLACE) {
         Ok(()) => stage.kept = true,
@@ -92,8 +105,14 @@ pub(super) fn check_room(directory: &Path, bytes: u64) -> Result<(), DriveError>
 
 /// Gives an open disk its length and puts it on the disk below.
 pub(super) fn set_length(file: &fs::File, path: &Path, size: ByteSize) -> Result<(), DriveError> {
+    set_length_only(file, path, size)?;
+    file.sync_all().map_err(|e| DriveError::io(path, e))
+}
+
+/// Gives an open disk its length, in the order of what was done before and is done next ([`Filled::InOrder`]).
+pub(super) fn set_length_only(file: &fs::File, path: &Path, size: ByteSize) -> Result<(), DriveError> {
     let length = size.as_bytes().div_ceil(UNIT).saturating_mul(UNIT);
-    file.set_len(length).and_then(|()| file.sync_all()).map_err(|e| DriveError::io(path, e))
+    file.set_len(length).map_err(|e| DriveError::io(path, e))
 }
 
 /// Fails when `size` is smaller than what `content` bytes need.
