@@ -92,7 +92,7 @@ mod tests {
         let recording = tokio::spawn(record(store.clone(), queue));
         drop(log);
         recording.await.unwrap();
-        let count = store.read(|connection| calls::count(connection)).await.unwrap();
+        let count = store.read(calls::count).await.unwrap();
         assert_eq!(count as usize, QUEUE_MAX);
     }
 }

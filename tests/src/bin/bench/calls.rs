@@ -24,7 +24,7 @@ const ON_TOP: Duration = Duration::from_micros(60);
 const RATE: f64 = 15_000.0;
 const PART: f64 = 0.6;
 /// What is said of figures that are not judged.
-const ASLEEP: &str = "processors that sleep";
+const AWAKE: &str = "processors kept awake";
 /// In how many turns the work is done.
 const TURNS: usize = 10;
 
@@ -38,9 +38,10 @@ pub(crate) fn measure(options: &Options) -> Table {
     );
     table.note(match Awake::keep() {
         Some(_) => {
-            "Processors are kept awake (`/dev/cpu_dma_latency`), but for the lines that say that they sleep."
+            "Processors sleep while they wait, as they do; the lines that say so are of processors kept awake by \
+             `/dev/cpu_dma_latency`, and tell what waking them costs."
         }
-        None => "Processors cannot be kept awake by this user: each wait may cost what it takes to wake one.",
+        None => "Processors sleep while they wait; only root can keep them awake, so all lines are of such.",
     });
     table
 }
@@ -79,7 +80,7 @@ fn processes(options: &Options, table: &mut Table) {
         one.into_iter().zip(two)
     };
     let names = ["no-op, upgraded stream", "no-op, stdio (`nexusctl mcp`)", "no-op, HTTP"];
-    for (name, (one, two)) in names.into_iter().zip(alone(true)) {
+    for (name, (one, two)) in names.into_iter().zip(alone(false)) {
         let on_top = two.p50().saturating_sub(one.p50());
         table.judged(
             name,
@@ -89,10 +90,10 @@ fn processes(options: &Options, table: &mut Table) {
             ("≤ 60 µs on top", on_top <= ON_TOP),
         );
     }
-    for (name, (one, two)) in names.into_iter().zip(alone(false)) {
+    for (name, (one, two)) in names.into_iter().zip(alone(true)) {
         let on_top = two.p50().saturating_sub(one.p50());
         table.told(
-            format!("- {name}, {ASLEEP}"),
+            format!("- {name}, {AWAKE}"),
             two.pair(0.5, 0.99),
             one.pair(0.5, 0.99),
             format!("+{}", show(on_top)),
@@ -111,7 +112,7 @@ fn processes(options: &Options, table: &mut Table) {
         }
         (median(&mut one), median(&mut two))
     };
-    let (one, two) = together(true);
+    let (one, two) = together(false);
     table.judged(
         format!("{CALLERS} callers on one stream, none failed"),
         format!("{two:.0}/s"),
@@ -119,9 +120,9 @@ fn processes(options: &Options, table: &mut Table) {
         format!("{:.2} x", two / one),
         ("≥ 15,000/s and ≥ 0.6 x", two >= RATE && two >= PART * one),
     );
-    let (one, two) = together(false);
+    let (one, two) = together(true);
     table.told(
-        format!("- {CALLERS} callers, {ASLEEP}"),
+        format!("- {CALLERS} callers, {AWAKE}"),
         format!("{two:.0}/s"),
         format!("{one:.0}/s"),
         format!("{:.2} x", two / one),
@@ -135,7 +136,7 @@ fn real(options: &Options, table: &mut Table) {
     let mut stream = wires::upgraded(&daemon.socket()).expect("a stream to the daemon");
     let mut echo = Echo::start(&daemon);
     let what = "no-op in a real VM, next to a raw ping";
-    for (awake, what) in [(true, what.to_owned()), (false, format!("- {what}, {ASLEEP}"))] {
+    for (awake, what) in [(false, what.to_owned()), (true, format!("- {what}, {AWAKE}"))] {
         let _awake = awake.then(Awake::keep).flatten();
         let (mut raw, mut calls) = (Samples::default(), Samples::default());
         for _ in 0..TURNS {
