@@ -1,14 +1,14 @@
 //! Packets through virtqueues. The guest writes the rings and may write anything: descriptors that lead nowhere, an index
 //! that runs away. All loops are bounded, and nothing that it does is an error of ours.
 
-use vhost_user_backend::VringT;
+use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{DescriptorChain, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::connection::BUFFER_SPACE;
 use super::device::Device;
 use super::packet::{HEADER_LEN, Header};
-use super::vring::Vring;
+use super::vring::{Memory, Vring};
 
 /// How many packets go one way before the other has its turn.
 const PACKETS_PER_TURN: usize = 256;
@@ -36,6 +36,10 @@ pub(super) fn from_guest(
     }
     for _ in 0..PACKETS_PER_TURN {
         let Some(chain) = vring.get_queue_mut().pop_descriptor_chain(memory) else {
+            // It may wait for room, and fills it while the next packets are taken.
+            if std::mem::take(&mut used) {
+                tell(device, &mut vring);
+            }
             more = false;
             if believed || !vring.enable_notification().unwrap_or(false) {
                 break;
@@ -54,10 +58,17 @@ pub(super) fn from_guest(
         }
         used = true;
     }
-    if used && vring.needs_notification().unwrap_or(true) && vring.signal_used_queue().is_err() {
-        device.malformed();
+    if used {
+        tell(device, &mut vring);
     }
     more
+}
+
+/// Tells the guest that buffers are used, if it wants to know.
+fn tell(device: &mut Device, vring: &mut VringState<Memory>) {
+    if vring.needs_notification().unwrap_or(true) && vring.signal_used_queue().is_err() {
+        device.malformed();
+    }
 }
 
 /// Reads one packet, which may be cut anywhere over any number of descriptors. The payload comes to lie at the start of
@@ -139,8 +150,8 @@ pub(super) fn to_guest(device: &mut Device, vring: &Vring, memory: &GuestMemoryM
         }
         used = true;
     }
-    if used && vring.needs_notification().unwrap_or(true) && vring.signal_used_queue().is_err() {
-        device.malformed();
+    if used {
+        tell(device, &mut vring);
     }
     more
 }
