@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use nexus_core::os::process::ProcessHandle;
+use nexus_core::vmm::Shim;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
@@ -86,6 +88,20 @@ impl Place {
     pub fn names(&self, directory: &str) -> BTreeSet<String> {
         let entries = std::fs::read_dir(self.state.join(directory)).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+impl Drop for Place {
+    /// VMs outlive their daemon, and would outlive the test too.
+    fn drop(&mut self) {
+        for vm in std::fs::read_dir(self.state.join("vms")).into_iter().flatten().flatten() {
+            // Its VMM dies with a shim.
+            if let Ok(Some(shim)) = Shim::discover(&vm.path())
+                && let Ok(Some(process)) = ProcessHandle::open_identified(shim.pid, shim.start_time)
+            {
+                process.kill().unwrap();
+            }
+        }
     }
 }
 
