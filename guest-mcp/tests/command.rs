@@ -86,8 +86,9 @@ fn what_cannot_be_started_is_said() {
         (json!({ "command": "x", "env": { "A=B": "1" } }), "invalid_argument"),
         (json!({ "command": "x", "stdin": "!", "stdin_encoding": "base64" }), "invalid_argument"),
         (json!({ "command": "x", "stdin": "x".repeat(3 << 20) }), "too_large"),
-        (json!({ "argv": ["no-such-program"] }), "command_failed"),
-        (json!({ "argv": ["/etc/passwd"] }), "command_failed"),
+        (json!({ "argv": ["no-such-program"] }), "program_not_found"),
+        (json!({ "argv": ["/etc/passwd"] }), "program_not_executable"),
+        (json!({ "argv": ["/etc"] }), "program_not_executable"),
         (json!({ "argv": ["echo", "x".repeat(200_000)] }), "command_failed"),
     ] {
         let shown: String = arguments.to_string().chars().take(100).collect();

@@ -93,7 +93,7 @@ fn an_image_of_one_program_is_a_machine() {
 
     let line = client.call("guest_run_command", json!({ "vm": "bare", "command": "echo hello" }));
     let failure = line.expect_err("there is no shell");
-    assert_eq!(failure.code, "command_failed");
+    assert_eq!(failure.code, "program_not_found");
     assert!(failure.text.contains("no shell") && failure.text.contains("argv"), "{}", failure.text);
     let words = json!({ "vm": "bare", "argv": ["/echo", "hello"] });
     let words = client.call_whole("guest_run_command", words).expect("a program needs no shell");

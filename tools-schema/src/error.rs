@@ -88,6 +88,10 @@ codes! {
     FileRefused = "file_refused", Conflict, retryable: false;
     /// The command could not be started in the guest.
     CommandFailed = "command_failed", Failed, retryable: false;
+    /// The guest has no such program.
+    ProgramNotFound = "program_not_found", NotFound, retryable: false;
+    /// The guest has the program, and it cannot be executed.
+    ProgramNotExecutable = "program_not_executable", Conflict, retryable: false;
     /// The VM failed to boot.
     BootFailed = "boot_failed", Failed, retryable: true;
     /// The VM ended during the call.

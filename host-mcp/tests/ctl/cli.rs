@@ -181,6 +181,25 @@ fn signals_and_timeouts_have_the_exit_codes_of_a_shell() {
 }
 
 #[test]
+fn programs_that_cannot_start_have_the_exit_codes_of_a_shell() {
+    for (error, code) in [("program_not_found", 127), ("program_not_executable", 126), ("command_failed", 1)]
+    {
+        let world = World::new();
+        let tool = fails(error, "start `x`: no luck", "install it");
+        let _fake = Fake::start(&world.runtime(), [("guest_run_command", tool)]);
+        let run = world.run("guest run web-1 -- x");
+        assert_eq!((run.code, run.text()), (code, ""));
+        assert!(run.stderr.contains("start `x`: no luck") && run.stderr.contains("install it"), "{run:?}");
+        let told = world.run("guest run web-1 --json -- x");
+        assert_eq!(
+            (told.code, told.stderr.contains(&format!("\"code\":\"{error}\""))),
+            (code, true),
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
 fn files_are_read_and_written_in_pieces() {
     let world = World::new();
     let content: Vec<u8> = (0..1_300_000_u32).map(|i| (i % 251) as u8).collect();

@@ -12,6 +12,7 @@ use nexus_schema::error::ErrorCode;
 use nexus_schema::limits::FILE_WRITE_MAX;
 use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::command::RunCommandParams;
+use nix::errno::Errno;
 use rustix::process::Pid;
 use tokio::process::{Child, Command};
 
@@ -76,11 +77,22 @@ pub(super) fn start(call: &Call, params: RunCommandParams) -> Result<Started, To
 
 fn refused(program: &str, error: &io::Error) -> ToolError {
     let program: String = program.chars().take(200).collect();
-    let failed = ToolError::new(ErrorCode::CommandFailed, format!("start `{program}`: {}", reason(error)));
-    match error.kind() {
-        io::ErrorKind::NotFound => failed.hint("give the path of a program that is there, or install it"),
-        io::ErrorKind::PermissionDenied => failed.hint("make it executable, or run it with its interpreter"),
-        _ => failed,
+    let (code, hint) = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) => (
+            ErrorCode::ProgramNotFound,
+            Some(
+                "give the path of a program that is there, or install it; a script needs its interpreter, too",
+            ),
+        ),
+        Some(Errno::EACCES | Errno::ENOEXEC | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP) => {
+            (ErrorCode::ProgramNotExecutable, Some("make it executable, or run it with its interpreter"))
+        }
+        _ => (ErrorCode::CommandFailed, None),
+    };
+    let failed = ToolError::new(code, format!("start `{program}`: {}", reason(error)));
+    match hint {
+        Some(hint) => failed.hint(hint),
+        None => failed,
     }
 }
 
@@ -88,7 +100,7 @@ fn argv(command: Option<String>, argv: Option<Vec<String>>) -> Result<Vec<String
     let argv = match (command, argv) {
         (Some(line), None) => {
             let shell = shell().ok_or_else(|| {
-                ToolError::new(ErrorCode::CommandFailed, "the VM has no shell")
+                ToolError::new(ErrorCode::ProgramNotFound, "the VM has no shell")
                     .hint("give `argv` instead of `command`")
             })?;
             vec![shell.to_owned(), "-c".to_owned(), line]

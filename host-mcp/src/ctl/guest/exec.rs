@@ -9,7 +9,7 @@ use data_encoding::BASE64;
 use nexus_schema::id::VmKind;
 use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::command::{RunCommand, RunCommandOutput, RunCommandParams, StreamFacts};
-use nexus_schema::{Reference, Tool};
+use nexus_schema::{ErrorCode, Reference, Tool};
 use rustix::fs::FileType;
 use serde_json::{Value, json};
 
@@ -25,6 +25,10 @@ const OUTPUT_MAX: u32 = 256 << 10;
 const STDIN_MAX: usize = 8 << 20;
 /// The exit code of a command whose time was up.
 const TIMED_OUT: u8 = 124;
+/// The exit code of a program that is there and cannot be executed.
+const NOT_EXECUTABLE: u8 = 126;
+/// The exit code of a program that is not there.
+const NOT_FOUND: u8 = 127;
 
 /// What to run.
 #[derive(Debug, Args)]
@@ -79,7 +83,14 @@ pub(crate) async fn exec(app: &App, args: RunArgs) -> Result<u8, Error> {
         encoding: Some(ContentEncoding::Base64),
     };
     let options = Options::waiting(Duration::from_secs(args.timeout.into()));
-    let reply = client.call_guest::<RunCommand>(&args.vm.to_string(), &params, options).await?;
+    let reply = match client.call_guest::<RunCommand>(&args.vm.to_string(), &params, options).await {
+        Ok(reply) => reply,
+        Err(error) => {
+            let Some(code) = not_started(&error) else { return Err(error) };
+            app.ui.fail(&error);
+            return Ok(code);
+        }
+    };
     let facts: RunCommandOutput = reply.facts(RunCommand::NAME, RunCommand::SHAPE)?;
     let stdout = stream(&reply, "stdout")?;
     let stderr = stream(&reply, "stderr")?;
@@ -125,6 +136,15 @@ fn as_json(facts: &RunCommandOutput, stdout: &[u8], stderr: &[u8]) -> Value {
         }
     }
     value
+}
+
+/// The exit code that a shell would give for a program that did not start.
+fn not_started(error: &Error) -> Option<u8> {
+    match error {
+        Error::Tool(error) if error.code == ErrorCode::ProgramNotFound => Some(NOT_FOUND),
+        Error::Tool(error) if error.code == ErrorCode::ProgramNotExecutable => Some(NOT_EXECUTABLE),
+        _ => None,
+    }
 }
 
 /// The exit code that a shell would give.
