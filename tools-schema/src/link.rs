@@ -239,6 +239,9 @@ pub struct Bye {
     pub token: String,
     /// What comes next.
     pub reason: ByeReason,
+    /// Whether the reason is a guess: the image's own init goes down and did not say which way. How the machine ends tells.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guessed: bool,
 }
 
 /// Why a guest goes down.

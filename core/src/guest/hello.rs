@@ -52,7 +52,12 @@ pub enum GuestEvent {
         recorded: Recorded,
     },
     /// The guest goes down in an orderly way.
-    Bye(ByeReason),
+    Bye {
+        /// What comes next.
+        reason: ByeReason,
+        /// Whether it may be another, if the machine ends so.
+        guessed: bool,
+    },
     /// The guest's protocol generation is not understood.
     Outdated {
         /// The generation that it speaks.
@@ -227,7 +232,7 @@ impl Session {
         if !self.is_token(&bye.token) {
             return Err(Failed::Misbehaved("a bye with a wrong token".into()));
         }
-        self.tell(GuestEvent::Bye(bye.reason)).await;
+        self.tell(GuestEvent::Bye { reason: bye.reason, guessed: bye.guessed }).await;
         conversation.say(&HostMessage::Welcome {}).await
     }
 

@@ -20,7 +20,7 @@ use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
 use crate::vmm::doctor::Choice;
-use crate::vmm::{Accel, Exit, LaunchPlan, PlanDrive, Shim, VmmError};
+use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, Shim, VmmError};
 
 /// How much of a console is kept twice over: the current file and the one before.
 const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
@@ -43,7 +43,7 @@ pub(super) struct Boot {
     /// When the patience with the present step ends.
     pub(super) deadline: Option<Instant>,
     /// What the guest said before it went down.
-    pub(super) bye: Option<ByeReason>,
+    pub(super) bye: Option<Farewell>,
     /// How far a stop has climbed.
     pub(super) rung: Option<Rung>,
     /// The agent's answer to the request to power off.
@@ -53,6 +53,25 @@ pub(super) struct Boot {
     /// How often it did.
     complaints: u32,
     pub(super) clock: Clock,
+}
+
+/// What a guest said before it went down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Farewell {
+    pub(super) reason: ByeReason,
+    /// Whether the guest only guessed.
+    pub(super) guessed: bool,
+}
+
+impl Farewell {
+    /// What comes next, now that it is known how the machine ended.
+    pub(super) const fn settled(self, machine: Option<MachineEnd>) -> ByeReason {
+        match (self.guessed, machine) {
+            (true, Some(MachineEnd::Reset)) => ByeReason::Reboot,
+            (true, Some(MachineEnd::Off)) => ByeReason::Poweroff,
+            (true, None) | (false, _) => self.reason,
+        }
+    }
 }
 
 /// Something that happened to a boot.
@@ -371,6 +390,17 @@ pub(super) fn launch_failed(name: &str, error: &VmmError) -> ToolError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guess_gives_way_to_how_the_machine_ended() {
+        let settled = |reason, guessed, machine| Farewell { reason, guessed }.settled(machine);
+        let (off, again) = (ByeReason::Poweroff, ByeReason::Reboot);
+        assert_eq!(settled(off, true, Some(MachineEnd::Reset)), again);
+        assert_eq!(settled(again, true, Some(MachineEnd::Off)), off);
+        assert_eq!(settled(off, true, None), off);
+        // The agent's own init resets the machine to power off.
+        assert_eq!(settled(off, false, Some(MachineEnd::Reset)), off);
+    }
 
     #[test]
     fn a_panic_is_told_with_what_led_to_it_and_the_end() {

@@ -24,19 +24,39 @@ pub struct Exit {
     /// Whether the shim died without telling: how the VMM ended is not known then.
     #[serde(default)]
     pub shim_lost: bool,
+    /// What the guest did to its machine, where the VMM tells.
+    #[serde(default)]
+    pub machine: Option<MachineEnd>,
     /// What happened, in words.
     pub message: String,
+}
+
+/// What a guest did to its machine in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineEnd {
+    /// It was reset: a restart, or a way to end it from within.
+    Reset,
+    /// Its power was switched off.
+    Off,
 }
 
 impl Exit {
     /// The end of a VMM that was seen.
     pub(crate) fn seen(status: ExitStatus, by_request: bool, message: String) -> Self {
-        Self { code: status.code(), signal: status.signal(), by_request, shim_lost: false, message }
+        Self {
+            code: status.code(),
+            signal: status.signal(),
+            by_request,
+            shim_lost: false,
+            machine: None,
+            message,
+        }
     }
 
     /// The end of a VMM that was never there.
     pub(crate) fn never_ran(message: String) -> Self {
-        Self { code: None, signal: None, by_request: false, shim_lost: false, message }
+        Self { code: None, signal: None, by_request: false, shim_lost: false, machine: None, message }
     }
 
     /// The end of a VMM whose shim was lost.
@@ -46,6 +66,7 @@ impl Exit {
             signal: None,
             by_request: false,
             shim_lost: true,
+            machine: None,
             message: "the shim of the VM was lost, and the VMM with it".to_owned(),
         }
     }

@@ -23,7 +23,7 @@ pub mod vsock;
 
 pub use control::{ShimIdentity, VmmError, VmmInfo};
 pub use driver::{Caps, Unsupported};
-pub use exit::{Exit, read_exit};
+pub use exit::{Exit, MachineEnd, read_exit};
 pub use handle::Shim;
 pub(crate) use handle::{launched_boot, remove_sockets};
 pub use plan::{Accel, DriverKind, LaunchPlan, PlanDrive};

@@ -173,11 +173,11 @@ fn read_image(path: &Path) -> Option<ImageMetadata> {
 }
 
 /// Says that the guest goes down; as well as it can be done in a short time.
-pub(super) async fn bye(agent: &Arc<Agent>, reason: ByeReason) {
+pub(super) async fn bye(agent: &Arc<Agent>, reason: ByeReason, guessed: bool) {
     let Some(token) = agent.settings().token.clone() else { return };
     let said = tokio::time::timeout(BYE_TIMEOUT, async {
         let mut host = Host::dial(agent).await?;
-        host.say(&GuestMessage::Bye(Bye { token, reason })).await?;
+        host.say(&GuestMessage::Bye(Bye { token, reason, guessed })).await?;
         host.hear().await.map(drop)
     });
     match said.await {

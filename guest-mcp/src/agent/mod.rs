@@ -216,11 +216,14 @@ async fn live(agent: &Arc<Agent>) -> Result<Ending, AgentError> {
     listen::start(agent).map_err(AgentError::Listen)?;
     tokio::spawn(hello::until_welcome(agent.clone()));
 
-    let mut was_asked = false;
+    let (mut was_asked, mut guessed) = (false, false);
     let wanted = tokio::select! {
         _ = terminate.recv() => match agent.place {
             // So the image's init ends all processes when the guest goes down.
-            Place::Vm { init: InitMode::System } => Some(power::guess()),
+            Place::Vm { init: InitMode::System } => {
+                guessed = true;
+                Some(power::guess())
+            }
             Place::Vm { init: InitMode::Agent } | Place::Process { .. } => None,
         },
         _ = interrupt.recv() => None,
@@ -232,7 +235,7 @@ async fn live(agent: &Arc<Agent>) -> Result<Ending, AgentError> {
         }
     };
     let Some(reason) = wanted else { return Ok(Ending::Terminated) };
-    hello::bye(agent, reason).await;
+    hello::bye(agent, reason, guessed).await;
     if was_asked && agent.place == (Place::Vm { init: InitMode::System }) {
         let restarted = tokio::task::spawn_blocking(power::restart_through_image);
         if !restarted.await.unwrap_or(false) {

@@ -105,7 +105,7 @@ async fn a_boot_is_configured_and_says_bye() {
     assert_eq!(fixture.talk(&[bye("wrong!")]).await[0]["type"], "refused");
     assert!(matches!(fixture.event().await, GuestEvent::Misbehaved { .. }));
     assert_eq!(fixture.talk(&[bye("secret")]).await[0]["type"], "welcome");
-    assert_eq!(fixture.event().await, GuestEvent::Bye(ByeReason::Reboot));
+    assert_eq!(fixture.event().await, GuestEvent::Bye { reason: ByeReason::Reboot, guessed: false });
 }
 
 #[tokio::test]

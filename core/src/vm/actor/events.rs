@@ -9,7 +9,7 @@ use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record};
 use crate::guest::{GuestEvent, LinkState};
 use crate::op::Progress;
 use crate::os::failpoint;
-use crate::vm::boot::{self, Boot, Event};
+use crate::vm::boot::{self, Boot, Event, Farewell};
 use crate::vm::stop::Rung;
 use crate::vm::view;
 use crate::vmm::Exit;
@@ -55,9 +55,9 @@ impl Actor {
                 drop(recorded);
                 failpoint::reach("start-welcomed");
             }
-            GuestEvent::Bye(reason) => {
-                tracing::info!(vm = %self.record.name, ?reason, "the guest goes down");
-                boot.bye = Some(reason);
+            GuestEvent::Bye { reason, guessed } => {
+                tracing::info!(vm = %self.record.name, ?reason, guessed, "the guest goes down");
+                boot.bye = Some(Farewell { reason, guessed });
             }
             GuestEvent::Outdated { protocol, build } => {
                 if boot.complains() {
@@ -143,7 +143,7 @@ impl Actor {
             self.guest_event(event).await;
         }
         let Some(boot) = self.boot.as_ref() else { return };
-        let bye = boot.bye;
+        let bye = boot.bye.map(|farewell| farewell.settled(exit.machine));
         let directory = self.shared.paths.vm(self.record.id);
         let failure = match &boot.misbehaved {
             Some(what) => format!("{}; before that: {what}", exit.message),

@@ -20,7 +20,7 @@ use std::time::Duration;
 use nexus_schema::ByteSize;
 
 use super::control::Job;
-use super::exit;
+use super::exit::{self, MachineEnd};
 use super::plan::DriverKind;
 use super::process::CommandLine;
 use crate::os::process::ProcessHandle;
@@ -181,6 +181,11 @@ pub(crate) trait Machine: Send + Sync {
     /// Reads what it has to tell; false when it will tell nothing more. Does not block.
     fn take_events(&self) -> bool {
         false
+    }
+
+    /// What the guest did to its machine, where the VMM tells.
+    fn end(&self) -> Option<MachineEnd> {
+        None
     }
 
     /// What the end of the VMM means, in words.

@@ -16,6 +16,7 @@ use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, end
 use crate::os::paths::vm_files;
 use crate::os::process::ProcessHandle;
 use crate::vmm::control::Job;
+use crate::vmm::exit::MachineEnd;
 use crate::vmm::plan::{Accel, PlanDrive};
 use crate::vmm::process::{CommandLine, PASSED_FD};
 use crate::vmm::vsock::Backend;
@@ -173,6 +174,14 @@ impl Machine for Running {
 
     fn take_events(&self) -> bool {
         self.monitor.take()
+    }
+
+    fn end(&self) -> Option<MachineEnd> {
+        match self.monitor.shutdown_reason().as_deref() {
+            Some("guest-reset") => Some(MachineEnd::Reset),
+            Some("guest-shutdown") => Some(MachineEnd::Off),
+            _ => None,
+        }
     }
 
     fn ending(&self, status: ExitStatus) -> String {

@@ -160,7 +160,10 @@ impl Vmm {
             pump.finish();
         }
         match self.process.reap() {
-            Ok(status) => Exit::seen(status, by_request, self.machine.ending(status)),
+            Ok(status) => Exit {
+                machine: self.machine.end(),
+                ..Exit::seen(status, by_request, self.machine.ending(status))
+            },
             Err(error) => Exit { message: format!("the VMM ended, nobody saw how: {error}"), ..Exit::lost() },
         }
     }
