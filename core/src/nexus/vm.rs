@@ -3,11 +3,12 @@
 use nexus_schema::id::VmKind;
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
 use nexus_schema::tools::OpOutcome;
+use nexus_schema::tools::op::ALREADY;
 use nexus_schema::tools::plan::Creation;
 use nexus_schema::tools::vm::{
     VmCreateParams, VmDeleteOutput, VmDeleteParams, VmDetails, VmHistoryOutput, VmHistoryParams, VmImage,
-    VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmStartParams, VmStopParams,
-    VmUpdateParams,
+    VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmStartParams, VmState,
+    VmStopParams, VmUpdateParams,
 };
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
@@ -66,7 +67,11 @@ impl Nexus {
         let op = self.shared.begin_op("vm_start", ctx, subject(&record)).await?;
         let (shared, who) = (self.shared.clone(), ctx.caller.owner.clone());
         self.shared.ops.run(op, move |progress| async move {
+            let was_ready = handle.view.borrow().record.state == VmState::Ready;
             start_and_wait(&handle, &who, &progress).await?;
+            if was_ready {
+                progress.step(ALREADY);
+            }
             shared.details(&Reference::Id(record.id)).await
         });
         self.shared.ops.wait(ctx, op, wait).await
@@ -97,6 +102,8 @@ impl Nexus {
                     )
                     .hint("call vm_stop with force: true"));
                 }
+            } else {
+                progress.step(ALREADY);
             }
             shared.details(&Reference::Id(record.id)).await
         });

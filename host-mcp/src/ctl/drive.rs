@@ -7,14 +7,14 @@ use nexus_schema::tools::drive::{
     DriveDeleteParams, DriveDetach, DriveDetachParams, DriveDetails, DriveInspect, DriveInspectParams,
     DriveList, DriveListParams, DriveResize, DriveResizeOutput, DriveResizeParams,
 };
-use nexus_schema::{ByteSize, Name, Reference, Timestamp, Tool};
+use nexus_schema::{ByteSize, Reference, Timestamp, Tool};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::App;
 use super::client::{Options, Reply};
 use super::error::Error;
-use super::follow::{self, Wait};
+use super::follow::{self, New};
 use super::format;
 use super::list::{self, Paging};
 use super::source;
@@ -73,23 +73,14 @@ pub(crate) struct CreateArgs {
 /// What it is to be, apart from its source.
 #[derive(Debug, Args)]
 pub(crate) struct CreateOptions {
-    /// Its name [default: made up]
-    #[arg(value_name = "NAME", conflicts_with = "name")]
-    positional: Option<Name>,
-    /// Its name [default: made up]
-    #[arg(long)]
-    name: Option<Name>,
     /// Its size, such as 256M or 10G [default: 8GiB, or that of its source]
     #[arg(long)]
     size: Option<ByteSize>,
     /// Guests may not write to it
     #[arg(long)]
     read_only: bool,
-    /// Only say what would be done
-    #[arg(short = 'n', long)]
-    dry_run: bool,
     #[command(flatten)]
-    wait: Wait,
+    new: New,
 }
 
 /// Which drives to list.
@@ -204,14 +195,14 @@ async fn create_from(app: &App, (from, options): (String, CreateOptions)) -> Res
 async fn create(app: &App, from: Option<String>, args: CreateOptions) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let params = DriveCreateParams {
-        name: args.name.or(args.positional),
+        name: args.new.name(),
         from,
         size: args.size,
         read_only: args.read_only.then_some(true),
-        dry_run: args.dry_run.then_some(true),
+        dry_run: args.new.dry_run.then_some(true),
         wait_s: Some(0),
     };
-    let created = follow::create::<DriveCreate, _>(&mut client, &app.ui, &params, args.wait).await?;
+    let created = follow::create::<DriveCreate, _>(&mut client, &app.ui, &params, args.new.wait).await?;
     let Some(followed) = created else {
         return Ok(0);
     };

@@ -9,7 +9,7 @@ use nexus_schema::id::OpId;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::op::{OpGet, OpGetParams, OpProgress, OpState};
 use nexus_schema::tools::plan::{Creation, Plan};
-use nexus_schema::{Tool, ToolError};
+use nexus_schema::{Name, Tool, ToolError};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -39,6 +39,29 @@ pub(crate) struct Wait {
 impl Wait {
     fn limit(self) -> Option<u64> {
         if self.detach { Some(0) } else { self.wait }
+    }
+}
+
+/// How something new is called, and whether and how long its making is followed.
+#[derive(Debug, Args)]
+pub(crate) struct New {
+    /// Its name [default: made up]
+    #[arg(value_name = "NAME", conflicts_with = "name")]
+    positional: Option<Name>,
+    /// Its name [default: made up]
+    #[arg(long)]
+    name: Option<Name>,
+    /// Only say what would be done
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+impl New {
+    /// Its name, wherever that was said.
+    pub(crate) fn name(&self) -> Option<Name> {
+        self.name.clone().or_else(|| self.positional.clone())
     }
 }
 

@@ -63,6 +63,21 @@ fn work_is_followed_to_its_end() {
 }
 
 #[test]
+fn what_is_so_already_is_told() {
+    let world = World::new();
+    let with = |state: &str, step: &str| {
+        let mut details = details();
+        details["state"] = state.into();
+        outcome(step, Some(details))
+    };
+    let stop: Tool = Box::new(move |_, _| Some(with("stopped", "nothing to do")));
+    let start: Tool = Box::new(move |_, _| Some(with("ready", "nothing to do")));
+    let _fake = Fake::start(&world.runtime(), [("vm_stop", stop), ("vm_start", start)]);
+    assert_eq!(world.run("vm stop web-1").text(), "web-1 was stopped already\n");
+    assert_eq!(world.run("vm start web-1").text(), "web-1 was ready already\n");
+}
+
+#[test]
 fn detached_work_is_left_alone() {
     let world = World::new();
     let fake = Fake::start(&world.runtime(), [("vm_create", create())]);

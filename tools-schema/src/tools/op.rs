@@ -46,6 +46,9 @@ impl std::str::FromStr for OpState {
     }
 }
 
+/// The last step of an operation that found everything as it was to be.
+pub const ALREADY: &str = "nothing to do";
+
 /// How far an operation is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OpProgress {

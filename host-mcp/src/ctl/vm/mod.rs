@@ -9,18 +9,19 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use nexus_schema::id::VmKind;
 use nexus_schema::link::InitMode;
+use nexus_schema::tools::op::ALREADY;
 use nexus_schema::tools::vm::{
     DriverChoice, VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails, VmHistory, VmHistoryParams,
     VmInspect, VmInspectParams, VmList, VmListParams, VmStart, VmStartParams, VmState, VmStop, VmStopParams,
     VmSummary, VmTransition, VmUpdate, VmUpdateParams,
 };
-use nexus_schema::{ByteSize, Name, Reference, Tool, tools::OpOutcome};
+use nexus_schema::{ByteSize, Reference, Tool, tools::OpOutcome};
 
 use super::App;
 use super::args::{pair, word};
 use super::client::{Client, Options, raw};
 use super::error::Error;
-use super::follow::{self, Followed, Wait};
+use super::follow::{self, Followed, New, Wait};
 use super::format;
 use super::list::{self, Paging};
 use super::source;
@@ -80,12 +81,6 @@ pub(crate) struct CreateArgs {
 /// What it is to be, apart from its source.
 #[derive(Debug, Args)]
 pub(crate) struct CreateOptions {
-    /// Its name [default: made up]
-    #[arg(value_name = "NAME", conflicts_with = "name")]
-    positional: Option<Name>,
-    /// Its name [default: made up]
-    #[arg(long)]
-    name: Option<Name>,
     /// The kernel: an installed one's name or id, or file:PATH [default: the distribution's]
     #[arg(long)]
     kernel: Option<String>,
@@ -122,14 +117,11 @@ pub(crate) struct CreateOptions {
     /// Do not start it
     #[arg(long)]
     no_start: bool,
-    /// Only say what would be done
-    #[arg(short = 'n', long)]
-    dry_run: bool,
     /// The same key with the same arguments gives the same VM, not a second one
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     #[command(flatten)]
-    wait: Wait,
+    new: New,
 }
 
 /// Which VMs to list.
@@ -232,7 +224,7 @@ async fn create_from(app: &App, (from, options): (String, CreateOptions)) -> Res
 }
 
 async fn create(app: &App, from: Option<String>, args: CreateOptions) -> Result<u8, Error> {
-    let wait = args.wait;
+    let wait = args.new.wait;
     let params = create_params(from, args)?;
     let mut client = app.connect().await?;
     let created = follow::create::<VmCreate, _>(&mut client, &app.ui, &params, wait).await?;
@@ -268,7 +260,7 @@ fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreatePa
         files.insert(path, content);
     }
     Ok(VmCreateParams {
-        name: args.name.or(args.positional),
+        name: args.new.name(),
         from,
         kernel: args.kernel,
         vcpus: args.vcpus,
@@ -283,7 +275,7 @@ fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreatePa
         tags: args.tag.into_iter().collect(),
         protected: args.protect.then_some(true),
         start: args.no_start.then_some(false),
-        dry_run: args.dry_run.then_some(true),
+        dry_run: args.new.dry_run.then_some(true),
         wait_s: Some(0),
         idempotency_key: args.idempotency_key,
     })
@@ -356,6 +348,9 @@ fn moved(app: &App, vm: &Reference<VmKind>, followed: &Followed<VmDetails>) -> R
         (Format::Json, _) => app.ui.json(&followed.raw),
         (Format::Quiet, Some(details)) => app.ui.line(&details.id.to_string()),
         (Format::Quiet, None) => app.ui.line(subject(&followed.outcome).0),
+        (Format::Human, Some(details)) if followed.outcome.progress.step == ALREADY => {
+            app.ui.line(&format!("{} was {} already", details.name, details.state))
+        }
         (Format::Human, Some(details)) => {
             let took = details.timings.filter(|_| details.state == VmState::Ready);
             let took = took.map(|t| format!(" (in {})", format::millis(t.total_ms))).unwrap_or_default();
