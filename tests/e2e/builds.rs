@@ -33,3 +33,35 @@ fn a_template_becomes_an_image_and_that_a_machine() {
     let said = client.run("made", "cat /etc/nexus/image.yaml").stdout;
     assert!(said.contains("name: greeter-"), "{said}");
 }
+
+#[test]
+fn packages_of_a_template_are_in_its_machine() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    client.must("template_create", json!({ "name": "polite", "source": "debian", "packages": ["hello"] }));
+    let build = client.to_the_end(
+        "build_start",
+        json!({ "template": "polite", "wait_s": 0 }),
+        Duration::from_mins(15),
+    );
+    assert_eq!((&build["status"], &build["cached"]), (&json!("success"), &json!(false)));
+    // The second machine of it needs no archive.
+    let plan =
+        client.must("vm_create", json!({ "name": "made", "from": "template:polite", "dry_run": true }));
+    assert_eq!(plan["plan"]["download_bytes"], 0, "{plan}");
+
+    client.create(json!({ "name": "made", "from": "template:polite" }));
+    assert_eq!(client.run("made", "hello").stdout, "Hello, world!\n");
+    assert_eq!(client.run("made", "apt-mark showmanual hello").stdout, "hello\n");
+}
+
+#[test]
+fn a_dry_run_of_busybox_knows_the_size_of_its_package() {
+    let daemon = Daemon::start();
+    let planned = json!({ "from": "busybox", "name": "another", "dry_run": true });
+    let plan = daemon.client().must("image_create", planned)["plan"].take();
+    let package = &plan["steps"][0];
+    assert_eq!((&package["what"], &package["name"]), (&json!("packages"), &json!("busybox-static")));
+    assert!(package["bytes"].as_u64().is_some_and(|bytes| bytes > 100_000), "{plan}");
+    assert_eq!(plan["download_bytes"], package["bytes"]);
+}

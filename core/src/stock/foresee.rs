@@ -5,10 +5,12 @@ use nexus_schema::tools::plan::{PlanAction, PlanStep, PlanThing};
 use nexus_schema::tools::template::TemplateSpec;
 use nexus_schema::{Name, Reference, ToolError};
 
-use super::image::{Want, image_error};
+use super::image::{BUSYBOX, BUSYBOX_PACKAGE, Want, image_error};
+use super::kernel::asset_error;
 use super::rootfs::wish_of_rootfs;
 use super::wish::Wish;
 use super::{BUILT_IN, DEBIAN, Stock};
+use crate::asset::debian::Archive;
 use crate::op::{Progress, store_error};
 use crate::store::assets::AssetRecord;
 use crate::store::images::{self, ImageRecord};
@@ -111,6 +113,9 @@ impl Stock {
         {
             return Ok(Foreseen::here(image));
         }
+        if !spec.packages.is_empty() {
+            base.steps.push(packages_of(&spec.source));
+        }
         let build = PlanStep {
             source: Some(called.to_owned()),
             size: spec.size,
@@ -133,7 +138,9 @@ impl Stock {
                 bytes: Some(resolved.download_bytes().await.map_err(|e| image_error(e.into()))?),
                 ..step(PlanAction::Download, PlanThing::Layers)
             }),
-            Want::BuiltIn(_) | Want::File(_) | Want::Saved(_) | Want::Remote(_) => {}
+            Want::BuiltIn(BUSYBOX) => steps.push(self.foresee_busybox().await?),
+            Want::BuiltIn(_) => steps.push(packages_of(DEBIAN)),
+            Want::File(_) | Want::Saved(_) | Want::Remote(_) => {}
         }
         steps.push(PlanStep {
             name: name.map(|name| name.to_string()),
@@ -141,6 +148,17 @@ impl Stock {
             ..step(PlanAction::Build, PlanThing::Image)
         });
         Ok(Foreseen { steps, image: None })
+    }
+
+    async fn foresee_busybox(&self) -> Result<PlanStep, ToolError> {
+        let archive = Archive::open(&self.apt_root, &Progress::default()).await.map_err(asset_error)?;
+        let (version, bytes) = archive.find_package(BUSYBOX_PACKAGE).await.map_err(asset_error)?;
+        Ok(PlanStep {
+            name: Some(BUSYBOX_PACKAGE.into()),
+            source: Some(format!("{DEBIAN}@{version}")),
+            bytes: Some(bytes),
+            ..step(PlanAction::Download, PlanThing::Packages)
+        })
     }
 
     async fn foresee_download(&self, wish: Wish, what: PlanThing) -> Result<PlanStep, ToolError> {
@@ -165,6 +183,11 @@ impl Foreseen {
         };
         Self { steps: vec![used], image: Some(image) }
     }
+}
+
+/// Packages that mmdebstrap chooses, so that their size is known afterwards only.
+fn packages_of(source: &str) -> PlanStep {
+    PlanStep { source: Some(source.to_owned()), ..step(PlanAction::Download, PlanThing::Packages) }
 }
 
 fn used(asset: &AssetRecord, what: PlanThing) -> PlanStep {

@@ -21,7 +21,9 @@ use crate::store::images::ImageRecord;
 use crate::store::{StoreError, builds, images, now, random_id, templates};
 
 /// The static shell that the tiny image is made of.
-const BUSYBOX: &str = "busybox";
+pub(super) const BUSYBOX: &str = "busybox";
+/// The package with its program.
+pub(super) const BUSYBOX_PACKAGE: &str = "busybox-static";
 /// Images that are made on first use.
 pub(crate) const BUILT_IN: [&str; 2] = [BUSYBOX, DEBIAN];
 
@@ -332,7 +334,7 @@ impl Stock {
                 progress.step("downloading busybox");
                 let archive = Archive::open(&self.apt_root, progress).await.map_err(asset_error)?;
                 let fetched = archive
-                    .fetch_package_file("busybox-static", "./bin/busybox", scratch, progress)
+                    .fetch_package_file(BUSYBOX_PACKAGE, "./bin/busybox", scratch, progress)
                     .await
                     .map_err(asset_error)?;
                 Source::Busybox { binary: fetched.path }

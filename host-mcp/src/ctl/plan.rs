@@ -1,6 +1,6 @@
 //! What a creation would do, as it is shown for `--dry-run`.
 
-use nexus_schema::tools::plan::Plan;
+use nexus_schema::tools::plan::{Plan, PlanAction};
 use serde_json::value::RawValue;
 
 use super::error::Error;
@@ -40,10 +40,18 @@ fn summary(plan: &Plan) -> String {
     let driver = plan.driver.as_ref().map_or(String::new(), |driver| {
         format!(" under {} {} ({})", driver.name, driver.version, driver.accel)
     });
+    let mut unknown = plan.steps.iter().filter(|s| s.action == PlanAction::Download && s.bytes.is_none());
+    let download = match (unknown.next(), plan.download_bytes) {
+        (None, 0) => "download nothing".to_owned(),
+        (None, bytes) => format!("download {}", format::size(bytes)),
+        (Some(step), 0) => format!("download {} of unknown size", step.what.as_str()),
+        (Some(step), bytes) => {
+            format!("download {} and {} of unknown size", format::size(bytes), step.what.as_str())
+        }
+    };
     format!(
-        "nothing is done: this would make the {} {name}{driver}, download {}; {} are free",
+        "nothing is done: this would make the {} {name}{driver}, {download}; {} are free",
         plan.makes.as_str(),
-        format::size(plan.download_bytes),
         format::size(plan.free_bytes),
     )
 }
@@ -76,5 +84,22 @@ mod tests {
         ");
         let told = "nothing is done: this would make the vm web under qemu 7.2.0 (tcg), download 42.9 MiB; 83.8 GiB are free";
         assert_eq!(summary(&plan), told);
+
+        let packages = r#"{ "action": "download", "what": "packages", "source": "debian" }"#;
+        let plan = |download_bytes: u64, more: &str| -> Plan {
+            let steps = format!(r#"[{{ "action": "build", "what": "image", "name": "web" }}{more}]"#);
+            let text = format!(
+                r#"{{ "makes": "image", "name": "web", "steps": {steps}, "download_bytes": {download_bytes}, "free_bytes": 0 }}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        for (bytes, more, said) in [
+            (0, String::new(), "download nothing"),
+            (0, format!(",{packages}"), "download packages of unknown size"),
+            (2048, format!(",{packages}"), "download 2 KiB and packages of unknown size"),
+        ] {
+            let told = format!("nothing is done: this would make the image web, {said}; 0 B are free");
+            assert_eq!(summary(&plan(bytes, &more)), told);
+        }
     }
 }

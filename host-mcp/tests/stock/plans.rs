@@ -144,8 +144,18 @@ async fn a_dry_run_of_an_image_knows_what_was_built_before() {
     let taken =
         client.fails("image_create", json!({ "from": "busybox", "name": "mine", "dry_run": true })).await;
     assert_eq!(taken.0, "name_taken", "{}", taken.1);
-    let built_in = plan(&mut client, &place, "image_create", json!({ "from": "busybox" })).await;
-    assert_eq!((steps(&built_in), &built_in["name"]), (vec!["build image".to_owned()], &json!("busybox")));
+    // How large its packages are is known afterwards.
+    let built_in = plan(&mut client, &place, "image_create", json!({ "from": "debian" })).await;
+    assert_eq!(
+        (steps(&built_in), &built_in["name"]),
+        (vec!["download packages".to_owned(), "build image".to_owned()], &json!("debian"))
+    );
+    assert_eq!((&built_in["steps"][0]["bytes"], &built_in["download_bytes"]), (&json!(null), &json!(0)));
+    client
+        .must("template_create", json!({ "name": "more", "source": "debian", "packages": ["hello"] }))
+        .await;
+    let more = plan(&mut client, &place, "image_create", json!({ "from": "template:more" })).await;
+    assert_eq!(steps(&more), ["download packages", "build image"]);
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ pub struct Plan {
     pub driver: Option<PlanDriver>,
     /// What would be done, in this order.
     pub steps: Vec<PlanStep>,
-    /// Bytes that would be downloaded, as far as they are known beforehand.
+    /// Bytes that would be downloaded, as far as they are known beforehand: a download in `steps` without `bytes` comes on top.
     pub download_bytes: u64,
     /// Bytes that are free on the disk of images and drives.
     pub free_bytes: u64,
@@ -126,6 +126,8 @@ pub enum PlanThing {
     Rootfs,
     /// The layers of an OCI image.
     Layers,
+    /// Packages of the archive that the host's apt is configured for.
+    Packages,
     /// An image.
     Image,
     /// A drive.
@@ -141,6 +143,7 @@ impl PlanThing {
             Self::Kernel => "kernel",
             Self::Rootfs => "rootfs",
             Self::Layers => "layers",
+            Self::Packages => "packages",
             Self::Image => "image",
             Self::Drive => "drive",
             Self::Vm => "vm",

@@ -280,6 +280,12 @@ impl Archive {
         Ok(kernel)
     }
 
+    /// The version of a package and how many bytes its file has.
+    pub(crate) async fn find_package(&self, package: &str) -> Result<(String, u64), AssetError> {
+        let (found, _) = self.newest_package(package, &Progress::default()).await?;
+        Ok((found.version, found.size))
+    }
+
     /// Fetches one file of a package, `./bin/busybox` of `busybox-static` for instance (found below `/usr` too), into the
     /// directory `into`, under its own name, with mode 0755.
     pub async fn fetch_package_file(
