@@ -1,8 +1,10 @@
 //! What the daemon is told about its place on the host. Reading files and the environment is the binary's job.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The configuration of one [`crate::Nexus`].
 #[derive(Debug, Clone)]
@@ -19,6 +21,8 @@ pub struct Config {
     pub apt_root: PathBuf,
     /// The file in which `docker login` keeps credentials for registries, if they are to be used.
     pub docker_config: Option<PathBuf>,
+    /// The environment of the programs that this file names, which keep credentials for it; `PATH` is where they are.
+    pub docker_environment: Environment,
     /// Path of `qemu-system-x86_64`, if not the one in `PATH`.
     pub qemu: Option<PathBuf>,
     /// Path of `firecracker`, if not the one in `PATH`.
@@ -42,6 +46,34 @@ pub struct AssetConfig {
     pub github_token: Option<Secret>,
     /// How downloads are made.
     pub fetch: crate::asset::FetchSettings,
+}
+
+/// Variables of an environment, which no log shows. Cheap to clone.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Environment(Arc<BTreeMap<OsString, OsString>>);
+
+impl Environment {
+    /// The value of a variable.
+    pub(crate) fn get(&self, name: &str) -> Option<&OsStr> {
+        self.0.get(OsStr::new(name)).map(OsString::as_os_str)
+    }
+
+    /// All variables with their values.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&OsString, &OsString)> {
+        self.0.iter()
+    }
+}
+
+impl FromIterator<(OsString, OsString)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (OsString, OsString)>>(variables: I) -> Self {
+        Self(Arc::new(variables.into_iter().collect()))
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// A text that no log shows.

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use nexus_core::config::Environment;
+
 /// The variable that names the state directory.
 pub const STATE_DIR: &str = "NEXUS_STATE_DIR";
 /// The variable that names the directory of the daemon's sockets.
@@ -65,6 +67,12 @@ pub enum DirsError {
 pub fn docker_config(env: &Env) -> Option<PathBuf> {
     let directory = own(env, "DOCKER_CONFIG").or_else(|| Some(own(env, "HOME")?.join(".docker")))?;
     Some(directory.join("config.json"))
+}
+
+/// What programs of others get of the environment: all but what is said to Nexus.
+pub fn others_environment(env: &Env) -> Environment {
+    let of_others = |(name, _): &(&OsString, &OsString)| !name.as_encoded_bytes().starts_with(b"NEXUS_");
+    env.iter().filter(of_others).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// The state directory: everything lasting.

@@ -9,7 +9,9 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use nexus_core::config::{AssetConfig, Config, DriverSetting, Secret};
+use nexus_core::asset::FetchSettings;
+use nexus_core::config::{AssetConfig, Config, DriverSetting, Environment, Secret};
+use nexus_core::os::tls::Trust;
 
 use crate::dirs::{self, Env};
 
@@ -41,6 +43,10 @@ pub struct Settings {
     pub github_token: Option<Secret>,
     /// The file in which `docker login` keeps credentials for registries.
     pub docker_config: Option<PathBuf>,
+    /// The environment of programs that keep such credentials.
+    pub docker_environment: Environment,
+    /// Which servers are believed to be who they say.
+    pub trust: Trust,
     /// How long a guest may take to say hello under KVM, in seconds.
     pub boot_timeout_s: u32,
     /// How long under software emulation, in seconds.
@@ -96,6 +102,7 @@ struct Draft {
     providers: BTreeMap<String, serde_json::Value>,
     github_token: Option<Secret>,
     docker_config: Option<PathBuf>,
+    trust: Trust,
     boot_timeout_s: Option<u32>,
     boot_timeout_tcg_s: Option<u32>,
     stop_timeout_s: Option<u32>,
@@ -116,6 +123,7 @@ const KEYS: &[Key] = &[
     Key { name: "apt_root", set: |d, v| path(v).map(|v| d.apt_root = Some(v)) },
     Key { name: "providers", set: |d, v| providers(v).map(|v| d.providers.extend(v)) },
     Key { name: "github_token", set: |d, v| token(v).map(|v| d.github_token = Some(v)) },
+    Key { name: "ca_file", set: |d, v| trust(v).map(|v| d.trust = v) },
     Key { name: "docker_config", set: |d, v| path(v).map(|v| d.docker_config = Some(v)) },
     Key { name: "boot_timeout_s", set: |d, v| number(v, 1, 3600).map(|v| d.boot_timeout_s = Some(v)) },
     Key {
@@ -176,12 +184,13 @@ impl Settings {
             driver: self.driver.clone(),
             apt_root: self.apt_root.clone(),
             docker_config: self.docker_config.clone(),
+            docker_environment: self.docker_environment.clone(),
             qemu: self.qemu.clone(),
             firecracker: self.firecracker.clone(),
             assets: AssetConfig {
                 providers: self.providers.clone(),
                 github_token: self.github_token.clone(),
-                ..AssetConfig::default()
+                fetch: FetchSettings { trust: self.trust.clone(), ..FetchSettings::default() },
             },
             boot_timeout_s: self.boot_timeout_s,
             boot_timeout_tcg_s: self.boot_timeout_tcg_s,
@@ -233,6 +242,8 @@ impl Draft {
             apt_root: self.apt_root.unwrap_or_else(|| "/".into()),
             providers: self.providers,
             github_token: self.github_token,
+            trust: self.trust,
+            docker_environment: dirs::others_environment(env),
             docker_config: self.docker_config.or_else(|| dirs::docker_config(env)),
             boot_timeout_s: self.boot_timeout_s.unwrap_or(60),
             boot_timeout_tcg_s: self.boot_timeout_tcg_s.unwrap_or(180),
@@ -279,6 +290,11 @@ fn read_file(draft: &mut Draft, text: &str, file: &str, mistakes: &mut Vec<Strin
 fn path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     if path.is_absolute() { Ok(path) } else { Err(format!("`{text}` is not an absolute path")) }
+}
+
+/// The CAs in a file, beside those that the host trusts.
+fn trust(text: &str) -> Result<Trust, String> {
+    Trust::read(&path(text)?).map_err(|e| e.to_string())
 }
 
 fn loopback(text: &str) -> Result<Option<SocketAddr>, String> {
@@ -371,14 +387,20 @@ mod tests {
     #[test]
     fn all_mistakes_are_reported_at_once() {
         let file = file("drivr = \"qemu\"\nstop_timeout_s = 0\nstate_dir = \"relative\"\n");
-        let env = env(&[("NEXUS_DRIVER", "xen")]);
+        let env = env(&[("NEXUS_DRIVER", "xen"), ("NEXUS_CA_FILE", "/nowhere/ca.pem")]);
         let flags = Flags::from([("http", "0.0.0.0:9600".to_owned())]);
         let error = Settings::load(7, &env, Some(file.path().into()), &flags).unwrap_err();
-        assert_eq!(error.mistakes.len(), 5, "{error}");
+        assert_eq!(error.mistakes.len(), 6, "{error}");
         let text = error.to_string();
-        for part in
-            ["unknown key `drivr`", "stop_timeout_s: `0`", "absolute path", "NEXUS_DRIVER: `xen`", "--http"]
-        {
+        for part in [
+            "unknown key `drivr`",
+            "stop_timeout_s: `0`",
+            "absolute path",
+            "NEXUS_DRIVER: `xen`",
+            "NEXUS_CA_FILE: ",
+            "/nowhere/ca.pem",
+            "--http",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
         let missing = Settings::load(7, &env, Some("/nowhere/nexus.toml".into()), &Flags::new()).unwrap_err();

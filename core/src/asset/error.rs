@@ -9,6 +9,7 @@ use crate::asset::provider::ProviderProblem;
 use crate::asset::stream::{OverLimit, Sha256};
 use crate::image::ImageError;
 use crate::op::Cancelled;
+use crate::os::tls::TlsProblem;
 
 /// Why an asset could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,14 @@ pub enum AssetError {
         /// How the last attempt failed.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A server that is not trusted.
+    #[error("get {url}: the server is not trusted: {problem}")]
+    Untrusted {
+        /// The file's address.
+        url: String,
+        /// Why not.
+        problem: Box<TlsProblem>,
     },
     /// A transfer did not end in the time that it has.
     #[error("get {url}: not done after {seconds} s")]
@@ -353,7 +362,8 @@ impl AssetError {
             | Self::RateLimited { .. }
             | Self::Changed { .. } => ErrorCode::DownloadFailed,
             Self::Provider { problem, .. } => problem.code(),
-            Self::Length { .. }
+            Self::Untrusted { .. }
+            | Self::Length { .. }
             | Self::TooLarge { .. }
             | Self::Checksum { .. }
             | Self::Signature { .. }
@@ -380,6 +390,7 @@ impl AssetError {
             ),
             Self::NoKernel { .. } | Self::NoPackage { .. } => Some("asset_list shows what can be had"),
             Self::Provider { problem, .. } => problem.hint(),
+            Self::Untrusted { problem, .. } => problem.hint(),
             Self::RateLimited { had_token: false, .. } => Some(
                 "wait, or give nexusd a token in NEXUS_GITHUB_TOKEN (or github_token in nexus.toml): it raises the limit",
             ),

@@ -4,8 +4,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tempfile::TempPath;
+
 use super::ImageError;
 use crate::op::Progress;
+use crate::os::tls::Trust;
 use crate::os::tool::{Running, Tool};
 
 /// What is in every such image beside the essential packages.
@@ -29,13 +32,45 @@ pub struct Bootstrap {
     pub proxy: Option<String>,
     /// Whether an index's end of validity counts.
     pub check_valid_until: bool,
+    /// Whose certificates mirrors with TLS may have.
+    pub trust: Trust,
     /// Packages beside the essential ones; [`PACKAGES`] by default.
     pub packages: Vec<String>,
 }
 
+/// An `mmdebstrap` that runs.
+struct Started {
+    running: Running,
+    /// What it writes: a tar archive.
+    pipe: File,
+    /// Is there as long as it runs.
+    _authorities: Option<TempPath>,
+}
+
 impl Bootstrap {
-    /// The call of `mmdebstrap`; its temporary files go to `scratch` where it can use that.
-    pub(crate) fn start(&self, scratch: &Path) -> Result<(Running, File), ImageError> {
+    /// Runs `mmdebstrap`; `read` gets the tar archive that it writes. Its temporary files go to `scratch` where it can use that.
+    pub(crate) async fn run<T, F>(
+        &self,
+        scratch: &Path,
+        progress: &Progress,
+        read: impl FnOnce(File) -> F,
+    ) -> Result<T, ImageError>
+    where
+        F: Future<Output = Result<T, ImageError>>,
+    {
+        let Started { running, pipe, _authorities } = self.start(scratch)?;
+        let ended = running.wait(progress.token(), |line| Self::show(line, progress));
+        let (read, ended) = tokio::join!(read(pipe), ended);
+        progress.check()?;
+        // A reader that stopped early makes the writer fail; a writer that failed leaves half an archive.
+        match (read, ended) {
+            (Err(error @ (ImageError::DiskFull { .. } | ImageError::TooLarge { .. })), _) => Err(error),
+            (_, Err(error)) => Err(error.into()),
+            (read, Ok(_)) => read,
+        }
+    }
+
+    fn start(&self, scratch: &Path) -> Result<Started, ImageError> {
         let root = rustix::process::geteuid().is_root();
         let tool = Tool::find("mmdebstrap")?;
         Tool::find("apt-get")?;
@@ -60,17 +95,21 @@ impl Bootstrap {
         if let Some(proxy) = &self.proxy {
             call = call.arg(format!("--aptopt=Acquire::http::Proxy \"{proxy}\""));
         }
+        let authorities = self.trust.bundle().map_err(|e| ImageError::write(scratch, e))?;
+        if let Some(file) = &authorities {
+            call = call.arg(format!("--aptopt=Acquire::https::CAInfo \"{}\"", file.display()));
+        }
         if !self.check_valid_until {
             call = call.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
         }
         let mut running = call.arg("--").arg(&self.suite).arg("-").args(&self.mirrors).start()?;
         let pipe = running.stdout().ok_or(ImageError::Worker)?;
         let pipe = pipe.into_owned_fd().map_err(|e| ImageError::source(tool.path(), e))?;
-        Ok((running, File::from(pipe)))
+        Ok(Started { running, pipe: File::from(pipe), _authorities: authorities })
     }
 
     /// Shows a line of what `mmdebstrap` says: as a step, or in the log only.
-    pub(crate) fn show(line: &[u8], progress: &Progress) {
+    fn show(line: &[u8], progress: &Progress) {
         let text = String::from_utf8_lossy(line);
         match text.strip_prefix("I: ") {
             Some(step) => progress.step(step.trim_end_matches("...").chars().take(100).collect::<String>()),

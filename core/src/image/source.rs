@@ -105,24 +105,15 @@ pub(crate) async fn stage(
         Source::Bootstrap(bootstrap) => {
             let scratch = place.scratch().join("bootstrap");
             fs::create_dir(&scratch).map_err(|e| ImageError::write(&scratch, e))?;
-            let (running, pipe) = bootstrap.start(&scratch)?;
-            let reader = blocking(place, limits, move |staged, limits| {
-                let pipe = BufReader::with_capacity(1 << 20, pipe);
-                archive::read(pipe, &mut staged.tree, &mut staged.staging, limits, &watched)
-            });
-            let ended = running.wait(progress.token(), |line| Bootstrap::show(line, progress));
-            let (read, ended) = tokio::join!(reader, ended);
-            progress.check()?;
-            // A reader that stopped early makes the writer fail; a writer that failed leaves half an archive.
-            match (read, ended) {
-                (Err(error @ (ImageError::DiskFull { .. } | ImageError::TooLarge { .. })), _) => Err(error),
-                (_, Err(error)) => Err(error.into()),
-                (Err(error), Ok(_)) => Err(error),
-                (Ok((place, mut staged)), Ok(_)) => {
-                    staged.distro = Some(bootstrap.distro);
-                    Ok((place, staged))
-                }
-            }
+            let read = |pipe| {
+                blocking(place, limits, move |staged, limits| {
+                    let pipe = BufReader::with_capacity(1 << 20, pipe);
+                    archive::read(pipe, &mut staged.tree, &mut staged.staging, limits, &watched)
+                })
+            };
+            let (place, mut staged) = bootstrap.run(&scratch, progress, read).await?;
+            staged.distro = Some(bootstrap.distro);
+            Ok((place, staged))
         }
         Source::Busybox { binary } => {
             blocking(place, limits, move |staged, _| {

@@ -30,6 +30,7 @@ use crate::asset::{KernelFiles, compose_initramfs};
 use crate::config::{Config, DriverSetting};
 use crate::drive::{Drives, Locks};
 use crate::guest::Link;
+use crate::image::oci::Keychain;
 use crate::op::{Ops, store_error, summary};
 use crate::os::leftover;
 use crate::os::lock::{self, Lock};
@@ -190,7 +191,7 @@ impl Nexus {
                 paths.clone(),
                 config.apt_root.clone(),
                 config.assets.clone(),
-                config.docker_config.clone(),
+                Keychain::new(config.docker_config.clone(), config.docker_environment.clone()),
             ),
             ops: Ops::new(store.clone()),
             vms: Registry::default(),

@@ -11,6 +11,6 @@ pub mod process;
 pub mod random;
 pub mod socket;
 pub mod subvolume;
-pub(crate) mod tls;
+pub mod tls;
 pub mod tool;
 pub mod tsc;

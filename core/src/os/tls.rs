@@ -1,12 +1,244 @@
-//! What cryptography TLS uses.
+//! TLS: what cryptography it uses, whom it trusts, and why a server is refused.
+//!
+//! Every HTTP client of the daemon is made by [`Trust::client`]: they trust the same CAs, and none goes from TLS to plain HTTP.
 
-use std::sync::Once;
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Once};
 
-/// Sees to it that there is one before a client is made.
+use data_encoding::BASE64;
+use fs_err as fs;
+use reqwest::ClientBuilder;
+use reqwest::redirect::{Attempt, Policy};
+use rustls::CertificateError;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use tempfile::TempPath;
+
+/// How the daemon names itself to servers.
+const USER_AGENT: &str = concat!("nexus/", env!("CARGO_PKG_VERSION"));
+/// How many redirections are followed.
+const REDIRECTS_MAX: usize = 8;
+
+/// Sees to it that there is cryptography before a client is made.
 pub(crate) fn provide() {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
         // Another part of the process may have installed one: any will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
+}
+
+/// Whose certificates are believed: those of the CAs that the host trusts, and of those in a file. Cheap to clone.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Trust {
+    more: Option<Arc<More>>,
+}
+
+/// CAs beside those that the host trusts.
+#[derive(PartialEq, Eq)]
+struct More {
+    file: PathBuf,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Trust").field(&self.more.as_ref().map(|more| &more.file)).finish()
+    }
+}
+
+impl Trust {
+    /// Reads the certificates of more CAs from a file in PEM.
+    pub fn read(file: &Path) -> Result<Self, TrustProblem> {
+        let unusable = |why: String| TrustProblem::Unusable { file: file.to_owned(), why };
+        let text = fs::read(file).map_err(|source| TrustProblem::Read { source })?;
+        let mut certificates = Vec::new();
+        for (at, certificate) in CertificateDer::pem_slice_iter(&text).enumerate() {
+            let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
+            // A client takes those that it can read and is silent about others.
+            let read = rustls::RootCertStore::empty().add(certificate.clone());
+            read.map_err(|e| unusable(format!("certificate {}: {e}", at + 1)))?;
+            certificates.push(certificate);
+        }
+        if certificates.is_empty() {
+            return Err(unusable("there is no certificate in it".into()));
+        }
+        Ok(Self { more: Some(Arc::new(More { file: file.to_owned(), certificates })) })
+    }
+
+    /// All that are trusted, the host's own too, in a file for programs that take nothing but one; none where the host's own
+    /// are all. Anybody may read it.
+    pub(crate) fn bundle(&self) -> io::Result<Option<TempPath>> {
+        use std::os::unix::fs::PermissionsExt;
+        let Some(more) = &self.more else { return Ok(None) };
+        let own = rustls_native_certs::load_native_certs().certs;
+        let mut text = String::new();
+        for certificate in more.certificates.iter().chain(&own) {
+            text.push_str("-----BEGIN CERTIFICATE-----\n");
+            for line in BASE64.encode(certificate).as_bytes().chunks(64) {
+                text.extend(line.iter().map(|b| char::from(*b)));
+                text.push('\n');
+            }
+            text.push_str("-----END CERTIFICATE-----\n");
+        }
+        let readable = std::fs::Permissions::from_mode(0o644);
+        let file = tempfile::Builder::new().prefix("nexus-ca-").permissions(readable).tempfile()?;
+        fs::write(file.path(), text)?;
+        Ok(Some(file.into_temp_path()))
+    }
+
+    /// Makes an HTTP client.
+    pub(crate) fn client(
+        &self,
+        configure: impl Fn(ClientBuilder) -> ClientBuilder,
+    ) -> Result<reqwest::Client, reqwest::Error> {
+        provide();
+        let more = self.more.iter().flat_map(|more| &more.certificates);
+        let more = more.map(|der| reqwest::Certificate::from_der(der)).collect::<Result<Vec<_>, _>>()?;
+        let build = || {
+            let builder = reqwest::Client::builder()
+                .user_agent(USER_AGENT)
+                .redirect(Policy::custom(redirect))
+                .referer(false);
+            configure(builder)
+        };
+        // Without any CA certificates on the host the verifier cannot be made: plain HTTP, which package archives use,
+        // works all the same; HTTPS then trusts nobody but those in the file.
+        build().tls_certs_merge(more.clone()).build().or_else(|_| build().tls_certs_only(more).build())
+    }
+}
+
+/// Why a file of CAs is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustProblem {
+    /// It cannot be read; the cause names it.
+    #[error("{source}")]
+    Read {
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not a list of certificates.
+    #[error("{} holds no list of CA certificates in PEM: {why}", .file.display())]
+    Unusable {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// Follows a redirection, but never from TLS to plain HTTP.
+fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    let was_safe = attempt.previous().iter().any(|url| url.scheme() == "https");
+    if was_safe && attempt.url().scheme() != "https" {
+        let to = crate::asset::shown(attempt.url());
+        return attempt.error(TlsProblem::Downgrade { to });
+    }
+    Policy::limited(REDIRECTS_MAX).redirect(attempt)
+}
+
+/// Why a server is not trusted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TlsProblem {
+    /// Nobody who is trusted vouches for its certificate.
+    #[error("its certificate was issued by no CA that is trusted here")]
+    UnknownIssuer,
+    /// Its certificate is too old.
+    #[error("its certificate was valid until {0} only")]
+    Expired(String),
+    /// Its certificate is from the future.
+    #[error("its certificate is not valid before {0}")]
+    NotYetValid(String),
+    /// Its certificate is another server's.
+    #[error("its certificate is for {0} only")]
+    WrongName(String),
+    /// Its certificate is bad in another way.
+    #[error("its certificate is not accepted: {0}")]
+    Certificate(String),
+    /// It sends its clients from TLS to plain HTTP.
+    #[error("it leads from TLS to {to}, which anybody on the way could read and change")]
+    Downgrade {
+        /// Where it leads.
+        to: String,
+    },
+}
+
+impl TlsProblem {
+    /// The next thing to do.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::UnknownIssuer => Some(
+                "if the server is one of yours, give the certificate of the CA that issued its own as ca_file in nexus.toml (or \
+                 NEXUS_CA_FILE) and start nexusd again; else somebody may be in between",
+            ),
+            Self::Expired(_) | Self::NotYetValid(_) => Some(
+                "check the host's clock; if it is right, the server needs a new certificate: use another mirror until it has one",
+            ),
+            Self::WrongName(_) => Some("use the address that the server's certificate is for"),
+            Self::Certificate(_) => {
+                Some("the server needs another certificate: use another mirror until it has one")
+            }
+            Self::Downgrade { .. } => Some(
+                "use another mirror or registry, or the address that this one leads to, if you trust the network up to it",
+            ),
+        }
+    }
+
+    fn of(error: &CertificateError) -> Self {
+        match error {
+            CertificateError::UnknownIssuer => Self::UnknownIssuer,
+            CertificateError::ExpiredContext { not_after, .. } => Self::Expired(day(*not_after)),
+            CertificateError::NotValidYetContext { not_before, .. } => Self::NotYetValid(day(*not_before)),
+            CertificateError::NotValidForNameContext { presented, .. } if !presented.is_empty() => {
+                Self::WrongName(named(presented))
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Self::WrongName("no name at all".into())
+            }
+            other => Self::Certificate(rustls::Error::InvalidCertificate(other.clone()).to_string()),
+        }
+    }
+}
+
+/// The first names of a certificate.
+fn named(presented: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let names: Vec<String> = presented.iter().take(SHOWN).map(|name| shortened(name)).collect();
+    let more = if presented.len() > SHOWN { " and others" } else { "" };
+    format!("{}{more}", names.join(", "))
+}
+
+/// A name without what the verifier puts around it, and no longer than a name may be.
+fn shortened(name: &str) -> String {
+    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
+    inner.trim_matches('"').chars().filter(|c| !c.is_control()).take(253).collect()
+}
+
+fn day(time: UnixTime) -> String {
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| "a time beyond all times".into(), |at| at.to_string())
+}
+
+/// Why a request failed, if that is because its server is not trusted. Asking again would be in vain.
+pub(crate) fn refusal(error: &(dyn Error + 'static)) -> Option<TlsProblem> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(problem) = error.downcast_ref::<TlsProblem>() {
+            return Some(problem.clone());
+        }
+        if let Some(rustls::Error::InvalidCertificate(problem)) = error.downcast_ref::<rustls::Error>() {
+            return Some(TlsProblem::of(problem));
+        }
+        // Its source is not what is in it, but the source of that.
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
 }

@@ -14,7 +14,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 
@@ -75,6 +75,14 @@ pub enum ProgramError {
         /// How long it was given.
         after: Duration,
     },
+    /// It said more than it may, and was killed.
+    #[error("{name} said more than {limit} bytes")]
+    TooMuch {
+        /// The program.
+        name: &'static str,
+        /// How much it may say, in bytes.
+        limit: usize,
+    },
     /// It was no longer wanted and was ended.
     #[error("{name} was cancelled")]
     Cancelled {
@@ -131,9 +139,18 @@ impl Tool {
         directories: impl IntoIterator<Item = &'a Path>,
         name: &'static str,
     ) -> Result<Self, ProgramError> {
+        Self::find_file(directories, name, name)
+    }
+
+    /// The program in the first of `directories` that has a file of the name `file`; messages call it `name`.
+    pub fn find_file<'a>(
+        directories: impl IntoIterator<Item = &'a Path>,
+        file: &str,
+        name: &'static str,
+    ) -> Result<Self, ProgramError> {
         directories
             .into_iter()
-            .map(|directory| directory.join(name))
+            .map(|directory| directory.join(file))
             .find(|path| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
             .map(|path| Self { name, path })
             .ok_or(ProgramError::Missing { name, package: package_of(name) })
@@ -151,6 +168,7 @@ impl Tool {
             args: Vec::new(),
             env: Vec::new(),
             directory: None,
+            input: None,
             timeout: Duration::from_secs(600),
             success: vec![0],
         }
@@ -165,6 +183,7 @@ pub struct Call {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     directory: Option<PathBuf>,
+    input: Option<Vec<u8>>,
     timeout: Duration,
     success: Vec<i32>,
 }
@@ -191,6 +210,12 @@ impl Call {
     /// Sets the working directory (else `/`).
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
+        self
+    }
+
+    /// Sets what it reads from its standard input (else nothing): as much as a pipe holds, 64 KiB.
+    pub fn input(mut self, bytes: &[u8]) -> Self {
+        self.input = Some(bytes.to_owned());
         self
     }
 
@@ -222,9 +247,38 @@ impl Call {
         self.run_lines(cancel, |_| {}).await
     }
 
+    /// Runs it to its end and keeps what it writes to its standard output, which is no more than `limit` bytes.
+    pub async fn output(
+        self,
+        limit: usize,
+        cancel: &CancellationToken,
+    ) -> Result<(Finished, Vec<u8>), ProgramError> {
+        let (name, after) = (self.tool.name, self.timeout);
+        let mut running = self.start()?;
+        let stdout = running.stdout();
+        let mut bytes = Vec::new();
+        let read = async {
+            if let Some(stdout) = stdout {
+                let mut stdout = stdout.take(limit as u64 + 1);
+                let read = stdout.read_to_end(&mut bytes).await;
+                read.map_err(|source| ProgramError::Watch { name, source })?;
+            }
+            if bytes.len() > limit { Err(ProgramError::TooMuch { name, limit }) } else { Ok(()) }
+        };
+        // Who is left behind may hold the output open; what is given up here is killed.
+        let both = async { tokio::try_join!(running.wait(cancel, |_| {}), read) };
+        let ended = tokio::time::timeout(after + GRACE, both).await;
+        let (finished, ()) = ended.unwrap_or(Err(ProgramError::Late { name, after }))?;
+        Ok((finished, bytes))
+    }
+
     /// Starts it; for programs whose output is taken as it comes.
     pub fn start(self) -> Result<Running, ProgramError> {
         let name = self.tool.name;
+        let stdin = match &self.input {
+            None => Stdio::null(),
+            Some(input) => piped(input).map_err(|source| ProgramError::Start { name, source })?,
+        };
         let child = Command::new(&self.tool.path)
             .args(&self.args)
             .env_clear()
@@ -233,7 +287,7 @@ impl Call {
             .env(leftover::STARTED_BY, leftover::mark())
             .envs(self.env)
             .current_dir(self.directory.as_deref().unwrap_or(Path::new("/")))
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -242,6 +296,17 @@ impl Call {
         tracing::debug!(program = name, pid = child.id(), args = ?self.args, "started");
         Ok(Running { name, child, timeout: self.timeout, success: self.success })
     }
+}
+
+/// A standard input that holds these bytes, and ends.
+fn piped(input: &[u8]) -> io::Result<Stdio> {
+    const PIPE_BYTES: usize = 64 << 10;
+    if input.len() > PIPE_BYTES {
+        return Err(io::Error::other("its input is too long"));
+    }
+    let (reader, mut writer) = io::pipe()?;
+    io::Write::write_all(&mut writer, input)?;
+    Ok(Stdio::from(reader))
 }
 
 /// How a program ended well.

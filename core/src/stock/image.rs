@@ -9,7 +9,6 @@ use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 
 use super::oci::{self, Argument, Saved};
 use super::{DEBIAN, Stock, blocking, file_argument, hex_sha256, slug};
-use crate::asset::debian::Archive;
 use crate::image::oci::{Remote, Resolved};
 use crate::image::{self, Additions, Bootstrap, ImageError, Limits, Source};
 use crate::nexus::described;
@@ -91,7 +90,7 @@ impl Stock {
         if let Some(path) = want.strip_prefix("file:") {
             return file_argument(want, path).map(Want::File);
         }
-        match oci::argument(want, self.docker_config.as_deref())? {
+        match oci::argument(want, &self.registries)? {
             Some(Argument::Remote(remote)) => return Ok(Want::Remote(remote)),
             Some(Argument::Saved(saved)) => return Ok(Want::Saved(saved)),
             None => {}
@@ -332,7 +331,7 @@ impl Stock {
         let source = match recipe.want {
             Want::BuiltIn(BUSYBOX) => {
                 progress.step("downloading busybox");
-                let archive = Archive::open(&self.apt_root, progress).await.map_err(asset_error)?;
+                let archive = self.archive(progress).await?;
                 let fetched = archive
                     .fetch_package_file(BUSYBOX_PACKAGE, "./bin/busybox", scratch, progress)
                     .await
@@ -341,7 +340,7 @@ impl Stock {
             }
             Want::BuiltIn(_) => {
                 progress.step("reading the package archive");
-                let archive = Archive::open(&self.apt_root, progress).await.map_err(asset_error)?;
+                let archive = self.archive(progress).await?;
                 let packages = archive.bootstrap_source();
                 let bootstrap = Bootstrap {
                     mirrors: packages.mirrors.clone(),
@@ -350,6 +349,7 @@ impl Stock {
                     distro: packages.distro.clone(),
                     proxy: packages.proxy.clone(),
                     check_valid_until: packages.check_valid_until,
+                    trust: self.assets.fetch.trust.clone(),
                     packages: image::PACKAGES
                         .iter()
                         .map(|p| (*p).to_owned())

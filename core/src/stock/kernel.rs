@@ -115,7 +115,7 @@ impl Stock {
         progress: &Progress,
     ) -> Result<AssetRecord, ToolError> {
         progress.step("reading the package archive");
-        let archive = Archive::open(&self.apt_root, progress).await.map_err(asset_error)?;
+        let archive = self.archive(progress).await?;
         // What is newest may be here already.
         let versions = archive.kernels().await.map_err(asset_error)?;
         let newest = match version {
@@ -236,10 +236,15 @@ impl Stock {
         blocking(move || KernelFiles::load(&directory).map_err(asset_error)).await
     }
 
+    /// The host's package archive.
+    pub(super) async fn archive(&self, progress: &Progress) -> Result<Archive, ToolError> {
+        Archive::open(&self.apt_root, &self.assets.fetch, progress).await.map_err(asset_error)
+    }
+
     /// What can be downloaded, apart from what is installed.
     pub(crate) async fn available_kernels(&self) -> Result<Vec<AssetSummary>, ToolError> {
         let progress = Progress::default();
-        let archive = Archive::open(&self.apt_root, &progress).await.map_err(asset_error)?;
+        let archive = self.archive(&progress).await?;
         let versions = archive.kernels().await.map_err(asset_error)?;
         versions
             .into_iter()

@@ -19,6 +19,7 @@ use nexus_schema::{ErrorCode, Name, ToolError};
 use sha2::{Digest, Sha256};
 
 use crate::config::AssetConfig;
+use crate::image::oci::{Access, Keychain};
 use crate::os::paths::Paths;
 use crate::store::Store;
 
@@ -43,8 +44,8 @@ pub(crate) struct Stock {
     apt_root: PathBuf,
     assets: Arc<AssetConfig>,
     believed: wish::Believed,
-    /// Where credentials for registries are, if anywhere.
-    docker_config: Option<PathBuf>,
+    /// How registries are reached.
+    registries: Access,
     in_flight: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
@@ -54,12 +55,13 @@ impl Stock {
         paths: Paths,
         apt_root: PathBuf,
         assets: AssetConfig,
-        docker_config: Option<PathBuf>,
+        keychain: Keychain,
     ) -> Self {
         let (assets, believed) = (Arc::new(assets), wish::Believed::default());
         let scratch = Scratch::new(paths.scratch());
+        let registries = Access::new(keychain, assets.fetch.trust.clone());
         let in_flight = Arc::default();
-        Self { store, paths, scratch, apt_root, assets, believed, docker_config, in_flight }
+        Self { store, paths, scratch, apt_root, assets, believed, registries, in_flight }
     }
 
     /// The scratch directories of what is being made.

@@ -6,7 +6,7 @@ use nexus_schema::ToolError;
 
 use super::file_argument;
 use super::image::image_error;
-use crate::image::oci::{Form, Remote};
+use crate::image::oci::{Access, Form, Remote};
 
 /// An image in a file or directory of the host.
 #[derive(Debug, Clone)]
@@ -30,9 +30,9 @@ const FORMS: [(&str, Form); 3] =
 
 /// Reads `oci:REFERENCE`, `oci-layout:PATH`, `oci-archive:PATH` and `docker-archive:PATH`, where a path may have `#NAME`
 /// behind it. `None`: it is something else.
-pub(super) fn argument(argument: &str, docker_config: Option<&Path>) -> Result<Option<Argument>, ToolError> {
+pub(super) fn argument(argument: &str, registries: &Access) -> Result<Option<Argument>, ToolError> {
     if let Some(reference) = argument.strip_prefix("oci:") {
-        let remote = Remote::parse(reference, docker_config).map_err(|e| image_error(e.into()))?;
+        let remote = Remote::parse(reference, registries).map_err(|e| image_error(e.into()))?;
         return Ok(Some(Argument::Remote(remote)));
     }
     for (word, form) in FORMS {

@@ -14,6 +14,7 @@ use super::*;
 use crate::asset::Compression;
 use crate::asset::testing::{Fault, Server, elf_kernel, pack};
 use crate::asset::{FetchSettings, Sha256};
+use crate::image::oci::Keychain;
 use crate::op::Progress;
 use crate::store::assets::AssetRecord;
 use crate::store::{StoreError, assets};
@@ -47,7 +48,7 @@ impl Scene {
             fs_err::create_dir_all(directory).unwrap();
         }
         let store = Store::open(&paths.database()).unwrap();
-        let stock = Stock::new(store, paths, dir.path().join("no-apt"), assets, None);
+        let stock = Stock::new(store, paths, dir.path().join("no-apt"), assets, Keychain::default());
         stock.sync_providers().await.unwrap();
         Self { server, dir, stock, progress: Progress::default() }
     }

@@ -144,6 +144,7 @@ pub fn config(state_dir: &Path) -> Config {
         driver: DriverSetting::Auto,
         apt_root: "/".into(),
         docker_config: None,
+        docker_environment: Default::default(),
         qemu: None,
         firecracker: None,
         assets: Default::default(),

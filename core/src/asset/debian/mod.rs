@@ -158,8 +158,12 @@ pub(crate) fn configured(apt_root: &Path) -> Result<String, AssetError> {
 
 impl Archive {
     /// Reads apt's configuration under `apt_root` and verifies the signed index of every suite in it.
-    pub async fn open(apt_root: &Path, progress: &Progress) -> Result<Self, AssetError> {
-        let settings = FetchSettings { deadline: Duration::from_secs(1800), ..FetchSettings::default() };
+    pub async fn open(
+        apt_root: &Path,
+        settings: &FetchSettings,
+        progress: &Progress,
+    ) -> Result<Self, AssetError> {
+        let settings = FetchSettings { deadline: Duration::from_secs(1800), ..settings.clone() };
         Self::open_with(apt_root, settings, now(), progress).await
     }
 

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::asset::AssetError;
 use crate::asset::stream::{OverLimit, Sha256, capped, hashed};
 use crate::op::Progress;
+use crate::os::tls::Trust;
 
 use pump::Pumped;
 pub(crate) use pump::{OnHead, Pieces, Start};
@@ -32,6 +33,8 @@ pub(crate) use pump::{OnHead, Pieces, Start};
 pub struct FetchSettings {
     /// Which proxy is used.
     pub proxy: ProxySetting,
+    /// Which servers are believed to be who they say.
+    pub trust: Trust,
     /// How long a connection may take.
     pub connect_timeout: Duration,
     /// How long nothing may come.
@@ -48,6 +51,7 @@ impl Default for FetchSettings {
     fn default() -> Self {
         Self {
             proxy: ProxySetting::Environment,
+            trust: Trust::default(),
             connect_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(30),
             deadline: Duration::from_secs(3600),
@@ -130,14 +134,9 @@ const PIECES_AHEAD: usize = 8;
 impl Fetcher {
     /// A client with these settings.
     pub fn new(settings: FetchSettings) -> Result<Self, AssetError> {
-        crate::os::tls::provide();
-        let build = || {
-            let builder = reqwest::Client::builder()
-                .user_agent(concat!("nexus/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(settings.connect_timeout)
-                .read_timeout(settings.idle_timeout)
-                .redirect(reqwest::redirect::Policy::limited(8))
-                .referer(false);
+        let client = settings.trust.client(|builder| {
+            let builder =
+                builder.connect_timeout(settings.connect_timeout).read_timeout(settings.idle_timeout);
             match &settings.proxy {
                 ProxySetting::Environment => builder,
                 ProxySetting::Rules(rules) => {
@@ -145,12 +144,8 @@ impl Fetcher {
                     builder.proxy(reqwest::Proxy::custom(move |url| rules.proxy_for(url)))
                 }
             }
-        };
-        // Without any CA certificates on the host the verifier cannot be made: plain HTTP, which package archives use,
-        // works all the same; HTTPS then trusts nobody.
-        let client = build()
-            .build()
-            .or_else(|_| build().tls_certs_only([]).build())
+        });
+        let client = client
             .map_err(|e| AssetError::Transfer { url: "(no address yet)".into(), source: Box::new(e) })?;
         Ok(Self { client, settings: Arc::new(settings) })
     }

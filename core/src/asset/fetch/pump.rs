@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::{Fetcher, Want, too_long};
 use crate::asset::AssetError;
 use crate::op::Progress;
+use crate::os::tls;
 
 impl Fetcher {
     /// Sends the file's bytes from the start on, through as many requests as it takes.
@@ -33,7 +34,7 @@ impl Fetcher {
             };
             let (error, wait) = match attempt {
                 Attempt::Final(error) => return Err(error),
-                Attempt::Again(error, wait) => (error, wait),
+                Attempt::Again(error, wait) => (*error, wait),
             };
             failures += 1;
             if failures > self.settings.retries {
@@ -62,12 +63,18 @@ impl Fetcher {
             }
         }
         let again = |e: reqwest::Error| {
+            if let Some(problem) = tls::refusal(&e) {
+                return Attempt::Final(AssetError::Untrusted {
+                    url: want.shown(),
+                    problem: Box::new(problem),
+                });
+            }
             let error = AssetError::Transfer { url: want.shown(), source: Box::new(e.without_url()) };
-            Attempt::Again(error, None)
+            Attempt::Again(Box::new(error), None)
         };
         let mut response = match request.send().await {
             Ok(response) => response,
-            Err(e) if e.is_builder() || e.is_redirect() => {
+            Err(e) if (e.is_builder() || e.is_redirect()) && tls::refusal(&e).is_none() => {
                 let error = AssetError::Transfer { url: want.shown(), source: Box::new(e.without_url()) };
                 return Err(Attempt::Final(error));
             }
@@ -97,7 +104,7 @@ impl Fetcher {
             && at.sent < total
         {
             let error = AssetError::Length { what: want.shown(), expected: total, found: at.sent };
-            return Err(Attempt::Again(error, None));
+            return Err(Attempt::Again(Box::new(error), None));
         }
         Ok(if tx.send(Piece::End).await.is_ok() { Pumped::All } else { Pumped::NotWanted })
     }
@@ -131,7 +138,7 @@ fn begin(
         {
             let wait = response.headers().get(header::RETRY_AFTER);
             let wait = wait.and_then(|v| v.to_str().ok()?.trim().parse().ok()).map(Duration::from_secs);
-            return Err(Attempt::Again(error, wait));
+            return Err(Attempt::Again(Box::new(error), wait));
         }
         _ => return Err(Attempt::Final(error)),
     };
@@ -217,7 +224,7 @@ enum Attempt {
     /// For good.
     Final(AssetError),
     /// In a way that may pass, perhaps after a time that the server named.
-    Again(AssetError, Option<Duration>),
+    Again(Box<AssetError>, Option<Duration>),
 }
 
 /// How pumping ended well.

@@ -1,5 +1,7 @@
 //! Downloads from a server that misbehaves.
 
+mod safe;
+
 use super::*;
 use crate::asset::testing::{Fault, Server};
 
@@ -32,7 +34,11 @@ impl Scene {
     }
 
     fn with(settings: FetchSettings) -> Self {
-        let server = Arc::new(Server::start());
+        Self::of(Server::start(), settings)
+    }
+
+    fn of(server: Server, settings: FetchSettings) -> Self {
+        let server = Arc::new(server);
         server.put("/file", body());
         Self {
             server,

@@ -3,6 +3,7 @@
 mod elf;
 pub(crate) mod keys;
 mod server;
+pub(crate) mod tls;
 
 pub(crate) use elf::{bz_image, elf_kernel, lz4_legacy, module, pack};
 pub(crate) use server::{Fault, Server};

@@ -1,10 +1,13 @@
-//! A small web server on the loopback interface that serves what it is given, and misbehaves as it is told.
+//! A small web server on the loopback interface, with TLS or without, that serves what it is given, and misbehaves as it is
+//! told.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// How one request is answered otherwise than well.
 #[derive(Debug, Clone)]
@@ -57,6 +60,7 @@ struct State {
     files: HashMap<String, File>,
     faults: HashMap<String, VecDeque<Fault>>,
     requests: Vec<Request>,
+    connections: usize,
     is_over: bool,
 }
 
@@ -66,34 +70,62 @@ struct Shared {
     changed: Condvar,
 }
 
+/// A connection.
+trait Stream: Read + Write {}
+
+impl<S: Read + Write> Stream for S {}
+
 /// A running server; it ends with the value.
 pub(crate) struct Server {
+    scheme: &'static str,
     address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl Server {
     pub(crate) fn start() -> Self {
+        Self::serving("http", |stream| Ok(Box::new(stream)))
+    }
+
+    /// One that speaks TLS.
+    pub(crate) fn start_tls(identity: Arc<ServerConfig>) -> Self {
+        Self::serving("https", move |stream| {
+            let connection = ServerConnection::new(identity.clone()).map_err(std::io::Error::other)?;
+            Ok(Box::new(StreamOwned::new(connection, stream)))
+        })
+    }
+
+    fn serving(
+        scheme: &'static str,
+        accept: impl Fn(TcpStream) -> std::io::Result<Box<dyn Stream>> + Clone + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
         let inner = shared.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                if inner.state.lock().unwrap().is_over {
+                let mut state = inner.state.lock().unwrap();
+                if state.is_over {
                     return;
                 }
-                let inner = inner.clone();
+                state.connections += 1;
+                drop(state);
+                let (inner, accept) = (inner.clone(), accept.clone());
                 // A client that goes away is no concern of the server.
-                std::thread::spawn(move || inner.serve(stream).ok());
+                std::thread::spawn(move || accept(stream).and_then(|stream| inner.serve(stream)).ok());
             }
         });
-        Self { address, shared }
+        Self { scheme, address, shared }
     }
 
     /// The address of a path, which begins with `/`.
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        format!("{}://{}{path}", self.scheme, self.address)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) fn put(&self, path: &str, bytes: impl Into<Vec<u8>>) {
@@ -114,6 +146,11 @@ impl Server {
 
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.shared.state.lock().unwrap().requests.clone()
+    }
+
+    /// How many connections there were, whether anything was asked on them or not.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.state.lock().unwrap().connections
     }
 
     /// How often a path was asked for.
@@ -142,8 +179,8 @@ impl Drop for Server {
 }
 
 impl Shared {
-    fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
-        let mut reader = BufReader::new(stream.try_clone()?);
+    fn serve(&self, stream: Box<dyn Stream>) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream);
         let mut line = String::new();
         reader.read_line(&mut line)?;
         // A proxy is asked for whole addresses, a server for paths.
@@ -167,12 +204,13 @@ impl Shared {
             let fault = state.faults.get_mut(&target).and_then(VecDeque::pop_front);
             (state.files.get(&target).cloned(), fault)
         };
-        self.answer(stream, file, &request, fault)
+        let mut stream = reader.into_inner();
+        self.answer(&mut stream, file, &request, fault)
     }
 
     fn answer(
         &self,
-        mut stream: TcpStream,
+        stream: &mut dyn Stream,
         file: Option<File>,
         request: &Request,
         fault: Option<Fault>,

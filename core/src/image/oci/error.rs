@@ -2,6 +2,9 @@
 
 use nexus_schema::{ByteSize, ErrorCode};
 
+use super::credentials::HelperProblem;
+use crate::os::tls::TlsProblem;
+
 /// Why an OCI image was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
@@ -49,7 +52,7 @@ pub enum OciError {
         what: String,
     },
     /// The registry answered with a failure.
-    #[error("{registry} answers {status} when asked for {what}")]
+    #[error("{registry} answers {status} when asked for {what}{}", quoted(.said))]
     Status {
         /// The registry.
         registry: String,
@@ -57,6 +60,30 @@ pub enum OciError {
         what: String,
         /// The status code.
         status: u16,
+        /// What it says about it, if anything.
+        said: String,
+    },
+    /// The registry is not trusted.
+    #[error("ask {registry} for {what}: the server is not trusted: {problem}")]
+    Untrusted {
+        /// The registry.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// Why not.
+        problem: TlsProblem,
+    },
+    /// The program that keeps the credentials for a registry gave none.
+    #[error("ask {program}, which {file} names, for the credentials for {registry}: {why}")]
+    Helper {
+        /// The program.
+        program: String,
+        /// Docker's file.
+        file: String,
+        /// The registry.
+        registry: String,
+        /// Why not.
+        why: HelperProblem,
     },
     /// Something is not what its digest says.
     #[error("{what} has the digest {found} instead of {expected}")]
@@ -146,7 +173,8 @@ impl OciError {
             | Self::Slow { .. }
             | Self::Status { .. }
             | Self::Worker => ErrorCode::DownloadFailed,
-            Self::Digest { .. } | Self::Size { .. } => ErrorCode::VerificationFailed,
+            Self::Helper { .. } => ErrorCode::HostUnsuitable,
+            Self::Untrusted { .. } | Self::Digest { .. } | Self::Size { .. } => ErrorCode::VerificationFailed,
             Self::TooLarge { .. } => ErrorCode::TooLarge,
             Self::Document { .. } | Self::Missing { .. } => ErrorCode::ImageFailed,
         }
@@ -162,6 +190,11 @@ impl OciError {
             Self::Unauthorized { .. } => {
                 Some("the image is private or does not exist; `docker login` on the host of nexusd makes private ones readable".into())
             }
+            Self::Untrusted { problem, .. } => problem.hint().map(str::to_owned),
+            Self::Helper { program, .. } => Some(format!(
+                "see that `echo REGISTRY | {program} get` works for the user of nexusd and in its environment, or name another \
+                 file as docker_config in nexus.toml"
+            )),
             Self::Several { .. } | Self::NoSuchName { .. } => Some("name one behind a #, as in oci-layout:PATH#NAME".into()),
             Self::Transfer { .. } | Self::Slow { .. } => {
                 Some("look whether the registry is reachable from the host of nexusd; docker-archive:FILE takes a saved image".into())
@@ -169,4 +202,8 @@ impl OciError {
             _ => None,
         }
     }
+}
+
+fn quoted(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!(", and says: {said}") }
 }

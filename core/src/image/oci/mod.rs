@@ -11,18 +11,21 @@
 //! as archives of root filesystems are, and blobs are found by their digests.
 
 mod blobs;
+mod credentials;
 mod digest;
 mod document;
 mod error;
 mod pull;
 mod registry;
+mod session;
 
 use std::path::{Path, PathBuf};
 
 use nexus_schema::link::ImageConfig;
 
+pub use credentials::{HelperProblem, Keychain};
 pub use error::OciError;
-pub use registry::{Remote, Resolved};
+pub use registry::{Access, Remote, Resolved};
 
 use super::source::{Staged, unpacked};
 use super::staging::Staging;

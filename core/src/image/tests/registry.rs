@@ -1,7 +1,9 @@
 //! Images from registries: a real one on the loopback interface, and ones that lie.
 
+mod safe;
+mod tokens;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +20,8 @@ use super::recipe::{Packed, Recipe, digest};
 use super::tar::Tar;
 use super::*;
 use crate::asset::testing::{Fault, Server};
-use crate::image::oci::Remote;
+use crate::config::Environment;
+use crate::image::oci::{Access, Keychain, OciError, Remote};
 
 /// A running `docker-registry` on the loopback interface.
 struct Registry {
@@ -94,12 +97,17 @@ impl Drop for Registry {
 }
 
 async fn resolve(text: &str) -> Result<Source, ImageError> {
-    let resolved = Remote::parse(text, None)?.resolve().await?;
+    let resolved = Remote::parse(text, &Access::default())?.resolve().await?;
     Ok(Source::Remote(Box::new(resolved)))
 }
 
 async fn pull(text: &str, into: &Path) -> Result<Built, ImageError> {
     make(resolve(text).await?, into).await
+}
+
+async fn pull_by(text: &str, access: &Access, into: &Path) -> Result<Built, ImageError> {
+    let resolved = Remote::parse(text, access)?.resolve().await?;
+    make(Source::Remote(Box::new(resolved)), into).await
 }
 
 #[tokio::test]
@@ -112,7 +120,11 @@ async fn a_real_registry_gives_images() {
     assert_eq!(names(&image), ["rootfs.ext4"]);
 
     // By its digest; what the name stood for is in the reference.
-    let resolved = Remote::parse(&format!("{at}/group/layered:1.0"), None).unwrap().resolve().await.unwrap();
+    let resolved = Remote::parse(&format!("{at}/group/layered:1.0"), &Access::default())
+        .unwrap()
+        .resolve()
+        .await
+        .unwrap();
     let layers: u64 = layered().layers.iter().map(|layer| layer["size"].as_u64().unwrap()).sum();
     let foreseen = resolved.download_bytes().await.unwrap();
     assert!(
@@ -160,13 +172,16 @@ async fn credentials_open_a_private_registry() {
     let at = &registry.address;
     registry.push_image("private:1", Recipe::of("mine")).await;
     let error = resolve(&format!("{at}/private:1")).await.unwrap_err();
-    assert!(matches!(error, ImageError::Oci(crate::image::oci::OciError::Unauthorized { .. })), "{error}");
+    assert!(matches!(error, ImageError::Oci(OciError::Unauthorized { .. })), "{error}");
     assert!(error.hint().unwrap().contains("docker login"));
+    open_by_helper(&registry).await;
     let file = registry.base.path().join("config.json");
     for (password, fits) in [("wrong", false), ("secret", true)] {
         let auth = data_encoding::BASE64.encode(format!("me:{password}").as_bytes());
         fs::write(&file, json!({ "auths": { at: { "auth": auth } } }).to_string()).unwrap();
-        let remote = Remote::parse(&format!("{at}/private:1"), Some(&file)).unwrap();
+        let keychain = Keychain::new(Some(file.clone()), Environment::default());
+        let access = Access { keychain, ..Access::default() };
+        let remote = Remote::parse(&format!("{at}/private:1"), &access).unwrap();
         match remote.resolve().await {
             Ok(resolved) => {
                 assert!(fits);
@@ -178,6 +193,31 @@ async fn credentials_open_a_private_registry() {
     }
 }
 
+/// The same by a program that keeps the credentials.
+async fn open_by_helper(registry: &Registry) {
+    use std::os::unix::fs::PermissionsExt;
+    let (at, base) = (&registry.address, registry.base.path());
+    let (file, helper) = (base.join("helped.json"), base.join("docker-credential-trial"));
+    fs::write(&file, json!({ "credHelpers": { at: "trial" } }).to_string()).unwrap();
+    let environment: Environment =
+        [("PATH".into(), format!("{}:/usr/bin:/bin", base.display()).into())].into_iter().collect();
+    let access = Access { keychain: Keychain::new(Some(file), environment), ..Access::default() };
+    for (secret, fits) in [("wrong", false), ("secret", true)] {
+        // It knows nothing but this registry.
+        let answer = json!({ "ServerURL": at, "Username": "me", "Secret": secret });
+        let script =
+            format!("#!/bin/sh\nread -r key\n[ \"$1 $key\" = 'get {at}' ] || exit 3\necho '{answer}'\n");
+        fs::write(&helper, script).unwrap();
+        fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+        let pulled = pull_by(&format!("{at}/private:1"), &access, &base.join("helped")).await;
+        assert_eq!(pulled.is_ok(), fits, "{pulled:?}");
+    }
+    fs::remove_file(helper).unwrap();
+    let error = pull_by(&format!("{at}/private:1"), &access, &base.join("again")).await.unwrap_err();
+    assert!(error.to_string().contains("docker-credential-trial"), "{error}");
+    assert_eq!(error.code(), ErrorCode::HostUnsuitable);
+}
+
 /// A registry that serves one image as it is told: `test:1`.
 struct Liar {
     server: Server,
@@ -187,8 +227,11 @@ struct Liar {
 
 impl Liar {
     /// With the blobs of a recipe, of which `replaced` gives other bytes.
-    fn new(mut recipe: Recipe, replaced: impl Fn(usize, &[u8]) -> Option<Vec<u8>>) -> Self {
-        let server = Server::start();
+    fn new(recipe: Recipe, replaced: impl Fn(usize, &[u8]) -> Option<Vec<u8>>) -> Self {
+        Self::of(Server::start(), recipe, replaced)
+    }
+
+    fn of(server: Server, mut recipe: Recipe, replaced: impl Fn(usize, &[u8]) -> Option<Vec<u8>>) -> Self {
         server.put("/v2/", "{}");
         let manifest = recipe.manifest();
         let layers: Vec<String> =
@@ -310,55 +353,4 @@ async fn a_pull_shows_its_progress_and_is_cancelled() {
     let error = built.await.unwrap().unwrap_err();
     assert_eq!(error.code(), ErrorCode::Cancelled, "{error}");
     assert!(names(base.path()).is_empty());
-}
-
-/// A registry that gives tokens: answers made by a function of the path and of the `Authorization` that came.
-fn answering(answer: impl Fn(&str, Option<&str>) -> String + Send + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-            let path =
-                lines.next().and_then(|line| Some(line.split(' ').nth(1)?.to_owned())).unwrap_or_default();
-            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-            let authorization = head.iter().find_map(|line| {
-                let (name, value) = line.split_once(": ")?;
-                name.eq_ignore_ascii_case("authorization").then_some(value)
-            });
-            // A client that goes away is no concern of the server.
-            let _gone = stream.write_all(answer(&path, authorization).as_bytes());
-        }
-    });
-    address
-}
-
-fn http(status: &str, headers: &str, body: &str) -> String {
-    format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
-}
-
-#[tokio::test]
-async fn tokens_are_asked_for_and_used() {
-    let mut recipe = Recipe::of("a");
-    let manifest = recipe.manifest().to_string();
-    for (token, works) in [("abc.def", true), ("two\\nlines", false), ("wrong", false)] {
-        let manifest = manifest.clone();
-        let listener = std::sync::Arc::new(std::sync::OnceLock::<String>::new());
-        let own = listener.clone();
-        let address = answering(move |path, authorization| {
-            let at = own.get().unwrap();
-            let challenge = format!("WWW-Authenticate: Bearer realm=\"http://{at}/token\",service=\"s\"\r\n");
-            if path.starts_with("/token") {
-                assert!(path.contains("scope=repository%3Atest%3Apull") && authorization.is_none(), "{path}");
-                return http("200 OK", "", &format!("{{\"token\":\"{token}\"}}"));
-            }
-            if authorization != Some("Bearer abc.def") {
-                return http("401 Unauthorized", &challenge, "{}");
-            }
-            http("200 OK", "", &manifest)
-        });
-        listener.set(address.clone()).unwrap();
-        let resolved = Remote::parse(&format!("{address}/test:1"), None).unwrap().resolve().await;
-        assert_eq!(resolved.is_ok(), works, "{token}: {resolved:?}");
-    }
 }

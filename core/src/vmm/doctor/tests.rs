@@ -8,6 +8,7 @@ fn config() -> Config {
         driver: DriverSetting::Auto,
         apt_root: "/".into(),
         docker_config: None,
+        docker_environment: Default::default(),
         qemu: None,
         firecracker: None,
         assets: Default::default(),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nexus_core::asset::FetchSettings;
 use nexus_core::asset::debian::Archive;
 use nexus_core::op::Progress;
 use nexus_tests::daemon::program;
@@ -40,7 +41,8 @@ pub(crate) fn kept(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
 pub(crate) fn rootfs() -> PathBuf {
     kept("rootfs.tar", |tar| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-        let archive = runtime.block_on(Archive::open(Path::new("/"), &Progress::default()));
+        let archive =
+            runtime.block_on(Archive::open(Path::new("/"), &FetchSettings::default(), &Progress::default()));
         let packages =
             archive.expect("apt is configured for an archive of Debian or Ubuntu").bootstrap_source();
         let mut call = Command::new("mmdebstrap");

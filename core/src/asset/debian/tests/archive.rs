@@ -10,6 +10,7 @@ use crate::asset::stream::{Compression, Sha256};
 use crate::asset::testing::keys::{Key, NOW, NOW_SECONDS};
 use crate::asset::testing::{Server, bz_image, elf_kernel, module, pack};
 use crate::op::Progress;
+use crate::os::tls::Trust;
 
 /// A package.
 #[derive(Debug, Clone)]
@@ -222,16 +223,22 @@ pub(super) struct Host {
     pub(super) server: Server,
     pub(super) key: Key,
     pub(super) root: tempfile::TempDir,
+    pub(super) trust: Trust,
     pub(super) progress: Progress,
 }
 
 impl Host {
     /// With one source: `bookworm` below `/debian`.
     pub(super) fn new() -> Self {
+        Self::of(Server::start())
+    }
+
+    pub(super) fn of(server: Server) -> Self {
         let host = Self {
-            server: Server::start(),
+            server,
             key: Key::good(),
             root: tempfile::tempdir().unwrap(),
+            trust: Trust::default(),
             progress: Progress::default(),
         };
         host.write("usr/share/keyrings/test.gpg", host.key.binary());
@@ -272,6 +279,7 @@ impl Host {
             idle_timeout: Duration::from_secs(20),
             retries: 1,
             backoff: Duration::from_millis(5),
+            trust: self.trust.clone(),
             ..FetchSettings::default()
         };
         Archive::open_with(self.path(), settings, NOW_SECONDS, &self.progress).await

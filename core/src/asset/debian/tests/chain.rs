@@ -7,8 +7,9 @@ use crate::asset::debian::ARCH;
 use crate::asset::error::{AssetError, IndexProblem, with_causes};
 use crate::asset::stream::{Compression, Sha256};
 use crate::asset::testing::keys::{DAY, Key, Manner, NOW, Shape};
+use crate::asset::testing::tls::Authority;
 use crate::asset::testing::{Fault, Server};
-use crate::asset::{KernelFiles, SignatureProblem};
+use crate::asset::{FetchSettings, KernelFiles, SignatureProblem};
 
 fn suite() -> SuiteToBe {
     SuiteToBe::new(vec![Package::kernel(&cloud("6.1.0-9"), "6.1.100-1", false), Package::busybox()])
@@ -61,6 +62,20 @@ async fn a_kernel_and_a_file_are_fetched() {
     assert_eq!((busybox.size_bytes, busybox.version.as_deref()), (9, Some("1:1.35.0-4+b1")));
     // The index and the list were fetched once for all of this.
     assert_eq!((host.server.count(&suite.in_release()), host.server.count(&suite.list_by_hash())), (1, 1));
+}
+
+#[tokio::test]
+async fn an_archive_with_tls_must_be_trusted() {
+    let authority = Authority::new("ours");
+    let suite = suite();
+    let mut host = Host::of(Server::start_tls(authority.server("127.0.0.1")));
+    suite.publish(&host.server, &host.key);
+    let refused = host.refused().await;
+    assert!(refused.contains("https://127.0.0.1") && refused.contains("issued by no CA"), "{refused}");
+    assert_eq!(host.server.connections(), 1, "it is not asked again");
+    host.trust = authority.trusted();
+    let archive = host.open().await.unwrap();
+    archive.fetch_kernel(None, &host.path().join("k"), &host.progress).await.unwrap();
 }
 
 #[tokio::test]
@@ -324,7 +339,9 @@ async fn a_host_without_usable_sources_is_told_what_to_do() {
     assert!(text.contains("/debian/dists/bookworm/InRelease: the server answered 404"), "{text}");
     let empty = tempfile::tempdir().unwrap();
     let progress = crate::op::Progress::default();
-    let error = crate::asset::debian::Archive::open(empty.path(), &progress).await.unwrap_err();
+    let error = crate::asset::debian::Archive::open(empty.path(), &FetchSettings::default(), &progress)
+        .await
+        .unwrap_err();
     let text = nexus_schema::ToolError::from(error).to_string();
     for part in ["there are none", "--kernel FILE", "--rootfs DIR", "asset_list"] {
         assert!(text.contains(part), "{text}");

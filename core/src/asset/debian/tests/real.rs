@@ -6,7 +6,7 @@ use std::time::Instant;
 use nexus_schema::tools::asset::Verified;
 
 use crate::asset::debian::Archive;
-use crate::asset::{KernelFiles, compose_initramfs};
+use crate::asset::{FetchSettings, KernelFiles, compose_initramfs};
 use crate::op::Progress;
 
 #[tokio::test]
@@ -15,7 +15,7 @@ async fn real_archive_gives_a_kernel_and_busybox() {
     let start = Instant::now();
     let told = |what: &str| println!("{what} after {:?}", start.elapsed());
 
-    let archive = Archive::open(Path::new("/"), &progress).await.unwrap();
+    let archive = Archive::open(Path::new("/"), &FetchSettings::default(), &progress).await.unwrap();
     told(&format!("opened, with {:?} not used,", archive.problems()));
     let kernels = archive.kernels().await.unwrap();
     told(&format!(
