@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nexus_schema::id::ImageId;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::asset::AssetKind;
 use nexus_schema::tools::image::{ImageDeleteOutput, ImageDeleteParams};
@@ -102,11 +103,17 @@ impl Shared {
         let dry_run = params.dry_run.unwrap_or(false);
         progress.step("looking for what nothing refers to");
         let mut leftovers = self.unused_images(params.images.unwrap_or(false)).await?;
+        // What only they refer to can go with them.
+        let going = leftovers.iter().filter_map(|leftover| match &leftover.what {
+            What::Image(image) => Some(image.id),
+            What::Asset(_) | What::File(_) | What::Build(_) => None,
+        });
+        let going: Vec<ImageId> = going.collect();
         leftovers.extend(self.unused_files().await?);
         let defaults = self.defaults().await?;
         let defaults = Defaults { kernel: defaults.kernel, image: defaults.image };
         if params.assets.unwrap_or(false) {
-            leftovers.extend(self.unused_assets(&defaults).await?);
+            leftovers.extend(self.unused_assets(&defaults, going).await?);
         }
         let mut output = PruneOutput { dry_run, removed: Vec::new(), kept: Vec::new(), freed_bytes: 0 };
         let mut is_vmm_gone = false;
@@ -134,9 +141,13 @@ impl Shared {
                         true
                     }
                     What::Build(id) => {
-                        super::remove_path(&self.paths.build_log(id)).await;
-                        self.store.write(move |tx| builds::delete(tx, id)).await.map_err(store_error)?;
-                        true
+                        // Its image may have stayed.
+                        let gone = self.store.write(move |tx| builds::forget(tx, id)).await;
+                        let gone = gone.map_err(store_error)?;
+                        if gone {
+                            super::remove_path(&self.paths.build_log(id)).await;
+                        }
+                        gone
                     }
                 };
                 if !gone {
@@ -171,8 +182,9 @@ impl Shared {
                         found.push((image, why));
                     }
                 }
-                let gone: Vec<_> = builds::forgotten(db)?;
-                Ok((found, gone))
+                let going: Vec<ImageId> = found.iter().map(|(image, _)| image.id).collect();
+                let forgotten = builds::forgotten(db, &going)?;
+                Ok((found, forgotten))
             })
             .await
             .map_err(store_error)?;
@@ -204,8 +216,12 @@ impl Shared {
     }
 
     /// Kernels, root filesystems and VMMs that nothing refers to.
-    async fn unused_assets(&self, defaults: &Defaults) -> Result<Vec<Leftover>, ToolError> {
-        let unused = self.stock.unused(defaults).await?;
+    async fn unused_assets(
+        &self,
+        defaults: &Defaults,
+        going: Vec<ImageId>,
+    ) -> Result<Vec<Leftover>, ToolError> {
+        let unused = self.stock.unused(defaults, going).await?;
         let leftover = |asset: AssetRecord| Leftover {
             shown: Pruned {
                 kind: PrunedKind::Asset,

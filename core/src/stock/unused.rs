@@ -1,6 +1,6 @@
 //! Assets that nothing refers to: no VM, image, template or setting.
 
-use nexus_schema::id::AssetId;
+use nexus_schema::id::{AssetId, ImageId};
 use nexus_schema::tools::asset::AssetKind;
 use nexus_schema::{Reference, ToolError};
 
@@ -32,9 +32,14 @@ pub(crate) enum Removal {
 }
 
 impl Stock {
-    /// The assets that nothing refers to, by name.
-    pub(crate) async fn unused(&self, defaults: &Defaults) -> Result<Vec<AssetRecord>, ToolError> {
-        let referrers = self.store.read(assets::referrers).await.map_err(store_error)?;
+    /// The assets that nothing refers to, by name, once some images are gone.
+    pub(crate) async fn unused(
+        &self,
+        defaults: &Defaults,
+        going: Vec<ImageId>,
+    ) -> Result<Vec<AssetRecord>, ToolError> {
+        let referrers =
+            self.store.read(move |db| assets::referrers(db, &going)).await.map_err(store_error)?;
         Ok(unused(&referrers, defaults).into_iter().cloned().collect())
     }
 
@@ -53,7 +58,7 @@ impl Stock {
                 if ops::count_running(tx)? > 1 {
                     return Ok(Removal::NotNow);
                 }
-                if !unused(&assets::referrers(tx)?, &defaults).iter().any(|asset| asset.id == id) {
+                if !unused(&assets::referrers(tx, &[])?, &defaults).iter().any(|asset| asset.id == id) {
                     return Ok(Removal::InUse);
                 }
                 assets::delete(tx, id)?;

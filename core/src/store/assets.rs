@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use nexus_schema::id::{AssetId, AssetKindTag};
+use nexus_schema::id::{AssetId, AssetKindTag, ImageId};
 use nexus_schema::tools::asset::{AssetFile, AssetKind, Verified};
 use nexus_schema::{Name, Reference, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -160,8 +160,8 @@ pub struct Referrers {
     pub default_vmm: Option<String>,
 }
 
-/// All that can refer to assets, at one moment.
-pub fn referrers(db: &Connection) -> Result<Referrers, StoreError> {
+/// All that can refer to assets, at one moment; images that are about to go do not.
+pub fn referrers(db: &Connection, going: &[ImageId]) -> Result<Referrers, StoreError> {
     let all = all(db)?;
     let mut used = HashSet::new();
     for asset in &all {
@@ -169,7 +169,8 @@ pub fn referrers(db: &Connection) -> Result<Referrers, StoreError> {
             used.insert(asset.id);
         }
     }
-    let mut sources: Vec<String> = super::images::all(db)?.into_iter().map(|image| image.source).collect();
+    let staying = super::images::all(db)?.into_iter().filter(|image| !going.contains(&image.id));
+    let mut sources: Vec<String> = staying.map(|image| image.source).collect();
     let templates = super::templates::list(db, None, u32::MAX)?;
     sources.extend(templates.into_iter().map(|template| template.spec.source));
     let default_vmm = super::settings::get(db, super::settings::DEFAULT_VMM)?;

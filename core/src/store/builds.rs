@@ -195,19 +195,25 @@ pub fn made(db: &Connection, image: ImageId) -> Result<bool, StoreError> {
     Ok(db.query_row(query, [image.as_i64()], |row| row.get("made"))?)
 }
 
-/// Builds that ended and are of a template that is gone, without an image.
-pub fn forgotten(db: &Connection) -> Result<Vec<BuildId>, StoreError> {
+/// Builds that ended and are of a template that is gone, without an image, or with one of those that are about to go.
+pub fn forgotten(db: &Connection, going: &[ImageId]) -> Result<Vec<BuildId>, StoreError> {
     let mut statement = db.prepare_cached(
-        "SELECT id FROM builds WHERE template_id IS NULL AND image_id IS NULL AND status <> 'building' ORDER BY seq",
+        "SELECT id, image_id FROM builds WHERE template_id IS NULL AND status <> 'building' ORDER BY seq",
     )?;
-    let rows = statement.query_map([], |row| row.id("id"))?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    let rows = statement.query_map([], |row| Ok((row.id("id")?, row.get::<_, Option<i64>>("image_id")?)))?;
+    let mut found = Vec::new();
+    for row in rows {
+        let (id, image) = row?;
+        if image.is_none_or(|image| going.iter().any(|going| going.as_i64() == image)) {
+            found.push(id);
+        }
+    }
+    Ok(found)
 }
 
-/// Removes a build's row.
-pub fn delete(tx: &Connection, id: BuildId) -> Result<(), StoreError> {
-    tx.execute("DELETE FROM builds WHERE id = ?1", [id.as_i64()])?;
-    Ok(())
+/// Removes a build's row, unless it has an image; says whether it did.
+pub fn forget(tx: &Connection, id: BuildId) -> Result<bool, StoreError> {
+    Ok(tx.execute("DELETE FROM builds WHERE id = ?1 AND image_id IS NULL", [id.as_i64()])? > 0)
 }
 
 /// The ids of all builds.
