@@ -10,7 +10,6 @@ use super::kernel::asset_error;
 use super::rootfs::wish_of_rootfs;
 use super::wish::Wish;
 use super::{BUILT_IN, DEBIAN, Stock};
-use crate::asset::debian::Archive;
 use crate::op::{Progress, store_error};
 use crate::store::assets::AssetRecord;
 use crate::store::images::{self, ImageRecord};
@@ -151,7 +150,7 @@ impl Stock {
     }
 
     async fn foresee_busybox(&self) -> Result<PlanStep, ToolError> {
-        let archive = Archive::open(&self.apt_root, &Progress::default()).await.map_err(asset_error)?;
+        let archive = self.archive(&Progress::default()).await?;
         let (version, bytes) = archive.find_package(BUSYBOX_PACKAGE).await.map_err(asset_error)?;
         Ok(PlanStep {
             name: Some(BUSYBOX_PACKAGE.into()),
