@@ -50,7 +50,18 @@ fn works(client: &mut Client, vm: &str, version: &str) {
         ("overlay", "grep -q overlay /proc/filesystems"),
         ("squashfs", "grep -q squashfs /proc/filesystems"),
         ("cgroups", "[ -e /sys/fs/cgroup/cgroup.controllers ]"),
-        ("namespaces", "unshare -m true"),
+        ("namespaces", "unshare -m -u -i -n -p -f -U -r true"),
+        ("namespaces of time", "[ -e /proc/self/ns/time ] && [ -e /proc/self/ns/cgroup ]"),
+        (
+            "what sandboxes ask for",
+            "mount -t securityfs none /sys/kernel/security && grep -q landlock /sys/kernel/security/lsm",
+        ),
+        ("bridges", "brctl addbr bridge && brctl addif bridge dummy0"),
+        (
+            "what Docker's networks ask for",
+            "zcat /proc/config.gz | grep -Ec '^CONFIG_(VETH|NFT_COMPAT|IP_NF_NAT)=y' | grep -q 3",
+        ),
+        ("limits of containers", "grep -q 'cpu .*io .*memory .*pids' /sys/fs/cgroup/cgroup.controllers"),
         ("random numbers at once", "head -c 16 /dev/random | wc -c | grep -q 16"),
     ] {
         let ran = client.run(vm, command);
