@@ -80,7 +80,15 @@ impl Nexus {
         let only_check = params.check.unwrap_or(false);
         self.shared.ops.run(id, move |progress| async move {
             if only_check {
-                return shared.stock.look_up(wish, &progress).await;
+                let found = shared.stock.look_up(wish, &progress).await?;
+                return match shared.stock.installed_of(&found).await? {
+                    Some(record) => Ok(AssetSummary {
+                        drivers: found.drivers,
+                        unsuitable: found.unsuitable,
+                        ..shared.asset_summary(record, &shared.chosen().await?)
+                    }),
+                    None => Ok(found),
+                };
             }
             let asset = shared.stock.download(wish, &owner, &progress).await?;
             if default {

@@ -6,7 +6,7 @@ use nexus_schema::id::AssetId;
 use nexus_schema::tools::asset::{AssetCheck, AssetFile, AssetKind, AssetSummary, Verified};
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
-use super::kernel::asset_error;
+use super::kernel::{asset_error, newest_of};
 use super::wish::{Order, Wish};
 use super::{DEBIAN, Stock, blocking, hex_sha256, slug};
 use crate::asset::pipeline::{self, Job, Made};
@@ -79,7 +79,7 @@ impl Stock {
         if let Some(name) = &wish.name {
             self.check_name(name).await?;
         }
-        progress.step(format!("downloading {what}"));
+        progress.step(format!("{} {what}", if is_file { "importing" } else { "downloading" }));
         let id: AssetId = random_id();
         let scratch = self.scratch.claim(id);
         let job = Job {
@@ -213,6 +213,15 @@ impl Stock {
             .map_err(store_error)
     }
 
+    /// What is here of what a provider has.
+    pub(crate) async fn installed_of(&self, found: &AssetSummary) -> Result<Option<AssetRecord>, ToolError> {
+        let (kind, provider, version) = (found.kind, found.provider.clone(), found.version.clone());
+        self.store
+            .read(move |db| assets::find(db, kind, &provider, Some(&version)))
+            .await
+            .map_err(store_error)
+    }
+
     /// The version that an order means; none of providers that have none.
     async fn found(&self, order: &Order, progress: &Progress) -> Result<Option<Found>, ToolError> {
         match order.provider.versions {
@@ -228,12 +237,10 @@ impl Stock {
     pub(crate) async fn look_up(&self, wish: Wish, progress: &Progress) -> Result<AssetSummary, ToolError> {
         let order = self.order(&wish).await?;
         if let Some(Take::Kernel) = order.provider.stage_of_apt() {
+            progress.step("reading the package archive");
             let kernels = self.available_kernels().await?;
-            let meant =
-                |k: &AssetSummary| order.version.as_deref().is_none_or(|version| k.version == version);
-            let kernel = kernels.into_iter().find(meant);
-            return kernel
-                .ok_or_else(|| asset_error(AssetError::NoKernel { version: order.version.clone() }));
+            let kernel = newest_of(&kernels, order.version.as_deref(), |kernel| &kernel.version).cloned();
+            return kernel.ok_or_else(|| asset_error(AssetError::NoKernel { version: order.version }));
         }
         let found = self.found(&order, progress).await?;
         plan(&order)?;

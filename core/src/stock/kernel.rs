@@ -118,10 +118,7 @@ impl Stock {
         let archive = self.archive(progress).await?;
         // What is newest may be here already.
         let versions = archive.kernels().await.map_err(asset_error)?;
-        let newest = match version {
-            Some(version) => versions.iter().find(|k| k.version == version),
-            None => versions.first(),
-        };
+        let newest = newest_of(&versions, version, |kernel| &kernel.version);
         if let Some(newest) = newest
             && let Some(asset) = self.installed_debian(Some(newest.version.clone())).await?
         {
@@ -130,6 +127,7 @@ impl Stock {
         let id: AssetId = random_id();
         let directory = self.paths.asset(id);
         progress.step("downloading the kernel");
+        let version = newest.map(|kernel| kernel.version.as_str()).or(version);
         let fetched = archive.fetch_kernel(version, &directory, progress).await;
         let made = async {
             let files = fetched.map_err(asset_error)?;
@@ -304,5 +302,35 @@ fn check_sum(files: &KernelFiles, wanted: Option<&str>) -> Result<(), ToolError>
             format!("the kernel {} has SHA-256 {}, not {wanted}", files.version, files.sha256),
         )),
         _ => Ok(()),
+    }
+}
+
+/// Of kernels, the newest first, the one whose version this is, else the newest whose version begins with it.
+pub(super) fn newest_of<'a, T>(
+    kernels: &'a [T],
+    wanted: Option<&str>,
+    version: impl Fn(&T) -> &str,
+) -> Option<&'a T> {
+    let Some(wanted) = wanted else { return kernels.first() };
+    let begins = |kernel: &&T| {
+        let rest = version(kernel).strip_prefix(wanted);
+        rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    kernels.iter().find(|kernel| version(kernel) == wanted).or_else(|| kernels.iter().find(begins))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_may_be_cut_short() {
+        let kernels = ["6.12.9+deb12", "6.1.0-56-cloud", "6.1.0-5-cloud"];
+        let newest = |wanted| newest_of(&kernels, wanted, |kernel| kernel).copied();
+        assert_eq!(newest(None), Some("6.12.9+deb12"));
+        assert_eq!(newest(Some("6.1")), Some("6.1.0-56-cloud"));
+        assert_eq!(newest(Some("6.1.0-5")), Some("6.1.0-5-cloud"));
+        assert_eq!(newest(Some("6.12.9")), Some("6.12.9+deb12"));
+        assert_eq!((newest(Some("6.12.")), newest(Some("7.0"))), (None, None));
     }
 }

@@ -317,10 +317,27 @@ async fn download(app: &App, args: DownloadArgs) -> Result<u8, Error> {
     match (app.ui.format, &outcome.result) {
         (Format::Json, _) => app.ui.json(&followed.raw)?,
         (Format::Quiet, _) => app.ui.line(outcome.subject_id.as_deref().unwrap_or_default())?,
-        (Format::Human, Some(asset)) => app.ui.table(table(std::slice::from_ref(asset), app.ui.now))?,
+        (Format::Human, Some(asset)) => {
+            app.ui.table(table(std::slice::from_ref(asset), app.ui.now))?;
+            if how.check {
+                app.ui.say(&looked_up(asset));
+            }
+        }
         (Format::Human, None) => app.ui.line(outcome.subject_name.as_deref().unwrap_or_default())?,
     }
     Ok(0)
+}
+
+/// What a check found, in a sentence.
+fn looked_up(asset: &AssetSummary) -> String {
+    let is = if asset.installed { "is here already" } else { "can be downloaded" };
+    match &asset.unsuitable {
+        Some(why) => format!("{} {} {is}, and suits no driver: {why}", asset.provider, asset.version),
+        None if asset.drivers.is_empty() => format!("{} {} {is}", asset.provider, asset.version),
+        None => {
+            format!("{} {} {is}, and suits {}", asset.provider, asset.version, asset.drivers.join(" and "))
+        }
+    }
 }
 
 fn verified(verified: Option<Verified>) -> Text {
