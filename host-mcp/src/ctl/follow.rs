@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nexus_schema::error::ErrorCode;
 use nexus_schema::id::OpId;
 use nexus_schema::tools::OpOutcome;
-use nexus_schema::tools::op::{OpGet, OpGetParams, OpProgress, OpState};
+use nexus_schema::tools::op::{ALREADY, OpGet, OpGetParams, OpProgress, OpState};
 use nexus_schema::tools::plan::{Creation, Plan};
 use nexus_schema::{Name, Tool, ToolError};
 use serde::de::DeserializeOwned;
@@ -248,14 +248,14 @@ impl Steps {
 
     /// What the daemon says between two answers: only its words are taken.
     fn report(&mut self, progress: &Progress) {
-        if let Some(message) = &progress.message {
-            self.step(message);
-        }
+        let Some(message) = &progress.message else { return };
+        // How far a step is moves a bar; as lines, it would be as many of them.
+        self.step(if self.bar.is_some() { message } else { without_count(message) });
     }
 
     fn step(&mut self, step: &str) {
         let step = format::tame(step);
-        if step.is_empty() || step == self.last {
+        if step.is_empty() || step == self.last || step == ALREADY {
             return;
         }
         match &self.bar {
@@ -269,6 +269,14 @@ impl Steps {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// A step without how far it is: `filling the filesystem` of `filling the filesystem: 31%`.
+fn without_count(message: &str) -> &str {
+    match message.rsplit_once(": ") {
+        Some((step, count)) if count.trim_end_matches('%').bytes().all(|b| b.is_ascii_digit()) => step,
+        _ => message,
     }
 }
 

@@ -37,6 +37,8 @@ fn work_is_followed_to_its_end() {
     let get: Tool = Box::new(move |_, caller: &Caller| {
         if polls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 {
             caller.progress(1, "downloading kernel");
+            caller.progress(2, "downloading kernel: 31%");
+            caller.progress(3, "downloading kernel: 1048576");
             return Some(outcome("making the drive", None));
         }
         Some(outcome("ready", Some(details())))
