@@ -44,6 +44,8 @@ pub struct AssetConfig {
     pub providers: BTreeMap<String, serde_json::Value>,
     /// A token for GitHub's API.
     pub github_token: Option<Secret>,
+    /// Path of `mmdebstrap`, if not the one in the usual directories.
+    pub mmdebstrap: Option<PathBuf>,
     /// How downloads are made.
     pub fetch: crate::asset::FetchSettings,
 }

@@ -35,6 +35,8 @@ pub struct Settings {
     pub qemu: Option<PathBuf>,
     /// Path of `firecracker`.
     pub firecracker: Option<PathBuf>,
+    /// Path of `mmdebstrap`.
+    pub mmdebstrap: Option<PathBuf>,
     /// The root of the host's apt configuration.
     pub apt_root: PathBuf,
     /// Changes to the built-in providers of assets, and providers of one's own, by name.
@@ -98,6 +100,7 @@ struct Draft {
     guest: Option<PathBuf>,
     qemu: Option<PathBuf>,
     firecracker: Option<PathBuf>,
+    mmdebstrap: Option<PathBuf>,
     apt_root: Option<PathBuf>,
     providers: BTreeMap<String, serde_json::Value>,
     github_token: Option<Secret>,
@@ -120,6 +123,7 @@ const KEYS: &[Key] = &[
     Key { name: "guest", set: |d, v| path(v).map(|v| d.guest = Some(v)) },
     Key { name: "qemu", set: |d, v| path(v).map(|v| d.qemu = Some(v)) },
     Key { name: "firecracker", set: |d, v| path(v).map(|v| d.firecracker = Some(v)) },
+    Key { name: "mmdebstrap", set: |d, v| path(v).map(|v| d.mmdebstrap = Some(v)) },
     Key { name: "apt_root", set: |d, v| path(v).map(|v| d.apt_root = Some(v)) },
     Key { name: "providers", set: |d, v| providers(v).map(|v| d.providers.extend(v)) },
     Key { name: "github_token", set: |d, v| token(v).map(|v| d.github_token = Some(v)) },
@@ -190,6 +194,7 @@ impl Settings {
             assets: AssetConfig {
                 providers: self.providers.clone(),
                 github_token: self.github_token.clone(),
+                mmdebstrap: self.mmdebstrap.clone(),
                 fetch: FetchSettings { trust: self.trust.clone(), ..FetchSettings::default() },
             },
             boot_timeout_s: self.boot_timeout_s,
@@ -239,6 +244,7 @@ impl Draft {
             driver,
             qemu: self.qemu,
             firecracker: self.firecracker,
+            mmdebstrap: self.mmdebstrap,
             apt_root: self.apt_root.unwrap_or_else(|| "/".into()),
             providers: self.providers,
             github_token: self.github_token,

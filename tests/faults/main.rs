@@ -9,6 +9,7 @@ mod ends;
 mod guests;
 mod kernel;
 mod kills;
+mod packages;
 mod refusals;
 mod sources;
 mod world;

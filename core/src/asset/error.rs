@@ -151,6 +151,21 @@ pub enum AssetError {
         /// The version asked for.
         version: Option<String>,
     },
+    /// No archive has such a release of a distribution.
+    #[error("apt's sources in {} name {}{}", .apt_root.join("etc/apt").display(), no_release(.distribution, .wanted.as_deref(), .has),
+        if .problems.is_empty() { String::new() } else { listed(.problems) })]
+    NoRelease {
+        /// The distribution.
+        distribution: String,
+        /// What was asked for.
+        wanted: Option<String>,
+        /// The releases that there are.
+        has: Vec<String>,
+        /// Where apt's configuration was looked for.
+        apt_root: PathBuf,
+        /// What is wrong with each source that cannot be used.
+        problems: Vec<String>,
+    },
     /// A package is not what it should be.
     #[error("package {package}")]
     Package {
@@ -370,7 +385,9 @@ impl AssetError {
             | Self::Index { .. }
             | Self::Package { .. }
             | Self::Kernel { .. } => ErrorCode::VerificationFailed,
-            Self::NoPackage { .. } | Self::NoKernel { .. } => ErrorCode::AssetNotFound,
+            Self::NoPackage { .. } | Self::NoKernel { .. } | Self::NoRelease { .. } => {
+                ErrorCode::AssetNotFound
+            }
             Self::ModuleImage { source, .. } => source.code(),
             Self::NotADigest { .. } => ErrorCode::InvalidArgument,
             Self::Io { source, .. } if is_full(source) => ErrorCode::DiskFull,
@@ -389,6 +406,11 @@ impl AssetError {
                  sources; asset_list shows what is installed and what can be had",
             ),
             Self::NoKernel { .. } | Self::NoPackage { .. } => Some("asset_list shows what can be had"),
+            Self::NoRelease { .. } => Some(
+                "add its archive to apt's sources, or to those in a directory that apt_root in nexus.toml names: a .sources file with \
+                 Types: deb, URIs, Suites (RELEASE RELEASE-updates RELEASE-security), Components: main, and Signed-By: the keyring of \
+                 the package debian-archive-keyring or ubuntu-keyring",
+            ),
             Self::Provider { problem, .. } => problem.hint(),
             Self::Untrusted { problem, .. } => problem.hint(),
             Self::RateLimited { had_token: false, .. } => Some(
@@ -413,6 +435,14 @@ impl AssetError {
 /// Whether a disk or quota is full.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn no_release(distribution: &str, wanted: Option<&str>, has: &[String]) -> String {
+    match (wanted, has) {
+        (_, []) => format!("no release of {distribution}"),
+        (Some(wanted), has) => format!("no release {wanted} of {distribution}, only {}", has.join(", ")),
+        (None, has) => format!("only {} of {distribution}", has.join(", ")),
+    }
 }
 
 fn listed(problems: &[String]) -> String {

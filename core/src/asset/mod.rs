@@ -34,4 +34,5 @@ pub use initramfs::compose_initramfs;
 pub use kernel::{KernelFiles, ModuleImage, import_kernel};
 pub(crate) use kernel::{VMLINUX, adopt_kernel, is_program};
 pub use provider::{ProviderProblem, mistakes as provider_mistakes};
+pub(crate) use stream::hashed;
 pub use stream::{Compression, Sha256};

@@ -34,6 +34,8 @@ pub struct Bootstrap {
     pub check_valid_until: bool,
     /// Whose certificates mirrors with TLS may have.
     pub trust: Trust,
+    /// Where `mmdebstrap` is, if not in the usual directories.
+    pub program: Option<PathBuf>,
     /// Packages beside the essential ones; [`PACKAGES`] by default.
     pub packages: Vec<String>,
 }
@@ -70,10 +72,22 @@ impl Bootstrap {
         }
     }
 
+    /// Looks whether all is here that it takes, and gives the program.
+    pub(crate) fn check(&self) -> Result<Tool, ImageError> {
+        Tool::find("apt-get")?;
+        if !rustix::process::geteuid().is_root() {
+            // Its namespace needs it.
+            Tool::find("newuidmap")?;
+        }
+        Ok(match &self.program {
+            Some(path) => Tool::at("mmdebstrap", path)?,
+            None => Tool::find("mmdebstrap")?,
+        })
+    }
+
     fn start(&self, scratch: &Path) -> Result<Started, ImageError> {
         let root = rustix::process::geteuid().is_root();
-        let tool = Tool::find("mmdebstrap")?;
-        Tool::find("apt-get")?;
+        let tool = self.check()?;
         let mut call = tool
             .call()
             .args(["--variant=minbase", "--format=tar", "--aptopt=Acquire::Languages \"none\""])
@@ -86,11 +100,9 @@ impl Bootstrap {
                 "--dpkgopt=path-include=/usr/share/locale/locale.alias",
             ])
             .timeout(TIMEOUT);
+        // The users of its namespace do not get into this user's directories.
         if root {
             call = call.env("TMPDIR", scratch);
-        } else {
-            // Its namespace needs these, and its users do not get into this user's directories.
-            Tool::find("newuidmap")?;
         }
         if let Some(proxy) = &self.proxy {
             call = call.arg(format!("--aptopt=Acquire::http::Proxy \"{proxy}\""));

@@ -39,6 +39,7 @@ pub(crate) use facts::METADATA;
 pub use limits::Limits;
 pub use overlay::{Additions, Overlay};
 pub use source::Source;
+pub(crate) use staging::check_room;
 pub(crate) use volume::Volume;
 
 use crate::op::Progress;

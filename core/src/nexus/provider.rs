@@ -22,9 +22,8 @@ impl Nexus {
         let rows = self.shared.store.read(providers::rows).await.map_err(store_error)?;
         let mut all: Vec<ProviderDetails> = rows.iter().map(details).collect();
         // One without a kind has any.
-        all.retain(|provider| match (params.kind, provider.kind) {
-            (Some(wanted), Some(kind)) => wanted == kind,
-            _ => true,
+        all.retain(|provider| {
+            params.kind.is_none_or(|wanted| provider.kinds.is_empty() || provider.kinds.contains(&wanted))
         });
         let (providers, next_cursor) = cut(all, params.cursor.as_deref(), limit)?;
         Ok(ProviderListOutput { providers, next_cursor })
@@ -34,7 +33,7 @@ impl Nexus {
 fn details(row: &ProviderRow) -> ProviderDetails {
     let nothing = ProviderDetails {
         name: row.name.clone(),
-        kind: None,
+        kinds: Vec::new(),
         about: String::new(),
         built_in: row.built_in,
         mirrors: Vec::new(),
@@ -49,7 +48,7 @@ fn details(row: &ProviderRow) -> ProviderDetails {
     match Provider::parse(&row.name, &row.spec) {
         Err(problem) => ProviderDetails { problem: Some(problem.to_string()), ..nothing },
         Ok(provider) => ProviderDetails {
-            kind: provider.kind,
+            kinds: provider.kinds(),
             drivers: provider.drivers(),
             mirrors: provider.mirrors.iter().map(|mirror| without_credentials(mirror)).collect(),
             api: provider.api.as_deref().map(without_credentials),

@@ -142,6 +142,12 @@ impl Tool {
         Self::find_file(directories, name, name)
     }
 
+    /// The program `name` at a path.
+    pub fn at(name: &'static str, path: &Path) -> Result<Self, ProgramError> {
+        let file = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        Self::find_file(path.parent(), file, name)
+    }
+
     /// The program in the first of `directories` that has a file of the name `file`; messages call it `name`.
     pub fn find_file<'a>(
         directories: impl IntoIterator<Item = &'a Path>,
@@ -259,8 +265,7 @@ impl Call {
         let mut bytes = Vec::new();
         let read = async {
             if let Some(stdout) = stdout {
-                let mut stdout = stdout.take(limit as u64 + 1);
-                let read = stdout.read_to_end(&mut bytes).await;
+                let read = stdout.take(limit as u64 + 1).read_to_end(&mut bytes).await;
                 read.map_err(|source| ProgramError::Watch { name, source })?;
             }
             if bytes.len() > limit { Err(ProgramError::TooMuch { name, limit }) } else { Ok(()) }
@@ -300,8 +305,7 @@ impl Call {
 
 /// A standard input that holds these bytes, and ends.
 fn piped(input: &[u8]) -> io::Result<Stdio> {
-    const PIPE_BYTES: usize = 64 << 10;
-    if input.len() > PIPE_BYTES {
+    if input.len() > 64 << 10 {
         return Err(io::Error::other("its input is too long"));
     }
     let (reader, mut writer) = io::pipe()?;

@@ -6,11 +6,11 @@ use nexus_schema::id::AssetId;
 use nexus_schema::tools::asset::{AssetCheck, AssetFile, AssetKind, AssetSummary, Verified};
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
-use super::kernel::{asset_error, newest_of};
+use super::kernel::asset_error;
 use super::wish::{Order, Wish};
 use super::{DEBIAN, Stock, blocking, hex_sha256, slug};
 use crate::asset::pipeline::{self, Job, Made};
-use crate::asset::provider::{Found, Plan, Provider, Source, Take, Values, Versions, with_version};
+use crate::asset::provider::{Found, Plan, Source, Values, Versions, with_version};
 use crate::asset::{
     AssetError, FetchSettings, Fetcher, ProviderProblem, VMLINUX, adopt_kernel, hash_file, is_program,
 };
@@ -44,7 +44,8 @@ impl Stock {
         progress: &Progress,
     ) -> Result<AssetRecord, ToolError> {
         let order = self.order(&wish).await?;
-        if let Some(Take::Kernel) = order.provider.stage_of_apt() {
+        let is_of_packages = order.provider.apt().is_some();
+        if is_of_packages && wish.kind == AssetKind::Kernel {
             let (version, sha256) = (order.version.as_deref(), wish.sha256.map(|digest| digest.to_string()));
             return self
                 .download_kernel(DEBIAN, version, wish.name, sha256.as_deref(), owner, progress)
@@ -53,20 +54,21 @@ impl Stock {
         if let Some(asset) = self.installed(&order, wish.kind).await? {
             return Ok(asset);
         }
-        let found = self.found(&order, progress).await?;
-        let order = Order { version: found.as_ref().map(|found| found.version.clone()), ..order };
+        let (version, packages) = match is_of_packages {
+            true => {
+                let (release, packages) = self.release(&order, progress).await?;
+                (Some(release.codename), Some(packages))
+            }
+            false => (self.found(&order, progress).await?.map(|found| found.version), None),
+        };
+        let order = Order { version, ..order };
         if let Some(asset) = self.installed(&order, wish.kind).await? {
             return Ok(asset);
         }
-        let plan = plan(&order)?;
-        let is_file = matches!(plan.source, Source::Open(_));
-        if !plan.is_checked() && wish.sha256.is_none() && !wish.unverified && !is_file {
-            return Err(ToolError::new(
-                ErrorCode::VerificationFailed,
-                format!("nothing vouches for what provider {} has", order.provider.name),
-            )
-            .hint("give its sha256, or say unverified: true to take it as it is"));
-        }
+        let doing = match &packages {
+            Some(_) => "making",
+            None => check_vouched(&order, &wish)?,
+        };
         let what = match (&order.version, order.given.values().next()) {
             (Some(version), _) => format!("{} {version}", order.provider.name),
             (None, given) => given.cloned().unwrap_or_default(),
@@ -79,21 +81,18 @@ impl Stock {
         if let Some(name) = &wish.name {
             self.check_name(name).await?;
         }
-        progress.step(format!("{} {what}", if is_file { "importing" } else { "downloading" }));
+        progress.step(format!("{doing} {what}"));
         let id: AssetId = random_id();
         let scratch = self.scratch.claim(id);
-        let job = Job {
-            provider: order.provider.clone(),
-            version: order.version.clone(),
-            given: order.given.clone(),
-            sha256: wish.sha256,
-            name: if wish.kind == AssetKind::Kernel { KERNEL } else { main_file(wish.kind) },
-            executable: wish.kind == AssetKind::Vmm,
-            into: scratch.path(),
-            parts: self.paths.downloads(),
-            now: now().as_millis().unsigned_abs() / 1000,
+        let into = scratch.path();
+        let made = match &packages {
+            Some(packages) => self.make_release(packages, wish.sha256, &into, progress).await,
+            None => self.fetch(&order, &wish, into.clone(), progress).await,
         };
-        let made = self.install(id, &job, &wish, &order, owner, progress).await;
+        let made = match made {
+            Ok(made) => self.install(id, made, into, &wish, &order, owner, progress).await,
+            Err(error) => Err(error),
+        };
         scratch.clear().await;
         let asset = match made {
             Ok(asset) if asset.id == id => asset,
@@ -109,25 +108,49 @@ impl Stock {
         Ok(asset)
     }
 
-    async fn install(
+    /// Runs a provider's pipeline, into `into`.
+    async fn fetch(
         &self,
-        id: AssetId,
-        job: &Job,
-        wish: &Wish,
         order: &Order,
-        owner: &str,
+        wish: &Wish,
+        into: PathBuf,
         progress: &Progress,
-    ) -> Result<AssetRecord, ToolError> {
+    ) -> Result<Made, ToolError> {
+        let job = Job {
+            provider: order.provider.clone(),
+            version: order.version.clone(),
+            given: order.given.clone(),
+            sha256: wish.sha256,
+            name: if wish.kind == AssetKind::Kernel { KERNEL } else { main_file(wish.kind) },
+            executable: wish.kind == AssetKind::Vmm,
+            into,
+            parts: self.paths.downloads(),
+            now: now().as_millis().unsigned_abs() / 1000,
+        };
         let fetcher = self.fetcher(false)?;
-        let made = pipeline::run(&fetcher, job, progress).await.map_err(|error| match error {
+        pipeline::run(&fetcher, &job, progress).await.map_err(|error| match error {
             // What was asked for is not there; the log says which address.
             AssetError::Status { status: 404, .. } if job.version.is_some() => {
                 asset_error(job.provider.failed(ProviderProblem::NoVersion(job.version.clone())))
             }
             error => asset_error(error),
-        })?;
+        })
+    }
+
+    /// Puts what was made in `into` in its place, and its row beside it.
+    #[expect(clippy::too_many_arguments, reason = "each is another part of one asset")]
+    async fn install(
+        &self,
+        id: AssetId,
+        made: Made,
+        into: PathBuf,
+        wish: &Wish,
+        order: &Order,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<AssetRecord, ToolError> {
         progress.step("storing");
-        let (kind, into, directory) = (wish.kind, job.into.clone(), self.paths.asset(id));
+        let (kind, directory) = (wish.kind, self.paths.asset(id));
         let (files, said) =
             blocking(move || settle(kind, &made, &into, &directory).map(|(f, v)| ((f, made), v))).await?;
         let (files, made) = files;
@@ -223,7 +246,7 @@ impl Stock {
     }
 
     /// The version that an order means; none of providers that have none.
-    async fn found(&self, order: &Order, progress: &Progress) -> Result<Option<Found>, ToolError> {
+    pub(super) async fn found(&self, order: &Order, progress: &Progress) -> Result<Option<Found>, ToolError> {
         match order.provider.versions {
             Versions::Given {} => Ok(None),
             _ => {
@@ -231,68 +254,6 @@ impl Stock {
                 self.resolve(&order.provider, order.version.as_deref(), progress).await.map(Some)
             }
         }
-    }
-
-    /// `asset_download` with `check`: what would be downloaded, and whether it suits.
-    pub(crate) async fn look_up(&self, wish: Wish, progress: &Progress) -> Result<AssetSummary, ToolError> {
-        let order = self.order(&wish).await?;
-        if let Some(Take::Kernel) = order.provider.stage_of_apt() {
-            progress.step("reading the package archive");
-            let kernels = self.available_kernels().await?;
-            let kernel = newest_of(&kernels, order.version.as_deref(), |kernel| &kernel.version).cloned();
-            return kernel.ok_or_else(|| asset_error(AssetError::NoKernel { version: order.version }));
-        }
-        let found = self.found(&order, progress).await?;
-        plan(&order)?;
-        match found {
-            Some(found) => available(&order.provider, &found),
-            None => {
-                let given = order.given.values().next().cloned().unwrap_or_default();
-                Err(ToolError::invalid(format!(
-                    "provider {} has no versions to look up",
-                    order.provider.name
-                ))
-                .hint(format!("download {given}: it is checked then")))
-            }
-        }
-    }
-
-    /// What providers have for download, and why some of them do not say.
-    pub(crate) async fn available(
-        &self,
-        kind: Option<AssetKind>,
-    ) -> Result<(Vec<AssetSummary>, Vec<String>), ToolError> {
-        let rows = self.store.read(providers::all).await.map_err(store_error)?;
-        let (mut asked, mut problems) = (Vec::new(), Vec::new());
-        for (name, row) in rows {
-            match Provider::parse(&name, &row) {
-                Ok(provider) if provider.kind.is_some() && (kind.is_none() || kind == provider.kind) => {
-                    asked.push(provider);
-                }
-                Ok(_) => {}
-                Err(problem) => problems.push(format!("{name}: {problem}")),
-            }
-        }
-        let asking = asked.iter().map(|provider| async move {
-            let result = match provider.stage_of_apt() {
-                Some(Take::Kernel) => self.available_kernels().await,
-                None => self.available_of(provider).await,
-            };
-            (provider.name.clone(), result)
-        });
-        let mut all = Vec::new();
-        for (name, result) in futures::future::join_all(asking).await {
-            match result {
-                Ok(some) => all.extend(some),
-                Err(error) => problems.push(format!("{name}: {error}")),
-            }
-        }
-        Ok((all, problems))
-    }
-
-    async fn available_of(&self, provider: &Provider) -> Result<Vec<AssetSummary>, ToolError> {
-        let discovery = self.versions(provider, None, &Progress::default()).await?;
-        discovery.found.iter().map(|found| available(provider, found)).collect()
     }
 
     /// Waits for one's turn to make something; an operation that is cancelled does not wait.
@@ -408,8 +369,20 @@ impl Stock {
     }
 }
 
+/// Refuses what nothing and nobody vouches for; says what is done with the rest.
+fn check_vouched(order: &Order, wish: &Wish) -> Result<&'static str, ToolError> {
+    let plan = plan(order)?;
+    let is_file = matches!(plan.source, Source::Open(_));
+    if plan.is_checked() || wish.sha256.is_some() || wish.unverified || is_file {
+        return Ok(if is_file { "importing" } else { "downloading" });
+    }
+    let message = format!("nothing vouches for what provider {} has", order.provider.name);
+    Err(ToolError::new(ErrorCode::VerificationFailed, message)
+        .hint("give its sha256, or say unverified: true to take it as it is"))
+}
+
 /// What a pipeline would do for an order.
-fn plan(order: &Order) -> Result<Plan, ToolError> {
+pub(super) fn plan(order: &Order) -> Result<Plan, ToolError> {
     let provider = &order.provider;
     let failed = |problem| asset_error(provider.failed(problem));
     let mut values: Values =
@@ -419,27 +392,6 @@ fn plan(order: &Order) -> Result<Plan, ToolError> {
     }
     values.extend(order.given.clone());
     provider.plan(&values).map_err(failed)
-}
-
-/// A version as it is listed before it is here.
-fn available(provider: &Provider, found: &Found) -> Result<AssetSummary, ToolError> {
-    Ok(AssetSummary {
-        id: None,
-        name: slug(&format!("{}-", provider.name), &found.version, None)?,
-        kind: provider.kind.unwrap_or(AssetKind::Kernel),
-        provider: provider.name.to_string(),
-        version: found.version.clone(),
-        arch: std::env::consts::ARCH.into(),
-        installed: false,
-        default: false,
-        sha256: None,
-        size_bytes: found.size_bytes,
-        verified: None,
-        path: None,
-        installed_at: None,
-        drivers: provider.drivers(),
-        unsuitable: provider.unsuitable(&found.version),
-    })
 }
 
 /// Looks whether what was downloaded is what it should be, and moves it to its place. Gives its files, and its version as far

@@ -10,7 +10,7 @@ use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 use super::oci::{self, Argument, Saved};
 use super::{DEBIAN, Stock, blocking, file_argument, hex_sha256, slug};
 use crate::image::oci::{Remote, Resolved};
-use crate::image::{self, Additions, Bootstrap, ImageError, Limits, Source};
+use crate::image::{self, Additions, ImageError, Limits, Source};
 use crate::nexus::described;
 use crate::op::{Progress, store_error};
 use crate::os::failpoint;
@@ -341,21 +341,8 @@ impl Stock {
             Want::BuiltIn(_) => {
                 progress.step("reading the package archive");
                 let archive = self.archive(progress).await?;
-                let packages = archive.bootstrap_source();
-                let bootstrap = Bootstrap {
-                    mirrors: packages.mirrors.clone(),
-                    suite: packages.suite.clone(),
-                    keyring: packages.keyring.clone(),
-                    distro: packages.distro.clone(),
-                    proxy: packages.proxy.clone(),
-                    check_valid_until: packages.check_valid_until,
-                    trust: self.assets.fetch.trust.clone(),
-                    packages: image::PACKAGES
-                        .iter()
-                        .map(|p| (*p).to_owned())
-                        .chain(recipe.packages)
-                        .collect(),
-                };
+                let packages = archive.bootstrap_source().map_err(asset_error)?;
+                let bootstrap = self.bootstrap(&packages, &recipe.packages);
                 // The keyring's file is there as long as what names it.
                 keyring = Some(packages);
                 Source::Bootstrap(bootstrap)

@@ -238,35 +238,33 @@ impl Stock {
     pub(super) async fn archive(&self, progress: &Progress) -> Result<Archive, ToolError> {
         Archive::open(&self.apt_root, &self.assets.fetch, progress).await.map_err(asset_error)
     }
+}
 
-    /// What can be downloaded, apart from what is installed.
-    pub(crate) async fn available_kernels(&self) -> Result<Vec<AssetSummary>, ToolError> {
-        let progress = Progress::default();
-        let archive = self.archive(&progress).await?;
-        let versions = archive.kernels().await.map_err(asset_error)?;
-        versions
-            .into_iter()
-            .map(|kernel| {
-                Ok(AssetSummary {
-                    id: None,
-                    name: slug("debian-", &kernel.version, None)?,
-                    kind: AssetKind::Kernel,
-                    provider: DEBIAN.into(),
-                    version: kernel.version,
-                    arch: std::env::consts::ARCH.into(),
-                    installed: false,
-                    default: false,
-                    sha256: None,
-                    size_bytes: Some(kernel.size_bytes),
-                    verified: None,
-                    path: None,
-                    installed_at: None,
-                    drivers: crate::asset::provider::all_drivers(),
-                    unsuitable: None,
-                })
+/// What can be downloaded, apart from what is installed.
+pub(super) async fn available_kernels(archive: &Archive) -> Result<Vec<AssetSummary>, ToolError> {
+    let versions = archive.kernels().await.map_err(asset_error)?;
+    versions
+        .into_iter()
+        .map(|kernel| {
+            Ok(AssetSummary {
+                id: None,
+                name: slug("debian-", &kernel.version, None)?,
+                kind: AssetKind::Kernel,
+                provider: DEBIAN.into(),
+                version: kernel.version,
+                arch: std::env::consts::ARCH.into(),
+                installed: false,
+                default: false,
+                sha256: None,
+                size_bytes: Some(kernel.size_bytes),
+                verified: None,
+                path: None,
+                installed_at: None,
+                drivers: crate::asset::provider::all_drivers(),
+                unsuitable: None,
             })
-            .collect()
-    }
+        })
+        .collect()
 }
 
 /// A row as it is shown.

@@ -1,11 +1,13 @@
 //! Kernels and images that VMs are made of: found if they are here, fetched or made if not; one at a time per thing.
 
 mod asset;
+mod available;
 mod build;
 mod foresee;
 mod image;
 mod kernel;
 mod oci;
+mod release;
 mod rootfs;
 mod scratch;
 mod unused;

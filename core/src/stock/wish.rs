@@ -107,10 +107,11 @@ impl Stock {
             })?;
         }
         let provider = self.provider(name).await?;
-        if provider.kind.is_some_and(|kind| kind != wish.kind) {
-            let kind = provider.kind.map_or("", AssetKind::as_str);
+        if !provider.may_have(wish.kind) {
+            let kinds: Vec<&str> = provider.kinds().into_iter().map(AssetKind::as_str).collect();
             return Err(ToolError::invalid(format!(
-                "provider {name} has assets of the kind {kind}, not {}",
+                "provider {name} has assets of the kind {}, not {}",
+                kinds.join(" and "),
                 wish.kind.as_str()
             )));
         }

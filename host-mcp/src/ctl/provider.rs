@@ -46,7 +46,7 @@ fn table(providers: &[ProviderDetails]) -> Table {
     for provider in providers {
         table.row([
             (&provider.name).into(),
-            provider.kind.map_or("any", AssetKind::as_str).into(),
+            kinds(&provider.kinds).into(),
             provider.versions.as_deref().unwrap_or("-").into(),
             provider.stages.join(" ").into(),
             provider.mirrors.first().map_or("-", String::as_str).into(),
@@ -56,6 +56,11 @@ fn table(providers: &[ProviderDetails]) -> Table {
     table
 }
 
+fn kinds(kinds: &[AssetKind]) -> String {
+    let words: Vec<&str> = kinds.iter().map(|kind| kind.as_str()).collect();
+    if words.is_empty() { "any".into() } else { words.join(", ") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,7 +68,7 @@ mod tests {
     #[test]
     fn providers_that_were_changed_are_told_apart() {
         let providers: Vec<ProviderDetails> = serde_json::from_value(serde_json::json!([
-            { "name": "alpine", "kind": "rootfs", "about": "Alpine", "built_in": false, "keys": 0, "versions": "release_index",
+            { "name": "alpine", "kinds": ["rootfs"], "about": "Alpine", "built_in": false, "keys": 0, "versions": "release_index",
               "mirrors": ["http://mirror.example/alpine"], "stages": ["download", "checksum", "decompress", "store"],
               "drivers": ["qemu", "firecracker"] },
             { "name": "file", "about": "a file", "built_in": true, "keys": 0, "versions": "given", "stages": ["open", "store"],

@@ -19,13 +19,19 @@ async fn providers_are_listed_with_what_was_changed_and_without_credentials() {
     assert!(!listed.to_string().contains("secret"), "{listed}");
     let all = listed["providers"].as_array().unwrap();
     let names: Vec<&str> = all.iter().map(|provider| provider["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["alpine", "anvil", "debian", "file", "firecracker", "firecracker-ci", "own", "url"]);
+    assert_eq!(
+        names,
+        ["alpine", "anvil", "debian", "file", "firecracker", "firecracker-ci", "own", "ubuntu", "url"]
+    );
     let of = |name: &str| all.iter().find(|provider| provider["name"] == name).unwrap();
     assert_eq!(
         (&of("alpine")["built_in"], &of("alpine")["mirrors"]),
         (&json!(false), &json!(["http://mirror.example/alpine"]))
     );
-    assert_eq!((&of("debian")["built_in"], &of("debian")["kind"]), (&json!(true), &json!("kernel")));
+    assert_eq!(
+        (&of("debian")["built_in"], &of("debian")["kinds"]),
+        (&json!(true), &json!(["kernel", "rootfs"]))
+    );
     assert_eq!(of("own")["stages"], json!(["download", "checksum", "store"]));
     assert_eq!(of("anvil")["versions"], "github_releases");
 

@@ -178,8 +178,8 @@ pub enum AssetDownload {}
 pub struct AssetDownloadParams {
     /// What it is.
     pub kind: AssetKind,
-    /// Where it comes from: a provider that asset_list names, such as `debian` (kernels of the host's own package archive),
-    /// `anvil`, `alpine` or `firecracker`, also with a version, as in `alpine@3.21`; `url:ADDRESS` (any file of a web server, with
+    /// Where it comes from: a provider that asset_list names, such as `debian` (kernels of the host's own package archive,
+    /// and root filesystems that are made of its packages, as in `debian@bookworm`), `ubuntu` (root filesystems), `anvil`, `alpine` or `firecracker`, also with a version, as in `alpine@3.21`; `url:ADDRESS` (any file of a web server, with
     /// `sha256` or `unverified`); or `file:PATH` (a file on the host). Compressed files are unpacked. Default: `debian` for
     /// kernels, `alpine` for root filesystems, `firecracker` for VMMs.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -11,9 +11,9 @@ use crate::tools::asset::AssetKind;
 pub struct ProviderDetails {
     /// Its name: what `from` of asset_download takes.
     pub name: String,
-    /// What it has; absent where the caller of asset_download says what it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<AssetKind>,
+    /// What it has; empty where the caller of asset_download says what it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<AssetKind>,
     /// What it is.
     pub about: String,
     /// Whether its row is as it was built in.

@@ -10,6 +10,7 @@ mod deb;
 mod extract;
 mod packages;
 mod release;
+mod releases;
 pub(in crate::asset) mod signature;
 mod sources;
 mod suite;
@@ -25,13 +26,15 @@ use fs_err as fs;
 use nexus_schema::tools::asset::Verified;
 
 use crate::asset::error::{AssetError, with_causes};
-use crate::asset::fetch::{FetchSettings, Fetched, Fetcher, ProxySetting, Want, shown};
+use crate::asset::fetch::{FetchSettings, Fetched, Fetcher, ProxySetting, Want};
 use crate::asset::kernel::KernelFiles;
 use crate::op::Progress;
-use crate::os::memory;
+use crate::os::{failpoint, memory};
 use apt_conf::AptConf;
 use extract::Extracted;
 use packages::Package;
+pub use releases::ReleaseVersion;
+pub(crate) use releases::distributions;
 use sources::SignedBy;
 use suite::{Context, Suite};
 
@@ -86,13 +89,14 @@ const ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
 #[derive(Debug)]
 pub struct Archive {
     fetcher: Fetcher,
+    apt_root: PathBuf,
+    /// Whose kernels and packages are taken: one distributor at a time, the base suite's.
     distribution: &'static Distribution,
     suites: Vec<Suite>,
     /// The suite of the host's own release: where a root filesystem comes from.
     base: usize,
     proxy: Option<String>,
     check_valid_until: bool,
-    keyring: Arc<KeyringFile>,
     problems: Vec<String>,
 }
 
@@ -111,7 +115,7 @@ pub struct KernelVersion {
     pub sha256: String,
 }
 
-/// What mmdebstrap needs to know to make a root filesystem of the host's own distribution.
+/// What mmdebstrap needs to know to make a root filesystem of a release.
 #[derive(Debug, Clone)]
 pub struct BootstrapSource {
     /// One-line entries (`deb URI SUITE COMPONENT`): the release, its updates and its security updates.
@@ -132,7 +136,7 @@ pub struct BootstrapSource {
     _keyring: Arc<KeyringFile>,
 }
 
-/// The keyring of the base suite as a file.
+/// A keyring as a file.
 #[derive(Debug)]
 enum KeyringFile {
     /// A file or directory of the host.
@@ -213,14 +217,10 @@ impl Archive {
         let Some(base) = base_suite(&suites, apt_root) else {
             return Err(AssetError::NoArchive { apt_root: apt_root.to_owned(), problems });
         };
-        // One distributor at a time: the base suite's.
         let distribution = suites[base].distribution;
-        let base_name = suites[base].entry.shown();
-        suites.retain(|s| s.distribution.origin == distribution.origin);
-        let base = suites.iter().position(|s| s.entry.shown() == base_name).unwrap_or(0);
-        let keyring = Arc::new(keyring_file(apt_root, &suites[base])?);
-        let check_valid_until = suites[base].entry.check_valid_until.unwrap_or(context.check_valid_until);
-        Ok(Self { fetcher, distribution, suites, base, proxy, check_valid_until, keyring, problems })
+        let check_valid_until = context.check_valid_until;
+        let apt_root = context.apt_root;
+        Ok(Self { fetcher, apt_root, distribution, suites, base, proxy, check_valid_until, problems })
     }
 
     /// What is wrong with the sources that are not used, a sentence each.
@@ -280,6 +280,7 @@ impl Archive {
             result
         })
         .await??;
+        failpoint::reach("kernel-unpacked");
         progress.check()?;
         Ok(kernel)
     }
@@ -310,45 +311,6 @@ impl Archive {
             result
         })
         .await?
-    }
-
-    /// What mmdebstrap needs to make a root filesystem of this distribution.
-    pub fn bootstrap_source(&self) -> BootstrapSource {
-        let base = &self.suites[self.base];
-        let codename = base.release.base_codename();
-        let same_release = self.suites.iter().filter(|s| s.release.base_codename() == codename);
-        let mirrors = same_release
-            .map(|s| {
-                // The base suite's keyring is given by itself; another one must be named.
-                let other = match &s.entry.signed_by {
-                    Some(SignedBy::Keys { files, .. }) if s.entry.signed_by != base.entry.signed_by => {
-                        files.first()
-                    }
-                    _ => None,
-                };
-                let options = other.map(|f| format!("[signed-by={}] ", f.display())).unwrap_or_default();
-                format!(
-                    "deb {options}{} {} {}",
-                    shown(&s.mirror).trim_end_matches('/'),
-                    s.entry.suite,
-                    self.distribution.component
-                )
-            })
-            .collect();
-        let version = base.release.version.as_deref().filter(|v| !v.is_empty());
-        // Debian 12.15 is 12; Ubuntu 24.04 is 24.04.
-        let version = version
-            .map(|v| if self.distribution.name == "debian" { v.split('.').next().unwrap_or(v) } else { v });
-        BootstrapSource {
-            mirrors,
-            suite: base.entry.suite.clone(),
-            keyring: self.keyring.path().to_owned(),
-            distro: format!("{}-{}", self.distribution.name, version.unwrap_or(codename)),
-            components: vec![self.distribution.component.to_owned()],
-            proxy: self.proxy.clone(),
-            check_valid_until: self.check_valid_until,
-            _keyring: self.keyring.clone(),
-        }
     }
 
     /// Fitting kernels with their version and the suite that they are in, newest first.
@@ -399,7 +361,8 @@ impl Archive {
     ) -> Result<Vec<(Package, usize)>, AssetError> {
         progress.step("reading the package lists");
         let mut all = Vec::new();
-        for (number, suite) in self.suites.iter().enumerate() {
+        let own = self.suites.iter().enumerate().filter(|(_, suite)| suite.is_of(self.distribution));
+        for (number, suite) in own {
             let found = suite.select(&self.fetcher, wanted.clone(), progress).await?;
             all.extend(found.into_iter().map(|package| (package, number)));
         }
@@ -422,7 +385,10 @@ impl Archive {
             let want =
                 Want { url, size: Some(package.size), sha256: Some(package.sha256), max_bytes: MAX_PACKAGE };
             match self.fetcher.to_file(&want, &path, progress).await {
-                Ok(_) => return Ok(path),
+                Ok(_) => {
+                    failpoint::reach("package-fetched");
+                    return Ok(path);
+                }
                 Err(AssetError::Cancelled) => return Err(AssetError::Cancelled),
                 Err(error) => last = Some(error),
             }

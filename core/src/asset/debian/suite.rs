@@ -101,6 +101,11 @@ fn accept(
 }
 
 impl Suite {
+    /// Whether it is of that distributor.
+    pub(super) fn is_of(&self, distribution: &Distribution) -> bool {
+        self.distribution.origin == distribution.origin
+    }
+
     /// The mirrors: the one that answered first, those that failed before it last.
     pub(super) fn mirrors(&self) -> impl Iterator<Item = &Url> {
         let all = &self.entry.mirrors;

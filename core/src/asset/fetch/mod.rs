@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::asset::AssetError;
 use crate::asset::stream::{OverLimit, Sha256, capped, hashed};
 use crate::op::Progress;
+use crate::os::failpoint;
 use crate::os::tls::Trust;
 
 use pump::Pumped;
@@ -306,6 +307,7 @@ fn copy(
             Err(e) => return Err(read_error(e, want)),
         };
         file.write_all(&buffer[..n]).map_err(doing)?;
+        failpoint::reach("package-piece");
     }
 }
 

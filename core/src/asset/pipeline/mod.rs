@@ -106,7 +106,7 @@ async fn attempt(fetcher: &Fetcher, job: &Job, plan: &Plan, progress: &Progress)
         Source::Download(url) => download(fetcher, job, plan, &resolved, url, progress).await?,
         Source::Open(path) => open(job, plan, &resolved, path, progress).await?,
         // It has an executor of its own.
-        Source::Apt(_) => return Err(AssetError::Worker),
+        Source::Apt => return Err(AssetError::Worker),
     };
     let verified = match job.sha256 {
         _ if resolved.is_signed => Verified::Signature,

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 
 pub(crate) use self::discover::{Discovery, Found, Wanted, address};
 pub(crate) use self::plan::{Check, Expect, Plan, Signed, Source, Taken};
-pub(crate) use self::stage::{Apt, Format, Stage, Take};
+pub(crate) use self::stage::{Apt, Format, Stage};
 pub(crate) use self::template::{Template, Values};
 
 /// One provider.
@@ -265,11 +265,31 @@ impl Provider {
     }
 
     /// What it takes from the package archive, if it does.
-    pub(crate) fn stage_of_apt(&self) -> Option<Take> {
+    pub(crate) fn apt(&self) -> Option<&Apt> {
         self.stages.iter().find_map(|stage| match stage {
-            Stage::Apt(Apt { take }) => Some(*take),
+            Stage::Apt(apt) => Some(apt),
             _ => None,
         })
+    }
+
+    /// Whose root filesystems it takes from there; nobody's where it takes none.
+    pub(crate) fn distribution(&self) -> &str {
+        self.apt().and_then(|apt| apt.distribution.as_deref()).unwrap_or_default()
+    }
+
+    /// What it has; nothing where that is for the caller to say.
+    pub(crate) fn kinds(&self) -> Vec<AssetKind> {
+        match (self.kind, self.apt()) {
+            (Some(kind), _) => vec![kind],
+            (None, Some(apt)) => apt.take.iter().map(|take| take.kind()).collect(),
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// Whether it has, or may have, assets of a kind.
+    pub(crate) fn may_have(&self, kind: AssetKind) -> bool {
+        let kinds = self.kinds();
+        kinds.is_empty() || kinds.contains(&kind)
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::stage::Take;
 use super::stage::{Checksum, MAX_DOWNLOAD, MAX_UNPACKED};
-use super::{Format, Provider, ProviderProblem, Stage, Take, Template, Values, Versions};
+use super::{Format, Provider, ProviderProblem, Stage, Template, Values, Versions};
+use crate::asset::debian;
 use crate::asset::stream::Sha256;
 
 /// What a pipeline does, for one version of one asset.
@@ -30,7 +32,7 @@ pub(crate) struct Plan {
 pub(crate) enum Source {
     Download(String),
     Open(PathBuf),
-    Apt(Take),
+    Apt,
 }
 
 /// A digest that is asked for.
@@ -139,14 +141,25 @@ impl Provider {
                 Stage::Open(open) => {
                     Some((Source::Open(fill(&open.path).into()), open.max_bytes.unwrap_or(MAX_UNPACKED)))
                 }
-                Stage::Apt(apt) => Some((Source::Apt(apt.take), 0)),
+                Stage::Apt(apt) => {
+                    if apt.take.is_empty()
+                        || self.kind.is_some_and(|kind| apt.take.iter().all(|t| t.kind() != kind))
+                    {
+                        return problem(at, "nothing of the provider's kind is taken");
+                    }
+                    let is_known = |name: &String| debian::distributions().any(|known| known == name);
+                    if apt.take.contains(&Take::Rootfs) && !apt.distribution.as_ref().is_some_and(is_known) {
+                        return problem(at, "a root filesystem is of a distribution: debian or ubuntu");
+                    }
+                    Some((Source::Apt, 0))
+                }
                 _ => None,
             };
             if let Some((source, max_bytes)) = source {
                 if plan.is_some() {
                     return problem(at, "a pipeline has one source, at its beginning");
                 }
-                stored = matches!(source, Source::Apt(_));
+                stored = matches!(source, Source::Apt);
                 plan = Some(Plan::from(source, max_bytes));
                 continue;
             }

@@ -1,5 +1,6 @@
 //! The stages of a pipeline, as rows have them.
 
+use nexus_schema::tools::asset::AssetKind;
 use serde::{Deserialize, Serialize};
 
 use super::template::Template;
@@ -135,7 +136,10 @@ pub(crate) struct Store {}
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Apt {
-    pub(crate) take: Take,
+    pub(crate) take: Vec<Take>,
+    /// Whose root filesystems.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) distribution: Option<String>,
 }
 
 /// What is taken from the package archive.
@@ -143,6 +147,17 @@ pub(crate) struct Apt {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Take {
     Kernel,
+    Rootfs,
+}
+
+impl Take {
+    /// What comes of it.
+    pub(crate) const fn kind(self) -> AssetKind {
+        match self {
+            Self::Kernel => AssetKind::Kernel,
+            Self::Rootfs => AssetKind::Rootfs,
+        }
+    }
 }
 
 /// A digest in a row.

@@ -19,7 +19,10 @@ fn refused(stages: &Value) -> String {
 fn the_built_in_rows_are_good() {
     let rows = rows(&BTreeMap::new());
     let names: Vec<_> = rows.keys().map(String::as_str).collect();
-    assert_eq!(names, ["alpine", "anvil", "debian", "file", "firecracker", "firecracker-ci", "url"]);
+    assert_eq!(
+        names,
+        ["alpine", "anvil", "debian", "file", "firecracker", "firecracker-ci", "ubuntu", "url"]
+    );
     for (name, row) in &rows {
         let provider = Provider::parse(name, row).unwrap_or_else(|problem| panic!("{name}: {problem}"));
         assert!(!provider.about.is_empty());

@@ -45,6 +45,7 @@ pub(crate) fn rootfs() -> PathBuf {
             runtime.block_on(Archive::open(Path::new("/"), &FetchSettings::default(), &Progress::default()));
         let packages =
             archive.expect("apt is configured for an archive of Debian or Ubuntu").bootstrap_source();
+        let packages = packages.expect("the archive's keyring is there");
         let mut call = Command::new("mmdebstrap");
         call.args(["--quiet", "--variant=minbase", "--format=tar", "--include=python3-minimal"]);
         call.arg(format!("--keyring={}", packages.keyring.display()));

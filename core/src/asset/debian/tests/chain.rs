@@ -137,7 +137,7 @@ async fn the_newest_of_all_suites_comes_first() {
     let error = fetch("5.0").await.unwrap_err();
     assert!(matches!(&error, AssetError::NoKernel { version: Some(v) } if v == "5.0"), "{error:?}");
 
-    let source = archive.bootstrap_source();
+    let source = archive.bootstrap_source().unwrap();
     assert_eq!(
         source.mirrors,
         [
@@ -201,7 +201,7 @@ async fn an_index_out_of_date_is_refused_unless_apt_takes_it() {
     assert!(text.contains("it was valid until"), "{text}");
     host.write("etc/apt/apt.conf.d/99frozen", "Acquire::Check-Valid-Until \"false\";\n");
     let archive = host.open().await.unwrap();
-    assert!(!archive.bootstrap_source().check_valid_until);
+    assert!(!archive.bootstrap_source().unwrap().check_valid_until);
 
     let host = Host::serving(&SuiteToBe { valid_until: Some(NOW + DAY), ..suite() });
     host.open().await.unwrap();
@@ -392,7 +392,7 @@ async fn apts_proxy_is_used() {
     host.write("etc/apt/sources.list", source);
     let archive = host.open().await.unwrap();
     assert_eq!(archive.kernels().await.unwrap().len(), 1);
-    assert_eq!(archive.bootstrap_source().proxy.as_deref(), Some(proxy.url("/").as_str()));
+    assert_eq!(archive.bootstrap_source().unwrap().proxy.as_deref(), Some(proxy.url("/").as_str()));
 }
 
 #[tokio::test]
@@ -411,7 +411,7 @@ async fn embedded_keys_become_a_keyring_for_as_long_as_it_is_needed() {
         armored.join("\n")
     );
     host.write("etc/apt/sources.list.d/_debian-bookworm.sources", source);
-    let source = host.open().await.unwrap().bootstrap_source();
+    let source = host.open().await.unwrap().bootstrap_source().unwrap();
     assert_eq!(std::fs::read_to_string(&source.keyring).unwrap().trim(), host.key.armored().trim());
     let path = source.keyring.clone();
     let again = source.clone();
@@ -435,7 +435,7 @@ async fn ubuntu_has_its_modules_in_a_package_of_their_own() {
     let archive = host.open().await.unwrap();
     let kernel = archive.fetch_kernel(None, &host.path().join("k"), &host.progress).await.unwrap();
     assert_eq!((kernel.version.as_str(), kernel.modules.len()), ("6.8.0-40-generic", 9));
-    assert_eq!(archive.bootstrap_source().distro, "ubuntu-24.04");
+    assert_eq!(archive.bootstrap_source().unwrap().distro, "ubuntu-24.04");
 }
 
 /// A kernel's package cut in two: the image, and the modules.

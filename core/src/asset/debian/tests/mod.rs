@@ -5,4 +5,5 @@ mod chain;
 mod configured;
 mod hostile;
 mod real;
+mod releases;
 mod trust;

@@ -49,7 +49,7 @@ async fn real_archive_gives_a_kernel_and_busybox() {
 
     let initramfs = compose_initramfs(&dir.path().join("cache"), &[0; 1 << 20], &kernel.modules).unwrap();
     told(&format!("initramfs of {} bytes", std::fs::metadata(&initramfs).unwrap().len()));
-    let source = archive.bootstrap_source();
+    let source = archive.bootstrap_source().unwrap();
     assert!(source.keyring.exists() && !source.mirrors.is_empty(), "{source:?}");
 
     // All this needs memory, and a daemon must not keep it.

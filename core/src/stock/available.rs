@@ -1,0 +1,142 @@
+//! What providers have, before it is here.
+
+use nexus_schema::ToolError;
+use nexus_schema::tools::asset::{AssetKind, AssetSummary};
+use tokio::sync::OnceCell;
+
+use super::asset::plan;
+use super::kernel::{asset_error, available_kernels, newest_of};
+use super::release::available_releases;
+use super::wish::Wish;
+use super::{Stock, slug};
+use crate::asset::AssetError;
+use crate::asset::debian::Archive;
+use crate::asset::provider::{Apt, Found, Provider};
+use crate::op::{Progress, store_error};
+use crate::store::providers;
+
+impl Stock {
+    /// `asset_download` with `check`: what would be downloaded, and whether it suits.
+    pub(crate) async fn look_up(&self, wish: Wish, progress: &Progress) -> Result<AssetSummary, ToolError> {
+        let order = self.order(&wish).await?;
+        if order.provider.apt().is_some() {
+            if wish.kind == AssetKind::Rootfs {
+                return self.look_up_release(&order, progress).await;
+            }
+            progress.step("reading the package archive");
+            let kernels = available_kernels(&self.archive(progress).await?).await?;
+            let kernel = newest_of(&kernels, order.version.as_deref(), |kernel| &kernel.version).cloned();
+            return kernel.ok_or_else(|| asset_error(AssetError::NoKernel { version: order.version }));
+        }
+        let found = self.found(&order, progress).await?;
+        plan(&order)?;
+        match found {
+            Some(found) => available(&order.provider, wish.kind, &found),
+            None => {
+                let given = order.given.values().next().cloned().unwrap_or_default();
+                Err(ToolError::invalid(format!(
+                    "provider {} has no versions to look up",
+                    order.provider.name
+                ))
+                .hint(format!("download {given}: it is checked then")))
+            }
+        }
+    }
+
+    /// What providers have for download, and why some of them do not say.
+    pub(crate) async fn available(
+        &self,
+        kind: Option<AssetKind>,
+    ) -> Result<(Vec<AssetSummary>, Vec<String>), ToolError> {
+        let rows = self.store.read(providers::all).await.map_err(store_error)?;
+        let (mut asked, mut problems) = (Vec::new(), Vec::new());
+        for (name, row) in rows {
+            match Provider::parse(&name, &row) {
+                // What has no kind of its own has no list either.
+                Ok(provider) if provider.kinds().is_empty() => {}
+                Ok(provider) if kind.is_none_or(|kind| provider.may_have(kind)) => asked.push(provider),
+                Ok(_) => {}
+                Err(problem) => problems.push(format!("{name}: {problem}")),
+            }
+        }
+        // Several take from the archive, which is read once.
+        let archive = OnceCell::new();
+        let asking = asked.iter().map(|provider| {
+            let archive = &archive;
+            async move {
+                let result = match provider.apt() {
+                    Some(apt) => {
+                        let opened =
+                            archive.get_or_init(|| async { self.archive(&Progress::default()).await });
+                        match opened.await {
+                            Ok(archive) => available_of_packages(provider, apt, kind, archive).await,
+                            Err(error) => Err(error.clone()),
+                        }
+                    }
+                    None => self.available_of(provider).await,
+                };
+                (provider.name.clone(), result)
+            }
+        });
+        let mut all = Vec::new();
+        for (name, result) in futures::future::join_all(asking).await {
+            match result {
+                Ok(some) => all.extend(some),
+                // One cause is told once.
+                Err(error) if problems.iter().any(|told| told.ends_with(&error.to_string())) => {}
+                Err(error) => problems.push(format!("{name}: {error}")),
+            }
+        }
+        Ok((all, problems))
+    }
+
+    async fn available_of(&self, provider: &Provider) -> Result<Vec<AssetSummary>, ToolError> {
+        let discovery = self.versions(provider, None, &Progress::default()).await?;
+        let kind = provider.kind.unwrap_or(AssetKind::Kernel);
+        discovery.found.iter().map(|found| available(provider, kind, found)).collect()
+    }
+}
+
+/// What is taken from the package archive can be had in which versions.
+async fn available_of_packages(
+    provider: &Provider,
+    apt: &Apt,
+    kind: Option<AssetKind>,
+    archive: &Archive,
+) -> Result<Vec<AssetSummary>, ToolError> {
+    let is_asked =
+        |wanted| apt.take.iter().any(|take| take.kind() == wanted) && kind.is_none_or(|k| k == wanted);
+    let mut all = Vec::new();
+    if is_asked(AssetKind::Kernel) {
+        all.extend(available_kernels(archive).await?);
+    }
+    if is_asked(AssetKind::Rootfs) {
+        all.extend(available_releases(provider, archive)?);
+    }
+    Ok(all)
+}
+
+/// A version as it is listed before it is here.
+pub(super) fn available(
+    provider: &Provider,
+    kind: AssetKind,
+    found: &Found,
+) -> Result<AssetSummary, ToolError> {
+    Ok(AssetSummary {
+        id: None,
+        name: slug(&format!("{}-", provider.name), &found.version, None)?,
+        kind,
+        provider: provider.name.to_string(),
+        version: found.version.clone(),
+        arch: std::env::consts::ARCH.into(),
+        installed: false,
+        default: false,
+        sha256: None,
+        size_bytes: found.size_bytes,
+        verified: None,
+        path: None,
+        installed_at: None,
+        drivers: provider.drivers(),
+        unsuitable: provider.unsuitable(&found.version),
+    })
+}
