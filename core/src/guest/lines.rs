@@ -74,6 +74,23 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
     /// Waits for more bytes; `false` at the end of the stream. To be called once [`Self::take`] has nothing more; can be
     /// cancelled at any time without losing anything.
     pub async fn fill(&mut self) -> io::Result<bool> {
+        self.make_room()?;
+        Ok(self.read.read_buf(&mut self.buffer).await? > 0)
+    }
+
+    /// The same with bytes that `read` appends, if it finds any: `None` if not.
+    pub fn fill_by(
+        &mut self,
+        read: impl FnOnce(&R, &mut Vec<u8>) -> Option<io::Result<usize>>,
+    ) -> Option<io::Result<bool>> {
+        if let Err(error) = self.make_room() {
+            return Some(Err(error));
+        }
+        Some(read(&self.read, &mut self.buffer)?.map(|length| length > 0))
+    }
+
+    /// Makes room for a chunk.
+    fn make_room(&mut self) -> io::Result<()> {
         if self.start == self.buffer.len() {
             self.start = 0;
             self.scanned = 0;
@@ -92,7 +109,7 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a line without an end"));
         }
         self.buffer.reserve(CHUNK);
-        Ok(self.read.read_buf(&mut self.buffer).await? > 0)
+        Ok(())
     }
 
     /// Takes the next line out of what was read.
@@ -141,6 +158,8 @@ struct Shared {
     filled: Notify,
     /// Wakes who waits for room.
     drained: Notify,
+    /// Wakes who wants to know that something was written.
+    written: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -153,7 +172,12 @@ struct State {
 
 impl Default for Outbox {
     fn default() -> Self {
-        Self(Arc::new(Shared { state: Mutex::default(), filled: Notify::new(), drained: Notify::new() }))
+        Self(Arc::new(Shared {
+            state: Mutex::default(),
+            filled: Notify::new(),
+            drained: Notify::new(),
+            written: Notify::new(),
+        }))
     }
 }
 
@@ -215,6 +239,11 @@ impl Outbox {
         }
     }
 
+    /// Waits until something was written since the last time; for one task.
+    pub async fn written(&self) {
+        self.0.written.notified().await;
+    }
+
     /// Writes what is added until the box is closed or writing fails.
     pub async fn run(self, mut write: impl AsyncWrite + Unpin) -> io::Result<()> {
         // Whatever ends this task, nobody may go on filling the box.
@@ -243,6 +272,7 @@ impl Outbox {
             }
             this.state().writing = 0;
             this.0.drained.notify_waiters();
+            this.0.written.notify_one();
         }
     }
 }

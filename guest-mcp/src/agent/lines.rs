@@ -9,7 +9,9 @@ use std::sync::Arc;
 use nexus_schema::limits::{GUEST_RESULT_MAX, LINE_MAX};
 use rmcp::RoleServer;
 use rmcp::model::{
-    ClientJsonRpcMessage, ErrorCode, ErrorData, JsonRpcMessage, RequestId, ServerJsonRpcMessage,
+    CallToolRequest, CallToolRequestMethod, CallToolRequestParams, ClientJsonRpcMessage, ClientRequest,
+    ErrorCode, ErrorData, JsonObject, JsonRpcMessage, JsonRpcRequest, JsonRpcVersion2_0, RequestId,
+    ServerJsonRpcMessage,
 };
 use rmcp::transport::Transport;
 use serde::Deserialize;
@@ -134,6 +136,37 @@ where
     }
 }
 
+/// A call of a tool with nothing special about it. rmcp's own way of reading tries every kind of message in turn, which takes
+/// as long as everything else about a short call together.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlainCall {
+    jsonrpc: JsonRpcVersion2_0,
+    id: RequestId,
+    method: CallToolRequestMethod,
+    params: PlainParams,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlainParams {
+    name: String,
+    arguments: JsonObject,
+}
+
+/// The message in a line.
+fn decode(line: &[u8]) -> serde_json::Result<ClientJsonRpcMessage> {
+    if let Ok(call) = serde_json::from_slice(line) {
+        let PlainCall { jsonrpc, id, method, params } = call;
+        let mut request =
+            CallToolRequest::new(CallToolRequestParams::new(params.name).with_arguments(params.arguments));
+        request.method = method;
+        let request = ClientRequest::CallToolRequest(request);
+        return Ok(JsonRpcMessage::Request(JsonRpcRequest { jsonrpc, id, request }));
+    }
+    serde_json::from_slice(line)
+}
+
 /// What is left of a message that is not one: whom to answer.
 #[derive(Deserialize)]
 struct Stub {
@@ -201,7 +234,7 @@ where
                     if line.is_empty() {
                         continue;
                     }
-                    match serde_json::from_slice(line) {
+                    match decode(line) {
                         Ok(message) => return Some(message),
                         Err(_) => complaint(line),
                     }
@@ -239,6 +272,33 @@ mod tests {
         assert_eq!(lines.next().await.unwrap(), Line::TooLong);
         assert_eq!(lines.next().await.unwrap(), Line::Whole(b"three"));
         assert_eq!(lines.next().await.unwrap(), Line::End);
+    }
+
+    #[test]
+    fn a_plain_call_is_read_as_rmcp_reads_it() {
+        for line in [
+            r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"file_stat","arguments":{"path":"/"}}}"#,
+            r#"{"params":{"arguments":{},"name":"os_info"},"method":"tools/call","id":"x\"y","jsonrpc":"2.0"}"#,
+        ] {
+            assert!(serde_json::from_str::<PlainCall>(line).is_ok(), "{line}");
+            let read: ClientJsonRpcMessage = serde_json::from_str(line).unwrap();
+            assert_eq!(format!("{:?}", decode(line.as_bytes()).unwrap()), format!("{read:?}"));
+        }
+    }
+
+    #[test]
+    fn what_is_not_plain_is_left_to_rmcp() {
+        for line in [
+            r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"a","arguments":{},"_meta":{"progressToken":7}}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"a"}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"method":"tools/list","params":{}}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}"#,
+            r#"{"jsonrpc":"1.0","id":7,"method":"tools/call","params":{"name":"a","arguments":{}}}"#,
+        ] {
+            assert!(serde_json::from_str::<PlainCall>(line).is_err(), "{line}");
+            let read = serde_json::from_str::<ClientJsonRpcMessage>(line).ok();
+            assert_eq!(format!("{:?}", decode(line.as_bytes()).ok()), format!("{read:?}"));
+        }
     }
 
     /// A reader that gives one piece per read.

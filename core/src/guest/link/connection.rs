@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::{GuestProgress, LinkError, LinkState, Shared};
 use crate::guest::lines::{Line, LineReader, Outbox};
 use crate::guest::wire::{self, Envelope};
+use crate::os::busy_poll::BusyPoll;
 use crate::os::paths::vm_files;
 use crate::os::socket;
 
@@ -103,7 +104,17 @@ async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32, pa
         calls.outbox = Some(outbox.clone());
     }
     shared.state.send_replace(LinkState::Up);
-    Serving { shared, outbox, patience, garbage: 0, heard: Instant::now(), pinged: false }.run(reader).await
+    let serving = Serving {
+        shared,
+        outbox,
+        patience,
+        garbage: 0,
+        heard: Instant::now(),
+        pinged: false,
+        sent: None,
+        busy_poll: BusyPoll::default(),
+    };
+    serving.run(reader).await
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<std::io::Result<()>>);
@@ -189,6 +200,9 @@ struct Serving<'a> {
     heard: Instant,
     /// Whether a ping is out since then.
     pinged: bool,
+    /// When the only call that is under way was written.
+    sent: Option<std::time::Instant>,
+    busy_poll: BusyPoll,
 }
 
 impl Serving<'_> {
@@ -203,23 +217,39 @@ impl Serving<'_> {
                     return "the guest sends garbage".into();
                 }
             }
-            tokio::select! {
-                more = reader.fill() => match more {
-                    Ok(true) => {}
-                    Ok(false) => return "the guest hung up".into(),
-                    Err(e) => return format!("cannot read from the guest: {e}"),
+            let more = tokio::select! {
+                more = reader.fill() => more,
+                () = self.outbox.written() => match self.look(&mut reader) {
+                    Some(more) => more,
+                    None => continue,
                 },
                 () = &mut alarm => match self.on_alarm() {
-                    Ok(next) => alarm.as_mut().reset(next),
+                    Ok(next) => {
+                        alarm.as_mut().reset(next);
+                        continue;
+                    }
                     Err(why) => return why,
                 },
                 () = self.shared.rearm.notified() => {
                     if let Some(armed) = self.shared.calls().armed {
                         alarm.as_mut().reset(armed);
                     }
+                    continue;
                 }
+            };
+            match more {
+                Ok(true) => {}
+                Ok(false) => return "the guest hung up".into(),
+                Err(e) => return format!("cannot read from the guest: {e}"),
             }
         }
+    }
+
+    /// A request was written: looks for its answer for a moment if it is the only one.
+    fn look(&mut self, reader: &mut Reader) -> Option<std::io::Result<bool>> {
+        self.sent = (self.shared.calls().pending.len() == 1).then(std::time::Instant::now);
+        self.sent?;
+        reader.fill_by(|read, buffer| self.busy_poll.receive(read.as_ref(), buffer))
     }
 
     /// Looks at deadlines and silence; says when to look again.
@@ -322,6 +352,9 @@ impl Serving<'_> {
         };
         // Late, unknown and second answers have nobody who waits for them.
         let Some(pending) = self.shared.calls().pending.remove(&id) else { return };
+        if let Some(sent) = self.sent.take() {
+            self.busy_poll.took(sent.elapsed());
+        }
         pending.sink.done(outcome(message));
     }
 
