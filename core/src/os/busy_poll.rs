@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
@@ -36,21 +37,37 @@ impl BusyPoll {
 
     /// Appends what comes from a socket within a moment; `None` if it is to be slept for. Keeps the calling thread for up to
     /// 250 µs, but lets others have the processor.
-    pub fn receive(&mut self, socket: impl AsFd, buffer: &mut Vec<u8>) -> Option<io::Result<usize>> {
+    pub fn receive(&self, socket: impl AsFd, buffer: &mut Vec<u8>) -> Option<io::Result<usize>> {
+        self.look(|| match rustix::net::recv(&socket, spare_capacity(buffer), RecvFlags::DONTWAIT) {
+            Ok((_, length)) => Some(Ok(length)),
+            Err(Errno::AGAIN | Errno::INTR) => None,
+            Err(error) => Some(Err(error.into())),
+        })
+    }
+
+    /// The same for who reads in another way: ends as soon as there is something to be read.
+    pub fn watch(&self, socket: impl AsFd) {
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        self.look(|| {
+            let mut sockets = [PollFd::new(&socket, PollFlags::IN)];
+            (rustix::event::poll(&mut sockets, Some(&at_once)) != Ok(0)).then_some(())
+        });
+    }
+
+    fn look<T>(&self, mut find: impl FnMut() -> Option<T>) -> Option<T> {
         if !self.is_worth_it || !*HAS_PROCESSORS || LOOKING.swap(true, Ordering::Acquire) {
             return None;
         }
         let start = Instant::now();
-        let received = loop {
-            match rustix::net::recv(&socket, spare_capacity(buffer), RecvFlags::DONTWAIT) {
-                Ok((_, length)) => break Some(Ok(length)),
-                Err(Errno::AGAIN | Errno::INTR) if start.elapsed() < WINDOW => pause(),
-                Err(Errno::AGAIN | Errno::INTR) => break None,
-                Err(error) => break Some(Err(error.into())),
+        let found = loop {
+            let found = find();
+            if found.is_some() || start.elapsed() >= WINDOW {
+                break found;
             }
+            pause();
         };
         LOOKING.store(false, Ordering::Release);
-        received
+        found
     }
 }
 
@@ -69,6 +86,7 @@ mod tests {
 
     use super::*;
 
+    /// One thread looks at a time, so one test does.
     #[test]
     fn only_what_came_soon_the_last_time_is_looked_for() {
         let (mut near, far) = UnixStream::pair().unwrap();
@@ -87,8 +105,11 @@ mod tests {
         assert!(poll.receive(&far, &mut buffer).is_none());
 
         poll.took(Duration::ZERO);
+        poll.watch(&far);
+        near.write_all(b"!").unwrap();
+        poll.watch(&far);
         drop(near);
-        assert_eq!(poll.receive(&far, &mut buffer).unwrap().unwrap(), 3);
+        assert_eq!(poll.receive(&far, &mut buffer).unwrap().unwrap(), 4);
         assert_eq!(poll.receive(&far, &mut buffer).unwrap().unwrap(), 0, "the peer is gone");
     }
 }

@@ -13,15 +13,17 @@
 mod session;
 mod stdio;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use nexus_core::os::busy_poll::BusyPoll;
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::{ErrorCode, ToolError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
@@ -106,6 +108,9 @@ struct Bridge<'a> {
 struct Daemon {
     writer: Mutex<OwnedWriteHalf>,
     lost: CancellationToken,
+    /// When the only request that waits was written.
+    sent: Cell<Option<Instant>>,
+    busy_poll: RefCell<BusyPoll>,
 }
 
 impl Daemon {
@@ -120,6 +125,23 @@ impl Daemon {
             self.lost.cancel();
         }
         is_written
+    }
+
+    /// A request was written: looks for its answer for a moment if it is the only one.
+    async fn look(&self, is_alone: bool) {
+        self.sent.set(is_alone.then(Instant::now));
+        if is_alone {
+            let writer = self.writer.lock().await;
+            let socket: &UnixStream = writer.as_ref();
+            self.busy_poll.borrow().watch(socket);
+        }
+    }
+
+    /// An answer came.
+    fn answered(&self) {
+        if let Some(sent) = self.sent.take() {
+            self.busy_poll.borrow_mut().took(sent.elapsed());
+        }
     }
 }
 
@@ -168,6 +190,8 @@ impl Bridge<'_> {
             // When this fails the daemon is lost, and what follows from that is done where it is read.
             daemon.write(&batch).await;
             batch.clear();
+            let is_alone = self.session.borrow().waits_for_one();
+            daemon.look(is_alone).await;
         }
     }
 
@@ -248,7 +272,12 @@ impl Bridge<'_> {
         let (read, write) = stream.socket.into_split();
         let mut reader: DaemonReader =
             BufReader::with_capacity(BATCH, AsyncReadExt::chain(io::Cursor::new(stream.head), read));
-        let daemon = Rc::new(Daemon { writer: Mutex::new(write), lost: CancellationToken::new() });
+        let daemon = Rc::new(Daemon {
+            writer: Mutex::new(write),
+            lost: CancellationToken::new(),
+            sent: Cell::default(),
+            busy_poll: RefCell::default(),
+        });
         let pump = async {
             if self.hand_over(&daemon, &mut reader).await? {
                 self.read_daemon(&mut reader).await?;
@@ -346,6 +375,9 @@ impl Bridge<'_> {
                     continue;
                 }
                 Ok(Line::End) | Err(_) => return Ok(()),
+            }
+            if let Some(daemon) = &*self.daemon.borrow() {
+                daemon.answered();
             }
             if self.session.borrow_mut().daemon_says(&line) == Fate::Forward {
                 batch.extend_from_slice(&line);

@@ -128,6 +128,12 @@ impl Session {
         self.pending.values().all(|pending| *pending == Pending::Listen)
     }
 
+    /// Whether exactly one request waits for an answer that will come.
+    pub(super) fn waits_for_one(&self) -> bool {
+        let mut waiting = self.pending.values().filter(|pending| **pending != Pending::Listen);
+        waiting.next().is_some() && waiting.next().is_none()
+    }
+
     /// The daemon is gone: what the client is told of its pending requests. An unanswered `initialize` is given back to be
     /// sent again.
     pub(super) fn lost(&mut self, error: &ToolError) -> (Vec<String>, Option<Vec<u8>>) {
