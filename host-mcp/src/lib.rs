@@ -14,3 +14,6 @@ pub mod server;
 pub mod settings;
 pub mod stream;
 pub mod tools;
+
+/// How both programs wait for an answer.
+pub(crate) use nexus_core::os::busy_poll;

@@ -19,7 +19,6 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use nexus_core::os::busy_poll::BusyPoll;
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::{ErrorCode, ToolError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
@@ -36,6 +35,7 @@ use super::connect::{self, Stream};
 use super::error::Error;
 use super::launch;
 use super::lines::{self, Envelope, Line};
+use crate::busy_poll::BusyPoll;
 
 /// The longest line that is read, so that one that is too long for the daemon can still be answered.
 const READ_MAX: usize = 4 * LINE_MAX;
