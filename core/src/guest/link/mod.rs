@@ -247,11 +247,12 @@ impl Link {
         self.shared.begin(deadline, wants_progress, sink, |out, id| {
             out.extend_from_slice(br#""method":"tools/call","params":{"name":"#);
             wire::write_string(out, tool);
-            out.extend_from_slice(br#","arguments":"#);
-            arguments(out);
+            // Before the arguments: the guest sees at once that the call is not a plain one.
             if wants_progress {
                 out.extend_from_slice(format!(r#","_meta":{{"progressToken":{id}}}"#).as_bytes());
             }
+            out.extend_from_slice(br#","arguments":"#);
+            arguments(out);
             out.push(b'}');
         })
     }
