@@ -18,7 +18,7 @@ use crate::world::{SOON, World, refused};
 const ARCH: &str = std::env::consts::ARCH;
 
 /// A tar archive with a text and something that does not compress.
-fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, bytes) in entries {
         let mut header = tar::Header::new_gnu();
@@ -37,13 +37,13 @@ fn noise(mebibytes: u32) -> Vec<u8> {
         .collect()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).expect("packed in memory");
     encoder.finish().expect("packed in memory")
 }
 
-fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     HEXLOWER.encode(&Sha256::digest(bytes))
 }
 
@@ -97,7 +97,7 @@ impl Scene {
 }
 
 /// The names of the assets that are here; each is what it was when it came.
-fn installed(client: &mut Client) -> Vec<String> {
+pub(crate) fn installed(client: &mut Client) -> Vec<String> {
     let checked = client.to_the_end("asset_verify", json!({}), SOON);
     assert_eq!(checked["ok"], true, "{checked}");
     let listed = client.must("asset_list", json!({ "available": false, "limit": 500 }));

@@ -10,6 +10,7 @@ mod guests;
 mod kernel;
 mod kills;
 mod packages;
+mod providers;
 mod refusals;
 mod sources;
 mod world;

@@ -44,11 +44,15 @@ pub struct Ran {
 impl Client {
     /// Connects, upgrades and initializes.
     pub fn connect(socket: &Path) -> io::Result<Self> {
+        Self::connect_at(socket, "/mcp")
+    }
+
+    /// The same at another endpoint of the socket.
+    pub fn connect_at(socket: &Path, path: &str) -> io::Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(ANSWER))?;
-        stream.write_all(
-            b"GET /mcp HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: mcp-stream\r\n\r\n",
-        )?;
+        let head = "HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: mcp-stream\r\n\r\n";
+        stream.write_all(format!("GET {path} {head}").as_bytes())?;
         let mut lines = BufReader::new(stream);
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {

@@ -7,10 +7,14 @@ use nexus_schema::tools::settings::{
     Setting, SettingChange, SettingsGetParams, SettingsHistoryOutput, SettingsHistoryParams, SettingsOutput,
     SettingsRollbackParams, SettingsSetParams,
 };
-use nexus_schema::{ByteSize, ToolError};
+use nexus_schema::{ByteSize, Name, ToolError};
+use serde_json::Value;
 
+use super::provider::may_change;
 use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page};
+use crate::asset::provider::without_credentials;
 use crate::op::store_error;
+use crate::stock::{self, Change, Refusal};
 use crate::store::settings::{self, DEFAULT_IMAGE, DEFAULT_KERNEL};
 use crate::store::{StoreError, settings::Row};
 use crate::vm::spec;
@@ -48,9 +52,9 @@ impl Nexus {
         _: &CallContext,
         params: SettingsGetParams,
     ) -> Result<SettingsOutput, ToolError> {
-        let wanted: Vec<&str> = match &params.key {
-            Some(key) => vec![known(key)?],
-            None => SETTINGS.iter().map(|(key, ..)| *key).collect(),
+        let wanted: Vec<String> = match &params.key {
+            Some(key) => vec![with_history(key)?],
+            None => SETTINGS.iter().map(|(key, ..)| (*key).to_owned()).collect(),
         };
         self.shared.settings(&wanted.into_iter().collect()).await
     }
@@ -61,12 +65,13 @@ impl Nexus {
         ctx: &CallContext,
         params: SettingsSetParams,
     ) -> Result<SettingsOutput, ToolError> {
-        let mut changes: BTreeMap<&'static str, Option<String>> = BTreeMap::new();
+        may_change(ctx)?;
+        let mut changes: BTreeMap<String, Option<String>> = BTreeMap::new();
         for key in &params.reset {
-            changes.insert(known(key)?, None);
+            changes.insert(known(key)?.to_owned(), None);
         }
         for (key, value) in params.values {
-            if changes.insert(known(&key)?, Some(value)).is_some() {
+            if changes.insert(known(&key)?.to_owned(), Some(value)).is_some() {
                 return Err(ToolError::invalid(format!("{key} is both to be set and to be reset")));
             }
         }
@@ -84,11 +89,11 @@ impl Nexus {
     ) -> Result<SettingsHistoryOutput, ToolError> {
         let limit = page(params.limit)?;
         let before = number_cursor(params.cursor.as_deref())?;
-        let key = params.key.as_deref().map(known).transpose()?;
+        let key = params.key.as_deref().map(with_history).transpose()?;
         let rows = self
             .shared
             .store
-            .read(move |db| settings::history(db, key, before, limit + 1))
+            .read(move |db| settings::history(db, key.as_deref(), before, limit + 1))
             .await
             .map_err(store_error)?;
         let (rows, next_cursor) = cut_page(rows, limit, |row| row.seq.to_string());
@@ -96,8 +101,8 @@ impl Nexus {
             .into_iter()
             .map(|row| SettingChange {
                 revision: row.seq.unsigned_abs(),
+                value: row.value.map(|value| shown(&row.key, value)),
                 key: row.key,
-                value: row.value,
                 at: row.at,
                 who: row.who,
             })
@@ -111,7 +116,8 @@ impl Nexus {
         ctx: &CallContext,
         params: SettingsRollbackParams,
     ) -> Result<SettingsOutput, ToolError> {
-        let key = params.key.as_deref().map(known).transpose()?;
+        may_change(ctx)?;
+        let key = params.key.as_deref().map(with_history).transpose()?;
         let revision = i64::try_from(params.revision).unwrap_or(i64::MAX);
         let (then, now, newest) = self
             .shared
@@ -128,22 +134,27 @@ impl Nexus {
             .hint("call settings_history to see the revisions"));
         }
         let value = |rows: &BTreeMap<String, Row>, key: &str| rows.get(key).and_then(|row| row.value.clone());
+        // What nexus.toml says of a provider stays, and with it what was set below.
+        let is_fixed =
+            |key: &str| stock::name_in(key).is_some_and(|name| self.shared.stock.is_configured(name));
+        let providers = now.keys().filter(|key| stock::name_in(key).is_some()).cloned();
         let changes: BTreeMap<_, _> = SETTINGS
             .iter()
-            .map(|(known, ..)| *known)
-            .filter(|known| key.is_none_or(|key| key == *known))
+            .map(|(known, ..)| (*known).to_owned())
+            .chain(providers)
+            .filter(|known| key.as_ref().map_or(!is_fixed(known), |key| key == known))
             .filter(|known| value(&then, known) != value(&now, known))
-            .map(|known| (known, value(&then, known)))
+            .map(|known| (known.clone(), value(&then, &known)))
             .collect();
         if changes.is_empty() {
-            return self.shared.settings(&SETTINGS.iter().map(|(key, ..)| *key).collect()).await;
+            return self.shared.settings(&SETTINGS.iter().map(|(key, ..)| (*key).to_owned()).collect()).await;
         }
         self.shared.change_settings(changes, &ctx.caller.owner).await
     }
 }
 
 impl Shared {
-    async fn settings(&self, wanted: &BTreeSet<&'static str>) -> Result<SettingsOutput, ToolError> {
+    async fn settings(&self, wanted: &BTreeSet<String>) -> Result<SettingsOutput, ToolError> {
         let (rows, revision) = self
             .store
             .read(|db| -> Result<_, StoreError> {
@@ -153,16 +164,22 @@ impl Shared {
             .map_err(store_error)?;
         let settings = SETTINGS
             .iter()
+            .map(|(key, default, description)| ((*key).to_owned(), *default, (*description).to_owned()))
+            .chain(wanted.iter().filter_map(|key| {
+                let name = stock::name_in(key)?;
+                Some((key.clone(), "", format!("the fields of provider {name} that were set, as JSON")))
+            }))
             .filter(|(key, ..)| wanted.contains(key))
             .map(|(key, default, description)| {
-                let row = rows.get(*key);
+                let row = rows.get(&key);
+                let value = row.and_then(|row| row.value.clone()).map(|value| shown(&key, value));
                 Setting {
-                    key: (*key).into(),
-                    value: row.and_then(|row| row.value.clone()).unwrap_or_else(|| (*default).into()),
-                    default: (*default).into(),
-                    description: (*description).into(),
+                    value: value.unwrap_or_else(|| default.into()),
+                    default: default.into(),
+                    description,
                     changed_at: row.map(|row| row.at),
                     changed_by: row.map(|row| row.who.clone()),
+                    key,
                 }
             })
             .collect();
@@ -172,10 +189,13 @@ impl Shared {
     /// Changes settings, all or none; `None` is the built-in value.
     async fn change_settings(
         &self,
-        changes: BTreeMap<&'static str, Option<String>>,
+        changes: BTreeMap<String, Option<String>>,
         who: &str,
     ) -> Result<SettingsOutput, ToolError> {
         let mut mistakes = Vec::new();
+        let wanted: BTreeSet<String> = changes.keys().cloned().collect();
+        let (providers, changes): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            changes.into_iter().partition(|(key, _)| stock::name_in(key).is_some());
         for (key, value) in &changes {
             if let Some(value) = value
                 && let Err(error) = self.check_setting(key, value).await
@@ -186,20 +206,23 @@ impl Shared {
         if !mistakes.is_empty() {
             return Err(ToolError::invalid(mistakes.join("; ")).hint("nothing was changed"));
         }
-        let wanted = changes.keys().copied().collect();
+        let become_ = |(key, value): (String, Option<String>)| {
+            let name = stock::name_in(&key)?.to_owned();
+            Some((name, Change::Become(stock::fields_in(value.as_deref()))))
+        };
+        let providers = self.stock.changer(providers.into_iter().filter_map(become_).collect(), who);
         let who = who.to_owned();
         self.store
-            .write(move |tx| -> Result<(), StoreError> {
+            .write(move |tx| -> Result<(), Refusal> {
                 let now = settings::at(tx, i64::MAX)?;
                 for (key, value) in changes {
-                    if now.get(key).and_then(|row| row.value.as_ref()) != value.as_ref() {
-                        settings::set(tx, key, value.as_deref().unwrap_or_default(), &who)?;
+                    if now.get(&key).and_then(|row| row.value.as_ref()) != value.as_ref() {
+                        settings::set(tx, &key, value.as_deref().unwrap_or_default(), &who)?;
                     }
                 }
-                Ok(())
+                providers(tx)
             })
-            .await
-            .map_err(store_error)?;
+            .await?;
         self.settings(&wanted).await
     }
 
@@ -278,8 +301,30 @@ fn addresses(value: &str) -> Result<Vec<IpAddr>, ToolError> {
     Ok(addresses)
 }
 
+/// The key of a setting or of what was set of a provider; another one is refused.
+fn with_history(key: &str) -> Result<String, ToolError> {
+    match stock::name_in(key) {
+        Some(name) if name.parse::<Name>().is_ok() => Ok(key.to_owned()),
+        Some(_) | None => known(key).map(str::to_owned),
+    }
+}
+
+/// A value as it may be shown.
+fn shown(key: &str, value: String) -> String {
+    match stock::name_in(key) {
+        Some(_) => {
+            Value::Object(without_credentials(&Value::Object(stock::fields_in(Some(&value)))).0).to_string()
+        }
+        None => value,
+    }
+}
+
 /// The key as it is known; another one is refused.
 fn known(key: &str) -> Result<&'static str, ToolError> {
+    if stock::name_in(key).is_some() {
+        return Err(ToolError::invalid(format!("`{key}` is not for settings_set"))
+            .hint("call provider_set, provider_remove, or settings_rollback"));
+    }
     SETTINGS.iter().map(|(known, ..)| *known).find(|known| *known == key).ok_or_else(|| {
         let all: Vec<_> = SETTINGS.iter().map(|(known, ..)| *known).collect();
         ToolError::invalid(format!("there is no setting `{key}`"))

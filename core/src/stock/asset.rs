@@ -18,7 +18,7 @@ use crate::image::Source as ImageSource;
 use crate::op::{Progress, store_error};
 use crate::os::failpoint;
 use crate::store::assets::AssetRecord;
-use crate::store::{StoreError, assets, now, providers, random_id, settings};
+use crate::store::{StoreError, assets, now, random_id, settings};
 
 /// The names of the files of assets that are one file.
 const KERNEL: &str = "kernel";
@@ -355,17 +355,6 @@ impl Stock {
             relink(&links, target.as_deref()).map_err(|e| ToolError::internal(format!("link programs: {e}")))
         })
         .await
-    }
-
-    /// Puts the rows of providers in place.
-    pub(crate) async fn sync_providers(&self) -> Result<(), StoreError> {
-        let changes = self.assets.providers.clone();
-        self.store
-            .write(move |tx| {
-                let rows = crate::asset::provider::rows(&changes);
-                providers::sync(tx, &rows, |name| changes.contains_key(name))
-            })
-            .await
     }
 }
 

@@ -13,7 +13,7 @@ use crate::asset::AssetError;
 use crate::asset::debian::Archive;
 use crate::asset::provider::{Apt, Found, Provider};
 use crate::op::{Progress, store_error};
-use crate::store::providers;
+use crate::store::providers::{self, ProviderRow};
 
 impl Stock {
     /// `asset_download` with `check`: what would be downloaded, and whether it suits.
@@ -50,8 +50,8 @@ impl Stock {
     ) -> Result<(Vec<AssetSummary>, Vec<String>), ToolError> {
         let rows = self.store.read(providers::all).await.map_err(store_error)?;
         let (mut asked, mut problems) = (Vec::new(), Vec::new());
-        for (name, row) in rows {
-            match Provider::parse(&name, &row) {
+        for ProviderRow { name, spec, .. } in rows {
+            match Provider::parse(&name, &spec) {
                 // What has no kind of its own has no list either.
                 Ok(provider) if provider.kinds().is_empty() => {}
                 Ok(provider) if kind.is_none_or(|kind| provider.may_have(kind)) => asked.push(provider),

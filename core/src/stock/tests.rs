@@ -6,18 +6,21 @@ use std::time::Duration;
 
 use nexus_schema::tools::asset::{AssetKind, Verified};
 use nexus_schema::tools::plan::{PlanAction, PlanStep, PlanThing};
+use nexus_schema::tools::provider::ProviderOrigin;
 use nexus_schema::{ErrorCode, Reference, ToolError};
 use serde_json::{Value, json};
 
 use super::wish::Wish;
 use super::*;
 use crate::asset::Compression;
+use crate::asset::provider::{self, Provider};
 use crate::asset::testing::{Fault, Server, elf_kernel, pack};
 use crate::asset::{FetchSettings, Sha256};
 use crate::image::oci::Keychain;
 use crate::op::Progress;
+use crate::store::assets;
 use crate::store::assets::AssetRecord;
-use crate::store::{StoreError, assets};
+use crate::store::providers::ProviderRow;
 
 const ARCH: &str = std::env::consts::ARCH;
 
@@ -371,11 +374,9 @@ async fn a_row_that_is_wrong_harms_no_other() {
     ]
     .map(|(name, row)| (name.to_owned(), row))
     .into();
-    let sync = scene
-        .stock
-        .store
-        .write(move |tx| -> Result<(), StoreError> { crate::store::providers::sync(tx, &rows, |_| true) });
-    sync.await.unwrap();
+    let row = |(name, spec)| ProviderRow { name, spec, origin: ProviderOrigin::Set };
+    let rows: Vec<ProviderRow> = rows.into_iter().map(row).collect();
+    scene.stock.store.write(move |tx| crate::store::providers::replace(tx, &rows)).await.unwrap();
     scene.server.put("/r", rootfs("r"));
     let (available, problems) = scene.stock.available(None).await.unwrap();
     assert_eq!(available.len(), 1);
@@ -445,4 +446,32 @@ fn slugs_are_names() {
     assert_eq!(name.as_str(), "file-my-kernel-1-elf-01234567");
     let name = slug("file-", &"x".repeat(200), Some("0123456789abcdef")).unwrap();
     assert_eq!(name.as_str().len(), 63);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_goes_where_the_shipped_or_configured_rows_send_it() {
+    let scene = Scene::new().await;
+    let provider = |change: Value| {
+        let row = provider::row("firecracker", change.as_object().unwrap());
+        Provider::parse("firecracker", &row).unwrap()
+    };
+    let releases =
+        |url: &str| json!({ "from": "github_releases", "url": url, "tag": "v{version}", "asset": "a" });
+    let configured = scene.server.url("");
+    for (change, may) in [
+        (json!({}), false),
+        (json!({ "api": configured }), true),
+        (json!({ "api": "https://elsewhere.example" }), false),
+        (json!({ "api": configured, "versions": releases("{api}/repos/a/b/releases") }), true),
+        (json!({ "api": configured, "versions": releases("https://elsewhere.example/{api}/") }), false),
+        (json!({ "api": configured, "versions": releases("{api}.elsewhere.example/") }), false),
+        (json!({ "api": configured, "versions": { "from": "list", "versions": [] } }), false),
+    ] {
+        assert_eq!(scene.stock.may_have_token(&provider(change.clone())), may, "{change}");
+    }
+    // As shipped, where nothing is configured.
+    let paths = Paths::new(scene.dir.path());
+    let bare =
+        Stock::new(scene.stock.store.clone(), paths, "/".into(), AssetConfig::default(), Keychain::default());
+    assert!(bare.may_have_token(&provider(json!({}))));
 }

@@ -41,20 +41,28 @@ pub(super) struct Order {
 /// A provider, and how the versions begin that were asked for.
 type Asked = (Name, String);
 
+/// What was found, when, and of which provider: one that was changed since then may have others.
+#[derive(Debug)]
+struct Belief {
+    at: Instant,
+    provider: Provider,
+    discovery: Discovery,
+}
+
 /// Versions that providers were found to have, for a while.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Believed(Arc<Mutex<HashMap<Asked, (Instant, Discovery)>>>);
+pub(super) struct Believed(Arc<Mutex<HashMap<Asked, Belief>>>);
 
 impl Believed {
-    fn get(&self, key: &Asked) -> Option<Discovery> {
+    fn get(&self, key: &Asked, provider: &Provider) -> Option<Discovery> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, (at, _)| at.elapsed() < BELIEVED);
-        all.get(key).map(|(_, discovery)| discovery.clone())
+        all.retain(|_, belief| belief.at.elapsed() < BELIEVED);
+        all.get(key).filter(|belief| belief.provider == *provider).map(|belief| belief.discovery.clone())
     }
 
-    fn put(&self, key: Asked, discovery: Discovery) {
+    fn put(&self, key: Asked, provider: &Provider, discovery: Discovery) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(key, (Instant::now(), discovery));
+        all.insert(key, Belief { at: Instant::now(), provider: provider.clone(), discovery });
     }
 
     fn forget(&self, key: &Asked) {
@@ -127,15 +135,18 @@ impl Stock {
         let wanted = name.to_owned();
         let row = self.store.read(move |db| providers::get(db, &wanted)).await.map_err(store_error)?;
         match row {
-            Some(row) => Provider::parse(name, &row)
+            Some(row) => Provider::parse(name, &row.spec)
                 .map_err(|problem| asset_error(AssetError::Provider { provider: name.to_owned(), problem })),
-            None => {
-                let all = self.store.read(providers::all).await.map_err(store_error)?;
-                let names: Vec<String> = all.into_iter().map(|(name, _)| name).collect();
-                Err(ToolError::new(ErrorCode::AssetNotFound, format!("there is no provider `{name}`"))
-                    .hint(format!("there are {}; or give file:PATH or url:ADDRESS", names.join(", "))))
-            }
+            None => Err(self.no_provider(name).await?),
         }
+    }
+
+    /// That there is no provider of a name, and which there are.
+    pub(crate) async fn no_provider(&self, name: &str) -> Result<ToolError, ToolError> {
+        let all = self.store.read(providers::all).await.map_err(store_error)?;
+        let names: Vec<String> = all.into_iter().map(|row| row.name).collect();
+        Ok(ToolError::new(ErrorCode::AssetNotFound, format!("there is no provider `{name}`"))
+            .hint(format!("there are {}; or give file:PATH or url:ADDRESS", names.join(", "))))
     }
 
     /// The versions that a provider has.
@@ -147,14 +158,14 @@ impl Stock {
     ) -> Result<Discovery, ToolError> {
         let narrowed = like.filter(|_| matches!(provider.versions, Versions::ReleaseIndex { .. }));
         let key = (provider.name.clone(), narrowed.unwrap_or_default().to_owned());
-        if let Some(discovery) = self.believed.get(&key) {
+        if let Some(discovery) = self.believed.get(&key, provider) {
             return Ok(discovery);
         }
         let fetcher = self.fetcher(true)?;
-        let token = self.assets.github_token.as_ref();
+        let token = self.assets.github_token.as_ref().filter(|_| self.may_have_token(provider));
         let wanted = Wanted { fetcher: &fetcher, token, like: narrowed, progress };
         let discovery = provider.discover(&wanted).await.map_err(asset_error)?;
-        self.believed.put(key, discovery.clone());
+        self.believed.put(key, provider, discovery.clone());
         Ok(discovery)
     }
 

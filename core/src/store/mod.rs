@@ -23,7 +23,8 @@ use std::sync::{Arc, Mutex};
 use crate::store::columns::RowExt;
 use nexus_schema::Timestamp;
 use nexus_schema::id::{Id, InstanceId, Kind};
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+pub(crate) use rusqlite::{Connection, Transaction};
+use rusqlite::{TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest version of the schema that this build knows.

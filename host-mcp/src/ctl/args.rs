@@ -7,7 +7,8 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::{
-    asset, build, call, completion, drive, guest, image, launch, mcp, op, prune, settings, template, vm,
+    asset, build, call, completion, drive, guest, image, launch, mcp, op, provider, prune, settings,
+    template, vm,
 };
 
 /// microVMs for AI agents: the command line of the Nexus daemon
@@ -65,6 +66,9 @@ pub(crate) enum Command {
     /// Firecracker's programs: `asset` for this kind
     #[command(subcommand, visible_alias = "vmm")]
     Firecracker(asset::OfKind),
+    /// Where assets come from
+    #[command(subcommand, alias = "providers")]
+    Provider(provider::Command),
     /// Long operations
     #[command(subcommand)]
     Op(op::Command),
@@ -173,6 +177,12 @@ mod tests {
             "asset download rootfs url:http://host.example/r.tar.xz --unverified",
             "asset verify",
             "asset providers --kind kernel",
+            "provider ls",
+            "provider show alpine --json",
+            "provider set alpine mirrors=https://a.example mirrors=https://b.example --reset about",
+            "provider set ours --file ours.json kind=kernel",
+            "provider set ours -f -",
+            "provider rm ours",
             "asset verify debian-6-1 --kind kernel",
             "asset rm debian-6-1",
             "kernel list",
@@ -243,6 +253,9 @@ mod tests {
             "vm stop web-1 --wait 3 --detach",
             "op get web-1",
             "asset remove",
+            "provider set",
+            "provider set Ours about=x",
+            "provider set ours about",
             "kernel download --from a b",
             "call",
         ] {

@@ -36,8 +36,8 @@ pub(crate) enum Command {
     /// Remove an installed asset
     #[command(visible_alias = "rm")]
     Remove(OneArgs),
-    /// List where assets come from
-    Providers(provider::Args),
+    /// List where assets come from: the same as `provider list`
+    Providers(provider::ListArgs),
 }
 
 /// Which asset.

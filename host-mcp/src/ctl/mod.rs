@@ -100,6 +100,7 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Kernel(verb) => asset::run(app, verb.of(AssetKind::Kernel)).await,
         Command::Rootfs(verb) => asset::run(app, verb.of(AssetKind::Rootfs)).await,
         Command::Firecracker(verb) => asset::run(app, verb.of(AssetKind::Vmm)).await,
+        Command::Provider(command) => provider::run(app, command).await,
         Command::Op(command) => op::run(app, command).await,
         Command::Settings(command) => settings::run(app, command).await,
         Command::Prune(args) => prune::run(app, args).await,

@@ -25,12 +25,12 @@ async fn providers_are_listed_with_what_was_changed_and_without_credentials() {
     );
     let of = |name: &str| all.iter().find(|provider| provider["name"] == name).unwrap();
     assert_eq!(
-        (&of("alpine")["built_in"], &of("alpine")["mirrors"]),
-        (&json!(false), &json!(["http://mirror.example/alpine"]))
+        (&of("alpine")["origin"], &of("alpine")["mirrors"]),
+        (&json!("configured"), &json!(["http://mirror.example/alpine"]))
     );
     assert_eq!(
-        (&of("debian")["built_in"], &of("debian")["kinds"]),
-        (&json!(true), &json!(["kernel", "rootfs"]))
+        (&of("debian")["origin"], &of("debian")["kinds"]),
+        (&json!("built_in"), &json!(["kernel", "rootfs"]))
     );
     assert_eq!(of("own")["stages"], json!(["download", "checksum", "store"]));
     assert_eq!(of("anvil")["versions"], "github_releases");

@@ -1,10 +1,38 @@
 //! Providers: where assets come from.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use crate::name::Name;
+use crate::time::Timestamp;
 use crate::tool::{Effect, Tool};
 use crate::tools::asset::AssetKind;
+
+/// Where what is known of a provider comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProviderOrigin {
+    /// From Nexus itself, as it was shipped.
+    BuiltIn,
+    /// From nexus.toml (or NEXUS_PROVIDERS), which changes a built-in one or adds one; provider_set may not change it.
+    Configured,
+    /// From provider_set, which changed a built-in one or added one.
+    Set,
+}
+
+impl ProviderOrigin {
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BuiltIn => "built_in",
+            Self::Configured => "configured",
+            Self::Set => "set",
+        }
+    }
+}
 
 /// A provider of assets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,8 +44,8 @@ pub struct ProviderDetails {
     pub kinds: Vec<AssetKind>,
     /// What it is.
     pub about: String,
-    /// Whether its row is as it was built in.
-    pub built_in: bool,
+    /// Where what is known of it comes from.
+    pub origin: ProviderOrigin,
     /// The addresses that it is asked at, in the order in which they are tried; without credentials.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mirrors: Vec<String>,
@@ -74,9 +102,147 @@ impl Tool for ProviderList {
     const NAME: &'static str = "provider_list";
     const TITLE: &'static str = "List the providers of assets";
     const DESCRIPTION: &'static str = "Lists where kernels, root filesystems and VMMs come from: addresses, how versions are found out, what is \
-        checked; use it to choose `from` of asset_download, or when a download fails. The daemon's configuration file changes and adds \
-        providers.";
+        checked; use it to choose `from` of asset_download, or when a download fails. provider_inspect shows one whole, provider_set \
+        changes or adds one.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = ProviderListParams;
     type Output = ProviderListOutput;
+}
+
+/// A provider with all its fields.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProviderWhole {
+    /// What it is, in short.
+    pub provider: ProviderDetails,
+    /// All its fields, as provider_set and the tables of nexus.toml take them; without credentials.
+    pub fields: Map<String, Value>,
+    /// Those of them that provider_set gave.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set: Vec<String>,
+    /// Those of them that have addresses with credentials, which are not shown: a copy of them lacks these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub abridged: Vec<String>,
+    /// When it was last changed at run time; absent if it never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_at: Option<Timestamp>,
+    /// Who changed it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_by: Option<String>,
+    /// Counts every change of any setting and provider; what settings_rollback takes.
+    pub revision: u64,
+}
+
+/// Shows a provider.
+pub enum ProviderInspect {}
+
+/// Arguments of `provider_inspect`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProviderInspectParams {
+    /// The provider's name.
+    pub provider: String,
+}
+
+impl Tool for ProviderInspect {
+    const NAME: &'static str = "provider_inspect";
+    const TITLE: &'static str = "Show a provider of assets";
+    const DESCRIPTION: &'static str = "Shows all fields of a provider, with the stages of its pipeline; use it to see what is checked, or to copy \
+        them into provider_set.";
+    const EFFECT: Effect = Effect::ReadOnly;
+    type Params = ProviderInspectParams;
+    type Output = ProviderWhole;
+}
+
+/// Adds or changes a provider.
+pub enum ProviderSet {}
+
+/// Arguments of `provider_set`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProviderSetParams {
+    /// The provider's name; a new one adds a provider, which needs `versions` and `stages`.
+    pub provider: Name,
+    /// What its assets are; without it the caller of asset_download says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AssetKind>,
+    /// What it is, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<String>,
+    /// The addresses that `{mirror}` stands for, tried in this order, without a slash at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirrors: Option<Vec<String>>,
+    /// The address that `{api}` stands for. The daemon's token for GitHub's API is sent there only if nexus.toml or a provider as
+    /// shipped has the same address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<String>,
+    /// By architecture, more values for places: `{"x86_64": {"file": "vmlinux"}}` is what `{file}` stands for. An architecture that
+    /// is not there is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<BTreeMap<String, BTreeMap<String, String>>>,
+    /// The public keys that sign, for `pgp` stages: absolute paths of files on the daemon's host, or armored keys themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<Vec<String>>,
+    /// The drivers that its assets suit, `qemu` and `firecracker`; without any, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drivers: Option<Vec<String>>,
+    /// The oldest version that suits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_version: Option<String>,
+    /// How versions are found out, such as `{"from": "list", "versions": ["6.12.1"]}` or `{"from": "listing", "url": "{mirror}/",
+    /// "before": "href=\"v", "after": "/"}`; `from` may also be `github_releases`, `release_index`, `given` or `apt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versions: Option<Map<String, Value>>,
+    /// The pipeline, in order, such as `[{"stage": "download", "url": "{mirror}/vmlinux-{version}.xz"}, {"stage": "checksum",
+    /// "document": "{mirror}/SHA256SUMS", "name": "vmlinux-{version}.xz"}, {"stage": "decompress", "format": "xz"}, {"stage":
+    /// "store"}]`. Stages: `download`, `open`, `apt`, `checksum`, `pgp`, `decompress`, `extract`, `store`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stages: Option<Vec<Map<String, Value>>>,
+    /// Names of fields to take back: as shipped, or not there where the provider was added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reset: Vec<String>,
+}
+
+impl Tool for ProviderSet {
+    const NAME: &'static str = "provider_set";
+    const TITLE: &'static str = "Add or change a provider of assets";
+    const DESCRIPTION: &'static str = "Adds a provider of kernels, root filesystems or VMMs, or changes fields of one, at run time; use it for a \
+        mirror, signing keys, or a source of your own. A field that is given replaces that field, the others stay. The whole provider is \
+        checked before anything changes. It lasts until provider_remove or settings_rollback takes it back; downloads under way end as \
+        they began. What nexus.toml says of a provider cannot be changed here.";
+    const EFFECT: Effect = Effect::Destructive { idempotent: true };
+    type Params = ProviderSetParams;
+    type Output = ProviderWhole;
+}
+
+/// Takes back what was set.
+pub enum ProviderRemove {}
+
+/// Arguments of `provider_remove`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProviderRemoveParams {
+    /// The provider's name.
+    pub provider: String,
+}
+
+/// Result of `provider_remove`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProviderRemoveOutput {
+    /// The provider's name.
+    pub name: String,
+    /// What it is now, as shipped; absent where it was an added one, and is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ProviderDetails>,
+    /// Counts every change of any setting and provider; settings_rollback to the one before brings it back.
+    pub revision: u64,
+}
+
+impl Tool for ProviderRemove {
+    const NAME: &'static str = "provider_remove";
+    const TITLE: &'static str = "Remove a provider of assets, or make it as shipped";
+    const DESCRIPTION: &'static str = "Takes away a provider that provider_set added, or makes a built-in one what it was shipped as; use it to \
+        undo provider_set. Assets that came from it stay. Refused for what nexus.toml says.";
+    const EFFECT: Effect = Effect::Destructive { idempotent: false };
+    type Params = ProviderRemoveParams;
+    type Output = ProviderRemoveOutput;
 }

@@ -132,7 +132,7 @@ impl Tool for SettingsHistory {
     const NAME: &'static str = "settings_history";
     const TITLE: &'static str = "List changes of settings";
     const DESCRIPTION: &'static str = "Lists every change of the settings, newest first, with who and when; use it to find the revision \
-        to go back to.";
+        to go back to. What provider_set changed is under the keys `provider.NAME`.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = SettingsHistoryParams;
     type Output = SettingsHistoryOutput;
@@ -156,7 +156,8 @@ impl Tool for SettingsRollback {
     const NAME: &'static str = "settings_rollback";
     const TITLE: &'static str = "Take changes of settings back";
     const DESCRIPTION: &'static str = "Makes the settings what they were at an earlier revision, by a new change that can be taken back \
-        itself; use it when a change turned out wrong. Values that are impossible by now are refused.";
+        itself; use it when a change turned out wrong. That includes what provider_set changed, under the keys `provider.NAME`. Values \
+        that are impossible by now are refused.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = SettingsRollbackParams;
     type Output = SettingsOutput;

@@ -7,6 +7,7 @@
 
 mod discover;
 mod plan;
+mod rows;
 mod stage;
 mod template;
 #[cfg(test)]
@@ -17,12 +18,17 @@ use std::collections::BTreeMap;
 use nexus_schema::tools::asset::AssetKind;
 use nexus_schema::{ErrorCode, Name};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub(crate) use self::discover::{Discovery, Found, Wanted, address};
 pub(crate) use self::plan::{Check, Expect, Plan, Signed, Source, Taken};
+pub use self::rows::mistakes;
+pub(crate) use self::rows::{Fields, check_keys, is_built_in, known_field, row, rows, without_credentials};
 pub(crate) use self::stage::{Apt, Format, Stage};
 pub(crate) use self::template::{Template, Values};
+
+/// How an armored key begins.
+const ARMOR: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 
 /// One provider.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,49 +155,16 @@ impl ProviderProblem {
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Malformed { .. } | Self::Stage { .. } => Some(
-                "mend the provider in nexus.toml ([providers.NAME]) and start nexusd again; other providers work",
+                "mend the provider: provider_set changes it, provider_remove takes back what was set; other providers work",
             ),
-            Self::NoKey => {
-                Some("give its signing key in nexus.toml: [providers.NAME] keys = [\"/path/to/key.asc\"]")
-            }
+            Self::NoKey => Some(
+                "give its signing key: provider_set with keys, or in nexus.toml [providers.NAME] keys = [\"/path/to/key.asc\"]",
+            ),
             Self::NoVersion(_) => Some("asset_list shows what can be had"),
             Self::NothingGiven => Some("give url:ADDRESS or file:PATH"),
             Self::Architecture(_) | Self::NotAVersion(_) => None,
         }
     }
-}
-
-/// The built-in rows.
-const BUILT_IN: &str = include_str!("providers.json");
-
-/// The built-in rows with changes made to them: each change replaces fields of the row of its name, or is a row of its own.
-/// Gives each row as it is kept, by name, whether it is good or not.
-pub(crate) fn rows(changes: &BTreeMap<String, Value>) -> BTreeMap<String, Value> {
-    let built_in: Vec<Map<String, Value>> =
-        serde_json::from_str(BUILT_IN).expect("the built-in rows are JSON objects");
-    let mut rows: BTreeMap<String, Map<String, Value>> =
-        built_in.into_iter().filter_map(|row| Some((row.get("name")?.as_str()?.to_owned(), row))).collect();
-    for (name, change) in changes {
-        let row = rows
-            .entry(name.clone())
-            .or_insert_with(|| Map::from_iter([("name".into(), name.clone().into())]));
-        match change {
-            Value::Object(fields) => row.extend(fields.iter().map(|(k, v)| (k.clone(), v.clone()))),
-            // Refused when the row is read.
-            other => {
-                row.insert("row".into(), other.clone());
-            }
-        }
-    }
-    rows.into_iter().map(|(name, row)| (name, Value::Object(row))).collect()
-}
-
-/// Every mistake in changes to the built-in rows, a sentence each.
-pub fn mistakes(changes: &BTreeMap<String, Value>) -> Vec<String> {
-    let rows = rows(changes);
-    let of =
-        |name: &String| Provider::parse(name, rows.get(name)?).err().map(|p| format!("provider {name}: {p}"));
-    changes.keys().filter_map(of).collect()
 }
 
 impl Provider {
@@ -221,7 +194,7 @@ impl Provider {
             }
         }
         for key in &self.keys {
-            if !key.starts_with('/') && !key.contains("-----BEGIN PGP PUBLIC KEY BLOCK-----") {
+            if !key.starts_with('/') && !key.contains(ARMOR) {
                 return malformed(
                     "keys",
                     "a key is neither the absolute path of a file nor an armored key".into(),
