@@ -18,6 +18,7 @@ use crate::asset::ahead::{Ahead, ahead};
 use crate::asset::error::PackageProblem;
 use crate::asset::provider::{Expect, Format, Plan, Taken};
 use crate::asset::stream::{Compression, Sha256, decompressed, hashed};
+use crate::asset::xz::{Blocks, Unkept};
 use crate::op::Progress;
 use crate::os::failpoint;
 
@@ -159,6 +160,10 @@ impl Flow {
         let packed = ahead(io::Cursor::new(start).chain(raw.clone()))?;
         match compression {
             Compression::Plain => Ok(packed),
+            Compression::Xz => {
+                let packed = io::BufReader::with_capacity(PIECE, packed);
+                ahead(Blocks::new(packed, self.into.clone(), self.max_unpacked)?)
+            }
             compression => ahead(decompressed(packed, compression)?),
         }
     }
@@ -171,7 +176,10 @@ impl Flow {
             Some(Stopped::Over(limit)) => AssetError::TooLarge { what, limit },
             Some(Stopped::Source(error)) => AssetError::Transfer { url: what, source: Box::new(error) },
             Some(Stopped::Cancelled) => AssetError::Cancelled,
-            None => AssetError::Package { package: what, problem: PackageProblem::Data(error) },
+            None => match Unkept::in_error(&error) {
+                Some(error) => AssetError::io("write a download")(error),
+                None => AssetError::Package { package: what, problem: PackageProblem::Data(error) },
+            },
         }
     }
 }

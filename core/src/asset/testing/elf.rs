@@ -77,6 +77,16 @@ pub(crate) fn pack(bytes: &[u8], compression: Compression) -> Vec<u8> {
     }
 }
 
+/// An .xz file of blocks that are so long, as `xz -T2 --block-size` makes it.
+pub(crate) fn pack_in_blocks(bytes: &[u8], block: u64) -> Vec<u8> {
+    let mut builder = xz2::stream::MtStreamBuilder::new();
+    builder.threads(2).preset(0).block_size(block).check(xz2::stream::Check::Crc64);
+    let stream = builder.encoder().unwrap();
+    let mut encoder = xz2::write::XzEncoder::new_stream(Vec::new(), stream);
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
 /// A bzImage with this payload, compressed, whose header says that it is of this version.
 pub(crate) fn bz_image(unpacked: &[u8], compression: Compression, version: &str) -> Vec<u8> {
     let mut payload = pack(unpacked, compression);

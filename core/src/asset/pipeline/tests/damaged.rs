@@ -128,6 +128,41 @@ async fn too_much_is_refused_before_it_fills_the_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn files_of_many_blocks_are_held_to_the_same() {
+    let scene = Scene::new();
+    // 12 MiB in four blocks.
+    let plain = body(3 << 20);
+    let good = pack_in_blocks(&plain, 3 << 20);
+    let job_for = |file: &[u8], max_unpacked: u64, digest: Sha256| {
+        scene.server.put("/f", file.to_vec());
+        let stages = json!([
+            { "stage": "download", "url": "{url}" },
+            { "stage": "checksum", "given": true },
+            { "stage": "decompress", "format": "xz", "max_bytes": max_unpacked },
+            { "stage": "store" },
+        ]);
+        let provider = scene.provider("url", json!({ "mirrors": [], "stages": stages }));
+        let given = Values::from([("url".into(), scene.server.url("/f"))]);
+        Job { given, sha256: Some(digest), ..scene.job(provider, None) }
+    };
+    scene.run(&job_for(&good, 12 << 20, Sha256::of(&good))).await.unwrap();
+    assert!(scene.read("main") == plain);
+    fs::remove_dir_all(scene.dir.path().join("into")).unwrap();
+
+    let error = fails(&scene, &job_for(&good, (12 << 20) - 1, Sha256::of(&good))).await;
+    assert!(matches!(error, AssetError::TooLarge { limit: 0xbf_ffff, .. }), "{error}");
+
+    let mut damaged = good.clone();
+    let second = good.len() * 3 / 10;
+    damaged[second] ^= 8;
+    let error = fails(&scene, &job_for(&damaged, 12 << 20, Sha256::of(&damaged))).await;
+    let AssetError::Package { problem: crate::asset::PackageProblem::Data(cause), .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(cause.kind(), std::io::ErrorKind::InvalidData, "{cause}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn archives_with_traps_are_refused() {
     let arch = std::env::consts::ARCH;
     let at = |name: &str| format!("release-v1.16.1-{arch}/{name}-v1.16.1-{arch}");

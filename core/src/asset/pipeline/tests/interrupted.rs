@@ -47,6 +47,21 @@ async fn a_later_run_goes_on_where_an_earlier_one_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_many_blocks_is_gone_on_with_in_the_middle_of_one() {
+    let scene = Scene::new();
+    let mut anvil = Anvil::new(Key::good());
+    anvil.kernel = body(1 << 20);
+    anvil.packed = pack_in_blocks(&anvil.kernel, 1 << 20);
+    anvil.serve(&scene.server);
+    let job = anvil.job(&scene);
+    leave_a_part(&scene, &job, &anvil.xz(), anvil.packed.len()).await;
+    assert_eq!(scene.parts().len(), 2, "{:?}", scene.parts());
+    scene.run(&job).await.unwrap();
+    assert!(scene.read("main") == anvil.kernel);
+    assert!(scene.parts().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_part_of_another_file_is_thrown_away() {
     let scene = Scene::new();
     let anvil = Anvil::new(Key::good());

@@ -14,7 +14,7 @@ use super::*;
 use crate::asset::FetchSettings;
 use crate::asset::stream::Compression;
 use crate::asset::testing::keys::{Key, Manner, NOW_SECONDS};
-use crate::asset::testing::{Fault, Server, pack};
+use crate::asset::testing::{Fault, Server, pack, pack_in_blocks};
 
 /// A server, and a place for what comes from it.
 struct Scene {

@@ -1,0 +1,276 @@
+//! The container of .xz files: what says where its blocks begin and end. What is in them is for the decoder.
+//!
+//! Source of the format: "The .xz File Format", version 1.2.1, sections 2.1 to 4, and "LZMA2" in liblzma's `lzma2_decoder.c`.
+
+use std::io::{self, BufRead, Read};
+
+use sha2::Digest as _;
+
+/// The length of a stream's header, and of its footer.
+pub(super) const HEAD: usize = 12;
+const FOOTER_MAGIC: [u8; 2] = *b"YZ";
+
+/// What the decoder says of a file that contradicts itself.
+pub(super) fn damaged() -> io::Error {
+    xz2::stream::Error::Data.into()
+}
+
+/// What is said of a file that is not whole.
+pub(super) fn cut_off() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the xz stream ends early")
+}
+
+/// Fills `bytes`.
+pub(super) fn fill(inner: &mut impl Read, bytes: &mut [u8]) -> io::Result<()> {
+    inner.read_exact(bytes).map_err(|e| if e.kind() == io::ErrorKind::UnexpectedEof { cut_off() } else { e })
+}
+
+/// How many bytes follow a block's data so that its length is a multiple of four.
+fn padding(length: u64) -> u64 {
+    length.wrapping_neg() & 3
+}
+
+fn is_crc(bytes: &[u8], stored: &[u8]) -> bool {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum().to_le_bytes() == stored
+}
+
+/// The header of a stream. The decoder has looked at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head(pub(super) [u8; HEAD]);
+
+impl Head {
+    /// How long the check field of a block is.
+    pub(super) fn check_bytes(&self) -> u64 {
+        match self.0[7] & 15 {
+            0 => 0,
+            1..=3 => 4,
+            4..=6 => 8,
+            7..=9 => 16,
+            10..=12 => 32,
+            _ => 64,
+        }
+    }
+}
+
+/// The header of a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BlockHeader {
+    /// All of it.
+    pub(super) bytes: Vec<u8>,
+    /// The lengths of its data, if it tells them: packed, and unpacked.
+    pub(super) sizes: Option<(u64, u64)>,
+    /// How much memory its decoder takes, if that can be told.
+    pub(super) memory: Option<u64>,
+}
+
+impl BlockHeader {
+    /// Reads the rest of a header whose first byte is `first`; not the one of an index.
+    pub(super) fn read(first: u8, inner: &mut impl Read) -> io::Result<Self> {
+        let mut bytes = vec![first; (usize::from(first) + 1) * 4];
+        fill(inner, &mut bytes[1..])?;
+        let (fields, crc) = bytes.split_at(bytes.len() - 4);
+        if !is_crc(fields, crc) {
+            return Err(damaged());
+        }
+        let fields = fields[1..].to_vec();
+        let mut header = Self { bytes, sizes: None, memory: None };
+        // Where it says more than is known here, the decoder tells what it is.
+        let _ = header.look_at(&mut &fields[..]);
+        Ok(header)
+    }
+
+    /// Finds sizes and memory; `None` where only the decoder can tell what this is.
+    fn look_at(&mut self, rest: &mut &[u8]) -> Option<()> {
+        let flags = *rest.split_off_first()?;
+        let packed = if flags & 0x40 != 0 { Some(number(rest).ok()?) } else { None };
+        let unpacked = if flags & 0x80 != 0 { Some(number(rest).ok()?) } else { None };
+        self.sizes = packed.zip(unpacked);
+        for _ in 0..=flags & 3 {
+            let id = number(rest).ok()?;
+            let length = usize::try_from(number(rest).ok()?).ok()?;
+            // LZMA2, which is always the last one.
+            if let (0x21, [size @ 0..=39]) = (id, rest.split_off(..length)?) {
+                self.memory = Some((2 | u64::from(size & 1)) << (size / 2 + 11));
+            }
+        }
+        Some(())
+    }
+}
+
+/// A number as they are in headers and in the index: seven bits in a byte, the lowest first.
+fn number(inner: &mut impl Read) -> io::Result<u64> {
+    let mut value = 0;
+    for at in 0..9 {
+        let mut byte = [0];
+        fill(inner, &mut byte)?;
+        value |= u64::from(byte[0] & 0x7f) << (at * 7);
+        if byte[0] & 0x80 == 0 {
+            return if byte[0] == 0 && at > 0 { Err(damaged()) } else { Ok(value) };
+        }
+    }
+    Err(damaged())
+}
+
+/// The blocks of a stream as its index has to list them. However many there are, it takes the same memory.
+#[derive(Clone, Default)]
+pub(super) struct Records {
+    count: u64,
+    hasher: sha2::Sha256,
+}
+
+impl Records {
+    /// Another block: its length without padding, and unpacked.
+    pub(super) fn add(&mut self, unpadded: u64, unpacked: u64) {
+        self.count += 1;
+        self.hasher.update(unpadded.to_le_bytes());
+        self.hasher.update(unpacked.to_le_bytes());
+    }
+
+    /// Reads the rest of an index, of which the first byte was read, and the footer behind it: both have to be true.
+    pub(super) fn read_index(self, inner: &mut impl BufRead, head: &Head) -> io::Result<()> {
+        let mut summed = Summed { inner, crc: flate2::Crc::new(), bytes: 1 };
+        summed.crc.update(&[0]);
+        let mut listed = Self::default();
+        let count = number(&mut summed)?;
+        if count != self.count {
+            return Err(damaged());
+        }
+        for _ in 0..count {
+            let unpadded = number(&mut summed)?;
+            listed.add(unpadded, number(&mut summed)?);
+        }
+        if listed.hasher.finalize() != self.hasher.finalize() {
+            return Err(damaged());
+        }
+        let mut zeros = [0; 3];
+        let zeros = &mut zeros[..padding(summed.bytes) as usize];
+        fill(&mut summed, zeros)?;
+        let (crc, bytes) = (summed.crc.sum(), summed.bytes);
+        let mut stored = [0; 4];
+        fill(inner, &mut stored)?;
+        if zeros.iter().any(|byte| *byte != 0) || stored != crc.to_le_bytes() {
+            return Err(damaged());
+        }
+        let mut footer = [0; HEAD];
+        fill(inner, &mut footer)?;
+        // The checksum; the index's length in units of four bytes, less one; the header's flags; the magic bytes.
+        let length = u64::from(u32::from_le_bytes([footer[4], footer[5], footer[6], footer[7]]));
+        let is_true = is_crc(&footer[4..10], &footer[..4])
+            && (length + 1) * 4 == bytes + 4
+            && footer[8..10] == head.0[6..8]
+            && footer[10..] == FOOTER_MAGIC;
+        if is_true { Ok(()) } else { Err(damaged()) }
+    }
+}
+
+/// A reader that knows the checksum and the number of what was read.
+struct Summed<'a, R> {
+    inner: &'a mut R,
+    crc: flate2::Crc,
+    bytes: u64,
+}
+
+impl<R: Read> Read for Summed<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.crc.update(&buf[..n]);
+        self.bytes += n as u64;
+        Ok(n)
+    }
+}
+
+/// Finds the end of a block that does not tell its sizes: the chunks of LZMA2 tell theirs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scanner {
+    place: Place,
+    /// How much data of the block was seen.
+    packed: u64,
+    check_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// Before a chunk's first byte.
+    Chunk,
+    /// In a chunk's header: its bytes so far, how many, and how many there are.
+    Header([u8; 6], u8, u8),
+    /// So many bytes before the next chunk.
+    Data(u64),
+    /// So many bytes of padding and check field before the block's end.
+    Tail(u64),
+    /// Behind what is no chunk; the decoder says so.
+    Lost,
+}
+
+impl Scanner {
+    pub(super) fn new(check_bytes: u64) -> Self {
+        Self { place: Place::Chunk, packed: 0, check_bytes }
+    }
+
+    /// How many bytes at the beginning of `input` are still the block's.
+    pub(super) fn scan(&mut self, input: &[u8]) -> usize {
+        let mut at = 0;
+        while at < input.len() {
+            let left = (input.len() - at) as u64;
+            let taken = match &mut self.place {
+                Place::Chunk => {
+                    self.place = match input[at] {
+                        // Its own byte counts as data, too.
+                        0 => Place::Tail(padding(self.packed + 1) + self.check_bytes),
+                        first @ (1 | 2) => Place::Header([first, 0, 0, 0, 0, 0], 1, 3),
+                        first @ 0x80..=0xbf => Place::Header([first, 0, 0, 0, 0, 0], 1, 5),
+                        first @ 0xc0.. => Place::Header([first, 0, 0, 0, 0, 0], 1, 6),
+                        _ => Place::Lost,
+                    };
+                    self.packed += 1;
+                    1
+                }
+                Place::Header(bytes, have, length) => {
+                    bytes[usize::from(*have)] = input[at];
+                    *have += 1;
+                    if have == length {
+                        let size = if *length == 3 { [bytes[1], bytes[2]] } else { [bytes[3], bytes[4]] };
+                        self.place = Place::Data(u64::from(u16::from_be_bytes(size)) + 1);
+                    }
+                    self.packed += 1;
+                    1
+                }
+                Place::Data(0) => {
+                    self.place = Place::Chunk;
+                    0
+                }
+                Place::Data(more) => {
+                    let taken = left.min(*more);
+                    *more -= taken;
+                    self.packed += taken;
+                    taken
+                }
+                Place::Tail(0) | Place::Lost => break,
+                Place::Tail(more) => {
+                    let taken = left.min(*more);
+                    *more -= taken;
+                    taken
+                }
+            };
+            at += taken as usize;
+        }
+        at
+    }
+
+    /// Whether the block's end was seen, and how long its data is then.
+    pub(super) fn end(&self) -> Option<u64> {
+        matches!(self.place, Place::Tail(0)).then_some(self.packed)
+    }
+
+    /// Whether no end can be found.
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(self.place, Place::Lost)
+    }
+}
+
+/// How many bytes a block has behind its header, by the length of its data.
+pub(super) fn behind_header(packed: u64, check_bytes: u64) -> u64 {
+    packed.saturating_add(padding(packed)).saturating_add(check_bytes)
+}
