@@ -16,13 +16,16 @@ SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test build release lint test e2e kernel e2e-kernel e2e-docker demo run bench audit install uninstall clean help
+.PHONY: setup setup-test setup-bench build release lint test e2e kernel e2e-kernel e2e-docker demo run bench audit install uninstall clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
 
 setup-test: # what the tests need besides
 	@.ci/setup test
+
+setup-bench: # what the benchmarks compare with
+	@.ci/setup bench
 
 build: ## build everything for development, the guest included
 	$(CARGO) build --locked --workspace --exclude nexus-guest
@@ -62,7 +65,7 @@ run: release ## a daemon in the foreground, with state of its own under target/r
 	NEXUS_STATE_DIR=$(RUN_DIR)/state NEXUS_RUNTIME_DIR=$(RUN_DIR)/run $(TARGET)/release/nexusd
 
 # BENCH="boot --runs 30" measures only that; `target/release/bench --help` has the words.
-bench: ## measure; prints the tables of docs/benchmarks.md
+bench: setup-bench ## measure; prints the tables of docs/benchmarks.md
 	$(CARGO) build --locked --release -p nexus-host -p nexus-tests --bins
 	@$(TARGET)/release/bench $(BENCH)
 
