@@ -7,3 +7,4 @@ mod ends;
 mod first_vm;
 mod oci;
 mod recovery;
+mod releases;

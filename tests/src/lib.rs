@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod daemon;
+pub mod mirror;
 pub mod order;
 pub mod registry;
 pub mod vsock;

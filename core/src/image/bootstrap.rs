@@ -14,6 +14,10 @@ use crate::os::tool::{Running, Tool};
 /// What is in every such image beside the essential packages.
 pub const PACKAGES: [&str; 5] = ["bash", "coreutils", "apt", "ca-certificates", "python3-minimal"];
 
+/// Options of apt stay in what is made, where that file of the host is not: an apt that is told of it trusts nobody.
+const FORGET_AUTHORITIES: &str =
+    "--customize-hook=sed -i '/^Acquire::https::CAInfo /d' \"$1/etc/apt/apt.conf.d/99mmdebstrap\"";
+
 /// How long it may take; a mirror far away is slow.
 const TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -109,7 +113,9 @@ impl Bootstrap {
         }
         let authorities = self.trust.bundle().map_err(|e| ImageError::write(scratch, e))?;
         if let Some(file) = &authorities {
-            call = call.arg(format!("--aptopt=Acquire::https::CAInfo \"{}\"", file.display()));
+            call = call
+                .arg(format!("--aptopt=Acquire::https::CAInfo \"{}\"", file.display()))
+                .arg(FORGET_AUTHORITIES);
         }
         if !self.check_valid_until {
             call = call.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");

@@ -1,0 +1,46 @@
+//! From a distribution's release to a machine: its packages, by the real mmdebstrap, from a mirror with TLS.
+
+use std::time::Duration;
+
+use nexus_tests::daemon::Daemon;
+use nexus_tests::mirror::Mirror;
+use serde_json::json;
+
+#[test]
+fn a_release_becomes_an_asset_and_that_a_machine() {
+    let mirror = Mirror::start();
+    let (apt_root, ca_file) = (mirror.apt_root().display().to_string(), mirror.ca_file());
+    let ca_file = ca_file.to_str().expect("a path of UTF-8");
+    let direct = "localhost";
+    let daemon = Daemon::start_set(&[
+        ("NEXUS_APT_ROOT", &apt_root),
+        ("NEXUS_CA_FILE", ca_file),
+        ("NO_PROXY", direct),
+        ("no_proxy", direct),
+    ]);
+    let mut client = daemon.client();
+    let wanted = json!({ "kind": "rootfs", "from": "debian", "wait_s": 0 });
+    let asset = client.to_the_end("asset_download", wanted.clone(), Duration::from_mins(15));
+    assert_eq!((&asset["provider"], &asset["verified"]), (&json!("debian"), &json!("signature")), "{asset}");
+    let origin = client.must("asset_inspect", json!({ "asset": asset["id"] }))["origin"].take();
+    assert!(origin.as_str().is_some_and(|origin| origin.contains("deb https://localhost:")), "{origin}");
+    // Each package came from the mirror, to an apt that was told of its CA.
+    let asked = mirror.asked();
+    let by_apt = asked.iter().filter(|asked| asked.agent.contains("APT") && asked.path.ends_with(".deb"));
+    assert!(by_apt.count() > 50, "{asked:?}");
+    let again = client.to_the_end("asset_download", wanted, Duration::from_mins(1));
+    assert_eq!(again["id"], asset["id"]);
+
+    let from = format!("rootfs:debian@{}", asset["version"].as_str().expect("a version"));
+    client.create(json!({ "name": "release", "from": from, "disk": "2GiB" }));
+    let debs = |asked: Vec<_>| {
+        asked.iter().filter(|a: &&nexus_tests::mirror::Asked| a.path.ends_with(".deb")).count()
+    };
+    assert_eq!(debs(mirror.asked()), debs(asked), "the image is made of the asset");
+    let codename = client.run("release", ". /etc/os-release; echo $ID $VERSION_CODENAME").stdout;
+    assert_eq!(codename.trim(), format!("debian {}", asset["version"].as_str().expect("a version")));
+    assert_eq!(client.run("release", "python3 -c 'print(6 * 7)'; dpkg --audit").stdout, "42\n");
+    // The host's file of CAs is not here, so nothing may name it.
+    let named = client.run("release", "apt-config dump | grep -i CAInfo; ls /tmp");
+    assert_eq!(named.stdout, "", "{named:?}");
+}
