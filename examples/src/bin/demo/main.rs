@@ -62,7 +62,7 @@ fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), D
     let tools = client.request("tools/list", json!({}))?;
     let names: Vec<&str> =
         tools["tools"].as_array().into_iter().flatten().filter_map(|tool| tool["name"].as_str()).collect();
-    show::note(&format!("{} tools: {}", names.len(), names.join(", ")));
+    show::notes(&format!("{} tools", names.len()), &names);
 
     // What an interrupted demo may have left.
     let listed = client.call("vm_list", json!({}))?;

@@ -8,6 +8,10 @@ use serde_json::Value;
 
 /// More of one message is not shown.
 const WIDTH: usize = 400;
+/// How wide lines of facts are.
+const FACTS_WIDTH: usize = 100;
+/// What is shown of a virtual machine.
+const OF_A_VM: [&str; 9] = ["name", "id", "state", "kernel", "vcpus", "memory", "driver", "accel", "boot_id"];
 /// More lines of one text are not shown.
 const LINES: usize = 12;
 
@@ -56,12 +60,16 @@ pub(crate) fn answer(value: &Value, took: Duration) {
 
 /// A tool's result: what a model would be shown.
 pub(crate) fn result(result: &Value, took: Duration) {
+    let mut arrow = paint("32", "<-");
     let structured = &result["structuredContent"];
     if !structured.is_null() {
-        answer(structured, took);
+        for line in facts(structured) {
+            println!("{arrow} {line}");
+            arrow = "  ".to_owned();
+        }
+        println!("   {}", paint("2", &format!("({})", human(took))));
         return;
     }
-    let mut arrow = paint("32", "<-");
     for block in result["content"].as_array().into_iter().flatten() {
         let text = block["text"].as_str().unwrap_or("(not text)");
         let lines: Vec<&str> = text.lines().collect();
@@ -74,6 +82,53 @@ pub(crate) fn result(result: &Value, took: Duration) {
         }
     }
     println!("   {}", paint("2", &format!("({})", human(took))));
+}
+
+/// What a structured result says, in lines that fit a terminal: its plain values, and of work that is done those of the result;
+/// of a virtual machine the few that tell most.
+fn facts(value: &Value) -> Vec<String> {
+    let Value::Object(fields) = value else { return vec![abridged(&value.to_string())] };
+    let result = fields.get("result").filter(|result| result.is_object());
+    let is_vm = fields.contains_key("boot_id") || fields.contains_key("vcpus");
+    let (mut said, mut left) = (Vec::new(), 0);
+    for (key, value) in fields {
+        let is_told_below =
+            result.is_some() && ["result", "progress", "subject_id", "subject_name"].contains(&&**key);
+        match value {
+            Value::Null => {}
+            _ if is_told_below => {}
+            _ if is_vm && !OF_A_VM.contains(&&**key) => left += 1,
+            Value::String(text) => said.push(format!("{key}: {}", abridged(text))),
+            Value::Bool(_) | Value::Number(_) => said.push(format!("{key}: {value}")),
+            Value::Array(values) if values.is_empty() => said.push(format!("{key}: none")),
+            Value::Array(_) | Value::Object(_) => left += 1,
+        }
+    }
+    if left > 0 {
+        said.push(format!("and {left} more"));
+    }
+    let mut lines = wrapped(&said);
+    lines.extend(result.into_iter().flat_map(facts));
+    lines
+}
+
+/// Words with commas between, in lines that fit a terminal.
+fn wrapped(words: &[impl AsRef<str>]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in words {
+        let word = word.as_ref();
+        match lines.last_mut() {
+            Some(line) if line.len() + word.len() < FACTS_WIDTH => line.push_str(&format!(", {word}")),
+            Some(_) | None => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+/// What is said by the way, as a list.
+pub(crate) fn notes(title: &str, words: &[&str]) {
+    note(title);
+    wrapped(words).iter().for_each(|line| note(&format!("  {line}")));
 }
 
 /// How far long work is: written over on a terminal, a line each elsewhere.
