@@ -18,6 +18,10 @@ pub const PACKAGES: [&str; 5] = ["bash", "coreutils", "apt", "ca-certificates", 
 const FORGET_AUTHORITIES: &str =
     "--customize-hook=sed -i '/^Acquire::https::CAInfo /d' \"$1/etc/apt/apt.conf.d/99mmdebstrap\"";
 
+/// What `mmdebstrap` says of its own affairs: for the log only.
+const ITS_OWN: [&str; 6] =
+    ["chroot architecture", "finding correct", "using ", "removing tempdir", "success in", "done"];
+
 /// How long it may take; a mirror far away is slow.
 const TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -130,6 +134,7 @@ impl Bootstrap {
     fn show(line: &[u8], progress: &Progress) {
         let text = String::from_utf8_lossy(line);
         match text.strip_prefix("I: ") {
+            Some(said) if ITS_OWN.iter().any(|own| said.starts_with(own)) => progress.log(said),
             Some(step) => progress.step(step.trim_end_matches("...").chars().take(100).collect::<String>()),
             None => progress.log(&text),
         }

@@ -79,14 +79,16 @@ impl Stock {
             }
         });
         let mut all = Vec::new();
+        let mut failed: Vec<(String, ToolError)> = Vec::new();
         for (name, result) in futures::future::join_all(asking).await {
             match result {
                 Ok(some) => all.extend(some),
                 // One cause is told once.
-                Err(error) if problems.iter().any(|told| told.ends_with(&error.to_string())) => {}
-                Err(error) => problems.push(format!("{name}: {error}")),
+                Err(error) if failed.iter().any(|(_, told)| told.message == error.message) => {}
+                Err(error) => failed.push((name.to_string(), error)),
             }
         }
+        problems.extend(told(failed));
         Ok((all, problems))
     }
 
@@ -95,6 +97,19 @@ impl Stock {
         let kind = provider.kind.unwrap_or(AssetKind::Kernel);
         discovery.found.iter().map(|found| available(provider, kind, found)).collect()
     }
+}
+
+/// What went wrong with each, and behind the last of those with the same advice what to do.
+fn told(failed: Vec<(String, ToolError)>) -> Vec<String> {
+    let last_with =
+        |hint: &Option<String>| failed.iter().rposition(|(_, error)| error.hint == *hint).unwrap_or_default();
+    let one = |(at, (name, error)): (usize, &(String, ToolError))| match &error.hint {
+        Some(hint) if last_with(&error.hint) == at => {
+            format!("{name}: {}: {}\n{hint}", error.code, error.message)
+        }
+        _ => format!("{name}: {}: {}", error.code, error.message),
+    };
+    failed.iter().enumerate().map(one).collect()
 }
 
 /// What is taken from the package archive can be had in which versions.
@@ -139,4 +154,24 @@ pub(super) fn available(
         drivers: provider.drivers(),
         unsuitable: provider.unsuitable(&found.version),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_schema::ErrorCode;
+
+    use super::*;
+
+    #[test]
+    fn the_same_advice_is_given_once() {
+        let failed = |name: &str, hint: &str| {
+            let error = ToolError::new(ErrorCode::DownloadFailed, format!("get {name}"));
+            (name.to_owned(), if hint.is_empty() { error } else { error.hint(hint) })
+        };
+        let told = told(vec![failed("a", "wait"), failed("b", ""), failed("c", "look"), failed("d", "wait")]);
+        let expected =
+            ["a: download_failed: get a", "b: download_failed: get b", "c: download_failed: get c\nlook"];
+        assert_eq!(told[..3], expected);
+        assert_eq!(told[3], "d: download_failed: get d\nwait");
+    }
 }

@@ -15,6 +15,7 @@ use super::client::raw;
 use super::error::Error;
 use super::follow::{self, Wait};
 use super::format;
+use super::hint::for_shell;
 use super::list::{self, Paging};
 use super::provider;
 use super::ui::{Format, Mood, Table, Text};
@@ -287,10 +288,16 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().filter_map(|asset| asset.id))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows, app.ui.now))?;
+            app.ui.table(table(&listed.rows, app.ui.now()))?;
             let problems =
                 serde_json::from_str::<Problems>(listed.raw.get()).map(|p| p.problems).unwrap_or_default();
-            problems.iter().for_each(|problem| app.ui.warn(problem));
+            for problem in &problems {
+                let (problem, hint) = problem.split_once('\n').unwrap_or((problem, ""));
+                app.ui.warn(problem);
+                if !hint.is_empty() {
+                    app.ui.say(&format!("hint: {}", for_shell(hint)));
+                }
+            }
             listed.say_more(&app.ui);
         }
     }
@@ -318,7 +325,7 @@ async fn download(app: &App, args: DownloadArgs) -> Result<u8, Error> {
         (Format::Json, _) => app.ui.json(&followed.raw)?,
         (Format::Quiet, _) => app.ui.line(outcome.subject_id.as_deref().unwrap_or_default())?,
         (Format::Human, Some(asset)) => {
-            app.ui.table(table(std::slice::from_ref(asset), app.ui.now))?;
+            app.ui.table(table(std::slice::from_ref(asset), app.ui.now()))?;
             if how.check {
                 app.ui.say(&looked_up(asset));
             }

@@ -124,7 +124,7 @@ async fn start(app: &App, args: StartArgs) -> Result<u8, Error> {
     match (app.ui.format, &outcome.result) {
         (Format::Json, _) => app.ui.json(&followed.raw)?,
         (Format::Quiet, _) => app.ui.line(outcome.subject_id.as_deref().unwrap_or_default())?,
-        (Format::Human, Some(build)) => app.ui.table(details(build, app.ui.now))?,
+        (Format::Human, Some(build)) => app.ui.table(details(build, app.ui.now()))?,
         (Format::Human, None) => app.ui.line(outcome.subject_id.as_deref().unwrap_or_default())?,
     }
     Ok(0)
@@ -144,7 +144,7 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|build| build.id))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows, app.ui.now))?;
+            app.ui.table(table(&listed.rows, app.ui.now()))?;
             listed.say_more(&app.ui);
         }
     }
@@ -234,7 +234,7 @@ fn show(app: &App, build: &BuildDetails) -> Result<u8, Error> {
     match app.ui.format {
         Format::Json => app.ui.json(&raw(build)?)?,
         Format::Quiet => app.ui.line(&build.id.to_string())?,
-        Format::Human => app.ui.table(details(build, app.ui.now))?,
+        Format::Human => app.ui.table(details(build, app.ui.now()))?,
     }
     Ok(0)
 }

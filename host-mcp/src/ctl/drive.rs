@@ -141,7 +141,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
         Command::Inspect(args) => {
             let params = DriveInspectParams { drive: args.drive };
             let (reply, drive) = call::<DriveInspect, DriveDetails>(app, &params).await?;
-            show(app, &reply, &drive, |drive| details(drive, app.ui.now))
+            show(app, &reply, &drive, |drive| details(drive, app.ui.now()))
         }
         Command::Attach(args) => {
             let params = DriveAttachParams {
@@ -151,12 +151,12 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
                 mount: args.mount,
             };
             let (reply, drive) = call::<DriveAttach, DriveDetails>(app, &params).await?;
-            show(app, &reply, &drive, |drive| table(std::slice::from_ref(drive), app.ui.now))
+            show(app, &reply, &drive, |drive| table(std::slice::from_ref(drive), app.ui.now()))
         }
         Command::Detach(args) => {
             let params = DriveDetachParams { drive: args.drive };
             let (reply, drive) = call::<DriveDetach, DriveDetails>(app, &params).await?;
-            show(app, &reply, &drive, |drive| table(std::slice::from_ref(drive), app.ui.now))
+            show(app, &reply, &drive, |drive| table(std::slice::from_ref(drive), app.ui.now()))
         }
         Command::Resize(args) => resize(app, args).await,
         Command::Delete(args) => delete(app, args).await,
@@ -210,7 +210,7 @@ async fn create(app: &App, from: Option<String>, args: CreateOptions) -> Result<
     match (app.ui.format, &outcome.result) {
         (Format::Json, _) => app.ui.json(&followed.raw)?,
         (Format::Quiet, _) => app.ui.line(outcome.subject_id.as_deref().unwrap_or_default())?,
-        (Format::Human, Some(drive)) => app.ui.table(table(std::slice::from_ref(drive), app.ui.now))?,
+        (Format::Human, Some(drive)) => app.ui.table(table(std::slice::from_ref(drive), app.ui.now()))?,
         (Format::Human, None) => app.ui.line(outcome.subject_name.as_deref().unwrap_or_default())?,
     }
     Ok(0)
@@ -230,7 +230,7 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|drive| drive.id))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows, app.ui.now))?;
+            app.ui.table(table(&listed.rows, app.ui.now()))?;
             listed.say_more(&app.ui);
         }
     }
@@ -243,7 +243,7 @@ async fn resize(app: &App, args: ResizeArgs) -> Result<u8, Error> {
     if !output.in_effect && app.ui.format == Format::Human {
         app.ui.say("the guest finds the new room at its VM's next start");
     }
-    show(app, &reply, &output.drive, |drive| table(std::slice::from_ref(drive), app.ui.now))
+    show(app, &reply, &output.drive, |drive| table(std::slice::from_ref(drive), app.ui.now()))
 }
 
 async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {

@@ -24,7 +24,8 @@ const OPTIONS: &[(&str, &str)] = &[
 ];
 
 /// Arguments that hints name alone.
-const WORDS: &[(&str, &str)] = &[("recursive: true", "--recursive"), ("timeout_s", "--timeout")];
+const WORDS: &[(&str, &str)] =
+    &[("unverified: true", "--unverified"), ("recursive: true", "--recursive"), ("timeout_s", "--timeout")];
 
 /// A hint in the words of the command line.
 pub(crate) fn for_shell(hint: &str) -> String {

@@ -111,7 +111,7 @@ async fn list(app: &App, paging: Paging) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().filter_map(|image| image.id))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows, app.ui.now))?;
+            app.ui.table(table(&listed.rows, app.ui.now()))?;
             listed.say_more(&app.ui);
         }
     }
@@ -126,7 +126,7 @@ async fn inspect(app: &App, args: InspectArgs) -> Result<u8, Error> {
     match app.ui.format {
         Format::Json => app.ui.json(reply.structured.as_ref().unwrap_or(&reply.raw))?,
         Format::Quiet => list::ids(&app.ui, image.id.into_iter())?,
-        Format::Human => app.ui.table(details(&image, app.ui.now))?,
+        Format::Human => app.ui.table(details(&image, app.ui.now()))?,
     }
     Ok(0)
 }
@@ -163,7 +163,7 @@ async fn create(app: &App, (from, args): (String, CreateOptions)) -> Result<u8, 
     match (app.ui.format, &outcome.result) {
         (Format::Json, _) => app.ui.json(&followed.raw)?,
         (Format::Quiet, _) => app.ui.line(outcome.subject_id.as_deref().unwrap_or_default())?,
-        (Format::Human, Some(image)) => app.ui.table(table(std::slice::from_ref(image), app.ui.now))?,
+        (Format::Human, Some(image)) => app.ui.table(table(std::slice::from_ref(image), app.ui.now()))?,
         (Format::Human, None) => app.ui.line(outcome.subject_name.as_deref().unwrap_or_default())?,
     }
     Ok(0)

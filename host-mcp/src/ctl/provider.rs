@@ -192,11 +192,10 @@ fn fields_of_words(words: Vec<(String, String)>) -> Result<Map<String, Value>, E
     Ok(fields)
 }
 
-/// A key's file as the daemon finds it too, which works elsewhere.
+/// A key's file as the daemon finds it too, which works elsewhere; an armored key as it is.
 fn key(value: &str) -> String {
-    let is_here = !value.starts_with('/') && Path::new(value).is_file();
     match std::path::absolute(value) {
-        Ok(path) if is_here => path.display().to_string(),
+        Ok(path) if !value.contains("-----BEGIN") => path.display().to_string(),
         Ok(_) | Err(_) => value.to_owned(),
     }
 }
@@ -206,7 +205,7 @@ fn show(app: &App, whole: &ProviderWhole) -> Result<u8, Error> {
         Format::Json => app.ui.json(&raw(whole)?)?,
         Format::Quiet => app.ui.line(&whole.provider.name)?,
         Format::Human => {
-            app.ui.table(facts(whole, app.ui.now))?;
+            app.ui.table(facts(whole, app.ui.now()))?;
             if let Some(problem) = &whole.provider.problem {
                 app.ui.warn(&format!("{} cannot be used: {problem}", whole.provider.name));
             }
@@ -230,6 +229,9 @@ fn facts(whole: &ProviderWhole, now: Timestamp) -> Table {
         match value {
             // One value a line.
             Value::Array(values) => values.iter().for_each(|value| table.fact(field, text(value))),
+            Value::Object(values) => {
+                values.iter().for_each(|(key, value)| table.fact(field, format!("{key}: {}", text(value))));
+            }
             value => table.fact(field, text(value)),
         }
     }
@@ -325,7 +327,7 @@ mod tests {
     fn a_provider_is_shown_whole() {
         let whole: ProviderWhole = serde_json::from_value(json!({
             "provider": { "name": "ours", "kinds": ["kernel"], "about": "ours", "origin": "set", "keys": 1, "stages": [], "drivers": [] },
-            "fields": { "about": "ours", "kind": "kernel", "mirrors": ["http://a.example", "http://b.example"],
+            "fields": { "about": "ours", "kind": "kernel", "mirrors": ["http://a.example", "http://b.example"], "arch": { "x86_64": { "file": "vmlinux", "ci": "1" } },
                 "keys": ["-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmDME"],
                 "versions": { "from": "list", "versions": ["6.1", "6.2"] },
                 "stages": [{ "url": "{mirror}/f", "stage": "download" }, { "stage": "store" }] },
@@ -338,6 +340,7 @@ mod tests {
         name       ours
         kind       kernel
         about      ours
+        arch       x86_64: ci=1 file=vmlinux
         keys       -----BEGIN PGP PUBLIC KEY BLOCK-----
         mirrors    http://a.example
         mirrors    http://b.example
@@ -363,6 +366,7 @@ mod tests {
         assert!(words(&["stages=download"]).is_err());
         assert!(words(&["kind=kernel", "kind=rootfs"]).is_err());
         assert_eq!(key("/a/key"), "/a/key");
+        assert_eq!(key("-----BEGIN PGP"), "-----BEGIN PGP");
         assert_eq!(key("Cargo.toml"), std::path::absolute("Cargo.toml").unwrap().display().to_string());
     }
 }

@@ -18,6 +18,9 @@ use super::ui::{Format, Table};
 /// How many changes are listed when not told otherwise.
 const ROWS: u32 = 50;
 
+/// How much of a value is shown in a table.
+const VALUE_MAX: usize = 80;
+
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -99,7 +102,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
                 Format::Json => app.ui.json(&listed.raw)?,
                 Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|change| change.revision))?,
                 Format::Human => {
-                    app.ui.table(history(&listed.rows, app.ui.now))?;
+                    app.ui.table(history(&listed.rows, app.ui.now()))?;
                     listed.say_more(&app.ui);
                 }
             }
@@ -129,13 +132,21 @@ fn table(settings: &SettingsOutput) -> Table {
     table
 }
 
+/// The beginning of a long value: --json has all of it.
+fn shortened(value: &str) -> String {
+    match value.char_indices().nth(VALUE_MAX) {
+        Some((end, _)) => format!("{}...", &value[..end]),
+        None => value.to_owned(),
+    }
+}
+
 fn history(changes: &[SettingChange], now: Timestamp) -> Table {
     let mut table = Table::with_headings(&["REVISION", "SETTING", "VALUE", "WHEN", "WHO"]);
     for change in changes {
         table.row([
             change.revision.into(),
             (&change.key).into(),
-            change.value.as_deref().unwrap_or("built in").into(),
+            shortened(change.value.as_deref().unwrap_or("built in")).into(),
             format::ago(change.at, now).into(),
             (&change.who).into(),
         ]);

@@ -84,7 +84,7 @@ pub(crate) async fn status(app: &App) -> Result<u8, Error> {
         Format::Json => app.ui.json(reply.structured.as_ref().unwrap_or(&reply.raw))?,
         Format::Quiet => app.ui.line(&info.instance.to_string())?,
         Format::Human => {
-            let mut table = summary(&info, app.ui.now);
+            let mut table = summary(&info, app.ui.now());
             table.fact("socket", app.socket()?.display());
             app.ui.table(table)?;
         }

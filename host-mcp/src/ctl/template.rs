@@ -190,7 +190,7 @@ async fn list(app: &App, paging: Paging) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|template| template.id))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows, app.ui.now))?;
+            app.ui.table(table(&listed.rows, app.ui.now()))?;
             listed.say_more(&app.ui);
         }
     }
@@ -218,7 +218,7 @@ fn show(app: &App, template: &TemplateDetails) -> Result<u8, Error> {
     match app.ui.format {
         Format::Json => app.ui.json(&raw(template)?)?,
         Format::Quiet => app.ui.line(&template.id.to_string())?,
-        Format::Human => app.ui.table(details(template, app.ui.now))?,
+        Format::Human => app.ui.table(details(template, app.ui.now()))?,
     }
     Ok(0)
 }

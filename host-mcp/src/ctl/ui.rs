@@ -33,8 +33,6 @@ pub(crate) struct Ui {
     pub(crate) stderr_is_terminal: bool,
     /// Whether colours are wanted at all.
     colours: bool,
-    /// The time that relative times are relative to.
-    pub(crate) now: Timestamp,
 }
 
 /// What a word's colour says.
@@ -71,7 +69,6 @@ impl Ui {
             stdout_is_terminal: io::stdout().is_terminal(),
             stderr_is_terminal: io::stderr().is_terminal(),
             colours: !set("NO_COLOR") && !dumb,
-            now: Timestamp::from(SystemTime::now()),
         }
     }
 
@@ -117,6 +114,12 @@ impl Ui {
         if self.format != Format::Quiet {
             self.talk(text);
         }
+    }
+
+    /// What time it is: what a command waited for is not in the future.
+    #[expect(clippy::unused_self, reason = "time is part of the surroundings that a user interface shows")]
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::from(SystemTime::now())
     }
 
     /// Warns on stderr.

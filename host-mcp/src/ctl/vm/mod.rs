@@ -298,7 +298,7 @@ pub(crate) async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|vm| vm.id))?,
         Format::Human => {
-            app.ui.table(show::summaries(&listed.rows, app.ui.now))?;
+            app.ui.table(show::summaries(&listed.rows, app.ui.now()))?;
             if listed.rows.is_empty() {
                 app.ui.say("no VMs; make one with `nexusctl vm create`");
             }
@@ -315,7 +315,7 @@ async fn inspect(app: &App, args: OneVm) -> Result<u8, Error> {
     match app.ui.format {
         Format::Json => app.ui.json(reply.structured.as_ref().unwrap_or(&reply.raw))?,
         Format::Quiet => app.ui.line(&vm.id.to_string())?,
-        Format::Human => app.ui.table(show::details(&vm, app.ui.now))?,
+        Format::Human => app.ui.table(show::details(&vm, app.ui.now()))?,
     }
     Ok(0)
 }
@@ -417,7 +417,7 @@ async fn history(app: &App, args: HistoryArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().filter_map(|t| t.boot_id))?,
         Format::Human => {
-            app.ui.table(show::transitions(&listed.rows, app.ui.now))?;
+            app.ui.table(show::transitions(&listed.rows, app.ui.now()))?;
             listed.say_more(&app.ui);
         }
     }
