@@ -143,6 +143,8 @@ fn a_provider_is_added_changed_and_removed_while_the_daemon_runs() {
     client.must("template_create", template);
     let needed = refused(&mut client, "provider_remove", json!({ "provider": "ours" }));
     assert!(needed.code == "in_use" && needed.text.contains("the template web"), "{}", needed.text);
+    let needed = refused(&mut client, "settings_rollback", json!({ "revision": 0 }));
+    assert!(needed.code == "in_use" && needed.text.contains("the template web"), "{}", needed.text);
     client.must("template_delete", json!({ "template": "web" }));
     let removed = client.must("provider_remove", json!({ "provider": "ours" }));
     assert_eq!(removed.get("provider"), None, "{removed}");
@@ -212,6 +214,11 @@ fn what_is_wrong_changes_nothing() {
         (json!({ "provider": "ours", "about": "x", "reset": ["about"] }), vec!["about is both"]),
         // What others stand on.
         (json!({ "provider": "ours", "reset": ["stages"] }), vec!["missing field `stages`"]),
+        (
+            json!({ "provider": "ours", "reset": ["kind", "mirrors", "versions", "stages"] }),
+            vec!["missing field `versions`"],
+        ),
+        (json!({ "provider": "new", "reset": ["about"] }), vec!["provider new", "missing field `versions`"]),
         (json!({ "provider": "ours", "reset": ["mirrors"] }), vec!["{mirror}", "nothing is known"]),
         (
             json!({ "provider": "ours", "mirrors": ["ftp://host.example"] }),

@@ -106,12 +106,6 @@ impl Stock {
                 if !is_set && !provider::is_built_in(&name) && !configured.contains_key(&name) {
                     return Err(Refusal::Unknown(name));
                 }
-                if !provider::is_built_in(&name) {
-                    let users = users(tx, &name)?;
-                    if !users.is_empty() && !configured.contains_key(&name) {
-                        return Err(Refusal::InUse { name, users });
-                    }
-                }
                 let wanted = BTreeMap::from([(name, Change::Become(Fields::new()))]);
                 change(tx, &configured, wanted, &who)
             })
@@ -170,6 +164,7 @@ fn change(
             return Err(Refusal::Configured(name));
         }
         let before = now.get(&name).cloned().unwrap_or_default();
+        let is_merge = matches!(change, Change::Merge { .. });
         let fields = match change {
             Change::Become(fields) => fields,
             Change::Merge { fields, reset } => {
@@ -180,13 +175,20 @@ fn change(
             }
         };
         let is_gone = fields.is_empty();
-        if !is_gone {
+        // Without any field it is as shipped, or gone; but who changes fields of one does not mean to remove it.
+        if !is_gone || (is_merge && !provider::is_built_in(&name)) {
             let row = provider::row(&name, &fields);
             Provider::parse(&name, &row)
                 .map_err(|problem| Refusal::Problem { name: name.clone(), problem })?;
         }
         if fields == before {
             continue;
+        }
+        if is_gone && !provider::is_built_in(&name) {
+            let users = users(tx, &name)?;
+            if !users.is_empty() {
+                return Err(Refusal::InUse { name, users });
+            }
         }
         let text = if is_gone { String::new() } else { Value::Object(fields).to_string() };
         if text.len() > SAID_MAX {

@@ -57,8 +57,8 @@ pub(crate) struct OneArgs {
 pub(crate) struct SetArgs {
     /// The provider's name; a new one adds a provider
     provider: Name,
-    /// A field and its new value, such as mirrors=https://mirror.example/alpine; mirrors, keys and drivers may be repeated, arch,
-    /// versions and stages are JSON
+    /// A field and its new value, such as mirrors=https://mirror.example/alpine: kind, about, api, min_version; mirrors, keys and
+    /// drivers, which may be repeated; arch, versions and stages, as JSON
     #[arg(value_name = "FIELD=VALUE", value_parser = pair)]
     fields: Vec<(String, String)>,
     /// A file with fields as a JSON object, or with what `provider inspect --json` prints; - for stdin
