@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use nexus_tests::daemon::Daemon;
-use serde_json::json;
+use nexus_tests::order::assert_in_order;
+use nexus_tests::wait::until;
+use serde_json::{Value, json};
 
 #[test]
 fn a_template_becomes_an_image_and_that_a_machine() {
@@ -53,6 +55,31 @@ fn packages_of_a_template_are_in_its_machine() {
     client.create(json!({ "name": "made", "from": "template:polite" }));
     assert_eq!(client.run("made", "hello").stdout, "Hello, world!\n");
     assert_eq!(client.run("made", "apt-mark showmanual hello").stdout, "hello\n");
+}
+
+#[test]
+fn a_package_that_there_is_not_is_named_and_nothing_is_left() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let images = client.must("image_list", json!({}))["images"].clone();
+    let packages = json!(["hello", "no-such-package-anywhere"]);
+    client.must("template_create", json!({ "name": "wishful", "source": "debian", "packages": packages }));
+    client.must("build_start", json!({ "template": "wishful", "wait_s": 0 }));
+    let build = until(Duration::from_mins(10), || {
+        let builds = client.must("build_list", json!({ "template": "wishful" }));
+        Some(builds["builds"][0].clone()).filter(|build| build["status"] != "building")
+    });
+    let build = build.expect("the build ends");
+    let build = client.must("build_inspect", json!({ "build": build["id"] }));
+    assert_eq!((&build["status"], &build["image"]), (&json!("failed"), &Value::Null), "{build}");
+    let (text, hint) = (build["error"]["message"].to_string(), build["error"]["hint"].to_string());
+    assert!(text.contains("Unable to locate package no-such-package-anywhere"), "{text}");
+    assert!(
+        hint.contains("no package no-such-package-anywhere: ") && hint.contains("template_update"),
+        "{hint}"
+    );
+    assert_eq!(client.must("image_list", json!({}))["images"], images);
+    assert_in_order(&daemon);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tempfile::TempPath;
 use super::ImageError;
 use crate::op::Progress;
 use crate::os::tls::Trust;
-use crate::os::tool::{Running, Tool};
+use crate::os::tool::{ProgramError, Running, Tool};
 
 /// What is in every such image beside the essential packages.
 pub const PACKAGES: [&str; 5] = ["bash", "coreutils", "apt", "ca-certificates", "python3-minimal"];
@@ -141,7 +141,48 @@ impl Bootstrap {
     }
 }
 
+/// What to do about an `mmdebstrap` that failed, where that can be told.
+pub(super) fn hint(error: &ProgramError) -> Option<String> {
+    let ProgramError::Failed { name: "mmdebstrap", stderr, .. } = error else { return None };
+    let package = missing_package(stderr)?;
+    Some(format!(
+        "the archive of the host's apt has no package {package}: correct its name in the template, or leave it out \
+         (template_update), then call build_start again"
+    ))
+}
+
+/// The package that apt says it does not find.
+fn missing_package(said: &str) -> Option<&str> {
+    let name = match said.split_once("E: Unable to locate package ") {
+        Some((_, rest)) => rest.split_whitespace().next()?,
+        None => said.split_once("' has no installation candidate")?.0.rsplit_once('\'')?.1,
+    };
+    let is_sound = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.:".contains(&byte));
+    (is_sound && !name.is_empty()).then_some(name)
+}
+
 /// Options that leave a directory of documentation out of the image.
 fn without(what: &str) -> [String; 1] {
     [format!("--dpkgopt=path-exclude=/usr/share/{what}/*")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_that_there_is_not_is_found_in_what_apt_says() {
+        for (said, package) in [
+            (
+                "Reading package lists...\nE: Unable to locate package no-such+1.0\nE: setup failed",
+                Some("no-such+1.0"),
+            ),
+            ("Package foo is not available\nE: Package 'foo' has no installation candidate\n", Some("foo")),
+            ("E: Unable to locate package $(rm)", None),
+            ("E: Unable to locate package", None),
+            ("E: apt-get update failed", None),
+        ] {
+            assert_eq!(missing_package(said), package, "{said}");
+        }
+    }
 }

@@ -172,7 +172,7 @@ impl ImageError {
         match self {
             Self::DiskFull { directory, .. } => Some(format!("free some space in {}", directory.display())),
             Self::NoInit => Some("use the init mode `agent`, or install an init system in the image".into()),
-            Self::Program(error) => error.hint(),
+            Self::Program(error) => super::bootstrap::hint(error).or_else(|| error.hint()),
             Self::Oci(error) => error.hint(),
             _ => None,
         }
