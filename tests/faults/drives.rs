@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::builds::assert_whole;
 use crate::kills::{kill_at, last_op};
-use crate::world::{SOON, World, refused};
+use crate::world::{SOON, World, refused, soon};
 
 /// The names of the drives; each is whole, and as large as it is said to be.
 #[track_caller]
@@ -120,4 +120,79 @@ fn a_deletion_of_a_drive_that_is_cut_off_is_finished() {
         assert_eq!(drives(&mut client), Vec::<String>::new(), "{point}");
         world.assert_in_order();
     }
+}
+
+/// Marks a drive as if the host had gone down before it was on the disk: what is on it is gone.
+fn lose(drive: &Value, origin: &str) {
+    let disk = Path::new(drive["path"].as_str().expect("a path"));
+    let mark = disk.with_file_name(format!("unsynced-{origin}-00000000-0000-4000-8000-000000000000"));
+    fs::write(mark, "").expect("the mark is written");
+    let disk = fs::OpenOptions::new().write(true).open(disk).expect("the disk");
+    let length = disk.metadata().expect("the disk").len();
+    disk.set_len(0).and_then(|()| disk.set_len(length)).expect("it is emptied");
+}
+
+#[test]
+fn drives_that_the_host_did_not_get_on_the_disk_are_made_again_or_said_to_be_lost() {
+    let mut world = World::new();
+    let mut client = world.client();
+    client.to_the_end("image_create", json!({ "from": world.from, "name": "master", "wait_s": 45 }), SOON);
+    let mut create = |name: &str, from: &str| {
+        let wanted = json!({ "name": name, "from": from, "size": "128MiB", "wait_s": 45 });
+        client.to_the_end("drive_create", wanted, SOON)
+    };
+    let (again, lost) = (create("again", "image:master"), create("lost", "drive:again"));
+    assert_eq!(again["problem"], Value::Null);
+    let mut arguments = world.arguments("box");
+    arguments["start"] = false.into();
+    let mut client = world.client();
+    let vm = client.to_the_end("vm_create", arguments, SOON);
+    let root = vm["drives"][0]["name"].clone();
+    let root = client.must("drive_inspect", json!({ "drive": root }));
+
+    world.daemon.stop();
+    lose(&again, "image");
+    lose(&lost, "drive");
+    // Nobody knows what it was.
+    lose(&root, "nothing");
+    world.daemon.restart();
+
+    let mut client = world.client();
+    let drive = client.must("drive_inspect", json!({ "drive": "again" }));
+    assert_eq!(drive["problem"], Value::Null, "{drive}");
+    assert_eq!(filesystem_bytes(&drive), 128 << 20);
+    let drive = client.must("drive_inspect", json!({ "drive": "lost" }));
+    let problem = drive["problem"].as_str().expect("a problem").to_owned();
+    assert!(problem.contains("never got on the disk") && problem.contains("delete it"), "{problem}");
+    for (tool, arguments) in [
+        ("vm_start", json!({ "vm": "box" })),
+        ("drive_resize", json!({ "drive": "lost", "size": "4GiB" })),
+        ("drive_create", json!({ "name": "copy", "from": "drive:lost", "wait_s": 45 })),
+    ] {
+        let failure = refused(&mut client, tool, arguments);
+        assert_eq!(failure.code, "drive_not_found", "{tool}: {}", failure.text);
+        assert!(failure.text.contains("never got on the disk"), "{tool}: {}", failure.text);
+    }
+    client.must("drive_delete", json!({ "drive": "lost" }));
+    client.must("vm_delete", json!({ "vm": "box" }));
+    assert_eq!(drives(&mut client), ["again"]);
+    world.assert_in_order();
+}
+
+#[test]
+fn a_copy_that_the_daemon_did_not_wait_for_is_on_the_disk_later() {
+    let mut world = World::new();
+    let wanted = json!({ "name": "copied", "from": world.from, "size": "128MiB", "wait_s": 45 });
+    let client = kill_at(&mut world, "drive-synced", "drive_create", &wanted);
+    drop(client);
+    // It was told of, or it was not; if it was, it is there, and what an earlier daemon left is done.
+    let mut client = world.client();
+    for name in drives(&mut client) {
+        let drive = client.must("drive_inspect", json!({ "drive": name }));
+        let home = Path::new(drive["path"].as_str().expect("a path")).parent().expect("a directory");
+        soon("the mark goes", || {
+            (fs::read_dir(home).expect("the drive's directory").count() == 1).then_some(())
+        });
+    }
+    world.assert_in_order();
 }

@@ -65,6 +65,12 @@ pub enum DriveError {
         #[source]
         source: Box<crate::image::ImageError>,
     },
+    /// It was told of, but not on the disk yet when the host went down, or the disk did not take it.
+    #[error("{drive} never got on the disk: right after it was copied the host went down, or the disk failed", drive = .drive.display())]
+    Lost {
+        /// The drive's directory.
+        drive: PathBuf,
+    },
     /// The worker ended early.
     #[error("the worker that makes drives ended early")]
     Worker,
@@ -103,6 +109,7 @@ impl DriveError {
             Self::TooSmall { .. } | Self::NoFilesystem { .. } => ErrorCode::InvalidArgument,
             Self::Format { source, .. } => source.code(),
             Self::Program(ProgramError::Missing { .. }) => ErrorCode::HostUnsuitable,
+            Self::Lost { .. } => ErrorCode::DriveNotFound,
             Self::Exists { .. } | Self::Io { .. } | Self::Program(_) | Self::Worker => ErrorCode::Internal,
         }
     }
@@ -117,6 +124,9 @@ impl DriveError {
             Self::NoFilesystem { .. } => {
                 Some("attach it as a root drive, or make a new one with drive_create".into())
             }
+            Self::Lost { .. } => Some(
+                "nothing ever ran on it: delete it, or the VM that it belongs to, and make it again".into(),
+            ),
             _ => None,
         }
     }

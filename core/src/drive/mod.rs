@@ -1,8 +1,8 @@
 //! Drives: writable copy-on-write clones of images, and empty disks.
 //!
 //! A drive is a directory with one sparse file, [`DISK`]. It is made under a temporary name beside its place and
-//! renamed once it is whole and on the disk, so that a crash leaves either the drive or something that [`Drives::sweep`]
-//! removes. Three backends do the copying; [`Drives::probe`] tries them out where the drives are and takes the first
+//! renamed once it is whole, so that a crash leaves either the drive or something that [`Drives::sweep`] removes. It is on
+//! the disk then; or, a copy, marked until it is (see [`pending`]). Three backends do the copying; [`Drives::probe`] tries them out where the drives are and takes the first
 //! that works: btrfs snapshots, reflinks (btrfs, XFS), copies of what is not a hole (everywhere).
 //!
 //! Nothing here knows the store.
@@ -12,6 +12,7 @@ mod copy;
 mod error;
 mod filesystem;
 mod locks;
+mod pending;
 mod reflink;
 mod stage;
 
@@ -28,6 +29,7 @@ pub use copy::Copy;
 pub(crate) use copy::copy_file;
 pub use error::DriveError;
 pub(crate) use locks::{Locked, Locks};
+pub(crate) use pending::Origin;
 pub use reflink::Reflink;
 
 use crate::op::Progress;
@@ -126,16 +128,92 @@ impl Drives {
         size: ByteSize,
         progress: &Progress,
     ) -> Result<PathBuf, DriveError> {
-        let backend = self.backend.clone();
-        let (from, to, watched) = (image.to_owned(), drive.to_owned(), progress.clone());
-        let disk = blocking(move || backend.clone_image(&from, &to, size, &watched)).await?;
+        let disk = self.copy(image, drive, size, progress).await?;
         match filesystem::grow(&disk, progress).await {
-            Ok(()) => Ok(disk),
+            Ok(()) => {
+                self.settle_later(drive);
+                Ok(disk)
+            }
             Err(error) => {
                 self.delete(drive).await?;
                 Err(error)
             }
         }
+    }
+
+    async fn copy(
+        &self,
+        image: &Path,
+        drive: &Path,
+        size: ByteSize,
+        progress: &Progress,
+    ) -> Result<PathBuf, DriveError> {
+        let backend = self.backend.clone();
+        let (from, to, watched) = (image.to_owned(), drive.to_owned(), progress.clone());
+        blocking(move || {
+            pending::check(stage::parent_of(&from)?)?;
+            backend.clone_image(&from, &to, size, &watched)
+        })
+        .await
+    }
+
+    /// Puts a drive on the disk that was told of before. Before anything changes it: nothing may run on it, or write to it, that
+    /// would be lost with it.
+    pub async fn settle(&self, drive: &Path) -> Result<(), DriveError> {
+        let drive = drive.to_owned();
+        blocking(move || pending::settle(&drive)).await
+    }
+
+    /// The same, and nobody waits for it. What fails says so when the drive is used.
+    fn settle_later(&self, drive: &Path) {
+        let drive = drive.to_owned();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = pending::settle(&drive) {
+                tracing::warn!(drive = %drive.display(), %error, "a copied drive is not on the disk");
+            }
+        });
+    }
+
+    /// For the start: puts on the disk what an earlier daemon did not wait for, and gives what is lost because the host went down.
+    pub(crate) fn settle_all(&self) -> Result<Vec<(PathBuf, Origin)>, DriveError> {
+        let (lost, here): (Vec<_>, Vec<_>) =
+            pending::marked(&self.directory)?.into_iter().partition(|(_, lost)| lost.is_some());
+        for (drive, _) in here {
+            self.settle_later(&drive);
+        }
+        Ok(lost.into_iter().filter_map(|(drive, origin)| Some((drive, origin?))).collect())
+    }
+
+    /// Makes a lost drive again.
+    pub(crate) async fn clone_again(
+        &self,
+        image: &Path,
+        drive: &Path,
+        size: ByteSize,
+        progress: &Progress,
+    ) -> Result<(), DriveError> {
+        let fresh = stage::temporary(&self.directory);
+        let made = async {
+            let disk = self.copy(image, &fresh, size, progress).await?;
+            filesystem::grow(&disk, progress).await?;
+            self.settle(&fresh).await
+        };
+        if let Err(error) = made.await {
+            self.delete(&fresh).await?;
+            return Err(error);
+        }
+        let drive = drive.to_owned();
+        blocking(move || stage::replace(&drive, &fresh)).await
+    }
+
+    /// What is wrong with a drive, if anything is known to be.
+    pub async fn problem(&self, drive: &Path) -> Option<String> {
+        let drive = drive.to_owned();
+        let error = blocking(move || pending::check(&drive)).await.err()?;
+        Some(match error.hint() {
+            Some(hint) => format!("{error}; {hint}"),
+            None => error.to_string(),
+        })
     }
 
     /// Makes a drive with an empty disk.
@@ -146,6 +224,7 @@ impl Drives {
 
     /// Makes a drive's disk and the filesystem in it larger. Not while a VM has it.
     pub async fn grow(&self, drive: &Path, size: ByteSize, progress: &Progress) -> Result<(), DriveError> {
+        self.settle(drive).await?;
         let (backend, path) = (self.backend.clone(), drive.to_owned());
         blocking(move || backend.grow(&path, size)).await?;
         failpoint::reach("drive-lengthened");
@@ -154,6 +233,7 @@ impl Drives {
 
     /// Gives the filesystem on a drive that no running VM has a name of its own. An error if there is none.
     pub async fn label(&self, drive: &Path, label: &str, progress: &Progress) -> Result<(), DriveError> {
+        self.settle(drive).await?;
         filesystem::label(&drive.join(DISK), label, progress).await
     }
 

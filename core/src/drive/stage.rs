@@ -52,6 +52,8 @@ pub(super) enum Filled {
     InOrder,
     /// The disk was synced.
     Synced,
+    /// The disk is marked as not on the disk yet, and the mark has to be there when the name is.
+    Marked,
 }
 
 /// Makes `drive`: `make` makes its directory under a temporary name, `fill` its disk; then it gets its name.
@@ -69,7 +71,7 @@ pub(super) fn create(
     make(&path)?;
     let mut stage = Stage { path, kept: false };
     fill(&stage)?;
-    if filled == Filled::Synced {
+    if filled == Filled::Synced || filled == Filled::Marked && !keeps_order(parent)? {
         sync_directory(&stage.path)?;
     }
     failpoint::reach("drive-staged");
@@ -131,6 +133,14 @@ pub(super) fn lengthen(disk: &Path, size: ByteSize) -> Result<(), DriveError> {
     set_length(&file, disk, size)
 }
 
+/// Puts the drive that is at `with` in the place of another one, which goes.
+pub(super) fn replace(drive: &Path, with: &Path) -> Result<(), DriveError> {
+    renameat_with(CWD, with, CWD, drive, RenameFlags::EXCHANGE)
+        .map_err(|e| DriveError::io(drive, e.into()))?;
+    sync_directory(parent_of(drive)?)?;
+    remove(with)
+}
+
 /// Removes a drive: first its name, then the rest.
 pub(super) fn delete(drive: &Path) -> Result<(), DriveError> {
     let parent = parent_of(drive)?;
@@ -177,7 +187,15 @@ pub(super) fn parent_of(drive: &Path) -> Result<&Path, DriveError> {
     drive.parent().ok_or_else(|| DriveError::io(drive, io::ErrorKind::InvalidInput.into()))
 }
 
-fn sync_directory(directory: &Path) -> Result<(), DriveError> {
+/// Whether names get on the disk in the order in which they were made: by a journal (ext4, XFS) or a commit of all (btrfs).
+fn keeps_order(directory: &Path) -> Result<bool, DriveError> {
+    // linux/magic.h: EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC
+    const IN_ORDER: [u64; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
+    let stat = rustix::fs::statfs(directory).map_err(|e| DriveError::io(directory, e.into()))?;
+    Ok(u64::try_from(stat.f_type).is_ok_and(|kind| IN_ORDER.contains(&kind)))
+}
+
+pub(super) fn sync_directory(directory: &Path) -> Result<(), DriveError> {
     let synced = fs::File::open(directory).and_then(|d| d.sync_all());
     synced.map_err(|e| DriveError::io(directory, e))
 }

@@ -377,6 +377,7 @@ impl Shared {
         let directory = self.paths.drive(drive.id);
         // One that is being removed at this moment takes nothing.
         let used_bytes = self.drives.allocated_bytes(&directory).await.ok();
+        let problem = self.drives.problem(&directory).await;
         let is_root = drive.is_root();
         let attached_to = match (&drive.attachment, self.user_of(&drive)) {
             (Some(attachment), Some(handle)) => Some(DriveUse {
@@ -392,6 +393,7 @@ impl Shared {
             name: drive.name,
             size: drive.size,
             used_bytes,
+            problem,
             read_only: drive.read_only,
             deleted_with_vm: attached_to.as_ref().is_some_and(|at| drive.made_for == Some(at.vm_id)),
             attached_to,
@@ -434,7 +436,7 @@ struct Grown {
     problems: Vec<String>,
 }
 
-fn drive_error(error: DriveError) -> ToolError {
+pub(crate) fn drive_error(error: DriveError) -> ToolError {
     described(error.code(), &error, error.hint())
 }
 

@@ -26,6 +26,8 @@ use nexus_schema::{ErrorCode, Name, Reference, Timestamp, ToolError};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use drive::drive_error;
+
 use crate::asset::{KernelFiles, compose_initramfs};
 use crate::config::{Config, DriverSetting};
 use crate::drive::{Drives, Locks};

@@ -1,5 +1,6 @@
 //! The operating system's side of things: where files are, which programs are called.
 
+pub(crate) mod boot_id;
 pub mod busy_poll;
 pub mod failpoint;
 pub mod leftover;

@@ -15,7 +15,15 @@ pub(crate) struct Mounted {
 impl Mounted {
     /// A fresh filesystem (`btrfs`, `xfs` or `ext4`) of so many mebibytes, which everybody may write to.
     pub(crate) fn fresh(kind: &str, mebibytes: u64) -> Self {
-        let base = tempfile::tempdir().unwrap();
+        Self::in_base(tempfile::tempdir().unwrap(), kind, mebibytes)
+    }
+
+    /// The same, with its file in a directory.
+    pub(crate) fn fresh_in(directory: &Path, kind: &str, mebibytes: u64) -> Self {
+        Self::in_base(tempfile::tempdir_in(directory).unwrap(), kind, mebibytes)
+    }
+
+    fn in_base(base: TempDir, kind: &str, mebibytes: u64) -> Self {
         let file = base.path().join("disk");
         std::fs::File::create_new(&file).unwrap().set_len(mebibytes << 20).unwrap();
         let quiet: &[&str] = match kind {

@@ -14,7 +14,7 @@ use super::actor::{self, DAEMON};
 use super::boot::{self, Boot};
 use super::create;
 use super::policy;
-use crate::drive::DISK;
+use crate::drive::{DISK, Origin};
 use crate::nexus::Shared;
 use crate::op::Progress;
 use crate::store::drives::DriveRecord;
@@ -26,6 +26,7 @@ use crate::vmm::{Accel, Exit, Shim, ShimIdentity, launched_boot, read_exit};
 /// Brings memory, store and disk in line with what is really there.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     let records = shared.store.read(vms::all).await.map_err(crate::op::store_error)?;
+    settle_copies(shared).await?;
     settle_sizes(shared, &records).await?;
     for record in records {
         let id = record.id;
@@ -45,6 +46,41 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     }
     sweep(shared).await?;
     resume_ops(shared).await
+}
+
+/// Drives that were copied, but not on the disk when the host went down: nothing ran on them. Those of images are made again, any
+/// other one says that it is lost when it is used.
+async fn settle_copies(shared: &Shared) -> Result<(), ToolError> {
+    let lost = match shared.drives.settle_all() {
+        Ok(lost) => lost,
+        Err(error) => {
+            tracing::warn!(%error, "cannot look whether all drives are on the disk");
+            return Ok(());
+        }
+    };
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let all = shared.store.read(drives::all).await.map_err(crate::op::store_error)?;
+    let images = shared.store.read(images::all).await.map_err(crate::op::store_error)?;
+    for drive in all.into_iter().filter(|drive| drive.ready) {
+        let directory = shared.paths.drive(drive.id);
+        let Some((_, origin)) = lost.iter().find(|(path, _)| *path == directory) else { continue };
+        let image = images.iter().find(|image| image.ready && Some(image.id) == drive.image_id);
+        let Some(image) = image.filter(|_| *origin == Origin::Image) else {
+            tracing::error!(drive = %drive.name, "a drive was not on the disk when the host went down: it is lost");
+            continue;
+        };
+        let master = shared.paths.image(image.id).join(crate::image::ROOTFS);
+        let made = shared.drives.clone_again(&master, &directory, drive.size, &Progress::default()).await;
+        match made {
+            Ok(()) => {
+                tracing::info!(drive = %drive.name, image = %image.name, "made a drive again that was lost")
+            }
+            Err(error) => tracing::error!(drive = %drive.name, %error, "a lost drive cannot be made again"),
+        }
+    }
+    Ok(())
 }
 
 /// Finishes what was cut off of making drives larger: a disk is never shorter than its drive, and never gets shorter.

@@ -303,6 +303,7 @@ fn details(drive: &DriveDetails, now: Timestamp) -> Table {
     table.fact("id", drive.id);
     table.fact("size", format::size(drive.size.as_bytes()));
     table.maybe("on disk", drive.used_bytes.map(format::size));
+    table.maybe("problem", drive.problem.clone());
     table.fact("read-only", if drive.read_only { "yes" } else { "no" });
     table.fact("vm", vm);
     table.fact("mount", mount);

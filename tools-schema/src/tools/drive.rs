@@ -22,6 +22,9 @@ pub struct DriveDetails {
     /// What it takes on the host's disk, in bytes; what it shares with its image counts too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_bytes: Option<u64>,
+    /// What is wrong with it, if anything is known to be, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
     /// Whether guests may not write to it.
     pub read_only: bool,
     /// The VM that has it.

@@ -1,5 +1,7 @@
 //! Drives on real btrfs, XFS and ext4. These tests run as root.
 
+mod unsynced;
+
 use std::fs;
 use std::os::unix::fs::FileExt;
 
@@ -60,6 +62,7 @@ async fn life_of_drives(on: &Path, backend: &str) {
     let drive = drives_in.join("a");
     let disk = drives.clone_image(&image, &drive, ByteSize::mib(64), &progress).await.unwrap();
     assert_eq!(disk, drive.join(DISK));
+    drives.settle(&drive).await.unwrap();
     assert_eq!(names(&drive), [DISK]);
     assert_is_clone(&disk, &image, 64 * MIB);
     let allocated = drives.allocated_bytes(&drive).await.unwrap();

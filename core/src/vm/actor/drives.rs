@@ -119,6 +119,15 @@ impl Actor {
         Ok(())
     }
 
+    /// Puts the VM's drives on the disk: what a guest writes must not be lost with what it was written on.
+    pub(super) async fn settle_drives(&self) -> Result<(), ToolError> {
+        for drive in &self.drives {
+            let settled = self.shared.drives.settle(&self.shared.paths.drive(drive.id)).await;
+            settled.map_err(crate::nexus::drive_error)?;
+        }
+        Ok(())
+    }
+
     fn free_position(&self) -> u32 {
         let taken = self.drives.iter().filter_map(|d| d.attachment.as_ref()).map(|a| a.position);
         taken.max().unwrap_or(0) + 1

@@ -294,6 +294,7 @@ impl Actor {
         let kernel = self.shared.kernel_files(&self.record).await?;
         let _locked = self.lock_drives().await?;
         self.check_drives()?;
+        self.settle_drives().await?;
         progress.step("starting the VMM");
         let before = self.record.clone();
         let boot_id: BootId = random_id();

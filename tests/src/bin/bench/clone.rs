@@ -54,8 +54,9 @@ pub(crate) fn measure(options: &Options) -> Table {
     }
     together(&mut table, "copy", place.path(), options);
     table.note(
-        "A clone is what stands for it on the disk: the drive's directory and its disk; it is on the disk when it is done, and so is \
-         the yardstick's copy. 100 at once are `drive_create` by as many clients of one daemon, rows and all.",
+        "A clone is what stands for it on the disk: the drive's directory and its disk. What was copied gets on the disk in the \
+         background, marked until it is there; `cp` leaves that to the system. 100 at once are `drive_create` by as many clients of \
+         one daemon, rows and all.",
     );
     table
 }
@@ -133,30 +134,40 @@ fn copies(table: &mut Table, runtime: &tokio::runtime::Runtime, place: &Path, si
     let drives = Drives::with(&place.join("drives"), nexus_core::drive::Copy);
     fs::create_dir_all(place.join("drives")).expect("a directory for drives");
     let length = ByteSize::bytes(size << 1);
-    let (mut ours, mut theirs, mut unsynced) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours_synced, mut theirs_synced) = (Vec::new(), Vec::new());
     for _ in 0..times {
         settle(place);
         let copy = place.join("copy");
         let mut cp = Command::new("cp");
         let copied = run(cp.args(["--sparse=always", "--reflink=never"]).arg(&image).arg(&copy));
-        unsynced.push(copied);
-        theirs.push(copied + run(Command::new("sync").arg(&copy)));
+        theirs.push(copied);
+        theirs_synced.push(copied + run(Command::new("sync").arg(&copy)));
         fs::remove_file(&copy).expect("the copy goes");
         settle(place);
         let drive = place.join("drives/one");
         let start = Instant::now();
         runtime.block_on(drives.clone_image(&image, &drive, length, &Progress::default())).expect("a copy");
         ours.push(start.elapsed());
-        fs::remove_dir_all(&drive).expect("the drive goes");
+        runtime.block_on(drives.settle(&drive)).expect("it gets on the disk");
+        ours_synced.push(start.elapsed());
+        runtime.block_on(drives.delete(&drive)).expect("the drive goes");
     }
-    let (ours, theirs, unsynced) = (median(&mut ours), median(&mut theirs), median(&mut unsynced));
+    let (ours, theirs) = (median(&mut ours), median(&mut theirs));
     let times = ratio(ours, theirs);
     table.judged(
         format!("sparse copy of {} MiB of data in {} MiB", size >> 20, size >> 19),
         show(ours),
         show(theirs),
-        format!("{times:.2} x ({:.2} x without the sync)", ratio(ours, unsynced)),
-        (format!("≤ {COPY} x `cp --sparse=always; sync`"), times <= COPY),
+        format!("{times:.2} x"),
+        (format!("≤ {COPY} x `cp --sparse=always`"), times <= COPY),
+    );
+    let (ours, theirs) = (median(&mut ours_synced), median(&mut theirs_synced));
+    table.told(
+        "- until it is on the disk",
+        show(ours),
+        show(theirs),
+        format!("{:.2} x", ratio(ours, theirs)),
     );
 }
 
