@@ -16,4 +16,4 @@ pub mod stream;
 pub mod tools;
 
 /// How both programs wait for an answer.
-pub(crate) use nexus_core::os::busy_poll;
+pub(crate) use nexus_core::os::{busy_poll, duplex};

@@ -12,6 +12,7 @@ use nexus_core::Caller;
 use nexus_core::guest::lines::{Line, LineReader, Outbox};
 use nexus_core::guest::wire::{self, Envelope, write_string};
 use nexus_core::guest::{CallId, CallSink, GuestProgress, Link, LinkError};
+use nexus_core::os::duplex;
 use nexus_schema::limits::LINE_MAX;
 use rmcp::model::{ClientJsonRpcMessage, JsonRpcMessage, ServerJsonRpcMessage, ServerResult};
 use rmcp::transport::{Transport, TransportAdapterIdentity};
@@ -45,11 +46,10 @@ pub trait ReadEnd: AsyncRead + Unpin + Send + Sync + 'static {
     fn is_gone(&self) -> bool;
 }
 
-impl ReadEnd for tokio::net::unix::OwnedReadHalf {
+impl ReadEnd for duplex::Reader {
     fn is_gone(&self) -> bool {
-        let stream: &tokio::net::UnixStream = self.as_ref();
         let mut poll =
-            [rustix::event::PollFd::from_borrowed_fd(stream.as_fd(), rustix::event::PollFlags::empty())];
+            [rustix::event::PollFd::from_borrowed_fd(self.as_fd(), rustix::event::PollFlags::empty())];
         let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         // A Unix socket hangs up when both directions are shut.
         match rustix::event::poll(&mut poll, Some(&at_once)) {
@@ -68,8 +68,24 @@ impl ReadEnd for rmcp::transport::StdioReader {
     }
 }
 
+/// A stream's writing end.
+pub trait WriteEnd: AsyncWrite + Unpin + Send + 'static {
+    /// What is written in front of it.
+    fn outbox(&self) -> Outbox {
+        Outbox::default()
+    }
+}
+
+impl WriteEnd for duplex::Writer {
+    fn outbox(&self) -> Outbox {
+        Outbox::of(self.peer())
+    }
+}
+
+impl WriteEnd for rmcp::transport::StdioWriter {}
+
 /// Serves one client until it hangs up or `stop` is cancelled. `prefix` was read from the stream before.
-pub async fn serve<R: ReadEnd, W: AsyncWrite + Unpin + Send + 'static>(
+pub async fn serve<R: ReadEnd, W: WriteEnd>(
     host: Host,
     view: View,
     caller: Caller,
@@ -78,7 +94,7 @@ pub async fn serve<R: ReadEnd, W: AsyncWrite + Unpin + Send + 'static>(
     stop: CancellationToken,
 ) {
     host.counters().streams.add();
-    let outbox = Outbox::default();
+    let outbox = write.outbox();
     let writer = tokio::spawn(outbox.clone().run(write));
     let mut beat = interval(HEARTBEAT / 2);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -496,17 +512,26 @@ impl CallSink for Sink {
     }
 
     fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>) {
-        let call = self.tap.calls().remove(&self.id);
+        let (call, is_last) = {
+            let mut calls = self.tap.calls();
+            let call = calls.remove(&self.id);
+            (call, calls.is_empty())
+        };
         // A cancelled call has no answer.
         let outcome = match (outcome, call) {
             (Err(LinkError::Cancelled), _) | (_, Some(Call { is_cancelled: true, .. })) => "cancelled",
             (outcome, _) => {
                 let mut code = "ok";
-                self.tap.outbox.push(|out| {
+                let line = |out: &mut Vec<u8>| {
                     forward::write_response_start(out, &self.id);
                     code = forward::write_outcome(out, outcome, &self.origin, self.era);
                     out.push(b'}');
-                });
+                };
+                if is_last {
+                    self.tap.outbox.push_now(line);
+                } else {
+                    self.tap.outbox.push(line);
+                }
                 code
             }
         };

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
+use crate::os::duplex::Peer;
+
 /// How much is read at once, in bytes.
 const CHUNK: usize = 16 << 10;
 /// Buffers that grew beyond this are given back once they are empty, in bytes.
@@ -168,6 +170,8 @@ struct State {
     /// Bytes that the writer has taken but not written.
     writing: usize,
     closed: bool,
+    /// What [`Outbox::push_now`] writes to.
+    peer: Option<Peer>,
 }
 
 impl Default for Outbox {
@@ -181,7 +185,29 @@ impl Default for Outbox {
     }
 }
 
+impl State {
+    /// Writes what waits, as far as there is room; whether that is all of it. Errors are left to the writer.
+    fn write_now(&mut self) -> bool {
+        let Some(peer) = &self.peer else { return false };
+        match peer.try_write(&self.waiting) {
+            Ok(length) => drop(self.waiting.drain(..length)),
+            Err(_) => return false,
+        }
+        if self.waiting.capacity() > KEEP && self.waiting.is_empty() {
+            self.waiting = Vec::new();
+        }
+        self.waiting.is_empty()
+    }
+}
+
 impl Outbox {
+    /// A box that is run with the writing end of `peer`.
+    pub fn of(peer: Peer) -> Self {
+        let outbox = Self::default();
+        outbox.state().peer = Some(peer);
+        outbox
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -195,6 +221,27 @@ impl Outbox {
             }
             write(&mut state.waiting);
             state.waiting.push(b'\n');
+        }
+        self.0.filled.notify_one();
+        true
+    }
+
+    /// The same, but if nothing else waits the line is written right here, where the box is of a socket: no task is woken
+    /// for it. For lines that come one at a time; many at once are better written together.
+    pub fn push_now(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        {
+            let mut state = self.state();
+            if state.closed {
+                return false;
+            }
+            let is_first = state.waiting.is_empty() && state.writing == 0;
+            write(&mut state.waiting);
+            state.waiting.push(b'\n');
+            if is_first && state.write_now() {
+                drop(state);
+                self.0.written.notify_one();
+                return true;
+            }
         }
         self.0.filled.notify_one();
         true
@@ -218,7 +265,11 @@ impl Outbox {
 
     /// Refuses more; the writer ends once all that waits is written.
     pub fn close(&self) {
-        self.state().closed = true;
+        {
+            let mut state = self.state();
+            state.closed = true;
+            state.peer = None;
+        }
         self.0.filled.notify_one();
         self.0.drained.notify_waiters();
     }
@@ -386,5 +437,38 @@ mod tests {
         assert!(outbox.clone().run(near).await.is_err());
         assert!(outbox.is_closed());
         outbox.drained_to(0).await;
+    }
+
+    #[tokio::test]
+    async fn lines_that_are_written_at_once_keep_their_order_whatever_there_is_room_for() {
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (_read, write) = crate::os::duplex::split(near.into()).unwrap();
+        let (mut far, _) = crate::os::duplex::split(far.into()).unwrap();
+        let outbox = Outbox::of(write.peer());
+        assert!(outbox.push_now(|out| out.extend_from_slice(b"at once")));
+        assert!(outbox.is_empty(), "nobody runs it yet");
+        assert!(outbox.push(|out| out.extend_from_slice(b"waits")));
+        assert!(outbox.push_now(|out| out.extend_from_slice(b"waits, too")));
+        let mut expected = "at once\nwaits\nwaits, too\n".to_owned();
+
+        let writer = tokio::spawn(outbox.clone().run(write));
+        let reader = tokio::spawn(async move {
+            let mut text = String::new();
+            far.read_to_string(&mut text).await.unwrap();
+            text
+        });
+        for i in 0..200 {
+            let line = format!("{i} {}", "x".repeat(i * 50));
+            expected.push_str(&line);
+            expected.push('\n');
+            assert!(outbox.push_now(|out| out.extend_from_slice(line.as_bytes())));
+            if i % 20 == 0 {
+                outbox.drained_to(0).await;
+            }
+        }
+        outbox.close();
+        assert!(!outbox.push_now(|_| ()));
+        writer.await.unwrap().unwrap();
+        assert!(reader.await.unwrap() == expected);
     }
 }

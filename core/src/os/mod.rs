@@ -2,6 +2,7 @@
 
 pub(crate) mod boot_id;
 pub mod busy_poll;
+pub mod duplex;
 pub mod failpoint;
 pub mod leftover;
 pub mod lock;

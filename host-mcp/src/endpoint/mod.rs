@@ -25,6 +25,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use nexus_core::Caller;
+use nexus_core::os::duplex;
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::limits::HTTP_BODY_MAX;
 use nexus_schema::{Reference, ToolError};
@@ -160,7 +161,11 @@ impl Endpoints {
             };
             match upgraded.downcast::<TokioIo<UnixStream>>() {
                 Ok(parts) => {
-                    let ends = parts.io.into_inner().into_split();
+                    let socket = parts.io.into_inner().into_std();
+                    let ends = match socket.and_then(|socket| duplex::split(socket.into())) {
+                        Ok(ends) => ends,
+                        Err(error) => return tracing::error!(%error, "cannot wait for a client"),
+                    };
                     stream::serve(host, view, caller, ends, &parts.read_buf, stop).await;
                 }
                 Err(_) => tracing::error!("a stream was opened on something else than a Unix socket"),

@@ -10,13 +10,13 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedReadHalf;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{GuestProgress, LinkError, LinkState, Shared};
 use crate::guest::lines::{Line, LineReader, Outbox};
 use crate::guest::wire::{self, Envelope};
 use crate::os::busy_poll::BusyPoll;
+use crate::os::duplex;
 use crate::os::paths::vm_files;
 use crate::os::socket;
 
@@ -52,7 +52,7 @@ const ANSWER_BACKLOG: usize = 64 << 10;
 /// The revision of MCP that is spoken with guests.
 const REVISION: &str = "2025-11-25";
 
-type Reader = LineReader<OwnedReadHalf>;
+type Reader = LineReader<duplex::Reader>;
 
 /// Dials until the link is closed.
 pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32, patience: Patience) {
@@ -86,8 +86,11 @@ async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32, pa
         Ok(Err(e)) => return format!("cannot connect: {e}"),
         Err(_) => return "cannot connect: no answer from the vsock device".into(),
     };
-    let (read, write) = stream.into_split();
-    let outbox = Outbox::default();
+    let (read, write) = match stream.into_std().and_then(|stream| duplex::split(stream.into())) {
+        Ok(ends) => ends,
+        Err(e) => return format!("cannot connect: {e}"),
+    };
+    let outbox = Outbox::of(write.peer());
     let writer = tokio::spawn(outbox.clone().run(write));
     let _writer = AbortOnDrop(writer);
     let mut reader = LineReader::new(read, LINE_MAX, ENDLESS);
@@ -249,7 +252,7 @@ impl Serving<'_> {
     fn look(&mut self, reader: &mut Reader) -> Option<std::io::Result<bool>> {
         self.sent = (self.shared.calls().pending.len() == 1).then(std::time::Instant::now);
         self.sent?;
-        reader.fill_by(|read, buffer| self.busy_poll.receive(read.as_ref(), buffer))
+        reader.fill_by(|read, buffer| self.busy_poll.receive(read, buffer))
     }
 
     /// Looks at deadlines and silence; says when to look again.

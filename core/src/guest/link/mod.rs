@@ -396,11 +396,12 @@ impl Shared {
             return Err((LinkError::Busy, sink));
         }
         let id = calls.last_id + 1;
-        let written = outbox.push(|out| {
+        let line = |out: &mut Vec<u8>| {
             out.extend_from_slice(format!(r#"{{"jsonrpc":"2.0","id":{id},"#).as_bytes());
             request(out, id);
             out.push(b'}');
-        });
+        };
+        let written = if calls.pending.is_empty() { outbox.push_now(line) } else { outbox.push(line) };
         if !written {
             drop(guard);
             return Err((LinkError::Down { why: "connection lost".into() }, sink));

@@ -22,8 +22,6 @@ use std::time::Duration;
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::{ErrorCode, ToolError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +34,7 @@ use super::error::Error;
 use super::launch;
 use super::lines::{self, Envelope, Line};
 use crate::busy_poll::BusyPoll;
+use crate::duplex;
 
 /// The longest line that is read, so that one that is too long for the daemon can still be answered.
 const READ_MAX: usize = 4 * LINE_MAX;
@@ -55,7 +54,7 @@ const REPLAY: Duration = Duration::from_secs(15);
 const FAREWELL: Duration = Duration::from_secs(60);
 
 /// What reads from the daemon.
-type DaemonReader = BufReader<tokio::io::Chain<io::Cursor<bytes::Bytes>, OwnedReadHalf>>;
+type DaemonReader = BufReader<tokio::io::Chain<io::Cursor<bytes::Bytes>, duplex::Reader>>;
 
 /// Runs the bridge until the client goes away.
 pub(super) async fn run(app: &App, vm: Option<String>, start: bool) -> Result<u8, Error> {
@@ -106,7 +105,7 @@ struct Bridge<'a> {
 
 /// A daemon that can be written to.
 struct Daemon {
-    writer: Mutex<OwnedWriteHalf>,
+    writer: Mutex<duplex::Writer>,
     lost: CancellationToken,
     /// When the only request that waits was written.
     sent: Cell<Option<Instant>>,
@@ -132,8 +131,7 @@ impl Daemon {
         self.sent.set(is_alone.then(Instant::now));
         if is_alone {
             let writer = self.writer.lock().await;
-            let socket: &UnixStream = writer.as_ref();
-            self.busy_poll.borrow().watch(socket);
+            self.busy_poll.borrow().watch(&*writer);
         }
     }
 
@@ -269,7 +267,9 @@ impl Bridge<'_> {
 
     /// Serves one daemon until it is gone.
     async fn serve_one(&self, stream: Stream) -> Result<(), Error> {
-        let (read, write) = stream.socket.into_split();
+        let (read, write) = (stream.socket.into_std())
+            .and_then(|socket| duplex::split(socket.into()))
+            .map_err(|source| Error::Lost { during: "its start".into(), source: Some(source) })?;
         let mut reader: DaemonReader =
             BufReader::with_capacity(BATCH, AsyncReadExt::chain(io::Cursor::new(stream.head), read));
         let daemon = Rc::new(Daemon {

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdUnixStream;
 
 use rustix::fs::{FileType, OFlags};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+
+use crate::duplex;
 
 /// What the bridge reads from.
 pub(super) type Input = Box<dyn AsyncRead + Unpin>;
@@ -49,12 +49,12 @@ pub(super) fn take() -> io::Result<Stdio> {
     let restore = [Restore::of(stdin.as_fd()), Restore::of(stdout.as_fd())];
     let input: Input = match kind(stdin.as_fd()) {
         Some(FileType::Fifo) => Box::new(pipe::Receiver::from_owned_fd(stdin.as_fd().try_clone_to_owned()?)?),
-        Some(FileType::Socket) => Box::new(socket(stdin.as_fd())?),
+        Some(FileType::Socket) => Box::new(duplex::Reader::of_shared(stdin.as_fd().try_clone_to_owned()?)?),
         _ => Box::new(tokio::io::stdin()),
     };
     let output: Output = match kind(stdout.as_fd()) {
         Some(FileType::Fifo) => Box::new(pipe::Sender::from_owned_fd(stdout.as_fd().try_clone_to_owned()?)?),
-        Some(FileType::Socket) => Box::new(socket(stdout.as_fd())?),
+        Some(FileType::Socket) => Box::new(duplex::Writer::of_shared(stdout.as_fd().try_clone_to_owned()?)),
         _ => Box::new(tokio::io::stdout()),
     };
     Ok(Stdio { input, output, _restore: restore })
@@ -62,10 +62,4 @@ pub(super) fn take() -> io::Result<Stdio> {
 
 fn kind(fd: BorrowedFd<'_>) -> Option<FileType> {
     rustix::fs::fstat(fd).ok().map(|stat| FileType::from_raw_mode(stat.st_mode))
-}
-
-fn socket(fd: BorrowedFd<'_>) -> io::Result<UnixStream> {
-    let stream = StdUnixStream::from(fd.try_clone_to_owned()?);
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
 }

@@ -1,0 +1,220 @@
+//! The two ends of a stream socket in tokio, woken only for what they wait for.
+//!
+//! tokio's own sockets ask the kernel to be told of room to write all their life, and the kernel tells them each time the peer
+//! has read something: for one short answer each side is woken once more than it need be. Here the writing end asks only
+//! while it is full.
+//!
+//! The guest has this module, too: it depends on nothing else of Nexus.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+
+/// Takes a connected socket apart, in a tokio runtime. Dropping the [`Writer`] shuts its direction down, as tokio's does.
+pub fn split(socket: OwnedFd) -> io::Result<(Reader, Writer)> {
+    let socket = Arc::new(socket);
+    let reader = watch(Arc::clone(&socket), Interest::READABLE)?;
+    Ok((Reader { socket: reader }, Writer { socket: Peer(socket), room: None, is_shared: false }))
+}
+
+fn watch<F: AsRawFd + Owned>(socket: F, interest: Interest) -> io::Result<AsyncFd<F>> {
+    // SAFETY: it owns its descriptor, and nothing takes that from it.
+    unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)
+}
+
+/// What keeps its descriptor open as long as it lives.
+trait Owned {}
+impl Owned for OwnedFd {}
+impl Owned for Arc<OwnedFd> {}
+
+/// The reading end.
+#[derive(Debug)]
+pub struct Reader {
+    socket: AsyncFd<Arc<OwnedFd>>,
+}
+
+impl Reader {
+    /// Reads from a socket that others may have, too: its flags are left as they are.
+    pub fn of_shared(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self { socket: watch(Arc::new(socket), Interest::READABLE)? })
+    }
+}
+
+impl AsFd for Reader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
+    }
+}
+
+impl AsyncRead for Reader {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
+            // SAFETY: nothing but `recv` writes there, and it only initialises.
+            let room = unsafe { buf.unfilled_mut() };
+            let received = ready.try_io(|socket| {
+                let ((received, _), _) = rustix::net::recv(socket, &mut *room, RecvFlags::DONTWAIT)?;
+                Ok(received.len())
+            });
+            let Ok(received) = received else { continue };
+            let length = received?;
+            if length > 0 && length < room.len() {
+                // That was all; the kernel tells of what comes next.
+                ready.clear_ready();
+            }
+            // SAFETY: `recv` has initialised so many bytes.
+            unsafe { buf.assume_init(length) };
+            buf.advance(length);
+            return Poll::Ready(Ok(()));
+        }
+    }
+}
+
+/// Where a socket's bytes go, for writing without waiting. Cheap to clone; it keeps the socket open.
+#[derive(Debug, Clone)]
+pub struct Peer(Arc<OwnedFd>);
+
+impl Peer {
+    /// Writes what there is room for now; without any it fails with [`io::ErrorKind::WouldBlock`].
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        Ok(rustix::io::retry_on_intr(|| rustix::net::send(&self.0, bytes, flags))?)
+    }
+}
+
+/// The writing end.
+#[derive(Debug)]
+pub struct Writer {
+    socket: Peer,
+    /// What waits for room, since the socket was full the last time. A descriptor of its own: the other is known to tokio already.
+    room: Option<AsyncFd<OwnedFd>>,
+    is_shared: bool,
+}
+
+impl Writer {
+    /// Writes to a socket that others may have, too: its flags are left as they are, and it is not shut down in the end.
+    pub fn of_shared(socket: OwnedFd) -> Self {
+        Self { socket: Peer(Arc::new(socket)), room: None, is_shared: true }
+    }
+
+    /// The same end for writing without waiting.
+    pub fn peer(&self) -> Peer {
+        self.socket.clone()
+    }
+}
+
+impl AsFd for Writer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.0.as_fd()
+    }
+}
+
+impl AsyncWrite for Writer {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        loop {
+            match this.socket.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => {
+                    this.room = None;
+                    return Poll::Ready(result);
+                }
+            }
+            let room = match &mut this.room {
+                Some(room) => room,
+                none => {
+                    let socket = this.socket.0.try_clone()?;
+                    none.insert(watch(socket, Interest::WRITABLE)?)
+                }
+            };
+            ready!(room.poll_write_ready(cx))?.clear_ready();
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match rustix::net::shutdown(&self.socket.0, Shutdown::Write) {
+            Ok(()) | Err(Errno::NOTCONN) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if self.is_shared {
+            return;
+        }
+        // It may be shut down already, or the peer gone.
+        let _ = rustix::net::shutdown(&self.socket.0, Shutdown::Write);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn everything_comes_over_in_both_directions_whatever_the_size() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (mut near_read, mut near_write) = split(near.into()).unwrap();
+        let (mut far_read, mut far_write) = split(far.into()).unwrap();
+        let sent: Vec<u8> = (0..4_000_000_u32).map(|n| (n * 31 / 7) as u8).collect();
+        let expected = sent.clone();
+        let writing = tokio::spawn(async move {
+            near_write.write_all(&sent).await.unwrap();
+            near_write.shutdown().await.unwrap();
+            near_write
+        });
+        let mut received = Vec::new();
+        far_read.read_to_end(&mut received).await.unwrap();
+        assert!(received == expected);
+        far_write.write_all(b"thanks").await.unwrap();
+        drop(far_write);
+        let mut answer = String::new();
+        near_read.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "thanks");
+        drop(writing.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_full_socket_is_waited_for_and_a_closed_one_is_an_error() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (_near_read, mut near_write) = split(near.into()).unwrap();
+        let peer = near_write.peer();
+        let mut filled = 0;
+        let full = loop {
+            match peer.try_write(&[7; 1000]) {
+                Ok(length) => filled += length,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let writing = tokio::spawn(async move { near_write.write_all(b"last").await.map(|()| near_write) });
+        tokio::task::yield_now().await;
+        assert!(!writing.is_finished());
+        let (mut far_read, far_write) = split(far.into()).unwrap();
+        let mut all = vec![0; filled + 4];
+        far_read.read_exact(&mut all).await.unwrap();
+        assert_eq!(all[filled..], *b"last");
+
+        let mut near_write = writing.await.unwrap().unwrap();
+        drop((far_read, far_write));
+        assert_eq!(near_write.write_all(b"more").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(peer.try_write(b"more").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+}
