@@ -18,9 +18,10 @@ use std::{env, fs};
 const TARGET_OVERRIDE: &str = "NEXUS_GUEST_TARGET";
 
 /// What the guest is made of, relative to the workspace.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
     "Cargo.lock",
     "Cargo.toml",
+    "core/src/os/duplex.rs",
     "guest-mcp/Cargo.toml",
     "guest-mcp/src",
     "tools-schema/Cargo.toml",

@@ -232,6 +232,51 @@ fn a_hundred_calls_at_once_are_all_answered() {
 }
 
 #[test]
+fn what_takes_long_keeps_nothing_else_and_an_id_is_used_once_at_a_time() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let call = |id: i64, tool: &str, arguments: serde_json::Value| {
+        let params = json!({ "name": tool, "arguments": arguments });
+        serde_json::to_string(
+            &json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params }),
+        )
+        .unwrap()
+    };
+    // All of it comes with one write.
+    let lines = [
+        call(
+            50,
+            "run_command",
+            json!({ "command": "read line; echo $line", "stdin": "done\n", "timeout_s": 20 }),
+        ),
+        call(51, "run_command", json!({ "command": "sleep 600", "timeout_s": 600 })),
+        call(51, "os_info", json!({})),
+        call(52, "file_stat", json!({ "path": "/" })),
+        call(53, "no_such_tool", json!({})),
+        r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":51}}"#.to_owned(),
+        r#"{"jsonrpc":"2.0","id":54,"method":"ping"}"#.to_owned(),
+        call(54, "file_stat", json!({ "path": "/" })),
+    ];
+    client.send_line(lines.join("\n").as_bytes());
+    let mut answers = std::collections::BTreeMap::<_, Vec<_>>::new();
+    for _ in 0..6 {
+        let answer = client.read();
+        answers.entry(answer["id"].as_i64().unwrap()).or_default().push(answer);
+    }
+    assert_eq!(answers[&50][0]["result"]["content"][1]["text"], "done\n", "{answers:?}");
+    let [refused] = &answers[&51][..] else { panic!("{answers:?}") };
+    assert_eq!(refused["error"]["message"], "a call with this id is under way");
+    assert_eq!(answers[&52][0]["result"]["isError"], false);
+    assert_eq!(answers[&53][0]["error"]["code"], -32602, "{answers:?}");
+    assert_eq!(
+        answers[&54].len(),
+        2,
+        "rmcp's requests and plain calls know nothing of each other: {answers:?}"
+    );
+    client.good("os_info", json!({}));
+}
+
+#[test]
 fn bad_arguments_are_refused() {
     let binary = env!("CARGO_BIN_EXE_nexus-guest");
     for arguments in [&["--nonsense"][..], &[], &["--unix"], &["init"]] {

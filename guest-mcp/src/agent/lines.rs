@@ -6,19 +6,19 @@
 use std::io;
 use std::sync::Arc;
 
-use nexus_schema::limits::{GUEST_RESULT_MAX, LINE_MAX};
+use nexus_schema::limits::LINE_MAX;
 use rmcp::RoleServer;
 use rmcp::model::{
-    CallToolRequest, CallToolRequestMethod, CallToolRequestParams, ClientJsonRpcMessage, ClientRequest,
-    ErrorCode, ErrorData, JsonObject, JsonRpcMessage, JsonRpcRequest, JsonRpcVersion2_0, RequestId,
+    ClientJsonRpcMessage, ClientNotification, ErrorCode, ErrorData, JsonRpcMessage, RequestId,
     ServerJsonRpcMessage,
 };
 use rmcp::transport::Transport;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::Agent;
+use super::calls::{Answers, Calls, PlainCall, encode};
+use super::duplex::{Reader, Writer};
 
 /// How much is read at once.
 const CHUNK: usize = 16 << 10;
@@ -64,6 +64,11 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
     /// What it reads from.
     pub(super) fn get_mut(&mut self) -> &mut R {
         &mut self.reader
+    }
+
+    /// Whether a line is here already.
+    pub(super) fn has_line(&self) -> bool {
+        self.buffer[self.scanned..].contains(&b'\n')
     }
 
     /// The next line. Nothing is lost when the future is dropped.
@@ -118,53 +123,41 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
     }
 }
 
-/// rmcp's transport over JSON lines.
-pub(super) struct LineTransport<R, W> {
-    agent: Arc<Agent>,
-    reader: LineReader<R>,
-    writer: Arc<Mutex<W>>,
+/// rmcp's transport over JSON lines. Plain calls of tools pass rmcp by.
+pub(super) struct LineTransport {
+    reader: LineReader<Reader>,
+    answers: Answers,
+    calls: Calls,
+    /// Whether the host has opened its session.
+    is_open: bool,
 }
 
-impl<R, W> LineTransport<R, W>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
+impl LineTransport {
     /// Serves `agent`'s answers over a connection.
-    pub(super) fn new(agent: Arc<Agent>, reader: R, writer: W) -> Self {
-        Self { agent, reader: LineReader::new(reader, LINE_MAX), writer: Arc::new(Mutex::new(writer)) }
+    pub(super) fn new(agent: Arc<Agent>, reader: Reader, writer: Writer) -> Self {
+        let answers = Answers::new(agent.clone(), writer);
+        let calls = Calls::new(agent, answers.clone());
+        Self { reader: LineReader::new(reader, LINE_MAX), answers, calls, is_open: false }
     }
 }
 
-/// A call of a tool with nothing special about it. rmcp's own way of reading tries every kind of message in turn, which takes
-/// as long as everything else about a short call together.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PlainCall {
-    jsonrpc: JsonRpcVersion2_0,
-    id: RequestId,
-    method: CallToolRequestMethod,
-    params: PlainParams,
+/// What a line is.
+enum Said {
+    Call(PlainCall),
+    Other(ClientJsonRpcMessage),
+    /// Not a message; who is told.
+    Nonsense(Option<ServerJsonRpcMessage>),
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PlainParams {
-    name: String,
-    arguments: JsonObject,
-}
-
-/// The message in a line.
-fn decode(line: &[u8]) -> serde_json::Result<ClientJsonRpcMessage> {
-    if let Ok(call) = serde_json::from_slice(line) {
-        let PlainCall { jsonrpc, id, method, params } = call;
-        let mut request =
-            CallToolRequest::new(CallToolRequestParams::new(params.name).with_arguments(params.arguments));
-        request.method = method;
-        let request = ClientRequest::CallToolRequest(request);
-        return Ok(JsonRpcMessage::Request(JsonRpcRequest { jsonrpc, id, request }));
+fn decode(line: &[u8], is_open: bool) -> Said {
+    // First: to try every kind of message in turn, as rmcp does, takes as long as everything else about a short call together.
+    if is_open && let Ok(call) = serde_json::from_slice(line) {
+        return Said::Call(call);
     }
-    serde_json::from_slice(line)
+    match serde_json::from_slice(line) {
+        Ok(message) => Said::Other(message),
+        Err(_) => Said::Nonsense(complaint(line)),
+    }
 }
 
 /// What is left of a message that is not one: whom to answer.
@@ -191,52 +184,37 @@ fn complaint(line: &[u8]) -> Option<ServerJsonRpcMessage> {
     }
 }
 
-fn encode(message: &ServerJsonRpcMessage) -> io::Result<Vec<u8>> {
-    let mut line = Vec::with_capacity(512);
-    serde_json::to_writer(&mut line, message)?;
-    Ok(line)
-}
-
-impl<R, W> Transport<RoleServer> for LineTransport<R, W>
-where
-    R: AsyncRead + Send + Unpin,
-    W: AsyncWrite + Send + Unpin + 'static,
-{
+impl Transport<RoleServer> for LineTransport {
     type Error = io::Error;
 
     fn send(
         &mut self,
         message: ServerJsonRpcMessage,
     ) -> impl Future<Output = Result<(), io::Error>> + Send + 'static {
-        let encoded = encode(&message).and_then(|line| match message {
-            JsonRpcMessage::Response(response) if line.len() > GUEST_RESULT_MAX => {
-                let error = ErrorData::internal_error("the result is larger than may be sent", None);
-                encode(&JsonRpcMessage::error(error, Some(response.id)))
-            }
-            _ => Ok(line),
-        });
-        let writer = self.writer.clone();
-        let agent = self.agent.clone();
-        async move {
-            let mut line = encoded?;
-            line.push(b'\n');
-            writer.lock().await.write_all(&line).await?;
-            agent.answered.notify_waiters();
-            Ok(())
-        }
+        let line = encode(&message);
+        let answers = self.answers.clone();
+        async move { answers.write(&line?).await }
     }
 
     async fn receive(&mut self) -> Option<ClientJsonRpcMessage> {
         loop {
+            if !self.reader.has_line() {
+                self.answers.flush();
+            }
             let complaint = match self.reader.next().await {
                 Ok(Line::Whole(line)) => {
                     let line = line.strip_suffix(b"\r").unwrap_or(line);
                     if line.is_empty() {
                         continue;
                     }
-                    match decode(line) {
-                        Ok(message) => return Some(message),
-                        Err(_) => complaint(line),
+                    match decode(line, self.is_open) {
+                        Said::Call(call) => {
+                            self.calls.begin(call);
+                            continue;
+                        }
+                        Said::Other(message) if self.is_cancelled(&message) => continue,
+                        Said::Other(message) => return Some(message),
+                        Said::Nonsense(complaint) => complaint,
                     }
                 }
                 Ok(Line::TooLong) => {
@@ -254,7 +232,22 @@ where
     }
 
     async fn close(&mut self) -> Result<(), io::Error> {
-        self.writer.lock().await.shutdown().await
+        self.answers.shutdown().await
+    }
+}
+
+impl LineTransport {
+    /// Looks at notifications on their way to rmcp: whether this one cancels a call that rmcp does not know of.
+    fn is_cancelled(&mut self, message: &ClientJsonRpcMessage) -> bool {
+        let JsonRpcMessage::Notification(notification) = message else { return false };
+        match &notification.notification {
+            ClientNotification::InitializedNotification(_) => self.is_open = true,
+            ClientNotification::CancelledNotification(cancelled) => {
+                return cancelled.params.request_id.as_ref().is_some_and(|id| self.calls.cancel(id));
+            }
+            _ => {}
+        }
+        false
     }
 }
 
@@ -275,30 +268,25 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_call_is_read_as_rmcp_reads_it() {
+    fn plain_calls_are_told_from_what_is_left_to_rmcp() {
         for line in [
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"file_stat","arguments":{"path":"/"}}}"#,
             r#"{"params":{"arguments":{},"name":"os_info"},"method":"tools/call","id":"x\"y","jsonrpc":"2.0"}"#,
         ] {
-            assert!(serde_json::from_str::<PlainCall>(line).is_ok(), "{line}");
-            let read: ClientJsonRpcMessage = serde_json::from_str(line).unwrap();
-            assert_eq!(format!("{:?}", decode(line.as_bytes()).unwrap()), format!("{read:?}"));
+            assert!(matches!(decode(line.as_bytes(), true), Said::Call(_)), "{line}");
+            assert!(matches!(decode(line.as_bytes(), false), Said::Other(_)), "before the session: {line}");
         }
-    }
-
-    #[test]
-    fn what_is_not_plain_is_left_to_rmcp() {
         for line in [
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"a","arguments":{},"_meta":{"progressToken":7}}}"#,
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"a"}}"#,
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/list","params":{}}"#,
             r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}"#,
-            r#"{"jsonrpc":"1.0","id":7,"method":"tools/call","params":{"name":"a","arguments":{}}}"#,
         ] {
-            assert!(serde_json::from_str::<PlainCall>(line).is_err(), "{line}");
-            let read = serde_json::from_str::<ClientJsonRpcMessage>(line).ok();
-            assert_eq!(format!("{:?}", decode(line.as_bytes()).ok()), format!("{read:?}"));
+            assert!(matches!(decode(line.as_bytes(), true), Said::Other(_)), "{line}");
         }
+        let wrong = r#"{"jsonrpc":"1.0","id":7,"method":"tools/call","params":{"name":"a","arguments":{}}}"#;
+        assert!(matches!(decode(wrong.as_bytes(), true), Said::Nonsense(Some(_))));
+        assert!(matches!(decode(b"{}", true), Said::Nonsense(None)));
     }
 
     /// A reader that gives one piece per read.

@@ -1,6 +1,7 @@
 //! Accepts the host's connections: on vsock ports, or on the one Unix socket that stands for all of them.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 
 use super::stream::{SOCKET, ShortPath};
-use super::{Agent, Place, mcp};
+use super::{Agent, Place, duplex, mcp};
 
 /// Connections at once; more are closed unheard.
 const CONNECTIONS_MAX: usize = 64;
@@ -59,8 +60,10 @@ async fn accept_vsock(agent: Arc<Agent>, listener: VsockListener, port: u32, roo
         let Ok(place) = room.clone().try_acquire_owned() else { continue };
         let agent = agent.clone();
         tokio::spawn(async move {
-            let (reader, writer) = stream.into_split();
-            mcp::serve(agent, reader, writer).await;
+            if let Ok((reader, writer)) = stream.as_fd().try_clone_to_owned().and_then(duplex::split) {
+                drop(stream);
+                mcp::serve(agent, reader, writer).await;
+            }
             drop(place);
         });
     }
@@ -92,7 +95,7 @@ async fn serve_unix(agent: Arc<Agent>, mut stream: UnixStream) -> io::Result<()>
         return Ok(());
     }
     stream.write_all(format!("OK {port}\n").as_bytes()).await?;
-    let (reader, writer) = stream.into_split();
+    let (reader, writer) = duplex::split(stream.into_std()?.into())?;
     mcp::serve(agent, reader, writer).await;
     Ok(())
 }

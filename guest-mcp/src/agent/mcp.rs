@@ -11,10 +11,9 @@ use rmcp::service::RequestContext;
 use rmcp::{RoleServer, ServerHandler, ServiceExt};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::Agent;
 use super::lines::LineTransport;
+use super::{Agent, duplex};
 use crate::role::VERSION;
 use crate::tools;
 
@@ -27,11 +26,7 @@ struct ShutdownParams {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve<R, W>(agent: Arc<Agent>, reader: R, writer: W)
-where
-    R: AsyncRead + Send + Unpin + 'static,
-    W: AsyncWrite + Send + Unpin + 'static,
-{
+pub(super) async fn serve(agent: Arc<Agent>, reader: duplex::Reader, writer: duplex::Writer) {
     let transport = LineTransport::new(agent.clone(), reader, writer);
     // A host that hangs up early or speaks another protocol is no failure of the guest.
     if let Ok(service) = (Server { agent }).serve(transport).await {

@@ -1,13 +1,18 @@
 //! The agent: says hello to the host, applies its configuration, and serves MCP to it.
 //!
 //! ```text
-//! listen ── port 200 ──> mcp (one rmcp service per connection, over `lines`) ──> crate::tools
+//! listen ── port 200 ──> lines ─┬─ plain calls of tools ──> calls ─┬──> crate::tools
+//!                               └─ all else ──> mcp (rmcp's) ──────┘
 //! hello  ── host port 1024: hello, configure, ack, welcome; and bye before the guest goes down
 //! ```
 //! It runs on one thread; what may block on a disk goes to a small pool. It never makes decisions of PID 1: going down is
 //! asked of the init.
 
+mod calls;
 mod configure;
+#[path = "../../../core/src/os/duplex.rs"]
+#[allow(dead_code, reason = "the guest shares no sockets")]
+mod duplex;
 mod hello;
 mod lines;
 mod listen;

@@ -46,7 +46,8 @@ fn open(path: &str, follow: bool, resolve: ResolveFlags) -> Result<OwnedFd, Errn
 
 fn entry_of(file: &OwnedFd, path: String) -> Result<FileEntry, ToolError> {
     let stat = rustix::fs::fstat(file).map_err(|error| failed("stat", &path, error))?;
-    let target = rustix::fs::readlinkat(file, c"", Vec::new()).ok();
+    let is_link = file_type(stat.st_mode) == FileType::Symlink;
+    let target = if is_link { rustix::fs::readlinkat(file, c"", Vec::new()).ok() } else { None };
     Ok(entry(path, false, &stat, target.map(|target| target.into_bytes())))
 }
 
@@ -61,7 +62,7 @@ pub(super) fn entry_at(directory: impl AsFd, name: &[u8], path: &[u8]) -> Result
 
 fn entry(path: String, path_lossy: bool, stat: &Stat, target: Option<Vec<u8>>) -> FileEntry {
     let kind = file_type(stat.st_mode);
-    let (target, target_lossy) = match target.filter(|_| kind == FileType::Symlink) {
+    let (target, target_lossy) = match target {
         Some(target) => {
             let (text, lossy) = decode(&target);
             (Some(text), lossy)
