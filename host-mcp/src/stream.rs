@@ -106,6 +106,7 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
         is_initialized: AtomicBool::new(false),
         is_refused: AtomicBool::new(false),
         calls: Mutex::default(),
+        unwritten: Mutex::default(),
     });
     let transport = Lines {
         reader: LineReader::with_prefix(read, prefix, LINE_MAX, ENDLESS),
@@ -161,10 +162,16 @@ impl<R: ReadEnd> Transport<RoleServer> for Lines<R> {
 
     async fn receive(&mut self) -> Option<ClientJsonRpcMessage> {
         loop {
-            while let Some(line) = self.reader.take() {
-                if let Some(message) = self.tap.line(line) {
-                    return Some(message);
-                }
+            // Calls that came together are written together.
+            let mut message = None;
+            while message.is_none()
+                && let Some(line) = self.reader.take()
+            {
+                message = self.tap.line(line);
+            }
+            self.tap.flush();
+            if message.is_some() {
+                return message;
             }
             if self.at_end {
                 self.tap.finish(|| self.reader.get_ref().is_gone()).await;
@@ -202,6 +209,8 @@ struct Tap {
     is_refused: AtomicBool,
     /// Forwarded calls that are under way, by the client's id as it stands in the line.
     calls: Mutex<HashMap<Box<str>, Call>>,
+    /// Where calls were begun that are not written yet.
+    unwritten: Mutex<Vec<Link>>,
 }
 
 struct Call {
@@ -220,6 +229,22 @@ struct Reported {
 impl Tap {
     fn calls(&self) -> MutexGuard<'_, HashMap<Box<str>, Call>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the calls that were begun.
+    fn flush(&self) {
+        let links = std::mem::take(&mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner));
+        for link in links {
+            link.flush();
+        }
+    }
+
+    /// Writes calls to a guest at the next [`Tap::flush`].
+    fn flush_later(&self, link: &Link) {
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        if !unwritten.iter().any(|other| other.is_same(link)) {
+            unwritten.push(link.clone());
+        }
     }
 
     fn has_calls(&self) -> bool {
@@ -360,7 +385,10 @@ impl Tap {
         let deadline = arguments.deadline(tool);
         let wants_progress = progress.is_some();
         match guest.link.begin(tool, |out| arguments.write(out), wants_progress, deadline, sink) {
-            Ok(call) => self.begun(id, &guest.link, call),
+            Ok(call) => {
+                self.flush_later(&guest.link);
+                self.begun(id, &guest.link, call);
+            }
             Err((LinkError::Down { why }, sink)) => {
                 // It may be dialled again just now, as after the agent was restarted.
                 let mut text = Vec::new();
@@ -372,7 +400,10 @@ impl Tap {
                     }
                     match link.begin(tool, |out| out.extend_from_slice(&text), wants_progress, deadline, sink)
                     {
-                        Ok(call) => tap.begun(&id, &link, call),
+                        Ok(call) => {
+                            link.flush();
+                            tap.begun(&id, &link, call);
+                        }
                         Err((error, sink)) => sink.done(Err(error)),
                     }
                 });
@@ -528,7 +559,8 @@ impl CallSink for Sink {
                     out.push(b'}');
                 };
                 if is_last {
-                    self.tap.outbox.push_now(line);
+                    self.tap.outbox.put(line);
+                    self.tap.outbox.flush();
                 } else {
                     self.tap.outbox.push(line);
                 }

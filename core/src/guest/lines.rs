@@ -170,7 +170,7 @@ struct State {
     /// Bytes that the writer has taken but not written.
     writing: usize,
     closed: bool,
-    /// What [`Outbox::push_now`] writes to.
+    /// What [`Outbox::flush`] writes to.
     peer: Option<Peer>,
 }
 
@@ -226,25 +226,26 @@ impl Outbox {
         true
     }
 
-    /// The same, but if nothing else waits the line is written right here, where the box is of a socket: no task is woken
-    /// for it. For lines that come one at a time; many at once are better written together.
-    pub fn push_now(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
-        {
-            let mut state = self.state();
-            if state.closed {
-                return false;
-            }
-            let is_first = state.waiting.is_empty() && state.writing == 0;
+    /// The same, but nothing is written before [`Self::flush`] or the next [`Self::push`].
+    pub fn put(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let mut state = self.state();
+        if !state.closed {
             write(&mut state.waiting);
             state.waiting.push(b'\n');
-            if is_first && state.write_now() {
-                drop(state);
-                self.0.written.notify_one();
-                return true;
-            }
         }
-        self.0.filled.notify_one();
-        true
+        !state.closed
+    }
+
+    /// Writes what waits: right here, where the box is of a socket that has room and nobody else is writing, so that no task is
+    /// woken for it. For who knows that nothing more comes at once.
+    pub fn flush(&self) {
+        let mut state = self.state();
+        if state.waiting.is_empty() {
+            return;
+        }
+        let is_done = state.writing == 0 && state.write_now();
+        drop(state);
+        if is_done { &self.0.written } else { &self.0.filled }.notify_one();
     }
 
     /// Bytes that wait to be written.
@@ -445,11 +446,13 @@ mod tests {
         let (_read, write) = crate::os::duplex::split(near.into()).unwrap();
         let (mut far, _) = crate::os::duplex::split(far.into()).unwrap();
         let outbox = Outbox::of(write.peer());
-        assert!(outbox.push_now(|out| out.extend_from_slice(b"at once")));
-        assert!(outbox.is_empty(), "nobody runs it yet");
+        assert!(outbox.put(|out| out.extend_from_slice(b"one")));
+        assert!(outbox.put(|out| out.extend_from_slice(b"two")));
+        assert!(!outbox.is_empty());
+        outbox.flush();
+        assert!(outbox.is_empty(), "it is written, and nobody runs it yet");
         assert!(outbox.push(|out| out.extend_from_slice(b"waits")));
-        assert!(outbox.push_now(|out| out.extend_from_slice(b"waits, too")));
-        let mut expected = "at once\nwaits\nwaits, too\n".to_owned();
+        let mut expected = "one\ntwo\nwaits\n".to_owned();
 
         let writer = tokio::spawn(outbox.clone().run(write));
         let reader = tokio::spawn(async move {
@@ -461,13 +464,17 @@ mod tests {
             let line = format!("{i} {}", "x".repeat(i * 50));
             expected.push_str(&line);
             expected.push('\n');
-            assert!(outbox.push_now(|out| out.extend_from_slice(line.as_bytes())));
+            assert!(outbox.put(|out| out.extend_from_slice(line.as_bytes())));
+            if i % 3 > 0 || i % 20 == 0 {
+                outbox.flush();
+            }
             if i % 20 == 0 {
                 outbox.drained_to(0).await;
             }
         }
         outbox.close();
-        assert!(!outbox.push_now(|_| ()));
+        assert!(!outbox.put(|_| ()));
+        outbox.flush();
         writer.await.unwrap().unwrap();
         assert!(reader.await.unwrap() == expected);
     }

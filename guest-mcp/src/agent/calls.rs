@@ -20,8 +20,8 @@ use super::Agent;
 use super::duplex::Writer;
 use crate::tools;
 
-/// Answers that wait together are written when they are more than so many bytes.
-const BATCH: usize = 64 << 10;
+/// Answers that wait together are written when they are more than so many bytes: whoever gets them works on them meanwhile.
+const BATCH: usize = 2 << 10;
 
 /// A call of a tool with nothing special about it.
 #[derive(Deserialize)]

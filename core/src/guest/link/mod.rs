@@ -214,6 +214,11 @@ impl Link {
         Self { shared, _task: Arc::new(closed.drop_guard()) }
     }
 
+    /// Whether it is the same link.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Watches how the link is.
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.shared.state.subscribe()
@@ -233,7 +238,8 @@ impl Link {
         self.shared.lost(why);
     }
 
-    /// Starts a call of a tool without waiting for it. `arguments` appends a JSON object.
+    /// Starts a call of a tool without waiting for it. `arguments` appends a JSON object. It is written at the next
+    /// [`Self::flush`], together with others that are begun until then.
     ///
     /// The sink is given back if the link is not up; nothing was written then.
     pub fn begin(
@@ -255,6 +261,14 @@ impl Link {
             arguments(out);
             out.push(b'}');
         })
+    }
+
+    /// Writes the calls that were begun.
+    pub fn flush(&self) {
+        let outbox = self.shared.calls().outbox.clone();
+        if let Some(outbox) = outbox {
+            outbox.flush();
+        }
     }
 
     /// Cancels a call: the guest is told, the sink gets [`LinkError::Cancelled`]. A call that has ended is left alone.
@@ -318,6 +332,7 @@ impl Link {
             }
             Err((error, _)) => return Err(error),
         };
+        self.flush();
         let mut guard = CancelOnDrop { link: self, call: Some(call) };
         let result = tokio::select! {
             biased;
@@ -401,7 +416,7 @@ impl Shared {
             request(out, id);
             out.push(b'}');
         };
-        let written = if calls.pending.is_empty() { outbox.push_now(line) } else { outbox.push(line) };
+        let written = outbox.put(line);
         if !written {
             drop(guard);
             return Err((LinkError::Down { why: "connection lost".into() }, sink));
