@@ -269,7 +269,7 @@ impl Serving<'_> {
                 self.pinged = true;
                 self.ping();
             }
-            self.heard + self.patience.silence_max
+            (self.heard + self.patience.silence_max).min(now + self.patience.ping_after)
         } else {
             self.heard + self.patience.ping_after
         };
