@@ -214,16 +214,11 @@ impl Outbox {
 
     /// Adds one line: `write` appends it without its end. `false` if nothing can be written any more.
     pub fn push(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
-        {
-            let mut state = self.state();
-            if state.closed {
-                return false;
-            }
-            write(&mut state.waiting);
-            state.waiting.push(b'\n');
+        let added = self.put(write);
+        if added {
+            self.0.filled.notify_one();
         }
-        self.0.filled.notify_one();
-        true
+        added
     }
 
     /// The same, but nothing is written before [`Self::flush`] or the next [`Self::push`].
@@ -245,7 +240,12 @@ impl Outbox {
         }
         let is_done = state.writing == 0 && state.write_now();
         drop(state);
-        if is_done { &self.0.written } else { &self.0.filled }.notify_one();
+        if is_done {
+            self.0.drained.notify_waiters();
+            self.0.written.notify_one();
+        } else {
+            self.0.filled.notify_one();
+        }
     }
 
     /// Bytes that wait to be written.
@@ -477,5 +477,21 @@ mod tests {
         outbox.flush();
         writer.await.unwrap().unwrap();
         assert!(reader.await.unwrap() == expected);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_is_told_of_what_is_written_at_once() {
+        let (near, _far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (_read, write) = crate::os::duplex::split(near.into()).unwrap();
+        let outbox = Outbox::of(write.peer());
+        outbox.put(|out| out.extend_from_slice(b"a line"));
+        let waiting = tokio::spawn({
+            let outbox = outbox.clone();
+            async move { outbox.drained_to(0).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        outbox.flush();
+        waiting.await.unwrap();
     }
 }
