@@ -2,8 +2,9 @@
 //!
 //! A drive is a directory with one sparse file, [`DISK`]. It is made under a temporary name beside its place and
 //! renamed once it is whole, so that a crash leaves either the drive or something that [`Drives::sweep`] removes. It is on
-//! the disk then; or, a copy, marked until it is (see [`pending`]). Three backends do the copying; [`Drives::probe`] tries them out where the drives are and takes the first
-//! that works: btrfs snapshots, reflinks (btrfs, XFS), copies of what is not a hole (everywhere).
+//! the disk then; or, a copy, marked until it is (see [`pending`]). Three backends do the copying; [`Drives::probe`] tries
+//! them out where the drives are and takes the first that works: btrfs snapshots, reflinks (btrfs, XFS), copies of what is
+//! not a hole (everywhere).
 //!
 //! Nothing here knows the store.
 

@@ -7,7 +7,7 @@
 //! The guest has this module, too: it depends on nothing else of Nexus.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -24,15 +24,10 @@ pub fn split(socket: OwnedFd) -> io::Result<(Reader, Writer)> {
     Ok((Reader { socket: reader }, Writer { socket: Peer(socket), room: None, is_shared: false }))
 }
 
-fn watch<F: AsRawFd + Owned>(socket: F, interest: Interest) -> io::Result<AsyncFd<F>> {
-    // SAFETY: it owns its descriptor, and nothing takes that from it.
+fn watch(socket: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: the descriptor is open as long as any owner of it lives, and always of the same socket.
     unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)
 }
-
-/// What keeps its descriptor open as long as it lives.
-trait Owned {}
-impl Owned for OwnedFd {}
-impl Owned for Arc<OwnedFd> {}
 
 /// The reading end.
 #[derive(Debug)]
@@ -94,7 +89,7 @@ impl Peer {
 pub struct Writer {
     socket: Peer,
     /// What waits for room, since the socket was full the last time. A descriptor of its own: the other is known to tokio already.
-    room: Option<AsyncFd<OwnedFd>>,
+    room: Option<AsyncFd<Arc<OwnedFd>>>,
     is_shared: bool,
 }
 
@@ -131,7 +126,7 @@ impl AsyncWrite for Writer {
                 Some(room) => room,
                 none => {
                     let socket = this.socket.0.try_clone()?;
-                    none.insert(watch(socket, Interest::WRITABLE)?)
+                    none.insert(watch(Arc::new(socket), Interest::WRITABLE)?)
                 }
             };
             ready!(room.poll_write_ready(cx))?.clear_ready();
