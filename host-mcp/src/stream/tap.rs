@@ -1,36 +1,23 @@
-//! MCP on a plain stream: JSON lines, read once. Calls of guest tools are forwarded as they stand in the line; everything
-//! else goes through rmcp.
+//! What looks at each line of a client before rmcp does: forwards calls of guest tools, and cancels them.
 
 use std::collections::HashMap;
-use std::io;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nexus_core::Caller;
-use nexus_core::guest::lines::{Line, LineReader, Outbox};
+use nexus_core::guest::lines::{Line, Outbox};
 use nexus_core::guest::wire::{self, Envelope, write_string};
 use nexus_core::guest::{CallId, CallSink, GuestProgress, Link, LinkError};
-use nexus_core::os::duplex;
-use nexus_schema::limits::LINE_MAX;
-use rmcp::model::{ClientJsonRpcMessage, JsonRpcMessage, ServerJsonRpcMessage, ServerResult};
-use rmcp::transport::{Transport, TransportAdapterIdentity};
-use rmcp::{RoleServer, service};
+use rmcp::model::ClientJsonRpcMessage;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, interval};
 
 use crate::forward::{self, Arguments, CallParams, Era, Origin, Timed};
 use crate::host::{Host, View};
-use crate::server::{HEARTBEAT, Server};
+use crate::server::HEARTBEAT;
 
-/// A line longer than this will have no end, in bytes.
-const ENDLESS: u64 = 256 << 20;
-/// How much may wait for a client to read before no more of its lines are read, in bytes.
-const BACKLOG: usize = 4 << 20;
 /// How much may wait for a client to read before it misses progress, in bytes.
 const PROGRESS_BACKLOG: usize = 256 << 10;
 /// How many forwarded calls of one client may be under way.
@@ -40,171 +27,14 @@ const GONE_CHECK: Duration = Duration::from_millis(50);
 /// How long a call waits for a link that is being dialled.
 const UP_WAIT: Duration = Duration::from_secs(1);
 
-/// A stream's reading end that can tell whether its peer is gone for good, or has only stopped writing.
-pub trait ReadEnd: AsyncRead + Unpin + Send + Sync + 'static {
-    /// Whether nobody will read what is written.
-    fn is_gone(&self) -> bool;
-}
-
-impl ReadEnd for duplex::Reader {
-    fn is_gone(&self) -> bool {
-        let mut poll =
-            [rustix::event::PollFd::from_borrowed_fd(self.as_fd(), rustix::event::PollFlags::empty())];
-        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        // A Unix socket hangs up when both directions are shut.
-        match rustix::event::poll(&mut poll, Some(&at_once)) {
-            Ok(_) => {
-                poll[0].revents().intersects(rustix::event::PollFlags::HUP | rustix::event::PollFlags::ERR)
-            }
-            Err(_) => true,
-        }
-    }
-}
-
-impl ReadEnd for rmcp::transport::StdioReader {
-    fn is_gone(&self) -> bool {
-        // Whether anyone reads the other pipe shows when it is written to.
-        false
-    }
-}
-
-/// A stream's writing end.
-pub trait WriteEnd: AsyncWrite + Unpin + Send + 'static {
-    /// What is written in front of it.
-    fn outbox(&self) -> Outbox {
-        Outbox::default()
-    }
-}
-
-impl WriteEnd for duplex::Writer {
-    fn outbox(&self) -> Outbox {
-        Outbox::of(self.peer())
-    }
-}
-
-impl WriteEnd for rmcp::transport::StdioWriter {}
-
-/// Serves one client until it hangs up or `stop` is cancelled. `prefix` was read from the stream before.
-pub async fn serve<R: ReadEnd, W: WriteEnd>(
-    host: Host,
-    view: View,
-    caller: Caller,
-    (read, write): (R, W),
-    prefix: &[u8],
-    stop: CancellationToken,
-) {
-    host.counters().streams.add();
-    let outbox = write.outbox();
-    let writer = tokio::spawn(outbox.clone().run(write));
-    let mut beat = interval(HEARTBEAT / 2);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let tap = Arc::new(Tap {
-        host: host.clone(),
-        view,
-        caller: caller.clone(),
-        outbox: outbox.clone(),
-        is_initialized: AtomicBool::new(false),
-        is_refused: AtomicBool::new(false),
-        calls: Mutex::default(),
-        unwritten: Mutex::default(),
-    });
-    let transport = Lines {
-        reader: LineReader::with_prefix(read, prefix, LINE_MAX, ENDLESS),
-        tap: Arc::clone(&tap),
-        beat,
-        at_end: false,
-    };
-    let server = Server::for_client(host.clone(), view, caller);
-    match service::serve_server_with_ct::<_, _, io::Error, TransportAdapterIdentity>(server, transport, stop)
-        .await
-    {
-        Ok(running) => {
-            // How it ended is of no interest: the client is gone, or the daemon is.
-            let _ = running.waiting().await;
-        }
-        Err(error) => tracing::debug!(%error, "a client left before it said what it is"),
-    }
-    tap.cancel_all();
-    outbox.close();
-    let _ = tokio::time::timeout(Duration::from_secs(5), writer).await;
-    host.counters().streams.remove();
-}
-
-/// The transport under rmcp.
-struct Lines<R> {
-    reader: LineReader<R>,
-    tap: Arc<Tap>,
-    beat: Interval,
-    at_end: bool,
-}
-
-impl<R: ReadEnd> Transport<RoleServer> for Lines<R> {
-    type Error = io::Error;
-
-    fn send(&mut self, item: ServerJsonRpcMessage) -> impl Future<Output = io::Result<()>> + Send + 'static {
-        if let JsonRpcMessage::Response(response) = &item
-            && matches!(response.result, ServerResult::InitializeResult(_))
-        {
-            self.tap.is_initialized.store(true, Ordering::Release);
-        }
-        let outbox = self.tap.outbox.clone();
-        let mut line = Ok(());
-        let pushed = outbox.push(|out| line = serde_json::to_writer(out, &item).map_err(io::Error::from));
-        async move {
-            line?;
-            if !pushed {
-                return Err(io::ErrorKind::NotConnected.into());
-            }
-            outbox.drained_to(BACKLOG).await;
-            Ok(())
-        }
-    }
-
-    async fn receive(&mut self) -> Option<ClientJsonRpcMessage> {
-        loop {
-            // Calls that came together are written together.
-            let mut message = None;
-            while message.is_none()
-                && let Some(line) = self.reader.take()
-            {
-                message = self.tap.line(line);
-            }
-            self.tap.flush();
-            if message.is_some() {
-                return message;
-            }
-            if self.at_end {
-                self.tap.finish(|| self.reader.get_ref().is_gone()).await;
-                return None;
-            }
-            self.tap.outbox.drained_to(BACKLOG).await;
-            tokio::select! {
-                more = self.reader.fill() => match more {
-                    Ok(more) => self.at_end = !more,
-                    Err(error) => {
-                        tracing::debug!(%error, "cannot read from a client");
-                        return None;
-                    }
-                },
-                _ = self.beat.tick(), if self.tap.has_calls() => self.tap.beat(),
-            }
-        }
-    }
-
-    async fn close(&mut self) -> io::Result<()> {
-        self.tap.outbox.close();
-        Ok(())
-    }
-}
-
 /// What looks at each line before rmcp does.
-struct Tap {
+pub(super) struct Tap {
     host: Host,
     view: View,
     caller: Caller,
-    outbox: Outbox,
+    pub(super) outbox: Outbox,
     /// Whether the client has opened a session.
-    is_initialized: AtomicBool,
+    pub(super) is_initialized: AtomicBool,
     /// Whether the line that is being skipped was refused already.
     is_refused: AtomicBool,
     /// Forwarded calls that are under way, by the client's id as it stands in the line.
@@ -227,12 +57,26 @@ struct Reported {
 }
 
 impl Tap {
+    /// For one client whose answers go into `outbox`.
+    pub(super) fn new(host: Host, view: View, caller: Caller, outbox: Outbox) -> Arc<Self> {
+        Arc::new(Self {
+            host,
+            view,
+            caller,
+            outbox,
+            is_initialized: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
+            calls: Mutex::default(),
+            unwritten: Mutex::default(),
+        })
+    }
+
     fn calls(&self) -> MutexGuard<'_, HashMap<Box<str>, Call>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes the calls that were begun.
-    fn flush(&self) {
+    pub(super) fn flush(&self) {
         let links = std::mem::take(&mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner));
         for link in links {
             link.flush();
@@ -247,12 +91,12 @@ impl Tap {
         }
     }
 
-    fn has_calls(&self) -> bool {
+    pub(super) fn has_calls(&self) -> bool {
         !self.calls().is_empty()
     }
 
     /// Looks at one line; gives back what rmcp is to handle.
-    fn line(self: &Arc<Self>, line: Line<'_>) -> Option<ClientJsonRpcMessage> {
+    pub(super) fn line(self: &Arc<Self>, line: Line<'_>) -> Option<ClientJsonRpcMessage> {
         match line {
             Line::Whole(line) if line.trim_ascii().is_empty() => None,
             Line::Whole(line) => {
@@ -455,7 +299,7 @@ impl Tap {
     }
 
     /// Tells a client that waits that its calls still run.
-    fn beat(&self) {
+    pub(super) fn beat(&self) {
         let waiting: Vec<_> = self.calls().values().filter_map(|call| call.progress.clone()).collect();
         for progress in waiting {
             let value = {
@@ -492,7 +336,7 @@ impl Tap {
     }
 
     /// The client has sent its last line: lets its calls end, unless nobody would read their results.
-    async fn finish(&self, is_gone: impl Fn() -> bool) {
+    pub(super) async fn finish(&self, is_gone: impl Fn() -> bool) {
         let mut check = interval(GONE_CHECK);
         while self.has_calls() {
             check.tick().await;
@@ -503,7 +347,7 @@ impl Tap {
         }
     }
 
-    fn cancel_all(&self) {
+    pub(super) fn cancel_all(&self) {
         let at: Vec<_> = self
             .calls()
             .values_mut()

@@ -1,0 +1,178 @@
+//! MCP on a plain stream: JSON lines, read once. Calls of guest tools are forwarded as they stand in the line; everything
+//! else goes through rmcp.
+
+mod tap;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nexus_core::Caller;
+use nexus_core::guest::lines::{LineReader, Outbox};
+use nexus_core::os::duplex;
+use nexus_schema::limits::LINE_MAX;
+use rmcp::model::{ClientJsonRpcMessage, JsonRpcMessage, ServerJsonRpcMessage, ServerResult};
+use rmcp::transport::{Transport, TransportAdapterIdentity};
+use rmcp::{RoleServer, service};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use self::tap::Tap;
+use crate::host::{Host, View};
+use crate::server::{HEARTBEAT, Server};
+
+/// A line longer than this will have no end, in bytes.
+const ENDLESS: u64 = 256 << 20;
+/// How much may wait for a client to read before no more of its lines are read, in bytes.
+const BACKLOG: usize = 4 << 20;
+
+/// A stream's reading end that can tell whether its peer is gone for good, or has only stopped writing.
+pub trait ReadEnd: AsyncRead + Unpin + Send + Sync + 'static {
+    /// Whether nobody will read what is written.
+    fn is_gone(&self) -> bool;
+}
+
+impl ReadEnd for duplex::Reader {
+    fn is_gone(&self) -> bool {
+        let mut poll =
+            [rustix::event::PollFd::from_borrowed_fd(self.as_fd(), rustix::event::PollFlags::empty())];
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A Unix socket hangs up when both directions are shut.
+        match rustix::event::poll(&mut poll, Some(&at_once)) {
+            Ok(_) => {
+                poll[0].revents().intersects(rustix::event::PollFlags::HUP | rustix::event::PollFlags::ERR)
+            }
+            Err(_) => true,
+        }
+    }
+}
+
+impl ReadEnd for rmcp::transport::StdioReader {
+    fn is_gone(&self) -> bool {
+        // Whether anyone reads the other pipe shows when it is written to.
+        false
+    }
+}
+
+/// A stream's writing end.
+pub trait WriteEnd: AsyncWrite + Unpin + Send + 'static {
+    /// What is written in front of it.
+    fn outbox(&self) -> Outbox {
+        Outbox::default()
+    }
+}
+
+impl WriteEnd for duplex::Writer {
+    fn outbox(&self) -> Outbox {
+        Outbox::of(self.peer())
+    }
+}
+
+impl WriteEnd for rmcp::transport::StdioWriter {}
+
+/// Serves one client until it hangs up or `stop` is cancelled. `prefix` was read from the stream before.
+pub async fn serve<R: ReadEnd, W: WriteEnd>(
+    host: Host,
+    view: View,
+    caller: Caller,
+    (read, write): (R, W),
+    prefix: &[u8],
+    stop: CancellationToken,
+) {
+    host.counters().streams.add();
+    let outbox = write.outbox();
+    let writer = tokio::spawn(outbox.clone().run(write));
+    let mut beat = interval(HEARTBEAT / 2);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let tap = Tap::new(host.clone(), view, caller.clone(), outbox.clone());
+    let transport = Lines {
+        reader: LineReader::with_prefix(read, prefix, LINE_MAX, ENDLESS),
+        tap: Arc::clone(&tap),
+        beat,
+        at_end: false,
+    };
+    let server = Server::for_client(host.clone(), view, caller);
+    match service::serve_server_with_ct::<_, _, io::Error, TransportAdapterIdentity>(server, transport, stop)
+        .await
+    {
+        Ok(running) => {
+            // How it ended is of no interest: the client is gone, or the daemon is.
+            let _ = running.waiting().await;
+        }
+        Err(error) => tracing::debug!(%error, "a client left before it said what it is"),
+    }
+    tap.cancel_all();
+    outbox.close();
+    let _ = tokio::time::timeout(Duration::from_secs(5), writer).await;
+    host.counters().streams.remove();
+}
+
+/// The transport under rmcp.
+struct Lines<R> {
+    reader: LineReader<R>,
+    tap: Arc<Tap>,
+    beat: Interval,
+    at_end: bool,
+}
+
+impl<R: ReadEnd> Transport<RoleServer> for Lines<R> {
+    type Error = io::Error;
+
+    fn send(&mut self, item: ServerJsonRpcMessage) -> impl Future<Output = io::Result<()>> + Send + 'static {
+        if let JsonRpcMessage::Response(response) = &item
+            && matches!(response.result, ServerResult::InitializeResult(_))
+        {
+            self.tap.is_initialized.store(true, Ordering::Release);
+        }
+        let outbox = self.tap.outbox.clone();
+        let mut line = Ok(());
+        let pushed = outbox.push(|out| line = serde_json::to_writer(out, &item).map_err(io::Error::from));
+        async move {
+            line?;
+            if !pushed {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            outbox.drained_to(BACKLOG).await;
+            Ok(())
+        }
+    }
+
+    async fn receive(&mut self) -> Option<ClientJsonRpcMessage> {
+        loop {
+            // Calls that came together are written together.
+            let mut message = None;
+            while message.is_none()
+                && let Some(line) = self.reader.take()
+            {
+                message = self.tap.line(line);
+            }
+            self.tap.flush();
+            if message.is_some() {
+                return message;
+            }
+            if self.at_end {
+                self.tap.finish(|| self.reader.get_ref().is_gone()).await;
+                return None;
+            }
+            self.tap.outbox.drained_to(BACKLOG).await;
+            tokio::select! {
+                more = self.reader.fill() => match more {
+                    Ok(more) => self.at_end = !more,
+                    Err(error) => {
+                        tracing::debug!(%error, "cannot read from a client");
+                        return None;
+                    }
+                },
+                _ = self.beat.tick(), if self.tap.has_calls() => self.tap.beat(),
+            }
+        }
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        self.tap.outbox.close();
+        Ok(())
+    }
+}
