@@ -10,4 +10,4 @@ mod link;
 pub mod wire;
 
 pub use hello::{GuestEvent, HelloServer, Recorded};
-pub use link::{CallId, CallOptions, CallSink, GuestProgress, Link, LinkError, LinkState};
+pub use link::{CallId, CallOptions, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nexus_core::Caller;
 use nexus_core::guest::lines::{Line, Outbox};
 use nexus_core::guest::wire::{self, Envelope, write_string};
-use nexus_core::guest::{CallId, CallSink, GuestProgress, Link, LinkError};
+use nexus_core::guest::{CallId, CallSink, GuestProgress, Link, LinkError, UP_WAIT};
 use rmcp::model::ClientJsonRpcMessage;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -24,8 +24,6 @@ const PROGRESS_BACKLOG: usize = 256 << 10;
 const CALLS_MAX: usize = 256;
 /// How often a client that has sent its last line is looked at.
 const GONE_CHECK: Duration = Duration::from_millis(50);
-/// How long a call waits for a link that is being dialled.
-const UP_WAIT: Duration = Duration::from_secs(1);
 
 /// What looks at each line before rmcp does.
 pub(super) struct Tap {

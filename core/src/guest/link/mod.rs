@@ -31,8 +31,8 @@ use super::wire;
 const BACKLOG_MAX: usize = 32 << 20;
 /// How many calls of one guest may be under way.
 const PENDING_MAX: usize = 4096;
-/// How long [`Link::call`] waits for a link that is being dialled.
-const UP_WAIT: Duration = Duration::from_secs(1);
+/// How long a call waits for a link that is being dialled: longer than the longest pause between two tries.
+pub const UP_WAIT: Duration = Duration::from_secs(5);
 
 /// A link to one guest. Cheap to clone; the connection ends with the last clone, or at [`Link::close`].
 #[derive(Clone)]
@@ -224,11 +224,15 @@ impl Link {
         self.shared.state.subscribe()
     }
 
-    /// Waits until the link is up; `false` if that does not happen in `limit`.
+    /// Waits until the link is up; `false` if that does not happen in `limit`, or never will.
     pub async fn is_up_within(&self, limit: Duration) -> bool {
         let mut state = self.state();
         let up = state.wait_for(|s| *s == LinkState::Up);
-        !self.shared.closed.is_cancelled() && matches!(tokio::time::timeout(limit, up).await, Ok(Ok(_)))
+        tokio::select! {
+            biased;
+            () = self.shared.closed.cancelled() => false,
+            up = tokio::time::timeout(limit, up) => matches!(up, Ok(Ok(_))),
+        }
     }
 
     /// Ends the link for good; pending calls fail at once.
