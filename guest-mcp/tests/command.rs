@@ -2,9 +2,9 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use common::{Guest, facts, header, processes_with, stream, until};
+use common::{Guest, PATIENCE, facts, header, processes_with, stream, until};
 use serde_json::json;
 
 #[test]
@@ -132,9 +132,10 @@ fn when_its_time_is_up_all_that_it_started_is_killed() {
         "sleep {mark} & (setsid sleep {mark} &) ; (setsid sh -c 'sleep {mark} & wait' &) ; trap '' TERM; echo said; sleep {mark}"
     );
     let begun = Instant::now();
-    let result = client.good("run_command", json!({ "command": line, "timeout_s": 1 }));
-    assert!(begun.elapsed() < Duration::from_secs(10));
-    assert!(header(&result).starts_with("web-1 · timed out after 1 s and was killed · "), "{result}");
+    // Long enough for all of it to begin.
+    let result = client.good("run_command", json!({ "command": line, "timeout_s": 6 }));
+    assert!(begun.elapsed() < PATIENCE, "it does not wait for what it kills");
+    assert!(header(&result).starts_with("web-1 · timed out after 6 s and was killed · "), "{result}");
     assert_eq!(stream(&result, "stdout"), "said\n");
     assert_eq!(facts(&result)["timed_out"], true);
     assert_eq!(facts(&result)["signal"], "SIGKILL");
@@ -163,10 +164,10 @@ fn a_process_in_the_background_does_not_keep_the_call_and_lives_on() {
     let mark = format!("{}.875", 80_000 + std::process::id());
     let begun = Instant::now();
     let result = client.good("run_command", json!({ "command": format!("sleep {mark} & echo started") }));
-    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(begun.elapsed() < PATIENCE);
     assert_eq!(stream(&result, "stdout"), "started\n");
     assert!(header(&result).contains("in the background"), "{result}");
-    assert_eq!(processes_with(&mark), 1);
+    until("it runs alone", || processes_with(&mark) == 1);
     // What it writes later is thrown away instead of ending it.
     let path = guest.path("done");
     let line = format!("(sleep 0.3; seq 1 200000; touch {path}) & echo started");

@@ -186,10 +186,18 @@ async fn mistakes_are_told_at_once_and_doctor_answers() {
 #[tokio::test]
 async fn http_is_served_when_asked_for() {
     let place = Place::new();
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = probe.local_addr().unwrap();
-    drop(probe);
-    let _daemon = place.daemon(&["--http", &address.to_string()]).await;
+    let log = place.0.path().join("log");
+    let mut command = place.command(&["--http", "127.0.0.1:0"]);
+    command.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap());
+    let _daemon = command.spawn().unwrap();
+    let mut address = String::new();
+    until("the daemon says where it serves", || {
+        let said = std::fs::read_to_string(&log).unwrap();
+        let told = said.split_once("url=http://").and_then(|(_, rest)| rest.split_once("/mcp"));
+        address = told.map_or_else(String::new, |(address, _)| address.to_owned());
+        !address.is_empty()
+    })
+    .await;
     let token = std::fs::read_to_string(place.0.path().join("state/http-token")).unwrap();
     let bearer = format!("Bearer {}", token.trim());
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();

@@ -207,7 +207,11 @@ async fn the_scoped_stream_shows_one_vm_from_inside() {
 async fn a_long_call_reports_that_it_runs() {
     let rig = Rig::start().await;
     let mut client = rig.session("/mcp").await;
-    let arguments = json!({"vm": "web-1", "command": "sleep 17"});
+    // It runs until something was heard of it.
+    let directory = tempfile::tempdir().unwrap();
+    let heard = directory.path().join("heard");
+    let command = format!("until [ -e {} ]; do sleep 0.1; done", heard.display());
+    let arguments = json!({"vm": "web-1", "command": command});
     let params =
         json!({"name": "guest_run_command", "arguments": arguments, "_meta": {"progressToken": "t-1"}});
     let id = client.send("tools/call", params).await;
@@ -222,6 +226,9 @@ async fn a_long_call_reports_that_it_runs() {
         assert!(value > last);
         last = value;
         notes += 1;
+        if notes == 2 {
+            std::fs::write(&heard, "").unwrap();
+        }
     }
-    assert!(notes >= 1, "nothing was heard for 17 s");
+    assert!(notes >= 2, "{notes}");
 }

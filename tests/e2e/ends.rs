@@ -87,7 +87,7 @@ fn the_vmm_is_killed() {
     let vm = client.create(json!({ "name": "shot", "from": "busybox" }));
     kill_process(pid(&vm, "pid"));
     client.wait_for_state("shot", "crashed");
-    let gone = until(Duration::from_secs(20), || (!is_alive(pid(&vm, "shim_pid"))).then_some(()));
+    let gone = until(Duration::from_mins(1), || (!is_alive(pid(&vm, "shim_pid"))).then_some(()));
     assert!(gone.is_some(), "the shim is left without its VMM");
 }
 
@@ -98,7 +98,7 @@ fn the_shim_is_killed() {
     let vm = client.create(json!({ "name": "orphan", "from": "busybox" }));
     kill_process(pid(&vm, "shim_pid"));
     client.wait_for_state("orphan", "crashed");
-    let gone = until(Duration::from_secs(20), || (!is_alive(pid(&vm, "pid"))).then_some(()));
+    let gone = until(Duration::from_mins(1), || (!is_alive(pid(&vm, "pid"))).then_some(()));
     assert!(gone.is_some(), "the VMM outlives its shim");
 }
 

@@ -110,9 +110,14 @@ fn what_ends_on_a_full_disk_is_told_and_written_down_later() {
 
     let mut arguments = world.arguments("slow-1");
     arguments["wait_s"] = 0.into();
-    let op = client.must("vm_create", arguments)["op_id"].clone();
+    let begun = client.must("vm_create", arguments);
+    let op = begun["op_id"].clone();
     client.wait_for_state("slow-1", "starting");
+    let id = begun["subject_id"].as_str().expect("an id");
+    let held = disk.path().join("vms").join(id).join("held");
+    soon("the guest", || held.exists().then_some(()));
     disk.fill(0);
+    fs::remove_file(held).expect("the guest is told");
     let ended = client.must("op_get", json!({ "op_id": op, "wait_s": 45 }));
     assert_eq!(ended["done"], true, "{ended}");
     let seen = client.inspect("slow-1")["state"].clone();

@@ -268,7 +268,7 @@ impl Daemon {
         }
         drop(client);
         self.stop();
-        let left = until(Duration::from_secs(10), || self.processes().is_empty().then_some(()));
+        let left = until(END, || self.processes().is_empty().then_some(()));
         assert!(left.is_some(), "processes are left behind: {:?}\n{}", self.processes(), self.log());
         for directory in ["vms", "drives", "scratch"] {
             let left: Vec<_> =

@@ -13,7 +13,7 @@ use crate::daemon::Daemon;
 use crate::wait::until;
 
 /// How long ends may take to be all over after they were reported.
-const SETTLE: Duration = Duration::from_secs(15);
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// Looks for anything that belongs to nothing. To be called when nothing is being made.
 #[track_caller]

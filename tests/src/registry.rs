@@ -46,13 +46,18 @@ pub struct Layer {
     pub plain: Vec<u8>,
 }
 
+/// A port that is free, and none of those that the system gives to whoever asks for any.
+fn free_port() -> u16 {
+    let first = 20_000 + u16::try_from(std::process::id() * 37 % 10_000).expect("it is small");
+    (first..32_000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
+}
+
 impl Registry {
     /// Starts one without any images.
     pub fn start() -> Self {
         let base =
             tempfile::Builder::new().prefix("nexus-registry-").tempdir().expect("a temporary directory");
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let address = free.expect("a free port").to_string();
+        let address = format!("127.0.0.1:{}", free_port());
         let config = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{address}'}}\n",

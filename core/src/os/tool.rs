@@ -576,7 +576,7 @@ mod tests {
                 .call()
                 .args(["-c", "exec 9>\"$1\"; echo up >&9; sleep 1000 & sleep 1000", "sh"])
                 .arg(&fifo)
-                .timeout(Duration::from_secs(if cancelled { 100 } else { 1 }));
+                .timeout(Duration::from_secs(if cancelled { 100 } else { 5 }));
             let started = Instant::now();
             let run = tokio::spawn({
                 let cancel = cancel.clone();

@@ -12,7 +12,7 @@ use nexus_schema::link::{Ack, Configure, GuestMessage, Hello, HostMessage, PROTO
 use serde_json::{Value, json};
 
 /// How long anything may take before a test fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The token that every guest gets.
 pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
+use crate::common::until;
 use crate::place::{Client, Place};
 
 /// What a plan does, a word for each step and thing.
@@ -29,6 +30,8 @@ async fn everything(client: &mut Client, place: &Place) -> (Vec<Value>, BTreeMap
         seen.push(client.must(tool, json!({})).await[rows].clone());
     }
     seen.push(client.must("asset_list", json!({ "available": false })).await["assets"].clone());
+    // A drive that was copied is put on the disk in the background, and its mark goes then.
+    until("all drives are on the disk", || !marked(place)).await;
     let mut files = BTreeMap::new();
     let mut queue = vec![place.state.clone()];
     while let Some(directory) = queue.pop() {
@@ -44,6 +47,12 @@ async fn everything(client: &mut Client, place: &Place) -> (Vec<Value>, BTreeMap
         }
     }
     (seen, files)
+}
+
+/// Whether a drive has a mark beside its disk.
+fn marked(place: &Place) -> bool {
+    let drives = place.names("drives").into_iter();
+    drives.flat_map(|drive| place.names(&format!("drives/{drive}"))).any(|name| name.starts_with("unsynced-"))
 }
 
 /// The plan of a call, which changes nothing.

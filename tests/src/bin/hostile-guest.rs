@@ -42,7 +42,11 @@ fn main() -> io::Result<()> {
     match &*what {
         "silent" => forever(),
         "slow" => {
-            thread::park_timeout(std::time::Duration::from_secs(3));
+            // Until it is told.
+            std::fs::write("held", "")?;
+            while std::fs::exists("held")? {
+                thread::park_timeout(std::time::Duration::from_millis(10));
+            }
             println!("it was all in vain");
             exit(4);
         }

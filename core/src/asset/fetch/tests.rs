@@ -241,10 +241,12 @@ async fn too_much_is_refused_whether_it_is_announced_or_not() {
 
 #[tokio::test]
 async fn a_silent_server_is_given_up() {
-    let scene = Scene::with(FetchSettings { idle_timeout: Duration::from_millis(100), ..settings() });
+    let scene = Scene::with(FetchSettings { idle_timeout: Duration::from_millis(500), ..settings() });
     scene.server.misbehave("/file", vec![Fault::StallAfter(10); 3]);
     let error = scene.fetch(&scene.want()).await.unwrap_err();
     assert!(matches!(error, AssetError::Transfer { .. }), "{error:?}");
+    // It may have been given up before it came to look at a request.
+    scene.server.wait_for_times("/file", 3);
     assert_eq!(scene.server.count("/file"), 3);
     scene.assert_nothing();
 }
@@ -276,7 +278,8 @@ async fn a_download_that_is_cancelled_ends_at_once() {
 #[tokio::test]
 async fn nobody_at_the_other_end_is_an_error_with_its_cause() {
     let scene = Scene::new();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // A port that no program is given by chance.
+    let free = "127.0.0.1:9";
     let want = Want { url: format!("http://user:secret@{free}/x").parse().unwrap(), ..scene.want() };
     let error = scene.fetch(&want).await.unwrap_err();
     let text = crate::asset::error::with_causes(&error);

@@ -160,9 +160,14 @@ impl Server {
 
     /// Waits until a path was asked for.
     pub(crate) fn wait_for(&self, path: &str) {
+        self.wait_for_times(path, 1);
+    }
+
+    /// Waits until a path was asked for so often.
+    pub(crate) fn wait_for_times(&self, path: &str, times: usize) {
         let deadline = Instant::now() + Duration::from_secs(30);
         let mut state = self.shared.state.lock().unwrap();
-        while !state.requests.iter().any(|r| r.target == path) {
+        while state.requests.iter().filter(|r| r.target == path).count() < times {
             let left = deadline.checked_duration_since(Instant::now()).expect("the request comes in time");
             state = self.shared.changed.wait_timeout(state, left).unwrap().0;
         }

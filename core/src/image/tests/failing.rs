@@ -43,23 +43,36 @@ async fn cancellation_at_every_step_leaves_nothing() {
     let source = source_of(base.path(), 60);
     let images = base.path().join("images");
     fs::create_dir(&images).unwrap();
-    let mut steps = std::collections::BTreeSet::new();
+    let into = images.join("image");
     for wanted in ["reading", "making", "filling", "checking"] {
-        let token = CancellationToken::new();
-        let progress = Progress::new(token.clone());
-        let mut watched = progress.watch();
-        let source = source.clone();
-        let into = images.join("image");
-        let built =
-            tokio::spawn(async move { build(source, &into, &meta(InitMode::Agent), &progress).await });
-        let reached = watched.wait_for(|p| p.step.starts_with(wanted)).await.map(|p| p.step.clone());
-        steps.insert(reached.unwrap());
-        token.cancel();
-        let error = built.await.unwrap().unwrap_err();
+        let error = loop {
+            let (token, built) = begin(&source, &into, wanted).await;
+            token.cancel();
+            match built.await.unwrap() {
+                Err(error) => break error,
+                // It was faster: once more.
+                Ok(_) => fs::remove_dir_all(&into).unwrap(),
+            }
+        };
         assert_eq!(error.code(), ErrorCode::Cancelled, "{wanted}: {error}");
         assert!(names(&images).is_empty(), "{wanted}");
     }
-    assert_eq!(steps.len(), 4);
+}
+
+/// Begins to build and waits until a step is reached, or all of it is over.
+async fn begin(
+    source: &Source,
+    into: &Path,
+    wanted: &str,
+) -> (CancellationToken, tokio::task::JoinHandle<Result<Built, ImageError>>) {
+    let token = CancellationToken::new();
+    let progress = Progress::new(token.clone());
+    let mut watched = progress.watch();
+    let (source, into) = (source.clone(), into.to_owned());
+    let built = tokio::spawn(async move { build(source, &into, &meta(InitMode::Agent), &progress).await });
+    // An error says that nobody tells of steps any more.
+    drop(watched.wait_for(|p| p.step.starts_with(wanted)).await);
+    (token, built)
 }
 
 #[tokio::test]
@@ -68,16 +81,23 @@ async fn a_build_that_nobody_waits_for_leaves_nothing() {
     let source = source_of(base.path(), 60);
     let images = base.path().join("images");
     fs::create_dir(&images).unwrap();
+    let into = images.join("image");
     for wanted in ["reading", "filling"] {
-        let token = CancellationToken::new();
-        let progress = Progress::new(token.clone());
-        let mut watched = progress.watch();
-        let (source, into) = (source.clone(), images.join("image"));
-        let built =
-            tokio::spawn(async move { build(source, &into, &meta(InitMode::Agent), &progress).await });
-        watched.wait_for(|p| p.step.starts_with(wanted)).await.unwrap();
-        built.abort();
-        assert!(built.await.unwrap_err().is_cancelled());
+        let token = loop {
+            let (token, built) = begin(&source, &into, wanted).await;
+            built.abort();
+            match built.await {
+                Err(error) => {
+                    assert!(error.is_cancelled());
+                    break token;
+                }
+                // It was faster: once more.
+                Ok(built) => {
+                    built.unwrap();
+                    fs::remove_dir_all(&into).unwrap();
+                }
+            }
+        };
         // What reads the source is told so, too, and cleans up behind itself.
         token.cancel();
         let deadline = Instant::now() + Duration::from_secs(30);

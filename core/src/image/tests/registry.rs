@@ -23,6 +23,12 @@ use crate::asset::testing::{Fault, Server};
 use crate::config::Environment;
 use crate::image::oci::{Access, Keychain, OciError, Remote};
 
+/// A port that is free, and none of those that the system gives to whoever asks for any.
+fn free_port() -> u16 {
+    let first = 20_000 + u16::try_from(std::process::id() * 37 % 10_000).expect("it is small");
+    (first..32_000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
+}
+
 /// A running `docker-registry` on the loopback interface.
 struct Registry {
     process: Child,
@@ -35,7 +41,7 @@ impl Registry {
     /// Starts one; with a user and password where it is to ask for them.
     async fn start(login: Option<(&str, &str)>) -> Self {
         let base = tempfile::tempdir().unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let free = format!("127.0.0.1:{}", free_port());
         let mut config = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{free}'}}\n",
@@ -58,14 +64,14 @@ impl Registry {
             .spawn()
             .expect("docker-registry is installed (.ci/setup test)");
         let deadline = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(free).is_err() {
+        while TcpStream::connect(&free).is_err() {
             assert!(Instant::now() < deadline, "docker-registry listens");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let auth = login.map_or(RegistryAuth::Anonymous, |(user, password)| {
             RegistryAuth::Basic(user.to_owned(), password.to_owned())
         });
-        Self { process, address: free.to_string(), auth, base }
+        Self { process, address: free, auth, base }
     }
 
     /// Puts all blobs of a recipe and a manifest under a name.

@@ -120,7 +120,7 @@ async fn without_a_digest_only_the_same_file_is_gone_on_with() {
     let server = &scene.server;
     server.misbehave("/f", [Fault::StallAfter(50_000)]);
     let settings = FetchSettings {
-        idle_timeout: Duration::from_millis(500),
+        idle_timeout: Duration::from_secs(2),
         backoff: Duration::from_millis(5),
         ..FetchSettings::default()
     };
