@@ -46,6 +46,8 @@ pub struct AssetConfig {
     pub github_token: Option<Secret>,
     /// Path of `mmdebstrap`, if not the one in the usual directories.
     pub mmdebstrap: Option<PathBuf>,
+    /// The variables of the environment that name proxies, for programs that download by themselves.
+    pub proxies: Environment,
     /// How downloads are made.
     pub fetch: crate::asset::FetchSettings,
 }
@@ -79,7 +81,7 @@ impl fmt::Debug for Environment {
 }
 
 /// A text that no log shows.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
@@ -89,7 +91,7 @@ impl Secret {
     }
 
     /// The text itself.
-    pub(crate) fn reveal(&self) -> &str {
+    pub fn reveal(&self) -> &str {
         &self.0
     }
 }

@@ -75,6 +75,15 @@ pub fn others_environment(env: &Env) -> Environment {
     env.iter().filter(of_others).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
+/// Which proxies the environment names.
+pub fn proxies(env: &Env) -> Environment {
+    let names = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
+    let is_one = |name: &OsString| {
+        name.to_str().is_some_and(|name| names.iter().any(|known| name.eq_ignore_ascii_case(known)))
+    };
+    env.iter().filter(|(name, _)| is_one(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
 /// The state directory: everything lasting.
 pub fn state_dir(uid: u32, env: &Env) -> Result<PathBuf, DirsError> {
     if let Some(dir) = own(env, STATE_DIR) {

@@ -47,6 +47,8 @@ pub struct Settings {
     pub docker_config: Option<PathBuf>,
     /// The environment of programs that keep such credentials.
     pub docker_environment: Environment,
+    /// Which proxies the environment names, for programs that download by themselves.
+    pub proxies: Environment,
     /// Which servers are believed to be who they say.
     pub trust: Trust,
     /// How long a guest may take to say hello under KVM, in seconds.
@@ -195,6 +197,7 @@ impl Settings {
                 providers: self.providers.clone(),
                 github_token: self.github_token.clone(),
                 mmdebstrap: self.mmdebstrap.clone(),
+                proxies: self.proxies.clone(),
                 fetch: FetchSettings { trust: self.trust.clone(), ..FetchSettings::default() },
             },
             boot_timeout_s: self.boot_timeout_s,
@@ -248,6 +251,7 @@ impl Draft {
             apt_root: self.apt_root.unwrap_or_else(|| "/".into()),
             providers: self.providers,
             github_token: self.github_token,
+            proxies: dirs::proxies(env),
             trust: self.trust,
             docker_environment: dirs::others_environment(env),
             docker_config: self.docker_config.or_else(|| dirs::docker_config(env)),

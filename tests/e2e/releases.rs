@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nexus_tests::daemon::Daemon;
-use nexus_tests::mirror::Mirror;
+use nexus_tests::mirror::{Mirror, PASSWORD};
 use serde_json::json;
 
 #[test]
@@ -28,6 +28,9 @@ fn a_release_becomes_an_asset_and_that_a_machine() {
     let asked = mirror.asked();
     let by_apt = asked.iter().filter(|asked| asked.agent.contains("APT") && asked.path.ends_with(".deb"));
     assert!(by_apt.count() > 50, "{asked:?}");
+    let through_the_proxy = asked.iter().filter(|asked| asked.path.starts_with("localhost:"));
+    assert!(through_the_proxy.clone().any(|asked| asked.agent.contains("APT")), "{asked:?}");
+    assert!(through_the_proxy.clone().any(|asked| !asked.agent.contains("APT")), "{asked:?}");
     let again = client.to_the_end("asset_download", wanted, Duration::from_mins(1));
     assert_eq!(again["id"], asset["id"]);
 
@@ -40,7 +43,15 @@ fn a_release_becomes_an_asset_and_that_a_machine() {
     let codename = client.run("release", ". /etc/os-release; echo $ID $VERSION_CODENAME").stdout;
     assert_eq!(codename.trim(), format!("debian {}", asset["version"].as_str().expect("a version")));
     assert_eq!(client.run("release", "python3 -c 'print(6 * 7)'; dpkg --audit").stdout, "42\n");
-    // The host's file of CAs is not here, so nothing may name it.
-    let named = client.run("release", "apt-config dump | grep -i CAInfo; ls /tmp");
-    assert_eq!(named.stdout, "", "{named:?}");
+    // The host's proxy, its file of CAs and its passwords are not here.
+    let left = format!(
+        "apt-config dump | grep -iE 'CAInfo|http.*proxy'; ls /tmp /etc/apt/auth.conf.d; cat /etc/resolv.conf; \
+         grep -rlF -e {PASSWORD} -e NEXUS_APT -e nexus-ca- -e nexus-mirror- /etc /var /root /usr/share"
+    );
+    let left = client.run("release", &left);
+    assert_eq!(left.stdout, "/etc/apt/auth.conf.d:\n\n/tmp:\n", "{left:?}");
+    // What belongs to the archive is.
+    let sources = client.run("release", "cat /etc/apt/sources.list; ls /etc/apt/trusted.gpg.d").stdout;
+    let archive = |line: &&str| line.starts_with("deb https://localhost:") && line.ends_with(" main");
+    assert!(sources.lines().filter(archive).count() > 1 && sources.contains("debian-archive"), "{sources}");
 }

@@ -1,5 +1,5 @@
 //! The package archives that this host's apt is configured for, behind a server with TLS on the loopback interface whose CA nobody
-//! knows. Who gets through it has been told of that CA.
+//! knows and which wants a password, and a proxy that leads there and wants one too. Who gets through has been told of all that.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fs, thread};
 
+use data_encoding::BASE64;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -15,6 +16,10 @@ use tempfile::TempDir;
 
 /// The name in its certificate.
 const NAME: &str = "localhost";
+/// Who may use both.
+const USER: &str = "someone";
+/// The password of the mirror and of the proxy.
+pub const PASSWORD: &str = "s3cret-of-the-host";
 /// Where apt keeps its configuration.
 const APT: &str = "etc/apt";
 
@@ -25,7 +30,7 @@ pub struct Mirror {
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
-/// A request.
+/// A request, or one to the proxy, whose path is the server's address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
     /// What was asked for.
@@ -44,6 +49,19 @@ impl Mirror {
         fs::write(root.path().join("ca.pem"), authority).expect("the CA's certificate is written");
         configure(root.path(), address);
         let asked = Arc::<Mutex<Vec<Asked>>>::default();
+        let gate = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let conf = root.path().join(APT).join("apt.conf.d");
+        fs::create_dir_all(&conf).expect("a directory for options");
+        let through = gate.local_addr().expect("a listener has an address");
+        let option = format!("Acquire::https::Proxy \"http://{USER}:{PASSWORD}@{through}\";\n");
+        fs::write(conf.join("80proxy"), option).expect("options are written");
+        let noted = asked.clone();
+        thread::spawn(move || {
+            for stream in gate.incoming().flatten() {
+                let noted = noted.clone();
+                thread::spawn(move || lead(stream, address, &noted).ok());
+            }
+        });
         let (noted, proxy) = (asked.clone(), apt_proxy());
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -97,7 +115,7 @@ fn configure(root: &Path, address: SocketAddr) {
         std::os::unix::fs::symlink(own.join(trusted), apt.join(trusted)).expect("a link to keys");
     }
     std::os::unix::fs::symlink("/usr", root.join("usr")).expect("a link to keyrings");
-    let behind = |scheme: &str| format!("https://{NAME}:{}/{scheme}/", address.port());
+    let behind = |scheme: &str| format!("https://{USER}:{PASSWORD}@{NAME}:{}/{scheme}/", address.port());
     let rewrite = |from: &Path, to: &Path| {
         let Ok(text) = fs::read_to_string(from) else { return };
         // In one pass: what is put in has a scheme too.
@@ -118,6 +136,63 @@ fn apt_proxy() -> Option<String> {
     (!proxy.is_empty() && proxy != "DIRECT").then_some(proxy)
 }
 
+/// What a request begins with.
+#[derive(Debug, Default)]
+struct Head {
+    path: String,
+    agent: String,
+    /// Arguments for curl.
+    range: Vec<String>,
+    /// Whether the password is there.
+    is_allowed: bool,
+}
+
+impl Head {
+    fn read(lines: &mut impl BufRead) -> io::Result<Self> {
+        let mut line = String::new();
+        lines.read_line(&mut line)?;
+        let mut head =
+            Self { path: line.split(' ').nth(1).unwrap_or_default().to_owned(), ..Self::default() };
+        let login = format!("Basic {}", BASE64.encode(format!("{USER}:{PASSWORD}").as_bytes()));
+        loop {
+            line.clear();
+            if lines.read_line(&mut line)? == 0 || line.trim().is_empty() {
+                return Ok(head);
+            }
+            let Some((name, value)) = line.trim().split_once(": ") else { continue };
+            match name.to_ascii_lowercase().as_str() {
+                "user-agent" => value.clone_into(&mut head.agent),
+                "range" | "if-range" => head.range.extend(["-H".to_owned(), line.trim().to_owned()]),
+                "authorization" | "proxy-authorization" => head.is_allowed = value == login,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Leads a client of the proxy to the mirror, and nowhere else.
+fn lead(client: TcpStream, mirror: SocketAddr, asked: &Mutex<Vec<Asked>>) -> io::Result<()> {
+    let mut lines = BufReader::new(client.try_clone()?);
+    let Head { path, agent, is_allowed, .. } = Head::read(&mut lines)?;
+    let mut to_client = client;
+    if !is_allowed || path != format!("{NAME}:{}", mirror.port()) {
+        return to_client
+            .write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n");
+    }
+    asked.lock().unwrap_or_else(PoisonError::into_inner).push(Asked { path, agent });
+    let mut server = TcpStream::connect(mirror)?;
+    to_client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
+    let mut answers = server.try_clone()?;
+    thread::spawn(move || {
+        let passed = io::copy(&mut answers, &mut to_client);
+        to_client.shutdown(std::net::Shutdown::Both).ok();
+        passed
+    });
+    let passed = io::copy(&mut lines, &mut server);
+    server.shutdown(std::net::Shutdown::Both)?;
+    passed.map(|_| ())
+}
+
 fn serve(
     stream: TcpStream,
     server: Arc<ServerConfig>,
@@ -126,28 +201,13 @@ fn serve(
 ) -> io::Result<()> {
     let connection = ServerConnection::new(server).map_err(io::Error::other)?;
     let mut lines = BufReader::new(StreamOwned::new(connection, stream));
-    let mut line = String::new();
-    lines.read_line(&mut line)?;
-    let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-    let (mut agent, mut range) = (String::new(), Vec::new());
-    loop {
-        line.clear();
-        if lines.read_line(&mut line)? == 0 || line.trim().is_empty() {
-            break;
-        }
-        let header = line.trim();
-        match header.split_once(": ") {
-            Some((name, value)) if name.eq_ignore_ascii_case("user-agent") => value.clone_into(&mut agent),
-            Some((name, _))
-                if name.eq_ignore_ascii_case("range") || name.eq_ignore_ascii_case("if-range") =>
-            {
-                range.extend(["-H".to_owned(), header.to_owned()]);
-            }
-            _ => {}
-        }
+    let Head { path, agent, range, is_allowed } = Head::read(&mut lines)?;
+    let mut stream = lines.into_inner();
+    if !is_allowed {
+        let realm = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"mirror\"\r\n";
+        return write!(stream, "{realm}Content-Length: 0\r\nConnection: close\r\n\r\n");
     }
     asked.lock().unwrap_or_else(PoisonError::into_inner).push(Asked { path: path.clone(), agent });
-    let mut stream = lines.into_inner();
     let Some((scheme, rest)) = path.trim_start_matches('/').split_once('/') else {
         return stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tempfile::TempPath;
 
 use super::ImageError;
+use crate::config::{Environment, Secret};
 use crate::op::Progress;
 use crate::os::tls::Trust;
 use crate::os::tool::{ProgramError, Running, Tool};
@@ -14,9 +15,16 @@ use crate::os::tool::{ProgramError, Running, Tool};
 /// What is in every such image beside the essential packages.
 pub const PACKAGES: [&str; 5] = ["bash", "coreutils", "apt", "ca-certificates", "python3-minimal"];
 
-/// Options of apt stay in what is made, where that file of the host is not: an apt that is told of it trusts nobody.
-const FORGET_AUTHORITIES: &str =
-    "--customize-hook=sed -i '/^Acquire::https::CAInfo /d' \"$1/etc/apt/apt.conf.d/99mmdebstrap\"";
+/// What apt is told as long as it runs here, and nobody else may read. It comes by the environment: arguments are for all to see.
+const TELL: &str = "--setup-hook=umask 077; mkdir -p \"$1/etc/apt/auth.conf.d\"; \
+    printf %s \"$NEXUS_APT_CONF\" > \"$1/etc/apt/apt.conf.d/99nexus-host\"; \
+    printf %s \"$NEXUS_APT_AUTH\" > \"$1/etc/apt/auth.conf.d/nexus-host.conf\"";
+
+/// What is the host's alone and not for what is made: proxies, passwords and CAs that may be out of reach or secret there, names of
+/// keyrings that are elsewhere or not at all there, its own name and name servers.
+const FORGET: &str = "--customize-hook=rm \"$1/etc/apt/apt.conf.d/99nexus-host\" \"$1/etc/apt/auth.conf.d/nexus-host.conf\"; \
+    sed -i 's/ \\?signed-by=[^] ]*//; s/\\[ */[/; s/\\[\\] //' \"$1/etc/apt/sources.list\"; \
+    : > \"$1/etc/resolv.conf\"; echo nexus > \"$1/etc/hostname\"";
 
 /// What `mmdebstrap` says of its own affairs: for the log only.
 const ITS_OWN: [&str; 6] =
@@ -36,10 +44,12 @@ pub struct Bootstrap {
     pub keyring: PathBuf,
     /// The distribution with its version, such as `debian-12`.
     pub distro: String,
-    /// The proxy for HTTP, if any.
-    pub proxy: Option<String>,
-    /// Whether an index's end of validity counts.
-    pub check_valid_until: bool,
+    /// Options of apt that count as long as it runs on the host only, such as its proxies.
+    pub options: Secret,
+    /// Names and passwords for the mirrors, in the syntax of `apt_auth.conf(5)`; for as long as well.
+    pub credentials: Secret,
+    /// Variables of the environment that name proxies, for an apt that is not configured for one.
+    pub environment: Environment,
     /// Whose certificates mirrors with TLS may have.
     pub trust: Trust,
     /// Where `mmdebstrap` is, if not in the usual directories.
@@ -112,18 +122,19 @@ impl Bootstrap {
         if root {
             call = call.env("TMPDIR", scratch);
         }
-        if let Some(proxy) = &self.proxy {
-            call = call.arg(format!("--aptopt=Acquire::http::Proxy \"{proxy}\""));
-        }
         let authorities = self.trust.bundle().map_err(|e| ImageError::write(scratch, e))?;
+        let mut options = self.options.reveal().to_owned();
         if let Some(file) = &authorities {
-            call = call
-                .arg(format!("--aptopt=Acquire::https::CAInfo \"{}\"", file.display()))
-                .arg(FORGET_AUTHORITIES);
+            options.push_str(&format!("Acquire::https::CAInfo \"{}\";\n", file.display()));
         }
-        if !self.check_valid_until {
-            call = call.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
+        // As for all that is fetched of an archive: proxies of the environment are for an apt that has none.
+        for (name, value) in self.environment.iter().filter(|_| self.options.reveal().is_empty()) {
+            call = call.env(name, value);
         }
+        call = call
+            .args([TELL, FORGET])
+            .env("NEXUS_APT_CONF", options)
+            .env("NEXUS_APT_AUTH", self.credentials.reveal());
         let mut running = call.arg("--").arg(&self.suite).arg("-").args(&self.mirrors).start()?;
         let pipe = running.stdout().ok_or(ImageError::Worker)?;
         let pipe = pipe.into_owned_fd().map_err(|e| ImageError::source(tool.path(), e))?;
@@ -169,6 +180,45 @@ fn without(what: &str) -> [String; 1] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_of_the_host_is_told_and_forgotten() {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc");
+        fs_err::create_dir_all(etc.join("apt/apt.conf.d")).unwrap();
+        fs_err::write(etc.join("resolv.conf"), "search host.example\n").unwrap();
+        fs_err::write(etc.join("hostname"), "host\n").unwrap();
+        let sources = [
+            ("deb [signed-by=/a/b.gpg] http://m.example/debian bookworm main", "deb http://m.example/debian"),
+            (
+                "deb [signed-by=/a/b.gpg check-date=no] http://m.example/x y main",
+                "deb [check-date=no] http://m",
+            ),
+            ("deb [check-date=no] http://m.example/debian bookworm main", "deb [check-date=no] http://m"),
+            ("deb http://m.example/debian bookworm main", "deb http://m.example/debian bookworm main"),
+        ];
+        let lines = sources.map(|(line, _)| format!("{line}\n")).concat();
+        fs_err::write(etc.join("apt/sources.list"), lines).unwrap();
+        let options = "Acquire::http::Proxy \"http://me:it's $HOME%s@p:1\";\n";
+        let mut left = Vec::new();
+        for hook in [TELL, FORGET] {
+            let (_, script) = hook.split_once("-hook=").unwrap();
+            // As mmdebstrap does it.
+            let call = Tool::find("sh").unwrap().call().arg("-c").arg(script).arg("exec").arg(root.path());
+            let call = call.env("NEXUS_APT_CONF", options).env("NEXUS_APT_AUTH", "machine m\n");
+            call.run(&tokio_util::sync::CancellationToken::new()).await.unwrap();
+            let told = [etc.join("apt/apt.conf.d/99nexus-host"), etc.join("apt/auth.conf.d/nexus-host.conf")];
+            left.push(told.map(|path| fs_err::read_to_string(path).ok()));
+        }
+        assert_eq!(left[0], [Some(options.to_owned()), Some("machine m\n".to_owned())]);
+        assert_eq!(left[1], [None, None]);
+        let now = fs_err::read_to_string(etc.join("apt/sources.list")).unwrap();
+        for (line, (was, is)) in now.lines().zip(sources) {
+            assert!(line.starts_with(is) && line.ends_with("main"), "{was} became {line}");
+        }
+        assert_eq!(fs_err::read_to_string(etc.join("resolv.conf")).unwrap(), "");
+        assert_eq!(fs_err::read_to_string(etc.join("hostname")).unwrap(), "nexus\n");
+    }
 
     #[test]
     fn a_package_that_there_is_not_is_found_in_what_apt_says() {

@@ -56,9 +56,7 @@ impl AptConf {
 
     /// Whether a proxy is configured at all, and the environment's thus not asked.
     pub(crate) fn has_proxy(&self) -> bool {
-        self.options
-            .keys()
-            .any(|k| k.starts_with("acquire::http::proxy") || k.starts_with("acquire::https::proxy"))
+        self.options.keys().any(|name| is_of_proxies(name))
     }
 
     /// The proxy's address for addresses of a scheme on a host.
@@ -71,6 +69,12 @@ impl AptConf {
                     .or_else(|| self.get(&format!("Acquire::{s}::Proxy")))
             })
             .filter(|p| !p.is_empty() && !p.eq_ignore_ascii_case("direct") && truth(p) != Some(false))
+    }
+
+    /// What it says of proxies, in its own syntax.
+    pub(crate) fn proxies(&self) -> String {
+        let said = self.options.iter().filter(|(name, _)| is_of_proxies(name));
+        said.map(|(name, value)| format!("{name} \"{value}\";\n")).collect()
     }
 
     /// Takes in one file's text. Anything that is not understood is passed over.
@@ -120,6 +124,10 @@ impl ProxyRules for AptConf {
         let proxy = self.proxy(url.scheme(), url.host_str()?)?;
         Url::parse(proxy).or_else(|_| Url::parse(&format!("http://{proxy}"))).ok()
     }
+}
+
+fn is_of_proxies(name: &str) -> bool {
+    ["acquire::http::proxy", "acquire::https::proxy"].iter().any(|option| name.starts_with(option))
 }
 
 /// What apt takes for yes and for no.
@@ -222,7 +230,13 @@ mod tests {
         assert_eq!(proxy("http://inside.test/x"), None);
         assert_eq!(proxy("https://s.test/").as_deref(), Some("http://q:2/"));
         assert_eq!(proxy("https://a.test/").as_deref(), Some("http://p:1/"));
-        assert!(!super::AptConf::default().has_proxy());
+        let none = AptConf::default();
+        assert!(!none.has_proxy() && none.proxies().is_empty());
+        let mut again = AptConf::default();
+        again.parse(&conf.proxies());
+        assert_eq!(again, conf);
+        again.parse("Acquire::Check-Date false;");
+        assert_eq!(again.proxies(), conf.proxies());
     }
 
     #[test]

@@ -28,6 +28,7 @@ use nexus_schema::tools::asset::Verified;
 use crate::asset::error::{AssetError, with_causes};
 use crate::asset::fetch::{FetchSettings, Fetched, Fetcher, ProxySetting, Want};
 use crate::asset::kernel::KernelFiles;
+use crate::config::Secret;
 use crate::op::Progress;
 use crate::os::{failpoint, memory};
 use apt_conf::AptConf;
@@ -95,9 +96,20 @@ pub struct Archive {
     suites: Vec<Suite>,
     /// The suite of the host's own release: where a root filesystem comes from.
     base: usize,
-    proxy: Option<String>,
-    check_valid_until: bool,
+    /// What apt's configuration says of proxies.
+    proxies: Secret,
+    /// Whether times count where a source itself does not say.
+    check: Check,
     problems: Vec<String>,
+}
+
+/// Which times of an index count.
+#[derive(Debug, Clone, Copy)]
+struct Check {
+    /// Its end of validity.
+    valid_until: bool,
+    /// That it is not from the future.
+    date: bool,
 }
 
 /// A kernel that can be had.
@@ -128,10 +140,10 @@ pub struct BootstrapSource {
     pub distro: String,
     /// The components.
     pub components: Vec<String>,
-    /// The proxy that apt uses for HTTP, if it is configured for one.
-    pub proxy: Option<String>,
-    /// Whether an index's end of validity counts.
-    pub check_valid_until: bool,
+    /// What the host's apt is configured for as to proxies, in apt's syntax. It is of the host: not for what is made.
+    pub proxies: Secret,
+    /// Names and passwords for the mirrors, in the syntax of `apt_auth.conf(5)`. They are of the host too.
+    pub credentials: Secret,
     /// Keeps a keyring alive that was written for this purpose.
     _keyring: Arc<KeyringFile>,
 }
@@ -183,7 +195,7 @@ impl Archive {
         let conf = AptConf::read(apt_root);
         let sources = sources::read(apt_root, ARCH)?;
         let mut problems: Vec<String> = sources.problems.iter().map(|p| with_causes(p)).collect();
-        let proxy = conf.proxy("http", "").map(str::to_owned);
+        let proxies = Secret::new(conf.proxies());
         if conf.has_proxy() {
             settings.proxy = ProxySetting::Rules(Arc::new(conf.clone()));
         }
@@ -218,9 +230,9 @@ impl Archive {
             return Err(AssetError::NoArchive { apt_root: apt_root.to_owned(), problems });
         };
         let distribution = suites[base].distribution;
-        let check_valid_until = context.check_valid_until;
+        let check = Check { valid_until: context.check_valid_until, date: context.check_date };
         let apt_root = context.apt_root;
-        Ok(Self { fetcher, apt_root, distribution, suites, base, proxy, check_valid_until, problems })
+        Ok(Self { fetcher, apt_root, distribution, suites, base, proxies, check, problems })
     }
 
     /// What is wrong with the sources that are not used, a sentence each.

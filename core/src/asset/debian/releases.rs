@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER_PERMISSIVE;
+use reqwest::Url;
+
 use super::sources::SignedBy;
 use super::suite::Suite;
 use super::{Archive, BootstrapSource, DISTRIBUTIONS, Distribution, keyring_file};
 use crate::asset::error::AssetError;
 use crate::asset::fetch::shown;
+use crate::config::Secret;
 
 /// A release that a root filesystem can be made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,8 +108,8 @@ impl Archive {
         let distribution = base.distribution;
         let codename = base.release.base_codename();
         let same_release =
-            self.suites.iter().filter(|s| s.is_of(distribution) && s.release.base_codename() == codename);
-        let mirrors = same_release
+            || self.suites.iter().filter(|s| s.is_of(distribution) && s.release.base_codename() == codename);
+        let mirrors = same_release()
             .map(|s| {
                 // The base suite's keyring is given by itself; another one must be named.
                 let other = match &s.entry.signed_by {
@@ -114,7 +118,15 @@ impl Archive {
                     }
                     _ => None,
                 };
-                let options = other.map(|f| format!("[signed-by={}] ", f.display())).unwrap_or_default();
+                let valid_until = s.entry.check_valid_until.unwrap_or(self.check.valid_until);
+                let date = s.entry.check_date.unwrap_or(self.check.date);
+                let options = [
+                    other.map(|file| format!("signed-by={}", file.display())),
+                    (!valid_until).then(|| "check-valid-until=no".to_owned()),
+                    (!date).then(|| "check-date=no".to_owned()),
+                ];
+                let options = options.into_iter().flatten().collect::<Vec<_>>().join(" ");
+                let options = if options.is_empty() { options } else { format!("[{options}] ") };
                 format!(
                     "deb {options}{} {} {}",
                     shown(&s.mirror).trim_end_matches('/'),
@@ -134,9 +146,31 @@ impl Archive {
             keyring: keyring.path().to_owned(),
             distro: format!("{}-{}", distribution.name, version.unwrap_or(codename)),
             components: vec![distribution.component.to_owned()],
-            proxy: self.proxy.clone(),
-            check_valid_until: base.entry.check_valid_until.unwrap_or(self.check_valid_until),
+            proxies: self.proxies.clone(),
+            credentials: Secret::new(
+                same_release().filter_map(|s| credentials(&s.mirror)).collect::<String>(),
+            ),
             _keyring: keyring,
         })
     }
+}
+
+/// The name and the password in an address, for apt.
+fn credentials(mirror: &Url) -> Option<String> {
+    // Between words there is nothing but space there.
+    let word =
+        |text: &str| decoded(text).filter(|word| !word.is_empty() && !word.contains(char::is_whitespace));
+    let (login, password) = (word(mirror.username())?, word(mirror.password()?)?);
+    Some(format!("machine {} login {login} password {password}\n", shown(mirror)))
+}
+
+/// A part of an address without its percent signs.
+fn decoded(text: &str) -> Option<String> {
+    let mut pieces = text.split('%');
+    let mut bytes = pieces.next()?.as_bytes().to_vec();
+    for piece in pieces {
+        bytes.extend(HEXLOWER_PERMISSIVE.decode(piece.get(..2)?.as_bytes()).ok()?);
+        bytes.extend_from_slice(&piece.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).ok()
 }

@@ -49,12 +49,7 @@ pub(crate) fn rootfs() -> PathBuf {
         let mut call = Command::new("mmdebstrap");
         call.args(["--quiet", "--variant=minbase", "--format=tar", "--include=python3-minimal"]);
         call.arg(format!("--keyring={}", packages.keyring.display()));
-        if let Some(proxy) = &packages.proxy {
-            call.arg(format!("--aptopt=Acquire::http::Proxy \"{proxy}\""));
-        }
-        if !packages.check_valid_until {
-            call.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
-        }
+        call.args(packages.proxies.reveal().lines().map(|option| format!("--aptopt={option}")));
         run(call.arg(&packages.suite).arg(tar).args(&packages.mirrors));
     })
 }

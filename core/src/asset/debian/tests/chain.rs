@@ -147,7 +147,7 @@ async fn the_newest_of_all_suites_comes_first() {
     );
     assert_eq!((source.suite.as_str(), source.distro.as_str()), ("bookworm", "debian-12"));
     assert_eq!(source.keyring, host.path().join("usr/share/keyrings/test.gpg"));
-    assert!(source.check_valid_until && source.proxy.is_none());
+    assert!(source.proxies.reveal().is_empty() && source.credentials.reveal().is_empty());
 }
 
 #[tokio::test]
@@ -201,7 +201,7 @@ async fn an_index_out_of_date_is_refused_unless_apt_takes_it() {
     assert!(text.contains("it was valid until"), "{text}");
     host.write("etc/apt/apt.conf.d/99frozen", "Acquire::Check-Valid-Until \"false\";\n");
     let archive = host.open().await.unwrap();
-    assert!(!archive.bootstrap_source().unwrap().check_valid_until);
+    assert!(archive.bootstrap_source().unwrap().mirrors[0].starts_with("deb [check-valid-until=no] http"));
 
     let host = Host::serving(&SuiteToBe { valid_until: Some(NOW + DAY), ..suite() });
     host.open().await.unwrap();
@@ -392,7 +392,8 @@ async fn apts_proxy_is_used() {
     host.write("etc/apt/sources.list", source);
     let archive = host.open().await.unwrap();
     assert_eq!(archive.kernels().await.unwrap().len(), 1);
-    assert_eq!(archive.bootstrap_source().unwrap().proxy.as_deref(), Some(proxy.url("/").as_str()));
+    let told = archive.bootstrap_source().unwrap().proxies;
+    assert_eq!(told.reveal(), format!("acquire::http::proxy \"{}\";\n", proxy.url("/")));
 }
 
 #[tokio::test]

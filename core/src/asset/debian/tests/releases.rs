@@ -64,6 +64,8 @@ async fn releases_are_found_by_what_people_call_them() {
         assert!(source.mirrors.iter().all(|mirror| mirror.contains(codename)), "{:?}", source.mirrors);
         assert!(source.keyring.ends_with("usr/share/keyrings/test.gpg"));
     }
+    let (_, source) = archive.release_source("debian", Some("13")).unwrap();
+    assert_eq!(source.mirrors, [format!("deb {} trixie main", host.server.url("/debian"))]);
     // The host's own is what it was.
     assert_eq!(archive.bootstrap_source().unwrap().distro, "debian-12");
 }
@@ -83,4 +85,36 @@ async fn releases_that_no_source_names_are_refused() {
         assert!(text.contains(said) && text.contains("unheard-of"), "{text}");
         assert!(error.hint().is_some_and(|hint| hint.contains("Signed-By")));
     }
+}
+
+#[tokio::test]
+async fn what_a_source_says_of_itself_stays_with_it_but_not_its_password() {
+    let host = host();
+    host.write("etc/apt/apt.conf.d/50old", "Acquire::Check-Valid-Until false;");
+    std::fs::remove_dir_all(host.path().join("etc/apt/sources.list.d")).unwrap();
+    let url = host.server.url("/debian");
+    let named = url.replace("http://", "http://me:a%40b@");
+    let strange = host.server.url("/security").replace("http://", "http://me:a%0ab@");
+    let key = "signed-by=/usr/share/keyrings/test.gpg";
+    host.write(
+        "etc/apt/sources.list",
+        format!(
+            "deb [{key}] {named} bookworm main\n\
+             deb [{key} check-valid-until=yes check-date=no] {named} bookworm-updates main\n\
+             deb [{key}] {strange} bookworm-security main\n"
+        ),
+    );
+    let archive = host.open().await.unwrap();
+    let (_, source) = archive.release_source("debian", None).unwrap();
+    assert_eq!(
+        source.mirrors,
+        [
+            format!("deb [check-valid-until=no] {url} bookworm main"),
+            format!("deb [check-date=no] {url} bookworm-updates main"),
+            format!("deb [check-valid-until=no] {} bookworm-security main", host.server.url("/security")),
+        ]
+    );
+    let login = format!("machine {url}/ login me password a@b\n");
+    assert_eq!(source.credentials.reveal(), login.repeat(2), "{:?}", archive.problems());
+    assert!(!format!("{source:?}").contains("a@b"), "{source:?}");
 }
