@@ -26,6 +26,8 @@ use crate::os::tsc;
 const LAUNCH: Duration = Duration::from_secs(60);
 /// How long a shim may take to answer what it knows by itself.
 const ANSWER: Duration = Duration::from_secs(3);
+/// How long it may take before it is believed to hang, and ended with its VM: a host may have stood still for some seconds.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(12);
 /// How long a shim may take to answer what it has to ask the VMM for.
 const ANSWER_OF_VMM: Duration = Duration::from_secs(8);
 /// How long a shim may take to be gone after its VMM was killed, until it is killed too.
@@ -106,7 +108,7 @@ impl Shim {
             return Ok(None);
         };
         let same = |s: &Status| s.pid == identity.pid && s.start_time == identity.start_time;
-        match ask(directory, Request::Status, ANSWER).await {
+        match ask(directory, Request::Status, SIGN_OF_LIFE).await {
             Ok(Reply::Status(status)) if same(&status) => Self::hold(directory, status),
             answer => {
                 // A shim of this very identity that does not answer is of no use, but its VMM would still write to its drives.

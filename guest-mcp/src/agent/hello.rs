@@ -28,7 +28,7 @@ const IMAGE: &str = "/etc/nexus/image.yaml";
 /// How long the host may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a bye may take in all.
-const BYE_TIMEOUT: Duration = Duration::from_millis(1500);
+const BYE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first pause after an exchange that failed; each further one is twice as long.
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
 /// The longest pause.

@@ -18,7 +18,7 @@ use crate::ext4::{SUPERBLOCK_AT, Superblock};
 use crate::os::{read_small, reason};
 
 /// How long the drive may take to appear once the root drive is there.
-const APPEAR_TIMEOUT: Duration = Duration::from_secs(5);
+const APPEAR_TIMEOUT: Duration = Duration::from_secs(15);
 /// Where the kernel lists its drives.
 const DRIVES: &str = "/sys/block";
 

@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use super::{Kernel, until};
 
@@ -119,20 +118,8 @@ impl Drop for Guest {
 fn command_line() -> String {
     format!(
         "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr no_timer_check tsc_early_khz={} tsc=reliable",
-        tsc_khz()
+        nexus_core::os::tsc::khz().expect("a host with a time stamp counter")
     )
-}
-
-/// The host's time stamp counter against its clock, in kHz.
-fn tsc_khz() -> u64 {
-    // SAFETY: every x86-64 processor has the instruction.
-    let count = || unsafe { std::arch::x86_64::_rdtsc() };
-    let (start, ticks) = (Instant::now(), count());
-    while start.elapsed() < Duration::from_millis(30) {
-        std::hint::spin_loop();
-    }
-    let (elapsed, ticks) = (start.elapsed(), count() - ticks);
-    ticks * 1_000_000 / elapsed.as_nanos() as u64
 }
 
 /// The initramfs: the probe as `/init`, and the modules.

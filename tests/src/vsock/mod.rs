@@ -17,7 +17,7 @@ pub use guest::{Archive, CID, Guest, VHOST, VSOCK, compile};
 pub use kernel::Kernel;
 
 /// How long anything may take on a busy machine under software emulation.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 /// The port that the guest program listens on.
 pub const PORT: u32 = 300;
 

@@ -12,7 +12,7 @@ use crate::os::paths::{PROGRAM_DIRECTORIES, Paths};
 use crate::vmm::process::ask;
 
 /// How long a program may take to say its version.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(12);
 
 /// A version, as far as it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
