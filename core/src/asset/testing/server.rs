@@ -165,7 +165,7 @@ impl Server {
 
     /// Waits until a path was asked for so often.
     pub(crate) fn wait_for_times(&self, path: &str, times: usize) {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let mut state = self.shared.state.lock().unwrap();
         while state.requests.iter().filter(|r| r.target == path).count() < times {
             let left = deadline.checked_duration_since(Instant::now()).expect("the request comes in time");

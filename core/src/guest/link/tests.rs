@@ -12,7 +12,7 @@ use super::*;
 use crate::os::paths::vm_files;
 use crate::os::socket;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// The guest's end of one link.
 struct Guest {
