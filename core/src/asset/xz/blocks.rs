@@ -18,7 +18,9 @@ use std::sync::Arc;
 
 use xz2::stream::Stream;
 
-use super::format::{BlockHeader, HEAD, Head, Records, Scanner, behind_header, cut_off, damaged, fill};
+use super::format::{
+    BlockHeader, HEAD, Head, Records, Scanner, behind_header, cut_off, damaged, fill, skip_padding,
+};
 use super::job::{self, Job, Sized};
 use super::spool::PIECE;
 use super::{MEMORY_OF_THREADS, THREADS};
@@ -129,19 +131,11 @@ impl<R: BufRead> Blocks<R> {
             }
             match &mut self.place {
                 Place::Padding(zeros) => {
-                    let input = self.inner.fill_buf()?;
-                    let more = input.iter().take_while(|byte| **byte == 0).count();
-                    let (is_end, is_over) = (input.is_empty(), more < input.len());
-                    self.inner.consume(more);
-                    *zeros += more as u64;
-                    if (is_end || is_over) && !zeros.is_multiple_of(4) {
-                        return Err(io::Error::new(io::ErrorKind::InvalidData, "corrupt xz stream"));
-                    }
-                    if is_end {
-                        self.place = Place::End;
-                    } else if is_over {
-                        self.place = begin(&mut self.inner)?;
-                    }
+                    self.place = match skip_padding(&mut self.inner, zeros)? {
+                        Some(true) => begin(&mut self.inner)?,
+                        Some(false) => Place::End,
+                        None => continue,
+                    };
                 }
                 Place::Stream(inside) => {
                     let mut first = [0];

@@ -25,6 +25,24 @@ pub(super) fn fill(inner: &mut impl Read, bytes: &mut [u8]) -> io::Result<()> {
     inner.read_exact(bytes).map_err(|e| if e.kind() == io::ErrorKind::UnexpectedEof { cut_off() } else { e })
 }
 
+/// Passes over some of the zeros behind a stream and counts them; says whether another stream follows, once that can be told.
+pub(super) fn skip_padding(inner: &mut impl BufRead, zeros: &mut u64) -> io::Result<Option<bool>> {
+    let input = inner.fill_buf()?;
+    let more = input.iter().take_while(|byte| **byte == 0).count();
+    let (is_end, is_over) = (input.is_empty(), more < input.len());
+    inner.consume(more);
+    *zeros += more as u64;
+    if !is_end && !is_over {
+        return Ok(None);
+    }
+    if zeros.is_multiple_of(4) { Ok(Some(is_over)) } else { Err(corrupt()) }
+}
+
+/// What is said of what cannot be gone on with.
+pub(super) fn corrupt() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "corrupt xz stream")
+}
+
 /// How many bytes follow a block's data so that its length is a multiple of four.
 fn padding(length: u64) -> u64 {
     length.wrapping_neg() & 3

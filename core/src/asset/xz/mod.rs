@@ -12,6 +12,7 @@ mod tests;
 use std::io::{self, BufRead, Read};
 
 pub(crate) use blocks::Blocks;
+use format::{corrupt, cut_off, skip_padding};
 pub(crate) use spool::Unkept;
 use xz2::stream::{Action, MtStreamBuilder, Status, Stream};
 
@@ -40,20 +41,12 @@ impl<R: BufRead> Xz<R> {
     /// Goes to the next stream; says whether there is one.
     fn next_stream(&mut self) -> io::Result<bool> {
         loop {
-            let input = self.inner.fill_buf()?;
-            let zeros = input.iter().take_while(|byte| **byte == 0).count();
-            let (is_end, is_over) = (input.is_empty(), zeros < input.len());
-            self.inner.consume(zeros);
-            self.padding += zeros as u64;
-            if is_end || is_over {
-                if !self.padding.is_multiple_of(4) {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "corrupt xz stream"));
-                }
+            if let Some(is_more) = skip_padding(&mut self.inner, &mut self.padding)? {
                 self.padding = 0;
-                if is_over {
+                if is_more {
                     self.stream = Some(decoder()?);
                 }
-                return Ok(is_over);
+                return Ok(is_more);
             }
         }
     }
@@ -92,10 +85,10 @@ impl<R: BufRead> Read for Xz<R> {
             match status? {
                 Status::StreamEnd => self.stream = None,
                 _ if made == 0 && is_end => {
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the xz stream ends early"));
+                    return Err(cut_off());
                 }
                 _ if made == 0 && taken == 0 => {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "corrupt xz stream"));
+                    return Err(corrupt());
                 }
                 _ => {}
             }
