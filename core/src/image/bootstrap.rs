@@ -27,8 +27,15 @@ const FORGET: &str = "--customize-hook=rm \"$1/etc/apt/apt.conf.d/99nexus-host\"
     : > \"$1/etc/resolv.conf\"; echo nexus > \"$1/etc/hostname\"";
 
 /// What `mmdebstrap` says of its own affairs: for the log only.
-const ITS_OWN: [&str; 6] =
-    ["chroot architecture", "finding correct", "using ", "removing tempdir", "success in", "done"];
+const ITS_OWN: [&str; 7] = [
+    "chroot architecture",
+    "finding correct",
+    "running --",
+    "using ",
+    "removing tempdir",
+    "success in",
+    "done",
+];
 
 /// How long it may take; a mirror far away is slow.
 const TIMEOUT: Duration = Duration::from_secs(3600);

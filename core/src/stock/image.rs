@@ -109,7 +109,7 @@ impl Stock {
         }
         match BUILT_IN.into_iter().find(|name| *name == bare) {
             Some(name) => Ok(Want::BuiltIn(name)),
-            None => Err(ToolError::new(ErrorCode::ImageNotFound, format!("there is no image `{want}`"))
+            None => Err(ToolError::new(ErrorCode::ImageNotFound, format!("there is no image `{bare}`"))
                 .hint("call image_list to see the images, or give `debian`, `busybox`, rootfs:PROVIDER@VERSION or file:PATH")),
         }
     }
