@@ -163,6 +163,53 @@ fn a_provider_is_added_changed_and_removed_while_the_daemon_runs() {
 }
 
 #[test]
+fn what_another_provider_of_that_name_had_is_not_taken_for_its_own() {
+    let scene = Scene::new();
+    serve(&scene.first, &["1.0"]);
+    let other = archive(&[("etc/os-release", b"ID=other\nVERSION_ID=1.0\n")]);
+    let packed = gzip(&other);
+    serve(&scene.second, &["1.0"]);
+    scene.second.put("/r/SHA256SUMS", format!("{}  root-1.0.tar.gz\n", digest(&packed)));
+    scene.second.put("/r/root-1.0.tar.gz", packed);
+    let mut client = scene.world.client();
+    let check = json!({ "kind": "rootfs", "from": "ours", "check": true, "wait_s": 45 });
+    let statuses = |client: &mut Client| -> Vec<Value> {
+        let all = client.must("asset_list", json!({ "kind": "rootfs", "limit": 500 }));
+        let ours = all["assets"].as_array().expect("a list").iter().filter(|a| a["provider"] == "ours");
+        ours.map(|asset| asset["installed"].clone()).collect()
+    };
+
+    client.must("provider_set", ours(&scene.first));
+    let first = client.to_the_end("asset_download", wanted("1.0"), SOON);
+    assert_eq!(first["sha256"], digest(&root("1.0")));
+    assert_eq!(statuses(&mut client), [true]);
+    client.must("provider_remove", json!({ "provider": "ours" }));
+    // As long as there is no other, it is still what it was.
+    let image = client.to_the_end("image_create", json!({ "from": "rootfs:ours@1.0", "name": "a" }), SOON);
+    assert_eq!(image["distro"], "trial-1.0", "{image}");
+
+    client.must("provider_set", ours(&scene.second));
+    assert_eq!(client.to_the_end("asset_download", check.clone(), SOON)["installed"], false);
+    assert_eq!(statuses(&mut client), [true, false]);
+    let image = client.to_the_end("image_create", json!({ "from": "rootfs:ours@1.0", "name": "b" }), SOON);
+    assert_eq!(image["distro"], "other-1.0", "{image}");
+    let second = client.to_the_end("asset_download", wanted("1.0"), SOON);
+    assert_eq!(second["sha256"], digest(&other));
+    assert_ne!(second["name"], first["name"]);
+    assert_eq!(statuses(&mut client), [true, true]);
+
+    // What is as it was has what it had.
+    client.must("provider_set", ours(&scene.first));
+    assert_eq!(client.to_the_end("asset_download", wanted("1.0"), SOON)["id"], first["id"]);
+    assert_eq!(client.to_the_end("asset_download", check, SOON)["id"], first["id"]);
+    // Another mirror beside it changes nothing; and what is shipped is the same by whatever mirror.
+    let both = json!({ "provider": "ours", "mirrors": [scene.second.url("/x"), scene.first.url("/r")] });
+    client.must("provider_set", both);
+    assert_eq!(client.to_the_end("asset_download", wanted("1.0"), SOON)["id"], first["id"]);
+    scene.world.assert_in_order();
+}
+
+#[test]
 fn a_built_in_provider_is_changed_and_made_as_shipped() {
     let scene = Scene::new();
     let arch = std::env::consts::ARCH;

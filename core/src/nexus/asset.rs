@@ -31,6 +31,7 @@ impl Nexus {
         let limit = page(params.limit)? as usize;
         let chosen = self.shared.chosen().await?;
         let rows = self.shared.store.read(assets::all).await.map_err(store_error)?;
+        let former = self.shared.stock.former(&rows).await?;
         let mut all: Vec<AssetSummary> =
             rows.into_iter().map(|row| self.shared.asset_summary(row, &chosen)).collect();
         let mut problems = Vec::new();
@@ -38,7 +39,10 @@ impl Nexus {
             let (available, unavailable) = self.shared.stock.available(params.kind).await?;
             problems = unavailable;
             for asset in available {
-                let same = |a: &AssetSummary| a.provider == asset.provider && a.version == asset.version;
+                let same = |a: &AssetSummary| {
+                    let is_its_own = a.id.is_none_or(|id| !former.contains(&id));
+                    is_its_own && a.provider == asset.provider && a.version == asset.version
+                };
                 if !all.iter().any(same) {
                     all.push(asset);
                 }

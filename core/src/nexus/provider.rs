@@ -121,7 +121,13 @@ impl Shared {
             })
             .await
             .map_err(store_error)?;
-        let Some(row) = row else { return Err(self.stock.no_provider(name).await?) };
+        let Some(row) = row else {
+            return Err(self
+                .stock
+                .no_provider(name)
+                .await?
+                .hint("call provider_list to see which there are"));
+        };
         let (fields, abridged) = without_credentials(&row.spec);
         let set = stock::fields_in(changed.as_ref().and_then(|row| row.value.as_deref()));
         let set = set.into_iter().map(|(field, _)| field).filter(|_| row.origin == ProviderOrigin::Set);

@@ -1,5 +1,6 @@
 //! Assets of every kind: downloaded and verified, hashed again, removed.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use nexus_schema::id::AssetId;
@@ -10,7 +11,7 @@ use super::kernel::asset_error;
 use super::wish::{Order, Wish};
 use super::{DEBIAN, Stock, blocking, hex_sha256, slug};
 use crate::asset::pipeline::{self, Job, Made};
-use crate::asset::provider::{Found, Plan, Source, Values, Versions, with_version};
+use crate::asset::provider::{Found, Plan, Provider, Source, Values, Versions, with_version};
 use crate::asset::{
     AssetError, FetchSettings, Fetcher, ProviderProblem, VMLINUX, adopt_kernel, hash_file, is_program,
 };
@@ -18,7 +19,7 @@ use crate::image::Source as ImageSource;
 use crate::op::{Progress, store_error};
 use crate::os::failpoint;
 use crate::store::assets::AssetRecord;
-use crate::store::{StoreError, assets, now, random_id, settings};
+use crate::store::{StoreError, assets, now, providers, random_id, settings};
 
 /// The names of the files of assets that are one file.
 const KERNEL: &str = "kernel";
@@ -228,21 +229,42 @@ impl Stock {
 
     /// The asset that an order means exactly, if it is here.
     async fn installed(&self, order: &Order, kind: AssetKind) -> Result<Option<AssetRecord>, ToolError> {
-        let Some(version) = order.version.clone() else { return Ok(None) };
-        let provider = order.provider.name.to_string();
-        self.store
-            .read(move |db| assets::find(db, kind, &provider, Some(&version)))
-            .await
-            .map_err(store_error)
+        let Some(version) = &order.version else { return Ok(None) };
+        self.installed_version(kind, order.provider.name.as_str(), version).await
     }
 
     /// What is here of what a provider has.
     pub(crate) async fn installed_of(&self, found: &AssetSummary) -> Result<Option<AssetRecord>, ToolError> {
-        let (kind, provider, version) = (found.kind, found.provider.clone(), found.version.clone());
-        self.store
-            .read(move |db| assets::find(db, kind, &provider, Some(&version)))
-            .await
-            .map_err(store_error)
+        self.installed_version(found.kind, &found.provider, &found.version).await
+    }
+
+    /// The newest asset that is a provider's version, as the provider is now.
+    async fn installed_version(
+        &self,
+        kind: AssetKind,
+        provider: &str,
+        version: &str,
+    ) -> Result<Option<AssetRecord>, ToolError> {
+        let mut all = self.store.read(assets::all).await.map_err(store_error)?;
+        all.retain(|asset| asset.kind == kind && asset.provider == provider && asset.version == version);
+        let former = self.former(&all).await?;
+        Ok(all.into_iter().filter(|asset| !former.contains(&asset.id)).max_by_key(|asset| asset.installed_at))
+    }
+
+    /// Those of some assets that are of a former provider: the one of that name has their versions from elsewhere now. Where there
+    /// is none any more, nobody else can be meant.
+    pub(crate) async fn former(&self, assets: &[AssetRecord]) -> Result<HashSet<AssetId>, ToolError> {
+        if assets.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let rows = self.store.read(providers::all).await.map_err(store_error)?;
+        let now: Vec<Provider> =
+            rows.iter().filter_map(|row| Provider::parse(&row.name, &row.spec).ok()).collect();
+        let is_former = |asset: &&AssetRecord| {
+            let provider = now.iter().find(|provider| provider.name.as_str() == asset.provider);
+            provider.is_some_and(|provider| !provider.has(&asset.version, &asset.origin))
+        };
+        Ok(assets.iter().filter(is_former).map(|asset| asset.id).collect())
     }
 
     /// The version that an order means; none of providers that have none.

@@ -61,7 +61,9 @@ impl Stock {
                 };
             }
         }
-        let all = self.store.read(assets::all).await.map_err(store_error)?;
+        let mut all = self.store.read(assets::all).await.map_err(store_error)?;
+        let former = self.former(&all).await?;
+        all.retain(|asset| !former.contains(&asset.id));
         Ok(newest_of(&all, from).cloned())
     }
 }

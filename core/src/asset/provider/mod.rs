@@ -20,6 +20,8 @@ use nexus_schema::{ErrorCode, Name};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::fetch::shown;
+
 pub(crate) use self::discover::{Discovery, Found, Wanted, address};
 pub(crate) use self::plan::{Check, Expect, Plan, Signed, Source, Taken};
 pub use self::rows::mistakes;
@@ -229,6 +231,23 @@ impl Provider {
         let min = self.min_version.as_deref()?;
         let is_older = compare(version, min).is_lt();
         is_older.then(|| format!("version {version} is too old: {min} or newer is needed"))
+    }
+
+    /// Whether what came from an address is what it has as a version now. One that is built in is the same by whatever mirror; of
+    /// one that was added, another may have had the name.
+    pub(crate) fn has(&self, version: &str, origin: &str) -> bool {
+        if is_built_in(self.name.as_str()) || self.apt().is_some() || self.versions == (Versions::Given {}) {
+            return true;
+        }
+        let is_from = |mirror: &str| {
+            let values = with_version(self.values(mirror).ok()?, version);
+            Some(match self.plan(&values).ok()?.source {
+                Source::Download(url) => address(&url).is_ok_and(|url| shown(&url) == origin),
+                Source::Open(path) => path.display().to_string() == origin,
+                Source::Apt => true,
+            })
+        };
+        self.mirrors().any(|mirror| is_from(mirror) == Some(true))
     }
 
     /// The names of the drivers that its assets suit.
