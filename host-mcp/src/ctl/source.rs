@@ -48,13 +48,17 @@ impl Source for Rootfs {
 /// An OCI image.
 #[derive(Debug, Args)]
 pub(crate) struct Oci {
-    /// The image, such as python:3.12-slim or REGISTRY/REPOSITORY@sha256:DIGEST
+    /// The image, such as python:3.12-slim or REGISTRY/REPOSITORY@sha256:DIGEST; or docker-archive:FILE, oci-layout:DIRECTORY
     reference: String,
 }
 
 impl Source for Oci {
     fn reference(&self) -> String {
-        format!("oci:{}", self.reference.trim_start_matches("oci:"))
+        let forms = ["oci:", "oci-layout:", "oci-archive:", "docker-archive:"];
+        match forms.iter().any(|form| self.reference.starts_with(form)) {
+            true => self.reference.clone(),
+            false => format!("oci:{}", self.reference),
+        }
     }
 }
 
@@ -94,5 +98,23 @@ pub(crate) struct Drive {
 impl Source for Drive {
     fn reference(&self) -> String {
         format!("drive:{}", self.drive)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_oci_image_may_be_saved_in_a_file() {
+        for (given, meant) in [
+            ("python:3.12-slim", "oci:python:3.12-slim"),
+            ("oci:python", "oci:python"),
+            ("docker-archive:/a/b.tar#c:1", "docker-archive:/a/b.tar#c:1"),
+            ("oci-layout:/a", "oci-layout:/a"),
+            ("oci-archive:/a.tar", "oci-archive:/a.tar"),
+        ] {
+            assert_eq!(Oci { reference: given.into() }.reference(), meant);
+        }
     }
 }
