@@ -215,7 +215,7 @@ async fn open_doors(
 
 /// Serves the client on stdin and stdout; afterwards waits until the other clients have gone too.
 async fn stdio_client(endpoints: &Endpoints) {
-    let caller = Caller { owner: format!("uid:{}", rustix::process::getuid().as_raw()), scope: None };
+    let caller = Caller { owner: format!("uid:{}", rustix::process::getuid().as_raw()).into(), scope: None };
     let ends = rmcp::transport::stdio_pipes();
     let stop = endpoints.stop().child_token();
     Box::pin(stream::serve(endpoints.host().clone(), View::Whole, caller, ends, &[], stop)).await;

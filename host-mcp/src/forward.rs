@@ -5,17 +5,18 @@
 //! the link hold, and a guest cannot say anything in the host's name.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nexus_core::guest::wire::{Members, write_string};
 use nexus_core::guest::{LinkError, wire};
 use nexus_core::{CallRecord, Caller, GuestHandle};
 use nexus_schema::error::{ERROR_META, VM_META};
-use nexus_schema::id::{VmId, VmKind};
+use nexus_schema::id::{BootId, VmId, VmKind};
 use nexus_schema::limits::{COMMAND_TIMEOUT_DEFAULT, COMMAND_TIMEOUT_MAX};
 use nexus_schema::tool::{Tool, VM_ARGUMENT};
 use nexus_schema::tools::command::RunCommand;
-use nexus_schema::{Reference, Timestamp, ToolError};
+use nexus_schema::{Name, Reference, Timestamp, ToolError};
 use serde_json::value::RawValue;
 
 use crate::host::{Host, View};
@@ -125,12 +126,13 @@ pub(crate) fn find(
 }
 
 /// Which VM and boot answer, as every reply says it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Origin {
     /// The VM's id.
     pub(crate) vm: VmId,
     /// The VM's name.
-    pub(crate) name: String,
+    pub(crate) name: Name,
+    boot: BootId,
     meta: String,
 }
 
@@ -139,7 +141,12 @@ impl Origin {
         // Ids and names need no escapes.
         let meta =
             format!(r#"{{"id":"{}","name":"{}","boot_id":"{}"}}"#, guest.vm, guest.name, guest.boot_id);
-        Self { vm: guest.vm, name: guest.name.to_string(), meta }
+        Self { vm: guest.vm, name: guest.name.clone(), boot: guest.boot_id, meta }
+    }
+
+    /// Whether it is what [`Self::of`] would make of this guest.
+    pub(crate) fn is_of(&self, guest: &GuestHandle) -> bool {
+        (self.vm, self.boot, &self.name) == (guest.vm, guest.boot_id, &guest.name)
     }
 }
 
@@ -160,7 +167,7 @@ pub(crate) fn write_outcome(
         Err(error) => error,
     };
     out.truncate(before);
-    let error = error.to_tool_error(&origin.name);
+    let error = error.to_tool_error(origin.name.as_str());
     write_error(out, &error, Some(origin), era);
     error.code.as_str()
 }
@@ -279,8 +286,8 @@ impl Timed {
     pub(crate) fn record(
         &self,
         host: &Host,
-        owner: &str,
-        tool: String,
+        owner: &Arc<str>,
+        tool: impl Into<Cow<'static, str>>,
         vm: Option<VmId>,
         outcome: &'static str,
     ) {
@@ -289,8 +296,8 @@ impl Timed {
         }
         host.guests().record(CallRecord {
             started: Timestamp::from(self.wall),
-            owner: owner.to_owned(),
-            tool,
+            owner: Arc::clone(owner),
+            tool: tool.into(),
             vm,
             duration: self.start.elapsed(),
             outcome,
@@ -383,7 +390,8 @@ mod tests {
     fn origin() -> Origin {
         Origin {
             vm: VmId::from_i64(1).unwrap(),
-            name: "web-1".into(),
+            name: "web-1".parse().unwrap(),
+            boot: BootId::from_i64(2).unwrap(),
             meta: r#"{"id":"aaaaaaaaaaaac","name":"web-1","boot_id":"aaaaaaaaaaaae"}"#.into(),
         }
     }

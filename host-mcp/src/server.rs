@@ -105,13 +105,7 @@ impl Server {
         let (guest, arguments) = match found {
             Ok(found) => found,
             Err(error) => {
-                timed.record(
-                    &self.host,
-                    &caller.owner,
-                    tool.to_owned(),
-                    self.view.scope(),
-                    error.code.as_str(),
-                );
+                timed.record(&self.host, &caller.owner, tool, self.view.scope(), error.code.as_str());
                 return Ok(error_result(&error));
             }
         };
@@ -138,10 +132,10 @@ impl Server {
             &origin,
             Era::Stateless,
         );
-        timed.record(&self.host, &caller.owner, tool.to_owned(), Some(guest.vm), code);
+        timed.record(&self.host, &caller.owner, tool, Some(guest.vm), code);
         serde_json::from_slice(&out).or_else(|_| {
             let error = nexus_core::guest::LinkError::Misbehaved { what: "not a tool's result" };
-            Ok(error_result(&error.to_tool_error(&origin.name)))
+            Ok(error_result(&error.to_tool_error(origin.name.as_str())))
         })
     }
 }

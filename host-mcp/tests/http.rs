@@ -161,7 +161,7 @@ async fn tcp_needs_the_token_and_serves_no_web_page() {
     let run = call(3, "guest_os_info", json!({"vm": "web-1"}));
     let answer = http.post("/mcp", &[auth, ("mcp-session-id", &session)], &run).await;
     assert_eq!(messages(&answer)[0]["id"], 3);
-    assert_eq!(rig.logged("ok").await.owner, "token:http");
+    assert_eq!(&*rig.logged("ok").await.owner, "token:http");
     assert_eq!(http.post("/mcp", &[("mcp-session-id", &session)], &run).await.status(), 401);
     // The Unix socket's callers are others: the session is not theirs.
     assert_eq!(rig.http().await.post("/mcp", &[("mcp-session-id", &session)], &run).await.status(), 404);

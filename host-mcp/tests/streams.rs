@@ -37,8 +37,8 @@ async fn a_client_works_in_a_guest() {
     assert_eq!(result["_meta"]["dev.nexus/vm"]["boot_id"], "aaaaaaaaaaaae");
     assert!(result.get("resultType").is_none());
     let logged = rig.logged("ok").await;
-    assert_eq!((logged.tool.as_str(), logged.vm), ("run_command", Some(common::vm_id())));
-    assert_eq!(logged.owner, format!("uid:{}", rustix::process::getuid().as_raw()));
+    assert_eq!((&*logged.tool, logged.vm), ("run_command", Some(common::vm_id())));
+    assert_eq!(*logged.owner, format!("uid:{}", rustix::process::getuid().as_raw()));
 
     let wrong = client.call("guest_run_command", json!({"command": "true"})).await;
     assert_eq!(error_code(&wrong), "invalid_argument");

@@ -76,7 +76,7 @@ impl Nexus {
             ready: false,
             size: params.size.unwrap_or(DISK_DEFAULT),
             read_only: params.read_only.unwrap_or(false),
-            owner: ctx.caller.owner.clone(),
+            owner: ctx.caller.owner.to_string(),
             created_at: now(),
         };
         if let From::Drive(source) = &from {

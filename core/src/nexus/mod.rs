@@ -52,7 +52,7 @@ pub use crate::store::calls::CallRecord;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// `uid:N` of the peer, or the name of the token.
-    pub owner: String,
+    pub owner: Arc<str>,
     /// The one VM that this caller may see, on a scoped endpoint.
     pub scope: Option<VmId>,
 }

@@ -47,7 +47,7 @@ impl Nexus {
             name: params.name,
             version: 1,
             spec,
-            owner: ctx.caller.owner.clone(),
+            owner: ctx.caller.owner.to_string(),
             created_at: at,
             updated_at: at,
         };

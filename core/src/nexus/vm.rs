@@ -89,7 +89,7 @@ impl Nexus {
         let record = handle.view.borrow().record.clone();
         policy::stop(record.name.as_str(), record.state)?;
         let op = self.shared.begin_op("vm_stop", ctx, subject(&record)).await?;
-        let (shared, who) = (self.shared.clone(), ctx.caller.owner.clone());
+        let (shared, who) = (self.shared.clone(), ctx.caller.owner.to_string());
         self.shared.ops.run(op, move |progress| async move {
             let decision = ask(&handle, |reply| Command::Stop { who, force, reply }).await?;
             if decision == Decision::Go {
@@ -117,7 +117,7 @@ impl Nexus {
         params: VmDeleteParams,
     ) -> Result<VmDeleteOutput, ToolError> {
         let handle = self.shared.vms.get(&params.vm)?;
-        let (who, force) = (ctx.caller.owner.clone(), params.force.unwrap_or(false));
+        let (who, force) = (ctx.caller.owner.to_string(), params.force.unwrap_or(false));
         ask(&handle, |reply| Command::Delete { who, force, reply }).await
     }
 

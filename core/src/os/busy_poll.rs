@@ -3,8 +3,8 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -17,19 +17,62 @@ const WINDOW: Duration = Duration::from_micros(250);
 /// For how many turns the processor rests between two looks: about a microsecond.
 const PAUSES: u32 = 40;
 
+/// For how long nobody looks after another peer was heard of: who looks holds up the others.
+const ALONE: Duration = Duration::from_millis(2);
+
 /// Whether a thread of this process looks: the others have work to do.
 static LOOKING: AtomicBool = AtomicBool::new(false);
 /// Whoever looks takes the only processor from whom it waits for.
 static HAS_PROCESSORS: LazyLock<bool> =
     LazyLock::new(|| std::thread::available_parallelism().is_ok_and(|n| n.get() > 1));
 
+/// Peers of one kind: they are looked at while it is always the same one that is heard of.
+#[derive(Debug)]
+pub struct Crowd {
+    next: AtomicU64,
+    /// The last one that was heard of, and until when it shares the time with one before.
+    last: Mutex<(u64, Option<Instant>)>,
+}
+
+impl Crowd {
+    /// Nobody yet.
+    pub const fn new() -> Self {
+        Self { next: AtomicU64::new(1), last: Mutex::new((0, None)) }
+    }
+
+    /// Notes that one is heard of; whether it is the only one for a while.
+    fn is_alone(&self, peer: u64) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.0 != peer {
+            *last = (peer, (last.0 != 0).then(|| Instant::now() + ALONE));
+        }
+        if last.1.is_some_and(|until| until <= Instant::now()) {
+            last.1 = None;
+        }
+        last.1.is_none()
+    }
+}
+
+impl Default for Crowd {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Whether the answers of one peer are worth looking for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct BusyPoll {
+    crowd: &'static Crowd,
+    peer: u64,
     is_worth_it: bool,
 }
 
 impl BusyPoll {
+    /// For one more peer of this kind.
+    pub fn of(crowd: &'static Crowd) -> Self {
+        Self { crowd, peer: crowd.next.fetch_add(1, Ordering::Relaxed), is_worth_it: false }
+    }
+
     /// An answer came after so long.
     pub fn took(&mut self, wait: Duration) {
         self.is_worth_it = wait <= WINDOW;
@@ -55,7 +98,8 @@ impl BusyPoll {
     }
 
     fn look<T>(&self, mut find: impl FnMut() -> Option<T>) -> Option<T> {
-        if !self.is_worth_it || !*HAS_PROCESSORS || LOOKING.swap(true, Ordering::Acquire) {
+        let is_alone = self.crowd.is_alone(self.peer);
+        if !is_alone || !self.is_worth_it || !*HAS_PROCESSORS || LOOKING.swap(true, Ordering::Acquire) {
             return None;
         }
         let start = Instant::now();
@@ -90,7 +134,8 @@ mod tests {
     #[test]
     fn only_what_came_soon_the_last_time_is_looked_for() {
         let (mut near, far) = UnixStream::pair().unwrap();
-        let mut poll = BusyPoll::default();
+        static CROWD: Crowd = Crowd::new();
+        let mut poll = BusyPoll::of(&CROWD);
         let mut buffer = Vec::with_capacity(100);
         near.write_all(b"one").unwrap();
         assert!(poll.receive(&far, &mut buffer).is_none(), "nothing is known of the peer yet");
@@ -111,5 +156,14 @@ mod tests {
         drop(near);
         assert_eq!(poll.receive(&far, &mut buffer).unwrap().unwrap(), 4);
         assert_eq!(poll.receive(&far, &mut buffer).unwrap().unwrap(), 0, "the peer is gone");
+
+        // Another one is heard of: nobody is looked at until one has been alone for a while.
+        let mut other = BusyPoll::of(&CROWD);
+        other.took(Duration::ZERO);
+        assert!(other.receive(&far, &mut buffer).is_none());
+        while other.receive(&far, &mut buffer).is_none() {
+            std::thread::yield_now();
+        }
+        assert!(poll.receive(&far, &mut buffer).is_none());
     }
 }

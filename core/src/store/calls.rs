@@ -1,5 +1,7 @@
 //! The call log: when, who, tool, VM, duration, outcome; never contents.
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nexus_schema::Timestamp;
@@ -18,9 +20,9 @@ pub struct CallRecord {
     /// When it came.
     pub started: Timestamp,
     /// Who called.
-    pub owner: String,
+    pub owner: Arc<str>,
     /// Which tool.
-    pub tool: String,
+    pub tool: Cow<'static, str>,
     /// On which VM.
     pub vm: Option<VmId>,
     /// How long it took.

@@ -100,14 +100,14 @@ impl Calls {
                         forward::write_outcome(&mut out, outcome, &origin, era)
                     }
                 };
-                timed.record(host, &caller.owner, tool.to_owned(), Some(guest.vm), code);
+                timed.record(host, &caller.owner, tool, Some(guest.vm), code);
                 if out.is_empty() {
                     // There is no answer to a cancelled call, but there must be one to its HTTP request.
                     return Some(respond(StatusCode::ACCEPTED, "application/json", Bytes::new()));
                 }
             }
             Err(error) => {
-                timed.record(host, &caller.owner, tool.to_owned(), view.scope(), error.code.as_str());
+                timed.record(host, &caller.owner, tool, view.scope(), error.code.as_str());
                 forward::write_error(&mut out, &error, None, era);
             }
         }

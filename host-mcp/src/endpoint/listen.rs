@@ -30,7 +30,7 @@ pub fn serve_unix(endpoints: &Endpoints, directory: &Path, name: &str) -> io::Re
         while let Some((permit, accepted)) = next(&this, &room, listener.accept()).await {
             let accepted = accepted.and_then(|(stream, _)| {
                 let uid = stream.peer_cred()?.uid();
-                Ok((stream, Caller { owner: format!("uid:{uid}"), scope: None }))
+                Ok((stream, Caller { owner: format!("uid:{uid}").into(), scope: None }))
             });
             match accepted {
                 Ok((stream, caller)) => converse(&this, Door::Unix, Some(caller), stream, permit),

@@ -49,6 +49,9 @@ const SERVICES_MAX: usize = 64;
 
 type Body = BoxBody<Bytes, Infallible>;
 
+/// Who calls, and what of.
+type Whose = (Arc<str>, View);
+
 /// All endpoints of one daemon. Cheap to clone.
 #[derive(Clone)]
 pub struct Endpoints(Arc<Inner>);
@@ -59,7 +62,7 @@ struct Inner {
     /// Streams that are open: they end in their own time when the daemon stops.
     streams: TaskTracker,
     ledger: Arc<Ledger>,
-    services: Mutex<HashMap<(String, View), Arc<Scoped>>>,
+    services: Mutex<HashMap<Whose, Arc<Scoped>>>,
     calls: calls::Calls,
 }
 

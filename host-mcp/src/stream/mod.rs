@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use nexus_core::Caller;
 use nexus_core::guest::lines::{LineReader, Outbox};
+use nexus_core::os::busy_poll::{BusyPoll, Crowd};
 use nexus_core::os::duplex;
 use nexus_schema::limits::LINE_MAX;
 use rmcp::model::{ClientJsonRpcMessage, JsonRpcMessage, ServerJsonRpcMessage, ServerResult};
 use rmcp::transport::{Transport, TransportAdapterIdentity};
 use rmcp::{RoleServer, service};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use self::tap::Tap;
@@ -29,10 +30,18 @@ const ENDLESS: u64 = 256 << 20;
 /// How much may wait for a client to read before no more of its lines are read, in bytes.
 const BACKLOG: usize = 4 << 20;
 
+/// Those that call.
+static CLIENTS: Crowd = Crowd::new();
+
 /// A stream's reading end that can tell whether its peer is gone for good, or has only stopped writing.
 pub trait ReadEnd: AsyncRead + Unpin + Send + Sync + 'static {
     /// Whether nobody will read what is written.
     fn is_gone(&self) -> bool;
+
+    /// Appends what comes within a moment; `None` if it is to be waited for.
+    fn look(&self, _poll: &BusyPoll, _buffer: &mut Vec<u8>) -> Option<io::Result<usize>> {
+        None
+    }
 }
 
 impl ReadEnd for duplex::Reader {
@@ -47,6 +56,10 @@ impl ReadEnd for duplex::Reader {
             }
             Err(_) => true,
         }
+    }
+
+    fn look(&self, poll: &BusyPoll, buffer: &mut Vec<u8>) -> Option<io::Result<usize>> {
+        poll.receive(self, buffer)
     }
 }
 
@@ -93,6 +106,8 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
         tap: Arc::clone(&tap),
         beat,
         at_end: false,
+        answered: None,
+        busy_poll: BusyPoll::of(&CLIENTS),
     };
     let server = Server::for_client(host.clone(), view, caller);
     match service::serve_server_with_ct::<_, _, io::Error, TransportAdapterIdentity>(server, transport, stop)
@@ -116,6 +131,39 @@ struct Lines<R> {
     tap: Arc<Tap>,
     beat: Interval,
     at_end: bool,
+    /// When the last call that was under way was answered, if nothing was read since.
+    answered: Option<Instant>,
+    /// Whether this client is one that calls again at once.
+    busy_poll: BusyPoll,
+}
+
+impl<R: ReadEnd> Lines<R> {
+    /// Waits for more bytes, or for a reason to look at the lines or the backlog again; whether the client may go on writing.
+    async fn fill(&mut self) -> io::Result<bool> {
+        let more = tokio::select! {
+            more = self.reader.fill() => more,
+            () = self.tap.answered.notified() => {
+                self.answered = Some(Instant::now());
+                let poll = &self.busy_poll;
+                match self.reader.fill_by(|read, buffer| read.look(poll, buffer)) {
+                    Some(more) => {
+                        // Others may have waited for this thread meanwhile.
+                        tokio::task::yield_now().await;
+                        more
+                    }
+                    None => return Ok(true),
+                }
+            }
+            _ = self.beat.tick(), if self.tap.has_calls() => {
+                self.tap.beat();
+                return Ok(true);
+            }
+        };
+        if let Some(answered) = self.answered.take() {
+            self.busy_poll.took(answered.elapsed());
+        }
+        more
+    }
 }
 
 impl<R: ReadEnd> Transport<RoleServer> for Lines<R> {
@@ -158,15 +206,12 @@ impl<R: ReadEnd> Transport<RoleServer> for Lines<R> {
                 return None;
             }
             self.tap.outbox.drained_to(BACKLOG).await;
-            tokio::select! {
-                more = self.reader.fill() => match more {
-                    Ok(more) => self.at_end = !more,
-                    Err(error) => {
-                        tracing::debug!(%error, "cannot read from a client");
-                        return None;
-                    }
-                },
-                _ = self.beat.tick(), if self.tap.has_calls() => self.tap.beat(),
+            match self.fill().await {
+                Ok(more) => self.at_end = !more,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot read from a client");
+                    return None;
+                }
             }
         }
     }

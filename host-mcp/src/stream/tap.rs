@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nexus_core::Caller;
 use nexus_core::guest::lines::{Line, Outbox};
 use nexus_core::guest::wire::{self, Envelope, write_string};
 use nexus_core::guest::{CallId, CallSink, GuestProgress, Link, LinkError, UP_WAIT};
+use nexus_core::{Caller, GuestHandle};
 use rmcp::model::ClientJsonRpcMessage;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::sync::Notify;
 use tokio::time::{Instant, interval};
 
 use crate::forward::{self, Arguments, CallParams, Era, Origin, Timed};
@@ -36,9 +37,13 @@ pub(super) struct Tap {
     /// Whether the line that is being skipped was refused already.
     is_refused: AtomicBool,
     /// Forwarded calls that are under way, by the client's id as it stands in the line.
-    calls: Mutex<HashMap<Box<str>, Call>>,
+    calls: Mutex<HashMap<Arc<str>, Call>>,
+    /// Who answered last: mostly who answers next.
+    origin: Mutex<Option<Arc<Origin>>>,
     /// Where calls were begun that are not written yet.
     unwritten: Mutex<Vec<Link>>,
+    /// Tells the reader that all calls are answered.
+    pub(super) answered: Notify,
 }
 
 struct Call {
@@ -65,11 +70,13 @@ impl Tap {
             is_initialized: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
             calls: Mutex::default(),
+            origin: Mutex::default(),
             unwritten: Mutex::default(),
+            answered: Notify::new(),
         })
     }
 
-    fn calls(&self) -> MutexGuard<'_, HashMap<Box<str>, Call>> {
+    fn calls(&self) -> MutexGuard<'_, HashMap<Arc<str>, Call>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,13 +179,7 @@ impl Tap {
         match found {
             Ok((guest, arguments)) => self.begin(id.get(), tool, &guest, &arguments, &params, era, timed),
             Err(error) => {
-                timed.record(
-                    &self.host,
-                    &self.caller.owner,
-                    tool.to_owned(),
-                    self.view.scope(),
-                    error.code.as_str(),
-                );
+                timed.record(&self.host, &self.caller.owner, tool, self.view.scope(), error.code.as_str());
                 self.outbox.push(|out| {
                     forward::write_response_start(out, id.get());
                     forward::write_error(out, &error, None, era);
@@ -194,7 +195,7 @@ impl Tap {
         self: &Arc<Self>,
         id: &str,
         tool: &'static str,
-        guest: &nexus_core::GuestHandle,
+        guest: &GuestHandle,
         arguments: &Arguments<'_>,
         params: &CallParams<'_>,
         era: Era,
@@ -203,6 +204,7 @@ impl Tap {
         let progress = params
             .progress_token()
             .map(|token| Arc::new(Reported { token: token.into(), last: Mutex::new((0.0, Instant::now())) }));
+        let key: Arc<str> = id.into();
         {
             let mut calls = self.calls();
             if calls.contains_key(id) {
@@ -213,13 +215,14 @@ impl Tap {
                 drop(calls);
                 return self.refuse(Some(id), -32000, "too many calls of this client are under way");
             }
-            calls.insert(id.into(), Call { at: None, is_cancelled: false, progress: progress.clone() });
+            calls
+                .insert(Arc::clone(&key), Call { at: None, is_cancelled: false, progress: progress.clone() });
         }
         let sink = Box::new(Sink {
             tap: Arc::clone(self),
-            id: id.into(),
+            id: key,
             tool,
-            origin: Origin::of(guest),
+            origin: self.origin(guest),
             era,
             progress: progress.clone(),
             timed,
@@ -251,6 +254,14 @@ impl Tap {
                 });
             }
             Err((error, sink)) => sink.done(Err(error)),
+        }
+    }
+
+    fn origin(&self, guest: &GuestHandle) -> Arc<Origin> {
+        let mut last = self.origin.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(origin) if origin.is_of(guest) => Arc::clone(origin),
+            _ => Arc::clone(last.insert(Arc::new(Origin::of(guest)))),
         }
     }
 
@@ -363,9 +374,9 @@ impl Tap {
 /// Where the outcome of one forwarded call goes.
 struct Sink {
     tap: Arc<Tap>,
-    id: Box<str>,
+    id: Arc<str>,
     tool: &'static str,
-    origin: Origin,
+    origin: Arc<Origin>,
     era: Era,
     progress: Option<Arc<Reported>>,
     timed: Timed,
@@ -403,6 +414,7 @@ impl CallSink for Sink {
                 if is_last {
                     self.tap.outbox.put(line);
                     self.tap.outbox.flush();
+                    self.tap.answered.notify_one();
                 } else {
                     self.tap.outbox.push(line);
                 }
@@ -410,6 +422,6 @@ impl CallSink for Sink {
             }
         };
         let Self { tap, tool, origin, timed, .. } = *self;
-        timed.record(&tap.host, &tap.caller.owner, tool.to_owned(), Some(origin.vm), outcome);
+        timed.record(&tap.host, &tap.caller.owner, tool, Some(origin.vm), outcome);
     }
 }

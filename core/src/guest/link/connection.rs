@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::{GuestProgress, LinkError, LinkState, Shared};
 use crate::guest::lines::{Line, LineReader, Outbox};
 use crate::guest::wire::{self, Envelope};
-use crate::os::busy_poll::BusyPoll;
+use crate::os::busy_poll::{BusyPoll, Crowd};
 use crate::os::duplex;
 use crate::os::paths::vm_files;
 use crate::os::socket;
@@ -51,6 +51,9 @@ const ENDLESS: u64 = 64 << 20;
 const ANSWER_BACKLOG: usize = 64 << 10;
 /// The revision of MCP that is spoken with guests.
 const REVISION: &str = "2025-11-25";
+
+/// Those that answer.
+static GUESTS: Crowd = Crowd::new();
 
 type Reader = LineReader<duplex::Reader>;
 
@@ -115,7 +118,7 @@ async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32, pa
         heard: Instant::now(),
         pinged: false,
         sent: None,
-        busy_poll: BusyPoll::default(),
+        busy_poll: BusyPoll::of(&GUESTS),
     };
     serving.run(reader).await
 }

@@ -33,8 +33,11 @@ use super::connect::{self, Stream};
 use super::error::Error;
 use super::launch;
 use super::lines::{self, Envelope, Line};
-use crate::busy_poll::BusyPoll;
+use crate::busy_poll::{BusyPoll, Crowd};
 use crate::duplex;
+
+/// There is one.
+static DAEMON: Crowd = Crowd::new();
 
 /// The longest line that is read, so that one that is too long for the daemon can still be answered.
 const READ_MAX: usize = 4 * LINE_MAX;
@@ -276,7 +279,7 @@ impl Bridge<'_> {
             writer: Mutex::new(write),
             lost: CancellationToken::new(),
             sent: Cell::default(),
-            busy_poll: RefCell::default(),
+            busy_poll: RefCell::new(BusyPoll::of(&DAEMON)),
         });
         let pump = async {
             if self.hand_over(&daemon, &mut reader).await? {
