@@ -1,8 +1,12 @@
-//! Filesystems for tests: made in a file, mounted by a loop device, unmounted and gone with the value.
+//! Filesystems for tests: made in a file, mounted by a loop device, unmounted and gone with the value; or with the thread,
+//! as a test that is killed drops nothing.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
 /// A mounted filesystem.
@@ -44,6 +48,7 @@ impl Mounted {
     }
 
     fn mount(base: TempDir, file: &Path, options: &str) -> Self {
+        keep_mounts_to_this_thread();
         let point = base.path().join("mount");
         std::fs::create_dir(&point).unwrap();
         let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -66,6 +71,16 @@ impl Drop for Mounted {
             let lazily = Command::new("/bin/umount").arg("-l").arg(&self.point).status();
             eprintln!("{} unmounted lazily: {lazily:?}", self.base.path().display());
         }
+    }
+}
+
+/// What is mounted from now on is only seen by this thread, and by the threads and programs that it starts.
+fn keep_mounts_to_this_thread() {
+    thread_local!(static KEPT: Cell<bool> = const { Cell::new(false) });
+    if !KEPT.replace(true) {
+        unshare(CloneFlags::CLONE_NEWNS).expect("this test has to run as root");
+        let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).unwrap();
     }
 }
 
