@@ -278,8 +278,10 @@ pub(crate) struct Timed {
 }
 
 impl Timed {
-    pub(crate) fn start() -> Self {
-        Self { wall: SystemTime::now(), start: Instant::now() }
+    pub(crate) fn start(host: &Host) -> Self {
+        let start = Instant::now();
+        host.awake().begins(start);
+        Self { wall: SystemTime::now(), start }
     }
 
     /// The call has ended.
@@ -294,12 +296,14 @@ impl Timed {
         if outcome != "ok" {
             host.counters().errors.add();
         }
+        let end = Instant::now();
+        host.awake().ended(end);
         host.guests().record(CallRecord {
             started: Timestamp::from(self.wall),
             owner: Arc::clone(owner),
             tool: tool.into(),
             vm,
-            duration: self.start.elapsed(),
+            duration: end - self.start,
             outcome,
         });
     }

@@ -7,6 +7,7 @@ use nexus_core::{CallRecord, Caller, GuestHandle, Nexus};
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::{Reference, ToolError};
 
+use crate::awake::Awake;
 use crate::tools::Registry;
 
 /// The way into guests, and the log of calls.
@@ -41,6 +42,7 @@ struct Inner {
     nexus: Nexus,
     guests: Box<dyn Guests>,
     registry: Registry,
+    awake: Awake,
     counters: Counters,
 }
 
@@ -52,14 +54,24 @@ impl std::fmt::Debug for Host {
 
 impl Host {
     /// A host over an open Nexus.
-    pub fn new(nexus: Nexus) -> Self {
+    pub fn new(nexus: Nexus, awake: Awake) -> Self {
         let guests = Box::new(nexus.clone());
-        Self::with_guests(nexus, guests)
+        Self::with(nexus, guests, awake)
     }
 
     /// A host whose guests are found elsewhere than in Nexus: for tests and benchmarks of the forwarding alone.
     pub fn with_guests(nexus: Nexus, guests: Box<dyn Guests>) -> Self {
-        Self(Arc::new(Inner { nexus, guests, registry: Registry::new(), counters: Counters::default() }))
+        Self::with(nexus, guests, Awake::off())
+    }
+
+    fn with(nexus: Nexus, guests: Box<dyn Guests>, awake: Awake) -> Self {
+        Self(Arc::new(Inner {
+            nexus,
+            guests,
+            registry: Registry::new(),
+            awake,
+            counters: Counters::default(),
+        }))
     }
 
     /// The facade.
@@ -75,6 +87,11 @@ impl Host {
     /// The tools.
     pub fn registry(&self) -> &Registry {
         &self.0.registry
+    }
+
+    /// What is told of calls, so that processors stay awake for them.
+    pub(crate) fn awake(&self) -> &Awake {
+        &self.0.awake
     }
 
     /// The counters.

@@ -63,7 +63,7 @@ impl Server {
     ) -> Result<CallToolResult, ErrorData> {
         let unknown = || ErrorData::invalid_params(format!("unknown tool: {tool}"), None);
         let View::Whole = self.view else { return Err(unknown()) };
-        let timed = Timed::start();
+        let timed = Timed::start(&self.host);
         let owner = caller.owner.clone();
         let reference = arguments.get("vm").and_then(|vm| vm.as_str()?.parse::<Reference<_>>().ok());
         // Before the call: afterwards the VM may be gone.
@@ -96,7 +96,7 @@ impl Server {
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResult, ErrorData> {
         self.host.counters().guest_calls.add();
-        let timed = Timed::start();
+        let timed = Timed::start(&self.host);
         let text = serde_json::value::to_raw_value(&arguments)
             .map_err(|e| ErrorData::internal_error(format!("arguments without a JSON form: {e}"), None))?;
         let found = Arguments::parse(Some(&text), self.view).and_then(|arguments| {

@@ -22,9 +22,16 @@ const ALONE: Duration = Duration::from_millis(2);
 
 /// Whether a thread of this process looks: the others have work to do.
 static LOOKING: AtomicBool = AtomicBool::new(false);
+/// Whether this process never looks.
+static NEVER: AtomicBool = AtomicBool::new(false);
 /// Whoever looks takes the only processor from whom it waits for.
 static HAS_PROCESSORS: LazyLock<bool> =
     LazyLock::new(|| std::thread::available_parallelism().is_ok_and(|n| n.get() > 1));
+
+/// From now on nothing is looked for in this process: what comes is slept for.
+pub fn never() {
+    NEVER.store(true, Ordering::Relaxed);
+}
 
 /// Peers of one kind: they are looked at while it is always the same one that is heard of.
 #[derive(Debug)]
@@ -99,7 +106,8 @@ impl BusyPoll {
 
     fn look<T>(&self, mut find: impl FnMut() -> Option<T>) -> Option<T> {
         let is_alone = self.crowd.is_alone(self.peer);
-        if !is_alone || !self.is_worth_it || !*HAS_PROCESSORS || LOOKING.swap(true, Ordering::Acquire) {
+        let may = *HAS_PROCESSORS && !NEVER.load(Ordering::Relaxed);
+        if !is_alone || !self.is_worth_it || !may || LOOKING.swap(true, Ordering::Acquire) {
             return None;
         }
         let start = Instant::now();

@@ -70,7 +70,7 @@ impl Calls {
         let era = params.era(session.is_some())?;
         let id = message.id?.get();
         host.counters().guest_calls.add();
-        let timed = Timed::start();
+        let timed = Timed::start(host);
         let mut out = Vec::with_capacity(512);
         forward::write_response_start(&mut out, id);
         let found = Arguments::parse(params.arguments, view)

@@ -171,7 +171,7 @@ impl Tap {
         let Some(tool) = self.host.registry().guest_tool(self.view, &params.name) else { return false };
         let Some(era) = params.era(self.is_initialized.load(Ordering::Acquire)) else { return false };
         self.host.counters().guest_calls.add();
-        let timed = Timed::start();
+        let timed = Timed::start(&self.host);
         let arguments = Arguments::parse(params.arguments, self.view);
         let found = arguments.and_then(|arguments| {
             Ok((forward::find(&self.host, &self.caller, self.view, &arguments)?, arguments))

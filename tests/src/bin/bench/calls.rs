@@ -38,10 +38,10 @@ pub(crate) fn measure(options: &Options) -> Table {
     );
     table.note(match Awake::keep() {
         Some(_) => {
-            "Processors sleep while they wait, as they do; the lines that say so are of processors kept awake by \
-             `/dev/cpu_dma_latency`, and tell what waking them costs."
+            "Processors sleep as they do, but for what nexusd does about it as root; the lines that say so are of processors kept \
+             awake throughout by `/dev/cpu_dma_latency`, for the yardstick too."
         }
-        None => "Processors sleep while they wait; only root can keep them awake, so all lines are of such.",
+        None => "Processors sleep while they wait; only root can keep them awake, nexusd included, so all lines are of such.",
     });
     table
 }
