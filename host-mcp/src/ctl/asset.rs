@@ -228,7 +228,8 @@ async fn inspect(app: &App, args: OneArgs) -> Result<u8, Error> {
 
 async fn verify(app: &App, args: VerifyArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
-    let params = AssetVerifyParams { asset: args.asset, kind: args.kind, wait_s: Some(0) };
+    let kind = args.kind;
+    let params = AssetVerifyParams { asset: args.asset, kind, wait_s: Some(0) };
     let followed = follow::start::<AssetVerify, _>(&mut client, &app.ui, &params, args.wait).await?;
     let Some(result) = &followed.outcome.result else {
         app.ui.line(&followed.outcome.op_id.to_string())?;
@@ -238,6 +239,12 @@ async fn verify(app: &App, args: VerifyArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&followed.raw)?,
         Format::Quiet => {
             list::ids(&app.ui, result.assets.iter().filter(|asset| !asset.ok).map(|asset| asset.id))?
+        }
+        Format::Human if result.assets.is_empty() => {
+            app.ui.say(&format!(
+                "nothing to verify: no {} is installed",
+                kind.map_or("asset", AssetKind::as_str)
+            ));
         }
         Format::Human => {
             let mut table = Table::with_headings(&["NAME", "KIND", "STATUS", "SIZE"]);
@@ -284,11 +291,16 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
     let available = args.installed.then_some(false);
     let page = |limit, cursor| AssetListParams { kind: args.kind, available, limit: Some(limit), cursor };
     let listed = list::all::<AssetList, AssetSummary>(&mut client, &args.paging, "assets", page).await?;
+    let kind = args.kind.map_or("asset", AssetKind::as_str);
+    let nothing = match args.installed {
+        true => format!("no {kind} is installed"),
+        false => format!("no {kind} is installed, and none is offered"),
+    };
     match app.ui.format {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().filter_map(|asset| asset.id))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows, app.ui.now()))?;
+            listed.show(&app.ui, table(&listed.rows, app.ui.now()), &nothing)?;
             let problems =
                 serde_json::from_str::<Problems>(listed.raw.get()).map(|p| p.problems).unwrap_or_default();
             for problem in &problems {

@@ -144,7 +144,11 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|build| build.id))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows, app.ui.now()))?;
+            listed.show(
+                &app.ui,
+                table(&listed.rows, app.ui.now()),
+                "no builds; start one with `nexusctl build start TEMPLATE`",
+            )?;
             listed.say_more(&app.ui);
         }
     }

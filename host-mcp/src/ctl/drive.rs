@@ -219,6 +219,11 @@ async fn create(app: &App, from: Option<String>, args: CreateOptions) -> Result<
 async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let ListArgs { vm, free, paging } = args;
+    let nothing = match (&vm, free) {
+        (None, false) => "no drives; make one with `nexusctl drive create`",
+        (_, true) => "no drive is free",
+        (Some(_), false) => "this VM has no drives",
+    };
     let page = |limit, cursor| DriveListParams {
         vm: vm.clone(),
         attached: free.then_some(false),
@@ -230,7 +235,7 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|drive| drive.id))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows, app.ui.now()))?;
+            listed.show(&app.ui, table(&listed.rows, app.ui.now()), nothing)?;
             listed.say_more(&app.ui);
         }
     }

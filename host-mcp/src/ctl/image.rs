@@ -111,7 +111,11 @@ async fn list(app: &App, paging: Paging) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().filter_map(|image| image.id))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows, app.ui.now()))?;
+            listed.show(
+                &app.ui,
+                table(&listed.rows, app.ui.now()),
+                "no images; make one with `nexusctl image create`",
+            )?;
             listed.say_more(&app.ui);
         }
     }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::client::{Client, Options, raw};
 use super::error::Error;
-use super::ui::Ui;
+use super::ui::{Table, Ui};
 
 /// How much of a list.
 #[derive(Debug, Clone, Default, Args)]
@@ -41,6 +41,15 @@ pub(crate) struct Listed<R> {
 }
 
 impl<R> Listed<R> {
+    /// Shows the rows; where there are none, says so instead.
+    pub(crate) fn show(&self, ui: &Ui, table: Table, nothing: &str) -> Result<(), Error> {
+        if self.rows.is_empty() {
+            ui.say(nothing);
+            return Ok(());
+        }
+        ui.table(table)
+    }
+
     /// Says that there is more, where there is.
     pub(crate) fn say_more(&self, ui: &Ui) {
         if let Some(next) = &self.next {

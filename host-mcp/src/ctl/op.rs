@@ -77,7 +77,7 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|op| op.op_id))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows, app.ui.now()))?;
+            listed.show(&app.ui, table(&listed.rows, app.ui.now()), "no operations")?;
             listed.say_more(&app.ui);
         }
     }

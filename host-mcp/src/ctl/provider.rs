@@ -107,7 +107,7 @@ pub(crate) async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|provider| &provider.name))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows))?;
+            listed.show(&app.ui, table(&listed.rows), "no providers of this kind")?;
             for provider in &listed.rows {
                 if let Some(problem) = &provider.problem {
                     app.ui.warn(&format!("{} cannot be used: {problem}", provider.name));

@@ -102,7 +102,11 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
                 Format::Json => app.ui.json(&listed.raw)?,
                 Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|change| change.revision))?,
                 Format::Human => {
-                    app.ui.table(history(&listed.rows, app.ui.now()))?;
+                    listed.show(
+                        &app.ui,
+                        history(&listed.rows, app.ui.now()),
+                        "nothing was changed yet: all settings are as they are built in",
+                    )?;
                     listed.say_more(&app.ui);
                 }
             }

@@ -190,7 +190,11 @@ async fn list(app: &App, paging: Paging) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|template| template.id))?,
         Format::Human => {
-            app.ui.table(table(&listed.rows, app.ui.now()))?;
+            listed.show(
+                &app.ui,
+                table(&listed.rows, app.ui.now()),
+                "no templates; make one with `nexusctl template create`",
+            )?;
             listed.say_more(&app.ui);
         }
     }

@@ -59,6 +59,57 @@ fn lists_are_plain_in_pipes_and_complete() {
 }
 
 #[test]
+fn what_there_is_not_is_said_and_no_heading_is_shown() {
+    let world = World::new();
+    let none = |key: &str| gives(json!({ key: [] }));
+    let verified = json!({ "op_id": "bbbbbbbbbbbbe", "done": true, "state": "succeeded",
+        "progress": { "step": "" }, "result": { "ok": true, "assets": [] } });
+    let _fake = Fake::start(
+        &world.runtime(),
+        [
+            ("vm_list", none("vms")),
+            ("asset_list", none("assets")),
+            ("asset_verify", gives(verified)),
+            ("drive_list", none("drives")),
+            ("build_list", none("builds")),
+            ("template_list", none("templates")),
+            ("image_list", none("images")),
+            ("op_list", none("ops")),
+            ("settings_history", none("changes")),
+        ],
+    );
+    for (words, key, said) in [
+        ("vm list", "vms", "no VMs; make one with `nexusctl vm create`\n"),
+        ("vm list --state ready", "vms", "no VM is like that\n"),
+        ("asset list --installed", "assets", "no asset is installed\n"),
+        ("kernel installed", "assets", "no kernel is installed\n"),
+        ("firecracker list", "assets", "no vmm is installed, and none is offered\n"),
+        ("drive list", "drives", "no drives; make one with `nexusctl drive create`\n"),
+        ("drive list --free", "drives", "no drive is free\n"),
+        ("drive list --vm web", "drives", "this VM has no drives\n"),
+        ("build list", "builds", "no builds; start one with `nexusctl build start TEMPLATE`\n"),
+        ("template list", "templates", "no templates; make one with `nexusctl template create`\n"),
+        ("image list", "images", "no images; make one with `nexusctl image create`\n"),
+        ("op list", "ops", "no operations\n"),
+        ("settings history", "changes", "nothing was changed yet: all settings are as they are built in\n"),
+    ] {
+        let run = world.run(words);
+        assert_eq!((run.code, run.text(), run.stderr.as_str()), (0, "", said), "{words}");
+        let run = world.run(&format!("{words} -q"));
+        assert_eq!((run.code, run.text(), run.stderr.as_str()), (0, "", ""), "{words} -q");
+        assert_eq!(world.run(&format!("{words} --json")).json(), json!({ key: [] }), "{words} --json");
+    }
+    for (words, said) in [
+        ("asset verify", "nothing to verify: no asset is installed\n"),
+        ("rootfs verify", "nothing to verify: no rootfs is installed\n"),
+    ] {
+        let run = world.run(words);
+        assert_eq!((run.code, run.text(), run.stderr.as_str()), (0, "", said), "{words}");
+        assert_eq!(world.run(&format!("{words} --json")).json()["result"]["assets"], json!([]), "{words}");
+    }
+}
+
+#[test]
 fn json_is_the_structured_result_as_it_came() {
     let world = World::new();
     let result = json!({ "vms": [], "something_new": { "z": 1, "a": [1.5] } });

@@ -291,6 +291,7 @@ fn subject<R>(outcome: &OpOutcome<R>) -> (&str, &str) {
 pub(crate) async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let tags: BTreeMap<_, _> = args.tag.into_iter().collect();
+    let is_whole = args.state.is_none() && tags.is_empty();
     let page =
         |limit, cursor| VmListParams { state: args.state, tags: tags.clone(), limit: Some(limit), cursor };
     let listed = list::all::<VmList, VmSummary>(&mut client, &args.paging, "vms", page).await?;
@@ -298,10 +299,11 @@ pub(crate) async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|vm| vm.id))?,
         Format::Human => {
-            app.ui.table(show::summaries(&listed.rows, app.ui.now()))?;
-            if listed.rows.is_empty() {
-                app.ui.say("no VMs; make one with `nexusctl vm create`");
-            }
+            let nothing = match is_whole {
+                true => "no VMs; make one with `nexusctl vm create`",
+                false => "no VM is like that",
+            };
+            listed.show(&app.ui, show::summaries(&listed.rows, app.ui.now()), nothing)?;
             listed.say_more(&app.ui);
         }
     }
@@ -417,7 +419,7 @@ async fn history(app: &App, args: HistoryArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&listed.raw)?,
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().filter_map(|t| t.boot_id))?,
         Format::Human => {
-            app.ui.table(show::transitions(&listed.rows, app.ui.now()))?;
+            listed.show(&app.ui, show::transitions(&listed.rows, app.ui.now()), "no transitions")?;
             listed.say_more(&app.ui);
         }
     }
