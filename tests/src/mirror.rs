@@ -115,12 +115,18 @@ fn configure(root: &Path, address: SocketAddr) {
         std::os::unix::fs::symlink(own.join(trusted), apt.join(trusted)).expect("a link to keys");
     }
     std::os::unix::fs::symlink("/usr", root.join("usr")).expect("a link to keyrings");
-    let behind = |scheme: &str| format!("https://{USER}:{PASSWORD}@{NAME}:{}/{scheme}/", address.port());
+    // The first address has the password itself, the others have it by a file of apt's.
+    let place = format!("{NAME}:{}", address.port());
+    let login = format!("machine {place} login {USER} password {PASSWORD}\n");
+    let logins = apt.join("auth.conf.d");
+    fs::create_dir_all(&logins).expect("a directory for passwords");
+    fs::write(logins.join("mirror.conf"), login).expect("a password is written");
     let rewrite = |from: &Path, to: &Path| {
         let Ok(text) = fs::read_to_string(from) else { return };
         // In one pass: what is put in has a scheme too.
-        let text = text.replace("https://", "\0s/").replace("http://", &behind("http"));
-        fs::write(to, text.replace("\0s/", &behind("https"))).expect("sources are written");
+        let text = text.replace("https://", "\0https/").replace("http://", "\0http/");
+        let text = text.replacen('\0', &format!("https://{USER}:{PASSWORD}@{place}/"), 1);
+        fs::write(to, text.replace('\0', &format!("https://{place}/"))).expect("sources are written");
     };
     rewrite(&own.join("sources.list"), &apt.join("sources.list"));
     for entry in fs::read_dir(own.join("sources.list.d")).into_iter().flatten().flatten() {

@@ -9,6 +9,7 @@ use tempfile::TempPath;
 use super::ImageError;
 use crate::config::{Environment, Secret};
 use crate::op::Progress;
+use crate::os::subids;
 use crate::os::tls::Trust;
 use crate::os::tool::{ProgramError, Running, Tool};
 
@@ -101,8 +102,9 @@ impl Bootstrap {
     pub(crate) fn check(&self) -> Result<Tool, ImageError> {
         Tool::find("apt-get")?;
         if !rustix::process::geteuid().is_root() {
-            // Its namespace needs it.
+            // Its namespace needs both.
             Tool::find("newuidmap")?;
+            subids::check()?;
         }
         Ok(match &self.program {
             Some(path) => Tool::at("mmdebstrap", path)?,

@@ -8,6 +8,7 @@ use nexus_schema::{ByteSize, ErrorCode};
 use super::oci::OciError;
 use crate::drive::DriveError;
 use crate::op::Cancelled;
+use crate::os::subids::Lacking;
 use crate::os::tool::ProgramError;
 
 /// Why an image was not made.
@@ -104,6 +105,9 @@ pub enum ImageError {
     /// A program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// The daemon's user has no ids for what it takes.
+    #[error(transparent)]
+    Ids(#[from] Lacking),
     /// The image's directory could not be made or filled.
     #[error(transparent)]
     Drive(#[from] DriveError),
@@ -154,7 +158,7 @@ impl ImageError {
             Self::Oci(error) => error.code(),
             Self::Source { .. } | Self::Unknown { .. } | Self::NoInit => ErrorCode::InvalidArgument,
             Self::TooLarge { .. } => ErrorCode::TooLarge,
-            Self::Program(ProgramError::Missing { .. }) => ErrorCode::HostUnsuitable,
+            Self::Program(ProgramError::Missing { .. }) | Self::Ids(_) => ErrorCode::HostUnsuitable,
             Self::Damaged { .. }
             | Self::Unpack { .. }
             | Self::Refused { .. }
@@ -174,6 +178,10 @@ impl ImageError {
             Self::NoInit => Some("use the init mode `agent`, or install an init system in the image".into()),
             Self::Program(error) => super::bootstrap::hint(error).or_else(|| error.hint()),
             Self::Oci(error) => error.hint(),
+            Self::Ids(lacking) => Some(format!(
+                "{}; or start from `busybox`, rootfs:alpine or oci:IMAGE, which need none",
+                lacking.fix()
+            )),
             _ => None,
         }
     }

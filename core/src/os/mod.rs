@@ -13,6 +13,7 @@ pub mod paths;
 pub mod process;
 pub mod random;
 pub mod socket;
+pub mod subids;
 pub mod subvolume;
 pub mod tls;
 pub mod tool;

@@ -106,6 +106,12 @@ impl Paths {
     }
 }
 
+/// Where it says which ids a user has besides its own, below the root directory: users' and groups'.
+pub(super) const SUBORDINATE_IDS: [&str; 2] = ["etc/subuid", "etc/subgid"];
+
+/// Where it says who else may know such things.
+pub(super) const NAME_SERVICES: &str = "etc/nsswitch.conf";
+
 /// Where the host's programs are looked for. Some of them are for administrators, whose directories are not in every user's
 /// `PATH`.
 pub const PROGRAM_DIRECTORIES: [&str; 6] =

@@ -5,6 +5,7 @@
 //! index says of its origin. A source that cannot be used is a problem that is noted; an error it is only when none is left.
 
 mod apt_conf;
+mod auth;
 mod control;
 mod deb;
 mod extract;

@@ -6,6 +6,7 @@ use fs_err as fs;
 use reqwest::Url;
 
 use crate::asset::debian::apt_conf::truth;
+use crate::asset::debian::auth::Logins;
 use crate::asset::debian::control::{self, Stanza};
 use crate::asset::error::SourceProblem;
 use crate::asset::{AssetError, fetch};
@@ -72,7 +73,8 @@ pub(crate) fn read(apt_root: &Path, arch: &'static str) -> Result<Sources, Asset
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(doing(e)),
     }
-    let mut reader = Reader { apt_root, arch, sources: Sources::default(), file: PathBuf::new() };
+    let logins = Logins::read(apt_root);
+    let mut reader = Reader { apt_root, arch, logins, sources: Sources::default(), file: PathBuf::new() };
     for file in files {
         let deb822 = match file.extension().and_then(|e| e.to_str()) {
             Some("list") => false,
@@ -101,6 +103,7 @@ fn read_small(file: &Path) -> std::io::Result<String> {
 struct Reader<'a> {
     apt_root: &'a Path,
     arch: &'static str,
+    logins: Logins,
     sources: Sources,
     file: PathBuf,
 }
@@ -254,8 +257,9 @@ impl Reader<'_> {
         match scheme {
             "http" | "https" => {
                 let url = format!("{}/", uri.trim_end_matches('/'));
-                let url =
+                let mut url =
                     Url::parse(&url).map_err(|_| SourceProblem::Malformed("an address that is none"))?;
+                self.logins.apply(&mut url);
                 Ok(vec![url])
             }
             "mirror+file" => {

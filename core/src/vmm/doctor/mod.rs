@@ -17,6 +17,7 @@ use self::probe::{Program, Version};
 use super::driver::Caps;
 use super::plan::{Accel, DriverKind};
 use crate::config::{Config, DriverSetting};
+use crate::os::subids::Lacking;
 
 /// The oldest QEMU that the driver is written for.
 const QEMU_MIN: Version = Version(6, 0, 0);
@@ -36,6 +37,7 @@ pub struct Host {
     mke2fs: Option<PathBuf>,
     debugfs: Option<PathBuf>,
     mmdebstrap: Option<PathBuf>,
+    ids: Result<(), Lacking>,
     memory_available: Option<u64>,
     is_root: bool,
 }
@@ -212,6 +214,16 @@ impl Host {
                     check(name, DoctorStatus::Warn, format!("not found: {lack}"), Some(fix.to_owned()));
                 }
             }
+        }
+        match &self.ids {
+            _ if self.is_root => {}
+            Ok(()) => check("subids", DoctorStatus::Ok, "this user has ids for mmdebstrap".to_owned(), None),
+            Err(lacking) => check(
+                "subids",
+                DoctorStatus::Warn,
+                format!("{lacking}: the debian image cannot be built"),
+                Some(lacking.fix()),
+            ),
         }
         match self.memory_available {
             Some(bytes) if bytes >= MEMORY_MIN => {

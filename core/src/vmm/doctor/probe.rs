@@ -9,6 +9,7 @@ use super::Host;
 use super::kvm::Kvm;
 use crate::config::Config;
 use crate::os::paths::{PROGRAM_DIRECTORIES, Paths};
+use crate::os::subids;
 use crate::vmm::process::ask;
 
 /// How long a program may take to say its version.
@@ -119,6 +120,7 @@ pub(super) fn examine(config: &Config) -> Host {
         mke2fs: find("mke2fs"),
         debugfs: find("debugfs"),
         mmdebstrap: find("mmdebstrap"),
+        ids: subids::check(),
         memory_available: memory_available(),
         is_root: rustix::process::geteuid().is_root(),
     }

@@ -28,6 +28,7 @@ fn host() -> Host {
         mke2fs: Some("/bin/mke2fs".into()),
         debugfs: Some("/bin/debugfs".into()),
         mmdebstrap: Some("/bin/mmdebstrap".into()),
+        ids: Ok(()),
         memory_available: Some(8 << 30),
         is_root: true,
     }
@@ -109,4 +110,20 @@ fn this_host_is_examined_quickly() {
     assert!(started.elapsed() < std::time::Duration::from_secs(40));
     // The tests of this workspace need QEMU.
     assert!(host.report().ok, "{:#?}", host.report());
+}
+
+#[test]
+fn ids_matter_to_ordinary_users_only() {
+    let lacking = Lacking { user: "me".into(), file: "etc/subuid" };
+    let check = |is_root, ids| {
+        let report = Host { is_root, ids, ..host() }.report();
+        assert!(report.ok);
+        report.checks.into_iter().find(|check| check.name == "subids")
+    };
+    assert!(check(true, Err(lacking.clone())).is_none());
+    assert_eq!(check(false, Ok(())).unwrap().status, DoctorStatus::Ok);
+    let found = check(false, Err(lacking)).unwrap();
+    assert_eq!(found.status, DoctorStatus::Warn);
+    assert!(found.found.contains("me has no 65536 ids"), "{}", found.found);
+    assert!(found.fix.unwrap().starts_with("as root: usermod --add-subuids"));
 }
