@@ -4,7 +4,13 @@ use std::time::Duration;
 
 use nexus_tests::daemon::Daemon;
 use nexus_tests::mirror::{Mirror, PASSWORD};
+use nexus_tests::ubuntu::Ubuntu;
 use serde_json::json;
+
+/// An ordinary user, and its entries in the files that say who it is and which ids it has besides.
+const USER: u32 = 54_322;
+const PASSWD: (&str, &str) = ("passwd", "nexus-test:x:54322:54322::/nonexistent:/bin/sh");
+const IDS: [(&str, &str); 2] = [("subuid", "nexus-test:700000:65536"), ("subgid", "nexus-test:700000:65536")];
 
 #[test]
 fn a_release_becomes_an_asset_and_that_a_machine() {
@@ -54,4 +60,62 @@ fn a_release_becomes_an_asset_and_that_a_machine() {
     let sources = client.run("release", "cat /etc/apt/sources.list; ls /etc/apt/trusted.gpg.d").stdout;
     let archive = |line: &&str| line.starts_with("deb https://localhost:") && line.ends_with(" main");
     assert!(sources.lines().filter(archive).count() > 1 && sources.contains("debian-archive"), "{sources}");
+}
+
+#[test]
+fn a_release_of_ubuntu_becomes_a_machine_of_an_ordinary_user() {
+    let ubuntu = Ubuntu::start();
+    let apt_root = ubuntu.apt_root().display().to_string();
+    let settings =
+        [("NEXUS_APT_ROOT", apt_root.as_str()), ("NO_PROXY", "127.0.0.1"), ("no_proxy", "127.0.0.1")];
+    let daemon = Daemon::start_as_in(USER, &[PASSWD, IDS[0], IDS[1]], &settings);
+    let mut client = daemon.client();
+    let listed = client.must("asset_list", json!({ "kind": "rootfs", "limit": 500 }));
+    let assets = listed["assets"].as_array().expect("a list");
+    let offered: Vec<_> = assets.iter().filter(|asset| asset["provider"] == "ubuntu").collect();
+    assert_eq!(offered.len(), 1, "{listed}");
+    assert_eq!(
+        (&offered[0]["version"], &offered[0]["installed"]),
+        (&json!("noble"), &json!(false)),
+        "{listed}"
+    );
+    let wanted = json!({ "kind": "rootfs", "from": "ubuntu", "version": "24.04", "wait_s": 0 });
+    let asset = client.to_the_end("asset_download", wanted, Duration::from_mins(10));
+    assert_eq!((&asset["version"], &asset["verified"]), (&json!("noble"), &json!("signature")), "{asset}");
+    let origin = client.must("asset_inspect", json!({ "asset": asset["id"] }))["origin"].take();
+    let origin = origin.as_str().expect("where it is from");
+    let suites = ["/ubuntu noble main", "/ubuntu noble-updates main", "/ubuntu noble-security main"];
+    assert!(suites.iter().all(|suite| origin.contains(suite)) && !origin.contains("backports"), "{origin}");
+
+    client.create(json!({ "name": "release", "from": "rootfs:ubuntu@noble", "disk": "2GiB" }));
+    let inside = client.run(
+        "release",
+        ". /etc/os-release; echo $ID $VERSION_ID $VERSION_CODENAME; dpkg-query -W -f '${Version}\n' base-files; \
+         stat -c '%n %u:%g %a' / /etc/shadow /usr/bin/passwd /root /usr/bin/chage; dpkg --audit; \
+         python3 -c 'print(6 * 7)'; grep -c ^deb /etc/apt/sources.list",
+    );
+    // Owners and modes are the packages', though nobody here was root; what is in the updates is taken.
+    assert_eq!(
+        inside.stdout,
+        "ubuntu 24.04 noble\n13ubuntu10.2\n/ 0:0 755\n/etc/shadow 0:42 640\n/usr/bin/passwd 0:0 4755\n/root 0:0 700\n\
+         /usr/bin/chage 0:42 2755\n42\n3\n",
+        "{inside:?}"
+    );
+}
+
+#[test]
+fn who_has_no_ids_for_packages_is_told_before_anything_is_fetched() {
+    let daemon = Daemon::start_as_in(USER, &[PASSWD, IDS[0]], &[]);
+    let mut client = daemon.client();
+    let told = "the user nexus-test has no 65536 ids of its own in /etc/subgid";
+    for check in [true, false] {
+        let wanted = json!({ "kind": "rootfs", "from": "debian", "check": check });
+        let error = client.call("asset_download", wanted).expect_err("it cannot be made");
+        assert!(error.text.contains(told) && error.text.contains("usermod --add-subuids"), "{}", error.text);
+    }
+    let doctor = client.must("system_info", json!({}))["doctor"].take();
+    let checks = doctor["checks"].as_array().unwrap_or_else(|| panic!("{doctor}"));
+    let found = checks.iter().find(|check| check["name"] == "subids").expect("it is looked at");
+    assert_eq!(found["status"], "warn", "{found}");
+    assert!(found["found"].as_str().is_some_and(|found| found.contains(told)), "{found}");
 }

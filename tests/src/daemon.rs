@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -122,6 +123,40 @@ impl Daemon {
         let state = root.join("state");
         let settings = BTreeMap::new();
         let process = spawn_as(Some(user), &root, &state, &[], &settings);
+        let arguments = vec![];
+        let mut daemon = Self { process, root, state, arguments, settings, _temporary: Some(temporary) };
+        daemon.wait_until_served();
+        daemon
+    }
+
+    /// A daemon of another user, with a kernel and the `busybox` image and settings of its own, which sees an `/etc` with these lines added
+    /// to files of it. Takes root; so do its clients.
+    pub fn start_as_in(user: u32, lines: &[(&str, &str)], settings: &[(&str, &str)]) -> Self {
+        let temporary =
+            tempfile::Builder::new().prefix("nexus-user-").tempdir().expect("a temporary directory");
+        let (root, state) = (temporary.path().to_path_buf(), temporary.path().join("state"));
+        let (etc, run) = (root.join("etc"), root.join("run"));
+        copy(Path::new("/etc"), &etc);
+        for (name, line) in lines {
+            let file = File::options().create(true).append(true).open(etc.join(name));
+            file.and_then(|mut file| writeln!(file, "{line}")).expect("a line is added");
+        }
+        copy(&seed(), &state);
+        fs::create_dir(&run).expect("a runtime directory");
+        // Where that user can run it.
+        fs::copy(program("nexusd"), root.join("nexusd")).expect("a copy of nexusd");
+        std::os::unix::fs::chown(&root, Some(user), Some(user)).expect("root gives directories away");
+        let given =
+            Command::new("chown").arg("-R").arg(format!("{user}:{user}")).args([&state, &run]).status();
+        assert!(given.expect("chown runs").success(), "root gives directories away");
+        let settings: BTreeMap<_, _> =
+            settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let mut command = Command::new("unshare");
+        let script =
+            "mount --bind \"$1\" /etc && exec setpriv --reuid \"$2\" --regid \"$2\" --clear-groups \"$3\"";
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&etc);
+        command.arg(user.to_string()).arg(root.join("nexusd")).env("HOME", &root);
+        let process = start(command, &root, &state, &settings);
         let arguments = vec![];
         let mut daemon = Self { process, root, state, arguments, settings, _temporary: Some(temporary) };
         daemon.wait_until_served();
@@ -325,7 +360,6 @@ fn spawn_as(
     arguments: &[String],
     settings: &BTreeMap<String, String>,
 ) -> Child {
-    let log = File::options().create(true).append(true).open(root.join("nexusd.log")).expect("a log file");
     let mut command = match user {
         None => Command::new(program("nexusd")),
         Some(user) => {
@@ -334,8 +368,13 @@ fn spawn_as(
             command
         }
     };
+    command.args(arguments);
+    start(command, root, state, settings)
+}
+
+fn start(mut command: Command, root: &Path, state: &Path, settings: &BTreeMap<String, String>) -> Child {
+    let log = File::options().create(true).append(true).open(root.join("nexusd.log")).expect("a log file");
     command
-        .args(arguments)
         .env_remove("NEXUS_SOCKET")
         .env("NEXUS_STATE_DIR", state)
         .env("NEXUS_RUNTIME_DIR", root.join("run"))

@@ -135,7 +135,7 @@ fn configure(root: &Path, address: SocketAddr) {
 }
 
 /// The proxy of this host's apt, where it has one.
-fn apt_proxy() -> Option<String> {
+pub(crate) fn apt_proxy() -> Option<String> {
     let told = Command::new("apt-config").args(["shell", "PROXY", "Acquire::http::Proxy"]).output().ok()?;
     let text = String::from_utf8_lossy(&told.stdout).into_owned();
     let proxy = text.split('\'').nth(1)?.to_owned();

@@ -10,6 +10,9 @@ use crate::asset::stream::{Compression, Sha256};
 /// How far clocks may differ, in seconds.
 const SKEW: Seconds = 600;
 
+/// What the names of suites end with that are no distribution by themselves.
+const ADDITIONS: [&str; 4] = ["-updates", "-security", "-proposed", "-backports"];
+
 /// What a `Release` file says, as far as it matters here.
 #[derive(Debug, Clone)]
 pub(crate) struct Release {
@@ -113,7 +116,9 @@ impl Release {
     /// Whether this is the distribution itself, not an addition to it.
     pub(crate) fn is_base(&self) -> bool {
         let name = if self.codename.is_empty() { &self.suite } else { &self.codename };
-        self.base_codename() == name
+        // Ubuntu gives additions the code name of what they add to, and tells them apart by their suite.
+        let is_addition = ADDITIONS.iter().any(|ending| self.suite.ends_with(ending));
+        self.base_codename() == name && !is_addition
     }
 }
 
@@ -153,6 +158,24 @@ mod tests {
         );
         assert!(release.packages("main", "arm64").is_none());
         assert!(release.packages("contrib", "amd64").is_none());
+    }
+
+    #[test]
+    fn additions_to_a_distribution_are_not_it() {
+        for (suite, codename, is_base) in [
+            ("noble", "noble", true),
+            ("noble-updates", "noble", false),
+            ("noble-security", "noble", false),
+            ("noble-backports", "noble", false),
+            ("stable", "bookworm", true),
+            ("stable-updates", "bookworm-updates", false),
+            ("oldstable-security", "bookworm-security", false),
+        ] {
+            let text = TEXT.replace("Suite: oldstable", &format!("Suite: {suite}"));
+            let text = text.replace("Codename: bookworm", &format!("Codename: {codename}"));
+            let release = Release::parse(&text, "amd64").unwrap();
+            assert_eq!(release.is_base(), is_base, "{suite} {codename}");
+        }
     }
 
     #[test]

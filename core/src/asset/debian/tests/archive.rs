@@ -183,9 +183,10 @@ impl SuiteToBe {
     pub(super) fn release(&self) -> String {
         let list = self.packed_list();
         let until = self.valid_until.map(|t| format!("Valid-Until: {}\n", date(t))).unwrap_or_default();
+        let suite = if self.origin == "Ubuntu" { self.suite.as_str() } else { "stable" };
         let by_hash = if self.by_hash { "Acquire-By-Hash: yes\n" } else { "" };
         format!(
-            "Origin: {}\nLabel: Test\nSuite: stable\nCodename: {}\n{}{until}Date: {}\n{by_hash}Architectures: {ARCH}\n\
+            "Origin: {}\nLabel: Test\nSuite: {suite}\nCodename: {}\n{}{until}Date: {}\n{by_hash}Architectures: {ARCH}\n\
              Components: main\nSHA256:\n {} {} {}\n",
             self.origin,
             self.codename,

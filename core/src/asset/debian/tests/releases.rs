@@ -12,7 +12,8 @@ fn host() -> Host {
         let made = SuiteToBe {
             root: root.into(),
             suite: suite.into(),
-            codename: suite.into(),
+            // Ubuntu's additions have the code name of what they add to.
+            codename: if origin == "Ubuntu" { "noble" } else { suite }.into(),
             origin: origin.into(),
             more: more.into(),
             ..SuiteToBe::new(Vec::new())
@@ -25,11 +26,12 @@ fn host() -> Host {
     suite("/security", "bookworm-security", "Debian", "");
     suite("/ubuntu", "noble", "Ubuntu", "Version: 24.04\n");
     suite("/ubuntu", "noble-updates", "Ubuntu", "Version: 24.04\n");
+    suite("/ubuntu", "noble-security", "Ubuntu", "Version: 24.04\n");
     host.source("/a/debian", "unheard-of");
     host.source("/debian", "trixie");
     host.source("/debian", "bookworm-updates");
     host.source("/security", "bookworm-security");
-    host.source("/ubuntu", "noble noble-updates");
+    host.source("/ubuntu", "noble-security noble noble-updates");
     host
 }
 
@@ -50,8 +52,8 @@ async fn releases_are_found_by_what_people_call_them() {
         ("debian", Some("12"), "bookworm", "debian-12", 3),
         ("debian", Some("12.15"), "bookworm", "debian-12", 3),
         ("debian", Some("13"), "trixie", "debian-13", 1),
-        ("ubuntu", Some("24.04"), "noble", "ubuntu-24.04", 2),
-        ("ubuntu", None, "noble", "ubuntu-24.04", 2),
+        ("ubuntu", Some("24.04"), "noble", "ubuntu-24.04", 3),
+        ("ubuntu", None, "noble", "ubuntu-24.04", 3),
     ] {
         let (release, source) = archive.release_source(distribution, wanted).unwrap();
         assert_eq!((release.codename.as_str(), source.distro.as_str()), (codename, distro), "{wanted:?}");
