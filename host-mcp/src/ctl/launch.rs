@@ -22,7 +22,7 @@ pub(crate) const COMMAND: &str = "launch-daemon";
 /// The variable that names the daemon's binary, for tests and unusual installations.
 const BINARY: &str = "NEXUS_DAEMON";
 /// How long a new daemon may take until its socket answers.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 /// How often the socket is tried meanwhile.
 const STEP: Duration = Duration::from_millis(20);
 /// How much of the log is shown when the daemon ends at once.

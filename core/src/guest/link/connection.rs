@@ -35,6 +35,9 @@ pub(super) struct Patience {
     pub(super) silence_max: Duration,
 }
 
+/// An alarm that is so late means that the daemon stood still: whether the guest was silent meanwhile, nobody knows.
+pub(super) const STANDSTILL: Duration = Duration::from_secs(1);
+
 impl Default for Patience {
     fn default() -> Self {
         Self { ping_after: Duration::from_secs(10), silence_max: Duration::from_secs(30) }
@@ -229,7 +232,7 @@ impl Serving<'_> {
                     Some(more) => more,
                     None => continue,
                 },
-                () = &mut alarm => match self.on_alarm() {
+                () = &mut alarm => match self.on_alarm(alarm.deadline()) {
                     Ok(next) => {
                         alarm.as_mut().reset(next);
                         continue;
@@ -258,11 +261,20 @@ impl Serving<'_> {
         reader.fill_by(|read, buffer| self.busy_poll.receive(read, buffer))
     }
 
-    /// Looks at deadlines and silence; says when to look again.
-    fn on_alarm(&mut self) -> Result<Instant, String> {
+    /// Looks at deadlines and silence, which were to be looked at when it was `due`; says when to look again.
+    fn on_alarm(&mut self, due: Instant) -> Result<Instant, String> {
         let now = Instant::now();
         if self.outbox.is_closed() {
             return Err("cannot write to the guest".into());
+        }
+        if now - due >= STANDSTILL {
+            // What the guest said meanwhile waits to be read, its answers too: they are read first, and it is asked again.
+            self.heard = self.heard.max(now.checked_sub(self.patience.ping_after).unwrap_or(now));
+            self.pinged = true;
+            self.ping();
+            let next = now + STANDSTILL;
+            self.shared.calls().armed = Some(next);
+            return Ok(next);
         }
         if now - self.heard >= self.patience.silence_max {
             return Err(format!("the guest has been silent for {} s", self.patience.silence_max.as_secs()));

@@ -8,6 +8,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
+use super::connection::STANDSTILL;
 use super::*;
 use crate::os::paths::vm_files;
 use crate::os::socket;
@@ -343,4 +344,42 @@ async fn a_silent_guest_is_asked_and_then_given_up() {
     drop(timeout(LIMIT, down).await.unwrap().unwrap());
     guest.accept().await;
     assert!(link.is_up_within(LIMIT).await);
+}
+
+#[tokio::test]
+async fn a_standstill_of_the_daemon_is_no_silence_of_the_guest() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = socket::bind_in_tokio(directory.path(), vm_files::VSOCK).unwrap();
+    let patience = Patience { ping_after: Duration::from_millis(500), silence_max: Duration::from_secs(3) };
+    let link = Link::start_with(directory.path(), 200, patience);
+    let guest = Guest { _directory: directory, listener };
+    let mut talk = guest.accept().await;
+    assert!(link.is_up_within(LIMIT).await);
+    let mut state = link.state();
+    state.mark_unchanged();
+    // What is asked has two seconds, and is answered before all stands still for longer than a guest may be silent.
+    let call = start(&link, "slow", CallOptions::deadline(Duration::from_secs(2)));
+    let asked = loop {
+        let heard = talk.hear().await;
+        if heard["method"] == "tools/call" {
+            break heard["id"].clone();
+        }
+    };
+    talk.result(&asked, json!({})).await;
+    std::thread::sleep(patience.silence_max + 2 * STANDSTILL);
+    assert_eq!(ended(call).await, Ok(json!({})), "its answer was there in time");
+    loop {
+        let ping = talk.hear().await;
+        talk.result(&ping["id"], json!({})).await;
+        if ping["method"] == "ping" {
+            break;
+        }
+    }
+    let next = start(&link, "next", plain());
+    talk.serve("next").await;
+    ended(next).await.unwrap();
+    assert!(!state.has_changed().unwrap(), "the link was given up: {:?}", *state.borrow());
+    // One that is silent with the daemon awake is given up as ever.
+    let down = state.wait_for(|s| matches!(s, LinkState::Down { why } if why.contains("silent")));
+    drop(timeout(LIMIT, down).await.unwrap().unwrap());
 }

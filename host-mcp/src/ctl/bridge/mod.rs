@@ -47,8 +47,8 @@ const BATCH: usize = 64 << 10;
 const QUEUE_MAX: usize = 2 * LINE_MAX;
 /// How long a daemon that went away has to come back by itself before it is started.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long a request waits for a daemon that cannot be started.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a request waits for a daemon that somebody else has to start: as long as for one that is started here.
+const PATIENCE: Duration = GRACE.saturating_add(launch::DEADLINE);
 /// The pauses between two attempts to reach it.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// How long a daemon may take to answer the replayed `initialize`.
