@@ -181,6 +181,29 @@ async fn a_jailed_firecracker_reaches_what_it_needs_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_jailed_firecracker_may_be_a_link_to_a_release() {
+    let mut vm = vm(true);
+    // As a release is unpacked and installed: the jailer makes its directory by the name of what the link leads to.
+    let release = vm.scratch().join("release-v1.16.1-x86_64");
+    std::fs::create_dir(&release).unwrap();
+    let program = release.join("fc-v1.16.1-x86_64");
+    std::fs::rename(&vm.plan.binary, &program).unwrap();
+    std::os::unix::fs::symlink(&program, &vm.plan.binary).unwrap();
+    let shim = vm.launch().await;
+    assert_eq!(seen(&vm).await["is_root_of_a_jail"], true);
+    assert_vsock_works(&vm);
+    in_time(shim.kill()).await.unwrap();
+    ended(&shim).await;
+    // The jailer may be beside the program that the link leads to.
+    std::fs::rename(vm.scratch().join("jailer"), release.join("jailer")).unwrap();
+    vm.plan.boot_id = nexus_schema::id::BootId::from_i64(3).unwrap();
+    let shim = vm.launch().await;
+    assert_eq!(seen(&vm).await["is_root_of_a_jail"], true);
+    in_time(shim.kill()).await.unwrap();
+    ended(&shim).await;
+}
+
+#[tokio::test]
 async fn a_jailed_firecracker_dies_with_its_shim() {
     let vm = vm(true);
     let shim = vm.launch().await;

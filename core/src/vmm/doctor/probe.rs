@@ -10,6 +10,7 @@ use super::kvm::Kvm;
 use crate::config::Config;
 use crate::os::paths::{PROGRAM_DIRECTORIES, Paths};
 use crate::os::subids;
+use crate::vmm::driver::firecracker::jail::find_jailer;
 use crate::vmm::process::ask;
 
 /// How long a program may take to say its version.
@@ -106,9 +107,7 @@ pub(super) fn examine(config: &Config) -> Host {
         (qemu.join().unwrap_or(Program::Missing), firecracker)
     });
     let jailer = match &firecracker {
-        Program::Found { binary, .. } => {
-            Some(binary.with_file_name("jailer")).filter(|path| is_program(path)).or_else(|| find("jailer"))
-        }
+        Program::Found { binary, .. } => find_jailer(binary),
         Program::Missing | Program::Broken { .. } => None,
     };
     Host {

@@ -5,7 +5,7 @@
 //! ```
 //! A driver never starts or reaps the process itself: that is the shim's, the same for all of them.
 
-mod firecracker;
+pub(crate) mod firecracker;
 pub(crate) mod process;
 pub(crate) mod qemu;
 mod qmp;

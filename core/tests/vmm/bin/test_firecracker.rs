@@ -42,14 +42,14 @@ fn value_of(arguments: &[String], name: &str) -> Option<String> {
 /// The steps of the jailer's documentation that matter to who starts it.
 fn jailer(arguments: &[String]) {
     let value = |name: &str| value_of(arguments, name).unwrap();
-    let (binary, id) = (value("--exec-file"), value("--id"));
-    let binary = Path::new(&binary).file_name().unwrap().to_str().unwrap();
-    assert!(binary.contains("firecracker"));
+    let id = value("--id");
+    let executable = Path::new(&value("--exec-file")).canonicalize().unwrap();
+    let binary = executable.file_name().unwrap();
     let (uid, gid): (u32, u32) = (value("--uid").parse().unwrap(), value("--gid").parse().unwrap());
     let root =
         Path::new(&value("--chroot-base-dir")).canonicalize().unwrap().join(binary).join(&id).join("root");
     std::fs::create_dir_all(&root).unwrap();
-    std::fs::copy(value("--exec-file"), root.join(binary)).unwrap();
+    std::fs::copy(&executable, root.join(binary)).unwrap();
 
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
     let none: Option<&str> = None;

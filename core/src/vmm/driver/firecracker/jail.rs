@@ -49,27 +49,27 @@ pub(crate) enum JailError {
     },
     #[error("the jail's {name} is not a socket")]
     NoSocket { name: &'static str },
-    #[error("the name of the binary {binary} does not hold `firecracker`, which the jailer asks for")]
-    Name { binary: PathBuf },
 }
 
 fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> JailError + 'a {
     move |source| JailError::File { action, path: path.to_owned(), source }
 }
 
-/// The jailer for a firecracker binary: the one beside it, or an installed one. Only root can use it.
-pub(super) fn find_jailer(binary: &Path) -> Option<PathBuf> {
-    if !rustix::process::geteuid().is_root() {
-        return None;
-    }
+/// The jailer for a firecracker binary, which only root can use: the one beside it or beside what it is a link to, else an
+/// installed one.
+pub(crate) fn find_jailer(binary: &Path) -> Option<PathBuf> {
+    let beside = [Some(binary.to_owned()), std::fs::canonicalize(binary).ok()].into_iter().flatten();
     let installed = PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join("jailer"));
-    std::iter::once(binary.with_file_name("jailer")).chain(installed).find(|path| path.is_file())
+    let mut jailers = beside.map(|binary| binary.with_file_name("jailer")).chain(installed);
+    jailers.find(|path| std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.mode() & 0o111 != 0))
 }
 
 /// A jail, ready for the jailer.
 #[derive(Debug)]
 pub(super) struct Jail {
     jailer: PathBuf,
+    /// Firecracker itself, not a link to it: the jailer names the directory after that.
+    binary: PathBuf,
     root: PathBuf,
     uid: u32,
     files: Files,
@@ -79,10 +79,8 @@ impl Jail {
     /// Makes the jail of a VM in the working directory. From here on, this process has mounts of its own.
     pub(super) fn make(job: &Job, jailer: PathBuf) -> Result<Self, JailError> {
         let plan = &job.plan;
-        let binary = plan.binary.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if !binary.contains("firecracker") {
-            return Err(JailError::Name { binary: plan.binary.clone() });
-        }
+        let binary = std::fs::canonicalize(&plan.binary).map_err(file("find", &plan.binary))?;
+        let name = binary.file_name().unwrap_or_default();
         unshare(CloneFlags::CLONE_NEWNS).map_err(|source| JailError::Mounts { source })?;
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
@@ -90,17 +88,17 @@ impl Jail {
 
         let base = Path::new(vm_files::JAIL);
         remove(base)?;
-        let root = base.join(binary).join(plan.vm.to_string()).join("root");
+        let root = base.join(name).join(plan.vm.to_string()).join("root");
         std::fs::create_dir_all(&root).map_err(file("make", &root))?;
         let uid = UID_FIRST + plan.cid % UID_COUNT;
         // Directories on the way are made by this process with its umask; the jail's user has to get through them.
-        for directory in [base, &base.join(binary), &base.join(binary).join(plan.vm.to_string())] {
+        for directory in [base, &base.join(name), &base.join(name).join(plan.vm.to_string())] {
             std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711))
                 .map_err(file("open to the jail's user", directory))?;
         }
         chown(&root, Some(uid), Some(uid)).map_err(file("give to the jail's user", &root))?;
 
-        let mut jail = Self { jailer, root, uid, files: Files::of(plan) };
+        let mut jail = Self { jailer, binary, root, uid, files: Files::of(plan) };
         jail.files.kernel = jail.bring(&plan.kernel, "kernel", false)?;
         jail.files.initramfs = jail.bring(&plan.initramfs, "initramfs", false)?;
         for (index, drive) in plan.drives.iter().enumerate() {
@@ -156,7 +154,7 @@ impl Jail {
         let id = job.plan.vm.to_string();
         let uid = self.uid.to_string();
         let mut arguments: Vec<std::ffi::OsString> = vec!["--id".into(), id.into(), "--exec-file".into()];
-        arguments.push(job.plan.binary.clone().into());
+        arguments.push(self.binary.clone().into());
         let rest = ["--uid", &uid, "--gid", &uid, "--chroot-base-dir", vm_files::JAIL, "--", "--api-sock"];
         arguments.extend(rest.map(Into::into));
         // Its root directory is its working directory.
@@ -219,13 +217,12 @@ mod tests {
     fn command_line_of_the_jailer() {
         let jail = Jail {
             jailer: "/opt/jailer".into(),
+            binary: "/opt/firecracker".into(),
             root: "jail-of-the-test/root".into(),
             uid: 0x7000_0003,
             files: Files::of(&plan()),
         };
-        let mut plan = plan();
-        plan.binary = "/opt/firecracker".into();
-        let command = jail.command(&Job { plan, tsc_khz: None });
+        let command = jail.command(&Job { plan: plan(), tsc_khz: None });
         let words: Vec<_> = command.arguments.iter().map(|word| word.to_str().unwrap()).collect();
         insta::assert_snapshot!("jailer", format!("{} {}", command.program.display(), words.join(" ")));
         std::mem::forget(jail);

@@ -87,6 +87,10 @@ fn every_request_is_in_the_description() {
             None => wrong.push(format!("{at}: there is no such request")),
         }
     }
+    // The one that is only read.
+    if !api["paths"]["/version"]["get"].is_object() {
+        wrong.push("GET /version: there is no such request".to_owned());
+    }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
