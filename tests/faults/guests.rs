@@ -1,11 +1,14 @@
 //! Guests that say nothing, garbage, or without end: each hurts its own VM only, and the daemon stays small.
 
 use std::fs;
+use std::time::Duration;
 
 use nexus_tests::client::Client;
+use nexus_tests::daemon::signal;
+use rustix::process::Signal;
 use serde_json::json;
 
-use crate::world::{SOON, World, refused, soon};
+use crate::world::{SOON, World, is_alive, process, refused, soon};
 
 /// The most that a daemon may take while its guests flood it, in KiB.
 const MEMORY_MAX: u64 = 160 << 10;
@@ -60,6 +63,31 @@ fn guests_that_do_not_come_up_fail_in_time_and_say_why() {
     world.create(&mut client, "good-1");
     call(&mut client, "good-1", "/x").expect("a good guest answers");
     assert!(peak(&world) < MEMORY_MAX, "the daemon took {} KiB", peak(&world));
+    world.assert_in_order();
+}
+
+#[test]
+fn a_guest_that_speaks_while_the_daemon_stands_still_is_heard() {
+    let limit = Duration::from_secs(5);
+    let world = World::hostile(&[("NEXUS_BOOT_TIMEOUT_TCG_S", "5")]);
+    let mut client = world.client();
+    let mut arguments = world.arguments("patient-1");
+    arguments["wait_s"] = 0.into();
+    let begun = client.must("vm_create", arguments);
+    client.wait_for_state("patient-1", "starting");
+    let directory = world.daemon.state().join("vms").join(begun["subject_id"].as_str().expect("an id"));
+    let held = directory.join("held");
+    soon("the guest", || held.exists().then_some(()));
+    signal(world.daemon.pid(), Signal::STOP);
+    fs::remove_file(held).expect("the guest is told");
+    #[expect(clippy::disallowed_methods, reason = "that nothing goes on for so long is what is tested")]
+    std::thread::sleep(limit + Duration::from_secs(3));
+    signal(world.daemon.pid(), Signal::CONT);
+    let ended = client.must("op_get", json!({ "op_id": begun["op_id"], "wait_s": 45 }));
+    assert_eq!((&ended["done"], &ended["state"]), (&json!(true), &json!("succeeded")), "{ended}");
+    assert_eq!(client.inspect("patient-1")["state"], "ready");
+    call(&mut client, "patient-1", "/x").expect("it answers");
+    assert!(world.daemon.log().contains("the daemon stood still"), "{}", world.daemon.log());
     world.assert_in_order();
 }
 
@@ -130,6 +158,40 @@ fn a_result_of_the_wrong_shape_is_not_passed_on() {
     assert_eq!(failure.code, "guest_misbehaved", "{}", failure.text);
     assert!(!failure.text.contains("another"), "{}", failure.text);
     call(&mut client, "liar-1", "/well-behaved").expect("a good answer passes");
+    world.assert_in_order();
+}
+
+#[test]
+fn a_guest_that_says_bye_and_stays_has_its_power_cut() {
+    // A machine that says that it has halted is not waited for; one that says nothing is, for four times a stop's time.
+    for (name, limit) in [("lingers-1", "1"), ("halts-1", "900")] {
+        let world = World::hostile(&[("NEXUS_STOP_TIMEOUT_S", limit)]);
+        let mut client = world.client();
+        let vm = world.create(&mut client, name);
+        let failure = call(&mut client, name, "/x").expect_err("no answer");
+        assert!(["vm_gone", "guest_unreachable"].contains(&&*failure.code), "{}", failure.text);
+        client.wait_for_state(name, "stopped");
+        assert!(!is_alive(process(&vm, "pid")));
+        let history = client.must("vm_history", json!({ "vm": name }));
+        assert!(history["transitions"][0]["reason"].to_string().contains("powered off"), "{history}");
+        world.assert_in_order();
+        client.to_the_end("vm_start", json!({ "vm": name }), SOON);
+        call(&mut client, name, "/well-behaved").expect("it answers again");
+    }
+}
+
+#[test]
+fn a_wrong_guess_of_an_agent_costs_no_machine() {
+    let world = World::hostile(&[("NEXUS_STOP_TIMEOUT_S", "1")]);
+    let mut client = world.client();
+    let vm = world.create(&mut client, "guesses-1");
+    let mut other = world.client();
+    let call = std::thread::spawn(move || call(&mut other, "guesses-1", "/x"));
+    let unreachable = client.wait_for_state("guesses-1", "unreachable");
+    assert!(unreachable["reason"].to_string().contains("it did not"), "{unreachable}");
+    assert!(is_alive(process(&vm, "pid")), "its power was cut");
+    client.must("vm_delete", json!({ "vm": "guesses-1", "force": true }));
+    call.join().expect("an answer").expect_err("its machine is gone");
     world.assert_in_order();
 }
 

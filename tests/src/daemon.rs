@@ -328,7 +328,8 @@ impl Drop for Daemon {
     }
 }
 
-fn signal(pid: u32, signal: rustix::process::Signal) {
+/// Sends a signal to a process.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
     // It may be gone already, which is as good.
     let _sent = rustix::process::kill_process(pid, signal);

@@ -61,6 +61,8 @@ pub(super) struct Farewell {
     pub(super) reason: ByeReason,
     /// Whether the guest only guessed.
     pub(super) guessed: bool,
+    /// When it was said.
+    pub(super) at: Instant,
 }
 
 impl Farewell {
@@ -378,6 +380,13 @@ pub(super) fn with_console(message: String, directory: &Path) -> String {
     }
 }
 
+/// Whether the kernel's last words are that it has halted.
+pub(super) fn is_halted(directory: &Path) -> bool {
+    let tail = crate::vmm::console::tail(directory, 4 << 10);
+    let text = String::from_utf8_lossy(&tail);
+    ["reboot: System halted", "reboot: Power down"].iter().any(|words| text.contains(words))
+}
+
 /// How a failed launch is shown.
 pub(super) fn launch_failed(name: &str, error: &VmmError) -> ToolError {
     ToolError::new(
@@ -393,7 +402,8 @@ mod tests {
 
     #[test]
     fn a_guess_gives_way_to_how_the_machine_ended() {
-        let settled = |reason, guessed, machine| Farewell { reason, guessed }.settled(machine);
+        let settled =
+            |reason, guessed, machine| Farewell { reason, guessed, at: Instant::now() }.settled(machine);
         let (off, again) = (ByeReason::Poweroff, ByeReason::Reboot);
         assert_eq!(settled(off, true, Some(MachineEnd::Reset)), again);
         assert_eq!(settled(again, true, Some(MachineEnd::Off)), off);

@@ -50,6 +50,13 @@ fn main() -> io::Result<()> {
             println!("it was all in vain");
             exit(4);
         }
+        "patient" => {
+            // Until it is told; then it is a good one.
+            std::fs::write("held", "")?;
+            while std::fs::exists("held")? {
+                thread::park_timeout(std::time::Duration::from_millis(10));
+            }
+        }
         "babbles" => loop {
             let mut host = UnixStream::connect("v.sock_1024")?;
             while host.write_all(b"\xff\xfe{]garbage\n\0\n").is_ok() {}
@@ -123,7 +130,8 @@ fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
             Some("nexus/shutdown") => {
                 say(&mut stream, &json!({ "jsonrpc": "2.0", "id": message["id"], "result": {} }))?;
                 if what != "stays" {
-                    bye(token)?;
+                    bye(token, false)?;
+                    exit(0);
                 }
             }
             Some("tools/call") => answer(&mut stream, what, &message, token)?,
@@ -132,13 +140,13 @@ fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
     }
 }
 
-/// Says bye and goes.
-fn bye(token: &Value) -> io::Result<()> {
+/// Says bye.
+fn bye(token: &Value, guessed: bool) -> io::Result<()> {
     let mut host = UnixStream::connect("v.sock_1024")?;
-    say(&mut host, &json!({ "type": "bye", "token": token, "reason": "poweroff" }))?;
+    say(&mut host, &json!({ "type": "bye", "token": token, "reason": "poweroff", "guessed": guessed }))?;
     let mut answer = String::new();
     BufReader::new(host).read_line(&mut answer)?;
-    exit(0);
+    Ok(())
 }
 
 /// Answers a call of a tool, in its own way.
@@ -168,7 +176,18 @@ fn answer(stream: &mut UnixStream, what: &str, message: &Value, token: &Value) -
         }
         "mute" if wants_trouble => Ok(()),
         "dies" if wants_trouble => exit(9),
-        "leaves" if wants_trouble => bye(token),
+        "leaves" if wants_trouble => {
+            bye(token, false)?;
+            exit(0);
+        }
+        "lingers" if wants_trouble => bye(token, false),
+        "guesses" if wants_trouble => bye(token, true),
+        // Like a machine that halts and does not go off.
+        "halts" if wants_trouble => {
+            bye(token, true)?;
+            println!("[   31.4] reboot: System halted");
+            Ok(())
+        }
         _ => {
             let result = json!({ "content": [{ "type": "text", "text": "well" }] });
             say(stream, &json!({ "jsonrpc": "2.0", "id": id, "result": result }))

@@ -366,6 +366,7 @@ async fn a_standstill_of_the_daemon_is_no_silence_of_the_guest() {
         }
     };
     talk.result(&asked, json!({})).await;
+    #[expect(clippy::disallowed_methods, reason = "that nothing goes on for so long is what is tested")]
     std::thread::sleep(patience.silence_max + 2 * STANDSTILL);
     assert_eq!(ended(call).await, Ok(json!({})), "its answer was there in time");
     loop {

@@ -1,6 +1,6 @@
 //! What a boot reports: the guest's words, its link, deadlines, the end of the VMM.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nexus_schema::link::ByeReason;
 use nexus_schema::tools::vm::VmState;
@@ -13,6 +13,15 @@ use crate::vm::boot::{self, Boot, Event, Farewell};
 use crate::vm::stop::Rung;
 use crate::vm::view;
 use crate::vmm::Exit;
+
+/// A deadline that is noticed so late means that the daemon stood still, and could hear nothing of what was said in time.
+const STANDSTILL: Duration = Duration::from_secs(1);
+/// How long it then listens to what was said meanwhile.
+const HEARING: Duration = Duration::from_secs(5);
+/// How many times the time of a stop a guest has that said bye by itself: its init may wait for services.
+const FAREWELL_STOPS: u32 = 4;
+/// How often it is looked at meanwhile.
+const FAREWELL_LOOK: Duration = Duration::from_secs(2);
 
 impl Actor {
     pub(super) async fn event(&mut self, event: Event) {
@@ -57,7 +66,10 @@ impl Actor {
             }
             GuestEvent::Bye { reason, guessed } => {
                 tracing::info!(vm = %self.record.name, ?reason, guessed, "the guest goes down");
-                boot.bye = Some(Farewell { reason, guessed });
+                boot.bye = Some(Farewell { reason, guessed, at: Instant::now() });
+                if matches!(self.record.state, VmState::Ready | VmState::Unreachable) {
+                    boot.deadline = Some(Instant::now() + FAREWELL_LOOK);
+                }
             }
             GuestEvent::Outdated { protocol, build } => {
                 if boot.complains() {
@@ -103,8 +115,13 @@ impl Actor {
 
     async fn deadline(&mut self) {
         let Some(boot) = self.boot.as_mut() else { return };
-        boot.deadline = None;
+        if boot.deadline.take().is_some_and(|due| due.elapsed() >= STANDSTILL) {
+            tracing::warn!(vm = %self.record.name, "the daemon stood still: listening to what happened meanwhile");
+            boot.deadline = Some(Instant::now() + HEARING);
+            return;
+        }
         match self.record.state {
+            VmState::Ready | VmState::Unreachable if boot.bye.is_some() => self.outstay().await,
             VmState::Starting | VmState::Running => {
                 let waited = self.shared.boot_timeout(boot.accel).as_secs();
                 let what = match (&boot.misbehaved, self.record.state) {
@@ -135,6 +152,28 @@ impl Actor {
                 self.climb(rung).await;
             }
             _ => {}
+        }
+    }
+
+    /// Looks at a machine whose guest said bye by itself. Not every machine ends when its kernel halts (Firecracker's does not),
+    /// and not every guest does as it says.
+    async fn outstay(&mut self) {
+        let graceful = Duration::from_secs(self.shared.config.stop_timeout_s.into());
+        let is_halted = boot::is_halted(&self.shared.paths.vm(self.record.id));
+        let Some(boot) = self.boot.as_mut() else { return };
+        let Some(farewell) = boot.bye else { return };
+        let is_over = farewell.at.elapsed() >= graceful * FAREWELL_STOPS;
+        if is_halted || (is_over && !farewell.guessed) {
+            tracing::info!(vm = %self.record.name, is_halted, "the guest is down and its machine is not: cutting its power");
+            if let Err(error) = boot.shim.kill().await {
+                tracing::error!(vm = %self.record.name, %error, "cannot kill the VMM");
+            }
+        } else if !is_over {
+            boot.deadline = Some(Instant::now() + FAREWELL_LOOK);
+        } else if self.record.state == VmState::Ready {
+            // The agent took its own end for the guest's.
+            let reason = "its agent said that the guest goes down, and it did not".to_owned();
+            self.settle(VmState::Unreachable, Some(reason), "the link was lost").await;
         }
     }
 
