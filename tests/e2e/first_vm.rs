@@ -1,5 +1,7 @@
 //! The main job: a machine from nothing, work in it, and its end.
 
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nexus_tests::client::{Ran, stream};
@@ -17,6 +19,13 @@ fn a_machine_is_made_used_and_deleted() {
         "{vm}"
     );
     assert!(vm["guest"]["kernel"].is_string() && vm["timings"]["total_ms"].as_u64() > Some(0), "{vm}");
+    // What it says of the host is there.
+    let place = |value: &serde_json::Value| PathBuf::from(value.as_str().expect("a path"));
+    let (vsock, console) = (place(&vm["process"]["vsock_socket"]), place(&vm["console_log"]));
+    assert!(std::fs::metadata(&vsock).is_ok_and(|meta| meta.file_type().is_socket()), "{vm}");
+    assert!(std::fs::metadata(&console).is_ok_and(|meta| meta.is_file()), "{vm}");
+    assert!(vsock.starts_with(place(&vm["process"]["directory"])), "{vm}");
+    assert_eq!(vm["image"]["name"], "busybox", "{vm}");
 
     let ran = client.run("first", "echo out; echo err >&2; exit 3");
     assert_eq!(ran, Ran { exit_code: Some(3), stdout: "out\n".to_owned(), stderr: "err\n".to_owned() });
@@ -104,6 +113,8 @@ fn the_default_machine_is_debian() {
     );
     let os = client.must("vm_inspect", json!({ "vm": name }))["guest"]["os"].to_string();
     assert!(os.contains("Debian"), "{os}");
+    let image = client.must("vm_inspect", json!({ "vm": name }))["image"].take();
+    assert!(image["distro"].to_string().contains("debian"), "{image}");
 }
 
 #[test]

@@ -59,7 +59,8 @@ fn a_second_daemon_is_refused() {
         .expect("nexusd starts");
     let said = String::from_utf8_lossy(&second.stderr);
     assert!(!second.status.success(), "{said}");
-    assert!(said.contains("nexusd") || said.contains("state directory"), "{said}");
+    let holder = format!("{} is in use by ", daemon.state().display());
+    assert!(said.contains(&holder) && said.contains(&daemon.pid().to_string()), "{said}");
     // The first one is none the worse.
     daemon.client().must("vm_list", json!({}));
 }

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use nexus_schema::ByteSize;
 use rustix::fs::{FileType, Mode, OFlags};
-use serde_json::json;
 
 use self::api::Api;
 use self::jail::{Jail, JailError};
@@ -108,7 +107,7 @@ impl BringUp for Spawned {
     fn bring_up(self: Box<Self>, process: &ProcessHandle) -> Result<Arc<dyn Machine>, DriverError> {
         let deadline = Instant::now() + BRING_UP;
         self.wait_for_api(process, deadline)?;
-        let version = self.api.get("/version")?;
+        let version = self.api.get(requests::VERSION)?;
         let version = version.get("firecracker_version").and_then(|v| v.as_str()).unwrap_or("unknown");
         for request in &self.requests {
             self.api.send(request)?;
@@ -163,8 +162,7 @@ impl Machine for Running {
     }
 
     fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
-        let state = if paused { "Paused" } else { "Resumed" };
-        self.api.send(&Request { method: "PATCH", path: "/vm".into(), body: json!({ "state": state }) })
+        self.api.send(&requests::set_paused(paused))
     }
 
     fn resize_drive(&self, index: usize, _: u64) -> Result<(), DriverError> {

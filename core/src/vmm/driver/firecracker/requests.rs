@@ -16,6 +16,9 @@ pub(super) struct Request {
     pub(super) body: Value,
 }
 
+/// What says its version.
+pub(super) const VERSION: &str = "/version";
+
 /// Where firecracker finds its files, as it sees them itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Files {
@@ -49,6 +52,12 @@ pub(super) fn action(action: &str) -> Request {
 pub(super) fn update_drive(id: &str, file: &Path) -> Request {
     let body = json!({ "drive_id": id, "path_on_host": text(file) });
     Request { method: "PATCH", path: format!("/drives/{id}"), body }
+}
+
+/// Has the guest stand still, or go on.
+pub(super) fn set_paused(paused: bool) -> Request {
+    let state = if paused { "Paused" } else { "Resumed" };
+    Request { method: "PATCH", path: "/vm".into(), body: json!({ "state": state }) }
 }
 
 /// Everything before the start.
@@ -117,9 +126,7 @@ mod tests {
         requests.push(action("InstanceStart"));
         requests.push(action("SendCtrlAltDel"));
         requests.push(update_drive("data1", Path::new("/data/disk")));
-        for state in ["Paused", "Resumed"] {
-            requests.push(Request { method: "PATCH", path: "/vm".into(), body: json!({ "state": state }) });
-        }
+        requests.extend([true, false].map(set_paused));
         requests
     }
 

@@ -88,8 +88,8 @@ fn every_request_is_in_the_description() {
         }
     }
     // The one that is only read.
-    if !api["paths"]["/version"]["get"].is_object() {
-        wrong.push("GET /version: there is no such request".to_owned());
+    if !api["paths"][super::VERSION]["get"].is_object() {
+        wrong.push(format!("GET {}: there is no such request", super::VERSION));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
