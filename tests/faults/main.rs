@@ -1,6 +1,7 @@
 //! Bad input and faults, against the real daemon. Its machines are ordinary processes (the driver `process`) wherever they
 //! show the point as well as virtual machines do; those that need a guest's kernel are in `kernel.rs`.
 
+mod again;
 mod builds;
 mod disk;
 mod downloads;

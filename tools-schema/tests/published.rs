@@ -155,7 +155,10 @@ fn creation_can_be_repeated_safely_and_waiting_is_bounded() {
             assert!(properties.contains_key("cursor"), "{}", info.name);
         }
     }
+    for name in ["vm_create", "image_create", "drive_create"] {
+        let create = tools::host().into_iter().find(|info| info.name == name).unwrap();
+        assert_eq!(create.input_schema["properties"]["idempotency_key"]["maxLength"], 128, "{name}");
+    }
     let create = tools::host().into_iter().find(|info| info.name == "vm_create").unwrap();
-    assert!(create.input_schema["properties"].get("idempotency_key").is_some());
     assert!(create.input_schema.get("required").is_none(), "vm_create has defaults for everything");
 }

@@ -402,8 +402,8 @@ impl AssetError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoArchive { .. } => Some(
-                "start nexusd with --kernel FILE and --rootfs DIR to use files of your own, or add a Debian archive to apt's \
-                 sources; asset_list shows what is installed and what can be had",
+                "use files of your own: file:PATH as `kernel` and as `from` (nexusctl vm create --kernel FILE --rootfs DIR); or add \
+                 a Debian archive to apt's sources; asset_list shows what is installed and what can be had",
             ),
             Self::NoKernel { .. } | Self::NoPackage { .. } => Some("asset_list shows what can be had"),
             Self::NoRelease { .. } => Some(

@@ -16,11 +16,11 @@ use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 use super::plan::size_of_clone;
 use super::{CallContext, Nexus, Shared, cut_page, described, page, patience};
 use crate::drive::{DISK, DriveError, Locked};
-use crate::op::{Progress, store_error, summary};
+use crate::op::{Begun, Progress, once, store_error, summary};
 use crate::os::failpoint;
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::images::ImageRecord;
-use crate::store::{StoreError, drives, now, ops, random_id};
+use crate::store::{drives, now, random_id};
 use crate::vm::actor::{Attach, Command, busy_drive};
 use crate::vm::create::ask;
 use crate::vm::policy;
@@ -52,6 +52,11 @@ impl Nexus {
             check_size(size)?;
         }
         let shared = &self.shared;
+        let same = DriveCreateParams { idempotency_key: None, dry_run: None, wait_s: None, ..params.clone() };
+        let once = once(&ctx.caller.owner, "drive_create", params.idempotency_key.clone(), &same)?;
+        if let Some(op) = shared.ops.earlier(once.as_ref()).await? {
+            return shared.ops.wait(ctx, op, wait).await.map(Creation::from);
+        }
         let from = match params.from.as_deref() {
             None => From::Nothing,
             Some(text) => match text.strip_prefix("drive:") {
@@ -87,14 +92,9 @@ impl Nexus {
         let op = summary("drive_create", &drive.owner, Some(subject));
         let op_id = op.op_id;
         let row = drive.clone();
-        shared
-            .store
-            .write(move |tx| -> Result<(), StoreError> {
-                drives::insert(tx, &row)?;
-                ops::insert(tx, &op)
-            })
-            .await
-            .map_err(store_error)?;
+        if let Begun::Known(op) = shared.ops.begin(op, once, move |tx| drives::insert(tx, &row)).await? {
+            return shared.ops.wait(ctx, op, wait).await.map(Creation::from);
+        }
         failpoint::reach("drive-begun");
         let (work, size) = (self.shared.clone(), params.size);
         shared.ops.run(op_id, move |progress| async move {

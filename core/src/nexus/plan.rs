@@ -24,7 +24,7 @@ impl Shared {
             let wanted = name.clone();
             let taken = self.store.read(vms::all).await.map_err(store_error)?;
             if taken.iter().any(|vm| vm.name == wanted) {
-                return Err(name_taken("vm", &name));
+                return Err(name_taken("VM", &name));
             }
         }
         // What is made up is as good as any name for the checks.

@@ -10,8 +10,9 @@ use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
 use super::vm::AnyResult;
 use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience};
-use crate::op::store_error;
+use crate::op::{Begun, once, store_error, summary};
 use crate::stock::BUILT_IN;
+use crate::store::idempotency::Once;
 use crate::store::images::ImageRecord;
 use crate::store::{StoreError, drives, images};
 
@@ -88,6 +89,11 @@ impl Nexus {
         params: ImageCreateParams,
     ) -> Result<Creation<ImageDetails>, ToolError> {
         let wait = patience(params.wait_s)?;
+        let same = ImageCreateParams { idempotency_key: None, dry_run: None, wait_s: None, ..params.clone() };
+        let once = once(&ctx.caller.owner, "image_create", params.idempotency_key.clone(), &same)?;
+        if let Some(op) = self.shared.ops.earlier(once.as_ref()).await? {
+            return self.shared.ops.wait(ctx, op, wait).await.map(Creation::from);
+        }
         self.shared.stock.check_image(&params.from).await?;
         if params.dry_run == Some(true) {
             return self.shared.plan_image(&params).await.map(Creation::from);
@@ -96,7 +102,7 @@ impl Nexus {
             Some(name) => name,
             // A build has a name for its image.
             None if params.from.starts_with("template:") => {
-                return self.image_of_template(ctx, params, wait).await.map(Creation::from);
+                return self.image_of_template(ctx, params, once, wait).await.map(Creation::from);
             }
             None => self.shared.stock.image_name(&params.from).await?,
         };
@@ -109,8 +115,12 @@ impl Nexus {
             )
             .hint("give another name"));
         }
-        let id =
-            self.shared.begin_op("image_create", ctx, Some((name.to_string(), name.to_string()))).await?;
+        let subject = Some((name.to_string(), name.to_string()));
+        let op = summary("image_create", &ctx.caller.owner, subject);
+        let id = op.op_id;
+        if let Begun::Known(op) = self.shared.ops.begin(op, once, |_| Ok(())).await? {
+            return self.shared.ops.wait(ctx, op, wait).await.map(Creation::from);
+        }
         let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
         let init = params.init.unwrap_or_default();
         self.shared.ops.run(id, move |progress| async move {
@@ -133,13 +143,18 @@ impl Nexus {
         &self,
         ctx: &CallContext,
         params: ImageCreateParams,
+        once: Option<Once>,
         wait: std::time::Duration,
     ) -> Result<OpOutcome<ImageDetails>, ToolError> {
         if params.init.is_some() {
             return Err(ToolError::invalid("init is the template's; give a name for an image of its own"));
         }
         let name = params.from.trim_start_matches("template:").to_owned();
-        let id = self.shared.begin_op("image_create", ctx, Some((name.clone(), name))).await?;
+        let op = summary("image_create", &ctx.caller.owner, Some((name.clone(), name)));
+        let id = op.op_id;
+        if let Begun::Known(op) = self.shared.ops.begin(op, once, |_| Ok(())).await? {
+            return self.shared.ops.wait(ctx, op, wait).await;
+        }
         let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
         self.shared.ops.run(id, move |progress| async move {
             let image = shared.image(&params.from, &owner, &progress).await?;

@@ -12,7 +12,7 @@ use nexus_schema::{ErrorCode, Timestamp, ToolError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +26,8 @@ use crate::store::{Store, StoreError, now, ops, random_id};
 pub(crate) struct Ops {
     store: Store,
     active: Arc<Mutex<HashMap<OpId, Active>>>,
+    /// An operation runs from now on.
+    begun: Arc<Notify>,
     tasks: TaskTracker,
 }
 
@@ -47,6 +49,8 @@ struct Ending {
     at: Timestamp,
 }
 
+/// How long it may take at most from the row of an operation until it runs.
+const BEGIN_MAX: Duration = Duration::from_secs(5);
 /// How long to wait until an end that could not be recorded is tried to be recorded again.
 const RECORD_AGAIN: Duration = Duration::from_secs(2);
 
@@ -69,7 +73,11 @@ pub(crate) fn summary(tool: &str, owner: &str, subject: Option<(String, String)>
 
 impl Ops {
     pub(crate) fn new(store: Store) -> Self {
-        Self { store, active: Arc::default(), tasks: TaskTracker::new() }
+        Self { store, active: Arc::default(), begun: Arc::default(), tasks: TaskTracker::new() }
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Runs `work` as the operation whose row was inserted before. It goes on whoever waits for it.
@@ -83,6 +91,7 @@ impl Ops {
         let unrecorded = Arc::new(OnceLock::new());
         let active = Active { progress: progress.clone(), ended, unrecorded: unrecorded.clone() };
         self.lock().insert(op, active);
+        self.begun.notify_waiters();
         let this = self.clone();
         let work = work(progress.clone());
         self.tasks.spawn(async move {
@@ -139,8 +148,7 @@ impl Ops {
         op: OpId,
         wait: Duration,
     ) -> Result<OpOutcome<T>, ToolError> {
-        let active = self.lock().get(&op).cloned();
-        if let Some(mut active) = active {
+        if let Some(mut active) = self.active(op, wait).await? {
             let follow = async {
                 let mut progress = active.progress.watch();
                 ctx.progress.send_replace(progress.borrow_and_update().clone());
@@ -182,8 +190,7 @@ impl Ops {
 
     /// Waits to the end of an operation that another one needs: its progress becomes `progress`, and it is cancelled with it.
     pub(crate) async fn join(&self, op: OpId, progress: &Progress) -> Result<StoredResult, ToolError> {
-        let active = self.lock().get(&op).cloned();
-        if let Some(mut active) = active {
+        if let Some(mut active) = self.active(op, BEGIN_MAX).await? {
             let mut steps = active.progress.watch();
             loop {
                 let step = steps.borrow_and_update().clone();
@@ -203,6 +210,23 @@ impl Ops {
             (Some(result), _) => Ok(result),
             (None, Some(error)) => Err(error),
             (None, None) => Err(ToolError::internal(format!("operation {op} has no result"))),
+        }
+    }
+
+    /// The operation if it is under way. Its row is there before it runs: who learns of it from the row may be too early.
+    async fn active(&self, op: OpId, wait: Duration) -> Result<Option<Active>, ToolError> {
+        let deadline = tokio::time::Instant::now() + wait.min(BEGIN_MAX);
+        loop {
+            let begun = self.begun.notified();
+            tokio::pin!(begun);
+            begun.as_mut().enable();
+            if let Some(active) = self.lock().get(&op).cloned() {
+                return Ok(Some(active));
+            }
+            let is_over = self.record(op).await?.summary.state != OpState::Running;
+            if is_over || tokio::time::timeout_at(deadline, begun).await.is_err() {
+                return Ok(None);
+            }
         }
     }
 

@@ -10,40 +10,54 @@ use super::{StoreError, now};
 /// How long a key is remembered, in milliseconds.
 const REMEMBERED_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// What a key stands for.
+/// A call that its client may repeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
-    /// The arguments that it was used with, as canonical JSON.
+pub struct Once {
+    /// Whose key it is.
+    pub owner: String,
+    /// The tool that is called.
+    pub tool: &'static str,
+    /// The client's key.
+    pub key: String,
+    /// The arguments that decide what is made, as canonical JSON.
     pub arguments: String,
-    /// The operation that it started.
-    pub op_id: OpId,
 }
 
-/// What a key stands for, if it is remembered.
-pub fn get(tx: &Connection, owner: &str, tool: &str, key: &str) -> Result<Option<Known>, StoreError> {
-    let oldest = Timestamp::from_millis(now().as_millis() - REMEMBERED_MS);
-    tx.execute("DELETE FROM idempotency WHERE at < ?1", [oldest.as_millis()])?;
-    Ok(tx
+/// What an earlier call with the same key was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    /// The same one; it started this operation.
+    Op(OpId),
+    /// One with other arguments.
+    Conflict,
+}
+
+/// What an earlier call with the same key was, if there was one.
+pub fn earlier(db: &Connection, once: &Once) -> Result<Option<Earlier>, StoreError> {
+    let known = db
         .query_row(
-            "SELECT arguments, op_id FROM idempotency WHERE owner = ?1 AND tool = ?2 AND key = ?3",
-            params![owner, tool, key],
-            |row| Ok(Known { arguments: row.get("arguments")?, op_id: row.id("op_id")? }),
+            "SELECT arguments, op_id FROM idempotency WHERE owner = ?1 AND tool = ?2 AND key = ?3 AND at >= ?4",
+            params![once.owner, once.tool, once.key, oldest().as_millis()],
+            |row| Ok((row.get::<_, String>("arguments")?, row.id("op_id")?)),
         )
-        .optional()?)
+        .optional()?;
+    Ok(known.map(
+        |(arguments, op)| {
+            if arguments == once.arguments { Earlier::Op(op) } else { Earlier::Conflict }
+        },
+    ))
 }
 
-/// Remembers a key.
-pub fn insert(
-    tx: &Connection,
-    owner: &str,
-    tool: &str,
-    key: &str,
-    arguments: &str,
-    op_id: OpId,
-) -> Result<(), StoreError> {
+/// Remembers a call and the operation that it started, and forgets those that are too old.
+pub fn remember(tx: &Connection, once: &Once, op: OpId) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM idempotency WHERE at < ?1", [oldest().as_millis()])?;
     tx.execute(
         "INSERT INTO idempotency (owner, tool, key, arguments, op_id, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        params![owner, tool, key, arguments, op_id.as_i64(), now().as_millis()],
+        params![once.owner, once.tool, once.key, once.arguments, op.as_i64(), now().as_millis()],
     )?;
     Ok(())
+}
+
+fn oldest() -> Timestamp {
+    Timestamp::from_millis(now().as_millis() - REMEMBERED_MS)
 }

@@ -141,7 +141,7 @@ async fn a_taken_name_is_said_so_and_rolls_back() {
     })
     .await
     .unwrap_err();
-    assert!(matches!(error, StoreError::NameTaken { kind: "vm", .. }), "{error}");
+    assert!(matches!(error, StoreError::NameTaken { kind: "VM", .. }), "{error}");
     let all = store.read(vms::all).await.unwrap();
     assert_eq!(all.len(), 1, "the other row was rolled back");
 }
@@ -239,9 +239,24 @@ async fn operations_end_once() {
     write(&store, move |tx| {
         ops::insert(tx, &op)?;
         assert_eq!(ops::running(tx)?.len(), 1);
-        idempotency::insert(tx, "uid:0", "vm_create", "k", "{}", id)?;
-        assert_eq!(idempotency::get(tx, "uid:0", "vm_create", "k")?.unwrap().op_id, id);
-        assert_eq!(idempotency::get(tx, "uid:1", "vm_create", "k")?, None);
+        let call = |owner: &str, tool, arguments: &str| idempotency::Once {
+            owner: owner.into(),
+            tool,
+            key: "k".into(),
+            arguments: arguments.into(),
+        };
+        let first = call("uid:0", "vm_create", "{}");
+        idempotency::remember(tx, &first, id)?;
+        assert_eq!(idempotency::earlier(tx, &first)?, Some(idempotency::Earlier::Op(id)));
+        let other = call("uid:0", "vm_create", "{\"name\":\"x\"}");
+        assert_eq!(idempotency::earlier(tx, &other)?, Some(idempotency::Earlier::Conflict));
+        assert_eq!(idempotency::earlier(tx, &call("uid:1", "vm_create", "{}"))?, None);
+        assert_eq!(idempotency::earlier(tx, &call("uid:0", "drive_create", "{}"))?, None);
+        // After a day it means nothing any more, and may be used again.
+        tx.execute("UPDATE idempotency SET at = at - 86400001", [])?;
+        assert_eq!(idempotency::earlier(tx, &first)?, None);
+        idempotency::remember(tx, &first, id)?;
+        assert_eq!(idempotency::earlier(tx, &first)?, Some(idempotency::Earlier::Op(id)));
         ops::finish(tx, id, OpState::Cancelled, &OpProgress::default(), None, None)?;
         ops::finish(tx, id, OpState::Failed, &OpProgress::default(), None, None)?;
         assert_eq!(ops::get(tx, id)?.unwrap().summary.state, OpState::Cancelled);

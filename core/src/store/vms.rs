@@ -205,7 +205,7 @@ pub fn insert(tx: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
         vm.kernel_id.map(|id| id.as_i64()),
         vm.created_at.as_millis(),
     ])
-    .map_err(|e| name_taken(e, "vm", vm.name.as_str(), "vms.name"))?;
+    .map_err(|e| name_taken(e, "VM", vm.name.as_str(), "vms.name"))?;
     Ok(())
 }
 

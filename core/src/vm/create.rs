@@ -13,22 +13,12 @@ use super::registry::Handle;
 use super::spec;
 use super::view::View;
 use crate::nexus::Shared;
-use crate::op::Progress;
+use crate::op::{Begun, Progress};
 use crate::os::failpoint;
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::images::ImageRecord;
 use crate::store::vms::{VmRecord, VmSpec};
-use crate::store::{StoreError, drives, history, idempotency, now, ops, random_id, vms};
-
-/// What the first transaction of a creation came to.
-enum Begun {
-    /// The rows are there.
-    New(Box<VmRecord>),
-    /// The idempotency key stands for an operation already.
-    Known(OpId),
-    /// The idempotency key was used with other arguments.
-    Conflict,
-}
+use crate::store::{StoreError, drives, history, now, random_id, vms};
 
 /// Begins to create a VM; the operation goes on by itself. Bad arguments are refused before anything changes.
 pub(crate) async fn begin(
@@ -36,6 +26,11 @@ pub(crate) async fn begin(
     owner: &str,
     params: VmCreateParams,
 ) -> Result<OpId, ToolError> {
+    let same = VmCreateParams { idempotency_key: None, dry_run: None, wait_s: None, ..params.clone() };
+    let once = crate::op::once(owner, "vm_create", params.idempotency_key.clone(), &same)?;
+    if let Some(op) = shared.ops.earlier(once.as_ref()).await? {
+        return Ok(op);
+    }
     let id: VmId = random_id();
     let name = match &params.name {
         Some(name) => name.clone(),
@@ -49,25 +44,14 @@ pub(crate) async fn begin(
         shared.stock.check_kernel(&spec.kernel).await?;
     }
 
-    let key = params.idempotency_key.clone();
-    let arguments = canonical(&params)?;
     let op = crate::op::summary("vm_create", owner, Some((id.to_string(), name.to_string())));
     let op_id = op.op_id;
     let owner = owner.to_owned();
     let protected = params.protected.unwrap_or(false);
     let tags = params.tags.clone();
     let begun = shared
-        .store
-        .write(move |tx| -> Result<Begun, StoreError> {
-            if let Some(key) = &key
-                && let Some(known) = idempotency::get(tx, &owner, "vm_create", key)?
-            {
-                return Ok(if known.arguments == arguments {
-                    Begun::Known(known.op_id)
-                } else {
-                    Begun::Conflict
-                });
-            }
+        .ops
+        .begin(op, once, move |tx| {
             let record = VmRecord {
                 id,
                 name,
@@ -96,22 +80,12 @@ pub(crate) async fn begin(
             };
             vms::insert(tx, &record)?;
             history::insert(tx, id, &record.name, None, Some(VmState::Creating), "asked for", &owner, None)?;
-            ops::insert(tx, &op)?;
-            if let Some(key) = &key {
-                idempotency::insert(tx, &owner, "vm_create", key, &arguments, op_id)?;
-            }
-            Ok(Begun::New(Box::new(record)))
+            Ok(Box::new(record))
         })
-        .await
-        .map_err(crate::op::store_error)?;
+        .await?;
 
     match begun {
         Begun::Known(op_id) => Ok(op_id),
-        Begun::Conflict => Err(ToolError::new(
-            ErrorCode::IdempotencyConflict,
-            "this idempotency_key was used with other arguments",
-        )
-        .hint("use another key, or the arguments of the first call")),
         Begun::New(record) => {
             failpoint::reach("create-begun");
             let handle = actor::spawn(shared, (*record).clone(), Vec::new(), None);
@@ -344,12 +318,6 @@ fn drive_name(vm: &Name, id: VmId) -> Result<Name, ToolError> {
     let id = id.to_string();
     let head: String = vm.as_str().chars().take(nexus_schema::name::NAME_MAX - 12).collect();
     format!("{head}-root-{}", &id[id.len() - 6..]).parse().map_err(|e| ToolError::internal(format!("{e}")))
-}
-
-/// The arguments that make two calls the same: all but the key and the patience.
-fn canonical(params: &VmCreateParams) -> Result<String, ToolError> {
-    let params = VmCreateParams { idempotency_key: None, wait_s: None, ..params.clone() };
-    serde_json::to_string(&params).map_err(|e| ToolError::internal(format!("encode arguments: {e}")))
 }
 
 /// Who undoes what an earlier daemon left.

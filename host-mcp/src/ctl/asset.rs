@@ -18,6 +18,7 @@ use super::format;
 use super::hint::for_shell;
 use super::list::{self, Paging};
 use super::provider;
+use super::source::located;
 use super::ui::{Format, Mood, Table, Text};
 
 /// The verbs.
@@ -319,6 +320,7 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
 async fn download(app: &App, args: DownloadArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let (from, version) = args.what.split();
+    let from = from.map(located);
     let how = args.how;
     let params = AssetDownloadParams {
         kind: args.kind,

@@ -17,7 +17,7 @@ use super::error::Error;
 use super::follow::{self, New};
 use super::format;
 use super::list::{self, Paging};
-use super::source;
+use super::source::{self, located};
 use super::ui::{Format, Table};
 
 /// The verbs.
@@ -196,11 +196,12 @@ async fn create(app: &App, from: Option<String>, args: CreateOptions) -> Result<
     let mut client = app.connect().await?;
     let params = DriveCreateParams {
         name: args.new.name(),
-        from,
+        from: from.map(located),
         size: args.size,
         read_only: args.read_only.then_some(true),
         dry_run: args.new.dry_run.then_some(true),
         wait_s: Some(0),
+        idempotency_key: args.new.idempotency_key,
     };
     let created = follow::create::<DriveCreate, _>(&mut client, &app.ui, &params, args.new.wait).await?;
     let Some(followed) = created else {

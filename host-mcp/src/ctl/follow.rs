@@ -54,6 +54,9 @@ pub(crate) struct New {
     /// Only say what would be done
     #[arg(short = 'n', long)]
     pub(crate) dry_run: bool,
+    /// The same key with the same arguments within a day gives the same thing, not a second one
+    #[arg(long, value_name = "KEY")]
+    pub(crate) idempotency_key: Option<String>,
     #[command(flatten)]
     pub(crate) wait: Wait,
 }

@@ -16,7 +16,7 @@ use super::error::Error;
 use super::follow::{self, Wait};
 use super::format;
 use super::list::{self, Paging};
-use super::source;
+use super::source::{self, located};
 use super::ui::{Format, Mood, Table, Text};
 
 /// The verbs.
@@ -83,6 +83,9 @@ pub(crate) struct CreateOptions {
     /// Only say what would be done
     #[arg(short = 'n', long)]
     dry_run: bool,
+    /// The same key with the same arguments within a day gives the same image, not a second one
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
     #[command(flatten)]
     wait: Wait,
 }
@@ -154,10 +157,11 @@ async fn create(app: &App, (from, args): (String, CreateOptions)) -> Result<u8, 
     let mut client = app.connect().await?;
     let params = ImageCreateParams {
         name: args.name,
-        from,
+        from: located(from),
         init: args.init,
         dry_run: args.dry_run.then_some(true),
         wait_s: Some(0),
+        idempotency_key: args.idempotency_key,
     };
     let created = follow::create::<ImageCreate, _>(&mut client, &app.ui, &params, args.wait).await?;
     let Some(followed) = created else {

@@ -101,9 +101,49 @@ impl Source for Drive {
     }
 }
 
+/// What names things on the host by their paths.
+const OF_FILES: [&str; 4] = ["file:", "oci-layout:", "oci-archive:", "docker-archive:"];
+
+/// What a source means to the daemon, which runs elsewhere: paths are absolute, and one that is plainly a path is a file's.
+pub(crate) fn located(source: String) -> String {
+    let is_path =
+        [".", ".."].contains(&&*source) || ["/", "./", "../"].iter().any(|start| source.starts_with(start));
+    let (form, path) = match OF_FILES.iter().find(|form| source.starts_with(**form)) {
+        Some(form) => (*form, &source[form.len()..]),
+        None if is_path => ("file:", &*source),
+        None => return source,
+    };
+    match std::path::absolute(path) {
+        Ok(absolute) => format!("{form}{}", absolute.display()),
+        // An empty one, for the daemon to refuse.
+        Err(_) => source,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_those_of_whoever_calls() {
+        let here = std::env::current_dir().unwrap();
+        let here = here.to_str().unwrap();
+        for (given, meant) in [
+            ("debian", "debian".to_owned()),
+            ("image:a", "image:a".to_owned()),
+            ("oci:./a", "oci:./a".to_owned()),
+            ("rootfs:alpine@3.21", "rootfs:alpine@3.21".to_owned()),
+            ("/a/b", "file:/a/b".to_owned()),
+            ("./b.tar", format!("file:{here}/b.tar")),
+            (".", format!("file:{here}")),
+            ("file:/a", "file:/a".to_owned()),
+            ("file:b", format!("file:{here}/b")),
+            ("docker-archive:b.tar#c:1", format!("docker-archive:{here}/b.tar#c:1")),
+            ("file:", "file:".to_owned()),
+        ] {
+            assert_eq!(located(given.to_owned()), meant);
+        }
+    }
 
     #[test]
     fn an_oci_image_may_be_saved_in_a_file() {

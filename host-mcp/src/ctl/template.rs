@@ -22,6 +22,7 @@ use super::client::raw;
 use super::error::Error;
 use super::format;
 use super::list::{self, Paging};
+use super::source::located;
 use super::ui::{Format, Table};
 
 /// The verbs.
@@ -118,7 +119,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
         Command::Create(args) => {
             let params = TemplateCreateParams {
                 name: args.name,
-                source: args.source,
+                source: located(args.source),
                 overlays: overlays(args.overlay)?,
                 packages: args.package,
                 init: args.init,
@@ -155,7 +156,7 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
     };
     let params = TemplateUpdateParams {
         template: args.template,
-        source: args.source,
+        source: args.source.map(located),
         overlays: overlays(args.overlay)?,
         remove_overlays: args.remove_overlay,
         packages,

@@ -163,6 +163,26 @@ fn several_vms_are_deleted_and_the_first_failure_decides() {
 }
 
 #[test]
+fn files_of_ones_own_are_given_by_their_paths() {
+    let world = World::new();
+    let tools = ["vm_create", "image_create", "drive_create"];
+    let fake = Fake::start(&world.runtime(), tools.map(|tool| (tool, fails("busy", "not now", "later"))));
+    let here = std::env::current_dir().unwrap();
+    let path = |name: &str| format!("file:{}", here.join(name).display());
+    for (line, tool, expected) in [
+        ("vm create --kernel ./vmlinux --rootfs root", "vm_create", json!([path("vmlinux"), path("root")])),
+        ("vm create --kernel fast --from file:a.tar", "vm_create", json!(["fast", path("a.tar")])),
+        ("image create ../b.ext4", "image_create", json!([null, path("../b.ext4")])),
+        ("drive create --from debian", "drive_create", json!([null, "debian"])),
+    ] {
+        assert_eq!(world.run(line).code, 6, "{line}");
+        let call = fake.calls(tool).pop().unwrap();
+        assert_eq!(json!([call["kernel"], call["from"]]), expected, "{line}");
+    }
+    assert_eq!(world.run("vm create --rootfs a --from b").code, 2);
+}
+
+#[test]
 fn raw_calls_take_arguments_from_stdin() {
     let world = World::new();
     let fake = Fake::start(&world.runtime(), [("vm_inspect", gives(json!({ "x": 1 })))]);

@@ -168,6 +168,10 @@ pub struct ImageCreateParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
+    /// A key of your choice: the same key with the same arguments within 24 h gives the same image, not a second one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub idempotency_key: Option<String>,
 }
 
 impl Tool for ImageCreate {

@@ -24,7 +24,7 @@ use super::error::Error;
 use super::follow::{self, Followed, New, Wait};
 use super::format;
 use super::list::{self, Paging};
-use super::source;
+use super::source::{self, located};
 use super::ui::Format;
 
 /// The verbs.
@@ -76,12 +76,22 @@ pub(crate) struct CreateArgs {
     /// What it is made from: debian, busybox, oci:IMAGE, rootfs:alpine@3.21, template:NAME, file:PATH, or an image of your own [default: debian]
     #[arg(long, visible_alias = "image", value_name = "SOURCE")]
     from: Option<String>,
+    /// The same for a root filesystem on this host: a directory, a tar archive or an ext4 image
+    #[arg(long, value_name = "PATH", conflicts_with = "from")]
+    rootfs: Option<PathBuf>,
+}
+
+impl CreateArgs {
+    /// Where it comes from, and the rest.
+    fn split(self) -> (Option<String>, CreateOptions) {
+        (self.rootfs.map(|path| format!("file:{}", path.display())).or(self.from), self.options)
+    }
 }
 
 /// What it is to be, apart from its source.
 #[derive(Debug, Args)]
 pub(crate) struct CreateOptions {
-    /// The kernel: an installed one's name or id, or file:PATH [default: the distribution's]
+    /// The kernel: an installed one's name or id, or a file's path [default: the distribution's]
     #[arg(long)]
     kernel: Option<String>,
     /// Virtual CPUs [default: 1]
@@ -117,9 +127,6 @@ pub(crate) struct CreateOptions {
     /// Do not start it
     #[arg(long)]
     no_start: bool,
-    /// The same key with the same arguments gives the same VM, not a second one
-    #[arg(long, value_name = "KEY")]
-    idempotency_key: Option<String>,
     #[command(flatten)]
     new: New,
 }
@@ -203,7 +210,10 @@ pub(crate) struct HistoryArgs {
 /// Runs one verb.
 pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
-        Command::Create(args) => create(app, args.from, args.options).await,
+        Command::Create(args) => {
+            let (from, options) = args.split();
+            create(app, from, options).await
+        }
         Command::FromRootfs(args) => create_from(app, args.split()).await,
         Command::FromOci(args) => create_from(app, args.split()).await,
         Command::FromTemplate(args) => create_from(app, args.split()).await,
@@ -261,8 +271,8 @@ fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreatePa
     }
     Ok(VmCreateParams {
         name: args.new.name(),
-        from,
-        kernel: args.kernel,
+        from: from.map(located),
+        kernel: args.kernel.map(located),
         vcpus: args.vcpus,
         memory: args.memory,
         disk: args.disk,
@@ -277,7 +287,7 @@ fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreatePa
         start: args.no_start.then_some(false),
         dry_run: args.new.dry_run.then_some(true),
         wait_s: Some(0),
-        idempotency_key: args.idempotency_key,
+        idempotency_key: args.new.idempotency_key,
     })
 }
 
