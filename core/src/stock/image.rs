@@ -252,6 +252,9 @@ impl Stock {
             want @ (Want::File(_) | Want::Saved(_) | Want::Remote(_)) => {
                 Ok(self.identify(want, None).await?.1)
             }
+            // Made under its own name, as by the first who uses it.
+            Want::BuiltIn(name) => name.parse().map_err(|e| ToolError::internal(format!("{e}"))),
+            Want::Installed(image) => slug("copy-of-", image.name.as_str(), None),
             _ => from.parse().map_err(|e| ToolError::invalid(format!("{e}"))),
         }
     }

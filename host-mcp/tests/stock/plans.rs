@@ -112,6 +112,24 @@ async fn a_dry_run_of_a_vm_says_what_would_be_made_and_makes_nothing() {
 }
 
 #[tokio::test]
+async fn an_image_of_an_image_has_a_name_of_its_own() {
+    let place = Place::new();
+    let _daemon = place.daemon().await;
+    let mut client = place.client().await;
+    client.finished("image_create", json!({ "from": place.source(), "name": "first" })).await;
+    let again = json!({ "from": "image:first" });
+    let foreseen = plan(&mut client, &place, "image_create", again.clone()).await;
+    assert_eq!(foreseen["name"], "copy-of-first", "{foreseen}");
+    let made = client.finished("image_create", again.clone()).await;
+    assert_eq!(made["name"], "copy-of-first", "{made}");
+    let failure = client.fails("image_create", again).await;
+    assert_eq!(failure.0, "name_taken", "{}", failure.1);
+    let by_id = json!({ "from": format!("image:{}", made["id"].as_str().unwrap()) });
+    let of_copy = client.finished("image_create", by_id).await;
+    assert_eq!(of_copy["name"], "copy-of-copy-of-first", "{of_copy}");
+}
+
+#[tokio::test]
 async fn a_dry_run_of_an_image_knows_what_was_built_before() {
     let place = Place::new();
     let _daemon = place.daemon().await;
@@ -160,6 +178,9 @@ async fn a_dry_run_of_an_image_knows_what_was_built_before() {
         (vec!["download packages".to_owned(), "build image".to_owned()], &json!("debian"))
     );
     assert_eq!((&built_in["steps"][0]["bytes"], &built_in["download_bytes"]), (&json!(null), &json!(0)));
+    // As an image that there is not yet it has the same name.
+    let as_image = plan(&mut client, &place, "image_create", json!({ "from": "image:debian" })).await;
+    assert_eq!(as_image["name"], "debian", "{as_image}");
     client
         .must("template_create", json!({ "name": "more", "source": "debian", "packages": ["hello"] }))
         .await;
