@@ -74,7 +74,9 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
     client.must("drive_detach", json!({ "drive": own }));
     assert_eq!(refused(&mut client, "vm_start", json!({ "vm": "second" })), "drive_not_found");
     client.to_the_end("drive_create", json!({ "name": "start", "from": "busybox" }), BOOT);
-    client.must("drive_attach", json!({ "drive": "start", "vm": "second", "root": true }));
+    // The first drive of a machine without any is its root.
+    let start = client.must("drive_attach", json!({ "drive": "start", "vm": "second" }));
+    assert_eq!(start["attached_to"]["root"], true, "{start}");
     client.must("drive_attach", json!({ "drive": "copy", "vm": "second", "mount": "/srv/copy" }));
     client.to_the_end("vm_start", json!({ "vm": "second" }), BOOT);
     client.wait_for_state("second", "ready");

@@ -125,6 +125,33 @@ enum Again {
 }
 
 #[test]
+fn the_proxy_of_the_environment_is_asked_and_not_for_those_it_is_not_for() {
+    let (proxy, server) = (Web::start(), Web::start());
+    let address = proxy.url("");
+    let mut settings = Vec::new();
+    for (name, value) in [("http_proxy", address.as_str()), ("no_proxy", "127.0.0.1")] {
+        settings.extend([(name.to_owned(), value), (name.to_uppercase(), value)]);
+    }
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    let world = World::with(&settings);
+    let mut client = world.client();
+    let far = "http://files.test/far.tar.gz".to_owned();
+    let near = server.url("/near.tar.gz");
+    for (url, at, path, name) in
+        [(&far, &proxy, far.as_str(), "far"), (&near, &server, "/near.tar.gz", "near")]
+    {
+        let packed = gzip(&archive(&[("etc/os-release", format!("ID={name}\n").as_bytes())]));
+        at.put(path, packed.clone());
+        let wanted = json!({ "kind": "rootfs", "from": format!("url:{url}"), "sha256": digest(&packed), "name": name });
+        let asset = client.to_the_end("asset_download", wanted, SOON);
+        assert_eq!(asset["verified"], "checksum", "{asset}");
+        assert_eq!(at.asked(path).len(), 1, "{url}");
+    }
+    assert!(proxy.asked(&near).is_empty());
+    assert_eq!(installed(&mut client), ["far", "near"]);
+}
+
+#[test]
 fn a_download_that_is_cut_off_goes_on_where_it_was() {
     let mut scene = Scene::new();
     let mut expected = Vec::new();

@@ -250,9 +250,13 @@ async fn a_build_can_be_cancelled_and_leaves_nothing() {
                 true => assert_eq!(refused["_meta"]["dev.nexus/error"]["code"], "in_use"),
                 false => drop(client.must("template_create", template.clone()).await),
             }
+            let log = client.0.call("build_logs", json!({ "build": begun["subject_id"] })).await;
             client.must("op_cancel", json!({ "op_id": begun["op_id"] })).await;
             let build = client.must("build_inspect", json!({ "build": begun["subject_id"] })).await;
             if build["status"] != "success" {
+                // It was read while the build ran.
+                let log = common::text(&log);
+                assert!(log.contains(stage) && !log.contains("done: image"), "{log}");
                 break build;
             }
             // It was whole before that came: once more.
