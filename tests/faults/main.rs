@@ -10,6 +10,7 @@ mod ends;
 mod guests;
 mod kernel;
 mod kills;
+mod lists;
 mod packages;
 mod providers;
 mod refusals;

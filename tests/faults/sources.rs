@@ -159,3 +159,22 @@ fn a_qemu_that_exits_at_once_is_told_with_its_last_words() {
     assert!(vm["reason"].to_string().contains("flux capacitor"), "{vm}");
     assert_in_order(&daemon);
 }
+
+#[test]
+fn an_image_of_an_image_knows_where_it_comes_from() {
+    let world = World::new();
+    let mut client = world.client();
+    client.to_the_end("image_create", json!({ "from": world.from, "name": "base" }), SOON);
+    for (name, from) in [("middle", "image:base"), ("top", "image:middle")] {
+        client.to_the_end("image_create", json!({ "from": from, "name": name }), SOON);
+    }
+    let mut arguments = world.arguments("box");
+    arguments["from"] = "image:top".into();
+    let vm = client.create(arguments);
+    let image = &client.inspect("box")["image"];
+    assert_eq!((&image["name"], &image["source"]), (&json!("top"), &json!("image:middle")), "{vm}");
+    let lineage = [json!("middle (image:base)"), json!(format!("base ({})", world.from))];
+    assert_eq!(image["lineage"], json!(lineage), "{image}");
+    assert!(vm["guest"]["os"].is_string(), "{vm}");
+    world.assert_in_order();
+}

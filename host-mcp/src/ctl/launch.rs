@@ -102,6 +102,13 @@ async fn lock(path: &Path, deadline: Instant) -> Result<File, Error> {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
             Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => tokio::time::sleep(STEP).await,
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(Error::Launch {
+                    what: format!("another nexusctl has been at it for {} s", DEADLINE.as_secs()),
+                    hint: Some(format!("see {} beside {}", dirs::LOG_NAME, path.display())),
+                    source: None,
+                });
+            }
             Err(error) => return Err(fail(error.into())),
         }
     }
