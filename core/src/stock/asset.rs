@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use futures::FutureExt;
 use nexus_schema::id::AssetId;
 use nexus_schema::tools::asset::{AssetCheck, AssetFile, AssetKind, AssetSummary, Verified};
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
@@ -279,14 +280,19 @@ impl Stock {
     }
 
     /// Waits for one's turn to make something; an operation that is cancelled does not wait.
-    async fn turn(
+    pub(super) async fn turn(
         &self,
         what: &str,
         progress: &Progress,
     ) -> Result<tokio::sync::OwnedMutexGuard<()>, ToolError> {
+        let turn = self.only_one(what);
+        tokio::pin!(turn);
+        if let Some(turn) = turn.as_mut().now_or_never() {
+            return Ok(turn);
+        }
         progress.step("waiting for the same download");
         tokio::select! {
-            turn = self.only_one(what) => Ok(turn),
+            turn = turn => Ok(turn),
             () = progress.cancelled() => Err(ToolError::new(ErrorCode::Cancelled, "the download was cancelled")),
         }
     }

@@ -216,6 +216,24 @@ async fn two_downloads_of_one_asset_are_one() {
     assert_eq!(scene.directories().await, 1);
 }
 
+#[tokio::test]
+async fn who_waits_for_the_same_download_says_so_and_nobody_else() {
+    let scene = Scene::new().await;
+    let (first, second) = (Progress::default(), Progress::default());
+    let turn = scene.stock.turn("one", &first).await.unwrap();
+    assert_eq!(first.watch().borrow().step, "");
+    let waiting = scene.stock.turn("one", &second);
+    tokio::pin!(waiting);
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    assert_eq!(second.watch().borrow().step, "waiting for the same download");
+    drop(turn);
+    waiting.await.unwrap();
+    // Another one waits for nobody.
+    let third = Progress::default();
+    scene.stock.turn("other", &third).await.unwrap();
+    assert_eq!(third.watch().borrow().step, "");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_name_is_never_two_versions() {
     let scene = Scene::new().await;
