@@ -73,6 +73,29 @@ fn what_does_not_boot_is_told_with_the_consoles_last_lines() {
 }
 
 #[test]
+fn a_kernel_whose_modules_are_missing_says_so() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    // The distribution's kernel as a mere file: its drivers are modules, which a file does not bring.
+    let assets = fs::read_dir(daemon.state().join("assets")).expect("the assets").flatten();
+    let kernel = assets.map(|asset| asset.path().join("vmlinux")).find(|file| file.exists());
+    let mut bytes = fs::read(kernel.expect("a kernel")).expect("the kernel is read");
+    // Another file than the one that is known, with its modules.
+    bytes.push(0);
+    let file = daemon.root().join("vmlinux");
+    fs::write(&file, bytes).expect("a kernel is written");
+    let kernel = format!("file:{}", file.display());
+    let arguments = json!({ "name": "bare", "from": "busybox", "kernel": kernel, "start": false });
+    client.to_the_end("vm_create", arguments, BOOT);
+    let failure = start_in_vain(&mut client, "bare");
+    assert_eq!(failure.code, "boot_failed", "{}", failure.text);
+    for told in ["/dev/vda did not appear", "without modules", "virtio_blk"] {
+        assert!(failure.text.contains(told), "{}", failure.text);
+    }
+    assert_in_order(&daemon);
+}
+
+#[test]
 fn the_hello_port_is_closed_to_all_but_the_agent() {
     let daemon = Daemon::start();
     let mut client = daemon.client();

@@ -18,6 +18,8 @@ use crate::os::reason;
 
 /// How long the drive may take to appear; generous, for a busy host that emulates.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same where no module had to be loaded for it.
+const BUILT_IN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The multicast group of the kernel's own events (lib/kobject_uevent.c).
 const KERNEL_GROUP: u32 = 1;
 
@@ -58,9 +60,11 @@ impl Events {
     }
 }
 
-/// Waits until the device is there.
-pub(super) fn wait_for(device: &str, events: &Events) -> Result<(), BootError> {
-    let deadline = Instant::now() + APPEAR_TIMEOUT;
+/// Waits until the device is there; `modules`: how many were loaded for it.
+pub(super) fn wait_for(device: &str, events: &Events, modules: usize) -> Result<(), BootError> {
+    // What is built in was there before this program.
+    let limit = if modules == 0 { BUILT_IN_TIMEOUT } else { APPEAR_TIMEOUT };
+    let deadline = Instant::now() + limit;
     loop {
         // Opening, not only looking: the node comes a moment before the drive does.
         match File::open(device) {
@@ -71,7 +75,7 @@ pub(super) fn wait_for(device: &str, events: &Events) -> Result<(), BootError> {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(BootError::NoDrive { device: device.into(), seconds: APPEAR_TIMEOUT.as_secs() });
+            return Err(BootError::NoDrive { device: device.into(), seconds: limit.as_secs(), modules });
         }
         events.wait(left);
     }

@@ -33,8 +33,8 @@ enum BootError {
         #[source]
         source: std::io::Error,
     },
-    #[error("the root drive {device} did not appear within {seconds} s")]
-    NoDrive { device: String, seconds: u64 },
+    #[error("the root drive {device} did not appear within {seconds} s{}", without_modules(*.modules))]
+    NoDrive { device: String, seconds: u64, modules: usize },
     #[error("mount the root drive {device}")]
     Root {
         device: String,
@@ -47,6 +47,16 @@ enum BootError {
     Mode { word: String },
     #[error("the root drive has no init: none of {tried}")]
     NoInit { tried: String },
+}
+
+/// What a kernel lacks most likely that brought no modules.
+fn without_modules(modules: usize) -> &'static str {
+    match modules {
+        0 => {
+            ": this kernel came without modules, so virtio_mmio, virtio_blk, ext4 and virtio's vsock have to be built into it"
+        }
+        _ => "",
+    }
 }
 
 /// Boots. Returns only if that failed.
@@ -91,8 +101,8 @@ fn boot() -> Result<Infallible, BootError> {
     let orders = Orders::parse(&read_small("/proc/cmdline", 16 << 10).unwrap_or_default())?;
 
     let events = drive::Events::listen();
-    modules::load()?;
-    drive::wait_for(&orders.device, &events)?;
+    let modules = modules::load()?;
+    drive::wait_for(&orders.device, &events, modules)?;
     let mut problems = Vec::new();
     drive::mount_root(&orders.device, switch::NEW_ROOT, &mut problems)?;
     if let Some(uuid) = &orders.modules {

@@ -19,10 +19,12 @@ const NETWORK: &str = "0x0001";
 const FOR_NETWORK: [&str; 3] = ["failover", "net_failover", "virtio_net"];
 
 /// Loads those that are needed. One that the kernel does not take is said and skipped: what needs it fails with a better reason.
-pub(super) fn load() -> Result<(), BootError> {
+/// Returns how many came with the initramfs.
+pub(super) fn load() -> Result<usize, BootError> {
     let directory = Path::new(DIRECTORY);
     let order = read_small(directory.join(ORDER), 64 << 10).unwrap_or_default();
-    for name in order.lines().map(str::trim).filter(|name| !name.is_empty()) {
+    let names = || order.lines().map(str::trim).filter(|name| !name.is_empty());
+    for name in names() {
         // Asked for each, since the bus itself comes with one of the first.
         if FOR_NETWORK.contains(&plain(name)) && !has_network() {
             continue;
@@ -38,7 +40,7 @@ pub(super) fn load() -> Result<(), BootError> {
             Err(error) => say(format_args!("load the module {name}: {error}")),
         }
     }
-    Ok(())
+    Ok(names().count())
 }
 
 /// A module's name: `virtio_net` for `04-virtio_net.ko`.
