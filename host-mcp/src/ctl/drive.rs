@@ -263,7 +263,7 @@ async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
                 match app.ui.format {
                     Format::Json => app.ui.json(reply.structured.as_ref().unwrap_or(&reply.raw))?,
                     Format::Quiet => app.ui.line(&gone.id.to_string())?,
-                    Format::Human => app.ui.line(gone.name.as_str())?,
+                    Format::Human => app.ui.line(&format!("{} deleted", gone.name))?,
                 }
             }
             // The others go all the same.

@@ -140,8 +140,19 @@ async fn inspect(app: &App, args: InspectArgs) -> Result<u8, Error> {
 
 async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
+    let mut failed: Option<Error> = None;
     for image in args.images {
-        let gone = client.call::<ImageDelete>(&ImageDeleteParams { image }).await?;
+        let gone = match client.call::<ImageDelete>(&ImageDeleteParams { image }).await {
+            Ok(gone) => gone,
+            // The others go all the same.
+            Err(error) => {
+                match &failed {
+                    None => failed = Some(error),
+                    Some(_) => app.ui.warn(&error.to_string()),
+                }
+                continue;
+            }
+        };
         match app.ui.format {
             Format::Json => app.ui.json(&raw(&gone)?)?,
             Format::Quiet => app.ui.line(&gone.id.to_string())?,
@@ -150,7 +161,7 @@ async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
             }
         }
     }
-    Ok(0)
+    failed.map_or(Ok(0), Err)
 }
 
 async fn create(app: &App, (from, args): (String, CreateOptions)) -> Result<u8, Error> {

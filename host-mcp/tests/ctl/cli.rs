@@ -183,6 +183,33 @@ fn files_of_ones_own_are_given_by_their_paths() {
 }
 
 #[test]
+fn several_drives_and_images_are_deleted_like_vms() {
+    let world = World::new();
+    let delete = |key: &'static str| {
+        Box::new(move |arguments: &Value, caller: &crate::fake::Caller| {
+            match arguments[key].as_str().unwrap() {
+                "bad" => fails("in_use", "bad is in use", "leave it alone")(arguments, caller),
+                name => {
+                    let gone = json!({ "id": "bbbbbbbbbbbbe", "name": name, "freed_bytes": 1024 });
+                    Some(crate::fake::structured(&gone))
+                }
+            }
+        })
+    };
+    let _fake =
+        Fake::start(&world.runtime(), [("drive_delete", delete("drive")), ("image_delete", delete("image"))]);
+    for (words, freed) in [("drive rm a bad c", ""), ("image rm a bad c", " (1 KiB)")] {
+        let run = world.run(words);
+        assert_eq!(
+            (run.code, run.text()),
+            (4, format!("a deleted{freed}\nc deleted{freed}\n").as_str()),
+            "{words}"
+        );
+        assert_eq!(run.stderr, "error: bad is in use\nhint: leave it alone\n", "{words}");
+    }
+}
+
+#[test]
 fn raw_calls_take_arguments_from_stdin() {
     let world = World::new();
     let fake = Fake::start(&world.runtime(), [("vm_inspect", gives(json!({ "x": 1 })))]);
