@@ -168,7 +168,7 @@ impl Nexus {
         ] {
             make_private(&directory)?;
         }
-        let Some(lock) = lock::take(&paths.lock())? else {
+        let Some(lock) = lock::take_in_time(&paths.lock()).await? else {
             let pid = lock::holder(&paths.lock());
             return Err(OpenError::Locked { directory: config.state_dir, pid });
         };

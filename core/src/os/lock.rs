@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use fs_err::File;
 use rustix::fs::{FlockOperation, flock};
@@ -20,8 +21,23 @@ impl Lock {
     }
 }
 
-/// Takes the lock, or `None` when another process has it. The file is close-on-exec, so that no child keeps it.
-pub fn take(path: &Path) -> io::Result<Option<Lock>> {
+/// How long a lock may be held by nobody: the child of a killed process has it until it runs its program.
+const ORPHANED_MAX: Duration = Duration::from_secs(2);
+
+/// Takes the lock, or `None` when another process has it and keeps it.
+pub async fn take_in_time(path: &Path) -> io::Result<Option<Lock>> {
+    let deadline = tokio::time::Instant::now() + ORPHANED_MAX;
+    loop {
+        let lock = take(path)?;
+        if lock.is_some() || tokio::time::Instant::now() >= deadline {
+            return Ok(lock);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Takes the lock, or `None` when another process has it. The file is close-on-exec, so that no program keeps it.
+fn take(path: &Path) -> io::Result<Option<Lock>> {
     let mut file =
         fs_err::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -38,4 +54,22 @@ pub fn take(path: &Path) -> io::Result<Option<Lock>> {
 /// The process that holds the lock, as it wrote it down itself.
 pub fn holder(path: &Path) -> Option<u32> {
     fs_err::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lock_that_is_given_back_soon_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let first = take_in_time(&path).await.unwrap().unwrap();
+        assert!(take_in_time(&path).await.unwrap().is_none());
+        let (second, ()) = tokio::join!(take_in_time(&path), async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(first);
+        });
+        assert_eq!(second.unwrap().unwrap().before(), Some(std::process::id()));
+    }
 }

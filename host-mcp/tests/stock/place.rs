@@ -56,7 +56,8 @@ impl Place {
     /// The same with settings of its own.
     pub async fn daemon_with(&self, settings: &[(&str, &str)]) -> Child {
         let run = self.directory.path().join("run");
-        let child = Command::new(env!("CARGO_BIN_EXE_nexusd"))
+        let log = self.directory.path().join("nexusd.log");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_nexusd"))
             .env_clear()
             .env("HOME", self.directory.path())
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -70,11 +71,17 @@ impl Place {
             .kill_on_drop(true)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
         let socket = run.join("nexus.sock");
-        until("the daemon serves", || answers(&socket)).await;
+        until("the daemon serves", || {
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("the daemon ended, {status}: {}", std::fs::read_to_string(&log).unwrap());
+            }
+            answers(&socket)
+        })
+        .await;
         child
     }
 
