@@ -21,7 +21,7 @@ const AT_ONCE: i32 = 0;
 const WHENEVER: i32 = 2_000_000_000;
 
 /// Watches how calls follow upon each other. Cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Awake(Option<Arc<Inner>>);
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ struct Inner {
 impl Awake {
     /// Lets processors sleep when they like.
     pub fn off() -> Self {
-        Self::default()
+        Self(None)
     }
 
     /// Asks by the kernel's device, which root alone may open. Nothing is asked for before there are calls.

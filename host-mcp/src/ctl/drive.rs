@@ -3,17 +3,18 @@
 use clap::{Args, Subcommand};
 use nexus_schema::id::{DriveKind, VmKind};
 use nexus_schema::tools::drive::{
-    DriveAttach, DriveAttachParams, DriveCreate, DriveCreateParams, DriveDelete, DriveDeleteOutput,
-    DriveDeleteParams, DriveDetach, DriveDetachParams, DriveDetails, DriveInspect, DriveInspectParams,
-    DriveList, DriveListParams, DriveResize, DriveResizeOutput, DriveResizeParams,
+    DriveAttach, DriveAttachParams, DriveCreate, DriveCreateParams, DriveDelete, DriveDeleteParams,
+    DriveDetach, DriveDetachParams, DriveDetails, DriveInspect, DriveInspectParams, DriveList,
+    DriveListParams, DriveResize, DriveResizeOutput, DriveResizeParams,
 };
 use nexus_schema::{ByteSize, Reference, Timestamp, Tool};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::App;
-use super::client::{Options, Reply};
+use super::client::{Client, Options, Reply, raw};
 use super::error::Error;
+use super::failures::Failures;
 use super::follow::{self, New};
 use super::format;
 use super::list::{self, Paging};
@@ -254,26 +255,21 @@ async fn resize(app: &App, args: ResizeArgs) -> Result<u8, Error> {
 
 async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
-    let mut failed: Option<Error> = None;
+    let mut failures = Failures::default();
     for drive in args.drives {
-        let params = DriveDeleteParams { drive };
-        match client.call_with::<DriveDelete>(&params, Options::default()).await {
-            Ok(reply) => {
-                let gone: DriveDeleteOutput = reply.facts(DriveDelete::NAME, DriveDelete::SHAPE)?;
-                match app.ui.format {
-                    Format::Json => app.ui.json(reply.structured.as_ref().unwrap_or(&reply.raw))?,
-                    Format::Quiet => app.ui.line(&gone.id.to_string())?,
-                    Format::Human => app.ui.line(&format!("{} deleted", gone.name))?,
-                }
-            }
-            // The others go all the same.
-            Err(error) => match &failed {
-                None => failed = Some(error),
-                Some(_) => app.ui.warn(&error.to_string()),
-            },
-        }
+        let result = delete_one(app, &mut client, drive).await;
+        failures.note(app, result)?;
     }
-    failed.map_or(Ok(0), Err)
+    failures.end()
+}
+
+async fn delete_one(app: &App, client: &mut Client, drive: Reference<DriveKind>) -> Result<(), Error> {
+    let gone = client.call::<DriveDelete>(&DriveDeleteParams { drive }).await?;
+    match app.ui.format {
+        Format::Json => app.ui.json(&raw(&gone)?),
+        Format::Quiet => app.ui.line(&gone.id.to_string()),
+        Format::Human => app.ui.line(&format!("{} deleted", gone.name)),
+    }
 }
 
 fn place(drive: &DriveDetails) -> (String, String) {

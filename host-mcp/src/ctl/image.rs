@@ -11,8 +11,9 @@ use nexus_schema::{Name, Reference, Timestamp, Tool};
 
 use super::App;
 use super::args::word;
-use super::client::{Options, raw};
+use super::client::{Client, Options, raw};
 use super::error::Error;
+use super::failures::Failures;
 use super::follow::{self, Wait};
 use super::format;
 use super::list::{self, Paging};
@@ -140,28 +141,21 @@ async fn inspect(app: &App, args: InspectArgs) -> Result<u8, Error> {
 
 async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
-    let mut failed: Option<Error> = None;
+    let mut failures = Failures::default();
     for image in args.images {
-        let gone = match client.call::<ImageDelete>(&ImageDeleteParams { image }).await {
-            Ok(gone) => gone,
-            // The others go all the same.
-            Err(error) => {
-                match &failed {
-                    None => failed = Some(error),
-                    Some(_) => app.ui.warn(&error.to_string()),
-                }
-                continue;
-            }
-        };
-        match app.ui.format {
-            Format::Json => app.ui.json(&raw(&gone)?)?,
-            Format::Quiet => app.ui.line(&gone.id.to_string())?,
-            Format::Human => {
-                app.ui.line(&format!("{} deleted ({})", gone.name, format::size(gone.freed_bytes)))?;
-            }
-        }
+        let result = delete_one(app, &mut client, image).await;
+        failures.note(app, result)?;
     }
-    failed.map_or(Ok(0), Err)
+    failures.end()
+}
+
+async fn delete_one(app: &App, client: &mut Client, image: Reference<ImageKind>) -> Result<(), Error> {
+    let gone = client.call::<ImageDelete>(&ImageDeleteParams { image }).await?;
+    match app.ui.format {
+        Format::Json => app.ui.json(&raw(&gone)?),
+        Format::Quiet => app.ui.line(&gone.id.to_string()),
+        Format::Human => app.ui.line(&format!("{} deleted ({})", gone.name, format::size(gone.freed_bytes))),
+    }
 }
 
 async fn create(app: &App, (from, args): (String, CreateOptions)) -> Result<u8, Error> {

@@ -13,6 +13,7 @@ mod completion;
 mod connect;
 mod drive;
 mod error;
+mod failures;
 mod follow;
 mod format;
 mod guest;

@@ -21,6 +21,7 @@ use super::App;
 use super::args::{pair, word};
 use super::client::{Client, Options, raw};
 use super::error::Error;
+use super::failures::Failures;
 use super::follow::{self, Followed, New, Wait};
 use super::format;
 use super::list::{self, Paging};
@@ -434,29 +435,4 @@ async fn history(app: &App, args: HistoryArgs) -> Result<u8, Error> {
         }
     }
     Ok(0)
-}
-
-/// What went wrong with some of several VMs: each is told at once, and the first one decides the exit code.
-#[derive(Default)]
-struct Failures {
-    first: Option<u8>,
-}
-
-impl Failures {
-    fn note(&mut self, app: &App, result: Result<(), Error>) -> Result<(), Error> {
-        match result {
-            Ok(()) => Ok(()),
-            // The VM alone is at fault: go on with the next one.
-            Err(error @ Error::Tool(_)) => {
-                app.ui.fail(&error);
-                self.first.get_or_insert(error.exit_code());
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn end(self) -> Result<u8, Error> {
-        Ok(self.first.unwrap_or(0))
-    }
 }
