@@ -10,4 +10,5 @@ mod link;
 pub mod wire;
 
 pub use hello::{GuestEvent, HelloServer, Recorded};
+pub(crate) use link::STANDSTILL;
 pub use link::{CallId, CallOptions, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use connection::Patience;
+pub(crate) use connection::STANDSTILL;
 use nexus_schema::{ErrorCode, ToolError};
 use serde_json::value::RawValue;
 use tokio::sync::{Notify, mpsc, oneshot, watch};

@@ -8,7 +8,6 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
-use super::connection::STANDSTILL;
 use super::*;
 use crate::os::paths::vm_files;
 use crate::os::socket;
@@ -28,9 +27,13 @@ struct Talk {
 
 impl Guest {
     fn new() -> (Self, Link) {
+        Self::known_to(Patience::default())
+    }
+
+    fn known_to(patience: Patience) -> (Self, Link) {
         let directory = tempfile::tempdir().unwrap();
         let listener = socket::bind_in_tokio(directory.path(), vm_files::VSOCK).unwrap();
-        let link = Link::start(directory.path(), 200);
+        let link = Link::start_with(directory.path(), 200, patience);
         (Self { _directory: directory, listener }, link)
     }
 
@@ -326,11 +329,8 @@ async fn guests_may_ask_for_nothing_but_a_ping() {
 
 #[tokio::test]
 async fn a_silent_guest_is_asked_and_then_given_up() {
-    let directory = tempfile::tempdir().unwrap();
-    let listener = socket::bind_in_tokio(directory.path(), vm_files::VSOCK).unwrap();
     let patience = Patience { ping_after: Duration::from_millis(100), silence_max: Duration::from_secs(6) };
-    let link = Link::start_with(directory.path(), 200, patience);
-    let guest = Guest { _directory: directory, listener };
+    let (guest, link) = Guest::known_to(patience);
     let mut talk = guest.accept().await;
     // As long as it answers, it lives.
     for _ in 0..3 {
@@ -348,11 +348,8 @@ async fn a_silent_guest_is_asked_and_then_given_up() {
 
 #[tokio::test]
 async fn a_standstill_of_the_daemon_is_no_silence_of_the_guest() {
-    let directory = tempfile::tempdir().unwrap();
-    let listener = socket::bind_in_tokio(directory.path(), vm_files::VSOCK).unwrap();
     let patience = Patience { ping_after: Duration::from_millis(500), silence_max: Duration::from_secs(3) };
-    let link = Link::start_with(directory.path(), 200, patience);
-    let guest = Guest { _directory: directory, listener };
+    let (guest, link) = Guest::known_to(patience);
     let mut talk = guest.accept().await;
     assert!(link.is_up_within(LIMIT).await);
     let mut state = link.state();

@@ -6,7 +6,7 @@ use nexus_schema::link::ByeReason;
 use nexus_schema::tools::vm::VmState;
 
 use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record};
-use crate::guest::{GuestEvent, LinkState};
+use crate::guest::{GuestEvent, LinkState, STANDSTILL};
 use crate::op::Progress;
 use crate::os::failpoint;
 use crate::vm::boot::{self, Boot, Event, Farewell};
@@ -14,9 +14,7 @@ use crate::vm::stop::Rung;
 use crate::vm::view;
 use crate::vmm::Exit;
 
-/// A deadline that is noticed so late means that the daemon stood still, and could hear nothing of what was said in time.
-const STANDSTILL: Duration = Duration::from_secs(1);
-/// How long it then listens to what was said meanwhile.
+/// How long the daemon listens to what was said while it stood still.
 const HEARING: Duration = Duration::from_secs(5);
 /// How many times the time of a stop a guest has that said bye by itself: its init may wait for services.
 const FAREWELL_STOPS: u32 = 4;
