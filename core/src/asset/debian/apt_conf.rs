@@ -17,6 +17,14 @@ pub(crate) struct AptConf {
     options: BTreeMap<String, String>,
 }
 
+/// Reads one of apt's files; `None` if it is not there, or not what such files are.
+pub(super) fn read_file(file: &Path) -> std::io::Result<Option<String>> {
+    if !fs::metadata(file).is_ok_and(|m| m.is_file() && m.len() <= MAX_FILE) {
+        return Ok(None);
+    }
+    Ok(Some(String::from_utf8_lossy(&fs::read(file)?).into_owned()))
+}
+
 impl AptConf {
     /// Reads `etc/apt/apt.conf.d/*` and `etc/apt/apt.conf` under `apt_root`. A file that cannot be read is left out: apt
     /// itself would stop there, but its proxy is the most that is lost.
@@ -32,12 +40,8 @@ impl AptConf {
         parts.sort();
         let files = parts.iter().map(|name| dir.join(name)).chain([apt_root.join("etc/apt/apt.conf")]);
         for file in files {
-            let readable = fs::metadata(&file).is_ok_and(|m| m.is_file() && m.len() <= MAX_FILE);
-            if !readable {
-                continue;
-            }
-            match fs::read(&file) {
-                Ok(bytes) => conf.parse(&String::from_utf8_lossy(&bytes)),
+            match read_file(&file) {
+                Ok(text) => conf.parse(&text.unwrap_or_default()),
                 Err(error) => tracing::warn!(file = %file.display(), %error, "apt configuration left out"),
             }
         }

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 use reqwest::Url;
 
-/// The largest file that is read.
-const MAX_FILE: u64 = 1 << 20;
+use super::apt_conf::read_file;
 
 /// What is known, in the order in which it is asked.
 #[derive(Default)]
@@ -38,12 +37,8 @@ impl Logins {
         parts.sort();
         let mut logins = Self::default();
         for file in std::iter::once(etc.join("auth.conf")).chain(parts) {
-            match fs::metadata(&file) {
-                Ok(meta) if meta.is_file() && meta.len() <= MAX_FILE => {}
-                _ => continue,
-            }
-            match fs::read(&file) {
-                Ok(bytes) => logins.parse(&String::from_utf8_lossy(&bytes)),
+            match read_file(&file) {
+                Ok(text) => logins.parse(&text.unwrap_or_default()),
                 Err(error) => tracing::info!(file = %file.display(), %error, "apt's passwords left out"),
             }
         }
