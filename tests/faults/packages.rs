@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::kills::{kill_at, last_op};
-use crate::world::{SOON, World, refused};
+use crate::world::{SOON, World, refused, soon};
 
 /// A root filesystem that is small, but not too small.
 fn archive() -> Vec<u8> {
@@ -173,6 +173,38 @@ fn a_release_whose_making_is_cut_off_is_whole_or_gone() {
     let asset = scene.world.client().to_the_end("asset_download", wanted, SOON);
     assert_eq!((&asset["sha256"], scene.made()), (&json!(scene.sha256), made), "it is whole already");
     scene.world.assert_in_order();
+}
+
+#[test]
+fn nothing_stays_mounted_where_packages_were_unpacked() {
+    let mut scene = Scene::new();
+    let good = fs::read_to_string(scene.things.path().join("mmdebstrap")).expect("a program");
+    let mounted = scene.things.path().join("mounted");
+    // As mmdebstrap does it in what it makes, and then it takes its time.
+    scene.program(&format!(
+        "mkdir $TMPDIR/proc && mount -t proc proc $TMPDIR/proc && echo $TMPDIR/proc > {} && exec sleep 600",
+        mounted.display()
+    ));
+    let wanted = json!({ "kind": "rootfs", "from": "debian", "wait_s": 0 });
+    scene.world.client().must("asset_download", wanted);
+    let place = soon("a mount", || {
+        fs::read_to_string(&mounted)
+            .ok()
+            .filter(|text| text.ends_with('\n'))
+            .map(|text| text.trim().to_owned())
+    });
+    let is_mounted = || fs::read_to_string("/proc/self/mountinfo").expect("mounts").contains(&place);
+    assert!(!is_mounted(), "what it mounts is seen by others");
+    assert!(Path::new(&place).is_dir());
+    scene.world.daemon.kill();
+    scene.world.daemon.restart();
+    assert_eq!(last_op(&mut scene.world.client())["state"], "failed");
+    assert!(!is_mounted() && !Path::new(&place).exists(), "{place} is left");
+    scene.world.assert_in_order();
+    fs::write(scene.things.path().join("mmdebstrap"), good).expect("a program is written");
+    let wanted = json!({ "kind": "rootfs", "from": "debian", "wait_s": 45 });
+    let asset = scene.world.client().to_the_end("asset_download", wanted, SOON);
+    assert_eq!(asset["sha256"], scene.sha256, "{asset}");
 }
 
 #[test]

@@ -129,7 +129,8 @@ impl Bootstrap {
             .timeout(TIMEOUT);
         // The users of its namespace do not get into this user's directories.
         if root {
-            call = call.env("TMPDIR", scratch);
+            // It mounts what packages need in what it makes, and does not take it away when it is killed.
+            call = call.env("TMPDIR", scratch).own_mounts();
         }
         let authorities = self.trust.bundle().map_err(|e| ImageError::write(scratch, e))?;
         let mut options = self.options.reveal().to_owned();

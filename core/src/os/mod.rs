@@ -9,6 +9,7 @@ pub mod lock;
 pub mod memory;
 #[cfg(test)]
 pub(crate) mod mounted;
+pub(crate) mod own_mounts;
 pub mod paths;
 pub mod process;
 pub mod random;

@@ -5,9 +5,9 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
+
+use super::own_mounts;
 
 /// A mounted filesystem.
 #[derive(Debug)]
@@ -78,9 +78,7 @@ impl Drop for Mounted {
 fn keep_mounts_to_this_thread() {
     thread_local!(static KEPT: Cell<bool> = const { Cell::new(false) });
     if !KEPT.replace(true) {
-        unshare(CloneFlags::CLONE_NEWNS).expect("this test has to run as root");
-        let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).unwrap();
+        own_mounts::begin().expect("this test has to run as root");
     }
 }
 

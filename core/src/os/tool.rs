@@ -19,6 +19,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 
 use super::leftover;
+use super::own_mounts;
 use super::paths::PROGRAM_DIRECTORIES as PROGRAMS;
 
 /// How much of a program's error output is kept, in bytes.
@@ -157,7 +158,7 @@ impl Tool {
         directories
             .into_iter()
             .map(|directory| directory.join(file))
-            .find(|path| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
+            .find(|path| is_program(path))
             .map(|path| Self { name, path })
             .ok_or(ProgramError::Missing { name, package: package_of(name) })
     }
@@ -177,6 +178,7 @@ impl Tool {
             input: None,
             timeout: Duration::from_secs(600),
             success: vec![0],
+            has_own_mounts: false,
         }
     }
 }
@@ -192,6 +194,7 @@ pub struct Call {
     input: Option<Vec<u8>>,
     timeout: Duration,
     success: Vec<i32>,
+    has_own_mounts: bool,
 }
 
 impl Call {
@@ -234,6 +237,12 @@ impl Call {
     /// Sets the exit codes that are no failure (else 0 only).
     pub fn success(mut self, codes: &[i32]) -> Self {
         self.success = codes.to_vec();
+        self
+    }
+
+    /// Keeps what it mounts to it, so that it is gone with it, however it ends.
+    pub fn own_mounts(mut self) -> Self {
+        self.has_own_mounts = true;
         self
     }
 
@@ -284,7 +293,8 @@ impl Call {
             None => Stdio::null(),
             Some(input) => piped(input).map_err(|source| ProgramError::Start { name, source })?,
         };
-        let child = Command::new(&self.tool.path)
+        let mut command = Command::new(&self.tool.path);
+        command
             .args(&self.args)
             .env_clear()
             .env("LC_ALL", "C")
@@ -295,9 +305,18 @@ impl Call {
             .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .map_err(|source| ProgramError::Start { name, source })?;
+            .process_group(0);
+        if self.has_own_mounts {
+            // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
+            unsafe {
+                command.pre_exec(|| match own_mounts::begin() {
+                    // Who may not do this can mount nothing either: that is for the program to say.
+                    Ok(()) | Err(nix::Error::EPERM) => Ok(()),
+                    Err(error) => Err(error.into()),
+                });
+            }
+        }
+        let child = command.spawn().map_err(|source| ProgramError::Start { name, source })?;
         tracing::debug!(program = name, pid = child.id(), args = ?self.args, "started");
         Ok(Running { name, child, timeout: self.timeout, success: self.success })
     }
@@ -311,6 +330,11 @@ fn piped(input: &[u8]) -> io::Result<Stdio> {
     let (reader, mut writer) = io::pipe()?;
     io::Write::write_all(&mut writer, input)?;
     Ok(Stdio::from(reader))
+}
+
+/// Whether a file can be run.
+pub(crate) fn is_program(path: &Path) -> bool {
+    path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
 /// How a program ended well.

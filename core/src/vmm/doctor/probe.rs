@@ -1,7 +1,6 @@
 //! Looking: which programs there are and which versions.
 
 use std::fmt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use super::kvm::Kvm;
 use crate::config::Config;
 use crate::os::paths::{PROGRAM_DIRECTORIES, Paths};
 use crate::os::subids;
+use crate::os::tool::is_program;
 use crate::vmm::driver::firecracker::jail::find_jailer;
 use crate::vmm::process::ask;
 
@@ -86,10 +86,6 @@ impl Program {
 /// Where a program is.
 fn find(name: &str) -> Option<PathBuf> {
     PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join(name)).find(|path| is_program(path))
-}
-
-fn is_program(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
 /// A program that was downloaded, at its own place rather than that of the link to it.

@@ -17,13 +17,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{AtFlags, CWD};
 
 use super::relay;
 use super::requests::Files;
+use crate::os::own_mounts;
 use crate::os::paths::{PROGRAM_DIRECTORIES, vm_files};
 use crate::os::socket::bind_in;
+use crate::os::tool::is_program;
 use crate::vmm::control::Job;
 use crate::vmm::process::CommandLine;
 
@@ -61,7 +62,7 @@ pub(crate) fn find_jailer(binary: &Path) -> Option<PathBuf> {
     let beside = [Some(binary.to_owned()), std::fs::canonicalize(binary).ok()].into_iter().flatten();
     let installed = PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join("jailer"));
     let mut jailers = beside.map(|binary| binary.with_file_name("jailer")).chain(installed);
-    jailers.find(|path| std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.mode() & 0o111 != 0))
+    jailers.find(|path| is_program(path))
 }
 
 /// A jail, ready for the jailer.
@@ -81,10 +82,7 @@ impl Jail {
         let plan = &job.plan;
         let binary = std::fs::canonicalize(&plan.binary).map_err(file("find", &plan.binary))?;
         let name = binary.file_name().unwrap_or_default();
-        unshare(CloneFlags::CLONE_NEWNS).map_err(|source| JailError::Mounts { source })?;
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
-            .map_err(|source| JailError::Mounts { source })?;
+        own_mounts::begin().map_err(|source| JailError::Mounts { source })?;
 
         let base = Path::new(vm_files::JAIL);
         remove(base)?;
