@@ -5,7 +5,7 @@ use crate::{Finding, none};
 
 /// Files in which external processes may be started, and why.
 const PROCESSES: &[(&str, &str)] = &[
-    ("core/src/os/tool.rs", "external programs"),
+    ("core/src/os/tool/mod.rs", "external programs"),
     ("core/src/vmm/process.rs", "VMM processes"),
     ("guest-mcp/src/", "commands in the guest"),
     ("host-mcp/build.rs", "cargo for the guest"),
@@ -79,11 +79,11 @@ fn processes_are_started_in_their_places() {
             findings.push(finding(
                 rust,
                 token.line,
-                "a process is started here: use core/src/os/tool.rs for programs, core/src/vmm/process.rs for VMMs",
+                "a process is started here: use core/src/os/tool for programs, core/src/vmm/process.rs for VMMs",
             ));
         }
     }
-    none("external programs are run by core/src/os/tool.rs, VMMs by core/src/vmm/process.rs", findings);
+    none("external programs are run by core/src/os/tool, VMMs by core/src/vmm/process.rs", findings);
 }
 
 /// Where `use module::{.., name, ..}` stands.
