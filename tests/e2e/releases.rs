@@ -1,11 +1,13 @@
 //! From a distribution's release to a machine: its packages, by the real mmdebstrap, from a mirror with TLS.
 
+use std::fs;
 use std::time::Duration;
 
 use nexus_tests::daemon::Daemon;
 use nexus_tests::mirror::{Mirror, PASSWORD};
 use nexus_tests::ubuntu::Ubuntu;
-use serde_json::json;
+use nexus_tests::wait::until;
+use serde_json::{Value, json};
 
 /// An ordinary user, and its entries in the files that say who it is and which ids it has besides.
 const USER: u32 = 54_322;
@@ -18,14 +20,15 @@ fn a_release_becomes_an_asset_and_that_a_machine() {
     let (apt_root, ca_file) = (mirror.apt_root().display().to_string(), mirror.ca_file());
     let ca_file = ca_file.to_str().expect("a path of UTF-8");
     let direct = "localhost";
-    let daemon = Daemon::start_set(&[
+    let mut daemon = Daemon::start_set(&[
         ("NEXUS_APT_ROOT", &apt_root),
         ("NEXUS_CA_FILE", ca_file),
         ("NO_PROXY", direct),
         ("no_proxy", direct),
     ]);
-    let mut client = daemon.client();
     let wanted = json!({ "kind": "rootfs", "from": "debian", "wait_s": 0 });
+    cut_off(&mut daemon, &wanted);
+    let mut client = daemon.client();
     let asset = client.to_the_end("asset_download", wanted.clone(), Duration::from_mins(15));
     assert_eq!((&asset["provider"], &asset["verified"]), (&json!("debian"), &json!("signature")), "{asset}");
     let origin = client.must("asset_inspect", json!({ "asset": asset["id"] }))["origin"].take();
@@ -60,6 +63,31 @@ fn a_release_becomes_an_asset_and_that_a_machine() {
     let sources = client.run("release", "cat /etc/apt/sources.list; ls /etc/apt/trusted.gpg.d").stdout;
     let archive = |line: &&str| line.starts_with("deb https://localhost:") && line.ends_with(" main");
     assert!(sources.lines().filter(archive).count() > 1 && sources.contains("debian-archive"), "{sources}");
+}
+
+/// Kills the daemon while mmdebstrap has filesystems mounted in what it makes: none is left, nor are its files.
+fn cut_off(daemon: &mut Daemon, wanted: &Value) {
+    let scratch = daemon.state().join("scratch");
+    let below = format!(" {}/", scratch.display());
+    // By whichever process has it mounted.
+    let mounted = |process: &str| {
+        let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap_or_default();
+        mounts.lines().any(|line| line.contains(&below) && line.contains(" - proc "))
+    };
+    let op = daemon.client().must("asset_download", wanted.clone());
+    let seen = until(Duration::from_mins(10), || {
+        let mut processes = fs::read_dir("/proc").expect("processes").flatten();
+        processes.find(|process| process.file_name().to_str().is_some_and(mounted))
+    });
+    assert!(seen.is_some(), "mmdebstrap mounts nothing");
+    assert!(!mounted("self"), "the host sees what mmdebstrap mounted");
+    daemon.kill();
+    daemon.restart();
+    let ended = daemon.client().must("op_get", json!({ "op_id": op["op_id"] }));
+    assert_eq!(ended["state"], "failed", "{ended}");
+    let left: Vec<_> =
+        fs::read_dir(&scratch).expect("a directory").flatten().map(|left| left.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
