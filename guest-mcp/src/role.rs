@@ -19,10 +19,8 @@ pub(crate) const POWER_NAMES: [&str; 4] = ["halt", "poweroff", "reboot", "shutdo
 /// What this process is here for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// `/init` of the initramfs.
+    /// `/init` of the initramfs, and in init mode `agent` PID 1 of the VM from then on.
     Initramfs,
-    /// PID 1 of a VM in init mode `agent`.
-    Init,
     /// Keeps an agent beside the image's own init.
     Supervise,
     /// Takes the VM down.
@@ -81,7 +79,6 @@ impl Role {
                     let number = words.next().and_then(|n| n.parse().ok());
                     protocol = number.ok_or_else(|| refuse("--protocol needs a number".into()))?;
                 }
-                "init" if is_init => return Ok(Self::Init),
                 "supervise" => return Ok(Self::Supervise),
                 "agent" => place = Some(Place::Vm { init: InitMode::Agent }),
                 "agent-beside" => place = Some(Place::Vm { init: InitMode::System }),
@@ -96,7 +93,6 @@ impl Role {
     pub(crate) fn run(self) -> ExitCode {
         match self {
             Self::Initramfs => initramfs::run(),
-            Self::Init => init::run(),
             Self::Supervise => init::supervise(),
             Self::Power { name, arguments } => init::power::run(name, &arguments),
             Self::Agent { place, protocol } => agent::run(place, protocol),
@@ -138,6 +134,5 @@ mod tests {
         assert_eq!(parse("/run/nexus/bin/reboot -f"), Ok(Role::Power { name: "reboot", arguments }));
         let none = std::iter::empty;
         assert_eq!(Role::parse("/init", true, none()), Ok(Role::Initramfs));
-        assert_eq!(Role::parse("nexus-guest", true, ["init".to_owned()].into_iter()), Ok(Role::Init));
     }
 }

@@ -15,6 +15,7 @@ mod setup;
 
 pub(crate) mod power;
 
+use std::convert::Infallible;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -36,13 +37,8 @@ pub(crate) enum InitError {
     Signals(#[source] Errno),
 }
 
-/// Runs PID 1. Returns only if it failed.
-pub(crate) fn run() -> ExitCode {
-    let Err(error) = live();
-    console::last_words(&error)
-}
-
-fn live() -> Result<std::convert::Infallible, InitError> {
+/// Is PID 1. Returns only if that failed.
+pub(crate) fn live() -> Result<Infallible, InitError> {
     let mut signals =
         Signals::catch(&[Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR])?;
     setup::set_up();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mount proc, sys, dev ─> load modules ─> wait for the root drive ─> mount and grow it ─> mount all modules in it
-//!   ─> bind this binary to /run/nexus/nexus-guest ─> switch root ─┬─> `nexus-guest init`            (init mode `agent`)
+//!   ─> bind this binary to /run/nexus/nexus-guest ─> switch root ─┬─> be PID 1 of it                (init mode `agent`)
 //!                                                                   └─> supervise + the image's init  (init mode `system`)
 //! ```
 //! Whatever fails is said on the console and ends the VM, so that the host sees it at once.
@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use nexus_schema::link::InitMode;
 
 use crate::console;
+use crate::init::InitError;
 use crate::os::{MountError, mount, read_small};
 
 /// Why the root drive could not be started from.
@@ -43,6 +44,8 @@ enum BootError {
     },
     #[error("switch to the root drive")]
     Switch(#[source] std::io::Error),
+    #[error(transparent)]
+    Init(#[from] InitError),
     #[error("the kernel's command line says `{word}`, which is neither agent nor system")]
     Mode { word: String },
     #[error("the root drive has no init: none of {tried}")]
@@ -108,6 +111,7 @@ fn boot() -> Result<Infallible, BootError> {
     if let Some(uuid) = &orders.modules {
         tree::mount(uuid, switch::NEW_ROOT, &events, &mut problems);
     }
+    drop(events);
     switch::prepare(&problems)?;
     switch::switch()?;
     switch::start(orders.init)

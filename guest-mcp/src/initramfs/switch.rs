@@ -86,10 +86,8 @@ fn make_directory(path: &str) -> io::Result<()> {
 /// Becomes PID 1 of the new root.
 pub(super) fn start(init: InitMode) -> Result<Infallible, BootError> {
     match init {
-        InitMode::Agent => {
-            let source = Command::new(BINARY).arg("init").exec();
-            Err(BootError::File { what: "execute", path: BINARY.into(), source })
-        }
+        // This binary itself, which need not be executed again for that.
+        InitMode::Agent => Ok(crate::init::live()?),
         InitMode::System => {
             if let Err(source) = Command::new(BINARY).arg("supervise").spawn() {
                 return Err(BootError::File { what: "execute", path: BINARY.into(), source });
