@@ -1,5 +1,6 @@
 //! The vsock backend of the shim with a real guest, next to another backend where one is given. They take turns after each
-//! piece of work, in changing order.
+//! piece of work, in changing order; and their guests are booted anew several times, since a guest is a little slower or
+//! faster than another for as long as it lives.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -28,6 +29,11 @@ const BULK: usize = 64 * MIB;
 const WRITES: [usize; 3] = [4 << 10, 64 << 10, 256 << 10];
 const CONNECTS: usize = 50;
 const ROUND_TRIPS: usize = 500;
+/// Between one connection and the next.
+const PAUSE: Duration = Duration::from_millis(5);
+/// How often the guests are booted, and how many turns there are with each.
+const BOOTS: usize = 5;
+const TURNS: usize = 4;
 
 /// One piece of work.
 #[derive(Clone, Copy)]
@@ -44,23 +50,32 @@ pub(crate) fn measure(options: &Options) -> Table {
     let daemon = Daemon::start();
     let kernel = kernel(&daemon);
     let other = options.vsock_against.as_ref().map(|path| vec![path.display().to_string()]);
-    let mut contestants: Vec<Contestant> = std::iter::once(own())
-        .chain(other)
-        .enumerate()
-        .map(|(place, command)| Contestant::start(place, &kernel, &command))
-        .collect();
+    let commands: Vec<Vec<String>> = std::iter::once(own()).chain(other).collect();
+    let mut figures: Vec<Figures> = commands.iter().map(|_| Figures::default()).collect();
+    for boot in 0..options.times(BOOTS) {
+        let start = |(place, command): (usize, &Vec<String>)| (place, Contestant::start(&kernel, command));
+        let mut contestants: Vec<(usize, Contestant)> = commands.iter().enumerate().map(start).collect();
+        contestants.rotate_left(boot % commands.len());
+        take_turns(&mut contestants, options.times(TURNS).max(2), &mut figures);
+        for (place, contestant) in &contestants {
+            figures[*place].note(contestant.backend.id());
+        }
+    }
+    let yardstick = commands.get(1).zip(figures.get(1));
+    report(&figures[0], yardstick.map(|(command, figures)| (command[0].as_str(), figures)))
+}
+
+fn take_turns(contestants: &mut [(usize, Contestant)], turns: usize, figures: &mut [Figures]) {
     let bulk = (0..WRITES.len()).flat_map(|at| [Piece::ToGuest(at), Piece::FromGuest(at)]);
     let pieces: Vec<Piece> = [Piece::Connects, Piece::RoundTrips].into_iter().chain(bulk).collect();
-    for _ in 0..options.times(10).max(2) {
+    for _ in 0..turns {
         for piece in &pieces {
-            contestants.iter_mut().for_each(|contestant| contestant.work(*piece));
+            for (place, contestant) in &*contestants {
+                contestant.work(*piece, &mut figures[*place]);
+            }
         }
         contestants.rotate_left(1);
     }
-    contestants.sort_by_key(|contestant| contestant.place);
-    let mut contestants = contestants.into_iter();
-    let ours = contestants.next().expect("the first is ours");
-    report(&ours, contestants.next().as_ref())
 }
 
 /// How the own backend is started.
@@ -85,20 +100,34 @@ pub(crate) fn serve(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-struct Contestant {
-    place: usize,
-    name: String,
-    guest: Option<Guest>,
-    backend: Child,
-    directory: tempfile::TempDir,
+/// What was measured of one backend, with all of its guests.
+#[derive(Default)]
+struct Figures {
     connects: Samples,
     round_trips: Samples,
     /// To the guest and from it, for each of [`WRITES`].
     bulk: [[Samples; 2]; WRITES.len()],
+    processor: Duration,
+    private_kib: u64,
+}
+
+impl Figures {
+    /// Notes what a backend's process took.
+    fn note(&mut self, process: u32) {
+        self.processor += processor_time(process);
+        self.private_kib = self.private_kib.max(private_kib(process));
+    }
+}
+
+/// A backend and its guest.
+struct Contestant {
+    guest: Option<Guest>,
+    backend: Child,
+    directory: tempfile::TempDir,
 }
 
 impl Contestant {
-    fn start(place: usize, kernel: &Kernel, command: &[String]) -> Self {
+    fn start(kernel: &Kernel, command: &[String]) -> Self {
         let directory = tempfile::tempdir().expect("make a directory");
         let backend = Command::new(&command[0])
             .args(&command[1..])
@@ -112,17 +141,7 @@ impl Contestant {
         });
         let mut guest = Guest::start(kernel, directory.path());
         guest.wait_for_hello();
-        let name = command[0].rsplit('/').next().unwrap_or_default();
-        Self {
-            place,
-            name: name.to_owned(),
-            guest: Some(guest),
-            backend,
-            directory,
-            connects: Samples::default(),
-            round_trips: Samples::default(),
-            bulk: Default::default(),
-        }
+        Self { guest: Some(guest), backend, directory }
     }
 
     fn ask(&self, request: &str) -> UnixStream {
@@ -131,13 +150,15 @@ impl Contestant {
         stream
     }
 
-    fn work(&mut self, piece: Piece) {
+    fn work(&self, piece: Piece, figures: &mut Figures) {
         match piece {
             Piece::Connects => {
                 for _ in 0..CONNECTS {
+                    // Until the guest is done with the connection before.
+                    std::thread::park_timeout(PAUSE);
                     let start = Instant::now();
                     dial(self.directory.path(), PORT).expect("connect to the guest");
-                    self.connects.add(start.elapsed());
+                    figures.connects.add(start.elapsed());
                 }
             }
             Piece::RoundTrips => {
@@ -147,7 +168,7 @@ impl Contestant {
                     let start = Instant::now();
                     echo.write_all(&message).expect("write to the guest");
                     echo.read_exact(&mut answer).expect("read from the guest");
-                    self.round_trips.add(start.elapsed());
+                    figures.round_trips.add(start.elapsed());
                 }
             }
             Piece::ToGuest(at) => {
@@ -159,7 +180,7 @@ impl Contestant {
                 }
                 let mut done = [0; 5];
                 stream.read_exact(&mut done).expect("hear that the guest has all");
-                self.bulk[at][0].add(start.elapsed());
+                figures.bulk[at][0].add(start.elapsed());
             }
             Piece::FromGuest(at) => {
                 let mut buffer = vec![0; WRITES[WRITES.len() - 1]];
@@ -170,13 +191,14 @@ impl Contestant {
                     assert!(count > 0, "the guest's stream ended after {seen} bytes");
                     seen += count;
                 }
-                self.bulk[at][1].add(start.elapsed());
+                figures.bulk[at][1].add(start.elapsed());
             }
         }
     }
 }
 
-fn report(ours: &Contestant, other: Option<&Contestant>) -> Table {
+fn report(ours: &Figures, yardstick: Option<(&str, &Figures)>) -> Table {
+    let other = yardstick.map(|(_, figures)| figures);
     let mut table = Table::new("The vsock device with a real VM");
     let latencies = [
         ("CONNECT + OK, p50 / p99", &ours.connects, other.map(|other| &other.connects)),
@@ -202,8 +224,7 @@ fn report(ours: &Contestant, other: Option<&Contestant>) -> Table {
     for (at, size) in WRITES.into_iter().enumerate() {
         for (way, name) in ["host to guest", "guest to host"].into_iter().enumerate() {
             let what = format!("64 MiB {name}, {} KiB writes, median", size >> 10);
-            let rate =
-                |contestant: &Contestant| (BULK / MIB) as f64 / contestant.bulk[at][way].p50().as_secs_f64();
+            let rate = |figures: &Figures| (BULK / MIB) as f64 / figures.bulk[at][way].p50().as_secs_f64();
             let measured = format!("{:.0} MiB/s", rate(ours));
             match other.map(rate) {
                 None => table.told(what, measured, "", ""),
@@ -221,13 +242,12 @@ fn report(ours: &Contestant, other: Option<&Contestant>) -> Table {
             }
         }
     }
-    let spent = |contestant: &Contestant| {
-        let process = contestant.backend.id();
-        format!("{:.2} s, {} KiB", processor_time(process).as_secs_f64(), private_kib(process))
-    };
+    let spent =
+        |figures: &Figures| format!("{:.2} s, {} KiB", figures.processor.as_secs_f64(), figures.private_kib);
     table.told("processor time and private memory", spent(ours), other.map(spent).unwrap_or_default(), "");
-    if let Some(other) = other {
-        table.note(format!("The yardstick is {}; nothing stalled.", other.name));
+    if let Some((path, _)) = yardstick {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        table.note(format!("The yardstick is {name}; nothing stalled."));
     }
     table
 }
@@ -241,7 +261,7 @@ pub(crate) struct Echo {
 impl Echo {
     /// Boots it with the kernel of a daemon's VMs.
     pub(crate) fn start(daemon: &Daemon) -> Self {
-        let guest = Contestant::start(0, &kernel(daemon), &own());
+        let guest = Contestant::start(&kernel(daemon), &own());
         Self { stream: guest.ask("echo\n"), _guest: guest }
     }
 
