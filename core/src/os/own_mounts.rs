@@ -7,7 +7,8 @@ use nix::sched::{CloneFlags, unshare};
 /// last of them. What others mount is still seen. Makes system calls only, so that it may stand between fork and exec.
 ///
 /// # Errors
-/// `EPERM` for who may not mount either.
+/// `EPERM` for who may not mount either. `EINVAL` where `/` is no mount point, as in a chroot: then what was to be shared with others
+/// still is, and the rest is done.
 pub(crate) fn begin() -> nix::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none: Option<&str> = None;

@@ -306,8 +306,9 @@ impl Call {
             // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
             unsafe {
                 command.pre_exec(|| match own_mounts::begin() {
-                    // Who may not do this can mount nothing either: that is for the program to say.
-                    Ok(()) | Err(nix::Error::EPERM) => Ok(()),
+                    // Who may not do this can mount nothing either: that is for the program to say. And where `/` is no mount
+                    // point, as in a chroot, propagation stays as it is.
+                    Ok(()) | Err(nix::Error::EPERM | nix::Error::EINVAL) => Ok(()),
                     Err(error) => Err(error.into()),
                 });
             }

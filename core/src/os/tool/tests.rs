@@ -110,3 +110,18 @@ async fn what_a_program_mounts_is_its_own() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(place.to_str().unwrap()), "{mounts}");
 }
+
+#[test]
+fn a_root_that_is_no_mount_point_keeps_no_program_from_starting() {
+    // Of this thread alone; there are programs and their libraries in it.
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+        nix::unistd::chroot("/usr").unwrap();
+        std::env::set_current_dir("/").unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // There is no /dev/null for its input.
+        let call = Tool::find("sh").unwrap().call().args(["-c", "exit 0"]).input(b"").own_mounts();
+        runtime.block_on(call.run(&never())).unwrap()
+    });
+    assert_eq!(thread.join().unwrap().code, 0);
+}
