@@ -110,8 +110,7 @@ fn build(workspace: &Path, target_dir: &Path, target: &GuestTarget) -> Result<()
         cargo.env_remove(name);
     }
     cargo.env("CARGO_TARGET_DIR", target_dir).env("CARGO_BUILD_BUILD_DIR", target_dir);
-    // At a fixed address: a program that relocates itself costs a software-emulated machine some 30 ms each time it starts,
-    // three times in each boot.
+    // At a fixed address: to relocate itself takes a program in a software-emulated machine several milliseconds each time it starts.
     let mut flags = vec!["-Crelocation-model=static"];
     if target.needs_crt_static {
         flags.push("-Ctarget-feature=+crt-static");

@@ -12,9 +12,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::App;
-use super::client::{Client, Options, Reply, raw};
+use super::client::{Options, Reply};
+use super::each::{each, show_deleted};
 use super::error::Error;
-use super::failures::Failures;
 use super::follow::{self, New};
 use super::format;
 use super::list::{self, Paging};
@@ -254,22 +254,11 @@ async fn resize(app: &App, args: ResizeArgs) -> Result<u8, Error> {
 }
 
 async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
-    let mut client = app.connect().await?;
-    let mut failures = Failures::default();
-    for drive in args.drives {
-        let result = delete_one(app, &mut client, drive).await;
-        failures.note(app, result)?;
-    }
-    failures.end()
-}
-
-async fn delete_one(app: &App, client: &mut Client, drive: Reference<DriveKind>) -> Result<(), Error> {
-    let gone = client.call::<DriveDelete>(&DriveDeleteParams { drive }).await?;
-    match app.ui.format {
-        Format::Json => app.ui.json(&raw(&gone)?),
-        Format::Quiet => app.ui.line(&gone.id.to_string()),
-        Format::Human => app.ui.line(&format!("{} deleted", gone.name)),
-    }
+    each(app, args.drives, async |client, drive| {
+        let gone = client.call::<DriveDelete>(&DriveDeleteParams { drive }).await?;
+        show_deleted(app, &gone, gone.id, &format!("{} deleted", gone.name))
+    })
+    .await
 }
 
 fn place(drive: &DriveDetails) -> (String, String) {

@@ -11,9 +11,9 @@ use nexus_schema::{Name, Reference, Timestamp, Tool};
 
 use super::App;
 use super::args::word;
-use super::client::{Client, Options, raw};
+use super::client::Options;
+use super::each::{each, show_deleted};
 use super::error::Error;
-use super::failures::Failures;
 use super::follow::{self, Wait};
 use super::format;
 use super::list::{self, Paging};
@@ -140,22 +140,12 @@ async fn inspect(app: &App, args: InspectArgs) -> Result<u8, Error> {
 }
 
 async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
-    let mut client = app.connect().await?;
-    let mut failures = Failures::default();
-    for image in args.images {
-        let result = delete_one(app, &mut client, image).await;
-        failures.note(app, result)?;
-    }
-    failures.end()
-}
-
-async fn delete_one(app: &App, client: &mut Client, image: Reference<ImageKind>) -> Result<(), Error> {
-    let gone = client.call::<ImageDelete>(&ImageDeleteParams { image }).await?;
-    match app.ui.format {
-        Format::Json => app.ui.json(&raw(&gone)?),
-        Format::Quiet => app.ui.line(&gone.id.to_string()),
-        Format::Human => app.ui.line(&format!("{} deleted ({})", gone.name, format::size(gone.freed_bytes))),
-    }
+    each(app, args.images, async |client, image| {
+        let gone = client.call::<ImageDelete>(&ImageDeleteParams { image }).await?;
+        let line = format!("{} deleted ({})", gone.name, format::size(gone.freed_bytes));
+        show_deleted(app, &gone, gone.id, &line)
+    })
+    .await
 }
 
 async fn create(app: &App, (from, args): (String, CreateOptions)) -> Result<u8, Error> {

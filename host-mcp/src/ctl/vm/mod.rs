@@ -19,9 +19,9 @@ use nexus_schema::{ByteSize, Reference, Tool, tools::OpOutcome};
 
 use super::App;
 use super::args::{pair, word};
-use super::client::{Client, Options, raw};
+use super::client::{Options, raw};
+use super::each::{each, show_deleted};
 use super::error::Error;
-use super::failures::Failures;
 use super::follow::{self, Followed, New, Wait};
 use super::format;
 use super::list::{self, Paging};
@@ -334,25 +334,21 @@ async fn inspect(app: &App, args: OneVm) -> Result<u8, Error> {
 }
 
 async fn start(app: &App, args: StartArgs) -> Result<u8, Error> {
-    let mut client = app.connect().await?;
-    let mut failures = Failures::default();
-    for vm in args.vms {
+    each(app, args.vms, async |client, vm| {
         let params = VmStartParams { vm: vm.clone(), wait_s: Some(0) };
-        let result = follow::start::<VmStart, _>(&mut client, &app.ui, &params, args.wait).await;
-        failures.note(app, result.and_then(|followed| moved(app, &vm, &followed)))?;
-    }
-    failures.end()
+        let followed = follow::start::<VmStart, _>(client, &app.ui, &params, args.wait).await?;
+        moved(app, &vm, &followed)
+    })
+    .await
 }
 
 async fn stop(app: &App, args: StopArgs) -> Result<u8, Error> {
-    let mut client = app.connect().await?;
-    let mut failures = Failures::default();
-    for vm in args.vms {
+    each(app, args.vms, async |client, vm| {
         let params = VmStopParams { vm: vm.clone(), force: args.force.then_some(true), wait_s: Some(0) };
-        let result = follow::start::<VmStop, _>(&mut client, &app.ui, &params, args.wait).await;
-        failures.note(app, result.and_then(|followed| moved(app, &vm, &followed)))?;
-    }
-    failures.end()
+        let followed = follow::start::<VmStop, _>(client, &app.ui, &params, args.wait).await?;
+        moved(app, &vm, &followed)
+    })
+    .await
 }
 
 /// Shows the state that a VM was brought to.
@@ -375,23 +371,12 @@ fn moved(app: &App, vm: &Reference<VmKind>, followed: &Followed<VmDetails>) -> R
 
 /// Deletes VMs.
 pub(crate) async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
-    let mut client = app.connect().await?;
-    let mut failures = Failures::default();
-    for vm in args.vms {
-        let result = delete_one(app, &mut client, vm, args.force).await;
-        failures.note(app, result)?;
-    }
-    failures.end()
-}
-
-async fn delete_one(app: &App, client: &mut Client, vm: Reference<VmKind>, force: bool) -> Result<(), Error> {
-    let params = VmDeleteParams { vm, force: force.then_some(true) };
-    let gone = client.call::<VmDelete>(&params).await?;
-    match app.ui.format {
-        Format::Json => app.ui.json(&raw(&gone)?),
-        Format::Quiet => app.ui.line(&gone.id.to_string()),
-        Format::Human => app.ui.line(&format!("{} deleted", gone.name)),
-    }
+    each(app, args.vms, async |client, vm| {
+        let params = VmDeleteParams { vm, force: args.force.then_some(true) };
+        let gone = client.call::<VmDelete>(&params).await?;
+        show_deleted(app, &gone, gone.id, &format!("{} deleted", gone.name))
+    })
+    .await
 }
 
 async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {

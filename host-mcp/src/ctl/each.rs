@@ -1,0 +1,46 @@
+//! One verb for several things.
+
+use std::fmt::Display;
+
+use serde::Serialize;
+
+use super::App;
+use super::client::{Client, raw};
+use super::error::Error;
+use super::ui::Format;
+
+/// Does `one` with each of them. One that fails by itself is told at once and does not keep the others; the first such failure decides
+/// the exit code.
+pub(crate) async fn each<T>(
+    app: &App,
+    things: Vec<T>,
+    one: impl AsyncFn(&mut Client, T) -> Result<(), Error>,
+) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let mut first = None;
+    for thing in things {
+        match one(&mut client, thing).await {
+            Ok(()) => {}
+            Err(error @ Error::Tool(_)) => {
+                app.ui.fail(&error);
+                first.get_or_insert(error.exit_code());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(first.unwrap_or(0))
+}
+
+/// Shows that a thing is gone: all that is said of it, its id, or a line for people.
+pub(crate) fn show_deleted(
+    app: &App,
+    gone: &impl Serialize,
+    id: impl Display,
+    line: &str,
+) -> Result<(), Error> {
+    match app.ui.format {
+        Format::Json => app.ui.json(&raw(gone)?),
+        Format::Quiet => app.ui.line(&id.to_string()),
+        Format::Human => app.ui.line(line),
+    }
+}
