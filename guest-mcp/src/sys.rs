@@ -1,4 +1,4 @@
-//! The only unsafe code of the guest: what a child does between fork and exec, and one ioctl.
+//! The only unsafe code of the guest: what a child does between fork and exec, and two ioctls.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
@@ -78,4 +78,11 @@ pub(crate) fn resize_ext4(root: impl AsFd, blocks: u64) -> rustix::io::Result<()
     const EXT4_IOC_RESIZE_FS: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<u64>(b'f', 16);
     // SAFETY: this request reads one `__u64` through its pointer and writes nothing.
     unsafe { rustix::ioctl::ioctl(root, rustix::ioctl::Setter::<EXT4_IOC_RESIZE_FS, u64>::new(blocks)) }
+}
+
+/// `BLKRASET` of linux/fs.h: how much of a drive's files is read ahead from now on, in sectors of 512 bytes.
+pub(crate) fn read_ahead(drive: impl AsFd, sectors: usize) -> rustix::io::Result<()> {
+    const BLKRASET: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 98);
+    // SAFETY: this request takes its number by value and touches no memory of this process.
+    unsafe { rustix::ioctl::ioctl(drive, rustix::ioctl::IntegerSetter::<BLKRASET>::new_usize(sectors)) }
 }

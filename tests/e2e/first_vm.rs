@@ -29,7 +29,7 @@ fn a_machine_is_made_used_and_deleted() {
 
     let ran = client.run("first", "echo out; echo err >&2; exit 3");
     assert_eq!(ran, Ran { exit_code: Some(3), stdout: "out\n".to_owned(), stderr: "err\n".to_owned() });
-    assert_eq!(client.run("first", "hostname").stdout, "first\n");
+    assert_eq!(client.run("first", "hostname; cat /etc/hostname").stdout, "first\nfirst\n");
     assert_eq!(client.run("first", "id -u").stdout, "0\n");
 
     // Bytes of every kind, there and back.
@@ -57,6 +57,8 @@ fn a_machine_is_made_used_and_deleted() {
         .parse()
         .expect("a number");
     assert!(kib > 7 << 20, "the root file system has {kib} KiB");
+    // And its programs are read in larger pieces than Linux would.
+    assert_eq!(client.run("first", "cat /sys/block/vda/queue/read_ahead_kb").stdout, "512\n");
 
     // The console is text first; its cursor goes on where it ended.
     let console = client.call_whole("vm_logs", json!({ "vm": "first" })).expect("the console is read");

@@ -16,6 +16,7 @@ mod locks;
 mod pending;
 mod reflink;
 mod stage;
+mod superblock;
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;

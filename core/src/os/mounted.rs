@@ -47,6 +47,11 @@ impl Mounted {
         Self::mount(tempfile::tempdir().unwrap(), file, "ro,noload")
     }
 
+    /// The filesystem in a file.
+    pub(crate) fn writable(file: &Path) -> Self {
+        Self::mount(tempfile::tempdir().unwrap(), file, "rw")
+    }
+
     fn mount(base: TempDir, file: &Path, options: &str) -> Self {
         keep_mounts_to_this_thread();
         let point = base.path().join("mount");

@@ -72,7 +72,16 @@ fn set_hostname(name: &str) -> io::Result<()> {
     rustix::system::sethostname(name.as_bytes())?;
     // For an init of the image that sets it again, and for programs that look their own name up.
     if read_small("/etc/hostname", 256).is_none_or(|old| old.trim() != name) {
-        replace("/etc/hostname", format!("{name}\n").as_bytes(), 0o644)?;
+        // In place, which is less work than a new file; whatever cuts it off, the next boot writes it again.
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .open("/etc/hostname")?;
+        let text = format!("{name}\n");
+        file.write_all(text.as_bytes())?;
+        file.set_len(text.len() as u64)?;
     }
     let hosts = read_small("/etc/hosts", 1 << 20).unwrap_or_default();
     let known = hosts
