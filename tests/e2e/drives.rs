@@ -44,6 +44,10 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
     );
     assert_ne!(client.run("first", "touch /mnt/tools/file").exit_code, Some(0));
 
+    // The root drive's and theirs, not the modules'.
+    let read_ahead = client.run("first", "cat /sys/block/vd*/queue/read_ahead_kb | grep -c '^512$'");
+    assert_eq!(read_ahead.stdout, "3\n");
+
     // Growing is seen at once, the data drive's and the root's.
     assert!(kib(&mut client, "first", "/data") < 64 << 10);
     for (drive, size, place, least) in [("data", "256MiB", "/data", 200 << 10), (&root, "9GiB", "/", 8 << 20)]

@@ -9,7 +9,7 @@ use nexus_schema::link::Mount;
 use rustix::mount::MountFlags;
 
 use crate::ext4::{self, Superblock};
-use crate::initramfs::drive::Events;
+use crate::initramfs::drive::{Events, read_further_ahead};
 use crate::os::{read_small, reason};
 
 /// How long a drive may take to appear.
@@ -37,6 +37,7 @@ fn mount(wanted: &Mount, problems: &mut Vec<String>) -> io::Result<()> {
         return Ok(());
     }
     std::fs::create_dir_all(place)?;
+    read_further_ahead(&File::open(&device)?);
     let flags = if wanted.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
     rustix::mount::mount(&device, place, "ext4", flags, None)?;
     if !wanted.read_only

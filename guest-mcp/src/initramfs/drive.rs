@@ -73,8 +73,7 @@ pub(super) fn wait_for(device: &str, events: &Events, modules: usize) -> Result<
         // Opening, not only looking: the node comes a moment before the drive does.
         match File::open(device) {
             Ok(drive) => {
-                // Without it programs start more slowly, no more.
-                let _ = read_ahead(&drive, READ_AHEAD_SECTORS);
+                read_further_ahead(&drive);
                 return Ok(());
             }
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV)) => {
@@ -87,6 +86,12 @@ pub(super) fn wait_for(device: &str, events: &Events, modules: usize) -> Result<
         }
         events.wait(left);
     }
+}
+
+/// Has the files of a drive that is mounted after this read in larger pieces than Linux would.
+pub(crate) fn read_further_ahead(drive: &File) {
+    // Without it programs start more slowly, no more.
+    let _ = read_ahead(drive, READ_AHEAD_SECTORS);
 }
 
 /// Mounts the root filesystem and grows it; what could not be done well is added to `problems`.

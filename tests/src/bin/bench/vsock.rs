@@ -1,6 +1,6 @@
 //! The vsock backend of the shim with a real guest, next to another backend where one is given. They take turns after each
 //! piece of work, in changing order; and their guests are booted anew several times, since a guest is a little slower or
-//! faster than another for as long as it lives.
+//! faster than another for as long as it lives. They are compared boot by boot.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -32,8 +32,8 @@ const ROUND_TRIPS: usize = 500;
 /// Between one connection and the next.
 const PAUSE: Duration = Duration::from_millis(5);
 /// How often the guests are booted, and how many turns there are with each.
-const BOOTS: usize = 5;
-const TURNS: usize = 4;
+const BOOTS: usize = 8;
+const TURNS: usize = 3;
 
 /// One piece of work.
 #[derive(Clone, Copy)]
@@ -56,6 +56,9 @@ pub(crate) fn measure(options: &Options) -> Table {
         let start = |(place, command): (usize, &Vec<String>)| (place, Contestant::start(&kernel, command));
         let mut contestants: Vec<(usize, Contestant)> = commands.iter().enumerate().map(start).collect();
         contestants.rotate_left(boot % commands.len());
+        for figures in &mut figures {
+            figures.begin_boot();
+        }
         take_turns(&mut contestants, options.times(TURNS).max(2), &mut figures);
         for (place, contestant) in &contestants {
             figures[*place].note(contestant.backend.id());
@@ -103,15 +106,49 @@ pub(crate) fn serve(arguments: &[String]) -> ExitCode {
 /// What was measured of one backend, with all of its guests.
 #[derive(Default)]
 struct Figures {
-    connects: Samples,
-    round_trips: Samples,
+    connects: Boots,
+    round_trips: Boots,
     /// To the guest and from it, for each of [`WRITES`].
-    bulk: [[Samples; 2]; WRITES.len()],
+    bulk: [[Boots; 2]; WRITES.len()],
     processor: Duration,
     private_kib: u64,
 }
 
+/// The same thing done many times, with one guest after the other.
+#[derive(Default)]
+struct Boots(Vec<Samples>);
+
+impl Boots {
+    fn add(&mut self, sample: Duration) {
+        self.0.last_mut().expect("a guest was booted").add(sample);
+    }
+
+    /// Those with all guests.
+    fn all(&self) -> Samples {
+        self.0.iter().fold(Samples::default(), |mut all, boot| {
+            all.extend(boot.iter());
+            all
+        })
+    }
+
+    /// How many times as long it takes as with the other: the geometric mean of the medians' ratios of each boot.
+    fn ratio(&self, other: &Self) -> f64 {
+        let ratios = self.0.iter().zip(&other.0);
+        let logarithms =
+            ratios.map(|(own, other)| (own.p50().as_secs_f64() / other.p50().as_secs_f64()).ln());
+        (logarithms.sum::<f64>() / self.0.len() as f64).exp()
+    }
+}
+
 impl Figures {
+    /// What is added from now on is of another guest.
+    fn begin_boot(&mut self) {
+        let bulk = self.bulk.iter_mut().flatten();
+        for boots in [&mut self.connects, &mut self.round_trips].into_iter().chain(bulk) {
+            boots.0.push(Samples::default());
+        }
+    }
+
     /// Notes what a backend's process took.
     fn note(&mut self, process: u32) {
         self.processor += processor_time(process);
@@ -205,39 +242,29 @@ fn report(ours: &Figures, yardstick: Option<(&str, &Figures)>) -> Table {
         ("100-byte round trip, p50 / p99", &ours.round_trips, other.map(|other| &other.round_trips)),
     ];
     for (what, ours, other) in latencies {
-        let measured = ours.pair(0.5, 0.99);
+        let pair = |boots: &Boots| boots.all().pair(0.5, 0.99);
         match other {
-            None => table.told(what, measured, "", ""),
+            None => table.told(what, pair(ours), "", ""),
             Some(other) => {
-                let ratio = ours.p50().as_secs_f64() / other.p50().as_secs_f64();
+                let ratio = ours.ratio(other);
                 let verdict = ("no slower", ratio <= NO_SLOWER);
-                table.judged(
-                    what,
-                    measured,
-                    other.pair(0.5, 0.99),
-                    format!("{ratio:.2} x the time"),
-                    verdict,
-                );
+                table.judged(what, pair(ours), pair(other), format!("{ratio:.2} x the time"), verdict);
             }
         }
     }
     for (at, size) in WRITES.into_iter().enumerate() {
         for (way, name) in ["host to guest", "guest to host"].into_iter().enumerate() {
             let what = format!("64 MiB {name}, {} KiB writes, median", size >> 10);
-            let rate = |figures: &Figures| (BULK / MIB) as f64 / figures.bulk[at][way].p50().as_secs_f64();
-            let measured = format!("{:.0} MiB/s", rate(ours));
-            match other.map(rate) {
-                None => table.told(what, measured, "", ""),
+            let rate = |figures: &Figures| {
+                let median = figures.bulk[at][way].all().p50();
+                format!("{:.0} MiB/s", (BULK / MIB) as f64 / median.as_secs_f64())
+            };
+            match other {
+                None => table.told(what, rate(ours), "", ""),
                 Some(other) => {
-                    let ratio = rate(ours) / other;
+                    let ratio = other.bulk[at][way].ratio(&ours.bulk[at][way]);
                     let verdict = ("no slower", ratio * NO_SLOWER >= 1.0);
-                    table.judged(
-                        what,
-                        measured,
-                        format!("{other:.0} MiB/s"),
-                        format!("{ratio:.2} x"),
-                        verdict,
-                    );
+                    table.judged(what, rate(ours), rate(other), format!("{ratio:.2} x"), verdict);
                 }
             }
         }
