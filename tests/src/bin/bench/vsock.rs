@@ -173,12 +173,14 @@ impl Contestant {
             .stdin(Stdio::null())
             .spawn()
             .unwrap_or_else(|e| panic!("start {command:?}: {e}"));
+        // Whole from here on, so that the backend ends with it whatever fails.
+        let mut contestant = Self { guest: None, backend, directory };
+        let directory = contestant.directory.path();
         until("the backend's sockets", || {
-            (directory.path().join(VHOST).exists() && directory.path().join(VSOCK).exists()).then_some(())
+            (directory.join(VHOST).exists() && directory.join(VSOCK).exists()).then_some(())
         });
-        let mut guest = Guest::start(kernel, directory.path());
-        guest.wait_for_hello();
-        Self { guest: Some(guest), backend, directory }
+        contestant.guest.insert(Guest::start(kernel, directory)).wait_for_hello();
+        contestant
     }
 
     fn ask(&self, request: &str) -> UnixStream {
