@@ -100,14 +100,14 @@ impl Superblock {
         let inodes = u64::from(self.word(0x28)) * u64::from(self.half(0x58));
         let descriptor = if incompatible & BITS_64 == 0 { 32 } else { u64::from(self.half(0xfe)) };
         let groups = self.blocks().checked_sub(first)?.div_ceil(non_zero(per_group)?);
-        let descriptors = groups.div_ceil(block_size.checked_div(non_zero(descriptor)?)?);
+        let descriptors = groups.div_ceil(non_zero(block_size.checked_div(descriptor)?)?);
         let reserved = u64::from(self.half(0xce));
 
         // Each group has two bitmaps and its inodes; some have a copy of the superblock and of the descriptors.
         let each = groups.checked_mul(2 + inodes / block_size)?;
-        let copies = (0..groups).filter(|group| has_superblock(*group)).count() as u64;
+        let copies = copies(groups).checked_mul(descriptors.checked_add(1 + reserved)?)?;
         let journal = if compatible & HAS_JOURNAL == 0 { 0 } else { self.journal()? / block_size };
-        let all = first + each + copies * (1 + descriptors + reserved) + journal;
+        let all = [each, copies, journal].into_iter().try_fold(first, u64::checked_add)?;
         u32::try_from(all).ok()
     }
 
@@ -153,16 +153,13 @@ fn non_zero(number: u64) -> Option<u64> {
     (number != 0).then_some(number)
 }
 
-/// Whether a group has a copy of the superblock: the first two, and powers of 3, 5 and 7.
-fn has_superblock(group: u64) -> bool {
-    let is_power = |of: u64| {
-        let mut power = of;
-        while power < group {
-            power *= of;
-        }
-        power == group
+/// How many of the groups have a copy of the superblock: the first two, and powers of 3, 5 and 7.
+fn copies(groups: u64) -> u64 {
+    let powers = |of: u64| {
+        let all = std::iter::successors(Some(of), move |power: &u64| power.checked_mul(of));
+        all.take_while(|power| *power < groups).count() as u64
     };
-    group < 2 || [3, 5, 7].into_iter().any(is_power)
+    groups.min(2) + [3, 5, 7].into_iter().map(powers).sum::<u64>()
 }
 
 #[cfg(test)]
@@ -218,6 +215,29 @@ mod tests {
         let mounted = Superblock::read(&disk).unwrap().unwrap();
         assert!(mounted.was_mounted() && !noted.was_mounted());
         assert_eq!(mounted.word(OVERHEAD), noted.word(OVERHEAD));
+    }
+
+    #[test]
+    fn copies_are_counted_without_looking_at_each_group() {
+        assert_eq!([0, 1, 2, 3, 4, 9, 10, 50, 64].map(copies), [0, 1, 2, 2, 3, 5, 6, 9, 9]);
+        assert!(copies(u64::MAX) < 100);
+    }
+
+    #[test]
+    fn numbers_that_a_guest_made_up_are_no_overhead() {
+        let base = tempfile::tempdir().unwrap();
+        let mut block = made(&base.path().join("disk"), 40, &[]);
+        block.bytes[0x150..0x154].fill(0xff);
+        block.bytes[0x20..0x24].copy_from_slice(&1_u32.to_le_bytes());
+        assert_eq!(block.overhead(), None);
+        // No blocks in a group; descriptors without a size, or larger than a block; then blocks of an impossible size.
+        for (at, length, byte) in [(0x20, 4, 0), (0xfe, 2, 0), (0xfe, 2, 0xff)] {
+            let mut block = made(&base.path().join("disk"), 40, &[]);
+            block.bytes[at..at + length].fill(byte);
+            assert_eq!(block.overhead(), None, "{at:#x} {byte:#x}");
+        }
+        block.bytes[0x18..0x1c].fill(0xff);
+        assert_eq!((block.length(), block.overhead()), (None, None));
     }
 
     #[test]
