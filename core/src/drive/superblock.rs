@@ -120,14 +120,9 @@ impl Superblock {
     /// CRC-32C of all that is before the checksum, as ext4 has it: begun with all ones, and not inverted at the end.
     fn checksum(&self) -> u32 {
         const REVERSED: u32 = 0x82f6_3b78;
-        self.bytes[..CHECKSUM].iter().fold(u32::MAX, |sum, byte| {
-            (0..8).fold(
-                sum ^ u32::from(*byte),
-                |sum, _| {
-                    if sum & 1 == 1 { sum >> 1 ^ REVERSED } else { sum >> 1 }
-                },
-            )
-        })
+        let bit = |sum: u32, _| if sum & 1 == 1 { sum >> 1 ^ REVERSED } else { sum >> 1 };
+        let byte = |sum: u32, byte: &u8| (0..8).fold(sum ^ u32::from(*byte), bit);
+        self.bytes[..CHECKSUM].iter().fold(u32::MAX, byte)
     }
 
     fn block_size(&self) -> Option<u64> {
