@@ -5,6 +5,11 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Url;
+
+use crate::os::tls::Trust;
 
 /// The configuration of one [`crate::Nexus`].
 #[derive(Debug, Clone)]
@@ -49,7 +54,55 @@ pub struct AssetConfig {
     /// The variables of the environment that name proxies, for programs that download by themselves.
     pub proxies: Environment,
     /// How downloads are made.
-    pub fetch: crate::asset::FetchSettings,
+    pub fetch: FetchSettings,
+}
+
+/// How downloads are made.
+#[derive(Debug, Clone)]
+pub struct FetchSettings {
+    /// Which proxy is used.
+    pub proxy: ProxySetting,
+    /// Which servers are versions_cache to be who they say.
+    pub trust: Trust,
+    /// How long a connection may take.
+    pub connect_timeout: Duration,
+    /// How long nothing may come.
+    pub idle_timeout: Duration,
+    /// How long one file may take in all.
+    pub deadline: Duration,
+    /// How many failures of one file are endured before the download fails.
+    pub retries: u32,
+    /// How long to wait after the first failure; it doubles with each one, up to 32 times.
+    pub backoff: Duration,
+}
+
+impl Default for FetchSettings {
+    fn default() -> Self {
+        Self {
+            proxy: ProxySetting::Environment,
+            trust: Trust::default(),
+            connect_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(30),
+            deadline: Duration::from_secs(3600),
+            retries: 4,
+            backoff: Duration::from_millis(500),
+        }
+    }
+}
+
+/// Which proxy is used.
+#[derive(Debug, Clone)]
+pub enum ProxySetting {
+    /// The one that `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` name; the HTTP client reads them itself.
+    Environment,
+    /// The one that rules name, and the environment is not asked.
+    Rules(Arc<dyn ProxyRules>),
+}
+
+/// Rules that name a proxy for an address.
+pub trait ProxyRules: std::fmt::Debug + Send + Sync {
+    /// The proxy for an address; `None` is a direct connection.
+    fn proxy_for(&self, url: &Url) -> Option<Url>;
 }
 
 /// Variables of an environment, which no log shows. Cheap to clone.

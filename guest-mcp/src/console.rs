@@ -22,21 +22,9 @@ pub(crate) fn flush() {
     let _ = nix::sys::termios::tcdrain(std::io::stderr());
 }
 
-/// An error with all that caused it, in one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 /// Says why PID 1 cannot go on, and ends the VM.
 pub(crate) fn last_words(error: &dyn Error) -> ExitCode {
-    say(format_args!("cannot boot: {}", chain(error)));
+    say(format_args!("cannot boot: {}", nexus_schema::error::chain(error)));
     flush();
     rustix::fs::sync();
     // If even this fails, the kernel panics when PID 1 returns, which ends the VM too.

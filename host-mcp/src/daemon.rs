@@ -311,14 +311,8 @@ pub fn start_log(filter: &str) {
 /// Says on stderr what went wrong, with every cause.
 pub fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
     use std::io::Write;
-    let mut text = format!("nexusd: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
     // There is nobody else to tell.
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "nexusd: {}", nexus_schema::error::chain(error));
     ExitCode::from(code)
 }
 

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use nexus_core::asset::FetchSettings;
 use nexus_core::asset::debian::Archive;
-use nexus_core::op::Progress;
+use nexus_core::progress::Progress;
 use pgp::composed::{
     CleartextSignedMessage, KeyType, SecretKeyParamsBuilder, SignedPublicKey, SignedSecretKey,
 };

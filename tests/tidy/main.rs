@@ -2,6 +2,7 @@
 //! do about it.
 
 mod documents;
+mod layers;
 mod packages;
 mod places;
 mod source;

@@ -65,7 +65,7 @@ pub(crate) struct Token {
 }
 
 impl Rust {
-    fn new(file: String, text: String) -> Self {
+    pub(crate) fn new(file: String, text: String) -> Self {
         let stream = TokenStream::from_str(&text).unwrap_or_else(|e| panic!("{file} does not lex: {e}"));
         let mut tokens = Vec::new();
         flatten(stream, is_test_file(&file), &mut tokens);

@@ -14,6 +14,21 @@ pub const VM_META: &str = "dev.nexus/vm";
 /// The key under `_meta` of a content block: which stream it holds (`stdout`, `stderr`, `content`).
 pub const STREAM_META: &str = "dev.nexus/stream";
 
+/// An error with its causes, on one line. A cause that the text before it ends with is not said again.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        next = cause.source();
+    }
+    text
+}
+
 /// Declares the codes with their classes.
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $class:ident, retryable: $retry:literal;)*) => {

@@ -3,13 +3,15 @@
 use std::io;
 use std::path::PathBuf;
 
+use nexus_schema::error::chain;
 use nexus_schema::{ErrorCode, ToolError};
 
 use crate::asset::provider::ProviderProblem;
 use crate::asset::stream::{OverLimit, Sha256};
 use crate::image::ImageError;
-use crate::op::Cancelled;
+use crate::os::disk::is_full;
 use crate::os::tls::TlsProblem;
+use crate::progress::Cancelled;
 
 /// Why an asset could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -432,11 +434,6 @@ impl AssetError {
     }
 }
 
-/// Whether a disk or quota is full.
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
 fn no_release(distribution: &str, wanted: Option<&str>, has: &[String]) -> String {
     match (wanted, has) {
         (_, []) => format!("no release of {distribution}"),
@@ -447,21 +444,6 @@ fn no_release(distribution: &str, wanted: Option<&str>, has: &[String]) -> Strin
 
 fn listed(problems: &[String]) -> String {
     if problems.is_empty() { ": there are none".into() } else { format!(": {}", problems.join("; ")) }
-}
-
-/// An error's text with the texts of its causes.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 impl From<Cancelled> for AssetError {
@@ -478,7 +460,7 @@ impl From<tokio::task::JoinError> for AssetError {
 
 impl From<AssetError> for ToolError {
     fn from(error: AssetError) -> Self {
-        let tool_error = Self::new(error.code(), with_causes(&error));
+        let tool_error = Self::new(error.code(), chain(&error));
         match error.hint() {
             Some(hint) => tool_error.hint(hint),
             None => tool_error,
@@ -529,6 +511,6 @@ mod tests {
     #[test]
     fn causes_are_told_once() {
         let error = AssetError::Io { doing: "write vmlinux", source: io::Error::other("no room") };
-        assert_eq!(with_causes(&error), "write vmlinux: no room");
+        assert_eq!(chain(&error), "write vmlinux: no room");
     }
 }

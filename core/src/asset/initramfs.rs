@@ -241,7 +241,7 @@ mod tests {
     fn a_missing_module_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let error = compose_initramfs(dir.path(), b"agent", &[dir.path().join("none.ko")]).unwrap_err();
-        assert!(crate::asset::error::with_causes(&error).contains("none.ko"), "{error:?}");
+        assert!(nexus_schema::error::chain(&error).contains("none.ko"), "{error:?}");
     }
 
     #[test]

@@ -13,7 +13,6 @@
 //! decompressed before their hash is known, by decoders with limits, into a directory that is thrown away unless all is right.
 //! No host name is in the code: archives are those that the host's own apt is configured for, and providers are data.
 
-mod ahead;
 pub mod debian;
 mod error;
 mod fetch;
@@ -21,6 +20,7 @@ mod initramfs;
 mod kernel;
 pub(crate) mod pipeline;
 pub(crate) mod provider;
+mod read_ahead;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -28,8 +28,8 @@ mod xz;
 
 pub(crate) use error::IndexProblem;
 pub use error::{AssetError, KernelProblem, PackageProblem, SignatureProblem};
+pub(crate) use fetch::hash_file;
 pub use fetch::{FetchSettings, Fetched, Fetcher, ProxyRules, ProxySetting, Want};
-pub(crate) use fetch::{hash_file, shown};
 pub use initramfs::compose_initramfs;
 pub use kernel::{KernelFiles, ModuleImage, import_kernel};
 pub(crate) use kernel::{VMLINUX, adopt_kernel, is_program};

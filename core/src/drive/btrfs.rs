@@ -9,8 +9,8 @@ use nexus_schema::ByteSize;
 
 use super::stage::{self, Filled, Stage};
 use super::{Backend, DriveError, reflink};
-use crate::op::Progress;
 use crate::os::subvolume::{self, MAGIC, ROOT_INODE};
+use crate::progress::Progress;
 
 /// Clones by btrfs snapshot.
 #[derive(Debug, Clone, Copy)]

@@ -10,7 +10,8 @@ use rustix::io::{Errno, pread, pwrite};
 use super::pending::{self, Origin};
 use super::stage::{self, Filled, Stage};
 use super::{Backend, DriveError};
-use crate::op::Progress;
+use crate::os::disk::allocated_bytes;
+use crate::progress::Progress;
 
 /// How much is copied at once: what fits in a processor's cache. The kernel's own copy (`copy_file_range`) goes page by page
 /// between files of ext4, and is no faster.
@@ -52,7 +53,7 @@ fn fill(stage: &Stage, image: &Path, size: ByteSize, progress: &Progress) -> Res
     let from = fs::File::open(image).map_err(|e| DriveError::io(image, e))?;
     let length = from.metadata().map_err(|e| DriveError::io(image, e))?.len();
     stage::check_size(size, length)?;
-    stage::check_room(stage.path(), super::allocated_bytes(image)?)?;
+    stage::check_room(stage.path(), allocated_bytes(image).map_err(|e| DriveError::io(image, e))?)?;
     let disk = stage.disk();
     let to = fs::File::create_new(&disk).map_err(|e| DriveError::io(&disk, e))?;
     copy_data(&from, &to, length, progress).map_err(|e| match e {

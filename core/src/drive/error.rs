@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use nexus_schema::{ByteSize, ErrorCode};
 
-use crate::op::Cancelled;
-use crate::os::tool::ProgramError;
+use crate::ext4::Ext4Error;
+use crate::os::disk::{free_bytes, is_full};
+use crate::progress::Cancelled;
 
 /// Why a drive was not made, grown or removed.
 #[derive(Debug, thiserror::Error)]
@@ -47,24 +48,9 @@ pub enum DriveError {
         #[source]
         source: io::Error,
     },
-    /// A program failed.
+    /// The filesystem on the drive could not be made, grown or named.
     #[error(transparent)]
-    Program(#[from] ProgramError),
-    /// A data drive without a filesystem that the guest could mount.
-    #[error("there is no ext4 filesystem on {disk}", disk = .disk.display())]
-    NoFilesystem {
-        /// The drive's disk.
-        disk: PathBuf,
-    },
-    /// An empty filesystem could not be made.
-    #[error("make a filesystem on {disk}", disk = .disk.display())]
-    Format {
-        /// The drive's disk.
-        disk: PathBuf,
-        /// Why.
-        #[source]
-        source: Box<crate::image::ImageError>,
-    },
+    Filesystem(Ext4Error),
     /// It was told of, but not on the disk yet when the host went down, or the disk did not take it.
     #[error("{drive} never got on the disk: right after it was copied the host went down, or the disk failed", drive = .drive.display())]
     Lost {
@@ -82,10 +68,20 @@ impl From<Cancelled> for DriveError {
     }
 }
 
+impl From<Ext4Error> for DriveError {
+    fn from(error: Ext4Error) -> Self {
+        match error {
+            Ext4Error::Cancelled => Self::Cancelled,
+            Ext4Error::DiskFull { directory, needed, free } => Self::DiskFull { directory, needed, free },
+            other => Self::Filesystem(other),
+        }
+    }
+}
+
 impl DriveError {
     /// An error of reading or writing `path`: a full disk is told apart.
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
-        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        if is_full(&source) {
             return Self::full(path.parent().unwrap_or(path), 0);
         }
         Self::Io { path: path.to_owned(), source }
@@ -93,7 +89,7 @@ impl DriveError {
 
     /// The disk of `directory` is full.
     pub(crate) fn full(directory: &Path, needed: u64) -> Self {
-        let free = super::free_bytes(directory).unwrap_or(0);
+        let free = free_bytes(directory).unwrap_or(0);
         Self::DiskFull {
             directory: directory.to_owned(),
             needed: ByteSize::bytes(needed.max(free + 1)),
@@ -104,13 +100,12 @@ impl DriveError {
     /// The code of the failure for callers.
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Cancelled | Self::Program(ProgramError::Cancelled { .. }) => ErrorCode::Cancelled,
+            Self::Cancelled => ErrorCode::Cancelled,
             Self::DiskFull { .. } => ErrorCode::DiskFull,
-            Self::TooSmall { .. } | Self::NoFilesystem { .. } => ErrorCode::InvalidArgument,
-            Self::Format { source, .. } => source.code(),
-            Self::Program(ProgramError::Missing { .. }) => ErrorCode::HostUnsuitable,
+            Self::TooSmall { .. } => ErrorCode::InvalidArgument,
+            Self::Filesystem(error) => error.code(),
             Self::Lost { .. } => ErrorCode::DriveNotFound,
-            Self::Exists { .. } | Self::Io { .. } | Self::Program(_) | Self::Worker => ErrorCode::Internal,
+            Self::Exists { .. } | Self::Io { .. } | Self::Worker => ErrorCode::Internal,
         }
     }
 
@@ -119,11 +114,7 @@ impl DriveError {
         match self {
             Self::DiskFull { directory, .. } => Some(format!("free some space in {}", directory.display())),
             Self::TooSmall { minimum, .. } => Some(format!("ask for at least {minimum}")),
-            Self::Program(error) => error.hint(),
-            Self::Format { source, .. } => source.hint(),
-            Self::NoFilesystem { .. } => {
-                Some("attach it as a root drive, or make a new one with drive_create".into())
-            }
+            Self::Filesystem(error) => error.hint(),
             Self::Lost { .. } => Some(
                 "nothing ever ran on it: delete it, or the VM that it belongs to, and make it again".into(),
             ),

@@ -11,15 +11,12 @@
 mod btrfs;
 mod copy;
 mod error;
-mod filesystem;
 mod locks;
 mod pending;
 mod reflink;
 mod stage;
-mod superblock;
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,8 +31,10 @@ pub(crate) use locks::{Locked, Locks};
 pub(crate) use pending::Origin;
 pub use reflink::Reflink;
 
-use crate::op::Progress;
+use crate::ext4;
+use crate::os::disk::allocated_bytes;
 use crate::os::failpoint;
+use crate::progress::Progress;
 use stage::Filled;
 
 /// The disk's name in a drive's directory.
@@ -75,7 +74,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// What a drive takes on the disk, in bytes; what it shares with its image counts too.
     fn allocated_bytes(&self, drive: &Path) -> Result<u64, DriveError> {
-        allocated_bytes(&drive.join(DISK))
+        let disk = drive.join(DISK);
+        allocated_bytes(&disk).map_err(|e| DriveError::io(&disk, e))
     }
 }
 
@@ -131,14 +131,14 @@ impl Drives {
         progress: &Progress,
     ) -> Result<PathBuf, DriveError> {
         let disk = self.copy(image, drive, size, progress).await?;
-        match filesystem::grow(&disk, progress).await {
+        match ext4::grow(&disk, progress).await {
             Ok(()) => {
                 self.settle_later(drive);
                 Ok(disk)
             }
             Err(error) => {
                 self.delete(drive).await?;
-                Err(error)
+                Err(error.into())
             }
         }
     }
@@ -197,7 +197,7 @@ impl Drives {
         let fresh = stage::temporary(&self.directory);
         let made = async {
             let disk = self.copy(image, &fresh, size, progress).await?;
-            filesystem::grow(&disk, progress).await?;
+            ext4::grow(&disk, progress).await?;
             self.settle(&fresh).await
         };
         if let Err(error) = made.await {
@@ -230,13 +230,13 @@ impl Drives {
         let (backend, path) = (self.backend.clone(), drive.to_owned());
         blocking(move || backend.grow(&path, size)).await?;
         failpoint::reach("drive-lengthened");
-        filesystem::grow(&drive.join(DISK), progress).await
+        Ok(ext4::grow(&drive.join(DISK), progress).await?)
     }
 
     /// Gives the filesystem on a drive that no running VM has a name of its own. An error if there is none.
     pub async fn label(&self, drive: &Path, label: &str, progress: &Progress) -> Result<(), DriveError> {
         self.settle(drive).await?;
-        filesystem::label(&drive.join(DISK), label, progress).await
+        Ok(ext4::label(&drive.join(DISK), label, progress).await?)
     }
 
     /// Makes a drive with an empty ext4 filesystem.
@@ -248,11 +248,11 @@ impl Drives {
         progress: &Progress,
     ) -> Result<PathBuf, DriveError> {
         let disk = self.create_empty(drive, size).await?;
-        match filesystem::format(&disk, label, progress).await {
+        match ext4::format(&disk, label, progress).await {
             Ok(()) => Ok(disk),
             Err(error) => {
                 self.delete(drive).await?;
-                Err(error)
+                Err(error.into())
             }
         }
     }
@@ -295,20 +295,9 @@ pub(crate) async fn lengthen(file: &Path, size: ByteSize, progress: &Progress) -
     let now = fs::metadata(file).map_err(|e| DriveError::io(file, e))?.len();
     if now < size.as_bytes() {
         stage::lengthen(file, size)?;
-        filesystem::grow(file, progress).await?;
+        ext4::grow(file, progress).await?;
     }
     Ok(())
-}
-
-/// What a file takes on the disk, in bytes.
-pub fn allocated_bytes(file: &Path) -> Result<u64, DriveError> {
-    Ok(fs::metadata(file).map_err(|e| DriveError::io(file, e))?.blocks() * 512)
-}
-
-/// How many bytes this user may still write where `path` is.
-pub fn free_bytes(path: &Path) -> std::io::Result<u64> {
-    let stat = rustix::fs::statvfs(path)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(test)]

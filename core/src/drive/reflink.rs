@@ -9,7 +9,7 @@ use rustix::fs::ioctl_ficlone;
 
 use super::stage::{self, Filled, Stage};
 use super::{Backend, DriveError};
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// Clones by reflink.
 #[derive(Debug, Clone, Copy)]

@@ -100,7 +100,7 @@ pub(super) fn empty_disk(stage: &Stage, size: ByteSize) -> Result<(), DriveError
 
 /// Fails unless `bytes` more fit where `directory` is, with something left for everybody else.
 pub(super) fn check_room(directory: &Path, bytes: u64) -> Result<(), DriveError> {
-    let free = super::free_bytes(directory).map_err(|e| DriveError::io(directory, e))?;
+    let free = crate::os::disk::free_bytes(directory).map_err(|e| DriveError::io(directory, e))?;
     let needed = bytes.saturating_add(KEEP_FREE);
     if free < needed { Err(DriveError::full(directory, needed)) } else { Ok(()) }
 }

@@ -13,7 +13,7 @@ use super::pax::{self, Records};
 use super::staging::{Staging, Stop, fill};
 use super::tree::{Attributes, Body, Tree, refuse};
 use super::{ImageError, Limits};
-use crate::op::Progress;
+use crate::progress::Progress;
 
 const BLOCK: usize = 512;
 
@@ -54,7 +54,7 @@ struct Reader<'a, R> {
 
 /// What headers before an entry say about it.
 #[derive(Default)]
-struct Ahead {
+struct ReadAhead {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     records: Records,
@@ -72,7 +72,7 @@ struct Entry {
 
 impl<R: Read> Reader<'_, R> {
     fn read(&mut self) -> Result<(), ImageError> {
-        let mut ahead = Ahead::default();
+        let mut ahead = ReadAhead::default();
         let mut shown = 0;
         while let Some(header) = self.header()? {
             self.progress.check()?;
@@ -147,7 +147,7 @@ impl<R: Read> Reader<'_, R> {
         Ok(bytes)
     }
 
-    fn entry(&mut self, kind: EntryType, header: &Header, ahead: Ahead) -> Result<(), ImageError> {
+    fn entry(&mut self, kind: EntryType, header: &Header, ahead: ReadAhead) -> Result<(), ImageError> {
         let mut entry = self.describe(kind, header, ahead)?;
         // An old archiver marks a directory by nothing but a slash.
         let kind = match kind {
@@ -210,7 +210,7 @@ impl<R: Read> Reader<'_, R> {
         }
     }
 
-    fn describe(&mut self, kind: EntryType, header: &Header, ahead: Ahead) -> Result<Entry, ImageError> {
+    fn describe(&mut self, kind: EntryType, header: &Header, ahead: ReadAhead) -> Result<Entry, ImageError> {
         let records = [&ahead.records, &self.global];
         let pax = |key: &str| records.iter().find_map(|r| r.get(key));
         let number = |key: &str, here: io::Result<u64>| match pax(key) {

@@ -8,10 +8,10 @@ use tempfile::TempPath;
 
 use super::ImageError;
 use crate::config::{Environment, Secret};
-use crate::op::Progress;
 use crate::os::subids;
 use crate::os::tls::Trust;
 use crate::os::tool::{ProgramError, Running, Tool};
+use crate::progress::Progress;
 
 /// What is in every such image beside the essential packages.
 pub const PACKAGES: [&str; 5] = ["bash", "coreutils", "apt", "ca-certificates", "python3-minimal"];

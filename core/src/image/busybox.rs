@@ -5,7 +5,7 @@ use std::path::Path;
 use super::ImageError;
 use super::staging::Staging;
 use super::tree::{Attributes, Body, Tree};
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// A BusyBox larger than this is none.
 const BINARY_MAX: u64 = 32 << 20;

@@ -17,8 +17,9 @@ use rustix::io::Errno;
 
 use super::ImageError;
 use super::staging::{Staging, Stop};
-use super::tree::{Attributes, Body, Content, Tree, printable};
-use crate::op::Progress;
+use super::tree::{Attributes, Body, Content, Tree};
+use crate::os::shown::printable;
+use crate::progress::Progress;
 
 /// The most notes that are kept.
 const NOTES: usize = 100;

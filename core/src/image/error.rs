@@ -7,9 +7,11 @@ use nexus_schema::{ByteSize, ErrorCode};
 
 use super::oci::OciError;
 use crate::drive::DriveError;
-use crate::op::Cancelled;
+use crate::ext4::Ext4Error;
+use crate::os::disk::{free_bytes, is_full};
 use crate::os::subids::Lacking;
 use crate::os::tool::ProgramError;
+use crate::progress::Cancelled;
 
 /// Why an image was not made.
 #[derive(Debug, thiserror::Error)]
@@ -90,18 +92,9 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
-    /// The filesystem could not be filled.
-    #[error("fill the filesystem: {said}")]
-    Fill {
-        /// What the tool said.
-        said: String,
-    },
-    /// The finished filesystem has an error.
-    #[error("the filesystem is damaged: {said}")]
-    Check {
-        /// What the check said.
-        said: String,
-    },
+    /// The filesystem could not be made or read.
+    #[error(transparent)]
+    Filesystem(Ext4Error),
     /// A program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
@@ -125,6 +118,17 @@ impl From<Cancelled> for ImageError {
     }
 }
 
+impl From<Ext4Error> for ImageError {
+    fn from(error: Ext4Error) -> Self {
+        match error {
+            Ext4Error::Cancelled => Self::Cancelled,
+            Ext4Error::DiskFull { directory, needed, free } => Self::DiskFull { directory, needed, free },
+            Ext4Error::Program(error) => Self::Program(error),
+            other => Self::Filesystem(other),
+        }
+    }
+}
+
 impl ImageError {
     /// An error of writing `path`: a full disk is told apart.
     pub(crate) fn write(path: &Path, source: io::Error) -> Self {
@@ -141,7 +145,7 @@ impl ImageError {
 
     /// The disk of `directory` is full.
     pub(crate) fn full(directory: &Path, needed: u64) -> Self {
-        let free = crate::drive::free_bytes(directory).unwrap_or(0);
+        let free = free_bytes(directory).unwrap_or(0);
         Self::DiskFull {
             directory: directory.to_owned(),
             needed: ByteSize::bytes(needed.max(free + 1)),
@@ -159,13 +163,12 @@ impl ImageError {
             Self::Source { .. } | Self::Unknown { .. } | Self::NoInit => ErrorCode::InvalidArgument,
             Self::TooLarge { .. } => ErrorCode::TooLarge,
             Self::Program(ProgramError::Missing { .. }) | Self::Ids(_) => ErrorCode::HostUnsuitable,
+            Self::Filesystem(error) => error.code(),
             Self::Damaged { .. }
             | Self::Unpack { .. }
             | Self::Refused { .. }
             | Self::Empty
             | Self::Write { .. }
-            | Self::Fill { .. }
-            | Self::Check { .. }
             | Self::Program(_)
             | Self::Worker => ErrorCode::ImageFailed,
         }
@@ -185,9 +188,4 @@ impl ImageError {
             _ => None,
         }
     }
-}
-
-/// Whether an error says that the disk (or the quota on it) is full.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -1,18 +1,19 @@
 //! An ext4 file as an image: copied, looked over, and given its `image.yaml`. Everything else stays as it is.
 
-mod lay;
+mod put;
 
 use std::path::Path;
 
 use fs_err as fs;
 use nexus_schema::link::ImageMetadata;
 
-use super::ext4::{Tools, quote};
 use super::facts::{self, InitSystem, OS_RELEASE_MAX};
 use super::place::Place;
 use super::staging::check_room;
 use super::{Additions, Built, ImageError, ROOTFS};
-use crate::op::Progress;
+use crate::ext4::{Tools, quote};
+use crate::os::disk::allocated_bytes;
+use crate::progress::Progress;
 
 /// How much of what `debugfs` says about one file is read.
 const ANSWER_MAX: usize = 8 << 10;
@@ -28,7 +29,7 @@ pub(super) async fn adopt(
 ) -> Result<Built, ImageError> {
     progress.step("copying the filesystem");
     let file = place.scratch().join(ROOTFS);
-    check_room(place.scratch(), crate::drive::allocated_bytes(source)?)?;
+    check_room(place.scratch(), allocated_bytes(source).map_err(|e| ImageError::source(source, e))?)?;
     let (from, to, watched) = (source.to_owned(), file.clone(), progress.clone());
     let copy = move || (place, crate::drive::copy_file(&from, &to, &watched));
     let (place, copied) = tokio::task::spawn_blocking(copy).await.map_err(|_| ImageError::Worker)?;
@@ -138,6 +139,6 @@ impl Ask<'_> {
         commands.push("sif ./image.yaml mode 0100644".to_owned());
         let script = scratch.join("script");
         fs::write(&script, commands.join("\n") + "\n").map_err(|e| ImageError::write(&script, e))?;
-        self.tools.run_script(self.file, &script, scratch, None, self.progress).await
+        Ok(self.tools.run_script(self.file, &script, scratch, None, self.progress).await?)
     }
 }

@@ -8,7 +8,7 @@ use nexus_schema::link::{ImageMetadata, InitMode};
 use super::ImageError;
 use super::staging::Staging;
 use super::tree::{Attributes, Body, Tree};
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// Where an image says what it is.
 pub(crate) const METADATA: &[u8] = b"/etc/nexus/image.yaml";

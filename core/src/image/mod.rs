@@ -15,8 +15,8 @@ mod busybox;
 mod directory;
 mod error;
 mod existing;
-pub mod ext4;
-mod facts;
+pub mod facts;
+mod fill;
 mod limits;
 pub mod oci;
 mod overlay;
@@ -42,9 +42,9 @@ pub use source::Source;
 pub(crate) use staging::check_room;
 pub(crate) use volume::Volume;
 
-use crate::op::Progress;
+use crate::ext4::Tools;
 use crate::os::failpoint;
-use ext4::Tools;
+use crate::progress::Progress;
 use place::Place;
 use staging::Staging;
 use tree::Tree;
@@ -148,13 +148,13 @@ async fn make(
     size: Option<ByteSize>,
     progress: &Progress,
 ) -> Result<(), ImageError> {
-    let geometry = ext4::measure(tree).at_least(size);
+    let geometry = fill::measure(tree).at_least(size);
     staging.check_room(tree.nodes().map(tree::Node::content_bytes).sum())?;
     progress.step("making the filesystem");
     tools.make(file, geometry, None, progress).await?;
     failpoint::reach("image-formatted");
     progress.step("filling the filesystem");
-    tools.fill(file, tree, staging, progress).await
+    fill::fill(tools, file, tree, staging, progress).await
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::facts::InitSystem;
 use super::staging::Staging;
 use super::tree::{Attributes, Body, Tree, refuse};
 use super::{ImageError, facts};
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// What the init systems need, as data.
 const SYSTEM: &str = include_str!("system.yaml");

@@ -9,12 +9,13 @@ use nexus_schema::ByteSize;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::ext4::Tools;
 use super::staging::check_room;
 use super::{ImageError, ROOTFS};
 use crate::drive::{self, DriveError};
-use crate::op::Progress;
+use crate::ext4::Tools;
+use crate::os::disk::allocated_bytes;
 use crate::os::failpoint;
+use crate::progress::Progress;
 
 /// What names of scratch directories begin with.
 const SCRATCH: &str = ".build-";
@@ -103,7 +104,7 @@ impl Place {
             Ok(size)
         };
         let size = metadata().map_err(|e| ImageError::write(&named, e))?;
-        let used_bytes = drive::allocated_bytes(&named)?;
+        let used_bytes = allocated_bytes(&named).map_err(|e| ImageError::write(&named, e))?;
         failpoint::reach("image-named");
         Ok((place, FinishedFile { path: named, size: ByteSize::bytes(size), used_bytes, sha256 }))
     }

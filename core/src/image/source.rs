@@ -12,7 +12,7 @@ use super::place::Place;
 use super::staging::{Staging, fill};
 use super::tree::Tree;
 use super::{ImageError, Limits, archive, busybox, directory};
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// What an image is made from.
 #[derive(Debug, Clone)]

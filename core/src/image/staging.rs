@@ -9,7 +9,7 @@ use fs_err::{File, OpenOptions};
 
 use super::tree::Content;
 use super::{ImageError, Limits};
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// The unit in which holes are made.
 pub(crate) const BLOCK: usize = 4096;
@@ -159,7 +159,7 @@ impl Staging {
 
 /// Fails when less than `needed` bytes are free where `directory` is.
 pub(crate) fn check_room(directory: &Path, needed: u64) -> Result<(), ImageError> {
-    let free = crate::drive::free_bytes(directory).map_err(|e| ImageError::write(directory, e))?;
+    let free = crate::os::disk::free_bytes(directory).map_err(|e| ImageError::write(directory, e))?;
     if free < needed { Err(ImageError::full(directory, needed)) } else { Ok(()) }
 }
 

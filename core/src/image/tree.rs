@@ -9,6 +9,7 @@ mod layers;
 use std::collections::{BTreeMap, HashSet};
 
 use super::{ImageError, Limits};
+use crate::os::shown::printable;
 
 /// The number of a node.
 pub(crate) type NodeId = usize;
@@ -346,14 +347,6 @@ impl Tree {
 /// An entry that cannot be part of an image.
 pub(crate) fn refuse(path: &[u8], what: &'static str) -> ImageError {
     ImageError::Refused { name: printable(path), what }
-}
-
-/// A name as it can be shown: escaped and shortened.
-pub(crate) fn printable(name: &[u8]) -> String {
-    const SHOWN: usize = 120;
-    let cut = &name[..name.len().min(SHOWN)];
-    let text = String::from_utf8_lossy(cut).chars().flat_map(char::escape_debug).collect::<String>();
-    if name.len() > SHOWN { format!("{text}…") } else { text }
 }
 
 fn check_name(path: &[u8], name: &[u8]) -> Result<(), ImageError> {

@@ -7,11 +7,12 @@ use fs_err as fs;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::ext4::{self, Tools};
+use super::fill::{fill, measure_read_only};
 use super::staging::Staging;
 use super::tree::{Attributes, Body, Tree};
 use super::{ImageError, Limits};
-use crate::op::Progress;
+use crate::ext4::{BLOCK, Tools};
+use crate::progress::Progress;
 
 /// Files, as they come.
 pub(crate) struct Volume {
@@ -53,10 +54,10 @@ impl Volume {
         let uuid = uuid(&self.digest.finalize());
         let tools = Tools::find()?;
         let half = self.scratch.path().join("filesystem");
-        let geometry = ext4::measure_read_only(&self.tree);
-        self.staging.check_room(geometry.blocks * ext4::BLOCK)?;
+        let geometry = measure_read_only(&self.tree);
+        self.staging.check_room(geometry.blocks * BLOCK)?;
         tools.make_read_only(&half, geometry, label, &uuid, progress).await?;
-        tools.fill(&half, &self.tree, &self.staging, progress).await?;
+        fill(&tools, &half, &self.tree, &self.staging, progress).await?;
         tools.check(&half, progress).await?;
         let published = || -> std::io::Result<()> {
             let open = fs::File::open(&half)?;

@@ -1,11 +1,11 @@
-//! Long operations: rows that survive their client and the daemon, progress that others can watch, and cancellation.
+//! Long operations: rows that survive their client and the daemon, progress that others can watch, and cancellation; and who
+//! calls, since every call may begin or join one.
 
-mod log;
+mod call;
 mod once;
-mod progress;
 mod runner;
 
-pub(crate) use log::{Log, read as read_log};
+pub(crate) use call::described;
+pub use call::{CallContext, Caller};
 pub(crate) use once::{Begun, once};
-pub use progress::{Cancelled, Progress};
 pub(crate) use runner::{Ops, StoredResult, store_error, summary};

@@ -16,8 +16,8 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Progress;
-use crate::nexus::CallContext;
+use super::CallContext;
+use crate::progress::Progress;
 use crate::store::ops::OpRecord;
 use crate::store::{Store, StoreError, now, ops, random_id};
 

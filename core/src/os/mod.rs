@@ -1,7 +1,10 @@
-//! The operating system's side of things: where files are, which programs are called.
+//! The operating system's side of things: where files are, which programs are called, and the small things that all rooms share. No room of this crate is
+//! below it.
 
 pub(crate) mod boot_id;
 pub mod busy_poll;
+pub(crate) mod clock;
+pub(crate) mod disk;
 pub mod duplex;
 pub mod failpoint;
 pub mod leftover;
@@ -13,6 +16,8 @@ pub(crate) mod own_mounts;
 pub mod paths;
 pub mod process;
 pub mod random;
+pub(crate) mod remove;
+pub(crate) mod shown;
 pub mod socket;
 pub mod subids;
 pub mod subvolume;

@@ -31,7 +31,7 @@ pub(crate) fn provide() {
     });
 }
 
-/// Whose certificates are believed: those of the CAs that the host trusts, and of those in a file. Cheap to clone.
+/// Whose certificates are versions_cache: those of the CAs that the host trusts, and of those in a file. Cheap to clone.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Trust {
     more: Option<Arc<More>>,
@@ -134,7 +134,7 @@ pub enum TrustProblem {
 fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let was_safe = attempt.previous().iter().any(|url| url.scheme() == "https");
     if was_safe && attempt.url().scheme() != "https" {
-        let to = crate::asset::shown(attempt.url());
+        let to = super::shown::shown(attempt.url());
         return attempt.error(TlsProblem::Downgrade { to });
     }
     Policy::limited(REDIRECTS_MAX).redirect(attempt)

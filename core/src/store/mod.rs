@@ -20,8 +20,8 @@ pub mod vms;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+pub use crate::os::clock::now;
 use crate::store::columns::RowExt;
-use nexus_schema::Timestamp;
 use nexus_schema::id::{Id, InstanceId, Kind};
 pub(crate) use rusqlite::{Connection, Transaction};
 use rusqlite::{TransactionBehavior, params};
@@ -213,11 +213,6 @@ pub fn random_id<K: Kind>() -> Id<K> {
             return id;
         }
     }
-}
-
-/// The present time.
-pub fn now() -> Timestamp {
-    std::time::SystemTime::now().into()
 }
 
 /// Turns a violated uniqueness of a name into its own error.

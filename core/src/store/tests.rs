@@ -5,7 +5,7 @@ use nexus_schema::link::InitMode;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::op::{OpProgress, OpState, OpSummary};
 use nexus_schema::tools::vm::{DriverChoice, NetworkChoice, VmState};
-use nexus_schema::{ByteSize, Reference};
+use nexus_schema::{ByteSize, Reference, Timestamp};
 
 use super::vms::{VmRecord, VmSpec};
 use super::*;

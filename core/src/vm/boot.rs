@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::stop::Rung;
 use crate::asset::KernelFiles;
+use crate::context::Shared;
 use crate::guest::{GuestEvent, HelloServer, Link, LinkState};
-use crate::nexus::Shared;
 use crate::os::failpoint;
 use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
@@ -391,7 +391,7 @@ pub(super) fn is_halted(directory: &Path) -> bool {
 pub(super) fn launch_failed(name: &str, error: &VmmError) -> ToolError {
     ToolError::new(
         nexus_schema::ErrorCode::BootFailed,
-        format!("start {name}: {}", crate::nexus::chain(error)),
+        format!("start {name}: {}", nexus_schema::error::chain(error)),
     )
     .hint("look at vm_logs and system_info; vm_start tries again")
 }

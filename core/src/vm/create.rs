@@ -8,13 +8,13 @@ use nexus_schema::tools::vm::{VmCreateParams, VmDetails, VmState};
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 use tokio::sync::{oneshot, watch};
 
-use super::actor::{self, Command, DAEMON};
-use super::registry::Handle;
-use super::spec;
-use super::view::View;
-use crate::nexus::Shared;
-use crate::op::{Begun, Progress};
+use super::actor::{self, DAEMON};
+use super::view::details;
+use super::{defaults, spec};
+use crate::context::{Command, Handle, Shared, View, drive_error, not_found};
+use crate::op::Begun;
 use crate::os::failpoint;
+use crate::progress::Progress;
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::images::ImageRecord;
 use crate::store::vms::{VmRecord, VmSpec};
@@ -36,12 +36,12 @@ pub(crate) async fn begin(
         Some(name) => name.clone(),
         None => made_up_name(id)?,
     };
-    let defaults = shared.defaults().await?;
+    let defaults = defaults::read(&shared.store).await?;
     let spec = spec::check(&params, &name, &defaults)?;
     shared.choose_driver(spec.driver).await?;
-    shared.stock.check_image(&spec.from).await?;
+    shared.provision.check_image(&spec.from).await?;
     if shared.needs_kernel() {
-        shared.stock.check_kernel(&spec.kernel).await?;
+        shared.provision.check_kernel(&spec.kernel).await?;
     }
 
     let op = crate::op::summary("vm_create", owner, Some((id.to_string(), name.to_string())));
@@ -138,7 +138,7 @@ async fn create(
             return Err(error);
         }
     }
-    shared.details(&Reference::Id(record.id)).await
+    details(shared, &Reference::Id(record.id)).await
 }
 
 /// Fetches and makes all that the VM needs. `made` names the drives so far, for the case that it is not finished.
@@ -150,10 +150,10 @@ async fn prepare(
 ) -> Result<(VmRecord, Vec<DriveRecord>), ToolError> {
     let VmSpec { kernel, from, .. } = record.spec.clone();
     let kernel = match shared.needs_kernel() {
-        true => Some(shared.stock.kernel(&kernel, &record.owner, progress).await?),
+        true => Some(shared.provision.kernel(&kernel, &record.owner, progress).await?),
         false => None,
     };
-    let image = shared.image(&from, &record.owner, progress).await?;
+    let image = shared.provision.image(&from, &record.owner, progress).await?;
     let disk = disk_of(&record.spec, &image)?;
     record.spec.disk = disk;
     record.kernel_id = kernel.map(|k| k.id);
@@ -191,12 +191,29 @@ async fn prepare(
         .await
         .map_err(crate::op::store_error)?;
     failpoint::reach("create-drive-begun");
-    shared.clone_of_image(&image, drive.id, disk, progress).await?;
+    clone_of_image(shared, &image, drive.id, disk, progress).await?;
     failpoint::reach("create-drive-cloned");
     let (ready, row) = (DriveRecord { ready: true, ..drive.clone() }, drive);
     shared.store.write(move |tx| drives::made(tx, &row)).await.map_err(crate::op::store_error)?;
     failpoint::reach("create-drive-ready");
     Ok((record, vec![ready]))
+}
+
+/// Makes the disk of a drive from an image.
+pub(crate) async fn clone_of_image(
+    shared: &Shared,
+    image: &ImageRecord,
+    drive: DriveId,
+    size: ByteSize,
+    progress: &Progress,
+) -> Result<(), ToolError> {
+    let master = shared.paths.image(image.id).join(crate::image::ROOTFS);
+    if let Err(error) = fs_err::tokio::metadata(&master).await {
+        let error = ToolError::new(ErrorCode::ImageFailed, format!("image {}: {error}", image.name));
+        return Err(error.hint("its file is gone: make the image anew with image_create, under another name"));
+    }
+    let made = shared.drives.clone_image(&master, &shared.paths.drive(drive), size, progress).await;
+    made.map(drop).map_err(drive_error)
 }
 
 /// How large the root drive becomes: as large as the image at least, unless it was asked for otherwise.
@@ -298,7 +315,7 @@ pub(crate) async fn ask<T>(
 fn gone(handle: &Handle) -> ToolError {
     let view = handle.view.borrow();
     if view.deleted {
-        super::registry::not_found(&Reference::Id(view.record.id))
+        not_found(&Reference::Id(view.record.id))
     } else {
         ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down")
     }

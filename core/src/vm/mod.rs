@@ -8,18 +8,18 @@
 //!                               failed: VMM gone, or no    └──> crashed: VMM gone without a bye
 //!                               hello in time
 //! ```
-//! One task ([`actor`]) owns one VM and makes every transition; others send it commands and watch its [`View`]. Guest
+//! One task ([`actor`]) owns one VM and makes every transition; others send it commands and watch its [`View`](crate::context::View). Guest
 //! calls bypass it. What is allowed is decided by pure functions in [`policy`]; the ladder of a stop is data in [`stop`].
 //! Nothing here knows how a VMM is run (`vmm`) or how bytes reach a guest (`guest`).
 
 pub(crate) mod actor;
 mod boot;
 pub(crate) mod create;
+pub(crate) mod defaults;
 pub(crate) mod policy;
 pub(crate) mod recover;
-pub(crate) mod registry;
 pub(crate) mod spec;
 mod stop;
-pub(crate) mod view;
+mod view;
 
-pub(crate) use view::View;
+pub(crate) use view::details;

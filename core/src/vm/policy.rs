@@ -3,6 +3,7 @@
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ErrorCode, ToolError};
 
+use crate::context::Decision;
 use VmState::{Crashed, Created, Creating, Failed, Ready, Running, Starting, Stopped, Stopping, Unreachable};
 
 /// Whether a VM may go from one state to another.
@@ -17,15 +18,6 @@ pub(crate) const fn is_edge(from: VmState, to: VmState) -> bool {
         Unreachable => matches!(to, Ready | Stopping | Stopped | Starting | Crashed),
         Stopping => matches!(to, Stopped),
     }
-}
-
-/// What to do about a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Decision {
-    /// Do it.
-    Go,
-    /// It is so already, or under way.
-    Already,
 }
 
 /// Whether a VM may be started.

@@ -6,21 +6,19 @@ use std::sync::Arc;
 
 use nexus_schema::link::PROTOCOL_MIN;
 use nexus_schema::tools::build::BuildStatus;
-use nexus_schema::tools::op::OpState;
 use nexus_schema::tools::vm::VmState;
-use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
+use nexus_schema::{ByteSize, ErrorCode, ToolError};
 
 use super::actor::{self, DAEMON};
 use super::boot::{self, Boot};
 use super::create;
 use super::policy;
+use crate::context::Shared;
 use crate::drive::{DISK, Origin};
-use crate::nexus::Shared;
-use crate::op::Progress;
+use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
-use crate::store::ops::OpRecord;
 use crate::store::vms::VmRecord;
-use crate::store::{StoreError, assets, builds, drives, history, images, ops, vms};
+use crate::store::{StoreError, assets, builds, drives, history, images, vms};
 use crate::vmm::{Accel, Exit, Shim, ShimIdentity, launched_boot, read_exit};
 
 /// Brings memory, store and disk in line with what is really there.
@@ -44,8 +42,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
         };
         actor::spawn(shared, record, drives, boot);
     }
-    sweep(shared).await?;
-    resume_ops(shared).await
+    sweep(shared).await
 }
 
 /// Drives that were copied, but not on the disk when the host went down: nothing ran on them. Those of images are made again, any
@@ -270,7 +267,7 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
     if let Err(error) = crate::asset::pipeline::sweep(&paths.downloads()) {
         tracing::warn!(%error, "cannot remove old parts of downloads");
     }
-    shared.stock.link_programs().await?;
+    shared.provision.link_programs().await?;
     for name in orphans(&paths.scratch(), &HashSet::new()) {
         remove(&paths.scratch().join(name));
     }
@@ -296,55 +293,4 @@ fn remove(path: &Path) {
         Ok(()) => tracing::info!(path = %path.display(), "removed what belongs to nothing"),
         Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove what belongs to nothing"),
     }
-}
-
-/// Operations that were under way: those that a running VM can still finish go on, the others failed.
-async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
-    let running = shared.store.read(ops::running).await.map_err(crate::op::store_error)?;
-    for OpRecord { summary, .. } in running {
-        let vm = summary.subject_id.as_deref().and_then(|id| id.parse().ok()).map(Reference::Id);
-        let handle = vm.and_then(|vm| shared.vms.get(&vm).ok().map(|handle| (vm, handle)));
-        let op = summary.op_id;
-        match (summary.tool.as_str(), handle) {
-            ("vm_create" | "vm_start", Some((vm, handle))) => {
-                let shared = shared.clone();
-                shared.clone().ops.run(op, move |progress| async move {
-                    let mut view = handle.view.clone();
-                    let state = view.borrow().record.state;
-                    let boot = view.borrow().record.boot_id;
-                    if let Some(boot) = boot.filter(|_| state != VmState::Created) {
-                        create::until_ready(&mut view, boot, &progress).await?;
-                    } else if view.borrow().record.spec.start {
-                        create::start_and_wait(&handle, DAEMON, &progress).await?;
-                    }
-                    shared.details(&vm).await
-                });
-            }
-            ("vm_stop", Some((vm, handle))) => {
-                let shared = shared.clone();
-                shared.clone().ops.run(op, move |_| async move {
-                    create::until_down(&mut handle.view.clone(), std::time::Duration::from_secs(120)).await;
-                    shared.details(&vm).await
-                });
-            }
-            (tool, _) => {
-                let result = shared.finished_already(&summary).await?;
-                let error =
-                    ToolError::new(ErrorCode::ShuttingDown, format!("{tool} was cut off: nexusd ended"))
-                        .hint("call it again");
-                let (state, error) = match result {
-                    Some(_) => (OpState::Succeeded, None),
-                    None => (OpState::Failed, Some(error)),
-                };
-                shared
-                    .store
-                    .write(move |tx| {
-                        ops::finish(tx, op, state, &summary.progress, result.as_ref(), error.as_ref())
-                    })
-                    .await
-                    .map_err(crate::op::store_error)?;
-            }
-        }
-    }
-    Ok(())
 }

@@ -1,27 +1,17 @@
-//! What others see of a VM: a snapshot that its task publishes after every change.
+//! What a view of a VM tells a caller: whether its guest can be called, a row of a list, or everything.
 
+use nexus_schema::id::VmKind;
 use nexus_schema::link::PROTOCOL_MIN;
 use nexus_schema::tools::vm::{VmDetails, VmDrive, VmGuest, VmImage, VmProcess, VmSummary};
-use nexus_schema::{ErrorCode, ToolError};
+use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::policy;
+use crate::context::{Shared, View};
 use crate::guest::Link;
+use crate::op::store_error;
 use crate::os::paths::{Paths, vm_files};
-use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
-
-/// A VM as it was at its last change.
-#[derive(Debug, Clone)]
-pub(crate) struct View {
-    /// Its row.
-    pub(crate) record: VmRecord,
-    /// Its drives, the root drive first.
-    pub(crate) drives: Vec<DriveRecord>,
-    /// The link to its guest, while there is one.
-    pub(crate) link: Option<Link>,
-    /// Whether it was deleted.
-    pub(crate) deleted: bool,
-}
+use crate::store::{StoreError, assets, images};
 
 impl View {
     /// The link, if the guest's tools may be called now.
@@ -119,6 +109,45 @@ impl View {
             generation: record.generation,
         }
     }
+}
+
+/// Everything about a VM.
+pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<VmDetails, ToolError> {
+    let view = shared.vms.get(vm)?.view.borrow().clone();
+    let (image_id, kernel_id) = (view.record.image_id, view.record.kernel_id);
+    let (image, kernel, lineage) = shared
+        .store
+        .read(move |db| -> Result<_, StoreError> {
+            let image = match image_id {
+                Some(id) => images::get(db, &Reference::Id(id))?,
+                None => None,
+            };
+            let mut lineage = Vec::new();
+            let mut parent = image.as_ref().and_then(|i| i.parent_id);
+            while let Some(id) = parent
+                && lineage.len() < 32
+            {
+                let Some(ancestor) = images::get(db, &Reference::Id(id))? else { break };
+                parent = ancestor.parent_id;
+                lineage.push(format!("{} ({})", ancestor.name, ancestor.source));
+            }
+            let kernel = match kernel_id {
+                Some(id) => assets::get(db, &Reference::Id(id))?,
+                None => None,
+            };
+            Ok((image, kernel, lineage))
+        })
+        .await
+        .map_err(store_error)?;
+    let image = VmImage {
+        id: image.as_ref().map(|i| i.id),
+        name: view.record.image_name.clone(),
+        distro: image.as_ref().and_then(|i| i.distro.clone()),
+        source: image.map(|i| i.source),
+        lineage,
+    };
+    let kernel = kernel.map_or_else(|| view.record.spec.kernel.clone(), |k| k.name.to_string());
+    Ok(view.details(&shared.paths, image, kernel))
 }
 
 /// A guest of a generation that this daemon does not speak.

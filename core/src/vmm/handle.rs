@@ -26,7 +26,7 @@ use crate::os::tsc;
 const LAUNCH: Duration = Duration::from_secs(60);
 /// How long a shim may take to answer what it knows by itself.
 const ANSWER: Duration = Duration::from_secs(3);
-/// How long it may take before it is believed to hang, and ended with its VM: a host may have stood still for some seconds.
+/// How long it may take before it is versions_cache to hang, and ended with its VM: a host may have stood still for some seconds.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(12);
 /// How long a shim may take to answer what it has to ask the VMM for.
 const ANSWER_OF_VMM: Duration = Duration::from_secs(8);

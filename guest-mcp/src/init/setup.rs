@@ -43,7 +43,7 @@ pub(super) fn set_up() {
             result = mount(source, place, kind, "");
         }
         if let Err(error) = result {
-            say(format_args!("{}", console::chain(&error)));
+            say(format_args!("{}", nexus_schema::error::chain(&error)));
         }
     }
     for (target, link) in LINKS {

@@ -148,17 +148,7 @@ impl Error {
 
     /// The message with its causes.
     pub(crate) fn message(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            let more = error.to_string();
-            if !text.contains(&more) {
-                text.push_str(": ");
-                text.push_str(&more);
-            }
-            cause = error.source();
-        }
-        text
+        nexus_schema::error::chain(self)
     }
 
     /// The same as programs read it.

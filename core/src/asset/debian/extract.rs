@@ -16,7 +16,7 @@ use crate::asset::kernel::{
 };
 use crate::asset::stream::{Compression, capped, decompressed, hashed};
 use crate::image::ImageError;
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// The largest single file of another kind that is taken out.
 const MAX_FILE: u64 = 256 << 20;

@@ -19,6 +19,7 @@ mod suite;
 mod tests;
 mod version;
 
+use nexus_schema::error::chain;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,12 +27,12 @@ use std::time::Duration;
 use fs_err as fs;
 use nexus_schema::tools::asset::Verified;
 
-use crate::asset::error::{AssetError, with_causes};
+use crate::asset::error::AssetError;
 use crate::asset::fetch::{FetchSettings, Fetched, Fetcher, ProxySetting, Want};
 use crate::asset::kernel::KernelFiles;
 use crate::config::Secret;
-use crate::op::Progress;
 use crate::os::{failpoint, memory};
+use crate::progress::Progress;
 use apt_conf::AptConf;
 use extract::Extracted;
 use packages::Package;
@@ -195,7 +196,7 @@ impl Archive {
         progress.step("reading the package archive's index");
         let conf = AptConf::read(apt_root);
         let sources = sources::read(apt_root, ARCH)?;
-        let mut problems: Vec<String> = sources.problems.iter().map(|p| with_causes(p)).collect();
+        let mut problems: Vec<String> = sources.problems.iter().map(|p| chain(p)).collect();
         let proxies = Secret::new(conf.proxies());
         if conf.has_proxy() {
             settings.proxy = ProxySetting::Rules(Arc::new(conf.clone()));
@@ -221,7 +222,7 @@ impl Archive {
             match result {
                 Ok(suite) => suites.push(suite),
                 Err(AssetError::Cancelled) => return Err(AssetError::Cancelled),
-                Err(error) => problems.push(with_causes(&error)),
+                Err(error) => problems.push(chain(&error)),
             }
         }
         for problem in &problems {

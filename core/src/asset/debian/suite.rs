@@ -15,7 +15,7 @@ use crate::asset::debian::{ARCH, DISTRIBUTIONS, Distribution};
 use crate::asset::error::{IndexProblem, SourceProblem};
 use crate::asset::fetch::{Fetcher, Want};
 use crate::asset::stream::Compression;
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// The largest list of packages, packed.
 const MAX_LIST: u64 = 128 << 20;

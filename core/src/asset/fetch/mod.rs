@@ -12,7 +12,6 @@ mod pump;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use fs_err as fs;
 use reqwest::Url;
@@ -22,60 +21,13 @@ use tokio::time::Instant;
 
 use crate::asset::AssetError;
 use crate::asset::stream::{OverLimit, Sha256, capped, hashed};
-use crate::op::Progress;
+pub use crate::config::{FetchSettings, ProxyRules, ProxySetting};
 use crate::os::failpoint;
-use crate::os::tls::Trust;
+use crate::progress::Progress;
 
+pub(crate) use crate::os::shown::shown;
 use pump::Pumped;
 pub(crate) use pump::{OnHead, Pieces, Start};
-
-/// How downloads are made.
-#[derive(Debug, Clone)]
-pub struct FetchSettings {
-    /// Which proxy is used.
-    pub proxy: ProxySetting,
-    /// Which servers are believed to be who they say.
-    pub trust: Trust,
-    /// How long a connection may take.
-    pub connect_timeout: Duration,
-    /// How long nothing may come.
-    pub idle_timeout: Duration,
-    /// How long one file may take in all.
-    pub deadline: Duration,
-    /// How many failures of one file are endured before the download fails.
-    pub retries: u32,
-    /// How long to wait after the first failure; it doubles with each one, up to 32 times.
-    pub backoff: Duration,
-}
-
-impl Default for FetchSettings {
-    fn default() -> Self {
-        Self {
-            proxy: ProxySetting::Environment,
-            trust: Trust::default(),
-            connect_timeout: Duration::from_secs(15),
-            idle_timeout: Duration::from_secs(30),
-            deadline: Duration::from_secs(3600),
-            retries: 4,
-            backoff: Duration::from_millis(500),
-        }
-    }
-}
-
-/// Which proxy is used.
-#[derive(Debug, Clone)]
-pub enum ProxySetting {
-    /// The one that `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` name; the HTTP client reads them itself.
-    Environment,
-    /// The one that rules name, and the environment is not asked.
-    Rules(Arc<dyn ProxyRules>),
-}
-
-/// Rules that name a proxy for an address.
-pub trait ProxyRules: std::fmt::Debug + Send + Sync {
-    /// The proxy for an address; `None` is a direct connection.
-    fn proxy_for(&self, url: &Url) -> Option<Url>;
-}
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -95,18 +47,6 @@ impl Want {
     fn shown(&self) -> String {
         shown(&self.url)
     }
-}
-
-/// An address without credentials.
-pub(crate) fn shown(url: &Url) -> String {
-    if url.username().is_empty() && url.password().is_none() {
-        return url.to_string();
-    }
-    let mut url = url.clone();
-    // Both fail only for addresses that cannot have credentials.
-    let _ = url.set_username("");
-    let _ = url.set_password(None);
-    url.to_string()
 }
 
 /// A file that was fetched.

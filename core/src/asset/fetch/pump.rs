@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 
 use super::{Fetcher, Want, too_long};
 use crate::asset::AssetError;
-use crate::op::Progress;
 use crate::os::tls;
+use crate::progress::Progress;
 
 impl Fetcher {
     /// Sends the file's bytes from the start on, through as many requests as it takes.

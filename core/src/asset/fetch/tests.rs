@@ -2,6 +2,8 @@
 
 mod safe;
 
+use std::time::Duration;
+
 use super::*;
 use crate::asset::testing::{Fault, Server};
 
@@ -282,7 +284,7 @@ async fn nobody_at_the_other_end_is_an_error_with_its_cause() {
     let free = "127.0.0.1:9";
     let want = Want { url: format!("http://user:secret@{free}/x").parse().unwrap(), ..scene.want() };
     let error = scene.fetch(&want).await.unwrap_err();
-    let text = crate::asset::error::with_causes(&error);
+    let text = nexus_schema::error::chain(&error);
     assert!(text.contains(&format!("get http://{free}/x: ")), "{text}");
     assert!(text.to_lowercase().contains("refused") && !text.contains("secret"), "{text}");
 }

@@ -137,7 +137,7 @@ fn a_directory_and_a_missing_file_are_no_kernels() {
     let result = import_kernel(dir.path(), &dir.path().join("k"), None);
     assert!(result.is_err());
     let error = import_kernel(&dir.path().join("none"), &dir.path().join("k"), None).unwrap_err();
-    assert!(crate::asset::error::with_causes(&error).contains("none"), "{error:?}");
+    assert!(nexus_schema::error::chain(&error).contains("none"), "{error:?}");
     assert!(KernelFiles::load(dir.path()).is_err());
     std::fs::write(dir.path().join("kernel.json"), "{}").unwrap();
     assert!(matches!(

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::depmod::Depmod;
 use crate::image::{ImageError, Volume};
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// Its name in a kernel's directory.
 const FILE: &str = "modules.ext4";

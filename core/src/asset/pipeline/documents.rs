@@ -8,7 +8,7 @@ use crate::asset::debian::signature::{Keyring, MAX_SIGNED};
 use crate::asset::fetch::{Fetcher, Want, shown};
 use crate::asset::provider::{Check, Expect, Plan, ProviderProblem, Signed, address};
 use crate::asset::stream::Sha256;
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// Documents by their address; of signed ones the text that is signed.
 pub(super) type Documents = HashMap<String, String>;

@@ -14,13 +14,13 @@ use sha2::Digest as _;
 use super::documents::Resolved;
 use super::{Job, extract};
 use crate::asset::AssetError;
-use crate::asset::ahead::{Ahead, ahead};
 use crate::asset::error::PackageProblem;
 use crate::asset::provider::{Expect, Format, Plan, Taken};
+use crate::asset::read_ahead::{ReadAhead, read_ahead};
 use crate::asset::stream::{Compression, Sha256, decompressed, hashed};
 use crate::asset::xz::{Blocks, Unkept};
-use crate::op::Progress;
 use crate::os::failpoint;
+use crate::progress::Progress;
 
 /// How many bytes are moved at a time.
 const PIECE: usize = 256 << 10;
@@ -153,18 +153,18 @@ impl Flow {
     }
 
     /// The bytes as they will be stored. They are taken from where they come on one thread, and decompressed on another.
-    fn unpack(&self, raw: &Raw) -> io::Result<Ahead> {
-        let Some(format) = self.decompress else { return ahead(raw.clone()) };
+    fn unpack(&self, raw: &Raw) -> io::Result<ReadAhead> {
+        let Some(format) = self.decompress else { return read_ahead(raw.clone()) };
         let start = start_of(&mut raw.clone())?;
         let compression = format.of(&start);
-        let packed = ahead(io::Cursor::new(start).chain(raw.clone()))?;
+        let packed = read_ahead(io::Cursor::new(start).chain(raw.clone()))?;
         match compression {
             Compression::Plain => Ok(packed),
             Compression::Xz => {
                 let packed = io::BufReader::with_capacity(PIECE, packed);
-                ahead(Blocks::new(packed, self.into.clone(), self.max_unpacked)?)
+                read_ahead(Blocks::new(packed, self.into.clone(), self.max_unpacked)?)
             }
-            compression => ahead(decompressed(packed, compression)?),
+            compression => read_ahead(decompressed(packed, compression)?),
         }
     }
 
@@ -378,7 +378,7 @@ impl RawState {
 
 /// What comes out, up to a limit.
 struct Bounded {
-    inner: Ahead,
+    inner: ReadAhead,
     left: u64,
     limit: u64,
     raw: Raw,

@@ -33,7 +33,7 @@ use crate::asset::provider::{
 };
 use crate::asset::stream::Sha256;
 use crate::asset::{AssetError, IndexProblem};
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// One run of a pipeline.
 #[derive(Debug, Clone)]
@@ -90,7 +90,7 @@ pub(crate) async fn run(fetcher: &Fetcher, job: &Job, progress: &Progress) -> Re
                 match error {
                     AssetError::Cancelled => return Err(error),
                     error => {
-                        tracing::info!(provider = %provider.name, mirror, error = %crate::nexus::chain(&error), "a mirror failed");
+                        tracing::info!(provider = %provider.name, mirror, error = %nexus_schema::error::chain(&error), "a mirror failed");
                         last = Some(error);
                     }
                 }
@@ -185,7 +185,7 @@ async fn download(
         if !is_another || begun_anew > 3 {
             return Err(error);
         }
-        tracing::info!(url = what, error = %crate::nexus::chain(&error), "the download begins anew");
+        tracing::info!(url = what, error = %nexus_schema::error::chain(&error), "the download begins anew");
         part.remove()?;
         part = Part::of(job, &what, is_checked)?;
     }

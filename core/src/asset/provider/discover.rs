@@ -9,7 +9,7 @@ use crate::asset::AssetError;
 use crate::asset::error::IndexProblem;
 use crate::asset::fetch::{Fetcher, Want};
 use crate::config::Secret;
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// The largest list of releases, and the largest other document.
 const MAX_RELEASES: u64 = 16 << 20;

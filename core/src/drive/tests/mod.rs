@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use nexus_schema::ErrorCode;
 
 use super::*;
+use crate::os::disk::free_bytes;
 use crate::os::mounted::{Mounted, USER, as_user};
 
 const MIB: u64 = 1 << 20;
@@ -224,7 +225,7 @@ async fn a_filesystem_fills_its_drive_and_is_whole() {
     let progress = Progress::default();
     let image = base.path().join("image.ext4");
     std::fs::File::create_new(&image).unwrap().set_len(40 * MIB).unwrap();
-    crate::image::ext4::format(&image, "data", &progress).await.unwrap();
+    crate::ext4::format(&image, "data", &progress).await.unwrap();
     let drives = Drives::probe(&base.path().join("drives")).unwrap();
     let drive = base.path().join("drives/a");
     let disk = drives.clone_image(&image, &drive, ByteSize::gib(8), &progress).await.unwrap();

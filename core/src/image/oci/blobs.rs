@@ -11,7 +11,7 @@ use super::document::{Blob, DOCUMENT_MAX};
 use super::{ImageError, OciError};
 use crate::image::staging::Staging;
 use crate::image::tree::{Body, Tree};
-use crate::op::Progress;
+use crate::progress::Progress;
 
 /// A content that can be read more than once.
 pub(crate) trait Content: Read + Seek {}

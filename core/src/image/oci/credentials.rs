@@ -170,7 +170,7 @@ pub enum HelperProblem {
     #[error("no such program is in the PATH of nexusd")]
     Missing,
     /// It did not end well.
-    #[error("{}", crate::nexus::chain(.0))]
+    #[error("{}", nexus_schema::error::chain(.0))]
     Program(Box<ProgramError>),
     /// It ended with a failure of its own.
     #[error("it failed; run it by hand to see why")]

@@ -122,7 +122,7 @@ impl<R: Read> Read for Hashed<R> {
 
 /// Text of a stranger, shortened and printable.
 pub(crate) fn shown(text: &str) -> String {
-    crate::image::tree::printable(text.as_bytes())
+    crate::os::shown::printable(text.as_bytes())
 }
 
 #[cfg(test)]

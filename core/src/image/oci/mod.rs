@@ -31,7 +31,7 @@ use super::source::{Staged, unpacked};
 use super::staging::Staging;
 use super::tree::{Body, Tree};
 use super::{ImageError, Limits, archive};
-use crate::op::Progress;
+use crate::progress::Progress;
 use blobs::Blobs;
 use digest::{Digest, Hashed};
 use document::{Blob, Configuration, Document, Saved};

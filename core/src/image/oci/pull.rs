@@ -19,8 +19,8 @@ use crate::image::Limits;
 use crate::image::place::Place;
 use crate::image::source::{Staged, blocking};
 use crate::image::staging::check_room;
-use crate::op::Progress;
 use crate::os::failpoint;
+use crate::progress::Progress;
 
 /// How many blobs come at once.
 const AT_ONCE: usize = 3;

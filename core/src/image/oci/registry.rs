@@ -35,7 +35,7 @@ const ACCEPTED: HeaderValue = HeaderValue::from_static(
 pub struct Access {
     /// What opens private ones.
     pub keychain: Keychain,
-    /// Which of them are believed to be who they say.
+    /// Which of them are versions_cache to be who they say.
     pub trust: Trust,
     /// Names that no name server knows.
     #[cfg(test)]

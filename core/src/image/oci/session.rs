@@ -176,7 +176,7 @@ impl Session {
         match realm.scheme() {
             "https" => Ok(()),
             "http" if realm.host_str().is_some_and(is_here) => Ok(()),
-            _ => Err(self.untrusted("a token", TlsProblem::Downgrade { to: crate::asset::shown(realm) })),
+            _ => Err(self.untrusted("a token", TlsProblem::Downgrade { to: crate::os::shown::shown(realm) })),
         }
     }
 

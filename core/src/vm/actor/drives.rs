@@ -6,22 +6,13 @@ use nexus_schema::id::DriveId;
 use nexus_schema::{ByteSize, ErrorCode, ToolError};
 
 use super::Actor;
+use crate::context::Attach;
 use crate::drive::Locked;
 use crate::store::drives::{self, Attachment, DriveRecord};
 use crate::vm::policy;
 
 /// How many drives a VM can have, the root drive included; the kernel's modules are on one more.
 pub(crate) const DRIVES_MAX: usize = 7;
-
-/// How a drive is to be given to a VM.
-#[derive(Debug)]
-pub(crate) struct Attach {
-    pub(crate) drive: DriveRecord,
-    /// Whether the VM starts from it.
-    pub(crate) root: bool,
-    /// Where the guest mounts it.
-    pub(crate) mount: Option<String>,
-}
 
 impl Actor {
     pub(super) async fn attach(&mut self, attach: Attach) -> Result<(), ToolError> {
@@ -123,7 +114,7 @@ impl Actor {
     pub(super) async fn settle_drives(&self) -> Result<(), ToolError> {
         for drive in &self.drives {
             let settled = self.shared.drives.settle(&self.shared.paths.drive(drive.id)).await;
-            settled.map_err(crate::nexus::drive_error)?;
+            settled.map_err(crate::context::drive_error)?;
         }
         Ok(())
     }

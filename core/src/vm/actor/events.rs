@@ -7,8 +7,8 @@ use nexus_schema::tools::vm::VmState;
 
 use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record};
 use crate::guest::{GuestEvent, LinkState, STANDSTILL};
-use crate::op::Progress;
 use crate::os::failpoint;
+use crate::progress::Progress;
 use crate::vm::boot::{self, Boot, Event, Farewell};
 use crate::vm::stop::Rung;
 use crate::vm::view;

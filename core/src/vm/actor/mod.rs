@@ -7,65 +7,27 @@ mod remove;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nexus_schema::id::{BootId, DriveId};
+use nexus_schema::ToolError;
+use nexus_schema::id::BootId;
 use nexus_schema::link::Hello;
-use nexus_schema::tools::vm::{VmDeleteOutput, VmState};
-use nexus_schema::{ByteSize, ToolError};
-use tokio::sync::{mpsc, oneshot, watch};
+use nexus_schema::tools::vm::VmState;
+use tokio::sync::{mpsc, watch};
 
-use crate::nexus::Shared;
-use crate::op::Progress;
+use crate::context::{Change, Command, Decision, Handle, Shared, View};
 use crate::os::{failpoint, random};
+use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::{GuestRecord, VmProcesses, VmRecord};
 use crate::store::{StoreError, history, now, random_id, vms};
 use crate::vm::boot::{self, Boot, Clock, Event};
-use crate::vm::policy::{self, Decision};
-use crate::vm::registry::Handle;
+use crate::vm::policy;
 use crate::vm::stop::Rung;
-use crate::vm::view::View;
-use crate::vmm::Shim;
 
-pub(crate) use drives::{Attach, busy_drive};
+pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
 
 /// Who makes the transitions that nobody asked for.
 pub(crate) const DAEMON: &str = "nexusd";
-
-/// What others ask of a VM's task.
-#[derive(Debug)]
-pub(crate) enum Command {
-    /// Start it; the reply names the boot that is under way.
-    Start { who: String, progress: Progress, reply: oneshot::Sender<Result<BootId, ToolError>> },
-    /// Begin to stop it; the reply says whether there is anything to stop.
-    Stop { who: String, force: bool, reply: oneshot::Sender<Result<Decision, ToolError>> },
-    /// Delete it.
-    Delete { who: String, force: bool, reply: oneshot::Sender<Result<VmDeleteOutput, ToolError>> },
-    /// Change its labels and protection.
-    Update { change: Box<Change>, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// Its drives are made: creating -> created.
-    Created { record: Box<VmRecord>, drives: Vec<DriveRecord>, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// Its creation failed: leave nothing of it but its history.
-    Undo { reason: String, drives: Vec<DriveId>, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// Give it a drive.
-    Attach { attach: Box<Attach>, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// Take a drive from it.
-    Take { drive: DriveId, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// A drive of it is larger now.
-    Resized { drive: DriveId, size: ByteSize, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// What runs it, if it runs.
-    Machine { reply: oneshot::Sender<Result<Option<Arc<Shim>>, ToolError>> },
-    /// End the task; what runs goes on running.
-    Detach,
-}
-
-/// A change that `vm_update` asks for.
-#[derive(Debug, Default)]
-pub(crate) struct Change {
-    pub(crate) tags: std::collections::BTreeMap<String, String>,
-    pub(crate) remove_tags: Vec<String>,
-    pub(crate) protected: Option<bool>,
-}
 
 /// How many commands may wait for a VM's task.
 const COMMANDS_MAX: usize = 64;

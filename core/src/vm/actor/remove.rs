@@ -5,7 +5,7 @@ use nexus_schema::tools::vm::{VmDeleteOutput, VmState};
 use nexus_schema::{ErrorCode, Name, ToolError};
 
 use super::{Actor, DELETE_PATIENCE};
-use crate::nexus::Shared;
+use crate::context::Shared;
 use crate::os::failpoint;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;

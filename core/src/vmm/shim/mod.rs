@@ -32,6 +32,7 @@ use super::log::{self, LogWriter};
 use super::process::{self, VmmProcess};
 use crate::os::paths::vm_files;
 use crate::os::socket::bind_in;
+use nexus_schema::error::chain;
 
 /// How much of what a VMM writes to stderr is kept, in bytes; as much again is kept of what was before.
 const VMM_LOG_BYTES: u64 = 256 << 10;
@@ -178,7 +179,7 @@ impl Live<'_> {
     fn launch(&mut self) -> Result<(Vmm, Status), Exit> {
         let plan = &self.job.plan;
         let here = Path::new(HERE);
-        let failed = |error: &dyn std::error::Error| Exit::never_ran(with_causes(error));
+        let failed = |error: &dyn std::error::Error| Exit::never_ran(chain(error));
 
         let separator = format!("\n--- boot {} ---\n", plan.boot_id);
         let open = |name, limit| {
@@ -247,8 +248,8 @@ impl Live<'_> {
                     let message = format!("it {} at once{colon}{last}", exit::describe(status));
                     Exit::seen(status, false, message)
                 }
-                Ok(status) => Exit::seen(status, false, with_causes(error)),
-                Err(_) => Exit::never_ran(with_causes(error)),
+                Ok(status) => Exit::seen(status, false, chain(error)),
+                Err(_) => Exit::never_ran(chain(error)),
             }
         }
     }
@@ -260,18 +261,6 @@ struct SpawnError {
     program: String,
     #[source]
     source: io::Error,
-}
-
-/// An error with its causes on one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn kill(vmm: &VmmProcess) {

@@ -232,7 +232,7 @@ fn ask_machine(
     let spawned = std::thread::Builder::new().name("request".to_owned()).stack_size(STACK).spawn(move || {
         let reply = match ask(&*machine) {
             Ok(()) => Reply::Done,
-            Err(error) => Reply::Refused(super::with_causes(&error)),
+            Err(error) => Reply::Refused(super::chain(&error)),
         };
         send(&stream, &reply);
     });

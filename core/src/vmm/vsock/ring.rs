@@ -30,7 +30,7 @@ pub(super) fn from_guest(
     }
     let (mut used, mut more) = (false, true);
     // An index that runs away yields nothing but always claims more: believe it once.
-    let mut believed = false;
+    let mut versions_cache = false;
     if vring.disable_notification().is_err() {
         return false;
     }
@@ -41,13 +41,13 @@ pub(super) fn from_guest(
                 tell(device, &mut vring);
             }
             more = false;
-            if believed || !vring.enable_notification().unwrap_or(false) {
+            if versions_cache || !vring.enable_notification().unwrap_or(false) {
                 break;
             }
-            (believed, more) = (true, true);
+            (versions_cache, more) = (true, true);
             continue;
         };
-        believed = false;
+        versions_cache = false;
         let head = chain.head_index();
         match gather(chain, memory, scratch) {
             Some(header) => device.receive(&header, &scratch[..header.length as usize]),
@@ -118,7 +118,7 @@ pub(super) fn to_guest(device: &mut Device, vring: &Vring, memory: &GuestMemoryM
     if !vring.get_queue().ready() || !vring.is_enabled() {
         return false;
     }
-    let (mut used, mut believed, mut more) = (false, false, false);
+    let (mut used, mut versions_cache, mut more) = (false, false, false);
     for turn in 0..=PACKETS_PER_TURN {
         if !device.has_packet() {
             break;
@@ -128,14 +128,14 @@ pub(super) fn to_guest(device: &mut Device, vring: &Vring, memory: &GuestMemoryM
             break;
         }
         let Some(chain) = vring.get_queue_mut().pop_descriptor_chain(memory) else {
-            if believed || !vring.enable_notification().unwrap_or(false) {
+            if versions_cache || !vring.enable_notification().unwrap_or(false) {
                 // The guest kicks when it adds buffers.
                 break;
             }
-            believed = true;
+            versions_cache = true;
             continue;
         };
-        believed = false;
+        versions_cache = false;
         let head = chain.head_index();
         let mut written = 0;
         let buffers = Scatter::new(chain, memory);

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nexus_core::drive::Drives;
-use nexus_core::op::Progress;
+use nexus_core::progress::Progress;
 use nexus_schema::ByteSize;
 use nexus_tests::daemon::Daemon;
 use serde_json::json;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nexus_core::asset::FetchSettings;
 use nexus_core::asset::debian::Archive;
-use nexus_core::op::Progress;
+use nexus_core::progress::Progress;
 use nexus_tests::daemon::program;
 
 /// The directory.

@@ -9,8 +9,8 @@ use crate::asset::fetch::FetchSettings;
 use crate::asset::stream::{Compression, Sha256};
 use crate::asset::testing::keys::{Key, NOW, NOW_SECONDS};
 use crate::asset::testing::{Server, bz_image, elf_kernel, module, pack};
-use crate::op::Progress;
 use crate::os::tls::Trust;
+use crate::progress::Progress;
 
 /// A package.
 #[derive(Debug, Clone)]
@@ -289,7 +289,7 @@ impl Host {
     /// Opens what cannot be opened, and gives what is said about it.
     pub(super) async fn refused(&self) -> String {
         match self.open().await {
-            Err(error @ AssetError::NoArchive { .. }) => crate::asset::error::with_causes(&error),
+            Err(error @ AssetError::NoArchive { .. }) => nexus_schema::error::chain(&error),
             Err(other) => panic!("{other:?}"),
             Ok(_) => panic!("it was opened"),
         }

@@ -1,10 +1,11 @@
 //! From apt's sources to the files of a kernel, and every way in which the chain can break.
 
+use nexus_schema::error::chain;
 use pgp::crypto::hash::HashAlgorithm;
 
 use super::archive::{Host, Package, SuiteToBe, cloud, kernel_elf};
 use crate::asset::debian::ARCH;
-use crate::asset::error::{AssetError, IndexProblem, with_causes};
+use crate::asset::error::{AssetError, IndexProblem};
 use crate::asset::stream::{Compression, Sha256};
 use crate::asset::testing::keys::{DAY, Key, Manner, NOW, Shape};
 use crate::asset::testing::tls::Authority;
@@ -283,12 +284,12 @@ async fn packages_without_what_is_wanted_are_told() {
     let host = Host::serving(&suite);
     let archive = host.open().await.unwrap();
     let error = archive.fetch_kernel(None, &host.path().join("k"), &host.progress).await.unwrap_err();
-    assert!(with_causes(&error).contains(&format!("it has no file boot/vmlinuz-{uname}")), "{error:?}");
+    assert!(chain(&error).contains(&format!("it has no file boot/vmlinuz-{uname}")), "{error:?}");
     let fetch = async |package, member| {
         archive.fetch_package_file(package, member, host.path(), &host.progress).await
     };
     let error = fetch("busybox-static", "./bin/other").await.unwrap_err();
-    assert!(with_causes(&error).contains("it has no file ./bin/other"), "{error:?}");
+    assert!(chain(&error).contains("it has no file ./bin/other"), "{error:?}");
     assert!(matches!(fetch("nothing", "./x").await, Err(AssetError::NoPackage { .. })));
     assert!(fetch("busybox-static", "").await.is_err());
     assert!(fetch("busybox-static", "../..").await.is_err());
@@ -338,7 +339,7 @@ async fn a_host_without_usable_sources_is_told_what_to_do() {
     let text = host.refused().await;
     assert!(text.contains("/debian/dists/bookworm/InRelease: the server answered 404"), "{text}");
     let empty = tempfile::tempdir().unwrap();
-    let progress = crate::op::Progress::default();
+    let progress = crate::progress::Progress::default();
     let error = crate::asset::debian::Archive::open(empty.path(), &FetchSettings::default(), &progress)
         .await
         .unwrap_err();
@@ -481,5 +482,5 @@ fn problems_of_signatures_say_what_and_why() {
         },
     };
     let expected = "signature of http://x stable InRelease: none of 1 is good: no trusted key made it (ab12)";
-    assert_eq!(with_causes(&error), expected);
+    assert_eq!(chain(&error), expected);
 }

@@ -7,7 +7,7 @@ use nexus_schema::tools::asset::Verified;
 
 use crate::asset::debian::Archive;
 use crate::asset::{FetchSettings, KernelFiles, compose_initramfs};
-use crate::op::Progress;
+use crate::progress::Progress;
 
 #[tokio::test]
 async fn real_archive_gives_a_kernel_and_busybox() {

@@ -2,7 +2,8 @@
 
 use super::archive::{Host, SuiteToBe};
 use crate::asset::debian::ReleaseVersion;
-use crate::asset::error::{AssetError, with_causes};
+use crate::asset::error::AssetError;
+use nexus_schema::error::chain;
 
 /// A host of Debian 12 with another release and with Ubuntu's in its sources.
 fn host() -> Host {
@@ -83,7 +84,7 @@ async fn releases_that_no_source_names_are_refused() {
     ] {
         let error = archive.release_source(distribution, wanted).unwrap_err();
         assert!(matches!(error, AssetError::NoRelease { .. }), "{error:?}");
-        let text = with_causes(&error);
+        let text = chain(&error);
         assert!(text.contains(said) && text.contains("unheard-of"), "{text}");
         assert!(error.hint().is_some_and(|hint| hint.contains("Signed-By")));
     }

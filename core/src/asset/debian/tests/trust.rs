@@ -1,5 +1,6 @@
 //! Which signatures are good.
 
+use nexus_schema::error::chain;
 use pgp::composed::{ArmorOptions, CleartextSignedMessage};
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{SignatureType, Subpacket, SubpacketData};
@@ -7,7 +8,7 @@ use pgp::packet::{SignatureType, Subpacket, SubpacketData};
 use crate::asset::AssetError;
 use crate::asset::debian::signature::Keyring;
 use crate::asset::debian::sources::SignedBy;
-use crate::asset::error::{SignatureProblem, with_causes};
+use crate::asset::error::SignatureProblem;
 use crate::asset::testing::keys::{DAY, Key, Manner, NOW, NOW_SECONDS, Shape, sign_many};
 
 const TEXT: &str = "Origin: Debian\n- a line that begins with a dash\nSuite: stable  \n\nDate: now\n";
@@ -22,7 +23,7 @@ fn keyring(keys: &[&Key]) -> Keyring {
 }
 
 fn check(key: &Key, signed: &str) -> Result<String, String> {
-    keyring(&[key]).signed_text("it", signed.as_bytes(), NOW_SECONDS).map_err(|e| with_causes(&e))
+    keyring(&[key]).signed_text("it", signed.as_bytes(), NOW_SECONDS).map_err(|e| chain(&e))
 }
 
 #[track_caller]

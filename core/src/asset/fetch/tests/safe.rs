@@ -4,7 +4,7 @@ use nexus_schema::{ErrorCode, ToolError};
 
 use super::*;
 use crate::asset::testing::tls::{Authority, self_signed};
-use crate::os::tls::TlsProblem;
+use crate::os::tls::{TlsProblem, Trust};
 
 const HERE: &str = "127.0.0.1";
 

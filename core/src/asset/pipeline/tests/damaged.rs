@@ -194,7 +194,7 @@ async fn archives_with_traps_are_refused() {
         stages[2]["max_bytes"] = json!(4 << 20);
         let provider = scene.provider("firecracker", json!({ "stages": stages }));
         let error = fails(&scene, &scene.job(provider, Some("1.16.1"))).await;
-        let text = crate::nexus::chain(&error);
+        let text = nexus_schema::error::chain(&error);
         assert!(text.contains(word), "{word} in {text}");
     }
 }
@@ -210,7 +210,7 @@ async fn what_is_not_there_is_told() {
         ..scene.job(scene.provider("file", json!({ "mirrors": [] })), None)
     };
     let error = fails(&scene, &missing).await;
-    assert!(crate::nexus::chain(&error).contains("/nowhere/kernel"), "{error}");
+    assert!(nexus_schema::error::chain(&error).contains("/nowhere/kernel"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

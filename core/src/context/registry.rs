@@ -1,0 +1,75 @@
+//! The VMs in memory: by id and by name, each with the mailbox of its task and its last view.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use nexus_schema::id::{VmId, VmKind};
+use nexus_schema::{ErrorCode, Name, Reference, ToolError};
+use tokio::sync::{mpsc, watch};
+
+use super::{Command, View};
+
+/// How others reach the task of one VM.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) view: watch::Receiver<View>,
+}
+
+/// All VMs. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Registry {
+    inner: Arc<RwLock<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    by_id: HashMap<VmId, Handle>,
+    by_name: HashMap<Name, VmId>,
+}
+
+impl Registry {
+    pub(crate) fn insert(&self, id: VmId, name: Name, handle: Handle) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.by_id.insert(id, handle);
+        inner.by_name.insert(name, id);
+    }
+
+    pub(crate) fn remove(&self, id: VmId, name: &Name) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.by_id.remove(&id);
+        if inner.by_name.get(name) == Some(&id) {
+            inner.by_name.remove(name);
+        }
+    }
+
+    /// The id that a reference means.
+    pub(crate) fn resolve(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        match vm {
+            Reference::Id(id) if inner.by_id.contains_key(id) => Ok(*id),
+            Reference::Name(name) if inner.by_name.contains_key(name) => Ok(inner.by_name[name]),
+            Reference::Id(_) | Reference::Name(_) => Err(not_found(vm)),
+        }
+    }
+
+    /// The task of a VM.
+    pub(crate) fn get(&self, vm: &Reference<VmKind>) -> Result<Handle, ToolError> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let id = match vm {
+            Reference::Id(id) => Some(id),
+            Reference::Name(name) => inner.by_name.get(name),
+        };
+        id.and_then(|id| inner.by_id.get(id)).cloned().ok_or_else(|| not_found(vm))
+    }
+
+    /// Every VM.
+    pub(crate) fn all(&self) -> Vec<Handle> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner).by_id.values().cloned().collect()
+    }
+}
+
+/// There is no such VM.
+pub(crate) fn not_found(vm: &Reference<VmKind>) -> ToolError {
+    ToolError::new(ErrorCode::VmNotFound, format!("there is no VM {vm}")).hint("call vm_list to see the VMs")
+}

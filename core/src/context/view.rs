@@ -1,0 +1,18 @@
+//! What others see of a VM: a snapshot that its task publishes after every change.
+
+use crate::guest::Link;
+use crate::store::drives::DriveRecord;
+use crate::store::vms::VmRecord;
+
+/// A VM as it was at its last change.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    /// Its row.
+    pub(crate) record: VmRecord,
+    /// Its drives, the root drive first.
+    pub(crate) drives: Vec<DriveRecord>,
+    /// The link to its guest, while there is one.
+    pub(crate) link: Option<Link>,
+    /// Whether it was deleted.
+    pub(crate) deleted: bool,
+}

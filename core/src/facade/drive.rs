@@ -1,0 +1,447 @@
+//! The tools of drives.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nexus_schema::id::{DriveId, DriveKind};
+use nexus_schema::link::GROW_REQUEST;
+use nexus_schema::tools::drive::{
+    DriveAttachParams, DriveCreateParams, DriveDeleteOutput, DriveDeleteParams, DriveDetachParams,
+    DriveDetails, DriveInspectParams, DriveListOutput, DriveListParams, DriveResizeOutput, DriveResizeParams,
+    DriveUse,
+};
+use nexus_schema::tools::plan::Creation;
+use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
+
+use super::plan::size_of_clone;
+use super::{CallContext, Nexus, Shared, cut_page, page, patience};
+use crate::context::{Attach, Command, Handle, drive_error};
+use crate::drive::{DISK, Locked};
+use crate::op::{Begun, once, store_error, summary};
+use crate::os::failpoint;
+use crate::progress::Progress;
+use crate::store::drives::{Attachment, DriveRecord};
+use crate::store::{drives, now, random_id};
+use crate::vm::actor::busy_drive;
+use crate::vm::create::{ask, clone_of_image};
+use crate::vm::policy;
+use crate::vm::spec::{DISK_DEFAULT, DISK_MAX, DISK_MIN};
+
+/// How long a guest may take to grow a filesystem.
+const GROW_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a new drive is made from.
+pub(super) enum From {
+    /// An empty filesystem.
+    Nothing,
+    /// An image, in the words of `vm_create`.
+    Image(String),
+    /// Another drive.
+    Drive(Box<DriveRecord>),
+}
+
+impl Nexus {
+    /// The tool `drive_create`.
+    pub async fn drive_create(
+        &self,
+        ctx: &CallContext,
+        params: DriveCreateParams,
+    ) -> Result<Creation<DriveDetails>, ToolError> {
+        let wait = patience(params.wait_s)?;
+        if let Some(size) = params.size {
+            check_size(size)?;
+        }
+        let shared = &self.shared;
+        let same = DriveCreateParams { idempotency_key: None, dry_run: None, wait_s: None, ..params.clone() };
+        let once = once(&ctx.caller.owner, "drive_create", params.idempotency_key.clone(), &same)?;
+        if let Some(op) = shared.ops.earlier(once.as_ref()).await? {
+            return shared.ops.wait(ctx, op, wait).await.map(Creation::from);
+        }
+        let from = match params.from.as_deref() {
+            None => From::Nothing,
+            Some(text) => match text.strip_prefix("drive:") {
+                Some(drive) => From::Drive(Box::new(shared.drive(&reference(drive)?).await?)),
+                None => {
+                    shared.provision.check_image(text).await?;
+                    From::Image(text.to_owned())
+                }
+            },
+        };
+        if params.dry_run == Some(true) {
+            return shared.plan_drive(&params, from).await.map(Creation::from);
+        }
+        let id: DriveId = random_id();
+        let drive = DriveRecord {
+            id,
+            name: params.name.map_or_else(|| made_up_name(id), Ok)?,
+            image_id: None,
+            parent_id: None,
+            made_for: None,
+            attachment: None,
+            ready: false,
+            size: params.size.unwrap_or(DISK_DEFAULT),
+            read_only: params.read_only.unwrap_or(false),
+            owner: ctx.caller.owner.to_string(),
+            created_at: now(),
+        };
+        if let From::Drive(source) = &from {
+            shared.check_down(source)?;
+            check_not_smaller(params.size, source.size, &source.name)?;
+        }
+        let subject = (drive.id.to_string(), drive.name.to_string());
+        let op = summary("drive_create", &drive.owner, Some(subject));
+        let op_id = op.op_id;
+        let row = drive.clone();
+        if let Begun::Known(op) = shared.ops.begin(op, once, move |tx| drives::insert(tx, &row)).await? {
+            return shared.ops.wait(ctx, op, wait).await.map(Creation::from);
+        }
+        failpoint::reach("drive-begun");
+        let (work, size) = (self.shared.clone(), params.size);
+        shared.ops.run(op_id, move |progress| async move {
+            let made = tokio::select! {
+                made = work.make_drive(drive.clone(), from, size, &progress) => made,
+                () = progress.cancelled() => {
+                    Err(ToolError::new(ErrorCode::Cancelled, format!("the making of {} was cancelled", drive.name)))
+                }
+            };
+            match made {
+                Ok(drive) => work.drive_details(drive).await,
+                Err(error) => {
+                    work.forget_drive(drive.id).await?;
+                    Err(error)
+                }
+            }
+        });
+        shared.ops.wait(ctx, op_id, wait).await.map(Creation::from)
+    }
+
+    /// The tool `drive_list`.
+    pub async fn drive_list(
+        &self,
+        _: &CallContext,
+        params: DriveListParams,
+    ) -> Result<DriveListOutput, ToolError> {
+        let limit = page(params.limit)?;
+        let vm = params.vm.as_ref().map(|vm| self.shared.vms.resolve(vm)).transpose()?;
+        let (attached, after) = (params.attached, params.cursor);
+        let rows = self
+            .shared
+            .store
+            .read(move |db| drives::list(db, vm, attached, after.as_deref(), limit + 1))
+            .await
+            .map_err(store_error)?;
+        let (rows, next_cursor) = cut_page(rows, limit, |row| row.name.to_string());
+        let mut drives = Vec::with_capacity(rows.len());
+        for row in rows {
+            drives.push(self.shared.drive_details(row).await?);
+        }
+        Ok(DriveListOutput { drives, next_cursor })
+    }
+
+    /// The tool `drive_inspect`.
+    pub async fn drive_inspect(
+        &self,
+        _: &CallContext,
+        params: DriveInspectParams,
+    ) -> Result<DriveDetails, ToolError> {
+        self.shared.drive_details(self.shared.drive(&params.drive).await?).await
+    }
+
+    /// The tool `drive_attach`.
+    pub async fn drive_attach(
+        &self,
+        _: &CallContext,
+        params: DriveAttachParams,
+    ) -> Result<DriveDetails, ToolError> {
+        let shared = &self.shared;
+        let handle = shared.vms.get(&params.vm)?;
+        let (drive, _locked) = shared.take_drive(&params.drive).await?;
+        if let Some(attachment) = &drive.attachment {
+            return Err(shared.in_use(&drive, attachment, "drive_detach it first"));
+        }
+        let (name, state, has_root) = {
+            let view = handle.view.borrow();
+            let has_root = view.drives.iter().any(DriveRecord::is_root);
+            (view.record.name.clone(), view.record.state, has_root)
+        };
+        policy::change_drives(name.as_str(), state)?;
+        let is_root = params.root.unwrap_or(!has_root && params.mount.is_none());
+        if !is_root {
+            // By this name the guest finds it, whatever the order of its devices.
+            let path = shared.paths.drive(drive.id);
+            let labelled = shared.drives.label(&path, &drive.id.to_string(), &Progress::default()).await;
+            labelled.map_err(drive_error)?;
+        }
+        let attach = Box::new(Attach { drive: drive.clone(), root: is_root, mount: params.mount.clone() });
+        ask(&handle, |reply| Command::Attach { attach, reply }).await?;
+        shared.drive_details(shared.drive(&Reference::Id(drive.id)).await?).await
+    }
+
+    /// The tool `drive_detach`.
+    pub async fn drive_detach(
+        &self,
+        _: &CallContext,
+        params: DriveDetachParams,
+    ) -> Result<DriveDetails, ToolError> {
+        let shared = &self.shared;
+        let (drive, _locked) = shared.take_drive(&params.drive).await?;
+        if let Some(handle) = shared.user_of(&drive) {
+            ask(&handle, |reply| Command::Take { drive: drive.id, reply }).await?;
+        }
+        shared.drive_details(shared.drive(&Reference::Id(drive.id)).await?).await
+    }
+
+    /// The tool `drive_resize`.
+    pub async fn drive_resize(
+        &self,
+        _: &CallContext,
+        params: DriveResizeParams,
+    ) -> Result<DriveResizeOutput, ToolError> {
+        check_size(params.size)?;
+        let shared = &self.shared;
+        let (drive, _locked) = shared.take_drive(&params.drive).await?;
+        check_not_smaller(Some(params.size), drive.size, &drive.name)?;
+        let path = shared.paths.drive(drive.id);
+        let machine = match shared.user_of(&drive) {
+            Some(handle) => {
+                let shim = ask(&handle, |reply| Command::Machine { reply }).await?;
+                shim.map(|shim| (handle, shim))
+            }
+            None => None,
+        };
+        let in_effect = match machine {
+            None => {
+                let grown = shared.drives.grow(&path, params.size, &Progress::default()).await;
+                grown.map_err(drive_error)?;
+                failpoint::reach("drive-grown");
+                shared.note_size(&drive, params.size).await?;
+                true
+            }
+            Some((handle, shim)) => {
+                shared.drives.lengthen(&path, params.size).await.map_err(drive_error)?;
+                failpoint::reach("drive-lengthened-running");
+                shared.note_size(&drive, params.size).await?;
+                grow_running(&handle, &shim, &drive, params.size).await
+            }
+        };
+        let drive = shared.drive_details(shared.drive(&Reference::Id(drive.id)).await?).await?;
+        Ok(DriveResizeOutput { drive, in_effect })
+    }
+
+    /// The tool `drive_delete`.
+    pub async fn drive_delete(
+        &self,
+        _: &CallContext,
+        params: DriveDeleteParams,
+    ) -> Result<DriveDeleteOutput, ToolError> {
+        let shared = &self.shared;
+        let (drive, _locked) = shared.take_drive(&params.drive).await?;
+        if let Some(attachment) = &drive.attachment {
+            return Err(shared.in_use(&drive, attachment, "drive_detach it first, or vm_delete the VM"));
+        }
+        shared.forget_drive(drive.id).await?;
+        Ok(DriveDeleteOutput { id: drive.id, name: drive.name })
+    }
+}
+
+impl Shared {
+    /// A drive that is whole.
+    async fn drive(&self, drive: &Reference<DriveKind>) -> Result<DriveRecord, ToolError> {
+        let wanted = drive.clone();
+        let found = self.store.read(move |db| drives::get(db, &wanted)).await.map_err(store_error)?;
+        found.ok_or_else(|| {
+            ToolError::new(ErrorCode::DriveNotFound, format!("there is no drive {drive}"))
+                .hint("call drive_list to see the drives")
+        })
+    }
+
+    /// A drive, and nobody else has it until the second is dropped.
+    async fn take_drive(&self, drive: &Reference<DriveKind>) -> Result<(DriveRecord, Locked), ToolError> {
+        let found = self.drive(drive).await?;
+        let locked = self.drive_locks.take(&[found.id]).await.map_err(|_| busy_drive(found.name.as_str()))?;
+        // As it is now that nobody changes it.
+        Ok((self.drive(&Reference::Id(found.id)).await?, locked))
+    }
+
+    /// The task of the VM that has a drive.
+    fn user_of(&self, drive: &DriveRecord) -> Option<Handle> {
+        let attachment = drive.attachment.as_ref()?;
+        self.vms.get(&Reference::Id(attachment.vm)).ok()
+    }
+
+    /// Fails if a VM may write to a drive now.
+    pub(super) fn check_down(&self, drive: &DriveRecord) -> Result<(), ToolError> {
+        let Some(handle) = self.user_of(drive) else { return Ok(()) };
+        let view = handle.view.borrow();
+        if drive.read_only || !view.record.state.may_run() {
+            return Ok(());
+        }
+        Err(ToolError::new(
+            ErrorCode::VmWrongState,
+            format!(
+                "{} is {}: its drive {} changes while it is copied",
+                view.record.name, view.record.state, drive.name
+            ),
+        )
+        .hint("call vm_stop first"))
+    }
+
+    fn in_use(&self, drive: &DriveRecord, attachment: &Attachment, hint: &str) -> ToolError {
+        let vm = self.vms.get(&Reference::Id(attachment.vm)).map(|h| h.view.borrow().record.name.to_string());
+        let vm = vm.unwrap_or_else(|_| attachment.vm.to_string());
+        ToolError::new(ErrorCode::InUse, format!("the VM {vm} has the drive {}", drive.name)).hint(hint)
+    }
+
+    /// Makes the disk of a drive whose row is there.
+    async fn make_drive(
+        self: &Arc<Self>,
+        mut drive: DriveRecord,
+        from: From,
+        size: Option<ByteSize>,
+        progress: &Progress,
+    ) -> Result<DriveRecord, ToolError> {
+        let path = self.paths.drive(drive.id);
+        match from {
+            From::Nothing => {
+                progress.step("making an empty filesystem");
+                let label = drive.id.to_string();
+                let made = self.drives.create_formatted(&path, drive.size, &label, progress).await;
+                made.map_err(drive_error)?;
+            }
+            From::Image(from) => {
+                let image = self.provision.image(&from, &drive.owner, progress).await?;
+                drive.image_id = Some(image.id);
+                drive.size = size_of_clone(size, &image)?;
+                progress.step("cloning the image");
+                clone_of_image(self, &image, drive.id, drive.size, progress).await?;
+            }
+            From::Drive(source) => {
+                let locked = self.drive_locks.take(&[source.id]).await;
+                let _locked = locked.map_err(|_| busy_drive(source.name.as_str()))?;
+                let source = self.drive(&Reference::Id(source.id)).await?;
+                self.check_down(&source)?;
+                check_not_smaller(size, source.size, &source.name)?;
+                drive.image_id = source.image_id;
+                drive.parent_id = Some(source.id);
+                drive.size = size.unwrap_or(source.size);
+                progress.step("cloning the drive");
+                let disk = self.paths.drive(source.id).join(DISK);
+                let made = self.drives.clone_image(&disk, &path, drive.size, progress).await;
+                made.map_err(drive_error)?;
+            }
+        }
+        failpoint::reach("drive-made");
+        drive.ready = true;
+        let row = drive.clone();
+        self.store.write(move |tx| drives::made(tx, &row)).await.map_err(store_error)?;
+        failpoint::reach("drive-ready");
+        Ok(drive)
+    }
+
+    /// Takes a drive that no VM has out of the store and off the disk.
+    async fn forget_drive(&self, id: DriveId) -> Result<(), ToolError> {
+        self.store.write(move |tx| drives::delete(tx, id)).await.map_err(store_error)?;
+        failpoint::reach("drive-forgotten");
+        self.drives.delete(&self.paths.drive(id)).await.map_err(drive_error)
+    }
+
+    async fn note_size(&self, drive: &DriveRecord, size: ByteSize) -> Result<(), ToolError> {
+        let id = drive.id;
+        self.store.write(move |tx| drives::set_size(tx, id, size)).await.map_err(store_error)?;
+        match self.user_of(drive) {
+            Some(handle) => ask(&handle, |reply| Command::Resized { drive: id, size, reply }).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn drive_details(&self, drive: DriveRecord) -> Result<DriveDetails, ToolError> {
+        let directory = self.paths.drive(drive.id);
+        // One that is being removed at this moment takes nothing.
+        let used_bytes = self.drives.allocated_bytes(&directory).await.ok();
+        let problem = self.drives.problem(&directory).await;
+        let is_root = drive.is_root();
+        let attached_to = match (&drive.attachment, self.user_of(&drive)) {
+            (Some(attachment), Some(handle)) => Some(DriveUse {
+                vm_id: attachment.vm,
+                vm_name: handle.view.borrow().record.name.clone(),
+                root: is_root,
+                mount: attachment.mount.clone(),
+            }),
+            _ => None,
+        };
+        Ok(DriveDetails {
+            id: drive.id,
+            name: drive.name,
+            size: drive.size,
+            used_bytes,
+            problem,
+            read_only: drive.read_only,
+            deleted_with_vm: attached_to.as_ref().is_some_and(|at| drive.made_for == Some(at.vm_id)),
+            attached_to,
+            image_id: drive.image_id,
+            parent_id: drive.parent_id,
+            path: directory.join(DISK).display().to_string(),
+            owner: drive.owner,
+            created_at: drive.created_at,
+        })
+    }
+}
+
+/// Has a running VM see that its drive has grown; whether all of it can be used now.
+async fn grow_running(handle: &Handle, shim: &crate::vmm::Shim, drive: &DriveRecord, size: ByteSize) -> bool {
+    let (index, link) = {
+        let view = handle.view.borrow();
+        (view.drives.iter().position(|d| d.id == drive.id), view.link.clone())
+    };
+    let Some(index) = index else { return false };
+    if let Err(error) = shim.resize_drive(index, size.as_bytes()).await {
+        tracing::info!(drive = %drive.name, %error, "a drive grows at the next start only");
+        return false;
+    }
+    let Some(link) = link else { return false };
+    let Ok(none) = serde_json::value::RawValue::from_string("{}".into()) else { return false };
+    let answer = link.request(GROW_REQUEST, &none, GROW_TIMEOUT).await;
+    let grown = answer.ok().and_then(|answer| serde_json::from_str::<Grown>(answer.get()).ok());
+    match grown {
+        Some(Grown { problems }) if problems.is_empty() => true,
+        grown => {
+            tracing::info!(drive = %drive.name, ?grown, "a guest did not grow its filesystem");
+            false
+        }
+    }
+}
+
+/// The answer to [`GROW_REQUEST`].
+#[derive(Debug, serde::Deserialize)]
+struct Grown {
+    problems: Vec<String>,
+}
+
+fn reference(text: &str) -> Result<Reference<DriveKind>, ToolError> {
+    text.parse().map_err(|_| ToolError::invalid(format!("`drive:{}` names no drive", text.escape_debug())))
+}
+
+fn check_size(size: ByteSize) -> Result<(), ToolError> {
+    if size < DISK_MIN || size > DISK_MAX {
+        return Err(ToolError::invalid(format!("size is {size}, not {DISK_MIN} to {DISK_MAX}")));
+    }
+    if !size.as_bytes().is_multiple_of(4096) {
+        return Err(ToolError::invalid(format!("size is {size}, not a multiple of 4KiB")));
+    }
+    Ok(())
+}
+
+pub(super) fn check_not_smaller(size: Option<ByteSize>, least: ByteSize, of: &Name) -> Result<(), ToolError> {
+    match size {
+        Some(size) if size < least => {
+            Err(ToolError::invalid(format!("size is {size}, smaller than the {least} of {of}"))
+                .hint("drives only grow"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn made_up_name(id: DriveId) -> Result<Name, ToolError> {
+    let text = id.to_string();
+    format!("drive-{}", &text[text.len() - 6..]).parse().map_err(|e| ToolError::internal(format!("{e}")))
+}

@@ -1,0 +1,226 @@
+//! The tools of images.
+
+use nexus_schema::tools::OpOutcome;
+use nexus_schema::tools::image::{
+    ImageCreateParams, ImageDetails, ImageInspectParams, ImageListOutput, ImageListParams,
+};
+use nexus_schema::tools::plan::Creation;
+use nexus_schema::{ErrorCode, Name, Reference, ToolError};
+
+use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
+use crate::op::{Begun, once, store_error, summary};
+use crate::provision::BUILT_IN;
+use crate::store::idempotency::Once;
+use crate::store::images::ImageRecord;
+use crate::store::{StoreError, drives, images};
+use crate::vm::defaults;
+
+impl Nexus {
+    /// The tool `image_list`.
+    pub async fn image_list(
+        &self,
+        _: &CallContext,
+        params: ImageListParams,
+    ) -> Result<ImageListOutput, ToolError> {
+        let limit = page(params.limit)? as usize;
+        let rows = self
+            .shared
+            .store
+            .read(|db| -> Result<_, StoreError> {
+                images::all(db)?
+                    .into_iter()
+                    .filter(|image| image.ready)
+                    .map(|image| Ok((drives::count_by_image(db, image.id)?, image)))
+                    .collect::<Result<Vec<_>, StoreError>>()
+            })
+            .await
+            .map_err(store_error)?;
+        let default = defaults::read(&self.shared.store).await?.image;
+        let mut all: Vec<ImageDetails> = rows
+            .into_iter()
+            .map(|(used_by, image)| self.shared.image_details(image, used_by, &default))
+            .collect();
+        for name in BUILT_IN {
+            if !all.iter().any(|image| image.name.as_str() == name) {
+                all.push(not_made_yet(name, &default)?);
+            }
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        let (images, next_cursor) = cut(all, params.cursor.as_deref(), limit)?;
+        Ok(ImageListOutput { images, next_cursor })
+    }
+
+    /// The tool `image_inspect`.
+    pub async fn image_inspect(
+        &self,
+        _: &CallContext,
+        params: ImageInspectParams,
+    ) -> Result<ImageDetails, ToolError> {
+        let default = defaults::read(&self.shared.store).await?.image;
+        let wanted = params.image.clone();
+        let found = self
+            .shared
+            .store
+            .read(move |db| -> Result<_, StoreError> {
+                match images::get(db, &wanted)?.filter(|image| image.ready) {
+                    Some(image) => Ok(Some((drives::count_by_image(db, image.id)?, image))),
+                    None => Ok(None),
+                }
+            })
+            .await
+            .map_err(store_error)?;
+        match (found, &params.image) {
+            (Some((used_by, image)), _) => Ok(self.shared.image_details(image, used_by, &default)),
+            (None, Reference::Name(name)) if BUILT_IN.contains(&name.as_str()) => {
+                not_made_yet(name.as_str(), &default)
+            }
+            (None, reference) => {
+                Err(ToolError::new(ErrorCode::ImageNotFound, format!("there is no image {reference}"))
+                    .hint("call image_list to see the images"))
+            }
+        }
+    }
+
+    /// The tool `image_create`.
+    pub async fn image_create(
+        &self,
+        ctx: &CallContext,
+        params: ImageCreateParams,
+    ) -> Result<Creation<ImageDetails>, ToolError> {
+        let wait = patience(params.wait_s)?;
+        let same = ImageCreateParams { idempotency_key: None, dry_run: None, wait_s: None, ..params.clone() };
+        let once = once(&ctx.caller.owner, "image_create", params.idempotency_key.clone(), &same)?;
+        if let Some(op) = self.shared.ops.earlier(once.as_ref()).await? {
+            return self.shared.ops.wait(ctx, op, wait).await.map(Creation::from);
+        }
+        self.shared.provision.check_image(&params.from).await?;
+        if params.dry_run == Some(true) {
+            return self.shared.plan_image(&params).await.map(Creation::from);
+        }
+        let name = match params.name {
+            Some(name) => name,
+            // A build has a name for its image.
+            None if params.from.starts_with("template:") => {
+                return self.image_of_template(ctx, params, once, wait).await.map(Creation::from);
+            }
+            None => self.shared.provision.image_name(&params.from).await?,
+        };
+        let taken = Reference::Name(name.clone());
+        let exists = self.shared.store.read(move |db| images::get(db, &taken)).await.map_err(store_error)?;
+        if exists.is_some() {
+            return Err(ToolError::new(
+                ErrorCode::NameTaken,
+                format!("there is an image named {name} already"),
+            )
+            .hint("give another name"));
+        }
+        let subject = Some((name.to_string(), name.to_string()));
+        let op = summary("image_create", &ctx.caller.owner, subject);
+        let id = op.op_id;
+        if let Begun::Known(op) = self.shared.ops.begin(op, once, |_| Ok(())).await? {
+            return self.shared.ops.wait(ctx, op, wait).await.map(Creation::from);
+        }
+        let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
+        let init = params.init.unwrap_or_default();
+        self.shared.ops.run(id, move |progress| async move {
+            let image = match params.from.starts_with("template:") {
+                true => {
+                    let built = shared.provision.image(&params.from, &owner, &progress).await?;
+                    let (from, init) = (format!("image:{}", built.id), params.init.unwrap_or(built.init));
+                    shared.provision.create_image(&from, name, init, &owner, &progress).await?
+                }
+                false => shared.provision.create_image(&params.from, name, init, &owner, &progress).await?,
+            };
+            let default = defaults::read(&shared.store).await?.image;
+            Ok(shared.image_details(image, 0, &default))
+        });
+        self.shared.ops.wait(ctx, id, wait).await.map(Creation::from)
+    }
+
+    /// `image_create` of a template without a name of its own: the image that its build made or makes.
+    async fn image_of_template(
+        &self,
+        ctx: &CallContext,
+        params: ImageCreateParams,
+        once: Option<Once>,
+        wait: std::time::Duration,
+    ) -> Result<OpOutcome<ImageDetails>, ToolError> {
+        if params.init.is_some() {
+            return Err(ToolError::invalid("init is the template's; give a name for an image of its own"));
+        }
+        let name = params.from.trim_start_matches("template:").to_owned();
+        let op = summary("image_create", &ctx.caller.owner, Some((name.clone(), name)));
+        let id = op.op_id;
+        if let Begun::Known(op) = self.shared.ops.begin(op, once, |_| Ok(())).await? {
+            return self.shared.ops.wait(ctx, op, wait).await;
+        }
+        let (shared, owner) = (self.shared.clone(), ctx.caller.owner.clone());
+        self.shared.ops.run(id, move |progress| async move {
+            let image = shared.provision.image(&params.from, &owner, &progress).await?;
+            let image_id = image.id;
+            let used = shared.store.read(move |db| drives::count_by_image(db, image_id)).await;
+            let default = defaults::read(&shared.store).await?.image;
+            Ok(shared.image_details(image, used.map_err(store_error)?, &default))
+        });
+        self.shared.ops.wait(ctx, id, wait).await
+    }
+}
+
+impl Shared {
+    pub(super) fn image_details(&self, image: ImageRecord, used_by: u64, default: &str) -> ImageDetails {
+        let path = self.paths.image(image.id).join(crate::image::ROOTFS).display().to_string();
+        ImageDetails {
+            id: Some(image.id),
+            default: image.name.as_str() == default,
+            name: image.name,
+            source: image.source,
+            installed: true,
+            distro: image.distro,
+            init: image.init,
+            config: image.config,
+            arch: image.arch,
+            size: Some(image.size),
+            used_bytes: Some(image.used_bytes),
+            sha256: Some(image.sha256),
+            used_by,
+            path: Some(path),
+            created_at: Some(image.created_at),
+        }
+    }
+}
+
+/// A built-in image before its first use.
+fn not_made_yet(name: &str, default: &str) -> Result<ImageDetails, ToolError> {
+    let parsed: Name = name.parse().map_err(|e| ToolError::internal(format!("{e}")))?;
+    Ok(ImageDetails {
+        id: None,
+        name: parsed,
+        source: name.into(),
+        installed: false,
+        default: name == default,
+        distro: None,
+        init: nexus_schema::link::InitMode::Agent,
+        config: None,
+        arch: std::env::consts::ARCH.into(),
+        size: None,
+        used_bytes: None,
+        sha256: None,
+        used_by: 0,
+        path: None,
+        created_at: None,
+    })
+}
+
+/// One page of a list that is whole in memory; the cursor is a position.
+pub(super) fn cut<T>(
+    mut all: Vec<T>,
+    cursor: Option<&str>,
+    limit: usize,
+) -> Result<(Vec<T>, Option<String>), ToolError> {
+    let from = number_cursor(cursor)?.unwrap_or(0);
+    let from = usize::try_from(from).unwrap_or(0).min(all.len());
+    let mut rest = all.split_off(from);
+    let more = rest.len() > limit;
+    rest.truncate(limit);
+    Ok((rest, more.then(|| (from + limit).to_string())))
+}

@@ -1,0 +1,115 @@
+//! Operations that were under way when the daemon ended: those that a running VM can still finish go on, those that had done
+//! their work and only had not said so succeed, the others failed.
+
+use std::sync::Arc;
+
+use nexus_schema::tools::build::BuildStatus;
+use nexus_schema::tools::op::{OpState, OpSummary};
+use nexus_schema::tools::vm::VmState;
+use nexus_schema::{ErrorCode, Name, Reference, ToolError};
+use serde::Serialize;
+
+use super::Shared;
+use crate::op::{StoredResult, store_error};
+use crate::store::ops::OpRecord;
+use crate::store::{builds, drives, images, ops};
+use crate::vm::actor::DAEMON;
+use crate::vm::{create, defaults, details};
+
+/// Operations that were under way: those that a running VM can still finish go on, the others failed.
+pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
+    let running = shared.store.read(ops::running).await.map_err(store_error)?;
+    for OpRecord { summary, .. } in running {
+        let vm = summary.subject_id.as_deref().and_then(|id| id.parse().ok()).map(Reference::Id);
+        let handle = vm.and_then(|vm| shared.vms.get(&vm).ok().map(|handle| (vm, handle)));
+        let op = summary.op_id;
+        match (summary.tool.as_str(), handle) {
+            ("vm_create" | "vm_start", Some((vm, handle))) => {
+                let shared = shared.clone();
+                shared.clone().ops.run(op, move |progress| async move {
+                    let mut view = handle.view.clone();
+                    let state = view.borrow().record.state;
+                    let boot = view.borrow().record.boot_id;
+                    if let Some(boot) = boot.filter(|_| state != VmState::Created) {
+                        create::until_ready(&mut view, boot, &progress).await?;
+                    } else if view.borrow().record.spec.start {
+                        create::start_and_wait(&handle, DAEMON, &progress).await?;
+                    }
+                    details(&shared, &vm).await
+                });
+            }
+            ("vm_stop", Some((vm, handle))) => {
+                let shared = shared.clone();
+                shared.clone().ops.run(op, move |_| async move {
+                    create::until_down(&mut handle.view.clone(), std::time::Duration::from_secs(120)).await;
+                    details(&shared, &vm).await
+                });
+            }
+            (tool, _) => {
+                let result = finished_already(shared, &summary).await?;
+                let error =
+                    ToolError::new(ErrorCode::ShuttingDown, format!("{tool} was cut off: nexusd ended"))
+                        .hint("call it again");
+                let (state, error) = match result {
+                    Some(_) => (OpState::Succeeded, None),
+                    None => (OpState::Failed, Some(error)),
+                };
+                shared
+                    .store
+                    .write(move |tx| {
+                        ops::finish(tx, op, state, &summary.progress, result.as_ref(), error.as_ref())
+                    })
+                    .await
+                    .map_err(store_error)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The result of an operation whose thing is whole; `None` if it is not, or if only the call itself could tell.
+async fn finished_already(shared: &Shared, op: &OpSummary) -> Result<Option<StoredResult>, ToolError> {
+    match op.tool.as_str() {
+        "drive_create" => {
+            let Some(Ok(id)) = op.subject_id.as_deref().map(str::parse) else { return Ok(None) };
+            let reference = Reference::Id(id);
+            let drive =
+                shared.store.read(move |db| drives::get(db, &reference)).await.map_err(store_error)?;
+            match drive {
+                Some(drive) => as_result(&shared.drive_details(drive).await?).map(Some),
+                None => Ok(None),
+            }
+        }
+        "build_start" => {
+            let Some(Ok(id)) = op.subject_id.as_deref().map(str::parse) else { return Ok(None) };
+            let build = shared.store.read(move |db| builds::get(db, id)).await.map_err(store_error)?;
+            match build.filter(|build| build.status == BuildStatus::Success) {
+                Some(build) => as_result(&shared.provision.build_details(build)).map(Some),
+                None => Ok(None),
+            }
+        }
+        "image_create" => {
+            let Some(Ok(name)) = op.subject_name.as_deref().map(str::parse::<Name>) else {
+                return Ok(None);
+            };
+            let reference = Reference::Name(name);
+            let image =
+                shared.store.read(move |db| images::get(db, &reference)).await.map_err(store_error)?;
+            // The name may be a template's, and there be an image of that name from before.
+            let Some(image) = image.filter(|image| image.ready && image.created_at >= op.started_at) else {
+                return Ok(None);
+            };
+            let default = defaults::read(&shared.store).await?.image;
+            as_result(&shared.image_details(image, 0, &default)).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+fn as_result(value: &impl Serialize) -> Result<StoredResult, ToolError> {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::Object(result)) => Ok(result),
+        Ok(_) => Err(ToolError::internal("the result of an operation is not an object")),
+        Err(error) => Err(ToolError::internal(format!("encode the result: {error}"))),
+    }
+}

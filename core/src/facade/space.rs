@@ -1,0 +1,320 @@
+//! Room on the disk: what takes it, what is in use, and what can go.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nexus_schema::id::ImageId;
+use nexus_schema::tools::OpOutcome;
+use nexus_schema::tools::asset::AssetKind;
+use nexus_schema::tools::image::{ImageDeleteOutput, ImageDeleteParams};
+use nexus_schema::tools::prune::{PruneOutput, PruneParams, Pruned, PrunedKind};
+use nexus_schema::tools::system::DiskUse;
+use nexus_schema::{ErrorCode, ToolError};
+
+use super::{CallContext, Nexus, Shared, patience};
+use crate::op::store_error;
+use crate::os::paths::vm_files;
+use crate::os::remove;
+use crate::progress::Progress;
+use crate::provision::{Defaults, Removal};
+use crate::store::assets::AssetRecord;
+use crate::store::images::ImageRecord;
+use crate::store::{StoreError, builds, images};
+use crate::vm::defaults;
+
+/// A file of the cache that is younger may be needed by a start that is under way.
+const CACHE_AGE: Duration = Duration::from_secs(600);
+
+/// Something that nothing refers to.
+struct Leftover {
+    shown: Pruned,
+    what: What,
+}
+
+enum What {
+    Image(Box<ImageRecord>),
+    Asset(Box<AssetRecord>),
+    File(PathBuf),
+    Build(nexus_schema::id::BuildId),
+}
+
+impl Nexus {
+    /// The tool `image_delete`.
+    pub async fn image_delete(
+        &self,
+        _: &CallContext,
+        params: ImageDeleteParams,
+    ) -> Result<ImageDeleteOutput, ToolError> {
+        let wanted = params.image.clone();
+        let found = self.shared.store.read(move |db| images::get(db, &wanted)).await.map_err(store_error)?;
+        let image = found.ok_or_else(|| {
+            ToolError::new(ErrorCode::ImageNotFound, format!("there is no image {}", params.image))
+                .hint("call image_list to see the images")
+        })?;
+        if !image.ready {
+            return Err(ToolError::new(ErrorCode::InUse, format!("the image {} is being made", image.name))
+                .hint("wait for it, or cancel it with op_cancel"));
+        }
+        let (id, name, freed_bytes) = (image.id, image.name.clone(), image.used_bytes);
+        let users = self.shared.delete_image(image).await?;
+        if users.is_empty() {
+            return Ok(ImageDeleteOutput { id, name, freed_bytes });
+        }
+        Err(ToolError::new(ErrorCode::InUse, format!("the image {name} is in use by {}", users.join(", ")))
+            .hint("delete or change those first"))
+    }
+
+    /// The tool `prune`.
+    pub async fn prune(
+        &self,
+        ctx: &CallContext,
+        params: PruneParams,
+    ) -> Result<OpOutcome<PruneOutput>, ToolError> {
+        let wait = patience(params.wait_s)?;
+        let id = self.shared.begin_op("prune", ctx, None).await?;
+        let shared = self.shared.clone();
+        self.shared.ops.run(id, move |progress| async move { shared.prune(params, &progress).await });
+        self.shared.ops.wait(ctx, id, wait).await
+    }
+}
+
+impl Shared {
+    /// Deletes an image that nothing uses; else says what does.
+    async fn delete_image(&self, image: ImageRecord) -> Result<Vec<String>, ToolError> {
+        let id = image.id;
+        // The row first: from then on nothing new can refer to it. Files without a row go at the next start at the latest.
+        let users = self
+            .store
+            .write(move |tx| -> Result<_, StoreError> {
+                let users = images::users(tx, &image)?;
+                if users.is_empty() {
+                    images::delete(tx, image.id)?;
+                }
+                Ok(users)
+            })
+            .await
+            .map_err(store_error)?;
+        if users.is_empty() {
+            remove::tree(&self.paths.image(id)).await;
+        }
+        Ok(users)
+    }
+
+    async fn prune(&self, params: PruneParams, progress: &Progress) -> Result<PruneOutput, ToolError> {
+        let dry_run = params.dry_run.unwrap_or(false);
+        progress.step("looking for what nothing refers to");
+        let mut leftovers = self.unused_images(params.images.unwrap_or(false)).await?;
+        // What only they refer to can go with them.
+        let going = leftovers.iter().filter_map(|leftover| match &leftover.what {
+            What::Image(image) => Some(image.id),
+            What::Asset(_) | What::File(_) | What::Build(_) => None,
+        });
+        let going: Vec<ImageId> = going.collect();
+        leftovers.extend(self.unused_files().await?);
+        let defaults = defaults::read(&self.store).await?;
+        let defaults = Defaults { kernel: defaults.kernel, image: defaults.image };
+        if params.assets.unwrap_or(false) {
+            leftovers.extend(self.unused_assets(&defaults, going).await?);
+        }
+        let mut output = PruneOutput { dry_run, removed: Vec::new(), kept: Vec::new(), freed_bytes: 0 };
+        let mut is_vmm_gone = false;
+        for leftover in leftovers {
+            progress.check().map_err(|_| ToolError::new(ErrorCode::Cancelled, "pruning was cancelled"))?;
+            if !dry_run {
+                progress.step(format!("removing {}", leftover.shown.name));
+                let gone = match leftover.what {
+                    // It may have come into use since.
+                    What::Image(image) => self.delete_image(*image).await?.is_empty(),
+                    What::Asset(asset) => match self.provision.remove_unused(&asset, &defaults).await? {
+                        Removal::Done => {
+                            is_vmm_gone |= asset.kind == AssetKind::Vmm;
+                            true
+                        }
+                        Removal::InUse => false,
+                        Removal::NotNow => {
+                            let why = "other operations are under way: prune again once they have ended";
+                            output.kept.push(Pruned { why: why.into(), ..leftover.shown.clone() });
+                            false
+                        }
+                    },
+                    What::File(path) => {
+                        remove::path(&path).await;
+                        true
+                    }
+                    What::Build(id) => {
+                        // Its image may have stayed.
+                        let gone = self.store.write(move |tx| builds::forget(tx, id)).await;
+                        let gone = gone.map_err(store_error)?;
+                        if gone {
+                            remove::path(&self.paths.build_log(id)).await;
+                        }
+                        gone
+                    }
+                };
+                if !gone {
+                    continue;
+                }
+            }
+            output.freed_bytes += leftover.shown.bytes;
+            output.removed.push(leftover.shown);
+        }
+        if is_vmm_gone {
+            self.provision.link_programs().await?;
+            self.host(true).await?;
+        }
+        Ok(output)
+    }
+
+    /// Images that nothing uses: those of builds that are not a template's last one, or all of them.
+    async fn unused_images(&self, all: bool) -> Result<Vec<Leftover>, ToolError> {
+        let default = defaults::read(&self.store).await?.image;
+        let found = self
+            .store
+            .read(move |db| -> Result<_, StoreError> {
+                let mut found = Vec::new();
+                let last = builds::last_images(db)?;
+                for image in images::all(db)?.into_iter().filter(|image| image.ready) {
+                    let of_build = builds::made(db, image.id)?;
+                    let (unused, why) = match of_build {
+                        true => (all || !last.contains(&image.id), "an earlier build that nothing uses"),
+                        false => (all && image.name.as_str() != default, "an image that nothing uses"),
+                    };
+                    if unused && images::users(db, &image)?.is_empty() {
+                        found.push((image, why));
+                    }
+                }
+                let going: Vec<ImageId> = found.iter().map(|(image, _)| image.id).collect();
+                let forgotten = builds::forgotten(db, &going)?;
+                Ok((found, forgotten))
+            })
+            .await
+            .map_err(store_error)?;
+        let (found, forgotten) = found;
+        let mut leftovers: Vec<Leftover> = found
+            .into_iter()
+            .map(|(image, why)| Leftover {
+                shown: Pruned {
+                    kind: PrunedKind::Image,
+                    name: image.name.to_string(),
+                    bytes: image.used_bytes,
+                    why: why.into(),
+                },
+                what: What::Image(Box::new(image)),
+            })
+            .collect();
+        for id in forgotten {
+            leftovers.push(Leftover {
+                shown: Pruned {
+                    kind: PrunedKind::BuildLog,
+                    name: id.to_string(),
+                    bytes: allocated(&self.paths.build_log(id)),
+                    why: "a build of a template that is gone, without an image".into(),
+                },
+                what: What::Build(id),
+            });
+        }
+        Ok(leftovers)
+    }
+
+    /// Kernels, root filesystems and VMMs that nothing refers to.
+    async fn unused_assets(
+        &self,
+        defaults: &Defaults,
+        going: Vec<ImageId>,
+    ) -> Result<Vec<Leftover>, ToolError> {
+        let unused = self.provision.unused(defaults, going).await?;
+        let leftover = |asset: AssetRecord| Leftover {
+            shown: Pruned {
+                kind: PrunedKind::Asset,
+                name: asset.name.to_string(),
+                bytes: allocated(&self.paths.asset(asset.id)),
+                why: format!("a {} that nothing refers to", asset.kind.as_str()),
+            },
+            what: What::Asset(Box::new(asset)),
+        };
+        Ok(unused.into_iter().map(leftover).collect())
+    }
+
+    /// Files that can be made again, and those that were left.
+    async fn unused_files(&self) -> Result<Vec<Leftover>, ToolError> {
+        let (paths, scratch) = (self.paths.clone(), self.provision.scratch().clone());
+        let plans: Vec<PathBuf> = self
+            .vms
+            .all()
+            .iter()
+            .map(|handle| paths.vm(handle.view.borrow().record.id).join(vm_files::PLAN))
+            .collect();
+        tokio::task::spawn_blocking(move || {
+            let planned: Vec<String> =
+                plans.iter().filter_map(|plan| fs_err::read_to_string(plan).ok()).collect();
+            let mut leftovers = Vec::new();
+            for path in entries(&paths.cache()) {
+                let name = name_of(&path);
+                let is_planned = planned.iter().any(|plan| plan.contains(&name));
+                if !is_planned && age(&path) > CACHE_AGE {
+                    leftovers.push(file(PrunedKind::Cache, path, "made again when it is needed"));
+                }
+            }
+            for path in scratch.abandoned().unwrap_or_default() {
+                leftovers.push(file(PrunedKind::Scratch, path, "left by something that ended"));
+            }
+            leftovers
+        })
+        .await
+        .map_err(|e| ToolError::internal(format!("look for leftovers: {e}")))
+    }
+
+    /// What takes how much room.
+    pub(super) async fn disk_use(&self) -> Result<Vec<DiskUse>, ToolError> {
+        let paths = self.paths.clone();
+        tokio::task::spawn_blocking(move || {
+            [
+                ("images", paths.images()),
+                ("drives", paths.drives()),
+                ("assets", paths.assets()),
+                ("vms", paths.vms()),
+                ("builds", paths.builds()),
+                ("cache", paths.cache()),
+                ("scratch", paths.scratch()),
+            ]
+            .into_iter()
+            .map(|(what, directory)| DiskUse {
+                what: what.into(),
+                items: entries(&directory).len() as u64,
+                bytes: allocated(&directory),
+            })
+            .collect()
+        })
+        .await
+        .map_err(|e| ToolError::internal(format!("look at the disk: {e}")))
+    }
+}
+
+fn file(kind: PrunedKind, path: PathBuf, why: &str) -> Leftover {
+    let shown = Pruned { kind, name: name_of(&path), bytes: allocated(&path), why: why.into() };
+    Leftover { shown, what: What::File(path) }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs_err::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// How long ago a file was written; what cannot be looked at is young.
+fn age(path: &Path) -> Duration {
+    let written = fs_err::symlink_metadata(path).and_then(|meta| meta.modified());
+    written.ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default()
+}
+
+/// What a file or directory takes on the disk, in bytes. What files share counts for each of them.
+fn allocated(path: &Path) -> u64 {
+    let Ok(meta) = fs_err::symlink_metadata(path) else { return 0 };
+    let below: u64 = if meta.is_dir() { entries(path).iter().map(|path| allocated(path)).sum() } else { 0 };
+    meta.blocks() * 512 + below
+}

@@ -1,0 +1,27 @@
+//! Removes what is no longer needed. What cannot be removed is logged and left: the next start finds it.
+
+use std::path::Path;
+
+/// Removes a directory with all that is in it.
+pub(crate) async fn tree(directory: &Path) {
+    match fs_err::tokio::remove_dir_all(directory).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "a directory is left for the next start");
+        }
+        _ => {}
+    }
+}
+
+/// Removes a file, or a directory with all that is in it.
+pub(crate) async fn path(path: &Path) {
+    let is_directory = fs_err::tokio::symlink_metadata(path).await.is_ok_and(|meta| meta.is_dir());
+    if is_directory {
+        return tree(path).await;
+    }
+    match fs_err::tokio::remove_file(path).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "a file is left for the next start");
+        }
+        _ => {}
+    }
+}

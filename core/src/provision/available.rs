@@ -1,0 +1,182 @@
+//! What providers have, before it is here.
+
+use nexus_schema::ToolError;
+use nexus_schema::tools::asset::{AssetKind, AssetSummary};
+use tokio::sync::OnceCell;
+
+use super::asset::plan;
+use super::kernel::{asset_error, available_kernels, newest_of};
+use super::release::available_releases;
+use super::wanted::WantedAsset;
+use super::{Provision, slug};
+use crate::asset::AssetError;
+use crate::asset::debian::Archive;
+use crate::asset::provider::{Apt, Found, Provider};
+use crate::op::store_error;
+use crate::progress::Progress;
+use crate::store::providers::{self, ProviderRow};
+
+impl Provision {
+    /// `asset_download` with `check`: what would be downloaded, and whether it suits.
+    pub(crate) async fn look_up(
+        &self,
+        wanted: WantedAsset,
+        progress: &Progress,
+    ) -> Result<AssetSummary, ToolError> {
+        let order = self.order(&wanted).await?;
+        if order.provider.apt().is_some() {
+            if wanted.kind == AssetKind::Rootfs {
+                return self.look_up_release(&order, progress).await;
+            }
+            progress.step("reading the package archive");
+            let kernels = available_kernels(&self.archive(progress).await?).await?;
+            let kernel = newest_of(&kernels, order.version.as_deref(), |kernel| &kernel.version).cloned();
+            return kernel.ok_or_else(|| asset_error(AssetError::NoKernel { version: order.version }));
+        }
+        let found = self.found(&order, progress).await?;
+        plan(&order)?;
+        match found {
+            Some(found) => available(&order.provider, wanted.kind, &found),
+            None => {
+                let given = order.given.values().next().cloned().unwrap_or_default();
+                Err(ToolError::invalid(format!(
+                    "provider {} has no versions to look up",
+                    order.provider.name
+                ))
+                .hint(format!("download {given}: it is checked then")))
+            }
+        }
+    }
+
+    /// What providers have for download, and why some of them do not say.
+    pub(crate) async fn available(
+        &self,
+        kind: Option<AssetKind>,
+    ) -> Result<(Vec<AssetSummary>, Vec<String>), ToolError> {
+        let rows = self.store.read(providers::all).await.map_err(store_error)?;
+        let (mut asked, mut problems) = (Vec::new(), Vec::new());
+        for ProviderRow { name, spec, .. } in rows {
+            match Provider::parse(&name, &spec) {
+                // What has no kind of its own has no list either.
+                Ok(provider) if provider.kinds().is_empty() => {}
+                Ok(provider) if kind.is_none_or(|kind| provider.may_have(kind)) => asked.push(provider),
+                Ok(_) => {}
+                Err(problem) => problems.push(format!("{name}: {problem}")),
+            }
+        }
+        // Several take from the archive, which is read once.
+        let archive = OnceCell::new();
+        let asking = asked.iter().map(|provider| {
+            let archive = &archive;
+            async move {
+                let result = match provider.apt() {
+                    Some(apt) => {
+                        let opened =
+                            archive.get_or_init(|| async { self.archive(&Progress::default()).await });
+                        match opened.await {
+                            Ok(archive) => available_of_packages(provider, apt, kind, archive).await,
+                            Err(error) => Err(error.clone()),
+                        }
+                    }
+                    None => self.available_of(provider).await,
+                };
+                (provider.name.clone(), result)
+            }
+        });
+        let mut all = Vec::new();
+        let mut failed: Vec<(String, ToolError)> = Vec::new();
+        for (name, result) in futures::future::join_all(asking).await {
+            match result {
+                Ok(some) => all.extend(some),
+                // One cause is told once.
+                Err(error) if failed.iter().any(|(_, told)| told.message == error.message) => {}
+                Err(error) => failed.push((name.to_string(), error)),
+            }
+        }
+        problems.extend(told(failed));
+        Ok((all, problems))
+    }
+
+    async fn available_of(&self, provider: &Provider) -> Result<Vec<AssetSummary>, ToolError> {
+        let discovery = self.versions(provider, None, &Progress::default()).await?;
+        let kind = provider.kind.unwrap_or(AssetKind::Kernel);
+        discovery.found.iter().map(|found| available(provider, kind, found)).collect()
+    }
+}
+
+/// What went wrong with each, and behind the last of those with the same advice what to do.
+fn told(failed: Vec<(String, ToolError)>) -> Vec<String> {
+    let last_with =
+        |hint: &Option<String>| failed.iter().rposition(|(_, error)| error.hint == *hint).unwrap_or_default();
+    let one = |(at, (name, error)): (usize, &(String, ToolError))| match &error.hint {
+        Some(hint) if last_with(&error.hint) == at => {
+            format!("{name}: {}: {}\n{hint}", error.code, error.message)
+        }
+        _ => format!("{name}: {}: {}", error.code, error.message),
+    };
+    failed.iter().enumerate().map(one).collect()
+}
+
+/// What is taken from the package archive can be had in which versions.
+async fn available_of_packages(
+    provider: &Provider,
+    apt: &Apt,
+    kind: Option<AssetKind>,
+    archive: &Archive,
+) -> Result<Vec<AssetSummary>, ToolError> {
+    let is_asked =
+        |wanted| apt.take.iter().any(|take| take.kind() == wanted) && kind.is_none_or(|k| k == wanted);
+    let mut all = Vec::new();
+    if is_asked(AssetKind::Kernel) {
+        all.extend(available_kernels(archive).await?);
+    }
+    if is_asked(AssetKind::Rootfs) {
+        all.extend(available_releases(provider, archive)?);
+    }
+    Ok(all)
+}
+
+/// A version as it is listed before it is here.
+pub(super) fn available(
+    provider: &Provider,
+    kind: AssetKind,
+    found: &Found,
+) -> Result<AssetSummary, ToolError> {
+    Ok(AssetSummary {
+        id: None,
+        name: slug(&format!("{}-", provider.name), &found.version, None)?,
+        kind,
+        provider: provider.name.to_string(),
+        version: found.version.clone(),
+        arch: std::env::consts::ARCH.into(),
+        installed: false,
+        default: false,
+        sha256: None,
+        size_bytes: found.size_bytes,
+        verified: None,
+        path: None,
+        installed_at: None,
+        drivers: provider.drivers(),
+        unsuitable: provider.unsuitable(&found.version),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_schema::ErrorCode;
+
+    use super::*;
+
+    #[test]
+    fn the_same_advice_is_given_once() {
+        let failed = |name: &str, hint: &str| {
+            let error = ToolError::new(ErrorCode::DownloadFailed, format!("get {name}"));
+            (name.to_owned(), if hint.is_empty() { error } else { error.hint(hint) })
+        };
+        let told = told(vec![failed("a", "wait"), failed("b", ""), failed("c", "look"), failed("d", "wait")]);
+        let expected =
+            ["a: download_failed: get a", "b: download_failed: get b", "c: download_failed: get c\nlook"];
+        assert_eq!(told[..3], expected);
+        assert_eq!(told[3], "d: download_failed: get d\nwait");
+    }
+}

@@ -1,0 +1,293 @@
+//! Builds of templates: the digest of all that goes into one, and making it.
+
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nexus_schema::id::BuildId;
+use nexus_schema::link::InitMode;
+use nexus_schema::tools::ContentEncoding;
+use nexus_schema::tools::build::BuildStatus;
+use nexus_schema::tools::template::{Overlay, TemplateSpec};
+use nexus_schema::{ErrorCode, Name, ToolError};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::image::{Recipe, Want, fingerprint};
+use super::kernel::asset_error;
+use super::{DEBIAN, Provision, blocking, hex_sha256};
+use crate::asset::debian;
+use crate::image::{self, Additions};
+use crate::op::store_error;
+use crate::os::failpoint;
+use crate::progress::Progress;
+use crate::store::builds;
+use crate::store::images::ImageRecord;
+
+/// Counts every change of what the same inputs come to.
+const BUILDER: u32 = 1;
+/// How much is hashed between two looks at the cancellation.
+const CHUNK: usize = 1 << 20;
+
+/// Everything that decides what an image is like.
+#[derive(Serialize)]
+struct Inputs<'a> {
+    version: &'a str,
+    builder: u32,
+    arch: &'a str,
+    source: &'a str,
+    overlays: Vec<(&'a str, &'a Overlay)>,
+    packages: &'a [String],
+    init: InitMode,
+    size: Option<u64>,
+}
+
+/// A template as it is about to be built.
+pub(crate) struct Prepared {
+    recipe: Recipe,
+    /// SHA-256 over all inputs.
+    pub(crate) digest: String,
+    /// The file or directory that it starts from, and how that looked.
+    watched: Option<(PathBuf, String)>,
+}
+
+impl Provision {
+    /// Finds out all that goes into a build. `called` is what its image says it is made from.
+    pub(crate) async fn prepare_build(
+        &self,
+        spec: &TemplateSpec,
+        called: &str,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<Prepared, ToolError> {
+        progress.step("reading the inputs");
+        let mut watched = None;
+        let (want, content) = if spec.packages.is_empty() {
+            match self.want_image(&spec.source).await? {
+                Want::File(path) => {
+                    let (content, looks) = self.content(&path, true, progress).await?;
+                    watched = Some((path.clone(), looks));
+                    (Want::File(path), content)
+                }
+                // Everything else is an image of its own first, which other templates start from, too.
+                _ => {
+                    let base = self.source_image(&spec.source, owner, progress).await?;
+                    let content = of_image(&base);
+                    (Want::Installed(Box::new(base)), content)
+                }
+            }
+        } else {
+            check_packages(&spec.source)?;
+            (Want::BuiltIn(DEBIAN), self.packages()?)
+        };
+        let digest = digest(spec, &content)?;
+        let recipe = Recipe {
+            want,
+            source: Some(called.to_owned()),
+            packages: spec.packages.clone(),
+            additions: additions(spec)?,
+            init: spec.init,
+            build: None,
+        };
+        Ok(Prepared { recipe, digest, watched })
+    }
+
+    /// The digest of a build's inputs, if it can be told without making anything; `base` is the image that it starts from, if
+    /// that is one and is here.
+    pub(super) async fn digest_beforehand(
+        &self,
+        spec: &TemplateSpec,
+        base: Option<&ImageRecord>,
+    ) -> Result<Option<String>, ToolError> {
+        let content = if !spec.packages.is_empty() {
+            check_packages(&spec.source)?;
+            self.packages()?
+        } else if let Some(base) = base {
+            of_image(base)
+        } else if let Want::File(path) = self.want_image(&spec.source).await? {
+            self.content(&path, false, &Progress::default()).await?.0
+        } else {
+            return Ok(None);
+        };
+        digest(spec, &content).map(Some)
+    }
+
+    /// What packages come to: their names, and where apt takes them from.
+    fn packages(&self) -> Result<String, ToolError> {
+        let configured = debian::configured(&self.apt_root).map_err(asset_error)?;
+        Ok(format!("packages {} {configured}", image::PACKAGES.join(",")))
+    }
+
+    /// The image that an earlier build made of the same inputs.
+    pub(crate) async fn built_before(&self, digest: &str) -> Result<Option<ImageRecord>, ToolError> {
+        let digest = digest.to_owned();
+        self.store.read(move |db| builds::image_by_digest(db, &digest)).await.map_err(store_error)
+    }
+
+    /// Makes the image of a build, unless `cached` allows one of the same inputs, and says so in the build's row.
+    pub(crate) async fn make_build(
+        &self,
+        build: BuildId,
+        mut prepared: Prepared,
+        name: Name,
+        cached: bool,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<ImageRecord, ToolError> {
+        prepared.recipe.build = Some(build);
+        // Who waits for this turn finds the row.
+        let _turn = self.only_one(&format!("build {}", prepared.digest)).await;
+        let before = if cached { self.built_before(&prepared.digest).await? } else { None };
+        let was_cached = before.is_some();
+        let image = match before {
+            Some(image) => {
+                progress.log(&format!("nothing to do: the image {} is of the same inputs", image.name));
+                image
+            }
+            None => self.make_unchanged(prepared, name, owner, progress).await?,
+        };
+        failpoint::reach("build-made");
+        let id = image.id;
+        self.store
+            .write(move |tx| builds::finish(tx, build, BuildStatus::Success, was_cached, Some(id), None))
+            .await
+            .map_err(store_error)?;
+        failpoint::reach("build-ended");
+        Ok(image)
+    }
+
+    /// Makes an image, and looks that its source was left alone meanwhile.
+    async fn make_unchanged(
+        &self,
+        prepared: Prepared,
+        name: Name,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<ImageRecord, ToolError> {
+        let image = self.make(name, prepared.recipe, owner, progress).await?;
+        if let Some((path, looks)) = prepared.watched {
+            let of = path.clone();
+            let now = blocking(move || fingerprint(&of)).await;
+            if now.as_ref().ok() != Some(&looks) {
+                self.remove_image(image.id).await?;
+                return Err(ToolError::new(
+                    ErrorCode::Changed,
+                    format!("{} changed while it was read", path.display()),
+                )
+                .hint("build again once nobody writes to it"));
+            }
+        }
+        Ok(image)
+    }
+
+    /// What a path's content comes to, and how the path looks now. A file that looks as it did when it was hashed is not
+    /// read again, if that may be remembered.
+    async fn content(
+        &self,
+        path: &Path,
+        remember: bool,
+        progress: &Progress,
+    ) -> Result<(String, String), ToolError> {
+        let of = path.to_owned();
+        let looks = blocking(move || fingerprint(&of)).await?;
+        let meta = fs_err::metadata(path).map_err(|e| ToolError::invalid(format!("{e}")))?;
+        if meta.is_dir() {
+            return Ok((format!("directory {looks}"), looks));
+        }
+        let (name, seen) = (path.display().to_string(), format!("{looks} {} {}", meta.dev(), meta.ino()));
+        let (asked, look) = (name.clone(), seen.clone());
+        let known =
+            self.store.read(move |db| builds::hashed(db, &asked, &look)).await.map_err(store_error)?;
+        let hash = match known {
+            Some(hash) => hash,
+            None => {
+                let (of, watched) = (path.to_owned(), progress.clone());
+                let hash = blocking(move || hash(&of, &watched)).await?;
+                if remember {
+                    let row = hash.clone();
+                    self.store
+                        .write(move |tx| builds::remember_hash(tx, &name, &seen, &row))
+                        .await
+                        .map_err(store_error)?;
+                }
+                hash
+            }
+        };
+        Ok((format!("file {hash}"), looks))
+    }
+}
+
+/// What an image comes to as the start of another one.
+fn of_image(image: &ImageRecord) -> String {
+    format!("image {}", image.sha256)
+}
+
+/// The digest of all that goes into a build that starts from `content`.
+fn digest(spec: &TemplateSpec, content: &str) -> Result<String, ToolError> {
+    let inputs = Inputs {
+        version: env!("CARGO_PKG_VERSION"),
+        builder: BUILDER,
+        arch: std::env::consts::ARCH,
+        source: content,
+        overlays: spec.overlays.iter().map(|(path, overlay)| (path.as_str(), overlay)).collect(),
+        packages: &spec.packages,
+        init: spec.init,
+        size: spec.size.map(|size| size.as_bytes()),
+    };
+    let inputs =
+        serde_json::to_vec(&inputs).map_err(|e| ToolError::internal(format!("encode the inputs: {e}")))?;
+    Ok(hex_sha256(&inputs))
+}
+
+/// Refuses packages where they cannot be installed.
+pub(crate) fn check_packages(source: &str) -> Result<(), ToolError> {
+    if source == DEBIAN {
+        return Ok(());
+    }
+    Err(ToolError::invalid(format!(
+        "packages cannot be installed on the source `{source}`, only on `{DEBIAN}`"
+    ))
+    .hint("leave packages out, and install them inside a VM"))
+}
+
+/// What a template adds, decoded and checked.
+pub(crate) fn additions(spec: &TemplateSpec) -> Result<Additions, ToolError> {
+    let overlays = spec
+        .overlays
+        .iter()
+        .map(|(path, overlay)| Ok((path.clone(), decode(path, overlay)?)))
+        .collect::<Result<_, ToolError>>()?;
+    Ok(Additions { overlays, for_init: true, size: spec.size })
+}
+
+fn decode(path: &str, overlay: &Overlay) -> Result<image::Overlay, ToolError> {
+    let content = match overlay.encoding {
+        ContentEncoding::Text => overlay.content.clone().into_bytes(),
+        ContentEncoding::Base64 => data_encoding::BASE64.decode(overlay.content.as_bytes()).map_err(|e| {
+            ToolError::invalid(format!("the content of the overlay {path} is no base64: {e}"))
+        })?,
+    };
+    let mode = overlay.mode.as_deref().unwrap_or("0644");
+    let bits = u16::from_str_radix(mode, 8).ok().filter(|bits| *bits <= 0o7777 && mode.len() <= 5);
+    let mode = bits.ok_or_else(|| {
+        ToolError::invalid(format!("the mode of the overlay {path} is `{mode}`, not octal such as 0755"))
+    })?;
+    Ok(image::Overlay { content, mode })
+}
+
+fn hash(path: &Path, progress: &Progress) -> Result<String, ToolError> {
+    let failed = |e: std::io::Error| ToolError::invalid(format!("{e}"));
+    let mut file = fs_err::File::open(path).map_err(failed)?;
+    let total = file.metadata().map_err(failed)?.len();
+    let (mut hash, mut buffer, mut done) = (Sha256::new(), vec![0; CHUNK], 0);
+    loop {
+        progress.check().map_err(|_| ToolError::new(ErrorCode::Cancelled, "the build was cancelled"))?;
+        let read = file.read(&mut buffer).map_err(failed)?;
+        if read == 0 {
+            return Ok(data_encoding::HEXLOWER.encode(&hash.finalize()));
+        }
+        hash.update(&buffer[..read]);
+        done += read as u64;
+        progress.advance(done, Some(total));
+    }
+}

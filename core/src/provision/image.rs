@@ -1,0 +1,442 @@
+//! Images.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nexus_schema::id::{BuildId, ImageId, ImageKind, TemplateKind};
+use nexus_schema::link::{ImageMetadata, InitMode};
+use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
+
+use super::oci::{self, Argument, Saved};
+use super::{DEBIAN, Provision, blocking, file_argument, hex_sha256, slug};
+use crate::image::oci::{Remote, Resolved};
+use crate::image::{self, Additions, ImageError, Limits, Source};
+use crate::op::described;
+use crate::op::store_error;
+use crate::os::failpoint;
+use crate::progress::Progress;
+use crate::provision::kernel::asset_error;
+use crate::store::assets::AssetRecord;
+use crate::store::images::ImageRecord;
+use crate::store::{StoreError, builds, images, now, random_id, templates};
+
+/// The static shell that the tiny image is made of.
+pub(super) const BUSYBOX: &str = "busybox";
+/// The package with its program.
+pub(super) const BUSYBOX_PACKAGE: &str = "busybox-static";
+/// Images that are made on first use.
+pub(crate) const BUILT_IN: [&str; 2] = [BUSYBOX, DEBIAN];
+
+/// Which image was asked for.
+pub(super) enum Want {
+    /// One that is here.
+    Installed(Box<ImageRecord>),
+    /// One that is made on first use.
+    BuiltIn(&'static str),
+    /// A file or directory on the host.
+    File(PathBuf),
+    /// An OCI or Docker image in a file or directory on the host.
+    Saved(Saved),
+    /// An image in a registry.
+    Remote(Remote),
+    /// The same, now that it is known what its name stands for.
+    Resolved(Box<Resolved>),
+    /// A root filesystem of a provider.
+    Rootfs(String),
+    /// The same, now that it is here.
+    Asset(Box<AssetRecord>),
+}
+
+impl Want {
+    /// The words that mean it.
+    pub(super) fn source(&self) -> String {
+        match self {
+            Self::BuiltIn(name) => (*name).to_owned(),
+            Self::File(path) => format!("file:{}", path.display()),
+            Self::Installed(image) => format!("image:{}", image.name),
+            Self::Saved(saved) => saved.source(),
+            Self::Remote(remote) => format!("oci:{}", remote.reference()),
+            Self::Resolved(resolved) => format!("oci:{}", resolved.reference()),
+            Self::Rootfs(from) => format!("rootfs:{from}"),
+            Self::Asset(asset) => format!("rootfs:{}@{}", asset.provider, asset.version),
+        }
+    }
+}
+
+/// How an image is made.
+pub(super) struct Recipe {
+    /// What it starts from.
+    pub(super) want: Want,
+    /// What `want` is called, where that says more than itself.
+    pub(super) source: Option<String>,
+    /// Packages beside those that every such image has.
+    pub(super) packages: Vec<String>,
+    /// What it gets beside its source.
+    pub(super) additions: Additions,
+    /// What is PID 1.
+    pub(super) init: InitMode,
+    /// The build that it is for.
+    pub(super) build: Option<BuildId>,
+}
+
+impl Recipe {
+    fn plain(want: Want, init: InitMode) -> Self {
+        let additions = Additions { for_init: init == InitMode::System, ..Additions::default() };
+        Self { want, source: None, packages: Vec::new(), additions, init, build: None }
+    }
+}
+
+impl Provision {
+    pub(super) async fn want_image(&self, want: &str) -> Result<Want, ToolError> {
+        if let Some(path) = want.strip_prefix("file:") {
+            return file_argument(want, path).map(Want::File);
+        }
+        match oci::argument(want, &self.registries)? {
+            Some(Argument::Remote(remote)) => return Ok(Want::Remote(remote)),
+            Some(Argument::Saved(saved)) => return Ok(Want::Saved(saved)),
+            None => {}
+        }
+        if let Some(from) = want.strip_prefix("rootfs:") {
+            self.check_rootfs(from).await?;
+            return Ok(Want::Rootfs(from.to_owned()));
+        }
+        let bare = want.strip_prefix("image:").unwrap_or(want);
+        if let Ok(reference) = bare.parse::<Reference<ImageKind>>() {
+            let found = self.store.read(move |db| images::get(db, &reference)).await.map_err(store_error)?;
+            match found {
+                Some(image) if image.ready => return Ok(Want::Installed(Box::new(image))),
+                Some(_) | None => {}
+            }
+        }
+        match BUILT_IN.into_iter().find(|name| *name == bare) {
+            Some(name) => Ok(Want::BuiltIn(name)),
+            None => Err(ToolError::new(ErrorCode::ImageNotFound, format!("there is no image `{bare}`"))
+                .hint("call image_list to see the images, or give `debian`, `busybox`, rootfs:PROVIDER@VERSION or file:PATH")),
+        }
+    }
+
+    /// Refuses an image that cannot be had, as far as that can be told at once.
+    pub(crate) async fn check_image(&self, want: &str) -> Result<(), ToolError> {
+        if let Some(template) = template_argument(want) {
+            let template = template?;
+            let wanted = template.clone();
+            let found = self.store.read(move |db| templates::get(db, &wanted)).await.map_err(store_error)?;
+            return match found {
+                Some(_) => Ok(()),
+                None => Err(ToolError::new(
+                    ErrorCode::TemplateNotFound,
+                    format!("there is no template {template}"),
+                )
+                .hint("call template_list to see the templates")),
+            };
+        }
+        self.want_image(want).await.map(drop)
+    }
+
+    /// The image that was asked for, made if it is not here.
+    pub(super) async fn source_image(
+        &self,
+        want: &str,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<ImageRecord, ToolError> {
+        match self.want_image(want).await? {
+            Want::Installed(image) => Ok(*image),
+            want => {
+                let (want, name) = match want {
+                    Want::Rootfs(from) => {
+                        let asset = self.rootfs(&from, owner, progress).await?;
+                        let name = Self::image_of_rootfs(&asset)?;
+                        (Want::Asset(Box::new(asset)), name)
+                    }
+                    want => self.identify(want, Some(progress)).await?,
+                };
+                let _turn = self.only_one(&format!("image {name}")).await;
+                // Somebody else may have made it meanwhile.
+                let reference = Reference::Name(name.clone());
+                let found =
+                    self.store.read(move |db| images::get(db, &reference)).await.map_err(store_error)?;
+                match found {
+                    Some(image) if image.ready => Ok(image),
+                    _ => self.make(name, Recipe::plain(want, InitMode::Agent), owner, progress).await,
+                }
+            }
+        }
+    }
+
+    /// The name of the image that is made of a source as it is now: the same for what did not change.
+    pub(super) async fn identify(
+        &self,
+        want: Want,
+        progress: Option<&Progress>,
+    ) -> Result<(Want, Name), ToolError> {
+        let stem =
+            |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let print = |path: &Path| {
+            let of = path.to_owned();
+            blocking(move || fingerprint(&of))
+        };
+        Ok(match want {
+            Want::File(path) => {
+                let name = slug("file-", &stem(&path), Some(&print(&path).await?))?;
+                (Want::File(path), name)
+            }
+            Want::Saved(saved) => {
+                let digest = hex_sha256(format!("{}\0{:?}", print(&saved.path).await?, saved).as_bytes());
+                let name = slug("oci-", &stem(&saved.path), Some(&digest))?;
+                (Want::Saved(saved), name)
+            }
+            Want::Remote(remote) => {
+                if let Some(progress) = progress {
+                    progress.step("asking the registry");
+                }
+                let asked = Box::pin(remote.resolve());
+                let resolved = match progress {
+                    None => asked.await,
+                    Some(progress) => tokio::select! {
+                        resolved = asked => resolved,
+                        () = progress.cancelled() => return Err(image_error(ImageError::Cancelled)),
+                    },
+                };
+                let resolved = resolved.map_err(|e| image_error(e.into()))?;
+                let name = slug("oci-", &remote.short(), Some(resolved.hex()))?;
+                (Want::Resolved(Box::new(resolved)), name)
+            }
+            Want::Resolved(resolved) => {
+                let name = slug("oci-", "", Some(resolved.hex()))?;
+                (Want::Resolved(resolved), name)
+            }
+            Want::Rootfs(_) | Want::Asset(_) => {
+                return Err(ToolError::internal("a root filesystem is named by its asset"));
+            }
+            Want::Installed(image) => {
+                let name = image.name.clone();
+                (Want::Installed(image), name)
+            }
+            Want::BuiltIn(name) => {
+                let named = name.parse().map_err(|e| ToolError::internal(format!("{e}")))?;
+                (Want::BuiltIn(name), named)
+            }
+        })
+    }
+
+    /// `image_create`: always a new image.
+    pub(crate) async fn create_image(
+        &self,
+        from: &str,
+        name: Name,
+        init: InitMode,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<ImageRecord, ToolError> {
+        let want = match BUILT_IN.into_iter().find(|b| *b == from) {
+            Some(name) => Want::BuiltIn(name),
+            None => match self.want_image(from).await? {
+                Want::Rootfs(from) => Want::Asset(Box::new(self.rootfs(&from, owner, progress).await?)),
+                want @ Want::Remote(_) => self.identify(want, Some(progress)).await?.0,
+                want => want,
+            },
+        };
+        let _turn = self.only_one(&format!("image {name}")).await;
+        self.make(name, Recipe::plain(want, init), owner, progress).await
+    }
+
+    /// The name that an image of this source gets when none is given.
+    pub(crate) async fn image_name(&self, from: &str) -> Result<Name, ToolError> {
+        if let Some(from) = from.strip_prefix("rootfs:") {
+            return slug("rootfs-", from, None);
+        }
+        if let Ok(name) = from.parse() {
+            return Ok(name);
+        }
+        match self.want_image(from).await? {
+            want @ (Want::File(_) | Want::Saved(_) | Want::Remote(_)) => {
+                Ok(self.identify(want, None).await?.1)
+            }
+            // Made under its own name, as by the first who uses it.
+            Want::BuiltIn(name) => name.parse().map_err(|e| ToolError::internal(format!("{e}"))),
+            Want::Installed(image) => slug("copy-of-", image.name.as_str(), None),
+            _ => from.parse().map_err(|e| ToolError::invalid(format!("{e}"))),
+        }
+    }
+
+    /// Makes an image; a failure leaves nothing of it.
+    pub(super) async fn make(
+        &self,
+        name: Name,
+        recipe: Recipe,
+        owner: &str,
+        progress: &Progress,
+    ) -> Result<ImageRecord, ToolError> {
+        let id: ImageId = random_id();
+        let record = ImageRecord {
+            id,
+            parent_id: match &recipe.want {
+                Want::Installed(image) => Some(image.id),
+                _ => None,
+            },
+            name: name.clone(),
+            source: recipe.source.clone().unwrap_or_else(|| recipe.want.source()),
+            ready: false,
+            distro: None,
+            init: recipe.init,
+            config: match &recipe.want {
+                Want::Installed(image) => image.config.clone(),
+                _ => None,
+            },
+            arch: std::env::consts::ARCH.into(),
+            size: ByteSize::default(),
+            used_bytes: 0,
+            sha256: String::new(),
+            owner: owner.into(),
+            created_at: now(),
+        };
+        let (row, build) = (record.clone(), recipe.build);
+        self.store
+            .write(move |tx| -> Result<(), StoreError> {
+                images::insert(tx, &row)?;
+                match build {
+                    Some(build) => builds::set_image(tx, build, row.id),
+                    None => Ok(()),
+                }
+            })
+            .await
+            .map_err(store_error)?;
+        failpoint::reach("image-begun");
+        let scratch = self.scratch.claim(id);
+        let directory = scratch.path();
+        let built = tokio::select! {
+            built = self.make_files(&record, recipe, &directory, progress) => built,
+            () = progress.cancelled() => {
+                Err(ToolError::new(ErrorCode::Cancelled, format!("making image {name} was cancelled")))
+            }
+        };
+        scratch.clear().await;
+        if built.is_err() {
+            self.remove_image(id).await?;
+        }
+        built
+    }
+
+    /// Removes an image that nothing uses: its files, then its row, so that a full disk is freed first.
+    pub(crate) async fn remove_image(&self, id: ImageId) -> Result<(), ToolError> {
+        crate::os::remove::tree(&self.paths.image(id)).await;
+        self.store.write(move |tx| images::delete(tx, id)).await.map_err(store_error)
+    }
+
+    async fn make_files(
+        &self,
+        record: &ImageRecord,
+        recipe: Recipe,
+        scratch: &Path,
+        progress: &Progress,
+    ) -> Result<ImageRecord, ToolError> {
+        let mut keyring = None;
+        let source = match recipe.want {
+            Want::BuiltIn(BUSYBOX) => {
+                progress.step("downloading busybox");
+                let archive = self.archive(progress).await?;
+                let fetched = archive
+                    .fetch_package_file(BUSYBOX_PACKAGE, "./bin/busybox", scratch, progress)
+                    .await
+                    .map_err(asset_error)?;
+                Source::Busybox { binary: fetched.path }
+            }
+            Want::BuiltIn(_) => {
+                progress.step("reading the package archive");
+                let archive = self.archive(progress).await?;
+                let packages = archive.bootstrap_source().map_err(asset_error)?;
+                let bootstrap = self.bootstrap(&packages, &recipe.packages);
+                // The keyring's file is there as long as what names it.
+                keyring = Some(packages);
+                Source::Bootstrap(bootstrap)
+            }
+            Want::File(path) => Source::detect(&path).map_err(image_error)?,
+            Want::Asset(asset) => self.rootfs_source(&asset)?,
+            Want::Rootfs(from) => return Err(ToolError::internal(format!("rootfs:{from} is not here yet"))),
+            Want::Installed(image) => Source::Ext4(self.paths.image(image.id).join(image::ROOTFS)),
+            Want::Saved(Saved { path, form, name }) => Source::Saved { path, form, name },
+            Want::Remote(remote) => {
+                let resolved = Box::pin(remote.resolve()).await;
+                Source::Remote(Box::new(resolved.map_err(|e| image_error(e.into()))?))
+            }
+            Want::Resolved(resolved) => Source::Remote(resolved),
+        };
+        let metadata = ImageMetadata {
+            name: record.name.to_string(),
+            build_id: Some(record.id.to_string()),
+            distro: None,
+            init: record.init,
+            config: record.config.clone().map(Box::new),
+        };
+        let into = self.paths.image(record.id);
+        let built =
+            image::build_with(source, &into, &metadata, &recipe.additions, Limits::default(), progress)
+                .await
+                .map_err(image_error)?;
+        built.notes.iter().for_each(|note| progress.log(note));
+        drop(keyring);
+        let whole = ImageRecord {
+            ready: true,
+            distro: built.distro,
+            init: record.init,
+            config: built.config,
+            size: built.size,
+            used_bytes: built.used_bytes,
+            sha256: built.sha256,
+            ..record.clone()
+        };
+        let row = whole.clone();
+        self.store.write(move |tx| images::set_ready(tx, &row)).await.map_err(store_error)?;
+        failpoint::reach("image-ready");
+        tracing::info!(image = %whole.name, source = whole.source, "image made");
+        Ok(whole)
+    }
+}
+
+/// The template that `template:NAME` means; `None` for anything else.
+pub(crate) fn template_argument(from: &str) -> Option<Result<Reference<TemplateKind>, ToolError>> {
+    let name = from.strip_prefix("template:")?;
+    Some(name.parse().map_err(|e| ToolError::invalid(format!("{e}"))))
+}
+
+/// Tells whether a file or tree is still what it was: names, sizes, modes, owners and times, not contents. No
+/// content changes without its time of change (`ctime`), which only the kernel sets.
+pub(super) fn fingerprint(path: &Path) -> Result<String, ToolError> {
+    const ENTRIES_MAX: usize = 5_000_000;
+    let refuse = |error: std::io::Error| ToolError::invalid(format!("{error}"));
+    let mut lines = Vec::new();
+    let mut queue = vec![path.to_owned()];
+    while let Some(path) = queue.pop() {
+        let meta = fs_err::symlink_metadata(&path).map_err(refuse)?;
+        lines.push(format!(
+            "{}\0{}\0{:o}\0{}\0{}\0{}.{}\0{}.{}",
+            path.display(),
+            meta.size(),
+            meta.mode(),
+            meta.uid(),
+            meta.gid(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.ctime(),
+            meta.ctime_nsec()
+        ));
+        if lines.len() > ENTRIES_MAX {
+            return Err(ToolError::invalid(format!(
+                "{} has more than {ENTRIES_MAX} entries",
+                path.display()
+            )));
+        }
+        if meta.is_dir() {
+            for entry in fs_err::read_dir(&path).map_err(refuse)? {
+                queue.push(entry.map_err(refuse)?.path());
+            }
+        }
+    }
+    lines.sort_unstable();
+    Ok(hex_sha256(lines.join("\n").as_bytes()))
+}
+
+pub(super) fn image_error(error: ImageError) -> ToolError {
+    described(error.code(), &error, error.hint())
+}

@@ -1,0 +1,139 @@
+//! Finds, fetches or builds what VMs are made of: kernels, root filesystems, images. Each thing is made once, however many ask for
+//! it at the same time.
+
+mod asset;
+mod available;
+mod build;
+mod dry_run;
+mod image;
+mod kernel;
+mod oci;
+mod provider;
+mod release;
+mod rootfs;
+mod scratch;
+mod template_build;
+mod unused;
+mod wanted;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nexus_schema::{ErrorCode, Name, ToolError};
+use sha2::{Digest, Sha256};
+
+use crate::config::AssetConfig;
+use crate::image::oci::{Access, Keychain};
+use crate::op::Ops;
+use crate::os::paths::Paths;
+use crate::store::Store;
+
+pub(crate) use asset::{files_of, main_file};
+pub(crate) use build::{additions, check_packages};
+pub(crate) use dry_run::{ImagePlan, step};
+pub(crate) use image::{BUILT_IN, template_argument};
+pub(crate) use kernel::{asset_error, summary as asset_summary};
+pub(crate) use provider::{Change, Refusal, fields_in, key_of, name_in};
+pub(crate) use scratch::Scratch;
+pub(crate) use template_build::called;
+pub(crate) use unused::{Defaults, Removal};
+pub(crate) use wanted::WantedAsset;
+
+/// The provider of the distribution's own packages.
+pub(crate) const DEBIAN: &str = "debian";
+
+/// What VMs are made of. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Provision {
+    store: Store,
+    ops: Ops,
+    paths: Paths,
+    scratch: Scratch,
+    apt_root: PathBuf,
+    assets: Arc<AssetConfig>,
+    versions_cache: wanted::VersionCache,
+    /// How registries are reached.
+    registries: Access,
+    in_flight: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+impl Provision {
+    pub(crate) fn new(
+        store: Store,
+        ops: Ops,
+        paths: Paths,
+        apt_root: PathBuf,
+        assets: AssetConfig,
+        keychain: Keychain,
+    ) -> Self {
+        let (assets, versions_cache) = (Arc::new(assets), wanted::VersionCache::default());
+        let scratch = Scratch::new(paths.scratch());
+        let registries = Access::new(keychain, assets.fetch.trust.clone());
+        let in_flight = Arc::default();
+        Self { store, ops, paths, scratch, apt_root, assets, versions_cache, registries, in_flight }
+    }
+
+    /// The scratch directories of what is being made.
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// Waits until nobody else makes the thing called `what`; who comes later finds it made.
+    async fn only_one(&self, what: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+            in_flight.retain(|_, lock| Arc::strong_count(lock) > 1);
+            in_flight.entry(what.to_owned()).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+}
+
+/// A path after `file:`; it must be absolute, since the daemon's working directory means nothing to a caller.
+fn file_argument(argument: &str, path: &str) -> Result<PathBuf, ToolError> {
+    let path = PathBuf::from(path);
+    if !path.is_absolute() {
+        return Err(ToolError::invalid(format!("`{argument}` is not an absolute path on the host")));
+    }
+    match fs_err::metadata(&path) {
+        Ok(_) => Ok(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(ToolError::new(
+            ErrorCode::FileNotFound,
+            format!("there is no {} on the host", path.display()),
+        )
+        .hint("give the path of what is there, as nexusd sees it")),
+        Err(error) => Err(ToolError::invalid(format!("{error}"))),
+    }
+}
+
+/// A name made of words that names cannot hold as they are, and of a digest that tells equal ones apart.
+fn slug(head: &str, text: &str, digest: Option<&str>) -> Result<Name, ToolError> {
+    let tail = digest.map(|d| format!("-{}", &d[..8])).unwrap_or_default();
+    let mut name = String::from(head);
+    for c in text.chars() {
+        let c = if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        if !(c == '-' && name.ends_with('-')) {
+            name.push(c);
+        }
+    }
+    name.truncate(nexus_schema::name::NAME_MAX - tail.len());
+    let name = format!("{}{tail}", name.trim_end_matches('-'));
+    name.parse().map_err(|e| ToolError::internal(format!("{e}")))
+}
+
+fn hex_sha256(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(&Sha256::digest(bytes))
+}
+
+/// Runs what blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ToolError> + Send + 'static,
+) -> Result<T, ToolError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down"))?
+}
+
+#[cfg(test)]
+mod tests;

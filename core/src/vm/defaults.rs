@@ -1,0 +1,137 @@
+//! The defaults for new VMs: settings that a caller may change at run time.
+
+use std::net::IpAddr;
+
+use nexus_schema::{ByteSize, ToolError};
+
+use super::spec::{self, Defaults};
+use crate::op::store_error;
+use crate::store::Store;
+use crate::store::settings::{self, DEFAULT_IMAGE, DEFAULT_KERNEL};
+
+pub(crate) const DEFAULT_VCPUS: &str = "default.vcpus";
+pub(crate) const DEFAULT_MEMORY: &str = "default.memory";
+pub(crate) const DEFAULT_DISK: &str = "default.disk";
+pub(crate) const DNS: &str = "dns";
+
+/// The most name servers that resolvers look at.
+const DNS_MAX: usize = 3;
+
+/// A setting: its key, its built-in value, and what it decides. By key.
+pub(crate) const SETTINGS: [(&str, &str, &str); 6] = [
+    (DEFAULT_DISK, "8GiB", "size of the root drive; one of a larger image is as large as that"),
+    (
+        DEFAULT_IMAGE,
+        spec::DEFAULT_IMAGE,
+        "what root drives are made from: anything that `from` of vm_create takes",
+    ),
+    (DEFAULT_KERNEL, spec::DEFAULT_KERNEL, "the kernel: anything that `kernel` of vm_create takes"),
+    (DEFAULT_MEMORY, "512MiB", "memory"),
+    (DEFAULT_VCPUS, "1", "virtual CPUs"),
+    (
+        DNS,
+        "",
+        "name servers for /etc/resolv.conf, up to three addresses with commas between; none leaves it alone",
+    ),
+];
+
+/// What VMs get when they do not ask.
+pub(crate) async fn read(store: &Store) -> Result<Defaults, ToolError> {
+    let rows = store.read(|db| settings::at(db, i64::MAX)).await.map_err(store_error)?;
+    let mut values = Values::default();
+    for (key, default, _) in SETTINGS {
+        let value = rows.get(key).and_then(|row| row.value.as_deref()).unwrap_or(default);
+        values.set(key, value)?;
+    }
+    Ok(values.0)
+}
+
+/// Settings as they are read.
+pub(crate) struct Values(Defaults);
+
+impl Default for Values {
+    fn default() -> Self {
+        Self(Defaults::built_in())
+    }
+}
+
+impl Values {
+    pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<(), ToolError> {
+        let Self(defaults) = self;
+        match key {
+            DEFAULT_IMAGE => value.clone_into(&mut defaults.image),
+            DEFAULT_KERNEL => value.clone_into(&mut defaults.kernel),
+            DEFAULT_VCPUS => {
+                let vcpus =
+                    value.parse().map_err(|_| ToolError::invalid(format!("`{value}` is not a number")))?;
+                spec::check_vcpus(vcpus).map_err(ToolError::invalid)?;
+                defaults.vcpus = vcpus;
+            }
+            DEFAULT_MEMORY => {
+                let memory = size(value)?;
+                spec::check_memory(memory).map_err(ToolError::invalid)?;
+                defaults.memory = memory;
+            }
+            DEFAULT_DISK => {
+                let disk = size(value)?;
+                spec::check_disk(disk).map_err(ToolError::invalid)?;
+                defaults.disk = disk;
+            }
+            DNS => defaults.dns = addresses(value)?,
+            _ => return Err(ToolError::internal(format!("the setting {key} has no meaning"))),
+        }
+        Ok(())
+    }
+}
+
+fn size(value: &str) -> Result<ByteSize, ToolError> {
+    value.parse().map_err(|e| ToolError::invalid(format!("{e}")))
+}
+
+fn addresses(value: &str) -> Result<Vec<IpAddr>, ToolError> {
+    let addresses: Vec<IpAddr> = value
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| part.parse().map_err(|_| ToolError::invalid(format!("`{part}` is not an IP address"))))
+        .collect::<Result<_, _>>()?;
+    if addresses.len() > DNS_MAX {
+        return Err(ToolError::invalid(format!("{} name servers are more than {DNS_MAX}", addresses.len())));
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in_values_are_what_their_settings_say() {
+        let mut values = Values::default();
+        for (key, default, _) in SETTINGS {
+            values.set(key, default).unwrap();
+        }
+        let Values(built_in) = Values::default();
+        assert_eq!(values.0, built_in);
+        assert!(SETTINGS.is_sorted_by_key(|(key, ..)| *key));
+    }
+
+    #[test]
+    fn values_are_checked() {
+        for (key, value) in [
+            (DEFAULT_VCPUS, "0"),
+            (DEFAULT_VCPUS, "many"),
+            (DEFAULT_VCPUS, "33"),
+            (DEFAULT_MEMORY, "1MiB"),
+            (DEFAULT_MEMORY, "1.5GiB"),
+            (DEFAULT_DISK, "1"),
+            (DNS, "example.org"),
+            (DNS, "1.1.1.1,1.1.1.2,1.1.1.3,1.1.1.4"),
+        ] {
+            assert!(Values::default().set(key, value).is_err(), "{key} {value}");
+        }
+        let mut values = Values::default();
+        values.set(DNS, "9.9.9.9, 2620:fe::fe").unwrap();
+        assert_eq!(values.0.dns.len(), 2);
+    }
+}
