@@ -32,6 +32,10 @@ pub struct Config {
     pub qemu: Option<PathBuf>,
     /// Path of `firecracker`, if not the one in `PATH`.
     pub firecracker: Option<PathBuf>,
+    /// Whether VMMs of root are put in jails.
+    pub jail: bool,
+    /// Whether `/dev/kvm` is used even where it does not look like hardware virtualisation.
+    pub force_kvm: bool,
     /// Where assets come from, and how.
     pub assets: AssetConfig,
     /// How long a guest may take to say hello under KVM, in seconds.

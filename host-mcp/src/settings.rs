@@ -35,6 +35,10 @@ pub struct Settings {
     pub qemu: Option<PathBuf>,
     /// Path of `firecracker`.
     pub firecracker: Option<PathBuf>,
+    /// Whether VMMs of root are put in jails.
+    pub jail: bool,
+    /// Whether `/dev/kvm` is used even where it does not look like hardware virtualisation.
+    pub force_kvm: bool,
     /// Path of `mmdebstrap`.
     pub mmdebstrap: Option<PathBuf>,
     /// The root of the host's apt configuration.
@@ -104,6 +108,8 @@ struct Draft {
     guest: Option<PathBuf>,
     qemu: Option<PathBuf>,
     firecracker: Option<PathBuf>,
+    jail: Option<bool>,
+    force_kvm: Option<bool>,
     mmdebstrap: Option<PathBuf>,
     apt_root: Option<PathBuf>,
     providers: BTreeMap<String, serde_json::Value>,
@@ -128,6 +134,8 @@ const KEYS: &[Key] = &[
     Key { name: "guest", set: |d, v| path(v).map(|v| d.guest = Some(v)) },
     Key { name: "qemu", set: |d, v| path(v).map(|v| d.qemu = Some(v)) },
     Key { name: "firecracker", set: |d, v| path(v).map(|v| d.firecracker = Some(v)) },
+    Key { name: "jail", set: |d, v| flag(v).map(|v| d.jail = Some(v)) },
+    Key { name: "force_kvm", set: |d, v| flag(v).map(|v| d.force_kvm = Some(v)) },
     Key { name: "mmdebstrap", set: |d, v| path(v).map(|v| d.mmdebstrap = Some(v)) },
     Key { name: "apt_root", set: |d, v| path(v).map(|v| d.apt_root = Some(v)) },
     Key { name: "providers", set: |d, v| providers(v).map(|v| d.providers.extend(v)) },
@@ -207,6 +215,8 @@ impl Settings {
             boot_timeout_s: self.boot_timeout_s,
             boot_timeout_tcg_s: self.boot_timeout_tcg_s,
             stop_timeout_s: self.stop_timeout_s,
+            jail: self.jail,
+            force_kvm: self.force_kvm,
         }
     }
 }
@@ -251,6 +261,8 @@ impl Draft {
             driver,
             qemu: self.qemu,
             firecracker: self.firecracker,
+            jail: self.jail.unwrap_or(true),
+            force_kvm: self.force_kvm.unwrap_or(false),
             mmdebstrap: self.mmdebstrap,
             apt_root: self.apt_root.unwrap_or_else(|| "/".into()),
             providers: self.providers,

@@ -125,19 +125,22 @@ pub(super) const LIBRARIES: [&str; 8] =
 pub(super) const LOADER_FILES: [&str; 4] =
     ["/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime", "/sys/devices/system/cpu"];
 
+/// The dynamic loader's list of libraries.
+pub(crate) const LOADER_CACHE: &str = "/etc/ld.so.cache";
+
 /// What QEMU reads besides libraries, where it is in the usual place: firmware, and how much memory each node has.
-pub(super) const QEMU_FILES: [&str; 3] =
+pub(crate) const QEMU_FILES: [&str; 3] =
     ["/usr/share/qemu", "/usr/share/seabios", "/sys/devices/system/node"];
 
 /// Devices that every program may use.
-pub(super) const PLAIN_DEVICES: [&str; 5] =
+pub(crate) const PLAIN_DEVICES: [&str; 5] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
 /// Where the kernel tells of processes.
 pub(super) const PROCESSES: &str = "/proc";
 
 /// The device of hardware virtualization.
-pub(super) const KVM: &str = "/dev/kvm";
+pub(crate) const KVM: &str = "/dev/kvm";
 
 /// Where an image says what it is.
 pub const IMAGE_METADATA: &str = "/etc/nexus/image.yaml";

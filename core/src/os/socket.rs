@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Gid, Uid};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 512;
@@ -72,6 +73,17 @@ impl<'a> Opened<'a> {
         format!("/proc/self/fd/{}/{}", self.directory.as_raw_fd(), self.name).into()
     }
 
+    /// What root binds in another user's directory is that user's: a VM's shim is one.
+    fn give_to_owner(&self) -> io::Result<()> {
+        let owner = rustix::fs::fstat(&self.directory)?;
+        if rustix::process::geteuid().is_root() && owner.st_uid != 0 {
+            let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::chownat(&self.directory, self.name, Some(uid), Some(gid), flags)?;
+        }
+        Ok(())
+    }
+
     fn is_socket(&self) -> io::Result<bool> {
         let stat = rustix::fs::statat(&self.directory, self.name, AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
@@ -83,6 +95,7 @@ impl<'a> Opened<'a> {
         // A socket's file gets the mode of the socket itself at bind, so that there is no moment when others may connect.
         rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         rustix::net::bind(&socket, &SocketAddrUnix::new(self.path())?)?;
+        self.give_to_owner()?;
         rustix::net::listen(&socket, BACKLOG)?;
         Ok(socket.into())
     }

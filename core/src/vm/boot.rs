@@ -194,6 +194,7 @@ pub(super) fn plan(
         cmdline,
         drives,
         cid: record.cid,
+        jail: shared.config.jail,
         console_bytes: CONSOLE_BYTES,
     }
 }

@@ -240,8 +240,11 @@ pub(crate) fn launched_boot(directory: &Path) -> Option<BootId> {
     Some(serde_json::from_slice::<Job>(&job).ok()?.plan.boot_id)
 }
 
-/// Removes the sockets that a VM left in its directory: its shim does it, unless that was killed. Only while no shim lives there.
+/// Removes the sockets and the jail that a VM left in its directory: its shim may not, or was killed. Only while no shim lives there.
 pub(crate) fn remove_sockets(directory: &Path) {
+    if let Err(error) = super::jail::remove(&directory.join(vm_files::JAIL)) {
+        tracing::warn!(directory = %directory.display(), %error, "a jail is left behind");
+    }
     for name in shim::SOCKETS.into_iter().chain([vm_files::HELLO]) {
         match std::fs::remove_file(directory.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

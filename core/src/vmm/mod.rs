@@ -15,6 +15,7 @@ pub mod doctor;
 mod driver;
 mod exit;
 mod handle;
+mod jail;
 mod log;
 mod plan;
 mod process;

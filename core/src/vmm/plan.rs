@@ -81,8 +81,15 @@ pub struct LaunchPlan {
     pub drives: Vec<PlanDrive>,
     /// The vsock context id, 3 or more.
     pub cid: u32,
+    /// Whether root's VMM is put in a jail.
+    #[serde(default = "jailed")]
+    pub jail: bool,
     /// After how many bytes the console's file is rotated; as much again is kept.
     pub console_bytes: ByteSize,
+}
+
+fn jailed() -> bool {
+    true
 }
 
 /// One drive of a plan.
@@ -122,6 +129,7 @@ pub(crate) mod tests {
                 read_only: false,
             }],
             cid: 3,
+            jail: true,
             console_bytes: ByteSize::mib(1),
         }
     }

@@ -35,7 +35,7 @@ pub(crate) struct Outputs {
     pub stderr: ChildStderr,
 }
 
-/// The number under which a VMM finds the one descriptor that it is given beside stdin, stdout and stderr.
+/// The number under which a VMM finds the first descriptor that it is given beside stdin, stdout and stderr; the others follow.
 pub(crate) const PASSED_FD: i32 = 3;
 
 impl VmmProcess {
@@ -46,7 +46,7 @@ impl VmmProcess {
     /// send it was settled before the change. `walls` are put around it last.
     pub(crate) fn spawn(
         line: &CommandLine,
-        passed: Option<OwnedFd>,
+        passed: Vec<OwnedFd>,
         lifeline: bool,
         walls: Option<Walls>,
     ) -> io::Result<(Self, Outputs)> {
@@ -64,11 +64,16 @@ impl VmmProcess {
             .stderr(Stdio::piped())
             .process_group(0);
         let parent = rustix::process::getpid();
-        let passed_raw = passed.as_ref().map(AsRawFd::as_raw_fd);
+        // Out of the way of the numbers that they get.
+        let aside = PASSED_FD + i32::try_from(passed.len()).unwrap_or(i32::MAX - PASSED_FD);
+        let passed: Vec<OwnedFd> = passed
+            .into_iter()
+            .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, aside))
+            .collect::<Result<_, _>>()?;
         // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
         unsafe {
             command.pre_exec(move || {
-                become_vmm(parent, passed_raw, lifeline)?;
+                become_vmm(parent, &passed, lifeline)?;
                 walls.as_ref().map_or(Ok(()), Walls::apply)
             });
         }
@@ -98,7 +103,7 @@ impl VmmProcess {
 }
 
 /// Runs in the child before exec.
-fn become_vmm(parent: Pid, passed: Option<i32>, lifeline: bool) -> io::Result<()> {
+fn become_vmm(parent: Pid, passed: &[OwnedFd], lifeline: bool) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     if lifeline {
         die_with_stdin()?;
@@ -117,13 +122,10 @@ fn become_vmm(parent: Pid, passed: Option<i32>, lifeline: bool) -> io::Result<()
     unsafe {
         libc::syscall(libc::SYS_close_range, PASSED_FD, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
     }
-    if let Some(raw) = passed {
-        // SAFETY: plain system calls on descriptor numbers; `PASSED_FD` is not in use in this child by anything that
-        // outlives exec.
-        let result = unsafe {
-            if raw == PASSED_FD { libc::fcntl(raw, libc::F_SETFD, 0) } else { libc::dup2(raw, PASSED_FD) }
-        };
-        if result < 0 {
+    for (number, fd) in (PASSED_FD..).zip(passed) {
+        // SAFETY: a plain system call on descriptor numbers; what it replaces is in use in this child by nothing that outlives
+        // exec, as all that was passed has higher numbers.
+        if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
             return Err(io::Error::last_os_error());
         }
     }
@@ -281,11 +283,11 @@ mod tests {
     }
 
     #[test]
-    fn a_vmm_gets_one_descriptor_and_no_other() {
+    fn a_vmm_gets_its_descriptors_and_no_others() {
         let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let (mut vmm, mut outputs) = VmmProcess::spawn(
-            &shell("echo passed >&3; ls /proc/self/fd; ulimit -c"),
-            Some(theirs),
+            &shell("echo passed >&3; echo too >&4; ls /proc/self/fd; ulimit -c"),
+            vec![theirs.try_clone().unwrap(), theirs],
             false,
             None,
         )
@@ -294,16 +296,16 @@ mod tests {
         outputs.stdout.read_to_string(&mut text).unwrap();
         let mut passed = String::new();
         std::fs::File::from(ours).read_to_string(&mut passed).unwrap();
-        assert_eq!(passed, "passed\n");
-        // 4 is the directory that `ls` itself reads.
-        assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3", "4", "0"]);
+        assert_eq!(passed, "passed\ntoo\n");
+        // 5 is the directory that `ls` itself reads.
+        assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3", "4", "5", "0"]);
         assert!(vmm.reap().unwrap().success());
     }
 
     #[test]
     fn a_vmm_that_ends_at_once_is_still_reaped_with_its_status() {
         for _ in 0..20 {
-            let (mut vmm, _outputs) = VmmProcess::spawn(&shell("exit 7"), None, false, None).unwrap();
+            let (mut vmm, _outputs) = VmmProcess::spawn(&shell("exit 7"), vec![], false, None).unwrap();
             assert!(vmm.handle().wait_ended(Duration::from_secs(20)).unwrap());
             assert_eq!(vmm.reap().unwrap().code(), Some(7));
         }

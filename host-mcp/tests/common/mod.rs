@@ -151,6 +151,8 @@ pub fn config(state_dir: &Path) -> Config {
         boot_timeout_s: 60,
         boot_timeout_tcg_s: 180,
         stop_timeout_s: 20,
+        jail: true,
+        force_kvm: false,
     }
 }
 

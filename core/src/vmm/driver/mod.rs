@@ -21,8 +21,10 @@ use nexus_schema::ByteSize;
 
 use super::control::Job;
 use super::exit::{self, MachineEnd};
+use super::jail::JailError;
 use super::plan::DriverKind;
 use super::process::CommandLine;
+use crate::os::confine::Confinement;
 use crate::os::process::ProcessHandle;
 
 /// How long a VMM may take from its start until it took its configuration.
@@ -126,13 +128,17 @@ pub(crate) enum DriverError {
     Ended { what: &'static str },
     #[error("{what} was not up within {seconds} s")]
     Late { what: &'static str, seconds: u64 },
-    #[error("make a jail for firecracker")]
+    #[error("make a jail for the VMM")]
     Jail {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("{what} cannot do that")]
     Unsupported { what: &'static str },
+}
+
+fn jail_failed(source: JailError) -> DriverError {
+    DriverError::Jail { source: Box::new(source) }
 }
 
 /// Makes VMMs of one kind.
@@ -144,12 +150,16 @@ pub(crate) trait Driver {
 /// A VMM that is to be spawned.
 pub(crate) struct Prepared {
     pub command: CommandLine,
-    /// A descriptor that the VMM gets as [`PASSED_FD`](super::process::PASSED_FD).
-    pub passed: Option<OwnedFd>,
+    /// Descriptors that the VMM gets, from [`PASSED_FD`](super::process::PASSED_FD) on.
+    pub passed: Vec<OwnedFd>,
     /// What goes into the VMM's log beside its stderr.
     pub more_log: Option<File>,
     /// Whether the VMM changes its user on the way: see [`VmmProcess::spawn`](super::process::VmmProcess::spawn).
     pub lifeline: bool,
+    /// The walls of a jail around it; `None`: those of [`walls`](super::walls), or its own.
+    pub walls: Option<Confinement>,
+    /// Whether it becomes its VM's user, as its shim is to do.
+    pub is_jailed: bool,
     pub bring_up: Box<dyn BringUp>,
 }
 

@@ -29,9 +29,11 @@ impl Driver for Process {
     fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {
         Ok(Prepared {
             command: command(job),
-            passed: None,
+            passed: Vec::new(),
             more_log: None,
             lifeline: false,
+            walls: None,
+            is_jailed: false,
             bring_up: Box::new(Process),
         })
     }

@@ -1,9 +1,9 @@
 //! The driver `qemu`: the microvm machine, under KVM or by software emulation (TCG).
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,12 +12,15 @@ use nexus_schema::ByteSize;
 use serde_json::json;
 
 use super::qmp::Monitor;
-use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, ended_with};
-use crate::os::paths::vm_files;
+use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, ended_with, jail_failed};
+use crate::os::confine::{self, VmmFiles};
+use crate::os::paths::{QEMU_FILES, vm_files};
 use crate::os::process::ProcessHandle;
+use crate::os::socket::{bind_in, connect_in};
 use crate::vmm::control::Job;
 use crate::vmm::exit::MachineEnd;
-use crate::vmm::plan::{Accel, PlanDrive};
+use crate::vmm::jail::{Files, Jail, JailError, file, is_for};
+use crate::vmm::plan::Accel;
 use crate::vmm::process::{CommandLine, PASSED_FD};
 use crate::vmm::vsock::Backend;
 
@@ -37,18 +40,42 @@ impl Driver for Qemu {
             .map_err(|source| DriverError::Vsock { source })?;
         let (ours, theirs) = UnixStream::pair().map_err(|source| DriverError::Connection { source })?;
         let monitor = Monitor::new(ours).map_err(|source| DriverError::Connection { source })?;
+        // QEMU is handed its sockets: in a jail it would find none by name.
+        let here = Path::new(".");
+        let connection = |source| DriverError::Connection { source };
+        let device = connect_in(here, vm_files::VHOST).map_err(connection)?;
+        let others = bind_in(here, vm_files::QMP).map_err(connection)?;
+        let jail = is_for(&job.plan).then(|| jail(job)).transpose().map_err(jail_failed)?;
+        let files = jail.as_ref().map_or_else(|| Files::of(&job.plan), |jail| jail.files().clone());
         Ok(Prepared {
-            command: command(job),
-            passed: Some(OwnedFd::from(theirs)),
+            command: command(job, &files),
+            passed: vec![theirs.into(), device.into(), others.into()],
             more_log: None,
             lifeline: false,
-            bring_up: Box::new(Spawned { monitor, vsock }),
+            walls: jail.as_ref().map(|jail| jail.confine(confine::vmm(&VmmFiles::default()))),
+            is_jailed: jail.is_some(),
+            bring_up: Box::new(Spawned { monitor, vsock, jail }),
         })
     }
 }
 
-/// The whole command line. File names are absolute, socket names are relative to the VM's directory.
-fn command(job: &Job) -> CommandLine {
+/// The jail of a QEMU: its binary, libraries, modules and firmware, and the VM's files.
+fn jail(job: &Job) -> Result<Jail, JailError> {
+    let jail = Jail::make(&job.plan, Path::new(""), true)?;
+    let binary = &job.plan.binary;
+    let real = std::fs::canonicalize(binary).map_err(file("find", binary))?;
+    let mut more: Vec<PathBuf> = QEMU_FILES.map(PathBuf::from).into();
+    if let Some(prefix) = real.parent().and_then(Path::parent) {
+        let modules = format!("lib/{}-linux-gnu/qemu", std::env::consts::ARCH);
+        let own = ["lib/qemu", "lib64/qemu", &modules, "share/qemu", "share/qemu-firmware", "share/seabios"];
+        more.extend(own.map(|name| prefix.join(name)));
+    }
+    jail.bring_program(binary, &more, job.plan.accel == Accel::Kvm)?;
+    Ok(jail)
+}
+
+/// The whole command line. File names are absolute; sockets are passed.
+fn command(job: &Job, files: &Files) -> CommandLine {
     let plan = &job.plan;
     let mib = plan.memory.as_mib();
     let mut arguments: Vec<OsString> = Vec::new();
@@ -72,21 +99,21 @@ fn command(job: &Job) -> CommandLine {
     option("-serial", "chardev:console".to_owned());
     option("-chardev", format!("socket,id=shim,fd={PASSED_FD}"));
     option("-mon", "chardev=shim,mode=control".to_owned());
-    option("-chardev", format!("socket,id=monitor,path={},server=on,wait=off", vm_files::QMP));
+    option("-chardev", format!("socket,id=monitor,fd={},server=on,wait=off", PASSED_FD + 2));
     option("-mon", "chardev=monitor,mode=control".to_owned());
-    for (index, drive) in plan.drives.iter().enumerate() {
-        let [file, format] = block_nodes(index, drive);
+    for (index, (drive, path)) in plan.drives.iter().zip(&files.drives).enumerate() {
+        let [file, format] = block_nodes(index, path, drive.read_only);
         option("-blockdev", file);
         option("-blockdev", format);
         option("-device", format!("virtio-blk-device,drive=disk{index},id=drive{index}"));
     }
     option("-device", "virtio-rng-device".to_owned());
-    option("-chardev", format!("socket,id=vsock,path={}", vm_files::VHOST));
+    option("-chardev", format!("socket,id=vsock,fd={}", PASSED_FD + 1));
     option("-device", "vhost-user-vsock-device,chardev=vsock".to_owned());
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(flag.into());
     }
-    for (name, path) in [("-kernel", &plan.kernel), ("-initrd", &plan.initramfs)] {
+    for (name, path) in [("-kernel", &files.kernel), ("-initrd", &files.initramfs)] {
         arguments.extend([name.into(), path.into()]);
     }
     CommandLine { program: plan.binary.clone(), arguments }
@@ -94,16 +121,16 @@ fn command(job: &Job) -> CommandLine {
 
 /// File and format of a drive. Flushes of the guest reach the disk; blocks that it discards are given back to the host's
 /// filesystem; the file is locked against a second VMM.
-fn block_nodes(index: usize, drive: &PlanDrive) -> [String; 2] {
+fn block_nodes(index: usize, path: &Path, read_only: bool) -> [String; 2] {
     let cache = json!({ "direct": false, "no-flush": false });
     let file = json!({
         "driver": "file",
         "node-name": format!("file{index}"),
-        "filename": drive.path,
+        "filename": path,
         "locking": "on",
         "cache": cache,
         "discard": "unmap",
-        "read-only": drive.read_only,
+        "read-only": read_only,
     });
     let format = json!({
         "driver": "raw",
@@ -111,7 +138,7 @@ fn block_nodes(index: usize, drive: &PlanDrive) -> [String; 2] {
         "file": format!("file{index}"),
         "cache": cache,
         "discard": "unmap",
-        "read-only": drive.read_only,
+        "read-only": read_only,
     });
     [file.to_string(), format.to_string()]
 }
@@ -135,13 +162,14 @@ fn kernel_command_line(job: &Job) -> String {
 struct Spawned {
     monitor: Monitor,
     vsock: Backend,
+    jail: Option<Jail>,
 }
 
 impl BringUp for Spawned {
     fn bring_up(self: Box<Self>, _: &ProcessHandle) -> Result<Arc<dyn Machine>, DriverError> {
         // The end of the process is the end of the connection.
         let version = self.monitor.open(Instant::now() + BRING_UP)?;
-        Ok(Arc::new(Running { version, monitor: self.monitor, _vsock: self.vsock }))
+        Ok(Arc::new(Running { version, monitor: self.monitor, _vsock: self.vsock, _jail: self.jail }))
     }
 }
 
@@ -149,6 +177,7 @@ struct Running {
     version: String,
     monitor: Monitor,
     _vsock: Backend,
+    _jail: Option<Jail>,
 }
 
 impl Machine for Running {
@@ -210,10 +239,15 @@ mod tests {
         text
     }
 
+    fn command_of(plan: crate::vmm::plan::LaunchPlan) -> CommandLine {
+        let files = Files::of(&plan);
+        command(&Job { plan, tsc_khz: None }, &files)
+    }
+
     #[test]
     fn command_line_under_tcg() {
         let job = Job { plan: plan(), tsc_khz: Some(2_445_432) };
-        insta::assert_snapshot!("qemu_tcg", text(&command(&job)));
+        insta::assert_snapshot!("qemu_tcg", text(&command(&job, &Files::of(&job.plan))));
     }
 
     #[test]
@@ -222,7 +256,7 @@ mod tests {
         plan.accel = Accel::Kvm;
         plan.vcpus = 4;
         plan.drives.clear();
-        insta::assert_snapshot!("qemu_kvm", text(&command(&Job { plan, tsc_khz: None })));
+        insta::assert_snapshot!("qemu_kvm", text(&command_of(plan)));
     }
 
     #[test]
@@ -230,7 +264,7 @@ mod tests {
         let mut plan = plan();
         plan.kernel = "/a,b c=d\"e".into();
         plan.drives[0].path = "/a,b c=d\"e/disk".into();
-        let command = command(&Job { plan, tsc_khz: None });
+        let command = command_of(plan);
         assert!(command.arguments.contains(&"/a,b c=d\"e".into()));
         let node = command.arguments.iter().find(|a| a.to_str().unwrap().contains("disk\"")).unwrap();
         let node: serde_json::Value = serde_json::from_str(node.to_str().unwrap()).unwrap();

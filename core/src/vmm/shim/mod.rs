@@ -28,6 +28,7 @@ use self::pump::Pump;
 use super::control::{Job, Launched, Status, VmmInfo};
 use super::driver::{self, Machine};
 use super::exit::{self, Exit};
+use super::jail;
 use super::log::{self, LogWriter};
 use super::process::{self, VmmProcess};
 use super::walls;
@@ -203,7 +204,11 @@ impl Live<'_> {
         let vmm_log = open(vm_files::VMM_LOG, VMM_LOG_BYTES)?;
 
         let prepared = driver::driver(plan.driver).prepare(self.job).map_err(|e| failed(&e))?;
-        let walls = walls::of_vmm(self.job).map_err(|e| failed(&e))?;
+        let walls = match &prepared.walls {
+            Some(walls) => Some(walls.prepare()),
+            None => walls::of_vmm(self.job).transpose(),
+        };
+        let walls = walls.transpose().map_err(|e| failed(&e))?;
         let spawned = VmmProcess::spawn(&prepared.command, prepared.passed, prepared.lifeline, walls);
         let (vmm, outputs) = spawned.map_err(|source| {
             failed(&SpawnError { program: prepared.command.program.display().to_string(), source })
@@ -223,6 +228,11 @@ impl Live<'_> {
             failed(&ShimError::Thread { source })
         })?;
 
+        if prepared.is_jailed
+            && let Err(error) = jail::leave_root(plan)
+        {
+            return Err(give_up(vmm, pumps, &error));
+        }
         let machine = match prepared.bring_up.bring_up(vmm.handle()) {
             Ok(machine) => machine,
             Err(error) => return Err(give_up(vmm, pumps, &error)),

@@ -19,12 +19,13 @@ use nexus_schema::ByteSize;
 use rustix::fs::{FileType, Mode, OFlags};
 
 use self::api::Api;
-use self::jail::{Jail, JailError};
-use self::requests::{Files, Request};
-use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, ended_with};
+use self::jail::Jailed;
+use self::requests::Request;
+use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, ended_with, jail_failed};
 use crate::os::paths::vm_files;
 use crate::os::process::ProcessHandle;
 use crate::vmm::control::Job;
+use crate::vmm::jail::Files;
 use crate::vmm::process::CommandLine;
 
 const WHAT: &str = "firecracker";
@@ -41,27 +42,30 @@ pub(crate) struct Firecracker;
 
 impl Driver for Firecracker {
     fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {
-        let is_root = rustix::process::geteuid().is_root();
-        let jail = match jail::find_jailer(&job.plan.binary).filter(|_| is_root) {
-            Some(jailer) => Some(Jail::make(job, jailer).map_err(jail_failed)?),
+        let is_jailed = crate::vmm::jail::is_for(&job.plan);
+        let jail = match jail::find_jailer(&job.plan.binary).filter(|_| is_jailed) {
+            Some(jailer) => Some(Jailed::make(job, jailer).map_err(jail_failed)?),
             None => None,
         };
-        let root = jail.as_ref().map_or_else(PathBuf::new, |jail| jail.root().to_owned());
+        let root = jail.as_ref().map_or_else(PathBuf::new, |jailed| jailed.jail().root().to_owned());
         let log = make_log_pipe(&root.join(vm_files::VMM_PIPE))
             .map_err(|source| DriverError::Connection { source })?;
         let (command, files) = match &jail {
             Some(jail) => {
-                jail.give(&root.join(vm_files::VMM_PIPE)).map_err(jail_failed)?;
-                (jail.command(job), jail.files().clone())
+                jail.jail().give(&root.join(vm_files::VMM_PIPE)).map_err(jail_failed)?;
+                (jail.command(job), jail.jail().files().clone())
             }
             None => (command(job), Files::of(&job.plan)),
         };
         Ok(Prepared {
             command,
-            passed: None,
+            passed: Vec::new(),
             more_log: Some(log),
             // The jailer changes the user, and with that the kernel forgets whose death a process dies of.
             lifeline: jail.is_some(),
+            // The jailer puts up its own.
+            walls: None,
+            is_jailed: jail.is_some(),
             bring_up: Box::new(Spawned {
                 api: Api::new(root.join(vm_files::API)),
                 requests: requests::configure(job, &files),
@@ -70,10 +74,6 @@ impl Driver for Firecracker {
             }),
         })
     }
-}
-
-fn jail_failed(source: JailError) -> DriverError {
-    DriverError::Jail { source: Box::new(source) }
 }
 
 /// The command line without a jailer.
@@ -100,7 +100,7 @@ struct Spawned {
     requests: Vec<Request>,
     /// Name and file of each drive, as firecracker sees them.
     drives: Vec<(String, PathBuf)>,
-    jail: Option<Jail>,
+    jail: Option<Jailed>,
 }
 
 impl BringUp for Spawned {
@@ -149,7 +149,7 @@ struct Running {
     version: String,
     api: Api,
     drives: Vec<(String, PathBuf)>,
-    _jail: Option<Jail>,
+    _jail: Option<Jailed>,
 }
 
 impl Machine for Running {

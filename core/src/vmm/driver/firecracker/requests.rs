@@ -1,11 +1,12 @@
 //! Which requests configure and start a guest; pure.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::os::paths::vm_files;
 use crate::vmm::control::Job;
+use crate::vmm::jail::Files;
 use crate::vmm::plan::LaunchPlan;
 
 /// One request to the API.
@@ -18,26 +19,6 @@ pub(super) struct Request {
 
 /// What says its version.
 pub(super) const VERSION: &str = "/version";
-
-/// Where firecracker finds its files, as it sees them itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Files {
-    pub(super) kernel: PathBuf,
-    pub(super) initramfs: PathBuf,
-    /// In the order of the plan's drives.
-    pub(super) drives: Vec<PathBuf>,
-}
-
-impl Files {
-    /// The plan's own paths.
-    pub(super) fn of(plan: &LaunchPlan) -> Self {
-        Self {
-            kernel: plan.kernel.clone(),
-            initramfs: plan.initramfs.clone(),
-            drives: plan.drives.iter().map(|drive| drive.path.clone()).collect(),
-        }
-    }
-}
 
 fn put(path: impl Into<String>, body: Value) -> Request {
     Request { method: "PUT", path: path.into(), body }

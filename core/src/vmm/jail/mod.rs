@@ -1,0 +1,322 @@
+//! Jails: what a VMM of root sees of the host. A driver says which files its VMM needs; here they are put together.
+//!
+//! ```text
+//! Jail::make ── root directory (own mounts, a user of its own) ── bring, bring_program: bind mounts
+//!      │                                                              │
+//!      └── confine: namespaces, chroot, user, no capabilities, seccomp ┘     leave_root: the shim becomes that user too
+//! ```
+//! The mounts are seen by the shim and its VMM only, and are gone with them. What stays on the disk after a `kill -9` of the shim
+//! is a directory with empty files, which [`remove`] removes.
+
+mod program;
+
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::CloneFlags;
+use rustix::fs::{CWD, FileType, Mode};
+
+use super::plan::LaunchPlan;
+use crate::os::confine::{self, CapabilitySet, Confinement, User};
+use crate::os::own_mounts;
+use crate::os::paths::{KVM, PLAIN_DEVICES, vm_files};
+
+/// Users from here on belong to nobody: above those that containers get, below those that do not fit 31 bits. Each VM has
+/// its own, by its context id.
+const UID_FIRST: u32 = 0x7000_0000;
+const UID_COUNT: u32 = 0x0fff_0000;
+
+/// What fails while a jail is made. It holds paths relative to the VM's directory.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JailError {
+    #[error("make mounts of this VM's own")]
+    Mounts {
+        #[source]
+        source: nix::Error,
+    },
+    #[error("{action} {path}")]
+    File {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("list the libraries of {program}: {why}")]
+    Libraries { program: PathBuf, why: String },
+    #[error("the jail's {name} is not a socket")]
+    NoSocket { name: &'static str },
+    #[error("become the VM's user {uid}")]
+    User {
+        uid: u32,
+        #[source]
+        source: nix::Error,
+    },
+}
+
+pub(crate) fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> JailError + 'a {
+    move |source| JailError::File { action, path: path.to_owned(), source }
+}
+
+/// Where a VMM finds its VM's files, as it sees them itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Files {
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    /// In the order of the plan's drives.
+    pub drives: Vec<PathBuf>,
+}
+
+impl Files {
+    /// The plan's own paths: those of a VMM without a jail.
+    pub(crate) fn of(plan: &LaunchPlan) -> Self {
+        Self {
+            kernel: plan.kernel.clone(),
+            initramfs: plan.initramfs.clone(),
+            drives: plan.drives.iter().map(|drive| drive.path.clone()).collect(),
+        }
+    }
+}
+
+/// The user of a VM, which is also its group.
+pub(crate) fn uid_of(plan: &LaunchPlan) -> u32 {
+    UID_FIRST + plan.cid % UID_COUNT
+}
+
+/// Whether the VMM of a plan is put in a jail: root's are, unless the settings say otherwise.
+pub(crate) fn is_for(plan: &LaunchPlan) -> bool {
+    plan.jail && confine::is_root()
+}
+
+/// A root directory for one VMM, below [`vm_files::JAIL`] in the VM's directory.
+#[derive(Debug)]
+pub(crate) struct Jail {
+    root: PathBuf,
+    uid: u32,
+    files: Files,
+}
+
+impl Jail {
+    /// Makes the jail of a VM in the working directory, with the VM's files in it. `below` is where its root directory is below
+    /// [`vm_files::JAIL`]; with `in_memory` it is no directory of the disk. From here on, this process has mounts of its own.
+    pub(crate) fn make(plan: &LaunchPlan, below: &Path, in_memory: bool) -> Result<Self, JailError> {
+        own_mounts::begin().map_err(|source| JailError::Mounts { source })?;
+        let base = Path::new(vm_files::JAIL);
+        remove(base)?;
+        let root = base.join(below);
+        if in_memory {
+            std::fs::create_dir(base).map_err(file("make", base))?;
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+            mount(Some("jail"), base, Some("tmpfs"), flags, Some("size=1m,nr_inodes=4k,mode=0711"))
+                .map_err(|source| JailError::Mounts { source })?;
+        }
+        std::fs::create_dir_all(&root).map_err(file("make", &root))?;
+        // Directories on the way are made by this process with its umask; the jail's user has to get through them.
+        let on_the_way = root.ancestors().skip(1).take_while(|directory| directory.starts_with(base));
+        for directory in on_the_way {
+            open_up(directory)?;
+        }
+        let uid = uid_of(plan);
+        chown(&root, Some(uid), Some(uid)).map_err(file("give to the jail's user", &root))?;
+        let mut jail = Self { root, uid, files: Files::of(plan) };
+        jail.files.kernel = jail.bring(&plan.kernel, "kernel", false)?;
+        jail.files.initramfs = jail.bring(&plan.initramfs, "initramfs", false)?;
+        for (index, drive) in plan.drives.iter().enumerate() {
+            let inside = jail.bring(&drive.path, &format!("drive-{}", drive.id), !drive.read_only)?;
+            jail.files.drives[index] = inside;
+        }
+        Ok(jail)
+    }
+
+    /// Makes one of the VM's files visible inside; its path there.
+    fn bring(&self, outside: &Path, name: &str, is_written: bool) -> Result<PathBuf, JailError> {
+        let inside = self.root.join(name);
+        std::fs::File::create_new(&inside).map_err(file("make", &inside))?;
+        if is_written {
+            bind(outside, &inside, MsFlags::empty())?;
+            chown(&inside, Some(self.uid), Some(self.uid))
+                .map_err(file("give to the jail's user", outside))?;
+        } else {
+            // Kernels, initramfs files and read-only drives are shared by VMs, and hold no secret of one of them.
+            let mode = std::fs::metadata(outside).map_err(file("look at", outside))?.permissions().mode();
+            if mode & 0o004 == 0 {
+                std::fs::set_permissions(outside, std::fs::Permissions::from_mode(mode | 0o444))
+                    .map_err(file("make readable", outside))?;
+            }
+            bind(outside, &inside, MsFlags::MS_RDONLY)?;
+        }
+        Ok(Path::new("/").join(name))
+    }
+
+    /// Makes a file or directory of the host visible at its own path, if it is there. Nothing can be written to it, but to a device.
+    fn show(&self, outside: &Path, flags: MsFlags) -> Result<(), JailError> {
+        let Ok(found) = std::fs::metadata(outside) else { return Ok(()) };
+        let inside = self.root.join(outside.strip_prefix("/").unwrap_or(outside));
+        let directory = if found.is_dir() { &*inside } else { inside.parent().unwrap_or(&self.root) };
+        std::fs::create_dir_all(directory).map_err(file("make", directory))?;
+        for made in directory.ancestors().take_while(|made| *made != self.root) {
+            open_up(made)?;
+        }
+        if !found.is_dir() {
+            match std::fs::File::create_new(&inside) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+                made => made.map_err(file("make", &inside))?,
+            };
+        }
+        bind(outside, &inside, flags)
+    }
+
+    /// Makes a program visible with all that it needs to run: its libraries, what else is named, and the plain devices.
+    pub(crate) fn bring_program(
+        &self,
+        program: &Path,
+        more: &[PathBuf],
+        with_kvm: bool,
+    ) -> Result<(), JailError> {
+        let read_only = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        self.show(program, read_only)?;
+        for path in program::needs(program)?.iter().chain(more) {
+            self.show(path, read_only)?;
+        }
+        for device in PLAIN_DEVICES {
+            self.show(Path::new(device), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
+        }
+        if with_kvm {
+            self.make_kvm()?;
+        }
+        // Nothing is written to the directory itself, which holds mount points.
+        chown(&self.root, Some(0), Some(0)).map_err(file("keep", &self.root))?;
+        open_up(&self.root)
+    }
+
+    /// A node of the host's KVM that belongs to the jail's user: that of the host is for root and a group.
+    fn make_kvm(&self) -> Result<(), JailError> {
+        let host = Path::new(KVM);
+        let device = std::fs::metadata(host).map_err(file("look at", host))?.rdev();
+        let inside = self.root.join(host.strip_prefix("/").unwrap_or(host));
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(CWD, &inside, FileType::CharacterDevice, mode, device)
+            .map_err(io::Error::from)
+            .map_err(file("make", &inside))?;
+        self.give(&inside)
+    }
+
+    /// The walls of a VMM that is started in here: those of every VMM, and the jail's.
+    pub(crate) fn confine(&self, vmm: Confinement) -> Confinement {
+        Confinement {
+            namespaces: CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS,
+            root: Some(self.root.clone()),
+            user: Some(User { uid: self.uid, gid: self.uid }),
+            capabilities: Some(CapabilitySet::empty()),
+            // It sees no others.
+            files: None,
+            ..vmm
+        }
+    }
+
+    /// Gives a file of the jail to its user.
+    pub(crate) fn give(&self, path: &Path) -> Result<(), JailError> {
+        chown(path, Some(self.uid), Some(self.uid)).map_err(file("give to the jail's user", path))
+    }
+
+    /// The jail's root directory, relative to the VM's.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its user.
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Where the VM's files are inside.
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
+    }
+}
+
+/// Everybody may go through a directory.
+fn open_up(directory: &Path) -> Result<(), JailError> {
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711))
+        .map_err(file("open to the jail's user", directory))
+}
+
+fn bind(outside: &Path, inside: &Path, flags: MsFlags) -> Result<(), JailError> {
+    let none: Option<&str> = None;
+    let bind = |flags| mount(Some(outside), inside, none, flags, none).map_err(io::Error::from);
+    bind(MsFlags::MS_BIND).map_err(file("show the jail", outside))?;
+    if flags.is_empty() {
+        return Ok(());
+    }
+    bind(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags).map_err(file("protect", outside))
+}
+
+/// Makes this process, a shim whose VMM was spawned, the VM's user, with all of its threads: the VM's directory and what is in it is
+/// that user's from here on. It can end its VMM, and the VMM still dies with it.
+pub(crate) fn leave_root(plan: &LaunchPlan) -> Result<(), JailError> {
+    let uid = uid_of(plan);
+    let here = Path::new(".");
+    for entry in std::fs::read_dir(here).map_err(file("read", here))? {
+        let entry = entry.map_err(file("read", here))?;
+        if entry.file_name() != vm_files::JAIL {
+            let path = entry.path();
+            std::os::unix::fs::lchown(&path, Some(uid), Some(uid))
+                .map_err(file("give to the VM's user", &path))?;
+        }
+    }
+    chown(here, Some(uid), Some(uid)).map_err(file("give to the VM's user", here))?;
+    let become_it = || {
+        let gid = nix::unistd::Gid::from_raw(uid);
+        let user = nix::unistd::Uid::from_raw(uid);
+        // These are the C library's, which change all threads; with root's user its capabilities go.
+        nix::unistd::setgroups(&[])?;
+        nix::unistd::setresgid(gid, gid, gid)?;
+        nix::unistd::setresuid(user, user, user)
+    };
+    become_it().map_err(|source| JailError::User { uid, source })
+}
+
+impl Drop for Jail {
+    fn drop(&mut self) {
+        if let Err(error) = remove(Path::new(vm_files::JAIL)) {
+            tracing::debug!(%error, "a jail is left to the daemon");
+        }
+    }
+}
+
+/// Removes a jail with everything in it but what is mounted there.
+pub(crate) fn remove(base: &Path) -> Result<(), JailError> {
+    let here = match std::fs::canonicalize(base) {
+        Ok(here) => here,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(file("find", base)(error)),
+    };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // Field 5 is where it is mounted; blanks in it are written as octal numbers.
+    for mounted in mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape) {
+        if Path::new(&mounted).starts_with(&here) {
+            umount2(Path::new(&mounted), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+                .map_err(|source| JailError::Mounts { source })?;
+        }
+    }
+    match std::fs::remove_dir_all(base) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file("remove", base)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// A path as `/proc/self/mountinfo` writes it.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounted_paths_are_read_as_written() {
+        assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
+    }
+}
