@@ -247,14 +247,23 @@ impl Daemon {
         fs::read_to_string(self.root.join("nexusd.log")).unwrap_or_default()
     }
 
-    /// The processes of this daemon's VMs: those that work in its state directory.
+    /// The processes of this daemon's VMs: those that work in its state directory, and their children, which may be in jails.
     pub fn processes(&self) -> Vec<u32> {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let state = fs::canonicalize(&self.state).unwrap_or_else(|_| self.state.clone());
+        let works_here =
+            |pid: u32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&state));
+        let parent = |pid: u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+        };
         entries
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .filter(|pid| *pid != self.pid())
-            .filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&state)))
+            .filter(|pid| {
+                works_here(*pid)
+                    || parent(*pid).is_some_and(|parent| parent != self.pid() && works_here(parent))
+            })
             .collect()
     }
 

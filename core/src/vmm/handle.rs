@@ -222,6 +222,9 @@ impl Shim {
                 gone(vmm).await;
             }
         }
+        if matches!(shim::read_holder(&self.inner.directory), Ok(None)) {
+            remove_jail(&self.inner.directory);
+        }
         read_exit(&self.inner.directory).unwrap_or_else(Exit::lost)
     }
 }
@@ -240,11 +243,16 @@ pub(crate) fn launched_boot(directory: &Path) -> Option<BootId> {
     Some(serde_json::from_slice::<Job>(&job).ok()?.plan.boot_id)
 }
 
-/// Removes the sockets and the jail that a VM left in its directory: its shim may not, or was killed. Only while no shim lives there.
-pub(crate) fn remove_sockets(directory: &Path) {
+/// Removes what a jail leaves on the disk: its shim is not root any more, and its mounts are gone with it.
+fn remove_jail(directory: &Path) {
     if let Err(error) = super::jail::remove(&directory.join(vm_files::JAIL)) {
         tracing::warn!(directory = %directory.display(), %error, "a jail is left behind");
     }
+}
+
+/// Removes the sockets and the jail that a VM left in its directory: its shim may not, or was killed. Only while no shim lives there.
+pub(crate) fn remove_sockets(directory: &Path) {
+    remove_jail(directory);
     for name in shim::SOCKETS.into_iter().chain([vm_files::HELLO]) {
         match std::fs::remove_file(directory.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

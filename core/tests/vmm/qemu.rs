@@ -133,6 +133,41 @@ async fn a_kernel_that_panics_ends_the_vm_with_its_last_words_on_the_console() {
     assert_eq!((exit.code, exit.shim_lost), (Some(0), false));
 }
 
+/// What /proc says of a VMM in a jail, and of its shim.
+fn assert_jailed(vmm: u32, shim: u32) {
+    assert!(nix::unistd::geteuid().is_root(), "this test makes mounts and changes users: run it as root");
+    for pid in [vmm, shim] {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        for line in [
+            "Uid:\t1879048195\t1879048195\t1879048195\t1879048195",
+            "CapEff:\t0000000000000000",
+            "CapPrm:\t0000000000000000",
+            "NoNewPrivs:\t1",
+            "Groups:\t \n",
+        ] {
+            assert!(status.contains(line), "{line} is not in {status}");
+        }
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+            let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+            assert!(status.contains("Seccomp:\t2") && status.contains("Uid:\t1879048195\t"), "{status}");
+        }
+    }
+    let ns = |pid: &str, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    for kind in ["mnt", "net", "ipc", "uts"] {
+        assert_ne!(ns(&vmm.to_string(), kind), ns("self", kind), "{kind}");
+    }
+    let root = std::fs::read_dir(format!("/proc/{vmm}/root")).unwrap();
+    let mut seen: Vec<_> = root.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    seen.retain(|name| !["lib", "lib64", "usr", "etc", "sys", "dev"].contains(&name.as_str()));
+    seen.sort();
+    assert_eq!(seen, ["drive-root", "initramfs", "kernel"]);
+    for hidden in ["etc/passwd", "usr/bin/sh", "bin/sh", "proc/self", "root", "home", "var"] {
+        assert!(!std::path::Path::new(&format!("/proc/{vmm}/root/{hidden}")).exists(), "{hidden}");
+    }
+    let interfaces = std::fs::read_to_string(format!("/proc/{vmm}/net/dev")).unwrap();
+    assert_eq!(interfaces.lines().filter(|line| line.contains(':')).count(), 1, "{interfaces}");
+}
+
 #[tokio::test]
 async fn pauses_resumes_and_dies_with_the_shim() {
     let vm = vm(&initramfs("none", 0o100_644, b""));
@@ -145,6 +180,7 @@ async fn pauses_resumes_and_dies_with_the_shim() {
         assert!(vm.directory().join(name).exists(), "{name}");
     }
     let pid = shim.vmm().pid;
+    assert_jailed(pid, shim.identity().pid);
     crate::support::signal(shim.identity().pid, nix::sys::signal::Signal::SIGKILL);
     assert!(ended(&shim).await.shim_lost);
     assert!(!is_alive(pid));
@@ -189,6 +225,8 @@ async fn a_drive_is_not_used_by_two_vms() {
 async fn what_qemu_refuses_is_in_the_error() {
     let mut vm = vm(b"");
     vm.plan.kernel = "/nowhere/vmlinux".into();
+    // In a jail it would not be started at all.
+    vm.plan.jail = false;
     let VmmError::Launch { exit, .. } = vm.fails_to_launch().await else { panic!("another error") };
     assert_eq!(exit.code, Some(1));
     assert!(exit.message.contains("/nowhere/vmlinux"), "{}", exit.message);

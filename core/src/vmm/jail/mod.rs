@@ -153,16 +153,17 @@ impl Jail {
     fn show(&self, outside: &Path, flags: MsFlags) -> Result<(), JailError> {
         let Ok(found) = std::fs::metadata(outside) else { return Ok(()) };
         let inside = self.root.join(outside.strip_prefix("/").unwrap_or(outside));
+        if inside.exists() {
+            return Ok(());
+        }
         let directory = if found.is_dir() { &*inside } else { inside.parent().unwrap_or(&self.root) };
-        std::fs::create_dir_all(directory).map_err(file("make", directory))?;
-        for made in directory.ancestors().take_while(|made| *made != self.root) {
-            open_up(made)?;
+        let missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
+        for path in missing.into_iter().rev() {
+            std::fs::create_dir(path).map_err(file("make", path))?;
+            open_up(path)?;
         }
         if !found.is_dir() {
-            match std::fs::File::create_new(&inside) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-                made => made.map_err(file("make", &inside))?,
-            };
+            std::fs::File::create_new(&inside).map_err(file("make", &inside))?;
         }
         bind(outside, &inside, flags)
     }

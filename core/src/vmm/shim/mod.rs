@@ -133,7 +133,7 @@ fn run(directory: &Path) -> Result<(), ShimError> {
 
     let exit = match shim.launch() {
         Ok((vmm, status)) => {
-            if let Err(error) = walls::forbid_programs(&job) {
+            if let Err(error) = walls::forbid_programs(&job, vmm.is_jailed) {
                 say(&format!("this process may still start programs: {error}"));
             }
             if report(&Launched::Running(status.clone())).is_err() {
@@ -165,6 +165,8 @@ fn run(directory: &Path) -> Result<(), ShimError> {
 struct Vmm {
     process: VmmProcess,
     machine: Arc<dyn Machine>,
+    /// Whether this process and its VMM are the VM's user.
+    is_jailed: bool,
     pumps: Vec<Pump>,
 }
 
@@ -251,7 +253,7 @@ impl Live<'_> {
             vmm: VmmInfo { pid: vmm.handle().pid(), version: machine.version().to_owned() },
             vmm_start_time: vmm.handle().start_time(),
         };
-        return Ok((Vmm { process: vmm, machine, pumps }, status));
+        return Ok((Vmm { process: vmm, machine, is_jailed: prepared.is_jailed, pumps }, status));
 
         /// Ends a VMM that did not come up, and says why it did not.
         fn give_up(mut vmm: VmmProcess, pumps: Vec<Pump>, error: &dyn std::error::Error) -> Exit {
