@@ -50,7 +50,11 @@ impl Nexus {
 
     /// The tool `vm_inspect`.
     pub async fn vm_inspect(&self, _: &CallContext, params: VmInspectParams) -> Result<VmDetails, ToolError> {
-        details(&self.shared, &params.vm).await
+        let mut details = details(&self.shared, &params.vm).await?;
+        if let Some(process) = &mut details.process {
+            process.walls = crate::vmm::walls_of(process.pid);
+        }
+        Ok(details)
     }
 
     /// The tool `vm_start`.

@@ -17,6 +17,7 @@ pub(crate) mod own_mounts;
 pub mod paths;
 pub mod process;
 pub mod random;
+pub(crate) mod regular;
 pub(crate) mod remove;
 pub(crate) mod shown;
 pub mod socket;

@@ -280,6 +280,7 @@ impl Provision {
             ready: false,
             distro: None,
             init: recipe.init,
+            has_init: None,
             config: match &recipe.want {
                 Want::Installed(image) => image.config.clone(),
                 _ => None,
@@ -380,6 +381,7 @@ impl Provision {
             ready: true,
             distro: built.distro,
             init: record.init,
+            has_init: Some(built.init_system.is_some()),
             config: built.config,
             size: built.size,
             used_bytes: built.used_bytes,

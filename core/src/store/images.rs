@@ -25,6 +25,8 @@ pub struct ImageRecord {
     pub distro: Option<String>,
     /// What is PID 1 by default.
     pub init: InitMode,
+    /// Whether it has an init system; `None` for images of earlier builds, at which nobody looked.
+    pub has_init: Option<bool>,
     /// How it means to be run, where it says so.
     pub config: Option<ImageConfig>,
     /// The architecture.
@@ -50,6 +52,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<ImageRecord> {
         ready: row.get::<_, String>("status")? == "success",
         distro: row.get("distro")?,
         init: row.json("init")?,
+        has_init: row.get("has_init")?,
         config: row.json_opt("config")?,
         arch: row.get("arch")?,
         size: ByteSize::bytes(row.unsigned("size_bytes")?),
@@ -84,7 +87,7 @@ pub fn insert(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError> {
 pub fn set_ready(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE images SET status = 'success', distro = ?2, init = ?3, size_bytes = ?4, used_bytes = ?5, sha256 = ?6,
-         config = ?7 WHERE id = ?1",
+         config = ?7, has_init = ?8 WHERE id = ?1",
         params![
             image.id.as_i64(),
             image.distro,
@@ -93,6 +96,7 @@ pub fn set_ready(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError>
             signed(image.used_bytes),
             image.sha256,
             image.config.as_ref().map(Json),
+            image.has_init,
         ],
     )?;
     Ok(())

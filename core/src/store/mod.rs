@@ -28,7 +28,7 @@ use rusqlite::{TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest version of the schema that this build knows.
-pub const SCHEMA_VERSION: u32 = 5;
+pub const SCHEMA_VERSION: u32 = 6;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -37,6 +37,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0003.sql")),
         M::up(include_str!("migrations/0004.sql")),
         M::up(include_str!("migrations/0005.sql")),
+        M::up(include_str!("migrations/0006.sql")),
     ])
 }
 

@@ -332,6 +332,7 @@ async fn builds_outlive_their_template_and_are_found_by_their_inputs() {
             ready: false,
             distro: None,
             init: InitMode::Agent,
+            has_init: Some(true),
             config: None,
             arch: "x86_64".into(),
             size: ByteSize::mib(8),

@@ -154,6 +154,13 @@ async fn prepare(
         false => None,
     };
     let image = shared.provision.image(&from, &record.owner, progress).await?;
+    if record.spec.init == nexus_schema::link::InitMode::System && image.has_init == Some(false) {
+        return Err(ToolError::invalid(format!(
+            "init is `system`, but image {} has no init system (no /sbin/init)",
+            image.name
+        ))
+        .hint("leave `init` out, or choose an image with an init system, such as one built with systemd"));
+    }
     let disk = disk_of(&record.spec, &image)?;
     record.spec.disk = disk;
     record.kernel_id = kernel.map(|k| k.id);

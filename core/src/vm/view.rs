@@ -97,6 +97,7 @@ impl View {
                 shim_pid: processes.shim_pid,
                 vsock_socket: show(vm_files::VSOCK),
                 directory: directory.display().to_string(),
+                walls: None,
             }),
             boot_id: record.boot_id,
             cid: record.cid,

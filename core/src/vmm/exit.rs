@@ -86,7 +86,7 @@ pub(crate) fn describe(status: ExitStatus) -> String {
 /// Reads how the last VMM of a VM's directory ended; `None` when none has ended since the last launch, or the file is not
 /// what a shim writes.
 pub fn read_exit(directory: &Path) -> Option<Exit> {
-    let file = std::fs::File::open(directory.join(vm_files::EXIT)).ok()?;
+    let file = crate::os::regular::open(&directory.join(vm_files::EXIT)).ok()?;
     serde_json::from_reader(std::io::Read::take(file, FILE_MAX)).ok()
 }
 

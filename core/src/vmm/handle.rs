@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
+use super::cgroup::{self, Groups, Limits};
 use super::control::{Job, LINE_MAX, Launched, Reply, Request, ShimIdentity, Status, VmmError, VmmInfo};
 use super::exit::{self, Exit, read_exit};
 use super::plan::{Accel, LaunchPlan};
@@ -19,6 +20,7 @@ use super::shim::{self, Holder};
 use super::{log, process};
 use crate::os::paths::vm_files;
 use crate::os::process::ProcessHandle;
+use crate::os::regular;
 use crate::os::socket::connect_in_tokio;
 use crate::os::tsc;
 
@@ -34,6 +36,8 @@ const ANSWER_OF_VMM: Duration = Duration::from_secs(8);
 const LEAVE: Duration = Duration::from_secs(5);
 /// How much of the VMM's log and of the console goes into an error, in bytes.
 const TAIL: usize = 4 << 10;
+/// How long a plan's file is at most, in bytes.
+const PLAN_MAX: u64 = 1 << 20;
 /// Where a shim's own log begins anew, in bytes.
 const SHIM_LOG_MAX: u64 = 64 << 10;
 
@@ -72,6 +76,7 @@ impl Shim {
         let launched = timeout(LAUNCH, starting.launched()).await;
         match launched {
             Ok(Ok(Some(Launched::Running(status)))) => {
+                limit_vmm(plan, status.vmm.pid);
                 let shim = Self::hold(&plan.directory, status)?;
                 starting.keep = true;
                 match shim {
@@ -239,14 +244,45 @@ pub(crate) fn launched_boot(directory: &Path) -> Option<BootId> {
     struct Plan {
         boot_id: BootId,
     }
-    let job = std::fs::read(directory.join(vm_files::PLAN)).ok()?;
-    Some(serde_json::from_slice::<Job>(&job).ok()?.plan.boot_id)
+    let job = regular::open(&directory.join(vm_files::PLAN)).ok()?;
+    Some(serde_json::from_reader::<_, Job>(io::Read::take(job, PLAN_MAX)).ok()?.plan.boot_id)
+}
+
+/// Puts a shim that was just started into a group with its VM's limits; what it starts from then on is in it too.
+fn limit(plan: &LaunchPlan, pid: u32) {
+    if !plan.jail {
+        return;
+    }
+    let Some(name) = cgroup::name_of(&plan.directory) else { return };
+    let groups = Groups::look();
+    let lacking = groups.limit(&name, Limits::of(plan));
+    if !lacking.is_empty() {
+        tracing::debug!(vm = %plan.name, ?lacking, "limits that could not be set");
+    }
+    if let Err(error) = groups.put(&name, pid) {
+        tracing::warn!(vm = %plan.name, %error, "a VM runs without limits");
+    }
+}
+
+/// Puts the VMM into its shim's group, if it was started before the shim was there. Nobody waits for it.
+fn limit_vmm(plan: &LaunchPlan, pid: u32) {
+    let (directory, limited) = (plan.directory.clone(), plan.jail);
+    tokio::task::spawn_blocking(move || {
+        if let Some(name) = cgroup::name_of(&directory).filter(|_| limited)
+            && let Err(error) = Groups::look().put(&name, pid)
+        {
+            tracing::debug!(%error, "a VMM is not in its group");
+        }
+    });
 }
 
 /// Removes what a jail leaves on the disk: its shim is not root any more, and its mounts are gone with it.
 fn remove_jail(directory: &Path) {
     if let Err(error) = super::jail::remove(&directory.join(vm_files::JAIL)) {
         tracing::warn!(directory = %directory.display(), %error, "a jail is left behind");
+    }
+    if let Some(name) = cgroup::name_of(directory) {
+        Groups::look().remove(&name);
     }
 }
 
@@ -299,7 +335,11 @@ impl Starting {
 
     fn failed(&self, plan: &LaunchPlan, exit: Option<Exit>) -> VmmError {
         let exit = exit.unwrap_or_else(|| {
-            let said = std::fs::read(plan.directory.join(vm_files::SHIM_LOG)).unwrap_or_default();
+            let mut said = Vec::new();
+            if let Ok(log) = regular::open(&plan.directory.join(vm_files::SHIM_LOG)) {
+                // What cannot be read is not told.
+                let _ = io::Read::read_to_end(&mut io::Read::take(log, 2 * SHIM_LOG_MAX), &mut said);
+            }
             let said = String::from_utf8_lossy(&said[said.len().saturating_sub(TAIL)..]).trim().to_owned();
             Exit { message: format!("the shim ended without a report: {said}"), ..Exit::lost() }
         });
@@ -332,6 +372,7 @@ fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
     if is_taken(directory).map_err(failed("look at", vm_files::SHIM_LOCK))? {
         return Err(VmmError::AlreadyRunning { directory: directory.clone() });
     }
+    regular::take_back(directory).map_err(failed("take back", ""))?;
     for name in shim::SOCKETS.into_iter().chain([vm_files::EXIT]) {
         match std::fs::remove_file(directory.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", name)(e)),
@@ -348,6 +389,7 @@ fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
     let spawn_failed = |source| VmmError::Spawn { binary: shim_binary.to_owned(), source };
     let mut child = process::spawn_shim(shim_binary, directory, log).map_err(spawn_failed)?;
     let handle = ProcessHandle::of_child(&child).map_err(spawn_failed);
+    limit(plan, child.id());
     let stdout = child.stdout.take().map(OwnedFd::from);
     let report = stdout.ok_or_else(|| io::ErrorKind::BrokenPipe.into()).and_then(|fd| {
         process::set_nonblocking(&fd)?;

@@ -12,6 +12,9 @@ use super::exit::write_atomic;
 /// The end of the file's name that holds the offset at which the current boot began.
 const BOOT: &str = ".boot";
 
+/// How long that file is at most, in bytes.
+const BOOT_MAX: u64 = 32;
+
 /// The writing side. There is one per log.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
@@ -147,7 +150,8 @@ impl LogReader {
             let (before, parts) = Self::look(directory, name)?;
             tries += 1;
             if segments(directory, name)? == before || tries == 16 {
-                let boot = std::fs::read_to_string(directory.join(format!("{name}{BOOT}")))
+                let boot = crate::os::regular::open(&directory.join(format!("{name}{BOOT}")))
+                    .and_then(|file| io::read_to_string(file.take(BOOT_MAX)))
                     .ok()
                     .and_then(|text| text.parse().ok())
                     .unwrap_or(0);
@@ -209,7 +213,7 @@ impl LogReader {
 }
 
 fn open_existing(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
+    match crate::os::regular::open(path) {
         Ok(file) => Ok(Some(file)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),

@@ -9,6 +9,7 @@
 //! Nothing here sees the store. The VMM dies with its shim (PR_SET_PDEATHSIG), so that a shim that is gone means that its drives are
 //! free again.
 
+mod cgroup;
 pub mod console;
 mod control;
 pub mod doctor;
@@ -20,6 +21,7 @@ mod log;
 mod plan;
 mod process;
 mod shim;
+mod shown;
 pub mod vsock;
 mod walls;
 
@@ -30,3 +32,4 @@ pub use handle::Shim;
 pub(crate) use handle::{launched_boot, remove_sockets};
 pub use plan::{Accel, DriverKind, LaunchPlan, PlanDrive};
 pub use shim::shim_main;
+pub(crate) use shown::walls_of;

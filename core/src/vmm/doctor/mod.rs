@@ -5,6 +5,7 @@
 
 mod kvm;
 mod probe;
+mod walls;
 
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use nexus_schema::{ByteSize, ErrorCode, ToolError};
 
 use self::kvm::Kvm;
 use self::probe::{Program, Version};
+use self::walls::Walls;
 use super::driver::Caps;
 use super::plan::{Accel, DriverKind};
 use crate::config::{Config, DriverSetting};
@@ -31,9 +33,14 @@ const MEMORY_MIN: u64 = 256 << 20;
 pub struct Host {
     setting: DriverSetting,
     kvm: Kvm,
+    force_kvm: bool,
+    /// The walls that VMMs get here, and what lacks of them.
+    walls: Walls,
     qemu: Program,
     firecracker: Program,
     jailer: Option<PathBuf>,
+    /// The loader that a firecracker needs which is not linked statically: there is none in its jail.
+    firecracker_loader: Option<PathBuf>,
     mke2fs: Option<PathBuf>,
     debugfs: Option<PathBuf>,
     mmdebstrap: Option<PathBuf>,
@@ -89,9 +96,12 @@ impl Host {
         let unsuitable = |message: String, hint: String| {
             Err(ToolError::new(ErrorCode::HostUnsuitable, message).hint(hint))
         };
-        if let Some((why, fix)) = self.kvm.complaint() {
+        if let Some((why, fix)) = self.kvm_complaint() {
             let message = format!("firecracker needs hardware KVM: {why}");
             return unsuitable(message, format!("use driver `qemu`, or: {fix}"));
+        }
+        if let Some((why, fix)) = self.unjailable() {
+            return unsuitable(format!("firecracker {why}"), fix);
         }
         match self.firecracker.usable(FIRECRACKER_MIN) {
             Ok((binary, version)) => Ok(Choice {
@@ -109,7 +119,7 @@ impl Host {
         match self.qemu.usable(QEMU_MIN) {
             Ok((binary, version)) => Ok(Choice {
                 driver: DriverKind::Qemu,
-                accel: if self.kvm == Kvm::Usable { Accel::Kvm } else { Accel::Tcg },
+                accel: if self.kvm_complaint().is_none() { Accel::Kvm } else { Accel::Tcg },
                 binary: binary.clone(),
                 version: version.to_string(),
                 caps: Caps::of(DriverKind::Qemu),
@@ -117,6 +127,22 @@ impl Host {
             Err(why) => Err(ToolError::new(ErrorCode::HostUnsuitable, format!("qemu-system-x86_64 {why}"))
                 .hint(format!("{QEMU_FIX}, then try again"))),
         }
+    }
+
+    /// What is wrong with KVM, unless the owner of the host insists on it and it opens.
+    fn kvm_complaint(&self) -> Option<(String, String)> {
+        let opens = !matches!(self.kvm, Kvm::NoDevice | Kvm::Denied | Kvm::Broken(_));
+        self.kvm.complaint().filter(|_| !(self.force_kvm && opens))
+    }
+
+    /// Why this host's firecracker cannot run in a jail, and what to do about it.
+    fn unjailable(&self) -> Option<(String, String)> {
+        let loader = self.firecracker_loader.as_ref()?;
+        if !self.is_root || !self.walls.jail || self.jailer.is_none() {
+            return None;
+        }
+        let why = format!("needs the loader {}, which is not in its jail", loader.display());
+        Some((why, "install firecracker's release binary, which is linked statically".to_owned()))
     }
 
     /// Everything that was found, what `auto` picks, and why.
@@ -148,9 +174,10 @@ impl Host {
             (DriverKind::Firecracker, _) => "hardware KVM works and firecracker is installed".to_owned(),
             (DriverKind::Qemu, Accel::Kvm) => match self.firecracker.usable(FIRECRACKER_MIN) {
                 Err(why) => format!("hardware KVM works; firecracker {why}"),
+                Ok(_) if self.kvm != Kvm::Usable => "the setting `force_kvm` says to use KVM".to_owned(),
                 Ok(_) => "hardware KVM works".to_owned(),
             },
-            (DriverKind::Qemu, Accel::Tcg) => match self.kvm.complaint() {
+            (DriverKind::Qemu, Accel::Tcg) => match self.kvm_complaint() {
                 Some((why, _)) => format!("software emulation, since {why}"),
                 None => "software emulation".to_owned(),
             },
@@ -163,9 +190,15 @@ impl Host {
         let mut check = |name: &str, status, found: String, fix: Option<String>| {
             checks.push(DoctorCheck { name: name.to_owned(), status, found, fix });
         };
-        match self.kvm.complaint() {
-            None => check("kvm", DoctorStatus::Ok, "usable".to_owned(), None),
-            Some((why, fix)) => check("kvm", DoctorStatus::Warn, why, Some(fix)),
+        match (self.kvm.complaint(), self.kvm_complaint()) {
+            (None, _) => check("kvm", DoctorStatus::Ok, "usable".to_owned(), None),
+            (Some((why, _)), None) => check(
+                "kvm",
+                DoctorStatus::Warn,
+                format!("used because the setting `force_kvm` says so, though {why}: guests may crash or hang"),
+                Some("take `force_kvm` out of the configuration, unless your guests' kernels are made for this host".to_owned()),
+            ),
+            (Some(_), Some((why, fix))) => check("kvm", DoctorStatus::Warn, why, Some(fix)),
         }
         let programs = [
             ("qemu-system-x86_64", &self.qemu, QEMU_MIN, DriverKind::Qemu, QEMU_FIX),
@@ -173,6 +206,10 @@ impl Host {
         ];
         for (name, program, min, kind, fix) in programs {
             match program.usable(min) {
+                Ok(_) if kind == DriverKind::Firecracker && self.unjailable().is_some() => {
+                    let (why, fix) = self.unjailable().unwrap_or_default();
+                    check(name, DoctorStatus::Warn, why, Some(fix));
+                }
                 Ok((binary, version)) => {
                     check(name, DoctorStatus::Ok, format!("{version} at {}", binary.display()), None);
                 }
@@ -196,6 +233,8 @@ impl Host {
                 ),
             }
         }
+        let (status, found, fix) = self.walls.check(self.is_root);
+        check("walls", status, found, fix);
         check("vsock", DoctorStatus::Ok, "built in: the host needs no vhost module".to_owned(), None);
         let tools = [
             ("mke2fs", &self.mke2fs, "images cannot be built", "apt-get install e2fsprogs"),

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::Host;
 use super::kvm::Kvm;
+use super::walls::Walls;
 use crate::config::Config;
+use crate::os::confine::program::interpreter;
 use crate::os::paths::{PROGRAM_DIRECTORIES, Paths};
 use crate::os::subids;
 use crate::os::tool::is_program;
@@ -106,12 +108,19 @@ pub(super) fn examine(config: &Config) -> Host {
         Program::Found { binary, .. } => find_jailer(binary),
         Program::Missing | Program::Broken { .. } => None,
     };
+    let firecracker_loader = match &firecracker {
+        Program::Found { binary, .. } => interpreter(binary).ok().flatten(),
+        Program::Missing | Program::Broken { .. } => None,
+    };
     Host {
         setting: config.driver.clone(),
         kvm: Kvm::look(Path::new("/")),
+        force_kvm: config.force_kvm,
+        walls: Walls::look(config.jail),
         qemu,
         firecracker,
         jailer,
+        firecracker_loader,
         mke2fs: find("mke2fs"),
         debugfs: find("debugfs"),
         mmdebstrap: find("mmdebstrap"),

@@ -24,9 +24,17 @@ fn host() -> Host {
     Host {
         setting: DriverSetting::Auto,
         kvm: Kvm::Usable,
+        force_kvm: false,
+        walls: Walls {
+            jail: true,
+            landlock: Some(6),
+            groups: Some("control groups, version 2 (cpu, io, memory, pids)".into()),
+            lacking: vec![],
+        },
         qemu: Program::Found { binary: "/bin/qemu".into(), version: Version(7, 2, 22) },
         firecracker: Program::Found { binary: "/bin/firecracker".into(), version: Version(1, 16, 1) },
         jailer: Some("/bin/jailer".into()),
+        firecracker_loader: None,
         mke2fs: Some("/bin/mke2fs".into()),
         debugfs: Some("/bin/debugfs".into()),
         mmdebstrap: Some("/bin/mmdebstrap".into()),
@@ -128,4 +136,29 @@ fn ids_matter_to_ordinary_users_only() {
     assert_eq!(found.status, DoctorStatus::Warn);
     assert!(found.found.contains("me has no 65536 ids"), "{}", found.found);
     assert!(found.fix.unwrap().starts_with("as root: usermod --add-subuids"));
+}
+
+#[test]
+fn the_owner_of_a_host_may_insist_on_kvm_that_opens() {
+    let host = Host { kvm: Kvm::SoftwareOnly, force_kvm: true, ..host() };
+    assert_eq!(picked(&host, DriverChoice::Auto), (DriverKind::Firecracker, Accel::Kvm));
+    assert_eq!(picked(&host, DriverChoice::Qemu), (DriverKind::Qemu, Accel::Kvm));
+    let check = host.report().checks.into_iter().find(|check| check.name == "kvm").unwrap();
+    assert_eq!(check.status, DoctorStatus::Warn);
+    assert!(check.found.contains("`force_kvm`") && check.found.contains("kvm_pvm"), "{}", check.found);
+    let without = Host { kvm: Kvm::NoDevice, ..host };
+    assert_eq!(picked(&without, DriverChoice::Auto), (DriverKind::Qemu, Accel::Tcg));
+}
+
+#[test]
+fn a_dynamically_linked_firecracker_is_not_put_in_a_jail() {
+    let loader = Some("/lib64/ld-linux-x86-64.so.2".into());
+    let dynamic = Host { firecracker_loader: loader, ..host() };
+    assert_eq!(picked(&dynamic, DriverChoice::Auto), (DriverKind::Qemu, Accel::Kvm));
+    let refused = dynamic.choose(DriverChoice::Firecracker).unwrap_err();
+    assert!(refused.message.contains("/lib64/ld-linux-x86-64.so.2"), "{}", refused.message);
+    let check = dynamic.report().checks.into_iter().find(|check| check.name == "firecracker").unwrap();
+    assert_eq!(check.status, DoctorStatus::Warn);
+    let unjailed = Host { is_root: false, ..dynamic };
+    assert_eq!(picked(&unjailed, DriverChoice::Auto), (DriverKind::Firecracker, Accel::Kvm));
 }

@@ -1,7 +1,7 @@
 //! One shim per directory: a lock file, locked for as long as its shim lives, that says who it is.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -9,7 +9,11 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::os::paths::vm_files;
+use crate::os::regular;
 use crate::vmm::control::ShimIdentity;
+
+/// How long what a lock's file says is at most, in bytes.
+const IDENTITY_MAX: u64 = 1 << 10;
 
 /// The lock, held.
 pub(super) struct Lock {
@@ -38,7 +42,7 @@ impl Lock {
 /// Which shim holds the lock of a directory; `None` when none does.
 pub(crate) fn read_holder(directory: &Path) -> io::Result<Option<Holder>> {
     let path = directory.join(vm_files::SHIM_LOCK);
-    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+    let file = match regular::open_with(&path, OpenOptions::new().read(true).write(true)) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
@@ -46,7 +50,8 @@ pub(crate) fn read_holder(directory: &Path) -> io::Result<Option<Holder>> {
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(None),
         Err(Errno::WOULDBLOCK) => {
-            let text = std::fs::read(&path)?;
+            let mut text = Vec::new();
+            (&file).take(IDENTITY_MAX).read_to_end(&mut text)?;
             Ok(Some(serde_json::from_slice(&text).map_or(Holder::Unknown, Holder::Known)))
         }
         Err(e) => Err(e.into()),

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use nexus_schema::Timestamp;
 use nexus_schema::link::InitMode;
-use nexus_schema::tools::vm::{NetworkChoice, VmDetails, VmState, VmSummary, VmTimings, VmTransition};
+use nexus_schema::tools::vm::{
+    NetworkChoice, VmDetails, VmState, VmSummary, VmTimings, VmTransition, VmWalls,
+};
 
 use crate::ctl::format;
 use crate::ctl::ui::{Mood, Table, Text};
@@ -107,6 +109,7 @@ pub(super) fn details(vm: &VmDetails, now: Timestamp) -> Table {
     }
     if let Some(process) = &vm.process {
         table.fact("pid", format!("{} (shim {})", process.pid, process.shim_pid));
+        table.maybe("walls", process.walls.as_ref().map(walls));
         table.fact("directory", &process.directory);
         table.fact("vsock", format!("{} (cid {})", process.vsock_socket, vm.cid));
     }
@@ -119,6 +122,23 @@ pub(super) fn details(vm: &VmDetails, now: Timestamp) -> Table {
     table.fact("created", time(vm.created_at, now));
     table.maybe("started", vm.started_at.map(|at| time(at, now)));
     table
+}
+
+/// The walls around a VMM on one line.
+fn walls(walls: &VmWalls) -> String {
+    let mut words = vec![format!("user {}", walls.uid)];
+    let says = [
+        (walls.own_root, "own root directory"),
+        (!walls.capabilities, "no capabilities"),
+        (walls.no_new_privileges, "no new privileges"),
+        (walls.seccomp, "seccomp"),
+    ];
+    words.extend(says.iter().filter(|(is, _)| *is).map(|(_, word)| (*word).to_owned()));
+    if !walls.namespaces.is_empty() {
+        words.push(format!("namespaces {}", walls.namespaces.join(" ")));
+    }
+    words.extend(walls.limits.iter().map(|(name, value)| format!("{name} {value}")));
+    words.join(", ")
 }
 
 fn image(vm: &VmDetails) -> String {

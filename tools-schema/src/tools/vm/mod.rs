@@ -268,6 +268,29 @@ pub struct VmProcess {
     pub vsock_socket: String,
     /// The directory of the VM on the host.
     pub directory: String,
+    /// The walls around the VMM, in `vm_inspect`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub walls: Option<VmWalls>,
+}
+
+/// The walls around a VMM, as the host's kernel tells of its process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmWalls {
+    /// The host's user that it runs as.
+    pub uid: u32,
+    /// Whether it can never gain privileges.
+    pub no_new_privileges: bool,
+    /// Whether it has any of root's capabilities.
+    pub capabilities: bool,
+    /// Whether its system calls are filtered.
+    pub seccomp: bool,
+    /// Whether it sees a root directory of its own.
+    pub own_root: bool,
+    /// The namespaces that it does not share with the daemon, such as `net`.
+    pub namespaces: Vec<String>,
+    /// The limits of its control group, by the kernel's names.
+    #[serde(default)]
+    pub limits: BTreeMap<String, String>,
 }
 
 /// Where the time of a boot went, each step in milliseconds after the one before.
