@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use rustix::process::{Resource, Rlimit};
 
 use crate::agent::bring_up_loopback;
-use crate::console::{self, say};
+use crate::console::say;
 use crate::os::{mount, read_small, reason};
 
 /// Source, place, type and options of each filesystem, parents first.
