@@ -14,6 +14,15 @@ fn kib(client: &mut Client, vm: &str, place: &str) -> u64 {
     line.stdout.trim().parse().expect("a number")
 }
 
+/// How many blocks the filesystem of a drive has (`s_blocks_count_lo` of its superblock).
+fn blocks(drive: &Value) -> u32 {
+    use std::os::unix::fs::FileExt;
+    let disk = std::fs::File::open(drive["path"].as_str().expect("a path")).expect("a disk");
+    let mut count = [0; 4];
+    disk.read_exact_at(&mut count, 1024 + 4).expect("a superblock");
+    u32::from_le_bytes(count)
+}
+
 fn names(listed: &Value) -> Vec<&str> {
     let drives = listed["drives"].as_array().expect("a list");
     drives.iter().map(|drive| drive["name"].as_str().expect("a name")).collect()
@@ -86,6 +95,20 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
     client.wait_for_state("second", "ready");
     assert_eq!(client.run("second", "cat /srv/copy/file").stdout, "kept\n");
     assert!(kib(&mut client, "second", "/srv/copy") > 250 << 10);
+
+    // Made larger while it is down, the filesystems that a guest wrote to are grown by the guest when it starts.
+    client.must("vm_stop", json!({ "vm": "second" }));
+    client.wait_for_state("second", "stopped");
+    for (drive, size) in [("copy", "500MiB"), ("start", "9GiB")] {
+        let before = blocks(&client.must("drive_inspect", json!({ "drive": drive })));
+        let grown = client.must("drive_resize", json!({ "drive": drive, "size": size }));
+        assert_eq!(blocks(&grown["drive"]), before, "the host grew what a guest wrote");
+    }
+    client.to_the_end("vm_start", json!({ "vm": "second" }), BOOT);
+    client.wait_for_state("second", "ready");
+    assert!(kib(&mut client, "second", "/srv/copy") > 450 << 10);
+    assert!(kib(&mut client, "second", "/") > 8 << 20);
+    assert_eq!(client.run("second", "cat /srv/copy/file").stdout, "kept\n");
     client.must("vm_delete", json!({ "vm": "second", "force": true }));
 
     // Nothing is left once all are deleted.

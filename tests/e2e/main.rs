@@ -2,6 +2,7 @@
 //! client reaches it.
 
 mod builds;
+mod confined;
 mod drives;
 mod ends;
 mod first_vm;

@@ -12,6 +12,7 @@ mod kernel;
 mod kills;
 mod lists;
 mod packages;
+mod private;
 mod providers;
 mod refusals;
 mod sources;

@@ -224,7 +224,8 @@ impl Drives {
         blocking(move || backend.create_empty(&drive, size)).await
     }
 
-    /// Makes a drive's disk and the filesystem in it larger. Not while a VM has it.
+    /// Makes a drive's disk larger, and the filesystem in it if no guest has written to it: else the next guest that mounts it
+    /// does that. Not while a VM has it.
     pub async fn grow(&self, drive: &Path, size: ByteSize, progress: &Progress) -> Result<(), DriveError> {
         self.settle(drive).await?;
         let (backend, path) = (self.backend.clone(), drive.to_owned());
@@ -295,7 +296,7 @@ pub(crate) async fn lengthen(file: &Path, size: ByteSize, progress: &Progress) -
     let now = fs::metadata(file).map_err(|e| DriveError::io(file, e))?.len();
     if now < size.as_bytes() {
         stage::lengthen(file, size)?;
-        ext4::grow(file, progress).await?;
+        ext4::grow_now(file, progress).await?;
     }
     Ok(())
 }

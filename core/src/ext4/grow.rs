@@ -1,4 +1,4 @@
-//! The filesystem on a drive that no VM has: grown to its disk's length by the host, which takes milliseconds.
+//! The filesystem on a drive that no VM has. What a guest wrote is read by confined programs only (`os/tool`).
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,17 +10,26 @@ use super::superblock::Superblock;
 use crate::os::tool::Tool;
 use crate::progress::Progress;
 
-/// Grows the ext4 filesystem on `disk` to the disk's length. Any other content is left alone.
+/// Grows the ext4 filesystem on `disk` to the disk's length, if no guest has written to it yet. One that a guest has mounted is
+/// left to the next guest, which grows it when it mounts it; any other content is left alone.
 pub(crate) async fn grow(disk: &Path, progress: &Progress) -> Result<(), Ext4Error> {
+    match Superblock::read(disk)? {
+        Some(before) if before.was_mounted() || !before.is_clean() => Ok(()),
+        _ => grow_now(disk, progress).await,
+    }
+}
+
+/// Grows the ext4 filesystem on `disk`, whoever has written to it. Any other content is left alone.
+pub(crate) async fn grow_now(disk: &Path, progress: &Progress) -> Result<(), Ext4Error> {
     let length = fs::metadata(disk).map_err(|e| Ext4Error::io(disk, e))?.len();
     let Some(before) = Superblock::read(disk)? else { return Ok(()) };
     if before.length().is_none_or(|bytes| bytes >= length) {
         return Ok(());
     }
-    // A drive that was in use is looked over first: growing one with an error in it would make things worse.
+    // One that was in use is looked over first: growing one with an error in it would make things worse.
     let timeout = Duration::from_secs(600);
-    let check = Tool::find("e2fsck")?.call().arg("-fp").arg(disk).timeout(timeout).success(&[0, 1, 2]);
-    let grow = Tool::find("resize2fs")?.call().arg(disk).timeout(timeout);
+    let check = Tool::find("e2fsck")?.call().arg("-fp").disk(disk).timeout(timeout).success(&[0, 1, 2]);
+    let grow = Tool::find("resize2fs")?.call().disk(disk).timeout(timeout);
     if before.was_mounted() || !before.is_clean() {
         check.run(progress.token()).await?;
     }
@@ -37,8 +46,8 @@ pub(crate) async fn label(disk: &Path, label: &str, progress: &Progress) -> Resu
         return Ok(());
     }
     let timeout = Duration::from_secs(600);
-    let check = Tool::find("e2fsck")?.call().arg("-fp").arg(disk).timeout(timeout).success(&[0, 1, 2]);
-    let tune = Tool::find("tune2fs")?.call().args(["-L", label]).arg(disk).timeout(timeout);
+    let check = Tool::find("e2fsck")?.call().arg("-fp").disk(disk).timeout(timeout).success(&[0, 1, 2]);
+    let tune = Tool::find("tune2fs")?.call().args(["-L", label]).disk(disk).timeout(timeout);
     // What its journal holds would undo the name at the next mount.
     if block.was_mounted() {
         check.run(progress.token()).await?;

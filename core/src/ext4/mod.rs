@@ -11,5 +11,5 @@ mod tools;
 
 pub use error::Ext4Error;
 pub(crate) use geometry::{BLOCK, GROUP, Geometry, INODES_PER_BLOCK, JOURNAL_MIB, inodes_of};
-pub(crate) use grow::{grow, label};
+pub(crate) use grow::{grow, grow_now, label};
 pub(crate) use tools::{Tools, format, quote};

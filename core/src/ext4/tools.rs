@@ -14,7 +14,7 @@ use fs_err as fs;
 use super::Ext4Error;
 use super::geometry::{BLOCK, Geometry, JOURNAL_MIB, inodes};
 use crate::os::shown::printable;
-use crate::os::tool::{ProgramError, Tool};
+use crate::os::tool::{Call, ProgramError, Tool};
 use crate::progress::Progress;
 
 /// Up to which size a filesystem grows online within its reserved descriptors.
@@ -102,7 +102,7 @@ impl Tools {
             call = call.arg("-L").arg(label);
         }
         let made =
-            call.arg(file).arg(geometry.blocks.to_string()).timeout(TIMEOUT).run(progress.token()).await;
+            call.disk(file).arg(geometry.blocks.to_string()).timeout(TIMEOUT).run(progress.token()).await;
         made.map_err(|e| full_or(file, e))?;
         Ok(())
     }
@@ -125,13 +125,13 @@ impl Tools {
             .args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-o", "Linux", "-O", FEATURES_READ_ONLY])
             .args(["-E", extended, "-L", label, "-U", uuid, "-N"])
             .arg(geometry.inodes.to_string())
-            .arg(file)
+            .disk(file)
             .arg(geometry.blocks.to_string());
         call.timeout(TIMEOUT).run(progress.token()).await.map_err(|e| full_or(file, e))?;
         Ok(())
     }
 
-    /// Runs a `debugfs` script; whatever it says beside the expected is a failure.
+    /// Runs a `debugfs` script over a filesystem that was just made here.
     pub(crate) async fn run_script(
         &self,
         file: &Path,
@@ -140,17 +140,36 @@ impl Tools {
         commands: Option<u64>,
         progress: &Progress,
     ) -> Result<(), Ext4Error> {
+        let call = self.debugfs.call().args(["-w", "-f"]).arg(script).arg(file).directory(directory);
+        self.follow_script(file, call, commands, progress).await
+    }
+
+    /// Runs a `debugfs` script over a filesystem that others wrote. The script and what it names are in `directory`, which the
+    /// program's user must be able to read.
+    pub(crate) async fn change(
+        &self,
+        file: &Path,
+        script: &str,
+        directory: &Path,
+        progress: &Progress,
+    ) -> Result<(), Ext4Error> {
+        let call = self.debugfs.call().args(["-w", "-f", script]).disk(file).directory(directory);
+        self.follow_script(file, call, None, progress).await
+    }
+
+    /// Runs a script; whatever `debugfs` says beside the expected is a failure.
+    async fn follow_script(
+        &self,
+        file: &Path,
+        call: Call,
+        commands: Option<u64>,
+        progress: &Progress,
+    ) -> Result<(), Ext4Error> {
         let mut done: u64 = 0;
         let mut unexpected: Option<String> = None;
         // Once something went wrong the rest of the script is of no use.
         let stop = progress.token().child_token();
-        let ended = self
-            .debugfs
-            .call()
-            .args(["-w", "-f"])
-            .arg(script)
-            .arg(file)
-            .directory(directory)
+        let ended = call
             .timeout(TIMEOUT)
             .run_lines(&stop, |line| {
                 if line.starts_with(b"debugfs: ") {
@@ -189,7 +208,7 @@ impl Tools {
         self.debugfs
             .call()
             .args(["-R", command])
-            .arg(file)
+            .disk_to_read(file)
             .timeout(TIMEOUT)
             .run_lines(progress.token(), |line| {
                 if said.len() + line.len() < max {
@@ -203,27 +222,23 @@ impl Tools {
 
     /// Looks a filesystem over and changes nothing; an error in it is a failure.
     pub(crate) async fn check(&self, file: &Path, progress: &Progress) -> Result<(), Ext4Error> {
-        self.fsck(file, &["-fn"], &[0], progress).await
+        self.fsck(self.e2fsck.call().arg("-fn").disk_to_read(file), file, &[0], progress).await
     }
 
     /// Replays a filesystem's journal and puts right what can be put right safely.
     pub(crate) async fn recover(&self, file: &Path, progress: &Progress) -> Result<(), Ext4Error> {
-        self.fsck(file, &["-fp"], &[0, 1, 2], progress).await
+        self.fsck(self.e2fsck.call().arg("-fp").disk(file), file, &[0, 1, 2], progress).await
     }
 
     async fn fsck(
         &self,
+        call: Call,
         file: &Path,
-        how: &[&str],
         fine: &[i32],
         progress: &Progress,
     ) -> Result<(), Ext4Error> {
         let mut said = String::new();
-        let ended = self
-            .e2fsck
-            .call()
-            .args(how)
-            .arg(file)
+        let ended = call
             .timeout(TIMEOUT)
             .success(fine)
             .run_lines(progress.token(), |line| {

@@ -209,12 +209,20 @@ impl Nexus {
     }
 }
 
-/// Makes a directory that only this user can look into.
+/// Makes a directory that only this user can look into; one that is there is closed to others.
 fn make_private(directory: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|e| {
-        std::io::Error::new(e.kind(), format!("make the directory {}: {e}", directory.display()))
-    })
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let failed = |what: &str, e: std::io::Error| {
+        std::io::Error::new(e.kind(), format!("{what} the directory {}: {e}", directory.display()))
+    };
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|e| failed("make", e))?;
+    let mode = std::fs::metadata(directory).map_err(|e| failed("look at", e))?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let closed = std::fs::set_permissions(directory, PermissionsExt::from_mode(mode & 0o700));
+    closed.map_err(|e| failed("close to other users", e))
 }
 
 impl Shared {

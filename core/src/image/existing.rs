@@ -2,6 +2,8 @@
 
 mod put;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use fs_err as fs;
@@ -118,8 +120,7 @@ impl Ask<'_> {
 
     /// Writes `image.yaml` in the place of one that is there.
     async fn put_metadata(&self, meta: &ImageMetadata, scratch: &Path) -> Result<(), ImageError> {
-        let text = scratch.join("image.yaml");
-        fs::write(&text, facts::text(meta)).map_err(|e| ImageError::write(&text, e))?;
+        write_for_tool(&scratch.join("image.yaml"), facts::text(meta).as_bytes())?;
         let mut commands = Vec::new();
         for directory in ["/etc", "/etc/nexus"] {
             match self.kind(directory).await? {
@@ -137,8 +138,21 @@ impl Ask<'_> {
         commands.push("cd /etc/nexus".to_owned());
         commands.push(format!("write {} image.yaml", String::from_utf8_lossy(&quote(b"image.yaml"))));
         commands.push("sif ./image.yaml mode 0100644".to_owned());
-        let script = scratch.join("script");
-        fs::write(&script, commands.join("\n") + "\n").map_err(|e| ImageError::write(&script, e))?;
-        Ok(self.tools.run_script(self.file, &script, scratch, None, self.progress).await?)
+        self.change("script", &commands, scratch).await
     }
+
+    /// Runs a `debugfs` script that is written to a file of this name in the scratch directory.
+    async fn change(&self, script: &str, commands: &[String], scratch: &Path) -> Result<(), ImageError> {
+        write_for_tool(&scratch.join(script), (commands.join("\n") + "\n").as_bytes())?;
+        let opened = fs::set_permissions(scratch, Permissions::from_mode(0o755));
+        opened.map_err(|e| ImageError::write(scratch, e))?;
+        Ok(self.tools.change(self.file, script, scratch, self.progress).await?)
+    }
+}
+
+/// Writes a file that a confined program reads, whose user is another one. The directories above are closed to all others.
+fn write_for_tool(path: &Path, content: &[u8]) -> Result<(), ImageError> {
+    let written =
+        fs::write(path, content).and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o644)));
+    written.map_err(|e| ImageError::write(path, e))
 }

@@ -335,9 +335,10 @@ pub(crate) fn store_error(error: StoreError) -> ToolError {
             ToolError::new(ErrorCode::DiskFull, "the disk of the state directory is full")
                 .hint("free some room, then try again")
         }
-        StoreError::Newer { .. } | StoreError::Migrate { .. } | StoreError::Sqlite { .. } => {
-            ToolError::internal(format!("{error}"))
-        }
+        StoreError::Newer { .. }
+        | StoreError::Migrate { .. }
+        | StoreError::Private { .. }
+        | StoreError::Sqlite { .. } => ToolError::internal(format!("{error}")),
     }
 }
 

@@ -4,6 +4,7 @@
 pub(crate) mod boot_id;
 pub mod busy_poll;
 pub(crate) mod clock;
+pub(crate) mod confine;
 pub(crate) mod disk;
 pub mod duplex;
 pub mod failpoint;

@@ -117,6 +117,28 @@ pub(super) const NAME_SERVICES: &str = "etc/nsswitch.conf";
 pub const PROGRAM_DIRECTORIES: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
+/// Where the host's libraries are, with what else comes with its programs. Holds nothing of its owner's.
+pub(super) const LIBRARIES: [&str; 8] =
+    ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store", "/gnu/store"];
+
+/// What the dynamic loader and the C library read besides libraries.
+pub(super) const LOADER_FILES: [&str; 4] =
+    ["/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime", "/sys/devices/system/cpu"];
+
+/// What QEMU reads besides libraries, where it is in the usual place: firmware, and how much memory each node has.
+pub(super) const QEMU_FILES: [&str; 3] =
+    ["/usr/share/qemu", "/usr/share/seabios", "/sys/devices/system/node"];
+
+/// Devices that every program may use.
+pub(super) const PLAIN_DEVICES: [&str; 5] =
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+
+/// Where the kernel tells of processes.
+pub(super) const PROCESSES: &str = "/proc";
+
+/// The device of hardware virtualization.
+pub(super) const KVM: &str = "/dev/kvm";
+
 /// Where an image says what it is.
 pub const IMAGE_METADATA: &str = "/etc/nexus/image.yaml";
 

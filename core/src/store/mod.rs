@@ -69,6 +69,15 @@ pub enum StoreError {
         #[from]
         source: rusqlite::Error,
     },
+    /// The database's files cannot be closed to other users.
+    #[error("make {path} readable by its owner only")]
+    Private {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A name is taken.
     #[error("the {kind} name {name} is taken")]
     NameTaken {
@@ -114,6 +123,7 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens the database, creating or migrating it. Blocks.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        make_private(path)?;
         let mut writer = connect(path)?;
         let found: u32 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if found > SCHEMA_VERSION {
@@ -174,6 +184,24 @@ impl Store {
         })
         .await
     }
+}
+
+/// Makes the database's files its owner's alone, whatever the umask is; SQLite makes the other two like the first one.
+fn make_private(database: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let failed = |path: &Path, source| StoreError::Private { path: path.into(), source };
+    let created = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(database);
+    created.map_err(|e| failed(database, e))?;
+    for suffix in ["", "-wal", "-shm"] {
+        let mut path = database.as_os_str().to_owned();
+        path.push(suffix);
+        let path = PathBuf::from(path);
+        match std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(&path, error)),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn connect(path: &Path) -> Result<Connection, StoreError> {

@@ -427,3 +427,28 @@ async fn settings_can_be_seen_as_they_were() {
     .await
     .unwrap();
 }
+
+#[test]
+fn its_files_are_its_owners_alone_whatever_the_umask_is() {
+    use std::os::unix::fs::PermissionsExt;
+    // The umask is a thread's own here; nothing else shares its filesystem settings.
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+        rustix::process::umask(rustix::fs::Mode::empty());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("nexus.db");
+        let files = ["nexus.db", "nexus.db-wal", "nexus.db-shm"].map(|name| directory.path().join(name));
+        let modes =
+            || files.clone().map(|file| std::fs::metadata(file).unwrap().permissions().mode() & 0o777);
+        let store = Store::open(&path).unwrap();
+        assert_eq!(modes(), [0o600; 3]);
+        // As an earlier version left them, with a write-ahead log that was never taken over.
+        for file in &files {
+            std::fs::set_permissions(file, PermissionsExt::from_mode(0o644)).unwrap();
+        }
+        let again = Store::open(&path).unwrap();
+        assert_eq!(modes(), [0o600; 3]);
+        drop((store, again));
+    });
+    thread.join().unwrap();
+}

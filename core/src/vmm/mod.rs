@@ -20,6 +20,7 @@ mod plan;
 mod process;
 mod shim;
 pub mod vsock;
+mod walls;
 
 pub use control::{ShimIdentity, VmmError, VmmInfo};
 pub use driver::{Caps, Unsupported};

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
+use crate::os::confine::Walls;
 use crate::os::process::ProcessHandle;
 
 /// A program with its arguments.
@@ -42,11 +43,12 @@ impl VmmProcess {
     ///
     /// The kernel forgets that when the VMM changes its user (commit_creds() in the kernel's cred.c). With `lifeline`, the VMM's
     /// stdin is a pipe that only this process holds the other end of, and whose closing sends SIGKILL (F_SETSIG); who may
-    /// send it was settled before the change.
+    /// send it was settled before the change. `walls` are put around it last.
     pub(crate) fn spawn(
         line: &CommandLine,
         passed: Option<OwnedFd>,
         lifeline: bool,
+        walls: Option<Walls>,
     ) -> io::Result<(Self, Outputs)> {
         let (stdin, held) = if lifeline {
             let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -65,7 +67,10 @@ impl VmmProcess {
         let passed_raw = passed.as_ref().map(AsRawFd::as_raw_fd);
         // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
         unsafe {
-            command.pre_exec(move || become_vmm(parent, passed_raw, lifeline));
+            command.pre_exec(move || {
+                become_vmm(parent, passed_raw, lifeline)?;
+                walls.as_ref().map_or(Ok(()), Walls::apply)
+            });
         }
         let mut child = command.spawn()?;
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
@@ -278,9 +283,13 @@ mod tests {
     #[test]
     fn a_vmm_gets_one_descriptor_and_no_other() {
         let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let (mut vmm, mut outputs) =
-            VmmProcess::spawn(&shell("echo passed >&3; ls /proc/self/fd; ulimit -c"), Some(theirs), false)
-                .unwrap();
+        let (mut vmm, mut outputs) = VmmProcess::spawn(
+            &shell("echo passed >&3; ls /proc/self/fd; ulimit -c"),
+            Some(theirs),
+            false,
+            None,
+        )
+        .unwrap();
         let mut text = String::new();
         outputs.stdout.read_to_string(&mut text).unwrap();
         let mut passed = String::new();
@@ -294,7 +303,7 @@ mod tests {
     #[test]
     fn a_vmm_that_ends_at_once_is_still_reaped_with_its_status() {
         for _ in 0..20 {
-            let (mut vmm, _outputs) = VmmProcess::spawn(&shell("exit 7"), None, false).unwrap();
+            let (mut vmm, _outputs) = VmmProcess::spawn(&shell("exit 7"), None, false, None).unwrap();
             assert!(vmm.handle().wait_ended(Duration::from_secs(20)).unwrap());
             assert_eq!(vmm.reap().unwrap().code(), Some(7));
         }

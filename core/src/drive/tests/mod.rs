@@ -240,3 +240,53 @@ async fn a_filesystem_fills_its_drive_and_is_whole() {
     assert!(size(&disk) > 100_000 * MIB);
     crate::os::mounted::run(std::process::Command::new("/sbin/e2fsck").arg("-fn").arg(&disk));
 }
+
+/// How many blocks a filesystem has (`s_blocks_count_lo`).
+fn blocks(disk: &Path) -> u64 {
+    let mut count = [0; 4];
+    fs::File::open(disk).unwrap().read_exact_at(&mut count, 1024 + 4).unwrap();
+    u32::from_le_bytes(count).into()
+}
+
+#[tokio::test]
+async fn what_a_guest_wrote_is_grown_by_a_guest() {
+    let base = tempfile::tempdir().unwrap();
+    let progress = Progress::default();
+    let drives = Drives::probe(&base.path().join("drives")).unwrap();
+    let drive = base.path().join("drives/a");
+    let disk = drives.create_formatted(&drive, ByteSize::mib(40), "data", &progress).await.unwrap();
+    drop(Mounted::writable(&disk));
+    drives.grow(&drive, ByteSize::mib(100), &progress).await.unwrap();
+    assert_eq!(std::fs::metadata(&disk).unwrap().len(), 100 * MIB);
+    assert_eq!(blocks(&disk), 40 * MIB / 4096);
+}
+
+#[tokio::test]
+async fn a_filesystem_that_a_guest_damaged_is_repaired_or_refused() {
+    use std::os::unix::fs::MetadataExt;
+    let base = tempfile::tempdir().unwrap();
+    let progress = Progress::default();
+    let drives = Drives::probe(&base.path().join("drives")).unwrap();
+    let drive = base.path().join("drives/a");
+    let disk = drives.create_formatted(&drive, ByteSize::mib(40), "data", &progress).await.unwrap();
+    // Cut off: as it is on the disk while it is mounted.
+    let cut_off = {
+        let mounted = Mounted::writable(&disk);
+        std::fs::write(mounted.path().join("file"), [7; 10_000]).unwrap();
+        rustix::fs::syncfs(std::fs::File::open(mounted.path()).unwrap()).unwrap();
+        std::fs::read(&disk).unwrap()
+    };
+    // What is damaged, and whether it can be repaired without asking: nothing; the superblock's checksum; the groups' table; both.
+    for (damaged, is_repaired) in
+        [(&[][..], true), (&[1040], false), (&[4096], false), (&[1056, 4096], false)]
+    {
+        let mut bytes = cut_off.clone();
+        for at in damaged {
+            bytes[*at..*at + 32].fill(0xa5);
+        }
+        std::fs::write(&disk, bytes).unwrap();
+        let labelled = drives.label(&drive, "other", &progress).await;
+        assert_eq!(labelled.is_ok(), is_repaired, "{damaged:?}: {labelled:?}");
+        assert_eq!(std::fs::metadata(&disk).unwrap().uid(), 0, "it stays with nobody");
+    }
+}

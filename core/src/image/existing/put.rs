@@ -3,13 +3,11 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 
-use fs_err as fs;
-
 use super::super::ImageError;
 use super::super::facts::InitSystem;
 use super::super::overlay::Additions;
 use super::super::tree::refuse;
-use super::Ask;
+use super::{Ask, write_for_tool};
 use crate::ext4::quote;
 
 /// How many symbolic links are followed on one path, as in the kernel.
@@ -47,8 +45,7 @@ impl Ask<'_> {
         for (at, (path, overlay)) in files.iter().enumerate() {
             self.progress.log(&format!("laying over {path}"));
             let staged = format!("overlay-{at}");
-            let file = scratch.join(&staged);
-            fs::write(&file, &overlay.content).map_err(|e| ImageError::write(&file, e))?;
+            write_for_tool(&scratch.join(&staged), &overlay.content)?;
             let (directory, name) = self.directory_of(path, &mut script).await?;
             let place = format!("{directory}/{name}");
             match self.look(&place).await? {
@@ -64,9 +61,7 @@ impl Ask<'_> {
             script.push(&["sif", &here, "mode", &format!("0{:o}", 0o100_000 | u32::from(overlay.mode))]);
             script.push(&["cd", "/"]);
         }
-        let file = scratch.join("overlays");
-        fs::write(&file, script.commands.join("\n") + "\n").map_err(|e| ImageError::write(&file, e))?;
-        Ok(self.tools.run_script(self.file, &file, scratch, None, self.progress).await?)
+        self.change("overlays", &script.commands, scratch).await
     }
 
     /// The directory (links followed, missing ones made by the script) and the name of a path.

@@ -3,7 +3,10 @@
 //! Never through a shell. A program gets a clean environment, its own process group, an empty stdin and a deadline; what
 //! it says is kept only as a bounded tail. When it is cancelled, late, or nobody waits for it any more, its whole group
 //! is asked to end and, after a grace period, killed.
+//!
+//! Programs that work on a disk ([`Call::disk`]) may do nothing else: what is on it, a guest wrote.
 
+mod disk;
 mod running;
 #[cfg(test)]
 mod tests;
@@ -19,8 +22,10 @@ use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
+use self::disk::Disk;
 use self::running::GRACE;
 pub use self::running::{Finished, Running};
+use super::confine::Access;
 use super::leftover;
 use super::own_mounts;
 use super::paths::PROGRAM_DIRECTORIES as PROGRAMS;
@@ -41,6 +46,17 @@ pub enum ProgramError {
     Start {
         /// The program.
         name: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The walls around it could not be built.
+    #[error("confine {name} to {}", .disk.display())]
+    Confine {
+        /// The program.
+        name: &'static str,
+        /// The disk that it was to work on.
+        disk: PathBuf,
         /// Why.
         #[source]
         source: io::Error,
@@ -171,12 +187,22 @@ impl Tool {
             args: Vec::new(),
             env: Vec::new(),
             directory: None,
+            disk: None,
             input: None,
             timeout: Duration::from_secs(600),
             success: vec![0],
             has_own_mounts: false,
         }
     }
+}
+
+/// The argument that names a disk.
+#[derive(Debug, Clone)]
+struct DiskArgument {
+    /// Which argument it is.
+    at: usize,
+    path: PathBuf,
+    is_written: bool,
 }
 
 /// A call of a program.
@@ -187,6 +213,7 @@ pub struct Call {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     directory: Option<PathBuf>,
+    disk: Option<DiskArgument>,
     input: Option<Vec<u8>>,
     timeout: Duration,
     success: Vec<i32>,
@@ -204,6 +231,25 @@ impl Call {
     pub fn args<I: IntoIterator<Item: AsRef<OsStr>>>(mut self, args: I) -> Self {
         self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
         self
+    }
+
+    /// Adds the disk that it reads (a regular file) as an argument, and confines it to that: see [`Call::disk`].
+    pub(crate) fn disk_to_read(self, path: &Path) -> Self {
+        self.one_disk(path, false)
+    }
+
+    /// Adds the disk that it reads and writes (a regular file) as an argument, and confines it to that.
+    ///
+    /// The program gets it as an open file, and may open nothing else but libraries and its working directory, if one is set. It
+    /// has no network, starts no other program, and takes bounded memory and time; the disk gets no longer. Where this process
+    /// is root, the program is `nobody`, to whom the disk belongs meanwhile.
+    pub(crate) fn disk(self, path: &Path) -> Self {
+        self.one_disk(path, true)
+    }
+
+    fn one_disk(mut self, path: &Path, is_written: bool) -> Self {
+        self.disk = Some(DiskArgument { at: self.args.len(), path: path.to_owned(), is_written });
+        self.arg(path)
     }
 
     /// Sets a variable beside `PATH` and `LC_ALL`.
@@ -283,8 +329,9 @@ impl Call {
     }
 
     /// Starts it; for programs whose output is taken as it comes.
-    pub fn start(self) -> Result<Running, ProgramError> {
+    pub fn start(mut self) -> Result<Running, ProgramError> {
         let name = self.tool.name;
+        let disk = self.open_disk()?;
         let stdin = match &self.input {
             None => Stdio::null(),
             Some(input) => piped(input).map_err(|source| ProgramError::Start { name, source })?,
@@ -313,9 +360,40 @@ impl Call {
                 });
             }
         }
+        let confined = |disk: &Disk| {
+            let confinement = disk.confinement(&self.tool.path, self.directory.as_deref(), self.timeout);
+            confinement.prepare().map(|walls| (walls, disk.number()))
+        };
+        let walls = disk.as_ref().map(confined).transpose();
+        let walls = walls.map_err(|error| {
+            let disk = disk.as_ref().map(|disk| disk.path().to_owned()).unwrap_or_default();
+            ProgramError::Confine { name, disk, source: error.into() }
+        })?;
+        if let Some((walls, number)) = walls {
+            // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
+            unsafe {
+                command.pre_exec(move || {
+                    disk::pass(number)?;
+                    walls.apply()
+                });
+            }
+        }
         let child = command.spawn().map_err(|source| ProgramError::Start { name, source })?;
         tracing::debug!(program = name, pid = child.id(), args = ?self.args, "started");
-        Ok(Running { name, child, timeout: self.timeout, success: self.success })
+        Ok(Running { name, child, timeout: self.timeout, success: self.success, disk })
+    }
+
+    /// Opens the disk, and names it in the arguments as the program has it.
+    fn open_disk(&mut self) -> Result<Option<Disk>, ProgramError> {
+        let Some(DiskArgument { at, path, is_written }) = self.disk.clone() else { return Ok(None) };
+        let name = self.tool.name;
+        let access = if is_written { Access::Write } else { Access::Read };
+        let disk =
+            Disk::open(&path, access).map_err(|source| ProgramError::Confine { name, disk: path, source })?;
+        self.args[at] = disk.argument().into();
+        // Threads of the C library would reserve more memory than the limit allows on hosts with many processors.
+        self.env.push(("MALLOC_ARENA_MAX".into(), "1".into()));
+        Ok(Some(disk))
     }
 }
 

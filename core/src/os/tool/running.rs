@@ -12,6 +12,7 @@ use tokio::process::{Child, ChildStdout};
 use tokio_util::sync::CancellationToken;
 
 use super::ProgramError;
+use super::disk::Disk;
 
 /// How much of a program's error output is kept, in bytes.
 pub(super) const TAIL_BYTES: usize = 4 << 10;
@@ -36,6 +37,8 @@ pub struct Running {
     pub(super) child: Child,
     pub(super) timeout: Duration,
     pub(super) success: Vec<i32>,
+    /// What it works on; its owner's again once this is dropped.
+    pub(super) disk: Option<Disk>,
 }
 
 impl Running {
@@ -80,8 +83,13 @@ impl Running {
         let mut tail = Tail::default();
         let ended = {
             let mut keep = |text: &[u8]| tail.push(text);
+            let disk = self.disk.as_ref();
+            let mut show = |text: &[u8]| match disk {
+                Some(disk) => line(&disk.named_line(text)),
+                None => line(text),
+            };
             let work = async {
-                tokio::try_join!(read_lines(stdout, line), read_lines(stderr, &mut keep))?;
+                tokio::try_join!(read_lines(stdout, &mut show), read_lines(stderr, &mut keep))?;
                 self.child.wait().await
             };
             race(name, self.timeout, cancel, work).await
@@ -95,6 +103,10 @@ impl Running {
         tail: Tail,
     ) -> Result<Finished, ProgramError> {
         let name = self.name;
+        let stderr = match &self.disk {
+            Some(disk) => disk.named(&tail.text()),
+            None => tail.text(),
+        };
         let status = match ended {
             Ok(status) => status,
             Err(error) => {
@@ -103,10 +115,10 @@ impl Running {
             }
         };
         match status.code() {
-            Some(code) if self.success.contains(&code) => Ok(Finished { code, stderr: tail.text() }),
+            Some(code) if self.success.contains(&code) => Ok(Finished { code, stderr }),
             _ => {
                 tracing::debug!(program = name, code = status.code(), signal = status.signal(), "failed");
-                Err(ProgramError::Failed { name, status, stderr: tail.text() })
+                Err(ProgramError::Failed { name, status, stderr })
             }
         }
     }

@@ -125,3 +125,123 @@ fn a_root_that_is_no_mount_point_keeps_no_program_from_starting() {
     });
     assert_eq!(thread.join().unwrap().code, 0);
 }
+
+/// An ext4 filesystem in a file that only its owner may read.
+fn filesystem(disk: &Path, mebibytes: u64) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(disk).unwrap();
+    file.set_len(mebibytes << 20).unwrap();
+    crate::os::mounted::run(
+        std::process::Command::new("/sbin/mke2fs").args(["-q", "-F", "-t", "ext4", "-b", "4096"]).arg(disk),
+    );
+}
+
+#[tokio::test]
+async fn a_program_on_a_disk_is_nobody_with_nothing_else() {
+    use std::os::unix::fs::MetadataExt;
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("disk");
+    filesystem(&disk, 64 << 10);
+    let call = Tool::find("e2fsck").unwrap().call().arg("-fp").disk(&disk);
+    let running = call.start().unwrap();
+    let pid = running.child.id().unwrap();
+    let signal = |signal| {
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    };
+    signal(rustix::process::Signal::STOP);
+    let of = |pid: &str, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+    let status = of(&pid.to_string(), "status");
+    for line in [
+        "Name:\te2fsck",
+        "Uid:\t65534\t65534\t65534\t65534",
+        "Groups:\t \n",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        assert!(status.contains(line), "{line} is not in {status}");
+    }
+    let link = |pid: &str, name: &str| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+    for name in ["net", "ipc", "uts"] {
+        assert_ne!(link(&pid.to_string(), name), link("self", name), "{name}");
+    }
+    assert!(of(&pid.to_string(), "limits").contains(&format!("Max file size             {}", 64_u64 << 30)));
+    assert_eq!(std::fs::metadata(&disk).unwrap().uid(), 65534);
+    let open: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok())
+        .filter(|path| path.starts_with("/") && !path.starts_with("/proc") && path != Path::new("/dev/null"))
+        .collect();
+    assert!(open.iter().all(|path| *path == disk), "{open:?}");
+    signal(rustix::process::Signal::CONT);
+    let finished = running.wait(&never(), |_| {}).await.unwrap();
+    assert_eq!(finished.code, 0);
+    assert_eq!(std::fs::metadata(&disk).unwrap().uid(), 0, "the disk stays with nobody");
+}
+
+#[tokio::test]
+async fn programs_of_e2fsprogs_do_their_work_confined_and_read_nothing_else() {
+    on_a_disk().await;
+}
+
+#[test]
+fn programs_of_an_ordinary_user_do_their_work_confined_and_read_nothing_else() {
+    crate::os::mounted::as_user(on_a_disk());
+}
+
+async fn on_a_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("it's a disk");
+    filesystem(&place, 40);
+    let other = directory.path().join("other");
+    std::fs::write(&other, "another file").unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let call = |name| Tool::find(name).unwrap().call();
+
+    let disk = std::fs::OpenOptions::new().write(true).open(&place).unwrap();
+    disk.set_len(500 << 20).unwrap();
+    call("e2fsck").arg("-fp").disk(&place).run(&never()).await.unwrap();
+    call("resize2fs").disk(&place).run(&never()).await.unwrap();
+    call("tune2fs").args(["-L", "named"]).disk(&place).run(&never()).await.unwrap();
+    let mut said = String::new();
+    let show = call("dumpe2fs").arg("-h").disk_to_read(&place);
+    show.run_lines(&never(), |line| said.push_str(&String::from_utf8_lossy(line))).await.unwrap();
+    assert!(said.contains("named") && said.contains("Block count:              128000"), "{said}");
+
+    // Where it is told to read or write another file, it cannot; which disk it is about is told by its path.
+    for command in [format!("write {} x", other.display()), "write /etc/passwd x".to_owned()] {
+        let told = call("debugfs").args(["-w", "-R", &command]).disk(&place).run(&never()).await.unwrap();
+        assert!(told.stderr.contains("Permission denied"), "{command}: {}", told.stderr);
+    }
+    let out = directory.path().join("out");
+    let command = format!("dump lost+found {}", out.display());
+    call("debugfs").args(["-R", &command]).disk(&place).run(&never()).await.unwrap();
+    assert!(!out.exists());
+    let error = call("e2fsck").args(["-fn", "-b", "7"]).disk(&place).run(&never()).await.unwrap_err();
+    assert!(error.to_string().contains(place.to_str().unwrap()), "{error}");
+    // A script is read from the working directory.
+    std::fs::write(directory.path().join("script"), "write other copy\n").unwrap();
+    for file in [directory.path(), &directory.path().join("script")] {
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let script = call("debugfs").args(["-w", "-f", "script"]).disk(&place).directory(directory.path());
+    script.run(&never()).await.unwrap();
+    let (_, copy) =
+        call("debugfs").args(["-R", "cat copy"]).disk_to_read(&place).output(100, &never()).await.unwrap();
+    assert_eq!(copy, b"another file");
+}
+
+#[tokio::test]
+async fn links_and_devices_are_no_disks() {
+    let directory = tempfile::tempdir().unwrap();
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
+    for path in [&link, Path::new("/dev/null"), directory.path()] {
+        let error =
+            Tool::find("e2fsck").unwrap().call().arg("-fn").disk(path).run(&never()).await.unwrap_err();
+        assert!(matches!(error, ProgramError::Confine { .. }), "{error}");
+    }
+}

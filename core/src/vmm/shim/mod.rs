@@ -30,6 +30,7 @@ use super::driver::{self, Machine};
 use super::exit::{self, Exit};
 use super::log::{self, LogWriter};
 use super::process::{self, VmmProcess};
+use super::walls;
 use crate::os::paths::vm_files;
 use crate::os::socket::bind_in;
 use nexus_schema::error::chain;
@@ -83,6 +84,11 @@ enum ShimError {
         #[source]
         source: nix::Error,
     },
+    #[error("confine this process")]
+    Confine {
+        #[source]
+        source: io::Error,
+    },
     #[error("start a thread")]
     Thread {
         #[source]
@@ -116,12 +122,19 @@ fn run(directory: &Path) -> Result<(), ShimError> {
     };
     let job = std::fs::read(vm_files::PLAN).map_err(file(vm_files::PLAN))?;
     let job: Job = serde_json::from_slice(&job).map_err(|source| ShimError::Plan { source })?;
+    let confined = |source| ShimError::Confine { source };
+    if let Some(lacking) = walls::confine_shim(&job).map_err(confined)? {
+        say(lacking);
+    }
     let signals = receive_signals()?;
     let control = bind_in(here, vm_files::SHIM).map_err(file(vm_files::SHIM))?;
     let mut shim = Live { job: &job, by_request: false };
 
     let exit = match shim.launch() {
         Ok((vmm, status)) => {
+            if let Err(error) = walls::forbid_programs(&job) {
+                say(&format!("this process may still start programs: {error}"));
+            }
             if report(&Launched::Running(status.clone())).is_err() {
                 say("the daemon that launched this VM is gone before it was up");
                 shim.by_request = true;
@@ -190,7 +203,8 @@ impl Live<'_> {
         let vmm_log = open(vm_files::VMM_LOG, VMM_LOG_BYTES)?;
 
         let prepared = driver::driver(plan.driver).prepare(self.job).map_err(|e| failed(&e))?;
-        let spawned = VmmProcess::spawn(&prepared.command, prepared.passed, prepared.lifeline);
+        let walls = walls::of_vmm(self.job).map_err(|e| failed(&e))?;
+        let spawned = VmmProcess::spawn(&prepared.command, prepared.passed, prepared.lifeline, walls);
         let (vmm, outputs) = spawned.map_err(|source| {
             failed(&SpawnError { program: prepared.command.program.display().to_string(), source })
         })?;

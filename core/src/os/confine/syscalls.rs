@@ -1,0 +1,336 @@
+//! The system calls that a process may make, by seccomp.
+//!
+//! Filesystem tools get a list of what they may call, VMMs a list of what they may not: QEMU calls other things with each
+//! version, library and accelerator, and has a filter of its own on top (`-sandbox`).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::OnceLock;
+
+use libc::c_long;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, sock_filter,
+};
+
+use super::ConfineError;
+
+/// Which system calls a process may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Syscalls {
+    /// All of them.
+    #[default]
+    All,
+    /// Those of a program that works on one file: no sockets, no other processes, no change of rights.
+    Tool,
+    /// All but those that widen what a process can reach: mounts, namespaces, kernel modules, tracing, keys, io_uring, network
+    /// sockets. Unix sockets and other programs are left.
+    Vmm,
+    /// As [`Syscalls::Vmm`], and no other programs, no kernel's sockets either.
+    Shim,
+}
+
+/// What a process that has only this wall may not do any more is refused with this: to C libraries it means an older kernel.
+const UNKNOWN: u32 = libc::ENOSYS as u32;
+const REFUSED: u32 = libc::EPERM as u32;
+
+/// What a tool calls on all machines: memory, the files that it has, itself, its threads.
+const TOOL: &[c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_openat,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_statfs,
+    libc::SYS_fstatfs,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_fgetxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_getdents64,
+    libc::SYS_getcwd,
+    libc::SYS_lseek,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_sync_file_range,
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+    libc::SYS_fadvise64,
+    libc::SYS_flock,
+    libc::SYS_fcntl,
+    libc::SYS_ioctl,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_umask,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_getrandom,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_setitimer,
+    libc::SYS_uname,
+    libc::SYS_sysinfo,
+    libc::SYS_getrusage,
+    libc::SYS_prlimit64,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getresuid,
+    libc::SYS_getresgid,
+    libc::SYS_prctl,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+    libc::SYS_restart_syscall,
+    libc::SYS_futex,
+    libc::SYS_set_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_rseq,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_execve,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// What only this kind of machine has.
+#[cfg(target_arch = "x86_64")]
+const TOOL_HERE: &[c_long] = &[
+    libc::SYS_open,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_readlink,
+    libc::SYS_getdents,
+    libc::SYS_dup2,
+    libc::SYS_time,
+    libc::SYS_getrlimit,
+    libc::SYS_arch_prctl,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const TOOL_HERE: &[c_long] = &[];
+
+/// What no VMM needs.
+const NOT_VMM: &[c_long] = &[
+    // Mounts.
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_quotactl,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    // Namespaces.
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    // The kernel itself.
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_syslog,
+    libc::SYS_reboot,
+    libc::SYS_acct,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    libc::SYS_fanotify_init,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_nfsservctl,
+    libc::SYS_vhangup,
+    // Other processes.
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    // Keys.
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    // Files past their directories, and parts of the kernel whose faults are known to be used.
+    libc::SYS_name_to_handle_at,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_userfaultfd,
+    libc::SYS_personality,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+];
+
+#[cfg(target_arch = "x86_64")]
+const NOT_VMM_HERE: &[c_long] = &[
+    libc::SYS_kexec_file_load,
+    libc::SYS_iopl,
+    libc::SYS_ioperm,
+    libc::SYS_modify_ldt,
+    libc::SYS_uselib,
+    libc::SYS_ustat,
+    libc::SYS_sysfs,
+    libc::SYS__sysctl,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const NOT_VMM_HERE: &[c_long] = &[];
+
+/// The kinds of namespace that clone(2) makes.
+const NAMESPACES: [i32; 7] = [
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+];
+
+/// Filters that are compiled: all of them apply.
+#[derive(Debug)]
+pub(super) struct Filters(&'static [BpfProgram]);
+
+impl Syscalls {
+    /// The filters, compiled once in a process.
+    pub(super) fn filters(self) -> Result<Filters, ConfineError> {
+        static COMPILED: [OnceLock<Vec<BpfProgram>>; 4] = [const { OnceLock::new() }; 4];
+        let place = &COMPILED[self as usize];
+        if let Some(there) = place.get() {
+            return Ok(Filters(there));
+        }
+        let compiled = self.compile().map_err(|source| ConfineError::Syscalls { source })?;
+        Ok(Filters(place.get_or_init(|| compiled)))
+    }
+
+    fn compile(self) -> Result<Vec<BpfProgram>, BackendError> {
+        match self {
+            Self::All => Ok(Vec::new()),
+            Self::Tool => tool(),
+            Self::Vmm => vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied()),
+            Self::Shim => {
+                let programs = [libc::SYS_execve, libc::SYS_execveat];
+                vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied().chain(programs))
+            }
+        }
+    }
+
+    /// Puts the filter on all threads of this process. Needs `no_new_privs` on each of them, which it sets.
+    pub(crate) fn apply_to_all_threads(self) -> io::Result<()> {
+        for filter in self.filters()?.0 {
+            seccompiler::apply_filter_all_threads(filter).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+}
+
+impl Filters {
+    /// For the calling thread and the program that it becomes. Makes system calls only.
+    pub(super) fn apply(&self) -> io::Result<()> {
+        for filter in self.0 {
+            match seccompiler::apply_filter(filter) {
+                Ok(()) => {}
+                Err(seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error)) => {
+                    return Err(error);
+                }
+                Err(_) => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn tool() -> Result<Vec<BpfProgram>, BackendError> {
+    let mut rules: BTreeMap<_, _> = TOOL.iter().chain(TOOL_HERE).map(|call| (*call, Vec::new())).collect();
+    // Threads, but no processes. Threads come by clone3 where that is known: its flags are in memory, out of a filter's reach.
+    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![has_bit(0, libc::CLONE_THREAD)?])?]);
+    Ok(vec![compiled(rules, SeccompAction::Errno(UNKNOWN), SeccompAction::Allow)?])
+}
+
+fn vmm(refused: impl Iterator<Item = c_long>) -> Result<Vec<BpfProgram>, BackendError> {
+    let mut rules: BTreeMap<_, _> = refused.map(|call| (call, Vec::new())).collect();
+    let namespaces = NAMESPACES.into_iter().map(|kind| SeccompRule::new(vec![has_bit(0, kind)?]));
+    rules.insert(libc::SYS_clone, namespaces.collect::<Result<_, _>>()?);
+    let not_unix = is(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
+    rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![not_unix])?]);
+    // Words put into a terminal as if they were typed there.
+    let typed = [libc::TIOCSTI, libc::TIOCLINUX]
+        .into_iter()
+        .map(|request| SeccompRule::new(vec![is(1, SeccompCmpOp::Eq, request)?]));
+    rules.insert(libc::SYS_ioctl, typed.collect::<Result<_, _>>()?);
+    let refused = compiled(rules, SeccompAction::Allow, SeccompAction::Errno(REFUSED))?;
+    // Its flags are in memory, out of a filter's reach; C libraries then use clone.
+    let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    Ok(vec![refused, compiled(clone3, SeccompAction::Allow, SeccompAction::Errno(UNKNOWN))?])
+}
+
+fn has_bit(argument: u8, bit: i32) -> Result<SeccompCondition, BackendError> {
+    let bit = u64::from(bit.cast_unsigned());
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bit), bit)
+}
+
+fn is(argument: u8, how: SeccompCmpOp, value: u64) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, how, value)
+}
+
+fn compiled(
+    rules: BTreeMap<c_long, Vec<SeccompRule>>,
+    others: SeccompAction,
+    these: SeccompAction,
+) -> Result<BpfProgram, BackendError> {
+    let machine = TargetArch::try_from(std::env::consts::ARCH)?;
+    let mut program = no_x32(machine);
+    program.append(&mut SeccompFilter::new(rules, others, these, machine)?.try_into()?);
+    Ok(program)
+}
+
+/// Refuses the second set of numbers that x86-64 has for the same calls (x32), which would pass by a list of numbers.
+fn no_x32(machine: TargetArch) -> BpfProgram {
+    if machine != TargetArch::x86_64 {
+        return Vec::new();
+    }
+    // `BPF_LD | BPF_W | BPF_ABS`, `BPF_JMP | BPF_JGE | BPF_K` and `BPF_RET | BPF_K` of linux/bpf_common.h.
+    let (load, at_least, give_back) = (0x20, 0x35, 0x06);
+    /// `__X32_SYSCALL_BIT` of asm/unistd.h.
+    const X32: u32 = 0x4000_0000;
+    vec![
+        sock_filter { code: load, jt: 0, jf: 0, k: 0 },
+        sock_filter { code: at_least, jt: 0, jf: 1, k: X32 },
+        sock_filter { code: give_back, jt: 0, jf: 0, k: SeccompAction::Errno(UNKNOWN).into() },
+    ]
+}
