@@ -11,7 +11,7 @@ use nexus_schema::link::ImageMetadata;
 
 use super::facts::{self, InitSystem, OS_RELEASE_MAX};
 use super::place::Place;
-use super::staging::check_room;
+use super::place::check_room;
 use super::{Additions, Built, ImageError, ROOTFS};
 use crate::ext4::{Tools, quote};
 use crate::os::disk::allocated_bytes;

@@ -6,9 +6,8 @@ use std::io::Read;
 use nexus_schema::link::{ImageMetadata, InitMode};
 
 use super::ImageError;
-use super::staging::Staging;
+use super::contents::Contents;
 use super::tree::{Attributes, Body, Tree};
-use crate::progress::Progress;
 
 /// Where an image says what it is.
 pub(crate) const METADATA: &[u8] = b"/etc/nexus/image.yaml";
@@ -30,12 +29,11 @@ pub enum InitSystem {
 }
 
 /// The distribution that a tree holds, such as `debian-12`.
-pub(crate) fn distro(tree: &Tree, staging: &Staging) -> Option<String> {
+pub(crate) fn distro(tree: &Tree, contents: &mut Contents) -> Option<String> {
     [&b"/etc/os-release"[..], b"/usr/lib/os-release"].iter().find_map(|path| {
         let Body::File(content) = &tree.node(tree.find(path)?).body else { return None };
         let mut text = Vec::new();
-        let file = fs_err::File::open(staging.path(content.staged?)).ok()?;
-        file.take(OS_RELEASE_MAX).read_to_end(&mut text).ok()?;
+        contents.reader(*content).ok()?.take(OS_RELEASE_MAX).read_to_end(&mut text).ok()?;
         parse_os_release(&text)
     })
 }
@@ -96,12 +94,11 @@ pub(crate) fn text(meta: &ImageMetadata) -> String {
 /// Puts `image.yaml` into a tree, in the place of one that is there.
 pub(crate) fn put(
     tree: &mut Tree,
-    staging: &mut Staging,
+    contents: &mut Contents,
     meta: &ImageMetadata,
     now: i64,
-    progress: &Progress,
 ) -> Result<(), ImageError> {
-    let content = staging.keep(text(meta).as_bytes(), progress)?;
+    let content = contents.keep(text(meta).as_bytes())?;
     for directory in [&b"/etc"[..], b"/etc/nexus"] {
         if tree.find(directory).is_none_or(|node| tree.children(node).is_none()) {
             tree.put_directory(directory, Attributes::root(0o755, now))?;

@@ -34,7 +34,7 @@ pub struct Host {
     qemu: Program,
     firecracker: Program,
     jailer: Option<PathBuf>,
-    mke2fs: Option<PathBuf>,
+    e2fsck: Option<PathBuf>,
     debugfs: Option<PathBuf>,
     mmdebstrap: Option<PathBuf>,
     ids: Result<(), Lacking>,
@@ -198,8 +198,8 @@ impl Host {
         }
         check("vsock", DoctorStatus::Ok, "built in: the host needs no vhost module".to_owned(), None);
         let tools = [
-            ("mke2fs", &self.mke2fs, "images cannot be built", "apt-get install e2fsprogs"),
-            ("debugfs", &self.debugfs, "images cannot be built without root", "apt-get install e2fsprogs"),
+            ("e2fsck", &self.e2fsck, "images cannot be built", "apt-get install e2fsprogs"),
+            ("debugfs", &self.debugfs, "ext4 files cannot be made images", "apt-get install e2fsprogs"),
             (
                 "mmdebstrap",
                 &self.mmdebstrap,

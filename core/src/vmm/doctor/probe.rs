@@ -112,7 +112,7 @@ pub(super) fn examine(config: &Config) -> Host {
         qemu,
         firecracker,
         jailer,
-        mke2fs: find("mke2fs"),
+        e2fsck: find("e2fsck"),
         debugfs: find("debugfs"),
         mmdebstrap: find("mmdebstrap"),
         ids: subids::check(),

@@ -25,7 +25,7 @@ fn host() -> Host {
         qemu: Program::Found { binary: "/bin/qemu".into(), version: Version(7, 2, 22) },
         firecracker: Program::Found { binary: "/bin/firecracker".into(), version: Version(1, 16, 1) },
         jailer: Some("/bin/jailer".into()),
-        mke2fs: Some("/bin/mke2fs".into()),
+        e2fsck: Some("/bin/e2fsck".into()),
         debugfs: Some("/bin/debugfs".into()),
         mmdebstrap: Some("/bin/mmdebstrap".into()),
         ids: Ok(()),
