@@ -116,6 +116,7 @@ pub async fn build_with(
     let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()).unwrap_or(0);
     let distro = facts::distro(&staged.tree, &staged.staging).or(staged.distro.take());
     let init_system = facts::init_system(&staged.tree);
+    facts::check_mount_points(&staged.tree)?;
     let mut meta = facts::complete(meta, distro, init_system)?;
     meta.config = staged.config.take().map(Box::new).or(meta.config);
     additions.put(&mut staged.tree, &mut staged.staging, now, progress)?;
