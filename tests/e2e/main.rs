@@ -5,6 +5,7 @@ mod builds;
 mod drives;
 mod ends;
 mod first_vm;
+mod guest;
 mod oci;
 mod recovery;
 mod releases;
