@@ -96,7 +96,8 @@ fn limit() {
     if std::fs::create_dir_all(OURS).is_err() {
         return;
     }
-    for controller in ["+memory", "+pids"] {
+    // With `cpu` all commands together count as one against the agent, however many they are.
+    for controller in ["+memory", "+pids", "+cpu"] {
         let _ = std::fs::write(Path::new(ROOT).join("cgroup.subtree_control"), controller);
     }
     let system = rustix::system::sysinfo();
