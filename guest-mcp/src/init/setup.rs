@@ -6,7 +6,7 @@ use std::path::Path;
 use rustix::process::{Resource, Rlimit};
 
 use crate::agent::bring_up_loopback;
-use crate::console::{self, say};
+use crate::console::say;
 use crate::os::{mount, read_small, reason};
 use crate::places::mounted_on;
 
