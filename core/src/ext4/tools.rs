@@ -25,19 +25,6 @@ impl Tools {
         Ok(Self { debugfs: Tool::find("debugfs")?, e2fsck: Tool::find("e2fsck")? })
     }
 
-    /// Runs a `debugfs` script over a filesystem that was just made here.
-    pub(crate) async fn run_script(
-        &self,
-        file: &Path,
-        script: &Path,
-        directory: &Path,
-        commands: Option<u64>,
-        progress: &Progress,
-    ) -> Result<(), Ext4Error> {
-        let call = self.debugfs.call().args(["-w", "-f"]).arg(script).arg(file).directory(directory);
-        self.follow_script(file, call, commands, progress).await
-    }
-
     /// Runs a `debugfs` script over a filesystem that others wrote. The script and what it names are in `directory`, which the
     /// program's user must be able to read.
     pub(crate) async fn change(

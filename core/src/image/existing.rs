@@ -53,6 +53,11 @@ pub(super) async fn adopt(
         }
     }
     let init_system = ask.init_system().await?;
+    for path in facts::MOUNT_POINTS {
+        if ask.kind(path).await? == Some(Kind::File) {
+            return Err(facts::no_mount_point(path.as_bytes()));
+        }
+    }
     let meta = facts::complete(meta, distro, init_system)?;
     ask.put(additions, init_system, place.scratch()).await?;
     ask.put_metadata(&meta, place.scratch()).await?;

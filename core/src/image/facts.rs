@@ -7,7 +7,7 @@ use nexus_schema::link::{ImageMetadata, InitMode};
 
 use super::ImageError;
 use super::contents::Contents;
-use super::tree::{Attributes, Body, Tree};
+use super::tree::{Attributes, Body, Tree, refuse};
 
 /// Where an image says what it is.
 pub(crate) const METADATA: &[u8] = b"/etc/nexus/image.yaml";
@@ -70,6 +70,25 @@ pub(crate) fn init_system(tree: &Tree) -> Option<InitSystem> {
     } else {
         Some(InitSystem::Other)
     }
+}
+
+/// Where a VM mounts filesystems of the kernel and in memory.
+pub(super) const MOUNT_POINTS: [&str; 5] = ["/dev", "/proc", "/run", "/sys", "/tmp"];
+
+/// Refuses a tree in which something else than a directory is where a VM mounts filesystems. Links are followed; what they lead to
+/// may be missing, and is made at boot.
+pub(crate) fn check_mount_points(tree: &Tree) -> Result<(), ImageError> {
+    for path in MOUNT_POINTS.map(str::as_bytes) {
+        if tree.find(path).is_some_and(|node| tree.children(node).is_none()) {
+            return Err(no_mount_point(path));
+        }
+    }
+    Ok(())
+}
+
+/// The refusal of what is in the place of a mount point.
+pub(super) fn no_mount_point(path: &[u8]) -> ImageError {
+    refuse(path, "it has to be a directory, or a link to one: a VM mounts a filesystem there")
 }
 
 /// The metadata that an image gets: the distribution is filled in where it is not given.

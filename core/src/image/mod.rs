@@ -154,6 +154,7 @@ fn write(
     let Staged { mut tree, mut contents, distro, config, mut notes } = staged;
     let distro = facts::distro(&tree, &mut contents).or(distro);
     let init_system = facts::init_system(&tree);
+    facts::check_mount_points(&tree)?;
     let mut meta = facts::complete(meta, distro, init_system)?;
     meta.config = config.map(Box::new).or(meta.config);
     additions.put(&mut tree, &mut contents, MADE.into(), progress)?;

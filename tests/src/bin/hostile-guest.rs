@@ -135,6 +135,11 @@ fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
                 }
             }
             Some("tools/call") => answer(&mut stream, what, &message, token)?,
+            // As an older agent does with what it does not know.
+            Some(method) if message["id"].is_number() => {
+                let error = json!({ "code": -32601, "message": method });
+                say(&mut stream, &json!({ "jsonrpc": "2.0", "id": message["id"], "error": error }))?;
+            }
             _ => {}
         }
     }

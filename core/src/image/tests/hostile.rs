@@ -55,6 +55,16 @@ async fn what_cannot_be_is_refused_and_leaves_nothing() {
     let wide: Vec<u8> = vec![b'v'; 5000];
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("empty", Vec::new(), "the source is empty"),
+        (
+            "a file for a mount point",
+            Tar::default().file("run", "").end(),
+            "entry `/run` is refused: it has to be a directory",
+        ),
+        (
+            "a link to a file for a mount point",
+            Tar::default().file("etc/x", "").link(b'2', "tmp", "/etc/x").end(),
+            "entry `/tmp` is refused: it has to be a directory",
+        ),
         ("only zeros", vec![0; 10_240], "the source is empty"),
         ("text", b"hello, world\n".repeat(100), "a header's checksum is wrong"),
         ("cut in a header", Tar::default().file("a", "b").end()[..300].to_vec(), "it ends within a header"),

@@ -104,6 +104,12 @@ pub(crate) async fn exec(app: &App, args: RunArgs) -> Result<u8, Error> {
                 app.ui.warn(&omitted(name, facts));
             }
         }
+        if !facts.oom_killed.is_empty() {
+            let who = facts.oom_killed.join(", ");
+            app.ui.warn(&format!(
+                "the VM ran out of memory, and the kernel killed {who}; results may be wrong"
+            ));
+        }
         if facts.timed_out {
             app.ui.warn(&format!("the command was killed after {} s", args.timeout));
         }
@@ -219,6 +225,7 @@ mod tests {
             duration_ms: 1,
             stdout: StreamFacts::default(),
             stderr: StreamFacts::default(),
+            oom_killed: Vec::new(),
         }
     }
 
