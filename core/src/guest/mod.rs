@@ -7,8 +7,10 @@
 mod hello;
 pub mod lines;
 mod link;
+pub mod result;
+pub mod scan;
 pub mod wire;
 
 pub use hello::{GuestEvent, HelloServer, Recorded};
 pub(crate) use link::STANDSTILL;
-pub use link::{CallId, CallOptions, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};
+pub use link::{CallId, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};
