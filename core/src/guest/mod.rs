@@ -8,9 +8,11 @@ mod clock;
 mod hello;
 pub mod lines;
 mod link;
+pub mod result;
+pub mod scan;
 pub mod wire;
 
 pub(crate) use clock::ClockKeeper;
 pub use hello::{GuestEvent, HelloServer, Recorded};
 pub(crate) use link::STANDSTILL;
-pub use link::{CallId, CallOptions, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};
+pub use link::{CallId, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::tool::{Effect, ResultShape, Tool};
+use crate::limits::{COMMAND_TIMEOUT_DEFAULT, COMMAND_TIMEOUT_MAX};
+use crate::tool::{Effect, ResultShape, TimeLimit, Tool};
 use crate::tools::ContentEncoding;
 
 /// Runs a command to its end.
@@ -94,6 +95,8 @@ impl Tool for RunCommand {
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     const SHAPE: ResultShape = ResultShape::Text;
     const OPEN_WORLD: bool = true;
+    const TIME_LIMIT: TimeLimit =
+        TimeLimit::Argument { name: "timeout_s", default: COMMAND_TIMEOUT_DEFAULT, max: COMMAND_TIMEOUT_MAX };
     type Params = RunCommandParams;
     type Output = RunCommandOutput;
 }

@@ -23,7 +23,7 @@ use super::tree::{MARK, Running};
 use crate::os::{User, Users, reason, shell};
 use crate::places::make_directories;
 use crate::sys::{ChildSetup, Credentials, prepare_child};
-use crate::tools::Call;
+use crate::tools::{Call, agent_failed};
 
 /// Where programs are looked for; the first directory has `poweroff` and its like.
 pub(crate) const PATH: &str = "/run/nexus/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -81,7 +81,7 @@ pub(super) fn start(call: &Call, params: RunCommandParams) -> Result<Started, To
     );
     let child = Command::from(command).spawn().map_err(|error| refused(&argv[0], &error))?;
     let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
-    let pid = pid.ok_or_else(|| ToolError::internal("a command that was just started has no process id"))?;
+    let pid = pid.ok_or_else(|| agent_failed("a command that was just started has no process id"))?;
     Ok(Started { child, input, running: Arc::new(Running::new(pid, mark, cgroup)) })
 }
 
