@@ -26,7 +26,7 @@ impl Tools {
     }
 
     /// Runs a `debugfs` script over a filesystem that others wrote. The script and what it names are in `directory`, which the
-    /// program's user must be able to read.
+    /// program's user must be able to read. Whatever `debugfs` says beside the expected is a failure.
     pub(crate) async fn change(
         &self,
         file: &Path,
@@ -35,30 +35,13 @@ impl Tools {
         progress: &Progress,
     ) -> Result<(), Ext4Error> {
         let call = self.debugfs.call().args(["-w", "-f", script]).disk(file).directory(directory);
-        self.follow_script(file, call, None, progress).await
-    }
-
-    /// Runs a script; whatever `debugfs` says beside the expected is a failure.
-    async fn follow_script(
-        &self,
-        file: &Path,
-        call: Call,
-        commands: Option<u64>,
-        progress: &Progress,
-    ) -> Result<(), Ext4Error> {
-        let mut done: u64 = 0;
         let mut unexpected: Option<String> = None;
         // Once something went wrong the rest of the script is of no use.
         let stop = progress.token().child_token();
         let ended = call
             .timeout(TIMEOUT)
             .run_lines(&stop, |line| {
-                if line.starts_with(b"debugfs: ") {
-                    done += 1;
-                    if done.is_multiple_of(2000) {
-                        progress.advance(done, commands);
-                    }
-                } else if !is_expected(line) && unexpected.is_none() {
+                if !line.starts_with(b"debugfs: ") && !is_expected(line) && unexpected.is_none() {
                     unexpected = Some(printable(line));
                     stop.cancel();
                 }

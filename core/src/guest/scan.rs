@@ -253,7 +253,11 @@ mod tests {
         let mut seen = Vec::new();
         let is_object = scan.members::<Flaw>(|scan, name| {
             if name == "a" {
-                assert!(scan.items::<Flaw>(|scan| Ok(seen.push(scan.skip()?.to_owned())))?);
+                let is_list = scan.items::<Flaw>(|scan| {
+                    seen.push(scan.skip()?.to_owned());
+                    Ok(())
+                })?;
+                assert!(is_list);
             } else {
                 seen.push(format!("{name}={}", scan.skip()?));
             }

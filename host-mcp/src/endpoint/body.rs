@@ -69,16 +69,19 @@ fn closing(status: StatusCode, text: &str) -> Response<Body> {
 }
 
 /// The JSON-RPC message in a body; `None` where there is none to be expected.
-pub(super) fn message<'a>(head: &Parts, body: &'a Bytes) -> Result<Option<Envelope<'a>>, Response<Body>> {
+pub(super) fn message<'a>(
+    head: &Parts,
+    body: &'a Bytes,
+) -> Result<Option<Envelope<'a>>, Box<Response<Body>>> {
     if head.method != Method::POST || !sends_json(&head.headers) {
         return Ok(None);
     }
     match Envelope::parse(body) {
         Some(message) => Ok(Some(message)),
         None if serde_json::from_slice::<IgnoredAny>(body).is_err() => {
-            Err(refused(None, -32700, "the body is not JSON"))
+            Err(Box::new(refused(None, -32700, "the body is not JSON")))
         }
-        None => Err(refused(None, -32600, "the body is not a JSON-RPC 2.0 message")),
+        None => Err(Box::new(refused(None, -32600, "the body is not a JSON-RPC 2.0 message"))),
     }
 }
 

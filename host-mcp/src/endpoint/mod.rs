@@ -201,7 +201,7 @@ impl Endpoints {
                     return answer;
                 }
             }
-            Err(refusal) => return refusal,
+            Err(refusal) => return *refusal,
         }
         scoped.http.handle(Request::from_parts(head, Full::new(body))).await
     }
