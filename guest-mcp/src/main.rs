@@ -13,8 +13,10 @@ mod ext4;
 mod init;
 mod initramfs;
 mod os;
+mod places;
 mod role;
 mod sys;
+mod system;
 mod tools;
 
 use std::process::ExitCode;

@@ -25,6 +25,8 @@ pub(crate) struct ChildSetup {
     pub(crate) credentials: Option<Credentials>,
     /// Whether it dies with its parent.
     pub(crate) dies_with_parent: bool,
+    /// A file that it keeps open over its exec, under the number that it has now.
+    pub(crate) kept: Option<OwnedFd>,
 }
 
 /// Has the child lead a session of its own and apply `setup` before it executes its program.
@@ -51,6 +53,12 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
                     libc::close(file);
                 }
             }
+            if let Some(file) = &setup.kept {
+                libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0);
+            }
+            if let Some(to) = &setup.credentials {
+                give_pipes(to);
+            }
             // Raw system calls: in the child of a fork there is one thread, and the C library's wrappers would signal all.
             if let Some(to) = &setup.credentials {
                 check(libc::syscall(libc::SYS_setgroups, to.groups.len(), to.groups.as_ptr()))?;
@@ -66,6 +74,23 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
     // SAFETY: the closure allocates nothing, takes no lock and makes async-signal-safe system calls only.
     unsafe {
         command.pre_exec(apply);
+    }
+}
+
+/// Gives those of the standard streams that are pipes to a user, who can then open `/dev/stdout` and its like.
+///
+/// # Safety
+/// Async-signal-safe: system calls on integers and on memory of its own.
+unsafe fn give_pipes(to: &Credentials) {
+    for stream in 0..3 {
+        // SAFETY: `fstat` writes one `stat`, which may be all zeros, and the calls take no other memory.
+        unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            if libc::fstat(stream, &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFIFO {
+                // A stream that cannot be given away still works by its number.
+                libc::fchown(stream, to.uid, to.gid);
+            }
+        }
     }
 }
 

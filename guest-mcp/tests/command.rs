@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::time::Instant;
 
 use common::{Guest, PATIENCE, facts, header, processes_with, stream, until};
@@ -69,6 +70,7 @@ fn users_by_name_and_number() {
 fn what_cannot_be_started_is_said() {
     let guest = Guest::start();
     let mut client = guest.client();
+    let long_in_all = [vec!["true".to_owned()], vec!["x".repeat(100_000); 100]].concat();
     for (arguments, code) in [
         (json!({}), "invalid_argument"),
         (json!({ "command": "x", "argv": ["x"] }), "invalid_argument"),
@@ -89,13 +91,141 @@ fn what_cannot_be_started_is_said() {
         (json!({ "argv": ["no-such-program"] }), "program_not_found"),
         (json!({ "argv": ["/etc/passwd"] }), "program_not_executable"),
         (json!({ "argv": ["/etc"] }), "program_not_executable"),
-        (json!({ "argv": ["echo", "x".repeat(200_000)] }), "command_failed"),
+        (json!({ "argv": ["echo", "x".repeat(131_072)] }), "too_large"),
+        (json!({ "argv": long_in_all }), "too_large"),
+        (json!({ "argv": ["true"], "env": { "LONG": "x".repeat(131_072) } }), "too_large"),
+        (json!({ "command": "x".repeat((2 << 20) + 1) }), "too_large"),
     ] {
         let shown: String = arguments.to_string().chars().take(100).collect();
         assert_eq!(client.bad("run_command", arguments), code, "{shown}");
     }
     // The shell's own failure is a result.
     assert_eq!(facts(&client.good("run_command", json!({ "command": "no-such-program" })))["exit_code"], 127);
+}
+
+/// As `docker exec` does it: each of the two is the pipe that the caller reads.
+#[test]
+fn another_user_opens_its_standard_streams_by_name() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let guest = Guest::start();
+    let line = "cat /dev/stdin; echo a > /dev/stdout; echo b > /dev/stderr";
+    let arguments = json!({ "command": line, "user": "daemon", "cwd": "/", "stdin": "in\n" });
+    let result = guest.client().good("run_command", arguments);
+    assert_eq!((stream(&result, "stdout"), stream(&result, "stderr")), ("in\na\n", "b\n"), "{result}");
+    // What is no pipe keeps its owner.
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/dev/null").unwrap());
+    assert_eq!(owner, 0);
+}
+
+#[test]
+fn a_line_that_is_too_long_for_an_argument_runs_all_the_same() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    for length in [131_071, 131_072, 1 << 20] {
+        let end = "'; echo ${#x}; id -u; exit 3";
+        let line = format!("x='{}{end}", "a".repeat(length - end.len() - 3));
+        assert_eq!(line.len(), length);
+        for (user, uid) in [("root", "0"), ("daemon", "1")] {
+            let result = client.good("run_command", json!({ "command": line, "user": user, "cwd": "/" }));
+            assert_eq!(stream(&result, "stdout"), format!("{}\n{uid}\n", length - end.len() - 3), "{length}");
+            assert_eq!(facts(&result)["exit_code"], 3);
+        }
+    }
+    // Which argument is too long is said.
+    let result = client.call("run_command", json!({ "argv": ["echo", "x".repeat(200_000)] }));
+    let text = result["content"][0]["text"].as_str().unwrap();
+    assert!(text.contains("argv[1] holds 200000 bytes") && text.contains("131071"), "{text}");
+}
+
+#[test]
+fn the_working_directory_of_the_image_is_made() {
+    let guest = Guest::start_configured(|root, configure| {
+        let parent = root.join("srv");
+        std::fs::create_dir(&parent).unwrap();
+        std::os::unix::fs::chown(&parent, Some(54321), Some(54321)).unwrap();
+        configure.working_dir = Some(parent.join("app/x").to_str().unwrap().to_owned());
+    });
+    let mut client = guest.client();
+    let result = client.good("run_command", json!({ "command": "pwd; stat -c %u:%g . .." }));
+    assert_eq!(stream(&result, "stdout"), format!("{}\n54321:54321\n54321:54321\n", guest.path("srv/app/x")));
+    // What a call says comes first.
+    assert_eq!(
+        stream(&client.good("run_command", json!({ "argv": ["pwd"], "cwd": "/usr" })), "stdout"),
+        "/usr\n"
+    );
+
+    // A relative one starts at the root.
+    let guest =
+        Guest::start_configured(|_, configure| configure.working_dir = Some("usr/lib/../share".to_owned()));
+    let result = guest.client().good("run_command", json!({ "argv": ["pwd", "-P"] }));
+    assert_eq!(stream(&result, "stdout"), "/usr/share\n");
+
+    // One that cannot be made is no reason to run somewhere else.
+    let guest =
+        Guest::start_configured(|_, configure| configure.working_dir = Some("/etc/passwd/x".to_owned()));
+    let mut client = guest.client();
+    assert_eq!(client.bad("run_command", json!({ "argv": ["pwd"] })), "file_refused");
+    client.good("run_command", json!({ "argv": ["pwd"], "cwd": "/" }));
+}
+
+/// The kernel of this machine is asked to kill, in a memory cgroup of the test's own.
+#[test]
+fn who_was_killed_for_want_of_memory_is_said() {
+    let Some(group) = MemoryGroup::make(32 << 20) else {
+        eprintln!(
+            "SKIPPED: no memory cgroup can be made here (it takes root, and cgroups that are writable)"
+        );
+        return;
+    };
+    let guest = Guest::start();
+    let mut client = guest.client();
+    // The pipe hides it: the exit code is that of `wc`.
+    let line = format!("(echo 0 > {}/cgroup.procs && exec tail /dev/zero) | wc -c", group.path.display());
+    let result = client.good("run_command", json!({ "command": line }));
+    assert_eq!(facts(&result)["exit_code"], 0, "{result}");
+    let killed =
+        facts(&result)["oom_killed"].as_array().unwrap_or_else(|| panic!("nothing is said: {result}"));
+    assert!(killed[0].as_str().unwrap().starts_with("tail (pid "), "{result}");
+    let text = result["content"][0]["text"].as_str().unwrap();
+    assert!(text.contains("ran out of memory") && text.contains("tail (pid "), "{text}");
+    let result = client.good("run_command", json!({ "argv": ["true"] }));
+    assert!(facts(&result)["oom_killed"].is_null(), "{result}");
+}
+
+/// A cgroup with little memory; either version.
+struct MemoryGroup {
+    path: std::path::PathBuf,
+}
+
+impl MemoryGroup {
+    fn make(bytes: u64) -> Option<Self> {
+        for (root, files) in [
+            ("/sys/fs/cgroup/memory", &["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"][..]),
+            ("/sys/fs/cgroup", &["memory.max", "memory.swap.max"]),
+        ] {
+            let path = std::path::Path::new(root).join(format!("nexus-test-{}", std::process::id()));
+            if std::fs::create_dir(&path).is_err() {
+                continue;
+            }
+            let group = Self { path };
+            let limit = |file: &str| {
+                let file = std::fs::File::options().write(true).open(group.path.join(file));
+                file.and_then(|mut file| file.write_all(bytes.to_string().as_bytes()))
+            };
+            if limit(files[0]).is_ok() {
+                // Only where swap is counted.
+                let _ = limit(files[1]);
+                return Some(group);
+            }
+        }
+        None
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        until("its processes are gone", || std::fs::remove_dir(&self.path).is_ok());
+    }
 }
 
 #[test]

@@ -69,6 +69,44 @@ fn replacing_keeps_owner_mode_and_links() {
 }
 
 #[test]
+fn what_is_made_in_a_home_belongs_to_its_owner() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let home = guest.path("home");
+    std::fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(54321), Some(54322)).unwrap();
+    let owner = |path: &str| std::fs::metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
+    client.good("file_write", json!({ "path": format!("{home}/proj/src/a.py"), "content": "x\n" }));
+    client.good("file_write", json!({ "path": format!("{home}/log/b"), "content": "x\n", "append": true }));
+    for path in ["proj", "proj/src", "proj/src/a.py", "log", "log/b"] {
+        assert_eq!(owner(&format!("{home}/{path}")), (54321, 54322), "{path}");
+    }
+    assert_eq!(mode(&format!("{home}/proj/src/a.py")), 0o644);
+    assert_eq!(mode(&format!("{home}/proj")), 0o755);
+    // What was there keeps its owner, whoever wrote it and whosever its directory is.
+    std::fs::write(format!("{home}/roots"), "").unwrap();
+    for append in [true, false] {
+        client
+            .good("file_write", json!({ "path": format!("{home}/roots"), "content": "x", "append": append }));
+        assert_eq!(owner(&format!("{home}/roots")), (0, 0));
+    }
+}
+
+/// The kernel takes the value and has no disk to sync it to.
+#[test]
+fn appending_to_a_file_of_the_kernel_succeeds() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    for append in [true, false] {
+        let path = format!("/proc/{}/oom_score_adj", guest.process.id());
+        let content = if append { "7\n" } else { "8\n" };
+        client.good("file_write", json!({ "path": path, "content": content, "append": append }));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+    }
+}
+
+#[test]
 fn append_adds_to_the_end() {
     let guest = Guest::start();
     let mut client = guest.client();

@@ -4,6 +4,7 @@ mod common;
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use common::{
     Client, Guest, Host, PATIENCE, TOKEN, configure, dial, processes_with, spawn, until, wait, within,
@@ -66,6 +67,28 @@ fn a_host_that_does_not_hear_the_bye_does_not_keep_the_guest() {
     // Accepts, and says nothing.
     let _silent = guest.host.accept();
     assert_eq!(guest.wait().code(), Some(0));
+}
+
+/// A process answers what time it is; the clock of its host is none of its business.
+#[test]
+fn the_host_looks_at_the_clock() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let now = || {
+        u64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+    };
+    let before = now();
+    let answer = client.request("nexus/clock", json!({ "time_unix_ns": before + 90_000_000_000 }));
+    let time = answer["result"]["time_unix_ns"].as_u64().unwrap_or_else(|| panic!("{answer}"));
+    assert!((before..=now()).contains(&time), "{answer}");
+    let info = client.good("os_info", json!({}));
+    let skew = info["structuredContent"]["clock_skew_ms"].as_i64().unwrap_or_else(|| panic!("{info}"));
+    assert!((-91_000..=-80_000).contains(&skew), "{info}");
+    assert!(info["content"].to_string().contains("s behind the host's"), "{info}");
+    let answer = client.request("nexus/clock", json!({ "time_unix_ns": now(), "add_ns": 1 }));
+    assert!(answer["error"]["message"].as_str().unwrap().contains("a process of the host"), "{answer}");
+    assert_eq!(client.request("nexus/clock", json!({}))["error"]["code"], -32602);
+    assert!(client.good("os_info", json!({}))["structuredContent"]["system"].is_null());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use nexus_core::os::{busy_poll, memory};
+use nexus_core::os::memory;
 use nexus_core::{Caller, Nexus, OpenError};
 use nexus_schema::tools::system::{Doctor, DoctorStatus};
 use rustix::process::{Resource, Rlimit};
@@ -14,11 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::awake::Awake;
 use crate::endpoint::{self, Door, Endpoints, TokenError};
 use crate::host::{Host, View};
 use crate::settings::Settings;
-use crate::{bridge, dirs, stream};
+use crate::{bridge, stream};
 
 /// The guest, as it was built for its own target.
 pub static AGENT: &[u8] = include_bytes!(env!("NEXUS_GUEST_BIN"));
@@ -101,9 +100,6 @@ impl DaemonError {
 pub fn run(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError> {
     raise_file_limit();
     memory::keep_lean();
-    if !settings.low_latency {
-        busy_poll::never();
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(settings.worker_threads)
         .thread_name("nexusd")
@@ -159,7 +155,7 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
         source: Box::new(source),
     })?;
     let stop = CancellationToken::new();
-    let endpoints = Endpoints::new(Host::new(nexus.clone(), awake(&settings)), stop.clone());
+    let endpoints = Endpoints::new(Host::new(nexus.clone()), stop.clone());
     let opened = open_doors(&settings, &endpoints, &runtime_dir, &name).await;
     if let Err(error) = opened {
         stop.cancel();
@@ -178,8 +174,10 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
-    endpoints.tasks().close();
-    if timeout(DRAIN_MAX, endpoints.tasks().wait()).await.is_err() {
+    let (clients, calls) = (endpoints.tasks(), endpoints.host().under_way());
+    clients.close();
+    calls.close();
+    if timeout(DRAIN_MAX, async { tokio::join!(clients.wait(), calls.wait()) }).await.is_err() {
         tracing::warn!("clients are still connected: leaving all the same");
     }
     if timeout(SETTLE_MAX, nexus.shutdown()).await.is_err() {
@@ -188,17 +186,6 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
     // A socket that nobody listens on would only puzzle.
     let _ = std::fs::remove_file(&settings.socket);
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether processors are kept awake for calls, and how.
-fn awake(settings: &Settings) -> Awake {
-    if !settings.low_latency {
-        return Awake::off();
-    }
-    Awake::by(Path::new(dirs::CPU_LATENCY)).unwrap_or_else(|error| {
-        tracing::debug!(%error, device = dirs::CPU_LATENCY, "processors sleep between calls");
-        Awake::off()
-    })
 }
 
 async fn open_doors(

@@ -26,9 +26,6 @@ pub const SOCKET_NAME: &str = "nexus.sock";
 /// The log of a daemon that was started in the background, in the state directory.
 pub const LOG_NAME: &str = "nexusd.log";
 
-/// Where Linux is asked how soon processors are to wake.
-pub const CPU_LATENCY: &str = "/dev/cpu_dma_latency";
-
 /// The environment of a process.
 pub type Env = BTreeMap<OsString, OsString>;
 

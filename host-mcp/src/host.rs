@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nexus_core::{CallRecord, Caller, GuestHandle, Nexus};
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::{Reference, ToolError};
+use tokio_util::task::TaskTracker;
 
-use crate::awake::Awake;
 use crate::tools::Registry;
 
 /// The way into guests, and the log of calls.
@@ -42,8 +42,8 @@ struct Inner {
     nexus: Nexus,
     guests: Box<dyn Guests>,
     registry: Registry,
-    awake: Awake,
     counters: Counters,
+    under_way: TaskTracker,
 }
 
 impl std::fmt::Debug for Host {
@@ -54,24 +54,15 @@ impl std::fmt::Debug for Host {
 
 impl Host {
     /// A host over an open Nexus.
-    pub fn new(nexus: Nexus, awake: Awake) -> Self {
+    pub fn new(nexus: Nexus) -> Self {
         let guests = Box::new(nexus.clone());
-        Self::with(nexus, guests, awake)
+        Self::with_guests(nexus, guests)
     }
 
     /// A host whose guests are found elsewhere than in Nexus: for tests and benchmarks of the forwarding alone.
     pub fn with_guests(nexus: Nexus, guests: Box<dyn Guests>) -> Self {
-        Self::with(nexus, guests, Awake::off())
-    }
-
-    fn with(nexus: Nexus, guests: Box<dyn Guests>, awake: Awake) -> Self {
-        Self(Arc::new(Inner {
-            nexus,
-            guests,
-            registry: Registry::new(),
-            awake,
-            counters: Counters::default(),
-        }))
+        let (registry, counters) = (Registry::new(), Counters::default());
+        Self(Arc::new(Inner { nexus, guests, registry, counters, under_way: TaskTracker::new() }))
     }
 
     /// The facade.
@@ -89,9 +80,9 @@ impl Host {
         &self.0.registry
     }
 
-    /// What is told of calls, so that processors stay awake for them.
-    pub(crate) fn awake(&self) -> &Awake {
-        &self.0.awake
+    /// Calls that are not recorded yet.
+    pub(crate) fn under_way(&self) -> &TaskTracker {
+        &self.0.under_way
     }
 
     /// The counters.

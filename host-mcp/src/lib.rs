@@ -3,7 +3,6 @@
 //! A client's line or request comes in through [`endpoint`] or [`stream`]. Calls of guest tools go raw through `forward` to
 //! the guest's link; everything else is served by [`server`], whose [`tools`] are methods of [`nexus_core::Nexus`].
 
-pub mod awake;
 mod bridge;
 pub mod ctl;
 pub mod daemon;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use nexus_core::guest::CallOptions;
-use nexus_core::{CallContext, Caller};
+use nexus_core::CallContext;
+use nexus_core::guest::GuestProgress;
 use nexus_schema::tools::op::OpProgress;
 use nexus_schema::{Reference, ToolError};
 use rmcp::model::{
@@ -12,137 +12,86 @@ use rmcp::model::{
 };
 use rmcp::service::{Peer, RequestContext};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
-use serde_json::value::RawValue;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::forward::{self, Arguments, Era, Origin, Timed};
-use crate::host::{Host, View};
-use crate::tools::{self, error_result};
+use crate::forward::{BEAT_CHECK, Client, Era, ForwardedCall, Handle, Pace, Recorded};
+use crate::host::View;
+use crate::tools::{self, GuestTool, error_result};
 
-/// How often a client that waits hears of it, at least.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(8);
-/// How often it hears of it, at most.
+/// How often a client that waits hears of its call, at most.
 const COALESCE: Duration = Duration::from_millis(200);
 
 /// One client's server. Cheap to clone and to make anew for each request.
 #[derive(Debug, Clone)]
 pub struct Server {
-    host: Host,
-    view: View,
-    /// Who calls, where that does not change from request to request.
-    caller: Option<Caller>,
+    client: Client,
 }
 
 impl Server {
-    /// A server for one client that was told apart by its connection.
-    pub(crate) fn for_client(host: Host, view: View, caller: Caller) -> Self {
-        Self { host, view, caller: Some(caller) }
-    }
-
-    /// A server whose requests each say who calls, by a [`Caller`] in the extensions of their HTTP head.
-    pub(crate) fn for_requests(host: Host, view: View) -> Self {
-        Self { host, view, caller: None }
-    }
-
-    fn caller(&self, context: &RequestContext<RoleServer>) -> Result<Caller, ErrorData> {
-        let of_request =
-            || context.extensions.get::<http::request::Parts>()?.extensions.get::<Caller>().cloned();
-        self.caller
-            .clone()
-            .or_else(of_request)
-            .ok_or_else(|| ErrorData::internal_error("a request without a caller", None))
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
     }
 
     async fn run(
         &self,
         tool: &str,
         arguments: JsonObject,
-        caller: Caller,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResult, ErrorData> {
         let unknown = || ErrorData::invalid_params(format!("unknown tool: {tool}"), None);
-        let View::Whole = self.view else { return Err(unknown()) };
-        let timed = Timed::start(&self.host);
-        let owner = caller.owner.clone();
+        let (host, caller) = (self.client.host(), self.client.caller().clone());
+        let View::Whole = self.client.view() else { return Err(unknown()) };
         let reference = arguments.get("vm").and_then(|vm| vm.as_str()?.parse::<Reference<_>>().ok());
         // Before the call: afterwards the VM may be gone.
-        let vm = reference.and_then(|vm| self.host.guests().resolve(&vm).ok());
+        let vm = reference.and_then(|vm| host.guests().resolve(&vm).ok());
+        let owner = caller.owner.clone();
         let (progress, watching) = watch::channel(OpProgress::default());
         let ctx = CallContext { caller, progress };
-        let running =
-            self.host.registry().run(tool, self.host.nexus().clone(), ctx, arguments).ok_or_else(unknown)?;
-        self.host.counters().host_calls.add();
+        let running = host.registry().run(tool, host.nexus().clone(), ctx, arguments).ok_or_else(unknown)?;
+        let mut record = Recorded::start(host, &owner, tool.to_owned(), vm);
+        host.counters().host_calls.add();
         let outcome = tokio::select! {
             outcome = running => outcome,
             () = report(watching, context) => Err(ToolError::internal("progress ended before the call")),
-            () = context.ct.cancelled() => {
-                // The work itself goes on as an operation where it is one; nobody reads this reply.
-                timed.record(&self.host, &owner, tool.to_owned(), vm, "cancelled");
-                return Err(ErrorData::internal_error("cancelled", None));
-            }
+            // The work itself goes on as an operation where it is one; nobody reads this reply.
+            () = context.ct.cancelled() => return Err(ErrorData::internal_error("cancelled", None)),
         };
-        let code = outcome.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok");
-        timed.record(&self.host, &owner, tool.to_owned(), vm, code);
+        record.outcome(outcome.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok"));
         Ok(outcome.unwrap_or_else(|error| error_result(&error)))
     }
 
     /// Forwards a call that did not come raw: over HTTP sessions that want progress, and whatever else is not plain.
     async fn forward(
         &self,
-        tool: &'static str,
+        tool: GuestTool,
         arguments: JsonObject,
-        caller: Caller,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResult, ErrorData> {
-        self.host.counters().guest_calls.add();
-        let timed = Timed::start(&self.host);
         let text = serde_json::value::to_raw_value(&arguments)
             .map_err(|e| ErrorData::internal_error(format!("arguments without a JSON form: {e}"), None))?;
-        let found = Arguments::parse(Some(&text), self.view).and_then(|arguments| {
-            Ok((forward::find(&self.host, &caller, self.view, &arguments)?, arguments))
-        });
-        let (guest, arguments) = match found {
-            Ok(found) => found,
-            Err(error) => {
-                timed.record(&self.host, &caller.owner, tool, self.view.scope(), error.code.as_str());
-                return Ok(error_result(&error));
-            }
+        let handle = Handle::default();
+        let admitted = ForwardedCall::admit(&self.client, tool, Some(&text), Era::Stateless, &handle);
+        let (call, arguments) = match admitted {
+            Ok(admitted) => admitted,
+            Err(error) => return Ok(error_result(&error)),
         };
-        let mut stripped = Vec::with_capacity(text.get().len());
-        arguments.write(&mut stripped);
-        let stripped: Box<RawValue> = serde_json::from_slice(&stripped)
-            .map_err(|e| ErrorData::internal_error(format!("arguments without a JSON form: {e}"), None))?;
-        let wants_progress = context.meta.get_progress_token().is_some();
         let (sender, receiver) = mpsc::channel(16);
-        let options = CallOptions {
-            deadline: arguments.deadline(tool),
-            progress: wants_progress.then_some(sender),
-            cancel: context.ct.clone(),
-        };
+        let progress = context.meta.get_progress_token().is_some().then_some(sender);
         let outcome = tokio::select! {
-            outcome = guest.link.call(tool, &stripped, options) => outcome,
-            () = relay(receiver, context) => Err(nexus_core::guest::LinkError::Cancelled),
+            outcome = call.wait(&arguments, progress, Vec::new()) => outcome,
+            () = relay(receiver, context) => None,
+            () = context.ct.cancelled() => None,
         };
-        let origin = Origin::of(&guest);
-        let mut out = Vec::new();
-        let code = forward::write_outcome(
-            &mut out,
-            outcome.as_deref().map_err(Clone::clone),
-            &origin,
-            Era::Stateless,
-        );
-        timed.record(&self.host, &caller.owner, tool, Some(guest.vm), code);
-        serde_json::from_slice(&out).or_else(|_| {
-            let error = nexus_core::guest::LinkError::Misbehaved { what: "not a tool's result" };
-            Ok(error_result(&error.to_tool_error(origin.name.as_str())))
-        })
+        let Some(result) = outcome else { return Err(ErrorData::internal_error("cancelled", None)) };
+        serde_json::from_slice(&result)
+            .map_err(|e| ErrorData::internal_error(format!("a result without a form in MCP: {e}"), None))
     }
 }
 
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
-        let instructions = match self.view {
+        let instructions = match self.client.view() {
             View::Whole => tools::INSTRUCTIONS,
             View::Vm(_) => tools::SCOPED_INSTRUCTIONS,
         };
@@ -158,11 +107,11 @@ impl ServerHandler for Server {
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        Ok(ListToolsResult::with_all_items(self.host.registry().list(self.view).to_vec()))
+        Ok(ListToolsResult::with_all_items(self.client.host().registry().list(self.client.view()).to_vec()))
     }
 
     fn get_tool(&self, name: &str) -> Option<rmcp::model::Tool> {
-        self.host.registry().list(self.view).iter().find(|tool| tool.name == name).cloned()
+        self.client.host().registry().list(self.client.view()).iter().find(|tool| tool.name == name).cloned()
     }
 
     async fn call_tool(
@@ -170,11 +119,11 @@ impl ServerHandler for Server {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let caller = self.caller(&context)?;
         let arguments = request.arguments.unwrap_or_default();
-        let result = match self.host.registry().guest_tool(self.view, &request.name) {
-            Some(tool) => Box::pin(self.forward(tool, arguments, caller, &context)).await,
-            None => Box::pin(self.run(&request.name, arguments, caller, &context)).await,
+        let tool = self.client.host().registry().guest_tool(self.client.view(), &request.name);
+        let result = match tool {
+            Some(tool) => Box::pin(self.forward(tool, arguments, &context)).await,
+            None => Box::pin(self.run(&request.name, arguments, &context)).await,
         };
         result.map(CallToolResponse::from)
     }
@@ -188,7 +137,7 @@ impl ServerHandler for Server {
         let method = request.method;
         Err(match &*method {
             "tools/call" | "tools/list" | "initialize" | "server/discover" | "ping" => {
-                ErrorData::invalid_params(format!("the parameters are not what {method} takes"), None)
+                ErrorData::invalid_params(format!("invalid parameters for {method}"), None)
             }
             _ => ErrorData::new(rmcp::model::ErrorCode::METHOD_NOT_FOUND, method, None),
         })
@@ -228,22 +177,37 @@ impl ServerHandler for Server {
     }
 }
 
-/// Progress notifications of one call: each larger than the one before.
+/// Progress notifications of one call: each larger than the one before, and one now and then while nothing is new.
 struct Notes<'a> {
     peer: &'a Peer<RoleServer>,
     token: ProgressToken,
-    last: f64,
+    pace: Pace,
+    check: Interval,
 }
 
-impl Notes<'_> {
-    async fn send(&mut self, progress: Option<f64>, total: Option<f64>, message: Option<String>) {
-        let value = match progress {
-            Some(value) if value > self.last => value,
-            Some(_) => return,
-            None => self.last + 1e-6,
-        };
-        self.last = value;
-        let mut note = ProgressNotificationParam::new(self.token.clone(), value);
+impl<'a> Notes<'a> {
+    /// `None` if the client does not want to hear anything.
+    fn of(context: &'a RequestContext<RoleServer>) -> Option<Self> {
+        let token = context.meta.get_progress_token()?;
+        let mut check = interval(BEAT_CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Some(Self { peer: &context.peer, token, pace: Pace::start(), check })
+    }
+
+    async fn say(&mut self, progress: f64, total: Option<f64>, message: Option<String>) {
+        if self.pace.advance(progress) {
+            self.send(progress, total, message).await;
+        }
+    }
+
+    async fn beat(&mut self) {
+        if let Some(progress) = self.pace.beat() {
+            self.send(progress, None, None).await;
+        }
+    }
+
+    async fn send(&self, progress: f64, total: Option<f64>, message: Option<String>) {
+        let mut note = ProgressNotificationParam::new(self.token.clone(), progress);
         note.total = total;
         note.message = message;
         // A client that went away is noticed where its reply is written.
@@ -253,23 +217,22 @@ impl Notes<'_> {
 
 /// Tells the client how a call of the host comes on, when it changes and now and then. Never ends.
 async fn report(mut watching: watch::Receiver<OpProgress>, context: &RequestContext<RoleServer>) {
-    let Some(token) = context.meta.get_progress_token() else { return std::future::pending().await };
-    let mut notes = Notes { peer: &context.peer, token, last: 0.0 };
+    let Some(mut notes) = Notes::of(context) else { return std::future::pending().await };
     let mut step = 0.0;
-    let mut beat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let changed = tokio::select! {
             changed = watching.changed() => changed,
-            _ = beat.tick() => Ok(()),
+            _ = notes.check.tick() => {
+                notes.beat().await;
+                continue;
+            }
         };
         if changed.is_err() {
             return std::future::pending().await;
         }
         let progress = watching.borrow_and_update().clone();
         step += 1.0;
-        notes.send(Some(step), None, Some(describe(&progress))).await;
-        beat.reset();
+        notes.say(step, None, Some(describe(&progress))).await;
         tokio::time::sleep(COALESCE).await;
     }
 }
@@ -284,18 +247,12 @@ fn describe(progress: &OpProgress) -> String {
 }
 
 /// Passes a guest's progress on, and now and then says that the call still runs. Never ends.
-async fn relay(
-    mut progress: mpsc::Receiver<nexus_core::guest::GuestProgress>,
-    context: &RequestContext<RoleServer>,
-) {
-    let Some(token) = context.meta.get_progress_token() else { return std::future::pending().await };
-    let mut notes = Notes { peer: &context.peer, token, last: 0.0 };
-    let mut beat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+async fn relay(mut progress: mpsc::Receiver<GuestProgress>, context: &RequestContext<RoleServer>) {
+    let Some(mut notes) = Notes::of(context) else { return std::future::pending().await };
     loop {
         tokio::select! {
-            Some(p) = progress.recv() => notes.send(Some(p.progress), p.total, p.message).await,
-            _ = beat.tick() => notes.send(None, None, None).await,
+            Some(p) = progress.recv() => notes.say(p.progress, p.total, p.message).await,
+            _ = notes.check.tick() => notes.beat().await,
         }
-        beat.reset();
     }
 }

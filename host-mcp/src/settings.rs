@@ -63,8 +63,6 @@ pub struct Settings {
     pub stop_timeout_s: u32,
     /// How many threads do the work; by default two, or one where there are no more than two processors.
     pub worker_threads: usize,
-    /// Whether waiting for messages may take processor time so that calls in a row take less.
-    pub low_latency: bool,
     /// What is logged, as `tracing` filters say it.
     pub log: String,
 }
@@ -120,7 +118,6 @@ struct Draft {
     boot_timeout_tcg_s: Option<u32>,
     stop_timeout_s: Option<u32>,
     worker_threads: Option<usize>,
-    low_latency: Option<bool>,
     log: Option<String>,
 }
 
@@ -149,7 +146,6 @@ const KEYS: &[Key] = &[
     },
     Key { name: "stop_timeout_s", set: |d, v| number(v, 1, 3600).map(|v| d.stop_timeout_s = Some(v)) },
     Key { name: "worker_threads", set: |d, v| number(v, 1, 64).map(|v| d.worker_threads = Some(v as usize)) },
-    Key { name: "low_latency", set: |d, v| flag(v).map(|v| d.low_latency = Some(v)) },
     Key { name: "log", set: |d, v| filter(v).map(|v| d.log = Some(v)) },
 ];
 
@@ -275,7 +271,6 @@ impl Draft {
             boot_timeout_tcg_s: self.boot_timeout_tcg_s.unwrap_or(180),
             stop_timeout_s: self.stop_timeout_s.unwrap_or(20),
             worker_threads: self.worker_threads.unwrap_or_else(worker_threads),
-            low_latency: self.low_latency.unwrap_or(true),
             log: self.log.unwrap_or_else(|| "info,rmcp=warn".into()),
         })
     }
@@ -372,10 +367,6 @@ fn number(text: &str, min: u32, max: u32) -> Result<u32, String> {
     }
 }
 
-fn flag(text: &str) -> Result<bool, String> {
-    text.parse().map_err(|_| format!("`{text}` is not true or false"))
-}
-
 fn filter(text: &str) -> Result<String, String> {
     text.parse::<tracing_subscriber::filter::Targets>()
         .map(|_| text.to_owned())
@@ -411,7 +402,7 @@ mod tests {
     #[test]
     fn later_sources_win() {
         let file = file(
-            "driver = \"qemu\"\nlow_latency = false\nstop_timeout_s = 5\nboot_timeout_s = 7\nhttp_origins = [\"http://a:1\", \"http://b\"]\n",
+            "driver = \"qemu\"\nstop_timeout_s = 5\nboot_timeout_s = 7\nhttp_origins = [\"http://a:1\", \"http://b\"]\n",
         );
         let env = env(&[("NEXUS_STOP_TIMEOUT_S", "6"), ("NEXUS_STATE_DIR", "/env")]);
         let flags = Flags::from([("state_dir", "/flag".to_owned()), ("http", "127.0.0.1:9600".to_owned())]);
@@ -421,23 +412,21 @@ mod tests {
         assert_eq!(settings.state_dir, PathBuf::from("/flag"));
         assert_eq!(settings.http.unwrap().port(), 9600);
         assert_eq!(settings.http_origins, ["http://a:1", "http://b"]);
-        assert!((1..=2).contains(&settings.worker_threads) && !settings.low_latency);
+        assert!((1..=2).contains(&settings.worker_threads));
     }
 
     #[test]
     fn all_mistakes_are_reported_at_once() {
-        let file =
-            file("drivr = \"qemu\"\nstop_timeout_s = 0\nstate_dir = \"relative\"\nlow_latency = \"maybe\"\n");
+        let file = file("drivr = \"qemu\"\nstop_timeout_s = 0\nstate_dir = \"relative\"\n");
         let env = env(&[("NEXUS_DRIVER", "xen"), ("NEXUS_CA_FILE", "/nowhere/ca.pem")]);
         let flags = Flags::from([("http", "0.0.0.0:9600".to_owned())]);
         let error = Settings::load(7, &env, Some(file.path().into()), &flags).unwrap_err();
-        assert_eq!(error.mistakes.len(), 7, "{error}");
+        assert_eq!(error.mistakes.len(), 6, "{error}");
         let text = error.to_string();
         for part in [
             "unknown key `drivr`",
             "stop_timeout_s: `0`",
             "absolute path",
-            "low_latency: `maybe`",
             "NEXUS_DRIVER: `xen`",
             "NEXUS_CA_FILE: ",
             "/nowhere/ca.pem",

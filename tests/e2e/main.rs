@@ -6,6 +6,7 @@ mod confined;
 mod drives;
 mod ends;
 mod first_vm;
+mod guest;
 mod oci;
 mod recovery;
 mod releases;

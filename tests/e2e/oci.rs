@@ -1,24 +1,11 @@
 //! Machines made of OCI images.
 
-use std::process::Command;
-
 use nexus_tests::client::{Client, stream};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::registry::{Entry, Registry};
 use serde_json::json;
 
-/// The static BusyBox of the image that every state directory of these tests has.
-fn busybox(client: &mut Client) -> Vec<u8> {
-    let image = client.must("image_inspect", json!({ "image": "busybox" }));
-    let path = image["path"].as_str().expect("it is here");
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let file = directory.path().join("busybox");
-    let dump = format!("dump /bin/busybox {}", file.display());
-    let done = Command::new("/sbin/debugfs").args(["-R", &dump, path]).output().expect("debugfs runs");
-    let bytes = std::fs::read(&file).unwrap_or_default();
-    assert!(bytes.starts_with(b"\x7fELF"), "{done:?}");
-    bytes
-}
+use crate::guest::busybox;
 
 #[test]
 fn a_machine_is_made_of_an_image_in_a_registry() {

@@ -37,8 +37,7 @@ pub(crate) fn assert_whole(disk: &Path) {
 }
 
 /// Points on the way of every image.
-const POINTS: [&str; 6] =
-    ["image-begun", "image-staged", "image-formatted", "image-filled", "image-checked", "image-named"];
+const POINTS: [&str; 5] = ["image-begun", "image-staged", "image-filled", "image-checked", "image-named"];
 
 #[test]
 fn an_image_that_is_cut_off_is_gone_and_can_be_made() {

@@ -52,7 +52,11 @@ fn guests_that_do_not_come_up_fail_in_time_and_say_why() {
     world.daemon.stop();
     world.daemon.set(limit, Some("12"));
     world.daemon.restart();
-    for (name, told) in [("never-acks-1", "not ready in 12 s"), ("old-1", "protocol 0")] {
+    for (name, told) in [
+        ("never-acks-1", "not ready in 12 s"),
+        ("old-1", "protocol 0, older than 1"),
+        ("new-1", "protocol 99, newer than 1"),
+    ] {
         fails(&world, name, told);
     }
     let mut client = world.client();

@@ -4,6 +4,7 @@
 mod again;
 mod builds;
 mod disk;
+mod doors;
 mod downloads;
 mod drives;
 mod ends;

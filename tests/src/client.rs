@@ -80,22 +80,34 @@ impl Client {
         Ok(id)
     }
 
-    /// One request; its `result`, or an error for a protocol error.
-    pub fn request(&mut self, method: &str, params: &Value) -> io::Result<Value> {
-        let id = self.start(method, params)?;
+    /// Sends a line as it stands.
+    pub fn send_line(&mut self, line: &str) -> io::Result<()> {
+        self.lines.get_mut().write_all(format!("{line}\n").as_bytes())
+    }
+
+    /// The answer to a request, as it stands in its line.
+    pub fn answer(&mut self, id: u64) -> io::Result<String> {
         loop {
             let mut line = String::new();
             if self.lines.read_line(&mut line)? == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("no answer to {method}")));
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!("no answer to request {id}"),
+                ));
             }
-            let mut message: Value = serde_json::from_str(&line)?;
-            if message["id"] != id {
-                continue;
+            if serde_json::from_str::<Value>(&line)?["id"] == id {
+                return Ok(line);
             }
-            return match message.get("error") {
-                Some(error) => Err(io::Error::other(format!("{method}: {error}"))),
-                None => Ok(message["result"].take()),
-            };
+        }
+    }
+
+    /// One request; its `result`, or an error for a protocol error.
+    pub fn request(&mut self, method: &str, params: &Value) -> io::Result<Value> {
+        let id = self.start(method, params)?;
+        let mut message: Value = serde_json::from_str(&self.answer(id)?)?;
+        match message.get("error") {
+            Some(error) => Err(io::Error::other(format!("{method}: {error}"))),
+            None => Ok(message["result"].take()),
         }
     }
 

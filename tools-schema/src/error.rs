@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 /// The key under `_meta` of a failed tool result that holds the [`ToolError`] as an object.
 pub const ERROR_META: &str = "dev.nexus/error";
+/// The key under `_meta` of a failed tool result that says who failed, where that is not the host: [`GUEST`].
+pub const FROM_META: &str = "dev.nexus/from";
+/// The value of [`FROM_META`] for an error that a guest reported: its words are not the host's.
+pub const GUEST: &str = "guest";
 /// The key under `_meta` of a text-first tool result that holds the facts as an object.
 pub const RESULT_META: &str = "dev.nexus/result";
 /// The key under `_meta` of every reply about a VM: `{id, name, boot_id}`.
@@ -103,6 +107,8 @@ codes! {
     FileRefused = "file_refused", Conflict, retryable: false;
     /// The command could not be started in the guest.
     CommandFailed = "command_failed", Failed, retryable: false;
+    /// The guest's agent failed.
+    GuestFailed = "guest_failed", Failed, retryable: false;
     /// The guest has no such program.
     ProgramNotFound = "program_not_found", NotFound, retryable: false;
     /// The guest has the program, and it cannot be executed.
@@ -121,7 +127,7 @@ codes! {
     DiskFull = "disk_full", Failed, retryable: true;
     /// The host lacks a program, a device or a permission.
     HostUnsuitable = "host_unsuitable", Failed, retryable: false;
-    /// The guest speaks an older protocol than this daemon understands.
+    /// The guest speaks a protocol, older or newer, that this daemon does not understand.
     GuestOutdated = "guest_outdated", Failed, retryable: false;
     /// The guest answered with something that is not an answer.
     GuestMisbehaved = "guest_misbehaved", Failed, retryable: true;
@@ -139,6 +145,27 @@ codes! {
     Busy = "busy", Unavailable, retryable: true;
     /// A defect of Nexus.
     Internal = "internal", Internal, retryable: false;
+}
+
+impl ErrorCode {
+    /// Whether a guest may give it for a failure inside its VM. All others are the host's alone.
+    pub const fn may_be_of_guest(self) -> bool {
+        matches!(
+            self,
+            Self::InvalidArgument
+                | Self::FileNotFound
+                | Self::FileRefused
+                | Self::CommandFailed
+                | Self::ProgramNotFound
+                | Self::ProgramNotExecutable
+                | Self::GuestFailed
+                | Self::Changed
+                | Self::Cancelled
+                | Self::DiskFull
+                | Self::Timeout
+                | Self::TooLarge
+        )
+    }
 }
 
 /// A sort of failure.

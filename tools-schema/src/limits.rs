@@ -34,3 +34,8 @@ pub const PAGE_MAX: u32 = 500;
 pub const COMMAND_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// The longest that a command may be told to run.
 pub const COMMAND_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// The longest command line for a shell, in bytes.
+pub const COMMAND_MAX: u64 = 2 << 20;
+/// The longest argument, and the longest environment variable with its name, in bytes (`MAX_ARG_STRLEN` of linux/binfmts.h without
+/// the zero byte at its end).
+pub const COMMAND_WORD_MAX: usize = (128 << 10) - 1;

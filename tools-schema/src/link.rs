@@ -169,9 +169,13 @@ pub struct Configure {
     /// Environment variables of every command.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Where commands start when they do not say; their user's home where it is absent or no directory.
+    /// Where commands start when they do not say, made if it is missing; their user's home where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
+    /// How long the guest waits for the image's own init to have started the system before it answers, in seconds; 0 for not at
+    /// all. Guests that do not know it do not wait.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wait_for_init_s: u32,
     /// Filesystems of data drives to mount, in order.
     #[serde(default)]
     pub mounts: Vec<Mount>,
@@ -195,6 +199,27 @@ pub struct Mount {
 /// The MCP request of the host by which a guest looks again how large its drives are, and grows the filesystems on them.
 /// The answer's `problems` is a list of what could not be grown, in words.
 pub const GROW_REQUEST: &str = "nexus/grow";
+
+/// The MCP request of the host by which it looks at a guest's clock, and sets it right; takes [`ClockParams`], answers with
+/// [`ClockAnswer`]. A guest that does not know it answers with the JSON-RPC error -32601, and keeps the time of its boot.
+pub const CLOCK_REQUEST: &str = "nexus/clock";
+
+/// Parameters of [`CLOCK_REQUEST`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockParams {
+    /// The host's time when it sent this, in nanoseconds since 1970-01-01T00:00:00Z.
+    pub time_unix_ns: u64,
+    /// How much to add to the guest's clock, in nanoseconds. Not a time: a message that comes late does no harm so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub add_ns: Option<i64>,
+}
+
+/// The answer to [`CLOCK_REQUEST`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockAnswer {
+    /// The guest's time when it answered, in nanoseconds since 1970-01-01T00:00:00Z.
+    pub time_unix_ns: u64,
+}
 
 /// One network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -252,4 +277,9 @@ pub enum ByeReason {
     Poweroff,
     /// It reboots: the VM is started again.
     Reboot,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

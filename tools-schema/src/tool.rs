@@ -1,5 +1,7 @@
 //! A tool is a type: its name, title, description, effect, parameters and output.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -33,6 +35,47 @@ pub enum ResultShape {
     Text,
 }
 
+/// How long a guest has for a call of one of its tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeLimit {
+    /// The same for every call.
+    Fixed(Duration),
+    /// As long as an argument says, in seconds, and [`TimeLimit::SLACK`] more for the answer.
+    Argument {
+        /// The argument's name.
+        name: &'static str,
+        /// What a call without it has.
+        default: Duration,
+        /// The most that a call can have.
+        max: Duration,
+    },
+}
+
+impl TimeLimit {
+    /// How much longer than the tool's own limit the host waits for the answer.
+    pub const SLACK: Duration = Duration::from_secs(10);
+
+    /// The argument that sets the limit, if one does.
+    pub const fn argument(&self) -> Option<&'static str> {
+        match self {
+            Self::Fixed(_) => None,
+            Self::Argument { name, .. } => Some(name),
+        }
+    }
+
+    /// The limit of a call whose argument has this value, in seconds.
+    pub fn of_call(&self, seconds: Option<f64>) -> Duration {
+        match self {
+            Self::Fixed(limit) => *limit,
+            Self::Argument { default, max, .. } => {
+                let asked =
+                    seconds.map_or(*default, |s| Duration::from_secs_f64(s.clamp(0.0, max.as_secs_f64())));
+                asked + Self::SLACK
+            }
+        }
+    }
+}
+
 /// One tool.
 pub trait Tool: 'static {
     /// The name: `^[a-z][a-z0-9_]{2,38}$`.
@@ -47,9 +90,11 @@ pub trait Tool: 'static {
     const SHAPE: ResultShape = ResultShape::Structured;
     /// Whether it reaches things outside Nexus (the network, the inside of a VM).
     const OPEN_WORLD: bool = false;
+    /// How long a guest has for a call, where it is a guest's tool.
+    const TIME_LIMIT: TimeLimit = TimeLimit::Fixed(Duration::from_secs(60));
     /// The arguments.
     type Params: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
-    /// The facts of the result.
+    /// The facts of the result. A member that is added later has to be optional: guests of the generation before lack it.
     type Output: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
 }
 
@@ -113,4 +158,22 @@ pub fn guest_info<T: Tool>() -> ToolInfo {
     info.input_schema.insert("properties".into(), properties.into());
     info.input_schema.insert("required".into(), required.into());
     info
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_limit_follows_its_argument() {
+        let (default, max) = (Duration::from_secs(30), Duration::from_secs(3600));
+        let limit = TimeLimit::Argument { name: "timeout_s", default, max };
+        assert_eq!(limit.of_call(None), default + TimeLimit::SLACK);
+        assert_eq!(limit.of_call(Some(7.0)), Duration::from_secs(17));
+        for huge in [1e300, f64::INFINITY] {
+            assert_eq!(limit.of_call(Some(huge)), max + TimeLimit::SLACK);
+        }
+        assert_eq!(limit.of_call(Some(-1.0)), TimeLimit::SLACK);
+        assert_eq!(TimeLimit::Fixed(default).of_call(Some(7.0)), default);
+    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::store::Store;
 use crate::store::calls::{self, CallRecord};
@@ -22,18 +23,35 @@ pub(crate) struct CallLog {
     queue: mpsc::Sender<CallRecord>,
     /// Calls for which there was no room.
     lost: AtomicU64,
+    /// Cancelled when no more calls come.
+    closing: CancellationToken,
+    /// Cancelled when all calls are written.
+    written: CancellationToken,
+}
+
+/// What [`record`] takes from a log.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    queue: mpsc::Receiver<CallRecord>,
+    closing: CancellationToken,
+    written: CancellationToken,
 }
 
 impl CallLog {
     /// A log, and what [`record`] takes from it.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<CallRecord>) {
-        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-        (Self { queue, lost: AtomicU64::new(0) }, waiting)
+    pub(crate) fn new() -> (Self, Waiting) {
+        let (sender, queue) = mpsc::channel(QUEUE_MAX);
+        let (closing, written) = (CancellationToken::new(), CancellationToken::new());
+        let waiting = Waiting { queue, closing: closing.clone(), written: written.clone() };
+        (Self { queue: sender, lost: AtomicU64::new(0), closing, written }, waiting)
     }
 
     /// Adds a call; never waits.
     pub(crate) fn add(&self, call: CallRecord) {
         if self.queue.try_send(call).is_ok() {
+            return;
+        }
+        if self.closing.is_cancelled() {
             return;
         }
         // Said at 1, 2, 4, 8 and so on: a log of what is lost must not be what costs most.
@@ -44,21 +62,40 @@ impl CallLog {
     }
 }
 
-/// Writes calls until the log is gone.
-pub(crate) async fn record(store: Store, mut queue: mpsc::Receiver<CallRecord>) {
+impl CallLog {
+    /// Takes no more calls, and waits until those that were made are written.
+    pub(crate) async fn close(&self) {
+        self.closing.cancel();
+        self.written.cancelled().await;
+    }
+}
+
+/// Writes calls until the log is closed or gone.
+pub(crate) async fn record(store: Store, waiting: Waiting) {
+    let Waiting { mut queue, closing, written } = waiting;
+    let _written = written.drop_guard();
     let mut batch = Vec::new();
-    while queue.recv_many(&mut batch, QUEUE_MAX).await > 0 {
-        let calls = std::mem::take(&mut batch);
-        if let Err(error) = store.write(move |tx| calls::insert(tx, &calls)).await {
-            tracing::warn!(%error, "cannot write the call log");
-        }
-        // Many calls a second become few writes.
-        let (whole, steps) = PATIENCE;
-        for _ in 0..steps {
-            if queue.len() >= FULL || queue.is_closed() {
-                break;
+    loop {
+        tokio::select! {
+            biased;
+            () = closing.cancelled(), if !queue.is_closed() => queue.close(),
+            _ = queue.recv_many(&mut batch, QUEUE_MAX) => {
+                if batch.is_empty() {
+                    return;
+                }
+                let calls = std::mem::take(&mut batch);
+                if let Err(error) = store.write(move |tx| calls::insert(tx, &calls)).await {
+                    tracing::warn!(%error, "cannot write the call log");
+                }
+                // Many calls a second become few writes.
+                let (whole, steps) = PATIENCE;
+                for _ in 0..steps {
+                    if queue.len() >= FULL || closing.is_cancelled() {
+                        break;
+                    }
+                    sleep(whole / steps).await;
+                }
             }
-            sleep(whole / steps).await;
         }
     }
 }
@@ -89,9 +126,11 @@ mod tests {
             log.add(call());
         }
         assert_eq!(log.lost.load(Ordering::Relaxed), 3);
-        let recording = tokio::spawn(record(store.clone(), queue));
-        drop(log);
-        recording.await.unwrap();
+        tokio::spawn(record(store.clone(), queue));
+        log.close().await;
+        // What comes later is neither recorded nor waited for.
+        log.add(call());
+        log.close().await;
         let count = store.read(calls::count).await.unwrap();
         assert_eq!(count as usize, QUEUE_MAX);
     }

@@ -52,6 +52,38 @@ pub enum Ext4Error {
         /// What the check said.
         said: String,
     },
+    /// The source of a file's content could not be read.
+    #[error("read the content of a file")]
+    Source(#[source] io::Error),
+    /// The source of a file's content ended before the size that it was said to have.
+    #[error("the content of a file ended early")]
+    Short,
+    /// The content does not fit in the size that the filesystem must have.
+    #[error("a filesystem of {size} is too small: its content needs {needed}")]
+    TooSmall {
+        /// The size asked for.
+        size: ByteSize,
+        /// What would be enough for what is known.
+        needed: ByteSize,
+    },
+    /// The content is more than ext4, or what writes it here, can hold.
+    #[error("an ext4 filesystem cannot hold {what}")]
+    TooLarge {
+        /// What is too large or too many.
+        what: &'static str,
+    },
+    /// The place for what a check finds is taken by something else.
+    #[error("`/lost+found` is not a directory, and every ext4 filesystem needs that directory")]
+    LostAndFound,
+    /// The label is longer than the superblock's field.
+    #[error("the label {label:?} is longer than 16 bytes")]
+    Label {
+        /// The label.
+        label: String,
+    },
+    /// The worker ended early.
+    #[error("the worker that writes the filesystem ended early")]
+    Worker,
     /// A program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
@@ -87,10 +119,15 @@ impl Ext4Error {
         match self {
             Self::Cancelled | Self::Program(ProgramError::Cancelled { .. }) => ErrorCode::Cancelled,
             Self::DiskFull { .. } => ErrorCode::DiskFull,
-            Self::NoFilesystem { .. } => ErrorCode::InvalidArgument,
+            Self::NoFilesystem { .. } | Self::TooSmall { .. } | Self::Label { .. } => {
+                ErrorCode::InvalidArgument
+            }
+            Self::TooLarge { .. } => ErrorCode::TooLarge,
             Self::Program(ProgramError::Missing { .. }) => ErrorCode::HostUnsuitable,
-            Self::Fill { .. } | Self::Check { .. } => ErrorCode::ImageFailed,
-            Self::Io { .. } | Self::Program(_) => ErrorCode::Internal,
+            Self::Fill { .. } | Self::Check { .. } | Self::Source(_) | Self::Short | Self::LostAndFound => {
+                ErrorCode::ImageFailed
+            }
+            Self::Io { .. } | Self::Program(_) | Self::Worker => ErrorCode::Internal,
         }
     }
 
@@ -101,6 +138,7 @@ impl Ext4Error {
             Self::NoFilesystem { .. } => {
                 Some("attach it as a root drive, or make a new one with drive_create".into())
             }
+            Self::TooSmall { needed, .. } => Some(format!("ask for at least {needed}")),
             Self::Program(error) => error.hint(),
             _ => None,
         }

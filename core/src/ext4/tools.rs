@@ -1,151 +1,32 @@
-//! The programs that make, fill and check filesystems.
+//! The programs that check filesystems and change those that others made.
 //!
-//! `mke2fs` makes an empty filesystem, a `debugfs` script fills it, and `e2fsck` checks it. `debugfs` reports failures only as text: every line that is not expected is one.
-//!
-//! The features are named one by one, so that the host's `mke2fs.conf` changes nothing: kernels from 5.10 on mount the
-//! result and grow it online; descriptors for [`GROWTH`] are reserved (half a mebibyte), and past that kernels go on in
-//! their own way (`meta_bg`).
+//! `debugfs` reports failures only as text: every line that is not expected is one.
 
 use std::path::Path;
 use std::time::Duration;
 
-use fs_err as fs;
-
 use super::Ext4Error;
-use super::geometry::{BLOCK, Geometry, JOURNAL_MIB, inodes};
 use crate::os::shown::printable;
 use crate::os::tool::{Call, ProgramError, Tool};
 use crate::progress::Progress;
 
-/// Up to which size a filesystem grows online within its reserved descriptors.
-const GROWTH: u64 = 1 << 40;
-/// What makes the filesystem, beside nothing.
-const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,\
-    large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
-/// The same for one that is never written to again.
-const FEATURES_READ_ONLY: &str = "none,ext_attr,dir_index,filetype,extent,flex_bg,sparse_super,large_file,dir_nlink,extra_isize,metadata_csum";
 /// How long a tool may work on one filesystem.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// The programs that this needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Tools {
-    mke2fs: Tool,
     debugfs: Tool,
     e2fsck: Tool,
 }
 
 impl Tools {
     pub(crate) fn find() -> Result<Self, ProgramError> {
-        Ok(Self {
-            mke2fs: Tool::find("mke2fs")?,
-            debugfs: Tool::find("debugfs")?,
-            e2fsck: Tool::find("e2fsck")?,
-        })
-    }
-
-    /// Makes an empty filesystem in a new sparse file.
-    pub(crate) async fn make(
-        &self,
-        file: &Path,
-        geometry: Geometry,
-        label: Option<&str>,
-        progress: &Progress,
-    ) -> Result<(), Ext4Error> {
-        let created = fs::File::create_new(file).and_then(|f| f.set_len(geometry.blocks * BLOCK));
-        created.map_err(|e| Ext4Error::io(file, e))?;
-        self.format(file, geometry, label, progress).await
-    }
-
-    /// Makes an empty filesystem in a sparse file that is as long.
-    async fn format(
-        &self,
-        file: &Path,
-        geometry: Geometry,
-        label: Option<&str>,
-        progress: &Progress,
-    ) -> Result<(), Ext4Error> {
-        let mut extended =
-            "assume_storage_prezeroed=1,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0,nodiscard"
-                .to_owned();
-        if geometry.blocks < GROWTH / BLOCK {
-            extended.push_str(&format!(",resize={}", GROWTH / BLOCK));
-        }
-        // A journal takes at most a part of a small filesystem.
-        let journal_mib = if geometry.blocks * BLOCK < 64 << 20 { JOURNAL_MIB.min(4) } else { JOURNAL_MIB };
-        let mut call = self
-            .mke2fs
-            .call()
-            .args([
-                "-q",
-                "-F",
-                "-b",
-                "4096",
-                "-I",
-                "256",
-                "-m",
-                "0",
-                "-e",
-                "remount-ro",
-                "-o",
-                "Linux",
-                "-O",
-                FEATURES,
-            ])
-            .arg("-N")
-            .arg(geometry.inodes.to_string())
-            .arg("-J")
-            .arg(format!("size={journal_mib}"))
-            .arg("-E")
-            .arg(extended);
-        if let Some(label) = label {
-            call = call.arg("-L").arg(label);
-        }
-        let made =
-            call.disk(file).arg(geometry.blocks.to_string()).timeout(TIMEOUT).run(progress.token()).await;
-        made.map_err(|e| full_or(file, e))?;
-        Ok(())
-    }
-
-    /// Makes an empty filesystem, to be filled and then never written to again, in a new sparse file.
-    pub(crate) async fn make_read_only(
-        &self,
-        file: &Path,
-        geometry: Geometry,
-        label: &str,
-        uuid: &str,
-        progress: &Progress,
-    ) -> Result<(), Ext4Error> {
-        let created = fs::File::create_new(file).and_then(|f| f.set_len(geometry.blocks * BLOCK));
-        created.map_err(|e| Ext4Error::io(file, e))?;
-        let extended = "assume_storage_prezeroed=1,lazy_itable_init=1,root_owner=0:0,nodiscard";
-        let call = self
-            .mke2fs
-            .call()
-            .args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-o", "Linux", "-O", FEATURES_READ_ONLY])
-            .args(["-E", extended, "-L", label, "-U", uuid, "-N"])
-            .arg(geometry.inodes.to_string())
-            .disk(file)
-            .arg(geometry.blocks.to_string());
-        call.timeout(TIMEOUT).run(progress.token()).await.map_err(|e| full_or(file, e))?;
-        Ok(())
-    }
-
-    /// Runs a `debugfs` script over a filesystem that was just made here.
-    pub(crate) async fn run_script(
-        &self,
-        file: &Path,
-        script: &Path,
-        directory: &Path,
-        commands: Option<u64>,
-        progress: &Progress,
-    ) -> Result<(), Ext4Error> {
-        let call = self.debugfs.call().args(["-w", "-f"]).arg(script).arg(file).directory(directory);
-        self.follow_script(file, call, commands, progress).await
+        Ok(Self { debugfs: Tool::find("debugfs")?, e2fsck: Tool::find("e2fsck")? })
     }
 
     /// Runs a `debugfs` script over a filesystem that others wrote. The script and what it names are in `directory`, which the
-    /// program's user must be able to read.
+    /// program's user must be able to read. Whatever `debugfs` says beside the expected is a failure.
     pub(crate) async fn change(
         &self,
         file: &Path,
@@ -154,30 +35,13 @@ impl Tools {
         progress: &Progress,
     ) -> Result<(), Ext4Error> {
         let call = self.debugfs.call().args(["-w", "-f", script]).disk(file).directory(directory);
-        self.follow_script(file, call, None, progress).await
-    }
-
-    /// Runs a script; whatever `debugfs` says beside the expected is a failure.
-    async fn follow_script(
-        &self,
-        file: &Path,
-        call: Call,
-        commands: Option<u64>,
-        progress: &Progress,
-    ) -> Result<(), Ext4Error> {
-        let mut done: u64 = 0;
         let mut unexpected: Option<String> = None;
         // Once something went wrong the rest of the script is of no use.
         let stop = progress.token().child_token();
         let ended = call
             .timeout(TIMEOUT)
             .run_lines(&stop, |line| {
-                if line.starts_with(b"debugfs: ") {
-                    done += 1;
-                    if done.is_multiple_of(2000) {
-                        progress.advance(done, commands);
-                    }
-                } else if !is_expected(line) && unexpected.is_none() {
+                if !line.starts_with(b"debugfs: ") && !is_expected(line) && unexpected.is_none() {
                     unexpected = Some(printable(line));
                     stop.cancel();
                 }
@@ -256,13 +120,6 @@ impl Tools {
             Err(other) => Err(full_or(file, other)),
         }
     }
-}
-
-/// Makes an empty filesystem in a sparse file, as long as that is: for data drives.
-pub(crate) async fn format(file: &Path, label: &str, progress: &Progress) -> Result<(), Ext4Error> {
-    let blocks = fs::metadata(file).map_err(|e| Ext4Error::io(file, e))?.len() / BLOCK;
-    let geometry = Geometry { blocks, inodes: inodes(blocks, 0) };
-    Tools::find()?.format(file, geometry, Some(label), progress).await
 }
 
 /// A word of a `debugfs` command.

@@ -179,6 +179,7 @@ impl Nexus {
             handle.commands.send(Command::Detach).await.ok();
         }
         self.shared.ops.drain(Duration::from_secs(2)).await;
+        self.shared.calls.close().await;
     }
 
     /// The id of the VM that a reference means; in memory.

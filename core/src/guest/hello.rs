@@ -211,7 +211,8 @@ impl Session {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         configure.time_unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         conversation.say(&HostMessage::Configure(configure)).await?;
-        let GuestMessage::Ack(mut ack) = conversation.hear(APPLY_MAX).await? else {
+        let apply_max = APPLY_MAX + Duration::from_secs(self.configure.wait_for_init_s.into());
+        let GuestMessage::Ack(mut ack) = conversation.hear(apply_max).await? else {
             return Err(Failed::Misbehaved("something else than an ack".into()));
         };
         if !self.is_token(&ack.token) {

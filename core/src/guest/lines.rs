@@ -170,8 +170,12 @@ struct State {
     /// Bytes that the writer has taken but not written.
     writing: usize,
     closed: bool,
+    /// Whether it was closed because its limit was reached.
+    is_unread: bool,
     /// What [`Outbox::flush`] writes to.
     peer: Option<Peer>,
+    /// The most that may wait, in bytes.
+    limit: Option<usize>,
 }
 
 impl Default for Outbox {
@@ -208,6 +212,13 @@ impl Outbox {
         outbox
     }
 
+    /// The same box, closed as soon as more than so many bytes wait in it: whoever should read them does not.
+    #[must_use]
+    pub fn with_limit(self, bytes: usize) -> Self {
+        self.state().limit = Some(bytes);
+        self
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -224,11 +235,19 @@ impl Outbox {
     /// The same, but nothing is written before [`Self::flush`] or the next [`Self::push`].
     pub fn put(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut state = self.state();
-        if !state.closed {
-            write(&mut state.waiting);
-            state.waiting.push(b'\n');
+        if state.closed {
+            return false;
         }
-        !state.closed
+        write(&mut state.waiting);
+        state.waiting.push(b'\n');
+        if state.limit.is_some_and(|limit| state.waiting.len() + state.writing > limit) {
+            state.waiting = Vec::new();
+            state.is_unread = true;
+            drop(state);
+            self.close();
+            return false;
+        }
+        true
     }
 
     /// Writes what waits: right here, where the box is of a socket that has room and nobody else is writing, so that no task is
@@ -296,6 +315,19 @@ impl Outbox {
         self.0.written.notified().await;
     }
 
+    /// Waits until the box is closed because its limit was reached.
+    async fn unread(&self) {
+        loop {
+            let drained = self.0.drained.notified();
+            tokio::pin!(drained);
+            drained.as_mut().enable();
+            if self.state().is_unread {
+                return;
+            }
+            drained.await;
+        }
+    }
+
     /// Writes what is added until the box is closed or writing fails.
     pub async fn run(self, mut write: impl AsyncWrite + Unpin) -> io::Result<()> {
         // Whatever ends this task, nobody may go on filling the box.
@@ -316,8 +348,11 @@ impl Outbox {
                 this.0.filled.notified().await;
                 continue;
             }
-            write.write_all(&batch).await?;
-            write.flush().await?;
+            tokio::select! {
+                biased;
+                written = write_out(&mut write, &batch) => written?,
+                () = this.unread() => return Err(io::ErrorKind::TimedOut.into()),
+            }
             batch.clear();
             if batch.capacity() > KEEP {
                 batch = Vec::new();
@@ -327,6 +362,11 @@ impl Outbox {
             this.0.written.notify_one();
         }
     }
+}
+
+async fn write_out(write: &mut (impl AsyncWrite + Unpin), batch: &[u8]) -> io::Result<()> {
+    write.write_all(batch).await?;
+    write.flush().await
 }
 
 struct CloseOnDrop(Outbox);
@@ -406,6 +446,23 @@ mod tests {
             }
         };
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn an_outbox_that_nobody_reads_is_closed_at_its_limit() {
+        let outbox = Outbox::default().with_limit(10_000);
+        let (near, _far) = tokio::io::duplex(64);
+        let writer = tokio::spawn(outbox.clone().run(near));
+        let line = |out: &mut Vec<u8>| out.extend_from_slice(&[b'x'; 999]);
+        let mut taken = 0;
+        while outbox.push(line) {
+            taken += 1;
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(taken, 10);
+        assert!(outbox.is_closed());
+        assert_eq!(writer.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        outbox.drained_to(0).await;
     }
 
     #[tokio::test]

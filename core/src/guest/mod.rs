@@ -4,11 +4,15 @@
 //! for a guest without a deadline, nothing that a guest sends ends in a panic, and what it describes of itself is cut to
 //! size before anyone else sees it. Nothing here sees the store; who may call is decided elsewhere.
 
+mod clock;
 mod hello;
 pub mod lines;
 mod link;
+pub mod result;
+pub mod scan;
 pub mod wire;
 
+pub(crate) use clock::ClockKeeper;
 pub use hello::{GuestEvent, HelloServer, Recorded};
 pub(crate) use link::STANDSTILL;
-pub use link::{CallId, CallOptions, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};
+pub use link::{CallId, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};

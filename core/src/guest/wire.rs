@@ -113,27 +113,6 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(out, text).expect("a string goes into a buffer");
 }
 
-/// Whether valid JSON nests deeper than `max` arrays and objects.
-pub fn is_deeper_than(json: &str, max: usize) -> bool {
-    let bytes = json.as_bytes();
-    let (mut at, mut depth) = (0, 0);
-    while let Some(&byte) = bytes.get(at) {
-        at += 1;
-        match byte {
-            b'{' | b'[' => {
-                depth += 1;
-                if depth > max {
-                    return true;
-                }
-            }
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            b'"' => at = end_of_string(bytes, at),
-            _ => {}
-        }
-    }
-    false
-}
-
 /// Where the string that starts before `at` ends: behind its closing quote.
 fn end_of_string(bytes: &[u8], mut at: usize) -> usize {
     while let Some(found) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
@@ -203,14 +182,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn depth_counts_brackets_outside_of_strings_only() {
-        assert!(!is_deeper_than(r#"{"a":[1,{"b":"[[[[{{{{\"[["}]}"#, 3));
-        assert!(is_deeper_than(r#"{"a":[1,{"b":2}]}"#, 2));
-        assert!(is_deeper_than(&"[".repeat(100_000), 64));
-        assert!(!is_deeper_than(r#""\\""#, 0));
-    }
-
-    #[test]
     fn ids_are_found_at_either_end() {
         assert_eq!(id_at_start(br#"{"jsonrpc":"2.0","id":17,"method":"x"#), Some("17"));
         assert_eq!(id_at_start(br#"{"jsonrpc":"2.0", "id" : "a\"b", "x"#), Some(r#""a\"b""#));
@@ -239,7 +210,6 @@ mod tests {
             id_at_start(&bytes);
             id_at_end(&bytes);
             let _ = Envelope::parse(&bytes);
-            is_deeper_than(&String::from_utf8_lossy(&bytes), 3);
         }
 
         #[test]

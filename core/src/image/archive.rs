@@ -1,5 +1,5 @@
-//! Reads a tar archive (v7, ustar, pax, GNU with long names; sparse files of all but the oldest pax form) into a tree and
-//! its staging directory.
+//! Reads a tar archive (v7, ustar, pax, GNU with long names; sparse files of all but the oldest pax form) into a tree,
+//! and its contents into the image.
 //!
 //! The archive is hostile: every length is capped before anything is kept, and names only ever go into the tree.
 
@@ -9,10 +9,11 @@ use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
+use super::contents::{Contents, Stop};
 use super::pax::{self, Records};
-use super::staging::{Staging, Stop, fill};
 use super::tree::{Attributes, Body, Tree, refuse};
 use super::{ImageError, Limits};
+use crate::ext4::fill;
 use crate::progress::Progress;
 
 const BLOCK: usize = 512;
@@ -21,31 +22,31 @@ const BLOCK: usize = 512;
 pub(crate) fn read(
     source: impl Read,
     tree: &mut Tree,
-    staging: &mut Staging,
+    contents: &mut Contents,
     limits: &Limits,
     progress: &Progress,
 ) -> Result<(), ImageError> {
     let (source, global) = (Counted { source, at: 0 }, Records::default());
-    Reader { source, tree, staging, limits, progress, global, is_layer: false }.read()
+    Reader { source, tree, contents, limits, progress, global, is_layer: false }.read()
 }
 
 /// The same for a layer on what is in the tree already: it can hide what is below it.
 pub(crate) fn read_layer(
     source: impl Read,
     tree: &mut Tree,
-    staging: &mut Staging,
+    contents: &mut Contents,
     limits: &Limits,
     progress: &Progress,
 ) -> Result<(), ImageError> {
-    tree.begin_layer();
+    tree.begin_layer()?;
     let (source, global) = (Counted { source, at: 0 }, Records::default());
-    Reader { source, tree, staging, limits, progress, global, is_layer: true }.read()
+    Reader { source, tree, contents, limits, progress, global, is_layer: true }.read()
 }
 
 struct Reader<'a, R> {
     source: Counted<R>,
     tree: &'a mut Tree,
-    staging: &'a mut Staging,
+    contents: &'a mut Contents,
     limits: &'a Limits,
     progress: &'a Progress,
     global: Records,
@@ -88,9 +89,9 @@ impl<R: Read> Reader<'_, R> {
                 }
                 kind => self.entry(kind, &header, std::mem::take(&mut ahead))?,
             }
-            if self.staging.bytes() >> 20 != shown {
-                shown = self.staging.bytes() >> 20;
-                self.progress.advance(self.staging.bytes(), None);
+            if self.contents.bytes() >> 20 != shown {
+                shown = self.contents.bytes() >> 20;
+                self.progress.advance(self.contents.bytes(), None);
             }
         }
         // The rest is padding; a writer at the other end of a pipe must get rid of it, and a checksum at the end of a
@@ -165,7 +166,7 @@ impl<R: Read> Reader<'_, R> {
                 self.tree.put(&entry.path, attributes, Body::File(content))
             }
             EntryType::Regular | EntryType::Continuous => {
-                let taken = self.staging.take(&mut self.source, entry.size, self.progress);
+                let taken = self.contents.take(&mut self.source, entry.size);
                 let content = taken.map_err(|stop| self.stopped(stop))?;
                 self.pad(entry.size)?;
                 self.tree.put(&entry.path, attributes, Body::File(content))
@@ -187,7 +188,7 @@ impl<R: Read> Reader<'_, R> {
             EntryType::Symlink => {
                 self.skip(entry.size)?;
                 let target = entry.link.unwrap_or_default();
-                self.tree.put(&entry.path, attributes, Body::Symlink(target))
+                self.tree.put(&entry.path, attributes, Body::Symlink(target.into()))
             }
             EntryType::Char | EntryType::Block => {
                 self.skip(entry.size)?;
@@ -245,7 +246,7 @@ impl<R: Read> Reader<'_, R> {
             gid: owner(number("gid", header.gid())?)?,
             mtime,
             mtime_ns,
-            xattrs,
+            xattrs: xattrs.into(),
         };
         let size = if kind == EntryType::Link { 0 } else { number("size", header.entry_size())? };
         Ok(Entry { path, link, size, attributes, holes })

@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use super::ImageError;
-use super::staging::Staging;
+use super::contents::Contents;
 use super::tree::{Attributes, Body, Tree};
-use crate::progress::Progress;
 
 /// A BusyBox larger than this is none.
 const BINARY_MAX: u64 = 32 << 20;
@@ -77,9 +76,8 @@ const USUAL: [&str; 24] = [
 pub(crate) fn put(
     binary: &Path,
     tree: &mut Tree,
-    staging: &mut Staging,
+    contents: &mut Contents,
     now: i64,
-    progress: &Progress,
 ) -> Result<(), ImageError> {
     let failed = |e| ImageError::source(binary, e);
     let size = fs_err::metadata(binary).map_err(failed)?.len();
@@ -96,10 +94,10 @@ pub(crate) fn put(
     }
     tree.put_directory(b"/var", Attributes::root(0o755, now))?;
     for (path, target) in LINKS {
-        tree.put(path.as_bytes(), Attributes::root(0o777, now), Body::Symlink(target.into()))?;
+        tree.put(path.as_bytes(), Attributes::root(0o777, now), Body::Symlink(target.as_bytes().into()))?;
     }
     for (path, mode, text) in FILES {
-        let content = staging.keep(text.as_bytes(), progress)?;
+        let content = contents.keep(text.as_bytes())?;
         tree.put(path.as_bytes(), Attributes::root(mode, now), Body::File(content))?;
     }
     let release = "ID=busybox\nNAME=BusyBox\nPRETTY_NAME=\"BusyBox\"\n";
@@ -107,16 +105,16 @@ pub(crate) fn put(
         Some(version) => format!("{release}VERSION_ID={version}\n"),
         None => release.to_owned(),
     };
-    let content = staging.keep(release.as_bytes(), progress)?;
+    let content = contents.keep(release.as_bytes())?;
     tree.put(b"/etc/os-release", Attributes::root(0o644, now), Body::File(content))?;
-    let content = staging.keep(&bytes, progress)?;
+    let content = contents.keep(&bytes)?;
     tree.put(b"/bin/busybox", Attributes::root(0o755, now), Body::File(content))?;
     let own = applets(&bytes);
     let names = if own.is_empty() { USUAL.to_vec() } else { own };
     for name in names {
         if name != "busybox" {
             let path = format!("/bin/{name}");
-            tree.put(path.as_bytes(), Attributes::root(0o777, now), Body::Symlink(b"busybox".to_vec()))?;
+            tree.put(path.as_bytes(), Attributes::root(0o777, now), Body::Symlink((*b"busybox").into()))?;
         }
     }
     Ok(())

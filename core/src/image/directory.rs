@@ -1,7 +1,7 @@
-//! Reads a directory of the host into a tree and its staging directory.
+//! Reads a directory of the host into a tree, and its contents into the image.
 //!
-//! Links are never followed, other filesystems not entered. Sockets are left out; so is, for an ordinary user, what may
-//! not be read. Each such thing is noted.
+//! Links are never followed, other filesystems not entered. What an ordinary user may not read is left out. Each such thing is
+//! noted.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -16,8 +16,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::ImageError;
-use super::staging::{Staging, Stop};
-use super::tree::{Attributes, Body, Content, Tree};
+use super::contents::{Contents, Stop};
+use super::tree::{Attributes, Body, Tree};
+use crate::ext4::{Content, Xattrs};
 use crate::os::shown::printable;
 use crate::progress::Progress;
 
@@ -31,7 +32,7 @@ pub(crate) type Notes = Vec<String>;
 pub(crate) fn read(
     root: &Path,
     tree: &mut Tree,
-    staging: &mut Staging,
+    contents: &mut Contents,
     progress: &Progress,
 ) -> Result<Notes, ImageError> {
     let failed = |e: Errno| ImageError::source(root, e.into());
@@ -41,7 +42,7 @@ pub(crate) fn read(
     let mut walk = Walk {
         root,
         tree,
-        staging,
+        contents,
         progress,
         device: stat.st_dev,
         linked: HashMap::new(),
@@ -60,7 +61,7 @@ pub(crate) fn read(
 struct Walk<'a> {
     root: &'a Path,
     tree: &'a mut Tree,
-    staging: &'a mut Staging,
+    contents: &'a mut Contents,
     progress: &'a Progress,
     device: u64,
     /// Files with several names, by inode, and the first of them.
@@ -97,10 +98,6 @@ impl Walk<'_> {
             Err(error) => return Err(self.failed(path, error)),
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind == FileType::Socket {
-            self.note(path, "is a socket");
-            return Ok(());
-        }
         let attributes = self.attributes(&stat, parent, Some(name))?;
         #[allow(clippy::collapsible_if, reason = "the lookup belongs to linked files only")]
         if kind != FileType::Directory && stat.st_nlink > 1 {
@@ -116,9 +113,10 @@ impl Walk<'_> {
             },
             FileType::Symlink => {
                 let target = readlinkat(parent, name, Vec::new()).map_err(|e| self.failed(path, e))?;
-                Body::Symlink(target.into_bytes())
+                Body::Symlink(target.into_bytes().into())
             }
             FileType::Fifo => Body::Fifo,
+            FileType::Socket => Body::Socket,
             FileType::CharacterDevice | FileType::BlockDevice => Body::Device {
                 block: kind == FileType::BlockDevice,
                 major: rustix::fs::major(stat.st_rdev),
@@ -160,7 +158,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Stages a file's content, its holes kept. `None`: it may not be read.
+    /// Takes a file's content, its holes kept. `None`: it may not be read.
     fn file(
         &mut self,
         parent: &OwnedFd,
@@ -183,7 +181,7 @@ impl Walk<'_> {
             return Err(self.failed(path, Errno::STALE));
         }
         let size = now.st_size.cast_unsigned();
-        match self.staging.take(SkipHoles { fd, at: 0, data: 0..0, size }, size, self.progress) {
+        match self.contents.take(SkipHoles { fd, at: 0, data: 0..0, size }, size) {
             Ok(content) => Ok(Some(content)),
             Err(Stop::Read(error)) => Err(ImageError::source(&self.shown(path), error)),
             Err(Stop::Short) => Err(self.failed(path, Errno::STALE)),
@@ -236,12 +234,12 @@ impl Walk<'_> {
 }
 
 /// The extended attributes of a path, its last part not followed. What may not be read is left out.
-fn xattrs(path: &[u8]) -> Result<std::collections::BTreeMap<Vec<u8>, Vec<u8>>, Errno> {
+fn xattrs(path: &[u8]) -> Result<Xattrs, Errno> {
     let mut found = std::collections::BTreeMap::new();
     let mut names = vec![0_u8; 64 << 10];
     let length = match rustix::fs::llistxattr(path, &mut names) {
         Ok(length) => length,
-        Err(Errno::NOTSUP | Errno::NOENT | Errno::ACCESS | Errno::PERM) => return Ok(found),
+        Err(Errno::NOTSUP | Errno::NOENT | Errno::ACCESS | Errno::PERM) => return Ok(found.into()),
         Err(error) => return Err(error),
     };
     for name in names[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
@@ -255,7 +253,7 @@ fn xattrs(path: &[u8]) -> Result<std::collections::BTreeMap<Vec<u8>, Vec<u8>>, E
             Err(error) => return Err(error),
         }
     }
-    Ok(found)
+    Ok(found.into())
 }
 
 /// Reads a file without touching its holes.

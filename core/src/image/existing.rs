@@ -11,7 +11,7 @@ use nexus_schema::link::ImageMetadata;
 
 use super::facts::{self, InitSystem, OS_RELEASE_MAX};
 use super::place::Place;
-use super::staging::check_room;
+use super::place::check_room;
 use super::{Additions, Built, ImageError, ROOTFS};
 use crate::ext4::{Tools, quote};
 use crate::os::disk::allocated_bytes;
@@ -53,6 +53,11 @@ pub(super) async fn adopt(
         }
     }
     let init_system = ask.init_system().await?;
+    for path in facts::MOUNT_POINTS {
+        if ask.kind(path).await? == Some(Kind::File) {
+            return Err(facts::no_mount_point(path.as_bytes()));
+        }
+    }
     let meta = facts::complete(meta, distro, init_system)?;
     ask.put(additions, init_system, place.scratch()).await?;
     ask.put_metadata(&meta, place.scratch()).await?;

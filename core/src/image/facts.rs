@@ -6,9 +6,8 @@ use std::io::Read;
 use nexus_schema::link::{ImageMetadata, InitMode};
 
 use super::ImageError;
-use super::staging::Staging;
-use super::tree::{Attributes, Body, Tree};
-use crate::progress::Progress;
+use super::contents::Contents;
+use super::tree::{Attributes, Body, Tree, refuse};
 
 /// Where an image says what it is.
 pub(crate) const METADATA: &[u8] = b"/etc/nexus/image.yaml";
@@ -30,12 +29,11 @@ pub enum InitSystem {
 }
 
 /// The distribution that a tree holds, such as `debian-12`.
-pub(crate) fn distro(tree: &Tree, staging: &Staging) -> Option<String> {
+pub(crate) fn distro(tree: &Tree, contents: &mut Contents) -> Option<String> {
     [&b"/etc/os-release"[..], b"/usr/lib/os-release"].iter().find_map(|path| {
         let Body::File(content) = &tree.node(tree.find(path)?).body else { return None };
         let mut text = Vec::new();
-        let file = fs_err::File::open(staging.path(content.staged?)).ok()?;
-        file.take(OS_RELEASE_MAX).read_to_end(&mut text).ok()?;
+        contents.reader(*content).ok()?.take(OS_RELEASE_MAX).read_to_end(&mut text).ok()?;
         parse_os_release(&text)
     })
 }
@@ -74,6 +72,25 @@ pub(crate) fn init_system(tree: &Tree) -> Option<InitSystem> {
     }
 }
 
+/// Where a VM mounts filesystems of the kernel and in memory.
+pub(super) const MOUNT_POINTS: [&str; 5] = ["/dev", "/proc", "/run", "/sys", "/tmp"];
+
+/// Refuses a tree in which something else than a directory is where a VM mounts filesystems. Links are followed; what they lead to
+/// may be missing, and is made at boot.
+pub(crate) fn check_mount_points(tree: &Tree) -> Result<(), ImageError> {
+    for path in MOUNT_POINTS.map(str::as_bytes) {
+        if tree.find(path).is_some_and(|node| tree.children(node).is_none()) {
+            return Err(no_mount_point(path));
+        }
+    }
+    Ok(())
+}
+
+/// The refusal of what is in the place of a mount point.
+pub(super) fn no_mount_point(path: &[u8]) -> ImageError {
+    refuse(path, "it has to be a directory, or a link to one: a VM mounts a filesystem there")
+}
+
 /// The metadata that an image gets: the distribution is filled in where it is not given.
 pub(crate) fn complete(
     meta: &ImageMetadata,
@@ -96,12 +113,11 @@ pub(crate) fn text(meta: &ImageMetadata) -> String {
 /// Puts `image.yaml` into a tree, in the place of one that is there.
 pub(crate) fn put(
     tree: &mut Tree,
-    staging: &mut Staging,
+    contents: &mut Contents,
     meta: &ImageMetadata,
     now: i64,
-    progress: &Progress,
 ) -> Result<(), ImageError> {
-    let content = staging.keep(text(meta).as_bytes(), progress)?;
+    let content = contents.keep(text(meta).as_bytes())?;
     for directory in [&b"/etc"[..], b"/etc/nexus"] {
         if tree.find(directory).is_none_or(|node| tree.children(node).is_none()) {
             tree.put_directory(directory, Attributes::root(0o755, now))?;

@@ -1,8 +1,8 @@
 //! Images: read-only ext4 masters, made from packages, a BusyBox binary, directories, tar archives, OCI images or ext4
 //! files.
 //!
-//! Every source becomes a tree in memory with the files' contents under numbers in a staging directory; from both one
-//! filesystem is written. Owners, modes, setuid bits, links, attributes and device nodes of the source are kept, for root
+//! Every source is read once: contents of files go into the image as they come, names and attributes into a tree in memory, which
+//! is written behind them. The same source makes the same image. Owners, modes, setuid bits, links, attributes and device nodes of the source are kept, for root
 //! and for ordinary users alike. Nothing of an archive is ever extracted under its own name, so no archive reaches
 //! anything of the host; caps ([`Limits`]) keep it from filling memory or disk.
 //!
@@ -12,18 +12,17 @@
 mod archive;
 mod bootstrap;
 mod busybox;
+mod contents;
 mod directory;
 mod error;
 mod existing;
 pub mod facts;
-mod fill;
 mod limits;
 pub mod oci;
 mod overlay;
 mod pax;
 mod place;
 mod source;
-mod staging;
 mod tree;
 mod volume;
 
@@ -38,19 +37,22 @@ pub use facts::InitSystem;
 pub(crate) use facts::METADATA;
 pub use limits::Limits;
 pub use overlay::{Additions, Overlay};
+pub(crate) use place::check_room;
 pub use source::Source;
-pub(crate) use staging::check_room;
 pub(crate) use volume::Volume;
 
-use crate::ext4::Tools;
+use crate::ext4::{Options, Purpose, Tools};
 use crate::os::failpoint;
 use crate::progress::Progress;
 use place::Place;
-use staging::Staging;
-use tree::Tree;
+use source::{Room, Staged};
 
 /// The image's file in its directory.
 pub const ROOTFS: &str = "rootfs.ext4";
+
+/// When files were changed of which no source says so, and the filesystem made: the first second of 2024. So the same source makes the
+/// same bytes at any time.
+const MADE: u32 = 1_704_067_200;
 
 /// An image that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,20 +113,15 @@ pub async fn build_with(
     if let Source::Ext4(file) = &source {
         return existing::adopt(&tools, file, place, meta, additions, progress).await;
     }
-    let (mut place, mut staged) = source::stage(source, place, limits, progress).await?;
+    let room = Room { place, limits, size: additions.size };
+    let (place, staged) = source::stage(source, room, progress).await?;
     failpoint::reach("image-staged");
-    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()).unwrap_or(0);
-    let distro = facts::distro(&staged.tree, &staged.staging).or(staged.distro.take());
-    let init_system = facts::init_system(&staged.tree);
-    let mut meta = facts::complete(meta, distro, init_system)?;
-    meta.config = staged.config.take().map(Box::new).or(meta.config);
-    additions.put(&mut staged.tree, &mut staged.staging, now, progress)?;
-    facts::put(&mut staged.tree, &mut staged.staging, &meta, now, progress)?;
-
-    let file = place.scratch().join(ROOTFS);
-    make(&tools, &file, &staged.tree, &staged.staging, additions.size, progress).await?;
-    let finished;
-    (place, finished) = place.finish(&tools, file, progress).await?;
+    progress.step("writing the filesystem");
+    let (meta, additions, watched) = (meta.clone(), additions.clone(), progress.clone());
+    let write = move || write(staged, &meta, &additions, &watched).map(|written| (place, written));
+    let written = tokio::task::spawn_blocking(write).await.map_err(|_| ImageError::Worker)?;
+    let (place, Written { file, meta, init_system, notes }) = written?;
+    let (place, finished) = place.finish(&tools, file, progress).await?;
     place.keep();
     Ok(Built {
         path: finished.path,
@@ -135,26 +132,42 @@ pub async fn build_with(
         init: meta.init,
         init_system,
         config: meta.config.map(|config| *config),
-        notes: staged.notes,
+        notes,
     })
 }
 
-/// Writes a filesystem of a tree.
-async fn make(
-    tools: &Tools,
-    file: &Path,
-    tree: &Tree,
-    staging: &Staging,
-    size: Option<ByteSize>,
+/// A filesystem that was written.
+struct Written {
+    file: PathBuf,
+    meta: ImageMetadata,
+    init_system: Option<InitSystem>,
+    notes: Vec<String>,
+}
+
+/// Puts what the image gets beside its source on what was read, and writes all of it.
+fn write(
+    staged: Staged,
+    meta: &ImageMetadata,
+    additions: &Additions,
     progress: &Progress,
-) -> Result<(), ImageError> {
-    let geometry = fill::measure(tree).at_least(size);
-    staging.check_room(tree.nodes().map(tree::Node::content_bytes).sum())?;
-    progress.step("making the filesystem");
-    tools.make(file, geometry, None, progress).await?;
-    failpoint::reach("image-formatted");
-    progress.step("filling the filesystem");
-    fill::fill(tools, file, tree, staging, progress).await
+) -> Result<Written, ImageError> {
+    let Staged { mut tree, mut contents, distro, config, mut notes } = staged;
+    let distro = facts::distro(&tree, &mut contents).or(distro);
+    let init_system = facts::init_system(&tree);
+    facts::check_mount_points(&tree)?;
+    let mut meta = facts::complete(meta, distro, init_system)?;
+    meta.config = config.map(Box::new).or(meta.config);
+    additions.put(&mut tree, &mut contents, MADE.into(), progress)?;
+    facts::put(&mut tree, &mut contents, &meta, MADE.into())?;
+    if tree.left_out() > 0 {
+        notes.push(format!(
+            "{} extended attributes that Linux does not keep on ext4 were left out",
+            tree.left_out()
+        ));
+    }
+    let file = contents.path().to_owned();
+    contents.finish(&tree, &Options { purpose: Purpose::Drive, label: "", identity: None, made: MADE })?;
+    Ok(Written { file, meta, init_system, notes })
 }
 
 #[cfg(test)]

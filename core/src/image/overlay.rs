@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use nexus_schema::ByteSize;
 use serde::Deserialize;
 
+use super::contents::Contents;
 use super::facts::InitSystem;
-use super::staging::Staging;
 use super::tree::{Attributes, Body, Tree, refuse};
 use super::{ImageError, facts};
 use crate::progress::Progress;
@@ -58,7 +58,7 @@ impl Additions {
     pub(super) fn put(
         &self,
         tree: &mut Tree,
-        staging: &mut Staging,
+        contents: &mut Contents,
         now: i64,
         progress: &Progress,
     ) -> Result<(), ImageError> {
@@ -70,7 +70,7 @@ impl Additions {
             if tree.find(path).is_some_and(|node| tree.children(node).is_some()) {
                 return Err(refuse(path, "a file is to be laid over a directory"));
             }
-            let content = staging.keep(&overlay.content, progress)?;
+            let content = contents.keep(&overlay.content)?;
             tree.put(path, Attributes::root(overlay.mode, now), Body::File(content))?;
         }
         Ok(())

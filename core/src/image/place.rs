@@ -9,7 +9,6 @@ use nexus_schema::ByteSize;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::staging::check_room;
 use super::{ImageError, ROOTFS};
 use crate::drive::{self, DriveError};
 use crate::ext4::Tools;
@@ -21,6 +20,12 @@ use crate::progress::Progress;
 const SCRATCH: &str = ".build-";
 /// How much is hashed between two looks at the cancellation.
 const CHUNK: usize = 1 << 20;
+
+/// Fails when less than `needed` bytes are free where `directory` is.
+pub(crate) fn check_room(directory: &Path, needed: u64) -> Result<(), ImageError> {
+    let free = crate::os::disk::free_bytes(directory).map_err(|e| ImageError::write(directory, e))?;
+    if free < needed { Err(ImageError::full(directory, needed)) } else { Ok(()) }
+}
 
 /// A place for one image. What was made here goes away with it unless it is kept.
 #[derive(Debug)]

@@ -4,14 +4,16 @@ use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
+use nexus_schema::ByteSize;
 use nexus_schema::link::ImageConfig;
 
 use super::bootstrap::Bootstrap;
+use super::contents::Contents;
 use super::oci::{self, Form, Resolved};
 use super::place::Place;
-use super::staging::{Staging, fill};
 use super::tree::Tree;
-use super::{ImageError, Limits, archive, busybox, directory};
+use super::{ImageError, Limits, MADE, ROOTFS, archive, busybox, directory};
+use crate::ext4::fill;
 use crate::progress::Progress;
 
 /// What an image is made from.
@@ -83,32 +85,40 @@ impl Source {
     }
 }
 
+/// Where a source is read into, and how much of it.
+pub(crate) struct Room {
+    pub(crate) place: Place,
+    pub(crate) limits: Limits,
+    /// The least size of the filesystem.
+    pub(crate) size: Option<ByteSize>,
+}
+
 /// A source that was read.
 pub(crate) struct Staged {
     pub(crate) tree: Tree,
-    pub(crate) staging: Staging,
+    pub(crate) contents: Contents,
     pub(crate) distro: Option<String>,
     pub(crate) config: Option<ImageConfig>,
     pub(crate) notes: Vec<String>,
 }
 
-/// Reads a source into the place's scratch directory. The place goes along, so that it is there as long as it is used.
+/// Reads a source into an image of at least `size` in the place's scratch directory. The place goes along, so that it is there as
+/// long as it is used.
 pub(crate) async fn stage(
     source: Source,
-    place: Place,
-    limits: Limits,
+    room: Room,
     progress: &Progress,
 ) -> Result<(Place, Staged), ImageError> {
     progress.step("reading the source");
     let watched = progress.clone();
     match source {
         Source::Bootstrap(bootstrap) => {
-            let scratch = place.scratch().join("bootstrap");
+            let scratch = room.place.scratch().join("bootstrap");
             fs::create_dir(&scratch).map_err(|e| ImageError::write(&scratch, e))?;
             let read = |pipe| {
-                blocking(place, limits, move |staged, limits| {
+                blocking(room, progress, move |staged, limits| {
                     let pipe = BufReader::with_capacity(1 << 20, pipe);
-                    archive::read(pipe, &mut staged.tree, &mut staged.staging, limits, &watched)
+                    archive::read(pipe, &mut staged.tree, &mut staged.contents, limits, &watched)
                 })
             };
             let (place, mut staged) = bootstrap.run(&scratch, progress, read).await?;
@@ -116,34 +126,32 @@ pub(crate) async fn stage(
             Ok((place, staged))
         }
         Source::Busybox { binary } => {
-            blocking(place, limits, move |staged, _| {
-                let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-                let now = i64::try_from(now).unwrap_or(0);
-                busybox::put(&binary, &mut staged.tree, &mut staged.staging, now, &watched)
+            blocking(room, progress, move |staged, _| {
+                busybox::put(&binary, &mut staged.tree, &mut staged.contents, MADE.into())
             })
             .await
         }
         Source::Directory(path) => {
-            blocking(place, limits, move |staged, _| {
-                staged.notes = directory::read(&path, &mut staged.tree, &mut staged.staging, &watched)?;
+            blocking(room, progress, move |staged, _| {
+                staged.notes = directory::read(&path, &mut staged.tree, &mut staged.contents, &watched)?;
                 Ok(())
             })
             .await
         }
         Source::Tar(path) | Source::Ext4(path) => {
-            blocking(place, limits, move |staged, limits| {
-                archive::read(open(&path)?, &mut staged.tree, &mut staged.staging, limits, &watched)?;
+            blocking(room, progress, move |staged, limits| {
+                archive::read(open(&path)?, &mut staged.tree, &mut staged.contents, limits, &watched)?;
                 oci::unfold(staged, None, None, limits, &watched).map(drop)
             })
             .await
         }
         Source::Saved { path, form, name } => {
-            blocking(place, limits, move |staged, limits| {
+            blocking(room, progress, move |staged, limits| {
                 let name = name.as_deref();
                 if form == Form::Layout && path.is_dir() {
                     return oci::read_layout(&path, name, staged, limits, &watched);
                 }
-                archive::read(open(&path)?, &mut staged.tree, &mut staged.staging, limits, &watched)?;
+                archive::read(open(&path)?, &mut staged.tree, &mut staged.contents, limits, &watched)?;
                 if staged.tree.is_empty() {
                     return Err(ImageError::Empty);
                 }
@@ -154,21 +162,22 @@ pub(crate) async fn stage(
             })
             .await
         }
-        Source::Remote(resolved) => Box::pin(oci::stage_remote(*resolved, place, limits, progress)).await,
+        Source::Remote(resolved) => Box::pin(oci::stage_remote(*resolved, room, progress)).await,
     }
 }
 
 pub(crate) async fn blocking(
-    place: Place,
-    limits: Limits,
+    room: Room,
+    progress: &Progress,
     read: impl FnOnce(&mut Staged, &Limits) -> Result<(), ImageError> + Send + 'static,
 ) -> Result<(Place, Staged), ImageError> {
+    let progress = progress.clone();
     let work = move || {
-        let directory = place.scratch().join("staging");
-        fs::create_dir(&directory).map_err(|e| ImageError::write(&directory, e))?;
+        let Room { place, limits, size } = room;
+        let file = place.scratch().join(ROOTFS);
         let mut staged = Staged {
             tree: Tree::new(limits.clone()),
-            staging: Staging::new(&directory, limits.clone()),
+            contents: Contents::create(&file, size, limits.clone(), &progress)?,
             distro: None,
             config: None,
             notes: Vec::new(),

@@ -1,5 +1,4 @@
-//! The root filesystem as it will be, in memory: names and attributes here, contents in numbered files of the staging
-//! directory.
+//! The root filesystem as it will be, in memory: names and attributes here, contents in the image already.
 //!
 //! Whatever a source's entries are called, they are only ever names in this tree. Links are followed inside it as the
 //! guest would follow them, so no entry reaches anything of the host.
@@ -9,78 +8,12 @@ mod layers;
 use std::collections::{BTreeMap, HashSet};
 
 use super::{ImageError, Limits};
+pub(crate) use crate::ext4::{Attributes, Body};
+use crate::ext4::{Child, LINKS_MAX, Node, NodeId, ROOT, xattr};
 use crate::os::shown::printable;
-
-/// The number of a node.
-pub(crate) type NodeId = usize;
-
-/// The root directory's node.
-pub(crate) const ROOT: NodeId = 0;
 
 /// How many symbolic links are followed on one path, as in the kernel.
 const HOPS: usize = 40;
-
-/// What every sort of node has.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Attributes {
-    /// Permission bits, with setuid, setgid and sticky.
-    pub(crate) mode: u16,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    /// Seconds since 1970.
-    pub(crate) mtime: i64,
-    pub(crate) mtime_ns: u32,
-    /// Names and values of extended attributes.
-    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-}
-
-impl Attributes {
-    /// Root's, with a mode.
-    pub(crate) fn root(mode: u16, mtime: i64) -> Self {
-        Self { mode, mtime, ..Self::default() }
-    }
-}
-
-/// The content of a file.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Content {
-    /// The number of its file in the staging directory; an empty file has none.
-    pub(crate) staged: Option<u64>,
-    pub(crate) size: u64,
-    /// 4 KiB blocks that are not holes.
-    pub(crate) blocks: u64,
-    /// Runs of such blocks.
-    pub(crate) runs: u64,
-}
-
-/// What a node is.
-#[derive(Debug)]
-pub(crate) enum Body {
-    Directory(BTreeMap<Vec<u8>, NodeId>),
-    File(Content),
-    Symlink(Vec<u8>),
-    Device { block: bool, major: u32, minor: u32 },
-    Fifo,
-}
-
-/// A file, directory, link or device.
-#[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) attributes: Attributes,
-    pub(crate) body: Body,
-    /// Names that it has; none once it was replaced.
-    pub(crate) links: u32,
-}
-
-impl Node {
-    /// What its content takes in the image, in bytes.
-    pub(crate) fn content_bytes(&self) -> u64 {
-        match &self.body {
-            Body::File(content) => content.blocks * 4096,
-            _ => 0,
-        }
-    }
-}
 
 /// A root filesystem in the making.
 #[derive(Debug)]
@@ -89,8 +22,12 @@ pub(crate) struct Tree {
     entries: u64,
     words: u64,
     limits: Limits,
-    /// The names that the layer at hand put, where there are layers.
-    upper: Option<HashSet<(NodeId, Vec<u8>)>>,
+    /// The number of the layer at hand; 0 where there are none.
+    layer: u16,
+    /// What this layer said that is hidden: directories, and names in them.
+    whiteouts: HashSet<(NodeId, Vec<u8>)>,
+    /// Attributes that were left out.
+    left_out: u64,
 }
 
 /// A name in a directory.
@@ -102,19 +39,23 @@ struct Place {
 impl Tree {
     /// A tree of an empty root directory.
     pub(crate) fn new(limits: Limits) -> Self {
-        let root =
-            Node { attributes: Attributes::root(0o755, 0), body: Body::Directory(BTreeMap::new()), links: 1 };
-        Self { nodes: vec![root], entries: 0, words: 0, limits, upper: None }
+        let nodes = vec![Node::implied_directory()];
+        Self { nodes, entries: 0, words: 0, limits, layer: 0, whiteouts: HashSet::new(), left_out: 0 }
     }
 
     /// A node.
     pub(crate) fn node(&self, id: NodeId) -> &Node {
-        &self.nodes[id]
+        &self.nodes[id as usize]
     }
 
-    /// All nodes that have a name.
-    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.nodes.iter().filter(|node| node.links > 0)
+    /// All nodes by their numbers, also those without a name.
+    pub(crate) fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// How many extended attributes Linux would not keep where they were, and this tree does not either.
+    pub(crate) fn left_out(&self) -> u64 {
+        self.left_out
     }
 
     /// Whether nothing was put into it.
@@ -123,8 +64,8 @@ impl Tree {
     }
 
     /// The names in a directory; `None` for what is none.
-    pub(crate) fn children(&self, id: NodeId) -> Option<&BTreeMap<Vec<u8>, NodeId>> {
-        match &self.nodes[id].body {
+    pub(crate) fn children(&self, id: NodeId) -> Option<&BTreeMap<Box<[u8]>, Child>> {
+        match &self.nodes[id as usize].body {
             Body::Directory(children) => Some(children),
             _ => None,
         }
@@ -146,20 +87,36 @@ impl Tree {
         Ok(())
     }
 
+    /// Counts an entry and gives those of its attributes that Linux would keep for what it is.
+    fn keepable(
+        &mut self,
+        path: &[u8],
+        mut attributes: Attributes,
+        body: &Body,
+    ) -> Result<Attributes, ImageError> {
+        let target = if let Body::Symlink(target) = body { target.len() } else { 0 };
+        let words: usize = attributes.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.count(path.len() + target + words)?;
+        self.left_out += attributes.xattrs.retain(|name| xattr::is_kept(body, name));
+        xattr::check(&attributes.xattrs).map_err(|what| refuse(path, what))?;
+        Ok(attributes)
+    }
+
     /// Makes a directory, or gives the one that is there new attributes. Anything else of that name is replaced.
     pub(crate) fn put_directory(&mut self, path: &[u8], attributes: Attributes) -> Result<(), ImageError> {
-        self.count(path.len() + check_attributes(path, &attributes)?)?;
+        let body = Body::directory();
+        let attributes = self.keepable(path, attributes, &body)?;
         let Some(place) = self.place(path)? else {
-            self.nodes[ROOT].attributes = attributes;
+            self.nodes[ROOT as usize].attributes = attributes;
             return Ok(());
         };
         match self.child(&place) {
-            Some(there) if matches!(self.nodes[there].body, Body::Directory(_)) => {
-                self.nodes[there].attributes = attributes;
+            Some(there) if matches!(self.nodes[there as usize].body, Body::Directory(_)) => {
+                self.nodes[there as usize].attributes = attributes;
                 self.mark(&place);
             }
             _ => {
-                self.insert(place, Node { attributes, body: Body::Directory(BTreeMap::new()), links: 1 });
+                self.insert(place, Node::new(attributes, body));
             }
         }
         Ok(())
@@ -167,8 +124,7 @@ impl Tree {
 
     /// Makes a file, link or device; what had the name is replaced.
     pub(crate) fn put(&mut self, path: &[u8], attributes: Attributes, body: Body) -> Result<(), ImageError> {
-        let target = if let Body::Symlink(target) = &body { target.len() } else { 0 };
-        self.count(path.len() + target + check_attributes(path, &attributes)?)?;
+        let attributes = self.keepable(path, attributes, &body)?;
         match &body {
             Body::Symlink(target) => check_target(path, target)?,
             Body::Device { major, minor, .. } if *major > 0xfff || *minor > 0xf_ffff => {
@@ -179,7 +135,7 @@ impl Tree {
         let Some(place) = self.place(path)? else {
             return Err(refuse(path, "the root is a directory"));
         };
-        self.insert(place, Node { attributes, body, links: 1 });
+        self.insert(place, Node::new(attributes, body));
         Ok(())
     }
 
@@ -188,11 +144,11 @@ impl Tree {
         self.count(path.len())?;
         let missing = || refuse(path, "it is a hard link to something that is not there");
         let node = self.find_existing(target)?.ok_or_else(missing)?;
-        if matches!(self.nodes[node].body, Body::Directory(_)) {
+        if matches!(self.nodes[node as usize].body, Body::Directory(_)) {
             return Err(refuse(path, "it is a hard link to a directory"));
         }
-        if self.nodes[node].links >= 60_000 {
-            return Err(refuse(path, "the file has too many hard links"));
+        if self.nodes[node as usize].links >= LINKS_MAX {
+            return Err(refuse(path, "the file has more hard links than the 65,000 that ext4 can count"));
         }
         let Some(place) = self.place(path)? else {
             return Err(refuse(path, "the root is a directory"));
@@ -201,7 +157,7 @@ impl Tree {
             self.mark(&place);
             return Ok(());
         }
-        self.nodes[node].links += 1;
+        self.nodes[node as usize].links += 1;
         self.unname(&place);
         self.name(place, node);
         Ok(())
@@ -217,7 +173,7 @@ impl Tree {
         let components = self.components(path)?;
         let Some((name, parents)) = components.split_last() else { return Ok(Some(ROOT)) };
         let Some(parent) = self.walk(&parents.join(&b'/')) else { return Ok(None) };
-        Ok(self.children(parent).and_then(|children| children.get(*name)).copied())
+        Ok(self.children(parent).and_then(|children| children.get(*name)).map(|child| child.node))
     }
 
     /// The parts of a path that comes from a source.
@@ -243,8 +199,8 @@ impl Tree {
         let mut at = vec![ROOT];
         for part in parents {
             let here = at.last().copied().unwrap_or(ROOT);
-            let next = self.children(here).and_then(|c| c.get(*part)).copied();
-            match next.map(|id| (id, &self.nodes[id].body)) {
+            let next = self.children(here).and_then(|c| c.get(*part)).map(|child| child.node);
+            match next.map(|id| (id, &self.nodes[id as usize].body)) {
                 Some((id, Body::Directory(_))) => at.push(id),
                 Some((_, Body::Symlink(target))) => {
                     let mut hops = 1;
@@ -258,12 +214,8 @@ impl Tree {
                 Some(_) => return Err(refuse(path, "a part of its path is no directory")),
                 None => {
                     self.count(part.len())?;
-                    let node = Node {
-                        attributes: Attributes::root(0o755, 0),
-                        body: Body::Directory(BTreeMap::new()),
-                        links: 1,
-                    };
-                    let id = self.insert(Place { parent: here, name: part.to_vec() }, node);
+                    let place = Place { parent: here, name: part.to_vec() };
+                    let id = self.insert(place, Node::implied_directory());
                     at.push(id);
                 }
             }
@@ -293,8 +245,8 @@ impl Tree {
                 }
                 continue;
             }
-            let next = *children.get(part)?;
-            match &self.nodes[next].body {
+            let next = children.get(part)?.node;
+            match &self.nodes[next as usize].body {
                 Body::Symlink(target) => {
                     *hops += 1;
                     if *hops > HOPS {
@@ -312,33 +264,35 @@ impl Tree {
     }
 
     fn child(&self, place: &Place) -> Option<NodeId> {
-        self.children(place.parent)?.get(&place.name).copied()
+        self.children(place.parent)?.get(&place.name[..]).map(|child| child.node)
     }
 
     fn insert(&mut self, place: Place, node: Node) -> NodeId {
         self.unname(&place);
         self.nodes.push(node);
-        let id = self.nodes.len() - 1;
+        // Fewer than the entries that there may be.
+        let id = self.nodes.len() as NodeId - 1;
         self.name(place, id);
         id
     }
 
     fn name(&mut self, place: Place, id: NodeId) {
-        self.mark(&place);
-        if let Body::Directory(children) = &mut self.nodes[place.parent].body {
-            children.insert(place.name, id);
+        let layer = self.layer;
+        if let Body::Directory(children) = &mut self.nodes[place.parent as usize].body {
+            children.insert(place.name.into(), Child { node: id, layer });
         }
     }
 
     /// Takes a name away, with all that is below it.
     fn unname(&mut self, place: &Place) {
-        let Body::Directory(children) = &mut self.nodes[place.parent].body else { return };
-        let mut gone: Vec<NodeId> = children.remove(&place.name).into_iter().collect();
+        let Body::Directory(children) = &mut self.nodes[place.parent as usize].body else { return };
+        let mut gone: Vec<NodeId> =
+            children.remove(&place.name[..]).into_iter().map(|child| child.node).collect();
         while let Some(id) = gone.pop() {
-            let node = &mut self.nodes[id];
+            let node = &mut self.nodes[id as usize];
             node.links = node.links.saturating_sub(1);
             if let Body::Directory(children) = &mut node.body {
-                gone.extend(std::mem::take(children).into_values());
+                gone.extend(std::mem::take(children).into_values().map(|child| child.node));
             }
         }
     }
@@ -356,33 +310,13 @@ fn check_name(path: &[u8], name: &[u8]) -> Result<(), ImageError> {
     if name.len() > 255 {
         return Err(refuse(path, "its name is longer than 255 bytes"));
     }
-    check_text(path, name, "its name has a line break or a zero byte")
+    if name.contains(&0) { Err(refuse(path, "its name has a zero byte")) } else { Ok(()) }
 }
 
 fn check_target(path: &[u8], target: &[u8]) -> Result<(), ImageError> {
     if target.is_empty() || target.len() > 4095 {
         return Err(refuse(path, "the symbolic link's target is empty or too long"));
     }
-    check_text(path, target, "the symbolic link's target has a line break or a zero byte")
-}
-
-/// How many bytes of extended attributes there are.
-fn check_attributes(path: &[u8], attributes: &Attributes) -> Result<usize, ImageError> {
-    let mut bytes = 0;
-    for (name, value) in &attributes.xattrs {
-        bytes += name.len() + value.len();
-        check_text(path, name, "an attribute's name has a line break or a zero byte")?;
-        if name.is_empty() || name.len() > 255 {
-            return Err(refuse(path, "an attribute's name is empty or too long"));
-        }
-    }
-    if bytes > 4096 {
-        return Err(refuse(path, "its extended attributes do not fit in a block"));
-    }
-    Ok(bytes)
-}
-
-/// Refuses what a line of a script cannot hold.
-fn check_text(path: &[u8], text: &[u8], what: &'static str) -> Result<(), ImageError> {
-    if text.iter().any(|b| matches!(b, b'\n' | b'\r' | 0)) { Err(refuse(path, what)) } else { Ok(()) }
+    let has_zero = target.contains(&0);
+    if has_zero { Err(refuse(path, "the symbolic link's target has a zero byte")) } else { Ok(()) }
 }

@@ -7,11 +7,10 @@ use fs_err as fs;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::fill::{fill, measure_read_only};
-use super::staging::Staging;
+use super::contents::Contents;
 use super::tree::{Attributes, Body, Tree};
-use super::{ImageError, Limits};
-use crate::ext4::{BLOCK, Tools};
+use super::{ImageError, Limits, MADE};
+use crate::ext4::{Options, Purpose};
 use crate::progress::Progress;
 
 /// Files, as they come.
@@ -19,46 +18,37 @@ pub(crate) struct Volume {
     /// Below the directory in which the filesystem will be.
     scratch: TempDir,
     tree: Tree,
-    staging: Staging,
+    contents: Contents,
     digest: Sha256,
 }
 
 impl Volume {
-    /// An empty one, whose contents are kept in a directory of their own within `beside` until it is written or dropped.
-    pub(crate) fn new(beside: &Path) -> Result<Self, ImageError> {
+    /// An empty one, in a directory of its own within `beside` until it is written or dropped.
+    pub(crate) fn new(beside: &Path, progress: &Progress) -> Result<Self, ImageError> {
         let scratch = tempfile::Builder::new().prefix(".volume-").tempdir_in(beside);
         let scratch = scratch.map_err(|e| ImageError::write(beside, e))?;
         let limits = Limits::default();
         let tree = Tree::new(limits.clone());
-        let staging = Staging::new(scratch.path(), limits);
-        Ok(Self { scratch, tree, staging, digest: Sha256::new() })
+        let contents = Contents::create(&scratch.path().join("filesystem"), None, limits, progress)?;
+        Ok(Self { scratch, tree, contents, digest: Sha256::new() })
     }
 
     /// Adds a file that everybody may read; directories on the way are made.
-    pub(crate) fn put(&mut self, path: &str, content: &[u8], progress: &Progress) -> Result<(), ImageError> {
+    pub(crate) fn put(&mut self, path: &str, content: &[u8]) -> Result<(), ImageError> {
         for part in [path.as_bytes(), content] {
             self.digest.update((part.len() as u64).to_le_bytes());
             self.digest.update(part);
         }
-        let content = self.staging.keep(content, progress)?;
+        let content = self.contents.keep(content)?;
         self.tree.put(path.as_bytes(), Attributes::root(0o644, 0), Body::File(content))
     }
 
-    /// Writes the filesystem to `file`, which must not be there, and gives its UUID: the same files have the same.
-    pub(crate) async fn write(
-        self,
-        file: &Path,
-        label: &str,
-        progress: &Progress,
-    ) -> Result<String, ImageError> {
-        let uuid = uuid(&self.digest.finalize());
-        let tools = Tools::find()?;
-        let half = self.scratch.path().join("filesystem");
-        let geometry = measure_read_only(&self.tree);
-        self.staging.check_room(geometry.blocks * BLOCK)?;
-        tools.make_read_only(&half, geometry, label, &uuid, progress).await?;
-        fill(&tools, &half, &self.tree, &self.staging, progress).await?;
-        tools.check(&half, progress).await?;
+    /// Writes the filesystem to `file`, which must not be there, and gives its UUID: the same files have the same. Blocks.
+    pub(crate) fn write(self, file: &Path, label: &str) -> Result<String, ImageError> {
+        let half = self.contents.path().to_owned();
+        let identity = Some(self.digest.finalize().into());
+        let options = Options { purpose: Purpose::ReadOnly, label, identity, made: MADE };
+        let made = self.contents.finish(&self.tree, &options)?;
         let published = || -> std::io::Result<()> {
             let open = fs::File::open(&half)?;
             // VMMs of any user read it, and nobody writes.
@@ -67,16 +57,14 @@ impl Volume {
             fs::rename(&half, file)
         };
         published().map_err(|e| ImageError::write(file, e))?;
-        Ok(uuid)
+        self.scratch.close().map_err(|e| ImageError::write(file, e))?;
+        Ok(uuid_text(&made.uuid))
     }
 }
 
-/// A UUID made of a digest (RFC 9562, version 8).
-fn uuid(digest: &[u8]) -> String {
-    let mut bytes: Vec<u8> = digest.iter().copied().take(16).collect();
-    bytes[6] = bytes[6] & 0x0f | 0x80;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex = data_encoding::HEXLOWER.encode(&bytes);
+/// A UUID as it is written.
+fn uuid_text(uuid: &[u8; 16]) -> String {
+    let hex = data_encoding::HEXLOWER.encode(uuid);
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
@@ -88,16 +76,17 @@ mod tests {
     async fn the_same_files_make_a_filesystem_of_the_same_uuid() {
         let dir = tempfile::tempdir().unwrap();
         let progress = Progress::default();
-        let write = async |name: &str, last: &str| {
-            let mut volume = Volume::new(dir.path()).unwrap();
-            volume.put("kernel/a/b.ko", &[7; 10_000], &progress).unwrap();
-            volume.put("modules.dep", last.as_bytes(), &progress).unwrap();
-            volume.write(&dir.path().join(name), "some-label", &progress).await.unwrap()
+        let write = |name: &str, last: &str| {
+            let mut volume = Volume::new(dir.path(), &progress).unwrap();
+            volume.put("kernel/a/b.ko", &[7; 10_000]).unwrap();
+            volume.put("modules.dep", last.as_bytes()).unwrap();
+            volume.write(&dir.path().join(name), "some-label").unwrap()
         };
-        let (one, two, other) = (write("1", "x").await, write("2", "x").await, write("3", "y").await);
+        let (one, two, other) = (write("1", "x"), write("2", "x"), write("3", "y"));
         assert_eq!(one, two);
         assert_ne!(one, other);
-        let tools = Tools::find().unwrap();
+        let tools = crate::ext4::Tools::find().unwrap();
+        tools.check(&dir.path().join("1"), &progress).await.unwrap();
         let file = dir.path().join("1");
         let facts = tools.ask(&file, "stats -h", 1 << 16, &progress).await.unwrap();
         let facts = String::from_utf8(facts).unwrap();
@@ -114,8 +103,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_dropped_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let mut volume = Volume::new(dir.path()).unwrap();
-        volume.put("a", b"a", &Progress::default()).unwrap();
+        let mut volume = Volume::new(dir.path(), &Progress::default()).unwrap();
+        volume.put("a", b"a").unwrap();
         drop(volume);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -25,7 +25,7 @@ use crate::store::builds;
 use crate::store::images::ImageRecord;
 
 /// Counts every change of what the same inputs come to.
-const BUILDER: u32 = 1;
+const BUILDER: u32 = 2;
 /// How much is hashed between two looks at the cancellation.
 const CHUNK: usize = 1 << 20;
 

@@ -7,7 +7,7 @@ use nexus_schema::tools::op::{OpProgress, OpState, OpSummary};
 use nexus_schema::tools::vm::{DriverChoice, NetworkChoice, VmState};
 use nexus_schema::{ByteSize, Reference, Timestamp};
 
-use super::vms::{VmRecord, VmSpec};
+use super::vms::{TmpPlace, VmRecord, VmSpec};
 use super::*;
 
 fn vm(name: &str, cid: u32) -> VmRecord {
@@ -34,6 +34,8 @@ fn vm(name: &str, cid: u32) -> VmRecord {
             hostname: name.into(),
             env: BTreeMap::new(),
             working_dir: None,
+            tmp: TmpPlace::Disk,
+            wait_for_init: true,
             files: BTreeMap::new(),
             from: "debian".into(),
             kernel: "debian".into(),

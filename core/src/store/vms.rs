@@ -40,6 +40,12 @@ pub struct VmSpec {
     /// Where commands start when they do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
+    /// Where `/tmp` is.
+    #[serde(default)]
+    pub tmp: TmpPlace,
+    /// Whether it is ready only once the image's own init has started the system.
+    #[serde(default = "yes")]
+    pub wait_for_init: bool,
     /// Text files to write at each boot.
     pub files: BTreeMap<String, String>,
     /// The image, as it was asked for.
@@ -48,6 +54,21 @@ pub struct VmSpec {
     pub kernel: String,
     /// Whether it is started as soon as it is created.
     pub start: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// Where `/tmp` of a VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TmpPlace {
+    /// On its root drive.
+    #[default]
+    Disk,
+    /// In its memory.
+    Tmpfs,
 }
 
 /// What is known of a guest since its hello.

@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 use data_encoding::BASE64;
 use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
-use nexus_schema::link::{ByeReason, Configure, GuestFile, MCP_PORT, Mount, PROTOCOL};
+use nexus_schema::link::{ByeReason, Configure, GuestFile, InitMode, MCP_PORT, Mount, PROTOCOL};
 use nexus_schema::tools::vm::VmTimings;
 use tokio::sync::{mpsc, watch};
 
 use super::stop::Rung;
 use crate::asset::KernelFiles;
 use crate::context::Shared;
-use crate::guest::{GuestEvent, HelloServer, Link, LinkState};
+use crate::guest::{ClockKeeper, GuestEvent, HelloServer, Link, LinkState};
 use crate::os::failpoint;
 use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
-use crate::store::vms::VmRecord;
+use crate::store::vms::{TmpPlace, VmRecord};
 use crate::vmm::doctor::Choice;
 use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, Shim, VmmError};
 
@@ -40,6 +40,7 @@ pub(super) struct Boot {
     /// The link, once the guest was configured.
     pub(super) link: Option<Link>,
     link_state: Option<watch::Receiver<LinkState>>,
+    clock_keeper: Option<ClockKeeper>,
     /// When the patience with the present step ends.
     pub(super) deadline: Option<Instant>,
     /// What the guest said before it went down.
@@ -122,6 +123,7 @@ fn millis(duration: Duration) -> u64 {
 
 /// What the guest is told at its hello.
 pub(super) fn configure(
+    shared: &Shared,
     record: &VmRecord,
     drives: &[DriveRecord],
     boot_id: BootId,
@@ -148,8 +150,20 @@ pub(super) fn configure(
         dns: record.spec.dns.clone(),
         env: record.spec.env.clone(),
         working_dir: record.spec.working_dir.clone(),
+        wait_for_init_s: wait_for_init_s(shared, record),
         mounts: mounts.collect(),
         files: files.collect(),
+    }
+}
+
+/// How long a guest may wait for its own init; 0 where it need not.
+pub(super) fn wait_for_init_s(shared: &Shared, record: &VmRecord) -> u32 {
+    let accel = if record.accel.as_deref() == Some(Accel::Kvm.as_str()) { Accel::Kvm } else { Accel::Tcg };
+    match record.spec.init {
+        InitMode::System if record.spec.wait_for_init => {
+            u32::try_from(shared.boot_timeout(accel).as_secs()).unwrap_or(u32::MAX)
+        }
+        InitMode::System | InitMode::Agent => 0,
     }
 }
 
@@ -164,10 +178,13 @@ pub(super) fn plan(
     initramfs: &Path,
 ) -> LaunchPlan {
     let init = match record.spec.init {
-        nexus_schema::link::InitMode::Agent => "agent",
-        nexus_schema::link::InitMode::System => "system",
+        InitMode::Agent => "agent",
+        InitMode::System => "system",
     };
     let mut cmdline = vec![format!("nexus.init={init}"), "nexus.root=/dev/vda".into()];
+    if record.spec.tmp == TmpPlace::Tmpfs {
+        cmdline.push("nexus.tmp=tmpfs".into());
+    }
     let own = drives.iter().enumerate().map(|(position, drive)| PlanDrive {
         id: format!("d{position}"),
         path: shared.paths.drive(drive.id).join(crate::drive::DISK),
@@ -247,6 +264,7 @@ impl Boot {
             events,
             link: None,
             link_state: None,
+            clock_keeper: None,
             deadline,
             bye: None,
             rung: None,
@@ -270,6 +288,7 @@ impl Boot {
             let mut state = link.state();
             state.mark_changed();
             self.link_state = Some(state);
+            self.clock_keeper = Some(ClockKeeper::start(link.clone(), directory));
             self.link = Some(link);
         }
     }

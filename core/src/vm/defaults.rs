@@ -8,17 +8,20 @@ use super::spec::{self, Defaults};
 use crate::op::store_error;
 use crate::store::Store;
 use crate::store::settings::{self, DEFAULT_IMAGE, DEFAULT_KERNEL};
+use crate::store::vms::TmpPlace;
 
 pub(crate) const DEFAULT_VCPUS: &str = "default.vcpus";
 pub(crate) const DEFAULT_MEMORY: &str = "default.memory";
 pub(crate) const DEFAULT_DISK: &str = "default.disk";
+pub(crate) const DEFAULT_TMP: &str = "default.tmp";
+pub(crate) const DEFAULT_WAIT_FOR_INIT: &str = "default.wait_for_init";
 pub(crate) const DNS: &str = "dns";
 
 /// The most name servers that resolvers look at.
 const DNS_MAX: usize = 3;
 
 /// A setting: its key, its built-in value, and what it decides. By key.
-pub(crate) const SETTINGS: [(&str, &str, &str); 6] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 8] = [
     (DEFAULT_DISK, "8GiB", "size of the root drive; one of a larger image is as large as that"),
     (
         DEFAULT_IMAGE,
@@ -26,8 +29,14 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 6] = [
         "what root drives are made from: anything that `from` of vm_create takes",
     ),
     (DEFAULT_KERNEL, spec::DEFAULT_KERNEL, "the kernel: anything that `kernel` of vm_create takes"),
-    (DEFAULT_MEMORY, "512MiB", "memory"),
+    (DEFAULT_MEMORY, "1GiB", "memory"),
+    (DEFAULT_TMP, "disk", "where /tmp is: `disk` (the root drive) or `tmpfs` (memory, at most half of it)"),
     (DEFAULT_VCPUS, "1", "virtual CPUs"),
+    (
+        DEFAULT_WAIT_FOR_INIT,
+        "true",
+        "whether a VM with init system is ready only once its init has started everything: `true` or `false`",
+    ),
     (
         DNS,
         "",
@@ -77,6 +86,18 @@ impl Values {
                 spec::check_disk(disk).map_err(ToolError::invalid)?;
                 defaults.disk = disk;
             }
+            DEFAULT_TMP => {
+                defaults.tmp = match value {
+                    "disk" => TmpPlace::Disk,
+                    "tmpfs" => TmpPlace::Tmpfs,
+                    other => return Err(ToolError::invalid(format!("`{other}` is neither disk nor tmpfs"))),
+                };
+            }
+            DEFAULT_WAIT_FOR_INIT => {
+                let wait = value.parse();
+                defaults.wait_for_init =
+                    wait.map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))?;
+            }
             DNS => defaults.dns = addresses(value)?,
             _ => return Err(ToolError::internal(format!("the setting {key} has no meaning"))),
         }
@@ -125,6 +146,8 @@ mod tests {
             (DEFAULT_MEMORY, "1MiB"),
             (DEFAULT_MEMORY, "1.5GiB"),
             (DEFAULT_DISK, "1"),
+            (DEFAULT_TMP, "memory"),
+            (DEFAULT_WAIT_FOR_INIT, "yes"),
             (DNS, "example.org"),
             (DNS, "1.1.1.1,1.1.1.2,1.1.1.3,1.1.1.4"),
         ] {

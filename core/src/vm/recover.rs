@@ -142,7 +142,7 @@ async fn adopt(
     // A guest that was not welcomed says hello again, and may have no token yet.
     let configured = matches!(record.state, VmState::Ready | VmState::Unreachable)
         || record.guest.as_ref().is_some_and(|guest| guest.configured);
-    let configure = boot::configure(&record, drives, boot_id, &token);
+    let configure = boot::configure(shared, &record, drives, boot_id, &token);
     let mut boot = Boot::adopt(shared, shim, accel, &directory, configure, configured)
         .map_err(|e| ToolError::internal(format!("listen for the guest of {}: {e}", record.name)))?;
     let is_outdated = record.guest.as_ref().is_some_and(|guest| guest.protocol < PROTOCOL_MIN);

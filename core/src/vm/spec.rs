@@ -9,7 +9,7 @@ use nexus_schema::tools::vm::VmCreateParams;
 use nexus_schema::{ByteSize, Name, ToolError};
 
 use crate::os::paths::GUEST_PROGRAMS;
-use crate::store::vms::VmSpec;
+use crate::store::vms::{TmpPlace, VmSpec};
 
 /// The most virtual CPUs that both drivers allow.
 pub(crate) const VCPUS_MAX: u32 = 32;
@@ -89,6 +89,8 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         hostname,
         env: params.env.clone(),
         working_dir: None,
+        tmp: defaults.tmp,
+        wait_for_init: defaults.wait_for_init,
         files: params.files.clone(),
         from,
         kernel,
@@ -123,6 +125,10 @@ pub(crate) struct Defaults {
     pub(crate) disk: ByteSize,
     /// Name servers.
     pub(crate) dns: Vec<IpAddr>,
+    /// Where `/tmp` is.
+    pub(crate) tmp: TmpPlace,
+    /// Whether a VM is ready only once its own init has started the system.
+    pub(crate) wait_for_init: bool,
 }
 
 impl Defaults {
@@ -132,9 +138,11 @@ impl Defaults {
             image: DEFAULT_IMAGE.into(),
             kernel: DEFAULT_KERNEL.into(),
             vcpus: 1,
-            memory: ByteSize::mib(512),
+            memory: ByteSize::gib(1),
             disk: ByteSize::gib(8),
             dns: Vec::new(),
+            tmp: TmpPlace::default(),
+            wait_for_init: true,
         }
     }
 }
@@ -211,7 +219,7 @@ mod tests {
     #[test]
     fn nothing_asked_for_is_a_whole_spec() {
         let spec = check(&VmCreateParams::default(), &"web".parse().unwrap(), &defaults()).unwrap();
-        assert_eq!((spec.vcpus, spec.memory, spec.disk), (1, ByteSize::mib(512), ByteSize::gib(8)));
+        assert_eq!((spec.vcpus, spec.memory, spec.disk), (1, ByteSize::gib(1), ByteSize::gib(8)));
         assert_eq!((spec.hostname.as_str(), spec.from.as_str()), ("web", "debian"));
     }
 

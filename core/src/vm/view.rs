@@ -1,7 +1,7 @@
 //! What a view of a VM tells a caller: whether its guest can be called, a row of a list, or everything.
 
 use nexus_schema::id::VmKind;
-use nexus_schema::link::PROTOCOL_MIN;
+use nexus_schema::link::{PROTOCOL, PROTOCOL_MIN};
 use nexus_schema::tools::vm::{VmDetails, VmDrive, VmGuest, VmImage, VmProcess, VmSummary};
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
@@ -153,9 +153,14 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
 
 /// A guest of a generation that this daemon does not speak.
 pub(crate) fn outdated(name: &str, protocol: u32) -> ToolError {
+    let than = if protocol < PROTOCOL_MIN {
+        format!("older than {PROTOCOL_MIN}, the oldest")
+    } else {
+        format!("newer than {PROTOCOL}, the newest")
+    };
     ToolError::new(
         ErrorCode::GuestOutdated,
-        format!("the agent of {name} speaks protocol {protocol}, older than {PROTOCOL_MIN} which this daemon understands"),
+        format!("the agent of {name} speaks protocol {protocol}, {than} that this daemon understands"),
     )
     .hint("restart the VM with vm_stop and vm_start: it gets the agent of this daemon")
 }

@@ -2,15 +2,15 @@
 
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use nexus_schema::link::{Configure, GuestFile, InitMode};
-use rustix::time::{ClockId, Timespec};
 
-use super::network;
+use super::{clock, network};
 use crate::os::{read_small, reason};
+use crate::places::{give_to_owner_of, make_directories};
 
 /// The clock is left alone when it is this close.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(20);
@@ -29,6 +29,10 @@ pub(super) fn apply(configure: &Configure, init: InitMode, problems: &mut Vec<St
     super::mounts::mount_all(&configure.mounts, problems);
     for file in &configure.files {
         note(problems, &format!("write {}", file.path), write_file(file));
+    }
+    if let Some(path) = &configure.working_dir {
+        let path = Path::new("/").join(path);
+        note(problems, &format!("make the working directory {}", path.display()), make_directories(&path));
     }
     // In both modes PID 1 has done, or will do, the rest.
     let (InitMode::Agent | InitMode::System) = init;
@@ -57,15 +61,7 @@ pub(super) fn refuse_on_host(configure: &Configure) -> Vec<String> {
 
 fn set_clock(unix_ns: u64) -> io::Result<()> {
     let wanted = Duration::from_nanos(unix_ns);
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    if now.abs_diff(wanted) <= CLOCK_TOLERANCE {
-        return Ok(());
-    }
-    let time = Timespec {
-        tv_sec: i64::try_from(wanted.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(wanted.subsec_nanos()),
-    };
-    Ok(rustix::time::clock_settime(ClockId::Realtime, time)?)
+    if clock::now().abs_diff(wanted) <= CLOCK_TOLERANCE { Ok(()) } else { clock::set(wanted) }
 }
 
 fn set_hostname(name: &str) -> io::Result<()> {
@@ -116,12 +112,12 @@ fn write_file(file: &GuestFile) -> io::Result<()> {
     let content = data_encoding::BASE64.decode(file.content_base64.as_bytes());
     let content = content.map_err(|_| refuse("not base64"))?;
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
+        make_directories(parent)?;
     }
     replace(path, &content, file.mode & 0o7777)
 }
 
-/// Replaces a file in one step.
+/// Replaces a file in one step; the new one has the owner of the old one, or of its directory.
 fn replace(path: impl AsRef<Path>, content: &[u8], mode: u32) -> io::Result<()> {
     let path = path.as_ref();
     let mut temporary = path.as_os_str().to_owned();
@@ -131,6 +127,12 @@ fn replace(path: impl AsRef<Path>, content: &[u8], mode: u32) -> io::Result<()> 
         let mut file =
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
+        match (std::fs::symlink_metadata(path), path.parent()) {
+            (Ok(old), _) if old.is_file() => fchown(&file, Some(old.uid()), Some(old.gid()))?,
+            (_, Some(directory)) => give_to_owner_of(directory, &file)?,
+            (_, None) => {}
+        }
+        // After the owner: a change of owner takes setuid bits away.
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         drop(file);
         std::fs::rename(&temporary, path)

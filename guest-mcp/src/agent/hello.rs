@@ -10,6 +10,7 @@ use nexus_schema::link::{
     Ack, Bye, ByeReason, Configure, GuestMessage, Hello, HostMessage, ImageMetadata, InitMode, PROTOCOL,
     PROTOCOL_MIN,
 };
+use nexus_schema::tools::os::{SystemState, SystemStatus};
 use tokio::io::AsyncWriteExt;
 
 use super::lines::{Line, LineReader};
@@ -18,6 +19,7 @@ use super::{Agent, Place, Settings, configure};
 use crate::console::say;
 use crate::os::{OsRelease, read_small, uptime};
 use crate::role::VERSION;
+use crate::system;
 
 /// Where the token is kept for an agent that is started again; only root can read it.
 const TOKEN: &str = "/run/nexus/token";
@@ -88,13 +90,28 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
         token: Some(token.clone()),
     });
     let token = token.clone();
-    let problems = apply(agent, configure).await;
+    agent.host_clock.saw(configure.time_unix_ns);
+    let wait = Duration::from_secs(configure.wait_for_init_s.into());
+    let mut problems = apply(agent, configure).await;
+    if agent.is_beside_init() {
+        problems.extend(unready(&system::wait(wait).await));
+    }
     host.say(&GuestMessage::Ack(Ack { token, problems })).await?;
     match host.hear().await? {
         HostMessage::Welcome {} => Ok(()),
         HostMessage::Configure(_) | HostMessage::Refused { .. } => {
             Err(HelloError::Unexpected { expected: "a welcome" })
         }
+    }
+}
+
+/// What is to be said of an init that has not started all.
+fn unready(status: &SystemStatus) -> Option<String> {
+    let state = status.state.as_str();
+    match status.state {
+        SystemState::Starting | SystemState::Stopping => Some(format!("system: {state}")),
+        SystemState::Degraded => Some(format!("system: {state}; failed: {}", status.failed.join(", "))),
+        SystemState::Running | SystemState::Unknown => None,
     }
 }
 

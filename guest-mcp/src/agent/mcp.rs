@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nexus_schema::link::{ByeReason, GROW_REQUEST};
+use nexus_schema::link::{ByeReason, CLOCK_REQUEST, ClockParams, GROW_REQUEST};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CustomRequest, CustomResult, ErrorCode, ErrorData,
     Implementation, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
@@ -10,10 +10,12 @@ use rmcp::model::{
 use rmcp::service::RequestContext;
 use rmcp::{RoleServer, ServerHandler, ServiceExt};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::lines::LineTransport;
 use super::{Agent, duplex};
+use crate::os::reason;
 use crate::role::VERSION;
 use crate::tools;
 
@@ -72,12 +74,23 @@ impl ServerHandler for Server {
             let problems = grown.map_err(|error| ErrorData::internal_error(error.to_string(), None))?;
             return Ok(CustomResult::new(json!({ "problems": problems })));
         }
+        if request.method == CLOCK_REQUEST {
+            let params: ClockParams = params(request)?;
+            let answer = self.agent.clock(params).map_err(|error| {
+                ErrorData::internal_error(format!("set the clock: {}", reason(&error)), None)
+            })?;
+            return Ok(CustomResult::new(json!(answer)));
+        }
         if request.method != SHUTDOWN {
             return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, request.method, None));
         }
-        let params: ShutdownParams = serde_json::from_value(request.params.unwrap_or_default())
-            .map_err(|error| ErrorData::invalid_params(error.to_string(), None))?;
+        let params: ShutdownParams = params(request)?;
         self.agent.go_down(params.reason);
         Ok(CustomResult::new(json!({})))
     }
+}
+
+fn params<T: DeserializeOwned>(request: CustomRequest) -> Result<T, ErrorData> {
+    serde_json::from_value(request.params.unwrap_or_default())
+        .map_err(|error| ErrorData::invalid_params(error.to_string(), None))
 }

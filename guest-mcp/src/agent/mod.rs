@@ -9,6 +9,7 @@
 //! asked of the init.
 
 mod calls;
+mod clock;
 mod configure;
 #[path = "../../../core/src/os/duplex.rs"]
 #[allow(dead_code, reason = "the guest shares no sockets")]
@@ -89,6 +90,7 @@ pub(crate) struct Agent {
     place: Place,
     protocol: u32,
     settings: RwLock<Arc<Settings>>,
+    host_clock: clock::HostClock,
     /// Commands that run now, so that none outlives an agent that is told to go.
     pub(crate) running: Mutex<Vec<Arc<Running>>>,
     /// Told after each answer that was written.
@@ -104,6 +106,7 @@ impl Agent {
             place,
             protocol,
             settings: RwLock::new(Arc::new(settings)),
+            host_clock: clock::HostClock::default(),
             running: Mutex::default(),
             answered: Arc::default(),
             going_down: watch::Sender::new(None),
@@ -118,6 +121,11 @@ impl Agent {
     /// Whether this is a VM, so that cgroups and scores are the agent's business.
     pub(crate) fn is_in_vm(&self) -> bool {
         matches!(self.place, Place::Vm { .. })
+    }
+
+    /// Whether the image's own init is PID 1, with this agent beside it.
+    pub(crate) fn is_beside_init(&self) -> bool {
+        self.place == (Place::Vm { init: InitMode::System })
     }
 
     fn configured(&self, settings: Settings) {
@@ -241,7 +249,7 @@ async fn live(agent: &Arc<Agent>) -> Result<Ending, AgentError> {
     };
     let Some(reason) = wanted else { return Ok(Ending::Terminated) };
     hello::bye(agent, reason, guessed).await;
-    if was_asked && agent.place == (Place::Vm { init: InitMode::System }) {
+    if was_asked && agent.is_beside_init() {
         let restarted = tokio::task::spawn_blocking(power::restart_through_image);
         if !restarted.await.unwrap_or(false) {
             say(format_args!("the image's init cannot be told to go down"));

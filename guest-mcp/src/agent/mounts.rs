@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use rustix::mount::MountFlags;
 use crate::ext4::{self, Superblock};
 use crate::initramfs::drive::{Events, read_further_ahead};
 use crate::os::{read_small, reason};
+use crate::places::{make_directories, mounted_on};
 
 /// How long a drive may take to appear.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,11 +35,13 @@ fn mount(wanted: &Mount, problems: &mut Vec<String>) -> io::Result<()> {
     }
     let device = wait_for(&wanted.label)?;
     // An agent that is started again finds its drives in place.
-    if mounted().iter().any(|(source, at)| *source == device && at == place) {
+    let drive = File::open(&device)?;
+    let number = drive.metadata()?.rdev();
+    if mounted_on(place) == Some((libc::major(number), libc::minor(number))) {
         return Ok(());
     }
-    std::fs::create_dir_all(place)?;
-    read_further_ahead(&File::open(&device)?);
+    make_directories(place)?;
+    read_further_ahead(&drive);
     let flags = if wanted.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
     rustix::mount::mount(&device, place, "ext4", flags, None)?;
     if !wanted.read_only

@@ -1,5 +1,6 @@
 //! Takes the system down: a ladder with a deadline at each step, at the end of which the machine is gone.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nexus_schema::link::ByeReason;
@@ -79,12 +80,14 @@ fn wait(
 fn unmount() {
     let table = read_small("/proc/self/mountinfo", 4 << 20).unwrap_or_default();
     let places: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+    // Links followed, as the mount table has them.
+    let kept = KEPT.map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.into()));
     for place in places.iter().rev() {
-        let is_kept =
-            |kept: &&str| *place == *kept || (*kept != "/" && place.starts_with(&format!("{kept}/")));
-        if !KEPT.iter().any(is_kept) {
+        let place = Path::new(place);
+        let is_kept = |kept: &PathBuf| place == kept || (kept.parent().is_some() && place.starts_with(kept));
+        if !kept.iter().any(is_kept) {
             // What is busy now is busy because of a process that could not be killed.
-            let _ = rustix::mount::unmount(*place, UnmountFlags::empty());
+            let _ = rustix::mount::unmount(place, UnmountFlags::empty());
         }
     }
     if let Err(error) = rustix::mount::mount_remount("/", MountFlags::RDONLY, c"") {

@@ -1,22 +1,22 @@
 //! What PID 1 makes of a bare root filesystem. What fails is said; the VM is of use all the same.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 
 use rustix::process::{Resource, Rlimit};
 
 use crate::agent::bring_up_loopback;
-use crate::console::{self, say};
+use crate::console::say;
 use crate::os::{mount, read_small, reason};
+use crate::places::mounted_on;
 
 /// Source, place, type and options of each filesystem, parents first.
-const MOUNTS: [(&str, &str, &str, &str); 8] = [
+const MOUNTS: [(&str, &str, &str, &str); 6] = [
     ("proc", "/proc", "proc", ""),
     ("sysfs", "/sys", "sysfs", ""),
     ("devtmpfs", "/dev", "devtmpfs", "mode=755"),
     ("devpts", "/dev/pts", "devpts", "gid=5,mode=620,ptmxmode=666"),
     ("tmpfs", "/dev/shm", "tmpfs", "mode=1777"),
-    ("tmpfs", "/run", "tmpfs", "mode=755"),
-    ("tmpfs", "/tmp", "tmpfs", "mode=1777"),
     // Without favordynmods (Linux 6.0) each command would wait for an RCU grace period to enter its cgroup.
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", "nsdelegate,favordynmods"),
 ];
@@ -32,10 +32,8 @@ const DESCRIPTORS_MAX: u64 = 524_288;
 
 /// Sets the system up.
 pub(super) fn set_up() {
-    let mounted = read_small("/proc/self/mountinfo", 1 << 20).unwrap_or_default();
-    let is_mounted = |place: &str| mounted.lines().any(|line| line.split(' ').nth(4) == Some(place));
     for (source, place, kind, options) in MOUNTS {
-        if is_mounted(place) {
+        if mounted_on(Path::new(place)).is_some() {
             continue;
         }
         let mut result = mount(source, place, kind, options);
@@ -50,9 +48,12 @@ pub(super) fn set_up() {
         // An image may bring its own.
         let _ = symlink(target, link);
     }
-    let lock = std::fs::create_dir_all("/run/lock")
-        .and_then(|()| std::fs::set_permissions("/run/lock", std::fs::Permissions::from_mode(0o1777)));
-    note("create /run/lock", lock);
+    // The image's own, where it brings one.
+    if !Path::new("/run/lock").exists() {
+        let lock = std::fs::create_dir_all("/run/lock")
+            .and_then(|()| std::fs::set_permissions("/run/lock", std::fs::Permissions::from_mode(0o1777)));
+        note("create /run/lock", lock);
+    }
     note("bring up lo", bring_up_loopback());
     if let Some(name) = read_small("/etc/hostname", 256) {
         note("set the hostname", rustix::system::sethostname(name.trim().as_bytes()).map_err(Into::into));

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! mount proc, sys, dev ─> load modules ─> wait for the root drive ─> mount and grow it ─> mount all modules in it
+//!   ─> mount /run in it, filled with what the image holds there, and /tmp if that is to be in memory
 //!   ─> bind this binary to /run/nexus/nexus-guest ─> switch root ─┬─> be PID 1 of it                (init mode `agent`)
 //!                                                                   └─> supervise + the image's init  (init mode `system`)
 //! ```
 //! Whatever fails is said on the console and ends the VM, so that the host sees it at once.
 
 pub(crate) mod drive;
+mod fill;
+mod image;
 mod modules;
 mod switch;
 mod tree;
@@ -75,14 +78,19 @@ struct Orders {
     init: InitMode,
     /// The UUID of the filesystem with the kernel's modules.
     modules: Option<String>,
+    /// Whether /tmp is in memory instead of on the root drive.
+    tmp_in_memory: bool,
 }
 
 impl Orders {
     fn parse(cmdline: &str) -> Result<Self, BootError> {
-        let mut orders = Self { device: "/dev/vda".into(), init: InitMode::Agent, modules: None };
+        let mut orders =
+            Self { device: "/dev/vda".into(), init: InitMode::Agent, modules: None, tmp_in_memory: false };
         for word in cmdline.split_whitespace() {
             if let Some(device) = word.strip_prefix("nexus.root=") {
                 orders.device = device.into();
+            } else if word == "nexus.tmp=tmpfs" {
+                orders.tmp_in_memory = true;
             } else if let Some(uuid) = word.strip_prefix("nexus.modules=") {
                 orders.modules = Some(uuid.into());
             } else if let Some(mode) = word.strip_prefix("nexus.init=") {
@@ -112,8 +120,8 @@ fn boot() -> Result<Infallible, BootError> {
         tree::mount(uuid, switch::NEW_ROOT, &events, &mut problems);
     }
     drop(events);
-    switch::prepare(&problems)?;
-    switch::switch()?;
+    let root = switch::prepare(&orders, &mut problems)?;
+    switch::switch(&root)?;
     switch::start(orders.init)
 }
 
@@ -124,11 +132,19 @@ mod tests {
     #[test]
     fn orders_come_from_the_command_line() {
         let parse = |line| Orders::parse(line).unwrap();
-        let quiet = Orders { device: "/dev/vda".into(), init: InitMode::Agent, modules: None };
+        let quiet =
+            Orders { device: "/dev/vda".into(), init: InitMode::Agent, modules: None, tmp_in_memory: false };
         assert_eq!(parse("quiet\n"), quiet);
         assert_eq!(
-            parse("console=ttyS0 nexus.init=system nexus.root=/dev/vdb nexus.modules=u-u x=1\n"),
-            Orders { device: "/dev/vdb".into(), init: InitMode::System, modules: Some("u-u".into()) }
+            parse(
+                "console=ttyS0 nexus.init=system nexus.root=/dev/vdb nexus.modules=u-u nexus.tmp=tmpfs x=1\n"
+            ),
+            Orders {
+                device: "/dev/vdb".into(),
+                init: InitMode::System,
+                modules: Some("u-u".into()),
+                tmp_in_memory: true
+            }
         );
         assert!(Orders::parse("nexus.init=other").is_err());
     }

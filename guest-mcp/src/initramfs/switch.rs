@@ -1,14 +1,17 @@
 //! From the initramfs to the root drive, as switch_root(8) does it.
 
 use std::convert::Infallible;
-use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
 use nexus_schema::link::InitMode;
 
-use super::BootError;
+use rustix::fs::Mode;
+use rustix::io::Errno;
+
+use super::image::{Place, Root};
+use super::{BootError, Orders, fill};
 use crate::console::say;
 use crate::os::{mount, reason};
 use crate::role::{BINARY, POWER_NAMES};
@@ -25,21 +28,43 @@ const INITS: [&str; 6] = [
     "/bin/init",
 ];
 
-/// Keeps this binary, its other names and what went wrong so far in `/run/nexus` of the new root.
-pub(super) fn prepare(problems: &[String]) -> Result<(), BootError> {
-    let run = format!("{NEW_ROOT}/run");
+/// What an earlier run of an init left in /run, which would mislead the next.
+const OF_INITS: [&str; 6] = ["nexus", "systemd", "udev", "openrc", "initctl", "utmp"];
+/// What is never taken from an image's /run.
+const OURS: &str = "nexus";
+
+/// Mounts /run in the new root, and /tmp if it is to be in memory, both filled with what the image holds there. Keeps this binary, its
+/// other names and what went wrong so far in `/run/nexus`.
+pub(super) fn prepare(orders: &Orders, problems: &mut Vec<String>) -> Result<Root, BootError> {
+    let root = Root::open(NEW_ROOT).map_err(|error| BootError::Switch(error.into()))?;
+    let but: &[&str] = match orders.init {
+        InitMode::Agent => &[OURS],
+        InitMode::System => &OF_INITS,
+    };
+    let run = mount_filled(&root, "run", "mode=755", but, problems)?;
+    let is_read_only = rustix::fs::statvfs(NEW_ROOT)
+        .is_ok_and(|root| root.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    if orders.tmp_in_memory || is_read_only {
+        mount_filled(&root, "tmp", "mode=1777", &[], problems)?;
+    } else if root.find("tmp").is_ok_and(|tmp| tmp.is_none()) {
+        let made =
+            root.place("tmp").and_then(|tmp| rustix::fs::chmod(tmp.path(), Mode::from_raw_mode(0o1777)));
+        if let Err(error) = made {
+            problems.push(format!("create /tmp: {}", reason(&error.into())));
+        }
+    }
+
+    let run = run.path();
     let ours = format!("{run}/nexus");
     // On a mount point of its own: an image's init leaves a mounted /run alone, and may forbid programs in it.
-    mount("tmpfs", &run, "tmpfs", "mode=755")?;
     mount("tmpfs", &ours, "tmpfs", "mode=755,size=32m")?;
-    let inside = |path: &str| format!("{NEW_ROOT}{path}");
     let file = |what, path: String| move |source| BootError::File { what, path: path.into(), source };
 
     // The file itself and no copy: its pages are in memory already, and an emulator has translated them.
-    let binary = inside(BINARY);
+    let binary = format!("{ours}/nexus-guest");
     std::fs::File::create(&binary)
         .and_then(|_| Ok(rustix::mount::mount_bind("/init", &binary)?))
-        .map_err(file("place the agent at", binary))?;
+        .map_err(file("place the agent at", BINARY.into()))?;
     let bin = format!("{ours}/bin");
     std::fs::create_dir(&bin).map_err(file("create", bin.clone()))?;
     for name in POWER_NAMES {
@@ -50,19 +75,46 @@ pub(super) fn prepare(problems: &[String]) -> Result<(), BootError> {
         let list = format!("{ours}/problems");
         std::fs::write(&list, problems.join("\n")).map_err(file("write", list))?;
     }
-    Ok(())
+    Ok(root)
+}
+
+/// Mounts a filesystem in memory on a directory of the image, with what the image holds there but for the names in `but`.
+fn mount_filled(
+    root: &Root,
+    path: &str,
+    options: &str,
+    but: &[&str],
+    problems: &mut Vec<String>,
+) -> Result<Place, BootError> {
+    let fail = |error: Errno| BootError::File {
+        what: "mount a tmpfs on",
+        path: format!("/{path}").into(),
+        source: error.into(),
+    };
+    let hidden = root.find(path).map_err(fail)?;
+    let below = root.place(path).map_err(fail)?;
+    mount("tmpfs", &below.path(), "tmpfs", options)?;
+    // Opened anew: what was opened before is what is hidden now.
+    let place = root.place(path).map_err(fail)?;
+    if let Some(hidden) = hidden {
+        let owned = fill::own_as(&place.0, &hidden.0).err().map(|error| reason(&error.into()));
+        if let Some(problem) = fill::fill(&hidden.0, &place.0, but).or(owned) {
+            problems.push(format!("fill /{path} from the image: {problem}"));
+        }
+    }
+    Ok(place)
 }
 
 /// Makes the new root the root, and gives the initramfs's memory back.
-pub(super) fn switch() -> Result<(), BootError> {
-    for name in ["dev", "proc", "sys"] {
-        let target = format!("{NEW_ROOT}/{name}");
-        let moved = make_directory(&target)
-            .and_then(|()| Ok(rustix::mount::mount_move(format!("/{name}"), &target)?));
-        moved.map_err(|source| BootError::File {
+pub(super) fn switch(root: &Root) -> Result<(), BootError> {
+    // /proc last: places are called by names in it.
+    for name in ["dev", "sys", "proc"] {
+        let moved =
+            root.place(name).and_then(|place| rustix::mount::mount_move(format!("/{name}"), place.path()));
+        moved.map_err(|error| BootError::File {
             what: "move a filesystem to",
-            path: target.into(),
-            source,
+            path: format!("/{name}").into(),
+            source: error.into(),
         })?;
     }
     // What stays is memory lost, no more.
@@ -74,13 +126,6 @@ pub(super) fn switch() -> Result<(), BootError> {
         rustix::process::chdir("/")
     })();
     switched.map_err(|error| BootError::Switch(error.into()))
-}
-
-fn make_directory(path: &str) -> io::Result<()> {
-    match std::fs::create_dir(path) {
-        Err(error) if !Path::new(path).is_dir() => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    }
 }
 
 /// Becomes PID 1 of the new root.

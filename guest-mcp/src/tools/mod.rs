@@ -43,7 +43,7 @@ impl Call {
         let cancel = self.cancel.clone();
         let work = tokio::task::spawn_blocking(move || work(&cancel));
         tokio::select! {
-            done = work => done.unwrap_or_else(|_| Err(ToolError::internal("the tool failed; see the console"))),
+            done = work => done.unwrap_or_else(|_| Err(agent_failed("the tool failed; see the console"))),
             // What hangs in the kernel stays there; its caller does not.
             () = self.cancel.cancelled() => Err(cancelled()),
         }
@@ -53,6 +53,11 @@ impl Call {
 /// The call was cancelled.
 pub(crate) fn cancelled() -> ToolError {
     ToolError::new(ErrorCode::Cancelled, "the call was cancelled")
+}
+
+/// The agent itself is to blame.
+pub(crate) fn agent_failed(message: impl Into<String>) -> ToolError {
+    ToolError::new(ErrorCode::GuestFailed, message)
 }
 
 /// A tool that can be called.
@@ -96,7 +101,7 @@ async fn answer<T: Run>(call: Call, arguments: JsonObject) -> CallToolResult {
     };
     match outcome.and_then(|reply| reply.into_result::<T>(settings.name())) {
         Ok(result) => result,
-        Err(error) => reply::failed(&error),
+        Err(error) => reply::failed(error),
     }
 }
 

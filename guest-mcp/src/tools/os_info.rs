@@ -1,13 +1,16 @@
 //! `os_info`.
 
 use nexus_schema::ToolError;
-use nexus_schema::tools::os::{OsInfo, OsInfoOutput, OsInfoParams};
+use nexus_schema::tools::os::{OsInfo, OsInfoOutput, OsInfoParams, SystemStatus};
 use rustix::system::{Uname, uname};
 
 use super::{Block, Call, Reply, Run, human_bytes};
 use crate::os::{OsRelease, read_small, shell, uptime};
 use crate::role::VERSION;
+use crate::system;
 
+/// From which skew on the clock is worth a word, in milliseconds.
+const SKEW_TOLD_MS: i64 = 1000;
 /// Package managers by their program.
 const PACKAGE_MANAGERS: [(&str, &str); 8] = [
     ("/usr/bin/apt-get", "apt"),
@@ -21,9 +24,13 @@ const PACKAGE_MANAGERS: [(&str, &str); 8] = [
 ];
 
 impl Run for OsInfo {
-    async fn run(_: Call, OsInfoParams {}: OsInfoParams) -> Result<Reply<OsInfoOutput>, ToolError> {
+    async fn run(call: Call, OsInfoParams {}: OsInfoParams) -> Result<Reply<OsInfoOutput>, ToolError> {
         // All of this is memory of the kernel or in its caches: no reason to change threads.
-        let info = gather();
+        let mut info = gather();
+        info.clock_skew_ms = call.agent.clock_skew_ms();
+        if call.agent.is_beside_init() {
+            info.system = Some(system::status().await);
+        }
         let header = format!(
             "{} · {} · {} CPU · {} of {} memory free",
             info.os.as_deref().unwrap_or("unknown system"),
@@ -48,10 +55,27 @@ impl Run for OsInfo {
             info.uptime_s,
             info.agent,
         );
+        let told = [info.system.as_ref().map(about_system), info.clock_skew_ms.and_then(about_clock)];
         let mut reply = Reply::new(header, info);
         reply.blocks.push(Block::talk(text));
+        reply.blocks.extend(told.into_iter().flatten().map(Block::talk));
         Ok(reply)
     }
+}
+
+fn about_system(status: &SystemStatus) -> String {
+    let mut text = format!("system: {}", status.state.as_str());
+    if !status.failed.is_empty() {
+        text.push_str(&format!("; failed: {}", status.failed.join(", ")));
+    }
+    text
+}
+
+/// A clock that is wrong by more than is ever left so.
+fn about_clock(skew_ms: i64) -> Option<String> {
+    let way = if skew_ms < 0 { "behind" } else { "ahead of" };
+    (skew_ms.abs() >= SKEW_TOLD_MS)
+        .then(|| format!("the clock is {:.1} s {way} the host's", skew_ms.unsigned_abs() as f64 / 1000.0))
 }
 
 fn gather() -> OsInfoOutput {
@@ -80,6 +104,8 @@ fn gather() -> OsInfoOutput {
         load: system.loads.map(|load| (load as f64 / 65_536.0 * 100.0).round() / 100.0),
         uptime_s: (uptime().as_secs_f64() * 1000.0).round() / 1000.0,
         init: read_small("/proc/1/comm", 64).unwrap_or_default().trim().to_owned(),
+        system: None,
+        clock_skew_ms: None,
         shell: shell().map(str::to_owned),
         package_manager: PACKAGE_MANAGERS
             .iter()

@@ -45,7 +45,7 @@ impl<O: Serialize> Reply<O> {
     /// As a result of MCP, in the shape of tool `T`.
     pub(super) fn into_result<T: Tool<Output = O>>(self, vm: &str) -> Result<CallToolResult, ToolError> {
         let facts = serde_json::to_value(&self.facts)
-            .map_err(|error| ToolError::internal(format!("write the result of {}: {error}", T::NAME)))?;
+            .map_err(|error| super::agent_failed(format!("write the result of {}: {error}", T::NAME)))?;
         let mut content = Vec::with_capacity(1 + self.blocks.len());
         content.push(ContentBlock::text(format!("{vm} · {}", self.header)));
         for block in self.blocks {
@@ -64,11 +64,23 @@ impl<O: Serialize> Reply<O> {
     }
 }
 
-/// A failed call as a result of MCP: text and `_meta`, never structured content.
-pub(super) fn failed(error: &ToolError) -> CallToolResult {
+/// A failed call as a result of MCP: text and `_meta`, never structured content. The host takes no control characters.
+pub(super) fn failed(error: ToolError) -> CallToolResult {
+    debug_assert!(error.code.may_be_of_guest(), "the host does not take this from a guest: {error}");
+    let error = ToolError {
+        message: without_controls(&error.message),
+        hint: error.hint.as_deref().map(without_controls),
+        ..error
+    };
     let mut result = CallToolResult::error(vec![ContentBlock::text(error.to_string())]);
     result.meta = serde_json::to_value(error).ok().map(|object| meta(ERROR_META, object));
     result
+}
+
+/// Text with a mark in place of each control character but tab and newline, as may stand in a file's name.
+fn without_controls(text: &str) -> String {
+    let is_bad = |c: char| c.is_control() && c != '\t' && c != '\n';
+    text.chars().map(|c| if is_bad(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn meta(key: &str, value: Value) -> MetaObject {
@@ -95,6 +107,16 @@ pub(crate) fn human_bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_have_no_control_characters() {
+        let error =
+            ToolError::new(nexus_schema::ErrorCode::FileNotFound, "stat a\u{1b}[2J\tb\r\nc").hint("\u{7}");
+        let result = serde_json::to_value(failed(error)).unwrap();
+        assert_eq!(result["_meta"][ERROR_META]["message"], "stat a\u{fffd}[2J\tb\u{fffd}\nc");
+        assert_eq!(result["_meta"][ERROR_META]["hint"], "\u{fffd}");
+        assert_eq!(result["content"][0]["text"], "file_not_found: stat a\u{fffd}[2J\tb\u{fffd}\nc\n\u{fffd}");
+    }
 
     #[test]
     fn sizes_are_for_people() {

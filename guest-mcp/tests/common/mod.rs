@@ -45,6 +45,7 @@ pub(crate) fn configure() -> Configure {
         dns: vec![],
         env: [("FROM_HOST".to_owned(), "yes".to_owned())].into(),
         working_dir: None,
+        wait_for_init_s: 0,
         mounts: Vec::new(),
         files: vec![],
     }
@@ -104,10 +105,17 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn start() -> Self {
+        Self::start_configured(|_, _| {})
+    }
+
+    /// A guest with a changed configuration; the first argument is the directory that it runs in.
+    pub(crate) fn start_configured(change: impl FnOnce(&Path, &mut Configure)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let host = Host::bind(directory.path());
         let process = spawn(directory.path(), &[]);
-        let said = host.welcome(configure());
+        let mut configure = configure();
+        change(directory.path(), &mut configure);
+        let said = host.welcome(configure);
         Self { directory, process, host, said }
     }
 

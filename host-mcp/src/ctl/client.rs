@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use nexus_schema::error::{ERROR_META, RESULT_META, STREAM_META};
+use nexus_schema::error::{ERROR_META, FROM_META, GUEST, RESULT_META, STREAM_META};
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::tool::{GUEST_PREFIX, VM_ARGUMENT};
 use nexus_schema::{ResultShape, Tool, ToolError};
@@ -206,7 +206,9 @@ impl Client {
         }
         let described = result.meta.get(ERROR_META).and_then(|e| ToolError::deserialize(e).ok());
         let text = || result.content.first().map(|c| c.text.clone()).unwrap_or_default();
-        Err(Error::Tool(described.unwrap_or_else(|| ToolError::internal(text()))))
+        let error = described.unwrap_or_else(|| ToolError::internal(text()));
+        let is_of_guest = result.meta.get(FROM_META).is_some_and(|from| from == GUEST);
+        Err(if is_of_guest { Error::Guest(error) } else { Error::Tool(error) })
     }
 
     /// Sends a request and waits for its answer. Ctrl-c cancels it.

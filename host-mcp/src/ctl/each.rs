@@ -21,7 +21,7 @@ pub(crate) async fn each<T>(
     for thing in things {
         match one(&mut client, thing).await {
             Ok(()) => {}
-            Err(error @ Error::Tool(_)) => {
+            Err(error @ (Error::Tool(_) | Error::Guest(_))) => {
                 app.ui.fail(&error);
                 first.get_or_insert(error.exit_code());
             }

@@ -13,12 +13,18 @@ const INTERRUPTED: u8 = 130;
 /// The exit code of a command whose reader went away.
 const BROKEN_PIPE: u8 = 141;
 
+/// The exit code of a call that failed inside the VM, by the word of its guest.
+const INSIDE: u8 = 7;
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The daemon refused or failed the call.
     #[error("{}", .0.message)]
     Tool(ToolError),
+    /// The call failed inside the VM, by the word of its guest.
+    #[error("{}", .0.message)]
+    Guest(ToolError),
     /// Arguments that parse one by one but make no sense together.
     #[error("{message}")]
     Usage { message: String, hint: Option<String> },
@@ -91,6 +97,7 @@ impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         let class = match self {
             Self::Interrupted => return INTERRUPTED,
+            Self::Guest(_) => return INSIDE,
             Self::Output { source } if source.kind() == io::ErrorKind::BrokenPipe => return BROKEN_PIPE,
             Self::Tool(error) => error.code.class(),
             Self::Usage { .. } | Self::Protocol { code: -32602 | -32601, .. } | Self::Dirs(_) => {
@@ -116,7 +123,7 @@ impl Error {
     /// The next thing to do.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::Tool(error) => error.hint.as_deref().map(super::hint::for_shell),
+            Self::Tool(error) | Self::Guest(error) => error.hint.as_deref().map(super::hint::for_shell),
             Self::Usage { hint, .. } | Self::Launch { hint, .. } => hint.clone(),
             Self::DaemonDown { hint, .. } => Some(hint.clone()),
             Self::NoAccess { .. } => Some(
@@ -154,7 +161,7 @@ impl Error {
     /// The same as programs read it.
     pub(crate) fn to_tool_error(&self) -> ToolError {
         let code = match self {
-            Self::Tool(error) => return error.clone(),
+            Self::Tool(error) | Self::Guest(error) => return error.clone(),
             Self::Usage { .. } | Self::Dirs(_) => ErrorCode::InvalidArgument,
             Self::Protocol { code: -32602 | -32601, .. } => ErrorCode::InvalidArgument,
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorCode::FileNotFound,
@@ -193,6 +200,8 @@ mod tests {
         for code in ErrorCode::ALL {
             let error = Error::Tool(ToolError::new(*code, "x"));
             assert_eq!(error.exit_code(), code.class().exit_code(), "{code}");
+            assert_ne!(error.exit_code(), INSIDE, "{code}");
+            assert_eq!(Error::Guest(ToolError::new(*code, "x")).exit_code(), INSIDE);
         }
         let down = Error::DaemonDown { socket: "/s".into(), hint: "start it".into() };
         assert_eq!((down.exit_code(), down.to_tool_error().code), (6, ErrorCode::DaemonDown));

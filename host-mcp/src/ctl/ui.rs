@@ -133,8 +133,11 @@ impl Ui {
             return;
         }
         if self.is_json() {
-            let error = serde_json::json!({ "error": error.to_tool_error() });
-            return self.talk(&error.to_string());
+            let mut said = serde_json::json!({ "error": error.to_tool_error() });
+            if let Error::Guest(_) = error {
+                said["error"]["from"] = nexus_schema::error::GUEST.into();
+            }
+            return self.talk(&said.to_string());
         }
         self.talk(&format!("{} {}", self.paint("error:", "31;1"), error.message()));
         if let Some(hint) = error.hint() {

@@ -37,8 +37,12 @@ impl Door {
         matches!(self, Self::Unix)
     }
 
-    /// Refuses what a web page could have sent: requests for other hosts (DNS rebinding) and from other origins.
+    /// Refuses what a web page could have sent: requests for other hosts (DNS rebinding) and from other origins. Also requests
+    /// that name two hosts (RFC 9112 section 3.2).
     pub(super) fn check_origin<B>(&self, request: &Request<B>) -> Result<(), Box<Response<Body>>> {
+        if request.headers().get_all(header::HOST).iter().nth(1).is_some() {
+            return Err(Box::new(plain(StatusCode::BAD_REQUEST, "more than one Host header\n")));
+        }
         let Self::Tcp { origins, .. } = self else { return Ok(()) };
         let host = match request.uri().authority() {
             Some(authority) => Some(authority.clone()),
@@ -48,14 +52,16 @@ impl Door {
                 .and_then(|host| host.to_str().ok())
                 .and_then(|host| host.parse::<Authority>().ok()),
         };
-        let is_ours =
-            host.is_some_and(|host| LOOPBACK.iter().any(|ours| host.host().eq_ignore_ascii_case(ours)));
-        if !is_ours {
-            return Err(Box::new(plain(StatusCode::FORBIDDEN, "this host name is not served\n")));
-        }
+        let ours = host.filter(|host| LOOPBACK.iter().any(|ours| host.host().eq_ignore_ascii_case(ours)));
+        let Some(ours) = ours else {
+            return Err(Box::new(plain(StatusCode::FORBIDDEN, "host name not served; use localhost\n")));
+        };
+        let own_origin = format!("http://{ours}");
         for origin in request.headers().get_all(header::ORIGIN) {
-            if !origins.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes())) {
-                return Err(Box::new(plain(StatusCode::FORBIDDEN, "this origin may not come in\n")));
+            let mut allowed = origins.iter().chain([&own_origin]);
+            if !allowed.any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes())) {
+                let text = "origin not allowed; add it to `http_origins`\n";
+                return Err(Box::new(plain(StatusCode::FORBIDDEN, text)));
             }
         }
         Ok(())
@@ -167,9 +173,15 @@ mod tests {
             assert!(door.check_origin(&request(&[("host", host)])).is_err(), "{host}");
         }
         assert!(door.check_origin(&request(&[])).is_err());
+        let two = request(&[("host", "localhost"), ("host", "localhost")]);
+        for door in [&door, &Door::Unix] {
+            assert_eq!(door.check_origin(&two).unwrap_err().status(), StatusCode::BAD_REQUEST);
+        }
         let ours = ("host", "localhost:9600");
-        assert!(door.check_origin(&request(&[ours, ("origin", "http://localhost:6274")])).is_ok());
-        for origin in ["http://evil.example", "null", "http://localhost:9600"] {
+        for origin in ["http://localhost:6274", "http://localhost:9600"] {
+            assert!(door.check_origin(&request(&[ours, ("origin", origin)])).is_ok(), "{origin}");
+        }
+        for origin in ["http://evil.example", "null", "https://localhost:9600", "http://localhost:9601"] {
             assert!(door.check_origin(&request(&[ours, ("origin", origin)])).is_err(), "{origin}");
         }
     }

@@ -6,18 +6,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Method, Response, StatusCode, header};
-use nexus_core::Caller;
+use http::{HeaderMap, Response, StatusCode, header};
 use nexus_core::guest::wire::Envelope;
-use nexus_core::guest::{CallOptions, LinkError};
+use nexus_schema::ToolError;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio_util::sync::CancellationToken;
 
 use super::sessions::Sessions;
 use super::{Body, respond};
-use crate::forward::{self, Arguments, CallParams, Origin, Timed};
-use crate::host::{Host, View};
+use crate::forward::{self, CallParams, Client, Era, ForwardedCall, Handle};
 
 const SESSION: &str = "mcp-session-id";
 const VERSION: &str = "mcp-protocol-version";
@@ -26,37 +23,37 @@ const WITH_SESSIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "202
 /// The revision that has none.
 const WITHOUT_SESSIONS: &str = "2026-07-28";
 
-/// Calls under way, by session and request id as it stands in the request.
+/// Calls under way in sessions.
 #[derive(Debug, Default)]
-pub(super) struct Calls(Mutex<HashMap<(String, String), CancellationToken>>);
+pub(super) struct Calls(Mutex<HashMap<Key, Handle>>);
+
+/// A session, and the id of a request in it as it stands in the request.
+type Key = (String, String);
 
 impl Calls {
-    fn running(&self) -> MutexGuard<'_, HashMap<(String, String), CancellationToken>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<Key, Handle>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers a plain call of a guest tool, or its cancellation; `None` for everything else.
     pub(super) async fn answer(
         &self,
-        host: &Host,
+        client: &Client,
         sessions: &Sessions,
-        caller: &Caller,
-        view: View,
         head: &Parts,
-        body: &Bytes,
+        message: &Envelope<'_>,
     ) -> Option<Response<Body>> {
-        if head.method != Method::POST || !speaks_json(&head.headers) {
+        if !takes_both(&head.headers) {
             return None;
         }
-        let message = Envelope::parse(body)?;
         if message.method.as_deref() == Some("notifications/cancelled") {
-            return self.cancel(sessions, &head.headers, &message);
+            return self.cancel(sessions, &head.headers, message);
         }
-        if !forward::may_be_call(&message) {
+        if !forward::may_be_call(message) {
             return None;
         }
         let params = CallParams::parse(message.params?)?;
-        let tool = host.registry().guest_tool(view, &params.name)?;
+        let tool = client.host().registry().guest_tool(client.view(), &params.name)?;
         if params.progress_token().is_some() {
             return None;
         }
@@ -69,50 +66,23 @@ impl Calls {
         };
         let era = params.era(session.is_some())?;
         let id = message.id?.get();
-        host.counters().guest_calls.add();
-        let timed = Timed::start(host);
+        let handle = Handle::default();
+        let _running =
+            Running::start(self, session.map(|session| (session.to_owned(), id.to_owned())), &handle)?;
+        let (call, arguments) = match ForwardedCall::admit(client, tool, params.arguments, era, &handle) {
+            Ok(admitted) => admitted,
+            Err(error) => return Some(failed(id, &error, era)),
+        };
         let mut out = Vec::with_capacity(512);
         forward::write_response_start(&mut out, id);
-        let found = Arguments::parse(params.arguments, view)
-            .and_then(|arguments| Ok((forward::find(host, caller, view, &arguments)?, arguments)));
-        match found {
-            Ok((guest, arguments)) => {
-                let mut text = Vec::new();
-                arguments.write(&mut text);
-                let text: Box<RawValue> = serde_json::from_slice(&text).ok()?;
-                let key = session.map(|session| (session.to_owned(), id.to_owned()));
-                let running = Running::start(self, key)?;
-                let options = CallOptions {
-                    deadline: arguments.deadline(tool),
-                    progress: None,
-                    cancel: running.cancel.clone(),
-                };
-                let outcome = guest.link.call(tool, &text, options).await;
-                drop(running);
-                let origin = Origin::of(&guest);
-                let code = match &outcome {
-                    Err(LinkError::Cancelled) => {
-                        out.truncate(0);
-                        "cancelled"
-                    }
-                    outcome => {
-                        let outcome = outcome.as_deref().map_err(Clone::clone);
-                        forward::write_outcome(&mut out, outcome, &origin, era)
-                    }
-                };
-                timed.record(host, &caller.owner, tool, Some(guest.vm), code);
-                if out.is_empty() {
-                    // There is no answer to a cancelled call, but there must be one to its HTTP request.
-                    return Some(respond(StatusCode::ACCEPTED, "application/json", Bytes::new()));
-                }
+        Some(match call.wait(&arguments, None, out).await {
+            Some(mut out) => {
+                out.push(b'}');
+                respond(StatusCode::OK, "application/json", Bytes::from(out))
             }
-            Err(error) => {
-                timed.record(host, &caller.owner, tool, view.scope(), error.code.as_str());
-                forward::write_error(&mut out, &error, None, era);
-            }
-        }
-        out.push(b'}');
-        Some(respond(StatusCode::OK, "application/json", Bytes::from(out)))
+            // There is no answer to a cancelled call, but there must be one to its HTTP request.
+            None => respond(StatusCode::ACCEPTED, "application/json", Bytes::new()),
+        })
     }
 
     fn cancel(
@@ -130,30 +100,38 @@ impl Calls {
         let session = session_of(sessions, headers)?;
         let params: Cancelled<'_> = serde_json::from_str(message.params?.get()).ok()?;
         let key = (session.to_owned(), params.request_id.get().to_owned());
-        self.running().get(&key)?.cancel();
+        let handle = self.running().get(&key).cloned()?;
+        handle.cancel();
         Some(respond(StatusCode::ACCEPTED, "application/json", Bytes::new()))
     }
+}
+
+/// The answer to a call that fails with an error of the host.
+pub(super) fn failed(id: &str, error: &ToolError, era: Era) -> Response<Body> {
+    let mut out = Vec::new();
+    forward::write_response_start(&mut out, id);
+    forward::write_error(&mut out, error, era);
+    out.push(b'}');
+    respond(StatusCode::OK, "application/json", Bytes::from(out))
 }
 
 /// A call that can be cancelled as long as it runs.
 struct Running<'a> {
     calls: &'a Calls,
-    key: Option<(String, String)>,
-    cancel: CancellationToken,
+    key: Option<Key>,
 }
 
 impl<'a> Running<'a> {
     /// `None` if a call of the same id is under way in the session.
-    fn start(calls: &'a Calls, key: Option<(String, String)>) -> Option<Self> {
-        let cancel = CancellationToken::new();
+    fn start(calls: &'a Calls, key: Option<Key>, handle: &Handle) -> Option<Self> {
         if let Some(key) = &key {
             let mut running = calls.running();
             if running.contains_key(key) {
                 return None;
             }
-            running.insert(key.clone(), cancel.clone());
+            running.insert(key.clone(), handle.clone());
         }
-        Some(Self { calls, key, cancel })
+        Some(Self { calls, key })
     }
 }
 
@@ -165,8 +143,15 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Whether the client sends JSON and takes it back.
-fn speaks_json(headers: &HeaderMap) -> bool {
+/// Whether the client sends JSON.
+pub(super) fn sends_json(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(|v| {
+        v.split(';').next().is_some_and(|v| v.trim().eq_ignore_ascii_case("application/json"))
+    })
+}
+
+/// Whether the client takes JSON and events back.
+fn takes_both(headers: &HeaderMap) -> bool {
     let accepts = |what: &str| {
         headers
             .get_all(header::ACCEPT)
@@ -174,10 +159,7 @@ fn speaks_json(headers: &HeaderMap) -> bool {
             .filter_map(|v| v.to_str().ok())
             .any(|v| v.split(',').any(|kind| kind.trim().eq_ignore_ascii_case(what)))
     };
-    let sends = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(|v| {
-        v.split(';').next().is_some_and(|v| v.trim().eq_ignore_ascii_case("application/json"))
-    });
-    sends && accepts("application/json") && accepts("text/event-stream")
+    accepts("application/json") && accepts("text/event-stream")
 }
 
 /// The only value of a header; `None` also where it is there twice.

@@ -10,6 +10,7 @@
 //! the id of a session is worth nothing to another caller or on another path.
 
 mod access;
+mod body;
 mod calls;
 mod listen;
 mod sessions;
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use nexus_core::Caller;
@@ -38,6 +39,7 @@ pub use access::{Door, TokenError, load_token};
 pub use listen::{serve_tcp, serve_unix};
 use sessions::{Ledger, Sessions};
 
+use crate::forward::Client;
 use crate::host::{Host, View};
 use crate::server::Server;
 use crate::stream;
@@ -68,6 +70,7 @@ struct Inner {
 
 /// MCP over HTTP for one caller and one view.
 struct Scoped {
+    client: Client,
     sessions: Arc<Sessions>,
     http: StreamableHttpService<Server, Sessions>,
 }
@@ -183,26 +186,28 @@ impl Endpoints {
     }
 
     async fn http(&self, request: Request<Incoming>, view: View, caller: Caller) -> Response<Body> {
-        let scoped = self.scoped(&caller, view);
-        let (mut head, body) = request.into_parts();
-        let body = match Limited::new(body, HTTP_BODY_MAX).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => {
-                return plain(StatusCode::PAYLOAD_TOO_LARGE, "a request may have 4 MiB\n");
-            }
-            Err(_) => return plain(StatusCode::BAD_REQUEST, "the body did not arrive\n"),
+        let scoped = self.scoped(caller, view);
+        let (head, body) = request.into_parts();
+        let body = match body::read(&head, body).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal,
         };
-        if let Some(answer) =
-            self.0.calls.answer(&self.0.host, &scoped.sessions, &caller, view, &head, &body).await
-        {
-            return answer;
+        match body::message(&head, &body) {
+            Ok(None) => {}
+            Ok(Some(message)) => {
+                let calls = &self.0.calls;
+                let answer = calls.answer(&scoped.client, &scoped.sessions, &head, &message).await;
+                if let Some(answer) = answer.or_else(|| body::complaint(&message, &body)) {
+                    return answer;
+                }
+            }
+            Err(refusal) => return *refusal,
         }
-        head.extensions.insert(caller);
         scoped.http.handle(Request::from_parts(head, Full::new(body))).await
     }
 
     /// The service of one caller and view; made on first use.
-    fn scoped(&self, caller: &Caller, view: View) -> Arc<Scoped> {
+    fn scoped(&self, caller: Caller, view: View) -> Arc<Scoped> {
         let mut services = self.0.services.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (caller.owner.clone(), view);
         if let Some(scoped) = services.get(&key) {
@@ -212,18 +217,15 @@ impl Endpoints {
             services.retain(|_, scoped| self.0.ledger.holds_any(&scoped.sessions));
         }
         let sessions = Arc::new(Sessions::new(Arc::clone(&self.0.ledger)));
-        let host = self.0.host.clone();
+        let client = Client::new(self.0.host.clone(), view, caller);
         // Host and Origin were checked before, for every path and not only for this one.
         let config = StreamableHttpServerConfig::default()
             .disable_allowed_hosts()
             .with_max_request_body_bytes(HTTP_BODY_MAX)
             .with_cancellation_token(self.0.stop.child_token());
-        let http = StreamableHttpService::new(
-            move || Ok(Server::for_requests(host.clone(), view)),
-            Arc::clone(&sessions),
-            config,
-        );
-        let scoped = Arc::new(Scoped { sessions, http });
+        let server = Server::new(client.clone());
+        let http = StreamableHttpService::new(move || Ok(server.clone()), Arc::clone(&sessions), config);
+        let scoped = Arc::new(Scoped { client, sessions, http });
         services.insert(key, Arc::clone(&scoped));
         scoped
     }
@@ -241,6 +243,12 @@ impl Endpoints {
             ("nexus_guest_calls_total", "counter", "Calls forwarded to guests.", counters.guest_calls.get()),
             ("nexus_call_errors_total", "counter", "Calls that ended in an error.", counters.errors.get()),
             ("nexus_http_requests_total", "counter", "HTTP requests.", counters.requests.get()),
+            (
+                "nexus_calls_under_way",
+                "gauge",
+                "Calls that have not ended.",
+                self.0.host.under_way().len() as u64,
+            ),
             ("nexus_streams", "gauge", "Streams that are open.", counters.streams.get()),
             ("nexus_http_sessions", "gauge", "HTTP sessions.", self.0.ledger.len() as u64),
         ] {

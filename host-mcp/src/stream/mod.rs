@@ -22,13 +22,16 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use self::tap::Tap;
+use crate::forward::{BEAT_CHECK, Client};
 use crate::host::{Host, View};
-use crate::server::{HEARTBEAT, Server};
+use crate::server::Server;
 
 /// A line longer than this will have no end, in bytes.
 const ENDLESS: u64 = 256 << 20;
 /// How much may wait for a client to read before no more of its lines are read, in bytes.
 const BACKLOG: usize = 4 << 20;
+/// How much may wait for a client that does not read before it is hung up on, in bytes.
+const UNREAD_MAX: usize = 32 << 20;
 
 /// Those that call.
 static CLIENTS: Crowd = Crowd::new();
@@ -96,11 +99,12 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
     stop: CancellationToken,
 ) {
     host.counters().streams.add();
-    let outbox = write.outbox();
+    let outbox = write.outbox().with_limit(UNREAD_MAX);
     let writer = tokio::spawn(outbox.clone().run(write));
-    let mut beat = interval(HEARTBEAT / 2);
+    let mut beat = interval(BEAT_CHECK);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let tap = Tap::new(host.clone(), view, caller.clone(), outbox.clone());
+    let client = Client::new(host.clone(), view, caller);
+    let tap = Tap::new(client.clone(), outbox.clone());
     let transport = Lines {
         reader: LineReader::with_prefix(read, prefix, LINE_MAX, ENDLESS),
         tap: Arc::clone(&tap),
@@ -109,7 +113,7 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
         answered: None,
         busy_poll: BusyPoll::of(&CLIENTS),
     };
-    let server = Server::for_client(host.clone(), view, caller);
+    let server = Server::new(client);
     match service::serve_server_with_ct::<_, _, io::Error, TransportAdapterIdentity>(server, transport, stop)
         .await
     {

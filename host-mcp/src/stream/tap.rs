@@ -7,30 +7,24 @@ use std::time::Duration;
 
 use nexus_core::guest::lines::{Line, Outbox};
 use nexus_core::guest::wire::{self, Envelope, write_string};
-use nexus_core::guest::{CallId, CallSink, GuestProgress, Link, LinkError, UP_WAIT};
-use nexus_core::{Caller, GuestHandle};
+use nexus_core::guest::{GuestProgress, Link};
+use nexus_schema::ToolError;
 use rmcp::model::ClientJsonRpcMessage;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
-use tokio::time::{Instant, interval};
+use tokio::time::interval;
 
-use crate::forward::{self, Arguments, CallParams, Era, Origin, Timed};
-use crate::host::{Host, View};
-use crate::server::HEARTBEAT;
+use crate::forward::{self, Answer, CallParams, CallResult, Client, Era, ForwardedCall, Handle, Pace};
 
 /// How much may wait for a client to read before it misses progress, in bytes.
 const PROGRESS_BACKLOG: usize = 256 << 10;
-/// How many forwarded calls of one client may be under way.
-const CALLS_MAX: usize = 256;
 /// How often a client that has sent its last line is looked at.
 const GONE_CHECK: Duration = Duration::from_millis(50);
 
 /// What looks at each line before rmcp does.
 pub(super) struct Tap {
-    host: Host,
-    view: View,
-    caller: Caller,
+    client: Client,
     pub(super) outbox: Outbox,
     /// Whether the client has opened a session.
     pub(super) is_initialized: AtomicBool,
@@ -38,8 +32,6 @@ pub(super) struct Tap {
     is_refused: AtomicBool,
     /// Forwarded calls that are under way, by the client's id as it stands in the line.
     calls: Mutex<HashMap<Arc<str>, Call>>,
-    /// Who answered last: mostly who answers next.
-    origin: Mutex<Option<Arc<Origin>>>,
     /// Where calls were begun that are not written yet.
     unwritten: Mutex<Vec<Link>>,
     /// Tells the reader that all calls are answered.
@@ -47,30 +39,31 @@ pub(super) struct Tap {
 }
 
 struct Call {
-    /// Where it goes; `None` while it is being begun.
-    at: Option<(Link, CallId)>,
-    is_cancelled: bool,
+    handle: Handle,
     progress: Option<Arc<Reported>>,
 }
 
 /// What the client was told of a call's progress.
 struct Reported {
     token: Box<str>,
-    last: Mutex<(f64, Instant)>,
+    pace: Mutex<Pace>,
+}
+
+impl Reported {
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Tap {
     /// For one client whose answers go into `outbox`.
-    pub(super) fn new(host: Host, view: View, caller: Caller, outbox: Outbox) -> Arc<Self> {
+    pub(super) fn new(client: Client, outbox: Outbox) -> Arc<Self> {
         Arc::new(Self {
-            host,
-            view,
-            caller,
+            client,
             outbox,
             is_initialized: AtomicBool::new(false),
             is_refused: AtomicBool::new(false),
             calls: Mutex::default(),
-            origin: Mutex::default(),
             unwritten: Mutex::default(),
             answered: Notify::new(),
         })
@@ -147,9 +140,14 @@ impl Tap {
         match serde_json::from_slice(line) {
             Ok(decoded) => Some(decoded),
             Err(_) => {
+                if let (Some(id), Some((error, era))) = (message.id, forward::flaw_of_call(message)) {
+                    self.fail(id.get(), &error, era);
+                    return None;
+                }
                 match (&message.method, message.id) {
-                    (Some(_), Some(id)) if message.is_well_formed() => {
-                        self.refuse(Some(id.get()), -32602, "the parameters are not what this method takes");
+                    (Some(method), Some(id)) if message.is_well_formed() => {
+                        let method: String = method.chars().take(64).collect();
+                        self.refuse(Some(id.get()), -32602, &format!("invalid parameters for {method}"));
                     }
                     // A notification of another protocol: nobody waits for an answer.
                     (Some(_), None) => {}
@@ -168,115 +166,39 @@ impl Tap {
         let (Some(id), Some(params)) = (message.id, message.params.and_then(CallParams::parse)) else {
             return false;
         };
-        let Some(tool) = self.host.registry().guest_tool(self.view, &params.name) else { return false };
+        let Some(tool) = self.client.host().registry().guest_tool(self.client.view(), &params.name) else {
+            return false;
+        };
         let Some(era) = params.era(self.is_initialized.load(Ordering::Acquire)) else { return false };
-        self.host.counters().guest_calls.add();
-        let timed = Timed::start(&self.host);
-        let arguments = Arguments::parse(params.arguments, self.view);
-        let found = arguments.and_then(|arguments| {
-            Ok((forward::find(&self.host, &self.caller, self.view, &arguments)?, arguments))
-        });
-        match found {
-            Ok((guest, arguments)) => self.begin(id.get(), tool, &guest, &arguments, &params, era, timed),
-            Err(error) => {
-                timed.record(&self.host, &self.caller.owner, tool, self.view.scope(), error.code.as_str());
-                self.outbox.push(|out| {
-                    forward::write_response_start(out, id.get());
-                    forward::write_error(out, &error, None, era);
-                    out.push(b'}');
-                });
+        let id = id.get();
+        if self.calls().contains_key(id) {
+            self.refuse(Some(id), -32600, "a call with this id is under way");
+            return true;
+        }
+        let handle = Handle::default();
+        match ForwardedCall::admit(&self.client, tool, params.arguments, era, &handle) {
+            Ok((call, arguments)) => {
+                let reported =
+                    |token: &str| Reported { token: token.into(), pace: Mutex::new(Pace::start()) };
+                let progress = params.progress_token().map(|token| Arc::new(reported(token)));
+                let id: Arc<str> = id.into();
+                self.calls().insert(Arc::clone(&id), Call { handle, progress: progress.clone() });
+                self.flush_later(call.link());
+                let wants_progress = progress.is_some();
+                call.begin(&arguments, wants_progress, Reply { tap: Arc::clone(self), id, progress });
             }
+            Err(error) => self.fail(id, &error, era),
         }
         true
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one call, taken apart once")]
-    fn begin(
-        self: &Arc<Self>,
-        id: &str,
-        tool: &'static str,
-        guest: &GuestHandle,
-        arguments: &Arguments<'_>,
-        params: &CallParams<'_>,
-        era: Era,
-        timed: Timed,
-    ) {
-        let progress = params
-            .progress_token()
-            .map(|token| Arc::new(Reported { token: token.into(), last: Mutex::new((0.0, Instant::now())) }));
-        let key: Arc<str> = id.into();
-        {
-            let mut calls = self.calls();
-            if calls.contains_key(id) {
-                drop(calls);
-                return self.refuse(Some(id), -32600, "a call with this id is under way");
-            }
-            if calls.len() >= CALLS_MAX {
-                drop(calls);
-                return self.refuse(Some(id), -32000, "too many calls of this client are under way");
-            }
-            calls
-                .insert(Arc::clone(&key), Call { at: None, is_cancelled: false, progress: progress.clone() });
-        }
-        let sink = Box::new(Sink {
-            tap: Arc::clone(self),
-            id: key,
-            tool,
-            origin: self.origin(guest),
-            era,
-            progress: progress.clone(),
-            timed,
+    /// Answers a call with an error of the host.
+    fn fail(&self, id: &str, error: &ToolError, era: Era) {
+        self.outbox.push(|out| {
+            forward::write_response_start(out, id);
+            forward::write_error(out, error, era);
+            out.push(b'}');
         });
-        let deadline = arguments.deadline(tool);
-        let wants_progress = progress.is_some();
-        match guest.link.begin(tool, |out| arguments.write(out), wants_progress, deadline, sink) {
-            Ok(call) => {
-                self.flush_later(&guest.link);
-                self.begun(id, &guest.link, call);
-            }
-            Err((LinkError::Down { why }, sink)) => {
-                // It may be dialled again just now, as after the agent was restarted.
-                let mut text = Vec::new();
-                arguments.write(&mut text);
-                let (tap, link, id) = (Arc::clone(self), guest.link.clone(), Box::<str>::from(id));
-                tokio::spawn(async move {
-                    if !link.is_up_within(UP_WAIT).await {
-                        return sink.done(Err(LinkError::Down { why }));
-                    }
-                    match link.begin(tool, |out| out.extend_from_slice(&text), wants_progress, deadline, sink)
-                    {
-                        Ok(call) => {
-                            link.flush();
-                            tap.begun(&id, &link, call);
-                        }
-                        Err((error, sink)) => sink.done(Err(error)),
-                    }
-                });
-            }
-            Err((error, sink)) => sink.done(Err(error)),
-        }
-    }
-
-    fn origin(&self, guest: &GuestHandle) -> Arc<Origin> {
-        let mut last = self.origin.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*last {
-            Some(origin) if origin.is_of(guest) => Arc::clone(origin),
-            _ => Arc::clone(last.insert(Arc::new(Origin::of(guest)))),
-        }
-    }
-
-    /// Remembers where a call goes, so that it can be cancelled; it may have ended already.
-    fn begun(&self, id: &str, link: &Link, call: CallId) {
-        let cancel = match self.calls().get_mut(id) {
-            Some(entry) => {
-                entry.at = Some((link.clone(), call));
-                entry.is_cancelled
-            }
-            None => false,
-        };
-        if cancel {
-            link.cancel(call);
-        }
     }
 
     /// Cancels a forwarded call; `false` if the message is anything else.
@@ -294,32 +216,18 @@ impl Tap {
         else {
             return false;
         };
-        let at = match self.calls().get_mut(params.request_id.get()) {
-            Some(call) => {
-                call.is_cancelled = true;
-                call.at.clone()
-            }
-            None => return false,
-        };
-        if let Some((link, call)) = at {
-            link.cancel(call);
-        }
-        true
+        let handle = self.calls().get(params.request_id.get()).map(|call| call.handle.clone());
+        handle.inspect(Handle::cancel).is_some()
     }
 
     /// Tells a client that waits that its calls still run.
     pub(super) fn beat(&self) {
         let waiting: Vec<_> = self.calls().values().filter_map(|call| call.progress.clone()).collect();
         for progress in waiting {
-            let value = {
-                let mut last = progress.last.lock().unwrap_or_else(PoisonError::into_inner);
-                if last.1.elapsed() < HEARTBEAT / 2 {
-                    continue;
-                }
-                *last = (last.0 + 1e-6, Instant::now());
-                last.0
-            };
-            self.report(&progress.token, value, None, None);
+            let value = progress.pace().beat();
+            if let Some(value) = value {
+                self.report(&progress.token, value, None, None);
+            }
         }
     }
 
@@ -357,71 +265,46 @@ impl Tap {
     }
 
     pub(super) fn cancel_all(&self) {
-        let at: Vec<_> = self
-            .calls()
-            .values_mut()
-            .filter_map(|call| {
-                call.is_cancelled = true;
-                call.at.take()
-            })
-            .collect();
-        for (link, call) in at {
-            link.cancel(call);
-        }
+        let handles: Vec<_> = self.calls().values().map(|call| call.handle.clone()).collect();
+        handles.iter().for_each(Handle::cancel);
     }
 }
 
 /// Where the outcome of one forwarded call goes.
-struct Sink {
+struct Reply {
     tap: Arc<Tap>,
     id: Arc<str>,
-    tool: &'static str,
-    origin: Arc<Origin>,
-    era: Era,
     progress: Option<Arc<Reported>>,
-    timed: Timed,
 }
 
-impl CallSink for Sink {
+impl Answer for Reply {
     fn progress(&mut self, progress: GuestProgress) {
         let Some(reported) = &self.progress else { return };
-        {
-            let mut last = reported.last.lock().unwrap_or_else(PoisonError::into_inner);
-            if progress.progress <= last.0 {
-                return;
-            }
-            *last = (progress.progress, Instant::now());
+        if reported.pace().advance(progress.progress) {
+            self.tap.report(&reported.token, progress.progress, progress.total, progress.message.as_deref());
         }
-        self.tap.report(&reported.token, progress.progress, progress.total, progress.message.as_deref());
     }
 
-    fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>) {
-        let (call, is_last) = {
-            let mut calls = self.tap.calls();
-            let call = calls.remove(&self.id);
-            (call, calls.is_empty())
+    fn done(self, result: Option<CallResult<'_>>) {
+        let Self { tap, id, .. } = self;
+        let is_last = {
+            let mut calls = tap.calls();
+            calls.remove(&id);
+            calls.is_empty()
         };
         // A cancelled call has no answer.
-        let outcome = match (outcome, call) {
-            (Err(LinkError::Cancelled), _) | (_, Some(Call { is_cancelled: true, .. })) => "cancelled",
-            (outcome, _) => {
-                let mut code = "ok";
-                let line = |out: &mut Vec<u8>| {
-                    forward::write_response_start(out, &self.id);
-                    code = forward::write_outcome(out, outcome, &self.origin, self.era);
-                    out.push(b'}');
-                };
-                if is_last {
-                    self.tap.outbox.put(line);
-                    self.tap.outbox.flush();
-                    self.tap.answered.notify_one();
-                } else {
-                    self.tap.outbox.push(line);
-                }
-                code
-            }
+        let Some(result) = result else { return };
+        let line = |out: &mut Vec<u8>| {
+            forward::write_response_start(out, &id);
+            result.write(out);
+            out.push(b'}');
         };
-        let Self { tap, tool, origin, timed, .. } = *self;
-        timed.record(&tap.host, &tap.caller.owner, tool, Some(origin.vm), outcome);
+        if is_last {
+            tap.outbox.put(line);
+            tap.outbox.flush();
+            tap.answered.notify_one();
+        } else {
+            tap.outbox.push(line);
+        }
     }
 }

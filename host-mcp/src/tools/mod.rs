@@ -7,7 +7,9 @@ mod text;
 use std::collections::HashMap;
 
 use futures::future::BoxFuture;
+use nexus_core::guest::result::Expected;
 use nexus_core::{CallContext, Nexus};
+use nexus_schema::tool::TimeLimit;
 use nexus_schema::{Tool, ToolError, for_each_guest_tool, for_each_host_tool};
 use rmcp::model::{CallToolResult, JsonObject};
 use serde_json::Value;
@@ -25,11 +27,28 @@ type Run = Box<
         + Sync,
 >;
 
+/// A tool of the guest, as the host forwards its calls.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GuestTool {
+    /// Its name in the guest.
+    pub(crate) name: &'static str,
+    /// How long a guest has for a call.
+    pub(crate) limit: TimeLimit,
+    /// What its results have to look like.
+    pub(crate) expected: Expected,
+}
+
+impl GuestTool {
+    fn of<T: Tool>() -> Self {
+        Self { name: T::NAME, limit: T::TIME_LIMIT, expected: Expected::of::<T>() }
+    }
+}
+
 /// Every tool, as it is published and as it is run. Never changes.
 pub struct Registry {
     host: HashMap<&'static str, Run>,
     /// The guest's tools, by their name in the guest.
-    guest: HashMap<&'static str, &'static str>,
+    guest: HashMap<&'static str, GuestTool>,
     whole: Vec<rmcp::model::Tool>,
     scoped: Vec<rmcp::model::Tool>,
 }
@@ -55,7 +74,7 @@ impl Registry {
         for_each_host_tool!(register_all);
         macro_rules! name_all {
             ($($tool:path => $method:ident,)*) => {$(
-                registry.guest.insert(<$tool as Tool>::NAME, <$tool as Tool>::NAME);
+                registry.guest.insert(<$tool as Tool>::NAME, GuestTool::of::<$tool>());
             )*};
         }
         for_each_guest_tool!(name_all);
@@ -89,8 +108,8 @@ impl Registry {
         Some(self.host.get(tool)?(nexus, ctx, arguments))
     }
 
-    /// The name in the guest of a tool that a view shows under `published`; `None` if it is no guest tool there.
-    pub(crate) fn guest_tool(&self, view: View, published: &str) -> Option<&'static str> {
+    /// The guest's tool that a view shows under `published`; `None` if it is none there.
+    pub(crate) fn guest_tool(&self, view: View, published: &str) -> Option<GuestTool> {
         let own = match view {
             View::Whole => published.strip_prefix(nexus_schema::tool::GUEST_PREFIX)?,
             View::Vm(_) => published,

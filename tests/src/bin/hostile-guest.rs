@@ -70,6 +70,10 @@ fn main() -> io::Result<()> {
             hello(&json!(0))?;
             forever();
         }
+        "new" => {
+            hello(&json!(99))?;
+            forever();
+        }
         "never-acks" => {
             let _held = hello(&json!(1))?;
             forever();
@@ -135,6 +139,11 @@ fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
                 }
             }
             Some("tools/call") => answer(&mut stream, what, &message, token)?,
+            // As an older agent does with what it does not know.
+            Some(method) if message["id"].is_number() => {
+                let error = json!({ "code": -32601, "message": method });
+                say(&mut stream, &json!({ "jsonrpc": "2.0", "id": message["id"], "error": error }))?;
+            }
             _ => {}
         }
     }
@@ -174,6 +183,12 @@ fn answer(stream: &mut UnixStream, what: &str, message: &Value, token: &Value) -
                 json!({ "content": [], "structuredContent": { "vm": "another" }, "isError": "maybe" });
             say(stream, &json!({ "jsonrpc": "2.0", "id": id, "result": result }))
         }
+        // Word for word what the caller wants to be told: `result` or `error`, a colon, and JSON.
+        "parrot" if wants_trouble => {
+            let words = message["params"]["arguments"]["path"].as_str().unwrap_or_default();
+            let (member, json) = words.split_once(':').unwrap_or_default();
+            writeln!(stream, r#"{{"jsonrpc":"2.0","id":{id},"{member}":{json}}}"#)
+        }
         "mute" if wants_trouble => Ok(()),
         "dies" if wants_trouble => exit(9),
         "leaves" if wants_trouble => {
@@ -189,7 +204,8 @@ fn answer(stream: &mut UnixStream, what: &str, message: &Value, token: &Value) -
             Ok(())
         }
         _ => {
-            let result = json!({ "content": [{ "type": "text", "text": "well" }] });
+            let facts = json!({ "size_bytes": 4, "offset": 0, "read_bytes": 4, "eof": true, "lossy": false });
+            let result = json!({ "content": [{ "type": "text", "text": "well" }], "_meta": { "dev.nexus/result": facts } });
             say(stream, &json!({ "jsonrpc": "2.0", "id": id, "result": result }))
         }
     }

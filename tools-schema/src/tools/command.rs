@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::tool::{Effect, ResultShape, Tool};
+use crate::limits::{COMMAND_TIMEOUT_DEFAULT, COMMAND_TIMEOUT_MAX};
+use crate::tool::{Effect, ResultShape, TimeLimit, Tool};
 use crate::tools::ContentEncoding;
 
 /// Runs a command to its end.
@@ -15,16 +16,17 @@ pub enum RunCommand {}
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunCommandParams {
-    /// A command line for the VM's shell (bash where there is one, else sh).
+    /// A command line for the VM's shell (bash where there is one, else sh); at most 2 MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
-    /// A program with its arguments, run without a shell. Instead of `command`.
+    /// A program with its arguments, run without a shell. Instead of `command`. Linux takes less than 128 KiB in each, and about
+    /// 2 MiB in all with `env`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
-    /// The directory to run in (default: the user's home).
+    /// The directory to run in (default: the image's working directory, else the user's home).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// Environment variables, added to the VM's own.
+    /// Environment variables; they override those of the VM, which override those of the image. Each less than 128 KiB.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// The user to run as: a name or a number (default root).
@@ -67,6 +69,9 @@ pub struct RunCommandOutput {
     pub stdout: StreamFacts,
     /// What it wrote to stderr.
     pub stderr: StreamFacts,
+    /// The processes that the kernel killed because the VM ran out of memory while the command ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub oom_killed: Vec<String>,
 }
 
 /// Facts about one output stream.
@@ -90,6 +95,8 @@ impl Tool for RunCommand {
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     const SHAPE: ResultShape = ResultShape::Text;
     const OPEN_WORLD: bool = true;
+    const TIME_LIMIT: TimeLimit =
+        TimeLimit::Argument { name: "timeout_s", default: COMMAND_TIMEOUT_DEFAULT, max: COMMAND_TIMEOUT_MAX };
     type Params = RunCommandParams;
     type Output = RunCommandOutput;
 }

@@ -47,6 +47,12 @@ pub struct OsInfoOutput {
     pub uptime_s: f64,
     /// The process that is PID 1.
     pub init: String,
+    /// How far the image's own init is; absent where PID 1 is the agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<SystemStatus>,
+    /// How far the clock is ahead of the host's (negative: behind), in milliseconds; the host sets it right within seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_ms: Option<i64>,
     /// The shell that `run_command` uses, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shell: Option<String>,
@@ -57,11 +63,50 @@ pub struct OsInfoOutput {
     pub agent: String,
 }
 
+/// How far the image's own init is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SystemStatus {
+    /// Its state.
+    pub state: SystemState,
+    /// The units or services that failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<String>,
+}
+
+/// The state of an init.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SystemState {
+    /// It is still starting the system.
+    Starting,
+    /// All is started.
+    Running,
+    /// All is started, but for what failed.
+    Degraded,
+    /// It goes down.
+    Stopping,
+    /// It is an init that does not tell.
+    Unknown,
+}
+
+impl SystemState {
+    /// The word for it on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Degraded => "degraded",
+            Self::Stopping => "stopping",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 impl Tool for OsInfo {
     const NAME: &'static str = "os_info";
     const TITLE: &'static str = "Show the VM's operating system";
-    const DESCRIPTION: &'static str = "Shows the VM's operating system, kernel, CPUs, memory, disk, load, shell and package \
-        manager; use it first when you do not know what a VM is.";
+    const DESCRIPTION: &'static str = "Shows the VM's operating system, kernel, CPUs, memory, disk, load, shell, package \
+        manager and, where it starts its own init, how far that is and what failed; use it first when you do not know what a VM is.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = OsInfoParams;
     type Output = OsInfoOutput;

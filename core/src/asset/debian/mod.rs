@@ -10,6 +10,7 @@ mod control;
 mod deb;
 mod extract;
 mod packages;
+pub(crate) mod problem;
 mod release;
 mod releases;
 pub(in crate::asset) mod signature;

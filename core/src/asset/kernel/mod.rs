@@ -7,6 +7,7 @@ mod bzimage;
 mod depmod;
 mod index;
 mod modules;
+pub(crate) mod problem;
 #[cfg(test)]
 mod tests;
 mod tree;

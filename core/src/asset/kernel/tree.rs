@@ -42,13 +42,12 @@ impl ModuleImage {
 pub(crate) struct ModuleTree {
     volume: Volume,
     depmod: Depmod,
-    progress: Progress,
 }
 
 impl ModuleTree {
     /// An empty one in a kernel's directory.
     pub(crate) fn new(into: &Path, progress: Progress) -> Result<Self, ImageError> {
-        Ok(Self { volume: Volume::new(into)?, depmod: Depmod::default(), progress })
+        Ok(Self { volume: Volume::new(into, &progress)?, depmod: Depmod::default() })
     }
 
     /// Adds a module, unpacked; `path` is below the directory of the kernel's version and may end in the compression's suffix.
@@ -57,27 +56,25 @@ impl ModuleTree {
         if let Err(problem) = self.depmod.module(unpacked, file) {
             tracing::debug!(module = path, problem, "a module without a name to load it by");
         }
-        self.volume.put(unpacked, file, &self.progress)
+        self.volume.put(unpacked, file)
     }
 
     /// Adds one of the [`super::MODULE_LISTS`].
     pub(crate) fn list(&mut self, name: &str, content: &[u8]) -> Result<(), ImageError> {
         self.depmod.list(name, content);
-        self.volume.put(name, content, &self.progress)
+        self.volume.put(name, content)
     }
 
-    /// Writes the filesystem into the kernel's directory; `None` if the kernel has no modules. Blocks, on a thread that the runtime
-    /// keeps for that.
+    /// Writes the filesystem into the kernel's directory; `None` if the kernel has no modules. Blocks.
     pub(crate) fn write(mut self, into: &Path) -> Result<Option<ModuleImage>, ImageError> {
         if self.depmod.is_empty() {
             return Ok(None);
         }
         for (name, content) in self.depmod.files() {
-            self.volume.put(name, &content, &self.progress)?;
+            self.volume.put(name, &content)?;
         }
         let path = into.join(FILE);
-        let write = self.volume.write(&path, LABEL, &self.progress);
-        let uuid = tokio::runtime::Handle::current().block_on(write)?;
+        let uuid = self.volume.write(&path, LABEL)?;
         Ok(Some(ModuleImage { path, uuid }))
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use nexus_schema::limits::{GUEST_RESULT_MAX, JSON_DEPTH_MAX};
+use nexus_schema::limits::GUEST_RESULT_MAX;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{GuestProgress, LinkError, LinkState, Shared};
 use crate::guest::lines::{Line, LineReader, Outbox};
+use crate::guest::result;
 use crate::guest::wire::{self, Envelope};
 use crate::os::busy_poll::{BusyPoll, Crowd};
 use crate::os::duplex;
@@ -52,6 +53,8 @@ const LINE_MAX: usize = GUEST_RESULT_MAX + 4096;
 const ENDLESS: u64 = 64 << 20;
 /// How much may wait to be written before requests of the guest are no longer answered, in bytes.
 const ANSWER_BACKLOG: usize = 64 << 10;
+/// The longest message of an error or of progress, in characters.
+const MESSAGE_MAX: usize = 500;
 /// The revision of MCP that is spoken with guests.
 const REVISION: &str = "2025-11-25";
 
@@ -398,7 +401,8 @@ impl Serving<'_> {
             && pending.progress.is_none_or(|last| params.progress > last)
         {
             pending.progress = Some(params.progress);
-            let message = params.message.map(|m| m.chars().take(500).collect());
+            let message =
+                params.message.map(|m| m.chars().filter(|c| !c.is_control()).take(MESSAGE_MAX).collect());
             let total = params.total.filter(|t| t.is_finite());
             pending.sink.progress(GuestProgress { progress: params.progress, total, message });
         }
@@ -428,9 +432,6 @@ fn outcome<'a>(message: &Envelope<'a>) -> Result<&'a RawValue, LinkError> {
             Err(LinkError::Misbehaved { what: "not an object" })
         }
         (Some(result), None) if result.get().len() > GUEST_RESULT_MAX => Err(LinkError::TooLarge),
-        (Some(result), None) if wire::is_deeper_than(result.get(), JSON_DEPTH_MAX) => {
-            Err(LinkError::Misbehaved { what: "it is nested too deeply" })
-        }
         (Some(result), None) => Ok(result),
         (None, Some(error)) => {
             #[derive(Deserialize)]
@@ -441,7 +442,7 @@ fn outcome<'a>(message: &Envelope<'a>) -> Result<&'a RawValue, LinkError> {
             }
             let error: ErrorObject<'_> = serde_json::from_str(error.get())
                 .map_err(|_| LinkError::Misbehaved { what: "a malformed error" })?;
-            let message = error.message.chars().filter(|c| !c.is_control()).take(500).collect();
+            let message = result::words(error.message, MESSAGE_MAX)?.into_owned();
             Err(LinkError::Refused { code: error.code, message })
         }
         (Some(_), Some(_)) => Err(LinkError::Misbehaved { what: "both a result and an error" }),

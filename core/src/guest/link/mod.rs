@@ -21,7 +21,7 @@ use connection::Patience;
 pub(crate) use connection::STANDSTILL;
 use nexus_schema::{ErrorCode, ToolError};
 use serde_json::value::RawValue;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -139,26 +139,8 @@ pub struct GuestProgress {
 pub trait CallSink: Send {
     /// The guest says how far it is. Only for calls that asked for it.
     fn progress(&mut self, progress: GuestProgress);
-    /// The call has ended; the result is a JSON object as the guest wrote it.
+    /// The call has ended; the result is a JSON object as the guest wrote it: [`super::result::check`] tells what it is worth.
     fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>);
-}
-
-/// What a call of [`Link::call`] may take.
-#[derive(Debug, Clone)]
-pub struct CallOptions {
-    /// How long the guest has for its answer.
-    pub deadline: Duration,
-    /// Where its progress goes; what does not fit is dropped.
-    pub progress: Option<mpsc::Sender<GuestProgress>>,
-    /// Cancels the call; the guest is told.
-    pub cancel: CancellationToken,
-}
-
-impl CallOptions {
-    /// A deadline, no progress, never cancelled.
-    pub fn deadline(deadline: Duration) -> Self {
-        Self { deadline, progress: None, cancel: CancellationToken::new() }
-    }
 }
 
 pub(crate) struct Shared {
@@ -281,108 +263,51 @@ impl Link {
         self.shared.give_up(call.0, "cancelled by the caller", LinkError::Cancelled);
     }
 
-    /// Calls a tool and waits for its result: a JSON object as the guest wrote it.
-    pub async fn call(
-        &self,
-        tool: &str,
-        arguments: &RawValue,
-        options: CallOptions,
-    ) -> Result<Box<RawValue>, LinkError> {
-        let wants_progress = options.progress.is_some();
-        self.wait(options, |sink, deadline| {
-            self.begin(
-                tool,
-                |out| out.extend_from_slice(arguments.get().as_bytes()),
-                wants_progress,
-                deadline,
-                sink,
-            )
-        })
-        .await
-    }
-
-    /// Sends any request and waits for its result.
+    /// Sends any request and waits for its result: a JSON object as the guest wrote it.
     pub async fn request(
         &self,
         method: &str,
         params: &RawValue,
         deadline: Duration,
     ) -> Result<Box<RawValue>, LinkError> {
-        self.wait(CallOptions::deadline(deadline), |sink, deadline| {
-            self.shared.begin(deadline, false, sink, |out, _| {
-                out.extend_from_slice(br#""method":"#);
-                wire::write_string(out, method);
-                out.extend_from_slice(br#","params":"#);
-                out.extend_from_slice(params.get().as_bytes());
-            })
-        })
-        .await
-    }
-
-    async fn wait(
-        &self,
-        options: CallOptions,
-        begin: impl Fn(Box<dyn CallSink>, Duration) -> Result<CallId, (LinkError, Box<dyn CallSink>)>,
-    ) -> Result<Box<RawValue>, LinkError> {
-        let (sender, mut outcome) = oneshot::channel();
-        let sink = Box::new(Waiting { outcome: sender, progress: options.progress });
-        let call = match begin(sink, options.deadline) {
-            Ok(call) => call,
-            Err((LinkError::Down { .. }, sink)) => {
-                tokio::select! {
-                    _ = self.is_up_within(UP_WAIT.min(options.deadline)) => {}
-                    () = options.cancel.cancelled() => return Err(LinkError::Cancelled),
-                }
-                begin(sink, options.deadline).map_err(|(error, _)| error)?
-            }
-            Err((error, _)) => return Err(error),
-        };
+        if !self.is_up_within(UP_WAIT.min(deadline)).await {
+            return Err(LinkError::Down { why: self.shared.why_down() });
+        }
+        let (sender, outcome) = oneshot::channel();
+        let begun = self.shared.begin(deadline, false, Box::new(Waiting(sender)), |out, _| {
+            out.extend_from_slice(br#""method":"#);
+            wire::write_string(out, method);
+            out.extend_from_slice(br#","params":"#);
+            out.extend_from_slice(params.get().as_bytes());
+        });
+        let call = begun.map_err(|(error, _)| error)?;
         self.flush();
-        let mut guard = CancelOnDrop { link: self, call: Some(call) };
-        let result = tokio::select! {
-            biased;
-            result = &mut outcome => result,
-            () = options.cancel.cancelled() => {
-                self.cancel(call);
-                outcome.await
-            }
-        };
-        guard.call = None;
-        result.unwrap_or(Err(LinkError::Cancelled))
+        let _guard = CancelOnDrop { link: self, call };
+        outcome.await.unwrap_or(Err(LinkError::Cancelled))
     }
 }
 
-/// Cancels a call whose caller went away.
+/// Cancels a request whose caller went away. One that has ended is left alone.
 struct CancelOnDrop<'a> {
     link: &'a Link,
-    call: Option<CallId>,
+    call: CallId,
 }
 
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
-        if let Some(call) = self.call {
-            self.link.cancel(call);
-        }
+        self.link.cancel(self.call);
     }
 }
 
 /// The sink of a caller that waits.
-struct Waiting {
-    outcome: oneshot::Sender<Result<Box<RawValue>, LinkError>>,
-    progress: Option<mpsc::Sender<GuestProgress>>,
-}
+struct Waiting(oneshot::Sender<Result<Box<RawValue>, LinkError>>);
 
 impl CallSink for Waiting {
-    fn progress(&mut self, progress: GuestProgress) {
-        if let Some(sender) = &self.progress {
-            // A caller that is slow to look misses a step, not the result.
-            let _ = sender.try_send(progress);
-        }
-    }
+    fn progress(&mut self, _: GuestProgress) {}
 
     fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>) {
         // The caller may have gone; then nobody wants the result.
-        let _ = self.outcome.send(outcome.map(ToOwned::to_owned));
+        let _ = self.0.send(outcome.map(ToOwned::to_owned));
     }
 }
 

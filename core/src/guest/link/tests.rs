@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::os::paths::vm_files;
@@ -96,17 +98,61 @@ impl Talk {
     }
 }
 
-fn raw(value: Value) -> Box<RawValue> {
-    serde_json::value::to_raw_value(&value).unwrap()
+/// What a call of a test may take.
+struct CallOptions {
+    deadline: Duration,
+    progress: Option<mpsc::Sender<GuestProgress>>,
+    cancel: CancellationToken,
 }
 
+impl CallOptions {
+    fn deadline(deadline: Duration) -> Self {
+        Self { deadline, progress: None, cancel: CancellationToken::new() }
+    }
+}
+
+/// Passes on what a call hears.
+struct Hearing {
+    outcome: oneshot::Sender<Result<Box<RawValue>, LinkError>>,
+    progress: Option<mpsc::Sender<GuestProgress>>,
+}
+
+impl CallSink for Hearing {
+    fn progress(&mut self, progress: GuestProgress) {
+        self.progress.as_ref().unwrap().try_send(progress).unwrap();
+    }
+
+    fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>) {
+        let _ = self.outcome.send(outcome.map(ToOwned::to_owned));
+    }
+}
+
+/// Calls a tool; it is cancelled when the task is.
 fn start(
     link: &Link,
     tool: &str,
     options: CallOptions,
 ) -> tokio::task::JoinHandle<Result<Box<RawValue>, LinkError>> {
     let (link, tool) = (link.clone(), tool.to_owned());
-    tokio::spawn(async move { link.call(&tool, &raw(json!({"x": 1})), options).await })
+    tokio::spawn(async move {
+        assert!(link.is_up_within(LIMIT).await);
+        let (outcome, ended) = oneshot::channel();
+        let wants_progress = options.progress.is_some();
+        let sink = Box::new(Hearing { outcome, progress: options.progress });
+        let arguments = |out: &mut Vec<u8>| out.extend_from_slice(br#"{"x":1}"#);
+        let call = link.begin(&tool, arguments, wants_progress, options.deadline, sink);
+        let call = call.map_err(|(error, _)| error)?;
+        link.flush();
+        let _guard = CancelOnDrop { link: &link, call };
+        tokio::pin!(ended);
+        tokio::select! {
+            ended = &mut ended => ended.unwrap(),
+            () = options.cancel.cancelled() => {
+                link.cancel(call);
+                ended.await.unwrap()
+            }
+        }
+    })
 }
 
 fn plain() -> CallOptions {
@@ -236,7 +282,6 @@ async fn closing_is_final() {
 #[tokio::test]
 async fn answers_that_are_none_fail_their_call_only() {
     let (_guest, link, mut talk) = Guest::up().await;
-    let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
     let big = "x".repeat(nexus_schema::limits::GUEST_RESULT_MAX + 1);
     for (answer, expected) in [
         (r#""result":[]"#.to_owned(), LinkError::Misbehaved { what: "not an object" }),
@@ -244,11 +289,18 @@ async fn answers_that_are_none_fail_their_call_only() {
             r#""result":{},"error":{}"#.to_owned(),
             LinkError::Misbehaved { what: "both a result and an error" },
         ),
-        (format!(r#""result":{{"x":{deep}}}"#), LinkError::Misbehaved { what: "it is nested too deeply" }),
         (format!(r#""result":{{"x":"{big}"}}"#), LinkError::TooLarge),
         (
+            r#""error":{"code":-32602,"message":"no\tsuch"}"#.to_owned(),
+            LinkError::Refused { code: -32602, message: "no\tsuch".into() },
+        ),
+        (
             r#""error":{"code":-32602,"message":"no\u0007 such"}"#.to_owned(),
-            LinkError::Refused { code: -32602, message: "no such".into() },
+            LinkError::Misbehaved { what: "control characters in an error" },
+        ),
+        (
+            r#""error":{"code":-32602,"message":"\ud800"}"#.to_owned(),
+            LinkError::Misbehaved { what: "a malformed error" },
         ),
         (r#""error":"bad""#.to_owned(), LinkError::Misbehaved { what: "a malformed error" }),
     ] {

@@ -6,9 +6,8 @@ use std::io::{self, Read};
 use tar::Header;
 
 use super::{BLOCK, Entry, ImageError, Reader};
+use crate::ext4::{Content, fill};
 use crate::image::pax::decimal;
-use crate::image::staging::fill;
-use crate::image::tree::Content;
 
 /// A sparse file in pax form.
 #[derive(Debug)]
@@ -138,7 +137,7 @@ impl<R: Read> Reader<'_, R> {
             return Err(self.damaged(NONSENSE));
         }
         let expanded = Expanded { source: &mut self.source, parts: map.into_iter(), part: (0, 0), at: 0 };
-        let taken = self.staging.take(expanded, real, self.progress);
+        let taken = self.contents.take(expanded, real);
         taken.map_err(|stop| self.stopped(stop))
     }
 }

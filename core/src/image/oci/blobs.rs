@@ -9,7 +9,7 @@ use nexus_schema::ByteSize;
 use super::digest::Digest;
 use super::document::{Blob, DOCUMENT_MAX};
 use super::{ImageError, OciError};
-use crate::image::staging::Staging;
+use crate::image::contents::Contents;
 use crate::image::tree::{Body, Tree};
 use crate::progress::Progress;
 
@@ -24,12 +24,12 @@ pub(crate) enum Blobs {
     /// In a directory.
     Directory(PathBuf),
     /// In an archive that was read; links in it lead nowhere else.
-    Archive { tree: Tree, staging: Staging },
+    Archive { tree: Tree, contents: Contents },
 }
 
 impl Blobs {
     /// Opens a file, if it is there.
-    pub(crate) fn open(&self, name: &str) -> Result<Option<Box<dyn Content>>, ImageError> {
+    pub(crate) fn open(&mut self, name: &str) -> Result<Option<Box<dyn Content>>, ImageError> {
         match self {
             Self::Directory(directory) => {
                 let path = directory.join(name);
@@ -44,19 +44,16 @@ impl Blobs {
                 let meta = file.metadata().map_err(|e| ImageError::source(&path, e))?;
                 Ok(meta.is_file().then(|| Box::new(file) as Box<dyn Content>))
             }
-            Self::Archive { tree, staging } => {
+            Self::Archive { tree, contents } => {
                 let Some(node) = tree.find(name.as_bytes()) else { return Ok(None) };
                 let Body::File(content) = &tree.node(node).body else { return Ok(None) };
-                let Some(number) = content.staged else { return Ok(Some(Box::new(io::Cursor::new([])))) };
-                let path = staging.path(number);
-                let file = fs_err::File::open(&path).map_err(|e| ImageError::source(&path, e))?;
-                Ok(Some(Box::new(file)))
+                Ok(Some(Box::new(contents.reader(*content)?)))
             }
         }
     }
 
     /// A document by its name, which is not too large.
-    pub(crate) fn document(&self, name: &str) -> Result<Vec<u8>, ImageError> {
+    pub(crate) fn document(&mut self, name: &str) -> Result<Vec<u8>, ImageError> {
         let content = self.open(name)?.ok_or_else(|| missing(name))?;
         let mut bytes = Vec::new();
         content.take(DOCUMENT_MAX + 1).read_to_end(&mut bytes).map_err(|e| self.unreadable(name, e))?;
@@ -68,7 +65,7 @@ impl Blobs {
     }
 
     /// A document by its digest, which it has.
-    pub(crate) fn verified_document(&self, blob: &Blob) -> Result<Vec<u8>, ImageError> {
+    pub(crate) fn verified_document(&mut self, blob: &Blob) -> Result<Vec<u8>, ImageError> {
         let name = name_of(&blob.digest);
         let bytes = self.document(&name)?;
         check_size(&name, blob, bytes.len() as u64)?;
@@ -79,7 +76,11 @@ impl Blobs {
     }
 
     /// A blob by its digest, read whole and found to be what it should be.
-    pub(crate) fn verified(&self, blob: &Blob, progress: &Progress) -> Result<Box<dyn Content>, ImageError> {
+    pub(crate) fn verified(
+        &mut self,
+        blob: &Blob,
+        progress: &Progress,
+    ) -> Result<Box<dyn Content>, ImageError> {
         let name = name_of(&blob.digest);
         let mut content = self.open(&name)?.ok_or_else(|| missing(&name))?;
         let mut hasher = blob.digest.hasher();

@@ -19,7 +19,7 @@ mod pull;
 mod registry;
 mod session;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nexus_schema::link::ImageConfig;
 
@@ -28,7 +28,6 @@ pub use error::OciError;
 pub use registry::{Access, Remote, Resolved};
 
 use super::source::{Staged, unpacked};
-use super::staging::Staging;
 use super::tree::{Body, Tree};
 use super::{ImageError, Limits, archive};
 use crate::progress::Progress;
@@ -45,6 +44,8 @@ const INDEXES_MAX: usize = 4;
 const LAYOUT: &str = "oci-layout";
 const INDEX: &str = "index.json";
 const MANIFEST: &str = "manifest.json";
+/// The image beside the archive that it comes from.
+const IMAGE: &str = "image.ext4";
 
 /// How an image is kept in files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub(crate) fn is_layout(directory: &Path) -> bool {
 }
 
 /// What sort of image an archive holds, if it holds one.
-fn recognize(blobs: &Blobs) -> Result<Option<Form>, ImageError> {
+fn recognize(blobs: &mut Blobs) -> Result<Option<Form>, ImageError> {
     if blobs.open(LAYOUT)?.is_some() && blobs.open(INDEX)?.is_some() {
         return Ok(Some(Form::Layout));
     }
@@ -95,31 +96,31 @@ pub(crate) fn unfold(
         return Ok(false);
     }
     let tree = std::mem::replace(&mut staged.tree, Tree::new(limits.clone()));
-    let directory = staged.staging.directory().to_owned();
-    let image = sibling(&directory);
-    let staging = std::mem::replace(&mut staged.staging, Staging::new(&image, limits.clone()));
-    let blobs = Blobs::Archive { tree, staging };
+    let image = staged.contents.beside(IMAGE)?;
+    let contents = std::mem::replace(&mut staged.contents, image);
+    let archive = contents.path().to_owned();
+    let mut blobs = Blobs::Archive { tree, contents };
     let found = match said {
         Some(Form::Docker) => blobs.open(MANIFEST)?.map(|_| Form::Docker),
         Some(Form::Layout) => blobs.open(INDEX)?.map(|_| Form::Layout),
-        None => recognize(&blobs)?,
+        None => recognize(&mut blobs)?,
     };
     let Some(form) = found else {
-        let Blobs::Archive { tree, staging } = blobs else { return Ok(false) };
-        (staged.tree, staged.staging) = (tree, staging);
+        let Blobs::Archive { tree, contents } = blobs else { return Ok(false) };
+        remove(staged.contents.path())?;
+        (staged.tree, staged.contents) = (tree, contents);
         return Ok(false);
     };
-    fs_err::create_dir(&image).map_err(|e| ImageError::write(&image, e))?;
     match form {
-        Form::Layout => unpack_layout(&blobs, name, staged, limits, progress)?,
-        Form::Docker => unpack_saved(&blobs, name, staged, limits, progress)?,
+        Form::Layout => unpack_layout(&mut blobs, name, staged, limits, progress)?,
+        Form::Docker => unpack_saved(&mut blobs, name, staged, limits, progress)?,
     }
-    fs_err::remove_dir_all(&directory).map_err(|e| ImageError::write(&directory, e))?;
+    remove(&archive)?;
     Ok(true)
 }
 
-fn sibling(directory: &Path) -> PathBuf {
-    directory.with_file_name("image")
+fn remove(file: &Path) -> Result<(), ImageError> {
+    fs_err::remove_file(file).map_err(|e| ImageError::write(file, e))
 }
 
 /// Reads an OCI layout in a directory.
@@ -133,7 +134,7 @@ pub(crate) fn read_layout(
     if !is_layout(directory) {
         return Err(not_one(directory, Form::Layout).into());
     }
-    unpack_layout(&Blobs::Directory(directory.to_owned()), name, staged, limits, progress)
+    unpack_layout(&mut Blobs::Directory(directory.to_owned()), name, staged, limits, progress)
 }
 
 /// A path that is no image of that form.
@@ -146,7 +147,7 @@ pub(crate) fn not_one(path: &Path, form: Form) -> OciError {
 }
 
 fn unpack_layout(
-    blobs: &Blobs,
+    blobs: &mut Blobs,
     name: Option<&str>,
     staged: &mut Staged,
     limits: &Limits,
@@ -170,7 +171,7 @@ fn unpack_layout(
 }
 
 fn unpack_saved(
-    blobs: &Blobs,
+    blobs: &mut Blobs,
     name: Option<&str>,
     staged: &mut Staged,
     limits: &Limits,
@@ -227,7 +228,7 @@ fn put_layer(
 ) -> Result<(), ImageError> {
     let source = unpacked(content, Path::new("a layer"))?;
     let mut reader = Hashed { source, hasher: diff_id.hasher() };
-    archive::read_layer(&mut reader, &mut staged.tree, &mut staged.staging, limits, progress)?;
+    archive::read_layer(&mut reader, &mut staged.tree, &mut staged.contents, limits, progress)?;
     diff_id.expect("an unpacked layer", reader.hasher)?;
     Ok(())
 }

@@ -15,10 +15,9 @@ use super::digest::shown;
 use super::document::{self, Blob, DOCUMENT_MAX, Descriptor, Document};
 use super::registry::Resolved;
 use super::{INDEXES_MAX, Image, ImageError, OciError, image_of, put_layer};
-use crate::image::Limits;
 use crate::image::place::Place;
-use crate::image::source::{Staged, blocking};
-use crate::image::staging::check_room;
+use crate::image::place::check_room;
+use crate::image::source::{Room, Staged, blocking};
 use crate::os::failpoint;
 use crate::progress::Progress;
 
@@ -34,11 +33,11 @@ const LOOK: u64 = 16 << 20;
 /// Reads an image of a registry into the place's scratch directory.
 pub(crate) async fn stage(
     resolved: Resolved,
-    place: Place,
-    limits: Limits,
+    room: Room,
     progress: &Progress,
 ) -> Result<(Place, Staged), ImageError> {
     progress.step("reading the image's manifest");
+    let Room { place, limits, .. } = &room;
     let directory = place.scratch().join("layout");
     let pull = Arc::new(Pull {
         resolved,
@@ -73,9 +72,10 @@ pub(crate) async fn stage(
     let quiet = Progress::new(progress.token().clone());
     let shown = progress.clone();
     let of = pull.clone();
-    let reader = blocking(place, limits, move |staged, limits| {
+    let reading = quiet.clone();
+    let reader = blocking(room, &reading, move |staged, limits| {
         let mut arrivals = Arrivals { there: Vec::new(), arrivals };
-        let blobs = Blobs::Directory(directory);
+        let mut blobs = Blobs::Directory(directory);
         let count = image.layers.len();
         for (at, (blob, diff_id)) in image.layers.iter().enumerate() {
             arrivals.wait_for(blob)?;
@@ -188,7 +188,7 @@ impl Pull {
             return Err(OciError::TooLarge { what: "its configuration".into(), limit }.into());
         }
         let blob = self.fetch(blob, progress).await?;
-        let blobs = Blobs::Directory(self.directory.clone());
+        let mut blobs = Blobs::Directory(self.directory.clone());
         self.bytes.store(0, Ordering::Relaxed);
         Ok(image_of(&blobs.verified_document(&blob)?, &layers)?)
     }

@@ -23,9 +23,9 @@ fn source_of(base: &Path, mebibytes: usize) -> Source {
 async fn a_full_disk_fails_cleanly() {
     let base = tempfile::tempdir().unwrap();
     let disk = Mounted::fresh("ext4", 128);
-    let source = source_of(base.path(), 90);
-    // By what is to stay free: while reading the source, and before the filesystem is made. Then by the disk itself.
-    for (mebibytes, name) in [(64_u64, "reading"), (30, "making"), (0, "writing")] {
+    let source = source_of(base.path(), 130);
+    // By what is to stay free, and by the disk itself.
+    for (mebibytes, name) in [(64_u64, "reading"), (30, "later"), (0, "full")] {
         let limits = Limits { keep_free: mebibytes << 20, ..Limits::default() };
         let into = disk.path().join("image");
         let error = build_within(source.clone(), &into, &meta(InitMode::Agent), limits, &Progress::default())
@@ -44,7 +44,7 @@ async fn cancellation_at_every_step_leaves_nothing() {
     let images = base.path().join("images");
     fs::create_dir(&images).unwrap();
     let into = images.join("image");
-    for wanted in ["reading", "making", "filling", "checking"] {
+    for wanted in ["reading", "writing", "checking"] {
         let error = loop {
             let (token, built) = begin(&source, &into, wanted).await;
             token.cancel();
@@ -82,7 +82,7 @@ async fn a_build_that_nobody_waits_for_leaves_nothing() {
     let images = base.path().join("images");
     fs::create_dir(&images).unwrap();
     let into = images.join("image");
-    for wanted in ["reading", "filling"] {
+    for wanted in ["reading", "writing"] {
         let token = loop {
             let (token, built) = begin(&source, &into, wanted).await;
             built.abort();

@@ -436,3 +436,26 @@ async fn bombs_in_layers_are_stopped_by_the_caps() {
         assert!(names(base.path()).is_empty(), "{name}");
     }
 }
+
+#[tokio::test]
+async fn what_a_layer_hides_is_not_in_the_file() {
+    let base = tempfile::tempdir().unwrap();
+    // A line that no compression and no other file has.
+    let secret: String = (0..20_000_u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761))).collect();
+    let lower = Tar::default()
+        .file("kept", "kept")
+        .file("hidden", &secret)
+        .file("replaced", &secret)
+        .file("opaque/inside", &secret);
+    let upper = Tar::default().file(".wh.hidden", "").file("replaced", "now").file("opaque/.wh..wh..opq", "");
+    let recipe = Recipe::new().layer(lower.end(), Packed::Gzip).layer(upper.end(), Packed::Gzip);
+    let layout = base.path().join("layout");
+    recipe.layout(&layout);
+    let built = make(Source::detect(&layout).unwrap(), &base.path().join("image")).await.unwrap();
+    expect(&built, &[("/kept", "kept"), ("/opaque", "empty directory"), ("/replaced", "now")]);
+    let bytes = fs::read(&built.path).unwrap();
+    for part in [&secret[..60], &secret[9_000..9_060]] {
+        assert!(memchr::memmem::find(&bytes, part.as_bytes()).is_none(), "a hidden content is in the file");
+    }
+    assert_eq!(names(&base.path().join("image")), ["rootfs.ext4"]);
+}

@@ -46,6 +46,8 @@ impl Actor {
                 if self.record.state == VmState::Starting {
                     boot.clock.timings.boot_ms = boot.clock.step();
                     boot.clock.timings.guest_uptime_ms = hello.uptime_ms;
+                    let wait = boot::wait_for_init_s(&self.shared, &self.record);
+                    boot.deadline = boot.deadline.map(|due| due + Duration::from_secs(wait.into()));
                     self.record.guest = Some(guest_record(hello));
                     self.settle(VmState::Running, None, "the agent said hello").await;
                 }

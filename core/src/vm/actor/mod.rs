@@ -278,7 +278,7 @@ impl Actor {
             return Err(error);
         }
 
-        let configure = boot::configure(&self.record, &self.drives, boot_id, &token);
+        let configure = boot::configure(&self.shared, &self.record, &self.drives, boot_id, &token);
         let launched = async {
             let initramfs = self.shared.initramfs(kernel.as_ref()).await?;
             let (shared, record, drives) = (&self.shared, &self.record, &self.drives);

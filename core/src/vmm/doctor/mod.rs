@@ -41,7 +41,7 @@ pub struct Host {
     jailer: Option<PathBuf>,
     /// The loader that a firecracker needs which is not linked statically: there is none in its jail.
     firecracker_loader: Option<PathBuf>,
-    mke2fs: Option<PathBuf>,
+    e2fsck: Option<PathBuf>,
     debugfs: Option<PathBuf>,
     mmdebstrap: Option<PathBuf>,
     ids: Result<(), Lacking>,
@@ -237,8 +237,8 @@ impl Host {
         check("walls", status, found, fix);
         check("vsock", DoctorStatus::Ok, "built in: the host needs no vhost module".to_owned(), None);
         let tools = [
-            ("mke2fs", &self.mke2fs, "images cannot be built", "apt-get install e2fsprogs"),
-            ("debugfs", &self.debugfs, "images cannot be built without root", "apt-get install e2fsprogs"),
+            ("e2fsck", &self.e2fsck, "images cannot be built", "apt-get install e2fsprogs"),
+            ("debugfs", &self.debugfs, "ext4 files cannot be made images", "apt-get install e2fsprogs"),
             (
                 "mmdebstrap",
                 &self.mmdebstrap,

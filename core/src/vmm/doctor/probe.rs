@@ -121,7 +121,7 @@ pub(super) fn examine(config: &Config) -> Host {
         firecracker,
         jailer,
         firecracker_loader,
-        mke2fs: find("mke2fs"),
+        e2fsck: find("e2fsck"),
         debugfs: find("debugfs"),
         mmdebstrap: find("mmdebstrap"),
         ids: subids::check(),

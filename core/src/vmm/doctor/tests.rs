@@ -35,7 +35,7 @@ fn host() -> Host {
         firecracker: Program::Found { binary: "/bin/firecracker".into(), version: Version(1, 16, 1) },
         jailer: Some("/bin/jailer".into()),
         firecracker_loader: None,
-        mke2fs: Some("/bin/mke2fs".into()),
+        e2fsck: Some("/bin/e2fsck".into()),
         debugfs: Some("/bin/debugfs".into()),
         mmdebstrap: Some("/bin/mmdebstrap".into()),
         ids: Ok(()),

@@ -5,16 +5,23 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 
 use crate::os::read_small;
 
 const ROOT: &str = "/sys/fs/cgroup";
 const OURS: &str = "/sys/fs/cgroup/nexus";
+/// The counters of the memory of all commands.
+pub(super) const MEMORY_EVENTS: &str = "/sys/fs/cgroup/nexus/memory.events";
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2: u64 = 0x6367_7270;
 /// How often the processes of a cgroup are killed one by one where the kernel cannot kill it whole.
 const ROUNDS: usize = 100;
+
+/// The memory that commands leave to the agent and the kernel: a 32nd of all, within these bounds, in bytes.
+const MEMORY_KEPT: (u64, u64) = (8 << 20, 64 << 20);
+/// How many tasks commands leave to all others: a 10th of what the kernel allows, but no fewer than these.
+const TASKS_KEPT: u64 = 64;
 
 /// Cgroups of commands that left processes behind; removed once those are gone.
 static LEFT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -33,6 +40,8 @@ impl Cgroup {
             return None;
         }
         sweep();
+        static LIMITED: Once = Once::new();
+        LIMITED.call_once(limit);
         let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = Path::new(OURS).join(name);
         if std::fs::create_dir(&path).is_err() {
@@ -43,8 +52,10 @@ impl Cgroup {
         Some((cgroup, procs.into()))
     }
 
-    /// Kills every process in it.
+    /// Freezes it, and kills every process in it.
     pub(super) fn kill(&self) -> io::Result<()> {
+        // What is frozen neither forks nor runs until it is dead.
+        let _ = std::fs::write(self.path.join("cgroup.freeze"), "1");
         let whole = File::options().write(true).open(self.path.join("cgroup.kill"));
         match whole.and_then(|mut file| file.write_all(b"1")) {
             Ok(()) => Ok(()),
@@ -80,6 +91,39 @@ impl Drop for Cgroup {
     }
 }
 
+/// Limits all commands together, so that the agent always has room. Without these controllers there are no limits.
+fn limit() {
+    if std::fs::create_dir_all(OURS).is_err() {
+        return;
+    }
+    // With `cpu` all commands together count as one against the agent, however many they are.
+    for controller in ["+memory", "+pids", "+cpu"] {
+        let _ = std::fs::write(Path::new(ROOT).join("cgroup.subtree_control"), controller);
+    }
+    let system = rustix::system::sysinfo();
+    let total = system.totalram.saturating_mul(u64::from(system.mem_unit.max(1)));
+    let high = memory_high(total);
+    let number = |path: &str| read_small(path, 32).and_then(|text| text.trim().parse::<u64>().ok());
+    let tasks = [number("/proc/sys/kernel/threads-max"), number("/proc/sys/kernel/pid_max")];
+    let mut limits = vec![
+        ("memory.high", high),
+        // A little more: with `memory.high` alone a command that needs ever more would be slowed down without end, not killed.
+        ("memory.max", high + (high / 100).min((total - high) / 2)),
+    ];
+    limits.extend(tasks.into_iter().flatten().min().map(|most| ("pids.max", pids_max(most))));
+    for (file, value) in limits {
+        let _ = std::fs::write(Path::new(OURS).join(file), value.to_string());
+    }
+}
+
+fn memory_high(total: u64) -> u64 {
+    total - (total / 32).clamp(MEMORY_KEPT.0, MEMORY_KEPT.1).min(total / 2)
+}
+
+fn pids_max(most: u64) -> u64 {
+    most - (most / 10).max(TASKS_KEPT).min(most / 2)
+}
+
 /// Removes a few cgroups that are empty by now.
 fn sweep() {
     let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,4 +138,18 @@ fn sweep() {
     // The next call tries others.
     let seen = 8.min(left.len());
     left.rotate_left(seen);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_is_left_room() {
+        assert_eq!(memory_high(64 << 20), 56 << 20);
+        assert_eq!(memory_high(1 << 30), (1 << 30) - (32 << 20));
+        assert_eq!(memory_high(64 << 30), (64 << 30) - (64 << 20));
+        assert_eq!((pids_max(32_768), pids_max(400), pids_max(10)), (29_492, 336, 5));
+        assert_eq!((memory_high(0), pids_max(0)), (0, 0));
+    }
 }

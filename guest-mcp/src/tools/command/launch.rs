@@ -1,15 +1,17 @@
 //! How a command is started: program, user, directory and environment.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
-use nexus_schema::limits::FILE_WRITE_MAX;
+use nexus_schema::limits::{COMMAND_MAX, COMMAND_WORD_MAX, FILE_WRITE_MAX};
 use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::command::RunCommandParams;
 use nix::errno::Errno;
@@ -19,8 +21,9 @@ use tokio::process::{Child, Command};
 use super::cgroup::Cgroup;
 use super::tree::{MARK, Running};
 use crate::os::{User, Users, reason, shell};
+use crate::places::make_directories;
 use crate::sys::{ChildSetup, Credentials, prepare_child};
-use crate::tools::Call;
+use crate::tools::{Call, agent_failed};
 
 /// Where programs are looked for; the first directory has `poweroff` and its like.
 pub(crate) const PATH: &str = "/run/nexus/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -37,7 +40,7 @@ pub(super) struct Started {
 
 /// Starts a command.
 pub(super) fn start(call: &Call, params: RunCommandParams) -> Result<Started, ToolError> {
-    let argv = argv(params.command, params.argv)?;
+    let Program { argv, script } = Program::of(params.command, params.argv)?;
     let input = input(params.stdin, params.stdin_encoding.unwrap_or_default())?;
     let who = Who::resolve(params.user.as_deref(), &Users::read())?;
     let cwd = cwd(params.cwd, call.settings.working_dir.as_deref(), &who.home)?;
@@ -54,6 +57,7 @@ pub(super) fn start(call: &Call, params: RunCommandParams) -> Result<Started, To
         }
         environment.insert(name, value);
     }
+    check_environment(&environment)?;
 
     let (cgroup, procs) = in_vm.then(Cgroup::create).flatten().unzip();
     let mark = mark();
@@ -67,11 +71,17 @@ pub(super) fn start(call: &Call, params: RunCommandParams) -> Result<Started, To
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     prepare_child(
         &mut command,
-        ChildSetup { cgroup: procs, reset_oom: in_vm, credentials: who.credentials, dies_with_parent: true },
+        ChildSetup {
+            cgroup: procs,
+            reset_oom: in_vm,
+            credentials: who.credentials,
+            dies_with_parent: true,
+            kept: script,
+        },
     );
     let child = Command::from(command).spawn().map_err(|error| refused(&argv[0], &error))?;
     let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
-    let pid = pid.ok_or_else(|| ToolError::internal("a command that was just started has no process id"))?;
+    let pid = pid.ok_or_else(|| agent_failed("a command that was just started has no process id"))?;
     Ok(Started { child, input, running: Arc::new(Running::new(pid, mark, cgroup)) })
 }
 
@@ -87,6 +97,10 @@ fn refused(program: &str, error: &io::Error) -> ToolError {
         Some(Errno::EACCES | Errno::ENOEXEC | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP) => {
             (ErrorCode::ProgramNotExecutable, Some("make it executable, or run it with its interpreter"))
         }
+        Some(Errno::E2BIG) => (
+            ErrorCode::TooLarge,
+            Some("argv and env together hold at most about 2 MiB: give data by stdin or in a file"),
+        ),
         _ => (ErrorCode::CommandFailed, None),
     };
     let failed = ToolError::new(code, format!("start `{program}`: {}", reason(error)));
@@ -96,24 +110,84 @@ fn refused(program: &str, error: &io::Error) -> ToolError {
     }
 }
 
-fn argv(command: Option<String>, argv: Option<Vec<String>>) -> Result<Vec<String>, ToolError> {
-    let argv = match (command, argv) {
-        (Some(line), None) => {
-            let shell = shell().ok_or_else(|| {
-                ToolError::new(ErrorCode::ProgramNotFound, "the VM has no shell")
-                    .hint("give `argv` instead of `command`")
-            })?;
-            vec![shell.to_owned(), "-c".to_owned(), line]
+/// What is executed.
+#[derive(Debug)]
+struct Program {
+    argv: Vec<String>,
+    /// The command line, where it is too long to be an argument: a file in memory that `argv` names.
+    script: Option<OwnedFd>,
+}
+
+impl Program {
+    fn of(command: Option<String>, argv: Option<Vec<String>>) -> Result<Self, ToolError> {
+        let (program, script) = match (command, argv) {
+            (Some(line), None) => {
+                check_line(&line)?;
+                let shell = shell().ok_or_else(|| {
+                    ToolError::new(ErrorCode::ProgramNotFound, "the VM has no shell")
+                        .hint("give `argv` instead of `command`")
+                })?;
+                if line.len() <= COMMAND_WORD_MAX {
+                    (vec![shell.to_owned(), "-c".to_owned(), line], None)
+                } else {
+                    let script = in_memory(line.as_bytes()).map_err(|error| {
+                        let text = format!("keep a command of {} bytes: {}", line.len(), reason(&error));
+                        ToolError::new(ErrorCode::CommandFailed, text)
+                    })?;
+                    // The child has it under the same number.
+                    (vec![shell.to_owned(), format!("/proc/self/fd/{}", script.as_raw_fd())], Some(script))
+                }
+            }
+            (None, Some(argv)) if argv.first().is_some_and(|program| !program.is_empty()) => (argv, None),
+            (None, Some(_)) => return Err(ToolError::invalid("argv needs a program")),
+            (None, None) => return Err(ToolError::invalid("give `command` or `argv`")),
+            (Some(_), Some(_)) => {
+                return Err(ToolError::invalid("give either `command` or `argv`, not both"));
+            }
+        };
+        if program.iter().any(|word| word.contains('\0')) {
+            return Err(ToolError::invalid("a command cannot hold a zero byte"));
         }
-        (None, Some(argv)) if argv.first().is_some_and(|program| !program.is_empty()) => argv,
-        (None, Some(_)) => return Err(ToolError::invalid("argv needs a program")),
-        (None, None) => return Err(ToolError::invalid("give `command` or `argv`")),
-        (Some(_), Some(_)) => return Err(ToolError::invalid("give either `command` or `argv`, not both")),
-    };
-    if argv.iter().any(|word| word.contains('\0')) {
-        return Err(ToolError::invalid("a command cannot hold a zero byte"));
+        if let Some((at, word)) = program.iter().enumerate().find(|(_, word)| word.len() > COMMAND_WORD_MAX) {
+            return Err(too_long(&format!("argv[{at}]"), word.len()));
+        }
+        Ok(Self { argv: program, script })
     }
-    Ok(argv)
+}
+
+fn check_line(line: &str) -> Result<(), ToolError> {
+    if line.len() as u64 <= COMMAND_MAX {
+        return Ok(());
+    }
+    let text = format!("command holds {} bytes, at most {COMMAND_MAX} can be given", line.len());
+    Err(ToolError::new(ErrorCode::TooLarge, text).hint("write it to a file with file_write, and run that"))
+}
+
+fn check_environment(environment: &BTreeMap<String, String>) -> Result<(), ToolError> {
+    let length = |(name, value): &(&String, &String)| name.len() + 1 + value.len();
+    match environment.iter().find(|variable| length(variable) > COMMAND_WORD_MAX) {
+        Some(variable) => {
+            Err(too_long(&format!("env variable `{}`", shortened(variable.0)), length(&variable)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A word that Linux does not take.
+fn too_long(what: &str, bytes: usize) -> ToolError {
+    let text = format!("{what} holds {bytes} bytes, Linux takes at most {COMMAND_WORD_MAX} in one");
+    ToolError::new(ErrorCode::TooLarge, text).hint("give it by stdin, or write it to a file with file_write")
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// A file without a name that holds `bytes`.
+fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file: File = rustix::fs::memfd_create(c"command", rustix::fs::MemfdFlags::CLOEXEC)?.into();
+    file.write_all(bytes)?;
+    Ok(file.into())
 }
 
 fn input(stdin: Option<String>, encoding: ContentEncoding) -> Result<Option<Vec<u8>>, ToolError> {
@@ -133,11 +207,16 @@ fn input(stdin: Option<String>, encoding: ContentEncoding) -> Result<Option<Vec<
     Ok(Some(bytes))
 }
 
-/// Where a command starts: where it says, else where the image says, else in its user's home.
+/// Where a command starts: where it says; else where the image says, which is made if it is missing; else in its user's home.
 fn cwd(given: Option<String>, of_image: Option<&str>, home: &str) -> Result<String, ToolError> {
     let Some(path) = given else {
-        let there = |path: &&str| path.starts_with('/') && Path::new(path).is_dir();
-        return Ok(of_image.into_iter().chain([home]).find(there).unwrap_or("/").to_owned());
+        return match of_image {
+            Some(path) => working_directory(path),
+            None => {
+                let there = home.starts_with('/') && Path::new(home).is_dir();
+                Ok(if there { home } else { "/" }.to_owned())
+            }
+        };
     };
     if !path.starts_with('/') || path.contains('\0') {
         return Err(ToolError::invalid("cwd must be an absolute path"));
@@ -150,6 +229,16 @@ fn cwd(given: Option<String>, of_image: Option<&str>, home: &str) -> Result<Stri
         }
         Err(error) => Err(ToolError::new(ErrorCode::FileRefused, format!("cwd {path}: {}", reason(&error)))),
     }
+}
+
+/// The image's working directory; a relative one starts at the root.
+fn working_directory(of_image: &str) -> Result<String, ToolError> {
+    let path: PathBuf = Path::new("/").join(of_image);
+    make_directories(&path).map_err(|error| {
+        let text = format!("the image's working directory {}: {}", path.display(), reason(&error));
+        ToolError::new(ErrorCode::FileRefused, text).hint("give `cwd`")
+    })?;
+    Ok(path.to_string_lossy().into_owned())
 }
 
 /// A mark that no other command has.
@@ -224,6 +313,7 @@ mod tests {
 
     #[test]
     fn either_a_line_or_words() {
+        let argv = |command, argv| Program::of(command, argv).map(|program| program.argv);
         assert!(argv(None, None).is_err());
         assert!(argv(Some("x".into()), Some(vec!["x".into()])).is_err());
         assert!(argv(None, Some(vec![])).is_err());

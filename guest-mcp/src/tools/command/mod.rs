@@ -10,6 +10,7 @@
 mod capture;
 mod cgroup;
 mod launch;
+mod oom;
 mod tree;
 
 use std::os::unix::process::ExitStatusExt;
@@ -27,6 +28,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin};
 
 use self::capture::{Collector, Shown};
+pub(crate) use self::launch::PATH;
 pub(crate) use self::tree::Running;
 use super::{Block, Call, Reply, Run, cancelled, human_bytes};
 use crate::agent::Agent;
@@ -45,6 +47,7 @@ impl Run for RunCommand {
             ContentEncoding::Base64 => BASE64_MAX,
         };
         let cap = params.max_output_bytes.map_or(OUTPUT_DEFAULT, u64::from).min(most) as usize;
+        let memory = oom::Before::look();
         let mut started = launch::start(&call, params)?;
         let running = Registered::new(&call.agent, started.running.clone());
         if let (Some(stdin), Some(input)) = (started.child.stdin.take(), started.input.take()) {
@@ -66,12 +69,14 @@ impl Run for RunCommand {
             }
         };
         capture::drain([&stdout, &stderr]).await;
+        let killed = memory.killed_since().await;
         let open = !stdout.is_closed() || !stderr.is_closed();
         Ok(report(
             status,
             timed_out.then_some(timeout),
             duration,
             open,
+            killed,
             [stdout.take(), stderr.take()],
             encoding,
         ))
@@ -158,6 +163,7 @@ fn report(
     timed_out: Option<Duration>,
     duration: Duration,
     open: bool,
+    oom_killed: Vec<String>,
     streams: [capture::Captured; 2],
     encoding: ContentEncoding,
 ) -> Reply<RunCommandOutput> {
@@ -173,6 +179,12 @@ fn report(
     if open {
         header.push_str(" · a process in the background still holds its output open");
     }
+    if !oom_killed.is_empty() {
+        let who = oom_killed.join(", ");
+        header.push_str(&format!(
+            "\nthe VM ran out of memory, and the kernel killed {who}; results may be wrong"
+        ));
+    }
     let [stdout, stderr] = capture::show(streams, encoding);
     for (name, shown) in [("stdout", &stdout), ("stderr", &stderr)] {
         note(&mut header, name, shown, encoding);
@@ -184,6 +196,7 @@ fn report(
         duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
         stdout: stdout.facts,
         stderr: stderr.facts,
+        oom_killed,
     };
     let mut reply = Reply::new(header, facts);
     if !stdout.text.is_empty() {

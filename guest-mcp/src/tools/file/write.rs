@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nexus_schema::ToolError;
@@ -16,6 +16,7 @@ use nexus_schema::tools::file::{FileWrite, FileWriteOutput, FileWriteParams};
 use rustix::fs::{FileType as Kind, XattrFlags};
 
 use super::{check_path, failed, kind_words, refused};
+use crate::places::{give_to_owner_of, make_directories};
 use crate::tools::{Call, Reply, Run, human_bytes};
 
 /// How many symbolic links are followed to the file; as many as the kernel follows.
@@ -98,8 +99,8 @@ impl Request {
             return Err(refused("write", &self.path, "it names a directory"));
         }
         if self.create_parents {
-            let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory);
-            made.map_err(|error| failed("create the directory", &directory.to_string_lossy(), error))?;
+            make_directories(directory)
+                .map_err(|error| failed("create the directory", &directory.to_string_lossy(), error))?;
         }
         let existing = self.existing(&target)?;
         let size = if self.append {
@@ -158,14 +159,17 @@ impl Request {
         let (temporary, mut file) = create_temporary(directory)?;
         let written = (|| {
             file.write_all(&self.content)?;
-            if let Some(old) = existing {
-                std::os::unix::fs::fchown(&file, Some(old.uid), Some(old.gid))?;
-                copy_attributes(target, &file);
+            match existing {
+                Some(old) => {
+                    std::os::unix::fs::fchown(&file, Some(old.uid), Some(old.gid))?;
+                    copy_attributes(target, &file);
+                }
+                None => give_to_owner_of(directory, &file)?,
             }
             // After the owner: a change of owner takes setuid bits away.
             let mode = self.mode.or(existing.map(|old| old.mode)).unwrap_or(0o644);
             file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-            file.sync_all()?;
+            sync(&file)?;
             std::fs::rename(&temporary, target)
         })();
         if let Err(error) = written {
@@ -173,7 +177,7 @@ impl Request {
             let _ = std::fs::remove_file(&temporary);
             return Err(error);
         }
-        File::open(directory)?.sync_all()?;
+        sync(&File::open(directory)?)?;
         Ok(self.content.len() as u64)
     }
 
@@ -182,7 +186,12 @@ impl Request {
         options.append(true).create(true).mode(self.mode.unwrap_or(0o644)).custom_flags(libc::O_NOFOLLOW);
         let mut file = options.open(target)?;
         let before = file.metadata()?.len();
-        if let Err(error) = file.write_all(&self.content).and_then(|()| file.sync_all()) {
+        if existing.is_none()
+            && let Some(directory) = target.parent()
+        {
+            give_to_owner_of(directory, &file)?;
+        }
+        if let Err(error) = file.write_all(&self.content).and_then(|()| sync(&file)) {
             // All or nothing, as far as a file that others may append to as well allows it.
             let _ = file.set_len(before);
             return Err(error);
@@ -203,9 +212,20 @@ impl Request {
         if let Some(mode) = self.mode {
             file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         }
-        // Some of them cannot be synchronised, which is no loss.
-        let _ = file.sync_all();
+        sync(&file)?;
         Ok(file.metadata()?.len())
+    }
+}
+
+/// Has a file on its disk. Files that have none, as those of the kernel, cannot be synced, which is no loss.
+fn sync(file: &File) -> io::Result<()> {
+    match file.sync_all() {
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)) =>
+        {
+            Ok(())
+        }
+        other => other,
     }
 }
 

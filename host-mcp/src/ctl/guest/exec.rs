@@ -9,7 +9,7 @@ use data_encoding::BASE64;
 use nexus_schema::id::VmKind;
 use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::command::{RunCommand, RunCommandOutput, RunCommandParams, StreamFacts};
-use nexus_schema::{ErrorCode, Reference, Tool};
+use nexus_schema::{ErrorCode, Reference, Tool, ToolError};
 use rustix::fs::FileType;
 use serde_json::{Value, json};
 
@@ -104,6 +104,12 @@ pub(crate) async fn exec(app: &App, args: RunArgs) -> Result<u8, Error> {
                 app.ui.warn(&omitted(name, facts));
             }
         }
+        if !facts.oom_killed.is_empty() {
+            let who = facts.oom_killed.join(", ");
+            app.ui.warn(&format!(
+                "the VM ran out of memory, and the kernel killed {who}; results may be wrong"
+            ));
+        }
         if facts.timed_out {
             app.ui.warn(&format!("the command was killed after {} s", args.timeout));
         }
@@ -122,8 +128,13 @@ fn omitted(name: &str, facts: StreamFacts) -> String {
 /// The bytes of one output stream.
 fn stream(reply: &Reply, name: &str) -> Result<Vec<u8>, Error> {
     let text = reply.stream(name).unwrap_or_default();
-    let not_base64 = |_| Error::Unexpected { what: format!("the VM's {name} did not come as base64") };
+    let not_base64 = |_| not_asked_for(&format!("the VM's {name} did not come as base64"));
     BASE64.decode(text.as_bytes()).map_err(not_base64)
+}
+
+/// A guest that gives another result than it was asked for.
+pub(super) fn not_asked_for(what: &str) -> Error {
+    ToolError::new(ErrorCode::GuestMisbehaved, what).into()
 }
 
 /// The facts with what was written: as text where it is text, else as base64.
@@ -141,8 +152,8 @@ fn as_json(facts: &RunCommandOutput, stdout: &[u8], stderr: &[u8]) -> Value {
 /// The exit code that a shell would give for a program that did not start.
 fn not_started(error: &Error) -> Option<u8> {
     match error {
-        Error::Tool(error) if error.code == ErrorCode::ProgramNotFound => Some(NOT_FOUND),
-        Error::Tool(error) if error.code == ErrorCode::ProgramNotExecutable => Some(NOT_EXECUTABLE),
+        Error::Guest(error) if error.code == ErrorCode::ProgramNotFound => Some(NOT_FOUND),
+        Error::Guest(error) if error.code == ErrorCode::ProgramNotExecutable => Some(NOT_EXECUTABLE),
         _ => None,
     }
 }
@@ -219,6 +230,7 @@ mod tests {
             duration_ms: 1,
             stdout: StreamFacts::default(),
             stderr: StreamFacts::default(),
+            oom_killed: Vec::new(),
         }
     }
 

@@ -20,6 +20,7 @@ use crate::ctl::App;
 use crate::ctl::client::{Client, Options, raw};
 use crate::ctl::error::Error;
 use crate::ctl::format;
+use crate::ctl::guest::exec::not_asked_for;
 use crate::ctl::ui::{Format, Mood, Table, Text};
 
 /// How many entries of a directory one call asks for.
@@ -120,7 +121,7 @@ pub(super) async fn read(app: &App, args: ReadArgs) -> Result<u8, Error> {
         let reply = client.call_guest::<FileRead>(&vm, &params, Options::default()).await?;
         let facts: FileReadOutput = reply.facts(FileRead::NAME, FileRead::SHAPE)?;
         let content = reply.stream("content").unwrap_or_default();
-        let not_base64 = |_| Error::Unexpected { what: "the file did not come as base64".into() };
+        let not_base64 = |_| not_asked_for("the file did not come as base64");
         let mut bytes = BASE64.decode(content.as_bytes()).map_err(not_base64)?;
         let read = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         bytes.truncate(usize::try_from(end - offset).unwrap_or(usize::MAX));

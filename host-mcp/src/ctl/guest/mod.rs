@@ -85,6 +85,14 @@ fn facts(os: &OsInfoOutput) -> Table {
     // Whole seconds of a hostile clock: saturates, never panics.
     table.fact("up", format::millis((os.uptime_s * 1000.0) as u64));
     table.fact("init", &os.init);
+    if let Some(system) = &os.system {
+        let failed = match system.failed.is_empty() {
+            true => String::new(),
+            false => format!("; failed: {}", system.failed.join(", ")),
+        };
+        table.fact("services", format!("{}{failed}", system.state.as_str()));
+    }
+    table.maybe("clock", os.clock_skew_ms.map(|ms| format!("{:+.3} s from the host's", ms as f64 / 1000.0)));
     table.maybe("shell", os.shell.as_ref());
     table.maybe("packages", os.package_manager.as_ref());
     table.fact("agent", &os.agent);
@@ -101,7 +109,7 @@ mod tests {
             "hostname": "web-1", "os": "Debian GNU/Linux 12 (bookworm)", "kernel": "6.1.0-40-cloud-amd64",
             "arch": "x86_64", "cpus": 2, "memory_total_bytes": 512 << 20, "memory_available_bytes": 400 << 20,
             "disk_total_bytes": 8_u64 << 30, "disk_available_bytes": 7_u64 << 30, "load": [0.5, 0.25, 0.0],
-            "uptime_s": 75.5, "init": "nexus-guest", "shell": "/bin/bash", "package_manager": "apt", "agent": "0.1.0"
+            "uptime_s": 75.5, "init": "systemd", "system": { "state": "degraded", "failed": ["x.service"] }, "clock_skew_ms": -1500, "shell": "/bin/bash", "package_manager": "apt", "agent": "0.1.0"
         }))
         .unwrap();
         insta::assert_snapshot!(facts(&os).render(None, false), @"
@@ -113,7 +121,9 @@ mod tests {
         disk      7 GiB free of 8 GiB
         load      0.50 0.25 0.00
         up        1 min 15 s
-        init      nexus-guest
+        init      systemd
+        services  degraded; failed: x.service
+        clock     -1.500 s from the host's
         shell     /bin/bash
         packages  apt
         agent     0.1.0

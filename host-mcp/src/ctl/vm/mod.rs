@@ -98,7 +98,7 @@ pub(crate) struct CreateOptions {
     /// Virtual CPUs [default: 1]
     #[arg(long, visible_alias = "cpus")]
     vcpus: Option<u32>,
-    /// Memory [default: 512MiB]
+    /// Memory [default: 1GiB]
     #[arg(short, long, value_name = "SIZE")]
     memory: Option<ByteSize>,
     /// Size of the root drive, sparse [default: 8GiB]

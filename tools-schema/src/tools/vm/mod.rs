@@ -41,7 +41,7 @@ pub struct VmCreateParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 32))]
     pub vcpus: Option<u32>,
-    /// Memory, 64MiB to 1TiB (default 512MiB).
+    /// Memory, 64MiB to 1TiB (default 1GiB).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<ByteSize>,
     /// Size of the root drive (default 8GiB, sparse: only what is written takes room).
@@ -92,7 +92,7 @@ impl Tool for VmCreate {
     const TITLE: &'static str = "Create a VM";
     const DESCRIPTION: &'static str = "Creates a new Linux microVM and starts it; use it whenever you need a machine of your \
         own to run commands, build, test or try something without touching the host. With no arguments you get Debian \
-        with 1 vCPU, 512 MiB of memory and an 8 GiB disk. `from: \"busybox\"` boots fastest. It waits until the VM is ready; if \
+        with 1 vCPU, 1 GiB of memory and an 8 GiB disk. `from: \"busybox\"` boots fastest. It waits until the VM is ready; if \
         `done` is false, call op_get with the op_id. Then work inside with guest_run_command, guest_file_write and the other \
         guest_ tools, giving the VM's name as `vm`. The first VM on a host downloads a kernel and builds the image, which \
         takes about a minute; `dry_run` says beforehand what would be done.";

@@ -1,0 +1,265 @@
+//! What a call of a guest's tool says: its parameters, looked at without taking them apart further than needed.
+
+use std::borrow::Cow;
+
+use nexus_core::guest::scan;
+use nexus_core::guest::wire::{self, Members, write_string};
+use nexus_schema::id::VmKind;
+use nexus_schema::tool::VM_ARGUMENT;
+use nexus_schema::{Reference, ToolError};
+use serde_json::value::RawValue;
+
+use crate::host::View;
+
+/// Which shape of MCP a reply has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Era {
+    /// Up to 2025-11-25.
+    Session,
+    /// From 2026-07-28: results say what type they are.
+    Stateless,
+}
+
+/// The arguments of a call, taken apart one level deep.
+#[derive(Debug)]
+pub(crate) struct Arguments<'a> {
+    members: Vec<(Cow<'a, str>, &'a RawValue)>,
+    vm: Option<Reference<VmKind>>,
+}
+
+impl<'a> Arguments<'a> {
+    /// Takes arguments apart; those of the whole view name a VM, those of a VM's own view do not.
+    pub(crate) fn parse(raw: Option<&'a RawValue>, view: View) -> Result<Self, ToolError> {
+        let mut members = members(raw)?;
+        let vm = match view {
+            View::Vm(_) => None,
+            View::Whole => {
+                let mut named = members.iter().filter(|(key, _)| key == VM_ARGUMENT).map(|(_, value)| *value);
+                let (first, second) = (named.next(), named.next());
+                let Some(first) = first else {
+                    return Err(ToolError::invalid("missing field `vm`: the VM to work in")
+                        .hint("give its name or id; vm_list shows them"));
+                };
+                if second.is_some() {
+                    return Err(ToolError::invalid("`vm` is given twice"));
+                }
+                let text: Cow<'_, str> = serde_json::from_str(first.get()).map_err(|_| {
+                    ToolError::invalid("vm: must be a string")
+                        .hint("give the VM's name or id; vm_list shows them")
+                })?;
+                let vm = text.parse().map_err(|e: nexus_schema::name::NameError| {
+                    ToolError::invalid(format!("vm: {e}")).hint("vm_list shows the names and ids of all VMs")
+                })?;
+                members.retain(|(key, _)| key != VM_ARGUMENT);
+                Some(vm)
+            }
+        };
+        Ok(Self { members, vm })
+    }
+
+    /// Which VM is meant.
+    pub(crate) fn vm(&self, view: View) -> Option<Reference<VmKind>> {
+        match view {
+            View::Vm(id) => Some(Reference::Id(id)),
+            View::Whole => self.vm.clone(),
+        }
+    }
+
+    /// An argument that is a number.
+    pub(crate) fn number(&self, name: &str) -> Option<f64> {
+        let (_, value) = self.members.iter().find(|(key, _)| key == name)?;
+        value.get().trim_matches('"').parse().ok()
+    }
+
+    /// Appends them as the guest gets them.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        out.push(b'{');
+        for (at, (key, value)) in self.members.iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            write_string(out, key);
+            out.push(b':');
+            out.extend_from_slice(value.get().as_bytes());
+        }
+        out.push(b'}');
+    }
+}
+
+/// Takes arguments apart; an error names the one that JSON readers cannot take.
+fn members(raw: Option<&RawValue>) -> Result<Vec<(Cow<'_, str>, &RawValue)>, ToolError> {
+    let Some(raw) = raw else { return Ok(Vec::new()) };
+    let Some(Members(members)) = Members::parse(raw) else {
+        let what = match scan::check(raw) {
+            Err(flaw) if raw.get().starts_with('{') => format!("the name of an argument has {flaw}"),
+            Ok(()) | Err(_) => "arguments must be an object".into(),
+        };
+        return Err(ToolError::invalid(what));
+    };
+    for (name, value) in &members {
+        scan::check(value).map_err(|flaw| ToolError::invalid(format!("{name}: it has {flaw}")))?;
+    }
+    Ok(members)
+}
+
+/// The parameters of `tools/call`, raw.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CallParams<'a> {
+    #[serde(borrow)]
+    pub(crate) name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(crate) arguments: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "_meta")]
+    pub(crate) meta: Option<CallMeta<'a>>,
+    /// Things that rmcp is better at.
+    #[serde(borrow, default)]
+    task: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    input_responses: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    request_state: Option<&'a RawValue>,
+}
+
+/// What `_meta` of a call may say that matters here.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct CallMeta<'a> {
+    #[serde(borrow, default)]
+    #[serde(rename = "progressToken")]
+    pub(crate) progress_token: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "io.modelcontextprotocol/protocolVersion")]
+    version: Option<Cow<'a, str>>,
+    #[serde(borrow, default, rename = "io.modelcontextprotocol/clientCapabilities")]
+    capabilities: Option<&'a RawValue>,
+}
+
+impl<'a> CallParams<'a> {
+    /// Looks at the parameters; `None` unless everything about them is plain.
+    pub(crate) fn parse(params: &'a RawValue) -> Option<Self> {
+        if !params.get().starts_with('{') {
+            return None;
+        }
+        let this: Self = serde_json::from_str(params.get()).ok()?;
+        let special = this.task.is_some() || this.input_responses.is_some() || this.request_state.is_some();
+        let object = this.arguments.is_none_or(|a| a.get().starts_with('{'));
+        let token =
+            this.progress_token().is_none_or(|t| t.starts_with(|c: char| c == '"' || c.is_ascii_digit()));
+        (!special && object && token).then_some(this)
+    }
+
+    /// Where progress is to be sent, as JSON.
+    pub(crate) fn progress_token(&self) -> Option<&'a str> {
+        self.meta.as_ref()?.progress_token.map(RawValue::get)
+    }
+
+    /// The revision that the request itself names.
+    pub(crate) fn version(&self) -> Option<&str> {
+        self.meta.as_ref()?.version.as_deref()
+    }
+
+    /// In which shape the request wants its reply; `None` if it is not plain that it may be served.
+    pub(crate) fn era(&self, initialized: bool) -> Option<Era> {
+        match (self.version(), initialized) {
+            (None, true) => Some(Era::Session),
+            (Some("2026-07-28"), _) => {
+                let capabilities = self.meta.as_ref()?.capabilities?;
+                capabilities.get().starts_with('{').then_some(Era::Stateless)
+            }
+            (None | Some(_), _) => None,
+        }
+    }
+}
+
+/// Whether the line may be a call of a tool: a cheap look before it is taken apart.
+pub(crate) fn may_be_call(message: &wire::Envelope<'_>) -> bool {
+    message.method.as_deref() == Some("tools/call") && message.id.is_some() && message.is_well_formed()
+}
+
+/// For a call that rmcp cannot decode: which argument is to blame, and the shape of the reply. `None` if it is something else.
+pub(crate) fn flaw_of_call(message: &wire::Envelope<'_>) -> Option<(ToolError, Era)> {
+    if !may_be_call(message) {
+        return None;
+    }
+    let params = CallParams::parse(message.params?)?;
+    let era = if params.version().is_some() { Era::Stateless } else { Era::Session };
+    members(params.arguments).err().map(|error| (error, era))
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_schema::id::VmId;
+
+    use super::*;
+
+    fn raw(text: &str) -> &RawValue {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn arguments_pass_raw_without_the_vm() {
+        let text = r#"{"command":"é\n","vm":"web-1","timeout_s":7,"n":1.50}"#;
+        let arguments = Arguments::parse(Some(raw(text)), View::Whole).unwrap();
+        assert_eq!(arguments.vm(View::Whole).unwrap().to_string(), "web-1");
+        let mut out = Vec::new();
+        arguments.write(&mut out);
+        assert_eq!(String::from_utf8(out).unwrap(), r#"{"command":"é\n","timeout_s":7,"n":1.50}"#);
+        assert_eq!(arguments.number("timeout_s"), Some(7.0));
+        assert_eq!((arguments.number("command"), arguments.number("x")), (None, None));
+    }
+
+    #[test]
+    fn a_vm_is_named_once_and_well() {
+        for (text, says) in [
+            ("{}", "missing field `vm`"),
+            (r#"{"vm":1}"#, "must be a string"),
+            (r#"{"vm":"A b"}"#, "not a name"),
+            (r#"{"vm":"a","vm":"b"}"#, "given twice"),
+        ] {
+            let error = Arguments::parse(Some(raw(text)), View::Whole).unwrap_err();
+            assert!(error.message.contains(says), "{error}");
+        }
+        let scoped = View::Vm(VmId::from_i64(9).unwrap());
+        let arguments = Arguments::parse(Some(raw(r#"{"vm":"x"}"#)), scoped).unwrap();
+        let mut out = Vec::new();
+        arguments.write(&mut out);
+        assert_eq!(out, br#"{"vm":"x"}"#, "the guest says that it knows no such argument");
+    }
+
+    #[test]
+    fn an_argument_that_readers_fail_on_is_named() {
+        for (text, says) in [
+            (r#"{"vm":"a","content":"\ud800"}"#, "content: it has a lone surrogate"),
+            (r#"{"vm":"\udc00"}"#, "vm: it has a lone surrogate"),
+            (r#"{"vm":"a","offset":1e999}"#, "offset: it has a number that is too large"),
+            (r#"{"vm":"a","\ud800":1}"#, "the name of an argument has a lone surrogate"),
+        ] {
+            let error = Arguments::parse(Some(raw(text)), View::Whole).unwrap_err();
+            assert!(
+                error.to_string().starts_with("invalid_argument: ") && error.message.contains(says),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_plain_calls_are_taken() {
+        let plain =
+            CallParams::parse(raw(r#"{"name":"x","arguments":{},"_meta":{"progressToken":1}}"#)).unwrap();
+        assert_eq!(
+            (plain.progress_token(), plain.era(true), plain.era(false)),
+            (Some("1"), Some(Era::Session), None)
+        );
+        for odd in [r#"{"name":"x","arguments":[]}"#, r#"{"name":"x","task":{}}"#, r#"{"arguments":{}}"#] {
+            assert!(CallParams::parse(raw(odd)).is_none(), "{odd}");
+        }
+        let meta = |version: &str| {
+            format!(
+                r#"{{"name":"x","_meta":{{"io.modelcontextprotocol/protocolVersion":"{version}","io.modelcontextprotocol/clientCapabilities":{{}}}}}}"#
+            )
+        };
+        let text = meta("2026-07-28");
+        assert_eq!(CallParams::parse(raw(&text)).unwrap().era(false), Some(Era::Stateless));
+        let text = meta("2030-01-01");
+        assert_eq!(CallParams::parse(raw(&text)).unwrap().era(true), None);
+    }
+}

@@ -1,0 +1,295 @@
+//! The one way of a call into a guest, for every door: admitted, given its deadline, forwarded raw, its result checked, and
+//! recorded however it ends. The doors only read and write.
+//!
+//! ```text
+//!   admit ──> ForwardedCall ──begin──> the guest's link ──> Answer::done ──> recorded
+//!     │            │                         │
+//!     └ refused    └ dropped                 └ cancelled by its Handle, or the client is gone      (all of these, too)
+//! ```
+//! What it does to a call on its way: `vm` is taken out of the arguments and names the guest; the id and the progress token
+//! are replaced by those of the link. On the way back: `_meta["dev.nexus/vm"]` says which VM and boot answered.
+
+mod arguments;
+mod pace;
+mod record;
+mod reply;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nexus_core::guest::{CallId, CallSink, GuestProgress, Link, LinkError, UP_WAIT};
+use nexus_core::{Caller, GuestHandle};
+use nexus_schema::ToolError;
+use nexus_schema::error::ErrorCode;
+use serde_json::value::RawValue;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+pub(crate) use arguments::{Arguments, CallParams, Era, flaw_of_call, may_be_call};
+pub(crate) use pace::{BEAT_CHECK, Pace};
+pub(crate) use record::Recorded;
+use reply::Origin;
+pub(crate) use reply::{write_error, write_response_start};
+
+use crate::host::{Host, View};
+use crate::tools::GuestTool;
+
+/// How many forwarded calls of one client may be under way.
+const CALLS_MAX: usize = 256;
+
+/// Who calls: one stream, or all HTTP requests of one caller and view. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Client(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    host: Host,
+    view: View,
+    caller: Caller,
+    /// A place for each call that may be under way.
+    places: Arc<Semaphore>,
+    /// Who answered last: mostly who answers next.
+    origin: Mutex<Option<Arc<Origin>>>,
+}
+
+impl Client {
+    pub(crate) fn new(host: Host, view: View, caller: Caller) -> Self {
+        let places = Arc::new(Semaphore::new(CALLS_MAX));
+        Self(Arc::new(Inner { host, view, caller, places, origin: Mutex::default() }))
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.0.host
+    }
+
+    pub(crate) fn view(&self) -> View {
+        self.0.view
+    }
+
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.0.caller
+    }
+
+    fn origin(&self, guest: &GuestHandle) -> Arc<Origin> {
+        let mut last = self.0.origin.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(origin) if origin.is_of(guest) => Arc::clone(origin),
+            _ => Arc::clone(last.insert(Arc::new(Origin::of(guest)))),
+        }
+    }
+}
+
+/// A call that was admitted. It counts as under way, and is recorded when it is dropped.
+#[derive(Debug)]
+pub(crate) struct ForwardedCall {
+    record: Recorded,
+    tool: GuestTool,
+    guest: GuestHandle,
+    origin: Arc<Origin>,
+    deadline: Duration,
+    era: Era,
+    handle: Handle,
+    _place: OwnedSemaphorePermit,
+}
+
+impl ForwardedCall {
+    /// Admits a call of a guest's tool, which `handle` can cancel. A refusal is recorded, too.
+    pub(crate) fn admit<'a>(
+        client: &Client,
+        tool: GuestTool,
+        arguments: Option<&'a RawValue>,
+        era: Era,
+        handle: &Handle,
+    ) -> Result<(Self, Arguments<'a>), ToolError> {
+        let Inner { host, view, caller, places, .. } = &*client.0;
+        host.counters().guest_calls.add();
+        let mut record = Recorded::start(host, &caller.owner, tool.name, view.scope());
+        let found = Arguments::parse(arguments, *view).and_then(|arguments| {
+            let vm = arguments.vm(*view).ok_or_else(|| ToolError::internal("a call without a VM"))?;
+            let place = Arc::clone(places).try_acquire_owned().map_err(|_| too_many())?;
+            Ok((host.guests().guest(caller, &vm)?, place, arguments))
+        });
+        let (guest, place, arguments) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                record.outcome(error.code.as_str());
+                return Err(error);
+            }
+        };
+        record.vm(guest.vm);
+        let origin = client.origin(&guest);
+        let seconds = tool.limit.argument().and_then(|name| arguments.number(name));
+        let deadline = tool.limit.of_call(seconds);
+        let handle = handle.clone();
+        Ok((Self { record, tool, guest, origin, deadline, era, handle, _place: place }, arguments))
+    }
+
+    /// The link that it goes to.
+    pub(crate) fn link(&self) -> &Link {
+        &self.guest.link
+    }
+
+    /// Begins the call; it is written at the next [`Link::flush`] of [`Self::link`].
+    pub(crate) fn begin(self, arguments: &Arguments<'_>, wants_progress: bool, answer: impl Answer) {
+        let (link, handle, name, deadline) =
+            (self.guest.link.clone(), self.handle.clone(), self.tool.name, self.deadline);
+        let sink = Box::new(Sink { call: self, answer });
+        match link.begin(name, |out| arguments.write(out), wants_progress, deadline, sink) {
+            Ok(call) => handle.begun(link, call),
+            Err((LinkError::Down { why }, sink)) => {
+                // It may be dialled again just now, as after the agent was restarted.
+                let mut text = Vec::new();
+                arguments.write(&mut text);
+                tokio::spawn(async move {
+                    if !link.is_up_within(UP_WAIT.min(deadline)).await {
+                        return sink.done(Err(LinkError::Down { why }));
+                    }
+                    match link.begin(name, |out| out.extend_from_slice(&text), wants_progress, deadline, sink)
+                    {
+                        Ok(call) => {
+                            link.flush();
+                            handle.begun(link, call);
+                        }
+                        Err((error, sink)) => sink.done(Err(error)),
+                    }
+                });
+            }
+            Err((error, sink)) => sink.done(Err(error)),
+        }
+    }
+
+    /// Calls and waits; the result is appended to `out`. `None` if the call was cancelled. Dropping the future cancels it.
+    pub(crate) async fn wait(
+        self,
+        arguments: &Arguments<'_>,
+        progress: Option<mpsc::Sender<GuestProgress>>,
+        out: Vec<u8>,
+    ) -> Option<Vec<u8>> {
+        let (sender, outcome) = oneshot::channel();
+        let (link, cancel) = (self.guest.link.clone(), CancelOnDrop(self.handle.clone()));
+        let wants_progress = progress.is_some();
+        self.begin(arguments, wants_progress, Waiting { outcome: sender, progress, out });
+        link.flush();
+        let outcome = outcome.await.ok().flatten();
+        drop(cancel);
+        outcome
+    }
+}
+
+fn too_many() -> ToolError {
+    ToolError::new(ErrorCode::Busy, format!("{CALLS_MAX} calls of this client are under way"))
+        .hint("wait for some of them to end")
+}
+
+/// Cancels one call. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Handle(Arc<Mutex<Stage>>);
+
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Beginning,
+    Begun(Link, CallId),
+    Cancelled,
+}
+
+impl Handle {
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cancels the call; one that has ended is left alone.
+    pub(crate) fn cancel(&self) {
+        let stage = std::mem::replace(&mut *self.stage(), Stage::Cancelled);
+        if let Stage::Begun(link, call) = stage {
+            link.cancel(call);
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        matches!(*self.stage(), Stage::Cancelled)
+    }
+
+    fn begun(&self, link: Link, call: CallId) {
+        let mut stage = self.stage();
+        match *stage {
+            Stage::Cancelled => {
+                drop(stage);
+                link.cancel(call);
+            }
+            Stage::Beginning | Stage::Begun(..) => *stage = Stage::Begun(link, call),
+        }
+    }
+}
+
+struct CancelOnDrop(Handle);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// What a door does with what comes of a call. Called on the link's task: must not block.
+pub(crate) trait Answer: Send + 'static {
+    /// The guest says how far it is.
+    fn progress(&mut self, progress: GuestProgress);
+    /// The call has ended. `result` is `None` if it was cancelled: then it has no answer.
+    fn done(self, result: Option<CallResult<'_>>);
+}
+
+/// The result of a call.
+pub(crate) struct CallResult<'a> {
+    outcome: Result<&'a RawValue, LinkError>,
+    call: &'a mut ForwardedCall,
+}
+
+impl CallResult<'_> {
+    /// Appends it.
+    pub(crate) fn write(self, out: &mut Vec<u8>) {
+        let Self { outcome, call } = self;
+        call.record.outcome(reply::write_outcome(out, outcome, &call.tool.expected, &call.origin, call.era));
+    }
+}
+
+/// What the link tells of a call.
+struct Sink<A> {
+    call: ForwardedCall,
+    answer: A,
+}
+
+impl<A: Answer> CallSink for Sink<A> {
+    fn progress(&mut self, progress: GuestProgress) {
+        self.answer.progress(progress);
+    }
+
+    fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>) {
+        let Self { mut call, answer } = *self;
+        let is_cancelled = call.handle.is_cancelled() || matches!(outcome, Err(LinkError::Cancelled));
+        answer.done((!is_cancelled).then_some(CallResult { outcome, call: &mut call }));
+    }
+}
+
+/// The answer of a call that is waited for.
+struct Waiting {
+    outcome: oneshot::Sender<Option<Vec<u8>>>,
+    progress: Option<mpsc::Sender<GuestProgress>>,
+    out: Vec<u8>,
+}
+
+impl Answer for Waiting {
+    fn progress(&mut self, progress: GuestProgress) {
+        if let Some(sender) = &self.progress {
+            // A caller that is slow to look misses a step, not the result.
+            let _ = sender.try_send(progress);
+        }
+    }
+
+    fn done(mut self, result: Option<CallResult<'_>>) {
+        let outcome = result.map(|result| {
+            result.write(&mut self.out);
+            self.out
+        });
+        // The caller may have gone; then nobody wants the result.
+        let _ = self.outcome.send(outcome);
+    }
+}

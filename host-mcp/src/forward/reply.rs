@@ -1,0 +1,210 @@
+//! The reply to a call: a guest's checked result with its origin, or an error.
+
+use nexus_core::GuestHandle;
+use nexus_core::guest::LinkError;
+use nexus_core::guest::result::{self, Expected, GuestResult};
+use nexus_core::guest::wire::write_string;
+use nexus_schema::error::{ERROR_META, FROM_META, GUEST, RESULT_META, VM_META};
+use nexus_schema::id::{BootId, VmId};
+use nexus_schema::{Name, ResultShape, ToolError};
+use serde_json::value::RawValue;
+
+use super::Era;
+
+/// Which VM and boot answer, as every reply says it.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// The VM's id.
+    pub(super) vm: VmId,
+    /// The VM's name.
+    name: Name,
+    boot: BootId,
+    meta: String,
+}
+
+impl Origin {
+    pub(super) fn of(guest: &GuestHandle) -> Self {
+        // Ids and names need no escapes.
+        let meta =
+            format!(r#"{{"id":"{}","name":"{}","boot_id":"{}"}}"#, guest.vm, guest.name, guest.boot_id);
+        Self { vm: guest.vm, name: guest.name.clone(), boot: guest.boot_id, meta }
+    }
+
+    /// Whether it is what [`Self::of`] would make of this guest.
+    pub(super) fn is_of(&self, guest: &GuestHandle) -> bool {
+        (self.vm, self.boot, &self.name) == (guest.vm, guest.boot_id, &guest.name)
+    }
+}
+
+/// Whose words an error has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speaker {
+    Host,
+    Guest,
+}
+
+/// Appends the result of a call: the guest's own with its origin, or an error. Returns how it ended, for the call record.
+pub(super) fn write_outcome(
+    out: &mut Vec<u8>,
+    outcome: Result<&RawValue, LinkError>,
+    expected: &Expected,
+    origin: &Origin,
+    era: Era,
+) -> &'static str {
+    let vm = origin.name.as_str();
+    let (error, speaker) = match outcome.and_then(|result| result::check(result, expected)) {
+        Ok(GuestResult::Done { content, facts }) => {
+            write_done(out, content, facts, expected.shape, origin, era);
+            return "ok";
+        }
+        Ok(GuestResult::Failed(failure)) => (failure.to_tool_error(vm), Speaker::Guest),
+        Err(error @ LinkError::Refused { .. }) => (error.to_tool_error(vm), Speaker::Guest),
+        Err(error) => (error.to_tool_error(vm), Speaker::Host),
+    };
+    write_failed(out, &error, Some(origin), speaker, era);
+    error.code.as_str()
+}
+
+fn write_done(out: &mut Vec<u8>, content: &str, facts: &str, shape: ResultShape, origin: &Origin, era: Era) {
+    out.extend_from_slice(br#"{"content":"#);
+    out.extend_from_slice(content.as_bytes());
+    out.push(b',');
+    if shape == ResultShape::Structured {
+        out.extend_from_slice(br#""structuredContent":"#);
+        out.extend_from_slice(facts.as_bytes());
+        out.push(b',');
+    }
+    write_type(out, era);
+    out.extend_from_slice(br#""_meta":{"#);
+    if shape == ResultShape::Text {
+        write_string(out, RESULT_META);
+        out.push(b':');
+        out.extend_from_slice(facts.as_bytes());
+        out.push(b',');
+    }
+    write_origin(out, origin);
+    out.extend_from_slice(b"}}");
+}
+
+/// Appends an error of the host as the result of a call.
+pub(crate) fn write_error(out: &mut Vec<u8>, error: &ToolError, era: Era) {
+    write_failed(out, error, None, Speaker::Host, era);
+}
+
+/// Appends a failed result: text for the reader, the object for programs, no structured content.
+fn write_failed(out: &mut Vec<u8>, error: &ToolError, origin: Option<&Origin>, speaker: Speaker, era: Era) {
+    out.extend_from_slice(br#"{"content":[{"type":"text","text":"#);
+    write_string(out, &error.to_string());
+    out.extend_from_slice(br#"}],"isError":true,"#);
+    write_type(out, era);
+    out.extend_from_slice(br#""_meta":{"#);
+    if let Some(origin) = origin {
+        write_origin(out, origin);
+        out.push(b',');
+    }
+    if speaker == Speaker::Guest {
+        write_string(out, FROM_META);
+        out.push(b':');
+        write_string(out, GUEST);
+        out.push(b',');
+    }
+    write_string(out, ERROR_META);
+    out.push(b':');
+    serde_json::to_writer(&mut *out, error).expect("an error has a JSON form");
+    out.extend_from_slice(b"}}");
+}
+
+fn write_type(out: &mut Vec<u8>, era: Era) {
+    match era {
+        Era::Session => {}
+        Era::Stateless => out.extend_from_slice(br#""resultType":"complete","#),
+    }
+}
+
+fn write_origin(out: &mut Vec<u8>, origin: &Origin) {
+    write_string(out, VM_META);
+    out.push(b':');
+    out.extend_from_slice(origin.meta.as_bytes());
+}
+
+/// Appends the start of a response: everything up to its result.
+pub(crate) fn write_response_start(out: &mut Vec<u8>, id: &str) {
+    out.extend_from_slice(br#"{"jsonrpc":"2.0","id":"#);
+    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(br#","result":"#);
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_schema::tools::file::FileRead;
+    use nexus_schema::tools::os::OsInfo;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn origin() -> Origin {
+        Origin {
+            vm: VmId::from_i64(1).unwrap(),
+            name: "web-1".parse().unwrap(),
+            boot: BootId::from_i64(2).unwrap(),
+            meta: r#"{"id":"aaaaaaaaaaaac","name":"web-1","boot_id":"aaaaaaaaaaaae"}"#.into(),
+        }
+    }
+
+    fn outcome(outcome: Result<&str, LinkError>, era: Era) -> (Value, &'static str) {
+        let mut out = Vec::new();
+        let outcome = outcome.map(|text| serde_json::from_str(text).unwrap());
+        let said = write_outcome(&mut out, outcome, &Expected::of::<FileRead>(), &origin(), era);
+        (serde_json::from_slice(&out).unwrap(), said)
+    }
+
+    fn result(facts: Value) -> String {
+        json!({"content": [{"type": "text", "text": "x"}], "x": 1, "_meta": {
+            "dev.nexus/result": facts, "dev.nexus/vm": {"name": "other"}, "io.modelcontextprotocol/serverInfo": {}}})
+        .to_string()
+    }
+
+    #[test]
+    fn results_get_their_origin_and_nothing_that_only_the_host_may_say() {
+        let facts = json!({"size_bytes": 1, "offset": 0, "read_bytes": 1, "eof": true, "lossy": false});
+        let (value, said) = outcome(Ok(&result(facts.clone())), Era::Stateless);
+        assert_eq!(said, "ok");
+        assert_eq!(
+            value,
+            json!({"content": [{"type": "text", "text": "x"}], "resultType": "complete", "_meta": {
+                "dev.nexus/result": facts,
+                "dev.nexus/vm": {"id": "aaaaaaaaaaaac", "name": "web-1", "boot_id": "aaaaaaaaaaaae"}}})
+        );
+        let facts = json!({"hostname": "h", "kernel": "k", "arch": "a", "cpus": 1, "memory_total_bytes": 1,
+            "memory_available_bytes": 1, "disk_total_bytes": 1, "disk_available_bytes": 1, "load": [0.0, 0.0, 0.0],
+            "uptime_s": 1.0, "init": "i", "agent": "0"});
+        let text = json!({"content": [], "structuredContent": facts}).to_string();
+        let mut out = Vec::new();
+        let raw = serde_json::from_str(&text).unwrap();
+        write_outcome(&mut out, Ok(raw), &Expected::of::<OsInfo>(), &origin(), Era::Session);
+        let value: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(value["structuredContent"], facts, "{value}");
+        assert_eq!(value.get("resultType"), None);
+    }
+
+    #[test]
+    fn whose_words_an_error_has_is_said() {
+        let error = json!({"code": "file_not_found", "message": "none", "retryable": false});
+        let failed = json!({"content": [], "isError": true, "_meta": {"dev.nexus/error": error}}).to_string();
+        let refused = LinkError::Refused { code: -32602, message: "no".into() };
+        for (said, code, from) in [
+            (Ok(&*failed), "file_not_found", json!("guest")),
+            (Err(refused), "invalid_argument", json!("guest")),
+            (Err(LinkError::Busy), "busy", Value::Null),
+            (Ok("{}"), "guest_misbehaved", Value::Null),
+        ] {
+            let (value, outcome) = outcome(said, Era::Session);
+            assert_eq!((outcome, &value["isError"]), (code, &json!(true)), "{value}");
+            assert_eq!(value["_meta"]["dev.nexus/error"]["code"], code);
+            assert_eq!(value["_meta"]["dev.nexus/from"], from, "{value}");
+            assert_eq!(value["_meta"]["dev.nexus/vm"]["name"], "web-1");
+            assert!(value["content"][0]["text"].as_str().unwrap().starts_with(&format!("{code}: ")));
+            assert_eq!(value.get("structuredContent"), None);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What only a real machine shows of the guest: its mounts, limits, clock, and the image's own init.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use nexus_tests::client::{Client, stream};
+use nexus_tests::daemon::{Daemon, signal};
+use nexus_tests::registry::{Entry, Registry};
+use nexus_tests::wait::until;
+use serde_json::{Value, json};
+
+/// What the images of these tests have of BusyBox.
+const APPLETS: [&str; 14] =
+    ["sh", "cat", "cut", "date", "df", "grep", "head", "id", "ls", "readlink", "stat", "tail", "touch", "wc"];
+
+/// The static BusyBox of the image that every state directory of these tests has.
+pub(crate) fn busybox(client: &mut Client) -> Vec<u8> {
+    let image = client.must("image_inspect", json!({ "image": "busybox" }));
+    let path = image["path"].as_str().expect("it is here");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("busybox");
+    let dump = format!("dump /bin/busybox {}", file.display());
+    let done = std::process::Command::new("/sbin/debugfs").args(["-R", &dump, path]).output();
+    let bytes = fs::read(&file).unwrap_or_default();
+    assert!(bytes.starts_with(b"\x7fELF"), "{done:?}");
+    bytes
+}
+
+/// A root directory with places of odd kinds.
+fn populate(root: &Path, busybox: &[u8]) {
+    let put = |path: &str, text: &[u8], mode: u32, owner: u32| {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().expect("a file is in a directory")).expect("its directory");
+        fs::write(&path, text).expect("a file");
+        chown(&path, Some(owner), Some(owner)).expect("root gives files away");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("its mode");
+    };
+    let own = |path: &str, uid, gid, mode| {
+        let path = root.join(path);
+        fs::create_dir_all(&path).expect("a directory");
+        chown(&path, Some(uid), Some(gid)).expect("root gives directories away");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("its mode");
+    };
+    put("bin/busybox", busybox, 0o755, 0);
+    for applet in APPLETS {
+        symlink("busybox", root.join("bin").join(applet)).expect("a link");
+    }
+    put("etc/passwd", b"root:x:0:0::/root:/bin/sh\ndev:x:1000:1000::/home/dev:/bin/sh\n", 0o644, 0);
+    own("tmp", 0, 0, 0o1777);
+    put("tmp/seed.txt", b"seeded\n", 0o640, 7);
+    put("run/postgresql/note", b"noted\n", 0o600, 999);
+    own("run/postgresql", 999, 998, 0o2775);
+    own("home/dev", 1000, 1000, 0o755);
+    symlink("var/dev", root.join("dev")).expect("a link");
+}
+
+#[test]
+fn what_an_image_holds_is_what_its_machine_has() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let root = tempfile::tempdir().expect("a temporary directory");
+    populate(root.path(), &busybox(&mut client));
+    let from = format!("file:{}", root.path().display());
+    let vm = client.create(json!({ "name": "held", "from": from, "memory": "128MiB" }));
+    assert_eq!(vm["guest"]["problems"], Value::Null, "{vm}");
+
+    let held = "stat -c '%u:%g %a' /run/postgresql /run/postgresql/note /tmp /tmp/seed.txt; cat /run/postgresql/note /tmp/seed.txt";
+    let is = "999:998 2775\n999:999 600\n0:0 1777\n7:7 640\nnoted\nseeded\n";
+    assert_eq!(client.run("held", held).stdout, is);
+    let mounts = client.run("held", "cat /proc/mounts").stdout;
+    assert!(mounts.contains(" /run tmpfs ") && mounts.contains(" /var/dev devtmpfs "), "{mounts}");
+    assert!(!mounts.contains(" /tmp "), "{mounts}");
+    assert_eq!(
+        client.run("held", "touch /tmp/kept; stat -c %F /dev/null /dev/shm").stdout.lines().count(),
+        2
+    );
+
+    another_user_is_at_home(&mut client);
+    commands_leave_the_agent_room(&mut client);
+    the_clock_is_kept_right(&mut client, &vm);
+
+    client.to_the_end("vm_stop", json!({ "vm": "held" }), Duration::from_mins(2));
+    client.to_the_end("vm_start", json!({ "vm": "held" }), nexus_tests::client::BOOT);
+    client.wait_for_state("held", "ready");
+    assert_eq!(client.run("held", held).stdout, is);
+    assert_eq!(client.run("held", "ls /tmp").stdout, "kept\nseed.txt\n");
+}
+
+fn another_user_is_at_home(client: &mut Client) {
+    let line = "echo a > /dev/stdout; echo b > /dev/stderr";
+    let said = json!({ "vm": "held", "command": line, "user": "dev" });
+    let said = client.call_whole("guest_run_command", said).expect("it runs");
+    assert_eq!(
+        (stream(&said, "stdout").as_str(), stream(&said, "stderr").as_str()),
+        ("a\n", "b\n"),
+        "{said}"
+    );
+
+    let file = json!({ "vm": "held", "path": "/home/dev/proj/src/a.py", "content": "x\n" });
+    client.must("guest_file_write", file);
+    let line = "cd ~/proj && echo y >> src/a.py && touch b && cat src/a.py && stat -c %u . src/a.py";
+    let ran = json!({ "vm": "held", "command": line, "user": "dev" });
+    let ran = client.call_whole("guest_run_command", ran).expect("it runs");
+    assert_eq!(stream(&ran, "stdout"), "x\ny\n1000\n1000\n", "{ran}");
+
+    let value = json!({ "vm": "held", "path": "/proc/sys/vm/swappiness", "content": "7\n", "append": true });
+    client.must("guest_file_write", value);
+    assert_eq!(client.run("held", "cat /proc/sys/vm/swappiness").stdout, "7\n");
+    let long = format!("x={}; echo ${{#x}}", "a".repeat(200_000));
+    assert_eq!(client.run("held", &long).stdout, "200000\n");
+}
+
+fn commands_leave_the_agent_room(client: &mut Client) {
+    let limits = client.run("held", "cd /sys/fs/cgroup/nexus && cat memory.high memory.max pids.max").stdout;
+    let limits: Vec<u64> = limits.lines().map(|line| line.parse().expect("a limit")).collect();
+    assert!(limits.len() == 3 && limits[0] < limits[1] && limits[1] < 128 << 20, "{limits:?}");
+
+    // The exit code is that of the last of the pipe, and says nothing.
+    let hungry = json!({ "vm": "held", "command": "tail /dev/zero | wc -c", "timeout_s": 120 });
+    let ran = client.call_whole("guest_run_command", hungry).expect("it runs");
+    let facts = &ran["_meta"]["dev.nexus/result"];
+    assert_eq!(facts["exit_code"], 0, "{ran}");
+    assert!(facts["oom_killed"][0].as_str().is_some_and(|who| who.starts_with("tail (pid ")), "{ran}");
+    assert!(
+        ran["content"][0]["text"].as_str().is_some_and(|text| text.contains("ran out of memory")),
+        "{ran}"
+    );
+
+    let bomb = json!({ "vm": "held", "command": "bomb() { bomb | bomb; }; bomb", "timeout_s": 15 });
+    client.call_whole("guest_run_command", bomb).expect("it is ended");
+    assert_eq!(client.run("held", "echo alive").stdout, "alive\n");
+    let left = until(Duration::from_mins(1), || {
+        let left = client.run("held", "cat /sys/fs/cgroup/nexus/pids.current").stdout;
+        // Those of this command itself.
+        left.trim().parse::<u32>().ok().filter(|left| *left <= 4)
+    });
+    assert!(left.is_some(), "the bomb goes on");
+}
+
+fn the_clock_is_kept_right(client: &mut Client, vm: &Value) {
+    let off = |client: &mut Client| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+        let theirs = client.run("held", "date +%s").stdout.trim().parse::<u64>().expect("a time");
+        theirs.abs_diff(now)
+    };
+    assert!(off(client) <= 2, "it is right after the boot");
+    client.run("held", "date -s '2001-02-03 04:05:06'");
+    let right = until(Duration::from_secs(60), || (off(client) <= 2).then_some(()));
+    assert!(right.is_some(), "after date -s the clock is off by {} s", off(client));
+
+    let vmm = vm["process"]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a VMM");
+    signal(vmm, rustix::process::Signal::STOP);
+    std::thread::park_timeout(Duration::from_secs(12));
+    signal(vmm, rustix::process::Signal::CONT);
+    let right = until(Duration::from_secs(60), || (off(client) <= 2).then_some(()));
+    assert!(right.is_some(), "after a stop of the VMM the clock is off by {} s", off(client));
+    let told = until(Duration::from_secs(30), || {
+        let info = client.must("guest_os_info", json!({ "vm": "held" }));
+        info["clock_skew_ms"].as_i64().filter(|skew| skew.abs() <= 1000)
+    });
+    assert!(told.is_some(), "{}", client.must("guest_os_info", json!({ "vm": "held" })));
+}
+
+#[test]
+fn links_lead_where_the_image_means_and_its_directory_is_made() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let registry = Registry::start();
+    let busybox = busybox(&mut client);
+    let layer: &[_] = &[
+        ("bin", Entry::Directory),
+        ("bin/busybox", Entry::Program(&busybox)),
+        ("bin/sh", Entry::Link("busybox")),
+        ("run", Entry::Link("/var/run")),
+        ("tmp", Entry::Directory),
+        ("tmp/seed.txt", Entry::Text("seeded\n")),
+    ];
+    registry.put("team/linked", "1.0", &[layer], &json!({ "WorkingDir": "wh" }));
+    client.must("settings_set", json!({ "values": { "default.tmp": "tmpfs" } }));
+    let from = format!("oci:{}/team/linked:1.0", registry.address());
+    let vm = client.create(json!({ "name": "linked", "from": from }));
+    assert_eq!((&vm["memory"], &vm["guest"]["problems"]), (&json!("1GiB"), &Value::Null), "{vm}");
+    let said = client.run(
+        "linked",
+        "pwd; busybox cat /tmp/seed.txt; busybox ls /var/run/nexus/bin; busybox cat /proc/mounts",
+    );
+    let lines = ["/wh\nseeded\nhalt\n", " /var/run tmpfs ", " /tmp tmpfs "];
+    assert!(
+        said.stdout.starts_with(lines[0]) && lines.iter().all(|line| said.stdout.contains(line)),
+        "{said:?}"
+    );
+    client.to_the_end("vm_stop", json!({ "vm": "linked" }), Duration::from_mins(2));
+    assert_eq!(client.inspect("linked")["state"], "stopped");
+}
+
+#[test]
+fn a_machine_is_ready_when_its_systemd_is() {
+    let daemon = Daemon::start();
+    let mut client = daemon.client();
+    let template =
+        json!({ "name": "sysd", "source": "debian", "packages": ["systemd-sysv", "dbus"], "init": "system" });
+    client.must("template_create", template);
+    client.to_the_end("build_start", json!({ "template": "sysd", "wait_s": 0 }), Duration::from_mins(15));
+    let vm = client.to_the_end(
+        "vm_create",
+        json!({ "name": "sysd", "from": "template:sysd", "wait_s": 0 }),
+        Duration::from_mins(10),
+    );
+    assert_eq!((&vm["state"], &vm["guest"]["problems"]), (&json!("ready"), &Value::Null), "{vm}");
+    let said = client.run("sysd", "systemctl is-system-running; systemctl --failed --no-legend").stdout;
+    assert_eq!(said, "running\n");
+    let info = client.must("guest_os_info", json!({ "vm": "sysd" }));
+    assert_eq!(info["system"], json!({ "state": "running" }), "{info}");
+
+    // What fails is named.
+    client.run("sysd", "systemd-run --unit=broken --wait false");
+    let info = client.must("guest_os_info", json!({ "vm": "sysd" }));
+    assert_eq!(info["system"], json!({ "state": "degraded", "failed": ["broken.service"] }), "{info}");
+
+    // Who does not want to wait is told how far it is.
+    client.must("vm_delete", json!({ "vm": "sysd", "force": true }));
+    client.must("settings_set", json!({ "values": { "default.wait_for_init": "false" } }));
+    let arguments = json!({ "name": "early", "from": "template:sysd", "wait_s": 0 });
+    let vm = client.to_the_end("vm_create", arguments, Duration::from_mins(10));
+    assert_eq!(vm["guest"]["problems"], json!(["system: starting"]), "{vm}");
+}
