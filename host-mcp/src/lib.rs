@@ -11,6 +11,7 @@ pub mod dirs;
 pub mod endpoint;
 mod forward;
 pub mod host;
+pub mod log;
 pub mod server;
 pub mod settings;
 pub mod stream;

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use data_encoding::BASE64;
 use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
-use nexus_schema::link::{ByeReason, Configure, GuestFile, MCP_PORT, Mount, PROTOCOL};
-use nexus_schema::tools::vm::VmTimings;
+use nexus_schema::link::{ByeReason, Configure, GuestFile, MCP_PORT, Mount, PROTOCOL, PROTOCOL_MIN};
+use nexus_schema::tools::vm::{VmState, VmTimings};
 use tokio::sync::{mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::stop::Rung;
 use crate::asset::KernelFiles;
@@ -52,6 +53,10 @@ pub(super) struct Boot {
     pub(super) misbehaved: Option<String>,
     /// How often it did.
     complaints: u32,
+    /// Waits for the first answer of a shim that was taken up without one.
+    silent: Option<AbortOnDropHandle<()>>,
+    /// How long a guest may take to be ready.
+    patience: Duration,
     pub(super) clock: Clock,
 }
 
@@ -90,6 +95,8 @@ pub(super) enum Event {
     Asked(bool),
     /// The patience with the present step is over.
     Deadline,
+    /// A shim that was taken up without an answer has answered.
+    ShimAnswers,
 }
 
 /// Measures where the time of a boot goes.
@@ -153,6 +160,12 @@ pub(super) fn configure(
     }
 }
 
+/// Whether the guest has its configuration. One that was not welcomed says hello again, and may have no token yet.
+pub(super) fn is_configured(record: &VmRecord) -> bool {
+    matches!(record.state, VmState::Ready | VmState::Unreachable)
+        || record.guest.as_ref().is_some_and(|guest| guest.configured)
+}
+
 /// What is to be launched.
 pub(super) fn plan(
     shared: &Shared,
@@ -212,8 +225,7 @@ impl Boot {
         })?;
         failpoint::reach("start-hello-bound");
         let shim = Shim::launch(&shared.config.shim_binary, plan).await?;
-        let deadline = Instant::now() + shared.boot_timeout(plan.accel);
-        Ok(Self::new(shim, plan.accel, hello, events, Some(deadline), clock))
+        Ok(Self::new(shim, plan.accel, hello, events, shared.boot_timeout(plan.accel), clock))
     }
 
     /// Takes a VMM up again that an earlier daemon launched.
@@ -227,8 +239,7 @@ impl Boot {
     ) -> std::io::Result<Self> {
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let hello = HelloServer::bind(directory, configure_with, !configured, events_tx)?;
-        let deadline = Instant::now() + shared.boot_timeout(accel);
-        Ok(Self::new(shim, accel, hello, events, Some(deadline), Clock::start()))
+        Ok(Self::new(shim, accel, hello, events, shared.boot_timeout(accel), Clock::start()))
     }
 
     fn new(
@@ -236,7 +247,7 @@ impl Boot {
         accel: Accel,
         hello: HelloServer,
         events: mpsc::Receiver<GuestEvent>,
-        deadline: Option<Instant>,
+        patience: Duration,
         clock: Clock,
     ) -> Self {
         Self {
@@ -246,13 +257,32 @@ impl Boot {
             events,
             link: None,
             link_state: None,
-            deadline,
+            deadline: Some(Instant::now() + patience),
             bye: None,
             rung: None,
             asked: None,
             misbehaved: None,
             complaints: 0,
+            silent: None,
+            patience,
             clock,
+        }
+    }
+
+    /// Nothing is expected of the guest until the shim answers; see [`Event::ShimAnswers`].
+    pub(super) fn wait_for_shim(&mut self) {
+        self.deadline = None;
+        let shim = self.shim.clone();
+        self.silent = Some(AbortOnDropHandle::new(tokio::spawn(async move { shim.answered().await })));
+    }
+
+    /// Goes on with a boot of an earlier daemon, now that its shim answers.
+    pub(super) fn go_on(&mut self, record: &VmRecord, directory: &Path) {
+        let is_outdated = record.guest.as_ref().is_some_and(|guest| guest.protocol < PROTOCOL_MIN);
+        self.deadline = (!is_outdated).then(|| Instant::now() + self.patience);
+        let is_up = matches!(record.state, VmState::Running | VmState::Ready | VmState::Unreachable);
+        if is_up && is_configured(record) && !is_outdated {
+            self.dial(directory);
         }
     }
 
@@ -298,6 +328,7 @@ impl Boot {
             Some(event) = self.events.recv() => Event::Guest(event),
             state = changed(&mut self.link_state) => Event::Link(state),
             answered = answer(&mut self.asked) => Event::Asked(answered),
+            () = finished(&mut self.silent) => Event::ShimAnswers,
             exit = shim.wait() => Event::Exited(exit),
         }
     }
@@ -327,6 +358,16 @@ async fn answer(asked: &mut Option<tokio::task::JoinHandle<bool>>) -> bool {
             let answered = task.await.unwrap_or(false);
             *asked = None;
             answered
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn finished(silent: &mut Option<AbortOnDropHandle<()>>) {
+    match silent {
+        Some(task) => {
+            task.await.ok();
+            *silent = None;
         }
         None => std::future::pending().await,
     }

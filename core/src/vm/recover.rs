@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use nexus_schema::link::PROTOCOL_MIN;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ByteSize, ErrorCode, ToolError};
@@ -26,23 +25,29 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     let records = shared.store.read(vms::all).await.map_err(crate::op::store_error)?;
     settle_copies(shared).await?;
     settle_sizes(shared, &records).await?;
-    for record in records {
-        let id = record.id;
-        let drives =
-            shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
-        if record.state == VmState::Creating {
-            tracing::info!(vm = %record.name, "undoing a half-made vm");
-            let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
-            create::undo(shared, &record, &ids).await?;
-            continue;
-        }
-        let (record, boot) = match record.state.may_run() {
-            true => adopt(shared, record, &drives).await?,
-            false => (record, None),
-        };
-        actor::spawn(shared, record, drives, boot);
+    // All at once: shims that are slow to answer wait side by side.
+    let taken: Vec<_> = records.into_iter().map(|record| take_up(shared, record)).collect();
+    for taken in futures::future::join_all(taken).await {
+        taken?;
     }
     sweep(shared).await
+}
+
+/// Starts the task of one VM, with what runs of it, or undoes it if it is half made.
+async fn take_up(shared: &Arc<Shared>, record: VmRecord) -> Result<(), ToolError> {
+    let id = record.id;
+    let drives = shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
+    if record.state == VmState::Creating {
+        tracing::info!(vm = %record.name, "undoing a half-made vm");
+        let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
+        return create::undo(shared, &record, &ids).await;
+    }
+    let (record, boot) = match record.state.may_run() {
+        true => adopt(shared, record, &drives).await?,
+        false => (record, None),
+    };
+    actor::spawn(shared, record, drives, boot);
+    Ok(())
 }
 
 /// Drives that were copied, but not on the disk when the host went down: nothing ran on them. Those of images are made again, any
@@ -134,27 +139,29 @@ async fn adopt(
     };
     tracing::info!(vm = %record.name, state = %record.state, "taking up a running vm");
     let accel = if record.accel.as_deref() == Some("kvm") { Accel::Kvm } else { Accel::Tcg };
-    record.processes = Some(crate::store::vms::VmProcesses {
-        shim_pid: shim.identity().pid,
-        shim_start: shim.identity().start_time,
-        vmm_pid: shim.vmm().pid,
-    });
-    // A guest that was not welcomed says hello again, and may have no token yet.
-    let configured = matches!(record.state, VmState::Ready | VmState::Unreachable)
-        || record.guest.as_ref().is_some_and(|guest| guest.configured);
+    let silence = shim.silence();
+    if let Some(vmm) = shim.vmm() {
+        record.processes = Some(crate::store::vms::VmProcesses {
+            shim_pid: shim.identity().pid,
+            shim_start: shim.identity().start_time,
+            vmm_pid: vmm.pid,
+        });
+    }
     let configure = boot::configure(&record, drives, boot_id, &token);
+    let configured = boot::is_configured(&record);
     let mut boot = Boot::adopt(shared, shim, accel, &directory, configure, configured)
         .map_err(|e| ToolError::internal(format!("listen for the guest of {}: {e}", record.name)))?;
-    let is_outdated = record.guest.as_ref().is_some_and(|guest| guest.protocol < PROTOCOL_MIN);
-    match record.state {
-        VmState::Running | VmState::Ready | VmState::Unreachable if configured && !is_outdated => {
-            boot.dial(&directory);
+    match silence {
+        None => boot.go_on(&record, &directory),
+        Some(why) => {
+            tracing::warn!(vm = %record.name, why, "the vm runs on, and is unreachable for now");
+            boot.wait_for_shim();
+            let to = if record.state == VmState::Ready { VmState::Unreachable } else { record.state };
+            record = rewrite(shared, record, to, Some(why)).await?;
         }
-        VmState::Stopping => boot.deadline = Some(std::time::Instant::now()),
-        _ => {}
     }
-    if is_outdated {
-        boot.deadline = None;
+    if record.state == VmState::Stopping {
+        boot.deadline = Some(std::time::Instant::now());
     }
     Ok((record, Some(boot)))
 }
@@ -189,11 +196,21 @@ async fn settle(
     let from = record.state;
     debug_assert!(policy::is_edge(from, to), "{from} to {to}");
     tracing::info!(vm = %record.name, %from, %to, "vm ended while no daemon watched");
-    let expected = record.generation;
+    record.processes = None;
+    rewrite(shared, record, to, reason).await
+}
+
+/// Writes down what this daemon found of a VM when it started.
+async fn rewrite(
+    shared: &Shared,
+    mut record: VmRecord,
+    to: VmState,
+    reason: Option<String>,
+) -> Result<VmRecord, ToolError> {
+    let (from, expected) = (record.state, record.generation);
     record.generation += 1;
     record.state = to;
     record.reason = reason;
-    record.processes = None;
     let row = record.clone();
     shared
         .store

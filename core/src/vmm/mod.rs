@@ -9,6 +9,7 @@
 //! Nothing here sees the store. The VMM dies with its shim (PR_SET_PDEATHSIG), so that a shim that is gone means that its drives are
 //! free again.
 
+mod adopt;
 pub mod console;
 mod control;
 pub mod doctor;
@@ -20,8 +21,9 @@ mod plan;
 mod process;
 mod shim;
 pub mod vsock;
+mod wire;
 
-pub use control::{ShimIdentity, VmmError, VmmInfo};
+pub use control::{ShimIdentity, Stall, VmmError, VmmInfo};
 pub use driver::{Caps, Unsupported};
 pub use exit::{Exit, MachineEnd, read_exit};
 pub use handle::Shim;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nexus_schema::link::ByeReason;
 use nexus_schema::tools::vm::VmState;
 
-use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record};
+use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record, processes_of};
 use crate::guest::{GuestEvent, LinkState, STANDSTILL};
 use crate::os::failpoint;
 use crate::progress::Progress;
@@ -35,6 +35,7 @@ impl Actor {
                 }
             }
             Event::Deadline => self.deadline().await,
+            Event::ShimAnswers => self.shim_answers().await,
             Event::Exited(exit) => self.exited(exit).await,
         }
     }
@@ -86,6 +87,19 @@ impl Actor {
                 boot.misbehaved = Some(what);
             }
         }
+    }
+
+    /// A shim that did not answer when the daemon started does so now.
+    async fn shim_answers(&mut self) {
+        let directory = self.shared.paths.vm(self.record.id);
+        let Some(boot) = self.boot.as_mut() else { return };
+        self.record.processes = processes_of(&boot.shim).or(self.record.processes);
+        if self.record.state != VmState::Stopping {
+            boot.go_on(&self.record, &directory);
+        }
+        self.record.reason = (self.record.state == VmState::Unreachable)
+            .then(|| "its shim answers again; waiting for its agent".to_owned());
+        self.note("its shim answers again").await;
     }
 
     async fn link_event(&mut self, state: LinkState) {

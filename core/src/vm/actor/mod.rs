@@ -22,6 +22,7 @@ use crate::store::{StoreError, history, now, random_id, vms};
 use crate::vm::boot::{self, Boot, Clock, Event};
 use crate::vm::policy;
 use crate::vm::stop::Rung;
+use crate::vmm::{Shim, ShimIdentity};
 
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
@@ -235,6 +236,14 @@ impl Actor {
         }
     }
 
+    /// Adds a line to the history without a change of state.
+    async fn note(&mut self, what: &str) {
+        let line = (self.record.state, what.to_owned(), DAEMON.to_owned());
+        if let Err(error) = self.write(Some(line)).await {
+            tracing::error!(vm = %self.record.name, what, %error, "a note was not recorded");
+        }
+    }
+
     // --- start
 
     async fn start(&mut self, who: &str, why: &str, progress: &Progress) -> Result<BootId, ToolError> {
@@ -295,12 +304,7 @@ impl Actor {
             Ok(mut boot) => {
                 failpoint::reach("start-launched");
                 boot.clock.timings.spawn_ms = boot.clock.step();
-                let identity = boot.shim.identity();
-                self.record.processes = Some(VmProcesses {
-                    shim_pid: identity.pid,
-                    shim_start: identity.start_time,
-                    vmm_pid: boot.shim.vmm().pid,
-                });
+                self.record.processes = processes_of(&boot.shim);
                 self.boot = Some(boot);
                 self.write(None).await.ok();
                 failpoint::reach("start-recorded");
@@ -401,6 +405,13 @@ async fn next(boot: &mut Option<Boot>) -> Event {
         Some(boot) => boot.event().await,
         None => std::future::pending().await,
     }
+}
+
+/// The processes of a VM whose shim has answered.
+fn processes_of(shim: &Shim) -> Option<VmProcesses> {
+    let vmm = shim.vmm()?;
+    let ShimIdentity { pid: shim_pid, start_time: shim_start } = shim.identity();
+    Some(VmProcesses { shim_pid, shim_start, vmm_pid: vmm.pid })
 }
 
 fn guest_record(hello: Hello) -> GuestRecord {

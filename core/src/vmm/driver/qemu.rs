@@ -15,7 +15,7 @@ use super::qmp::Monitor;
 use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, ended_with};
 use crate::os::paths::vm_files;
 use crate::os::process::ProcessHandle;
-use crate::vmm::control::Job;
+use crate::vmm::control::{Job, Stall};
 use crate::vmm::exit::MachineEnd;
 use crate::vmm::plan::{Accel, PlanDrive};
 use crate::vmm::process::{CommandLine, PASSED_FD};
@@ -28,6 +28,9 @@ pub(crate) const CAPS: Caps = Caps {
     can_pause: true,
     can_ask_guest: false,
 };
+
+/// What the name of a drive's block node begins with; its place in the plan follows.
+const NODE: &str = "disk";
 
 pub(crate) struct Qemu;
 
@@ -175,6 +178,13 @@ impl Machine for Running {
 
     fn take_events(&self) -> bool {
         self.monitor.take()
+    }
+
+    fn stall(&self) -> Option<Stall> {
+        self.monitor.full_node().map(|node| {
+            let drive = node.strip_prefix(NODE).and_then(|number| number.parse().ok()).unwrap_or_default();
+            Stall::DiskFull { drive }
+        })
     }
 
     fn end(&self) -> Option<MachineEnd> {

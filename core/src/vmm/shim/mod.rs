@@ -11,6 +11,7 @@
 mod lock;
 mod pump;
 mod serve;
+mod stall;
 
 pub(crate) use lock::{Holder, read_holder};
 
@@ -30,6 +31,7 @@ use super::driver::{self, Machine};
 use super::exit::{self, Exit};
 use super::log::{self, LogWriter};
 use super::process::{self, VmmProcess};
+use super::wire::{self, WireError};
 use crate::os::paths::vm_files;
 use crate::os::socket::bind_in;
 use nexus_schema::error::chain;
@@ -76,7 +78,7 @@ enum ShimError {
     #[error("read the plan")]
     Plan {
         #[source]
-        source: serde_json::Error,
+        source: WireError,
     },
     #[error("receive signals")]
     Signals {
@@ -115,7 +117,7 @@ fn run(directory: &Path) -> Result<(), ShimError> {
         return Err(ShimError::Locked);
     };
     let job = std::fs::read(vm_files::PLAN).map_err(file(vm_files::PLAN))?;
-    let job: Job = serde_json::from_slice(&job).map_err(|source| ShimError::Plan { source })?;
+    let job = wire::read_job(&job).map_err(|source| ShimError::Plan { source })?;
     let signals = receive_signals()?;
     let control = bind_in(here, vm_files::SHIM).map_err(file(vm_files::SHIM))?;
     let mut shim = Live { job: &job, by_request: false };
@@ -127,7 +129,7 @@ fn run(directory: &Path) -> Result<(), ShimError> {
                 shim.by_request = true;
                 kill(&vmm.process);
             }
-            let waiting = serve::serve(&vmm, &status, &control, &signals, &mut shim.by_request);
+            let waiting = serve::serve(&vmm, &job.plan, &status, &control, &signals, &mut shim.by_request);
             let exit = vmm.end(shim.by_request);
             write_exit(here, &exit);
             waiting.answer(&exit);
@@ -220,6 +222,7 @@ impl Live<'_> {
             Err(source) => return Err(give_up(vmm, pumps, &ShimError::Myself { source })),
         };
         let status = Status {
+            protocol: wire::PROTOCOL,
             pid: me,
             start_time,
             vm: plan.vm,

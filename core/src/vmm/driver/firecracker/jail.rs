@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{AtFlags, CWD};
 
+use super::LOG_OPTIONS;
 use super::relay;
 use super::requests::Files;
 use crate::os::own_mounts;
@@ -157,6 +158,7 @@ impl Jail {
         arguments.extend(rest.map(Into::into));
         // Its root directory is its working directory.
         arguments.push(vm_files::API.into());
+        arguments.extend(LOG_OPTIONS.map(Into::into));
         CommandLine { program: self.jailer.clone(), arguments }
     }
 
