@@ -21,7 +21,7 @@ use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
 use crate::vmm::doctor::Choice;
-use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, Shim, VmmError};
+use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, Shim, Stall, VmmError};
 
 /// How much of a console is kept twice over: the current file and the one before.
 const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
@@ -56,7 +56,10 @@ pub(super) struct Boot {
     /// Waits for the first answer of a shim that was taken up without one.
     silent: Option<AbortOnDropHandle<()>>,
     /// How long a guest may take to be ready.
-    patience: Duration,
+    pub(super) patience: Duration,
+    /// What keeps the guest from running.
+    pub(super) stall: Option<Stall>,
+    stalls: mpsc::Receiver<Option<Stall>>,
     pub(super) clock: Clock,
 }
 
@@ -95,6 +98,8 @@ pub(super) enum Event {
     Asked(bool),
     /// The patience with the present step is over.
     Deadline,
+    /// The VMM has paused the guest by itself, or let it go on.
+    Stalled(Option<Stall>),
     /// A shim that was taken up without an answer has answered.
     ShimAnswers,
 }
@@ -111,6 +116,11 @@ impl Clock {
     pub(super) fn start() -> Self {
         let now = Instant::now();
         Self { started: now, last: now, timings: VmTimings::default() }
+    }
+
+    /// How long ago the boot began; for one that was taken up, since then.
+    pub(super) fn since_start(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Ends a step; its milliseconds.
@@ -250,6 +260,7 @@ impl Boot {
         patience: Duration,
         clock: Clock,
     ) -> Self {
+        let stalls = shim.stalls();
         Self {
             shim: Arc::new(shim),
             accel,
@@ -265,6 +276,8 @@ impl Boot {
             complaints: 0,
             silent: None,
             patience,
+            stall: None,
+            stalls,
             clock,
         }
     }
@@ -328,6 +341,7 @@ impl Boot {
             Some(event) = self.events.recv() => Event::Guest(event),
             state = changed(&mut self.link_state) => Event::Link(state),
             answered = answer(&mut self.asked) => Event::Asked(answered),
+            Some(stall) = self.stalls.recv() => Event::Stalled(stall),
             () = finished(&mut self.silent) => Event::ShimAnswers,
             exit = shim.wait() => Event::Exited(exit),
         }

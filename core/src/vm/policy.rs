@@ -14,8 +14,8 @@ pub(crate) const fn is_edge(from: VmState, to: VmState) -> bool {
         Stopped | Crashed | Failed => matches!(to, Starting),
         Starting => matches!(to, Running | Stopping | Failed),
         Running => matches!(to, Ready | Stopping | Stopped | Starting | Failed | Crashed),
-        Ready => matches!(to, Unreachable | Stopping | Stopped | Starting | Crashed),
-        Unreachable => matches!(to, Ready | Stopping | Stopped | Starting | Crashed),
+        Ready => matches!(to, Unreachable | Stopping | Stopped | Starting | Failed | Crashed),
+        Unreachable => matches!(to, Ready | Stopping | Stopped | Starting | Failed | Crashed),
         Stopping => matches!(to, Stopped),
     }
 }

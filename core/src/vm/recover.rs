@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use nexus_schema::id::VmId;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ByteSize, ErrorCode, ToolError};
@@ -43,11 +44,32 @@ async fn take_up(shared: &Arc<Shared>, record: VmRecord) -> Result<(), ToolError
         return create::undo(shared, &record, &ids).await;
     }
     let (record, boot) = match record.state.may_run() {
-        true => adopt(shared, record, &drives).await?,
+        true => adopt(shared, record, &drives, "while nexusd was down").await?,
         false => (record, None),
     };
     actor::spawn(shared, record, drives, boot);
     Ok(())
+}
+
+/// Finds a VM as it is, after a panic in its task; `None` when it is gone. One that is being created stays so: its operation goes on, or
+/// undoes it.
+pub(super) async fn take_up_anew(
+    shared: &Arc<Shared>,
+    id: VmId,
+) -> Result<Option<(VmRecord, Vec<DriveRecord>, Option<Boot>)>, ToolError> {
+    let found = shared
+        .store
+        .read(move |db| -> Result<_, StoreError> {
+            Ok((vms::get(db, &Reference::Id(id))?, drives::of_vm(db, id)?))
+        })
+        .await
+        .map_err(crate::op::store_error)?;
+    let (Some(record), drives) = found else { return Ok(None) };
+    let (record, boot) = match record.state.may_run() {
+        true => adopt(shared, record, &drives, "while its task was down").await?,
+        false => (record, None),
+    };
+    Ok(Some((record, drives, boot)))
 }
 
 /// Drives that were copied, but not on the disk when the host went down: nothing ran on them. Those of images are made again, any
@@ -114,6 +136,7 @@ async fn adopt(
     shared: &Arc<Shared>,
     mut record: VmRecord,
     drives: &[DriveRecord],
+    when: &str,
 ) -> Result<(VmRecord, Option<Boot>), ToolError> {
     let directory = shared.paths.vm(record.id);
     let known = record.processes.map(|p| ShimIdentity { pid: p.shim_pid, start_time: p.shim_start });
@@ -134,7 +157,7 @@ async fn adopt(
         // Where nothing was launched for this boot, what is there is of the one before.
         let was_launched = record.boot_id.is_some() && launched_boot(&directory) == record.boot_id;
         let exit = was_launched.then(|| read_exit(&directory).unwrap_or_else(Exit::lost));
-        let record = settle(shared, record, exit, &directory).await?;
+        let record = settle(shared, record, exit, &directory, when).await?;
         return Ok((record, None));
     };
     tracing::info!(vm = %record.name, state = %record.state, "taking up a running vm");
@@ -180,17 +203,18 @@ async fn settle(
     mut record: VmRecord,
     exit: Option<Exit>,
     directory: &Path,
+    when: &str,
 ) -> Result<VmRecord, ToolError> {
     let clean = exit.as_ref().is_some_and(|exit| exit.code == Some(0) && !exit.shim_lost);
     let what = match &exit {
-        Some(exit) => format!("{} while nexusd was down", exit.message),
+        Some(exit) => format!("{} {when}", exit.message),
         None => "nexusd ended before the VMM was started".to_owned(),
     };
     let (to, reason) = match record.state {
         VmState::Stopping => (VmState::Stopped, None),
         VmState::Starting if exit.is_none() => (VmState::Failed, Some(what)),
         VmState::Starting => (VmState::Failed, Some(boot::with_console(what, directory))),
-        _ if clean => (VmState::Stopped, Some("it powered off while nexusd was down".to_owned())),
+        _ if clean => (VmState::Stopped, Some(format!("it powered off {when}"))),
         _ => (VmState::Crashed, Some(boot::with_console(what, directory))),
     };
     let from = record.state;

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::control::{Reply, Request, ShimIdentity, Status, VmmError};
+use super::control::{Reply, Request, ShimIdentity, Stall, Status, VmmError};
 use super::handle::{Inner, Shim, gone, next_reply};
 use super::shim::{self, Holder};
 use super::wire;
@@ -18,6 +19,8 @@ use crate::os::process::{self, ProcessHandle};
 
 /// How long the start of the daemon waits for a shim's first answer, which an idle host gives within a millisecond.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
+/// How many changes may wait for who listens.
+const STALLS_MAX: usize = 8;
 /// How long to wait until one is asked again that broke off the connection.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -86,6 +89,39 @@ impl Shim {
                     sleep(ASK_AGAIN).await;
                 }
             }
+        }
+    }
+
+    /// What keeps the guest from running: how it is now, and each change, until the shim ends or nobody listens. A shim of
+    /// generation 1 does not tell.
+    pub(crate) fn stalls(&self) -> mpsc::Receiver<Option<Stall>> {
+        let (tell, told) = mpsc::channel(STALLS_MAX);
+        let shim = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = gone(&shim.inner.shim) => {}
+                () = tell.closed() => {}
+                () = shim.tell_stalls(&tell) => {}
+            }
+        });
+        told
+    }
+
+    async fn tell_stalls(&self, tell: &mpsc::Sender<Option<Stall>>) {
+        self.answered().await;
+        while self.inner.status.get().is_some_and(|status| status.protocol >= 2) {
+            let watched = async {
+                let mut stream = self.send(Request::Watch).await?;
+                loop {
+                    match next_reply(&mut stream).await? {
+                        Reply::Stalled(stall) => tell.send(stall).await.map_err(io::Error::other)?,
+                        other => return Err(io::Error::other(format!("another answer: {other:?}"))),
+                    }
+                }
+            };
+            let ended: io::Result<()> = watched.await;
+            tracing::debug!(pid = self.inner.identity.pid, error = ?ended.err(), "a shim tells no more");
+            sleep(ASK_AGAIN).await;
         }
     }
 
