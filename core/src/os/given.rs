@@ -3,7 +3,6 @@
 //! Nothing here waits for the other end of a pipe or for a device, and nothing of a stuck filesystem holds up a runtime's threads.
 
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

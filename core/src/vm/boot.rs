@@ -16,6 +16,7 @@ use super::stop::Rung;
 use crate::asset::KernelFiles;
 use crate::context::Shared;
 use crate::guest::{GuestEvent, HelloServer, Link, LinkState};
+use crate::os::disk::is_full;
 use crate::os::failpoint;
 use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
@@ -36,7 +37,7 @@ pub(super) struct Boot {
     pub(super) shim: Arc<Shim>,
     pub(super) accel: Accel,
     /// Listens for the guest until the boot is over.
-    _hello: HelloServer,
+    _hello: Option<HelloServer>,
     events: mpsc::Receiver<GuestEvent>,
     /// The link, once the guest was configured.
     pub(super) link: Option<Link>,
@@ -235,7 +236,7 @@ impl Boot {
         })?;
         failpoint::reach("start-hello-bound");
         let shim = Shim::launch(&shared.config.shim_binary, plan).await?;
-        Ok(Self::new(shim, plan.accel, hello, events, shared.boot_timeout(plan.accel), clock))
+        Ok(Self::new(shim, plan.accel, Some(hello), events, shared.boot_timeout(plan.accel), clock))
     }
 
     /// Takes a VMM up again that an earlier daemon launched.
@@ -248,14 +249,21 @@ impl Boot {
         configured: bool,
     ) -> std::io::Result<Self> {
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
-        let hello = HelloServer::bind(directory, configure_with, !configured, events_tx)?;
+        let hello = match HelloServer::bind(directory, configure_with, !configured, events_tx) {
+            // A guest that is configured can be used without.
+            Err(error) if configured && is_full(&error) => {
+                tracing::warn!(%error, directory = %directory.display(), "the disk is full: nobody listens for this guest's bye");
+                None
+            }
+            bound => Some(bound?),
+        };
         Ok(Self::new(shim, accel, hello, events, shared.boot_timeout(accel), Clock::start()))
     }
 
     fn new(
         shim: Shim,
         accel: Accel,
-        hello: HelloServer,
+        hello: Option<HelloServer>,
         events: mpsc::Receiver<GuestEvent>,
         patience: Duration,
         clock: Clock,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nexus_schema::id::VmId;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::vm::VmState;
-use nexus_schema::{ByteSize, ErrorCode, ToolError};
+use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
 
 use super::actor::{self, DAEMON};
 use super::boot::{self, Boot};
@@ -31,7 +31,18 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     for taken in futures::future::join_all(taken).await {
         taken?;
     }
-    sweep(shared).await
+    or_later(sweep(shared).await, "what belongs to nothing is removed at the next start")
+}
+
+/// A full disk is no reason not to start: what cannot be written then is done at the next start.
+fn or_later(done: Result<(), ToolError>, later: &str) -> Result<(), ToolError> {
+    match done {
+        Err(error) if error.code == ErrorCode::DiskFull => {
+            tracing::warn!(%error, "{later}");
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 /// Starts the task of one VM, with what runs of it, or undoes it if it is half made.
@@ -41,7 +52,10 @@ async fn take_up(shared: &Arc<Shared>, record: VmRecord) -> Result<(), ToolError
     if record.state == VmState::Creating {
         tracing::info!(vm = %record.name, "undoing a half-made vm");
         let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
-        return create::undo(shared, &record, &ids).await;
+        return or_later(
+            create::undo(shared, &record, &ids).await,
+            "a half-made vm is undone at the next start",
+        );
     }
     let (record, boot) = match record.state.may_run() {
         true => adopt(shared, record, &drives, "while nexusd was down").await?,
@@ -236,15 +250,21 @@ async fn rewrite(
     record.state = to;
     record.reason = reason;
     let row = record.clone();
-    shared
+    let written = shared
         .store
         .write(move |tx| -> Result<(), StoreError> {
             vms::update(tx, &row, expected)?;
             let reason = row.reason.clone().unwrap_or_else(|| "it is down".into());
             history::insert(tx, row.id, &row.name, Some(from), Some(to), &reason, DAEMON, row.boot_id)
         })
-        .await
-        .map_err(crate::op::store_error)?;
+        .await;
+    if written.as_ref().is_err_and(StoreError::is_disk_full) {
+        // It is so all the same; the next change that can be written says so.
+        tracing::warn!(vm = %record.name, %to, "the disk is full: what became of the vm is not written down");
+        record.generation = expected;
+        return Ok(record);
+    }
+    written.map_err(crate::op::store_error)?;
     Ok(record)
 }
 

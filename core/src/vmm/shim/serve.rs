@@ -122,7 +122,7 @@ pub(super) fn serve(
                         answer(vmm, status, connection, request, by_request, &mut waiting, &mut stalls)
                     }
                     Ok(Some(Err(error))) => {
-                        send(&connection.stream, &Reply::Refused(super::with_causes(&error)));
+                        send(&connection.stream, &Reply::Refused(nexus_schema::error::chain(&error)));
                         None
                     }
                     Err(_) => None,

@@ -130,7 +130,7 @@ fn go_on(machine: &Arc<dyn Machine>) {
     let machine = Arc::clone(machine);
     let spawned = std::thread::Builder::new().name("go-on".to_owned()).stack_size(STACK).spawn(move || {
         if let Err(error) = machine.set_paused(false) {
-            say(&format!("let the guest go on: {}", super::with_causes(&error)));
+            say(&format!("let the guest go on: {}", nexus_schema::error::chain(&error)));
         }
     });
     if let Err(error) = spawned {
