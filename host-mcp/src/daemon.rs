@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::endpoint::{self, Door, Endpoints, TokenError};
 use crate::host::{Host, View};
 use crate::settings::Settings;
-use crate::{bridge, stream};
+use crate::{bridge, log, stream};
 
 /// The guest, as it was built for its own target.
 pub static AGENT: &[u8] = include_bytes!(env!("NEXUS_GUEST_BIN"));
@@ -285,21 +285,9 @@ fn raise_file_limit() {
     );
 }
 
-/// Logs to stderr; stdout may belong to a client.
-pub fn start_log(filter: &str) {
-    use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::new(filter);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    let ansi = io::stderr().is_terminal();
-    // A second log in one process is that of a test; the first one stays.
-    let _ = log.with_ansi(ansi).try_init();
-}
-
 /// Says on stderr what went wrong, with every cause.
 pub fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
-    use std::io::Write;
-    // There is nobody else to tell.
-    let _ = writeln!(io::stderr(), "nexusd: {}", nexus_schema::error::chain(error));
+    log::say(&format!("nexusd: {}", nexus_schema::error::chain(error)));
     ExitCode::from(code)
 }
 

@@ -10,6 +10,7 @@ pub mod dirs;
 pub mod endpoint;
 mod forward;
 pub mod host;
+pub mod log;
 pub mod server;
 pub mod settings;
 pub mod stream;

@@ -367,6 +367,10 @@ fn number(text: &str, min: u32, max: u32) -> Result<u32, String> {
     }
 }
 
+fn flag(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("`{text}` is not true or false"))
+}
+
 fn filter(text: &str) -> Result<String, String> {
     text.parse::<tracing_subscriber::filter::Targets>()
         .map(|_| text.to_owned())

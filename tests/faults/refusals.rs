@@ -195,3 +195,29 @@ fn the_history_of_a_deleted_vm_stays() {
     assert_eq!(client.must("vm_history", json!({ "vm": vm["id"] }))["id"], vm["id"]);
     world.assert_in_order();
 }
+
+#[test]
+fn a_pipe_or_device_as_a_source_is_refused_and_stops_nothing() {
+    let world = World::new();
+    let mut client = world.client();
+    let pipe = world.path("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .expect("a pipe is made");
+    for path in [pipe.display().to_string(), "/dev/zero".to_owned()] {
+        for (tool, arguments) in [
+            ("image_create", json!({ "name": "x", "from": format!("file:{path}") })),
+            ("image_create", json!({ "name": "x", "from": format!("oci-archive:{path}") })),
+            ("image_create", json!({ "name": "x", "from": format!("oci-layout:{path}#a") })),
+            ("image_create", json!({ "name": "x", "from": format!("file:{path}"), "dry_run": true })),
+            ("vm_create", json!({ "name": "x", "from": format!("file:{path}") })),
+            ("settings_set", json!({ "values": { "default.kernel": format!("file:{path}") } })),
+            ("asset_download", json!({ "kind": "kernel", "from": format!("file:{path}") })),
+            ("template_create", json!({ "name": "x", "source": format!("file:{path}") })),
+        ] {
+            let failure = refused(&mut client, tool, arguments);
+            assert_eq!(failure.code, "invalid_argument", "{tool} {path}: {}", failure.text);
+        }
+    }
+    assert_eq!(client.must("vm_list", json!({}))["vms"], json!([]));
+    world.assert_in_order();
+}

@@ -73,6 +73,14 @@ impl Daemon {
         Self::run(temporary, state.to_path_buf(), &[], settings)
     }
 
+    /// A daemon with a kernel and the `busybox` image, in a state directory of the caller's.
+    pub fn start_at(state: &Path) -> Self {
+        let temporary =
+            tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
+        copy(&seed(), state);
+        Self::run(temporary, state.to_path_buf(), &[], &[])
+    }
+
     /// A daemon with a kernel and the `busybox` image, and settings of its own.
     pub fn start_set(settings: &[(&str, &str)]) -> Self {
         let temporary =

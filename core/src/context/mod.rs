@@ -29,6 +29,7 @@ use crate::drive::{DriveError, Drives, Locks};
 use crate::op::{Ops, described};
 use crate::os::lock::Lock;
 use crate::os::paths::Paths;
+use crate::os::reserve::Reserve;
 use crate::provision::Provision;
 use crate::store::Store;
 use crate::store::vms::VmRecord;
@@ -55,9 +56,17 @@ pub(crate) struct Shared {
     /// The lock of the state directory, held as long as anything uses it.
     #[expect(dead_code, reason = "held, not used")]
     pub(crate) lock: Lock,
+    /// Room that is given up on a full disk.
+    pub(crate) reserve: Reserve,
 }
 
 impl Shared {
+    /// Makes a little room on a full disk, for what frees more.
+    pub(crate) async fn make_room(&self) {
+        let reserve = self.reserve.clone();
+        tokio::task::spawn_blocking(move || reserve.give_up_if_full()).await.ok();
+    }
+
     /// How long a guest may take to be ready.
     pub(crate) fn boot_timeout(&self, accel: Accel) -> Duration {
         let seconds = match accel {

@@ -103,6 +103,9 @@ pub(super) fn works(directory: &Path) -> Result<bool, DriveError> {
     let (first, second) = (stage::temporary(directory), stage::temporary(directory));
     let made = subvolume::create(&first).and_then(|()| subvolume::snapshot(&first, &second));
     let removed = [&first, &second].map(|path| stage::remove(path));
+    if made == Err(rustix::io::Errno::NOSPC) {
+        return Err(DriveError::full(directory, 0));
+    }
     Ok(made.is_ok() && removed.iter().all(Result::is_ok))
 }
 

@@ -11,6 +11,7 @@ use super::pending::{self, Origin};
 use super::stage::{self, Filled, Stage};
 use super::{Backend, DriveError};
 use crate::os::disk::allocated_bytes;
+use crate::os::given;
 use crate::progress::Progress;
 
 /// How much is copied at once: what fits in a processor's cache. The kernel's own copy (`copy_file_range`) goes page by page
@@ -66,7 +67,7 @@ fn fill(stage: &Stage, image: &Path, size: ByteSize, progress: &Progress) -> Res
 
 /// Copies a file to a new one with its holes, by reflink where that works. Blocks.
 pub(crate) fn copy_file(from: &Path, to: &Path, progress: &Progress) -> Result<(), DriveError> {
-    let source = fs::File::open(from).map_err(|e| DriveError::io(from, e))?;
+    let source = given::open_file(from).map_err(|e| DriveError::io(from, e))?;
     let length = source.metadata().map_err(|e| DriveError::io(from, e))?.len();
     let target = fs::File::create_new(to).map_err(|e| DriveError::io(to, e))?;
     if rustix::fs::ioctl_ficlone(target.file(), source.file()).is_ok() {

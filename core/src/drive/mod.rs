@@ -81,6 +81,18 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
 /// The backend that is best for drives in `directory`, found by trying.
 pub fn probe(directory: &Path) -> Result<Box<dyn Backend>, DriveError> {
+    match try_out(directory) {
+        // A full disk lets nothing be tried: what the filesystem can do is known well enough.
+        Err(DriveError::DiskFull { .. }) => Ok(match stage::filesystem(directory)? {
+            stage::BTRFS => Box::new(Btrfs),
+            stage::XFS => Box::new(Reflink),
+            _ => Box::new(Copy),
+        }),
+        tried => tried,
+    }
+}
+
+fn try_out(directory: &Path) -> Result<Box<dyn Backend>, DriveError> {
     if btrfs::works(directory)? {
         return Ok(Box::new(Btrfs));
     }

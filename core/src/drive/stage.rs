@@ -189,10 +189,20 @@ pub(super) fn parent_of(drive: &Path) -> Result<&Path, DriveError> {
 
 /// Whether names get on the disk in the order in which they were made: by a journal (ext4, XFS) or a commit of all (btrfs).
 fn keeps_order(directory: &Path) -> Result<bool, DriveError> {
-    // linux/magic.h: EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC
-    const IN_ORDER: [u64; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
+    Ok([EXT4, XFS, BTRFS].contains(&filesystem(directory)?))
+}
+
+/// linux/magic.h: EXT4_SUPER_MAGIC
+const EXT4: u64 = 0xef53;
+/// linux/magic.h: XFS_SUPER_MAGIC
+pub(super) const XFS: u64 = 0x5846_5342;
+/// linux/magic.h: BTRFS_SUPER_MAGIC
+pub(super) const BTRFS: u64 = 0x9123_683e;
+
+/// The magic number of the filesystem that a directory is on.
+pub(super) fn filesystem(directory: &Path) -> Result<u64, DriveError> {
     let stat = rustix::fs::statfs(directory).map_err(|e| DriveError::io(directory, e.into()))?;
-    Ok(u64::try_from(stat.f_type).is_ok_and(|kind| IN_ORDER.contains(&kind)))
+    Ok(u64::try_from(stat.f_type).unwrap_or_default())
 }
 
 pub(super) fn sync_directory(directory: &Path) -> Result<(), DriveError> {

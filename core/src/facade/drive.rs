@@ -235,6 +235,7 @@ impl Nexus {
         params: DriveDeleteParams,
     ) -> Result<DriveDeleteOutput, ToolError> {
         let shared = &self.shared;
+        shared.make_room().await;
         let (drive, _locked) = shared.take_drive(&params.drive).await?;
         if let Some(attachment) = &drive.attachment {
             return Err(shared.in_use(&drive, attachment, "drive_detach it first, or vm_delete the VM"));

@@ -12,6 +12,7 @@ mod settings;
 mod space;
 mod system;
 mod template;
+mod tidy;
 mod vm;
 
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ use crate::op::{Ops, store_error, summary};
 use crate::os::leftover;
 use crate::os::lock::{self};
 use crate::os::paths::Paths;
+use crate::os::reserve::Reserve;
 use crate::provision::Provision;
 use crate::store::{Store, StoreError, now, ops};
 use crate::vm::recover;
@@ -123,6 +125,8 @@ impl Nexus {
         ] {
             make_private(&directory)?;
         }
+        let reserve = Reserve::new(paths.reserve());
+        reserve.give_up_if_full();
         let Some(lock) = lock::take_in_time(&paths.lock()).await? else {
             let pid = lock::holder(&paths.lock());
             return Err(OpenError::Locked { directory: config.state_dir, pid });
@@ -165,11 +169,16 @@ impl Nexus {
             drives,
             drive_locks: Locks::default(),
             lock,
+            reserve,
         });
         shared.tasks.spawn(record_calls(shared.store.clone(), queue));
-        shared.provision.sync_providers().await?;
+        match shared.provision.sync_providers().await {
+            Err(error) if error.is_disk_full() => tracing::warn!(%error, "providers are as they were before"),
+            synced => synced?,
+        }
         recover::recover(&shared).await.map_err(|error| OpenError::Recover { error })?;
         resume::resume_ops(&shared).await.map_err(|error| OpenError::Recover { error })?;
+        tokio::spawn(tidy::keep_tidy(Arc::downgrade(&shared)));
         Ok(Self { shared })
     }
 

@@ -54,13 +54,15 @@ pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
                     Some(_) => (OpState::Succeeded, None),
                     None => (OpState::Failed, Some(error)),
                 };
-                shared
-                    .store
-                    .write(move |tx| {
-                        ops::finish(tx, op, state, &summary.progress, result.as_ref(), error.as_ref())
-                    })
-                    .await
-                    .map_err(store_error)?;
+                let written = shared.store.write(move |tx| {
+                    ops::finish(tx, op, state, &summary.progress, result.as_ref(), error.as_ref())
+                });
+                match written.await {
+                    Err(error) if error.is_disk_full() => {
+                        tracing::warn!(%op, "the disk is full: how the operation ended is written down at the next start");
+                    }
+                    written => written.map_err(store_error)?,
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nexus_schema::id::ImageId;
@@ -47,6 +48,7 @@ impl Nexus {
         _: &CallContext,
         params: ImageDeleteParams,
     ) -> Result<ImageDeleteOutput, ToolError> {
+        self.shared.make_room().await;
         let wanted = params.image.clone();
         let found = self.shared.store.read(move |db| images::get(db, &wanted)).await.map_err(store_error)?;
         let image = found.ok_or_else(|| {
@@ -73,6 +75,7 @@ impl Nexus {
         params: PruneParams,
     ) -> Result<OpOutcome<PruneOutput>, ToolError> {
         let wait = patience(params.wait_s)?;
+        self.shared.make_room().await;
         let id = self.shared.begin_op("prune", ctx, None).await?;
         let shared = self.shared.clone();
         self.shared.ops.run(id, move |progress| async move { shared.prune(params, &progress).await });
@@ -102,7 +105,11 @@ impl Shared {
         Ok(users)
     }
 
-    async fn prune(&self, params: PruneParams, progress: &Progress) -> Result<PruneOutput, ToolError> {
+    async fn prune(
+        self: &Arc<Self>,
+        params: PruneParams,
+        progress: &Progress,
+    ) -> Result<PruneOutput, ToolError> {
         let dry_run = params.dry_run.unwrap_or(false);
         progress.step("looking for what nothing refers to");
         let mut leftovers = self.unused_images(params.images.unwrap_or(false)).await?;
@@ -159,6 +166,15 @@ impl Shared {
             }
             output.freed_bytes += leftover.shown.bytes;
             output.removed.push(leftover.shown);
+        }
+        let rows = self.forget_old(dry_run).await?;
+        if rows > 0 {
+            output.removed.push(Pruned {
+                kind: PrunedKind::History,
+                name: format!("{rows} rows"),
+                bytes: 0,
+                why: "older, or more, than the settings history.days and history.per_vm keep".into(),
+            });
         }
         if is_vmm_gone {
             self.provision.link_programs().await?;

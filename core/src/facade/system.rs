@@ -2,11 +2,27 @@
 
 use nexus_schema::ToolError;
 use nexus_schema::link::PROTOCOL;
-use nexus_schema::tools::system::{SystemInfoOutput, SystemInfoParams};
+use nexus_schema::tools::system::{DoctorCheck, DoctorStatus, SystemInfoOutput, SystemInfoParams};
 
 use super::{CallContext, Nexus};
 use crate::op::store_error;
 use crate::store::{SCHEMA_VERSION, StoreError, ops, vms};
+
+/// With less than this free, in bytes, nothing new is made.
+const LITTLE: u64 = 64 << 20;
+/// With less than this free, in bytes, nothing can be written down.
+const NOTHING: u64 = 4 << 20;
+
+/// What is said of a disk that is full, or almost.
+fn disk_check(free: u64) -> DoctorCheck {
+    let status = if free < NOTHING { DoctorStatus::Fail } else { DoctorStatus::Warn };
+    DoctorCheck {
+        name: "disk".into(),
+        status,
+        found: format!("the disk of the state directory is full: {} MiB are free", free >> 20),
+        fix: Some("call prune, delete VMs, drives or images, or free room on the host".into()),
+    }
+}
 
 impl Nexus {
     /// The tool `system_info`.
@@ -22,6 +38,12 @@ impl Nexus {
             .read(|db| -> Result<_, StoreError> { Ok((vms::count_by_state(db)?, ops::count_running(db)?)) })
             .await
             .map_err(store_error)?;
+        let disk_free_bytes = crate::os::disk::free_bytes(shared.paths.root())
+            .map_err(|e| ToolError::internal(format!("look at the free disk: {e}")))?;
+        let mut doctor = host.report();
+        if disk_free_bytes < LITTLE {
+            doctor.checks.push(disk_check(disk_free_bytes));
+        }
         Ok(SystemInfoOutput {
             version: env!("CARGO_PKG_VERSION").into(),
             instance: shared.instance,
@@ -32,10 +54,9 @@ impl Nexus {
             schema_version: SCHEMA_VERSION,
             vms,
             ops_running,
-            disk_free_bytes: crate::os::disk::free_bytes(shared.paths.root())
-                .map_err(|e| ToolError::internal(format!("look at the free disk: {e}")))?,
+            disk_free_bytes,
             disk: shared.disk_use().await?,
-            doctor: host.report(),
+            doctor,
         })
     }
 }

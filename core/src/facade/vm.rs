@@ -119,6 +119,7 @@ impl Nexus {
         ctx: &CallContext,
         params: VmDeleteParams,
     ) -> Result<VmDeleteOutput, ToolError> {
+        self.shared.make_room().await;
         let handle = self.shared.vms.get(&params.vm)?;
         let (who, force) = (ctx.caller.owner.to_string(), params.force.unwrap_or(false));
         ask(&handle, |reply| Command::Delete { who, force, reply }).await

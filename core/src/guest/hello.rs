@@ -72,10 +72,19 @@ pub enum GuestEvent {
     },
 }
 
-/// Held by whoever takes note of a guest's [`GuestEvent::Ready`].
+/// Held by whoever takes note of a guest's [`GuestEvent::Ready`]. Dropped, it is recorded, unless a panic dropped it.
 #[derive(Debug, Clone)]
 pub struct Recorded {
     _held: mpsc::Sender<std::convert::Infallible>,
+    is_lost: Arc<AtomicBool>,
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.is_lost.store(true, Ordering::Release);
+        }
+    }
 }
 
 impl PartialEq for Recorded {
@@ -223,9 +232,14 @@ impl Session {
         // The token has arrived: from now on it is asked for.
         self.first.store(false, Ordering::Release);
         let (sender, mut recorded) = mpsc::channel(1);
-        self.tell(GuestEvent::Ready { hello, ack, recorded: Recorded { _held: sender } }).await;
+        let is_lost = Arc::new(AtomicBool::new(false));
+        let held = Recorded { _held: sender, is_lost: is_lost.clone() };
+        self.tell(GuestEvent::Ready { hello, ack, recorded: held }).await;
         // A guest that is not welcomed says hello again, to whichever daemon is there then.
         let None = recorded.recv().await;
+        if is_lost.load(Ordering::Acquire) {
+            return Ok(());
+        }
         conversation.say(&HostMessage::Welcome {}).await
     }
 

@@ -14,6 +14,7 @@ use super::place::Place;
 use super::tree::Tree;
 use super::{ImageError, Limits, MADE, ROOTFS, archive, busybox, directory};
 use crate::ext4::fill;
+use crate::os::given::{self, Kind};
 use crate::progress::Progress;
 
 /// What an image is made from.
@@ -52,17 +53,17 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const UNPACK_MEMORY: u64 = 256 << 20;
 
 impl Source {
-    /// What a path of the host is: a directory, an OCI layout, an ext4 image or a tar archive.
+    /// What a path of the host is: a directory, an OCI layout, an ext4 image or a tar archive. Blocks.
     pub fn detect(path: &Path) -> Result<Self, ImageError> {
         let failed = |e| ImageError::source(path, e);
-        if fs::metadata(path).map_err(failed)?.is_dir() {
+        if given::kind(path).map_err(failed)? == Kind::Directory {
             return Ok(match oci::is_layout(path) {
                 true => Self::Saved { path: path.to_owned(), form: Form::Layout, name: None },
                 false => Self::Directory(path.to_owned()),
             });
         }
         let mut start = [0; 2048];
-        let read = fill(&mut fs::File::open(path).map_err(failed)?, &mut start).map_err(failed)?;
+        let read = fill(&mut given::open_file(path).map_err(failed)?, &mut start).map_err(failed)?;
         let start = &start[..read];
         if start.get(1024 + 0x38..1024 + 0x3a) == Some(&[0x53, 0xef]) {
             return Ok(Self::Ext4(path.to_owned()));
@@ -190,7 +191,7 @@ pub(crate) async fn blocking(
 
 /// Opens an archive, unpacked by what it begins with.
 fn open(path: &Path) -> Result<Box<dyn Read>, ImageError> {
-    unpacked(fs::File::open(path).map_err(|e| ImageError::source(path, e))?, path)
+    unpacked(given::open_file(path).map_err(|e| ImageError::source(path, e))?, path)
 }
 
 /// A content, unpacked by what it begins with.

@@ -2,10 +2,12 @@
 //! calls, since every call may begin or join one.
 
 mod call;
+mod caught;
 mod once;
 mod runner;
 
 pub(crate) use call::described;
 pub use call::{CallContext, Caller};
+pub(crate) use caught::{caught, message_of};
 pub(crate) use once::{Begun, once};
 pub(crate) use runner::{Ops, StoredResult, store_error, summary};

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::CallContext;
+use super::{CallContext, caught};
 use crate::progress::Progress;
 use crate::store::ops::OpRecord;
 use crate::store::{Store, StoreError, now, ops, random_id};
@@ -95,7 +95,7 @@ impl Ops {
         let this = self.clone();
         let work = work(progress.clone());
         self.tasks.spawn(async move {
-            let ending = Ending::of(work.await);
+            let ending = Ending::of(caught("the operation", work).await);
             tracing::info!(
                 %op,
                 state = ending.state.as_str(),

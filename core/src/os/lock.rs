@@ -1,6 +1,6 @@
 //! One daemon per state directory: a lock on a file, given back by the kernel when the process ends.
 
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -46,8 +46,11 @@ fn take(path: &Path) -> io::Result<Option<Lock>> {
         Err(error) => return Err(error.into()),
     }
     let before = holder(path);
-    file.set_len(0)?;
-    writeln!(file, "{}", std::process::id())?;
+    // In place, and always as long: that works on a full disk too. Where it does not, the lock is as good without it.
+    let written = file.rewind().and_then(|()| writeln!(file, "{:<10}", std::process::id()));
+    if let Err(error) = written {
+        tracing::warn!(%error, "the lock of the state directory does not say who holds it");
+    }
     Ok(Some(Lock { _file: file, before }))
 }
 

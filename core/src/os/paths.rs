@@ -30,6 +30,11 @@ impl Paths {
         self.root.join("nexusd.lock")
     }
 
+    /// What is given up on a full disk.
+    pub fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
     /// The database.
     pub fn database(&self) -> PathBuf {
         self.root.join("nexus.db")

@@ -20,6 +20,7 @@ use crate::asset::debian;
 use crate::image::{self, Additions};
 use crate::op::store_error;
 use crate::os::failpoint;
+use crate::os::given;
 use crate::progress::Progress;
 use crate::store::builds;
 use crate::store::images::ImageRecord;
@@ -190,7 +191,7 @@ impl Provision {
     ) -> Result<(String, String), ToolError> {
         let of = path.to_owned();
         let looks = blocking(move || fingerprint(&of)).await?;
-        let meta = fs_err::metadata(path).map_err(|e| ToolError::invalid(format!("{e}")))?;
+        let meta = fs_err::tokio::metadata(path).await.map_err(|e| ToolError::invalid(format!("{e}")))?;
         if meta.is_dir() {
             return Ok((format!("directory {looks}"), looks));
         }
@@ -277,7 +278,7 @@ fn decode(path: &str, overlay: &Overlay) -> Result<image::Overlay, ToolError> {
 
 fn hash(path: &Path, progress: &Progress) -> Result<String, ToolError> {
     let failed = |e: std::io::Error| ToolError::invalid(format!("{e}"));
-    let mut file = fs_err::File::open(path).map_err(failed)?;
+    let mut file = given::open_file(path).map_err(failed)?;
     let total = file.metadata().map_err(failed)?.len();
     let (mut hash, mut buffer, mut done) = (Sha256::new(), vec![0; CHUNK], 0);
     loop {

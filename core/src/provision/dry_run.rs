@@ -11,6 +11,7 @@ use super::rootfs::wanted_rootfs;
 use super::wanted::WantedAsset;
 use super::{BUILT_IN, DEBIAN, Provision};
 use crate::op::store_error;
+use crate::os::given::Kind;
 use crate::progress::Progress;
 use crate::store::assets::AssetRecord;
 use crate::store::images::{self, ImageRecord};
@@ -37,7 +38,10 @@ impl Provision {
         let version = match self.want_kernel(want).await? {
             Want::Installed(asset) => return Ok(used(&asset, PlanThing::Kernel)),
             Want::File(path) => {
-                let bytes = fs_err::metadata(&path).ok().map(|meta| meta.len());
+                let bytes = match self.looks.kind(path).await {
+                    Ok(Kind::File { bytes }) => Some(bytes),
+                    Ok(Kind::Directory) | Err(_) => None,
+                };
                 return Ok(PlanStep {
                     source: Some(want.to_owned()),
                     bytes,

@@ -89,9 +89,9 @@ impl Recipe {
 impl Provision {
     pub(super) async fn want_image(&self, want: &str) -> Result<Want, ToolError> {
         if let Some(path) = want.strip_prefix("file:") {
-            return file_argument(want, path).map(Want::File);
+            return file_argument(&self.looks, want, path).await.map(Want::File);
         }
-        match oci::argument(want, &self.registries)? {
+        match oci::argument(want, &self.registries, &self.looks).await? {
             Some(Argument::Remote(remote)) => return Ok(Want::Remote(remote)),
             Some(Argument::Saved(saved)) => return Ok(Want::Saved(saved)),
             None => {}
@@ -352,7 +352,7 @@ impl Provision {
                 keyring = Some(packages);
                 Source::Bootstrap(bootstrap)
             }
-            Want::File(path) => Source::detect(&path).map_err(image_error)?,
+            Want::File(path) => blocking(move || Source::detect(&path).map_err(image_error)).await?,
             Want::Asset(asset) => self.rootfs_source(&asset)?,
             Want::Rootfs(from) => return Err(ToolError::internal(format!("rootfs:{from} is not here yet"))),
             Want::Installed(image) => Source::Ext4(self.paths.image(image.id).join(image::ROOTFS)),

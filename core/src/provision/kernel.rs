@@ -28,7 +28,7 @@ pub(super) enum Want {
 impl Provision {
     pub(super) async fn want_kernel(&self, want: &str) -> Result<Want, ToolError> {
         if let Some(path) = want.strip_prefix("file:") {
-            return file_argument(want, path).map(Want::File);
+            return file_argument(&self.looks, want, path).await.map(Want::File);
         }
         if let Ok(reference) = want.parse::<Reference<_>>() {
             let found = self.store.read(move |db| assets::get(db, &reference)).await.map_err(store_error)?;
@@ -96,7 +96,7 @@ impl Provision {
         progress: &Progress,
     ) -> Result<AssetRecord, ToolError> {
         if let Some(path) = from.strip_prefix("file:") {
-            let path = file_argument(from, path)?;
+            let path = file_argument(&self.looks, from, path).await?;
             return self.import_kernel(&path, name, sha256, owner, progress).await;
         }
         if from != DEBIAN {

@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 use crate::config::AssetConfig;
 use crate::image::oci::{Access, Keychain};
 use crate::op::Ops;
+use crate::os::given::Looks;
 use crate::os::paths::Paths;
 use crate::store::Store;
 
@@ -55,6 +56,8 @@ pub(crate) struct Provision {
     versions_cache: wanted::VersionCache,
     /// How registries are reached.
     registries: Access,
+    /// How paths of callers are looked at.
+    looks: Looks,
     in_flight: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
@@ -71,7 +74,18 @@ impl Provision {
         let scratch = Scratch::new(paths.scratch());
         let registries = Access::new(keychain, assets.fetch.trust.clone());
         let in_flight = Arc::default();
-        Self { store, ops, paths, scratch, apt_root, assets, versions_cache, registries, in_flight }
+        Self {
+            store,
+            ops,
+            paths,
+            scratch,
+            apt_root,
+            assets,
+            versions_cache,
+            registries,
+            looks: Looks::default(),
+            in_flight,
+        }
     }
 
     /// The scratch directories of what is being made.
@@ -91,12 +105,12 @@ impl Provision {
 }
 
 /// A path after `file:`; it must be absolute, since the daemon's working directory means nothing to a caller.
-fn file_argument(argument: &str, path: &str) -> Result<PathBuf, ToolError> {
+async fn file_argument(looks: &Looks, argument: &str, path: &str) -> Result<PathBuf, ToolError> {
     let path = PathBuf::from(path);
     if !path.is_absolute() {
         return Err(ToolError::invalid(format!("`{argument}` is not an absolute path on the host")));
     }
-    match fs_err::metadata(&path) {
+    match looks.kind(path.clone()).await {
         Ok(_) => Ok(path),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(ToolError::new(
             ErrorCode::FileNotFound,

@@ -1,12 +1,13 @@
 //! Which OCI or Docker image an argument means.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nexus_schema::ToolError;
 
 use super::file_argument;
 use super::image::image_error;
 use crate::image::oci::{Access, Form, Remote};
+use crate::os::given::Looks;
 
 /// An image in a file or directory of the host.
 #[derive(Debug, Clone)]
@@ -30,7 +31,11 @@ const FORMS: [(&str, Form); 3] =
 
 /// Reads `oci:REFERENCE`, `oci-layout:PATH`, `oci-archive:PATH` and `docker-archive:PATH`, where a path may have `#NAME`
 /// behind it. `None`: it is something else.
-pub(super) fn argument(argument: &str, registries: &Access) -> Result<Option<Argument>, ToolError> {
+pub(super) async fn argument(
+    argument: &str,
+    registries: &Access,
+    looks: &Looks,
+) -> Result<Option<Argument>, ToolError> {
     if let Some(reference) = argument.strip_prefix("oci:") {
         let remote = Remote::parse(reference, registries).map_err(|e| image_error(e.into()))?;
         return Ok(Some(Argument::Remote(remote)));
@@ -39,10 +44,10 @@ pub(super) fn argument(argument: &str, registries: &Access) -> Result<Option<Arg
         let Some(path) = argument.strip_prefix(word) else { continue };
         let (path, name) = match path.rsplit_once('#') {
             // A path may have that character in it.
-            Some((before, name)) if !Path::new(path).exists() => (before, Some(name.to_owned())),
+            Some((before, name)) if looks.kind(path.into()).await.is_err() => (before, Some(name.to_owned())),
             _ => (path, None),
         };
-        let path = file_argument(argument, path)?;
+        let path = file_argument(looks, argument, path).await?;
         return Ok(Some(Argument::Saved(Saved { path, form, name })));
     }
     Ok(None)

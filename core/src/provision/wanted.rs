@@ -86,7 +86,7 @@ impl Provision {
         let from = wanted.from.as_deref().unwrap_or(default_provider(wanted.kind));
         let url = from.strip_prefix("url:").unwrap_or(from);
         let (name, version, given) = if let Some(path) = from.strip_prefix("file:") {
-            let path = file_argument(from, path)?;
+            let path = file_argument(&self.looks, from, path).await?;
             ("file", None, Values::from([("path".into(), path.display().to_string())]))
         } else if from.starts_with("url:") || url.starts_with("http://") || url.starts_with("https://") {
             let good = reqwest::Url::parse(url)

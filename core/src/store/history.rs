@@ -1,8 +1,8 @@
 //! What happened to VMs; kept after a VM is deleted.
 
-use nexus_schema::Name;
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::tools::vm::{VmState, VmTransition};
+use nexus_schema::{Name, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::columns::RowExt;
@@ -35,6 +35,22 @@ pub fn insert(
         boot_id.map(|id| id.as_i64()),
     ])?;
     Ok(())
+}
+
+/// How many changes of a VM that exists stay, however old they are.
+const KEPT_OF_LIVING: u32 = 20;
+
+/// Forgets changes before `before`, and the oldest of each VM beyond `per_vm`; how many. Of a VM that exists the last ones stay.
+pub fn forget(tx: &Connection, before: Timestamp, per_vm: u32) -> Result<usize, StoreError> {
+    Ok(tx.execute(
+        "DELETE FROM vm_history WHERE seq IN (
+             SELECT seq FROM (
+                 SELECT seq, vm_id, at, row_number() OVER (PARTITION BY vm_id ORDER BY seq DESC) AS place FROM vm_history
+             )
+             WHERE place > ?2 OR (at < ?1 AND (place > ?3 OR vm_id NOT IN (SELECT id FROM vms)))
+         )",
+        params![before.as_millis(), per_vm, KEPT_OF_LIVING],
+    )?)
 }
 
 /// The VM that had a name last, though it may be deleted by now.

@@ -24,7 +24,7 @@ pub use crate::os::clock::now;
 use crate::store::columns::RowExt;
 use nexus_schema::id::{Id, InstanceId, Kind};
 pub(crate) use rusqlite::{Connection, Transaction};
-use rusqlite::{TransactionBehavior, params};
+use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest version of the schema that this build knows.
@@ -102,9 +102,23 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it may be for want of room that the database cannot be opened.
+    fn is_no_room(&self) -> bool {
+        let code = match self {
+            Self::Sqlite { source } => source.sqlite_error_code(),
+            _ => None,
+        };
+        use rusqlite::ErrorCode::{CannotOpen, DiskFull, SystemIoFailure};
+        matches!(code, Some(CannotOpen | DiskFull | SystemIoFailure))
+    }
+
     /// Whether there is no room for what was to be written.
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Sqlite { source } if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+        let Self::Sqlite { source } = self else { return false };
+        source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            || source
+                .sqlite_error()
+                .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE)
     }
 }
 
@@ -123,8 +137,21 @@ impl std::fmt::Debug for Store {
 
 impl Store {
     /// Opens the database, creating or migrating it. Blocks.
+    ///
+    /// On a disk that is so full that SQLite cannot even share memory between two connections, there is only one for both.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         make_private(path)?;
+        match Self::open_two(path) {
+            Err(error) if error.is_no_room() => {
+                tracing::warn!(%error, "the database is opened without room for more");
+                let only = Arc::new(Mutex::new(connect_alone(path)?));
+                Ok(Self { writer: only.clone(), reader: only })
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_two(path: &Path) -> Result<Self, StoreError> {
         let mut writer = connect(path)?;
         let found: u32 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if found > SCHEMA_VERSION {
@@ -175,6 +202,14 @@ impl Store {
 
     /// The id of this installation; made on first use.
     pub async fn instance(&self) -> Result<InstanceId, StoreError> {
+        let known = self
+            .read(|db| -> Result<_, StoreError> {
+                Ok(db.query_row("SELECT id FROM instance", [], |row| row.id("id")).optional()?)
+            })
+            .await?;
+        if let Some(known) = known {
+            return Ok(known);
+        }
         self.write(|tx| {
             let fresh: InstanceId = random_id();
             tx.execute(
@@ -206,7 +241,22 @@ fn make_private(database: &Path) -> Result<(), StoreError> {
 }
 
 fn connect(path: &Path) -> Result<Connection, StoreError> {
+    configured(Connection::open(path)?)
+}
+
+/// The only connection: what connections share is in its own memory, not in a file.
+fn connect_alone(path: &Path) -> Result<Connection, StoreError> {
     let connection = Connection::open(path)?;
+    connection.pragma_update(None, "locking_mode", "exclusive")?;
+    let connection = configured(connection)?;
+    let found: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if found > SCHEMA_VERSION {
+        return Err(StoreError::Newer { path: path.into(), found });
+    }
+    Ok(connection)
+}
+
+fn configured(connection: Connection) -> Result<Connection, StoreError> {
     connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)?;

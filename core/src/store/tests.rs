@@ -223,6 +223,36 @@ async fn history_outlives_the_vm() {
 }
 
 #[tokio::test]
+async fn old_history_is_forgotten_and_the_last_of_living_vms_stay() {
+    let (_directory, store) = open();
+    let (living, dead) = (vm("living", 3), vm("dead", 4));
+    let (living_id, dead_id) = (living.id, dead.id);
+    write(&store, move |tx| {
+        vms::insert(tx, &living)?;
+        for change in 0..60 {
+            for record in [&living, &dead] {
+                let why = change.to_string();
+                history::insert(tx, record.id, &record.name, None, Some(VmState::Ready), &why, "x", None)?;
+            }
+        }
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let count = async |id| {
+        store.read(move |db| history::list(db, id, None, 1000)).await.map(|rows| rows.len()).unwrap()
+    };
+    let long_ago = Timestamp::from_millis(0);
+    let forgotten = write(&store, move |tx| history::forget(tx, long_ago, 50)).await.unwrap();
+    assert_eq!((forgotten, count(living_id).await, count(dead_id).await), (20, 50, 50));
+    let newest = store.read(move |db| history::list(db, living_id, None, 1)).await.unwrap();
+    assert_eq!(newest[0].1.reason, "59");
+    let soon = Timestamp::from_millis(now().as_millis() + 60_000);
+    let forgotten = write(&store, move |tx| history::forget(tx, soon, 50)).await.unwrap();
+    assert_eq!((forgotten, count(living_id).await, count(dead_id).await), (80, 20, 0));
+}
+
+#[tokio::test]
 async fn operations_end_once() {
     let (_dir, store) = open();
     let id: OpId = random_id();

@@ -7,20 +7,24 @@ use std::time::{Duration, Instant};
 use data_encoding::BASE64;
 use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
-use nexus_schema::link::{ByeReason, Configure, GuestFile, InitMode, MCP_PORT, Mount, PROTOCOL};
-use nexus_schema::tools::vm::VmTimings;
+use nexus_schema::link::{
+    ByeReason, Configure, GuestFile, InitMode, MCP_PORT, Mount, PROTOCOL, PROTOCOL_MIN,
+};
+use nexus_schema::tools::vm::{VmState, VmTimings};
 use tokio::sync::{mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::stop::Rung;
 use crate::asset::KernelFiles;
 use crate::context::Shared;
 use crate::guest::{ClockKeeper, GuestEvent, HelloServer, Link, LinkState};
+use crate::os::disk::is_full;
 use crate::os::failpoint;
 use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::{TmpPlace, VmRecord};
 use crate::vmm::doctor::Choice;
-use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, Shim, VmmError};
+use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, Shim, Stall, VmmError};
 
 /// How much of a console is kept twice over: the current file and the one before.
 const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
@@ -35,7 +39,7 @@ pub(super) struct Boot {
     pub(super) shim: Arc<Shim>,
     pub(super) accel: Accel,
     /// Listens for the guest until the boot is over.
-    _hello: HelloServer,
+    _hello: Option<HelloServer>,
     events: mpsc::Receiver<GuestEvent>,
     /// The link, once the guest was configured.
     pub(super) link: Option<Link>,
@@ -53,6 +57,13 @@ pub(super) struct Boot {
     pub(super) misbehaved: Option<String>,
     /// How often it did.
     complaints: u32,
+    /// Waits for the first answer of a shim that was taken up without one.
+    silent: Option<AbortOnDropHandle<()>>,
+    /// How long a guest may take to be ready.
+    pub(super) patience: Duration,
+    /// What keeps the guest from running.
+    pub(super) stall: Option<Stall>,
+    stalls: mpsc::Receiver<Option<Stall>>,
     pub(super) clock: Clock,
 }
 
@@ -91,6 +102,10 @@ pub(super) enum Event {
     Asked(bool),
     /// The patience with the present step is over.
     Deadline,
+    /// The VMM has paused the guest by itself, or let it go on.
+    Stalled(Option<Stall>),
+    /// A shim that was taken up without an answer has answered.
+    ShimAnswers,
 }
 
 /// Measures where the time of a boot goes.
@@ -105,6 +120,11 @@ impl Clock {
     pub(super) fn start() -> Self {
         let now = Instant::now();
         Self { started: now, last: now, timings: VmTimings::default() }
+    }
+
+    /// How long ago the boot began; for one that was taken up, since then.
+    pub(super) fn since_start(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Ends a step; its milliseconds.
@@ -165,6 +185,12 @@ pub(super) fn wait_for_init_s(shared: &Shared, record: &VmRecord) -> u32 {
         }
         InitMode::System | InitMode::Agent => 0,
     }
+}
+
+/// Whether the guest has its configuration. One that was not welcomed says hello again, and may have no token yet.
+pub(super) fn is_configured(record: &VmRecord) -> bool {
+    matches!(record.state, VmState::Ready | VmState::Unreachable)
+        || record.guest.as_ref().is_some_and(|guest| guest.configured)
 }
 
 /// What is to be launched.
@@ -230,8 +256,7 @@ impl Boot {
         })?;
         failpoint::reach("start-hello-bound");
         let shim = Shim::launch(&shared.config.shim_binary, plan).await?;
-        let deadline = Instant::now() + shared.boot_timeout(plan.accel);
-        Ok(Self::new(shim, plan.accel, hello, events, Some(deadline), clock))
+        Ok(Self::new(shim, plan.accel, Some(hello), events, shared.boot_timeout(plan.accel), clock))
     }
 
     /// Takes a VMM up again that an earlier daemon launched.
@@ -244,19 +269,26 @@ impl Boot {
         configured: bool,
     ) -> std::io::Result<Self> {
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
-        let hello = HelloServer::bind(directory, configure_with, !configured, events_tx)?;
-        let deadline = Instant::now() + shared.boot_timeout(accel);
-        Ok(Self::new(shim, accel, hello, events, Some(deadline), Clock::start()))
+        let hello = match HelloServer::bind(directory, configure_with, !configured, events_tx) {
+            // A guest that is configured can be used without.
+            Err(error) if configured && is_full(&error) => {
+                tracing::warn!(%error, directory = %directory.display(), "the disk is full: nobody listens for this guest's bye");
+                None
+            }
+            bound => Some(bound?),
+        };
+        Ok(Self::new(shim, accel, hello, events, shared.boot_timeout(accel), Clock::start()))
     }
 
     fn new(
         shim: Shim,
         accel: Accel,
-        hello: HelloServer,
+        hello: Option<HelloServer>,
         events: mpsc::Receiver<GuestEvent>,
-        deadline: Option<Instant>,
+        patience: Duration,
         clock: Clock,
     ) -> Self {
+        let stalls = shim.stalls();
         Self {
             shim: Arc::new(shim),
             accel,
@@ -265,13 +297,34 @@ impl Boot {
             link: None,
             link_state: None,
             clock_keeper: None,
-            deadline,
+            deadline: Some(Instant::now() + patience),
             bye: None,
             rung: None,
             asked: None,
             misbehaved: None,
             complaints: 0,
+            silent: None,
+            patience,
+            stall: None,
+            stalls,
             clock,
+        }
+    }
+
+    /// Nothing is expected of the guest until the shim answers; see [`Event::ShimAnswers`].
+    pub(super) fn wait_for_shim(&mut self) {
+        self.deadline = None;
+        let shim = self.shim.clone();
+        self.silent = Some(AbortOnDropHandle::new(tokio::spawn(async move { shim.answered().await })));
+    }
+
+    /// Goes on with a boot of an earlier daemon, now that its shim answers.
+    pub(super) fn go_on(&mut self, record: &VmRecord, directory: &Path) {
+        let is_outdated = record.guest.as_ref().is_some_and(|guest| guest.protocol < PROTOCOL_MIN);
+        self.deadline = (!is_outdated).then(|| Instant::now() + self.patience);
+        let is_up = matches!(record.state, VmState::Running | VmState::Ready | VmState::Unreachable);
+        if is_up && is_configured(record) && !is_outdated {
+            self.dial(directory);
         }
     }
 
@@ -318,6 +371,8 @@ impl Boot {
             Some(event) = self.events.recv() => Event::Guest(event),
             state = changed(&mut self.link_state) => Event::Link(state),
             answered = answer(&mut self.asked) => Event::Asked(answered),
+            Some(stall) = self.stalls.recv() => Event::Stalled(stall),
+            () = finished(&mut self.silent) => Event::ShimAnswers,
             exit = shim.wait() => Event::Exited(exit),
         }
     }
@@ -347,6 +402,16 @@ async fn answer(asked: &mut Option<tokio::task::JoinHandle<bool>>) -> bool {
             let answered = task.await.unwrap_or(false);
             *asked = None;
             answered
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn finished(silent: &mut Option<AbortOnDropHandle<()>>) {
+    match silent {
+        Some(task) => {
+            task.await.ok();
+            *silent = None;
         }
         None => std::future::pending().await,
     }

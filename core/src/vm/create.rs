@@ -12,7 +12,7 @@ use super::actor::{self, DAEMON};
 use super::view::details;
 use super::{defaults, spec};
 use crate::context::{Command, Handle, Shared, View, drive_error, not_found};
-use crate::op::Begun;
+use crate::op::{Begun, caught};
 use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::drives::{Attachment, DriveRecord};
@@ -108,7 +108,7 @@ async fn create(
 ) -> Result<VmDetails, ToolError> {
     let mut made = Vec::new();
     let prepared = tokio::select! {
-        prepared = prepare(shared, record.clone(), &mut made, &progress) => prepared,
+        prepared = caught("the creation", prepare(shared, record.clone(), &mut made, &progress)) => prepared,
         () = progress.cancelled() => Err(cancelled(&record.name)),
     };
     let created = match prepared {
@@ -323,6 +323,12 @@ fn gone(handle: &Handle) -> ToolError {
     let view = handle.view.borrow();
     if view.deleted {
         not_found(&Reference::Id(view.record.id))
+    } else if !handle.commands.is_closed() {
+        ToolError::internal(format!(
+            "the task of {} failed by a bug in nexusd; it is started again",
+            view.record.name
+        ))
+        .hint("try again; vm_inspect shows what became of the VM")
     } else {
         ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down")
     }

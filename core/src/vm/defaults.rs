@@ -16,12 +16,14 @@ pub(crate) const DEFAULT_DISK: &str = "default.disk";
 pub(crate) const DEFAULT_TMP: &str = "default.tmp";
 pub(crate) const DEFAULT_WAIT_FOR_INIT: &str = "default.wait_for_init";
 pub(crate) const DNS: &str = "dns";
+pub(crate) const HISTORY_DAYS: &str = "history.days";
+pub(crate) const HISTORY_PER_VM: &str = "history.per_vm";
 
 /// The most name servers that resolvers look at.
 const DNS_MAX: usize = 3;
 
 /// A setting: its key, its built-in value, and what it decides. By key.
-pub(crate) const SETTINGS: [(&str, &str, &str); 8] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 10] = [
     (DEFAULT_DISK, "8GiB", "size of the root drive; one of a larger image is as large as that"),
     (
         DEFAULT_IMAGE,
@@ -42,31 +44,51 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 8] = [
         "",
         "name servers for /etc/resolv.conf, up to three addresses with commas between; none leaves it alone",
     ),
+    (HISTORY_DAYS, "90", "for how many days the history of deleted VMs and ended operations are kept"),
+    (HISTORY_PER_VM, "1000", "how many changes the history of each VM keeps"),
 ];
+
+/// How much history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// For so many days.
+    pub(crate) days: u32,
+    /// So many changes of each VM.
+    pub(crate) per_vm: u32,
+}
 
 /// What VMs get when they do not ask.
 pub(crate) async fn read(store: &Store) -> Result<Defaults, ToolError> {
+    Ok(values(store).await?.0)
+}
+
+/// How much history is kept.
+pub(crate) async fn history(store: &Store) -> Result<Kept, ToolError> {
+    Ok(values(store).await?.1)
+}
+
+async fn values(store: &Store) -> Result<Values, ToolError> {
     let rows = store.read(|db| settings::at(db, i64::MAX)).await.map_err(store_error)?;
     let mut values = Values::default();
     for (key, default, _) in SETTINGS {
         let value = rows.get(key).and_then(|row| row.value.as_deref()).unwrap_or(default);
         values.set(key, value)?;
     }
-    Ok(values.0)
+    Ok(values)
 }
 
 /// Settings as they are read.
-pub(crate) struct Values(Defaults);
+pub(crate) struct Values(Defaults, Kept);
 
 impl Default for Values {
     fn default() -> Self {
-        Self(Defaults::built_in())
+        Self(Defaults::built_in(), Kept { days: 90, per_vm: 1000 })
     }
 }
 
 impl Values {
     pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<(), ToolError> {
-        let Self(defaults) = self;
+        let Self(defaults, kept) = self;
         match key {
             DEFAULT_IMAGE => value.clone_into(&mut defaults.image),
             DEFAULT_KERNEL => value.clone_into(&mut defaults.kernel),
@@ -99,10 +121,17 @@ impl Values {
                     wait.map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))?;
             }
             DNS => defaults.dns = addresses(value)?,
+            HISTORY_DAYS => kept.days = between(value, 1, 36_500)?,
+            HISTORY_PER_VM => kept.per_vm = between(value, 20, 100_000)?,
             _ => return Err(ToolError::internal(format!("the setting {key} has no meaning"))),
         }
         Ok(())
     }
+}
+
+fn between(value: &str, least: u32, most: u32) -> Result<u32, ToolError> {
+    let number = value.parse().ok().filter(|number| (least..=most).contains(number));
+    number.ok_or_else(|| ToolError::invalid(format!("`{value}` is not a number from {least} to {most}")))
 }
 
 fn size(value: &str) -> Result<ByteSize, ToolError> {
@@ -132,8 +161,8 @@ mod tests {
         for (key, default, _) in SETTINGS {
             values.set(key, default).unwrap();
         }
-        let Values(built_in) = Values::default();
-        assert_eq!(values.0, built_in);
+        let Values(built_in, kept) = Values::default();
+        assert_eq!((values.0, values.1), (built_in, kept));
         assert!(SETTINGS.is_sorted_by_key(|(key, ..)| *key));
     }
 
@@ -148,6 +177,9 @@ mod tests {
             (DEFAULT_DISK, "1"),
             (DEFAULT_TMP, "memory"),
             (DEFAULT_WAIT_FOR_INIT, "yes"),
+            (HISTORY_DAYS, "0"),
+            (HISTORY_PER_VM, "19"),
+            (HISTORY_PER_VM, "many"),
             (DNS, "example.org"),
             (DNS, "1.1.1.1,1.1.1.2,1.1.1.3,1.1.1.4"),
         ] {

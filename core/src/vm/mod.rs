@@ -6,7 +6,7 @@
 //! failed ──────────────┘        │          │         │            │
 //!                               ├──────────┤         └─────┬──────┴──> stopping ─> stopped
 //!                               failed: VMM gone, or no    └──> crashed: VMM gone without a bye
-//!                               hello in time
+//!                               hello in time                   failed: reboots in a loop
 //! ```
 //! One task ([`actor`]) owns one VM and makes every transition; others send it commands and watch its [`View`](crate::context::View). Guest
 //! calls bypass it. What is allowed is decided by pure functions in [`policy`]; the ladder of a stop is data in [`stop`].

@@ -14,8 +14,8 @@ pub(crate) const fn is_edge(from: VmState, to: VmState) -> bool {
         Stopped | Crashed | Failed => matches!(to, Starting),
         Starting => matches!(to, Running | Stopping | Failed),
         Running => matches!(to, Ready | Stopping | Stopped | Starting | Failed | Crashed),
-        Ready => matches!(to, Unreachable | Stopping | Stopped | Starting | Crashed),
-        Unreachable => matches!(to, Ready | Stopping | Stopped | Starting | Crashed),
+        Ready => matches!(to, Unreachable | Stopping | Stopped | Starting | Failed | Crashed),
+        Unreachable => matches!(to, Ready | Stopping | Stopped | Starting | Failed | Crashed),
         Stopping => matches!(to, Stopped),
     }
 }
@@ -72,8 +72,11 @@ pub(crate) fn change_drives(name: &str, state: VmState) -> Result<(), ToolError>
     }
 }
 
-/// Whether a VM's guest tools may be called.
-pub(crate) fn guest_call(name: &str, state: VmState) -> Result<(), ToolError> {
+/// What the reason of a VM begins with that is paused because the host's disk is full.
+pub(crate) const DISK_FULL: &str = "disk_full: ";
+
+/// Whether a VM's guest tools may be called. `reason`: why it is in its state.
+pub(crate) fn guest_call(name: &str, state: VmState, reason: Option<&str>) -> Result<(), ToolError> {
     match state {
         Ready => Ok(()),
         Creating | Created | Stopped | Crashed | Failed => {
@@ -81,13 +84,24 @@ pub(crate) fn guest_call(name: &str, state: VmState) -> Result<(), ToolError> {
         }
         Starting | Running => Err(ToolError::new(ErrorCode::VmNotReady, format!("{name} is {state}"))
             .hint("wait until it is ready: vm_start waits for it")),
-        Unreachable => {
-            Err(ToolError::new(ErrorCode::GuestUnreachable, format!("the agent of {name} does not answer"))
-                .hint("look at vm_logs; vm_stop with force: true and vm_start bring it back"))
-        }
+        Unreachable => Err(unreachable(name, reason)),
         Stopping => Err(ToolError::new(ErrorCode::VmNotRunning, format!("{name} is going down"))
             .hint("call vm_start once it is stopped")),
     }
+}
+
+/// A guest cannot be reached: why, and what to do.
+fn unreachable(name: &str, reason: Option<&str>) -> ToolError {
+    if let Some(what) = reason.and_then(|reason| reason.strip_prefix(DISK_FULL)) {
+        return ToolError::new(ErrorCode::DiskFull, format!("{name} is paused: {what}"))
+            .hint("free room on the host, for example with the tool prune; the VM goes on by itself");
+    }
+    let message = match reason {
+        Some(reason) => format!("the agent of {name} does not answer: {reason}"),
+        None => format!("the agent of {name} does not answer"),
+    };
+    ToolError::new(ErrorCode::GuestUnreachable, message)
+        .hint("look at vm_logs; vm_stop with force: true and vm_start bring it back")
 }
 
 fn wrong_state(name: &str, state: VmState, why: &str) -> ToolError {
@@ -158,10 +172,14 @@ mod tests {
     #[test]
     fn guest_calls_need_a_ready_guest_and_say_what_to_do_otherwise() {
         for state in VmState::ALL {
-            match guest_call("web-1", state) {
+            match guest_call("web-1", state, Some("its link is lost")) {
                 Ok(()) => assert_eq!(state, Ready),
                 Err(error) => assert!(error.hint.is_some() && error.message.contains("web-1")),
             }
         }
+        let why = |reason| guest_call("web-1", Unreachable, Some(reason)).unwrap_err();
+        assert!(why("its link is lost").message.ends_with("does not answer: its link is lost"));
+        assert_eq!(why("its link is lost").code, ErrorCode::GuestUnreachable);
+        assert_eq!(why("disk_full: drive d").code, ErrorCode::DiskFull);
     }
 }

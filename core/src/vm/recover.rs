@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use nexus_schema::link::PROTOCOL_MIN;
+use nexus_schema::id::VmId;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::vm::VmState;
-use nexus_schema::{ByteSize, ErrorCode, ToolError};
+use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
 
 use super::actor::{self, DAEMON};
 use super::boot::{self, Boot};
@@ -26,23 +26,64 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     let records = shared.store.read(vms::all).await.map_err(crate::op::store_error)?;
     settle_copies(shared).await?;
     settle_sizes(shared, &records).await?;
-    for record in records {
-        let id = record.id;
-        let drives =
-            shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
-        if record.state == VmState::Creating {
-            tracing::info!(vm = %record.name, "undoing a half-made vm");
-            let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
-            create::undo(shared, &record, &ids).await?;
-            continue;
-        }
-        let (record, boot) = match record.state.may_run() {
-            true => adopt(shared, record, &drives).await?,
-            false => (record, None),
-        };
-        actor::spawn(shared, record, drives, boot);
+    // All at once: shims that are slow to answer wait side by side.
+    let taken: Vec<_> = records.into_iter().map(|record| take_up(shared, record)).collect();
+    for taken in futures::future::join_all(taken).await {
+        taken?;
     }
-    sweep(shared).await
+    or_later(sweep(shared).await, "what belongs to nothing is removed at the next start")
+}
+
+/// A full disk is no reason not to start: what cannot be written then is done at the next start.
+fn or_later(done: Result<(), ToolError>, later: &str) -> Result<(), ToolError> {
+    match done {
+        Err(error) if error.code == ErrorCode::DiskFull => {
+            tracing::warn!(%error, "{later}");
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+/// Starts the task of one VM, with what runs of it, or undoes it if it is half made.
+async fn take_up(shared: &Arc<Shared>, record: VmRecord) -> Result<(), ToolError> {
+    let id = record.id;
+    let drives = shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
+    if record.state == VmState::Creating {
+        tracing::info!(vm = %record.name, "undoing a half-made vm");
+        let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
+        return or_later(
+            create::undo(shared, &record, &ids).await,
+            "a half-made vm is undone at the next start",
+        );
+    }
+    let (record, boot) = match record.state.may_run() {
+        true => adopt(shared, record, &drives, "while nexusd was down").await?,
+        false => (record, None),
+    };
+    actor::spawn(shared, record, drives, boot);
+    Ok(())
+}
+
+/// Finds a VM as it is, after a panic in its task; `None` when it is gone. One that is being created stays so: its operation goes on, or
+/// undoes it.
+pub(super) async fn take_up_anew(
+    shared: &Arc<Shared>,
+    id: VmId,
+) -> Result<Option<(VmRecord, Vec<DriveRecord>, Option<Boot>)>, ToolError> {
+    let found = shared
+        .store
+        .read(move |db| -> Result<_, StoreError> {
+            Ok((vms::get(db, &Reference::Id(id))?, drives::of_vm(db, id)?))
+        })
+        .await
+        .map_err(crate::op::store_error)?;
+    let (Some(record), drives) = found else { return Ok(None) };
+    let (record, boot) = match record.state.may_run() {
+        true => adopt(shared, record, &drives, "while its task was down").await?,
+        false => (record, None),
+    };
+    Ok(Some((record, drives, boot)))
 }
 
 /// Drives that were copied, but not on the disk when the host went down: nothing ran on them. Those of images are made again, any
@@ -109,6 +150,7 @@ async fn adopt(
     shared: &Arc<Shared>,
     mut record: VmRecord,
     drives: &[DriveRecord],
+    when: &str,
 ) -> Result<(VmRecord, Option<Boot>), ToolError> {
     let directory = shared.paths.vm(record.id);
     let known = record.processes.map(|p| ShimIdentity { pid: p.shim_pid, start_time: p.shim_start });
@@ -129,32 +171,34 @@ async fn adopt(
         // Where nothing was launched for this boot, what is there is of the one before.
         let was_launched = record.boot_id.is_some() && launched_boot(&directory) == record.boot_id;
         let exit = was_launched.then(|| read_exit(&directory).unwrap_or_else(Exit::lost));
-        let record = settle(shared, record, exit, &directory).await?;
+        let record = settle(shared, record, exit, &directory, when).await?;
         return Ok((record, None));
     };
     tracing::info!(vm = %record.name, state = %record.state, "taking up a running vm");
     let accel = if record.accel.as_deref() == Some("kvm") { Accel::Kvm } else { Accel::Tcg };
-    record.processes = Some(crate::store::vms::VmProcesses {
-        shim_pid: shim.identity().pid,
-        shim_start: shim.identity().start_time,
-        vmm_pid: shim.vmm().pid,
-    });
-    // A guest that was not welcomed says hello again, and may have no token yet.
-    let configured = matches!(record.state, VmState::Ready | VmState::Unreachable)
-        || record.guest.as_ref().is_some_and(|guest| guest.configured);
+    let silence = shim.silence();
+    if let Some(vmm) = shim.vmm() {
+        record.processes = Some(crate::store::vms::VmProcesses {
+            shim_pid: shim.identity().pid,
+            shim_start: shim.identity().start_time,
+            vmm_pid: vmm.pid,
+        });
+    }
     let configure = boot::configure(shared, &record, drives, boot_id, &token);
+    let configured = boot::is_configured(&record);
     let mut boot = Boot::adopt(shared, shim, accel, &directory, configure, configured)
         .map_err(|e| ToolError::internal(format!("listen for the guest of {}: {e}", record.name)))?;
-    let is_outdated = record.guest.as_ref().is_some_and(|guest| guest.protocol < PROTOCOL_MIN);
-    match record.state {
-        VmState::Running | VmState::Ready | VmState::Unreachable if configured && !is_outdated => {
-            boot.dial(&directory);
+    match silence {
+        None => boot.go_on(&record, &directory),
+        Some(why) => {
+            tracing::warn!(vm = %record.name, why, "the vm runs on, and is unreachable for now");
+            boot.wait_for_shim();
+            let to = if record.state == VmState::Ready { VmState::Unreachable } else { record.state };
+            record = rewrite(shared, record, to, Some(why)).await?;
         }
-        VmState::Stopping => boot.deadline = Some(std::time::Instant::now()),
-        _ => {}
     }
-    if is_outdated {
-        boot.deadline = None;
+    if record.state == VmState::Stopping {
+        boot.deadline = Some(std::time::Instant::now());
     }
     Ok((record, Some(boot)))
 }
@@ -173,37 +217,54 @@ async fn settle(
     mut record: VmRecord,
     exit: Option<Exit>,
     directory: &Path,
+    when: &str,
 ) -> Result<VmRecord, ToolError> {
     let clean = exit.as_ref().is_some_and(|exit| exit.code == Some(0) && !exit.shim_lost);
     let what = match &exit {
-        Some(exit) => format!("{} while nexusd was down", exit.message),
+        Some(exit) => format!("{} {when}", exit.message),
         None => "nexusd ended before the VMM was started".to_owned(),
     };
     let (to, reason) = match record.state {
         VmState::Stopping => (VmState::Stopped, None),
         VmState::Starting if exit.is_none() => (VmState::Failed, Some(what)),
         VmState::Starting => (VmState::Failed, Some(boot::with_console(what, directory))),
-        _ if clean => (VmState::Stopped, Some("it powered off while nexusd was down".to_owned())),
+        _ if clean => (VmState::Stopped, Some(format!("it powered off {when}"))),
         _ => (VmState::Crashed, Some(boot::with_console(what, directory))),
     };
     let from = record.state;
     debug_assert!(policy::is_edge(from, to), "{from} to {to}");
     tracing::info!(vm = %record.name, %from, %to, "vm ended while no daemon watched");
-    let expected = record.generation;
+    record.processes = None;
+    rewrite(shared, record, to, reason).await
+}
+
+/// Writes down what this daemon found of a VM when it started.
+async fn rewrite(
+    shared: &Shared,
+    mut record: VmRecord,
+    to: VmState,
+    reason: Option<String>,
+) -> Result<VmRecord, ToolError> {
+    let (from, expected) = (record.state, record.generation);
     record.generation += 1;
     record.state = to;
     record.reason = reason;
-    record.processes = None;
     let row = record.clone();
-    shared
+    let written = shared
         .store
         .write(move |tx| -> Result<(), StoreError> {
             vms::update(tx, &row, expected)?;
             let reason = row.reason.clone().unwrap_or_else(|| "it is down".into());
             history::insert(tx, row.id, &row.name, Some(from), Some(to), &reason, DAEMON, row.boot_id)
         })
-        .await
-        .map_err(crate::op::store_error)?;
+        .await;
+    if written.as_ref().is_err_and(StoreError::is_disk_full) {
+        // It is so all the same; the next change that can be written says so.
+        tracing::warn!(vm = %record.name, %to, "the disk is full: what became of the vm is not written down");
+        record.generation = expected;
+        return Ok(record);
+    }
+    written.map_err(crate::op::store_error)?;
     Ok(record)
 }
 

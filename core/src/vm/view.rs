@@ -24,7 +24,7 @@ impl View {
         {
             return Err(outdated(name, guest.protocol));
         }
-        policy::guest_call(name, record.state)?;
+        policy::guest_call(name, record.state, record.reason.as_deref())?;
         self.link.as_ref().ok_or_else(|| {
             ToolError::new(ErrorCode::GuestUnreachable, format!("the agent of {name} does not answer"))
                 .hint("try again; vm_inspect shows its state")

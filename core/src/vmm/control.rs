@@ -1,4 +1,7 @@
 //! What daemon and shim say to each other: one JSON object per line on the shim's control socket.
+//!
+//! A shim is as old as its VM's boot, so a daemon meets shims of earlier builds: [`wire`](super::wire) writes and reads what
+//! differs between them.
 
 use std::io;
 use std::path::PathBuf;
@@ -45,6 +48,8 @@ pub(crate) enum Request {
     },
     /// Answer when the VMM has ended.
     Wait,
+    /// Answer with what keeps the guest from running, now and at each change. Since generation 2.
+    Watch,
 }
 
 /// What a shim answers.
@@ -59,11 +64,27 @@ pub(crate) enum Reply {
     Refused(String),
     /// To `wait`.
     Ended(Exit),
+    /// To `watch`: what keeps the guest from running; `None` when nothing does.
+    Stalled(Option<Stall>),
+}
+
+/// Why a VMM has paused its guest by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "why", rename_all = "snake_case")]
+pub enum Stall {
+    /// The host has no room for what the guest writes. The shim lets it go on when there is room.
+    DiskFull {
+        /// The drive's place in the plan.
+        drive: usize,
+    },
 }
 
 /// One live shim and its VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Status {
+    /// The generation that the shim speaks. Shims of generation 1 do not say it.
+    #[serde(default = "super::wire::unnumbered")]
+    pub protocol: u32,
     pub pid: u32,
     pub start_time: u64,
     pub vm: VmId,

@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 
 use serde::{Deserialize, Serialize};
 
+use super::wire;
 use crate::os::paths::vm_files;
 
 /// No honest `exit.json` comes near this, in bytes.
@@ -84,7 +85,7 @@ pub(crate) fn describe(status: ExitStatus) -> String {
 }
 
 /// Reads how the last VMM of a VM's directory ended; `None` when none has ended since the last launch, or the file is not
-/// what a shim writes.
+/// what a shim writes. What a later build added to it is ignored.
 pub fn read_exit(directory: &Path) -> Option<Exit> {
     let file = crate::os::regular::open(&directory.join(vm_files::EXIT)).ok()?;
     serde_json::from_reader(std::io::Read::take(file, FILE_MAX)).ok()
@@ -92,7 +93,7 @@ pub fn read_exit(directory: &Path) -> Option<Exit> {
 
 /// Writes `exit.json`: whole or not at all, and lasting once this returns.
 pub(crate) fn write_exit(directory: &Path, exit: &Exit) -> std::io::Result<()> {
-    write_atomic(directory, vm_files::EXIT, &serde_json::to_vec(exit)?, true)
+    write_atomic(directory, vm_files::EXIT, &wire::write_numbered(exit)?, true)
 }
 
 /// Replaces a file of a directory in one step; `lasting` waits until it is on the disk.

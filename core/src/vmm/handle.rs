@@ -3,12 +3,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nexus_schema::id::BootId;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
@@ -17,7 +18,7 @@ use super::control::{Job, LINE_MAX, Launched, Reply, Request, ShimIdentity, Stat
 use super::exit::{self, Exit, read_exit};
 use super::plan::{Accel, LaunchPlan};
 use super::shim::{self, Holder};
-use super::{log, process};
+use super::{log, process, wire};
 use crate::os::paths::vm_files;
 use crate::os::process::ProcessHandle;
 use crate::os::regular;
@@ -28,8 +29,6 @@ use crate::os::tsc;
 const LAUNCH: Duration = Duration::from_secs(60);
 /// How long a shim may take to answer what it knows by itself.
 const ANSWER: Duration = Duration::from_secs(3);
-/// How long it may take before it is versions_cache to hang, and ended with its VM: a host may have stood still for some seconds.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(12);
 /// How long a shim may take to answer what it has to ask the VMM for.
 const ANSWER_OF_VMM: Duration = Duration::from_secs(8);
 /// How long a shim may take to be gone after its VMM was killed, until it is killed too.
@@ -44,16 +43,20 @@ const SHIM_LOG_MAX: u64 = 64 << 10;
 /// One live shim and the VMM under it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shim {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    directory: PathBuf,
-    status: Status,
-    shim: AsyncFd<ProcessHandle>,
+pub(super) struct Inner {
+    pub(super) directory: PathBuf,
+    pub(super) identity: ShimIdentity,
+    /// What the shim said of itself; empty until it has answered.
+    pub(super) status: OnceLock<Status>,
+    /// The generation of a shim that is newer than this daemon, and so cannot be talked to.
+    pub(super) newer: OnceLock<u32>,
+    pub(super) shim: AsyncFd<ProcessHandle>,
     /// `None`: gone when it was looked for.
-    vmm: Option<AsyncFd<ProcessHandle>>,
+    pub(super) vmm: Option<AsyncFd<ProcessHandle>>,
 }
 
 impl Shim {
@@ -77,7 +80,7 @@ impl Shim {
         match launched {
             Ok(Ok(Some(Launched::Running(status)))) => {
                 limit_vmm(plan, status.vmm.pid);
-                let shim = Self::hold(&plan.directory, status)?;
+                let shim = Self::hold_launched(&plan.directory, status)?;
                 starting.keep = true;
                 match shim {
                     Some(shim) => Ok(shim),
@@ -103,65 +106,19 @@ impl Shim {
         }
     }
 
-    /// Takes hold again of a shim that an earlier daemon launched. `None` means that neither it nor its VMM runs any more:
-    /// the process is gone, is a zombie, is another one with the same pid, or did not answer and was therefore killed.
-    pub async fn adopt(directory: &Path, identity: ShimIdentity) -> Result<Option<Self>, VmmError> {
-        let open =
-            |source| VmmError::File { action: "look at the shim of", path: directory.to_owned(), source };
-        let Some(handle) = ProcessHandle::open_identified(identity.pid, identity.start_time).map_err(open)?
-        else {
-            return Ok(None);
-        };
-        let same = |s: &Status| s.pid == identity.pid && s.start_time == identity.start_time;
-        match ask(directory, Request::Status, SIGN_OF_LIFE).await {
-            Ok(Reply::Status(status)) if same(&status) => Self::hold(directory, status),
-            answer => {
-                // A shim of this very identity that does not answer is of no use, but its VMM would still write to its drives.
-                tracing::warn!(pid = identity.pid, ?answer, "a shim does not answer, and is killed");
-                handle.kill().map_err(open)?;
-                let gone = handle.watched().map_err(open)?;
-                gone_within(&gone, LEAVE).await;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Which shim lives in a directory, if any: for a daemon that was killed before it could note who it launched. A shim that
-    /// has only just begun and has not said who it is counts as none; it ends by itself, since its daemon is gone.
-    pub fn discover(directory: &Path) -> Result<Option<ShimIdentity>, VmmError> {
-        match shim::read_holder(directory) {
-            Ok(Some(Holder::Known(identity))) => Ok(Some(identity)),
-            Ok(Some(Holder::Unknown) | None) => Ok(None),
-            Err(source) => {
-                Err(VmmError::File { action: "look for a shim in", path: directory.to_owned(), source })
-            }
-        }
-    }
-
-    fn hold(directory: &Path, status: Status) -> Result<Option<Self>, VmmError> {
-        let open = |source| VmmError::File { action: "hold the shim of", path: directory.to_owned(), source };
-        let Some(shim) = ProcessHandle::open_identified(status.pid, status.start_time).map_err(open)? else {
-            return Ok(None);
-        };
-        let vmm = ProcessHandle::open_identified(status.vmm.pid, status.vmm_start_time).map_err(open)?;
-        let shim = shim.watched().map_err(open)?;
-        let vmm = vmm.map(ProcessHandle::watched).transpose().map_err(open)?;
-        Ok(Some(Self { inner: Arc::new(Inner { directory: directory.to_owned(), status, shim, vmm }) }))
-    }
-
     /// Which process the shim is; to be kept for [`Shim::adopt`].
     pub fn identity(&self) -> ShimIdentity {
-        ShimIdentity { pid: self.inner.status.pid, start_time: self.inner.status.start_time }
+        self.inner.identity
     }
 
-    /// The VMM under it.
-    pub fn vmm(&self) -> &VmmInfo {
-        &self.inner.status.vmm
+    /// The VMM under it; `None` until the shim has answered.
+    pub fn vmm(&self) -> Option<&VmmInfo> {
+        self.inner.status.get().map(|status| &status.vmm)
     }
 
-    /// The boot that it was launched for.
-    pub fn boot_id(&self) -> BootId {
-        self.inner.status.boot_id
+    /// The boot that it was launched for; `None` until the shim has answered.
+    pub fn boot_id(&self) -> Option<BootId> {
+        self.inner.status.get().map(|status| status.boot_id)
     }
 
     /// Asks the guest through the VMM to shut down, as pressing a button would. Not every guest listens: see
@@ -186,29 +143,50 @@ impl Shim {
     }
 
     async fn request(&self, request: Request, action: &'static str) -> Result<(), VmmError> {
-        let unanswered = |source| VmmError::Unanswered { pid: self.inner.status.pid, action, source };
-        match ask(&self.inner.directory, request, ANSWER_OF_VMM).await.map_err(unanswered)? {
+        let unanswered = |source| VmmError::Unanswered { pid: self.inner.identity.pid, action, source };
+        match self.ask(request, ANSWER_OF_VMM).await.map_err(unanswered)? {
             Reply::Refused(message) => Err(VmmError::Refused { action, message }),
             Reply::Done => Ok(()),
-            Reply::Status(_) | Reply::Ended(_) => Err(unanswered(io::ErrorKind::InvalidData.into())),
+            Reply::Status(_) | Reply::Ended(_) | Reply::Stalled(_) => {
+                Err(unanswered(io::ErrorKind::InvalidData.into()))
+            }
         }
+    }
+
+    /// Asks one thing, in the words of the shim's generation.
+    async fn ask(&self, request: Request, limit: Duration) -> io::Result<Reply> {
+        let exchange = async {
+            let mut stream = self.send(request).await?;
+            next_reply(&mut stream).await
+        };
+        timeout(limit, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    /// Sends a request; the replies come on the connection.
+    pub(super) async fn send(&self, request: Request) -> io::Result<BufReader<UnixStream>> {
+        // One that has not answered is asked in the oldest words.
+        let protocol = self.inner.status.get().map_or(wire::PROTOCOL_MIN, |status| status.protocol);
+        let line = wire::request_line(request, protocol).map_err(io::Error::other)?;
+        let mut stream = connect_in_tokio(&self.inner.directory, vm_files::SHIM).await?;
+        stream.write_all(&line).await?;
+        Ok(BufReader::new(stream))
     }
 
     /// Ends the VMM at once. Works also when the shim hangs or is gone. A VMM that has ended already is fine; [`Shim::wait`] tells
     /// when everything is gone.
     pub async fn kill(&self) -> Result<(), VmmError> {
         // Through the shim, so that it notes that it was asked for.
-        let answer = ask(&self.inner.directory, Request::Kill, ANSWER).await;
+        let answer = self.ask(Request::Kill, ANSWER).await;
         if matches!(answer, Ok(Reply::Done)) && gone_within(&self.inner.shim, LEAVE).await {
             return Ok(());
         }
         let failed =
-            |source| VmmError::Unanswered { pid: self.inner.status.pid, action: "end the VMM", source };
+            |source| VmmError::Unanswered { pid: self.inner.identity.pid, action: "end the VMM", source };
         if let Some(vmm) = &self.inner.vmm {
             vmm.get_ref().kill().map_err(failed)?;
         }
         if !gone_within(&self.inner.shim, LEAVE).await {
-            tracing::warn!(pid = self.inner.status.pid, "a shim did not end with its VMM, and is killed");
+            tracing::warn!(pid = self.inner.identity.pid, "a shim did not end with its VMM, and is killed");
             self.inner.shim.get_ref().kill().map_err(failed)?;
         }
         Ok(())
@@ -380,7 +358,7 @@ fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
         }
     }
     let tsc_khz = if plan.accel == Accel::Tcg { tsc::khz() } else { None };
-    let job = serde_json::to_vec_pretty(&Job { plan: plan.clone(), tsc_khz });
+    let job = wire::write_numbered(&Job { plan: plan.clone(), tsc_khz });
     job.map_err(io::Error::from)
         .and_then(|job| exit::write_atomic(directory, vm_files::PLAN, &job, false))
         .map_err(failed("write", vm_files::PLAN))?;
@@ -441,7 +419,7 @@ fn open_shim_log(directory: &Path) -> io::Result<std::fs::File> {
 }
 
 /// Resolves when a process has ended.
-async fn gone(handle: &AsyncFd<ProcessHandle>) {
+pub(super) async fn gone(handle: &AsyncFd<ProcessHandle>) {
     // The only thing that a pidfd ever has to tell; it stays readable.
     if let Err(error) = handle.readable().await {
         tracing::error!(%error, "cannot wait for a process");
@@ -452,19 +430,12 @@ async fn gone_within(handle: &AsyncFd<ProcessHandle>, limit: Duration) -> bool {
     timeout(limit, gone(handle)).await.is_ok()
 }
 
-/// Asks the shim of a directory one thing.
-async fn ask(directory: &Path, request: Request, limit: Duration) -> io::Result<Reply> {
-    let exchange = async move {
-        let mut stream = connect_in_tokio(directory, vm_files::SHIM).await?;
-        let mut line = serde_json::to_vec(&request)?;
-        line.push(b'\n');
-        stream.write_all(&line).await?;
-        let mut answer = Vec::new();
-        BufReader::new(stream.take(LINE_MAX as u64)).read_until(b'\n', &mut answer).await?;
-        if answer.is_empty() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(serde_json::from_slice(&answer)?)
-    };
-    timeout(limit, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+/// The next reply on a connection to a shim.
+pub(super) async fn next_reply(stream: &mut BufReader<UnixStream>) -> io::Result<Reply> {
+    let mut answer = Vec::new();
+    stream.take(LINE_MAX as u64).read_until(b'\n', &mut answer).await?;
+    if answer.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(&answer)?)
 }

@@ -9,6 +9,7 @@
 //! Nothing here sees the store. The VMM dies with its shim (PR_SET_PDEATHSIG), so that a shim that is gone means that its drives are
 //! free again.
 
+mod adopt;
 mod cgroup;
 pub mod console;
 mod control;
@@ -24,8 +25,9 @@ mod shim;
 mod shown;
 pub mod vsock;
 mod walls;
+mod wire;
 
-pub use control::{ShimIdentity, VmmError, VmmInfo};
+pub use control::{ShimIdentity, Stall, VmmError, VmmInfo};
 pub use driver::{Caps, Unsupported};
 pub use exit::{Exit, MachineEnd, read_exit};
 pub use handle::Shim;

@@ -2,11 +2,12 @@
 //! as that did, through the shim, with and without a (stand-in) jailer. Where hardware KVM and a firecracker are, the tests of the
 //! whole system run on the real one.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nexus_core::os::socket::{bind_in, connect_in};
-use nexus_core::vmm::{DriverKind, PlanDrive, VmmError, console, read_exit};
+use nexus_core::vmm::{Caps, DriverKind, PlanDrive, VmmError, console, read_exit};
 use nix::sys::signal::Signal;
 
 use crate::support::{Vm, ended, eventually, in_time, is_alive, signal};
@@ -60,7 +61,7 @@ async fn runs_a_guest_and_asks_it_to_shut_down() {
     let mut vm = vm(false);
     vm.plan.cmdline = vec!["nexus.init=agent".into()];
     let shim = vm.launch().await;
-    assert_eq!(shim.vmm().version, "1.16.1");
+    assert_eq!(shim.vmm().unwrap().version, "1.16.1");
     let seen = seen(&vm).await;
     assert_eq!(
         (&seen["kernel"], &seen["initramfs"], &seen["drives"]),
@@ -73,14 +74,59 @@ async fn runs_a_guest_and_asks_it_to_shut_down() {
         std::fs::read_to_string(vm.directory().join("vmm.log")).ok().filter(|log| log == "the logger is on\n")
     })
     .await;
-    in_time(shim.pause()).await.unwrap();
-    in_time(shim.resume()).await.unwrap();
+    let console = console::tail(vm.directory(), 1 << 16);
+    assert!(console.starts_with(b"{"), "its own lines are not on the console");
     in_time(shim.shutdown()).await.unwrap();
     let exit = ended(&shim).await;
     assert_eq!((exit.code, exit.by_request), (Some(0), true));
     assert_eq!(exit.message, "the guest ended its machine");
     assert!(console::tail(vm.directory(), 1 << 16).ends_with(b"reboot: Restarting system\n"));
     assert_eq!(vm.leftovers(), [""; 0]);
+}
+
+/// Has firecracker do something, beside its shim; the status of the answer.
+fn ask(vm: &Vm, method: &str, path: &str, body: &str) -> String {
+    let mut stream = connect_in(vm.directory(), "api.sock").unwrap();
+    let length = body.len();
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}")
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    line.split(' ').nth(1).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn no_pause_is_offered_since_a_bare_resume_leaves_the_guest_unreachable() {
+    let vm = vm(false);
+    let shim = vm.launch().await;
+    assert!(!Caps::of(DriverKind::Firecracker).can_pause);
+    for (refused, action) in
+        [(in_time(shim.pause()).await, "pause"), (in_time(shim.resume()).await, "resume")]
+    {
+        let message = refused.unwrap_err().to_string();
+        assert_eq!(message, format!("the VMM refused to {action}: firecracker cannot do that"));
+    }
+    assert_vsock_works(&vm);
+
+    // What was recorded, step by step: with a snapshot in between the guest can be reached, without one it cannot.
+    let (paused, resumed) = (r#"{"state":"Paused"}"#, r#"{"state":"Resumed"}"#);
+    assert_eq!(ask(&vm, "PUT", "/snapshot/create", "{}"), "400");
+    for (method, path, body) in
+        [("PATCH", "/vm", paused), ("PUT", "/snapshot/create", "{}"), ("PATCH", "/vm", resumed)]
+    {
+        assert_eq!(ask(&vm, method, path, body), "204", "{path}");
+    }
+    assert_vsock_works(&vm);
+    for body in [paused, resumed] {
+        assert_eq!(ask(&vm, "PATCH", "/vm", body), "204");
+    }
+    let mut stream = connect_in(vm.directory(), "v.sock").unwrap();
+    stream.write_all(b"CONNECT 200\n").unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let silence = stream.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(silence.kind(), std::io::ErrorKind::WouldBlock);
+    in_time(shim.kill()).await.unwrap();
+    ended(&shim).await;
 }
 
 #[tokio::test]
@@ -135,7 +181,7 @@ async fn sockets_that_were_left_behind_do_not_get_in_the_way() {
     let shim = vm.launch().await;
     signal(shim.identity().pid, Signal::SIGKILL);
     assert!(ended(&shim).await.shim_lost);
-    assert!(!is_alive(shim.vmm().pid));
+    assert!(!is_alive(shim.vmm().unwrap().pid));
     assert!(vm.leftovers().contains(&"api.sock".to_owned()));
     let shim = vm.launch().await;
     in_time(shim.shutdown()).await.unwrap();
@@ -172,7 +218,7 @@ async fn a_jailed_firecracker_reaches_what_it_needs_and_nothing_else() {
     // The mounts are not the host's.
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains("/jail/firecracker/"), "{mounts}");
-    let status = std::fs::read_to_string(format!("/proc/{}/status", shim.vmm().pid)).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", shim.vmm().unwrap().pid)).unwrap();
     assert!(status.contains("Uid:\t1879048195\t1879048195"), "{status}");
     in_time(shim.shutdown()).await.unwrap();
     assert_eq!(ended(&shim).await.message, "the guest ended its machine");
@@ -209,7 +255,7 @@ async fn a_jailed_firecracker_dies_with_its_shim() {
     let shim = vm.launch().await;
     signal(shim.identity().pid, Signal::SIGKILL);
     // Before anyone else could see to it.
-    eventually("the VMM is gone", || (!is_alive(shim.vmm().pid)).then_some(())).await;
+    eventually("the VMM is gone", || (!is_alive(shim.vmm().unwrap().pid)).then_some(())).await;
     assert!(ended(&shim).await.shim_lost);
     assert!(!vm.directory().join("jail").exists());
     let shim = vm.launch().await;

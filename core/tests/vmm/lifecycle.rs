@@ -1,6 +1,7 @@
 //! The life of a shim, with a script in place of a VMM.
 
 use std::path::Path;
+use std::time::Duration;
 
 use nexus_core::vmm::{Shim, ShimIdentity, VmmError, console, read_exit};
 use nix::sys::signal::Signal;
@@ -28,7 +29,7 @@ fn forever() -> Vm {
 async fn a_vm_that_is_killed_is_gone_and_says_so() {
     let vm = forever();
     let shim = vm.launch().await;
-    let vmm = shim.vmm().pid;
+    let vmm = shim.vmm().unwrap().pid;
     assert!(is_alive(vmm) && is_alive(shim.identity().pid));
     assert!(read_exit(vm.directory()).is_none());
     in_time(shim.kill()).await.unwrap();
@@ -49,7 +50,7 @@ async fn the_vmm_dies_with_its_shim() {
     signal(shim.identity().pid, Signal::SIGKILL);
     let exit = ended(&shim).await;
     assert!(exit.shim_lost);
-    assert!(!is_alive(shim.vmm().pid));
+    assert!(!is_alive(shim.vmm().unwrap().pid));
     assert!(in_time(Shim::adopt(vm.directory(), shim.identity())).await.unwrap().is_none());
     // What it left behind does not get in the way.
     let shim = vm.launch().await;
@@ -66,14 +67,14 @@ async fn a_shim_that_hangs_is_killed_all_the_same() {
     in_time(shim.kill()).await.unwrap();
     let exit = ended(&shim).await;
     assert!(exit.shim_lost, "{exit:?}");
-    assert!(!is_alive(shim.vmm().pid) && !is_alive(shim.identity().pid));
+    assert!(!is_alive(shim.vmm().unwrap().pid) && !is_alive(shim.identity().pid));
 }
 
 #[tokio::test]
 async fn a_vmm_that_hangs_is_killed() {
     let vm = forever();
     let shim = vm.launch().await;
-    signal(shim.vmm().pid, Signal::SIGSTOP);
+    signal(shim.vmm().unwrap().pid, Signal::SIGSTOP);
     in_time(shim.kill()).await.unwrap();
     assert_eq!(ended(&shim).await.signal, Some(9));
 }
@@ -183,7 +184,7 @@ async fn only_the_very_same_shim_is_adopted() {
     assert!(in_time(Shim::adopt(vm.directory(), later)).await.unwrap().is_none());
     let nobody = ShimIdentity { pid: 0x3f_ffff, ..identity };
     assert!(in_time(Shim::adopt(vm.directory(), nobody)).await.unwrap().is_none());
-    assert!(is_alive(shim.vmm().pid));
+    assert!(is_alive(shim.vmm().unwrap().pid));
 
     let again = Shim::launch(Path::new(SHIM), &vm.plan).await.unwrap_err();
     assert!(matches!(again, VmmError::AlreadyRunning { .. }), "{again}");
@@ -196,13 +197,33 @@ async fn only_the_very_same_shim_is_adopted() {
 }
 
 #[tokio::test]
-async fn a_shim_that_does_not_answer_is_not_adopted_but_killed() {
+async fn a_shim_that_does_not_answer_is_held_until_it_does() {
     let vm = forever();
     let shim = vm.launch().await;
     signal(shim.identity().pid, Signal::SIGSTOP);
-    assert!(in_time(Shim::adopt(vm.directory(), shim.identity())).await.unwrap().is_none());
-    assert!(ended(&shim).await.shim_lost);
-    assert!(!is_alive(shim.vmm().pid));
+    let slow = in_time(Shim::adopt(vm.directory(), shim.identity())).await.unwrap().unwrap();
+    let silence = slow.silence().unwrap();
+    assert!(silence.contains("has not answered"), "{silence}");
+    assert_eq!((slow.vmm(), slow.boot_id(), slow.identity()), (None, None, shim.identity()));
+    // Longer than any patience with it.
+    let waited = tokio::time::timeout(Duration::from_secs(13), slow.answered()).await;
+    assert!(waited.is_err() && is_alive(shim.vmm().unwrap().pid));
+    signal(shim.identity().pid, Signal::SIGCONT);
+    in_time(slow.answered()).await;
+    assert_eq!((slow.silence(), slow.vmm(), slow.boot_id()), (None, shim.vmm(), shim.boot_id()));
+    in_time(slow.kill()).await.unwrap();
+    assert!(ended(&slow).await.by_request);
+}
+
+#[tokio::test]
+async fn a_shim_that_never_answers_can_be_ended_with_its_vmm() {
+    let vm = forever();
+    let shim = vm.launch().await;
+    signal(shim.identity().pid, Signal::SIGSTOP);
+    let slow = in_time(Shim::adopt(vm.directory(), shim.identity())).await.unwrap().unwrap();
+    in_time(slow.kill()).await.unwrap();
+    assert!(ended(&slow).await.shim_lost);
+    assert!(!is_alive(shim.vmm().unwrap().pid) && !is_alive(shim.identity().pid));
 }
 
 #[tokio::test]

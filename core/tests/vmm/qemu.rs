@@ -114,7 +114,7 @@ fn vm(initramfs: &[u8]) -> Vm {
 async fn boots_to_init_and_tells_a_restart() {
     let vm = vm(&initramfs("init", 0o100_755, &init_that_prints_and_restarts("init is up\n")));
     let shim = vm.launch().await;
-    assert!(shim.vmm().version.starts_with(|c: char| c.is_ascii_digit()), "{:?}", shim.vmm());
+    assert!(shim.vmm().unwrap().version.starts_with(|c: char| c.is_ascii_digit()), "{:?}", shim.vmm());
     let exit = ended(&shim).await;
     let text = String::from_utf8_lossy(&console::tail(vm.directory(), 64 << 10)).into_owned();
     assert!(text.contains("init is up"), "{exit:?}: {text}");
@@ -179,7 +179,7 @@ async fn pauses_resumes_and_dies_with_the_shim() {
     for name in ["v.sock", "s.sock", "q.sock"] {
         assert!(vm.directory().join(name).exists(), "{name}");
     }
-    let pid = shim.vmm().pid;
+    let pid = shim.vmm().unwrap().pid;
     assert_jailed(pid, shim.identity().pid);
     crate::support::signal(shim.identity().pid, nix::sys::signal::Signal::SIGKILL);
     assert!(ended(&shim).await.shim_lost);

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use nexus_core::os::failpoint;
 use nexus_host::settings::{Flags, Settings};
-use nexus_host::{daemon, dirs};
+use nexus_host::{daemon, dirs, log};
 
 /// Gives AI agents microVMs of their own, as an MCP server.
 #[derive(Debug, Parser)]
@@ -90,10 +90,12 @@ fn with_settings(
         Ok(settings) => settings,
         Err(error) => return daemon::complain(&error, 2),
     };
-    daemon::start_log(&settings.log);
+    log::start(&settings.log);
     // For tests of what a kill leaves behind; release builds have no failpoints.
     if let Some(point) = env.get(OsStr::new("NEXUS_FAILPOINT")).and_then(|point| point.to_str()) {
         failpoint::arm(point);
     }
-    run(settings, stdio).unwrap_or_else(|error| daemon::complain(&error, 1))
+    let code = run(settings, stdio).unwrap_or_else(|error| daemon::complain(&error, 1));
+    log::flush();
+    code
 }

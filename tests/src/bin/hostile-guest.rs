@@ -82,6 +82,10 @@ fn main() -> io::Result<()> {
     }
     let (mut host, configure) = hello(&json!(1))?;
     say(&mut host, &json!({ "type": "ack", "token": configure["token"], "problems": [] }))?;
+    if what == "reboots" {
+        bye(&configure["token"], "reboot", false)?;
+        return Ok(());
+    }
     for stream in listener.incoming() {
         let (stream, what, token) = (stream?, what.clone(), configure["token"].clone());
         thread::spawn(move || serve(stream, &what, &token));
@@ -134,7 +138,7 @@ fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
             Some("nexus/shutdown") => {
                 say(&mut stream, &json!({ "jsonrpc": "2.0", "id": message["id"], "result": {} }))?;
                 if what != "stays" {
-                    bye(token, false)?;
+                    bye(token, "poweroff", false)?;
                     exit(0);
                 }
             }
@@ -150,9 +154,9 @@ fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
 }
 
 /// Says bye.
-fn bye(token: &Value, guessed: bool) -> io::Result<()> {
+fn bye(token: &Value, reason: &str, guessed: bool) -> io::Result<()> {
     let mut host = UnixStream::connect("v.sock_1024")?;
-    say(&mut host, &json!({ "type": "bye", "token": token, "reason": "poweroff", "guessed": guessed }))?;
+    say(&mut host, &json!({ "type": "bye", "token": token, "reason": reason, "guessed": guessed }))?;
     let mut answer = String::new();
     BufReader::new(host).read_line(&mut answer)?;
     Ok(())
@@ -192,14 +196,14 @@ fn answer(stream: &mut UnixStream, what: &str, message: &Value, token: &Value) -
         "mute" if wants_trouble => Ok(()),
         "dies" if wants_trouble => exit(9),
         "leaves" if wants_trouble => {
-            bye(token, false)?;
+            bye(token, "poweroff", false)?;
             exit(0);
         }
-        "lingers" if wants_trouble => bye(token, false),
-        "guesses" if wants_trouble => bye(token, true),
+        "lingers" if wants_trouble => bye(token, "poweroff", false),
+        "guesses" if wants_trouble => bye(token, "poweroff", true),
         // Like a machine that halts and does not go off.
         "halts" if wants_trouble => {
-            bye(token, true)?;
+            bye(token, "poweroff", true)?;
             println!("[   31.4] reboot: System halted");
             Ok(())
         }

@@ -70,6 +70,8 @@ pub enum PrunedKind {
     Cache,
     /// Something half-made.
     Scratch,
+    /// Rows about VMs and operations that are long over.
+    History,
 }
 
 impl PrunedKind {
@@ -81,6 +83,7 @@ impl PrunedKind {
             Self::BuildLog => "build log",
             Self::Cache => "cache",
             Self::Scratch => "scratch",
+            Self::History => "history",
         }
     }
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::asset::AssetError;
 use crate::asset::error::KernelProblem;
 use crate::asset::stream::{Sha256, capped, hashed};
-use crate::os::memory;
+use crate::os::{given, memory};
 pub(crate) use bzimage::MAX_KERNEL;
 use bzimage::{Image, check_elf, examine};
 pub(crate) use depmod::LISTS as MODULE_LISTS;
@@ -117,10 +117,12 @@ pub fn import_kernel(file: &Path, into: &Path, sha256: Option<&str>) -> Result<K
         .transpose()?;
     let doing = AssetError::io("read a kernel");
     let kernel = file.display().to_string();
-    let opened = fs::File::open(file).map_err(&doing)?;
-    if !opened.metadata().map_err(&doing)?.is_file() {
-        return Err(AssetError::Kernel { kernel, problem: KernelProblem::UnknownFormat });
-    }
+    let opened = match given::open_file(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+            return Err(AssetError::Kernel { kernel, problem: KernelProblem::UnknownFormat });
+        }
+        opened => opened.map_err(&doing)?,
+    };
     let mut bytes = Vec::new();
     capped(opened, MAX_KERNEL).read_to_end(&mut bytes).map_err(|e| match KernelProblem::of_read(e) {
         KernelProblem::Damaged(e) => doing(e),

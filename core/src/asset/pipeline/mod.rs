@@ -33,6 +33,7 @@ use crate::asset::provider::{
 };
 use crate::asset::stream::Sha256;
 use crate::asset::{AssetError, IndexProblem};
+use crate::os::given;
 use crate::progress::Progress;
 
 /// One run of a pipeline.
@@ -124,11 +125,9 @@ async fn open(
     progress: &Progress,
 ) -> Result<(flow::Flowed, String), AssetError> {
     let doing = AssetError::io("read a file");
-    let file = fs::File::open(path).map_err(&doing)?;
+    let of = path.to_owned();
+    let file = tokio::task::spawn_blocking(move || given::open_file(&of)).await?.map_err(&doing)?;
     let meta = file.metadata().map_err(&doing)?;
-    if !meta.is_file() {
-        return Err(doing(std::io::Error::other(format!("{} is no regular file", path.display()))));
-    }
     let what = path.display().to_string();
     let flow = Flow::new(job, plan, resolved, &what, None, progress);
     let read = flow::Watched { inner: file, done: 0, total: meta.len(), progress: progress.clone() };

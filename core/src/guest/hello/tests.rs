@@ -26,7 +26,7 @@ impl Fixture {
         tokio::spawn(async move {
             while let Some(mut event) = said.recv().await {
                 if let GuestEvent::Ready { recorded, .. } = &mut event {
-                    *recorded = Recorded { _held: mpsc::channel(1).0 };
+                    *recorded = Recorded { _held: mpsc::channel(1).0, is_lost: Arc::default() };
                 }
                 recorder.send(event).await.unwrap();
             }

@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 use nexus_schema::link::ByeReason;
 use nexus_schema::tools::vm::VmState;
 
-use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record};
+use super::reboots::{self, Reboot};
+use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record, processes_of};
 use crate::guest::{GuestEvent, LinkState, STANDSTILL};
 use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::vm::boot::{self, Boot, Event, Farewell};
+use crate::vm::policy::DISK_FULL;
 use crate::vm::stop::Rung;
 use crate::vm::view;
-use crate::vmm::Exit;
+use crate::vmm::{Exit, Stall};
 
 /// How long the daemon listens to what was said while it stood still.
 const HEARING: Duration = Duration::from_secs(5);
@@ -35,6 +37,8 @@ impl Actor {
                 }
             }
             Event::Deadline => self.deadline().await,
+            Event::Stalled(stall) => self.stalled(stall).await,
+            Event::ShimAnswers => self.shim_answers().await,
             Event::Exited(exit) => self.exited(exit).await,
         }
     }
@@ -86,6 +90,54 @@ impl Actor {
                     tracing::warn!(vm = %self.record.name, what, "the guest misbehaves");
                 }
                 boot.misbehaved = Some(what);
+            }
+        }
+    }
+
+    /// A shim that did not answer when the daemon started does so now.
+    async fn shim_answers(&mut self) {
+        let directory = self.shared.paths.vm(self.record.id);
+        let Some(boot) = self.boot.as_mut() else { return };
+        self.record.processes = processes_of(&boot.shim).or(self.record.processes);
+        if self.record.state != VmState::Stopping {
+            boot.go_on(&self.record, &directory);
+        }
+        self.record.reason = (self.record.state == VmState::Unreachable)
+            .then(|| "its shim answers again; waiting for its agent".to_owned());
+        self.note("its shim answers again").await;
+    }
+
+    /// The VMM has paused the guest by itself, or it runs again.
+    async fn stalled(&mut self, stall: Option<Stall>) {
+        let Some(boot) = self.boot.as_mut() else { return };
+        if std::mem::replace(&mut boot.stall, stall) == stall {
+            return;
+        }
+        let (state, answers) = (self.record.state, boot.agent_answers());
+        let is_booting = matches!(state, VmState::Starting | VmState::Running);
+        if is_booting {
+            // Its time does not run while it is paused.
+            boot.deadline = stall.is_none().then(|| Instant::now() + boot.patience);
+        }
+        let Some(Stall::DiskFull { drive }) = stall else {
+            let again = "there is room again: the guest goes on";
+            if state == VmState::Unreachable && answers {
+                return self.settle(VmState::Ready, None, again).await;
+            }
+            self.record.reason =
+                (state == VmState::Unreachable).then(|| format!("{again}; waiting for its agent"));
+            return self.note(again).await;
+        };
+        let name = self.drives.get(drive).map_or("of the kernel's modules", |drive| drive.name.as_str());
+        let what = format!(
+            "{DISK_FULL}the host has no room for what the guest writes to drive {name}; it goes on when there is room"
+        );
+        match state {
+            VmState::Ready => self.settle(VmState::Unreachable, Some(what), "the host's disk is full").await,
+            VmState::Stopping => self.note(&what).await,
+            _ => {
+                self.record.reason = Some(what.clone());
+                self.note(&what).await;
             }
         }
     }
@@ -182,6 +234,7 @@ impl Actor {
             self.guest_event(event).await;
         }
         let Some(boot) = self.boot.as_ref() else { return };
+        let lasted = boot.clock.since_start();
         let bye = boot.bye.map(|farewell| farewell.settled(exit.machine));
         let directory = self.shared.paths.vm(self.record.id);
         let failure = match &boot.misbehaved {
@@ -199,19 +252,47 @@ impl Actor {
             (_, Some(ByeReason::Poweroff)) => {
                 self.settle(VmState::Stopped, None, "the guest powered off").await;
             }
-            (_, Some(ByeReason::Reboot)) => {
-                let restarted = self.launch(DAEMON, "the guest rebooted", &Progress::default()).await;
-                if let Err(error) = restarted
-                    && self.record.state != VmState::Failed
-                {
-                    let reason = format!("start it again after its reboot: {}", error.message);
-                    self.settle(VmState::Crashed, Some(reason), "the reboot failed").await;
+            (_, Some(ByeReason::Reboot)) => match self.reboots.next(lasted) {
+                Reboot::Now => self.reboot("the guest rebooted").await,
+                Reboot::Later(wait) => {
+                    let reason = format!(
+                        "the guest rebooted again soon after it was started; it is started again in {} s",
+                        wait.as_secs()
+                    );
+                    self.again_at = Some(Instant::now() + wait);
+                    self.settle(VmState::Stopped, Some(reason), "the guest rebooted").await;
                 }
-            }
+                Reboot::Never => {
+                    let reason = format!(
+                        "the guest rebooted {} times in a row within {} s of its start",
+                        reboots::QUICK_MAX,
+                        reboots::QUICK.as_secs()
+                    );
+                    let reason = boot::with_console(reason, &directory);
+                    self.settle(VmState::Failed, Some(reason), "it reboots in a loop").await;
+                }
+            },
             (_, None) => {
                 let reason = boot::with_console(failure, &directory);
                 self.settle(VmState::Crashed, Some(reason), "the VMM is gone without a bye").await;
             }
+        }
+    }
+
+    /// Starts a VM again whose guest rebooted.
+    pub(super) async fn reboot(&mut self, why: &str) {
+        let restarted = self.launch(DAEMON, why, &Progress::default()).await;
+        if let Err(error) = &restarted
+            && matches!(self.record.state, VmState::Running | VmState::Ready | VmState::Unreachable)
+        {
+            let reason = format!("start it again after its reboot: {}", error.message);
+            self.settle(VmState::Crashed, Some(reason), "the reboot failed").await;
+        } else if let Err(error) = restarted
+            && self.record.state == VmState::Stopped
+        {
+            let reason = format!("start it again after its reboot: {}", error.message);
+            self.record.reason = Some(reason.clone());
+            self.note(&reason).await;
         }
     }
 

@@ -2,18 +2,23 @@
 
 mod drives;
 mod events;
+mod reboots;
 mod remove;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
 use nexus_schema::link::Hello;
 use nexus_schema::tools::vm::VmState;
 use tokio::sync::{mpsc, watch};
 
+use self::reboots::Reboots;
 use crate::context::{Change, Command, Decision, Handle, Shared, View};
+use crate::op::{caught, message_of};
 use crate::os::{failpoint, random};
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
@@ -21,7 +26,9 @@ use crate::store::vms::{GuestRecord, VmProcesses, VmRecord};
 use crate::store::{StoreError, history, now, random_id, vms};
 use crate::vm::boot::{self, Boot, Clock, Event};
 use crate::vm::policy;
+use crate::vm::recover;
 use crate::vm::stop::Rung;
+use crate::vmm::{Shim, ShimIdentity};
 
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
@@ -38,16 +45,21 @@ pub(in crate::vm) struct Actor {
     shared: Arc<Shared>,
     record: VmRecord,
     drives: Vec<DriveRecord>,
-    view: watch::Sender<View>,
+    view: Arc<watch::Sender<View>>,
     boot: Option<Boot>,
     /// A change of state that could not be written down yet, and when to try again.
     unwritten: Option<(Transition, Instant)>,
     deleted: bool,
+    reboots: Reboots,
+    /// When a VM that reboots in a loop is started again.
+    again_at: Option<Instant>,
 }
 
 /// A change of state for the history: from which state, why, and who asked.
 type Transition = (VmState, String, String);
 
+/// How long to wait at most until a VM is taken up anew whose task panics again and again.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long to wait until a change that could not be written down is tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
 
@@ -68,13 +80,50 @@ pub(in crate::vm) fn spawn(
     });
     let handle = Handle { commands, view: watcher };
     shared.vms.insert(id, name, handle.clone());
-    let actor = Actor { shared: shared.clone(), record, drives, view, boot, unwritten: None, deleted: false };
-    shared.tasks.spawn(actor.run(mailbox));
+    let actor = Actor::new(shared.clone(), record, drives, Arc::new(view), boot);
+    shared.tasks.spawn(supervise(actor, mailbox));
     handle
 }
 
+/// Runs a VM's task to its end. After a panic in it the VM is taken up anew, as after a restart of the daemon; calls that wait meanwhile are
+/// answered by the new task.
+async fn supervise(mut actor: Actor, mut mailbox: mpsc::Receiver<Command>) {
+    let (shared, view) = (actor.shared.clone(), actor.view.clone());
+    let id = actor.record.id;
+    let mut pause = Duration::from_millis(100);
+    while let Err(panic) = AssertUnwindSafe(actor.run(&mut mailbox)).catch_unwind().await {
+        let message = message_of(&*panic);
+        tracing::error!(vm = %id, message, "the task of a vm panicked: the vm is taken up anew");
+        actor = loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+            let taken = caught("taking up the VM", recover::take_up_anew(&shared, id)).await;
+            match taken {
+                Ok(Some((record, drives, boot))) => {
+                    let actor = Actor::new(shared.clone(), record, drives, view.clone(), boot);
+                    actor.publish();
+                    break actor;
+                }
+                Ok(None) => return,
+                Err(error) => tracing::error!(vm = %id, %error, "a vm cannot be taken up anew, yet"),
+            }
+        };
+    }
+}
+
 impl Actor {
-    async fn run(mut self, mut mailbox: mpsc::Receiver<Command>) {
+    fn new(
+        shared: Arc<Shared>,
+        record: VmRecord,
+        drives: Vec<DriveRecord>,
+        view: Arc<watch::Sender<View>>,
+        boot: Option<Boot>,
+    ) -> Self {
+        let reboots = Reboots::default();
+        Self { shared, record, drives, view, boot, unwritten: None, deleted: false, reboots, again_at: None }
+    }
+
+    async fn run(mut self, mailbox: &mut mpsc::Receiver<Command>) {
         loop {
             tokio::select! {
                 command = mailbox.recv() => match command {
@@ -82,6 +131,10 @@ impl Actor {
                     Some(command) => self.command(command).await,
                 },
                 event = next(&mut self.boot) => self.event(event).await,
+                () = until(self.again_at) => {
+                    self.again_at = None;
+                    self.reboot("the guest rebooted").await;
+                }
                 () = until(self.unwritten.as_ref().map(|(_, at)| *at)) => {
                     if let Some((change, _)) = self.unwritten.take() {
                         self.write(Some(change)).await.ok();
@@ -235,6 +288,14 @@ impl Actor {
         }
     }
 
+    /// Adds a line to the history without a change of state.
+    async fn note(&mut self, what: &str) {
+        let line = (self.record.state, what.to_owned(), DAEMON.to_owned());
+        if let Err(error) = self.write(Some(line)).await {
+            tracing::error!(vm = %self.record.name, what, %error, "a note was not recorded");
+        }
+    }
+
     // --- start
 
     async fn start(&mut self, who: &str, why: &str, progress: &Progress) -> Result<BootId, ToolError> {
@@ -250,6 +311,7 @@ impl Actor {
 
     /// Launches the VMM from a state in which none runs, or after a reboot.
     async fn launch(&mut self, who: &str, why: &str, progress: &Progress) -> Result<BootId, ToolError> {
+        self.again_at = None;
         let mut clock = Clock::start();
         // Everything that can be refused is refused before anything changes.
         let choice = self.shared.choose_driver(self.record.spec.driver).await?;
@@ -295,12 +357,7 @@ impl Actor {
             Ok(mut boot) => {
                 failpoint::reach("start-launched");
                 boot.clock.timings.spawn_ms = boot.clock.step();
-                let identity = boot.shim.identity();
-                self.record.processes = Some(VmProcesses {
-                    shim_pid: identity.pid,
-                    shim_start: identity.start_time,
-                    vmm_pid: boot.shim.vmm().pid,
-                });
+                self.record.processes = processes_of(&boot.shim);
                 self.boot = Some(boot);
                 self.write(None).await.ok();
                 failpoint::reach("start-recorded");
@@ -318,6 +375,10 @@ impl Actor {
     // --- stop
 
     async fn stop(&mut self, who: &str, force: bool) -> Result<Decision, ToolError> {
+        if self.again_at.take().is_some() {
+            self.record.reason = None;
+            self.note("stop asked for: it is not started again").await;
+        }
         let decision = policy::stop(self.record.name.as_str(), self.record.state)?;
         if self.record.state == VmState::Stopping {
             if force {
@@ -401,6 +462,13 @@ async fn next(boot: &mut Option<Boot>) -> Event {
         Some(boot) => boot.event().await,
         None => std::future::pending().await,
     }
+}
+
+/// The processes of a VM whose shim has answered.
+fn processes_of(shim: &Shim) -> Option<VmProcesses> {
+    let vmm = shim.vmm()?;
+    let ShimIdentity { pid: shim_pid, start_time: shim_start } = shim.identity();
+    Some(VmProcesses { shim_pid, shim_start, vmm_pid: vmm.pid })
 }
 
 fn guest_record(hello: Hello) -> GuestRecord {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use nexus_schema::ByteSize;
 
-use super::control::Job;
+use super::control::{Job, Stall};
 use super::exit::{self, MachineEnd};
 use super::jail::JailError;
 use super::plan::DriverKind;
@@ -191,6 +191,11 @@ pub(crate) trait Machine: Send + Sync {
     /// Reads what it has to tell; false when it will tell nothing more. Does not block.
     fn take_events(&self) -> bool {
         false
+    }
+
+    /// Why the VMM has paused the guest by itself, where it tells. [`Machine::set_paused`] lets the guest go on.
+    fn stall(&self) -> Option<Stall> {
+        None
     }
 
     /// What the guest did to its machine, where the VMM tells.

@@ -17,7 +17,7 @@ use crate::os::confine::{self, VmmFiles};
 use crate::os::paths::{QEMU_FILES, vm_files};
 use crate::os::process::ProcessHandle;
 use crate::os::socket::{bind_in, connect_in};
-use crate::vmm::control::Job;
+use crate::vmm::control::{Job, Stall};
 use crate::vmm::exit::MachineEnd;
 use crate::vmm::jail::{Files, Jail, JailError, file, is_for};
 use crate::vmm::plan::Accel;
@@ -31,6 +31,9 @@ pub(crate) const CAPS: Caps = Caps {
     can_pause: true,
     can_ask_guest: false,
 };
+
+/// What the name of a drive's block node begins with; its place in the plan follows.
+const NODE: &str = "disk";
 
 pub(crate) struct Qemu;
 
@@ -204,6 +207,13 @@ impl Machine for Running {
 
     fn take_events(&self) -> bool {
         self.monitor.take()
+    }
+
+    fn stall(&self) -> Option<Stall> {
+        self.monitor.full_node().map(|node| {
+            let drive = node.strip_prefix(NODE).and_then(|number| number.parse().ok()).unwrap_or_default();
+            Stall::DiskFull { drive }
+        })
     }
 
     fn end(&self) -> Option<MachineEnd> {

@@ -70,6 +70,8 @@ struct Incoming {
     version: Option<String>,
     reply: Option<(u64, Result<Value, String>)>,
     shutdown_reason: Option<String>,
+    /// The block node whose file found no room, since QEMU paused the guest for it.
+    full_node: Option<String>,
     ended: bool,
 }
 
@@ -151,6 +153,11 @@ impl Monitor {
         lock(&self.incoming).shutdown_reason.clone()
     }
 
+    /// The block node whose file found no room on the host, while QEMU keeps the guest paused for that.
+    pub(super) fn full_node(&self) -> Option<String> {
+        lock(&self.incoming).full_node.clone()
+    }
+
     fn send(&self, number: u64, command: &str, arguments: &Value) -> Result<(), DriverError> {
         let arguments = match arguments {
             Value::Null => String::new(),
@@ -221,8 +228,24 @@ impl Incoming {
                 None => Ok(line.returned.unwrap_or_default()),
             };
             self.reply = Some((number, reply));
-        } else if line.event.as_deref() == Some("SHUTDOWN") {
-            self.shutdown_reason = line.data.get("reason").and_then(Value::as_str).map(str::to_owned);
+        } else if let Some(event) = line.event {
+            self.event(&event, &line.data);
+        }
+    }
+
+    /// QEMU's `qapi/run-state.json` and `qapi/block-core.json` describe the events.
+    fn event(&mut self, event: &str, data: &Value) {
+        let word = |key: &str| data.get(key).and_then(Value::as_str);
+        match event {
+            "SHUTDOWN" => self.shutdown_reason = word("reason").map(str::to_owned),
+            "BLOCK_IO_ERROR"
+                if word("action") == Some("stop")
+                    && data.get("nospace").and_then(Value::as_bool) == Some(true) =>
+            {
+                self.full_node = Some(word("node-name").unwrap_or_default().to_owned());
+            }
+            "RESUME" => self.full_node = None,
+            _ => {}
         }
     }
 }
@@ -286,6 +309,26 @@ mod tests {
         });
         assert_eq!(monitor.shutdown_reason().as_deref(), Some("guest-reset"));
         assert!(matches!(monitor.execute("stop"), Err(DriverError::Unanswered { .. })));
+    }
+
+    #[test]
+    fn a_guest_that_is_paused_for_want_of_room_is_told_until_it_goes_on() {
+        let event = |name: &str, data: &str| format!("{{\"event\": \"{name}\", \"data\": {data}}}\r\n");
+        let error = |action: &str, nospace: bool| {
+            let data = format!(
+                r#"{{"device": "", "nospace": {nospace}, "node-name": "disk1", "reason": "x", "operation": "write", "action": "{action}"}}"#
+            );
+            event("BLOCK_IO_ERROR", &data)
+        };
+        let mut incoming = Incoming::default();
+        for other in [error("report", true), error("stop", false), event("STOP", "{}")] {
+            incoming.accept(other.as_bytes());
+            assert_eq!(incoming.full_node, None, "{other}");
+        }
+        incoming.accept((error("stop", true) + &event("STOP", "{}")).as_bytes());
+        assert_eq!(incoming.full_node.as_deref(), Some("disk1"));
+        incoming.accept(event("RESUME", "{}").as_bytes());
+        assert_eq!(incoming.full_node, None);
     }
 
     #[test]

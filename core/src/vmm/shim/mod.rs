@@ -11,6 +11,7 @@
 mod lock;
 mod pump;
 mod serve;
+mod stall;
 
 pub(crate) use lock::{Holder, read_holder};
 
@@ -32,6 +33,7 @@ use super::jail;
 use super::log::{self, LogWriter};
 use super::process::{self, VmmProcess};
 use super::walls;
+use super::wire::{self, WireError};
 use crate::os::paths::vm_files;
 use crate::os::socket::bind_in;
 use nexus_schema::error::chain;
@@ -78,7 +80,7 @@ enum ShimError {
     #[error("read the plan")]
     Plan {
         #[source]
-        source: serde_json::Error,
+        source: WireError,
     },
     #[error("receive signals")]
     Signals {
@@ -122,7 +124,7 @@ fn run(directory: &Path) -> Result<(), ShimError> {
         return Err(ShimError::Locked);
     };
     let job = std::fs::read(vm_files::PLAN).map_err(file(vm_files::PLAN))?;
-    let job: Job = serde_json::from_slice(&job).map_err(|source| ShimError::Plan { source })?;
+    let job = wire::read_job(&job).map_err(|source| ShimError::Plan { source })?;
     let confined = |source| ShimError::Confine { source };
     if let Some(lacking) = walls::confine_shim(&job).map_err(confined)? {
         say(lacking);
@@ -141,7 +143,7 @@ fn run(directory: &Path) -> Result<(), ShimError> {
                 shim.by_request = true;
                 kill(&vmm.process);
             }
-            let waiting = serve::serve(&vmm, &status, &control, &signals, &mut shim.by_request);
+            let waiting = serve::serve(&vmm, &job.plan, &status, &control, &signals, &mut shim.by_request);
             let exit = vmm.end(shim.by_request);
             write_exit(here, &exit);
             waiting.answer(&exit);
@@ -246,6 +248,7 @@ impl Live<'_> {
             Err(source) => return Err(give_up(vmm, pumps, &ShimError::Myself { source })),
         };
         let status = Status {
+            protocol: wire::PROTOCOL,
             pid: me,
             start_time,
             vm: plan.vm,

@@ -11,18 +11,21 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use super::stall::Stalls;
 use super::{Vmm, kill, say};
 use crate::os::process::timespec;
 use crate::vmm::control::{LINE_MAX, Reply, Request, Status};
 use crate::vmm::driver::Machine;
 use crate::vmm::exit::Exit;
+use crate::vmm::plan::LaunchPlan;
+use crate::vmm::wire;
 
 /// One daemon with a few calls at once needs no more.
 const CONNECTIONS_MAX: usize = 16;
 /// How long a VMM may take to end by itself after SIGTERM.
 const TERMINATE: Duration = Duration::from_secs(5);
 /// For a request to the VMM; it allocates little and calls little.
-const STACK: usize = 128 << 10;
+pub(super) const STACK: usize = 128 << 10;
 
 /// Those who wait for the end.
 pub(super) struct Waiting(Vec<UnixStream>);
@@ -44,6 +47,7 @@ struct Connection {
 /// Returns when the VMM has ended. `by_request` is set once someone asked for that.
 pub(super) fn serve(
     vmm: &Vmm,
+    plan: &LaunchPlan,
     status: &Status,
     control: &UnixListener,
     signals: &SignalFd,
@@ -51,6 +55,7 @@ pub(super) fn serve(
 ) -> Waiting {
     let mut connections: Vec<Connection> = Vec::new();
     let mut waiting = Vec::new();
+    let mut stalls = Stalls::of(plan);
     let mut has_events = vmm.machine.events().is_some();
     let mut kill_at: Option<Instant> = None;
     if let Err(error) = control.set_nonblocking(true) {
@@ -68,7 +73,8 @@ pub(super) fn serve(
             }
             let first = fds.len();
             fds.extend(connections.iter().map(|c| PollFd::from_borrowed_fd(c.stream.as_fd(), PollFlags::IN)));
-            let timeout = kill_at.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+            let wake_at = kill_at.into_iter().chain(stalls.look_at()).min();
+            let timeout = wake_at.map(|at| timespec(at.saturating_duration_since(Instant::now())));
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => say(&format!("wait for events: {error}")),
@@ -85,6 +91,7 @@ pub(super) fn serve(
         if ready.event {
             has_events = vmm.machine.take_events();
         }
+        stalls.look(&vmm.machine);
         if ready.ended {
             return Waiting(waiting);
         }
@@ -111,14 +118,22 @@ pub(super) fn serve(
                 }
                 match connection.read_request() {
                     Ok(None) => Some(connection),
-                    Ok(Some(request)) => answer(vmm, status, connection, request, by_request, &mut waiting),
+                    Ok(Some(Ok(request))) => {
+                        answer(vmm, status, connection, request, by_request, &mut waiting, &mut stalls)
+                    }
+                    Ok(Some(Err(error))) => {
+                        send(&connection.stream, &Reply::Refused(nexus_schema::error::chain(&error)));
+                        None
+                    }
                     Err(_) => None,
                 }
             })
             .collect();
         if ready.connect {
             match control.accept() {
-                Ok((stream, _)) if connections.len() + waiting.len() < CONNECTIONS_MAX => {
+                Ok((stream, _))
+                    if connections.len() + waiting.len() + stalls.watchers() < CONNECTIONS_MAX =>
+                {
                     if stream.set_nonblocking(true).is_ok() {
                         connections.push(Connection { stream, line: Vec::new() });
                     }
@@ -130,6 +145,7 @@ pub(super) fn serve(
         }
         // Callers that have given up make room.
         waiting.retain(is_open);
+        stalls.retain_watchers();
     }
 }
 
@@ -151,8 +167,9 @@ fn terminated(signals: &SignalFd) -> bool {
 }
 
 impl Connection {
-    /// Takes what has arrived; a request once it is whole. One request at a time: what comes before the answer is read later.
-    fn read_request(&mut self) -> io::Result<Option<Request>> {
+    /// Takes what has arrived; a request once it is whole, or why it is none. One request at a time: what comes before the answer is
+    /// read later.
+    fn read_request(&mut self) -> io::Result<Option<Result<Request, wire::WireError>>> {
         let mut chunk = [0; 1024];
         match self.stream.read(&mut chunk) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -169,7 +186,7 @@ impl Connection {
                 Ok(None)
             };
         };
-        let request = serde_json::from_slice(&self.line[..end])?;
+        let request = wire::read_request(&self.line[..end]);
         self.line.drain(..=end);
         Ok(Some(request))
     }
@@ -183,6 +200,7 @@ fn answer(
     request: Request,
     by_request: &mut bool,
     waiting: &mut Vec<UnixStream>,
+    stalls: &mut Stalls,
 ) -> Option<Connection> {
     match request {
         Request::Status => {
@@ -200,6 +218,10 @@ fn answer(
         }
         Request::Wait => {
             waiting.push(connection.stream);
+            None
+        }
+        Request::Watch => {
+            stalls.watch(connection.stream);
             None
         }
         Request::Shutdown => {
@@ -242,14 +264,14 @@ fn ask_machine(
 }
 
 /// Sends a reply. It is short: if it does not fit, nobody reads, and it is dropped.
-fn send(mut stream: &UnixStream, reply: &Reply) {
+pub(super) fn send(mut stream: &UnixStream, reply: &Reply) {
     let Ok(mut line) = serde_json::to_vec(reply) else { return };
     line.push(b'\n');
     // A caller that is gone needs no answer.
     let _ = stream.write_all(&line);
 }
 
-fn is_open(stream: &UnixStream) -> bool {
+pub(super) fn is_open(stream: &UnixStream) -> bool {
     let mut fds = [PollFd::new(stream, PollFlags::empty())];
     let now = timespec(Duration::ZERO);
     poll(&mut fds, Some(&now)).is_ok()

@@ -14,6 +14,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
@@ -78,7 +80,8 @@ fn firecracker(arguments: &[String]) {
         println!("Firecracker v1.16.1");
         return;
     }
-    if arguments.iter().any(|a| a.starts_with("--") && !["--id", "--api-sock"].contains(&a.as_str())) {
+    const OPTIONS: [&str; 5] = ["--id", "--api-sock", "--log-path", "--level", "--show-level"];
+    if arguments.iter().any(|a| a.starts_with("--") && !OPTIONS.contains(&a.as_str())) {
         std::process::exit(recorded_exit("unknown option"));
     }
     if value_of(arguments, "--id").unwrap().contains('_') {
@@ -89,6 +92,14 @@ fn firecracker(arguments: &[String]) {
         eprintln!("Failed to open the API socket at: {socket}. Check that it is not already used.");
         std::process::exit(recorded_exit("API socket path already exists"));
     };
+    match value_of(arguments, "--log-path") {
+        Some(log) => {
+            let log = std::fs::OpenOptions::new().write(true).open(log);
+            log.unwrap().write_all(b"the logger is on\n").unwrap();
+        }
+        // As a real one does.
+        None => println!("[anonymous-instance:main] Running Firecracker v1.16.1"),
+    }
     let mut vmm = Vmm::default();
     for stream in listener.incoming() {
         vmm.serve(stream.unwrap());
@@ -98,6 +109,10 @@ fn firecracker(arguments: &[String]) {
 #[derive(Default)]
 struct Vmm {
     is_started: bool,
+    /// Whether the guest stands still, and whether a snapshot was taken since.
+    paused: Option<bool>,
+    /// Whether connections from the host reach no guest any more.
+    is_deaf: Arc<AtomicBool>,
     kernel: Option<Value>,
     vsock: Option<Value>,
     drives: BTreeMap<String, Value>,
@@ -160,7 +175,7 @@ impl Vmm {
             let mut options = std::fs::OpenOptions::new();
             options.read(true).write(write).open(path.as_str().unwrap()).is_ok()
         };
-        if self.is_started && method == "PUT" && path != "/actions" {
+        if self.is_started && method == "PUT" && path != "/actions" && path != "/snapshot/create" {
             return recorded(Some("configure after start"));
         }
         match (method, collection) {
@@ -184,15 +199,24 @@ impl Vmm {
                 }
                 self.drives.insert(path.to_owned(), body.clone());
             }
-            ("PUT", "/logger") => {
-                let log = std::fs::OpenOptions::new().write(true).open(body["log_path"].as_str().unwrap());
-                log.unwrap().write_all(b"the logger is on\n").unwrap();
-            }
             ("PUT", "/vsock") => {
                 self.vsock = Some(body.clone());
-                serve_vsock(UnixListener::bind(body["uds_path"].as_str().unwrap()).unwrap());
+                let listener = UnixListener::bind(body["uds_path"].as_str().unwrap()).unwrap();
+                serve_vsock(listener, self.is_deaf.clone());
             }
             ("PATCH", "/vm") if !self.is_started => return recorded(Some("pause before start")),
+            ("PATCH", "/vm") if body["state"] == "Paused" => self.paused = Some(false),
+            ("PATCH", "/vm") => {
+                let dead = "vsock CONNECT after a bare resume";
+                let is_dead = recording().any(|e| e["why"] == dead && e["received"] == "TimeoutError");
+                if self.paused.take() == Some(false) {
+                    self.is_deaf.store(is_dead, Ordering::Relaxed);
+                }
+            }
+            ("PUT", "/snapshot/create") => match &mut self.paused {
+                Some(has_snapshot) => *has_snapshot = true,
+                None => return recorded(Some("snapshot while running")),
+            },
             ("PUT", "/actions") => return self.act(body, recorded),
             _ => {}
         }
@@ -257,10 +281,15 @@ impl Vmm {
 }
 
 /// Every port is open, and echoes lines.
-fn serve_vsock(listener: UnixListener) {
+fn serve_vsock(listener: UnixListener, is_deaf: Arc<AtomicBool>) {
     std::thread::spawn(move || {
+        let mut unanswered = Vec::new();
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
+            if is_deaf.load(Ordering::Relaxed) {
+                unanswered.push(stream);
+                continue;
+            }
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
             assert!(lines.next().unwrap().starts_with("CONNECT "));
             stream.write_all(b"OK 1073741824\n").unwrap();

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD};
 
+use super::LOG_OPTIONS;
 use super::relay;
 use crate::os::paths::{PROGRAM_DIRECTORIES, vm_files};
 use crate::os::socket::bind_in;
@@ -91,6 +92,7 @@ fn command(jailer: &Path, binary: &Path, id: &str, uid: &str) -> CommandLine {
     arguments.extend(rest.map(Into::into));
     // Its root directory is its working directory.
     arguments.push(vm_files::API.into());
+    arguments.extend(LOG_OPTIONS.map(Into::into));
     CommandLine { program: jailer.to_owned(), arguments }
 }
 

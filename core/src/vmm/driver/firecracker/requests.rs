@@ -35,17 +35,10 @@ pub(super) fn update_drive(id: &str, file: &Path) -> Request {
     Request { method: "PATCH", path: format!("/drives/{id}"), body }
 }
 
-/// Has the guest stand still, or go on.
-pub(super) fn set_paused(paused: bool) -> Request {
-    let state = if paused { "Paused" } else { "Resumed" };
-    Request { method: "PATCH", path: "/vm".into(), body: json!({ "state": state }) }
-}
-
 /// Everything before the start.
 pub(super) fn configure(job: &Job, files: &Files) -> Vec<Request> {
     let plan = &job.plan;
     let mut requests = vec![
-        put("/logger", json!({ "level": "Warning", "log_path": vm_files::VMM_PIPE, "show_level": true })),
         put(
             "/machine-config",
             json!({ "vcpu_count": plan.vcpus, "mem_size_mib": plan.memory.as_mib(), "smt": false }),
@@ -107,7 +100,6 @@ mod tests {
         requests.push(action("InstanceStart"));
         requests.push(action("SendCtrlAltDel"));
         requests.push(update_drive("data1", Path::new("/data/disk")));
-        requests.extend([true, false].map(set_paused));
         requests
     }
 

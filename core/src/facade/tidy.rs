@@ -1,0 +1,66 @@
+//! What the daemon does by itself from time to time: forgets what is old, and keeps a reserve for a full disk.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use nexus_schema::{Timestamp, ToolError};
+use tokio::time::{Instant, sleep};
+
+use crate::context::Shared;
+use crate::op::store_error;
+use crate::store::{StoreError, history, now, ops};
+use crate::vm::defaults;
+
+/// How often the reserve is looked at.
+const LOOK: Duration = Duration::from_secs(60);
+/// How often old rows are forgotten.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Runs for as long as the daemon does.
+pub(super) async fn keep_tidy(shared: Weak<Shared>) {
+    let mut sweep_at = Instant::now();
+    loop {
+        let Some(now) = shared.upgrade() else { return };
+        let reserve = now.reserve.clone();
+        tokio::task::spawn_blocking(move || reserve.keep()).await.ok();
+        if sweep_at <= Instant::now() {
+            sweep_at = Instant::now() + DAY;
+            match now.forget_old(false).await {
+                Ok(0) => {}
+                Ok(rows) => tracing::info!(rows, "forgot old history and operations"),
+                Err(error) => tracing::warn!(%error, "cannot forget old history and operations"),
+            }
+        }
+        drop(now);
+        sleep(LOOK).await;
+    }
+}
+
+impl Shared {
+    /// Forgets history and ended operations beyond what the settings keep; how many rows that are. With `dry_run` nothing is forgotten.
+    pub(super) async fn forget_old(self: &Arc<Self>, dry_run: bool) -> Result<usize, ToolError> {
+        let kept = defaults::history(&self.store).await?;
+        let age = i64::from(kept.days).saturating_mul(24 * 60 * 60 * 1000);
+        let before = Timestamp::from_millis(now().as_millis().saturating_sub(age));
+        let forgotten = self.store.write(move |tx| -> Result<usize, Undo> {
+            let rows = history::forget(tx, before, kept.per_vm)? + ops::forget(tx, before)?;
+            if dry_run { Err(Undo::DryRun(rows)) } else { Ok(rows) }
+        });
+        match forgotten.await {
+            Ok(rows) | Err(Undo::DryRun(rows)) => Ok(rows),
+            Err(Undo::Store(error)) => Err(store_error(error)),
+        }
+    }
+}
+
+/// Why a transaction is rolled back.
+enum Undo {
+    DryRun(usize),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Undo {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}

@@ -1,0 +1,70 @@
+//! A file that only takes room. On a full disk it is given up, so that the daemon can start, and delete what takes the rest.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use rustix::fs::FallocateFlags;
+
+use super::disk::free_bytes;
+
+/// How much room it holds, in bytes. Less than what lets a guest go on that waits for room.
+const SIZE: u64 = 8 << 20;
+/// With less than this free the disk counts as full, in bytes.
+const FULL: u64 = 4 << 20;
+/// It is made (again) when this much is free, in bytes.
+const ENOUGH: u64 = 128 << 20;
+
+/// The reserve of one state directory. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Reserve {
+    path: PathBuf,
+}
+
+impl Reserve {
+    /// The reserve at a path; nothing is done yet.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Gives the room up if the disk is full; says whether it was full. Blocks for milliseconds.
+    pub(crate) fn give_up_if_full(&self) -> bool {
+        let is_full =
+            self.directory().is_some_and(|directory| free_bytes(directory).is_ok_and(|free| free < FULL));
+        if !is_full {
+            return false;
+        }
+        // On some filesystems a file can be emptied on a full disk, and not be removed.
+        let emptied = fs::OpenOptions::new().write(true).open(&self.path).and_then(|file| file.set_len(0));
+        match emptied.and_then(|()| fs::remove_file(&self.path)) {
+            Ok(()) => tracing::warn!("the disk of the state directory is full: the reserve is given up"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(%error, "cannot give up the reserve on a full disk"),
+        }
+        true
+    }
+
+    /// Makes it if it is missing and there is room for it. Blocks for milliseconds.
+    pub(crate) fn keep(&self) {
+        let has_room = || {
+            let free = self.directory().and_then(|directory| free_bytes(directory).ok());
+            free.is_some_and(|free| free >= ENOUGH)
+        };
+        if self.path.exists() || !has_room() {
+            return;
+        }
+        if let Err(error) = self.make() {
+            tracing::debug!(%error, "no reserve for a full disk");
+            fs::remove_file(&self.path).ok();
+        }
+    }
+
+    fn make(&self) -> io::Result<()> {
+        let file = fs::File::create(&self.path)?;
+        Ok(rustix::fs::fallocate(file.file(), FallocateFlags::empty(), 0, SIZE)?)
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        self.path.parent()
+    }
+}

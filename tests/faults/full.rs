@@ -1,0 +1,205 @@
+//! Disks without a byte left, on real filesystems: the daemon starts on one, and lets what takes the room be deleted; guests that write wait
+//! for room.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nexus_tests::client::BOOT;
+use nexus_tests::daemon::Daemon;
+use nexus_tests::order::assert_in_order;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::world::{SOON, World, refused, soon};
+
+/// A filesystem in a file, mounted; unmounted with the value.
+struct LoopDisk {
+    place: TempDir,
+}
+
+impl LoopDisk {
+    /// `None`, and a line that says why, where the program that makes such a filesystem is missing.
+    fn mount(kind: &str, mebibytes: u64) -> Option<Self> {
+        let place = tempfile::Builder::new().prefix("nexus-loop-").tempdir().expect("a directory");
+        let file = place.path().join("disk");
+        File::create(&file).and_then(|file| file.set_len(mebibytes << 20)).expect("a file for the disk");
+        let made = Command::new(format!("mkfs.{kind}")).arg("-q").arg(&file).output();
+        let made = match made {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                eprintln!("SKIPPED: no full disk with {kind}, since mkfs.{kind} is not installed");
+                return None;
+            }
+            made => made.expect("mkfs runs"),
+        };
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        fs::create_dir(place.path().join("root")).expect("a directory");
+        let disk = Self { place };
+        let mounted = Command::new("mount").args(["-o", "loop"]).arg(&file).arg(disk.root()).output();
+        let mounted = mounted.expect("mount runs");
+        assert!(
+            mounted.status.success(),
+            "mounting takes root and a loop device: {}",
+            String::from_utf8_lossy(&mounted.stderr)
+        );
+        Some(disk)
+    }
+
+    fn root(&self) -> PathBuf {
+        self.place.path().join("root")
+    }
+
+    fn state(&self) -> PathBuf {
+        self.root().join("state")
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.root().join("ballast")
+    }
+
+    /// Takes everything that is free, to the last byte.
+    fn fill(&self) {
+        let mut ballast =
+            File::options().create(true).append(true).open(self.ballast()).expect("ballast is made");
+        for size in [1 << 20, 64 << 10, 4 << 10, 1] {
+            let piece = vec![0x5a; size];
+            while ballast.write_all(&piece).and_then(|()| ballast.sync_data()).is_ok() {}
+        }
+    }
+
+    /// Takes all but so many MiB.
+    fn leave(&self, mebibytes: u64) {
+        let file = File::create(self.ballast()).expect("ballast is made");
+        let stat = rustix::fs::statvfs(&self.root()).expect("the free room");
+        let more = (stat.f_bavail * stat.f_frsize).saturating_sub(mebibytes << 20);
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, more).expect("room is taken");
+    }
+
+    fn release(&self) {
+        fs::remove_file(self.ballast()).ok();
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        let unmount = |path: &Path| Command::new("umount").args(["--lazy"]).arg(path).status();
+        if !unmount(&self.root()).is_ok_and(|status| status.success()) {
+            eprintln!("{} stays mounted", self.root().display());
+        }
+    }
+}
+
+/// What `system_info` says of the disk.
+fn disk_check(info: &Value) -> Option<&Value> {
+    info["doctor"]["checks"].as_array()?.iter().find(|check| check["name"] == "disk")
+}
+
+fn starts_and_lets_one_delete_on_a_full(kind: &str) {
+    let Some(disk) = LoopDisk::mount(kind, 400) else { return };
+    let mut world = World::hostile_at(&disk.state());
+    let mut client = world.client();
+    for name in ["good-1", "good-2"] {
+        world.create(&mut client, name);
+    }
+    assert_eq!(disk_check(&client.must("system_info", json!({}))), None);
+    let reserve = disk.state().join("reserve");
+    soon("the reserve", || reserve.exists().then_some(()));
+    drop(client);
+    world.daemon.kill();
+    disk.fill();
+    world.daemon.restart();
+
+    let mut client = world.client();
+    assert!(!reserve.exists(), "{kind}: it is given up");
+    let info = client.must("system_info", json!({}));
+    let said = disk_check(&info).unwrap_or_else(|| panic!("{kind}: nothing is said of the disk: {info}"));
+    assert!(["warn", "fail"].contains(&said["status"].as_str().unwrap_or_default()), "{said}");
+    assert_eq!(client.must("vm_list", json!({}))["vms"].as_array().map(Vec::len), Some(2));
+    client.wait_for_state("good-1", "ready");
+    client.must("vm_history", json!({ "vm": "good-1" }));
+    client.must("vm_delete", json!({ "vm": "good-1", "force": true }));
+    assert_eq!(refused(&mut client, "vm_inspect", json!({ "vm": "good-1" })).code, "vm_not_found");
+    client.to_the_end("prune", json!({}), SOON);
+    drop(client);
+
+    // Full again, and nothing is left to be given up: it serves what there is.
+    world.daemon.kill();
+    disk.fill();
+    world.daemon.restart();
+    let mut client = world.client();
+    client.must("vm_inspect", json!({ "vm": "good-2" }));
+    client.must("system_info", json!({}));
+    disk.release();
+    client.wait_for_state("good-2", "ready");
+    client.must("vm_delete", json!({ "vm": "good-2", "force": true }));
+    drop(client);
+    // With room, two can read the database again.
+    world.daemon.stop();
+    world.daemon.restart();
+    world.assert_in_order();
+}
+
+#[test]
+fn the_daemon_starts_on_a_full_ext4() {
+    starts_and_lets_one_delete_on_a_full("ext4");
+}
+
+#[test]
+fn the_daemon_starts_on_a_full_xfs() {
+    starts_and_lets_one_delete_on_a_full("xfs");
+}
+
+#[test]
+fn the_daemon_starts_on_a_full_btrfs() {
+    starts_and_lets_one_delete_on_a_full("btrfs");
+}
+
+#[test]
+fn a_guest_that_finds_the_hosts_disk_full_waits_and_goes_on() {
+    let disk = LoopDisk::mount("ext4", 700).expect("mkfs.ext4 is there wherever Nexus runs");
+    let daemon = Daemon::start_at(&disk.state());
+    let mut client = daemon.client();
+    let vm = client.to_the_end(
+        "vm_create",
+        json!({ "name": "writer", "from": "busybox", "disk": "1GiB", "driver": "qemu", "wait_s": 0 }),
+        BOOT,
+    );
+    let drive = vm["drives"][0]["name"].as_str().expect("a drive").to_owned();
+    disk.leave(24);
+    let mut writing = daemon.client();
+    let command = "dd if=/dev/zero of=/big bs=1M count=100 && sync";
+    let call = json!({ "name": "guest_run_command", "arguments": { "vm": "writer", "command": command, "timeout_s": 600 } });
+    writing.start("tools/call", &call).expect("the call is sent");
+    let full = client.wait_for_state("writer", "unreachable");
+    let reason = soon("the reason", || {
+        let reason = client.inspect("writer")["reason"].as_str().map(str::to_owned)?;
+        reason.starts_with("disk_full: ").then_some(reason)
+    });
+    assert!(reason.contains(&drive), "{reason}");
+    assert_eq!(full["boot_id"], vm["boot_id"]);
+    let failure = refused(&mut client, "guest_os_info", json!({ "vm": "writer" }));
+    assert_eq!(failure.code, "disk_full", "{}", failure.text);
+    // A daemon that comes later knows it too.
+    drop((client, writing));
+    let mut daemon = daemon;
+    daemon.kill();
+    daemon.restart();
+    let mut client = daemon.client();
+    soon("the reason again", || {
+        let vm = client.inspect("writer");
+        (vm["state"] == "unreachable" && vm["reason"].to_string().contains("disk_full: ")).then_some(())
+    });
+
+    disk.release();
+    let ready = client.wait_for_state("writer", "ready");
+    assert_eq!(ready["boot_id"], vm["boot_id"], "it went on by itself");
+    let done = soon("what was written", || {
+        let listed = client.run("writer", "stat -c %s /big && dmesg | grep -ci 'i/o error'").stdout;
+        listed.ends_with("\n0\n").then_some(listed)
+    });
+    assert!(!done.is_empty());
+    let history = client.must("vm_history", json!({ "vm": "writer" }))["transitions"].to_string();
+    assert!(history.contains("disk_full: ") && history.contains("there is room again"), "{history}");
+    assert_in_order(&daemon);
+}
