@@ -1,5 +1,6 @@
 //! A guest that does nothing but reboot.
 
+use nexus_tests::wait::stay;
 use serde_json::json;
 
 use crate::world::{World, refused, soon};
@@ -26,7 +27,7 @@ fn a_guest_that_reboots_in_a_loop_is_slowed_down_and_fails() {
         client.inspect("reboots-1")["reason"].to_string().contains("it is started again in 4 s").then_some(())
     });
     client.must("vm_stop", json!({ "vm": "reboots-1", "wait_s": 45 }));
-    std::thread::sleep(std::time::Duration::from_secs(6));
+    stay(std::time::Duration::from_secs(6));
     let stopped = client.inspect("reboots-1");
     assert_eq!((&stopped["state"], &stopped["reason"]), (&json!("stopped"), &json!(null)), "{stopped}");
     client.must("vm_delete", json!({ "vm": "reboots-1" }));

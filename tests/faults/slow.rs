@@ -1,9 +1,9 @@
 //! Shims that do not answer: stopped by SIGSTOP while the daemon is restarted. Nothing is ended for that.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nexus_tests::daemon::signal;
+use nexus_tests::wait::stay;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -37,7 +37,7 @@ fn vms_whose_shims_are_slow_at_a_restart_are_unreachable_and_come_back() {
     assert!(started.elapsed() < Duration::from_secs(12), "they are waited for side by side");
     let mut client = world.client();
     assert_eq!(client.run("fine", "echo fine").stdout, "fine\n");
-    thread::sleep(LONG.saturating_sub(started.elapsed()));
+    stay(LONG.saturating_sub(started.elapsed()));
     for vm in slow {
         let name = vm["name"].as_str().expect("a name");
         let seen = client.inspect(name);
@@ -107,7 +107,7 @@ fn a_start_that_is_under_way_waits_for_a_slow_shim_too() {
     signal(process(&vm, "shim_pid"), Signal::STOP);
     world.daemon.kill();
     world.daemon.restart();
-    thread::sleep(LONG);
+    stay(LONG);
     let mut client = world.client();
     let seen = client.inspect("silent-1");
     assert_eq!(seen["state"], "starting", "its time does not run out meanwhile: {seen}");

@@ -17,3 +17,8 @@ pub fn until<T>(longest: Duration, mut ask: impl FnMut() -> Option<T>) -> Option
         pause = (pause * 2).min(Duration::from_millis(200));
     }
 }
+
+/// Lets time pass in which something must not happen.
+pub fn stay(time: Duration) {
+    until(time, || None::<()>);
+}

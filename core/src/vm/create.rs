@@ -90,10 +90,9 @@ pub(crate) async fn begin(
             failpoint::reach("create-begun");
             let handle = actor::spawn(shared, (*record).clone(), Vec::new(), None);
             let shared = shared.clone();
-            shared
-                .clone()
-                .ops
-                .run(op_id, move |progress| async move { create(&shared, handle, *record, progress).await });
+            shared.clone().ops.run(op_id, move |progress| async move {
+                Box::pin(create(&shared, handle, *record, progress)).await
+            });
             Ok(op_id)
         }
     }

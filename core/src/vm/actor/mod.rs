@@ -97,7 +97,7 @@ async fn supervise(mut actor: Actor, mut mailbox: mpsc::Receiver<Command>) {
         actor = loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
-            let taken = caught("taking up the VM", recover::take_up_anew(&shared, id)).await;
+            let taken = Box::pin(caught("taking up the VM", recover::take_up_anew(&shared, id))).await;
             match taken {
                 Ok(Some((record, drives, boot))) => {
                     let actor = Actor::new(shared.clone(), record, drives, view.clone(), boot);
