@@ -60,7 +60,7 @@ fn the_inspector_has_nothing_to_complain_about_over_http() {
         "{of_guest}"
     );
     for result in call(&kit, &scoped, "os_info", &json!({})) {
-        assert_eq!(result["isError"], json!(false), "{result}");
+        assert_ne!(result["isError"], json!(true), "{result}");
     }
 
     // Failures are results with a code and a hint, whatever the output schema says.

@@ -3,7 +3,7 @@
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-use crate::fake::{Fake, World, fails, gives};
+use crate::fake::{Fake, World, fails, fails_inside, gives};
 
 fn vm(name: &str, state: &str) -> Value {
     json!({ "id": "bbbbbbbbbbbbe", "name": name, "state": state, "image": "busybox", "vcpus": 1, "memory": "512MiB",
@@ -280,10 +280,10 @@ fn signals_and_timeouts_have_the_exit_codes_of_a_shell() {
 
 #[test]
 fn programs_that_cannot_start_have_the_exit_codes_of_a_shell() {
-    for (error, code) in [("program_not_found", 127), ("program_not_executable", 126), ("command_failed", 1)]
+    for (error, code) in [("program_not_found", 127), ("program_not_executable", 126), ("command_failed", 7)]
     {
         let world = World::new();
-        let tool = fails(error, "start `x`: no luck", "install it");
+        let tool = fails_inside(error, "start `x`: no luck", "install it");
         let _fake = Fake::start(&world.runtime(), [("guest_run_command", tool)]);
         let run = world.run("guest run web-1 -- x");
         assert_eq!((run.code, run.text()), (code, ""));

@@ -218,10 +218,19 @@ pub fn gives(value: Value) -> Tool {
 
 /// A tool that always fails.
 pub fn fails(code: &'static str, message: &'static str, hint: &'static str) -> Tool {
+    fails_with(code, message, hint, json!({}))
+}
+
+/// A failure inside the VM, by the word of its guest.
+pub fn fails_inside(code: &'static str, message: &'static str, hint: &'static str) -> Tool {
+    fails_with(code, message, hint, json!({ "dev.nexus/from": "guest" }))
+}
+
+fn fails_with(code: &'static str, message: &'static str, hint: &'static str, mut meta: Value) -> Tool {
+    meta["dev.nexus/error"] = json!({ "code": code, "message": message, "retryable": false, "hint": hint });
     Box::new(move |_, _| {
-        let error = json!({ "code": code, "message": message, "retryable": false, "hint": hint });
         Some(json!({
-            "isError": true, "_meta": { "dev.nexus/error": error },
+            "isError": true, "_meta": meta,
             "content": [{ "type": "text", "text": format!("{code}: {message}\n{hint}") }],
         }))
     })

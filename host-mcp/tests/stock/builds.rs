@@ -242,7 +242,7 @@ async fn a_build_can_be_cancelled_and_leaves_nothing() {
     let mut client = place.client().await;
     let template = json!({ "name": "web", "source": place.source() });
     client.must("template_create", template.clone()).await;
-    for stage in ["reading the source", "filling the filesystem"] {
+    for stage in ["reading the source", "writing the filesystem"] {
         let build = loop {
             let begun = client.build_until(&place, stage).await;
             let refused = client.0.call("template_delete", json!({ "template": "web" })).await;
@@ -285,8 +285,7 @@ async fn a_daemon_killed_at_any_stage_leaves_nothing_half_made() {
         "build of",
         "reading the inputs",
         "reading the source",
-        "making the filesystem",
-        "filling the filesystem",
+        "writing the filesystem",
         "checking the filesystem",
     ];
     for stage in stages {
