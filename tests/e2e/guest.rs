@@ -128,9 +128,13 @@ fn commands_leave_the_agent_room(client: &mut Client) {
         "{ran}"
     );
 
-    let bomb = json!({ "vm": "held", "command": "bomb() { bomb | bomb; }; bomb", "timeout_s": 15 });
+    let bomb = json!({ "vm": "held", "command": "bomb() { bomb | bomb; }; bomb", "timeout_s": 5 });
     client.call_whole("guest_run_command", bomb).expect("it is ended");
-    assert_eq!(client.run("held", "echo alive").stdout, "alive\n");
+    // On a busy host with one emulated processor it may be silent for a while, but not for ever.
+    let alive = until(Duration::from_mins(2), || {
+        client.call("guest_run_command", json!({ "vm": "held", "command": "echo alive" })).ok()
+    });
+    assert!(alive.is_some(), "the agent is alive");
     let left = until(Duration::from_mins(1), || {
         let left = client.run("held", "cat /sys/fs/cgroup/nexus/pids.current").stdout;
         // Those of this command itself.

@@ -192,6 +192,8 @@ fn a_guest_that_finds_a_full_disk_waits_and_goes_on() {
     });
     assert!(!done.is_empty());
     let history = client.must("vm_history", json!({ "vm": "writer" }))["transitions"].to_string();
-    assert!(history.contains("disk_full: ") && history.contains("there is room again"), "{history}");
+    // Who is first to hear of it, the daemon's end of the shim or that of the link, is chance.
+    let goes_on = history.contains("there is room again") || history.contains("the agent answers again");
+    assert!(history.contains("disk_full: ") && goes_on, "{history}");
     assert_in_order(&daemon);
 }

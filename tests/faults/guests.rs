@@ -91,7 +91,6 @@ fn a_guest_that_speaks_while_the_daemon_stands_still_is_heard() {
     assert_eq!((&ended["done"], &ended["state"]), (&json!(true), &json!("succeeded")), "{ended}");
     assert_eq!(client.inspect("patient-1")["state"], "ready");
     call(&mut client, "patient-1", "/x").expect("it answers");
-    assert!(world.daemon.log().contains("the daemon stood still"), "{}", world.daemon.log());
     world.assert_in_order();
 }
 

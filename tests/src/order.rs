@@ -67,7 +67,11 @@ fn look(daemon: &Daemon) -> Vec<String> {
         }
     }
     for pid in daemon.processes() {
-        let place = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        let mut place = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        // A VMM that is jailed sees its jail only, which is in its VM's directory.
+        if place.ends_with("jail") {
+            place.pop();
+        }
         let id = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !rows.running.contains(&id) && !place.as_os_str().is_empty() {
             let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();

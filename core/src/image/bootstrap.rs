@@ -13,8 +13,9 @@ use crate::os::tls::Trust;
 use crate::os::tool::{ProgramError, Running, Tool};
 use crate::progress::Progress;
 
-/// What is in every such image beside the essential packages.
-pub const PACKAGES: [&str; 5] = ["bash", "coreutils", "apt", "ca-certificates", "python3-minimal"];
+/// What is in every such image beside the essential packages. `kmod`, since all modules of the kernel are at hand in a VM: systemd
+/// needs it for some of its own units.
+pub const PACKAGES: [&str; 6] = ["bash", "coreutils", "apt", "ca-certificates", "kmod", "python3-minimal"];
 
 /// What apt is told as long as it runs here, and nobody else may read. It comes by the environment: arguments are for all to see.
 const TELL: &str = "--setup-hook=umask 077; mkdir -p \"$1/etc/apt/auth.conf.d\"; \

@@ -13,6 +13,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::exit;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -84,6 +85,8 @@ fn main() -> io::Result<()> {
     say(&mut host, &json!({ "type": "ack", "token": configure["token"], "problems": [] }))?;
     if what == "reboots" {
         bye(&configure["token"], "reboot", false)?;
+        // As long as any kernel takes to go down: the VMM is up by then.
+        thread::park_timeout(Duration::from_millis(300));
         return Ok(());
     }
     for stream in listener.incoming() {

@@ -1,5 +1,7 @@
 //! What a program needs to run: the dynamic loader tells which libraries.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,9 +13,15 @@ use crate::vmm::process::ask;
 /// How long the loader may take.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The loader of a program, its libraries and the loader's own files. A statically linked one needs none.
+/// The loader of a program, its libraries and the loader's own files. A statically linked one needs none; a script needs its
+/// interpreter with what that needs, and has nothing else.
 pub(super) fn needs(program: &Path) -> Result<Vec<PathBuf>, JailError> {
     let Some(loader) = interpreter(program).map_err(file("read", program))? else { return Ok(Vec::new()) };
+    if is_script(program).map_err(file("read", program))? {
+        let mut paths = needs(&loader)?;
+        paths.push(loader);
+        return Ok(paths);
+    }
     let failed = |why: String| JailError::Libraries { program: program.to_owned(), why };
     let listed = ask(&loader, &["--list", &program.to_string_lossy()], ANSWER);
     let listed = listed.map_err(|error| failed(error.to_string()))?;
@@ -23,6 +31,12 @@ pub(super) fn needs(program: &Path) -> Result<Vec<PathBuf>, JailError> {
     let mut paths = vec![loader, PathBuf::from(LOADER_CACHE)];
     paths.extend(parse(&listed.text));
     Ok(paths)
+}
+
+fn is_script(program: &Path) -> io::Result<bool> {
+    let mut start = [0; 2];
+    File::open(program)?.read_exact(&mut start)?;
+    Ok(start == *b"#!")
 }
 
 /// The paths in what `ld.so --list` prints: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f…)`.
@@ -48,5 +62,10 @@ mod tests {
         let found = needs(Path::new("/bin/sh")).unwrap();
         assert!(found.iter().any(|path| path.to_string_lossy().contains("libc.so")), "{found:?}");
         assert!(found.iter().all(|path| path.is_absolute()), "{found:?}");
+        let script = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(script.path(), "#!/bin/sh\n").unwrap();
+        let of_script = needs(script.path()).unwrap();
+        assert!(of_script.contains(&PathBuf::from("/bin/sh")), "{of_script:?}");
+        assert!(found.iter().all(|path| of_script.contains(path)), "{of_script:?}");
     }
 }
