@@ -10,21 +10,55 @@
 //! `asset`, `image`, `drive`, `vmm` and `guest` do things and never see the store; `vm` decides and records; `store` holds all
 //! SQL; `os` holds paths and external programs. Nothing here touches the terminal, the environment or the command line.
 
-pub mod asset;
-pub mod config;
+mod asset;
+mod config;
 mod context;
-pub mod drive;
+mod drive;
 mod ext4;
 mod facade;
-pub mod guest;
-pub mod image;
-pub mod op;
-pub mod os;
-pub mod progress;
+mod guest;
+mod image;
+mod op;
+mod os;
+mod progress;
 mod provision;
-pub mod store;
+mod store;
 mod vm;
-pub mod vmm;
+mod vmm;
 
-pub use config::Config;
+pub use asset::provider_mistakes;
+pub use config::{AssetConfig, Config, DriverSetting, Environment, FetchSettings, Secret};
 pub use facade::{CallContext, CallRecord, Caller, GuestHandle, Nexus, OpenError};
+pub use os::tls::Trust;
+pub use vmm::doctor::examine;
+pub use vmm::shim_main;
+
+/// The guest link, as those use it who pass calls on.
+pub mod link {
+    pub use crate::guest::lines::{Line, LineReader, Outbox};
+    pub use crate::guest::{CallId, CallSink, GuestProgress, Link, LinkError, UP_WAIT, result, scan, wire};
+}
+
+/// What a server on this host needs of the operating system.
+pub mod host {
+    pub use crate::os::random::same_secret;
+    pub use crate::os::{busy_poll, duplex, failpoint, memory, socket};
+}
+
+/// What the tests and benchmarks of this workspace look into; no part of the library's face, and free to change.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::asset::debian::Archive;
+    pub use crate::drive::{Copy, Drives, create_home};
+    pub use crate::guest::{GuestEvent, HelloServer};
+    pub use crate::os::paths::vm_files;
+    pub use crate::os::process;
+    pub use crate::os::tsc;
+    pub use crate::progress::Progress;
+    pub use crate::store::{Store, StoreError, assets, builds, drives, images, ops, vms};
+    pub use crate::vmm::vsock::Backend;
+    pub use crate::vmm::{
+        Accel, Caps, DriverKind, Exit, LaunchPlan, PlanDrive, ShimClient, ShimIdentity, VmmError, console,
+        read_exit,
+    };
+}

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use nexus_core::os::socket;
+use nexus_core::host::socket;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 
 use crate::endpoint::STREAM_PROTOCOL;

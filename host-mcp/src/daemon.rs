@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use nexus_core::os::memory;
+use nexus_core::host::memory;
 use nexus_core::{Caller, Nexus, OpenError};
 use nexus_schema::tools::system::{Doctor, DoctorStatus};
 use rustix::process::{Resource, Rlimit};
@@ -248,7 +248,7 @@ async fn tidy(endpoints: Endpoints) {
 /// A connection to the daemon behind a socket, if there is one.
 async fn connect(socket: &Path) -> Option<UnixStream> {
     let (directory, name) = split_socket(socket).ok()?;
-    nexus_core::os::socket::connect_in_tokio(&directory, &name).await.ok()
+    nexus_core::host::socket::connect_in_tokio(&directory, &name).await.ok()
 }
 
 fn split_socket(socket: &Path) -> Result<(PathBuf, String), DaemonError> {
@@ -293,13 +293,13 @@ pub fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
 
 /// Is the parent of one VM's VMM.
 pub fn shim(directory: &Path) -> ExitCode {
-    nexus_core::vmm::shim_main(directory)
+    nexus_core::shim_main(directory)
 }
 
 /// Says what this host can run.
 pub fn doctor(settings: &Settings, json: bool) -> ExitCode {
     use std::io::Write;
-    let host = nexus_core::vmm::doctor::examine(&settings.config(AGENT, PathBuf::from(OWN_BINARY)));
+    let host = nexus_core::examine(&settings.config(AGENT, PathBuf::from(OWN_BINARY)));
     let report = host.report();
     let text =
         if json { serde_json::to_string_pretty(&report).unwrap_or_default() } else { in_words(&report) };

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use nexus_core::config::Environment;
+use nexus_core::Environment;
 
 /// The variable that names the state directory.
 pub const STATE_DIR: &str = "NEXUS_STATE_DIR";

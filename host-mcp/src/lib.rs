@@ -17,4 +17,4 @@ pub mod stream;
 pub mod tools;
 
 /// How both programs wait for an answer.
-pub(crate) use nexus_core::os::{busy_poll, duplex};
+pub(crate) use nexus_core::host::{busy_poll, duplex};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nexus_core::CallContext;
-use nexus_core::guest::GuestProgress;
+use nexus_core::link::GuestProgress;
 use nexus_schema::tools::op::OpProgress;
 use nexus_schema::{Reference, ToolError};
 use rmcp::model::{

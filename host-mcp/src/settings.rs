@@ -9,9 +9,9 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use nexus_core::asset::FetchSettings;
-use nexus_core::config::{AssetConfig, Config, DriverSetting, Environment, Secret};
-use nexus_core::os::tls::Trust;
+use nexus_core::FetchSettings;
+use nexus_core::Trust;
+use nexus_core::{AssetConfig, Config, DriverSetting, Environment, Secret};
 
 use crate::dirs::{self, Env};
 
@@ -248,7 +248,7 @@ impl Draft {
             }
             (other, _) => other,
         };
-        mistakes.extend(nexus_core::asset::provider_mistakes(&self.providers));
+        mistakes.extend(nexus_core::provider_mistakes(&self.providers));
         Some(Settings {
             state_dir: state_dir?,
             socket: socket?,

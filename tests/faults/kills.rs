@@ -142,7 +142,8 @@ fn a_deletion_that_is_cut_off_is_finished_or_was_none() {
 fn programs_that_outlive_the_daemon_are_ended_before_anything_is_tidied_up() {
     let mut world = World::new();
     let daemon = world.daemon.pid();
-    let stat = nexus_core::os::process::stat(daemon).expect("its stat is read").expect("the daemon is there");
+    let stat =
+        nexus_core::internals::process::stat(daemon).expect("its stat is read").expect("the daemon is there");
     let mut sleep = std::process::Command::new("sleep");
     sleep.arg("1000").env("NEXUS_STARTED_BY", format!("{daemon}:{}", stat.start_time));
     let mut left = sleep.spawn().expect("sleep starts");

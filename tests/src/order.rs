@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
-use nexus_core::store::{Store, StoreError, assets, builds, drives, images, ops, vms};
+use nexus_core::internals::{Store, StoreError, assets, builds, drives, images, ops, vms};
 use nexus_schema::tools::build::BuildStatus;
 
 use crate::daemon::Daemon;

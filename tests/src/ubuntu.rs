@@ -8,9 +8,9 @@ use std::io::{Read, Write as _};
 use std::path::Path;
 use std::process::Command;
 
-use nexus_core::asset::FetchSettings;
-use nexus_core::asset::debian::Archive;
-use nexus_core::progress::Progress;
+use nexus_core::FetchSettings;
+use nexus_core::internals::Archive;
+use nexus_core::internals::Progress;
 use pgp::composed::{
     CleartextSignedMessage, KeyType, SecretKeyParamsBuilder, SignedPublicKey, SignedSecretKey,
 };

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use nexus_core::vmm::vsock::Backend;
+use nexus_core::internals::Backend;
 use nexus_tests::vsock::{CID, Guest, Kernel, PATIENCE, PORT, VHOST, VSOCK, dial, pattern, read_line, until};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 

@@ -26,13 +26,15 @@ mod stream;
 pub(crate) mod testing;
 mod xz;
 
+pub use error::AssetError;
 pub(crate) use error::IndexProblem;
-pub use error::{AssetError, KernelProblem, PackageProblem, SignatureProblem};
 pub(crate) use fetch::hash_file;
-pub use fetch::{FetchSettings, Fetched, Fetcher, ProxyRules, ProxySetting, Want};
+pub use fetch::{FetchSettings, Fetcher};
 pub use initramfs::compose_initramfs;
-pub use kernel::{KernelFiles, ModuleImage, import_kernel};
+pub use kernel::{KernelFiles, import_kernel};
 pub(crate) use kernel::{VMLINUX, adopt_kernel, is_program};
 pub use provider::{ProviderProblem, mistakes as provider_mistakes};
+#[cfg(test)]
+pub(crate) use stream::Compression;
+pub use stream::Sha256;
 pub(crate) use stream::hashed;
-pub use stream::{Compression, Sha256};

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
-use crate::vmm::Shim;
+use crate::vmm::ShimClient;
 
 /// What others ask of a VM's task.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(crate) enum Command {
     /// A drive of it is larger now.
     Resized { drive: DriveId, size: ByteSize, reply: oneshot::Sender<Result<(), ToolError>> },
     /// What runs it, if it runs.
-    Machine { reply: oneshot::Sender<Result<Option<Arc<Shim>>, ToolError>> },
+    Machine { reply: oneshot::Sender<Result<Option<Arc<ShimClient>>, ToolError>> },
     /// End the task; what runs goes on running.
     Detach,
 }

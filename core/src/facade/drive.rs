@@ -389,7 +389,12 @@ impl Shared {
 }
 
 /// Has a running VM see that its drive has grown; whether all of it can be used now.
-async fn grow_running(handle: &Handle, shim: &crate::vmm::Shim, drive: &DriveRecord, size: ByteSize) -> bool {
+async fn grow_running(
+    handle: &Handle,
+    shim: &crate::vmm::ShimClient,
+    drive: &DriveRecord,
+    size: ByteSize,
+) -> bool {
     let (index, link) = {
         let view = handle.view.borrow();
         (view.drives.iter().position(|d| d.id == drive.id), view.link.clone())

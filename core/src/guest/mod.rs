@@ -13,6 +13,6 @@ pub mod scan;
 pub mod wire;
 
 pub(crate) use clock::ClockKeeper;
-pub use hello::{GuestEvent, HelloServer, Recorded};
+pub use hello::{GuestEvent, HelloServer};
 pub(crate) use link::STANDSTILL;
 pub use link::{CallId, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};

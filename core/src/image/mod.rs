@@ -77,28 +77,8 @@ pub struct Built {
     pub notes: Vec<String>,
 }
 
-/// Makes the image `into`/[`ROOTFS`] from a source. `into` is made if it is missing (a subvolume where that helps clones).
-pub async fn build(
-    source: Source,
-    into: &Path,
-    meta: &ImageMetadata,
-    progress: &Progress,
-) -> Result<Built, ImageError> {
-    build_within(source, into, meta, Limits::default(), progress).await
-}
-
-/// The same with caps of one's own.
-pub async fn build_within(
-    source: Source,
-    into: &Path,
-    meta: &ImageMetadata,
-    limits: Limits,
-    progress: &Progress,
-) -> Result<Built, ImageError> {
-    build_with(source, into, meta, &Additions::default(), limits, progress).await
-}
-
-/// The same with files laid over the source.
+/// Makes the image `into`/[`ROOTFS`] from a source, with files laid over it. `into` is made if it is missing (a subvolume where that
+/// helps clones).
 pub async fn build_with(
     source: Source,
     into: &Path,

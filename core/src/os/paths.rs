@@ -4,10 +4,6 @@ use std::path::{Path, PathBuf};
 
 use nexus_schema::id::{AssetId, BuildId, DriveId, ImageId, VmId};
 
-/// Where external programs are searched for: what login shells have, and the administrator's directories.
-pub const PROGRAMS: [&str; 6] =
-    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-
 /// The layout of a state directory.
 #[derive(Debug, Clone)]
 pub struct Paths {
@@ -146,9 +142,6 @@ pub(super) const PROCESSES: &str = "/proc";
 
 /// The device of hardware virtualization.
 pub(crate) const KVM: &str = "/dev/kvm";
-
-/// Where an image says what it is.
-pub const IMAGE_METADATA: &str = "/etc/nexus/image.yaml";
 
 /// Where a guest has programs of its own, such as `poweroff`.
 pub const GUEST_PROGRAMS: &str = "/run/nexus/bin";

@@ -24,7 +24,7 @@ use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::{TmpPlace, VmRecord};
 use crate::vmm::doctor::Choice;
-use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, Shim, Stall, VmmError};
+use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, ShimClient, Stall, VmmError};
 
 /// How much of a console is kept twice over: the current file and the one before.
 const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
@@ -36,7 +36,7 @@ const EVENTS_MAX: usize = 32;
 /// A VMM that runs, and what the daemon holds of it.
 #[derive(Debug)]
 pub(super) struct Boot {
-    pub(super) shim: Arc<Shim>,
+    pub(super) shim: Arc<ShimClient>,
     pub(super) accel: Accel,
     /// Listens for the guest until the boot is over.
     _hello: Option<HelloServer>,
@@ -255,14 +255,14 @@ impl Boot {
             VmmError::File { action: "listen on", path: plan.directory.join(vm_files::HELLO), source }
         })?;
         failpoint::reach("start-hello-bound");
-        let shim = Shim::launch(&shared.config.shim_binary, plan).await?;
+        let shim = ShimClient::launch(&shared.config.shim_binary, plan).await?;
         Ok(Self::new(shim, plan.accel, Some(hello), events, shared.boot_timeout(plan.accel), clock))
     }
 
     /// Takes a VMM up again that an earlier daemon launched.
     pub(super) fn adopt(
         shared: &Shared,
-        shim: Shim,
+        shim: ShimClient,
         accel: Accel,
         directory: &Path,
         configure_with: Configure,
@@ -281,7 +281,7 @@ impl Boot {
     }
 
     fn new(
-        shim: Shim,
+        shim: ShimClient,
         accel: Accel,
         hello: Option<HelloServer>,
         events: mpsc::Receiver<GuestEvent>,

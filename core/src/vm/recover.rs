@@ -19,7 +19,7 @@ use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
 use crate::store::{StoreError, assets, builds, drives, history, images, vms};
-use crate::vmm::{Accel, Exit, Shim, ShimIdentity, launched_boot, read_exit};
+use crate::vmm::{Accel, Exit, ShimClient, ShimIdentity, launched_boot, read_exit};
 
 /// Brings memory, store and disk in line with what is really there.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
@@ -157,7 +157,7 @@ async fn adopt(
     // The daemon may have ended between the launch and the row.
     let identity = known.or_else(|| discover(&directory));
     let shim = match identity {
-        Some(identity) => match Shim::adopt(&directory, identity).await {
+        Some(identity) => match ShimClient::adopt(&directory, identity).await {
             Ok(shim) => shim,
             Err(error) => {
                 tracing::warn!(vm = %record.name, %error, "cannot take up the shim");
@@ -205,7 +205,7 @@ async fn adopt(
 
 /// The shim that lives in a VM's directory, whatever the rows say.
 fn discover(directory: &Path) -> Option<ShimIdentity> {
-    Shim::discover(directory).unwrap_or_else(|error| {
+    ShimClient::discover(directory).unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot look for a shim");
         None
     })
@@ -301,7 +301,7 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
     for name in orphans(&paths.vms(), &vm_ids) {
         let directory = paths.vms().join(&name);
         if let Some(identity) = discover(&directory)
-            && let Ok(Some(shim)) = Shim::adopt(&directory, identity).await
+            && let Ok(Some(shim)) = ShimClient::adopt(&directory, identity).await
         {
             tracing::warn!(directory = %directory.display(), "killing a VMM that belongs to no vm");
             if let Err(error) = shim.kill().await {

@@ -1,7 +1,7 @@
 //! Taking up shims that an earlier daemon launched.
 //!
 //! A shim that is there and does not answer is slow, not dead: its VM runs on under it. So nothing is ended here. It is held without an answer,
-//! and [`Shim::answered`] tells when there is one.
+//! and [`ShimClient::answered`] tells when there is one.
 
 use std::io;
 use std::path::Path;
@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::control::{Reply, Request, ShimIdentity, Stall, Status, VmmError};
-use super::handle::{Inner, Shim, gone, next_reply};
 use super::shim::{self, Holder};
+use super::shim_client::{Inner, ShimClient, gone, next_reply};
 use super::wire;
 use crate::os::process::{self, ProcessHandle};
 
@@ -24,10 +24,10 @@ const STALLS_MAX: usize = 8;
 /// How long to wait until one is asked again that broke off the connection.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-impl Shim {
+impl ShimClient {
     /// Takes hold again of a shim that an earlier daemon launched. `None` means that it does not run any more: the process is
     /// gone, is a zombie, or is another one with the same pid. One that does not answer in time is held all the same; see
-    /// [`Shim::silence`].
+    /// [`ShimClient::silence`].
     pub async fn adopt(directory: &Path, identity: ShimIdentity) -> Result<Option<Self>, VmmError> {
         let Some(shim) = Self::hold(directory, identity, None)? else { return Ok(None) };
         tokio::select! {

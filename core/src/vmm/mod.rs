@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! daemon                          shim (one per VM, outlives the daemon)              VMM
-//! Shim::launch ── plan.json ────> shim_main ── driver::prepare, spawn, bring up ────> runs the guest
+//! ShimClient::launch ─ plan.json ──> shim_main ── driver::prepare, spawn, bring up ────> runs the guest
 //!      │ <──── one report line ──────┘ │ <── serial port, stderr (pipes) ───────────────┘
 //!      └── s.sock: status, kill, … ──> │ ──> console.log, vmm.log, exit.json
 //! ```
@@ -16,22 +16,22 @@ mod control;
 pub mod doctor;
 mod driver;
 mod exit;
-mod handle;
 mod jail;
 mod log;
 mod plan;
 mod process;
 mod shim;
+mod shim_client;
 mod shown;
 pub mod vsock;
 mod walls;
 mod wire;
 
-pub use control::{ShimIdentity, Stall, VmmError, VmmInfo};
-pub use driver::{Caps, Unsupported};
+pub use control::{ShimIdentity, Stall, VmmError};
+pub use driver::Caps;
 pub use exit::{Exit, MachineEnd, read_exit};
-pub use handle::Shim;
-pub(crate) use handle::{launched_boot, remove_sockets};
 pub use plan::{Accel, DriverKind, LaunchPlan, PlanDrive};
 pub use shim::shim_main;
+pub use shim_client::ShimClient;
+pub(crate) use shim_client::{launched_boot, remove_sockets};
 pub(crate) use shown::walls_of;

@@ -6,8 +6,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nexus_core::os::socket::{bind_in, connect_in};
-use nexus_core::vmm::{Caps, DriverKind, PlanDrive, VmmError, console, read_exit};
+use nexus_core::host::socket::{bind_in, connect_in};
+use nexus_core::internals::{Caps, DriverKind, PlanDrive, VmmError, console, read_exit};
 use nix::sys::signal::Signal;
 
 use crate::support::{Vm, ended, eventually, in_time, is_alive, signal};
@@ -162,7 +162,7 @@ async fn exits_say_what_they_mean() {
     ] {
         let mut vm = vm(false);
         vm.plan.cmdline = vec![word.into()];
-        let launched = nexus_core::vmm::Shim::launch(crate::support::SHIM.as_ref(), &vm.plan);
+        let launched = nexus_core::internals::ShimClient::launch(crate::support::SHIM.as_ref(), &vm.plan);
         // It may end before it is known to run.
         let exit = match in_time(launched).await {
             Ok(shim) => ended(&shim).await,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use nexus_core::vmm::{Shim, ShimIdentity, VmmError, console, read_exit};
+use nexus_core::internals::{ShimClient, ShimIdentity, VmmError, console, read_exit};
 use nix::sys::signal::Signal;
 
 use crate::support::{SHIM, Vm, ended, eventually, in_time, is_alive, own_memory, signal};
@@ -15,7 +15,7 @@ fn then(script: &str) -> Vm {
     Vm::script(&format!("{UP}; until [ -e go ]; do sleep 0.02; done; {script}"))
 }
 
-async fn launch_and_go(vm: &Vm) -> Shim {
+async fn launch_and_go(vm: &Vm) -> ShimClient {
     let shim = vm.launch().await;
     std::fs::write(vm.directory().join("go"), "").unwrap();
     shim
@@ -51,10 +51,10 @@ async fn the_vmm_dies_with_its_shim() {
     let exit = ended(&shim).await;
     assert!(exit.shim_lost);
     assert!(!is_alive(shim.vmm().unwrap().pid));
-    assert!(in_time(Shim::adopt(vm.directory(), shim.identity())).await.unwrap().is_none());
+    assert!(in_time(ShimClient::adopt(vm.directory(), shim.identity())).await.unwrap().is_none());
     // What it left behind does not get in the way.
     let shim = vm.launch().await;
-    assert!(in_time(Shim::adopt(vm.directory(), shim.identity())).await.unwrap().is_some());
+    assert!(in_time(ShimClient::adopt(vm.directory(), shim.identity())).await.unwrap().is_some());
     in_time(shim.kill()).await.unwrap();
     assert!(!ended(&shim).await.shim_lost);
 }
@@ -116,7 +116,7 @@ async fn a_binary_that_is_not_there_is_reported() {
         error,
         "the VMM process did not come up: start /nowhere/vmm: No such file or directory (os error 2)"
     );
-    let gone = Shim::launch(Path::new("/nowhere/nexusd"), &vm.plan).await.unwrap_err();
+    let gone = ShimClient::launch(Path::new("/nowhere/nexusd"), &vm.plan).await.unwrap_err();
     assert!(matches!(gone, VmmError::Spawn { .. }), "{gone}");
 }
 
@@ -172,28 +172,28 @@ async fn only_the_very_same_shim_is_adopted() {
     let vm = forever();
     let shim = vm.launch().await;
     let identity = shim.identity();
-    assert_eq!(Shim::discover(vm.directory()).unwrap(), Some(identity));
+    assert_eq!(ShimClient::discover(vm.directory()).unwrap(), Some(identity));
 
-    let adopted = in_time(Shim::adopt(vm.directory(), identity)).await.unwrap().unwrap();
+    let adopted = in_time(ShimClient::adopt(vm.directory(), identity)).await.unwrap().unwrap();
     assert_eq!(
         (adopted.identity(), adopted.vmm(), adopted.boot_id()),
         (identity, shim.vmm(), shim.boot_id())
     );
     // The pid is used again, by a process that was started at another time; or it is no process at all.
     let later = ShimIdentity { start_time: identity.start_time + 1, ..identity };
-    assert!(in_time(Shim::adopt(vm.directory(), later)).await.unwrap().is_none());
+    assert!(in_time(ShimClient::adopt(vm.directory(), later)).await.unwrap().is_none());
     let nobody = ShimIdentity { pid: 0x3f_ffff, ..identity };
-    assert!(in_time(Shim::adopt(vm.directory(), nobody)).await.unwrap().is_none());
+    assert!(in_time(ShimClient::adopt(vm.directory(), nobody)).await.unwrap().is_none());
     assert!(is_alive(shim.vmm().unwrap().pid));
 
-    let again = Shim::launch(Path::new(SHIM), &vm.plan).await.unwrap_err();
+    let again = ShimClient::launch(Path::new(SHIM), &vm.plan).await.unwrap_err();
     assert!(matches!(again, VmmError::AlreadyRunning { .. }), "{again}");
 
     in_time(adopted.kill()).await.unwrap();
     assert!(ended(&adopted).await.by_request);
     assert_eq!(ended(&shim).await, ended(&adopted).await);
-    assert_eq!(Shim::discover(vm.directory()).unwrap(), None);
-    assert!(in_time(Shim::adopt(vm.directory(), identity)).await.unwrap().is_none());
+    assert_eq!(ShimClient::discover(vm.directory()).unwrap(), None);
+    assert!(in_time(ShimClient::adopt(vm.directory(), identity)).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -201,7 +201,7 @@ async fn a_shim_that_does_not_answer_is_held_until_it_does() {
     let vm = forever();
     let shim = vm.launch().await;
     signal(shim.identity().pid, Signal::SIGSTOP);
-    let slow = in_time(Shim::adopt(vm.directory(), shim.identity())).await.unwrap().unwrap();
+    let slow = in_time(ShimClient::adopt(vm.directory(), shim.identity())).await.unwrap().unwrap();
     let silence = slow.silence().unwrap();
     assert!(silence.contains("has not answered"), "{silence}");
     assert_eq!((slow.vmm(), slow.boot_id(), slow.identity()), (None, None, shim.identity()));
@@ -220,7 +220,7 @@ async fn a_shim_that_never_answers_can_be_ended_with_its_vmm() {
     let vm = forever();
     let shim = vm.launch().await;
     signal(shim.identity().pid, Signal::SIGSTOP);
-    let slow = in_time(Shim::adopt(vm.directory(), shim.identity())).await.unwrap().unwrap();
+    let slow = in_time(ShimClient::adopt(vm.directory(), shim.identity())).await.unwrap().unwrap();
     in_time(slow.kill()).await.unwrap();
     assert!(ended(&slow).await.shim_lost);
     assert!(!is_alive(shim.vmm().unwrap().pid) && !is_alive(shim.identity().pid));
@@ -230,7 +230,7 @@ async fn a_shim_that_never_answers_can_be_ended_with_its_vmm() {
 async fn a_launch_that_is_given_up_leaves_nothing() {
     let vm = Vm::script("[ -e fail ] && exit 4; echo $$ > pid; exec sleep 1000");
     let pid = {
-        let launch = Shim::launch(Path::new(SHIM), &vm.plan);
+        let launch = ShimClient::launch(Path::new(SHIM), &vm.plan);
         let pid = eventually("the VMM's pid", || {
             std::fs::read_to_string(vm.directory().join("pid")).ok()?.trim().parse::<u32>().ok()
         });
@@ -309,6 +309,6 @@ async fn a_damaged_plan_is_reported() {
     let vm = forever();
     let mut plan = vm.plan.clone();
     plan.directory = vm.scratch().join("nowhere");
-    let error = Shim::launch(Path::new(SHIM), &plan).await.unwrap_err();
+    let error = ShimClient::launch(Path::new(SHIM), &plan).await.unwrap_err();
     assert!(matches!(error, VmmError::File { .. }), "{error}");
 }

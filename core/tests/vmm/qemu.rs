@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nexus_core::vmm::{DriverKind, PlanDrive, VmmError, console};
+use nexus_core::internals::{DriverKind, PlanDrive, VmmError, console};
 
 use crate::support::{Vm, ended, eventually, in_time, is_alive, own_memory};
 
@@ -191,8 +191,9 @@ async fn the_shim_with_its_vsock_device_is_small() {
     let vm = vm(&initramfs("none", 0o100_644, b""));
     let shim = vm.launch().await;
     eventually("the kernel speaks or the VM ends", || {
-        (!console::tail(vm.directory(), 1).is_empty() || nexus_core::vmm::read_exit(vm.directory()).is_some())
-            .then_some(())
+        (!console::tail(vm.directory(), 1).is_empty()
+            || nexus_core::internals::read_exit(vm.directory()).is_some())
+        .then_some(())
     })
     .await;
     let memory = own_memory(shim.identity().pid);

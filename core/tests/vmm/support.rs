@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nexus_core::vmm::{Accel, DriverKind, Exit, LaunchPlan, Shim, VmmError};
+use nexus_core::internals::{Accel, DriverKind, Exit, LaunchPlan, ShimClient, VmmError};
 use nexus_schema::ByteSize;
 use nexus_schema::id::{BootId, VmId};
 
@@ -64,12 +64,12 @@ impl Vm {
         self.root.path()
     }
 
-    pub(crate) async fn launch(&self) -> Shim {
-        in_time(Shim::launch(Path::new(SHIM), &self.plan)).await.unwrap()
+    pub(crate) async fn launch(&self) -> ShimClient {
+        in_time(ShimClient::launch(Path::new(SHIM), &self.plan)).await.unwrap()
     }
 
     pub(crate) async fn fails_to_launch(&self) -> VmmError {
-        in_time(Shim::launch(Path::new(SHIM), &self.plan)).await.unwrap_err()
+        in_time(ShimClient::launch(Path::new(SHIM), &self.plan)).await.unwrap_err()
     }
 
     /// The files of the directory that are sockets or half-written.
@@ -86,7 +86,7 @@ pub(crate) async fn in_time<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.expect("in time")
 }
 
-pub(crate) async fn ended(shim: &Shim) -> Exit {
+pub(crate) async fn ended(shim: &ShimClient) -> Exit {
     in_time(shim.wait()).await
 }
 
@@ -104,7 +104,7 @@ pub(crate) async fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<
 
 /// Whether a process runs; a zombie does not.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    nexus_core::os::process::stat(pid).unwrap().is_some_and(|stat| !stat.is_dead())
+    nexus_core::internals::process::stat(pid).unwrap().is_some_and(|stat| !stat.is_dead())
 }
 
 pub(crate) fn signal(pid: u32, signal: nix::sys::signal::Signal) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use nexus_core::os::failpoint;
+use nexus_core::host::failpoint;
 use nexus_host::settings::{Flags, Settings};
 use nexus_host::{daemon, dirs, log};
 

@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
-use nexus_core::guest::wire::{Envelope, write_string};
+use nexus_core::link::wire::{Envelope, write_string};
 use nexus_schema::limits::HTTP_BODY_MAX;
 use rmcp::model::ClientJsonRpcMessage;
 use serde::de::IgnoredAny;

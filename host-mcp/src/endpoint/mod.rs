@@ -26,7 +26,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use nexus_core::Caller;
-use nexus_core::os::duplex;
+use nexus_core::host::duplex;
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::limits::HTTP_BODY_MAX;
 use nexus_schema::{Reference, ToolError};

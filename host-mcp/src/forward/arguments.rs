@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use nexus_core::guest::scan;
-use nexus_core::guest::wire::{self, Members, write_string};
+use nexus_core::link::scan;
+use nexus_core::link::wire::{self, Members, write_string};
 use nexus_schema::id::VmKind;
 use nexus_schema::tool::VM_ARGUMENT;
 use nexus_schema::{Reference, ToolError};

@@ -17,7 +17,7 @@ mod reply;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nexus_core::guest::{CallId, CallSink, GuestProgress, Link, LinkError, UP_WAIT};
+use nexus_core::link::{CallId, CallSink, GuestProgress, Link, LinkError, UP_WAIT};
 use nexus_core::{Caller, GuestHandle};
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;

@@ -1,9 +1,9 @@
 //! The reply to a call: a guest's checked result with its origin, or an error.
 
 use nexus_core::GuestHandle;
-use nexus_core::guest::LinkError;
-use nexus_core::guest::result::{self, Expected, GuestResult};
-use nexus_core::guest::wire::write_string;
+use nexus_core::link::LinkError;
+use nexus_core::link::result::{self, Expected, GuestResult};
+use nexus_core::link::wire::write_string;
 use nexus_schema::error::{ERROR_META, FROM_META, GUEST, RESULT_META, VM_META};
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::{Name, ResultShape, ToolError};

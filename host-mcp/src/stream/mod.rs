@@ -10,9 +10,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nexus_core::Caller;
-use nexus_core::guest::lines::{LineReader, Outbox};
-use nexus_core::os::busy_poll::{BusyPoll, Crowd};
-use nexus_core::os::duplex;
+use nexus_core::host::busy_poll::{BusyPoll, Crowd};
+use nexus_core::host::duplex;
+use nexus_core::link::{LineReader, Outbox};
 use nexus_schema::limits::LINE_MAX;
 use rmcp::model::{ClientJsonRpcMessage, JsonRpcMessage, ServerJsonRpcMessage, ServerResult};
 use rmcp::transport::{Transport, TransportAdapterIdentity};

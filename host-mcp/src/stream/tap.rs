@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nexus_core::guest::lines::{Line, Outbox};
-use nexus_core::guest::wire::{self, Envelope, write_string};
-use nexus_core::guest::{GuestProgress, Link};
+use nexus_core::link::wire::{self, Envelope, write_string};
+use nexus_core::link::{GuestProgress, Link};
+use nexus_core::link::{Line, Outbox};
 use nexus_schema::ToolError;
 use rmcp::model::ClientJsonRpcMessage;
 use serde::Deserialize;

@@ -7,7 +7,7 @@ mod text;
 use std::collections::HashMap;
 
 use futures::future::BoxFuture;
-use nexus_core::guest::result::Expected;
+use nexus_core::link::result::Expected;
 use nexus_core::{CallContext, Nexus};
 use nexus_schema::tool::TimeLimit;
 use nexus_schema::{Tool, ToolError, for_each_guest_tool, for_each_host_tool};

@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use nexus_core::os::process::ProcessHandle;
-use nexus_core::vmm::Shim;
+use nexus_core::internals::ShimClient;
+use nexus_core::internals::process::ProcessHandle;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
@@ -103,7 +103,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         for vm in std::fs::read_dir(self.state.join("vms")).into_iter().flatten().flatten() {
             // Its VMM dies with a shim.
-            if let Ok(Some(shim)) = Shim::discover(&vm.path())
+            if let Ok(Some(shim)) = ShimClient::discover(&vm.path())
                 && let Ok(Some(process)) = ProcessHandle::open_identified(shim.pid, shim.start_time)
             {
                 process.kill().unwrap();

@@ -118,7 +118,7 @@ impl Drop for Guest {
 fn command_line() -> String {
     format!(
         "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr no_timer_check tsc_early_khz={} tsc=reliable",
-        nexus_core::os::tsc::khz().expect("a host with a time stamp counter")
+        nexus_core::internals::tsc::khz().expect("a host with a time stamp counter")
     )
 }
 

@@ -23,7 +23,7 @@ use std::path::Path;
 
 use nexus_schema::link::ImageConfig;
 
-pub use credentials::{HelperProblem, Keychain};
+pub use credentials::Keychain;
 pub use error::OciError;
 pub use registry::{Access, Remote, Resolved};
 

@@ -33,3 +33,24 @@ fn names(directory: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+/// Makes the image `into`/[`ROOTFS`] from a source. `into` is made if it is missing (a subvolume where that helps clones).
+async fn build(
+    source: Source,
+    into: &Path,
+    meta: &ImageMetadata,
+    progress: &Progress,
+) -> Result<Built, ImageError> {
+    build_within(source, into, meta, Limits::default(), progress).await
+}
+
+/// The same with caps of one's own.
+async fn build_within(
+    source: Source,
+    into: &Path,
+    meta: &ImageMetadata,
+    limits: Limits,
+    progress: &Progress,
+) -> Result<Built, ImageError> {
+    build_with(source, into, meta, &Additions::default(), limits, progress).await
+}

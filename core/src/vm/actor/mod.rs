@@ -28,7 +28,7 @@ use crate::vm::boot::{self, Boot, Clock, Event};
 use crate::vm::policy;
 use crate::vm::recover;
 use crate::vm::stop::Rung;
-use crate::vmm::{Shim, ShimIdentity};
+use crate::vmm::{ShimClient, ShimIdentity};
 
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
@@ -465,7 +465,7 @@ async fn next(boot: &mut Option<Boot>) -> Event {
 }
 
 /// The processes of a VM whose shim has answered.
-fn processes_of(shim: &Shim) -> Option<VmProcesses> {
+fn processes_of(shim: &ShimClient) -> Option<VmProcesses> {
     let vmm = shim.vmm()?;
     let ShimIdentity { pid: shim_pid, start_time: shim_start } = shim.identity();
     Some(VmProcesses { shim_pid, shim_start, vmm_pid: vmm.pid })

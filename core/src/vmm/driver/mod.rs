@@ -43,7 +43,7 @@ pub struct Caps {
     pub max_drives: u32,
     /// Whether the guest's processors can be stopped and let go on.
     pub can_pause: bool,
-    /// Whether the VMM can ask a guest to shut down that has no agent. Where it cannot, `Shim::shutdown` is accepted but
+    /// Whether the VMM can ask a guest to shut down that has no agent. Where it cannot, `ShimClient::shutdown` is accepted but
     /// usual guests do not react to it.
     pub can_ask_guest: bool,
 }

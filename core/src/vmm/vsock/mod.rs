@@ -34,4 +34,4 @@ mod stream;
 mod throttle;
 mod vring;
 
-pub use backend::{Backend, Stopper};
+pub use backend::Backend;

@@ -6,8 +6,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nexus_core::os::paths::vm_files;
-use nexus_core::vmm::vsock::Backend;
+use nexus_core::internals::Backend;
+use nexus_core::internals::vm_files;
 use nexus_tests::client::{BOOT, Client};
 use nexus_tests::daemon::Daemon;
 use nexus_tests::vsock::{Archive, compile};

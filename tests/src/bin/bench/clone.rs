@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nexus_core::drive::Drives;
-use nexus_core::progress::Progress;
+use nexus_core::internals::Drives;
+use nexus_core::internals::Progress;
 use nexus_schema::ByteSize;
 use nexus_tests::daemon::Daemon;
 use serde_json::json;
@@ -95,7 +95,7 @@ const PIECE: u64 = 8 << 20;
 /// A file with so much data, and as large a hole after each piece of it; in a directory of its own, as images are.
 fn master(place: &Path, size: u64) -> PathBuf {
     let home = place.join(format!("image-{size}"));
-    nexus_core::drive::create_home(&home).expect("a home for the image");
+    nexus_core::internals::create_home(&home).expect("a home for the image");
     let path = home.join("rootfs.ext4");
     let mut file = File::create(&path).expect("the image");
     let mut state: u64 = 1;
@@ -131,7 +131,7 @@ fn cloned(runtime: &tokio::runtime::Runtime, place: PathBuf, size: u64, times: u
 /// A sparse copy next to `cp`'s.
 fn copies(table: &mut Table, runtime: &tokio::runtime::Runtime, place: &Path, size: u64, times: usize) {
     let image = master(place, size);
-    let drives = Drives::with(&place.join("drives"), nexus_core::drive::Copy);
+    let drives = Drives::with(&place.join("drives"), nexus_core::internals::Copy);
     fs::create_dir_all(place.join("drives")).expect("a directory for drives");
     let length = ByteSize::bytes(size << 1);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());

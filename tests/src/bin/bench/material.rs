@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nexus_core::asset::FetchSettings;
-use nexus_core::asset::debian::Archive;
-use nexus_core::progress::Progress;
+use nexus_core::FetchSettings;
+use nexus_core::internals::Archive;
+use nexus_core::internals::Progress;
 use nexus_tests::daemon::program;
 
 /// The directory.

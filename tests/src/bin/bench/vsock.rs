@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use nexus_core::vmm::vsock::Backend;
+use nexus_core::internals::Backend;
 use nexus_tests::daemon::Daemon;
 use nexus_tests::vsock::{CID, Guest, Kernel, PORT, VHOST, VSOCK, dial, until};
 

@@ -156,7 +156,7 @@ async fn files_of_many_blocks_are_held_to_the_same() {
     let second = good.len() * 3 / 10;
     damaged[second] ^= 8;
     let error = fails(&scene, &job_for(&damaged, 12 << 20, Sha256::of(&damaged))).await;
-    let AssetError::Package { problem: crate::asset::PackageProblem::Data(cause), .. } = &error else {
+    let AssetError::Package { problem: crate::asset::error::PackageProblem::Data(cause), .. } = &error else {
         panic!("{error}")
     };
     assert_eq!(cause.kind(), std::io::ErrorKind::InvalidData, "{cause}");

@@ -42,7 +42,7 @@ const SHIM_LOG_MAX: u64 = 64 << 10;
 
 /// One live shim and the VMM under it. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Shim {
+pub struct ShimClient {
     pub(super) inner: Arc<Inner>,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Inner {
     pub(super) vmm: Option<AsyncFd<ProcessHandle>>,
 }
 
-impl Shim {
+impl ShimClient {
     /// Launches a VM; returns once the VMM runs and took its configuration.
     ///
     /// The plan's directory must exist and hold no live shim. What an earlier one left there is removed first; its logs stay.
@@ -106,7 +106,7 @@ impl Shim {
         }
     }
 
-    /// Which process the shim is; to be kept for [`Shim::adopt`].
+    /// Which process the shim is; to be kept for [`ShimClient::adopt`].
     pub fn identity(&self) -> ShimIdentity {
         self.inner.identity
     }
@@ -172,7 +172,7 @@ impl Shim {
         Ok(BufReader::new(stream))
     }
 
-    /// Ends the VMM at once. Works also when the shim hangs or is gone. A VMM that has ended already is fine; [`Shim::wait`] tells
+    /// Ends the VMM at once. Works also when the shim hangs or is gone. A VMM that has ended already is fine; [`ShimClient::wait`] tells
     /// when everything is gone.
     pub async fn kill(&self) -> Result<(), VmmError> {
         // Through the shim, so that it notes that it was asked for.
