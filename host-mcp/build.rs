@@ -18,14 +18,15 @@ use std::{env, fs};
 const TARGET_OVERRIDE: &str = "NEXUS_GUEST_TARGET";
 
 /// What the guest is made of, relative to the workspace.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     "Cargo.lock",
     "Cargo.toml",
-    "core/src/os/duplex.rs",
     "guest-mcp/Cargo.toml",
     "guest-mcp/src",
     "tools-schema/Cargo.toml",
     "tools-schema/src",
+    "tools-schema/wire/Cargo.toml",
+    "tools-schema/wire/src",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

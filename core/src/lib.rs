@@ -42,7 +42,8 @@ pub mod link {
 /// What a server on this host needs of the operating system.
 pub mod host {
     pub use crate::os::random::same_secret;
-    pub use crate::os::{busy_poll, duplex, failpoint, memory, socket};
+    pub use crate::os::{busy_poll, failpoint, memory, socket};
+    pub use nexus_wire::duplex;
 }
 
 /// What the tests and benchmarks of this workspace look into; no part of the library's face, and free to change.

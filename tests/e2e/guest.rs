@@ -131,11 +131,18 @@ fn commands_leave_the_agent_room(client: &mut Client) {
     let bomb = json!({ "vm": "held", "command": "bomb() { bomb | bomb; }; bomb", "timeout_s": 5 });
     client.call_whole("guest_run_command", bomb).expect("it is ended");
     // On a busy host with one emulated processor it may be silent for a while, but not for ever.
-    let alive = until(Duration::from_mins(2), || {
-        client.call("guest_run_command", json!({ "vm": "held", "command": "echo alive" })).ok()
+    let mut said = Vec::new();
+    let alive = until(Duration::from_mins(5), || {
+        match client.call("guest_run_command", json!({ "vm": "held", "command": "echo alive" })) {
+            Ok(_) => Some(()),
+            Err(failure) => {
+                said.push(failure.text);
+                None
+            }
+        }
     });
-    assert!(alive.is_some(), "the agent is alive");
-    let left = until(Duration::from_mins(1), || {
+    assert!(alive.is_some(), "the agent is alive: {said:?}");
+    let left = until(Duration::from_mins(3), || {
         let left = client.run("held", "cat /sys/fs/cgroup/nexus/pids.current").stdout;
         // Those of this command itself.
         left.trim().parse::<u32>().ok().filter(|left| *left <= 4)

@@ -23,7 +23,7 @@ use crate::mirror::apt_proxy;
 use crate::web::Web;
 
 /// What a small root filesystem has beside the essential packages.
-const WANTED: [&str; 5] = ["bash", "coreutils", "apt", "ca-certificates", "python3-minimal"];
+const WANTED: [&str; 6] = ["bash", "coreutils", "apt", "ca-certificates", "kmod", "python3-minimal"];
 /// The architecture of its packages.
 const ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
 /// Where the keyring is, as on Ubuntu.

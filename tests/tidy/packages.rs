@@ -11,8 +11,9 @@ use crate::{Finding, none};
 /// The packages of the workspace and those of them that each may use.
 const DIRECTION: &[(&str, &[&str])] = &[
     ("nexus-schema", &[]),
-    ("nexus-guest", &["nexus-schema"]),
-    ("nexus-core", &["nexus-schema"]),
+    ("nexus-wire", &[]),
+    ("nexus-guest", &["nexus-schema", "nexus-wire"]),
+    ("nexus-core", &["nexus-schema", "nexus-wire"]),
     ("nexus-host", &["nexus-schema", "nexus-core"]),
     ("nexus-examples", &["nexus-schema", "nexus-core", "nexus-host"]),
     ("nexus-tests", &["nexus-schema", "nexus-core", "nexus-host"]),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use crate::os::duplex::Peer;
+use nexus_wire::duplex::Peer;
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 16 << 10;
@@ -500,8 +500,8 @@ mod tests {
     #[tokio::test]
     async fn lines_that_are_written_at_once_keep_their_order_whatever_there_is_room_for() {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
-        let (_read, write) = crate::os::duplex::split(near.into()).unwrap();
-        let (mut far, _) = crate::os::duplex::split(far.into()).unwrap();
+        let (_read, write) = nexus_wire::duplex::split(near.into()).unwrap();
+        let (mut far, _) = nexus_wire::duplex::split(far.into()).unwrap();
         let outbox = Outbox::of(write.peer());
         assert!(outbox.put(|out| out.extend_from_slice(b"one")));
         assert!(outbox.put(|out| out.extend_from_slice(b"two")));
@@ -539,7 +539,7 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_room_is_told_of_what_is_written_at_once() {
         let (near, _far) = std::os::unix::net::UnixStream::pair().unwrap();
-        let (_read, write) = crate::os::duplex::split(near.into()).unwrap();
+        let (_read, write) = nexus_wire::duplex::split(near.into()).unwrap();
         let outbox = Outbox::of(write.peer());
         outbox.put(|out| out.extend_from_slice(b"a line"));
         let waiting = tokio::spawn({

@@ -6,7 +6,6 @@ pub mod busy_poll;
 pub(crate) mod clock;
 pub(crate) mod confine;
 pub(crate) mod disk;
-pub mod duplex;
 pub mod failpoint;
 pub(crate) mod given;
 pub mod leftover;

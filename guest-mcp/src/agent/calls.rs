@@ -17,8 +17,8 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Agent;
-use super::duplex::Writer;
 use crate::tools;
+use nexus_wire::duplex::Writer;
 
 /// Answers that wait together are written when they are more than so many bytes: whoever gets them works on them meanwhile.
 const BATCH: usize = 2 << 10;

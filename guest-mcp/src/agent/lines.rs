@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::Agent;
 use super::calls::{Answers, Calls, PlainCall, encode};
-use super::duplex::{Reader, Writer};
+use nexus_wire::duplex::{Reader, Writer};
 
 /// How much is read at once.
 const CHUNK: usize = 16 << 10;

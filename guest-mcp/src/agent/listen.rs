@@ -12,7 +12,8 @@ use tokio::sync::Semaphore;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 
 use super::stream::{SOCKET, ShortPath};
-use super::{Agent, Place, duplex, mcp};
+use super::{Agent, Place, mcp};
+use nexus_wire::duplex;
 
 /// Connections at once; more are closed unheard.
 const CONNECTIONS_MAX: usize = 64;

@@ -13,11 +13,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::Agent;
 use super::lines::LineTransport;
-use super::{Agent, duplex};
 use crate::os::reason;
 use crate::role::VERSION;
 use crate::tools;
+use nexus_wire::duplex;
 
 /// Asks the guest to go down.
 const SHUTDOWN: &str = "nexus/shutdown";

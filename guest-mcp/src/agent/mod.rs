@@ -11,9 +11,6 @@
 mod calls;
 mod clock;
 mod configure;
-#[path = "../../../core/src/os/duplex.rs"]
-#[allow(dead_code, reason = "the guest shares no sockets")]
-mod duplex;
 mod hello;
 mod lines;
 mod listen;

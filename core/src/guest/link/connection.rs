@@ -17,9 +17,9 @@ use crate::guest::lines::{Line, LineReader, Outbox};
 use crate::guest::result;
 use crate::guest::wire::{self, Envelope};
 use crate::os::busy_poll::{BusyPoll, Crowd};
-use crate::os::duplex;
 use crate::os::paths::vm_files;
 use crate::os::socket;
+use nexus_wire::duplex;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);

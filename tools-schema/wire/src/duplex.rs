@@ -3,8 +3,6 @@
 //! tokio's own sockets ask the kernel to be told of room to write all their life, and the kernel tells them each time the peer
 //! has read something: for one short answer each side is woken once more than it need be. Here the writing end asks only
 //! while it is full.
-//!
-//! The guest has this module, too: it depends on nothing else of Nexus.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
