@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::kills::last_op;
-use crate::world::{SOON, World, refused};
+use crate::world::{SOON, World, refused, soon};
 
 /// A world whose daemon panics once at a point.
 fn with_panic_at(point: &str) -> World {
@@ -43,8 +43,8 @@ fn a_vm_whose_task_panics_is_taken_up_anew() {
             assert_eq!(failure.code, "internal", "{point}: {}", failure.text);
             assert!(failure.text.contains("bug in nexusd"), "{point}: {}", failure.text);
         }
-        let log = world.daemon.log();
-        assert!(log.contains("the vm is taken up anew"), "{point} was not reached\n{log}");
+        // On a busy host the call that was answered may have come before the point.
+        soon(point, || world.daemon.log().contains("the vm is taken up anew").then_some(()));
         client.wait_for_state("lucky", "ready");
         assert_eq!(client.run("lucky", "echo up").stdout, "up\n", "{point}");
         world.assert_in_order();
