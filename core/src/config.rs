@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nexus_schema::DriverKind;
 use reqwest::Url;
 
 use crate::os::tls::Trust;
@@ -28,10 +29,8 @@ pub struct Config {
     pub docker_config: Option<PathBuf>,
     /// The environment of the programs that this file names, which keep credentials for it; `PATH` is where they are.
     pub docker_environment: Environment,
-    /// Path of `qemu-system-x86_64`, if not the one in `PATH`.
-    pub qemu: Option<PathBuf>,
-    /// Path of `firecracker`, if not the one in `PATH`.
-    pub firecracker: Option<PathBuf>,
+    /// Paths of VMMs that are not those of the usual directories.
+    pub vmms: BTreeMap<DriverKind, PathBuf>,
     /// Whether VMMs of root are put in jails.
     pub jail: bool,
     /// Whether `/dev/kvm` is used even where it does not look like hardware virtualisation.
@@ -162,13 +161,11 @@ impl fmt::Debug for Secret {
 /// Which driver runs VMs that ask for `auto`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum DriverSetting {
-    /// Firecracker where hardware KVM works and it is installed, else QEMU.
+    /// The first of [`DriverKind::VMMS`] that this host can run.
     #[default]
     Auto,
-    /// Always QEMU.
-    Qemu,
-    /// Always Firecracker.
-    Firecracker,
+    /// Always this one.
+    Vmm(DriverKind),
     /// No VM at all: the given guest binary as an ordinary process of this host, with this user's rights. For tests and
     /// benchmarks of everything around the VM only.
     Process {

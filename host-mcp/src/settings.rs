@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use nexus_core::FetchSettings;
 use nexus_core::Trust;
 use nexus_core::{AssetConfig, Config, DriverSetting, Environment, Secret};
+use nexus_schema::DriverKind;
 
 use crate::dirs::{self, Env};
 
@@ -31,10 +32,8 @@ pub struct Settings {
     pub http_origins: Vec<String>,
     /// The driver of VMs that ask for `auto`.
     pub driver: DriverSetting,
-    /// Path of `qemu-system-x86_64`.
-    pub qemu: Option<PathBuf>,
-    /// Path of `firecracker`.
-    pub firecracker: Option<PathBuf>,
+    /// Paths of VMMs, by the name of the driver.
+    pub vmms: BTreeMap<DriverKind, PathBuf>,
     /// Whether VMMs of root are put in jails.
     pub jail: bool,
     /// Whether `/dev/kvm` is used even where it does not look like hardware virtualisation.
@@ -104,8 +103,7 @@ struct Draft {
     http_origins: Option<Vec<String>>,
     driver: Option<DriverSetting>,
     guest: Option<PathBuf>,
-    qemu: Option<PathBuf>,
-    firecracker: Option<PathBuf>,
+    vmms: BTreeMap<DriverKind, PathBuf>,
     jail: Option<bool>,
     force_kvm: Option<bool>,
     mmdebstrap: Option<PathBuf>,
@@ -129,8 +127,6 @@ const KEYS: &[Key] = &[
     Key { name: "http_origins", set: |d, v| origins(v).map(|v| d.http_origins = Some(v)) },
     Key { name: "driver", set: |d, v| driver(v).map(|v| d.driver = Some(v)) },
     Key { name: "guest", set: |d, v| path(v).map(|v| d.guest = Some(v)) },
-    Key { name: "qemu", set: |d, v| path(v).map(|v| d.qemu = Some(v)) },
-    Key { name: "firecracker", set: |d, v| path(v).map(|v| d.firecracker = Some(v)) },
     Key { name: "jail", set: |d, v| flag(v).map(|v| d.jail = Some(v)) },
     Key { name: "force_kvm", set: |d, v| flag(v).map(|v| d.force_kvm = Some(v)) },
     Key { name: "mmdebstrap", set: |d, v| path(v).map(|v| d.mmdebstrap = Some(v)) },
@@ -148,6 +144,20 @@ const KEYS: &[Key] = &[
     Key { name: "worker_threads", set: |d, v| number(v, 1, 64).map(|v| d.worker_threads = Some(v as usize)) },
     Key { name: "log", set: |d, v| filter(v).map(|v| d.log = Some(v)) },
 ];
+
+/// The names of all keys: those of [`KEYS`], and one for each driver's VMM.
+fn names() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().map(|key| key.name).chain(DriverKind::VMMS.map(DriverKind::as_str))
+}
+
+/// Sets what a key names; `None` if there is no such key.
+fn set(draft: &mut Draft, name: &str, value: &str) -> Option<Result<(), String>> {
+    if let Some(key) = KEYS.iter().find(|key| key.name == name) {
+        return Some((key.set)(draft, value));
+    }
+    let kind = DriverKind::vmm(name)?;
+    Some(path(value).map(|path| drop(draft.vmms.insert(kind, path))))
+}
 
 impl Settings {
     /// Puts the settings together. `config` is the file that the command line names; it must exist, the others need not.
@@ -167,18 +177,19 @@ impl Settings {
                 Err(e) => mistakes.push(format!("{}: {e}", file.display())),
             }
         }
-        for key in KEYS {
-            let variable = format!("{PREFIX}{}", key.name.to_ascii_uppercase());
+        for name in names() {
+            let variable = format!("{PREFIX}{}", name.to_ascii_uppercase());
             let Some(value) = env.get(OsStr::new(&variable)).filter(|value| !value.is_empty()) else {
                 continue;
             };
-            let set =
-                value.to_str().ok_or_else(|| "not UTF-8".to_owned()).and_then(|v| (key.set)(&mut draft, v));
+            let set = value.to_str().map_or_else(
+                || Err("not UTF-8".to_owned()),
+                |value| set(&mut draft, name, value).unwrap_or(Ok(())),
+            );
             mistakes.extend(set.err().map(|e| format!("{variable}: {e}")));
         }
         for (name, value) in flags {
-            let set = KEYS.iter().find(|key| key.name == *name).map(|key| (key.set)(&mut draft, value));
-            if let Some(Err(e)) = set {
+            if let Some(Err(e)) = set(&mut draft, name, value) {
                 mistakes.push(format!("--{}: {e}", name.replace('_', "-")));
             }
         }
@@ -199,8 +210,7 @@ impl Settings {
             apt_root: self.apt_root.clone(),
             docker_config: self.docker_config.clone(),
             docker_environment: self.docker_environment.clone(),
-            qemu: self.qemu.clone(),
-            firecracker: self.firecracker.clone(),
+            vmms: self.vmms.clone(),
             assets: AssetConfig {
                 providers: self.providers.clone(),
                 github_token: self.github_token.clone(),
@@ -255,8 +265,7 @@ impl Draft {
             http: self.http,
             http_origins: self.http_origins.unwrap_or_default(),
             driver,
-            qemu: self.qemu,
-            firecracker: self.firecracker,
+            vmms: self.vmms,
             jail: self.jail.unwrap_or(true),
             force_kvm: self.force_kvm.unwrap_or(false),
             mmdebstrap: self.mmdebstrap,
@@ -282,11 +291,11 @@ fn read_file(draft: &mut Draft, text: &str, file: &str, mistakes: &mut Vec<Strin
         Err(e) => return mistakes.push(format!("{file}: {}", e.to_string().trim_end())),
     };
     for (name, value) in table {
-        let Some(key) = KEYS.iter().find(|key| key.name == name) else {
-            let known: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+        if !names().any(|key| key == name) {
+            let known: Vec<_> = names().collect();
             mistakes.push(format!("{file}: unknown key `{name}`; there are {}", known.join(", ")));
             continue;
-        };
+        }
         let text = match value {
             toml::Value::String(text) => Ok(text),
             toml::Value::Integer(number) => Ok(number.to_string()),
@@ -304,7 +313,9 @@ fn read_file(draft: &mut Draft, text: &str, file: &str, mistakes: &mut Vec<Strin
             }
         };
         mistakes.extend(
-            text.and_then(|text| (key.set)(draft, &text)).err().map(|e| format!("{file}: {name}: {e}")),
+            text.and_then(|text| set(draft, &name, &text).unwrap_or(Ok(())))
+                .err()
+                .map(|e| format!("{file}: {name}: {e}")),
         );
     }
 }
@@ -343,11 +354,12 @@ fn origins(text: &str) -> Result<Vec<String>, String> {
 fn driver(text: &str) -> Result<DriverSetting, String> {
     match text {
         "auto" => Ok(DriverSetting::Auto),
-        "qemu" => Ok(DriverSetting::Qemu),
-        "firecracker" => Ok(DriverSetting::Firecracker),
         // Its path comes with `guest`.
         "process" => Ok(DriverSetting::Process { guest: PathBuf::new() }),
-        _ => Err(format!("`{text}` is not auto, qemu, firecracker or process")),
+        _ => DriverKind::vmm(text).map(DriverSetting::Vmm).ok_or_else(|| {
+            let known = DriverKind::VMMS.map(DriverKind::as_str).join(", ");
+            format!("`{text}` is not auto, {known} or process")
+        }),
     }
 }
 
@@ -411,7 +423,7 @@ mod tests {
         let env = env(&[("NEXUS_STOP_TIMEOUT_S", "6"), ("NEXUS_STATE_DIR", "/env")]);
         let flags = Flags::from([("state_dir", "/flag".to_owned()), ("http", "127.0.0.1:9600".to_owned())]);
         let settings = Settings::load(7, &env, Some(file.path().into()), &flags).unwrap();
-        assert_eq!(settings.driver, DriverSetting::Qemu);
+        assert_eq!(settings.driver, DriverSetting::Vmm(DriverKind::Qemu));
         assert_eq!((settings.stop_timeout_s, settings.boot_timeout_s), (6, 7));
         assert_eq!(settings.state_dir, PathBuf::from("/flag"));
         assert_eq!(settings.http.unwrap().port(), 9600);

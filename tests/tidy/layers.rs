@@ -28,7 +28,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("vm", &["asset", "context", "drive", "guest", "image", "op", "os", "progress", "store", "vmm"]),
     ("context", &["asset", "config", "drive", "guest", "op", "os", "progress", "provision", "store", "vmm"]),
-    ("provision", &["asset", "config", "image", "op", "os", "progress", "store"]),
+    ("provision", &["asset", "config", "image", "op", "os", "progress", "store", "vmm"]),
     ("op", &["progress", "store"]),
     ("asset", &["config", "image", "os", "progress"]),
     ("image", &["config", "drive", "ext4", "os", "progress"]),

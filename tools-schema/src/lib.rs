@@ -4,6 +4,7 @@
 //! parses them and refuses what is malformed.
 #![forbid(unsafe_code)]
 
+pub mod driver;
 pub mod error;
 pub mod id;
 pub mod limits;
@@ -15,6 +16,7 @@ pub mod time;
 pub mod tool;
 pub mod tools;
 
+pub use driver::DriverKind;
 pub use error::{ErrorCode, ToolError};
 pub use id::Id;
 pub use name::{Name, Reference};

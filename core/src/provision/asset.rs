@@ -22,19 +22,18 @@ use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::assets::AssetRecord;
 use crate::store::{StoreError, assets, now, providers, random_id, settings};
+use crate::vmm::downloaded_programs;
 
 /// The names of the files of assets that are one file.
 const KERNEL: &str = "kernel";
 const ROOTFS: &str = "rootfs";
-const FIRECRACKER: &str = "firecracker";
-const JAILER: &str = "jailer";
 
 /// The main file of an asset of a kind.
-pub(crate) const fn main_file(kind: AssetKind) -> &'static str {
+pub(crate) fn main_file(kind: AssetKind) -> &'static str {
     match kind {
         AssetKind::Kernel => VMLINUX,
         AssetKind::Rootfs => ROOTFS,
-        AssetKind::Vmm => FIRECRACKER,
+        AssetKind::Vmm => downloaded_programs()[0],
     }
 }
 
@@ -524,7 +523,7 @@ fn hash_again(
 
 /// Makes the links to the programs of an asset, or removes them where there is none.
 fn relink(links: &Path, target: Option<&Path>) -> std::io::Result<()> {
-    for name in [FIRECRACKER, JAILER] {
+    for name in downloaded_programs() {
         let link = links.join(name);
         let program: Option<PathBuf> =
             target.map(|target| target.join(name)).filter(|program| program.is_file());

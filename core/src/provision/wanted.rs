@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nexus_schema::tools::asset::AssetKind;
-use nexus_schema::{ErrorCode, Name, ToolError};
+use nexus_schema::{DriverKind, ErrorCode, Name, ToolError};
 
 use super::{DEBIAN, Provision, file_argument};
 use crate::asset::provider::{
@@ -76,7 +76,7 @@ pub(super) fn default_provider(kind: AssetKind) -> &'static str {
     match kind {
         AssetKind::Kernel => DEBIAN,
         AssetKind::Rootfs => "alpine",
-        AssetKind::Vmm => "firecracker",
+        AssetKind::Vmm => DriverKind::OF_ASSETS.as_str(),
     }
 }
 

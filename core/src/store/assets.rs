@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use nexus_schema::id::{AssetId, AssetKindTag, ImageId};
 use nexus_schema::tools::asset::{AssetFile, AssetKind, Verified};
-use nexus_schema::{Name, Reference, Timestamp};
+use nexus_schema::{DriverKind, Name, Reference, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::columns::{Json, RowExt, signed};
@@ -189,9 +189,9 @@ pub fn users(db: &Connection, asset: &AssetRecord) -> Result<Vec<String>, StoreE
             names("SELECT name FROM vms WHERE kernel_id = ?1 ORDER BY name", &[&asset.id.as_i64()])
         }
         AssetKind::Vmm => names(
-            "SELECT name FROM vms WHERE driver = 'firecracker' AND driver_version = ?1 AND shim_pid IS NOT NULL
+            "SELECT name FROM vms WHERE driver = ?1 AND driver_version = ?2 AND shim_pid IS NOT NULL
              ORDER BY name",
-            &[&asset.version],
+            &[&DriverKind::OF_ASSETS.as_str(), &asset.version],
         ),
         // Images are copies.
         AssetKind::Rootfs => Ok(Vec::new()),

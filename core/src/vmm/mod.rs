@@ -23,14 +23,16 @@ mod process;
 mod shim;
 mod shim_client;
 mod shown;
+mod version;
 pub mod vsock;
 mod walls;
 mod wire;
 
 pub use control::{ShimIdentity, Stall, VmmError};
 pub use driver::Caps;
+pub(crate) use driver::downloaded_programs;
 pub use exit::{Exit, MachineEnd, read_exit};
-pub use plan::{Accel, DriverKind, LaunchPlan, PlanDrive};
+pub use plan::{Accel, LaunchPlan, PlanDrive};
 pub use shim::shim_main;
 pub use shim_client::ShimClient;
 pub(crate) use shim_client::{launched_boot, remove_sockets};

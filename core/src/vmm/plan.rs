@@ -3,31 +3,8 @@
 use std::path::PathBuf;
 
 use nexus_schema::id::{BootId, VmId};
-use nexus_schema::{ByteSize, Name};
+use nexus_schema::{ByteSize, DriverKind, Name};
 use serde::{Deserialize, Serialize};
-
-/// Which VMM runs a VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DriverKind {
-    /// QEMU's microvm machine.
-    Qemu,
-    /// Firecracker.
-    Firecracker,
-    /// `nexus-guest --unix` as an ordinary process; for tests and benchmarks without a VM.
-    Process,
-}
-
-impl DriverKind {
-    /// The word for it, on the wire and in the store.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Qemu => "qemu",
-            Self::Firecracker => "firecracker",
-            Self::Process => "process",
-        }
-    }
-}
 
 /// How the guest's instructions are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -267,7 +267,7 @@ fn remove_jail(directory: &Path) {
 /// Removes the sockets and the jail that a VM left in its directory: its shim may not, or was killed. Only while no shim lives there.
 pub(crate) fn remove_sockets(directory: &Path) {
     remove_jail(directory);
-    for name in shim::SOCKETS.into_iter().chain([vm_files::HELLO]) {
+    for name in shim::sockets().chain([vm_files::HELLO]) {
         match std::fs::remove_file(directory.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(directory = %directory.display(), name, %error, "a socket is left behind");
@@ -351,7 +351,7 @@ fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
         return Err(VmmError::AlreadyRunning { directory: directory.clone() });
     }
     regular::take_back(directory).map_err(failed("take back", ""))?;
-    for name in shim::SOCKETS.into_iter().chain([vm_files::EXIT]) {
+    for name in shim::sockets().chain([vm_files::EXIT]) {
         match std::fs::remove_file(directory.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", name)(e)),
             _ => {}

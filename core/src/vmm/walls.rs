@@ -6,8 +6,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nexus_schema::DriverKind;
+
 use super::control::Job;
-use super::plan::DriverKind;
 use crate::os::confine::{self, ConfineError, Syscalls, VmmFiles, Walls};
 use crate::os::paths::vm_files;
 
@@ -50,5 +51,5 @@ pub(super) fn confine_shim(job: &Job) -> io::Result<Option<&'static str>> {
 
 /// Takes from this shim, whose VMM runs, what it needs no more: starting programs, and all that a VMM may not do either.
 pub(super) fn forbid_programs(job: &Job, is_jailed: bool) -> io::Result<()> {
-    if has_walls(job) || is_jailed { Syscalls::ShimClient.apply_to_all_threads() } else { Ok(()) }
+    if has_walls(job) || is_jailed { Syscalls::Shim.apply_to_all_threads() } else { Ok(()) }
 }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nexus_core::host::socket::{bind_in, connect_in};
-use nexus_core::internals::{Caps, DriverKind, PlanDrive, VmmError, console, read_exit};
+use nexus_core::internals::{Caps, PlanDrive, VmmError, console, read_exit};
+use nexus_schema::DriverKind;
 use nix::sys::signal::Signal;
 
 use crate::support::{Vm, ended, eventually, in_time, is_alive, signal};

@@ -6,7 +6,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nexus_core::internals::{DriverKind, PlanDrive, VmmError, console};
+use nexus_core::internals::{PlanDrive, VmmError, console};
+use nexus_schema::DriverKind;
 
 use crate::support::{Vm, ended, eventually, in_time, is_alive, own_memory};
 

@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nexus_core::internals::{Accel, DriverKind, Exit, LaunchPlan, ShimClient, VmmError};
-use nexus_schema::ByteSize;
+use nexus_core::internals::{Accel, Exit, LaunchPlan, ShimClient, VmmError};
 use nexus_schema::id::{BootId, VmId};
+use nexus_schema::{ByteSize, DriverKind};
 
 pub(crate) const SHIM: &str = env!("CARGO_BIN_EXE_nexus-test-shim");
 /// The machine that runs the tests may be slow; what hangs, hangs longer.

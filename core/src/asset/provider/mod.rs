@@ -16,7 +16,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use nexus_schema::tools::asset::AssetKind;
-use nexus_schema::{ErrorCode, Name};
+use nexus_schema::{DriverKind, ErrorCode, Name};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -57,8 +57,8 @@ pub(crate) struct Provider {
     #[serde(default)]
     pub(crate) keys: Vec<String>,
     /// The drivers that its assets suit; without any, all.
-    #[serde(default)]
-    pub(crate) drivers: Vec<Driver>,
+    #[serde(default, deserialize_with = "vmms")]
+    pub(crate) drivers: Vec<DriverKind>,
     /// The oldest version that suits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) min_version: Option<String>,
@@ -68,23 +68,15 @@ pub(crate) struct Provider {
     pub(crate) stages: Vec<Stage>,
 }
 
-/// A VMM driver that assets may suit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Driver {
-    Qemu,
-    Firecracker,
-}
-
-impl Driver {
-    pub(crate) const ALL: [Self; 2] = [Self::Qemu, Self::Firecracker];
-
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Qemu => "qemu",
-            Self::Firecracker => "firecracker",
-        }
-    }
+fn vmms<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<DriverKind>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    let vmm = |name: String| {
+        DriverKind::vmm(&name).ok_or_else(|| {
+            let known: Vec<String> = DriverKind::VMMS.iter().map(|kind| format!("`{kind}`")).collect();
+            serde::de::Error::custom(format!("unknown driver `{name}`, expected {}", known.join(" or ")))
+        })
+    };
+    names.into_iter().map(vmm).collect()
 }
 
 /// How versions are found out.
@@ -252,7 +244,7 @@ impl Provider {
 
     /// The names of the drivers that its assets suit.
     pub(crate) fn drivers(&self) -> Vec<String> {
-        let drivers: &[Driver] = if self.drivers.is_empty() { &Driver::ALL } else { &self.drivers };
+        let drivers: &[DriverKind] = if self.drivers.is_empty() { &DriverKind::VMMS } else { &self.drivers };
         drivers.iter().map(|driver| driver.as_str().to_owned()).collect()
     }
 
@@ -287,7 +279,7 @@ impl Provider {
 
 /// The names of all drivers.
 pub(crate) fn all_drivers() -> Vec<String> {
-    Driver::ALL.iter().map(|driver| driver.as_str().to_owned()).collect()
+    DriverKind::VMMS.iter().map(|driver| driver.as_str().to_owned()).collect()
 }
 
 /// Adds what follows from a version.

@@ -27,7 +27,7 @@ pub(crate) enum Syscalls {
     /// sockets. Unix sockets and other programs are left.
     Vmm,
     /// As [`Syscalls::Vmm`], and no other programs, no kernel's sockets either.
-    ShimClient,
+    Shim,
 }
 
 /// What a process that has only this wall may not do any more is refused with this: to C libraries it means an older kernel.
@@ -243,7 +243,7 @@ impl Syscalls {
             Self::All => Ok(Vec::new()),
             Self::Tool => tool(),
             Self::Vmm => vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied()),
-            Self::ShimClient => {
+            Self::Shim => {
                 let programs = [libc::SYS_execve, libc::SYS_execveat];
                 vmm(NOT_VMM.iter().chain(NOT_VMM_HERE).copied().chain(programs))
             }

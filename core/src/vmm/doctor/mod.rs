@@ -11,20 +11,17 @@ use std::path::PathBuf;
 
 use nexus_schema::tools::system::{Doctor, DoctorCheck, DoctorStatus};
 use nexus_schema::tools::vm::DriverChoice;
-use nexus_schema::{ByteSize, ErrorCode, ToolError};
+use nexus_schema::{ByteSize, DriverKind, ErrorCode, ToolError};
 
 use self::kvm::Kvm;
-use self::probe::{Program, Version};
+use self::probe::Program;
 use self::walls::Walls;
-use super::driver::Caps;
-use super::plan::{Accel, DriverKind};
+use super::driver::{Caps, Closer, Vmm, facts};
+use super::plan::Accel;
+use super::version::Version;
 use crate::config::{Config, DriverSetting};
 use crate::os::subids::Lacking;
 
-/// The oldest QEMU that the driver is written for.
-const QEMU_MIN: Version = Version(6, 0, 0);
-/// The oldest Firecracker that the driver is written for.
-const FIRECRACKER_MIN: Version = Version(1, 16, 1);
 /// Less free memory than this runs no VM, in bytes.
 const MEMORY_MIN: u64 = 256 << 20;
 
@@ -36,17 +33,34 @@ pub struct Host {
     force_kvm: bool,
     /// The walls that VMMs get here, and what lacks of them.
     walls: Walls,
-    qemu: Program,
-    firecracker: Program,
-    jailer: Option<PathBuf>,
-    /// The loader that a firecracker needs which is not linked statically: there is none in its jail.
-    firecracker_loader: Option<PathBuf>,
+    /// Those of [`DRIVERS`] that have one, in that order.
+    vmms: Vec<FoundVmm>,
     e2fsck: Option<PathBuf>,
     debugfs: Option<PathBuf>,
     mmdebstrap: Option<PathBuf>,
     ids: Result<(), Lacking>,
     memory_available: Option<u64>,
     is_root: bool,
+}
+
+/// A VMM, and what was found of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FoundVmm {
+    kind: DriverKind,
+    program: Program,
+    closer: Closer,
+}
+
+impl FoundVmm {
+    fn facts(&self) -> Option<&'static Vmm> {
+        facts(self.kind).vmm.as_ref()
+    }
+}
+
+/// Why a VMM cannot be used, to be read after its name, and what to do about it.
+struct Complaint {
+    why: String,
+    fix: String,
 }
 
 /// How a VM is going to be run.
@@ -72,60 +86,65 @@ pub fn examine(config: &Config) -> Host {
 impl Host {
     /// The driver for a VM, or what is missing and how to get it.
     pub fn choose(&self, choice: DriverChoice) -> Result<Choice, ToolError> {
-        match (choice, &self.setting) {
-            (DriverChoice::Auto, DriverSetting::Process { guest }) => Ok(Choice {
-                driver: DriverKind::Process,
-                accel: Accel::Tcg,
-                binary: guest.clone(),
-                version: "process".to_owned(),
-                caps: Caps::of(DriverKind::Process),
-            }),
-            (DriverChoice::Auto, DriverSetting::Auto) => self.choose_auto(),
-            (DriverChoice::Qemu, _) | (DriverChoice::Auto, DriverSetting::Qemu) => self.choose_qemu(),
-            (DriverChoice::Firecracker, _) | (DriverChoice::Auto, DriverSetting::Firecracker) => {
-                self.choose_firecracker()
+        let wanted = match (choice.kind(), &self.setting) {
+            (Some(kind), _) => kind,
+            (None, DriverSetting::Vmm(kind)) => *kind,
+            (None, DriverSetting::Auto) => return self.choose_auto(),
+            (None, DriverSetting::Process { guest }) => {
+                return Ok(Choice {
+                    driver: DriverKind::Process,
+                    accel: Accel::Tcg,
+                    binary: guest.clone(),
+                    version: "process".to_owned(),
+                    caps: Caps::of(DriverKind::Process),
+                });
             }
+        };
+        match self.vmms.iter().find(|found| found.kind == wanted) {
+            Some(found) => self.use_vmm(found),
+            None => Err(ToolError::internal(format!("the driver {wanted} was not looked for"))),
         }
     }
 
+    /// The first VMM that can be used; if there is none, what the last one lacks.
     fn choose_auto(&self) -> Result<Choice, ToolError> {
-        self.choose_firecracker().or_else(|_| self.choose_qemu())
+        let none = || Err(ToolError::internal("no driver was looked for"));
+        self.vmms.iter().fold(none(), |chosen, found| chosen.or_else(|_| self.use_vmm(found)))
     }
 
-    fn choose_firecracker(&self) -> Result<Choice, ToolError> {
+    fn use_vmm(&self, found: &FoundVmm) -> Result<Choice, ToolError> {
+        let program = found.facts().map_or("", Vmm::program);
         let unsuitable = |message: String, hint: String| {
             Err(ToolError::new(ErrorCode::HostUnsuitable, message).hint(hint))
         };
-        if let Some((why, fix)) = self.kvm_complaint() {
-            let message = format!("firecracker needs hardware KVM: {why}");
+        let no_kvm = self.kvm_complaint();
+        if found.facts().is_some_and(|vmm| vmm.needs_kvm)
+            && let Some((why, fix)) = &no_kvm
+        {
+            let message = format!("{program} needs hardware KVM: {why}");
             return unsuitable(message, format!("use driver `qemu`, or: {fix}"));
         }
-        if let Some((why, fix)) = self.unjailable() {
-            return unsuitable(format!("firecracker {why}"), fix);
-        }
-        match self.firecracker.usable(FIRECRACKER_MIN) {
+        match self.usable(found) {
             Ok((binary, version)) => Ok(Choice {
-                driver: DriverKind::Firecracker,
-                accel: Accel::Kvm,
+                driver: found.kind,
+                accel: if no_kvm.is_none() { Accel::Kvm } else { Accel::Tcg },
                 binary: binary.clone(),
                 version: version.to_string(),
-                caps: Caps::of(DriverKind::Firecracker),
+                caps: Caps::of(found.kind),
             }),
-            Err(why) => unsuitable(format!("firecracker {why}"), FIRECRACKER_FIX.to_owned()),
+            Err(Complaint { why, fix }) => unsuitable(format!("{program} {why}"), fix),
         }
     }
 
-    fn choose_qemu(&self) -> Result<Choice, ToolError> {
-        match self.qemu.usable(QEMU_MIN) {
-            Ok((binary, version)) => Ok(Choice {
-                driver: DriverKind::Qemu,
-                accel: if self.kvm_complaint().is_none() { Accel::Kvm } else { Accel::Tcg },
-                binary: binary.clone(),
-                version: version.to_string(),
-                caps: Caps::of(DriverKind::Qemu),
-            }),
-            Err(why) => Err(ToolError::new(ErrorCode::HostUnsuitable, format!("qemu-system-x86_64 {why}"))
-                .hint(format!("{QEMU_FIX}, then try again"))),
+    /// A VMM's program, if it can be used as far as it is the program that matters.
+    fn usable<'a>(&self, found: &'a FoundVmm) -> Result<(&'a PathBuf, Version), Complaint> {
+        let Some(vmm) = found.facts() else {
+            return Err(Complaint { why: "is no program".to_owned(), fix: String::new() });
+        };
+        let usable = found.program.usable(vmm.min_version);
+        match self.unjailable(found) {
+            Some((why, fix)) if usable.is_ok() => Err(Complaint { why, fix }),
+            _ => usable.map_err(|why| Complaint { why, fix: format!("{}, then try again", vmm.fix) }),
         }
     }
 
@@ -135,14 +154,9 @@ impl Host {
         self.kvm.complaint().filter(|_| !(self.force_kvm && opens))
     }
 
-    /// Why this host's firecracker cannot run in a jail, and what to do about it.
-    fn unjailable(&self) -> Option<(String, String)> {
-        let loader = self.firecracker_loader.as_ref()?;
-        if !self.is_root || !self.walls.jail || self.jailer.is_none() {
-            return None;
-        }
-        let why = format!("needs the loader {}, which is not in its jail", loader.display());
-        Some((why, "install firecracker's release binary, which is linked statically".to_owned()))
+    /// Why a VMM cannot run in the jail that it would get here, and what to do about it.
+    fn unjailable(&self, found: &FoundVmm) -> Option<(String, String)> {
+        found.closer.unjailable.clone().filter(|_| self.is_root && self.walls.jail)
     }
 
     /// Everything that was found, what `auto` picks, and why.
@@ -165,24 +179,32 @@ impl Host {
     fn why(&self, choice: &Choice) -> String {
         let asked = match &self.setting {
             DriverSetting::Auto => "",
-            DriverSetting::Qemu | DriverSetting::Firecracker | DriverSetting::Process { .. } => {
-                "the configuration says so; "
-            }
+            DriverSetting::Vmm(_) | DriverSetting::Process { .. } => "the configuration says so; ",
         };
-        let why = match (choice.driver, choice.accel) {
-            (DriverKind::Process, _) => "no VM at all: the guest runs as a process of this host".to_owned(),
-            (DriverKind::Firecracker, _) => "hardware KVM works and firecracker is installed".to_owned(),
-            (DriverKind::Qemu, Accel::Kvm) => match self.firecracker.usable(FIRECRACKER_MIN) {
-                Err(why) => format!("hardware KVM works; firecracker {why}"),
-                Ok(_) if self.kvm != Kvm::Usable => "the setting `force_kvm` says to use KVM".to_owned(),
-                Ok(_) => "hardware KVM works".to_owned(),
-            },
-            (DriverKind::Qemu, Accel::Tcg) => match self.kvm_complaint() {
-                Some((why, _)) => format!("software emulation, since {why}"),
-                None => "software emulation".to_owned(),
-            },
+        let vmm = facts(choice.driver).vmm.as_ref();
+        let why = match (vmm, choice.accel, self.kvm_complaint()) {
+            (None, _, _) => "no VM at all: the guest runs as a process of this host".to_owned(),
+            (Some(_), Accel::Tcg, Some((why, _))) => format!("software emulation, since {why}"),
+            (Some(_), Accel::Tcg, None) => "software emulation".to_owned(),
+            (Some(vmm), Accel::Kvm, _) if vmm.needs_kvm => {
+                format!("hardware KVM works and {} is installed", vmm.program())
+            }
+            (Some(_), Accel::Kvm, _) => self.why_not_earlier(choice.driver),
         };
         format!("{asked}{why}")
+    }
+
+    /// Why a VMM under KVM was picked, and none that is preferred to it.
+    fn why_not_earlier(&self, picked: DriverKind) -> String {
+        let earlier = self.vmms.iter().take_while(|found| found.kind != picked);
+        let lacks: Vec<String> = earlier
+            .filter_map(|found| Some((found.facts()?, self.usable(found).err()?)))
+            .map(|(vmm, complaint)| format!("; {} {}", vmm.program(), complaint.why))
+            .collect();
+        match lacks.is_empty() {
+            true if self.kvm != Kvm::Usable => "the setting `force_kvm` says to use KVM".to_owned(),
+            _ => format!("hardware KVM works{}", lacks.concat()),
+        }
     }
 
     fn checks(&self, picked: Option<DriverKind>) -> Vec<DoctorCheck> {
@@ -200,37 +222,25 @@ impl Host {
             ),
             (Some(_), Some((why, fix))) => check("kvm", DoctorStatus::Warn, why, Some(fix)),
         }
-        let programs = [
-            ("qemu-system-x86_64", &self.qemu, QEMU_MIN, DriverKind::Qemu, QEMU_FIX),
-            ("firecracker", &self.firecracker, FIRECRACKER_MIN, DriverKind::Firecracker, FIRECRACKER_FIX),
-        ];
-        for (name, program, min, kind, fix) in programs {
-            match program.usable(min) {
-                Ok(_) if kind == DriverKind::Firecracker && self.unjailable().is_some() => {
-                    let (why, fix) = self.unjailable().unwrap_or_default();
-                    check(name, DoctorStatus::Warn, why, Some(fix));
-                }
+        for found in &self.vmms {
+            let Some(vmm) = found.facts() else { continue };
+            let is_installed = found.program.usable(vmm.min_version).is_ok();
+            match self.usable(found) {
                 Ok((binary, version)) => {
-                    check(name, DoctorStatus::Ok, format!("{version} at {}", binary.display()), None);
+                    let found = format!("{version} at {}", binary.display());
+                    check(vmm.program(), DoctorStatus::Ok, found, None);
                 }
-                Err(why) => {
-                    let status = match picked {
-                        None if kind == DriverKind::Qemu => DoctorStatus::Fail,
-                        _ => DoctorStatus::Note,
-                    };
-                    check(name, status, why, Some(fix.to_owned()));
+                Err(Complaint { why, fix }) if is_installed => {
+                    check(vmm.program(), DoctorStatus::Warn, why, Some(fix));
+                }
+                Err(Complaint { why, .. }) => {
+                    let is_needed = picked.is_none() && !vmm.needs_kvm;
+                    let status = if is_needed { DoctorStatus::Fail } else { DoctorStatus::Note };
+                    check(vmm.program(), status, why, Some(vmm.fix.to_owned()));
                 }
             }
-        }
-        if self.is_root && self.firecracker.usable(FIRECRACKER_MIN).is_ok() {
-            match &self.jailer {
-                Some(path) => check("jailer", DoctorStatus::Ok, path.display().to_string(), None),
-                None => check(
-                    "jailer",
-                    DoctorStatus::Warn,
-                    "not found: firecracker runs as root, kept in by its own seccomp filter only".to_owned(),
-                    Some("put the jailer of firecracker's release beside it".to_owned()),
-                ),
+            if let Some(more) = found.closer.for_root.clone().filter(|_| self.is_root && is_installed) {
+                check(&more.name, more.status, more.found, more.fix);
             }
         }
         let (status, found, fix) = self.walls.check(self.is_root);
@@ -280,9 +290,6 @@ impl Host {
         checks
     }
 }
-
-const QEMU_FIX: &str = "apt-get install qemu-system-x86";
-const FIRECRACKER_FIX: &str = "nexusctl asset download vmm (or put firecracker 1.16.1 or newer, its release binary, into a directory of programs, or name it in the configuration)";
 
 #[cfg(test)]
 mod tests;

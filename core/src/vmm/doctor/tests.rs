@@ -9,8 +9,7 @@ fn config() -> Config {
         apt_root: "/".into(),
         docker_config: None,
         docker_environment: Default::default(),
-        qemu: None,
-        firecracker: None,
+        vmms: Default::default(),
         assets: Default::default(),
         boot_timeout_s: 60,
         boot_timeout_tcg_s: 180,
@@ -18,6 +17,25 @@ fn config() -> Config {
         jail: true,
         force_kvm: false,
     }
+}
+
+fn vmms(firecracker: Program, qemu: Program) -> Vec<FoundVmm> {
+    let jailer = DoctorCheck {
+        name: "jailer".into(),
+        status: DoctorStatus::Ok,
+        found: "/bin/jailer".into(),
+        fix: None,
+    };
+    let closer = Closer { unjailable: None, for_root: Some(jailer) };
+    vec![
+        FoundVmm { kind: DriverKind::Firecracker, program: firecracker, closer },
+        FoundVmm { kind: DriverKind::Qemu, program: qemu, closer: Closer::default() },
+    ]
+}
+
+fn host_with_firecracker(firecracker: Program) -> Host {
+    let qemu = host().vmms.pop().unwrap().program;
+    Host { vmms: vmms(firecracker, qemu), ..host() }
 }
 
 fn host() -> Host {
@@ -31,10 +49,10 @@ fn host() -> Host {
             groups: Some("control groups, version 2 (cpu, io, memory, pids)".into()),
             lacking: vec![],
         },
-        qemu: Program::Found { binary: "/bin/qemu".into(), version: Version(7, 2, 22) },
-        firecracker: Program::Found { binary: "/bin/firecracker".into(), version: Version(1, 16, 1) },
-        jailer: Some("/bin/jailer".into()),
-        firecracker_loader: None,
+        vmms: vmms(
+            Program::Found { binary: "/bin/firecracker".into(), version: Version(1, 16, 1) },
+            Program::Found { binary: "/bin/qemu".into(), version: Version(7, 2, 22) },
+        ),
         e2fsck: Some("/bin/e2fsck".into()),
         debugfs: Some("/bin/debugfs".into()),
         mmdebstrap: Some("/bin/mmdebstrap".into()),
@@ -53,14 +71,11 @@ fn picked(host: &Host, choice: DriverChoice) -> (DriverKind, Accel) {
 fn auto_prefers_firecracker_where_the_hardware_allows_it() {
     assert_eq!(picked(&host(), DriverChoice::Auto), (DriverKind::Firecracker, Accel::Kvm));
     assert_eq!(picked(&host(), DriverChoice::Qemu), (DriverKind::Qemu, Accel::Kvm));
-    let no_firecracker = Host { firecracker: Program::Missing, ..host() };
+    let no_firecracker = host_with_firecracker(Program::Missing);
     assert_eq!(picked(&no_firecracker, DriverChoice::Auto), (DriverKind::Qemu, Accel::Kvm));
     assert_eq!(no_firecracker.report().why, "hardware KVM works; firecracker is not installed");
     let old = Program::Found { binary: "/bin/firecracker".into(), version: Version(1, 9, 0) };
-    assert_eq!(
-        picked(&Host { firecracker: old, ..host() }, DriverChoice::Auto),
-        (DriverKind::Qemu, Accel::Kvm)
-    );
+    assert_eq!(picked(&host_with_firecracker(old), DriverChoice::Auto), (DriverKind::Qemu, Accel::Kvm));
     for kvm in [Kvm::SoftwareOnly, Kvm::NoDevice, Kvm::Denied, Kvm::NoModule] {
         let host = Host { kvm, ..host() };
         assert_eq!(picked(&host, DriverChoice::Auto), (DriverKind::Qemu, Accel::Tcg));
@@ -72,7 +87,7 @@ fn auto_prefers_firecracker_where_the_hardware_allows_it() {
 
 #[test]
 fn the_configuration_decides_for_auto() {
-    let host = Host { setting: DriverSetting::Qemu, ..host() };
+    let host = Host { setting: DriverSetting::Vmm(DriverKind::Qemu), ..host() };
     assert_eq!(picked(&host, DriverChoice::Auto), (DriverKind::Qemu, Accel::Kvm));
     let guest = DriverSetting::Process { guest: "/bin/guest".into() };
     let host = Host { setting: guest, ..host };
@@ -83,9 +98,7 @@ fn the_configuration_decides_for_auto() {
 fn without_any_vmm_the_report_says_what_to_install() {
     let host = Host {
         kvm: Kvm::SoftwareOnly,
-        qemu: Program::Missing,
-        firecracker: Program::Missing,
-        jailer: None,
+        vmms: vmms(Program::Missing, Program::Missing),
         mmdebstrap: None,
         ..host()
     };
@@ -99,14 +112,15 @@ fn without_any_vmm_the_report_says_what_to_install() {
 
 #[test]
 fn the_report_of_software_emulation() {
-    let host = Host { kvm: Kvm::SoftwareOnly, firecracker: Program::Missing, jailer: None, ..host() };
+    let host = Host { kvm: Kvm::SoftwareOnly, ..host_with_firecracker(Program::Missing) };
     insta::assert_json_snapshot!("software_emulation", host.report());
 }
 
 #[test]
 fn a_program_that_is_no_vmm_is_not_taken() {
+    let vmms = [(DriverKind::Qemu, "/bin/false"), (DriverKind::Firecracker, "/nowhere/f")];
     let config =
-        Config { qemu: Some("/bin/false".into()), firecracker: Some("/nowhere/f".into()), ..config() };
+        Config { vmms: vmms.map(|(kind, path)| (kind, path.into())).into_iter().collect(), ..config() };
     let host = examine(&config);
     let error = host.choose(DriverChoice::Qemu).unwrap_err();
     assert!(error.message.contains("does not run from /bin/false"), "{error}");
@@ -151,10 +165,13 @@ fn the_owner_of_a_host_may_insist_on_kvm_that_opens() {
 }
 
 #[test]
-fn a_dynamically_linked_firecracker_is_not_put_in_a_jail() {
-    let loader = Some("/lib64/ld-linux-x86-64.so.2".into());
-    let dynamic = Host { firecracker_loader: loader, ..host() };
+fn a_vmm_that_cannot_be_put_in_its_jail_is_not_used() {
+    let mut vmms = host().vmms;
+    let why = "needs the loader /lib64/ld-linux-x86-64.so.2, which is not in its jail";
+    vmms[0].closer.unjailable = Some((why.into(), "install another".into()));
+    let dynamic = Host { vmms, ..host() };
     assert_eq!(picked(&dynamic, DriverChoice::Auto), (DriverKind::Qemu, Accel::Kvm));
+    assert_eq!(dynamic.report().why, format!("hardware KVM works; firecracker {why}"));
     let refused = dynamic.choose(DriverChoice::Firecracker).unwrap_err();
     assert!(refused.message.contains("/lib64/ld-linux-x86-64.so.2"), "{}", refused.message);
     let check = dynamic.report().checks.into_iter().find(|check| check.name == "firecracker").unwrap();

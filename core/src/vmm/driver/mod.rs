@@ -3,12 +3,17 @@
 //! ```text
 //! Driver::prepare ──> Prepared { command line, .. } ──> the shim spawns it ──> BringUp::bring_up ──> Machine
 //! ```
-//! A driver never starts or reaps the process itself: that is the shim's, the same for all of them.
+//! A driver is a folder here, with its [`Facts`] in the list [`DRIVERS`]. It never starts or reaps the process itself: that is the shim's,
+//! the same for all of them.
 
-pub(crate) mod firecracker;
-pub(crate) mod process;
-pub(crate) mod qemu;
+mod facts;
+mod firecracker;
+mod process;
+mod qemu;
 mod qmp;
+
+pub use facts::Caps;
+pub(crate) use facts::{Closer, DRIVERS, Facts, Vmm, downloaded_programs, facts};
 
 use std::fs::File;
 use std::io;
@@ -17,12 +22,9 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nexus_schema::ByteSize;
-
 use super::control::{Job, Stall};
 use super::exit::{self, MachineEnd};
 use super::jail::JailError;
-use super::plan::DriverKind;
 use super::process::CommandLine;
 use crate::os::confine::Confinement;
 use crate::os::process::ProcessHandle;
@@ -31,76 +33,6 @@ use crate::os::process::ProcessHandle;
 pub(crate) const BRING_UP: Duration = Duration::from_secs(45);
 /// How long a VMM may take to answer one request.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
-
-/// What a driver can do; checked when a VM's spec is checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Caps {
-    /// The most virtual CPUs.
-    pub max_vcpus: u32,
-    /// The least memory.
-    pub min_memory: ByteSize,
-    /// The most drives.
-    pub max_drives: u32,
-    /// Whether the guest's processors can be stopped and let go on.
-    pub can_pause: bool,
-    /// Whether the VMM can ask a guest to shut down that has no agent. Where it cannot, `ShimClient::shutdown` is accepted but
-    /// usual guests do not react to it.
-    pub can_ask_guest: bool,
-}
-
-/// Why a driver cannot run a VM.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unsupported {
-    /// Too many or too few virtual CPUs.
-    #[error("{asked} virtual CPUs: the driver takes 1 to {max}")]
-    Vcpus {
-        /// What was asked for.
-        asked: u32,
-        /// What there can be.
-        max: u32,
-    },
-    /// Too little memory, or not whole mebibytes.
-    #[error("{asked} of memory: the driver takes whole mebibytes, at least {min}")]
-    Memory {
-        /// What was asked for.
-        asked: ByteSize,
-        /// What there must be.
-        min: ByteSize,
-    },
-    /// Too many drives.
-    #[error("{asked} drives: the driver takes at most {max}")]
-    Drives {
-        /// What was asked for.
-        asked: u32,
-        /// What there can be.
-        max: u32,
-    },
-}
-
-impl Caps {
-    /// What the driver can do.
-    pub const fn of(driver: DriverKind) -> Self {
-        match driver {
-            DriverKind::Qemu => qemu::CAPS,
-            DriverKind::Firecracker => firecracker::CAPS,
-            DriverKind::Process => process::CAPS,
-        }
-    }
-
-    /// Whether the driver can run a VM of this size.
-    pub fn check(&self, vcpus: u32, memory: ByteSize, drives: u32) -> Result<(), Unsupported> {
-        if vcpus == 0 || vcpus > self.max_vcpus {
-            return Err(Unsupported::Vcpus { asked: vcpus, max: self.max_vcpus });
-        }
-        if memory < self.min_memory || ByteSize::mib(memory.as_mib()) != memory {
-            return Err(Unsupported::Memory { asked: memory, min: self.min_memory });
-        }
-        if drives > self.max_drives {
-            return Err(Unsupported::Drives { asked: drives, max: self.max_drives });
-        }
-        Ok(())
-    }
-}
 
 /// What fails while a VMM is brought up or asked for something.
 #[derive(Debug, thiserror::Error)]
@@ -207,37 +139,7 @@ pub(crate) trait Machine: Send + Sync {
     fn ending(&self, status: ExitStatus) -> String;
 }
 
-/// The driver of a kind.
-pub(crate) fn driver(kind: DriverKind) -> Box<dyn Driver> {
-    match kind {
-        DriverKind::Qemu => Box::new(qemu::Qemu),
-        DriverKind::Process => Box::new(process::Process),
-        DriverKind::Firecracker => Box::new(firecracker::Firecracker),
-    }
-}
-
 /// An exit status in words, with the VMM's name.
 fn ended_with(what: &str, status: ExitStatus) -> String {
     format!("{what} {}", exit::describe(status))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_checked_against_caps() {
-        for kind in [DriverKind::Qemu, DriverKind::Firecracker, DriverKind::Process] {
-            let caps = Caps::of(kind);
-            assert_eq!(caps.check(1, ByteSize::mib(512), 1), Ok(()));
-            assert!(matches!(caps.check(0, ByteSize::mib(512), 1), Err(Unsupported::Vcpus { .. })));
-            assert!(matches!(caps.check(33, ByteSize::mib(512), 1), Err(Unsupported::Vcpus { .. })));
-            assert!(matches!(
-                caps.check(1, ByteSize::bytes((512 << 20) + 1), 1),
-                Err(Unsupported::Memory { .. })
-            ));
-            assert!(matches!(caps.check(1, ByteSize::mib(1), 1), Err(Unsupported::Memory { .. })));
-            assert!(matches!(caps.check(1, ByteSize::mib(512), 100), Err(Unsupported::Drives { .. })));
-        }
-    }
 }

@@ -5,9 +5,9 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nexus_schema::ByteSize;
+use nexus_schema::{ByteSize, DriverKind};
 
-use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, ended_with};
+use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Facts, Machine, Prepared, ended_with};
 use crate::os::paths::vm_files;
 use crate::os::process::ProcessHandle;
 use crate::vmm::control::Job;
@@ -15,7 +15,10 @@ use crate::vmm::process::CommandLine;
 
 const WHAT: &str = "the guest process";
 
-pub(crate) const CAPS: Caps = Caps {
+pub(super) static FACTS: Facts =
+    Facts { kind: DriverKind::Process, caps: CAPS, sockets: &[], vmm: None, make: || Box::new(Process) };
+
+const CAPS: Caps = Caps {
     max_vcpus: 32,
     min_memory: ByteSize::mib(16),
     max_drives: 8,
@@ -23,7 +26,7 @@ pub(crate) const CAPS: Caps = Caps {
     can_ask_guest: false,
 };
 
-pub(crate) struct Process;
+struct Process;
 
 impl Driver for Process {
     fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {

@@ -8,11 +8,14 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nexus_schema::ByteSize;
+use nexus_schema::{ByteSize, DriverKind};
 use serde_json::json;
 
 use super::qmp::Monitor;
-use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, ended_with, jail_failed};
+use super::{
+    BRING_UP, BringUp, Caps, Closer, Driver, DriverError, Facts, Machine, Prepared, Vmm, ended_with,
+    jail_failed,
+};
 use crate::os::confine::{self, VmmFiles};
 use crate::os::paths::{QEMU_FILES, vm_files};
 use crate::os::process::ProcessHandle;
@@ -22,9 +25,24 @@ use crate::vmm::exit::MachineEnd;
 use crate::vmm::jail::{Files, Jail, JailError, file, is_for};
 use crate::vmm::plan::Accel;
 use crate::vmm::process::{CommandLine, PASSED_FD};
+use crate::vmm::version::Version;
 use crate::vmm::vsock::Backend;
 
-pub(crate) const CAPS: Caps = Caps {
+pub(super) static FACTS: Facts = Facts {
+    kind: DriverKind::Qemu,
+    caps: CAPS,
+    sockets: &[vm_files::VHOST, vm_files::QMP],
+    vmm: Some(Vmm {
+        programs: &["qemu-system-x86_64"],
+        min_version: Version(6, 0, 0),
+        fix: "apt-get install qemu-system-x86",
+        needs_kvm: false,
+        look_closer: |_| Closer::default(),
+    }),
+    make: || Box::new(Qemu),
+};
+
+const CAPS: Caps = Caps {
     max_vcpus: 32,
     min_memory: ByteSize::mib(32),
     max_drives: 8,
@@ -35,7 +53,7 @@ pub(crate) const CAPS: Caps = Caps {
 /// What the name of a drive's block node begins with; its place in the plan follows.
 const NODE: &str = "disk";
 
-pub(crate) struct Qemu;
+struct Qemu;
 
 impl Driver for Qemu {
     fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {

@@ -207,7 +207,7 @@ impl Live<'_> {
         let console = open(vm_files::CONSOLE, plan.console_bytes.as_bytes())?;
         let vmm_log = open(vm_files::VMM_LOG, VMM_LOG_BYTES)?;
 
-        let prepared = driver::driver(plan.driver).prepare(self.job).map_err(|e| failed(&e))?;
+        let prepared = (driver::facts(plan.driver).make)().prepare(self.job).map_err(|e| failed(&e))?;
         let walls = match &prepared.walls {
             Some(walls) => Some(walls.prepare()),
             None => walls::of_vmm(self.job).transpose(),
@@ -328,11 +328,13 @@ fn report(launched: &Launched) -> io::Result<()> {
 }
 
 /// The sockets and pipes that shim and VMM have made; the daemon's own stays.
-pub(crate) const SOCKETS: [&str; 6] =
-    [vm_files::VSOCK, vm_files::VHOST, vm_files::QMP, vm_files::API, vm_files::SHIM, vm_files::VMM_PIPE];
+pub(crate) fn sockets() -> impl Iterator<Item = &'static str> {
+    let of_drivers = driver::DRIVERS.iter().flat_map(|driver| driver.sockets).copied();
+    [vm_files::VSOCK, vm_files::SHIM].into_iter().chain(of_drivers)
+}
 
 fn remove_sockets() {
-    for name in SOCKETS {
+    for name in sockets() {
         match std::fs::remove_file(name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => say(&format!("remove {name}: {error}")),
             _ => {}

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::driver::DriverKind;
+
 /// The state of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -94,6 +96,17 @@ pub enum DriverChoice {
     Firecracker,
     /// QEMU's microvm machine (KVM, or software emulation).
     Qemu,
+}
+
+impl DriverChoice {
+    /// The driver that is asked for by name.
+    pub const fn kind(self) -> Option<DriverKind> {
+        match self {
+            Self::Auto => None,
+            Self::Firecracker => Some(DriverKind::Firecracker),
+            Self::Qemu => Some(DriverKind::Qemu),
+        }
+    }
 }
 
 /// What a VM is connected to.

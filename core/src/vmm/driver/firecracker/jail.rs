@@ -16,23 +16,46 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nexus_schema::tools::system::{DoctorCheck, DoctorStatus};
 use rustix::fs::{AtFlags, CWD};
 
-use super::LOG_OPTIONS;
-use super::relay;
+use super::{LOG_OPTIONS, relay};
+use crate::os::confine::program::interpreter;
 use crate::os::paths::{PROGRAM_DIRECTORIES, vm_files};
 use crate::os::socket::bind_in;
 use crate::os::tool::is_program;
 use crate::vmm::control::Job;
+use crate::vmm::driver::Closer;
 use crate::vmm::jail::{Jail, JailError, file};
 use crate::vmm::process::CommandLine;
 
+/// The name of the jailer.
+pub(super) const JAILER: &str = "jailer";
+
+/// What matters for a firecracker binary beside its version: whether it can run in a jail, and whether it gets one.
+pub(super) fn look_closer(binary: &Path) -> Closer {
+    let check = |status, found: String, fix: Option<String>| {
+        Some(DoctorCheck { name: JAILER.to_owned(), status, found, fix })
+    };
+    let Some(jailer) = find_jailer(binary) else {
+        let found = "not found: firecracker runs as root, kept in by its own seccomp filter only".to_owned();
+        let fix = "put the jailer of firecracker's release beside it".to_owned();
+        return Closer { unjailable: None, for_root: check(DoctorStatus::Warn, found, Some(fix)) };
+    };
+    // There is no loader in its jail.
+    let unjailable = interpreter(binary).ok().flatten().map(|loader| {
+        let why = format!("needs the loader {}, which is not in its jail", loader.display());
+        (why, "install firecracker's release binary, which is linked statically".to_owned())
+    });
+    Closer { unjailable, for_root: check(DoctorStatus::Ok, jailer.display().to_string(), None) }
+}
+
 /// The jailer for a firecracker binary, which only root can use: the one beside it or beside what it is a link to, else an
 /// installed one.
-pub(crate) fn find_jailer(binary: &Path) -> Option<PathBuf> {
+pub(super) fn find_jailer(binary: &Path) -> Option<PathBuf> {
     let beside = [Some(binary.to_owned()), std::fs::canonicalize(binary).ok()].into_iter().flatten();
-    let installed = PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join("jailer"));
-    let mut jailers = beside.map(|binary| binary.with_file_name("jailer")).chain(installed);
+    let installed = PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join(JAILER));
+    let mut jailers = beside.map(|binary| binary.with_file_name(JAILER)).chain(installed);
     jailers.find(|path| is_program(path))
 }
 
@@ -100,6 +123,19 @@ fn command(jailer: &Path, binary: &Path, id: &str, uid: &str) -> CommandLine {
 mod tests {
     use super::*;
     use crate::vmm::plan::tests::plan;
+
+    #[test]
+    fn a_dynamically_linked_firecracker_is_not_put_in_a_jail() {
+        let directory = tempfile::tempdir().unwrap();
+        let binary = directory.path().join("firecracker");
+        // Any dynamically linked program will do for both.
+        for name in ["firecracker", JAILER] {
+            std::fs::copy("/bin/sh", directory.path().join(name)).unwrap();
+        }
+        let (why, _) = look_closer(&binary).unjailable.unwrap();
+        assert!(why.starts_with("needs the loader /lib"), "{why}");
+        assert_eq!(look_closer(&binary).for_root.unwrap().status, DoctorStatus::Ok);
+    }
 
     #[test]
     fn command_line_of_the_jailer() {

@@ -4,7 +4,7 @@
 //! guest. As root, it is started by its `jailer` ([`jail`]): a directory of its own as root, a user of its own, no privileges.
 
 mod api;
-pub(crate) mod jail;
+mod jail;
 mod relay;
 mod requests;
 
@@ -15,22 +15,39 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nexus_schema::ByteSize;
+use nexus_schema::{ByteSize, DriverKind};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use self::api::Api;
 use self::jail::Jailed;
 use self::requests::Request;
-use super::{BRING_UP, BringUp, Caps, Driver, DriverError, Machine, Prepared, ended_with, jail_failed};
+use super::{
+    BRING_UP, BringUp, Caps, Driver, DriverError, Facts, Machine, Prepared, Vmm, ended_with, jail_failed,
+};
 use crate::os::paths::vm_files;
 use crate::os::process::ProcessHandle;
 use crate::vmm::control::Job;
 use crate::vmm::jail::Files;
 use crate::vmm::process::CommandLine;
+use crate::vmm::version::Version;
 
 const WHAT: &str = "firecracker";
 
-pub(crate) const CAPS: Caps = Caps {
+pub(super) static FACTS: Facts = Facts {
+    kind: DriverKind::Firecracker,
+    caps: CAPS,
+    sockets: &[vm_files::API, vm_files::VMM_PIPE],
+    vmm: Some(Vmm {
+        programs: &[WHAT, jail::JAILER],
+        min_version: Version(1, 16, 1),
+        fix: "nexusctl asset download vmm (or put firecracker 1.16.1 or newer, its release binary, into a directory of programs, or name it in the configuration)",
+        needs_kvm: true,
+        look_closer: jail::look_closer,
+    }),
+    make: || Box::new(Firecracker),
+};
+
+const CAPS: Caps = Caps {
     max_vcpus: 32,
     min_memory: ByteSize::mib(32),
     max_drives: 8,
@@ -39,7 +56,7 @@ pub(crate) const CAPS: Caps = Caps {
     can_ask_guest: true,
 };
 
-pub(crate) struct Firecracker;
+struct Firecracker;
 
 impl Driver for Firecracker {
     fn prepare(&self, job: &Job) -> Result<Prepared, DriverError> {
