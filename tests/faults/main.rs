@@ -22,4 +22,5 @@ mod reboots;
 mod refusals;
 mod slow;
 mod sources;
+mod timer;
 mod world;

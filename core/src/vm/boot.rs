@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::stop::Rung;
+use super::timer;
 use crate::asset::KernelFiles;
 use crate::context::Shared;
 use crate::guest::{ClockKeeper, GuestEvent, HelloServer, Link, LinkState};
@@ -59,6 +60,8 @@ pub(super) struct Boot {
     complaints: u32,
     /// Waits for the first answer of a shim that was taken up without one.
     silent: Option<AbortOnDropHandle<()>>,
+    /// Waits for the guest to say that it has lost its timer, until it says hello.
+    pub(super) timer: Option<AbortOnDropHandle<()>>,
     /// How long a guest may take to be ready.
     pub(super) patience: Duration,
     /// What keeps the guest from running.
@@ -106,6 +109,8 @@ pub(super) enum Event {
     Stalled(Option<Stall>),
     /// A shim that was taken up without an answer has answered.
     ShimAnswers,
+    /// The guest says that it has lost its timer.
+    TimerLost,
 }
 
 /// Measures where the time of a boot goes.
@@ -256,7 +261,9 @@ impl Boot {
         })?;
         failpoint::reach("start-hello-bound");
         let shim = ShimClient::launch(&shared.config.shim_binary, plan).await?;
-        Ok(Self::new(shim, plan.accel, Some(hello), events, shared.boot_timeout(plan.accel), clock))
+        let boot = Self::new(shim, plan.accel, Some(hello), events, shared.boot_timeout(plan.accel), clock);
+        let watched = (plan.accel == Accel::Tcg).then(|| timer::until_lost(plan.directory.clone()));
+        Ok(Self { timer: watched.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch))), ..boot })
     }
 
     /// Takes a VMM up again that an earlier daemon launched.
@@ -304,6 +311,7 @@ impl Boot {
             misbehaved: None,
             complaints: 0,
             silent: None,
+            timer: None,
             patience,
             stall: None,
             stalls,
@@ -373,6 +381,7 @@ impl Boot {
             answered = answer(&mut self.asked) => Event::Asked(answered),
             Some(stall) = self.stalls.recv() => Event::Stalled(stall),
             () = finished(&mut self.silent) => Event::ShimAnswers,
+            () = finished(&mut self.timer) => Event::TimerLost,
             exit = shim.wait() => Event::Exited(exit),
         }
     }

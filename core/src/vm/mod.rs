@@ -3,7 +3,7 @@
 //! ```text
 //! creating ─> created ─┐ start            ack                 poweroff, stop
 //! stopped, crashed,    ├──> starting ─> running ─> ready <─> unreachable
-//! failed ──────────────┘        │          │         │            │
+//! failed ──────────────┘     ↺  │          │         │            │      ↺ once more: the guest lost its timer
 //!                               ├──────────┤         └─────┬──────┴──> stopping ─> stopped
 //!                               failed: VMM gone, or no    └──> crashed: VMM gone without a bye
 //!                               hello in time                   failed: reboots in a loop
@@ -20,6 +20,7 @@ pub(crate) mod policy;
 pub(crate) mod recover;
 pub(crate) mod spec;
 mod stop;
+mod timer;
 mod view;
 
 pub(crate) use view::details;

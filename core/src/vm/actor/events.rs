@@ -39,6 +39,7 @@ impl Actor {
             Event::Deadline => self.deadline().await,
             Event::Stalled(stall) => self.stalled(stall).await,
             Event::ShimAnswers => self.shim_answers().await,
+            Event::TimerLost => self.timer_lost().await,
             Event::Exited(exit) => self.exited(exit).await,
         }
     }
@@ -47,6 +48,7 @@ impl Actor {
         let Some(boot) = self.boot.as_mut() else { return };
         match event {
             GuestEvent::Hello(hello) => {
+                boot.timer = None;
                 if self.record.state == VmState::Starting {
                     boot.clock.timings.boot_ms = boot.clock.step();
                     boot.clock.timings.guest_uptime_ms = hello.uptime_ms;
@@ -148,6 +150,7 @@ impl Actor {
             (LinkState::Up, VmState::Running) => {
                 boot.clock.timings.link_ms = boot.clock.step();
                 boot.deadline = None;
+                self.lost_timer = false;
                 self.record.timings = Some(boot.clock.timings);
                 self.settle(VmState::Ready, None, "its tools work").await;
             }
@@ -181,17 +184,8 @@ impl Actor {
                     (None, VmState::Starting) => format!("no hello from the guest in {waited} s"),
                     (None, _) => format!("the guest was not ready in {waited} s"),
                 };
-                let directory = self.shared.paths.vm(self.record.id);
-                let reason = boot::with_console(what, &directory);
-                if let Err(error) = boot.shim.kill().await {
-                    tracing::error!(vm = %self.record.name, %error, "cannot kill the VMM");
-                }
-                let shim = boot.shim.clone();
-                let gone = tokio::time::timeout(DELETE_PATIENCE, shim.wait()).await;
-                if gone.is_err() {
-                    tracing::error!(vm = %self.record.name, "the VMM is still there after it was killed");
-                }
-                self.end_boot();
+                let reason = boot::with_console(what, &self.shared.paths.vm(self.record.id));
+                self.kill_boot().await;
                 self.settle(VmState::Failed, Some(reason), "it did not come up").await;
             }
             VmState::Ready => {
@@ -204,6 +198,37 @@ impl Actor {
                 self.climb(rung).await;
             }
             _ => {}
+        }
+    }
+
+    /// Ends a boot at once, with its VMM.
+    async fn kill_boot(&mut self) {
+        let Some(boot) = self.boot.as_ref() else { return };
+        if let Err(error) = boot.shim.kill().await {
+            tracing::error!(vm = %self.record.name, %error, "cannot kill the VMM");
+        }
+        let shim = boot.shim.clone();
+        if tokio::time::timeout(DELETE_PATIENCE, shim.wait()).await.is_err() {
+            tracing::error!(vm = %self.record.name, "the VMM is still there after it was killed");
+        }
+        self.end_boot();
+    }
+
+    /// Starts a VM once more whose guest lost its timer while it booted.
+    async fn timer_lost(&mut self) {
+        if self.record.state != VmState::Starting || std::mem::replace(&mut self.lost_timer, true) {
+            return;
+        }
+        tracing::warn!(vm = %self.record.name, "the guest lost its timer: the vm is started once more");
+        self.kill_boot().await;
+        failpoint::reach("timer-lost-killed");
+        let why =
+            "the guest lost its timer while it booted, since the host was busy; it is started once more";
+        if let Err(error) = self.launch(DAEMON, why, &Progress::default()).await
+            && self.record.state == VmState::Starting
+        {
+            let reason = format!("start it once more: {}", error.message);
+            self.settle(VmState::Failed, Some(reason), "it did not come up").await;
         }
     }
 

@@ -51,6 +51,8 @@ pub(in crate::vm) struct Actor {
     unwritten: Option<(Transition, Instant)>,
     deleted: bool,
     reboots: Reboots,
+    /// Whether the VM was started again because its guest had lost its timer, and was not ready since.
+    lost_timer: bool,
     /// When a VM that reboots in a loop is started again.
     again_at: Option<Instant>,
 }
@@ -120,7 +122,18 @@ impl Actor {
         boot: Option<Boot>,
     ) -> Self {
         let reboots = Reboots::default();
-        Self { shared, record, drives, view, boot, unwritten: None, deleted: false, reboots, again_at: None }
+        Self {
+            shared,
+            record,
+            drives,
+            view,
+            boot,
+            unwritten: None,
+            deleted: false,
+            reboots,
+            lost_timer: false,
+            again_at: None,
+        }
     }
 
     async fn run(mut self, mailbox: &mut mpsc::Receiver<Command>) {
@@ -306,6 +319,7 @@ impl Actor {
                 .boot_id
                 .ok_or_else(|| ToolError::internal(format!("{name} runs without a boot id")));
         }
+        self.lost_timer = false;
         self.launch(who, why, progress).await
     }
 

@@ -1,0 +1,61 @@
+//! A guest whose kernel says that it has lost its timer.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::world::{SOON, World};
+
+/// A program for a machine: as long as it was tried fewer than `losses` times, a kernel without a timer, then the real guest.
+fn program(guest: &Path, losses: u32) -> String {
+    std::fs::write(guest, nexus_host::daemon::AGENT).expect("the guest is written");
+    std::process::Command::new("chmod").arg("755").arg(guest).status().expect("chmod runs");
+    // The driver takes the machine for one that runs once its socket is there.
+    format!(
+        "#!/bin/sh\n\
+         echo x >> tries\n\
+         if [ $(wc -l < tries) -le {losses} ]; then\n\
+         \techo '[    0.188805] APIC frequency too slow, disabling apic timer'\n\
+         \t: > v.sock\n\
+         \texec sleep 1000\n\
+         fi\n\
+         exec '{}' \"$@\"\n",
+        guest.display()
+    )
+}
+
+fn transitions(history: &Value) -> Vec<String> {
+    let lines = history["transitions"].as_array().expect("a history");
+    lines.iter().map(|line| format!("{} {}", line["to"], line["reason"])).collect()
+}
+
+#[test]
+fn a_guest_that_lost_its_timer_is_started_once_more() {
+    let things = tempfile::tempdir().expect("a directory");
+    let world = World::program(&program(&things.path().join("nexus-guest"), 1));
+    let mut client = world.client();
+    let vm = world.create(&mut client, "busy");
+    assert_eq!(vm["state"], "ready", "{vm}");
+    assert_eq!(client.run("busy", "echo up").stdout, "up\n");
+    let told = transitions(&client.must("vm_history", json!({ "vm": "busy" })));
+    assert_eq!(told.iter().filter(|line| line.contains("the guest lost its timer")).count(), 1, "{told:?}");
+    world.assert_in_order();
+}
+
+#[test]
+fn a_guest_that_loses_its_timer_again_has_its_time_and_fails() {
+    let things = tempfile::tempdir().expect("a directory");
+    let text = program(&things.path().join("nexus-guest"), 2);
+    let mut world = World::program(&text);
+    world.daemon.stop();
+    world.daemon.set("NEXUS_BOOT_TIMEOUT_TCG_S", Some("15"));
+    world.daemon.restart();
+    let mut client = world.client();
+    let failure = world.create_in_vain(&mut client, "unlucky");
+    assert!(failure.text.contains("no hello from the guest in 15 s"), "{}", failure.text);
+    assert!(failure.text.contains("APIC frequency too slow"), "{}", failure.text);
+    // Started by someone, it has its chances again.
+    client.to_the_end("vm_start", json!({ "vm": "unlucky" }), SOON);
+    assert_eq!(client.run("unlucky", "echo up").stdout, "up\n");
+    world.assert_in_order();
+}
