@@ -56,7 +56,7 @@ e2e-kernel: setup-test ## boot the microVM kernel (built if it is not there) nex
 e2e-docker: setup-test ## run a container in a virtual machine; makes an image with docker.io first, some minutes
 	@.ci/test docker
 
-demo: ## the first virtual machine, created, used and deleted over MCP before your eyes
+demo: setup ## installs what is missing, builds, and creates, uses and deletes a first virtual machine over MCP
 	$(CARGO) build --locked --release -p nexus-host -p nexus-examples --bins
 	@$(TARGET)/release/demo $(TARGET)/release/nexusd $(DEMO_DIR)
 

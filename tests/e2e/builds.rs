@@ -40,7 +40,10 @@ fn a_template_becomes_an_image_and_that_a_machine() {
 fn packages_of_a_template_are_in_its_machine() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
-    client.must("template_create", json!({ "name": "polite", "source": "debian", "packages": ["hello"] }));
+    client.must(
+        "template_create",
+        json!({ "name": "polite", "source": "debian-minimal", "packages": ["hello"] }),
+    );
     let build = client.to_the_end(
         "build_start",
         json!({ "template": "polite", "wait_s": 0 }),
@@ -63,7 +66,10 @@ fn a_package_that_there_is_not_is_named_and_nothing_is_left() {
     let mut client = daemon.client();
     let images = client.must("image_list", json!({}))["images"].clone();
     let packages = json!(["hello", "no-such-package-anywhere"]);
-    client.must("template_create", json!({ "name": "wishful", "source": "debian", "packages": packages }));
+    client.must(
+        "template_create",
+        json!({ "name": "wishful", "source": "debian-minimal", "packages": packages }),
+    );
     client.must("build_start", json!({ "template": "wishful", "wait_s": 0 }));
     let build = until(Duration::from_mins(10), || {
         let builds = client.must("build_list", json!({ "template": "wishful" }));

@@ -210,8 +210,7 @@ fn links_lead_where_the_image_means_and_its_directory_is_made() {
 fn a_machine_is_ready_when_its_systemd_is() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
-    let template =
-        json!({ "name": "sysd", "source": "debian", "packages": ["systemd-sysv", "dbus"], "init": "system" });
+    let template = json!({ "name": "sysd", "source": "debian-minimal", "packages": ["systemd-sysv", "dbus"], "init": "system" });
     client.must("template_create", template);
     client.to_the_end("build_start", json!({ "template": "sysd", "wait_s": 0 }), Duration::from_mins(15));
     let vm = client.to_the_end(

@@ -2,14 +2,13 @@
 
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::image::{
-    ImageCreateParams, ImageDetails, ImageInspectParams, ImageListOutput, ImageListParams,
+    BUILT_IN, ImageCreateParams, ImageDetails, ImageInspectParams, ImageListOutput, ImageListParams,
 };
 use nexus_schema::tools::plan::Creation;
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
 use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
 use crate::op::{Begun, once, store_error, summary};
-use crate::provision::BUILT_IN;
 use crate::store::idempotency::Once;
 use crate::store::images::ImageRecord;
 use crate::store::{StoreError, drives, images};

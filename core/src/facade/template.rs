@@ -13,7 +13,7 @@ use nexus_schema::{ErrorCode, ToolError};
 
 use super::{CallContext, Nexus, Shared, cut_page, page};
 use crate::op::store_error;
-use crate::provision::{additions, check_packages};
+use crate::provision::{additions, base_of_packages};
 use crate::store::templates::TemplateRecord;
 use crate::store::{StoreError, builds, now, random_id, templates};
 use crate::vm::spec::{DISK_MAX, DISK_MIN};
@@ -231,7 +231,7 @@ impl Shared {
         }
         additions(spec)?;
         if !spec.packages.is_empty() {
-            check_packages(&spec.source)?;
+            base_of_packages(&spec.source)?;
         }
         self.provision.check_image(&spec.source).await
     }

@@ -13,6 +13,9 @@ use crate::os::tls::Trust;
 use crate::os::tool::{ProgramError, Running, Tool};
 use crate::progress::Progress;
 
+/// What the default image has beside [`PACKAGES`], so that one can work in it at once.
+pub const FOR_WORK: [&str; 9] =
+    ["python3", "python3-venv", "python3-pip", "git", "curl", "procps", "less", "patch", "unzip"];
 /// What is in every such image beside the essential packages. `kmod`, since all modules of the kernel are at hand in a VM: systemd
 /// needs it for some of its own units.
 pub const PACKAGES: [&str; 6] = ["bash", "coreutils", "apt", "ca-certificates", "kmod", "python3-minimal"];

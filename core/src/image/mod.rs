@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use nexus_schema::ByteSize;
 use nexus_schema::link::{ImageConfig, ImageMetadata, InitMode};
 
-pub use bootstrap::{Bootstrap, PACKAGES};
+pub use bootstrap::{Bootstrap, FOR_WORK, PACKAGES};
 pub use error::ImageError;
 pub use facts::InitSystem;
 pub(crate) use facts::METADATA;

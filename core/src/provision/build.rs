@@ -8,14 +8,15 @@ use nexus_schema::id::BuildId;
 use nexus_schema::link::InitMode;
 use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::build::BuildStatus;
+use nexus_schema::tools::image::{DEBIAN, DEBIAN_MINIMAL};
 use nexus_schema::tools::template::{Overlay, TemplateSpec};
 use nexus_schema::{ErrorCode, Name, ToolError};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::image::{Recipe, Want, fingerprint};
+use super::image::{Recipe, Want, fingerprint, more_packages};
 use super::kernel::asset_error;
-use super::{DEBIAN, Provision, blocking, hex_sha256};
+use super::{Provision, blocking, hex_sha256};
 use crate::asset::debian;
 use crate::image::{self, Additions};
 use crate::op::store_error;
@@ -78,8 +79,8 @@ impl Provision {
                 }
             }
         } else {
-            check_packages(&spec.source)?;
-            (Want::BuiltIn(DEBIAN), self.packages()?)
+            let base = base_of_packages(&spec.source)?;
+            (Want::BuiltIn(base), self.packages(base)?)
         };
         let digest = digest(spec, &content)?;
         let recipe = Recipe {
@@ -101,8 +102,7 @@ impl Provision {
         base: Option<&ImageRecord>,
     ) -> Result<Option<String>, ToolError> {
         let content = if !spec.packages.is_empty() {
-            check_packages(&spec.source)?;
-            self.packages()?
+            self.packages(base_of_packages(&spec.source)?)?
         } else if let Some(base) = base {
             of_image(base)
         } else if let Want::File(path) = self.want_image(&spec.source).await? {
@@ -114,9 +114,10 @@ impl Provision {
     }
 
     /// What packages come to: their names, and where apt takes them from.
-    fn packages(&self) -> Result<String, ToolError> {
+    fn packages(&self, base: &str) -> Result<String, ToolError> {
         let configured = debian::configured(&self.apt_root).map_err(asset_error)?;
-        Ok(format!("packages {} {configured}", image::PACKAGES.join(",")))
+        let packages = [&image::PACKAGES[..], more_packages(base)].concat();
+        Ok(format!("packages {} {configured}", packages.join(",")))
     }
 
     /// The image that an earlier build made of the same inputs.
@@ -240,13 +241,13 @@ fn digest(spec: &TemplateSpec, content: &str) -> Result<String, ToolError> {
     Ok(hex_sha256(&inputs))
 }
 
-/// Refuses packages where they cannot be installed.
-pub(crate) fn check_packages(source: &str) -> Result<(), ToolError> {
-    if source == DEBIAN {
-        return Ok(());
+/// The built-in image that packages are installed on; refused where they cannot be.
+pub(crate) fn base_of_packages(source: &str) -> Result<&'static str, ToolError> {
+    if let Some(base) = [DEBIAN, DEBIAN_MINIMAL].into_iter().find(|base| *base == source) {
+        return Ok(base);
     }
     Err(ToolError::invalid(format!(
-        "packages cannot be installed on the source `{source}`, only on `{DEBIAN}`"
+        "packages cannot be installed on the source `{source}`, only on `{DEBIAN}` and `{DEBIAN_MINIMAL}`"
     ))
     .hint("leave packages out, and install them inside a VM"))
 }

@@ -1,15 +1,16 @@
 //! What would be found, downloaded or made, without doing any of it.
 
 use nexus_schema::tools::asset::AssetKind;
+use nexus_schema::tools::image::{BUILT_IN, BUSYBOX};
 use nexus_schema::tools::plan::{PlanAction, PlanStep, PlanThing};
 use nexus_schema::tools::template::TemplateSpec;
 use nexus_schema::{Name, Reference, ToolError};
 
-use super::image::{BUSYBOX, BUSYBOX_PACKAGE, Want, image_error};
+use super::image::{BUSYBOX_PACKAGE, Want, image_error};
 use super::kernel::asset_error;
 use super::rootfs::wanted_rootfs;
 use super::wanted::WantedAsset;
-use super::{BUILT_IN, DEBIAN, Provision};
+use super::{DEBIAN, Provision};
 use crate::op::store_error;
 use crate::os::given::Kind;
 use crate::progress::Progress;
@@ -139,7 +140,7 @@ impl Provision {
                 ..step(PlanAction::Download, PlanThing::Layers)
             }),
             Want::BuiltIn(BUSYBOX) => steps.push(self.plan_busybox().await?),
-            Want::BuiltIn(_) => steps.push(packages_of(DEBIAN)),
+            Want::BuiltIn(name) => steps.push(packages_of(name)),
             Want::File(_) | Want::Saved(_) | Want::Remote(_) => {}
         }
         steps.push(PlanStep {

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use nexus_schema::id::{BuildId, ImageId, ImageKind, TemplateKind};
 use nexus_schema::link::{ImageMetadata, InitMode};
+use nexus_schema::tools::image::{BUILT_IN, BUSYBOX, DEBIAN};
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 
 use super::oci::{self, Argument, Saved};
-use super::{DEBIAN, Provision, blocking, file_argument, hex_sha256, slug};
+use super::{Provision, blocking, file_argument, hex_sha256, slug};
 use crate::image::oci::{Remote, Resolved};
 use crate::image::{self, Additions, ImageError, Limits, Source};
 use crate::op::described;
@@ -20,12 +21,8 @@ use crate::store::assets::AssetRecord;
 use crate::store::images::ImageRecord;
 use crate::store::{StoreError, builds, images, now, random_id, templates};
 
-/// The static shell that the tiny image is made of.
-pub(super) const BUSYBOX: &str = "busybox";
 /// The package with its program.
 pub(super) const BUSYBOX_PACKAGE: &str = "busybox-static";
-/// Images that are made on first use.
-pub(crate) const BUILT_IN: [&str; 2] = [BUSYBOX, DEBIAN];
 
 /// Which image was asked for.
 pub(super) enum Want {
@@ -111,7 +108,7 @@ impl Provision {
         match BUILT_IN.into_iter().find(|name| *name == bare) {
             Some(name) => Ok(Want::BuiltIn(name)),
             None => Err(ToolError::new(ErrorCode::ImageNotFound, format!("there is no image `{bare}`"))
-                .hint("call image_list to see the images, or give `debian`, `busybox`, rootfs:PROVIDER@VERSION or file:PATH")),
+                .hint("call image_list to see the images, or give `debian`, `debian-minimal`, `busybox`, rootfs:PROVIDER@VERSION or file:PATH")),
         }
     }
 
@@ -343,11 +340,13 @@ impl Provision {
                     .map_err(asset_error)?;
                 Source::Busybox { binary: fetched.path }
             }
-            Want::BuiltIn(_) => {
+            Want::BuiltIn(name) => {
                 progress.step("reading the package archive");
                 let archive = self.archive(progress).await?;
                 let packages = archive.bootstrap_source().map_err(asset_error)?;
-                let bootstrap = self.bootstrap(&packages, &recipe.packages);
+                let more = more_packages(name).iter().map(|package| (*package).to_owned());
+                let more: Vec<String> = more.chain(recipe.packages).collect();
+                let bootstrap = self.bootstrap(&packages, &more);
                 // The keyring's file is there as long as what names it.
                 keyring = Some(packages);
                 Source::Bootstrap(bootstrap)
@@ -394,6 +393,11 @@ impl Provision {
         tracing::info!(image = %whole.name, source = whole.source, "image made");
         Ok(whole)
     }
+}
+
+/// What a built-in image of packages has beside [`image::PACKAGES`].
+pub(super) fn more_packages(name: &str) -> &'static [&'static str] {
+    if name == DEBIAN { &image::FOR_WORK } else { &[] }
 }
 
 /// The template that `template:NAME` means; `None` for anything else.

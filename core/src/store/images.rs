@@ -2,6 +2,7 @@
 
 use nexus_schema::id::{ImageId, ImageKind};
 use nexus_schema::link::{ImageConfig, InitMode};
+use nexus_schema::tools::image::BUILT_IN;
 use nexus_schema::{ByteSize, Name, Reference, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -144,10 +145,7 @@ pub fn users(db: &Connection, image: &ImageRecord) -> Result<Vec<String>, StoreE
     };
     for template in super::templates::list(db, None, u32::MAX)? {
         // What is built in can be named without being here.
-        if is_it(&template.spec.source)
-            && template.spec.source != "debian"
-            && template.spec.source != "busybox"
-        {
+        if is_it(&template.spec.source) && !BUILT_IN.contains(&template.spec.source.as_str()) {
             users.push(format!("the template {}", template.name));
         }
     }

@@ -8,10 +8,11 @@ use rmcp::model::{Tool, ToolAnnotations};
 /// What a client is told on first contact.
 pub const INSTRUCTIONS: &str = "\
 Nexus gives you Linux microVMs of your own: real machines with their own kernel and disk, apart from the host. Use one whenever \
-you want to run commands, build or test something, or try what must not touch the host. They have no network yet: what a VM \
-needs comes with its image or through `guest_file_write`.
+you want to run commands, build or test something, or try what must not touch the host. VMs have no network yet, so apt, pip \
+and git cannot download inside one. Put what a VM needs into its image: `template_create` with `packages`, then `vm_create` \
+{\"from\":\"template:NAME\"}; or an OCI image, `{\"from\":\"oci:node:22\"}`; or copy files with `guest_file_write`.
 
-Start: `vm_create {}` makes a Debian VM, starts it and waits until it is ready (`{\"from\":\"busybox\"}` boots fastest; \
+Start: `vm_create {}` makes a Debian VM with Python, git and curl, starts it and waits until it is ready (`{\"from\":\"busybox\"}` boots fastest; \
 `name` is yours to choose). If the reply says `done: false`, call `op_get` with its `op_id` until it is done.
 Work: every `guest_` tool runs inside the VM that you name in `vm` (name or id): `guest_run_command` {\"vm\":\"web-1\",\
 \"command\":\"uname -a\"}, `guest_file_write`, `guest_file_read`, `guest_file_list`, `guest_file_stat`, `guest_file_delete`, \

@@ -11,6 +11,15 @@ use crate::time::Timestamp;
 use crate::tool::{Effect, Tool};
 use crate::tools::plan::Creation;
 
+/// The tiny image: a static shell. It is made on first use from the host's package archive.
+pub const BUSYBOX: &str = "busybox";
+/// The default image: a Debian that one can work on. Made as [`BUSYBOX`] is.
+pub const DEBIAN: &str = "debian";
+/// A Debian with little more than apt and an interpreter of Python. Made as [`BUSYBOX`] is.
+pub const DEBIAN_MINIMAL: &str = "debian-minimal";
+/// The images that can be named without being there: they are made on first use.
+pub const BUILT_IN: [&str; 3] = [BUSYBOX, DEBIAN, DEBIAN_MINIMAL];
+
 /// An image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageDetails {
@@ -152,7 +161,7 @@ pub struct ImageCreateParams {
     /// The image's name; default: made from the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
-    /// What it is made from: `debian`, `busybox`, `image:NAME`, `template:NAME`; `oci:IMAGE` (such as `oci:python:3.12-slim` or
+    /// What it is made from: `debian`, `debian-minimal`, `busybox`, `image:NAME`, `template:NAME`; `oci:IMAGE` (such as `oci:python:3.12-slim` or
     /// `oci:REGISTRY/REPOSITORY@DIGEST`); `rootfs:PROVIDER@VERSION` (such as `rootfs:alpine@3.21`, downloaded if it is not here; or
     /// `rootfs:` and an asset's name); or `file:PATH` on the host: a directory, a tar archive (also .gz, .xz, .zst) or an ext4 image
     /// with a root filesystem, an OCI layout or archive, or what `docker save` wrote (`oci-layout:PATH#NAME`,

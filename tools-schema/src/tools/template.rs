@@ -122,12 +122,12 @@ pub enum TemplateCreate {}
 pub struct TemplateCreateParams {
     /// The template's name.
     pub name: Name,
-    /// What it starts from: the `from` of image_create, such as `debian`, `busybox`, `image:NAME` or `file:PATH`.
+    /// What it starts from: the `from` of image_create, such as `debian`, `debian-minimal`, `busybox`, `image:NAME` or `file:PATH`.
     pub source: String,
     /// Files to lay over it: absolute path to content and mode. They belong to root.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub overlays: BTreeMap<String, Overlay>,
-    /// Packages to install; for the source `debian` only.
+    /// Packages to install; for the sources `debian` and `debian-minimal` only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<String>,
     /// What is PID 1 by default (default agent).

@@ -29,8 +29,8 @@ pub struct VmCreateParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
     /// What its root drive is made from: an image's name or `image:NAME`, `template:NAME`, or `file:PATH` on the host. Built in:
-    /// `debian` (default: bash, apt, python3) and `busybox` (tiny, boots fastest); both are made on first use. Or
-    /// `rootfs:PROVIDER@VERSION`, such as `rootfs:alpine@3.21`, downloaded if it is not here, or `oci:IMAGE` of a registry, such
+    /// `debian` (default: apt, Python with pip, git, curl), `debian-minimal` and `busybox` (tiny, boots fastest); made on first
+    /// use. Or `rootfs:PROVIDER@VERSION`, such as `rootfs:alpine@3.21`, downloaded if it is not here, or `oci:IMAGE` of a registry, such
     /// as `oci:python:3.12-slim`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
