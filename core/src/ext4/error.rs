@@ -40,6 +40,12 @@ pub enum Ext4Error {
         /// The file.
         disk: PathBuf,
     },
+    /// The filesystem has features that guests cannot mount for writing, or not grow.
+    #[error("the ext4 filesystem has {what}, which guests cannot mount for writing and grow")]
+    Features {
+        /// Their names.
+        what: String,
+    },
     /// The filesystem could not be filled.
     #[error("fill the filesystem: {said}")]
     Fill {
@@ -119,9 +125,10 @@ impl Ext4Error {
         match self {
             Self::Cancelled | Self::Program(ProgramError::Cancelled { .. }) => ErrorCode::Cancelled,
             Self::DiskFull { .. } => ErrorCode::DiskFull,
-            Self::NoFilesystem { .. } | Self::TooSmall { .. } | Self::Label { .. } => {
-                ErrorCode::InvalidArgument
-            }
+            Self::NoFilesystem { .. }
+            | Self::Features { .. }
+            | Self::TooSmall { .. }
+            | Self::Label { .. } => ErrorCode::InvalidArgument,
             Self::TooLarge { .. } => ErrorCode::TooLarge,
             Self::Program(ProgramError::Missing { .. }) => ErrorCode::HostUnsuitable,
             Self::Fill { .. } | Self::Check { .. } | Self::Source(_) | Self::Short | Self::LostAndFound => {
@@ -138,6 +145,10 @@ impl Ext4Error {
             Self::NoFilesystem { .. } => {
                 Some("attach it as a root drive, or make a new one with drive_create".into())
             }
+            Self::Features { .. } => Some(
+                "make the filesystem again with mke2fs's defaults, or import its files as a tar archive"
+                    .into(),
+            ),
             Self::TooSmall { needed, .. } => Some(format!("ask for at least {needed}")),
             Self::Program(error) => error.hint(),
             _ => None,

@@ -4,12 +4,14 @@
 //! Nothing here knows what an image or a drive is.
 
 mod error;
+mod features;
 mod grow;
 mod superblock;
 mod tools;
 mod write;
 
 pub use error::Ext4Error;
+pub(crate) use features::check_features;
 pub(crate) use grow::{grow, grow_now, label};
 pub(crate) use tools::{Tools, quote};
 pub(crate) use write::{

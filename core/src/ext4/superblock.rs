@@ -86,7 +86,7 @@ impl Superblock {
     /// What Linux counts as overhead: `ext4_calculate_overhead` of linux/fs/ext4/super.c for the layouts that mke2fs makes
     /// today. `None` for others.
     fn overhead(&self) -> Option<u32> {
-        let (compatible, incompatible, read_only) = (self.word(0x5c), self.word(0x60), self.word(0x64));
+        let (compatible, incompatible, read_only) = self.features();
         let is_known = compatible & SPARSE_SUPER2 == 0
             && incompatible & (META_BG | JOURNAL_DEVICE) == 0
             && read_only & SPARSE_SUPER != 0
@@ -132,6 +132,16 @@ impl Superblock {
     fn blocks(&self) -> u64 {
         let high = if self.word(0x60) & BITS_64 == 0 { 0 } else { self.word(0x150) };
         u64::from(high) << 32 | u64::from(self.word(0x04))
+    }
+
+    /// Its features: compatible, incompatible, and those that writing takes.
+    pub(super) fn features(&self) -> (u32, u32, u32) {
+        (self.word(0x5c), self.word(0x60), self.word(0x64))
+    }
+
+    /// Whether it says that its journal is on another device (`s_journal_dev`).
+    pub(super) fn has_external_journal(&self) -> bool {
+        self.word(0x5c) & HAS_JOURNAL != 0 && self.word(0xe4) != 0
     }
 
     fn word(&self, at: usize) -> u32 {

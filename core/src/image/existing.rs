@@ -13,7 +13,7 @@ use super::facts::{self, InitSystem, OS_RELEASE_MAX};
 use super::place::Place;
 use super::place::check_room;
 use super::{Additions, Built, ImageError, ROOTFS};
-use crate::ext4::{Tools, quote};
+use crate::ext4::{Tools, check_features, quote};
 use crate::os::disk::allocated_bytes;
 use crate::progress::Progress;
 
@@ -29,6 +29,7 @@ pub(super) async fn adopt(
     additions: &Additions,
     progress: &Progress,
 ) -> Result<Built, ImageError> {
+    check_features(source)?;
     progress.step("copying the filesystem");
     let file = place.scratch().join(ROOTFS);
     check_room(place.scratch(), allocated_bytes(source).map_err(|e| ImageError::source(source, e))?)?;

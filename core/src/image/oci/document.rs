@@ -20,6 +20,14 @@ const NAMES_SHOWN: usize = 8;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const FULL_NAME: &str = "io.containerd.image.name";
+/// Media types of layers, and what may stand behind each. Sources: the image specification of OCI, layer.md and media-types.md;
+/// Docker's image manifest version 2, schema 2.
+const LAYERS: [(&str, &[&str]); 4] = [
+    ("application/vnd.oci.image.layer.v1.tar", &["", "+gzip", "+zstd"]),
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar", &["", "+gzip", "+zstd"]),
+    ("application/vnd.docker.image.rootfs.diff.tar", &["", ".gzip", ".zstd"]),
+    ("application/vnd.docker.image.rootfs.foreign.diff.tar", &["", ".gzip", ".zstd"]),
+];
 /// What says that a manifest is about another one, and no image.
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 
@@ -34,6 +42,7 @@ pub(crate) struct Blob {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
+    media_type: Option<String>,
     digest: String,
     size: u64,
     platform: Option<Platform>,
@@ -51,6 +60,22 @@ impl Descriptor {
     /// The blob that it points to.
     pub(crate) fn blob(&self) -> Result<Blob, OciError> {
         Ok(Blob { digest: Digest::parse(&self.digest)?, size: self.size })
+    }
+
+    /// Refuses a layer, the one of this number, that is no tar archive or is encrypted. One that does not say what it is, as in
+    /// archives of `docker save`, is looked at later.
+    fn check_layer(&self, number: usize) -> Result<(), OciError> {
+        let Some(kind) = self.media_type.as_deref().filter(|kind| !kind.is_empty()) else { return Ok(()) };
+        if LAYERS
+            .iter()
+            .any(|(stem, packed)| kind.strip_prefix(stem).is_some_and(|rest| packed.contains(&rest)))
+        {
+            return Ok(());
+        }
+        let why = if kind.ends_with("+encrypted") { "which is encrypted" } else { "which is no tar archive" };
+        Err(OciError::Document {
+            what: format!("its layer {number} has the media type {}, {why}", shown(kind)),
+        })
     }
 
     fn annotation(&self, key: &str) -> Option<&str> {
@@ -87,7 +112,10 @@ impl Document {
                 what: format!("its manifest has the version {version}, which is not supported"),
             }),
             Raw { manifests: Some(manifests), .. } => Ok(Self::Index(manifests)),
-            Raw { config: Some(config), layers: Some(layers), .. } => Ok(Self::Manifest { config, layers }),
+            Raw { config: Some(config), layers: Some(layers), .. } => {
+                layers.iter().enumerate().try_for_each(|(at, layer)| layer.check_layer(at + 1))?;
+                Ok(Self::Manifest { config, layers })
+            }
             _ => Err(OciError::Document { what: "its manifest has neither manifests nor layers".into() }),
         }
     }

@@ -48,3 +48,32 @@ fn configurations_may_be_sparse() {
         assert!(parse(bad.clone()).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn layers_that_are_no_tar_archives_are_refused_by_their_type() {
+    let parse = |kind: Value| {
+        let blob = |media_type| json!({ "mediaType": media_type, "digest": format!("sha256:{}", "1".repeat(64)), "size": 1 });
+        let tar = blob(json!("application/vnd.oci.image.layer.v1.tar+gzip"));
+        let config = blob(json!("application/vnd.oci.image.config.v1+json"));
+        let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [tar, blob(kind)] });
+        Document::parse(manifest.to_string().as_bytes()).map(drop).map_err(|error| error.to_string())
+    };
+    for known in [
+        json!("application/vnd.oci.image.layer.v1.tar"),
+        json!("application/vnd.oci.image.layer.v1.tar+zstd"),
+        json!("application/vnd.docker.image.rootfs.diff.tar.gzip"),
+        json!("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"),
+        json!(""),
+        Value::Null,
+    ] {
+        assert_eq!(parse(known.clone()), Ok(()), "{known}");
+    }
+    let encrypted = parse(json!("application/vnd.oci.image.layer.v1.tar+gzip+encrypted")).unwrap_err();
+    assert!(encrypted.contains("its layer 2") && encrypted.contains("which is encrypted"), "{encrypted}");
+    for unknown in
+        ["application/vnd.oci.empty.v1+json", "application/vnd.oci.image.layer.v1.tar+br", "text/plain"]
+    {
+        let refused = parse(json!(unknown)).unwrap_err();
+        assert!(refused.contains(unknown) && refused.contains("no tar archive"), "{refused}");
+    }
+}
