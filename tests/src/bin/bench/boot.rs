@@ -1,5 +1,5 @@
 //! From nothing to the first command's result, next to a bare boot: the same QEMU line and kernel with an `/init` that prints
-//! a line.
+//! a line; and, as root, next to a daemon whose VMs have no jails.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -19,18 +19,26 @@ use super::samples::{Samples, show};
 use super::table::Table;
 
 const GOAL: f64 = 1.3;
+/// How much more than without a jail a VM in one may take.
+const JAIL_GOAL: f64 = 1.03;
+
 pub(crate) fn measure(options: &Options) -> Table {
     let daemon = Daemon::start();
     let mut client = daemon.client();
-    let bare = Bare::like_a_vm_of(&mut client);
-    let (mut floor, mut whole) = (Samples::default(), Samples::default());
+    let plain = Daemon::start_set(&[("NEXUS_JAIL", "false")]);
+    let mut unjailed_client = plain.client();
+    // In a jail files have other names.
+    let bare = Bare::like_a_vm_of(&mut unjailed_client);
+    let (mut floor, mut whole, mut unjailed) = (Samples::default(), Samples::default(), Samples::default());
     let mut boots = Vec::new();
     // The first of each warms the page cache.
     for run in 0..=options.boots() {
         let bare = bare.boot();
+        let without = boot(&mut unjailed_client);
         let boot = boot(&mut client);
         if run > 0 {
             floor.add(bare);
+            unjailed.add(without.whole);
             whole.add(boot.whole);
             boots.push(boot);
         }
@@ -45,6 +53,16 @@ pub(crate) fn measure(options: &Options) -> Table {
         format!("{ratio:.2} x"),
         ("≤ 1.3 x", ratio <= GOAL),
     );
+    if rustix::process::geteuid().is_root() {
+        let ratio = whole.p50().as_secs_f64() / unjailed.p50().as_secs_f64();
+        table.judged(
+            "the same, next to one without a jail",
+            whole.pair(0.5, 0.95),
+            unjailed.pair(0.5, 0.95),
+            format!("{ratio:.2} x"),
+            ("≤ 1.03 x", ratio <= JAIL_GOAL),
+        );
+    }
     let part = |of: &dyn Fn(&Boot) -> Duration| boots.iter().map(of).collect::<Samples>();
     let mut told = |what: &str, of: &dyn Fn(&Boot) -> Duration| {
         table.told(format!("- {what}"), part(of).pair(0.5, 0.95), "", "");
@@ -110,6 +128,8 @@ struct Bare {
 }
 
 const INITRAMFS: &str = "bare.cpio";
+/// The vsock device's connection to the backend of [`Bare::boot`].
+const VSOCK: &str = "socket,id=vsock,path=vu.sock";
 
 impl Bare {
     /// Takes the line of a running VM, which is stopped then: its drive is the bare machine's too.
@@ -153,14 +173,18 @@ impl Bare {
     }
 }
 
-/// The same line with the bare initramfs, and without the connection to a shim, which is not there.
+/// The same line with the bare initramfs, a vsock device that is found by its path, and without monitors: what a shim passes to its
+/// VMM is not there.
 fn bare_line(line: &[&str]) -> Vec<String> {
     let mut bare = Vec::with_capacity(line.len());
     let mut words = line.iter();
     while let Some(word) = words.next() {
         match *word {
             option @ ("-chardev" | "-mon") => match words.next() {
-                Some(value) if value.contains("=shim,") || value.contains("id=shim") => {}
+                Some(value) if ["shim", "monitor"].iter().any(|name| is_about(value, name)) => {}
+                Some(value) if is_about(value, "vsock") => {
+                    bare.extend([option, VSOCK]);
+                }
                 Some(value) => bare.extend([option, value]),
                 None => bare.push(option),
             },
@@ -172,6 +196,11 @@ fn bare_line(line: &[&str]) -> Vec<String> {
         }
     }
     bare.into_iter().map(str::to_owned).collect()
+}
+
+/// Whether a value is about the character device of a name.
+fn is_about(value: &str, name: &str) -> bool {
+    value.split(',').any(|part| part.strip_prefix("id=").or(part.strip_prefix("chardev=")) == Some(name))
 }
 
 #[cfg(test)]
@@ -189,11 +218,27 @@ mod tests {
             "-mon",
             "chardev=shim,mode=control",
             "-chardev",
-            "socket,id=vsock,path=v.vu",
+            "socket,id=monitor,fd=5,server=on,wait=off",
+            "-mon",
+            "chardev=monitor,mode=control",
+            "-chardev",
+            "socket,id=vsock,fd=4",
+            "-device",
+            "vhost-user-vsock-device,chardev=vsock",
             "-initrd",
             "/x/initramfs",
         ];
-        let bare = ["qemu", "-m", "512M", "-chardev", "socket,id=vsock,path=v.vu", "-initrd", "bare.cpio"];
+        let bare = [
+            "qemu",
+            "-m",
+            "512M",
+            "-chardev",
+            "socket,id=vsock,path=vu.sock",
+            "-device",
+            "vhost-user-vsock-device,chardev=vsock",
+            "-initrd",
+            "bare.cpio",
+        ];
         assert_eq!(bare_line(&line), bare);
     }
 }
