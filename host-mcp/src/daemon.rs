@@ -322,7 +322,7 @@ fn in_words(report: &Doctor) -> String {
         };
         text.push_str(&format!("{status:<5} {:<19} {}\n", check.name, check.found));
         if let Some(fix) = &check.fix {
-            text.push_str(&format!("      {:<19} to mend it: {fix}\n", ""));
+            text.push_str(&format!("      {:<19} fix: {fix}\n", ""));
         }
     }
     text

@@ -163,7 +163,7 @@ fn drives_that_the_host_did_not_get_on_the_disk_are_made_again_or_said_to_be_los
     assert_eq!(filesystem_bytes(&drive), 128 << 20);
     let drive = client.must("drive_inspect", json!({ "drive": "lost" }));
     let problem = drive["problem"].as_str().expect("a problem").to_owned();
-    assert!(problem.contains("never got on the disk") && problem.contains("delete it"), "{problem}");
+    assert!(problem.contains("is incomplete") && problem.contains("delete it"), "{problem}");
     for (tool, arguments) in [
         ("vm_start", json!({ "vm": "box" })),
         ("drive_resize", json!({ "drive": "lost", "size": "4GiB" })),
@@ -171,7 +171,7 @@ fn drives_that_the_host_did_not_get_on_the_disk_are_made_again_or_said_to_be_los
     ] {
         let failure = refused(&mut client, tool, arguments);
         assert_eq!(failure.code, "drive_not_found", "{tool}: {}", failure.text);
-        assert!(failure.text.contains("never got on the disk"), "{tool}: {}", failure.text);
+        assert!(failure.text.contains("is incomplete"), "{tool}: {}", failure.text);
     }
     client.must("drive_delete", json!({ "drive": "lost" }));
     client.must("vm_delete", json!({ "vm": "box" }));

@@ -52,7 +52,7 @@ pub enum DriveError {
     #[error(transparent)]
     Filesystem(Ext4Error),
     /// It was told of, but not on the disk yet when the host went down, or the disk did not take it.
-    #[error("{drive} never got on the disk: right after it was copied the host went down, or the disk failed", drive = .drive.display())]
+    #[error("{drive} is incomplete: the host crashed, or the disk failed, before the copy was synced", drive = .drive.display())]
     Lost {
         /// The drive's directory.
         drive: PathBuf,

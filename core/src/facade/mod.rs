@@ -268,7 +268,7 @@ fn patience(wait_s: Option<u32>) -> Result<Duration, ToolError> {
 fn page(limit: Option<u32>) -> Result<u32, ToolError> {
     let limit = limit.unwrap_or(PAGE_DEFAULT);
     if !(1..=PAGE_MAX).contains(&limit) {
-        return Err(ToolError::invalid(format!("limit is {limit}, not 1 to {PAGE_MAX}")));
+        return Err(ToolError::invalid(format!("limit must be 1 to {PAGE_MAX}, got {limit}")));
     }
     Ok(limit)
 }

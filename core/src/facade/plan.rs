@@ -161,5 +161,5 @@ pub(super) fn size_of_clone(size: Option<ByteSize>, image: &ImageRecord) -> Resu
 
 fn name_taken(what: &str, name: &Name) -> ToolError {
     ToolError::new(ErrorCode::NameTaken, format!("there is a {what} named {name} already"))
-        .hint("choose another name, or use what is there")
+        .hint("choose another name, or use the existing one")
 }

@@ -60,7 +60,7 @@ impl Nexus {
         let keys = params.keys.clone().unwrap_or_default();
         let fields = fields_of(params)?;
         if let Some(field) = reset.iter().find(|field| fields.contains_key(**field)) {
-            return Err(ToolError::invalid(format!("{field} is both to be set and to be reset")));
+            return Err(ToolError::invalid(format!("{field} cannot be both set and reset")));
         }
         if fields.is_empty() && reset.is_empty() {
             return Err(ToolError::invalid("nothing to change").hint("give fields, or fields to reset"));

@@ -1,4 +1,4 @@
-//! The tools of settings: what new VMs get when they do not ask.
+//! The tools of settings: the defaults for new VMs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,7 +45,7 @@ impl Nexus {
         }
         for (key, value) in params.values {
             if changes.insert(known(&key)?.to_owned(), Some(value)).is_some() {
-                return Err(ToolError::invalid(format!("{key} is both to be set and to be reset")));
+                return Err(ToolError::invalid(format!("{key} cannot be both set and reset")));
             }
         }
         if changes.is_empty() {

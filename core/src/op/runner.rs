@@ -323,7 +323,7 @@ pub(crate) fn store_error(error: StoreError) -> ToolError {
     match error {
         StoreError::NameTaken { kind, name } => {
             ToolError::new(ErrorCode::NameTaken, format!("there is a {kind} named {name} already"))
-                .hint("choose another name, or use what is there")
+                .hint("choose another name, or use the existing one")
         }
         StoreError::Changed { what } => {
             ToolError::new(ErrorCode::Changed, format!("{what} changed while the call ran")).hint("try again")

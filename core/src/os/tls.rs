@@ -159,7 +159,7 @@ pub enum TlsProblem {
     #[error("its certificate is not accepted: {0}")]
     Certificate(String),
     /// It sends its clients from TLS to plain HTTP.
-    #[error("it leads from TLS to {to}, which anybody on the way could read and change")]
+    #[error("redirect from HTTPS to plain HTTP refused: {to}")]
     Downgrade {
         /// Where it leads.
         to: String,

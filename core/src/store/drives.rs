@@ -118,7 +118,7 @@ pub fn delete(tx: &Connection, id: DriveId) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Gives a drive to a VM.
+/// Attaches a drive to a VM.
 pub fn attach(tx: &Connection, drive: DriveId, to: &Attachment) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO vm_drives (vm_id, drive_id, position, mount) VALUES (?1, ?2, ?3, ?4)",
@@ -127,7 +127,7 @@ pub fn attach(tx: &Connection, drive: DriveId, to: &Attachment) -> Result<(), St
     Ok(())
 }
 
-/// Takes a drive from its VM; it is nobody's from then on.
+/// Detaches a drive from its VM; it belongs to no VM from then on.
 pub fn detach(tx: &Connection, drive: DriveId) -> Result<(), StoreError> {
     tx.execute("DELETE FROM vm_drives WHERE drive_id = ?1", [drive.as_i64()])?;
     tx.execute("UPDATE drives SET made_for = NULL WHERE id = ?1", [drive.as_i64()])?;

@@ -57,7 +57,7 @@ pub(crate) struct Kept {
     pub(crate) per_vm: u32,
 }
 
-/// What VMs get when they do not ask.
+/// The defaults for new VMs.
 pub(crate) async fn read(store: &Store) -> Result<Defaults, ToolError> {
     Ok(values(store).await?.0)
 }

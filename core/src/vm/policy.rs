@@ -49,7 +49,7 @@ pub(crate) fn stop(name: &str, state: VmState) -> Result<Decision, ToolError> {
 pub(crate) fn delete(name: &str, state: VmState, protected: bool, force: bool) -> Result<(), ToolError> {
     if protected {
         return Err(ToolError::new(ErrorCode::VmProtected, format!("{name} is protected against deletion"))
-            .hint("call vm_update with protected: false first, if it really may go"));
+            .hint("call vm_update with protected: false first, if you really want to delete it"));
     }
     match state {
         Created | Stopped | Crashed | Failed => Ok(()),

@@ -110,7 +110,7 @@ pub(crate) fn take_defaults(spec: &mut VmSpec, image: &ImageConfig) {
     spec.working_dir.clone_from(&image.working_dir);
 }
 
-/// What VMs get when they do not ask.
+/// The defaults for new VMs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Defaults {
     /// The image.

@@ -1,4 +1,4 @@
-//! Settings: what new VMs get when they do not ask.
+//! Settings: the defaults for new VMs.
 
 use serde_json::{Value, json};
 

@@ -51,7 +51,7 @@ pub enum Verified {
     Signature,
     /// It has the checksum that was given.
     Checksum,
-    /// Nothing vouches for it but the one who named it.
+    /// It cannot be verified; the caller accepted it.
     None,
 }
 
@@ -193,7 +193,7 @@ pub struct AssetDownloadParams {
     /// The SHA-256 that the file must have, in hexadecimal: as it is downloaded, or unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// Take it although nothing vouches for it but the server's name (default false); it is shown as unverified for ever.
+    /// Accept a file that cannot be verified (default false); it is shown as unverified for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unverified: Option<bool>,
     /// Download nothing: only say whether the version exists and suits the VMM drivers (default false).
@@ -270,8 +270,7 @@ pub struct AssetCheck {
 impl Tool for AssetVerify {
     const NAME: &'static str = "asset_verify";
     const TITLE: &'static str = "Verify assets";
-    const DESCRIPTION: &'static str = "Hashes the files of installed assets again and says which are damaged; use it when a VM does \
-        not boot for no reason, or after trouble with the disk. Remove and download a damaged one again.";
+    const DESCRIPTION: &'static str = "Hashes the files of installed assets again and says which are damaged; use it when a VM does not boot and nothing says why, or after trouble with the disk. Remove and download a damaged one again.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = AssetVerifyParams;
     type Output = OpOutcome<AssetVerifyOutput>;

@@ -97,7 +97,7 @@ pub struct DriveCreateParams {
 impl Tool for DriveCreate {
     const NAME: &'static str = "drive_create";
     const TITLE: &'static str = "Create a drive";
-    const DESCRIPTION: &'static str = "Makes a drive: a copy-on-write clone of an image or of another drive, or an empty \
+    const DESCRIPTION: &'static str = "Creates a drive: a copy-on-write clone of an image or of another drive, or an empty \
         filesystem; use it for data that outlives a VM, then drive_attach it to one.";
     const EFFECT: Effect = Effect::Additive { idempotent: false };
     const OPEN_WORLD: bool = true;
@@ -140,7 +140,7 @@ pub struct DriveListOutput {
 impl Tool for DriveList {
     const NAME: &'static str = "drive_list";
     const TITLE: &'static str = "List drives";
-    const DESCRIPTION: &'static str = "Lists drives with their sizes and the VMs that have them; use it to find one to attach, clone or delete.";
+    const DESCRIPTION: &'static str = "Lists drives with their sizes and the VMs that use them; use it to find one to attach, clone or delete.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = DriveListParams;
     type Output = DriveListOutput;
@@ -160,14 +160,14 @@ pub struct DriveInspectParams {
 impl Tool for DriveInspect {
     const NAME: &'static str = "drive_inspect";
     const TITLE: &'static str = "Inspect a drive";
-    const DESCRIPTION: &'static str = "Shows one drive: size, room that it takes, what it was cloned from and the VM that has it; use it before \
+    const DESCRIPTION: &'static str = "Shows one drive: size, disk space used, what it was cloned from and its VM; use it before \
         you resize, detach or delete one.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = DriveInspectParams;
     type Output = DriveDetails;
 }
 
-/// Gives a drive to a VM.
+/// Attaches a drive to a VM.
 pub enum DriveAttach {}
 
 /// Arguments of `drive_attach`.
@@ -189,14 +189,14 @@ pub struct DriveAttachParams {
 impl Tool for DriveAttach {
     const NAME: &'static str = "drive_attach";
     const TITLE: &'static str = "Attach a drive to a VM";
-    const DESCRIPTION: &'static str = "Gives a drive to a VM that does not run; use it to bring data into a VM or to move it \
+    const DESCRIPTION: &'static str = "Attaches a drive to a stopped VM; use it to bring data into a VM or to move it \
         from one VM to another. The guest mounts it at its next start.";
     const EFFECT: Effect = Effect::Additive { idempotent: false };
     type Params = DriveAttachParams;
     type Output = DriveDetails;
 }
 
-/// Takes a drive from its VM.
+/// Detaches a drive from its VM.
 pub enum DriveDetach {}
 
 /// Arguments of `drive_detach`.
@@ -210,7 +210,7 @@ pub struct DriveDetachParams {
 impl Tool for DriveDetach {
     const NAME: &'static str = "drive_detach";
     const TITLE: &'static str = "Detach a drive from its VM";
-    const DESCRIPTION: &'static str = "Takes a drive from a VM that does not run; use it to keep a drive when its VM is deleted, or \
+    const DESCRIPTION: &'static str = "Detaches a drive from a stopped VM; use it to keep a drive when its VM is deleted, or \
         to attach it elsewhere. The drive and its data stay.";
     const EFFECT: Effect = Effect::Additive { idempotent: true };
     type Params = DriveDetachParams;
@@ -242,8 +242,7 @@ pub struct DriveResizeOutput {
 impl Tool for DriveResize {
     const NAME: &'static str = "drive_resize";
     const TITLE: &'static str = "Grow a drive";
-    const DESCRIPTION: &'static str = "Makes a drive and the filesystem on it larger, also while its VM runs where the VMM can do that; use it when a \
-        guest runs out of room.";
+    const DESCRIPTION: &'static str = "Grows a drive and the filesystem on it, also while its VM is running; use it when a guest runs out of disk space.";
     const EFFECT: Effect = Effect::Additive { idempotent: true };
     type Params = DriveResizeParams;
     type Output = DriveResizeOutput;
@@ -272,7 +271,7 @@ pub struct DriveDeleteOutput {
 impl Tool for DriveDelete {
     const NAME: &'static str = "drive_delete";
     const TITLE: &'static str = "Delete a drive";
-    const DESCRIPTION: &'static str = "Deletes a drive and all data on it, for good; use it to free room on the host. Refused while a VM has it.";
+    const DESCRIPTION: &'static str = "Deletes a drive and all data on it permanently; use it to free disk space on the host. Refused while a VM uses it.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     type Params = DriveDeleteParams;
     type Output = DriveDeleteOutput;

@@ -148,7 +148,7 @@ pub struct OpListOutput {
 impl Tool for OpList {
     const NAME: &'static str = "op_list";
     const TITLE: &'static str = "List operations";
-    const DESCRIPTION: &'static str = "Lists long operations, newest first, with state, progress and error; use it to find work that is still under way.";
+    const DESCRIPTION: &'static str = "Lists long operations, newest first, with state, progress and error; use it to find work that is still running.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = OpListParams;
     type Output = OpListOutput;
@@ -168,7 +168,7 @@ pub struct OpCancelParams {
 impl Tool for OpCancel {
     const NAME: &'static str = "op_cancel";
     const TITLE: &'static str = "Cancel an operation";
-    const DESCRIPTION: &'static str = "Cancels a long operation and undoes what it had half made; use it when its result is no \
+    const DESCRIPTION: &'static str = "Cancels a long operation and removes what it has made so far; use it when its result is no \
         longer wanted. An operation that has ended is left alone.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = OpCancelParams;

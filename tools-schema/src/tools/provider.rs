@@ -240,7 +240,7 @@ pub struct ProviderRemoveOutput {
 impl Tool for ProviderRemove {
     const NAME: &'static str = "provider_remove";
     const TITLE: &'static str = "Remove a provider of assets, or make it as shipped";
-    const DESCRIPTION: &'static str = "Takes away a provider that provider_set added, or makes a built-in one what it was shipped as; use it to \
+    const DESCRIPTION: &'static str = "Removes a provider that provider_set added, or resets a built-in one to its shipped definition; use it to \
         undo provider_set. Assets that came from it stay. Refused for what nexus.toml says.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     type Params = ProviderRemoveParams;

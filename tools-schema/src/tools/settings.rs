@@ -51,7 +51,7 @@ pub struct SettingsGetParams {
 impl Tool for SettingsGet {
     const NAME: &'static str = "settings_get";
     const TITLE: &'static str = "Show settings";
-    const DESCRIPTION: &'static str = "Shows what new VMs get when they do not ask: kernel, image, sizes, name servers; use it before you \
+    const DESCRIPTION: &'static str = "Shows the defaults for new VMs: kernel, image, sizes, name servers; use it before you \
         rely on a default or change one.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = SettingsGetParams;
@@ -76,8 +76,8 @@ pub struct SettingsSetParams {
 impl Tool for SettingsSet {
     const NAME: &'static str = "settings_set";
     const TITLE: &'static str = "Change settings";
-    const DESCRIPTION: &'static str = "Changes what new VMs get when they do not ask; use it for preferences that are to last. Existing VMs \
-        stay as they are. settings_rollback takes a change back.";
+    const DESCRIPTION: &'static str = "Changes the defaults for new VMs; use it for preferences that are to last. Existing VMs \
+        stay as they are. settings_rollback undoes a change.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = SettingsSetParams;
     type Output = SettingsOutput;
@@ -155,9 +155,7 @@ pub struct SettingsRollbackParams {
 impl Tool for SettingsRollback {
     const NAME: &'static str = "settings_rollback";
     const TITLE: &'static str = "Take changes of settings back";
-    const DESCRIPTION: &'static str = "Makes the settings what they were at an earlier revision, by a new change that can be taken back \
-        itself; use it when a change turned out wrong. That includes what provider_set changed, under the keys `provider.NAME`. Values \
-        that are impossible by now are refused.";
+    const DESCRIPTION: &'static str = "Rolls the settings back to an earlier revision, as a new change that can itself be rolled back; use it when a change turned out wrong. That includes what provider_set changed, under the keys `provider.NAME`. Values that are no longer valid are refused.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = SettingsRollbackParams;
     type Output = SettingsOutput;

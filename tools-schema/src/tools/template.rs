@@ -141,7 +141,7 @@ pub struct TemplateCreateParams {
 impl Tool for TemplateCreate {
     const NAME: &'static str = "template_create";
     const TITLE: &'static str = "Create a template";
-    const DESCRIPTION: &'static str = "Writes down how an image is made: a source, packages and files to lay over it; use it when \
+    const DESCRIPTION: &'static str = "Defines how an image is built: a source, packages and files to add; use it when \
         you want the same system more than once. Nothing is built yet: build_start does that, and so does \
         `from: \"template:NAME\"` of vm_create.";
     const EFFECT: Effect = Effect::Additive { idempotent: false };

@@ -111,7 +111,7 @@ async fn a_copy_that_the_host_did_not_get_on_the_disk_is_not_taken_for_whole() {
         assert!(matches!(error, DriveError::Lost { .. }), "{error}");
         assert!(error.hint().unwrap().contains("make it again"));
     }
-    assert!(scene.drives.problem(&drive).await.unwrap().contains("never got on the disk"));
+    assert!(scene.drives.problem(&drive).await.unwrap().contains("is incomplete"));
     assert_eq!(scene.drives.settle_all().unwrap(), [(drive.clone(), Origin::Image)]);
     assert_eq!(marks(&drive), [format!("unsynced-image-{EARLIER}")]);
 

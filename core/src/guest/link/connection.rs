@@ -36,7 +36,7 @@ pub(super) struct Patience {
     pub(super) silence_max: Duration,
 }
 
-/// An alarm or a deadline that is noticed so late means that the daemon stood still: whether the guest was silent meanwhile, nobody knows.
+/// An alarm or a deadline that is noticed so late means that the daemon was stalled: whether the guest was silent meanwhile, nobody knows.
 pub(crate) const STANDSTILL: Duration = Duration::from_secs(1);
 
 impl Default for Patience {

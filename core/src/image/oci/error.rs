@@ -197,7 +197,7 @@ impl OciError {
             )),
             Self::Several { .. } | Self::NoSuchName { .. } => Some("name one behind a #, as in oci-layout:PATH#NAME".into()),
             Self::Transfer { .. } | Self::Slow { .. } => {
-                Some("look whether the registry is reachable from the host of nexusd; docker-archive:FILE takes a saved image".into())
+                Some("check that the host of nexusd can reach the registry; docker-archive:FILE takes a saved image".into())
             }
             _ => None,
         }

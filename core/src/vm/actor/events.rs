@@ -16,7 +16,7 @@ use crate::vm::stop::Rung;
 use crate::vm::view;
 use crate::vmm::{Exit, Stall};
 
-/// How long the daemon listens to what was said while it stood still.
+/// How long the daemon drains guest events after it was stalled.
 const HEARING: Duration = Duration::from_secs(5);
 /// How many times the time of a stop a guest has that said bye by itself: its init may wait for services.
 const FAREWELL_STOPS: u32 = 4;
@@ -152,7 +152,7 @@ impl Actor {
                 boot.deadline = None;
                 self.lost_timer = false;
                 self.record.timings = Some(boot.clock.timings);
-                self.settle(VmState::Ready, None, "its tools work").await;
+                self.settle(VmState::Ready, None, "guest agent ready").await;
             }
             (LinkState::Up, VmState::Unreachable) => {
                 boot.deadline = None;
@@ -171,7 +171,7 @@ impl Actor {
     async fn deadline(&mut self) {
         let Some(boot) = self.boot.as_mut() else { return };
         if boot.deadline.take().is_some_and(|due| due.elapsed() >= STANDSTILL) {
-            tracing::warn!(vm = %self.record.name, "the daemon stood still: listening to what happened meanwhile");
+            tracing::warn!(vm = %self.record.name, "the daemon was stalled; draining guest events before timing out");
             boot.deadline = Some(Instant::now() + HEARING);
             return;
         }

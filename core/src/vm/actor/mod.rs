@@ -163,7 +163,7 @@ impl Actor {
     async fn command(&mut self, command: Command) {
         match command {
             Command::Start { who, progress, reply } => {
-                let result = self.start(&who, "asked for", &progress).await;
+                let result = self.start(&who, "start requested", &progress).await;
                 reply.send(result).ok();
             }
             Command::Stop { who, force, reply } => {
@@ -181,7 +181,7 @@ impl Actor {
             Command::Created { record, drives, reply } => {
                 self.record = VmRecord { generation: self.record.generation, ..*record };
                 self.drives = drives;
-                let result = self.transition(VmState::Created, None, "its drives are made", DAEMON).await;
+                let result = self.transition(VmState::Created, None, "drives created", DAEMON).await;
                 reply.send(result).ok();
             }
             Command::Undo { reason, drives, reply } => {
@@ -391,7 +391,7 @@ impl Actor {
     async fn stop(&mut self, who: &str, force: bool) -> Result<Decision, ToolError> {
         if self.again_at.take().is_some() {
             self.record.reason = None;
-            self.note("stop asked for: it is not started again").await;
+            self.note("stop requested: it is not started again").await;
         }
         let decision = policy::stop(self.record.name.as_str(), self.record.state)?;
         if self.record.state == VmState::Stopping {
@@ -403,7 +403,7 @@ impl Actor {
         if decision == Decision::Already {
             return Ok(decision);
         }
-        let why = if force { "forced stop asked for" } else { "stop asked for" };
+        let why = if force { "forced stop requested" } else { "stop requested" };
         if let Err(error) = self.transition(VmState::Stopping, None, why, who).await {
             if self.record.state != VmState::Stopping {
                 return Err(error);

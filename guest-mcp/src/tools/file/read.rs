@@ -25,7 +25,7 @@ impl Run for FileRead {
         };
         let limit = params.limit.unwrap_or(OUTPUT_DEFAULT).min(most) as usize;
         if limit == 0 {
-            return Err(ToolError::invalid("limit is at least 1"));
+            return Err(ToolError::invalid("limit must be at least 1"));
         }
         let offset = params.offset.unwrap_or(0);
         // The kernel's file positions are signed.

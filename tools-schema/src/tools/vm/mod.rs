@@ -394,7 +394,7 @@ impl Tool for VmStart {
     const NAME: &'static str = "vm_start";
     const TITLE: &'static str = "Start a VM";
     const DESCRIPTION: &'static str = "Starts a VM that is created, stopped, crashed or failed, and waits until its tools \
-        work; use it to bring a stopped VM back with its disk as it was. A VM that runs already is left alone.";
+        work; use it to bring a stopped VM back with its disk as it was. A VM that is already running is left alone.";
     const EFFECT: Effect = Effect::Additive { idempotent: true };
     type Params = VmStartParams;
     type Output = OpOutcome<VmDetails>;
@@ -421,9 +421,8 @@ pub struct VmStopParams {
 impl Tool for VmStop {
     const NAME: &'static str = "vm_stop";
     const TITLE: &'static str = "Stop a VM";
-    const DESCRIPTION: &'static str = "Shuts a VM down in order: the agent ends commands and writes disks out, then the VMM is \
-        asked, then it is killed; use it when you are done with a VM but want to keep its disk. A VM that is down already is \
-        left alone.";
+    const DESCRIPTION: &'static str = "Shuts a VM down cleanly: the agent ends commands and syncs the disks, and a VM that does not go down in time is killed; \
+        use it when you are done with a VM but want to keep its disk. A stopped VM is left alone.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = VmStopParams;
     type Output = OpOutcome<VmDetails>;
@@ -458,7 +457,7 @@ impl Tool for VmDelete {
     const NAME: &'static str = "vm_delete";
     const TITLE: &'static str = "Delete a VM";
     const DESCRIPTION: &'static str = "Deletes a VM with the drives that were made for it; use it when nothing on its disk is \
-        needed any more. A VM that runs is refused unless `force` is true, a protected one always. This cannot be undone.";
+        needed any more. A running VM is refused unless `force` is true, a protected one always. This cannot be undone.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     type Params = VmDeleteParams;
     type Output = VmDeleteOutput;
