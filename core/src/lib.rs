@@ -35,7 +35,7 @@ pub use vmm::shim_main;
 
 /// The guest link, as those use it who pass calls on.
 pub mod link {
-    pub use crate::guest::lines::{Line, LineReader, Outbox};
+    pub use crate::guest::lines::Outbox;
     pub use crate::guest::{CallId, CallSink, GuestProgress, Link, LinkError, UP_WAIT, result, scan, wire};
 }
 
@@ -43,7 +43,7 @@ pub mod link {
 pub mod host {
     pub use crate::os::random::same_secret;
     pub use crate::os::{busy_poll, failpoint, memory, socket};
-    pub use nexus_wire::duplex;
+    pub use nexus_wire::{duplex, lines, rpc};
 }
 
 /// What the tests and benchmarks of this workspace look into; no part of the library's face, and free to change.

@@ -16,5 +16,5 @@ pub mod settings;
 pub mod stream;
 pub mod tools;
 
-/// How both programs wait for an answer.
-pub(crate) use nexus_core::host::{busy_poll, duplex};
+/// How both programs read lines and wait for an answer.
+pub(crate) use nexus_core::host::{busy_poll, duplex, lines, rpc};

@@ -1,153 +1,16 @@
-//! JSON lines on a stream: a reader with a cap that never loses its place, and a writer that batches what waits.
+//! Lines to be written to a stream, which batches those that wait; they are read by [`LineReader`].
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use nexus_wire::duplex::Peer;
+pub(super) use nexus_wire::lines::{Line, LineReader};
 
-/// How much is read at once, in bytes.
-const CHUNK: usize = 16 << 10;
 /// Buffers that grew beyond this are given back once they are empty, in bytes.
 const KEEP: usize = 128 << 10;
-/// How much of a line that is too long is kept from its start, in bytes.
-const HEAD: usize = 4 << 10;
-/// How much of a line that is too long is kept from its end, in bytes.
-const TAIL: usize = 256;
-
-/// Reads lines of at most a given length. Longer ones are skipped, and it is said so.
-#[derive(Debug)]
-pub struct LineReader<R> {
-    read: R,
-    buffer: Vec<u8>,
-    /// Where the next line starts in `buffer`.
-    start: usize,
-    /// Up to where `buffer` is known to hold no newline.
-    scanned: usize,
-    /// The longest line that is delivered.
-    max: usize,
-    /// Where skipping ends: a line longer than this is an error.
-    endless: u64,
-    skipping: Option<Skipping>,
-}
-
-#[derive(Debug)]
-struct Skipping {
-    tail: Vec<u8>,
-    total: u64,
-}
-
-/// What [`LineReader::take`] finds.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Line<'a> {
-    /// A whole line, without its end.
-    Whole(&'a [u8]),
-    /// A line that is longer than allowed: its first bytes. The rest is skipped.
-    TooLong(&'a [u8]),
-    /// The end of a line that was too long.
-    TooLongEnd {
-        /// Its last bytes.
-        tail: Vec<u8>,
-        /// Its length, in bytes.
-        total: u64,
-    },
-}
-
-impl<R: AsyncRead + Unpin> LineReader<R> {
-    /// Reads lines of at most `max` bytes from `read`; a line longer than `endless` bytes is an error.
-    pub fn new(read: R, max: usize, endless: u64) -> Self {
-        Self { read, buffer: Vec::new(), start: 0, scanned: 0, max, endless, skipping: None }
-    }
-
-    /// The same, with bytes that were read before.
-    pub fn with_prefix(read: R, prefix: &[u8], max: usize, endless: u64) -> Self {
-        let mut reader = Self::new(read, max, endless);
-        reader.buffer.extend_from_slice(prefix);
-        reader
-    }
-
-    /// The stream that is read.
-    pub fn get_ref(&self) -> &R {
-        &self.read
-    }
-
-    /// Waits for more bytes; `false` at the end of the stream. To be called once [`Self::take`] has nothing more; can be
-    /// cancelled at any time without losing anything.
-    pub async fn fill(&mut self) -> io::Result<bool> {
-        self.make_room()?;
-        Ok(self.read.read_buf(&mut self.buffer).await? > 0)
-    }
-
-    /// The same with bytes that `read` appends, if it finds any: `None` if not.
-    pub fn fill_by(
-        &mut self,
-        read: impl FnOnce(&R, &mut Vec<u8>) -> Option<io::Result<usize>>,
-    ) -> Option<io::Result<bool>> {
-        if let Err(error) = self.make_room() {
-            return Some(Err(error));
-        }
-        Some(read(&self.read, &mut self.buffer)?.map(|length| length > 0))
-    }
-
-    /// Makes room for a chunk.
-    fn make_room(&mut self) -> io::Result<()> {
-        if self.start == self.buffer.len() {
-            self.start = 0;
-            self.scanned = 0;
-            self.buffer.clear();
-            if self.buffer.capacity() > KEEP {
-                self.buffer = Vec::new();
-            }
-        } else if self.start > CHUNK {
-            self.buffer.drain(..self.start);
-            self.scanned -= self.start;
-            self.start = 0;
-        }
-        if let Some(skipping) = &self.skipping
-            && skipping.total > self.endless
-        {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line without an end"));
-        }
-        self.buffer.reserve(CHUNK);
-        Ok(())
-    }
-
-    /// Takes the next line out of what was read.
-    pub fn take(&mut self) -> Option<Line<'_>> {
-        let newline = memchr::memchr(b'\n', &self.buffer[self.scanned..]).map(|at| self.scanned + at);
-        if let Some(skipping) = &mut self.skipping {
-            let end = newline.unwrap_or(self.buffer.len());
-            let rest = &self.buffer[self.start..end];
-            skipping.total += rest.len() as u64;
-            skipping.tail.extend_from_slice(&rest[rest.len().saturating_sub(TAIL)..]);
-            let surplus = skipping.tail.len().saturating_sub(TAIL);
-            skipping.tail.drain(..surplus);
-            self.start = newline.map_or(end, |at| at + 1);
-            self.scanned = self.start;
-            newline?;
-            let Skipping { tail, total } = self.skipping.take()?;
-            return Some(Line::TooLongEnd { tail, total });
-        }
-        let end = newline.unwrap_or(self.buffer.len());
-        if end - self.start > self.max {
-            let from = self.start;
-            // The newline, if it is here already, is found by the next call.
-            self.start = end;
-            self.scanned = end;
-            let tail = self.buffer[end - TAIL.min(end - from)..end].to_vec();
-            self.skipping = Some(Skipping { tail, total: (end - from) as u64 });
-            return Some(Line::TooLong(&self.buffer[from..from + HEAD.min(end - from)]));
-        }
-        self.scanned = end;
-        let at = newline?;
-        let line = &self.buffer[self.start..at];
-        self.start = at + 1;
-        self.scanned = self.start;
-        Some(Line::Whole(line.strip_suffix(b"\r").unwrap_or(line)))
-    }
-}
 
 /// Where lines to be written wait: any number of tasks add to it, one task writes. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -379,74 +242,9 @@ impl Drop for CloseOnDrop {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
-
-    async fn all(input: &[u8], max: usize, chunk: usize) -> Vec<String> {
-        let mut reader = LineReader::new(Chunked { input, chunk }, max, 1 << 30);
-        let mut found = Vec::new();
-        loop {
-            while let Some(line) = reader.take() {
-                found.push(match line {
-                    Line::Whole(text) => format!("={}", String::from_utf8_lossy(text)),
-                    Line::TooLong(head) => {
-                        format!("<{}", String::from_utf8_lossy(&head[..head.len().min(4)]))
-                    }
-                    Line::TooLongEnd { tail, total } => {
-                        format!(">{}:{total}", String::from_utf8_lossy(&tail[tail.len().saturating_sub(3)..]))
-                    }
-                });
-            }
-            if !reader.fill().await.unwrap() {
-                return found;
-            }
-        }
-    }
-
-    /// Gives its input in pieces.
-    struct Chunked<'a> {
-        input: &'a [u8],
-        chunk: usize,
-    }
-
-    impl AsyncRead for Chunked<'_> {
-        fn poll_read(
-            mut self: std::pin::Pin<&mut Self>,
-            _: &mut std::task::Context<'_>,
-            buf: &mut tokio::io::ReadBuf<'_>,
-        ) -> std::task::Poll<io::Result<()>> {
-            let n = self.chunk.min(self.input.len()).min(buf.remaining());
-            buf.put_slice(&self.input[..n]);
-            self.input = &self.input[n..];
-            std::task::Poll::Ready(Ok(()))
-        }
-    }
-
-    #[tokio::test]
-    async fn lines_come_whole_whatever_the_pieces() {
-        let long = format!("abcd{}xyz", "-".repeat(40_000));
-        let input = format!("one\r\n\n{long}\ntwo\n{long}\nlast without end");
-        for chunk in [1, 2, 3, 7, 4096, 1 << 20] {
-            let found = all(input.as_bytes(), 100, chunk).await;
-            assert_eq!(
-                found,
-                ["=one", "=", "<abcd", ">xyz:40007", "=two", "<abcd", ">xyz:40007"],
-                "in pieces of {chunk}"
-            );
-        }
-    }
-
-    #[tokio::test]
-    async fn a_line_without_an_end_is_an_error_and_takes_no_memory() {
-        let mut reader = LineReader::new(tokio::io::repeat(b'x'), 1000, 1 << 20);
-        let error = loop {
-            while reader.take().is_some() {}
-            match reader.fill().await {
-                Ok(_) => assert!(reader.buffer.capacity() < 64 << 10),
-                Err(e) => break e,
-            }
-        };
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-    }
 
     #[tokio::test]
     async fn an_outbox_that_nobody_reads_is_closed_at_its_limit() {

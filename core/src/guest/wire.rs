@@ -5,45 +5,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// The members of a JSON-RPC message, each as it stands in the line.
-#[derive(Debug, Deserialize)]
-pub struct Envelope<'a> {
-    /// `"2.0"`.
-    #[serde(borrow, default)]
-    pub jsonrpc: Option<Cow<'a, str>>,
-    /// The request's id; absent in notifications (and where it is `null`).
-    #[serde(borrow, default)]
-    pub id: Option<&'a RawValue>,
-    /// The method of a request or notification.
-    #[serde(borrow, default)]
-    pub method: Option<Cow<'a, str>>,
-    /// Its parameters.
-    #[serde(borrow, default)]
-    pub params: Option<&'a RawValue>,
-    /// The result of a response.
-    #[serde(borrow, default)]
-    pub result: Option<&'a RawValue>,
-    /// The error of a response.
-    #[serde(borrow, default)]
-    pub error: Option<&'a RawValue>,
-}
-
-impl<'a> Envelope<'a> {
-    /// Looks at one line; `None` if it is not a JSON object with these members.
-    pub fn parse(line: &'a [u8]) -> Option<Self> {
-        // An array of the right length would do for serde.
-        line.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(line).ok())?
-    }
-
-    /// Whether it is a request, a notification or a response as JSON-RPC 2.0 has them, with an id that is a string or a
-    /// number.
-    pub fn is_well_formed(&self) -> bool {
-        let id_is_good = self
-            .id
-            .is_none_or(|id| id.get().starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit()));
-        self.jsonrpc.as_deref() == Some("2.0") && id_is_good
-    }
-}
+pub(super) use nexus_wire::rpc::Envelope;
 
 /// The members of a JSON object in their order, each value raw. Keys that occur twice are kept twice.
 #[derive(Debug)]

@@ -13,13 +13,13 @@ use nexus_schema::link::{
 use nexus_schema::tools::os::{SystemState, SystemStatus};
 use tokio::io::AsyncWriteExt;
 
-use super::lines::{Line, LineReader};
 use super::stream::{Duplex, dial_host};
 use super::{Agent, Place, Settings, configure};
 use crate::console::say;
 use crate::os::{OsRelease, read_small, uptime};
 use crate::role::VERSION;
 use crate::system;
+use nexus_wire::lines::{Line, LineReader};
 
 /// Where the token is kept for an agent that is started again; only root can read it.
 const TOKEN: &str = "/run/nexus/token";
@@ -212,7 +212,7 @@ struct Host {
 impl Host {
     async fn dial(agent: &Agent) -> Result<Self, HelloError> {
         let stream = dial_host(&agent.place).await.map_err(HelloError::Unreachable)?;
-        Ok(Self { lines: LineReader::new(stream, CONFIGURE_MAX) })
+        Ok(Self { lines: LineReader::new(stream, CONFIGURE_MAX, CONFIGURE_MAX as u64 * 2) })
     }
 
     async fn say(&mut self, message: &GuestMessage) -> Result<(), HelloError> {
@@ -225,9 +225,11 @@ impl Host {
     async fn hear(&mut self) -> Result<HostMessage, HelloError> {
         let line = tokio::time::timeout(ANSWER_TIMEOUT, self.lines.next());
         let message = match line.await.map_err(|_| HelloError::Timeout)?.map_err(HelloError::Lost)? {
-            Line::Whole(line) => serde_json::from_slice(line),
-            Line::TooLong => return Err(HelloError::Unexpected { expected: "a message of bearable size" }),
-            Line::End => return Err(HelloError::Lost(io::ErrorKind::UnexpectedEof.into())),
+            Some(Line::Whole(line)) => serde_json::from_slice(line),
+            Some(Line::TooLong(_) | Line::TooLongEnd { .. }) => {
+                return Err(HelloError::Unexpected { expected: "a message of bearable size" });
+            }
+            None => return Err(HelloError::Lost(io::ErrorKind::UnexpectedEof.into())),
         };
         match message.map_err(|_| HelloError::Unexpected { expected: "a message" })? {
             HostMessage::Refused { reason } => Err(HelloError::Refused { reason }),

@@ -1,6 +1,5 @@
 //! A small MCP client over the daemon's stream: one call at a time, with progress, a deadline and ctrl-c.
 
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,13 +11,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::Instant;
 
 use super::connect;
 use super::error::Error;
-use super::lines::{self, Envelope, Line};
+use crate::lines::{Line, LineReader};
+use crate::rpc::Envelope;
 
 /// The protocol that the CLI speaks.
 const PROTOCOL_VERSION: &str = "2025-11-25";
@@ -27,16 +27,11 @@ const CALL_DEADLINE: Duration = Duration::from_secs(120);
 /// How long the daemon may take to introduce itself.
 const INITIALIZE_DEADLINE: Duration = Duration::from_secs(15);
 
-/// What is read from the daemon: what came with the upgrade, then the socket.
-type Reader = BufReader<tokio::io::Chain<io::Cursor<bytes::Bytes>, OwnedReadHalf>>;
-
 /// A connection to the daemon.
 #[derive(Debug)]
 pub(crate) struct Client {
-    reader: Reader,
+    reader: LineReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
-    buffer: Vec<u8>,
-    skipping: bool,
     next_id: u64,
 }
 
@@ -144,8 +139,8 @@ impl Client {
     pub(crate) async fn connect(socket: &Path) -> Result<Self, Error> {
         let stream = connect::open(socket, None).await?;
         let (read, writer) = stream.socket.into_split();
-        let reader = BufReader::with_capacity(64 << 10, io::Cursor::new(stream.head).chain(read));
-        let mut client = Self { reader, writer, buffer: Vec::new(), skipping: false, next_id: 0 };
+        let reader = LineReader::with_prefix(read, &stream.head, LINE_MAX, u64::MAX);
+        let mut client = Self { reader, writer, next_id: 0 };
         let params = json!({
             "protocolVersion": PROTOCOL_VERSION,
             "capabilities": {},
@@ -251,14 +246,15 @@ impl Client {
     ) -> Result<Box<RawValue>, Error> {
         let id_text = id.to_string();
         loop {
-            self.buffer.clear();
-            let line = lines::read(&mut self.reader, &mut self.buffer, &mut self.skipping, LINE_MAX).await;
-            match line.map_err(|e| Error::Lost { during: during.into(), source: Some(e) })? {
-                Line::Complete => {}
-                Line::TooLong => return Err(Error::LineTooLong { max: LINE_MAX }),
-                Line::End => return Err(Error::Lost { during: during.into(), source: None }),
-            }
-            let Some(envelope) = Envelope::parse(&self.buffer) else { continue };
+            let line = self.reader.next().await;
+            let line = match line.map_err(|e| Error::Lost { during: during.into(), source: Some(e) })? {
+                Some(Line::Whole(line)) => line,
+                Some(Line::TooLong(_)) => return Err(Error::LineTooLong { max: LINE_MAX }),
+                // The call that it belonged to was told already.
+                Some(Line::TooLongEnd { .. }) => continue,
+                None => return Err(Error::Lost { during: during.into(), source: None }),
+            };
+            let Some(envelope) = Envelope::parse(line) else { continue };
             match (envelope.method.as_deref(), envelope.id()) {
                 (Some("notifications/progress"), None) => {
                     if let (Some(report), Some(params)) = (options.progress.as_mut(), envelope.params) {

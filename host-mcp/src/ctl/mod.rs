@@ -20,7 +20,6 @@ mod guest;
 mod hint;
 mod image;
 mod launch;
-mod lines;
 mod list;
 mod mcp;
 mod mcp_config;

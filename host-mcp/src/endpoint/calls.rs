@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode, header};
-use nexus_core::link::wire::Envelope;
+use nexus_core::host::rpc::Envelope;
 use nexus_schema::ToolError;
 use serde::Deserialize;
 use serde_json::value::RawValue;

@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
+use nexus_core::host::rpc::Envelope;
 use nexus_core::link::scan;
-use nexus_core::link::wire::{self, Members, write_string};
+use nexus_core::link::wire::{Members, write_string};
 use nexus_schema::id::VmKind;
 use nexus_schema::tool::VM_ARGUMENT;
 use nexus_schema::{Reference, ToolError};
@@ -171,12 +172,12 @@ impl<'a> CallParams<'a> {
 }
 
 /// Whether the line may be a call of a tool: a cheap look before it is taken apart.
-pub(crate) fn may_be_call(message: &wire::Envelope<'_>) -> bool {
+pub(crate) fn may_be_call(message: &Envelope<'_>) -> bool {
     message.method.as_deref() == Some("tools/call") && message.id.is_some() && message.is_well_formed()
 }
 
 /// For a call that rmcp cannot decode: which argument is to blame, and the shape of the reply. `None` if it is something else.
-pub(crate) fn flaw_of_call(message: &wire::Envelope<'_>) -> Option<(ToolError, Era)> {
+pub(crate) fn flaw_of_call(message: &Envelope<'_>) -> Option<(ToolError, Era)> {
     if !may_be_call(message) {
         return None;
     }

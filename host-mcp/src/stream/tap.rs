@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nexus_core::link::wire::{self, Envelope, write_string};
-use nexus_core::link::{GuestProgress, Link};
-use nexus_core::link::{Line, Outbox};
+use nexus_core::host::lines::Line;
+use nexus_core::host::rpc::Envelope;
+use nexus_core::link::wire::{self, write_string};
+use nexus_core::link::{GuestProgress, Link, Outbox};
 use nexus_schema::ToolError;
 use rmcp::model::ClientJsonRpcMessage;
 use serde::Deserialize;

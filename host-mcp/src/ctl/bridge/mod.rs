@@ -15,13 +15,12 @@ mod stdio;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::{ErrorCode, ToolError};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,9 +31,10 @@ use super::App;
 use super::connect::{self, Stream};
 use super::error::Error;
 use super::launch;
-use super::lines::{self, Envelope, Line};
 use crate::busy_poll::{BusyPoll, Crowd};
 use crate::duplex;
+use crate::lines::{Line, LineReader};
+use crate::rpc::Envelope;
 
 /// There is one.
 static DAEMON: Crowd = Crowd::new();
@@ -57,7 +57,7 @@ const REPLAY: Duration = Duration::from_secs(15);
 const FAREWELL: Duration = Duration::from_secs(60);
 
 /// What reads from the daemon.
-type DaemonReader = BufReader<tokio::io::Chain<io::Cursor<bytes::Bytes>, duplex::Reader>>;
+type DaemonReader = LineReader<duplex::Reader>;
 
 /// Runs the bridge until the client goes away.
 pub(super) async fn run(app: &App, vm: Option<String>, start: bool) -> Result<u8, Error> {
@@ -157,23 +157,27 @@ fn same(a: Option<&Rc<Daemon>>, b: Option<&Rc<Daemon>>) -> bool {
 impl Bridge<'_> {
     /// From the client to the daemon. Ends only with an error: after the client's last line, [`Bridge::farewell`] decides.
     async fn read_client(&self, input: Input) -> Result<(), Error> {
-        let mut reader = BufReader::with_capacity(BATCH, input);
-        let (mut line, mut skipping, mut batch) = (Vec::new(), false, Vec::new());
+        let mut reader = LineReader::new(input, READ_MAX, u64::MAX);
+        let mut batch = Vec::new();
         let mut batch_for: Option<Rc<Daemon>> = None;
         loop {
-            line.clear();
-            let read = lines::read(&mut reader, &mut line, &mut skipping, READ_MAX).await;
-            match read.map_err(|source| Error::Input { source })? {
-                Line::Complete => {}
-                Line::TooLong => {
+            let more = reader.has_line() || reader.fill().await.map_err(|source| Error::Input { source })?;
+            let line = match reader.take() {
+                Some(Line::Whole(line)) => line,
+                Some(Line::TooLong(_)) => {
                     self.tell_client(&session::refuse_unread()).await?;
                     continue;
                 }
-                Line::End => {
-                    self.closed.cancel();
-                    std::future::pending::<()>().await;
-                }
-            }
+                Some(Line::TooLongEnd { .. }) => continue,
+                None if more => continue,
+                None => match reader.take_rest() {
+                    Some(line) => line,
+                    None => {
+                        self.closed.cancel();
+                        std::future::pending::<&[u8]>().await
+                    }
+                },
+            };
             let daemon = self.daemon.borrow().clone();
             if !same(daemon.as_ref(), batch_for.as_ref()) {
                 // These lines were for a daemon that is gone, and were answered when it went.
@@ -181,11 +185,11 @@ impl Bridge<'_> {
                 batch_for.clone_from(&daemon);
             }
             let Some(daemon) = daemon else {
-                self.enqueue(std::mem::take(&mut line)).await;
+                self.enqueue(line.to_owned()).await;
                 continue;
             };
-            self.admit(&line, &mut batch).await?;
-            if batch.len() < BATCH && reader.buffer().contains(&b'\n') {
+            self.admit(line, &mut batch).await?;
+            if batch.len() < BATCH && reader.has_line() {
                 continue;
             }
             // When this fails the daemon is lost, and what follows from that is done where it is read.
@@ -273,8 +277,7 @@ impl Bridge<'_> {
         let (read, write) = (stream.socket.into_std())
             .and_then(|socket| duplex::split(socket.into()))
             .map_err(|source| Error::Lost { during: "its start".into(), source: Some(source) })?;
-        let mut reader: DaemonReader =
-            BufReader::with_capacity(BATCH, AsyncReadExt::chain(io::Cursor::new(stream.head), read));
+        let mut reader = LineReader::with_prefix(read, &stream.head, READ_MAX, u64::MAX);
         let daemon = Rc::new(Daemon {
             writer: Mutex::new(write),
             lost: CancellationToken::new(),
@@ -344,49 +347,46 @@ impl Bridge<'_> {
 
     /// Reads until the answer to a request of the bridge comes; other lines go on to the client. False: refused, or lost.
     async fn await_answer(&self, reader: &mut DaemonReader, id: &str) -> Result<bool, Error> {
-        let (mut line, mut skipping) = (Vec::new(), false);
         loop {
-            line.clear();
-            match lines::read(reader, &mut line, &mut skipping, READ_MAX).await {
-                Ok(Line::Complete) => {}
-                Ok(Line::TooLong) => continue,
-                Ok(Line::End) | Err(_) => return Ok(false),
-            }
-            if let Some(envelope) = Envelope::parse(&line)
+            let line = match reader.next().await {
+                Ok(Some(Line::Whole(line))) => line,
+                Ok(Some(Line::TooLong(_) | Line::TooLongEnd { .. })) => continue,
+                Ok(None) | Err(_) => return Ok(false),
+            };
+            if let Some(envelope) = Envelope::parse(line)
                 && envelope.method.is_none()
                 && envelope.id() == Some(id)
             {
                 return Ok(envelope.result.is_some());
             }
-            let fate = self.session.borrow_mut().daemon_says(&line);
+            let fate = self.session.borrow_mut().daemon_says(line);
             if fate == Fate::Forward {
-                line.push(b'\n');
-                self.write_client(&line).await?;
+                self.write_client(&[line, b"\n"].concat()).await?;
             }
         }
     }
 
     /// Passes the daemon's lines on until it is gone.
     async fn read_daemon(&self, reader: &mut DaemonReader) -> Result<(), Error> {
-        let (mut line, mut skipping, mut batch) = (Vec::new(), false, Vec::new());
+        let mut batch = Vec::new();
         loop {
-            line.clear();
-            match lines::read(reader, &mut line, &mut skipping, READ_MAX).await {
-                Ok(Line::Complete) => {}
-                Ok(Line::TooLong) => {
+            let line = match reader.next().await {
+                Ok(Some(Line::Whole(line))) => line,
+                Ok(Some(Line::TooLong(_))) => {
                     self.app.ui.warn("the daemon sent a line that is too long; it was dropped");
                     continue;
                 }
-                Ok(Line::End) | Err(_) => return Ok(()),
-            }
+                Ok(Some(Line::TooLongEnd { .. })) => continue,
+                Ok(None) | Err(_) => return Ok(()),
+            };
             if let Some(daemon) = &*self.daemon.borrow() {
                 daemon.answered();
             }
-            if self.session.borrow_mut().daemon_says(&line) == Fate::Forward {
-                batch.extend_from_slice(&line);
+            if self.session.borrow_mut().daemon_says(line) == Fate::Forward {
+                batch.extend_from_slice(line);
                 batch.push(b'\n');
             }
-            if batch.len() < BATCH && reader.buffer().contains(&b'\n') {
+            if batch.len() < BATCH && reader.has_line() {
                 continue;
             }
             self.write_client(&batch).await?;

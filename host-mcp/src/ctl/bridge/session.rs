@@ -11,7 +11,7 @@ use nexus_schema::{ErrorCode, ToolError};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::ctl::lines::Envelope;
+use crate::rpc::Envelope;
 
 /// What ids of the bridge's own requests begin with; a client's ids are never looked at.
 const OWN_IDS: &str = "nexusctl/replay/";
