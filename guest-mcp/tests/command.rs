@@ -78,7 +78,7 @@ fn what_cannot_be_started_is_said() {
         (json!({ "argv": [""] }), "invalid_argument"),
         (json!({ "argv": ["a\0b"] }), "invalid_argument"),
         (json!({ "command": "x", "unknown": 1 }), "invalid_argument"),
-        (json!({ "command": 1 }), "invalid_argument"),
+        (json!({ "command": ["x"] }), "invalid_argument"),
         (json!({ "command": "x", "timeout_s": 0 }), "invalid_argument"),
         (json!({ "command": "x", "timeout_s": 3601 }), "invalid_argument"),
         (json!({ "command": "x", "timeout_s": -1 }), "invalid_argument"),

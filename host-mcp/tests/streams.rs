@@ -232,3 +232,66 @@ async fn a_long_call_reports_that_it_runs() {
     }
     assert!(notes >= 2, "{notes}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn arguments_are_taken_in_each_form_and_refused_under_the_callers_name() {
+    let rig = Rig::start().await;
+    let mut whole = rig.session("/mcp").await;
+    let odd = json!({"vm": "web-1", "argv": "[\"sh\", \"-c\", \"cat; echo $N\"]", "env": {"N": 5}, "cwd": "", "command": null,
+        "stdin": "aGVs\r\nbG8K\n", "stdin_encoding": "BASE64", "timeout_s": "20.0", "max_output_bytes": 4096.0});
+    let result = whole.call("guest_run_command", odd).await;
+    assert!(text(&result).contains("hello\n5\n"), "{result}");
+    let listed =
+        whole.call("vm_list", json!({"limit": "10", "tags": null, "cursor": "", "state": null})).await;
+    assert_eq!(listed["structuredContent"]["vms"], json!([]), "{listed}");
+
+    let takes = "run_command takes: argv, command, cwd, encoding, env, max_output_bytes, stdin, stdin_encoding, timeout_s, user";
+    let on_host = takes.replace("run_command takes: ", "guest_run_command takes: vm, ");
+    let mut scoped = rig.session("/mcp/vm/web-1").await;
+    for (arguments, said) in [
+        (
+            json!({"command": ["ls"]}),
+            "command: must be a string, got [\"ls\"]; give a program with its arguments as `argv`",
+        ),
+        (
+            json!({"command": "ls", "timeout_s": "soon"}),
+            "timeout_s: must be a whole number from 1 to 3600, got \"soon\"",
+        ),
+        (json!({"cmd": "ls"}), "unknown argument `cmd`; use `command`"),
+    ] {
+        let wrong = scoped.call("run_command", arguments.clone()).await;
+        assert_eq!(error_code(&wrong), "invalid_argument");
+        let expected = format!("invalid_argument: inside web-1: {said}\nthe guest suggests: {takes}");
+        assert_eq!(text(&wrong), expected);
+        let mut arguments = arguments;
+        arguments["vm"] = json!("web-1");
+        let wrong = whole.call("guest_run_command", arguments).await;
+        let expected = format!("invalid_argument: inside web-1: {said}\nthe guest suggests: {on_host}");
+        assert_eq!(text(&wrong), expected);
+        assert_eq!(wrong["_meta"]["dev.nexus/error"]["hint"], format!("the guest suggests: {on_host}"));
+    }
+    let wrong = whole.call("guest_os_info", json!({"vm": "web-1", "verbose": true})).await;
+    assert!(text(&wrong).ends_with("the guest suggests: guest_os_info takes: vm"), "{wrong}");
+    let wrong = whole.call("guest_run_command", json!({"command": "ls", "vm": null})).await;
+    assert!(text(&wrong).starts_with("invalid_argument: missing argument `vm`"), "{wrong}");
+    assert!(text(&wrong).ends_with(&on_host), "{wrong}");
+    let wrong = whole.call("vm_create", json!({"image": "debian"})).await;
+    assert!(
+        text(&wrong).starts_with("invalid_argument: unknown argument `image`; use `from`\nvm_create takes: "),
+        "{wrong}"
+    );
+    let wrong = scoped.call("run_command", json!({"vm": "web-1", "command": "ls"})).await;
+    assert!(text(&wrong).contains("unknown argument `vm`: this endpoint is the inside of one VM"), "{wrong}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_that_is_none_is_the_callers_fault() {
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    client
+        .raw("{\"jsonrpc\":\"2.0\",\"id\":7,\"method\":\"tools/call\",\"params\":{\"name\":\"guest_file_write\",\"arguments\":{\"vm\":\"web-1\",\"path\":\"/x\",\"content\":\"\\ud800\"}}}\n")
+        .await;
+    let answer = client.hear().await;
+    assert_eq!(error_code(&answer["result"]), "invalid_argument");
+    assert_eq!(answer["result"]["_meta"]["dev.nexus/error"]["retryable"], false);
+}

@@ -254,8 +254,8 @@ fn what_is_wrong_changes_nothing() {
     for (arguments, words) in [
         (json!({ "provider": "ours" }), vec!["nothing to change"]),
         (json!({ "provider": "Ours", "about": "x" }), vec!["provider", "is not a name"]),
-        (json!({ "provider": "ours", "speed": 1 }), vec!["unknown field `speed`"]),
-        (json!({ "provider": "ours", "kind": "disk" }), vec!["kind", "unknown variant `disk`"]),
+        (json!({ "provider": "ours", "speed": 1 }), vec!["unknown argument `speed`"]),
+        (json!({ "provider": "ours", "kind": "disk" }), vec!["kind: must be one of kernel, rootfs, vmm"]),
         (json!({ "provider": "ours", "reset": ["speed"] }), vec!["no field `speed`", "mirrors"]),
         (json!({ "provider": "ours", "reset": ["name"] }), vec!["no field `name`"]),
         (json!({ "provider": "ours", "about": "x", "reset": ["about"] }), vec!["about is both"]),

@@ -4,6 +4,7 @@
 //! parses them and refuses what is malformed.
 #![forbid(unsafe_code)]
 
+pub mod arguments;
 pub mod driver;
 pub mod error;
 pub mod id;

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use nexus_schema::id::BuildId;
 use nexus_schema::link::InitMode;
-use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::image::{DEBIAN, DEBIAN_MINIMAL};
 use nexus_schema::tools::template::{Overlay, TemplateSpec};
@@ -263,12 +262,10 @@ pub(crate) fn additions(spec: &TemplateSpec) -> Result<Additions, ToolError> {
 }
 
 fn decode(path: &str, overlay: &Overlay) -> Result<image::Overlay, ToolError> {
-    let content = match overlay.encoding {
-        ContentEncoding::Text => overlay.content.clone().into_bytes(),
-        ContentEncoding::Base64 => data_encoding::BASE64.decode(overlay.content.as_bytes()).map_err(|e| {
-            ToolError::invalid(format!("the content of the overlay {path} is no base64: {e}"))
-        })?,
-    };
+    let content = overlay
+        .encoding
+        .decode(overlay.content.clone())
+        .map_err(|e| ToolError::invalid(format!("the content of the overlay {path} is {e}")))?;
     let mode = overlay.mode.as_deref().unwrap_or("0644");
     let bits = u16::from_str_radix(mode, 8).ok().filter(|bits| *bits <= 0o7777 && mode.len() <= 5);
     let mode = bits.ok_or_else(|| {

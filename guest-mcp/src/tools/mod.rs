@@ -10,13 +10,13 @@ mod reply;
 mod text;
 
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
+use nexus_schema::arguments::Takes;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::tool::{self, Effect, ToolInfo};
 use nexus_schema::{Tool, ToolError, for_each_guest_tool};
 use rmcp::model::{CallToolResult, ErrorData, JsonObject, Tool as McpTool, ToolAnnotations};
-use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use reply::{Block, Reply, human_bytes};
@@ -78,26 +78,26 @@ struct Entry {
     call: fn(Call, JsonObject) -> Answer,
 }
 
-const fn register<T: Run>() -> Entry {
-    Entry {
-        name: T::NAME,
-        info: tool::info::<T>,
-        call: |call, arguments| Box::pin(answer::<T>(call, arguments)),
-    }
-}
-
 macro_rules! entries {
-    ($($tool:path => $method:ident,)*) => { &[$(register::<$tool>()),*] };
+    ($($tool:path => $method:ident,)*) => { &[$({
+        // Made on first demand, because a boot does not need it.
+        static TAKES: LazyLock<Takes> = LazyLock::new(Takes::of::<$tool>);
+        Entry {
+            name: <$tool as Tool>::NAME,
+            info: tool::info::<$tool>,
+            call: |call, arguments| Box::pin(answer::<$tool>(call, &TAKES, arguments)),
+        }
+    }),*] };
 }
 
 /// All tools, by name.
 static ENTRIES: &[Entry] = for_each_guest_tool!(entries);
 
-async fn answer<T: Run>(call: Call, arguments: JsonObject) -> CallToolResult {
+async fn answer<T: Run>(call: Call, takes: &Takes, arguments: JsonObject) -> CallToolResult {
     let settings = call.settings.clone();
-    let outcome = match serde_json::from_value(Value::Object(arguments)) {
+    let outcome = match takes.decode::<T>(arguments) {
         Ok(params) => T::run(call, params).await,
-        Err(error) => Err(ToolError::invalid(format!("{}: {error}", T::NAME))),
+        Err(error) => Err(error),
     };
     match outcome.and_then(|reply| reply.into_result::<T>(settings.name())) {
         Ok(result) => result,

@@ -37,15 +37,16 @@ impl<'a> Arguments<'a> {
             View::Whole => {
                 let mut named = members.iter().filter(|(key, _)| key == VM_ARGUMENT).map(|(_, value)| *value);
                 let (first, second) = (named.next(), named.next());
-                let Some(first) = first else {
-                    return Err(ToolError::invalid("missing field `vm`: the VM to work in")
+                let Some(first) = first.filter(|value| !matches!(value.get(), "null" | r#""""#)) else {
+                    return Err(ToolError::invalid("missing argument `vm` (the VM to work in)")
                         .hint("give its name or id; vm_list shows them"));
                 };
                 if second.is_some() {
                     return Err(ToolError::invalid("`vm` is given twice"));
                 }
                 let text: Cow<'_, str> = serde_json::from_str(first.get()).map_err(|_| {
-                    ToolError::invalid("vm: must be a string")
+                    let shown: String = first.get().chars().take(60).collect();
+                    ToolError::invalid(format!("vm: must be a string, got {shown}"))
                         .hint("give the VM's name or id; vm_list shows them")
                 })?;
                 let vm = text.parse().map_err(|e: nexus_schema::name::NameError| {
@@ -69,7 +70,7 @@ impl<'a> Arguments<'a> {
     /// An argument that is a number.
     pub(crate) fn number(&self, name: &str) -> Option<f64> {
         let (_, value) = self.members.iter().find(|(key, _)| key == name)?;
-        value.get().trim_matches('"').parse().ok()
+        value.get().trim_matches('"').trim().parse().ok()
     }
 
     /// Appends them as the guest gets them.
@@ -211,8 +212,10 @@ mod tests {
     #[test]
     fn a_vm_is_named_once_and_well() {
         for (text, says) in [
-            ("{}", "missing field `vm`"),
-            (r#"{"vm":1}"#, "must be a string"),
+            ("{}", "missing argument `vm`"),
+            (r#"{"vm":null}"#, "missing argument `vm`"),
+            (r#"{"vm":""}"#, "missing argument `vm`"),
+            (r#"{"vm":1}"#, "vm: must be a string, got 1"),
             (r#"{"vm":"A b"}"#, "not a name"),
             (r#"{"vm":"a","vm":"b"}"#, "given twice"),
         ] {

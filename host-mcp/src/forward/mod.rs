@@ -87,6 +87,7 @@ pub(crate) struct ForwardedCall {
     origin: Arc<Origin>,
     deadline: Duration,
     era: Era,
+    view: View,
     handle: Handle,
     _place: OwnedSemaphorePermit,
 }
@@ -103,7 +104,8 @@ impl ForwardedCall {
         let Inner { host, view, caller, places, .. } = &*client.0;
         host.counters().guest_calls.add();
         let mut record = Recorded::start(host, &caller.owner, tool.name, view.scope());
-        let found = Arguments::parse(arguments, *view).and_then(|arguments| {
+        let parsed = Arguments::parse(arguments, *view).map_err(|error| tool.explain(error, *view));
+        let found = parsed.and_then(|arguments| {
             let vm = arguments.vm(*view).ok_or_else(|| ToolError::internal("a call without a VM"))?;
             let place = Arc::clone(places).try_acquire_owned().map_err(|_| too_many())?;
             Ok((host.guests().guest(caller, &vm)?, place, arguments))
@@ -120,7 +122,10 @@ impl ForwardedCall {
         let seconds = tool.limit.argument().and_then(|name| arguments.number(name));
         let deadline = tool.limit.of_call(seconds);
         let handle = handle.clone();
-        Ok((Self { record, tool, guest, origin, deadline, era, handle, _place: place }, arguments))
+        Ok((
+            Self { record, tool, guest, origin, deadline, era, view: *view, handle, _place: place },
+            arguments,
+        ))
     }
 
     /// The link that it goes to.
@@ -247,7 +252,9 @@ impl CallResult<'_> {
     /// Appends it.
     pub(crate) fn write(self, out: &mut Vec<u8>) {
         let Self { outcome, call } = self;
-        call.record.outcome(reply::write_outcome(out, outcome, &call.tool.expected, &call.origin, call.era));
+        let renamed = |error: &mut ToolError| call.tool.rename(error, call.view);
+        let expected = &call.tool.expected;
+        call.record.outcome(reply::write_outcome(out, outcome, expected, &call.origin, call.era, renamed));
     }
 }
 

@@ -43,13 +43,15 @@ enum Speaker {
     Guest,
 }
 
-/// Appends the result of a call: the guest's own with its origin, or an error. Returns how it ended, for the call record.
+/// Appends the result of a call: the guest's own with its origin, or an error, in which `rename` sets right what the guest calls
+/// otherwise. Returns how it ended, for the call record.
 pub(super) fn write_outcome(
     out: &mut Vec<u8>,
     outcome: Result<&RawValue, LinkError>,
     expected: &Expected,
     origin: &Origin,
     era: Era,
+    rename: impl FnOnce(&mut ToolError),
 ) -> &'static str {
     let vm = origin.name.as_str();
     let (error, speaker) = match outcome.and_then(|result| result::check(result, expected)) {
@@ -57,7 +59,11 @@ pub(super) fn write_outcome(
             write_done(out, content, facts, expected.shape, origin, era);
             return "ok";
         }
-        Ok(GuestResult::Failed(failure)) => (failure.to_tool_error(vm), Speaker::Guest),
+        Ok(GuestResult::Failed(failure)) => {
+            let mut error = failure.to_tool_error(vm);
+            rename(&mut error);
+            (error, Speaker::Guest)
+        }
         Err(error @ LinkError::Refused { .. }) => (error.to_tool_error(vm), Speaker::Guest),
         Err(error) => (error.to_tool_error(vm), Speaker::Host),
     };
@@ -154,7 +160,7 @@ mod tests {
     fn outcome(outcome: Result<&str, LinkError>, era: Era) -> (Value, &'static str) {
         let mut out = Vec::new();
         let outcome = outcome.map(|text| serde_json::from_str(text).unwrap());
-        let said = write_outcome(&mut out, outcome, &Expected::of::<FileRead>(), &origin(), era);
+        let said = write_outcome(&mut out, outcome, &Expected::of::<FileRead>(), &origin(), era, |_| ());
         (serde_json::from_slice(&out).unwrap(), said)
     }
 
@@ -181,7 +187,7 @@ mod tests {
         let text = json!({"content": [], "structuredContent": facts}).to_string();
         let mut out = Vec::new();
         let raw = serde_json::from_str(&text).unwrap();
-        write_outcome(&mut out, Ok(raw), &Expected::of::<OsInfo>(), &origin(), Era::Session);
+        write_outcome(&mut out, Ok(raw), &Expected::of::<OsInfo>(), &origin(), Era::Session, |_| ());
         let value: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["structuredContent"], facts, "{value}");
         assert_eq!(value.get("resultType"), None);

@@ -9,10 +9,10 @@ use std::collections::HashMap;
 use futures::future::BoxFuture;
 use nexus_core::link::result::Expected;
 use nexus_core::{CallContext, Nexus};
-use nexus_schema::tool::TimeLimit;
+use nexus_schema::arguments::Takes;
+use nexus_schema::tool::{self, GUEST_PREFIX, TimeLimit, VM_ARGUMENT};
 use nexus_schema::{Tool, ToolError, for_each_guest_tool, for_each_host_tool};
 use rmcp::model::{CallToolResult, JsonObject};
-use serde_json::Value;
 
 pub use publish::INSTRUCTIONS;
 pub(crate) use publish::{SCOPED_INSTRUCTIONS, published};
@@ -36,11 +36,35 @@ pub(crate) struct GuestTool {
     pub(crate) limit: TimeLimit,
     /// What its results have to look like.
     pub(crate) expected: Expected,
+    takes: fn() -> Takes,
 }
 
 impl GuestTool {
     fn of<T: Tool>() -> Self {
-        Self { name: T::NAME, limit: T::TIME_LIMIT, expected: Expected::of::<T>() }
+        Self {
+            name: T::NAME,
+            limit: T::TIME_LIMIT,
+            expected: Expected::of::<T>(),
+            takes: || tool::guest_info::<T>().into(),
+        }
+    }
+
+    /// Says with an error what the tool takes, where its caller knows it under the host's name.
+    pub(crate) fn explain(&self, mut error: ToolError, view: View) -> ToolError {
+        if view == View::Whole {
+            let takes = (self.takes)().to_string();
+            error.hint = Some(error.hint.map_or_else(|| takes.clone(), |hint| format!("{hint}\n{takes}")));
+        }
+        error
+    }
+
+    /// Puts the host's name into what a guest says that its tool takes, for those who know the tool under that name.
+    pub(crate) fn rename(&self, error: &mut ToolError, view: View) {
+        let (View::Whole, Some(hint)) = (view, &mut error.hint) else { return };
+        let (own, name) = (self.name, format!("{GUEST_PREFIX}{}", self.name));
+        let takes = hint.replacen(&format!("{own} takes: "), &format!("{name} takes: {VM_ARGUMENT}, "), 1);
+        *hint =
+            takes.replacen(&format!("{own} takes no arguments"), &format!("{name} takes: {VM_ARGUMENT}"), 1);
     }
 }
 
@@ -87,9 +111,11 @@ impl Registry {
     ) where
         F: Future<Output = Result<T::Output, ToolError>> + Send + 'static,
     {
+        let takes = Takes::of::<T>();
         let run = move |nexus: Nexus, ctx: CallContext, arguments: JsonObject| -> BoxFuture<'static, _> {
+            let params = takes.decode::<T>(arguments);
             Box::pin(async move {
-                let params = decode::<T>(arguments)?;
+                let params = params?;
                 let output = method(nexus, ctx, params).await?;
                 shape::result::<T>(&output)
             })
@@ -126,48 +152,9 @@ impl Registry {
     }
 }
 
-/// Decodes arguments; says which one is wrong and what the tool takes.
-fn decode<T: Tool>(arguments: JsonObject) -> Result<T::Params, ToolError> {
-    serde_path_to_error::deserialize(Value::Object(arguments)).map_err(|error| {
-        let path = error.path().to_string();
-        let what = error.inner().to_string();
-        let message = if path == "." { what } else { format!("{path}: {what}") };
-        let info = nexus_schema::tool::info::<T>();
-        let takes = match info.input_schema.get("properties") {
-            Some(Value::Object(properties)) if !properties.is_empty() => {
-                let names: Vec<_> = properties.keys().map(String::as_str).collect();
-                format!("{} takes: {}", T::NAME, names.join(", "))
-            }
-            _ => format!("{} takes no arguments", T::NAME),
-        };
-        ToolError::invalid(message).hint(takes)
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use nexus_schema::tools::vm::{VmCreate, VmInspect};
-    use serde_json::json;
-
     use super::*;
-
-    fn arguments(value: Value) -> JsonObject {
-        let Value::Object(object) = value else { panic!("an object") };
-        object
-    }
-
-    #[test]
-    fn mistakes_in_arguments_are_named() {
-        let error = decode::<VmCreate>(arguments(json!({"vcpus": "two"}))).unwrap_err();
-        assert!(error.message.starts_with("vcpus: invalid type: string \"two\""), "{error}");
-        assert!(error.hint.unwrap().starts_with("vm_create takes: "));
-        let error = decode::<VmCreate>(arguments(json!({"cpus": 2}))).unwrap_err();
-        assert!(error.message.contains("unknown field `cpus`"), "{error}");
-        let error = decode::<VmInspect>(arguments(json!({}))).unwrap_err();
-        assert!(error.message.contains("missing field `vm`"), "{error}");
-        let error = decode::<VmInspect>(arguments(json!({"vm": "Web 1"}))).unwrap_err();
-        assert!(error.message.contains("`Web 1` is not a name"), "{error}");
-    }
 
     #[test]
     fn the_list_is_sorted_and_complete() {

@@ -116,6 +116,7 @@ pub struct FileWriteParams {
     pub encoding: Option<ContentEncoding>,
     /// The permission bits in octal, such as `0755`; default: those of the file it replaces, else `0644`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^(0o)?[0-7]{1,5}$"))]
     pub mode: Option<String>,
     /// Make missing parent directories (default true).
     #[serde(default, skip_serializing_if = "Option::is_none")]

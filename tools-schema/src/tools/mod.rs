@@ -16,6 +16,7 @@ pub mod system;
 pub mod template;
 pub mod vm;
 
+use data_encoding::{BASE64, BASE64_NOPAD, DecodeError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -122,6 +123,37 @@ pub enum ContentEncoding {
     Base64,
 }
 
+impl ContentEncoding {
+    /// The bytes of a text that is encoded so. Base64 may be broken into lines, without padding, or of the alphabet for URLs: each
+    /// can mean only one thing.
+    pub fn decode(self, text: String) -> Result<Vec<u8>, NotBase64> {
+        match self {
+            Self::Text => Ok(text.into_bytes()),
+            Self::Base64 => match BASE64.decode(text.as_bytes()) {
+                Ok(bytes) => Ok(bytes),
+                Err(_) => {
+                    let letters = text.bytes().filter(|byte| !byte.is_ascii_whitespace());
+                    let letters = letters.map(|byte| match byte {
+                        b'-' => b'+',
+                        b'_' => b'/',
+                        byte => byte,
+                    });
+                    let mut letters: Vec<u8> = letters.collect();
+                    // At most two: what has more is cut off in the wrong place, or no base64 at all.
+                    let padding = letters.iter().rev().take(2).take_while(|letter| **letter == b'=').count();
+                    letters.truncate(letters.len() - padding);
+                    Ok(BASE64_NOPAD.decode(&letters)?)
+                }
+            },
+        }
+    }
+}
+
+/// A text that is not base64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not base64: {0}")]
+pub struct NotBase64(#[from] DecodeError);
+
 /// The reply of a call that starts long work: the same from the call itself and from `op_get`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OpOutcome<T> {
@@ -158,4 +190,28 @@ pub struct Page {
     /// Where to go on: `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_read_in_each_form_that_means_one_thing() {
+        let decode = |text: &str| ContentEncoding::Base64.decode(text.to_owned());
+        let expected: Vec<u8> = (0..=255).chain([0xfb, 0xff]).collect();
+        let plain = BASE64.encode(&expected);
+        let mut lines: String =
+            plain.as_bytes().chunks(76).map(|l| str::from_utf8(l).unwrap().to_owned() + "\r\n").collect();
+        lines.insert(0, ' ');
+        let url = plain.replace('+', "-").replace('/', "_");
+        for form in [&plain, &lines, &url, plain.trim_end_matches('=')] {
+            assert_eq!(decode(form).unwrap(), expected, "{form}");
+        }
+        assert_eq!(decode("").unwrap(), b"");
+        for wrong in ["a", "ab=c", "a===", "====", "abc\u{e4}", "Zh=="] {
+            assert!(decode(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(ContentEncoding::Text.decode("aGk=\n".to_owned()).unwrap(), b"aGk=\n");
+    }
 }

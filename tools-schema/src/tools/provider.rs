@@ -170,6 +170,7 @@ pub struct ProviderSetParams {
     pub about: Option<String>,
     /// The addresses that `{mirror}` stands for, tried in this order, without a slash at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 0))]
     pub mirrors: Option<Vec<String>>,
     /// The address that `{api}` stands for. The daemon's token for GitHub's API is sent there only if nexus.toml or a provider as
     /// shipped has the same address.
@@ -181,9 +182,11 @@ pub struct ProviderSetParams {
     pub arch: Option<BTreeMap<String, BTreeMap<String, String>>>,
     /// The public keys that sign, for `pgp` stages: absolute paths of files on the daemon's host, or armored keys themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 0))]
     pub keys: Option<Vec<String>>,
     /// The drivers that its assets suit, `qemu` and `firecracker`; without any, all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 0))]
     pub drivers: Option<Vec<String>>,
     /// The oldest version that suits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -196,6 +199,7 @@ pub struct ProviderSetParams {
     /// "document": "{mirror}/SHA256SUMS", "name": "vmlinux-{version}.xz"}, {"stage": "decompress", "format": "xz"}, {"stage":
     /// "store"}]`. Stages: `download`, `open`, `apt`, `checksum`, `pgp`, `decompress`, `extract`, `store`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 0))]
     pub stages: Option<Vec<Map<String, Value>>>,
     /// Names of fields to take back: as shipped, or not there where the provider was added.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -167,8 +167,9 @@ pub struct TemplateUpdateParams {
     /// Paths of files that are laid over it no more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remove_overlays: Vec<String>,
-    /// All the packages to install, in the place of those before.
+    /// All the packages to install, in the place of those before; an empty list for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 0))]
     pub packages: Option<Vec<String>>,
     /// What is PID 1 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]

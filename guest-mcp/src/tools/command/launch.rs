@@ -192,12 +192,7 @@ fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
 
 fn input(stdin: Option<String>, encoding: ContentEncoding) -> Result<Option<Vec<u8>>, ToolError> {
     let Some(text) = stdin else { return Ok(None) };
-    let bytes = match encoding {
-        ContentEncoding::Text => text.into_bytes(),
-        ContentEncoding::Base64 => data_encoding::BASE64
-            .decode(text.as_bytes())
-            .map_err(|error| ToolError::invalid(format!("stdin is not base64: {error}")))?,
-    };
+    let bytes = encoding.decode(text).map_err(|error| ToolError::invalid(format!("stdin: {error}")))?;
     if bytes.len() as u64 > FILE_WRITE_MAX {
         let text = format!("stdin holds {} bytes, at most {FILE_WRITE_MAX} can be given", bytes.len());
         return Err(

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::limits::FILE_WRITE_MAX;
-use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::file::{FileWrite, FileWriteOutput, FileWriteParams};
 use rustix::fs::{FileType as Kind, XattrFlags};
 
@@ -30,12 +29,8 @@ const KERNEL_FILESYSTEMS: [u64; 6] =
 impl Run for FileWrite {
     async fn run(call: Call, params: FileWriteParams) -> Result<Reply<FileWriteOutput>, ToolError> {
         check_path(&params.path)?;
-        let content = match params.encoding.unwrap_or_default() {
-            ContentEncoding::Text => params.content.into_bytes(),
-            ContentEncoding::Base64 => data_encoding::BASE64
-                .decode(params.content.as_bytes())
-                .map_err(|error| ToolError::invalid(format!("content is not base64: {error}")))?,
-        };
+        let content = params.encoding.unwrap_or_default().decode(params.content);
+        let content = content.map_err(|error| ToolError::invalid(format!("content: {error}")))?;
         if content.len() as u64 > FILE_WRITE_MAX {
             let text =
                 format!("content holds {} bytes, at most {FILE_WRITE_MAX} can be given", content.len());

@@ -1,0 +1,74 @@
+//! Names of arguments that other tools use, and slips of the pen.
+
+use serde_json::{Map, Value};
+
+use crate::tool::VM_ARGUMENT;
+
+/// What is called differently elsewhere: the other names, and ours. The first that the tool has is meant.
+const ELSEWHERE: &[(&[&str], &[&str])] = &[
+    (&["image", "template", "rootfs", "base", "source"], &["from", "source"]),
+    (&["cpus", "cpu", "cpu_count", "cores", "num_cpus", "vcpu", "vcpu_count"], &["vcpus"]),
+    (&["mem", "ram", "memory_mb", "memory_mib", "mem_size", "mem_size_mib"], &["memory"]),
+    (&["disk_size", "disk_gb", "root_size", "size", "storage"], &["disk", "size"]),
+    (&["cmd", "cmdline", "command_line", "shell", "script", "code", "exec"], &["command"]),
+    (&["args", "arguments", "command_args", "program"], &["argv"]),
+    (
+        &["workdir", "working_dir", "working_directory", "work_dir", "dir", "directory", "pwd"],
+        &["cwd", "path"],
+    ),
+    (&["environment", "envs", "env_vars", "environ", "variables"], &["env"]),
+    (&["input"], &["stdin"]),
+    (&["timeout", "timeout_seconds", "timeout_sec", "time_limit", "timeout_ms"], &["timeout_s", "wait_s"]),
+    (&["wait", "wait_seconds", "wait_ms"], &["wait_s"]),
+    (&["max_output", "output_limit"], &["max_output_bytes", "max_bytes"]),
+    (&["uid", "username", "as_user", "run_as"], &["user"]),
+    (&["file", "filename", "file_path", "filepath", "file_name", "target"], &["path"]),
+    (&["text", "data", "contents", "body", "file_text"], &["content"]),
+    (&["permissions", "perms", "chmod", "file_mode"], &["mode"]),
+    (&["parents", "mkdir", "make_parents", "create_dirs"], &["create_parents"]),
+    (&["count", "max", "length", "size", "n", "max_results", "page_size"], &["limit"]),
+    (&["page", "next", "page_token", "next_cursor", "after"], &["cursor"]),
+    (&["labels", "label", "metadata"], &["tags"]),
+    (&["id", "name", "vm_id", "vm_name", "instance", "machine", "container", "sandbox"], &[VM_ARGUMENT]),
+    (&["id", "name"], &["image", "drive", "template", "asset", "build", "provider", "op_id", "key"]),
+    (&["op", "operation", "operation_id", "task_id"], &["op_id"]),
+    (&["dry", "plan", "preview"], &["dry_run"]),
+    (&["autostart", "run"], &["start"]),
+];
+
+/// Which of the tool's arguments is meant by a name that it does not have.
+pub(super) fn meant<'a>(properties: &'a Map<String, Value>, given: &str) -> Option<&'a str> {
+    let squeezed = squeeze(given);
+    let own = |name: &str| properties.get_key_value(name).map(|(name, _)| name.as_str());
+    let elsewhere =
+        ELSEWHERE.iter().filter(|(others, _)| others.iter().any(|other| squeeze(other) == squeezed));
+    if let Some(name) = properties.keys().find(|name| squeeze(name) == squeezed) {
+        return Some(name);
+    }
+    if let Some(name) = elsewhere.flat_map(|(_, ours)| *ours).find_map(|name| own(name)) {
+        return Some(name);
+    }
+    let near = properties.keys().map(|name| (distance(&squeeze(name), &squeezed), name));
+    let (distance, name) = near.min()?;
+    (distance <= 1 + squeezed.len() / 6 && squeezed.len() > 2).then_some(name)
+}
+
+/// The letters and digits of a name, in lower case.
+fn squeeze(name: &str) -> String {
+    name.chars().take(64).filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+}
+
+/// How many letters are to be added, left out or replaced to make one name of the other.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.bytes().enumerate() {
+        let mut before = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.bytes().enumerate() {
+            let replaced = before + usize::from(from != to);
+            before = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(before + 1);
+        }
+    }
+    row[b.len()]
+}

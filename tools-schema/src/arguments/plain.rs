@@ -1,0 +1,305 @@
+//! Values in other forms than the schema's, made plain where they can mean only one thing.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Number, Value};
+
+use super::{Wrong, names};
+use crate::tool::VM_ARGUMENT;
+
+type Schema = Map<String, Value>;
+
+/// The longest part of a wrong value that is shown, in characters.
+const SHOWN_MAX: usize = 60;
+/// From here on numbers with a fraction have lost digits before the point.
+const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+
+/// What becomes of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Is {
+    /// Given, and plain now.
+    Given,
+    /// As if it were not given.
+    Absent,
+}
+
+/// Where a value stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// An argument or member that may be left out.
+    Optional,
+    /// One that may not.
+    Required,
+    /// One of the members or items of any number.
+    Among,
+}
+
+/// The members that a schema names.
+pub(super) fn properties(schema: &Schema) -> Option<&Schema> {
+    schema.get("properties").and_then(Value::as_object)
+}
+
+/// Those of them that have to be there.
+pub(super) fn required(schema: &Schema) -> impl Iterator<Item = &str> {
+    schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// Makes the members of an object plain.
+pub(super) fn make(schema: &Schema, members: &mut Schema) -> Result<(), Wrong> {
+    let none = Schema::new();
+    let properties = properties(schema).unwrap_or(&none);
+    let mut absent = Vec::new();
+    for (name, value) in members.iter_mut() {
+        let Some(of) = properties.get(name).and_then(Value::as_object) else {
+            return Err(unknown(properties, name));
+        };
+        let place =
+            if required(schema).any(|needed| needed == name) { Place::Required } else { Place::Optional };
+        match value_of(of, value, place) {
+            Ok(Is::Given) => {}
+            Ok(Is::Absent) => absent.push(name.clone()),
+            Err(wrong) => return Err(advise(properties, name, value, wrong).within(format_args!(".{name}"))),
+        }
+    }
+    for name in absent {
+        members.remove(&name);
+    }
+    match required(schema).find(|name| !members.contains_key(*name)) {
+        Some(name) => {
+            let what = properties.get(name).and_then(|of| of.get("description")).and_then(Value::as_str);
+            let what = what.map(|text| format!(" ({})", first_clause(text))).unwrap_or_default();
+            Err(Wrong::new(format!("missing argument `{name}`{what}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The first words of a description.
+fn first_clause(text: &str) -> String {
+    let words = text.split(['.', ';', '\n']).next().unwrap_or_default();
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| format!("{}{}", first.to_lowercase(), letters.as_str()))
+}
+
+fn unknown(properties: &Schema, name: &str) -> Wrong {
+    let shown: String = name.chars().take(SHOWN_MAX).collect();
+    let mut what = format!("unknown argument `{shown}`");
+    // Writing to a string cannot fail.
+    let _ = match names::meant(properties, name) {
+        Some(meant) => write!(what, "; use `{meant}`"),
+        None if name == VM_ARGUMENT => write!(what, ": this endpoint is the inside of one VM"),
+        None => Ok(()),
+    };
+    Wrong::new(what)
+}
+
+/// Adds what may be meant by a value of the wrong kind.
+fn advise(properties: &Schema, name: &str, value: &Value, mut wrong: Wrong) -> Wrong {
+    let other = match (name, value) {
+        ("command", Value::Array(_)) => ("argv", "give a program with its arguments as `argv`"),
+        ("argv", Value::String(_)) => ("command", "give a line for the shell as `command`"),
+        _ => return wrong,
+    };
+    if properties.contains_key(other.0) && wrong.path.is_empty() {
+        wrong.what.push_str("; ");
+        wrong.what.push_str(other.1);
+    }
+    wrong
+}
+
+/// Makes one value plain.
+fn value_of(schema: &Schema, value: &mut Value, place: Place) -> Result<Is, Wrong> {
+    let kind = schema.get("type").and_then(Value::as_str);
+    match kind {
+        Some("array") => unpack(value, '['),
+        Some("object") => unpack(value, '{'),
+        _ => {}
+    }
+    match (&*value, place) {
+        // A required one is missed by who looks at all of them.
+        (Value::Null, Place::Optional | Place::Required) => return Ok(Is::Absent),
+        (Value::String(text), Place::Optional) if text.is_empty() && !may_be_empty(schema, "minLength") => {
+            return Ok(Is::Absent);
+        }
+        (Value::Array(items), Place::Optional) if items.is_empty() && !may_be_empty(schema, "minItems") => {
+            return Ok(Is::Absent);
+        }
+        _ => {}
+    }
+    let made = match kind {
+        Some("string") => string(schema, value, place),
+        Some("integer") => integer(schema, value),
+        Some("boolean") => boolean(value),
+        Some("array") => return array(schema, value).map(|()| Is::Given),
+        Some("object") => return object(schema, value).map(|()| Is::Given),
+        // Anything goes; what the tool makes of it, it says.
+        Some(_) | None => return Ok(Is::Given),
+    };
+    match made {
+        Some(plain) => *value = plain,
+        None if is_plain(schema, value) => {}
+        None => return Err(must_be(schema, value)),
+    }
+    Ok(Is::Given)
+}
+
+/// Whether a schema says that an empty text or list is a value of its own.
+fn may_be_empty(schema: &Schema, word: &str) -> bool {
+    schema.get(word).and_then(Value::as_u64) == Some(0)
+}
+
+/// Whether a scalar is of its schema's type.
+fn is_plain(schema: &Schema, value: &Value) -> bool {
+    match (schema.get("type").and_then(Value::as_str), value) {
+        (Some("string"), Value::String(text)) => {
+            words(schema).is_none_or(|mut words| words.any(|word| word == text))
+        }
+        (Some("integer"), Value::Number(number)) => !number.is_f64() && is_in_reach(schema, number),
+        (Some("boolean"), Value::Bool(_)) => true,
+        _ => false,
+    }
+}
+
+/// Whether an integer is not below zero where that is no number of anything.
+fn is_in_reach(schema: &Schema, number: &Number) -> bool {
+    let has_floor = schema.get("minimum").and_then(Value::as_i64).is_some_and(|floor| floor >= 0);
+    !has_floor || number.is_u64()
+}
+
+/// The only texts that a schema allows, if there are such.
+fn words(schema: &Schema) -> Option<impl Iterator<Item = &str>> {
+    let many = schema.get("enum").and_then(Value::as_array);
+    let one = schema.get("const");
+    (many.is_some() || one.is_some()).then(|| many.into_iter().flatten().chain(one).filter_map(Value::as_str))
+}
+
+/// The plain form of a value where a text is to be; `None` if it has no other one.
+fn string(schema: &Schema, value: &Value, place: Place) -> Option<Value> {
+    let words = words(schema);
+    match value {
+        Value::String(text) => {
+            let mut fitting = words?.filter(|word| word.eq_ignore_ascii_case(text.trim()));
+            let (first, second) = (fitting.next()?, fitting.next());
+            second.is_none().then(|| first.into())
+        }
+        // A number with a fraction may have been another text: 3.10 is 3.1. So may a number where the text has a form, unless that is
+        // digits: 0644 and 644 are no sizes.
+        Value::Number(number) if words.is_none() && takes_digits(schema) => {
+            let number = whole(number)?;
+            (!number.is_f64()).then(|| number.to_string().into())
+        }
+        Value::Bool(yes) if words.is_none() && place == Place::Among => Some(yes.to_string().into()),
+        _ => None,
+    }
+}
+
+fn takes_digits(schema: &Schema) -> bool {
+    schema.get("pattern").and_then(Value::as_str).is_none_or(|pattern| pattern.starts_with("^[0-9]"))
+}
+
+/// The plain form of a value where a whole number is to be; `None` if it has no other one.
+fn integer(schema: &Schema, value: &Value) -> Option<Value> {
+    let number = match value {
+        Value::Number(number) if number.is_f64() => whole(number)?,
+        Value::String(text) => whole(&serde_json::from_str(text.trim()).ok()?)?,
+        _ => return None,
+    };
+    is_in_reach(schema, &number).then(|| number.into())
+}
+
+/// A number without a fraction, as an integer.
+fn whole(number: &Number) -> Option<Number> {
+    if !number.is_f64() {
+        return Some(number.clone());
+    }
+    let float = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < EXACT_MAX)?;
+    Some(if float < 0.0 { Number::from(float as i64) } else { Number::from(float as u64) })
+}
+
+/// The plain form of a value where yes or no is to be; `None` if it has no other one.
+fn boolean(value: &Value) -> Option<Value> {
+    let text = value.as_str()?.trim();
+    let is = |word: &str| text.eq_ignore_ascii_case(word);
+    if is("true") { Some(true.into()) } else { is("false").then(|| false.into()) }
+}
+
+fn array(schema: &Schema, value: &mut Value) -> Result<(), Wrong> {
+    let Value::Array(items) = value else { return Err(must_be(schema, value)) };
+    let Some(of) = schema.get("items").and_then(Value::as_object) else { return Ok(()) };
+    for (at, item) in items.iter_mut().enumerate() {
+        value_of(of, item, Place::Among).map_err(|wrong| wrong.within(format_args!("[{at}]")))?;
+    }
+    Ok(())
+}
+
+fn object(schema: &Schema, value: &mut Value) -> Result<(), Wrong> {
+    let Value::Object(members) = value else { return Err(must_be(schema, value)) };
+    if properties(schema).is_some() {
+        return make(schema, members);
+    }
+    let Some(of) = schema.get("additionalProperties").and_then(Value::as_object) else { return Ok(()) };
+    for (name, value) in members.iter_mut() {
+        value_of(of, value, Place::Among).map_err(|wrong| wrong.within(format_args!(".{name}")))?;
+    }
+    Ok(())
+}
+
+/// Takes a list or map out of the text that it was put in. Some languages write the one for the other where it is empty.
+fn unpack(value: &mut Value, opening: char) {
+    if let Value::String(text) = &*value
+        && text.trim_start().starts_with(opening)
+        && let Ok(unpacked) = serde_json::from_str(text)
+    {
+        *value = unpacked;
+    }
+    match (&*value, opening) {
+        (Value::Object(members), '[') if members.is_empty() => *value = Value::Array(Vec::new()),
+        (Value::Array(items), '{') if items.is_empty() => *value = Value::Object(Map::new()),
+        _ => {}
+    }
+}
+
+fn must_be(schema: &Schema, value: &Value) -> Wrong {
+    let mut what = format!("must be {}, got ", kind(schema));
+    let shown = value.to_string();
+    what.extend(shown.chars().take(SHOWN_MAX));
+    if shown.chars().nth(SHOWN_MAX).is_some() {
+        what.push_str("...");
+    }
+    Wrong::new(what)
+}
+
+/// What a schema allows, in words.
+fn kind(schema: &Schema) -> String {
+    let bound = |word| schema.get(word).and_then(Value::as_u64);
+    match schema.get("type").and_then(Value::as_str) {
+        Some("string") => match (words(schema), schema.get("examples").and_then(Value::as_array)) {
+            (Some(words), _) => match words.collect::<Vec<_>>().as_slice() {
+                [only] => format!("`{only}`"),
+                words => format!("one of {}", words.join(", ")),
+            },
+            (None, Some(examples)) => {
+                let examples: Vec<_> = examples.iter().map(Value::to_string).collect();
+                format!("a string such as {}", examples.join(" or "))
+            }
+            (None, None) => "a string".into(),
+        },
+        Some("integer") => match (bound("minimum"), bound("maximum")) {
+            (Some(least), Some(most)) => format!("a whole number from {least} to {most}"),
+            (Some(least), None) => format!("a whole number, {least} or more"),
+            (None, _) => "a whole number".into(),
+        },
+        Some("boolean") => "true or false".into(),
+        Some("array") => match schema.get("items").and_then(|of| of.get("type")).and_then(Value::as_str) {
+            Some("string") => r#"an array of strings such as ["a", "b"]"#.into(),
+            _ => "an array".into(),
+        },
+        Some("object") => {
+            match schema.get("additionalProperties").and_then(|of| of.get("type")).and_then(Value::as_str) {
+                Some("string") => r#"an object of strings such as {"a": "b"}"#.into(),
+                _ => "an object".into(),
+            }
+        }
+        Some(_) | None => "something else".into(),
+    }
+}
