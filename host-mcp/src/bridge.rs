@@ -3,14 +3,17 @@
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use nexus_core::host::socket;
+use nexus_core::host::{duplex, socket};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 
 use crate::endpoint::STREAM_PROTOCOL;
 
 /// The longest answer to the request for a stream, in bytes.
 const HEAD_MAX: usize = 8 << 10;
+/// How often a client that has sent its last line is looked at.
+const GONE_CHECK: Duration = Duration::from_millis(50);
 
 /// Pumps until either side ends.
 pub(crate) async fn pump(socket: &Path) -> ExitCode {
@@ -20,6 +23,13 @@ pub(crate) async fn pump(socket: &Path) -> ExitCode {
             tracing::error!(%error, socket = %socket.display(), "cannot use the daemon that runs");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Ends when nobody reads stdout any more.
+async fn unread() {
+    while !duplex::is_unread(io::stdout()) {
+        tokio::time::sleep(GONE_CHECK).await;
     }
 }
 
@@ -58,7 +68,10 @@ async fn try_pump(path: &Path) -> io::Result<()> {
         received = &mut receiving => { received?; }
         sent = &mut sending => {
             sent?;
-            receiving.await?;
+            tokio::select! {
+                received = receiving => { received?; }
+                () = unread() => {}
+            }
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod dirs;
 pub mod endpoint;
 mod forward;
+mod greeting;
 pub mod host;
 pub mod log;
 pub mod server;

@@ -3,10 +3,12 @@
 
 mod common;
 
-use common::{Http, Rig, messages, runs, text, until};
+use common::{Http, LIMIT, Rig, messages, runs, text, until};
 use nexus_host::endpoint::{Door, serve_tcp};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 
 fn call(id: u64, tool: &str, arguments: Value) -> Value {
     json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": tool, "arguments": arguments}})
@@ -188,4 +190,154 @@ async fn there_are_never_more_than_256_sessions() {
     assert_eq!(http.post("/mcp", &[("mcp-session-id", &second)], &ping).await.status(), 404);
     let metrics = http.send("GET", "/metrics", &[], &Value::Null).await;
     assert!(metrics.body().contains("nexus_http_sessions 256"));
+}
+
+/// An endpoint on loopback TCP: its address, and the headers that every request needs.
+async fn on_loopback(rig: &Rig) -> (std::net::SocketAddr, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let token = "t".repeat(64);
+    let door = Door::Tcp { token: token.as_str().into(), origins: Vec::new().into() };
+    serve_tcp(&rig.endpoints, listener, door);
+    let head = format!(
+        "Host: {address}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n\
+         Accept: application/json, text/event-stream\r\n"
+    );
+    (address, head)
+}
+
+/// Sends bytes, and reads until the server hangs up.
+async fn raw(address: std::net::SocketAddr, sent: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(sent).await.unwrap();
+    let mut answer = String::new();
+    timeout(LIMIT, stream.read_to_string(&mut answer)).await.expect("an answer and an end").unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_a_request_is_told() {
+    let rig = Rig::start().await;
+    let (address, head) = on_loopback(&rig).await;
+    let post = |more: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "POST /mcp HTTP/1.1\r\n{head}{more}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+    };
+    for (body, code) in
+        [("{\"jsonrpc\":", -32700), ("", -32700), ("7", -32600), ("[]", -32600), ("{}", -32600)]
+    {
+        let answer = raw(address, post("", body).as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{body}: {answer}");
+        let message: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+        assert_eq!((&message["error"]["code"], &message["id"]), (&json!(code), &Value::Null), "{body}");
+    }
+    let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+    let answer = raw(address, post(&format!("Host: {address}\r\n"), ping).as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("more than one Host header"), "{answer}");
+    // The endpoint's own pages may use it, others may not.
+    let own = raw(address, post(&format!("Origin: http://{address}\r\n"), ping).as_bytes()).await;
+    assert!(!own.starts_with("HTTP/1.1 403 "), "{own}");
+    let other = raw(address, post("Origin: http://127.0.0.1:1\r\n", ping).as_bytes()).await;
+    assert!(other.starts_with("HTTP/1.1 403 "), "{other}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_is_too_large_is_refused_so_that_the_client_reads_it() {
+    let rig = Rig::start().await;
+    let (address, head) = on_loopback(&rig).await;
+    let length = 20 << 20;
+    // The client sends all of it before it reads a byte.
+    let mut request = format!("POST /mcp HTTP/1.1\r\n{head}Content-Length: {length}\r\n\r\n").into_bytes();
+    request.resize(request.len() + length, b' ');
+    let answer = raw(address, &request).await;
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("larger than 4 MiB"), "{answer}");
+    // In pieces of which nobody says how many there are.
+    let mut request = format!("POST /mcp HTTP/1.1\r\n{head}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
+    for _ in 0..8 {
+        request.extend_from_slice(b"100000\r\n");
+        request.resize(request.len() + (1 << 20), b' ');
+        request.extend_from_slice(b"\r\n");
+    }
+    request.extend_from_slice(b"0\r\n\r\n");
+    assert!(raw(address, &request).await.starts_with("HTTP/1.1 413 "));
+    // Who asks first sends nothing.
+    let asked =
+        format!("POST /mcp HTTP/1.1\r\n{head}Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n");
+    assert!(raw(address, asked.as_bytes()).await.starts_with("HTTP/1.1 413 "));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_stops_is_waited_for_no_longer_than_its_time() {
+    let rig = Rig::start().await;
+    let (address, head) = on_loopback(&rig).await;
+    let request = format!("POST /mcp HTTP/1.1\r\n{head}Content-Length: 1000\r\n\r\n{{\"jsonrpc\":");
+    let started = std::time::Instant::now();
+    let answer = raw(address, request.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("within 30 s"), "{answer}");
+    assert!(started.elapsed() < std::time::Duration::from_secs(40), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn initialize_of_any_version_opens_a_session() {
+    let rig = Rig::start().await;
+    let mut http = rig.http().await;
+    let meta = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {}, "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "0"}});
+    let info = json!({"name": "t", "version": "0"});
+    let era = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "initialize")];
+    for (headers, params) in [
+        (&era[..0], json!({"protocolVersion": "2026-07-28", "capabilities": {}, "clientInfo": info})),
+        (&era[..1], json!({"protocolVersion": "2026-07-28", "capabilities": {}, "clientInfo": info})),
+        (
+            &era[..],
+            json!({"protocolVersion": "2026-07-28", "capabilities": {}, "clientInfo": info, "_meta": meta}),
+        ),
+        (&era[..], json!({"_meta": meta})),
+        (&era[..0], json!({"protocolVersion": "2099-01-01", "capabilities": {}, "clientInfo": info})),
+        (&era[..0], json!({})),
+    ] {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params});
+        let answer = http.post("/mcp", headers, &body).await;
+        assert_eq!(answer.status(), 200, "{params}: {answer:?}");
+        assert_eq!(messages(&answer)[0]["result"]["protocolVersion"], "2025-11-25", "{answer:?}");
+        let session = answer.headers()["mcp-session-id"].to_str().unwrap();
+        let run = call(2, "guest_os_info", json!({"vm": "web-1"}));
+        assert_eq!(http.post("/mcp", &[("mcp-session-id", session)], &run).await.status(), 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_answered_as_one() {
+    let rig = Rig::start().await;
+    let mut http = rig.http().await;
+    let session = http.initialize("/mcp", &[]).await;
+    let with = [("mcp-session-id", session.as_str())];
+    let note = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 99}});
+    let ping = json!({"jsonrpc": "2.0", "id": 3, "method": "ping"});
+    let batch = json!([
+        call(1, "guest_run_command", json!({"vm": "web-1", "command": "echo one"})),
+        note,
+        call(2, "vm_list", json!({})),
+        ping,
+        {"jsonrpc": "2.0", "id": 4, "method": 5},
+    ]);
+    let answer = http.post("/mcp", &with, &batch).await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    let answers: Vec<Value> = serde_json::from_str(answer.body()).unwrap();
+    let ids: Vec<_> = answers.iter().map(|answer| answer["id"].clone()).collect();
+    assert_eq!(ids, [json!(1), json!(2), json!(3), Value::Null], "{answers:?}");
+    assert!(text(&answers[0]["result"]).contains("one\n"));
+    assert_eq!(answers[1]["result"]["structuredContent"]["vms"], json!([]));
+    assert_eq!(http.post("/mcp", &with, &json!([note])).await.status(), 202);
+    assert_eq!(http.post("/mcp", &[("mcp-session-id", "made-up")], &json!([ping])).await.status(), 404);
+    for wrong in [
+        json!([]),
+        json!(vec![ping.clone(); 65]),
+        json!([{"jsonrpc": "2.0", "id": 1, "method": "initialize"}]),
+    ] {
+        let answer = http.post("/mcp", &with, &wrong).await;
+        assert_eq!((answer.status().as_u16(), &messages(&answer)[0]["error"]["code"]), (400, &json!(-32600)));
+    }
 }

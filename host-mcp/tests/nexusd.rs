@@ -151,9 +151,9 @@ async fn a_piped_in_conversation_is_answered_whole() {
         json!({"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": {"name": "guest_os_info", "arguments": {}}}),
     ];
     let mut stdin = child.stdin.take().unwrap();
-    for line in &lines {
-        stdin.write_all(format!("{line}\n").as_bytes()).await.unwrap();
-    }
+    // The last line has no newline.
+    let lines: Vec<_> = lines.iter().map(Value::to_string).collect();
+    stdin.write_all(lines.join("\n").as_bytes()).await.unwrap();
     drop(stdin);
     let output = timeout(LIMIT, child.wait_with_output()).await.unwrap().unwrap();
     assert!(output.status.success());

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Rig, runs, text, until};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn error_code(result: &Value) -> &str {
     assert_eq!(result["isError"], true, "{result}");
@@ -73,7 +73,7 @@ async fn what_is_no_request_is_a_protocol_error() {
     client.raw("this is not json\n").await;
     assert_eq!(client.hear().await["error"]["code"], -32700);
     client.raw("\n[]\n").await;
-    assert_eq!(client.hear().await["error"]["code"], -32700);
+    assert_eq!(client.hear().await["error"]["code"], -32600);
     for id_first in [true, false] {
         let filler = "x".repeat(17 << 20);
         let line = if id_first {
@@ -294,4 +294,133 @@ async fn a_text_that_is_none_is_the_callers_fault() {
     let answer = client.hear().await;
     assert_eq!(error_code(&answer["result"]), "invalid_argument");
     assert_eq!(answer["result"]["_meta"]["dev.nexus/error"]["retryable"], false);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_messages_of_a_batch_are_answered_each() {
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    let call = |id: u64, tool: &str, arguments: Value| json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": tool, "arguments": arguments}});
+    client
+        .say(&json!([
+            call(1, "guest_run_command", json!({"vm": "web-1", "command": "echo one"})),
+            {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 99}},
+            call(2, "vm_list", json!({})),
+            {"jsonrpc": "2.0", "id": 3, "method": "ping"},
+            5,
+        ]))
+        .await;
+    let mut answers = Vec::new();
+    for _ in 0..4 {
+        answers.push(client.hear().await);
+    }
+    let of = |id: Value| answers.iter().find(|answer| answer["id"] == id).unwrap();
+    assert!(text(&of(json!(1))["result"]).contains("one\n"));
+    assert_eq!(of(json!(2))["result"]["structuredContent"]["vms"], json!([]));
+    assert_eq!(of(json!(3))["result"], json!({}));
+    assert_eq!(of(Value::Null)["error"]["code"], -32600);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_line_without_newline_is_read() {
+    let rig = Rig::start().await;
+    for line in [
+        r#"{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"guest_os_info","arguments":{"vm":"web-1"}}}"#,
+        r#"[{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"guest_os_info","arguments":{"vm":"web-1"}}}]"#,
+    ] {
+        let mut client = rig.session("/mcp").await;
+        client.raw(line).await;
+        let common::Stream { mut read, write, .. } = client;
+        drop(write);
+        let mut rest = String::new();
+        read.read_to_string(&mut rest).await.unwrap();
+        let answer: Value = serde_json::from_str(&rest).unwrap();
+        assert_eq!(answer["id"], 5, "{answer}");
+        assert!(answer["result"]["structuredContent"]["kernel"].is_string(), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn initialize_is_answered_with_a_version_that_has_it() {
+    let rig = Rig::start().await;
+    let meta = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {}, "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "0"}});
+    let info = json!({"name": "t", "version": "0"});
+    for params in [
+        json!({"protocolVersion": "2026-07-28", "capabilities": {}, "clientInfo": info}),
+        json!({"protocolVersion": "2026-07-28", "capabilities": {}, "clientInfo": info, "_meta": meta}),
+        json!({"protocolVersion": "2026-07-28", "_meta": meta}),
+        json!({"_meta": meta}),
+        json!({"protocolVersion": "2099-01-01", "capabilities": {}, "clientInfo": info}),
+        json!({}),
+    ] {
+        // Before anything else, and after requests of the other era.
+        for is_first in [true, false] {
+            let mut client = rig.stream("/mcp").await;
+            if !is_first {
+                let list = client.request("tools/list", json!({"_meta": meta})).await;
+                assert_eq!(list["result"]["resultType"], "complete");
+            }
+            let answer = client.request("initialize", params.clone()).await;
+            assert_eq!(answer["result"]["protocolVersion"], "2025-11-25", "{params}: {answer}");
+            client.say(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"})).await;
+            let result = client.call("guest_os_info", json!({"vm": "web-1"})).await;
+            assert_eq!(result["_meta"]["dev.nexus/vm"]["name"], "web-1", "{result}");
+        }
+    }
+    for version in ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"] {
+        let mut client = rig.stream("/mcp").await;
+        let params = json!({"protocolVersion": version, "capabilities": {}, "clientInfo": info});
+        assert_eq!(client.request("initialize", params).await["result"]["protocolVersion"], version);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_nothing_is_hung_up_on() {
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    let path = rig.guest.directory.path().join("big");
+    std::fs::write(&path, vec![0_u8; 600_000]).unwrap();
+    let arguments = json!({"vm": "web-1", "path": path, "limit": 524_288, "encoding": "base64"});
+    // All of them come at once: what is over the limit is of calls that were let in before anything waited.
+    let calls = (0..75).map(|id| json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "guest_file_read", "arguments": arguments}}));
+    client.say(&calls.collect()).await;
+    until("the stream is closed", || rig.endpoints.host().counters().streams.get() == 0).await;
+    let mut rest = Vec::new();
+    // What was written before comes; then it is at its end.
+    client.read.read_to_end(&mut rest).await.unwrap_or_default();
+    assert!(rest.len() < 40 << 20, "{} bytes were kept for it", rest.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bridge_whose_client_died_ends_at_once() {
+    let rig = Rig::start().await;
+    let socket = rig.state.path().join(common::SOCKET);
+    let home = tempfile::tempdir().unwrap();
+    let mut daemon = tokio::process::Command::new(env!("CARGO_BIN_EXE_nexusd"));
+    daemon.arg("--stdio").arg("--state-dir").arg(home.path()).arg("--runtime-dir").arg(rig.state.path());
+    let mut ctl = tokio::process::Command::new(env!("CARGO_BIN_EXE_nexusctl"));
+    ctl.args(["mcp", "--no-start"]).env("NEXUS_SOCKET", &socket);
+    for (mut command, seconds) in [(daemon, "31905"), (ctl, "31906")] {
+        command.env("HOME", home.path()).kill_on_drop(true);
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let arguments = json!({"vm": "web-1", "argv": ["sleep", seconds]});
+        for message in [
+            json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": "2025-11-25",
+                "capabilities": {}, "clientInfo": {"name": "t", "version": "0"}}}),
+            json!({"jsonrpc": "2.0", "method": "notifications/initialized"}),
+            json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call",
+                "params": {"name": "guest_run_command", "arguments": arguments}}),
+        ] {
+            stdin.write_all(format!("{message}\n").as_bytes()).await.unwrap();
+        }
+        until("the command runs", || runs(seconds)).await;
+        drop((stdin, stdout));
+        // A client that only closes its side has a minute for its answers.
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(20), child.wait()).await;
+        assert!(ended.expect("it ends at once").unwrap().success());
+        until("the command is gone", || !runs(seconds)).await;
+    }
 }

@@ -12,6 +12,7 @@ use nexus_core::link::wire::write_string;
 use nexus_schema::limits::HTTP_BODY_MAX;
 use rmcp::model::ClientJsonRpcMessage;
 use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::calls::{failed, sends_json};
@@ -69,6 +70,12 @@ fn closing(status: StatusCode, text: &str) -> Response<Body> {
     response
 }
 
+/// The messages of a batch; `None` if the body is none.
+pub(super) fn batch<'a>(head: &Parts, body: &'a Bytes) -> Option<Vec<&'a RawValue>> {
+    let may_be = head.method == Method::POST && sends_json(&head.headers);
+    (may_be && body.trim_ascii_start().starts_with(b"[")).then(|| serde_json::from_slice(body).ok())?
+}
+
 /// The JSON-RPC message in a body; `None` where there is none to be expected.
 pub(super) fn message<'a>(
     head: &Parts,
@@ -105,7 +112,7 @@ pub(super) fn complaint(message: &Envelope<'_>, body: &Bytes) -> Option<Response
 }
 
 /// A request that JSON-RPC refuses.
-fn refused(id: Option<&str>, code: i32, message: &str) -> Response<Body> {
+pub(super) fn refused(id: Option<&str>, code: i32, message: &str) -> Response<Body> {
     let mut out =
         format!(r#"{{"jsonrpc":"2.0","id":{},"error":{{"code":{code},"message":"#, id.unwrap_or("null"))
             .into_bytes();

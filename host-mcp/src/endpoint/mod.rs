@@ -10,6 +10,7 @@
 //! the id of a session is worth nothing to another caller or on another path.
 
 mod access;
+mod batch;
 mod body;
 mod calls;
 mod listen;
@@ -20,6 +21,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
@@ -40,6 +42,7 @@ pub use listen::{serve_tcp, serve_unix};
 use sessions::{Ledger, Sessions};
 
 use crate::forward::Client;
+use crate::greeting;
 use crate::host::{Host, View};
 use crate::server::Server;
 use crate::stream;
@@ -192,13 +195,29 @@ impl Endpoints {
             Ok(body) => body,
             Err(refusal) => return refusal,
         };
+        match body::batch(&head, &body) {
+            Some(messages) => batch::answer(self, &scoped, head, &messages).await,
+            None => self.message(&scoped, head, body).await,
+        }
+    }
+
+    /// Answers a request with one message, or none.
+    async fn message(&self, scoped: &Scoped, head: Parts, mut body: Bytes) -> Response<Body> {
         match body::message(&head, &body) {
             Ok(None) => {}
             Ok(Some(message)) => {
                 let calls = &self.0.calls;
                 let answer = calls.answer(&scoped.client, &scoped.sessions, &head, &message).await;
-                if let Some(answer) = answer.or_else(|| body::complaint(&message, &body)) {
+                if let Some(answer) = answer {
                     return answer;
+                }
+                match greeting::completed(&message) {
+                    Some(completed) => body = completed.into(),
+                    None => {
+                        if let Some(answer) = body::complaint(&message, &body) {
+                            return answer;
+                        }
+                    }
                 }
             }
             Err(refusal) => return *refusal,

@@ -3,8 +3,8 @@
 
 mod tap;
 
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use nexus_core::Caller;
 use nexus_core::host::busy_poll::{BusyPoll, Crowd};
 use nexus_core::host::duplex;
-use nexus_core::host::lines::LineReader;
+use nexus_core::host::lines::{Line, LineReader};
 use nexus_core::link::Outbox;
 use nexus_schema::limits::LINE_MAX;
 use rmcp::model::{ClientJsonRpcMessage, JsonRpcMessage, ServerJsonRpcMessage, ServerResult};
@@ -50,16 +50,8 @@ pub trait ReadEnd: AsyncRead + Unpin + Send + Sync + 'static {
 
 impl ReadEnd for duplex::Reader {
     fn is_gone(&self) -> bool {
-        let mut poll =
-            [rustix::event::PollFd::from_borrowed_fd(self.as_fd(), rustix::event::PollFlags::empty())];
-        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         // A Unix socket hangs up when both directions are shut.
-        match rustix::event::poll(&mut poll, Some(&at_once)) {
-            Ok(_) => {
-                poll[0].revents().intersects(rustix::event::PollFlags::HUP | rustix::event::PollFlags::ERR)
-            }
-            Err(_) => true,
-        }
+        duplex::is_unread(self)
     }
 
     fn look(&self, poll: &BusyPoll, buffer: &mut Vec<u8>) -> Option<io::Result<usize>> {
@@ -69,8 +61,7 @@ impl ReadEnd for duplex::Reader {
 
 impl ReadEnd for rmcp::transport::StdioReader {
     fn is_gone(&self) -> bool {
-        // Whether anyone reads the other pipe shows when it is written to.
-        false
+        duplex::is_unread(io::stdout())
     }
 }
 
@@ -90,7 +81,8 @@ impl WriteEnd for duplex::Writer {
 
 impl WriteEnd for rmcp::transport::StdioWriter {}
 
-/// Serves one client until it hangs up or `stop` is cancelled. `prefix` was read from the stream before.
+/// Serves one client until it hangs up, nothing can be written to it, or `stop` is cancelled, which is of this client alone. `prefix`
+/// was read from the stream before.
 pub async fn serve<R: ReadEnd, W: WriteEnd>(
     host: Host,
     view: View,
@@ -101,7 +93,9 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
 ) {
     host.counters().streams.add();
     let outbox = write.outbox().with_limit(UNREAD_MAX);
-    let writer = tokio::spawn(outbox.clone().run(write));
+    // Nobody reads on for a client that is gone, or that was hung up on because it reads nothing.
+    let (writing, unread) = (outbox.clone().run(write), stop.clone());
+    let writer = tokio::spawn(async move { writing.await.map_err(|_| unread.cancel()) });
     let mut beat = interval(BEAT_CHECK);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let client = Client::new(host.clone(), view, caller);
@@ -110,6 +104,7 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
         reader: LineReader::with_prefix(read, prefix, LINE_MAX, ENDLESS),
         tap: Arc::clone(&tap),
         beat,
+        decoded: VecDeque::new(),
         at_end: false,
         answered: None,
         busy_poll: BusyPoll::of(&CLIENTS),
@@ -135,6 +130,8 @@ struct Lines<R> {
     reader: LineReader<R>,
     tap: Arc<Tap>,
     beat: Interval,
+    /// Messages of one batch that rmcp is to handle.
+    decoded: VecDeque<ClientJsonRpcMessage>,
     at_end: bool,
     /// When the last call that was under way was answered, if nothing was read since.
     answered: Option<Instant>,
@@ -196,15 +193,20 @@ impl<R: ReadEnd> Transport<RoleServer> for Lines<R> {
     async fn receive(&mut self) -> Option<ClientJsonRpcMessage> {
         loop {
             // Calls that came together are written together.
-            let mut message = None;
-            while message.is_none()
+            while self.decoded.is_empty()
                 && let Some(line) = self.reader.take()
             {
-                message = self.tap.line(line);
+                self.tap.line(line, &mut self.decoded);
+            }
+            if self.at_end
+                && self.decoded.is_empty()
+                && let Some(last) = self.reader.take_rest()
+            {
+                self.tap.line(Line::Whole(last), &mut self.decoded);
             }
             self.tap.flush();
-            if message.is_some() {
-                return message;
+            if let Some(message) = self.decoded.pop_front() {
+                return Some(message);
             }
             if self.at_end {
                 self.tap.finish(|| self.reader.get_ref().is_gone()).await;

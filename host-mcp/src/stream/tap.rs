@@ -1,6 +1,6 @@
 //! What looks at each line of a client before rmcp does: forwards calls of guest tools, and cancels them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::interval;
 
 use crate::forward::{self, Answer, CallParams, CallResult, Client, Era, ForwardedCall, Handle, Pace};
+use crate::greeting;
 
 /// How much may wait for a client to read before it misses progress, in bytes.
 const PROGRESS_BACKLOG: usize = 256 << 10;
@@ -94,20 +95,16 @@ impl Tap {
         !self.calls().is_empty()
     }
 
-    /// Looks at one line; gives back what rmcp is to handle.
-    pub(super) fn line(self: &Arc<Self>, line: Line<'_>) -> Option<ClientJsonRpcMessage> {
+    /// Looks at one line; adds what rmcp is to handle.
+    pub(super) fn line(self: &Arc<Self>, line: Line<'_>, decoded: &mut VecDeque<ClientJsonRpcMessage>) {
         match line {
-            Line::Whole(line) if line.trim_ascii().is_empty() => None,
+            Line::Whole(line) if line.trim_ascii().is_empty() => {}
             Line::Whole(line) => {
                 let line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line);
-                let Some(message) = Envelope::parse(line) else {
-                    self.refuse(None, -32700, "not a JSON-RPC message in one line of JSON");
-                    return None;
-                };
-                if self.forward(&message) || self.cancel(&message) {
-                    return None;
+                match Envelope::parse(line) {
+                    Some(message) => decoded.extend(self.message(line, &message)),
+                    None => self.batch(line, decoded),
                 }
-                self.decode(line, &message)
             }
             Line::TooLong(head) => {
                 let id = wire::id_at_start(head);
@@ -115,13 +112,33 @@ impl Tap {
                 if id.is_some() {
                     self.refuse(id, -32600, "the message is longer than 16 MiB");
                 }
-                None
             }
             Line::TooLongEnd { tail, .. } => {
                 if !self.is_refused.load(Ordering::Relaxed) {
                     self.refuse(wire::id_at_end(&tail), -32600, "the message is longer than 16 MiB");
                 }
-                None
+            }
+        }
+    }
+
+    /// Handles one message, or gives back what rmcp is to handle.
+    fn message(self: &Arc<Self>, text: &[u8], message: &Envelope<'_>) -> Option<ClientJsonRpcMessage> {
+        if self.forward(message) || self.cancel(message) { None } else { self.decode(text, message) }
+    }
+
+    /// Handles a line that is no message: several in an array, as revisions up to 2025-03-26 have them, or nothing at all. Each is
+    /// answered by itself.
+    fn batch(self: &Arc<Self>, line: &[u8], decoded: &mut VecDeque<ClientJsonRpcMessage>) {
+        let Ok(messages) = serde_json::from_slice::<Vec<&RawValue>>(line) else {
+            return self.refuse(None, -32700, "not a JSON-RPC message in one line of JSON");
+        };
+        if messages.is_empty() {
+            self.refuse(None, -32600, "a batch without messages");
+        }
+        for text in messages {
+            match Envelope::parse(text.get().as_bytes()) {
+                Some(message) => decoded.extend(self.message(text.get().as_bytes(), &message)),
+                None => self.refuse(None, -32600, "not a JSON-RPC 2.0 message"),
             }
         }
     }
@@ -138,7 +155,8 @@ impl Tap {
 
     /// Decodes what rmcp handles; what it cannot understand is answered here.
     fn decode(&self, line: &[u8], message: &Envelope<'_>) -> Option<ClientJsonRpcMessage> {
-        match serde_json::from_slice(line) {
+        let completed = greeting::completed(message);
+        match serde_json::from_slice(completed.as_deref().unwrap_or(line)) {
             Ok(decoded) => Some(decoded),
             Err(_) => {
                 if let (Some(id), Some((error, era))) = (message.id, forward::flaw_of_call(message)) {

@@ -159,6 +159,18 @@ fn pending_answers_are_awaited_after_the_last_line() {
 }
 
 #[test]
+fn a_last_line_without_newline_is_sent() {
+    let world = World::new();
+    let _fake = Fake::start(&world.runtime(), []);
+    let Bridge { child, mut stdin, lines } = Bridge::start(&world, "mcp");
+    stdin.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}").unwrap();
+    drop(stdin);
+    assert_eq!(lines.next()["id"], 1);
+    assert!(lines.is_at_end());
+    assert_eq!(finish(child).code, 0);
+}
+
+#[test]
 fn one_vm_has_an_endpoint_of_its_own() {
     let world = World::new();
     let fake = Fake::start(&world.runtime(), []);

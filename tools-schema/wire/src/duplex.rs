@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
@@ -25,6 +26,15 @@ pub fn split(socket: OwnedFd) -> io::Result<(Reader, Writer)> {
 fn watch(socket: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: the descriptor is open as long as any owner of it lives, and always of the same socket.
     unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)
+}
+
+/// Whether nobody will ever read what is written to a pipe or socket: its other end is closed.
+pub fn is_unread(end: impl AsFd) -> bool {
+    let mut poll = [PollFd::from_borrowed_fd(end.as_fd(), PollFlags::empty())];
+    match rustix::event::poll(&mut poll, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(_) => poll[0].revents().intersects(PollFlags::HUP | PollFlags::ERR),
+        Err(_) => true,
+    }
 }
 
 /// The reading end.
@@ -182,6 +192,19 @@ mod tests {
         near_read.read_to_string(&mut answer).await.unwrap();
         assert_eq!(answer, "thanks");
         drop(writing.await.unwrap());
+    }
+
+    #[test]
+    fn an_end_whose_other_end_is_closed_is_unread() {
+        let (near, far) = UnixStream::pair().unwrap();
+        far.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!is_unread(&near), "it may read on");
+        drop(far);
+        assert!(is_unread(&near));
+        let (read, write) = std::io::pipe().unwrap();
+        assert!(!is_unread(&write));
+        drop(read);
+        assert!(is_unread(&write));
     }
 
     #[tokio::test]

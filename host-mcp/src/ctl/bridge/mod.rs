@@ -56,6 +56,9 @@ const REPLAY: Duration = Duration::from_secs(15);
 /// How long pending requests may take after the client closed its side.
 const FAREWELL: Duration = Duration::from_secs(60);
 
+/// How often a client that has sent its last line is looked at.
+const GONE_CHECK: Duration = Duration::from_millis(50);
+
 /// What reads from the daemon.
 type DaemonReader = LineReader<duplex::Reader>;
 
@@ -79,6 +82,7 @@ pub(super) async fn run(app: &App, vm: Option<String>, start: bool) -> Result<u8
         result = bridge.serve() => result,
         result = bridge.read_client(stdio.input) => result,
         () = bridge.farewell() => Ok(()),
+        () = bridge.gone() => Ok(()),
     };
     match result {
         Ok(()) => Ok(0),
@@ -239,6 +243,14 @@ impl Bridge<'_> {
             if tokio::time::timeout_at(deadline, settled).await.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Ends when the client is gone for good: it closed its side, and reads no answers either.
+    async fn gone(&self) {
+        self.closed.cancelled().await;
+        while !duplex::is_unread(std::io::stdout()) {
+            tokio::time::sleep(GONE_CHECK).await;
         }
     }
 

@@ -57,7 +57,11 @@ impl Session {
     /// Looks at a line of the client that is about to be sent.
     pub(super) fn client_says(&mut self, line: &[u8]) -> Fate {
         let Some(envelope) = Envelope::parse(line) else {
-            // Not ours to judge: the daemon answers it.
+            // A batch, or not ours to judge: the daemon answers it.
+            let messages = serde_json::from_slice::<Vec<&RawValue>>(line).unwrap_or_default();
+            for message in messages.into_iter().filter(|message| message.get().starts_with('{')) {
+                self.client_says(message.get().as_bytes());
+            }
             return Fate::Forward;
         };
         if line.len() > LINE_MAX {
@@ -348,6 +352,17 @@ mod tests {
         let line = format!(r#"{{"method":"tools/call","params":"{}","id":4}}"#, "x".repeat(LINE_MAX));
         let Fate::Answer(answer) = session.client_says(line.as_bytes()) else { panic!("not answered") };
         assert!(answer.contains("too_large") && answer.contains(r#""id":4"#), "{answer}");
+        assert!(session.is_idle());
+    }
+
+    #[test]
+    fn the_requests_of_a_batch_wait_for_their_answers() {
+        let mut session = ready();
+        let batch = br#"[{"jsonrpc":"2.0","id":4,"method":"ping"},[1],{"jsonrpc":"2.0","id":5,"method":"tools/list"}]"#;
+        assert_eq!(session.client_says(batch), Fate::Forward);
+        session.daemon_says(br#"{"jsonrpc":"2.0","id":4,"result":{}}"#);
+        assert!(!session.is_idle());
+        session.daemon_says(br#"{"jsonrpc":"2.0","id":5,"result":{}}"#);
         assert!(session.is_idle());
     }
 

@@ -1,0 +1,37 @@
+//! `initialize` as clients between the eras write it: what is missing is taken from `_meta`, or made up.
+
+use nexus_core::host::rpc::Envelope;
+use serde_json::{Map, Value, json};
+
+/// What a request of revision 2026-07-28 says of its client in `_meta`, and what `initialize` calls it.
+const MEMBERS: [(&str, &str); 3] = [
+    ("protocolVersion", "io.modelcontextprotocol/protocolVersion"),
+    ("capabilities", "io.modelcontextprotocol/clientCapabilities"),
+    ("clientInfo", "io.modelcontextprotocol/clientInfo"),
+];
+
+/// The same request with everything that `initialize` needs; `None` if it is another one, or has it.
+pub(crate) fn completed(message: &Envelope<'_>) -> Option<Vec<u8>> {
+    if message.method.as_deref() != Some("initialize") {
+        return None;
+    }
+    let id = message.id?;
+    let mut params: Map<String, Value> = match message.params {
+        Some(params) => serde_json::from_str(params.get()).ok()?,
+        None => Map::new(),
+    };
+    if MEMBERS.iter().all(|(name, _)| params.contains_key(*name)) {
+        return None;
+    }
+    for (name, of_meta) in MEMBERS {
+        let told = params.get("_meta").and_then(|meta| meta.get(of_meta)).cloned();
+        params.entry(name).or_insert_with(|| {
+            told.unwrap_or_else(|| match name {
+                "protocolVersion" => json!("2025-11-25"),
+                "capabilities" => json!({}),
+                _ => json!({"name": "unknown", "version": "0"}),
+            })
+        });
+    }
+    serde_json::to_vec(&json!({"jsonrpc": "2.0", "id": id, "method": "initialize", "params": params})).ok()
+}
