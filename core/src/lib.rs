@@ -36,7 +36,9 @@ pub use vmm::shim_main;
 /// The guest link, as those use it who pass calls on.
 pub mod link {
     pub use crate::guest::lines::Outbox;
-    pub use crate::guest::{CallId, CallSink, GuestProgress, Link, LinkError, UP_WAIT, result, scan, wire};
+    pub use crate::guest::{
+        CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, UP_WAIT, result, scan, wire,
+    };
 }
 
 /// What a server on this host needs of the operating system.

@@ -47,6 +47,19 @@ def stream(result, name):
     return "".join(block.text for block in result.content if (block.meta or {}).get("dev.nexus/stream") == name)
 
 
+async def run_to_the_end(client, vm, **command):
+    """Runs a command however long it takes, and prints its output as it comes. Returns the facts of its end."""
+    ran = await call(client, "guest_run_command", vm=vm, **command)
+    while True:
+        print(stream(ran, "stdout"), end="", flush=True)
+        print(stream(ran, "stderr"), end="", file=sys.stderr, flush=True)
+        facts = ran.meta["dev.nexus/result"]
+        if facts["state"] != "running" and not facts.get("more"):
+            return facts
+        where = {"id": facts["command_id"], "cursor": facts["cursor"], "wait_ms": 30_000}
+        ran = await call(client, "guest_command_output", vm=vm, **where)
+
+
 async def run(client, script, image):
     """Runs the script in a new machine. Returns the script's exit code."""
     vm = await call_to_the_end(client, "vm_create", **({"from": image} if image else {}))
@@ -54,15 +67,13 @@ async def run(client, script, image):
     try:
         await call(client, "guest_file_write", vm=vm["id"], path="/srv/job/script", content=script, mode="0755")
         command = {"argv": ["/srv/job/script"], "cwd": "/srv/job", "timeout_s": 600}
-        ran = await call(client, "guest_run_command", vm=vm["id"], **command)
-        print(stream(ran, "stdout"), end="")
-        print(stream(ran, "stderr"), end="", file=sys.stderr)
+        facts = await run_to_the_end(client, vm["id"], **command)
 
         listed = (await call(client, "guest_file_list", vm=vm["id"], path="/srv/job")).structured_content
         if any(entry["path"] == "result" for entry in listed["entries"]):
             kept = await call(client, "guest_file_read", vm=vm["id"], path="/srv/job/result")
             print(stream(kept, "content"), end="")
-        return ran.meta["dev.nexus/result"].get("exit_code", 1)  # none when a signal ended it
+        return facts.get("exit_code", 1)  # none when a signal ended it
     finally:
         await call(client, "vm_delete", vm=vm["id"], force=True)
 

@@ -21,8 +21,8 @@ class ToolError extends Error {}
 
 /** Calls a tool and returns its result. */
 async function call(client: Client, name: string, args: Record<string, unknown>): Promise<CallToolResult> {
-  // A guest command may take its time; by default the SDK gives up after a minute.
-  const options = { timeout: 660_000 };
+  // Calls answer within a minute, but a busy machine may take longer; by default the SDK gives up after a minute.
+  const options = { timeout: 120_000 };
   const result = CallToolResultSchema.parse(
     await client.callTool({ name, arguments: args }, CallToolResultSchema, options),
   );
@@ -53,6 +53,21 @@ function stream(result: CallToolResult, name: string): string {
     .join("");
 }
 
+/** Runs a command however long it takes, and prints its output as it comes. Returns the facts of its end. */
+async function runToTheEnd(client: Client, vm: string, command: Record<string, unknown>): Promise<any> {
+  let ran = await call(client, "guest_run_command", { vm, ...command });
+  for (;;) {
+    process.stdout.write(stream(ran, "stdout"));
+    process.stderr.write(stream(ran, "stderr"));
+    const facts: any = ran._meta?.["dev.nexus/result"];
+    if (facts.state !== "running" && !facts.more) {
+      return facts;
+    }
+    const where = { id: facts.command_id, cursor: facts.cursor, wait_ms: 30_000 };
+    ran = await call(client, "guest_command_output", { vm, ...where });
+  }
+}
+
 /** Runs the script in a new machine. Returns the script's exit code. */
 async function run(client: Client, script: string, image?: string): Promise<number> {
   const vm = await callToTheEnd(client, "vm_create", image ? { from: image } : {});
@@ -60,16 +75,13 @@ async function run(client: Client, script: string, image?: string): Promise<numb
   try {
     await call(client, "guest_file_write", { vm: vm.id, path: "/srv/job/script", content: script, mode: "0755" });
     const command = { argv: ["/srv/job/script"], cwd: "/srv/job", timeout_s: 600 };
-    const ran = await call(client, "guest_run_command", { vm: vm.id, ...command });
-    process.stdout.write(stream(ran, "stdout"));
-    process.stderr.write(stream(ran, "stderr"));
+    const facts = await runToTheEnd(client, vm.id, command);
 
     const listed: any = (await call(client, "guest_file_list", { vm: vm.id, path: "/srv/job" })).structuredContent;
     if (listed.entries.some((entry: any) => entry.path === "result")) {
       const kept = await call(client, "guest_file_read", { vm: vm.id, path: "/srv/job/result" });
       process.stdout.write(stream(kept, "content"));
     }
-    const facts: any = ran._meta?.["dev.nexus/result"];
     return facts.exit_code ?? 1; // none when a signal ended it
   } finally {
     await call(client, "vm_delete", { vm: vm.id, force: true });

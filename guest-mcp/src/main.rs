@@ -3,13 +3,16 @@
 //! ```text
 //! initramfs ──> init (PID 1) ──> agent          init mode `agent`
 //!           └─> the image's init + supervise ──> agent          init mode `system`
+//!                                             agent ──> hold: the commands, which outlive the agent
 //! nexus-guest --unix DIR                         the agent alone, as an ordinary process
 //! poweroff, reboot, halt, shutdown               ask PID 1
 //! ```
 
 mod agent;
+mod commands;
 mod console;
 mod ext4;
+mod holder;
 mod init;
 mod initramfs;
 mod os;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use nexus_schema::link::{InitMode, PROTOCOL};
 
 use crate::agent::{self, Place};
-use crate::{console, init, initramfs};
+use crate::{console, holder, init, initramfs};
 
 /// What the binary is called in messages, and its version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -36,6 +36,13 @@ pub(crate) enum Role {
         place: Place,
         /// The protocol generation that it claims to speak.
         protocol: u32,
+    },
+    /// Holds commands, so that they outlive the agent.
+    Hold {
+        /// Where its socket and its records are.
+        directory: PathBuf,
+        /// Whether this is a VM, and not an ordinary process.
+        in_vm: bool,
     },
     /// Prints the version.
     Version,
@@ -79,6 +86,10 @@ impl Role {
                     let number = words.next().and_then(|n| n.parse().ok());
                     protocol = number.ok_or_else(|| refuse("--protocol needs a number".into()))?;
                 }
+                "hold" | "hold-for-process" => {
+                    let directory = words.next().ok_or_else(|| refuse("hold needs a directory".into()))?;
+                    return Ok(Self::Hold { directory: PathBuf::from(directory), in_vm: word == "hold" });
+                }
                 "supervise" => return Ok(Self::Supervise),
                 "agent" => place = Some(Place::Vm { init: InitMode::Agent }),
                 "agent-beside" => place = Some(Place::Vm { init: InitMode::System }),
@@ -96,6 +107,7 @@ impl Role {
             Self::Supervise => init::supervise(),
             Self::Power { name, arguments } => init::power::run(name, &arguments),
             Self::Agent { place, protocol } => agent::run(place, protocol),
+            Self::Hold { directory, in_vm } => holder::run(directory, in_vm),
             Self::Version => {
                 console::say(format_args!("nexus-guest {VERSION}"));
                 ExitCode::SUCCESS

@@ -1,7 +1,10 @@
-//! The only unsafe code of the guest: what a child does between fork and exec, and two ioctls.
+//! The only unsafe code of the guest: what a child does between fork and exec, what tokio watches, and two ioctls.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Whose rights a child gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +30,10 @@ pub(crate) struct ChildSetup {
     pub(crate) dies_with_parent: bool,
     /// A file that it keeps open over its exec, under the number that it has now.
     pub(crate) kept: Option<OwnedFd>,
+    /// Whether its standard input is a terminal that becomes its session's.
+    pub(crate) terminal: bool,
+    /// How many descriptors it may have and may allow itself; `None` keeps the parent's limits.
+    pub(crate) descriptors: Option<(u64, u64)>,
 }
 
 /// Has the child lead a session of its own and apply `setup` before it executes its program.
@@ -56,8 +63,15 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
             if let Some(file) = &setup.kept {
                 libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0);
             }
+            if setup.terminal {
+                check(libc::ioctl(0, libc::TIOCSCTTY, 0).into())?;
+            }
+            if let Some((now, most)) = setup.descriptors {
+                let limit = libc::rlimit { rlim_cur: now, rlim_max: most };
+                libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+            }
             if let Some(to) = &setup.credentials {
-                give_pipes(to);
+                give_streams(to, setup.terminal);
             }
             // Raw system calls: in the child of a fork there is one thread, and the C library's wrappers would signal all.
             if let Some(to) = &setup.credentials {
@@ -77,16 +91,21 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
     }
 }
 
-/// Gives those of the standard streams that are pipes to a user, who can then open `/dev/stdout` and its like.
+/// Gives those of the standard streams that are pipes, or the terminal made for it, to a user, who can then open `/dev/stdout` and
+/// its like.
 ///
 /// # Safety
 /// Async-signal-safe: system calls on integers and on memory of its own.
-unsafe fn give_pipes(to: &Credentials) {
+unsafe fn give_streams(to: &Credentials, terminal: bool) {
     for stream in 0..3 {
         // SAFETY: `fstat` writes one `stat`, which may be all zeros, and the calls take no other memory.
         unsafe {
             let mut stat: libc::stat = std::mem::zeroed();
-            if libc::fstat(stream, &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFIFO {
+            if libc::fstat(stream, &mut stat) != 0 {
+                continue;
+            }
+            let kind = stat.st_mode & libc::S_IFMT;
+            if kind == libc::S_IFIFO || (terminal && kind == libc::S_IFCHR) {
                 // A stream that cannot be given away still works by its number.
                 libc::fchown(stream, to.uid, to.gid);
             }
@@ -96,6 +115,12 @@ unsafe fn give_pipes(to: &Credentials) {
 
 fn check(result: libc::c_long) -> std::io::Result<()> {
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Watches a file for tokio.
+pub(crate) fn watch(file: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is open as long as its owner lives, and always of the same file.
+    unsafe { AsyncFd::register_with_interest(file, interest) }.map_err(std::io::Error::from)
 }
 
 /// `EXT4_IOC_RESIZE_FS` of the kernel's fs/ext4/ext4.h: grows a mounted ext4 to so many blocks.

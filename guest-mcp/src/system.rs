@@ -8,8 +8,8 @@ use nexus_schema::tools::os::{SystemState, SystemStatus};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::commands::PATH;
 use crate::os::read_small;
-use crate::tools::command::PATH;
 
 /// How long systemd may take for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -79,8 +79,18 @@ fn what_cannot_be_started_is_said() {
         (json!({ "argv": ["a\0b"] }), "invalid_argument"),
         (json!({ "command": "x", "unknown": 1 }), "invalid_argument"),
         (json!({ "command": ["x"] }), "invalid_argument"),
-        (json!({ "command": "x", "timeout_s": 0 }), "invalid_argument"),
-        (json!({ "command": "x", "timeout_s": 3601 }), "invalid_argument"),
+        (json!({ "command": "x", "yield_after_s": 45.5 }), "invalid_argument"),
+        (json!({ "command": "x", "yield_after_s": -1 }), "invalid_argument"),
+        (json!({ "command": "x", "kill_grace_s": 601 }), "invalid_argument"),
+        (json!({ "command": "x", "keep_bytes": 16_777_217 }), "invalid_argument"),
+        (json!({ "command": "x", "stdin_path": "relative" }), "invalid_argument"),
+        (json!({ "command": "x", "stdin_path": "/etc/passwd", "stdin": "x" }), "invalid_argument"),
+        (json!({ "command": "x", "stdin_path": "/no/such" }), "file_not_found"),
+        (json!({ "command": "x", "stdin_path": "/etc" }), "file_refused"),
+        (json!({ "command": "x", "stdin_path": "/dev/zero" }), "file_refused"),
+        (json!({ "command": "x", "log": "relative" }), "invalid_argument"),
+        (json!({ "command": "x", "log": "/no/such/log" }), "file_not_found"),
+        (json!({ "command": "x", "log": "/dev/full" }), "file_refused"),
         (json!({ "command": "x", "timeout_s": -1 }), "invalid_argument"),
         (json!({ "command": "x", "cwd": "relative" }), "invalid_argument"),
         (json!({ "command": "x", "cwd": "/no/such" }), "file_not_found"),
@@ -268,7 +278,7 @@ fn when_its_time_is_up_all_that_it_started_is_killed() {
     assert!(header(&result).starts_with("web-1 · timed out after 6 s and was killed · "), "{result}");
     assert_eq!(stream(&result, "stdout"), "said\n");
     assert_eq!(facts(&result)["timed_out"], true);
-    assert_eq!(facts(&result)["signal"], "SIGKILL");
+    assert_eq!((&facts(&result)["signal"], &facts(&result)["status"]), (&json!("SIGKILL"), &json!(137)));
     until("all of it is gone", || processes_with(&mark) == 0);
 }
 
@@ -296,14 +306,23 @@ fn a_process_in_the_background_does_not_keep_the_call_and_lives_on() {
     let result = client.good("run_command", json!({ "command": format!("sleep {mark} & echo started") }));
     assert!(begun.elapsed() < PATIENCE);
     assert_eq!(stream(&result, "stdout"), "started\n");
-    assert!(header(&result).contains("in the background"), "{result}");
+    let text = result["content"][0]["text"].as_str().unwrap();
+    assert!(text.contains("1 of its processes still run in the background: sleep (pid "), "{text}");
+    assert_eq!(facts(&result)["descendants"]["count"], 1, "{result}");
     until("it runs alone", || processes_with(&mark) == 1);
     // What it writes later is thrown away instead of ending it.
     let path = guest.path("done");
     let line = format!("(sleep 0.3; seq 1 200000; touch {path}) & echo started");
     client.good("run_command", json!({ "command": line }));
     until("it wrote all and went on", || std::path::Path::new(&path).exists());
-    client.good("run_command", json!({ "argv": ["pkill", "-f", format!("sleep {mark}")] }));
+    let id = facts(&result)["command_id"].clone();
+    client.good("command_signal", json!({ "id": id }));
+    until("a signal reaches it", || processes_with(&mark) == 0);
+    assert_eq!(client.bad("command_signal", json!({ "id": id })), "command_ended");
+    let line = format!("sleep {mark} & setsid sleep {mark} & echo started");
+    let result = client.good("run_command", json!({ "command": line, "kill_descendants": true }));
+    assert!(facts(&result)["descendants"].is_null(), "{result}");
+    assert_eq!(processes_with(&mark), 0);
 }
 
 #[test]
@@ -355,4 +374,5 @@ fn bytes_that_are_no_text() {
         .good("run_command", json!({ "command": line, "max_output_bytes": 262_144, "encoding": "base64" }));
     assert!(result.to_string().len() < 1 << 20);
     assert_eq!(facts(&result)["stdout"]["omitted_bytes"], 300_000 - 262_144);
+    assert_eq!(facts(&result)["stdout"]["omitted_at"], 131_072, "the tail is there, too");
 }

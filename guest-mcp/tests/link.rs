@@ -202,17 +202,6 @@ fn a_line_of_17_mib_is_answered_and_skipped() {
 }
 
 #[test]
-fn a_connection_that_ends_takes_its_commands_with_it() {
-    let guest = Guest::start();
-    let mut client = guest.client();
-    let mark = format!("{}.125", 40_000 + std::process::id());
-    client.begin_call("run_command", json!({ "argv": ["sleep", mark], "timeout_s": 600 }));
-    until("the command runs", || processes_with(&mark) == 1);
-    drop(client);
-    until("the command is gone", || processes_with(&mark) == 0);
-}
-
-#[test]
 fn a_guest_that_is_told_to_go_takes_its_commands_with_it() {
     let mut guest = Guest::start();
     let mut client = guest.client();

@@ -1,5 +1,7 @@
 //! The MCP server of one client: lists tools, runs those of the host, forwards the others.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nexus_core::CallContext;
@@ -7,12 +9,13 @@ use nexus_core::link::GuestProgress;
 use nexus_schema::tools::op::OpProgress;
 use nexus_schema::{Reference, ToolError};
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, Implementation, JsonObject, ListToolsResult,
-    PaginatedRequestParams, ProgressNotificationParam, ProgressToken, ServerCapabilities, ServerConfig,
+    CallToolRequestParams, CallToolResponse, CallToolResult, CancelledNotificationParam, Implementation,
+    JsonObject, ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ProgressToken, RequestId,
+    ServerCapabilities, ServerConfig,
 };
-use rmcp::service::{Peer, RequestContext};
+use rmcp::service::{NotificationContext, Peer, RequestContext};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::forward::{BEAT_CHECK, Client, Era, ForwardedCall, Handle, Pace, Recorded};
@@ -23,14 +26,31 @@ use crate::tools::{self, GuestTool, error_result};
 const COALESCE: Duration = Duration::from_millis(200);
 
 /// One client's server. Cheap to clone and to make anew for each request.
+/// For each session one of its own: ids of requests are good in one only.
 #[derive(Debug, Clone)]
 pub struct Server {
     client: Client,
+    /// Forwarded calls that are under way, to be told apart: cancelled by the client, or left by it.
+    calls: Arc<Mutex<HashMap<RequestId, UnderWay>>>,
 }
+
+/// A call as a cancellation finds it.
+#[derive(Debug, Clone)]
+struct UnderWay {
+    handle: Handle,
+    is_told: Arc<Notify>,
+}
+
+/// How long after the end of a call's token the notice that cancels it may come.
+const NOTICE_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Server {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client }
+        Self { client, calls: Arc::default() }
+    }
+
+    fn calls(&self) -> MutexGuard<'_, HashMap<RequestId, UnderWay>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn run(
@@ -78,11 +98,22 @@ impl Server {
         };
         let (sender, receiver) = mpsc::channel(16);
         let progress = context.meta.get_progress_token().is_some().then_some(sender);
-        let outcome = tokio::select! {
-            outcome = call.wait(&arguments, progress, Vec::new()) => outcome,
-            () = relay(receiver, context) => None,
-            () = context.ct.cancelled() => None,
+        let is_told = Arc::new(Notify::new());
+        self.calls().insert(context.id.clone(), UnderWay { handle, is_told: Arc::clone(&is_told) });
+        let outcome = {
+            let waiting = call.wait(&arguments, progress, Vec::new());
+            tokio::pin!(waiting);
+            tokio::select! {
+                outcome = &mut waiting => outcome,
+                () = relay(receiver, context) => None,
+                () = context.ct.cancelled() => {
+                    // A client that cancels says so by a notice; one that is gone does not, and what it called for goes on.
+                    let _ = tokio::time::timeout(NOTICE_TIMEOUT, is_told.notified()).await;
+                    None
+                }
+            }
         };
+        self.calls().remove(&context.id);
         let Some(result) = outcome else { return Err(ErrorData::internal_error("cancelled", None)) };
         serde_json::from_slice(&result)
             .map_err(|e| ErrorData::internal_error(format!("a result without a form in MCP: {e}"), None))
@@ -126,6 +157,18 @@ impl ServerHandler for Server {
             None => Box::pin(self.run(&request.name, arguments, &context)).await,
         };
         result.map(CallToolResponse::from)
+    }
+
+    async fn on_cancelled(
+        &self,
+        notice: CancelledNotificationParam,
+        _context: NotificationContext<RoleServer>,
+    ) {
+        let call = notice.request_id.and_then(|id| self.calls().get(&id).cloned());
+        if let Some(call) = call {
+            call.handle.cancel();
+            call.is_told.notify_one();
+        }
     }
 
     /// Requests that rmcp could not make anything of: of unknown methods, or of known ones with wrong parameters.

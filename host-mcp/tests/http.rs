@@ -103,7 +103,7 @@ async fn the_stateless_era_is_judged_by_its_headers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_are_cancelled_by_notice_and_by_hanging_up() {
+async fn calls_are_cancelled_by_notice_and_left_by_hanging_up() {
     let rig = Rig::start().await;
     let mut http = rig.http().await;
     let session = http.initialize("/mcp", &[]).await;
@@ -127,7 +127,28 @@ async fn calls_are_cancelled_by_notice_and_by_hanging_up() {
     });
     until("the command runs", || runs("31904")).await;
     waiting.abort();
-    until("the command is gone", || !runs("31904")).await;
+    rig.logged("cancelled").await;
+    let list = call(11, "guest_command_list", json!({"vm": "web-1"}));
+    let list = http.post("/mcp", &[("mcp-session-id", &session)], &list).await;
+    assert!(list.body().contains(r#""command":"sleep 31904""#) && runs("31904"), "{}", list.body());
+
+    // The same where progress is wanted, which goes through rmcp.
+    let mut other = rig.http().await;
+    let of_session = session.clone();
+    let waiting = tokio::spawn(async move {
+        let mut run =
+            call(12, "guest_run_command", json!({"vm": "web-1", "command": "echo told; sleep 31906"}));
+        run["params"]["_meta"] = json!({"progressToken": "p"});
+        other.post("/mcp", &[("mcp-session-id", &of_session)], &run).await.into_body()
+    });
+    until("the command runs", || runs("31906")).await;
+    let note = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 12}});
+    assert_eq!(http.post("/mcp", &[("mcp-session-id", &session)], &note).await.status(), 202);
+    until("the command is gone", || !runs("31906")).await;
+    let _ = waiting.await;
+    let end = "pkill -f '[s]leep 31904'";
+    let end = call(13, "guest_run_command", json!({"vm": "web-1", "command": end}));
+    http.post("/mcp", &[("mcp-session-id", &session)], &end).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -124,15 +124,62 @@ async fn a_cancelled_call_is_killed_in_the_guest_and_not_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_goes_away_takes_its_calls_along() {
+async fn what_a_client_that_goes_away_started_goes_on() {
     let rig = Rig::start().await;
     let mut client = rig.session("/mcp").await;
     let arguments = json!({"vm": "web-1", "argv": ["sleep", "31902"]});
     client.send("tools/call", json!({"name": "guest_run_command", "arguments": arguments})).await;
     until("the command runs", || runs("31902")).await;
     drop(client);
-    until("the command is gone", || !runs("31902")).await;
     until("the stream is gone", || rig.endpoints.host().counters().streams.get() == 0).await;
+    rig.logged("cancelled").await;
+    let mut client = rig.session("/mcp").await;
+    let list = client.call("guest_command_list", json!({"vm": "web-1"})).await;
+    let found = &list["_meta"]["dev.nexus/result"]["commands"][0];
+    assert_eq!((&found["command"], &found["state"]), (&json!("sleep 31902"), &json!("running")), "{list}");
+    let who = found["client"].as_str().unwrap();
+    assert!(who.starts_with("test (uid:"), "{who}");
+    assert!(runs("31902"));
+    let end = json!({"vm": "web-1", "id": found["command_id"], "signal": "KILL"});
+    client.call("guest_command_signal", end).await;
+    until("the command is gone", || !runs("31902")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newest_lines_reach_a_client_that_waits() {
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    let directory = tempfile::tempdir().unwrap();
+    let heard = directory.path().join("heard");
+    let command =
+        format!("echo one; printf 'tw\\033[1mo\\n'; until [ -e {} ]; do sleep 0.05; done", heard.display());
+    let arguments = json!({"vm": "web-1", "command": command});
+    let params = json!({"name": "guest_run_command", "arguments": arguments, "_meta": {"progressToken": 7}});
+    let id = client.send("tools/call", params).await;
+    let note = client.hear().await;
+    assert_eq!(
+        (&note["params"]["progressToken"], &note["params"]["message"]),
+        (&json!(7), &json!("one ⏎ two"))
+    );
+    std::fs::write(&heard, "").unwrap();
+    while client.hear().await["id"] != id {}
+}
+
+/// The call's deadline is that of its waiting, not of the command.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_yields_and_its_command_goes_on() {
+    let rig = Rig::start().await;
+    let mut client = rig.session("/mcp").await;
+    let arguments = json!({"vm": "web-1", "argv": ["sleep", "31905"], "yield_after_s": 0.1, "timeout_s": 0});
+    let result = client.call("guest_run_command", arguments).await;
+    let facts = &result["_meta"]["dev.nexus/result"];
+    assert_eq!(facts["state"], "running", "{result}");
+    let end = json!({"vm": "web-1", "id": facts["command_id"]});
+    client.call("guest_command_signal", end.clone()).await;
+    let mut wait = end;
+    wait["wait_ms"] = json!(45_000);
+    let result = client.call("guest_command_output", wait).await;
+    assert_eq!(result["_meta"]["dev.nexus/result"]["status"], 143, "{result}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

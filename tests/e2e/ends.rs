@@ -109,6 +109,9 @@ fn the_agent_is_killed_and_comes_back() {
     let vm = client.create(json!({ "name": "agentless", "from": "busybox" }));
     let agents = "cat /proc/1/comm; grep -l nexus-guest /proc/[0-9]*/comm";
     let before = client.run("agentless", agents).stdout;
+    // What holds the commands is another process, and they go on.
+    let line = json!({ "vm": "agentless", "command": "echo begun; sleep 2; echo went on" });
+    let started = client.call_whole("guest_command_start", line).expect("it starts");
     let killed = r#"for p in /proc/[0-9]*; do grep -q nexus-guest $p/comm && kill -9 ${p#/proc/}; done"#;
     ends_its_machine(&mut client, "agentless", killed);
     let back = until(nexus_tests::client::BOOT, || {
@@ -120,6 +123,13 @@ fn the_agent_is_killed_and_comes_back() {
     let ours = |said: &str| said.starts_with("init\n/proc/") && said.lines().count() == 2;
     assert!(ours(&before) && ours(&after), "PID 1 is the init, and there is one agent: {before}{after}");
     assert_ne!(before, after, "nothing was killed");
+    let id = &started["_meta"]["dev.nexus/result"]["command_id"];
+    let ended = until(Duration::from_mins(1), || {
+        let read = json!({ "vm": "agentless", "id": id, "wait_ms": 5000 });
+        let result = client.call_whole("guest_command_output", read).expect("it is found again");
+        (result["_meta"]["dev.nexus/result"]["status"] == 0).then_some(result)
+    });
+    assert_eq!(nexus_tests::client::stream(&ended.expect("it ends"), "stdout"), "begun\nwent on\n");
 }
 
 #[test]

@@ -12,8 +12,10 @@ use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
 /// What the images of these tests have of BusyBox.
-const APPLETS: [&str; 14] =
-    ["sh", "cat", "cut", "date", "df", "grep", "head", "id", "ls", "readlink", "stat", "tail", "touch", "wc"];
+const APPLETS: [&str; 15] = [
+    "sh", "cat", "cut", "date", "df", "grep", "head", "id", "ls", "readlink", "stat", "tail", "touch", "tty",
+    "wc",
+];
 
 /// The static BusyBox of the image that every state directory of these tests has.
 pub(crate) fn busybox(client: &mut Client) -> Vec<u8> {
@@ -78,6 +80,7 @@ fn what_an_image_holds_is_what_its_machine_has() {
     );
 
     another_user_is_at_home(&mut client);
+    commands_live(&mut client);
     commands_leave_the_agent_room(&mut client);
     the_clock_is_kept_right(&mut client, &vm);
 
@@ -112,6 +115,33 @@ fn another_user_is_at_home(client: &mut Client) {
     assert_eq!(client.run("held", &long).stdout, "200000\n");
 }
 
+/// A terminal, processes left behind and ended by a cgroup, and a daemon's client that only looks later.
+fn commands_live(client: &mut Client) {
+    let start = json!({ "vm": "held", "command": "tty; stat -c %u $(tty); read l; echo got $l", "tty": true, "user": "dev" });
+    let started = client.call_whole("guest_command_start", start).expect("it starts");
+    let id = started["_meta"]["dev.nexus/result"]["command_id"].clone();
+    client
+        .call_whole("guest_command_input", json!({ "vm": "held", "id": id, "input": "typed\n" }))
+        .expect("it is typed");
+    let read = json!({ "vm": "held", "id": id, "wait_ms": 20_000 });
+    let ended = until(Duration::from_mins(2), || {
+        let result = client.call_whole("guest_command_output", read.clone()).expect("it is read");
+        (result["_meta"]["dev.nexus/result"]["status"] == 0).then_some(result)
+    });
+    let said = stream(&ended.expect("it ends"), "stdout");
+    assert!(said.starts_with("/dev/pts/") && said.contains("\r\n1000\r\n"), "{said}");
+    assert!(said.ends_with("got typed\r\n"), "{said}");
+
+    let left = json!({ "vm": "held", "command": "(tail -f /dev/null > /dev/null 2>&1 &); echo done" });
+    let result = client.call_whole("guest_run_command", left).expect("it runs");
+    let facts = &result["_meta"]["dev.nexus/result"];
+    assert_eq!(facts["descendants"]["count"], 1, "{result}");
+    let signal = json!({ "vm": "held", "id": facts["command_id"], "signal": "KILL" });
+    client.call_whole("guest_command_signal", signal.clone()).expect("it is killed");
+    let gone = until(Duration::from_mins(1), || client.call("guest_command_signal", signal.clone()).err());
+    assert_eq!(gone.expect("nothing is left").code, "command_ended");
+}
+
 fn commands_leave_the_agent_room(client: &mut Client) {
     let limits = client.run("held", "cd /sys/fs/cgroup/nexus && cat memory.high memory.max pids.max").stdout;
     let limits: Vec<u64> = limits.lines().map(|line| line.parse().expect("a limit")).collect();
@@ -119,7 +149,7 @@ fn commands_leave_the_agent_room(client: &mut Client) {
 
     // The exit code is that of the last of the pipe, and says nothing.
     let hungry = json!({ "vm": "held", "command": "tail /dev/zero | wc -c", "timeout_s": 120 });
-    let ran = client.call_whole("guest_run_command", hungry).expect("it runs");
+    let ran = client.run_to_the_end(hungry).expect("it runs");
     let facts = &ran["_meta"]["dev.nexus/result"];
     assert_eq!(facts["exit_code"], 0, "{ran}");
     assert!(facts["oom_killed"][0].as_str().is_some_and(|who| who.starts_with("tail (pid ")), "{ran}");

@@ -73,20 +73,45 @@ fn twenty_of_one_name_are_one() {
 }
 
 #[test]
-fn a_client_that_goes_away_ends_its_command_and_not_its_vm() {
-    let world = World::new();
+fn a_client_and_a_daemon_that_go_away_leave_a_command_running() {
+    let mut world = World::new();
     let mut client = world.client();
     world.create(&mut client, "left");
     let mut hasty = world.client();
     let mark = world.path("began");
-    let command = format!("touch {}; exec sleep 4321", mark.display());
+    let command = format!("echo begun; touch {}; exec sleep 4321", mark.display());
     let call = json!({ "name": "guest_run_command", "arguments": { "vm": "left", "command": command } });
     hasty.start("tools/call", &call).expect("the call is sent");
     soon("the command", || mark.exists().then_some(()));
     soon("the command to go on", || sleeps("4321").then_some(()));
     drop(hasty);
-    soon("the end of the command", || (!sleeps("4321")).then_some(()));
     assert_eq!(client.run("left", "echo still here").stdout, "still here\n");
+    // One call of this client is under way when the daemon is killed.
+    let call = json!({ "vm": "left", "command": "sleep 4322" });
+    client
+        .start("tools/call", &json!({ "name": "guest_run_command", "arguments": call }))
+        .expect("it is sent");
+    soon("another command", || sleeps("4322").then_some(()));
+    world.daemon.kill();
+    world.daemon.restart();
+    let mut client = world.client();
+    client.wait_for_state("left", "ready");
+    let list = client.call_whole("guest_command_list", json!({ "vm": "left" })).expect("a list");
+    let commands = list["_meta"]["dev.nexus/result"]["commands"].as_array().expect("commands").clone();
+    let running: Vec<_> = commands.iter().filter(|command| command["state"] == "running").collect();
+    assert_eq!(running.len(), 2, "{list}");
+    for command in &running {
+        assert!(command["client"].as_str().is_some_and(|who| who.starts_with("test (uid:")), "{list}");
+    }
+    assert!(sleeps("4321") && sleeps("4322"));
+    let read = json!({ "vm": "left", "id": running[1]["command_id"] });
+    let said = client.call_whole("guest_command_output", read).expect("its output is kept");
+    assert_eq!(nexus_tests::client::stream(&said, "stdout"), "begun\n", "{said}");
+    for command in &running {
+        let signal = json!({ "vm": "left", "id": command["command_id"], "signal": "KILL" });
+        client.call_whole("guest_command_signal", signal).expect("it is killed");
+    }
+    soon("the end of the commands", || (!sleeps("4321") && !sleeps("4322")).then_some(()));
 
     // A creation that nobody waits for goes on.
     let mut hasty = world.client();

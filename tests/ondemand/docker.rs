@@ -69,7 +69,7 @@ fn docker_runs_a_loaded_image_in_a_machine() {
 #[track_caller]
 fn must(client: &mut Client, command: &str) -> String {
     let arguments = json!({ "vm": "dock", "command": command, "timeout_s": COMMAND.as_secs() });
-    let result = client.call_whole("guest_run_command", arguments);
+    let result = client.run_to_the_end(arguments);
     let result = result.unwrap_or_else(|e| panic!("{command}: {}", e.text));
     let facts = &result["_meta"]["dev.nexus/result"];
     assert_eq!(facts["exit_code"], 0, "{command}: {facts} {}", stream(&result, "stderr"));

@@ -181,11 +181,29 @@ impl Client {
         }
     }
 
+    /// Runs a command to its end, however long that takes; what `command_output` says of all of it then.
+    pub fn run_to_the_end(&mut self, mut arguments: Value) -> Result<Value, Failure> {
+        let vm = arguments["vm"].clone();
+        arguments["yield_after_s"] = 45.into();
+        let mut result = self.call_whole("guest_run_command", arguments)?;
+        let facts = |result: &Value| result["_meta"]["dev.nexus/result"].clone();
+        let id = facts(&result)["command_id"].clone();
+        if facts(&result)["state"] == "ended" {
+            return Ok(result);
+        }
+        while facts(&result)["state"] == "running" {
+            let cursor = facts(&result)["cursor"].clone();
+            let wait = json!({ "vm": vm, "id": id, "cursor": cursor, "wait_ms": 45_000 });
+            result = self.call_whole("guest_command_output", wait)?;
+        }
+        self.call_whole("guest_command_output", json!({ "vm": vm, "id": id, "limit": 48_000 }))
+    }
+
     /// Runs a shell line in a VM.
     #[track_caller]
     pub fn run(&mut self, vm: &str, command: &str) -> Ran {
         let result = self
-            .call_whole("guest_run_command", json!({ "vm": vm, "command": command }))
+            .run_to_the_end(json!({ "vm": vm, "command": command }))
             .unwrap_or_else(|e| panic!("{command}: {}", e.text));
         let facts = &result["_meta"]["dev.nexus/result"];
         Ran {

@@ -85,6 +85,12 @@ codes! {
     OpNotFound = "op_not_found", NotFound, retryable: false;
     /// No such file or directory in the guest.
     FileNotFound = "file_not_found", NotFound, retryable: false;
+    /// No such command in the guest, or none any more.
+    CommandNotFound = "command_not_found", NotFound, retryable: false;
+    /// The command in the guest has ended.
+    CommandEnded = "command_ended", Conflict, retryable: false;
+    /// The command in the guest takes no input, or no more.
+    InputClosed = "input_closed", Conflict, retryable: false;
     /// Another thing of the kind has the name.
     NameTaken = "name_taken", Conflict, retryable: false;
     /// The VM's state does not allow the call.
@@ -156,6 +162,9 @@ impl ErrorCode {
                 | Self::FileNotFound
                 | Self::FileRefused
                 | Self::CommandFailed
+                | Self::CommandNotFound
+                | Self::CommandEnded
+                | Self::InputClosed
                 | Self::ProgramNotFound
                 | Self::ProgramNotExecutable
                 | Self::GuestFailed

@@ -59,6 +59,8 @@ kinds! {
     BuildKind BuildId "build";
     /// A long operation.
     OpKind OpId "op";
+    /// A command in a VM. The upper half of its number tells the boot, see [`CommandId::is_of_boot`].
+    CommandKind CommandId "command";
     /// One boot of a VM.
     BootKind BootId "boot";
     /// One installation of Nexus (a state directory).
@@ -95,6 +97,18 @@ impl<K: Kind> Id<K> {
     /// The number, as the store keeps it.
     pub fn as_i64(self) -> i64 {
         self.value
+    }
+}
+
+impl CommandId {
+    /// The id of the command `number` of a boot; `None` for number 0 of the boot 0. A boot is told by 31 bits.
+    pub fn of_boot(boot: u32, number: u32) -> Option<Self> {
+        Self::from_i64(i64::from(boot >> 1) << 32 | i64::from(number))
+    }
+
+    /// Whether it is of this boot.
+    pub fn is_of_boot(self, boot: u32) -> bool {
+        self.value >> 32 == i64::from(boot >> 1)
     }
 }
 

@@ -30,10 +30,14 @@ pub const WAIT_MAX: Duration = Duration::from_secs(45);
 pub const PAGE_DEFAULT: u32 = 50;
 /// The largest page of a list, in rows.
 pub const PAGE_MAX: u32 = 500;
-/// How long a command may run when not told otherwise.
-pub const COMMAND_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-/// The longest that a command may be told to run.
-pub const COMMAND_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// How long `run_command` waits for a command when not told otherwise.
+pub const YIELD_DEFAULT: Duration = Duration::from_secs(30);
+/// How long a command may live when not told otherwise.
+pub const COMMAND_TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
+/// How much of each of a command's streams is kept when not told otherwise, in bytes.
+pub const KEEP_DEFAULT: u64 = 2 << 20;
+/// The most that may be kept of one, in bytes.
+pub const KEEP_MAX: u64 = 16 << 20;
 /// The longest command line for a shell, in bytes.
 pub const COMMAND_MAX: u64 = 2 << 20;
 /// The longest argument, and the longest environment variable with its name, in bytes (`MAX_ARG_STRLEN` of linux/binfmts.h without

@@ -200,6 +200,13 @@ pub struct Mount {
 /// The answer's `problems` is a list of what could not be grown, in words.
 pub const GROW_REQUEST: &str = "nexus/grow";
 
+/// The `reason` of a `notifications/cancelled` to a guest whose caller is gone, or waits no longer: nobody wants the answer, but
+/// a command that the call started goes on. With any other reason it is killed.
+pub const CUT_OFF: &str = "nexus/cut-off";
+
+/// The key under `_meta` of a call to a guest that says who calls: the client's name.
+pub const CLIENT_META: &str = "dev.nexus/client";
+
 /// The MCP request of the host by which it looks at a guest's clock, and sets it right; takes [`ClockParams`], answers with
 /// [`ClockAnswer`]. A guest that does not know it answers with the JSON-RPC error -32601, and keeps the time of its boot.
 pub const CLOCK_REQUEST: &str = "nexus/clock";

@@ -394,7 +394,10 @@ fn check_vouched(order: &Order, wanted: &WantedAsset) -> Result<&'static str, To
     if plan.is_checked() || wanted.sha256.is_some() || wanted.unverified || is_file {
         return Ok(if is_file { "importing" } else { "downloading" });
     }
-    let message = format!("provider {} has neither signatures nor checksums, so its files cannot be verified", order.provider.name);
+    let message = format!(
+        "provider {} has neither signatures nor checksums, so its files cannot be verified",
+        order.provider.name
+    );
     Err(ToolError::new(ErrorCode::VerificationFailed, message)
         .hint("give its sha256, or say unverified: true to take it as it is"))
 }

@@ -79,7 +79,16 @@ pub(crate) async fn begin(
                 spec,
             };
             vms::insert(tx, &record)?;
-            history::insert(tx, id, &record.name, None, Some(VmState::Creating), "create requested", &owner, None)?;
+            history::insert(
+                tx,
+                id,
+                &record.name,
+                None,
+                Some(VmState::Creating),
+                "create requested",
+                &owner,
+                None,
+            )?;
             Ok(Box::new(record))
         })
         .await?;

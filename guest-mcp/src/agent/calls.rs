@@ -4,13 +4,15 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
 use nexus_schema::limits::GUEST_RESULT_MAX;
 use rmcp::model::{
-    CallToolRequestMethod, ErrorData, JsonObject, JsonRpcMessage, JsonRpcVersion2_0, RequestId,
-    ServerJsonRpcMessage, ServerResult,
+    CallToolRequestMethod, ErrorData, JsonObject, JsonRpcMessage, JsonRpcVersion2_0, ProgressNotification,
+    ProgressNotificationParam, ProgressToken, RequestId, ServerJsonRpcMessage, ServerNotification,
+    ServerResult,
 };
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
@@ -42,13 +44,28 @@ pub(super) struct PlainCall {
 struct PlainParams {
     name: String,
     arguments: JsonObject,
+    #[serde(default, rename = "_meta")]
+    meta: PlainMeta,
 }
+
+/// What matters of a call's `_meta`.
+#[derive(Default, Deserialize)]
+#[cfg_attr(test, derive(Debug))]
+struct PlainMeta {
+    #[serde(default, rename = "progressToken")]
+    progress_token: Option<ProgressToken>,
+    #[serde(default, rename = "dev.nexus/client")]
+    client: Option<String>,
+}
+
+/// Calls that can be cancelled, and whether what they started is to be killed then.
+type UnderWay = HashMap<RequestId, (CancellationToken, Arc<AtomicBool>)>;
 
 /// The plain calls of one connection. Dropping it cancels them.
 pub(super) struct Calls {
     agent: Arc<Agent>,
     answers: Answers,
-    under_way: Arc<Mutex<HashMap<RequestId, CancellationToken>>>,
+    under_way: Arc<Mutex<UnderWay>>,
     closing: CancellationToken,
     _cancel: DropGuard,
 }
@@ -62,10 +79,10 @@ impl Calls {
 
     /// Does a call: at once what needs not wait, and its answer waits for [`Answers::flush`]; on a task of its own what does.
     pub(super) fn begin(&self, call: PlainCall) {
-        let PlainCall { id, params: PlainParams { name, arguments }, .. } = call;
-        let cancel = self.closing.child_token();
+        let PlainCall { id, params: PlainParams { name, arguments, meta }, .. } = call;
+        let (cancel, wants_kill) = (self.closing.child_token(), Arc::<AtomicBool>::default());
         match lock(&self.under_way).entry(id.clone()) {
-            Entry::Vacant(place) => drop(place.insert(cancel.clone())),
+            Entry::Vacant(place) => drop(place.insert((cancel.clone(), wants_kill.clone()))),
             Entry::Occupied(_) => {
                 let error = ErrorData::invalid_request("a call with this id is under way", None);
                 return self.answers.put(&JsonRpcMessage::error(error, Some(id)));
@@ -74,8 +91,16 @@ impl Calls {
         let (agent, answers, under_way) = (self.agent.clone(), self.answers.clone(), self.under_way.clone());
         let mut work: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
             let settings = agent.settings();
-            let outcome =
-                tools::call(&name, tools::Call { agent, settings, cancel: cancel.clone() }, arguments).await;
+            let tell = meta.progress_token.map(|token| answers.tell(token));
+            let call = tools::Call {
+                agent,
+                settings,
+                cancel: cancel.clone(),
+                wants_kill,
+                client: meta.client,
+                tell,
+            };
+            let outcome = tools::call(&name, call, arguments).await;
             lock(&under_way).remove(&id);
             // Nobody waits for the answer to a cancelled call.
             if cancel.is_cancelled() {
@@ -96,10 +121,12 @@ impl Calls {
         }
     }
 
-    /// Cancels a call; false if it is none of these.
-    pub(super) fn cancel(&self, id: &RequestId) -> bool {
-        let call = lock(&self.under_way).get(id).cloned();
-        call.inspect(CancellationToken::cancel).is_some()
+    /// Cancels a call, and has killed what it started if that is wanted; false if it is none of these.
+    pub(super) fn cancel(&self, id: &RequestId, kill: bool) -> bool {
+        let Some((cancel, wants_kill)) = lock(&self.under_way).get(id).cloned() else { return false };
+        wants_kill.store(kill, Ordering::Release);
+        cancel.cancel();
+        true
     }
 }
 
@@ -120,6 +147,19 @@ impl Answers {
     /// Answers of `agent`.
     pub(super) fn new(agent: Arc<Agent>, writer: Writer) -> Self {
         Self { agent, waiting: Arc::default(), writer: Arc::new(tokio::sync::Mutex::new(writer)) }
+    }
+
+    /// Tells a caller that waits how far its call is.
+    fn tell(&self, token: ProgressToken) -> tools::Tell {
+        let (answers, count) = (self.clone(), AtomicU64::new(0));
+        Arc::new(move |text: &str| {
+            let count = count.fetch_add(1, Ordering::Relaxed) + 1;
+            let mut params = ProgressNotificationParam::new(token.clone(), count as f64);
+            params.message = Some(text.to_owned());
+            let note = ServerNotification::ProgressNotification(ProgressNotification::new(params));
+            answers.put(&JsonRpcMessage::notification(note));
+            answers.flush();
+        })
     }
 
     /// Puts an answer to those that wait for [`Answers::flush`].

@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use nexus_schema::limits::LINE_MAX;
+use nexus_schema::link::CUT_OFF;
 use rmcp::RoleServer;
 use rmcp::model::{
     ClientJsonRpcMessage, ClientNotification, ErrorCode, ErrorData, JsonRpcMessage, RequestId,
@@ -138,7 +139,9 @@ impl LineTransport {
         match &notification.notification {
             ClientNotification::InitializedNotification(_) => self.is_open = true,
             ClientNotification::CancelledNotification(cancelled) => {
-                return cancelled.params.request_id.as_ref().is_some_and(|id| self.calls.cancel(id));
+                let is_cut_off = cancelled.params.reason.as_deref() == Some(CUT_OFF);
+                let id = cancelled.params.request_id.as_ref();
+                return id.is_some_and(|id| self.calls.cancel(id, !is_cut_off));
             }
             _ => {}
         }
@@ -154,13 +157,13 @@ mod tests {
     fn plain_calls_are_told_from_what_is_left_to_rmcp() {
         for line in [
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"file_stat","arguments":{"path":"/"}}}"#,
+            r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"a","arguments":{},"_meta":{"progressToken":7,"x":1}}}"#,
             r#"{"params":{"arguments":{},"name":"os_info"},"method":"tools/call","id":"x\"y","jsonrpc":"2.0"}"#,
         ] {
             assert!(matches!(decode(line.as_bytes(), true), Said::Call(_)), "{line}");
             assert!(matches!(decode(line.as_bytes(), false), Said::Other(_)), "before the session: {line}");
         }
         for line in [
-            r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"a","arguments":{},"_meta":{"progressToken":7}}}"#,
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"a"}}"#,
             r#"{"jsonrpc":"2.0","id":7,"method":"tools/list","params":{}}"#,
             r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}"#,

@@ -1,6 +1,7 @@
 //! The MCP server on one connection: a thin layer between rmcp and [`crate::tools`].
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use nexus_schema::link::{ByeReason, CLOCK_REQUEST, ClockParams, GROW_REQUEST};
 use rmcp::model::{
@@ -60,8 +61,15 @@ impl ServerHandler for Server {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let call =
-            tools::Call { agent: self.agent.clone(), settings: self.agent.settings(), cancel: context.ct };
+        let call = tools::Call {
+            agent: self.agent.clone(),
+            settings: self.agent.settings(),
+            cancel: context.ct,
+            // rmcp does not tell why.
+            wants_kill: Arc::new(AtomicBool::new(true)),
+            client: None,
+            tell: None,
+        };
         tools::call(&request.name, call, request.arguments.unwrap_or_default()).await.map(Into::into)
     }
 

@@ -20,11 +20,12 @@ mod network;
 mod stream;
 
 pub(crate) use network::bring_up_loopback;
+pub(crate) use stream::ShortPath;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use nexus_schema::link::{ByeReason, InitMode};
@@ -34,8 +35,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::console::say;
+use crate::holder::client::{self, Holder};
 use crate::init::power;
-use crate::tools::command::Running;
 
 /// Where an agent runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,8 +89,8 @@ pub(crate) struct Agent {
     protocol: u32,
     settings: RwLock<Arc<Settings>>,
     host_clock: clock::HostClock,
-    /// Commands that run now, so that none outlives an agent that is told to go.
-    pub(crate) running: Mutex<Vec<Arc<Running>>>,
+    /// Who has all commands.
+    pub(crate) holder: Holder,
     /// Told after each answer that was written.
     answered: Arc<Notify>,
     /// Which way the guest goes down, once it does.
@@ -99,12 +100,16 @@ pub(crate) struct Agent {
 impl Agent {
     fn new(place: Place, protocol: u32) -> Self {
         let settings = Settings { token: hello::stored_token(&place), ..Settings::default() };
+        let holder = match &place {
+            Place::Vm { .. } => Holder::new(client::directory_in_vm(), true),
+            Place::Process { directory } => Holder::new(directory.join("commands"), false),
+        };
         Self {
             place,
             protocol,
             settings: RwLock::new(Arc::new(settings)),
             host_clock: clock::HostClock::default(),
-            running: Mutex::default(),
+            holder,
             answered: Arc::default(),
             going_down: watch::Sender::new(None),
         }
@@ -158,10 +163,10 @@ impl Agent {
         }
     }
 
-    fn kill_commands(&self) {
-        let running = std::mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
-        for command in running {
-            command.kill();
+    /// Ends the commands of a process that ends. Those of a VM end with it: PID 1 sees to that.
+    async fn end_commands(&self) {
+        if !self.is_in_vm() {
+            self.holder.end().await;
         }
     }
 }
@@ -190,8 +195,11 @@ pub(crate) fn run(place: Place, protocol: u32) -> ExitCode {
     {
         say(format_args!("keep the agent from the OOM killer: {error}"));
     }
-    let ending = runtime.block_on(live(&agent));
-    agent.kill_commands();
+    let ending = runtime.block_on(async {
+        let ending = live(&agent).await;
+        agent.end_commands().await;
+        ending
+    });
     // A call that hangs in the kernel must not keep the agent.
     runtime.shutdown_background();
     match ending {
@@ -223,6 +231,7 @@ async fn live(agent: &Arc<Agent>) -> Result<Ending, AgentError> {
     let mut poweroff = catch(SignalKind::user_defined2())?;
     let mut going_down = agent.going_down.subscribe();
 
+    agent.holder.find_again().await;
     listen::start(agent).map_err(AgentError::Listen)?;
     tokio::spawn(hello::until_welcome(agent.clone()));
 

@@ -52,19 +52,19 @@ fn connect_from_privileged_port() -> io::Result<OwnedFd> {
 }
 
 /// A directory by its file descriptor, because a Unix socket's path holds no more than 107 bytes.
-pub(super) struct ShortPath {
+pub(crate) struct ShortPath {
     directory: OwnedFd,
 }
 
 impl ShortPath {
     /// Opens the directory.
-    pub(super) fn of(directory: &Path) -> io::Result<Self> {
+    pub(crate) fn of(directory: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self { directory: rustix::fs::open(directory, flags, Mode::empty())? })
     }
 
     /// A short path to a name in it; good while this value lives.
-    pub(super) fn join(&self, name: &str) -> String {
+    pub(crate) fn join(&self, name: &str) -> String {
         format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd())
     }
 }

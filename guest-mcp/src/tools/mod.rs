@@ -3,13 +3,14 @@
 //! A tool knows nothing of MCP: it gives a [`Reply`] or a [`ToolError`]. What blocks on the filesystem goes through
 //! [`Call::blocking`].
 
-pub(crate) mod command;
+mod command;
 mod file;
 mod os_info;
 mod reply;
-mod text;
+pub(crate) mod text;
 
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use nexus_schema::arguments::Takes;
@@ -31,7 +32,16 @@ pub(crate) struct Call {
     pub(crate) settings: Arc<Settings>,
     /// Cancelled when the caller no longer wants the result.
     pub(crate) cancel: CancellationToken,
+    /// Whether the caller then wants undone what goes on without it, and is not just gone.
+    pub(crate) wants_kill: Arc<AtomicBool>,
+    /// The caller's name, as far as the host says it.
+    pub(crate) client: Option<String>,
+    /// Tells the caller how far the call is, where it wants to know.
+    pub(crate) tell: Option<Tell>,
 }
+
+/// Tells a caller that waits how far its call is, in a line of text.
+pub(crate) type Tell = Arc<dyn Fn(&str) + Send + Sync>;
 
 impl Call {
     /// Runs what may block on a disk, away from the thread that serves everyone.

@@ -14,6 +14,11 @@ const GUEST: &[(&str, &str)] = &[
     ("file_stat", "guest stat"),
     ("file_delete", "guest rm"),
     ("os_info", "guest info"),
+    ("command_start", "call guest_command_start"),
+    ("command_output", "call guest_command_output"),
+    ("command_input", "call guest_command_input"),
+    ("command_signal", "call guest_command_signal"),
+    ("command_list", "call guest_command_list"),
 ];
 
 /// Arguments that hints give behind a tool's name, as options behind the command.

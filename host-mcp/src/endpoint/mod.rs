@@ -242,8 +242,9 @@ impl Endpoints {
             .disable_allowed_hosts()
             .with_max_request_body_bytes(HTTP_BODY_MAX)
             .with_cancellation_token(self.0.stop.child_token());
-        let server = Server::new(client.clone());
-        let http = StreamableHttpService::new(move || Ok(server.clone()), Arc::clone(&sessions), config);
+        let of_session = client.clone();
+        let server = move || Ok(Server::new(of_session.clone()));
+        let http = StreamableHttpService::new(server, Arc::clone(&sessions), config);
         let scoped = Arc::new(Scoped { client, sessions, http });
         services.insert(key, Arc::clone(&scoped));
         scoped

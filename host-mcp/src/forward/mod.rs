@@ -4,12 +4,13 @@
 //! ```text
 //!   admit ──> ForwardedCall ──begin──> the guest's link ──> Answer::done ──> recorded
 //!     │            │                         │
-//!     └ refused    └ dropped                 └ cancelled by its Handle, or the client is gone      (all of these, too)
+//!     └ refused    └ dropped                 └ cancelled by its Handle, or left by a client that is gone   (all of these, too)
 //! ```
 //! What it does to a call on its way: `vm` is taken out of the arguments and names the guest; the id and the progress token
 //! are replaced by those of the link. On the way back: `_meta["dev.nexus/vm"]` says which VM and boot answered.
 
 mod arguments;
+mod name;
 mod pace;
 mod record;
 mod reply;
@@ -17,14 +18,16 @@ mod reply;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nexus_core::link::{CallId, CallSink, GuestProgress, Link, LinkError, UP_WAIT};
+use nexus_core::link::{CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, UP_WAIT};
 use nexus_core::{Caller, GuestHandle};
-use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
+use nexus_schema::tools::command::{CommandStart, RunCommand};
+use nexus_schema::{Tool, ToolError};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 pub(crate) use arguments::{Arguments, CallParams, Era, flaw_of_call, may_be_call};
+pub(crate) use name::name_of_client;
 pub(crate) use pace::{BEAT_CHECK, Pace};
 pub(crate) use record::Recorded;
 use reply::Origin;
@@ -35,6 +38,8 @@ use crate::tools::GuestTool;
 
 /// How many forwarded calls of one client may be under way.
 const CALLS_MAX: usize = 256;
+/// How much of a client's name is passed on, in characters.
+const NAME_MAX: usize = 64;
 
 /// Who calls: one stream, or all HTTP requests of one caller and view. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -47,6 +52,8 @@ struct Inner {
     caller: Caller,
     /// A place for each call that may be under way.
     places: Arc<Semaphore>,
+    /// What the client calls itself and who it is, in words for people.
+    name: Mutex<Arc<str>>,
     /// Who answered last: mostly who answers next.
     origin: Mutex<Option<Arc<Origin>>>,
 }
@@ -54,7 +61,22 @@ struct Inner {
 impl Client {
     pub(crate) fn new(host: Host, view: View, caller: Caller) -> Self {
         let places = Arc::new(Semaphore::new(CALLS_MAX));
-        Self(Arc::new(Inner { host, view, caller, places, origin: Mutex::default() }))
+        let name = Mutex::new(Arc::clone(&caller.owner));
+        Self(Arc::new(Inner { host, view, caller, places, name, origin: Mutex::default() }))
+    }
+
+    /// The client says what it is called.
+    pub(crate) fn introduced(&self, name: &str) {
+        let name: String = name.chars().filter(|c| !c.is_control()).take(NAME_MAX).collect();
+        if !name.trim().is_empty() {
+            let name = format!("{} ({})", name.trim(), self.0.caller.owner).into();
+            *self.0.name.lock().unwrap_or_else(PoisonError::into_inner) = name;
+        }
+    }
+
+    /// What it is called in a VM, where what it starts outlives it.
+    fn name(&self) -> Arc<str> {
+        Arc::clone(&self.0.name.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn host(&self) -> &Host {
@@ -89,6 +111,8 @@ pub(crate) struct ForwardedCall {
     era: Era,
     view: View,
     handle: Handle,
+    /// Who calls, where the guest is told.
+    client: Option<Arc<str>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -122,10 +146,20 @@ impl ForwardedCall {
         let seconds = tool.limit.argument().and_then(|name| arguments.number(name));
         let deadline = tool.limit.of_call(seconds);
         let handle = handle.clone();
-        Ok((
-            Self { record, tool, guest, origin, deadline, era, view: *view, handle, _place: place },
-            arguments,
-        ))
+        let name = matches!(tool.name, RunCommand::NAME | CommandStart::NAME).then(|| client.name());
+        let call = Self {
+            record,
+            tool,
+            guest,
+            origin,
+            deadline,
+            era,
+            view: *view,
+            handle,
+            client: name,
+            _place: place,
+        };
+        Ok((call, arguments))
     }
 
     /// The link that it goes to.
@@ -137,8 +171,10 @@ impl ForwardedCall {
     pub(crate) fn begin(self, arguments: &Arguments<'_>, wants_progress: bool, answer: impl Answer) {
         let (link, handle, name, deadline) =
             (self.guest.link.clone(), self.handle.clone(), self.tool.name, self.deadline);
+        let client = self.client.clone();
         let sink = Box::new(Sink { call: self, answer });
-        match link.begin(name, |out| arguments.write(out), wants_progress, deadline, sink) {
+        let meta = CallMeta { wants_progress, client: client.as_deref() };
+        match link.begin(name, |out| arguments.write(out), meta, deadline, sink) {
             Ok(call) => handle.begun(link, call),
             Err((LinkError::Down { why }, sink)) => {
                 // It may be dialled again just now, as after the agent was restarted.
@@ -148,8 +184,8 @@ impl ForwardedCall {
                     if !link.is_up_within(UP_WAIT.min(deadline)).await {
                         return sink.done(Err(LinkError::Down { why }));
                     }
-                    match link.begin(name, |out| out.extend_from_slice(&text), wants_progress, deadline, sink)
-                    {
+                    let meta = CallMeta { wants_progress, client: client.as_deref() };
+                    match link.begin(name, |out| out.extend_from_slice(&text), meta, deadline, sink) {
                         Ok(call) => {
                             link.flush();
                             handle.begun(link, call);
@@ -162,7 +198,7 @@ impl ForwardedCall {
         }
     }
 
-    /// Calls and waits; the result is appended to `out`. `None` if the call was cancelled. Dropping the future cancels it.
+    /// Calls and waits; the result is appended to `out`. `None` if the call was cancelled. Dropping the future lets go of it.
     pub(crate) async fn wait(
         self,
         arguments: &Arguments<'_>,
@@ -170,12 +206,12 @@ impl ForwardedCall {
         out: Vec<u8>,
     ) -> Option<Vec<u8>> {
         let (sender, outcome) = oneshot::channel();
-        let (link, cancel) = (self.guest.link.clone(), CancelOnDrop(self.handle.clone()));
+        let (link, guard) = (self.guest.link.clone(), LeaveOnDrop(self.handle.clone()));
         let wants_progress = progress.is_some();
         self.begin(arguments, wants_progress, Waiting { outcome: sender, progress, out });
         link.flush();
         let outcome = outcome.await.ok().flatten();
-        drop(cancel);
+        drop(guard);
         outcome
     }
 }
@@ -185,7 +221,7 @@ fn too_many() -> ToolError {
         .hint("wait for some of them to end")
 }
 
-/// Cancels one call. Cheap to clone.
+/// Cancels one call, or lets go of it. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Handle(Arc<Mutex<Stage>>);
 
@@ -195,6 +231,8 @@ enum Stage {
     Beginning,
     Begun(Link, CallId),
     Cancelled,
+    /// Its caller is gone.
+    Left,
 }
 
 impl Handle {
@@ -202,7 +240,7 @@ impl Handle {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Cancels the call; one that has ended is left alone.
+    /// Cancels the call, and kills what it started; one that has ended is left alone.
     pub(crate) fn cancel(&self) {
         let stage = std::mem::replace(&mut *self.stage(), Stage::Cancelled);
         if let Stage::Begun(link, call) = stage {
@@ -210,8 +248,21 @@ impl Handle {
         }
     }
 
+    /// Nobody waits for the call any more: a command that it started goes on. One that was cancelled or has ended is left alone.
+    pub(crate) fn leave(&self) {
+        let mut stage = self.stage();
+        if matches!(*stage, Stage::Cancelled) {
+            return;
+        }
+        let before = std::mem::replace(&mut *stage, Stage::Left);
+        drop(stage);
+        if let Stage::Begun(link, call) = before {
+            link.leave(call);
+        }
+    }
+
     fn is_cancelled(&self) -> bool {
-        matches!(*self.stage(), Stage::Cancelled)
+        matches!(*self.stage(), Stage::Cancelled | Stage::Left)
     }
 
     fn begun(&self, link: Link, call: CallId) {
@@ -221,16 +272,20 @@ impl Handle {
                 drop(stage);
                 link.cancel(call);
             }
+            Stage::Left => {
+                drop(stage);
+                link.leave(call);
+            }
             Stage::Beginning | Stage::Begun(..) => *stage = Stage::Begun(link, call),
         }
     }
 }
 
-struct CancelOnDrop(Handle);
+struct LeaveOnDrop(Handle);
 
-impl Drop for CancelOnDrop {
+impl Drop for LeaveOnDrop {
     fn drop(&mut self) {
-        self.0.cancel();
+        self.0.leave();
     }
 }
 

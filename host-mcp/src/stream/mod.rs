@@ -119,7 +119,7 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
         }
         Err(error) => tracing::debug!(%error, "a client left before it said what it is"),
     }
-    tap.cancel_all();
+    tap.leave_all();
     outbox.close();
     let _ = tokio::time::timeout(Duration::from_secs(5), writer).await;
     host.counters().streams.remove();

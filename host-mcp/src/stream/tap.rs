@@ -123,7 +123,13 @@ impl Tap {
 
     /// Handles one message, or gives back what rmcp is to handle.
     fn message(self: &Arc<Self>, text: &[u8], message: &Envelope<'_>) -> Option<ClientJsonRpcMessage> {
-        if self.forward(message) || self.cancel(message) { None } else { self.decode(text, message) }
+        if self.forward(message) || self.cancel(message) {
+            return None;
+        }
+        if let Some(name) = forward::name_of_client(message) {
+            self.client.introduced(&name);
+        }
+        self.decode(text, message)
     }
 
     /// Handles a line that is no message: several in an array, as revisions up to 2025-03-26 have them, or nothing at all. Each is
@@ -277,15 +283,16 @@ impl Tap {
         while self.has_calls() {
             check.tick().await;
             if is_gone() || self.outbox.is_closed() {
-                self.cancel_all();
+                self.leave_all();
                 return;
             }
         }
     }
 
-    pub(super) fn cancel_all(&self) {
+    /// The client is gone: nobody waits for its calls.
+    pub(super) fn leave_all(&self) {
         let handles: Vec<_> = self.calls().values().map(|call| call.handle.clone()).collect();
-        handles.iter().for_each(Handle::cancel);
+        handles.iter().for_each(Handle::leave);
     }
 }
 

@@ -16,8 +16,9 @@ Start: `vm_create {}` makes a Debian VM with Python, git and curl, starts it and
 `name` is yours to choose). If the reply says `done: false`, call `op_get` with its `op_id` until it is done.
 Work: every `guest_` tool runs inside the VM that you name in `vm` (name or id): `guest_run_command` {\"vm\":\"web-1\",\
 \"command\":\"uname -a\"}, `guest_file_write`, `guest_file_read`, `guest_file_list`, `guest_file_stat`, `guest_file_delete`, \
-`guest_os_info`. Commands run as root in a fresh process each time: set `cwd` and `env` per call, and start long-running \
-programs in the background with output to a file. A non-zero exit code is a normal result.
+`guest_os_info`. Commands run as root in a fresh process each time: set `cwd` and `env` per call. What runs longer than \
+30 s goes on: follow it with `guest_command_output`; start servers and what is typed to with `guest_command_start`. A non-zero exit \
+code is a normal result.
 End: `vm_stop` keeps the disk, `vm_start` brings it back, `vm_delete` removes both. Clean up what you no longer need.
 
 Look: `vm_list` shows what exists, `vm_inspect` everything about one VM, `vm_logs` its console, `vm_history` what happened to \
@@ -30,8 +31,8 @@ gone, its disk is not.";
 pub(crate) const SCOPED_INSTRUCTIONS: &str = "\
 This endpoint is the inside of one Linux microVM. Every tool runs in that VM and never on the host: `run_command` \
 {\"command\":\"uname -a\"}, `file_write`, `file_read`, `file_list`, `file_stat`, `file_delete`, `os_info`. Commands run as root in a \
-fresh process each time: set `cwd` and `env` per call, and start long-running programs in the background with output to a file. A \
-non-zero exit code is a normal result. Failures are results with `isError` and a text `code: message`, then a line that says what \
+fresh process each time: set `cwd` and `env` per call. What runs longer than 30 s goes on: follow it with `command_output`; start servers \
+and what is typed to with `command_start`. A non-zero exit code is a normal result. Failures are results with `isError` and a text `code: message`, then a line that says what \
 to do next.";
 
 /// Tools as MCP lists them, sorted by name.

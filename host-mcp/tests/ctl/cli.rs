@@ -259,9 +259,9 @@ fn commands_give_their_exact_bytes_and_exit_code() {
         fake.calls("guest_run_command"),
         [
             json!({ "vm": "web-1", "argv": ["sh", "-c", "--json"], "cwd": "/tmp", "env": { "A": "B" },
-                "timeout_s": 3600, "max_output_bytes": 262144, "encoding": "base64" }),
+                "timeout_s": 3600.0, "max_output_bytes": 262144, "encoding": "base64" }),
             json!({ "vm": "web-1", "command": "cat", "stdin": BASE64.encode(b"\x00\xffin"), "stdin_encoding": "base64",
-                "timeout_s": 3600, "max_output_bytes": 262144, "encoding": "base64" }),
+                "timeout_s": 3600.0, "max_output_bytes": 262144, "encoding": "base64" }),
         ]
     );
 }

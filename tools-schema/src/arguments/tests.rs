@@ -41,7 +41,7 @@ fn what_can_mean_only_one_thing_is_taken() {
     })));
     let params = params.unwrap();
     assert_eq!(params.argv.unwrap(), ["sleep", "5"]);
-    assert_eq!((params.user.as_deref(), params.command, params.timeout_s), (Some("1000"), None, Some(7)));
+    assert_eq!((params.user.as_deref(), params.command, params.timeout_s), (Some("1000"), None, Some(7.0)));
 }
 
 #[test]

@@ -1,15 +1,24 @@
-//! Commands in the guest.
+//! Commands in the guest: `run_command` here, those that outlive their call in [`live`].
+
+mod live;
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{COMMAND_TIMEOUT_DEFAULT, COMMAND_TIMEOUT_MAX};
+pub use live::{
+    CommandEntry, CommandInput, CommandInputParams, CommandList, CommandListOutput, CommandListParams,
+    CommandOutput, CommandOutputParams, CommandSignal, CommandSignalOutput, CommandSignalParams,
+    CommandStart, CommandStartParams, OutputStream,
+};
+
+use crate::id::CommandId;
+use crate::limits::{WAIT_MAX, YIELD_DEFAULT};
 use crate::tool::{Effect, ResultShape, TimeLimit, Tool};
 use crate::tools::ContentEncoding;
 
-/// Runs a command to its end.
+/// Runs a command, to its end if that comes soon.
 pub enum RunCommand {}
 
 /// Arguments of `run_command`: either `command` or `argv`.
@@ -38,10 +47,27 @@ pub struct RunCommandParams {
     /// How `stdin` is encoded (default text).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin_encoding: Option<ContentEncoding>,
-    /// After how many seconds the command and all that it started are killed (default 30, at most 3600).
+    /// A file in the VM that is its standard input. Instead of `stdin`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 3600))]
-    pub timeout_s: Option<u32>,
+    pub stdin_path: Option<String>,
+    /// Keep standard input open for `command_input`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin_open: bool,
+    /// How many seconds this call waits (default 30, at most 45; 0: not at all). A command that still runs then goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 45))]
+    pub yield_after_s: Option<f64>,
+    /// After how many seconds the command and all that it started are killed (default 3600; 0: never).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub timeout_s: Option<f64>,
+    /// How many seconds after a SIGTERM the timeout kills (default 0: at once).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 600))]
+    pub kill_grace_s: Option<f64>,
+    /// Kill what the command leaves running when it ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kill_descendants: bool,
     /// How much of stdout and of stderr to show, in bytes: beyond it the middle is left out (default 32768, at most 48000;
     /// with base64 at most 262144).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,11 +76,46 @@ pub struct RunCommandParams {
     /// How stdout and stderr are shown (default text).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<ContentEncoding>,
+    /// Both streams as stdout, in the order in which they were written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub merge: bool,
+    /// How much of each stream is kept for `command_output`, in bytes: head and tail (default 2 MiB, at most 16 MiB).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 16_777_216))]
+    pub keep_bytes: Option<u32>,
+    /// Never drop output: the command waits while so much of it is unread by `command_output`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lossless: bool,
+    /// A file in the VM that gets all output as well; overwritten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
 }
 
-/// Facts of a `run_command` result.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// How a command is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandState {
+    /// Its main process runs.
+    Running,
+    /// Its main process has ended.
+    #[default]
+    Ended,
+    /// The process that held it was killed; how it ended is not known.
+    Lost,
+}
+
+/// Facts about a command: of a result of `run_command` and of its kin.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunCommandOutput {
+    /// The command's id, for `command_output` and its kin. Good until the VM's next boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command_id: Option<CommandId>,
+    /// How it is.
+    #[serde(default)]
+    pub state: CommandState,
+    /// What a shell says of its end: the exit code, or 128 and the number of the signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u8>,
     /// The exit code, if the command ended by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
@@ -63,15 +124,57 @@ pub struct RunCommandOutput {
     pub signal: Option<String>,
     /// Whether it was killed because its time was up.
     pub timed_out: bool,
-    /// How long it ran, in milliseconds.
+    /// How long it ran, or has run so far, in milliseconds.
     pub duration_ms: u64,
     /// What it wrote to stdout.
     pub stdout: StreamFacts,
     /// What it wrote to stderr.
     pub stderr: StreamFacts,
+    /// Where `command_output` goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// Whether there is more to read at the cursor at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
+    /// Processes that it started and that still run after its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub descendants: Option<Descendants>,
+    /// The directory that it was started in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// The number of its main process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// The file that gets all of its output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogFacts>,
+    /// How many bytes of the input it has taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_bytes: Option<u64>,
     /// The processes that the kernel killed because the VM ran out of memory while the command ran.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub oom_killed: Vec<String>,
+}
+
+/// Processes that a command left behind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Descendants {
+    /// How many.
+    pub count: u32,
+    /// What they are called, such as `sleep (pid 77)`; the first 16.
+    pub names: Vec<String>,
+}
+
+/// Facts about the file that gets all of a command's output.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LogFacts {
+    /// Where it is.
+    pub path: String,
+    /// How much was written to it, in bytes.
+    pub written_bytes: u64,
+    /// Why it does not have all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Facts about one output stream.
@@ -79,10 +182,24 @@ pub struct RunCommandOutput {
 pub struct StreamFacts {
     /// All that was written, in bytes.
     pub total_bytes: u64,
-    /// Bytes left out of the middle.
+    /// Bytes left out: of the middle, or before `offset`.
     pub omitted_bytes: u64,
     /// Whether bytes that are not UTF-8 were replaced.
     pub lossy: bool,
+    /// Where what is shown starts.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub offset: u64,
+    /// Where the bytes left out of the middle were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub omitted_at: Option<u64>,
+    /// Bytes of the middle that were not kept and cannot be had any more.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Tool for RunCommand {
@@ -90,13 +207,14 @@ impl Tool for RunCommand {
     const TITLE: &'static str = "Run a command in the VM";
     const DESCRIPTION: &'static str = "Runs a command inside the VM (never on the host) and returns its exit code, stdout and \
         stderr; use it for anything a shell can do: build, test, look around. Give `command` (a shell line) or \
-        `argv` (no shell). A non-zero exit is a normal result. The command is killed with all that it started when `timeout_s` \
-        is over; long output keeps its head and tail.";
+        `argv` (no shell). A non-zero exit is a normal result. What still runs after `yield_after_s` goes on: the reply has \
+        `command_id`, for command_output. The call ends with the main process; children that go on are named and keep running, \
+        unless `kill_descendants`. A timeout, a cancelled call and command_signal end them too.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     const SHAPE: ResultShape = ResultShape::Text;
     const OPEN_WORLD: bool = true;
     const TIME_LIMIT: TimeLimit =
-        TimeLimit::Argument { name: "timeout_s", default: COMMAND_TIMEOUT_DEFAULT, max: COMMAND_TIMEOUT_MAX };
+        TimeLimit::Argument { name: "yield_after_s", default: YIELD_DEFAULT, max: WAIT_MAX };
     type Params = RunCommandParams;
     type Output = RunCommandOutput;
 }

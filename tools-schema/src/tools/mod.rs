@@ -83,6 +83,11 @@ macro_rules! for_each_host_tool {
 macro_rules! for_each_guest_tool {
     ($callback:ident) => {
         $callback! {
+            $crate::tools::command::CommandInput => command_input,
+            $crate::tools::command::CommandList => command_list,
+            $crate::tools::command::CommandOutput => command_output,
+            $crate::tools::command::CommandSignal => command_signal,
+            $crate::tools::command::CommandStart => command_start,
             $crate::tools::file::FileDelete => file_delete,
             $crate::tools::file::FileList => file_list,
             $crate::tools::file::FileRead => file_read,

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use nexus_schema::limits::GUEST_RESULT_MAX;
+use nexus_schema::link::CUT_OFF;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -305,7 +306,7 @@ impl Serving<'_> {
             late
         };
         for (id, after) in late {
-            self.shared.give_up(id, "deadline passed", LinkError::Deadline { after });
+            self.shared.give_up(id, CUT_OFF, LinkError::Deadline { after });
         }
         Ok(next)
     }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use connection::Patience;
 pub(crate) use connection::STANDSTILL;
+use nexus_schema::link::{CLIENT_META, CUT_OFF};
 use nexus_schema::{ErrorCode, ToolError};
 use serde_json::value::RawValue;
 use tokio::sync::{Notify, oneshot, watch};
@@ -104,7 +105,7 @@ impl LinkError {
             Self::Down { .. } => ToolError::new(ErrorCode::GuestUnreachable, message)
                 .hint("look at vm_inspect and vm_logs; what the call was doing in the VM may have happened all the same"),
             Self::Deadline { .. } => ToolError::new(ErrorCode::Timeout, message)
-                .hint("the guest was told to give up; give a longer timeout_s where the tool takes one"),
+                .hint("a command goes on in the VM: command_list shows it; all else was told to give up"),
             Self::Cancelled => ToolError::new(ErrorCode::Cancelled, message),
             Self::Busy => ToolError::new(ErrorCode::Busy, message).hint("wait for calls to end, then try again"),
             Self::TooLarge => ToolError::new(ErrorCode::TooLarge, message)
@@ -122,6 +123,15 @@ impl LinkError {
 /// Names a call that is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CallId(u64);
+
+/// What a guest is told of a call besides its arguments.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CallMeta<'a> {
+    /// Whether progress is wanted.
+    pub wants_progress: bool,
+    /// Who calls.
+    pub client: Option<&'a str>,
+}
 
 /// A progress notification of a guest.
 #[derive(Debug, Clone, PartialEq)]
@@ -233,16 +243,26 @@ impl Link {
         &self,
         tool: &str,
         arguments: impl FnOnce(&mut Vec<u8>),
-        wants_progress: bool,
+        meta: CallMeta<'_>,
         deadline: Duration,
         sink: Box<dyn CallSink>,
     ) -> Result<CallId, (LinkError, Box<dyn CallSink>)> {
+        let CallMeta { wants_progress, client } = meta;
         self.shared.begin(deadline, wants_progress, sink, |out, id| {
             out.extend_from_slice(br#""method":"tools/call","params":{"name":"#);
             wire::write_string(out, tool);
-            // Before the arguments: the guest sees at once that the call is not a plain one.
-            if wants_progress {
-                out.extend_from_slice(format!(r#","_meta":{{"progressToken":{id}}}"#).as_bytes());
+            if wants_progress || client.is_some() {
+                out.extend_from_slice(br#","_meta":{"#);
+                if wants_progress {
+                    out.extend_from_slice(format!(r#""progressToken":{id}"#).as_bytes());
+                }
+                if let Some(client) = client {
+                    out.extend_from_slice(if wants_progress { b"," } else { b"" });
+                    wire::write_string(out, CLIENT_META);
+                    out.push(b':');
+                    wire::write_string(out, client);
+                }
+                out.push(b'}');
             }
             out.extend_from_slice(br#","arguments":"#);
             arguments(out);
@@ -258,7 +278,13 @@ impl Link {
         }
     }
 
-    /// Cancels a call: the guest is told, the sink gets [`LinkError::Cancelled`]. A call that has ended is left alone.
+    /// Lets go of a call whose caller is gone: a command that it started goes on in the guest. The sink gets
+    /// [`LinkError::Cancelled`]. A call that has ended is left alone.
+    pub fn leave(&self, call: CallId) {
+        self.shared.give_up(call.0, CUT_OFF, LinkError::Cancelled);
+    }
+
+    /// Cancels a call: the guest is told, and kills what it started. The sink gets [`LinkError::Cancelled`]. A call that has ended is left alone.
     pub fn cancel(&self, call: CallId) {
         self.shared.give_up(call.0, "cancelled by the caller", LinkError::Cancelled);
     }

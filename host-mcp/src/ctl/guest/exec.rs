@@ -78,9 +78,10 @@ pub(crate) async fn exec(app: &App, args: RunArgs) -> Result<u8, Error> {
         user: args.user,
         stdin: stdin.as_deref().map(|bytes| BASE64.encode(bytes)),
         stdin_encoding: stdin.is_some().then_some(ContentEncoding::Base64),
-        timeout_s: Some(args.timeout),
+        timeout_s: Some(args.timeout.into()),
         max_output_bytes: Some(OUTPUT_MAX),
         encoding: Some(ContentEncoding::Base64),
+        ..RunCommandParams::default()
     };
     let options = Options::waiting(Duration::from_secs(args.timeout.into()));
     let reply = match client.call_guest::<RunCommand>(&args.vm.to_string(), &params, options).await {
@@ -230,7 +231,7 @@ mod tests {
             duration_ms: 1,
             stdout: StreamFacts::default(),
             stderr: StreamFacts::default(),
-            oom_killed: Vec::new(),
+            ..RunCommandOutput::default()
         }
     }
 

@@ -5,50 +5,95 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::limits::{COMMAND_MAX, COMMAND_WORD_MAX, FILE_WRITE_MAX};
 use nexus_schema::tools::ContentEncoding;
-use nexus_schema::tools::command::RunCommandParams;
 use nix::errno::Errno;
 use rustix::process::Pid;
 use tokio::process::{Child, Command};
 
 use super::cgroup::Cgroup;
-use super::tree::{MARK, Running};
+use super::streams::{self, Ends, Stdin};
+use super::tree::{MARK, Tree};
+use crate::holder::wire::Settings;
 use crate::os::{User, Users, reason, shell};
 use crate::places::make_directories;
 use crate::sys::{ChildSetup, Credentials, prepare_child};
-use crate::tools::{Call, agent_failed};
+use crate::tools::agent_failed;
 
 /// Where programs are looked for; the first directory has `poweroff` and its like.
 pub(crate) const PATH: &str = "/run/nexus/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The kind of terminal that commands find.
+const TERM: &str = "xterm-256color";
+/// How much of a command's line is kept for lists, in characters.
+const LINE_MAX: usize = 200;
+
+/// What is to be started.
+#[derive(Debug, Default)]
+pub(super) struct Order {
+    pub(super) command: Option<String>,
+    pub(super) argv: Option<Vec<String>>,
+    pub(super) cwd: Option<String>,
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) user: Option<String>,
+    pub(super) stdin: Option<String>,
+    pub(super) stdin_encoding: ContentEncoding,
+    pub(super) stdin_path: Option<String>,
+    pub(super) stdin_open: bool,
+    /// The size of its terminal, if it gets one.
+    pub(super) terminal: Option<(u16, u16)>,
+    pub(super) merge: bool,
+    pub(super) log: Option<String>,
+}
 
 /// A command that was started.
 pub(super) struct Started {
     /// Its first process.
     pub(super) child: Child,
-    /// What is to be written to its standard input.
-    pub(super) input: Option<Vec<u8>>,
     /// All of its processes.
-    pub(super) running: Arc<Running>,
+    pub(super) tree: Tree,
+    /// What is run, in one line.
+    pub(super) line: String,
+    /// Where it was started.
+    pub(super) cwd: String,
+    /// As whom.
+    pub(super) user: String,
+    /// Our ends of its streams.
+    pub(super) ends: Ends,
+    /// What is to be written to its standard input first.
+    pub(super) input: Option<Vec<u8>>,
+    /// The file that gets all output.
+    pub(super) log: Option<File>,
 }
 
-/// Starts a command.
-pub(super) fn start(call: &Call, params: RunCommandParams) -> Result<Started, ToolError> {
-    let Program { argv, script } = Program::of(params.command, params.argv)?;
-    let input = input(params.stdin, params.stdin_encoding.unwrap_or_default())?;
-    let who = Who::resolve(params.user.as_deref(), &Users::read())?;
-    let cwd = cwd(params.cwd, call.settings.working_dir.as_deref(), &who.home)?;
-    let in_vm = call.agent.is_in_vm();
+/// Starts a command, marked `mark`.
+pub(super) fn start(
+    order: Order,
+    settings: &Settings,
+    in_vm: bool,
+    mark: String,
+) -> Result<Started, ToolError> {
+    let line = line(&order);
+    let Program { argv, script } = Program::of(order.command, order.argv)?;
+    let input = input(order.stdin, order.stdin_encoding)?;
+    let who = Who::resolve(order.user.as_deref(), &Users::read())?;
+    let cwd = cwd(order.cwd, settings.working_dir.as_deref(), &who.home)?;
+    let stdin_file = match (&order.stdin_path, &input, order.stdin_open, order.terminal) {
+        (None, ..) => None,
+        (Some(path), None, false, None) => Some(streams::input_file(path)?),
+        (Some(_), ..) => {
+            return Err(ToolError::invalid("stdin_path stands alone: without stdin, stdin_open and tty"));
+        }
+    };
 
     let mut environment = who.environment(in_vm);
-    environment.extend(call.settings.env.clone());
-    for (name, value) in params.env {
+    if order.terminal.is_some() {
+        environment.insert("TERM".to_owned(), TERM.to_owned());
+    }
+    environment.extend(settings.env.clone());
+    for (name, value) in order.env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             return Err(ToolError::invalid(format!(
                 "`{}` cannot be an environment variable",
@@ -59,16 +104,23 @@ pub(super) fn start(call: &Call, params: RunCommandParams) -> Result<Started, To
     }
     check_environment(&environment)?;
 
-    let (cgroup, procs) = in_vm.then(Cgroup::create).flatten().unzip();
-    let mark = mark();
+    let (cgroup, procs) = in_vm.then(|| Cgroup::create(&mark)).flatten().unzip();
     if cgroup.is_none() {
         environment.insert(MARK.to_owned(), mark.clone());
     }
+    let owner = who.credentials.as_ref().map(|who| (who.uid, who.gid));
+    let log = order.log.as_deref().map(|path| streams::log_file(path, owner)).transpose()?;
 
+    let stdin = match stdin_file {
+        Some(file) => Stdin::File(file),
+        None if input.is_some() || order.stdin_open => Stdin::Pipe,
+        None => Stdin::Nothing,
+    };
+    let (ends, theirs) = streams::make(stdin, order.terminal, order.merge)
+        .map_err(|error| agent_failed(format!("make the command's streams: {}", reason(&error))))?;
     let mut command = std::process::Command::new(&argv[0]);
     command.args(&argv[1..]).env_clear().envs(&environment).current_dir(&cwd);
-    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(theirs.stdin).stdout(theirs.stdout).stderr(theirs.stderr);
     prepare_child(
         &mut command,
         ChildSetup {
@@ -77,12 +129,31 @@ pub(super) fn start(call: &Call, params: RunCommandParams) -> Result<Started, To
             credentials: who.credentials,
             dies_with_parent: true,
             kept: script,
+            terminal: order.terminal.is_some(),
+            descriptors: Some(super::descriptors_of_commands()),
         },
     );
     let child = Command::from(command).spawn().map_err(|error| refused(&argv[0], &error))?;
     let pid = child.id().and_then(|pid| Pid::from_raw(pid as i32));
     let pid = pid.ok_or_else(|| agent_failed("a command that was just started has no process id"))?;
-    Ok(Started { child, input, running: Arc::new(Running::new(pid, mark, cgroup)) })
+    let tree = Tree::new(pid, mark, cgroup);
+    Ok(Started { child, tree, line, cwd, user: who.name, ends, input, log })
+}
+
+/// What is run, for lists: at most 200 characters in one line.
+fn line(order: &Order) -> String {
+    let text = match (&order.command, &order.argv) {
+        (Some(line), _) => line.clone(),
+        (None, Some(argv)) => argv.join(" "),
+        (None, None) => String::new(),
+    };
+    let tame = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut line: String = tame.take(LINE_MAX + 1).collect();
+    if let Some((end, _)) = line.char_indices().nth(LINE_MAX) {
+        line.truncate(end);
+        line.push('…');
+    }
+    line
 }
 
 fn refused(program: &str, error: &io::Error) -> ToolError {
@@ -195,9 +266,7 @@ fn input(stdin: Option<String>, encoding: ContentEncoding) -> Result<Option<Vec<
     let bytes = encoding.decode(text).map_err(|error| ToolError::invalid(format!("stdin: {error}")))?;
     if bytes.len() as u64 > FILE_WRITE_MAX {
         let text = format!("stdin holds {} bytes, at most {FILE_WRITE_MAX} can be given", bytes.len());
-        return Err(
-            ToolError::new(ErrorCode::TooLarge, text).hint("write it to a file and redirect from there")
-        );
+        return Err(ToolError::new(ErrorCode::TooLarge, text).hint("write it to a file and give stdin_path"));
     }
     Ok(Some(bytes))
 }
@@ -234,12 +303,6 @@ fn working_directory(of_image: &str) -> Result<String, ToolError> {
         ToolError::new(ErrorCode::FileRefused, text).hint("give `cwd`")
     })?;
     Ok(path.to_string_lossy().into_owned())
-}
-
-/// A mark that no other command has.
-fn mark() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Whom a command runs as.

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::os::read_small;
 
@@ -34,15 +35,13 @@ pub(super) struct Cgroup {
 
 impl Cgroup {
     /// Makes one, with the file through which a child enters it; `None` where there is no cgroup filesystem.
-    pub(super) fn create() -> Option<(Self, OwnedFd)> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+    pub(super) fn create(name: &str) -> Option<(Self, OwnedFd)> {
         if rustix::fs::statfs(ROOT).ok()?.f_type as u64 != CGROUP2 {
             return None;
         }
         sweep();
         static LIMITED: Once = Once::new();
         LIMITED.call_once(limit);
-        let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = Path::new(OURS).join(name);
         if std::fs::create_dir(&path).is_err() {
             std::fs::create_dir_all(&path).ok()?;
@@ -50,6 +49,18 @@ impl Cgroup {
         let cgroup = Self { path };
         let procs = File::options().write(true).open(cgroup.path.join("cgroup.procs")).ok()?;
         Some((cgroup, procs.into()))
+    }
+
+    /// One that a holder before this one made.
+    pub(super) fn left_behind(name: &str) -> Option<Self> {
+        let path = Path::new(OURS).join(name);
+        path.is_dir().then_some(Self { path })
+    }
+
+    /// The processes in it.
+    pub(super) fn processes(&self) -> Vec<Pid> {
+        let list = read_small(self.path.join("cgroup.procs"), 1 << 20).unwrap_or_default();
+        list.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw).collect()
     }
 
     /// Freezes it, and kills every process in it.
@@ -66,14 +77,11 @@ impl Cgroup {
 
     fn kill_one_by_one(&self) -> io::Result<()> {
         for _ in 0..ROUNDS {
-            let list = read_small(self.path.join("cgroup.procs"), 1 << 20).unwrap_or_default();
             let mut any = false;
-            for pid in
-                list.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw)
-            {
+            for pid in self.processes() {
                 any = true;
                 // It may be gone by now.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                let _ = kill_process(pid, Signal::KILL);
             }
             if !any {
                 return Ok(());

@@ -1,0 +1,258 @@
+//! What is kept of one output stream: its head and its tail, in blocks that go back to the system one by one.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+/// The size of a block that is full, in bytes: large enough for the allocator to give it back.
+const BLOCK: usize = 256 << 10;
+
+/// The head and the tail of a stream. As long as they hold all of it together, nothing is missing between them.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    head: Blocks,
+    head_max: usize,
+    tail: Blocks,
+    tail_max: usize,
+    total: u64,
+}
+
+impl Kept {
+    /// Keeps up to `keep` bytes.
+    pub(super) fn new(keep: usize) -> Self {
+        let tail_max = keep / 2;
+        Self { head_max: keep - tail_max, tail_max, ..Self::default() }
+    }
+
+    /// Keeps the last `keep` bytes.
+    pub(super) fn newest(keep: usize) -> Self {
+        Self { tail_max: keep, ..Self::default() }
+    }
+
+    /// Appends what was written.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.total += bytes.len() as u64;
+        let room = self.head_max.saturating_sub(self.head.len);
+        // Once something is in the tail, or was dropped, the head is whole.
+        let room = if self.total - bytes.len() as u64 == self.head.len as u64 { room } else { 0 };
+        let (head, rest) = bytes.split_at(room.min(bytes.len()));
+        self.head.push(head);
+        self.tail.push(&rest[rest.len().saturating_sub(self.tail_max)..]);
+        self.tail.drop_front(self.tail.len.saturating_sub(self.tail_max));
+    }
+
+    /// All that was written, in bytes.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// How much is kept, in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.head.len + self.tail.len
+    }
+
+    /// The bytes between head and tail that are gone.
+    pub(super) fn gap(&self) -> Range<u64> {
+        self.head.len as u64..self.total - self.tail.len as u64
+    }
+
+    /// How many bytes are gone.
+    pub(super) fn dropped(&self) -> u64 {
+        let gap = self.gap();
+        gap.end - gap.start
+    }
+
+    /// The first `most` bytes in one piece that are kept at or after `offset`, and where they start.
+    pub(super) fn read(&self, offset: u64, most: usize) -> (u64, Vec<u8>) {
+        let gap = self.gap();
+        if offset < gap.start {
+            let mut bytes = self.head.read(offset as usize, most);
+            if gap.is_empty() {
+                bytes.extend(self.tail.read(0, most - bytes.len()));
+            }
+            return (offset, bytes);
+        }
+        let start = offset.clamp(gap.end, self.total);
+        (start, self.tail.read((start - gap.end) as usize, most))
+    }
+
+    /// The last `most` bytes, as far as they are kept in one piece.
+    pub(super) fn last(&self, most: usize) -> Vec<u8> {
+        let from = self.total.saturating_sub(most as u64);
+        let gap = self.gap();
+        let from = if gap.is_empty() { from } else { from.max(gap.end) };
+        self.read(from, most).1
+    }
+
+    /// Keeps no more than `most` bytes from now on.
+    pub(super) fn shrink(&mut self, most: usize) {
+        let tail_max = most / 2;
+        let head_max = most - tail_max;
+        if self.gap().is_empty() && self.head.len > head_max {
+            // All of it in one piece: the end of the head is the start of the tail.
+            let wanted = tail_max.saturating_sub(self.tail.len);
+            let from = self.head.len.saturating_sub(wanted).max(head_max);
+            let mut tail = Blocks::default();
+            tail.push(&self.head.read(from, self.head.len - from));
+            tail.push(&self.tail.read(0, self.tail.len));
+            self.tail = tail;
+        }
+        self.head.truncate(head_max);
+        self.tail.drop_front(self.tail.len.saturating_sub(tail_max));
+        self.head_max = self.head.len.min(head_max);
+        self.tail_max = tail_max;
+    }
+
+    /// Keeps nothing of what came so far.
+    pub(super) fn clear(&mut self) {
+        self.head = Blocks::default();
+        self.head_max = 0;
+        self.tail = Blocks::default();
+    }
+}
+
+/// A queue of bytes.
+#[derive(Debug, Default)]
+struct Blocks {
+    blocks: VecDeque<Vec<u8>>,
+    /// Bytes at the start of the first block that are dropped.
+    skip: usize,
+    len: usize,
+}
+
+impl Blocks {
+    fn push(&mut self, mut bytes: &[u8]) {
+        self.len += bytes.len();
+        while !bytes.is_empty() {
+            if self.blocks.back().is_none_or(|last| last.len() == BLOCK) {
+                let first = if self.blocks.is_empty() { 0 } else { BLOCK };
+                self.blocks.push_back(Vec::with_capacity(first));
+            }
+            let Some(last) = self.blocks.back_mut() else { return };
+            let (now, later) = bytes.split_at(bytes.len().min(BLOCK - last.len()));
+            last.extend_from_slice(now);
+            bytes = later;
+        }
+    }
+
+    fn drop_front(&mut self, count: usize) {
+        self.len -= count;
+        self.skip += count;
+        while self.blocks.front().is_some_and(|first| self.skip >= first.len()) {
+            self.skip -= self.blocks.pop_front().map_or(0, |block| block.len());
+        }
+        if self.blocks.is_empty() {
+            self.skip = 0;
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        while self.len > len {
+            let is_first = self.blocks.len() == 1;
+            let Some(last) = self.blocks.back_mut() else { return };
+            let in_last = if is_first { self.len } else { last.len() };
+            let over = (self.len - len).min(in_last);
+            last.truncate(last.len() - over);
+            self.len -= over;
+            if over == in_last {
+                self.blocks.pop_back();
+            }
+        }
+        if self.len == 0 {
+            *self = Self::default();
+        }
+    }
+
+    fn read(&self, from: usize, most: usize) -> Vec<u8> {
+        let mut at = self.skip + from;
+        let mut left = most.min(self.len.saturating_sub(from));
+        let mut bytes = Vec::with_capacity(left);
+        for block in &self.blocks {
+            if left == 0 {
+                break;
+            }
+            if at >= block.len() {
+                at -= block.len();
+                continue;
+            }
+            let piece = &block[at..block.len().min(at + left)];
+            bytes.extend_from_slice(piece);
+            left -= piece.len();
+            at = 0;
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stream whose every byte tells where it is.
+    fn pattern(range: Range<usize>) -> Vec<u8> {
+        range.map(|at| (at % 251) as u8).collect()
+    }
+
+    fn filled(keep: usize, total: usize, piece: usize) -> Kept {
+        let mut kept = Kept::new(keep);
+        for start in (0..total).step_by(piece) {
+            kept.push(&pattern(start..total.min(start + piece)));
+        }
+        kept
+    }
+
+    #[test]
+    fn what_fits_is_whole_to_the_byte() {
+        for (keep, total) in [(10, 10), (11, 11), (1 << 20, 1 << 20), (3_000_000, 3_000_000), (10, 0)] {
+            for piece in [1, 7, 65_536] {
+                if piece == 1 && total > 1000 {
+                    continue;
+                }
+                let kept = filled(keep, total, piece);
+                assert_eq!((kept.total(), kept.len(), kept.dropped()), (total as u64, total, 0));
+                assert!(kept.read(0, usize::MAX) == (0, pattern(0..total)), "{keep} {total} {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_loses_its_middle() {
+        for (keep, total, piece) in
+            [(10, 11, 3), (10, 1000, 7), (1 << 20, 3 << 20, 65_536), (700_001, 2_000_003, 9_999)]
+        {
+            let kept = filled(keep, total, piece);
+            assert_eq!(kept.len(), keep);
+            assert_eq!(kept.dropped(), (total - keep) as u64);
+            let gap = kept.gap();
+            assert!(kept.read(0, usize::MAX) == (0, pattern(0..gap.start as usize)), "{keep} {total}");
+            let tail = pattern(gap.end as usize..total);
+            assert!(kept.read(gap.start, usize::MAX) == (gap.end, tail.clone()), "the gap is passed over");
+            assert_eq!(kept.read(gap.end + 1, 2), (gap.end + 1, tail[1..3].to_vec()));
+            assert_eq!(kept.last(3), tail[tail.len() - 3..]);
+            assert!(kept.last(usize::MAX) == tail, "{keep} {total}");
+            assert_eq!(kept.read(total as u64 + 5, 7), (total as u64, Vec::new()));
+        }
+    }
+
+    #[test]
+    fn shrinking_keeps_both_ends_and_goes_on() {
+        for (keep, total) in [(1 << 20, 900_000), (1 << 20, 600_000), (1 << 20, 5 << 20), (1 << 20, 1_000)] {
+            for most in [100_000, 1_000, 3, 0] {
+                let mut kept = filled(keep, total, 10_000);
+                kept.shrink(most);
+                assert_eq!(kept.len(), most.min(total), "{total} {most}");
+                kept.push(&pattern(total..total + 50_000));
+                let (gap, end) = (kept.gap(), total + 50_000);
+                let first = if gap.is_empty() { end } else { gap.start as usize };
+                assert!(first == 0 || kept.read(0, usize::MAX).1 == pattern(0..first), "{total} {most}");
+                assert!(kept.read(gap.end, usize::MAX).1 == pattern(gap.end as usize..end), "{total} {most}");
+                assert_eq!(kept.len() > 0, most > 0, "{total} {most}");
+                assert_eq!(kept.total(), total as u64 + 50_000);
+            }
+        }
+        let mut kept = filled(1 << 20, 5 << 20, 10_000);
+        kept.clear();
+        assert_eq!((kept.len(), kept.total(), kept.dropped()), (0, 5 << 20, 5 << 20));
+        kept.push(b"more");
+        assert_eq!(kept.read(0, 10), (5 << 20, b"more".to_vec()));
+    }
+}

@@ -1,0 +1,96 @@
+//! The newest lines of output, for whoever waits: a line of text without anything that moves a cursor.
+
+use std::sync::atomic::Ordering;
+
+use super::command::Command;
+
+/// How much of the output is looked at, in bytes.
+const LOOK: usize = 4 << 10;
+/// How many lines are told.
+const LINES: usize = 3;
+/// How much is told, in characters: what a host takes.
+const TOLD_MAX: usize = 400;
+/// What stands between two lines.
+const BETWEEN: &str = " ⏎ ";
+
+/// The newest lines of a command; `None` if there are none.
+pub(super) fn lines(command: &Command) -> Option<String> {
+    let at = usize::from(command.newest.load(Ordering::Acquire));
+    let bytes = command.streams[at].kept().last(LOOK);
+    let text = told(&String::from_utf8_lossy(&bytes));
+    (!text.is_empty()).then_some(text)
+}
+
+fn told(text: &str) -> String {
+    let plain = without_sequences(text);
+    let lines: Vec<String> = plain.split('\n').map(line).filter(|line| !line.is_empty()).collect();
+    let newest = lines[lines.len().saturating_sub(LINES)..].join(BETWEEN);
+    let count = newest.chars().count();
+    newest.chars().skip(count.saturating_sub(TOLD_MAX)).collect()
+}
+
+/// What a terminal shows of a line: what was written over is gone.
+fn line(text: &str) -> String {
+    let text = text.trim_end_matches('\r');
+    let text = text.rsplit('\r').next().unwrap_or_default();
+    let tame: String =
+        text.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect();
+    tame.trim_end().to_owned()
+}
+
+/// Text without the escape sequences of ECMA-48.
+fn without_sequences(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\u{1b}' => match chars.next() {
+                Some('[') => drop(chars.find(|c| ('\u{40}'..='\u{7e}').contains(c))),
+                // A string: to BEL or ST.
+                Some(']' | 'P' | 'X' | '^' | '_') => {
+                    let mut before = ' ';
+                    let is_end = |c: char| {
+                        let is_end = c == '\u{7}' || c == '\u{9c}' || (before == '\u{1b}' && c == '\\');
+                        before = c;
+                        is_end
+                    };
+                    let _ = chars.by_ref().any(is_end);
+                }
+                // Between escape and its last character.
+                Some(' '..='/') => drop(chars.find(|c| ('\u{30}'..='\u{7e}').contains(c))),
+                Some(_) | None => {}
+            },
+            '\u{9b}' => drop(chars.find(|c| ('\u{40}'..='\u{7e}').contains(c))),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_lines_are_plain_text() {
+        for (text, shown) in [
+            ("", ""),
+            ("one\n", "one"),
+            ("1\n2\n3\n4\n5", "3 ⏎ 4 ⏎ 5"),
+            ("a\n\n\nb\n", "a ⏎ b"),
+            ("10%\r20%\r30%\r", "30%"),
+            ("ok\r\nnext\r\n", "ok ⏎ next"),
+            ("\u{1b}[1;32mgreen\u{1b}[0m \u{1b}]0;title\u{7}x\u{1b}]8;;u\u{1b}\\y", "green xy"),
+            ("\u{1b}(Bplain\u{1b}7\u{9b}2Jend", "plainend"),
+            ("a\tb\u{7}\u{8}c\u{85}", "a bc"),
+            ("\u{1b}[", ""),
+        ] {
+            assert_eq!(told(text), shown, "{text:?}");
+        }
+        let long = told(&"é".repeat(9_000));
+        assert_eq!(long.chars().count(), TOLD_MAX);
+        assert!(
+            !told(&String::from_utf8_lossy(&(0..=255).collect::<Vec<u8>>())).chars().any(char::is_control)
+        );
+    }
+}

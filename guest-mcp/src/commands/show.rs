@@ -1,0 +1,380 @@
+//! Output as replies show it, and what they say of a command.
+
+use std::time::Duration;
+
+use nexus_schema::limits::OUTPUT_MAX;
+use nexus_schema::tools::ContentEncoding;
+use nexus_schema::tools::command::{CommandState, Descendants, RunCommandOutput, StreamFacts};
+use nix::sys::signal::Signal;
+
+use super::command::{Command, Ending};
+use super::kept::Kept;
+use crate::holder::wire::OfStream;
+use crate::tools::human_bytes;
+use crate::tools::text::{continuation_start, decode, incomplete_end};
+
+/// What is shown of a stream: a head, and a tail where something between them is left out.
+#[derive(Debug, Default)]
+pub(super) struct Piece {
+    pub(super) offset: u64,
+    pub(super) head: Vec<u8>,
+    pub(super) tail: Vec<u8>,
+    pub(super) total: u64,
+    /// Bytes left out before the offset, or between head and tail.
+    pub(super) omitted: u64,
+    /// Bytes of the stream that are gone for good.
+    pub(super) dropped: u64,
+}
+
+impl Piece {
+    /// Both ends of a stream, `most` bytes together.
+    pub(super) fn ends(kept: &Kept, most: usize) -> Self {
+        let (total, dropped) = (kept.total(), kept.dropped());
+        let start =
+            |most| if dropped == 0 || kept.gap().start > 0 { kept.read(0, most).1 } else { Vec::new() };
+        let (head, tail) = match (kept.len() <= most, dropped) {
+            (true, 0) => (start(usize::MAX), Vec::new()),
+            (true, _) => (start(usize::MAX), kept.last(usize::MAX)),
+            (false, _) => (start(most - most / 2), kept.last(most / 2)),
+        };
+        let omitted = total - (head.len() + tail.len()) as u64;
+        Self { offset: 0, head, tail, total, omitted, dropped }
+    }
+
+    /// At most `most` bytes in one piece from `offset` on. Text is not cut through a character, unless it cannot be helped.
+    pub(super) fn from(
+        kept: &Kept,
+        offset: u64,
+        most: usize,
+        encoding: ContentEncoding,
+        is_over: bool,
+    ) -> Self {
+        let (start, mut head) = kept.read(offset, most);
+        let total = kept.total();
+        if encoding == ContentEncoding::Text {
+            let cut = incomplete_end(&head);
+            let is_whole = start + head.len() as u64 == total && is_over;
+            if cut < head.len() && !is_whole {
+                head.truncate(head.len() - cut);
+            }
+        }
+        let omitted = start.saturating_sub(offset);
+        Self { offset: start, head, tail: Vec::new(), total, omitted, dropped: kept.dropped() }
+    }
+
+    /// Where it ends.
+    pub(super) fn end(&self) -> u64 {
+        self.offset + self.head.len() as u64
+    }
+
+    /// Shortens it to `most` bytes.
+    pub(super) fn shorten(&mut self, most: usize) {
+        if self.head.len() > most {
+            self.head.truncate(most);
+            let cut = incomplete_end(&self.head);
+            self.head.truncate(most - cut);
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.head.len() + self.tail.len()
+    }
+}
+
+/// A stream as it is shown.
+struct Shown {
+    text: String,
+    facts: StreamFacts,
+}
+
+/// Shortens what two streams show to what a text result may show in all: [`Piece::ends`] of each with these numbers of bytes.
+pub(super) fn share(lengths: [usize; 2]) -> [usize; 2] {
+    let most = OUTPUT_MAX as usize;
+    let [stdout, stderr] = lengths;
+    if stdout + stderr <= most {
+        return lengths;
+    }
+    let stderr = stderr.min((most / 2).max(most.saturating_sub(stdout)));
+    [stdout.min(most - stderr), stderr]
+}
+
+/// Both ends of both streams, within what a result may show in all.
+pub(super) fn ends(streams: [&Kept; 2], most: usize, encoding: ContentEncoding) -> [Piece; 2] {
+    let pieces = streams.map(|kept| Piece::ends(kept, most));
+    if encoding == ContentEncoding::Base64 {
+        return pieces;
+    }
+    let lengths = [pieces[0].len(), pieces[1].len()];
+    let shared = share(lengths);
+    if shared == lengths {
+        return pieces;
+    }
+    [Piece::ends(streams[0], shared[0]), Piece::ends(streams[1], shared[1])]
+}
+
+fn shown(piece: Piece, encoding: ContentEncoding) -> Shown {
+    let Piece { offset, mut head, mut tail, total, omitted, dropped } = piece;
+    let mut facts = StreamFacts {
+        total_bytes: total,
+        omitted_bytes: omitted,
+        offset,
+        dropped_bytes: dropped,
+        ..StreamFacts::default()
+    };
+    let is_cut = omitted > 0 && offset == 0;
+    match encoding {
+        ContentEncoding::Base64 => {
+            facts.omitted_at = is_cut.then_some(head.len() as u64);
+            head.append(&mut tail);
+            Shown { text: data_encoding::BASE64.encode(&head), facts }
+        }
+        ContentEncoding::Text if is_cut => {
+            // A character that the cut went through is left out whole.
+            head.truncate(head.len() - incomplete_end(&head));
+            tail.drain(..continuation_start(&tail));
+            facts.omitted_at = Some(head.len() as u64);
+            facts.omitted_bytes = total - (head.len() + tail.len()) as u64;
+            let (head, head_lossy) = decode(&head);
+            let (tail, tail_lossy) = decode(&tail);
+            facts.lossy = head_lossy || tail_lossy;
+            let text = format!("{head}\n[... {} bytes left out ...]\n{tail}", facts.omitted_bytes);
+            Shown { text, facts }
+        }
+        ContentEncoding::Text => {
+            let (text, lossy) = decode(&head);
+            facts.lossy = lossy;
+            Shown { text, facts }
+        }
+    }
+}
+
+/// Everything but output that a reply says of a command.
+pub(super) struct Said {
+    pub(super) ending: Option<Ending>,
+    pub(super) left: Option<Descendants>,
+    pub(super) cursor: Option<String>,
+    pub(super) more: bool,
+    pub(super) written: Option<u64>,
+    /// The first words; how it is, where there are none.
+    pub(super) opening: Option<String>,
+}
+
+/// The text and the facts of a reply.
+pub(super) struct Report {
+    pub(super) header: String,
+    pub(super) blocks: Vec<(Option<OfStream>, String)>,
+    pub(super) facts: RunCommandOutput,
+}
+
+/// What is said of a command, with pieces of its streams.
+pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding: ContentEncoding) -> Report {
+    let Said { ending, left, cursor, more, written, opening } = said;
+    let duration = ending.as_ref().map_or_else(|| command.begun.elapsed(), |ending| ending.duration);
+    let total: u64 = pieces.iter().map(|piece| piece.total).sum();
+    let mut header = opening.unwrap_or_else(|| how(ending.as_ref(), command.limits.timeout));
+    header.push_str(&format!(" · {} · {}", human_duration(duration), human_bytes(total)));
+    let id = command.id;
+    if ending.is_none() {
+        header.push_str(&format!(" · command {id}"));
+    }
+    if let Some(left) = &left {
+        let names = left.names.join(", ");
+        header.push_str(&format!(
+            "\n{} of its processes still run in the background: {names} (command {id})",
+            left.count
+        ));
+    }
+    let oom_killed = ending.as_ref().map(|ending| ending.oom_killed.clone()).unwrap_or_default();
+    if !oom_killed.is_empty() {
+        let who = oom_killed.join(", ");
+        header.push_str(&format!(
+            "\nthe VM ran out of memory, and the kernel killed {who}; results may be wrong"
+        ));
+    }
+    let log = command.log_facts();
+    if let Some(problem) = log.as_ref().and_then(|log| log.problem.as_ref()) {
+        header.push_str(&format!("\nlog: it lacks the rest: {problem}"));
+    }
+    let [stdout, stderr] = pieces.map(|piece| shown(piece, encoding));
+    for (name, shown) in [("stdout", &stdout), ("stderr", &stderr)] {
+        note(&mut header, name, &shown.facts, id);
+    }
+    if let (true, Some(cursor)) = (ending.is_none() || more, &cursor) {
+        let what = if more { "there is more" } else { "it goes on" };
+        header.push_str(&format!("\n{what}: call command_output with id {id} and cursor {cursor}"));
+    }
+    let facts = RunCommandOutput {
+        command_id: Some(id),
+        state: if ending.is_some() { CommandState::Ended } else { CommandState::Running },
+        status: ending.as_ref().map(Ending::status),
+        exit_code: ending.as_ref().and_then(|ending| ending.code),
+        signal: ending.as_ref().and_then(|ending| ending.signal).map(signal_name),
+        timed_out: ending.as_ref().is_some_and(|ending| ending.timed_out),
+        duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+        stdout: stdout.facts,
+        stderr: stderr.facts,
+        cursor,
+        more,
+        descendants: left,
+        cwd: Some(command.cwd.clone()),
+        pid: Some(command.tree.root().as_raw_nonzero().get().cast_unsigned()),
+        log,
+        written_bytes: written,
+        oom_killed,
+    };
+    let mut blocks = Vec::new();
+    if !stdout.text.is_empty() {
+        blocks.push((Some(OfStream::Stdout), stdout.text));
+    }
+    if !stderr.text.is_empty() {
+        blocks.push((None, "stderr:".to_owned()));
+        blocks.push((Some(OfStream::Stderr), stderr.text));
+    }
+    Report { header, blocks, facts }
+}
+
+fn how(ending: Option<&Ending>, timeout: Option<Duration>) -> String {
+    match ending {
+        None => "still running".to_owned(),
+        Some(Ending { timed_out: true, .. }) => {
+            format!("timed out after {} s and was killed", timeout.unwrap_or_default().as_secs_f64())
+        }
+        Some(Ending { code: Some(code), .. }) => format!("exit {code}"),
+        Some(Ending { signal: Some(signal), .. }) => format!("killed by {}", signal_name(*signal)),
+        Some(_) => "ended".to_owned(),
+    }
+}
+
+/// Says in the header what a stream does not show exactly.
+fn note(header: &mut String, name: &str, facts: &StreamFacts, id: nexus_schema::id::CommandId) {
+    if facts.omitted_bytes > 0 {
+        let place = if facts.offset == 0 { "left out of the middle" } else { "before this are gone" };
+        header.push_str(&format!("\n{name}: {} bytes {place}", facts.omitted_bytes));
+        if facts.offset == 0 {
+            match facts.dropped_bytes {
+                0 => header.push_str(&format!("; command_output reads them by id {id}")),
+                gone => header
+                    .push_str(&format!(", {gone} of them gone; command_output reads the rest by id {id}")),
+            }
+        }
+    }
+    if facts.lossy {
+        header.push_str(&format!(
+            "\n{name}: not UTF-8, bytes were replaced; encoding base64 gives them exactly"
+        ));
+    }
+}
+
+/// The name of a signal, such as `SIGKILL`.
+pub(super) fn signal_name(number: i32) -> String {
+    Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
+}
+
+fn human_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 => format!("{} ms", duration.as_millis()),
+        1..60 => format!("{:.1} s", (duration.as_millis() / 100) as f64 / 10.0),
+        _ => format!("{} min {} s", seconds / 60, seconds % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(keep: usize, pieces: &[&[u8]]) -> Kept {
+        let mut kept = Kept::new(keep);
+        pieces.iter().for_each(|piece| kept.push(piece));
+        kept
+    }
+
+    fn text(kept: &Kept, most: usize) -> Shown {
+        shown(Piece::ends(kept, most), ContentEncoding::Text)
+    }
+
+    #[test]
+    fn short_output_is_whole_and_long_output_loses_its_middle() {
+        let short = kept(100, &[b"hel", b"lo ", b"you"]);
+        let short = text(&short, 10);
+        assert_eq!((short.text.as_str(), short.facts.omitted_bytes), ("hello you", 0));
+
+        // Whether it is kept or not.
+        for (keep, dropped) in [(100, 0), (26, 0), (20, 6), (10, 16)] {
+            let long = text(&kept(keep, &[b"0123456", b"789abc", b"defghijklmnop"]), 10);
+            assert_eq!(long.text, "01234\n[... 16 bytes left out ...]\nlmnop", "{keep}");
+            let facts = StreamFacts {
+                total_bytes: 26,
+                omitted_bytes: 16,
+                omitted_at: Some(5),
+                dropped_bytes: dropped,
+                ..StreamFacts::default()
+            };
+            assert_eq!(long.facts, facts, "{keep}");
+        }
+    }
+
+    #[test]
+    fn a_cut_through_a_character_is_not_lossy() {
+        let long = text(&kept(100, &["ääääääää".as_bytes()]), 7);
+        assert!(!long.facts.lossy, "{}", long.text);
+        assert!(long.text.starts_with("ää\n[") && long.text.ends_with("]\nä"), "{}", long.text);
+        assert_eq!(long.facts.omitted_bytes, 10);
+    }
+
+    #[test]
+    fn both_streams_share_what_may_be_shown() {
+        let most = OUTPUT_MAX as usize;
+        let stream = |length| kept(1 << 20, &[&vec![b'x'; length]]);
+        let both = |stdout, stderr| {
+            ends([&stream(stdout), &stream(stderr)], most, ContentEncoding::Text)
+                .map(|piece| shown(piece, ContentEncoding::Text))
+        };
+        let [stdout, stderr] = both(60_000, 60_000);
+        assert!(stdout.text.len() + stderr.text.len() < 50_000);
+        let [stdout, stderr] = both(60_000, 5);
+        assert_eq!(stderr.text, "xxxxx");
+        assert!(stdout.text.len() > 47_000 && stdout.text.len() + stderr.text.len() < 50_000);
+        // Whole streams that do not fit together lose their own middle.
+        let [stdout, stderr] = both(40_000, 40_000);
+        assert_eq!(stdout.facts.omitted_bytes + 24_000, 40_000);
+        assert_eq!(stderr.facts.omitted_bytes + 24_000, 40_000);
+    }
+
+    #[test]
+    fn base64_has_both_ends_and_says_where_they_meet() {
+        let long = kept(100, &[b"\x00\xFF\x01\x02\x03\x04"]);
+        let long = shown(Piece::ends(&long, 4), ContentEncoding::Base64);
+        assert_eq!(data_encoding::BASE64.decode(long.text.as_bytes()).unwrap(), b"\x00\xFF\x03\x04");
+        assert_eq!((long.facts.omitted_bytes, long.facts.omitted_at), (2, Some(2)));
+    }
+
+    #[test]
+    fn pieces_end_between_characters() {
+        let stream = kept(100, &["aä".as_bytes()]);
+        let piece =
+            |offset, most, is_over| Piece::from(&stream, offset, most, ContentEncoding::Text, is_over);
+        assert_eq!(piece(0, 2, false).head, b"a");
+        assert_eq!(piece(1, 2, false).head, "ä".as_bytes());
+        assert_eq!(piece(1, 1, false).head, b"\xC3", "one that would be empty is not held back");
+        assert_eq!((piece(9, 5, true).offset, piece(9, 5, true).head.len()), (3, 0));
+        let gone = kept(4, &[b"0123456789"]);
+        let piece = Piece::from(&gone, 2, 9, ContentEncoding::Text, true);
+        assert_eq!((piece.offset, piece.omitted, piece.head.as_slice()), (8, 6, &b"89"[..]));
+    }
+
+    #[test]
+    fn durations_are_for_people() {
+        for (millis, text) in
+            [(0, "0 ms"), (999, "999 ms"), (1_250, "1.2 s"), (59_999, "59.9 s"), (61_000, "1 min 1 s")]
+        {
+            assert_eq!(human_duration(Duration::from_millis(millis)), text);
+        }
+    }
+
+    #[test]
+    fn signals_have_names() {
+        assert_eq!(signal_name(9), "SIGKILL");
+        assert_eq!(signal_name(40), "signal 40");
+    }
+}

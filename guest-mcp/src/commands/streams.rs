@@ -1,0 +1,191 @@
+//! A command's streams: pipes, or one terminal for all of them; the child's ends and ours.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use nexus_schema::ToolError;
+use nexus_schema::error::ErrorCode;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::os::reason;
+use crate::sys::watch;
+
+/// What a command reads.
+pub(super) enum Stdin {
+    Nothing,
+    Pipe,
+    File(File),
+}
+
+/// Our ends.
+pub(super) struct Ends {
+    pub(super) stdin: Option<End>,
+    pub(super) stdout: End,
+    /// `None` where stdout has it as well.
+    pub(super) stderr: Option<End>,
+}
+
+/// The child's ends.
+pub(super) struct Theirs {
+    pub(super) stdin: Stdio,
+    pub(super) stdout: Stdio,
+    pub(super) stderr: Stdio,
+}
+
+/// Our end of a pipe or a terminal. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct End {
+    file: Arc<AsyncFd<OwnedFd>>,
+    is_terminal: bool,
+}
+
+impl End {
+    fn new(file: OwnedFd, interest: Interest, is_terminal: bool) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&file, true)?;
+        Ok(Self { file: Arc::new(watch(file, interest)?), is_terminal })
+    }
+
+    /// Whether it is a terminal.
+    pub(super) fn is_terminal(&self) -> bool {
+        self.is_terminal
+    }
+
+    /// Has `work` read from it once there is something, with what it is given; 0 at the end.
+    pub(super) async fn read_with(
+        &self,
+        mut work: impl FnMut(&dyn Fn(&mut [u8]) -> io::Result<usize>) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        self.file
+            .async_io(Interest::READABLE, |file| {
+                work(&|buffer| match rustix::io::read(file, buffer) {
+                    // Nobody has the terminal open any more.
+                    Err(Errno::IO) => Ok(0),
+                    other => Ok(other?),
+                })
+            })
+            .await
+    }
+
+    /// Whether there is something to read.
+    pub(super) fn has_unread(&self) -> bool {
+        rustix::io::ioctl_fionread(self.file.get_ref()).is_ok_and(|bytes| bytes > 0)
+    }
+
+    /// Writes some of `bytes`.
+    pub(super) async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.async_io(Interest::WRITABLE, |file| Ok(rustix::io::write(file, bytes)?)).await
+    }
+
+    /// Sets the terminal's size.
+    pub(super) fn resize(&self, (cols, rows): (u16, u16)) -> io::Result<()> {
+        Ok(rustix::termios::tcsetwinsize(self.file.get_ref(), size(cols, rows))?)
+    }
+
+    /// The terminal's size, as columns and rows.
+    pub(super) fn size(&self) -> io::Result<(u16, u16)> {
+        let size = rustix::termios::tcgetwinsize(self.file.get_ref())?;
+        Ok((size.ws_col, size.ws_row))
+    }
+}
+
+fn size(cols: u16, rows: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+/// Makes the streams of one command.
+pub(super) fn make(stdin: Stdin, terminal: Option<(u16, u16)>, merge: bool) -> io::Result<(Ends, Theirs)> {
+    if let Some((cols, rows)) = terminal {
+        return make_terminal(cols, rows);
+    }
+    let (reads, writes) = pipe_with(PipeFlags::CLOEXEC)?;
+    let stdout = End::new(reads, Interest::READABLE, false)?;
+    let (stderr, their_stderr) = if merge {
+        (None, writes.try_clone()?)
+    } else {
+        let (reads, writes) = pipe_with(PipeFlags::CLOEXEC)?;
+        (Some(End::new(reads, Interest::READABLE, false)?), writes)
+    };
+    let (stdin, their_stdin) = match stdin {
+        Stdin::Nothing => (None, Stdio::null()),
+        Stdin::File(file) => (None, file.into()),
+        Stdin::Pipe => {
+            let (reads, writes) = pipe_with(PipeFlags::CLOEXEC)?;
+            (Some(End::new(writes, Interest::WRITABLE, false)?), reads.into())
+        }
+    };
+    let theirs = Theirs { stdin: their_stdin, stdout: writes.into(), stderr: their_stderr.into() };
+    Ok((Ends { stdin, stdout, stderr }, theirs))
+}
+
+fn make_terminal(cols: u16, rows: u16) -> io::Result<(Ends, Theirs)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = rustix::pty::openpt(flags)?;
+    rustix::pty::unlockpt(&ours)?;
+    rustix::termios::tcsetwinsize(&ours, size(cols, rows))?;
+    let theirs = rustix::pty::ioctl_tiocgptpeer(&ours, flags)?;
+    let end = End::new(ours, Interest::READABLE | Interest::WRITABLE, true)?;
+    let ends = Ends { stdin: Some(end.clone()), stdout: end, stderr: None };
+    let theirs = Theirs {
+        stdin: theirs.try_clone()?.into(),
+        stdout: theirs.try_clone()?.into(),
+        stderr: theirs.into(),
+    };
+    Ok((ends, theirs))
+}
+
+/// Opens a file that a command reads.
+pub(super) fn input_file(path: &str) -> Result<File, ToolError> {
+    check_path("stdin_path", path)?;
+    // Neither a FIFO nor a device may hang the call.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|error| refused("stdin_path", path, &error))?;
+    match file.metadata() {
+        Ok(metadata) if metadata.is_file() => Ok(file),
+        _ => Err(ToolError::new(ErrorCode::FileRefused, format!("stdin_path {path} is not a regular file"))),
+    }
+}
+
+/// Makes the file that gets all of a command's output; a new one is given to `owner`.
+pub(super) fn log_file(path: &str, owner: Option<(u32, u32)>) -> Result<File, ToolError> {
+    check_path("log", path)?;
+    let is_new = !Path::new(path).exists();
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().append(true).create(true).mode(0o644).custom_flags(flags).open(path);
+    let file = file.map_err(|error| refused("log", path, &error))?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return Err(ToolError::new(ErrorCode::FileRefused, format!("log {path} is not a regular file")));
+    }
+    file.set_len(0).map_err(|error| refused("log", path, &error))?;
+    if let (true, Some((uid, gid))) = (is_new, owner) {
+        fchown(file.as_fd(), Some(uid), Some(gid)).map_err(|error| refused("log", path, &error))?;
+    }
+    Ok(file)
+}
+
+fn check_path(what: &str, path: &str) -> Result<(), ToolError> {
+    if path.starts_with('/') && !path.contains('\0') {
+        return Ok(());
+    }
+    Err(ToolError::invalid(format!("{what} must be an absolute path")))
+}
+
+fn refused(what: &str, path: &str, error: &io::Error) -> ToolError {
+    let code = match error.kind() {
+        io::ErrorKind::NotFound => ErrorCode::FileNotFound,
+        io::ErrorKind::StorageFull => ErrorCode::DiskFull,
+        _ => ErrorCode::FileRefused,
+    };
+    ToolError::new(code, format!("{what} {path}: {}", reason(error)))
+}

@@ -1,0 +1,265 @@
+//! The table of all commands: finding them, forgetting them, and how much is kept of their output in all.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nexus_schema::ToolError;
+use nexus_schema::error::ErrorCode;
+use nexus_schema::id::CommandId;
+use nexus_schema::tools::command::{CommandEntry, CommandState};
+
+use super::command::{Command, Stream};
+use super::tree;
+use crate::console::say;
+use crate::os::{read_small, reason, uptime};
+
+/// How many commands may run at once.
+const RUNNING_MAX: usize = 1024;
+/// How many that have ended are remembered.
+const ENDED_MAX: usize = 256;
+/// How many lost ones are told of.
+const LOST_MAX: usize = 100;
+/// How long one that has ended is remembered.
+const AGE_MAX: Duration = Duration::from_secs(3600);
+/// The same where a reply had all of its output.
+const AGE_DELIVERED: Duration = Duration::from_secs(300);
+/// How often that is looked at.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// All output that is kept: a 16th of the memory, within these bounds, in bytes.
+const KEPT_BOUNDS: (u64, u64) = (8 << 20, 64 << 20);
+/// What a stream of a running command may keep in any case, in bytes.
+const KEPT_ALWAYS: usize = 16 << 10;
+
+/// All commands of a boot.
+#[derive(Debug)]
+pub(crate) struct Table {
+    /// Where a record of each running one is, for a holder after this one.
+    directory: PathBuf,
+    pub(super) in_vm: bool,
+    boot: u32,
+    kept_max: usize,
+    kept: AtomicUsize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// In the order in which they were started.
+    commands: Vec<Arc<Command>>,
+    /// Those of a holder before this one.
+    lost: Vec<CommandEntry>,
+    last: u32,
+}
+
+impl Table {
+    /// A table whose records are in `directory`. Tells what a holder before this one left there, and kills what is left of it.
+    pub(crate) fn new(directory: PathBuf, in_vm: bool) -> Arc<Self> {
+        let id = if in_vm { "/proc/sys/kernel/random/boot_id" } else { "/proc/sys/kernel/random/uuid" };
+        let boot = read_small(id, 64).unwrap_or_default();
+        let boot = boot.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(2).max(2);
+        let system = rustix::system::sysinfo();
+        let memory = system.totalram.saturating_mul(u64::from(system.mem_unit.max(1)));
+        let kept_max = (memory / 16).clamp(KEPT_BOUNDS.0, KEPT_BOUNDS.1) as usize;
+        let lost = lost(&directory);
+        for entry in &lost {
+            tree::kill_left_behind(&entry.command_id.to_string());
+        }
+        let inner = Mutex::new(Inner { lost, ..Inner::default() });
+        let table = Arc::new(Self { directory, in_vm, boot, kept_max, kept: AtomicUsize::new(0), inner });
+        let weak = Arc::downgrade(&table);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(PRUNE_EVERY).await;
+                let Some(table) = weak.upgrade() else { return };
+                table.prune(&mut table.inner());
+            }
+        });
+        table
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new id; an error if too many commands run.
+    pub(super) fn new_id(&self) -> Result<CommandId, ToolError> {
+        let mut inner = self.inner();
+        let running = inner.commands.iter().filter(|command| command.is_running()).count();
+        if running >= RUNNING_MAX {
+            let text = format!("{RUNNING_MAX} commands run in this VM already");
+            return Err(ToolError::new(ErrorCode::CommandFailed, text)
+                .hint("wait for some to end, or end some: command_list, command_signal"));
+        }
+        // A holder that is started again goes on behind those that one before it gave.
+        let ticks = u32::try_from(uptime().as_millis() / 64 % u128::from(u32::MAX)).unwrap_or(0);
+        inner.last = ticks.max(inner.last.wrapping_add(1));
+        CommandId::of_boot(self.boot, inner.last)
+            .ok_or_else(|| crate::tools::agent_failed("there is no id left for a command"))
+    }
+
+    /// Adds a command that was started.
+    pub(super) fn add(&self, command: &Arc<Command>) {
+        let record = serde_json::to_vec(&command.entry()).unwrap_or_default();
+        if let Err(error) = std::fs::write(self.record(command.id), record) {
+            say(format_args!("note the command {}: {}", command.id, reason(&error)));
+        }
+        let mut inner = self.inner();
+        inner.commands.push(command.clone());
+        self.prune(&mut inner);
+    }
+
+    /// A command has ended.
+    pub(super) fn ended(&self, command: &Command) {
+        // Missing where it could not be written.
+        let _ = std::fs::remove_file(self.record(command.id));
+        self.prune(&mut self.inner());
+    }
+
+    fn record(&self, id: CommandId) -> PathBuf {
+        self.directory.join(format!("{id}.json"))
+    }
+
+    /// The command of an id.
+    pub(super) fn find(&self, id: CommandId) -> Result<Arc<Command>, ToolError> {
+        let inner = self.inner();
+        if let Some(command) = inner.commands.iter().find(|command| command.id == id) {
+            return Ok(command.clone());
+        }
+        let lost = inner.lost.iter().any(|entry| entry.command_id == id);
+        let text = if lost {
+            format!("the command {id} is lost: {LOST}")
+        } else if id.is_of_boot(self.boot) {
+            format!("no command {id}, or it ended too long ago")
+        } else {
+            format!(
+                "the command {id} is of another boot or another VM: this VM was started since, and its commands ended with that"
+            )
+        };
+        Err(ToolError::new(ErrorCode::CommandNotFound, text).hint("command_list shows those that are there"))
+    }
+
+    /// All commands: those that run first, then the newest first.
+    pub(super) fn list(&self) -> Vec<CommandEntry> {
+        let mut inner = self.inner();
+        self.prune(&mut inner);
+        let mut list: Vec<_> = inner.commands.iter().map(|command| command.entry()).collect();
+        list.extend(inner.lost.iter().cloned());
+        list.reverse();
+        list.sort_by_key(|entry| entry.state != CommandState::Running);
+        list
+    }
+
+    /// Waits until no command runs.
+    pub(crate) async fn all_ended(&self) {
+        loop {
+            let running = self.inner().commands.iter().find(|command| command.is_running()).cloned();
+            match running {
+                Some(command) => command.ended().await,
+                None => return,
+            }
+        }
+    }
+
+    /// Kills all commands and what they left behind.
+    pub(crate) async fn kill_all(&self) {
+        let commands = self.inner().commands.clone();
+        for command in &commands {
+            if command.is_running() || command.left().await.is_some() {
+                command.kill().await;
+            }
+        }
+        for command in &commands {
+            // What hangs in the kernel stays there.
+            let _ = command.kill_to_the_end().await;
+        }
+    }
+
+    /// Keeps what was written to a stream, as far as there is room.
+    pub(super) fn keep(&self, stream: &Stream, bytes: &[u8]) {
+        let (before, after) = {
+            let mut kept = stream.kept();
+            let before = kept.len();
+            kept.push(bytes);
+            (before, kept.len())
+        };
+        let all = self.kept.fetch_add(after - before, Ordering::AcqRel) + after - before;
+        if all > self.kept_max {
+            self.make_room();
+        }
+    }
+
+    /// Forgets output: that of commands that have ended, the oldest first; then the middle of the largest streams.
+    fn make_room(&self) {
+        let inner = self.inner();
+        for command in inner.commands.iter().filter(|command| !command.is_running()) {
+            if self.kept.load(Ordering::Acquire) <= self.kept_max {
+                return;
+            }
+            self.give_back(command, 0);
+        }
+        while self.kept.load(Ordering::Acquire) > self.kept_max {
+            let largest = inner.commands.iter().max_by_key(|command| largest_of(command));
+            let Some(command) = largest.filter(|command| largest_of(command) > KEPT_ALWAYS) else { return };
+            self.give_back(command, (largest_of(command) / 2).max(KEPT_ALWAYS));
+        }
+    }
+
+    /// Keeps no more than `most` of each stream of a command.
+    fn give_back(&self, command: &Command, most: usize) {
+        for stream in &command.streams {
+            let mut kept = stream.kept();
+            let before = kept.len();
+            match most {
+                0 => kept.clear(),
+                most if before > most => kept.shrink(most),
+                _ => {}
+            }
+            self.kept.fetch_sub(before - kept.len(), Ordering::AcqRel);
+        }
+    }
+
+    /// Forgets commands that have ended: by age, and the oldest of too many.
+    fn prune(&self, inner: &mut Inner) {
+        let mut ended = inner.commands.iter().filter(|command| !command.is_running()).count();
+        inner.commands.retain(|command| {
+            let Some(age) = command.ended_since() else { return true };
+            let age_max = if command.is_delivered.load(Ordering::Acquire) { AGE_DELIVERED } else { AGE_MAX };
+            if ended <= ENDED_MAX && age <= age_max {
+                return true;
+            }
+            ended -= 1;
+            command.is_forgotten.store(true, Ordering::Release);
+            self.give_back(command, 0);
+            false
+        });
+    }
+}
+
+fn largest_of(command: &Command) -> usize {
+    command.streams.iter().map(|stream| stream.kept().len()).max().unwrap_or(0)
+}
+
+/// Why a command is lost.
+const LOST: &str = "the process that held it was killed, and it with it";
+
+/// The commands that ran when a holder before this one was killed.
+fn lost(directory: &std::path::Path) -> Vec<CommandEntry> {
+    let files = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut lost: Vec<(PathBuf, CommandEntry)> = files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .filter_map(|path| {
+            let entry: CommandEntry = serde_json::from_str(&read_small(&path, 64 << 10)?).ok()?;
+            let entry = CommandEntry { state: CommandState::Lost, problem: Some(LOST.to_owned()), ..entry };
+            Some((path, entry))
+        })
+        .collect();
+    lost.sort_by_key(|(_, entry)| entry.started_at);
+    let old = lost.len().saturating_sub(LOST_MAX);
+    for (path, _) in lost.drain(..old) {
+        // The next holder tries again.
+        let _ = std::fs::remove_file(path);
+    }
+    lost.into_iter().map(|(_, entry)| entry).collect()
+}

@@ -1,0 +1,221 @@
+//! All processes that a command started, and how they are ended.
+//!
+//! With a cgroup that is one write. Without, `/proc` is searched for what belongs to the command: its process group and
+//! session, its descendants, and whatever still carries its mark in the environment after it forked twice and moved to a
+//! session of its own.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nexus_schema::tools::command::Descendants;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use super::cgroup::Cgroup;
+use crate::os::read_small;
+
+/// The environment variable that marks the processes of a command where there are no cgroups.
+pub(super) const MARK: &str = "NEXUS_COMMAND";
+/// How often the process table is searched at most: each round finds what was forked during the one before.
+const ROUNDS: usize = 20;
+/// How much of a process's environment is searched, in bytes.
+const ENVIRONMENT_MAX: u64 = 256 << 10;
+/// How long a process may be without an environment while it executes a program.
+const EXEC_TIME: Duration = Duration::from_millis(5);
+/// How many processes that a command left behind are named.
+const NAMES_MAX: usize = 16;
+
+/// The processes of one command.
+#[derive(Debug)]
+pub(super) struct Tree {
+    /// The first one, leader of its own session and group.
+    root: Pid,
+    mark: String,
+    cgroup: Mutex<Option<Cgroup>>,
+    /// Whether the first one is reaped, so that its number may be another process's.
+    is_reaped: AtomicBool,
+}
+
+impl Tree {
+    /// Of the command whose first process is `root`, leader of its own session.
+    pub(super) fn new(root: Pid, mark: String, cgroup: Option<Cgroup>) -> Self {
+        Self { root, mark, cgroup: Mutex::new(cgroup), is_reaped: AtomicBool::new(false) }
+    }
+
+    /// The number of the first process.
+    pub(super) fn root(&self) -> Pid {
+        self.root
+    }
+
+    fn cgroup(&self) -> MutexGuard<'_, Option<Cgroup>> {
+        self.cgroup.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_reaped(&self) -> bool {
+        self.is_reaped.load(Ordering::Acquire)
+    }
+
+    /// The first process is reaped.
+    pub(super) fn reaped(&self) {
+        self.is_reaped.store(true, Ordering::Release);
+    }
+
+    /// Sends a signal to the process group of a command that runs. To be called where its first process is reaped, and nowhere else.
+    pub(super) fn signal_group(&self, signal: Signal) {
+        if !self.is_reaped() {
+            // It may be gone already.
+            let _ = kill_process_group(self.root, signal);
+        }
+    }
+
+    /// Sends a signal to all processes of the command; takes a moment.
+    pub(super) fn signal_all(&self, signal: Signal) {
+        for pid in self.processes() {
+            // It may be gone by now.
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Kills all processes of the command; takes a moment.
+    pub(super) fn kill(&self) {
+        if self.cgroup().as_ref().is_some_and(|cgroup| cgroup.kill().is_ok()) {
+            return;
+        }
+        let mut was_empty = false;
+        for _ in 0..ROUNDS {
+            let found = self.processes();
+            if found.is_empty() {
+                if was_empty {
+                    return;
+                }
+                // One that executes a program at this moment has no environment to be known by.
+                std::thread::park_timeout(EXEC_TIME);
+            }
+            was_empty = found.is_empty();
+            for pid in found {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+
+    /// What still runs of a command that has ended; takes a moment.
+    pub(super) fn left(&self) -> Descendants {
+        let processes = self.processes();
+        let name = |pid: &Pid| {
+            let number = pid.as_raw_nonzero();
+            let name = read_small(format!("/proc/{number}/comm"), 64)?;
+            let name: String =
+                name.trim_end().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+            Some(format!("{name} (pid {number})"))
+        };
+        let names = processes.iter().filter_map(name).take(NAMES_MAX).collect();
+        Descendants { count: u32::try_from(processes.len()).unwrap_or(u32::MAX), names }
+    }
+
+    /// Lets go of what belongs to the command, once nothing of it runs.
+    pub(super) fn release(&self) {
+        drop(self.cgroup().take());
+    }
+
+    fn processes(&self) -> Vec<Pid> {
+        match self.cgroup().as_ref() {
+            Some(cgroup) => cgroup.processes(),
+            None => marked((!self.is_reaped()).then_some(self.root), &self.mark),
+        }
+    }
+}
+
+/// Kills what is left of a command whose holder is gone.
+pub(super) fn kill_left_behind(mark: &str) {
+    if Cgroup::left_behind(mark).is_some_and(|cgroup| cgroup.kill().is_ok()) {
+        return;
+    }
+    for pid in marked(None, mark) {
+        // It may be gone by now.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// The living processes that carry a mark, and those that belong to `root` or descend from any of them.
+fn marked(root: Option<Pid>, mark: &str) -> Vec<Pid> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let all: Vec<Process> = pids.filter_map(Process::read).collect();
+    let root = root.map(|root| root.as_raw_nonzero().get());
+    let belongs = |process: &&Process| {
+        root.is_some_and(|root| process.group == root || process.session == root)
+            || is_marked(process.pid, mark)
+    };
+    let mut ours: HashSet<i32> = all.iter().filter(belongs).map(|process| process.pid).chain(root).collect();
+    // Children come after their parents most of the time, but not always.
+    loop {
+        let before = ours.len();
+        for process in &all {
+            if ours.contains(&process.parent) {
+                ours.insert(process.pid);
+            }
+        }
+        if ours.len() == before {
+            break;
+        }
+    }
+    let living = all.iter().filter(|process| ours.contains(&process.pid) && !process.is_dead);
+    living.filter_map(|process| Pid::from_raw(process.pid)).collect()
+}
+
+fn is_marked(pid: i32, mark: &str) -> bool {
+    use std::io::Read;
+
+    let mut environment = Vec::new();
+    let Ok(file) = std::fs::File::open(format!("/proc/{pid}/environ")) else { return false };
+    if file.take(ENVIRONMENT_MAX).read_to_end(&mut environment).is_err() {
+        return false;
+    }
+    let mark = format!("{MARK}={mark}");
+    environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+}
+
+/// What `/proc/PID/stat` says of a process.
+#[derive(Debug, PartialEq, Eq)]
+struct Process {
+    pid: i32,
+    parent: i32,
+    group: i32,
+    session: i32,
+    is_dead: bool,
+}
+
+impl Process {
+    fn read(pid: i32) -> Option<Self> {
+        Self::parse(pid, &read_small(format!("/proc/{pid}/stat"), 4 << 10)?)
+    }
+
+    fn parse(pid: i32, stat: &str) -> Option<Self> {
+        // The name is in parentheses and may hold anything, parentheses included.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut fields = fields.split_whitespace();
+        let state = fields.next()?;
+        let mut number = || fields.next()?.parse().ok();
+        Some(Self {
+            pid,
+            parent: number()?,
+            group: number()?,
+            session: number()?,
+            is_dead: matches!(state, "Z" | "X"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_is_read_whatever_the_name_is() {
+        let process = Process::parse(7, "7 (a) R (b)) S 1 7 6 0 -1 4194560");
+        assert_eq!(process, Some(Process { pid: 7, parent: 1, group: 7, session: 6, is_dead: false }));
+        assert!(Process::parse(7, "7 (x) Z 1 2 3").unwrap().is_dead);
+        assert_eq!(Process::parse(7, "7 (x"), None);
+    }
+}

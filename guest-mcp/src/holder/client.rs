@@ -1,0 +1,290 @@
+//! The agent's end: starts the holder where there is none, and calls it.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nexus_schema::{Tool, ToolError};
+use serde_json::value::to_raw_value;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::sync::{mpsc, oneshot};
+
+use super::wire::{self, Answer, FromHolder, OfStream, Request, Settings, ToHolder};
+use super::{COMMANDS, SOCKET};
+use crate::agent::ShortPath;
+use crate::console::say;
+use crate::os::reason;
+use crate::sys::{ChildSetup, prepare_child};
+use crate::tools::{Block, Call, Reply, Tell, agent_failed, cancelled};
+
+/// How long a holder that was told to go may take.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The holder as an agent sees it.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    /// Where its socket and its records are.
+    directory: PathBuf,
+    in_vm: bool,
+    connection: tokio::sync::Mutex<Option<Connection>>,
+    last: AtomicU64,
+}
+
+#[derive(Debug, Clone)]
+struct Connection {
+    outbox: mpsc::UnboundedSender<Vec<u8>>,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+/// Calls that are under way.
+#[derive(Debug, Default)]
+struct Waiting {
+    calls: HashMap<u64, Waiter>,
+    is_lost: bool,
+}
+
+struct Waiter {
+    done: oneshot::Sender<Result<Answer, ToolError>>,
+    tell: Option<Tell>,
+}
+
+impl std::fmt::Debug for Waiter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiter").finish_non_exhaustive()
+    }
+}
+
+impl Holder {
+    /// The holder of a VM, or the one in the directory of a process.
+    pub(crate) fn new(directory: PathBuf, in_vm: bool) -> Self {
+        Self { directory, in_vm, connection: tokio::sync::Mutex::default(), last: AtomicU64::new(0) }
+    }
+
+    /// Finds the holder that an agent before this one left, if there is one.
+    pub(crate) async fn find_again(&self) {
+        if let Ok(stream) = self.dial().await {
+            *self.connection.lock().await = Some(Connection::over(stream));
+        }
+    }
+
+    /// Has a call done.
+    pub(crate) async fn call<T: Tool>(
+        &self,
+        call: Call,
+        params: T::Params,
+    ) -> Result<Reply<T::Output>, ToolError> {
+        let broken = |error: serde_json::Error| agent_failed(format!("{}: {error}", T::NAME));
+        let connection = self.connect().await.map_err(|error| {
+            agent_failed(format!("start the process that holds commands: {}", reason(&error)))
+        })?;
+        let id = self.last.fetch_add(1, Ordering::Relaxed);
+        let request = Request {
+            id,
+            tool: T::NAME.to_owned(),
+            params: to_raw_value(&params).map_err(broken)?,
+            client: call.client,
+            progress: call.tell.is_some(),
+            settings: Settings {
+                env: call.settings.env.clone(),
+                working_dir: call.settings.working_dir.clone(),
+            },
+        };
+        drop(params);
+        let mut outcome = connection.begin(id, call.tell)?;
+        let mut guard = Guard { connection, id, is_over: false };
+        guard.say(&ToHolder::Call(request));
+        let outcome = tokio::select! {
+            outcome = &mut outcome => outcome,
+            () = call.cancel.cancelled() => {
+                guard.is_over = true;
+                let wants_kill = call.wants_kill.load(Ordering::Acquire);
+                guard.say(&if wants_kill { ToHolder::Cancel(id) } else { ToHolder::Leave(id) });
+                return Err(cancelled());
+            }
+        };
+        guard.is_over = true;
+        let Answer { header, blocks, facts } = outcome.unwrap_or_else(|_| Err(lost()))?;
+        let facts = serde_json::from_str(facts.get()).map_err(broken)?;
+        let blocks = blocks.into_iter().map(|(stream, text)| match stream {
+            Some(OfStream::Stdout) => Block::stream("stdout", text),
+            Some(OfStream::Stderr) => Block::stream("stderr", text),
+            None => Block::talk(text),
+        });
+        Ok(Reply { header, blocks: blocks.collect(), facts })
+    }
+
+    /// Tells the holder to kill all commands and go, and waits until it has.
+    pub(crate) async fn end(&self) {
+        let Some(connection) = self.connection.lock().await.take() else { return };
+        if let Ok(frame) = wire::frame(&ToHolder::End) {
+            let _ = connection.outbox.send(frame);
+        }
+        let _ = tokio::time::timeout(END_TIMEOUT, connection.outbox.closed()).await;
+    }
+
+    async fn connect(&self) -> io::Result<Connection> {
+        let mut connection = self.connection.lock().await;
+        match &*connection {
+            Some(connection) if !connection.waiting().is_lost => Ok(connection.clone()),
+            _ => {
+                let stream = match self.dial().await {
+                    Ok(stream) => stream,
+                    Err(_) => {
+                        self.start()?;
+                        self.dial().await?
+                    }
+                };
+                Ok(connection.insert(Connection::over(stream)).clone())
+            }
+        }
+    }
+
+    async fn dial(&self) -> io::Result<UnixStream> {
+        let directory = ShortPath::of(&self.directory)?;
+        UnixStream::connect(directory.join(SOCKET)).await
+    }
+
+    /// Starts a holder, which outlives this process. It gets the socket that it listens on, so that it can be dialled at once.
+    fn start(&self) -> io::Result<()> {
+        std::fs::create_dir_all(&self.directory)?;
+        let directory = ShortPath::of(&self.directory)?;
+        let path = directory.join(SOCKET);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let listener = std::os::unix::net::UnixListener::bind(&path)?;
+        let program = std::env::current_exe().unwrap_or_else(|_| Path::new("/proc/self/exe").to_owned());
+        let mut command = std::process::Command::new(program);
+        command.arg(if self.in_vm { "hold" } else { "hold-for-process" }).arg(&self.directory);
+        command.stdin(OwnedFd::from(listener)).stdout(Stdio::null());
+        if !self.in_vm {
+            // Whoever reads this process's errors does not wait for what outlives it.
+            command.stderr(Stdio::null());
+        }
+        // A session of its own, so that no signal to the agent's group reaches it.
+        prepare_child(&mut command, ChildSetup::default());
+        // Reaped by the runtime, should it end first.
+        drop(tokio::process::Command::from(command).spawn()?);
+        Ok(())
+    }
+}
+
+fn lost() -> ToolError {
+    agent_failed("the process that holds the commands was killed, and they with it")
+        .hint("command_list tells which were lost")
+}
+
+/// Lets go of a call when it is dropped before its end.
+struct Guard {
+    connection: Connection,
+    id: u64,
+    is_over: bool,
+}
+
+impl Guard {
+    fn say(&self, message: &ToHolder) {
+        match wire::frame(message) {
+            // That the holder is gone shows where its answers are read.
+            Ok(frame) => drop(self.connection.outbox.send(frame)),
+            Err(error) => say(format_args!("call the holder: {error}")),
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.connection.waiting().calls.remove(&self.id);
+        if !self.is_over {
+            self.say(&ToHolder::Leave(self.id));
+        }
+    }
+}
+
+impl Connection {
+    fn over(stream: UnixStream) -> Self {
+        let (reader, mut writer) = stream.into_split();
+        let (outbox, mut frames) = mpsc::unbounded_channel::<Vec<u8>>();
+        let waiting: Arc<Mutex<Waiting>> = Arc::default();
+        let mut reading = tokio::spawn(hear(reader, waiting.clone()));
+        tokio::spawn(async move {
+            loop {
+                let frame = tokio::select! {
+                    frame = frames.recv() => frame,
+                    // The holder is gone; that this channel is closed tells it.
+                    _ = &mut reading => break,
+                };
+                let Some(frame) = frame else {
+                    reading.abort();
+                    break;
+                };
+                if writer.write_all(&frame).await.is_err() {
+                    let _ = reading.await;
+                    break;
+                }
+            }
+        });
+        Self { outbox, waiting }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(
+        &self,
+        id: u64,
+        tell: Option<Tell>,
+    ) -> Result<oneshot::Receiver<Result<Answer, ToolError>>, ToolError> {
+        let (done, outcome) = oneshot::channel();
+        let mut waiting = self.waiting();
+        if waiting.is_lost {
+            return Err(lost());
+        }
+        waiting.calls.insert(id, Waiter { done, tell });
+        Ok(outcome)
+    }
+}
+
+/// Reads what a holder says to its end.
+async fn hear(mut reader: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
+    let lock = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        match wire::read(&mut reader).await {
+            Ok(Some(FromHolder::Done(id, outcome))) => {
+                let waiter = lock().calls.remove(&id);
+                if let Some(waiter) = waiter {
+                    // Its caller may have gone.
+                    let _ = waiter.done.send(outcome);
+                }
+            }
+            Ok(Some(FromHolder::Progress(id, text))) => {
+                let tell = lock().calls.get(&id).and_then(|waiter| waiter.tell.clone());
+                if let Some(tell) = tell {
+                    tell(&text);
+                }
+            }
+            Ok(None) => break,
+            Err(error) => {
+                say(format_args!("hear the holder: {error}"));
+                break;
+            }
+        }
+    }
+    let mut waiting = lock();
+    waiting.is_lost = true;
+    // Each caller is told by the end of its channel.
+    waiting.calls.clear();
+}
+
+/// Where the holder of a VM is.
+pub(crate) fn directory_in_vm() -> PathBuf {
+    COMMANDS.into()
+}

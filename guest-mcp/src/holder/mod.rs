@@ -1,0 +1,195 @@
+//! The holder: a process that holds all commands with their pipes, terminals and output, so that they outlive the agent.
+//!
+//! ```text
+//! host ── port 200 ── agent ── Unix socket ── holder ── commands
+//!                     may die                 starts, reads, waits for and kills them
+//! ```
+//! The agent starts it for the first command, with the socket that it listens on as its standard input. An agent that is
+//! started again dials it again. If the holder itself is killed, its commands are, too; the next one tells which they were.
+
+pub(crate) mod client;
+pub(crate) mod wire;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::SigSet;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use self::wire::{FromHolder, ToHolder};
+use crate::commands::{Caller, Table};
+use crate::console::say;
+use crate::os::reason;
+
+/// Where the holder of a VM has its socket and its records.
+const COMMANDS: &str = "/run/nexus/commands";
+/// The name of its socket.
+const SOCKET: &str = "socket";
+/// How long a holder beside a process waits for another agent before it kills its commands and goes.
+const LINGER: Duration = Duration::from_secs(20);
+/// How long commands may take to end by themselves when the VM goes down.
+const DOWN_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Runs a holder to its end.
+pub(crate) fn run(directory: PathBuf, in_vm: bool) -> ExitCode {
+    // Not to be taken for the agent by who looks at processes; a name is a comfort only.
+    let _ = rustix::thread::set_name(c"nexus-commands");
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        say(format_args!("unblock signals: {error}"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .thread_stack_size(256 << 10)
+        .build();
+    let held = runtime.and_then(|runtime| {
+        let held = runtime.block_on(hold(directory, in_vm));
+        runtime.shutdown_background();
+        held
+    });
+    match held {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(format_args!("cannot hold commands: {}", reason(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn hold(directory: PathBuf, in_vm: bool) -> io::Result<()> {
+    let listener = std::os::unix::net::UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let table = Table::new(directory, in_vm);
+    let agents = watch::Sender::new(0_usize);
+    let end = CancellationToken::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
+                let own = rustix::process::geteuid().as_raw();
+                if !stream.peer_cred().is_ok_and(|peer| peer.uid() == own) {
+                    continue;
+                }
+                let (table, agents, end) = (table.clone(), agents.clone(), end.clone());
+                agents.send_modify(|count| *count += 1);
+                tokio::spawn(async move {
+                    serve(stream, table, end).await;
+                    agents.send_modify(|count| *count -= 1);
+                });
+            }
+            () = end.cancelled() => break,
+            _ = terminate.recv() => {
+                if in_vm {
+                    // Everybody was told to go, the commands as well.
+                    let _ = tokio::time::timeout(DOWN_TIMEOUT, table.all_ended()).await;
+                }
+                break;
+            }
+            () = alone(agents.subscribe()), if !in_vm => break,
+        }
+    }
+    table.kill_all().await;
+    Ok(())
+}
+
+/// Waits until there has been no agent for long.
+async fn alone(mut agents: watch::Receiver<usize>) {
+    loop {
+        // The sender lives as long as this.
+        let _ = agents.wait_for(|count| *count == 0).await;
+        if tokio::time::timeout(LINGER, agents.wait_for(|count| *count > 0)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Serves one agent to its end. What it called for goes on without it.
+async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
+    let (mut reader, mut writer) = stream.into_split();
+    let (answers, mut outbox) = mpsc::unbounded_channel::<FromHolder>();
+    let writing = tokio::spawn(async move {
+        while let Some(answer) = outbox.recv().await {
+            let Ok(frame) = wire::frame(&answer) else { continue };
+            drop(answer);
+            if writer.write_all(&frame).await.is_err() {
+                break;
+            }
+        }
+    });
+    let under_way: Arc<Mutex<HashMap<u64, UnderWay>>> = Arc::default();
+    let lock = || under_way.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        let message = match wire::read(&mut reader).await {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(error) => {
+                say(format_args!("hear the agent: {}", reason(&error)));
+                break;
+            }
+        };
+        match message {
+            ToHolder::Call(request) => {
+                let id = request.id;
+                let cancel = CancellationToken::new();
+                let tell: Option<Box<dyn Fn(String) + Send + Sync>> = request.progress.then(|| {
+                    let answers = answers.clone();
+                    Box::new(move |text| drop(answers.send(FromHolder::Progress(id, text)))) as Box<_>
+                });
+                let caller = Caller {
+                    client: request.client,
+                    settings: request.settings,
+                    cancel: cancel.clone(),
+                    tell,
+                };
+                let (table, answers, under_way) = (table.clone(), answers.clone(), under_way.clone());
+                let work = tokio::spawn(async move {
+                    let outcome = table.call(&request.tool, request.params, caller).await;
+                    under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                    drop(answers.send(FromHolder::Done(id, outcome)));
+                });
+                if !work.is_finished() {
+                    lock().insert(id, UnderWay { cancel, work });
+                }
+            }
+            ToHolder::Cancel(id) => {
+                if let Some(call) = lock().get(&id) {
+                    call.cancel.cancel();
+                }
+            }
+            ToHolder::Leave(id) => {
+                if let Some(call) = lock().remove(&id) {
+                    call.work.abort();
+                }
+            }
+            ToHolder::End => {
+                end.cancel();
+                // The agent sees by its end that all is done.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+    for (_, call) in lock().drain() {
+        call.work.abort();
+    }
+    writing.abort();
+}
+
+/// A call that an agent waits for.
+struct UnderWay {
+    cancel: CancellationToken,
+    work: tokio::task::JoinHandle<()>,
+}
