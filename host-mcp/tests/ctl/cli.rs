@@ -259,11 +259,44 @@ fn commands_give_their_exact_bytes_and_exit_code() {
         fake.calls("guest_run_command"),
         [
             json!({ "vm": "web-1", "argv": ["sh", "-c", "--json"], "cwd": "/tmp", "env": { "A": "B" },
-                "timeout_s": 3600.0, "max_output_bytes": 262144, "encoding": "base64" }),
+                "timeout_s": 3600.0, "yield_after_s": 0.5, "lossless": true,
+                "max_output_bytes": 262144, "encoding": "base64" }),
             json!({ "vm": "web-1", "command": "cat", "stdin": BASE64.encode(b"\x00\xffin"), "stdin_encoding": "base64",
-                "timeout_s": 3600.0, "max_output_bytes": 262144, "encoding": "base64" }),
+                "timeout_s": 3600.0, "yield_after_s": 0.5, "lossless": true,
+                "max_output_bytes": 262144, "encoding": "base64" }),
         ]
     );
+}
+
+/// A command that goes on after its call is followed to its end; each piece is printed once.
+#[test]
+fn a_long_command_is_followed_to_its_end() {
+    const ID: &str = "aaaaaaaaaaaac";
+    let of = |state: &str, cursor: &str, stdout: &[u8], extra: &[(&str, Value)]| {
+        let mut facts = facts(None, None, false);
+        for (name, value) in [("state", json!(state)), ("cursor", json!(cursor)), ("command_id", json!(ID))] {
+            facts[name] = value;
+        }
+        extra.iter().for_each(|(name, value)| facts[*name] = value.clone());
+        ran(&facts, stdout, b"")
+    };
+    let first = of("running", "c1", b"one,", &[]);
+    let pieces = [
+        ("c1", of("running", "c2", b"two,\xff,", &[])),
+        ("c2", of("ended", "c3", b"three,", &[("exit_code", json!(9)), ("more", json!(true))])),
+        ("c3", of("ended", "c4", b"four", &[("exit_code", json!(9))])),
+    ];
+    let world = World::new();
+    let run: crate::fake::Tool = Box::new(move |_, _| Some(first.clone()));
+    let output: crate::fake::Tool = Box::new(move |arguments, _| {
+        let cursor = arguments["cursor"].as_str()?;
+        pieces.iter().find(|(at, _)| *at == cursor).map(|(_, piece)| piece.clone())
+    });
+    let fake = Fake::start(&world.runtime(), [("guest_run_command", run), ("guest_command_output", output)]);
+    let run = world.run("guest run web-1 -- long");
+    assert_eq!((run.code, run.stdout.as_slice()), (9, &b"one,two,\xff,three,four"[..]), "{run:?}");
+    assert_eq!(fake.calls("guest_command_output").len(), 3);
+    assert_eq!(fake.calls("guest_command_output")[0]["id"], ID);
 }
 
 #[test]

@@ -2,25 +2,23 @@
 
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use clap::Args;
 use data_encoding::BASE64;
 use nexus_schema::id::VmKind;
 use nexus_schema::tools::ContentEncoding;
-use nexus_schema::tools::command::{RunCommand, RunCommandOutput, RunCommandParams, StreamFacts};
-use nexus_schema::{ErrorCode, Reference, Tool, ToolError};
+use nexus_schema::tools::command::{RunCommandOutput, RunCommandParams, StreamFacts};
+use nexus_schema::{ErrorCode, Reference, ToolError};
 use rustix::fs::FileType;
 use serde_json::{Value, json};
 
+use super::live::{self, Stream};
 use crate::ctl::App;
 use crate::ctl::args::pair;
-use crate::ctl::client::{Options, Reply, raw};
+use crate::ctl::client::raw;
 use crate::ctl::error::Error;
 use crate::ctl::format;
 
-/// The most output of one stream that a result can carry, in bytes.
-const OUTPUT_MAX: u32 = 256 << 10;
 /// The most input that fits in one call with room to spare, in bytes.
 const STDIN_MAX: usize = 8 << 20;
 /// The exit code of a command whose time was up.
@@ -79,27 +77,27 @@ pub(crate) async fn exec(app: &App, args: RunArgs) -> Result<u8, Error> {
         stdin: stdin.as_deref().map(|bytes| BASE64.encode(bytes)),
         stdin_encoding: stdin.is_some().then_some(ContentEncoding::Base64),
         timeout_s: Some(args.timeout.into()),
-        max_output_bytes: Some(OUTPUT_MAX),
-        encoding: Some(ContentEncoding::Base64),
         ..RunCommandParams::default()
     };
-    let options = Options::waiting(Duration::from_secs(args.timeout.into()));
-    let reply = match client.call_guest::<RunCommand>(&args.vm.to_string(), &params, options).await {
-        Ok(reply) => reply,
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let is_json = app.ui.is_json();
+    let sink = |stream, bytes: &[u8]| match (stream, is_json) {
+        (Stream::Stdout, false) => app.ui.bytes(bytes),
+        (Stream::Stderr, false) => app.ui.error_bytes(bytes),
+        (Stream::Stdout, true) => Ok(stdout.extend_from_slice(bytes)),
+        (Stream::Stderr, true) => Ok(stderr.extend_from_slice(bytes)),
+    };
+    let facts = match live::run(&mut client, &args.vm.to_string(), params, sink).await {
+        Ok(facts) => facts,
         Err(error) => {
             let Some(code) = not_started(&error) else { return Err(error) };
             app.ui.fail(&error);
             return Ok(code);
         }
     };
-    let facts: RunCommandOutput = reply.facts(RunCommand::NAME, RunCommand::SHAPE)?;
-    let stdout = stream(&reply, "stdout")?;
-    let stderr = stream(&reply, "stderr")?;
-    if app.ui.is_json() {
+    if is_json {
         app.ui.json(&raw(&as_json(&facts, &stdout, &stderr))?)?;
     } else {
-        app.ui.bytes(&stdout)?;
-        app.ui.error_bytes(&stderr)?;
         for (name, facts) in [("stdout", facts.stdout), ("stderr", facts.stderr)] {
             if facts.omitted_bytes > 0 {
                 app.ui.warn(&omitted(name, facts));
@@ -124,13 +122,6 @@ fn omitted(name: &str, facts: StreamFacts) -> String {
         format::size(facts.omitted_bytes),
         format::size(facts.total_bytes),
     )
-}
-
-/// The bytes of one output stream.
-fn stream(reply: &Reply, name: &str) -> Result<Vec<u8>, Error> {
-    let text = reply.stream(name).unwrap_or_default();
-    let not_base64 = |_| not_asked_for(&format!("the VM's {name} did not come as base64"));
-    BASE64.decode(text.as_bytes()).map_err(not_base64)
 }
 
 /// A guest that gives another result than it was asked for.

@@ -2,6 +2,7 @@
 
 mod exec;
 mod files;
+mod live;
 
 use clap::{Args, Subcommand};
 use nexus_schema::id::VmKind;

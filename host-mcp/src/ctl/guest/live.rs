@@ -1,0 +1,112 @@
+//! A command in a VM from its start to its end, however long that takes, with all of its output as it comes.
+
+use std::time::Duration;
+
+use data_encoding::BASE64;
+use nexus_schema::Tool;
+use nexus_schema::id::CommandId;
+use nexus_schema::tools::ContentEncoding;
+use nexus_schema::tools::command::{
+    CommandOutput, CommandOutputParams, CommandSignal, CommandSignalParams, CommandState, RunCommand,
+    RunCommandOutput, RunCommandParams,
+};
+
+use super::exec::not_asked_for;
+use crate::ctl::client::{Client, Options, Reply};
+use crate::ctl::error::Error;
+
+/// How long the first call waits: most commands end before, and of others something is shown by then.
+const YIELD_S: f64 = 0.5;
+/// How long each further one waits for output, in milliseconds.
+const WAIT_MS: u32 = 30_000;
+/// The most output of one stream that one result can carry, in bytes.
+const PIECE: u32 = 256 << 10;
+
+/// One of a command's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// Runs a command to its end and gives `sink` every byte of its output. Ctrl-c kills it.
+pub(super) async fn run(
+    client: &mut Client,
+    vm: &str,
+    params: RunCommandParams,
+    mut sink: impl FnMut(Stream, &[u8]) -> Result<(), Error>,
+) -> Result<RunCommandOutput, Error> {
+    let params = RunCommandParams {
+        yield_after_s: Some(YIELD_S),
+        max_output_bytes: Some(PIECE),
+        encoding: Some(ContentEncoding::Base64),
+        lossless: true,
+        ..params
+    };
+    let options = Options::waiting(Duration::from_secs(1));
+    let reply = client.call_guest::<RunCommand>(vm, &params, options).await?;
+    let mut facts: RunCommandOutput = reply.facts(RunCommand::NAME, RunCommand::SHAPE)?;
+    let is_whole = facts.stdout.omitted_bytes == 0 && facts.stderr.omitted_bytes == 0;
+    if is_whole {
+        show(&reply, &mut sink)?;
+    }
+    let mut cursor = facts.cursor.take().filter(|_| is_whole);
+    let Some(id) = facts.command_id.filter(|_| facts.state == CommandState::Running || !is_whole) else {
+        return Ok(facts);
+    };
+    let mut omitted = [0, 0];
+    loop {
+        let params = CommandOutputParams {
+            id,
+            cursor: cursor.take(),
+            wait_ms: Some(WAIT_MS),
+            stream: None,
+            offset: None,
+            limit: Some(PIECE),
+            encoding: Some(ContentEncoding::Base64),
+        };
+        let options = Options::waiting(Duration::from_millis(WAIT_MS.into()));
+        let reply = match client.call_guest::<CommandOutput>(vm, &params, options).await {
+            Err(Error::Interrupted) => {
+                kill(client, vm, id).await?;
+                return Err(Error::Interrupted);
+            }
+            reply => reply?,
+        };
+        show(&reply, &mut sink)?;
+        let more: RunCommandOutput = reply.facts(CommandOutput::NAME, CommandOutput::SHAPE)?;
+        facts = more;
+        for (stream, omitted) in [&facts.stdout, &facts.stderr].into_iter().zip(&mut omitted) {
+            *omitted += stream.omitted_bytes;
+        }
+        cursor = facts.cursor.take();
+        if facts.state != CommandState::Running && !facts.more {
+            for (stream, omitted) in [&mut facts.stdout, &mut facts.stderr].into_iter().zip(omitted) {
+                // What was read is not kept, and not lost.
+                (stream.omitted_bytes, stream.dropped_bytes, stream.offset) = (omitted, 0, 0);
+            }
+            return Ok(facts);
+        }
+    }
+}
+
+async fn kill(client: &mut Client, vm: &str, id: CommandId) -> Result<(), Error> {
+    let params = CommandSignalParams { id, signal: Some("KILL".into()) };
+    match client.call_guest::<CommandSignal>(vm, &params, Options::default()).await {
+        // It ended meanwhile.
+        Ok(_) | Err(Error::Guest(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn show(reply: &Reply, sink: &mut impl FnMut(Stream, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
+    for (stream, name) in [(Stream::Stdout, "stdout"), (Stream::Stderr, "stderr")] {
+        let text = reply.stream(name).unwrap_or_default();
+        let not_base64 = |_| not_asked_for(&format!("the VM's {name} did not come as base64"));
+        let bytes = BASE64.decode(text.as_bytes()).map_err(not_base64)?;
+        if !bytes.is_empty() {
+            sink(stream, &bytes)?;
+        }
+    }
+    Ok(())
+}
