@@ -14,6 +14,7 @@ mod kernel;
 mod kills;
 mod lists;
 mod logs;
+mod names;
 mod packages;
 mod panics;
 mod private;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nexus_schema::id::{BootId, DriveId};
 use nexus_schema::tools::vm::VmDeleteOutput;
-use nexus_schema::{ByteSize, ToolError};
+use nexus_schema::{ByteSize, Name, ToolError};
 use tokio::sync::oneshot;
 
 use crate::progress::Progress;
@@ -22,8 +22,8 @@ pub(crate) enum Command {
     Stop { who: String, force: bool, reply: oneshot::Sender<Result<Decision, ToolError>> },
     /// Delete it.
     Delete { who: String, force: bool, reply: oneshot::Sender<Result<VmDeleteOutput, ToolError>> },
-    /// Change its labels and protection.
-    Update { change: Box<Change>, reply: oneshot::Sender<Result<(), ToolError>> },
+    /// Change its labels, protection or name.
+    Update { who: String, change: Box<Change>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// Its drives are made: creating -> created.
     Created { record: Box<VmRecord>, drives: Vec<DriveRecord>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// Its creation failed: leave nothing of it but its history.
@@ -46,6 +46,7 @@ pub(crate) struct Change {
     pub(crate) tags: BTreeMap<String, String>,
     pub(crate) remove_tags: Vec<String>,
     pub(crate) protected: Option<bool>,
+    pub(crate) name: Option<Name>,
 }
 
 /// How a drive is to be given to a VM.

@@ -8,6 +8,7 @@ use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 use tokio::sync::{mpsc, watch};
 
 use super::{Command, View};
+use crate::op::did_you_mean;
 
 /// How others reach the task of one VM.
 #[derive(Debug, Clone)]
@@ -43,13 +44,22 @@ impl Registry {
         }
     }
 
+    /// A VM has another name.
+    pub(crate) fn rename(&self, id: VmId, from: &Name, to: Name) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        if inner.by_name.get(from) == Some(&id) {
+            inner.by_name.remove(from);
+        }
+        inner.by_name.insert(to, id);
+    }
+
     /// The id that a reference means.
     pub(crate) fn resolve(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         match vm {
             Reference::Id(id) if inner.by_id.contains_key(id) => Ok(*id),
             Reference::Name(name) if inner.by_name.contains_key(name) => Ok(inner.by_name[name]),
-            Reference::Id(_) | Reference::Name(_) => Err(not_found(vm)),
+            Reference::Id(_) | Reference::Name(_) => Err(inner.not_found(vm)),
         }
     }
 
@@ -60,12 +70,19 @@ impl Registry {
             Reference::Id(id) => Some(id),
             Reference::Name(name) => inner.by_name.get(name),
         };
-        id.and_then(|id| inner.by_id.get(id)).cloned().ok_or_else(|| not_found(vm))
+        id.and_then(|id| inner.by_id.get(id)).cloned().ok_or_else(|| inner.not_found(vm))
     }
 
     /// Every VM.
     pub(crate) fn all(&self) -> Vec<Handle> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner).by_id.values().cloned().collect()
+    }
+}
+
+impl Inner {
+    /// There is no such VM; but perhaps one that is called alike.
+    fn not_found(&self, vm: &Reference<VmKind>) -> ToolError {
+        did_you_mean(not_found(vm), &vm.to_string(), self.by_name.keys().map(Name::as_str))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tools of assets.
 
-use nexus_schema::id::AssetKindTag;
+use nexus_schema::id::{AssetId, AssetKindTag};
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::asset::{
     AssetDetails, AssetDownloadParams, AssetInspectParams, AssetKind, AssetListOutput, AssetListParams,
@@ -10,15 +10,16 @@ use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::image::cut;
 use super::{CallContext, Nexus, Shared, page, patience};
-use crate::op::store_error;
-use crate::provision::{WantedAsset, asset_summary, files_of, main_file};
+use crate::op::{did_you_mean, store_error};
+use crate::provision::{WantedAsset, asset_summary, files_of, main_file, meant_kernel, vmm_in_force};
 use crate::store::assets::AssetRecord;
 use crate::store::{StoreError, assets, settings};
+use crate::vm::defaults;
 
-/// The names of the assets that are used where none is asked for.
+/// The assets that are used where none is asked for.
 struct Chosen {
-    kernel: Option<String>,
-    vmm: Option<String>,
+    kernel: Option<AssetId>,
+    vmm: Option<AssetId>,
 }
 
 impl Nexus {
@@ -177,31 +178,38 @@ impl Shared {
     async fn asset(&self, asset: Reference<AssetKindTag>) -> Result<AssetRecord, ToolError> {
         let wanted = asset.clone();
         let found = self.store.read(move |db| assets::get(db, &wanted)).await.map_err(store_error)?;
-        found.ok_or_else(|| {
-            ToolError::new(ErrorCode::AssetNotFound, format!("there is no asset {asset}"))
-                .hint("call asset_list to see the assets")
-        })
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        let all = self.store.read(assets::all).await.map_err(store_error)?;
+        let error = ToolError::new(ErrorCode::AssetNotFound, format!("there is no asset {asset}"))
+            .hint("call asset_list to see the assets");
+        Err(did_you_mean(error, &asset.to_string(), all.iter().map(|asset| asset.name.as_str())))
     }
 
     async fn chosen(&self) -> Result<Chosen, ToolError> {
-        self.store
+        let kernel = defaults::read(&self.store).await?.kernel;
+        let (all, vmm) = self
+            .store
             .read(|db| -> Result<_, StoreError> {
-                Ok(Chosen {
-                    kernel: settings::get(db, settings::DEFAULT_KERNEL)?,
-                    vmm: settings::get(db, settings::DEFAULT_VMM)?,
-                })
+                Ok((assets::all(db)?, settings::get(db, settings::DEFAULT_VMM)?))
             })
             .await
-            .map_err(store_error)
+            .map_err(store_error)?;
+        Ok(Chosen {
+            kernel: meant_kernel(&all, &kernel).map(|asset| asset.id),
+            vmm: vmm_in_force(&all, vmm.as_deref()).map(|asset| asset.id),
+        })
     }
 
     fn asset_summary(&self, record: AssetRecord, chosen: &Chosen) -> AssetSummary {
         let path = self.paths.asset(record.id).join(main_file(record.kind)).display().to_string();
         let default = match record.kind {
-            AssetKind::Kernel => chosen.kernel.as_deref(),
-            AssetKind::Vmm => chosen.vmm.as_deref(),
+            AssetKind::Kernel => chosen.kernel,
+            AssetKind::Vmm => chosen.vmm,
             AssetKind::Rootfs => None,
         };
+        let default = default == Some(record.id);
         asset_summary(record, default, path)
     }
 

@@ -17,7 +17,7 @@ use super::plan::size_of_clone;
 use super::{CallContext, Nexus, Shared, cut_page, page, patience};
 use crate::context::{Attach, Command, Handle, drive_error};
 use crate::drive::{DISK, Locked};
-use crate::op::{Begun, once, store_error, summary};
+use crate::op::{Begun, did_you_mean, once, store_error, summary};
 use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::drives::{Attachment, DriveRecord};
@@ -250,10 +250,13 @@ impl Shared {
     async fn drive(&self, drive: &Reference<DriveKind>) -> Result<DriveRecord, ToolError> {
         let wanted = drive.clone();
         let found = self.store.read(move |db| drives::get(db, &wanted)).await.map_err(store_error)?;
-        found.ok_or_else(|| {
-            ToolError::new(ErrorCode::DriveNotFound, format!("there is no drive {drive}"))
-                .hint("call drive_list to see the drives")
-        })
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        let all = self.store.read(drives::all).await.map_err(store_error)?;
+        let error = ToolError::new(ErrorCode::DriveNotFound, format!("there is no drive {drive}"))
+            .hint("call drive_list to see the drives");
+        Err(did_you_mean(error, &drive.to_string(), all.iter().map(|drive| drive.name.as_str())))
     }
 
     /// A drive, and nobody else has it until the second is dropped.

@@ -1,5 +1,6 @@
 //! The tools of images.
 
+use nexus_schema::id::ImageKind;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::image::{
     BUILT_IN, ImageCreateParams, ImageDetails, ImageInspectParams, ImageListOutput, ImageListParams,
@@ -8,7 +9,7 @@ use nexus_schema::tools::plan::Creation;
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
 use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
-use crate::op::{Begun, once, store_error, summary};
+use crate::op::{Begun, did_you_mean, once, store_error, summary};
 use crate::store::idempotency::Once;
 use crate::store::images::ImageRecord;
 use crate::store::{StoreError, drives, images};
@@ -73,10 +74,7 @@ impl Nexus {
             (None, Reference::Name(name)) if BUILT_IN.contains(&name.as_str()) => {
                 not_made_yet(name.as_str(), &default)
             }
-            (None, reference) => {
-                Err(ToolError::new(ErrorCode::ImageNotFound, format!("there is no image {reference}"))
-                    .hint("call image_list to see the images"))
-            }
+            (None, reference) => Err(self.shared.no_image(reference).await?),
         }
     }
 
@@ -166,6 +164,15 @@ impl Nexus {
 }
 
 impl Shared {
+    /// That there is no such image; but perhaps one that is called alike.
+    pub(super) async fn no_image(&self, image: &Reference<ImageKind>) -> Result<ToolError, ToolError> {
+        let all = self.store.read(images::all).await.map_err(store_error)?;
+        let error = ToolError::new(ErrorCode::ImageNotFound, format!("there is no image {image}"))
+            .hint("call image_list to see the images");
+        let names = all.iter().map(|image| image.name.as_str()).chain(BUILT_IN);
+        Ok(did_you_mean(error, &image.to_string(), names))
+    }
+
     pub(super) fn image_details(&self, image: ImageRecord, used_by: u64, default: &str) -> ImageDetails {
         let path = self.paths.image(image.id).join(crate::image::ROOTFS).display().to_string();
         ImageDetails {

@@ -51,10 +51,7 @@ impl Nexus {
         self.shared.make_room().await;
         let wanted = params.image.clone();
         let found = self.shared.store.read(move |db| images::get(db, &wanted)).await.map_err(store_error)?;
-        let image = found.ok_or_else(|| {
-            ToolError::new(ErrorCode::ImageNotFound, format!("there is no image {}", params.image))
-                .hint("call image_list to see the images")
-        })?;
+        let Some(image) = found else { return Err(self.shared.no_image(&params.image).await?) };
         if !image.ready {
             return Err(ToolError::new(ErrorCode::InUse, format!("the image {} is being made", image.name))
                 .hint("wait for it, or cancel it with op_cancel"));

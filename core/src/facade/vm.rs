@@ -126,15 +126,18 @@ impl Nexus {
     }
 
     /// The tool `vm_update`.
-    pub async fn vm_update(&self, _: &CallContext, params: VmUpdateParams) -> Result<VmDetails, ToolError> {
+    pub async fn vm_update(&self, ctx: &CallContext, params: VmUpdateParams) -> Result<VmDetails, ToolError> {
         let handle = self.shared.vms.get(&params.vm)?;
+        let id = handle.view.borrow().record.id;
         let change = Box::new(Change {
             tags: params.tags,
             remove_tags: params.remove_tags,
             protected: params.protected,
+            name: params.name,
         });
-        ask(&handle, |reply| Command::Update { change, reply }).await?;
-        details(&self.shared, &params.vm).await
+        let who = ctx.caller.owner.to_string();
+        ask(&handle, |reply| Command::Update { who, change, reply }).await?;
+        details(&self.shared, &Reference::Id(id)).await
     }
 
     /// The tool `vm_logs`.
@@ -164,7 +167,7 @@ impl Nexus {
                     })?;
             if !chunk.text_bytes.is_empty() || tokio::time::Instant::now() >= deadline {
                 return Ok(VmLogsOutput {
-                    text: String::from_utf8_lossy(&chunk.text_bytes).into_owned(),
+                    text: console::readable(&chunk.text_bytes),
                     cursor: chunk.cursor,
                     lost_bytes: chunk.lost_bytes,
                 });

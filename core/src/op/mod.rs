@@ -3,11 +3,13 @@
 
 mod call;
 mod caught;
+mod near;
 mod once;
 mod runner;
 
 pub(crate) use call::described;
 pub use call::{CallContext, Caller};
 pub(crate) use caught::{caught, message_of};
+pub(crate) use near::did_you_mean;
 pub(crate) use once::{Begun, once};
 pub(crate) use runner::{Ops, StoredResult, store_error, summary};

@@ -37,7 +37,8 @@ impl Log {
         if inner.bytes > LOG_MAX {
             return;
         }
-        let text: String = text.chars().filter(|c| !c.is_control()).take(LINE_MAX).collect();
+        let text: String =
+            crate::os::fold::fold(text).chars().filter(|c| !c.is_control()).take(LINE_MAX).collect();
         let mut line = format!("{} {text}\n", crate::os::clock::now());
         inner.bytes += line.len() as u64;
         if inner.bytes > LOG_MAX {
@@ -82,7 +83,10 @@ mod tests {
         log.line("one\u{1b}[2J\nstill one");
         let (text, end) = read(&path, 0, 1000).unwrap();
         let text = String::from_utf8(text).unwrap();
-        assert!(text.ends_with("Z one[2Jstill one\n"), "{text}");
+        assert!(text.ends_with("Z onestill one\n"), "{text}");
+        log.line(" 10%\r 50%\r100% \u{1b}[32mdone\u{1b}[0m\r");
+        let (bar, end) = read(&path, end, 1000).unwrap();
+        assert!(bar.ends_with(b"Z 100% done\n"), "{bar:?}");
         log.line("two");
         let (text, end) = read(&path, end, 1000).unwrap();
         assert!(text.ends_with(b" two\n") && text.iter().filter(|b| **b == b'\n').count() == 1);

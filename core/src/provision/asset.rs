@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use futures::FutureExt;
 use nexus_schema::id::AssetId;
 use nexus_schema::tools::asset::{AssetCheck, AssetFile, AssetKind, AssetSummary, Verified};
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
 use super::kernel::asset_error;
+use super::unused::{meant_kernel, vmm_in_force};
 use super::wanted::{Order, WantedAsset};
 use super::{DEBIAN, Provision, blocking, hex_sha256, slug};
 use crate::asset::pipeline::{self, Job, Made};
@@ -76,7 +76,7 @@ impl Provision {
             (Some(version), _) => format!("{} {version}", order.provider.name),
             (None, given) => given.cloned().unwrap_or_default(),
         };
-        let _turn = self.turn(&format!("asset {what}"), progress).await?;
+        let _turn = self.turn(&what, progress).await?;
         // Somebody else may have made it meanwhile.
         if let Some(asset) = self.installed(&order, wanted.kind).await? {
             return Ok(asset);
@@ -280,24 +280,6 @@ impl Provision {
         }
     }
 
-    /// Waits for one's turn to make something; an operation that is cancelled does not wait.
-    pub(super) async fn turn(
-        &self,
-        what: &str,
-        progress: &Progress,
-    ) -> Result<tokio::sync::OwnedMutexGuard<()>, ToolError> {
-        let turn = self.only_one(what);
-        tokio::pin!(turn);
-        if let Some(turn) = turn.as_mut().now_or_never() {
-            return Ok(turn);
-        }
-        progress.step("waiting for the same download");
-        tokio::select! {
-            turn = turn => Ok(turn),
-            () = progress.cancelled() => Err(ToolError::new(ErrorCode::Cancelled, "the download was cancelled")),
-        }
-    }
-
     /// The client for downloads, or the one for small documents, which does not wait long for a server.
     pub(super) fn fetcher(&self, impatient: bool) -> Result<Fetcher, ToolError> {
         let settings = self.assets.fetch.clone();
@@ -344,7 +326,11 @@ impl Provision {
                 if !users.is_empty() {
                     return Ok(Err(users));
                 }
-                let mut was_default = false;
+                let all = assets::all(tx)?;
+                let kernel = settings::get(tx, settings::DEFAULT_KERNEL)?.unwrap_or_else(|| DEBIAN.into());
+                let vmm = settings::get(tx, settings::DEFAULT_VMM)?;
+                let in_force = [meant_kernel(&all, &kernel), vmm_in_force(&all, vmm.as_deref())];
+                let mut was_default = in_force.into_iter().flatten().any(|asset| asset.id == record.id);
                 for key in [settings::DEFAULT_KERNEL, settings::DEFAULT_VMM] {
                     if settings::get(tx, key)?.as_deref() == Some(record.name.as_str()) {
                         settings::set(tx, key, "", &who)?;
@@ -377,7 +363,7 @@ impl Provision {
             })
             .await
             .map_err(store_error)?;
-        let chosen = super::unused::vmm_in_force(&all, default.as_deref());
+        let chosen = vmm_in_force(&all, default.as_deref());
         let target = chosen.map(|asset| self.paths.asset(asset.id));
         let links = self.paths.programs();
         blocking(move || {

@@ -1,7 +1,7 @@
 //! What providers have, before it is here.
 
-use nexus_schema::ToolError;
 use nexus_schema::tools::asset::{AssetKind, AssetSummary};
+use nexus_schema::{ErrorCode, ToolError};
 use tokio::sync::OnceCell;
 
 use super::asset::plan;
@@ -88,11 +88,14 @@ impl Provision {
         for (name, result) in futures::future::join_all(asking).await {
             match result {
                 Ok(some) => all.extend(some),
-                // One cause is told once.
-                Err(error) if failed.iter().any(|(_, told)| told.message == error.message) => {}
                 Err(error) => failed.push((name.to_string(), error)),
             }
         }
+        let unreached = match all.is_empty() {
+            true => unreached(&mut failed),
+            false => None,
+        };
+        problems.extend(unreached);
         problems.extend(told(failed));
         Ok((all, problems))
     }
@@ -104,8 +107,32 @@ impl Provision {
     }
 }
 
+/// One problem where nobody at all can be reached, for then it is the network and not they: takes them out of those that failed.
+fn unreached(failed: &mut Vec<(String, ToolError)>) -> Option<String> {
+    let is_unreached = |(_, error): &&(String, ToolError)| error.code == ErrorCode::DownloadFailed;
+    if failed.iter().filter(is_unreached).count() < 2 {
+        return None;
+    }
+    let (_, first) = failed.iter().find(is_unreached)?;
+    let hint = first.hint.as_ref().map(|hint| format!("\n{hint}")).unwrap_or_default();
+    let cause = first.message.rsplit(": ").next().unwrap_or_default().to_owned();
+    // Who says something else for the same cause, such as that no archive can be used, is one of them.
+    let is_one = |failed: &(String, ToolError)| is_unreached(&failed) || failed.1.message.ends_with(&cause);
+    let (unreached, others): (Vec<_>, Vec<_>) = std::mem::take(failed).into_iter().partition(is_one);
+    *failed = others;
+    let names: Vec<&str> = unreached.iter().map(|(name, _)| name.as_str()).collect();
+    Some(format!("offline: none of {} can be reached ({cause}){hint}", names.join(", ")))
+}
+
 /// What went wrong with each, and behind the last of those with the same advice what to do.
-fn told(failed: Vec<(String, ToolError)>) -> Vec<String> {
+fn told(mut failed: Vec<(String, ToolError)>) -> Vec<String> {
+    // One cause is told once.
+    let mut seen: Vec<String> = Vec::new();
+    failed.retain(|(_, error)| {
+        let is_new = !seen.contains(&error.message);
+        seen.push(error.message.clone());
+        is_new
+    });
     let last_with =
         |hint: &Option<String>| failed.iter().rposition(|(_, error)| error.hint == *hint).unwrap_or_default();
     let one = |(at, (name, error)): (usize, &(String, ToolError))| match &error.hint {
@@ -163,9 +190,30 @@ pub(super) fn available(
 
 #[cfg(test)]
 mod tests {
-    use nexus_schema::ErrorCode;
-
     use super::*;
+
+    #[test]
+    fn offline_is_said_once() {
+        let down = |name: &str| {
+            let error =
+                ToolError::new(ErrorCode::DownloadFailed, format!("get https://{name}.example: no route"));
+            (name.to_owned(), error.hint("check the network"))
+        };
+        let odd = ("odd".to_owned(), ToolError::new(ErrorCode::HostUnsuitable, "no apt"));
+        let archive = ToolError::new(
+            ErrorCode::HostUnsuitable,
+            "no package archive can be used: get http://d.example: no route",
+        );
+        let mut failed = vec![down("a"), odd.clone(), ("debian".to_owned(), archive), down("b"), down("c")];
+        assert_eq!(
+            unreached(&mut failed).unwrap(),
+            "offline: none of a, debian, b, c can be reached (no route)\ncheck the network"
+        );
+        assert_eq!(failed, [odd.clone()]);
+        // One alone may be down by itself.
+        let mut failed = vec![down("a"), odd];
+        assert_eq!((unreached(&mut failed), failed.len()), (None, 2));
+    }
 
     #[test]
     fn the_same_advice_is_given_once() {

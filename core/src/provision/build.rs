@@ -137,7 +137,7 @@ impl Provision {
     ) -> Result<ImageRecord, ToolError> {
         prepared.recipe.build = Some(build);
         // Who waits for this turn finds the row.
-        let _turn = self.only_one(&format!("build {}", prepared.digest)).await;
+        let _turn = self.turn(&format!("build {}", prepared.digest), progress).await?;
         let before = if cached { self.built_before(&prepared.digest).await? } else { None };
         let was_cached = before.is_some();
         let image = match before {

@@ -12,8 +12,7 @@ use super::oci::{self, Argument, Saved};
 use super::{Provision, blocking, file_argument, hex_sha256, slug};
 use crate::image::oci::{Remote, Resolved};
 use crate::image::{self, Additions, ImageError, Limits, Source};
-use crate::op::described;
-use crate::op::store_error;
+use crate::op::{described, store_error};
 use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::provision::kernel::asset_error;
@@ -107,8 +106,7 @@ impl Provision {
         }
         match BUILT_IN.into_iter().find(|name| *name == bare) {
             Some(name) => Ok(Want::BuiltIn(name)),
-            None => Err(ToolError::new(ErrorCode::ImageNotFound, format!("there is no image `{bare}`"))
-                .hint("call image_list to see the images, or give `debian`, `debian-minimal`, `busybox`, rootfs:PROVIDER@VERSION or file:PATH")),
+            None => Err(self.no_source(bare).await?),
         }
     }
 
@@ -120,11 +118,7 @@ impl Provision {
             let found = self.store.read(move |db| templates::get(db, &wanted)).await.map_err(store_error)?;
             return match found {
                 Some(_) => Ok(()),
-                None => Err(ToolError::new(
-                    ErrorCode::TemplateNotFound,
-                    format!("there is no template {template}"),
-                )
-                .hint("call template_list to see the templates")),
+                None => Err(self.no_template(&template).await?),
             };
         }
         self.want_image(want).await.map(drop)
@@ -148,7 +142,7 @@ impl Provision {
                     }
                     want => self.identify(want, Some(progress)).await?,
                 };
-                let _turn = self.only_one(&format!("image {name}")).await;
+                let _turn = self.turn(&format!("image {name}"), progress).await?;
                 // Somebody else may have made it meanwhile.
                 let reference = Reference::Name(name.clone());
                 let found =
@@ -234,7 +228,7 @@ impl Provision {
                 want => want,
             },
         };
-        let _turn = self.only_one(&format!("image {name}")).await;
+        let _turn = self.turn(&format!("image {name}"), progress).await?;
         self.make(name, Recipe::plain(want, init), owner, progress).await
     }
 

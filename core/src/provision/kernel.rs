@@ -9,7 +9,7 @@ use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 use super::{DEBIAN, Provision, blocking, file_argument, hex_sha256, slug};
 use crate::asset::{AssetError, KernelFiles, debian::Archive, import_kernel};
 use crate::op::described;
-use crate::op::store_error;
+use crate::op::{did_you_mean, store_error};
 use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::assets::AssetRecord;
@@ -44,8 +44,14 @@ impl Provision {
         match want.split_once('@') {
             None if want == DEBIAN => Ok(Want::Debian(None)),
             Some((DEBIAN, version)) => Ok(Want::Debian(Some(version.to_owned()))),
-            _ => Err(ToolError::new(ErrorCode::AssetNotFound, format!("there is no kernel `{want}`"))
-                .hint("call asset_list to see the kernels, or give `debian` or file:PATH")),
+            _ => {
+                let all = self.store.read(assets::all).await.map_err(store_error)?;
+                let kernels = all.iter().filter(|asset| asset.kind == AssetKind::Kernel);
+                let error = ToolError::new(ErrorCode::AssetNotFound, format!("there is no kernel `{want}`"))
+                    .hint("call asset_list to see the kernels, or give `debian` or file:PATH");
+                let names = kernels.map(|asset| asset.name.as_str()).chain([DEBIAN]);
+                Err(did_you_mean(error, want, names))
+            }
         }
     }
 
@@ -64,7 +70,7 @@ impl Provision {
         match self.want_kernel(want).await? {
             Want::Installed(asset) => Ok(*asset),
             Want::Debian(version) => {
-                let _turn = self.only_one("kernel debian").await;
+                let _turn = self.turn("kernel debian", progress).await?;
                 match self.installed_debian(version.clone()).await? {
                     Some(asset) => Ok(asset),
                     None => self.fetch_debian_kernel(version.as_deref(), None, None, owner, progress).await,
@@ -74,7 +80,7 @@ impl Provision {
         }
     }
 
-    /// The distribution's kernel that is here: of that version, or the newest.
+    /// The distribution's kernel that is here: of that version, or the one that was here first.
     pub(super) async fn installed_debian(
         &self,
         version: Option<String>,
@@ -103,7 +109,7 @@ impl Provision {
             return Err(ToolError::new(ErrorCode::AssetNotFound, format!("there is no provider `{from}`"))
                 .hint("give `debian` or file:PATH"));
         }
-        let _turn = self.only_one("kernel debian").await;
+        let _turn = self.turn("kernel debian", progress).await?;
         self.fetch_debian_kernel(version, name, sha256, owner, progress).await
     }
 
@@ -151,7 +157,7 @@ impl Provision {
         owner: &str,
         progress: &Progress,
     ) -> Result<AssetRecord, ToolError> {
-        let _turn = self.only_one(&format!("kernel {}", file.display())).await;
+        let _turn = self.turn(&format!("kernel {}", file.display()), progress).await?;
         progress.step(format!("importing the kernel {}", file.display()));
         let id: AssetId = random_id();
         let directory = self.paths.asset(id);
@@ -269,10 +275,10 @@ pub(super) async fn available_kernels(archive: &Archive) -> Result<Vec<AssetSumm
 }
 
 /// A row as it is shown.
-pub(crate) fn summary(asset: AssetRecord, default: Option<&str>, path: String) -> AssetSummary {
+pub(crate) fn summary(asset: AssetRecord, default: bool, path: String) -> AssetSummary {
     AssetSummary {
         id: Some(asset.id),
-        default: default == Some(asset.name.as_str()),
+        default,
         name: asset.name,
         kind: asset.kind,
         provider: asset.provider,

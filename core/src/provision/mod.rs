@@ -6,7 +6,9 @@ mod available;
 mod build;
 mod dry_run;
 mod image;
+mod in_flight;
 mod kernel;
+mod meant;
 mod oci;
 mod provider;
 mod release;
@@ -16,18 +18,19 @@ mod template_build;
 mod unused;
 mod wanted;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use nexus_schema::{ErrorCode, Name, ToolError};
 use sha2::{Digest, Sha256};
 
+use self::in_flight::{InFlight, Turn};
 use crate::config::AssetConfig;
 use crate::image::oci::{Access, Keychain};
 use crate::op::Ops;
 use crate::os::given::Looks;
 use crate::os::paths::Paths;
+use crate::progress::Progress;
 use crate::store::Store;
 
 pub(crate) use asset::{files_of, main_file};
@@ -38,7 +41,7 @@ pub(crate) use kernel::{asset_error, summary as asset_summary};
 pub(crate) use provider::{Change, Refusal, fields_in, key_of, name_in};
 pub(crate) use scratch::Scratch;
 pub(crate) use template_build::called;
-pub(crate) use unused::{Defaults, Removal};
+pub(crate) use unused::{Defaults, Removal, meant_kernel, vmm_in_force};
 pub(crate) use wanted::WantedAsset;
 
 /// The provider of the distribution's own packages.
@@ -58,7 +61,7 @@ pub(crate) struct Provision {
     registries: Access,
     /// How paths of callers are looked at.
     looks: Looks,
-    in_flight: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    in_flight: InFlight,
 }
 
 impl Provision {
@@ -73,7 +76,7 @@ impl Provision {
         let (assets, versions_cache) = (Arc::new(assets), wanted::VersionCache::default());
         let scratch = Scratch::new(paths.scratch());
         let registries = Access::new(keychain, assets.fetch.trust.clone());
-        let in_flight = Arc::default();
+        let in_flight = InFlight::default();
         Self {
             store,
             ops,
@@ -93,14 +96,15 @@ impl Provision {
         &self.scratch
     }
 
-    /// Waits until nobody else makes the thing called `what`; who comes later finds it made.
-    async fn only_one(&self, what: &str) -> tokio::sync::OwnedMutexGuard<()> {
-        let lock = {
-            let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-            in_flight.retain(|_, lock| Arc::strong_count(lock) > 1);
-            in_flight.entry(what.to_owned()).or_default().clone()
-        };
-        lock.lock_owned().await
+    /// Waits until nobody else makes the thing called `what`, showing how far that is; who comes later finds it made. An operation
+    /// that is cancelled does not wait.
+    async fn turn(&self, what: &str, progress: &Progress) -> Result<Turn, ToolError> {
+        self.in_flight.turn(what, progress).await.map_err(|_| {
+            ToolError::new(
+                ErrorCode::Cancelled,
+                format!("waiting for another one that makes the {what} was cancelled"),
+            )
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use nexus_schema::tools::template::TemplateSpec;
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
 use super::{Provision, template_argument};
-use crate::op::{store_error, summary};
+use crate::op::{did_you_mean, store_error, summary};
 use crate::os::failpoint;
 use crate::progress::{Log, Progress};
 use crate::store::builds::BuildRecord;
@@ -22,7 +22,21 @@ impl Provision {
     ) -> Result<TemplateRecord, ToolError> {
         let wanted = template.clone();
         let found = self.store.read(move |db| templates::get(db, &wanted)).await.map_err(store_error)?;
-        found.ok_or_else(|| template_not_found(template))
+        match found {
+            Some(found) => Ok(found),
+            None => Err(self.no_template(template).await?),
+        }
+    }
+
+    /// That there is no such template; but perhaps one that is called alike.
+    pub(crate) async fn no_template(
+        &self,
+        template: &Reference<TemplateKind>,
+    ) -> Result<ToolError, ToolError> {
+        let all = self.store.read(|db| templates::list(db, None, u32::MAX)).await.map_err(store_error)?;
+        let error = ToolError::new(ErrorCode::TemplateNotFound, format!("there is no template {template}"))
+            .hint("call template_list to see the templates");
+        Ok(did_you_mean(error, &template.to_string(), all.iter().map(|template| template.name.as_str())))
     }
 
     /// What a template made in one version.
@@ -236,10 +250,4 @@ fn image_name(template: &Name, build: &BuildRecord) -> Result<Name, ToolError> {
     format!("{}-{}", head.trim_end_matches('-'), &id[id.len() - 6..])
         .parse()
         .map_err(|e| ToolError::internal(format!("{e}")))
-}
-
-/// That there is no such template.
-pub(crate) fn template_not_found(template: &Reference<TemplateKind>) -> ToolError {
-    ToolError::new(ErrorCode::TemplateNotFound, format!("there is no template {template}"))
-        .hint("call template_list to see the templates")
 }

@@ -513,3 +513,53 @@ async fn the_token_goes_where_the_shipped_or_configured_rows_send_it() {
     );
     assert!(bare.may_have_token(&provider(json!({}))));
 }
+
+#[tokio::test]
+async fn a_default_changes_only_when_that_is_asked_for() {
+    let scene = Scene::new().await;
+    let add = async |kind: AssetKind, provider: &str, version: &str, at: i64| {
+        let record = AssetRecord {
+            id: crate::store::random_id(),
+            name: slug(&format!("{provider}-"), version, None).unwrap(),
+            kind,
+            provider: provider.into(),
+            version: version.into(),
+            arch: ARCH.into(),
+            sha256: version.into(),
+            size_bytes: 1,
+            verified: Verified::Signature,
+            files: Vec::new(),
+            origin: "here".into(),
+            download_sha256: None,
+            owner: "uid:0".into(),
+            installed_at: nexus_schema::Timestamp::from_millis(at),
+        };
+        let row = record.clone();
+        scene.provision.store.write(move |tx| assets::insert(tx, &row)).await.unwrap();
+        record
+    };
+    let meant = async |version: Option<&str>| {
+        scene.provision.installed_debian(version.map(str::to_owned)).await.unwrap().unwrap().version
+    };
+    let of_all = async || {
+        let all = scene.provision.store.read(assets::all).await.unwrap();
+        let name = |asset: Option<&AssetRecord>| asset.unwrap().version.clone();
+        (name(meant_kernel(&all, "debian")), name(vmm_in_force(&all, None)))
+    };
+    add(AssetKind::Kernel, "debian", "6.12.9", 2).await;
+    add(AssetKind::Vmm, "firecracker", "1.10.0", 2).await;
+    assert_eq!((meant(None).await, of_all().await), ("6.12.9".into(), ("6.12.9".into(), "1.10.0".into())));
+    // Neither older nor newer ones that are asked for by their versions are what the others get.
+    for (at, kernel, vmm) in [(3, "6.1.5", "1.9.0"), (4, "7.0.1", "1.16.1")] {
+        add(AssetKind::Kernel, "debian", kernel, at).await;
+        add(AssetKind::Vmm, "firecracker", vmm, at).await;
+        assert_eq!(meant(Some(kernel)).await, kernel);
+        assert_eq!(
+            (meant(None).await, of_all().await),
+            ("6.12.9".into(), ("6.12.9".into(), "1.10.0".into()))
+        );
+    }
+    let all = scene.provision.store.read(assets::all).await.unwrap();
+    let chosen = all.iter().find(|asset| asset.version == "1.16.1").map(|asset| asset.name.to_string());
+    assert_eq!(vmm_in_force(&all, chosen.as_deref()).unwrap().version, "1.16.1");
+}

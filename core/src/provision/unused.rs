@@ -6,7 +6,6 @@ use nexus_schema::{Reference, ToolError};
 
 use super::rootfs::newest_of;
 use super::{DEBIAN, Provision};
-use crate::asset::provider::compare;
 use crate::op::store_error;
 use crate::store::assets::{self, AssetRecord, Referrers};
 use crate::store::{StoreError, ops};
@@ -88,7 +87,7 @@ fn unused<'r>(referrers: &'r Referrers, defaults: &Defaults) -> Vec<&'r AssetRec
 }
 
 /// The installed kernel that an argument means, if it is here.
-fn meant_kernel<'a>(all: &'a [AssetRecord], kernel: &str) -> Option<&'a AssetRecord> {
+pub(crate) fn meant_kernel<'a>(all: &'a [AssetRecord], kernel: &str) -> Option<&'a AssetRecord> {
     let version = match kernel.split_once('@') {
         None if kernel == DEBIAN => None,
         Some((DEBIAN, version)) => Some(version),
@@ -99,14 +98,19 @@ fn meant_kernel<'a>(all: &'a [AssetRecord], kernel: &str) -> Option<&'a AssetRec
             && asset.provider == DEBIAN
             && version.is_none_or(|version| asset.version == version)
     };
-    all.iter().filter(is_it).max_by_key(|asset| asset.installed_at)
+    first(all.iter().filter(is_it))
 }
 
-/// The VMM that VMs are started with: the chosen one, else the newest.
-pub(super) fn vmm_in_force<'a>(all: &'a [AssetRecord], chosen: Option<&str>) -> Option<&'a AssetRecord> {
+/// The one that was here first: what is installed later becomes a default only when that is asked for.
+fn first<'a>(assets: impl Iterator<Item = &'a AssetRecord>) -> Option<&'a AssetRecord> {
+    assets.min_by_key(|asset| asset.installed_at)
+}
+
+/// The VMM that VMs are started with: the chosen one, else the one that was here first.
+pub(crate) fn vmm_in_force<'a>(all: &'a [AssetRecord], chosen: Option<&str>) -> Option<&'a AssetRecord> {
     let vmms = || all.iter().filter(|asset| asset.kind == AssetKind::Vmm);
     let chosen = vmms().find(|asset| chosen == Some(asset.name.as_str()));
-    chosen.or_else(|| vmms().max_by(|a, b| compare(&a.version, &b.version)))
+    chosen.or_else(|| first(vmms()))
 }
 
 fn named<'a>(all: &'a [AssetRecord], text: &str) -> Option<&'a AssetRecord> {

@@ -12,7 +12,7 @@ use crate::asset::provider::{
     Discovery, Found, Provider, ProviderProblem, Values, Versions, Wanted, checked_version,
 };
 use crate::asset::{AssetError, Sha256};
-use crate::op::store_error;
+use crate::op::{did_you_mean, store_error};
 use crate::progress::Progress;
 use crate::provision::kernel::asset_error;
 use crate::store::providers;
@@ -146,8 +146,9 @@ impl Provision {
     pub(crate) async fn no_provider(&self, name: &str) -> Result<ToolError, ToolError> {
         let all = self.store.read(providers::all).await.map_err(store_error)?;
         let names: Vec<String> = all.into_iter().map(|row| row.name).collect();
-        Ok(ToolError::new(ErrorCode::AssetNotFound, format!("there is no provider `{name}`"))
-            .hint(format!("there are {}; or give file:PATH or url:ADDRESS", names.join(", "))))
+        let error = ToolError::new(ErrorCode::AssetNotFound, format!("there is no provider `{name}`"))
+            .hint(format!("there are {}; or give file:PATH or url:ADDRESS", names.join(", ")));
+        Ok(did_you_mean(error, name, names))
     }
 
     /// The versions that a provider has.

@@ -102,7 +102,8 @@ pub fn get(db: &Connection, asset: &Reference<AssetKindTag>) -> Result<Option<As
     })
 }
 
-/// The newest installed asset of a kind from a provider; of a version, if one is given.
+/// The installed asset of a kind from a provider that was here first; of a version, if one is given. What comes later does not change
+/// what is meant.
 pub fn find(
     db: &Connection,
     kind: AssetKind,
@@ -112,7 +113,7 @@ pub fn find(
     Ok(db
         .query_row(
             "SELECT * FROM assets WHERE kind = ?1 AND provider = ?2 AND (?3 IS NULL OR version = ?3)
-             ORDER BY installed_at DESC LIMIT 1",
+             ORDER BY installed_at, rowid LIMIT 1",
             params![kind.as_str(), provider, version],
             record,
         )

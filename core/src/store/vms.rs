@@ -237,7 +237,7 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             "UPDATE vms SET state = ?3, reason = ?4, generation = ?5, tags = ?6, protected = ?7, image_id = ?8,
                 kernel_id = ?9, driver = ?10, driver_version = ?11, accel = ?12, boot_id = ?13, token = ?14, guest = ?15,
                 timings = ?16, shim_pid = ?17, shim_start = ?18, vmm_pid = ?19, started_at = ?20, image_name = ?21,
-                spec = ?22
+                spec = ?22, name = ?23
              WHERE id = ?1 AND generation = ?2",
         )?
         .execute(params![
@@ -263,7 +263,9 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             vm.started_at.map(Timestamp::as_millis),
             vm.image_name,
             Json(&vm.spec),
-        ])?;
+            vm.name.as_str(),
+        ])
+        .map_err(|e| name_taken(e, "VM", vm.name.as_str(), "vms.name"))?;
     if changed == 1 { Ok(()) } else { Err(StoreError::Changed { what: format!("vm {}", vm.name) }) }
 }
 

@@ -437,7 +437,7 @@ async fn sleep_until(deadline: Option<tokio::time::Instant>) {
 /// panics says why before it prints its registers and calls, so that is kept too.
 pub(super) fn console_tail(directory: &Path) -> Option<String> {
     let bytes = crate::vmm::console::tail(directory, 16 << 10);
-    last_lines(&String::from_utf8_lossy(&bytes))
+    last_lines(&crate::vmm::console::readable(&bytes))
 }
 
 fn last_lines(text: &str) -> Option<String> {

@@ -335,7 +335,7 @@ pub struct AssetRemoveOutput {
     pub name: Name,
     /// What it was.
     pub kind: AssetKind,
-    /// Whether it was what VMs get by default; then the built-in default is in force again.
+    /// Whether it was what VMs get by default; then another one is, or the built-in default is in force again.
     pub was_default: bool,
     /// How many bytes its files had.
     pub freed_bytes: u64,

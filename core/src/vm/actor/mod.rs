@@ -4,6 +4,7 @@ mod drives;
 mod events;
 mod reboots;
 mod remove;
+mod update;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use nexus_schema::tools::vm::VmState;
 use tokio::sync::{mpsc, watch};
 
 use self::reboots::Reboots;
-use crate::context::{Change, Command, Decision, Handle, Shared, View};
+use crate::context::{Command, Decision, Handle, Shared, View};
 use crate::op::{caught, message_of};
 use crate::os::{failpoint, random};
 use crate::progress::Progress;
@@ -174,8 +175,8 @@ impl Actor {
                 let result = self.delete(&who, force).await;
                 reply.send(result).ok();
             }
-            Command::Update { change, reply } => {
-                let result = self.update(*change).await;
+            Command::Update { who, change, reply } => {
+                let result = self.update(*change, &who).await;
                 reply.send(result).ok();
             }
             Command::Created { record, drives, reply } => {
@@ -437,30 +438,6 @@ impl Actor {
             tracing::warn!(vm = %name, ?rung, %error, "this way to stop the vm failed");
             boot.deadline = Some(Instant::now() + Duration::from_millis(200));
         }
-    }
-
-    // --- update
-
-    async fn update(&mut self, change: Change) -> Result<(), ToolError> {
-        let mut tags = self.record.tags.clone();
-        for key in &change.remove_tags {
-            tags.remove(key);
-        }
-        tags.extend(change.tags);
-        let mut mistakes = Vec::new();
-        crate::vm::spec::check_tags(&tags, &mut |mistake| mistakes.push(mistake));
-        if !mistakes.is_empty() {
-            return Err(ToolError::invalid(mistakes.join("; ")));
-        }
-        let before = self.record.clone();
-        self.record.tags = tags;
-        self.record.protected = change.protected.unwrap_or(before.protected);
-        if let Err(error) = self.write(None).await {
-            self.record = before;
-            self.publish();
-            return Err(error);
-        }
-        Ok(())
     }
 }
 

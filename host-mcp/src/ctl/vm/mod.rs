@@ -393,6 +393,7 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         tags: args.tag.into_iter().collect(),
         remove_tags: args.untag,
         protected,
+        name: None,
     };
     let vm = app.connect().await?.call::<VmUpdate>(&params).await?;
     match app.ui.format {

@@ -1,5 +1,6 @@
 //! VMs: create, list, inspect, start, stop, delete, update, logs, history.
 
+mod update;
 mod words;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::tool::{Effect, ResultShape, Tool};
 use crate::tools::OpOutcome;
 use crate::tools::plan::Creation;
 
+pub use self::update::{VmUpdate, VmUpdateParams};
 pub use self::words::{DriverChoice, NetworkChoice, VmState};
 
 /// Creates a VM.
@@ -461,35 +463,6 @@ impl Tool for VmDelete {
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     type Params = VmDeleteParams;
     type Output = VmDeleteOutput;
-}
-
-/// Changes a VM.
-pub enum VmUpdate {}
-
-/// Arguments of `vm_update`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct VmUpdateParams {
-    /// The VM: its name or id.
-    pub vm: Reference<VmKind>,
-    /// Labels to set.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub tags: BTreeMap<String, String>,
-    /// Labels to take away.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub remove_tags: Vec<String>,
-    /// Refuse deletion (true) or allow it again (false).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protected: Option<bool>,
-}
-
-impl Tool for VmUpdate {
-    const NAME: &'static str = "vm_update";
-    const TITLE: &'static str = "Update a VM";
-    const DESCRIPTION: &'static str = "Changes a VM's labels and its protection against deletion; use it to mark VMs that must be kept or found again.";
-    const EFFECT: Effect = Effect::Destructive { idempotent: true };
-    type Params = VmUpdateParams;
-    type Output = VmDetails;
 }
 
 /// Reads a VM's console.

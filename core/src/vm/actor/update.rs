@@ -1,0 +1,78 @@
+//! Changes of a VM that do not touch its machine: labels, protection, name.
+
+use nexus_schema::tools::vm::VmState;
+use nexus_schema::{ErrorCode, Name, ToolError};
+
+use super::Actor;
+use crate::context::Change;
+use crate::op::store_error;
+use crate::store::vms;
+
+impl Actor {
+    pub(super) async fn update(&mut self, change: Change, who: &str) -> Result<(), ToolError> {
+        let mut tags = self.record.tags.clone();
+        for key in &change.remove_tags {
+            tags.remove(key);
+        }
+        tags.extend(change.tags);
+        let mut mistakes = Vec::new();
+        crate::vm::spec::check_tags(&tags, &mut |mistake| mistakes.push(mistake));
+        if !mistakes.is_empty() {
+            return Err(ToolError::invalid(mistakes.join("; ")));
+        }
+        let new_name = change.name.filter(|name| *name != self.record.name);
+        if let Some(name) = &new_name {
+            self.check_rename(name).await?;
+        }
+        let before = self.record.clone();
+        self.record.tags = tags;
+        self.record.protected = change.protected.unwrap_or(before.protected);
+        let line = new_name.clone().map(|name| {
+            if self.record.spec.hostname == before.name.as_str() {
+                name.as_str().clone_into(&mut self.record.spec.hostname);
+            }
+            let what = format!("{} renamed to {name}", before.name);
+            self.record.name = name;
+            (self.record.state, what, who.to_owned())
+        });
+        if let Err(error) = self.write(line).await {
+            if new_name.is_some() {
+                // The name was refused: this line is not tried again.
+                self.unwritten = None;
+            }
+            self.record = before;
+            self.publish();
+            return Err(error);
+        }
+        if let Some(name) = new_name {
+            tracing::info!(vm = %before.name, %name, who, "vm renamed");
+            self.shared.vms.rename(before.id, &before.name, name);
+        }
+        Ok(())
+    }
+
+    /// Refuses a new name before anything changes.
+    async fn check_rename(&self, name: &Name) -> Result<(), ToolError> {
+        let old = &self.record.name;
+        if self.record.state == VmState::Creating {
+            return Err(ToolError::new(ErrorCode::VmWrongState, format!("{old} is being created"))
+                .hint("rename it once it is there: call vm_inspect to see its state"));
+        }
+        if self.unwritten.is_some() {
+            return Err(ToolError::new(
+                ErrorCode::Busy,
+                format!("what happened to {old} cannot be written now"),
+            )
+            .hint("free some room on the disk, then try again"));
+        }
+        let wanted = name.clone();
+        let is_taken =
+            self.shared.store.read(move |db| vms::name_exists(db, &wanted)).await.map_err(store_error)?;
+        match is_taken {
+            true => {
+                Err(store_error(crate::store::StoreError::NameTaken { kind: "VM", name: name.to_string() }))
+            }
+            false => Ok(()),
+        }
+    }
+}
