@@ -4,10 +4,10 @@ use nexus_schema::tools::asset::AssetKind;
 use nexus_schema::{ErrorCode, ToolError};
 
 use super::Provision;
-use super::image::BUILT_IN;
 use crate::asset::provider::Provider;
 use crate::op::{did_you_mean, store_error};
 use crate::store::{StoreError, images, providers, templates};
+use nexus_schema::tools::image::BUILT_IN;
 
 impl Provision {
     /// That there is nothing of a name to make drives from, and what was probably meant.
@@ -20,7 +20,7 @@ impl Provision {
             .await
             .map_err(store_error)?;
         let error = ToolError::new(ErrorCode::ImageNotFound, format!("there is no image `{bare}`"))
-            .hint("call image_list to see the images, or give `debian`, `busybox`, oci:IMAGE, rootfs:PROVIDER@VERSION or file:PATH");
+            .hint("call image_list to see the images, or give `debian`, `debian-minimal`, `busybox`, oci:IMAGE, rootfs:PROVIDER@VERSION or file:PATH");
         let names = all.iter().map(|image| image.name.as_str()).chain(BUILT_IN);
         let alike = did_you_mean(error.clone(), bare, names);
         if alike != error {

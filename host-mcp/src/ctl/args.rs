@@ -7,9 +7,10 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::{
-    asset, build, call, completion, drive, guest, image, launch, mcp, op, provider, prune, settings,
+    asset, build, call, completion, drive, guest, image, launch, mcp, op, provider, prune, run, settings,
     template, vm,
 };
+use crate::ctl::list::Paging;
 
 /// microVMs for AI agents: the command line of the Nexus daemon
 #[derive(Debug, Parser)]
@@ -90,15 +91,34 @@ pub(crate) enum Command {
     Completion(completion::Args),
     /// Show the versions of nexusctl and the daemon
     Version,
-    /// The same as `vm list`
-    #[command(alias = "ls", hide = true)]
-    Ps(vm::ListArgs),
-    /// The same as `vm delete`
-    #[command(hide = true)]
-    Rm(vm::DeleteArgs),
-    /// The same as `guest run`
-    #[command(alias = "run", hide = true)]
+    /// Run one command in a new VM and delete the VM, as `docker run --rm`: `nexusctl run debian -- uname -a`
+    Run(Box<run::Args>),
+    /// Run a command in a VM: the same as `guest run`
     Exec(guest::RunArgs),
+    /// List the VMs that run; with -a all
+    Ps(vm::PsArgs),
+    /// List VMs: the same as `vm list`
+    Ls(vm::ListArgs),
+    /// Start VMs: the same as `vm start`
+    Start(vm::StartArgs),
+    /// Shut VMs down: the same as `vm stop`
+    Stop(vm::StopArgs),
+    /// Shut VMs down and start them again: the same as `vm restart`
+    Restart(vm::StopArgs),
+    /// Cut the power of VMs: the same as `vm kill`
+    Kill(vm::KillArgs),
+    /// Delete VMs with their drives: the same as `vm delete`
+    Rm(vm::DeleteArgs),
+    /// Give a VM another name: the same as `vm rename`
+    Rename(vm::RenameArgs),
+    /// Show a VM's console: the same as `vm logs`
+    Logs(vm::LogsArgs),
+    /// Show how busy VMs are, once: the same as `vm stats`
+    Stats(vm::StatsArgs),
+    /// List images: the same as `image list`
+    Images(Paging),
+    /// Make an image of one in a registry: `image from-oci`
+    Pull(image::PullArgs),
     /// Become the daemon, in a session of its own
     #[command(name = launch::COMMAND, hide = true)]
     LaunchDaemon(launch::Args),
@@ -138,7 +158,27 @@ mod tests {
     fn what_people_type_is_understood() {
         for line in [
             "ps",
+            "ps -a --tag a=b",
+            "vm ps",
             "ls",
+            "start web-1 web-2",
+            "stop -f web-1",
+            "restart web-1 --detach",
+            "kill web-1",
+            "vm restart web-1",
+            "vm kill web-1 web-2",
+            "rename web-1 web-2",
+            "vm rename web-1 web-2",
+            "logs -f web-1",
+            "stats",
+            "stats web-1 --no-stream",
+            "images -q",
+            "pull python:3.12-slim --name py",
+            "run debian -- uname -a",
+            "run --rm -i --cpus 2 -m 1G -e A=B python:3.12 python -V",
+            "run --keep --name web-1 busybox -c true",
+            "run -c true busybox",
+            "run --entrypoint /bin/sh python:3.12 -- -c true",
             "vm ls --json",
             "vm list -q --tag a=b --state ready",
             "vm create",

@@ -15,7 +15,7 @@ use super::client::raw;
 use super::error::Error;
 use super::follow::{self, Wait};
 use super::format;
-use super::hint::for_shell;
+use super::hint::{About, for_shell};
 use super::list::{self, Paging};
 use super::provider;
 use super::source::located;
@@ -248,7 +248,8 @@ async fn verify(app: &App, args: VerifyArgs) -> Result<u8, Error> {
             ));
         }
         Format::Human => {
-            let mut table = Table::with_headings(&["NAME", "KIND", "STATUS", "SIZE"]);
+            let mut table =
+                Table::with_headings(&["NAME", "KIND", "STATUS", "SIZE"]).dropping(&["SIZE", "KIND"]);
             for asset in &result.assets {
                 let status = match asset.ok {
                     true => Text::new("good", Mood::Good),
@@ -308,7 +309,7 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
                 let (problem, hint) = problem.split_once('\n').unwrap_or((problem, ""));
                 app.ui.warn(problem);
                 if !hint.is_empty() {
-                    app.ui.say(&format!("hint: {}", for_shell(hint)));
+                    app.ui.say(&format!("hint: {}", for_shell(hint, &About::default())));
                 }
             }
             listed.say_more(&app.ui);
@@ -342,6 +343,11 @@ async fn download(app: &App, args: DownloadArgs) -> Result<u8, Error> {
             app.ui.table(table(std::slice::from_ref(asset), app.ui.now()))?;
             if how.check {
                 app.ui.say(&looked_up(asset));
+            } else if asset.kind != AssetKind::Rootfs && !asset.default {
+                app.ui.say(&format!(
+                    "new VMs use the {} that they used before; --make-default changes that",
+                    asset.kind.as_str()
+                ));
             }
         }
         (Format::Human, None) => app.ui.line(outcome.subject_name.as_deref().unwrap_or_default())?,
@@ -379,7 +385,9 @@ fn table(assets: &[AssetSummary], now: Timestamp) -> Table {
         "SIZE",
         "VERIFIED",
         "INSTALLED",
-    ]);
+    ])
+    .prose(&["STATUS"])
+    .dropping(&["VERIFIED", "INSTALLED", "SIZE", "PROVIDER", "KIND", "VERSION"]);
     for asset in assets {
         let name = if asset.default { format!("{} (default)", asset.name) } else { asset.name.to_string() };
         let status = if asset.installed { Text::new("installed", Mood::Good) } else { "available".into() };

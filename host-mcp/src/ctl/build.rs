@@ -19,6 +19,7 @@ use super::error::Error;
 use super::follow::{self, Wait};
 use super::format;
 use super::list::{self, Paging};
+use super::op::cancelled;
 use super::ui::{Format, Mood, Table, Text};
 
 /// How long one call waits for something new.
@@ -189,12 +190,13 @@ async fn logs(app: &App, args: LogsArgs) -> Result<u8, Error> {
 async fn cancel(app: &App, args: OneBuild) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let build = inspect(&mut client, args.build).await?;
+    let was_over = build.status != BuildStatus::Building;
     client.call::<OpCancel>(&OpCancelParams { op_id: build.op_id }).await?;
     let build = inspect(&mut client, Reference::Id(build.id)).await?;
     match app.ui.format {
         Format::Json => app.ui.json(&raw(&build)?)?,
         Format::Quiet => app.ui.line(&build.id.to_string())?,
-        Format::Human => app.ui.line(&format!("build {} {}", build.id, build.status.as_str()))?,
+        Format::Human => app.ui.line(&cancelled("build", build.id, build.status.as_str(), was_over))?,
     }
     Ok(0)
 }
@@ -211,7 +213,8 @@ fn status(status: BuildStatus) -> Text {
 
 fn table(builds: &[BuildSummary], now: Timestamp) -> Table {
     let mut table =
-        Table::with_headings(&["ID", "TEMPLATE", "VERSION", "STATUS", "IMAGE", "STARTED", "TOOK"]);
+        Table::with_headings(&["ID", "TEMPLATE", "VERSION", "STATUS", "IMAGE", "STARTED", "TOOK"])
+            .dropping(&["VERSION", "TOOK", "STARTED", "IMAGE"]);
     for build in builds {
         table.row([
             build.id.into(),

@@ -16,7 +16,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::Instant;
 
 use super::connect;
-use super::error::Error;
+use super::error::{Error, Refusal};
+use super::hint::About;
 use crate::lines::{Line, LineReader};
 use crate::rpc::Envelope;
 
@@ -203,7 +204,8 @@ impl Client {
         let text = || result.content.first().map(|c| c.text.clone()).unwrap_or_default();
         let error = described.unwrap_or_else(|| ToolError::internal(text()));
         let is_of_guest = result.meta.get(FROM_META).is_some_and(|from| from == GUEST);
-        Err(if is_of_guest { Error::Guest(error) } else { Error::Tool(error) })
+        let refusal = Refusal { error, about: About::of(arguments) };
+        Err(if is_of_guest { Error::Guest(refusal) } else { Error::Tool(refusal) })
     }
 
     /// Sends a request and waits for its answer. Ctrl-c cancels it.
@@ -333,7 +335,7 @@ fn protocol_error(error: Option<&RawValue>) -> Error {
     }
     match error.map(|e| serde_json::from_str::<RpcError>(e.get())) {
         Some(Ok(error)) => match error.data.and_then(|data| ToolError::deserialize(data).ok()) {
-            Some(described) => Error::Tool(described),
+            Some(described) => described.into(),
             None => Error::Protocol { code: error.code, message: error.message },
         },
         Some(Err(_)) | None => Error::Protocol {

@@ -1,11 +1,47 @@
-//! `nexusctl completion`: scripts for shells.
+//! `nexusctl completion`: scripts for shells. They ask nexusctl itself while a line is typed, so that it knows what there is.
 
-use clap::CommandFactory;
-use clap_complete::Shell;
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::{Command, CommandFactory};
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::env::{Bash, CompleteEnv, EnvCompleter, Fish, Zsh};
+use nexus_schema::Tool;
+use nexus_schema::tools::asset::{AssetList, AssetListParams};
+use nexus_schema::tools::drive::{DriveList, DriveListParams};
+use nexus_schema::tools::image::{ImageList, ImageListParams};
+use nexus_schema::tools::op::{OpList, OpListParams, OpState};
+use nexus_schema::tools::provider::{ProviderList, ProviderListParams};
+use nexus_schema::tools::template::{TemplateList, TemplateListParams};
+use nexus_schema::tools::vm::{VmList, VmListParams};
+use serde_json::{Map, Value};
 
 use super::App;
 use super::args::Cli;
+use super::client::{Client, Options};
 use super::error::Error;
+use crate::dirs;
+
+/// The variable by which a shell's script asks.
+const ASKED: &str = "NEXUSCTL_COMPLETE";
+/// The name of the program.
+const NAME: &str = "nexusctl";
+/// How long the daemon may take: somebody waits at the keyboard.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How many things are offered at most.
+const OFFERED: u32 = 200;
+/// What sources begin with, and those that are a word.
+const SOURCES: [&str; 9] = [
+    "debian",
+    "busybox",
+    "oci:",
+    "rootfs:",
+    "image:",
+    "template:",
+    "file:",
+    "docker-archive:",
+    "oci-layout:",
+];
 
 /// For which shell.
 #[derive(Debug, clap::Args)]
@@ -24,15 +60,28 @@ pub(crate) fn run(app: &App, args: Args) -> Result<u8, Error> {
     Ok(0)
 }
 
+/// Answers a shell that asks what may come next, and ends this process; where no shell asks, does nothing.
+pub(crate) fn answer() {
+    if std::env::var_os(ASKED).is_some() {
+        CompleteEnv::with_factory(command).var(ASKED).bin(NAME).completer(NAME).complete();
+    }
+}
+
 fn script(shell: &str) -> Result<Vec<u8>, Error> {
-    let shell = match shell {
-        "bash" => Shell::Bash,
-        "zsh" => Shell::Zsh,
-        "fish" => Shell::Fish,
+    let completer: &dyn EnvCompleter = match shell {
+        "bash" => &Bash,
+        "zsh" => &Zsh,
+        "fish" => &Fish,
         other => return Err(Error::usage(format!("no completion for {other}"))),
     };
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "nexusctl", &mut script);
+    completer
+        .write_registration(ASKED, NAME, NAME, NAME, &mut script)
+        .map_err(|source| Error::Output { source })?;
+    if shell == "bash" {
+        // Else bash takes oci:NAME for three words.
+        script.extend_from_slice(b"COMP_WORDBREAKS=${COMP_WORDBREAKS//:/}\n");
+    }
     Ok(script)
 }
 
@@ -44,13 +93,179 @@ fn how_to(shell: &str) -> &'static str {
     }
 }
 
+/// The command line, whose arguments know what there is.
+fn command() -> Command {
+    knowing(Cli::command())
+}
+
+fn knowing(command: Command) -> Command {
+    let command = command.mut_args(|arg| match arg.get_id().as_str() {
+        "vm" | "vms" => arg.add(ArgValueCandidates::new(vms)),
+        "drive" | "drives" => arg.add(ArgValueCandidates::new(drives)),
+        "image" | "images" => arg.add(ArgValueCandidates::new(images)),
+        "template" => arg.add(ArgValueCandidates::new(templates)),
+        "from" | "from_option" | "source" => arg.add(ArgValueCandidates::new(sources)),
+        "kernel" => arg.add(ArgValueCandidates::new(kernels)),
+        "asset" => arg.add(ArgValueCandidates::new(assets)),
+        "provider" => arg.add(ArgValueCandidates::new(providers)),
+        "op" => arg.add(ArgValueCandidates::new(ops)),
+        _ => arg,
+    });
+    command.mut_subcommands(knowing)
+}
+
+fn vms() -> Vec<CompletionCandidate> {
+    let params = VmListParams { limit: Some(OFFERED), ..VmListParams::default() };
+    offered::<VmList>(&params, "vms", "name", "state")
+}
+
+fn drives() -> Vec<CompletionCandidate> {
+    let params = DriveListParams { limit: Some(OFFERED), ..DriveListParams::default() };
+    offered::<DriveList>(&params, "drives", "name", "size")
+}
+
+fn images() -> Vec<CompletionCandidate> {
+    let params = ImageListParams { limit: Some(OFFERED), ..ImageListParams::default() };
+    offered::<ImageList>(&params, "images", "name", "source")
+}
+
+fn templates() -> Vec<CompletionCandidate> {
+    let params = TemplateListParams { limit: Some(OFFERED), ..TemplateListParams::default() };
+    offered::<TemplateList>(&params, "templates", "name", "source")
+}
+
+fn assets() -> Vec<CompletionCandidate> {
+    let params =
+        AssetListParams { available: Some(false), limit: Some(OFFERED), ..AssetListParams::default() };
+    offered::<AssetList>(&params, "assets", "name", "version")
+}
+
+fn kernels() -> Vec<CompletionCandidate> {
+    let kind = Some(nexus_schema::tools::asset::AssetKind::Kernel);
+    let params = AssetListParams { kind, available: Some(false), limit: Some(OFFERED), cursor: None };
+    offered::<AssetList>(&params, "assets", "name", "version")
+}
+
+fn providers() -> Vec<CompletionCandidate> {
+    offered::<ProviderList>(&ProviderListParams::default(), "providers", "name", "about")
+}
+
+fn ops() -> Vec<CompletionCandidate> {
+    let params = OpListParams { state: Some(OpState::Running), limit: Some(OFFERED), cursor: None };
+    offered::<OpList>(&params, "ops", "op_id", "tool")
+}
+
+/// Whatever `--from` takes.
+fn sources() -> Vec<CompletionCandidate> {
+    let of = |form: &str, all: Vec<CompletionCandidate>| -> Vec<CompletionCandidate> {
+        all.into_iter().map(|candidate| candidate.add_prefix(form)).collect()
+    };
+    let words = SOURCES.iter().map(|word| CompletionCandidate::new(*word));
+    let mut all: Vec<CompletionCandidate> = words.chain(images()).collect();
+    all.extend(of("template:", templates()));
+    all.sort();
+    all.dedup_by(|a, b| a.get_value() == b.get_value());
+    all
+}
+
+/// What a list of the daemon has: each by its name, with a word about it. Nothing where there is no daemon.
+fn offered<T: Tool>(params: &T::Params, key: &str, name: &str, about: &str) -> Vec<CompletionCandidate> {
+    let rows = ask::<T>(params, key).unwrap_or_default();
+    rows.iter()
+        .filter_map(|row| {
+            let about = row.get(about).and_then(Value::as_str).map(|about| super::format::tame(about).into());
+            Some(CompletionCandidate::new(row.get(name)?.as_str()?.to_owned()).help(about))
+        })
+        .collect()
+}
+
+fn ask<T: Tool>(params: &T::Params, key: &str) -> Option<Vec<Value>> {
+    let uid = rustix::process::geteuid().as_raw();
+    let socket = match socket_of(std::env::args_os()) {
+        Some(socket) => socket.into(),
+        None => dirs::socket(uid, &dirs::environment(uid)).ok()?,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    runtime.block_on(async {
+        let asked = async {
+            let mut client = Client::connect(&socket).await.ok()?;
+            let options = Options { deadline: PATIENCE, progress: None };
+            let reply = client.call_with::<T>(params, options).await.ok()?;
+            let mut facts: Map<String, Value> = reply.facts(T::NAME, T::SHAPE).ok()?;
+            match facts.remove(key)? {
+                Value::Array(rows) => Some(rows),
+                _ => None,
+            }
+        };
+        tokio::time::timeout(PATIENCE, asked).await.ok().flatten()
+    })
+}
+
+/// The socket that the line names which is typed.
+fn socket_of(words: impl Iterator<Item = OsString>) -> Option<OsString> {
+    let mut words = words.skip_while(|word| word != "--").skip(1);
+    while let Some(word) = words.next() {
+        if word == "--socket" {
+            return words.next();
+        }
+        if let Some(path) = word.to_str().and_then(|word| word.strip_prefix("--socket=")) {
+            return Some(path.into());
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
-    fn scripts_know_the_verbs() {
+    fn scripts_ask_nexusctl() {
         for shell in ["bash", "zsh", "fish"] {
-            let script = String::from_utf8(super::script(shell).unwrap()).unwrap();
-            assert!(script.contains("inspect") && script.contains("nexusctl"), "{shell}");
+            let script = String::from_utf8(script(shell).unwrap()).unwrap();
+            assert!(script.contains(ASKED) && script.contains(NAME), "{shell}: {script}");
         }
+    }
+
+    #[test]
+    fn every_name_in_the_command_line_knows_what_there_is() {
+        let known = |path: &[&str], arg: &str| {
+            let mut command = command();
+            for word in path {
+                command = command.find_subcommand(word).unwrap().clone();
+            }
+            let arg = command.get_arguments().find(|a| a.get_id() == arg).unwrap().clone();
+            arg.get::<ArgValueCandidates>().is_some()
+        };
+        for (path, arg) in [
+            (&["vm", "start"][..], "vms"),
+            (&["start"], "vms"),
+            (&["logs"], "vm"),
+            (&["guest", "run"], "vm"),
+            (&["exec"], "vm"),
+            (&["mcp"], "vm"),
+            (&["vm", "create"], "from"),
+            (&["vm", "create"], "kernel"),
+            (&["vm", "from-image"], "image"),
+            (&["vm", "from-template"], "template"),
+            (&["drive", "create"], "from"),
+            (&["drive", "attach"], "drive"),
+            (&["drive", "attach"], "vm"),
+            (&["image", "delete"], "images"),
+            (&["image", "create"], "from"),
+            (&["run"], "image"),
+            (&["template", "inspect"], "template"),
+            (&["op", "cancel"], "op"),
+        ] {
+            assert!(known(path, arg), "{path:?} {arg}");
+        }
+    }
+
+    #[test]
+    fn the_socket_is_that_of_the_line() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>().into_iter();
+        assert_eq!(socket_of(words("nexusctl -- nexusctl vm start")), None);
+        assert_eq!(socket_of(words("nexusctl -- nexusctl --socket /x vm")), Some("/x".into()));
+        assert_eq!(socket_of(words("nexusctl -- nexusctl --socket=/y vm")), Some("/y".into()));
     }
 }

@@ -70,7 +70,7 @@ async fn upgrade(socket: &Path, vm: Option<&str>) -> Result<Stream, Error> {
         let body = body.map(|b| b.to_bytes()).unwrap_or_default();
         connection.abort();
         return Err(match serde_json::from_slice::<ToolError>(&body) {
-            Ok(error) => Error::Tool(error),
+            Ok(error) => error.into(),
             Err(_) => not_nexus(format!("{status}: {}", first_line(&body))),
         });
     }

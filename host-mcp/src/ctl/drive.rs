@@ -75,7 +75,7 @@ pub(crate) struct CreateArgs {
 #[derive(Debug, Args)]
 pub(crate) struct CreateOptions {
     /// Its size, such as 256M or 10G [default: 8GiB, or that of its source]
-    #[arg(long)]
+    #[arg(long, value_name = "SIZE", value_parser = super::mistakes::disk)]
     size: Option<ByteSize>,
     /// Guests may not write to it
     #[arg(long)]
@@ -118,6 +118,7 @@ pub(crate) struct ResizeArgs {
     /// The drive: its name or id
     drive: Reference<DriveKind>,
     /// Its new size, such as 20G
+    #[arg(value_parser = super::mistakes::disk)]
     size: ByteSize,
 }
 
@@ -270,7 +271,8 @@ fn place(drive: &DriveDetails) -> (String, String) {
 }
 
 fn table(drives: &[DriveDetails], now: Timestamp) -> Table {
-    let mut table = Table::with_headings(&["NAME", "ID", "SIZE", "ON DISK", "VM", "MOUNT", "CREATED"]);
+    let mut table = Table::with_headings(&["NAME", "ID", "SIZE", "ON DISK", "VM", "MOUNT", "CREATED"])
+        .dropping(&["ON DISK", "CREATED", "ID", "MOUNT", "SIZE"]);
     for drive in drives {
         let (vm, mount) = place(drive);
         let size = format::size(drive.size.as_bytes());

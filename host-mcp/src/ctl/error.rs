@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nexus_schema::error::ErrorClass;
 use nexus_schema::{ErrorCode, ToolError};
 
+use super::hint::About;
 use crate::dirs::DirsError;
 
 /// The exit code of a command that was interrupted from the keyboard.
@@ -15,16 +16,30 @@ const BROKEN_PIPE: u8 = 141;
 
 /// The exit code of a call that failed inside the VM, by the word of its guest.
 const INSIDE: u8 = 7;
+/// The exit code of a command in a VM whose output is not whole: as of programs that run another one and fail themselves.
+const INCOMPLETE: u8 = 125;
+
+/// A failed call, and what it was about.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusal {
+    /// The failure in the words of the tools.
+    pub(crate) error: ToolError,
+    /// What the call was about, for hints that name it.
+    pub(crate) about: About,
+}
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The daemon refused or failed the call.
-    #[error("{}", .0.message)]
-    Tool(ToolError),
+    #[error("{}", .0.error.message)]
+    Tool(Refusal),
     /// The call failed inside the VM, by the word of its guest.
-    #[error("{}", .0.message)]
-    Guest(ToolError),
+    #[error("{}", .0.error.message)]
+    Guest(Refusal),
+    /// A command in a VM wrote more than a result holds.
+    #[error("the output is not whole: {what} (the command itself ended with exit code {code})")]
+    Incomplete { what: String, code: u8, vm: String },
     /// Arguments that parse one by one but make no sense together.
     #[error("{message}")]
     Usage { message: String, hint: Option<String> },
@@ -83,7 +98,7 @@ pub(crate) enum Error {
 
 impl From<ToolError> for Error {
     fn from(error: ToolError) -> Self {
-        Self::Tool(error)
+        Self::Tool(Refusal { error, about: About::default() })
     }
 }
 
@@ -93,13 +108,24 @@ impl Error {
         Self::Usage { message: message.into(), hint: None }
     }
 
+    /// The same of a call that does not say itself what it is about.
+    pub(crate) fn about(mut self, about: &About) -> Self {
+        if let Self::Tool(refusal) = &mut self
+            && refusal.about == About::default()
+        {
+            refusal.about = about.clone();
+        }
+        self
+    }
+
     /// The exit code.
     pub(crate) fn exit_code(&self) -> u8 {
         let class = match self {
             Self::Interrupted => return INTERRUPTED,
             Self::Guest(_) => return INSIDE,
+            Self::Incomplete { .. } => return INCOMPLETE,
             Self::Output { source } if source.kind() == io::ErrorKind::BrokenPipe => return BROKEN_PIPE,
-            Self::Tool(error) => error.code.class(),
+            Self::Tool(refusal) => refusal.error.code.class(),
             Self::Usage { .. } | Self::Protocol { code: -32602 | -32601, .. } | Self::Dirs(_) => {
                 ErrorClass::Usage
             }
@@ -123,7 +149,13 @@ impl Error {
     /// The next thing to do.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::Tool(error) | Self::Guest(error) => error.hint.as_deref().map(super::hint::for_shell),
+            Self::Tool(refusal) | Self::Guest(refusal) => {
+                refusal.error.hint.as_deref().map(|hint| super::hint::for_shell(hint, &refusal.about))
+            }
+            Self::Incomplete { vm, .. } => Some(format!(
+                "write it to a file in the VM and read that, which has no limit: \
+                 `nexusctl guest run {vm} -c 'COMMAND > /tmp/out'`, then `nexusctl guest read {vm} /tmp/out`"
+            )),
             Self::Usage { hint, .. } | Self::Launch { hint, .. } => hint.clone(),
             Self::DaemonDown { hint, .. } => Some(hint.clone()),
             Self::NoAccess { .. } => Some(
@@ -161,7 +193,8 @@ impl Error {
     /// The same as programs read it.
     pub(crate) fn to_tool_error(&self) -> ToolError {
         let code = match self {
-            Self::Tool(error) | Self::Guest(error) => return error.clone(),
+            Self::Tool(refusal) | Self::Guest(refusal) => return refusal.error.clone(),
+            Self::Incomplete { .. } => ErrorCode::TooLarge,
             Self::Usage { .. } | Self::Dirs(_) => ErrorCode::InvalidArgument,
             Self::Protocol { code: -32602 | -32601, .. } => ErrorCode::InvalidArgument,
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorCode::FileNotFound,
@@ -198,10 +231,11 @@ mod tests {
     #[test]
     fn exit_codes_follow_the_class() {
         for code in ErrorCode::ALL {
-            let error = Error::Tool(ToolError::new(*code, "x"));
+            let error = Error::from(ToolError::new(*code, "x"));
             assert_eq!(error.exit_code(), code.class().exit_code(), "{code}");
             assert_ne!(error.exit_code(), INSIDE, "{code}");
-            assert_eq!(Error::Guest(ToolError::new(*code, "x")).exit_code(), INSIDE);
+            let error = ToolError::new(*code, "x");
+            assert_eq!(Error::Guest(Refusal { error, about: About::default() }).exit_code(), INSIDE);
         }
         let down = Error::DaemonDown { socket: "/s".into(), hint: "start it".into() };
         assert_eq!((down.exit_code(), down.to_tool_error().code), (6, ErrorCode::DaemonDown));

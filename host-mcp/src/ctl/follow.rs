@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nexus_schema::error::ErrorCode;
 use nexus_schema::id::OpId;
 use nexus_schema::tools::OpOutcome;
-use nexus_schema::tools::op::{ALREADY, OpGet, OpGetParams, OpProgress, OpState};
+use nexus_schema::tools::op::{OpGet, OpGetParams, OpState};
 use nexus_schema::tools::plan::{Creation, Plan};
 use nexus_schema::{Name, Tool, ToolError};
 use serde::de::DeserializeOwned;
@@ -15,15 +14,15 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::client::{Client, Options, Progress, Reply};
-use super::error::Error;
-use super::ui::{Format, Ui};
-use super::{format, plan};
+use super::error::{Error, Refusal};
+use super::hint::About;
+use super::plan;
+use super::steps::Steps;
+use super::ui::Ui;
 
 /// How long one `op_get` waits: a bar moves once a second, lines need less.
 const POLL_BAR: u32 = 1;
 const POLL_LINES: u32 = 10;
-/// From how many units on they are taken for bytes.
-const BYTES_FROM: u64 = 64 << 10;
 
 /// How long to stay with long work.
 #[derive(Debug, Clone, Copy, Default, Args)]
@@ -90,7 +89,33 @@ where
 {
     let reply = client.call_with::<T>(params, Options::default()).await?;
     let first = followed(&reply, T::NAME)?;
-    stay(client, ui, first, wait).await
+    let about = About::subject(T::NAME, first.outcome.subject_name.as_deref());
+    stay(client, ui, first, wait, &about).await
+}
+
+/// The first answer of a call that creates something, and is no dry run; for who ends the work where it stays not with it.
+pub(crate) async fn begin<T, R>(client: &mut Client, params: &T::Params) -> Result<Followed<R>, Error>
+where
+    T: Tool<Output = Creation<R>>,
+    R: DeserializeOwned,
+{
+    followed(&client.call_with::<T>(params, Options::default()).await?, T::NAME)
+}
+
+/// Stays with such work to its end. Who interrupts that ends the work too: nothing is said of it.
+pub(crate) async fn to_end<R: DeserializeOwned>(
+    client: &mut Client,
+    ui: &Ui,
+    mut last: Followed<R>,
+    about: &About,
+) -> Result<Followed<R>, Error> {
+    if !last.outcome.done {
+        let mut steps = Steps::new(ui);
+        let result = poll(client, &mut steps, &mut last, None, about).await;
+        steps.finish();
+        result?;
+    }
+    settled(last, about)
 }
 
 /// The same for a call that creates something; a dry run is shown, and there is nothing to stay with.
@@ -111,7 +136,8 @@ where
         return Ok(None);
     }
     let first = followed(&reply, T::NAME)?;
-    stay(client, ui, first, wait).await.map(Some)
+    let about = About::subject(T::NAME, first.outcome.subject_name.as_deref());
+    stay(client, ui, first, wait, &about).await.map(Some)
 }
 
 /// What tells a dry run.
@@ -130,7 +156,7 @@ pub(crate) async fn resume<R: DeserializeOwned>(
     let params = OpGetParams { op_id, wait_s: Some(0) };
     let reply = client.call_with::<OpGet>(&params, Options::default()).await?;
     let first = followed(&reply, OpGet::NAME)?;
-    stay(client, ui, first, wait).await
+    stay(client, ui, first, wait, &About::default()).await
 }
 
 async fn stay<R: DeserializeOwned>(
@@ -138,23 +164,29 @@ async fn stay<R: DeserializeOwned>(
     ui: &Ui,
     mut last: Followed<R>,
     wait: Wait,
+    about: &About,
 ) -> Result<Followed<R>, Error> {
     let limit = wait.limit();
     if !last.outcome.done && limit != Some(0) {
         let mut steps = Steps::new(ui);
-        let result = poll(client, &mut steps, &mut last, limit).await;
+        let result = poll(client, &mut steps, &mut last, limit, about).await;
         steps.finish();
         if let Err(Error::Interrupted) = result {
             ui.warn(&goes_on(&last.outcome));
         }
         result?;
     }
+    if !last.outcome.done {
+        ui.say(&goes_on(&last.outcome));
+    }
+    settled(last, about)
+}
+
+/// What came of work, unless that is a failure.
+fn settled<R>(last: Followed<R>, about: &About) -> Result<Followed<R>, Error> {
     let outcome = &last.outcome;
     if outcome.done && outcome.state != OpState::Succeeded && outcome.result.is_none() {
-        return Err(ended_badly(outcome).into());
-    }
-    if !outcome.done {
-        ui.say(&goes_on(outcome));
+        return Err(Error::Tool(Refusal { error: ended_badly(outcome), about: about.clone() }));
     }
     Ok(last)
 }
@@ -164,9 +196,10 @@ async fn poll<R: DeserializeOwned>(
     steps: &mut Steps,
     last: &mut Followed<R>,
     limit: Option<u64>,
+    about: &About,
 ) -> Result<(), Error> {
     let begun = Instant::now();
-    let poll = if steps.bar.is_some() { POLL_BAR } else { POLL_LINES };
+    let poll = if steps.has_bar() { POLL_BAR } else { POLL_LINES };
     steps.show(&last.outcome.progress);
     while !last.outcome.done {
         let left = limit.map(|limit| limit.saturating_sub(begun.elapsed().as_secs()));
@@ -182,7 +215,8 @@ async fn poll<R: DeserializeOwned>(
         let mut report = |progress: Progress| steps.report(&progress);
         let options =
             Options { progress: Some(&mut report), ..Options::waiting(Duration::from_secs(wait_s.into())) };
-        *last = followed(&client.call_with::<OpGet>(&params, options).await?, OpGet::NAME)?;
+        let reply = client.call_with::<OpGet>(&params, options).await.map_err(|error| error.about(about))?;
+        *last = followed(&reply, OpGet::NAME)?;
         steps.show(&last.outcome.progress);
     }
     Ok(())
@@ -212,90 +246,4 @@ fn ended_badly<R>(outcome: &OpOutcome<R>) -> ToolError {
     }
     ToolError::new(code, format!("operation {} {word} while {}", outcome.op_id, outcome.progress.step))
         .hint("see `nexusctl op list`")
-}
-
-/// The steps of an operation as they are shown.
-struct Steps {
-    bar: Option<ProgressBar>,
-    ui: Ui,
-    last: String,
-}
-
-impl Steps {
-    fn new(ui: &Ui) -> Self {
-        let bar = (ui.stderr_is_terminal && ui.format != Format::Quiet).then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            bar.set_style(spinner());
-            bar.enable_steady_tick(Duration::from_millis(120));
-            bar
-        });
-        Self { bar, ui: ui.clone(), last: String::new() }
-    }
-
-    fn show(&mut self, progress: &OpProgress) {
-        self.step(&progress.step);
-        let Some(bar) = &self.bar else { return };
-        match (progress.done, progress.total) {
-            (Some(done), Some(total)) if total > 0 => {
-                bar.set_style(if total >= BYTES_FROM { bytes_bar() } else { units_bar() });
-                bar.set_length(total);
-                bar.set_position(done.min(total));
-            }
-            (Some(done), None) if done >= BYTES_FROM => {
-                bar.set_style(spinner());
-                bar.set_message(format!("{}  {}", self.last, format::size(done)));
-            }
-            (_, _) => bar.set_style(spinner()),
-        }
-    }
-
-    /// What the daemon says between two answers: only its words are taken.
-    fn report(&mut self, progress: &Progress) {
-        let Some(message) = &progress.message else { return };
-        // How far a step is moves a bar; as lines, it would be as many of them.
-        self.step(if self.bar.is_some() { message } else { without_count(message) });
-    }
-
-    fn step(&mut self, step: &str) {
-        let step = format::tame(step);
-        if step.is_empty() || step == self.last || step == ALREADY {
-            return;
-        }
-        match &self.bar {
-            Some(bar) => bar.set_message(step.clone()),
-            None => self.ui.say(&step),
-        }
-        self.last = step;
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-/// A step without how far it is: `filling the filesystem` of `filling the filesystem: 31%`.
-fn without_count(message: &str) -> &str {
-    match message.rsplit_once(": ") {
-        Some((step, count)) if count.trim_end_matches('%').bytes().all(|b| b.is_ascii_digit()) => step,
-        _ => message,
-    }
-}
-
-fn spinner() -> ProgressStyle {
-    style("{spinner} {msg}  {elapsed}")
-}
-
-fn bytes_bar() -> ProgressStyle {
-    style("{spinner} {msg}  [{bar:30}] {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta}")
-}
-
-fn units_bar() -> ProgressStyle {
-    style("{spinner} {msg}  [{bar:30}] {pos}/{len}")
-}
-
-fn style(template: &str) -> ProgressStyle {
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner());
-    style.progress_chars("=> ")
 }

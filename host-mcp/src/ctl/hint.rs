@@ -2,6 +2,7 @@
 
 use clap::CommandFactory;
 use nexus_schema::tools;
+use serde_json::{Map, Value};
 
 use super::args::Cli;
 
@@ -32,8 +33,36 @@ const OPTIONS: &[(&str, &str)] = &[
 const WORDS: &[(&str, &str)] =
     &[("unverified: true", "--unverified"), ("recursive: true", "--recursive"), ("timeout_s", "--timeout")];
 
+/// What a call was about: names and ids by what they are of, such as `vm`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct About(Vec<(String, String)>);
+
+/// What arguments name.
+const NOUNS: [&str; 7] = ["vm", "drive", "image", "template", "build", "asset", "provider"];
+
+impl About {
+    /// What arguments of a call name.
+    pub(crate) fn of(arguments: &Map<String, Value>) -> Self {
+        let named = |noun: &&str| Some(((*noun).to_owned(), arguments.get(*noun)?.as_str()?.to_owned()));
+        let is_plain = |(_, name): &(String, String)| {
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+        };
+        Self(NOUNS.iter().filter_map(named).filter(is_plain).collect())
+    }
+
+    /// What an operation of a tool works on.
+    pub(crate) fn subject(tool: &str, name: Option<&str>) -> Self {
+        let noun = tool.split('_').next().unwrap_or_default();
+        Self(name.map(|name| (noun.to_owned(), name.to_owned())).into_iter().collect())
+    }
+
+    fn name(&self, noun: &str) -> Option<&str> {
+        self.0.iter().find(|(of, _)| of == noun).map(|(_, name)| name.as_str())
+    }
+}
+
 /// A hint in the words of the command line.
-pub(crate) fn for_shell(hint: &str) -> String {
+pub(crate) fn for_shell(hint: &str, about: &About) -> String {
     let mut said = String::with_capacity(hint.len());
     let mut rest = hint;
     while let Some(start) = rest.find(is_of_name) {
@@ -50,6 +79,9 @@ pub(crate) fn for_shell(hint: &str) -> String {
             said.push_str("run ");
         }
         said.push_str(&format!("`nexusctl {command}"));
+        if let Some(name) = subject_of(&command, about) {
+            said.push_str(&format!(" {name}"));
+        }
         if let Some((words, option)) = OPTIONS.iter().find(|(words, _)| rest.starts_with(words)) {
             said.push_str(option);
             rest = &rest[words.len()..];
@@ -83,9 +115,50 @@ fn command(tool: &str) -> Option<String> {
     Some(own.map_or_else(|| format!("call {tool}"), |(noun, verb)| format!("{noun} {verb}")))
 }
 
+/// The name behind a command that takes one, where it is known.
+fn subject_of<'a>(command: &str, about: &'a About) -> Option<&'a str> {
+    let (noun, verb) = command.split_once(' ')?;
+    let of = if noun == "guest" { "vm" } else { noun };
+    let name = about.name(of)?;
+    let cli = Cli::command();
+    let verb = cli.find_subcommand(noun)?.find_subcommand(verb)?;
+    let plural = format!("{of}s");
+    verb.get_positionals().any(|arg| arg.get_id() == of || *arg.get_id() == *plural).then_some(name)
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn hints_carry_the_name_that_was_used() {
+        let about = |arguments: Value| About::of(arguments.as_object().unwrap());
+        let vm = about(json!({ "vm": "web-1", "force": true }));
+        for (hint, said) in [
+            ("call vm_start", "run `nexusctl vm start web-1`"),
+            ("call vm_list to see the VMs", "run `nexusctl vm list` to see the VMs"),
+            (
+                "call vm_stop first, or vm_delete with force: true to cut its power",
+                "run `nexusctl vm stop web-1` first, or `nexusctl vm delete web-1 --force` to cut its power",
+            ),
+            ("call vm_update with protected: false", "run `nexusctl vm update web-1 --unprotect`"),
+            (
+                "look at vm_logs; call guest_run_command",
+                "look at `nexusctl vm logs web-1`; run `nexusctl guest run web-1`",
+            ),
+            ("call drive_detach", "run `nexusctl drive detach`"),
+        ] {
+            assert_eq!(for_shell(hint, &vm), said);
+        }
+        assert_eq!(
+            for_shell("call image_delete", &about(json!({ "image": "a b" }))),
+            "run `nexusctl image delete`"
+        );
+        let begun = About::subject("vm_create", Some("web-2"));
+        assert_eq!(for_shell("look at vm_logs", &begun), "look at `nexusctl vm logs web-2`");
+    }
 
     #[test]
     fn tools_become_commands() {
@@ -105,7 +178,7 @@ mod tests {
             ("free some room, then try again", "free some room, then try again"),
             ("install the package e2fsprogs", "install the package e2fsprogs"),
         ] {
-            assert_eq!(for_shell(hint), said);
+            assert_eq!(for_shell(hint, &About::default()), said);
         }
     }
 

@@ -7,17 +7,17 @@ use nexus_schema::tools::image::{
     ImageCreate, ImageCreateParams, ImageDelete, ImageDeleteParams, ImageDetails, ImageInspect,
     ImageInspectParams, ImageList, ImageListParams,
 };
-use nexus_schema::{Name, Reference, Timestamp, Tool};
+use nexus_schema::{ErrorCode, Name, Reference, Timestamp, Tool};
 
 use super::App;
 use super::args::word;
-use super::client::Options;
+use super::client::{Client, Options, raw};
 use super::each::{each, show_deleted};
 use super::error::Error;
 use super::follow::{self, Wait};
 use super::format;
 use super::list::{self, Paging};
-use super::source::{self, located};
+use super::source::{self, located, pulled};
 use super::ui::{Format, Mood, Table, Text};
 
 /// The verbs.
@@ -91,6 +91,54 @@ pub(crate) struct CreateOptions {
     wait: Wait,
 }
 
+/// What to take from a registry.
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// The image, such as python:3.12-slim or REGISTRY/REPOSITORY@sha256:DIGEST
+    #[arg(value_name = "REF")]
+    reference: String,
+    #[command(flatten)]
+    options: CreateOptions,
+}
+
+/// Makes an image of a registry's, unless it is here as it is there.
+pub(crate) async fn pull(app: &App, args: PullArgs) -> Result<u8, Error> {
+    let has_name = args.options.name.is_some();
+    let from = located(pulled(args.reference));
+    match create(app, (from.clone(), args.options)).await {
+        Err(Error::Tool(refusal)) if refusal.error.code == ErrorCode::NameTaken && !has_name => {
+            let mut client = app.connect().await?;
+            let name = planned_name(&mut client, from).await?.ok_or(Error::Tool(refusal))?;
+            let image = Reference::Name(name);
+            let image = client.call::<ImageInspect>(&ImageInspectParams { image }).await?;
+            match app.ui.format {
+                Format::Json => app.ui.json(&raw(&image)?)?,
+                Format::Quiet => list::ids(&app.ui, image.id.into_iter())?,
+                Format::Human => {
+                    app.ui.table(table(std::slice::from_ref(&image), app.ui.now()))?;
+                    app.ui.say("it was here already, as the registry has it");
+                }
+            }
+            Ok(0)
+        }
+        done => done,
+    }
+}
+
+/// The name that an image of this source has.
+async fn planned_name(client: &mut Client, from: String) -> Result<Option<Name>, Error> {
+    let params = ImageCreateParams {
+        name: None,
+        from,
+        init: None,
+        dry_run: Some(true),
+        wait_s: None,
+        idempotency_key: None,
+    };
+    let creation = client.call::<ImageCreate>(&params).await?;
+    Ok(creation.plan.and_then(|plan| plan.name))
+}
+
 /// Runs one verb.
 pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
@@ -107,7 +155,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     }
 }
 
-async fn list(app: &App, paging: Paging) -> Result<u8, Error> {
+pub(crate) async fn list(app: &App, paging: Paging) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let page = |limit, cursor| ImageListParams { limit: Some(limit), cursor };
     let listed = list::all::<ImageList, ImageDetails>(&mut client, &paging, "images", page).await?;
@@ -178,7 +226,8 @@ fn status(image: &ImageDetails) -> Text {
 
 fn table(images: &[ImageDetails], now: Timestamp) -> Table {
     let mut table =
-        Table::with_headings(&["NAME", "ID", "STATUS", "DISTRO", "SIZE", "ON DISK", "USED BY", "CREATED"]);
+        Table::with_headings(&["NAME", "ID", "STATUS", "DISTRO", "SIZE", "ON DISK", "USED BY", "CREATED"])
+            .dropping(&["USED BY", "ON DISK", "DISTRO", "ID", "CREATED", "SIZE"]);
     for image in images {
         let name = if image.default { format!("{} (default)", image.name) } else { image.name.to_string() };
         table.row([

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, IsTerminal, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::App;
 use super::connect;
 use super::error::Error;
+use super::ui::Format;
 use crate::dirs::{self, Env};
 
 /// The hidden command that becomes the daemon.
@@ -25,6 +26,8 @@ const BINARY: &str = "NEXUS_DAEMON";
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 /// How often the socket is tried meanwhile.
 const STEP: Duration = Duration::from_millis(20);
+/// The longest answer that is read, in bytes.
+const ANSWER_MAX: u64 = 64;
 /// How much of the log is shown when the daemon ends at once.
 const TAIL: u64 = 2000;
 
@@ -55,7 +58,37 @@ pub(crate) fn daemon_binary(env: &Env) -> PathBuf {
     beside.filter(|path| path.is_file()).unwrap_or_else(|| "nexusd".into())
 }
 
-/// Starts the daemon unless it answers, and waits until it does. Several callers start one daemon.
+/// Asks at the terminal whether to start a daemon, and starts it; whether one runs now. Elsewhere nobody is asked.
+pub(crate) async fn offer(app: &App, why: &Error) -> Result<bool, Error> {
+    let is_asked = app.ui.format == Format::Human && app.ui.stderr_is_terminal && io::stdin().is_terminal();
+    if !is_asked {
+        return Ok(false);
+    }
+    let state = dirs::state_dir(app.uid, &app.env)?;
+    app.ui.say(&why.message());
+    app.ui.ask(&format!("start one in the background, with its state in {}? [Y/n] ", state.display()));
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        io::stdin().lock().take(ANSWER_MAX).read_line(&mut answer).map(|read| (read, answer))
+    });
+    let answered = tokio::select! {
+        answered = answer => answered,
+        _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted),
+    };
+    let is_yes = match answered {
+        // The terminal was closed.
+        Ok(Ok((0, _))) | Err(_) => false,
+        Ok(Ok((_, answer))) => ["", "y", "yes"].contains(&&*answer.trim().to_ascii_lowercase()),
+        Ok(Err(source)) => return Err(Error::Input { source }),
+    };
+    if is_yes {
+        ensure(app).await?;
+    }
+    Ok(is_yes)
+}
+
+/// Starts the daemon unless it answers, and waits until it does; says so with the place of its state, for there may be another one
+/// elsewhere. Several callers start one daemon.
 pub(crate) async fn ensure(app: &App) -> Result<(), Error> {
     let socket = app.socket()?;
     let state = dirs::state_dir(app.uid, &app.env)?;
@@ -71,6 +104,11 @@ pub(crate) async fn ensure(app: &App) -> Result<(), Error> {
     let mut child = spawn(app, &log)?;
     loop {
         if connect::dial(&socket).await.is_ok() {
+            app.ui.say(&format!(
+                "started nexusd: its state is in {}, its log is {}",
+                state.display(),
+                log.display()
+            ));
             return Ok(());
         }
         let ended =

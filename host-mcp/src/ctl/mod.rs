@@ -23,13 +23,17 @@ mod launch;
 mod list;
 mod mcp;
 mod mcp_config;
+mod mistakes;
 mod op;
 mod plan;
 mod provider;
 mod prune;
+mod run;
 mod settings;
 mod source;
+mod steps;
 mod system;
+mod table;
 mod template;
 mod ui;
 mod vm;
@@ -49,19 +53,18 @@ use crate::dirs::{self, Env};
 
 /// Runs the CLI of this process to its end.
 pub fn main() -> ExitCode {
+    // What a shell asks for while a line is typed; this ends the process.
+    completion::answer();
     let uid = rustix::process::geteuid().as_raw();
     run(std::env::args_os(), uid, dirs::environment(uid))
 }
 
 /// Runs one command line for a user in an environment.
 fn run(args: impl IntoIterator<Item = OsString>, uid: u32, env: Env) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let words: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
-        Err(error) => {
-            // Nothing is left to do when even this cannot be printed.
-            drop(error.print());
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(error) => return refuse(error, &words, &env),
     };
     let format = match (cli.json, cli.quiet) {
         (true, _) => Format::Json,
@@ -88,6 +91,22 @@ fn run(args: impl IntoIterator<Item = OsString>, uid: u32, env: Env) -> ExitCode
     }
 }
 
+/// Says what is wrong with a command line, or the help that it asked for.
+fn refuse(error: clap::Error, words: &[OsString], env: &Env) -> ExitCode {
+    let code = ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    if !error.use_stderr() {
+        // Nothing is left to do when even this cannot be printed.
+        drop(error.print());
+        return code;
+    }
+    let error = mistakes::explain(error, words);
+    match mistakes::asks_for_json(words) {
+        true => Ui::of_process(Format::Json, env).fail(&mistakes::to_error(&error)),
+        false => drop(error.print()),
+    }
+    code
+}
+
 async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
     match command {
         Command::Vm(command) => vm::run(app, command).await,
@@ -110,9 +129,20 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Call(args) => call::run(app, args).await,
         Command::Mcp(args) => mcp::run(app, args).await,
         Command::Completion(args) => completion::run(app, args),
-        Command::Ps(args) => vm::list(app, args).await,
-        Command::Rm(args) => vm::delete(app, args).await,
+        Command::Run(args) => run::run(app, *args).await,
         Command::Exec(args) => guest::exec(app, args).await,
+        Command::Ps(args) => vm::ps(app, args).await,
+        Command::Ls(args) => vm::list(app, args).await,
+        Command::Start(args) => vm::start(app, args).await,
+        Command::Stop(args) => vm::stop(app, args).await,
+        Command::Restart(args) => vm::restart(app, args).await,
+        Command::Kill(args) => vm::kill(app, args).await,
+        Command::Rm(args) => vm::delete(app, args).await,
+        Command::Rename(args) => vm::rename(app, args).await,
+        Command::Logs(args) => vm::logs(app, args).await,
+        Command::Stats(args) => vm::stats(app, args).await,
+        Command::Images(paging) => image::list(app, paging).await,
+        Command::Pull(args) => image::pull(app, args).await,
         Command::LaunchDaemon(args) => launch::exec(args),
     }
 }
@@ -134,8 +164,21 @@ impl App {
         }
     }
 
-    /// Connects to the daemon.
+    /// Connects to the daemon. Where none runs, somebody at a terminal is asked whether to start one.
     async fn connect(&self) -> Result<Client, Error> {
+        match Client::connect(&self.socket()?).await {
+            Err(error @ Error::DaemonDown { .. }) => {
+                if !launch::offer(self, &error).await? {
+                    return Err(error);
+                }
+                Client::connect(&self.socket()?).await
+            }
+            connected => connected,
+        }
+    }
+
+    /// The same, and nobody is asked anything.
+    async fn connect_if_up(&self) -> Result<Client, Error> {
         Client::connect(&self.socket()?).await
     }
 }

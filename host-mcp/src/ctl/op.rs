@@ -1,10 +1,12 @@
 //! `nexusctl op`: long operations.
 
+use std::fmt::Display;
+
 use clap::{Args, Subcommand};
 use nexus_schema::Timestamp;
 use nexus_schema::id::OpId;
 use nexus_schema::tools::op::{
-    OpCancel, OpCancelParams, OpList, OpListParams, OpProgress, OpState, OpSummary,
+    OpCancel, OpCancelParams, OpGet, OpGetParams, OpList, OpListParams, OpProgress, OpState, OpSummary,
 };
 use serde_json::{Map, Value};
 
@@ -112,14 +114,25 @@ async fn get(app: &App, args: GetArgs) -> Result<u8, Error> {
 }
 
 async fn cancel(app: &App, args: CancelArgs) -> Result<u8, Error> {
-    let params = OpCancelParams { op_id: args.op };
-    let op = app.connect().await?.call::<OpCancel>(&params).await?;
+    let mut client = app.connect().await?;
+    let before = client.call::<OpGet>(&OpGetParams { op_id: args.op, wait_s: Some(0) }).await?;
+    let op = client.call::<OpCancel>(&OpCancelParams { op_id: args.op }).await?;
     match app.ui.format {
         Format::Json => app.ui.json(&raw(&op)?)?,
         Format::Quiet => app.ui.line(&op.op_id.to_string())?,
-        Format::Human => app.ui.line(&format!("operation {} {}", op.op_id, op.state.as_str()))?,
+        Format::Human => app.ui.line(&cancelled("operation", op.op_id, op.state.as_str(), before.done))?,
     }
     Ok(0)
+}
+
+/// What came of a cancellation: of what had ended before, nothing.
+pub(crate) fn cancelled(what: &str, id: impl Display, state: &str, was_over: bool) -> String {
+    match (was_over, state) {
+        (true, _) => format!("{what} {id} had ended before ({state}): there was nothing to cancel"),
+        (false, "cancelled") => format!("{what} {id} cancelled"),
+        (false, "running" | "building") => format!("{what} {id} is asked to end, and has not yet"),
+        (false, _) => format!("{what} {id} ended before it could be cancelled ({state})"),
+    }
 }
 
 fn state(state: OpState) -> Text {
@@ -143,7 +156,9 @@ fn progress(progress: &OpProgress) -> String {
 }
 
 fn table(ops: &[OpSummary], now: Timestamp) -> Table {
-    let mut table = Table::with_headings(&["ID", "WHAT", "SUBJECT", "STATE", "STARTED", "TOOK", "STEP"]);
+    let mut table = Table::with_headings(&["ID", "WHAT", "SUBJECT", "STATE", "STARTED", "TOOK", "STEP"])
+        .prose(&["STEP"])
+        .dropping(&["TOOK", "STARTED", "STEP", "SUBJECT"]);
     for op in ops {
         let took = op.ended_at.map(|end| end.as_millis().saturating_sub(op.started_at.as_millis()));
         let took = took.and_then(|ms| u64::try_from(ms).ok()).map_or("-".into(), format::millis);

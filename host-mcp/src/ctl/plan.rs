@@ -21,7 +21,8 @@ pub(crate) fn show(ui: &Ui, raw: &RawValue, plan: &Plan) -> Result<(), Error> {
 }
 
 fn table(plan: &Plan) -> Table {
-    let mut table = Table::with_headings(&["STEP", "WHAT", "NAME", "SOURCE", "SIZE", "BYTES"]);
+    let mut table = Table::with_headings(&["STEP", "WHAT", "NAME", "SOURCE", "SIZE", "BYTES"])
+        .dropping(&["SIZE", "BYTES", "NAME"]);
     for step in &plan.steps {
         table.row([
             step.action.as_str().into(),

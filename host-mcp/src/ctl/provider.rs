@@ -283,7 +283,8 @@ fn origin(origin: ProviderOrigin) -> &'static str {
 }
 
 fn table(providers: &[ProviderDetails]) -> Table {
-    let mut table = Table::with_headings(&["NAME", "KIND", "VERSIONS", "STAGES", "MIRROR", "ORIGIN"]);
+    let mut table = Table::with_headings(&["NAME", "KIND", "VERSIONS", "STAGES", "MIRROR", "ORIGIN"])
+        .dropping(&["STAGES", "MIRROR", "ORIGIN", "VERSIONS", "KIND"]);
     for provider in providers {
         table.row([
             (&provider.name).into(),

@@ -57,7 +57,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
 }
 
 fn table(pruned: &PruneOutput) -> Table {
-    let mut table = Table::with_headings(&["WHAT", "NAME", "SIZE", "WHY"]);
+    let mut table = Table::with_headings(&["WHAT", "NAME", "SIZE", "WHY"]).prose(&["WHY"]).dropping(&["WHY"]);
     for thing in &pruned.removed {
         table.row([
             thing.kind.as_str().into(),

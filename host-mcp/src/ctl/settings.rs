@@ -126,7 +126,9 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
 }
 
 fn table(settings: &SettingsOutput) -> Table {
-    let mut table = Table::with_headings(&["SETTING", "VALUE", "BUILT IN", "WHAT IT DECIDES"]);
+    let mut table = Table::with_headings(&["SETTING", "VALUE", "BUILT IN", "WHAT IT DECIDES"])
+        .prose(&["WHAT IT DECIDES"])
+        .dropping(&["WHAT IT DECIDES", "BUILT IN"]);
     for setting in &settings.settings {
         let built_in = if setting.value == setting.default { "yes" } else { setting.default.as_str() };
         let value = if setting.value.is_empty() { "-" } else { setting.value.as_str() };
@@ -145,7 +147,9 @@ fn shortened(value: &str) -> String {
 }
 
 fn history(changes: &[SettingChange], now: Timestamp) -> Table {
-    let mut table = Table::with_headings(&["REVISION", "SETTING", "VALUE", "WHEN", "WHO"]);
+    let mut table = Table::with_headings(&["REVISION", "SETTING", "VALUE", "WHEN", "WHO"])
+        .prose(&["VALUE"])
+        .dropping(&["WHO", "WHEN"]);
     for change in changes {
         table.row([
             change.revision.into(),

@@ -101,16 +101,46 @@ impl Source for Drive {
     }
 }
 
+/// What sources begin with that say which form they have.
+const FORMS: [&str; 9] = [
+    "oci:",
+    "rootfs:",
+    "image:",
+    "template:",
+    "drive:",
+    "file:",
+    "oci-layout:",
+    "oci-archive:",
+    "docker-archive:",
+];
+
+fn is_of_form(source: &str) -> bool {
+    is_path(source) || FORMS.iter().any(|form| source.starts_with(form))
+}
+
+/// What `nexusctl run` means by an image: one that has a tag, a digest or a path is a registry's, as for `docker run`; else it is a
+/// name here.
+pub(crate) fn pulled_or_named(image: String) -> String {
+    if !is_of_form(&image) && image.contains([':', '/', '@']) { format!("oci:{image}") } else { image }
+}
+
+/// What `nexusctl pull` means: an image of a registry, unless the form says otherwise.
+pub(crate) fn pulled(image: String) -> String {
+    if is_of_form(&image) { image } else { format!("oci:{image}") }
+}
+
+fn is_path(source: &str) -> bool {
+    [".", ".."].contains(&source) || ["/", "./", "../"].iter().any(|start| source.starts_with(start))
+}
+
 /// What names things on the host by their paths.
 const OF_FILES: [&str; 4] = ["file:", "oci-layout:", "oci-archive:", "docker-archive:"];
 
 /// What a source means to the daemon, which runs elsewhere: paths are absolute, and one that is plainly a path is a file's.
 pub(crate) fn located(source: String) -> String {
-    let is_path =
-        [".", ".."].contains(&&*source) || ["/", "./", "../"].iter().any(|start| source.starts_with(start));
     let (form, path) = match OF_FILES.iter().find(|form| source.starts_with(**form)) {
         Some(form) => (*form, &source[form.len()..]),
-        None if is_path => ("file:", &*source),
+        None if is_path(&source) => ("file:", &*source),
         None => return source,
     };
     match std::path::absolute(path) {
@@ -142,6 +172,23 @@ mod tests {
             ("file:", "file:".to_owned()),
         ] {
             assert_eq!(located(given.to_owned()), meant);
+        }
+    }
+
+    #[test]
+    fn images_are_named_as_for_docker() {
+        for (given, run, pull) in [
+            ("debian", "debian", "oci:debian"),
+            ("web", "web", "oci:web"),
+            ("python:3.12", "oci:python:3.12", "oci:python:3.12"),
+            ("ghcr.example/a/b", "oci:ghcr.example/a/b", "oci:ghcr.example/a/b"),
+            ("a@sha256:0", "oci:a@sha256:0", "oci:a@sha256:0"),
+            ("oci:alpine", "oci:alpine", "oci:alpine"),
+            ("rootfs:alpine@3.21", "rootfs:alpine@3.21", "rootfs:alpine@3.21"),
+            ("./root", "./root", "./root"),
+            ("docker-archive:a.tar", "docker-archive:a.tar", "docker-archive:a.tar"),
+        ] {
+            assert_eq!((pulled_or_named(given.into()), pulled(given.into())), (run.into(), pull.into()));
         }
     }
 

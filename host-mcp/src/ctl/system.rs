@@ -18,7 +18,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Says what this host can run: asks the daemon, or becomes `nexusd doctor` when it is down.
 pub(crate) async fn doctor(app: &App) -> Result<u8, Error> {
-    let mut client = match app.connect().await {
+    let mut client = match app.connect_if_up().await {
         Ok(client) => client,
         Err(Error::DaemonDown { .. }) => return Err(become_doctor(app)),
         Err(error) => return Err(error),
@@ -50,7 +50,8 @@ fn become_doctor(app: &App) -> Error {
 }
 
 fn checks(doctor: &Doctor) -> Table {
-    let mut table = Table::with_headings(&["CHECK", "STATUS", "FOUND", "WHAT TO DO"]);
+    let mut table =
+        Table::with_headings(&["CHECK", "STATUS", "FOUND", "WHAT TO DO"]).prose(&["FOUND", "WHAT TO DO"]);
     for check in &doctor.checks {
         let (word, mood) = match check.status {
             DoctorStatus::Ok => ("ok", Mood::Good),
@@ -114,7 +115,7 @@ fn summary(info: &SystemInfoOutput, now: nexus_schema::Timestamp) -> Table {
 
 /// Shows both versions.
 pub(crate) async fn version(app: &App) -> Result<u8, Error> {
-    let daemon = match app.connect().await {
+    let daemon = match app.connect_if_up().await {
         Ok(mut client) => Some(client.call::<SystemInfo>(&SystemInfoParams {}).await?.version),
         Err(Error::DaemonDown { .. }) => None,
         Err(error) => return Err(error),

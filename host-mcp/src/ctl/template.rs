@@ -61,7 +61,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_parser = word::<InitMode>(&["agent", "system"]))]
     init: Option<InitMode>,
     /// The least size of the image's filesystem [default: what the content needs]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = super::mistakes::disk)]
     size: Option<ByteSize>,
 }
 
@@ -79,17 +79,20 @@ pub(crate) struct UpdateArgs {
     /// A path that is laid over it no more; may be repeated
     #[arg(long, value_name = "PATH")]
     remove_overlay: Vec<String>,
-    /// A package to install, instead of those before; may be repeated
+    /// A package to install beside those before; may be repeated
     #[arg(short, long, value_name = "PACKAGE")]
     package: Vec<String>,
-    /// Install no packages
-    #[arg(long, conflicts_with = "package")]
+    /// A package to install no more; may be repeated
+    #[arg(long, value_name = "PACKAGE")]
+    remove_package: Vec<String>,
+    /// Install none of the packages before; with --package, those instead of them
+    #[arg(long, conflicts_with = "remove_package")]
     no_packages: bool,
     /// What is PID 1: agent, or system
     #[arg(long, value_parser = word::<InitMode>(&["agent", "system"]))]
     init: Option<InitMode>,
     /// The least size of the image's filesystem; 0 for what the content needs
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = super::mistakes::disk)]
     size: Option<ByteSize>,
     /// Go back to an earlier version, before the other changes
     #[arg(long, value_name = "VERSION")]
@@ -149,10 +152,15 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
 }
 
 async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
-    let packages = match (args.no_packages, args.package.is_empty()) {
-        (true, _) => Some(Vec::new()),
+    let mut client = app.connect().await?;
+    let packages = match (args.no_packages, args.package.is_empty() && args.remove_package.is_empty()) {
+        (true, _) => Some(args.package),
         (false, true) => None,
-        (false, false) => Some(args.package),
+        (false, false) => {
+            let params = TemplateInspectParams { template: args.template.clone(), version: args.back_to };
+            let before = client.call::<TemplateInspect>(&params).await?.spec.packages;
+            Some(changed(before, args.package, &args.remove_package)?)
+        }
     };
     let params = TemplateUpdateParams {
         template: args.template,
@@ -164,8 +172,22 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         size: args.size,
         version: args.back_to,
     };
-    let template = app.connect().await?.call::<TemplateUpdate>(&params).await?;
+    let template = client.call::<TemplateUpdate>(&params).await?;
     show(app, &template)
+}
+
+/// The packages of a template after some were added and others removed.
+fn changed(mut packages: Vec<String>, add: Vec<String>, remove: &[String]) -> Result<Vec<String>, Error> {
+    if let Some(unknown) = remove.iter().find(|name| !packages.contains(name)) {
+        return Err(Error::usage(format!("the template has no package {unknown}: {}", packages.join(" "))));
+    }
+    packages.retain(|name| !remove.contains(name));
+    for name in add {
+        if !packages.contains(&name) {
+            packages.push(name);
+        }
+    }
+    Ok(packages)
 }
 
 /// Reads the files that are to be laid over.
@@ -204,7 +226,8 @@ async fn list(app: &App, paging: Paging) -> Result<u8, Error> {
 
 fn table(templates: &[TemplateSummary], now: Timestamp) -> Table {
     let mut table =
-        Table::with_headings(&["NAME", "ID", "VERSION", "SOURCE", "OVERLAYS", "PACKAGES", "CHANGED"]);
+        Table::with_headings(&["NAME", "ID", "VERSION", "SOURCE", "OVERLAYS", "PACKAGES", "CHANGED"])
+            .dropping(&["OVERLAYS", "PACKAGES", "CHANGED", "ID", "VERSION"]);
     for template in templates {
         table.row([
             (&template.name).into(),
@@ -258,4 +281,18 @@ fn details(template: &TemplateDetails, now: Timestamp) -> Table {
     let changed = template.versions.first().map_or(template.created_at, |newest| newest.created_at);
     table.fact("changed", format!("{changed} ({})", format::ago(changed, now)));
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_added_to_those_before() {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let change = |before, add, remove| changed(words(before), words(add), &words(remove));
+        assert_eq!(change("curl", "nginx curl", "").unwrap(), words("curl nginx"));
+        assert_eq!(change("curl git", "nginx", "curl").unwrap(), words("git nginx"));
+        assert_eq!(change("curl", "", "git").unwrap_err().exit_code(), 2);
+    }
 }

@@ -4,11 +4,11 @@ use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
 use std::time::SystemTime;
 
-use comfy_table::{Cell, Color, ContentArrangement};
 use nexus_schema::Timestamp;
 use serde_json::value::RawValue;
 
 use super::error::Error;
+pub(crate) use super::table::{Mood, Table, Text};
 use crate::dirs::Env;
 
 /// How results are shown.
@@ -29,34 +29,10 @@ pub(crate) struct Ui {
     pub(crate) format: Format,
     /// Whether stdout is a terminal.
     pub(crate) stdout_is_terminal: bool,
-    /// Whether stderr is a terminal.
+    /// Whether stderr is a terminal on which a cursor can be moved.
     pub(crate) stderr_is_terminal: bool,
     /// Whether colours are wanted at all.
     colours: bool,
-}
-
-/// What a word's colour says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mood {
-    /// All is well.
-    Good,
-    /// Under way, or less than well.
-    Uneasy,
-    /// Broken.
-    Bad,
-    /// Nothing special.
-    Plain,
-}
-
-impl Mood {
-    fn colour(self) -> Option<Color> {
-        match self {
-            Self::Good => Some(Color::Green),
-            Self::Uneasy => Some(Color::Yellow),
-            Self::Bad => Some(Color::Red),
-            Self::Plain => None,
-        }
-    }
 }
 
 impl Ui {
@@ -67,7 +43,7 @@ impl Ui {
         Self {
             format,
             stdout_is_terminal: io::stdout().is_terminal(),
-            stderr_is_terminal: io::stderr().is_terminal(),
+            stderr_is_terminal: io::stderr().is_terminal() && !dumb,
             colours: !set("NO_COLOR") && !dumb,
         }
     }
@@ -116,6 +92,13 @@ impl Ui {
         }
     }
 
+    /// Asks something on stderr: the answer is typed behind it.
+    #[expect(clippy::unused_self, reason = "asking is for who has a user interface")]
+    pub(crate) fn ask(&self, question: &str) {
+        let mut stderr = io::stderr().lock();
+        drop(stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush()));
+    }
+
     /// What time it is: what a command waited for is not in the future.
     #[expect(clippy::unused_self, reason = "time is part of the surroundings that a user interface shows")]
     pub(crate) fn now(&self) -> Timestamp {
@@ -159,143 +142,12 @@ impl Ui {
     }
 }
 
+/// How wide the terminal of stdout is, in columns.
 fn terminal_width() -> Option<u16> {
     comfy_table::Table::new().width()
 }
 
-/// Rows and columns without borders.
-#[derive(Debug)]
-pub(crate) struct Table {
-    table: comfy_table::Table,
-}
-
-impl Table {
-    /// A table with a line of headings.
-    pub(crate) fn with_headings(headings: &[&str]) -> Self {
-        let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::NOTHING).set_header(headings);
-        Self { table }
-    }
-
-    /// Facts about one thing: a name and a value a line.
-    pub(crate) fn of_facts() -> Self {
-        let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        Self { table }
-    }
-
-    /// Adds a row.
-    pub(crate) fn row<const N: usize>(&mut self, cells: [Text; N]) {
-        self.table.add_row(cells.map(|text| match text.mood.colour() {
-            Some(colour) => Cell::new(text.text).fg(colour),
-            None => Cell::new(text.text),
-        }));
-    }
-
-    /// Adds a fact.
-    pub(crate) fn fact(&mut self, name: &str, value: impl Into<Text>) {
-        self.row([name.into(), value.into()]);
-    }
-
-    /// Adds a fact, where there is one.
-    pub(crate) fn maybe(&mut self, name: &str, value: Option<impl Into<Text>>) {
-        if let Some(value) = value {
-            self.fact(name, value);
-        }
-    }
-
-    /// The text: at most `width` columns, or as wide as it takes.
-    pub(crate) fn render(mut self, width: Option<u16>, colours: bool) -> String {
-        match width {
-            Some(width) => {
-                self.table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.max(20));
-            }
-            None => {
-                self.table.set_content_arrangement(ContentArrangement::Disabled);
-            }
-        }
-        if colours {
-            self.table.enforce_styling();
-        } else {
-            self.table.force_no_tty();
-        }
-        for column in self.table.column_iter_mut() {
-            column.set_padding((0, 2));
-        }
-        let mut text = String::new();
-        for line in self.table.lines() {
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-        text
-    }
-}
-
-/// A text and its mood.
-#[derive(Debug, Clone)]
-pub(crate) struct Text {
-    text: String,
-    mood: Mood,
-}
-
-impl Text {
-    /// A text with a mood.
-    pub(crate) fn new(text: impl std::fmt::Display, mood: Mood) -> Self {
-        Self { text: super::format::tame(&text.to_string()), mood }
-    }
-}
-
-impl<T: std::fmt::Display> From<T> for Text {
-    fn from(text: T) -> Self {
-        Self::new(text, Mood::Plain)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sample() -> Table {
-        let mut table = Table::with_headings(&["NAME", "STATE", "REASON"]);
-        table.row(["web-1".into(), Text::new("ready", Mood::Good), "".into()]);
-        table.row([
-            "database".into(),
-            Text::new("crashed", Mood::Bad),
-            "the VMM ended with signal 9 and nobody knows why".into(),
-        ]);
-        table
-    }
-
-    #[test]
-    fn piped_tables_are_aligned_and_never_cut() {
-        insta::assert_snapshot!(sample().render(None, false), @"
-        NAME      STATE    REASON
-        web-1     ready
-        database  crashed  the VMM ended with signal 9 and nobody knows why
-        ");
-    }
-
-    #[test]
-    fn tables_fit_the_terminal() {
-        let text = sample().render(Some(40), false);
-        assert!(text.lines().all(|line| line.chars().count() <= 40), "{text}");
-    }
-
-    #[test]
-    fn colours_only_when_asked_for() {
-        assert!(sample().render(Some(80), true).contains('\u{1b}'));
-        assert!(!sample().render(Some(80), false).contains('\u{1b}'));
-    }
-
-    #[test]
-    fn facts_are_aligned() {
-        let mut table = Table::of_facts();
-        table.fact("name", "web-1");
-        table.maybe("image", None::<String>);
-        table.maybe("memory", Some("512 MiB"));
-        insta::assert_snapshot!(table.render(None, false), @"
-        name    web-1
-        memory  512 MiB
-        ");
-    }
+/// How wide the terminal of stderr is, in columns.
+pub(crate) fn stderr_width() -> u16 {
+    comfy_table::Table::new().use_stderr().width().unwrap_or(80)
 }

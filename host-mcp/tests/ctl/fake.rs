@@ -36,6 +36,12 @@ impl Caller {
         );
     }
 
+    /// How often a tool was called, this call included.
+    pub fn count(&self, tool: &str) -> usize {
+        let seen = self.shared.seen.lock().unwrap();
+        seen.messages.iter().filter(|m| m["method"] == "tools/call" && m["params"]["name"] == tool).count()
+    }
+
     /// Waits until the client sent a message of this method.
     pub fn wait_for(&self, method: &str) {
         self.shared.wait(|seen| seen.messages.iter().any(|m| m["method"] == method));

@@ -99,7 +99,7 @@ fn failures_of_the_work_are_the_commands() {
     let run = world.run("vm create");
     assert_eq!((run.code, run.text()), (1, ""));
     assert!(
-        run.stderr.ends_with("error: web-1 did not boot: Kernel panic\nhint: see `nexusctl vm logs`\n"),
+        run.stderr.ends_with("error: web-1 did not boot: Kernel panic\nhint: see `nexusctl vm logs web-1`\n"),
         "{}",
         run.stderr
     );

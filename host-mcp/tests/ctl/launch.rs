@@ -59,12 +59,18 @@ fn concurrent_bridges_start_one_daemon() {
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         })
         .collect();
+    let mut said = String::new();
     for mut child in children {
         child.stdin.as_mut().unwrap().write_all(INITIALIZE).unwrap();
         let run = finish(child);
-        assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+        assert_eq!(run.code, 0, "{}", run.stderr);
         assert_eq!(run.json()["result"]["serverInfo"]["name"], "nexus");
+        said.push_str(&run.stderr);
     }
+    // The one that started it says where its state is.
+    let state = world.root.path().join("state");
+    let state = state.display();
+    assert_eq!(said, format!("started nexusd: its state is in {state}, its log is {state}/nexusd.log\n"));
     let pids = pids(&world);
     assert_eq!(pids.len(), 1, "{pids:?}");
     // It outlived its starter, in a session of its own, and its output went to the log.
@@ -121,4 +127,52 @@ fn a_daemon_that_ends_at_once_is_told_with_what_it_said() {
     let run = finish(command.spawn().unwrap());
     assert_eq!(run.code, 3, "{run:?}");
     assert!(run.stderr.ends_with("no room on the disk\n"), "{}", run.stderr);
+}
+
+/// Runs a command at a terminal on which something is typed.
+fn at_terminal(world: &World, line: &str, typed: &str) -> crate::fake::Run {
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    for end in [&terminal.master, &terminal.slave] {
+        // What is started is to have what it is given and nothing else: a daemon would keep the terminal open.
+        rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC).unwrap();
+    }
+    let mut master = std::fs::File::from(terminal.master);
+    let mut command = world.command(line);
+    command.env("NEXUS_DAEMON", daemon(world)).env("PATH", "/usr/bin:/bin");
+    let slave = |fd: &std::os::fd::OwnedFd| Stdio::from(fd.try_clone().unwrap());
+    command.stdin(slave(&terminal.slave)).stdout(Stdio::piped()).stderr(slave(&terminal.slave));
+    let child = command.spawn().unwrap();
+    drop((command, terminal.slave));
+    master.write_all(typed.as_bytes()).unwrap();
+    let reader = std::thread::spawn(move || {
+        let (mut said, mut bytes) = (Vec::new(), [0; 1024]);
+        // The other side is closed with an error.
+        while let Ok(read @ 1..) = std::io::Read::read(&mut master, &mut bytes) {
+            said.extend_from_slice(&bytes[..read]);
+        }
+        String::from_utf8_lossy(&said).into_owned()
+    });
+    let run = finish(child);
+    crate::fake::Run { stderr: reader.join().unwrap(), ..run }
+}
+
+#[test]
+fn somebody_at_a_terminal_is_offered_a_daemon() {
+    let world = World::new();
+    let _reaper = Reaper(&world);
+    let run = at_terminal(&world, "vm list", "n\n");
+    assert_eq!((run.code, run.text()), (6, ""), "{}", run.stderr);
+    assert!(run.stderr.contains("[Y/n]") && run.stderr.contains("hint:"), "{}", run.stderr);
+    assert!(pids(&world).is_empty());
+    // Programs and scripts are not asked.
+    assert!(!at_terminal(&world, "vm list --json", "\n").stderr.contains("[Y/n]"));
+    assert!(!world.run("vm list").stderr.contains("[Y/n]"));
+    assert!(pids(&world).is_empty());
+
+    let run = at_terminal(&world, "vm list", "\n");
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let state = world.root.path().join("state");
+    assert!(run.stderr.contains(&format!("its state in {}?", state.display())), "{}", run.stderr);
+    assert!(run.stderr.contains("started nexusd") && run.stderr.contains("no VMs"), "{}", run.stderr);
+    assert_eq!(pids(&world).len(), 1);
 }

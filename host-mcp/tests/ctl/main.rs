@@ -3,6 +3,10 @@
 
 mod bridge;
 mod cli;
+mod complete;
 mod fake;
 mod follow;
+mod guest_run;
 mod launch;
+mod short;
+mod wrong;

@@ -355,7 +355,8 @@ fn long_mode(entry: &FileEntry) -> String {
 }
 
 fn entries_table(entries: &[FileEntry]) -> Table {
-    let mut table = Table::with_headings(&["MODE", "OWNER", "SIZE", "MODIFIED", "PATH"]);
+    let mut table = Table::with_headings(&["MODE", "OWNER", "SIZE", "MODIFIED", "PATH"])
+        .dropping(&["OWNER", "MODIFIED", "SIZE", "MODE"]);
     for entry in entries {
         let path = match &entry.target {
             Some(target) => format!("{} -> {target}", entry.path),

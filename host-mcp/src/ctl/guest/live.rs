@@ -12,6 +12,7 @@ use nexus_schema::tools::command::{
 };
 
 use super::exec::not_asked_for;
+use super::exec::output::Stream;
 use crate::ctl::client::{Client, Options, Reply};
 use crate::ctl::error::Error;
 
@@ -21,13 +22,6 @@ const YIELD_S: f64 = 0.5;
 const WAIT_MS: u32 = 30_000;
 /// The most output of one stream that one result can carry, in bytes.
 const PIECE: u32 = 256 << 10;
-
-/// One of a command's streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stream {
-    Stdout,
-    Stderr,
-}
 
 /// Runs a command to its end and gives `sink` every byte of its output. Ctrl-c kills it.
 pub(super) async fn run(
@@ -47,7 +41,8 @@ pub(super) async fn run(
     let reply = client.call_guest::<RunCommand>(vm, &params, options).await?;
     let mut facts: RunCommandOutput = reply.facts(RunCommand::NAME, RunCommand::SHAPE)?;
     let is_whole = facts.stdout.omitted_bytes == 0 && facts.stderr.omitted_bytes == 0;
-    if is_whole {
+    // What is not whole is read again from its beginning, where that can be.
+    if is_whole || facts.command_id.is_none() {
         show(&reply, &mut sink)?;
     }
     let mut cursor = facts.cursor.take().filter(|_| is_whole);
@@ -100,7 +95,8 @@ async fn kill(client: &mut Client, vm: &str, id: CommandId) -> Result<(), Error>
 }
 
 fn show(reply: &Reply, sink: &mut impl FnMut(Stream, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
-    for (stream, name) in [(Stream::Stdout, "stdout"), (Stream::Stderr, "stderr")] {
+    for stream in Stream::ALL {
+        let name = stream.name();
         let text = reply.stream(name).unwrap_or_default();
         let not_base64 = |_| not_asked_for(&format!("the VM's {name} did not come as base64"));
         let bytes = BASE64.decode(text.as_bytes()).map_err(not_base64)?;

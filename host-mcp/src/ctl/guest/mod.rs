@@ -15,7 +15,7 @@ use super::error::Error;
 use super::format;
 use super::ui::{Format, Table};
 
-pub(crate) use exec::{RunArgs, exec};
+pub(crate) use exec::{How, Program, RunArgs, exec, run as run_program};
 
 /// The verbs.
 #[derive(Debug, Subcommand)]

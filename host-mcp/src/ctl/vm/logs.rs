@@ -42,7 +42,7 @@ struct Facts {
 }
 
 /// Shows the console.
-pub(super) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let mut cursor = args.cursor;
     let mut wait_s = None;

@@ -1,7 +1,10 @@
 //! `nexusctl vm`: VMs from creation to deletion.
 
+mod list;
 mod logs;
+mod power;
 mod show;
+mod stats;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,24 +12,27 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use nexus_schema::id::VmKind;
 use nexus_schema::link::InitMode;
-use nexus_schema::tools::op::ALREADY;
 use nexus_schema::tools::vm::{
     DriverChoice, VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails, VmHistory, VmHistoryParams,
-    VmInspect, VmInspectParams, VmList, VmListParams, VmStart, VmStartParams, VmState, VmStop, VmStopParams,
-    VmSummary, VmTransition, VmUpdate, VmUpdateParams,
+    VmInspect, VmInspectParams, VmState, VmTransition, VmUpdate, VmUpdateParams,
 };
-use nexus_schema::{ByteSize, Reference, Tool, tools::OpOutcome};
+use nexus_schema::{ByteSize, Name, Reference, Tool, tools::OpOutcome};
+
+pub(crate) use list::{ListArgs, PsArgs, list, ps};
+pub(crate) use logs::{Args as LogsArgs, run as logs};
+pub(crate) use power::{KillArgs, StartArgs, StopArgs, kill, restart, start, stop};
+pub(crate) use stats::{Args as StatsArgs, run as stats};
 
 use super::App;
 use super::args::{pair, word};
-use super::client::{Options, raw};
+use super::client::{Client, Options, Reply, raw};
 use super::each::{each, show_deleted};
 use super::error::Error;
-use super::follow::{self, Followed, New, Wait};
-use super::format;
-use super::list::{self, Paging};
+use super::follow::{self, New};
+use super::list::Paging;
 use super::source::{self, located};
 use super::ui::Format;
+use super::{list as lists, mistakes};
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
@@ -42,8 +48,10 @@ pub(crate) enum Command {
     /// Create a VM from an image
     FromImage(Box<source::Of<source::Image, CreateOptions>>),
     /// List VMs
-    #[command(visible_aliases = ["ls", "ps"])]
+    #[command(visible_alias = "ls")]
     List(ListArgs),
+    /// List the VMs that run
+    Ps(PsArgs),
     /// Show everything about a VM
     #[command(visible_alias = "show")]
     Inspect(OneVm),
@@ -51,13 +59,21 @@ pub(crate) enum Command {
     Start(StartArgs),
     /// Shut VMs down
     Stop(StopArgs),
+    /// Shut VMs down and start them again
+    Restart(StopArgs),
+    /// Cut the power of VMs: unwritten data is lost
+    Kill(KillArgs),
     /// Delete VMs with their drives
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
     /// Change a VM's labels and protection
     Update(UpdateArgs),
+    /// Give a VM another name
+    Rename(RenameArgs),
+    /// Show how busy VMs are, once: state, load, memory and disk
+    Stats(StatsArgs),
     /// Show a VM's console
-    Logs(logs::Args),
+    Logs(LogsArgs),
     /// Show what happened to a VM
     History(HistoryArgs),
 }
@@ -99,10 +115,10 @@ pub(crate) struct CreateOptions {
     #[arg(long, visible_alias = "cpus")]
     vcpus: Option<u32>,
     /// Memory [default: 1GiB]
-    #[arg(short, long, value_name = "SIZE")]
+    #[arg(short, long, value_name = "SIZE", value_parser = mistakes::memory)]
     memory: Option<ByteSize>,
     /// Size of the root drive, sparse [default: 8GiB]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = mistakes::disk)]
     disk: Option<ByteSize>,
     /// The VMM [default: auto]
     #[arg(long, value_parser = word::<DriverChoice>(&["auto", "firecracker", "qemu"]))]
@@ -130,43 +146,6 @@ pub(crate) struct CreateOptions {
     no_start: bool,
     #[command(flatten)]
     new: New,
-}
-
-/// Which VMs to list.
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    /// Only VMs in this state
-    #[arg(long, value_parser = word::<VmState>(&["creating", "created", "starting", "running", "ready", "unreachable",
-        "stopping", "stopped", "crashed", "failed"]))]
-    state: Option<VmState>,
-    /// Only VMs with this label
-    #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
-    tag: Vec<(String, String)>,
-    #[command(flatten)]
-    paging: Paging,
-}
-
-/// Which VMs to start.
-#[derive(Debug, Args)]
-pub(crate) struct StartArgs {
-    /// The VMs: names or ids
-    #[arg(required = true, value_name = "VM")]
-    vms: Vec<Reference<VmKind>>,
-    #[command(flatten)]
-    wait: Wait,
-}
-
-/// Which VMs to stop and how.
-#[derive(Debug, Args)]
-pub(crate) struct StopArgs {
-    /// The VMs: names or ids
-    #[arg(required = true, value_name = "VM")]
-    vms: Vec<Reference<VmKind>>,
-    /// Cut the power at once: unwritten data is lost
-    #[arg(short, long)]
-    force: bool,
-    #[command(flatten)]
-    wait: Wait,
 }
 
 /// Which VMs to delete and how.
@@ -199,6 +178,16 @@ pub(crate) struct UpdateArgs {
     unprotect: bool,
 }
 
+/// Which VM, and its name from now on.
+#[derive(Debug, Args)]
+pub(crate) struct RenameArgs {
+    /// The VM: its name or id
+    vm: Reference<VmKind>,
+    /// Its new name
+    #[arg(value_name = "NEW_NAME")]
+    name: Name,
+}
+
 /// Whose history.
 #[derive(Debug, Args)]
 pub(crate) struct HistoryArgs {
@@ -221,11 +210,16 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
         Command::FromImage(args) => create_from(app, args.split()).await,
         Command::List(args) => list(app, args).await,
         Command::Inspect(args) => inspect(app, args).await,
+        Command::Ps(args) => ps(app, args).await,
         Command::Start(args) => start(app, args).await,
         Command::Stop(args) => stop(app, args).await,
+        Command::Restart(args) => restart(app, args).await,
+        Command::Kill(args) => kill(app, args).await,
         Command::Delete(args) => delete(app, args).await,
         Command::Update(args) => update(app, args).await,
-        Command::Logs(args) => logs::run(app, args).await,
+        Command::Rename(args) => rename(app, args).await,
+        Command::Stats(args) => stats(app, args).await,
+        Command::Logs(args) => logs(app, args).await,
         Command::History(args) => history(app, args).await,
     }
 }
@@ -298,75 +292,21 @@ fn subject<R>(outcome: &OpOutcome<R>) -> (&str, &str) {
     (id, outcome.subject_name.as_deref().unwrap_or(id))
 }
 
-/// Lists VMs.
-pub(crate) async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
-    let mut client = app.connect().await?;
-    let tags: BTreeMap<_, _> = args.tag.into_iter().collect();
-    let is_whole = args.state.is_none() && tags.is_empty();
-    let page =
-        |limit, cursor| VmListParams { state: args.state, tags: tags.clone(), limit: Some(limit), cursor };
-    let listed = list::all::<VmList, VmSummary>(&mut client, &args.paging, "vms", page).await?;
-    match app.ui.format {
-        Format::Json => app.ui.json(&listed.raw)?,
-        Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|vm| vm.id))?,
-        Format::Human => {
-            let nothing = match is_whole {
-                true => "no VMs; make one with `nexusctl vm create`",
-                false => "no VM is like that",
-            };
-            listed.show(&app.ui, show::summaries(&listed.rows, app.ui.now()), nothing)?;
-            listed.say_more(&app.ui);
-        }
-    }
-    Ok(0)
+async fn inspect_one(client: &mut Client, vm: Reference<VmKind>) -> Result<(Reply, VmDetails), Error> {
+    let reply = client.call_with::<VmInspect>(&VmInspectParams { vm }, Options::default()).await?;
+    let vm = reply.facts(VmInspect::NAME, VmInspect::SHAPE)?;
+    Ok((reply, vm))
 }
 
 async fn inspect(app: &App, args: OneVm) -> Result<u8, Error> {
     let mut client = app.connect().await?;
-    let reply = client.call_with::<VmInspect>(&VmInspectParams { vm: args.vm }, Options::default()).await?;
-    let vm: VmDetails = reply.facts(VmInspect::NAME, VmInspect::SHAPE)?;
+    let (reply, vm) = inspect_one(&mut client, args.vm).await?;
     match app.ui.format {
         Format::Json => app.ui.json(reply.structured.as_ref().unwrap_or(&reply.raw))?,
         Format::Quiet => app.ui.line(&vm.id.to_string())?,
         Format::Human => app.ui.table(show::details(&vm, app.ui.now()))?,
     }
     Ok(0)
-}
-
-async fn start(app: &App, args: StartArgs) -> Result<u8, Error> {
-    each(app, args.vms, async |client, vm| {
-        let params = VmStartParams { vm: vm.clone(), wait_s: Some(0) };
-        let followed = follow::start::<VmStart, _>(client, &app.ui, &params, args.wait).await?;
-        moved(app, &vm, &followed)
-    })
-    .await
-}
-
-async fn stop(app: &App, args: StopArgs) -> Result<u8, Error> {
-    each(app, args.vms, async |client, vm| {
-        let params = VmStopParams { vm: vm.clone(), force: args.force.then_some(true), wait_s: Some(0) };
-        let followed = follow::start::<VmStop, _>(client, &app.ui, &params, args.wait).await?;
-        moved(app, &vm, &followed)
-    })
-    .await
-}
-
-/// Shows the state that a VM was brought to.
-fn moved(app: &App, vm: &Reference<VmKind>, followed: &Followed<VmDetails>) -> Result<(), Error> {
-    match (app.ui.format, &followed.outcome.result) {
-        (Format::Json, _) => app.ui.json(&followed.raw),
-        (Format::Quiet, Some(details)) => app.ui.line(&details.id.to_string()),
-        (Format::Quiet, None) => app.ui.line(subject(&followed.outcome).0),
-        (Format::Human, Some(details)) if followed.outcome.progress.step == ALREADY => {
-            app.ui.line(&format!("{} was {} already", details.name, details.state))
-        }
-        (Format::Human, Some(details)) => {
-            let took = details.timings.filter(|_| details.state == VmState::Ready);
-            let took = took.map(|t| format!(" (in {})", format::millis(t.total_ms))).unwrap_or_default();
-            app.ui.line(&format!("{} {}{took}", details.name, details.state))
-        }
-        (Format::Human, None) => app.ui.line(&format!("{vm} {}", followed.outcome.state.as_str())),
-    }
 }
 
 /// Deletes VMs.
@@ -407,14 +347,38 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
+/// Gives a VM another name.
+pub(crate) async fn rename(app: &App, args: RenameArgs) -> Result<u8, Error> {
+    let params = VmUpdateParams {
+        vm: args.vm.clone(),
+        name: Some(args.name),
+        tags: BTreeMap::new(),
+        remove_tags: Vec::new(),
+        protected: None,
+    };
+    let vm = app.connect().await?.call::<VmUpdate>(&params).await?;
+    match app.ui.format {
+        Format::Json => app.ui.json(&raw(&vm)?)?,
+        Format::Quiet => app.ui.line(&vm.id.to_string())?,
+        Format::Human => {
+            app.ui.line(&format!("{} is {} now", args.vm, vm.name))?;
+            if list::is_up(vm.state) {
+                app.ui.say("its hostname inside changes with its next start, unless it was given one");
+            }
+        }
+    }
+    Ok(0)
+}
+
 async fn history(app: &App, args: HistoryArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let vm = args.vm;
     let page = |limit, cursor| VmHistoryParams { vm: vm.clone(), limit: Some(limit), cursor };
-    let listed = list::all::<VmHistory, VmTransition>(&mut client, &args.paging, "transitions", page).await?;
+    let listed =
+        lists::all::<VmHistory, VmTransition>(&mut client, &args.paging, "transitions", page).await?;
     match app.ui.format {
         Format::Json => app.ui.json(&listed.raw)?,
-        Format::Quiet => list::ids(&app.ui, listed.rows.iter().filter_map(|t| t.boot_id))?,
+        Format::Quiet => lists::ids(&app.ui, listed.rows.iter().filter_map(|t| t.boot_id))?,
         Format::Human => {
             listed.show(&app.ui, show::transitions(&listed.rows, app.ui.now()), "no transitions")?;
             listed.say_more(&app.ui);

@@ -29,7 +29,9 @@ pub(super) fn mood(state: VmState) -> Mood {
 /// VMs in a list.
 pub(super) fn summaries(vms: &[VmSummary], now: Timestamp) -> Table {
     let mut table =
-        Table::with_headings(&["NAME", "ID", "STATE", "IMAGE", "CPUS", "MEMORY", "CREATED", "TAGS", "NOTE"]);
+        Table::with_headings(&["NAME", "ID", "STATE", "IMAGE", "CPUS", "MEMORY", "CREATED", "TAGS", "NOTE"])
+            .prose(&["NOTE"])
+            .dropping(&["TAGS", "CREATED", "ID", "CPUS", "MEMORY", "IMAGE", "NOTE"]);
     for vm in vms {
         let protected = vm.protected.then_some("protected".to_owned());
         // Reasons can carry the console's last lines: those are for `vm inspect`.
@@ -52,7 +54,8 @@ pub(super) fn summaries(vms: &[VmSummary], now: Timestamp) -> Table {
 
 /// A VM that was just made.
 pub(super) fn created(vm: &VmDetails) -> Table {
-    let mut table = Table::with_headings(&["NAME", "ID", "STATE", "IMAGE", "CPUS", "MEMORY", "BOOTED IN"]);
+    let mut table = Table::with_headings(&["NAME", "ID", "STATE", "IMAGE", "CPUS", "MEMORY", "BOOTED IN"])
+        .dropping(&["ID", "CPUS", "MEMORY", "BOOTED IN", "IMAGE"]);
     let booted = vm.timings.map(|t| format::millis(t.total_ms)).unwrap_or_default();
     table.row([
         (&vm.name).into(),
@@ -165,7 +168,9 @@ fn timings(t: VmTimings) -> String {
 
 /// What happened to a VM.
 pub(super) fn transitions(transitions: &[VmTransition], now: Timestamp) -> Table {
-    let mut table = Table::with_headings(&["WHEN", "FROM", "TO", "WHO", "WHY"]);
+    let mut table = Table::with_headings(&["WHEN", "FROM", "TO", "WHO", "WHY"])
+        .prose(&["WHY"])
+        .dropping(&["FROM", "WHO"]);
     for change in transitions {
         table.row([
             time(change.at, now).into(),

@@ -1,0 +1,175 @@
+//! Where the output of a command in a VM goes, piece by piece as it comes, and how the command ended.
+
+use data_encoding::BASE64;
+use nexus_schema::tools::command::{RunCommandOutput, StreamFacts};
+use serde_json::{Value, json};
+
+use crate::ctl::App;
+use crate::ctl::client::raw;
+use crate::ctl::error::Error;
+use crate::ctl::format;
+
+/// The exit code of a command whose time was up.
+const TIMED_OUT: u8 = 124;
+
+/// One of a command's two outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ctl::guest) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    pub(in crate::ctl::guest) const ALL: [Self; 2] = [Self::Stdout, Self::Stderr];
+
+    /// Its name in results.
+    pub(in crate::ctl::guest) fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// Passes output on byte for byte; for `--json` collects it.
+pub(super) struct Output<'a> {
+    app: &'a App,
+    vm: String,
+    timeout_s: u32,
+    kept: [Vec<u8>; 2],
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn new(app: &'a App, vm: String, timeout_s: u32) -> Self {
+        Self { app, vm, timeout_s, kept: [Vec::new(), Vec::new()] }
+    }
+
+    /// Takes what the command wrote next.
+    pub(super) fn piece(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Error> {
+        match stream {
+            _ if self.app.ui.is_json() => self.kept[stream as usize].extend(bytes),
+            Stream::Stdout => self.app.ui.bytes(bytes)?,
+            Stream::Stderr => self.app.ui.error_bytes(bytes)?,
+        }
+        Ok(())
+    }
+
+    /// Says how it ended, and gives the exit code. Output that is not whole is a failure, however the command itself ended.
+    pub(super) fn end(self, facts: &RunCommandOutput) -> Result<u8, Error> {
+        let ui = &self.app.ui;
+        if ui.is_json() {
+            let [stdout, stderr] = &self.kept;
+            ui.json(&raw(&as_json(facts, stdout, stderr))?)?;
+        }
+        // As JSON, the facts say so.
+        if !facts.oom_killed.is_empty() && !ui.is_json() {
+            let who = facts.oom_killed.join(", ");
+            ui.warn(&format!("the VM ran out of memory, and the kernel killed {who}; results may be wrong"));
+        }
+        if facts.timed_out && !ui.is_json() {
+            ui.warn(&format!("the command was killed after {} s", self.timeout_s));
+        }
+        let code = exit_code(facts);
+        match incomplete(facts) {
+            Some(what) => Err(Error::Incomplete { what, code, vm: self.vm }),
+            None => Ok(code),
+        }
+    }
+}
+
+/// What of the output is missing.
+fn incomplete(facts: &RunCommandOutput) -> Option<String> {
+    let missing = |(stream, facts): (Stream, StreamFacts)| {
+        (facts.omitted_bytes > 0).then(|| {
+            let (omitted, total) = (format::size(facts.omitted_bytes), format::size(facts.total_bytes));
+            format!("{omitted} of the {total} of {} were left out of the middle", stream.name())
+        })
+    };
+    let streams = Stream::ALL.into_iter().zip([facts.stdout, facts.stderr]);
+    let said: Vec<String> = streams.filter_map(missing).collect();
+    (!said.is_empty()).then(|| said.join("; "))
+}
+
+/// The facts with what was written: as text where it is text, else as base64.
+fn as_json(facts: &RunCommandOutput, stdout: &[u8], stderr: &[u8]) -> Value {
+    let mut value = json!(facts);
+    for (stream, bytes) in Stream::ALL.into_iter().zip([stdout, stderr]) {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => value[stream.name()]["text"] = text.into(),
+            Err(_) => value[stream.name()]["base64"] = BASE64.encode(bytes).into(),
+        }
+    }
+    value
+}
+
+/// The exit code that a shell would give.
+fn exit_code(facts: &RunCommandOutput) -> u8 {
+    if facts.timed_out {
+        return TIMED_OUT;
+    }
+    match (facts.exit_code, facts.signal.as_deref()) {
+        (Some(code), _) => u8::try_from(code & 0xff).unwrap_or(u8::MAX),
+        (None, Some(signal)) => signal_number(signal).map_or(u8::MAX, |number| number.saturating_add(128)),
+        (None, None) => u8::MAX,
+    }
+}
+
+/// The number of a signal by its name (Linux, x86_64 and aarch64), or of one that has a number only, such as `SIG34`.
+fn signal_number(name: &str) -> Option<u8> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    let name = name.strip_prefix("SIG").unwrap_or(name);
+    let named = NAMES.iter().position(|known| *known == name).and_then(|at| u8::try_from(at + 1).ok());
+    named.or_else(|| name.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(exit_code: Option<i32>, signal: Option<&str>, timed_out: bool) -> RunCommandOutput {
+        RunCommandOutput {
+            exit_code,
+            signal: signal.map(str::to_owned),
+            timed_out,
+            duration_ms: 1,
+            stdout: StreamFacts::default(),
+            stderr: StreamFacts::default(),
+            ..RunCommandOutput::default()
+        }
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_a_shell() {
+        assert_eq!(exit_code(&ended(Some(0), None, false)), 0);
+        assert_eq!(exit_code(&ended(Some(42), None, false)), 42);
+        assert_eq!(exit_code(&ended(None, Some("SIGKILL"), false)), 137);
+        assert_eq!(exit_code(&ended(None, Some("SIGTERM"), false)), 143);
+        assert_eq!(exit_code(&ended(None, Some("SIG34"), false)), 162);
+        assert_eq!(exit_code(&ended(None, Some("SIGNONSENSE"), false)), 255);
+        assert_eq!(exit_code(&ended(None, Some("SIGKILL"), true)), 124);
+    }
+
+    #[test]
+    fn json_holds_text_or_base64() {
+        let value = as_json(&ended(Some(0), None, false), b"hello\n", &[0xff, 0x00]);
+        assert_eq!(value["stdout"]["text"], "hello\n");
+        assert_eq!(value["stderr"]["base64"], "/wA=");
+        assert_eq!(value["exit_code"], 0);
+    }
+
+    #[test]
+    fn what_is_missing_is_told_of_both_streams() {
+        let mut facts = ended(Some(0), None, false);
+        assert_eq!(incomplete(&facts), None);
+        facts.stdout = StreamFacts { total_bytes: 3 << 20, omitted_bytes: 2 << 20, ..StreamFacts::default() };
+        facts.stderr = StreamFacts { total_bytes: 4096, omitted_bytes: 1024, ..StreamFacts::default() };
+        assert_eq!(
+            incomplete(&facts).unwrap(),
+            "2 MiB of the 3 MiB of stdout were left out of the middle; 1 KiB of the 4 KiB of stderr were left out of the middle"
+        );
+    }
+}

@@ -1,0 +1,82 @@
+//! What a command in a VM gets to read: nothing, unless that was asked for.
+//!
+//! The rule is docker's, with one convenience: `-i` passes standard input on, whatever it is; so does a file that was redirected
+//! to it (`< FILE`) and that nobody has read from yet. A pipe, a terminal or the rest of a file that a script is reading is left
+//! alone, so that `while read NAME; do nexusctl guest run $NAME -- true; done` sees all of its lines.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+
+use rustix::fs::{FileType, SeekFrom};
+
+use crate::ctl::error::Error;
+use crate::ctl::format;
+
+/// The most input that fits in one call with room to spare, in bytes.
+const STDIN_MAX: usize = 8 << 20;
+
+/// Everything on standard input, where it is to be passed on.
+pub(super) async fn read(asked: bool, refused: bool) -> Result<Option<Vec<u8>>, Error> {
+    if refused || !(asked || is_fresh_file(std::io::stdin())) {
+        return Ok(None);
+    }
+    let reading =
+        tokio::task::spawn_blocking(|| read_all(std::io::stdin().lock(), STDIN_MAX, "standard input"));
+    tokio::select! {
+        result = reading => match result {
+            Ok(read) => read.map(Some),
+            Err(_) => Err(Error::Unexpected { what: "the reader of standard input was lost".into() }),
+        },
+        _ = tokio::signal::ctrl_c() => Err(Error::Interrupted),
+    }
+}
+
+/// Whether this is a regular file at its beginning: one that somebody reads line by line is further on.
+fn is_fresh_file(fd: impl AsFd) -> bool {
+    let kind = rustix::fs::fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    kind == Ok(FileType::RegularFile) && rustix::fs::seek(&fd, SeekFrom::Current(0)) == Ok(0)
+}
+
+/// Reads all there is, up to a cap.
+fn read_all(reader: impl Read, max: usize, what: &str) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    reader.take(limit).read_to_end(&mut bytes).map_err(|source| Error::Input { source })?;
+    if bytes.len() > max {
+        let max = format::size(u64::try_from(max).unwrap_or(u64::MAX));
+        return Err(Error::Usage {
+            message: format!("{what} is more than {max}"),
+            hint: Some(
+                "write it to a file in the VM with `nexusctl guest write`, and let the command read that"
+                    .into(),
+            ),
+        });
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+
+    use super::*;
+
+    #[test]
+    fn input_is_capped() {
+        assert_eq!(read_all(&b"abc"[..], 3, "input").unwrap(), b"abc");
+        assert_eq!(read_all(&b"abcd"[..], 3, "input").unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn a_file_counts_from_its_beginning_only() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"one\ntwo\n").unwrap();
+        file.rewind().unwrap();
+        assert!(is_fresh_file(&file));
+        file.read_exact(&mut [0; 4]).unwrap();
+        assert!(!is_fresh_file(&file));
+        let (reader, _writer) = std::io::pipe().unwrap();
+        assert!(!is_fresh_file(reader));
+        assert!(!is_fresh_file(std::fs::File::open("/dev/null").unwrap()));
+    }
+}

@@ -1,0 +1,229 @@
+//! `nexusctl run`: a VM for one command, as `docker run --rm`.
+
+use nexus_schema::id::{ImageKind, OpId};
+use nexus_schema::link::ImageConfig;
+use nexus_schema::tools::image::{ImageInspect, ImageInspectParams};
+use nexus_schema::tools::op::{OpCancel, OpCancelParams};
+use nexus_schema::tools::vm::{VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails};
+use nexus_schema::{ByteSize, ErrorCode, Name, Reference, Tool, ToolError};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::client::Client;
+use super::error::Error;
+use super::follow;
+use super::guest::{How, Program, run_program};
+use super::hint::About;
+use super::source::{located, pulled_or_named};
+use super::ui::Format;
+use super::{App, mistakes};
+
+/// What to run in what.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Keep the VM: without it the VM is deleted when the command has ended
+    #[arg(long)]
+    keep: bool,
+    /// As it is: the VM is deleted at the end
+    #[arg(long, hide = true, conflicts_with = "keep")]
+    rm: bool,
+    /// The VM's name [default: made up]
+    #[arg(long)]
+    name: Option<Name>,
+    /// Virtual CPUs [default: 1]
+    #[arg(long, visible_alias = "cpus")]
+    vcpus: Option<u32>,
+    /// Memory [default: 1GiB]
+    #[arg(short, long, value_name = "SIZE", value_parser = mistakes::memory)]
+    memory: Option<ByteSize>,
+    /// Size of the root drive, sparse [default: 8GiB]
+    #[arg(long, value_name = "SIZE", value_parser = mistakes::disk)]
+    disk: Option<ByteSize>,
+    /// The kernel: an installed one's name or id, or a file's path [default: the distribution's]
+    #[arg(long)]
+    kernel: Option<String>,
+    /// A line for the VM's shell, instead of a program with arguments
+    #[arg(short = 'c', long = "command", value_name = "LINE", conflicts_with = "argv")]
+    line: Option<String>,
+    /// Run this before the arguments instead of the image's entrypoint; empty for nothing
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "line")]
+    entrypoint: Option<String>,
+    #[command(flatten)]
+    how: How,
+    /// What the VM is made from: debian, busybox, an image's name, or one of a registry with its tag, such as python:3.12
+    image: String,
+    /// The program and its arguments, behind the image's entrypoint [default: the image's own command]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    argv: Vec<String>,
+}
+
+/// Creates a VM, runs the command in it, and deletes the VM, also where that failed or was interrupted.
+pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let given = match args.line {
+        Some(line) => Given::Line(line),
+        None => Given::Arguments { entrypoint: args.entrypoint, argv: args.argv },
+    };
+    refuse_nothing(&mut client, &given, &args.image).await?;
+    let params = VmCreateParams {
+        name: args.name,
+        from: Some(located(pulled_or_named(args.image.clone()))),
+        kernel: args.kernel.map(located),
+        vcpus: args.vcpus,
+        memory: args.memory,
+        disk: args.disk,
+        wait_s: Some(0),
+        ..VmCreateParams::default()
+    };
+    let begun = follow::begin::<VmCreate, VmDetails>(&mut client, &params).await?;
+    let made = Made {
+        op: begun.outcome.op_id,
+        vm: begun.outcome.subject_id.clone().unwrap_or_default(),
+        name: begun.outcome.subject_name.clone().unwrap_or_default(),
+    };
+    let about = About::subject(VmCreate::NAME, Some(&made.name));
+    let mut terminated = signal(SignalKind::terminate()).map_err(|source| Error::Input { source })?;
+    let work = async {
+        let created = follow::to_end(&mut client, &app.ui, begun, &about).await?;
+        let vm = created.outcome.result.as_ref();
+        let (program, user) = given.program(&mut client, vm, &args.image).await?;
+        run_program(app, &mut client, &made.name, program, args.how.or_user(user)).await
+    };
+    let ended = tokio::select! {
+        ended = work => ended,
+        _ = terminated.recv() => Err(Error::Interrupted),
+    };
+    match args.keep {
+        true => app.ui.say(&format!(
+            "VM {name} is kept: `nexusctl guest run {name} -- COMMAND`, `nexusctl rm -f {name}`",
+            name = made.name
+        )),
+        false => clean_up(app, &made).await,
+    }
+    ended
+}
+
+/// A VM that is being made.
+struct Made {
+    op: OpId,
+    vm: String,
+    name: String,
+}
+
+/// What was given to run.
+enum Given {
+    Line(String),
+    Arguments { entrypoint: Option<String>, argv: Vec<String> },
+}
+
+impl Given {
+    /// The program and its user, as the image has them where they are not given.
+    async fn program(
+        self,
+        client: &mut Client,
+        vm: Option<&VmDetails>,
+        image: &str,
+    ) -> Result<(Program, Option<String>), Error> {
+        let config = match vm.and_then(|vm| vm.image.id) {
+            Some(id) => {
+                let params = ImageInspectParams { image: Reference::Id(id) };
+                client.call::<ImageInspect>(&params).await?.config.unwrap_or_default()
+            }
+            None => ImageConfig::default(),
+        };
+        // A group behind it is the user's own here.
+        let user = config.user.as_deref().and_then(|user| user.split(':').next()).map(str::to_owned);
+        let user = user.filter(|user| !user.is_empty());
+        match self.of(config) {
+            Program::Argv(argv) if argv.is_empty() => Err(no_command(image)),
+            program => Ok((program, user)),
+        }
+    }
+
+    /// The program where this is how the image means to be run.
+    fn of(self, config: ImageConfig) -> Program {
+        let (entrypoint, argv) = match self {
+            Self::Line(line) => return Program::Line(line),
+            Self::Arguments { entrypoint, argv } => (entrypoint, argv),
+        };
+        let (first, rest) = match (entrypoint, argv.is_empty()) {
+            (Some(program), _) if program.is_empty() => (Vec::new(), argv),
+            (Some(program), _) => (vec![program], argv),
+            (None, true) => (config.entrypoint, config.cmd),
+            (None, false) => (config.entrypoint, argv),
+        };
+        Program::Argv(first.into_iter().chain(rest).collect())
+    }
+}
+
+/// Refuses to make a VM of an image of which it is known already that there is nothing to run.
+async fn refuse_nothing(client: &mut Client, given: &Given, image: &str) -> Result<(), Error> {
+    let Given::Arguments { entrypoint, argv } = given else { return Ok(()) };
+    if !argv.is_empty() || entrypoint.as_ref().is_some_and(|program| !program.is_empty()) {
+        return Ok(());
+    }
+    let Ok(reference) = image.parse::<Reference<ImageKind>>() else { return Ok(()) };
+    match client.call::<ImageInspect>(&ImageInspectParams { image: reference }).await {
+        Ok(image) if image.config.as_ref().is_none_or(|c| c.entrypoint.is_empty() && c.cmd.is_empty()) => {
+            Err(no_command(image.name.as_str()))
+        }
+        // One that is not here is for vm_create to refuse.
+        _ => Ok(()),
+    }
+}
+
+fn no_command(image: &str) -> Error {
+    Error::Usage {
+        message: format!("image {image} names no command of its own: give one"),
+        hint: Some(format!("`nexusctl run {image} -- COMMAND`")),
+    }
+}
+
+/// Ends what is under way and deletes the VM. On a connection of its own: the other may be in the middle of an answer.
+async fn clean_up(app: &App, made: &Made) {
+    let cleaned = async {
+        let mut client = app.connect().await?;
+        client.call::<OpCancel>(&OpCancelParams { op_id: made.op }).await?;
+        let vm = made.vm.parse().map_err(|e| ToolError::internal(format!("the VM's id: {e}")))?;
+        match client.call::<VmDelete>(&VmDeleteParams { vm, force: Some(true) }).await {
+            Err(Error::Tool(refusal)) if refusal.error.code == ErrorCode::VmNotFound => Ok(()),
+            deleted => deleted.map(drop),
+        }
+    };
+    let result: Result<(), Error> = cleaned.await;
+    match result {
+        Ok(()) if app.ui.format == Format::Human && app.ui.stderr_is_terminal => {
+            app.ui.say(&format!("VM {} deleted", made.name));
+        }
+        Ok(()) => {}
+        Err(error) => app.ui.warn(&format!(
+            "VM {name} could not be deleted ({}); delete it with `nexusctl rm -f {name}`",
+            error.message(),
+            name = made.name
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_mean_to_be_run_as_by_docker() {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        for (entrypoint, argv, of_image, cmd, run) in [
+            (None, "", "", "python3", "python3"),
+            (None, "python -V", "", "python3", "python -V"),
+            (None, "", "entry.sh", "postgres", "entry.sh postgres"),
+            (None, "psql -l", "entry.sh", "postgres", "entry.sh psql -l"),
+            (Some("/bin/sh"), "-c true", "entry.sh", "postgres", "/bin/sh -c true"),
+            (Some(""), "id", "entry.sh", "postgres", "id"),
+            (Some(""), "", "entry.sh", "postgres", ""),
+        ] {
+            let given = Given::Arguments { entrypoint: entrypoint.map(str::to_owned), argv: words(argv) };
+            let config =
+                ImageConfig { entrypoint: words(of_image), cmd: words(cmd), ..ImageConfig::default() };
+            let Program::Argv(argv) = given.of(config) else { panic!("a line") };
+            assert_eq!(argv, words(run));
+        }
+    }
+}

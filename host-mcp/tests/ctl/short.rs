@@ -1,0 +1,265 @@
+//! The verbs that users of other tools type first: each does what its name says.
+
+use std::process::Stdio;
+use std::sync::Mutex;
+
+use data_encoding::BASE64;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::fake::{Caller, Fake, Tool, World, fails, finish, gives, structured};
+
+const OP: &str = "ccccccccccccc";
+const VM: &str = "bbbbbbbbbbbbe";
+
+fn row(name: &str, state: &str) -> Value {
+    json!({ "id": VM, "name": name, "state": state, "image": "busybox", "vcpus": 1, "memory": "512MiB",
+        "created_at": "2026-01-02T03:04:05Z", "protected": false, "tags": {}, "something_new": 1 })
+}
+
+fn details(state: &str) -> Value {
+    json!({ "id": VM, "name": "web-1", "state": state, "owner": "uid:0", "vcpus": 1, "memory": "512MiB",
+        "driver": "qemu", "init": "agent", "network": "none", "image": { "id": "ddddddddddddi", "name": "py" }, "kernel": "k",
+        "drives": [], "cid": 3, "console_log": "/c", "protected": false, "tags": {},
+        "created_at": "2026-01-02T03:04:05Z", "generation": 1 })
+}
+
+fn ended(result: Value) -> Value {
+    json!({ "done": true, "op_id": OP, "state": "succeeded", "progress": { "step": "ready" },
+        "subject_id": VM, "subject_name": "web-1", "result": result })
+}
+
+fn image(entrypoint: &[&str], cmd: &[&str]) -> Value {
+    json!({ "id": "ddddddddddddi", "name": "py", "source": "oci:py", "installed": true, "default": false, "init": "agent",
+        "arch": "x86_64", "used_by": 1, "config": { "entrypoint": entrypoint, "cmd": cmd, "user": "app:app" } })
+}
+
+/// A guest in which every command ends with this code.
+fn runs(code: i32) -> Tool {
+    Box::new(move |arguments: &Value, _: &Caller| {
+        let stream = json!({ "total_bytes": 5, "omitted_bytes": 0, "lossy": false });
+        let facts = json!({ "exit_code": code, "timed_out": false, "duration_ms": 1, "stdout": stream, "stderr": stream });
+        let said = BASE64.encode(format!("{}\n", arguments["argv"]).as_bytes());
+        Some(json!({ "_meta": { "dev.nexus/result": facts }, "content": [
+            { "type": "text", "text": said, "_meta": { "dev.nexus/stream": "stdout" } },
+        ]}))
+    })
+}
+
+fn gone() -> Value {
+    json!({ "id": VM, "name": "web-1", "drives": [] })
+}
+
+fn cancelled() -> Value {
+    json!({ "op_id": OP, "tool": "vm_create", "state": "succeeded", "owner": "uid:0", "progress": { "step": "" },
+        "started_at": "2026-01-02T03:04:05Z" })
+}
+
+#[test]
+fn ps_shows_what_runs_and_ls_shows_all() {
+    let world = World::new();
+    let vms =
+        json!({ "vms": [row("a", "ready"), row("b", "stopped"), row("c", "starting"), row("d", "failed")] });
+    let _fake = Fake::start(&world.runtime(), [("vm_list", gives(vms.clone()))]);
+    let names = |line: &str| -> Vec<String> {
+        let run = world.run(line);
+        run.text().lines().skip(1).filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
+    };
+    for (line, shown) in [
+        ("ps", &["a", "c"][..]),
+        ("vm ps", &["a", "c"]),
+        ("ps -a", &["a", "b", "c", "d"]),
+        ("ps --state failed", &["a", "b", "c", "d"]),
+        ("ls", &["a", "b", "c", "d"]),
+        ("vm ls", &["a", "b", "c", "d"]),
+    ] {
+        assert_eq!(names(line), shown, "{line}");
+    }
+    assert!(world.run("ps").stderr.contains("2 VMs are down: `nexusctl ps -a`"));
+    let json = world.run("ps --json").json();
+    assert_eq!(json, json!({ "vms": [vms["vms"][0], vms["vms"][2]] }));
+    assert_eq!(world.run("ps -q").text(), format!("{VM}\n{VM}\n"));
+}
+
+#[test]
+fn verbs_for_power_call_what_they_say() {
+    let world = World::new();
+    let tools = [("vm_start", gives(ended(details("ready")))), ("vm_stop", gives(ended(details("stopped"))))];
+    let fake = Fake::start(&world.runtime(), tools);
+    let calls = || {
+        let messages = fake.messages();
+        let calls = messages.iter().filter(|m| m["method"] == "tools/call");
+        calls
+            .map(|m| (m["params"]["name"].clone(), m["params"]["arguments"]["force"].clone()))
+            .collect::<Vec<_>>()
+    };
+    let (start, stop) = ((json!("vm_start"), Value::Null), (json!("vm_stop"), Value::Null));
+    let kill = (json!("vm_stop"), json!(true));
+    for (line, said, called) in [
+        ("start web-1", "web-1 ready\n", vec![start.clone()]),
+        ("stop web-1", "web-1 stopped\n", vec![stop.clone()]),
+        ("kill web-1", "web-1 stopped\n", vec![kill.clone()]),
+        ("vm kill web-1", "web-1 stopped\n", vec![kill.clone()]),
+        ("restart web-1", "web-1 ready\n", vec![stop, start.clone()]),
+        ("vm restart -f web-1", "web-1 ready\n", vec![kill, start]),
+    ] {
+        let before = calls().len();
+        let run = world.run(line);
+        assert_eq!((run.code, run.text()), (0, said), "{line}: {run:?}");
+        assert_eq!(calls()[before..], called, "{line}");
+    }
+}
+
+#[test]
+fn a_vm_gets_another_name() {
+    let world = World::new();
+    let mut renamed = details("ready");
+    renamed["name"] = "web-2".into();
+    let fake = Fake::start(&world.runtime(), [("vm_update", gives(renamed))]);
+    let run = world.run("rename web-1 web-2");
+    assert_eq!((run.code, run.text()), (0, "web-1 is web-2 now\n"));
+    assert!(run.stderr.contains("hostname"), "{}", run.stderr);
+    assert_eq!(fake.calls("vm_update"), [json!({ "vm": "web-1", "name": "web-2" })]);
+}
+
+#[test]
+fn stats_are_what_guests_say() {
+    let world = World::new();
+    let os: Tool = Box::new(|arguments: &Value, caller: &Caller| {
+        assert_eq!(arguments["vm"], VM);
+        if caller.count("guest_os_info") > 1 {
+            return fails("guest_unreachable", "b does not answer", "")(arguments, caller);
+        }
+        Some(structured(&json!({ "hostname": "a", "kernel": "6.1", "arch": "x86_64", "cpus": 1,
+            "memory_total_bytes": 500 << 20, "memory_available_bytes": 400 << 20, "disk_total_bytes": 8_u64 << 30,
+            "disk_available_bytes": 7_u64 << 30, "load": [0.5, 0.25, 0.0], "uptime_s": 75.5, "init": "agent", "agent": "0.1.0" })))
+    });
+    let vms = json!({ "vms": [row("a", "ready"), row("b", "ready"), row("c", "stopped")] });
+    let _fake = Fake::start(&world.runtime(), [("vm_list", gives(vms)), ("guest_os_info", os)]);
+    insta::assert_snapshot!(world.run("stats").shown(), @"
+    exit 0
+    --- stdout
+    NAME  STATE  UP          CPUS  LOAD  MEMORY              DISK
+    a     ready  1 min 15 s  1     0.50  100 MiB of 500 MiB  1 GiB of 8 GiB
+    b     ready  -           1     -     - of 512 MiB        -
+    --- stderr
+    ");
+}
+
+#[test]
+fn run_makes_a_vm_for_one_command_and_deletes_it() {
+    let world = World::new();
+    let tools = [
+        ("vm_create", gives(ended(details("ready")))),
+        ("image_inspect", gives(image(&["entry.sh"], &["serve"]))),
+        ("guest_run_command", runs(3)),
+        ("op_cancel", gives(cancelled())),
+        ("vm_delete", gives(gone())),
+    ];
+    let fake = Fake::start(&world.runtime(), tools);
+    let run = world.run("run --cpus 2 -m 1G -e A=B python:3.12 python -V");
+    assert_eq!((run.code, run.text()), (3, "[\"entry.sh\",\"python\",\"-V\"]\n"), "{run:?}");
+    assert_eq!(
+        fake.calls("vm_create"),
+        [json!({ "from": "oci:python:3.12", "vcpus": 2, "memory": "1GiB", "wait_s": 0 })]
+    );
+    let call = fake.calls("guest_run_command").pop().unwrap();
+    assert_eq!((&call["env"], &call["user"]), (&json!({ "A": "B" }), &json!("app")));
+    assert_eq!(fake.calls("vm_delete"), [json!({ "vm": VM, "force": true })]);
+
+    // As the image means it, and as another user.
+    assert_eq!(world.run("run -u root python:3.12").text(), "[\"entry.sh\",\"serve\"]\n");
+    assert_eq!(fake.calls("guest_run_command").pop().unwrap()["user"], "root");
+
+    let kept = world.run("run --keep python:3.12 -- true");
+    assert_eq!(kept.code, 3);
+    assert!(kept.stderr.contains("VM web-1 is kept"), "{}", kept.stderr);
+    assert_eq!(fake.calls("vm_delete").len(), 2);
+}
+
+#[test]
+fn run_leaves_nothing_behind_when_it_fails_or_is_interrupted() {
+    let world = World::new();
+    let deleted = Mutex::new(0);
+    let begun = json!({ "done": false, "op_id": OP, "state": "running", "progress": { "step": "booting" },
+        "subject_id": VM, "subject_name": "web-1" });
+    let get: Tool = Box::new(|arguments: &Value, caller: &Caller| match caller.count("op_get") {
+        1 => fails("boot_failed", "web-1 did not boot", "look at vm_logs")(arguments, caller),
+        _ => {
+            caller.wait_for("notifications/cancelled");
+            None
+        }
+    });
+    let delete: Tool = Box::new(move |arguments: &Value, caller: &Caller| {
+        let mut deleted = deleted.lock().unwrap();
+        *deleted += 1;
+        match *deleted {
+            1 => Some(structured(&gone())),
+            _ => fails("vm_not_found", "there is no VM", "")(arguments, caller),
+        }
+    });
+    let tools = [
+        ("vm_create", gives(begun)),
+        ("op_get", get),
+        ("op_cancel", gives(cancelled())),
+        ("vm_delete", delete),
+    ];
+    let fake = Fake::start(&world.runtime(), tools);
+    let run = world.run("run busybox:1 -- true");
+    assert_eq!(run.code, 1, "{run:?}");
+    assert!(
+        run.stderr.ends_with("error: web-1 did not boot\nhint: look at `nexusctl vm logs web-1`\n"),
+        "{}",
+        run.stderr
+    );
+    assert_eq!(fake.calls("vm_delete").len(), 1);
+
+    for (signal, calls) in [(Signal::INT, 2), (Signal::TERM, 3)] {
+        let mut command = world.command("run busybox:1 -- true");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let polls = fake.calls("op_get").len();
+        fake.wait(|messages| messages.iter().filter(|m| m["params"]["name"] == "op_get").count() > polls);
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let run = finish(child);
+        assert_eq!((run.code, run.stderr.as_str()), (130, "booting\nerror: interrupted\n"));
+        assert_eq!(fake.calls("op_cancel").len(), calls);
+        // One that the cancellation took away already is nothing to complain about.
+        assert_eq!(fake.calls("vm_delete").len(), calls);
+    }
+}
+
+#[test]
+fn run_refuses_an_image_without_a_command_before_it_makes_a_vm() {
+    let world = World::new();
+    let fake = Fake::start(&world.runtime(), [("image_inspect", gives(image(&[], &[])))]);
+    let run = world.run("run debian");
+    assert_eq!(run.code, 2);
+    assert!(run.stderr.contains("names no command of its own"), "{}", run.stderr);
+    assert!(fake.calls("vm_create").is_empty());
+}
+
+#[test]
+fn pull_takes_from_a_registry_and_says_what_is_here_already() {
+    let world = World::new();
+    let create: Tool = Box::new(|arguments: &Value, caller: &Caller| {
+        let is_plan = arguments["dry_run"] == true;
+        match (is_plan, caller.count("image_create")) {
+            (true, _) => Some(structured(&json!({ "plan": {
+                "makes": "image", "name": "oci-py", "download_bytes": 0, "free_bytes": 0, "steps": [] } }))),
+            (false, 1) => Some(structured(&ended(image(&[], &["python3"])))),
+            (false, _) => fails("name_taken", "there is an image named oci-py already", "give another name")(
+                arguments, caller,
+            ),
+        }
+    });
+    let fake =
+        Fake::start(&world.runtime(), [("image_create", create), ("image_inspect", gives(image(&[], &[])))]);
+    let run = world.run("pull python:3.12");
+    assert_eq!((run.code, run.text().contains("py")), (0, true), "{run:?}");
+    assert_eq!(fake.calls("image_create"), [json!({ "from": "oci:python:3.12", "wait_s": 0 })]);
+    let again = world.run("pull python:3.12");
+    assert_eq!(again.code, 0, "{again:?}");
+    assert!(again.stderr.contains("it was here already"), "{again:?}");
+    assert_eq!(fake.calls("image_inspect"), [json!({ "image": "oci-py" })]);
+    assert_eq!(world.run("pull python:3.12 --name mine").code, 4);
+}
