@@ -1,4 +1,5 @@
 //! Commands outlive the agent and whoever started them; what holds them stays small.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Commands that outlive their call: followed, written to, signalled, found again.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

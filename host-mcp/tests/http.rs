@@ -146,6 +146,12 @@ async fn calls_are_cancelled_by_notice_and_left_by_hanging_up() {
     assert_eq!(http.post("/mcp", &[("mcp-session-id", &session)], &note).await.status(), 202);
     until("the command is gone", || !runs("31906")).await;
     let _ = waiting.await;
+    let mut run = call(14, "guest_run_command", json!({"vm": "web-1", "command": "echo told; sleep 1"}));
+    run["params"]["_meta"] = json!({"progressToken": "p"});
+    let answer = http.post("/mcp", &[("mcp-session-id", &session)], &run).await;
+    let notes = messages(&answer);
+    let told = |note: &Value| note["params"]["progressToken"] == "p" && note["params"]["message"] == "told";
+    assert!(notes.iter().any(told), "{notes:?}");
     let end = "pkill -f '[s]leep 31904'";
     let end = call(13, "guest_run_command", json!({"vm": "web-1", "command": end}));
     http.post("/mcp", &[("mcp-session-id", &session)], &end).await;

@@ -116,6 +116,12 @@ fn the_default_machine_is_debian() {
     let ran = client
         .run(&name, &format!("python3 -c '{python}'; ls /etc/ssl/certs/ca-certificates.crt >/dev/null"));
     assert_eq!((ran.stdout.as_str(), ran.exit_code), ("True\n", Some(0)), "{}", ran.stderr);
+    // What needs a network fails, and the result says why.
+    for command in ["curl -sS http://mirror.example/", "apt-get -qq update", "true"] {
+        let ran = client.call_whole("guest_run_command", json!({ "vm": name, "command": command }));
+        let told = ran.expect("it runs").to_string();
+        assert_eq!(told.contains("note: this VM has no network"), command != "true", "{command}: {told}");
+    }
     let os = client.must("vm_inspect", json!({ "vm": name }))["guest"]["os"].to_string();
     assert!(os.contains("Debian"), "{os}");
     let image = client.must("vm_inspect", json!({ "vm": name }))["image"].take();

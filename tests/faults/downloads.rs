@@ -232,7 +232,7 @@ fn programs_that_are_cut_off_are_linked_when_they_are_whole() {
     for (number, point) in ["download-unpacking", "asset-placed", "asset-noted"].into_iter().enumerate() {
         let version = format!("1.20.{number}");
         let path = scene.serve_vmm(&version);
-        let wanted = json!({ "kind": "vmm", "from": format!("firecracker@{version}"), "wait_s": 45 });
+        let wanted = json!({ "kind": "vmm", "from": format!("firecracker@{version}"), "make_default": true, "wait_s": 45 });
         let mut client = kill_at(&mut scene.world, point, "asset_download", &wanted);
         let is_there = point == "asset-noted";
         assert_eq!(installed(&mut client).len(), number + usize::from(is_there), "{point}");

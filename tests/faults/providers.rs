@@ -258,7 +258,7 @@ fn what_is_wrong_changes_nothing() {
         (json!({ "provider": "ours", "kind": "disk" }), vec!["kind: must be one of kernel, rootfs, vmm"]),
         (json!({ "provider": "ours", "reset": ["speed"] }), vec!["no field `speed`", "mirrors"]),
         (json!({ "provider": "ours", "reset": ["name"] }), vec!["no field `name`"]),
-        (json!({ "provider": "ours", "about": "x", "reset": ["about"] }), vec!["about is both"]),
+        (json!({ "provider": "ours", "about": "x", "reset": ["about"] }), vec!["about cannot be both"]),
         // What others stand on.
         (json!({ "provider": "ours", "reset": ["stages"] }), vec!["missing field `stages`"]),
         (
@@ -276,7 +276,7 @@ fn what_is_wrong_changes_nothing() {
             vec!["mirrors", "is not an address"],
         ),
         (json!({ "provider": "ours", "api": "host.example" }), vec!["is not an address"]),
-        (json!({ "provider": "ours", "drivers": ["xen"] }), vec!["drivers[0]", "unknown variant `xen`"]),
+        (json!({ "provider": "ours", "drivers": ["xen"] }), vec!["drivers[0]", "unknown driver `xen`"]),
         (json!({ "provider": "ours", "keys": ["key.asc"] }), vec!["keys", "absolute path"]),
         (json!({ "provider": "ours", "keys": ["/nonexistent/key.asc"] }), vec!["/nonexistent/key.asc"]),
         (json!({ "provider": "ours", "keys": [not_a_key] }), vec!["not-a-key"]),

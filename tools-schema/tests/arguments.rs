@@ -48,6 +48,7 @@ fn plain(schema: &Object) -> BoxedStrategy<Value> {
             let bound = |word: &str, or| schema.get(word).and_then(Value::as_u64).unwrap_or(or);
             (bound("minimum", 0)..=bound("maximum", 1 << 40)).prop_map(Value::from).boxed()
         }
+        ("number", None) => (0_u32..1 << 20).prop_map(|whole| json!(f64::from(whole))).boxed(),
         ("boolean", None) => any::<bool>().prop_map(Value::from).boxed(),
         ("array", None) => {
             let items = proptest::collection::vec(plain(object(schema, "items").unwrap()), 1..4);
@@ -94,7 +95,7 @@ fn odd(schema: &Object, value: &Value, among: bool) -> Vec<Value> {
             number.map(Value::from).into_iter().chain(is_bool.then(|| json!(text == "true"))).collect()
         }
         Value::Number(number) => {
-            let whole = number.as_u64().unwrap();
+            let whole = number.as_u64().unwrap_or_else(|| number.as_f64().unwrap() as u64);
             vec![
                 json!(whole as f64),
                 json!(whole.to_string()),

@@ -209,7 +209,7 @@ mod tests {
             unreached(&mut failed).unwrap(),
             "offline: none of a, debian, b, c can be reached (no route)\ncheck the network"
         );
-        assert_eq!(failed, [odd.clone()]);
+        assert_eq!(failed, std::slice::from_ref(&odd));
         // One alone may be down by itself.
         let mut failed = vec![down("a"), odd];
         assert_eq!((unreached(&mut failed), failed.len()), (None, 2));

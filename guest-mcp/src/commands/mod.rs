@@ -14,6 +14,7 @@ mod command;
 mod kept;
 mod launch;
 mod newest;
+mod offline;
 mod oom;
 mod reading;
 mod show;

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use nexus_schema::limits::OUTPUT_MAX;
 use nexus_schema::tools::ContentEncoding;
-use nexus_schema::tools::command::{CommandState, Descendants, RunCommandOutput, StreamFacts};
+use nexus_schema::tools::command::{CommandState, Descendants, FailureCause, RunCommandOutput, StreamFacts};
 use nix::sys::signal::Signal;
 
 use super::command::{Command, Ending};
 use super::kept::Kept;
+use super::offline;
 use crate::holder::wire::OfStream;
 use crate::tools::human_bytes;
 use crate::tools::text::{continuation_start, decode, incomplete_end};
@@ -191,6 +192,13 @@ pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding
             "\nthe VM ran out of memory, and the kernel killed {who}; results may be wrong"
         ));
     }
+    let has_failed = ending.as_ref().is_some_and(|ending| ending.code.is_some_and(|code| code != 0));
+    let output = || pieces.iter().flat_map(|piece| [&piece.head, &piece.tail]);
+    let cause =
+        (has_failed && output().any(|bytes| offline::is_why(bytes))).then_some(FailureCause::NoNetwork);
+    if let Some(cause) = cause {
+        header.push_str(&format!("\nnote: {}", cause.explained()));
+    }
     let log = command.log_facts();
     if let Some(problem) = log.as_ref().and_then(|log| log.problem.as_ref()) {
         header.push_str(&format!("\nlog: it lacks the rest: {problem}"));
@@ -216,6 +224,7 @@ pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding
         cursor,
         more,
         descendants: left,
+        cause,
         cwd: Some(command.cwd.clone()),
         pid: Some(command.tree.root().as_raw_nonzero().get().cast_unsigned()),
         log,

@@ -9,6 +9,7 @@ use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::id::CommandId;
 use nexus_schema::tools::command::{CommandEntry, CommandState};
+use rustix::process::Signal;
 
 use super::command::{Command, Stream};
 use super::tree;
@@ -159,6 +160,13 @@ impl Table {
                 Some(command) => command.ended().await,
                 None => return,
             }
+        }
+    }
+
+    /// Hangs up all terminals.
+    pub(crate) fn hang_up(&self) {
+        for command in self.inner().commands.iter().filter(|command| command.terminal.is_some()) {
+            command.tree.signal_group(Signal::HUP);
         }
     }
 

@@ -74,6 +74,8 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         wait_s: Some(0),
         ..VmCreateParams::default()
     };
+    let listen = |kind| signal(kind).map_err(|source| Error::Input { source });
+    let (mut terminated, mut hung_up) = (listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
     let begun = follow::begin::<VmCreate, VmDetails>(&mut client, &params).await?;
     let made = Made {
         op: begun.outcome.op_id,
@@ -81,7 +83,6 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         name: begun.outcome.subject_name.clone().unwrap_or_default(),
     };
     let about = About::subject(VmCreate::NAME, Some(&made.name));
-    let mut terminated = signal(SignalKind::terminate()).map_err(|source| Error::Input { source })?;
     let work = async {
         let created = follow::to_end(&mut client, &app.ui, begun, &about).await?;
         let vm = created.outcome.result.as_ref();
@@ -91,6 +92,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let ended = tokio::select! {
         ended = work => ended,
         _ = terminated.recv() => Err(Error::Interrupted),
+        _ = hung_up.recv() => Err(Error::Interrupted),
     };
     match args.keep {
         true => app.ui.say(&format!(
@@ -181,7 +183,7 @@ fn no_command(image: &str) -> Error {
 /// Ends what is under way and deletes the VM. On a connection of its own: the other may be in the middle of an answer.
 async fn clean_up(app: &App, made: &Made) {
     let cleaned = async {
-        let mut client = app.connect().await?;
+        let mut client = app.connect_if_up().await?;
         client.call::<OpCancel>(&OpCancelParams { op_id: made.op }).await?;
         let vm = made.vm.parse().map_err(|e| ToolError::internal(format!("the VM's id: {e}")))?;
         match client.call::<VmDelete>(&VmDeleteParams { vm, force: Some(true) }).await {

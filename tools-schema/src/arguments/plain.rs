@@ -129,6 +129,7 @@ fn value_of(schema: &Schema, value: &mut Value, place: Place) -> Result<Is, Wron
     let made = match kind {
         Some("string") => string(schema, value, place),
         Some("integer") => integer(schema, value),
+        Some("number") => number(value),
         Some("boolean") => boolean(value),
         Some("array") => return array(schema, value).map(|()| Is::Given),
         Some("object") => return object(schema, value).map(|()| Is::Given),
@@ -205,6 +206,16 @@ fn integer(schema: &Schema, value: &Value) -> Option<Value> {
         _ => return None,
     };
     is_in_reach(schema, &number).then(|| number.into())
+}
+
+/// The plain form of a value where any number is to be; `None` if it has none.
+fn number(value: &Value) -> Option<Value> {
+    let number = match value {
+        Value::Number(number) => number.clone(),
+        Value::String(text) => serde_json::from_str(text.trim()).ok()?,
+        _ => return None,
+    };
+    Number::from_f64(number.as_f64()?).map(Value::Number)
 }
 
 /// A number without a fraction, as an integer.
@@ -288,6 +299,11 @@ fn kind(schema: &Schema) -> String {
             (Some(least), Some(most)) => format!("a whole number from {least} to {most}"),
             (Some(least), None) => format!("a whole number, {least} or more"),
             (None, _) => "a whole number".into(),
+        },
+        Some("number") => match (bound("minimum"), bound("maximum")) {
+            (Some(least), Some(most)) => format!("a number from {least} to {most}"),
+            (Some(least), None) => format!("a number, {least} or more"),
+            (None, _) => "a number".into(),
         },
         Some("boolean") => "true or false".into(),
         Some("array") => match schema.get("items").and_then(|of| of.get("type")).and_then(Value::as_str) {

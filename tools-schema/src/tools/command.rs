@@ -139,6 +139,9 @@ pub struct RunCommandOutput {
     /// Processes that it started and that still run after its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub descendants: Option<Descendants>,
+    /// Why it failed, where that can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<FailureCause>,
     /// The directory that it was started in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
@@ -175,6 +178,26 @@ pub struct LogFacts {
     /// Why it does not have all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// Why a command failed that ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCause {
+    /// The VM has no network.
+    NoNetwork,
+}
+
+impl FailureCause {
+    /// What it is, and what to do about it.
+    pub const fn explained(self) -> &'static str {
+        match self {
+            Self::NoNetwork => {
+                "this VM has no network: install packages when its image is made (template_create with packages, or an \
+                 `oci:` image), or copy files in (file_write)"
+            }
+        }
+    }
 }
 
 /// Facts about one output stream.

@@ -68,15 +68,21 @@ pub(crate) struct Provider {
     pub(crate) stages: Vec<Stage>,
 }
 
-fn vmms<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<DriverKind>, D::Error> {
-    let names = Vec::<String>::deserialize(deserializer)?;
-    let vmm = |name: String| {
-        DriverKind::vmm(&name).ok_or_else(|| {
+/// A driver by its name, as one that runs VMs.
+struct Vmm(DriverKind);
+
+impl<'de> Deserialize<'de> for Vmm {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        DriverKind::vmm(&name).map(Self).ok_or_else(|| {
             let known: Vec<String> = DriverKind::VMMS.iter().map(|kind| format!("`{kind}`")).collect();
             serde::de::Error::custom(format!("unknown driver `{name}`, expected {}", known.join(" or ")))
         })
-    };
-    names.into_iter().map(vmm).collect()
+    }
+}
+
+fn vmms<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<DriverKind>, D::Error> {
+    Ok(Vec::<Vmm>::deserialize(deserializer)?.into_iter().map(|vmm| vmm.0).collect())
 }
 
 /// How versions are found out.

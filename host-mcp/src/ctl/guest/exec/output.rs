@@ -66,6 +66,9 @@ impl<'a> Output<'a> {
             let who = facts.oom_killed.join(", ");
             ui.warn(&format!("the VM ran out of memory, and the kernel killed {who}; results may be wrong"));
         }
+        if !ui.is_json() {
+            facts.cause.iter().for_each(|cause| ui.warn(cause.explained()));
+        }
         if facts.timed_out && !ui.is_json() {
             ui.warn(&format!("the command was killed after {} s", self.timeout_s));
         }
