@@ -97,7 +97,7 @@ impl Provision {
         move |tx| change(tx, &configured, wanted, &who)
     }
 
-    /// Takes away what was set of a provider.
+    /// Removes what was set of a provider.
     pub(crate) async fn reset_provider(&self, name: &str, who: &str) -> Result<(), Refusal> {
         let (configured, name, who) = (self.assets.providers.clone(), name.to_owned(), who.to_owned());
         self.store

@@ -26,7 +26,7 @@ pub(crate) fn start(name: &str, state: VmState) -> Result<Decision, ToolError> {
     match state {
         Created | Stopped | Crashed | Failed => Ok(Decision::Go),
         Starting | Running | Ready => Ok(Decision::Already),
-        Unreachable => Err(wrong_state(name, state, "it runs but does not answer")
+        Unreachable => Err(wrong_state(name, state, "it is running but does not answer")
             .hint("call vm_stop with force: true, then vm_start")),
         Stopping => Err(wrong_state(name, state, "it cannot be started before it is down")
             .hint("wait for it with vm_inspect, then call vm_start")),
@@ -56,8 +56,10 @@ pub(crate) fn delete(name: &str, state: VmState, protected: bool, force: bool) -
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("cancel the operation that creates it with op_cancel")),
         Starting | Running | Ready | Unreachable | Stopping if force => Ok(()),
-        Starting | Running | Ready | Unreachable | Stopping => Err(wrong_state(name, state, "it runs")
-            .hint("call vm_stop first, or vm_delete with force: true to cut its power")),
+        Starting | Running | Ready | Unreachable | Stopping => {
+            Err(wrong_state(name, state, "it is still running")
+                .hint("call vm_stop first, or vm_delete with force: true to cut its power"))
+        }
     }
 }
 

@@ -73,7 +73,7 @@ pub(crate) enum Command {
     /// Long operations
     #[command(subcommand)]
     Op(op::Command),
-    /// What new VMs get when they do not ask
+    /// The defaults for new VMs
     #[command(subcommand)]
     Settings(settings::Command),
     /// Remove what nothing refers to

@@ -124,7 +124,7 @@ pub(crate) struct HowArgs {
     /// The SHA-256 that the file must have, in hexadecimal
     #[arg(long)]
     sha256: Option<String>,
-    /// Take it although nothing vouches for it but the server's name
+    /// Accept a file that cannot be verified
     #[arg(long)]
     unverified: bool,
     /// Only say whether the version exists and suits

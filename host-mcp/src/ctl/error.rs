@@ -44,7 +44,7 @@ pub(crate) enum Error {
     #[error("{message}")]
     Usage { message: String, hint: Option<String> },
     /// Nobody listens on the daemon's socket.
-    #[error("the daemon is not running: nobody answers at {}", socket.display())]
+    #[error("no daemon is listening on {}", socket.display())]
     DaemonDown { socket: PathBuf, hint: String },
     /// The socket may not be used.
     #[error("no access to the daemon's socket {}", socket.display())]

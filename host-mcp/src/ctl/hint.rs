@@ -169,8 +169,8 @@ mod tests {
                 "run `nexusctl vm stop` first, or `nexusctl vm delete --force` to cut its power",
             ),
             (
-                "call vm_update with protected: false first, if it really may go",
-                "run `nexusctl vm update --unprotect` first, if it really may go",
+                "call vm_update with protected: false first, if you really want to delete it",
+                "run `nexusctl vm update --unprotect` first, if you really want to delete it",
             ),
             ("look at vm_logs and system_info", "look at `nexusctl vm logs` and `nexusctl status`"),
             ("call guest_file_list", "run `nexusctl guest ls`"),

@@ -51,7 +51,7 @@ fn summary(plan: &Plan) -> String {
         }
     };
     format!(
-        "nothing is done: this would make the {} {name}{driver}, {download}; {} are free",
+        "dry run: would create the {} {name}{driver}, {download}; {} are free",
         plan.makes.as_str(),
         format::size(plan.free_bytes),
     )
@@ -83,7 +83,8 @@ mod tests {
         clone     drive   -           -                     8 GiB  -
         start     vm      web         -                     -      -
         ");
-        let told = "nothing is done: this would make the vm web under qemu 7.2.0 (tcg), download 42.9 MiB; 83.8 GiB are free";
+        let told =
+            "dry run: would create the vm web under qemu 7.2.0 (tcg), download 42.9 MiB; 83.8 GiB are free";
         assert_eq!(summary(&plan), told);
 
         let packages = r#"{ "action": "download", "what": "packages", "source": "debian" }"#;
@@ -99,7 +100,7 @@ mod tests {
             (0, format!(",{packages}"), "download packages of unknown size"),
             (2048, format!(",{packages}"), "download 2 KiB and packages of unknown size"),
         ] {
-            let told = format!("nothing is done: this would make the image web, {said}; 0 B are free");
+            let told = format!("dry run: would create the image web, {said}; 0 B are free");
             assert_eq!(summary(&plan(bytes, &more)), told);
         }
     }

@@ -1,4 +1,4 @@
-//! `nexusctl settings`: what new VMs get when they do not ask.
+//! `nexusctl settings`: the defaults for new VMs.
 
 use clap::{Args, Subcommand};
 use nexus_schema::Timestamp;

@@ -320,7 +320,7 @@ fn a_dry_run_shows_the_plan_and_follows_nothing() {
     let run = world.run("drive from-drive data copy --dry-run");
     assert_eq!(run.code, 0, "{run:?}");
     assert!(run.text().contains("clone  drive  copy"), "{}", run.text());
-    assert!(run.text().contains("nothing is done: this would make the drive copy"), "{}", run.text());
+    assert!(run.text().contains("dry run: would create the drive copy"), "{}", run.text());
     assert_eq!(world.run("drive from-drive data copy -n --json").json(), plan);
     assert_eq!(world.run("drive from-drive data copy -n -q").text(), "");
     let asked = json!({ "name": "copy", "from": "drive:data", "dry_run": true, "wait_s": 0 });

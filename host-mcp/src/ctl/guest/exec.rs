@@ -49,9 +49,8 @@ pub(crate) struct How {
     /// The user to run as: a name or a number [default: root]
     #[arg(short, long)]
     user: Option<String>,
-    /// After how many seconds it is killed, with exit code 124
-    #[arg(short, long, value_name = "SECONDS", default_value_t = 3600,
-        value_parser = clap::value_parser!(u32).range(1..=3600))]
+    /// After how many seconds it is killed, with exit code 124; 0 for never
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 3600)]
     timeout: u32,
     /// Pass standard input on. Without it the command reads nothing, unless a file was redirected (`< FILE`): a pipe or a
     /// terminal is left alone
