@@ -159,7 +159,7 @@ fn commands_leave_the_agent_room(client: &mut Client) {
     );
 
     let bomb = json!({ "vm": "held", "command": "bomb() { bomb | bomb; }; bomb", "timeout_s": 5 });
-    client.call_whole("guest_run_command", bomb).expect("it is ended");
+    client.call_whole("guest_run_command", bomb).ok();
     // On a busy host with one emulated processor it may be silent for a while, but not for ever.
     let mut said = Vec::new();
     let alive = until(Duration::from_mins(5), || {

@@ -21,9 +21,6 @@ const ROUNDS: usize = 100;
 
 /// The memory that commands leave to the agent and the kernel: a 32nd of all, within these bounds, in bytes.
 const MEMORY_KEPT: (u64, u64) = (8 << 20, 64 << 20);
-/// How many tasks commands leave to all others: a 10th of what the kernel allows, but no fewer than these.
-const TASKS_KEPT: u64 = 64;
-
 /// Cgroups of commands that left processes behind; removed once those are gone.
 static LEFT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
@@ -128,8 +125,9 @@ fn memory_high(total: u64) -> u64 {
     total - (total / 32).clamp(MEMORY_KEPT.0, MEMORY_KEPT.1).min(total / 2)
 }
 
+/// Half of the tasks that the kernel allows: it allows so many that their stacks and tables alone fill the memory.
 fn pids_max(most: u64) -> u64 {
-    most - (most / 10).max(TASKS_KEPT).min(most / 2)
+    most / 2
 }
 
 /// Removes a few cgroups that are empty by now.
@@ -157,7 +155,7 @@ mod tests {
         assert_eq!(memory_high(64 << 20), 56 << 20);
         assert_eq!(memory_high(1 << 30), (1 << 30) - (32 << 20));
         assert_eq!(memory_high(64 << 30), (64 << 30) - (64 << 20));
-        assert_eq!((pids_max(32_768), pids_max(400), pids_max(10)), (29_492, 336, 5));
+        assert_eq!((pids_max(32_768), pids_max(400), pids_max(10)), (16_384, 200, 5));
         assert_eq!((memory_high(0), pids_max(0)), (0, 0));
     }
 }

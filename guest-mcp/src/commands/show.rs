@@ -192,10 +192,7 @@ pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding
             "\nthe VM ran out of memory, and the kernel killed {who}; results may be wrong"
         ));
     }
-    let has_failed = ending.as_ref().is_some_and(|ending| ending.code.is_some_and(|code| code != 0));
-    let output = || pieces.iter().flat_map(|piece| [&piece.head, &piece.tail]);
-    let cause =
-        (has_failed && output().any(|bytes| offline::is_why(bytes))).then_some(FailureCause::NoNetwork);
+    let cause = ending.as_ref().and_then(|ending| why(ending, &pieces));
     if let Some(cause) = cause {
         header.push_str(&format!("\nnote: {}", cause.explained()));
     }
@@ -240,6 +237,16 @@ pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding
         blocks.push((Some(OfStream::Stderr), stderr.text));
     }
     Report { header, blocks, facts }
+}
+
+/// Why a command failed, where its output says so. Of one that ended well only stderr is asked: `apt-get update` does when it reached
+/// nothing.
+fn why(ending: &Ending, pieces: &[Piece; 2]) -> Option<FailureCause> {
+    let [stdout, stderr] = pieces;
+    let has_failed = ending.code.is_some_and(|code| code != 0);
+    let asked = [Some(stderr), has_failed.then_some(stdout)];
+    let mut output = asked.into_iter().flatten().flat_map(|piece| [&piece.head, &piece.tail]);
+    output.any(|bytes| offline::is_why(bytes)).then_some(FailureCause::NoNetwork)
 }
 
 fn how(ending: Option<&Ending>, timeout: Option<Duration>) -> String {

@@ -146,9 +146,15 @@ impl Holder {
         }
     }
 
+    /// Connects to the holder, if there is one that serves.
     async fn dial(&self) -> io::Result<UnixStream> {
         let directory = ShortPath::of(&self.directory)?;
-        UnixStream::connect(directory.join(SOCKET)).await
+        let mut stream = UnixStream::connect(directory.join(SOCKET)).await?;
+        match wire::read(&mut stream).await? {
+            Some(FromHolder::Hello) => Ok(stream),
+            Some(_) => Err(io::ErrorKind::InvalidData.into()),
+            None => Err(io::ErrorKind::ConnectionReset.into()),
+        }
     }
 
     /// Starts a holder, which outlives this process. It gets the socket that it listens on, so that it can be dialled at once.
@@ -258,6 +264,7 @@ async fn hear(mut reader: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
     let lock = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         match wire::read(&mut reader).await {
+            Ok(Some(FromHolder::Hello)) => {}
             Ok(Some(FromHolder::Done(id, outcome))) => {
                 let waiter = lock().calls.remove(&id);
                 if let Some(waiter) = waiter {

@@ -122,6 +122,7 @@ async fn alone(mut agents: watch::Receiver<usize>) {
 async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
     let (mut reader, mut writer) = stream.into_split();
     let (answers, mut outbox) = mpsc::unbounded_channel::<FromHolder>();
+    drop(answers.send(FromHolder::Hello));
     let writing = tokio::spawn(async move {
         while let Some(answer) = outbox.recv().await {
             let Ok(frame) = wire::frame(&answer) else { continue };

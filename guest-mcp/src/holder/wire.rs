@@ -54,6 +54,8 @@ pub(crate) struct Settings {
 /// What a holder answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromHolder {
+    /// It serves this connection. The kernel also connects to one that is about to die.
+    Hello,
     /// The outcome of a call.
     Done(u64, Result<Answer, ToolError>),
     /// The newest lines of output of a call that waits.

@@ -16,7 +16,7 @@ fn a_daemon_that_is_down_is_told_with_what_to_do() {
     let run = world.run("vm list");
     assert_eq!(run.code, 6);
     assert_eq!(run.text(), "");
-    assert!(run.stderr.starts_with("error: the daemon is not running"), "{}", run.stderr);
+    assert!(run.stderr.starts_with("error: no daemon is listening on"), "{}", run.stderr);
     assert!(run.stderr.contains("\nhint: start it with `nexusd &`"), "{}", run.stderr);
 
     let run = world.run("vm list --json");
