@@ -406,3 +406,28 @@ fn the_newest_lines_are_told_while_a_call_waits() {
     assert!((1..=most).contains(&notes), "{notes} notes in {:?}", begun.elapsed());
     client.good("run_command", json!({ "command": "echo quiet; sleep 0.6" }));
 }
+
+/// Of too many commands those that ended first are forgotten, not those that were started first.
+#[test]
+fn a_long_command_is_found_after_many_short_ones() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let gate = guest.path("gate");
+    let line = format!("until [ -e '{gate}' ]; do sleep 0.05; done; echo important; exit 9");
+    let long = client.good("command_start", json!({ "command": line }));
+    let id = facts(&long)["command_id"].clone();
+    for _ in 0..270 {
+        client.good("run_command", json!({ "argv": ["true"] }));
+    }
+    std::fs::write(&gate, "").unwrap();
+    until("it has ended", || {
+        facts(&client.good("command_output", json!({ "id": id, "wait_ms": 1000 })))["state"] == "ended"
+    });
+    client.good("run_command", json!({ "argv": ["true"] }));
+    let result = client.good("command_output", json!({ "id": id }));
+    assert_eq!(
+        (&facts(&result)["exit_code"], stream(&result, "stdout")),
+        (&json!(9), "important\n"),
+        "{result}"
+    );
+}

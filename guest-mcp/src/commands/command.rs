@@ -234,9 +234,9 @@ impl Command {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How long ago it ended.
-    pub(super) fn ended_since(&self) -> Option<Duration> {
-        self.ended_at.lock().unwrap_or_else(PoisonError::into_inner).map(|at| at.elapsed())
+    /// When it ended.
+    pub(super) fn ended_at(&self) -> Option<Instant> {
+        *self.ended_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether its main process runs.

@@ -201,7 +201,10 @@ impl Table {
     /// Forgets output: that of commands that have ended, the oldest first; then the middle of the largest streams.
     fn make_room(&self) {
         let inner = self.inner();
-        for command in inner.commands.iter().filter(|command| !command.is_running()) {
+        let mut ended: Vec<_> =
+            inner.commands.iter().filter_map(|command| Some((command.ended_at()?, command))).collect();
+        ended.sort_by_key(|(at, _)| *at);
+        for (_, command) in ended {
             if self.kept.load(Ordering::Acquire) <= self.kept_max {
                 return;
             }
@@ -228,16 +231,17 @@ impl Table {
         }
     }
 
-    /// Forgets commands that have ended: by age, and the oldest of too many.
+    /// Forgets commands that have ended: by age, and of too many those that ended first.
     fn prune(&self, inner: &mut Inner) {
-        let mut ended = inner.commands.iter().filter(|command| !command.is_running()).count();
+        let mut ends: Vec<_> = inner.commands.iter().filter_map(|command| command.ended_at()).collect();
+        ends.sort_unstable_by_key(|at| std::cmp::Reverse(*at));
+        let first = ends.get(ENDED_MAX - 1).copied();
         inner.commands.retain(|command| {
-            let Some(age) = command.ended_since() else { return true };
+            let Some(at) = command.ended_at() else { return true };
             let age_max = if command.is_delivered.load(Ordering::Acquire) { AGE_DELIVERED } else { AGE_MAX };
-            if ended <= ENDED_MAX && age <= age_max {
+            if first.is_none_or(|first| at >= first) && at.elapsed() <= age_max {
                 return true;
             }
-            ended -= 1;
             command.is_forgotten.store(true, Ordering::Release);
             self.give_back(command, 0);
             false

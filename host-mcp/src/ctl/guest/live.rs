@@ -42,8 +42,10 @@ pub(super) async fn run(
     let mut facts: RunCommandOutput = reply.facts(RunCommand::NAME, RunCommand::SHAPE)?;
     let is_whole = facts.stdout.omitted_bytes == 0 && facts.stderr.omitted_bytes == 0;
     // What is not whole is read again from its beginning, where that can be.
-    if is_whole || facts.command_id.is_none() {
-        show(&reply, &mut sink)?;
+    if (is_whole || facts.command_id.is_none())
+        && let Err(error) = show(&reply, &mut sink)
+    {
+        return abandon(client, vm, facts.command_id, error).await;
     }
     let mut cursor = facts.cursor.take().filter(|_| is_whole);
     let Some(id) = facts.command_id.filter(|_| facts.state == CommandState::Running || !is_whole) else {
@@ -68,7 +70,9 @@ pub(super) async fn run(
             }
             reply => reply?,
         };
-        show(&reply, &mut sink)?;
+        if let Err(error) = show(&reply, &mut sink) {
+            return abandon(client, vm, Some(id), error).await;
+        }
         let more: RunCommandOutput = reply.facts(CommandOutput::NAME, CommandOutput::SHAPE)?;
         facts = more;
         for (stream, omitted) in [&facts.stdout, &facts.stderr].into_iter().zip(&mut omitted) {
@@ -83,6 +87,20 @@ pub(super) async fn run(
             return Ok(facts);
         }
     }
+}
+
+/// Kills a command whose output goes nowhere any more, such as to a `head` that has ended.
+async fn abandon(
+    client: &mut Client,
+    vm: &str,
+    id: Option<CommandId>,
+    error: Error,
+) -> Result<RunCommandOutput, Error> {
+    if let Some(id) = id {
+        // What went wrong first is told.
+        let _ = kill(client, vm, id).await;
+    }
+    Err(error)
 }
 
 async fn kill(client: &mut Client, vm: &str, id: CommandId) -> Result<(), Error> {

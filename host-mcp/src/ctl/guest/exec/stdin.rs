@@ -13,7 +13,7 @@ use crate::ctl::error::Error;
 use crate::ctl::format;
 
 /// The most input that fits in one call with room to spare, in bytes.
-const STDIN_MAX: usize = 8 << 20;
+const STDIN_MAX: usize = 2 << 20;
 
 /// Everything on standard input, where it is to be passed on.
 pub(super) async fn read(asked: bool, refused: bool) -> Result<Option<Vec<u8>>, Error> {
