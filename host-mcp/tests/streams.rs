@@ -448,7 +448,10 @@ async fn a_bridge_whose_client_died_ends_at_once() {
     daemon.arg("--stdio").arg("--state-dir").arg(home.path()).arg("--runtime-dir").arg(rig.state.path());
     let mut ctl = tokio::process::Command::new(env!("CARGO_BIN_EXE_nexusctl"));
     ctl.args(["mcp", "--no-start"]).env("NEXUS_SOCKET", &socket);
-    for (mut command, seconds) in [(daemon, "31905"), (ctl, "31906")] {
+    // Of this run alone: what an earlier one left may still be there.
+    let own = 30_000 + std::process::id();
+    for (mut command, seconds) in [(daemon, format!("{own}.5")), (ctl, format!("{own}.25"))] {
+        let seconds = seconds.as_str();
         command.env("HOME", home.path()).kill_on_drop(true);
         command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -470,7 +473,13 @@ async fn a_bridge_whose_client_died_ends_at_once() {
         assert!(ended.expect("it ends at once").unwrap().success());
         // What was not cancelled goes on, and is found.
         assert!(runs(seconds));
-        let listed = rig.session("/mcp").await.call("guest_command_list", json!({"vm": "web-1"})).await;
+        let mut later = rig.session("/mcp").await;
+        let listed = later.call("guest_command_list", json!({"vm": "web-1"})).await;
         assert!(listed.to_string().contains(seconds), "{listed}");
+        let commands = listed["_meta"]["dev.nexus/result"]["commands"].as_array().unwrap();
+        let id =
+            &commands.iter().find(|command| command.to_string().contains(seconds)).unwrap()["command_id"];
+        later.call("guest_command_signal", json!({"vm": "web-1", "id": id, "signal": "KILL"})).await;
+        until("the command is gone", || !runs(seconds)).await;
     }
 }
