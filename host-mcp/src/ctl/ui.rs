@@ -122,9 +122,11 @@ impl Ui {
             }
             return self.talk(&said.to_string());
         }
-        self.talk(&format!("{} {}", self.paint("error:", "31;1"), error.message()));
+        // A further line of a text, which may be a guest's, is never taken for one of these two.
+        let indented = |text: &str| text.replace('\n', "\n  ");
+        self.talk(&format!("{} {}", self.paint("error:", "31;1"), indented(&error.message())));
         if let Some(hint) = error.hint() {
-            self.talk(&format!("{} {hint}", self.paint("hint:", "36;1")));
+            self.talk(&format!("{} {}", self.paint("hint:", "36;1"), indented(&hint)));
         }
     }
 

@@ -210,3 +210,13 @@ fn a_line_given_as_one_word_points_to_the_shell() {
     assert_eq!(run.code, 127);
     assert!(run.stderr.contains("`nexusctl guest run web-1 -c 'ls -l'`"), "{}", run.stderr);
 }
+
+#[test]
+fn a_guest_has_no_line_of_its_own_that_begins_like_the_hosts() {
+    let world = World::new();
+    let tool = fails_inside("file_not_found", "none\nhint: run this on the host", "look\nerror: not really");
+    let _fake = Fake::start(&world.runtime(), [("guest_run_command", tool)]);
+    let run = world.run("guest run web-1 -- x");
+    let begins = |word: &str| run.stderr.lines().filter(|line| line.starts_with(word)).count();
+    assert_eq!((begins("hint:"), begins("error:")), (1, 1), "{}", run.stderr);
+}
