@@ -26,7 +26,7 @@ use crate::os::subids::Lacking;
 const MEMORY_MIN: u64 = 256 << 20;
 
 /// What a host has. Cheap to keep and to clone; it does not change by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Host {
     setting: DriverSetting,
     kvm: Kvm,
@@ -44,17 +44,12 @@ pub struct Host {
 }
 
 /// A VMM, and what was found of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct FoundVmm {
     kind: DriverKind,
+    vmm: &'static Vmm,
     program: Program,
     closer: Closer,
-}
-
-impl FoundVmm {
-    fn facts(&self) -> Option<&'static Vmm> {
-        facts(self.kind).vmm.as_ref()
-    }
 }
 
 /// Why a VMM cannot be used, to be read after its name, and what to do about it.
@@ -113,12 +108,12 @@ impl Host {
     }
 
     fn use_vmm(&self, found: &FoundVmm) -> Result<Choice, ToolError> {
-        let program = found.facts().map_or("", Vmm::program);
+        let program = found.vmm.program();
         let unsuitable = |message: String, hint: String| {
             Err(ToolError::new(ErrorCode::HostUnsuitable, message).hint(hint))
         };
         let no_kvm = self.kvm_complaint();
-        if found.facts().is_some_and(|vmm| vmm.needs_kvm)
+        if found.vmm.needs_kvm
             && let Some((why, fix)) = &no_kvm
         {
             let message = format!("{program} needs hardware KVM: {why}");
@@ -138,13 +133,10 @@ impl Host {
 
     /// A VMM's program, if it can be used as far as it is the program that matters.
     fn usable<'a>(&self, found: &'a FoundVmm) -> Result<(&'a PathBuf, Version), Complaint> {
-        let Some(vmm) = found.facts() else {
-            return Err(Complaint { why: "is no program".to_owned(), fix: String::new() });
-        };
-        let usable = found.program.usable(vmm.min_version);
+        let usable = found.program.usable(found.vmm.min_version);
         match self.unjailable(found) {
             Some((why, fix)) if usable.is_ok() => Err(Complaint { why, fix }),
-            _ => usable.map_err(|why| Complaint { why, fix: format!("{}, then try again", vmm.fix) }),
+            _ => usable.map_err(|why| Complaint { why, fix: format!("{}, then try again", found.vmm.fix) }),
         }
     }
 
@@ -198,8 +190,7 @@ impl Host {
     fn why_not_earlier(&self, picked: DriverKind) -> String {
         let earlier = self.vmms.iter().take_while(|found| found.kind != picked);
         let lacks: Vec<String> = earlier
-            .filter_map(|found| Some((found.facts()?, self.usable(found).err()?)))
-            .map(|(vmm, complaint)| format!("; {} {}", vmm.program(), complaint.why))
+            .filter_map(|found| Some(format!("; {} {}", found.vmm.program(), self.usable(found).err()?.why)))
             .collect();
         match lacks.is_empty() {
             true if self.kvm != Kvm::Usable => "the setting `force_kvm` says to use KVM".to_owned(),
@@ -223,7 +214,7 @@ impl Host {
             (Some(_), Some((why, fix))) => check("kvm", DoctorStatus::Warn, why, Some(fix)),
         }
         for found in &self.vmms {
-            let Some(vmm) = found.facts() else { continue };
+            let vmm = found.vmm;
             let is_installed = found.program.usable(vmm.min_version).is_ok();
             match self.usable(found) {
                 Ok((binary, version)) => {

@@ -77,10 +77,15 @@ pub(super) fn examine(config: &Config) -> Host {
         let look = |kind, vmm: &'static Vmm| scope.spawn(move || look_at(config, kind, vmm));
         let looks: Vec<_> = DRIVERS
             .iter()
-            .filter_map(|facts| Some((facts.kind, look(facts.kind, facts.vmm.as_ref()?))))
+            .filter_map(|facts| Some((facts.kind, facts.vmm.as_ref()?)))
+            .map(|(kind, vmm)| (kind, vmm, look(kind, vmm)))
             .collect();
-        let missing = |kind| FoundVmm { kind, program: Program::Missing, closer: Closer::default() };
-        looks.into_iter().map(|(kind, look)| look.join().unwrap_or_else(|_| missing(kind))).collect()
+        let missing =
+            |kind, vmm| FoundVmm { kind, vmm, program: Program::Missing, closer: Closer::default() };
+        looks
+            .into_iter()
+            .map(|(kind, vmm, look)| look.join().unwrap_or_else(|_| missing(kind, vmm)))
+            .collect()
     });
     Host {
         setting: config.driver.clone(),
@@ -98,7 +103,7 @@ pub(super) fn examine(config: &Config) -> Host {
 }
 
 /// What there is of a VMM: what the configuration names, else what was downloaded on purpose, else what the host has.
-fn look_at(config: &Config, kind: DriverKind, vmm: &Vmm) -> FoundVmm {
+fn look_at(config: &Config, kind: DriverKind, vmm: &'static Vmm) -> FoundVmm {
     let own = config.vmms.get(&kind).cloned();
     let downloaded = || (kind == DriverKind::OF_ASSETS).then(|| downloaded(config, vmm.program())).flatten();
     let program = Program::look(vmm.program(), own.or_else(downloaded).as_deref());
@@ -106,7 +111,7 @@ fn look_at(config: &Config, kind: DriverKind, vmm: &Vmm) -> FoundVmm {
         Program::Found { binary, .. } => (vmm.look_closer)(binary),
         Program::Missing | Program::Broken { .. } => Closer::default(),
     };
-    FoundVmm { kind, program, closer }
+    FoundVmm { kind, vmm, program, closer }
 }
 
 fn memory_available() -> Option<u64> {

@@ -27,9 +27,13 @@ fn vmms(firecracker: Program, qemu: Program) -> Vec<FoundVmm> {
         fix: None,
     };
     let closer = Closer { unjailable: None, for_root: Some(jailer) };
+    let found = |kind, program, closer| {
+        let vmm = facts(kind).vmm.as_ref().unwrap();
+        FoundVmm { kind, vmm, program, closer }
+    };
     vec![
-        FoundVmm { kind: DriverKind::Firecracker, program: firecracker, closer },
-        FoundVmm { kind: DriverKind::Qemu, program: qemu, closer: Closer::default() },
+        found(DriverKind::Firecracker, firecracker, closer),
+        found(DriverKind::Qemu, qemu, Closer::default()),
     ]
 }
 

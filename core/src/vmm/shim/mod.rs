@@ -50,12 +50,7 @@ pub fn shim_main(directory: &Path) -> ExitCode {
     match run(directory) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("{error}"));
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                say(&format!("  because: {cause}"));
-                source = cause.source();
-            }
+            say(&chain(&error));
             ExitCode::FAILURE
         }
     }

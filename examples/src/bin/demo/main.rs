@@ -130,7 +130,7 @@ fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), D
     show::step("stop it and delete it");
     let started = Instant::now();
     client.call_to_the_end("vm_stop", json!({ "vm": VM }), Duration::from_mins(2))?;
-    timings.note("vm_stop, in good order", started.elapsed());
+    timings.note("vm_stop, a clean shutdown", started.elapsed());
     let started = Instant::now();
     client.call("vm_delete", json!({ "vm": VM }))?;
     timings.note("vm_delete", started.elapsed());
