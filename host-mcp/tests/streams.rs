@@ -440,6 +440,25 @@ async fn a_client_that_reads_nothing_is_hung_up_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bridge_into_a_vm_that_is_not_there_says_so() {
+    let rig = Rig::start().await;
+    let mut bridge = tokio::process::Command::new(env!("CARGO_BIN_EXE_nexusctl"));
+    bridge.args(["mcp", "--no-start", "--vm", "nope"]);
+    bridge.env("NEXUS_SOCKET", rig.state.path().join(common::SOCKET)).kill_on_drop(true);
+    bridge.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut child = bridge.spawn().unwrap();
+    let initialize = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": "2025-11-25",
+        "capabilities": {}, "clientInfo": {"name": "t", "version": "0"}}});
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(format!("{initialize}\n").as_bytes()).await.unwrap();
+    drop(stdin);
+    let said = child.wait_with_output().await.unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(said.contains("vm_not_found") && said.contains("nope"), "{said}");
+    assert!(!said.contains("internal"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bridge_whose_client_died_ends_at_once() {
     let rig = Rig::start().await;
     let socket = rig.state.path().join(common::SOCKET);

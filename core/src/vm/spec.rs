@@ -14,7 +14,7 @@ use crate::store::vms::{TmpPlace, VmSpec};
 /// The most virtual CPUs that both drivers allow.
 pub(crate) const VCPUS_MAX: u32 = 32;
 /// The least memory that the distribution's kernel boots with.
-pub(crate) const MEMORY_MIN: ByteSize = ByteSize::mib(64);
+pub(crate) const MEMORY_MIN: ByteSize = ByteSize::mib(96);
 /// The most memory.
 pub(crate) const MEMORY_MAX: ByteSize = ByteSize::gib(1024);
 /// The smallest root drive.
@@ -159,7 +159,7 @@ pub(crate) fn check_vcpus(vcpus: u32) -> Result<(), String> {
 /// Refuses an impossible size of memory.
 pub(crate) fn check_memory(memory: ByteSize) -> Result<(), String> {
     if memory < MEMORY_MIN || memory > MEMORY_MAX {
-        Err(format!("memory is {memory}, not {MEMORY_MIN} to {MEMORY_MAX}"))
+        Err(format!("memory is {memory}, not {MEMORY_MIN} to {MEMORY_MAX}{}", with_unit(memory, MEMORY_MIN)))
     } else if !memory.as_bytes().is_multiple_of(1 << 20) {
         Err(format!("memory is {memory}, not a whole number of MiB"))
     } else {
@@ -170,12 +170,23 @@ pub(crate) fn check_memory(memory: ByteSize) -> Result<(), String> {
 /// Refuses an impossible size of a root drive.
 pub(crate) fn check_disk(disk: ByteSize) -> Result<(), String> {
     if disk < DISK_MIN || disk > DISK_MAX {
-        Err(format!("disk is {disk}, not {DISK_MIN} to {DISK_MAX}"))
+        Err(format!("disk is {disk}, not {DISK_MIN} to {DISK_MAX}{}", with_unit(disk, DISK_MIN)))
     } else if !disk.as_bytes().is_multiple_of(4096) {
         Err(format!("disk is {disk}, not a multiple of 4KiB"))
     } else {
         Ok(())
     }
+}
+
+/// What to add where somebody wrote a number and meant MiB or GiB.
+fn with_unit(size: ByteSize, least: ByteSize) -> String {
+    let number = size.as_bytes();
+    if number == 0 || number >= 1 << 20 {
+        return String::new();
+    }
+    let [mib, gib] = [ByteSize::mib(number), ByteSize::gib(number)];
+    let meant = if mib >= least { mib } else { gib };
+    format!("; a number without a unit is bytes, so say {meant} if you mean that")
 }
 
 /// Checks labels.
@@ -221,6 +232,18 @@ mod tests {
         let spec = check(&VmCreateParams::default(), &"web".parse().unwrap(), &defaults()).unwrap();
         assert_eq!((spec.vcpus, spec.memory, spec.disk), (1, ByteSize::gib(1), ByteSize::gib(8)));
         assert_eq!((spec.hostname.as_str(), spec.from.as_str()), ("web", "debian"));
+    }
+
+    #[test]
+    fn a_number_that_lacks_its_unit_is_told_which() {
+        let said = check_memory(ByteSize::bytes(512)).unwrap_err();
+        assert_eq!(
+            said,
+            "memory is 512B, not 96MiB to 1TiB; a number without a unit is bytes, so say 512MiB if you mean that"
+        );
+        assert!(check_disk(ByteSize::bytes(8)).unwrap_err().ends_with("so say 8GiB if you mean that"));
+        assert!(!check_memory(ByteSize::mib(64)).unwrap_err().contains("unit"));
+        check_memory(ByteSize::mib(96)).unwrap();
     }
 
     #[test]

@@ -226,7 +226,8 @@ impl Table {
         };
         let all = self.list();
         let next = start.saturating_add(limit);
-        let next_cursor = (next < all.len()).then(|| next.to_string());
+        let known = all.len();
+        let next_cursor = (next < known).then(|| next.to_string());
         let commands: Vec<_> = all.into_iter().skip(start).take(limit).collect();
         let mut answer = String::new();
         for entry in &commands {
@@ -246,9 +247,14 @@ impl Table {
                 entry.command_id, entry.started_at, entry.command
             ));
         }
-        let header = match commands.len() {
-            1 => "1 command".to_owned(),
-            count => format!("{count} commands"),
+        let header = match (commands.len(), known) {
+            (1, 1) => "1 command".to_owned(),
+            (count, known) if count == known => format!("{count} commands"),
+            (count, known) => {
+                let more =
+                    next_cursor.as_ref().map(|cursor| format!("; the next page has the cursor {cursor}"));
+                format!("{count} of {known} commands{}", more.unwrap_or_default())
+            }
         };
         let facts = CommandListOutput { commands, next_cursor };
         let mut reply = plain(header, &facts)?;

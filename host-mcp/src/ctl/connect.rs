@@ -69,8 +69,8 @@ async fn upgrade(socket: &Path, vm: Option<&str>) -> Result<Stream, Error> {
         let body = Limited::new(response.into_body(), REFUSAL_MAX).collect().await;
         let body = body.map(|b| b.to_bytes()).unwrap_or_default();
         connection.abort();
-        return Err(match serde_json::from_slice::<ToolError>(&body) {
-            Ok(error) => error.into(),
+        return Err(match serde_json::from_slice::<Refusal>(&body) {
+            Ok(refusal) => refusal.error.into(),
             Err(_) => not_nexus(format!("{status}: {}", first_line(&body))),
         });
     }
@@ -79,6 +79,12 @@ async fn upgrade(socket: &Path, vm: Option<&str>) -> Result<Stream, Error> {
         .downcast::<TokioIo<UnixStream>>()
         .map_err(|_| Error::Unexpected { what: "the upgraded connection is not the socket".into() })?;
     Ok(Stream { socket: parts.io.into_inner(), head: parts.read_buf })
+}
+
+/// What the daemon answers where it opens no stream.
+#[derive(serde::Deserialize)]
+struct Refusal {
+    error: ToolError,
 }
 
 /// Connects to a Unix socket, also where its path does not fit in a socket address.

@@ -103,9 +103,9 @@ impl LinkError {
         let message = format!("{vm}: {self}");
         match self {
             Self::Down { .. } => ToolError::new(ErrorCode::GuestUnreachable, message)
-                .hint("look at vm_inspect and vm_logs; what the call was doing in the VM may have happened all the same"),
+                .hint("a command that was started goes on in the VM: guest_command_list shows it once the link is back; vm_inspect says how the VM is"),
             Self::Deadline { .. } => ToolError::new(ErrorCode::Timeout, message)
-                .hint("a command goes on in the VM: command_list shows it; all else was told to give up"),
+                .hint("a command goes on in the VM: guest_command_list shows it; all else was told to give up"),
             Self::Cancelled => ToolError::new(ErrorCode::Cancelled, message),
             Self::Busy => ToolError::new(ErrorCode::Busy, message).hint("wait for calls to end, then try again"),
             Self::TooLarge => ToolError::new(ErrorCode::TooLarge, message)
