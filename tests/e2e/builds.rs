@@ -16,6 +16,10 @@ fn a_template_becomes_an_image_and_that_a_machine() {
         json!({ "name": "greeter", "source": "busybox", "size": "48MiB", "overlays": {
             "/etc/motd": { "content": "made by a template\n" },
             "/usr/local/bin/greet": { "content": "#!/bin/sh\necho hello from $(hostname)\n", "mode": "0755" },
+        }, "services": {
+            "count": { "command": "echo boot >> /var/boots; touch /run/counted; exec sleep 100000",
+                "ready": { "command": "test -e /run/counted" } },
+            "broken": { "argv": ["/no/such/program"], "restart": "no" },
         } }),
     );
     let build = client.to_the_end(
@@ -34,6 +38,16 @@ fn a_template_becomes_an_image_and_that_a_machine() {
     );
     let said = client.run("made", "cat /etc/nexus/image.yaml").stdout;
     assert!(said.contains("name: greeter-"), "{said}");
+
+    // Its services run once it is ready, and again after its next start.
+    assert_eq!(vm["guest"]["problems"].as_array().expect("one does not start").len(), 1, "{vm}");
+    assert!(vm["guest"]["problems"][0].to_string().contains("service broken: "), "{vm}");
+    assert_eq!(client.run("made", "cat /var/boots").stdout, "boot\n");
+    let listed = client.call_whole("guest_command_list", json!({ "vm": "made" })).expect("it is listed");
+    assert!(listed.to_string().contains("service count"), "{listed}");
+    client.to_the_end("vm_stop", json!({ "vm": "made" }), Duration::from_mins(3));
+    client.to_the_end("vm_start", json!({ "vm": "made" }), Duration::from_mins(5));
+    assert_eq!(client.run("made", "cat /var/boots").stdout, "boot\nboot\n");
 }
 
 #[test]

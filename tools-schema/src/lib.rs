@@ -12,6 +12,7 @@ pub mod limits;
 pub mod link;
 pub mod name;
 pub mod schema;
+pub mod service;
 pub mod size;
 pub mod time;
 pub mod tool;

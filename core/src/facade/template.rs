@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use nexus_schema::limits::CONFIGURE_MAX;
+use nexus_schema::service::{SERVICES_DIRECTORY, Service};
+use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::template::{
     Overlay, TemplateBuild, TemplateCreateParams, TemplateDeleteOutput, TemplateDeleteParams,
     TemplateDetails, TemplateInspectParams, TemplateListOutput, TemplateListParams, TemplateSpec,
     TemplateSummary, TemplateUpdateParams,
 };
-use nexus_schema::{ErrorCode, ToolError};
+use nexus_schema::{ErrorCode, Name, ToolError};
 
 use super::{CallContext, Nexus, Shared, cut_page, page};
 use crate::op::store_error;
@@ -34,7 +36,7 @@ impl Nexus {
     ) -> Result<TemplateDetails, ToolError> {
         let spec = TemplateSpec {
             source: params.source,
-            overlays: params.overlays,
+            overlays: with_services(params.overlays, params.services)?,
             packages: params.packages,
             init: params.init.unwrap_or_default(),
             size: params.size.filter(|size| size.as_bytes() > 0),
@@ -78,7 +80,7 @@ impl Nexus {
                 )));
             }
         }
-        spec.overlays.extend(params.overlays);
+        spec.overlays.extend(with_services(params.overlays, params.services)?);
         if let Some(packages) = params.packages {
             spec.packages = packages;
         }
@@ -235,6 +237,27 @@ impl Shared {
         }
         self.provision.check_image(&spec.source).await
     }
+}
+
+/// Adds the files of services to overlays.
+fn with_services(
+    mut overlays: BTreeMap<String, Overlay>,
+    services: BTreeMap<String, Service>,
+) -> Result<BTreeMap<String, Overlay>, ToolError> {
+    for (name, service) in services {
+        let shown: String = name.chars().take(60).flat_map(char::escape_debug).collect();
+        let mistake = |what: String| ToolError::invalid(format!("the service `{shown}`: {what}"));
+        let name = name.parse::<Name>().map_err(|error| mistake(error.to_string()))?;
+        service.check().map_err(mistake)?;
+        let content = serde_json::to_string_pretty(&service)
+            .map_err(|error| ToolError::internal(format!("write the service {name}: {error}")))?;
+        let path = format!("{SERVICES_DIRECTORY}/{name}.json");
+        if overlays.contains_key(&path) {
+            return Err(mistake(format!("the overlay {path} says what it is as well: give one of them")));
+        }
+        overlays.insert(path, Overlay { content, encoding: ContentEncoding::Text, mode: None });
+    }
+    Ok(overlays)
 }
 
 fn check_overlays(overlays: &BTreeMap<String, Overlay>, mistakes: &mut Vec<String>) {

@@ -14,7 +14,7 @@ use nexus_schema::tools::os::{SystemState, SystemStatus};
 use tokio::io::AsyncWriteExt;
 
 use super::stream::{Duplex, dial_host};
-use super::{Agent, Place, Settings, configure};
+use super::{Agent, Place, Settings, configure, services};
 use crate::console::say;
 use crate::os::{OsRelease, read_small, uptime};
 use crate::role::VERSION;
@@ -96,6 +96,7 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     if agent.is_beside_init() {
         problems.extend(unready(&system::wait(wait).await));
     }
+    problems.extend(services::start(agent).await);
     host.say(&GuestMessage::Ack(Ack { token, problems })).await?;
     match host.hear().await? {
         HostMessage::Welcome {} => Ok(()),

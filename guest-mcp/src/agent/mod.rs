@@ -17,6 +17,7 @@ mod listen;
 mod mcp;
 mod mounts;
 mod network;
+mod services;
 mod stream;
 
 pub(crate) use network::bring_up_loopback;

@@ -23,8 +23,9 @@ use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::command::{Command, Limits, Stream};
+use super::command::{Command, Limits, Stream, Whose};
 use super::launch::{self, Order};
+use super::services::SERVICES_START;
 use super::show::{self, Piece, Report, Said, report, signal_name};
 use super::table::Table;
 use super::{Caller, newest, oom};
@@ -56,6 +57,11 @@ impl Table {
             CommandInput::NAME => self.input(decode::<CommandInput>(&params)?).await,
             CommandSignal::NAME => self.signal(decode::<CommandSignal>(&params)?).await,
             CommandList::NAME => self.list_page(&decode::<CommandList>(&params)?),
+            SERVICES_START => {
+                let orders = serde_json::from_str(params.get());
+                let orders = orders.map_err(|error| agent_failed(format!("start services: {error}")))?;
+                plain(String::new(), &self.start_services(orders, &caller.settings).await)
+            }
             other => Err(agent_failed(format!("no such tool: {other}"))),
         }
     }
@@ -88,7 +94,8 @@ impl Table {
             log: params.log,
         };
         let (cancel, tell) = (caller.cancel.clone(), caller.tell);
-        let command = self.start(order, limits, caller.client, &caller.settings)?;
+        let whose = Whose { client: caller.client, service: None };
+        let command = self.start(order, limits, whose, &caller.settings)?;
         tokio::select! {
             biased;
             () = command.ended() => {}
@@ -137,7 +144,8 @@ impl Table {
             merge: params.merge,
             log: params.log,
         };
-        let command = self.start(order, limits, caller.client, &caller.settings)?;
+        let whose = Whose { client: caller.client, service: None };
+        let command = self.start(order, limits, whose, &caller.settings)?;
         let said = Said {
             ending: command.ending(),
             left: None,
@@ -149,18 +157,19 @@ impl Table {
         answer(report(&command, said, [Piece::default(), Piece::default()], ContentEncoding::Text))
     }
 
-    fn start(
+    /// Starts a command.
+    pub(super) fn start(
         self: &Arc<Self>,
         order: Order,
         limits: Limits,
-        client: Option<String>,
+        whose: Whose,
         settings: &crate::holder::wire::Settings,
     ) -> Result<Arc<Command>, ToolError> {
         let id = self.new_id()?;
         let stdin_open = order.stdin_open;
         let memory = oom::Before::look();
         let started = launch::start(order, settings, self.in_vm, id.to_string())?;
-        Ok(Command::live(self, id, client, started, limits, stdin_open, memory))
+        Ok(Command::live(self, id, whose, started, limits, stdin_open, memory))
     }
 
     async fn output(self: &Arc<Self>, params: CommandOutputParams) -> Result<Answer, ToolError> {
@@ -209,6 +218,9 @@ impl Table {
             let text = format!("the command {} has ended, and nothing of it runs", params.id);
             return Err(ToolError::new(ErrorCode::CommandEnded, text).hint("command_output tells how"));
         }
+        if matches!(signal, Signal::TERM | Signal::KILL | Signal::INT | Signal::QUIT) {
+            command.was_told_to_end.store(true, Ordering::Release);
+        }
         command.signal(signal).await;
         let state = command.entry().state;
         let facts = CommandSignalOutput { command_id: params.id, signal: name.clone(), state };
@@ -237,13 +249,17 @@ impl Table {
                 (_, Some(status)) => format!("status {status}"),
                 (_, None) => "ended".to_owned(),
             };
-            let client = entry.client.as_deref().unwrap_or("-");
+            let client = match (&entry.service, &entry.client) {
+                (Some(service), _) => format!("service {service}"),
+                (None, Some(client)) => format!("by {client}"),
+                (None, None) => "by -".to_owned(),
+            };
             let left = entry
                 .descendants
                 .as_ref()
                 .map_or(String::new(), |left| format!(", {} left behind", left.count));
             answer.push_str(&format!(
-                "{} {state}{left} · {} · by {client} · {}\n",
+                "{} {state}{left} · {} · {client} · {}\n",
                 entry.command_id, entry.started_at, entry.command
             ));
         }

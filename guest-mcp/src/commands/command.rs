@@ -134,12 +134,21 @@ impl Ending {
     }
 }
 
+/// On whose behalf a command runs.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Whose {
+    /// The client that started it.
+    pub(super) client: Option<String>,
+    /// The service that it is.
+    pub(super) service: Option<String>,
+}
+
 /// A command.
 #[derive(Debug)]
 pub(super) struct Command {
     pub(super) id: CommandId,
     pub(super) line: String,
-    pub(super) client: Option<String>,
+    pub(super) whose: Whose,
     pub(super) user: String,
     pub(super) cwd: String,
     pub(super) begun_at: SystemTime,
@@ -159,6 +168,8 @@ pub(super) struct Command {
     pub(super) seen: AtomicU64,
     /// Whether a reply had all of its output, so that it need not be kept for long.
     pub(super) is_delivered: AtomicBool,
+    /// Whether a call has sent it a signal that ends it.
+    pub(super) was_told_to_end: AtomicBool,
     /// Whether nobody can ask for it any more.
     pub(super) is_forgotten: AtomicBool,
     ending: Mutex<Option<Ending>>,
@@ -172,7 +183,7 @@ impl Command {
     pub(super) fn live(
         table: &Arc<Table>,
         id: CommandId,
-        client: Option<String>,
+        whose: Whose,
         started: Started,
         limits: Limits,
         stdin_open: bool,
@@ -184,7 +195,7 @@ impl Command {
         let command = Arc::new(Self {
             id,
             line,
-            client,
+            whose,
             user,
             cwd,
             begun_at: SystemTime::now(),
@@ -201,6 +212,7 @@ impl Command {
             newest: AtomicU8::new(0),
             seen: AtomicU64::new(0),
             is_delivered: AtomicBool::new(false),
+            was_told_to_end: AtomicBool::new(false),
             is_forgotten: AtomicBool::new(false),
             ending: Mutex::default(),
             ended_at: Mutex::default(),
@@ -315,7 +327,8 @@ impl Command {
         CommandEntry {
             command_id: self.id,
             command: self.line.clone(),
-            client: self.client.clone(),
+            client: self.whose.client.clone(),
+            service: self.whose.service.clone(),
             started_at: Timestamp::from(self.begun_at),
             cwd: self.cwd.clone(),
             user: self.user.clone(),

@@ -17,12 +17,14 @@ mod newest;
 mod offline;
 mod oom;
 mod reading;
+mod services;
 mod show;
 mod streams;
 mod table;
 mod tree;
 
 pub(crate) use self::launch::PATH;
+pub(crate) use self::services::{Orders, Problems, SERVICES_START};
 pub(crate) use self::table::Table;
 
 use std::sync::OnceLock;

@@ -1,7 +1,8 @@
 //! The table of all commands: finding them, forgetting them, and how much is kept of their output in all.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub(crate) struct Table {
     boot: u32,
     kept_max: usize,
     kept: AtomicUsize,
+    /// Whether the VM goes down: nothing is started again.
+    closing: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -52,6 +55,8 @@ struct Inner {
     /// Those of a holder before this one.
     lost: Vec<CommandEntry>,
     last: u32,
+    /// The names of services that are looked after.
+    services: BTreeSet<String>,
 }
 
 impl Table {
@@ -68,7 +73,15 @@ impl Table {
             tree::kill_left_behind(&entry.command_id.to_string());
         }
         let inner = Mutex::new(Inner { lost, ..Inner::default() });
-        let table = Arc::new(Self { directory, in_vm, boot, kept_max, kept: AtomicUsize::new(0), inner });
+        let table = Arc::new(Self {
+            directory,
+            in_vm,
+            boot,
+            kept_max,
+            kept: AtomicUsize::new(0),
+            closing: AtomicBool::new(false),
+            inner,
+        });
         let weak = Arc::downgrade(&table);
         tokio::spawn(async move {
             loop {
@@ -163,8 +176,26 @@ impl Table {
         }
     }
 
-    /// Hangs up all terminals.
-    pub(crate) fn hang_up(&self) {
+    /// Notes that a service is looked after; false if it was already.
+    pub(super) fn is_new_service(&self, name: &str) -> bool {
+        self.inner().services.insert(name.to_owned())
+    }
+
+    /// Forgets a command that has ended.
+    pub(super) fn forget(&self, command: &Arc<Command>) {
+        command.is_forgotten.store(true, Ordering::Release);
+        self.inner().commands.retain(|other| !Arc::ptr_eq(other, command));
+        self.give_back(command, 0);
+    }
+
+    /// Whether the VM goes down.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// The VM goes down: hangs up all terminals, and no service is started again.
+    pub(crate) fn go_down(&self) {
+        self.closing.store(true, Ordering::Release);
         for command in self.inner().commands.iter().filter(|command| command.terminal.is_some()) {
             command.tree.signal_group(Signal::HUP);
         }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nexus_schema::{Tool, ToolError};
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::wire::{self, Answer, FromHolder, OfStream, Request, Settings, ToHolder};
 use super::{COMMANDS, SOCKET};
 use crate::agent::ShortPath;
+use crate::commands::{Orders, Problems, SERVICES_START};
 use crate::console::say;
 use crate::os::reason;
 use crate::sys::{ChildSetup, prepare_child};
@@ -74,21 +75,42 @@ impl Holder {
         }
     }
 
-    /// Has a call done.
+    /// Has a call of a tool done.
     pub(crate) async fn call<T: Tool>(
         &self,
         call: Call,
         params: T::Params,
     ) -> Result<Reply<T::Output>, ToolError> {
         let broken = |error: serde_json::Error| agent_failed(format!("{}: {error}", T::NAME));
+        let raw = to_raw_value(&params).map_err(broken)?;
+        drop(params);
+        let Answer { header, blocks, facts } = self.ask(call, T::NAME, raw).await?;
+        let facts = serde_json::from_str(facts.get()).map_err(broken)?;
+        let blocks = blocks.into_iter().map(|(stream, text)| match stream {
+            Some(OfStream::Stdout) => Block::stream("stdout", text),
+            Some(OfStream::Stderr) => Block::stream("stderr", text),
+            None => Block::talk(text),
+        });
+        Ok(Reply { header, blocks: blocks.collect(), facts })
+    }
+
+    /// Has the image's services started; what is not as it should be, in words.
+    pub(crate) async fn start_services(&self, call: Call, orders: &Orders) -> Result<Vec<String>, ToolError> {
+        let broken = |error: serde_json::Error| agent_failed(format!("{SERVICES_START}: {error}"));
+        let answer = self.ask(call, SERVICES_START, to_raw_value(orders).map_err(broken)?).await?;
+        let Problems { problems } = serde_json::from_str(answer.facts.get()).map_err(broken)?;
+        Ok(problems)
+    }
+
+    async fn ask(&self, call: Call, tool: &str, params: Box<RawValue>) -> Result<Answer, ToolError> {
         let connection = self.connect().await.map_err(|error| {
             agent_failed(format!("start the process that holds commands: {}", reason(&error)))
         })?;
         let id = self.last.fetch_add(1, Ordering::Relaxed);
         let request = Request {
             id,
-            tool: T::NAME.to_owned(),
-            params: to_raw_value(&params).map_err(broken)?,
+            tool: tool.to_owned(),
+            params,
             client: call.client,
             progress: call.tell.is_some(),
             settings: Settings {
@@ -96,7 +118,6 @@ impl Holder {
                 working_dir: call.settings.working_dir.clone(),
             },
         };
-        drop(params);
         let mut outcome = connection.begin(id, call.tell)?;
         let mut guard = Guard { connection, id, is_over: false };
         guard.say(&ToHolder::Call(request));
@@ -110,14 +131,7 @@ impl Holder {
             }
         };
         guard.is_over = true;
-        let Answer { header, blocks, facts } = outcome.unwrap_or_else(|_| Err(lost()))?;
-        let facts = serde_json::from_str(facts.get()).map_err(broken)?;
-        let blocks = blocks.into_iter().map(|(stream, text)| match stream {
-            Some(OfStream::Stdout) => Block::stream("stdout", text),
-            Some(OfStream::Stderr) => Block::stream("stderr", text),
-            None => Block::talk(text),
-        });
-        Ok(Reply { header, blocks: blocks.collect(), facts })
+        outcome.unwrap_or_else(|_| Err(lost()))
     }
 
     /// Tells the holder to kill all commands and go, and waits until it has.

@@ -95,7 +95,7 @@ async fn hold(directory: PathBuf, in_vm: bool) -> io::Result<()> {
             _ = terminate.recv() => {
                 if in_vm {
                     // Everybody was told to go, the commands as well; a shell in a terminal heeds only its hanging up.
-                    table.hang_up();
+                    table.go_down();
                     let _ = tokio::time::timeout(DOWN_TIMEOUT, table.all_ended()).await;
                 }
                 break;

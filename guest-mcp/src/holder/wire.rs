@@ -43,7 +43,7 @@ pub(crate) struct Request {
 }
 
 /// What a command needs of the VM's configuration.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Settings {
     /// Environment variables of every command.
     pub(crate) env: BTreeMap<String, String>,

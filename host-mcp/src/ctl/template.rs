@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use data_encoding::BASE64;
 use nexus_schema::id::TemplateKind;
 use nexus_schema::link::InitMode;
+use nexus_schema::service::Service;
 use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::template::{
     Overlay, TemplateCreate, TemplateCreateParams, TemplateDelete, TemplateDeleteParams, TemplateDetails,
@@ -54,6 +55,9 @@ pub(crate) struct CreateArgs {
     /// A file to lay over it, from a file here with its mode; may be repeated
     #[arg(long, value_name = "PATH=FILE", value_parser = pair)]
     overlay: Vec<(String, String)>,
+    /// A command that its VMs start at each boot, by a name; may be repeated
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = pair)]
+    service: Vec<(String, String)>,
     /// A package to install (source debian only); may be repeated
     #[arg(short, long, value_name = "PACKAGE")]
     package: Vec<String>,
@@ -76,6 +80,9 @@ pub(crate) struct UpdateArgs {
     /// A file to add or replace, from a file here with its mode; may be repeated
     #[arg(long, value_name = "PATH=FILE", value_parser = pair)]
     overlay: Vec<(String, String)>,
+    /// A command that its VMs start at each boot, by a name, to add or replace; may be repeated
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = pair)]
+    service: Vec<(String, String)>,
     /// A path that is laid over it no more; may be repeated
     #[arg(long, value_name = "PATH")]
     remove_overlay: Vec<String>,
@@ -124,6 +131,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
                 name: args.name,
                 source: located(args.source),
                 overlays: overlays(args.overlay)?,
+                services: services(args.service),
                 packages: args.package,
                 init: args.init,
                 size: args.size,
@@ -166,6 +174,7 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         template: args.template,
         source: args.source.map(located),
         overlays: overlays(args.overlay)?,
+        services: services(args.service),
         remove_overlays: args.remove_overlay,
         packages,
         init: args.init,
@@ -191,6 +200,11 @@ fn changed(mut packages: Vec<String>, add: Vec<String>, remove: &[String]) -> Re
 }
 
 /// Reads the files that are to be laid over.
+fn services(commands: Vec<(String, String)>) -> BTreeMap<String, Service> {
+    let service = |command| Service { command: Some(command), ..Service::default() };
+    commands.into_iter().map(|(name, command)| (name, service(command))).collect()
+}
+
 fn overlays(files: Vec<(String, String)>) -> Result<BTreeMap<String, Overlay>, Error> {
     let read = |file: String| -> Result<Overlay, Error> {
         let path = PathBuf::from(file);

@@ -50,7 +50,21 @@ async fn templates_have_versions_and_mistakes_are_told_at_once() {
     let back = client.must("template_update", json!({ "template": "web", "version": 1 })).await;
     assert_eq!((&back["version"], &back["spec"]), (&json!(3), &made["spec"]));
 
-    client.must("template_create", json!({ "name": "api", "source": place.source() })).await;
+    let services = json!({ "web": { "argv": ["httpd"], "ready": { "port": 80 } } });
+    client
+        .must("template_create", json!({ "name": "api", "source": place.source(), "services": services }))
+        .await;
+    let api = client.must("template_inspect", json!({ "template": "api" })).await;
+    let file = api["spec"]["overlays"]["/etc/nexus/services.d/web.json"]["content"].as_str().unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(file).unwrap(), services["web"]);
+    for (services, word) in [
+        (json!({ "Not A Name": { "command": "x" } }), "Not A Name"),
+        (json!({ "web": {} }), "neither command nor argv"),
+    ] {
+        let (code, text) =
+            client.fails("template_update", json!({ "template": "api", "services": services })).await;
+        assert!(code == "invalid_argument" && text.contains(word), "{text}");
+    }
     let page = client.must("template_list", json!({ "limit": 1 })).await;
     assert_eq!(page["templates"][0]["name"], "api");
     let page = client.must("template_list", json!({ "cursor": page["next_cursor"] })).await;

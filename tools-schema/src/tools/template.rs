@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{BuildId, TemplateId, TemplateKind};
 use crate::link::InitMode;
 use crate::name::{Name, Reference};
+use crate::service::Service;
 use crate::size::ByteSize;
 use crate::time::Timestamp;
 use crate::tool::{Effect, Tool};
@@ -127,6 +128,9 @@ pub struct TemplateCreateParams {
     /// Files to lay over it: absolute path to content and mode. They belong to root.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub overlays: BTreeMap<String, Overlay>,
+    /// Services by name: commands that its VMs start at each boot. Each is the overlay `/etc/nexus/services.d/NAME.json`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<String, Service>,
     /// Packages to install; for the sources `debian` and `debian-minimal` only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<String>,
@@ -164,6 +168,9 @@ pub struct TemplateUpdateParams {
     /// Files to add or replace.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub overlays: BTreeMap<String, Overlay>,
+    /// Services to add or replace, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<String, Service>,
     /// Paths of files that are laid over it no more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remove_overlays: Vec<String>,

@@ -255,6 +255,9 @@ pub struct CommandEntry {
     /// Who started it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
+    /// The service that it is, where the VM started it by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
     /// When.
     pub started_at: Timestamp,
     /// Where.
