@@ -14,6 +14,7 @@ pub mod name;
 pub mod schema;
 pub mod service;
 pub mod size;
+pub mod stream;
 pub mod time;
 pub mod tool;
 pub mod tools;

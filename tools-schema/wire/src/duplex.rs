@@ -4,7 +4,7 @@
 //! has read something: for one short answer each side is woken once more than it need be. Here the writing end asks only
 //! while it is full.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
@@ -90,6 +90,13 @@ impl Peer {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         Ok(rustix::io::retry_on_intr(|| rustix::net::send(&self.0, bytes, flags))?)
     }
+
+    /// The same with several pieces in a row.
+    fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let send = || rustix::net::sendmsg(&self.0, pieces, &mut SendAncillaryBuffer::default(), flags);
+        Ok(rustix::io::retry_on_intr(send)?)
+    }
 }
 
 /// The writing end.
@@ -119,26 +126,48 @@ impl AsFd for Writer {
     }
 }
 
-impl AsyncWrite for Writer {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
+impl Writer {
+    /// Has `write` write, and waits for room while there is none.
+    fn poll_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl Fn(&Peer) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
-            match this.socket.try_write(bytes) {
+            match write(&self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => {
-                    this.room = None;
+                    self.room = None;
                     return Poll::Ready(result);
                 }
             }
-            let room = match &mut this.room {
+            let room = match &mut self.room {
                 Some(room) => room,
                 none => {
-                    let socket = this.socket.0.try_clone()?;
+                    let socket = self.socket.0.try_clone()?;
                     none.insert(watch(Arc::new(socket), Interest::WRITABLE)?)
                 }
             };
             ready!(room.poll_write_ready(cx))?.clear_ready();
         }
+    }
+}
+
+impl AsyncWrite for Writer {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_with(cx, |peer| peer.try_write(bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_with(cx, |peer| peer.try_write_vectored(pieces))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

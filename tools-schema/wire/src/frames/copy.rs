@@ -1,0 +1,87 @@
+//! Between a stream of frames and a connection of plain bytes.
+
+use std::io;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use super::{FrameError, Incoming, Receiver, Sender};
+
+/// How much of the plain connection is read at once, in bytes.
+const CHUNK: usize = 64 << 10;
+
+/// Why copying ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The stream of frames failed.
+    #[error(transparent)]
+    Frames(#[from] FrameError),
+    /// The plain connection could not be read.
+    #[error("read from the connection")]
+    Read(#[source] io::Error),
+    /// The plain connection could not be written to.
+    #[error("write to the connection")]
+    Write(#[source] io::Error),
+}
+
+/// Copies both ways until both directions have ended, or until the peer says how it all ended: with those words then. Each direction
+/// ends by itself: an end of the plain connection becomes a frame, and such a frame shuts the connection down for writing.
+/// Messages are passed over; so is standard error, which gets no new credit.
+pub async fn copy<R, W>(
+    receiver: &mut Receiver<R>,
+    sender: &Sender<W>,
+    read: &mut (impl AsyncRead + Unpin),
+    write: &mut (impl AsyncWrite + Unpin),
+) -> Result<Option<Bytes>, CopyError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    // No more waits here than the credit that was given.
+    let (arrived, mut waiting) = mpsc::unbounded_channel::<Bytes>();
+    let outwards = async {
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let room = sender.room().await?.min(CHUNK);
+            let length = read.read(&mut chunk[..room]).await.map_err(CopyError::Read)?;
+            if length == 0 {
+                return Ok::<_, CopyError>(sender.end().await?);
+            }
+            sender.data(&chunk[..length]).await?;
+        }
+    };
+    let inwards = async {
+        while let Some(bytes) = waiting.recv().await {
+            write.write_all(&bytes).await.map_err(CopyError::Write)?;
+            // A connection that failed shows where it is read; after the peer's last word it may be gone.
+            let _ = sender.took(bytes.len()).await;
+        }
+        write.shutdown().await.map_err(CopyError::Write)
+    };
+    let all = async {
+        let (mut outwards, mut is_ended) = (std::pin::pin!(outwards), false);
+        let mut arrived = Some(arrived);
+        // Nothing here waits but for these two: whoever writes a frame is to be polled until it is written.
+        while !is_ended || arrived.is_some() {
+            let next = tokio::select! {
+                biased;
+                ended = &mut outwards, if !is_ended => {
+                    ended?;
+                    is_ended = true;
+                    continue;
+                }
+                next = receiver.next() => next?,
+            };
+            match next.ok_or(FrameError::Closed)? {
+                // The other end is gone only with a failure, which ends this as well.
+                Incoming::Data(bytes) => drop(arrived.as_ref().map(|arrived| arrived.send(bytes))),
+                Incoming::End => drop(arrived.take()),
+                Incoming::Done(message) => return Ok(Some(message)),
+                Incoming::Stderr(_) | Incoming::Control(_) => {}
+            }
+        }
+        Ok::<_, CopyError>(None)
+    };
+    Ok(tokio::try_join!(all, inwards)?.0)
+}

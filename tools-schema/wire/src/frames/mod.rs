@@ -1,0 +1,202 @@
+//! Frames: what a stream of its own between host and guest is made of, after its opening. The same both ways.
+//!
+//! ```text
+//! frame   = kind (1 byte), length of the payload (3 bytes, big endian), payload
+//! data    1   bytes: standard input, standard output, what a TCP connection carries, a tar
+//! stderr  2   bytes: standard error
+//! end     3   empty: no more data in this direction
+//! credit  4   u32, big endian: how many more bytes of data and stderr the other side may send
+//! control 5   JSON: while the stream is under way
+//! done    6   JSON: how it ended; the last frame of its direction
+//! ```
+//! Data and stderr are sent only against credit; each side starts with [`WINDOW`] and gets more as its bytes are taken away at the
+//! other side. So a side that always reads never holds more than the credit that it gave, and a reader that stands still stops
+//! nothing but its own stream. Whoever breaks a rule is hung up on: [`Receiver`] checks each of them before it buffers anything.
+
+mod copy;
+mod receiver;
+mod rules;
+mod sender;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+pub use copy::{CopyError, copy};
+pub use receiver::{Incoming, Receiver};
+pub use sender::Sender;
+
+/// The length of a frame without its payload, in bytes.
+pub const HEADER: usize = 4;
+/// The longest payload of data and of stderr, in bytes.
+pub const PAYLOAD_MAX: usize = 256 << 10;
+/// The longest payload of control and of done, in bytes.
+pub const MESSAGE_MAX: usize = 64 << 10;
+/// The credit that each side starts with, in bytes.
+pub const WINDOW: u32 = 1 << 20;
+/// The most credit that a side may have unused, in bytes.
+pub const CREDIT_MAX: u32 = 64 << 20;
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Bytes.
+    Data = 1,
+    /// Bytes of standard error.
+    Stderr = 2,
+    /// No more data in this direction.
+    End = 3,
+    /// More may be sent.
+    Credit = 4,
+    /// A message while the stream is under way.
+    Control = 5,
+    /// How it ended; nothing follows.
+    Done = 6,
+}
+
+impl Kind {
+    /// The kind of a number; `None` if there is no such kind.
+    pub const fn of(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Data,
+            2 => Self::Stderr,
+            3 => Self::End,
+            4 => Self::Credit,
+            5 => Self::Control,
+            6 => Self::Done,
+            _ => return None,
+        })
+    }
+
+    /// Whether it is sent against credit.
+    pub const fn is_data(self) -> bool {
+        matches!(self, Self::Data | Self::Stderr)
+    }
+
+    /// Whether its payload may have this length.
+    const fn takes(self, length: usize) -> bool {
+        match self {
+            // An empty one would cost no credit, and could be sent without an end.
+            Self::Data | Self::Stderr => length > 0 && length <= PAYLOAD_MAX,
+            Self::End => length == 0,
+            Self::Credit => length == 4,
+            Self::Control | Self::Done => length <= MESSAGE_MAX,
+        }
+    }
+
+    /// The start of a frame with a payload of `length` bytes, which its kind takes.
+    pub const fn header(self, length: usize) -> [u8; HEADER] {
+        debug_assert!(self.takes(length), "a frame of this kind cannot be so long");
+        let [.., high, middle, low] = length.to_be_bytes();
+        [self as u8, high, middle, low]
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Data => "data",
+            Self::Stderr => "stderr",
+            Self::End => "end",
+            Self::Credit => "credit",
+            Self::Control => "control",
+            Self::Done => "done",
+        })
+    }
+}
+
+/// Why a stream of frames ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// A kind that does not exist.
+    #[error("there is no frame of kind {kind}")]
+    UnknownKind {
+        /// Its number.
+        kind: u8,
+    },
+    /// A payload that is too long or too short for its kind.
+    #[error("{kind} frame of {length} bytes")]
+    Length {
+        /// The frame's kind.
+        kind: Kind,
+        /// The payload's length, in bytes.
+        length: usize,
+    },
+    /// Data beyond the credit.
+    #[error("{length} bytes of data against a credit of {credit}")]
+    Overrun {
+        /// The payload's length, in bytes.
+        length: usize,
+        /// What might still have been sent, in bytes.
+        credit: u64,
+    },
+    /// More credit than may be given, or none.
+    #[error("credit of {bytes} bytes is refused")]
+    Credit {
+        /// How much was given.
+        bytes: u32,
+    },
+    /// A frame behind one that nothing of the kind may follow.
+    #[error("{kind} frame after the end")]
+    AfterEnd {
+        /// The frame's kind.
+        kind: Kind,
+    },
+    /// The connection ended within a frame.
+    #[error("the connection ended within a frame")]
+    Cut,
+    /// The stream is over, or was given up in the middle of a frame.
+    #[error("the stream is closed")]
+    Closed,
+    /// The connection failed.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+}
+
+/// The two ends of a stream of frames over a connection. `read` is what was read of it already, behind the opening.
+pub fn over<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    reader: R,
+    writer: W,
+    read: BytesMut,
+) -> (Receiver<R>, Sender<W>) {
+    let flow = Arc::new(rules::Flow::new());
+    (Receiver::new(reader, read, flow.clone()), Sender::new(writer, flow))
+}
+
+/// Reads the line that opens a stream, or answers that: at most `max` bytes. What came behind it stays in `buffer`. `None` where
+/// the connection ends before the line does.
+pub async fn read_line(
+    read: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+    max: usize,
+) -> io::Result<Option<BytesMut>> {
+    let mut scanned = 0;
+    loop {
+        if let Some(at) = memchr::memchr(b'\n', &buffer[scanned..]) {
+            let mut line = buffer.split_to(scanned + at + 1);
+            line.truncate(scanned + at);
+            if line.len() > max {
+                return Err(too_long(max));
+            }
+            return Ok(Some(line));
+        }
+        scanned = buffer.len();
+        if scanned > max {
+            return Err(too_long(max));
+        }
+        buffer.reserve(4 << 10);
+        if read.read_buf(buffer).await? == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+fn too_long(max: usize) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("a line of more than {max} bytes"))
+}

@@ -1,0 +1,132 @@
+//! What may come, and what may be sent: without any socket.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::watch;
+
+use super::{CREDIT_MAX, FrameError, HEADER, Kind, WINDOW};
+
+/// What the two ends of a stream tell each other: the credit of both directions.
+#[derive(Debug)]
+pub(super) struct Flow {
+    /// What may still be sent; `None` once nothing can be.
+    credit: watch::Sender<Option<u32>>,
+    /// All that the peer was ever allowed to send.
+    granted: AtomicU64,
+    /// What was taken away since it was last allowed more.
+    taken: AtomicU64,
+}
+
+impl Flow {
+    pub(super) fn new() -> Self {
+        Self {
+            credit: watch::Sender::new(Some(WINDOW)),
+            granted: AtomicU64::new(WINDOW.into()),
+            taken: AtomicU64::new(0),
+        }
+    }
+
+    /// The peer allows more.
+    pub(super) fn add(&self, bytes: u32) -> Result<(), FrameError> {
+        let mut is_refused = bytes == 0;
+        self.credit.send_if_modified(|credit| {
+            let Some(credit) = credit else { return false };
+            match credit.checked_add(bytes) {
+                Some(sum) if sum <= CREDIT_MAX && bytes > 0 => *credit = sum,
+                _ => is_refused = true,
+            }
+            !is_refused
+        });
+        if is_refused { Err(FrameError::Credit { bytes }) } else { Ok(()) }
+    }
+
+    /// Waits until something may be sent, and says how much.
+    pub(super) async fn room(&self) -> Result<u32, FrameError> {
+        let mut credit = self.credit.subscribe();
+        // The sender lives as long as this.
+        let credit = credit.wait_for(|credit| *credit != Some(0)).await.map_err(|_| FrameError::Closed)?;
+        credit.ok_or(FrameError::Closed)
+    }
+
+    /// Takes up to `most` of what may be sent, once there is any.
+    pub(super) async fn take(&self, most: u32) -> Result<u32, FrameError> {
+        loop {
+            self.room().await?;
+            let mut taken = 0;
+            self.credit.send_if_modified(|credit| {
+                if let Some(credit) = credit {
+                    taken = most.min(*credit);
+                    *credit -= taken;
+                }
+                // Nobody waits for less.
+                false
+            });
+            if taken > 0 {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Nothing can be sent any more.
+    pub(super) fn close(&self) {
+        self.credit.send_if_modified(|credit| credit.take().is_some());
+    }
+
+    /// So many bytes of the peer were taken away: how much more it is to be allowed, if that is worth a frame.
+    pub(super) fn took(&self, bytes: usize) -> Option<u32> {
+        let bytes = bytes as u64;
+        let taken = self.taken.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        if taken < u64::from(WINDOW / 4) {
+            return None;
+        }
+        let taken = self.taken.swap(0, Ordering::AcqRel);
+        // Before the peer can know.
+        self.granted.fetch_add(taken, Ordering::AcqRel);
+        u32::try_from(taken).ok().filter(|more| *more > 0)
+    }
+}
+
+/// Checks the frames of one direction, by their headers.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    received: u64,
+    is_ended: bool,
+    is_done: bool,
+}
+
+impl Rules {
+    /// The frame that starts so, if it may come now.
+    pub(super) fn check(
+        &mut self,
+        [kind, length @ ..]: [u8; HEADER],
+        flow: &Flow,
+    ) -> Result<(Kind, usize), FrameError> {
+        let kind = Kind::of(kind).ok_or(FrameError::UnknownKind { kind })?;
+        let [high, middle, low] = length.map(usize::from);
+        let length = high << 16 | middle << 8 | low;
+        if !kind.takes(length) {
+            return Err(FrameError::Length { kind, length });
+        }
+        if self.is_ended && (kind.is_data() || kind == Kind::End) {
+            return Err(FrameError::AfterEnd { kind });
+        }
+        match kind {
+            Kind::Data | Kind::Stderr => {
+                let credit = flow.granted.load(Ordering::Acquire).saturating_sub(self.received);
+                if length as u64 > credit {
+                    return Err(FrameError::Overrun { length, credit });
+                }
+                self.received += length as u64;
+            }
+            Kind::End => self.is_ended = true,
+            Kind::Done => self.is_done = true,
+            Kind::Credit | Kind::Control => {}
+        }
+        Ok((kind, length))
+    }
+
+    /// Whether the last frame has come.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_done
+    }
+}

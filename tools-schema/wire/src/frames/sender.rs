@@ -1,0 +1,102 @@
+//! The writing end.
+
+use std::sync::Arc;
+
+use bytes::Buf;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::Mutex;
+
+use super::rules::Flow;
+use super::{FrameError, Kind, PAYLOAD_MAX};
+
+/// Writes frames. Cheap to clone: several tasks may write to one stream.
+///
+/// A frame is not to be given up half-written, as a `select!` may do it: the stream is closed for writing then.
+#[derive(Debug)]
+pub struct Sender<W> {
+    flow: Arc<Flow>,
+    output: Arc<Mutex<Output<W>>>,
+}
+
+#[derive(Debug)]
+struct Output<W> {
+    write: W,
+    /// Whether a frame is half-written, or the last one was.
+    is_closed: bool,
+}
+
+impl<W> Clone for Sender<W> {
+    fn clone(&self) -> Self {
+        Self { flow: self.flow.clone(), output: self.output.clone() }
+    }
+}
+
+impl<W: AsyncWrite + Unpin> Sender<W> {
+    pub(super) fn new(write: W, flow: Arc<Flow>) -> Self {
+        Self { flow, output: Arc::new(Mutex::new(Output { write, is_closed: false })) }
+    }
+
+    /// Waits until data may be sent, and says how many bytes one frame may hold now. Nothing is taken: it can be cancelled.
+    pub async fn room(&self) -> Result<usize, FrameError> {
+        Ok((self.flow.room().await? as usize).min(PAYLOAD_MAX))
+    }
+
+    /// Sends bytes, in as many frames as the credit makes of them.
+    pub async fn data(&self, bytes: &[u8]) -> Result<(), FrameError> {
+        self.send(Kind::Data, bytes).await
+    }
+
+    /// Sends bytes of standard error.
+    pub async fn stderr(&self, bytes: &[u8]) -> Result<(), FrameError> {
+        self.send(Kind::Stderr, bytes).await
+    }
+
+    async fn send(&self, kind: Kind, mut bytes: &[u8]) -> Result<(), FrameError> {
+        while !bytes.is_empty() {
+            let most = bytes.len().min(PAYLOAD_MAX) as u32;
+            let (now, later) = bytes.split_at(self.flow.take(most).await? as usize);
+            self.write(kind, now).await?;
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    /// Says that no more data comes.
+    pub async fn end(&self) -> Result<(), FrameError> {
+        self.write(Kind::End, &[]).await
+    }
+
+    /// Sends a message of at most [`super::MESSAGE_MAX`] bytes.
+    pub async fn control(&self, message: &[u8]) -> Result<(), FrameError> {
+        self.write(Kind::Control, message).await
+    }
+
+    /// Says how it ended, in at most [`super::MESSAGE_MAX`] bytes. Nothing can be sent any more.
+    pub async fn done(&self, message: &[u8]) -> Result<(), FrameError> {
+        self.write(Kind::Done, message).await
+    }
+
+    /// So many bytes that the peer sent were taken away: it may send more, and is told so when that is worth a frame.
+    pub async fn took(&self, bytes: usize) -> Result<(), FrameError> {
+        match self.flow.took(bytes) {
+            Some(more) => self.write(Kind::Credit, &more.to_be_bytes()).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn write(&self, kind: Kind, payload: &[u8]) -> Result<(), FrameError> {
+        if !kind.takes(payload.len()) {
+            return Err(FrameError::Length { kind, length: payload.len() });
+        }
+        let mut output = self.output.lock().await;
+        // Whoever is cancelled below leaves half a frame.
+        if std::mem::replace(&mut output.is_closed, true) {
+            return Err(FrameError::Closed);
+        }
+        let header = kind.header(payload.len());
+        output.write.write_all_buf(&mut (&header[..]).chain(payload)).await?;
+        output.write.flush().await?;
+        output.is_closed = kind == Kind::Done;
+        Ok(())
+    }
+}
