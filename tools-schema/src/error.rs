@@ -119,6 +119,8 @@ codes! {
     ProgramNotFound = "program_not_found", NotFound, retryable: false;
     /// The guest has the program, and it cannot be executed.
     ProgramNotExecutable = "program_not_executable", Conflict, retryable: false;
+    /// Nothing listens on the port in the guest.
+    ConnectionRefused = "connection_refused", Failed, retryable: true;
     /// The VM failed to boot.
     BootFailed = "boot_failed", Failed, retryable: true;
     /// The VM ended during the call.
@@ -167,6 +169,7 @@ impl ErrorCode {
                 | Self::InputClosed
                 | Self::ProgramNotFound
                 | Self::ProgramNotExecutable
+                | Self::ConnectionRefused
                 | Self::GuestFailed
                 | Self::Changed
                 | Self::Cancelled

@@ -1,22 +1,24 @@
 //! Accepts the host's connections: on vsock ports, or on the one Unix socket that stands for all of them.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nexus_schema::link::{MCP_PORT, STREAM_PORT};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
 
 use super::stream::{SOCKET, ShortPath};
-use super::{Agent, Place, mcp};
+use super::{Agent, Place, mcp, open};
 use nexus_wire::duplex;
 
-/// Connections at once; more are closed unheard.
+/// Connections for calls at once; more are closed unheard.
 const CONNECTIONS_MAX: usize = 64;
+/// Streams at once; more are closed unheard. Those of commands do not count once they are open: the holder has them then.
+const STREAMS_MAX: usize = 256;
 /// How long a connection may take to say which port it wants.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to leave a listener alone that fails, as it does when descriptors run out.
@@ -24,7 +26,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts to listen.
 pub(super) fn start(agent: &Arc<Agent>) -> io::Result<()> {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let room = Room { calls: limit(CONNECTIONS_MAX), streams: limit(STREAMS_MAX) };
     match &agent.place {
         Place::Vm { .. } => {
             for port in [MCP_PORT, STREAM_PORT] {
@@ -45,7 +47,30 @@ pub(super) fn start(agent: &Arc<Agent>) -> io::Result<()> {
     Ok(())
 }
 
-async fn accept_vsock(agent: Arc<Agent>, listener: VsockListener, port: u32, room: Arc<Semaphore>) {
+/// How many connections there may be to each port.
+#[derive(Clone)]
+struct Room {
+    calls: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+}
+
+fn limit(connections: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(connections))
+}
+
+impl Room {
+    /// A place for one more; `None` if there is none, or no such port.
+    fn take(&self, port: u32) -> Option<OwnedSemaphorePermit> {
+        let room = match port {
+            MCP_PORT => &self.calls,
+            STREAM_PORT => &self.streams,
+            _ => return None,
+        };
+        room.clone().try_acquire_owned().ok()
+    }
+}
+
+async fn accept_vsock(agent: Arc<Agent>, listener: VsockListener, port: u32, room: Room) {
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -55,22 +80,34 @@ async fn accept_vsock(agent: Arc<Agent>, listener: VsockListener, port: u32, roo
             }
         };
         // Processes of the guest itself can come here too; only the host is served.
-        if from.cid() != VMADDR_CID_HOST || port != MCP_PORT {
+        if from.cid() != VMADDR_CID_HOST {
             continue;
         }
-        let Ok(place) = room.clone().try_acquire_owned() else { continue };
+        let Some(place) = room.take(port) else { continue };
         let agent = agent.clone();
         tokio::spawn(async move {
-            if let Ok((reader, writer)) = stream.as_fd().try_clone_to_owned().and_then(duplex::split) {
+            // One that cannot be had is hung up on.
+            if let Ok(socket) = stream.as_fd().try_clone_to_owned() {
                 drop(stream);
-                mcp::serve(agent, reader, writer).await;
+                let _ = serve(agent, port, socket).await;
             }
             drop(place);
         });
     }
 }
 
-async fn accept_unix(agent: Arc<Agent>, listener: UnixListener, room: Arc<Semaphore>) {
+/// Serves one connection to its end.
+async fn serve(agent: Arc<Agent>, port: u32, socket: OwnedFd) -> io::Result<()> {
+    if port == STREAM_PORT {
+        open::serve(agent, socket).await
+    } else {
+        let (reader, writer) = duplex::split(socket)?;
+        mcp::serve(agent, reader, writer).await;
+        Ok(())
+    }
+}
+
+async fn accept_unix(agent: Arc<Agent>, listener: UnixListener, room: Room) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -79,26 +116,20 @@ async fn accept_unix(agent: Arc<Agent>, listener: UnixListener, room: Arc<Semaph
                 continue;
             }
         };
-        let Ok(place) = room.clone().try_acquire_owned() else { continue };
-        let agent = agent.clone();
+        let (agent, room) = (agent.clone(), room.clone());
         tokio::spawn(async move {
             // A peer that gets the handshake wrong is hung up on, as the device does.
-            let _ = serve_unix(agent, stream).await;
-            drop(place);
+            let _ = serve_unix(agent, stream, &room).await;
         });
     }
 }
 
-async fn serve_unix(agent: Arc<Agent>, mut stream: UnixStream) -> io::Result<()> {
+async fn serve_unix(agent: Arc<Agent>, mut stream: UnixStream, room: &Room) -> io::Result<()> {
     let asked = tokio::time::timeout(HANDSHAKE_TIMEOUT, read_connect(&mut stream));
     let port = asked.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    if port != MCP_PORT {
-        return Ok(());
-    }
+    let Some(_place) = room.take(port) else { return Ok(()) };
     stream.write_all(format!("OK {port}\n").as_bytes()).await?;
-    let (reader, writer) = duplex::split(stream.into_std()?.into())?;
-    mcp::serve(agent, reader, writer).await;
-    Ok(())
+    serve(agent, port, stream.into_std()?.into()).await
 }
 
 /// Reads `CONNECT <port>\n` and not a byte more.

@@ -1,7 +1,8 @@
 //! The agent: says hello to the host, applies its configuration, and serves MCP to it.
 //!
 //! ```text
-//! listen ── port 200 ──> lines ─┬─ plain calls of tools ──> calls ─┬──> crate::tools
+//! listen ── port 201 ──> open ── streams: of commands to the holder, all else here
+//!        ── port 200 ──> lines ─┬─ plain calls of tools ──> calls ─┬──> crate::tools
 //!                               └─ all else ──> mcp (rmcp's) ──────┘
 //! hello  ── host port 1024: hello, configure, ack, welcome; and bye before the guest goes down
 //! ```
@@ -17,10 +18,13 @@ mod listen;
 mod mcp;
 mod mounts;
 mod network;
+mod open;
 mod services;
 mod stream;
+mod tcp;
 
 pub(crate) use network::bring_up_loopback;
+pub(crate) use open::{Sender, accept, finish, refuse};
 pub(crate) use stream::ShortPath;
 
 use std::collections::BTreeMap;

@@ -82,6 +82,7 @@ impl Table {
         let order = Order {
             command: params.command,
             argv: params.argv,
+            login_shell: false,
             cwd: params.cwd,
             env: params.env,
             user: params.user,
@@ -122,28 +123,7 @@ impl Table {
     }
 
     fn start_only(self: &Arc<Self>, params: CommandStartParams, caller: Caller) -> Result<Answer, ToolError> {
-        let limits = Limits {
-            kill_descendants: params.kill_descendants,
-            lossless: params.lossless,
-            ..Limits::of(params.timeout_s, params.kill_grace_s, params.keep_bytes)?
-        };
-        if !params.tty && (params.cols.is_some() || params.rows.is_some()) {
-            return Err(ToolError::invalid("cols and rows are of a terminal: give tty as well"));
-        }
-        let order = Order {
-            command: params.command,
-            argv: params.argv,
-            cwd: params.cwd,
-            env: params.env,
-            user: params.user,
-            stdin: params.stdin,
-            stdin_encoding: ContentEncoding::Text,
-            stdin_path: params.stdin_path,
-            stdin_open: params.stdin_open,
-            terminal: params.tty.then(|| (params.cols.unwrap_or(80), params.rows.unwrap_or(24))),
-            merge: params.merge,
-            log: params.log,
-        };
+        let (order, limits) = order(params)?;
         let whose = Whose { client: caller.client, service: None };
         let command = self.start(order, limits, whose, &caller.settings)?;
         let said = Said {
@@ -279,6 +259,34 @@ impl Table {
         }
         Ok(reply)
     }
+}
+
+/// What `command_start` asks for.
+pub(super) fn order(params: CommandStartParams) -> Result<(Order, Limits), ToolError> {
+    let limits = Limits {
+        kill_descendants: params.kill_descendants,
+        lossless: params.lossless,
+        ..Limits::of(params.timeout_s, params.kill_grace_s, params.keep_bytes)?
+    };
+    if !params.tty && (params.cols.is_some() || params.rows.is_some()) {
+        return Err(ToolError::invalid("cols and rows are of a terminal: give tty as well"));
+    }
+    let order = Order {
+        command: params.command,
+        argv: params.argv,
+        login_shell: false,
+        cwd: params.cwd,
+        env: params.env,
+        user: params.user,
+        stdin: params.stdin,
+        stdin_encoding: ContentEncoding::Text,
+        stdin_path: params.stdin_path,
+        stdin_open: params.stdin_open,
+        terminal: params.tty.then(|| (params.cols.unwrap_or(80), params.rows.unwrap_or(24))),
+        merge: params.merge,
+        log: params.log,
+    };
+    Ok((order, limits))
 }
 
 impl Limits {
@@ -436,7 +444,7 @@ async fn show_news(command: &Arc<Command>, look: Look) -> Result<Answer, ToolErr
     answer(report(command, said, pieces, encoding))
 }
 
-fn resize(command: &Command, cols: Option<u16>, rows: Option<u16>) -> Result<(), ToolError> {
+pub(super) fn resize(command: &Command, cols: Option<u16>, rows: Option<u16>) -> Result<(), ToolError> {
     let Some(terminal) = &command.terminal else {
         return Err(ToolError::invalid("cols and rows are of a terminal, and this command has none"));
     };
@@ -486,7 +494,7 @@ async fn write(command: &Command, bytes: &[u8], eof: bool, deadline: Instant) ->
 }
 
 /// A signal by its name or number, and its name.
-fn signal(text: &str) -> Result<(Signal, String), ToolError> {
+pub(super) fn signal(text: &str) -> Result<(Signal, String), ToolError> {
     let upper = text.trim().to_ascii_uppercase();
     let number = match upper.parse::<i32>() {
         Ok(number) => Some(number),

@@ -14,6 +14,7 @@ use rustix::process::Signal;
 use tokio::process::Child;
 use tokio::sync::watch;
 
+use super::attach::Sink;
 use super::kept::Kept;
 use super::launch::Started;
 use super::oom;
@@ -80,11 +81,22 @@ impl Stream {
 
     pub(super) fn close(&self) {
         self.end().take();
+        // Whoever waits for a reader to come so far waits for this as well.
+        self.read.send_modify(|_| {});
+    }
+
+    /// Waits until a reader has all that was written to it by now, or until it has ended.
+    pub(super) async fn caught_up(&self) {
+        let unread = self.end().as_ref().map_or(0, End::unread);
+        let target = self.kept().total() + unread;
+        let mut read = self.read.subscribe();
+        // The sender lives as long as this.
+        let _ = read.wait_for(|read| self.is_closed() || *read >= target).await;
     }
 
     /// Whether something was written that is not read yet.
     pub(super) fn has_unread(&self) -> bool {
-        self.end().as_ref().is_some_and(End::has_unread)
+        self.end().as_ref().is_some_and(|end| end.unread() > 0)
     }
 
     /// A reader has all before `offset`.
@@ -160,6 +172,8 @@ pub(super) struct Command {
     pub(super) terminal: Option<End>,
     /// Where its input goes, until that is closed.
     pub(super) input: tokio::sync::Mutex<Option<End>>,
+    /// Who gets its output to the byte: it waits for them. Locked before what is kept.
+    pub(super) exact: Mutex<Option<Arc<Sink>>>,
     pub(super) tree: Tree,
     pub(super) limits: Limits,
     /// Which stream was written to last.
@@ -207,6 +221,7 @@ impl Command {
             log: log.map(Log::new),
             terminal,
             input: tokio::sync::Mutex::new(ends.stdin),
+            exact: Mutex::default(),
             tree,
             limits,
             newest: AtomicU8::new(0),
@@ -229,6 +244,11 @@ impl Command {
         }
         tokio::spawn(watch_over(child, command.clone(), table.clone(), memory));
         command
+    }
+
+    /// Who gets its output to the byte.
+    pub(super) fn exact(&self) -> MutexGuard<'_, Option<Arc<Sink>>> {
+        self.exact.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells all who wait that something happened.

@@ -35,6 +35,8 @@ const LINE_MAX: usize = 200;
 pub(super) struct Order {
     pub(super) command: Option<String>,
     pub(super) argv: Option<Vec<String>>,
+    /// Whether it is the user's login shell, without `command` and `argv`.
+    pub(super) login_shell: bool,
     pub(super) cwd: Option<String>,
     pub(super) env: BTreeMap<String, String>,
     pub(super) user: Option<String>,
@@ -75,11 +77,22 @@ pub(super) fn start(
     in_vm: bool,
     mark: String,
 ) -> Result<Started, ToolError> {
-    let line = line(&order);
-    let Program { argv, script } = Program::of(order.command, order.argv)?;
-    let input = input(order.stdin, order.stdin_encoding)?;
+    let mut line = line(&order);
     let who = Who::resolve(order.user.as_deref(), &Users::read())?;
-    let cwd = cwd(order.cwd, settings.working_dir.as_deref(), &who.home)?;
+    let (program, of_image) = if order.login_shell {
+        if order.command.is_some() || order.argv.is_some() {
+            return Err(ToolError::invalid("a login shell stands alone: without command and argv"));
+        }
+        let program = who.login_shell()?;
+        line = program.join(" ");
+        // It starts at home, as at every login.
+        (Program { argv: program, script: None }, None)
+    } else {
+        (Program::of(order.command, order.argv)?, settings.working_dir.as_deref())
+    };
+    let Program { argv, script } = program;
+    let input = input(order.stdin, order.stdin_encoding)?;
+    let cwd = cwd(order.cwd, of_image, &who.home)?;
     let stdin_file = match (&order.stdin_path, &input, order.stdin_open, order.terminal) {
         (None, ..) => None,
         (Some(path), None, false, None) => Some(streams::input_file(path)?),
@@ -341,6 +354,21 @@ impl Who {
         };
         let User { name, home, shell, .. } = user;
         Ok(Self { name, home, shell, credentials })
+    }
+
+    /// The user's own shell where it can be executed, else the VM's; as a login shell.
+    fn login_shell(&self) -> Result<Vec<String>, ToolError> {
+        let is_shell = |path: &str| {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let is_none = matches!(name, "" | "nologin" | "false");
+            path.starts_with('/') && !is_none && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+        };
+        let own = is_shell(&self.shell).then(|| self.shell.clone());
+        let program = own.or_else(|| shell().map(str::to_owned)).ok_or_else(|| {
+            ToolError::new(ErrorCode::ProgramNotFound, "the VM has no shell")
+                .hint("run a program of the image")
+        })?;
+        Ok(vec![program, "-l".to_owned()])
     }
 
     fn environment(&self, in_vm: bool) -> BTreeMap<String, String> {

@@ -6,8 +6,9 @@
 //!                   ├─> its time is up ─> TERM, grace ─> KILL ──┼─> drain ─> Ended ─> forgotten: by age, count
 //!                   └─> cancelled, signalled ───────────────────┘
 //! ```
-//! Calls come and go; a command is one task of its own that waits for its process.
+//! Calls come and go, and so do streams ([`attach`]); a command is one task of its own that waits for its process.
 
+mod attach;
 mod calls;
 mod cgroup;
 mod command;

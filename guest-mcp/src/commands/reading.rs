@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nexus_schema::tools::command::LogFacts;
 
+use super::attach::Sink;
 use super::command::{Command, Stream};
 use super::streams::End;
 use super::table::Table;
@@ -78,10 +79,19 @@ impl Log {
 /// Reads one stream to its end.
 pub(super) async fn read(end: End, command: Arc<Command>, at: u8, table: Arc<Table>) {
     let stream = &command.streams[usize::from(at)];
+    let mut own = Vec::new();
     loop {
         // A pipe fails in no other way than by its end.
         let most = stream.room(command.limits.keep).await.min(CHUNK);
-        let Ok(length @ 1..) = read_some(&end, &command, at, &table, most).await else { break };
+        let Ok(Piece { length: length @ 1.., until, sink }) =
+            read_some(&end, &command, at, &table, &mut own, most).await
+        else {
+            break;
+        };
+        if let Some(sink) = sink {
+            sink.deliver(at, &own[..length]).await;
+            stream.was_read(until);
+        }
         command.seen.fetch_add(length as u64, Ordering::AcqRel);
         command.newest.store(at, Ordering::Release);
         command.changed();
@@ -92,36 +102,60 @@ pub(super) async fn read(end: End, command: Arc<Command>, at: u8, table: Arc<Tab
     command.changed();
 }
 
+/// What was read at once.
+struct Piece {
+    length: usize,
+    /// Where in the stream it ends.
+    until: u64,
+    /// Who gets it to the byte.
+    sink: Option<Arc<Sink>>,
+}
+
+/// Reads what is there, keeps it, and leaves it in `own` if somebody is attached.
 async fn read_some(
     end: &End,
     command: &Command,
     at: u8,
     table: &Table,
+    own: &mut Vec<u8>,
     most: usize,
-) -> std::io::Result<usize> {
+) -> std::io::Result<Piece> {
     thread_local! {
         /// One for all: nothing is between reading into it and taking it out.
         static CHUNKS: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
     }
+    let stream = &command.streams[usize::from(at)];
+    let mut piece = Piece { length: 0, until: 0, sink: None };
     let mut taken = Vec::new();
-    let length = end
-        .read_with(|read| {
-            CHUNKS.with_borrow_mut(|chunk| {
-                let length = read(&mut chunk[..most])?;
-                if command.log.is_some() {
-                    taken = chunk[..length].to_vec();
-                }
-                if !command.is_forgotten.load(Ordering::Acquire) {
-                    table.keep(&command.streams[usize::from(at)], &chunk[..length]);
-                }
+    end.read_with(|read| {
+        let mut take = |chunk: &mut [u8]| {
+            piece.length = read(&mut chunk[..most])?;
+            if command.log.is_some() {
+                taken = chunk[..piece.length].to_vec();
+            }
+            if !command.is_forgotten.load(Ordering::Acquire) {
+                table.keep(stream, &chunk[..piece.length]);
+            }
+            piece.until = stream.kept().total();
+            Ok(piece.length)
+        };
+        // Whoever attaches gets what is kept by then, and all that is read later.
+        let sink = command.exact();
+        match &*sink {
+            Some(sink) => {
+                own.resize(CHUNK, 0);
+                let length = take(own)?;
+                piece.sink = Some(sink.clone());
                 Ok(length)
-            })
-        })
-        .await?;
-    if let (Some(log), true) = (&command.log, length > 0) {
+            }
+            None => CHUNKS.with_borrow_mut(|chunk| take(chunk)),
+        }
+    })
+    .await?;
+    if let (Some(log), true) = (&command.log, piece.length > 0) {
         log.write(taken).await;
     }
-    Ok(length)
+    Ok(piece)
 }
 
 /// Waits until the streams of a command that ended are read, or until a process that it left behind keeps them open in silence.

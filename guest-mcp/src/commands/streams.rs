@@ -77,9 +77,9 @@ impl End {
             .await
     }
 
-    /// Whether there is something to read.
-    pub(super) fn has_unread(&self) -> bool {
-        rustix::io::ioctl_fionread(self.file.get_ref()).is_ok_and(|bytes| bytes > 0)
+    /// How much there is to read, in bytes.
+    pub(super) fn unread(&self) -> u64 {
+        rustix::io::ioctl_fionread(self.file.get_ref()).unwrap_or(0)
     }
 
     /// Writes some of `bytes`.

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nexus_schema::stream::Opening;
 use nexus_schema::{Tool, ToolError};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::io::AsyncWriteExt;
@@ -132,6 +133,24 @@ impl Holder {
         };
         guard.is_over = true;
         outcome.unwrap_or_else(|_| Err(lost()))
+    }
+
+    /// Has a stream of a command served, which outlives this process then. The holder answers on it.
+    pub(crate) async fn hand_over(
+        &self,
+        socket: impl AsFd,
+        opening: Opening,
+        settings: Settings,
+    ) -> Result<(), ToolError> {
+        let failed = |error: io::Error| {
+            agent_failed(format!("reach the process that holds commands: {}", reason(&error)))
+        };
+        // It is there then, and its commands end with this process's directory as those of calls do.
+        self.connect().await.map_err(failed)?;
+        let mut stream = self.dial().await.map_err(failed)?;
+        let message = wire::frame(&ToHolder::Stream(wire::Stream { opening, settings })).map_err(failed)?;
+        stream.write_all(&message).await.map_err(failed)?;
+        wire::send_socket(&stream, socket).await.map_err(failed)
     }
 
     /// Tells the holder to kill all commands and go, and waits until it has.

@@ -3,6 +3,7 @@
 //! ```text
 //! host ── port 200 ── agent ── Unix socket ── holder ── commands
 //!                     may die                 starts, reads, waits for and kills them
+//!      ── port 201 ── agent ── hands over ──> holder: the streams of commands
 //! ```
 //! The agent starts it for the first command, with the socket that it listens on as its standard input. An agent that is
 //! started again dials it again. If the holder itself is killed, its commands are, too; the next one tells which they were.
@@ -25,7 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::wire::{FromHolder, ToHolder};
+use self::wire::{FromHolder, Stream, ToHolder};
 use crate::commands::{Caller, Table};
 use crate::console::say;
 use crate::os::reason;
@@ -176,6 +177,13 @@ async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
                 if let Some(call) = lock().remove(&id) {
                     call.work.abort();
                 }
+            }
+            ToHolder::Stream(Stream { opening, settings }) => {
+                match wire::receive_socket(reader.as_ref()).await {
+                    Ok(socket) => table.stream(socket, opening, settings).await,
+                    Err(error) => say(format_args!("receive a stream: {}", reason(&error))),
+                }
+                break;
             }
             ToHolder::End => {
                 end.cancel();

@@ -1,13 +1,22 @@
-//! What an agent and its holder say to each other: JSON, each message behind its length in 4 bytes.
+//! What an agent and its holder say to each other: JSON, each message behind its length in 4 bytes. Behind the message of a stream
+//! there is one byte, and with it the stream's socket.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nexus_schema::ToolError;
+use nexus_schema::stream::Opening;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, Interest};
+use tokio::net::UnixStream;
 
 /// The longest message, in bytes: arguments of one call in the escapes of JSON.
 const MESSAGE_MAX: u32 = 128 << 20;
@@ -21,8 +30,19 @@ pub(crate) enum ToHolder {
     Cancel(u64),
     /// Whoever made a call is gone: what it started goes on, and there is no answer.
     Leave(u64),
+    /// Serve this stream. Its socket comes behind this message, and nothing else then.
+    Stream(Stream),
     /// Kill everything and go.
     End,
+}
+
+/// A stream of a command.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Stream {
+    /// What is wanted.
+    pub(crate) opening: Opening,
+    /// How the VM is configured.
+    pub(crate) settings: Settings,
 }
 
 /// A call.
@@ -105,4 +125,33 @@ pub(crate) async fn read<T: DeserializeOwned>(
     let mut bytes = vec![0; length as usize];
     stream.read_exact(&mut bytes).await?;
     Ok(Some(serde_json::from_slice(&bytes)?))
+}
+
+/// Sends a socket, with the byte that carries it.
+pub(crate) async fn send_socket(stream: &UnixStream, socket: impl AsFd) -> io::Result<()> {
+    let sockets = [socket.as_fd()];
+    let send = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&sockets));
+        Ok(rustix::net::sendmsg(stream, &[IoSlice::new(b"+")], &mut ancillary, SendFlags::NOSIGNAL)?)
+    };
+    stream.async_io(Interest::WRITABLE, send).await.map(drop)
+}
+
+/// Receives the socket that comes next.
+pub(crate) async fn receive_socket(stream: &UnixStream) -> io::Result<OwnedFd> {
+    let receive = || {
+        let mut byte = [0];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags)?;
+        let sockets = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
+            _ => None,
+        });
+        sockets.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    };
+    stream.async_io(Interest::READABLE, receive).await
 }

@@ -61,6 +61,11 @@ impl<W: AsyncWrite + Unpin> Sender<W> {
         Ok(())
     }
 
+    /// Sends no more data: whoever waits for credit fails at once. Messages can still be sent.
+    pub fn close(&self) {
+        self.flow.close();
+    }
+
     /// Says that no more data comes.
     pub async fn end(&self) -> Result<(), FrameError> {
         self.write(Kind::End, &[]).await

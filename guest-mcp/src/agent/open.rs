@@ -1,0 +1,101 @@
+//! Streams of their own: how one is opened, and by whom it is served then.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use nexus_schema::ToolError;
+use nexus_schema::stream::{Answer, Done, LINE_MAX, OPENING_TIMEOUT, Open, Opened, Opening};
+use nexus_wire::duplex::{Reader, Writer};
+use nexus_wire::{duplex, frames};
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+use super::{Agent, tcp};
+use crate::holder::wire::Settings;
+use crate::tools::agent_failed;
+
+/// The reading end of a stream.
+pub(super) type Receiver = frames::Receiver<Reader>;
+/// The writing end of a stream.
+pub(crate) type Sender = frames::Sender<Writer>;
+
+/// How long the host may take to hang up after the last frame.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Reads what is wanted of a new stream, and serves it.
+pub(super) async fn serve(agent: Arc<Agent>, socket: OwnedFd) -> io::Result<()> {
+    let opening = match timeout(OPENING_TIMEOUT, read_opening(&socket)).await {
+        Ok(Ok(Some(opening))) => opening,
+        // Nobody is there who would hear an answer.
+        Ok(Ok(None)) | Err(_) => return Ok(()),
+        Ok(Err(error)) => return refuse(socket, error).await,
+    };
+    match opening.open {
+        Open::Exec(_) | Open::Attach(_) => {
+            let settings = agent.settings();
+            let settings = Settings { env: settings.env.clone(), working_dir: settings.working_dir.clone() };
+            match agent.holder.hand_over(&socket, opening, settings).await {
+                Ok(()) => Ok(()),
+                Err(error) => refuse(socket, error).await,
+            }
+        }
+        Open::Tcp(open) => match tcp::connect(open.port).await {
+            Ok(connection) => {
+                let (receiver, sender) = accept(socket, Opened::default()).await?;
+                tcp::serve(connection, receiver, sender).await;
+                Ok(())
+            }
+            Err(error) => refuse(socket, error).await,
+        },
+    }
+}
+
+/// The line that opens a stream; `None` if the host hangs up before it is there.
+async fn read_opening(socket: &OwnedFd) -> Result<Option<Opening>, ToolError> {
+    let failed = |error: io::Error| ToolError::invalid(format!("open a stream: {error}"));
+    // The socket may go on to another process, so it is not to be shut down here.
+    let mut reader =
+        Reader::of_shared(socket.as_fd().try_clone_to_owned().map_err(failed)?).map_err(failed)?;
+    let mut buffer = BytesMut::new();
+    let line = frames::read_line(&mut reader, &mut buffer, LINE_MAX).await.map_err(failed)?;
+    if !buffer.is_empty() {
+        return Err(ToolError::invalid("open a stream: frames before the answer"));
+    }
+    line.map(|line| Opening::parse(&line)).transpose()
+}
+
+/// Says that the stream is open; from here on there are frames.
+pub(crate) async fn accept(socket: OwnedFd, opened: Opened) -> io::Result<(Receiver, Sender)> {
+    let (reader, mut writer) = duplex::split(socket)?;
+    writer.write_all(&line(&Answer::Ok(opened))?).await?;
+    Ok(frames::over(reader, writer, BytesMut::new()))
+}
+
+/// Says why the stream is not opened, and waits a moment until that is read.
+pub(crate) async fn refuse(socket: OwnedFd, error: ToolError) -> io::Result<()> {
+    let (mut reader, mut writer) = duplex::split(socket)?;
+    writer.write_all(&line(&Answer::Error(error))?).await?;
+    let _ = timeout(LINGER, tokio::io::copy(&mut reader, &mut tokio::io::sink())).await;
+    Ok(())
+}
+
+fn line(answer: &Answer) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Says how a stream ended, and waits a moment until the host hangs up: what it did not read yet could be lost else.
+pub(crate) async fn finish(mut receiver: Receiver, sender: Sender, done: Done) {
+    let message = serde_json::to_vec(&done).unwrap_or_else(|error| {
+        let error = Done::Error(agent_failed(format!("say how a stream ended: {error}")));
+        serde_json::to_vec(&error).unwrap_or_default()
+    });
+    // A host that is gone needs no word.
+    if timeout(LINGER, sender.done(&message)).await.is_ok_and(|sent| sent.is_ok()) {
+        let _ = timeout(LINGER, async { while let Ok(Some(_)) = receiver.next().await {} }).await;
+    }
+}

@@ -1,0 +1,68 @@
+//! TCP connections to the guest's own loopback, for the host.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use nexus_schema::ToolError;
+use nexus_schema::error::ErrorCode;
+use nexus_schema::stream::{Done, Ended};
+use nexus_wire::frames::{CopyError, copy};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::open::{Receiver, Sender, finish};
+use crate::os::reason;
+
+/// How long a connection may take: on loopback only a full backlog makes one wait.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connects to a port: on 127.0.0.1, or on ::1 where nothing listens there.
+pub(super) async fn connect(port: u16) -> Result<TcpStream, ToolError> {
+    let dial = async {
+        match TcpStream::connect((IpAddr::from(Ipv4Addr::LOCALHOST), port)).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                TcpStream::connect((IpAddr::from(Ipv6Addr::LOCALHOST), port)).await.map_err(|_| error)
+            }
+            connected => connected,
+        }
+    };
+    let failed = |code, why: &str| ToolError::new(code, format!("connect to port {port} in the VM: {why}"));
+    match timeout(CONNECT_TIMEOUT, dial).await {
+        Ok(Ok(connection)) => {
+            // What is small is not to wait for more.
+            let _ = connection.set_nodelay(true);
+            Ok(connection)
+        }
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(failed(ErrorCode::ConnectionRefused, "nothing listens there")
+                .hint("start the server first, and let it listen on 127.0.0.1 or on all addresses"))
+        }
+        Ok(Err(error)) => Err(failed(ErrorCode::GuestFailed, &reason(&error))),
+        Err(_) => Err(failed(ErrorCode::Timeout, "it does not accept")),
+    }
+}
+
+/// Carries a connection until both its directions have ended. A host that is gone resets it.
+pub(super) async fn serve(mut connection: TcpStream, mut receiver: Receiver, sender: Sender) {
+    let (mut read, mut write) = connection.split();
+    let copied = copy(&mut receiver, &sender, &mut read, &mut write).await;
+    let failed = |what: &str, error: &io::Error| {
+        Done::Error(ToolError::new(
+            ErrorCode::GuestFailed,
+            format!("{what} the connection: {}", reason(error)),
+        ))
+    };
+    let done = match copied {
+        Ok(_) => Done::Ok(Ended::default()),
+        Err(CopyError::Read(error)) => failed("read from", &error),
+        Err(CopyError::Write(error)) => failed("write to", &error),
+        Err(CopyError::Frames(_)) => {
+            // Whoever listens sees that it was cut off, and not that it ended.
+            let _ = rustix::net::sockopt::set_socket_linger(&connection, Some(Duration::ZERO));
+            return;
+        }
+    };
+    drop(connection);
+    finish(receiver, sender, done).await;
+}
