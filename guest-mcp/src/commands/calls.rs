@@ -16,6 +16,7 @@ use nexus_schema::tools::command::{
     CommandOutputParams, CommandSignal, CommandSignalOutput, CommandSignalParams, CommandStart,
     CommandStartParams, OutputStream, RunCommand, RunCommandParams,
 };
+use nexus_schema::tools::mcp::{McpCall, McpList};
 use nexus_schema::{Tool, ToolError};
 use rustix::process::Signal;
 use serde::Serialize;
@@ -57,6 +58,8 @@ impl Table {
             CommandInput::NAME => self.input(decode::<CommandInput>(&params)?).await,
             CommandSignal::NAME => self.signal(decode::<CommandSignal>(&params)?).await,
             CommandList::NAME => self.list_page(&decode::<CommandList>(&params)?),
+            McpList::NAME => self.mcp_list(decode::<McpList>(&params)?, &caller).await,
+            McpCall::NAME => self.mcp_call(decode::<McpCall>(&params)?, &caller).await,
             SERVICES_START => {
                 let orders = serde_json::from_str(params.get());
                 let orders = orders.map_err(|error| agent_failed(format!("start services: {error}")))?;
@@ -314,7 +317,7 @@ fn answer(report: Report) -> Result<Answer, ToolError> {
     Ok(Answer { blocks, ..plain(header, &facts)? })
 }
 
-fn plain(header: String, facts: &impl Serialize) -> Result<Answer, ToolError> {
+pub(super) fn plain(header: String, facts: &impl Serialize) -> Result<Answer, ToolError> {
     let facts = to_raw_value(facts).map_err(|error| agent_failed(format!("write the facts: {error}")))?;
     Ok(Answer { header, blocks: Vec::new(), facts })
 }

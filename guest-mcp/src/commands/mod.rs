@@ -14,6 +14,7 @@ mod cgroup;
 mod command;
 mod kept;
 mod launch;
+mod mcp;
 mod newest;
 mod offline;
 mod oom;

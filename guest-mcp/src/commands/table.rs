@@ -1,6 +1,6 @@
 //! The table of all commands: finding them, forgetting them, and how much is kept of their output in all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,9 +10,11 @@ use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::id::CommandId;
 use nexus_schema::tools::command::{CommandEntry, CommandState};
+use nexus_schema::tools::mcp::MCP_DIRECTORY;
 use rustix::process::Signal;
 
 use super::command::{Command, Stream};
+use super::mcp::Server;
 use super::tree;
 use crate::console::say;
 use crate::os::{read_small, reason, uptime};
@@ -57,6 +59,8 @@ struct Inner {
     last: u32,
     /// The names of services that are looked after.
     services: BTreeSet<String>,
+    /// The image's MCP servers that were asked for.
+    servers: BTreeMap<String, Arc<Server>>,
 }
 
 impl Table {
@@ -179,6 +183,16 @@ impl Table {
     /// Notes that a service is looked after; false if it was already.
     pub(super) fn is_new_service(&self, name: &str) -> bool {
         self.inner().services.insert(name.to_owned())
+    }
+
+    /// An MCP server of the image.
+    pub(super) fn server(&self, name: &str) -> Arc<Server> {
+        self.inner().servers.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Where the image says which MCP servers it brings.
+    pub(super) fn mcp_directory(&self) -> PathBuf {
+        if self.in_vm { MCP_DIRECTORY.into() } else { self.directory.with_file_name("mcp.d") }
     }
 
     /// Forgets a command that has ended.

@@ -3,6 +3,7 @@
 use nexus_schema::tools::command::{
     CommandInput, CommandList, CommandOutput, CommandSignal, CommandStart, RunCommand,
 };
+use nexus_schema::tools::mcp::{McpCall, McpList};
 use nexus_schema::{Tool, ToolError};
 
 use super::{Call, Reply, Run};
@@ -24,5 +25,7 @@ held! {
     CommandOutput,
     CommandSignal,
     CommandStart,
+    McpCall,
+    McpList,
     RunCommand,
 }

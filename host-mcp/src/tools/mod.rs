@@ -162,7 +162,7 @@ mod tests {
         for view in [View::Whole, View::Vm(nexus_schema::id::VmId::from_i64(1).unwrap())] {
             let names: Vec<_> = registry.list(view).iter().map(|t| t.name.to_string()).collect();
             assert!(names.is_sorted(), "{names:?}");
-            assert!(names.len() <= 64);
+            assert!(names.len() <= 96);
             for name in names {
                 let guest = registry.guest_tool(view, &name).is_some();
                 let host = view == View::Whole && registry.host.contains_key(&*name);

@@ -6,6 +6,7 @@ pub mod command;
 pub mod drive;
 pub mod file;
 pub mod image;
+pub mod mcp;
 pub mod op;
 pub mod os;
 pub mod plan;
@@ -93,6 +94,8 @@ macro_rules! for_each_guest_tool {
             $crate::tools::file::FileRead => file_read,
             $crate::tools::file::FileStat => file_stat,
             $crate::tools::file::FileWrite => file_write,
+            $crate::tools::mcp::McpCall => mcp_call,
+            $crate::tools::mcp::McpList => mcp_list,
             $crate::tools::os::OsInfo => os_info,
             $crate::tools::command::RunCommand => run_command,
         }

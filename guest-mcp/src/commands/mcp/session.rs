@@ -1,0 +1,220 @@
+//! One MCP server that runs: JSON lines over its standard input and output.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use nexus_schema::ToolError;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::process::Child;
+
+use super::{cut, gone};
+use crate::commands::launch::Started;
+use crate::commands::streams::End;
+use crate::commands::tree::Tree;
+use crate::os::reason;
+use crate::role::VERSION;
+
+/// The revision of MCP that is asked for.
+const REVISION: &str = "2025-06-18";
+/// The longest line of a server, in bytes.
+const LINE_MAX: usize = 4 << 20;
+/// How much of the end of its standard error is told when it fails, in bytes.
+const TAIL: usize = 1 << 10;
+
+/// A server that runs. It is killed when this is dropped.
+#[derive(Debug)]
+pub(super) struct Session {
+    name: String,
+    /// What it calls itself.
+    pub(super) title: String,
+    /// When it was asked last.
+    pub(super) used: Instant,
+    child: Child,
+    tree: Arc<Tree>,
+    input: End,
+    output: End,
+    read: Vec<u8>,
+    errors: Arc<Mutex<VecDeque<u8>>>,
+    last: u64,
+}
+
+/// A message of a server.
+#[derive(Debug, Deserialize)]
+struct Message {
+    #[serde(default)]
+    id: Option<Value>,
+    #[serde(default)]
+    method: Option<String>,
+    #[serde(default)]
+    result: Option<Value>,
+    #[serde(default)]
+    error: Option<Failure>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Failure {
+    #[serde(default)]
+    message: String,
+}
+
+impl Session {
+    pub(super) fn over(name: &str, started: Started) -> Result<Self, ToolError> {
+        let Started { child, tree, ends, .. } = started;
+        let input = ends.stdin.ok_or_else(|| gone(name, "it has no input"))?;
+        let errors: Arc<Mutex<VecDeque<u8>>> = Arc::default();
+        if let Some(end) = ends.stderr {
+            tokio::spawn(keep_tail(end, errors.clone()));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            title: String::new(),
+            used: Instant::now(),
+            child,
+            tree: Arc::new(tree),
+            input,
+            output: ends.stdout,
+            read: Vec::new(),
+            errors,
+            last: 0,
+        })
+    }
+
+    /// Whether its process is gone.
+    pub(super) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// The first words of a session.
+    pub(super) async fn greet(&mut self) -> Result<(), ToolError> {
+        let asked = json!({
+            "protocolVersion": REVISION, "capabilities": {},
+            "clientInfo": { "name": "nexus-guest", "version": VERSION },
+        });
+        let answer = self.request("initialize", &asked).await?;
+        let said = |key: &str| answer["serverInfo"][key].as_str().unwrap_or_default().to_owned();
+        self.title = format!("{} {}", said("name"), said("version")).trim().to_owned();
+        self.write(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })).await
+    }
+
+    /// Sends a request and waits for its answer. If this is dropped before that, the answer is passed over later.
+    pub(super) async fn request(&mut self, method: &str, params: &Value) -> Result<Value, ToolError> {
+        self.used = Instant::now();
+        self.last += 1;
+        let id = self.last;
+        self.write(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params })).await?;
+        loop {
+            let line = self.line().await?;
+            let message: Message = match serde_json::from_slice(&line) {
+                Ok(message) => message,
+                Err(_) if line.iter().all(u8::is_ascii_whitespace) => continue,
+                Err(error) => return Err(self.gone(&format!("what it writes is no MCP: {error}"))),
+            };
+            match (message.method, message.id) {
+                (Some(asked), Some(theirs)) => self.answer(&asked, theirs).await?,
+                (None, Some(Value::Number(of))) if of.as_u64() == Some(id) => {
+                    self.used = Instant::now();
+                    return match (message.result, message.error) {
+                        (Some(result), None) => Ok(result),
+                        (_, Some(error)) => Err(ToolError::invalid(format!(
+                            "the MCP server {} refused: {}",
+                            self.name,
+                            cut(&error.message, 2000)
+                        ))),
+                        (None, None) => Err(self.gone("its answer has no result")),
+                    };
+                }
+                // A notification, or an answer that nobody waits for any more.
+                _ => {}
+            }
+        }
+    }
+
+    /// Answers what a server asks of its client.
+    async fn answer(&self, method: &str, id: Value) -> Result<(), ToolError> {
+        let answer = match method {
+            "ping" => json!({ "jsonrpc": "2.0", "id": id, "result": {} }),
+            _ => {
+                json!({ "jsonrpc": "2.0", "id": id, "error": { "code": -32601, "message": "not offered here" } })
+            }
+        };
+        self.write(&answer).await
+    }
+
+    async fn write(&self, message: &Value) -> Result<(), ToolError> {
+        let mut line = serde_json::to_vec(message).map_err(|error| self.gone(&error.to_string()))?;
+        line.push(b'\n');
+        let mut rest = &line[..];
+        while !rest.is_empty() {
+            let written = self.input.write(rest).await;
+            rest = &rest[written.map_err(|error| self.gone(&reason(&error)))?..];
+        }
+        Ok(())
+    }
+
+    /// The next line. Nothing is lost where this is given up.
+    async fn line(&mut self) -> Result<Vec<u8>, ToolError> {
+        let mut scanned = 0;
+        loop {
+            if let Some(at) = self.read[scanned..].iter().position(|byte| *byte == b'\n') {
+                let rest = self.read.split_off(scanned + at + 1);
+                return Ok(std::mem::replace(&mut self.read, rest));
+            }
+            scanned = self.read.len();
+            if scanned > LINE_MAX {
+                return Err(self.gone(&format!("it writes a line of more than {} MiB", LINE_MAX >> 20)));
+            }
+            let read = &mut self.read;
+            let length = self.output.read_with(|read_into| {
+                let mut chunk = [0; 16 << 10];
+                let length = read_into(&mut chunk)?;
+                read.extend_from_slice(&chunk[..length]);
+                Ok(length)
+            });
+            match length.await {
+                Ok(0) => return Err(self.gone("it ended")),
+                Ok(_) => {}
+                Err(error) => return Err(self.gone(&reason(&error))),
+            }
+        }
+    }
+
+    /// It cannot be used, with the last that it wrote to its standard error.
+    fn gone(&self, why: &str) -> ToolError {
+        let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let tail = String::from_utf8_lossy(errors.make_contiguous()).into_owned();
+        let error = gone(&self.name, why);
+        match tail.trim() {
+            "" => error,
+            tail => error.hint(format!("it wrote: {}", cut(tail, TAIL))),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let tree = self.tree.clone();
+        // To look for what belongs to it may take a moment on a busy machine.
+        tokio::task::spawn_blocking(move || {
+            tree.kill();
+            tree.release();
+        });
+    }
+}
+
+/// Reads standard error, so that it never fills, and keeps its end.
+async fn keep_tail(end: End, tail: Arc<Mutex<VecDeque<u8>>>) {
+    let read = || {
+        end.read_with(|read_into| {
+            let mut chunk = [0; 4 << 10];
+            let length = read_into(&mut chunk)?;
+            let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+            tail.extend(&chunk[..length]);
+            let over = tail.len().saturating_sub(TAIL);
+            tail.drain(..over);
+            Ok(length)
+        })
+    };
+    while let Ok(1..) = read().await {}
+}
