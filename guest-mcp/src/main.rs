@@ -13,6 +13,7 @@ mod commands;
 mod console;
 mod ext4;
 mod holder;
+mod identity;
 mod init;
 mod initramfs;
 mod os;

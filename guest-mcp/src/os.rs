@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use nexus_schema::ToolError;
 use rustix::mount::MountFlags;
 
 /// Reads at most `max` bytes of a small file as text; `None` if it cannot be read.
@@ -101,6 +102,18 @@ impl Users {
         Self { passwd: read("/etc/passwd"), group: read("/etc/group") }
     }
 
+    /// Databases of this text.
+    #[cfg(test)]
+    pub(crate) fn of(passwd: &str, group: &str) -> Self {
+        Self { passwd: passwd.to_owned(), group: group.to_owned() }
+    }
+
+    /// The number of a group's name.
+    pub(crate) fn gid_of(&self, name: &str) -> Option<u32> {
+        let line = self.group.lines().find(|line| line.split(':').next() == Some(name))?;
+        line.split(':').nth(2)?.parse().ok()
+    }
+
     fn all(&self) -> impl Iterator<Item = User> {
         self.passwd.lines().filter_map(|line| {
             let mut fields = line.split(':');
@@ -165,6 +178,14 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
     match chars.next() {
         Some(first) if !text.starts_with("I/O") => first.to_lowercase().chain(chars).collect(),
         Some(_) | None => text.to_owned(),
+    }
+}
+
+/// An error with what the system says of it, as data.
+pub(crate) fn with_errno(error: ToolError, cause: &std::io::Error) -> ToolError {
+    match cause.raw_os_error().map(nix::errno::Errno::from_raw) {
+        None | Some(nix::errno::Errno::UnknownErrno) => error,
+        Some(errno) => error.errno(format!("{errno:?}")),
     }
 }
 

@@ -8,28 +8,44 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, StatxAttributes, StatxFlags, Uid};
 use rustix::io::Errno;
 
-/// Makes a directory and its missing parents with the mode 0755. Each belongs to the owner of the directory that it is made in.
-pub(crate) fn make_directories(path: &Path) -> io::Result<()> {
-    Ok(make(path).map(drop)?)
+/// Whose is what is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// The owner's of the directory that it is made in.
+    OfDirectory,
+    /// Whose rights it is made with.
+    Maker,
 }
 
-fn make(path: &Path) -> Result<OwnedFd, Errno> {
+/// Makes a directory and its missing parents with the mode 0755. Each belongs to the owner of the directory that it is made in.
+pub(crate) fn make_directories(path: &Path) -> io::Result<()> {
+    Ok(make(path, Owner::OfDirectory).map(drop)?)
+}
+
+/// The same for an owner.
+pub(crate) fn make_directories_for(path: &Path, owner: Owner) -> io::Result<()> {
+    Ok(make(path, owner).map(drop)?)
+}
+
+fn make(path: &Path, owner: Owner) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::open(path, flags, Mode::empty()) {
         Err(Errno::NOENT) => {}
         other => return other,
     }
     let parent = path.parent().ok_or(Errno::NOENT)?;
-    let parent = make(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
+    let parent = make(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }, owner)?;
     // `..` at the end: now that the directory before it is there, so is this one.
     let Some(name) = path.file_name() else { return rustix::fs::open(path, flags, Mode::empty()) };
-    let made = rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755));
-    let directory = rustix::fs::openat(&parent, name, flags | OFlags::NOFOLLOW, Mode::empty())?;
-    match made {
-        Ok(()) => inherit_owner(&directory, &rustix::fs::fstat(&parent)?)?,
+    let is_new = match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) => true,
         // Somebody else was faster, and it is theirs.
-        Err(Errno::EXIST) => {}
+        Err(Errno::EXIST) => false,
         Err(error) => return Err(error),
+    };
+    let directory = rustix::fs::openat(&parent, name, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    if is_new && owner == Owner::OfDirectory {
+        inherit_owner(&directory, &rustix::fs::fstat(&parent)?)?;
     }
     Ok(directory)
 }
@@ -39,7 +55,8 @@ pub(crate) fn give_to_owner_of(directory: &Path, file: &File) -> io::Result<()> 
     Ok(inherit_owner(file, &rustix::fs::stat(directory)?)?)
 }
 
-fn inherit_owner(new: impl AsFd, parent: &Stat) -> Result<(), Errno> {
+/// Gives what is new to the owner of its directory.
+pub(crate) fn inherit_owner(new: impl AsFd, parent: &Stat) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(parent.st_uid), Gid::from_raw(parent.st_gid));
     if uid == rustix::process::geteuid() && gid == rustix::process::getegid() {
         return Ok(());

@@ -26,6 +26,8 @@ pub(crate) struct ChildSetup {
     pub(crate) reset_oom: bool,
     /// Whose rights it gets; `None` keeps those of the parent.
     pub(crate) credentials: Option<Credentials>,
+    /// The directory that it starts in, entered with its own rights.
+    pub(crate) directory: Option<OwnedFd>,
     /// Whether it dies with its parent.
     pub(crate) dies_with_parent: bool,
     /// A file that it keeps open over its exec, under the number that it has now.
@@ -78,6 +80,9 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
                 check(libc::syscall(libc::SYS_setgroups, to.groups.len(), to.groups.as_ptr()))?;
                 check(libc::syscall(libc::SYS_setresgid, to.gid, to.gid, to.gid))?;
                 check(libc::syscall(libc::SYS_setresuid, to.uid, to.uid, to.uid))?;
+            }
+            if let Some(directory) = &setup.directory {
+                check(libc::fchdir(directory.as_raw_fd()).into())?;
             }
             if setup.dies_with_parent {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);

@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Instant;
 
 use common::{Guest, PATIENCE, facts, header, processes_with, stream, until};
@@ -62,8 +63,55 @@ fn users_by_name_and_number() {
     assert_eq!(stream(&result, "stdout"), "54321\n54321\n54321\n/ 54321\n");
     assert_eq!(
         client.bad("run_command", json!({ "command": line, "user": "nobody-knows" })),
-        "invalid_argument"
+        "user_not_found"
     );
+    for (user, ids) in
+        [("54321:54322", "54321\n54322\n54322\n"), ("daemon:54322", "1\n54322\n54322\n"), ("image", "0\n0\n")]
+    {
+        let result =
+            client.good("run_command", json!({ "command": "id -u; id -g; id -G", "user": user, "cwd": "/" }));
+        assert!(stream(&result, "stdout").starts_with(ids), "{user}: {result}");
+    }
+}
+
+/// The directory of a command is entered with the rights of its user.
+#[test]
+fn a_directory_is_entered_as_the_user() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let guest = Guest::start_configured(|_, configure| configure.image_user = Some("54321:54322".to_owned()));
+    let mut client = guest.client();
+    std::fs::set_permissions(guest.directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (own, closed) = (guest.path("own"), guest.path("closed"));
+    for (path, owner) in [(&own, 54321), (&closed, 0)] {
+        std::fs::create_dir(path).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::chown(path, Some(owner), Some(owner)).unwrap();
+    }
+    let result =
+        client.good("run_command", json!({ "command": "pwd; id -u; id -g", "user": "image", "cwd": own }));
+    assert_eq!(stream(&result, "stdout"), format!("{own}\n54321\n54322\n"));
+    for (cwd, errno, class) in [
+        (closed.as_str(), "EACCES", "permission"),
+        ("/no/such", "ENOENT", "not_found"),
+        ("/etc/passwd", "ENOTDIR", "not_found"),
+    ] {
+        let result = client.call("run_command", json!({ "argv": ["true"], "user": "image", "cwd": cwd }));
+        let error = &result["_meta"]["dev.nexus/error"];
+        assert_eq!(
+            (&error["code"], &error["errno"], &error["class"]),
+            (&json!("cwd_not_found"), &json!(errno), &json!(class)),
+            "{cwd}: {result}"
+        );
+    }
+    // What its user may not read is no standard input, and a log is its user's.
+    let secret = guest.path("secret");
+    std::fs::write(&secret, "x").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let as_user =
+        |more: &str, path: &str| json!({ "argv": ["true"], "user": "image", "cwd": "/", more: path });
+    assert_eq!(client.bad("run_command", as_user("stdin_path", &secret)), "file_refused");
+    client.good("run_command", as_user("log", &format!("{own}/log")));
+    assert_eq!(std::fs::metadata(format!("{own}/log")).unwrap().uid(), 54321);
 }
 
 #[test]
@@ -93,8 +141,8 @@ fn what_cannot_be_started_is_said() {
         (json!({ "command": "x", "log": "/dev/full" }), "file_refused"),
         (json!({ "command": "x", "timeout_s": -1 }), "invalid_argument"),
         (json!({ "command": "x", "cwd": "relative" }), "invalid_argument"),
-        (json!({ "command": "x", "cwd": "/no/such" }), "file_not_found"),
-        (json!({ "command": "x", "cwd": "/etc/passwd" }), "file_refused"),
+        (json!({ "command": "x", "cwd": "/no/such" }), "cwd_not_found"),
+        (json!({ "command": "x", "cwd": "/etc/passwd" }), "cwd_not_found"),
         (json!({ "command": "x", "env": { "A=B": "1" } }), "invalid_argument"),
         (json!({ "command": "x", "stdin": "!", "stdin_encoding": "base64" }), "invalid_argument"),
         (json!({ "command": "x", "stdin": "x".repeat(3 << 20) }), "too_large"),

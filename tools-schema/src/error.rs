@@ -51,7 +51,7 @@ macro_rules! codes {
                 match self {$(Self::$variant => $text,)*}
             }
 
-            /// What sort of failure it is; the CLI's exit code follows from it.
+            /// What sort of failure it is, where nothing more exact is known.
             pub const fn class(self) -> ErrorClass {
                 match self {$(Self::$variant => ErrorClass::$class,)*}
             }
@@ -68,7 +68,7 @@ codes! {
     /// An argument is malformed or impossible.
     InvalidArgument = "invalid_argument", Usage, retryable: false;
     /// The caller may not do this through this endpoint.
-    Forbidden = "forbidden", Usage, retryable: false;
+    Forbidden = "forbidden", Permission, retryable: false;
     /// No such VM.
     VmNotFound = "vm_not_found", NotFound, retryable: false;
     /// No such image.
@@ -87,6 +87,10 @@ codes! {
     FileNotFound = "file_not_found", NotFound, retryable: false;
     /// No such command in the guest, or none any more.
     CommandNotFound = "command_not_found", NotFound, retryable: false;
+    /// No such user in the guest.
+    UserNotFound = "user_not_found", NotFound, retryable: false;
+    /// The directory that a command is to start in is not there, or its user may not enter it.
+    CwdNotFound = "cwd_not_found", NotFound, retryable: false;
     /// The command in the guest has ended.
     CommandEnded = "command_ended", Conflict, retryable: false;
     /// The command in the guest takes no input, or no more.
@@ -96,9 +100,9 @@ codes! {
     /// The VM's state does not allow the call.
     VmWrongState = "vm_wrong_state", Conflict, retryable: false;
     /// The VM does not run.
-    VmNotRunning = "vm_not_running", Conflict, retryable: false;
+    VmNotRunning = "vm_not_running", Unavailable, retryable: false;
     /// The VM runs, but its agent is not ready yet.
-    VmNotReady = "vm_not_ready", Conflict, retryable: true;
+    VmNotReady = "vm_not_ready", Unavailable, retryable: true;
     /// The VM is protected against deletion.
     VmProtected = "vm_protected", Conflict, retryable: false;
     /// The same idempotency key was used with other arguments.
@@ -111,6 +115,8 @@ codes! {
     Cancelled = "cancelled", Conflict, retryable: false;
     /// A file or directory exists, is of another type, or permission is missing in the guest.
     FileRefused = "file_refused", Conflict, retryable: false;
+    /// A file in the guest does not hold what an edit or a patch says that it does.
+    EditMismatch = "edit_mismatch", Conflict, retryable: false;
     /// The command could not be started in the guest.
     CommandFailed = "command_failed", Failed, retryable: false;
     /// The guest's agent failed.
@@ -124,7 +130,7 @@ codes! {
     /// The VM failed to boot.
     BootFailed = "boot_failed", Failed, retryable: true;
     /// The VM ended during the call.
-    VmGone = "vm_gone", Failed, retryable: true;
+    VmGone = "vm_gone", Unavailable, retryable: true;
     /// Something that was downloaded or given is damaged or not what was promised.
     VerificationFailed = "verification_failed", Failed, retryable: true;
     /// The download failed.
@@ -140,7 +146,7 @@ codes! {
     /// The guest answered with something that is not an answer.
     GuestMisbehaved = "guest_misbehaved", Failed, retryable: true;
     /// The result is larger than may be sent.
-    TooLarge = "too_large", Failed, retryable: false;
+    TooLarge = "too_large", TooLarge, retryable: false;
     /// The link to the guest is down.
     GuestUnreachable = "guest_unreachable", Unavailable, retryable: true;
     /// The deadline passed.
@@ -164,6 +170,9 @@ impl ErrorCode {
                 | Self::FileNotFound
                 | Self::FileRefused
                 | Self::CommandFailed
+                | Self::EditMismatch
+                | Self::UserNotFound
+                | Self::CwdNotFound
                 | Self::CommandNotFound
                 | Self::CommandEnded
                 | Self::InputClosed
@@ -178,20 +187,38 @@ impl ErrorCode {
                 | Self::TooLarge
         )
     }
+
+    /// The exit code of the CLI for it.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            // Scripts tell a VM in the wrong state from a daemon that is not there.
+            Self::VmNotRunning | Self::VmNotReady => ErrorClass::Conflict.exit_code(),
+            Self::VmGone => ErrorClass::Failed.exit_code(),
+            Self::Forbidden => ErrorClass::Usage.exit_code(),
+            other => other.class().exit_code(),
+        }
+    }
 }
 
-/// A sort of failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A sort of failure. There are no others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorClass {
     /// The call itself is wrong.
     Usage,
     /// The thing does not exist.
     NotFound,
+    /// Permission is missing.
+    Permission,
+    /// A directory is where a file is needed.
+    IsADirectory,
     /// The state of things does not allow it.
     Conflict,
+    /// It is larger than may be.
+    TooLarge,
     /// It was tried and failed.
     Failed,
-    /// The other side is not there.
+    /// The other side is not there: daemon, VM or guest.
     Unavailable,
     /// It took too long.
     Timeout,
@@ -200,13 +227,33 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
+    /// Whether a guest may give it for a failure inside its VM. All others are the host's alone.
+    pub const fn may_be_of_guest(self) -> bool {
+        !matches!(self, Self::Unavailable | Self::Internal)
+    }
+
+    /// The class of an error of Linux, by its name such as `EACCES`; `None` where the name says too little.
+    pub fn of_errno(errno: &str) -> Option<Self> {
+        Some(match errno {
+            "ENOENT" => Self::NotFound,
+            "EACCES" | "EPERM" | "EROFS" => Self::Permission,
+            "EISDIR" => Self::IsADirectory,
+            "EFBIG" | "E2BIG" | "ENAMETOOLONG" | "EOVERFLOW" => Self::TooLarge,
+            "ETIMEDOUT" => Self::Timeout,
+            "ENOSPC" | "EDQUOT" | "EIO" | "ENOMEM" | "EMFILE" | "ENFILE" => Self::Failed,
+            _ => return None,
+        })
+    }
+}
+
+impl ErrorClass {
     /// The exit code of the CLI for failures of this class.
     pub const fn exit_code(self) -> u8 {
         match self {
-            Self::Failed => 1,
+            Self::Failed | Self::TooLarge => 1,
             Self::Usage => 2,
             Self::NotFound => 3,
-            Self::Conflict => 4,
+            Self::Conflict | Self::Permission | Self::IsADirectory => 4,
             Self::Timeout => 5,
             Self::Unavailable => 6,
             Self::Internal => 70,
@@ -232,12 +279,43 @@ pub struct ToolError {
     /// The next thing to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// What sort of failure it is; absent where it was reported by a version that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<ErrorClass>,
+    /// The name of the error of Linux behind it, such as `EACCES`, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno: Option<String>,
+}
+
+/// Whether text is shaped as the name of an error of Linux: `EACCES`.
+pub fn is_errno(text: &str) -> bool {
+    let mut letters = text.bytes();
+    letters.next() == Some(b'E')
+        && (2..=16).contains(&text.len())
+        && letters.all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
 }
 
 impl ToolError {
     /// An error with a code and a message.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retryable: code.is_retryable(), hint: None }
+        Self {
+            code,
+            message: message.into(),
+            retryable: code.is_retryable(),
+            hint: None,
+            class: Some(code.class()),
+            errno: None,
+        }
+    }
+
+    /// The same with the error of Linux behind it, by its name such as `EACCES`. It may say more than the code of what sort of
+    /// failure it is.
+    #[must_use]
+    pub fn errno(mut self, errno: impl Into<String>) -> Self {
+        let errno = errno.into();
+        self.class = ErrorClass::of_errno(&errno).or(self.class);
+        self.errno = Some(errno);
+        self
     }
 
     /// The same with the next thing to do.
@@ -282,6 +360,30 @@ mod tests {
             assert!(seen.insert(code.as_str()), "{code}");
             assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
         }
+    }
+
+    #[test]
+    fn an_errno_says_more_than_the_code() {
+        let error = |errno: &str| ToolError::new(ErrorCode::FileRefused, "x").errno(errno);
+        for (errno, class) in [
+            ("EACCES", "permission"),
+            ("EROFS", "permission"),
+            ("EISDIR", "is_a_directory"),
+            ("ENOTDIR", "conflict"),
+            ("ENOSPC", "failed"),
+            ("ENAMETOOLONG", "too_large"),
+        ] {
+            let value = serde_json::to_value(error(errno)).unwrap();
+            assert_eq!((&value["errno"], &value["class"]), (&errno.into(), &class.into()));
+            assert!(is_errno(errno));
+        }
+        for bad in ["", "E", "eacces", "EACCES ", "X", "E\u{1b}", "EABCDEFGHIJKLMNOPQ"] {
+            assert!(!is_errno(bad), "{bad:?}");
+        }
+        // As a version wrote it that knew neither.
+        let old: ToolError =
+            serde_json::from_str(r#"{"code":"timeout","message":"x","retryable":true}"#).unwrap();
+        assert_eq!((old.class, old.errno), (None, None));
     }
 
     #[test]

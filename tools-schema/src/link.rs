@@ -172,6 +172,9 @@ pub struct Configure {
     /// Where commands start when they do not say, made if it is missing; their user's home where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
+    /// The user that the image names, for calls that ask to act as that one; root where it names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_user: Option<String>,
     /// How long the guest waits for the image's own init to have started the system before it answers, in seconds; 0 for not at
     /// all. Guests that do not know it do not wait.
     #[serde(default, skip_serializing_if = "is_zero")]

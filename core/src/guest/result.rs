@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use nexus_schema::error::{ERROR_META, RESULT_META, STREAM_META};
+use nexus_schema::error::{ERROR_META, ErrorClass, RESULT_META, STREAM_META, is_errno};
 use nexus_schema::{ErrorCode, ResultShape, Tool, ToolError};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -55,12 +55,16 @@ pub struct GuestFailure<'a> {
     pub code: ErrorCode,
     message: Cow<'a, str>,
     hint: Option<Cow<'a, str>>,
+    class: Option<ErrorClass>,
+    errno: Option<Cow<'a, str>>,
 }
 
 impl GuestFailure<'_> {
     /// The error as a caller sees it, with the guest's words marked as such; `vm` is the VM's name.
     pub fn to_tool_error(&self, vm: &str) -> ToolError {
-        let error = ToolError::new(self.code, format!("inside {vm}: {}", self.message));
+        let mut error = ToolError::new(self.code, format!("inside {vm}: {}", self.message));
+        error.class = self.class.or(error.class);
+        error.errno = self.errno.as_deref().map(str::to_owned);
         match &self.hint {
             Some(hint) => error.hint(format!("the guest suggests: {hint}")),
             None => error,
@@ -244,15 +248,27 @@ fn failure(json: &str) -> Result<GuestFailure<'_>, LinkError> {
         message: Cow<'a, str>,
         #[serde(borrow, default)]
         hint: Option<Cow<'a, str>>,
+        #[serde(default)]
+        class: Option<ErrorClass>,
+        #[serde(borrow, default)]
+        errno: Option<Cow<'a, str>>,
     }
     let Ok(said) = serde_json::from_str::<Said<'_>>(json) else { return wrong("a malformed error") };
     if !said.code.may_be_of_guest() {
         return wrong("an error with a code that guests may not use");
     }
+    if said.class.is_some_and(|class| !class.may_be_of_guest()) {
+        return wrong("an error with a class that guests may not use");
+    }
+    if said.errno.as_deref().is_some_and(|errno| !is_errno(errno)) {
+        return wrong("an error with an errno that is none");
+    }
     Ok(GuestFailure {
         code: said.code,
         message: words(said.message, MESSAGE_MAX)?,
         hint: said.hint.map(|hint| words(hint, HINT_MAX)).transpose()?,
+        class: said.class,
+        errno: said.errno,
     })
 }
 
@@ -369,10 +385,23 @@ mod tests {
             (r#"{"code":"timeout"}"#, "a malformed error"),
             (r#"{"code":"timeout","message":"\u001b[2J"}"#, "control characters in an error"),
             (r#"{"code":"timeout","message":"x","hint":"\r"}"#, "control characters in an error"),
+            (r#"{"code":"timeout","message":"x","class":"made_up"}"#, "a malformed error"),
+            (
+                r#"{"code":"timeout","message":"x","class":"unavailable"}"#,
+                "an error with a class that guests may not use",
+            ),
+            (r#"{"code":"timeout","message":"x","errno":"e\u001b"}"#, "an error with an errno that is none"),
+            (r#"{"code":"timeout","message":"x","errno":5}"#, "a malformed error"),
             ("5", "a malformed error"),
         ] {
             assert_eq!(what(&failed(bad)), expected, "{bad}");
         }
+        let exact = failed(r#"{"code":"file_refused","message":"x","class":"permission","errno":"EACCES"}"#);
+        let Ok(GuestResult::Failed(failure)) = check(raw(&exact), &Expected::of::<FileRead>()) else {
+            panic!("not failed");
+        };
+        let error = failure.to_tool_error("web-1");
+        assert_eq!((error.class, error.errno.as_deref()), (Some(ErrorClass::Permission), Some("EACCES")));
         let unsaid = r#"{"content":[],"isError":true}"#;
         assert_eq!(what(unsaid), "it failed and does not say how");
         let both = r#"{"content":[],"_meta":{"dev.nexus/error":{"code":"timeout","message":"x"}}}"#;

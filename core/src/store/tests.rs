@@ -34,6 +34,7 @@ fn vm(name: &str, cid: u32) -> VmRecord {
             hostname: name.into(),
             env: BTreeMap::new(),
             working_dir: None,
+            image_user: None,
             tmp: TmpPlace::Disk,
             wait_for_init: true,
             files: BTreeMap::new(),

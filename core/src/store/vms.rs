@@ -40,6 +40,9 @@ pub struct VmSpec {
     /// Where commands start when they do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
+    /// The user that the image names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_user: Option<String>,
     /// Where `/tmp` is.
     #[serde(default)]
     pub tmp: TmpPlace,

@@ -175,6 +175,7 @@ pub(super) fn configure(
         dns: record.spec.dns.clone(),
         env: record.spec.env.clone(),
         working_dir: record.spec.working_dir.clone(),
+        image_user: record.spec.image_user.clone(),
         wait_for_init_s: wait_for_init_s(shared, record),
         mounts: mounts.collect(),
         files: files.collect(),

@@ -89,6 +89,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         hostname,
         env: params.env.clone(),
         working_dir: None,
+        image_user: None,
         tmp: defaults.tmp,
         wait_for_init: defaults.wait_for_init,
         files: params.files.clone(),
@@ -108,6 +109,7 @@ pub(crate) fn take_defaults(spec: &mut VmSpec, image: &ImageConfig) {
         spec.env.entry(name.clone()).or_insert(value);
     }
     spec.working_dir.clone_from(&image.working_dir);
+    spec.image_user.clone_from(&image.user);
 }
 
 /// The defaults for new VMs.

@@ -82,11 +82,12 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     if configure.protocol > agent.protocol.max(PROTOCOL) || configure.protocol < PROTOCOL_MIN {
         return Err(HelloError::Unexpected { expected: "a protocol that this guest speaks" });
     }
-    let Configure { token, name, env, working_dir, .. } = &configure;
+    let Configure { token, name, env, working_dir, image_user, .. } = &configure;
     agent.configured(Settings {
         name: name.to_string(),
         env: env.clone(),
         working_dir: working_dir.clone(),
+        image_user: image_user.clone(),
         token: Some(token.clone()),
     });
     let token = token.clone();

@@ -41,6 +41,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::console::say;
 use crate::holder::client::{self, Holder};
+use crate::holder::wire;
 use crate::init::power;
 
 /// Where an agent runs.
@@ -67,11 +68,22 @@ pub(crate) struct Settings {
     pub(crate) env: BTreeMap<String, String>,
     /// Where commands start when they do not say.
     pub(crate) working_dir: Option<String>,
+    /// The user that the image names.
+    pub(crate) image_user: Option<String>,
     /// The token of this boot.
     token: Option<String>,
 }
 
 impl Settings {
+    /// What commands need of them.
+    pub(crate) fn of_commands(&self) -> wire::Settings {
+        wire::Settings {
+            env: self.env.clone(),
+            working_dir: self.working_dir.clone(),
+            image_user: self.image_user.clone(),
+        }
+    }
+
     /// The VM's name, or a word for it before there is one.
     pub(crate) fn name(&self) -> &str {
         if self.name.is_empty() { "vm" } else { &self.name }

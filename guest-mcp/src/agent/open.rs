@@ -14,7 +14,6 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use super::{Agent, tcp};
-use crate::holder::wire::Settings;
 use crate::tools::agent_failed;
 
 /// The reading end of a stream.
@@ -35,8 +34,7 @@ pub(super) async fn serve(agent: Arc<Agent>, socket: OwnedFd) -> io::Result<()> 
     };
     match opening.open {
         Open::Exec(_) | Open::Attach(_) => {
-            let settings = agent.settings();
-            let settings = Settings { env: settings.env.clone(), working_dir: settings.working_dir.clone() };
+            let settings = agent.settings().of_commands();
             match agent.holder.hand_over(&socket, opening, settings).await {
                 Ok(()) => Ok(()),
                 Err(error) => refuse(socket, error).await,

@@ -11,6 +11,7 @@ use nexus_schema::error::ErrorCode;
 use nexus_schema::limits::{COMMAND_MAX, COMMAND_WORD_MAX, FILE_WRITE_MAX};
 use nexus_schema::tools::ContentEncoding;
 use nix::errno::Errno;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use tokio::process::{Child, Command};
 
@@ -18,9 +19,10 @@ use super::cgroup::Cgroup;
 use super::streams::{self, Ends, Stdin};
 use super::tree::{MARK, Tree};
 use crate::holder::wire::Settings;
-use crate::os::{User, Users, reason, shell};
+use crate::identity::Identity;
+use crate::os::{Users, reason, shell, with_errno};
 use crate::places::make_directories;
-use crate::sys::{ChildSetup, Credentials, prepare_child};
+use crate::sys::{ChildSetup, prepare_child};
 use crate::tools::agent_failed;
 
 /// Where programs are looked for; the first directory has `poweroff` and its like.
@@ -78,12 +80,12 @@ pub(super) fn start(
     mark: String,
 ) -> Result<Started, ToolError> {
     let mut line = line(&order);
-    let who = Who::resolve(order.user.as_deref(), &Users::read())?;
+    let who = Identity::resolve(order.user.as_deref(), settings.image_user.as_deref(), &Users::read())?;
     let (program, of_image) = if order.login_shell {
         if order.command.is_some() || order.argv.is_some() {
             return Err(ToolError::invalid("a login shell stands alone: without command and argv"));
         }
-        let program = who.login_shell()?;
+        let program = login_shell(&who)?;
         line = program.join(" ");
         // It starts at home, as at every login.
         (Program { argv: program, script: None }, None)
@@ -92,16 +94,16 @@ pub(super) fn start(
     };
     let Program { argv, script } = program;
     let input = input(order.stdin, order.stdin_encoding)?;
-    let cwd = cwd(order.cwd, of_image, &who.home)?;
+    let (cwd, directory) = cwd(order.cwd, of_image, &who)?;
     let stdin_file = match (&order.stdin_path, &input, order.stdin_open, order.terminal) {
         (None, ..) => None,
-        (Some(path), None, false, None) => Some(streams::input_file(path)?),
+        (Some(path), None, false, None) => Some(who.run(|| streams::input_file(path))??),
         (Some(_), ..) => {
             return Err(ToolError::invalid("stdin_path stands alone: without stdin, stdin_open and tty"));
         }
     };
 
-    let mut environment = who.environment(in_vm);
+    let mut environment = environment(&who, in_vm);
     if order.terminal.is_some() {
         environment.insert("TERM".to_owned(), TERM.to_owned());
     }
@@ -121,8 +123,10 @@ pub(super) fn start(
     if cgroup.is_none() {
         environment.insert(MARK.to_owned(), mark.clone());
     }
-    let owner = who.credentials.as_ref().map(|who| (who.uid, who.gid));
-    let log = order.log.as_deref().map(|path| streams::log_file(path, owner)).transpose()?;
+    let log = match order.log.as_deref() {
+        Some(path) => Some(who.run(|| streams::log_file(path))??),
+        None => None,
+    };
 
     let stdin = match stdin_file {
         Some(file) => Stdin::File(file),
@@ -132,7 +136,7 @@ pub(super) fn start(
     let (ends, theirs) = streams::make(stdin, order.terminal, order.merge)
         .map_err(|error| agent_failed(format!("make the command's streams: {}", reason(&error))))?;
     let mut command = std::process::Command::new(&argv[0]);
-    command.args(&argv[1..]).env_clear().envs(&environment).current_dir(&cwd);
+    command.args(&argv[1..]).env_clear().envs(&environment);
     command.stdin(theirs.stdin).stdout(theirs.stdout).stderr(theirs.stderr);
     prepare_child(
         &mut command,
@@ -140,6 +144,7 @@ pub(super) fn start(
             cgroup: procs,
             reset_oom: in_vm,
             credentials: who.credentials,
+            directory: Some(directory),
             dies_with_parent: true,
             kept: script,
             terminal: order.terminal.is_some(),
@@ -188,6 +193,7 @@ fn refused(program: &str, error: &io::Error) -> ToolError {
         _ => (ErrorCode::CommandFailed, None),
     };
     let failed = ToolError::new(code, format!("start `{program}`: {}", reason(error)));
+    let failed = with_errno(failed, error);
     match hint {
         Some(hint) => failed.hint(hint),
         None => failed,
@@ -285,27 +291,39 @@ fn input(stdin: Option<String>, encoding: ContentEncoding) -> Result<Option<Vec<
 }
 
 /// Where a command starts: where it says; else where the image says, which is made if it is missing; else in its user's home.
-fn cwd(given: Option<String>, of_image: Option<&str>, home: &str) -> Result<String, ToolError> {
-    let Some(path) = given else {
-        return match of_image {
-            Some(path) => working_directory(path),
-            None => {
-                let there = home.starts_with('/') && Path::new(home).is_dir();
-                Ok(if there { home } else { "/" }.to_owned())
-            }
-        };
-    };
-    if !path.starts_with('/') || path.contains('\0') {
-        return Err(ToolError::invalid("cwd must be an absolute path"));
-    }
-    match std::fs::metadata(&path) {
-        Ok(metadata) if metadata.is_dir() => Ok(path),
-        Ok(_) => Err(ToolError::new(ErrorCode::FileRefused, format!("cwd {path} is not a directory"))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(ToolError::new(ErrorCode::FileNotFound, format!("no directory {path}")))
+/// It is opened with its user's rights.
+fn cwd(
+    given: Option<String>,
+    of_image: Option<&str>,
+    who: &Identity,
+) -> Result<(String, OwnedFd), ToolError> {
+    let path = match (given, of_image) {
+        (Some(path), _) if !path.starts_with('/') || path.contains('\0') => {
+            return Err(ToolError::invalid("cwd must be an absolute path"));
         }
-        Err(error) => Err(ToolError::new(ErrorCode::FileRefused, format!("cwd {path}: {}", reason(&error)))),
-    }
+        (Some(path), _) => path,
+        (None, Some(path)) => working_directory(path)?,
+        (None, None) => {
+            if who.home.starts_with('/')
+                && let Ok(directory) = who.run(|| enter(&who.home))?
+            {
+                return Ok((who.home.clone(), directory));
+            }
+            "/".to_owned()
+        }
+    };
+    let directory = who.run(|| enter(&path))?.map_err(|error| {
+        let text = format!("cwd {path} as {}: {}", who.name, reason(&error));
+        with_errno(ToolError::new(ErrorCode::CwdNotFound, text), &error)
+    })?;
+    Ok((path, directory))
+}
+
+/// Opens a directory that this thread may enter.
+fn enter(path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // To look `.` up in it takes the right to enter it.
+    Ok(rustix::fs::open(format!("{path}/."), flags, Mode::empty())?)
 }
 
 /// The image's working directory; a relative one starts at the root.
@@ -313,84 +331,39 @@ fn working_directory(of_image: &str) -> Result<String, ToolError> {
     let path: PathBuf = Path::new("/").join(of_image);
     make_directories(&path).map_err(|error| {
         let text = format!("the image's working directory {}: {}", path.display(), reason(&error));
-        ToolError::new(ErrorCode::FileRefused, text).hint("give `cwd`")
+        with_errno(ToolError::new(ErrorCode::FileRefused, text), &error).hint("give `cwd`")
     })?;
     Ok(path.to_string_lossy().into_owned())
 }
 
-/// Whom a command runs as.
-#[derive(Debug)]
-struct Who {
-    name: String,
-    home: String,
-    shell: String,
-    /// `None`: as whom the agent itself runs.
-    credentials: Option<Credentials>,
+/// The user's own shell where it can be executed, else the VM's; as a login shell.
+fn login_shell(who: &Identity) -> Result<Vec<String>, ToolError> {
+    let is_shell = |path: &str| {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let is_none = matches!(name, "" | "nologin" | "false");
+        path.starts_with('/') && !is_none && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+    };
+    let own = is_shell(&who.shell).then(|| who.shell.clone());
+    let program = own.or_else(|| shell().map(str::to_owned)).ok_or_else(|| {
+        ToolError::new(ErrorCode::ProgramNotFound, "the VM has no shell").hint("run a program of the image")
+    })?;
+    Ok(vec![program, "-l".to_owned()])
 }
 
-impl Who {
-    fn resolve(wanted: Option<&str>, users: &Users) -> Result<Self, ToolError> {
-        let own = rustix::process::geteuid().as_raw();
-        let user = match wanted {
-            None => users.by_uid(own).unwrap_or_else(|| nameless(own)),
-            Some(wanted) => match (users.by_name(wanted), wanted.parse::<u32>()) {
-                (Some(user), _) => user,
-                // -1 means "do not change" to the kernel.
-                (None, Ok(uid)) if uid != u32::MAX => users.by_uid(uid).unwrap_or_else(|| nameless(uid)),
-                (None, _) => {
-                    let wanted: String = wanted.chars().take(80).collect();
-                    return Err(ToolError::invalid(format!("no user {wanted}"))
-                        .hint("see /etc/passwd, or give a number"));
-                }
-            },
-        };
-        let credentials = if user.uid == own {
-            None
-        } else if own == 0 {
-            Some(Credentials { uid: user.uid, gid: user.gid, groups: users.groups_of(&user) })
-        } else {
-            let text = format!("cannot run as {}: this guest is not root", user.name);
-            return Err(ToolError::new(ErrorCode::CommandFailed, text));
-        };
-        let User { name, home, shell, .. } = user;
-        Ok(Self { name, home, shell, credentials })
-    }
-
-    /// The user's own shell where it can be executed, else the VM's; as a login shell.
-    fn login_shell(&self) -> Result<Vec<String>, ToolError> {
-        let is_shell = |path: &str| {
-            let name = path.rsplit('/').next().unwrap_or_default();
-            let is_none = matches!(name, "" | "nologin" | "false");
-            path.starts_with('/') && !is_none && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
-        };
-        let own = is_shell(&self.shell).then(|| self.shell.clone());
-        let program = own.or_else(|| shell().map(str::to_owned)).ok_or_else(|| {
-            ToolError::new(ErrorCode::ProgramNotFound, "the VM has no shell")
-                .hint("run a program of the image")
-        })?;
-        Ok(vec![program, "-l".to_owned()])
-    }
-
-    fn environment(&self, in_vm: bool) -> BTreeMap<String, String> {
-        // A process of the host keeps the host's way of finding programs.
-        let path = if in_vm { None } else { std::env::var("PATH").ok() };
-        [
-            ("PATH", path.unwrap_or_else(|| PATH.to_owned())),
-            ("HOME", self.home.clone()),
-            ("USER", self.name.clone()),
-            ("LOGNAME", self.name.clone()),
-            ("SHELL", if self.shell.is_empty() { "/bin/sh".to_owned() } else { self.shell.clone() }),
-            ("LANG", "C.UTF-8".to_owned()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into()
-    }
-}
-
-/// A user that no database knows.
-fn nameless(uid: u32) -> User {
-    let (name, home) = if uid == 0 { ("root".to_owned(), "/root") } else { (uid.to_string(), "/") };
-    User { name, uid, gid: uid, home: home.to_owned(), shell: String::new() }
+/// What a command finds in its environment by itself.
+fn environment(who: &Identity, in_vm: bool) -> BTreeMap<String, String> {
+    // A process of the host keeps the host's way of finding programs.
+    let path = if in_vm { None } else { std::env::var("PATH").ok() };
+    [
+        ("PATH", path.unwrap_or_else(|| PATH.to_owned())),
+        ("HOME", who.home.clone()),
+        ("USER", who.name.clone()),
+        ("LOGNAME", who.name.clone()),
+        ("SHELL", if who.shell.is_empty() { "/bin/sh".to_owned() } else { who.shell.clone() }),
+        ("LANG", "C.UTF-8".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
 }
 
 #[cfg(test)]
@@ -406,17 +379,5 @@ mod tests {
         assert!(argv(None, Some(vec!["a\0b".into()])).is_err());
         assert_eq!(argv(None, Some(vec!["ls".into(), "-l".into()])).unwrap(), ["ls", "-l"]);
         assert_eq!(argv(Some("ls | wc".into()), None).unwrap()[1..], ["-c", "ls | wc"]);
-    }
-
-    #[test]
-    fn unknown_users_are_refused_and_numbers_need_no_name() {
-        let users = Users::read();
-        assert!(Who::resolve(Some("no-such-user"), &users).is_err());
-        assert!(Who::resolve(Some("4294967295"), &users).is_err());
-        if rustix::process::geteuid().is_root() {
-            let who = Who::resolve(Some("54321"), &users).unwrap();
-            assert_eq!(who.credentials.unwrap(), Credentials { uid: 54321, gid: 54321, groups: vec![54321] });
-            assert_eq!(who.home, "/");
-        }
     }
 }

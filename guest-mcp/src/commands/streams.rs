@@ -2,9 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, fchown};
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -18,7 +17,7 @@ use rustix::termios::Winsize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::os::reason;
+use crate::os::{reason, with_errno};
 use crate::sys::watch;
 
 /// What a command reads.
@@ -157,10 +156,9 @@ pub(super) fn input_file(path: &str) -> Result<File, ToolError> {
     }
 }
 
-/// Makes the file that gets all of a command's output; a new one is given to `owner`.
-pub(super) fn log_file(path: &str, owner: Option<(u32, u32)>) -> Result<File, ToolError> {
+/// Makes the file that gets all of a command's output.
+pub(super) fn log_file(path: &str) -> Result<File, ToolError> {
     check_path("log", path)?;
-    let is_new = !Path::new(path).exists();
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().append(true).create(true).mode(0o644).custom_flags(flags).open(path);
     let file = file.map_err(|error| refused("log", path, &error))?;
@@ -168,9 +166,6 @@ pub(super) fn log_file(path: &str, owner: Option<(u32, u32)>) -> Result<File, To
         return Err(ToolError::new(ErrorCode::FileRefused, format!("log {path} is not a regular file")));
     }
     file.set_len(0).map_err(|error| refused("log", path, &error))?;
-    if let (true, Some((uid, gid))) = (is_new, owner) {
-        fchown(file.as_fd(), Some(uid), Some(gid)).map_err(|error| refused("log", path, &error))?;
-    }
     Ok(file)
 }
 
@@ -187,5 +182,5 @@ fn refused(what: &str, path: &str, error: &io::Error) -> ToolError {
         io::ErrorKind::StorageFull => ErrorCode::DiskFull,
         _ => ErrorCode::FileRefused,
     };
-    ToolError::new(code, format!("{what} {path}: {}", reason(error)))
+    with_errno(ToolError::new(code, format!("{what} {path}: {}", reason(error))), error)
 }

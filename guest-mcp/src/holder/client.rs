@@ -114,10 +114,7 @@ impl Holder {
             params,
             client: call.client,
             progress: call.tell.is_some(),
-            settings: Settings {
-                env: call.settings.env.clone(),
-                working_dir: call.settings.working_dir.clone(),
-            },
+            settings: call.settings.of_commands(),
         };
         let mut outcome = connection.begin(id, call.tell)?;
         let mut guard = Guard { connection, id, is_over: false };

@@ -69,6 +69,9 @@ pub(crate) struct Settings {
     pub(crate) env: BTreeMap<String, String>,
     /// Where commands start when they do not say.
     pub(crate) working_dir: Option<String>,
+    /// The user that the image names.
+    #[serde(default)]
+    pub(crate) image_user: Option<String>,
 }
 
 /// What a holder answers.

@@ -23,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use reply::{Block, Reply, human_bytes};
 
 use crate::agent::{Agent, Settings};
+use crate::identity::Identity;
+use crate::os::Users;
+use crate::places::Owner;
 
 /// One call of one tool.
 pub(crate) struct Call {
@@ -57,6 +60,24 @@ impl Call {
             // What hangs in the kernel stays there; its caller does not.
             () = self.cancel.cancelled() => Err(cancelled()),
         }
+    }
+
+    /// The same with the rights of a user: a name, a number, `USER:GROUP`, or `image`. Without one as the agent itself; what is
+    /// made then belongs to the owner of the directory that it is in.
+    pub(crate) async fn blocking_as<T, F>(&self, user: Option<String>, work: F) -> Result<T, ToolError>
+    where
+        T: Send + 'static,
+        F: FnOnce(Owner, &CancellationToken) -> Result<T, ToolError> + Send + 'static,
+    {
+        let settings = self.settings.clone();
+        self.blocking(move |cancel| match user {
+            None => work(Owner::OfDirectory, cancel),
+            Some(user) => {
+                let who = Identity::resolve(Some(&user), settings.image_user.as_deref(), &Users::read())?;
+                who.run(|| work(Owner::Maker, cancel))?
+            }
+        })
+        .await
     }
 }
 

@@ -47,9 +47,13 @@ impl<O: Serialize> Reply<O> {
         let facts = serde_json::to_value(&self.facts)
             .map_err(|error| super::agent_failed(format!("write the result of {}: {error}", T::NAME)))?;
         let mut content = Vec::with_capacity(1 + self.blocks.len());
-        content.push(ContentBlock::text(format!("{vm} · {}", self.header)));
+        content.push(ContentBlock::text(format!("{vm} · {}", without_controls(&self.header))));
         for block in self.blocks {
-            let mut text = TextContent::new(block.text);
+            // What a stream or a file holds is given as it is.
+            let mut text = TextContent::new(match block.stream {
+                Some(_) => block.text,
+                None => without_controls(&block.text),
+            });
             if let Some(stream) = block.stream {
                 text = text.with_meta(meta(STREAM_META, Value::from(stream)));
             }

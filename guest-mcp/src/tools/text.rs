@@ -8,6 +8,11 @@ pub(crate) fn decode(bytes: &[u8]) -> (String, bool) {
     }
 }
 
+/// A name or a path in one line of text: with a mark in place of each control character.
+pub(crate) fn shown(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// How many bytes at the end begin a character that is not whole.
 pub(crate) fn incomplete_end(bytes: &[u8]) -> usize {
     let start = bytes.len().saturating_sub(3);
@@ -30,6 +35,11 @@ pub(crate) fn continuation_start(bytes: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_shown_in_one_line() {
+        assert_eq!(shown("/a\u{1b}[2J\n\u{9b}b ä"), "/a\u{fffd}[2J\u{fffd}\u{fffd}b ä");
+    }
 
     #[test]
     fn incomplete_characters_are_counted() {

@@ -45,6 +45,7 @@ pub(crate) fn configure() -> Configure {
         dns: vec![],
         env: [("FROM_HOST".to_owned(), "yes".to_owned())].into(),
         working_dir: None,
+        image_user: None,
         wait_for_init_s: 0,
         mounts: Vec::new(),
         files: vec![],

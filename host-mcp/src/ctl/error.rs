@@ -125,7 +125,7 @@ impl Error {
             Self::Guest(_) => return INSIDE,
             Self::Incomplete { .. } => return INCOMPLETE,
             Self::Output { source } if source.kind() == io::ErrorKind::BrokenPipe => return BROKEN_PIPE,
-            Self::Tool(refusal) => refusal.error.code.class(),
+            Self::Tool(refusal) => return refusal.error.code.exit_code(),
             Self::Usage { .. } | Self::Protocol { code: -32602 | -32601, .. } | Self::Dirs(_) => {
                 ErrorClass::Usage
             }
@@ -232,7 +232,7 @@ mod tests {
     fn exit_codes_follow_the_class() {
         for code in ErrorCode::ALL {
             let error = Error::from(ToolError::new(*code, "x"));
-            assert_eq!(error.exit_code(), code.class().exit_code(), "{code}");
+            assert_eq!(error.exit_code(), code.exit_code(), "{code}");
             assert_ne!(error.exit_code(), INSIDE, "{code}");
             let error = ToolError::new(*code, "x");
             assert_eq!(Error::Guest(Refusal { error, about: About::default() }).exit_code(), INSIDE);

@@ -60,6 +60,7 @@ impl Guest {
             dns: Vec::new(),
             env: BTreeMap::new(),
             working_dir: None,
+            image_user: None,
             wait_for_init_s: 0,
             mounts: Vec::new(),
             files: Vec::new(),

@@ -117,10 +117,13 @@ fn commands_and_programs_are_told_apart() {
 #[test]
 fn a_tool_says_what_it_takes_under_the_name_that_it_has_there() {
     let takes = Takes::of::<FileWrite>();
-    assert_eq!(takes.to_string(), "file_write takes: path, content, append, create_parents, encoding, mode");
+    assert_eq!(
+        takes.to_string(),
+        "file_write takes: path, content, append, create_parents, encoding, mode, user"
+    );
     let takes = Takes::from(crate::tool::guest_info::<FileWrite>());
     assert_eq!(
         takes.to_string(),
-        "guest_file_write takes: vm, path, content, append, create_parents, encoding, mode"
+        "guest_file_write takes: vm, path, content, append, create_parents, encoding, mode, user"
     );
 }

@@ -38,7 +38,7 @@ pub struct RunCommandParams {
     /// Environment variables; they override those of the VM, which override those of the image. Each less than 128 KiB.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// The user to run as: a name or a number (default root).
+    /// The user to run as: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// What the command reads from its standard input (default: nothing).

@@ -1,7 +1,16 @@
-//! Files in the guest.
+//! Files in the guest: read, written, listed and deleted here, changed in part in [`change`], given another place in [`places`].
+
+mod change;
+mod places;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use change::{ChangedFile, Edit, FileChangeOutput, FileEdit, FileEditParams, FilePatch, FilePatchParams};
+pub use places::{
+    FileCopy, FileCopyOutput, FileCopyParams, FileMkdir, FileMkdirOutput, FileMkdirParams, FileMove,
+    FileMoveOutput, FileMoveParams,
+};
 
 use crate::time::Timestamp;
 use crate::tool::{Effect, ResultShape, Tool};
@@ -51,13 +60,16 @@ pub struct FileEntry {
     /// Whether `path` or `target` is not exact because it is not UTF-8.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lossy: bool,
+    /// The bytes of `path` in base64, where it is not UTF-8. The tools take a path as `base64:` and all its bytes so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_base64: Option<String>,
 }
 
 /// Reads a file.
 pub enum FileRead {}
 
 /// Arguments of `file_read`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileReadParams {
     /// Absolute path in the VM.
@@ -72,6 +84,20 @@ pub struct FileReadParams {
     /// How the content is shown (default text).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<ContentEncoding>,
+    /// Read by lines instead of bytes: the number of the first, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub from_line: Option<u64>,
+    /// How many lines at most, within `limit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub lines: Option<u64>,
+    /// Put each line's number before it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub numbered: bool,
+    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// Facts of a `file_read` result; the content is the text.
@@ -87,13 +113,19 @@ pub struct FileReadOutput {
     pub eof: bool,
     /// Whether bytes that are not UTF-8 were replaced.
     pub lossy: bool,
+    /// The number of the first line, where lines were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_line: Option<u64>,
+    /// How many lines the content holds, where lines were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<u64>,
 }
 
 impl Tool for FileRead {
     const NAME: &'static str = "file_read";
     const TITLE: &'static str = "Read a file in the VM";
-    const DESCRIPTION: &'static str = "Reads a file inside the VM, whole or from `offset` for `limit` bytes; use it to look at a \
-        file without a command. Text by default; `encoding: \"base64\"` gives the exact bytes.";
+    const DESCRIPTION: &'static str = "Reads a file inside the VM, whole, from `offset` for `limit` bytes, or by lines \
+        (`from_line`, `lines`, `numbered`); use it to look at a file without a command. Text by default; `encoding: \"base64\"` gives the exact bytes.";
     const EFFECT: Effect = Effect::ReadOnly;
     const SHAPE: ResultShape = ResultShape::Text;
     type Params = FileReadParams;
@@ -104,7 +136,7 @@ impl Tool for FileRead {
 pub enum FileWrite {}
 
 /// Arguments of `file_write`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileWriteParams {
     /// Absolute path in the VM.
@@ -124,6 +156,9 @@ pub struct FileWriteParams {
     /// Add to the end instead of replacing (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub append: Option<bool>,
+    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// Result of `file_write`.
@@ -154,7 +189,7 @@ impl Tool for FileWrite {
 pub enum FileDelete {}
 
 /// Arguments of `file_delete`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileDeleteParams {
     /// Absolute path in the VM. A symbolic link itself is deleted, not what it points to.
@@ -162,6 +197,9 @@ pub struct FileDeleteParams {
     /// Delete a directory with all that is in it (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recursive: Option<bool>,
+    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// Result of `file_delete`.
@@ -187,7 +225,7 @@ impl Tool for FileDelete {
 pub enum FileList {}
 
 /// Arguments of `file_list`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileListParams {
     /// Absolute path of a directory in the VM.
@@ -196,13 +234,25 @@ pub struct FileListParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16))]
     pub depth: Option<u32>,
-    /// How many entries at most (default 200, at most 2000).
+    /// List the whole tree, up to 100 levels deep (default false).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recursive: bool,
+    /// List only what matches: `*.rs` by name at any depth, `src/**/*.{c,h}` by path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub glob: Option<String>,
+    /// Names only, as an indented tree, 2000 at once (default false).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub compact: bool,
+    /// How many entries at most (default 200, compact 2000; at most 2000).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 2000))]
     pub limit: Option<u32>,
     /// Where to go on: `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
+    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// Result of `file_list`.
@@ -210,8 +260,11 @@ pub struct FileListParams {
 pub struct FileListOutput {
     /// The directory.
     pub path: String,
-    /// What is in it, by path.
+    /// What is in it, by path; empty where it is compact.
     pub entries: Vec<FileEntry>,
+    /// The same compactly: a name a line, indented by its depth, `/` behind directories, ` -> ` and where they point behind links.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<String>,
     /// Where the next page starts; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
@@ -220,7 +273,8 @@ pub struct FileListOutput {
 impl Tool for FileList {
     const NAME: &'static str = "file_list";
     const TITLE: &'static str = "List a directory in the VM";
-    const DESCRIPTION: &'static str = "Lists a directory inside the VM with types, sizes, modes and owners; use it to find your way around, with `depth` for a tree.";
+    const DESCRIPTION: &'static str = "Lists a directory inside the VM with types, sizes, modes and owners, sorted by path; use it to find your way \
+        around. `recursive` and `compact` show a whole tree in few words, `glob` finds files by name. Links are shown and not followed.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = FileListParams;
     type Output = FileListOutput;
@@ -230,7 +284,7 @@ impl Tool for FileList {
 pub enum FileStat {}
 
 /// Arguments of `file_stat`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileStatParams {
     /// Absolute path in the VM.
@@ -238,6 +292,9 @@ pub struct FileStatParams {
     /// Show what a symbolic link points to instead of the link (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<bool>,
+    /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 impl Tool for FileStat {

@@ -69,6 +69,7 @@ fn plain() -> Configure {
         dns: Vec::new(),
         env: BTreeMap::new(),
         working_dir: None,
+        image_user: None,
         wait_for_init_s: 0,
         mounts: Vec::new(),
         files: Vec::new(),

@@ -1,6 +1,9 @@
 //! `file_delete`. Works from directory to directory by file descriptors, so that nobody can slip a symbolic link under it.
 
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use nexus_schema::ToolError;
 use nexus_schema::tools::file::{FileDelete, FileDeleteOutput, FileDeleteParams};
@@ -8,8 +11,9 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType as Kind, Mode, OFlags};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
-use super::{check_path, failed, refused};
+use super::{failed, parse_path, refused};
 use crate::os::read_small;
+use crate::tools::text::shown;
 use crate::tools::{Call, Reply, Run, cancelled};
 
 /// The deepest tree that is deleted; each level holds a descriptor.
@@ -17,36 +21,35 @@ const DEPTH_MAX: usize = 512;
 
 impl Run for FileDelete {
     async fn run(call: Call, params: FileDeleteParams) -> Result<Reply<FileDeleteOutput>, ToolError> {
-        check_path(&params.path)?;
+        let path = parse_path(&params.path)?;
         let recursive = params.recursive.unwrap_or(false);
-        let output = call.blocking(move |cancel| delete(params.path, recursive, cancel)).await?;
+        let deleted =
+            call.blocking_as(params.user, move |_, cancel| delete(&path, recursive, cancel)).await?;
+        let output = FileDeleteOutput { path: params.path, deleted };
         let header = match output.deleted {
-            1 => format!("{} · deleted", output.path),
-            many => format!("{} · {many} files and directories deleted", output.path),
+            1 => format!("{} · deleted", shown(&output.path)),
+            many => format!("{} · {many} files and directories deleted", shown(&output.path)),
         };
         Ok(Reply::new(header, output))
     }
 }
 
-fn delete(path: String, recursive: bool, cancel: &CancellationToken) -> Result<FileDeleteOutput, ToolError> {
-    let fail = |error: Errno| failed("delete", &path, error);
-    let trimmed = path.trim_end_matches('/');
-    let (parent, name) = trimmed.rsplit_once('/').unwrap_or(("", ""));
-    if matches!(name, "" | "." | "..") {
-        return Err(refused("delete", &path, "it has no name of its own"));
-    }
-    let parent = if parent.is_empty() { "/" } else { parent };
-    let directory = open_directory(CWD, parent.as_bytes(), OFlags::empty()).map_err(fail)?;
+/// Deletes a file, or with `recursive` a tree; how many entries are gone.
+pub(super) fn delete(path: &Path, recursive: bool, cancel: &CancellationToken) -> Result<u64, ToolError> {
+    let fail = |error: Errno| failed("delete", path, error);
+    let (parent, name) = split(path).ok_or_else(|| refused("delete", path, "it has no name of its own"))?;
+    let directory = open_directory(CWD, parent, OFlags::empty()).map_err(fail)?;
     let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
     let deleted = if Kind::from_raw_mode(stat.st_mode) == Kind::Directory {
-        refuse_mount_points(&directory, name, &path)?;
+        refuse_mount_points(&directory, name, path)?;
         if recursive {
-            let mut work = Work { path: &path, device: stat.st_dev, deleted: 0, cancel };
-            work.empty(&directory, name.as_bytes(), 0)?;
+            let mut work = Work { path, device: stat.st_dev, deleted: 0, cancel };
+            work.empty(&directory, name, 0)?;
             work.deleted
         } else {
             rustix::fs::unlinkat(&directory, name, AtFlags::REMOVEDIR).map_err(|error| match error {
-                Errno::NOTEMPTY | Errno::EXIST => refused("delete", &path, "the directory is not empty")
+                Errno::NOTEMPTY | Errno::EXIST => refused("delete", path, "the directory is not empty")
+                    .errno("ENOTEMPTY")
                     .hint("give recursive: true to delete it whole"),
                 other => fail(other),
             })?;
@@ -56,7 +59,16 @@ fn delete(path: String, recursive: bool, cancel: &CancellationToken) -> Result<F
         rustix::fs::unlinkat(&directory, name, AtFlags::empty()).map_err(fail)?;
         1
     };
-    Ok(FileDeleteOutput { path, deleted })
+    Ok(deleted)
+}
+
+/// The directory that a file is in and its name there; `None` for what has no name of its own.
+pub(super) fn split(path: &Path) -> Option<(&[u8], &[u8])> {
+    let bytes = path.as_os_str().as_bytes();
+    let end = bytes.iter().rposition(|byte| *byte != b'/')? + 1;
+    let start = bytes[..end].iter().rposition(|byte| *byte == b'/')? + 1;
+    let (parent, name) = (&bytes[..start], &bytes[start..end]);
+    (!matches!(name, b"." | b"..")).then_some((parent, name))
 }
 
 fn open_directory(at: impl AsFd, name: &[u8], more: OFlags) -> Result<OwnedFd, Errno> {
@@ -64,24 +76,24 @@ fn open_directory(at: impl AsFd, name: &[u8], more: OFlags) -> Result<OwnedFd, E
 }
 
 /// Refuses a directory that is a mount point or has one below it, before anything is deleted.
-fn refuse_mount_points(directory: &OwnedFd, name: &str, path: &str) -> Result<(), ToolError> {
+pub(super) fn refuse_mount_points(directory: &OwnedFd, name: &[u8], path: &Path) -> Result<(), ToolError> {
     use std::os::fd::AsRawFd;
 
     let real = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()));
-    let real = real.map_err(|error| failed("delete", path, error))?.join(name);
+    let real = real.map_err(|error| failed("delete", path, error))?.join(OsStr::from_bytes(name));
     let table = read_small("/proc/self/mountinfo", 4 << 20).unwrap_or_default();
     let mounted = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
     for point in mounted {
-        if std::path::Path::new(&point).starts_with(&real) {
-            let why = format!("{point} is a mount point");
-            return Err(refused("delete", path, &why));
+        if point.starts_with(&real) {
+            let why = format!("{} is a mount point", point.display());
+            return Err(refused("delete", path, &why).errno("EBUSY"));
         }
     }
     Ok(())
 }
 
 /// A path of the mount table, where blanks are written as `\040`.
-fn unescape(field: &str) -> String {
+fn unescape(field: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field.as_bytes();
     while let [first, more @ ..] = rest {
@@ -94,11 +106,11 @@ fn unescape(field: &str) -> String {
         bytes.push(code.unwrap_or(*first));
         rest = if code.is_some() { &more[3..] } else { more };
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    PathBuf::from(OsString::from_vec(bytes))
 }
 
 struct Work<'a> {
-    path: &'a str,
+    path: &'a Path,
     device: u64,
     deleted: u64,
     cancel: &'a CancellationToken,
@@ -107,10 +119,10 @@ struct Work<'a> {
 impl Work<'_> {
     /// Deletes the directory `name` of `parent` with all that is in it.
     fn empty(&mut self, parent: &OwnedFd, name: &[u8], depth: usize) -> Result<(), ToolError> {
+        let path = self.path;
         let fail = |error: Errno| {
             let inside = String::from_utf8_lossy(name);
-            failed("delete", self.path, error)
-                .hint(format!("stopped at `{inside}`; what came before is deleted"))
+            failed("delete", path, error).hint(format!("stopped at `{inside}`; what came before is deleted"))
         };
         if depth > DEPTH_MAX {
             let why = format!("it is more than {DEPTH_MAX} levels deep");
@@ -160,8 +172,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn paths_are_split_at_their_last_name() {
+        fn parts(path: &str) -> Option<(&[u8], &[u8])> {
+            split(Path::new(path))
+        }
+        assert_eq!(parts("/a/b"), Some((&b"/a/"[..], &b"b"[..])));
+        assert_eq!(parts("/a//b//"), Some((&b"/a//"[..], &b"b"[..])));
+        assert_eq!(parts("/a"), Some((&b"/"[..], &b"a"[..])));
+        for none in ["/", "//", "/a/.", "/.."] {
+            assert_eq!(parts(none), None, "{none}");
+        }
+    }
+
+    #[test]
     fn blanks_in_mount_points_are_read() {
-        assert_eq!(unescape(r"/mnt/a\040b\134c"), r"/mnt/a b\c");
-        assert_eq!(unescape(r"/plain\0"), r"/plain\0");
+        assert_eq!(unescape(r"/mnt/a\040b\134c"), Path::new(r"/mnt/a b\c"));
+        assert_eq!(unescape(r"/plain\0"), Path::new(r"/plain\0"));
     }
 }

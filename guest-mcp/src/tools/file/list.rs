@@ -1,18 +1,24 @@
 //! `file_list`: a tree in the order of its paths, page by page, in memory that depends on the page only.
 
+use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use data_encoding::BASE64URL_NOPAD;
+use globset::{GlobBuilder, GlobMatcher};
 use nexus_schema::ToolError;
 use nexus_schema::limits::OUTPUT_MAX;
 use nexus_schema::tools::file::{FileEntry, FileList, FileListOutput, FileListParams, FileType};
-use rustix::fs::{CWD, Dir, Mode, OFlags};
+use rustix::fs::{CWD, Dir, FileType as Kind, Mode, OFlags};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::stat::{describe, entry_at};
-use super::{check_path, failed};
+use super::{failed, parse_path};
+use crate::tools::text::{decode, shown};
 use crate::tools::{Block, Call, Reply, Run, cancelled};
 
 /// Entries of a page when not told otherwise.
@@ -21,22 +27,35 @@ const LIMIT_DEFAULT: u32 = 200;
 const LIMIT_MAX: u32 = 2000;
 /// The deepest listing.
 const DEPTH_MAX: u32 = 16;
+/// The deepest listing of a whole tree.
+const WHOLE_DEPTH_MAX: usize = 100;
 /// A page ends early once its text has this many bytes.
 const TEXT_MAX: usize = OUTPUT_MAX as usize - 6000;
 
 impl Run for FileList {
     async fn run(call: Call, params: FileListParams) -> Result<Reply<FileListOutput>, ToolError> {
-        check_path(&params.path)?;
+        let path = parse_path(&params.path)?;
         let within = |name: &str, value: Option<u32>, default: u32, max: u32| match value.unwrap_or(default) {
             value if (1..=max).contains(&value) => Ok(value as usize),
             _ => Err(ToolError::invalid(format!("{name} is 1 to {max}"))),
         };
-        let depth = within("depth", params.depth, 1, DEPTH_MAX)?;
-        let limit = within("limit", params.limit, LIMIT_DEFAULT, LIMIT_MAX)?;
-        let after = params.cursor.as_deref().map(parse_cursor).transpose()?;
-        let path = params.path;
-        let (output, text) = call.blocking(move |cancel| list(path, depth, limit, after, cancel)).await?;
-        let mut header = format!("{} · {} entries", output.path, output.entries.len());
+        let depth = match (params.recursive, params.depth) {
+            (true, None) => WHOLE_DEPTH_MAX,
+            (_, depth) => within("depth", depth, 1, DEPTH_MAX)?,
+        };
+        let default = if params.compact { LIMIT_MAX } else { LIMIT_DEFAULT };
+        let limit = within("limit", params.limit, default, LIMIT_MAX)?;
+        let wanted = Wanted {
+            depth,
+            limit,
+            glob: params.glob.as_deref().map(parse_glob).transpose()?,
+            compact: params.compact,
+            after: params.cursor.as_deref().map(parse_cursor).transpose()?,
+        };
+        let named = params.path;
+        let work = move |_, cancel: &_| list(named, &path, wanted, cancel);
+        let (output, count, text) = call.blocking_as(params.user, work).await?;
+        let mut header = format!("{} · {count} entries", shown(&output.path));
         if output.next_cursor.is_some() {
             header.push_str(" · there are more: call again with cursor = next_cursor");
         }
@@ -57,29 +76,62 @@ fn parse_cursor(cursor: &str) -> Result<Position, ToolError> {
     Ok(path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect())
 }
 
-fn list(
-    path: String,
+/// A glob that matches names where it has no slash, and paths where it has one.
+fn parse_glob(text: &str) -> Result<GlobMatcher, ToolError> {
+    let text = text.trim_start_matches('/');
+    let anywhere = if text.contains('/') { text.to_owned() } else { format!("**/{text}") };
+    let glob = GlobBuilder::new(&anywhere).literal_separator(true).build();
+    let glob = glob.map_err(|error| ToolError::invalid(format!("glob: {}", error.kind())))?;
+    Ok(glob.compile_matcher())
+}
+
+/// What of a tree is to be listed.
+struct Wanted {
     depth: usize,
     limit: usize,
+    glob: Option<GlobMatcher>,
+    compact: bool,
     after: Option<Position>,
+}
+
+/// Lists a directory; with the number of entries and the text of them.
+fn list(
+    named: String,
+    path: &Path,
+    wanted: Wanted,
     cancel: &CancellationToken,
-) -> Result<(FileListOutput, String), ToolError> {
+) -> Result<(FileListOutput, usize, String), ToolError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory =
-        rustix::fs::openat(CWD, path.as_str(), flags, Mode::empty()).map_err(|error| match error {
-            Errno::NOTDIR => failed("list", &path, error).hint("call guest_file_read or guest_file_stat"),
-            other => failed("list", &path, other),
-        })?;
-    let mut walk =
-        Walk { limit, entries: Vec::new(), text: String::new(), last: Vec::new(), more: false, cancel };
+    let directory = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|error| match error {
+        Errno::NOTDIR => failed("list", path, error).hint("call guest_file_read or guest_file_stat"),
+        other => failed("list", path, other),
+    })?;
+    let Wanted { depth, limit, glob, compact, after } = wanted;
+    let mut walk = Walk {
+        limit,
+        glob,
+        tree: compact.then(Tree::default),
+        count: 0,
+        entries: Vec::new(),
+        text: String::new(),
+        last: Vec::new(),
+        more: false,
+        cancel,
+    };
     walk.directory(&directory, &mut Vec::new(), after.as_deref().unwrap_or_default(), depth)
-        .map_err(|error| if cancel.is_cancelled() { cancelled() } else { failed("list", &path, error) })?;
+        .map_err(|error| if cancel.is_cancelled() { cancelled() } else { failed("list", path, error) })?;
     let next_cursor = walk.more.then(|| BASE64URL_NOPAD.encode(&walk.last));
-    Ok((FileListOutput { path, entries: walk.entries, next_cursor }, walk.text))
+    let tree = walk.tree.map(|tree| tree.text);
+    let text = tree.clone().unwrap_or(walk.text);
+    Ok((FileListOutput { path: named, entries: walk.entries, tree, next_cursor }, walk.count, text))
 }
 
 struct Walk<'a> {
     limit: usize,
+    glob: Option<GlobMatcher>,
+    /// The text of a compact listing.
+    tree: Option<Tree>,
+    count: usize,
     entries: Vec<FileEntry>,
     text: String,
     /// The path of the last entry.
@@ -90,7 +142,8 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn is_full(&self) -> bool {
-        self.entries.len() >= self.limit || self.text.len() >= TEXT_MAX
+        let length = self.tree.as_ref().map_or(self.text.len(), |tree| tree.escaped);
+        self.count >= self.limit || length >= TEXT_MAX
     }
 
     /// Lists what comes after `after` in a directory whose own path is `prefix`.
@@ -105,45 +158,65 @@ impl Walk<'_> {
             [] => (None, &[][..]),
             [first, rest @ ..] => (Some(first.as_slice()), rest),
         };
-        // One more than fits, to know whether there is more.
-        let names = self.smallest_names(directory, resume, self.limit - self.entries.len() + 1)?;
-        for name in names {
-            let length = prefix.len();
-            if !prefix.is_empty() {
-                prefix.push(b'/');
-            }
-            prefix.extend_from_slice(&name);
-            // The page before ended with this entry or below it.
-            let is_resumed = resume == Some(name.as_slice());
-            let descend = if is_resumed {
-                true
-            } else if self.is_full() {
-                self.more = true;
-                return Ok(());
-            } else {
-                self.entry(directory, &name, prefix)
-            };
-            if descend && depth > 1 {
-                self.descend(directory, &name, prefix, if is_resumed { deeper } else { &[] }, depth - 1)?;
-                if self.more {
-                    return Ok(());
+        let mut from = resume.map(|name| (name.to_vec(), true));
+        loop {
+            // One more than fits, to know whether there is more.
+            let room = self.limit - self.count.min(self.limit) + 1;
+            let (names, is_all) = self.smallest_names(directory, prefix, depth, from.as_ref(), room)?;
+            for name in &names {
+                let length = prefix.len();
+                if !prefix.is_empty() {
+                    prefix.push(b'/');
                 }
+                prefix.extend_from_slice(name);
+                // The page before ended with this entry or below it.
+                let is_resumed = resume == Some(name.as_slice());
+                let descend = if is_resumed {
+                    true
+                } else if self.is_full() {
+                    self.more = true;
+                    return Ok(());
+                } else {
+                    self.entry(directory, name, prefix)
+                };
+                if descend && depth > 1 {
+                    self.descend(directory, name, prefix, if is_resumed { deeper } else { &[] }, depth - 1)?;
+                    if self.more {
+                        return Ok(());
+                    }
+                }
+                prefix.truncate(length);
             }
-            prefix.truncate(length);
+            match names.into_iter().next_back() {
+                Some(last) if !is_all => from = Some((last, false)),
+                _ => return Ok(()),
+            }
         }
-        Ok(())
     }
 
-    /// Adds one entry; says whether it is a directory.
+    /// Whether an entry is one of those that are wanted.
+    fn is_wanted(&self, path: &[u8]) -> bool {
+        self.glob.as_ref().is_none_or(|glob| glob.is_match(OsStr::from_bytes(path)))
+    }
+
+    /// Adds one entry, if it is wanted; says whether it is a directory.
     fn entry(&mut self, directory: &OwnedFd, name: &[u8], path: &[u8]) -> bool {
         // What vanished meanwhile is not listed.
         let Ok(entry) = entry_at(directory, name, path) else { return false };
+        let is_directory = entry.kind == FileType::Directory;
+        if !self.is_wanted(path) {
+            return is_directory;
+        }
+        self.count += 1;
+        self.last = path.to_vec();
+        if let Some(tree) = &mut self.tree {
+            tree.add(path, &entry);
+            return is_directory;
+        }
         if !self.text.is_empty() {
             self.text.push('\n');
         }
         self.text.push_str(&describe(&entry));
-        self.last = path.to_vec();
-        let is_directory = entry.kind == FileType::Directory;
         self.entries.push(entry);
         is_directory
     }
@@ -164,16 +237,20 @@ impl Walk<'_> {
         }
     }
 
-    /// The `count` smallest names of a directory, from `from` on, in order.
+    /// The `count` smallest names of a directory that may be wanted, in order, and whether these are all. They start at the name
+    /// in `from`, or behind it.
     fn smallest_names(
         &self,
         directory: &OwnedFd,
-        from: Option<&[u8]>,
+        prefix: &[u8],
+        depth: usize,
+        from: Option<&(Vec<u8>, bool)>,
         count: usize,
-    ) -> Result<Vec<Vec<u8>>, Errno> {
+    ) -> Result<(Vec<Vec<u8>>, bool), Errno> {
         let mut heap: BinaryHeap<Vec<u8>> = BinaryHeap::new();
         // The entry of the page before takes a place of its own.
         let count = count + usize::from(from.is_some());
+        let mut is_all = true;
         for entry in Dir::read_from(directory)? {
             if self.cancel.is_cancelled() {
                 return Err(Errno::CANCELED);
@@ -185,17 +262,74 @@ impl Walk<'_> {
                 Err(error) => return Err(error),
             };
             let name = entry.file_name().to_bytes();
-            if matches!(name, b"." | b"..") || from.is_some_and(|from| name < from) {
+            let is_past = |(from, also): &(Vec<u8>, bool)| match name.cmp(from) {
+                Ordering::Less => false,
+                Ordering::Equal => *also,
+                Ordering::Greater => true,
+            };
+            if matches!(name, b"." | b"..") || !from.is_none_or(is_past) {
                 continue;
+            }
+            let may_lead_on = depth > 1 && matches!(entry.file_type(), Kind::Directory | Kind::Unknown);
+            if !may_lead_on && self.glob.is_some() {
+                let slash = if prefix.is_empty() { &b""[..] } else { b"/" };
+                if !self.is_wanted(&[prefix, slash, name].concat()) {
+                    continue;
+                }
             }
             if heap.len() < count {
                 heap.push(name.to_vec());
-            } else if heap.peek().is_some_and(|largest| name < largest.as_slice()) {
+                continue;
+            }
+            is_all = false;
+            if heap.peek().is_some_and(|largest| name < largest.as_slice()) {
                 heap.pop();
                 heap.push(name.to_vec());
             }
         }
-        Ok(heap.into_sorted_vec())
+        Ok((heap.into_sorted_vec(), is_all))
+    }
+}
+
+/// The text of a compact listing.
+#[derive(Default)]
+struct Tree {
+    text: String,
+    /// Its length in the escapes of JSON, in bytes.
+    escaped: usize,
+    /// The directories that the last line is in, and the last one itself if it is a directory.
+    open: Vec<Vec<u8>>,
+}
+
+impl Tree {
+    /// Adds an entry, behind those of its parents that are not there yet.
+    fn add(&mut self, path: &[u8], entry: &FileEntry) {
+        let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+        let Some((name, parents)) = names.split_last() else { return };
+        let common = self.open.iter().zip(parents).take_while(|(open, parent)| open == *parent).count();
+        self.open.truncate(common);
+        for parent in &parents[common..] {
+            self.line(parent, "/");
+            self.open.push(parent.to_vec());
+        }
+        match (&entry.kind, &entry.target) {
+            (FileType::Directory, _) => {
+                self.line(name, "/");
+                self.open.push(name.to_vec());
+            }
+            (_, Some(target)) => self.line(name, &format!(" -> {}", shown(target))),
+            _ => self.line(name, ""),
+        }
+    }
+
+    fn line(&mut self, name: &[u8], end: &str) {
+        let line = format!("{:2$}{}{end}", "", shown(&decode(name).0), self.open.len());
+        if !self.text.is_empty() {
+            self.text.push('\n');
+        }
+        self.text.push_str(&line);
+        let quotes = line.bytes().filter(|byte| matches!(byte, b'"' | b'\\')).count();
+        self.escaped += line.len() + quotes + 2;
     }
 }
 
@@ -205,7 +339,8 @@ mod tests {
 
     fn page(path: &str, depth: usize, limit: usize, after: Option<&str>) -> (Vec<String>, Option<String>) {
         let after = after.map(|cursor| parse_cursor(cursor).unwrap());
-        let (output, _) = list(path.into(), depth, limit, after, &CancellationToken::new()).unwrap();
+        let wanted = Wanted { depth, limit, glob: None, compact: false, after };
+        let (output, ..) = list(path.into(), Path::new(path), wanted, &CancellationToken::new()).unwrap();
         (output.entries.into_iter().map(|entry| entry.path).collect(), output.next_cursor)
     }
 
@@ -237,6 +372,25 @@ mod tests {
             }
             assert_eq!(all, whole, "limit {limit}");
         }
+    }
+
+    #[test]
+    fn globs_match_names_or_paths() {
+        let is_match = |glob: &str, path: &str| parse_glob(glob).unwrap().is_match(path);
+        for (glob, path, is) in [
+            ("*.rs", "a.rs", true),
+            ("*.rs", "a/b/c.rs", true),
+            ("*.{c,h}", "x/y.h", true),
+            ("src/*.rs", "src/a.rs", true),
+            ("src/*.rs", "src/a/b.rs", false),
+            ("src/**/*.rs", "src/a/b.rs", true),
+            ("/src/*", "src/x", true),
+            ("b", "a/b", true),
+            ("b", "b/a", false),
+        ] {
+            assert_eq!(is_match(glob, path), is, "{glob} {path}");
+        }
+        assert!(parse_glob("a[").is_err());
     }
 
     #[test]

@@ -1,54 +1,85 @@
 //! The file tools. Paths are absolute; nothing that is not a regular file or a directory is ever opened for its content, so
-//! that no call waits for a device or a pipe.
+//! that no call waits for a device or a pipe. What is changed as a user is done with that user's rights.
 
+mod change;
+mod copy;
 mod delete;
+mod diff;
+mod draft;
+mod edit;
+mod lines;
 mod list;
+mod mkdir;
 mod read;
+mod rename;
 mod stat;
+mod target;
 mod write;
 
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::time::Timestamp;
+use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::file::FileType;
 use rustix::fs::FileType as Kind;
 
-use crate::os::reason;
+use crate::os::{reason, with_errno};
+use crate::tools::text::shown;
 
 /// The longest path of the kernel, in bytes.
 const PATH_MAX: usize = 4095;
 
-/// Refuses what is not an absolute path.
-fn check_path(path: &str) -> Result<(), ToolError> {
-    if !path.starts_with('/') {
-        let shown: String = path.chars().take(200).collect();
-        return Err(ToolError::invalid(format!("`{shown}` is not an absolute path")));
+/// The start of a path that is given in base64, as those are whose bytes are not UTF-8.
+const ENCODED: &str = "base64:";
+
+/// The file that an argument names: an absolute path, or one after `base64:`. Refuses all else.
+fn parse_path(text: &str) -> Result<PathBuf, ToolError> {
+    let bytes = match text.strip_prefix(ENCODED) {
+        Some(encoded) => {
+            let decoded = ContentEncoding::Base64.decode(encoded.to_owned());
+            decoded.map_err(|error| ToolError::invalid(format!("the path after `{ENCODED}`: {error}")))?
+        }
+        None => text.as_bytes().to_vec(),
+    };
+    if bytes.first() != Some(&b'/') {
+        let text: String = text.chars().take(200).collect();
+        return Err(ToolError::invalid(format!("`{}` is not an absolute path", shown(&text))));
     }
-    if path.contains('\0') {
+    if bytes.contains(&0) {
         return Err(ToolError::invalid("a path cannot hold a zero byte"));
     }
-    if path.len() > PATH_MAX {
+    if bytes.len() > PATH_MAX {
         return Err(ToolError::invalid(format!("a path holds at most {PATH_MAX} bytes")));
     }
-    Ok(())
+    Ok(PathBuf::from(OsString::from_vec(bytes)))
 }
 
 /// The error of a tool that could not do `what` to `path`.
-fn failed(what: &str, path: &str, error: impl Into<io::Error>) -> ToolError {
+fn failed(what: &str, path: impl AsRef<Path>, error: impl Into<io::Error>) -> ToolError {
     let error = error.into();
     let code = match error.kind() {
         io::ErrorKind::NotFound => ErrorCode::FileNotFound,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::DiskFull,
         _ => ErrorCode::FileRefused,
     };
-    ToolError::new(code, format!("{what} {path}: {}", reason(&error)))
+    let text = format!("{what} {}: {}", path.as_ref().display(), reason(&error));
+    with_errno(ToolError::new(code, text), &error)
 }
 
 /// A file that is not of the right sort.
-fn refused(what: &str, path: &str, why: &str) -> ToolError {
-    ToolError::new(ErrorCode::FileRefused, format!("{what} {path}: {why}"))
+fn refused(what: &str, path: impl AsRef<Path>, why: &str) -> ToolError {
+    ToolError::new(ErrorCode::FileRefused, format!("{what} {}: {why}", path.as_ref().display()))
+}
+
+/// A file that is not a regular one.
+fn not_regular(what: &str, path: impl AsRef<Path>, kind: Kind) -> ToolError {
+    let error = refused(what, path, &format!("it is {}", kind_words(kind)));
+    if kind == Kind::Directory { error.errno("EISDIR") } else { error }
 }
 
 /// The sort of a file in words.
@@ -89,9 +120,22 @@ mod tests {
 
     #[test]
     fn paths_are_absolute() {
-        assert!(check_path("/etc/passwd").is_ok());
-        for bad in ["", "etc", "./x", "/a\0b", &format!("/{}", "a".repeat(5000))] {
-            assert_eq!(check_path(bad).unwrap_err().code, ErrorCode::InvalidArgument, "{bad:?}");
+        use std::os::unix::ffi::OsStrExt;
+
+        let bytes = |text: &str| parse_path(text).map(|path| path.as_os_str().as_bytes().to_vec());
+        assert_eq!(bytes("/etc/passwd").unwrap(), b"/etc/passwd");
+        assert_eq!(bytes("base64:L2H/").unwrap(), b"/a\xff");
+        for bad in [
+            "",
+            "etc",
+            "./x",
+            "/a\0b",
+            &format!("/{}", "a".repeat(5000)),
+            "base64:!",
+            "base64:YQ==",
+            "base64:LwA=",
+        ] {
+            assert_eq!(bytes(bad).unwrap_err().code, ErrorCode::InvalidArgument, "{bad:?}");
         }
     }
 }

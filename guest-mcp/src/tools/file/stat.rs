@@ -1,38 +1,41 @@
 //! `file_stat`.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
+use data_encoding::BASE64;
 use nexus_schema::ToolError;
 use nexus_schema::tools::file::{FileEntry, FileStat, FileStatParams, FileType};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use super::{check_path, failed, file_type, timestamp};
-use crate::tools::text::decode;
+use super::{failed, file_type, parse_path, timestamp};
+use crate::tools::text::{decode, shown};
 use crate::tools::{Call, Reply, Run, human_bytes};
 
 impl Run for FileStat {
     async fn run(call: Call, params: FileStatParams) -> Result<Reply<FileEntry>, ToolError> {
-        check_path(&params.path)?;
+        let path = parse_path(&params.path)?;
         let follow = params.follow.unwrap_or(false);
+        let named = params.path;
         // What the kernel has in its caches takes no time; only what it must ask a disk or a server for goes to the pool.
-        let path = params.path;
-        let entry = match open(&path, follow, ResolveFlags::CACHED) {
-            Ok(file) => entry_of(&file, path)?,
-            Err(_) => {
-                call.blocking(move |_| {
+        let near = if params.user.is_none() { open(&path, follow, ResolveFlags::CACHED).ok() } else { None };
+        let entry = match near {
+            Some(file) => entry_of(&file, named, &path)?,
+            None => {
+                let work = move |_, _: &_| {
                     let file = open(&path, follow, ResolveFlags::empty())
                         .map_err(|error| failed("stat", &path, error))?;
-                    entry_of(&file, path)
-                })
-                .await?
+                    entry_of(&file, named, &path)
+                };
+                call.blocking_as(params.user, work).await?
             }
         };
         Ok(Reply::new(describe(&entry), entry))
     }
 }
 
-fn open(path: &str, follow: bool, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+fn open(path: &Path, follow: bool, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;
     if !follow {
         flags |= OFlags::NOFOLLOW;
@@ -44,11 +47,11 @@ fn open(path: &str, follow: bool, resolve: ResolveFlags) -> Result<OwnedFd, Errn
     }
 }
 
-fn entry_of(file: &OwnedFd, path: String) -> Result<FileEntry, ToolError> {
-    let stat = rustix::fs::fstat(file).map_err(|error| failed("stat", &path, error))?;
+fn entry_of(file: &OwnedFd, named: String, path: &Path) -> Result<FileEntry, ToolError> {
+    let stat = rustix::fs::fstat(file).map_err(|error| failed("stat", path, error))?;
     let is_link = file_type(stat.st_mode) == FileType::Symlink;
     let target = if is_link { rustix::fs::readlinkat(file, c"", Vec::new()).ok() } else { None };
-    Ok(entry(path, false, &stat, target.map(|target| target.into_bytes())))
+    Ok(entry(named, None, &stat, target.map(|target| target.into_bytes())))
 }
 
 /// The entry of a file below an open directory.
@@ -56,11 +59,13 @@ pub(super) fn entry_at(directory: impl AsFd, name: &[u8], path: &[u8]) -> Result
     let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let is_link = file_type(stat.st_mode) == FileType::Symlink;
     let target = if is_link { rustix::fs::readlinkat(&directory, name, Vec::new()).ok() } else { None };
-    let (path, lossy) = decode(path);
-    Ok(entry(path, lossy, &stat, target.map(|target| target.into_bytes())))
+    let (text, lossy) = decode(path);
+    let exact = lossy.then(|| BASE64.encode(path));
+    Ok(entry(text, exact, &stat, target.map(|target| target.into_bytes())))
 }
 
-fn entry(path: String, path_lossy: bool, stat: &Stat, target: Option<Vec<u8>>) -> FileEntry {
+/// An entry; `exact` is its path where `path` is not exact.
+fn entry(path: String, exact: Option<String>, stat: &Stat, target: Option<Vec<u8>>) -> FileEntry {
     let kind = file_type(stat.st_mode);
     let (target, target_lossy) = match target {
         Some(target) => {
@@ -78,7 +83,8 @@ fn entry(path: String, path_lossy: bool, stat: &Stat, target: Option<Vec<u8>>) -
         gid: stat.st_gid,
         modified_at: timestamp(stat.st_mtime, stat.st_mtime_nsec as i64),
         target,
-        lossy: path_lossy || target_lossy,
+        lossy: exact.is_some() || target_lossy,
+        path_base64: exact,
     }
 }
 
@@ -95,7 +101,7 @@ pub(super) fn describe(entry: &FileEntry) -> String {
     };
     let mut line = format!(
         "{} · {kind} · {} · {} · {}:{} · {}",
-        entry.path,
+        shown(&entry.path),
         human_bytes(entry.size_bytes),
         entry.mode,
         entry.uid,
@@ -104,7 +110,7 @@ pub(super) fn describe(entry: &FileEntry) -> String {
     );
     if let Some(target) = &entry.target {
         line.push_str(" -> ");
-        line.push_str(target);
+        line.push_str(&shown(target));
     }
     line
 }

@@ -41,6 +41,9 @@ pub(crate) struct ReadArgs {
     /// How many bytes at most [default: all]
     #[arg(long)]
     limit: Option<u64>,
+    /// Act as this user in the VM: a name, a uid, uid:gid, or `image` for the image's user [default: root]
+    #[arg(short, long)]
+    user: Option<String>,
 }
 
 /// What to write where.
@@ -65,6 +68,9 @@ pub(crate) struct WriteArgs {
     /// Do not make missing parent directories
     #[arg(long)]
     no_parents: bool,
+    /// Act as this user in the VM: a name, a uid, uid:gid, or `image` for the image's user [default: root]
+    #[arg(short, long)]
+    user: Option<String>,
 }
 
 /// Which directory.
@@ -78,6 +84,9 @@ pub(crate) struct LsArgs {
     /// How deep to look
     #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..=16))]
     depth: Option<u32>,
+    /// Act as this user in the VM: a name, a uid, uid:gid, or `image` for the image's user [default: root]
+    #[arg(short, long)]
+    user: Option<String>,
 }
 
 /// Which file.
@@ -90,6 +99,9 @@ pub(crate) struct StatArgs {
     /// Show what a symbolic link points to
     #[arg(short = 'L', long)]
     follow: bool,
+    /// Act as this user in the VM: a name, a uid, uid:gid, or `image` for the image's user [default: root]
+    #[arg(short, long)]
+    user: Option<String>,
 }
 
 /// What to delete.
@@ -102,6 +114,9 @@ pub(crate) struct RmArgs {
     /// A directory with all that is in it
     #[arg(short, long, visible_short_alias = 'R')]
     recursive: bool,
+    /// Act as this user in the VM: a name, a uid, uid:gid, or `image` for the image's user [default: root]
+    #[arg(short, long)]
+    user: Option<String>,
 }
 
 /// Writes a file of a VM to stdout.
@@ -117,6 +132,8 @@ pub(super) async fn read(app: &App, args: ReadArgs) -> Result<u8, Error> {
             offset: Some(offset),
             limit: Some((end - offset).clamp(1, FILE_READ_MAX)),
             encoding: Some(ContentEncoding::Base64),
+            user: args.user.clone(),
+            ..FileReadParams::default()
         };
         let reply = client.call_guest::<FileRead>(&vm, &params, Options::default()).await?;
         let facts: FileReadOutput = reply.facts(FileRead::NAME, FileRead::SHAPE)?;
@@ -171,6 +188,7 @@ pub(super) async fn write(app: &App, args: WriteArgs) -> Result<u8, Error> {
         mode: args.mode,
         create_parents: args.no_parents.then_some(false),
         append: args.append.then_some(true),
+        user: args.user,
     };
     let mut total: Option<FileWriteOutput> = None;
     loop {
@@ -235,7 +253,13 @@ async fn next_piece(mut source: Box<dyn Read + Send>) -> Result<(Box<dyn Read + 
 pub(super) async fn ls(app: &App, args: LsArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let vm = args.vm.to_string();
-    let mut params = FileListParams { path: args.path, depth: args.depth, limit: Some(PAGE), cursor: None };
+    let mut params = FileListParams {
+        path: args.path,
+        depth: args.depth,
+        limit: Some(PAGE),
+        user: args.user,
+        ..FileListParams::default()
+    };
     let mut entries: Vec<Value> = Vec::new();
     let mut listed: Map<String, Value>;
     loop {
@@ -274,7 +298,7 @@ pub(super) async fn ls(app: &App, args: LsArgs) -> Result<u8, Error> {
 /// Shows one file's attributes.
 pub(super) async fn stat(app: &App, args: StatArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
-    let params = FileStatParams { path: args.path, follow: args.follow.then_some(true) };
+    let params = FileStatParams { path: args.path, follow: args.follow.then_some(true), user: args.user };
     let reply = client.call_guest::<FileStat>(&args.vm.to_string(), &params, Options::default()).await?;
     let entry: FileEntry = reply.facts(FileStat::NAME, FileStat::SHAPE)?;
     match app.ui.format {
@@ -298,7 +322,8 @@ pub(super) async fn stat(app: &App, args: StatArgs) -> Result<u8, Error> {
 /// Deletes a file.
 pub(super) async fn rm(app: &App, args: RmArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
-    let params = FileDeleteParams { path: args.path, recursive: args.recursive.then_some(true) };
+    let params =
+        FileDeleteParams { path: args.path, recursive: args.recursive.then_some(true), user: args.user };
     let reply = client.call_guest::<FileDelete>(&args.vm.to_string(), &params, Options::default()).await?;
     let gone: FileDeleteOutput = reply.facts(FileDelete::NAME, FileDelete::SHAPE)?;
     match app.ui.format {

@@ -30,7 +30,7 @@ pub struct CommandStartParams {
     /// Environment variables.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// The user to run as: a name or a number (default root).
+    /// The user to run as: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Give it a terminal: one stream, stdout, and its standard input stays open.

@@ -1,0 +1,215 @@
+//! A file that is not in its place yet. It has no name where the filesystem can do that: then nothing of it is left when the
+//! agent dies.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::target::Existing;
+use crate::places::{Owner, inherit_owner};
+
+/// The most that all extended attributes of a file may hold to be carried over, in bytes.
+const XATTR_MAX: usize = 64 << 10;
+/// How often a name is tried that another file may have.
+const NAMES_MAX: usize = 8;
+
+/// The file and the directory that it will be in.
+pub(super) struct Draft {
+    /// Its content, open for reading and writing.
+    pub(super) file: File,
+    directory: OwnedFd,
+    /// Its name for now, where it has one.
+    name: Option<String>,
+}
+
+impl Draft {
+    /// An empty one for a directory.
+    pub(super) fn create(directory: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(directory, flags, Mode::empty())?;
+        let (mode, flags) = (Mode::from_raw_mode(0o600), OFlags::RDWR | OFlags::CLOEXEC);
+        match rustix::fs::openat(&directory, ".", flags | OFlags::TMPFILE, mode) {
+            Ok(file) => Ok(Self { file: file.into(), directory, name: None }),
+            // A filesystem that has no files without names.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+                let open = |name: &str| {
+                    rustix::fs::openat(&directory, name, flags | OFlags::CREATE | OFlags::EXCL, mode)
+                };
+                let (name, file) = under_free_name(open)?;
+                Ok(Self { file: file.into(), directory, name: Some(name) })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives it the owner, the attributes and the mode of the file at `path` that it replaces, or those of a new file. A mode that
+    /// is given goes before all others.
+    pub(super) fn dress(
+        &self,
+        old: Option<(&Path, &Existing)>,
+        mode: Option<u32>,
+        owner: Owner,
+    ) -> io::Result<()> {
+        match old {
+            Some((path, old)) => {
+                let own = self.file.metadata()?;
+                if (own.uid(), own.gid()) != (old.uid, old.gid) {
+                    std::os::unix::fs::fchown(&self.file, Some(old.uid), Some(old.gid))?;
+                }
+                copy_attributes(path, &self.file);
+            }
+            None if owner == Owner::OfDirectory => {
+                inherit_owner(&self.file, &rustix::fs::fstat(&self.directory)?)?;
+            }
+            None => {}
+        }
+        // After the owner: a change of owner takes setuid bits away.
+        let mode = mode.or(old.map(|(_, old)| old.mode)).unwrap_or(0o644);
+        self.file.set_permissions(std::fs::Permissions::from_mode(mode))
+    }
+
+    /// Puts it in its place, over what is there.
+    pub(super) fn replace(mut self, name: &[u8]) -> io::Result<()> {
+        let own = self.named()?.to_owned();
+        rustix::fs::renameat(&self.directory, own.as_str(), &self.directory, name)?;
+        self.name = None;
+        sync_directory(&self.directory)
+    }
+
+    /// Puts it in a place where nothing is yet.
+    pub(super) fn place(mut self, name: &[u8]) -> io::Result<()> {
+        match self.name.take() {
+            None => self.link(name)?,
+            Some(own) => {
+                let at = &self.directory;
+                let moved = rustix::fs::renameat_with(at, own.as_str(), at, name, RenameFlags::NOREPLACE);
+                if let Err(error) = moved {
+                    self.name = Some(own);
+                    return Err(error.into());
+                }
+            }
+        }
+        sync_directory(&self.directory)
+    }
+
+    /// Has it and the file of this name change places: that one is gone with the draft then, or back by another exchange.
+    pub(super) fn exchange(&mut self, name: &[u8]) -> io::Result<()> {
+        let own = self.named()?.to_owned();
+        let at = &self.directory;
+        Ok(rustix::fs::renameat_with(at, own.as_str(), at, name, RenameFlags::EXCHANGE)?)
+    }
+
+    /// Deletes it, or what changed places with it.
+    pub(super) fn discard(self) {
+        let directory = self.directory.try_clone();
+        drop(self);
+        // What is deleted need not be on the disk; what took its place does.
+        if let Ok(directory) = directory {
+            let _ = sync_directory(&directory);
+        }
+    }
+
+    /// Its name for now.
+    fn named(&mut self) -> io::Result<&str> {
+        if self.name.is_none() {
+            let (name, ()) = under_free_name(|name| self.link(name.as_bytes()))?;
+            self.name = Some(name);
+        }
+        Ok(self.name.as_deref().unwrap_or_default())
+    }
+
+    fn link(&self, name: &[u8]) -> Result<(), Errno> {
+        let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        rustix::fs::linkat(rustix::fs::CWD, own, &self.directory, name, AtFlags::SYMLINK_FOLLOW)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // The name is ours; if it cannot be removed, the error that brought us here says more.
+            let _ = rustix::fs::unlinkat(&self.directory, name.as_str(), AtFlags::empty());
+        }
+    }
+}
+
+/// Does `make` under a name that no file has.
+pub(super) fn under_free_name<T>(mut make: impl FnMut(&str) -> Result<T, Errno>) -> io::Result<(String, T)> {
+    let mut tries = 0;
+    loop {
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let name = format!(".nexus-{:016x}", u64::from_ne_bytes(random));
+        match make(&name) {
+            Ok(made) => return Ok((name, made)),
+            Err(Errno::EXIST) if tries < NAMES_MAX => tries += 1,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Has a file on its disk. Files that have none, as those of the kernel, cannot be synced, which is no loss.
+pub(super) fn sync(file: &File) -> io::Result<()> {
+    match file.sync_all() {
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Has the names in a directory on its disk, where this thread may read it.
+fn sync_directory(directory: impl AsFd) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::openat(directory, ".", flags, Mode::empty()) {
+        Ok(directory) => sync(&File::from(directory)),
+        Err(Errno::ACCESS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Carries over capabilities, ACLs and the like, as far as the filesystem has them.
+fn copy_attributes(from: &Path, to: &File) {
+    carry(
+        |names| rustix::fs::llistxattr(from, names),
+        |name, value| rustix::fs::lgetxattr(from, name, value),
+        to,
+    );
+}
+
+/// The same of an open file.
+pub(super) fn copy_open_attributes(from: &File, to: &File) {
+    carry(
+        |names| rustix::fs::flistxattr(from, names),
+        |name, value| rustix::fs::fgetxattr(from, name, value),
+        to,
+    );
+}
+
+fn carry(
+    list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
+    get: impl Fn(&[u8], &mut [u8]) -> Result<usize, Errno>,
+    to: &File,
+) {
+    let mut names = vec![0; XATTR_MAX];
+    let Ok(length) = list(&mut names) else { return };
+    let mut value = vec![0; if length > 0 { XATTR_MAX } else { 0 }];
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        if let Ok(length) = get(name, &mut value) {
+            let _ = rustix::fs::fsetxattr(to, name, &value[..length], XattrFlags::empty());
+        }
+    }
+}
+
+/// The bytes of a path's last name.
+pub(super) fn last_name(path: &Path) -> &[u8] {
+    path.file_name().unwrap_or_default().as_bytes()
+}

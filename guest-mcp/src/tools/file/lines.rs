@@ -1,0 +1,274 @@
+//! `file_read` by lines. What it gives is counted in bytes as well, so that a caller can go on by either.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use nexus_schema::ToolError;
+use nexus_schema::limits::OUTPUT_MAX;
+use nexus_schema::tools::ContentEncoding;
+use nexus_schema::tools::file::{FileReadOutput, FileReadParams};
+use tokio_util::sync::CancellationToken;
+
+use super::failed;
+use super::read::open_regular;
+use crate::tools::text::{decode, incomplete_end, shown};
+use crate::tools::{Block, Reply, cancelled, human_bytes};
+
+/// How much is read at once, in bytes.
+const BLOCK: usize = 64 << 10;
+
+/// Which lines.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    /// The number of the first; 1 is the first of the file.
+    from: u64,
+    /// How many at most.
+    lines: u64,
+    /// How many bytes at most.
+    limit: usize,
+    numbered: bool,
+}
+
+impl Wanted {
+    /// What a call asks for, within `limit` bytes.
+    pub(super) fn of(params: &FileReadParams, limit: usize) -> Result<Self, ToolError> {
+        if params.offset.is_some() {
+            return Err(ToolError::invalid("give either offset, which counts bytes, or lines"));
+        }
+        if params.numbered && params.encoding == Some(ContentEncoding::Base64) {
+            return Err(ToolError::invalid("numbered takes encoding text"));
+        }
+        let (from, lines) = (params.from_line.unwrap_or(1), params.lines.unwrap_or(u64::MAX));
+        if from == 0 || lines == 0 {
+            return Err(ToolError::invalid("from_line and lines are at least 1"));
+        }
+        Ok(Self { from, lines, limit, numbered: params.numbered })
+    }
+}
+
+/// Lines of a file.
+pub(super) struct Lines {
+    size: u64,
+    /// Where they start in the file.
+    offset: u64,
+    bytes: Vec<u8>,
+    /// The number of the first.
+    from: u64,
+    /// How many there are; one that is cut counts.
+    count: u64,
+    /// Whether the last is not whole.
+    is_cut: bool,
+    eof: bool,
+    numbered: bool,
+}
+
+/// Reads lines.
+pub(super) fn lines(path: &Path, wanted: Wanted, cancel: &CancellationToken) -> Result<Lines, ToolError> {
+    let file = open_regular("read", path)?;
+    let fail = |error: io::Error| failed("read", path, error);
+    let size = file.metadata().map_err(fail)?.len();
+    let (mut buffer, mut at, mut line) = (vec![0; BLOCK], 0, 1);
+    // What comes before.
+    while line < wanted.from {
+        if cancel.is_cancelled() {
+            return Err(cancelled());
+        }
+        let block = read_some(&file, &mut buffer, at).map_err(fail)?;
+        if block.is_empty() {
+            break;
+        }
+        let mut ends = memchr::memchr_iter(b'\n', block);
+        let missing = usize::try_from(wanted.from - line - 1).unwrap_or(usize::MAX);
+        match ends.nth(missing) {
+            Some(end) => (line, at) = (wanted.from, at + end as u64 + 1),
+            None => {
+                line += memchr::memchr_iter(b'\n', block).count() as u64;
+                at += block.len() as u64;
+            }
+        }
+    }
+    let mut part = Lines {
+        size,
+        offset: at,
+        bytes: Vec::new(),
+        from: line,
+        count: 0,
+        is_cut: false,
+        eof: false,
+        numbered: wanted.numbered,
+    };
+    if line < wanted.from {
+        part.eof = true;
+        return Ok(part);
+    }
+    let (mut ends, mut shown) = (0, 0);
+    'reading: loop {
+        let block = read_some(&file, &mut buffer, at + part.bytes.len() as u64).map_err(fail)?;
+        if block.is_empty() {
+            part.eof = true;
+            break;
+        }
+        for piece in block.split_inclusive(|byte| *byte == b'\n') {
+            if ends == wanted.lines {
+                break 'reading;
+            }
+            let number = if wanted.numbered { NUMBER } else { 0 };
+            let room = wanted.limit.min(most(wanted.numbered).saturating_sub(shown + number));
+            if part.bytes.len() + piece.len() > room {
+                part.bytes.extend_from_slice(&piece[..room.saturating_sub(part.bytes.len())]);
+                part.is_cut = true;
+                break 'reading;
+            }
+            part.bytes.extend_from_slice(piece);
+            if piece.ends_with(b"\n") {
+                ends += 1;
+                shown += number;
+            }
+        }
+    }
+    part.trim();
+    part.count = ends.min(memchr::memchr_iter(b'\n', &part.bytes).count() as u64)
+        + u64::from(!part.bytes.is_empty() && !part.bytes.ends_with(b"\n"));
+    // Whether there is more is seen only by a look.
+    if !part.eof && !part.is_cut {
+        let end = at + part.bytes.len() as u64;
+        part.eof = read_some(&file, &mut buffer[..1], end).map_err(fail)?.is_empty();
+    }
+    Ok(part)
+}
+
+/// How wide a line's number is with what is behind it.
+const NUMBER: usize = 8;
+
+/// The most bytes of lines and numbers together.
+const fn most(numbered: bool) -> usize {
+    if numbered { OUTPUT_MAX as usize } else { usize::MAX }
+}
+
+fn read_some<'a>(file: &File, buffer: &'a mut [u8], at: u64) -> io::Result<&'a [u8]> {
+    loop {
+        match file.read_at(buffer, at) {
+            Ok(count) => return Ok(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A file of /proc that has nothing more to say now.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(&[]),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl Lines {
+    /// Ends a part that is cut with a whole line, or else with a whole character.
+    fn trim(&mut self) {
+        if !self.is_cut {
+            return;
+        }
+        if let Some(end) = memchr::memrchr(b'\n', &self.bytes) {
+            self.bytes.truncate(end + 1);
+            self.is_cut = false;
+        } else {
+            let cut = incomplete_end(&self.bytes);
+            if cut < self.bytes.len() {
+                self.bytes.truncate(self.bytes.len() - cut);
+            }
+        }
+    }
+}
+
+/// The reply to a call that asked for lines.
+pub(super) fn reply_lines(path: &str, part: Lines, encoding: ContentEncoding) -> Reply<FileReadOutput> {
+    let read = part.bytes.len() as u64;
+    let (text, lossy) = match encoding {
+        ContentEncoding::Base64 => (data_encoding::BASE64.encode(&part.bytes), false),
+        ContentEncoding::Text => decode(&part.bytes),
+    };
+    let end = part.offset + read;
+    let mut header = format!("{} · ", shown(path));
+    match part.count {
+        0 => header.push_str(&format!("no line {}: there are {}", part.from.max(1), part.from - 1)),
+        1 => header.push_str(&format!("line {}", part.from)),
+        count => header.push_str(&format!("lines {} to {}", part.from, part.from + count - 1)),
+    }
+    header.push_str(&format!(" · {}", human_bytes(read)));
+    if part.eof {
+        header.push_str(" · to the end");
+    } else if part.is_cut {
+        header.push_str(&format!(" · the line goes on at offset {end}"));
+    } else {
+        header.push_str(&format!(" · goes on at from_line {} (offset {end})", part.from + part.count));
+    }
+    if lossy {
+        header.push_str("\nnot UTF-8, bytes were replaced; encoding base64 gives them exactly");
+    }
+    let facts = FileReadOutput {
+        size_bytes: part.size,
+        offset: part.offset,
+        read_bytes: read,
+        eof: part.eof,
+        lossy,
+        from_line: Some(part.from),
+        lines: Some(part.count),
+    };
+    let mut reply = Reply::new(header, facts);
+    if !text.is_empty() {
+        let text = if part.numbered { number(&text, part.from) } else { text };
+        reply.blocks.push(Block::stream("content", text));
+    }
+    reply
+}
+
+/// Lines with their numbers before them.
+fn number(text: &str, from: u64) -> String {
+    let lines = text.split_inclusive('\n').zip(from..);
+    lines.map(|(line, number)| format!("{number:>6}\t{line}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(content: &[u8], from: u64, count: u64, limit: usize) -> Lines {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), content).unwrap();
+        let wanted = Wanted { from, lines: count, limit, numbered: false };
+        lines(file.path(), wanted, &CancellationToken::new()).unwrap()
+    }
+
+    #[test]
+    fn lines_are_found_and_counted() {
+        let text = b"one\ntwo\r\n\nfour";
+        for (from, count, limit, offset, bytes, got, eof) in [
+            (1, 100, 100, 0, &text[..], 4, true),
+            (1, 1, 100, 0, b"one\n", 1, false),
+            (2, 2, 100, 4, b"two\r\n\n", 2, false),
+            (4, 1, 100, 10, b"four", 1, true),
+            (3, 2, 100, 9, b"\nfour", 2, true),
+            (1, 100, 6, 0, b"one\n", 1, false),
+            (1, 100, 2, 0, b"on", 1, false),
+        ] {
+            let part = of(text, from, count, limit);
+            assert_eq!((part.offset, &part.bytes[..], part.count, part.eof), (offset, bytes, got, eof));
+            assert_eq!(part.from, from);
+        }
+        let none = of(text, 9, 5, 100);
+        assert_eq!((none.offset, none.count, none.eof), (14, 0, true));
+        let none = of(b"", 1, 5, 100);
+        assert_eq!((none.offset, none.count, none.eof), (0, 0, true));
+        // Over the borders of what is read at once.
+        let long =
+            vec![b"x".repeat(BLOCK - 1), b"\nsecond\n".to_vec(), b"y".repeat(2 * BLOCK), b"\nlast".to_vec()]
+                .concat();
+        assert_eq!(of(&long, 2, 1, 100).bytes, b"second\n");
+        assert_eq!(of(&long, 4, 1, 100).bytes, b"last");
+        assert_eq!(of(&long, 3, 1, BLOCK + 5).bytes.len(), BLOCK + 5);
+        // No character is cut.
+        assert_eq!(of("ää".as_bytes(), 1, 1, 3).bytes, "ä".as_bytes());
+    }
+
+    #[test]
+    fn numbers_stand_before_lines() {
+        assert_eq!(number("a\nb", 9), "     9\ta\n    10\tb");
+    }
+}

@@ -1,0 +1,245 @@
+//! The file that a call writes: found first, prepared then, and changed last and in one step. Where that cannot be (files of the
+//! kernel, single files that are mount points, files of another owner) it is written in place.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nexus_schema::ToolError;
+use nexus_schema::error::ErrorCode;
+use rustix::fs::{Access, AtFlags, CWD, FileType as Kind};
+
+use super::draft::{Draft, last_name, sync};
+use super::{failed, not_regular, refused};
+use crate::places::{Owner, make_directories_for};
+
+/// How many symbolic links are followed to the file; as many as the kernel follows.
+const LINKS_MAX: usize = 40;
+/// Filesystems whose files are interfaces of the kernel (linux/magic.h): proc, sysfs, cgroup2, cgroup, debugfs, tracefs.
+const KERNEL_FILESYSTEMS: [u64; 6] =
+    [0x9fa0, 0x6265_6572, 0x6367_7270, 0x0027_e0eb, 0x6462_6720, 0x7472_6163];
+
+/// A file to be written, which may not be there yet.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// As the caller named it.
+    given: PathBuf,
+    /// With the links at its end followed, so that a link stays a link.
+    path: PathBuf,
+    /// What is there before.
+    pub(super) existing: Option<Existing>,
+}
+
+/// A regular file as it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Existing {
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// What changes with its content: device, number, size and times.
+    state: [i128; 4],
+}
+
+/// New content that is ready to be put in its place.
+pub(super) enum Ready {
+    /// A whole file, synced.
+    Draft(Draft),
+    /// Bytes that will be written over the old ones.
+    InPlace(Vec<u8>),
+}
+
+impl Target {
+    /// The file that a path means.
+    pub(super) fn find(path: &Path) -> Result<Self, ToolError> {
+        let given = path.to_owned();
+        let path = resolve(path)?;
+        if path.parent().is_none() || path.file_name().is_none() {
+            return Err(not_regular("write", &given, Kind::Directory));
+        }
+        if is_directory_name(&given) {
+            return Err(refused("write", &given, "it names a directory").errno("EISDIR"));
+        }
+        let existing = look(&given, &path)?;
+        Ok(Self { given, path, existing })
+    }
+
+    /// The file itself.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory that it is in.
+    pub(super) fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Its name there.
+    pub(super) fn name(&self) -> &[u8] {
+        last_name(&self.path)
+    }
+
+    /// An error of writing it.
+    pub(super) fn fail(&self, error: impl Into<io::Error>) -> ToolError {
+        failed("write", &self.given, error)
+    }
+
+    /// Makes the directories that it lacks; the first that was made.
+    pub(super) fn make_parents(&self, owner: Owner) -> Result<Option<PathBuf>, ToolError> {
+        let directory = self.directory();
+        let missing = directory.ancestors().take_while(|place| std::fs::symlink_metadata(place).is_err());
+        let first = missing.last().map(Path::to_owned);
+        make_directories_for(directory, owner)
+            .map_err(|error| failed("create the directory", directory, error))?;
+        Ok(first)
+    }
+
+    /// Whether this thread's user may write it by its mode. A file can be replaced by who may not write it; that is refused.
+    pub(super) fn check_writable(&self) -> Result<(), ToolError> {
+        if self.existing.is_none() {
+            return Ok(());
+        }
+        match rustix::fs::accessat(CWD, &self.path, Access::WRITE_OK, AtFlags::EACCESS) {
+            // One that runs can be replaced.
+            Ok(()) | Err(rustix::io::Errno::TXTBSY) => Ok(()),
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Whether new content has to be written over the old.
+    fn is_in_place(&self) -> bool {
+        rustix::fs::statfs(self.directory())
+            .is_ok_and(|found| KERNEL_FILESYSTEMS.contains(&(found.f_type as u64)))
+    }
+
+    /// Has new content ready. Nothing is changed by it.
+    pub(super) fn prepare(
+        &self,
+        content: Vec<u8>,
+        mode: Option<u32>,
+        owner: Owner,
+    ) -> Result<Ready, ToolError> {
+        if owner == Owner::Maker {
+            self.check_writable()?;
+        }
+        if self.is_in_place() {
+            return Ok(Ready::InPlace(content));
+        }
+        let old = self.existing.as_ref().map(|old| (self.path.as_path(), old));
+        let made = Draft::create(self.directory()).and_then(|draft| {
+            draft.dress(old, mode, owner)?;
+            Ok(draft)
+        });
+        match made {
+            Ok(mut draft) => {
+                let written = draft.file.write_all(&content).and_then(|()| sync(&draft.file));
+                written.map_err(|error| self.fail(error))?;
+                Ok(Ready::Draft(draft))
+            }
+            // Who may write the file may not be allowed to make another beside it, or to give that away.
+            Err(error) if old.is_some() && error.kind() == io::ErrorKind::PermissionDenied => {
+                Ok(Ready::InPlace(content))
+            }
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Puts new content in its place.
+    pub(super) fn commit(&self, ready: Ready, mode: Option<u32>) -> Result<(), ToolError> {
+        match ready {
+            Ready::InPlace(content) => self.overwrite(&content, mode).map_err(|error| self.fail(error)),
+            Ready::Draft(draft) => {
+                let replaced = draft.replace(self.name());
+                replaced.map_err(|error| self.fail(error))
+            }
+        }
+    }
+
+    /// Prepares and puts in place; a file that something is mounted on cannot be replaced, only written.
+    pub(super) fn put(&self, content: Vec<u8>, mode: Option<u32>, owner: Owner) -> Result<(), ToolError> {
+        let kept = self.existing.is_some().then(|| content.clone());
+        match (self.prepare(content, mode, owner)?, kept) {
+            (Ready::Draft(draft), Some(content)) => match draft.replace(self.name()) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    self.overwrite(&content, mode).map_err(|error| self.fail(error))
+                }
+                done => done.map_err(|error| self.fail(error)),
+            },
+            (ready, _) => self.commit(ready, mode),
+        }
+    }
+
+    /// Writes over what is there.
+    pub(super) fn overwrite(&self, content: &[u8], mode: Option<u32>) -> io::Result<()> {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let mut file = File::options().write(true).truncate(true).custom_flags(flags).open(&self.path)?;
+        // Interfaces of the kernel take a value in one write.
+        file.write_all(content)?;
+        if let Some(mode) = mode {
+            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        }
+        sync(&file)
+    }
+
+    /// Whether another path means the same file.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (&self.existing, &other.existing) {
+            (Some(one), Some(other)) => one.state[0] == other.state[0],
+            (None, None) => self.path == other.path,
+            _ => false,
+        }
+    }
+
+    /// Refuses a file that is not as it was found.
+    pub(super) fn check_unchanged(&self) -> Result<(), ToolError> {
+        if look(&self.given, &self.path)? == self.existing {
+            return Ok(());
+        }
+        let text = format!("write {}: it was changed meanwhile", self.given.display());
+        Err(ToolError::new(ErrorCode::Changed, text).hint("read it again"))
+    }
+}
+
+/// The file at the end of the links.
+fn resolve(given: &Path) -> Result<PathBuf, ToolError> {
+    let mut path = given.to_owned();
+    for _ in 0..LINKS_MAX {
+        match std::fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(refused("write", given, "too many symbolic links").errno("ELOOP"))
+}
+
+/// Whether a path says by its form that it is a directory.
+pub(super) fn is_directory_name(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(b"/")
+}
+
+fn look(given: &Path, path: &Path) -> Result<Option<Existing>, ToolError> {
+    let metadata = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("write", given, error)),
+    };
+    match Kind::from_raw_mode(metadata.mode()) {
+        Kind::RegularFile => {
+            let changed = |seconds: i64, nanoseconds: i64| {
+                i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
+            };
+            Ok(Some(Existing {
+                mode: metadata.mode() & 0o7777,
+                uid: metadata.uid(),
+                gid: metadata.gid(),
+                state: [
+                    i128::from(metadata.dev()) << 64 | i128::from(metadata.ino()),
+                    i128::from(metadata.size()),
+                    changed(metadata.mtime(), metadata.mtime_nsec()),
+                    changed(metadata.ctime(), metadata.ctime_nsec()),
+                ],
+            }))
+        }
+        other => Err(not_regular("write", given, other)),
+    }
+}
