@@ -4,7 +4,7 @@
 //! that are allowed:
 //!
 //! ```text
-//! facade ─> vm ─> context ─> provision, op ─> asset, image ─> drive, guest, vmm ─> ext4, store ─> progress, config ─> os
+//! facade ─> publish, vm ─> context ─> provision, op ─> asset, image ─> drive, guest, vmm ─> ext4, store ─> progress, config ─> os
 //! ```
 //!
 //! `asset`, `image`, `drive`, `vmm` and `guest` do things and never see the store; `vm` decides and records; `store` holds all
@@ -22,6 +22,7 @@ mod op;
 mod os;
 mod progress;
 mod provision;
+mod publish;
 mod store;
 mod vm;
 mod vmm;

@@ -71,7 +71,7 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
 
     // It goes with its machine, and only the root drive does.
     let gone = client.must("vm_delete", json!({ "vm": "first", "force": true }));
-    assert_eq!(gone["drives"], json!([root]));
+    assert_eq!(gone["deleted"][0]["drives"], json!([root]));
     let left = client.must("drive_list", json!({ "attached": false }));
     assert_eq!(names(&left), ["data", "tools"]);
 

@@ -19,6 +19,7 @@ mod packages;
 mod panics;
 mod private;
 mod providers;
+mod publish;
 mod reboots;
 mod refusals;
 mod slow;

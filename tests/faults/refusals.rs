@@ -221,3 +221,40 @@ fn a_pipe_or_device_as_a_source_is_refused_and_stops_nothing() {
     assert_eq!(client.must("vm_list", json!({}))["vms"], json!([]));
     world.assert_in_order();
 }
+
+#[test]
+fn vms_with_a_label_are_deleted_together() {
+    let world = World::new();
+    let mut client = world.client();
+    for (name, tags) in [
+        ("a", json!({ "of": "test", "kind": "x" })),
+        ("b", json!({ "of": "test" })),
+        ("kept", json!({ "of": "test", "kind": "x" })),
+        ("other", json!({ "of": "work", "kind": "x" })),
+    ] {
+        let mut arguments = world.arguments(name);
+        arguments["tags"] = tags;
+        client.create(arguments);
+    }
+    client.must("vm_update", json!({ "vm": "kept", "protected": true }));
+    for wrong in [json!({}), json!({ "vm": "a", "tags": { "of": "test" } }), json!({ "tags": {} })] {
+        assert_eq!(refused(&mut client, "vm_delete", wrong).code, "invalid_argument");
+    }
+    let names = |list: &Value| -> Vec<String> {
+        let rows = list.as_array().cloned().unwrap_or_default();
+        rows.iter().map(|row| row["name"].as_str().expect("a name").to_owned()).collect()
+    };
+    let of = json!({ "of": "test", "kind": "x" });
+    // They run: each is told, and none is gone.
+    let gone = client.must("vm_delete", json!({ "tags": of }));
+    assert_eq!(
+        (&gone["done"], names(&gone["deleted"]), names(&gone["failed"])),
+        (&json!(true), vec![], vec!["a".into(), "kept".into()])
+    );
+    let gone = client.must("vm_delete", json!({ "tags": of, "force": true }));
+    assert_eq!((names(&gone["deleted"]), names(&gone["failed"])), (vec!["a".into()], vec!["kept".into()]));
+    assert_eq!(gone["failed"][0]["error"]["code"], "vm_protected");
+    assert_eq!(names(&client.must("vm_list", json!({}))["vms"]), ["b", "kept", "other"]);
+    assert_eq!(client.must("vm_delete", json!({ "tags": { "of": "nobody" } }))["deleted"], json!([]));
+    client.must("vm_update", json!({ "vm": "kept", "protected": false }));
+}

@@ -91,6 +91,8 @@ codes! {
     UserNotFound = "user_not_found", NotFound, retryable: false;
     /// The directory that a command is to start in is not there, or its user may not enter it.
     CwdNotFound = "cwd_not_found", NotFound, retryable: false;
+    /// The port of the guest is not published.
+    NotPublished = "not_published", NotFound, retryable: false;
     /// The command in the guest has ended.
     CommandEnded = "command_ended", Conflict, retryable: false;
     /// The command in the guest takes no input, or no more.

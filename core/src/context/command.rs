@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nexus_schema::id::{BootId, DriveId};
-use nexus_schema::tools::vm::VmDeleteOutput;
+use nexus_schema::tools::vm::DeletedVm;
 use nexus_schema::{ByteSize, Name, ToolError};
 use tokio::sync::oneshot;
 
@@ -21,7 +21,7 @@ pub(crate) enum Command {
     /// Begin to stop it; the reply says whether there is anything to stop.
     Stop { who: String, force: bool, reply: oneshot::Sender<Result<Decision, ToolError>> },
     /// Delete it.
-    Delete { who: String, force: bool, reply: oneshot::Sender<Result<VmDeleteOutput, ToolError>> },
+    Delete { who: String, force: bool, reply: oneshot::Sender<Result<DeletedVm, ToolError>> },
     /// Change its labels, protection or name.
     Update { who: String, change: Box<Change>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// Its drives are made: creating -> created.

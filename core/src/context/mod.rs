@@ -5,6 +5,7 @@
 
 mod calls;
 mod command;
+mod published;
 mod registry;
 mod view;
 
@@ -20,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use calls::{CallLog, record as record_calls};
 pub(crate) use command::{Attach, Change, Command, Decision};
+pub(crate) use published::{Published, socket_name};
 pub(crate) use registry::{Handle, Registry, not_found};
 pub(crate) use view::View;
 
@@ -48,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) ops: Ops,
     pub(crate) vms: Registry,
     pub(crate) tasks: TaskTracker,
+    /// The ports of guests that are published on the host.
+    pub(crate) published: Published,
     /// What this host can run, once it was looked at.
     pub(crate) host: RwLock<Option<Arc<Host>>>,
     pub(crate) calls: CallLog,

@@ -7,6 +7,7 @@ mod image;
 mod op;
 mod plan;
 mod provider;
+mod publish;
 mod resume;
 mod settings;
 mod space;
@@ -25,7 +26,7 @@ use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::context::{CallLog, Shared, record_calls};
+use crate::context::{CallLog, Published, Shared, record_calls};
 use crate::context::{Command, Registry};
 use crate::drive::{Drives, Locks};
 use crate::guest::Link;
@@ -122,6 +123,7 @@ impl Nexus {
             paths.cache(),
             paths.downloads(),
             paths.scratch(),
+            paths.sockets(),
         ] {
             make_private(&directory)?;
         }
@@ -159,6 +161,7 @@ impl Nexus {
             ops,
             vms: Registry::default(),
             tasks: TaskTracker::new(),
+            published: Published::default(),
             host: tokio::sync::RwLock::new(None),
             calls,
             instance,
@@ -177,6 +180,7 @@ impl Nexus {
             synced => synced?,
         }
         recover::recover(&shared).await.map_err(|error| OpenError::Recover { error })?;
+        crate::publish::take_up(&shared).await.map_err(|error| OpenError::Recover { error })?;
         resume::resume_ops(&shared).await.map_err(|error| OpenError::Recover { error })?;
         tokio::spawn(tidy::keep_tidy(Arc::downgrade(&shared)));
         Ok(Self { shared })

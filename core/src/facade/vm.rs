@@ -5,14 +5,14 @@ use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::op::ALREADY;
 use nexus_schema::tools::plan::Creation;
 use nexus_schema::tools::vm::{
-    VmCreateParams, VmDeleteOutput, VmDeleteParams, VmDetails, VmHistoryOutput, VmHistoryParams,
+    UndeletedVm, VmCreateParams, VmDeleteOutput, VmDeleteParams, VmDetails, VmHistoryOutput, VmHistoryParams,
     VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmStartParams, VmState,
     VmStopParams, VmUpdateParams,
 };
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::{CallContext, Nexus, cut_page, number_cursor, page, patience};
-use crate::context::{Change, Command, Decision, View, not_found};
+use crate::context::{Change, Command, Decision, Handle, View, not_found};
 use crate::op::{StoredResult, store_error};
 use crate::store::{history, vms};
 use crate::vm::create::{self, ask, start_and_wait, until_down};
@@ -119,10 +119,42 @@ impl Nexus {
         ctx: &CallContext,
         params: VmDeleteParams,
     ) -> Result<VmDeleteOutput, ToolError> {
-        self.shared.make_room().await;
-        let handle = self.shared.vms.get(&params.vm)?;
         let (who, force) = (ctx.caller.owner.to_string(), params.force.unwrap_or(false));
-        ask(&handle, |reply| Command::Delete { who, force, reply }).await
+        let delete = async |handle: &Handle| {
+            let who = who.clone();
+            ask(handle, |reply| Command::Delete { who, force, reply }).await
+        };
+        match (&params.vm, params.tags.is_empty()) {
+            (Some(vm), true) => {
+                let handle = self.shared.vms.get(vm)?;
+                self.shared.make_room().await;
+                Ok(VmDeleteOutput { done: true, deleted: vec![delete(&handle).await?], failed: Vec::new() })
+            }
+            (None, false) => {
+                self.shared.make_room().await;
+                let (mut deleted, mut failed) = (Vec::new(), Vec::new());
+                for handle in self.shared.vms.all() {
+                    let record = handle.view.borrow().record.clone();
+                    if !params.tags.iter().all(|(key, value)| record.tags.get(key) == Some(value)) {
+                        continue;
+                    }
+                    match delete(&handle).await {
+                        Ok(gone) => deleted.push(gone),
+                        // Somebody else was faster.
+                        Err(error) if error.code == ErrorCode::VmNotFound => {}
+                        Err(error) => failed.push(UndeletedVm { id: record.id, name: record.name, error }),
+                    }
+                }
+                deleted.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+                failed.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+                Ok(VmDeleteOutput { done: true, deleted, failed })
+            }
+            (None, true) => Err(ToolError::invalid("which VM to delete is not said")
+                .hint("give vm, or tags that all VMs to delete have")),
+            (Some(_), false) => {
+                Err(ToolError::invalid("vm and tags exclude each other").hint("give one of them"))
+            }
+        }
     }
 
     /// The tool `vm_update`.

@@ -101,6 +101,11 @@ impl Paths {
         self.root.join("cache")
     }
 
+    /// Unix sockets by which ports of guests are published.
+    pub fn sockets(&self) -> PathBuf {
+        self.root.join("sockets")
+    }
+
     /// Half-made things; emptied at every start of the daemon.
     pub fn scratch(&self) -> PathBuf {
         self.root.join("scratch")

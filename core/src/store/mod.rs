@@ -12,6 +12,7 @@ pub mod history;
 pub mod idempotency;
 pub mod images;
 pub mod ops;
+pub mod ports;
 pub mod providers;
 pub mod settings;
 pub mod templates;
@@ -28,7 +29,7 @@ use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest version of the schema that this build knows.
-pub const SCHEMA_VERSION: u32 = 6;
+pub const SCHEMA_VERSION: u32 = 7;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -38,6 +39,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0004.sql")),
         M::up(include_str!("migrations/0005.sql")),
         M::up(include_str!("migrations/0006.sql")),
+        M::up(include_str!("migrations/0007.sql")),
     ])
 }
 

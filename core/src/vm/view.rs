@@ -2,7 +2,9 @@
 
 use nexus_schema::id::VmKind;
 use nexus_schema::link::{PROTOCOL, PROTOCOL_MIN};
-use nexus_schema::tools::vm::{VmDetails, VmDrive, VmGuest, VmImage, VmProcess, VmSummary};
+use nexus_schema::tools::vm::{
+    PublishedPort, VmConnect, VmDetails, VmDrive, VmGuest, VmImage, VmProcess, VmSummary,
+};
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::policy;
@@ -11,7 +13,7 @@ use crate::guest::Link;
 use crate::op::store_error;
 use crate::os::paths::{Paths, vm_files};
 use crate::store::vms::VmRecord;
-use crate::store::{StoreError, assets, images};
+use crate::store::{StoreError, assets, images, ports};
 
 impl View {
     /// The link, if the guest's tools may be called now.
@@ -49,7 +51,13 @@ impl View {
     }
 
     /// Everything about the VM.
-    pub(crate) fn details(&self, paths: &Paths, image: VmImage, kernel: String) -> VmDetails {
+    fn details(
+        &self,
+        paths: &Paths,
+        image: VmImage,
+        kernel: String,
+        published: Vec<PublishedPort>,
+    ) -> VmDetails {
         let record = &self.record;
         let directory = paths.vm(record.id);
         let show = |name: &str| directory.join(name).display().to_string();
@@ -101,6 +109,8 @@ impl View {
             }),
             boot_id: record.boot_id,
             cid: record.cid,
+            connect: VmConnect { shell: format!("nexusctl shell {}", record.name) },
+            published,
             console_log: show(vm_files::CONSOLE),
             timings: record.timings,
             protected: record.protected,
@@ -115,8 +125,8 @@ impl View {
 /// Everything about a VM.
 pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<VmDetails, ToolError> {
     let view = shared.vms.get(vm)?.view.borrow().clone();
-    let (image_id, kernel_id) = (view.record.image_id, view.record.kernel_id);
-    let (image, kernel, lineage) = shared
+    let (vm, image_id, kernel_id) = (view.record.id, view.record.image_id, view.record.kernel_id);
+    let (image, kernel, lineage, published) = shared
         .store
         .read(move |db| -> Result<_, StoreError> {
             let image = match image_id {
@@ -136,7 +146,7 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
                 Some(id) => assets::get(db, &Reference::Id(id))?,
                 None => None,
             };
-            Ok((image, kernel, lineage))
+            Ok((image, kernel, lineage, ports::of_vm(db, vm)?))
         })
         .await
         .map_err(store_error)?;
@@ -144,11 +154,13 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
         id: image.as_ref().map(|i| i.id),
         name: view.record.image_name.clone(),
         distro: image.as_ref().and_then(|i| i.distro.clone()),
+        config: image.as_ref().and_then(|i| i.config.clone()),
         source: image.map(|i| i.source),
         lineage,
     };
     let kernel = kernel.map_or_else(|| view.record.spec.kernel.clone(), |k| k.name.to_string());
-    Ok(view.details(&shared.paths, image, kernel))
+    let published = published.iter().map(|port| shared.published.shown(&shared.paths, port)).collect();
+    Ok(view.details(&shared.paths, image, kernel, published))
 }
 
 /// A guest of a generation that this daemon does not speak.

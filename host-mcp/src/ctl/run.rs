@@ -186,7 +186,14 @@ async fn clean_up(app: &App, made: &Made) {
         let mut client = app.connect_if_up().await?;
         client.call::<OpCancel>(&OpCancelParams { op_id: made.op }).await?;
         let vm = made.vm.parse().map_err(|e| ToolError::internal(format!("the VM's id: {e}")))?;
-        match client.call::<VmDelete>(&VmDeleteParams { vm, force: Some(true) }).await {
+        match client
+            .call::<VmDelete>(&VmDeleteParams {
+                vm: Some(vm),
+                force: Some(true),
+                ..VmDeleteParams::default()
+            })
+            .await
+        {
             Err(Error::Tool(refusal)) if refusal.error.code == ErrorCode::VmNotFound => Ok(()),
             deleted => deleted.map(drop),
         }

@@ -146,9 +146,9 @@ fn several_vms_are_deleted_and_the_first_failure_decides() {
     let delete =
         Box::new(|arguments: &Value, caller: &crate::fake::Caller| match arguments["vm"].as_str().unwrap() {
             "bad" => fails("vm_protected", "bad is protected", "take the protection away")(arguments, caller),
-            name => {
-                Some(crate::fake::structured(&json!({ "id": "bbbbbbbbbbbbe", "name": name, "drives": [] })))
-            }
+            name => Some(crate::fake::structured(
+                &json!({ "done": true, "deleted": [{ "id": "bbbbbbbbbbbbe", "name": name, "drives": [] }] }),
+            )),
         });
     let _fake = Fake::start(&world.runtime(), [("vm_delete", delete)]);
     insta::assert_snapshot!(world.run("rm a bad c").shown(), @"

@@ -47,7 +47,7 @@ fn runs(code: i32) -> Tool {
 }
 
 fn gone() -> Value {
-    json!({ "id": VM, "name": "web-1", "drives": [] })
+    json!({ "done": true, "deleted": [{ "id": VM, "name": "web-1", "drives": [] }] })
 }
 
 fn cancelled() -> Value {

@@ -72,8 +72,10 @@ macro_rules! for_each_host_tool {
             $crate::tools::vm::VmInspect => vm_inspect,
             $crate::tools::vm::VmList => vm_list,
             $crate::tools::vm::VmLogs => vm_logs,
+            $crate::tools::vm::VmPublish => vm_publish,
             $crate::tools::vm::VmStart => vm_start,
             $crate::tools::vm::VmStop => vm_stop,
+            $crate::tools::vm::VmUnpublish => vm_unpublish,
             $crate::tools::vm::VmUpdate => vm_update,
         }
     };

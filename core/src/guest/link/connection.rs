@@ -91,10 +91,9 @@ pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32, pati
 
 /// One connection from its start to its end; returns why it ended.
 async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32, patience: Patience) -> String {
-    let stream = match timeout(DIAL_MAX, dial(directory, port)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(e)) => return format!("cannot connect: {e}"),
-        Err(_) => return "cannot connect: no answer from the vsock device".into(),
+    let stream = match dial(directory, port).await {
+        Ok(stream) => stream,
+        Err(e) => return format!("cannot connect: {e}"),
     };
     let (read, write) = match stream.into_std().and_then(|stream| duplex::split(stream.into())) {
         Ok(ends) => ends,
@@ -139,7 +138,14 @@ impl Drop for AbortOnDrop {
 }
 
 /// Connects to a guest's vsock port: `CONNECT <port>`, then `OK <n>`, and not a byte past that line.
-async fn dial(directory: &Path, port: u32) -> std::io::Result<UnixStream> {
+pub(in crate::guest) async fn dial(directory: &Path, port: u32) -> std::io::Result<UnixStream> {
+    match timeout(DIAL_MAX, connect(directory, port)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(std::io::Error::other("no answer from the vsock device")),
+    }
+}
+
+async fn connect(directory: &Path, port: u32) -> std::io::Result<UnixStream> {
     let mut stream = socket::connect_in_tokio(directory, vm_files::VSOCK).await?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
     let mut answer = Vec::with_capacity(32);

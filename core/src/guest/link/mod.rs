@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use connection::Patience;
 pub(crate) use connection::STANDSTILL;
+pub(super) use connection::dial;
 use nexus_schema::link::{CLIENT_META, CUT_OFF};
 use nexus_schema::{ErrorCode, ToolError};
 use serde_json::value::RawValue;

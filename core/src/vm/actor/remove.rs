@@ -1,7 +1,7 @@
 //! The end of a VM: its rows, then its files.
 
 use nexus_schema::id::DriveId;
-use nexus_schema::tools::vm::{VmDeleteOutput, VmState};
+use nexus_schema::tools::vm::{DeletedVm, VmState};
 use nexus_schema::{ErrorCode, Name, ToolError};
 
 use super::{Actor, DELETE_PATIENCE};
@@ -13,7 +13,7 @@ use crate::store::{StoreError, drives, history, vms};
 use crate::vm::policy;
 
 impl Actor {
-    pub(super) async fn delete(&mut self, who: &str, force: bool) -> Result<VmDeleteOutput, ToolError> {
+    pub(super) async fn delete(&mut self, who: &str, force: bool) -> Result<DeletedVm, ToolError> {
         policy::delete(self.record.name.as_str(), self.record.state, self.record.protected, force)?;
         if let Some(boot) = &self.boot {
             let shim = boot.shim.clone();
@@ -33,7 +33,7 @@ impl Actor {
             }
             self.end_boot();
         }
-        let output = VmDeleteOutput {
+        let output = DeletedVm {
             id: self.record.id,
             name: self.record.name.clone(),
             drives: self.own_drives().map(|d| d.name.clone()).collect::<Vec<Name>>(),

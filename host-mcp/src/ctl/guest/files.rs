@@ -438,7 +438,15 @@ mod tests {
 
     #[test]
     fn binary_files_are_base64_in_json() {
-        let facts = FileReadOutput { size_bytes: 2, offset: 0, read_bytes: 2, eof: true, lossy: true };
+        let facts = FileReadOutput {
+            size_bytes: 2,
+            offset: 0,
+            read_bytes: 2,
+            eof: true,
+            lossy: true,
+            from_line: None,
+            lines: None,
+        };
         assert_eq!(read_as_json(&facts, 0, b"hi")["text"], "hi");
         assert_eq!(read_as_json(&facts, 0, &[0xff])["base64"], "/w==");
     }

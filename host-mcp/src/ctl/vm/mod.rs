@@ -3,6 +3,7 @@
 mod list;
 mod logs;
 mod power;
+mod publish;
 mod show;
 mod stats;
 
@@ -13,8 +14,8 @@ use clap::{Args, Subcommand};
 use nexus_schema::id::VmKind;
 use nexus_schema::link::InitMode;
 use nexus_schema::tools::vm::{
-    DriverChoice, VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails, VmHistory, VmHistoryParams,
-    VmInspect, VmInspectParams, VmState, VmTransition, VmUpdate, VmUpdateParams,
+    DeletedVm, DriverChoice, VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails, VmHistory,
+    VmHistoryParams, VmInspect, VmInspectParams, VmState, VmTransition, VmUpdate, VmUpdateParams,
 };
 use nexus_schema::{ByteSize, Name, Reference, Tool, tools::OpOutcome};
 
@@ -70,6 +71,10 @@ pub(crate) enum Command {
     Update(UpdateArgs),
     /// Give a VM another name
     Rename(RenameArgs),
+    /// Make a port of a VM reachable on this host
+    Publish(publish::PublishArgs),
+    /// End what `publish` began
+    Unpublish(publish::UnpublishArgs),
     /// Show how busy VMs are, once: state, load, memory and disk
     Stats(StatsArgs),
     /// Show a VM's console
@@ -152,8 +157,11 @@ pub(crate) struct CreateOptions {
 #[derive(Debug, Args)]
 pub(crate) struct DeleteArgs {
     /// The VMs: names or ids
-    #[arg(required = true, value_name = "VM")]
+    #[arg(required_unless_present = "tag", conflicts_with = "tag", value_name = "VM")]
     vms: Vec<Reference<VmKind>>,
+    /// All VMs that have this label; with several, all of them
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
+    tag: Vec<(String, String)>,
     /// Also if it runs
     #[arg(short, long)]
     force: bool,
@@ -218,6 +226,8 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
         Command::Delete(args) => delete(app, args).await,
         Command::Update(args) => update(app, args).await,
         Command::Rename(args) => rename(app, args).await,
+        Command::Publish(args) => publish::publish(app, args).await,
+        Command::Unpublish(args) => publish::unpublish(app, args).await,
         Command::Stats(args) => stats(app, args).await,
         Command::Logs(args) => logs(app, args).await,
         Command::History(args) => history(app, args).await,
@@ -311,12 +321,29 @@ async fn inspect(app: &App, args: OneVm) -> Result<u8, Error> {
 
 /// Deletes VMs.
 pub(crate) async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
-    each(app, args.vms, async |client, vm| {
-        let params = VmDeleteParams { vm, force: args.force.then_some(true) };
-        let gone = client.call::<VmDelete>(&params).await?;
-        show_deleted(app, &gone, gone.id, &format!("{} deleted", gone.name))
-    })
-    .await
+    let force = args.force.then_some(true);
+    let show = |gone: &[DeletedVm]| {
+        gone.iter().try_for_each(|gone| show_deleted(app, gone, gone.id, &format!("{} deleted", gone.name)))
+    };
+    if args.tag.is_empty() {
+        return each(app, args.vms, async |client, vm| {
+            let params = VmDeleteParams { vm: Some(vm), force, ..VmDeleteParams::default() };
+            show(&client.call::<VmDelete>(&params).await?.deleted)
+        })
+        .await;
+    }
+    let params = VmDeleteParams { vm: None, tags: args.tag.into_iter().collect(), force };
+    let mut client = app.connect().await?;
+    let output = client.call::<VmDelete>(&params).await?;
+    show(&output.deleted)?;
+    let failures = output.failed.into_iter().map(|failed| Error::from(failed.error));
+    let codes: Vec<u8> = failures
+        .map(|error| {
+            app.ui.fail(&error);
+            error.exit_code()
+        })
+        .collect();
+    Ok(codes.first().copied().unwrap_or(0))
 }
 
 async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {

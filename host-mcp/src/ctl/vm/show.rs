@@ -102,6 +102,9 @@ pub(super) fn details(vm: &VmDetails, now: Timestamp) -> Table {
         let size = format::size(drive.size.as_bytes());
         table.fact("drive", format!("{} ({size}{root}{read_only}) {}", drive.name, drive.path));
     }
+    for port in &vm.published {
+        table.fact("published", super::publish::one(port));
+    }
     if let Some(guest) = &vm.guest {
         table.fact("guest", guest.os.clone().unwrap_or_else(|| "unknown system".into()));
         table.fact("guest kernel", &guest.kernel);

@@ -1,5 +1,7 @@
 //! VMs: create, list, inspect, start, stop, delete, update, logs, history.
 
+mod delete;
+mod publish;
 mod update;
 mod words;
 
@@ -9,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{BootId, DriveId, ImageId, VmId, VmKind};
-use crate::link::{ImageMetadata, InitMode};
+use crate::link::{ImageConfig, ImageMetadata, InitMode};
 use crate::name::{Name, Reference};
 use crate::size::ByteSize;
 use crate::time::Timestamp;
@@ -17,6 +19,10 @@ use crate::tool::{Effect, ResultShape, Tool};
 use crate::tools::OpOutcome;
 use crate::tools::plan::Creation;
 
+pub use self::delete::{DeletedVm, UndeletedVm, VmDelete, VmDeleteOutput, VmDeleteParams};
+pub use self::publish::{
+    PublishedPort, VmPublish, VmPublishParams, VmUnpublish, VmUnpublishOutput, VmUnpublishParams,
+};
 pub use self::update::{VmUpdate, VmUpdateParams};
 pub use self::words::{DriverChoice, NetworkChoice, VmState};
 
@@ -182,6 +188,12 @@ pub struct VmDetails {
     pub boot_id: Option<BootId>,
     /// The vsock context id.
     pub cid: u32,
+    /// How a person gets into it.
+    #[serde(default)]
+    pub connect: VmConnect,
+    /// Its ports that are published on the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<PublishedPort>,
     /// The console's file on the host.
     pub console_log: String,
     /// Where the time of the last boot went, in milliseconds.
@@ -200,6 +212,13 @@ pub struct VmDetails {
     pub generation: u64,
 }
 
+/// How a person gets into a VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmConnect {
+    /// A command line for a shell on the host that opens a terminal in the VM.
+    pub shell: String,
+}
+
 /// The image of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmImage {
@@ -214,6 +233,9 @@ pub struct VmImage {
     /// What it was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// How it means to be run, where it says so: user, entry point, command, working directory and environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ImageConfig>,
     /// What it was derived from, nearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lineage: Vec<String>,
@@ -428,41 +450,6 @@ impl Tool for VmStop {
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = VmStopParams;
     type Output = OpOutcome<VmDetails>;
-}
-
-/// Deletes a VM.
-pub enum VmDelete {}
-
-/// Arguments of `vm_delete`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct VmDeleteParams {
-    /// The VM: its name or id.
-    pub vm: Reference<VmKind>,
-    /// Delete it even if it runs: its power is cut first (default false).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub force: Option<bool>,
-}
-
-/// Result of `vm_delete`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct VmDeleteOutput {
-    /// The id of the VM that is gone.
-    pub id: VmId,
-    /// Its name, which is free again.
-    pub name: Name,
-    /// The drives that were deleted with it.
-    pub drives: Vec<Name>,
-}
-
-impl Tool for VmDelete {
-    const NAME: &'static str = "vm_delete";
-    const TITLE: &'static str = "Delete a VM";
-    const DESCRIPTION: &'static str = "Deletes a VM with the drives that were made for it; use it when nothing on its disk is \
-        needed any more. A running VM is refused unless `force` is true, a protected one always. This cannot be undone.";
-    const EFFECT: Effect = Effect::Destructive { idempotent: false };
-    type Params = VmDeleteParams;
-    type Output = VmDeleteOutput;
 }
 
 /// Reads a VM's console.

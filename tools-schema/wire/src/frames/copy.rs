@@ -60,15 +60,20 @@ where
         write.shutdown().await.map_err(CopyError::Write)
     };
     let all = async {
-        let (mut outwards, mut is_ended) = (std::pin::pin!(outwards), false);
+        let (mut outwards, mut is_ended, mut is_cut) = (std::pin::pin!(outwards), false, false);
         let mut arrived = Some(arrived);
         // Nothing here waits but for these two: whoever writes a frame is to be polled until it is written.
-        while !is_ended || arrived.is_some() {
+        while !is_ended || arrived.is_some() || is_cut {
             let next = tokio::select! {
                 biased;
                 ended = &mut outwards, if !is_ended => {
-                    ended?;
                     is_ended = true;
+                    match ended {
+                        Ok(()) => {}
+                        // Why the peer takes nothing more it may have said before.
+                        Err(CopyError::Frames(_)) => is_cut = true,
+                        Err(error) => return Err(error),
+                    }
                     continue;
                 }
                 next = receiver.next() => next?,

@@ -1,0 +1,155 @@
+//! The tools that publish ports of guests on the host.
+
+use std::io;
+
+use nexus_schema::tools::vm::{PublishedPort, VmPublishParams, VmUnpublishOutput, VmUnpublishParams};
+use nexus_schema::{ErrorCode, Reference, ToolError};
+
+use super::{CallContext, Nexus};
+use crate::op::store_error;
+use crate::publish::{self, Listener};
+use crate::store::now;
+use crate::store::ports::{self, PortRecord};
+
+/// The first port of the host that is chosen where nobody says which.
+const UNPRIVILEGED: u16 = 1024;
+
+impl Nexus {
+    /// The tool `vm_publish`.
+    pub async fn vm_publish(
+        &self,
+        ctx: &CallContext,
+        params: VmPublishParams,
+    ) -> Result<PublishedPort, ToolError> {
+        let is_socket = params.socket == Some(true);
+        if is_socket && params.host_port.is_some() {
+            return Err(
+                ToolError::invalid("host_port and socket exclude each other").hint("give one of them")
+            );
+        }
+        check_port("guest_port", params.guest_port)?;
+        params.host_port.map(|port| check_port("host_port", port)).transpose()?;
+        let handle = self.shared.vms.get(&params.vm)?;
+        let vm = handle.view.borrow().record.id;
+        let wanted = PortRecord { id: 0, vm, guest_port: params.guest_port, host_port: params.host_port };
+        let there = self.shared.store.read(move |db| ports::of_vm(db, vm)).await.map_err(store_error)?;
+        let same = there.into_iter().find(|port| {
+            port.guest_port == wanted.guest_port
+                && match (wanted.host_port, is_socket) {
+                    (Some(_), _) => port.host_port == wanted.host_port,
+                    (None, is_socket) => port.host_port.is_none() == is_socket,
+                }
+        });
+        if let Some(same) = same {
+            return Ok(self.shared.published.shown(&self.shared.paths, &same));
+        }
+        let (listener, host_port) =
+            if is_socket { self.bind(&wanted).await? } else { self.bind_port(&wanted).await? };
+        let (row, owner) = (PortRecord { host_port, ..wanted }, ctx.caller.owner.clone());
+        let added = self.shared.store.write(move |tx| ports::insert(tx, &row, &owner, now())).await;
+        let Some(port) = added.map_err(store_error)? else {
+            // Its listener has been waiting for the port that was just free.
+            return Err(self.taken(host_port.unwrap_or_default()).await);
+        };
+        let shown = self.shared.published.shown(&self.shared.paths, &port);
+        publish::listen(&self.shared, port, Some(listener));
+        Ok(shown)
+    }
+
+    /// The tool `vm_unpublish`.
+    pub async fn vm_unpublish(
+        &self,
+        _: &CallContext,
+        params: VmUnpublishParams,
+    ) -> Result<VmUnpublishOutput, ToolError> {
+        check_port("guest_port", params.guest_port)?;
+        let view = self.shared.vms.get(&params.vm)?.view;
+        let (vm, name) = (view.borrow().record.id, view.borrow().record.name.clone());
+        let there = self.shared.store.read(move |db| ports::of_vm(db, vm)).await.map_err(store_error)?;
+        let (ending, others): (Vec<_>, Vec<_>) = there.into_iter().partition(|port| {
+            port.guest_port == params.guest_port
+                && (params.host_port.is_none() || params.host_port == port.host_port)
+        });
+        if ending.is_empty() {
+            let error = ToolError::new(
+                ErrorCode::NotPublished,
+                format!(
+                    "port {} of {name} is not published{}",
+                    params.guest_port,
+                    match params.host_port {
+                        Some(port) => format!(" at port {port} of the host"),
+                        None => String::new(),
+                    }
+                ),
+            );
+            let others: Vec<_> = others.iter().map(|port| port.guest_port.to_string()).collect();
+            return Err(match others.as_slice() {
+                [] => error.hint("nothing of this VM is published: vm_inspect shows what is"),
+                others => error
+                    .hint(format!("published are its ports {}: vm_inspect shows where", others.join(", "))),
+            });
+        }
+        let ids: Vec<_> = ending.iter().map(|port| port.id).collect();
+        let removed =
+            self.shared.store.write(move |tx| ids.into_iter().try_for_each(|id| ports::delete(tx, id)));
+        removed.await.map_err(store_error)?;
+        let published = &self.shared.published;
+        let unpublished = ending
+            .iter()
+            .map(|port| PublishedPort { problem: None, ..published.shown(&self.shared.paths, port) });
+        let unpublished = unpublished.collect();
+        ending.iter().for_each(|port| published.end(port.id));
+        Ok(VmUnpublishOutput { unpublished })
+    }
+
+    /// Binds the port that is wanted, or the guest's number, or else any that is free.
+    async fn bind_port(&self, wanted: &PortRecord) -> Result<(Listener, Option<u16>), ToolError> {
+        if wanted.host_port.is_some() {
+            return self.bind(wanted).await;
+        }
+        let of_guest = PortRecord { host_port: Some(wanted.guest_port), ..wanted.clone() };
+        if of_guest.guest_port >= UNPRIVILEGED
+            && let Ok(bound) = self.bind(&of_guest).await
+        {
+            return Ok(bound);
+        }
+        self.bind(&PortRecord { host_port: Some(0), ..wanted.clone() }).await
+    }
+
+    async fn bind(&self, port: &PortRecord) -> Result<(Listener, Option<u16>), ToolError> {
+        let bound = publish::bind(&self.shared.paths, port).and_then(|listener| {
+            let host_port = listener.host_port()?;
+            Ok((listener, host_port))
+        });
+        let wanted = port.host_port.unwrap_or_default();
+        match bound {
+            Ok(bound) => Ok(bound),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(self.taken(wanted).await),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(ToolError::new(
+                ErrorCode::HostUnsuitable,
+                format!("the daemon may not listen at port {wanted}: {error}"),
+            )
+            .hint("choose a host_port of 1024 or more")),
+            Err(error) => {
+                Err(ToolError::new(ErrorCode::HostUnsuitable, format!("cannot listen for clients: {error}")))
+            }
+        }
+    }
+
+    /// A port of the host that something else has.
+    async fn taken(&self, host_port: u16) -> ToolError {
+        let of_vm = self.shared.store.read(move |db| ports::at(db, host_port)).await.ok().flatten();
+        let name = of_vm.and_then(|port| {
+            let vm = self.shared.vms.get(&Reference::Id(port.vm)).ok()?;
+            let name = vm.view.borrow().record.name.clone();
+            Some(format!("port {} of the VM {name}", port.guest_port))
+        });
+        let by = name.unwrap_or_else(|| "another program".into());
+        ToolError::new(ErrorCode::InUse, format!("port {host_port} of this host is taken by {by}"))
+            .hint("choose another host_port, or leave it out to get a free one")
+    }
+}
+
+fn check_port(what: &str, port: u16) -> Result<(), ToolError> {
+    if port == 0 { Err(ToolError::invalid(format!("{what} is 0, not 1 to 65535"))) } else { Ok(()) }
+}

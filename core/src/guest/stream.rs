@@ -1,0 +1,184 @@
+//! Streams of their own into a guest: each a connection to port 201, with frames both ways once it is open.
+
+use std::borrow::Cow;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use nexus_schema::link::STREAM_PORT;
+use nexus_schema::stream::{Answer, Done, LINE_MAX, Opened, Opening};
+use nexus_schema::{ErrorCode, ToolError};
+use nexus_wire::duplex::{self, Reader, Writer};
+use nexus_wire::frames::{self, CopyError, FrameError, Incoming, Receiver, Sender};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::link::{LinkError, dial};
+use super::result::words;
+
+/// How long a guest may take to answer: longer than it may take to dial a port of its own.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the last word may take once both directions have ended.
+const DONE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest message of an error, in characters.
+const MESSAGE_MAX: usize = 4000;
+/// The longest hint, in characters.
+const HINT_MAX: usize = 500;
+
+/// Why a stream could not be opened, or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The guest's port does not answer.
+    #[error("cannot reach the port of streams")]
+    Dial(#[source] io::Error),
+    /// The guest took too long.
+    #[error("no answer after {} s", .after.as_secs())]
+    Deadline {
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The guest hung up instead of answering.
+    #[error("the guest hung up")]
+    HungUp,
+    /// What the guest said is none of what may be said.
+    #[error("the guest's answer is not one: {what}")]
+    Misbehaved {
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The guest says why not. Its words are without control characters, and cut to size.
+    #[error("{0}")]
+    Refused(ToolError),
+    /// The frames are not what they have to be, or the connection failed.
+    #[error("the stream failed")]
+    Frames(#[from] FrameError),
+    /// The host's own end failed.
+    #[error("the connection on the host failed")]
+    Own(#[source] io::Error),
+}
+
+impl StreamError {
+    /// The error as a caller sees it, with the guest's words marked as such; `vm` is the VM's name.
+    pub fn to_tool_error(&self, vm: &str) -> ToolError {
+        let text = format!("{vm}: {}", nexus_schema::error::chain(self));
+        match self {
+            Self::Refused(error) => {
+                let said = ToolError::new(error.code, format!("inside {vm}: {}", error.message));
+                match &error.hint {
+                    Some(hint) => said.hint(format!("the guest suggests: {hint}")),
+                    None => said,
+                }
+            }
+            Self::Dial(_) | Self::Frames(FrameError::Io(_) | FrameError::Closed | FrameError::Cut) => {
+                ToolError::new(ErrorCode::GuestUnreachable, text)
+                    .hint("look at vm_inspect and vm_logs, then try again")
+            }
+            Self::Deadline { .. } => ToolError::new(ErrorCode::Timeout, text).hint("try again"),
+            Self::HungUp => ToolError::new(ErrorCode::GuestMisbehaved, text).hint(
+                "too many streams may be open in this VM, or its agent is too old for them: stop and start the VM then",
+            ),
+            Self::Misbehaved { .. } | Self::Frames(_) => ToolError::new(ErrorCode::GuestMisbehaved, text)
+                .hint("try again; if it stays like this, stop and start the VM"),
+            Self::Own(_) => ToolError::new(ErrorCode::Cancelled, text),
+        }
+    }
+}
+
+/// An open stream of a guest.
+#[derive(Debug)]
+pub struct GuestStream {
+    /// What the guest says of it.
+    pub opened: Opened,
+    /// The connection. Dropping the writer hangs up.
+    pub ends: (Reader, Writer),
+    /// What came behind the answer already: frames.
+    pub read: BytesMut,
+}
+
+impl GuestStream {
+    /// Opens a stream of the guest whose vsock socket is in `directory`.
+    pub(crate) async fn open(directory: &Path, opening: &Opening) -> Result<Self, StreamError> {
+        let socket = dial(directory, STREAM_PORT).await.map_err(StreamError::Dial)?;
+        let ends = socket.into_std().and_then(|socket| duplex::split(socket.into()));
+        let (mut reader, mut writer) = ends.map_err(StreamError::Dial)?;
+        let mut line = serde_json::to_vec(opening).map_err(|error| StreamError::Own(error.into()))?;
+        line.push(b'\n');
+        let mut read = BytesMut::new();
+        let exchange = async {
+            writer.write_all(&line).await.map_err(StreamError::Dial)?;
+            match frames::read_line(&mut reader, &mut read, LINE_MAX).await {
+                Ok(answer) => answer.ok_or(StreamError::HungUp),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    Err(StreamError::Misbehaved { what: "a line that is too long" })
+                }
+                // A device may reset a connection that its guest closed.
+                Err(_) => Err(StreamError::HungUp),
+            }
+        };
+        let answer = timeout(ANSWER_TIMEOUT, exchange);
+        let answer = answer.await.map_err(|_| StreamError::Deadline { after: ANSWER_TIMEOUT })??;
+        match serde_json::from_slice(&answer) {
+            Ok(Answer::Ok(opened)) => Ok(Self { opened, ends: (reader, writer), read }),
+            Ok(Answer::Error(error)) => Err(refused(error)),
+            Err(_) => Err(StreamError::Misbehaved { what: "malformed JSON" }),
+        }
+    }
+
+    /// The stream as frames.
+    pub fn into_frames(self) -> (Receiver<Reader>, Sender<Writer>) {
+        let (reader, writer) = self.ends;
+        frames::over(reader, writer, self.read)
+    }
+
+    /// Carries a connection of the host over a TCP stream until both directions have ended, each by itself. Dropping the future
+    /// hangs up on the guest, which resets its connection.
+    pub async fn carry(
+        self,
+        read: &mut (impl AsyncRead + Unpin),
+        write: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), StreamError> {
+        let (mut receiver, sender) = self.into_frames();
+        let copied = frames::copy(&mut receiver, &sender, read, write).await;
+        let done = match copied {
+            Ok(Some(done)) => done,
+            Ok(None) => {
+                let last = timeout(DONE_TIMEOUT, receiver.next()).await;
+                match last.map_err(|_| StreamError::Deadline { after: DONE_TIMEOUT })?? {
+                    Some(Incoming::Done(done)) => done,
+                    Some(_) => return Err(StreamError::Misbehaved { what: "a frame after the end" }),
+                    None => return Err(StreamError::HungUp),
+                }
+            }
+            Err(CopyError::Frames(error)) => return Err(error.into()),
+            Err(CopyError::Read(error) | CopyError::Write(error)) => return Err(StreamError::Own(error)),
+        };
+        match serde_json::from_slice(&done) {
+            Ok(Done::Ok(_)) => Ok(()),
+            Ok(Done::Error(error)) => Err(refused(error)),
+            Err(_) => Err(StreamError::Misbehaved { what: "malformed JSON" }),
+        }
+    }
+}
+
+/// An error in a guest's words, if they can be passed on.
+fn refused(error: ToolError) -> StreamError {
+    if !error.code.may_be_of_guest() {
+        return StreamError::Misbehaved { what: "an error with a code that guests may not use" };
+    }
+    let tame = |text: String, max| words(Cow::Owned(text), max).map(Cow::into_owned);
+    let message = tame(error.message, MESSAGE_MAX);
+    let hint = error.hint.map(|hint| tame(hint, HINT_MAX)).transpose();
+    match (message, hint) {
+        (Ok(message), Ok(hint)) => {
+            StreamError::Refused(ToolError { hint, ..ToolError::new(error.code, message) })
+        }
+        (Err(LinkError::Misbehaved { what }), _) | (_, Err(LinkError::Misbehaved { what })) => {
+            StreamError::Misbehaved { what }
+        }
+        (Err(_), _) | (_, Err(_)) => StreamError::Misbehaved { what: "an error without words" },
+    }
+}
+
+#[cfg(test)]
+mod tests;

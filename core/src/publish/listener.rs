@@ -1,0 +1,144 @@
+//! The host's end of a published port: a TCP port of the loopback or a Unix socket, and its clients.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use nexus_schema::Reference;
+use nexus_schema::id::VmId;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::relay::{self, Client};
+use crate::context::{Handle, Shared, socket_name};
+use crate::os::paths::Paths;
+use crate::os::socket;
+use crate::store::ports::PortRecord;
+
+/// How many clients of one port are served at once; more wait to be accepted.
+const CLIENTS_MAX: usize = 512;
+/// How long to leave a listener alone that fails, as it does when descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often a port that another program has is tried again.
+const BIND_AGAIN: Duration = Duration::from_secs(5);
+
+/// Where clients come in.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    /// A port of the loopback.
+    Tcp(TcpListener),
+    /// A Unix socket.
+    Unix(UnixListener),
+}
+
+/// Listens where a port is published; at any free port where the record says 0.
+pub(crate) fn bind(paths: &Paths, port: &PortRecord) -> io::Result<Listener> {
+    match port.host_port {
+        Some(host_port) => {
+            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, host_port))?;
+            listener.set_nonblocking(true)?;
+            Ok(Listener::Tcp(TcpListener::from_std(listener)?))
+        }
+        None => {
+            let name = socket_name(port.vm, port.guest_port);
+            Ok(Listener::Unix(socket::bind_in_tokio(&paths.sockets(), &name)?))
+        }
+    }
+}
+
+impl Listener {
+    /// The port of the host, where it has one.
+    pub(crate) fn host_port(&self) -> io::Result<Option<u16>> {
+        match self {
+            Self::Tcp(listener) => Ok(Some(listener.local_addr()?.port())),
+            Self::Unix(_) => Ok(None),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Client> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Client::Tcp(stream))
+            }
+            Self::Unix(listener) => Ok(Client::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+/// Serves a published port until that ends, its VM is deleted or the daemon stops.
+pub(super) async fn serve(
+    shared: Weak<Shared>,
+    port: PortRecord,
+    listener: Option<Listener>,
+    until: CancellationToken,
+) {
+    let Some(vm) = shared.upgrade().and_then(|shared| find(&shared, port.vm)) else { return };
+    tokio::select! {
+        () = until.cancelled() => {}
+        () = gone(vm) => {}
+        () = accept(&shared, &port, listener, &until) => {}
+    }
+    if let Some(shared) = shared.upgrade() {
+        shared.published.end(port.id);
+        if port.host_port.is_none() {
+            let path = shared.paths.sockets().join(socket_name(port.vm, port.guest_port));
+            tokio::task::spawn_blocking(move || fs_err::remove_file(path).ok());
+        }
+    }
+}
+
+pub(super) fn find(shared: &Shared, vm: VmId) -> Option<Handle> {
+    shared.vms.get(&Reference::Id(vm)).ok()
+}
+
+/// Waits until a VM is deleted, or nobody looks after it any more.
+async fn gone(mut vm: Handle) {
+    // An error is the end of its task.
+    let _ = vm.view.wait_for(|view| view.deleted).await;
+}
+
+async fn accept(
+    shared: &Weak<Shared>,
+    port: &PortRecord,
+    mut listener: Option<Listener>,
+    until: &CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(CLIENTS_MAX));
+    loop {
+        let Some(listening) = &listener else {
+            let Some(shared) = shared.upgrade() else { return };
+            match bind(&shared.paths, port) {
+                Ok(bound) => {
+                    shared.published.say(port.id, None);
+                    listener = Some(bound);
+                }
+                Err(error) => {
+                    shared.published.say(port.id, Some(format!("cannot listen: {error}")));
+                    drop(shared);
+                    tokio::time::sleep(BIND_AGAIN).await;
+                }
+            }
+            continue;
+        };
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let client = match listening.accept().await {
+            Ok(client) => client,
+            Err(_) => {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (shared, vm, guest_port, until) = (shared.clone(), port.vm, port.guest_port, until.clone());
+        tokio::spawn(async move {
+            let served = until.run_until_cancelled(relay::serve(shared, vm, guest_port, client)).await;
+            if let Some(Err(error)) = served {
+                tracing::debug!(%vm, guest_port, %error, "a connection to a published port ends");
+            }
+            drop(place);
+        });
+    }
+}

@@ -1,0 +1,52 @@
+//! One client of a published port, and its stream into the guest.
+
+use std::io;
+use std::sync::Weak;
+use std::time::Duration;
+
+use nexus_schema::id::VmId;
+use nexus_schema::stream::{Open, Opening, TcpOpening, VERSION};
+use nexus_schema::tools::vm::VmState;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::listener::find;
+use crate::context::Shared;
+use crate::guest::{GuestStream, StreamError};
+
+/// How long a client waits for a VM that is being started.
+const READY_WAIT: Duration = Duration::from_secs(30);
+
+/// A client.
+#[derive(Debug)]
+pub(super) enum Client {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Serves a client until both directions have ended.
+pub(super) async fn serve(
+    shared: Weak<Shared>,
+    vm: VmId,
+    guest_port: u16,
+    client: Client,
+) -> Result<(), StreamError> {
+    let found = shared.upgrade().and_then(|shared| Some((find(&shared, vm)?.view, shared.paths.vm(vm))));
+    let Some((mut view, directory)) = found else { return Ok(()) };
+    let ready = view.wait_for(|view| view.record.state == VmState::Ready);
+    if !matches!(tokio::time::timeout(READY_WAIT, ready).await, Ok(Ok(_))) {
+        return Err(StreamError::Dial(io::ErrorKind::NotConnected.into()));
+    }
+    let open = Open::Tcp(TcpOpening { port: guest_port });
+    let opening = Opening { version: VERSION, client: None, open };
+    let stream = GuestStream::open(&directory, &opening).await?;
+    match client {
+        Client::Tcp(client) => {
+            let (mut read, mut write) = client.into_split();
+            stream.carry(&mut read, &mut write).await
+        }
+        Client::Unix(client) => {
+            let (mut read, mut write) = client.into_split();
+            stream.carry(&mut read, &mut write).await
+        }
+    }
+}
