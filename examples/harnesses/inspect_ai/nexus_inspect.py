@@ -1,0 +1,155 @@
+"""Nexus as a sandbox of Inspect: each sample gets a VM of its own, `sandbox="nexus"`."""
+
+import errno
+from pathlib import PurePosixPath
+
+from inspect_ai.util import (
+    ExecResult,
+    OutputLimitExceededError,
+    SandboxConnection,
+    SandboxEnvironment,
+    SandboxEnvironmentLimits,
+    SandboxUnavailableError,
+    sandboxenv,
+)
+from nexus_mcp import Nexus, NexusError, OutputLimit, Vm
+from pydantic import BaseModel
+
+HARNESS = {"harness": "inspect_ai"}
+
+
+class NexusConfig(BaseModel, frozen=True):
+    """What a sample's VM is like; the fields are those of vm_create unless said otherwise."""
+
+    image: str = "debian"  # `from`: an image, template:NAME, oci:IMAGE, docker-archive:PATH, ...
+    user: str = "image"  # who runs commands and owns files by default; the user of the image
+    workdir: str | None = None  # where relative paths start (default: where the image says)
+    memory: str | None = None
+    vcpus: int | None = None
+    disk: str | None = None
+    env: dict[str, str] | None = None
+
+
+@sandboxenv(name="nexus")
+class NexusSandboxEnvironment(SandboxEnvironment):
+    @classmethod
+    def config_deserialize(cls, config):
+        return NexusConfig(**config)
+
+    @classmethod
+    async def sample_init(cls, task_name, config, metadata):
+        if not isinstance(config, NexusConfig):
+            config = NexusConfig(image=config) if config else NexusConfig()
+        tags = HARNESS | {"task": "".join(c if c.isalnum() else "-" for c in task_name)[:60]}
+        size = config.model_dump(include={"memory", "vcpus", "disk", "env"}, exclude_none=True)
+        vm = await Vm.create(**{"from": config.image}, tags=tags, **size)
+        try:
+            return {"default": await cls.of(vm, config.user, config.workdir)}
+        except BaseException:
+            vm.nexus.later("vm_delete", vm=vm.id, force=True)
+            raise
+
+    @classmethod
+    async def sample_cleanup(cls, task_name, config, environments, interrupted):
+        for environment in environments.values():
+            await environment.as_type(cls).vm.delete()
+
+    @classmethod
+    async def cli_cleanup(cls, id):
+        nexus = Nexus.shared()
+        found = await nexus.call("vm_list", tags=HARNESS, limit=500)
+        for vm in found.structured_content["vms"]:
+            if id is None or id in (vm["id"], vm["name"]):
+                await nexus.call("vm_delete", vm=vm["id"], force=True)
+
+    @classmethod
+    async def of(cls, vm, user="image", workdir=None):
+        """An environment in a VM that there is."""
+        environment = cls()
+        environment.vm, environment.user = vm, user
+        if workdir:
+            await vm.guest("file_mkdir", path=workdir, parents=True, user=user)
+        facts, _ = await vm.guest("run_command", command=":", user=user, cwd=workdir)
+        environment.workdir = PurePosixPath(facts["cwd"])
+        return environment
+
+    async def exec(
+        self,
+        cmd,
+        input=None,
+        cwd=None,
+        env=None,
+        user=None,
+        timeout=None,
+        timeout_retry=True,
+        concurrency=True,
+    ):
+        limit = SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE
+        try:
+            ran = await self.vm.run(
+                *cmd,
+                input=input.encode() if isinstance(input, str) else input,
+                limit=limit,
+                timeout=timeout,
+                cwd=str(self.workdir / (cwd or "")),
+                env=env,
+                user=user or self.user,
+            )
+        except OutputLimit as error:
+            limit = SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE_STR
+            raise OutputLimitExceededError(limit, _text(error.ran.stdout[:limit])) from error
+        except NexusError as error:
+            if error.status is not None and error.code != "program_not_executable":
+                return ExecResult(False, error.status, "", f"{error}\n")
+            raise _as_python(error, cmd[0]) from error
+        if ran.timed_out:
+            failure = TimeoutError(f"Command timed out after {timeout} seconds")
+            failure.truncated_output = _text(ran.stdout + ran.stderr)
+            raise failure
+        return ExecResult(ran.status == 0, ran.status, _text(ran.stdout), _text(ran.stderr))
+
+    async def write_file(self, file, contents):
+        content = contents.encode() if isinstance(contents, str) else contents
+        try:
+            await self.vm.write(str(self.workdir / file), content, user=self.user)
+        except NexusError as error:
+            raise _as_python(error, file) from error
+
+    async def read_file(self, file, text=True):
+        limit = SandboxEnvironmentLimits.MAX_READ_FILE_SIZE
+        try:
+            content = await self.vm.read(str(self.workdir / file), limit, self.user)
+        except OutputLimit as error:
+            limit = SandboxEnvironmentLimits.MAX_READ_FILE_SIZE_STR
+            raise OutputLimitExceededError(limit, None) from error
+        except NexusError as error:
+            raise _as_python(error, file) from error
+        return content.decode() if text else content
+
+    async def connection(self, *, user=None):
+        details = await self.vm.inspect()
+        if details["state"] != "running":
+            raise ConnectionError(f"{self.vm.name} is {details['state']}")
+        ports = [
+            {
+                "container_port": port["guest_port"],
+                "protocol": "tcp",
+                "mappings": [{"host_ip": "127.0.0.1", "host_port": port["host_port"]}],
+            }
+            for port in details.get("published", [])
+            if "host_port" in port
+        ]
+        return SandboxConnection(
+            type="nexus", command=details["connect"]["shell"], ports=ports, container=self.vm.name
+        )
+
+
+def _text(output):
+    return output.decode(errors="replace")
+
+
+def _as_python(error, what):
+    """The exception that Inspect knows."""
+    if error.errno:
+        return OSError(getattr(errno, error.errno, errno.EIO), str(error), what)
+    return SandboxUnavailableError(str(error)) if error.is_gone else error
