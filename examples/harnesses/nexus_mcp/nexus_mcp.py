@@ -247,15 +247,15 @@ class Vm:
             raise
         return facts, {name: bytes(stream) for name, stream in streams.items()}
 
-    async def read(self, path, limit=None, user=None):
-        """The content of a file, if it has no more than `limit` bytes."""
-        content, facts = bytearray(), {}
-        while not facts.get("eof"):
+    async def read(self, path, limit=None, user=None, most=None):
+        """The content of a file that has no more than `limit` bytes, or its first `most` bytes."""
+        content, facts, most = bytearray(), {}, most or 1 << 60
+        while not facts.get("eof") and len(content) < most:
             facts, news = await self.guest(
                 "file_read",
                 path=path,
                 offset=len(content),
-                limit=READ,
+                limit=min(READ, most - len(content)),
                 encoding="base64",
                 user=user,
             )

@@ -57,10 +57,14 @@ class NexusSandboxSession(BaseSandboxSession):
         if self.vm is not None:
             await self.vm.start()
             return
-        options = self.state.options.model_dump(include={"memory", "vcpus", "disk"})
-        tags = {"harness": "openai-agents", "session": str(self.state.session_id)}
-        source = {"from": self.state.options.image}
-        self.vm = await Vm.create(**source, tags=tags, **options)
+        options = self.state.options
+        self.vm = await Vm.create(
+            **{"from": options.image},
+            memory=options.memory,
+            vcpus=options.vcpus,
+            disk=options.disk,
+            tags={"harness": "openai-agents", "session": str(self.state.session_id)},
+        )
         self.state.vm, self.state.workspace_root_ready = self.vm.id, False
 
     async def _prepare_backend_workspace(self):
