@@ -1,0 +1,144 @@
+"""Nexus as an environment of Harbor: each trial gets a VM of its own."""
+
+import io
+import os
+import shlex
+import shutil
+import tarfile
+from pathlib import Path
+
+from harbor.environments.base import BaseEnvironment, ExecResult, transfer_tar_filter
+from harbor.environments.capabilities import (
+    EnvironmentCapabilities,
+    EnvironmentResourceCapabilities,
+)
+from harbor.environments.tar_transfer import tar_pack_succeeded
+from nexus_mcp import NexusError, Vm
+
+# What `from` of vm_create takes as it is; any other name is an image of a registry.
+SOURCES = (
+    "docker-archive:",
+    "oci-layout:",
+    "oci-archive:",
+    "oci:",
+    "file:",
+    "image:",
+    "rootfs:",
+    "template:",
+)
+
+
+class NexusEnvironment(BaseEnvironment):
+    vm = None
+
+    @staticmethod
+    def type():
+        return "nexus"
+
+    @classmethod
+    def preflight(cls, kwargs=None):
+        super().preflight(kwargs)
+        if not shutil.which("nexusctl"):
+            raise SystemExit("nexusctl is not in PATH: install Nexus, or add its directory to PATH")
+
+    @classmethod
+    def resource_capabilities(cls):
+        return EnvironmentResourceCapabilities(cpu_limit=True, memory_limit=True)
+
+    @property
+    def capabilities(self):
+        return EnvironmentCapabilities(disable_internet=True)
+
+    def _validate_definition(self):
+        """What a VM cannot be is refused by `start`, where it fails one trial and not the job."""
+
+    async def start(self, force_build):
+        image = self.task_env_config.docker_image
+        if not image:
+            raise RuntimeError("Nexus builds no Dockerfile: name an image by docker_image")
+        if not self._network_disabled:
+            mode = self.network_policy.network_mode.value
+            raise RuntimeError(
+                f"a VM has no network, and the task wants {mode!r}: set network_mode='no-network'"
+            )
+        memory, disk = self._effective_memory_mb, self._effective_storage_mb
+        self.vm = await Vm.create(
+            **{"from": image if image.startswith(SOURCES) else f"oci:{image}"},
+            vcpus=self._effective_cpus and int(self._effective_cpus),
+            memory=memory and f"{memory}MiB",
+            disk=disk and f"{disk}MiB",
+            tags={"harness": "harbor", "session": self.session_id[:60]},
+        )
+        await self.ensure_dirs(self._mount_targets(writable_only=True))
+        await self._upload_environment_dir_after_start()
+
+    async def stop(self, delete):
+        if self.vm is not None:
+            await (self.vm.delete() if delete else self.vm.stop())
+
+    async def exec(self, command, cwd=None, env=None, timeout_sec=None, user=None):
+        user = self._resolve_user(user)
+        try:
+            ran = await self.vm.run(
+                command=command,
+                cwd=cwd or self.task_env_config.workdir,
+                env=self._merge_env(env),
+                timeout=timeout_sec,
+                user="image" if user is None else str(user),
+            )
+        except NexusError as error:
+            if error.status is None:
+                raise
+            return ExecResult(stderr=f"{error}\n", return_code=error.status)
+        if ran.timed_out:
+            raise RuntimeError(f"Command timed out after {timeout_sec} seconds")
+        stdout, stderr = (
+            text.decode(errors="replace") or None for text in (ran.stdout, ran.stderr)
+        )
+        return ExecResult(stdout=stdout, stderr=stderr, return_code=ran.status)
+
+    async def upload_file(self, source_path, target_path):
+        source = Path(source_path)
+        mode = f"{source.stat().st_mode & 0o777:04o}"
+        await self.vm.write(str(target_path), source.read_bytes(), mode)
+
+    async def download_file(self, source_path, target_path):
+        target = Path(target_path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(await self.vm.read(str(source_path)))
+
+    async def upload_dir(self, source_dir, target_dir):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for child in sorted(Path(source_dir).iterdir()):
+                tar.add(child, arcname=child.name, filter=_roots)
+        target = str(target_dir)
+        made = await self.vm.run("mkdir", "-p", "--", target, cwd="/")
+        await self._must(made, f"make {target}")
+        unpacked = await self.vm.run("tar", "-x", cwd=target, input=packed.getvalue())
+        await self._must(unpacked, f"unpack into {target}")
+
+    async def download_dir(self, source_dir, target_dir):
+        packed = await self.vm.run("tar", "-c", ".", cwd=str(source_dir))
+        said = packed.stderr.decode(errors="replace")
+        if not tar_pack_succeeded(packed.status, stderr=said, logger=self.logger):
+            raise RuntimeError(f"pack {source_dir} of {self.vm.name}: {said}")
+        Path(target_dir).mkdir(parents=True, exist_ok=True)
+        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
+            tar.extractall(target_dir, filter=transfer_tar_filter)
+
+    async def attach(self):
+        command = shlex.split((await self.vm.inspect())["connect"]["shell"])
+        os.execvp(command[0], command)
+
+    async def _must(self, ran, what):
+        if ran.status != 0:
+            said = ran.stderr.decode(errors="replace")
+            raise RuntimeError(f"{what} in {self.vm.name}: {said}")
+
+
+def _roots(member):
+    """Files that are uploaded are root's, whoever owns them here."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member
