@@ -16,13 +16,16 @@ SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test setup-bench build release lint test e2e kernel e2e-kernel e2e-docker demo run bench audit install uninstall clean help
+.PHONY: setup setup-test setup-harnesses setup-bench build release lint test e2e kernel e2e-kernel e2e-docker e2e-harnesses demo run bench audit install uninstall clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
 
 setup-test: # what the tests need besides
 	@.ci/setup test
+
+setup-harnesses: # what the harnesses of examples/harnesses need
+	@.ci/setup harnesses
 
 setup-bench: # what the benchmarks compare with
 	@.ci/setup bench
@@ -55,6 +58,10 @@ e2e-kernel: setup-test ## boot the microVM kernel (built if it is not there) nex
 
 e2e-docker: setup-test ## run a container in a virtual machine; makes an image with docker.io first, some minutes
 	@.ci/test docker
+
+# Not part of `make test`: it downloads 200 MB of Python packages the first time.
+e2e-harnesses: setup-harnesses ## Inspect, Harbor and the OpenAI Agents SDK with VMs as their sandboxes, by their own checks
+	@.ci/test harnesses
 
 demo: setup ## installs what is missing, builds, and creates, uses and deletes a first virtual machine over MCP
 	$(CARGO) build --locked --release -p nexus-host -p nexus-examples --bins

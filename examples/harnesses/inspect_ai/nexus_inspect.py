@@ -73,17 +73,7 @@ class NexusSandboxEnvironment(SandboxEnvironment):
         environment.workdir = PurePosixPath(facts["cwd"])
         return environment
 
-    async def exec(
-        self,
-        cmd,
-        input=None,
-        cwd=None,
-        env=None,
-        user=None,
-        timeout=None,
-        timeout_retry=True,
-        concurrency=True,
-    ):
+    async def exec(self, cmd, input=None, cwd=None, env=None, user=None, timeout=None, **hints):
         limit = SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE
         try:
             ran = await self.vm.run(

@@ -17,12 +17,7 @@ from mcp import Client, StdioServerParameters
 SHOWN, READ, WRITTEN = 256 << 10, 512 << 10, 2 << 20
 # How much of each stream the VM keeps until it is read; the command waits while more is unread.
 KEPT = 16 << 20
-NOT_STARTED = {
-    "program_not_found": 127,
-    "program_not_executable": 126,
-    "user_not_found": 126,
-    "cwd_not_found": 126,
-}
+NOT_STARTED = ("program_not_executable", "user_not_found", "cwd_not_found")
 
 
 class NexusError(Exception):
@@ -35,7 +30,8 @@ class NexusError(Exception):
         self.retryable = error.get("retryable", False)
         self.is_gone = error.get("class") == "unavailable" or self.code == "vm_not_found"
         # What a shell would say of a command that did not start.
-        self.status = NOT_STARTED.get(self.code)
+        self.status = 126 if self.code in NOT_STARTED else None
+        self.status = 127 if self.code == "program_not_found" else self.status
 
 
 class OutputLimit(Exception):

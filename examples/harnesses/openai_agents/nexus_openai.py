@@ -9,16 +9,8 @@ from typing import Literal
 from agents.sandbox import errors
 from agents.sandbox.manifest import Manifest
 from agents.sandbox.session import SandboxSessionState
+from agents.sandbox.session import pty_types as pty
 from agents.sandbox.session.base_sandbox_session import BaseSandboxSession
-from agents.sandbox.session.pty_types import (
-    PTY_PROCESSES_MAX,
-    PtyExecUpdate,
-    allocate_pty_process_id,
-    clamp_pty_yield_time_ms,
-    process_id_to_prune_from_meta,
-    resolve_pty_write_yield_time_ms,
-    truncate_text_by_tokens,
-)
 from agents.sandbox.session.runtime_helpers import RESOLVE_WORKSPACE_PATH_HELPER
 from agents.sandbox.session.sandbox_client import BaseSandboxClient, BaseSandboxClientOptions
 from agents.sandbox.snapshot import resolve_snapshot
@@ -170,71 +162,60 @@ class NexusSandboxSession(BaseSandboxSession):
     def supports_pty(self):
         return True
 
-    async def pty_exec_start(
-        self,
-        *command,
-        timeout=None,
-        shell=True,
-        user=None,
-        tty=False,
-        yield_time_s=None,
-        max_output_tokens=None,
-    ):
+    async def pty_exec_start(self, *command, shell=True, user=None, tty=False, **limits):
         argv = self._prepare_exec_command(*command, shell=shell, user=None)
-        order = await self._order(user)
-        if len(self._ptys) >= PTY_PROCESSES_MAX:
-            meta = [(key, pty["used"], False) for key, pty in self._ptys.items()]
-            await self._pty_end(process_id_to_prune_from_meta(meta))
+        order = await self._order(user) | {"timeout_s": limits.get("timeout") or 0}
+        if len(self._ptys) >= pty.PTY_PROCESSES_MAX:
+            meta = [(key, live["used"], False) for key, live in self._ptys.items()]
+            await self._pty_end(pty.process_id_to_prune_from_meta(meta))
         try:
             facts, _ = await self.vm.guest(
-                "command_start", argv=argv, tty=tty, merge=not tty, timeout_s=timeout or 0, **order
+                "command_start", argv=argv, tty=tty, merge=not tty, **order
             )
         except NexusError as error:
             raise errors.ExecTransportError(command=command, cause=error) from error
-        session_id = allocate_pty_process_id(set(self._ptys))
-        self._ptys[session_id] = {"where": {"id": facts["command_id"]}, "tty": tty, "used": 0}
-        wait_ms = clamp_pty_yield_time_ms(
-            int((10 if yield_time_s is None else yield_time_s) * 1000)
-        )
-        return await self._pty_news(session_id, wait_ms, max_output_tokens)
+        session_id = pty.allocate_pty_process_id(set(self._ptys))
+        self._ptys[session_id] = {"id": facts["command_id"], "tty": tty, "used": 0, "cursor": None}
+        wait_s = limits.get("yield_time_s")
+        wait_ms = pty.clamp_pty_yield_time_ms(10_000 if wait_s is None else int(wait_s * 1000))
+        return await self._pty_news(session_id, wait_ms, limits.get("max_output_tokens"))
 
-    async def pty_write_stdin(
-        self, *, session_id, chars, yield_time_s=None, max_output_tokens=None
-    ):
-        pty = self._resolve_pty_session_entry(pty_processes=self._ptys, session_id=session_id)
-        if chars and not pty["tty"]:
+    async def pty_write_stdin(self, *, session_id, chars, yield_time_s=None, **limits):
+        live = self._resolve_pty_session_entry(pty_processes=self._ptys, session_id=session_id)
+        if chars and not live["tty"]:
             raise RuntimeError("stdin is not available for this process")
         if chars:
             with suppress(NexusError):  # it has ended: what it said is shown below
-                await self.vm.guest("command_input", id=pty["where"]["id"], input=chars)
-        wait_ms = resolve_pty_write_yield_time_ms(
+                await self.vm.guest("command_input", id=live["id"], input=chars)
+        wait_ms = pty.resolve_pty_write_yield_time_ms(
             yield_time_ms=int((yield_time_s or 0) * 1000), input_empty=not chars
         )
-        return await self._pty_news(session_id, wait_ms, max_output_tokens)
+        return await self._pty_news(session_id, wait_ms, limits.get("max_output_tokens"))
 
     async def _pty_news(self, session_id, wait_ms, tokens):
         """What a command wrote since the last call; waits for its end, at most so long."""
-        pty, text, facts = self._ptys[session_id], "", {}
-        where, deadline = dict(pty["where"]), time.monotonic() + wait_ms / 1000
-        while facts.get("more") or facts.get("state", "running") == "running":
+        live, text = self._ptys[session_id], ""
+        cursor, deadline = live["cursor"], time.monotonic() + wait_ms / 1000
+        while True:
             left = max(0, int((deadline - time.monotonic()) * 1000))
-            if not left and facts and not facts.get("more"):
+            facts, news = await self.vm.guest(
+                "command_output", id=live["id"], cursor=cursor, wait_ms=left
+            )
+            cursor, text = facts["cursor"], text + news.get("stdout", b"").decode()
+            is_live = facts["state"] == "running"
+            if not facts.get("more") and (not is_live or not left):
                 break
-            facts, news = await self.vm.guest("command_output", wait_ms=left, **where)
-            where["cursor"] = facts["cursor"]
-            text += news.get("stdout", b"").decode()
-        pty["where"], pty["used"] = where, time.monotonic()
-        text, counted = truncate_text_by_tokens(text, tokens)
-        ended = facts["state"] != "running"
-        if ended:
+        live["cursor"], live["used"] = cursor, time.monotonic()
+        if not is_live:
             del self._ptys[session_id]
-        process, status = (None, facts.get("status")) if ended else (session_id, None)
-        return PtyExecUpdate(process, text.encode(), status, counted)
+        text, counted = pty.truncate_text_by_tokens(text, tokens)
+        process, status = (session_id, None) if is_live else (None, facts.get("status"))
+        return pty.PtyExecUpdate(process, text.encode(), status, counted)
 
     async def _pty_end(self, session_id):
-        pty = self._ptys.pop(session_id)
         with suppress(NexusError):  # it has ended
-            await self.vm.guest("command_signal", id=pty["where"]["id"], signal="KILL")
+            command = self._ptys.pop(session_id)["id"]
+            await self.vm.guest("command_signal", id=command, signal="KILL")
 
     async def pty_terminate_all(self):
         for session_id in list(self._ptys):
