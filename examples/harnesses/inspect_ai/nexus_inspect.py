@@ -1,8 +1,9 @@
 """Nexus as a sandbox of Inspect: each sample gets a VM of its own, `sandbox="nexus"`."""
 
 import errno
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
+import tomllib
 from inspect_ai.util import (
     ExecResult,
     OutputLimitExceededError,
@@ -33,13 +34,17 @@ class NexusConfig(BaseModel, frozen=True):
 @sandboxenv(name="nexus")
 class NexusSandboxEnvironment(SandboxEnvironment):
     @classmethod
+    def config_files(cls):
+        return ["nexus.toml"]
+
+    @classmethod
     def config_deserialize(cls, config):
         return NexusConfig(**config)
 
     @classmethod
     async def sample_init(cls, task_name, config, metadata):
-        if not isinstance(config, NexusConfig):
-            config = NexusConfig(image=config) if config else NexusConfig()
+        if not isinstance(config, NexusConfig):  # a file, or nothing
+            config = NexusConfig(**tomllib.loads(Path(config).read_text() if config else ""))
         tags = HARNESS | {"task": "".join(c if c.isalnum() else "-" for c in task_name)[:60]}
         size = config.model_dump(include={"memory", "vcpus", "disk", "env"}, exclude_none=True)
         vm = await Vm.create(**{"from": config.image}, tags=tags, **size)

@@ -10,9 +10,9 @@ from inspect_ai.solver import generate, use_tools
 from inspect_ai.tool import bash, python
 
 CALLS = [
-    ("bash", {"cmd": "cat data/number && cat from-setup && id -un"}),
+    ("bash", {"command": "cat data/number && cat from-setup && echo $(id -un) $FROM_CONFIG"}),
     ("python", {"code": "print(6 * 7)"}),
-    ("bash", {"cmd": "echo before; sleep 60"}),
+    ("bash", {"command": "echo before; sleep 60"}),
 ]
 
 
@@ -25,6 +25,8 @@ def outputs():
 
 
 def test_an_evaluation_runs_in_a_vm(tmp_path):
+    config = tmp_path / "nexus.toml"
+    config.write_text('image = "debian"\nmemory = "512MiB"\nenv = { FROM_CONFIG = "yes" }\n')
     sample = Sample(
         input="What is the number?",
         target="42",
@@ -35,14 +37,14 @@ def test_an_evaluation_runs_in_a_vm(tmp_path):
         dataset=[sample],
         solver=[use_tools(bash(timeout=5), python(timeout=60)), generate()],
         scorer=includes(),
-        sandbox=("nexus", "debian"),
+        sandbox=("nexus", str(config)),
     )
     model = get_model("mockllm/model", custom_outputs=outputs())
     [log] = eval(task, model=model, display="none", log_dir=str(tmp_path))
     assert log.status == "success", log.error
     [sample] = log.samples
     answers = [message for message in sample.messages if message.role == "tool"]
-    assert answers[0].text == "forty-two\nset up\nroot\n", answers[0]
+    assert answers[0].text == "forty-two\nset up\nroot yes\n", answers[0]
     assert answers[1].text == "42\n", answers[1]
     assert answers[2].error.type == "timeout", answers[2]
     assert sample.scores["includes"].value == "C", json.dumps(sample.scores, default=str)

@@ -17,6 +17,7 @@ from mcp import Client, StdioServerParameters
 SHOWN, READ, WRITTEN = 256 << 10, 512 << 10, 2 << 20
 # How much of each stream the VM keeps until it is read; the command waits while more is unread.
 KEPT = 16 << 20
+LOST = {"code": "lost", "message": "the command, or a part of its output, is lost"}
 NOT_STARTED = ("program_not_executable", "user_not_found", "cwd_not_found")
 
 
@@ -73,10 +74,11 @@ class Nexus:
 
     def close(self):
         """Ends the bridge. VMs and the commands in them stay."""
-        if self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30)
+        if self._ready is not None:
+            self._loop.call_soon_threadsafe(self._stopped.set)
+        else:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(30)
+        self._thread.join(30)
 
     async def call(self, tool, **arguments):
         """Calls a tool and returns its result. To cancel this is to cancel the call."""
@@ -124,11 +126,8 @@ class Nexus:
                 raise
             self._ready.set_exception(error)
             self._ready = None  # the next call tries again
-
-    async def _end(self):
-        if self._ready is not None:
-            self._stopped.set()
-            await self._serving
+        else:
+            self._loop.stop()
 
 
 class Vm:
@@ -208,19 +207,18 @@ class Vm:
     async def _follow(self, command, rest, limit):
         """Writes a command's input and reads its output, from the start to the end of both."""
         streams = {"stdout": bytearray(), "stderr": bytearray()}
-        where, facts = {"id": command, "encoding": "base64"}, {}
+        where, facts = {"id": command, "encoding": "base64"}, {"state": "running"}
         try:
-            while facts.get("state") != "ended" or facts.get("more"):
+            while facts["state"] == "running" or facts.get("more"):
                 if rest and not facts.get("more"):
+                    piece = base64.b64encode(rest[:WRITTEN]).decode()
+                    is_last = len(rest) <= WRITTEN
                     try:
                         facts, news = await self.guest(
-                            "command_input",
-                            input=base64.b64encode(rest[:WRITTEN]).decode(),
-                            eof=len(rest) <= WRITTEN,
-                            **where,
+                            "command_input", input=piece, eof=is_last, **where
                         )
                     except NexusError as error:
-                        if error.code not in ("input_closed", "command_ended"):
+                        if error.code != "input_closed":
                             raise
                         rest = b""  # nobody reads it
                         continue
@@ -231,16 +229,18 @@ class Vm:
                     )
                     if not facts.get("more"):
                         await asyncio.sleep(0.02)  # let a slow writer gather some
-                if facts["state"] == "lost":
-                    raise NexusError("command_output", {"code": "lost", "message": "command lost"})
                 where["cursor"] = facts["cursor"]
-                for name, piece in news.items():
-                    streams[name] += piece
+                for name, stream in streams.items():
+                    if facts[name].get("offset", 0) != len(stream):
+                        raise NexusError("command_output", LOST)
+                    stream += news.get(name, b"")
                 if limit is not None and max(map(len, streams.values())) > limit:
                     raise OutputLimit(limit, Ran(None, *map(bytes, streams.values())))
-        except (asyncio.CancelledError, OutputLimit):
+        except BaseException:
             self.nexus.later("guest_command_signal", vm=self.id, id=command, signal="KILL")
             raise
+        if facts["state"] == "lost":
+            raise NexusError("command_output", LOST)
         return facts, {name: bytes(stream) for name, stream in streams.items()}
 
     async def read(self, path, limit=None, user=None, most=None):
