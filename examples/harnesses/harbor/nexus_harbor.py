@@ -128,7 +128,7 @@ class NexusEnvironment(BaseEnvironment):
             tar.extractall(target_dir, filter=transfer_tar_filter)
 
     async def attach(self):
-        command = shlex.split((await self.vm.inspect())["connect"]["shell"])
+        command = shlex.split(await self.vm.shell_line())
         os.execvp(command[0], command)
 
     async def _must(self, ran, what):

@@ -123,7 +123,7 @@ class NexusSandboxEnvironment(SandboxEnvironment):
 
     async def connection(self, *, user=None):
         details = await self.vm.inspect()
-        if details["state"] != "running":
+        if details["state"] != "ready":
             raise ConnectionError(f"{self.vm.name} is {details['state']}")
         ports = [
             {
@@ -134,9 +134,8 @@ class NexusSandboxEnvironment(SandboxEnvironment):
             for port in details.get("published", [])
             if "host_port" in port
         ]
-        return SandboxConnection(
-            type="nexus", command=details["connect"]["shell"], ports=ports, container=self.vm.name
-        )
+        line, name = await self.vm.shell_line(), self.vm.name
+        return SandboxConnection(type="nexus", command=line, ports=ports, container=name)
 
 
 def _text(output):

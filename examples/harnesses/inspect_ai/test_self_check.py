@@ -20,3 +20,9 @@ async def environment():
 @pytest.fixture
 async def sandbox_env(environment):
     return environment
+
+
+async def test_connection(environment):
+    there = await environment.connection()
+    assert environment.vm.name in there.command and there.container == environment.vm.name
+    assert there.ports == []

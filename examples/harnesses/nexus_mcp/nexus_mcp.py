@@ -143,11 +143,20 @@ class Vm:
 
     @classmethod
     async def find(cls, name):
-        """A VM that there is, by name or id."""
-        return cls((await Nexus.shared().call("vm_inspect", vm=name)).structured_content)
+        """The VM with this name or id, or None."""
+        try:
+            return cls((await Nexus.shared().call("vm_inspect", vm=name)).structured_content)
+        except NexusError as error:
+            if error.code != "vm_not_found":
+                raise
 
     async def inspect(self):
         return (await self.nexus.call("vm_inspect", vm=self.id)).structured_content
+
+    async def shell_line(self):
+        """What a human pastes to get a shell in it."""
+        connect = (await self.inspect()).get("connect", {})
+        return connect.get("shell", f"nexusctl shell {self.name}")
 
     async def start(self):
         await self.nexus.finish("vm_start", vm=self.id)

@@ -43,8 +43,7 @@ class NexusSandboxSession(BaseSandboxSession):
 
     async def _ensure_backend_started(self):
         if self.vm is None and self.state.vm:
-            with suppress(NexusError):  # it was deleted: another one takes its place
-                self.vm = await Vm.find(self.state.vm)
+            self.vm = await Vm.find(self.state.vm)  # none if it was deleted: then a new one is made
         self._set_start_state_preserved(self.vm is not None)
         if self.vm is not None:
             await self.vm.start()
@@ -71,7 +70,7 @@ class NexusSandboxSession(BaseSandboxSession):
 
     async def running(self):
         with suppress(NexusError):
-            return self.vm is not None and (await self.vm.inspect())["state"] == "running"
+            return self.vm is not None and (await self.vm.inspect())["state"] == "ready"
         return False
 
     async def _shutdown_backend(self):
