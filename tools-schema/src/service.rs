@@ -6,8 +6,6 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The directory of the services' files in an image.
-pub const SERVICES_DIRECTORY: &str = "/etc/nexus/services.d";
 /// How long a service may take to be ready if it does not say, in seconds.
 pub const READY_DEFAULT_S: u32 = 15;
 /// How long it may say, in seconds: a VM is not ready before.

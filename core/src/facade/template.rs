@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use nexus_schema::limits::CONFIGURE_MAX;
-use nexus_schema::service::{SERVICES_DIRECTORY, Service};
+use nexus_schema::service::Service;
 use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::template::{
@@ -15,6 +15,7 @@ use nexus_schema::{ErrorCode, Name, ToolError};
 
 use super::{CallContext, Nexus, Shared, cut_page, page};
 use crate::op::store_error;
+use crate::os::paths::GUEST_SERVICES;
 use crate::provision::{additions, base_of_packages};
 use crate::store::templates::TemplateRecord;
 use crate::store::{StoreError, builds, now, random_id, templates};
@@ -251,7 +252,7 @@ fn with_services(
         service.check().map_err(mistake)?;
         let content = serde_json::to_string_pretty(&service)
             .map_err(|error| ToolError::internal(format!("write the service {name}: {error}")))?;
-        let path = format!("{SERVICES_DIRECTORY}/{name}.json");
+        let path = format!("{GUEST_SERVICES}/{name}.json");
         if overlays.contains_key(&path) {
             return Err(mistake(format!("the overlay {path} says what it is as well: give one of them")));
         }

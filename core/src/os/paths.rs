@@ -148,6 +148,9 @@ pub(super) const PROCESSES: &str = "/proc";
 /// The device of hardware virtualization.
 pub(crate) const KVM: &str = "/dev/kvm";
 
+/// Where an image has the files of its services.
+pub(crate) const GUEST_SERVICES: &str = "/etc/nexus/services.d";
+
 /// Where a guest has programs of its own, such as `poweroff`.
 pub const GUEST_PROGRAMS: &str = "/run/nexus/bin";
 

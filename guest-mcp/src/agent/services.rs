@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nexus_schema::Name;
 use nexus_schema::link::InitMode;
-use nexus_schema::service::{SERVICES_DIRECTORY, Service};
+use nexus_schema::service::Service;
 use tokio_util::sync::CancellationToken;
 
 use super::{Agent, Place};
@@ -15,6 +15,8 @@ use crate::commands::Orders;
 use crate::os::{read_small, reason};
 use crate::tools::Call;
 
+/// The directory of their files in an image.
+const SERVICES_DIRECTORY: &str = "/etc/nexus/services.d";
 /// The most services.
 const SERVICES_MAX: usize = 64;
 /// The longest file of one, in bytes.

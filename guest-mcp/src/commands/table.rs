@@ -10,11 +10,10 @@ use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::id::CommandId;
 use nexus_schema::tools::command::{CommandEntry, CommandState};
-use nexus_schema::tools::mcp::MCP_DIRECTORY;
 use rustix::process::Signal;
 
 use super::command::{Command, Stream};
-use super::mcp::Server;
+use super::mcp::{MCP_DIRECTORY, Server};
 use super::tree;
 use crate::console::say;
 use crate::os::{read_small, reason, uptime};

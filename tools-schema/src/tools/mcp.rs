@@ -8,12 +8,10 @@ use serde_json::{Map, Value};
 
 use crate::tool::{Effect, ResultShape, TimeLimit, Tool};
 
-/// The directory of an image with a file `NAME.json` for each server: an [`McpServerConfig`].
-pub const MCP_DIRECTORY: &str = "/etc/nexus/mcp.d";
 /// How long a call has by default.
 const TIMEOUT_DEFAULT: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// How a server is started: as in the `mcpServers` of MCP clients. It speaks MCP over its standard input and output.
+/// How a server is started, as a file `NAME.json` in `/etc/nexus/mcp.d` of the image says it: as in the `mcpServers` of MCP clients. It speaks MCP over its standard input and output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct McpServerConfig {

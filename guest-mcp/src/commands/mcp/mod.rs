@@ -27,6 +27,8 @@ use super::table::Table;
 use crate::holder::wire::{Answer, Settings};
 use crate::os::{read_small, reason};
 
+/// The directory of an image with a file for each server.
+pub(super) const MCP_DIRECTORY: &str = "/etc/nexus/mcp.d";
 /// The most servers.
 const SERVERS_MAX: usize = 64;
 /// The longest file of one, in bytes.
@@ -333,10 +335,7 @@ fn take(
         None => {
             let names: Vec<_> = found.keys().map(String::as_str).collect();
             let hint = match names.as_slice() {
-                [] => format!(
-                    "this VM has no MCP servers: an image brings them in {}",
-                    nexus_schema::tools::mcp::MCP_DIRECTORY
-                ),
+                [] => format!("this VM has no MCP servers: an image brings them in {}", MCP_DIRECTORY),
                 names => format!("this VM has: {}", names.join(", ")),
             };
             Err(ToolError::invalid(format!("there is no MCP server `{}`", cut(name, 60))).hint(hint))
