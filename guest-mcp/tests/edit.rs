@@ -164,3 +164,109 @@ fn all_files_are_edited_or_none() {
     assert!(header(&result).contains("3 files · 3 replacements"), "{}", header(&result));
     assert!(Path::new(&guest.path("a")).exists());
 }
+
+#[test]
+fn patches_are_applied_whole_or_not_at_all() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let root = guest.path("repo");
+    std::fs::create_dir_all(format!("{root}/src")).unwrap();
+    let lines: String = (1..=20).map(|line| format!("line {line}\n")).collect();
+    std::fs::write(format!("{root}/src/a.txt"), &lines).unwrap();
+    std::fs::write(format!("{root}/gone"), "x\n").unwrap();
+    std::fs::write(format!("{root}/old name"), "same\n").unwrap();
+    std::fs::set_permissions(format!("{root}/old name"), std::fs::Permissions::from_mode(0o750)).unwrap();
+    let patch = "diff --git a/src/a.txt b/src/a.txt\n--- a/src/a.txt\n+++ b/src/a.txt\n@@ -1,3 +1,4 @@\n line 1\n+line 1.5\n line 2\n line 3\n\
+        @@ -18,3 +19,2 @@ context\n line 18\n-line 19\n line 20\n\
+        diff --git a/new/deep/b b/new/deep/b\nnew file mode 100755\n--- /dev/null\n+++ b/new/deep/b\n@@ -0,0 +1,1 @@\n+made\n\
+        diff --git a/gone b/gone\ndeleted file mode 100644\n--- a/gone\n+++ /dev/null\n@@ -1 +0,0 @@\n-x\n\
+        diff --git a/old name b/new name\nsimilarity index 100%\nrename from old name\nrename to new name\n";
+    let call = |patch: &str| json!({ "path": root, "patch": patch });
+    let tree = || {
+        let mut all: Vec<String> = walk(Path::new(&root));
+        all.sort();
+        all
+    };
+    let before = tree();
+    // The last hunk of the last file does not fit: nothing is changed, and it is said which.
+    let bad = format!("{patch}--- a/src/a.txt\n+++ b/src/a.txt\n@@ -5,2 +5,1 @@\n line 5\n-line seven\n");
+    let (code, text) = refused(&mut client, "file_patch", call(&bad));
+    assert!(
+        code == "edit_mismatch" && text.contains("hunk 1 (@@ -5,2 +5,1 @@)") && text.contains("line seven"),
+        "{text}"
+    );
+    assert_eq!(tree(), before);
+    let mut dry = call(patch);
+    dry["dry_run"] = true.into();
+    let shown = client.good("file_patch", dry);
+    assert_eq!(tree(), before);
+
+    let result = client.good("file_patch", call(patch));
+    assert_eq!(stream(&result, "content"), stream(&shown, "content"));
+    assert_eq!(tree(), ["new", "new name", "new/deep", "new/deep/b", "src", "src/a.txt"]);
+    let content = std::fs::read_to_string(format!("{root}/src/a.txt")).unwrap();
+    assert_eq!(content, lines.replace("line 1\n", "line 1\nline 1.5\n").replace("line 19\n", ""));
+    let mode = |name: &str| std::fs::metadata(format!("{root}/{name}")).unwrap().mode() & 0o7777;
+    assert_eq!((mode("new/deep/b"), mode("new name")), (0o755, 0o750));
+    assert_eq!(
+        (&facts(&result)["changes"], facts(&result)["files"].as_array().unwrap().len()),
+        (&json!(4), 5)
+    );
+    // A second time it does not fit.
+    assert_eq!(client.bad("file_patch", call(patch)), "edit_mismatch");
+
+    // Lines of files with CR LF are meant by a patch without.
+    std::fs::write(format!("{root}/dos"), "a\r\nb\r\n").unwrap();
+    client.good("file_patch", call("--- dos\n+++ dos\n@@ -1,2 +1,2 @@\n a\n-b\n+c\n"));
+    assert_eq!(std::fs::read_to_string(format!("{root}/dos")).unwrap(), "a\r\nc\r\n");
+}
+
+#[test]
+fn patches_stay_in_their_directory() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let root = guest.path("repo");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(guest.path("outside"), "x\n").unwrap();
+    symlink(guest.directory.path(), format!("{root}/up")).unwrap();
+    symlink(guest.path("outside"), format!("{root}/link")).unwrap();
+    let call = |name: &str| json!({ "path": root, "patch": format!("--- {name}\n+++ {name}\n@@ -1 +1 @@\n-x\n+y\n") });
+    for name in
+        ["../outside", "up/outside", "link", "up/../../outside", &guest.path("outside"), "/etc/passwd"]
+    {
+        assert_eq!(client.bad("file_patch", call(name)), "file_refused", "{name}");
+    }
+    for name in ["up/new", "../new"] {
+        let patch = format!("--- /dev/null\n+++ {name}\n@@ -0,0 +1 @@\n+x\n");
+        assert_eq!(
+            client.bad("file_patch", json!({ "path": root, "patch": patch })),
+            "file_refused",
+            "{name}"
+        );
+    }
+    assert_eq!(std::fs::read_to_string(guest.path("outside")).unwrap(), "x\n");
+    assert!(!Path::new(&guest.path("new")).exists());
+    for bad in ["", "hello", "--- a\n+++ b\n@@ -1 +1\n"] {
+        assert_eq!(
+            client.bad("file_patch", json!({ "path": root, "patch": bad })),
+            "invalid_argument",
+            "{bad}"
+        );
+    }
+    let strip = json!({ "path": root, "patch": "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-x\n+y\n", "strip": 2 });
+    assert_eq!(client.bad("file_patch", strip), "invalid_argument");
+}
+
+fn walk(root: &Path) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            all.push(entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+            if entry.file_type().unwrap().is_dir() {
+                left.push(entry.path());
+            }
+        }
+    }
+    all
+}

@@ -202,9 +202,9 @@ fn files_are_read_in_parts_that_add_up() {
     }
     assert_eq!(all, text);
 
-    let result = client.good("file_read", json!({ "path": path, "limit": 524_288 }));
+    let result = client.good("file_read", json!({ "path": path, "limit": 720_896 }));
     assert!(stream(&result, "content").len() <= 48_000);
-    let result = client.good("file_read", json!({ "path": path, "limit": 524_288, "encoding": "base64" }));
+    let result = client.good("file_read", json!({ "path": path, "limit": 720_896, "encoding": "base64" }));
     assert_eq!(facts(&result)["read_bytes"], text.len());
     assert_eq!(facts(&result)["eof"], true);
     let result = client.good("file_read", json!({ "path": path, "offset": 1_u64 << 62 }));
@@ -212,9 +212,9 @@ fn files_are_read_in_parts_that_add_up() {
     assert_eq!(client.bad("file_read", json!({ "path": path, "offset": u64::MAX })), "invalid_argument");
     assert_eq!(client.bad("file_read", json!({ "path": path, "limit": 0 })), "invalid_argument");
 
-    std::fs::write(guest.path("huge"), vec![0xff; 600 << 10]).unwrap();
+    std::fs::write(guest.path("huge"), vec![0xff; 800 << 10]).unwrap();
     let result = client
-        .good("file_read", json!({ "path": guest.path("huge"), "encoding": "base64", "limit": 524_288 }));
+        .good("file_read", json!({ "path": guest.path("huge"), "encoding": "base64", "limit": 720_896 }));
     assert!(result.to_string().len() < 1 << 20);
     assert_eq!(facts(&result)["eof"], false);
 }

@@ -47,6 +47,8 @@ async fn a_client_works_in_a_guest() {
     let wrong = client.call("guest_file_read", json!({"vm": "web-1", "path": "/nonexistent"})).await;
     assert_eq!(error_code(&wrong), "file_not_found");
     assert_eq!(wrong["_meta"]["dev.nexus/vm"]["name"], "web-1");
+    let error = &wrong["_meta"]["dev.nexus/error"];
+    assert_eq!((&error["errno"], &error["class"]), (&json!("ENOENT"), &json!("not_found")));
     let wrong = client.call("guest_file_read", json!({"vm": "web-1", "pth": "/"})).await;
     assert_eq!(error_code(&wrong), "invalid_argument");
     let wrong = client.call("vm_inspect", json!({"vm": 3})).await;

@@ -121,6 +121,8 @@ codes! {
     EditMismatch = "edit_mismatch", Conflict, retryable: false;
     /// The command could not be started in the guest.
     CommandFailed = "command_failed", Failed, retryable: false;
+    /// A server in the guest gave no answer to an HTTP request.
+    RequestFailed = "request_failed", Failed, retryable: true;
     /// The guest's agent failed.
     GuestFailed = "guest_failed", Failed, retryable: false;
     /// The guest has no such program.
@@ -172,6 +174,7 @@ impl ErrorCode {
                 | Self::FileNotFound
                 | Self::FileRefused
                 | Self::CommandFailed
+                | Self::RequestFailed
                 | Self::EditMismatch
                 | Self::UserNotFound
                 | Self::CwdNotFound
@@ -283,6 +286,7 @@ pub struct ToolError {
     pub hint: Option<String>,
     /// What sort of failure it is; absent where it was reported by a version that does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub class: Option<ErrorClass>,
     /// The name of the error of Linux behind it, such as `EACCES`, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -15,9 +15,11 @@ pub const OUTPUT_DEFAULT: u64 = 32 << 10;
 /// The most that a text result may show, in characters.
 pub const OUTPUT_MAX: u64 = 48_000;
 /// The largest chunk of a file in one `file_read` with base64, in bytes (so that it fits [`GUEST_RESULT_MAX`] encoded).
-pub const FILE_READ_MAX: u64 = 512 << 10;
+pub const FILE_READ_MAX: u64 = 704 << 10;
 /// The largest content of one `file_write`, in bytes after decoding.
 pub const FILE_WRITE_MAX: u64 = 2 << 20;
+/// The largest file that is written in pieces, in bytes.
+pub const UPLOAD_MAX: u64 = 1 << 30;
 /// The largest configuration message of the hello exchange, in bytes.
 pub const CONFIGURE_MAX: usize = 4 << 20;
 /// The largest message that a guest may send on the hello port, in bytes.

@@ -134,11 +134,16 @@ fn schemas_are_portable() {
 fn annotations_are_honest() {
     for info in all() {
         let verb = info.name.rsplit('_').next().unwrap();
-        let reads = ["list", "inspect", "logs", "history", "read", "stat", "info", "get", "verify", "output"]
-            .contains(&verb);
+        let reads = [
+            "list", "inspect", "logs", "history", "read", "stat", "info", "get", "verify", "output", "search",
+        ]
+        .contains(&verb);
         assert_eq!(info.effect == Effect::ReadOnly, reads, "{}", info.name);
-        if ["delete", "stop", "write", "command", "cancel", "remove", "move", "copy", "edit", "patch"]
-            .contains(&verb)
+        if [
+            "delete", "stop", "write", "command", "cancel", "remove", "move", "copy", "edit", "patch",
+            "request",
+        ]
+        .contains(&verb)
         {
             assert!(matches!(info.effect, Effect::Destructive { .. }), "{}", info.name);
         }

@@ -43,6 +43,7 @@ use crate::console::say;
 use crate::holder::client::{self, Holder};
 use crate::holder::wire;
 use crate::init::power;
+use crate::tools::Uploads;
 
 /// Where an agent runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +109,8 @@ pub(crate) struct Agent {
     host_clock: clock::HostClock,
     /// Who has all commands.
     pub(crate) holder: Holder,
+    /// Files that are written piece by piece.
+    pub(crate) uploads: Uploads,
     /// Told after each answer that was written.
     answered: Arc<Notify>,
     /// Which way the guest goes down, once it does.
@@ -127,6 +130,7 @@ impl Agent {
             settings: RwLock::new(Arc::new(settings)),
             host_clock: clock::HostClock::default(),
             holder,
+            uploads: Uploads::default(),
             answered: Arc::default(),
             going_down: watch::Sender::new(None),
         }

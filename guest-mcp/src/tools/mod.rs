@@ -5,6 +5,7 @@
 
 mod command;
 mod file;
+mod http;
 mod os_info;
 mod reply;
 pub(crate) mod text;
@@ -20,6 +21,7 @@ use nexus_schema::{Tool, ToolError, for_each_guest_tool};
 use rmcp::model::{CallToolResult, ErrorData, JsonObject, Tool as McpTool, ToolAnnotations};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use file::Uploads;
 pub(crate) use reply::{Block, Reply, human_bytes};
 
 use crate::agent::{Agent, Settings};

@@ -15,8 +15,8 @@ and git cannot download inside one. Put what a VM needs into its image: `templat
 Start: `vm_create {}` makes a Debian VM with Python, git and curl, starts it and waits until it is ready (`{\"from\":\"busybox\"}` boots fastest; \
 `name` is yours to choose). If the reply says `done: false`, call `op_get` with its `op_id` until it is done.
 Work: every `guest_` tool runs inside the VM that you name in `vm` (name or id): `guest_run_command` {\"vm\":\"web-1\",\
-\"command\":\"uname -a\"}, `guest_file_write`, `guest_file_read`, `guest_file_list`, `guest_file_stat`, `guest_file_delete`, \
-`guest_os_info`. Commands run as root in a fresh process each time: set `cwd` and `env` per call. What runs longer than \
+\"command\":\"uname -a\"}, `guest_file_write`, `guest_file_read`, `guest_file_edit`, `guest_file_search`, `guest_file_list` and others, \
+`guest_http_request`, `guest_os_info`. Commands run as root in a fresh process each time: set `cwd`, `env` and `user` per call. What runs longer than \
 30 s goes on: follow it with `guest_command_output`; start servers and what is typed to with `guest_command_start`. A non-zero exit \
 code is a normal result.
 End: `vm_stop` keeps the disk, `vm_start` brings it back, `vm_delete` removes both. Clean up what you no longer need.
@@ -30,8 +30,8 @@ gone, its disk is not.";
 /// What a client of the scoped endpoint is told.
 pub(crate) const SCOPED_INSTRUCTIONS: &str = "\
 This endpoint is the inside of one Linux microVM. Every tool runs in that VM and never on the host: `run_command` \
-{\"command\":\"uname -a\"}, `file_write`, `file_read`, `file_list`, `file_stat`, `file_delete`, `os_info`. Commands run as root in a \
-fresh process each time: set `cwd` and `env` per call. What runs longer than 30 s goes on: follow it with `command_output`; start servers \
+{\"command\":\"uname -a\"}, `file_write`, `file_read`, `file_edit`, `file_search`, `file_list` and others, `http_request`, `os_info`. Commands run as root in a \
+fresh process each time: set `cwd`, `env` and `user` per call. What runs longer than 30 s goes on: follow it with `command_output`; start servers \
 and what is typed to with `command_start`. A non-zero exit code is a normal result. Failures are results with `isError` and a text `code: message`, then a line that says what \
 to do next.";
 

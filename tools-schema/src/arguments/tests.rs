@@ -119,11 +119,12 @@ fn a_tool_says_what_it_takes_under_the_name_that_it_has_there() {
     let takes = Takes::of::<FileWrite>();
     assert_eq!(
         takes.to_string(),
-        "file_write takes: path, content, append, create_parents, encoding, mode, user"
+        "file_write takes: path, content, append, commit, create_parents, encoding, mode, offset, upload_id, user"
     );
     let takes = Takes::from(crate::tool::guest_info::<FileWrite>());
     assert_eq!(
         takes.to_string(),
-        "guest_file_write takes: vm, path, content, append, create_parents, encoding, mode, user"
+        "guest_file_write takes: vm, path, content, append, commit, create_parents, encoding, mode, offset, upload_id, \
+         user"
     );
 }

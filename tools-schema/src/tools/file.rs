@@ -1,7 +1,9 @@
-//! Files in the guest: read, written, listed and deleted here, changed in part in [`change`], given another place in [`places`].
+//! Files in the guest: read, written, listed and deleted here, changed in part in [`change`], given another place in [`places`], and
+//! searched in [`search`].
 
 mod change;
 mod places;
+mod search;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,6 +13,7 @@ pub use places::{
     FileCopy, FileCopyOutput, FileCopyParams, FileMkdir, FileMkdirOutput, FileMkdirParams, FileMove,
     FileMoveOutput, FileMoveParams,
 };
+pub use search::{FileSearch, FileSearchOutput, FileSearchParams, SearchShow};
 
 use crate::time::Timestamp;
 use crate::tool::{Effect, ResultShape, Tool};
@@ -77,9 +80,9 @@ pub struct FileReadParams {
     /// Where to start, in bytes (default 0).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// How many bytes at most (default 32768; at most 48000 as text, 524288 as base64).
+    /// How many bytes at most (default 32768; at most 48000 as text, 720896 as base64).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 524288))]
+    #[schemars(range(min = 1, max = 720_896))]
     pub limit: Option<u64>,
     /// How the content is shown (default text).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,6 +159,15 @@ pub struct FileWriteParams {
     /// Add to the end instead of replacing (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub append: Option<bool>,
+    /// For files larger than one call: an id of your choice. `content` is one piece of the file, which gets its place with `commit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload_id: Option<String>,
+    /// Where the piece belongs, in bytes (default: behind those before it).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    /// This piece is the last: put the file in its place (default false).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub commit: bool,
     /// Act as this user: a name, a uid, `uid:gid`, or `image` for the image's user (default root).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -172,6 +184,9 @@ pub struct FileWriteOutput {
     pub size_bytes: u64,
     /// Whether the file was not there before.
     pub created: bool,
+    /// Whether it is not in its place yet, because `commit` is to come; `size_bytes` is what came so far.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
 }
 
 impl Tool for FileWrite {
@@ -179,7 +194,7 @@ impl Tool for FileWrite {
     const TITLE: &'static str = "Write a file in the VM";
     const DESCRIPTION: &'static str = "Writes a file inside the VM in one step: readers see the old content or the new, never \
         half; use it to create or replace files, or with `append` to add to one. Missing parent directories are made. \
-        `encoding: \"base64\"` for binary content.";
+        `encoding: \"base64\"` for binary content, `upload_id` for files up to 1 GiB in pieces.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     type Params = FileWriteParams;
     type Output = FileWriteOutput;

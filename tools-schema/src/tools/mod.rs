@@ -5,6 +5,7 @@ pub mod build;
 pub mod command;
 pub mod drive;
 pub mod file;
+pub mod http;
 pub mod image;
 pub mod mcp;
 pub mod op;
@@ -97,9 +98,12 @@ macro_rules! for_each_guest_tool {
             $crate::tools::file::FileList => file_list,
             $crate::tools::file::FileMkdir => file_mkdir,
             $crate::tools::file::FileMove => file_move,
+            $crate::tools::file::FilePatch => file_patch,
             $crate::tools::file::FileRead => file_read,
+            $crate::tools::file::FileSearch => file_search,
             $crate::tools::file::FileStat => file_stat,
             $crate::tools::file::FileWrite => file_write,
+            $crate::tools::http::HttpRequest => http_request,
             $crate::tools::mcp::McpCall => mcp_call,
             $crate::tools::mcp::McpList => mcp_list,
             $crate::tools::os::OsInfo => os_info,

@@ -20,6 +20,7 @@ const XATTR_MAX: usize = 64 << 10;
 const NAMES_MAX: usize = 8;
 
 /// The file and the directory that it will be in.
+#[derive(Debug)]
 pub(super) struct Draft {
     /// Its content, open for reading and writing.
     pub(super) file: File,

@@ -10,10 +10,13 @@ mod edit;
 mod lines;
 mod list;
 mod mkdir;
+mod patch;
 mod read;
 mod rename;
+mod search;
 mod stat;
 mod target;
+mod upload;
 mod write;
 
 use std::ffi::OsString;
@@ -30,6 +33,8 @@ use rustix::fs::FileType as Kind;
 
 use crate::os::{reason, with_errno};
 use crate::tools::text::shown;
+
+pub(crate) use upload::Uploads;
 
 /// The longest path of the kernel, in bytes.
 const PATH_MAX: usize = 4095;

@@ -108,8 +108,7 @@ impl Target {
 
     /// Whether new content has to be written over the old.
     fn is_in_place(&self) -> bool {
-        rustix::fs::statfs(self.directory())
-            .is_ok_and(|found| KERNEL_FILESYSTEMS.contains(&(found.f_type as u64)))
+        is_of_kernel(self.directory())
     }
 
     /// Has new content ready. Nothing is changed by it.
@@ -210,6 +209,11 @@ fn resolve(given: &Path) -> Result<PathBuf, ToolError> {
         }
     }
     Err(refused("write", given, "too many symbolic links").errno("ELOOP"))
+}
+
+/// Whether the files in a directory are interfaces of the kernel.
+pub(super) fn is_of_kernel(directory: &Path) -> bool {
+    rustix::fs::statfs(directory).is_ok_and(|found| KERNEL_FILESYSTEMS.contains(&(found.f_type as u64)))
 }
 
 /// Whether a path says by its form that it is a directory.

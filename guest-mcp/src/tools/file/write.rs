@@ -1,4 +1,4 @@
-//! `file_write`. A file is replaced in one step, and appended to in place.
+//! `file_write`. A file is replaced in one step, appended to in place, or sent in pieces: see [`super::upload`].
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -13,6 +13,7 @@ use nexus_schema::tools::file::{FileWrite, FileWriteOutput, FileWriteParams};
 use super::draft::sync;
 use super::parse_path;
 use super::target::Target;
+use super::upload::{Piece, Uploads, check_id};
 use crate::places::{Owner, give_to_owner_of};
 use crate::tools::text::shown;
 use crate::tools::{Call, Reply, Run, human_bytes};
@@ -25,9 +26,29 @@ impl Run for FileWrite {
         if content.len() as u64 > FILE_WRITE_MAX {
             let text =
                 format!("content holds {} bytes, at most {FILE_WRITE_MAX} can be given", content.len());
-            return Err(ToolError::new(ErrorCode::TooLarge, text).hint("write it in parts with append"));
+            return Err(ToolError::new(ErrorCode::TooLarge, text).hint("write it in pieces with upload_id"));
         }
         let mode = params.mode.as_deref().map(parse_mode).transpose()?;
+        if let Some(id) = params.upload_id {
+            check_id(&id)?;
+            if params.append == Some(true) {
+                return Err(ToolError::invalid("give either append or upload_id"));
+            }
+            let piece = Piece {
+                id,
+                path,
+                user: params.user,
+                offset: params.offset,
+                content,
+                create_parents: params.create_parents.unwrap_or(true),
+                commit: params.commit,
+                mode,
+            };
+            return take(call, params.path, piece).await;
+        }
+        if params.offset.is_some() || params.commit {
+            return Err(ToolError::invalid("offset and commit go with upload_id"));
+        }
         let request = Request {
             named: params.path,
             path,
@@ -46,6 +67,36 @@ impl Run for FileWrite {
         );
         Ok(Reply::new(header, output))
     }
+}
+
+/// Takes a piece of a file.
+async fn take(call: Call, path: String, piece: Piece) -> Result<Reply<FileWriteOutput>, ToolError> {
+    let (agent, user) = (call.agent.clone(), piece.user.clone());
+    let (id, written) = (piece.id.clone(), piece.content.len() as u64);
+    let received = call.blocking_as(user, move |owner, _| agent.uploads.take(&piece, owner)).await?;
+    let header = match received.created {
+        None => format!(
+            "{} · piece of upload {id} · {} so far · not in place before commit",
+            shown(&path),
+            human_bytes(received.length)
+        ),
+        Some(_) => format!("{} · upload {id} in place · {}", shown(&path), human_bytes(received.length)),
+    };
+    if received.created.is_none() {
+        let agent = call.agent.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Uploads::TIDY_AFTER).await;
+            agent.uploads.tidy();
+        });
+    }
+    let facts = FileWriteOutput {
+        path,
+        written_bytes: written,
+        size_bytes: received.length,
+        created: received.created.unwrap_or(false),
+        pending: received.created.is_none(),
+    };
+    Ok(Reply::new(header, facts))
 }
 
 /// The bits of an octal mode.
@@ -84,7 +135,13 @@ impl Request {
             target.put(self.content, self.mode, owner)?;
             std::fs::metadata(target.path()).map_or(written, |metadata| metadata.len())
         };
-        Ok(FileWriteOutput { path: self.named, written_bytes: written, size_bytes: size, created })
+        Ok(FileWriteOutput {
+            path: self.named,
+            written_bytes: written,
+            size_bytes: size,
+            created,
+            pending: false,
+        })
     }
 }
 

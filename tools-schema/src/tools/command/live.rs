@@ -124,9 +124,9 @@ pub struct CommandOutputParams {
     /// Where to start in `stream`, in bytes. Instead of `cursor`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// How much of each stream to show, in bytes (default 32768, at most 48000; with base64 at most 262144, of one stream 524288).
+    /// How much of each stream to show, in bytes (default 32768, at most 48000; with base64 at most 262144, of one stream 720896).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 524_288))]
+    #[schemars(range(min = 1, max = 720_896))]
     pub limit: Option<u32>,
     /// How output is shown (default text).
     #[serde(default, skip_serializing_if = "Option::is_none")]

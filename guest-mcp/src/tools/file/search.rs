@@ -1,0 +1,443 @@
+//! `file_search`: ripgrep's searcher over ripgrep's walk. What is shown are the first lines by path, however many threads find
+//! them; memory depends on these only.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use grep_matcher::Matcher;
+use grep_regex::{RegexMatcher, RegexMatcherBuilder};
+use grep_searcher::{
+    BinaryDetection, Searcher, SearcherBuilder, Sink, SinkContext, SinkContextKind, SinkMatch,
+};
+use ignore::overrides::{Override, OverrideBuilder};
+use ignore::{DirEntry, WalkBuilder, WalkState};
+use nexus_schema::ToolError;
+use nexus_schema::limits::OUTPUT_MAX;
+use nexus_schema::tools::file::{FileSearch, FileSearchOutput, FileSearchParams, SearchShow};
+use rustix::fs::{CWD, FileType as Kind, Mode, OFlags};
+use tokio_util::sync::CancellationToken;
+
+use super::target::is_of_kernel;
+use super::{failed, not_regular, parse_path};
+use crate::tools::text::{decode, shown};
+use crate::tools::{Block, Call, Reply, Run, cancelled};
+
+/// Lines or files that are shown when not told otherwise.
+const LIMIT_DEFAULT: u32 = 100;
+/// The most that are.
+const LIMIT_MAX: u32 = 1000;
+/// The most lines around each.
+const CONTEXT_MAX: u32 = 20;
+/// How much of a line is shown, in bytes.
+const LINE_MAX: usize = 400;
+/// How much of it stands before what matches, where it is longer.
+const BEFORE: usize = 100;
+/// The text of a result, in bytes.
+const TEXT_MAX: usize = OUTPUT_MAX as usize - 4000;
+/// The longest line that is searched, in bytes.
+const HEAP_MAX: usize = 4 << 20;
+/// How long is searched: clients cut calls off at about a minute.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// The most threads.
+const THREADS_MAX: usize = 4;
+
+impl Run for FileSearch {
+    async fn run(call: Call, params: FileSearchParams) -> Result<Reply<FileSearchOutput>, ToolError> {
+        let path = parse_path(&params.path)?;
+        let within = |name: &str, value: u32, min: u32, max: u32| match value {
+            value if (min..=max).contains(&value) => Ok(value as usize),
+            _ => Err(ToolError::invalid(format!("{name} is {min} to {max}"))),
+        };
+        let wanted = Wanted {
+            matcher: matcher(&params)?,
+            globs: params.globs,
+            context: within("context", params.context.unwrap_or(0), 0, CONTEXT_MAX)?,
+            show: params.show.unwrap_or_default(),
+            limit: within("limit", params.limit.unwrap_or(LIMIT_DEFAULT), 1, LIMIT_MAX)?,
+            all: params.all,
+        };
+        let show = wanted.show;
+        let (facts, text) =
+            call.blocking_as(params.user, move |_, cancel| search(&path, &wanted, cancel)).await?;
+        let mut header = match show {
+            SearchShow::Files => format!("{} · {} files match", shown(&params.path), facts.files),
+            _ => format!("{} · {} lines match in {} files", shown(&params.path), facts.matches, facts.files),
+        };
+        header.push_str(&format!(" · {} searched", facts.searched));
+        let of = if show == SearchShow::Lines { facts.matches } else { facts.files };
+        if facts.shown < of {
+            header.push_str(&format!(
+                " · the first {} are shown: narrow it by path, globs or pattern",
+                facts.shown
+            ));
+        }
+        for (count, what) in [(facts.links, "links not followed"), (facts.unreadable, "unreadable")] {
+            if count > 0 {
+                header.push_str(&format!(" · {count} {what}"));
+            }
+        }
+        if facts.incomplete {
+            header.push_str(&format!(" · not all was searched within {} s", PATIENCE.as_secs()));
+        }
+        let mut reply = Reply::new(header, facts);
+        if !text.is_empty() {
+            reply.blocks.push(Block::talk(text));
+        }
+        Ok(reply)
+    }
+}
+
+fn matcher(params: &FileSearchParams) -> Result<RegexMatcher, ToolError> {
+    let mut builder = RegexMatcherBuilder::new();
+    builder.case_insensitive(params.ignore_case).fixed_strings(params.literal).multi_line(true);
+    builder.line_terminator(Some(b'\n')).build(&params.pattern).map_err(|error| {
+        let refused = ToolError::invalid(format!("pattern: {error}"));
+        if params.literal { refused } else { refused.hint("give literal: true to search for plain text") }
+    })
+}
+
+/// What is looked for, and what is shown of it.
+struct Wanted {
+    matcher: RegexMatcher,
+    globs: Vec<String>,
+    context: usize,
+    show: SearchShow,
+    limit: usize,
+    all: bool,
+}
+
+impl Wanted {
+    fn overrides(&self, root: &Path) -> Result<Override, ToolError> {
+        let wrong = |error: ignore::Error| ToolError::invalid(format!("globs: {error}"));
+        let mut builder = OverrideBuilder::new(root);
+        for glob in &self.globs {
+            builder.add(glob).map_err(wrong)?;
+        }
+        builder.build().map_err(wrong)
+    }
+}
+
+/// What was found in one file.
+#[derive(Default)]
+struct Found {
+    text: String,
+    /// Lines that match.
+    matches: u64,
+    /// How many of them are in the text.
+    shown: usize,
+}
+
+/// What all threads found.
+#[derive(Default)]
+struct All {
+    /// By path: the first, as many as are to be shown.
+    files: BTreeMap<Vec<u8>, Found>,
+    /// How many lines or files these are.
+    kept: usize,
+    matches: u64,
+    with_matches: u64,
+}
+
+impl All {
+    fn add(&mut self, path: &[u8], found: Found, wanted: &Wanted) {
+        self.matches += found.matches;
+        self.with_matches += 1;
+        let counts = |found: &Found| if wanted.show == SearchShow::Lines { found.shown } else { 1 };
+        let is_last = |files: &BTreeMap<Vec<u8>, Found>| {
+            files.last_key_value().is_none_or(|(last, _)| path > last.as_slice())
+        };
+        if self.kept >= wanted.limit && is_last(&self.files) {
+            return;
+        }
+        self.kept += counts(&found);
+        self.files.insert(path.to_vec(), found);
+        while let Some((_, last)) = self.files.last_key_value()
+            && self.kept - counts(last) >= wanted.limit
+        {
+            self.kept -= counts(last);
+            self.files.pop_last();
+        }
+    }
+}
+
+/// One search that several threads do.
+struct Search<'a> {
+    wanted: &'a Wanted,
+    root: &'a Path,
+    cancel: &'a CancellationToken,
+    deadline: Instant,
+    all: Mutex<All>,
+    searched: AtomicU64,
+    links: AtomicU64,
+    unreadable: AtomicU64,
+    is_late: AtomicBool,
+}
+
+fn search(
+    root: &Path,
+    wanted: &Wanted,
+    cancel: &CancellationToken,
+) -> Result<(FileSearchOutput, String), ToolError> {
+    let stat = rustix::fs::stat(root).map_err(|error| failed("search", root, error))?;
+    match Kind::from_raw_mode(stat.st_mode) {
+        Kind::Directory => {
+            // Says at once that it may not be read; the walk would only count it.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::openat(CWD, root, flags, Mode::empty())
+                .map_err(|error| failed("search", root, error))?;
+        }
+        Kind::RegularFile => {
+            open(root).map_err(|error| failed("search", root, error))?;
+        }
+        other => return Err(not_regular("search", root, other)),
+    }
+    // A root that is a link is what it points to.
+    let root = root.canonicalize().map_err(|error| failed("search", root, error))?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    let mut walk = WalkBuilder::new(&root);
+    let heeds = !wanted.all;
+    walk.follow_links(false).hidden(heeds).parents(heeds).ignore(heeds).git_ignore(heeds).git_exclude(heeds);
+    walk.git_global(false).require_git(false).overrides(wanted.overrides(&root)?).threads(threads);
+    walk.filter_entry(|entry| {
+        let is_directory = entry.file_type().is_some_and(|kind| kind.is_dir());
+        !is_directory || entry.depth() == 0 || !is_of_kernel(entry.path())
+    });
+    let search = Search {
+        wanted,
+        root: &root,
+        cancel,
+        deadline: Instant::now() + PATIENCE,
+        all: Mutex::default(),
+        searched: AtomicU64::new(0),
+        links: AtomicU64::new(0),
+        unreadable: AtomicU64::new(0),
+        is_late: AtomicBool::new(false),
+    };
+    walk.build_parallel().run(|| {
+        let mut searcher = SearcherBuilder::new()
+            .line_number(true)
+            .before_context(wanted.context)
+            .after_context(wanted.context)
+            .binary_detection(BinaryDetection::quit(0))
+            .heap_limit(Some(HEAP_MAX))
+            .build();
+        let search = &search;
+        Box::new(move |entry| search.visit(entry, &mut searcher))
+    });
+    if cancel.is_cancelled() {
+        return Err(cancelled());
+    }
+    Ok(search.result())
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+impl Search<'_> {
+    fn is_over(&self) -> bool {
+        if Instant::now() >= self.deadline {
+            self.is_late.store(true, Ordering::Relaxed);
+            return true;
+        }
+        self.cancel.is_cancelled()
+    }
+
+    fn visit(&self, entry: Result<DirEntry, ignore::Error>, searcher: &mut Searcher) -> WalkState {
+        if self.is_over() {
+            return WalkState::Quit;
+        }
+        let Ok(entry) = entry else {
+            self.unreadable.fetch_add(1, Ordering::Relaxed);
+            return WalkState::Continue;
+        };
+        match entry.file_type() {
+            Some(kind) if kind.is_file() => {}
+            Some(kind) if kind.is_symlink() => {
+                self.links.fetch_add(1, Ordering::Relaxed);
+                return WalkState::Continue;
+            }
+            _ => return WalkState::Continue,
+        }
+        let mut sink = Lines { search: self, found: Found::default(), is_binary: false };
+        let searched = open(entry.path()).and_then(|file| {
+            self.searched.fetch_add(1, Ordering::Relaxed);
+            searcher.search_reader(&self.wanted.matcher, Patient { file, search: self }, &mut sink)
+        });
+        if searched.is_err() && !self.is_over() {
+            self.unreadable.fetch_add(1, Ordering::Relaxed);
+        }
+        let found = sink.found;
+        if found.matches > 0 && !sink.is_binary {
+            let path = match entry.path().strip_prefix(self.root) {
+                Ok(rest) if rest.as_os_str().is_empty() => PathBuf::from(entry.file_name()),
+                Ok(rest) => rest.to_owned(),
+                Err(_) => entry.path().to_owned(),
+            };
+            let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.add(path.as_os_str().as_bytes(), found, self.wanted);
+        }
+        WalkState::Continue
+    }
+
+    fn result(self) -> (FileSearchOutput, String) {
+        let all = self.all.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (mut text, mut count) = (String::new(), 0);
+        for (path, found) in &all.files {
+            let name = shown(&decode(path).0);
+            let (piece, more) = match self.wanted.show {
+                SearchShow::Lines => (format!("{name}\n{}", found.text), found.shown as u64),
+                SearchShow::Files => (format!("{name}\n"), 1),
+                SearchShow::Counts => (format!("{name}: {}\n", found.matches), 1),
+            };
+            if text.len() + piece.len() > TEXT_MAX {
+                if count > 0 {
+                    break;
+                }
+                let end = piece.floor_char_boundary(TEXT_MAX);
+                text.push_str(&piece[..end]);
+                count += more;
+                break;
+            }
+            text.push_str(&piece);
+            count += more;
+        }
+        text.truncate(text.trim_end_matches('\n').len());
+        let facts = FileSearchOutput {
+            matches: if self.wanted.show == SearchShow::Files { all.with_matches } else { all.matches },
+            files: all.with_matches,
+            searched: self.searched.into_inner(),
+            shown: count,
+            links: self.links.into_inner(),
+            unreadable: self.unreadable.into_inner(),
+            incomplete: self.is_late.into_inner(),
+        };
+        (facts, text)
+    }
+}
+
+/// A file that is read no further once nobody wants it.
+struct Patient<'a> {
+    file: File,
+    search: &'a Search<'a>,
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.search.is_over() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        match self.file.read(buffer) {
+            // A file of the kernel that has nothing more to say now.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            other => other,
+        }
+    }
+}
+
+/// Takes what is found in one file.
+struct Lines<'a> {
+    search: &'a Search<'a>,
+    found: Found,
+    is_binary: bool,
+}
+
+impl Lines<'_> {
+    fn has_room(&self) -> bool {
+        let wanted = self.search.wanted;
+        wanted.show == SearchShow::Lines
+            && self.found.shown < wanted.limit
+            && self.found.text.len() < TEXT_MAX
+    }
+
+    fn line(&mut self, number: Option<u64>, mark: char, bytes: &[u8]) {
+        let bytes = bytes.trim_ascii_end();
+        let (mut start, mut end) = (0, bytes.len());
+        if bytes.len() > LINE_MAX {
+            let at = self.search.wanted.matcher.find(bytes).ok().flatten().map_or(0, |found| found.start());
+            start = at.saturating_sub(BEFORE).min(bytes.len() - LINE_MAX);
+            end = start + LINE_MAX;
+        }
+        let dots = |is_cut: bool| if is_cut { "…" } else { "" };
+        let text = decode(&bytes[start..end]).0;
+        let (before, after) = (dots(start > 0), dots(end < bytes.len()));
+        let number = number.unwrap_or_default();
+        self.found.text.push_str(&format!("{number}{mark}{before}{text}{after}\n"));
+    }
+}
+
+impl Sink for Lines<'_> {
+    type Error = io::Error;
+
+    fn matched(&mut self, _: &Searcher, found: &SinkMatch<'_>) -> io::Result<bool> {
+        if self.has_room() {
+            self.line(found.line_number(), ':', found.bytes());
+            self.found.shown += 1;
+        }
+        self.found.matches += 1;
+        // One is enough to name the file.
+        Ok(self.search.wanted.show != SearchShow::Files)
+    }
+
+    fn context(&mut self, _: &Searcher, context: &SinkContext<'_>) -> io::Result<bool> {
+        let is_of_shown = match context.kind() {
+            SinkContextKind::After => self.found.shown as u64 == self.found.matches,
+            _ => self.has_room(),
+        };
+        if is_of_shown && self.search.wanted.show == SearchShow::Lines {
+            self.line(context.line_number(), '-', context.bytes());
+        }
+        Ok(true)
+    }
+
+    fn context_break(&mut self, _: &Searcher) -> io::Result<bool> {
+        if self.has_room() && !self.found.text.is_empty() {
+            self.found.text.push_str("--\n");
+        }
+        Ok(true)
+    }
+
+    fn binary_data(&mut self, _: &Searcher, _: u64) -> io::Result<bool> {
+        self.is_binary = true;
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_by_path_are_kept_in_whatever_order_they_come() {
+        let wanted = |show| Wanted {
+            matcher: RegexMatcher::new("x").unwrap(),
+            globs: Vec::new(),
+            context: 0,
+            show,
+            limit: 5,
+            all: false,
+        };
+        let orders = [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 0, 5, 1, 4, 2]];
+        for (show, files, kept) in [(SearchShow::Lines, 3, 6), (SearchShow::Files, 5, 5)] {
+            for order in orders {
+                let (mut all, wanted) = (All::default(), wanted(show));
+                for number in order {
+                    let found = Found { text: String::new(), matches: 2, shown: 2 };
+                    all.add(format!("{number}").as_bytes(), found, &wanted);
+                }
+                let expected: Vec<Vec<u8>> =
+                    (0..files).map(|number| number.to_string().into_bytes()).collect();
+                assert_eq!(all.files.into_keys().collect::<Vec<_>>(), expected, "{order:?}");
+                assert_eq!((all.kept, all.matches, all.with_matches), (kept, 12, 6));
+            }
+        }
+    }
+}
