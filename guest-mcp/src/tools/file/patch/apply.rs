@@ -34,9 +34,13 @@ fn find(lines: &[&[u8]], from: usize, expected: usize, hunk: &Hunk) -> Option<us
         // Nothing says where else it could be.
         return (from..=most).contains(&expected).then_some(expected);
     }
+    if from > most {
+        return None;
+    }
+    // A head may say any number.
+    let expected = expected.clamp(from, most);
     let near = |distance: usize| [expected.checked_sub(distance), expected.checked_add(distance)];
-    let farthest = most.abs_diff(expected).max(expected);
-    (0..=farthest).flat_map(near).flatten().find(|at| (from..=most).contains(at) && is_at(lines, *at, hunk))
+    (0..=most).flat_map(near).flatten().find(|at| (from..=most).contains(at) && is_at(lines, *at, hunk))
 }
 
 /// How many comparisons of lines a better message is worth.
