@@ -295,7 +295,7 @@ async fn what_cannot_be_opened_is_refused_with_a_code() {
         (exec(argv("/no/such/program")), ErrorCode::ProgramNotFound),
         (exec(argv("/etc/passwd")), ErrorCode::ProgramNotExecutable),
         (exec(CommandStartParams::default()), ErrorCode::InvalidArgument),
-        (exec(CommandStartParams { cwd: Some("/no/such".into()), ..line("true") }), ErrorCode::FileNotFound),
+        (exec(CommandStartParams { cwd: Some("/no/such".into()), ..line("true") }), ErrorCode::CwdNotFound),
         (Open::Attach(attach(id, false)), ErrorCode::CommandNotFound),
         (Open::Tcp(TcpOpening { port }), ErrorCode::ConnectionRefused),
     ] {

@@ -256,7 +256,7 @@ mod tests {
         let error = ToolError::invalid("no");
         assert_eq!(
             text(serde_json::to_string(&Answer::Error(error))),
-            r#"{"error":{"code":"invalid_argument","message":"no","retryable":false}}"#
+            r#"{"error":{"code":"invalid_argument","message":"no","retryable":false,"class":"usage"}}"#
         );
         let resize = Control::Resize { cols: 80, rows: 24 };
         assert_eq!(text(serde_json::to_string(&resize)), r#"{"resize":{"cols":80,"rows":24}}"#);

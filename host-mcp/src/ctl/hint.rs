@@ -15,11 +15,6 @@ const GUEST: &[(&str, &str)] = &[
     ("file_stat", "guest stat"),
     ("file_delete", "guest rm"),
     ("os_info", "guest info"),
-    ("command_start", "call guest_command_start"),
-    ("command_output", "call guest_command_output"),
-    ("command_input", "call guest_command_input"),
-    ("command_signal", "call guest_command_signal"),
-    ("command_list", "call guest_command_list"),
 ];
 
 /// Arguments that hints give behind a tool's name, as options behind the command.
@@ -101,6 +96,9 @@ fn command(tool: &str) -> Option<String> {
     let in_guest = tool.strip_prefix("guest_").unwrap_or(tool);
     if let Some((_, command)) = GUEST.iter().find(|(name, _)| *name == in_guest) {
         return Some((*command).to_owned());
+    }
+    if tools::guest().iter().any(|info| info.name == in_guest) {
+        return Some(format!("call guest_{in_guest}"));
     }
     if !tools::host().iter().any(|info| info.name == tool) {
         return None;

@@ -157,8 +157,8 @@ fn serve(stream: UnixStream, tools: &Arc<BTreeMap<String, Tool>>, shared: &Arc<S
     let path = request.split(' ').nth(1).unwrap().to_owned();
     assert!(request.to_ascii_lowercase().contains("upgrade: mcp-stream\r\n"), "{request}");
     if let Some(vm) = path.strip_prefix("/mcp/vm/").filter(|vm| *vm == "missing") {
-        let body = json!({ "code": "vm_not_found", "message": format!("no VM {vm}"), "retryable": false })
-            .to_string();
+        let error = json!({ "code": "vm_not_found", "message": format!("no VM {vm}"), "retryable": false });
+        let body = json!({ "error": error }).to_string();
         let head = format!("HTTP/1.1 404 Not Found\r\ncontent-length: {}\r\n\r\n", body.len());
         (&stream).write_all((head + &body).as_bytes()).unwrap();
         return;
