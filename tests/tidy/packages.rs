@@ -12,9 +12,10 @@ use crate::{Finding, none};
 const DIRECTION: &[(&str, &[&str])] = &[
     ("nexus-schema", &[]),
     ("nexus-wire", &[]),
-    ("nexus-guest", &["nexus-schema", "nexus-wire"]),
-    ("nexus-core", &["nexus-schema", "nexus-wire"]),
-    ("nexus-host", &["nexus-schema", "nexus-core"]),
+    ("nexus-tree", &["nexus-schema", "nexus-wire"]),
+    ("nexus-guest", &["nexus-schema", "nexus-tree", "nexus-wire"]),
+    ("nexus-core", &["nexus-schema", "nexus-tree", "nexus-wire"]),
+    ("nexus-host", &["nexus-schema", "nexus-tree", "nexus-core"]),
     ("nexus-examples", &["nexus-schema", "nexus-core", "nexus-host"]),
     ("nexus-tests", &["nexus-schema", "nexus-core", "nexus-host"]),
 ];

@@ -7,10 +7,10 @@ mod sparse;
 
 use std::io::{self, Read};
 
+use nexus_tree::pax::{self, Records};
 use tar::{EntryType, Header};
 
 use super::contents::{Contents, Stop};
-use super::pax::{self, Records};
 use super::tree::{Attributes, Body, Tree, refuse};
 use super::{ImageError, Limits};
 use crate::ext4::fill;

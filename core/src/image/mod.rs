@@ -20,7 +20,6 @@ pub mod facts;
 mod limits;
 pub mod oci;
 mod overlay;
-mod pax;
 mod place;
 mod source;
 mod tree;

@@ -16,6 +16,7 @@ pub mod prune;
 pub mod settings;
 pub mod system;
 pub mod template;
+pub mod tree;
 pub mod vm;
 
 use data_encoding::{BASE64, BASE64_NOPAD, DecodeError};

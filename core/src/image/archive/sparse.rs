@@ -3,11 +3,11 @@
 
 use std::io::{self, Read};
 
+use nexus_tree::pax::decimal;
 use tar::Header;
 
 use super::{BLOCK, Entry, ImageError, Reader};
 use crate::ext4::{Content, fill};
-use crate::image::pax::decimal;
 
 /// A sparse file in pax form.
 #[derive(Debug)]

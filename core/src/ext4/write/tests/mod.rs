@@ -34,7 +34,7 @@ fn linux_finds_what_was_put_there_when_it_is_mounted() {
     let mut trial = Trial::new(Size::AtLeast(0));
     for byte in 1..=255_u8 {
         if byte != b'/' && byte != b'.' {
-            trial.file(&[b"names/"[..].as_ref(), &[byte]].concat(), &[byte]);
+            trial.file(&[&b"names/"[..], &[byte]].concat(), &[byte]);
         }
     }
     trial.file(b"names/two\r\nlines \xff\xfe", b"");

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 /// Records by key; a later one of a key counts.
 #[derive(Debug, Default)]
-pub(crate) struct Records(BTreeMap<String, Vec<u8>>);
+pub struct Records(BTreeMap<String, Vec<u8>>);
 
 const XATTR: &str = "SCHILY.xattr.";
 
 impl Records {
     /// Adds the records of a header. An empty value takes the record away.
-    pub(crate) fn read(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
+    pub fn read(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
         const BAD: &str = "a pax header makes no sense";
         while !bytes.is_empty() && bytes[0] != 0 {
             let space = bytes.iter().take(20).position(|b| *b == b' ').ok_or(BAD)?;
@@ -30,12 +30,13 @@ impl Records {
         Ok(())
     }
 
-    pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&[u8]> {
         self.0.get(key).map(Vec::as_slice)
     }
 
     /// The extended attributes among them.
-    pub(crate) fn xattrs(&self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+    pub fn xattrs(&self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
         self.0.iter().filter_map(|(key, value)| {
             key.strip_prefix(XATTR).map(|name| (name.as_bytes().to_vec(), value.clone()))
         })
@@ -43,12 +44,12 @@ impl Records {
 }
 
 /// A decimal number.
-pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
+pub fn decimal(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
 /// A time in seconds with a fraction, `-?[0-9]+(.[0-9]*)?`, as whole seconds (rounded down) and nanoseconds.
-pub(crate) fn time(text: &[u8]) -> Option<(i64, u32)> {
+pub fn time(text: &[u8]) -> Option<(i64, u32)> {
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(rest) => (true, rest),
         None => (false, text),

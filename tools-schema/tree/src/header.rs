@@ -1,0 +1,159 @@
+//! Headers of entries: GNU's, with a pax header before it for what has no room there.
+
+use std::io::{self, Write};
+
+use rustix::fs::Stat;
+use tar::{EntryType, GnuExtSparseHeader, Header};
+
+/// The unit of an archive, in bytes.
+pub(crate) const BLOCK: usize = 512;
+/// Parts that the header of a sparse file has room for.
+const PARTS: usize = 4;
+
+/// The data of a file: offset and length of each part, and the length of all with the holes.
+#[derive(Debug)]
+pub(crate) struct Sparse {
+    pub(crate) parts: Vec<(u64, u64)>,
+    pub(crate) real: u64,
+}
+
+/// What the header of an entry says.
+pub(crate) struct Fields<'a> {
+    pub(crate) kind: EntryType,
+    pub(crate) name: &'a [u8],
+    pub(crate) link: &'a [u8],
+    pub(crate) stat: &'a Stat,
+    /// Bytes of data behind it.
+    pub(crate) size: u64,
+    pub(crate) sparse: Option<&'a Sparse>,
+}
+
+/// Writes all headers of an entry.
+pub(crate) fn write(sink: &mut dyn Write, fields: &Fields<'_>) -> io::Result<()> {
+    let mut header = Header::new_gnu();
+    let (seconds, nanoseconds) = (fields.stat.st_mtime, fields.stat.st_mtime_nsec);
+    let mut records = Vec::new();
+    let Some(gnu) = header.as_gnu_mut() else { return Err(io::Error::other("a header without a form")) };
+    if !put(&mut gnu.name, fields.name) {
+        record(&mut records, "path", fields.name);
+    }
+    if !put(&mut gnu.linkname, fields.link) {
+        record(&mut records, "linkpath", fields.link);
+    }
+    if nanoseconds != 0 || seconds < 0 {
+        record(&mut records, "mtime", time(seconds, nanoseconds as u32).as_bytes());
+    }
+    if !records.is_empty() {
+        let mut pax = Header::new_gnu();
+        if let Some(gnu) = pax.as_gnu_mut() {
+            put(&mut gnu.name, b"@PaxHeader");
+        }
+        pax.set_entry_type(EntryType::XHeader);
+        pax.set_size(records.len() as u64);
+        pax.set_mode(0o644);
+        pax.set_cksum();
+        sink.write_all(pax.as_bytes())?;
+        sink.write_all(&records)?;
+        pad(sink, records.len() as u64)?;
+    }
+    header.set_entry_type(fields.kind);
+    header.set_mode(fields.stat.st_mode & 0o7777);
+    header.set_uid(fields.stat.st_uid.into());
+    header.set_gid(fields.stat.st_gid.into());
+    header.set_mtime(u64::try_from(seconds).unwrap_or(0));
+    header.set_size(fields.size);
+    if matches!(fields.kind, EntryType::Char | EntryType::Block) {
+        let device = fields.stat.st_rdev;
+        header.set_device_major(rustix::fs::major(device))?;
+        header.set_device_minor(rustix::fs::minor(device))?;
+    }
+    let mut more = &[][..];
+    if let (Some(sparse), Some(gnu)) = (fields.sparse, header.as_gnu_mut()) {
+        let (first, rest) = sparse.parts.split_at(sparse.parts.len().min(PARTS));
+        for (place, part) in gnu.sparse.iter_mut().zip(first) {
+            fill(place, *part);
+        }
+        gnu.set_real_size(sparse.real);
+        gnu.set_is_extended(!rest.is_empty());
+        more = rest;
+    }
+    header.set_cksum();
+    sink.write_all(header.as_bytes())?;
+    while !more.is_empty() {
+        let mut block = GnuExtSparseHeader::new();
+        let (now, rest) = more.split_at(more.len().min(block.sparse.len()));
+        for (place, part) in block.sparse.iter_mut().zip(now) {
+            fill(place, *part);
+        }
+        block.set_is_extended(!rest.is_empty());
+        sink.write_all(block.as_bytes())?;
+        more = rest;
+    }
+    Ok(())
+}
+
+/// Writes the padding after so many bytes.
+pub(crate) fn pad(sink: &mut dyn Write, bytes: u64) -> io::Result<()> {
+    let over = (bytes % BLOCK as u64) as usize;
+    if over == 0 { Ok(()) } else { sink.write_all(&[0; BLOCK][over..]) }
+}
+
+fn fill(place: &mut tar::GnuSparseHeader, (offset, length): (u64, u64)) {
+    place.set_offset(offset);
+    place.set_length(length);
+}
+
+/// Puts a name into its field, cut to size; false if it has no room there.
+fn put(field: &mut [u8], name: &[u8]) -> bool {
+    let length = name.len().min(field.len());
+    field[..length].copy_from_slice(&name[..length]);
+    length == name.len()
+}
+
+/// Adds a pax record, `LENGTH KEY=VALUE\n`, where LENGTH counts itself too.
+fn record(into: &mut Vec<u8>, key: &str, value: &[u8]) {
+    let rest = key.len() + value.len() + 3;
+    let mut digits = 1;
+    while (rest + digits).to_string().len() > digits {
+        digits += 1;
+    }
+    into.extend_from_slice(format!("{} {key}=", rest + digits).as_bytes());
+    into.extend_from_slice(value);
+    into.push(b'\n');
+}
+
+/// A time as pax has it.
+fn time(seconds: i64, nanoseconds: u32) -> String {
+    match (seconds, nanoseconds) {
+        (seconds, 0) => seconds.to_string(),
+        (seconds, ns) if seconds >= 0 => format!("{seconds}.{ns:09}"),
+        // The fraction counts away from zero there.
+        (seconds, ns) => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - ns),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pax;
+
+    #[test]
+    fn records_count_their_own_length() {
+        for length in [0, 1, 86, 87, 88, 89, 90, 91, 980, 990, 991, 992, 993, 4095] {
+            let value = vec![b'\n'; length];
+            let mut bytes = Vec::new();
+            record(&mut bytes, "path", &value);
+            let mut records = pax::Records::default();
+            records.read(&bytes).unwrap();
+            assert_eq!(records.get("path").unwrap_or_default(), value, "{length}");
+        }
+    }
+
+    #[test]
+    fn times_come_back() {
+        for time in [(0, 0), (1, 5), (1_700_000_000, 999_999_999), (-1, 0), (-1, 1), (-7, 250_000_000)] {
+            let text = super::time(time.0, time.1);
+            assert_eq!(pax::time(text.as_bytes()), Some(time), "{text}");
+        }
+    }
+}

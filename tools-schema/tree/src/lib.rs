@@ -1,0 +1,33 @@
+//! Trees of files as tar streams: packed, planned and unpacked in the same way by the guest, the daemon and nexusctl.
+//!
+//! ```text
+//! source ── walk (filter) ─┬─ plan: what would be copied
+//!                          └─ pack ──> tar stream ──> archive ── unpack ──> destination
+//! ```
+//! Every name is opened from its directory's descriptor without following links, so nothing is read or written outside of a
+//! source or destination, whatever happens to the tree meanwhile. An archive may come from anybody: its names, lengths and
+//! links are checked here. Everything blocks; it belongs on a thread that may.
+#![forbid(unsafe_code)]
+
+mod archive;
+mod chunks;
+mod destination;
+mod error;
+mod filter;
+mod header;
+mod pack;
+pub mod pax;
+mod report;
+mod source;
+// pub mod stream;
+mod unpack;
+mod walk;
+
+pub use chunks::{CHUNK, Chunk, ChunkReader, ChunkWriter, chunks};
+pub use error::{Broken, TreeError};
+pub use filter::{Filter, Pattern};
+pub use pack::{Packing, pack, plan};
+pub use report::Watch;
+pub use source::Source;
+pub use unpack::{Limits, Owner, Track, Unpacking, unpack};
+pub use walk::{Entry, visit};

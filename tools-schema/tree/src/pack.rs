@@ -1,0 +1,270 @@
+//! Packs a tree into a tar stream, or says what would be packed.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use nexus_schema::tools::tree::{SkipReason, TreeSummary};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use tar::EntryType;
+
+use crate::chunks::CHUNK;
+use crate::error::TreeError;
+use crate::filter::Filter;
+use crate::header::{self, BLOCK, Fields, Sparse};
+use crate::report::{Watch, copied, skip};
+use crate::source::Source;
+use crate::walk::{Entry, walk, why};
+
+/// Parts of a sparse file, at most; one with more is packed with its holes as zeros.
+const PARTS_MAX: usize = 10_000;
+
+/// How a tree is packed.
+#[derive(Debug, Clone)]
+pub struct Packing {
+    /// The name of the tree in the archive; empty for names that start with what is in it.
+    pub top: Vec<u8>,
+    /// What is left out.
+    pub filter: Filter,
+    /// Whether devices and named pipes are packed, and not left out.
+    pub specials: bool,
+}
+
+/// Packs a tree. What cannot be read is left out and counted.
+pub fn pack(
+    source: &Source,
+    how: &Packing,
+    sink: &mut dyn Write,
+    watch: &mut dyn Watch,
+) -> Result<TreeSummary, TreeError> {
+    let mut summary = TreeSummary::default();
+    let mut packer =
+        Packer { how, sink, watch, buffer: vec![0; CHUNK], name: Vec::new(), linked: Vec::new() };
+    walk(source, &how.filter, &mut summary, &mut |entry, summary| packer.entry(entry, summary))?;
+    // Two empty blocks end an archive.
+    sink.write_all(&[0; 2 * BLOCK]).and_then(|()| sink.flush()).map_err(TreeError::Stream)?;
+    Ok(summary)
+}
+
+/// What [`pack`] would pack, as far as that can be told without reading the files.
+pub fn plan(source: &Source, how: &Packing, watch: &mut dyn Watch) -> Result<TreeSummary, TreeError> {
+    let mut summary = TreeSummary::default();
+    walk(source, &how.filter, &mut summary, &mut |entry, summary| {
+        watch.at(summary.bytes, summary.entries())?;
+        if entry.linked_to.is_some() {
+            summary.hard_links += 1;
+        } else if !count(entry, how, summary) {
+            return Ok(false);
+        } else if entry.kind == FileType::RegularFile {
+            summary.bytes += entry.stat.st_size.unsigned_abs();
+        }
+        copied(summary, entry.path);
+        Ok(true)
+    })?;
+    Ok(summary)
+}
+
+/// Counts an entry by its sort; false if it is left out.
+fn count(entry: &Entry<'_>, how: &Packing, summary: &mut TreeSummary) -> bool {
+    match entry.kind {
+        FileType::RegularFile => summary.files += 1,
+        FileType::Directory => summary.directories += 1,
+        FileType::Symlink => summary.symlinks += 1,
+        FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice if how.specials => {
+            summary.specials += 1;
+        }
+        _ => {
+            skip(summary, entry.path, SkipReason::Special);
+            return false;
+        }
+    }
+    true
+}
+
+struct Packer<'a> {
+    how: &'a Packing,
+    sink: &'a mut dyn Write,
+    watch: &'a mut dyn Watch,
+    buffer: Vec<u8>,
+    name: Vec<u8>,
+    linked: Vec<u8>,
+}
+
+impl Packer<'_> {
+    fn entry(&mut self, entry: &Entry<'_>, summary: &mut TreeSummary) -> Result<bool, TreeError> {
+        self.watch.at(summary.bytes, summary.entries())?;
+        self.name = in_archive(&self.how.top, entry.path, entry.kind == FileType::Directory);
+        if let Some(first) = entry.linked_to {
+            self.linked = in_archive(&self.how.top, first, false);
+            let linked = std::mem::take(&mut self.linked);
+            self.header(EntryType::Link, &linked, entry, 0, None)?;
+            summary.hard_links += 1;
+            copied(summary, entry.path);
+            return Ok(true);
+        }
+        match entry.kind {
+            FileType::RegularFile => {
+                let flags =
+                    OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let opened = rustix::fs::openat(entry.parent, entry.name, flags, Mode::empty())
+                    .and_then(|file| Ok((rustix::fs::fstat(&file)?, file)));
+                match opened {
+                    Ok((stat, file)) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
+                        let entry = Entry { stat: &stat, ..*entry };
+                        self.file(&entry, file, summary)?;
+                    }
+                    Ok(_) => {
+                        skip(summary, entry.path, SkipReason::Changed);
+                        return Ok(false);
+                    }
+                    // What was asked for itself.
+                    Err(error) if entry.path.is_empty() => {
+                        return Err(TreeError::file("read", entry.name.as_encoded_bytes(), error));
+                    }
+                    Err(error) => {
+                        skip(summary, entry.path, why(error));
+                        return Ok(false);
+                    }
+                }
+            }
+            FileType::Symlink => {
+                let target = match rustix::fs::readlinkat(entry.parent, entry.name, Vec::new()) {
+                    Ok(target) => target,
+                    Err(error) => {
+                        skip(summary, entry.path, why(error));
+                        return Ok(false);
+                    }
+                };
+                self.header(EntryType::Symlink, target.as_bytes(), entry, 0, None)?;
+            }
+            FileType::Directory => self.header(EntryType::Directory, b"", entry, 0, None)?,
+            FileType::Fifo if self.how.specials => self.header(EntryType::Fifo, b"", entry, 0, None)?,
+            FileType::CharacterDevice if self.how.specials => {
+                self.header(EntryType::Char, b"", entry, 0, None)?;
+            }
+            FileType::BlockDevice if self.how.specials => {
+                self.header(EntryType::Block, b"", entry, 0, None)?;
+            }
+            _ => {}
+        }
+        let is_counted = count(entry, self.how, summary);
+        if is_counted {
+            copied(summary, entry.path);
+        }
+        Ok(is_counted)
+    }
+
+    fn header(
+        &mut self,
+        kind: EntryType,
+        link: &[u8],
+        entry: &Entry<'_>,
+        size: u64,
+        sparse: Option<&Sparse>,
+    ) -> Result<(), TreeError> {
+        let fields = Fields { kind, name: &self.name, link, stat: entry.stat, size, sparse };
+        header::write(self.sink, &fields).map_err(TreeError::Stream)
+    }
+
+    fn file(&mut self, entry: &Entry<'_>, file: OwnedFd, summary: &mut TreeSummary) -> Result<(), TreeError> {
+        let size = entry.stat.st_size.unsigned_abs();
+        let has_holes = entry.stat.st_blocks.unsigned_abs() * 512 < size;
+        let sparse = if has_holes { parts_of(&file, size) } else { None };
+        let file = File::from(file);
+        let Some(sparse) = sparse else {
+            self.header(EntryType::Regular, b"", entry, size, None)?;
+            self.data(entry, &file, 0, size, summary)?;
+            return header::pad(self.sink, size).map_err(TreeError::Stream);
+        };
+        let data = sparse.parts.iter().map(|(_, length)| length).sum();
+        self.header(EntryType::GNUSparse, b"", entry, data, Some(&sparse))?;
+        for (offset, length) in &sparse.parts {
+            self.data(entry, &file, *offset, *length, summary)?;
+        }
+        header::pad(self.sink, data).map_err(TreeError::Stream)
+    }
+
+    /// Writes so many bytes of a file. One that has become shorter is filled up with zeros, and noted.
+    fn data(
+        &mut self,
+        entry: &Entry<'_>,
+        file: &File,
+        offset: u64,
+        length: u64,
+        summary: &mut TreeSummary,
+    ) -> Result<(), TreeError> {
+        let (mut at, end) = (offset, offset + length);
+        let mut source = file;
+        let is_whole = offset == 0;
+        while at < end {
+            let want = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+            let buffer = &mut self.buffer[..want];
+            let read = if is_whole { source.read(buffer) } else { source.read_at(buffer, at) };
+            let read = match read {
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => 0,
+            };
+            if read == 0 {
+                skip(summary, entry.path, SkipReason::Changed);
+                buffer.fill(0);
+                while at < end {
+                    let zeros = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+                    self.sink.write_all(&self.buffer[..zeros]).map_err(TreeError::Stream)?;
+                    at += zeros as u64;
+                }
+                return Ok(());
+            }
+            self.sink.write_all(&self.buffer[..read]).map_err(TreeError::Stream)?;
+            at += read as u64;
+            summary.bytes += read as u64;
+            if at < end {
+                self.watch.at(summary.bytes, summary.entries())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An entry's name in the archive.
+fn in_archive(top: &[u8], path: &[u8], is_directory: bool) -> Vec<u8> {
+    let mut name = Vec::with_capacity(top.len() + path.len() + 2);
+    name.extend_from_slice(top);
+    if !top.is_empty() && !path.is_empty() {
+        name.push(b'/');
+    }
+    name.extend_from_slice(path);
+    if name.is_empty() {
+        name.push(b'.');
+    }
+    if is_directory {
+        name.push(b'/');
+    }
+    name
+}
+
+/// Where a file has data; `None` if nobody can tell, or it is in too many places.
+fn parts_of(file: &OwnedFd, size: u64) -> Option<Sparse> {
+    let (mut parts, mut at) = (Vec::new(), 0);
+    while at < size {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) if data < size => data,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(_) => return None,
+        };
+        let end = rustix::fs::seek(file, SeekFrom::Hole(data)).ok()?.min(size);
+        if end <= data || parts.len() >= PARTS_MAX {
+            return None;
+        }
+        parts.push((data, end - data));
+        at = end;
+    }
+    // The last part may be empty: it says how long the file is to those who take the map alone.
+    if parts.last().is_none_or(|(offset, length)| offset + length < size) {
+        parts.push((size, 0));
+    }
+    rustix::fs::seek(file, SeekFrom::Start(0)).ok()?;
+    Some(Sparse { parts, real: size })
+}

@@ -1,0 +1,96 @@
+//! Where a tree is read from.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::error::TreeError;
+
+/// How a directory is opened that is only gone through.
+pub(crate) const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// A tree, or a file, that is to be read.
+#[derive(Debug)]
+pub struct Source {
+    pub(crate) kind: Kind,
+    /// As callers know it.
+    pub(crate) path: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// All that is in a directory, and itself.
+    Directory(OwnedFd),
+    /// A file, link or the like in a directory.
+    Other { parent: OwnedFd, name: Vec<u8> },
+}
+
+impl Source {
+    /// Opens a path. Links on the way are followed; one at its end is a source itself, unless `follow` or the path ends with a
+    /// slash or a dot.
+    pub fn open(path: &Path, follow: bool) -> Result<Self, TreeError> {
+        let bytes = path.as_os_str().as_bytes();
+        let fail = |error: Errno| TreeError::file("read", bytes, error);
+        let resolved;
+        let mut place = path;
+        if follow || bytes.ends_with(b"/") || bytes.ends_with(b"/.") || path.file_name().is_none() {
+            resolved = std::fs::canonicalize(path).map_err(|error| TreeError::file("read", bytes, error))?;
+            place = &resolved;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Some(name) = place.file_name() else {
+            let directory = rustix::fs::open(place, flags, Mode::empty()).map_err(fail)?;
+            return Ok(Self { kind: Kind::Directory(directory), path: bytes.to_vec() });
+        };
+        let parent = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let walk = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = rustix::fs::open(parent, walk, Mode::empty()).map_err(fail)?;
+        Self::at(parent, name, bytes)
+    }
+
+    /// Opens a name in a directory; a link is a source itself. `shown`: as callers know it.
+    pub fn at(parent: OwnedFd, name: &OsStr, shown: &[u8]) -> Result<Self, TreeError> {
+        let fail = |error: Errno| TreeError::file("read", shown, error);
+        let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                Kind::Directory(rustix::fs::openat(&parent, name, DIRECTORY, Mode::empty()).map_err(fail)?)
+            }
+            _ => Kind::Other { parent, name: name.as_bytes().to_vec() },
+        };
+        Ok(Self { kind, path: shown.to_vec() })
+    }
+
+    /// All that is in a directory that is open already.
+    pub fn of_directory(directory: OwnedFd, shown: &[u8]) -> Self {
+        Self { kind: Kind::Directory(directory), path: shown.to_vec() }
+    }
+
+    /// Whether it is a directory.
+    pub fn is_directory(&self) -> bool {
+        matches!(self.kind, Kind::Directory(_))
+    }
+
+    /// The directory, if it is one.
+    pub fn directory(&self) -> Option<&OwnedFd> {
+        match &self.kind {
+            Kind::Directory(directory) => Some(directory),
+            Kind::Other { .. } => None,
+        }
+    }
+
+    pub(crate) fn stat(&self) -> Result<Stat, TreeError> {
+        let stat = match &self.kind {
+            Kind::Directory(directory) => rustix::fs::fstat(directory),
+            Kind::Other { parent, name } => {
+                rustix::fs::statat(parent, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW)
+            }
+        };
+        stat.map_err(|error| TreeError::file("read", &self.path, error))
+    }
+}

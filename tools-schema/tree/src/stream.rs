@@ -1,0 +1,95 @@
+//! Between the frames of a stream and the thread that packs or unpacks.
+
+use std::io;
+
+use bytes::Bytes;
+use nexus_wire::frames::{FrameError, Incoming, Receiver, Sender};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use crate::chunks::Chunk;
+
+/// Passes the data of a stream on until it ends. If the peer says before how the stream ended, its words; `None` too where nobody
+/// takes the data any more. A connection that fails is told to the taker as well.
+pub async fn receive<R, W>(
+    receiver: &mut Receiver<R>,
+    sender: &Sender<W>,
+    into: mpsc::Sender<Chunk>,
+) -> Result<Option<Bytes>, FrameError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    // No more waits here than the credit that was given.
+    let (arrived, mut waiting) = mpsc::unbounded_channel::<Bytes>();
+    let reading = async move {
+        loop {
+            match receiver.next().await?.ok_or(FrameError::Closed)? {
+                Incoming::Data(bytes) if arrived.send(bytes).is_err() => return Ok(None),
+                Incoming::End => return Ok(None),
+                Incoming::Done(message) => return Ok(Some(message)),
+                Incoming::Data(_) | Incoming::Stderr(_) | Incoming::Control(_) => {}
+            }
+        }
+    };
+    let passing = async {
+        while let Some(bytes) = waiting.recv().await {
+            let length = bytes.len();
+            if into.send(Ok(bytes)).await.is_err() {
+                return;
+            }
+            // A connection that failed shows where it is read.
+            let _ = sender.took(length).await;
+        }
+    };
+    let (mut passing, mut reading) = (std::pin::pin!(passing), Box::pin(reading));
+    let read = tokio::select! {
+        read = &mut reading => read,
+        () = &mut passing => return Ok(None),
+    };
+    // What arrived before is delivered.
+    drop(reading);
+    passing.await;
+    if let Err(error) = &read {
+        let _ = into.send(Err(io::Error::other(error.to_string()))).await;
+    }
+    read
+}
+
+/// Sends all that comes, without an end behind it. If the peer says meanwhile how the stream ended, its words.
+pub async fn send<R, W>(
+    receiver: &mut Receiver<R>,
+    sender: &Sender<W>,
+    mut from: mpsc::Receiver<Chunk>,
+) -> Result<Option<Bytes>, FrameError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let sending = async {
+        while let Some(chunk) = from.recv().await {
+            sender.data(&chunk?).await?;
+        }
+        Ok(None)
+    };
+    let mut sending = std::pin::pin!(sending);
+    loop {
+        tokio::select! {
+            sent = &mut sending => return sent,
+            next = receiver.next() => {
+                if let Incoming::Done(message) = next?.ok_or(FrameError::Closed)? {
+                    return Ok(Some(message));
+                }
+            }
+        }
+    }
+}
+
+/// The peer's last words; what else comes before them is passed over.
+pub async fn last_words<R: AsyncRead + Unpin>(receiver: &mut Receiver<R>) -> Result<Bytes, FrameError> {
+    loop {
+        if let Incoming::Done(message) = receiver.next().await?.ok_or(FrameError::Closed)? {
+            return Ok(message);
+        }
+    }
+}

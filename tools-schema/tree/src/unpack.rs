@@ -1,0 +1,464 @@
+//! Unpacks a tar stream into a directory.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{BufRead, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+
+use nexus_schema::tools::tree::{SkipReason, TreeSummary};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use tar::EntryType;
+
+use crate::archive::{Archive, Entry};
+use crate::chunks::CHUNK;
+use crate::destination::{Destination, Facts, settle, settle_name};
+use crate::error::{Broken, TreeError, shown};
+use crate::report::{Watch, copied, skip};
+
+/// After how many bytes the free disk is looked at again.
+const LOOK_EVERY: u64 = 8 << 20;
+
+/// How much an archive may ask for.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Entries.
+    pub entries: u64,
+    /// Bytes of content.
+    pub bytes: u64,
+    /// Bytes of one entry's extensions.
+    pub header_bytes: u64,
+    /// Bytes of a path.
+    pub path_bytes: usize,
+    /// Directories in each other: each is an open descriptor.
+    pub depth: usize,
+    /// Bytes of the disk that stay free for everybody else.
+    pub keep_free: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            entries: 2_000_000,
+            bytes: 1 << 40,
+            header_bytes: 1 << 20,
+            path_bytes: 4095,
+            depth: 400,
+            keep_free: 0,
+        }
+    }
+}
+
+/// Whose the files are that are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Those who the archive says, by their numbers.
+    Same,
+    /// This user and group.
+    Given(u32, u32),
+    /// The owner and group of the directory that the archive is unpacked in.
+    OfDirectory,
+    /// Whoever unpacks.
+    Own,
+}
+
+/// How an archive is unpacked.
+pub struct Unpacking<'a> {
+    /// Whose the files are.
+    pub owner: Owner,
+    /// The bits of modes that are taken over.
+    pub modes: u32,
+    /// Whether devices and named pipes are made, and not left out.
+    pub specials: bool,
+    /// The only name that entries may have at the top, if there is one.
+    pub only: Option<Vec<u8>>,
+    /// Whether the directory was made for this, and gets the mode and time of the archive's top.
+    pub is_new: bool,
+    /// How much the archive may ask for.
+    pub limits: Limits,
+    /// Is told of all that is unpacked.
+    pub track: Option<&'a mut dyn Track>,
+}
+
+impl Default for Unpacking<'_> {
+    fn default() -> Self {
+        Self {
+            owner: Owner::OfDirectory,
+            modes: 0o7777,
+            specials: false,
+            only: None,
+            is_new: false,
+            limits: Limits::default(),
+            track: None,
+        }
+    }
+}
+
+/// Is told of all that is unpacked. Paths are those below the directory.
+pub trait Track {
+    /// A file comes, of this length with its holes and this time in seconds and nanoseconds.
+    fn file(&mut self, path: &[u8], mode: u32, size: u64, mtime: (i64, u32));
+    /// A part of it.
+    fn data(&mut self, offset: u64, bytes: &[u8]);
+    /// It is in its place.
+    fn file_done(&mut self);
+    /// A symbolic link is in its place.
+    fn symlink(&mut self, path: &[u8], target: &[u8]);
+    /// A further name of a file is in its place.
+    fn hard_link(&mut self, path: &[u8], target: &[u8]);
+}
+
+/// Unpacks an archive to its end. Each file is whole or as it was before, also when this fails in the middle.
+pub fn unpack(
+    source: impl BufRead,
+    into: OwnedFd,
+    how: &mut Unpacking<'_>,
+    watch: &mut dyn Watch,
+) -> Result<TreeSummary, Broken> {
+    let limits = how.limits.clone();
+    let mut summary = TreeSummary::default();
+    let mut archive = Archive::new(source, &limits);
+    let result = Unpacker::new(into, how, watch).and_then(|mut unpacker| {
+        let result = unpacker.run(&mut archive, &mut summary);
+        // What is there is to be left as it should be, whatever happened.
+        result.and(unpacker.destination.finish())
+    });
+    match result {
+        Ok(()) => Ok(summary),
+        Err(error) => Err(Broken { error, done: summary }),
+    }
+}
+
+struct Unpacker<'a, 'b> {
+    how: &'a mut Unpacking<'b>,
+    watch: &'a mut dyn Watch,
+    destination: Destination,
+    owner: Option<(u32, u32)>,
+    seed: u64,
+    /// Bytes after which the free disk is looked at.
+    look_at: u64,
+}
+
+impl<'a, 'b> Unpacker<'a, 'b> {
+    fn new(into: OwnedFd, how: &'a mut Unpacking<'b>, watch: &'a mut dyn Watch) -> Result<Self, TreeError> {
+        let mut destination = Destination::new(into);
+        let stat = destination.stat().map_err(|error| TreeError::file("look at", b".", error))?;
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let owner = match how.owner {
+            Owner::Same | Owner::Own => None,
+            Owner::Given(uid, gid) => Some((uid, gid)),
+            Owner::OfDirectory => Some((stat.st_uid, stat.st_gid)).filter(|owner| *owner != own),
+        };
+        destination.give_to(owner);
+        let mut seed = [0; 8];
+        rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| TreeError::file("get random bytes for", b".", error))?;
+        Ok(Self { how, watch, destination, owner, seed: u64::from_ne_bytes(seed), look_at: 0 })
+    }
+
+    fn run(
+        &mut self,
+        archive: &mut Archive<'_, impl BufRead>,
+        summary: &mut TreeSummary,
+    ) -> Result<(), TreeError> {
+        let mut entries = 0;
+        while let Some(entry) = archive.next()? {
+            entries += 1;
+            if entries > self.how.limits.entries {
+                return Err(TreeError::TooLarge { limit: self.how.limits.entries, what: "entries" });
+            }
+            self.watch.at(summary.bytes, summary.entries())?;
+            self.entry(&entry, archive, summary)?;
+        }
+        self.watch.at(summary.bytes, summary.entries())
+    }
+
+    fn entry(
+        &mut self,
+        entry: &Entry,
+        archive: &mut Archive<'_, impl BufRead>,
+        summary: &mut TreeSummary,
+    ) -> Result<(), TreeError> {
+        let names = self.names(&entry.path, &entry.path)?;
+        let owner = match self.how.owner {
+            Owner::Same => Some((entry.uid, entry.gid)),
+            _ => self.owner,
+        };
+        let facts = Facts { mode: entry.mode & self.how.modes, owner, mtime: Some(entry.mtime) };
+        let Some((last, parents)) = names.split_last() else {
+            // The directory itself.
+            if self.how.is_new && entry.kind == EntryType::Directory {
+                self.destination.describe_root(facts);
+            }
+            return Ok(());
+        };
+        self.destination.go(parents)?;
+        let name = OsStr::from_bytes(last);
+        let path = names.join(&b'/');
+        match entry.kind {
+            EntryType::Directory => {
+                self.destination.make(&names, facts)?;
+                summary.directories += 1;
+            }
+            EntryType::Regular => {
+                self.file(entry, &path, name, &facts, archive, summary)?;
+                summary.files += 1;
+            }
+            EntryType::Symlink => {
+                if entry.link.is_empty() || entry.link.contains(&0) {
+                    return Err(TreeError::refused(&entry.path, "it is a link to nothing"));
+                }
+                let target = OsStr::from_bytes(&entry.link);
+                self.put(&entry.path, name, |destination, temporary| {
+                    rustix::fs::symlinkat(target, destination.here(), temporary)?;
+                    settle_name(destination.here(), temporary, &facts)
+                })?;
+                summary.symlinks += 1;
+                if leads_out(parents.len(), &entry.link) {
+                    summary.links_out += 1;
+                }
+                if let Some(track) = &mut self.how.track {
+                    track.symlink(&path, &entry.link);
+                }
+            }
+            EntryType::Link => {
+                self.hard_link(entry, &names, name)?;
+                summary.hard_links += 1;
+            }
+            EntryType::Fifo | EntryType::Char | EntryType::Block if self.how.specials => {
+                let (kind, device) = match entry.kind {
+                    EntryType::Fifo => (FileType::Fifo, Some((0, 0))),
+                    EntryType::Char => (FileType::CharacterDevice, entry.device),
+                    _ => (FileType::BlockDevice, entry.device),
+                };
+                let refuse = || TreeError::refused(&entry.path, "a device has no number");
+                let (major, minor) = device.ok_or_else(refuse)?;
+                self.put(&entry.path, name, |destination, temporary| {
+                    let (mode, device) = (Mode::from_raw_mode(facts.mode), rustix::fs::makedev(major, minor));
+                    rustix::fs::mknodat(destination.here(), temporary, kind, mode, device)?;
+                    settle_name(destination.here(), temporary, &facts)
+                })?;
+                summary.specials += 1;
+            }
+            EntryType::Fifo | EntryType::Char | EntryType::Block => {
+                skip(summary, &path, SkipReason::Special);
+                return Ok(());
+            }
+            _ => return Err(TreeError::refused(&entry.path, "it is of an unknown sort")),
+        }
+        copied(summary, &path);
+        summary.last = Some(shown(&path));
+        Ok(())
+    }
+
+    /// The names on the way to a path, which may not leave the directory.
+    fn names<'p>(&self, path: &'p [u8], entry: &[u8]) -> Result<Vec<&'p [u8]>, TreeError> {
+        let limits = &self.how.limits;
+        let refuse = |why| Err(TreeError::refused(entry, why));
+        if path.len() > limits.path_bytes {
+            return refuse("its path is too long");
+        }
+        if path.starts_with(b"/") {
+            return refuse("its path is absolute");
+        }
+        if path.contains(&0) {
+            return refuse("its path holds a zero byte");
+        }
+        let names: Vec<&[u8]> =
+            path.split(|b| *b == b'/').filter(|name| !name.is_empty() && *name != b".").collect();
+        if names.iter().any(|name| *name == b"..") {
+            return refuse("its path leads out of the directory");
+        }
+        if names.len() > limits.depth {
+            return refuse("it is too deep");
+        }
+        match (&self.how.only, names.first()) {
+            (Some(only), first) if first.is_none_or(|first| first != only) => {
+                refuse("it is not in the tree that was asked for")
+            }
+            _ => Ok(names),
+        }
+    }
+
+    fn temporary(&mut self) -> OsString {
+        self.seed = self.seed.wrapping_add(1);
+        format!(".nexus-{:016x}", self.seed).into()
+    }
+
+    /// Makes something under a name of its own in the directory at hand, then puts it in its place in one step.
+    fn put(
+        &mut self,
+        entry: &[u8],
+        name: &OsStr,
+        make: impl FnOnce(&Destination, &OsStr) -> Result<(), Errno>,
+    ) -> Result<(), TreeError> {
+        let temporary = self.temporary();
+        let made = make(&self.destination, &temporary).and_then(|()| self.rename(&temporary, name));
+        made.map_err(|error| self.undo(&temporary, entry, error))
+    }
+
+    fn rename(&self, temporary: &OsStr, name: &OsStr) -> Result<(), Errno> {
+        let here = self.destination.here();
+        rustix::fs::renameat(here, temporary, here, name)
+    }
+
+    /// Takes what was made away again; the failure as it is told.
+    fn undo(&self, temporary: &OsStr, entry: &[u8], error: Errno) -> TreeError {
+        // It may not have been made at all.
+        let _ = rustix::fs::unlinkat(self.destination.here(), temporary, AtFlags::empty());
+        match error {
+            Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY => {
+                TreeError::refused(entry, "a directory of that name is in the way")
+            }
+            error => TreeError::file("write", entry, error),
+        }
+    }
+
+    fn hard_link(&mut self, entry: &Entry, names: &[&[u8]], name: &OsStr) -> Result<(), TreeError> {
+        let target = self.names(&entry.link, &entry.path)?;
+        let Some((last, parents)) = target.split_last() else {
+            return Err(TreeError::refused(&entry.path, "it is a hard link to nothing"));
+        };
+        let from = open_beneath(&self.destination, parents)
+            .map_err(|_| TreeError::refused(&entry.path, "it is a hard link to what is not in the tree"))?;
+        let last = OsStr::from_bytes(last);
+        let stat = rustix::fs::statat(&from, last, AtFlags::SYMLINK_NOFOLLOW);
+        if stat.map_or(true, |stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory) {
+            return Err(TreeError::refused(&entry.path, "it is a hard link to what is not in the tree"));
+        }
+        let temporary = self.temporary();
+        let linked = rustix::fs::linkat(&from, last, self.destination.here(), &*temporary, AtFlags::empty())
+            .and_then(|()| self.rename(&temporary, name));
+        linked.map_err(|error| self.undo(&temporary, &entry.path, error))?;
+        // Where both are names of one file already, renaming does nothing.
+        let _ = rustix::fs::unlinkat(self.destination.here(), &*temporary, AtFlags::empty());
+        if let Some(track) = &mut self.how.track {
+            track.hard_link(&names.join(&b'/'), &target.join(&b'/'));
+        }
+        Ok(())
+    }
+
+    fn file(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        name: &OsStr,
+        facts: &Facts,
+        archive: &mut Archive<'_, impl BufRead>,
+        summary: &mut TreeSummary,
+    ) -> Result<(), TreeError> {
+        let real = entry.sparse.as_ref().map_or(entry.size, |sparse| sparse.real);
+        if let Some(track) = &mut self.how.track {
+            track.file(path, facts.mode, real, entry.mtime);
+        }
+        let temporary = self.temporary();
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        let opened = rustix::fs::openat(self.destination.here(), &*temporary, flags, mode);
+        let file = File::from(opened.map_err(|error| TreeError::file("write", path, error))?);
+        let written = self.contents(entry, path, &file, archive, summary);
+        let file = OwnedFd::from(file);
+        match written {
+            Ok(()) => {
+                let placed = settle(&file, facts).and_then(|()| self.rename(&temporary, name));
+                placed.map_err(|error| self.undo(&temporary, &entry.path, error))?;
+            }
+            Err(error) => {
+                let _ = rustix::fs::unlinkat(self.destination.here(), &*temporary, AtFlags::empty());
+                return Err(error);
+            }
+        }
+        if let Some(track) = &mut self.how.track {
+            track.file_done();
+        }
+        Ok(())
+    }
+
+    fn contents(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        mut file: &File,
+        archive: &mut Archive<'_, impl BufRead>,
+        summary: &mut TreeSummary,
+    ) -> Result<(), TreeError> {
+        let Some(sparse) = &entry.sparse else {
+            let mut at = 0;
+            while at < entry.size {
+                let bytes = archive.data(CHUNK as u64)?;
+                file.write_all(bytes).map_err(|error| TreeError::file("write", path, error))?;
+                let length = self.took(path, at, bytes, summary)?;
+                archive.took(length);
+                at += length as u64;
+            }
+            return Ok(());
+        };
+        for (offset, length) in &sparse.parts {
+            let (mut at, end) = (*offset, offset + length);
+            while at < end {
+                let bytes = archive.data((end - at).min(CHUNK as u64))?;
+                file.write_all_at(bytes, at).map_err(|error| TreeError::file("write", path, error))?;
+                let length = self.took(path, at, bytes, summary)?;
+                archive.took(length);
+                at += length as u64;
+            }
+        }
+        file.set_len(sparse.real).map_err(|error| TreeError::file("write", path, error))
+    }
+
+    /// Counts what was written; how much it was.
+    fn took(
+        &mut self,
+        path: &[u8],
+        at: u64,
+        bytes: &[u8],
+        summary: &mut TreeSummary,
+    ) -> Result<usize, TreeError> {
+        if let Some(track) = &mut self.how.track {
+            track.data(at, bytes);
+        }
+        let limits = &self.how.limits;
+        summary.bytes += bytes.len() as u64;
+        if summary.bytes > limits.bytes {
+            return Err(TreeError::TooLarge { limit: limits.bytes, what: "bytes of content" });
+        }
+        if limits.keep_free > 0 && summary.bytes >= self.look_at {
+            self.look_at = summary.bytes + LOOK_EVERY;
+            let disk = rustix::fs::fstatvfs(self.destination.root());
+            if disk.is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < limits.keep_free) {
+                return Err(TreeError::Full { path: shown(path), keep_free: limits.keep_free });
+            }
+        }
+        self.watch.at(summary.bytes, summary.entries())?;
+        Ok(bytes.len())
+    }
+}
+
+/// Opens a directory below the destination without following links.
+fn open_beneath(destination: &Destination, names: &[&[u8]]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut at = rustix::fs::openat(destination.root(), ".", flags, Mode::empty())?;
+    for name in names {
+        at = rustix::fs::openat(&at, OsStr::from_bytes(name), flags, Mode::empty())?;
+    }
+    Ok(at)
+}
+
+/// Whether a link in a directory so deep below the destination names something outside of it.
+fn leads_out(depth: usize, target: &[u8]) -> bool {
+    if target.starts_with(b"/") {
+        return true;
+    }
+    let mut depth = depth;
+    for name in target.split(|b| *b == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." if depth == 0 => return true,
+            b".." => depth -= 1,
+            _ => depth += 1,
+        }
+    }
+    false
+}

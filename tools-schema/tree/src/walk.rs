@@ -1,0 +1,208 @@
+//! Goes through a tree, the directory before what is in it, names sorted.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use nexus_schema::tools::tree::{SkipReason, TreeSummary};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::error::TreeError;
+use crate::filter::{Filter, IGNORE_FILE, Pattern};
+use crate::report::skip;
+use crate::source::{DIRECTORY, Kind, Source};
+
+/// Directories in each other, at most: each is an open descriptor.
+const DEPTH_MAX: usize = 400;
+/// The largest `.gitignore` that is read, in bytes.
+const IGNORE_MAX: u64 = 1 << 20;
+
+/// Something in a tree.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// Its path below the top; empty for the top itself.
+    pub path: &'a [u8],
+    /// What it is.
+    pub kind: FileType,
+    /// Its facts.
+    pub stat: &'a Stat,
+    /// The directory that it is in; of the top directory, itself.
+    pub parent: BorrowedFd<'a>,
+    /// Its name there; empty for the top directory.
+    pub name: &'a OsStr,
+    /// The path of the same file in the tree, for a hard link to one that came before.
+    pub linked_to: Option<&'a [u8]>,
+}
+
+/// What is done with each entry; false if it was left out after all.
+pub(crate) type Visit<'a> = dyn FnMut(&Entry<'_>, &mut TreeSummary) -> Result<bool, TreeError> + 'a;
+
+struct Frame {
+    directory: OwnedFd,
+    names: std::vec::IntoIter<Vec<u8>>,
+    /// How long its path is, with the slash behind.
+    length: usize,
+    ignore: Option<Pattern>,
+}
+
+/// Calls `visit` for everything in a tree that `filter` leaves in. What cannot be read is noted in `summary`.
+pub(crate) fn walk(
+    source: &Source,
+    filter: &Filter,
+    summary: &mut TreeSummary,
+    visit: &mut Visit<'_>,
+) -> Result<(), TreeError> {
+    let stat = source.stat()?;
+    let directory = match &source.kind {
+        Kind::Other { parent, name } => {
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            let name = OsStr::from_bytes(name);
+            let entry = Entry { path: b"", kind, stat: &stat, parent: parent.as_fd(), name, linked_to: None };
+            return visit(&entry, summary).map(drop);
+        }
+        Kind::Directory(directory) => directory,
+    };
+    let fail = |error: Errno| TreeError::file("read", &source.path, error);
+    let own = rustix::fs::openat(directory, ".", DIRECTORY, Mode::empty()).map_err(fail)?;
+    let top = Entry {
+        path: b"",
+        kind: FileType::Directory,
+        stat: &stat,
+        parent: own.as_fd(),
+        name: OsStr::new(""),
+        linked_to: None,
+    };
+    visit(&top, summary)?;
+    let mut walk = Walk { filter, stack: Vec::new(), path: Vec::new(), links: HashMap::new() };
+    walk.enter(own).map_err(fail)?;
+    while walk.next(summary, visit)? {}
+    Ok(())
+}
+
+/// Calls `look` for everything in a tree that `filter` leaves in and that can be read.
+pub fn visit(
+    source: &Source,
+    filter: &Filter,
+    look: &mut dyn FnMut(&Entry<'_>) -> Result<(), TreeError>,
+) -> Result<(), TreeError> {
+    let mut summary = TreeSummary::default();
+    walk(source, filter, &mut summary, &mut |entry, _| look(entry).map(|()| false))
+}
+
+struct Walk<'a> {
+    filter: &'a Filter,
+    stack: Vec<Frame>,
+    /// The path of the directory on top of the stack, with a slash behind unless it is the top.
+    path: Vec<u8>,
+    /// Files with several names, by device and number: the first of them.
+    links: HashMap<(u64, u64), Vec<u8>>,
+}
+
+impl Walk<'_> {
+    fn enter(&mut self, directory: OwnedFd) -> Result<(), Errno> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&directory)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+        }
+        names.sort_unstable();
+        let has_ignore =
+            self.filter.gitignore && names.binary_search_by(|n| n.as_slice().cmp(IGNORE_FILE)).is_ok();
+        let ignore = if has_ignore { read_ignore(&directory) } else { None };
+        let length = self.path.len();
+        self.stack.push(Frame { directory, names: names.into_iter(), length, ignore });
+        Ok(())
+    }
+
+    /// Visits what comes next; false at the end.
+    fn next(&mut self, summary: &mut TreeSummary, visit: &mut Visit<'_>) -> Result<bool, TreeError> {
+        let Some(frame) = self.stack.last_mut() else { return Ok(false) };
+        let Some(name) = frame.names.next() else {
+            self.stack.pop();
+            self.path.truncate(self.stack.last().map_or(0, |frame| frame.length));
+            return Ok(true);
+        };
+        self.path.truncate(frame.length);
+        self.path.extend_from_slice(&name);
+        let name = OsStr::from_bytes(&name);
+        let stat = match rustix::fs::statat(&frame.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(error) => {
+                skip(summary, &self.path, why(error));
+                return Ok(true);
+            }
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let is_directory = kind == FileType::Directory;
+        let levels =
+            self.stack.iter().filter_map(|frame| frame.ignore.as_ref().map(|ignore| (frame.length, ignore)));
+        if let Some(reason) = self.filter.leaves_out(&self.path, is_directory, levels) {
+            skip(summary, &self.path, reason);
+            return Ok(true);
+        }
+        let Some(frame) = self.stack.last() else { return Ok(false) };
+        // Opened first: a directory that cannot be read is left out whole.
+        let mut inside = None;
+        if is_directory {
+            if self.stack.len() >= DEPTH_MAX {
+                return Err(TreeError::TooLarge {
+                    limit: DEPTH_MAX as u64,
+                    what: "directories in each other",
+                });
+            }
+            match rustix::fs::openat(&frame.directory, name, DIRECTORY, Mode::empty()) {
+                Ok(directory) => inside = Some(directory),
+                Err(error) => {
+                    skip(summary, &self.path, why(error));
+                    return Ok(true);
+                }
+            }
+        }
+        let known = match !is_directory && stat.st_nlink > 1 {
+            true => self.links.get(&(stat.st_dev, stat.st_ino)),
+            false => None,
+        };
+        let linked_to = known.map(Vec::as_slice);
+        let entry =
+            Entry { path: &self.path, kind, stat: &stat, parent: frame.directory.as_fd(), name, linked_to };
+        let copied = visit(&entry, summary)?;
+        if copied && !is_directory && stat.st_nlink > 1 && known.is_none() {
+            self.links.insert((stat.st_dev, stat.st_ino), self.path.clone());
+        }
+        if let Some(directory) = inside {
+            self.path.push(b'/');
+            if let Err(error) = self.enter(directory) {
+                self.path.pop();
+                skip(summary, &self.path, why(error));
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Why something cannot be read.
+pub(crate) fn why(error: Errno) -> SkipReason {
+    match error {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => SkipReason::Changed,
+        _ => SkipReason::Unreadable,
+    }
+}
+
+fn read_ignore(directory: &OwnedFd) -> Option<Pattern> {
+    let name = OsStr::from_bytes(IGNORE_FILE);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?);
+    let mut text = Vec::new();
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    file.take(IGNORE_MAX).read_to_end(&mut text).ok()?;
+    Some(Pattern::of_file(&text))
+}
