@@ -31,6 +31,8 @@ pub struct Config {
     pub docker_environment: Environment,
     /// Paths of VMMs that are not those of the usual directories.
     pub vmms: BTreeMap<DriverKind, PathBuf>,
+    /// Directories of the host below which clients may copy files from and to, besides each one's own folder.
+    pub copy_roots: Vec<PathBuf>,
     /// Whether VMMs of root are put in jails.
     pub jail: bool,
     /// Whether `/dev/kvm` is used even where it does not look like hardware virtualisation.

@@ -24,6 +24,7 @@ mod progress;
 mod provision;
 mod publish;
 mod store;
+mod tree;
 mod vm;
 mod vmm;
 

@@ -22,6 +22,7 @@ mod role;
 mod sys;
 mod system;
 mod tools;
+mod tree;
 
 use std::process::ExitCode;
 

@@ -34,6 +34,8 @@ pub struct Settings {
     pub driver: DriverSetting,
     /// Paths of VMMs, by the name of the driver.
     pub vmms: BTreeMap<DriverKind, PathBuf>,
+    /// Directories of the host below which clients may copy files from and to.
+    pub copy_roots: Vec<PathBuf>,
     /// Whether VMMs of root are put in jails.
     pub jail: bool,
     /// Whether `/dev/kvm` is used even where it does not look like hardware virtualisation.
@@ -104,6 +106,7 @@ struct Draft {
     driver: Option<DriverSetting>,
     guest: Option<PathBuf>,
     vmms: BTreeMap<DriverKind, PathBuf>,
+    copy_roots: Option<Vec<PathBuf>>,
     jail: Option<bool>,
     force_kvm: Option<bool>,
     mmdebstrap: Option<PathBuf>,
@@ -127,6 +130,7 @@ const KEYS: &[Key] = &[
     Key { name: "http_origins", set: |d, v| origins(v).map(|v| d.http_origins = Some(v)) },
     Key { name: "driver", set: |d, v| driver(v).map(|v| d.driver = Some(v)) },
     Key { name: "guest", set: |d, v| path(v).map(|v| d.guest = Some(v)) },
+    Key { name: "copy_roots", set: |d, v| roots(v).map(|v| d.copy_roots = Some(v)) },
     Key { name: "jail", set: |d, v| flag(v).map(|v| d.jail = Some(v)) },
     Key { name: "force_kvm", set: |d, v| flag(v).map(|v| d.force_kvm = Some(v)) },
     Key { name: "mmdebstrap", set: |d, v| path(v).map(|v| d.mmdebstrap = Some(v)) },
@@ -221,6 +225,7 @@ impl Settings {
             boot_timeout_s: self.boot_timeout_s,
             boot_timeout_tcg_s: self.boot_timeout_tcg_s,
             stop_timeout_s: self.stop_timeout_s,
+            copy_roots: self.copy_roots.clone(),
             jail: self.jail,
             force_kvm: self.force_kvm,
         }
@@ -266,6 +271,7 @@ impl Draft {
             http_origins: self.http_origins.unwrap_or_default(),
             driver,
             vmms: self.vmms,
+            copy_roots: self.copy_roots.unwrap_or_default(),
             jail: self.jail.unwrap_or(true),
             force_kvm: self.force_kvm.unwrap_or(false),
             mmdebstrap: self.mmdebstrap,
@@ -349,6 +355,12 @@ fn origins(text: &str) -> Result<Vec<String>, String> {
         Some(bad) => Err(format!("`{bad}` is not an origin such as http://localhost:6274")),
         None => Ok(origins.into_iter().map(str::to_owned).collect()),
     }
+}
+
+/// Directories, as their names are without `.` and slashes at the end.
+fn roots(text: &str) -> Result<Vec<PathBuf>, String> {
+    let roots = text.split(',').map(str::trim).filter(|root| !root.is_empty());
+    roots.map(|root| path(root).map(|root| root.components().collect())).collect()
 }
 
 fn driver(text: &str) -> Result<DriverSetting, String> {

@@ -3,6 +3,7 @@
 
 mod again;
 mod builds;
+mod copies;
 mod disk;
 mod doors;
 mod downloads;

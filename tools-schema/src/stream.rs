@@ -12,12 +12,16 @@
 //! The host sends no frame before it has read the answer. A side that hangs up before `done` gives the stream up; what that means
 //! is said with each kind of [`Open`].
 
+mod tree;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ToolError;
 use crate::id::CommandId;
 use crate::tools::command::CommandStartParams;
+
+pub use self::tree::{TreeEnded, TreeInOpening, TreeOutOpening, TreeTrack};
 
 /// The version of the openings and frames that this build speaks.
 pub const VERSION: u32 = 1;
@@ -49,6 +53,10 @@ pub enum Open {
     Attach(AttachOpening),
     /// A TCP connection to the guest's loopback.
     Tcp(TcpOpening),
+    /// A tree of files to unpack.
+    TreeIn(Box<TreeInOpening>),
+    /// A tree of files to pack.
+    TreeOut(Box<TreeOutOpening>),
 }
 
 /// A command to start. Data is its standard input, and its standard output; no byte is dropped: the command waits for the
@@ -176,6 +184,9 @@ pub struct Ended {
     /// Whether it goes on, and only the stream has ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detached: bool,
+    /// What was copied, of a tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<Box<TreeEnded>>,
 }
 
 impl Opening {

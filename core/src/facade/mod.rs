@@ -14,6 +14,7 @@ mod space;
 mod system;
 mod template;
 mod tidy;
+mod tree;
 mod vm;
 
 use std::path::{Path, PathBuf};

@@ -28,7 +28,7 @@ impl Nexus {
     /// The tool `system_info`.
     pub async fn system_info(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         _: SystemInfoParams,
     ) -> Result<SystemInfoOutput, ToolError> {
         let shared = &self.shared;
@@ -56,6 +56,7 @@ impl Nexus {
             ops_running,
             disk_free_bytes,
             disk: shared.disk_use().await?,
+            copy: self.copy_places_of(ctx)?,
             doctor,
         })
     }

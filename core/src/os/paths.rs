@@ -106,6 +106,19 @@ impl Paths {
         self.root.join("sockets")
     }
 
+    /// A client's own folder for copies: `owner` is whom its calls belong to, such as `uid:1000`.
+    pub fn of_client(&self, owner: &str) -> PathBuf {
+        let plain = |c: char| {
+            if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') {
+                c.to_string()
+            } else {
+                format!("%{:x}", u32::from(c))
+            }
+        };
+        let name: String = owner.chars().map(|c| if c == ':' { "-".to_owned() } else { plain(c) }).collect();
+        self.root.join("clients").join(name)
+    }
+
     /// Half-made things; emptied at every start of the daemon.
     pub fn scratch(&self) -> PathBuf {
         self.root.join("scratch")

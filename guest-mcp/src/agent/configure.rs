@@ -118,7 +118,7 @@ fn write_file(file: &GuestFile) -> io::Result<()> {
 }
 
 /// Replaces a file in one step; the new one has the owner of the old one, or of its directory.
-fn replace(path: impl AsRef<Path>, content: &[u8], mode: u32) -> io::Result<()> {
+pub(crate) fn replace(path: impl AsRef<Path>, content: &[u8], mode: u32) -> io::Result<()> {
     let path = path.as_ref();
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".nexus-new");

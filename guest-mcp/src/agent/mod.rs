@@ -23,6 +23,7 @@ mod services;
 mod stream;
 mod tcp;
 
+pub(crate) use configure::replace;
 pub(crate) use network::bring_up_loopback;
 pub(crate) use open::{Sender, accept, finish, refuse};
 pub(crate) use stream::ShortPath;
@@ -139,6 +140,14 @@ impl Agent {
     /// What the host's configuration says now.
     pub(crate) fn settings(&self) -> Arc<Settings> {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where it keeps what is to be remembered of trees that were copied in.
+    pub(crate) fn trees(&self) -> PathBuf {
+        match &self.place {
+            Place::Vm { .. } => PathBuf::from("/var/lib/nexus/trees"),
+            Place::Process { directory } => directory.join("trees"),
+        }
     }
 
     /// Whether this is a VM, so that cgroups and scores are the agent's business.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use nexus_schema::ToolError;
-use nexus_schema::stream::{Answer, Done, LINE_MAX, OPENING_TIMEOUT, Open, Opened, Opening};
+use nexus_schema::stream::{
+    Answer, Done, Ended, LINE_MAX, OPENING_TIMEOUT, Open, Opened, Opening, TreeEnded,
+};
 use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::{duplex, frames};
 use tokio::io::AsyncWriteExt;
@@ -15,6 +17,7 @@ use tokio::time::timeout;
 
 use super::{Agent, tcp};
 use crate::tools::agent_failed;
+use crate::tree::{TreeIn, TreeOut};
 
 /// The reading end of a stream.
 pub(super) type Receiver = frames::Receiver<Reader>;
@@ -48,6 +51,31 @@ pub(super) async fn serve(agent: Arc<Agent>, socket: OwnedFd) -> io::Result<()> 
             }
             Err(error) => refuse(socket, error).await,
         },
+        Open::TreeIn(opening) => match TreeIn::open(&agent, *opening).await {
+            Ok(tree) => {
+                let (mut receiver, sender) = accept(socket, Opened::default()).await?;
+                let ended = tree.run(&mut receiver, &sender).await;
+                finish(receiver, sender, of_tree(ended)).await;
+                Ok(())
+            }
+            Err(error) => refuse(socket, error).await,
+        },
+        Open::TreeOut(opening) => match TreeOut::open(&agent, *opening).await {
+            Ok(tree) => {
+                let (mut receiver, sender) = accept(socket, Opened::default()).await?;
+                let ended = tree.run(&mut receiver, &sender).await;
+                finish(receiver, sender, of_tree(ended)).await;
+                Ok(())
+            }
+            Err(error) => refuse(socket, error).await,
+        },
+    }
+}
+
+fn of_tree(ended: Result<TreeEnded, ToolError>) -> Done {
+    match ended {
+        Ok(tree) => Done::Ok(Ended { tree: Some(Box::new(tree)), ..Ended::default() }),
+        Err(error) => Done::Error(error),
     }
 }
 

@@ -94,7 +94,9 @@ impl Table {
         let attached = match open {
             Open::Exec(exec) => self.exec(*exec, client, &settings),
             Open::Attach(attach) => self.attach(&attach),
-            Open::Tcp(_) => Err(agent_failed("this stream is not one of a command")),
+            Open::Tcp(_) | Open::TreeIn(_) | Open::TreeOut(_) => {
+                Err(agent_failed("this stream is not one of a command"))
+            }
         };
         // A host that is gone already needs no answer.
         let _ = match attached {
@@ -396,6 +398,6 @@ fn ended(command: &Command) -> Ended {
         status: Some(ending.status()),
         signal: ending.signal.map(signal_name),
         timed_out: ending.timed_out,
-        detached: false,
+        ..Ended::default()
     }
 }

@@ -4,6 +4,7 @@
 //! [`Call::blocking`].
 
 mod command;
+mod export;
 mod file;
 mod http;
 mod os_info;

@@ -153,6 +153,7 @@ pub fn config(state_dir: &Path) -> Config {
         boot_timeout_s: 60,
         boot_timeout_tcg_s: 180,
         stop_timeout_s: 20,
+        copy_roots: Vec::new(),
         jail: true,
         force_kvm: false,
     }

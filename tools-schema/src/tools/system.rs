@@ -41,8 +41,20 @@ pub struct SystemInfoOutput {
     /// What takes how much room in the state directory.
     #[serde(default)]
     pub disk: Vec<DiskUse>,
+    /// Where guest_copy_in and guest_copy_out may read and write on the host.
+    #[serde(default)]
+    pub copy: CopyPlaces,
     /// What this host can run.
     pub doctor: Doctor,
+}
+
+/// Places of the host for copies.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CopyPlaces {
+    /// The directories that the configuration allows (`copy_roots`).
+    pub roots: Vec<String>,
+    /// The client's own folder; always allowed.
+    pub scratch: String,
 }
 
 /// What one sort of things takes.

@@ -132,6 +132,12 @@ pub struct TreeCopied {
     /// What was copied.
     #[serde(flatten)]
     pub summary: TreeSummary,
+    /// Whether guest_export can tell later what changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tracked: bool,
+    /// Why it cannot, where it was to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_tracked_why: Option<String>,
 }
 
 /// Copies a tree into a VM.

@@ -74,7 +74,8 @@ impl TreeError {
         Self::File { action, path: shown(path), source: source.into() }
     }
 
-    pub(crate) fn refused(path: &[u8], why: &'static str) -> Self {
+    /// An entry is refused.
+    pub fn refused(path: &[u8], why: &'static str) -> Self {
         Self::Refused { path: shown(path), why }
     }
 

@@ -19,7 +19,7 @@ mod pack;
 pub mod pax;
 mod report;
 mod source;
-// pub mod stream;
+pub mod stream;
 mod unpack;
 mod walk;
 

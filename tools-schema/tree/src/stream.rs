@@ -22,16 +22,7 @@ where
 {
     // No more waits here than the credit that was given.
     let (arrived, mut waiting) = mpsc::unbounded_channel::<Bytes>();
-    let reading = async move {
-        loop {
-            match receiver.next().await?.ok_or(FrameError::Closed)? {
-                Incoming::Data(bytes) if arrived.send(bytes).is_err() => return Ok(None),
-                Incoming::End => return Ok(None),
-                Incoming::Done(message) => return Ok(Some(message)),
-                Incoming::Data(_) | Incoming::Stderr(_) | Incoming::Control(_) => {}
-            }
-        }
-    };
+    let reading = read(receiver, arrived);
     let passing = async {
         while let Some(bytes) = waiting.recv().await {
             let length = bytes.len();
@@ -43,17 +34,35 @@ where
         }
     };
     let (mut passing, mut reading) = (std::pin::pin!(passing), Box::pin(reading));
-    let read = tokio::select! {
-        read = &mut reading => read,
+    let ended = tokio::select! {
+        ended = &mut reading => ended,
         () = &mut passing => return Ok(None),
     };
     // What arrived before is delivered.
     drop(reading);
     passing.await;
-    if let Err(error) = &read {
+    if let Err(error) = &ended {
         let _ = into.send(Err(io::Error::other(error.to_string()))).await;
     }
-    read
+    ended
+}
+
+async fn read<R: AsyncRead + Unpin>(
+    receiver: &mut Receiver<R>,
+    arrived: mpsc::UnboundedSender<Bytes>,
+) -> Result<Option<Bytes>, FrameError> {
+    loop {
+        match receiver.next().await?.ok_or(FrameError::Closed)? {
+            Incoming::Data(bytes) => {
+                if arrived.send(bytes).is_err() {
+                    return Ok(None);
+                }
+            }
+            Incoming::End => return Ok(None),
+            Incoming::Done(message) => return Ok(Some(message)),
+            Incoming::Stderr(_) | Incoming::Control(_) => {}
+        }
+    }
 }
 
 /// Sends all that comes, without an end behind it. If the peer says meanwhile how the stream ended, its words.
@@ -70,7 +79,7 @@ where
         while let Some(chunk) = from.recv().await {
             sender.data(&chunk?).await?;
         }
-        Ok(None)
+        Ok::<_, FrameError>(None)
     };
     let mut sending = std::pin::pin!(sending);
     loop {

@@ -15,6 +15,7 @@ fn config() -> Config {
         boot_timeout_tcg_s: 180,
         stop_timeout_s: 20,
         jail: true,
+        copy_roots: Vec::new(),
         force_kvm: false,
     }
 }

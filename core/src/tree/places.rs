@@ -1,0 +1,289 @@
+//! Paths of the host that a client may name: those below directories that the configuration allows, and a folder of the client's
+//! own. Nothing outside of them is reached, through links neither.
+
+use std::ffi::OsStr;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Component, Path, PathBuf};
+
+use nexus_schema::{ErrorCode, ToolError};
+use nexus_tree::{Source, TreeError};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+
+/// Neither `..`, nor a link, nor one of /proc leads out.
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+/// A directory to go on from.
+const PASSAGE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// A directory to read.
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// The places of one client.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    /// What the configuration allows.
+    pub(crate) roots: Vec<PathBuf>,
+    /// The client's own folder, made when it is needed.
+    pub(crate) scratch: PathBuf,
+}
+
+/// A path of the host that a client may use.
+#[derive(Debug)]
+pub(crate) struct HostPath {
+    root: OwnedFd,
+    /// Below the root; empty for the root itself.
+    below: PathBuf,
+    /// The whole path.
+    pub(crate) path: PathBuf,
+    /// Whether it was given with a slash at its end.
+    pub(crate) is_directory: bool,
+}
+
+impl Places {
+    /// The path that a client names; a relative one is in its own folder.
+    pub(crate) fn find(&self, given: &str) -> Result<HostPath, ToolError> {
+        if given.is_empty() || given.contains('\0') {
+            return Err(ToolError::invalid(format!("`{given}` is not a path")));
+        }
+        // Joined to an absolute path, that path stays alone.
+        let path = self.scratch.join(given);
+        let mut plain = PathBuf::new();
+        for part in path.components() {
+            match part {
+                Component::ParentDir => {
+                    return Err(ToolError::invalid(format!("`{given}`: give the path without `..`")));
+                }
+                Component::CurDir => {}
+                other => plain.push(other),
+            }
+        }
+        let all = self.roots.iter().chain([&self.scratch]);
+        let roots = all.filter(|root| plain.starts_with(root));
+        let Some(root) = roots.max_by_key(|root| root.components().count()) else {
+            return Err(self.forbidden(&plain));
+        };
+        if *root == self.scratch {
+            self.make_scratch()?;
+        }
+        let below = plain.strip_prefix(root).unwrap_or(&plain).to_owned();
+        let opened = rustix::fs::open(root, PASSAGE, Mode::empty());
+        let root = opened.map_err(|error| failed("open", root, error))?;
+        let is_directory = given.ends_with('/') || given.ends_with("/.");
+        Ok(HostPath { root, below, path: plain, is_directory })
+    }
+
+    /// Makes the client's own folder, which nobody else can look into.
+    pub(crate) fn make_scratch(&self) -> Result<(), ToolError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.scratch);
+        made.map_err(|error| TreeError::file("make the folder", bytes(&self.scratch), error).to_tool_error())
+    }
+
+    fn forbidden(&self, path: &Path) -> ToolError {
+        let roots: Vec<String> =
+            self.roots.iter().chain([&self.scratch]).map(|root| root.display().to_string()).collect();
+        let text =
+            format!("{} is not below a directory of the host that may be copied from or to", path.display());
+        ToolError::new(ErrorCode::Forbidden, text).hint(format!(
+            "use a path below {}, or have the administrator add its directory to copy_roots",
+            roots.join(" or ")
+        ))
+    }
+}
+
+impl HostPath {
+    /// Its last name; `None` for the root of a filesystem.
+    pub(crate) fn name(&self) -> Option<&OsStr> {
+        self.path.file_name()
+    }
+
+    /// Opens it to be read. A link at its end is a source itself, unless it was given with a slash.
+    pub(crate) fn source(&self) -> Result<Source, ToolError> {
+        let shown = bytes(&self.path);
+        let name = self.below.file_name().filter(|_| !self.is_directory);
+        let source = match (name, self.below.parent()) {
+            (Some(name), Some(parent)) => {
+                let parent = self.open(parent, PASSAGE).map_err(|error| self.failed("read", error))?;
+                Source::at(parent, name, shown)
+            }
+            _ => {
+                let directory =
+                    self.open(&self.below, DIRECTORY).map_err(|error| self.failed("read", error))?;
+                Ok(Source::of_directory(directory, shown))
+            }
+        };
+        source.map_err(|error| error.to_tool_error())
+    }
+
+    /// Whether something is there.
+    pub(crate) fn is_there(&self) -> Result<bool, ToolError> {
+        match self.open(&self.below, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(self.failed("look at", error)),
+        }
+    }
+
+    /// Opens it as a directory to unpack in; with its parents it is made where it is missing. Each new one belongs to the owner
+    /// of the one that it is in.
+    pub(crate) fn directory(&self) -> Result<OwnedFd, ToolError> {
+        let mut at = PathBuf::new();
+        let mut parent = self.open(&at, PASSAGE).map_err(|error| self.failed("open", error))?;
+        for name in &self.below {
+            at.push(name);
+            parent = match self.open(&at, PASSAGE) {
+                Err(Errno::NOENT) => make(parent.as_fd(), name)
+                    .and_then(|()| self.open(&at, PASSAGE))
+                    .map_err(|error| self.failed("make the directory", error))?,
+                other => other.map_err(|error| self.failed("open the directory", error))?,
+            };
+        }
+        let opened = rustix::fs::openat(&parent, ".", DIRECTORY, Mode::empty());
+        opened.map_err(|error| self.failed("open the directory", error))
+    }
+
+    /// The path of the directory that it is in; of a root, that root.
+    pub(crate) fn parent(&self) -> io::Result<Self> {
+        let (below, path) = match (self.below.parent(), self.path.parent()) {
+            (Some(below), Some(path)) => (below.to_owned(), path.to_owned()),
+            _ => (self.below.clone(), self.path.clone()),
+        };
+        Ok(Self { root: self.root.try_clone()?, below, path, is_directory: true })
+    }
+
+    /// Whether it is one of the places themselves, and not below one.
+    pub(crate) fn is_root(&self) -> bool {
+        self.below.as_os_str().is_empty()
+    }
+
+    /// The same with a name behind it.
+    pub(crate) fn join(mut self, name: &OsStr) -> Self {
+        self.below.push(name);
+        self.path.push(name);
+        self.is_directory = false;
+        self
+    }
+
+    fn open(&self, below: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
+        rustix::fs::openat2(&self.root, below, flags, Mode::empty(), BENEATH)
+    }
+
+    fn failed(&self, action: &'static str, error: Errno) -> ToolError {
+        failed(action, &self.path, error)
+    }
+}
+
+/// Makes a directory that belongs to the owner of the one that it is in.
+fn make(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+    match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = rustix::fs::fstat(parent)?;
+    let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+    rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn failed(action: &'static str, path: &Path, error: Errno) -> ToolError {
+    let told = TreeError::file(action, bytes(path), error).to_tool_error();
+    match error {
+        Errno::XDEV => {
+            let text =
+                format!("{action} {}: a link leads out of the directory that is allowed", path.display());
+            ToolError::new(ErrorCode::Forbidden, text)
+                .hint("name the place that it leads to, if that is allowed")
+        }
+        Errno::NOSYS => ToolError::new(ErrorCode::HostUnsuitable, told.message)
+            .hint("copying needs Linux 5.6 or newer on the host"),
+        _ => told,
+    }
+}
+
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_encoded_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    fn places(root: &Path) -> Places {
+        let roots = vec![root.join("allowed"), root.join("allowed/deep")];
+        std::fs::create_dir_all(root.join("allowed/deep")).unwrap();
+        std::fs::create_dir(root.join("outside")).unwrap();
+        std::fs::write(root.join("outside/secret"), "x").unwrap();
+        Places { roots, scratch: root.join("own/uid-1") }
+    }
+
+    #[test]
+    fn only_what_is_allowed_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let at = |path: &str| root.path().join(path).to_str().unwrap().to_owned();
+        for path in ["outside/secret", "allowed2", "", "own/uid-2/x"] {
+            let error = places.find(&at(path)).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Forbidden, "{path}");
+            assert!(error.hint.unwrap().contains("copy_roots"), "{path}");
+        }
+        for path in [at("allowed/../outside"), String::new(), "../uid-2".into(), at("allowed/a\0b")] {
+            assert_eq!(places.find(&path).unwrap_err().code, ErrorCode::InvalidArgument, "{path:?}");
+        }
+        assert_eq!(places.find(&at("allowed/./x")).unwrap().path, root.path().join("allowed/x"));
+        let own = places.find("sub/file").unwrap();
+        assert_eq!(own.path, places.scratch.join("sub/file"));
+        assert_eq!(std::fs::metadata(&places.scratch).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn links_do_not_lead_out() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let allowed = root.path().join("allowed");
+        symlink("../outside", allowed.join("up")).unwrap();
+        symlink(root.path().join("outside"), allowed.join("abs")).unwrap();
+        symlink("deep", allowed.join("inside")).unwrap();
+        symlink("/proc/self/root", allowed.join("magic")).unwrap();
+        let find = |path: &str| places.find(allowed.join(path).to_str().unwrap()).unwrap();
+        for path in ["up/secret", "abs/secret", "up/", "abs/", "magic/etc/passwd"] {
+            let error = find(path).source().unwrap_err();
+            assert_eq!(error.code, ErrorCode::Forbidden, "{path}: {error}");
+            assert_eq!(
+                find(&format!("{path}/x")).directory().unwrap_err().code,
+                ErrorCode::Forbidden,
+                "{path}"
+            );
+        }
+        assert!(!root.path().join("outside/x").exists());
+        // A link itself may be copied, and one that stays inside be followed.
+        assert!(!find("up").source().unwrap().is_directory());
+        assert!(find("inside/").source().unwrap().is_directory());
+        find("inside/new/er").directory().unwrap();
+        assert!(allowed.join("deep/new/er").is_dir());
+    }
+
+    #[test]
+    fn what_is_made_belongs_to_the_owner_of_where_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let places = places(root.path());
+        let allowed = root.path().join("allowed");
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&allowed, Some(54321), Some(54322)).unwrap();
+        }
+        let made = places.find(allowed.join("a/b").to_str().unwrap()).unwrap();
+        assert!(!made.is_there().unwrap());
+        made.directory().unwrap();
+        assert!(made.is_there().unwrap());
+        let owner = |path: &Path| std::fs::metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
+        assert_eq!(owner(&allowed.join("a/b")), owner(&allowed));
+        let parent = made.parent().unwrap();
+        assert_eq!((parent.path.as_path(), parent.is_root()), (&*allowed.join("a"), false));
+    }
+}

@@ -1,0 +1,311 @@
+//! Trees of files that come into the VM and go out of it on streams of their own, and what changed in them since.
+//!
+//! A stream's connection is served by a task; the tree is packed or unpacked on a thread, by the rights of the user that was
+//! asked for.
+
+mod export;
+mod manifest;
+mod patch;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nexus_schema::stream::{TreeEnded, TreeInOpening, TreeOutOpening};
+use nexus_schema::tools::tree::ExportOutput;
+use nexus_schema::{ErrorCode, ToolError};
+use nexus_tree::{
+    Chunk, ChunkReader, ChunkWriter, Filter, Owner, Packing, Source, TreeError, Unpacking, pack, plan, unpack,
+};
+use nexus_wire::frames::{Receiver, Sender};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{Agent, Settings};
+use crate::identity::Identity;
+use crate::os::{Users, with_errno};
+use crate::places;
+use manifest::{Header, Manifests, Tracker};
+
+/// Trees at once: each takes a thread of those that all tools share.
+const AT_ONCE: usize = 6;
+
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
+/// One of the trees that may be under way.
+struct Place;
+
+impl Place {
+    fn take() -> Result<Self, ToolError> {
+        if UNDER_WAY.fetch_add(1, Ordering::Relaxed) < AT_ONCE {
+            return Ok(Self);
+        }
+        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+        let text = format!("{AT_ONCE} trees are being copied already");
+        Err(ToolError::new(ErrorCode::GuestFailed, text).hint("wait for one to end, then try again"))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Cancels what runs on a thread, when whoever waits for it goes away.
+fn watch(cancel: &CancellationToken) -> impl FnMut(u64, u64) -> Result<(), TreeError> + use<> {
+    let cancel = cancel.clone();
+    move |_, _| if cancel.is_cancelled() { Err(TreeError::Cancelled) } else { Ok(()) }
+}
+
+fn failed(error: &TreeError) -> ToolError {
+    let told = of_guest(error.to_tool_error());
+    match error {
+        TreeError::File { source, .. } => with_errno(told, source),
+        _ => told,
+    }
+}
+
+/// The host knows best whether the guest can be reached.
+fn of_guest(error: ToolError) -> ToolError {
+    match error.code.may_be_of_guest() {
+        true => error,
+        false => ToolError { code: ErrorCode::Cancelled, ..error },
+    }
+}
+
+fn absolute(path: &str) -> Result<&Path, ToolError> {
+    let path = Path::new(path);
+    if !path.is_absolute() || path.as_os_str().as_encoded_bytes().contains(&0) {
+        return Err(ToolError::invalid(format!("`{}` is not an absolute path", path.display())));
+    }
+    Ok(path)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ToolError> + Send + 'static,
+) -> Result<T, ToolError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(ToolError::new(ErrorCode::GuestFailed, "the copy failed; see the console")))
+}
+
+/// As whom a tree is copied.
+fn identity(user: Option<&str>, settings: &Settings) -> Result<Identity, ToolError> {
+    Identity::resolve(user, settings.image_user.as_deref(), &Users::read())
+}
+
+/// A tree that is to come in.
+pub(crate) struct TreeIn {
+    opening: TreeInOpening,
+    identity: Identity,
+    directory: OwnedFd,
+    is_new: bool,
+    tracker: Option<io::Result<Tracker>>,
+    _place: Place,
+}
+
+impl TreeIn {
+    /// Looks whether it can come, and makes the directory that it goes to.
+    pub(crate) async fn open(agent: &Agent, opening: TreeInOpening) -> Result<Self, ToolError> {
+        let (place, settings, manifests) = (Place::take()?, agent.settings(), Manifests(agent.trees()));
+        blocking(move || {
+            let path = absolute(&opening.directory)?;
+            if opening.top.contains(['/', '\0']) || matches!(&*opening.top, "." | "..") {
+                return Err(ToolError::invalid(format!("`{}` is not a name", opening.top)));
+            }
+            let identity = identity(opening.user.as_deref(), &settings)?;
+            let (directory, is_new) =
+                identity.run(|| open_directory(path, &opening))?.map_err(|e| failed(&e))?;
+            let tracker = opening.track.as_ref().map(|track| {
+                let header = Header {
+                    directory: opening.directory.clone(),
+                    top: opening.top.clone(),
+                    exclude: track.exclude.clone(),
+                };
+                manifests.begin(&tree_path(&opening), &header)
+            });
+            Ok(Self { identity, directory, is_new, tracker, opening, _place: place })
+        })
+        .await
+    }
+
+    /// Takes it from its stream. An error is the answer to the host.
+    pub(crate) async fn run<R, W>(
+        self,
+        receiver: &mut Receiver<R>,
+        sender: &Sender<W>,
+    ) -> Result<TreeEnded, ToolError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let cancel = CancellationToken::new();
+        let _guard = cancel.clone().drop_guard();
+        let (into, from) = nexus_tree::chunks();
+        let work = blocking(move || self.unpack(from, &cancel));
+        let (received, result) = tokio::join!(nexus_tree::stream::receive(receiver, sender, into), work);
+        match (received, result) {
+            (Err(error), Ok(_)) => {
+                Err(ToolError::new(ErrorCode::Cancelled, format!("the stream broke off: {error}")))
+            }
+            (_, result) => result,
+        }
+    }
+
+    fn unpack(self, from: mpsc::Receiver<Chunk>, cancel: &CancellationToken) -> Result<TreeEnded, ToolError> {
+        let Self { opening, identity, directory, is_new, mut tracker, _place } = self;
+        let owner = match (&opening.user, opening.same_owner) {
+            (_, true) => Owner::Same,
+            (Some(_), false) => Owner::Own,
+            (None, false) => Owner::OfDirectory,
+        };
+        let only = Some(opening.top.clone().into_bytes()).filter(|top| !top.is_empty());
+        let unpacked = identity.run(|| {
+            let mut how =
+                Unpacking { owner, specials: opening.specials, only, is_new, ..Unpacking::default() };
+            if let Some(Ok(tracker)) = &mut tracker {
+                how.track = Some(tracker);
+            }
+            unpack(ChunkReader::new(from), directory, &mut how, &mut watch(cancel))
+        })?;
+        match unpacked {
+            Ok(summary) => {
+                let finished = tracker.map(|tracker| tracker.and_then(Tracker::finish));
+                let (tracked, problem) = match finished {
+                    None => (false, None),
+                    Some(Ok(())) => (true, None),
+                    Some(Err(error)) => (false, Some(error.to_string())),
+                };
+                Ok(TreeEnded { summary, tracked, not_tracked_why: problem })
+            }
+            Err(broken) => {
+                if let Some(Ok(tracker)) = tracker {
+                    tracker.give_up();
+                }
+                let told = of_guest(broken.to_tool_error());
+                Err(match &broken.error {
+                    TreeError::File { source, .. } => with_errno(told, source),
+                    _ => told,
+                })
+            }
+        }
+    }
+}
+
+/// The path of the tree itself.
+fn tree_path(opening: &TreeInOpening) -> PathBuf {
+    let directory = Path::new(&opening.directory);
+    if opening.top.is_empty() { directory.to_owned() } else { directory.join(&opening.top) }
+}
+
+/// Opens the directory that a tree goes to; whether it was made for it.
+fn open_directory(path: &Path, opening: &TreeInOpening) -> Result<(OwnedFd, bool), TreeError> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let fail = |action| move |error: io::Error| TreeError::file(action, bytes, error);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let (directory, is_new) = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(directory) => (directory, false),
+        Err(Errno::NOENT) if opening.make => {
+            let owner =
+                if opening.user.is_some() { places::Owner::Maker } else { places::Owner::OfDirectory };
+            places::make_directories_for(path, owner).map_err(fail("make the directory"))?;
+            let opened = rustix::fs::open(path, flags, Mode::empty());
+            (opened.map_err(|error| fail("open")(error.into()))?, true)
+        }
+        Err(error) => return Err(fail("open the directory")(error.into())),
+    };
+    if opening.fresh {
+        let is_there = match opening.top.is_empty() {
+            true => !is_new && std::fs::read_dir(path).map_err(fail("read"))?.next().is_some(),
+            false => rustix::fs::statat(&directory, &*opening.top, AtFlags::SYMLINK_NOFOLLOW).is_ok(),
+        };
+        if is_there {
+            let tree = tree_path(opening);
+            let why = "it is there already; allow it to be overwritten, or copy to another path";
+            return Err(TreeError::refused(tree.as_os_str().as_encoded_bytes(), why));
+        }
+    }
+    Ok((directory, is_new))
+}
+
+/// A tree that is to go out.
+pub(crate) struct TreeOut {
+    identity: Identity,
+    source: Source,
+    packing: Packing,
+    plan: bool,
+    _place: Place,
+}
+
+impl TreeOut {
+    /// Looks whether it can go.
+    pub(crate) async fn open(agent: &Agent, opening: TreeOutOpening) -> Result<Self, ToolError> {
+        let (place, settings) = (Place::take()?, agent.settings());
+        blocking(move || {
+            let path = absolute(&opening.path)?;
+            let identity = identity(opening.user.as_deref(), &settings)?;
+            let filter = Filter::new(&opening.exclude, opening.gitignore).map_err(|e| failed(&e))?;
+            let source = identity.run(|| Source::open(path, opening.follow))?.map_err(|e| failed(&e))?;
+            let packing = Packing { top: opening.top.into_bytes(), filter, specials: opening.specials };
+            Ok(Self { identity, source, packing, plan: opening.plan, _place: place })
+        })
+        .await
+    }
+
+    /// Sends it.
+    pub(crate) async fn run<R, W>(
+        self,
+        receiver: &mut Receiver<R>,
+        sender: &Sender<W>,
+    ) -> Result<TreeEnded, ToolError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let cancel = CancellationToken::new();
+        let _guard = cancel.clone().drop_guard();
+        let (into, from) = nexus_tree::chunks();
+        let work = blocking(move || {
+            let Self { identity, source, packing, plan: only_plan, _place } = self;
+            let packed = identity.run(|| match only_plan {
+                true => plan(&source, &packing, &mut watch(&cancel)),
+                false => pack(&source, &packing, &mut ChunkWriter::new(into), &mut watch(&cancel)),
+            })?;
+            packed.map_err(|error| failed(&error))
+        });
+        let sending = async {
+            let sent = nexus_tree::stream::send(receiver, sender, from).await;
+            sent.map_err(|error| {
+                ToolError::new(ErrorCode::Cancelled, format!("the stream broke off: {error}"))
+            })
+        };
+        let (sent, packed) = tokio::join!(sending, work);
+        let summary = packed.or_else(|error| sent.clone().and(Err(error)))?;
+        sent?;
+        sender.end().await.map_err(|error| ToolError::new(ErrorCode::Cancelled, error.to_string()))?;
+        Ok(TreeEnded { summary, tracked: false, not_tracked_why: None })
+    }
+}
+
+/// Compares a tree with what was copied in, as the tool `export` does.
+pub(crate) fn export_tree(agent_trees: PathBuf, path: &str) -> Result<(Vec<u8>, ExportOutput), ToolError> {
+    let tree = absolute(path)?;
+    let tree: PathBuf = tree.components().collect();
+    let read = |error: io::Error| {
+        ToolError::new(ErrorCode::GuestFailed, format!("read what was copied to {}: {error}", tree.display()))
+    };
+    let Some(manifest) = Manifests(agent_trees).open(&tree).map_err(read)? else {
+        let text = format!("nothing was copied to {} by guest_copy_in", tree.display());
+        return Err(ToolError::new(ErrorCode::FileNotFound, text)
+            .hint("give the path that a call of guest_copy_in said as `to`"));
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(&*manifest.header.directory, flags, Mode::empty())
+        .map_err(|error| failed(&TreeError::file("open", manifest.header.directory.as_bytes(), error)))?;
+    let patch = export::export(&manifest, &directory).map_err(|error| failed(&error))?;
+    Ok((patch.text, patch.facts))
+}
