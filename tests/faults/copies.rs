@@ -293,3 +293,56 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
     assert_eq!(fs::read(copies.at("vm/tree/39")).expect("it is there"), vec![39; 300_000]);
     copies.world.assert_in_order();
 }
+
+/// A small filesystem in memory; unmounted with the value.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(place: &Path) -> Self {
+        fs::create_dir_all(place).expect("a directory");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(place).status();
+        assert!(mounted.expect("mount runs").success(), "mounting takes root");
+        Self(place.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A directory that stays mounted shows when it is removed.
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_on_either_side_is_told_and_what_came_is_whole() {
+    let copies = Copies::new();
+    let mut client = copies.world.client();
+    copies.world.create(&mut client, "work-1");
+    for number in 0..40 {
+        copies.write(&format!("allowed/tree/{number:02}"), vec![number; 300_000]);
+    }
+    let _disks = ["vm/small", "allowed/small"].map(|place| SmallDisk::mount(&copies.host.path().join(place)));
+    let (tree, small) = (copies.at("allowed/tree"), copies.at("vm/small/tree"));
+    let arguments = json!({ "vm": "work-1", "from": tree, "to": small, "wait_s": 45 });
+    let failure = refused(&mut client, "guest_copy_in", arguments);
+    assert_eq!(failure.code, "disk_full", "{}", failure.text);
+    assert!(failure.text.contains("entries were copied before"), "{}", failure.text);
+    let mut came = 0;
+    for entry in fs::read_dir(&small).expect("the tree") {
+        let entry = entry.expect("an entry");
+        let number: u8 = entry.file_name().to_str().expect("UTF-8").parse().expect("a file of the tree");
+        assert_eq!(fs::read(entry.path()).expect("its content"), vec![number; 300_000]);
+        came += 1;
+    }
+    assert!((1..40).contains(&came), "{came}");
+    // There is nothing to compare with after half a copy.
+    let failure = refused(&mut client, "guest_export", json!({ "vm": "work-1", "path": small }));
+    assert_eq!(failure.code, "file_not_found", "{}", failure.text);
+    // On the host some of the disk stays free for everybody else.
+    let arguments =
+        json!({ "vm": "work-1", "from": tree, "to": copies.at("allowed/small/tree"), "wait_s": 45 });
+    let failure = refused(&mut client, "guest_copy_out", arguments);
+    assert_eq!(failure.code, "disk_full", "{}", failure.text);
+    copies.world.assert_in_order();
+}
