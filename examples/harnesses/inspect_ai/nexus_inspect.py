@@ -61,11 +61,8 @@ class NexusSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     async def cli_cleanup(cls, id):
-        nexus = Nexus.shared()
-        found = await nexus.call("vm_list", tags=HARNESS, limit=500)
-        for vm in found.structured_content["vms"]:
-            if id is None or id in (vm["id"], vm["name"]):
-                await nexus.call("vm_delete", vm=vm["id"], force=True)
+        which = {"tags": HARNESS} if id is None else {"vm": id}
+        await Nexus.shared().call("vm_delete", force=True, **which)
 
     @classmethod
     async def of(cls, vm, user="image", workdir=None):

@@ -9,6 +9,7 @@ import atexit
 import base64
 import os
 import threading
+import uuid
 from dataclasses import dataclass
 
 from mcp import Client, StdioServerParameters
@@ -138,8 +139,14 @@ class Vm:
 
     @classmethod
     async def create(cls, **arguments):
-        """Makes a VM; the arguments are those of vm_create."""
-        return cls(await Nexus.shared().finish("vm_create", **arguments))
+        """Makes a VM and starts it; the arguments are those of vm_create."""
+        vm = cls(await Nexus.shared().finish("vm_create", **arguments, start=False))
+        try:
+            await vm.start()
+        except BaseException:
+            vm.nexus.later("vm_delete", vm=vm.id, force=True)
+            raise
+        return vm
 
     @classmethod
     async def find(cls, name):
@@ -159,7 +166,13 @@ class Vm:
         return connect.get("shell", f"nexusctl shell {self.name}")
 
     async def start(self):
-        await self.nexus.finish("vm_start", vm=self.id)
+        """Starts it; a boot that failed, as on a busy host, is tried again once."""
+        try:
+            await self.nexus.finish("vm_start", vm=self.id)
+        except NexusError as error:
+            if not error.retryable:
+                raise
+            await self.nexus.finish("vm_start", vm=self.id)
 
     async def stop(self):
         await self.nexus.finish("vm_stop", vm=self.id)
@@ -270,15 +283,17 @@ class Vm:
         return bytes(content)
 
     async def write(self, path, content, mode=None, user=None):
-        """Makes or replaces a file; its directories are made too."""
-        for start in range(0, max(len(content), 1), WRITTEN):
-            piece = base64.b64encode(content[start : start + WRITTEN]).decode()
+        """Makes or replaces a file in one step; its directories are made too."""
+        pieces = [content[at : at + WRITTEN] for at in range(0, max(len(content), 1), WRITTEN)]
+        upload = uuid.uuid4().hex
+        for number, piece in enumerate(pieces, 1):
+            part = {"upload_id": upload, "commit": number == len(pieces)}
             await self.guest(
                 "file_write",
                 path=path,
-                content=piece,
+                content=base64.b64encode(piece).decode(),
                 encoding="base64",
                 mode=mode,
-                append=start > 0 or None,
                 user=user,
+                **(part if len(pieces) > 1 else {}),
             )

@@ -63,7 +63,7 @@ def has(text, *parts):
 
 
 async def talk(s, news, is_enough, chars=""):
-    """Types into a live command and reads until that is enough. Returns all that came, and the end."""
+    """Types into a live command and reads until that is enough. Returns what came, and the end."""
     session, output = news.process_id, news.output.decode()
     for _ in range(60):
         if is_enough(output, news):
