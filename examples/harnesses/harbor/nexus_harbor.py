@@ -29,7 +29,13 @@ SOURCES = (
 
 
 class NexusEnvironment(BaseEnvironment):
-    vm = None
+    _vm = None
+
+    @property
+    def vm(self):
+        if self._vm is None:
+            raise RuntimeError("the VM was not created")
+        return self._vm
 
     @staticmethod
     def type():
@@ -62,7 +68,7 @@ class NexusEnvironment(BaseEnvironment):
                 f"a VM has no network, and the task wants {mode!r}: set network_mode='no-network'"
             )
         memory, disk = self._effective_memory_mb, self._effective_storage_mb
-        self.vm = await Vm.create(
+        self._vm = await Vm.create(
             **{"from": image if image.startswith(SOURCES) else f"oci:{image}"},
             vcpus=self._effective_cpus and int(self._effective_cpus),
             memory=memory and f"{memory}MiB",
@@ -73,7 +79,7 @@ class NexusEnvironment(BaseEnvironment):
         await self._upload_environment_dir_after_start()
 
     async def stop(self, delete):
-        if self.vm is not None:
+        if self._vm is not None:
             await (self.vm.delete() if delete else self.vm.stop())
 
     async def exec(self, command, cwd=None, env=None, timeout_sec=None, user=None):

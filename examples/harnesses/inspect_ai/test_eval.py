@@ -10,7 +10,7 @@ from inspect_ai.solver import generate, use_tools
 from inspect_ai.tool import bash, python
 
 CALLS = [
-    ("bash", {"command": "cat data/number && cat from-setup && echo $(id -un) $FROM_CONFIG"}),
+    ("bash", {"command": "cat data/number && cat from-setup && echo $(id -un) $FROM_CONFIG $PWD"}),
     ("python", {"code": "print(6 * 7)"}),
     ("bash", {"command": "echo before; sleep 60"}),
 ]
@@ -26,7 +26,7 @@ def outputs():
 
 def test_an_evaluation_runs_in_a_vm(tmp_path):
     config = tmp_path / "nexus.toml"
-    config.write_text('image = "debian"\nmemory = "512MiB"\nenv = { FROM_CONFIG = "yes" }\n')
+    config.write_text('memory = "512MiB"\nworkdir = "/srv/task"\nenv = { FROM_CONFIG = "yes" }\n')
     sample = Sample(
         input="What is the number?",
         target="42",
@@ -44,7 +44,7 @@ def test_an_evaluation_runs_in_a_vm(tmp_path):
     assert log.status == "success", log.error
     [sample] = log.samples
     answers = [message for message in sample.messages if message.role == "tool"]
-    assert answers[0].text == "forty-two\nset up\nroot yes\n", answers[0]
+    assert answers[0].text == "forty-two\nset up\nroot yes /srv/task\n", answers[0]
     assert answers[1].text == "42\n", answers[1]
     assert answers[2].error.type == "timeout", answers[2]
     assert sample.scores["includes"].value == "C", json.dumps(sample.scores, default=str)
