@@ -165,7 +165,9 @@ fn a_repository_goes_in_and_what_changed_comes_back_as_a_patch() {
 
     // With text that is not UTF-8 the patch is whole in a file only.
     fs::write(vm.join("latin1.txt"), b"gr\xfc\xdfe!\n").expect("a file");
-    let patch = client.call_whole("guest_export", json!({ "vm": "work-1", "path": to })).expect("a patch");
+    let patch = client
+        .call_whole("guest_export", json!({ "vm": "work-1", "path": to, "to": copies.at("vm/whole.patch") }))
+        .expect("a patch");
     let facts = &patch["_meta"]["dev.nexus/result"];
     assert_eq!(facts["whole"], false, "{facts}");
     let file = facts["patch_file"].as_str().expect("a file").to_owned();
