@@ -118,6 +118,10 @@ fn what_a_killed_holder_had_is_told_as_lost() {
     until("it runs", || processes_with(&format!("sleep\0{mark}")) == 2);
     let call = client.begin_call("run_command", json!({ "argv": ["sleep", mark] }));
     until("the call runs", || processes_with(&format!("sleep\0{mark}")) == 3);
+    until("it is in the list", || {
+        let list = client.good("command_list", json!({}));
+        facts(&list)["commands"].as_array().unwrap().len() == 3
+    });
 
     sigkill(holder(&guest));
     let answer = client.read();
