@@ -30,7 +30,9 @@ mod vmm;
 
 pub use asset::provider_mistakes;
 pub use config::{AssetConfig, Config, DriverSetting, Environment, FetchSettings, Secret};
-pub use facade::{CallContext, CallRecord, Caller, GuestHandle, Nexus, OpenError};
+pub use facade::{
+    CallContext, CallRecord, Caller, GuestHandle, Nexus, OpenError, StreamLife, StreamRefusal, VmStream,
+};
 pub use os::tls::Trust;
 pub use vmm::doctor::examine;
 pub use vmm::shim_main;
@@ -39,7 +41,8 @@ pub use vmm::shim_main;
 pub mod link {
     pub use crate::guest::lines::Outbox;
     pub use crate::guest::{
-        CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, UP_WAIT, result, scan, wire,
+        CallId, CallMeta, CallSink, GuestProgress, GuestStream, Link, LinkError, StreamError, UP_WAIT,
+        result, scan, wire,
     };
 }
 
@@ -47,7 +50,7 @@ pub mod link {
 pub mod host {
     pub use crate::os::random::same_secret;
     pub use crate::os::{busy_poll, failpoint, memory, socket};
-    pub use nexus_wire::{duplex, lines, rpc};
+    pub use nexus_wire::{duplex, frames, lines, rpc};
 }
 
 /// What the tests and benchmarks of this workspace look into; no part of the library's face, and free to change.

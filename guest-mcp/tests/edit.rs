@@ -1,4 +1,5 @@
 //! Edits and patches: all of a call or nothing, and what is not changed stays.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

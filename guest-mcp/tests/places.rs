@@ -1,4 +1,5 @@
 //! Files that are read by lines, listed as a tree, copied, moved and made room for.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! `http_request` to servers on the loopback.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! `file_search` on a real process.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

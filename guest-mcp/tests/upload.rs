@@ -1,4 +1,5 @@
 //! Files that are written in pieces: in their place whole, or not at all.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The file tools as a user: what that one may not do is refused, and what it makes is its own. And the errors as data.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

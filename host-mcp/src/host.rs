@@ -121,6 +121,8 @@ pub struct Counters {
     pub errors: Counter,
     /// Streams that are open.
     pub streams: Counter,
+    /// Streams into guests that are open.
+    pub guest_streams: Counter,
     /// HTTP requests.
     pub requests: Counter,
 }

@@ -18,4 +18,4 @@ pub mod stream;
 pub mod tools;
 
 /// How both programs read lines and wait for an answer.
-pub(crate) use nexus_core::host::{busy_poll, duplex, lines, rpc};
+pub(crate) use nexus_core::host::{busy_poll, duplex, frames, lines, rpc};

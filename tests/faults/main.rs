@@ -25,5 +25,6 @@ mod reboots;
 mod refusals;
 mod slow;
 mod sources;
+mod streams;
 mod timer;
 mod world;

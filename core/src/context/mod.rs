@@ -7,6 +7,7 @@ mod calls;
 mod command;
 mod published;
 mod registry;
+mod streams;
 mod view;
 
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub(crate) use calls::{CallLog, record as record_calls};
 pub(crate) use command::{Attach, Change, Command, Decision};
 pub(crate) use published::{Published, socket_name};
 pub(crate) use registry::{Handle, Registry, not_found};
+pub(crate) use streams::{Place, Streams, TICKET_LIFE};
 pub(crate) use view::View;
 
 use crate::asset::{KernelFiles, compose_initramfs};
@@ -49,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) provision: Provision,
     pub(crate) ops: Ops,
     pub(crate) vms: Registry,
+    pub(crate) streams: Streams,
     pub(crate) tasks: TaskTracker,
     /// The ports of guests that are published on the host.
     pub(crate) published: Published,

@@ -11,6 +11,7 @@ mod publish;
 mod resume;
 mod settings;
 mod space;
+mod stream;
 mod system;
 mod template;
 mod tidy;
@@ -28,7 +29,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::context::{CallLog, Published, Shared, record_calls};
-use crate::context::{Command, Registry};
+use crate::context::{Command, Registry, Streams};
 use crate::drive::{Drives, Locks};
 use crate::guest::Link;
 use crate::image::oci::Keychain;
@@ -42,6 +43,7 @@ use crate::provision::Provision;
 use crate::store::{Store, StoreError, now, ops};
 use crate::vm::recover;
 
+pub use self::stream::{StreamLife, StreamRefusal, VmStream};
 pub use crate::store::calls::CallRecord;
 
 /// A way into a running guest.
@@ -161,6 +163,7 @@ impl Nexus {
             ),
             ops,
             vms: Registry::default(),
+            streams: Streams::default(),
             tasks: TaskTracker::new(),
             published: Published::default(),
             host: tokio::sync::RwLock::new(None),

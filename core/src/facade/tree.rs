@@ -42,7 +42,7 @@ impl Nexus {
             user: params.user,
             same_owner: params.same_owner.unwrap_or(false),
             specials: false,
-            track: params.track.unwrap_or(true).then(|| TreeTrack { exclude: params.exclude }),
+            track: params.track.unwrap_or(true).then_some(TreeTrack { exclude: params.exclude }),
         };
         let source = blocking(move || from.source()).await?;
         let packing = Packing { top: top.into_bytes(), filter, specials: false };

@@ -199,7 +199,10 @@ impl Nexus {
                     })?;
             if !chunk.text_bytes.is_empty() || tokio::time::Instant::now() >= deadline {
                 return Ok(VmLogsOutput {
-                    text: console::readable(&chunk.text_bytes),
+                    text: match params.raw {
+                        true => String::from_utf8_lossy(&chunk.text_bytes).into_owned(),
+                        false => console::readable(&chunk.text_bytes),
+                    },
                     cursor: chunk.cursor,
                     lost_bytes: chunk.lost_bytes,
                 });

@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::{
-    asset, build, call, completion, drive, guest, image, launch, mcp, op, provider, prune, run, settings,
-    template, vm,
+    asset, build, call, completion, drive, exec, forward, guest, image, launch, mcp, op, provider, prune,
+    run, settings, shell, template, vm,
 };
 use crate::ctl::list::Paging;
 
@@ -93,8 +93,12 @@ pub(crate) enum Command {
     Version,
     /// Run one command in a new VM and delete the VM, as `docker run --rm`: `nexusctl run debian -- uname -a`
     Run(Box<run::Args>),
-    /// Run a command in a VM: the same as `guest run`
-    Exec(guest::RunArgs),
+    /// Run a command in a VM, as `docker exec`: `nexusctl exec -it web-1 bash`
+    Exec(Box<exec::Args>),
+    /// Open a login shell in a VM; ctrl-p ctrl-q leaves it running, `--attach ID` comes back
+    Shell(shell::Args),
+    /// Forward ports of this host to ports in a VM, until ctrl-c: `nexusctl forward web-1 8080:80`
+    Forward(forward::Args),
     /// List the VMs that run; with -a all
     Ps(vm::PsArgs),
     /// List VMs: the same as `vm list`
@@ -193,6 +197,14 @@ mod tests {
             "guest run web-1 -c true",
             "guest run --cwd /tmp -e A=B -u nobody --timeout 5 web-1 -c true",
             "exec web-1 uname -a",
+            "exec -it -u web -w /srv -e A=B -e TERM web-1 -- bash -l",
+            "exec -d web-1 -c 'sleep 9'",
+            "exec --detach-keys ctrl-a,d -t web-1 top",
+            "forward web-1 8080:80 443",
+            "shell web-1",
+            "shell -u web -w /srv -e LANG web-1",
+            "shell web-1 --attach aaaaaaaaaaaac --take-over --scroll-back 100",
+            "vm console web-1 --raw",
             "guest ls web-1",
             "guest cat web-1 /etc/os-release",
             "image ls",

@@ -11,17 +11,19 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use nexus_schema::ToolError;
+use nexus_schema::error::GUEST;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::error::Error;
+use super::error::{Error, Refusal};
+use super::hint::About;
 
 /// The name of the upgraded protocol: one JSON-RPC message a line, both ways.
 pub(crate) const PROTOCOL: &str = "mcp-stream";
 /// The longest path that fits in a socket address.
 const ADDRESS_MAX: usize = 107;
 /// How long the daemon may take to accept and answer.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 /// The longest explanation of a refusal, in bytes.
 const REFUSAL_MAX: usize = 64 << 10;
 
@@ -36,41 +38,46 @@ pub(crate) struct Stream {
 
 /// Opens the stream of the whole daemon, or of one VM.
 pub(crate) async fn open(socket: &Path, vm: Option<&str>) -> Result<Stream, Error> {
+    let path = match vm {
+        Some(vm) => format!("/mcp/vm/{vm}"),
+        None => "/mcp".into(),
+    };
+    open_at(socket, &path, PROTOCOL).await
+}
+
+/// Opens what is at a path, as a protocol.
+pub(crate) async fn open_at(socket: &Path, path: &str, protocol: &str) -> Result<Stream, Error> {
     let deadline = Instant::now() + DEADLINE;
-    match timeout_at(deadline, upgrade(socket, vm)).await {
+    match timeout_at(deadline, upgrade(socket, path, protocol)).await {
         Ok(result) => result,
         Err(_) => Err(Error::Timeout { during: "connecting".into(), seconds: DEADLINE.as_secs() }),
     }
 }
 
-async fn upgrade(socket: &Path, vm: Option<&str>) -> Result<Stream, Error> {
+async fn upgrade(socket: &Path, path: &str, protocol: &str) -> Result<Stream, Error> {
     let not_nexus = |what: String| Error::NotNexus { socket: socket.into(), what };
     let stream = dial(socket).await.map_err(|source| refused(socket, source))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| not_nexus(e.to_string()))?;
     let connection = tokio::spawn(connection.with_upgrades());
-    let path = match vm {
-        Some(vm) => format!("/mcp/vm/{vm}"),
-        None => "/mcp".into(),
-    };
     let request = Request::get(path)
         .header(HOST, "localhost")
         .header(CONNECTION, "upgrade")
-        .header(UPGRADE, PROTOCOL)
+        .header(UPGRADE, protocol)
         .body(Empty::<Bytes>::new())
-        .map_err(|e| Error::Usage {
-            message: format!("`{}` cannot name a VM: {e}", vm.unwrap_or_default()),
-            hint: None,
-        })?;
+        .map_err(|e| Error::Usage { message: format!("`{path}` cannot be asked for: {e}"), hint: None })?;
     let response = sender.send_request(request).await.map_err(|e| not_nexus(e.to_string()))?;
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
         let body = Limited::new(response.into_body(), REFUSAL_MAX).collect().await;
         let body = body.map(|b| b.to_bytes()).unwrap_or_default();
         connection.abort();
-        return Err(match serde_json::from_slice::<Refusal>(&body) {
-            Ok(refusal) => refusal.error.into(),
+        return Err(match serde_json::from_slice::<Said>(&body) {
+            Ok(Said { error, from: Some(from) }) if from == GUEST => {
+                Error::Guest(Refusal { error, about: About::default() })
+            }
+            Ok(Said { error, .. }) => error.into(),
             Err(_) => not_nexus(format!("{status}: {}", first_line(&body))),
         });
     }
@@ -81,10 +88,12 @@ async fn upgrade(socket: &Path, vm: Option<&str>) -> Result<Stream, Error> {
     Ok(Stream { socket: parts.io.into_inner(), head: parts.read_buf })
 }
 
-/// What the daemon answers where it opens no stream.
+/// What the daemon says of an upgrade that it refuses.
 #[derive(serde::Deserialize)]
-struct Refusal {
+struct Said {
     error: ToolError,
+    #[serde(default)]
+    from: Option<String>,
 }
 
 /// Connects to a Unix socket, also where its path does not fit in a socket address.

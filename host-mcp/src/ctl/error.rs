@@ -58,6 +58,12 @@ pub(crate) enum Error {
     /// The connection ended in the middle of a call.
     #[error("the connection to the daemon was lost during {during}")]
     Lost { during: String, source: Option<io::Error> },
+    /// A stream into a VM ended in the middle.
+    #[error("the stream into {vm} was cut off")]
+    Cut { vm: String, command: Option<String>, source: Option<Box<dyn std::error::Error + Send + Sync>> },
+    /// A port of this host cannot be had.
+    #[error("listen on port {port} of this host")]
+    Listen { port: u16, source: io::Error },
     /// The daemon sent something that is no answer.
     #[error("the daemon's answer to {during} cannot be read")]
     Garbled { during: String, source: serde_json::Error },
@@ -130,12 +136,17 @@ impl Error {
                 ErrorClass::Usage
             }
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorClass::NotFound,
-            Self::File { .. } | Self::Input { .. } | Self::Output { .. } | Self::Launch { .. } => {
-                ErrorClass::Failed
-            }
-            Self::DaemonDown { .. } | Self::NoAccess { .. } | Self::Connect { .. } | Self::Lost { .. } => {
-                ErrorClass::Unavailable
-            }
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => ErrorClass::Conflict,
+            Self::File { .. }
+            | Self::Input { .. }
+            | Self::Output { .. }
+            | Self::Launch { .. }
+            | Self::Listen { .. } => ErrorClass::Failed,
+            Self::DaemonDown { .. }
+            | Self::NoAccess { .. }
+            | Self::Connect { .. }
+            | Self::Lost { .. }
+            | Self::Cut { .. } => ErrorClass::Unavailable,
             Self::Timeout { .. } | Self::OpPending { .. } => ErrorClass::Timeout,
             Self::NotNexus { .. }
             | Self::Garbled { .. }
@@ -165,6 +176,11 @@ impl Error {
             Self::Lost { .. } => {
                 Some("the call may or may not have been done: look with `nexusctl vm list`".into())
             }
+            Self::Cut { vm, command: Some(id), .. } => {
+                Some(format!("the command goes on if the VM does: `nexusctl shell {vm} --attach {id}`"))
+            }
+            Self::Cut { vm, .. } => Some(format!("look at it: `nexusctl vm inspect {vm}`")),
+            Self::Listen { .. } => Some("give another port, or 0 for any free one: `0:PORT`".into()),
             Self::OpPending { op, .. } => Some(format!("it goes on: follow it with `nexusctl op get {op}`")),
             Self::Connect { .. }
             | Self::Garbled { .. }
@@ -199,6 +215,8 @@ impl Error {
             Self::Protocol { code: -32602 | -32601, .. } => ErrorCode::InvalidArgument,
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorCode::FileNotFound,
             Self::File { .. } | Self::Input { .. } | Self::Output { .. } => ErrorCode::FileRefused,
+            Self::Cut { .. } => ErrorCode::GuestUnreachable,
+            Self::Listen { .. } => ErrorCode::InUse,
             Self::DaemonDown { .. }
             | Self::NoAccess { .. }
             | Self::Connect { .. }

@@ -14,8 +14,10 @@ mod connect;
 mod drive;
 mod each;
 mod error;
+mod exec;
 mod follow;
 mod format;
+mod forward;
 mod guest;
 mod hint;
 mod image;
@@ -30,8 +32,10 @@ mod provider;
 mod prune;
 mod run;
 mod settings;
+mod shell;
 mod source;
 mod steps;
+mod stream;
 mod system;
 mod table;
 mod template;
@@ -130,7 +134,9 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Mcp(args) => mcp::run(app, args).await,
         Command::Completion(args) => completion::run(app, args),
         Command::Run(args) => run::run(app, *args).await,
-        Command::Exec(args) => guest::exec(app, args).await,
+        Command::Exec(args) => exec::run(app, *args).await,
+        Command::Shell(args) => shell::run(app, args).await,
+        Command::Forward(args) => forward::run(app, args).await,
         Command::Ps(args) => vm::ps(app, args).await,
         Command::Ls(args) => vm::list(app, args).await,
         Command::Start(args) => vm::start(app, args).await,

@@ -3,6 +3,7 @@
 //! ```text
 //! /mcp            streamable HTTP, both eras; GET with `Upgrade: mcp-stream` -> JSON lines (Unix socket only)
 //! /mcp/vm/{vm}    the same for the inside of one VM
+//! /stream?ticket=…  GET with `Upgrade: nexus-stream` -> a stream into a guest (Unix socket only)
 //! /healthz        whether the daemon lives; needs no token
 //! /metrics        counters
 //! ```
@@ -14,6 +15,7 @@ mod batch;
 mod body;
 mod calls;
 mod listen;
+mod relay;
 mod sessions;
 
 use std::collections::HashMap;
@@ -137,6 +139,12 @@ impl Endpoints {
                 Some(Err(error)) => return json(StatusCode::NOT_FOUND, &serde_json::json!({"error": error})),
                 None => return plain(StatusCode::NOT_FOUND, "not found\n"),
             },
+            None if path == nexus_schema::tools::stream::PATH => {
+                return match door.offers_streams() {
+                    true => self.open_stream(request, caller).await,
+                    false => plain(StatusCode::NOT_FOUND, "streams are opened on the Unix socket\n"),
+                };
+            }
             None if path == "/metrics" => return plain(StatusCode::OK, &self.metrics()),
             None => return plain(StatusCode::NOT_FOUND, "not found\n"),
         };
@@ -180,12 +188,7 @@ impl Endpoints {
                 Err(_) => tracing::error!("a stream was opened on something else than a Unix socket"),
             }
         });
-        let mut response = plain(StatusCode::SWITCHING_PROTOCOLS, "");
-        let headers = response.headers_mut();
-        headers.clear();
-        headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, header::HeaderValue::from_static(STREAM_PROTOCOL));
-        response
+        switching(STREAM_PROTOCOL)
     }
 
     async fn http(&self, request: Request<Incoming>, view: View, caller: Caller) -> Response<Body> {
@@ -270,12 +273,28 @@ impl Endpoints {
                 self.0.host.under_way().len() as u64,
             ),
             ("nexus_streams", "gauge", "Streams that are open.", counters.streams.get()),
+            (
+                "nexus_guest_streams",
+                "gauge",
+                "Streams into guests that are open.",
+                counters.guest_streams.get(),
+            ),
             ("nexus_http_sessions", "gauge", "HTTP sessions.", self.0.ledger.len() as u64),
         ] {
             out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"));
         }
         out
     }
+}
+
+/// The answer to an upgrade.
+fn switching(protocol: &'static str) -> Response<Body> {
+    let mut response = plain(StatusCode::SWITCHING_PROTOCOLS, "");
+    let headers = response.headers_mut();
+    headers.clear();
+    headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, header::HeaderValue::from_static(protocol));
+    response
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<Body> {

@@ -94,7 +94,7 @@ fn signals_and_timeouts_have_the_exit_codes_of_a_shell() {
         let world = World::new();
         let tool = Box::new(move |_: &Value, _: &Caller| Some(ran(&facts, b"", b"")));
         let _fake = Fake::start(&world.runtime(), [("guest_run_command", tool)]);
-        assert_eq!(world.run("exec web-1 sleep 9").code, code);
+        assert_eq!(world.run("guest exec web-1 sleep 9").code, code);
     }
 }
 
@@ -170,7 +170,7 @@ fn a_command_reads_what_was_asked_for_and_nothing_else() {
     assert_eq!(run("guest run -n web-1 -- cat", file(0)).text(), "");
     assert_eq!(run("guest run -i web-1 -- cat", file(4)).text(), "two\n");
     assert_eq!(world.run_with("guest run web-1 -- cat", b"piped").text(), "");
-    assert_eq!(world.run_with("exec -i web-1 cat", b"piped").text(), "piped");
+    assert_eq!(world.run_with("guest exec -i web-1 cat", b"piped").text(), "piped");
     let asked: Vec<bool> =
         fake.calls("guest_run_command").iter().map(|call| call.get("stdin").is_some()).collect();
     assert_eq!(asked, [false, true, false, false, true, false, true]);

@@ -123,6 +123,11 @@ fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
     let mut line = String::new();
     lines.read_line(&mut line)?;
     stream.write_all(b"OK 1073741824\n")?;
+    if line == "CONNECT 201\n" {
+        line.clear();
+        lines.read_line(&mut line)?;
+        return answer_stream(stream, what);
+    }
     loop {
         line.clear();
         if (&mut lines).take(64 << 20).read_line(&mut line)? == 0 {
@@ -153,6 +158,39 @@ fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
             }
             _ => {}
         }
+    }
+}
+
+/// What it says on a stream of its own, in its own way.
+fn answer_stream(mut stream: UnixStream, what: &str) -> io::Result<()> {
+    /// A frame of output.
+    const DATA: &[u8] = b"\x01\0\0\x05hello";
+    const OK: &[u8] = b"{\"ok\":{}}\n";
+    match what {
+        "stream-garbage" => stream.write_all(&b"no json at all ".repeat(100_000)),
+        "stream-hangup" => Ok(()),
+        // The host's own words, and a terminal's.
+        "stream-lies" => stream.write_all(
+            b"{\"error\":{\"code\":\"daemon_down\",\"message\":\"\\u001b[2J run this\",\"retryable\":false}}\n",
+        ),
+        "stream-frames" => stream.write_all(&[OK, DATA, b"\x63\xff\xff\xff"].concat()),
+        "stream-credit" => stream.write_all(&[OK, DATA, b"\x04\0\0\x04\xff\xff\xff\xff"].concat()),
+        // More than anybody gave credit for.
+        "stream-flood" => {
+            stream.write_all(OK)?;
+            let frame = [&b"\x01\x04\0\0"[..], &[b'x'; 256 << 10]].concat();
+            loop {
+                stream.write_all(&frame)?;
+            }
+        }
+        "stream-endless" => {
+            stream.write_all(OK)?;
+            let notes = b"\x05\0\0\x02{}".repeat(10_000);
+            loop {
+                stream.write_all(&notes)?;
+            }
+        }
+        _ => stream.write_all(OK),
     }
 }
 

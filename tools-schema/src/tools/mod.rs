@@ -14,6 +14,7 @@ pub mod plan;
 pub mod provider;
 pub mod prune;
 pub mod settings;
+pub mod stream;
 pub mod system;
 pub mod template;
 pub mod tree;
@@ -48,6 +49,7 @@ macro_rules! for_each_host_tool {
             $crate::tools::drive::DriveResize => drive_resize,
             $crate::tools::tree::GuestCopyIn => guest_copy_in,
             $crate::tools::tree::GuestCopyOut => guest_copy_out,
+            $crate::tools::stream::GuestStreamOpen => guest_stream_open,
             $crate::tools::image::ImageCreate => image_create,
             $crate::tools::image::ImageDelete => image_delete,
             $crate::tools::image::ImageInspect => image_inspect,

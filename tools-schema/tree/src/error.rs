@@ -114,7 +114,7 @@ pub struct Broken {
     /// Why.
     pub error: TreeError,
     /// What is there now: each file whole, or as it was before.
-    pub done: TreeSummary,
+    pub done: Box<TreeSummary>,
 }
 
 impl Broken {

@@ -127,7 +127,7 @@ pub fn unpack(
     });
     match result {
         Ok(()) => Ok(summary),
-        Err(error) => Err(Broken { error, done: summary }),
+        Err(error) => Err(Broken { error, done: Box::new(summary) }),
     }
 }
 

@@ -1,4 +1,5 @@
 //! Archives that mean harm: nothing is written outside of the directory, and what is refused is said.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;

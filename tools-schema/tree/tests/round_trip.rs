@@ -1,4 +1,5 @@
 //! Trees come over as they are, and other archivers understand the stream.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

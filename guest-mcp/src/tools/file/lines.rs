@@ -258,7 +258,7 @@ mod tests {
         assert_eq!((none.offset, none.count, none.eof), (0, 0, true));
         // Over the borders of what is read at once.
         let long =
-            vec![b"x".repeat(BLOCK - 1), b"\nsecond\n".to_vec(), b"y".repeat(2 * BLOCK), b"\nlast".to_vec()]
+            [b"x".repeat(BLOCK - 1), b"\nsecond\n".to_vec(), b"y".repeat(2 * BLOCK), b"\nlast".to_vec()]
                 .concat();
         assert_eq!(of(&long, 2, 1, 100).bytes, b"second\n");
         assert_eq!(of(&long, 4, 1, 100).bytes, b"last");

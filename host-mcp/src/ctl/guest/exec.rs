@@ -62,6 +62,18 @@ pub(crate) struct How {
 }
 
 impl How {
+    /// As another verb says it.
+    pub(crate) fn new(
+        cwd: Option<String>,
+        env: Vec<(String, String)>,
+        user: Option<String>,
+        timeout: u32,
+        stdin: bool,
+        no_stdin: bool,
+    ) -> Self {
+        Self { cwd, env, user, timeout, stdin, no_stdin }
+    }
+
     /// The same as another user, where none is asked for.
     pub(crate) fn or_user(self, user: Option<String>) -> Self {
         Self { user: self.user.or(user), ..self }
@@ -73,13 +85,6 @@ impl How {
 pub(crate) enum Program {
     Line(String),
     Argv(Vec<String>),
-}
-
-impl RunArgs {
-    #[cfg(test)]
-    pub(crate) fn argv(&self) -> &[String] {
-        &self.argv
-    }
 }
 
 /// Runs a command in a VM; its exit code is that of the command.
@@ -133,7 +138,7 @@ pub(super) fn not_asked_for(what: &str) -> Error {
 }
 
 /// The exit code that a shell would give for a program that did not start.
-fn not_started(error: &Error) -> Option<u8> {
+pub(crate) fn not_started(error: &Error) -> Option<u8> {
     match error {
         Error::Guest(refusal) => match refusal.error.code {
             ErrorCode::ProgramNotFound => Some(NOT_FOUND),
@@ -145,7 +150,7 @@ fn not_started(error: &Error) -> Option<u8> {
 }
 
 /// A whole line given as one word is meant for the shell.
-fn with_shell_hint(error: Error, program: &Program, vm: &str) -> Error {
+pub(crate) fn with_shell_hint(error: Error, program: &Program, vm: &str) -> Error {
     match (error, program) {
         (Error::Guest(refusal), Program::Argv(argv)) if argv.len() == 1 && argv[0].contains(' ') => {
             let line = argv[0].replace('\'', r"'\''");

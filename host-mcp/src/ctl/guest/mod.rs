@@ -15,7 +15,7 @@ use super::error::Error;
 use super::format;
 use super::ui::{Format, Table};
 
-pub(crate) use exec::{How, Program, RunArgs, exec, run as run_program};
+pub(crate) use exec::{How, Program, RunArgs, exec, not_started, run as run_program, with_shell_hint};
 
 /// The verbs.
 #[derive(Debug, Subcommand)]

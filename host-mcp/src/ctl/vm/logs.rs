@@ -29,6 +29,16 @@ pub(crate) struct Args {
     /// Where to go on: the cursor of an earlier reply
     #[arg(long)]
     cursor: Option<String>,
+    /// With escape sequences, as they come
+    #[arg(long)]
+    raw: bool,
+}
+
+impl Args {
+    /// The console as it comes.
+    pub(super) fn following(vm: Reference<VmKind>, raw: bool) -> Self {
+        Self { vm, follow: true, bytes: 32_768, cursor: None, raw }
+    }
 }
 
 /// The facts; the text may be there or in a content block.
@@ -47,8 +57,13 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let mut cursor = args.cursor;
     let mut wait_s = None;
     loop {
-        let params =
-            VmLogsParams { vm: args.vm.clone(), cursor: cursor.clone(), max_bytes: Some(args.bytes), wait_s };
+        let params = VmLogsParams {
+            vm: args.vm.clone(),
+            cursor: cursor.clone(),
+            max_bytes: Some(args.bytes),
+            wait_s,
+            raw: args.raw,
+        };
         let (text, facts) = read(&mut client, &params).await?;
         if app.ui.is_json() {
             let facts =

@@ -1,5 +1,6 @@
 //! `nexusctl vm`: VMs from creation to deletion.
 
+mod console;
 mod list;
 mod logs;
 mod power;
@@ -79,6 +80,8 @@ pub(crate) enum Command {
     Stats(StatsArgs),
     /// Show a VM's console
     Logs(LogsArgs),
+    /// Follow a VM's serial console, without escape sequences unless --raw; ctrl-c ends it
+    Console(console::Args),
     /// Show what happened to a VM
     History(HistoryArgs),
 }
@@ -230,6 +233,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
         Command::Unpublish(args) => publish::unpublish(app, args).await,
         Command::Stats(args) => stats(app, args).await,
         Command::Logs(args) => logs(app, args).await,
+        Command::Console(args) => console::run(app, args).await,
         Command::History(args) => history(app, args).await,
     }
 }

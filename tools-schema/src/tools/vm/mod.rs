@@ -472,6 +472,9 @@ pub struct VmLogsParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
+    /// As it came, with escape sequences.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub raw: bool,
 }
 
 /// Facts of a `vm_logs` result; the log itself is the text.

@@ -103,8 +103,11 @@ fn extended(text: &str, file: &mut FilePatch) -> Result<(), String> {
     Ok(())
 }
 
+/// A file's name, or none for `/dev/null`.
+type FileName = Option<Vec<u8>>;
+
 /// The names behind `diff --git`, where both are the same but for their first part, or quoted.
-fn git_names(names: &str) -> Option<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+fn git_names(names: &str) -> Option<(FileName, FileName)> {
     if names.starts_with('"') {
         let end = closing_quote(names)?;
         let (old, new) = (unquote(&names[..=end]).ok()?, unquote(names[end + 1..].trim_start()).ok()?);

@@ -5,12 +5,10 @@
 //! alone, so that `while read NAME; do nexusctl guest run $NAME -- true; done` sees all of its lines.
 
 use std::io::Read;
-use std::os::fd::AsFd;
-
-use rustix::fs::{FileType, SeekFrom};
 
 use crate::ctl::error::Error;
 use crate::ctl::format;
+use crate::ctl::stream::is_fresh_file;
 
 /// The most input that fits in one call with room to spare, in bytes.
 const STDIN_MAX: usize = 2 << 20;
@@ -29,12 +27,6 @@ pub(super) async fn read(asked: bool, refused: bool) -> Result<Option<Vec<u8>>, 
         },
         _ = tokio::signal::ctrl_c() => Err(Error::Interrupted),
     }
-}
-
-/// Whether this is a regular file at its beginning: one that somebody reads line by line is further on.
-fn is_fresh_file(fd: impl AsFd) -> bool {
-    let kind = rustix::fs::fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    kind == Ok(FileType::RegularFile) && rustix::fs::seek(&fd, SeekFrom::Current(0)) == Ok(0)
 }
 
 /// Reads all there is, up to a cap.

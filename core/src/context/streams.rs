@@ -1,0 +1,178 @@
+//! Streams into guests: tickets that open one each, and how many there are.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nexus_schema::id::{BootId, VmId};
+use nexus_schema::stream::Opening;
+use nexus_schema::{ErrorCode, ToolError};
+
+use crate::os::random;
+
+/// How long a ticket is good.
+pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(30);
+/// How many tickets there may be that nobody used yet: of one owner, and in all.
+const TICKETS_MAX: (usize, usize) = (256, 1024);
+/// How many streams of one VM may be open. Its agent takes a few more.
+const OF_VM_MAX: usize = 250;
+/// How many streams of one owner may be open.
+const OF_OWNER_MAX: usize = 1000;
+
+/// The tickets and streams of one daemon. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Streams(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    tickets: HashMap<String, Ticket>,
+    of_vms: HashMap<VmId, usize>,
+    of_owners: HashMap<Arc<str>, usize>,
+}
+
+/// What a ticket is good for.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    /// Who may use it.
+    pub(crate) owner: Arc<str>,
+    /// The VM that callers of its endpoint are bound to, where they are.
+    pub(crate) scope: Option<VmId>,
+    pub(crate) vm: VmId,
+    /// The boot that it is good for.
+    pub(crate) boot_id: BootId,
+    /// What it opens.
+    pub(crate) opening: Opening,
+    until: Instant,
+}
+
+/// Counts one stream as open until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    streams: Streams,
+    vm: VmId,
+    owner: Arc<str>,
+}
+
+impl Streams {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new ticket.
+    pub(crate) fn issue(
+        &self,
+        owner: Arc<str>,
+        scope: Option<VmId>,
+        (vm, boot_id): (VmId, BootId),
+        opening: Opening,
+    ) -> Result<String, ToolError> {
+        let mut inner = self.inner();
+        let now = Instant::now();
+        inner.tickets.retain(|_, ticket| ticket.until > now);
+        let own = inner.tickets.values().filter(|ticket| ticket.owner == owner).count();
+        if own >= TICKETS_MAX.0 || inner.tickets.len() >= TICKETS_MAX.1 {
+            return Err(ToolError::new(ErrorCode::Busy, "too many tickets wait to be used")
+                .hint("use them, or wait until they are no longer good: half a minute"));
+        }
+        let name = random::token();
+        let until = now + TICKET_LIFE;
+        inner.tickets.insert(name.clone(), Ticket { owner, scope, vm, boot_id, opening, until });
+        Ok(name)
+    }
+
+    /// Takes a ticket of its owner, once.
+    pub(crate) fn redeem(&self, owner: &str, scope: Option<VmId>, name: &str) -> Option<Ticket> {
+        let mut inner = self.inner();
+        let is_good = inner.tickets.get(name).is_some_and(|ticket| {
+            *ticket.owner == *owner && ticket.scope == scope && ticket.until > Instant::now()
+        });
+        if is_good { inner.tickets.remove(name) } else { None }
+    }
+
+    /// Counts one more stream of a VM.
+    pub(crate) fn enter(&self, vm: VmId, owner: &Arc<str>) -> Result<Place, ToolError> {
+        let mut inner = self.inner();
+        let of_vm = inner.of_vms.get(&vm).copied().unwrap_or(0);
+        let of_owner = inner.of_owners.get(owner).copied().unwrap_or(0);
+        let busy = |what: &str, most| {
+            ToolError::new(ErrorCode::Busy, format!("{most} streams {what} are open"))
+                .hint("close some of them first")
+        };
+        if of_vm >= OF_VM_MAX {
+            return Err(busy("of this VM", OF_VM_MAX));
+        }
+        if of_owner >= OF_OWNER_MAX {
+            return Err(busy("of this caller", OF_OWNER_MAX));
+        }
+        inner.of_vms.insert(vm, of_vm + 1);
+        inner.of_owners.insert(owner.clone(), of_owner + 1);
+        Ok(Place { streams: self.clone(), vm, owner: owner.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        fn less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+            match counts.get_mut(key) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(counts.remove(key)),
+            }
+        }
+        let mut inner = self.streams.inner();
+        less(&mut inner.of_vms, &self.vm);
+        less(&mut inner.of_owners, &self.owner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_schema::stream::{Open, TcpOpening, VERSION};
+
+    use super::*;
+
+    fn issue(streams: &Streams, owner: &str) -> Result<String, ToolError> {
+        let opening = Opening { version: VERSION, client: None, open: Open::Tcp(TcpOpening { port: 80 }) };
+        let boot = (VmId::from_i64(1).unwrap(), BootId::from_i64(2).unwrap());
+        streams.issue(owner.into(), None, boot, opening)
+    }
+
+    #[test]
+    fn a_ticket_is_good_once_and_for_its_owner_only() {
+        let streams = Streams::default();
+        let ticket = issue(&streams, "uid:0").unwrap();
+        assert_eq!(ticket.len(), 64);
+        assert!(streams.redeem("uid:1", None, &ticket).is_none());
+        assert!(streams.redeem("uid:0", VmId::from_i64(1), &ticket).is_none());
+        assert!(streams.redeem("uid:0", None, "").is_none());
+        assert!(streams.redeem("uid:0", None, &ticket).is_some());
+        assert!(streams.redeem("uid:0", None, &ticket).is_none());
+    }
+
+    #[test]
+    fn old_tickets_are_worth_nothing_and_make_room() {
+        let streams = Streams::default();
+        let tickets: Vec<_> = (0..TICKETS_MAX.0).map(|_| issue(&streams, "uid:0").unwrap()).collect();
+        assert_eq!(issue(&streams, "uid:0").unwrap_err().code, ErrorCode::Busy);
+        issue(&streams, "uid:1").unwrap();
+        for ticket in streams.inner().tickets.values_mut() {
+            ticket.until = Instant::now();
+        }
+        assert!(streams.redeem("uid:0", None, &tickets[0]).is_none());
+        issue(&streams, "uid:0").unwrap();
+        assert_eq!(streams.inner().tickets.len(), 1);
+    }
+
+    #[test]
+    fn streams_are_counted_while_they_are_open() {
+        let streams = Streams::default();
+        let [one, other] = [1, 2].map(|id| VmId::from_i64(id).unwrap());
+        let owner: Arc<str> = "uid:0".into();
+        let places: Vec<_> = (0..OF_VM_MAX).map(|_| streams.enter(one, &owner).unwrap()).collect();
+        assert_eq!(streams.enter(one, &owner).unwrap_err().code, ErrorCode::Busy);
+        let more = streams.enter(other, &owner).unwrap();
+        drop(places);
+        drop((streams.enter(one, &owner).unwrap(), more));
+        let inner = streams.inner();
+        assert!(inner.of_vms.is_empty() && inner.of_owners.is_empty());
+    }
+}

@@ -1,0 +1,23 @@
+//! `nexusctl vm console`: what a VM writes to its serial console, as it comes.
+
+use nexus_schema::Reference;
+use nexus_schema::id::VmKind;
+
+use super::logs;
+use crate::ctl::App;
+use crate::ctl::error::Error;
+
+/// Whose console, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// As it comes, with escape sequences, which can do to your terminal what they want
+    #[arg(long)]
+    raw: bool,
+    /// The VM: its name or id
+    vm: Reference<VmKind>,
+}
+
+/// Follows a console.
+pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    logs::run(app, logs::Args::following(args.vm, args.raw)).await
+}

@@ -1,0 +1,116 @@
+//! Streams into guests: opened by a ticket, then bytes go both ways as they come. What they say is between the client and the guest;
+//! each checks the other's frames.
+
+use std::io;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use nexus_core::host::duplex::{self, Reader, Writer};
+use nexus_core::{Caller, StreamRefusal, VmStream};
+use nexus_schema::error::{ErrorClass, GUEST};
+use nexus_schema::stream::Answer;
+use nexus_schema::tools::stream::PROTOCOL;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+
+use super::{Body, Endpoints, json, plain, switching};
+use crate::host::Host;
+
+/// How much is passed on at once, in bytes: little at first, more where it comes in bulk.
+const CHUNK: (usize, usize) = (8 << 10, 256 << 10);
+
+impl Endpoints {
+    /// Opens what a ticket is good for, and passes it on to the client.
+    pub(super) async fn open_stream(&self, mut request: Request<Incoming>, caller: Caller) -> Response<Body> {
+        if request.method() != Method::GET {
+            return plain(StatusCode::METHOD_NOT_ALLOWED, "a stream is opened by GET\n");
+        }
+        let upgrade = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
+        if !upgrade.is_some_and(|protocol| protocol.eq_ignore_ascii_case(PROTOCOL)) {
+            return plain(StatusCode::BAD_REQUEST, "a stream wants `Upgrade: nexus-stream`\n");
+        }
+        let query = request.uri().query().unwrap_or_default();
+        let ticket = query.split('&').find_map(|pair| pair.strip_prefix("ticket=")).unwrap_or_default();
+        let opened = match self.host().nexus().redeem_stream(&caller, ticket).await {
+            Ok(opened) => opened,
+            Err(refusal) => return refused(&refusal),
+        };
+        let upgrading = hyper::upgrade::on(&mut request);
+        let (host, stop) = (self.host().clone(), self.stop().child_token());
+        self.tasks().spawn(async move {
+            let Ok(upgraded) = upgrading.await else { return };
+            let Ok(parts) = upgraded.downcast::<TokioIo<UnixStream>>() else {
+                return tracing::error!("a stream was opened on something else than a Unix socket");
+            };
+            let socket = parts.io.into_inner().into_std();
+            match socket.and_then(|socket| duplex::split(socket.into())) {
+                Ok(client) => relay(&host, client, &parts.read_buf, opened, stop).await,
+                Err(error) => tracing::error!(%error, "cannot wait for a client"),
+            }
+        });
+        switching(PROTOCOL)
+    }
+}
+
+fn refused(refusal: &StreamRefusal) -> Response<Body> {
+    let StreamRefusal { error, is_of_guest } = refusal;
+    let status = match error.code.class() {
+        ErrorClass::Usage | ErrorClass::Permission => StatusCode::FORBIDDEN,
+        ErrorClass::NotFound => StatusCode::NOT_FOUND,
+        ErrorClass::Conflict | ErrorClass::IsADirectory => StatusCode::CONFLICT,
+        ErrorClass::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorClass::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        ErrorClass::Failed | ErrorClass::TooLarge | ErrorClass::Internal => StatusCode::BAD_GATEWAY,
+    };
+    let mut said = serde_json::json!({ "error": error });
+    if *is_of_guest {
+        said["from"] = GUEST.into();
+    }
+    json(status, &said)
+}
+
+/// Passes bytes on until one side hangs up, the VM's boot is over or the daemon stops.
+async fn relay(
+    host: &Host,
+    client: (Reader, Writer),
+    head: &Bytes,
+    opened: VmStream,
+    stop: CancellationToken,
+) {
+    let VmStream { guest, life, .. } = opened;
+    let counters = host.counters();
+    counters.guest_streams.add();
+    let (mut from_client, mut to_client) = client;
+    let (mut from_guest, mut to_guest) = guest.ends;
+    let mut first = serde_json::to_vec(&Answer::Ok(guest.opened)).unwrap_or_default();
+    first.push(b'\n');
+    first.extend_from_slice(&guest.read);
+    let outwards = pour(&first, &mut from_guest, &mut to_client);
+    let inwards = pour(head, &mut from_client, &mut to_guest);
+    // What one side sent before it hung up is passed on by then; that the other one is gone is no failure.
+    tokio::select! {
+        _ = outwards => {}
+        _ = inwards => {}
+        () = life.ended() => {}
+        () = stop.cancelled() => {}
+    }
+    counters.guest_streams.remove();
+}
+
+async fn pour(first: &[u8], from: &mut Reader, to: &mut Writer) -> io::Result<()> {
+    to.write_all(first).await?;
+    let mut buffer = vec![0; CHUNK.0];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..length]).await?;
+        if length == buffer.len() && length < CHUNK.1 {
+            buffer.resize((length * 4).min(CHUNK.1), 0);
+        }
+    }
+}
