@@ -111,7 +111,7 @@ fn a_repository_goes_in_and_what_changed_comes_back_as_a_patch() {
     fs::write(repo.join("latin1.txt"), b"gr\xfc\xdfe\n").expect("a file");
     git(&repo, &["init", "-q"]);
 
-    let (from, to) = (copies.at("allowed/repo"), copies.at("vm/work/repo"));
+    let (from, to) = (copies.at("allowed/repo"), copies.at("vm/srv/repo"));
     let plan = client.must(
         "guest_copy_in",
         json!({ "vm": "work-1", "from": from, "to": to, "gitignore": true, "dry_run": true }),
