@@ -198,7 +198,7 @@ mod tests {
             "guest run --cwd /tmp -e A=B -u nobody --timeout 5 web-1 -c true",
             "exec web-1 uname -a",
             "exec -it -u web -w /srv -e A=B -e TERM web-1 -- bash -l",
-            "exec -d web-1 -c 'sleep 9'",
+            "exec -d web-1 -c true",
             "exec --detach-keys ctrl-a,d -t web-1 top",
             "forward web-1 8080:80 443",
             "shell web-1",

@@ -31,10 +31,10 @@ const OPTIONS: &[(&[&str], &[&str])] = &[
 /// What other tools call verbs, and what does that here.
 const VERBS: &[(&[&str], &str)] = &[
     (&["launch"], "nexusctl run IMAGE -- COMMAND, or nexusctl vm create"),
-    (
-        &["shell", "ssh", "enter", "console"],
-        "nexusctl guest run VM -- COMMAND (there is no terminal in a VM)",
-    ),
+    (&["ssh", "enter", "connect", "login"], "nexusctl shell VM, nexusctl exec VM -- COMMAND"),
+    (&["console"], "nexusctl vm console VM, or for a shell nexusctl shell VM"),
+    (&["port-forward", "tunnel", "proxy"], "nexusctl forward VM [HOSTPORT:]PORT"),
+    (&["attach"], "nexusctl shell VM --attach ID"),
     (
         &["cp", "copy", "push", "transfer"],
         "nexusctl guest read VM PATH > FILE, nexusctl guest write VM PATH FILE",
@@ -62,7 +62,10 @@ pub(crate) fn explain(mut error: clap::Error, words: &[OsString]) -> clap::Error
         (ErrorKind::UnknownArgument, Some(option), _) => option_tips(&option, &path, &command),
         (ErrorKind::InvalidSubcommand, _, Some(verb)) => verb_tips(&verb, &path),
         (ErrorKind::ValueValidation, Some(option), _) if option.contains("--timeout") => {
-            vec!["-t is the time limit in seconds: there is no terminal in a VM".to_owned()]
+            vec![
+                "-t is the time limit in seconds here; for a terminal: `nexusctl exec -it VM COMMAND`"
+                    .to_owned(),
+            ]
         }
         _ => Vec::new(),
     };
@@ -185,7 +188,7 @@ mod tests {
             ("drive create --disk 10G", "here that is `--size`"),
             ("vm create --label a=b", "here that is `--tag`"),
             ("run -d debian -- true", "`nexusctl vm create --from IMAGE`"),
-            ("guest run -it web-1 sh", "there is no terminal in a VM"),
+            ("guest run -it web-1 sh", "for a terminal: `nexusctl exec -it"),
         ] {
             assert!(told(line).contains(tip), "{line}: {}", told(line));
         }
@@ -202,7 +205,8 @@ mod tests {
             ("create", "there is `nexusctl vm create`"),
             ("attach data web-1", "there is `nexusctl drive attach`"),
             ("launch", "nexusctl run IMAGE"),
-            ("shell web-1", "there is no terminal in a VM"),
+            ("ssh web-1", "nexusctl shell VM"),
+            ("attach web-1", "nexusctl shell VM --attach"),
             ("vm pull alpine", "`nexusctl pull`"),
             ("vm lst", "'list'"),
             ("imag list", "'image'"),
