@@ -23,6 +23,7 @@ mod providers;
 mod publish;
 mod reboots;
 mod refusals;
+mod shell;
 mod slow;
 mod sources;
 mod streams;
