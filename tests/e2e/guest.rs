@@ -1,12 +1,15 @@
 //! What only a real machine shows of the guest: its mounts, limits, clock, and the image's own init.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use nexus_tests::client::{Client, stream};
-use nexus_tests::daemon::{Daemon, signal};
+use nexus_tests::daemon::{Daemon, program, signal};
 use nexus_tests::registry::{Entry, Registry};
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
@@ -81,6 +84,7 @@ fn what_an_image_holds_is_what_its_machine_has() {
 
     another_user_is_at_home(&mut client);
     commands_live(&mut client);
+    streams_come_through(&daemon);
     commands_leave_the_agent_room(&mut client);
     the_clock_is_kept_right(&mut client, &vm);
 
@@ -140,6 +144,63 @@ fn commands_live(client: &mut Client) {
     client.call_whole("guest_command_signal", signal.clone()).expect("it is killed");
     let gone = until(Duration::from_mins(1), || client.call("guest_command_signal", signal.clone()).err());
     assert_eq!(gone.expect("nothing is left").code, "command_ended");
+}
+
+/// Streams over vsock: both ways at once, past the agent's end, and to the guest's loopback.
+fn streams_come_through(daemon: &Daemon) {
+    let nexusctl = |words: &[&str]| {
+        let mut command = Command::new(program("nexusctl"));
+        command.args(words).envs(daemon.environment()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().expect("nexusctl runs")
+    };
+    let sent: Vec<u8> = (0..8_000_000_u32).map(|n| (n * 31 / 7) as u8).collect();
+    let mut cat = nexusctl(&["exec", "-i", "held", "cat"]);
+    let (mut stdin, input) = (cat.stdin.take().expect("its input"), sent.clone());
+    let writing = std::thread::spawn(move || stdin.write_all(&input));
+    let output = cat.wait_with_output().expect("it ends");
+    writing.join().expect("the writer ends").expect("all is written");
+    assert!(output.stdout == sent && output.status.success(), "{} bytes came back", output.stdout.len());
+
+    let line = "echo up; read l; busybox seq 1 100000; echo $l; exit 5";
+    let mut attached = nexusctl(&["exec", "-i", "held", "-c", line]);
+    let mut lines = BufReader::new(attached.stdout.take().expect("its output"));
+    let mut up = String::new();
+    lines.read_line(&mut up).expect("it starts");
+    let kill = "for p in /proc/[0-9]*; do busybox tr '\\0' ' ' < $p/cmdline 2>/dev/null | \
+        grep -q '^[^ ]*nexus-guest agent' && kill -9 ${p#/proc/} && echo killed; done";
+    let killed = nexusctl(&["exec", "held", "-c", kill]).wait_with_output().expect("it ends");
+    assert_eq!(String::from_utf8_lossy(&killed.stdout), "killed\n");
+    attached.stdin.take().expect("its input").write_all(b"typed\n").expect("it is typed");
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).expect("it goes on");
+    assert!(
+        up == "up\n" && rest.len() == 588_895 + 6 && rest.ends_with("100000\ntyped\n"),
+        "{} bytes",
+        rest.len()
+    );
+    assert_eq!(attached.wait().expect("it ends").code(), Some(5));
+
+    let ready = until(Duration::from_mins(2), || {
+        let started =
+            nexusctl(&["exec", "-d", "held", "--", "busybox", "nc", "-ll", "-p", "7777", "-e", "cat"]);
+        started.wait_with_output().is_ok_and(|output| output.status.success()).then_some(())
+    });
+    assert!(ready.is_some(), "the agent is back");
+    let mut forward = nexusctl(&["-q", "forward", "held", "0:7777"]);
+    let mut address = String::new();
+    BufReader::new(forward.stdout.take().expect("its output"))
+        .read_line(&mut address)
+        .expect("it says where");
+    let answer = until(Duration::from_mins(1), || {
+        let mut connection = TcpStream::connect(address.trim()).expect("it is connected");
+        connection.write_all(&sent[..100_000]).and_then(|()| connection.shutdown(Shutdown::Write)).ok()?;
+        let mut answer = Vec::new();
+        // Until the server listens the connection is cut off.
+        connection.read_to_end(&mut answer).ok().filter(|length| *length > 0).map(|_| answer)
+    });
+    assert!(answer.expect("it is answered") == sent[..100_000]);
+    signal(forward.id(), rustix::process::Signal::INT);
+    assert_eq!(forward.wait().expect("it ends").code(), Some(0));
 }
 
 fn commands_leave_the_agent_room(client: &mut Client) {

@@ -34,7 +34,6 @@ const VERBS: &[(&[&str], &str)] = &[
     (&["ssh", "enter", "connect", "login"], "nexusctl shell VM, nexusctl exec VM -- COMMAND"),
     (&["console"], "nexusctl vm console VM, or for a shell nexusctl shell VM"),
     (&["port-forward", "tunnel", "proxy"], "nexusctl forward VM [HOSTPORT:]PORT"),
-    (&["attach"], "nexusctl shell VM --attach ID"),
     (
         &["cp", "copy", "push", "transfer"],
         "nexusctl guest read VM PATH > FILE, nexusctl guest write VM PATH FILE",
@@ -206,7 +205,6 @@ mod tests {
             ("attach data web-1", "there is `nexusctl drive attach`"),
             ("launch", "nexusctl run IMAGE"),
             ("ssh web-1", "nexusctl shell VM"),
-            ("attach web-1", "nexusctl shell VM --attach"),
             ("vm pull alpine", "`nexusctl pull`"),
             ("vm lst", "'list'"),
             ("imag list", "'image'"),

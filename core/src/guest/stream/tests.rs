@@ -60,6 +60,7 @@ async fn answers_that_are_none_are_the_guests_fault() {
     for (answer, code, words) in [
         (b"\n".to_vec(), ErrorCode::GuestMisbehaved, "malformed JSON"),
         (b"HTTP/1.1 200 OK\r\n".to_vec(), ErrorCode::GuestMisbehaved, "malformed JSON"),
+        (b"{\"ok\":7}\n".to_vec(), ErrorCode::GuestMisbehaved, "malformed JSON"),
         (endless, ErrorCode::GuestMisbehaved, "too long"),
         (b"{\"ok\"".to_vec(), ErrorCode::GuestMisbehaved, "hung up"),
         (Vec::new(), ErrorCode::GuestMisbehaved, "hung up"),
@@ -99,6 +100,7 @@ async fn what_a_stream_carries_is_checked_to_its_end() {
         (b"garbage", ErrorCode::GuestMisbehaved),
         (b"\x01\xff\xff\xff", ErrorCode::GuestMisbehaved),
         (b"\x04\0\0\x04\xff\xff\xff\xff", ErrorCode::GuestMisbehaved),
+        (b"\x03\0\0\0\x05\0\0\x02{}", ErrorCode::GuestUnreachable),
         (b"\x06\0\0\x02{}", ErrorCode::GuestMisbehaved),
         (
             b"\x06\0\0\x36{\"error\":{\"code\":\"x\",\"message\":\"y\",\"retryable\":false}}",
