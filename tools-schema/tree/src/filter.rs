@@ -111,6 +111,6 @@ mod tests {
     #[test]
     fn patterns_that_make_no_sense_are_refused() {
         let error = Filter::new(&["{a".into()], false).unwrap_err();
-        assert!(error.to_string().contains("{{a"), "{error}");
+        assert!(error.to_string().contains("{a"), "{error}");
     }
 }
