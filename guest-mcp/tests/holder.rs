@@ -170,11 +170,16 @@ fn a_connection_that_ends_leaves_its_commands_running_and_to_be_found() {
     client.send(&cancel(id, "cancelled by the caller"));
     until("it is gone", || processes_with(&format!("sleep\0{mark}1")) == 0);
     assert_eq!(processes_with(&format!("sleep\0{mark}")), 2);
-    let list = client.good("command_list", json!({}));
-    for command in facts(&list)["commands"].as_array().unwrap() {
-        if command["state"] == "running" {
-            client.good("command_signal", json!({ "id": command["command_id"], "signal": "KILL" }));
-        }
+    let mut running = Vec::new();
+    // Its end may be noted a moment after its process is gone.
+    until("only two are left", || {
+        let list = client.good("command_list", json!({}));
+        let commands = facts(&list)["commands"].as_array().unwrap();
+        running = commands.iter().filter(|command| command["state"] == "running").cloned().collect();
+        running.len() == 2
+    });
+    for command in running {
+        client.good("command_signal", json!({ "id": command["command_id"], "signal": "KILL" }));
     }
 }
 

@@ -184,7 +184,7 @@ async fn a_terminal_is_watched_by_many_written_by_one_and_left_again() {
         tty: true,
         cols: Some(71),
         rows: Some(13),
-        ..line("stty -echo size; cat; echo end")
+        ..line("stty -echo; stty size; cat; echo end")
     };
     let mut first = open(directory, exec(start)).await;
     assert!(first.opened.tty && first.opened.writer);

@@ -225,7 +225,7 @@ impl Table {
         let server = self.server(name);
         let asked = async {
             let mut place = server.0.lock().await;
-            if place.as_mut().is_none_or(|session| session.has_ended()) {
+            if place.as_mut().is_none_or(|session| session.is_over()) {
                 *place = None;
                 let mut session = self.start_server(name, config, &caller.settings)?;
                 session.greet().await?;
@@ -234,7 +234,7 @@ impl Table {
             }
             let Some(session) = place.as_mut() else { return Err(gone(name, "")) };
             let answer = session.request(method, &params).await;
-            if answer.is_err() && session.has_ended() {
+            if answer.is_err() && session.is_over() {
                 *place = None;
             }
             answer
@@ -285,7 +285,7 @@ impl Server {
                 tokio::time::sleep(IDLE.1).await;
                 let Some(this) = this.upgrade() else { return };
                 let mut place = this.0.lock().await;
-                let is_used = |session: &mut Session| session.used.elapsed() < IDLE.0 && !session.has_ended();
+                let is_used = |session: &mut Session| session.used.elapsed() < IDLE.0 && !session.is_over();
                 if !place.as_mut().is_some_and(is_used) {
                     *place = None;
                     return;

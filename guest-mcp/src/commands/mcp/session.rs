@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nexus_schema::ToolError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::process::Child;
+use tokio::task::JoinHandle;
 
 use super::{cut, gone};
 use crate::commands::launch::Started;
@@ -22,6 +23,8 @@ const REVISION: &str = "2025-06-18";
 const LINE_MAX: usize = 4 << 20;
 /// How much of the end of its standard error is told when it fails, in bytes.
 const TAIL: usize = 1 << 10;
+/// How long to wait for the end of its standard error once its output has ended.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A server that runs. It is killed when this is dropped.
 #[derive(Debug)]
@@ -37,7 +40,11 @@ pub(super) struct Session {
     output: End,
     read: Vec<u8>,
     errors: Arc<Mutex<VecDeque<u8>>>,
+    /// Reads its standard error to the end; `None` once that has been waited for.
+    reading_errors: Option<JoinHandle<()>>,
     last: u64,
+    /// Whether it failed, or was given only a part of a line: nothing more can be asked of it.
+    is_broken: bool,
 }
 
 /// A message of a server.
@@ -64,9 +71,7 @@ impl Session {
         let Started { child, tree, ends, .. } = started;
         let input = ends.stdin.ok_or_else(|| gone(name, "it has no input"))?;
         let errors: Arc<Mutex<VecDeque<u8>>> = Arc::default();
-        if let Some(end) = ends.stderr {
-            tokio::spawn(keep_tail(end, errors.clone()));
-        }
+        let reading_errors = ends.stderr.map(|end| tokio::spawn(keep_tail(end, errors.clone())));
         Ok(Self {
             name: name.to_owned(),
             title: String::new(),
@@ -77,13 +82,15 @@ impl Session {
             output: ends.stdout,
             read: Vec::new(),
             errors,
+            reading_errors,
             last: 0,
+            is_broken: false,
         })
     }
 
-    /// Whether its process is gone.
-    pub(super) fn has_ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
+    /// Whether nothing more can be asked of it. Its output may have ended a moment before its process has.
+    pub(super) fn is_over(&mut self) -> bool {
+        self.is_broken || !matches!(self.child.try_wait(), Ok(None))
     }
 
     /// The first words of a session.
@@ -132,7 +139,7 @@ impl Session {
     }
 
     /// Answers what a server asks of its client.
-    async fn answer(&self, method: &str, id: Value) -> Result<(), ToolError> {
+    async fn answer(&mut self, method: &str, id: Value) -> Result<(), ToolError> {
         let answer = match method {
             "ping" => json!({ "jsonrpc": "2.0", "id": id, "result": {} }),
             _ => {
@@ -142,14 +149,22 @@ impl Session {
         self.write(&answer).await
     }
 
-    async fn write(&self, message: &Value) -> Result<(), ToolError> {
+    async fn write(&mut self, message: &Value) -> Result<(), ToolError> {
         let mut line = serde_json::to_vec(message).map_err(|error| self.gone(&error.to_string()))?;
         line.push(b'\n');
+        // Until the line is whole: this may be dropped before that.
+        self.is_broken = true;
         let mut rest = &line[..];
         while !rest.is_empty() {
-            let written = self.input.write(rest).await;
-            rest = &rest[written.map_err(|error| self.gone(&reason(&error)))?..];
+            match self.input.write(rest).await {
+                Ok(written) => rest = &rest[written..],
+                Err(error) => {
+                    self.hear_last_words().await;
+                    return Err(self.gone(&reason(&error)));
+                }
+            }
         }
+        self.is_broken = false;
         Ok(())
     }
 
@@ -173,15 +188,26 @@ impl Session {
                 Ok(length)
             });
             match length.await {
-                Ok(0) => return Err(self.gone("it ended")),
+                Ok(0) => {
+                    self.hear_last_words().await;
+                    return Err(self.gone("it ended"));
+                }
                 Ok(_) => {}
                 Err(error) => return Err(self.gone(&reason(&error))),
             }
         }
     }
 
+    /// Waits until its standard error is read. A process that it left behind may keep that open: not for ever, then.
+    async fn hear_last_words(&mut self) {
+        if let Some(reading) = self.reading_errors.take() {
+            let _ = tokio::time::timeout(LAST_WORDS, reading).await;
+        }
+    }
+
     /// It cannot be used, with the last that it wrote to its standard error.
-    fn gone(&self, why: &str) -> ToolError {
+    fn gone(&mut self, why: &str) -> ToolError {
+        self.is_broken = true;
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
         let tail = String::from_utf8_lossy(errors.make_contiguous()).into_owned();
         let error = gone(&self.name, why);
