@@ -19,6 +19,7 @@ mod initramfs;
 mod os;
 mod places;
 mod role;
+mod runtime;
 mod sys;
 mod system;
 mod tools;

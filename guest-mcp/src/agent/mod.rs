@@ -44,6 +44,7 @@ use crate::console::say;
 use crate::holder::client::{self, Holder};
 use crate::holder::wire;
 use crate::init::power;
+use crate::runtime;
 use crate::tools::Uploads;
 
 /// Where an agent runs.
@@ -207,12 +208,7 @@ pub(crate) fn run(place: Place, protocol: u32) -> ExitCode {
     if let Err(error) = SigSet::empty().thread_set_mask() {
         say(format_args!("unblock signals: {error}"));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(16)
-        .thread_stack_size(256 << 10)
-        .build();
-    let runtime = match runtime {
+    let runtime = match runtime::with_pool(16) {
         Ok(runtime) => runtime,
         Err(error) => {
             say(format_args!("cannot start the agent: {error}"));

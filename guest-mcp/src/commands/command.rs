@@ -286,6 +286,10 @@ impl Command {
     /// Kills all of it.
     pub(super) async fn kill(self: &Arc<Self>) {
         self.tree.signal_group(Signal::KILL);
+        // Without a thread for it, which there may be no memory for.
+        if self.tree.kill_at_once() {
+            return;
+        }
         let this = self.clone();
         // To look for what belongs to it may take a moment on a busy machine.
         let _ = tokio::task::spawn_blocking(move || this.tree.kill()).await;

@@ -77,9 +77,14 @@ impl Tree {
         }
     }
 
+    /// Kills all processes of the command where one write does it; whether it did.
+    pub(super) fn kill_at_once(&self) -> bool {
+        self.cgroup().as_ref().is_some_and(|cgroup| cgroup.kill().is_ok())
+    }
+
     /// Kills all processes of the command; takes a moment.
     pub(super) fn kill(&self) {
-        if self.cgroup().as_ref().is_some_and(|cgroup| cgroup.kill().is_ok()) {
+        if self.kill_at_once() {
             return;
         }
         let mut was_empty = false;

@@ -30,6 +30,7 @@ use self::wire::{FromHolder, Stream, ToHolder};
 use crate::commands::{Caller, Table};
 use crate::console::say;
 use crate::os::reason;
+use crate::runtime;
 
 /// Where the holder of a VM has its socket and its records.
 const COMMANDS: &str = "/run/nexus/commands";
@@ -47,12 +48,7 @@ pub(crate) fn run(directory: PathBuf, in_vm: bool) -> ExitCode {
     if let Err(error) = SigSet::empty().thread_set_mask() {
         say(format_args!("unblock signals: {error}"));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(8)
-        .thread_stack_size(256 << 10)
-        .build();
-    let held = runtime.and_then(|runtime| {
+    let held = runtime::with_pool(8).and_then(|runtime| {
         let held = runtime.block_on(hold(directory, in_vm));
         runtime.shutdown_background();
         held
