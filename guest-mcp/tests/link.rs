@@ -35,7 +35,12 @@ fn a_process_does_not_touch_its_host() {
     let directory = tempfile::tempdir().unwrap();
     let host = Host::bind(directory.path());
     let path = directory.path().join("not-written");
-    let file = GuestFile { path: path.to_str().unwrap().into(), content_base64: "aGk=".into(), mode: 0o600 };
+    let file = GuestFile {
+        path: path.to_str().unwrap().into(),
+        content_base64: "aGk=".into(),
+        mode: 0o600,
+        user: None,
+    };
     let mut process = spawn(directory.path(), &[]);
     let said = host.welcome(nexus_schema::link::Configure { files: vec![file], ..configure() });
     assert_eq!(said.ack.problems.len(), 1);

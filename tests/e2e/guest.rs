@@ -15,9 +15,9 @@ use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
 /// What the images of these tests have of BusyBox.
-const APPLETS: [&str; 15] = [
-    "sh", "cat", "cut", "date", "df", "grep", "head", "id", "ls", "readlink", "stat", "tail", "touch", "tty",
-    "wc",
+const APPLETS: [&str; 16] = [
+    "sh", "cat", "cut", "date", "df", "grep", "head", "id", "ls", "readlink", "rm", "stat", "tail", "touch",
+    "tty", "wc",
 ];
 
 /// The static BusyBox of the image that every state directory of these tests has.
@@ -68,7 +68,12 @@ fn what_an_image_holds_is_what_its_machine_has() {
     let root = tempfile::tempdir().expect("a temporary directory");
     populate(root.path(), &busybox(&mut client));
     let from = format!("file:{}", root.path().display());
-    let vm = client.create(json!({ "name": "held", "from": from, "memory": "128MiB" }));
+    let files = json!({
+        "/srv/new/plain.txt": "plain\n",
+        "/home/dev/.config/key": { "content": "secret\n", "mode": "0600", "user": "dev" },
+        "/opt/tool": { "content": "IyEvYmluL3NoCmVjaG8gAP8K", "encoding": "base64", "mode": "0755" },
+    });
+    let vm = client.create(json!({ "name": "held", "from": from, "memory": "128MiB", "files": files }));
     assert_eq!(vm["guest"]["problems"], Value::Null, "{vm}");
 
     let held = "stat -c '%u:%g %a' /run/postgresql /run/postgresql/note /tmp /tmp/seed.txt; cat /run/postgresql/note /tmp/seed.txt";
@@ -82,6 +87,15 @@ fn what_an_image_holds_is_what_its_machine_has() {
         2
     );
 
+    let given = "cd /srv/new && stat -c '%u %a' plain.txt /home/dev/.config/key /opt/tool; cat plain.txt /home/dev/.config/key";
+    let once = "0 644\n1000 600\n0 755\nplain\nsecret\n";
+    assert_eq!(client.run("held", given).stdout, once);
+    let tool = json!({ "vm": "held", "path": "/opt/tool", "encoding": "base64" });
+    let tool = client.call_whole("guest_file_read", tool).expect("it is read").to_string();
+    assert!(tool.contains("IyEvYmluL3NoCmVjaG8gAP8K"), "{tool}");
+    // They are there once: what becomes of them is the guest's.
+    client.run("held", "echo mine > /srv/new/plain.txt; rm /opt/tool");
+
     another_user_is_at_home(&mut client);
     commands_live(&mut client);
     streams_come_through(&daemon);
@@ -93,6 +107,7 @@ fn what_an_image_holds_is_what_its_machine_has() {
     client.wait_for_state("held", "ready");
     assert_eq!(client.run("held", held).stdout, is);
     assert_eq!(client.run("held", "ls /tmp").stdout, "kept\nseed.txt\n");
+    assert_eq!(client.run("held", "cat /srv/new/plain.txt; ls /opt").stdout, "mine\n");
 }
 
 fn another_user_is_at_home(client: &mut Client) {
@@ -124,10 +139,16 @@ fn commands_live(client: &mut Client) {
     let start = json!({ "vm": "held", "command": "tty; stat -c %u $(tty); read l; echo got $l", "tty": true, "user": "dev" });
     let started = client.call_whole("guest_command_start", start).expect("it starts");
     let id = started["_meta"]["dev.nexus/result"]["command_id"].clone();
+    let read = json!({ "vm": "held", "id": id, "wait_ms": 20_000 });
+    // A terminal echoes what is typed at once, in the middle of what else is written.
+    let asks = until(Duration::from_mins(2), || {
+        let result = client.call_whole("guest_command_output", json!({ "vm": "held", "id": id }));
+        stream(&result.expect("it is read"), "stdout").contains("\r\n1000\r\n").then_some(())
+    });
+    assert!(asks.is_some(), "it says whose terminal it is");
     client
         .call_whole("guest_command_input", json!({ "vm": "held", "id": id, "input": "typed\n" }))
         .expect("it is typed");
-    let read = json!({ "vm": "held", "id": id, "wait_ms": 20_000 });
     let ended = until(Duration::from_mins(2), || {
         let result = client.call_whole("guest_command_output", read.clone()).expect("it is read");
         (result["_meta"]["dev.nexus/result"]["status"] == 0).then_some(result)
@@ -240,7 +261,11 @@ fn commands_leave_the_agent_room(client: &mut Client) {
     });
     assert!(alive.is_some(), "the agent is alive: {said:?}");
     let left = until(Duration::from_mins(3), || processes(client).filter(|left| *left <= calm));
-    assert!(left.is_some(), "the bomb goes on");
+    if left.is_none() {
+        let commands = client.call_whole("guest_command_list", json!({ "vm": "held" }));
+        let groups = client.call("guest_run_command", json!({ "vm": "held", "command": "busybox ps; cd /sys/fs/cgroup/nexus; for g in *; do test -d $g && echo $g $(cat $g/cgroup.procs) $(cat $g/cgroup.events) $(cat $g/cgroup.freeze); done" }));
+        panic!("the bomb goes on: more than {calm}; {commands:?}; {groups:?}");
+    }
 }
 
 fn the_clock_is_kept_right(client: &mut Client, vm: &Value) {

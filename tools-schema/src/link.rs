@@ -182,7 +182,7 @@ pub struct Configure {
     /// Filesystems of data drives to mount, in order.
     #[serde(default)]
     pub mounts: Vec<Mount>,
-    /// Files to write before the VM is ready, in order.
+    /// Files to write before the VM is ready, in order; those of its first start only.
     #[serde(default)]
     pub files: Vec<GuestFile>,
 }
@@ -255,6 +255,10 @@ pub struct GuestFile {
     pub content_base64: String,
     /// The permission bits.
     pub mode: u32,
+    /// Whose it is: a name, a uid, `uid:gid` or `image`; the owner of its directory where it is absent. Guests that do not know it
+    /// leave it to that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// The guest applied its configuration.

@@ -105,7 +105,7 @@ impl HelloServer {
     /// Listens in the VM's directory; a socket that an earlier daemon left is replaced.
     ///
     /// `first` says that this boot had no hello yet: then one hello may come without a token. The time in `configure` is set
-    /// when it is sent.
+    /// when it is sent; its files go to the first guest that is ready.
     pub fn bind(
         directory: &Path,
         configure: Configure,
@@ -113,7 +113,12 @@ impl HelloServer {
         events: mpsc::Sender<GuestEvent>,
     ) -> io::Result<Self> {
         let listener = socket::bind_in_tokio(directory, vm_files::HELLO)?;
-        let session = Arc::new(Session { configure, first: AtomicBool::new(first), events });
+        let session = Arc::new(Session {
+            configure,
+            first: AtomicBool::new(first),
+            has_files: AtomicBool::new(false),
+            events,
+        });
         let task = tokio::spawn(async move {
             let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
             let mut connections = JoinSet::new();
@@ -155,6 +160,8 @@ struct Session {
     configure: Configure,
     /// Whether a hello without a token is still accepted.
     first: AtomicBool,
+    /// Whether a guest has written the files: they are given once, and not to an agent that comes back.
+    has_files: AtomicBool,
     events: mpsc::Sender<GuestEvent>,
 }
 
@@ -218,6 +225,9 @@ impl Session {
         self.tell(GuestEvent::Hello(hello.clone())).await;
         let mut configure = self.configure.clone();
         configure.protocol = PROTOCOL.min(hello.protocol);
+        if self.has_files.load(Ordering::Acquire) {
+            configure.files.clear();
+        }
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         configure.time_unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         conversation.say(&HostMessage::Configure(configure)).await?;
@@ -241,6 +251,7 @@ impl Session {
         if is_lost.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.has_files.store(true, Ordering::Release);
         conversation.say(&HostMessage::Welcome {}).await
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use nexus_schema::id::{AssetId, BootId, ImageId, VmId, VmKind};
 use nexus_schema::link::{Hello, InitMode};
-use nexus_schema::tools::vm::{DriverChoice, NetworkChoice, VmState, VmTimings};
+use nexus_schema::tools::vm::{DriverChoice, NetworkChoice, VmFile, VmState, VmTimings};
 use nexus_schema::{ByteSize, Name, Reference, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
@@ -49,8 +49,9 @@ pub struct VmSpec {
     /// Whether it is ready only once the image's own init has started the system.
     #[serde(default = "yes")]
     pub wait_for_init: bool,
-    /// Text files to write at each boot.
-    pub files: BTreeMap<String, String>,
+    /// Files to write before it is ready for the first time; none once that is done.
+    #[serde(default)]
+    pub files: BTreeMap<String, VmFile>,
     /// The image, as it was asked for.
     pub from: String,
     /// The kernel, as it was asked for.

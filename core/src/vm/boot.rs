@@ -158,10 +158,11 @@ pub(super) fn configure(
         let path = drive.attachment.as_ref()?.mount.clone()?;
         Some(Mount { label: drive.id.to_string(), path, read_only: drive.read_only })
     });
-    let files = record.spec.files.iter().map(|(path, content)| GuestFile {
-        path: path.clone(),
-        content_base64: BASE64.encode(content.as_bytes()),
-        mode: 0o644,
+    // They were checked before the VM was created.
+    let files = record.spec.files.iter().filter_map(|(path, file)| {
+        let (content, mode) = file.resolve().ok()?;
+        let content_base64 = BASE64.encode(&content);
+        Some(GuestFile { path: path.clone(), content_base64, mode, user: file.user.clone() })
     });
     Configure {
         protocol: PROTOCOL,

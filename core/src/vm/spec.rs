@@ -17,6 +17,10 @@ pub(crate) const VCPUS_MAX: u32 = 32;
 pub(crate) const MEMORY_MIN: ByteSize = ByteSize::mib(96);
 /// The most memory.
 pub(crate) const MEMORY_MAX: ByteSize = ByteSize::gib(1024);
+/// The most that the environment may have, in bytes.
+const ENV_MAX: usize = CONFIGURE_MAX / 8;
+/// The most that the files may have, as they are given, in bytes.
+const FILES_MAX: usize = 1 << 20;
 /// The smallest root drive.
 pub(crate) const DISK_MIN: ByteSize = ByteSize::mib(16);
 /// The largest root drive: what ext4 with 4 KiB blocks and the usual options grows to without trouble.
@@ -52,7 +56,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
             wrong(format!("env has the impossible variable `{}`", shorten(key)));
         }
     }
-    for path in params.files.keys() {
+    for (path, file) in &params.files {
         if !path.starts_with('/')
             || path.ends_with('/')
             || path.contains('\0')
@@ -60,10 +64,19 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         {
             wrong(format!("files has `{}`, which is not an absolute path of a file", shorten(path)));
         }
+        if let Err(mistake) = file.resolve() {
+            wrong(format!("files has `{}`: {mistake}", shorten(path)));
+        }
     }
-    let carried: usize = sizes(&params.env) + sizes(&params.files) * 4 / 3;
-    if carried > CONFIGURE_MAX / 2 {
-        wrong(format!("env and files are {carried} bytes together, more than {}", CONFIGURE_MAX / 2));
+    let env: usize = params.env.iter().map(|(key, value)| key.len() + value.len() + 32).sum();
+    if env > ENV_MAX {
+        wrong(format!("env has {env} bytes, more than {ENV_MAX}"));
+    }
+    let files: usize = params.files.iter().map(|(path, file)| path.len() + file.size() + 128).sum();
+    if files > FILES_MAX {
+        wrong(format!(
+            "files has {files} bytes, more than {FILES_MAX}: copy more in by guest_copy_in or file_write"
+        ));
     }
     check_tags(&params.tags, &mut wrong);
     let from = params.from.clone().unwrap_or_else(|| defaults.image.clone());
@@ -206,10 +219,6 @@ pub(crate) fn check_tags(tags: &BTreeMap<String, String>, wrong: &mut impl FnMut
     }
 }
 
-fn sizes(map: &BTreeMap<String, String>) -> usize {
-    map.iter().map(|(k, v)| k.len() + v.len() + 32).sum()
-}
-
 fn shorten(text: &str) -> String {
     text.chars().take(60).flat_map(char::escape_debug).collect()
 }
@@ -223,6 +232,8 @@ fn is_hostname(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use nexus_schema::tools::vm::VmFile;
+
     use super::*;
 
     fn defaults() -> Defaults {
@@ -256,12 +267,19 @@ mod tests {
             disk: Some(ByteSize::bytes(1 << 60)),
             hostname: Some("-".into()),
             env: [("A=B".to_string(), String::new())].into(),
-            files: [("relative".to_string(), String::new()), ("/a/../b".to_string(), String::new())].into(),
+            files: [
+                ("relative".to_string(), VmFile::default()),
+                ("/a/../b".to_string(), VmFile::default()),
+                ("/c".to_string(), VmFile { mode: Some("9".into()), ..VmFile::default() }),
+            ]
+            .into(),
             tags: [(String::new(), String::new())].into(),
             ..Default::default()
         };
         let error = check(&params, &"web".parse().unwrap(), &defaults()).unwrap_err();
-        for word in ["vcpus", "memory", "disk", "hostname", "env", "relative", "/a/../b", "tag"] {
+        for word in
+            ["vcpus", "memory", "disk", "hostname", "env", "relative", "/a/../b", "`9` is not a mode", "tag"]
+        {
             assert!(error.message.contains(word), "{word} in {error}");
         }
     }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use nexus_schema::link::{Configure, GuestFile, InitMode};
 
 use super::{clock, network};
-use crate::os::{read_small, reason};
+use crate::identity::Identity;
+use crate::os::{Users, read_small, reason};
 use crate::places::{give_to_owner_of, make_directories};
 
 /// The clock is left alone when it is this close.
@@ -28,7 +29,7 @@ pub(super) fn apply(configure: &Configure, init: InitMode, problems: &mut Vec<St
     }
     super::mounts::mount_all(&configure.mounts, problems);
     for file in &configure.files {
-        note(problems, &format!("write {}", file.path), write_file(file));
+        note(problems, &format!("write {}", file.path), write_file(file, configure.image_user.as_deref()));
     }
     if let Some(path) = &configure.working_dir {
         let path = Path::new("/").join(path);
@@ -103,7 +104,8 @@ fn write_resolv_conf(servers: &[IpAddr]) -> io::Result<()> {
     replace("/etc/resolv.conf", text.as_bytes(), 0o644)
 }
 
-fn write_file(file: &GuestFile) -> io::Result<()> {
+/// Writes a file, and sees to it that it is on the disk: the host gives it once.
+fn write_file(file: &GuestFile, image_user: Option<&str>) -> io::Result<()> {
     let refuse = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text);
     let path = Path::new(&file.path);
     if !path.is_absolute() || file.path.contains('\0') {
@@ -111,15 +113,29 @@ fn write_file(file: &GuestFile) -> io::Result<()> {
     }
     let content = data_encoding::BASE64.decode(file.content_base64.as_bytes());
     let content = content.map_err(|_| refuse("not base64"))?;
-    if let Some(parent) = path.parent() {
-        make_directories(parent)?;
-    }
-    replace(path, &content, file.mode & 0o7777)
+    let owner = match &file.user {
+        None => None,
+        Some(user) => {
+            let who = Identity::resolve(Some(user), image_user, &Users::read());
+            let who = who.map_err(|error| refuse(&error.message))?;
+            let (own, own_group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+            Some(who.credentials.map_or((own, own_group), |is| (is.uid, is.gid)))
+        }
+    };
+    let parent = path.parent().ok_or_else(|| refuse("not the path of a file"))?;
+    make_directories(parent)?;
+    replace_for(path, &content, file.mode & 0o7777, owner)?;
+    std::fs::File::open(path)?.sync_all()?;
+    std::fs::File::open(parent)?.sync_all()
 }
 
 /// Replaces a file in one step; the new one has the owner of the old one, or of its directory.
 pub(crate) fn replace(path: impl AsRef<Path>, content: &[u8], mode: u32) -> io::Result<()> {
-    let path = path.as_ref();
+    replace_for(path.as_ref(), content, mode, None)
+}
+
+/// The same for an owner, as uid and gid.
+fn replace_for(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".nexus-new");
     let _ = std::fs::remove_file(&temporary);
@@ -128,6 +144,7 @@ pub(crate) fn replace(path: impl AsRef<Path>, content: &[u8], mode: u32) -> io::
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
         match (std::fs::symlink_metadata(path), path.parent()) {
+            _ if owner.is_some() => fchown(&file, owner.map(|is| is.0), owner.map(|is| is.1))?,
             (Ok(old), _) if old.is_file() => fchown(&file, Some(old.uid()), Some(old.gid()))?,
             (_, Some(directory)) => give_to_owner_of(directory, &file)?,
             (_, None) => {}

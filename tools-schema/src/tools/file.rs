@@ -138,6 +138,14 @@ impl Tool for FileRead {
 /// Writes a file.
 pub enum FileWrite {}
 
+/// The permission bits that octal digits such as `0644` or `0o755` mean; `None` if these are none.
+pub fn parse_mode(text: &str) -> Option<u32> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let is_digits = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let mode = is_digits.then(|| u32::from_str_radix(digits, 8).ok())?;
+    mode.filter(|mode| *mode <= 0o7777)
+}
+
 /// Arguments of `file_write`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

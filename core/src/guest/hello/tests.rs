@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use nexus_schema::id::{BootId, VmId};
+use nexus_schema::link::GuestFile;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -18,7 +19,11 @@ struct Fixture {
 
 impl Fixture {
     fn new(first: bool) -> Self {
-        let (directory, configure) = (tempfile::tempdir().unwrap(), plain());
+        Self::with(first, plain())
+    }
+
+    fn with(first: bool, configure: Configure) -> Self {
+        let directory = tempfile::tempdir().unwrap();
         let (sender, mut said) = mpsc::channel(16);
         let server = HelloServer::bind(directory.path(), configure, first, sender).unwrap();
         // What is said is recorded at once.
@@ -126,6 +131,19 @@ async fn a_guest_is_welcomed_when_it_is_recorded_that_it_is_ready() {
     assert!(timeout(Duration::from_millis(200), read.next_line()).await.is_err(), "it is not recorded yet");
     drop(ready);
     assert!(timeout(LIMIT, read.next_line()).await.unwrap().unwrap().unwrap().contains("welcome"));
+}
+
+#[tokio::test]
+async fn files_are_given_once() {
+    let file = GuestFile { path: "/a".into(), content_base64: String::new(), mode: 0o644, user: None };
+    let fixture = Fixture::with(true, Configure { files: vec![file], ..plain() });
+    let files = |answers: &[Value]| answers[0]["files"].as_array().unwrap().len();
+    // One that breaks off may not have written them.
+    assert_eq!(files(&fixture.talk(&[hello(json!({}))]).await), 1);
+    assert_eq!(files(&fixture.talk(&[hello(json!({})), ack("secret")]).await), 1);
+    // An agent that comes back finds them, as the guest has left them.
+    let again = hello(json!({ "token": "secret" }));
+    assert_eq!(files(&fixture.talk(&[again, ack("secret")]).await), 0);
 }
 
 #[tokio::test]

@@ -65,6 +65,8 @@ impl Actor {
                 guest.problems = ack.problems;
                 guest.configured = true;
                 self.record.guest = Some(guest);
+                // In the same row: they are written once, and what the guest makes of them later is the guest's.
+                self.record.spec.files.clear();
                 failpoint::reach("start-configured");
                 self.write(None).await.ok();
                 drop(recorded);

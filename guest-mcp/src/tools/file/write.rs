@@ -101,12 +101,7 @@ async fn take(call: Call, path: String, piece: Piece) -> Result<Reply<FileWriteO
 
 /// The bits of an octal mode.
 pub(super) fn parse_mode(text: &str) -> Result<u32, ToolError> {
-    let digits = text.strip_prefix("0o").unwrap_or(text);
-    let mode = (!digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit()))
-        .then(|| u32::from_str_radix(digits, 8).ok())
-        .flatten()
-        .filter(|mode| *mode <= 0o7777);
-    mode.ok_or_else(|| {
+    nexus_schema::tools::file::parse_mode(text).ok_or_else(|| {
         let shown: String = text.chars().take(40).collect();
         ToolError::invalid(format!("`{shown}` is not a mode: octal digits such as 0644"))
     })

@@ -1,6 +1,7 @@
 //! `nexusctl vm`: VMs from creation to deletion.
 
 mod console;
+mod files;
 mod list;
 mod logs;
 mod power;
@@ -140,7 +141,7 @@ pub(crate) struct CreateOptions {
     /// An environment variable of every command in the VM
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
-    /// A text file to write at each boot, from a file here
+    /// A file to write before it is ready for the first time, from a file here, with that one's mode
     #[arg(long, value_name = "PATH=FILE", value_parser = pair)]
     file: Vec<(String, String)>,
     /// A label
@@ -268,16 +269,8 @@ async fn create(app: &App, from: Option<String>, args: CreateOptions) -> Result<
 }
 
 fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreateParams, Error> {
-    let mut files = BTreeMap::new();
-    for (path, file) in args.file {
-        let file = PathBuf::from(file);
-        let content = std::fs::read_to_string(&file).map_err(|source| Error::File {
-            what: "read the text file",
-            path: file,
-            source,
-        })?;
-        files.insert(path, content);
-    }
+    let files = args.file.into_iter().map(|(path, file)| Ok((path, files::read(file.into())?)));
+    let files = files.collect::<Result<_, Error>>()?;
     Ok(VmCreateParams {
         name: args.new.name(),
         from: from.map(located),

@@ -1,6 +1,7 @@
 //! VMs: create, list, inspect, start, stop, delete, update, logs, history.
 
 mod delete;
+mod file;
 mod publish;
 mod update;
 mod words;
@@ -20,6 +21,7 @@ use crate::tools::OpOutcome;
 use crate::tools::plan::Creation;
 
 pub use self::delete::{DeletedVm, UndeletedVm, VmDelete, VmDeleteOutput, VmDeleteParams};
+pub use self::file::VmFile;
 pub use self::publish::{
     PublishedPort, VmPublish, VmPublishParams, VmUnpublish, VmUnpublishOutput, VmUnpublishParams,
 };
@@ -70,9 +72,10 @@ pub struct VmCreateParams {
     /// Environment variables of every command in the VM.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Text files to write at each boot: absolute path to content.
+    /// Files to write once, before the VM is ready for the first time: absolute path to content, or to an object with a mode and an
+    /// owner. Missing directories are made. At most 1 MiB together; for more use guest_copy_in.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub files: BTreeMap<String, String>,
+    pub files: BTreeMap<String, VmFile>,
     /// Labels for finding it again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
