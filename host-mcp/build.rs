@@ -18,13 +18,15 @@ use std::{env, fs};
 const TARGET_OVERRIDE: &str = "NEXUS_GUEST_TARGET";
 
 /// What the guest is made of, relative to the workspace.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 10] = [
     "Cargo.lock",
     "Cargo.toml",
     "guest-mcp/Cargo.toml",
     "guest-mcp/src",
     "tools-schema/Cargo.toml",
     "tools-schema/src",
+    "tools-schema/tree/Cargo.toml",
+    "tools-schema/tree/src",
     "tools-schema/wire/Cargo.toml",
     "tools-schema/wire/src",
 ];

@@ -142,6 +142,30 @@ fn packages_depend_in_one_direction() {
     );
 }
 
+/// The guest is built by a cargo of its own, of which the outer one knows only what the build script says.
+#[test]
+fn the_guest_is_built_anew_when_a_part_of_it_changes() {
+    let script =
+        std::fs::read_to_string(root().join("host-mcp/build.rs")).expect("the build script is there");
+    let (_, parts) = DIRECTION.iter().find(|(name, _)| *name == "nexus-guest").expect("it is in the plan");
+    let parts = ours().into_iter().filter(|package| {
+        let name = package.name.as_str();
+        name == "nexus-guest" || parts.contains(&name)
+    });
+    let missing = parts.flat_map(|package| {
+        let manifest = package.manifest_path.strip_prefix(root()).expect("it is in the workspace");
+        let sources = manifest.with_file_name("src");
+        [manifest.to_string(), sources.to_string()]
+    });
+    let missing = missing.filter(|path| !script.contains(&format!("\"{path}\"")));
+    let findings = missing.map(|path| Finding {
+        file: "host-mcp/build.rs".to_owned(),
+        line: 1,
+        what: format!("does not watch {path}: add it to SOURCES"),
+    });
+    none("the guest is built anew when a part of it changes", findings.collect());
+}
+
 #[test]
 fn licences_are_known() {
     let allowed = |request: &spdx::LicenseReq| LICENCES.contains(&request.to_string().as_str());
