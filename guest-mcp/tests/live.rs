@@ -134,14 +134,31 @@ fn a_command_waits_for_its_reader_where_nothing_may_be_dropped() {
     let guest = Guest::start();
     let mut client = guest.client();
     let line = "seq 1 2000000; echo end >&2";
-    let arguments = json!({ "command": line, "lossless": true, "keep_bytes": 100_000, "yield_after_s": 0.2 });
+    let arguments = json!({ "command": line, "lossless": true, "keep_bytes": 100_000, "yield_after_s": 45 });
+    let begun = Instant::now();
     let result = client.good("run_command", arguments);
+    assert!(begun.elapsed() < Duration::from_secs(30), "the call yields once its output has to be read");
     assert_eq!(facts(&result)["state"], "running", "{result}");
     let (stdout, stderr, end) = follow(&mut client, &facts(&result)["command_id"]);
     let all: String = (1..=2_000_000).map(|number| format!("{number}\n")).collect();
     assert!(stdout == all.as_bytes(), "{} bytes of {}", stdout.len(), all.len());
     assert_eq!((stderr.as_slice(), &end["exit_code"]), (&b"end\n"[..], &json!(0)));
     assert_eq!(end["stdout"]["dropped_bytes"], all.len() as u64 - 100_000, "what was read is not kept");
+}
+
+#[test]
+fn the_end_is_waited_for_in_one_call() {
+    let guest = Guest::start();
+    let mut client = guest.client();
+    let line = "for i in 1 2 3 4 5; do echo $i; sleep 0.1; done; exit 3";
+    let id = start(&mut client, json!({ "command": line }));
+    let result = client.good("command_output", json!({ "id": id, "wait_ms": 45_000, "until_end": true }));
+    assert_eq!((stream(&result, "stdout"), &facts(&result)["exit_code"]), ("1\n2\n3\n4\n5\n", &json!(3)));
+    // No longer than is said.
+    let id = start(&mut client, json!({ "argv": ["sleep", "600"] }));
+    let result = client.good("command_output", json!({ "id": id, "wait_ms": 100, "until_end": true }));
+    assert_eq!(facts(&result)["state"], "running");
+    client.good("command_signal", json!({ "id": id, "signal": "KILL" }));
 }
 
 #[test]

@@ -108,6 +108,8 @@ impl Table {
                 return Err(cancelled());
             }
             () = tokio::time::sleep(wait) => {}
+            // It goes on once its output is read, which only another call can do.
+            () = full(&command) => {}
             () = tell_newest(&command, tell) => {}
         }
         let ending = command.ending();
@@ -166,7 +168,16 @@ impl Table {
         };
         let command = self.find(params.id)?;
         command.streams.iter().zip(from).for_each(|(stream, from)| stream.was_read(from));
-        wait_for_news(&command, from, params.stream, milliseconds(params.wait_ms)?).await;
+        let wait = milliseconds(params.wait_ms)?;
+        if params.until_end {
+            tokio::select! {
+                () = command.ended() => {}
+                () = full(&command) => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        } else {
+            wait_for_news(&command, from, params.stream, wait).await;
+        }
         let look = Look { from, stream: params.stream, limit: params.limit, encoding, written: None };
         show_news(&command, look).await
     }
@@ -380,6 +391,15 @@ async fn tell_newest(command: &Command, tell: Option<Box<dyn Fn(String) + Send +
             told = seen;
             tell(text);
         }
+    }
+}
+
+/// Waits until a command waits for its reader.
+async fn full(command: &Command) {
+    let mut watch = command.watch();
+    let is_full = |stream: &Stream| stream.is_full(command.limits.keep);
+    if watch.wait_for(|_| command.streams.iter().any(is_full)).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -104,6 +104,12 @@ impl Stream {
         self.read.send_if_modified(|read| std::mem::replace(read, (*read).max(offset)) < offset);
     }
 
+    /// Whether it waits for its reader, of which there is none yet.
+    pub(super) fn is_full(&self, keep: usize) -> bool {
+        let unread = self.kept().total().saturating_sub(*self.read.borrow());
+        self.is_paced.load(Ordering::Acquire) && unread >= keep as u64
+    }
+
     /// Waits until there is room for more, and says how much; not for ever for a reader who does not come.
     pub(super) async fn room(&self, keep: usize) -> usize {
         let unread = |read: &u64| self.kept().total().saturating_sub(*read) as usize;

@@ -83,7 +83,7 @@ pub struct RunCommandParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 16_777_216))]
     pub keep_bytes: Option<u32>,
-    /// Never drop output: the command waits while so much of it is unread by `command_output`.
+    /// Never drop output: the command waits while so much of it is unread by `command_output`; `run_command` yields then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lossless: bool,
     /// A file in the VM that gets all output as well; overwritten.

@@ -57,6 +57,7 @@ pub(super) async fn run(
             id,
             cursor: cursor.take(),
             wait_ms: Some(WAIT_MS),
+            until_end: false,
             stream: None,
             offset: None,
             limit: Some(PIECE),

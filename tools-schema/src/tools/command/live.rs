@@ -118,6 +118,9 @@ pub struct CommandOutputParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45_000))]
     pub wait_ms: Option<u32>,
+    /// Wait for the end and not for new output (default false).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub until_end: bool,
     /// Only this stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<OutputStream>,
