@@ -5,6 +5,7 @@ mod builds;
 mod confined;
 mod drives;
 mod ends;
+mod examples;
 mod first_vm;
 mod guest;
 mod oci;

@@ -3,16 +3,13 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this program's output is its purpose")]
 
-mod client;
-mod show;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use client::{Client, DemoError};
+use nexus_examples::show::{self, Timings};
+use nexus_examples::{Client, ClientError};
 use serde_json::{Value, json};
-use show::Timings;
 
 const VM: &str = "demo";
 const SCRIPT: &str = "\
@@ -42,23 +39,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), DemoError> {
+fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), ClientError> {
     let mut timings = Timings::default();
 
     show::step("start a daemon of its own and greet it, as any MCP client would");
     let mut client = Client::start(&nexusd, &directory)?;
     let started = Instant::now();
-    let hello = client.request(
-        "initialize",
-        json!({
-            "protocolVersion": "2025-11-25",
-            "capabilities": {},
-            "clientInfo": { "name": "nexus-demo", "version": env!("CARGO_PKG_VERSION") },
-        }),
-    )?;
+    let hello = client.greet("nexus-demo")?;
     timings.note("daemon started, MCP initialized", started.elapsed());
     show::answer(&hello["serverInfo"], started.elapsed());
-    client.notify("notifications/initialized")?;
     let tools = client.request("tools/list", json!({}))?;
     let names: Vec<&str> =
         tools["tools"].as_array().into_iter().flatten().filter_map(|tool| tool["name"].as_str()).collect();
@@ -89,7 +78,7 @@ fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), D
         let started = Instant::now();
         let result = client.call(tool, arguments)?;
         timings.note(what, started.elapsed());
-        Ok::<_, DemoError>(result)
+        Ok::<_, ClientError>(result)
     };
     timed(
         &mut client,
@@ -144,10 +133,10 @@ fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), D
 }
 
 /// Fails when none of a result's text blocks holds what it must.
-fn expect_text(result: &Value, text: &str) -> Result<(), DemoError> {
+fn expect_text(result: &Value, text: &str) -> Result<(), ClientError> {
     let mut blocks = result["content"].as_array().into_iter().flatten();
     if blocks.any(|block| block["text"].as_str().is_some_and(|said| said.contains(text))) {
         return Ok(());
     }
-    Err(DemoError::Unexpected { wanted: text.to_owned(), got: result.to_string() })
+    Err(ClientError::Unexpected { wanted: text.to_owned(), got: result.to_string() })
 }

@@ -18,23 +18,49 @@ const ANSWER: Duration = Duration::from_mins(2);
 /// How long the server may take to end once its input is closed.
 const END: Duration = Duration::from_secs(30);
 
-/// Why the demo cannot go on.
-pub(crate) enum DemoError {
+/// Why a conversation cannot go on.
+pub enum ClientError {
     /// A file or process of its own.
-    Io { what: String, source: io::Error },
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// The server ended; what it wrote last.
-    Gone { log: String },
+    Gone {
+        /// The end of its log.
+        log: String,
+    },
     /// The server took too long.
-    Silent { method: String },
+    Silent {
+        /// What was asked.
+        method: String,
+    },
     /// The server answered with a protocol error.
-    Protocol { method: String, error: Value },
+    Protocol {
+        /// What was asked.
+        method: String,
+        /// The answer.
+        error: Value,
+    },
     /// A tool said no.
-    Tool { tool: String, said: String },
+    Tool {
+        /// Which tool.
+        tool: String,
+        /// What it said.
+        said: String,
+    },
     /// A result was not what it must be.
-    Unexpected { wanted: String, got: String },
+    Unexpected {
+        /// What it must be.
+        wanted: String,
+        /// What it was.
+        got: String,
+    },
 }
 
-impl fmt::Display for DemoError {
+impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io { what, source } => write!(f, "{what}: {source}"),
@@ -47,23 +73,35 @@ impl fmt::Display for DemoError {
     }
 }
 
-fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> DemoError {
+fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> ClientError {
     let what = what.into();
-    move |source| DemoError::Io { what, source }
+    move |source| ClientError::Io { what, source }
 }
 
 /// One connection, and the server at its other end.
-pub(crate) struct Client {
+pub struct Client {
     server: Child,
     input: Option<ChildStdin>,
     answers: Receiver<Value>,
     log: PathBuf,
     last_id: u64,
+    counts: Counts,
+}
+
+/// What calls of tools cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    /// How many there were.
+    pub calls: u64,
+    /// The bytes of their names and arguments.
+    pub sent: usize,
+    /// The bytes of what a model would be shown of their results: the structured part where there is one, else the texts.
+    pub shown: usize,
 }
 
 impl Client {
     /// Starts the server with everything that it keeps under `directory`.
-    pub(crate) fn start(nexusd: &Path, directory: &Path) -> Result<Self, DemoError> {
+    pub fn start(nexusd: &Path, directory: &Path) -> Result<Self, ClientError> {
         fs::create_dir_all(directory).map_err(io(format!("create {}", directory.display())))?;
         let directory = fs::canonicalize(directory).map_err(io(format!("find {}", directory.display())))?;
         let log = directory.join("nexusd.log");
@@ -89,11 +127,30 @@ impl Client {
                 }
             }
         });
-        Ok(Self { server, input, answers, log, last_id: 0 })
+        Ok(Self { server, input, answers, log, last_id: 0, counts: Counts::default() })
+    }
+
+    /// Says who is there, and who answers.
+    pub fn greet(&mut self, name: &str) -> Result<Value, ClientError> {
+        let hello = self.request(
+            "initialize",
+            json!({
+                "protocolVersion": "2025-11-25",
+                "capabilities": {},
+                "clientInfo": { "name": name, "version": env!("CARGO_PKG_VERSION") },
+            }),
+        )?;
+        self.notify("notifications/initialized")?;
+        Ok(hello)
+    }
+
+    /// How many calls of tools there were, and how many bytes they and their results had.
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// Sends a request and waits for its answer; progress that comes meanwhile is shown.
-    pub(crate) fn request(&mut self, method: &str, params: Value) -> Result<Value, DemoError> {
+    pub fn request(&mut self, method: &str, params: Value) -> Result<Value, ClientError> {
         self.last_id += 1;
         let id = self.last_id;
         self.send(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }))?;
@@ -103,7 +160,7 @@ impl Client {
             let mut message = match self.answers.recv_timeout(wait) {
                 Ok(message) => message,
                 Err(RecvTimeoutError::Timeout) => {
-                    return Err(DemoError::Silent { method: method.to_owned() });
+                    return Err(ClientError::Silent { method: method.to_owned() });
                 }
                 Err(RecvTimeoutError::Disconnected) => return Err(self.gone()),
             };
@@ -113,7 +170,7 @@ impl Client {
                 show::end_progress();
                 return match message.get_mut("error") {
                     Some(error) => {
-                        Err(DemoError::Protocol { method: method.to_owned(), error: error.take() })
+                        Err(ClientError::Protocol { method: method.to_owned(), error: error.take() })
                     }
                     None => Ok(message["result"].take()),
                 };
@@ -122,48 +179,57 @@ impl Client {
     }
 
     /// Sends a notification without parameters.
-    pub(crate) fn notify(&mut self, method: &str) -> Result<(), DemoError> {
+    pub fn notify(&mut self, method: &str) -> Result<(), ClientError> {
         self.send(&json!({ "jsonrpc": "2.0", "method": method }))
     }
 
     /// Calls a tool, with question and answer shown.
-    pub(crate) fn call(&mut self, tool: &str, arguments: Value) -> Result<Value, DemoError> {
+    pub fn call(&mut self, tool: &str, arguments: Value) -> Result<Value, ClientError> {
         show::question(tool, &arguments);
         let started = Instant::now();
         let token = self.last_id + 1;
+        self.counts.calls += 1;
+        self.counts.sent += tool.len() + arguments.to_string().len();
         let params = json!({ "name": tool, "arguments": arguments, "_meta": { "progressToken": token } });
         let result = self.request("tools/call", params)?;
         if result["isError"] == true {
             let said = result["content"][0]["text"].as_str().unwrap_or("without a word").to_owned();
-            return Err(DemoError::Tool { tool: tool.to_owned(), said });
+            return Err(ClientError::Tool { tool: tool.to_owned(), said });
         }
+        self.counts.shown += match &result["structuredContent"] {
+            Value::Null => {
+                let blocks = result["content"].as_array().into_iter().flatten();
+                blocks.filter_map(|block| block["text"].as_str()).map(str::len).sum()
+            }
+            structured => structured.to_string().len(),
+        };
         show::result(&result, started.elapsed());
         Ok(result)
     }
 
     /// Calls a tool that starts long work, and asks after it until it is done. Returns the outcome.
-    pub(crate) fn call_to_the_end(
+    pub fn call_to_the_end(
         &mut self,
         tool: &str,
         arguments: Value,
         longest: Duration,
-    ) -> Result<Value, DemoError> {
+    ) -> Result<Value, ClientError> {
         let deadline = Instant::now() + longest;
         let mut outcome = self.call(tool, arguments)?["structuredContent"].take();
         while outcome["done"] != true {
             if Instant::now() > deadline {
-                return Err(DemoError::Silent { method: tool.to_owned() });
+                return Err(ClientError::Silent { method: tool.to_owned() });
             }
             outcome = self.call("op_get", json!({ "op_id": outcome["op_id"] }))?["structuredContent"].take();
         }
         if outcome["state"] != "succeeded" {
-            return Err(DemoError::Tool { tool: tool.to_owned(), said: outcome.to_string() });
+            return Err(ClientError::Tool { tool: tool.to_owned(), said: outcome.to_string() });
         }
         Ok(outcome)
     }
 
     /// Closes the connection, whereupon the server ends.
-    pub(crate) fn finish(mut self) -> Result<(), DemoError> {
+    pub fn finish(mut self) -> Result<(), ClientError> {
         self.input = None;
         match self.answers.recv_timeout(END) {
             Err(RecvTimeoutError::Disconnected) => {}
@@ -173,7 +239,7 @@ impl Client {
         Ok(())
     }
 
-    fn send(&mut self, message: &Value) -> Result<(), DemoError> {
+    fn send(&mut self, message: &Value) -> Result<(), ClientError> {
         let Some(input) = &mut self.input else { return Err(self.gone()) };
         if writeln!(input, "{message}").and_then(|()| input.flush()).is_err() {
             return Err(self.gone());
@@ -181,10 +247,10 @@ impl Client {
         Ok(())
     }
 
-    fn gone(&self) -> DemoError {
+    fn gone(&self) -> ClientError {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        DemoError::Gone { log: lines[lines.len().saturating_sub(20)..].join("\n") }
+        ClientError::Gone { log: lines[lines.len().saturating_sub(20)..].join("\n") }
     }
 }
 

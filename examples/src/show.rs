@@ -34,22 +34,22 @@ fn paint(code: &str, text: &str) -> String {
 }
 
 /// What comes next.
-pub(crate) fn step(text: &str) {
+pub fn step(text: &str) {
     println!("\n{}", paint("1", &format!("# {text}")));
 }
 
 /// A remark.
-pub(crate) fn note(text: &str) {
+pub fn note(text: &str) {
     println!("{}", paint("2", &format!("  {text}")));
 }
 
 /// A tool call.
-pub(crate) fn question(tool: &str, arguments: &Value) {
+pub fn question(tool: &str, arguments: &Value) {
     println!("{} {} {}", paint("36", "->"), paint("1", tool), abridged(&arguments.to_string()));
 }
 
 /// An answer that is not a tool's.
-pub(crate) fn answer(value: &Value, took: Duration) {
+pub fn answer(value: &Value, took: Duration) {
     println!(
         "{} {} {}",
         paint("32", "<-"),
@@ -59,7 +59,7 @@ pub(crate) fn answer(value: &Value, took: Duration) {
 }
 
 /// A tool's result: what a model would be shown.
-pub(crate) fn result(result: &Value, took: Duration) {
+pub fn result(result: &Value, took: Duration) {
     let mut arrow = paint("32", "<-");
     let structured = &result["structuredContent"];
     if !structured.is_null() {
@@ -126,13 +126,13 @@ fn wrapped(words: &[impl AsRef<str>]) -> Vec<String> {
 }
 
 /// What is said by the way, as a list.
-pub(crate) fn notes(title: &str, words: &[&str]) {
+pub fn notes(title: &str, words: &[&str]) {
     note(title);
     wrapped(words).iter().for_each(|line| note(&format!("  {line}")));
 }
 
 /// How far long work is: written over on a terminal, a line each elsewhere.
-pub(crate) fn progress(params: &Value) {
+pub fn progress(params: &Value) {
     let message = params["message"].as_str().unwrap_or("working");
     if stdout().is_terminal() {
         let columns = message.chars().take(PROGRESS_WIDTH).collect::<String>();
@@ -155,14 +155,14 @@ pub(crate) fn progress(params: &Value) {
 }
 
 /// Clears the progress line.
-pub(crate) fn end_progress() {
+pub fn end_progress() {
     if PROGRESS.take() {
         print!("\r\x1b[K");
     }
 }
 
 /// Where the time of a boot went, as the VM's own details tell.
-pub(crate) fn boot(vm: &Value, timings: &mut Timings) {
+pub fn boot(vm: &Value, timings: &mut Timings) {
     for (key, what) in [
         ("plan_ms", "  of which drive and plan"),
         ("spawn_ms", "  of which spawn of the VMM"),
@@ -196,18 +196,18 @@ fn human(took: Duration) -> String {
 
 /// How long each step took.
 #[derive(Default)]
-pub(crate) struct Timings {
+pub struct Timings {
     rows: Vec<(String, Duration)>,
 }
 
 impl Timings {
     /// One step.
-    pub(crate) fn note(&mut self, what: &str, took: Duration) {
+    pub fn note(&mut self, what: &str, took: Duration) {
         self.rows.push((what.to_owned(), took));
     }
 
     /// All of them.
-    pub(crate) fn print(&self) {
+    pub fn print(&self) {
         step("how long it took");
         for (what, took) in &self.rows {
             println!("  {what:<44} {:>10}", human(*took));

@@ -1,0 +1,28 @@
+//! The examples that print a conversation, as a user runs them, with a daemon that has its image.
+
+use std::process::Command;
+
+use nexus_tests::daemon::{Daemon, program};
+
+/// What one of them prints to its end.
+fn run(name: &str) -> String {
+    let daemon = Daemon::start();
+    let mut command = Command::new(program(name));
+    command.arg(program("nexusd")).arg(daemon.root()).arg("busybox");
+    let done = command.output().expect("it runs");
+    let (said, failed) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{said}\n{failed}");
+    said.into_owned()
+}
+
+#[test]
+fn the_demo_comes_to_its_end() {
+    let said = run("demo");
+    assert!(said.contains("hello from demo") && said.contains("That was an agent's view"), "{said}");
+}
+
+#[test]
+fn an_agent_mends_a_repository_and_hands_back_a_patch() {
+    let said = run("session");
+    assert!(said.contains("+echo 42") && said.contains("git applied the patch"), "{said}");
+}
