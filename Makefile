@@ -16,7 +16,7 @@ SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test setup-harnesses setup-bench build release lint test e2e kernel e2e-kernel e2e-docker e2e-harnesses demo run bench audit install uninstall clean help
+.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench build release lint test e2e kernel e2e-kernel e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
@@ -26,6 +26,9 @@ setup-test: # what the tests need besides
 
 setup-harnesses: # what the harnesses of examples/harnesses need
 	@.ci/setup harnesses
+
+setup-fuzz: # the fuzzer
+	@.ci/setup fuzz
 
 setup-bench: # what the benchmarks compare with
 	@.ci/setup bench
@@ -62,6 +65,10 @@ e2e-docker: setup-test ## run a container in a virtual machine; makes an image w
 # Not part of `make test`: it downloads 200 MB of Python packages the first time.
 e2e-harnesses: setup-harnesses ## Inspect, Harbor and the OpenAI Agents SDK with VMs as their sandboxes, by their own checks
 	@.ci/test harnesses
+
+# Not part of `make test`: what it tries is different each time.
+fuzz: setup-fuzz ## what reads from guests, clients and models, each for a minute
+	@.ci/fuzz
 
 demo: setup ## installs what is missing, builds, and creates, uses and deletes a first virtual machine over MCP
 	$(CARGO) build --locked --release -p nexus-host -p nexus-examples --bins
