@@ -165,6 +165,9 @@ fn a_repository_goes_in_and_what_changed_comes_back_as_a_patch() {
 
     // With text that is not UTF-8 the patch is whole in a file only.
     fs::write(vm.join("latin1.txt"), b"gr\xfc\xdfe!\n").expect("a file");
+    let patch = client.call_whole("guest_export", json!({ "vm": "work-1", "path": to })).expect("a patch");
+    let file = patch["_meta"]["dev.nexus/result"]["patch_file"].as_str().expect("a file").to_owned();
+    assert!(Path::new(&file).is_absolute() && Path::new(&file).is_file(), "{file}");
     let patch = client
         .call_whole("guest_export", json!({ "vm": "work-1", "path": to, "to": copies.at("vm/whole.patch") }))
         .expect("a patch");
@@ -297,10 +300,10 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
 }
 
 /// A small filesystem in memory; unmounted with the value.
-struct SmallDisk(std::path::PathBuf);
+pub(crate) struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
-    fn mount(place: &Path) -> Self {
+    pub(crate) fn mount(place: &Path) -> Self {
         fs::create_dir_all(place).expect("a directory");
         let mounted =
             Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(place).status();

@@ -4,6 +4,7 @@
 mod again;
 mod builds;
 mod copies;
+mod cp;
 mod disk;
 mod doors;
 mod downloads;

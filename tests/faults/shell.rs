@@ -11,13 +11,13 @@ use rustix::process::Signal;
 use crate::world::{SOON, World, soon};
 
 /// A terminal with a shell of the host in it.
-struct Terminal {
+pub(crate) struct Terminal {
     socket: String,
 }
 
 impl Terminal {
     /// So many columns and rows.
-    fn open(world: &World, (cols, rows): (u16, u16)) -> Self {
+    pub(crate) fn open(world: &World, (cols, rows): (u16, u16)) -> Self {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let this = Self { socket: format!("nexus-test-{}-{number}", std::process::id()) };
@@ -54,12 +54,12 @@ impl Terminal {
 
     /// Waits until the host's shell has the terminal again.
     #[track_caller]
-    fn wait_until_back(&self) {
+    pub(crate) fn wait_until_back(&self) {
         soon("the shell of the host is back", || self.children().is_empty().then_some(()));
     }
 
     /// Types a line.
-    fn line(&self, text: &str) {
+    pub(crate) fn line(&self, text: &str) {
         self.tmux(&["send-keys", "-l", text]);
         self.keys(&["Enter"]);
     }
@@ -70,7 +70,7 @@ impl Terminal {
     }
 
     /// What is seen, with what was scrolled away; `with_colours`: as escape sequences.
-    fn screen(&self, with_colours: bool) -> String {
+    pub(crate) fn screen(&self, with_colours: bool) -> String {
         let colours: &[&str] = if with_colours { &["-e"] } else { &[] };
         let output = self.tmux(&[&["capture-pane", "-p", "-S", "-1000"], colours].concat());
         String::from_utf8(output.stdout).expect("tmux gives UTF-8")
@@ -78,7 +78,7 @@ impl Terminal {
 
     /// Waits until something is seen.
     #[track_caller]
-    fn wait_for(&self, text: &str) {
+    pub(crate) fn wait_for(&self, text: &str) {
         let mut screen = String::new();
         let found = until(SOON, || {
             screen = self.screen(false);

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::world::{World, soon};
 
-fn nexusctl(world: &World, words: &[&str]) -> Command {
+pub(crate) fn nexusctl(world: &World, words: &[&str]) -> Command {
     let mut command = Command::new(program("nexusctl"));
     command.args(words).envs(world.daemon.environment());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -23,7 +23,7 @@ fn nexusctl(world: &World, words: &[&str]) -> Command {
 }
 
 /// Runs a command line to its end; with what it reads.
-fn run(world: &World, words: &[&str], input: &[u8]) -> Output {
+pub(crate) fn run(world: &World, words: &[&str], input: &[u8]) -> Output {
     let mut command = nexusctl(world, words);
     let mut child = command.stdin(Stdio::piped()).spawn().expect("nexusctl runs");
     let (mut stdin, input) = (child.stdin.take().expect("its input"), input.to_vec());
@@ -36,15 +36,15 @@ fn run(world: &World, words: &[&str], input: &[u8]) -> Output {
     output
 }
 
-fn code(output: &Output) -> Option<i32> {
+pub(crate) fn code(output: &Output) -> Option<i32> {
     output.status.code()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn ended(child: &mut Child) -> ExitStatus {
+pub(crate) fn ended(child: &mut Child) -> ExitStatus {
     soon("it ends", || child.try_wait().expect("a child can be asked"))
 }
 

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod mirror;
 pub mod order;
 pub mod registry;
+pub mod tars;
 pub mod ubuntu;
 pub mod vsock;
 pub mod wait;

@@ -21,7 +21,7 @@ use crate::error::ToolError;
 use crate::id::CommandId;
 use crate::tools::command::CommandStartParams;
 
-pub use self::tree::{TreeEnded, TreeInOpening, TreeOutOpening, TreeTrack};
+pub use self::tree::{TreeArrival, TreeEnded, TreeInOpening, TreeOutOpening, TreeTrack};
 
 /// The version of the openings and frames that this build speaks.
 pub const VERSION: u32 = 1;
@@ -119,6 +119,9 @@ pub struct Opened {
     /// Whether what is sent is written to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub writer: bool,
+    /// Whether the tree that comes is a directory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_directory: bool,
 }
 
 /// What the host says while a command's stream is under way: the payload of a control frame.

@@ -40,6 +40,8 @@ impl Nexus {
             make: true,
             fresh: params.overwrite == Some(false),
             user: params.user,
+            arrival: None,
+            own: false,
             same_owner: params.same_owner.unwrap_or(false),
             specials: false,
             track: params.track.unwrap_or(true).then_some(TreeTrack { exclude: params.exclude }),

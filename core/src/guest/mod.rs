@@ -16,6 +16,5 @@ pub mod wire;
 pub(crate) use clock::ClockKeeper;
 pub use hello::{GuestEvent, HelloServer};
 pub(crate) use link::STANDSTILL;
-pub(crate) use link::dial_stream;
 pub use link::{CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, LinkState, UP_WAIT};
 pub use stream::{GuestStream, StreamError};

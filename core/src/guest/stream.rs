@@ -6,8 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use nexus_schema::error::is_errno;
 use nexus_schema::link::STREAM_PORT;
-use nexus_schema::stream::{Answer, Done, LINE_MAX, Opened, Opening};
+use nexus_schema::stream::{Answer, Done, LINE_MAX, Open, Opened, Opening};
 use nexus_schema::{ErrorCode, ToolError};
 use nexus_wire::duplex::{self, Reader, Writer};
 use nexus_wire::frames::{self, CopyError, FrameError, Incoming, Receiver, Sender};
@@ -19,6 +20,8 @@ use super::result::words;
 
 /// How long a guest may take to answer: longer than it may take to dial a port of its own.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same for a tree: the guest may have to look at a slow disk.
+const TREE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the last word may take once both directions have ended.
 const DONE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest message of an error, in characters.
@@ -64,7 +67,7 @@ impl StreamError {
         let text = format!("{vm}: {}", nexus_schema::error::chain(self));
         match self {
             Self::Refused(error) => {
-                let said = ToolError::new(error.code, format!("inside {vm}: {}", error.message));
+                let said = ToolError { message: format!("inside {vm}: {}", error.message), hint: None, ..error.clone() };
                 match &error.hint {
                     Some(hint) => said.hint(format!("the guest suggests: {hint}")),
                     None => said,
@@ -116,8 +119,12 @@ impl GuestStream {
                 Err(_) => Err(StreamError::HungUp),
             }
         };
-        let answer = timeout(ANSWER_TIMEOUT, exchange);
-        let answer = answer.await.map_err(|_| StreamError::Deadline { after: ANSWER_TIMEOUT })??;
+        let after = match opening.open {
+            Open::TreeIn(_) | Open::TreeOut(_) => TREE_TIMEOUT,
+            Open::Exec(_) | Open::Attach(_) | Open::Tcp(_) => ANSWER_TIMEOUT,
+        };
+        let answer = timeout(after, exchange).await;
+        let answer = answer.map_err(|_| StreamError::Deadline { after })??;
         match serde_json::from_slice(&answer) {
             Ok(Answer::Ok(opened)) => Ok(Self { opened, ends: (reader, writer), read }),
             Ok(Answer::Error(error)) => Err(refused(error)),
@@ -171,7 +178,11 @@ fn refused(error: ToolError) -> StreamError {
     let hint = error.hint.map(|hint| tame(hint, HINT_MAX)).transpose();
     match (message, hint) {
         (Ok(message), Ok(hint)) => {
-            StreamError::Refused(ToolError { hint, ..ToolError::new(error.code, message) })
+            let said = ToolError { hint, ..ToolError::new(error.code, message) };
+            StreamError::Refused(match error.errno {
+                Some(errno) if is_errno(&errno) => said.errno(errno),
+                _ => said,
+            })
         }
         (Err(LinkError::Misbehaved { what }), _) | (_, Err(LinkError::Misbehaved { what })) => {
             StreamError::Misbehaved { what }

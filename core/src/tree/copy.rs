@@ -4,7 +4,7 @@ use nexus_schema::stream::{Done, Ended, Open, TreeEnded, TreeInOpening, TreeOutO
 use nexus_schema::tools::tree::TreeSummary;
 use nexus_schema::{ErrorCode, ToolError};
 use nexus_tree::{
-    ChunkReader, ChunkWriter, Limits, Owner, Packing, Source, TreeError, Unpacking, pack, plan, stream,
+    ChunkReader, ChunkWriter, Limits, Owner, Packing, Source, Top, TreeError, Unpacking, pack, plan, stream,
     unpack,
 };
 use nexus_wire::frames::FrameError;
@@ -107,7 +107,7 @@ impl Out {
                 owner: Owner::OfDirectory,
                 // What a guest says is root's is root's in the guest only.
                 modes: 0o777,
-                only: Some(top.into_bytes()).filter(|top| !top.is_empty()),
+                top: if top.is_empty() { Top::Kept } else { Top::Only(top.into_bytes()) },
                 limits: Limits { keep_free: KEEP_FREE, ..Limits::default() },
                 ..Unpacking::default()
             };

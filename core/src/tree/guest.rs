@@ -1,23 +1,16 @@
 //! The streams of one guest.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use bytes::BytesMut;
-use nexus_schema::stream::{Answer, LINE_MAX, OPENING_TIMEOUT, Open, Opening, VERSION};
+use nexus_schema::stream::{LINE_MAX, Open, Opening, VERSION};
 use nexus_schema::{ErrorCode, ToolError};
-use nexus_wire::duplex::{self, Reader, Writer};
+use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::frames;
-use tokio::io::AsyncWriteExt;
-use tokio::time::timeout;
 
-use crate::guest::dial_stream;
+use crate::guest::GuestStream;
 
 /// The longest words of a guest, in characters.
 const WORDS_MAX: usize = 4000;
-/// How long a guest may take to open a stream: it may have to look at a slow disk.
-const OPEN_TIMEOUT: Duration = OPENING_TIMEOUT.saturating_mul(6);
-
 /// A guest that streams can be opened to.
 #[derive(Debug, Clone)]
 pub(crate) struct Guest {
@@ -38,39 +31,14 @@ pub(crate) struct Stream {
 impl Guest {
     /// Opens a stream.
     pub(crate) async fn open(&self, open: Open) -> Result<Stream, ToolError> {
-        let failed = |why: String| {
-            ToolError::new(ErrorCode::GuestUnreachable, format!("{}: open a stream: {why}", self.name))
-                .hint("look at vm_inspect and vm_logs")
-        };
         let opening = Opening { version: VERSION, client: Some(self.client.clone()), open };
-        let mut line =
-            serde_json::to_vec(&opening).map_err(|e| ToolError::internal(format!("open a stream: {e}")))?;
-        if line.len() > LINE_MAX {
+        let length = serde_json::to_vec(&opening).map_or(usize::MAX, |line| line.len());
+        if length > LINE_MAX {
             return Err(ToolError::invalid("the arguments are too long: leave patterns out"));
         }
-        line.push(b'\n');
-        let work = async {
-            let socket = dial_stream(&self.directory).await?;
-            let (mut reader, mut writer) = duplex::split(socket.into_std()?.into())?;
-            writer.write_all(&line).await?;
-            let mut buffer = BytesMut::new();
-            let answer = frames::read_line(&mut reader, &mut buffer, LINE_MAX).await?;
-            let answer = answer.ok_or(std::io::ErrorKind::UnexpectedEof)?;
-            Ok::<_, std::io::Error>((serde_json::from_slice(&answer), reader, writer, buffer))
-        };
-        let (answer, reader, writer, buffer) = match timeout(OPEN_TIMEOUT, work).await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => return Err(failed(error.to_string())),
-            Err(_) => return Err(failed("the guest does not answer".into())),
-        };
-        match answer {
-            Ok(Answer::Ok(_)) => {
-                let (receiver, sender) = frames::over(reader, writer, buffer);
-                Ok(Stream { receiver, sender })
-            }
-            Ok(Answer::Error(error)) => Err(self.said(error)),
-            Err(_) => Err(self.misbehaved("its answer to the opening of a stream makes no sense")),
-        }
+        let opened = GuestStream::open(&self.directory, &opening).await;
+        let (receiver, sender) = opened.map_err(|error| error.to_tool_error(&self.name))?.into_frames();
+        Ok(Stream { receiver, sender })
     }
 
     /// What a guest says of a failure, marked as its words, cut to size and without control characters.

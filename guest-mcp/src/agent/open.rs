@@ -62,7 +62,8 @@ pub(super) async fn serve(agent: Arc<Agent>, socket: OwnedFd) -> io::Result<()> 
         },
         Open::TreeOut(opening) => match TreeOut::open(&agent, *opening).await {
             Ok(tree) => {
-                let (mut receiver, sender) = accept(socket, Opened::default()).await?;
+                let opened = Opened { is_directory: tree.is_directory(), ..Opened::default() };
+                let (mut receiver, sender) = accept(socket, opened).await?;
                 let ended = tree.run(&mut receiver, &sender).await;
                 finish(receiver, sender, of_tree(ended)).await;
                 Ok(())

@@ -172,7 +172,7 @@ impl Attached {
         let detaching = Detaching(self.sink.clone(), command.clone());
         let writer = self.sink.is_some() && command.input.try_lock().map_or(true, |input| input.is_some());
         let tty = command.terminal.is_some();
-        let opened = Opened { command_id: Some(command.id), tty, writer };
+        let opened = Opened { command_id: Some(command.id), tty, writer, ..Opened::default() };
         let _hanging_up = HangingUp(socket.try_clone()?);
         let (mut receiver, sender) = agent::accept(socket, opened).await?;
 

@@ -36,6 +36,8 @@ fn export(trees: PathBuf, params: &ExportParams, max: u64) -> Result<Reply<Expor
     let place =
         params.to.as_ref().map(PathBuf::from).or_else(|| (!facts.whole).then(|| trees.join("last.patch")));
     if let Some(place) = place {
+        // The agent's own places are below its directory, which a reader of the reply does not know.
+        let place = std::path::absolute(&place).unwrap_or(place);
         let fail = |error| {
             let text = format!("write the patch to {}: {error}", place.display());
             ToolError::new(ErrorCode::FileRefused, text)

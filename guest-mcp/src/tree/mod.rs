@@ -16,7 +16,8 @@ use nexus_schema::stream::{TreeEnded, TreeInOpening, TreeOutOpening};
 use nexus_schema::tools::tree::ExportOutput;
 use nexus_schema::{ErrorCode, ToolError};
 use nexus_tree::{
-    Chunk, ChunkReader, ChunkWriter, Filter, Owner, Packing, Source, TreeError, Unpacking, pack, plan, unpack,
+    Chunk, ChunkReader, ChunkWriter, Filter, Owner, Packing, Source, Target, Top, TreeError, Under,
+    Unpacking, pack, plan, target, unpack,
 };
 use nexus_wire::frames::{Receiver, Sender};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -103,6 +104,7 @@ pub(crate) struct TreeIn {
     opening: TreeInOpening,
     identity: Identity,
     directory: OwnedFd,
+    top: Top,
     is_new: bool,
     tracker: Option<io::Result<Tracker>>,
     _place: Place,
@@ -118,9 +120,9 @@ impl TreeIn {
                 return Err(ToolError::invalid(format!("`{}` is not a name", opening.top)));
             }
             let identity = identity(opening.user.as_deref(), &settings)?;
-            let (directory, is_new) =
-                identity.run(|| open_directory(path, &opening))?.map_err(|e| failed(&e))?;
-            let tracker = opening.track.as_ref().map(|track| {
+            let (directory, top, is_new) =
+                identity.run(|| open_place(path, &opening))?.map_err(|e| failed(&e))?;
+            let tracker = opening.track.as_ref().filter(|_| opening.arrival.is_none()).map(|track| {
                 let header = Header {
                     directory: opening.directory.clone(),
                     top: opening.top.clone(),
@@ -128,7 +130,7 @@ impl TreeIn {
                 };
                 manifests.begin(&tree_path(&opening), &header)
             });
-            Ok(Self { identity, directory, is_new, tracker, opening, _place: place })
+            Ok(Self { identity, directory, top, is_new, tracker, opening, _place: place })
         })
         .await
     }
@@ -157,16 +159,15 @@ impl TreeIn {
     }
 
     fn unpack(self, from: mpsc::Receiver<Chunk>, cancel: &CancellationToken) -> Result<TreeEnded, ToolError> {
-        let Self { opening, identity, directory, is_new, mut tracker, _place } = self;
+        let Self { opening, identity, directory, top, is_new, mut tracker, _place } = self;
         let owner = match (&opening.user, opening.same_owner) {
             (_, true) => Owner::Same,
-            (Some(_), false) => Owner::Own,
-            (None, false) => Owner::OfDirectory,
+            (None, false) if !opening.own => Owner::OfDirectory,
+            (_, false) => Owner::Own,
         };
-        let only = Some(opening.top.clone().into_bytes()).filter(|top| !top.is_empty());
         let unpacked = identity.run(|| {
             let mut how =
-                Unpacking { owner, specials: opening.specials, only, is_new, ..Unpacking::default() };
+                Unpacking { owner, specials: opening.specials, top, is_new, ..Unpacking::default() };
             if let Some(Ok(tracker)) = &mut tracker {
                 how.track = Some(tracker);
             }
@@ -200,6 +201,22 @@ impl TreeIn {
 fn tree_path(opening: &TreeInOpening) -> PathBuf {
     let directory = Path::new(&opening.directory);
     if opening.top.is_empty() { directory.to_owned() } else { directory.join(&opening.top) }
+}
+
+/// Opens the directory that a tree goes to; what becomes of its name there, and whether the directory was made for it.
+fn open_place(path: &Path, opening: &TreeInOpening) -> Result<(OwnedFd, Top, bool), TreeError> {
+    if let Some(what) = opening.arrival {
+        let Target { directory, under } = target(path, what)?;
+        let top = match under {
+            // The stream says it.
+            Under::Own => Top::Kept,
+            under => under.top(b""),
+        };
+        return Ok((directory, top, false));
+    }
+    let (directory, is_new) = open_directory(path, opening)?;
+    let top = opening.top.clone().into_bytes();
+    Ok((directory, if top.is_empty() { Top::Kept } else { Top::Only(top) }, is_new))
 }
 
 /// Opens the directory that a tree goes to; whether it was made for it.
@@ -254,6 +271,11 @@ impl TreeOut {
             Ok(Self { identity, source, packing, plan: opening.plan, _place: place })
         })
         .await
+    }
+
+    /// Whether it is a directory.
+    pub(crate) fn is_directory(&self) -> bool {
+        self.source.is_directory()
     }
 
     /// Sends it.

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::{
-    asset, build, call, completion, drive, exec, forward, guest, image, launch, mcp, op, provider, prune,
+    asset, build, call, completion, cp, drive, exec, forward, guest, image, launch, mcp, op, provider, prune,
     run, settings, shell, template, vm,
 };
 use crate::ctl::list::Paging;
@@ -99,6 +99,8 @@ pub(crate) enum Command {
     Shell(shell::Args),
     /// Forward ports of this host to ports in a VM, until ctrl-c: `nexusctl forward web-1 8080:80`
     Forward(forward::Args),
+    /// Copy files between this host and a VM, as `docker cp`: `nexusctl cp ./site web-1:/srv/`
+    Cp(cp::Args),
     /// List the VMs that run; with -a all
     Ps(vm::PsArgs),
     /// List VMs: the same as `vm list`
@@ -205,6 +207,10 @@ mod tests {
             "shell -u web -w /srv -e LANG web-1",
             "shell web-1 --attach aaaaaaaaaaaac --take-over --scroll-back 100",
             "vm console web-1 --raw",
+            "cp file web-1:/srv/",
+            "cp -a -L --exclude *.o -u web web-1:/srv/. ./srv",
+            "cp - web-1:/srv",
+            "-q cp web-1:/srv -",
             "guest ls web-1",
             "guest cat web-1 /etc/os-release",
             "image ls",

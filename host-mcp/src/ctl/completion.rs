@@ -1,10 +1,12 @@
 //! `nexusctl completion`: scripts for shells. They ask nexusctl itself while a line is typed, so that it knows what there is.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use clap::{Command, CommandFactory};
-use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::engine::{
+    ArgValueCandidates, ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter,
+};
 use clap_complete::env::{Bash, CompleteEnv, EnvCompleter, Fish, Zsh};
 use nexus_schema::Tool;
 use nexus_schema::tools::asset::{AssetList, AssetListParams};
@@ -109,6 +111,7 @@ fn knowing(command: Command) -> Command {
         "asset" => arg.add(ArgValueCandidates::new(assets)),
         "provider" => arg.add(ArgValueCandidates::new(providers)),
         "op" => arg.add(ArgValueCandidates::new(ops)),
+        "src" | "dst" => arg.add(ArgValueCompleter::new(ends)),
         _ => arg,
     });
     command.mut_subcommands(knowing)
@@ -117,6 +120,19 @@ fn knowing(command: Command) -> Command {
 fn vms() -> Vec<CompletionCandidate> {
     let params = VmListParams { limit: Some(OFFERED), ..VmListParams::default() };
     offered::<VmList>(&params, "vms", "name", "state")
+}
+
+/// What `cp` takes: a path here, or a VM that a path in it follows.
+fn ends(current: &OsStr) -> Vec<CompletionCandidate> {
+    let is_meant = |word: &OsStr| word.as_encoded_bytes().starts_with(current.as_encoded_bytes());
+    let vms = vms().into_iter().filter_map(|vm| {
+        let mut word = vm.get_value().to_owned();
+        word.push(":");
+        is_meant(&word).then(|| CompletionCandidate::new(word).help(vm.get_help().cloned()))
+    });
+    let mut all = PathCompleter::any().complete(current);
+    all.extend(vms);
+    all
 }
 
 fn drives() -> Vec<CompletionCandidate> {
@@ -235,7 +251,7 @@ mod tests {
                 command = command.find_subcommand(word).unwrap().clone();
             }
             let arg = command.get_arguments().find(|a| a.get_id() == arg).unwrap().clone();
-            arg.get::<ArgValueCandidates>().is_some()
+            arg.get::<ArgValueCandidates>().is_some() || arg.get::<ArgValueCompleter>().is_some()
         };
         for (path, arg) in [
             (&["vm", "start"][..], "vms"),
@@ -243,6 +259,8 @@ mod tests {
             (&["logs"], "vm"),
             (&["guest", "run"], "vm"),
             (&["exec"], "vm"),
+            (&["cp"], "src"),
+            (&["cp"], "dst"),
             (&["mcp"], "vm"),
             (&["vm", "create"], "from"),
             (&["vm", "create"], "kernel"),

@@ -11,6 +11,7 @@ mod call;
 mod client;
 mod completion;
 mod connect;
+mod cp;
 mod drive;
 mod each;
 mod error;
@@ -137,6 +138,7 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Exec(args) => exec::run(app, *args).await,
         Command::Shell(args) => shell::run(app, args).await,
         Command::Forward(args) => forward::run(app, args).await,
+        Command::Cp(args) => cp::run(app, args).await,
         Command::Ps(args) => vm::ps(app, args).await,
         Command::Ls(args) => vm::list(app, args).await,
         Command::Start(args) => vm::start(app, args).await,

@@ -25,6 +25,14 @@ pub struct TreeInOpening {
     /// belong to the owner of the directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// How `directory` is meant as the destination of a copy, as `cp` and `docker cp` mean it, and what comes: a directory that is
+    /// there is copied into, and the tree keeps the name that it has in the stream; else it gets the name that `directory` ends with.
+    /// `top`, `make`, `fresh` and `track` say nothing then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrival: Option<TreeArrival>,
+    /// The files belong to whoever writes them, also without `user`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
     /// Give the files to the owners that the stream says.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub same_owner: bool,
@@ -34,6 +42,18 @@ pub struct TreeInOpening {
     /// Remember what came, so that the tool `export` can tell what changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub track: Option<TreeTrack>,
+}
+
+/// What comes to the destination of a copy. In the stream it has one name at the top in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TreeArrival {
+    /// A file, or a link.
+    File,
+    /// A directory.
+    Directory,
+    /// What is in a directory (`SRC/.`).
+    Contents,
 }
 
 /// What is to be remembered of a tree besides its files.

@@ -24,7 +24,7 @@ pub struct GuestStreamOpenParams {
     /// The VM: its name or id.
     pub vm: Reference<VmKind>,
     /// What to open, as docs/guest-link.md has it: `{"tcp":{"port":80}}`, `{"exec":{"start":{…}}}` with the arguments of
-    /// guest_command_start, or `{"attach":{"id":…}}`.
+    /// guest_command_start, `{"attach":{"id":…}}`, or `{"tree_in":{…}}` and `{"tree_out":{…}}` for files.
     #[schemars(with = "Map<String, Value>")]
     pub open: Open,
 }
@@ -43,8 +43,9 @@ pub struct GuestStreamOpenOutput {
 impl Tool for GuestStreamOpen {
     const NAME: &'static str = "guest_stream_open";
     const TITLE: &'static str = "Open a stream into a VM";
-    const DESCRIPTION: &'static str = "Gives a ticket for a byte stream into a VM: a command's input and output, or a TCP connection; only \
-        programs on the daemon's Unix socket can use it, as `nexusctl exec`, `shell` and `forward` do. Models take guest_run_command.";
+    const DESCRIPTION: &'static str = "Gives a ticket for a byte stream into a VM: a command's input and output, a TCP connection, or files; \
+        only programs on the daemon's Unix socket can use it, as `nexusctl exec`, `forward` and `cp` do. Models take guest_run_command and \
+        guest_copy_in.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     const OPEN_WORLD: bool = true;
     type Params = GuestStreamOpenParams;

@@ -8,7 +8,7 @@ use tar::{EntryType, Header};
 use crate::error::TreeError;
 use crate::header::{BLOCK, Sparse};
 use crate::pax::{self, Records};
-use crate::unpack::Limits;
+use crate::unpacking::Limits;
 
 /// How much padding may come behind the end of an archive, in bytes.
 const PADDING_MAX: u64 = 1 << 20;

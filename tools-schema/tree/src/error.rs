@@ -28,6 +28,14 @@ pub enum TreeError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A tree cannot go where it was to.
+    #[error("cannot copy to {path}: {why}")]
+    Place {
+        /// Where.
+        path: String,
+        /// Why not.
+        why: &'static str,
+    },
     /// The archive makes no sense.
     #[error("the archive is damaged at byte {at}: {what}")]
     Damaged {
@@ -88,7 +96,7 @@ impl TreeError {
                 _ => ErrorCode::FileRefused,
             },
             Self::Full { .. } => ErrorCode::DiskFull,
-            Self::Refused { .. } | Self::Damaged { .. } => ErrorCode::FileRefused,
+            Self::Refused { .. } | Self::Place { .. } | Self::Damaged { .. } => ErrorCode::FileRefused,
             Self::TooLarge { .. } => ErrorCode::TooLarge,
             Self::Stream(_) => ErrorCode::GuestUnreachable,
             Self::Pattern { .. } => ErrorCode::InvalidArgument,

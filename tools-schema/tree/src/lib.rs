@@ -12,6 +12,7 @@
 mod archive;
 mod chunks;
 mod destination;
+mod draft;
 mod error;
 mod filter;
 mod header;
@@ -20,7 +21,9 @@ pub mod pax;
 mod report;
 mod source;
 pub mod stream;
+mod target;
 mod unpack;
+mod unpacking;
 mod walk;
 
 pub use chunks::{CHUNK, Chunk, ChunkReader, ChunkWriter, chunks};
@@ -29,5 +32,7 @@ pub use filter::{Filter, Pattern};
 pub use pack::{Packing, pack, plan};
 pub use report::Watch;
 pub use source::Source;
-pub use unpack::{Limits, Owner, Track, Unpacking, unpack};
+pub use target::{Target, Under, target};
+pub use unpack::unpack;
+pub use unpacking::{Limits, Owner, Top, Track, Unpacking};
 pub use walk::{Entry, visit};

@@ -6,6 +6,7 @@ use std::io::{BufRead, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 
 use nexus_schema::tools::tree::{SkipReason, TreeSummary};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -14,101 +15,14 @@ use tar::EntryType;
 
 use crate::archive::{Archive, Entry};
 use crate::chunks::CHUNK;
-use crate::destination::{Destination, Facts, settle, settle_name};
+use crate::destination::{Destination, Facts, settle_name};
+use crate::draft::Draft;
 use crate::error::{Broken, TreeError, shown};
 use crate::report::{Watch, copied, skip};
+use crate::unpacking::{Owner, Top, Unpacking};
 
 /// After how many bytes the free disk is looked at again.
 const LOOK_EVERY: u64 = 8 << 20;
-
-/// How much an archive may ask for.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Entries.
-    pub entries: u64,
-    /// Bytes of content.
-    pub bytes: u64,
-    /// Bytes of one entry's extensions.
-    pub header_bytes: u64,
-    /// Bytes of a path.
-    pub path_bytes: usize,
-    /// Directories in each other: each is an open descriptor.
-    pub depth: usize,
-    /// Bytes of the disk that stay free for everybody else.
-    pub keep_free: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            entries: 2_000_000,
-            bytes: 1 << 40,
-            header_bytes: 1 << 20,
-            path_bytes: 4095,
-            depth: 400,
-            keep_free: 0,
-        }
-    }
-}
-
-/// Whose the files are that are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
-    /// Those who the archive says, by their numbers.
-    Same,
-    /// This user and group.
-    Given(u32, u32),
-    /// The owner and group of the directory that the archive is unpacked in.
-    OfDirectory,
-    /// Whoever unpacks.
-    Own,
-}
-
-/// How an archive is unpacked.
-pub struct Unpacking<'a> {
-    /// Whose the files are.
-    pub owner: Owner,
-    /// The bits of modes that are taken over.
-    pub modes: u32,
-    /// Whether devices and named pipes are made, and not left out.
-    pub specials: bool,
-    /// The only name that entries may have at the top, if there is one.
-    pub only: Option<Vec<u8>>,
-    /// Whether the directory was made for this, and gets the mode and time of the archive's top.
-    pub is_new: bool,
-    /// How much the archive may ask for.
-    pub limits: Limits,
-    /// Is told of all that is unpacked.
-    pub track: Option<&'a mut dyn Track>,
-}
-
-impl Default for Unpacking<'_> {
-    fn default() -> Self {
-        Self {
-            owner: Owner::OfDirectory,
-            modes: 0o7777,
-            specials: false,
-            only: None,
-            is_new: false,
-            limits: Limits::default(),
-            track: None,
-        }
-    }
-}
-
-/// Is told of all that is unpacked. Paths are those below the directory.
-pub trait Track {
-    /// A file comes, of this length with its holes and this time in seconds and nanoseconds.
-    fn file(&mut self, path: &[u8], mode: u32, size: u64, mtime: (i64, u32));
-    /// A part of it.
-    fn data(&mut self, offset: u64, bytes: &[u8]);
-    /// It is in its place.
-    fn file_done(&mut self);
-    /// A symbolic link is in its place.
-    fn symlink(&mut self, path: &[u8], target: &[u8]);
-    /// A further name of a file is in its place.
-    fn hard_link(&mut self, path: &[u8], target: &[u8]);
-}
 
 /// Unpacks an archive to its end. Each file is whole or as it was before, also when this fails in the middle.
 pub fn unpack(
@@ -136,6 +50,7 @@ struct Unpacker<'a, 'b> {
     watch: &'a mut dyn Watch,
     destination: Destination,
     owner: Option<(u32, u32)>,
+    top: Rc<Top>,
     seed: u64,
     /// Bytes after which the free disk is looked at.
     look_at: u64,
@@ -155,7 +70,8 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         let mut seed = [0; 8];
         rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
             .map_err(|error| TreeError::file("get random bytes for", b".", error))?;
-        Ok(Self { how, watch, destination, owner, seed: u64::from_ne_bytes(seed), look_at: 0 })
+        let (top, seed) = (Rc::new(how.top.clone()), u64::from_ne_bytes(seed));
+        Ok(Self { how, watch, destination, owner, top, seed, look_at: 0 })
     }
 
     fn run(
@@ -181,7 +97,8 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         archive: &mut Archive<'_, impl BufRead>,
         summary: &mut TreeSummary,
     ) -> Result<(), TreeError> {
-        let names = self.names(&entry.path, &entry.path)?;
+        let top = self.top.clone();
+        let names = self.names(&top, &entry.path, &entry.path)?;
         let owner = match self.how.owner {
             Owner::Same => Some((entry.uid, entry.gid)),
             _ => self.owner,
@@ -189,7 +106,10 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         let facts = Facts { mode: entry.mode & self.how.modes, owner, mtime: Some(entry.mtime) };
         let Some((last, parents)) = names.split_last() else {
             // The directory itself.
-            if self.how.is_new && entry.kind == EntryType::Directory {
+            if entry.kind != EntryType::Directory {
+                return Err(TreeError::refused(&entry.path, "it has no name of its own"));
+            }
+            if self.how.is_new {
                 self.destination.describe_root(facts);
             }
             return Ok(());
@@ -254,7 +174,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
     }
 
     /// The names on the way to a path, which may not leave the directory.
-    fn names<'p>(&self, path: &'p [u8], entry: &[u8]) -> Result<Vec<&'p [u8]>, TreeError> {
+    fn names<'p>(&self, top: &'p Top, path: &'p [u8], entry: &[u8]) -> Result<Vec<&'p [u8]>, TreeError> {
         let limits = &self.how.limits;
         let refuse = |why| Err(TreeError::refused(entry, why));
         if path.len() > limits.path_bytes {
@@ -266,7 +186,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         if path.contains(&0) {
             return refuse("its path holds a zero byte");
         }
-        let names: Vec<&[u8]> =
+        let mut names: Vec<&[u8]> =
             path.split(|b| *b == b'/').filter(|name| !name.is_empty() && *name != b".").collect();
         if names.iter().any(|name| *name == b"..") {
             return refuse("its path leads out of the directory");
@@ -274,12 +194,14 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         if names.len() > limits.depth {
             return refuse("it is too deep");
         }
-        match (&self.how.only, names.first()) {
-            (Some(only), first) if first.is_none_or(|first| first != only) => {
-                refuse("it is not in the tree that was asked for")
-            }
-            _ => Ok(names),
+        match (top, names.first_mut()) {
+            (Top::Kept, _) => {}
+            (Top::Only(only), Some(first)) if *first == only.as_slice() => {}
+            (Top::Named(name), Some(first)) => *first = name,
+            (Top::Stripped, Some(_)) => drop(names.remove(0)),
+            (_, _) => return refuse("it is not in the tree that was asked for"),
         }
+        Ok(names)
     }
 
     fn temporary(&mut self) -> OsString {
@@ -317,7 +239,8 @@ impl<'a, 'b> Unpacker<'a, 'b> {
     }
 
     fn hard_link(&mut self, entry: &Entry, names: &[&[u8]], name: &OsStr) -> Result<(), TreeError> {
-        let target = self.names(&entry.link, &entry.path)?;
+        let top = self.top.clone();
+        let target = self.names(&top, &entry.link, &entry.path)?;
         let Some((last, parents)) = target.split_last() else {
             return Err(TreeError::refused(&entry.path, "it is a hard link to nothing"));
         };
@@ -354,22 +277,14 @@ impl<'a, 'b> Unpacker<'a, 'b> {
             track.file(path, facts.mode, real, entry.mtime);
         }
         let temporary = self.temporary();
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o600);
-        let opened = rustix::fs::openat(self.destination.here(), &*temporary, flags, mode);
-        let file = File::from(opened.map_err(|error| TreeError::file("write", path, error))?);
-        let written = self.contents(entry, path, &file, archive, summary);
-        let file = OwnedFd::from(file);
-        match written {
-            Ok(()) => {
-                let placed = settle(&file, facts).and_then(|()| self.rename(&temporary, name));
-                placed.map_err(|error| self.undo(&temporary, &entry.path, error))?;
-            }
-            Err(error) => {
-                let _ = rustix::fs::unlinkat(self.destination.here(), &*temporary, AtFlags::empty());
-                return Err(error);
-            }
+        let draft = Draft::create(self.destination.here(), &temporary, entry.size);
+        let draft = draft.map_err(|error| TreeError::file("write", path, error))?;
+        if let Err(error) = self.contents(entry, path, &draft.file, archive, summary) {
+            let _ = rustix::fs::unlinkat(self.destination.here(), &*temporary, AtFlags::empty());
+            return Err(error);
         }
+        let placed = draft.place(self.destination.here(), &temporary, name, facts);
+        placed.map_err(|error| self.undo(&temporary, &entry.path, error))?;
         if let Some(track) = &mut self.how.track {
             track.file_done();
         }

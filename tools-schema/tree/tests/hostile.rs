@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nexus_schema::ErrorCode;
 use nexus_schema::tools::tree::TreeSummary;
-use nexus_tree::{Broken, Limits, Unpacking, unpack};
+use nexus_tree::{Broken, Limits, Top, Unpacking, unpack};
 use tar::{EntryType, Header};
 
 /// An archive of entries as they are, whatever they say.
@@ -118,7 +118,7 @@ fn only_the_tree_that_was_asked_for_is_taken() {
     let into = tempfile::tempdir().unwrap();
     for (name, fine) in [("tree", true), ("tree/x", true), ("trees", false), ("other", false), (".", false)] {
         let archive = Archive::default().file(name, "x").end();
-        let mut how = Unpacking { only: Some(b"tree".to_vec()), ..Unpacking::default() };
+        let mut how = Unpacking { top: Top::Only(b"tree".to_vec()), ..Unpacking::default() };
         let result = unpack_with(&archive, into.path(), &mut how);
         assert_eq!(result.is_ok(), fine, "{name}");
         let _ = fs::remove_file(into.path().join("tree"))

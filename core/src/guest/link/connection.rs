@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use nexus_schema::limits::GUEST_RESULT_MAX;
-use nexus_schema::link::{CUT_OFF, STREAM_PORT};
+use nexus_schema::link::CUT_OFF;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -135,11 +135,6 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// Connects to the port of a guest's streams.
-pub(crate) async fn dial_stream(directory: &Path) -> std::io::Result<UnixStream> {
-    dial(directory, STREAM_PORT).await
 }
 
 /// Connects to a guest's vsock port: `CONNECT <port>`, then `OK <n>`, and not a byte past that line.

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use connection::Patience;
+pub(crate) use connection::STANDSTILL;
 pub(super) use connection::dial;
-pub(crate) use connection::{STANDSTILL, dial_stream};
 use nexus_schema::link::{CLIENT_META, CUT_OFF};
 use nexus_schema::{ErrorCode, ToolError};
 use serde_json::value::RawValue;

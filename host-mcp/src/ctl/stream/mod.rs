@@ -6,14 +6,14 @@ mod pipes;
 mod terminal;
 
 use bytes::BytesMut;
+use nexus_schema::Reference;
 use nexus_schema::id::VmKind;
 use nexus_schema::stream::{Answer, LINE_MAX, Open, Opened};
 use nexus_schema::tools::stream::{GuestStreamOpen, GuestStreamOpenParams, PROTOCOL};
-use nexus_schema::{Reference, Tool};
 
 pub(crate) use attached::{Attached, Outcome};
 pub(crate) use keys::{DetachKeys, detach_keys};
-pub(crate) use pipes::is_fresh_file;
+pub(crate) use pipes::{input, is_fresh_file, write_all};
 pub(crate) use terminal::{is_terminal, size};
 
 use super::App;
@@ -43,6 +43,14 @@ pub(crate) async fn open(
     redeem(app, vm, &path).await
 }
 
+/// Sends all that comes, without an end behind it. If the guest says meanwhile how the stream ended, its words.
+pub(crate) async fn send(
+    stream: &mut Stream,
+    from: tokio::sync::mpsc::Receiver<nexus_tree::Chunk>,
+) -> Result<Option<bytes::Bytes>, frames::FrameError> {
+    nexus_tree::stream::send(&mut stream.receiver, &stream.sender, from).await
+}
+
 /// Where a stream can be opened, once.
 pub(crate) async fn ticket(client: &mut Client, vm: &Reference<VmKind>, open: Open) -> Result<String, Error> {
     let params = GuestStreamOpenParams { vm: vm.clone(), open };
@@ -51,7 +59,7 @@ pub(crate) async fn ticket(client: &mut Client, vm: &Reference<VmKind>, open: Op
 
 /// Opens the stream of a ticket.
 pub(crate) async fn redeem(app: &App, vm: &Reference<VmKind>, path: &str) -> Result<Stream, Error> {
-    let about = About::subject(GuestStreamOpen::NAME, Some(&vm.to_string()));
+    let about = About::subject("vm", Some(&vm.to_string()));
     let opened = connect::open_at(&app.socket()?, path, PROTOCOL).await;
     let connect::Stream { socket, head } = opened.map_err(|error| error.about(&about))?;
     let lost = |source| Error::Lost { during: "opening a stream".into(), source };

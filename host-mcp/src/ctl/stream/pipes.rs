@@ -16,7 +16,7 @@ const CHUNK: usize = 64 << 10;
 const AHEAD: usize = 4;
 
 /// What standard input gives: pieces, then the end of the channel at its end.
-pub(super) fn input() -> mpsc::Receiver<io::Result<Vec<u8>>> {
+pub(crate) fn input() -> mpsc::Receiver<io::Result<Vec<u8>>> {
     let (pieces, receiver) = mpsc::channel(AHEAD);
     std::thread::spawn(move || {
         let stdin = io::stdin();
@@ -83,7 +83,7 @@ impl Output {
 }
 
 /// Past the buffers of the library: bytes go out as they come.
-fn write_all(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_all(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(&to, bytes) {
             Ok(written) => bytes = &bytes[written..],

@@ -1,0 +1,255 @@
+//! `nexusctl cp`: files and trees between this host and a VM, as `docker cp`.
+//!
+//! ```text
+//! SRC ── pack ──> stream of the VM ──> unpacked there       into a VM
+//! DST <── unpack ── stream of the VM <── packed there       out of it, where nothing that comes is trusted
+//! ```
+//! `-` is a tar stream on standard input or output, which goes through as it is.
+
+mod end;
+mod inwards;
+mod outwards;
+mod progress;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use nexus_schema::ToolError;
+use nexus_schema::error::{ErrorCode, is_errno};
+use nexus_schema::stream::{Done, Ended};
+use nexus_schema::tools::tree::{SkipReason, SkippedEntry, TreeCopied, TreeSummary};
+use nexus_tree::{Filter, TreeError};
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::end::{End, InVm, end};
+use self::progress::Meter;
+use super::App;
+use super::client::raw;
+use super::error::{Error, Refusal};
+use super::format;
+use super::hint::About;
+use super::ui::Format;
+use crate::frames::FrameError;
+
+/// The exit code of a copy that was not made, or not whole.
+const FAILED: u8 = 1;
+/// Names of what was left out that are shown, at most.
+const SHOWN: usize = 5;
+
+/// What to copy where.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Keep the owners, by their numbers; on this host that takes root [default: root, or --user, in a VM; on this host you]
+    #[arg(short, long)]
+    archive: bool,
+    /// Copy what SRC leads to, if it is a symbolic link
+    #[arg(short = 'L', long)]
+    follow_link: bool,
+    /// Leave out what matches, as a pattern in a .gitignore at the top of SRC: `node_modules/`, `*.o`
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// By whose rights files are read or written in the VM, and whose they are there: a name, a number, uid:gid, or `image` [default: root]
+    #[arg(short, long)]
+    user: Option<String>,
+    /// A path here, `VM:PATH`, or `-` for a tar stream on standard input; `DIR/.` is what is in DIR
+    #[arg(value_name = "SRC")]
+    src: OsString,
+    /// `VM:PATH`, a path here, or `-` for a tar stream on standard output
+    #[arg(value_name = "DST")]
+    dst: OsString,
+}
+
+/// How a copy is made, whichever way.
+struct How {
+    archive: bool,
+    follow: bool,
+    exclude: Vec<String>,
+    user: Option<String>,
+}
+
+/// Copies. As with `docker cp`, whatever keeps a copy from being made is exit code 1.
+pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    match copy(app, args).await {
+        Err(error @ (Error::Tool(_) | Error::Guest(_) | Error::File { .. } | Error::Input { .. })) => {
+            app.ui.fail(&error);
+            Ok(FAILED)
+        }
+        done => done,
+    }
+}
+
+async fn copy(app: &App, args: Args) -> Result<u8, Error> {
+    let Args { archive, follow_link: follow, exclude, user, src, dst } = args;
+    // Wrong ones are told before anything is opened.
+    Filter::new(&exclude, false).map_err(|error| Error::usage(error.to_string()))?;
+    if archive && user.is_some() {
+        return Err(Error::usage(
+            "--archive keeps the owners, and --user gives another one: leave one of them out",
+        ));
+    }
+    let shown = format::tame(&dst.to_string_lossy());
+    let (src, dst) = (end(&src)?, end(&dst)?);
+    let how = How { archive, follow, exclude, user };
+    let meter = Meter::default();
+    let copied = match (src, dst) {
+        (End::Vm(src), End::Vm(dst)) => {
+            return Err(Error::Usage {
+                message: "a copy from one VM to another goes through this host".into(),
+                hint: Some(format!(
+                    "nexusctl cp {}:{} - | nexusctl cp - {}:{}",
+                    src.vm, src.path, dst.vm, dst.path
+                )),
+            });
+        }
+        (End::Here(src), End::Vm(dst)) => inwards::tree(app, &src, &dst, how, &meter).await?,
+        (End::Pipe, End::Vm(dst)) => inwards::tar(app, &dst, how, &meter).await?,
+        (End::Vm(src), End::Here(dst)) => outwards::tree(app, &src, &dst, how, &meter).await?,
+        (End::Vm(src), End::Pipe) => {
+            let summary = outwards::tar(app, &src, how, &meter).await?;
+            return Ok(complain(app, &summary));
+        }
+        (_, _) => {
+            return Err(Error::Usage {
+                message: "one of SRC and DST has to be in a VM".into(),
+                hint: Some("name it as VM:PATH, such as `nexusctl cp file web-1:/srv/`".into()),
+            });
+        }
+    };
+    let code = complain(app, &copied);
+    match app.ui.format {
+        Format::Json => {
+            let done = TreeCopied { to: shown, summary: copied, tracked: false, not_tracked_why: None };
+            app.ui.json(&raw(&done)?)?;
+        }
+        Format::Human => app.ui.say(&format!("Copied {} to {shown}", words(&copied))),
+        Format::Quiet => {}
+    }
+    Ok(code)
+}
+
+/// What was copied, such as `3 files, 1.2 MiB`.
+fn words(summary: &TreeSummary) -> String {
+    let files = summary.files + summary.hard_links + summary.symlinks;
+    let what = match (files, summary.directories) {
+        (0, 1) => "1 directory".to_owned(),
+        (0, directories @ 2..) => format!("{directories} directories"),
+        (files, _) => format::count(files, "file"),
+    };
+    format!("{what}, {}", format::size(summary.bytes))
+}
+
+/// Warns of what was left out that was not to be; the exit code.
+fn complain(app: &App, summary: &TreeSummary) -> u8 {
+    let is_asked_for = |why| matches!(why, SkipReason::Excluded | SkipReason::Ignored);
+    let skipped = &summary.skipped;
+    let mut more = skipped.special + skipped.unreadable + skipped.changed;
+    let names = summary.skipped_names.iter().filter(|left| !is_asked_for(left.why));
+    for SkippedEntry { path, why } in names.take(SHOWN) {
+        let why = match why {
+            SkipReason::Special => "left out: a device, a pipe or a socket",
+            SkipReason::Changed => "went away or became shorter while it was copied",
+            _ => "left out: it cannot be read",
+        };
+        app.ui.warn(&format!("{}: {why}", format::tame(path)));
+        more = more.saturating_sub(1);
+    }
+    if more > 0 {
+        app.ui.warn(&format!("{more} more were left out"));
+    }
+    if skipped.is_incomplete() { FAILED } else { 0 }
+}
+
+/// Waits for a signal that ends a program.
+async fn interrupted() -> Result<(), Error> {
+    let listen = |kind| signal(kind).map_err(|source| Error::Input { source });
+    let [mut interrupt, mut terminate, mut hangup] =
+        [listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?];
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
+}
+
+/// What failed on this host.
+fn here(error: ToolError) -> Error {
+    ToolError { message: format!("on this host: {}", error.message), ..error }.into()
+}
+
+/// The same of a path of a tree; what is known to help.
+fn failed_here(error: &TreeError) -> Error {
+    let told = error.to_tool_error();
+    here(match told.code {
+        ErrorCode::DiskFull => told.hint("free room on that disk, then copy again: what came is whole"),
+        _ => told,
+    })
+}
+
+/// What a guest says of a failure, with a word about what to do.
+fn of_guest(error: Error, at: &InVm) -> Error {
+    let Error::Guest(mut refusal) = error else { return error };
+    refusal.about = About::subject("vm", Some(&at.vm.to_string()));
+    if refusal.error.hint.is_none() {
+        refusal.error.hint = match (refusal.error.code, refusal.error.errno.as_deref()) {
+            (ErrorCode::FileNotFound, _) => {
+                let parent = Path::new(&at.path).parent().unwrap_or(Path::new("/")).display();
+                Some(format!("look what is there: `nexusctl guest ls {} {parent}`", at.vm))
+            }
+            (ErrorCode::DiskFull, _) => {
+                Some("free room in the VM, then copy again: what came is whole".into())
+            }
+            (_, Some("EACCES" | "EPERM")) => Some("choose a user who may: --user root".into()),
+            (_, _) => None,
+        };
+    }
+    Error::Guest(refusal)
+}
+
+/// How the guest says that a copy ended.
+fn ended(words: &[u8], at: &InVm) -> Result<TreeSummary, Error> {
+    let misbehaved =
+        |what: &str| ToolError::new(ErrorCode::GuestMisbehaved, format!("{}: {what}", at.vm)).into();
+    match serde_json::from_slice(words) {
+        Ok(Done::Ok(Ended { tree: Some(tree), .. })) => Ok(tree.summary),
+        Ok(Done::Ok(_)) => Err(misbehaved("it does not say what was copied")),
+        Ok(Done::Error(error)) if error.code.may_be_of_guest() => {
+            let message = format!("inside {}: {}", at.vm, format::tame(&error.message));
+            let hint =
+                error.hint.as_deref().map(|hint| format!("the guest suggests: {}", format::tame(hint)));
+            let errno = error.errno.filter(|errno| is_errno(errno));
+            let refusal =
+                Refusal { error: ToolError { message, hint, errno, ..error }, about: About::default() };
+            Err(of_guest(Error::Guest(refusal), at))
+        }
+        Ok(Done::Error(_)) | Err(_) => Err(misbehaved("how the copy ended makes no sense")),
+    }
+}
+
+/// The stream was lost.
+fn lost(error: &FrameError, at: &InVm) -> Error {
+    let text = format!("{}: the stream broke off: {error}", at.vm);
+    let error = ToolError::new(ErrorCode::GuestUnreachable, text)
+        .hint("files that were copied are whole; look at vm_inspect, then copy again");
+    let about = About::subject("vm", Some(&at.vm.to_string()));
+    Error::Tool(Refusal { error, about })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_copied_is_one_line() {
+        for (files, directories, bytes, expected) in [
+            (3, 1, 1_258_291, "3 files, 1.2 MiB"),
+            (1, 0, 5, "1 file, 5 B"),
+            (0, 1, 0, "1 directory, 0 B"),
+            (0, 2, 0, "2 directories, 0 B"),
+            (0, 0, 0, "0 files, 0 B"),
+        ] {
+            let summary = TreeSummary { files, directories, bytes, ..TreeSummary::default() };
+            assert_eq!(words(&summary), expected);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Out of a VM. Nothing that comes from there is trusted: it is unpacked only under the name that was asked for.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::Duration;
+
+use nexus_schema::error::ErrorCode;
+use nexus_schema::stream::{Open, TreeArrival, TreeOutOpening};
+use nexus_schema::tools::tree::TreeSummary;
+use nexus_tree::{Broken, ChunkReader, Limits, Owner, Target, TreeError, Unpacking, chunks, target, unpack};
+
+use super::end::InVm;
+use super::progress::{self, Meter};
+use super::{How, ended, failed_here, interrupted, lost, of_guest};
+use crate::ctl::App;
+use crate::ctl::error::Error;
+use crate::ctl::stream::{self, Stream, write_all};
+
+/// The name at the top of a stream where what is copied has none.
+const NAMELESS: &str = "tree";
+/// How long an interrupted copy may take to take away what it has half.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
+/// The bits of a mode that are taken over: what a guest says is root's is root's in the guest only.
+const MODES: u32 = 0o1777;
+/// The same where owners are kept, too.
+const MODES_OF_ARCHIVE: u32 = 0o7777;
+
+/// Copies a file or a tree to this host.
+pub(super) async fn tree(
+    app: &App,
+    from: &InVm,
+    to: &Path,
+    how: How,
+    meter: &Meter,
+) -> Result<TreeSummary, Error> {
+    if how.archive && !rustix::process::geteuid().is_root() {
+        return Err(Error::Usage {
+            message: "--archive keeps the owners, which takes root on this host".into(),
+            hint: Some("leave it out, or run nexusctl as root".into()),
+        });
+    }
+    let archive = how.archive;
+    // What is wrong on this side is told before the VM is asked for anything.
+    let aimed = |is_directory| {
+        let what = match (from.is_contents(), is_directory) {
+            (true, _) => TreeArrival::Contents,
+            (false, true) => TreeArrival::Directory,
+            (false, false) => TreeArrival::File,
+        };
+        target(to, what).map_err(|error| failed_here(&error))
+    };
+    let total = match progress::is_shown(app) {
+        true => Some(plan(app, from, &how).await?.bytes),
+        false => None,
+    };
+    let stream = open(app, from, opening(from, &how)).await?;
+    let Stream { opened, mut receiver, sender } = stream;
+    let Target { directory, under } = aimed(opened.is_directory)?;
+    let own = from.name.as_deref().unwrap_or(NAMELESS).as_bytes().to_vec();
+    let top = under.top(&own);
+    let (into, chunks) = chunks();
+    let mut watch = meter.watch();
+    let work = tokio::task::spawn_blocking(move || {
+        let mut how = Unpacking {
+            owner: if archive { Owner::Same } else { Owner::Own },
+            modes: if archive { MODES_OF_ARCHIVE } else { MODES },
+            top,
+            limits: Limits { entries: u64::MAX, bytes: u64::MAX >> 1, ..Limits::default() },
+            ..Unpacking::default()
+        };
+        unpack(ChunkReader::new(chunks), directory, &mut how, &mut watch)
+    });
+    let mut work = std::pin::pin!(work);
+    let copying = async {
+        let received = nexus_tree::stream::receive(&mut receiver, &sender, into);
+        let (received, unpacked) = tokio::join!(received, &mut work);
+        let unpacked =
+            unpacked.map_err(|error| Error::Unexpected { what: format!("the copy failed: {error}") })?;
+        // What the guest says of its failure counts more than that its archive has no end.
+        let said = match (received, &unpacked) {
+            (Ok(Some(words)), _) => Some(words),
+            (Ok(None), Ok(_)) => Some(
+                nexus_tree::stream::last_words(&mut receiver).await.map_err(|error| lost(&error, from))?,
+            ),
+            (Err(error), Err(Broken { error: TreeError::Stream(_), .. })) => return Err(lost(&error, from)),
+            (Ok(None) | Err(_), _) => None,
+        };
+        let said = said.map(|words| ended(&words, from)).transpose();
+        let unpacked = match unpacked {
+            Ok(unpacked) => unpacked,
+            Err(broken) => return Err(said.err().unwrap_or_else(|| broken_here(&broken))),
+        };
+        let Some(said) = said? else { return Ok(unpacked) };
+        Ok(merged(unpacked, said))
+    };
+    let step = format!("copying from {}", from.vm);
+    let interrupted = tokio::select! {
+        done = progress::shown(app, meter, step, total, copying) => return done,
+        done = interrupted() => done,
+    };
+    // What is half here is taken away before this process ends.
+    meter.cancel();
+    if !work.is_finished() {
+        let _ = tokio::time::timeout(UNDO_TIMEOUT, work).await;
+    }
+    Err(interrupted.err().unwrap_or(Error::Interrupted))
+}
+
+/// Writes a tree to standard output as the tar stream that comes from the VM.
+pub(super) async fn tar(app: &App, from: &InVm, how: How, meter: &Meter) -> Result<TreeSummary, Error> {
+    if app.ui.is_json() {
+        return Err(Error::usage("standard output is the tar stream: leave out --json"));
+    }
+    if std::io::stdout().is_terminal() {
+        return Err(Error::Usage {
+            message: "a tar stream is nothing for a terminal".into(),
+            hint: Some("send it to a file or a program: `... - > FILE`, `... - | tar -t`".into()),
+        });
+    }
+    let Stream { mut receiver, sender, .. } = open(app, from, opening(from, &how)).await?;
+    let (into, mut chunks) = chunks();
+    let counted = meter.clone();
+    let writing = tokio::task::spawn_blocking(move || {
+        let stdout = std::io::stdout();
+        while let Some(chunk) = chunks.blocking_recv() {
+            // Why a stream has no more shows where it is received.
+            let Ok(bytes) = chunk else { return Ok(()) };
+            write_all(&stdout, &bytes)?;
+            counted.add(bytes.len() as u64);
+        }
+        Ok(())
+    });
+    let copying = async {
+        let received = nexus_tree::stream::receive(&mut receiver, &sender, into);
+        let (received, written) = tokio::join!(received, writing);
+        let written =
+            written.map_err(|error| Error::Unexpected { what: format!("the copy failed: {error}") })?;
+        written.map_err(|source| Error::Output { source })?;
+        let words = match received.map_err(|error| lost(&error, from))? {
+            Some(words) => words,
+            None => {
+                nexus_tree::stream::last_words(&mut receiver).await.map_err(|error| lost(&error, from))?
+            }
+        };
+        ended(&words, from)
+    };
+    let step = format!("copying from {}", from.vm);
+    tokio::select! {
+        done = progress::shown(app, meter, step, None, copying) => done,
+        done = interrupted() => Err(done.err().unwrap_or(Error::Interrupted)),
+    }
+}
+
+/// How much there is to copy.
+async fn plan(app: &App, from: &InVm, how: &How) -> Result<TreeSummary, Error> {
+    let opening = TreeOutOpening { plan: true, ..opening(from, how) };
+    let mut stream = open(app, from, opening).await?;
+    let words = tokio::select! {
+        words = nexus_tree::stream::last_words(&mut stream.receiver) => words,
+        done = interrupted() => return Err(done.err().unwrap_or(Error::Interrupted)),
+    };
+    ended(&words.map_err(|error| lost(&error, from))?, from)
+}
+
+fn opening(from: &InVm, how: &How) -> TreeOutOpening {
+    TreeOutOpening {
+        path: from.path.clone(),
+        follow: how.follow,
+        top: from.name.clone().unwrap_or_else(|| NAMELESS.to_owned()),
+        user: how.user.clone(),
+        exclude: how.exclude.clone(),
+        ..TreeOutOpening::default()
+    }
+}
+
+async fn open(app: &App, from: &InVm, opening: TreeOutOpening) -> Result<Stream, Error> {
+    let mut client = app.connect().await?;
+    let open = Open::TreeOut(Box::new(opening));
+    stream::open(app, &mut client, &from.vm, open).await.map_err(|error| of_guest(error, from))
+}
+
+/// How unpacking failed here; what came before is said.
+fn broken_here(broken: &Broken) -> Error {
+    let told = broken.to_tool_error();
+    super::here(match told.code {
+        ErrorCode::DiskFull => told.hint("free room on that disk, then copy again: what came is whole"),
+        _ => told,
+    })
+}
+
+/// What was unpacked here, with what was left out on either side.
+fn merged(here: TreeSummary, there: TreeSummary) -> TreeSummary {
+    let mut summary = TreeSummary { last: None, ..here };
+    let here = std::mem::replace(&mut summary.skipped, there.skipped);
+    summary.skipped.special += here.special;
+    summary.skipped_names.extend(there.skipped_names);
+    summary
+}

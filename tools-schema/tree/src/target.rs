@@ -1,0 +1,180 @@
+//! Where a copy goes, by the rules of `cp` and `docker cp`.
+//!
+//! | what is there | a file comes | a directory comes | `DIRECTORY/.` comes |
+//! |---|---|---|---|
+//! | a directory | in it, under its own name | in it, under its own name | in it, what it holds |
+//! | a file | in its place | refused | refused |
+//! | nothing | under this name; not with a slash at its end | under this name | under this name |
+//!
+//! Where nothing is there, the directory above has to be. Links on the way and at the end are followed.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nexus_schema::stream::TreeArrival;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::error::{TreeError, shown};
+use crate::unpacking::Top;
+
+/// Links that are followed one after another, at most.
+const LINKS_MAX: usize = 40;
+
+/// Where a copy goes.
+#[derive(Debug)]
+pub struct Target {
+    /// The directory that it is unpacked in.
+    pub directory: OwnedFd,
+    /// Under which name there.
+    pub under: Under,
+}
+
+/// Under which name something arrives in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Under {
+    /// Its own.
+    Own,
+    /// This one.
+    Name(Vec<u8>),
+    /// None: what it holds goes there.
+    Contents,
+}
+
+impl Under {
+    /// The same for an archive whose tree has one name at its top; `own` is that of what is copied.
+    pub fn top(self, own: &[u8]) -> Top {
+        match self {
+            Self::Own => Top::Named(own.to_vec()),
+            Self::Name(name) => Top::Named(name),
+            Self::Contents => Top::Stripped,
+        }
+    }
+}
+
+/// Finds where a copy to `path` goes. Nothing is made.
+pub fn target(path: &Path, what: TreeArrival) -> Result<Target, TreeError> {
+    let bytes = path.as_os_str().as_bytes();
+    let refuse = |why| Err(TreeError::Place { path: shown(bytes), why });
+    let is_directory = what != TreeArrival::File;
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => {
+            let under = if what == TreeArrival::Contents { Under::Contents } else { Under::Own };
+            Ok(Target { directory: open(path)?, under })
+        }
+        Ok(_) if is_directory => refuse("a file is there, and a directory was to be copied"),
+        Ok(meta) if !meta.is_file() => refuse("a device, a pipe or a socket is there"),
+        Ok(_) => {
+            let real = fs::canonicalize(path);
+            beside(&real.map_err(|error| TreeError::file("look at", bytes, error))?, bytes)
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            if !is_directory && (bytes.ends_with(b"/") || bytes.ends_with(b"/.")) {
+                return Err(TreeError::file("find the directory", bytes, error));
+            }
+            beside(&end_of_links(path)?, bytes)
+        }
+        Err(error) => Err(TreeError::file("look at", bytes, error)),
+    }
+}
+
+/// A name in the directory that it is in.
+fn beside(path: &Path, shown: &[u8]) -> Result<Target, TreeError> {
+    let name = path.file_name().ok_or_else(|| TreeError::file("find", shown, Errno::NOENT))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(Target { directory: open(parent)?, under: Under::Name(name.as_bytes().to_vec()) })
+}
+
+fn open(directory: &Path) -> Result<OwnedFd, TreeError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(directory, flags, Mode::empty());
+    opened.map_err(|error| TreeError::file("open the directory", directory.as_os_str().as_bytes(), error))
+}
+
+/// What a path names that is not there: the end of a link that leads nowhere, else itself.
+fn end_of_links(path: &Path) -> Result<PathBuf, TreeError> {
+    // Without a slash at its end.
+    let mut place: PathBuf = path.components().collect();
+    for _ in 0..LINKS_MAX {
+        let Ok(target) = fs::read_link(&place) else { return Ok(place) };
+        place = place.parent().unwrap_or(Path::new("")).join(target);
+    }
+    Err(TreeError::file("look at", path.as_os_str().as_bytes(), Errno::LOOP))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nexus_schema::ErrorCode;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_goes_where_docker_cp_puts_it() {
+        use TreeArrival::{Contents, Directory, File};
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        fs::create_dir(at("dir")).unwrap();
+        fs::write(at("dir/file"), "").unwrap();
+        for (link, to) in [
+            ("to-dir", "dir"),
+            ("to-file", "dir/file"),
+            ("to-new", "dir/new"),
+            ("to-nowhere", "no/new"),
+            ("loop", "loop"),
+        ] {
+            symlink(to, at(link)).unwrap();
+        }
+        let name = |name: &str| Ok(Under::Name(name.into()));
+        let (missing, refused) = (Err(ErrorCode::FileNotFound), Err(ErrorCode::FileRefused));
+        for (path, what, expected, directory) in [
+            ("dir", File, Ok(Under::Own), "dir"),
+            ("dir/", File, Ok(Under::Own), "dir"),
+            ("dir/.", Directory, Ok(Under::Own), "dir"),
+            ("to-dir", Directory, Ok(Under::Own), "dir"),
+            ("dir", Contents, Ok(Under::Contents), "dir"),
+            ("to-dir/", Contents, Ok(Under::Contents), "dir"),
+            ("dir/file", File, name("file"), "dir"),
+            ("to-file", File, name("file"), "dir"),
+            ("to-new", File, name("new"), "dir"),
+            ("to-new", Directory, name("new"), "dir"),
+            ("to-nowhere", File, missing.clone(), ""),
+            ("loop", File, refused.clone(), ""),
+            ("dir/file", Directory, refused.clone(), ""),
+            ("to-file", Contents, refused.clone(), ""),
+            ("dir/file/", File, missing.clone(), ""),
+            ("new", File, name("new"), ""),
+            ("new/", File, missing.clone(), ""),
+            ("new/.", File, missing.clone(), ""),
+            ("new", Directory, name("new"), ""),
+            ("new/", Directory, name("new"), ""),
+            ("new/.", Contents, name("new"), ""),
+            ("no/new", File, missing.clone(), ""),
+            ("no/new", Directory, missing.clone(), ""),
+            ("dir/new/", Contents, name("new"), "dir"),
+        ] {
+            let found = target(&at(path), what);
+            if let Ok(Target { directory: found, .. }) = &found {
+                let (found, wanted) =
+                    (rustix::fs::fstat(found).unwrap(), rustix::fs::stat(at(directory)).unwrap());
+                assert_eq!(found.st_ino, wanted.st_ino, "{path} {what:?}");
+            }
+            let found = found.map(|found| found.under).map_err(|error| error.code());
+            assert_eq!(found, expected, "{path} {what:?}");
+        }
+        let pipe = at("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        assert_eq!(target(&pipe, File).unwrap_err().code(), ErrorCode::FileRefused);
+    }
+}
