@@ -18,6 +18,7 @@ mod init;
 mod initramfs;
 mod os;
 mod places;
+mod proxy;
 mod role;
 mod runtime;
 mod sys;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nexus_tests::client::{Ran, stream};
 use nexus_tests::daemon::Daemon;
+use nexus_tests::web::Web;
 use serde_json::json;
 
 #[test]
@@ -74,6 +75,22 @@ fn a_machine_is_made_used_and_deleted() {
         later.push_str(&stream(&more, "content"));
     }
 
+    // By the proxy it reaches what its policy names, and is told of what it does not.
+    let web = Web::start();
+    web.put("/hello", *b"world\n");
+    let url = web.url("/hello");
+    let line = format!("wget -Y on -q -O - {url}");
+    let run = json!({ "vm": "first", "command": line });
+    let refused = client.call_whole("guest_run_command", run).expect("it runs").to_string();
+    assert!(refused.contains("1 connection was refused by policy") && refused.contains("403"), "{refused}");
+    let place = url.trim_start_matches("http://").trim_end_matches("/hello");
+    client.must("vm_update", json!({ "vm": "first", "network": { "allow": [place] } }));
+    let ran = client.run("first", &line);
+    assert_eq!((ran.stdout.as_str(), ran.exit_code), ("world\n", Some(0)), "{}", ran.stderr);
+    let counts = client.inspect("first")["network"]["counts"].take();
+    assert_eq!((&counts["allowed"], &counts["denied"]), (&json!(1), &json!(1)), "{counts}");
+    assert_eq!(client.run("first", "ls /sys/class/net").stdout.trim(), "lo");
+
     let stopped = client.to_the_end("vm_stop", json!({ "vm": "first" }), Duration::from_mins(2));
     assert_eq!(stopped["state"], "stopped", "{stopped}");
     let failure = client
@@ -105,7 +122,7 @@ fn a_machine_is_made_used_and_deleted() {
 fn the_default_machine_is_debian() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
-    let vm = client.to_the_end("vm_create", json!({}), Duration::from_mins(15));
+    let vm = client.to_the_end("vm_create", json!({ "network": "none" }), Duration::from_mins(15));
     let name = vm["name"].as_str().expect("a VM has a name").to_owned();
     client.wait_for_state(&name, "ready");
     assert_eq!(client.run(&name, "python3 -c 'print(6 * 7)'").stdout, "42\n");

@@ -17,6 +17,7 @@ mod kills;
 mod lists;
 mod logs;
 mod names;
+mod network;
 mod packages;
 mod panics;
 mod private;

@@ -6,11 +6,13 @@
 
 pub mod arguments;
 pub mod driver;
+pub mod egress;
 pub mod error;
 pub mod id;
 pub mod limits;
 pub mod link;
 pub mod name;
+pub mod network;
 pub mod schema;
 pub mod service;
 pub mod size;

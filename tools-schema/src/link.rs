@@ -28,6 +28,8 @@ pub const PROTOCOL: u32 = 1;
 pub const PROTOCOL_MIN: u32 = 1;
 /// The host's vsock port for hello and bye.
 pub const HOST_PORT: u32 = 1024;
+/// The host's vsock port for connections to other machines: see [`crate::egress`].
+pub const EGRESS_PORT: u32 = 1025;
 /// The guest's vsock port of its MCP server (JSON lines).
 pub const MCP_PORT: u32 = 200;
 /// The guest's vsock port for bulk and interactive streams.
@@ -185,6 +187,9 @@ pub struct Configure {
     /// Files to write before the VM is ready, in order; those of its first start only.
     #[serde(default)]
     pub files: Vec<GuestFile>,
+    /// The way to other machines by [`EGRESS_PORT`]; absent where the host serves no such port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyParams>,
 }
 
 /// A data drive's ext4 filesystem to mount.
@@ -213,6 +218,17 @@ pub const CLIENT_META: &str = "dev.nexus/client";
 /// The MCP request of the host by which it looks at a guest's clock, and sets it right; takes [`ClockParams`], answers with
 /// [`ClockAnswer`]. A guest that does not know it answers with the JSON-RPC error -32601, and keeps the time of its boot.
 pub const CLOCK_REQUEST: &str = "nexus/clock";
+
+/// The MCP request of the host by which it says that a VM's network has changed; takes [`ProxyParams`]. A guest that does not know it
+/// answers with the JSON-RPC error -32601, and learns of it at its next start.
+pub const PROXY_REQUEST: &str = "nexus/proxy";
+
+/// Parameters of [`PROXY_REQUEST`], and a part of [`Configure`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyParams {
+    /// Whether programs are to be told of a proxy, which listens then.
+    pub enabled: bool,
+}
 
 /// Parameters of [`CLOCK_REQUEST`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

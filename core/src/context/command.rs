@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nexus_schema::id::{BootId, DriveId};
-use nexus_schema::tools::vm::DeletedVm;
+use nexus_schema::tools::vm::{DeletedVm, NetworkParams};
 use nexus_schema::{ByteSize, Name, ToolError};
 use tokio::sync::oneshot;
 
@@ -47,6 +47,7 @@ pub(crate) struct Change {
     pub(crate) remove_tags: Vec<String>,
     pub(crate) protected: Option<bool>,
     pub(crate) name: Option<Name>,
+    pub(crate) network: Option<NetworkParams>,
 }
 
 /// How a drive is to be given to a VM.

@@ -30,6 +30,7 @@ pub(crate) use view::View;
 use crate::asset::{KernelFiles, compose_initramfs};
 use crate::config::{Config, DriverSetting};
 use crate::drive::{DriveError, Drives, Locks};
+use crate::egress::Egresses;
 use crate::op::{Ops, described};
 use crate::os::lock::Lock;
 use crate::os::paths::Paths;
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) ops: Ops,
     pub(crate) vms: Registry,
     pub(crate) streams: Streams,
+    /// The networks of VMs.
+    pub(crate) egresses: Egresses,
     pub(crate) tasks: TaskTracker,
     /// The ports of guests that are published on the host.
     pub(crate) published: Published,

@@ -164,6 +164,7 @@ impl Nexus {
             ops,
             vms: Registry::default(),
             streams: Streams::default(),
+            egresses: Default::default(),
             tasks: TaskTracker::new(),
             published: Published::default(),
             host: tokio::sync::RwLock::new(None),

@@ -166,6 +166,7 @@ impl Nexus {
             remove_tags: params.remove_tags,
             protected: params.protected,
             name: params.name,
+            network: params.network,
         });
         let who = ctx.caller.owner.to_string();
         ask(&handle, |reply| Command::Update { who, change, reply }).await?;

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nexus_schema::limits::{CONFIGURE_MAX, HELLO_MAX};
@@ -98,6 +98,7 @@ impl PartialEq for Recorded {
 #[derive(Debug)]
 pub struct HelloServer {
     task: JoinHandle<()>,
+    session: Arc<Session>,
     socket: PathBuf,
 }
 
@@ -113,12 +114,10 @@ impl HelloServer {
         events: mpsc::Sender<GuestEvent>,
     ) -> io::Result<Self> {
         let listener = socket::bind_in_tokio(directory, vm_files::HELLO)?;
-        let session = Arc::new(Session {
-            configure,
-            first: AtomicBool::new(first),
-            has_files: AtomicBool::new(false),
-            events,
-        });
+        let token = configure.token.clone();
+        let first = AtomicBool::new(first);
+        let session = Arc::new(Session { configure: Mutex::new(configure), token, first, events });
+        let serving = Arc::clone(&session);
         let task = tokio::spawn(async move {
             let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
             let mut connections = JoinSet::new();
@@ -127,7 +126,7 @@ impl HelloServer {
                 let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
                 match listener.accept().await {
                     Ok((stream, _)) => {
-                        let session = Arc::clone(&session);
+                        let session = Arc::clone(&serving);
                         connections.spawn(async move {
                             session.serve(stream).await;
                             drop(place);
@@ -140,7 +139,14 @@ impl HelloServer {
                 }
             }
         });
-        Ok(Self { task, socket: directory.join(vm_files::HELLO) })
+        Ok(Self { task, session, socket: directory.join(vm_files::HELLO) })
+    }
+}
+
+impl HelloServer {
+    /// Changes what the guest is told when it says hello again; not the token.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Configure)) {
+        change(&mut self.session.configure.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -156,12 +162,12 @@ impl Drop for HelloServer {
     }
 }
 
+#[derive(Debug)]
 struct Session {
-    configure: Configure,
+    configure: Mutex<Configure>,
+    token: String,
     /// Whether a hello without a token is still accepted.
     first: AtomicBool,
-    /// Whether a guest has written the files: they are given once, and not to an agent that comes back.
-    has_files: AtomicBool,
     events: mpsc::Sender<GuestEvent>,
 }
 
@@ -223,15 +229,12 @@ impl Session {
             return conversation.say(&HostMessage::Refused { reason }).await;
         }
         self.tell(GuestEvent::Hello(hello.clone())).await;
-        let mut configure = self.configure.clone();
+        let mut configure = self.configure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let apply_max = APPLY_MAX + Duration::from_secs(configure.wait_for_init_s.into());
         configure.protocol = PROTOCOL.min(hello.protocol);
-        if self.has_files.load(Ordering::Acquire) {
-            configure.files.clear();
-        }
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         configure.time_unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         conversation.say(&HostMessage::Configure(configure)).await?;
-        let apply_max = APPLY_MAX + Duration::from_secs(self.configure.wait_for_init_s.into());
         let GuestMessage::Ack(mut ack) = conversation.hear(apply_max).await? else {
             return Err(Failed::Misbehaved("something else than an ack".into()));
         };
@@ -251,7 +254,8 @@ impl Session {
         if is_lost.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.has_files.store(true, Ordering::Release);
+        // They are given once, and not to an agent that comes back.
+        self.configure.lock().unwrap_or_else(PoisonError::into_inner).files.clear();
         conversation.say(&HostMessage::Welcome {}).await
     }
 
@@ -264,7 +268,7 @@ impl Session {
     }
 
     fn is_token(&self, given: &str) -> bool {
-        same_secret(given.as_bytes(), self.configure.token.as_bytes())
+        same_secret(given.as_bytes(), self.token.as_bytes())
     }
 }
 

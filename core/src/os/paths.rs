@@ -174,6 +174,8 @@ pub mod vm_files {
     pub const VSOCK: &str = "v.sock";
     /// Where guest-initiated connections to the hello port arrive: `VSOCK` + `_1024`.
     pub const HELLO: &str = "v.sock_1024";
+    /// Where the guest's connections to other machines arrive: `VSOCK` + `_1025`.
+    pub const EGRESS: &str = "v.sock_1025";
     /// The shim's control socket.
     pub const SHIM: &str = "s.sock";
     /// The vhost-user socket between QEMU and the shim.

@@ -29,7 +29,7 @@ use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest version of the schema that this build knows.
-pub const SCHEMA_VERSION: u32 = 7;
+pub const SCHEMA_VERSION: u32 = 8;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -40,6 +40,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0005.sql")),
         M::up(include_str!("migrations/0006.sql")),
         M::up(include_str!("migrations/0007.sql")),
+        M::up(include_str!("migrations/0008.sql")),
     ])
 }
 

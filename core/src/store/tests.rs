@@ -4,7 +4,7 @@ use nexus_schema::id::{OpId, VmId};
 use nexus_schema::link::InitMode;
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::op::{OpProgress, OpState, OpSummary};
-use nexus_schema::tools::vm::{DriverChoice, NetworkChoice, VmState};
+use nexus_schema::tools::vm::{DriverChoice, VmState};
 use nexus_schema::{ByteSize, Reference, Timestamp};
 
 use super::vms::{TmpPlace, VmRecord, VmSpec};
@@ -30,7 +30,7 @@ fn vm(name: &str, cid: u32) -> VmRecord {
             dns: Vec::new(),
             driver: DriverChoice::Auto,
             init: InitMode::Agent,
-            network: NetworkChoice::None,
+            network: nexus_schema::network::NetworkPolicy::default(),
             hostname: name.into(),
             env: BTreeMap::new(),
             working_dir: None,
@@ -69,6 +69,33 @@ async fn write<T: Send + 'static>(
     work: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     store.write(work).await
+}
+
+#[tokio::test]
+async fn vms_of_before_have_no_network_and_policies_are_kept() {
+    use nexus_schema::network::{NetworkMode, NetworkPolicy, NetworkPreset};
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("nexus.db");
+    {
+        let mut db = Connection::open(&path).unwrap();
+        migrations().to_version(&mut db, 7).unwrap();
+        vms::insert(&db, &vm("old", 3)).unwrap();
+        db.execute("UPDATE vms SET spec = json_set(spec, '$.network', 'none')", []).unwrap();
+    }
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.read(vms::all).await.unwrap()[0].spec.network, NetworkPolicy::default());
+    let policy = NetworkPolicy {
+        mode: NetworkMode::Proxy,
+        preset: NetworkPreset::Open,
+        allow: vec!["*.example.org:443".parse().unwrap()],
+        deny: vec!["10.0.0.0/8".parse().unwrap()],
+    };
+    let mut new = vm("web", 4);
+    new.spec.network = policy.clone();
+    store.write(move |tx| vms::insert(tx, &new)).await.unwrap();
+    let all = store.read(vms::all).await.unwrap();
+    assert_eq!(all.iter().find(|vm| vm.name.as_str() == "web").unwrap().spec.network, policy);
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use nexus_schema::id::{AssetId, BootId, ImageId, VmId, VmKind};
 use nexus_schema::link::{Hello, InitMode};
-use nexus_schema::tools::vm::{DriverChoice, NetworkChoice, VmFile, VmState, VmTimings};
+use nexus_schema::network::NetworkPolicy;
+use nexus_schema::tools::vm::{DriverChoice, VmFile, VmState, VmTimings};
 use nexus_schema::{ByteSize, Name, Reference, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
@@ -31,8 +32,8 @@ pub struct VmSpec {
     pub driver: DriverChoice,
     /// What is PID 1.
     pub init: InitMode,
-    /// The network.
-    pub network: NetworkChoice,
+    /// What it may reach.
+    pub network: NetworkPolicy,
     /// The hostname inside.
     pub hostname: String,
     /// Environment variables of every command.

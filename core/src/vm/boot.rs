@@ -8,8 +8,10 @@ use data_encoding::BASE64;
 use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
 use nexus_schema::link::{
-    ByeReason, Configure, GuestFile, InitMode, MCP_PORT, Mount, PROTOCOL, PROTOCOL_MIN,
+    ByeReason, Configure, GuestFile, InitMode, MCP_PORT, Mount, PROTOCOL, PROTOCOL_MIN, PROXY_REQUEST,
+    ProxyParams,
 };
+use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmState, VmTimings};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -18,6 +20,7 @@ use super::stop::Rung;
 use super::timer;
 use crate::asset::KernelFiles;
 use crate::context::Shared;
+use crate::egress::{Egress, EgressServer};
 use crate::guest::{ClockKeeper, GuestEvent, HelloServer, Link, LinkState};
 use crate::os::disk::is_full;
 use crate::os::failpoint;
@@ -31,6 +34,8 @@ use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, ShimClient, Sta
 const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
 /// How many misdeeds of a guest are logged in one boot.
 const COMPLAINTS_MAX: u32 = 5;
+/// How long a guest may take to learn of a change of its network.
+const PROXY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many events of a guest may wait.
 const EVENTS_MAX: usize = 32;
 
@@ -40,7 +45,9 @@ pub(super) struct Boot {
     pub(super) shim: Arc<ShimClient>,
     pub(super) accel: Accel,
     /// Listens for the guest until the boot is over.
-    _hello: Option<HelloServer>,
+    hello: Option<HelloServer>,
+    /// Makes the guest's connections to other machines until then.
+    _egress: Option<EgressServer>,
     events: mpsc::Receiver<GuestEvent>,
     /// The link, once the guest was configured.
     pub(super) link: Option<Link>,
@@ -180,6 +187,7 @@ pub(super) fn configure(
         wait_for_init_s: wait_for_init_s(shared, record),
         mounts: mounts.collect(),
         files: files.collect(),
+        proxy: Some(ProxyParams { enabled: record.spec.network.mode == NetworkMode::Proxy }),
     }
 }
 
@@ -255,15 +263,22 @@ impl Boot {
         shared: &Shared,
         plan: &LaunchPlan,
         configure: Configure,
+        egress: Arc<Egress>,
         clock: Clock,
     ) -> Result<Self, VmmError> {
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let hello = HelloServer::bind(&plan.directory, configure, true, events_tx).map_err(|source| {
             VmmError::File { action: "listen on", path: plan.directory.join(vm_files::HELLO), source }
         })?;
+        let egress = EgressServer::bind(&plan.directory, egress).map_err(|source| VmmError::File {
+            action: "listen on",
+            path: plan.directory.join(vm_files::EGRESS),
+            source,
+        })?;
         failpoint::reach("start-hello-bound");
         let shim = ShimClient::launch(&shared.config.shim_binary, plan).await?;
-        let boot = Self::new(shim, plan.accel, Some(hello), events, shared.boot_timeout(plan.accel), clock);
+        let listeners = (Some(hello), Some(egress));
+        let boot = Self::new(shim, plan.accel, listeners, events, shared.boot_timeout(plan.accel), clock);
         let watched = (plan.accel == Accel::Tcg).then(|| timer::until_lost(plan.directory.clone()));
         Ok(Self { timer: watched.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch))), ..boot })
     }
@@ -276,6 +291,7 @@ impl Boot {
         directory: &Path,
         configure_with: Configure,
         configured: bool,
+        egress: Arc<Egress>,
     ) -> std::io::Result<Self> {
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let hello = match HelloServer::bind(directory, configure_with, !configured, events_tx) {
@@ -286,13 +302,21 @@ impl Boot {
             }
             bound => Some(bound?),
         };
-        Ok(Self::new(shim, accel, hello, events, shared.boot_timeout(accel), Clock::start()))
+        let egress = match EgressServer::bind(directory, egress) {
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, directory = %directory.display(), "the disk is full: this guest reaches no other machine until its next start");
+                None
+            }
+            bound => Some(bound?),
+        };
+        let patience = shared.boot_timeout(accel);
+        Ok(Self::new(shim, accel, (hello, egress), events, patience, Clock::start()))
     }
 
     fn new(
         shim: ShimClient,
         accel: Accel,
-        hello: Option<HelloServer>,
+        (hello, egress): (Option<HelloServer>, Option<EgressServer>),
         events: mpsc::Receiver<GuestEvent>,
         patience: Duration,
         clock: Clock,
@@ -301,7 +325,8 @@ impl Boot {
         Self {
             shim: Arc::new(shim),
             accel,
-            _hello: hello,
+            hello,
+            _egress: egress,
             events,
             link: None,
             link_state: None,
@@ -354,6 +379,22 @@ impl Boot {
             self.clock_keeper = Some(ClockKeeper::start(link.clone(), directory));
             self.link = Some(link);
         }
+    }
+
+    /// Tells the guest whether it has a proxy from now on: one that is up, and one that says hello again.
+    pub(super) fn tell_proxy(&self, proxy: ProxyParams) {
+        if let Some(hello) = &self.hello {
+            hello.change(|configure| configure.proxy = Some(proxy));
+        }
+        let Some(link) = self.link.clone() else { return };
+        tokio::spawn(async move {
+            let params = serde_json::to_string(&proxy).and_then(serde_json::value::RawValue::from_string);
+            let Ok(params) = params else { return };
+            // An older agent does not know it; the next start brings a newer one.
+            if let Err(error) = link.request(PROXY_REQUEST, &params, PROXY_TIMEOUT).await {
+                tracing::info!(%error, "a guest learns of its network at its next start only");
+            }
+        });
     }
 
     /// Whether the agent can be asked for something.

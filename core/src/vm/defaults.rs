@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use nexus_schema::network::NetworkMode;
 use nexus_schema::{ByteSize, ToolError};
 
 use super::spec::{self, Defaults};
@@ -13,6 +14,7 @@ use crate::store::vms::TmpPlace;
 pub(crate) const DEFAULT_VCPUS: &str = "default.vcpus";
 pub(crate) const DEFAULT_MEMORY: &str = "default.memory";
 pub(crate) const DEFAULT_DISK: &str = "default.disk";
+pub(crate) const DEFAULT_NETWORK: &str = "default.network";
 pub(crate) const DEFAULT_TMP: &str = "default.tmp";
 pub(crate) const DEFAULT_WAIT_FOR_INIT: &str = "default.wait_for_init";
 pub(crate) const DNS: &str = "dns";
@@ -23,7 +25,7 @@ pub(crate) const HISTORY_PER_VM: &str = "history.per_vm";
 const DNS_MAX: usize = 3;
 
 /// A setting: its key, its built-in value, and what it decides. By key.
-pub(crate) const SETTINGS: [(&str, &str, &str); 10] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 11] = [
     (DEFAULT_DISK, "8GiB", "size of the root drive; one of a larger image is as large as that"),
     (
         DEFAULT_IMAGE,
@@ -32,6 +34,11 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 10] = [
     ),
     (DEFAULT_KERNEL, spec::DEFAULT_KERNEL, "the kernel: anything that `kernel` of vm_create takes"),
     (DEFAULT_MEMORY, "1GiB", "memory"),
+    (
+        DEFAULT_NETWORK,
+        "proxy",
+        "how VMs reach other machines: `proxy` (the internet, by a proxy in the VM) or `none`",
+    ),
     (DEFAULT_TMP, "disk", "where /tmp is: `disk` (the root drive) or `tmpfs` (memory, at most half of it)"),
     (DEFAULT_VCPUS, "1", "virtual CPUs"),
     (
@@ -108,6 +115,13 @@ impl Values {
                 spec::check_disk(disk).map_err(ToolError::invalid)?;
                 defaults.disk = disk;
             }
+            DEFAULT_NETWORK => {
+                defaults.network = match value {
+                    "none" => NetworkMode::None,
+                    "proxy" => NetworkMode::Proxy,
+                    other => return Err(ToolError::invalid(format!("`{other}` is neither none nor proxy"))),
+                };
+            }
             DEFAULT_TMP => {
                 defaults.tmp = match value {
                     "disk" => TmpPlace::Disk,
@@ -175,6 +189,7 @@ mod tests {
             (DEFAULT_MEMORY, "1MiB"),
             (DEFAULT_MEMORY, "1.5GiB"),
             (DEFAULT_DISK, "1"),
+            (DEFAULT_NETWORK, "nat"),
             (DEFAULT_TMP, "memory"),
             (DEFAULT_WAIT_FOR_INIT, "yes"),
             (HISTORY_DAYS, "0"),

@@ -186,7 +186,8 @@ async fn adopt(
     }
     let configure = boot::configure(shared, &record, drives, boot_id, &token);
     let configured = boot::is_configured(&record);
-    let mut boot = Boot::adopt(shared, shim, accel, &directory, configure, configured)
+    let egress = shared.egresses.of(record.id, &record.spec.network);
+    let mut boot = Boot::adopt(shared, shim, accel, &directory, configure, configured, egress)
         .map_err(|e| ToolError::internal(format!("listen for the guest of {}: {e}", record.name)))?;
     match silence {
         None => boot.go_on(&record, &directory),

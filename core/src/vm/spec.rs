@@ -5,9 +5,11 @@ use std::net::IpAddr;
 
 use nexus_schema::limits::CONFIGURE_MAX;
 use nexus_schema::link::ImageConfig;
+use nexus_schema::network::{NetworkMode, NetworkPolicy};
 use nexus_schema::tools::vm::VmCreateParams;
 use nexus_schema::{ByteSize, Name, ToolError};
 
+use crate::egress;
 use crate::os::paths::GUEST_PROGRAMS;
 use crate::store::vms::{TmpPlace, VmSpec};
 
@@ -79,6 +81,10 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         ));
     }
     check_tags(&params.tags, &mut wrong);
+    let network = egress::starting(defaults.network, params.network.as_ref()).unwrap_or_else(|mistake| {
+        wrong(mistake);
+        NetworkPolicy::default()
+    });
     let from = params.from.clone().unwrap_or_else(|| defaults.image.clone());
     let kernel = params.kernel.clone().unwrap_or_else(|| defaults.kernel.clone());
     for (what, text) in [("from", &from), ("kernel", &kernel)] {
@@ -98,7 +104,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         dns: defaults.dns.clone(),
         driver: params.driver.unwrap_or_default(),
         init: params.init.unwrap_or_default(),
-        network: params.network.unwrap_or_default(),
+        network,
         hostname,
         env: params.env.clone(),
         working_dir: None,
@@ -144,6 +150,8 @@ pub(crate) struct Defaults {
     pub(crate) tmp: TmpPlace,
     /// Whether a VM is ready only once its own init has started the system.
     pub(crate) wait_for_init: bool,
+    /// How VMs reach other machines.
+    pub(crate) network: NetworkMode,
 }
 
 impl Defaults {
@@ -158,6 +166,7 @@ impl Defaults {
             dns: Vec::new(),
             tmp: TmpPlace::default(),
             wait_for_init: true,
+            network: NetworkMode::Proxy,
         }
     }
 }

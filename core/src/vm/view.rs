@@ -2,8 +2,9 @@
 
 use nexus_schema::id::VmKind;
 use nexus_schema::link::{PROTOCOL, PROTOCOL_MIN};
+use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{
-    PublishedPort, VmConnect, VmDetails, VmDrive, VmGuest, VmImage, VmProcess, VmSummary,
+    PublishedPort, VmConnect, VmDetails, VmDrive, VmGuest, VmImage, VmNetwork, VmProcess, VmSummary,
 };
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
@@ -57,6 +58,7 @@ impl View {
         image: VmImage,
         kernel: String,
         published: Vec<PublishedPort>,
+        network: VmNetwork,
     ) -> VmDetails {
         let record = &self.record;
         let directory = paths.vm(record.id);
@@ -73,10 +75,8 @@ impl View {
             driver_version: record.driver_version.clone(),
             accel: record.accel.clone(),
             init: record.spec.init,
-            network: record.spec.network,
-            network_note: Some(
-                "this VM has no network; move files with the guest_file tools or at creation".into(),
-            ),
+            network_note: Some(note(&network)),
+            network,
             image,
             kernel,
             drives: self
@@ -160,7 +160,23 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
     };
     let kernel = kernel.map_or_else(|| view.record.spec.kernel.clone(), |k| k.name.to_string());
     let published = published.iter().map(|port| shared.published.shown(&shared.paths, port)).collect();
-    Ok(view.details(&shared.paths, image, kernel, published))
+    let network = shared.egresses.shown(vm, &view.record.spec.network);
+    Ok(view.details(&shared.paths, image, kernel, published, network))
+}
+
+/// What its network means for who works in a VM.
+fn note(network: &VmNetwork) -> String {
+    match (network.mode, network.counts.denied) {
+        (NetworkMode::None, _) => {
+            r#"this VM has no network; move files with the guest_file tools or at creation, or ask for vm_update network={"mode":"proxy"}"#.into()
+        }
+        (NetworkMode::Proxy, 0) => {
+            "programs reach other machines by the proxy that http_proxy, https_proxy and all_proxy name; there is no interface".into()
+        }
+        (NetworkMode::Proxy, denied) => {
+            format!("{denied} connections were refused by policy; vm_update network.allow changes it")
+        }
+    }
 }
 
 /// A guest of a generation that this daemon does not speak.

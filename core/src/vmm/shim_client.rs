@@ -267,7 +267,7 @@ fn remove_jail(directory: &Path) {
 /// Removes the sockets and the jail that a VM left in its directory: its shim may not, or was killed. Only while no shim lives there.
 pub(crate) fn remove_sockets(directory: &Path) {
     remove_jail(directory);
-    for name in shim::sockets().chain([vm_files::HELLO]) {
+    for name in shim::sockets().chain([vm_files::HELLO, vm_files::EGRESS]) {
         match std::fs::remove_file(directory.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(directory = %directory.display(), name, %error, "a socket is left behind");

@@ -65,7 +65,7 @@ class NexusEnvironment(BaseEnvironment):
         if not self._network_disabled:
             mode = self.network_policy.network_mode.value
             raise RuntimeError(
-                f"a VM has no network, and the task wants {mode!r}: set network_mode='no-network'"
+                f"VMs of this adapter have no network, and the task wants {mode!r}: set network_mode='no-network'"
             )
         memory, disk = self._effective_memory_mb, self._effective_storage_mb
         self._vm = await Vm.create(

@@ -139,7 +139,8 @@ class Vm:
 
     @classmethod
     async def create(cls, **arguments):
-        """Makes a VM and starts it; the arguments are those of vm_create."""
+        """Makes a VM and starts it; the arguments are those of vm_create. It has no network unless they say otherwise."""
+        arguments = {"network": "none"} | arguments
         vm = cls(await Nexus.shared().finish("vm_create", **arguments, start=False))
         try:
             await vm.start()

@@ -17,6 +17,7 @@ use super::stream::{Duplex, dial_host};
 use super::{Agent, Place, Settings, configure, services};
 use crate::console::say;
 use crate::os::{OsRelease, read_small, uptime};
+use crate::proxy;
 use crate::role::VERSION;
 use crate::system;
 use nexus_wire::lines::{Line, LineReader};
@@ -93,7 +94,11 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     let token = token.clone();
     agent.host_clock.saw(configure.time_unix_ns);
     let wait = Duration::from_secs(configure.wait_for_init_s.into());
+    let proxy = configure.proxy;
     let mut problems = apply(agent, configure).await;
+    if let Some(params) = proxy {
+        problems.extend(proxy::apply(agent, params).await);
+    }
     if agent.is_beside_init() {
         problems.extend(unready(&system::wait(wait).await));
     }

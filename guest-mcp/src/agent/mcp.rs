@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use nexus_schema::link::{ByeReason, CLOCK_REQUEST, ClockParams, GROW_REQUEST};
+use nexus_schema::link::{ByeReason, CLOCK_REQUEST, ClockParams, GROW_REQUEST, PROXY_REQUEST};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CustomRequest, CustomResult, ErrorCode, ErrorData,
     Implementation, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
@@ -17,6 +17,7 @@ use serde_json::json;
 use super::Agent;
 use super::lines::LineTransport;
 use crate::os::reason;
+use crate::proxy;
 use crate::role::VERSION;
 use crate::tools;
 use nexus_wire::duplex;
@@ -89,6 +90,13 @@ impl ServerHandler for Server {
                 ErrorData::internal_error(format!("set the clock: {}", reason(&error)), None)
             })?;
             return Ok(CustomResult::new(json!(answer)));
+        }
+        if request.method == PROXY_REQUEST {
+            let problem = proxy::apply(&self.agent, params(request)?).await;
+            return match problem {
+                None => Ok(CustomResult::new(json!({}))),
+                Some(problem) => Err(ErrorData::internal_error(problem, None)),
+            };
         }
         if request.method != SHUTDOWN {
             return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, request.method, None));

@@ -4,6 +4,7 @@
 //! listen ── port 201 ──> open ── streams: of commands to the holder, all else here
 //!        ── port 200 ──> lines ─┬─ plain calls of tools ──> calls ─┬──> crate::tools
 //!                               └─ all else ──> mcp (rmcp's) ──────┘
+//! proxy  ── 127.0.0.1:3128, for programs ──> crate::proxy ── host port 1025
 //! hello  ── host port 1024: hello, configure, ack, welcome; and bye before the guest goes down
 //! ```
 //! It runs on one thread; what may block on a disk goes to a small pool. It never makes decisions of PID 1: going down is
@@ -26,7 +27,7 @@ mod tcp;
 pub(crate) use configure::replace;
 pub(crate) use network::bring_up_loopback;
 pub(crate) use open::{Sender, accept, finish, refuse};
-pub(crate) use stream::ShortPath;
+pub(crate) use stream::{SOCKET, ShortPath};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -44,6 +45,7 @@ use crate::console::say;
 use crate::holder::client::{self, Holder};
 use crate::holder::wire;
 use crate::init::power;
+use crate::proxy::Proxy;
 use crate::runtime;
 use crate::tools::Uploads;
 
@@ -79,9 +81,10 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// What commands need of them.
-    pub(crate) fn of_commands(&self) -> wire::Settings {
+    pub(crate) fn of_commands(&self, proxy: &Proxy) -> wire::Settings {
         wire::Settings {
             env: self.env.clone(),
+            proxy_env: proxy.environment(),
             working_dir: self.working_dir.clone(),
             image_user: self.image_user.clone(),
         }
@@ -111,6 +114,8 @@ pub(crate) struct Agent {
     host_clock: clock::HostClock,
     /// Who has all commands.
     pub(crate) holder: Holder,
+    /// The way to other machines.
+    pub(crate) proxy: Proxy,
     /// Files that are written piece by piece.
     pub(crate) uploads: Uploads,
     /// Told after each answer that was written.
@@ -132,6 +137,7 @@ impl Agent {
             settings: RwLock::new(Arc::new(settings)),
             host_clock: clock::HostClock::default(),
             holder,
+            proxy: Proxy::default(),
             uploads: Uploads::default(),
             answered: Arc::default(),
             going_down: watch::Sender::new(None),
@@ -149,6 +155,11 @@ impl Agent {
             Place::Vm { .. } => PathBuf::from("/var/lib/nexus/trees"),
             Place::Process { directory } => directory.join("trees"),
         }
+    }
+
+    /// Where it runs.
+    pub(crate) const fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Whether this is a VM, so that cgroups and scores are the agent's business.

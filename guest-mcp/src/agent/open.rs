@@ -37,7 +37,7 @@ pub(super) async fn serve(agent: Arc<Agent>, socket: OwnedFd) -> io::Result<()> 
     };
     match opening.open {
         Open::Exec(_) | Open::Attach(_) => {
-            let settings = agent.settings().of_commands();
+            let settings = agent.settings().of_commands(&agent.proxy);
             match agent.holder.hand_over(&socket, opening, settings).await {
                 Ok(()) => Ok(()),
                 Err(error) => refuse(socket, error).await,

@@ -14,7 +14,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockStream};
 use super::Place;
 
 /// The name of the socket that stands for the vsock device.
-pub(super) const SOCKET: &str = "v.sock";
+pub(crate) const SOCKET: &str = "v.sock";
 
 /// A connection, whatever carries it.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -107,6 +107,7 @@ pub(super) fn start(
     if order.terminal.is_some() {
         environment.insert("TERM".to_owned(), TERM.to_owned());
     }
+    environment.extend(proxy_env(settings, &order.env));
     environment.extend(settings.env.clone());
     for (name, value) in order.env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
@@ -350,6 +351,17 @@ fn login_shell(who: &Identity) -> Result<Vec<String>, ToolError> {
     Ok(vec![program, "-l".to_owned()])
 }
 
+/// The variables that name the proxy. One that the VM or the caller sets, in whatever case, is theirs in both.
+fn proxy_env<'a>(
+    settings: &'a Settings,
+    own: &'a BTreeMap<String, String>,
+) -> impl Iterator<Item = (String, String)> + 'a {
+    let is_set =
+        |name: &str| settings.env.keys().chain(own.keys()).any(|other| other.eq_ignore_ascii_case(name));
+    let ours = settings.proxy_env.iter().filter(move |(name, _)| !is_set(name));
+    ours.map(|(name, value)| (name.clone(), value.clone()))
+}
+
 /// What a command finds in its environment by itself.
 fn environment(who: &Identity, in_vm: bool) -> BTreeMap<String, String> {
     // A process of the host keeps the host's way of finding programs.
@@ -369,6 +381,19 @@ fn environment(who: &Identity, in_vm: bool) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_proxy_of_others_goes_before_ours() {
+        let map = |names: &[&str]| names.iter().map(|name| (name.to_string(), name.to_string())).collect();
+        let settings = Settings {
+            env: map(&["HTTP_PROXY"]),
+            proxy_env: map(&["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "no_proxy"]),
+            ..Settings::default()
+        };
+        let own = map(&["no_proxy"]);
+        let names: Vec<_> = proxy_env(&settings, &own).map(|(name, _)| name).collect();
+        assert_eq!(names, ["HTTPS_PROXY", "https_proxy"]);
+    }
 
     #[test]
     fn either_a_line_or_words() {

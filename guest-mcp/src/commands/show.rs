@@ -227,6 +227,8 @@ pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding
         log,
         written_bytes: written,
         oom_killed,
+        // The agent knows of them.
+        network_denied: Vec::new(),
     };
     let mut blocks = Vec::new();
     if !stdout.text.is_empty() {

@@ -114,7 +114,7 @@ impl Holder {
             params,
             client: call.client,
             progress: call.tell.is_some(),
-            settings: call.settings.of_commands(),
+            settings: call.settings.of_commands(&call.agent.proxy),
         };
         let mut outcome = connection.begin(id, call.tell)?;
         let mut guard = Guard { connection, id, is_over: false };

@@ -67,6 +67,9 @@ pub(crate) struct Request {
 pub(crate) struct Settings {
     /// Environment variables of every command.
     pub(crate) env: BTreeMap<String, String>,
+    /// The variables that name the proxy, where nobody sets others.
+    #[serde(default)]
+    pub(crate) proxy_env: BTreeMap<String, String>,
     /// Where commands start when they do not say.
     pub(crate) working_dir: Option<String>,
     /// The user that the image names.

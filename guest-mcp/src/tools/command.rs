@@ -1,12 +1,14 @@
 //! Commands, which the holder has done: see [`crate::holder`] and [`crate::commands`].
 
 use nexus_schema::tools::command::{
-    CommandInput, CommandList, CommandOutput, CommandSignal, CommandStart, RunCommand,
+    CommandInput, CommandList, CommandOutput, CommandSignal, CommandStart, FailureCause, RunCommand,
+    RunCommandOutput,
 };
 use nexus_schema::tools::mcp::{McpCall, McpList};
 use nexus_schema::{Tool, ToolError};
 
 use super::{Call, Reply, Run};
+use crate::proxy::Proxy;
 
 macro_rules! held {
     ($($tool:ty,)*) => {$(
@@ -20,12 +22,44 @@ macro_rules! held {
 }
 
 held! {
-    CommandInput,
     CommandList,
-    CommandOutput,
     CommandSignal,
     CommandStart,
     McpCall,
     McpList,
+}
+
+macro_rules! waited_for {
+    ($($tool:ty,)*) => {$(
+        impl Run for $tool {
+            async fn run(call: Call, params: <Self as Tool>::Params) -> Result<Reply<RunCommandOutput>, ToolError> {
+                let agent = call.agent.clone();
+                let before = agent.proxy.refused.now();
+                let mut reply = agent.holder.call::<Self>(call, params).await?;
+                say_network(&agent.proxy, before, &mut reply);
+                Ok(reply)
+            }
+        }
+    )*};
+}
+
+waited_for! {
+    CommandInput,
+    CommandOutput,
     RunCommand,
+}
+
+/// Says what of the network a command may have met while the call waited.
+fn say_network(proxy: &Proxy, before: u64, reply: &mut Reply<RunCommandOutput>) {
+    // The holder does not know of the proxy.
+    if reply.facts.cause == Some(FailureCause::NoNetwork) && proxy.is_enabled() {
+        let [none, only] = [FailureCause::NoNetwork, FailureCause::ProxyOnly].map(FailureCause::explained);
+        reply.header = reply.header.replace(none, only);
+        reply.facts.cause = Some(FailureCause::ProxyOnly);
+    }
+    if let Some(note) = proxy.refused.since(before) {
+        reply.header.push('\n');
+        reply.header.push_str(&note.text);
+        reply.facts.network_denied = note.connections;
+    }
 }

@@ -49,6 +49,7 @@ pub(crate) fn configure() -> Configure {
         wait_for_init_s: 0,
         mounts: Vec::new(),
         files: vec![],
+        proxy: None,
     }
 }
 

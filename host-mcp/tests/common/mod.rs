@@ -64,6 +64,7 @@ impl Guest {
             wait_for_init_s: 0,
             mounts: Vec::new(),
             files: Vec::new(),
+            proxy: None,
         };
         let (sender, mut events) = mpsc::channel(16);
         let hello = HelloServer::bind(directory.path(), configure, true, sender).unwrap();

@@ -112,7 +112,10 @@ fn value_of(schema: &Schema, value: &mut Value, place: Place) -> Result<Is, Wron
     let kind = schema.get("type").and_then(Value::as_str);
     match kind {
         Some("array") => unpack(value, '['),
-        Some("object") => unpack(value, '{'),
+        Some("object") => {
+            unpack(value, '{');
+            unfold(schema, value);
+        }
         _ => {}
     }
     match (&*value, place) {
@@ -270,6 +273,24 @@ fn unpack(value: &mut Value, opening: char) {
     }
 }
 
+/// Makes an object of a word that only one of its members may be.
+fn unfold(schema: &Schema, value: &mut Value) {
+    let Value::String(text) = &*value else { return };
+    let mut fitting = members_of_words(schema).filter_map(|(name, of)| {
+        let word = words(of)?.find(|word| word.eq_ignore_ascii_case(text.trim()))?;
+        Some((name.clone(), Value::from(word)))
+    });
+    if let (Some(only), None) = (fitting.next(), fitting.next()) {
+        *value = Value::Object(Map::from_iter([only]));
+    }
+}
+
+/// The members that are words of a list.
+fn members_of_words(schema: &Schema) -> impl Iterator<Item = (&String, &Schema)> {
+    let members = properties(schema).into_iter().flatten();
+    members.filter_map(|(name, of)| of.as_object().map(|of| (name, of))).filter(|(_, of)| words(of).is_some())
+}
+
 fn must_be(schema: &Schema, value: &Value) -> Wrong {
     let mut what = format!("must be {}, got ", kind(schema));
     let shown = value.to_string();
@@ -313,7 +334,14 @@ fn kind(schema: &Schema) -> String {
         Some("object") => {
             match schema.get("additionalProperties").and_then(|of| of.get("type")).and_then(Value::as_str) {
                 Some("string") => r#"an object of strings such as {"a": "b"}"#.into(),
-                _ => "an object".into(),
+                _ => match members_of_words(schema)
+                    .filter_map(|(_, of)| words(of))
+                    .flatten()
+                    .collect::<Vec<_>>()
+                {
+                    words if words.is_empty() => "an object".into(),
+                    words => format!("an object, or one of {}", words.join(", ")),
+                },
             }
         }
         Some(_) | None => "something else".into(),

@@ -49,6 +49,17 @@ fn what_is_empty_and_needed_is_kept() {
     let params =
         Takes::of::<FileWrite>().decode::<FileWrite>(map(json!({"path": "/x", "content": ""}))).unwrap();
     assert_eq!(params.content, "");
+    let network = |network: Value| {
+        Takes::of::<VmCreate>()
+            .decode::<VmCreate>(map(json!({ "network": network })))
+            .unwrap()
+            .network
+            .unwrap()
+    };
+    // A word stands for the one member that it can be of.
+    assert_eq!(network(json!("None")), network(json!({"mode": "none"})));
+    assert_eq!(network(json!("open")), network(json!({"preset": "open"})));
+    assert_eq!(network(json!({"allow": []})).allow, Some(Vec::new()));
     // An empty list of packages is another than none: it takes those before away.
     let update = |packages: Value| {
         let arguments = map(json!({"template": "web", "packages": packages, "remove_overlays": []}));
@@ -64,7 +75,12 @@ fn what_is_refused_is_named_with_what_it_must_be() {
         ("vcpus: must be a whole number from 1 to 32, got 1.5", json!({"vcpus": 1.5})),
         ("wait_s: must be a whole number from 0 to 45, got -1", json!({"wait_s": -1})),
         ("driver: must be one of auto, firecracker, qemu, got \"xen\"", json!({"driver": "xen"})),
-        ("network: must be `none`, got \"bridge\"", json!({"network": "bridge"})),
+        (
+            "network: must be an object, or one of none, proxy, internet, open, got \"nat\"",
+            json!({"network": "nat"}),
+        ),
+        ("network.mode: must be one of none, proxy, got \"nat\"", json!({"network": {"mode": "nat"}})),
+        ("network: `a b` is neither a name, an address nor a CIDR", json!({"network": {"allow": ["a b"]}})),
         ("start: must be true or false, got 2", json!({"start": 2})),
         ("env.A: must be a string, got [1]", json!({"env": {"A": [1]}})),
         ("env: must be an object of strings such as {\"a\": \"b\"}, got \"A=1\"", json!({"env": "A=1"})),

@@ -15,6 +15,7 @@ pub use live::{
 
 use crate::id::CommandId;
 use crate::limits::{WAIT_MAX, YIELD_DEFAULT};
+use crate::network::DenyReason;
 use crate::tool::{Effect, ResultShape, TimeLimit, Tool};
 use crate::tools::ContentEncoding;
 
@@ -157,6 +158,22 @@ pub struct RunCommandOutput {
     /// The processes that the kernel killed because the VM ran out of memory while the command ran.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub oom_killed: Vec<String>,
+    /// Connections of the VM that were refused by policy while this call waited.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub network_denied: Vec<RefusedConnection>,
+}
+
+/// Connections to one place that were refused by policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RefusedConnection {
+    /// The name or the address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// Why.
+    pub reason: DenyReason,
+    /// How many.
+    pub count: u32,
 }
 
 /// Processes that a command left behind.
@@ -186,6 +203,8 @@ pub struct LogFacts {
 pub enum FailureCause {
     /// The VM has no network.
     NoNetwork,
+    /// The VM has a proxy only, and the program did not use it.
+    ProxyOnly,
 }
 
 impl FailureCause {
@@ -194,7 +213,11 @@ impl FailureCause {
         match self {
             Self::NoNetwork => {
                 "this VM has no network: install packages when its image is made (template_create with packages, or an \
-                 `oci:` image), or copy files in (file_write)"
+                 `oci:` image), copy files in (file_write), or ask for vm_update network={\"mode\":\"proxy\"}"
+            }
+            Self::ProxyOnly => {
+                "this VM reaches other machines by its proxy only: have the program use the one that http_proxy, https_proxy and \
+                 all_proxy name (names are resolved there)"
             }
         }
     }

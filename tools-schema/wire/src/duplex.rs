@@ -28,6 +28,16 @@ fn watch(socket: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<Own
     unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)
 }
 
+/// Waits until a socket is connected whose `connect` was begun without waiting, in a tokio runtime.
+pub async fn connected(socket: OwnedFd) -> io::Result<OwnedFd> {
+    let socket = Arc::new(socket);
+    let watched = watch(Arc::clone(&socket), Interest::WRITABLE)?;
+    drop(watched.writable().await?);
+    drop(watched);
+    rustix::net::sockopt::socket_error(&*socket)??;
+    Arc::into_inner(socket).ok_or_else(|| io::ErrorKind::Other.into())
+}
+
 /// Whether nobody will ever read what is written to a pipe or socket: its other end is closed.
 pub fn is_unread(end: impl AsFd) -> bool {
     let mut poll = [PollFd::from_borrowed_fd(end.as_fd(), PollFlags::empty())];

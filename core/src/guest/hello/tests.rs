@@ -78,6 +78,7 @@ fn plain() -> Configure {
         wait_for_init_s: 0,
         mounts: Vec::new(),
         files: Vec::new(),
+        proxy: None,
     }
 }
 

@@ -180,7 +180,10 @@ impl Actor {
                 reply.send(result).ok();
             }
             Command::Created { record, drives, reply } => {
+                // What was changed meanwhile stays changed.
+                let network = self.record.spec.network.clone();
                 self.record = VmRecord { generation: self.record.generation, ..*record };
+                self.record.spec.network = network;
                 self.drives = drives;
                 let result = self.transition(VmState::Created, None, "drives created", DAEMON).await;
                 reply.send(result).ok();
@@ -363,7 +366,8 @@ impl Actor {
             fs_err::create_dir_all(&plan.directory)
                 .map_err(|e| ToolError::internal(format!("make the VM's directory: {e}")))?;
             clock.timings.plan_ms = clock.step();
-            Boot::launch(&self.shared, &plan, configure, clock)
+            let egress = shared.egresses.of(record.id, &record.spec.network);
+            Boot::launch(&self.shared, &plan, configure, egress, clock)
                 .await
                 .map_err(|error| boot::launch_failed(self.record.name.as_str(), &error))
         }

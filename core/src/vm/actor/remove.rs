@@ -77,6 +77,7 @@ impl Actor {
         failpoint::reach("delete-rows-gone");
         self.deleted = true;
         self.shared.vms.remove(self.record.id, &self.record.name);
+        self.shared.egresses.forget(self.record.id);
         self.publish();
         remove_files(&self.shared, &self.record, drive_ids).await;
         Ok(())

@@ -1,10 +1,13 @@
-//! Changes of a VM that do not touch its machine: labels, protection, name.
+//! Changes of a VM that do not touch its machine: labels, protection, name, network.
 
+use nexus_schema::link::ProxyParams;
+use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ErrorCode, Name, ToolError};
 
 use super::Actor;
 use crate::context::Change;
+use crate::egress;
 use crate::op::store_error;
 use crate::store::vms;
 
@@ -17,6 +20,13 @@ impl Actor {
         tags.extend(change.tags);
         let mut mistakes = Vec::new();
         crate::vm::spec::check_tags(&tags, &mut |mistake| mistakes.push(mistake));
+        let network = match &change.network {
+            Some(asked) => egress::merge(&self.record.spec.network, asked).unwrap_or_else(|mistake| {
+                mistakes.push(mistake);
+                self.record.spec.network.clone()
+            }),
+            None => self.record.spec.network.clone(),
+        };
         if !mistakes.is_empty() {
             return Err(ToolError::invalid(mistakes.join("; ")));
         }
@@ -27,6 +37,7 @@ impl Actor {
         let before = self.record.clone();
         self.record.tags = tags;
         self.record.protected = change.protected.unwrap_or(before.protected);
+        self.record.spec.network = network;
         let line = new_name.clone().map(|name| {
             if self.record.spec.hostname == before.name.as_str() {
                 name.as_str().clone_into(&mut self.record.spec.hostname);
@@ -44,11 +55,24 @@ impl Actor {
             self.publish();
             return Err(error);
         }
+        if self.record.spec.network != before.spec.network {
+            self.apply_network(before.spec.network.mode);
+        }
         if let Some(name) = new_name {
             tracing::info!(vm = %before.name, %name, who, "vm renamed");
             self.shared.vms.rename(before.id, &before.name, name);
         }
         Ok(())
+    }
+
+    /// Puts the policy in force that is written down: cuts what it does not allow, and tells the guest if its mode is another one.
+    fn apply_network(&self, before: NetworkMode) {
+        let network = &self.record.spec.network;
+        tracing::info!(vm = %self.record.name, mode = network.mode.as_str(), preset = network.preset.as_str(), "vm's network changes");
+        self.shared.egresses.of(self.record.id, network);
+        if let Some(boot) = self.boot.as_ref().filter(|_| network.mode != before) {
+            boot.tell_proxy(ProxyParams { enabled: network.mode == NetworkMode::Proxy });
+        }
     }
 
     /// Refuses a new name before anything changes.

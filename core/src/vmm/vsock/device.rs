@@ -30,9 +30,9 @@ use super::stream::{Buffers, HostStream};
 use super::throttle::Throttle;
 
 /// The most connections at once, whoever opened them and in whatever state.
-pub(super) const CONNECTIONS_MAX: usize = 256;
-/// The most that the guest may have opened, so that it cannot lock the host out.
-pub(super) const GUEST_CONNECTIONS_MAX: usize = 128;
+pub(super) const CONNECTIONS_MAX: usize = 400;
+/// The most that the guest may have opened, so that it cannot lock the host out: those to other machines, and a few for hello.
+pub(super) const GUEST_CONNECTIONS_MAX: usize = nexus_schema::egress::CONNECTIONS_MAX + 16;
 /// The most host connections that have not said where to.
 pub(super) const GREETINGS_MAX: usize = 64;
 /// The most answers to the guest that wait; more are dropped.
@@ -424,7 +424,7 @@ impl Device {
     fn open(&mut self, request: &Header) -> Option<()> {
         let (host, guest) = (request.destination_port, request.source_port);
         if host == HOST_PORT && guest >= PRIVILEGED_PORTS {
-            self.refused("an unprivileged program of the guest dials the hello port");
+            self.refused("an unprivileged program of the guest dials the host");
             return None;
         }
         if self.counts.all >= CONNECTIONS_MAX || self.counts.by_guest >= GUEST_CONNECTIONS_MAX {

@@ -4,6 +4,7 @@ mod console;
 mod files;
 mod list;
 mod logs;
+mod network;
 mod power;
 mod publish;
 mod show;
@@ -135,6 +136,8 @@ pub(crate) struct CreateOptions {
     /// What is PID 1: agent, or system (the image's own init) [default: agent]
     #[arg(long, value_parser = word::<InitMode>(&["agent", "system"]))]
     init: Option<InitMode>,
+    #[command(flatten)]
+    network: network::Args,
     /// The hostname inside [default: the VM's name]
     #[arg(long)]
     hostname: Option<String>,
@@ -188,6 +191,8 @@ pub(crate) struct UpdateArgs {
     /// Allow its deletion again
     #[arg(long)]
     unprotect: bool,
+    #[command(flatten)]
+    network: network::Args,
 }
 
 /// Which VM, and its name from now on.
@@ -280,7 +285,7 @@ fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreatePa
         disk: args.disk,
         driver: args.driver,
         init: args.init,
-        network: None,
+        network: args.network.params(),
         hostname: args.hostname,
         env: args.env.into_iter().collect(),
         files,
@@ -349,15 +354,20 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         (false, true) => Some(false),
         (false, false) => None,
     };
-    if args.tag.is_empty() && args.untag.is_empty() && protected.is_none() {
-        return Err(Error::usage("nothing to change: give --tag, --untag, --protect or --unprotect"));
+    let network = args.network.params();
+    if args.tag.is_empty() && args.untag.is_empty() && protected.is_none() && network.is_none() {
+        return Err(Error::usage(
+            "nothing to change: give --tag, --untag, --protect, --unprotect, --network, --preset, --allow or --deny",
+        ));
     }
+    let has_network = network.is_some();
     let params = VmUpdateParams {
         vm: args.vm,
         tags: args.tag.into_iter().collect(),
         remove_tags: args.untag,
         protected,
         name: None,
+        network,
     };
     let vm = app.connect().await?.call::<VmUpdate>(&params).await?;
     match app.ui.format {
@@ -366,6 +376,9 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         Format::Human => {
             let protection = if vm.protected { "protected" } else { "not protected" };
             app.ui.line(&format!("{} {}, tags: {}", vm.name, protection, show::tags(&vm.tags)))?;
+            if has_network {
+                app.ui.table(show::of_network(&vm, app.ui.now()))?;
+            }
         }
     }
     Ok(0)
@@ -379,6 +392,7 @@ pub(crate) async fn rename(app: &App, args: RenameArgs) -> Result<u8, Error> {
         tags: BTreeMap::new(),
         remove_tags: Vec::new(),
         protected: None,
+        network: None,
     };
     let vm = app.connect().await?.call::<VmUpdate>(&params).await?;
     match app.ui.format {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use nexus_schema::Timestamp;
 use nexus_schema::link::InitMode;
+use nexus_schema::network::{NetworkMode, NetworkRule};
 use nexus_schema::tools::vm::{
-    NetworkChoice, VmDetails, VmState, VmSummary, VmTimings, VmTransition, VmWalls,
+    NetworkCounts, VmDetails, VmNetwork, VmState, VmSummary, VmTimings, VmTransition, VmWalls,
 };
 
 use crate::ctl::format;
@@ -69,6 +70,38 @@ pub(super) fn created(vm: &VmDetails) -> Table {
     table
 }
 
+/// Its network alone.
+pub(super) fn of_network(vm: &VmDetails, now: Timestamp) -> Table {
+    let mut table = Table::of_facts();
+    network(&mut table, vm, now);
+    table
+}
+
+/// What it reaches, and what was refused.
+fn network(table: &mut Table, vm: &VmDetails, now: Timestamp) {
+    let VmNetwork { mode, preset, allow, deny, counts, denied } = &vm.network;
+    let preset = if *mode == NetworkMode::None { "" } else { preset.as_str() };
+    let words: Vec<_> = [mode.as_str(), preset].into_iter().filter(|word| !word.is_empty()).collect();
+    let note = vm.network_note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+    table.fact("network", format!("{}{note}", words.join(", ")));
+    let list = |rules: &[NetworkRule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    for (name, rules) in [("allow", allow), ("deny", deny)] {
+        table.maybe(name, (!rules.is_empty()).then(|| list(rules)));
+    }
+    if *counts != NetworkCounts::default() {
+        let NetworkCounts { allowed, denied, failed, open, sent_bytes, received_bytes } = *counts;
+        let [sent, received] = [sent_bytes, received_bytes].map(format::size);
+        let text = format!(
+            "{allowed} made, {open} open, {denied} refused, {failed} failed; {sent} sent, {received} received"
+        );
+        table.fact("connections", text);
+    }
+    for one in denied {
+        let at = time(one.at, now);
+        table.fact("refused", format!("{}:{} ({}), {at}", one.host, one.port, one.reason.words()));
+    }
+}
+
 /// Everything about a VM.
 pub(super) fn details(vm: &VmDetails, now: Timestamp) -> Table {
     let mut table = Table::of_facts();
@@ -89,13 +122,7 @@ pub(super) fn details(vm: &VmDetails, now: Timestamp) -> Table {
             InitMode::System => "system",
         },
     );
-    let network = match vm.network {
-        NetworkChoice::None => "none",
-    };
-    table.fact(
-        "network",
-        vm.network_note.as_ref().map_or(network.into(), |note| format!("{network} ({note})")),
-    );
+    network(&mut table, vm, now);
     for drive in &vm.drives {
         let root = if drive.root { ", root" } else { "" };
         let read_only = if drive.read_only { ", read-only" } else { "" };
@@ -211,7 +238,7 @@ mod tests {
         serde_json::from_value(json!({
             "id": "bbbbbbbbbbbbe", "name": "web-1", "state": "ready", "owner": "uid:0", "vcpus": 1, "memory": "512MiB",
             "driver": "qemu", "driver_version": "7.2.22", "accel": "tcg", "init": "agent", "network": "none",
-            "network_note": "VMs have no network yet",
+            "network_note": "this VM has no network",
             "image": { "id": "cccccccccccce", "name": "busybox", "distro": "debian-12", "source": "busybox" },
             "kernel": "debian-6-1-0-40-cloud-amd64",
             "drives": [{ "id": "ddddddddddddi", "name": "web-1-root", "root": true, "read_only": false, "size": "8GiB",

@@ -2,6 +2,7 @@
 
 mod delete;
 mod file;
+mod network;
 mod publish;
 mod update;
 mod words;
@@ -22,11 +23,12 @@ use crate::tools::plan::Creation;
 
 pub use self::delete::{DeletedVm, UndeletedVm, VmDelete, VmDeleteOutput, VmDeleteParams};
 pub use self::file::VmFile;
+pub use self::network::{DeniedConnection, NetworkCounts, NetworkParams, VmNetwork};
 pub use self::publish::{
     PublishedPort, VmPublish, VmPublishParams, VmUnpublish, VmUnpublishOutput, VmUnpublishParams,
 };
 pub use self::update::{VmUpdate, VmUpdateParams};
-pub use self::words::{DriverChoice, NetworkChoice, VmState};
+pub use self::words::{DriverChoice, VmState};
 
 /// Creates a VM.
 pub enum VmCreate {}
@@ -63,9 +65,9 @@ pub struct VmCreateParams {
     /// What is PID 1: `agent` (default, fastest) or `system` (the image's own init, such as systemd).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<InitMode>,
-    /// The network (default none).
+    /// What it may reach (default: the internet by a proxy, `{"mode": "proxy", "preset": "internet"}`; or `none`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub network: Option<NetworkChoice>,
+    pub network: Option<NetworkParams>,
     /// The hostname inside; default: the VM's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
@@ -103,7 +105,7 @@ impl Tool for VmCreate {
     const TITLE: &'static str = "Create a VM";
     const DESCRIPTION: &'static str = "Creates a new Linux microVM and starts it; use it whenever you need a machine of your \
         own to run commands, build, test or try something without touching the host. With no arguments you get Debian \
-        with 1 vCPU, 1 GiB of memory and an 8 GiB disk. `from: \"busybox\"` boots fastest. It waits until the VM is ready; if \
+        with 1 vCPU, 1 GiB of memory, an 8 GiB disk and the internet by a proxy. `from: \"busybox\"` boots fastest. It waits until the VM is ready; if \
         `done` is false, call op_get with the op_id. Then work inside with guest_run_command, guest_file_write and the other \
         guest_ tools, giving the VM's name as `vm`. The first VM on a host downloads a kernel and builds the image, which \
         takes about a minute; `dry_run` says beforehand what would be done.";
@@ -170,7 +172,8 @@ pub struct VmDetails {
     /// What is PID 1.
     pub init: InitMode,
     /// The network.
-    pub network: NetworkChoice,
+    #[serde(deserialize_with = "network::plain_or_whole")]
+    pub network: VmNetwork,
     /// A note on the network, such as that there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_note: Option<String>,
@@ -396,7 +399,7 @@ impl Tool for VmInspect {
     const TITLE: &'static str = "Inspect a VM";
     const DESCRIPTION: &'static str = "Shows everything about one VM: state and reason, process ids, boot id, CID, sockets, \
         console log, drives, image lineage, what the guest reported, and where the boot time went; use it when a VM does not \
-        behave as expected.";
+        behave as expected, or could not reach something: `network` has what was refused and why.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = VmInspectParams;
     type Output = VmDetails;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::VmDetails;
+use super::{NetworkParams, VmDetails};
 use crate::id::VmKind;
 use crate::name::{Name, Reference};
 use crate::tool::{Effect, Tool};
@@ -31,12 +31,16 @@ pub struct VmUpdateParams {
     /// Its new name. A hostname that is the old name changes with the VM's next start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
+    /// What it may reach from now on. What is not given stays as it is; connections that are no longer allowed are cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkParams>,
 }
 
 impl Tool for VmUpdate {
     const NAME: &'static str = "vm_update";
     const TITLE: &'static str = "Update a VM";
-    const DESCRIPTION: &'static str = "Changes a VM's labels, its protection against deletion, or its name; use it to mark VMs that must be kept or found again.";
+    const DESCRIPTION: &'static str = "Changes a VM's labels, its protection against deletion, its name, or what it may reach; use it to mark VMs that must be \
+        kept or found again, or when a connection was refused by policy. A change of `network` takes effect at once.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = VmUpdateParams;
     type Output = VmDetails;

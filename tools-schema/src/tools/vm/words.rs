@@ -108,12 +108,3 @@ impl DriverChoice {
         }
     }
 }
-
-/// What a VM is connected to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum NetworkChoice {
-    /// No network: only the vsock link to the host.
-    #[default]
-    None,
-}

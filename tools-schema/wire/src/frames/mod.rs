@@ -165,7 +165,17 @@ pub fn over<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     writer: W,
     read: BytesMut,
 ) -> (Receiver<R>, Sender<W>) {
-    let flow = Arc::new(rules::Flow::new());
+    over_with(reader, writer, read, WINDOW)
+}
+
+/// The same where both sides start with another credit than [`WINDOW`].
+pub fn over_with<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    reader: R,
+    writer: W,
+    read: BytesMut,
+    window: u32,
+) -> (Receiver<R>, Sender<W>) {
+    let flow = Arc::new(rules::Flow::new(window));
     (Receiver::new(reader, read, flow.clone()), Sender::new(writer, flow))
 }
 

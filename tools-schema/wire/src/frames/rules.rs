@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
-use super::{CREDIT_MAX, FrameError, HEADER, Kind, WINDOW};
+use super::{CREDIT_MAX, FrameError, HEADER, Kind};
 
 /// What the two ends of a stream tell each other: the credit of both directions.
 #[derive(Debug)]
@@ -15,14 +15,17 @@ pub(super) struct Flow {
     granted: AtomicU64,
     /// What was taken away since it was last allowed more.
     taken: AtomicU64,
+    /// What each side starts with.
+    window: u32,
 }
 
 impl Flow {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(window: u32) -> Self {
         Self {
-            credit: watch::Sender::new(Some(WINDOW)),
-            granted: AtomicU64::new(WINDOW.into()),
+            credit: watch::Sender::new(Some(window)),
+            granted: AtomicU64::new(window.into()),
             taken: AtomicU64::new(0),
+            window,
         }
     }
 
@@ -76,7 +79,7 @@ impl Flow {
     pub(super) fn took(&self, bytes: usize) -> Option<u32> {
         let bytes = bytes as u64;
         let taken = self.taken.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        if taken < u64::from(WINDOW / 4) {
+        if taken < u64::from(self.window / 4) {
             return None;
         }
         let taken = self.taken.swap(0, Ordering::AcqRel);

@@ -7,7 +7,7 @@
 //! VM's directory                 jail/firecracker/ID/root
 //! drives, kernel, initramfs ──>  kernel, initramfs, drive-ID    bind mounts, seen by shim and VMM only
 //! v.sock            <──────────  v.sock                         hard link, once firecracker has made it
-//! v.sock_1024       <── relay ── v.sock_1024
+//! v.sock_1024, 1025 <── relay ── v.sock_1024, v.sock_1025
 //! vmm.log           <── shim ─── vmm.pipe
 //! ```
 //! Firecracker owns that directory: nothing in it is followed blindly once it runs.
@@ -16,6 +16,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nexus_schema::egress::CONNECTIONS_MAX;
 use nexus_schema::tools::system::{DoctorCheck, DoctorStatus};
 use rustix::fs::{AtFlags, CWD};
 
@@ -75,10 +76,13 @@ impl Jailed {
         let binary = std::fs::canonicalize(&plan.binary).map_err(file("find", &plan.binary))?;
         let name = binary.file_name().unwrap_or_default();
         let jail = Jail::make(plan, &Path::new(name).join(plan.vm.to_string()).join("root"), false)?;
-        let hello =
-            bind_in(jail.root(), vm_files::HELLO).map_err(file("bind", Path::new(vm_files::HELLO)))?;
-        jail.give(&jail.root().join(vm_files::HELLO))?;
-        relay::start(hello, vm_files::HELLO.into()).map_err(file("serve", Path::new(vm_files::HELLO)))?;
+        for (name, most) in
+            [(vm_files::HELLO, relay::HELLO_CONNECTIONS_MAX), (vm_files::EGRESS, CONNECTIONS_MAX)]
+        {
+            let listener = bind_in(jail.root(), name).map_err(file("bind", Path::new(name)))?;
+            jail.give(&jail.root().join(name))?;
+            relay::start(listener, name.into(), most).map_err(file("serve", Path::new(name)))?;
+        }
         Ok(Self { jailer, binary, jail })
     }
 

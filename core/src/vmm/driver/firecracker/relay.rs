@@ -1,7 +1,7 @@
-//! Carries the guest's connections to the host's hello port out of a jail.
+//! Carries the guest's connections to the host's ports out of a jail.
 //!
-//! Firecracker dials `<uds>_1024` inside its jail; the daemon listens in the VM's directory, and makes its socket anew when it is
-//! started again. So someone outside the jail has to dial for each connection. It is used for hello and bye only.
+//! Firecracker dials `<uds>_PORT` inside its jail; the daemon listens in the VM's directory, and makes its socket anew when it is
+//! started again. So someone outside the jail has to dial for each connection: for hello and bye, and for connections to other machines.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,18 +9,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A guest that says hello needs one; the next boot's first may overlap with the last one's bye.
-const CONNECTIONS_MAX: usize = 8;
+/// How many connections at once to the hello port: a guest that says hello needs one; the next boot's first may overlap with the
+/// last one's bye.
+pub(super) const HELLO_CONNECTIONS_MAX: usize = 8;
 const STACK: usize = 64 << 10;
 
-/// Serves in a thread for as long as this process lives.
-pub(super) fn start(listener: UnixListener, target: PathBuf) -> io::Result<()> {
-    let thread = std::thread::Builder::new().name("hello".to_owned()).stack_size(STACK);
+/// Serves in a thread for as long as this process lives; more than `most` connections at once are hung up on.
+pub(super) fn start(listener: UnixListener, target: PathBuf, most: usize) -> io::Result<()> {
+    let thread = std::thread::Builder::new().name("relay".to_owned()).stack_size(STACK);
     let open = Arc::new(AtomicUsize::new(0));
     thread.spawn(move || {
         for stream in listener.incoming() {
             let Ok(inside) = stream else { continue };
-            if open.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
+            if open.load(Ordering::Relaxed) >= most {
                 continue;
             }
             // Nobody listens: the guest sees the connection end and tries again.
@@ -54,7 +55,7 @@ fn carry_both(inside: UnixStream, outside: UnixStream, held: Arc<Held>) -> io::R
     let (inside_too, outside_too) = (inside.try_clone()?, outside.try_clone()?);
     let held_too = Arc::clone(&held);
     let spawn = |from, to, held: Arc<Held>| {
-        std::thread::Builder::new().name("hello".to_owned()).stack_size(STACK).spawn(move || {
+        std::thread::Builder::new().name("relay".to_owned()).stack_size(STACK).spawn(move || {
             carry(from, to);
             drop(held);
         })
@@ -86,7 +87,7 @@ mod tests {
     fn carries_both_ways_and_dials_anew_for_each_connection() {
         let directory = tempfile::tempdir().unwrap();
         let (inside, outside) = (directory.path().join("in"), directory.path().join("out"));
-        start(UnixListener::bind(&inside).unwrap(), outside.clone()).unwrap();
+        start(UnixListener::bind(&inside).unwrap(), outside.clone(), HELLO_CONNECTIONS_MAX).unwrap();
         let mut nobody = UnixStream::connect(&inside).unwrap();
         assert_eq!(nobody.read(&mut [0; 1]).unwrap(), 0);
         for _ in 0..20 {

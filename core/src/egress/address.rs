@@ -1,0 +1,156 @@
+//! What kind of address an address is.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A kind of address, as far as presets know kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Range {
+    /// One of the internet. The ranges for documentation and benchmarks are among them: on some hosts mirrors are there.
+    Public,
+    /// Of this host alone: 127.0.0.0/8, `::1`, 0.0.0.0/8 and `::`.
+    Loopback,
+    /// Of a private network: RFC 1918, 100.64.0.0/10, fc00::/7.
+    Private,
+    /// 169.254.0.0/16 and fe80::/10.
+    LinkLocal,
+    /// Where clouds serve metadata and credentials.
+    Metadata,
+    /// To many.
+    Multicast,
+    /// Of no use yet, or of none any more.
+    Reserved,
+}
+
+/// What kind an address is of. One that has an IPv4 address in it is of that one's kind.
+pub(super) fn range(address: IpAddr) -> Range {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => range_v4(v4),
+        IpAddr::V6(v6) => range_v6(v6),
+    }
+}
+
+const fn range_v4(address: Ipv4Addr) -> Range {
+    match address.octets() {
+        [0 | 127, ..] => Range::Loopback,
+        [169, 254, 169, 254] => Range::Metadata,
+        [169, 254, ..] => Range::LinkLocal,
+        [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] => Range::Private,
+        [224..=239, ..] => Range::Multicast,
+        [240..=255, ..] => Range::Reserved,
+        _ => Range::Public,
+    }
+}
+
+fn range_v6(address: Ipv6Addr) -> Range {
+    let v4 = |high: u16, low: u16| range_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Range::Loopback,
+        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => Range::Metadata,
+        // Compatible and translated forms of IPv4, and what translates or tunnels to it: RFC 4291, 2765, 6052, 3056.
+        [0, 0, 0, 0, 0, 0, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..] => v4(high, low),
+        // Teredo (RFC 4380) has the client's address inverted at its end.
+        [0x2001, 0, _, _, _, _, high, low] => v4(!high, !low),
+        // RFC 8215: of whoever translates.
+        [0x64, 0xff9b, 1, ..] => Range::Private,
+        [0xfc00..=0xfdff, ..] | [0xfec0..=0xfeff, ..] => Range::Private,
+        [0xfe80..=0xfebf, ..] => Range::LinkLocal,
+        [0xff00..=0xffff, ..] => Range::Multicast,
+        [0x2000..=0x3fff, ..] => Range::Public,
+        _ => Range::Reserved,
+    }
+}
+
+/// Whether an address is one of this host's own: the kernel would send from the very address. Nothing is sent.
+pub(super) fn is_own(address: IpAddr) -> bool {
+    let unspecified = match address {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let source = std::net::UdpSocket::bind((unspecified, 0)).and_then(|socket| {
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    // Where there is no way there, there is none for a connection either.
+    source.is_ok_and(|source| source.ip() == address)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ranges_are_those_of_the_registries() {
+        for (text, expected) in [
+            ("8.8.8.8", Range::Public),
+            ("192.0.2.1", Range::Public),
+            ("198.51.100.1", Range::Public),
+            ("203.0.113.1", Range::Public),
+            ("198.18.0.1", Range::Public),
+            ("198.19.255.255", Range::Public),
+            ("2001:db8::1", Range::Public),
+            ("2600::1", Range::Public),
+            ("127.0.0.1", Range::Loopback),
+            ("127.255.255.255", Range::Loopback),
+            ("0.0.0.0", Range::Loopback),
+            ("0.1.2.3", Range::Loopback),
+            ("::", Range::Loopback),
+            ("::1", Range::Loopback),
+            ("10.0.0.0", Range::Private),
+            ("172.16.0.1", Range::Private),
+            ("172.31.255.255", Range::Private),
+            ("172.32.0.0", Range::Public),
+            ("192.168.1.1", Range::Private),
+            ("100.64.0.0", Range::Private),
+            ("100.127.255.255", Range::Private),
+            ("100.128.0.0", Range::Public),
+            ("fc00::1", Range::Private),
+            ("fd12::1", Range::Private),
+            ("fec0::1", Range::Private),
+            ("64:ff9b:1::1", Range::Private),
+            ("169.254.0.1", Range::LinkLocal),
+            ("fe80::1", Range::LinkLocal),
+            ("169.254.169.254", Range::Metadata),
+            ("fd00:ec2::254", Range::Metadata),
+            ("224.0.0.1", Range::Multicast),
+            ("ff02::1", Range::Multicast),
+            ("240.0.0.1", Range::Reserved),
+            ("255.255.255.255", Range::Reserved),
+            ("100::1", Range::Reserved),
+            // IPv4 in other clothes.
+            ("::ffff:127.0.0.1", Range::Loopback),
+            ("::ffff:169.254.169.254", Range::Metadata),
+            ("::ffff:8.8.8.8", Range::Public),
+            ("::10.0.0.1", Range::Private),
+            ("::ffff:0:10.0.0.1", Range::Private),
+            ("64:ff9b::10.0.0.1", Range::Private),
+            ("64:ff9b::8.8.8.8", Range::Public),
+            ("2002:7f00:1::", Range::Loopback),
+            ("2002:a9fe:a9fe::1", Range::Metadata),
+            ("2001:0:1:2:3:4:80ff:fffe", Range::Loopback),
+        ] {
+            assert_eq!(range(text.parse().unwrap()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_loopback_is_this_hosts_own() {
+        assert!(is_own(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert!(!is_own("192.0.2.77".parse().unwrap()));
+    }
+
+    proptest! {
+        #[test]
+        fn a_mapped_address_is_what_it_maps(bits: u32) {
+            let v4 = Ipv4Addr::from(bits);
+            prop_assert_eq!(range(v4.to_ipv6_mapped().into()), range(v4.into()));
+            let [a, b, c, d] = v4.octets().map(u16::from);
+            let through = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, a << 8 | b, c << 8 | d);
+            prop_assert_eq!(range(through.into()), range(v4.into()));
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! One connection of a guest, from its opening to its end.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use nexus_schema::egress::{
+    EgressAnswer, EgressError, EgressFailure, EgressOpening, OPENING_MAX, OPENING_TIMEOUT, WINDOW,
+};
+use nexus_schema::network::NetworkPolicy;
+use nexus_wire::duplex::{self, Reader, Writer};
+use nexus_wire::frames::{self, CopyError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::counted::Passed;
+use super::dial::{Dialled, Way, dial};
+use super::state::{Counted, Egress};
+
+/// How long a guest may take to read an answer, and then to hang up.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves a connection to its end; what the guest does wrong ends it and nothing else.
+pub(super) async fn serve(egress: Arc<Egress>, stream: UnixStream) -> io::Result<()> {
+    let socket: OwnedFd = stream.into_std()?.into();
+    let (mut reader, mut writer) = duplex::split(socket)?;
+    let mut read = BytesMut::new();
+    let line = match timeout(OPENING_TIMEOUT, frames::read_line(&mut reader, &mut read, OPENING_MAX)).await {
+        Ok(Ok(Some(line))) => EgressOpening::parse(&line),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(EgressError::new(EgressFailure::Invalid, format!("open a connection: {error}")))
+        }
+        // Nobody is there who would hear an answer.
+        Ok(Ok(None) | Err(_)) | Err(_) => return Ok(()),
+    };
+    let dialled = match line {
+        Ok(opening) => tokio::select! {
+            dialled = dial(&egress, &opening) => dialled,
+            // Whoever hangs up waits for nothing.
+            _ = reader.read_u8(), if read.is_empty() => return Ok(()),
+        },
+        Err(error) => Err(error),
+    };
+    match dialled {
+        Ok(Dialled { stream, way }) => {
+            answer(&mut writer, &EgressAnswer::Ok {}).await?;
+            carry(&egress, stream, &way, (reader, writer), read).await;
+        }
+        Err(error) => {
+            answer(&mut writer, &EgressAnswer::Error(error)).await?;
+            writer.shutdown().await?;
+            // What the guest did not read yet could be lost else.
+            let _ = timeout(ANSWER_TIMEOUT, reader.read_u8()).await;
+        }
+    }
+    Ok(())
+}
+
+async fn answer(writer: &mut Writer, answer: &EgressAnswer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    timeout(ANSWER_TIMEOUT, writer.write_all(&line))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Carries it until both directions have ended, or the policy does not allow it any more.
+async fn carry(egress: &Egress, mut stream: TcpStream, way: &Way, ends: (Reader, Writer), read: BytesMut) {
+    let _open = Counted::new(&egress.counts.open);
+    let (mut receiver, sender) = frames::over_with(ends.0, ends.1, read, WINDOW);
+    let policy = egress.policy();
+    let (from, to) = stream.split();
+    let mut from = Passed::new(from, &egress.counts.received);
+    let mut to = Passed::new(to, &egress.counts.sent);
+    let is_whole = tokio::select! {
+        copied = frames::copy(&mut receiver, &sender, &mut from, &mut to) => match copied {
+            Ok(ended) => ended.is_none(),
+            Err(CopyError::Frames(_) | CopyError::Read(_) | CopyError::Write(_)) => false,
+        },
+        denied = no_longer_allowed(policy, way) => {
+            tracing::debug!(?denied, "a connection of a guest is cut: its policy has changed");
+            denied.noted(egress);
+            false
+        }
+    };
+    if !is_whole {
+        // The other machine sees that it was cut off, and not that it ended.
+        let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+    }
+}
+
+/// Waits until the policy does not allow a connection.
+async fn no_longer_allowed(
+    mut policy: watch::Receiver<Arc<NetworkPolicy>>,
+    way: &Way,
+) -> super::dial::Denied {
+    loop {
+        // It may have changed while the connection was made.
+        let now = policy.borrow_and_update().clone();
+        if let Err(denied) = way.check(&now) {
+            return denied;
+        }
+        if policy.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

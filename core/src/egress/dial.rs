@@ -1,0 +1,205 @@
+//! From what a guest asks for to a connection that its policy allows.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nexus_schema::egress::{EgressError, EgressFailure, EgressOpening};
+use nexus_schema::network::{DenyReason, NetworkPolicy};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::address::{is_own, range};
+use super::policy::{Place, allowing, decide_address, decide_name};
+use super::state::Egress;
+
+/// How many names of all VMs are looked up at once: each takes a thread, and resolvers can be slow.
+static LOOKUPS: Semaphore = Semaphore::const_new(16);
+/// How long a name may take.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many addresses of a name are looked at.
+const ADDRESSES_MAX: usize = 16;
+/// How long one address may take to answer, and all of a name together.
+const CONNECT_TIMEOUT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(25));
+
+/// A connection, and what led to it.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) stream: TcpStream,
+    pub(super) way: Way,
+}
+
+/// What led to a connection, to ask again whether it is allowed.
+#[derive(Debug, Clone)]
+pub(super) struct Way {
+    host: String,
+    is_name: bool,
+    place: Place,
+}
+
+impl Way {
+    /// Whether a policy allows it; the error is what a refusal says.
+    pub(super) fn check(&self, policy: &NetworkPolicy) -> Result<(), Denied> {
+        let port = self.place.port;
+        if self.is_name {
+            let checked = decide_name(policy, &self.host, port);
+            checked.map_err(|reason| Denied::new(policy, &self.host, port, None, reason))?;
+        }
+        let checked = decide_address(policy, self.place, self.is_name);
+        let address = self.is_name.then_some(self.place.address);
+        checked.map_err(|reason| Denied::new(policy, &self.host, port, address, reason))
+    }
+}
+
+/// A refusal by policy.
+#[derive(Debug)]
+pub(super) struct Denied {
+    host: String,
+    port: u16,
+    /// What the host resolved to, if that is why.
+    address: Option<IpAddr>,
+    reason: DenyReason,
+    allow: Vec<String>,
+}
+
+impl Denied {
+    fn new(
+        policy: &NetworkPolicy,
+        host: &str,
+        port: u16,
+        address: Option<IpAddr>,
+        reason: DenyReason,
+    ) -> Self {
+        let named = address.map_or_else(|| host.to_owned(), |address| address.to_canonical().to_string());
+        Self { host: host.to_owned(), port, address, reason, allow: allowing(policy, &named, port, reason) }
+    }
+
+    /// Notes it, and says it.
+    pub(super) fn noted(self, egress: &Egress) -> EgressError {
+        let Self { host, port, address, reason, allow } = self;
+        let hint = reason.hint(&allow);
+        egress.note_denied(&host, port, reason, hint.clone());
+        let found = address.map(|address| format!("{address} is ")).unwrap_or_default();
+        let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let message = format!("{shown} is refused by policy: {found}{}", reason.words());
+        EgressError { failure: EgressFailure::Denied, reason: Some(reason), message, hint: Some(hint), allow }
+    }
+}
+
+/// Makes the connection that is asked for, if the policy allows it.
+pub(super) async fn dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, EgressError> {
+    let dialled = try_dial(egress, opening).await;
+    match &dialled {
+        Ok(_) => drop(egress.counts.allowed.fetch_add(1, Ordering::Relaxed)),
+        Err(error) if error.failure == EgressFailure::Denied => {}
+        Err(_) => drop(egress.counts.failed.fetch_add(1, Ordering::Relaxed)),
+    }
+    dialled
+}
+
+async fn try_dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, EgressError> {
+    let port = opening.port;
+    let invalid = |why: &str| EgressError::new(EgressFailure::Invalid, why);
+    if port == 0 {
+        return Err(invalid("port 0 cannot be connected to"));
+    }
+    let policy = egress.policy().borrow().clone();
+    let (host, addresses, is_name) = match opening.host.parse::<IpAddr>() {
+        Ok(address) => (address.to_string(), vec![address], false),
+        Err(_) => {
+            let name = nexus_schema::network::name(&opening.host)
+                .map_err(|why| invalid(&format!("the host is neither a name nor an address: {why}")))?;
+            decide_name(&policy, &name, port)
+                .map_err(|reason| Denied::new(&policy, &name, port, None, reason).noted(egress))?;
+            let addresses = look_up(egress, &name, port).await?;
+            (name, addresses, true)
+        }
+    };
+    let mut refused = None;
+    let mut allowed = Vec::new();
+    for address in addresses {
+        let place = Place { address, port, range: range(address), is_own: is_own(address.to_canonical()) };
+        let way = Way { host: host.clone(), is_name, place };
+        match way.check(&policy) {
+            Ok(()) => allowed.push(way),
+            Err(denied) => refused = refused.or(Some(denied)),
+        }
+    }
+    if let (true, Some(denied)) = (allowed.is_empty(), refused) {
+        return Err(denied.noted(egress));
+    }
+    connect(&opening.host, allowed).await
+}
+
+/// The addresses of a name.
+async fn look_up(egress: &Egress, name: &str, port: u16) -> Result<Vec<IpAddr>, EgressError> {
+    let failed = |failure, why: &str| EgressError::new(failure, format!("look up {name}: {why}"));
+    let asked = (name.to_owned(), port);
+    let looked_up = async {
+        let own = Arc::clone(&egress.lookups).acquire_owned().await;
+        let place = LOOKUPS.acquire().await;
+        // The places are held as long as the thread is: a resolver that hangs is not asked by more and more of them.
+        tokio::task::spawn_blocking(move || {
+            let _held = (own, place);
+            asked.to_socket_addrs().map(Vec::from_iter)
+        })
+        .await
+    };
+    let found: Vec<SocketAddr> = match timeout(LOOKUP_TIMEOUT, looked_up).await {
+        Err(_) => return Err(failed(EgressFailure::Timeout, "the host's resolver does not answer")),
+        Ok(Err(error)) => return Err(failed(EgressFailure::Failed, &error.to_string())),
+        Ok(Ok(Err(_))) => return Err(failed(EgressFailure::NoSuchName, "no such name")),
+        Ok(Ok(Ok(found))) => found,
+    };
+    let mut addresses = Vec::new();
+    for address in found.into_iter().map(|found| found.ip()) {
+        if !addresses.contains(&address) && addresses.len() < ADDRESSES_MAX {
+            addresses.push(address);
+        }
+    }
+    if addresses.is_empty() {
+        Err(failed(EgressFailure::NoSuchName, "it has no address"))
+    } else {
+        Ok(addresses)
+    }
+}
+
+/// Connects to the first of these that answers.
+async fn connect(host: &str, ways: Vec<Way>) -> Result<Dialled, EgressError> {
+    let (of_one, of_all) = CONNECT_TIMEOUT;
+    let deadline = Instant::now() + of_all;
+    let mut last = EgressError::new(EgressFailure::Failed, format!("connect to {host}: there is no address"));
+    for way in ways {
+        let Place { address, port, .. } = way.place;
+        let until = deadline.min(Instant::now() + of_one);
+        let failed = |failure, why: &str| {
+            EgressError::new(failure, format!("connect to {host}, {}: {why}", SocketAddr::new(address, port)))
+        };
+        match timeout_at(until, TcpStream::connect((address, port))).await {
+            Ok(Ok(stream)) => {
+                // What is small is not to wait for more; a socket that cannot do it works all the same.
+                let _ = stream.set_nodelay(true);
+                return Ok(Dialled { stream, way });
+            }
+            Ok(Err(error)) => {
+                let failure = match error.kind() {
+                    io::ErrorKind::ConnectionRefused => EgressFailure::Refused,
+                    io::ErrorKind::TimedOut => EgressFailure::Timeout,
+                    io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
+                        EgressFailure::Unreachable
+                    }
+                    _ => EgressFailure::Failed,
+                };
+                last = failed(failure, &error.to_string());
+            }
+            Err(_) => last = failed(EgressFailure::Timeout, "no answer"),
+        }
+        if Instant::now() >= deadline {
+            break;
+        }
+    }
+    Err(last)
+}

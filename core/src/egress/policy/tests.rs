@@ -1,0 +1,202 @@
+use nexus_schema::network::NetworkMode::{None as NoNetwork, Proxy};
+use nexus_schema::network::NetworkPreset::{Internet, Open};
+use nexus_schema::network::Target;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::super::address::range;
+use super::*;
+
+fn rules(texts: &[&str]) -> Vec<NetworkRule> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn policy(preset: NetworkPreset, allow: &[&str], deny: &[&str]) -> NetworkPolicy {
+    NetworkPolicy { mode: Proxy, preset, allow: rules(allow), deny: rules(deny) }
+}
+
+fn place(address: &str, port: u16) -> Place {
+    let address: IpAddr = address.parse().unwrap();
+    Place { address, port, range: range(address), is_own: false }
+}
+
+/// What becomes of a connection to a name that resolves to an address, or to the address itself.
+fn decide(policy: &NetworkPolicy, name: Option<&str>, address: &str, port: u16) -> Result<(), DenyReason> {
+    if let Some(name) = name {
+        decide_name(policy, name, port)?;
+    }
+    decide_address(policy, place(address, port), name.is_some())
+}
+
+#[test]
+fn presets_open_what_they_say() {
+    use DenyReason::{Host, LinkLocal, Metadata, Multicast, Private, Reserved};
+    for (address, internet, open) in [
+        ("8.8.8.8", Ok(()), Ok(())),
+        ("2600::1", Ok(()), Ok(())),
+        ("192.0.2.1", Ok(()), Ok(())),
+        ("198.18.0.1", Ok(()), Ok(())),
+        ("10.0.0.1", Err(Private), Ok(())),
+        ("100.64.0.1", Err(Private), Ok(())),
+        ("fd12::1", Err(Private), Ok(())),
+        ("::ffff:192.168.0.1", Err(Private), Ok(())),
+        ("127.0.0.1", Err(Host), Err(Host)),
+        ("::1", Err(Host), Err(Host)),
+        ("0.0.0.0", Err(Host), Err(Host)),
+        ("::ffff:127.0.0.1", Err(Host), Err(Host)),
+        ("169.254.1.1", Err(LinkLocal), Err(LinkLocal)),
+        ("169.254.169.254", Err(Metadata), Err(Metadata)),
+        ("fd00:ec2::254", Err(Metadata), Err(Metadata)),
+        ("224.0.0.1", Err(Multicast), Err(Multicast)),
+        ("255.255.255.255", Err(Reserved), Err(Reserved)),
+    ] {
+        for name in [None, Some("example.org")] {
+            assert_eq!(decide(&policy(Internet, &[], &[]), name, address, 443), internet, "{address}");
+            assert_eq!(decide(&policy(Open, &[], &[]), name, address, 443), open, "{address}");
+        }
+    }
+    let own = Place { is_own: true, ..place("203.0.113.9", 22) };
+    assert_eq!(decide_address(&policy(Internet, &[], &[]), own, true), Err(Host));
+    assert_eq!(decide_address(&policy(Open, &[], &[]), own, true), Ok(()));
+}
+
+#[test]
+fn lists_are_obeyed() {
+    use DenyReason::{AddressNotAllowed, Denied, Host, NameNotAllowed, Private};
+    let table: &[(&[&str], &[&str], Option<&str>, &str, u16, Result<(), DenyReason>)] = &[
+        // Names.
+        (&["a.example"], &[], Some("a.example"), "8.8.8.8", 443, Ok(())),
+        (&["a.example"], &[], Some("b.example"), "8.8.8.8", 443, Err(NameNotAllowed)),
+        (&["a.example"], &[], None, "8.8.8.8", 443, Err(AddressNotAllowed)),
+        (&["a.example:443"], &[], Some("a.example"), "8.8.8.8", 80, Err(NameNotAllowed)),
+        (&["*.example"], &[], Some("a.b.example"), "8.8.8.8", 80, Ok(())),
+        // No name opens a private answer.
+        (&["a.example"], &[], Some("a.example"), "10.0.0.1", 443, Err(Private)),
+        (&["localhost"], &[], Some("localhost"), "127.0.0.1", 443, Err(Host)),
+        (&["*"], &[], Some("a.example"), "::ffff:10.0.0.1", 443, Err(Private)),
+        // Addresses open what they name, whatever led there.
+        (&["10.0.0.0/8"], &[], None, "10.1.2.3", 443, Ok(())),
+        (&["10.0.0.0/8"], &[], Some("a.example"), "10.1.2.3", 443, Err(NameNotAllowed)),
+        (&["10.0.0.0/8", "a.example"], &[], Some("a.example"), "10.1.2.3", 443, Ok(())),
+        (&["127.0.0.1:8080"], &[], None, "127.0.0.1", 8080, Ok(())),
+        (&["127.0.0.1:8080"], &[], None, "::ffff:127.0.0.1", 8080, Ok(())),
+        (&["127.0.0.1:8080"], &[], None, "127.0.0.1", 8081, Err(AddressNotAllowed)),
+        (&["127.0.0.1:8080"], &[], None, "8.8.8.8", 443, Err(AddressNotAllowed)),
+        // The star is the preset.
+        (&["*", "10.0.0.5:80"], &[], Some("a.example"), "8.8.8.8", 443, Ok(())),
+        (&["*", "10.0.0.5:80"], &[], None, "8.8.8.8", 443, Ok(())),
+        (&["*", "10.0.0.5:80"], &[], None, "10.0.0.5", 80, Ok(())),
+        (&["*", "10.0.0.5:80"], &[], None, "10.0.0.6", 80, Err(Private)),
+        (&["*:443"], &[], Some("a.example"), "8.8.8.8", 80, Err(NameNotAllowed)),
+        // What is denied is denied.
+        (&[], &["a.example"], Some("a.example"), "8.8.8.8", 443, Err(Denied)),
+        (&[], &["a.example"], Some("b.example"), "8.8.8.8", 443, Ok(())),
+        (&["a.example"], &["8.8.8.0/24"], Some("a.example"), "8.8.8.8", 443, Err(Denied)),
+        (&["10.0.0.0/8"], &["10.0.0.1"], None, "10.0.0.1", 443, Err(Denied)),
+        (&["10.0.0.0/8"], &["10.0.0.1"], None, "::ffff:10.0.0.1", 443, Err(Denied)),
+        (&[], &["*:25"], Some("a.example"), "8.8.8.8", 25, Err(Denied)),
+        (&[], &["*:25"], None, "8.8.8.8", 25, Err(Denied)),
+    ];
+    for (allow, deny, name, address, port, expected) in table {
+        let policy = policy(Internet, allow, deny);
+        assert_eq!(
+            decide(&policy, *name, address, *port),
+            *expected,
+            "{allow:?} {deny:?} {name:?} {address}:{port}"
+        );
+    }
+}
+
+#[test]
+fn a_hint_names_the_list_that_allows() {
+    use DenyReason::{AddressNotAllowed, Denied, NameNotAllowed, Private};
+    for (allow, host, reason, expected) in [
+        (&["a.example"][..], "b.example", NameNotAllowed, &["a.example", "b.example:443"][..]),
+        (&[], "10.0.0.5", Private, &["*", "10.0.0.5:443"]),
+        (&["a.example"], "::1", AddressNotAllowed, &["a.example", "[::1]:443"]),
+        (&[], "a.example", Denied, &[]),
+    ] {
+        assert_eq!(allowing(&policy(Internet, allow, &[]), host, 443, reason), expected);
+    }
+}
+
+#[test]
+fn changes_replace_what_they_name() {
+    let asked = |json: serde_json::Value| serde_json::from_value::<NetworkParams>(json).unwrap();
+    assert_eq!(starting(Proxy, None), Ok(policy(Internet, &[], &[])));
+    let lists = asked(json!({ "allow": ["a.example"], "deny": ["*:25"] }));
+    let with_lists = policy(Internet, &["a.example"], &["*:25"]);
+    assert_eq!(starting(NoNetwork, Some(&lists)), Ok(with_lists.clone()), "lists mean the proxy");
+    let opened = merge(&with_lists, &asked(json!({ "preset": "open", "allow": [] })));
+    assert_eq!(opened, Ok(policy(Open, &[], &["*:25"])));
+    let none = merge(&with_lists, &asked(json!({ "mode": "none" }))).unwrap();
+    assert_eq!(none, NetworkPolicy { mode: NoNetwork, ..with_lists.clone() });
+    assert_eq!(merge(&none, &asked(json!({ "mode": "proxy" }))), Ok(with_lists.clone()));
+    for (json, words) in [
+        (json!({ "mode": "none", "allow": ["a.example"] }), "stands alone"),
+        (json!({ "allow": vec!["a.example"; 129] }), "129 entries, more than 128"),
+        (json!({ "deny": ["*"] }), "which allows nothing"),
+    ] {
+        let refused = merge(&with_lists, &asked(json)).unwrap_err();
+        assert!(refused.contains(words), "{refused}");
+    }
+}
+
+fn some_rules() -> impl Strategy<Value = Vec<NetworkRule>> {
+    const TEXTS: [&str; 9] = [
+        "*",
+        "*:443",
+        "a.example",
+        "*.example",
+        "b.example:80",
+        "10.0.0.0/8",
+        "8.8.8.8:443",
+        "::/0",
+        "127.0.0.1",
+    ];
+    proptest::collection::vec(
+        proptest::sample::select(&TEXTS[..]).prop_map(|text| text.parse().unwrap()),
+        0..4,
+    )
+}
+
+proptest! {
+    #[test]
+    fn nothing_goes_without_a_network(name in "[a-z.]{1,20}", address: IpAddr, port: u16, allow in some_rules()) {
+        let policy = NetworkPolicy { mode: NoNetwork, allow, ..NetworkPolicy::default() };
+        let place = Place { address, port, range: range(address), is_own: false };
+        prop_assert_eq!(decide_name(&policy, &name, port), Err(DenyReason::NoNetwork));
+        prop_assert_eq!(decide_address(&policy, place, true), Err(DenyReason::NoNetwork));
+    }
+
+    #[test]
+    fn what_is_denied_is_denied_whatever_is_allowed(address: IpAddr, port: u16, allow in some_rules(), by_name: bool) {
+        let deny = vec![NetworkRule::exact(&address.to_string(), port).unwrap()];
+        let policy = NetworkPolicy { mode: Proxy, preset: Open, allow, deny };
+        let place = Place { address, port, range: range(address), is_own: false };
+        prop_assert_eq!(decide_address(&policy, place, by_name), Err(DenyReason::Denied));
+    }
+
+    #[test]
+    fn no_name_leads_to_what_no_address_opens(address: IpAddr, port: u16, names in some_rules(), is_own: bool) {
+        // Names and stars alone: no address is opened by them.
+        let allow: Vec<_> = names.into_iter().filter(|rule| !matches!(rule.target(), Target::Net(..))).collect();
+        let policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new() };
+        let place = Place { address, port, range: range(address), is_own };
+        if decide_address(&policy, place, true).is_ok() {
+            prop_assert_eq!(place.range, Range::Public);
+            prop_assert!(!is_own);
+        }
+    }
+
+    #[test]
+    fn following_a_hint_helps(address: IpAddr, port in 1_u16.., allow in some_rules(), by_name: bool) {
+        let mut policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new() };
+        let place = Place { address, port, range: range(address), is_own: false };
+        if let Err(reason) = decide_address(&policy, place, by_name) {
+            let allow = allowing(&policy, &address.to_string(), port, reason);
+            policy.allow = allow.iter().map(|text| text.parse().unwrap()).collect();
+            prop_assert_eq!(decide_address(&policy, place, by_name), Ok(()));
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! One connection by the host: asked for, answered, carried.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use nexus_schema::egress::{
+    ANSWER_MAX, EgressAnswer, EgressError, EgressFailure, EgressKind, EgressOpening, VERSION, WINDOW,
+};
+use nexus_schema::link::EGRESS_PORT;
+use nexus_wire::duplex::{self, Reader, Writer};
+use nexus_wire::frames;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, VsockAddr};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST};
+
+use crate::agent::{Place, SOCKET, ShortPath};
+
+/// How long the host may take to be there.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the host may take to answer: it looks a name up, and tries its addresses.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the host may take to hang up at the end.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// A connection that the host has made.
+#[derive(Debug)]
+pub(super) struct Made {
+    ends: (Reader, Writer),
+    read: BytesMut,
+}
+
+/// Asks the host for a connection.
+pub(super) async fn open(place: &Place, host: &str, port: u16, how: EgressKind) -> Result<Made, EgressError> {
+    let failed = |failure, why: String| EgressError::new(failure, why);
+    let lost = |error: io::Error| {
+        failed(EgressFailure::Failed, format!("the VM's host cannot be asked for connections: {error}"))
+    };
+    let late = |_| failed(EgressFailure::Timeout, "the VM's host does not answer".to_owned());
+    let socket = timeout(DIAL_TIMEOUT, dial(place)).await.map_err(late)?.map_err(lost)?;
+    let (mut reader, mut writer) = duplex::split(socket).map_err(lost)?;
+    let opening = EgressOpening { version: VERSION, host: host.to_owned(), port, how };
+    let mut line = serde_json::to_vec(&opening).map_err(|error| lost(error.into()))?;
+    line.push(b'\n');
+    let mut read = BytesMut::new();
+    let answer = async {
+        writer.write_all(&line).await?;
+        frames::read_line(&mut reader, &mut read, ANSWER_MAX).await
+    };
+    let answer = timeout(ANSWER_TIMEOUT, answer).await.map_err(late)?.map_err(lost)?;
+    let answer = answer.ok_or_else(|| lost(io::ErrorKind::UnexpectedEof.into()))?;
+    match serde_json::from_slice(&answer) {
+        Ok(EgressAnswer::Ok {}) => Ok(Made { ends: (reader, writer), read }),
+        Ok(EgressAnswer::Error(error)) => Err(error),
+        Err(error) => Err(lost(error.into())),
+    }
+}
+
+impl Made {
+    /// Carries a program's connection until both directions have ended. An error is to be seen by the program as a reset.
+    pub(super) async fn carry(
+        self,
+        read: &mut (impl AsyncRead + Unpin),
+        write: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), frames::CopyError> {
+        let (mut receiver, sender) = frames::over_with(self.ends.0, self.ends.1, self.read, WINDOW);
+        frames::copy(&mut receiver, &sender, read, write).await?;
+        // What the host did not read yet could be lost else.
+        let _ = timeout(LINGER, receiver.next()).await;
+        Ok(())
+    }
+}
+
+async fn dial(place: &Place) -> io::Result<OwnedFd> {
+    match place {
+        Place::Vm { .. } => dial_vsock().await,
+        Place::Process { directory } => {
+            let directory = ShortPath::of(directory)?;
+            let stream = UnixStream::connect(directory.join(&format!("{SOCKET}_{EGRESS_PORT}"))).await?;
+            Ok(stream.into_std()?.into())
+        }
+    }
+}
+
+/// Connects from a port that only root can bind, as the vsock device wants it, and without a thread of its own.
+async fn dial_vsock() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+    let mut bound = Err(nix::errno::Errno::EADDRINUSE);
+    for port in (512..1024).rev() {
+        bound = socket::bind(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_ANY, port));
+        if bound != Err(nix::errno::Errno::EADDRINUSE) {
+            break;
+        }
+    }
+    bound?;
+    match socket::connect(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, EGRESS_PORT)) {
+        Ok(()) => return Ok(socket),
+        Err(nix::errno::Errno::EINPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    duplex::connected(socket).await
+}

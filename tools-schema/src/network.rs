@@ -1,0 +1,142 @@
+//! What a VM may reach: modes, presets, the entries of allow and deny lists, and why a connection is refused.
+
+mod rule;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use rule::{NetworkRule, ParseRuleError, Target, name};
+
+/// The most entries of an allow or a deny list.
+pub const RULES_MAX: usize = 128;
+
+/// How a VM reaches other machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// It does not: there is only the vsock link to its host.
+    #[default]
+    None,
+    /// By a proxy in the guest, whose connections its host makes: HTTP, HTTPS and SOCKS5, no network interface.
+    Proxy,
+}
+
+impl NetworkMode {
+    /// The mode as it is on the wire and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
+/// What may be reached where no entry says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkPreset {
+    /// The internet: no address of the host, no private, link-local, metadata, multicast or reserved range.
+    #[default]
+    Internet,
+    /// Private networks and the host's addresses in them as well; not its loopback, link-local, metadata, multicast or reserved ranges.
+    Open,
+}
+
+impl NetworkPreset {
+    /// The preset as it is on the wire and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Internet => "internet",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// What a VM may reach.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkPolicy {
+    /// How.
+    pub mode: NetworkMode,
+    /// What, where no entry says otherwise.
+    #[serde(default)]
+    pub preset: NetworkPreset,
+    /// If it is not empty, only what it names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<NetworkRule>,
+    /// Never what this names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<NetworkRule>,
+}
+
+/// Why a connection is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DenyReason {
+    /// The VM has no network.
+    NoNetwork,
+    /// There is an allow list, and it does not name the host.
+    NameNotAllowed,
+    /// There is an allow list, and it does not name the address.
+    AddressNotAllowed,
+    /// The deny list names it.
+    Denied,
+    /// It is an address of the host itself.
+    Host,
+    /// It is an address of a private network.
+    Private,
+    /// It is a link-local address.
+    LinkLocal,
+    /// It is the address of a cloud's metadata service.
+    Metadata,
+    /// It is a multicast address.
+    Multicast,
+    /// It is an address of a reserved range.
+    Reserved,
+}
+
+impl DenyReason {
+    /// The reason in a few words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::NoNetwork => "this VM has no network",
+            Self::NameNotAllowed => "name not allowed",
+            Self::AddressNotAllowed => "address not allowed",
+            Self::Denied => "denied by network.deny",
+            Self::Host => "an address of the host",
+            Self::Private => "an address of a private network",
+            Self::LinkLocal => "a link-local address",
+            Self::Metadata => "the address of a metadata service",
+            Self::Multicast => "a multicast address",
+            Self::Reserved => "an address of a reserved range",
+        }
+    }
+
+    /// What to do next: `allow` is what the allow list has to be for the connection to be allowed; empty where that is too long to show.
+    pub fn hint(self, allow: &[String]) -> String {
+        match self {
+            Self::NoNetwork => r#"ask for vm_update network={"mode":"proxy"}"#.to_owned(),
+            Self::Denied => "ask for vm_update network.deny without the entry that names it".to_owned(),
+            _ if allow.is_empty() => {
+                "ask for vm_update network.allow with an entry for it added to those that vm_inspect shows"
+                    .to_owned()
+            }
+            _ => format!("ask for vm_update network.allow={}", serde_json::json!(allow)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_can_be_followed() {
+        let allow = ["*".to_owned(), "10.0.0.5:80".to_owned()];
+        assert_eq!(
+            DenyReason::Private.hint(&allow),
+            r#"ask for vm_update network.allow=["*","10.0.0.5:80"]"#
+        );
+        assert!(DenyReason::NoNetwork.hint(&[]).contains("proxy"));
+        assert!(DenyReason::NameNotAllowed.hint(&[]).contains("vm_inspect"));
+    }
+}

@@ -1,0 +1,415 @@
+//! One entry of an allow or a deny list, as text: `api.example.org`, `*.example.net:443`, `10.0.0.0/8:8000-8999`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The longest name of a host, in bytes.
+const NAME_MAX: usize = 253;
+/// How much of a wrong entry is shown, in characters.
+const SHOWN_MAX: usize = 60;
+
+/// An entry.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct NetworkRule {
+    target: Target,
+    /// The first and the last port; every one where there are none.
+    ports: Option<(u16, u16)>,
+}
+
+/// What an entry names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Whatever the preset allows.
+    Any,
+    /// One name.
+    Name(String),
+    /// Every name below this one.
+    Below(String),
+    /// The addresses with this prefix.
+    Net(IpAddr, u8),
+}
+
+/// A text that is no entry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{text}` is neither a name, an address nor a CIDR: {why}; write it as api.example.org, *.example.net, 10.0.0.5, 10.0.0.0/8 or \
+     [2001:db8::1], and :PORT or :PORT-PORT behind it where only these ports are meant"
+)]
+pub struct ParseRuleError {
+    /// What was given, shortened.
+    pub text: String,
+    /// What is wrong with it.
+    pub why: &'static str,
+}
+
+impl NetworkRule {
+    /// What it names.
+    pub const fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The entry for one port of a name or an address.
+    pub fn exact(host: &str, port: u16) -> Option<Self> {
+        let target = match host.parse::<IpAddr>() {
+            Ok(address) => Target::Net(address.to_canonical(), length(address.to_canonical())),
+            Err(_) => Target::Name(name(host).ok()?),
+        };
+        Some(Self { target, ports: Some((port, port)) })
+    }
+
+    /// Whether it means this port.
+    fn has(&self, port: u16) -> bool {
+        self.ports.is_none_or(|(first, last)| (first..=last).contains(&port))
+    }
+
+    /// Whether it is for whatever the preset allows, on this port.
+    pub fn is_any(&self, port: u16) -> bool {
+        self.target == Target::Any && self.has(port)
+    }
+
+    /// Whether it names this port of a name; the name is in small letters.
+    pub fn names(&self, name: &str, port: u16) -> bool {
+        self.has(port)
+            && match &self.target {
+                Target::Name(own) => own == name,
+                Target::Below(above) => name
+                    .strip_suffix(above.as_str())
+                    .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
+                Target::Any | Target::Net(..) => false,
+            }
+    }
+
+    /// Whether it names this port of an address.
+    pub fn covers(&self, address: IpAddr, port: u16) -> bool {
+        let Target::Net(net, prefix) = self.target else { return false };
+        self.has(port)
+            && match (net, address.to_canonical()) {
+                (IpAddr::V4(net), IpAddr::V4(address)) => {
+                    let kept = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+                    (u32::from(net) ^ u32::from(address)) & kept == 0
+                }
+                (IpAddr::V6(net), IpAddr::V6(address)) => {
+                    let kept = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+                    (u128::from(net) ^ u128::from(address)) & kept == 0
+                }
+                (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+            }
+    }
+}
+
+/// A name of a host in its plain form: small letters, no dot at the end. Numbers that some resolvers take for addresses are none.
+pub fn name(text: &str) -> Result<String, &'static str> {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    if text.is_empty() {
+        return Err("it is empty");
+    }
+    if text.len() > NAME_MAX {
+        return Err("names have at most 253 letters");
+    }
+    for label in text.split('.') {
+        if label.is_empty() || label.len() > 63 {
+            return Err("the parts of a name have 1 to 63 letters");
+        }
+        if !label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
+            return Err("names have letters of ASCII, digits, - and . only");
+        }
+    }
+    let last = text.rsplit('.').next().unwrap_or_default();
+    if last.bytes().all(|byte| byte.is_ascii_digit()) || last.starts_with("0x") || last.starts_with("0X") {
+        return Err("it ends as a number does, and is no address");
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+/// The length of a whole address, in bits.
+const fn length(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn ports(text: &str) -> Result<(u16, u16), &'static str> {
+    let port = |text: &str| {
+        let number = text.parse().ok().filter(|port| *port > 0 && text.bytes().all(|b| b.is_ascii_digit()));
+        number.ok_or("ports are numbers from 1 to 65535")
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first)?, port(last)?);
+    if first > last { Err("the first port is above the last one") } else { Ok((first, last)) }
+}
+
+/// An address with or without a length of its prefix; `None` if it is something else.
+fn net(text: &str) -> Option<Result<Target, &'static str>> {
+    let (address, prefix) =
+        text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+    let address = match (address.parse::<IpAddr>(), prefix) {
+        (Ok(address), _) => address,
+        (Err(_), Some(_)) => return Some(Err("there is no address before the /")),
+        (Err(_), None) => return None,
+    };
+    let Some(prefix) = prefix else {
+        let address = address.to_canonical();
+        return Some(Ok(Target::Net(address, length(address))));
+    };
+    let digits = !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_digit());
+    let Some(prefix) = prefix.parse::<u8>().ok().filter(|prefix| digits && *prefix <= length(address)) else {
+        return Some(Err("the length behind the / is none"));
+    };
+    let is_rest_zero = match address {
+        IpAddr::V4(v4) => u32::from(v4).checked_shl(prefix.into()).unwrap_or(0) == 0,
+        IpAddr::V6(v6) => u128::from(v6).checked_shl(prefix.into()).unwrap_or(0) == 0,
+    };
+    if !is_rest_zero {
+        return Some(Err("its address has bits behind the prefix"));
+    }
+    // ::ffff:10.0.0.0/104 is 10.0.0.0/8.
+    Some(Ok(match address.to_canonical() {
+        IpAddr::V4(v4) if address.is_ipv6() && prefix >= 96 => Target::Net(v4.into(), prefix - 96),
+        _ => Target::Net(address, prefix),
+    }))
+}
+
+fn parse(text: &str) -> Result<NetworkRule, &'static str> {
+    if text.contains("://") {
+        return Err("it is an address of the web: give the host alone");
+    }
+    if let Some(rest) = text.strip_prefix('[') {
+        let (inner, behind) = rest.split_once(']').ok_or("a ] is missing")?;
+        let (length, given) = match behind.split_once(':') {
+            Some((length, given)) => (length, Some(given)),
+            None => (behind, None),
+        };
+        let whole = format!("{inner}{length}");
+        let target = net(&whole).ok_or("there is no address between [ and ]")??;
+        return Ok(NetworkRule { target, ports: given.map(ports).transpose()? });
+    }
+    if let Some(target) = net(text) {
+        let looks_v4 = text.split(['/', ':']).next().is_some_and(|first| first.parse::<Ipv4Addr>().is_ok());
+        match target {
+            Ok(target) => return Ok(NetworkRule { target, ports: None }),
+            Err(why) if !(looks_v4 && text.contains(':')) => return Err(why),
+            Err(_) => {}
+        }
+    }
+    let (host, given) = match text.rsplit_once(':') {
+        Some((host, given)) => (host, Some(given)),
+        None => (text, None),
+    };
+    if host.contains(':') {
+        return Err("an IPv6 address with a port is put into [ and ]");
+    }
+    let target = match (host, net(host)) {
+        ("*", _) => Target::Any,
+        (_, Some(target)) => target?,
+        (host, None) => match host.strip_prefix("*.") {
+            Some(above) => Target::Below(name(above)?),
+            None => Target::Name(name(host)?),
+        },
+    };
+    Ok(NetworkRule { target, ports: given.map(ports).transpose()? })
+}
+
+impl FromStr for NetworkRule {
+    type Err = ParseRuleError;
+
+    fn from_str(text: &str) -> Result<Self, ParseRuleError> {
+        parse(text.trim()).map_err(|why| ParseRuleError {
+            text: text.chars().take(SHOWN_MAX).flat_map(char::escape_debug).collect(),
+            why,
+        })
+    }
+}
+
+impl fmt::Display for NetworkRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.target {
+            Target::Any => f.write_str("*")?,
+            Target::Name(name) => f.write_str(name)?,
+            Target::Below(above) => write!(f, "*.{above}")?,
+            Target::Net(address, prefix) => {
+                let is_bracketed = address.is_ipv6() && self.ports.is_some();
+                let (open, close) = if is_bracketed { ("[", "]") } else { ("", "") };
+                write!(f, "{open}{address}")?;
+                if *prefix < length(*address) {
+                    write!(f, "/{prefix}")?;
+                }
+                f.write_str(close)?;
+            }
+        }
+        match self.ports {
+            None => Ok(()),
+            Some((first, last)) if first == last => write!(f, ":{first}"),
+            Some((first, last)) => write!(f, ":{first}-{last}"),
+        }
+    }
+}
+
+impl Serialize for NetworkRule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for NetworkRule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for NetworkRule {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "network_rule".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "examples": ["api.example.org", "*.example.net:443", "10.0.0.0/8:8000-8999"] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rule(text: &str) -> NetworkRule {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn entries_are_names_addresses_and_cidrs_with_ports() {
+        for (text, shown) in [
+            ("*", "*"),
+            ("*:443", "*:443"),
+            ("API.Example.org.", "api.example.org"),
+            ("api.example.org:443", "api.example.org:443"),
+            ("*.example.net:8000-8999", "*.example.net:8000-8999"),
+            ("localhost:80-80", "localhost:80"),
+            ("a_b.example", "a_b.example"),
+            ("10.0.0.5", "10.0.0.5"),
+            ("10.0.0.5:80", "10.0.0.5:80"),
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("10.0.0.0/8:1-1024", "10.0.0.0/8:1-1024"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("10.0.0.5/32", "10.0.0.5"),
+            ("::1", "::1"),
+            ("::/0", "::/0"),
+            ("[::1]", "::1"),
+            ("[::1]:80", "[::1]:80"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("[2001:db8::/32]:443", "[2001:db8::/32]:443"),
+            ("[2001:db8::]/32:443", "[2001:db8::/32]:443"),
+            ("::ffff:10.0.0.5", "10.0.0.5"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ] {
+            assert_eq!(rule(text).to_string(), shown, "{text}");
+            assert_eq!(rule(shown), rule(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_entry_is_refused_with_the_reason() {
+        for (text, why) in [
+            ("", "it is empty"),
+            ("a b", "letters of ASCII"),
+            ("https://example.org", "give the host alone"),
+            ("example.org/path", "no address before the /"),
+            ("exämple.org", "letters of ASCII"),
+            ("a..b", "1 to 63 letters"),
+            ("*.", "it is empty"),
+            ("*x.example", "letters of ASCII"),
+            ("a.*.example", "letters of ASCII"),
+            ("10.0.0", "ends as a number does"),
+            ("10.0.0.256", "ends as a number does"),
+            ("2130706433", "ends as a number does"),
+            ("0x7f.0x1", "ends as a number does"),
+            ("10.0.0.5/8", "bits behind the prefix"),
+            ("10.0.0.0/33", "the length behind the /"),
+            ("10.0.0.0/", "the length behind the /"),
+            ("10.0.0.0/+8", "the length behind the /"),
+            ("::/129", "the length behind the /"),
+            ("::1:80:x", "put into [ and ]"),
+            ("[::1", "a ] is missing"),
+            ("[x]:80", "no address between"),
+            ("example.org:", "ports are numbers"),
+            ("example.org:0", "ports are numbers"),
+            ("example.org:65536", "ports are numbers"),
+            ("example.org:+80", "ports are numbers"),
+            ("example.org:http", "ports are numbers"),
+            ("example.org:90-80", "above the last one"),
+        ] {
+            let error = text.parse::<NetworkRule>().unwrap_err();
+            assert!(error.why.contains(why), "{text}: {}", error.why);
+            assert!(error.to_string().contains("write it as api.example.org"), "{error}");
+        }
+        let long = format!("{}.example", "a".repeat(250)).parse::<NetworkRule>().unwrap_err();
+        assert!(long.to_string().len() < 400, "{long}");
+    }
+
+    #[test]
+    fn names_match_whole_labels_and_ports() {
+        let below = rule("*.example.net:443");
+        for (name, port, is_named) in [
+            ("a.example.net", 443, true),
+            ("a.b.example.net", 443, true),
+            ("a.example.net", 80, false),
+            ("example.net", 443, false),
+            ("notexample.net", 443, false),
+            (".example.net", 443, false),
+        ] {
+            assert_eq!(below.names(name, port), is_named, "{name}:{port}");
+        }
+        assert!(
+            rule("example.net").names("example.net", 1) && !rule("example.net").names("a.example.net", 1)
+        );
+        assert!(!rule("*").names("example.net", 1) && rule("*:80").is_any(80) && !rule("*:80").is_any(81));
+    }
+
+    #[test]
+    fn addresses_match_by_prefix_whatever_their_form() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        for (text, given, port, is_covered) in [
+            ("10.0.0.0/8", "10.255.0.1", 1, true),
+            ("10.0.0.0/8", "::ffff:10.0.0.1", 1, true),
+            ("10.0.0.0/8", "11.0.0.1", 1, false),
+            ("0.0.0.0/0", "8.8.8.8", 1, true),
+            ("0.0.0.0/0", "2001:db8::1", 1, false),
+            ("::/0", "2001:db8::1", 1, true),
+            ("::/0", "::ffff:10.0.0.1", 1, false),
+            ("127.0.0.1:80", "127.0.0.1", 80, true),
+            ("127.0.0.1:80", "127.0.0.1", 81, false),
+            ("127.0.0.1:80", "127.0.0.2", 80, false),
+            ("fd00::/8", "fdff::1", 9, true),
+            ("*", "10.0.0.1", 9, false),
+        ] {
+            assert_eq!(rule(text).covers(address(given), port), is_covered, "{text} {given}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken_or_refused(text in ".{0,80}") {
+            if let Ok(rule) = text.parse::<NetworkRule>() {
+                prop_assert_eq!(rule.to_string().parse::<NetworkRule>(), Ok(rule));
+            }
+        }
+
+        #[test]
+        fn what_looks_like_an_entry_is_its_own_text(text in "(\\*\\.)?[a-z0-9.:/\\[\\]-]{0,30}(:[0-9]{1,5})?") {
+            if let Ok(rule) = text.parse::<NetworkRule>() {
+                prop_assert_eq!(rule.to_string().parse::<NetworkRule>(), Ok(rule));
+            }
+        }
+
+        #[test]
+        fn a_net_covers_what_shares_its_prefix(bits: u32, other: u32, prefix in 0_u8..=32) {
+            let kept = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+            let rule: NetworkRule = format!("{}/{prefix}", Ipv4Addr::from(bits & kept)).parse().unwrap();
+            let address = IpAddr::from(Ipv4Addr::from(other));
+            prop_assert_eq!(rule.covers(address, 1), other & kept == bits & kept);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The network of a VM: what is asked for, and how it is.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::network::{DenyReason, NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule};
+use crate::time::Timestamp;
+
+/// What a VM is to reach. A plain word stands for the mode or the preset: `none`, `proxy`, `internet`, `open`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkParams {
+    /// `none`, or `proxy`: HTTP, HTTPS and SOCKS5 through a proxy that commands find in `http_proxy` and its kin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<NetworkMode>,
+    /// What the lists do not decide: `internet` (not the host, no private or link-local addresses), or `open` (private networks too).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<NetworkPreset>,
+    /// Only these, if there are any: `api.example.org`, `*.example.net`, an address or a CIDR, each with `:PORT` or `:PORT-PORT` if you
+    /// like; `*` is all that the preset allows. Addresses open private ranges, names do not. Replaces the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 0, max = 128))]
+    pub allow: Option<Vec<NetworkRule>>,
+    /// Never these; goes before `allow`. Replaces the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 0, max = 128))]
+    pub deny: Option<Vec<NetworkRule>>,
+}
+
+/// The network of a VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VmNetwork {
+    /// How it reaches other machines.
+    pub mode: NetworkMode,
+    /// What it may reach where no entry says otherwise.
+    #[serde(default)]
+    pub preset: NetworkPreset,
+    /// If it is not empty, only what it names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<NetworkRule>,
+    /// Never what this names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<NetworkRule>,
+    /// What went through it since the daemon started.
+    #[serde(default)]
+    pub counts: NetworkCounts,
+    /// The last connections that were refused by policy, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied: Vec<DeniedConnection>,
+}
+
+/// What went through a VM's network since the daemon started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NetworkCounts {
+    /// Connections that were made.
+    pub allowed: u64,
+    /// Connections that were refused by policy.
+    pub denied: u64,
+    /// Connections that were allowed and could not be made.
+    pub failed: u64,
+    /// Connections that are open now.
+    pub open: u64,
+    /// Bytes from the VM.
+    pub sent_bytes: u64,
+    /// Bytes to the VM.
+    pub received_bytes: u64,
+}
+
+/// A connection that was refused by policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeniedConnection {
+    /// When.
+    pub at: Timestamp,
+    /// The name or the address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// Why.
+    pub reason: DenyReason,
+    /// What to do next.
+    pub hint: String,
+}
+
+impl From<NetworkPolicy> for VmNetwork {
+    fn from(policy: NetworkPolicy) -> Self {
+        let NetworkPolicy { mode, preset, allow, deny } = policy;
+        Self { mode, preset, allow, deny, ..Self::default() }
+    }
+}
+
+/// As older daemons say it: the mode alone.
+pub(super) fn plain_or_whole<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<VmNetwork, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Said {
+        Plain(NetworkMode),
+        Whole(VmNetwork),
+    }
+    Ok(match Said::deserialize(deserializer)? {
+        Said::Plain(mode) => VmNetwork { mode, ..VmNetwork::default() },
+        Said::Whole(network) => network,
+    })
+}
