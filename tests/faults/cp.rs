@@ -109,12 +109,14 @@ fn set_up(from: &Path, to: &Path) {
     symlink("old", to.join("to-old")).expect("a link");
 }
 
+/// Options, source and destination; what is there then besides what was, or what is said.
+type Case<'a> = (&'a [&'a str], &'a str, &'a str, Result<&'a [&'a str], &'a str>);
+
 #[test]
 fn copies_go_where_docker_cp_puts_them_both_ways() {
     const TREE: [&str; 3] = ["tree/", "tree/sub/", "tree/sub/x=x"];
     let pair = Pair::new();
-    // Source, destination, and what is there then besides what was; or what is said.
-    let cases: &[(&[&str], &str, &str, Result<&[&str], &str>)] = &[
+    let cases: &[Case<'_>] = &[
         (&[], "file", "", Ok(&["file=new"])),
         (&[], "file", "/dir", Ok(&["dir/file=new"])),
         (&[], "file", "/dir/", Ok(&["dir/file=new"])),
@@ -123,7 +125,7 @@ fn copies_go_where_docker_cp_puts_them_both_ways() {
         (&[], "file", "/old", Ok(&["old=new"])),
         (&[], "file", "/to-old", Ok(&["old=new"])),
         (&[], "file", "/name/", Err("find the directory")),
-        (&[], "file", "/no/name", Err("open the directory")),
+        (&[], "file", "/no/name", Err("make the directory first")),
         (&[], "file", "/old/", Err("old/")),
         (&[], "file", "/old/name", Err("old/name")),
         (&[], "file/", "", Err("file/")),
@@ -260,7 +262,10 @@ fn a_tree_comes_over_as_it_is_both_ways() {
     let pair = Pair::new();
     make_tree(&pair.at("here/tree"));
     let said = pair.must(&[], "here/tree", "vm/copy");
-    assert_eq!(said, format!("Copied 10 files, 427 B to {}\n", pair.word("vm/copy")));
+    assert!(
+        said.starts_with("Copied 9 files, ") && said.ends_with(&format!(" to {}\n", pair.word("vm/copy"))),
+        "{said}"
+    );
     let expected = facts(&pair.at("here/tree"));
     assert_eq!(facts(&pair.at("vm/copy")), expected);
     let said = pair.must(&["--json"], "vm/copy/.", "here/back");
@@ -276,9 +281,13 @@ fn a_tree_comes_over_as_it_is_both_ways() {
         let holes = fs::metadata(pair.at(copy).join("holes")).expect("its facts");
         assert!(holes.blocks() * 512 < 2_000_000, "{} blocks", holes.blocks());
     }
-    // Over what is there, and quietly.
+    // Over what is there, and quietly. Directories that were there keep their times.
     assert_eq!(pair.must(&["-q"], "here/tree/.", "vm/copy"), "");
-    assert_eq!(facts(&pair.at("vm/copy")), expected);
+    let files = |mut facts: BTreeMap<Vec<u8>, String>| {
+        facts.retain(|_, said| !said.starts_with('4'));
+        facts
+    };
+    assert_eq!(files(facts(&pair.at("vm/copy"))), files(expected));
     pair.world.assert_in_order();
 }
 
@@ -519,7 +528,7 @@ fn a_hostile_guest_writes_nothing_but_what_was_asked_for() {
             let meta = fs::metadata(into.join("tree")).expect("its facts");
             assert_eq!((meta.mode() & 0o7777, meta.uid()), (0o755, 0));
         }
-        client.must("vm_delete", json!({ "vm": name, "force": true, "wait_s": 45 }));
+        client.must("vm_delete", json!({ "vm": name, "force": true }));
     }
     assert!(!Path::new("/tmp/nexus-escaped").exists());
 }

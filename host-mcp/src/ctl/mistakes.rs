@@ -34,7 +34,7 @@ const VERBS: &[(&[&str], &str)] = &[
     (&["ssh", "enter", "connect", "login"], "nexusctl shell VM, nexusctl exec VM -- COMMAND"),
     (&["console"], "nexusctl vm console VM, or for a shell nexusctl shell VM"),
     (&["port-forward", "tunnel", "proxy"], "nexusctl forward VM [HOSTPORT:]PORT"),
-    (&["copy", "push", "pull-file", "scp", "transfer"], "nexusctl cp FILE VM:PATH, nexusctl cp VM:PATH FILE"),
+    (&["copy", "push", "scp", "upload", "transfer"], "nexusctl cp FILE VM:PATH, nexusctl cp VM:PATH FILE"),
     (&["destroy", "del", "terminate"], "nexusctl rm VM"),
     (&["up", "boot"], "nexusctl start VM"),
     (&["down", "halt", "shutdown", "poweroff"], "nexusctl stop VM"),

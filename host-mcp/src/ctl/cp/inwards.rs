@@ -1,6 +1,5 @@
 //! Into a VM.
 
-use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -82,7 +81,12 @@ pub(super) async fn tree(
         }
         let summary = finish(stream, to).await?;
         // The guest does not know what was left out.
-        Ok(TreeSummary { skipped: packed.skipped, skipped_names: packed.skipped_names, ..summary })
+        Ok(TreeSummary {
+            skipped: packed.skipped,
+            skipped_names: packed.skipped_names,
+            last: None,
+            ..summary
+        })
     };
     let step = format!("copying to {}", to.vm);
     tokio::select! {
@@ -180,7 +184,17 @@ fn opening(to: &InVm, how: &How) -> TreeInOpening {
 async fn open(app: &App, to: &InVm, opening: TreeInOpening) -> Result<Stream, Error> {
     let mut client = app.connect().await?;
     let open = Open::TreeIn(Box::new(opening));
-    stream::open(app, &mut client, &to.vm, open).await.map_err(|error| of_guest(error, to))
+    stream::open(app, &mut client, &to.vm, open).await.map_err(|mut error| {
+        if let Error::Guest(refusal) = &mut error
+            && refusal.error.errno.as_deref() == Some("ENOENT")
+            && let Some(parent) = Path::new(&to.path).parent()
+        {
+            let parent = parent.display();
+            let hint = format!("make the directory first: `nexusctl exec {} -- mkdir -p {parent}`", to.vm);
+            refusal.error.hint.get_or_insert(hint);
+        }
+        of_guest(error, to)
+    })
 }
 
 /// Says that all was sent, and waits until it is in its place.
@@ -194,8 +208,7 @@ async fn finish(stream: Stream, to: &InVm) -> Result<TreeSummary, Error> {
 /// The name that a path of this host has; none for the root.
 fn own_name(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let name = |path: &Path| path.file_name().map(|name| name.as_bytes().to_vec());
-    let is_named = !path.components().next_back().is_some_and(|last| last.as_os_str() == OsStr::new(".."));
-    match name(path).filter(|_| is_named) {
+    match name(path) {
         Some(name) => Ok(Some(name)),
         // `..`, or the like.
         None => {

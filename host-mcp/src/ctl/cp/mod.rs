@@ -177,13 +177,9 @@ fn here(error: ToolError) -> Error {
     ToolError { message: format!("on this host: {}", error.message), ..error }.into()
 }
 
-/// The same of a path of a tree; what is known to help.
+/// What of a tree could not be read on this host.
 fn failed_here(error: &TreeError) -> Error {
-    let told = error.to_tool_error();
-    here(match told.code {
-        ErrorCode::DiskFull => told.hint("free room on that disk, then copy again: what came is whole"),
-        _ => told,
-    })
+    here(error.to_tool_error())
 }
 
 /// What a guest says of a failure, with a word about what to do.

@@ -1,6 +1,6 @@
 //! Out of a VM. Nothing that comes from there is trusted: it is unpacked only under the name that was asked for.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use nexus_tree::{Broken, ChunkReader, Limits, Owner, Target, TreeError, Unpackin
 
 use super::end::InVm;
 use super::progress::{self, Meter};
-use super::{How, ended, failed_here, interrupted, lost, of_guest};
+use super::{How, ended, here, interrupted, lost, of_guest};
 use crate::ctl::App;
 use crate::ctl::error::Error;
 use crate::ctl::stream::{self, Stream, write_all};
@@ -40,22 +40,23 @@ pub(super) async fn tree(
         });
     }
     let archive = how.archive;
-    // What is wrong on this side is told before the VM is asked for anything.
-    let aimed = |is_directory| {
-        let what = match (from.is_contents(), is_directory) {
-            (true, _) => TreeArrival::Contents,
-            (false, true) => TreeArrival::Directory,
-            (false, false) => TreeArrival::File,
-        };
-        target(to, what).map_err(|error| failed_here(&error))
-    };
     let total = match progress::is_shown(app) {
         true => Some(plan(app, from, &how).await?.bytes),
         false => None,
     };
     let stream = open(app, from, opening(from, &how)).await?;
     let Stream { opened, mut receiver, sender } = stream;
-    let Target { directory, under } = aimed(opened.is_directory)?;
+    let what = match (from.is_contents(), opened.is_directory) {
+        (true, _) => TreeArrival::Contents,
+        (false, true) => TreeArrival::Directory,
+        (false, false) => TreeArrival::File,
+    };
+    let Target { directory, under } = target(to, what).map_err(|error| match &error {
+        TreeError::File { source, .. } if source.kind() == ErrorKind::NotFound => {
+            here(error.to_tool_error().hint("make the directory first: mkdir -p"))
+        }
+        _ => here(error.to_tool_error()),
+    })?;
     let own = from.name.as_deref().unwrap_or(NAMELESS).as_bytes().to_vec();
     let top = under.top(&own);
     let (into, chunks) = chunks();
@@ -182,7 +183,7 @@ async fn open(app: &App, from: &InVm, opening: TreeOutOpening) -> Result<Stream,
 /// How unpacking failed here; what came before is said.
 fn broken_here(broken: &Broken) -> Error {
     let told = broken.to_tool_error();
-    super::here(match told.code {
+    here(match told.code {
         ErrorCode::DiskFull => told.hint("free room on that disk, then copy again: what came is whole"),
         _ => told,
     })
