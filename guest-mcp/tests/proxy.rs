@@ -1,4 +1,5 @@
 //! The guest's proxy, against a host that this test is.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

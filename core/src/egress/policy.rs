@@ -2,15 +2,18 @@
 //!
 //! 1. What `deny` names is refused, by its name or by its address.
 //! 2. Where `allow` has entries, a name has to be named by one of them, or `*` be among them. Without entries every name may be asked for.
-//! 3. An address that `allow` names may be reached, whatever it is. Any other one has to be of a kind that the preset allows: so no name,
-//!    allowed or not, leads to a private address. One that was not found by a name needs `*`, too, where `allow` has entries.
+//! 3. An address that `allow` names alone, or in a CIDR that lies within one kind of private addresses, may be reached. Any other one has to
+//!    be of a kind that the preset allows: so neither a name, allowed or not, nor 0.0.0.0/0 leads to a private address. One that was not
+//!    found by a name has to be named, too, or `*` be there, where `allow` has entries.
 
 use std::net::IpAddr;
 
-use nexus_schema::network::{DenyReason, NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule, RULES_MAX};
+use nexus_schema::network::{
+    DenyReason, NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule, RULES_MAX, Target,
+};
 use nexus_schema::tools::vm::NetworkParams;
 
-use super::address::Range;
+use super::address::{Range, range};
 
 /// The longest allow list that a hint shows.
 const HINT_MAX: usize = 8;
@@ -51,10 +54,12 @@ pub(super) fn decide_address(policy: &NetworkPolicy, place: Place, by_name: bool
         return Err(DenyReason::Denied);
     }
     let allow = &policy.allow;
-    if allow.iter().any(|rule| rule.covers(address, port)) {
+    let covering = || allow.iter().filter(|rule| rule.covers(address, port));
+    if covering().any(|rule| opens(rule, range)) {
         return Ok(());
     }
-    if !by_name && !allow.is_empty() && !allow.iter().any(|rule| rule.is_any(port)) {
+    let is_named = by_name || allow.is_empty() || allow.iter().any(|rule| rule.is_any(port));
+    if !is_named && covering().next().is_none() {
         return Err(DenyReason::AddressNotAllowed);
     }
     let refused = match (range, policy.preset) {
@@ -68,6 +73,22 @@ pub(super) fn decide_address(policy: &NetworkPolicy, place: Place, by_name: bool
         (Range::Public, _) | (Range::Private, NetworkPreset::Open) => None,
     };
     refused.map_or(Ok(()), Err)
+}
+
+/// Whether an entry that covers an address of a kind means it, and does not only have it among all others.
+fn opens(rule: &NetworkRule, kind: Range) -> bool {
+    let (first, last, is_whole) = match *rule.target() {
+        Target::Net(IpAddr::V4(net), prefix) => {
+            let rest = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+            (IpAddr::V4(net), IpAddr::V4((u32::from(net) | rest).into()), prefix == 32)
+        }
+        Target::Net(IpAddr::V6(net), prefix) => {
+            let rest = u128::MAX.checked_shr(prefix.into()).unwrap_or(0);
+            (IpAddr::V6(net), IpAddr::V6((u128::from(net) | rest).into()), prefix == 128)
+        }
+        Target::Any | Target::Name(_) | Target::Below(_) => return false,
+    };
+    is_whole || (kind != Range::Public && range(first) == kind && range(last) == kind)
 }
 
 /// What the allow list would have to be for a connection that is refused; empty where no list helps, or it is too long to show.

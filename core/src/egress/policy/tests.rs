@@ -1,10 +1,8 @@
 use nexus_schema::network::NetworkMode::{None as NoNetwork, Proxy};
 use nexus_schema::network::NetworkPreset::{Internet, Open};
-use nexus_schema::network::Target;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::super::address::range;
 use super::*;
 
 fn rules(texts: &[&str]) -> Vec<NetworkRule> {
@@ -56,14 +54,19 @@ fn presets_open_what_they_say() {
         }
     }
     let own = Place { is_own: true, ..place("203.0.113.9", 22) };
+    assert_eq!(decide_address(&policy(Internet, &["203.0.113.0/24"], &[]), own, false), Err(Host));
+    assert_eq!(decide_address(&policy(Internet, &["203.0.113.9"], &[]), own, false), Ok(()));
     assert_eq!(decide_address(&policy(Internet, &[], &[]), own, true), Err(Host));
     assert_eq!(decide_address(&policy(Open, &[], &[]), own, true), Ok(()));
 }
 
+/// Allow list, deny list, name, address, port, and what becomes of it.
+type Row<'a> = (&'a [&'a str], &'a [&'a str], Option<&'a str>, &'a str, u16, Result<(), DenyReason>);
+
 #[test]
 fn lists_are_obeyed() {
-    use DenyReason::{AddressNotAllowed, Denied, Host, NameNotAllowed, Private};
-    let table: &[(&[&str], &[&str], Option<&str>, &str, u16, Result<(), DenyReason>)] = &[
+    use DenyReason::{AddressNotAllowed, Denied, Host, Metadata, NameNotAllowed, Private};
+    let table: &[Row] = &[
         // Names.
         (&["a.example"], &[], Some("a.example"), "8.8.8.8", 443, Ok(())),
         (&["a.example"], &[], Some("b.example"), "8.8.8.8", 443, Err(NameNotAllowed)),
@@ -82,6 +85,16 @@ fn lists_are_obeyed() {
         (&["127.0.0.1:8080"], &[], None, "::ffff:127.0.0.1", 8080, Ok(())),
         (&["127.0.0.1:8080"], &[], None, "127.0.0.1", 8081, Err(AddressNotAllowed)),
         (&["127.0.0.1:8080"], &[], None, "8.8.8.8", 443, Err(AddressNotAllowed)),
+        // What is wide is no private range.
+        (&["0.0.0.0/0"], &[], None, "8.8.8.8", 443, Ok(())),
+        (&["0.0.0.0/0"], &[], None, "10.0.0.1", 443, Err(Private)),
+        (&["0.0.0.0/0"], &[], None, "127.0.0.1", 443, Err(Host)),
+        (&["::/0"], &[], None, "::1", 443, Err(Host)),
+        (&["192.168.0.0/15"], &[], None, "192.168.0.1", 443, Err(Private)),
+        (&["127.0.0.0/8"], &[], None, "127.0.0.1", 443, Ok(())),
+        (&["fc00::/7"], &[], None, "fd12::1", 443, Ok(())),
+        (&["169.254.0.0/16"], &[], None, "169.254.169.254", 443, Err(Metadata)),
+        (&["169.254.169.254"], &[], None, "169.254.169.254", 443, Ok(())),
         // The star is the preset.
         (&["*", "10.0.0.5:80"], &[], Some("a.example"), "8.8.8.8", 443, Ok(())),
         (&["*", "10.0.0.5:80"], &[], None, "8.8.8.8", 443, Ok(())),
