@@ -1,37 +1,31 @@
-//! `nexusctl cp`: what goes where, what comes over, and what is left when a copy ends in the middle or a guest lies.
+//! `nexusctl cp`: what goes where, what comes over, and what is seen of it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, FileTimes};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
-use nexus_tests::daemon::{kill_process, signal};
-use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::copies::SmallDisk;
 use crate::shell::Terminal;
 use crate::streams::{code, ended, nexusctl, run, text};
-use crate::world::{World, process, soon};
-
-/// The size of a file that takes a while, in bytes.
-const BIG: u64 = 2 << 30;
+use crate::world::World;
 
 /// A machine `web-1`, whose files are those below `vm`; this host's are below `here`.
-struct Pair {
-    world: World,
-    vm: Value,
+pub(crate) struct Pair {
+    pub(crate) world: World,
+    pub(crate) vm: Value,
     root: TempDir,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let world = World::new();
         let vm = world.create(&mut world.client(), "web-1");
         let root = tempfile::Builder::new().prefix("nexus-cp-").tempdir().expect("a directory");
@@ -40,12 +34,12 @@ impl Pair {
         Self { world, vm, root }
     }
 
-    fn at(&self, path: &str) -> PathBuf {
+    pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.root.path().join(path)
     }
 
     /// A path as it is given to cp: one below `vm` is the machine's.
-    fn word(&self, path: &str) -> String {
+    pub(crate) fn word(&self, path: &str) -> String {
         let prefix = if path.starts_with("vm") { "web-1:" } else { "" };
         if path == "-" { path.into() } else { format!("{prefix}{}/{path}", self.root.path().display()) }
     }
@@ -55,7 +49,7 @@ impl Pair {
     }
 
     #[track_caller]
-    fn must(&self, words: &[&str], src: &str, dst: &str) -> String {
+    pub(crate) fn must(&self, words: &[&str], src: &str, dst: &str) -> String {
         let output = self.cp(words, src, dst);
         assert_eq!(code(&output), Some(0), "{words:?} {src} {dst}: {}", text(&output.stderr));
         text(&output.stderr)
@@ -63,7 +57,7 @@ impl Pair {
 
     /// A copy that has to fail; what is said.
     #[track_caller]
-    fn fails(&self, words: &[&str], src: &str, dst: &str) -> String {
+    pub(crate) fn fails(&self, words: &[&str], src: &str, dst: &str) -> String {
         let output = self.cp(words, src, dst);
         assert_eq!(code(&output), Some(1), "{words:?} {src} {dst}: {}", text(&output.stderr));
         text(&output.stderr)
@@ -71,7 +65,7 @@ impl Pair {
 }
 
 /// What is below a directory: names and what is in them.
-fn listing(root: &Path) -> Vec<String> {
+pub(crate) fn listing(root: &Path) -> Vec<String> {
     fn add(root: &Path, at: &Path, all: &mut Vec<String>) {
         for entry in fs::read_dir(at).expect("a directory") {
             let path = entry.expect("an entry").path();
@@ -384,153 +378,6 @@ fn tar_streams_go_in_and_out() {
     drop(out.stdout.take());
     assert_eq!(ended(&mut out).code(), Some(141));
     pair.world.assert_in_order();
-}
-
-/// Small files and a large one behind them, which is under way for a while.
-fn make_large(root: &Path) {
-    fs::create_dir(root).expect("a directory");
-    (0..20_u8).for_each(|n| fs::write(root.join(format!("{n:02}")), vec![n; 300_000]).expect("a file"));
-    let file = File::create(root.join("zz-big")).expect("a file");
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, BIG).expect("room on the disk");
-}
-
-/// What is in a directory, with what has no name of its own there.
-fn names(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).map(|entries| entries.collect::<Vec<_>>()).unwrap_or_default();
-    let mut names: Vec<String> = entries
-        .into_iter()
-        .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
-        .collect();
-    names.sort();
-    names
-}
-
-#[test]
-fn a_copy_that_is_killed_leaves_whole_files_and_can_be_made_again() {
-    let pair = Pair::new();
-    make_large(&pair.at("here/tree"));
-    let guest = process(&pair.vm, "pid");
-    let small: Vec<String> = (0..20).map(|n| format!("{n:02}")).collect();
-    // A copy that is in the middle of the large file, and stays there.
-    let begin = |src: &str, dst: &str| -> Child {
-        let _ = fs::remove_dir_all(pair.at(dst));
-        let mut child =
-            nexusctl(&pair.world, &["cp", &pair.word(src), &pair.word(dst)]).spawn().expect("nexusctl runs");
-        soon("the small files are there", || {
-            assert!(child.try_wait().expect("a child can be asked").is_none(), "it is still under way");
-            names(&pair.at(dst)).contains(&"19".to_owned()).then_some(())
-        });
-        signal(guest, Signal::STOP);
-        child
-    };
-    let is_whole = |dst: &str| {
-        names(&pair.at(dst)) == small
-            && (0..20_u8).all(|n| {
-                fs::read(pair.at(dst).join(format!("{n:02}"))).is_ok_and(|is| is == vec![n; 300_000])
-            })
-    };
-    let kill: fn(&Child) = |child| kill_process(child.id());
-    let interrupt: fn(&Child) = |child| signal(child.id(), Signal::INT);
-    for (src, dst) in [("here/tree", "vm/tree"), ("vm/from", "here/to")] {
-        for (end, status) in [(kill, None), (interrupt, Some(130))] {
-            let mut child = begin(src, dst);
-            end(&child);
-            let ended = ended(&mut child);
-            signal(guest, Signal::CONT);
-            assert_eq!(ended.code(), status, "{src}");
-            soon("whole files only", || is_whole(dst).then_some(()));
-        }
-        if src == "here/tree" {
-            // A part of it is there already.
-            fs::remove_file(pair.at("here/tree/zz-big")).expect("it is gone");
-            pair.must(&[], "here/tree/.", "vm/tree");
-            fs::write(pair.at("here/tree/zz-big"), "small").expect("a file");
-            pair.must(&[], "here/tree/zz-big", "vm/tree");
-            assert_eq!(fs::read(pair.at("vm/tree/zz-big")).expect("it is there"), b"small");
-            fs::remove_dir_all(pair.at("here/tree")).expect("it is gone");
-            make_large(&pair.at("vm/from"));
-        }
-    }
-    // The machine is stopped under it, both ways.
-    let mut client = pair.world.client();
-    let mut child = begin("vm/from", "here/to");
-    client.must("vm_stop", json!({ "vm": "web-1", "force": true, "wait_s": 45 }));
-    assert_eq!(ended(&mut child).code(), Some(1));
-    let mut said = String::new();
-    child.stderr.take().expect("its errors").read_to_string(&mut said).expect("it can be read");
-    assert!(
-        said.contains("the stream broke off") && said.contains("files that were copied are whole"),
-        "{said}"
-    );
-    assert!(is_whole("here/to"), "{:?}", names(&pair.at("here/to")));
-    let said = pair.fails(&[], "vm/from/01", "here/to");
-    assert!(said.contains("nexusctl vm start web-1"), "{said}");
-    pair.world.assert_in_order();
-}
-
-#[test]
-fn a_full_disk_on_either_side_is_said() {
-    let pair = Pair::new();
-    fs::create_dir(pair.at("here/tree")).expect("a directory");
-    (0..40_u8)
-        .for_each(|n| fs::write(pair.at(&format!("here/tree/{n:02}")), vec![n; 300_000]).expect("a file"));
-    pair.must(&[], "here/tree", "vm/tree");
-    let _disks = ["vm/small", "here/small"].map(|place| SmallDisk::mount(&pair.at(place)));
-    for (src, dst, side) in
-        [("here/tree", "vm/small", "inside web-1: "), ("vm/tree", "here/small", "on this host: ")]
-    {
-        let said = pair.fails(&[], src, dst);
-        assert!(
-            said.contains(side) && said.contains("o space left on device") && said.contains("free room"),
-            "{said}"
-        );
-        let came = names(&pair.at(dst).join("tree"));
-        assert!((1..40).contains(&came.len()), "{came:?}");
-        for name in came {
-            let number: u8 = name.parse().expect("a file of the tree");
-            assert_eq!(
-                fs::read(pair.at(dst).join("tree").join(name)).expect("its content"),
-                vec![number; 300_000]
-            );
-        }
-    }
-}
-
-#[test]
-fn a_hostile_guest_writes_nothing_but_what_was_asked_for() {
-    let world = World::hostile(&[]);
-    let mut client = world.client();
-    let root = tempfile::tempdir().expect("a directory");
-    let into = root.path().join("into");
-    for (what, expected, said) in [
-        ("absolute", &[][..], "absolute"),
-        ("parent", &[], "leads out of the directory"),
-        ("through-link", &["tree -> .."], "link or a file"),
-        ("hard-link", &[], "leads out of the directory"),
-        ("other-name", &["tree=not asked for"], "Copied 1 file"),
-        ("device", &[], "left out: a device"),
-        ("setuid", &["tree=#!/bin/sh\n"], "Copied 1 file"),
-        ("escapes", &["tree/"], "left out: a device"),
-        ("cut", &[], "ends within an entry"),
-        ("words", &["tree=as it should be"], "inside"),
-        ("nonsense", &["tree=as it should be"], "makes no sense"),
-    ] {
-        let name = format!("tar-{what}-1");
-        world.create(&mut client, &name);
-        let _ = fs::remove_dir_all(&into);
-        fs::create_dir(&into).expect("a directory");
-        let output = run(&world, &["cp", &format!("{name}:/srv/tree"), into.to_str().expect("UTF-8")], b"");
-        let told = text(&output.stderr);
-        assert_eq!(listing(&into), expected, "{what}: {told}");
-        assert!(told.contains(said) && !told.contains('\u{1b}'), "{what}: {told}");
-        assert_eq!(names(root.path()), ["into"], "{what}: {told}");
-        if what == "setuid" {
-            let meta = fs::metadata(into.join("tree")).expect("its facts");
-            assert_eq!((meta.mode() & 0o7777, meta.uid()), (0o755, 0));
-        }
-        client.must("vm_delete", json!({ "vm": name, "force": true }));
-    }
-    assert!(!Path::new("/tmp/nexus-escaped").exists());
 }
 
 #[test]

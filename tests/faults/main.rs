@@ -5,6 +5,7 @@ mod again;
 mod builds;
 mod copies;
 mod cp;
+mod cp_ends;
 mod disk;
 mod doors;
 mod downloads;
