@@ -8,10 +8,10 @@ use rmcp::model::{Tool, ToolAnnotations};
 /// What a client is told on first contact.
 pub const INSTRUCTIONS: &str = "\
 Nexus gives you Linux microVMs of your own: real machines with their own kernel and disk, apart from the host. Use one whenever \
-you want to run commands, build or test something, or try what must not touch the host. Commands reach the internet by a \
-proxy in their environment: apt, pip, git and curl work, ping does not. What the policy refuses (the host, private \
-networks), a result says, with what to ask for: `network` of `vm_create` and `vm_update`. Put what many VMs need into an image: `template_create` with `packages`, then `vm_create` \
-{\"from\":\"template:NAME\"}; or an OCI image, `{\"from\":\"oci:node:22\"}`; or copy files in.
+you want to run commands, build or test something, or try what must not touch the host. VMs reach the internet by a \
+proxy in their environment: apt, pip, git, npm and curl work. A result says what was refused by policy (the host, private networks) \
+and what to ask for; `network` of `vm_create` and `vm_update` sets it. Put what many VMs need into an image: `template_create` with `packages`, then `vm_create` \
+{\"from\":\"template:NAME\"}; or an OCI image, `{\"from\":\"oci:node:22\"}`; or copy files with `guest_file_write`.
 
 Start: `vm_create {}` makes a Debian VM with Python, git and curl, starts it and waits until it is ready (`{\"from\":\"busybox\"}` boots fastest; \
 `name` is yours to choose). If the reply says `done: false`, call `op_get` with its `op_id` until it is done.
