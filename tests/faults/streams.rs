@@ -237,6 +237,8 @@ fn streams_end_with_their_machine_and_do_not_keep_the_daemon() {
     assert_eq!(ended(&mut exec).code(), Some(6));
     soon("connections end", || ends.is_finished().then_some(()));
     assert_eq!(interrupt().code(), Some(0));
+    // Its machine outlives it, and is deleted at the end by a daemon only.
+    world.daemon.restart();
 }
 
 /// Forwards a free port of the host to `port`; where it listens.

@@ -81,7 +81,7 @@ fn run(nexusd: &Path, directory: &Path, image: &str) -> Result<(), ClientError> 
     let id = begun["_meta"]["dev.nexus/result"]["command_id"].clone();
     let mut look = json!({ "vm": VM, "id": id, "wait_ms": 10_000 });
     let mut output = String::new();
-    std::thread::sleep(THOUGHT);
+    think();
     let failed = loop {
         let seen = client.call("guest_command_output", look.clone())?;
         texts(&seen).for_each(|text| output.push_str(text));
@@ -130,6 +130,12 @@ fn run(nexusd: &Path, directory: &Path, image: &str) -> Result<(), ClientError> 
         counts.calls, counts.sent, counts.shown
     );
     Ok(())
+}
+
+/// What a model does between two calls.
+#[expect(clippy::disallowed_methods, reason = "nothing is waited for")]
+fn think() {
+    std::thread::sleep(THOUGHT);
 }
 
 /// The texts of a result.
