@@ -137,7 +137,7 @@ fn a_hostile_guest_writes_nothing_but_what_was_asked_for() {
     for (what, expected, said) in [
         ("absolute", &[][..], "absolute"),
         ("parent", &[], "leads out of the directory"),
-        ("through-link", &["tree -> .."], "link or a file"),
+        ("through-link", &[], "a link that leads elsewhere"),
         ("hard-link", &[], "leads out of the directory"),
         ("other-name", &["tree=not asked for"], "Copied 1 file"),
         ("device", &[], "left out: a device"),

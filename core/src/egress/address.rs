@@ -1,6 +1,8 @@
 //! What kind of address an address is.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+
+use rustix::io::Errno;
 
 /// A kind of address, as far as presets know kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,16 +25,36 @@ pub(super) enum Range {
 
 /// What kind an address is of. One that has an IPv4 address in it is of that one's kind.
 pub(super) fn range(address: IpAddr) -> Range {
-    match address.to_canonical() {
+    match inner(address) {
         IpAddr::V4(v4) => range_v4(v4),
         IpAddr::V6(v6) => range_v6(v6),
+    }
+}
+
+/// The IPv4 address that an address of IPv6 has in it, else itself.
+pub(super) fn inner(address: IpAddr) -> IpAddr {
+    let IpAddr::V6(v6) = address.to_canonical() else { return address.to_canonical() };
+    let v4 = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
+    match v6.segments() {
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => v6.into(),
+        // Compatible and translated forms of IPv4, and what translates or tunnels to it: RFC 4291, 2765, 6052, 3056.
+        [0, 0, 0, 0, 0, 0, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..] => v4(high, low),
+        // Teredo (RFC 4380) has the client's address inverted at its end.
+        [0x2001, 0, _, _, _, _, high, low] => v4(!high, !low),
+        _ => v6.into(),
     }
 }
 
 const fn range_v4(address: Ipv4Addr) -> Range {
     match address.octets() {
         [0 | 127, ..] => Range::Loopback,
-        [169, 254, 169, 254] => Range::Metadata,
+        // Of most clouds, and the other ones of Azure, Alibaba and Oracle.
+        [169, 254, 169, 254] | [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, 192] => {
+            Range::Metadata
+        }
         [169, 254, ..] => Range::LinkLocal,
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] => Range::Private,
         [224..=239, ..] => Range::Multicast,
@@ -41,18 +63,13 @@ const fn range_v4(address: Ipv4Addr) -> Range {
     }
 }
 
-fn range_v6(address: Ipv6Addr) -> Range {
-    let v4 = |high: u16, low: u16| range_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
+const fn range_v6(address: Ipv6Addr) -> Range {
     match address.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Range::Loopback,
-        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => Range::Metadata,
-        // Compatible and translated forms of IPv4, and what translates or tunnels to it: RFC 4291, 2765, 6052, 3056.
-        [0, 0, 0, 0, 0, 0, high, low]
-        | [0, 0, 0, 0, 0xffff, 0, high, low]
-        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
-        | [0x2002, high, low, ..] => v4(high, low),
-        // Teredo (RFC 4380) has the client's address inverted at its end.
-        [0x2001, 0, _, _, _, _, high, low] => v4(!high, !low),
+        // Amazon's, its one for containers, and Google's.
+        [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254 | 0x23] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] => {
+            Range::Metadata
+        }
         // RFC 8215: of whoever translates.
         [0x64, 0xff9b, 1, ..] => Range::Private,
         [0xfc00..=0xfdff, ..] | [0xfec0..=0xfeff, ..] => Range::Private,
@@ -63,18 +80,37 @@ fn range_v6(address: Ipv6Addr) -> Range {
     }
 }
 
-/// Whether an address is one of this host's own: the kernel would send from the very address. Nothing is sent.
+/// Whether an address, or the one that it has in it, is one of this host's own. Nothing is sent.
 pub(super) fn is_own(address: IpAddr) -> bool {
+    [address.to_canonical(), inner(address)]
+        .into_iter()
+        .any(|address| is_source(address) || is_local(address))
+}
+
+/// Whether the kernel would send to it from the very address.
+fn is_source(address: IpAddr) -> bool {
     let unspecified = match address {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let source = std::net::UdpSocket::bind((unspecified, 0)).and_then(|socket| {
-        socket.connect((address, 9))?;
-        socket.local_addr()
-    });
+    let socket = match UdpSocket::bind((unspecified, 0)) {
+        Ok(socket) => socket,
+        // A host without this family has no such address; whatever else keeps it from being asked is no leave.
+        Err(error) => return error.raw_os_error() != Some(Errno::AFNOSUPPORT.raw_os_error()),
+    };
     // Where there is no way there, there is none for a connection either.
+    let source = socket.connect((address, 9)).and_then(|()| socket.local_addr());
     source.is_ok_and(|source| source.ip() == address)
+}
+
+/// Whether something can listen at it. A second address of an interface is no source for itself, and is found so.
+fn is_local(address: IpAddr) -> bool {
+    // Of no machine; a host that lets programs listen anywhere lets them listen there, and says nothing by it.
+    let nobodys = match address {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1)),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1)),
+    };
+    UdpSocket::bind((address, 0)).is_ok() && UdpSocket::bind((nobodys, 0)).is_err()
 }
 
 #[cfg(test)]
@@ -116,6 +152,11 @@ mod tests {
             ("fe80::1", Range::LinkLocal),
             ("169.254.169.254", Range::Metadata),
             ("fd00:ec2::254", Range::Metadata),
+            ("fd00:ec2::23", Range::Metadata),
+            ("fd20:ce::254", Range::Metadata),
+            ("168.63.129.16", Range::Metadata),
+            ("100.100.100.200", Range::Metadata),
+            ("::ffff:168.63.129.16", Range::Metadata),
             ("224.0.0.1", Range::Multicast),
             ("ff02::1", Range::Multicast),
             ("240.0.0.1", Range::Reserved),
@@ -140,6 +181,9 @@ mod tests {
     #[test]
     fn the_loopback_is_this_hosts_own() {
         assert!(is_own(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        assert!(is_own("127.0.0.2".parse().unwrap()), "it is no source for itself");
+        assert!(is_own("::ffff:127.0.0.1".parse().unwrap()));
+        assert!(is_own("64:ff9b::7f00:1".parse().unwrap()));
         assert!(!is_own("192.0.2.77".parse().unwrap()));
     }
 

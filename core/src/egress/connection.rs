@@ -77,15 +77,16 @@ async fn carry(egress: &Egress, mut stream: TcpStream, way: &Way, ends: (Reader,
     let mut from = Passed::new(from, &egress.counts.received);
     let mut to = Passed::new(to, &egress.counts.sent);
     let is_whole = tokio::select! {
-        copied = frames::copy(&mut receiver, &sender, &mut from, &mut to) => match copied {
-            Ok(ended) => ended.is_none(),
-            Err(CopyError::Frames(_) | CopyError::Read(_) | CopyError::Write(_)) => false,
-        },
+        biased;
         denied = no_longer_allowed(policy, way) => {
             tracing::debug!(?denied, "a connection of a guest is cut: its policy has changed");
             denied.noted(egress);
             false
         }
+        copied = frames::copy(&mut receiver, &sender, &mut from, &mut to) => match copied {
+            Ok(ended) => ended.is_none(),
+            Err(CopyError::Frames(_) | CopyError::Read(_) | CopyError::Write(_)) => false,
+        },
     };
     if !is_whole {
         // The other machine sees that it was cut off, and not that it ended.

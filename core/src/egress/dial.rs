@@ -121,7 +121,7 @@ async fn try_dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, E
     let mut refused = None;
     let mut allowed = Vec::new();
     for address in addresses {
-        let place = Place { address, port, range: range(address), is_own: is_own(address.to_canonical()) };
+        let place = Place { address, port, range: range(address), is_own: is_own(address) };
         let way = Way { host: host.clone(), is_name, place };
         match way.check(&policy) {
             Ok(()) => allowed.push(way),

@@ -13,8 +13,10 @@ use nexus_schema::network::{
 };
 use nexus_schema::tools::vm::NetworkParams;
 
-use super::address::{Range, range};
+use super::address::{Range, inner, range};
 
+/// The shortest prefix of a network of IPv4 that lies within a block: 10.0.0.0/8 and 127.0.0.0/8 are blocks, 224.0.0.0/4 is not opened as one.
+const BLOCK_V4: u8 = 8;
 /// The longest allow list that a hint shows.
 const HINT_MAX: usize = 8;
 
@@ -50,7 +52,11 @@ pub(super) fn decide_address(policy: &NetworkPolicy, place: Place, by_name: bool
     if policy.mode == NetworkMode::None {
         return Err(DenyReason::NoNetwork);
     }
-    if policy.deny.iter().any(|rule| rule.is_any(port) || rule.covers(address, port)) {
+    // In whatever clothes it comes.
+    let bare = inner(address);
+    let is_denied =
+        |rule: &NetworkRule| rule.is_any(port) || rule.covers(address, port) || rule.covers(bare, port);
+    if policy.deny.iter().any(is_denied) {
         return Err(DenyReason::Denied);
     }
     let allow = &policy.allow;
@@ -75,7 +81,9 @@ pub(super) fn decide_address(policy: &NetworkPolicy, place: Place, by_name: bool
     refused.map_or(Ok(()), Err)
 }
 
-/// Whether an entry that covers an address of a kind means it, and does not only have it among all others.
+/// Whether an entry that covers an address of a kind means it, and does not only have it among all others. The ends of a network of
+/// IPv4 that is as small as the smallest block of these kinds are of its kind if all of it is; of IPv6 only networks of its own blocks count, and
+/// none that has networks of IPv4 in it.
 fn opens(rule: &NetworkRule, kind: Range) -> bool {
     let (first, last, is_whole) = match *rule.target() {
         Target::Net(IpAddr::V4(net), prefix) => {
@@ -88,7 +96,16 @@ fn opens(rule: &NetworkRule, kind: Range) -> bool {
         }
         Target::Any | Target::Name(_) | Target::Below(_) => return false,
     };
-    is_whole || (kind != Range::Public && range(first) == kind && range(last) == kind)
+    let is_within = match rule.target() {
+        Target::Net(IpAddr::V4(_), prefix) => *prefix >= BLOCK_V4,
+        Target::Net(IpAddr::V6(net), prefix) => match net.segments() {
+            [0xfc00..=0xfdff, ..] => *prefix >= 7,
+            [0xfe80..=0xfebf, ..] => *prefix >= 10,
+            _ => false,
+        },
+        Target::Any | Target::Name(_) | Target::Below(_) => false,
+    };
+    is_whole || (is_within && kind != Range::Public && range(first) == kind && range(last) == kind)
 }
 
 /// What the allow list would have to be for a connection that is refused; empty where no list helps, or it is too long to show.

@@ -8,6 +8,7 @@ use nexus_schema::Timestamp;
 use serde_json::value::RawValue;
 
 use super::error::Error;
+use super::format::tame;
 pub(crate) use super::table::{Mood, Table, Text};
 use crate::dirs::Env;
 
@@ -88,7 +89,7 @@ impl Ui {
     /// Says something on stderr; nothing is said where only ids are wanted.
     pub(crate) fn say(&self, text: &str) {
         if self.format != Format::Quiet {
-            self.talk(text);
+            self.talk(&tame_lines(text, "\n"));
         }
     }
 
@@ -107,7 +108,8 @@ impl Ui {
 
     /// Warns on stderr.
     pub(crate) fn warn(&self, text: &str) {
-        self.talk(&format!("{} {text}", self.paint("warning:", "33;1")));
+        // A further line, which may be a guest's, is never taken for one of ours.
+        self.talk(&format!("{} {}", self.paint("warning:", "33;1"), tame_lines(text, "\n  ")));
     }
 
     /// Says how a command failed.
@@ -144,6 +146,11 @@ impl Ui {
     }
 }
 
+/// A text, a part of which may be a guest's, without what controls a terminal; its lines with `end` between them.
+fn tame_lines(text: &str, end: &str) -> String {
+    text.split('\n').map(tame).collect::<Vec<_>>().join(end)
+}
+
 /// How wide the terminal of stdout is, in columns.
 fn terminal_width() -> Option<u16> {
     comfy_table::Table::new().width()
@@ -152,4 +159,14 @@ fn terminal_width() -> Option<u16> {
 /// How wide the terminal of stderr is, in columns.
 pub(crate) fn stderr_width() -> u16 {
     comfy_table::Table::new().use_stderr().width().unwrap_or(80)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_controls_no_terminal() {
+        assert_eq!(tame_lines("a\u{1b}[2J\r\nb", "\n  "), "a\u{fffd}[2J\u{fffd}\n  b");
+    }
 }

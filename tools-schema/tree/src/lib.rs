@@ -34,5 +34,5 @@ pub use report::Watch;
 pub use source::Source;
 pub use target::{Target, Under, target};
 pub use unpack::unpack;
-pub use unpacking::{Limits, Owner, Top, Track, Unpacking};
+pub use unpacking::{Limits, Owner, Top, TopIs, Track, Unpacking};
 pub use walk::{Entry, visit};

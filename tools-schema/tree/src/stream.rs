@@ -3,7 +3,7 @@
 use std::io;
 
 use bytes::Bytes;
-use nexus_wire::frames::{FrameError, Incoming, Receiver, Sender};
+use nexus_wire::frames::{FrameError, Incoming, Receiver, Sender, Waiting};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -21,10 +21,14 @@ where
     W: AsyncWrite + Unpin,
 {
     // No more waits here than the credit that was given.
-    let (arrived, mut waiting) = mpsc::unbounded_channel::<Bytes>();
-    let reading = read(receiver, arrived);
+    let waiting = Waiting::default();
+    let reading = async {
+        let ended = read(receiver, &waiting).await;
+        waiting.end();
+        ended
+    };
     let passing = async {
-        while let Some(bytes) = waiting.recv().await {
+        while let Some(bytes) = waiting.next().await {
             let length = bytes.len();
             if into.send(Ok(bytes)).await.is_err() {
                 return;
@@ -49,15 +53,11 @@ where
 
 async fn read<R: AsyncRead + Unpin>(
     receiver: &mut Receiver<R>,
-    arrived: mpsc::UnboundedSender<Bytes>,
+    waiting: &Waiting,
 ) -> Result<Option<Bytes>, FrameError> {
     loop {
         match receiver.next().await?.ok_or(FrameError::Closed)? {
-            Incoming::Data(bytes) => {
-                if arrived.send(bytes).is_err() {
-                    return Ok(None);
-                }
-            }
+            Incoming::Data(bytes) => waiting.push(bytes),
             Incoming::End => return Ok(None),
             Incoming::Done(message) => return Ok(Some(message)),
             Incoming::Stderr(_) | Incoming::Control(_) => {}

@@ -19,7 +19,7 @@ use crate::destination::{Destination, Facts, settle_name};
 use crate::draft::Draft;
 use crate::error::{Broken, TreeError, shown};
 use crate::report::{Watch, copied, skip};
-use crate::unpacking::{Owner, Top, Unpacking};
+use crate::unpacking::{Owner, Top, TopIs, Unpacking};
 
 /// After how many bytes the free disk is looked at again.
 const LOOK_EVERY: u64 = 8 << 20;
@@ -114,6 +114,9 @@ impl<'a, 'b> Unpacker<'a, 'b> {
             }
             return Ok(());
         };
+        if parents.is_empty() {
+            self.check_top(entry)?;
+        }
         self.destination.go(parents)?;
         let name = OsStr::from_bytes(last);
         let path = names.join(&b'/');
@@ -171,6 +174,20 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         copied(summary, &path);
         summary.last = Some(shown(&path));
         Ok(())
+    }
+
+    /// Whether this may be at the top of the archive.
+    fn check_top(&self, entry: &Entry) -> Result<(), TreeError> {
+        let refuse = |why| Err(TreeError::refused(&entry.path, why));
+        match (self.how.top_is, entry.kind) {
+            (TopIs::Directory, kind) if kind != EntryType::Directory && *self.top != Top::Stripped => {
+                refuse("it is no directory, and one was to be copied")
+            }
+            (TopIs::Within, EntryType::Symlink) if leads_out(0, &entry.link) => {
+                refuse("it is a link that leads elsewhere: copy what it leads to, or follow it")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The names on the way to a path, which may not leave the directory.

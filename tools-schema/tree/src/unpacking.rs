@@ -57,6 +57,18 @@ pub enum Top {
     Stripped,
 }
 
+/// What may be at the top of an archive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TopIs {
+    /// Anything.
+    #[default]
+    Anything,
+    /// A directory: a link in its place would lead the next copy elsewhere.
+    Directory,
+    /// Anything but a link that leads out of the directory that it is put in.
+    Within,
+}
+
 /// How an archive is unpacked.
 pub struct Unpacking<'a> {
     /// Whose the files are.
@@ -67,6 +79,8 @@ pub struct Unpacking<'a> {
     pub specials: bool,
     /// What becomes of the names at the top of the archive.
     pub top: Top,
+    /// What may be there.
+    pub top_is: TopIs,
     /// Whether the directory was made for this, and gets the mode and time of the archive's top.
     pub is_new: bool,
     /// How much the archive may ask for.
@@ -82,6 +96,7 @@ impl Default for Unpacking<'_> {
             modes: 0o7777,
             specials: false,
             top: Top::Kept,
+            top_is: TopIs::Anything,
             is_new: false,
             limits: Limits::default(),
             track: None,

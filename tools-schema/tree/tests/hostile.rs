@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nexus_schema::ErrorCode;
 use nexus_schema::tools::tree::TreeSummary;
-use nexus_tree::{Broken, Limits, Top, Unpacking, unpack};
+use nexus_tree::{Broken, Limits, Top, TopIs, Unpacking, unpack};
 use tar::{EntryType, Header};
 
 /// An archive of entries as they are, whatever they say.
@@ -95,6 +95,29 @@ fn nothing_is_written_through_a_link_of_the_archive_or_of_the_directory() {
     assert!(!into.join("final").is_symlink());
     assert_eq!(fs::read(outside.join("file")).unwrap(), b"mine");
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+}
+
+/// A link at the top would be followed by who copies to the same place again.
+#[test]
+fn the_top_is_what_was_asked_for() {
+    let into = tempfile::tempdir().unwrap();
+    let unpack_as = |top_is, archive: Archive| {
+        let mut how = Unpacking { top: Top::Named(b"site".to_vec()), top_is, ..Unpacking::default() };
+        unpack_with(&archive.end(), into.path(), &mut how).map_err(|broken| broken.to_string())
+    };
+    for target in ["/home/somebody", "../x", "x"] {
+        let error = unpack_as(TopIs::Directory, Archive::default().symlink("top", target)).unwrap_err();
+        assert!(error.contains("it is no directory"), "{error}");
+    }
+    unpack_as(TopIs::Directory, Archive::default().file("top", "x")).unwrap_err();
+    for target in ["/home/somebody", "../x", "x/../../y"] {
+        let error = unpack_as(TopIs::Within, Archive::default().symlink("top", target)).unwrap_err();
+        assert!(error.contains("a link that leads elsewhere"), "{error}");
+    }
+    assert_eq!(fs::read_dir(into.path()).unwrap().count(), 0);
+    unpack_as(TopIs::Within, Archive::default().symlink("top", "x")).unwrap();
+    unpack_as(TopIs::Anything, Archive::default().symlink("top", "/x")).unwrap();
+    assert_eq!(fs::read_link(into.path().join("site")).unwrap(), Path::new("/x"));
 }
 
 #[test]

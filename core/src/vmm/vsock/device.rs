@@ -16,7 +16,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nexus_schema::link::HOST_PORT;
+use nexus_schema::link::{EGRESS_PORT, HOST_PORT};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
@@ -423,7 +423,7 @@ impl Device {
     /// Opens a connection that the guest asks for.
     fn open(&mut self, request: &Header) -> Option<()> {
         let (host, guest) = (request.destination_port, request.source_port);
-        if host == HOST_PORT && guest >= PRIVILEGED_PORTS {
+        if matches!(host, HOST_PORT | EGRESS_PORT) && guest >= PRIVILEGED_PORTS {
             self.refused("an unprivileged program of the guest dials the host");
             return None;
         }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::stream::{Open, TreeArrival, TreeOutOpening};
 use nexus_schema::tools::tree::TreeSummary;
-use nexus_tree::{Broken, ChunkReader, Limits, Owner, Target, TreeError, Unpacking, chunks, target, unpack};
+use nexus_tree::{
+    Broken, ChunkReader, Limits, Owner, Target, TopIs, TreeError, Unpacking, chunks, target, unpack,
+};
 
 use super::end::InVm;
 use super::progress::{self, Meter};
@@ -59,6 +61,10 @@ pub(super) async fn tree(
     })?;
     let own = from.name.as_deref().unwrap_or(NAMELESS).as_bytes().to_vec();
     let top = under.top(&own);
+    let top_is = match what {
+        TreeArrival::File => TopIs::Within,
+        TreeArrival::Directory | TreeArrival::Contents => TopIs::Directory,
+    };
     let (into, chunks) = chunks();
     let mut watch = meter.watch();
     let work = tokio::task::spawn_blocking(move || {
@@ -66,6 +72,7 @@ pub(super) async fn tree(
             owner: if archive { Owner::Same } else { Owner::Own },
             modes: if archive { MODES_OF_ARCHIVE } else { MODES },
             top,
+            top_is,
             limits: Limits { entries: u64::MAX, bytes: u64::MAX >> 1, ..Limits::default() },
             ..Unpacking::default()
         };

@@ -20,6 +20,8 @@ use crate::ctl::error::Error;
 const YIELD_S: f64 = 0.5;
 /// How long each further one waits for output, in milliseconds.
 const WAIT_MS: u32 = 30_000;
+/// How many refusals of connections are kept for the end.
+const DENIED_MAX: usize = 100;
 /// The most output of one stream that one result can carry, in bytes.
 const PIECE: u32 = 256 << 10;
 
@@ -51,7 +53,7 @@ pub(super) async fn run(
     let Some(id) = facts.command_id.filter(|_| facts.state == CommandState::Running || !is_whole) else {
         return Ok(facts);
     };
-    let mut omitted = [0, 0];
+    let (mut omitted, mut denied) = ([0, 0], std::mem::take(&mut facts.network_denied));
     loop {
         let params = CommandOutputParams {
             id,
@@ -76,6 +78,8 @@ pub(super) async fn run(
         }
         let more: RunCommandOutput = reply.facts(CommandOutput::NAME, CommandOutput::SHAPE)?;
         facts = more;
+        denied.append(&mut facts.network_denied);
+        denied.truncate(DENIED_MAX);
         for (stream, omitted) in [&facts.stdout, &facts.stderr].into_iter().zip(&mut omitted) {
             *omitted += stream.omitted_bytes;
         }
@@ -85,6 +89,7 @@ pub(super) async fn run(
                 // What was read is not kept, and not lost.
                 (stream.omitted_bytes, stream.dropped_bytes, stream.offset) = (omitted, 0, 0);
             }
+            facts.network_denied = denied;
             return Ok(facts);
         }
     }

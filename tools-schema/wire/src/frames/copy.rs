@@ -4,9 +4,8 @@ use std::io;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
 
-use super::{FrameError, Incoming, Receiver, Sender};
+use super::{FrameError, Incoming, Receiver, Sender, Waiting};
 
 /// How much of the plain connection is read at once, in bytes.
 const CHUNK: usize = 64 << 10;
@@ -39,7 +38,7 @@ where
     W: AsyncWrite + Unpin,
 {
     // No more waits here than the credit that was given.
-    let (arrived, mut waiting) = mpsc::unbounded_channel::<Bytes>();
+    let waiting = Waiting::default();
     let outwards = async {
         let mut chunk = vec![0; CHUNK];
         loop {
@@ -52,7 +51,7 @@ where
         }
     };
     let inwards = async {
-        while let Some(bytes) = waiting.recv().await {
+        while let Some(bytes) = waiting.next().await {
             write.write_all(&bytes).await.map_err(CopyError::Write)?;
             // A connection that failed shows where it is read; after the peer's last word it may be gone.
             let _ = sender.took(bytes.len()).await;
@@ -61,9 +60,9 @@ where
     };
     let all = async {
         let (mut outwards, mut is_ended, mut is_cut) = (std::pin::pin!(outwards), false, false);
-        let mut arrived = Some(arrived);
+        let mut is_over = false;
         // Nothing here waits but for these two: whoever writes a frame is to be polled until it is written.
-        while !is_ended || arrived.is_some() || is_cut {
+        while !is_ended || !is_over || is_cut {
             let next = tokio::select! {
                 biased;
                 ended = &mut outwards, if !is_ended => {
@@ -80,9 +79,15 @@ where
             };
             match next.ok_or(FrameError::Closed)? {
                 // The other end is gone only with a failure, which ends this as well.
-                Incoming::Data(bytes) => drop(arrived.as_ref().map(|arrived| arrived.send(bytes))),
-                Incoming::End => drop(arrived.take()),
-                Incoming::Done(message) => return Ok(Some(message)),
+                Incoming::Data(bytes) => waiting.push(bytes),
+                Incoming::End => {
+                    is_over = true;
+                    waiting.end();
+                }
+                Incoming::Done(message) => {
+                    waiting.end();
+                    return Ok(Some(message));
+                }
                 Incoming::Stderr(_) | Incoming::Control(_) => {}
             }
         }

@@ -19,6 +19,7 @@ mod rules;
 mod sender;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::fmt;
 use std::io;
@@ -30,6 +31,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 pub use copy::{CopyError, copy};
 pub use receiver::{Incoming, Receiver};
 pub use sender::Sender;
+pub use waiting::Waiting;
 
 /// The length of a frame without its payload, in bytes.
 pub const HEADER: usize = 4;

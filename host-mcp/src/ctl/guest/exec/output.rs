@@ -1,7 +1,9 @@
 //! Where the output of a command in a VM goes, piece by piece as it comes, and how the command ended.
 
+use std::net::IpAddr;
+
 use data_encoding::BASE64;
-use nexus_schema::tools::command::{RunCommandOutput, StreamFacts};
+use nexus_schema::tools::command::{RefusedConnection, RunCommandOutput, StreamFacts};
 use serde_json::{Value, json};
 
 use crate::ctl::App;
@@ -9,6 +11,8 @@ use crate::ctl::client::raw;
 use crate::ctl::error::Error;
 use crate::ctl::format;
 
+/// How many places that were refused are shown.
+const REFUSED_MAX: usize = 5;
 /// The exit code of a command whose time was up.
 const TIMED_OUT: u8 = 124;
 
@@ -68,6 +72,7 @@ impl<'a> Output<'a> {
         }
         if !ui.is_json() {
             facts.cause.iter().for_each(|cause| ui.warn(cause.explained()));
+            refused(facts, &self.vm).iter().for_each(|line| ui.warn(line));
         }
         if facts.timed_out && !ui.is_json() {
             ui.warn(&format!("the command was killed after {} s", self.timeout_s));
@@ -78,6 +83,29 @@ impl<'a> Output<'a> {
             None => Ok(code),
         }
     }
+}
+
+/// The connections that were refused by policy while it ran, in lines.
+fn refused(facts: &RunCommandOutput, vm: &str) -> Vec<String> {
+    let mut places: Vec<RefusedConnection> = Vec::new();
+    // The words are a guest's: what is no host is not shown.
+    let is_host = |host: &str| host.parse::<IpAddr>().is_ok() || nexus_schema::network::name(host).is_ok();
+    for one in facts.network_denied.iter().filter(|one| is_host(&one.host)) {
+        let is_same = |place: &RefusedConnection| (&place.host, place.port) == (&one.host, one.port);
+        match places.iter().position(is_same) {
+            Some(at) => places[at].count = places[at].count.saturating_add(one.count),
+            None if places.len() < REFUSED_MAX => places.push(one.clone()),
+            None => {}
+        }
+    }
+    let line = |RefusedConnection { host, port, reason, count }: RefusedConnection| {
+        let times = if count > 1 { format!(" {count} times") } else { String::new() };
+        let why = reason.words();
+        format!(
+            "{host}:{port} was refused{times} by policy ({why}); `nexusctl vm inspect {vm}` shows it, `vm update --allow` changes it"
+        )
+    };
+    places.into_iter().map(line).collect()
 }
 
 /// What of the output is missing.
@@ -162,6 +190,25 @@ mod tests {
         assert_eq!(value["stdout"]["text"], "hello\n");
         assert_eq!(value["stderr"]["base64"], "/wA=");
         assert_eq!(value["exit_code"], 0);
+    }
+
+    #[test]
+    fn refused_connections_are_told_once_a_place() {
+        let one = |port, count| RefusedConnection {
+            host: "10.0.0.1".into(),
+            port,
+            reason: nexus_schema::network::DenyReason::Private,
+            count,
+        };
+        let mut facts = ended(Some(1), None, false);
+        facts.network_denied = vec![one(80, 1), one(443, 1), one(80, 2)];
+        let lines = refused(&facts, "web");
+        assert_eq!(lines.len(), 2);
+        assert!(lines[0].starts_with("10.0.0.1:80 was refused 3 times by policy (an address of a private"));
+        facts.network_denied = vec![RefusedConnection { host: "all is well; curl".into(), ..one(80, 1) }];
+        assert!(refused(&facts, "web").is_empty());
+        facts.network_denied = (1..=50).map(|port| one(port, 1)).collect();
+        assert_eq!(refused(&facts, "web").len(), REFUSED_MAX);
     }
 
     #[test]
