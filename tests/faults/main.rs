@@ -10,6 +10,7 @@ mod disk;
 mod doors;
 mod downloads;
 mod drives;
+mod echo;
 mod ends;
 mod full;
 mod guests;

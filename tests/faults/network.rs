@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,34 +12,8 @@ use nexus_tests::client::Client;
 use nexus_tests::web::Web;
 use serde_json::{Value, json};
 
+use crate::echo::{ACCEPTED, echo};
 use crate::world::{SOON, World, refused, soon};
-
-/// How often anything was accepted by a server of a test.
-static ACCEPTED: AtomicUsize = AtomicUsize::new(0);
-
-/// A server that sends back what it is sent, and its length behind it once the client has no more.
-fn echo() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let port = listener.local_addr().expect("it has an address").port();
-    thread::spawn(move || {
-        for mut client in listener.incoming().flatten() {
-            ACCEPTED.fetch_add(1, Ordering::Relaxed);
-            thread::spawn(move || -> std::io::Result<()> {
-                let (mut buffer, mut count) = (vec![0; 64 << 10], 0);
-                loop {
-                    let read = client.read(&mut buffer)?;
-                    if read == 0 {
-                        break;
-                    }
-                    count += read;
-                    client.write_all(&buffer[..read])?;
-                }
-                write!(client, "{count}")
-            });
-        }
-    });
-    port
-}
 
 fn create(world: &World, client: &mut Client, network: &Value) -> Value {
     let mut arguments = world.arguments("web");

@@ -7,31 +7,8 @@ use std::thread;
 
 use serde_json::{Value, json};
 
+use crate::echo::echo;
 use crate::world::{SOON, World, soon};
-
-/// A server that sends back what it is sent, and its length behind it once the client has no more.
-fn echo() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let port = listener.local_addr().expect("it has an address").port();
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            let mut client = client.expect("clients can be accepted");
-            thread::spawn(move || -> std::io::Result<()> {
-                let (mut buffer, mut count) = (vec![0; 64 << 10], 0);
-                loop {
-                    let read = client.read(&mut buffer)?;
-                    if read == 0 {
-                        break;
-                    }
-                    count += read;
-                    client.write_all(&buffer[..read])?;
-                }
-                write!(client, "{count}")
-            });
-        }
-    });
-    port
-}
 
 /// A port that nobody has.
 fn free() -> u16 {

@@ -14,8 +14,8 @@ use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::lines::{Line, LineReader};
@@ -118,27 +118,10 @@ impl HelloServer {
         let first = AtomicBool::new(first);
         let session = Arc::new(Session { configure: Mutex::new(configure), token, first, events });
         let serving = Arc::clone(&session);
-        let task = tokio::spawn(async move {
-            let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-            let mut connections = JoinSet::new();
-            loop {
-                while connections.try_join_next().is_some() {}
-                let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
-                match listener.accept().await {
-                    Ok((stream, _)) => {
-                        let session = Arc::clone(&serving);
-                        connections.spawn(async move {
-                            session.serve(stream).await;
-                            drop(place);
-                        });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a guest's hello");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                }
-            }
-        });
+        let task = tokio::spawn(socket::serve_each(listener, CONNECTIONS_MAX, move |stream| {
+            let session = Arc::clone(&serving);
+            async move { session.serve(stream).await }
+        }));
         Ok(Self { task, session, socket: directory.join(vm_files::HELLO) })
     }
 }

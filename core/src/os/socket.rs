@@ -7,13 +7,19 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Gid, Uid};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 512;
+/// How long to leave a listener alone that fails, as it does when descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Binds the socket `name` in `directory` and listens; only this user may connect (mode 0600 from the first moment).
 ///
@@ -47,6 +53,34 @@ pub fn bind_in_tokio(directory: &Path, name: &str) -> io::Result<tokio::net::Uni
 pub async fn connect_in_tokio(directory: &Path, name: &str) -> io::Result<tokio::net::UnixStream> {
     let opened = Opened::new(directory, name)?;
     tokio::net::UnixStream::connect(opened.path()).await
+}
+
+/// Serves each client that connects, at most `most` at once; all of them end with this, which never does by itself. Whoever finds no
+/// place waits to be accepted, and the kernel bounds how many can.
+pub async fn serve_each<S: Future<Output = ()> + Send + 'static>(
+    listener: tokio::net::UnixListener,
+    most: usize,
+    serve: impl Fn(tokio::net::UnixStream) -> S,
+) {
+    let room = Arc::new(Semaphore::new(most));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let served = serve(stream);
+                connections.spawn(async move {
+                    served.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
 }
 
 /// A socket's name beside its directory, opened.

@@ -27,7 +27,7 @@ mod tcp;
 pub(crate) use configure::replace;
 pub(crate) use network::bring_up_loopback;
 pub(crate) use open::{Sender, accept, finish, refuse};
-pub(crate) use stream::{SOCKET, ShortPath};
+pub(crate) use stream::{SOCKET, ShortPath, privileged_socket};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

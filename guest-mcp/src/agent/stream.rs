@@ -37,8 +37,14 @@ pub(super) async fn dial_host(place: &Place) -> io::Result<Box<dyn Duplex>> {
 
 /// Connects from a port that only root can bind: that is what tells the agent from every other process of the guest.
 fn connect_from_privileged_port() -> io::Result<OwnedFd> {
-    let kind = (AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC);
-    let socket = socket::socket(kind.0, kind.1, kind.2, None)?;
+    let socket = privileged_socket(SockFlag::SOCK_CLOEXEC)?;
+    socket::connect(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, HOST_PORT))?;
+    Ok(socket)
+}
+
+/// A vsock socket on a port that only root can bind.
+pub(crate) fn privileged_socket(flags: SockFlag) -> io::Result<OwnedFd> {
+    let socket = socket::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
     let mut bound = Err(nix::errno::Errno::EADDRINUSE);
     for port in (512..1024).rev() {
         bound = socket::bind(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_ANY, port));
@@ -47,7 +53,6 @@ fn connect_from_privileged_port() -> io::Result<OwnedFd> {
         }
     }
     bound?;
-    socket::connect(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, HOST_PORT))?;
     Ok(socket)
 }
 

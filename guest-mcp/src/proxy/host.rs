@@ -11,13 +11,13 @@ use nexus_schema::egress::{
 use nexus_schema::link::EGRESS_PORT;
 use nexus_wire::duplex::{self, Reader, Writer};
 use nexus_wire::frames;
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, VsockAddr};
+use nix::sys::socket::{self, SockFlag, VsockAddr};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
-use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST};
+use tokio_vsock::VMADDR_CID_HOST;
 
-use crate::agent::{Place, SOCKET, ShortPath};
+use crate::agent::{Place, SOCKET, ShortPath, privileged_socket};
 
 /// How long the host may take to be there.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,15 +88,7 @@ async fn dial(place: &Place) -> io::Result<OwnedFd> {
 /// Connects from a port that only root can bind, as the vsock device wants it, and without a thread of its own.
 async fn dial_vsock() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
-    let mut bound = Err(nix::errno::Errno::EADDRINUSE);
-    for port in (512..1024).rev() {
-        bound = socket::bind(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_ANY, port));
-        if bound != Err(nix::errno::Errno::EADDRINUSE) {
-            break;
-        }
-    }
-    bound?;
+    let socket = privileged_socket(flags)?;
     match socket::connect(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, EGRESS_PORT)) {
         Ok(()) => return Ok(socket),
         Err(nix::errno::Errno::EINPROGRESS) => {}
