@@ -99,9 +99,15 @@ fn target_libraries(triple: &str) -> Result<PathBuf, Box<dyn Error>> {
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
 }
 
-/// The target directory that `out` is in: the nearest one that cargo has tagged.
+/// The target directory that `out` is in: the nearest one that cargo has tagged. Cargo tags none that was there before its first build, as
+/// where `make setup` made it; then the directory above `PROFILE/build/PACKAGE/out` is taken.
 fn target_root(out: &Path) -> &Path {
-    out.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file()).unwrap_or(out)
+    let tagged = out.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file());
+    let by_name = || {
+        let mut above = out.ancestors().skip(2);
+        (above.next()?.file_name()? == "build").then(|| above.nth(1)).flatten()
+    };
+    tagged.or_else(by_name).unwrap_or(out)
 }
 
 fn build(workspace: &Path, target_dir: &Path, target: &GuestTarget) -> Result<(), Box<dyn Error>> {
