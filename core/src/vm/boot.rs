@@ -16,8 +16,8 @@ use nexus_schema::tools::vm::{VmState, VmTimings};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::mishap;
 use super::stop::Rung;
-use super::timer;
 use crate::asset::KernelFiles;
 use crate::context::Shared;
 use crate::egress::{Egress, EgressServer};
@@ -279,7 +279,7 @@ impl Boot {
         let shim = ShimClient::launch(&shared.config.shim_binary, plan).await?;
         let listeners = (Some(hello), Some(egress));
         let boot = Self::new(shim, plan.accel, listeners, events, shared.boot_timeout(plan.accel), clock);
-        let watched = (plan.accel == Accel::Tcg).then(|| timer::until_lost(plan.directory.clone()));
+        let watched = (plan.accel == Accel::Tcg).then(|| mishap::until_timer_lost(plan.directory.clone()));
         Ok(Self { timer: watched.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch))), ..boot })
     }
 

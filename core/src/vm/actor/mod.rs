@@ -52,8 +52,8 @@ pub(in crate::vm) struct Actor {
     unwritten: Option<(Transition, Instant)>,
     deleted: bool,
     reboots: Reboots,
-    /// Whether the VM was started again because its guest had lost its timer, and was not ready since.
-    lost_timer: bool,
+    /// Whether the VM was started once more because its guest did not come up by the emulator's fault, and was not ready since.
+    had_mishap: bool,
     /// When a VM that reboots in a loop is started again.
     again_at: Option<Instant>,
 }
@@ -132,7 +132,7 @@ impl Actor {
             unwritten: None,
             deleted: false,
             reboots,
-            lost_timer: false,
+            had_mishap: false,
             again_at: None,
         }
     }
@@ -323,7 +323,7 @@ impl Actor {
                 .boot_id
                 .ok_or_else(|| ToolError::internal(format!("{name} runs without a boot id")));
         }
-        self.lost_timer = false;
+        self.had_mishap = false;
         self.launch(who, why, progress).await
     }
 
