@@ -169,7 +169,7 @@ impl KeyringFile {
     }
 }
 
-/// A fingerprint of apt's configuration under `apt_root`: it changes when the configuration does. Fetches nothing.
+/// Describes apt's configuration under `apt_root` as a text that changes whenever the configuration does. Fetches nothing.
 pub(crate) fn configured(apt_root: &Path) -> Result<String, AssetError> {
     let sources = sources::read(apt_root, ARCH)?;
     Ok(format!("{ARCH} {:?}", sources.entries))
