@@ -232,7 +232,7 @@ impl Provision {
         self.make(name, Recipe::plain(want, init), owner, progress).await
     }
 
-    /// The name that an image of this source gets when none is given.
+    /// The default name of an image made from this source.
     pub(crate) async fn image_name(&self, from: &str) -> Result<Name, ToolError> {
         if let Some(from) = from.strip_prefix("rootfs:") {
             return slug("rootfs-", from, None);
