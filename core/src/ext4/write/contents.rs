@@ -96,7 +96,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes at most `want` blocks for a place in a file whose runs begin with `first`.
+    /// Allocates at most `want` blocks for a position in a file whose runs begin at `first`.
     pub(super) fn allocate(
         &mut self,
         first: usize,

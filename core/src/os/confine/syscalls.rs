@@ -30,7 +30,7 @@ pub(crate) enum Syscalls {
     Shim,
 }
 
-/// The error for a refused call in a process with no other restriction: to C libraries it means an older kernel.
+/// The error for calls that C libraries should take as missing from an older kernel.
 const UNKNOWN: u32 = libc::ENOSYS as u32;
 const REFUSED: u32 = libc::EPERM as u32;
 
