@@ -1,4 +1,4 @@
-//! Where clients come in: HTTP on the Unix socket and, if asked for, on loopback TCP.
+//! The endpoints for clients: HTTP on the Unix socket and, if configured, on loopback TCP.
 //!
 //! ```text
 //! /mcp            streamable HTTP, both eras; GET with `Upgrade: mcp-stream` -> JSON lines (Unix socket only)
@@ -7,8 +7,8 @@
 //! /healthz        whether the daemon lives; needs no token
 //! /metrics        counters
 //! ```
-//! Every request is authorised by its own connection, headers and path. Sessions are kept per caller and per view, so that
-//! the id of a session is worth nothing to another caller or on another path.
+//! Every request is authorised by its own connection, headers and path. Sessions are stored per caller and per view, so a
+//! session id is useless to another caller or on another path.
 
 mod access;
 mod batch;
@@ -49,14 +49,14 @@ use crate::host::{Host, View};
 use crate::server::Server;
 use crate::stream;
 
-/// The protocol that a stream is upgraded to.
+/// The protocol of an upgraded MCP stream.
 pub const STREAM_PROTOCOL: &str = "mcp-stream";
 /// How many combinations of caller and view are kept without a session.
 const SERVICES_MAX: usize = 64;
 
 type Body = BoxBody<Bytes, Infallible>;
 
-/// Who calls, and what of.
+/// A caller and a view.
 type Whose = (Arc<str>, View);
 
 /// All endpoints of one daemon. Cheap to clone.
@@ -66,7 +66,7 @@ pub struct Endpoints(Arc<Inner>);
 struct Inner {
     host: Host,
     stop: CancellationToken,
-    /// Streams that are open: they end in their own time when the daemon stops.
+    /// Open streams: they end by themselves when the daemon stops.
     streams: TaskTracker,
     ledger: Arc<Ledger>,
     services: Mutex<HashMap<Whose, Arc<Scoped>>>,
@@ -99,7 +99,7 @@ impl Endpoints {
         }))
     }
 
-    /// The host behind them.
+    /// The host that they serve.
     pub fn host(&self) -> &Host {
         &self.0.host
     }
@@ -109,12 +109,12 @@ impl Endpoints {
         &self.0.stop
     }
 
-    /// What is open: streams and connections.
+    /// Open streams and connections.
     pub fn tasks(&self) -> &TaskTracker {
         &self.0.streams
     }
 
-    /// Answers one request that came through `door` from `caller`, where the door tells callers apart by connection.
+    /// Answers one request that came through `door`. `peer` is the caller, if the door identifies callers by connection.
     async fn answer(&self, door: &Door, peer: Option<&Caller>, request: Request<Incoming>) -> Response<Body> {
         self.0.host.counters().requests.add();
         if let Err(refusal) = door.check_origin(&request) {
@@ -204,7 +204,7 @@ impl Endpoints {
         }
     }
 
-    /// Answers a request with one message, or none.
+    /// Answers a request with a single message or none.
     async fn message(&self, scoped: &Scoped, head: Parts, mut body: Bytes) -> Response<Body> {
         match body::message(&head, &body) {
             Ok(None) => {}
@@ -228,7 +228,7 @@ impl Endpoints {
         scoped.http.handle(Request::from_parts(head, Full::new(body))).await
     }
 
-    /// The service of one caller and view; made on first use.
+    /// The service of a caller and view; made on first use.
     fn scoped(&self, caller: Caller, view: View) -> Arc<Scoped> {
         let mut services = self.0.services.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (caller.owner.clone(), view);
@@ -240,7 +240,7 @@ impl Endpoints {
         }
         let sessions = Arc::new(Sessions::new(Arc::clone(&self.0.ledger)));
         let client = Client::new(self.0.host.clone(), view, caller);
-        // Host and Origin were checked before, for every path and not only for this one.
+        // Host and Origin were already checked, for every path.
         let config = StreamableHttpServerConfig::default()
             .disable_allowed_hosts()
             .with_max_request_body_bytes(HTTP_BODY_MAX)

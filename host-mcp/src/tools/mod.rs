@@ -1,4 +1,5 @@
-//! The host's own tools: each a type of the vocabulary and a method of [`Nexus`], registered by one generic function.
+//! The host's own tools: each is a type of the vocabulary and a method of [`Nexus`], registered by one generic
+//! function.
 
 mod publish;
 mod shape;
@@ -20,21 +21,21 @@ pub(crate) use shape::error_result;
 
 use crate::host::View;
 
-/// Runs one tool: decodes the arguments, calls the method, lays the result out.
+/// Runs one tool: decodes the arguments, calls the method, formats the result.
 type Run = Box<
     dyn Fn(Nexus, CallContext, JsonObject) -> BoxFuture<'static, Result<CallToolResult, ToolError>>
         + Send
         + Sync,
 >;
 
-/// A tool of the guest, as the host forwards its calls.
+/// A guest's tool, as the host forwards its calls.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GuestTool {
     /// Its name in the guest.
     pub(crate) name: &'static str,
-    /// How long a guest has for a call.
+    /// The time limit of a call.
     pub(crate) limit: TimeLimit,
-    /// What its results have to look like.
+    /// The required form of its results.
     pub(crate) expected: Expected,
     takes: fn() -> Takes,
 }
@@ -49,7 +50,7 @@ impl GuestTool {
         }
     }
 
-    /// Says with an error what the tool takes, where its caller knows it under the host's name.
+    /// Adds the tool's parameters to an error, for callers who know it under the host's name.
     pub(crate) fn explain(&self, mut error: ToolError, view: View) -> ToolError {
         if view == View::Whole {
             let takes = (self.takes)().to_string();
@@ -58,7 +59,7 @@ impl GuestTool {
         error
     }
 
-    /// Puts the host's name into what a guest says that its tool takes, for those who know the tool under that name.
+    /// Replaces the guest's tool name in an error's hint by the host's, for callers who know it under that name.
     pub(crate) fn rename(&self, error: &mut ToolError, view: View) {
         let (View::Whole, Some(hint)) = (view, &mut error.hint) else { return };
         let (own, name) = (self.name, format!("{GUEST_PREFIX}{}", self.name));
@@ -68,7 +69,7 @@ impl GuestTool {
     }
 }
 
-/// Every tool, as it is published and as it is run. Never changes.
+/// All tools, as they are published and run. Never changes.
 pub struct Registry {
     host: HashMap<&'static str, Run>,
     /// The guest's tools, by their name in the guest.
@@ -134,7 +135,7 @@ impl Registry {
         Some(self.host.get(tool)?(nexus, ctx, arguments))
     }
 
-    /// The guest's tool that a view shows under `published`; `None` if it is none there.
+    /// The guest's tool that a view publishes as `published`, if there is one.
     pub(crate) fn guest_tool(&self, view: View, published: &str) -> Option<GuestTool> {
         let own = match view {
             View::Whole => published.strip_prefix(nexus_schema::tool::GUEST_PREFIX)?,
@@ -143,7 +144,7 @@ impl Registry {
         self.guest.get(own).copied()
     }
 
-    /// What a view shows, sorted by name.
+    /// The tools of a view, sorted by name.
     pub fn list(&self, view: View) -> &[rmcp::model::Tool] {
         match view {
             View::Whole => &self.whole,
