@@ -1,4 +1,4 @@
-//! A guest whose kernel says that it has lost its timer.
+//! A guest whose kernel reports that it has lost its timer.
 
 use std::path::Path;
 
@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 
 use crate::world::{SOON, World};
 
-/// A program for a machine: as long as it was tried fewer than `losses` times, a kernel without a timer, then the real guest.
+/// A program for a machine: for the first `losses` attempts it acts as a kernel without a timer, then it runs the real guest.
 fn program(guest: &Path, losses: u32) -> String {
     std::fs::write(guest, nexus_host::daemon::AGENT).expect("the guest is written");
     std::process::Command::new("chmod").arg("755").arg(guest).status().expect("chmod runs");
-    // The driver takes the machine for one that runs once its socket is there.
+    // The driver considers the machine as running once its socket exists.
     format!(
         "#!/bin/sh\n\
          echo x >> tries\n\
@@ -54,7 +54,7 @@ fn a_guest_that_loses_its_timer_again_has_its_time_and_fails() {
     let failure = world.create_in_vain(&mut client, "unlucky");
     assert!(failure.text.contains("no hello from the guest in 15 s"), "{}", failure.text);
     assert!(failure.text.contains("APIC frequency too slow"), "{}", failure.text);
-    // Started by someone, it has its chances again.
+    // A start on request resets the number of attempts.
     client.to_the_end("vm_start", json!({ "vm": "unlucky" }), SOON);
     assert_eq!(client.run("unlucky", "echo up").stdout, "up\n");
     world.assert_in_order();
