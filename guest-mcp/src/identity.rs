@@ -78,8 +78,7 @@ impl Identity {
 }
 
 /// Gives this thread, and what it starts, another user's rights for file access. The kernel removes all capabilities from a
-/// thread whose effective user is no longer root. The real user stays the same: otherwise that user could send signals to this
-/// process.
+/// thread whose effective user is no longer root. The real user stays the same: otherwise that user could send signals to this process.
 fn take(to: &Credentials) -> Result<(), rustix::io::Errno> {
     let groups: Vec<Gid> = to.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     rustix::thread::set_thread_groups(&groups)?;

@@ -1,5 +1,4 @@
-//! Completes an `initialize` in a form between the two eras: missing members are taken from `_meta`, or
-//! get defaults.
+//! Completes an `initialize` in a form between the two eras: missing members are taken from `_meta`, or get defaults.
 
 use nexus_core::host::rpc::Envelope;
 use serde_json::{Map, Value, json};

@@ -1,5 +1,4 @@
-//! The log on stderr, written by a separate thread, so that a blocked stderr does not block the
-//! daemon.
+//! The log on stderr, written by a separate thread, so that a blocked stderr does not block the daemon.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,8 +16,7 @@ const FLUSH: Duration = Duration::from_millis(500);
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// Logs to stderr what passes the filter, including panics. Only the first call in a process has an
-/// effect.
+/// Logs to stderr what passes the filter, including panics. Only the first call in a process has an effect.
 pub fn start(filter: &str) {
     use std::io::IsTerminal;
     let filter = tracing_subscriber::EnvFilter::new(filter);
@@ -167,8 +165,7 @@ impl MakeWriter<'_> for Log {
     }
 }
 
-/// Blocks until somebody reads. Does not use [`io::stderr`], because others would wait for its
-/// lock.
+/// Blocks until somebody reads. Does not use [`io::stderr`], because others would wait for its lock.
 fn write_to_stderr(mut bytes: &[u8]) {
     while !bytes.is_empty() {
         match rustix::io::write(rustix::stdio::stderr(), bytes) {

@@ -1,5 +1,4 @@
-//! The daemon's settings: `nexus.toml` (system, user, `--config`), then `NEXUS_*`, then flags; later ones override earlier
-//! ones.
+//! The daemon's settings: `nexus.toml` (system, user, `--config`), then `NEXUS_*`, then flags; later ones override earlier ones.
 //!
 //! Keys have the same name everywhere: `state_dir` in a file, `NEXUS_STATE_DIR` in the environment, `--state-dir` as a flag.
 //! Unknown keys in a file are refused, and all mistakes are reported at once.

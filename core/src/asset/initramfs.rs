@@ -16,8 +16,7 @@ const LAYOUT: &[u8] = b"nexus initramfs 2\n";
 /// The trailer of a signed module (linux/module_signature.h); 12 bytes of metadata and the signature precede it.
 const SIGNED: &[u8] = b"~Module signature appended~\n";
 
-/// Composes an initramfs in `cache`, or returns an existing one: the file name is a hash of its parts. `modules` are in load
-/// order.
+/// Composes an initramfs in `cache`, or returns an existing one: the file name is a hash of its parts. `modules` are in load order.
 pub fn compose_initramfs(cache: &Path, agent: &[u8], modules: &[PathBuf]) -> Result<PathBuf, AssetError> {
     let doing = AssetError::io("compose an initramfs");
     let mut files = Vec::with_capacity(modules.len());

@@ -30,8 +30,7 @@ impl Backend for Btrfs {
     ) -> Result<PathBuf, DriveError> {
         progress.check()?;
         let home = stage::parent_of(image)?;
-        // An image that is on another filesystem, or not in a subvolume of this user, is reflinked into a new
-        // subvolume.
+        // An image that is on another filesystem, or not in a subvolume of this user, is reflinked into a new subvolume.
         let own = is_subvolume(home)?
             && home.metadata().map_err(|e| DriveError::io(home, e))?.uid()
                 == rustix::process::geteuid().as_raw();

@@ -117,8 +117,7 @@ impl Superblock {
         is_copied.then(|| u64::from(self.word(0x148)) << 32 | u64::from(self.word(0x14c)))
     }
 
-    /// CRC-32C of everything before the checksum, as ext4 computes it: starting with all ones, and not inverted at the
-    /// end.
+    /// CRC-32C of everything before the checksum, as ext4 computes it: starting with all ones, and not inverted at the end.
     fn checksum(&self) -> u32 {
         const REVERSED: u32 = 0x82f6_3b78;
         let bit = |sum: u32, _| if sum & 1 == 1 { sum >> 1 ^ REVERSED } else { sum >> 1 };

@@ -81,8 +81,7 @@ struct Started {
 }
 
 impl Bootstrap {
-    /// Runs `mmdebstrap`; `read` gets the tar archive that it writes. Temporary files go to `scratch` if `mmdebstrap` can use
-    /// it.
+    /// Runs `mmdebstrap`; `read` gets the tar archive that it writes. Temporary files go to `scratch` if `mmdebstrap` can use it.
     pub(crate) async fn run<T, F>(
         &self,
         scratch: &Path,

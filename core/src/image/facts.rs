@@ -75,8 +75,7 @@ pub(crate) fn init_system(tree: &Tree) -> Option<InitSystem> {
 /// Where a VM mounts the kernel's and in-memory filesystems.
 pub(super) const MOUNT_POINTS: [&str; 5] = ["/dev", "/proc", "/run", "/sys", "/tmp"];
 
-/// Refuses a tree that has something other than a directory at a mount point. Links are followed; a missing target is made at
-/// boot.
+/// Refuses a tree that has something other than a directory at a mount point. Links are followed; a missing target is made at boot.
 pub(crate) fn check_mount_points(tree: &Tree) -> Result<(), ImageError> {
     for path in MOUNT_POINTS.map(str::as_bytes) {
         if tree.find(path).is_some_and(|node| tree.children(node).is_none()) {

@@ -3,8 +3,7 @@
 /// The limits for any source; a source that exceeds one is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Number of files, directories, links and the like, counted as they are read, including those replaced
-    /// later.
+    /// Number of files, directories, links and the like, counted as they are read, including those replaced later.
     pub entries: u64,
     /// Bytes of content, counted as they are read, including zeros.
     pub bytes: u64,

@@ -76,8 +76,7 @@ pub struct Built {
     pub notes: Vec<String>,
 }
 
-/// Makes the image `into`/[`ROOTFS`] from a source and overlay files. Makes `into` if it is missing, as a subvolume if that
-/// helps clones.
+/// Makes the image `into`/[`ROOTFS`] from a source and overlay files. Makes `into` if it is missing, as a subvolume if that helps clones.
 pub async fn build_with(
     source: Source,
     into: &Path,

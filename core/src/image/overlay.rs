@@ -1,5 +1,4 @@
-//! Files that are added on top of a source: those of a template, and those that an init system needs in
-//! a VM.
+//! Files that are added on top of a source: those of a template, and those that an init system needs in a VM.
 
 use std::collections::BTreeMap;
 

@@ -43,8 +43,7 @@ impl Volume {
         self.tree.put(path.as_bytes(), Attributes::root(0o644, 0), Body::File(content))
     }
 
-    /// Writes the filesystem to `file`, which must not exist, and returns its UUID: the same files get the same UUID.
-    /// Blocks.
+    /// Writes the filesystem to `file`, which must not exist, and returns its UUID: the same files get the same UUID. Blocks.
     pub(crate) fn write(self, file: &Path, label: &str) -> Result<String, ImageError> {
         let half = self.contents.path().to_owned();
         let identity = Some(self.digest.finalize().into());

@@ -7,8 +7,7 @@ use std::panic::AssertUnwindSafe;
 use futures::FutureExt;
 use nexus_schema::ToolError;
 
-/// Runs `work`; a panic in it becomes an internal error. `what` names the work, such as `the
-/// operation`.
+/// Runs `work`; a panic in it becomes an internal error. `what` names the work, such as `the operation`.
 pub(crate) async fn caught<T>(
     what: &str,
     work: impl Future<Output = Result<T, ToolError>>,

@@ -126,6 +126,7 @@ impl Ops {
     }
 
     /// Waits up to `wait` for an operation, showing its progress in `ctx`; then returns its outcome so far.
+    ///
     /// A failed operation is an error here.
     pub(crate) async fn wait<T: DeserializeOwned>(
         &self,
@@ -213,8 +214,7 @@ impl Ops {
         }
     }
 
-    /// The operation if it is running. Its row exists before it runs, so a caller who found the row may have to wait for the
-    /// start.
+    /// The operation if it is running. Its row exists before it runs, so a caller who found the row may have to wait for the start.
     async fn active(&self, op: OpId, wait: Duration) -> Result<Option<Active>, ToolError> {
         let deadline = tokio::time::Instant::now() + wait.min(BEGIN_MAX);
         loop {

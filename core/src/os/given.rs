@@ -1,5 +1,4 @@
-//! Paths of the host that a caller named. Anything may be there, such as a pipe without a writer, or a mount whose server is
-//! gone.
+//! Paths of the host that a caller named. Anything may be there, such as a pipe without a writer, or a mount whose server is gone.
 //!
 //! Nothing here waits for the other end of a pipe or for a device, and a stuck filesystem does not block the runtime's threads.
 

@@ -46,8 +46,7 @@ fn take(path: &Path) -> io::Result<Option<Lock>> {
         Err(error) => return Err(error.into()),
     }
     let before = holder(path);
-    // Written in place and with a fixed length, which works on a full disk too. If it fails, the lock is valid all
-    // the same.
+    // Written in place and with a fixed length, which works on a full disk too. If it fails, the lock is valid all the same.
     let written = file.rewind().and_then(|()| writeln!(file, "{:<10}", std::process::id()));
     if let Err(error) = written {
         tracing::warn!(%error, "the lock of the state directory does not say who holds it");

@@ -14,8 +14,7 @@ const LARGE: libc::c_int = 128 << 10;
 /// thread is started; further calls have no effect.
 ///
 /// By default, glibc raises its threshold whenever a large block is freed, and so keeps up to tens of megabytes per
-/// thread. After unpacking one kernel that would be most of a daemon's memory, although the next kernel may come in a
-/// week or never.
+/// thread. After unpacking one kernel that would be most of a daemon's memory, although the next kernel may come in a week or never.
 pub fn keep_lean() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -65,8 +65,7 @@ impl ProcessHandle {
             Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        // The handle is opened before the inspection, and the process is still alive after it, so the inspection was of this
-        // process.
+        // The handle is opened before the inspection, and the process is still alive after it, so the inspection was of this process.
         let Some(stat) = stat(pid)? else { return Ok(None) };
         let handle = Self { pid, start_time: stat.start_time, fd };
         // That state is of the first thread only: it may be dead while other threads still hold the process's files. The

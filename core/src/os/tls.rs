@@ -1,7 +1,6 @@
 //! TLS: the cryptography, the trusted CAs, and why a server is refused.
 //!
-//! [`Trust::client`] makes every HTTP client of the daemon: all trust the same CAs, and none follows a redirect from TLS to
-//! plain HTTP.
+//! [`Trust::client`] makes every HTTP client of the daemon: all trust the same CAs, and none follows a redirect from TLS to plain HTTP.
 
 use std::error::Error;
 use std::fmt;

@@ -51,8 +51,7 @@ impl Log {
     }
 }
 
-/// Complete lines of the log at `path` from byte `from` on, and where they end: at most `max` bytes, but at least one
-/// line.
+/// Complete lines of the log at `path` from byte `from` on, and where they end: at most `max` bytes, but at least one line.
 pub(crate) fn read(path: &Path, from: u64, max: usize) -> io::Result<(Vec<u8>, u64)> {
     let mut file = match File::open(path) {
         Ok(file) => file,

@@ -93,8 +93,7 @@ impl Provision {
         Ok(Prepared { recipe, digest, watched })
     }
 
-    /// The digest of a build's inputs, if it is known without making anything. `base` is the image that it starts from, if
-    /// that exists.
+    /// The digest of a build's inputs, if it is known without making anything. `base` is the image that it starts from, if that exists.
     pub(super) async fn digest_beforehand(
         &self,
         spec: &TemplateSpec,

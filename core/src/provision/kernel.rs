@@ -310,8 +310,7 @@ fn check_sum(files: &KernelFiles, wanted: Option<&str>) -> Result<(), ToolError>
     }
 }
 
-/// From kernels sorted newest first: the one with exactly this version, else the newest whose version begins
-/// with it.
+/// From kernels sorted newest first: the one with exactly this version, else the newest whose version begins with it.
 pub(super) fn newest_of<'a, T>(
     kernels: &'a [T],
     wanted: Option<&str>,

@@ -49,8 +49,7 @@ impl Provision {
         Source::detect(&file).map_err(|error| crate::op::described(error.code(), &error, error.hint()))
     }
 
-    /// The asset of that name; else the newest of that provider whose version equals the given one or begins with
-    /// it.
+    /// The asset of that name; else the newest of that provider whose version equals the given one or begins with it.
     pub(super) async fn installed_rootfs(&self, from: &str) -> Result<Option<AssetRecord>, ToolError> {
         if let Ok(reference) = from.parse::<Reference<_>>() {
             let named = self.store.read(move |db| assets::get(db, &reference)).await.map_err(store_error)?;

@@ -30,8 +30,7 @@ impl Scratch {
         Claim { of: self.clone(), name }
     }
 
-    /// Directories without a claim. They can never be claimed again: a name is claimed only once, before its directory is
-    /// made.
+    /// Directories without a claim. They can never be claimed again: a name is claimed only once, before its directory is made.
     pub(crate) fn abandoned(&self) -> std::io::Result<Vec<PathBuf>> {
         // Listed before the claims are checked: an unclaimed directory that existed by then stays unclaimed.
         let there = fs_err::read_dir(&self.directory)?

@@ -174,8 +174,7 @@ async fn the_newest_version_that_begins_so_is_taken() {
     assert_eq!(fs_err::read(file).unwrap(), rootfs("3.21.3"));
     let newest = scene.download(wanted(AssetKind::Rootfs, "alpine")).await.unwrap();
     assert_eq!(newest.id, asset.id, "what is here is not downloaded again");
-    // A version that is no longer in any index is still requested; one that is nowhere is not
-    // found.
+    // A version that is no longer in any index is still requested; one that is nowhere is not found.
     scene.serve_alpine("3.21.0");
     scene.download(wanted(AssetKind::Rootfs, "alpine@3.21.0")).await.unwrap();
     for gone in ["alpine@3.21.9", "alpine@3.4", "alpine@3.9.7"] {

@@ -42,8 +42,7 @@ pub(super) struct Order {
 /// A provider, and the prefix of the requested versions.
 type Asked = (Name, String);
 
-/// The versions that were found, when, and for which definition of the provider: a changed provider may have
-/// others.
+/// The versions that were found, when, and for which definition of the provider: a changed provider may have others.
 #[derive(Debug)]
 struct CachedVersions {
     at: Instant,
@@ -172,8 +171,7 @@ impl Provision {
         Ok(discovery)
     }
 
-    /// The wanted version: the newest suitable one, the named one, or the newest that begins with the given
-    /// prefix.
+    /// The wanted version: the newest suitable one, the named one, or the newest that begins with the given prefix.
     pub(super) async fn resolve(
         &self,
         provider: &Provider,

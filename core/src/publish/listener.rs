@@ -1,5 +1,4 @@
-//! The host side of a published port: a TCP port on the loopback interface or a Unix socket, and its
-//! clients.
+//! The host side of a published port: a TCP port on the loopback interface or a Unix socket, and its clients.
 
 use std::io;
 use std::net::Ipv4Addr;

@@ -40,8 +40,7 @@ pub fn insert(
 /// How many changes of an existing VM are always kept.
 const KEPT_OF_LIVING: u32 = 20;
 
-/// Deletes changes before `before`, and each VM's oldest beyond `per_vm`; returns how many. The last ones of an existing VM are
-/// kept.
+/// Deletes changes before `before`, and each VM's oldest beyond `per_vm`; returns how many. The last ones of an existing VM are kept.
 pub fn forget(tx: &Connection, before: Timestamp, per_vm: u32) -> Result<usize, StoreError> {
     Ok(tx.execute(
         "DELETE FROM vm_history WHERE seq IN (

@@ -141,8 +141,7 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens the database, creating or migrating it. Blocks.
     ///
-    /// If the disk is so full that SQLite cannot even share memory between two connections, one connection serves for
-    /// both.
+    /// If the disk is so full that SQLite cannot even share memory between two connections, one connection serves for both.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         make_private(path)?;
         match Self::open_two(path) {
@@ -226,8 +225,7 @@ impl Store {
     }
 }
 
-/// Makes the database's files private to their owner, regardless of the umask; SQLite gives the other two files the mode
-/// of the first.
+/// Makes the database's files private to their owner, regardless of the umask; SQLite gives the other two files the mode of the first.
 fn make_private(database: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
     let failed = |path: &Path, source| StoreError::Private { path: path.into(), source };

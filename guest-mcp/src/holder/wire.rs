@@ -80,8 +80,7 @@ pub(crate) struct Settings {
 /// Messages of the holder.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromHolder {
-    /// It serves this connection. A successful connect is not enough: the kernel also connects to a process that is about to
-    /// die.
+    /// It serves this connection. A successful connect is not enough: the kernel also connects to a process that is about to die.
     Hello,
     /// The outcome of a call.
     Done(u64, Result<Answer, ToolError>),

@@ -1,5 +1,4 @@
-//! `poweroff`, `reboot`, `halt` and `shutdown`, for images whose own programs do not support this
-//! PID 1.
+//! `poweroff`, `reboot`, `halt` and `shutdown`, for images whose own programs do not support this PID 1.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;

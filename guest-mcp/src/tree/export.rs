@@ -213,8 +213,7 @@ fn difference(path: &[u8], old: Option<Side<'_>>, new: Option<Side<'_>>) -> Sect
     Section::Patch(text, lines)
 }
 
-/// Opens the parent directory of a path below `root` without following links; also returns the name
-/// in it.
+/// Opens the parent directory of a path below `root` without following links; also returns the name in it.
 fn open_parent<'p>(root: &OwnedFd, path: &'p [u8]) -> Option<(OwnedFd, &'p OsStr)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut at = rustix::fs::openat(root, ".", flags, Mode::empty()).ok()?;

@@ -202,8 +202,7 @@ fn tree_path(opening: &TreeInOpening) -> PathBuf {
     if opening.top.is_empty() { directory.to_owned() } else { directory.join(&opening.top) }
 }
 
-/// Opens the directory that a tree is copied to. Also returns what to do with its name there, and whether the directory was
-/// made for it.
+/// Opens the directory that a tree is copied to. Also returns what to do with its name there, and whether the directory was made for it.
 fn open_place(path: &Path, opening: &TreeInOpening) -> Result<(OwnedFd, Top, bool), TreeError> {
     if let Some(what) = opening.arrival {
         let Target { directory, under } = target(path, what)?;

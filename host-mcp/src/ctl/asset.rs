@@ -1,5 +1,4 @@
-//! `nexusctl asset`: kernels and other verified files; also `kernel`, `rootfs` and `firecracker`, the same for one
-//! kind.
+//! `nexusctl asset`: kernels and other verified files; also `kernel`, `rootfs` and `firecracker`, the same for one kind.
 
 use clap::{Args, Subcommand};
 use nexus_schema::id::AssetKindTag;

@@ -23,8 +23,7 @@ pub(crate) struct Args {
     arguments: String,
 }
 
-/// Calls the tool and prints its structured result, or its text if there is none; with --json the whole
-/// result.
+/// Calls the tool and prints its structured result, or its text if there is none; with --json the whole result.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let text = if args.arguments == "-" { stdin()? } else { args.arguments };
     let arguments: Map<String, Value> = serde_json::from_str(&text).map_err(|e| Error::Usage {

@@ -1,5 +1,4 @@
-//! `nexusctl completion`: scripts for shells. They call nexusctl itself while a line is typed, so that it can offer existing
-//! names.
+//! `nexusctl completion`: scripts for shells. They call nexusctl itself while a line is typed, so that it can offer existing names.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;

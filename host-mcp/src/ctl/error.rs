@@ -16,8 +16,7 @@ const BROKEN_PIPE: u8 = 141;
 
 /// The exit code of a call that failed inside the VM, as its guest reports.
 const INSIDE: u8 = 7;
-/// The exit code of a command in a VM whose output is incomplete, as of other programs that run a command and fail
-/// themselves.
+/// The exit code of a command in a VM whose output is incomplete, as of other programs that run a command and fail themselves.
 const INCOMPLETE: u8 = 125;
 
 /// A failed call, and what it concerned.

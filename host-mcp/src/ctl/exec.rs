@@ -1,5 +1,4 @@
-//! `nexusctl exec`: runs a command in a VM, like `docker exec`: on request with a terminal, byte for byte, without a size
-//! limit.
+//! `nexusctl exec`: runs a command in a VM, like `docker exec`: on request with a terminal, byte for byte, without a size limit.
 
 use std::ffi::OsStr;
 

@@ -93,8 +93,7 @@ where
     stay(client, ui, first, wait, &about).await
 }
 
-/// The first answer of a call that creates something and is not a dry run; for callers that cancel the work when they stop
-/// following it.
+/// The first answer of a call that creates something and is not a dry run; for callers that cancel the work when they stop following it.
 pub(crate) async fn begin<T, R>(client: &mut Client, params: &T::Params) -> Result<Followed<R>, Error>
 where
     T: Tool<Output = Creation<R>>,

@@ -58,8 +58,7 @@ pub(crate) fn daemon_binary(env: &Env) -> PathBuf {
     beside.filter(|path| path.is_file()).unwrap_or_else(|| "nexusd".into())
 }
 
-/// Asks at the terminal whether to start a daemon, and starts it; returns whether one is running. Does not ask without a
-/// terminal.
+/// Asks at the terminal whether to start a daemon, and starts it; returns whether one is running. Does not ask without a terminal.
 pub(crate) async fn offer(app: &App, why: &Error) -> Result<bool, Error> {
     let is_asked = app.ui.format == Format::Human && app.ui.stderr_is_terminal && io::stdin().is_terminal();
     if !is_asked {

@@ -128,8 +128,7 @@ fn arguments(socket: Option<&Path>, vm: Option<&Reference<VmKind>>) -> Vec<Strin
     args
 }
 
-/// The variables that locate the daemon, because a client starts the bridge with a different
-/// environment.
+/// The variables that locate the daemon, because a client starts the bridge with a different environment.
 fn environment(env: &Env) -> Map<String, Value> {
     let told = [dirs::SOCKET, dirs::RUNTIME_DIR, dirs::STATE_DIR].into_iter().filter_map(|name| {
         let value = env.get(std::ffi::OsStr::new(name)).filter(|value| !value.is_empty())?;

@@ -1,5 +1,4 @@
-//! Invalid command lines: suggests what was probably meant, and reports errors as JSON for
-//! programs.
+//! Invalid command lines: suggests what was probably meant, and reports errors as JSON for programs.
 
 use std::ffi::OsString;
 
@@ -10,8 +9,7 @@ use nexus_schema::ByteSize;
 use super::args::Cli;
 use super::error::Error;
 
-/// Option names of other tools with those used here; the first one that the command has is
-/// suggested.
+/// Option names of other tools with those used here; the first one that the command has is suggested.
 const OPTIONS: &[(&[&str], &[&str])] = &[
     (&["image", "img", "base", "template"], &["from", "source"]),
     (&["from"], &["source"]),

@@ -124,8 +124,7 @@ impl Ui {
             }
             return self.talk(&said.to_string());
         }
-        // Further lines of a text, which may come from a guest, are indented, so that they cannot be mistaken for
-        // these two.
+        // Further lines of a text, which may come from a guest, are indented, so that they cannot be mistaken for these two.
         let indented = |text: &str| text.replace('\n', "\n  ");
         self.talk(&format!("{} {}", self.paint("error:", "31;1"), indented(&error.message())));
         if let Some(hint) = error.hint() {

@@ -13,8 +13,7 @@ use super::{Body, Endpoints, Scoped, body, respond};
 /// How many messages one request may hold.
 const MESSAGES_MAX: usize = 64;
 
-/// Handles the messages concurrently. The answers to the requests among them form one array, in the same
-/// order.
+/// Handles the messages concurrently. The answers to the requests among them form one array, in the same order.
 pub(super) async fn answer(
     endpoints: &Endpoints,
     scoped: &Scoped,

@@ -177,8 +177,7 @@ pub(crate) fn may_be_call(message: &Envelope<'_>) -> bool {
     message.method.as_deref() == Some("tools/call") && message.id.is_some() && message.is_well_formed()
 }
 
-/// For a tool call that rmcp cannot decode: the error with the argument at fault, and the form of the reply. `None` for
-/// anything else.
+/// For a tool call that rmcp cannot decode: the error with the argument at fault, and the form of the reply. `None` for anything else.
 pub(crate) fn flaw_of_call(message: &Envelope<'_>) -> Option<(ToolError, Era)> {
     if !may_be_call(message) {
         return None;

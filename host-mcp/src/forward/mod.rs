@@ -198,8 +198,7 @@ impl ForwardedCall {
         }
     }
 
-    /// Calls and waits; the result is appended to `out`. `None` if the call was cancelled. Dropping the future abandons the
-    /// call.
+    /// Calls and waits; the result is appended to `out`. `None` if the call was cancelled. Dropping the future abandons the call.
     pub(crate) async fn wait(
         self,
         arguments: &Arguments<'_>,

@@ -140,8 +140,7 @@ struct Lines<R> {
 }
 
 impl<R: ReadEnd> Lines<R> {
-    /// Waits for more bytes, or for a reason to look at the lines or the backlog again; returns whether the client may continue
-    /// to write.
+    /// Waits for more bytes, or for a reason to look at the lines or the backlog again; returns whether the client may continue to write.
     async fn fill(&mut self) -> io::Result<bool> {
         let more = tokio::select! {
             more = self.reader.fill() => more,

@@ -1,5 +1,4 @@
-//! The host's own tools: each is a type of the vocabulary and a method of [`Nexus`], registered by one generic
-//! function.
+//! The host's own tools: each is a type of the vocabulary and a method of [`Nexus`], registered by one generic function.
 
 mod publish;
 mod shape;

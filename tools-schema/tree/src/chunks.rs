@@ -1,5 +1,4 @@
-//! Passes chunks of a stream between the thread that packs or unpacks and the task that has the connection; few at
-//! a time.
+//! Passes chunks of a stream between the thread that packs or unpacks and the task that has the connection; few at a time.
 
 use std::io::{self, BufRead, Read, Write};
 

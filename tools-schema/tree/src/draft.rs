@@ -1,5 +1,4 @@
-//! A file that is not in its place yet. A large one has no name until then, so nothing is left if the unpacking process is
-//! killed.
+//! A file that is not in its place yet. A large one has no name until then, so nothing is left if the unpacking process is killed.
 
 use std::ffi::OsStr;
 use std::fs::File;

@@ -186,8 +186,7 @@ impl Packer<'_> {
         header::pad(self.sink, data).map_err(TreeError::Stream)
     }
 
-    /// Writes this many bytes of a file. If the file became shorter, it is padded with zeros, and
-    /// noted.
+    /// Writes this many bytes of a file. If the file became shorter, it is padded with zeros, and noted.
     fn data(
         &mut self,
         entry: &Entry<'_>,

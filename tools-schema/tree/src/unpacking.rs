@@ -81,8 +81,7 @@ pub struct Unpacking<'a> {
     pub top: Top,
     /// What is allowed at the top.
     pub top_is: TopIs,
-    /// Whether the directory was made for this; then it gets the mode and time of the archive's
-    /// top.
+    /// Whether the directory was made for this; then it gets the mode and time of the archive's top.
     pub is_new: bool,
     /// The limits of the archive.
     pub limits: Limits,
@@ -107,8 +106,7 @@ impl Default for Unpacking<'_> {
 
 /// Is notified of everything that is unpacked. Paths are relative to the directory.
 pub trait Track {
-    /// A file starts, with its mode, its length including holes, and its time in seconds and
-    /// nanoseconds.
+    /// A file starts, with its mode, its length including holes, and its time in seconds and nanoseconds.
     fn file(&mut self, path: &[u8], mode: u32, size: u64, mtime: (i64, u32));
     /// A part of its data.
     fn data(&mut self, offset: u64, bytes: &[u8]);

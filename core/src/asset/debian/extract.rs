@@ -33,8 +33,7 @@ pub(super) struct Extracted {
     pub(super) verified: Verified,
 }
 
-/// Extracts the kernel and its modules from its packages into a kernel's directory. Blocks; runs on a blocking thread of the
-/// runtime.
+/// Extracts the kernel and its modules from its packages into a kernel's directory. Blocks; runs on a blocking thread of the runtime.
 pub(super) fn kernel(
     debs: &[PathBuf],
     facts: Extracted,

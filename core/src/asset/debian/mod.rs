@@ -258,8 +258,7 @@ impl Archive {
             .collect())
     }
 
-    /// Fetches a kernel into the directory `into`: the newest, or the given version (as in `uname -r`, or the package's name or
-    /// version).
+    /// Fetches a kernel into the directory `into`: the newest, or the given version (as in `uname -r`, or the package's name or version).
     pub async fn fetch_kernel(
         &self,
         version: Option<&str>,

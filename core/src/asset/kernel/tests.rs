@@ -111,8 +111,7 @@ fn damaged_images_are_refused() {
         let mut flipped = image.clone();
         let middle = 0xa20 + (image.len() - 0xa20) / 2;
         flipped[middle..middle + 64].iter_mut().for_each(|b| *b ^= 0x5a);
-        // LZ4's legacy frames have no checksum, and Zstandard's checksum is optional: the result may be longer, shorter or
-        // different.
+        // LZ4's legacy frames have no checksum, and Zstandard's checksum is optional: the result may be longer, shorter or different.
         if matches!(compression, Compression::Gzip | Compression::Xz) {
             let problem = problem(&flipped);
             assert!(matches!(problem, KernelProblem::Damaged(_)), "{compression:?} {problem:?}");

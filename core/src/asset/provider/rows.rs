@@ -66,8 +66,7 @@ pub fn mistakes(changes: &BTreeMap<String, Value>) -> Vec<String> {
     changes.keys().filter_map(of).collect()
 }
 
-/// Refuses keys that cannot be read or contain no key. A value that is neither a file nor armored is refused when the row is
-/// parsed.
+/// Refuses keys that cannot be read or contain no key. A value that is neither a file nor armored is refused when the row is parsed.
 pub(crate) fn check_keys(keys: &[String]) -> Result<(), AssetError> {
     for key in keys.iter().filter(|key| key.starts_with('/') || key.contains(ARMOR)) {
         if Keyring::of_keys(std::slice::from_ref(key))?.is_empty() {

@@ -73,8 +73,7 @@ impl Template {
         })
     }
 
-    /// The string with its values. A placeholder without a value is left empty; rows are checked for that when they
-    /// are parsed.
+    /// The string with its values. A placeholder without a value is left empty; rows are checked for that when they are parsed.
     pub(crate) fn fill(&self, values: &Values) -> String {
         self.parts
             .iter()

@@ -10,8 +10,7 @@ pub(super) const PIECE: usize = 256 << 10;
 /// How many pieces wait in memory.
 const IN_MEMORY: usize = 3;
 
-/// The bytes could not be written to the file, or not be read from it. Wrapped in an [`io::Error`] on its way through
-/// readers.
+/// The bytes could not be written to the file, or not be read from it. Wrapped in an [`io::Error`] on its way through readers.
 #[derive(Debug, thiserror::Error)]
 #[error("keep what was decoded ahead")]
 pub(crate) struct Unkept(#[source] pub(crate) Arc<io::Error>);

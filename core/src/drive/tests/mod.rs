@@ -276,8 +276,7 @@ async fn a_filesystem_that_a_guest_damaged_is_repaired_or_refused() {
         rustix::fs::syncfs(std::fs::File::open(mounted.path()).unwrap()).unwrap();
         std::fs::read(&disk).unwrap()
     };
-    // What is damaged, and whether it can be repaired without asking: nothing; the superblock's checksum; the group table;
-    // both.
+    // What is damaged, and whether it can be repaired without asking: nothing; the superblock's checksum; the group table; both.
     for (damaged, is_repaired) in
         [(&[][..], true), (&[1040], false), (&[4096], false), (&[1056, 4096], false)]
     {

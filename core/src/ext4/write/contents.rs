@@ -19,6 +19,7 @@ const SIZE_MAX: u64 = (u32::MAX as u64) * BLOCK as u64;
 
 impl Writer {
     /// Reads exactly `size` bytes from `source` as the content of a file; blocks of zeros become holes.
+    ///
     /// A content that no node uses in the end is cleared from the filesystem.
     pub(crate) fn take(&mut self, mut source: impl Read, size: u64) -> Result<Content, Ext4Error> {
         if size > SIZE_MAX {

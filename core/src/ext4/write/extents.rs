@@ -68,8 +68,7 @@ pub(super) fn flat(extents: &[Extent]) -> [u8; ROOT] {
     root
 }
 
-/// Writes the tree of a file with more runs than an inode holds; `seed` is the inode's checksum
-/// seed.
+/// Writes the tree of a file with more runs than an inode holds; `seed` is the inode's checksum seed.
 pub(super) fn deep(
     extents: &[Extent],
     seed: u32,

@@ -31,8 +31,7 @@ impl Attributes {
     }
 }
 
-/// Names and values of extended attributes, as in `getxattr`. Most nodes have none, which takes only one word of
-/// memory.
+/// Names and values of extended attributes, as in `getxattr`. Most nodes have none, which takes only one word of memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(clippy::box_collection, reason = "a million nodes without attributes are kept in memory")]
 pub(crate) struct Xattrs(Option<Box<BTreeMap<Vec<u8>, Vec<u8>>>>);

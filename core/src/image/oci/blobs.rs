@@ -1,5 +1,4 @@
-//! Finds the blobs of an image on this host: in a directory with an OCI layout, or in an archive that was
-//! read.
+//! Finds the blobs of an image on this host: in a directory with an OCI layout, or in an archive that was read.
 
 use std::io::{self, Read, Seek};
 use std::path::PathBuf;

@@ -164,8 +164,7 @@ pub(crate) fn choose<'d>(
             wanted: format!("linux/{architecture}"),
             has: list(named.iter().filter_map(|d| d.platform.as_ref()).map(Platform::shown)),
         }),
-        // With names, several entries for one platform are several images; without names they are one image, best variant
-        // first.
+        // With names, several entries for one platform are several images; without names they are one image, best variant first.
         [first, ..] if first.names().next().is_none() && first.platform.is_some() => Ok(first),
         several => Err(OciError::Several { names: names(several.iter().copied()) }),
     }

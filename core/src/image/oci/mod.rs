@@ -1,5 +1,4 @@
-//! OCI and Docker images: from a registry, from an OCI layout (a directory or an archive), or from an archive of `docker
-//! save`.
+//! OCI and Docker images: from a registry, from an OCI layout (a directory or an archive), or from an archive of `docker save`.
 //!
 //! ```text
 //! registry ─ blobs into a layout of the build's own ─┐

@@ -1,5 +1,4 @@
-//! A registry: references, manifests and blobs. Plain HTTP is allowed only for registries on the loopback
-//! interface.
+//! A registry: references, manifests and blobs. Plain HTTP is allowed only for registries on the loopback interface.
 
 use std::fmt;
 use std::sync::Arc;

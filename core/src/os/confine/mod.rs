@@ -8,8 +8,7 @@
 //!                                                    no_new_privs, Landlock, seccomp ── exec
 //! ```
 //! A restriction that the kernel or the daemon's rights do not allow is left out if another one covers it: namespaces without
-//! `CAP_SYS_ADMIN` (seccomp also refuses network sockets), Landlock on kernels before 5.13. Any other failure fails the
-//! start.
+//! `CAP_SYS_ADMIN` (seccomp also refuses network sockets), Landlock on kernels before 5.13. Any other failure fails the start.
 
 mod files;
 mod identity;

@@ -16,8 +16,7 @@ const HEADER: usize = 56;
 const HEADERS_MAX: u64 = 128;
 
 /// The interpreter of a program: the loader of a dynamically linked one (`PT_INTERP`), or the interpreter in the first
-/// line of a script. `None` for a statically linked program, and for anything that is not a little-endian 64-bit
-/// program.
+/// line of a script. `None` for a statically linked program, and for anything that is not a little-endian 64-bit program.
 pub(crate) fn interpreter(program: &Path) -> io::Result<Option<PathBuf>> {
     let file = File::open(program)?;
     let mut start = Vec::new();

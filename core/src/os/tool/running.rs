@@ -134,8 +134,7 @@ impl Running {
         }
     }
 
-    /// Sends a signal to the process group, until its leader was reaped (after that, another process may have its
-    /// number).
+    /// Sends a signal to the process group, until its leader was reaped (after that, another process may have its number).
     fn signal(&self, signal: Signal) {
         let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return };
         if let Err(error) = kill_process_group(pid, signal) {

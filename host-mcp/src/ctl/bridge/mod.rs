@@ -159,8 +159,7 @@ fn same(a: Option<&Rc<Daemon>>, b: Option<&Rc<Daemon>>) -> bool {
 }
 
 impl Bridge<'_> {
-    /// Forwards from the client to the daemon. Ends only with an error: after the client's last line, [`Bridge::farewell`]
-    /// decides.
+    /// Forwards from the client to the daemon. Ends only with an error: after the client's last line, [`Bridge::farewell`] decides.
     async fn read_client(&self, input: Input) -> Result<(), Error> {
         let mut reader = LineReader::new(input, READ_MAX, u64::MAX);
         let mut batch = Vec::new();

@@ -138,8 +138,7 @@ impl Session {
         waiting.next().is_some() && waiting.next().is_none()
     }
 
-    /// The daemon is lost: returns the answers for pending requests. An unanswered `initialize` is returned to be sent
-    /// again.
+    /// The daemon is lost: returns the answers for pending requests. An unanswered `initialize` is returned to be sent again.
     pub(super) fn lost(&mut self, error: &ToolError) -> (Vec<String>, Option<Vec<u8>>) {
         self.asked.clear();
         let mut answers = Vec::new();

@@ -78,8 +78,7 @@ pub(super) fn end(word: &OsStr) -> Result<End, Error> {
     Ok(End::Vm(InVm { vm, path, name }))
 }
 
-/// Removes empty components, `.` and `..` from a path, textually; an ending that marks a directory
-/// stays.
+/// Removes empty components, `.` and `..` from a path, textually; an ending that marks a directory stays.
 fn cleaned(path: &str) -> (String, Option<String>) {
     let mut names: Vec<&str> = Vec::new();
     for name in path.split('/') {

@@ -1,5 +1,4 @@
-//! Runs a command in a VM to its end, however long that takes, and passes on all of its output as it
-//! arrives.
+//! Runs a command in a VM to its end, however long that takes, and passes on all of its output as it arrives.
 
 use std::time::Duration;
 

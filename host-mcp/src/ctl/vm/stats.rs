@@ -100,8 +100,7 @@ fn table(measured: &[Measured]) -> Table {
         table.row([
             (&vm.name).into(),
             Text::new(vm.state, show::mood(vm.state)),
-            // Rounded to whole seconds. The guest's clock is not trusted: the cast saturates and
-            // never panics.
+            // Rounded to whole seconds. The guest's clock is not trusted: the cast saturates and never panics.
             or_none(os.map(|os| format::millis((os.uptime_s * 1000.0) as u64))),
             vm.vcpus.into(),
             or_none(os.map(|os| format!("{:.2}", os.load[0]))),

@@ -1,5 +1,4 @@
-//! The chain against the archive that this host is configured for. This is the only test that downloads (some 20
-//! to 60 MB).
+//! The chain against the archive that this host is configured for. This is the only test that downloads (some 20 to 60 MB).
 
 use std::path::Path;
 use std::time::Instant;

@@ -100,8 +100,7 @@ async fn a_redirection_never_leaves_tls() {
     assert_eq!((plain.requests().len(), scene.server.requests().len()), (0, 1));
     scene.assert_nothing();
 
-    // Redirects to another TLS server, and from plain HTTP to TLS, are followed; a redirect back to plain
-    // HTTP is not.
+    // Redirects to another TLS server, and from plain HTTP to TLS, are followed; a redirect back to plain HTTP is not.
     plain.put("/old", b"".to_vec());
     plain.misbehave("/old", [Fault::Redirect(scene.server.url("/file"))]);
     let want = Want { url: plain.url("/old").parse().unwrap(), ..scene.want() };
