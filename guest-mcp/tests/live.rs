@@ -408,11 +408,7 @@ fn the_newest_lines_are_told_while_a_call_waits() {
         assert_eq!(note["method"], "notifications/progress", "{note}");
         told += 1;
         let params = &note["params"];
-        assert_eq!(
-            (&params["progressToken"], &params["progress"]),
-            (&json!("t"), &json!(f64::from(told))),
-            "{note}"
-        );
+        assert_eq!((&params["progressToken"], &params["progress"]), (&json!("t"), &json!(told)), "{note}");
         if params["message"] == "one ⏎ two" {
             break;
         }

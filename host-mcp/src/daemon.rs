@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::endpoint::{self, Door, Endpoints, TokenError};
 use crate::host::{Host, View};
 use crate::settings::Settings;
+use crate::tools::Toolset;
 use crate::{bridge, log, stream};
 
 /// The guest, built for its own target.
@@ -155,7 +156,7 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
         source: Box::new(source),
     })?;
     let stop = CancellationToken::new();
-    let endpoints = Endpoints::new(Host::new(nexus.clone()), stop.clone());
+    let endpoints = Endpoints::new(Host::new(nexus.clone()), settings.tools, stop.clone());
     let opened = open_doors(&settings, &endpoints, &runtime_dir, &name).await;
     if let Err(error) = opened {
         stop.cancel();
@@ -170,7 +171,7 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
     tokio::select! {
         _ = terminate.recv() => tracing::info!("told to stop"),
         _ = interrupt.recv() => tracing::info!("interrupted"),
-        () = stdio_client(&endpoints), if stdio => tracing::info!("the client is gone"),
+        () = stdio_client(&endpoints, settings.tools), if stdio => tracing::info!("the client is gone"),
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
@@ -216,11 +217,11 @@ async fn open_doors(
 }
 
 /// Serves the client on stdin and stdout, then waits until the other clients have disconnected.
-async fn stdio_client(endpoints: &Endpoints) {
+async fn stdio_client(endpoints: &Endpoints, tools: Toolset) {
     let caller = Caller { owner: format!("uid:{}", rustix::process::getuid().as_raw()).into(), scope: None };
     let ends = rmcp::transport::stdio_pipes();
     let stop = endpoints.stop().child_token();
-    Box::pin(stream::serve(endpoints.host().clone(), View::Whole, caller, ends, &[], stop)).await;
+    Box::pin(stream::serve(endpoints.host().clone(), View::Whole(tools), caller, ends, &[], stop)).await;
     while endpoints.host().counters().streams.get() > 0 {
         sleep(IDLE_CHECK).await;
     }

@@ -8,7 +8,7 @@ use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::{Reference, ToolError};
 use tokio_util::task::TaskTracker;
 
-use crate::tools::Registry;
+use crate::tools::{Registry, Toolset};
 
 /// Access to guests, and the log of calls.
 pub trait Guests: Send + Sync {
@@ -94,8 +94,8 @@ impl Host {
 /// What an endpoint offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum View {
-    /// All of Nexus.
-    Whole,
+    /// Nexus, with these of its tools.
+    Whole(Toolset),
     /// The inside of one VM: its tools, unprefixed, without a `vm` argument.
     Vm(VmId),
 }
@@ -104,7 +104,7 @@ impl View {
     /// The VM that callers of this view are limited to.
     pub fn scope(self) -> Option<VmId> {
         match self {
-            Self::Whole => None,
+            Self::Whole(_) => None,
             Self::Vm(vm) => Some(vm),
         }
     }

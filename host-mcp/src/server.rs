@@ -59,9 +59,13 @@ impl Server {
         arguments: JsonObject,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResult, ErrorData> {
-        let unknown = || ErrorData::invalid_params(format!("unknown tool: {tool}"), None);
+        let refused = |text: String| ErrorData::invalid_params(text, None);
+        let unknown = || refused(format!("unknown tool: {tool}"));
         let (host, caller) = (self.client.host(), self.client.caller().clone());
-        let View::Whole = self.client.view() else { return Err(unknown()) };
+        let View::Whole(set) = self.client.view() else { return Err(unknown()) };
+        if let Some(text) = host.registry().refusal(set, tool) {
+            return Err(refused(text));
+        }
         let reference = arguments.get("vm").and_then(|vm| vm.as_str()?.parse::<Reference<_>>().ok());
         // Before the call, because the VM may be gone afterwards.
         let vm = reference.and_then(|vm| host.guests().resolve(&vm).ok());
@@ -123,7 +127,7 @@ impl Server {
 impl ServerHandler for Server {
     fn get_info(&self) -> ServerConfig {
         let instructions = match self.client.view() {
-            View::Whole => tools::INSTRUCTIONS,
+            View::Whole(_) => tools::INSTRUCTIONS,
             View::Vm(_) => tools::SCOPED_INSTRUCTIONS,
         };
         let mut info = ServerConfig::new(ServerCapabilities::builder().enable_tools().build());

@@ -14,6 +14,8 @@ use nexus_core::Trust;
 use nexus_core::{AssetConfig, Config, DriverSetting, Environment, Secret};
 use nexus_schema::DriverKind;
 
+use crate::tools::{Toolset, UnknownToolset};
+
 use crate::dirs::{self, Env};
 
 /// The prefix of environment variables.
@@ -30,6 +32,8 @@ pub struct Settings {
     pub http: Option<SocketAddr>,
     /// Web origins that may use HTTP.
     pub http_origins: Vec<String>,
+    /// The set of tools for clients that choose none.
+    pub tools: Toolset,
     /// The driver for `auto`.
     pub driver: DriverSetting,
     /// Paths of VMMs, by driver.
@@ -103,6 +107,7 @@ struct Draft {
     socket: Option<PathBuf>,
     http: Option<SocketAddr>,
     http_origins: Option<Vec<String>>,
+    tools: Option<Toolset>,
     driver: Option<DriverSetting>,
     guest: Option<PathBuf>,
     vmms: BTreeMap<DriverKind, PathBuf>,
@@ -128,6 +133,7 @@ const KEYS: &[Key] = &[
     Key { name: "socket", set: |d, v| path(v).map(|v| d.socket = Some(v)) },
     Key { name: "http", set: |d, v| loopback(v).map(|v| d.http = v) },
     Key { name: "http_origins", set: |d, v| origins(v).map(|v| d.http_origins = Some(v)) },
+    Key { name: "tools", set: |d, v| toolset(v).map(|v| d.tools = Some(v)) },
     Key { name: "driver", set: |d, v| driver(v).map(|v| d.driver = Some(v)) },
     Key { name: "guest", set: |d, v| path(v).map(|v| d.guest = Some(v)) },
     Key { name: "copy_roots", set: |d, v| roots(v).map(|v| d.copy_roots = Some(v)) },
@@ -269,6 +275,7 @@ impl Draft {
             socket: socket?,
             http: self.http,
             http_origins: self.http_origins.unwrap_or_default(),
+            tools: self.tools.unwrap_or_default(),
             driver,
             vmms: self.vmms,
             copy_roots: self.copy_roots.unwrap_or_default(),
@@ -324,6 +331,10 @@ fn read_file(draft: &mut Draft, text: &str, file: &str, mistakes: &mut Vec<Strin
                 .map(|e| format!("{file}: {name}: {e}")),
         );
     }
+}
+
+fn toolset(text: &str) -> Result<Toolset, String> {
+    text.parse().map_err(|e: UnknownToolset| e.to_string())
 }
 
 fn path(text: &str) -> Result<PathBuf, String> {

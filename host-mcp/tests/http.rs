@@ -52,6 +52,47 @@ async fn a_session_calls_host_and_guest() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_chooses_its_tools_by_the_address() {
+    let rig = Rig::start().await;
+    let mut http = rig.http().await;
+    let list = json!({"jsonrpc": "2.0", "id": 2, "method": "tools/list"});
+    let stat = call(3, "guest_file_stat", json!({"vm": "web-1", "path": "/"}));
+    let mut seen = Vec::new();
+    for path in ["/mcp?tools=work", "/mcp?x=1&tools=work%2Cdrives", "/mcp/?tools=all", "/mcp"] {
+        let session = http.initialize(path, &[]).await;
+        let with = [("mcp-session-id", session.as_str())];
+        let listed = messages(&http.post(path, &with, &list).await).remove(0);
+        let tools = listed["result"]["tools"].as_array().unwrap().clone();
+        assert_eq!(tools[0]["name"], "vm_create", "{path}");
+        let called = messages(&http.post(path, &with, &stat).await).remove(0);
+        seen.push((tools.len(), tools[0].get("outputSchema").is_some(), called["error"]["code"].as_i64()));
+        if let Some(text) = called["error"]["message"].as_str() {
+            assert!(text.contains("connect to /mcp?tools=all"), "{text}");
+        }
+        assert_eq!(http.post("/mcp?tools=images", &with, &list).await.status(), 404, "of another set");
+    }
+    let [work, more, all, configured] = seen[..] else { panic!("{seen:?}") };
+    assert!(work.0 <= 35 && work.0 < more.0 && more.0 < all.0, "{seen:?}");
+    assert_eq!((work.1, work.2), (false, Some(-32602)));
+    assert_eq!((more.1, more.2), (false, Some(-32602)));
+    assert_eq!((all.1, all.2), (true, None));
+    assert_eq!(configured, all, "what the daemon was told");
+
+    let unknown = http.post("/mcp?tools=everything", &[], &list).await;
+    assert_eq!(unknown.status(), 400);
+    assert!(unknown.into_body().contains("there is no set of tools `everything`"));
+
+    // A stream chooses in the same way, and what a set lacks is not called by the short way either.
+    let mut stream = rig.stream("/mcp?tools=read-only").await;
+    stream.initialize().await;
+    let run = json!({"name": "guest_run_command", "arguments": {"vm": "web-1", "command": "true"}});
+    let refused = stream.request("tools/call", run).await;
+    assert_eq!(refused["error"]["code"], -32602, "{refused}");
+    let read = stream.call("guest_file_stat", json!({"vm": "web-1", "path": "/"})).await;
+    assert!(text(&read).contains("directory"), "{read}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_is_worth_nothing_elsewhere() {
     let rig = Rig::start().await;
     let mut http = rig.http().await;

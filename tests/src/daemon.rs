@@ -395,6 +395,7 @@ fn start(mut command: Command, root: &Path, state: &Path, settings: &BTreeMap<St
     command
         .env_remove("NEXUS_SOCKET")
         .env("NEXUS_STATE_DIR", state)
+        .env("NEXUS_TOOLS", "all")
         .env("NEXUS_RUNTIME_DIR", root.join("run"))
         .envs(settings)
         .stdin(Stdio::null())

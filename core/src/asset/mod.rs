@@ -32,7 +32,7 @@ pub(crate) use fetch::hash_file;
 pub use fetch::{FetchSettings, Fetcher};
 pub use initramfs::compose_initramfs;
 pub use kernel::{KernelFiles, import_kernel};
-pub(crate) use kernel::{VMLINUX, adopt_kernel, is_program};
+pub(crate) use kernel::{VMLINUX, adopt_kernel, check_kernel, is_program};
 pub use provider::{ProviderProblem, mistakes as provider_mistakes};
 #[cfg(test)]
 pub(crate) use stream::Compression;

@@ -10,7 +10,9 @@ use super::image::{BUSYBOX_PACKAGE, Want, image_error};
 use super::kernel::asset_error;
 use super::rootfs::wanted_rootfs;
 use super::wanted::WantedAsset;
-use super::{DEBIAN, Provision};
+use super::{DEBIAN, Provision, blocking};
+use crate::asset::check_kernel;
+use crate::image::Source;
 use crate::op::store_error;
 use crate::os::given::Kind;
 use crate::progress::Progress;
@@ -39,10 +41,11 @@ impl Provision {
         let version = match self.want_kernel(want).await? {
             Want::Installed(asset) => return Ok(used(&asset, PlanThing::Kernel)),
             Want::File(path) => {
-                let bytes = match self.looks.kind(path).await {
+                let bytes = match self.looks.kind(path.clone()).await {
                     Ok(Kind::File { bytes }) => Some(bytes),
                     Ok(Kind::Directory) | Err(_) => None,
                 };
+                blocking(move || check_kernel(&path).map_err(asset_error)).await?;
                 return Ok(PlanStep {
                     source: Some(want.to_owned()),
                     bytes,
@@ -141,7 +144,11 @@ impl Provision {
             }),
             Want::BuiltIn(BUSYBOX) => steps.push(self.plan_busybox().await?),
             Want::BuiltIn(name) => steps.push(packages_of(name)),
-            Want::File(_) | Want::Saved(_) | Want::Remote(_) => {}
+            Want::File(path) => {
+                let path = path.clone();
+                blocking(move || Source::detect(&path).map(drop).map_err(image_error)).await?;
+            }
+            Want::Saved(_) | Want::Remote(_) => {}
         }
         steps.push(PlanStep {
             name: name.map(|name| name.to_string()),

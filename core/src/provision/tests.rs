@@ -205,6 +205,15 @@ async fn what_would_be_downloaded_is_foreseen_and_left_alone() {
     assert_eq!(image_plan("rootfs:alpine@3.21").await, [used, build("rootfs:alpine@3.21.3")]);
     let nowhere = scene.provision.plan_image("rootfs:alpine@9.9").await.unwrap_err();
     assert_eq!(nowhere.code, ErrorCode::AssetNotFound, "{nowhere}");
+
+    // What a file holds is looked at, too.
+    let file = scene.dir.path().join("notes");
+    fs_err::write(&file, "no image, and no kernel").unwrap();
+    let file = format!("file:{}", file.display());
+    let refused = scene.provision.plan_image(&file).await.unwrap_err();
+    assert!(refused.message.contains("neither a directory, nor a tar archive"), "{refused}");
+    let refused = scene.provision.plan_kernel(&file).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::VerificationFailed, "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

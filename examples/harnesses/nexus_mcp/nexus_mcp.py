@@ -117,7 +117,7 @@ class Nexus:
     async def _serve(self):
         # The SDK passes only a few variables on; these say where the daemon is.
         env = {name: value for name, value in os.environ.items() if name.startswith("NEXUS_")}
-        bridge = StdioServerParameters(command="nexusctl", args=["mcp"], env=env)
+        bridge = StdioServerParameters(command="nexusctl", args=["mcp", "--tools", "all"], env=env)
         try:
             async with Client(bridge) as client:
                 self._ready.set_result(client)

@@ -1,4 +1,4 @@
-//! Plain calls of tools, answered without rmcp: what rmcp does around a short call takes longer than the call.
+//! Calls of tools: at once what needs not wait, on tasks of their own what does.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -8,60 +8,43 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
-use nexus_schema::limits::GUEST_RESULT_MAX;
-use rmcp::model::{
-    CallToolRequestMethod, ErrorData, JsonObject, JsonRpcMessage, JsonRpcVersion2_0, ProgressNotification,
-    ProgressNotificationParam, ProgressToken, RequestId, ServerJsonRpcMessage, ServerNotification,
-    ServerResult,
-};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Agent;
+use super::rpc::{self, Failure, INVALID_REQUEST, Id};
 use crate::tools;
 use nexus_wire::duplex::Writer;
 
 /// Answers that wait together are written when they are more than so many bytes: whoever gets them works on them meanwhile.
 const BATCH: usize = 2 << 10;
 
-/// A call of a tool with nothing special about it.
+/// The parameters of `tools/call`.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[cfg_attr(test, derive(Debug))]
-pub(super) struct PlainCall {
-    #[expect(dead_code, reason = "only what has it is a call")]
-    jsonrpc: JsonRpcVersion2_0,
-    id: RequestId,
-    #[expect(dead_code, reason = "only what has it is a call")]
-    method: CallToolRequestMethod,
-    params: PlainParams,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[cfg_attr(test, derive(Debug))]
-struct PlainParams {
+pub(super) struct CallParams {
     name: String,
-    arguments: JsonObject,
+    #[serde(default)]
+    arguments: Option<Map<String, Value>>,
     #[serde(default, rename = "_meta")]
-    meta: PlainMeta,
+    meta: CallMeta,
 }
 
 /// What matters of a call's `_meta`.
 #[derive(Default, Deserialize)]
-#[cfg_attr(test, derive(Debug))]
-struct PlainMeta {
+struct CallMeta {
     #[serde(default, rename = "progressToken")]
-    progress_token: Option<ProgressToken>,
+    progress_token: Option<Id>,
     #[serde(default, rename = "dev.nexus/client")]
     client: Option<String>,
 }
 
 /// Calls that can be cancelled, and whether what they started is to be killed then.
-type UnderWay = HashMap<RequestId, (CancellationToken, Arc<AtomicBool>)>;
+type UnderWay = HashMap<Box<str>, (CancellationToken, Arc<AtomicBool>)>;
 
-/// The plain calls of one connection. Dropping it cancels them.
+/// The calls of one connection. Dropping it cancels them.
 pub(super) struct Calls {
     agent: Arc<Agent>,
     answers: Answers,
@@ -78,14 +61,14 @@ impl Calls {
     }
 
     /// Does a call: at once what needs not wait, and its answer waits for [`Answers::flush`]; on a task of its own what does.
-    pub(super) fn begin(&self, call: PlainCall) {
-        let PlainCall { id, params: PlainParams { name, arguments, meta }, .. } = call;
+    pub(super) fn begin(&self, id: Id, params: CallParams) {
+        let CallParams { name, arguments, meta } = params;
         let (cancel, wants_kill) = (self.closing.child_token(), Arc::<AtomicBool>::default());
-        match lock(&self.under_way).entry(id.clone()) {
+        match lock(&self.under_way).entry(id.get().into()) {
             Entry::Vacant(place) => drop(place.insert((cancel.clone(), wants_kill.clone()))),
             Entry::Occupied(_) => {
-                let error = ErrorData::invalid_request("a call with this id is under way", None);
-                return self.answers.put(&JsonRpcMessage::error(error, Some(id)));
+                let failure = Failure::new(INVALID_REQUEST, "a call with this id is under way");
+                return self.answers.refuse(&id, &failure);
             }
         }
         let (agent, answers, under_way) = (self.agent.clone(), self.answers.clone(), self.under_way.clone());
@@ -100,16 +83,13 @@ impl Calls {
                 client: meta.client,
                 tell,
             };
-            let outcome = tools::call(&name, call, arguments).await;
-            lock(&under_way).remove(&id);
+            let outcome = tools::call(&name, call, arguments.unwrap_or_default()).await;
+            lock(&under_way).remove(id.get());
             // Nobody waits for the answer to a cancelled call.
             if cancel.is_cancelled() {
                 return;
             }
-            answers.put(&match outcome {
-                Ok(result) => JsonRpcMessage::response(ServerResult::CallToolResult(result), id),
-                Err(error) => JsonRpcMessage::error(error, Some(id)),
-            });
+            answers.put(&id, outcome);
         });
         // The task looks at it again, and is woken by what it waits for then.
         if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
@@ -121,12 +101,11 @@ impl Calls {
         }
     }
 
-    /// Cancels a call, and has killed what it started if that is wanted; false if it is none of these.
-    pub(super) fn cancel(&self, id: &RequestId, kill: bool) -> bool {
-        let Some((cancel, wants_kill)) = lock(&self.under_way).get(id).cloned() else { return false };
+    /// Cancels a call, if it is under way, and has killed what it started if that is wanted.
+    pub(super) fn cancel(&self, id: &RawValue, kill: bool) {
+        let Some((cancel, wants_kill)) = lock(&self.under_way).get(id.get()).cloned() else { return };
         wants_kill.store(kill, Ordering::Release);
         cancel.cancel();
-        true
     }
 }
 
@@ -150,21 +129,36 @@ impl Answers {
     }
 
     /// Tells a caller that waits how far its call is.
-    fn tell(&self, token: ProgressToken) -> tools::Tell {
+    fn tell(&self, token: Id) -> tools::Tell {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Progress<'a> {
+            progress_token: &'a RawValue,
+            progress: u64,
+            message: &'a str,
+        }
         let (answers, count) = (self.clone(), AtomicU64::new(0));
-        Arc::new(move |text: &str| {
-            let count = count.fetch_add(1, Ordering::Relaxed) + 1;
-            let mut params = ProgressNotificationParam::new(token.clone(), count as f64);
-            params.message = Some(text.to_owned());
-            let note = ServerNotification::ProgressNotification(ProgressNotification::new(params));
-            answers.put(&JsonRpcMessage::notification(note));
+        Arc::new(move |message: &str| {
+            let progress = count.fetch_add(1, Ordering::Relaxed) + 1;
+            let params = Progress { progress_token: &token, progress, message };
+            answers.line(rpc::notification("notifications/progress", params));
             answers.flush();
         })
     }
 
     /// Puts an answer to those that wait for [`Answers::flush`].
-    fn put(&self, answer: &ServerJsonRpcMessage) {
-        let Ok(line) = encode(answer) else { return };
+    pub(super) fn put(&self, id: &RawValue, outcome: Result<impl Serialize, Failure>) {
+        self.line(rpc::answer(id, outcome));
+    }
+
+    /// The same with an error of the protocol.
+    pub(super) fn refuse(&self, id: &RawValue, failure: &Failure) {
+        self.line(rpc::failure(id, failure));
+    }
+
+    fn line(&self, line: io::Result<Vec<u8>>) {
+        // What is not JSON was never made.
+        let Ok(line) = line else { return };
         let length = {
             let mut waiting = lock(&self.waiting);
             waiting.extend_from_slice(&line);
@@ -203,8 +197,8 @@ impl Answers {
         });
     }
 
-    /// Writes a line.
-    pub(super) async fn write(&self, line: &[u8]) -> io::Result<()> {
+    /// Writes lines.
+    async fn write(&self, line: &[u8]) -> io::Result<()> {
         self.writer.lock().await.write_all(line).await?;
         self.agent.answered.notify_waiters();
         Ok(())
@@ -214,20 +208,4 @@ impl Answers {
     pub(super) async fn shutdown(&self) -> io::Result<()> {
         self.writer.lock().await.shutdown().await
     }
-}
-
-/// The line of a message; of an error where a result is larger than may be sent.
-pub(super) fn encode(message: &ServerJsonRpcMessage) -> io::Result<Vec<u8>> {
-    let mut line = Vec::with_capacity(512);
-    serde_json::to_writer(&mut line, message)?;
-    if let JsonRpcMessage::Response(response) = message
-        && line.len() > GUEST_RESULT_MAX
-    {
-        let error = ErrorData::internal_error("the result is larger than may be sent", None);
-        line.clear();
-        let refusal: ServerJsonRpcMessage = JsonRpcMessage::error(error, Some(response.id.clone()));
-        serde_json::to_writer(&mut line, &refusal)?;
-    }
-    line.push(b'\n');
-    Ok(line)
 }

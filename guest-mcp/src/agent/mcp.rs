@@ -1,29 +1,34 @@
-//! The MCP server on one connection: a thin layer between rmcp and [`crate::tools`].
+//! The MCP server on one connection: JSON lines, of which each request is answered in either of MCP's eras. It knows no session: who has
+//! not said hello is answered too.
 
+use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use nexus_schema::link::{ByeReason, CLOCK_REQUEST, ClockParams, GROW_REQUEST, PROXY_REQUEST};
-use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CustomRequest, CustomResult, ErrorCode, ErrorData,
-    Implementation, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
-};
-use rmcp::service::RequestContext;
-use rmcp::{RoleServer, ServerHandler, ServiceExt};
+use nexus_schema::limits::LINE_MAX;
+use nexus_schema::link::{ByeReason, CLOCK_REQUEST, CUT_OFF, ClockParams, GROW_REQUEST, PROXY_REQUEST};
+use nexus_wire::duplex::{Reader, Writer};
+use nexus_wire::lines::{Line, LineReader};
+use nexus_wire::rpc::Envelope;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::Agent;
-use super::lines::LineTransport;
+use super::calls::{Answers, CallParams, Calls};
+use super::rpc::{
+    Failure, INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, Id, METHOD_NOT_FOUND, PARSE_ERROR,
+};
 use crate::os::reason;
 use crate::proxy;
 use crate::role::VERSION;
 use crate::tools;
-use nexus_wire::duplex;
 
 /// Asks the guest to go down.
 const SHUTDOWN: &str = "nexus/shutdown";
+/// A line longer than this will have no end, in bytes.
+const ENDLESS: u64 = 256 << 20;
+/// The revisions of MCP that begin with `initialize`, the newest last.
+const REVISIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
 
 #[derive(Deserialize)]
 struct ShutdownParams {
@@ -31,83 +36,168 @@ struct ShutdownParams {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve(agent: Arc<Agent>, reader: duplex::Reader, writer: duplex::Writer) {
-    let transport = LineTransport::new(agent.clone(), reader, writer);
-    // A host that hangs up early or speaks another protocol is no failure of the guest.
-    if let Ok(service) = (Server { agent }).serve(transport).await {
-        let _ = service.waiting().await;
+pub(super) async fn serve(agent: Arc<Agent>, reader: Reader, writer: Writer) {
+    let answers = Answers::new(agent.clone(), writer);
+    let calls = Calls::new(agent.clone(), answers.clone());
+    let server = Server { agent, answers: answers.clone(), calls };
+    let mut reader = LineReader::new(reader, LINE_MAX, ENDLESS);
+    loop {
+        while let Some(line) = reader.take() {
+            match line {
+                Line::Whole([]) | Line::TooLongEnd { .. } => {}
+                Line::Whole(line) => server.take(line),
+                Line::TooLong(_) => {
+                    let text = format!("a line holds at most {LINE_MAX} bytes");
+                    answers.refuse(RawValue::NULL, &Failure::new(INVALID_REQUEST, text));
+                }
+            }
+        }
+        answers.flush();
+        // A host that hangs up early is no failure of the guest.
+        if !reader.fill().await.unwrap_or(false) {
+            break;
+        }
     }
+    // Nobody reads what is left.
+    let _ = answers.shutdown().await;
 }
 
 struct Server {
     agent: Arc<Agent>,
+    answers: Answers,
+    calls: Calls,
 }
 
-impl ServerHandler for Server {
-    fn get_info(&self) -> ServerConfig {
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
-            .with_server_info(Implementation::new("nexus-guest", VERSION))
-    }
-
-    async fn list_tools(
-        &self,
-        _: Option<PaginatedRequestParams>,
-        _: RequestContext<RoleServer>,
-    ) -> Result<ListToolsResult, ErrorData> {
-        Ok(ListToolsResult::with_all_items(tools::list().to_vec()))
-    }
-
-    async fn call_tool(
-        &self,
-        request: CallToolRequestParams,
-        context: RequestContext<RoleServer>,
-    ) -> Result<CallToolResponse, ErrorData> {
-        let call = tools::Call {
-            agent: self.agent.clone(),
-            settings: self.agent.settings(),
-            cancel: context.ct,
-            // rmcp does not tell why.
-            wants_kill: Arc::new(AtomicBool::new(true)),
-            client: None,
-            tell: None,
+impl Server {
+    /// Takes a line; its answer may wait for [`Answers::flush`].
+    fn take(&self, line: &[u8]) {
+        let Some(message) = Envelope::parse(line) else {
+            return self.answers.refuse(RawValue::NULL, &Failure::new(PARSE_ERROR, "not a JSON object"));
         };
-        tools::call(&request.name, call, request.arguments.unwrap_or_default()).await.map(Into::into)
+        let is_well_formed = message.is_well_formed();
+        let (id, Some(method), params) = (message.id, message.method, message.params) else {
+            // Answers are never answered.
+            return;
+        };
+        match id {
+            Some(id) if !is_well_formed => {
+                self.answers.refuse(id, &Failure::new(INVALID_REQUEST, "malformed request"));
+            }
+            Some(id) => self.request(id.to_owned(), &method, params),
+            None if is_well_formed && method == "notifications/cancelled" => self.cancelled(params),
+            None => {}
+        }
     }
 
-    async fn on_custom_request(
-        &self,
-        request: CustomRequest,
-        _: RequestContext<RoleServer>,
-    ) -> Result<CustomResult, ErrorData> {
-        if request.method == GROW_REQUEST {
-            let grown = tokio::task::spawn_blocking(super::mounts::grow_all).await;
-            let problems = grown.map_err(|error| ErrorData::internal_error(error.to_string(), None))?;
-            return Ok(CustomResult::new(json!({ "problems": problems })));
+    fn request(&self, id: Id, method: &str, params: Option<&RawValue>) {
+        match method {
+            "tools/call" => match decode::<CallParams>(params) {
+                Ok(params) => return self.calls.begin(id, params),
+                Err(failure) => self.answers.refuse(&id, &failure),
+            },
+            GROW_REQUEST => self.later(id, async {
+                let grown = tokio::task::spawn_blocking(super::mounts::grow_all).await;
+                let problems = grown.map_err(|error| Failure::new(INTERNAL_ERROR, error.to_string()))?;
+                Ok(json!({ "problems": problems }))
+            }),
+            PROXY_REQUEST => match decode(params) {
+                Ok(params) => {
+                    let agent = self.agent.clone();
+                    self.later(id, async move {
+                        match proxy::apply(&agent, params).await {
+                            None => Ok(json!({})),
+                            Some(problem) => Err(Failure::new(INTERNAL_ERROR, problem)),
+                        }
+                    });
+                }
+                Err(failure) => self.answers.refuse(&id, &failure),
+            },
+            _ => self.answers.put(&id, self.at_once(method, params)),
         }
-        if request.method == CLOCK_REQUEST {
-            let params: ClockParams = params(request)?;
-            let answer = self.agent.clock(params).map_err(|error| {
-                ErrorData::internal_error(format!("set the clock: {}", reason(&error)), None)
-            })?;
-            return Ok(CustomResult::new(json!(answer)));
+    }
+
+    fn at_once(&self, method: &str, params: Option<&RawValue>) -> Result<Value, Failure> {
+        match method {
+            "ping" => Ok(json!({})),
+            "initialize" => Ok(initialize(decode(params)?)),
+            "tools/list" => Ok(json!({ "tools": tools::list() })),
+            CLOCK_REQUEST => {
+                let answer = self.agent.clock(decode::<ClockParams>(params)?);
+                let answer = answer.map_err(|error| {
+                    Failure::new(INTERNAL_ERROR, format!("set the clock: {}", reason(&error)))
+                })?;
+                Ok(json!(answer))
+            }
+            SHUTDOWN => {
+                let ShutdownParams { reason } = decode(params)?;
+                self.agent.go_down(reason);
+                Ok(json!({}))
+            }
+            _ => Err(Failure::new(METHOD_NOT_FOUND, format!("no method {}", cut(method)))),
         }
-        if request.method == PROXY_REQUEST {
-            let problem = proxy::apply(&self.agent, params(request)?).await;
-            return match problem {
-                None => Ok(CustomResult::new(json!({}))),
-                Some(problem) => Err(ErrorData::internal_error(problem, None)),
-            };
+    }
+
+    /// Answers once `work` is done.
+    fn later(&self, id: Id, work: impl Future<Output = Result<Value, Failure>> + Send + 'static) {
+        let answers = self.answers.clone();
+        tokio::spawn(async move {
+            answers.put(&id, work.await);
+            answers.flush();
+        });
+    }
+
+    fn cancelled(&self, params: Option<&RawValue>) {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Params {
+            request_id: Id,
+            #[serde(default)]
+            reason: Option<String>,
         }
-        if request.method != SHUTDOWN {
-            return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, request.method, None));
-        }
-        let params: ShutdownParams = params(request)?;
-        self.agent.go_down(params.reason);
-        Ok(CustomResult::new(json!({})))
+        // Nobody answers a notification that says nothing.
+        let Ok(Params { request_id, reason }) = decode(params) else { return };
+        self.calls.cancel(&request_id, reason.as_deref() != Some(CUT_OFF));
     }
 }
 
-fn params<T: DeserializeOwned>(request: CustomRequest) -> Result<T, ErrorData> {
-    serde_json::from_value(request.params.unwrap_or_default())
-        .map_err(|error| ErrorData::invalid_params(error.to_string(), None))
+fn initialize(params: InitializeParams<'_>) -> Value {
+    let asked = REVISIONS.into_iter().find(|revision| *revision == params.protocol_version);
+    let newest = REVISIONS[REVISIONS.len() - 1];
+    json!({
+        "protocolVersion": asked.unwrap_or(newest),
+        "capabilities": { "tools": {} },
+        "serverInfo": { "name": "nexus-guest", "version": VERSION },
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct InitializeParams<'a> {
+    #[serde(borrow)]
+    protocol_version: Cow<'a, str>,
+}
+
+fn decode<'a, T: Deserialize<'a>>(params: Option<&'a RawValue>) -> Result<T, Failure> {
+    serde_json::from_str(params.map_or("{}", RawValue::get))
+        .map_err(|error| Failure::new(INVALID_PARAMS, error.to_string()))
+}
+
+/// A name of the host's, for an error.
+fn cut(name: &str) -> String {
+    name.chars().take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_revision_is_the_hosts_or_the_newest() {
+        for (asked, answered) in
+            [("2024-11-05", "2024-11-05"), ("2025-11-25", "2025-11-25"), ("2031-01-01", "2025-11-25")]
+        {
+            let answer = initialize(InitializeParams { protocol_version: asked.into() });
+            assert_eq!(answer["protocolVersion"], answered);
+        }
+    }
 }

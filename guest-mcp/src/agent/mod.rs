@@ -2,8 +2,7 @@
 //!
 //! ```text
 //! listen ── port 201 ──> open ── streams: of commands to the holder, all else here
-//!        ── port 200 ──> lines ─┬─ plain calls of tools ──> calls ─┬──> crate::tools
-//!                               └─ all else ──> mcp (rmcp's) ──────┘
+//!        ── port 200 ──> mcp ── calls of tools ──> calls ──> crate::tools
 //! proxy  ── 127.0.0.1:3128, for programs ──> crate::proxy ── host port 1025
 //! hello  ── host port 1024: hello, configure, ack, welcome; and bye before the guest goes down
 //! ```
@@ -14,12 +13,12 @@ mod calls;
 mod clock;
 mod configure;
 mod hello;
-mod lines;
 mod listen;
 mod mcp;
 mod mounts;
 mod network;
 mod open;
+pub(crate) mod rpc;
 mod services;
 mod stream;
 mod tcp;

@@ -19,12 +19,14 @@ use nexus_schema::arguments::Takes;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::tool::{self, Effect, ToolInfo};
 use nexus_schema::{Tool, ToolError, for_each_guest_tool};
-use rmcp::model::{CallToolResult, ErrorData, JsonObject, Tool as McpTool, ToolAnnotations};
+use serde::Serialize;
+use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use file::Uploads;
-pub(crate) use reply::{Block, Reply, human_bytes};
+pub(crate) use reply::{Block, CallResult, Reply, human_bytes};
 
+use crate::agent::rpc::{Failure, INVALID_PARAMS};
 use crate::agent::{Agent, Settings};
 use crate::identity::Identity;
 use crate::os::Users;
@@ -103,13 +105,13 @@ pub(crate) trait Run: Tool {
     ) -> impl Future<Output = Result<Reply<Self::Output>, ToolError>> + Send;
 }
 
-type Answer = Pin<Box<dyn Future<Output = CallToolResult> + Send>>;
+type Answer = Pin<Box<dyn Future<Output = CallResult> + Send>>;
 
 /// A tool in the table of all.
 struct Entry {
     name: &'static str,
     info: fn() -> ToolInfo,
-    call: fn(Call, JsonObject) -> Answer,
+    call: fn(Call, Map<String, Value>) -> Answer,
 }
 
 macro_rules! entries {
@@ -127,7 +129,7 @@ macro_rules! entries {
 /// All tools, by name.
 static ENTRIES: &[Entry] = for_each_guest_tool!(entries);
 
-async fn answer<T: Run>(call: Call, takes: &Takes, arguments: JsonObject) -> CallToolResult {
+async fn answer<T: Run>(call: Call, takes: &Takes, arguments: Map<String, Value>) -> CallResult {
     let settings = call.settings.clone();
     let outcome = match takes.decode::<T>(arguments) {
         Ok(params) => T::run(call, params).await,
@@ -140,39 +142,70 @@ async fn answer<T: Run>(call: Call, takes: &Takes, arguments: JsonObject) -> Cal
 }
 
 /// Calls a tool by name. Only an unknown name is an error of the protocol.
-pub(crate) async fn call(name: &str, call: Call, arguments: JsonObject) -> Result<CallToolResult, ErrorData> {
+pub(crate) async fn call(
+    name: &str,
+    call: Call,
+    arguments: Map<String, Value>,
+) -> Result<CallResult, Failure> {
     match ENTRIES.iter().find(|entry| entry.name == name) {
         Some(entry) => Ok((entry.call)(call, arguments).await),
         None => {
             let name: String = name.chars().take(64).collect();
-            Err(ErrorData::invalid_params(format!("unknown tool: {name}"), None))
+            Err(Failure::new(INVALID_PARAMS, format!("unknown tool: {name}")))
         }
     }
 }
 
+/// A tool, as MCP lists it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Listed {
+    name: String,
+    title: String,
+    description: String,
+    input_schema: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_schema: Option<Map<String, Value>>,
+    annotations: Annotations,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Annotations {
+    title: String,
+    read_only_hint: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destructive_hint: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotent_hint: Option<bool>,
+    open_world_hint: bool,
+}
+
 /// All tools as MCP lists them; made once, on first demand, because a boot does not need it.
-pub(crate) fn list() -> &'static [McpTool] {
-    static LIST: OnceLock<Vec<McpTool>> = OnceLock::new();
+pub(crate) fn list() -> &'static [Listed] {
+    static LIST: OnceLock<Vec<Listed>> = OnceLock::new();
     LIST.get_or_init(|| ENTRIES.iter().map(|entry| describe((entry.info)())).collect())
 }
 
-fn describe(info: ToolInfo) -> McpTool {
-    let annotations = ToolAnnotations::with_title(info.title.clone()).open_world(info.open_world);
-    let annotations = match info.effect {
-        Effect::ReadOnly => annotations.read_only(true),
-        Effect::Additive { idempotent } => {
-            annotations.read_only(false).destructive(false).idempotent(idempotent)
-        }
-        Effect::Destructive { idempotent } => {
-            annotations.read_only(false).destructive(true).idempotent(idempotent)
-        }
+fn describe(info: ToolInfo) -> Listed {
+    let (destructive_hint, idempotent_hint) = match info.effect {
+        Effect::ReadOnly => (None, None),
+        Effect::Additive { idempotent } => (Some(false), Some(idempotent)),
+        Effect::Destructive { idempotent } => (Some(true), Some(idempotent)),
     };
-    let tool = McpTool::new(info.name, info.description, info.input_schema)
-        .with_title(info.title)
-        .with_annotations(annotations);
-    match info.output_schema {
-        Some(schema) => tool.with_raw_output_schema(schema.into()),
-        None => tool,
+    Listed {
+        name: info.name,
+        title: info.title.clone(),
+        description: info.description,
+        input_schema: info.input_schema,
+        output_schema: info.output_schema,
+        annotations: Annotations {
+            title: info.title,
+            read_only_hint: matches!(info.effect, Effect::ReadOnly),
+            destructive_hint,
+            idempotent_hint,
+            open_world_hint: info.open_world,
+        },
     }
 }
 
@@ -182,7 +215,7 @@ mod tests {
 
     #[test]
     fn the_table_is_sorted_and_described() {
-        let names: Vec<_> = list().iter().map(|tool| tool.name.as_ref()).collect();
+        let names: Vec<_> = list().iter().map(|tool| tool.name.as_str()).collect();
         let mut sorted = names.clone();
         sorted.sort_unstable();
         assert_eq!(names, sorted);

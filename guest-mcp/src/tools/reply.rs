@@ -2,9 +2,37 @@
 
 use nexus_schema::error::{ERROR_META, RESULT_META, STREAM_META};
 use nexus_schema::{ResultShape, Tool, ToolError};
-use rmcp::model::{CallToolResult, ContentBlock, MetaObject, TextContent};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+/// The result of a call, as MCP has it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CallResult {
+    content: Vec<Text>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    structured_content: Option<Value>,
+    is_error: bool,
+    #[serde(rename = "_meta", skip_serializing_if = "Option::is_none")]
+    meta: Option<Meta>,
+}
+
+/// A piece of content, as MCP has it.
+#[derive(Debug, Serialize)]
+struct Text {
+    r#type: &'static str,
+    text: String,
+    #[serde(rename = "_meta", skip_serializing_if = "Option::is_none")]
+    meta: Option<Meta>,
+}
+
+type Meta = Map<String, Value>;
+
+impl Text {
+    fn new(text: String) -> Self {
+        Self { r#type: "text", text, meta: None }
+    }
+}
 
 /// The result of a tool that did what it was asked.
 pub(crate) struct Reply<O> {
@@ -43,23 +71,23 @@ impl<O: Serialize> Reply<O> {
     }
 
     /// As a result of MCP, in the shape of tool `T`.
-    pub(super) fn into_result<T: Tool<Output = O>>(self, vm: &str) -> Result<CallToolResult, ToolError> {
+    pub(super) fn into_result<T: Tool<Output = O>>(self, vm: &str) -> Result<CallResult, ToolError> {
         let facts = serde_json::to_value(&self.facts)
             .map_err(|error| super::agent_failed(format!("write the result of {}: {error}", T::NAME)))?;
         let mut content = Vec::with_capacity(1 + self.blocks.len());
-        content.push(ContentBlock::text(format!("{vm} · {}", without_controls(&self.header))));
+        content.push(Text::new(format!("{vm} · {}", without_controls(&self.header))));
         for block in self.blocks {
             // What a stream or a file holds is given as it is.
-            let mut text = TextContent::new(match block.stream {
+            let mut text = Text::new(match block.stream {
                 Some(_) => block.text,
                 None => without_controls(&block.text),
             });
             if let Some(stream) = block.stream {
-                text = text.with_meta(meta(STREAM_META, Value::from(stream)));
+                text.meta = Some(meta(STREAM_META, Value::from(stream)));
             }
-            content.push(ContentBlock::Text(text));
+            content.push(text);
         }
-        let mut result = CallToolResult::success(content);
+        let mut result = CallResult { content, structured_content: None, is_error: false, meta: None };
         match T::SHAPE {
             ResultShape::Structured => result.structured_content = Some(facts),
             ResultShape::Text => result.meta = Some(meta(RESULT_META, facts)),
@@ -69,16 +97,16 @@ impl<O: Serialize> Reply<O> {
 }
 
 /// A failed call as a result of MCP: text and `_meta`, never structured content. The host takes no control characters.
-pub(super) fn failed(error: ToolError) -> CallToolResult {
+pub(super) fn failed(error: ToolError) -> CallResult {
     debug_assert!(error.code.may_be_of_guest(), "the host does not take this from a guest: {error}");
     let error = ToolError {
         message: without_controls(&error.message),
         hint: error.hint.as_deref().map(without_controls),
         ..error
     };
-    let mut result = CallToolResult::error(vec![ContentBlock::text(error.to_string())]);
-    result.meta = serde_json::to_value(error).ok().map(|object| meta(ERROR_META, object));
-    result
+    let content = vec![Text::new(error.to_string())];
+    let meta = serde_json::to_value(error).ok().map(|object| meta(ERROR_META, object));
+    CallResult { content, structured_content: None, is_error: true, meta }
 }
 
 /// Text with a mark in place of each control character but tab and newline, as may stand in a file's name.
@@ -87,10 +115,8 @@ fn without_controls(text: &str) -> String {
     text.chars().map(|c| if is_bad(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-fn meta(key: &str, value: Value) -> MetaObject {
-    let mut object = MetaObject::new();
-    object.0.insert(key.to_owned(), value);
-    object
+fn meta(key: &str, value: Value) -> Meta {
+    Meta::from_iter([(key.to_owned(), value)])
 }
 
 /// A size for people: `418 B`, `1.2 KiB`.

@@ -138,7 +138,7 @@ impl Reply {
 impl Client {
     /// Connects to the daemon and initializes the session.
     pub(crate) async fn connect(socket: &Path) -> Result<Self, Error> {
-        let stream = connect::open(socket, None).await?;
+        let stream = connect::open(socket, connect::ALL).await?;
         let (read, writer) = stream.socket.into_split();
         let reader = LineReader::with_prefix(read, &stream.head, LINE_MAX, u64::MAX);
         let mut client = Self { reader, writer, next_id: 0 };

@@ -36,11 +36,24 @@ pub(crate) struct Stream {
     pub(crate) head: Bytes,
 }
 
-/// Opens the stream of the whole daemon, or of one VM.
-pub(crate) async fn open(socket: &Path, vm: Option<&str>) -> Result<Stream, Error> {
-    let path = match vm {
-        Some(vm) => format!("/mcp/vm/{vm}"),
-        None => "/mcp".into(),
+/// What a client wants to see.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Seen<'a> {
+    /// The daemon, with a set of its tools; `None` for the set that is configured.
+    Daemon(Option<&'a str>),
+    /// The inside of a VM.
+    Vm(&'a str),
+}
+
+/// All of the daemon's tools.
+pub(crate) const ALL: Seen<'static> = Seen::Daemon(Some("all"));
+
+/// Opens a stream to the daemon.
+pub(crate) async fn open(socket: &Path, seen: Seen<'_>) -> Result<Stream, Error> {
+    let path = match seen {
+        Seen::Vm(vm) => format!("/mcp/vm/{vm}"),
+        Seen::Daemon(Some(tools)) => format!("/mcp?tools={tools}"),
+        Seen::Daemon(None) => "/mcp".into(),
     };
     open_at(socket, &path, PROTOCOL).await
 }
@@ -166,7 +179,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_socket_is_a_daemon_that_is_down() {
         let root = tempfile::tempdir().unwrap();
-        let error = open(&root.path().join("nexus.sock"), None).await.unwrap_err();
+        let error = open(&root.path().join("nexus.sock"), ALL).await.unwrap_err();
         assert_eq!(error.exit_code(), 6);
         assert!(error.hint().unwrap().contains("nexusd &"), "{error}");
     }

@@ -16,6 +16,10 @@ pub(crate) struct Args {
     /// One VM only: its guest tools, without a `vm` argument
     #[arg(long, value_name = "VM")]
     vm: Option<Reference<VmKind>>,
+    /// The tools to offer: work, images, drives, admin, all, read-only, or several with commas between them [default: work, or `tools` of
+    /// nexus.toml]
+    #[arg(long, value_name = "SET", conflicts_with = "vm")]
+    tools: Option<String>,
     /// Do not start the daemon when none runs
     #[arg(long)]
     no_start: bool,
@@ -31,6 +35,6 @@ enum Command {
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     match args.command {
         Some(Command::Config(args)) => mcp_config::run(app, args),
-        None => bridge::run(app, args.vm.map(|vm| vm.to_string()), !args.no_start).await,
+        None => bridge::run(app, args.vm.map(|vm| vm.to_string()), args.tools, !args.no_start).await,
     }
 }

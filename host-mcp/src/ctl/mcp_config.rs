@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// One VM only
     #[arg(long, value_name = "VM")]
     vm: Option<Reference<VmKind>>,
+    /// The tools to offer, as for `nexusctl mcp`
+    #[arg(long, value_name = "SET", conflicts_with = "vm")]
+    tools: Option<String>,
     /// What the server is called in the client [default: nexus, or nexus- and the VM's name]
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
@@ -33,7 +36,7 @@ pub(crate) fn run(app: &App, args: Args) -> Result<u8, Error> {
             None => "nexus".into(),
         }),
         command: own_path()?,
-        args: arguments(app.socket.as_deref(), args.vm.as_ref()),
+        args: arguments(app.socket.as_deref(), args.vm.as_ref(), args.tools.as_deref()),
         env: environment(&app.env),
     };
     let (document, how_to) = describe(&args.client, &server)?;
@@ -115,7 +118,7 @@ fn describe(client: &str, server: &Server) -> Result<(Value, String), Error> {
 }
 
 /// The bridge's arguments.
-fn arguments(socket: Option<&Path>, vm: Option<&Reference<VmKind>>) -> Vec<String> {
+fn arguments(socket: Option<&Path>, vm: Option<&Reference<VmKind>>, tools: Option<&str>) -> Vec<String> {
     let mut args = Vec::new();
     if let Some(socket) = socket {
         let socket = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
@@ -124,6 +127,9 @@ fn arguments(socket: Option<&Path>, vm: Option<&Reference<VmKind>>) -> Vec<Strin
     args.push("mcp".into());
     if let Some(vm) = vm {
         args.extend(["--vm".to_owned(), vm.to_string()]);
+    }
+    if let Some(tools) = tools {
+        args.extend(["--tools".to_owned(), tools.to_owned()]);
     }
     args
 }
@@ -160,7 +166,7 @@ mod tests {
         Server {
             name: "nexus".into(),
             command: "/opt/my tools/nexusctl".into(),
-            args: arguments(None, None),
+            args: arguments(None, None, None),
             env: env.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
         }
     }
@@ -179,7 +185,11 @@ mod tests {
         assert_eq!(document["mcpServers"]["nexus"]["env"]["NEXUS_RUNTIME_DIR"], "/r");
         assert!(how_to.contains("--env NEXUS_RUNTIME_DIR=/r -- '/opt/my tools/nexusctl' mcp"), "{how_to}");
         let vm = "web-1".parse().unwrap();
-        assert_eq!(arguments(Some(Path::new("/s")), Some(&vm)), ["--socket", "/s", "mcp", "--vm", "web-1"]);
+        assert_eq!(
+            arguments(Some(Path::new("/s")), Some(&vm), None),
+            ["--socket", "/s", "mcp", "--vm", "web-1"]
+        );
+        assert_eq!(arguments(None, None, Some("work,drives")), ["mcp", "--tools", "work,drives"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The endpoints for clients: HTTP on the Unix socket and, if configured, on loopback TCP.
 //!
 //! ```text
-//! /mcp            streamable HTTP, both eras; GET with `Upgrade: mcp-stream` -> JSON lines (Unix socket only)
+//! /mcp            streamable HTTP, both eras; `?tools=SET` chooses the tools; GET with `Upgrade: mcp-stream` -> JSON lines (Unix socket only)
 //! /mcp/vm/{vm}    the same for the inside of one VM
 //! /stream?ticket=…  GET with `Upgrade: nexus-stream` -> a stream into a guest (Unix socket only)
 //! /healthz        whether the daemon lives; needs no token
@@ -48,6 +48,7 @@ use crate::greeting;
 use crate::host::{Host, View};
 use crate::server::Server;
 use crate::stream;
+use crate::tools::{Toolset, UnknownToolset};
 
 /// The protocol of an upgraded MCP stream.
 pub const STREAM_PROTOCOL: &str = "mcp-stream";
@@ -65,6 +66,8 @@ pub struct Endpoints(Arc<Inner>);
 
 struct Inner {
     host: Host,
+    /// The tools of clients that choose none.
+    tools: Toolset,
     stop: CancellationToken,
     /// Open streams: they end by themselves when the daemon stops.
     streams: TaskTracker,
@@ -87,10 +90,11 @@ impl std::fmt::Debug for Endpoints {
 }
 
 impl Endpoints {
-    /// The endpoints of a host; all of them end when `stop` is cancelled.
-    pub fn new(host: Host, stop: CancellationToken) -> Self {
+    /// The endpoints of a host, with the tools of clients that choose none; all of them end when `stop` is cancelled.
+    pub fn new(host: Host, tools: Toolset, stop: CancellationToken) -> Self {
         Self(Arc::new(Inner {
             host,
+            tools,
             stop,
             streams: TaskTracker::new(),
             ledger: Arc::default(),
@@ -133,7 +137,10 @@ impl Endpoints {
         };
         let path = request.uri().path();
         let view = match path.strip_prefix("/mcp") {
-            Some("" | "/") => View::Whole,
+            Some("" | "/") => match self.toolset(request.uri().query()) {
+                Ok(set) => View::Whole(set),
+                Err(error) => return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": error})),
+            },
             Some(rest) => match rest.strip_prefix("/vm/").map(|vm| self.resolve(vm)) {
                 Some(Ok(vm)) => View::Vm(vm),
                 Some(Err(error)) => return json(StatusCode::NOT_FOUND, &serde_json::json!({"error": error})),
@@ -157,6 +164,15 @@ impl Endpoints {
             Some(_) => plain(StatusCode::BAD_REQUEST, "this upgrade is not offered here\n"),
             None => self.http(request, view, caller).await,
         }
+    }
+
+    /// The tools that a query asks for; without one those of the configuration.
+    fn toolset(&self, query: Option<&str>) -> Result<Toolset, ToolError> {
+        let mut chosen = query.unwrap_or_default().split('&').filter_map(|pair| pair.strip_prefix("tools="));
+        let Some(words) = chosen.next() else { return Ok(self.0.tools) };
+        // A comma is often written as its code.
+        let set = words.replace("%2C", ",").replace("%2c", ",").parse();
+        set.map_err(|error: UnknownToolset| ToolError::invalid(error.to_string()))
     }
 
     fn resolve(&self, vm: &str) -> Result<VmId, ToolError> {

@@ -34,7 +34,7 @@ impl<'a> Arguments<'a> {
         let mut members = members(raw)?;
         let vm = match view {
             View::Vm(_) => None,
-            View::Whole => {
+            View::Whole(_) => {
                 let mut named = members.iter().filter(|(key, _)| key == VM_ARGUMENT).map(|(_, value)| *value);
                 let (first, second) = (named.next(), named.next());
                 let Some(first) = first.filter(|value| !matches!(value.get(), "null" | r#""""#)) else {
@@ -63,7 +63,7 @@ impl<'a> Arguments<'a> {
     pub(crate) fn vm(&self, view: View) -> Option<Reference<VmKind>> {
         match view {
             View::Vm(id) => Some(Reference::Id(id)),
-            View::Whole => self.vm.clone(),
+            View::Whole(_) => self.vm.clone(),
         }
     }
 
@@ -192,6 +192,7 @@ mod tests {
     use nexus_schema::id::VmId;
 
     use super::*;
+    use crate::tools::Toolset;
 
     fn raw(text: &str) -> &RawValue {
         serde_json::from_str(text).unwrap()
@@ -200,8 +201,8 @@ mod tests {
     #[test]
     fn arguments_pass_raw_without_the_vm() {
         let text = r#"{"command":"é\n","vm":"web-1","timeout_s":7,"n":1.50}"#;
-        let arguments = Arguments::parse(Some(raw(text)), View::Whole).unwrap();
-        assert_eq!(arguments.vm(View::Whole).unwrap().to_string(), "web-1");
+        let arguments = Arguments::parse(Some(raw(text)), View::Whole(Toolset::ALL)).unwrap();
+        assert_eq!(arguments.vm(View::Whole(Toolset::ALL)).unwrap().to_string(), "web-1");
         let mut out = Vec::new();
         arguments.write(&mut out);
         assert_eq!(String::from_utf8(out).unwrap(), r#"{"command":"é\n","timeout_s":7,"n":1.50}"#);
@@ -219,7 +220,7 @@ mod tests {
             (r#"{"vm":"A b"}"#, "not a name"),
             (r#"{"vm":"a","vm":"b"}"#, "given twice"),
         ] {
-            let error = Arguments::parse(Some(raw(text)), View::Whole).unwrap_err();
+            let error = Arguments::parse(Some(raw(text)), View::Whole(Toolset::ALL)).unwrap_err();
             assert!(error.message.contains(says), "{error}");
         }
         let scoped = View::Vm(VmId::from_i64(9).unwrap());
@@ -237,7 +238,7 @@ mod tests {
             (r#"{"vm":"a","offset":1e999}"#, "offset: it has a number that is too large"),
             (r#"{"vm":"a","\ud800":1}"#, "the name of an argument has a lone surrogate"),
         ] {
-            let error = Arguments::parse(Some(raw(text)), View::Whole).unwrap_err();
+            let error = Arguments::parse(Some(raw(text)), View::Whole(Toolset::ALL)).unwrap_err();
             assert!(
                 error.to_string().starts_with("invalid_argument: ") && error.message.contains(says),
                 "{error}"

@@ -3,20 +3,24 @@
 mod publish;
 mod shape;
 mod text;
+mod toolset;
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use futures::future::BoxFuture;
 use nexus_core::link::result::Expected;
 use nexus_core::{CallContext, Nexus};
 use nexus_schema::arguments::Takes;
 use nexus_schema::tool::{self, GUEST_PREFIX, TimeLimit, VM_ARGUMENT};
-use nexus_schema::{Tool, ToolError, for_each_guest_tool, for_each_host_tool};
+use nexus_schema::{Tool, ToolError, ToolInfo, for_each_guest_tool, for_each_host_tool};
 use rmcp::model::{CallToolResult, JsonObject};
 
 pub use publish::INSTRUCTIONS;
-pub(crate) use publish::{SCOPED_INSTRUCTIONS, published};
+pub(crate) use publish::SCOPED_INSTRUCTIONS;
+use publish::published;
 pub(crate) use shape::error_result;
+pub use toolset::{Toolset, UnknownToolset};
 
 use crate::host::View;
 
@@ -51,7 +55,7 @@ impl GuestTool {
 
     /// Adds the tool's parameters to an error, for callers who know it under the host's name.
     pub(crate) fn explain(&self, mut error: ToolError, view: View) -> ToolError {
-        if view == View::Whole {
+        if let View::Whole(_) = view {
             let takes = (self.takes)().to_string();
             error.hint = Some(error.hint.map_or_else(|| takes.clone(), |hint| format!("{hint}\n{takes}")));
         }
@@ -60,7 +64,7 @@ impl GuestTool {
 
     /// Replaces the guest's tool name in an error's hint by the host's, for callers who know it under that name.
     pub(crate) fn rename(&self, error: &mut ToolError, view: View) {
-        let (View::Whole, Some(hint)) = (view, &mut error.hint) else { return };
+        let (View::Whole(_), Some(hint)) = (view, &mut error.hint) else { return };
         let (own, name) = (self.name, format!("{GUEST_PREFIX}{}", self.name));
         let takes = hint.replacen(&format!("{own} takes: "), &format!("{name} takes: {VM_ARGUMENT}, "), 1);
         *hint =
@@ -73,8 +77,26 @@ pub struct Registry {
     host: HashMap<&'static str, Run>,
     /// The guest's tools, by their name in the guest.
     guest: HashMap<&'static str, GuestTool>,
-    whole: Vec<rmcp::model::Tool>,
+    /// All of the host's endpoint, in the order in which they are shown.
+    whole: Vec<Published>,
+    /// The same for each set, made on first demand.
+    lists: Vec<OnceLock<Vec<rmcp::model::Tool>>>,
     scoped: Vec<rmcp::model::Tool>,
+}
+
+/// A tool of the host's endpoint.
+struct Published {
+    tool: rmcp::model::Tool,
+    /// A bit for each set that offers it, by [`Toolset::index`].
+    sets: u64,
+    /// The narrowest of them.
+    word: &'static str,
+}
+
+impl Published {
+    fn is_offered(&self, set: Toolset) -> bool {
+        self.sets >> set.index() & 1 == 1
+    }
 }
 
 impl Registry {
@@ -82,10 +104,12 @@ impl Registry {
     pub(crate) fn new() -> Self {
         let mut whole = nexus_schema::tools::host();
         whole.extend(nexus_schema::tools::guest_on_host());
+        whole.sort_by(|a, b| (Toolset::rank(&a.name), &a.name).cmp(&(Toolset::rank(&b.name), &b.name)));
         let mut registry = Self {
             host: HashMap::new(),
             guest: HashMap::new(),
-            whole: published(whole),
+            whole: whole.into_iter().map(offered).collect(),
+            lists: (0..Toolset::COUNT).map(|_| OnceLock::new()).collect(),
             scoped: published(nexus_schema::tools::guest()),
         };
         macro_rules! register_all {
@@ -137,37 +161,131 @@ impl Registry {
     /// The guest's tool that a view publishes as `published`, if there is one.
     pub(crate) fn guest_tool(&self, view: View, published: &str) -> Option<GuestTool> {
         let own = match view {
-            View::Whole => published.strip_prefix(nexus_schema::tool::GUEST_PREFIX)?,
+            View::Whole(set) => {
+                let own = published.strip_prefix(GUEST_PREFIX)?;
+                // All that anybody can call is in this one.
+                if set != Toolset::ALL && !self.find(published)?.is_offered(set) {
+                    return None;
+                }
+                own
+            }
             View::Vm(_) => published,
         };
         self.guest.get(own).copied()
     }
 
-    /// The tools of a view, sorted by name.
+    fn find(&self, name: &str) -> Option<&Published> {
+        self.whole.iter().find(|published| published.tool.name == name)
+    }
+
+    /// Why a set does not offer a tool; `None` if it does.
+    pub(crate) fn refusal(&self, set: Toolset, tool: &str) -> Option<String> {
+        match self.find(tool) {
+            Some(published) if published.is_offered(set) => None,
+            Some(Published { word, .. }) => Some(format!(
+                "tool {tool} is not offered here (tools={set}): connect to /mcp?tools={word}, or by `nexusctl mcp --tools {word}`"
+            )),
+            None => Some(format!("unknown tool: {tool}")),
+        }
+    }
+
+    /// The tools of a view; for agents the most important ones come first.
     pub fn list(&self, view: View) -> &[rmcp::model::Tool] {
         match view {
-            View::Whole => &self.whole,
+            View::Whole(set) => self.lists[set.index()].get_or_init(|| self.make_list(set)),
             View::Vm(_) => &self.scoped,
         }
     }
+
+    fn make_list(&self, set: Toolset) -> Vec<rmcp::model::Tool> {
+        let mut list = Vec::new();
+        for published in self.whole.iter().filter(|published| published.is_offered(set)) {
+            let mut tool = published.tool.clone();
+            if !set.shows_results() {
+                tool.output_schema = None;
+            }
+            list.push(tool);
+        }
+        list
+    }
+}
+
+fn offered(info: ToolInfo) -> Published {
+    let mut sets = 0;
+    for (index, set) in Toolset::every().enumerate() {
+        sets |= u64::from(set.offers(&info)) << index;
+    }
+    Published { word: Toolset::with(&info), sets, tool: publish::tool(info) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn set(words: &str) -> View {
+        View::Whole(words.parse().unwrap())
+    }
+
+    fn names(registry: &Registry, view: View) -> Vec<String> {
+        registry.list(view).iter().map(|tool| tool.name.to_string()).collect()
+    }
+
     #[test]
-    fn the_list_is_sorted_and_complete() {
+    fn lists_are_complete_and_what_is_not_in_them_is_refused() {
         let registry = Registry::new();
-        for view in [View::Whole, View::Vm(nexus_schema::id::VmId::from_i64(1).unwrap())] {
-            let names: Vec<_> = registry.list(view).iter().map(|t| t.name.to_string()).collect();
-            assert!(names.is_sorted(), "{names:?}");
-            assert!(names.len() <= 96);
-            for name in names {
-                let guest = registry.guest_tool(view, &name).is_some();
-                let host = view == View::Whole && registry.host.contains_key(&*name);
-                assert!(guest ^ host, "{name} is run by nobody, or by two");
+        let all = names(&registry, set("all"));
+        let count = nexus_schema::tools::host().len() + nexus_schema::tools::guest_on_host().len();
+        assert_eq!(all.len(), count);
+        for words in ["all", "work", "images", "drives", "admin", "read-only", "work,drives"] {
+            let View::Whole(toolset) = set(words) else { panic!("not of the whole") };
+            let list = names(&registry, set(words));
+            for name in &all {
+                let refusal = registry.refusal(toolset, name);
+                assert_eq!(list.contains(name), refusal.is_none(), "{words}: {refusal:?}");
+                let guest = registry.guest_tool(set(words), name).is_some();
+                let host = registry.host.contains_key(&**name);
+                assert_eq!(guest, !host && refusal.is_none(), "{name} is run by nobody, or by two");
             }
         }
+        let scoped = View::Vm(nexus_schema::id::VmId::from_i64(1).unwrap());
+        assert!(names(&registry, scoped).iter().all(|name| registry.guest_tool(scoped, name).is_some()));
+        let refused = registry.refusal(Toolset::WORK, "drive_resize").unwrap();
+        assert!(refused.contains("/mcp?tools=drives"), "{refused}");
+        assert_eq!(registry.refusal(Toolset::ALL, "x"), Some("unknown tool: x".to_owned()));
+    }
+
+    /// A client sends a model each tool's name, description and parameters. Tokenizers make a token of some 4 bytes of these texts (4.0 and 4.1
+    /// measured with two public ones); 3.6 leaves room for others.
+    #[test]
+    fn sets_cost_a_model_no_more_than_they_may() {
+        let registry = Registry::new();
+        for (words, tools_max, tokens_max, bytes_max) in [
+            ("work", 35, 12_000.0, 60_000),
+            ("images", 35, 9_000.0, 60_000),
+            ("drives", 35, 5_000.0, 60_000),
+            ("admin", 35, 5_000.0, 60_000),
+            ("read-only", 40, 9_000.0, 60_000),
+            ("all", 96, 25_000.0, 300_000),
+        ] {
+            let list = registry.list(set(words));
+            let of_model: usize = list
+                .iter()
+                .map(|tool| {
+                    let sent = serde_json::json!({
+                        "name": tool.name, "description": tool.description, "input_schema": tool.input_schema,
+                    });
+                    sent.to_string().len()
+                })
+                .sum();
+            let tokens = of_model as f64 / 3.6;
+            let bytes = serde_json::to_string(list).unwrap().len();
+            assert!(
+                list.len() <= tools_max && tokens <= tokens_max && bytes <= bytes_max,
+                "{words}: {} tools, {tokens:.0} tokens, {bytes} bytes",
+                list.len()
+            );
+        }
+        assert_eq!(registry.list(set("work"))[0].name, "vm_create");
+        assert_eq!(registry.list(set("work,drives"))[1].name, "guest_run_command");
     }
 }

@@ -10,8 +10,8 @@ pub const INSTRUCTIONS: &str = "\
 Nexus gives you Linux microVMs of your own: real machines with their own kernel and disk, apart from the host. Use one whenever \
 you want to run commands, build or test something, or try what must not touch the host. VMs reach the internet by a \
 proxy in their environment: apt, pip, git, npm and curl work. A result says what was refused by policy (the host, private networks) \
-and what to ask for; `network` of `vm_create` and `vm_update` sets it. Put what many VMs need into an image: `template_create` with `packages`, then `vm_create` \
-{\"from\":\"template:NAME\"}; or an OCI image, `{\"from\":\"oci:node:22\"}`; or copy files with `guest_file_write`.
+and what to ask for; `network` of `vm_create` and `vm_update` sets it. Other systems: any OCI image, `vm_create` {\"from\":\"oci:node:22\"}. \
+For images, templates with more packages (`template_create`), drives and settings there are more tools at `/mcp?tools=all`.
 
 Start: `vm_create {}` makes a Debian VM with Python, git and curl, starts it and waits until it is ready (`{\"from\":\"busybox\"}` boots fastest; \
 `name` is yours to choose). If the reply says `done: false`, call `op_get` with its `op_id` until it is done.
@@ -37,12 +37,13 @@ and what is typed to with `command_start`. A non-zero exit code is a normal resu
 to do next.";
 
 /// Tools in the form of MCP, sorted by name.
-pub(crate) fn published(mut infos: Vec<ToolInfo>) -> Vec<Tool> {
+pub(super) fn published(mut infos: Vec<ToolInfo>) -> Vec<Tool> {
     infos.sort_by(|a, b| a.name.cmp(&b.name));
     infos.into_iter().map(tool).collect()
 }
 
-fn tool(info: ToolInfo) -> Tool {
+/// A tool as MCP lists it.
+pub(super) fn tool(info: ToolInfo) -> Tool {
     let annotations = annotations(&info);
     let mut tool = Tool::new(info.name, info.description, Arc::new(info.input_schema));
     tool.title = Some(info.title);

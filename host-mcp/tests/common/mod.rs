@@ -24,6 +24,7 @@ use nexus_core::{CallRecord, Caller, GuestHandle, Nexus};
 use nexus_core::{Config, DriverSetting};
 use nexus_host::endpoint::{Endpoints, serve_unix};
 use nexus_host::host::{Guests, Host};
+use nexus_host::tools::Toolset;
 use nexus_schema::error::ErrorCode;
 use nexus_schema::id::{BootId, VmId, VmKind};
 use nexus_schema::link::Configure;
@@ -169,7 +170,8 @@ impl Rig {
         let state = tempfile::tempdir().unwrap();
         let nexus = Nexus::open(config(state.path())).await.unwrap();
         let stop = CancellationToken::new();
-        let endpoints = Endpoints::new(Host::with_guests(nexus, Box::new(guests.clone())), stop.clone());
+        let endpoints =
+            Endpoints::new(Host::with_guests(nexus, Box::new(guests.clone())), Toolset::ALL, stop.clone());
         serve_unix(&endpoints, state.path(), SOCKET).unwrap();
         Self { guest, guests, endpoints, state, stop }
     }

@@ -61,6 +61,7 @@ impl Place {
             .env_clear()
             .env("HOME", self.directory.path())
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("NEXUS_TOOLS", "all")
             .envs(settings.iter().copied())
             .arg("--state-dir")
             .arg(&self.state)

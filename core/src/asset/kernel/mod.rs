@@ -115,6 +115,27 @@ pub fn import_kernel(file: &Path, into: &Path, sha256: Option<&str>) -> Result<K
     let expected = sha256
         .map(|text| text.parse::<Sha256>().map_err(|_| AssetError::NotADigest { text: text.to_owned() }))
         .transpose()?;
+    let kernel = file.display().to_string();
+    let bytes = read(file)?;
+    if let Some(expected) = expected {
+        let found = Sha256::of(&bytes);
+        if found != expected {
+            return Err(AssetError::Checksum { what: kernel, expected, found });
+        }
+    }
+    let verified = if expected.is_some() { Verified::Checksum } else { Verified::None };
+    let provenance = Provenance { origin: kernel, version: None, verified };
+    install(&bytes, &Modules::default(), &[], None, provenance, into)
+}
+
+/// Refuses a file that is no kernel, by the start of what is in it; what is packed stays so.
+pub(crate) fn check_kernel(file: &Path) -> Result<(), AssetError> {
+    let kernel = file.display().to_string();
+    examine(&read(file)?).map(drop).map_err(|problem| AssetError::Kernel { kernel, problem })
+}
+
+/// The bytes of a kernel on the host.
+fn read(file: &Path) -> Result<Vec<u8>, AssetError> {
     let doing = AssetError::io("read a kernel");
     let kernel = file.display().to_string();
     let opened = match given::open_file(file) {
@@ -128,15 +149,7 @@ pub fn import_kernel(file: &Path, into: &Path, sha256: Option<&str>) -> Result<K
         KernelProblem::Damaged(e) => doing(e),
         problem => AssetError::Kernel { kernel: kernel.clone(), problem },
     })?;
-    if let Some(expected) = expected {
-        let found = Sha256::of(&bytes);
-        if found != expected {
-            return Err(AssetError::Checksum { what: kernel, expected, found });
-        }
-    }
-    let verified = if expected.is_some() { Verified::Checksum } else { Verified::None };
-    let provenance = Provenance { origin: kernel, version: None, verified };
-    install(&bytes, &Modules::default(), &[], None, provenance, into)
+    Ok(bytes)
 }
 
 /// Whether a file is an ELF program for this machine.

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::session::{Fate, Session};
 use self::stdio::{Input, Output};
 use super::App;
-use super::connect::{self, Stream};
+use super::connect::{self, Seen, Stream};
 use super::error::Error;
 use super::launch;
 use crate::busy_poll::{BusyPoll, Crowd};
@@ -63,11 +63,17 @@ const GONE_CHECK: Duration = Duration::from_millis(50);
 type DaemonReader = LineReader<duplex::Reader>;
 
 /// Runs the bridge until the client disconnects.
-pub(super) async fn run(app: &App, vm: Option<String>, start: bool) -> Result<u8, Error> {
+pub(super) async fn run(
+    app: &App,
+    vm: Option<String>,
+    tools: Option<String>,
+    start: bool,
+) -> Result<u8, Error> {
     let stdio = stdio::take().map_err(|source| Error::Input { source })?;
     let bridge = Bridge {
         app,
         vm,
+        tools,
         start,
         session: RefCell::default(),
         queue: RefCell::default(),
@@ -95,6 +101,8 @@ pub(super) async fn run(app: &App, vm: Option<String>, start: bool) -> Result<u8
 struct Bridge<'a> {
     app: &'a App,
     vm: Option<String>,
+    /// The tools to offer, where the client says so.
+    tools: Option<String>,
     start: bool,
     session: RefCell<Session>,
     queue: RefCell<VecDeque<Vec<u8>>>,
@@ -281,7 +289,8 @@ impl Bridge<'_> {
     }
 
     async fn dial(&self) -> Result<Stream, Error> {
-        connect::open(&self.app.socket()?, self.vm.as_deref()).await
+        let seen = self.vm.as_deref().map_or_else(|| Seen::Daemon(self.tools.as_deref()), Seen::Vm);
+        connect::open(&self.app.socket()?, seen).await
     }
 
     /// Serves one daemon until it disconnects.
