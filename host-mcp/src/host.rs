@@ -94,7 +94,7 @@ impl Host {
 /// What an endpoint offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum View {
-    /// Nexus, with these of its tools.
+    /// The whole of Nexus, with this set of tools.
     Whole(Toolset),
     /// The inside of one VM: its tools, unprefixed, without a `vm` argument.
     Vm(VmId),

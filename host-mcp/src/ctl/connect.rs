@@ -36,16 +36,16 @@ pub(crate) struct Stream {
     pub(crate) head: Bytes,
 }
 
-/// What a client wants to see.
+/// The view that a client connects to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Seen<'a> {
-    /// The daemon, with a set of its tools; `None` for the set that is configured.
+    /// The daemon, with a set of its tools; `None` for the configured set.
     Daemon(Option<&'a str>),
     /// The inside of a VM.
     Vm(&'a str),
 }
 
-/// All of the daemon's tools.
+/// The daemon with all its tools.
 pub(crate) const ALL: Seen<'static> = Seen::Daemon(Some("all"));
 
 /// Opens a stream to the daemon.

@@ -66,7 +66,7 @@ pub struct Endpoints(Arc<Inner>);
 
 struct Inner {
     host: Host,
-    /// The tools of clients that choose none.
+    /// The set of tools for clients that choose none.
     tools: Toolset,
     stop: CancellationToken,
     /// Open streams: they end by themselves when the daemon stops.
@@ -90,7 +90,7 @@ impl std::fmt::Debug for Endpoints {
 }
 
 impl Endpoints {
-    /// The endpoints of a host, with the tools of clients that choose none; all of them end when `stop` is cancelled.
+    /// The endpoints of a host, with the set of tools for clients that choose none. All of them end when `stop` is cancelled.
     pub fn new(host: Host, tools: Toolset, stop: CancellationToken) -> Self {
         Self(Arc::new(Inner {
             host,
@@ -166,11 +166,11 @@ impl Endpoints {
         }
     }
 
-    /// The tools that a query asks for; without one those of the configuration.
+    /// The set of tools in a query; by default the configured one.
     fn toolset(&self, query: Option<&str>) -> Result<Toolset, ToolError> {
         let mut chosen = query.unwrap_or_default().split('&').filter_map(|pair| pair.strip_prefix("tools="));
         let Some(words) = chosen.next() else { return Ok(self.0.tools) };
-        // A comma is often written as its code.
+        // A comma is often percent-encoded.
         let set = words.replace("%2C", ",").replace("%2c", ",").parse();
         set.map_err(|error: UnknownToolset| ToolError::invalid(error.to_string()))
     }

@@ -77,9 +77,9 @@ pub struct Registry {
     host: HashMap<&'static str, Run>,
     /// The guest's tools, by their name in the guest.
     guest: HashMap<&'static str, GuestTool>,
-    /// All of the host's endpoint, in the order in which they are shown.
+    /// All tools of the host's endpoint, in display order.
     whole: Vec<Published>,
-    /// The same for each set, made on first demand.
+    /// The list of each set, made on first use.
     lists: Vec<OnceLock<Vec<rmcp::model::Tool>>>,
     scoped: Vec<rmcp::model::Tool>,
 }
@@ -87,9 +87,9 @@ pub struct Registry {
 /// A tool of the host's endpoint.
 struct Published {
     tool: rmcp::model::Tool,
-    /// A bit for each set that offers it, by [`Toolset::index`].
+    /// One bit for each set that offers it, by [`Toolset::index`].
     sets: u64,
-    /// The narrowest of them.
+    /// The smallest of these sets.
     word: &'static str,
 }
 
@@ -163,7 +163,7 @@ impl Registry {
         let own = match view {
             View::Whole(set) => {
                 let own = published.strip_prefix(GUEST_PREFIX)?;
-                // All that anybody can call is in this one.
+                // This set contains every callable tool.
                 if set != Toolset::ALL && !self.find(published)?.is_offered(set) {
                     return None;
                 }
@@ -254,8 +254,8 @@ mod tests {
         assert_eq!(registry.refusal(Toolset::ALL, "x"), Some("unknown tool: x".to_owned()));
     }
 
-    /// A client sends a model each tool's name, description and parameters. Tokenizers make a token of some 4 bytes of these texts (4.0 and 4.1
-    /// measured with two public ones); 3.6 leaves room for others.
+    /// A client sends each tool's name, description and parameters to its model. Tokenizers make one token of some 4 bytes of
+    /// these texts (4.0 and 4.1 measured with two public ones); 3.6 leaves a margin for others.
     #[test]
     fn sets_cost_a_model_no_more_than_they_may() {
         let registry = Registry::new();

@@ -42,7 +42,7 @@ pub(super) fn published(mut infos: Vec<ToolInfo>) -> Vec<Tool> {
     infos.into_iter().map(tool).collect()
 }
 
-/// A tool as MCP lists it.
+/// A tool in the form of MCP.
 pub(super) fn tool(info: ToolInfo) -> Tool {
     let annotations = annotations(&info);
     let mut tool = Tool::new(info.name, info.description, Arc::new(info.input_schema));

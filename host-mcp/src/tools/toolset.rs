@@ -1,5 +1,5 @@
-//! Which of the tools an endpoint offers: `/mcp?tools=work,drives`. A model pays for each tool that it is shown, so that by default it is
-//! shown what work in VMs takes.
+//! The sets of tools that an endpoint offers: `/mcp?tools=work,drives`. Every offered tool costs a model tokens, so the default
+//! set has only the tools for work in VMs.
 
 use std::fmt;
 use std::str::FromStr;

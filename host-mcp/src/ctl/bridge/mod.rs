@@ -101,7 +101,7 @@ pub(super) async fn run(
 struct Bridge<'a> {
     app: &'a App,
     vm: Option<String>,
-    /// The tools to offer, where the client says so.
+    /// The set of tools to offer, if the client chose one.
     tools: Option<String>,
     start: bool,
     session: RefCell<Session>,
