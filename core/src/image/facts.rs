@@ -18,9 +18,9 @@ pub(crate) const OS_RELEASE_MAX: u64 = 64 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InitSystem {
-    /// OpenRC (with its own init or BusyBox's).
+    /// systemd.
     Systemd,
-    /// OpenRC (by its own init or BusyBox's).
+    /// OpenRC (with its own init or BusyBox's).
     OpenRc,
     /// BusyBox's init.
     BusyBox,

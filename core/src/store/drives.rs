@@ -39,9 +39,9 @@ pub struct DriveRecord {
 pub struct Attachment {
     /// The VM that has the drive.
     pub vm: VmId,
-    /// Its mount point in the guest; never set for a root drive.
+    /// Its position among that VM's drives; 0 is the root drive.
     pub position: u32,
-    /// Where the guest mounts it; never for a root drive.
+    /// Its mount point in the guest; never set for a root drive.
     pub mount: Option<String>,
 }
 

@@ -169,7 +169,7 @@ pub enum HelperProblem {
     /// It is not installed.
     #[error("no such program is in the PATH of nexusd")]
     Missing,
-    /// It could not be run.
+    /// It could not be run, or timed out.
     #[error("{}", nexus_schema::error::chain(.0))]
     Program(Box<ProgramError>),
     /// It exited with an error.
