@@ -1,17 +1,17 @@
-# What a user or a developer does with a clone of Nexus. `make help` lists it.
+# The tasks of users and developers in a clone of Nexus; `make help` lists them.
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
-# Where `make demo` and `make run` keep everything; a second run finds its kernel and images there.
+# The directory of `make demo` and `make run`; a second run reuses its kernel and images.
 DEMO_DIR ?= $(CURDIR)/target/demo
 RUN_DIR ?= $(CURDIR)/target/run
 
-# Rust as `make setup` installs it, also in a shell that does not know of it yet.
+# Finds the Rust that `make setup` installs, even in a shell that was started before.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
-# Where systemd looks for both, also below ~/.local.
+# Where systemd looks for units, also below ~/.local.
 SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 
@@ -50,7 +50,7 @@ test: setup-test ## every test, those with real virtual machines included
 e2e: setup-test ## only the tests with real virtual machines
 	@.ci/test e2e
 
-# KERNEL=NAME is what the asset is called. Not part of `make test`.
+# KERNEL=NAME is the name of the asset. Not part of `make test`.
 kernel: ## build the fast microVM kernel from the distribution's source, ten processor minutes, and import it
 	@.ci/kernel
 	@.ci/kernel import $(KERNEL)
@@ -62,11 +62,11 @@ e2e-kernel: setup-test ## boot the microVM kernel (built if it is not there) nex
 e2e-docker: setup-test ## run a container in a virtual machine; makes an image with docker.io first, some minutes
 	@.ci/test docker
 
-# Not part of `make test`: it downloads 200 MB of Python packages the first time.
+# Not part of `make test`, because it downloads 200 MB of Python packages the first time.
 e2e-harnesses: setup-harnesses ## Inspect, Harbor and the OpenAI Agents SDK with VMs as their sandboxes, by their own checks
 	@.ci/test harnesses
 
-# Not part of `make test`: what it tries is different each time.
+# Not part of `make test`, because its inputs are random.
 fuzz: setup-fuzz ## what reads from guests, clients and models, each for a minute
 	@.ci/fuzz
 
@@ -78,7 +78,7 @@ run: release ## a daemon in the foreground, with state of its own under target/r
 	@echo "from another shell: NEXUS_RUNTIME_DIR=$(RUN_DIR)/run $(TARGET)/release/nexusctl status"
 	NEXUS_STATE_DIR=$(RUN_DIR)/state NEXUS_RUNTIME_DIR=$(RUN_DIR)/run $(TARGET)/release/nexusd
 
-# BENCH="boot --runs 30" measures only that; `target/release/bench --help` has the words.
+# BENCH="boot --runs 30" runs only that measurement; `target/release/bench --help` lists the options.
 bench: setup-bench ## measure; prints the tables of docs/benchmarks.md
 	$(CARGO) build --locked --release -p nexus-host -p nexus-tests --bins
 	@$(TARGET)/release/bench $(BENCH)
@@ -86,7 +86,7 @@ bench: setup-bench ## measure; prints the tables of docs/benchmarks.md
 audit: ## licences, sources and known vulnerabilities of the dependencies, by cargo-deny
 	@.ci/audit
 
-# Under sudo nothing is compiled: root may have no Rust, and would leave root's files in target/.
+# Compiles nothing under sudo: root may have no Rust, and would leave files of root in target/.
 install: $(if $(SUDO_USER),,release) ## binaries and systemd units to PREFIX (/usr/local)
 	@[ -x $(TARGET)/release/nexusd ] || { echo "first, without sudo: make release"; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(SYSTEM_UNITS) $(USER_UNITS)

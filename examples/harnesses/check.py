@@ -32,7 +32,7 @@ CHECKS = {
     "harbor": ["check.py"],
 }
 IMAGES = ("debian", "busybox")
-# Software emulation on a busy machine; kernel and images the first time.
+# Timeouts for software emulation on a busy machine; the first run also makes kernel and images.
 START_S, CHECK_S, SEED_S = 60, 1800, 1800
 
 

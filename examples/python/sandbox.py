@@ -73,7 +73,7 @@ async def run(client, script, image):
         if any(entry["path"] == "result" for entry in listed["entries"]):
             kept = await call(client, "guest_file_read", vm=vm["id"], path="/srv/job/result")
             print(stream(kept, "content"), end="")
-        return facts.get("exit_code", 1)  # none when a signal ended it
+        return facts.get("exit_code", 1)  # missing if a signal ended it
     finally:
         await call(client, "vm_delete", vm=vm["id"], force=True)
 
@@ -84,7 +84,7 @@ def server(url):
         token = os.environ["NEXUS_HTTP_TOKEN"]
         http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=120)
         return streamable_http_client(url, http_client=http)
-    # The SDK hands only a few variables on; those of Nexus say where its daemon is, if not in the usual place.
+    # The SDK passes only a few variables on; those of Nexus say where its daemon is, if not in the default place.
     env = {name: value for name, value in os.environ.items() if name.startswith("NEXUS_")}
     return StdioServerParameters(command="nexusctl", args=["mcp"], env=env)
 

@@ -1,4 +1,4 @@
-//! A small MCP client: JSON lines over the standard streams of a child process. It knows no more of Nexus than any client.
+//! A small MCP client: JSON lines over the standard streams of a child process. Nothing in it is specific to Nexus.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -13,49 +13,49 @@ use serde_json::{Value, json};
 
 use crate::show;
 
-/// How long the server may take to answer one request; long work answers earlier and is asked after.
+/// The timeout for one answer; long work answers earlier and is polled.
 const ANSWER: Duration = Duration::from_mins(2);
-/// How long the server may take to end once its input is closed.
+/// How long the server may take to exit after its input was closed.
 const END: Duration = Duration::from_secs(30);
 
-/// Why a conversation cannot go on.
+/// Why a conversation failed.
 pub enum ClientError {
-    /// A file or process of its own.
+    /// A local file or process failed.
     Io {
         /// What was tried.
         what: String,
         /// Why it failed.
         source: io::Error,
     },
-    /// The server ended; what it wrote last.
+    /// The server exited; the end of its log.
     Gone {
         /// The end of its log.
         log: String,
     },
-    /// The server took too long.
+    /// The server timed out.
     Silent {
-        /// What was asked.
+        /// The request's method.
         method: String,
     },
     /// The server answered with a protocol error.
     Protocol {
-        /// What was asked.
+        /// The request's method.
         method: String,
         /// The answer.
         error: Value,
     },
-    /// A tool said no.
+    /// A tool returned an error.
     Tool {
-        /// Which tool.
+        /// The tool.
         tool: String,
-        /// What it said.
+        /// Its message.
         said: String,
     },
-    /// A result was not what it must be.
+    /// A result is not as expected.
     Unexpected {
-        /// What it must be.
+        /// What was expected.
         wanted: String,
-        /// What it was.
+        /// The actual result.
         got: String,
     },
 }
@@ -78,7 +78,7 @@ fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> ClientError {
     move |source| ClientError::Io { what, source }
 }
 
-/// One connection, and the server at its other end.
+/// A connection to a server.
 pub struct Client {
     server: Child,
     input: Option<ChildStdin>,
@@ -88,19 +88,19 @@ pub struct Client {
     counts: Counts,
 }
 
-/// What calls of tools cost.
+/// The cost of tool calls.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
-    /// How many there were.
+    /// The number of calls.
     pub calls: u64,
     /// The bytes of their names and arguments.
     pub sent: usize,
-    /// The bytes of what a model would be shown of their results: the structured part where there is one, else the texts.
+    /// The bytes of their results that a model would see: the structured part if there is one, else the texts.
     pub shown: usize,
 }
 
 impl Client {
-    /// Starts the server with everything that it keeps under `directory`.
+    /// Starts the server with all its files under `directory`.
     pub fn start(nexusd: &Path, directory: &Path) -> Result<Self, ClientError> {
         fs::create_dir_all(directory).map_err(io(format!("create {}", directory.display())))?;
         let directory = fs::canonicalize(directory).map_err(io(format!("find {}", directory.display())))?;
@@ -130,7 +130,7 @@ impl Client {
         Ok(Self { server, input, answers, log, last_id: 0, counts: Counts::default() })
     }
 
-    /// Says who is there, and who answers.
+    /// Opens the session and prints who answers.
     pub fn greet(&mut self, name: &str) -> Result<Value, ClientError> {
         let hello = self.request(
             "initialize",
@@ -144,12 +144,12 @@ impl Client {
         Ok(hello)
     }
 
-    /// How many calls of tools there were, and how many bytes they and their results had.
+    /// The number of tool calls so far, and the bytes that they and their results took.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// Sends a request and waits for its answer; progress that comes meanwhile is shown.
+    /// Sends a request and waits for its answer; shows progress meanwhile.
     pub fn request(&mut self, method: &str, params: Value) -> Result<Value, ClientError> {
         self.last_id += 1;
         let id = self.last_id;
@@ -183,7 +183,7 @@ impl Client {
         self.send(&json!({ "jsonrpc": "2.0", "method": method }))
     }
 
-    /// Calls a tool, with question and answer shown.
+    /// Calls a tool; prints the call and its result.
     pub fn call(&mut self, tool: &str, arguments: Value) -> Result<Value, ClientError> {
         show::question(tool, &arguments);
         let started = Instant::now();
@@ -207,7 +207,7 @@ impl Client {
         Ok(result)
     }
 
-    /// Calls a tool that starts long work, and asks after it until it is done. Returns the outcome.
+    /// Calls a tool that starts long work, and polls until it is done. Returns the outcome.
     pub fn call_to_the_end(
         &mut self,
         tool: &str,
@@ -228,7 +228,7 @@ impl Client {
         Ok(outcome)
     }
 
-    /// Closes the connection, whereupon the server ends.
+    /// Closes the connection, which stops the server.
     pub fn finish(mut self) -> Result<(), ClientError> {
         self.input = None;
         match self.answers.recv_timeout(END) {
@@ -256,7 +256,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        // After a failure: the daemon ends when its input does.
+        // After a failure: closing its input stops the daemon.
         self.input = None;
     }
 }

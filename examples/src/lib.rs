@@ -1,4 +1,4 @@
-//! What the examples in Rust share: a small MCP client, and how its conversation looks.
+//! Shared by the Rust examples: a small MCP client, and the output of its conversation.
 
 #![expect(clippy::print_stdout, reason = "to be read is these programs' purpose")]
 

@@ -1,4 +1,4 @@
-//! How the conversation looks on a terminal and in a file.
+//! Prints the conversation to a terminal or a file.
 
 use std::cell::{Cell, RefCell};
 use std::io::{IsTerminal, Write, stdout};
@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// More of one message is not shown.
+/// The maximum length of a message; the rest is cut.
 const WIDTH: usize = 400;
-/// How wide lines of facts are.
+/// The width of lines of facts.
 const FACTS_WIDTH: usize = 100;
-/// What is shown of a virtual machine.
+/// The facts of a virtual machine that are shown.
 const OF_A_VM: [&str; 9] = ["name", "id", "state", "kernel", "vcpus", "memory", "driver", "accel", "boot_id"];
-/// More lines of one text are not shown.
+/// The maximum number of lines of a text; the rest is cut.
 const LINES: usize = 12;
 
-/// More of a progress line would wrap on a narrow terminal, and could not be written over.
+/// The maximum length of a progress line: a longer one would wrap on a narrow terminal and could not be overwritten.
 const PROGRESS_WIDTH: usize = 70;
 
 thread_local! {
-    /// The last step that was printed where there is no terminal.
+    /// The last step that was printed without a terminal.
     static STEP: RefCell<String> = const { RefCell::new(String::new()) };
-    /// Whether a progress line stands on the terminal, to be written over.
+    /// Whether the terminal currently shows a progress line, which will be overwritten.
     static PROGRESS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -33,22 +33,22 @@ fn paint(code: &str, text: &str) -> String {
     }
 }
 
-/// What comes next.
+/// Announces the next step.
 pub fn step(text: &str) {
     println!("\n{}", paint("1", &format!("# {text}")));
 }
 
-/// A remark.
+/// Prints a remark.
 pub fn note(text: &str) {
     println!("{}", paint("2", &format!("  {text}")));
 }
 
-/// A tool call.
+/// Prints a tool call.
 pub fn question(tool: &str, arguments: &Value) {
     println!("{} {} {}", paint("36", "->"), paint("1", tool), abridged(&arguments.to_string()));
 }
 
-/// An answer that is not a tool's.
+/// Prints an answer that is not a tool's.
 pub fn answer(value: &Value, took: Duration) {
     println!(
         "{} {} {}",
@@ -58,7 +58,7 @@ pub fn answer(value: &Value, took: Duration) {
     );
 }
 
-/// A tool's result: what a model would be shown.
+/// Prints a tool's result, as a model would see it.
 pub fn result(result: &Value, took: Duration) {
     let mut arrow = paint("32", "<-");
     let structured = &result["structuredContent"];
@@ -84,8 +84,8 @@ pub fn result(result: &Value, took: Duration) {
     println!("   {}", paint("2", &format!("({})", human(took))));
 }
 
-/// What a structured result says, in lines that fit a terminal: its plain values, and of work that is done those of the result;
-/// of a virtual machine the few that tell most.
+/// The plain values of a structured result, in lines that fit a terminal: for finished work those of its result, for a virtual
+/// machine the most important ones.
 fn facts(value: &Value) -> Vec<String> {
     let Value::Object(fields) = value else { return vec![abridged(&value.to_string())] };
     let result = fields.get("result").filter(|result| result.is_object());
@@ -125,24 +125,24 @@ fn wrapped(words: &[impl AsRef<str>]) -> Vec<String> {
     lines
 }
 
-/// What is said by the way, as a list.
+/// Prints side notes as a list.
 pub fn notes(title: &str, words: &[&str]) {
     note(title);
     wrapped(words).iter().for_each(|line| note(&format!("  {line}")));
 }
 
-/// How far long work is: written over on a terminal, a line each elsewhere.
+/// Shows the progress of long work: overwritten in place on a terminal, one line each elsewhere.
 pub fn progress(params: &Value) {
     let message = params["message"].as_str().unwrap_or("working");
     if stdout().is_terminal() {
         let columns = message.chars().take(PROGRESS_WIDTH).collect::<String>();
         print!("\r\x1b[K{}", paint("2", &format!("   ... {columns}")));
-        // Nothing depends on it that the line is seen at once.
+        // It does not matter if the line appears late.
         let _shown = stdout().flush();
         PROGRESS.set(true);
         return;
     }
-    // Without the figure behind it, and once: a file is read later.
+    // Without the count, and only once per step, because a file is read later.
     let step = message.split(':').next().unwrap_or(message);
     if STEP.with_borrow_mut(|last| {
         last != step && {
@@ -161,7 +161,7 @@ pub fn end_progress() {
     }
 }
 
-/// Where the time of a boot went, as the VM's own details tell.
+/// Prints the timings of a boot, from the VM's own details.
 pub fn boot(vm: &Value, timings: &mut Timings) {
     for (key, what) in [
         ("plan_ms", "  of which drive and plan"),
@@ -201,12 +201,12 @@ pub struct Timings {
 }
 
 impl Timings {
-    /// One step.
+    /// Adds a step.
     pub fn note(&mut self, what: &str, took: Duration) {
         self.rows.push((what.to_owned(), took));
     }
 
-    /// All of them.
+    /// Prints all steps.
     pub fn print(&self) {
         step("how long it took");
         for (what, took) in &self.rows {

@@ -21,7 +21,7 @@ class ToolError extends Error {}
 
 /** Calls a tool and returns its result. */
 async function call(client: Client, name: string, args: Record<string, unknown>): Promise<CallToolResult> {
-  // Calls answer within a minute, but a busy machine may take longer; by default the SDK gives up after a minute.
+  // Calls answer within a minute, but a busy machine may take longer. The SDK's default timeout is one minute.
   const options = { timeout: 120_000 };
   const result = CallToolResultSchema.parse(
     await client.callTool({ name, arguments: args }, CallToolResultSchema, options),
@@ -82,7 +82,7 @@ async function run(client: Client, script: string, image?: string): Promise<numb
       const kept = await call(client, "guest_file_read", { vm: vm.id, path: "/srv/job/result" });
       process.stdout.write(stream(kept, "content"));
     }
-    return facts.exit_code ?? 1; // none when a signal ended it
+    return facts.exit_code ?? 1; // missing if a signal ended it
   } finally {
     await call(client, "vm_delete", { vm: vm.id, force: true });
   }
@@ -94,7 +94,7 @@ function server(url?: string) {
     const headers = { Authorization: `Bearer ${process.env["NEXUS_HTTP_TOKEN"]}` };
     return new StreamableHTTPClientTransport(new URL(url), { requestInit: { headers } });
   }
-  // The SDK hands only a few variables on; those of Nexus say where its daemon is, if not in the usual place.
+  // The SDK passes only a few variables on; those of Nexus say where its daemon is, if not in the default place.
   const own = Object.entries(process.env).filter(([name]) => name.startsWith("NEXUS_"));
   const env = { ...getDefaultEnvironment(), ...(Object.fromEntries(own) as Record<string, string>) };
   return new StdioClientTransport({ command: "nexusctl", args: ["mcp"], env });

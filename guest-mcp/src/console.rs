@@ -1,4 +1,4 @@
-//! What the guest has to say to people: lines on stderr, which is the console in a VM.
+//! Messages of the guest for people: lines on stderr, which is the console in a VM.
 
 use std::error::Error;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use rustix::system::RebootCommand;
 
-/// Writes one line. A console that is gone is nobody's error.
+/// Writes one line. A missing console is not an error.
 pub(crate) fn say(line: fmt::Arguments<'_>) {
     let mut text = String::from("nexus-guest: ");
     // Writing into a `String` cannot fail.
@@ -16,13 +16,13 @@ pub(crate) fn say(line: fmt::Arguments<'_>) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// Waits until the console has what was written.
+/// Waits until the console has printed everything.
 pub(crate) fn flush() {
     // Not every console is a terminal.
     let _ = nix::sys::termios::tcdrain(std::io::stderr());
 }
 
-/// Says why PID 1 cannot go on, and ends the VM.
+/// Prints why PID 1 cannot continue, and ends the VM.
 pub(crate) fn last_words(error: &dyn Error) -> ExitCode {
     say(format_args!("cannot boot: {}", nexus_schema::error::chain(error)));
     flush();

@@ -1,4 +1,4 @@
-//! What a guest needs to know of ext4: who a filesystem is, and how it grows.
+//! What a guest needs from ext4: identifying a filesystem, and growing it.
 //!
 //! Layout of the superblock: Documentation/filesystems/ext4/super.rst of the kernel.
 
@@ -9,10 +9,10 @@ use std::path::Path;
 
 use crate::sys::resize_ext4;
 
-/// Where a filesystem's superblock is on its device.
+/// The offset of the superblock on its device.
 pub(crate) const SUPERBLOCK_AT: u64 = 1024;
 
-/// What is needed of an ext4 superblock.
+/// The fields needed from an ext4 superblock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Superblock {
     blocks: u64,
@@ -28,7 +28,7 @@ impl Superblock {
         Self::parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no ext4 superblock"))
     }
 
-    /// The UUID of the filesystem; `None` if it is no ext4.
+    /// The UUID of the filesystem; `None` if it is not ext4.
     pub(crate) fn uuid(bytes: &[u8; 1024]) -> Option<[u8; 16]> {
         Self::parse(bytes)?;
         bytes[0x68..0x78].try_into().ok()
@@ -60,13 +60,13 @@ impl Superblock {
 
 /// Grows a mounted filesystem to the size of its device.
 ///
-/// The kernel itself goes on with meta_bg once the blocks reserved for group descriptors are used up.
+/// Once the reserved group descriptor blocks are used up, the kernel continues with meta_bg.
 pub(crate) fn grow(device: &Path, mounted_at: &Path) -> io::Result<()> {
     let mut drive = File::open(device)?;
     let size = drive.seek(SeekFrom::End(0))?;
     let before = Superblock::read(&drive)?;
     let wanted = size / before.block_size;
-    // A last group that would be smaller than its own bookkeeping is not made.
+    // The kernel does not add a last group that is smaller than its own metadata.
     let is_enough = |blocks: u64| blocks.saturating_add(before.blocks_per_group) > wanted;
     if wanted <= before.blocks || (is_enough(before.blocks) && wanted - before.blocks < 1024) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! As whom something is done: a user of the root filesystem, by whose rights a thread or a child works.
+//! The user of the root filesystem whose rights a thread or a child process uses.
 
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
@@ -10,24 +10,24 @@ use crate::tools::agent_failed;
 
 /// The word for the user that the image names.
 const IMAGE: &str = "image";
-/// The stack of a thread with a user's rights, in bytes: trees are walked on it.
+/// The stack size of a thread with a user's rights, in bytes; it must suffice for walking trees.
 const STACK: usize = 1 << 20;
 
-/// Whom something is done as.
+/// A user to run something as.
 #[derive(Debug)]
 pub(crate) struct Identity {
-    /// The login name, or the number where no database knows it.
+    /// The login name, or the number if no database has it.
     pub(crate) name: String,
     /// The home directory.
     pub(crate) home: String,
     /// The login shell; empty for the default.
     pub(crate) shell: String,
-    /// `None`: as whom the agent itself runs.
+    /// `None` means the agent's own user.
     pub(crate) credentials: Option<Credentials>,
 }
 
 impl Identity {
-    /// Who is meant by a name, a number, `USER:GROUP` of both, or `image`; without, as whom the agent itself runs.
+    /// Resolves a name, a number, `USER:GROUP` of both, or `image`; by default the agent's own user.
     pub(crate) fn resolve(
         wanted: Option<&str>,
         of_image: Option<&str>,
@@ -56,7 +56,7 @@ impl Identity {
         Ok(Self { name, home, shell, credentials })
     }
 
-    /// Does `work` with the rights of this user, in a thread of its own where these are not the agent's.
+    /// Runs `work` with the rights of this user, on a separate thread if they differ from the agent's.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, ToolError> {
         let Some(credentials) = &self.credentials else { return Ok(work()) };
         let fail = |error: std::io::Error| {
@@ -77,8 +77,8 @@ impl Identity {
     }
 }
 
-/// Gives this thread, and what it starts, another user's rights for all that concerns files. The kernel takes every capability of
-/// a thread whose effective user is no longer root. The real user stays: else that user could send this process signals.
+/// Gives this thread, and what it starts, another user's rights for file access. The kernel removes all capabilities from a
+/// thread whose effective user is no longer root. The real user stays the same: otherwise that user could send signals to this process.
 fn take(to: &Credentials) -> Result<(), rustix::io::Errno> {
     let groups: Vec<Gid> = to.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     rustix::thread::set_thread_groups(&groups)?;
@@ -111,7 +111,7 @@ fn number(text: &str) -> Option<u32> {
     text.parse().ok().filter(|number| *number != u32::MAX)
 }
 
-/// A user that no database knows.
+/// A user without a database entry.
 fn nameless(uid: u32) -> User {
     let (name, home) = if uid == 0 { ("root".to_owned(), "/root") } else { (uid.to_string(), "/") };
     User { name, uid, gid: uid, home: home.to_owned(), shell: String::new() }

@@ -1,4 +1,4 @@
-//! `nexusd --stdio` beside a running daemon: stdin and stdout pumped to the daemon's stream.
+//! `nexusd --stdio` beside a running daemon: forwards stdin and stdout to the daemon's stream.
 
 use std::io;
 use std::path::Path;
@@ -10,12 +10,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 
 use crate::endpoint::STREAM_PROTOCOL;
 
-/// The longest answer to the request for a stream, in bytes.
+/// The longest response to the upgrade request, in bytes.
 const HEAD_MAX: usize = 8 << 10;
-/// How often a client that has sent its last line is looked at.
+/// How often to check for a client that has sent its last line.
 const GONE_CHECK: Duration = Duration::from_millis(50);
 
-/// Pumps until either side ends.
+/// Forwards until either side ends.
 pub(crate) async fn pump(socket: &Path) -> ExitCode {
     match try_pump(socket).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -26,7 +26,7 @@ pub(crate) async fn pump(socket: &Path) -> ExitCode {
     }
 }
 
-/// Ends when nobody reads stdout any more.
+/// Returns when nobody reads stdout any more.
 async fn unread() {
     while !duplex::is_unread(io::stdout()) {
         tokio::time::sleep(GONE_CHECK).await;
@@ -58,7 +58,7 @@ async fn try_pump(path: &Path) -> io::Result<()> {
     let (mut stdin, mut stdout) = rmcp::transport::stdio_pipes();
     let sending = async move {
         let sent = copy(&mut stdin, &mut to).await;
-        // The daemon lets calls under way end, then closes.
+        // The daemon lets running calls finish, then closes.
         to.shutdown().await?;
         sent
     };

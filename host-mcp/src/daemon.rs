@@ -1,4 +1,4 @@
-//! The daemon's life: opens the state directory, serves, and goes in order. VMs outlive it.
+//! The lifecycle of the daemon: opens the state directory, serves, and shuts down in order. VMs outlive it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,20 +20,20 @@ use crate::settings::Settings;
 use crate::tools::Toolset;
 use crate::{bridge, log, stream};
 
-/// The guest, as it was built for its own target.
+/// The guest, built for its own target.
 pub static AGENT: &[u8] = include_bytes!(env!("NEXUS_GUEST_BIN"));
 
-/// This very binary, even after an upgrade has put another file in its place.
+/// This binary, even after an upgrade has replaced its file.
 const OWN_BINARY: &str = "/proc/self/exe";
-/// How long clients may take to go when the daemon does.
+/// How long clients may take to disconnect when the daemon stops.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
-/// How long the work under way may take to settle.
+/// How long running work may take to finish.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
-/// How long a daemon that is just starting may take until its socket is there.
+/// How long another daemon that is just starting may take to make its socket available.
 const START_MAX: Duration = Duration::from_secs(10);
-/// How often open streams are looked at when nothing else keeps the daemon up.
+/// How often open streams are checked when nothing else keeps the daemon running.
 const IDLE_CHECK: Duration = Duration::from_millis(500);
-/// How often memory is given back, if there was anything to do since.
+/// How often unused memory is returned to the system, if there was any activity.
 const TIDY_EVERY: Duration = Duration::from_secs(20);
 
 /// Why the daemon could not serve.
@@ -57,7 +57,7 @@ pub enum DaemonError {
         #[source]
         source: io::Error,
     },
-    /// Another daemon is behind the socket.
+    /// Another daemon listens on the socket.
     #[error("another nexusd serves {socket}")]
     Served {
         /// The socket.
@@ -72,10 +72,10 @@ pub enum DaemonError {
         #[source]
         source: io::Error,
     },
-    /// The token cannot be had.
+    /// The token is not available.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// The process itself cannot be set up.
+    /// The process itself could not be set up.
     #[error("{what}")]
     Process {
         /// What failed.
@@ -87,7 +87,7 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
-    /// Whether another daemon has the state directory or the socket.
+    /// Whether another daemon uses the state directory or the socket.
     fn is_served(&self) -> bool {
         match self {
             Self::Served { .. } => true,
@@ -97,7 +97,7 @@ impl DaemonError {
     }
 }
 
-/// Runs until told to stop; with `stdio`, also serves the client on this process's own stdin and stdout, and ends with it.
+/// Runs until told to stop. With `stdio`, also serves the client on this process's own stdin and stdout, and ends with it.
 pub fn run(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError> {
     raise_file_limit();
     memory::keep_lean();
@@ -110,12 +110,12 @@ pub fn run(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError> {
     let ended = runtime.block_on(async {
         if stdio { Box::pin(serve_stdio(settings)).await } else { Box::pin(serve(settings, false)).await }
     });
-    // A thread that waits for a file or for stdin is not waited for.
+    // Does not wait for threads that are blocked on a file or on stdin.
     runtime.shutdown_background();
     ended
 }
 
-/// A daemon and a stdio server in one, or a bridge to the daemon that holds the state directory already.
+/// A daemon and a stdio server in one; or a bridge, if another daemon already holds the state directory.
 async fn serve_stdio(settings: Settings) -> Result<ExitCode, DaemonError> {
     if connect(&settings.socket).await.is_some() {
         return Ok(bridge::pump(&settings.socket).await);
@@ -123,7 +123,7 @@ async fn serve_stdio(settings: Settings) -> Result<ExitCode, DaemonError> {
     let socket = settings.socket.clone();
     match Box::pin(serve(settings, true)).await {
         Err(error) if error.is_served() => {
-            // It is starting just now.
+            // That daemon is just starting.
             let waited = timeout(START_MAX, async {
                 while connect(&socket).await.is_none() {
                     sleep(Duration::from_millis(50)).await;
@@ -163,7 +163,7 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
         nexus.shutdown().await;
         return Err(error);
     }
-    // Without systemd there is nobody to tell.
+    // Fails without systemd, which does not matter.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::spawn(tidy(endpoints.clone()));
     tracing::info!(socket = %settings.socket.display(), state = %settings.state_dir.display(), "serving");
@@ -184,7 +184,7 @@ async fn serve(settings: Settings, stdio: bool) -> Result<ExitCode, DaemonError>
     if timeout(SETTLE_MAX, nexus.shutdown()).await.is_err() {
         tracing::warn!("work is still under way: it is settled at the next start");
     }
-    // A socket that nobody listens on would only puzzle.
+    // Removes the socket, because nobody listens on it any more.
     let _ = std::fs::remove_file(&settings.socket);
     Ok(ExitCode::SUCCESS)
 }
@@ -204,7 +204,7 @@ async fn open_doors(
     if let Some(address) = settings.http {
         let token = endpoint::load_token(&settings.state_dir)?;
         let listener = TcpListener::bind(address).await.map_err(failed(address.to_string()))?;
-        // With port 0 the system chose one.
+        // With port 0, the system chose one.
         let address = listener.local_addr().map_err(failed(address.to_string()))?;
         endpoint::serve_tcp(
             endpoints,
@@ -216,7 +216,7 @@ async fn open_doors(
     Ok(())
 }
 
-/// Serves the client on stdin and stdout; afterwards waits until the other clients have gone too.
+/// Serves the client on stdin and stdout, then waits until the other clients have disconnected.
 async fn stdio_client(endpoints: &Endpoints, tools: Toolset) {
     let caller = Caller { owner: format!("uid:{}", rustix::process::getuid().as_raw()).into(), scope: None };
     let ends = rmcp::transport::stdio_pipes();
@@ -227,7 +227,7 @@ async fn stdio_client(endpoints: &Endpoints, tools: Toolset) {
     }
 }
 
-/// Gives the memory back that work has left behind, until the daemon stops.
+/// Returns unused memory to the system, until the daemon stops.
 async fn tidy(endpoints: Endpoints) {
     let (mut seen, mut quiet) = (None, 0_u8);
     loop {
@@ -237,7 +237,7 @@ async fn tidy(endpoints: Endpoints) {
         }
         let calls = endpoints.host().counters();
         let now = Some((calls.host_calls.get(), calls.guest_calls.get(), calls.requests.get()));
-        // What a call began may end after it: once more is given back when all has been quiet.
+        // Work started by a call may outlast it, so memory is returned once more after everything was quiet.
         if quiet < 2 {
             memory::give_back();
         }
@@ -246,7 +246,7 @@ async fn tidy(endpoints: Endpoints) {
     }
 }
 
-/// A connection to the daemon behind a socket, if there is one.
+/// A connection to the daemon behind a socket, if one is running.
 async fn connect(socket: &Path) -> Option<UnixStream> {
     let (directory, name) = split_socket(socket).ok()?;
     nexus_core::host::socket::connect_in_tokio(&directory, &name).await.ok()
@@ -266,7 +266,7 @@ fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, DaemonErr
     signal(kind).map_err(|source| DaemonError::Process { what: "listen for signals", source })
 }
 
-/// Makes a directory that only this user may look into; one that is there stays as it is.
+/// Makes a directory that is private to this user; an existing one is not changed.
 fn make_directory(directory: &Path) -> Result<(), DaemonError> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
@@ -276,35 +276,35 @@ fn make_directory(directory: &Path) -> Result<(), DaemonError> {
         .map_err(|source| DaemonError::Directory { directory: directory.display().to_string(), source })
 }
 
-/// Allows as many open files as the system lets this user have.
+/// Raises the limit of open files as far as the system allows.
 fn raise_file_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
-    // With fewer files there is room for fewer VMs; that is no reason not to start.
+    // A lower limit only allows fewer VMs, so a failure does not prevent the start.
     let _ = rustix::process::setrlimit(
         Resource::Nofile,
         Rlimit { current: limit.maximum, maximum: limit.maximum },
     );
 }
 
-/// Says on stderr what went wrong, with every cause.
+/// Prints an error with all its causes to stderr.
 pub fn complain(error: &dyn std::error::Error, code: u8) -> ExitCode {
     log::say(&format!("nexusd: {}", nexus_schema::error::chain(error)));
     ExitCode::from(code)
 }
 
-/// Is the parent of one VM's VMM.
+/// Runs as the parent of one VM's VMM.
 pub fn shim(directory: &Path) -> ExitCode {
     nexus_core::shim_main(directory)
 }
 
-/// Says what this host can run.
+/// Prints what this host can run.
 pub fn doctor(settings: &Settings, json: bool) -> ExitCode {
     use std::io::Write;
     let host = nexus_core::examine(&settings.config(AGENT, PathBuf::from(OWN_BINARY)));
     let report = host.report();
     let text =
         if json { serde_json::to_string_pretty(&report).unwrap_or_default() } else { in_words(&report) };
-    // Who does not read to the end has seen enough.
+    // A reader that stops early does not need the rest.
     let _ = writeln!(io::stdout(), "{}", text.trim_end());
     if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,4 +1,4 @@
-//! Where Nexus keeps its things on a host: pure functions of the user and the environment, shared by daemon and CLI.
+//! The directories of Nexus on a host: pure functions of the user and the environment, shared by daemon and CLI.
 //!
 //! | | root | everybody else |
 //! |---|---|---|
@@ -7,7 +7,7 @@
 //! |   | | `XDG_RUNTIME_DIR` is `/run/user/UID` where that is there and the variable is not: see [`environment`] |
 //! | configuration | `/etc/nexus/nexus.toml` | the same, then `$XDG_CONFIG_HOME/nexus/nexus.toml`, `~/.config/nexus/nexus.toml` |
 //!
-//! `NEXUS_STATE_DIR`, `NEXUS_RUNTIME_DIR` and `NEXUS_SOCKET` come before all of these.
+//! `NEXUS_STATE_DIR`, `NEXUS_RUNTIME_DIR` and `NEXUS_SOCKET` override all of these.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -29,8 +29,8 @@ pub const LOG_NAME: &str = "nexusd.log";
 /// The environment of a process.
 pub type Env = BTreeMap<OsString, OsString>;
 
-/// The environment of this process, for a user. MCP clients start their servers with few variables: without
-/// `XDG_RUNTIME_DIR` a bridge would look for its user's daemon elsewhere than that daemon is.
+/// The environment of this process, completed for a user. MCP clients start their servers with few variables: without
+/// `XDG_RUNTIME_DIR` a bridge would look for its user's daemon in the wrong place.
 pub fn environment(uid: u32) -> Env {
     use std::os::unix::fs::MetadataExt;
     let is_own =
@@ -46,7 +46,7 @@ fn completed(mut env: Env, uid: u32, is_own: impl FnOnce(&Path) -> bool) -> Env 
     env
 }
 
-/// A directory that cannot be told.
+/// A directory that cannot be determined.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DirsError {
     /// The user has no home.
@@ -54,11 +54,11 @@ pub enum DirsError {
         "no place for the {what} of Nexus: neither {variable} nor {base} nor HOME is set to an absolute path"
     )]
     Homeless {
-        /// What was to be placed.
+        /// The directory's purpose.
         what: &'static str,
-        /// The variable of Nexus that would tell.
+        /// The variable of Nexus that could set it.
         variable: &'static str,
-        /// The variable of the desktop specification that would tell.
+        /// The variable of the desktop specification that could set it.
         base: &'static str,
     },
 }
@@ -69,13 +69,13 @@ pub fn docker_config(env: &Env) -> Option<PathBuf> {
     Some(directory.join("config.json"))
 }
 
-/// What programs of others get of the environment: all but what is said to Nexus.
+/// The environment passed to other programs: everything except Nexus's own variables.
 pub fn others_environment(env: &Env) -> Environment {
     let of_others = |(name, _): &(&OsString, &OsString)| !name.as_encoded_bytes().starts_with(b"NEXUS_");
     env.iter().filter(of_others).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// Which proxies the environment names.
+/// The proxy variables of the environment.
 pub fn proxies(env: &Env) -> Environment {
     let names = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
     let is_one = |name: &OsString| {
@@ -84,7 +84,7 @@ pub fn proxies(env: &Env) -> Environment {
     env.iter().filter(|(name, _)| is_one(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// The state directory: everything lasting.
+/// The state directory, for all persistent data.
 pub fn state_dir(uid: u32, env: &Env) -> Result<PathBuf, DirsError> {
     if let Some(dir) = own(env, STATE_DIR) {
         return Ok(dir);
@@ -121,7 +121,7 @@ pub fn socket(uid: u32, env: &Env) -> Result<PathBuf, DirsError> {
     }
 }
 
-/// The configuration files in the order in which they are read; later ones win. They need not exist.
+/// The configuration files in reading order; later ones override earlier ones. They need not exist.
 pub fn config_files(uid: u32, env: &Env) -> Vec<PathBuf> {
     let mut files = vec![PathBuf::from("/etc/nexus/nexus.toml")];
     if uid != 0 {
@@ -130,12 +130,12 @@ pub fn config_files(uid: u32, env: &Env) -> Vec<PathBuf> {
     files
 }
 
-/// What a variable of Nexus says, unless it is empty.
+/// The value of a variable of Nexus, unless it is empty.
 fn own(env: &Env, variable: &str) -> Option<PathBuf> {
     env.get(OsStr::new(variable)).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// What a variable of the desktop specification says; relative paths are to be ignored.
+/// The value of a variable of the desktop specification, which requires relative paths to be ignored.
 fn absolute(env: &Env, variable: &str) -> Option<PathBuf> {
     own(env, variable).filter(|path| path.is_absolute())
 }

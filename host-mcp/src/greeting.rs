@@ -1,16 +1,17 @@
-//! `initialize` as clients between the eras write it: what is missing is taken from `_meta`, or made up.
+//! Completes an `initialize` in a form between the two eras: missing members are taken from `_meta`, or get defaults.
 
 use nexus_core::host::rpc::Envelope;
 use serde_json::{Map, Value, json};
 
-/// What a request of revision 2026-07-28 says of its client in `_meta`, and what `initialize` calls it.
+/// The client's members in `initialize`, and their names in `_meta` in revision 2026-07-28.
 const MEMBERS: [(&str, &str); 3] = [
     ("protocolVersion", "io.modelcontextprotocol/protocolVersion"),
     ("capabilities", "io.modelcontextprotocol/clientCapabilities"),
     ("clientInfo", "io.modelcontextprotocol/clientInfo"),
 ];
 
-/// The same request with everything that `initialize` needs; `None` if it is another one, or has it.
+/// The same request with everything that `initialize` requires; `None` if it is another request or
+/// already complete.
 pub(crate) fn completed(message: &Envelope<'_>) -> Option<Vec<u8>> {
     if message.method.as_deref() != Some("initialize") {
         return None;

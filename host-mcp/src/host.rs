@@ -1,4 +1,4 @@
-//! What every endpoint of one daemon shares: the facade, the tools, the way into guests and the counters.
+//! What all endpoints of one daemon share: the facade, the tools, access to guests, and the counters.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,13 +10,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::tools::{Registry, Toolset};
 
-/// The way into guests, and the log of calls.
+/// Access to guests, and the log of calls.
 pub trait Guests: Send + Sync {
-    /// The id of the VM that a reference means; in memory.
+    /// The id of the VM that a reference means; looked up in memory.
     fn resolve(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError>;
-    /// A running guest; in memory, without waiting.
+    /// A running guest; looked up in memory, without waiting.
     fn guest(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<GuestHandle, ToolError>;
-    /// Remembers a call; never blocks.
+    /// Records a call; never blocks.
     fn record(&self, call: CallRecord);
 }
 
@@ -34,7 +34,7 @@ impl Guests for Nexus {
     }
 }
 
-/// One daemon, as its endpoints see it. Cheap to clone.
+/// One daemon, as seen by its endpoints. Cheap to clone.
 #[derive(Clone)]
 pub struct Host(Arc<Inner>);
 
@@ -59,7 +59,7 @@ impl Host {
         Self::with_guests(nexus, guests)
     }
 
-    /// A host whose guests are found elsewhere than in Nexus: for tests and benchmarks of the forwarding alone.
+    /// A host whose guests do not come from Nexus: for tests and benchmarks of the forwarding alone.
     pub fn with_guests(nexus: Nexus, guests: Box<dyn Guests>) -> Self {
         let (registry, counters) = (Registry::new(), Counters::default());
         Self(Arc::new(Inner { nexus, guests, registry, counters, under_way: TaskTracker::new() }))
@@ -70,7 +70,7 @@ impl Host {
         &self.0.nexus
     }
 
-    /// The way into guests.
+    /// Access to guests.
     pub fn guests(&self) -> &dyn Guests {
         &*self.0.guests
     }
@@ -80,7 +80,7 @@ impl Host {
         &self.0.registry
     }
 
-    /// Calls that are not recorded yet.
+    /// Running calls, which are not recorded yet.
     pub(crate) fn under_way(&self) -> &TaskTracker {
         &self.0.under_way
     }
@@ -91,17 +91,17 @@ impl Host {
     }
 }
 
-/// What an endpoint shows.
+/// What an endpoint offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum View {
-    /// Nexus, with these of its tools.
+    /// The whole of Nexus, with this set of tools.
     Whole(Toolset),
     /// The inside of one VM: its tools, unprefixed, without a `vm` argument.
     Vm(VmId),
 }
 
 impl View {
-    /// The VM that callers of this view are bound to.
+    /// The VM that callers of this view are limited to.
     pub fn scope(self) -> Option<VmId> {
         match self {
             Self::Whole(_) => None,
@@ -119,9 +119,9 @@ pub struct Counters {
     pub guest_calls: Counter,
     /// Calls that ended in an error.
     pub errors: Counter,
-    /// Streams that are open.
+    /// Open streams.
     pub streams: Counter,
-    /// Streams into guests that are open.
+    /// Open streams into guests.
     pub guest_streams: Counter,
     /// HTTP requests.
     pub requests: Counter,

@@ -1,7 +1,7 @@
 //! The MCP host of Nexus: the daemon and the CLI.
 //!
-//! A client's line or request comes in through [`endpoint`] or [`stream`]. Calls of guest tools go raw through `forward` to
-//! the guest's link; everything else is served by [`server`], whose [`tools`] are methods of [`nexus_core::Nexus`].
+//! Requests of clients arrive through [`endpoint`] or [`stream`]. Calls of guest tools go raw through `forward` to the
+//! guest's link; [`server`] handles everything else with [`tools`], which are methods of [`nexus_core::Nexus`].
 
 mod bridge;
 pub mod ctl;
@@ -17,5 +17,5 @@ pub mod settings;
 pub mod stream;
 pub mod tools;
 
-/// How both programs read lines and wait for an answer.
+/// Shared by both programs for reading lines and waiting for answers.
 pub(crate) use nexus_core::host::{busy_poll, duplex, frames, lines, rpc};

@@ -1,4 +1,4 @@
-//! The log on stderr, written by a thread of its own: a stderr that nobody reads holds up nothing.
+//! The log on stderr, written by a separate thread, so that a blocked stderr does not block the daemon.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,14 +9,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How much may wait to be written, in bytes. What comes on top is dropped, and counted.
+/// How much may be buffered, in bytes. Further lines are dropped and counted.
 const WAITING_MAX: usize = 256 << 10;
-/// How long the end of the process waits for a stderr that takes nothing.
+/// How long the process waits at exit for a blocked stderr.
 const FLUSH: Duration = Duration::from_millis(500);
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// Logs to stderr what passes the filter, panics too. The first call in a process counts.
+/// Logs to stderr what passes the filter, including panics. Only the first call in a process has an effect.
 pub fn start(filter: &str) {
     use std::io::IsTerminal;
     let filter = tracing_subscriber::EnvFilter::new(filter);
@@ -26,16 +26,16 @@ pub fn start(filter: &str) {
     let format = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal());
     let started = match thread.spawn(move || writing.write_to(write_to_stderr)) {
         Ok(_) => format.with_writer(log).try_init(),
-        // A log that may hold up the daemon is better than none.
+        // A log that may block the daemon is better than none.
         Err(_) => format.with_writer(io::stderr).try_init(),
     };
-    // A second log in one process is that of a test; the first one stays.
+    // A second log in one process happens only in tests; the first one stays.
     if started.is_ok() {
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     }
 }
 
-/// Writes a line to stderr behind what was logged before, and waits a moment until it is written.
+/// Writes a line to stderr after everything logged before, and briefly waits until it is written.
 pub fn say(line: &str) {
     match LOG.get() {
         Some(log) => {
@@ -48,7 +48,7 @@ pub fn say(line: &str) {
     }
 }
 
-/// Waits a moment until everything is written that was logged: before the process ends.
+/// Waits briefly until everything logged is written; call it before the process ends.
 pub fn flush() {
     if let Some(log) = LOG.get() {
         log.flush(FLUSH);
@@ -64,7 +64,7 @@ struct Log {
 #[derive(Debug, Default)]
 struct Inner {
     queue: Mutex<Queue>,
-    /// A line came, or one was written.
+    /// A line was added, or one was written.
     changed: Condvar,
 }
 
@@ -72,7 +72,7 @@ struct Inner {
 struct Queue {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// How many lines were dropped since the last one that was taken.
+    /// How many lines were dropped since the last one was taken.
     dropped: u64,
     /// Whether a line is being written.
     is_writing: bool,
@@ -96,7 +96,7 @@ impl Log {
         self.inner.changed.notify_all();
     }
 
-    /// Writes lines as they come, for ever.
+    /// Writes lines as they arrive, forever.
     fn write_to(&self, write: impl Fn(&[u8])) {
         loop {
             let mut queue = self.lock();
@@ -126,7 +126,7 @@ impl Log {
         }
     }
 
-    /// A panic of another holder leaves nothing half-done here.
+    /// A panic of another holder leaves no inconsistent state here.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.inner.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -145,7 +145,7 @@ impl Queue {
     }
 }
 
-/// Each event is written by one call.
+/// Each event is written by a single call.
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.put(bytes);
@@ -165,19 +165,19 @@ impl MakeWriter<'_> for Log {
     }
 }
 
-/// Blocks for as long as nobody reads. Not by [`io::stderr`], whose lock others would wait for.
+/// Blocks until somebody reads. Does not use [`io::stderr`], because others would wait for its lock.
 fn write_to_stderr(mut bytes: &[u8]) {
     while !bytes.is_empty() {
         match rustix::io::write(rustix::stdio::stderr(), bytes) {
             Ok(written) => bytes = &bytes[written..],
             Err(Errno::INTR) => {}
-            // Whoever gave it made it non-blocking.
+            // Whoever opened it made it non-blocking.
             Err(Errno::AGAIN) => {
                 let stderr = rustix::stdio::stderr();
-                // Interrupted or not: it is tried again.
+                // Even if interrupted, it tries again.
                 let _ = poll(&mut [PollFd::from_borrowed_fd(stderr, PollFlags::OUT)], None);
             }
-            // It is closed: there is nobody to tell.
+            // It is closed.
             Err(_) => return,
         }
     }

@@ -1,4 +1,4 @@
-//! The MCP server of one client: lists tools, runs those of the host, forwards the others.
+//! The MCP server of one client: lists tools, runs the host's own, and forwards the others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,26 +22,26 @@ use crate::forward::{BEAT_CHECK, Client, Era, ForwardedCall, Handle, Pace, Recor
 use crate::host::View;
 use crate::tools::{self, GuestTool, error_result};
 
-/// How often a client that waits hears of its call, at most.
+/// The minimum interval between two progress notifications for a call.
 const COALESCE: Duration = Duration::from_millis(200);
 
-/// One client's server. Cheap to clone and to make anew for each request.
-/// For each session one of its own: ids of requests are good in one only.
+/// One client's server. Cheap to clone and to create for each request. Each session needs its own, because request ids are
+/// unique only within a session.
 #[derive(Debug, Clone)]
 pub struct Server {
     client: Client,
-    /// Forwarded calls that are under way, to be told apart: cancelled by the client, or left by it.
+    /// Running forwarded calls, to distinguish whether the client cancelled a call or disconnected.
     calls: Arc<Mutex<HashMap<RequestId, UnderWay>>>,
 }
 
-/// A call as a cancellation finds it.
+/// A running call, for its cancellation.
 #[derive(Debug, Clone)]
 struct UnderWay {
     handle: Handle,
     is_told: Arc<Notify>,
 }
 
-/// How long after the end of a call's token the notice that cancels it may come.
+/// How long after a call's token was cancelled the client's cancel notification may arrive.
 const NOTICE_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Server {
@@ -67,7 +67,7 @@ impl Server {
             return Err(refused(text));
         }
         let reference = arguments.get("vm").and_then(|vm| vm.as_str()?.parse::<Reference<_>>().ok());
-        // Before the call: afterwards the VM may be gone.
+        // Before the call, because the VM may be gone afterwards.
         let vm = reference.and_then(|vm| host.guests().resolve(&vm).ok());
         let owner = caller.owner.clone();
         let (progress, watching) = watch::channel(OpProgress::default());
@@ -79,14 +79,14 @@ impl Server {
         let outcome = tokio::select! {
             outcome = running => outcome,
             () = report(watching, context) => Err(ToolError::internal("progress ended before the call")),
-            // The work itself goes on as an operation where it is one; nobody reads this reply.
+            // If the work is an operation, it continues; nobody reads this reply.
             () = context.ct.cancelled() => return Err(ErrorData::internal_error("cancelled", None)),
         };
         record.outcome(outcome.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok"));
         Ok(outcome.unwrap_or_else(|error| error_result(&error)))
     }
 
-    /// Forwards a call that did not come raw: over HTTP sessions that want progress, and whatever else is not plain.
+    /// Forwards a call that did not come raw: over HTTP sessions that want progress, and everything else that is not plain.
     async fn forward(
         &self,
         tool: GuestTool,
@@ -112,7 +112,7 @@ impl Server {
                 outcome = &mut waiting => outcome,
                 () = relay(receiver, context) => None,
                 () = context.ct.cancelled() => {
-                    // A client that cancels says so by a notice; one that is gone does not, and what it called for goes on.
+                    // A client that cancels sends a notification. One that disconnects does not, and its work continues.
                     let _ = tokio::time::timeout(NOTICE_TIMEOUT, is_told.notified()).await;
                     None
                 }
@@ -176,7 +176,7 @@ impl ServerHandler for Server {
         }
     }
 
-    /// Requests that rmcp could not make anything of: of unknown methods, or of known ones with wrong parameters.
+    /// Requests that rmcp could not decode: unknown methods, or known ones with wrong parameters.
     async fn on_custom_request(
         &self,
         request: rmcp::model::CustomRequest,
@@ -191,7 +191,7 @@ impl ServerHandler for Server {
         })
     }
 
-    // Undeclared areas are not there: an empty list would say that they are.
+    // An empty list would claim that these features exist, so an error is returned.
     async fn list_prompts(
         &self,
         _request: Option<PaginatedRequestParams>,
@@ -225,7 +225,7 @@ impl ServerHandler for Server {
     }
 }
 
-/// Progress notifications of one call: each larger than the one before, and one now and then while nothing is new.
+/// Progress notifications of one call: strictly increasing, and repeated now and then without news.
 struct Notes<'a> {
     peer: &'a Peer<RoleServer>,
     token: ProgressToken,
@@ -234,7 +234,7 @@ struct Notes<'a> {
 }
 
 impl<'a> Notes<'a> {
-    /// `None` if the client does not want to hear anything.
+    /// `None` if the client does not want progress.
     fn of(context: &'a RequestContext<RoleServer>) -> Option<Self> {
         let token = context.meta.get_progress_token()?;
         let mut check = interval(BEAT_CHECK);
@@ -258,12 +258,12 @@ impl<'a> Notes<'a> {
         let mut note = ProgressNotificationParam::new(self.token.clone(), progress);
         note.total = total;
         note.message = message;
-        // A client that went away is noticed where its reply is written.
+        // A disconnected client is noticed where its reply is written.
         let _ = self.peer.notify_progress(note).await;
     }
 }
 
-/// Tells the client how a call of the host comes on, when it changes and now and then. Never ends.
+/// Reports the progress of a host call to the client, on changes and now and then. Never ends.
 async fn report(mut watching: watch::Receiver<OpProgress>, context: &RequestContext<RoleServer>) {
     let Some(mut notes) = Notes::of(context) else { return std::future::pending().await };
     let mut step = 0.0;
@@ -294,7 +294,7 @@ fn describe(progress: &OpProgress) -> String {
     }
 }
 
-/// Passes a guest's progress on, and now and then says that the call still runs. Never ends.
+/// Passes a guest's progress on, and now and then reports that the call is still running. Never ends.
 async fn relay(mut progress: mpsc::Receiver<GuestProgress>, context: &RequestContext<RoleServer>) {
     let Some(mut notes) = Notes::of(context) else { return std::future::pending().await };
     loop {

@@ -1,7 +1,7 @@
-//! What the daemon is told: `nexus.toml` (system, user, `--config`), then `NEXUS_*`, then flags; later ones win.
+//! The daemon's settings: `nexus.toml` (system, user, `--config`), then `NEXUS_*`, then flags; later ones override earlier ones.
 //!
-//! Keys are the same everywhere: `state_dir` in a file, `NEXUS_STATE_DIR` in the environment, `--state-dir` as a flag. Unknown
-//! keys in a file are refused, and all mistakes are reported at once.
+//! Keys have the same name everywhere: `state_dir` in a file, `NEXUS_STATE_DIR` in the environment, `--state-dir` as a flag.
+//! Unknown keys in a file are refused, and all mistakes are reported at once.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -18,67 +18,67 @@ use crate::tools::{Toolset, UnknownToolset};
 
 use crate::dirs::{self, Env};
 
-/// The prefix of variables in the environment.
+/// The prefix of environment variables.
 const PREFIX: &str = "NEXUS_";
 
-/// Everything that can be set.
+/// All settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Where everything lasting is kept.
+    /// The directory for all persistent data.
     pub state_dir: PathBuf,
     /// The daemon's Unix socket.
     pub socket: PathBuf,
-    /// Where to listen for HTTP, on loopback only.
+    /// The address to listen on for HTTP; loopback only.
     pub http: Option<SocketAddr>,
-    /// Origins of web pages that may use that.
+    /// Web origins that may use HTTP.
     pub http_origins: Vec<String>,
-    /// The tools of clients that choose none.
+    /// The set of tools for clients that choose none.
     pub tools: Toolset,
-    /// The driver of VMs that ask for `auto`.
+    /// The driver for `auto`.
     pub driver: DriverSetting,
-    /// Paths of VMMs, by the name of the driver.
+    /// Paths of VMMs, by driver.
     pub vmms: BTreeMap<DriverKind, PathBuf>,
-    /// Directories of the host below which clients may copy files from and to.
+    /// Directories of the host that clients may copy files from and to.
     pub copy_roots: Vec<PathBuf>,
-    /// Whether VMMs of root are put in jails.
+    /// Whether VMMs started by root are jailed.
     pub jail: bool,
-    /// Whether `/dev/kvm` is used even where it does not look like hardware virtualisation.
+    /// Whether `/dev/kvm` is used even if it does not look like hardware virtualisation.
     pub force_kvm: bool,
     /// Path of `mmdebstrap`.
     pub mmdebstrap: Option<PathBuf>,
     /// The root of the host's apt configuration.
     pub apt_root: PathBuf,
-    /// Changes to the built-in providers of assets, and providers of one's own, by name.
+    /// Changes to the built-in providers of assets, and additional providers, by name.
     pub providers: BTreeMap<String, serde_json::Value>,
     /// A token for GitHub's API.
     pub github_token: Option<Secret>,
     /// The file in which `docker login` keeps credentials for registries.
     pub docker_config: Option<PathBuf>,
-    /// The environment of programs that keep such credentials.
+    /// The environment of credential helpers.
     pub docker_environment: Environment,
-    /// Which proxies the environment names, for programs that download by themselves.
+    /// The proxy variables of the environment, for programs that download by themselves.
     pub proxies: Environment,
-    /// Which servers are believed to be who they say.
+    /// The CAs to trust for servers.
     pub trust: Trust,
-    /// How long a guest may take to say hello under KVM, in seconds.
+    /// The timeout for a guest's hello under KVM, in seconds.
     pub boot_timeout_s: u32,
-    /// How long under software emulation, in seconds.
+    /// The same under software emulation, in seconds.
     pub boot_timeout_tcg_s: u32,
-    /// How long a guest may take to shut down by itself, in seconds.
+    /// The timeout for a guest's own shutdown, in seconds.
     pub stop_timeout_s: u32,
-    /// How many threads do the work; by default two, or one where there are no more than two processors.
+    /// The number of worker threads; by default two, or one on machines with at most two processors.
     pub worker_threads: usize,
-    /// What is logged, as `tracing` filters say it.
+    /// The log filter, in the syntax of `tracing`.
     pub log: String,
 }
 
-/// What a command line may set, by key.
+/// Settings of the command line, by key.
 pub type Flags = BTreeMap<&'static str, String>;
 
 /// Everything that is wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct SettingsError {
-    /// Each mistake, with where it is.
+    /// Each mistake, with its location.
     pub mistakes: Vec<String>,
 }
 
@@ -94,7 +94,7 @@ impl fmt::Display for SettingsError {
     }
 }
 
-/// One thing that can be set: its key, and how a text sets it.
+/// One setting: its key, and how to set it from text.
 struct Key {
     name: &'static str,
     set: fn(&mut Draft, &str) -> Result<(), String>,
@@ -160,7 +160,7 @@ fn names() -> impl Iterator<Item = &'static str> {
     KEYS.iter().map(|key| key.name).chain(DriverKind::VMMS.map(DriverKind::as_str))
 }
 
-/// Sets what a key names; `None` if there is no such key.
+/// Sets the value of a key; `None` if there is no such key.
 fn set(draft: &mut Draft, name: &str, value: &str) -> Option<Result<(), String>> {
     if let Some(key) = KEYS.iter().find(|key| key.name == name) {
         return Some((key.set)(draft, value));
@@ -170,7 +170,7 @@ fn set(draft: &mut Draft, name: &str, value: &str) -> Option<Result<(), String>>
 }
 
 impl Settings {
-    /// Puts the settings together. `config` is the file that the command line names; it must exist, the others need not.
+    /// Combines the settings. `config` is the file from the command line; it must exist, the others need not.
     pub fn load(uid: u32, env: &Env, config: Option<PathBuf>, flags: &Flags) -> Result<Self, SettingsError> {
         let mut draft = Draft::default();
         let mut mistakes = Vec::new();
@@ -210,7 +210,7 @@ impl Settings {
         }
     }
 
-    /// What the core of the daemon is told.
+    /// The settings for the daemon's core.
     pub fn config(&self, agent: &'static [u8], shim_binary: PathBuf) -> Config {
         Config {
             state_dir: self.state_dir.clone(),
@@ -342,7 +342,7 @@ fn path(text: &str) -> Result<PathBuf, String> {
     if path.is_absolute() { Ok(path) } else { Err(format!("`{text}` is not an absolute path")) }
 }
 
-/// The CAs in a file, beside those that the host trusts.
+/// The CAs in a file, in addition to those that the host trusts.
 fn trust(text: &str) -> Result<Trust, String> {
     Trust::read(&path(text)?).map_err(|e| e.to_string())
 }
@@ -368,7 +368,7 @@ fn origins(text: &str) -> Result<Vec<String>, String> {
     }
 }
 
-/// Directories, as their names are without `.` and slashes at the end.
+/// Directories without `.` components and trailing slashes.
 fn roots(text: &str) -> Result<Vec<PathBuf>, String> {
     let roots = text.split(',').map(str::trim).filter(|root| !root.is_empty());
     roots.map(|root| path(root).map(|root| root.components().collect())).collect()
@@ -377,7 +377,7 @@ fn roots(text: &str) -> Result<Vec<PathBuf>, String> {
 fn driver(text: &str) -> Result<DriverSetting, String> {
     match text {
         "auto" => Ok(DriverSetting::Auto),
-        // Its path comes with `guest`.
+        // Its path comes from `guest`.
         "process" => Ok(DriverSetting::Process { guest: PathBuf::new() }),
         _ => DriverKind::vmm(text).map(DriverSetting::Vmm).ok_or_else(|| {
             let known = DriverKind::VMMS.map(DriverKind::as_str).join(", ");
@@ -412,8 +412,8 @@ fn filter(text: &str) -> Result<String, String> {
         .map_err(|e| format!("`{text}` is not a log filter such as info,nexus_core=debug: {e}"))
 }
 
-/// Two, but for small machines: with a thread that sleeps for what another one looks for already, a message wakes a processor
-/// for nothing.
+/// Two, except on small machines: if one thread already polls for a message that another thread sleeps for, the message would
+/// wake a processor for nothing.
 fn worker_threads() -> usize {
     match std::thread::available_parallelism() {
         Ok(processors) if processors.get() > 2 => 2,

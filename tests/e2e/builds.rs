@@ -39,7 +39,7 @@ fn a_template_becomes_an_image_and_that_a_machine() {
     let said = client.run("made", "cat /etc/nexus/image.yaml").stdout;
     assert!(said.contains("name: greeter-"), "{said}");
 
-    // Its services run once it is ready, and again after its next start.
+    // Its services run once it is ready, and again after the next start.
     assert_eq!(vm["guest"]["problems"].as_array().expect("one does not start").len(), 1, "{vm}");
     assert!(vm["guest"]["problems"][0].to_string().contains("service broken: "), "{vm}");
     assert_eq!(client.run("made", "cat /var/boots").stdout, "boot\n");
@@ -64,7 +64,7 @@ fn packages_of_a_template_are_in_its_machine() {
         Duration::from_mins(15),
     );
     assert_eq!((&build["status"], &build["cached"]), (&json!("success"), &json!(false)));
-    // The second machine of it needs no archive.
+    // The second machine does not need the archive.
     let plan =
         client.must("vm_create", json!({ "name": "made", "from": "template:polite", "dry_run": true }));
     assert_eq!(plan["plan"]["download_bytes"], 0, "{plan}");

@@ -1,4 +1,4 @@
-//! The walls around machines of an ordinary user's daemon: what /proc says of them, and what a VMM refuses to do.
+//! The restrictions of machines of an ordinary user's daemon: what /proc shows, and what a VMM cannot do.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 /// An ordinary user.
 const USER: u32 = 54_321;
 
-/// What QEMU answers to a command on its monitor.
+/// QEMU's answer to a command on its monitor.
 fn ask(monitor: &mut BufReader<UnixStream>, command: &Value) -> Value {
     monitor.get_mut().write_all(format!("{command}\n").as_bytes()).expect("a monitor takes commands");
     loop {
         let mut line = String::new();
         monitor.read_line(&mut line).expect("a monitor answers");
         let answer: Value = serde_json::from_str(&line).expect("JSON");
-        // Events come in between.
+        // Skips events.
         if answer.get("return").is_some() || answer.get("error").is_some() {
             return answer;
         }
@@ -45,7 +45,7 @@ fn machines_of_an_ordinary_user_are_confined() {
         }
     }
 
-    // Its own monitor has QEMU try what a guest that broke out of it would.
+    // Through its monitor, QEMU tries what a guest that broke out of it would try.
     let id = vm["id"].as_str().expect("an id");
     let place = daemon.state().join("vms").join(id);
     let monitor = UnixStream::connect(place.join("q.sock")).expect("QEMU's monitor");

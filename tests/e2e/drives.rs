@@ -8,7 +8,7 @@ fn refused(client: &mut Client, tool: &str, arguments: Value) -> String {
     client.call(tool, arguments).expect_err("this is refused").code
 }
 
-/// The size of the filesystem at a place in the guest, in KiB.
+/// The size of the filesystem at a path in the guest, in KiB.
 fn kib(client: &mut Client, vm: &str, place: &str) -> u64 {
     let line = client.run(vm, &format!("df -k {place} | tail -n 1 | awk '{{print $2}}'"));
     line.stdout.trim().parse().expect("a number")
@@ -53,11 +53,11 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
     );
     assert_ne!(client.run("first", "touch /mnt/tools/file").exit_code, Some(0));
 
-    // The root drive's and theirs, not the modules'.
+    // Those of the root drive and the data drives, but not of the modules.
     let read_ahead = client.run("first", "cat /sys/block/vd*/queue/read_ahead_kb | grep -c '^512$'");
     assert_eq!(read_ahead.stdout, "3\n");
 
-    // Growing is seen at once, the data drive's and the root's.
+    // The new size is visible at once, on the data drive and on the root drive.
     assert!(kib(&mut client, "first", "/data") < 64 << 10);
     for (drive, size, place, least) in [("data", "256MiB", "/data", 200 << 10), (&root, "9GiB", "/", 8 << 20)]
     {
@@ -65,17 +65,17 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
         assert_eq!(grown["in_effect"], true, "{grown}");
         assert!(kib(&mut client, "first", place) > least);
     }
-    // What a guest writes to is neither taken from it nor copied.
+    // A drive that a guest writes to can be neither detached nor copied.
     assert_eq!(refused(&mut client, "drive_detach", json!({ "drive": "data" })), "vm_wrong_state");
     assert_eq!(refused(&mut client, "drive_create", json!({ "from": "drive:data" })), "vm_wrong_state");
 
-    // It goes with its machine, and only the root drive does.
+    // Deleting the machine deletes only its root drive.
     let gone = client.must("vm_delete", json!({ "vm": "first", "force": true }));
     assert_eq!(gone["deleted"][0]["drives"], json!([root]));
     let left = client.must("drive_list", json!({ "attached": false }));
     assert_eq!(names(&left), ["data", "tools"]);
 
-    // A clone of it, whose journal was never closed, in another machine; and a root drive that is chosen.
+    // Clones it, with a journal that was never closed, for another machine; and chooses a root drive.
     client.to_the_end(
         "drive_create",
         json!({ "name": "copy", "from": "drive:data", "size": "300MiB" }),
@@ -87,7 +87,7 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
     client.must("drive_detach", json!({ "drive": own }));
     assert_eq!(refused(&mut client, "vm_start", json!({ "vm": "second" })), "drive_not_found");
     client.to_the_end("drive_create", json!({ "name": "start", "from": "busybox" }), BOOT);
-    // The first drive of a machine without any is its root.
+    // The first drive of a machine without drives becomes its root.
     let start = client.must("drive_attach", json!({ "drive": "start", "vm": "second" }));
     assert_eq!(start["attached_to"]["root"], true, "{start}");
     client.must("drive_attach", json!({ "drive": "copy", "vm": "second", "mount": "/srv/copy" }));
@@ -96,7 +96,8 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
     assert_eq!(client.run("second", "cat /srv/copy/file").stdout, "kept\n");
     assert!(kib(&mut client, "second", "/srv/copy") > 250 << 10);
 
-    // Made larger while it is down, the filesystems that a guest wrote to are grown by the guest when it starts.
+    // If a drive is made larger while the machine is stopped, the guest grows a filesystem that it has written to
+    // at its next start.
     client.must("vm_stop", json!({ "vm": "second" }));
     client.wait_for_state("second", "stopped");
     for (drive, size) in [("copy", "500MiB"), ("start", "9GiB")] {
@@ -111,7 +112,7 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
     assert_eq!(client.run("second", "cat /srv/copy/file").stdout, "kept\n");
     client.must("vm_delete", json!({ "vm": "second", "force": true }));
 
-    // Nothing is left once all are deleted.
+    // Nothing is left after all are deleted.
     for drive in ["copy", "data", "start", "tools", own.as_str()] {
         client.must("drive_delete", json!({ "drive": drive }));
     }

@@ -14,11 +14,11 @@ fn pid(vm: &Value, which: &str) -> u32 {
 }
 
 fn is_alive(pid: u32) -> bool {
-    // A zombie has ended.
+    // A zombie has already ended.
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// What a command that takes its own machine down may answer: anything, but not nothing.
+/// A command that takes its own machine down may return anything, but it must return.
 fn ends_its_machine(client: &mut nexus_tests::client::Client, vm: &str, command: &str) {
     match client.call_whole("guest_run_command", json!({ "vm": vm, "command": command })) {
         Ok(_) => {}
@@ -52,7 +52,7 @@ fn a_guest_reboots_itself() {
     assert_eq!(client.run("again", "echo up").stdout, "up\n");
 }
 
-/// What the image's own init is asked for is no matter of the agent's: how the machine ends tells.
+/// The agent does not see what the image's own init was asked to do; the end of the machine shows it.
 #[test]
 fn a_guest_with_an_init_of_its_own_reboots_and_powers_off() {
     let daemon = Daemon::start();
@@ -109,7 +109,7 @@ fn the_agent_is_killed_and_comes_back() {
     let vm = client.create(json!({ "name": "agentless", "from": "busybox" }));
     let agents = "cat /proc/1/comm; grep -l nexus-guest /proc/[0-9]*/comm";
     let before = client.run("agentless", agents).stdout;
-    // What holds the commands is another process, and they go on.
+    // Another process holds the commands, so they continue.
     let line = json!({ "vm": "agentless", "command": "echo begun; sleep 2; echo went on" });
     let started = client.call_whole("guest_command_start", line).expect("it starts");
     let killed = r#"for p in /proc/[0-9]*; do grep -q nexus-guest $p/comm && kill -9 ${p#/proc/}; done"#;
@@ -140,7 +140,7 @@ fn stop_is_forced_and_repeated() {
     client.to_the_end("vm_stop", json!({ "vm": "forced", "force": true }), Duration::from_mins(1));
     client.wait_for_state("forced", "stopped");
     assert!(!is_alive(pid(&vm, "pid")) && !is_alive(pid(&vm, "shim_pid")));
-    // A second stop of a stopped VM changes nothing and says how things are.
+    // Stopping a stopped VM changes nothing and returns its state.
     let again = client.must("vm_stop", json!({ "vm": "forced" }));
     assert_eq!(
         (&again["done"], &again["progress"]["step"], &again["result"]["state"]),

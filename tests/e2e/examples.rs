@@ -1,10 +1,10 @@
-//! The examples that print a conversation, as a user runs them, with a daemon that has its image.
+//! The examples that print a conversation, run as by a user, with a daemon that already has their image.
 
 use std::process::Command;
 
 use nexus_tests::daemon::{Daemon, program};
 
-/// What one of them prints to its end.
+/// Runs one of them and returns its output.
 fn run(name: &str) -> String {
     let daemon = Daemon::start();
     let mut command = Command::new(program(name));

@@ -1,4 +1,4 @@
-//! The main job: a machine from nothing, work in it, and its end.
+//! The main use: creating a machine, working in it, and deleting it.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ fn a_machine_is_made_used_and_deleted() {
         "{vm}"
     );
     assert!(vm["guest"]["kernel"].is_string() && vm["timings"]["total_ms"].as_u64() > Some(0), "{vm}");
-    // What it says of the host is there.
+    // The paths that it reports exist.
     let place = |value: &serde_json::Value| PathBuf::from(value.as_str().expect("a path"));
     let (vsock, console) = (place(&vm["process"]["vsock_socket"]), place(&vm["console_log"]));
     assert!(std::fs::metadata(&vsock).is_ok_and(|meta| meta.file_type().is_socket()), "{vm}");
@@ -33,7 +33,7 @@ fn a_machine_is_made_used_and_deleted() {
     assert_eq!(client.run("first", "hostname; cat /etc/hostname").stdout, "first\nfirst\n");
     assert_eq!(client.run("first", "id -u").stdout, "0\n");
 
-    // Bytes of every kind, there and back.
+    // All byte values, to the guest and back.
     let all: Vec<u8> = (0..=255).collect();
     let encoded = base64(&all);
     let written = json!({ "vm": "first", "path": "/srv/a/b/bytes", "content": encoded, "encoding": "base64", "create_parents": true });
@@ -43,14 +43,14 @@ fn a_machine_is_made_used_and_deleted() {
     assert_eq!(stream(&read, "content").trim(), encoded);
     assert_eq!(client.run("first", "wc -c < /srv/a/b/bytes").stdout.trim(), "256");
 
-    // The kernel's modules are there, for every VM and for none to write to.
+    // The kernel's modules are available in every VM, read-only.
     let loads = "modprobe overlay && grep -c overlay /proc/filesystems";
     assert_eq!(client.run("first", loads).stdout, "1\n");
     let mounted = client.run("first", "grep /lib/modules /proc/mounts").stdout;
     assert!(mounted.contains("/lib/modules/") && mounted.contains(" ext4 ro,"), "{mounted}");
     assert_ne!(client.run("first", "touch /lib/modules/$(uname -r)/x").exit_code, Some(0));
 
-    // Its file system has grown to its drive.
+    // Its filesystem has grown to the size of its drive.
     let kib: u64 = client
         .run("first", "df -k / | tail -n 1 | awk '{print $2}'")
         .stdout
@@ -58,10 +58,10 @@ fn a_machine_is_made_used_and_deleted() {
         .parse()
         .expect("a number");
     assert!(kib > 7 << 20, "the root file system has {kib} KiB");
-    // And its programs are read in larger pieces than Linux would.
+    // Its read-ahead is larger than Linux's default.
     assert_eq!(client.run("first", "cat /sys/block/vda/queue/read_ahead_kb").stdout, "512\n");
 
-    // The console is text first; its cursor goes on where it ended.
+    // The console is text first; its cursor continues where it ended.
     let console = client.call_whole("vm_logs", json!({ "vm": "first" })).expect("the console is read");
     assert!(!stream(&console, "content").is_empty(), "{console}");
     client.run("first", "echo 'written later' > /dev/console");
@@ -75,7 +75,7 @@ fn a_machine_is_made_used_and_deleted() {
         later.push_str(&stream(&more, "content"));
     }
 
-    // By the proxy it reaches what its policy names, and is told of what it does not.
+    // Through the proxy it reaches what its policy allows, and is told about the rest.
     let web = Web::start();
     web.put("/hello", *b"world\n");
     let url = web.url("/hello");
@@ -99,7 +99,7 @@ fn a_machine_is_made_used_and_deleted() {
     assert_eq!(failure.code, "vm_not_running");
     assert!(failure.text.contains("vm_start"), "{}", failure.text);
 
-    // What was written is there after another start, and it is another boot.
+    // Written data survives another start, which is a new boot.
     client.to_the_end("vm_start", json!({ "vm": "first" }), nexus_tests::client::BOOT);
     let again = client.wait_for_state("first", "ready");
     assert_ne!(again["boot_id"], vm["boot_id"]);
@@ -126,14 +126,14 @@ fn the_default_machine_is_debian() {
     let name = vm["name"].as_str().expect("a VM has a name").to_owned();
     client.wait_for_state(&name, "ready");
     assert_eq!(client.run(&name, "python3 -c 'print(6 * 7)'").stdout, "42\n");
-    // One can work on it at once.
+    // It is ready for work at once.
     let tools = "for tool in bash apt-get git curl ps less patch unzip pip3; do command -v $tool >/dev/null || echo $tool; done";
     assert_eq!(client.run(&name, tools).stdout, "", "what lacks");
     let python = "import ensurepip, json, sqlite3, ssl, venv; print(len(ssl.create_default_context().get_ca_certs()) > 50)";
     let ran = client
         .run(&name, &format!("python3 -c '{python}'; ls /etc/ssl/certs/ca-certificates.crt >/dev/null"));
     assert_eq!((ran.stdout.as_str(), ran.exit_code), ("True\n", Some(0)), "{}", ran.stderr);
-    // What needs a network fails, and the result says why.
+    // Commands that need a network fail, and the result says why.
     for command in ["curl -sS http://mirror.example/", "apt-get -qq update", "true"] {
         let ran = client.call_whole("guest_run_command", json!({ "vm": name, "command": command }));
         let told = ran.expect("it runs").to_string();

@@ -1,4 +1,4 @@
-//! What only a real machine shows of the guest: its mounts, limits, clock, and the image's own init.
+//! What only a real machine shows about the guest: its mounts, limits, clock, and the image's own init.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,13 +14,13 @@ use nexus_tests::registry::{Entry, Registry};
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
-/// What the images of these tests have of BusyBox.
+/// The BusyBox applets in the images of these tests.
 const APPLETS: [&str; 16] = [
     "sh", "cat", "cut", "date", "df", "grep", "head", "id", "ls", "readlink", "rm", "stat", "tail", "touch",
     "tty", "wc",
 ];
 
-/// The static BusyBox of the image that every state directory of these tests has.
+/// The static BusyBox of the image that is in every state directory of these tests.
 pub(crate) fn busybox(client: &mut Client) -> Vec<u8> {
     let image = client.must("image_inspect", json!({ "image": "busybox" }));
     let path = image["path"].as_str().expect("it is here");
@@ -33,7 +33,7 @@ pub(crate) fn busybox(client: &mut Client) -> Vec<u8> {
     bytes
 }
 
-/// A root directory with places of odd kinds.
+/// Makes a root directory with unusual entries.
 fn populate(root: &Path, busybox: &[u8]) {
     let put = |path: &str, text: &[u8], mode: u32, owner: u32| {
         let path = root.join(path);
@@ -93,7 +93,7 @@ fn what_an_image_holds_is_what_its_machine_has() {
     let tool = json!({ "vm": "held", "path": "/opt/tool", "encoding": "base64" });
     let tool = client.call_whole("guest_file_read", tool).expect("it is read").to_string();
     assert!(tool.contains("IyEvYmluL3NoCmVjaG8gAP8K"), "{tool}");
-    // They are there once: what becomes of them is the guest's.
+    // They are written only once; afterwards they are the guest's.
     client.run("held", "echo mine > /srv/new/plain.txt; rm /opt/tool");
 
     another_user_is_at_home(&mut client);
@@ -134,13 +134,13 @@ fn another_user_is_at_home(client: &mut Client) {
     assert_eq!(client.run("held", &long).stdout, "200000\n");
 }
 
-/// A terminal, processes left behind and ended by a cgroup, and a daemon's client that only looks later.
+/// A terminal, leftover processes that a cgroup ends, and a client of the daemon that looks later.
 fn commands_live(client: &mut Client) {
     let start = json!({ "vm": "held", "command": "tty; stat -c %u $(tty); read l; echo got $l", "tty": true, "user": "dev" });
     let started = client.call_whole("guest_command_start", start).expect("it starts");
     let id = started["_meta"]["dev.nexus/result"]["command_id"].clone();
     let read = json!({ "vm": "held", "id": id, "wait_ms": 20_000 });
-    // A terminal echoes what is typed at once, in the middle of what else is written.
+    // A terminal echoes input at once, in the middle of other output.
     let asks = until(Duration::from_mins(2), || {
         let result = client.call_whole("guest_command_output", json!({ "vm": "held", "id": id }));
         stream(&result.expect("it is read"), "stdout").contains("\r\n1000\r\n").then_some(())
@@ -167,7 +167,7 @@ fn commands_live(client: &mut Client) {
     assert_eq!(gone.expect("nothing is left").code, "command_ended");
 }
 
-/// Streams over vsock: both ways at once, past the agent's end, and to the guest's loopback.
+/// Streams over vsock: both directions at once, beyond the end of the agent, and to the guest's loopback.
 fn streams_come_through(daemon: &Daemon) {
     let nexusctl = |words: &[&str]| {
         let mut command = Command::new(program("nexusctl"));
@@ -216,7 +216,7 @@ fn streams_come_through(daemon: &Daemon) {
         let mut connection = TcpStream::connect(address.trim()).expect("it is connected");
         connection.write_all(&sent[..100_000]).and_then(|()| connection.shutdown(Shutdown::Write)).ok()?;
         let mut answer = Vec::new();
-        // Until the server listens the connection is cut off.
+        // Until the server listens, the connection is reset.
         connection.read_to_end(&mut answer).ok().filter(|length| *length > 0).map(|_| answer)
     });
     assert!(answer.expect("it is answered") == sent[..100_000]);
@@ -229,7 +229,7 @@ fn commands_leave_the_agent_room(client: &mut Client) {
     let limits: Vec<u64> = limits.lines().map(|line| line.parse().expect("a limit")).collect();
     assert!(limits.len() == 3 && limits[0] < limits[1] && limits[1] < 128 << 20, "{limits:?}");
 
-    // The exit code is that of the last of the pipe, and says nothing.
+    // The exit code is that of the last program of the pipe, so it says nothing.
     let hungry = json!({ "vm": "held", "command": "tail /dev/zero | wc -c", "timeout_s": 120 });
     let ran = client.run_to_the_end(hungry).expect("it runs");
     let facts = &ran["_meta"]["dev.nexus/result"];
@@ -244,11 +244,11 @@ fn commands_leave_the_agent_room(client: &mut Client) {
         let current = client.run("held", "cat /sys/fs/cgroup/nexus/pids.current").stdout;
         current.trim().parse::<u32>().ok()
     };
-    // Those of this command itself, and of what was left running before.
+    // The processes of this command itself, and those left running before.
     let calm = processes(client).expect("a number");
     let bomb = json!({ "vm": "held", "command": "bomb() { bomb | bomb; }; bomb", "timeout_s": 5 });
     client.call_whole("guest_run_command", bomb).ok();
-    // On a busy host with one emulated processor it may be silent for a while, but not for ever.
+    // On a busy host with one emulated processor it may not respond for a while, but it must recover.
     let mut said = Vec::new();
     let alive = until(Duration::from_mins(5), || {
         match client.call("guest_run_command", json!({ "vm": "held", "command": "echo alive" })) {
@@ -342,12 +342,12 @@ fn a_machine_is_ready_when_its_systemd_is() {
     let info = client.must("guest_os_info", json!({ "vm": "sysd" }));
     assert_eq!(info["system"], json!({ "state": "running" }), "{info}");
 
-    // What fails is named.
+    // Failed units are listed by name.
     client.run("sysd", "systemd-run --unit=broken --wait false");
     let info = client.must("guest_os_info", json!({ "vm": "sysd" }));
     assert_eq!(info["system"], json!({ "state": "degraded", "failed": ["broken.service"] }), "{info}");
 
-    // Who does not want to wait is told how far it is.
+    // A client that does not want to wait sees the progress.
     client.must("vm_delete", json!({ "vm": "sysd", "force": true }));
     client.must("settings_set", json!({ "values": { "default.wait_for_init": "false" } }));
     let arguments = json!({ "name": "early", "from": "template:sysd", "wait_s": 0 });

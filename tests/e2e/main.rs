@@ -1,5 +1,4 @@
-//! The whole of Nexus with real virtual machines: one daemon per test, on a state directory of its own, reached as any MCP
-//! client reaches it.
+//! The whole of Nexus with real virtual machines: one daemon per test, with its own state directory, accessed like by any MCP client.
 
 mod builds;
 mod confined;

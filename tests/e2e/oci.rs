@@ -46,7 +46,7 @@ fn a_machine_is_made_of_an_image_in_a_registry() {
     assert_eq!(image["config"]["user"], "1000", "{image}");
     assert_eq!(image["config"]["working_dir"], "/app", "{image}");
 
-    // The same is not made again; another one under the same tag is.
+    // The same image is not made again; a different one under the same tag is.
     let planned = |client: &mut Client, name: &str| {
         let arguments = json!({ "name": name, "from": from, "start": false });
         client.to_the_end("vm_create", arguments, nexus_tests::client::BOOT)["image"]["id"].clone()

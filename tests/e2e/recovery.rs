@@ -1,4 +1,4 @@
-//! The daemon comes and goes; machines stay.
+//! The daemon stops and starts; machines keep running.
 
 use std::process::Command;
 
@@ -63,6 +63,6 @@ fn a_second_daemon_is_refused() {
     assert!(!second.status.success(), "{said}");
     let holder = format!("{} is in use by ", daemon.state().display());
     assert!(said.contains(&holder) && said.contains(&daemon.pid().to_string()), "{said}");
-    // The first one is none the worse.
+    // The first daemon is not affected.
     daemon.client().must("vm_list", json!({}));
 }

@@ -1,4 +1,4 @@
-//! From a distribution's release to a machine: its packages, by the real mmdebstrap, from a mirror with TLS.
+//! From a distribution's release to a machine: its packages, installed by the real mmdebstrap, from a mirror with TLS.
 
 use std::fs;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use nexus_tests::ubuntu::Ubuntu;
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
-/// An ordinary user, and its entries in the files that say who it is and which ids it has besides.
+/// An ordinary user, with the entries that define it and its subordinate ids.
 const USER: u32 = 54_322;
 const PASSWD: (&str, &str) = ("passwd", "nexus-test:x:54322:54322::/nonexistent:/bin/sh");
 const IDS: [(&str, &str); 2] = [("subuid", "nexus-test:700000:65536"), ("subgid", "nexus-test:700000:65536")];
@@ -33,7 +33,7 @@ fn a_release_becomes_an_asset_and_that_a_machine() {
     assert_eq!((&asset["provider"], &asset["verified"]), (&json!("debian"), &json!("signature")), "{asset}");
     let origin = client.must("asset_inspect", json!({ "asset": asset["id"] }))["origin"].take();
     assert!(origin.as_str().is_some_and(|origin| origin.contains("deb https://localhost:")), "{origin}");
-    // Each package came from the mirror, to an apt that was told of its CA.
+    // Each package came from the mirror, to an apt that knows its CA.
     let asked = mirror.asked();
     let by_apt = asked.iter().filter(|asked| asked.agent.contains("APT") && asked.path.ends_with(".deb"));
     assert!(by_apt.count() > 50, "{asked:?}");
@@ -52,24 +52,24 @@ fn a_release_becomes_an_asset_and_that_a_machine() {
     let codename = client.run("release", ". /etc/os-release; echo $ID $VERSION_CODENAME").stdout;
     assert_eq!(codename.trim(), format!("debian {}", asset["version"].as_str().expect("a version")));
     assert_eq!(client.run("release", "python3 -c 'print(6 * 7)'; dpkg --audit").stdout, "42\n");
-    // The host's proxy, its file of CAs and its passwords are not here.
+    // The host's proxy, CA file and passwords are not in the image.
     let left = format!(
         "apt-config dump | grep -iE 'CAInfo|http.*proxy'; ls /tmp /etc/apt/auth.conf.d; cat /etc/resolv.conf; \
          grep -rlF -e {PASSWORD} -e NEXUS_APT -e nexus-ca- -e nexus-mirror- /etc /var /root /usr/share"
     );
     let left = client.run("release", &left);
     assert_eq!(left.stdout, "/etc/apt/auth.conf.d:\n\n/tmp:\n", "{left:?}");
-    // What belongs to the archive is.
+    // The archive's own configuration is.
     let sources = client.run("release", "cat /etc/apt/sources.list; ls /etc/apt/trusted.gpg.d").stdout;
     let archive = |line: &&str| line.starts_with("deb https://localhost:") && line.ends_with(" main");
     assert!(sources.lines().filter(archive).count() > 1 && sources.contains("debian-archive"), "{sources}");
 }
 
-/// Kills the daemon while mmdebstrap has filesystems mounted in what it makes: none is left, nor are its files.
+/// Kills the daemon while mmdebstrap has filesystems mounted: neither mounts nor files may be left.
 fn cut_off(daemon: &mut Daemon, wanted: &Value) {
     let scratch = daemon.state().join("scratch");
     let below = format!(" {}/", scratch.display());
-    // By whichever process has it mounted.
+    // In any process.
     let mounted = |process: &str| {
         let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap_or_default();
         mounts.lines().any(|line| line.contains(&below) && line.contains(" - proc "))
@@ -122,7 +122,7 @@ fn a_release_of_ubuntu_becomes_a_machine_of_an_ordinary_user() {
          stat -c '%n %u:%g %a' / /etc/shadow /usr/bin/passwd /root /usr/bin/chage; dpkg --audit; \
          python3 -c 'print(6 * 7)'; grep -c ^deb /etc/apt/sources.list",
     );
-    // Owners and modes are the packages', though nobody here was root; what is in the updates is taken.
+    // Owners and modes are those of the packages, although nothing ran as root; packages from the updates are used.
     assert_eq!(
         inside.stdout,
         "ubuntu 24.04 noble\n13ubuntu10.2\n/ 0:0 755\n/etc/shadow 0:42 640\n/usr/bin/passwd 0:0 4755\n/root 0:0 700\n\

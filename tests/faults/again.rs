@@ -1,4 +1,5 @@
-//! Clients that repeat a creation because its answer never came: one key is one thing, however often it is said.
+//! Clients that repeat a creation because its answer never arrived: one key makes one thing, however often the
+//! call is repeated.
 
 use std::thread;
 
@@ -6,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::world::{SOON, World, refused};
 
-/// A call that makes something, where the list of such things is, and arguments that make another one.
+/// A call that creates something, the list of such things, and arguments that create a different one.
 fn creations(world: &World) -> [(&'static str, Value, &'static str, &'static str, Value); 3] {
     let vm = json!({ "name": "box", "from": world.from, "disk": "128MiB", "start": false });
     let image = json!({ "name": "own", "from": world.from });
@@ -34,11 +35,11 @@ fn one_key_is_one_thing_however_often_it_is_said() {
     let mut world = World::new();
     for (tool, arguments, list, things, other) in creations(&world) {
         let name = arguments["name"].clone();
-        // All at once: whoever comes first makes it, and all are told of the same.
+        // All at once: the first one creates it, and all get the same answer.
         let calls: Vec<_> = (0..8)
             .map(|at| {
                 let (mut client, mut arguments) = (world.client(), keyed(&arguments, "k-1"));
-                // How long one waits changes nothing of what is made.
+                // The wait time does not affect the result.
                 arguments["wait_s"] = (40 + at % 3).into();
                 thread::spawn(move || client.call(tool, arguments))
             })
@@ -64,12 +65,12 @@ fn one_key_is_one_thing_however_often_it_is_said() {
         let mut client = world.client();
         let failure = refused(&mut client, tool, keyed(&other, "k-1"));
         assert_eq!(failure.code, "idempotency_conflict", "{tool}: {}", failure.text);
-        // Without the key, or with another one, it is a call of its own.
+        // Without the key, or with another one, it is a separate call.
         for own in [arguments.clone(), keyed(&arguments, "k-2")] {
             let failure = refused(&mut client, tool, own);
             assert_eq!(failure.code, "name_taken", "{tool}: {}", failure.text);
         }
-        // An empty key is none.
+        // An empty key is invalid.
         let failure = refused(&mut client, tool, keyed(&arguments, ""));
         assert_eq!(failure.code, "name_taken", "{tool}: {}", failure.text);
         let params = json!({ "name": tool, "arguments": keyed(&arguments, &"k".repeat(129)) });
@@ -81,7 +82,7 @@ fn one_key_is_one_thing_however_often_it_is_said() {
             }
             Err(error) => assert!(error.to_string().contains("idempotency_key"), "{tool}: {error}"),
         }
-        // The daemon may be killed in between.
+        // The daemon may be killed meanwhile.
         world.daemon.kill();
         world.daemon.restart();
         let mut client = world.client();
@@ -91,7 +92,7 @@ fn one_key_is_one_thing_however_often_it_is_said() {
         assert_eq!(count(&world), 1, "{tool}");
         world.assert_in_order();
     }
-    // What the key made can be used.
+    // The created thing can be used.
     let mut client = world.client();
     client.to_the_end("vm_start", json!({ "vm": "box" }), SOON);
     client.must("vm_delete", json!({ "vm": "box", "force": true }));

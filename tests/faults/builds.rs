@@ -1,4 +1,4 @@
-//! The daemon is killed at every step of making an image. At its next start there is either a whole image or none, and the
+//! Kills the daemon at every step of making an image. At its next start there is either a complete image or none, and the
 //! same call makes it.
 
 use std::fs;
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::kills::{kill_at, last_op};
 use crate::world::{SOON, World, refused};
 
-/// The images that are here; each is the file that its row speaks of, and a filesystem without a fault.
+/// The existing images; the file of each matches its row, and its filesystem is intact.
 #[track_caller]
 pub(crate) fn installed(client: &mut Client) -> Vec<Value> {
     let listed = client.must("image_list", json!({ "limit": 500 }));
@@ -29,14 +29,14 @@ pub(crate) fn installed(client: &mut Client) -> Vec<Value> {
     installed
 }
 
-/// Looks a filesystem over.
+/// Checks a filesystem.
 #[track_caller]
 pub(crate) fn assert_whole(disk: &Path) {
     let checked = Command::new("e2fsck").arg("-fn").arg(disk).output().expect("e2fsck runs");
     assert!(checked.status.success(), "{}: {}", disk.display(), String::from_utf8_lossy(&checked.stdout));
 }
 
-/// Points on the way of every image.
+/// Failpoints in the making of every image.
 const POINTS: [&str; 5] = ["image-begun", "image-staged", "image-filled", "image-checked", "image-named"];
 
 #[test]
@@ -55,14 +55,14 @@ fn an_image_that_is_cut_off_is_gone_and_can_be_made() {
         world.assert_in_order();
         client.must("image_delete", json!({ "image": image["id"] }));
     }
-    // One that was whole already is finished.
+    // One that was already complete is finished.
     let mut client = kill_at(&mut world, "image-ready", "image_create", &wanted);
     let op = last_op(&mut client);
     assert_eq!((&op["tool"], &op["state"]), (&json!("image_create"), &json!("succeeded")), "{op}");
     let outcome = client.must("op_get", json!({ "op_id": op["op_id"] }));
     assert_eq!(installed(&mut client), [outcome["result"].clone()]);
     world.assert_in_order();
-    // So is one that is made for a VM, at its second try.
+    // So is one made for a VM, on its second attempt.
     let mut arguments = world.arguments("box");
     arguments["from"] = "image:cut".into();
     client.create(arguments);

@@ -1,5 +1,5 @@
-//! Trees between the host and machines: a repository goes in and comes back as a patch, nothing leaves the places that are allowed,
-//! and whatever breaks off in the middle leaves whole files.
+//! Trees between the host and machines: a repository is copied in and exported as a patch, nothing outside the allowed places
+//! is accessed, and an interrupted copy leaves only complete files.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,7 +19,7 @@ use crate::world::{World, process, refused, soon};
 /// The size of a file that takes a while, in bytes.
 const BIG: u64 = 1 << 30;
 
-/// A world whose clients may copy from and to `host`; what is in `vm` there is the machines'.
+/// A world whose clients may copy from and to `host`; the machines' files are in `vm` there.
 struct Copies {
     world: World,
     host: TempDir,
@@ -163,7 +163,7 @@ fn a_repository_goes_in_and_what_changed_comes_back_as_a_patch() {
     };
     assert_eq!(wanted(&repo), wanted(vm));
 
-    // With text that is not UTF-8 the patch is whole in a file only.
+    // If the patch contains text that is not UTF-8, only the file has all of it.
     fs::write(vm.join("latin1.txt"), b"gr\xfc\xdfe!\n").expect("a file");
     let patch = client.call_whole("guest_export", json!({ "vm": "work-1", "path": to })).expect("a patch");
     let file = patch["_meta"]["dev.nexus/result"]["patch_file"].as_str().expect("a file").to_owned();
@@ -178,7 +178,7 @@ fn a_repository_goes_in_and_what_changed_comes_back_as_a_patch() {
     client.must("guest_copy_out", json!({ "vm": "work-1", "from": file, "to": out, "wait_s": 45 }));
     assert!(
         fs::read(&out).expect("it is there").ends_with(b"-gr\xfc\xdfe\n+gr\xfc\xdfe!\n") || {
-            // Behind it in the patch come the others, which the repository has by now.
+            // It is followed in the patch by the others, which the repository already has.
             fs::read(&out).expect("it is there").windows(7).any(|part| part == b"+gr\xfc\xdfe!")
         }
     );
@@ -214,7 +214,7 @@ fn nothing_is_copied_from_or_to_places_that_are_not_allowed() {
     assert_eq!(fs::read_dir(copies.host.path().join("outside")).expect("a directory").count(), 1);
     assert!(!Path::new(&inside).exists());
 
-    // A folder of its own is always there.
+    // A client's own folder always exists.
     let scratch =
         client.must("system_info", json!({}))["copy"]["scratch"].as_str().expect("a path").to_owned();
     assert_eq!(fs::metadata(&scratch).expect("it is made").permissions().mode() & 0o777, 0o700);
@@ -242,12 +242,12 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
     for number in 0..40 {
         copies.write(&format!("allowed/tree/{number:02}"), vec![number; 300_000]);
     }
-    // Large enough to be under way for a while; zeros that the source's disk need not hold.
+    // Large enough to take a while; the source's disk need not store the zeros.
     let big = copies.host.path().join("allowed/tree/zz-big");
     let file = fs::File::create(&big).expect("a file");
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, BIG).expect("room on the disk");
     let guest = process(&vm, "pid");
-    // A copy that is in the middle of the large file, and stays there.
+    // A copy that is stopped in the middle of the large file.
     let begin = |client: &mut Client| {
         let (from, to) = (copies.at("allowed/tree"), copies.at("vm/tree"));
         let begun =
@@ -260,7 +260,7 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
         signal(guest, Signal::STOP);
         begun["op_id"].clone()
     };
-    // The small files are there, and nothing of the large one.
+    // The small files are complete, and nothing of the large one is left.
     let is_whole = || {
         let entries = fs::read_dir(copies.host.path().join("vm/tree")).expect("the tree");
         let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
@@ -273,14 +273,14 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
                     .is_ok_and(|content| content == vec![number; 300_000])
             })
     };
-    // Nobody wants it any more.
+    // The copy is cancelled.
     let op = begin(&mut client);
     client.must("op_cancel", json!({ "op_id": op }));
     signal(guest, Signal::CONT);
     let ended = client.must("op_get", json!({ "op_id": op, "wait_s": 45 }));
     assert_eq!(ended["state"], "cancelled", "{ended}");
     soon("whole files only", || is_whole().then_some(()));
-    // The VM is stopped under it.
+    // The VM is stopped during the copy.
     let op = begin(&mut client);
     client.must("vm_stop", json!({ "vm": "work-1", "force": true, "wait_s": 45 }));
     let ended = client.must("op_get", json!({ "op_id": op, "wait_s": 45 }));
@@ -289,7 +289,7 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
         (&json!("failed"), &json!("guest_unreachable")),
         "{ended}"
     );
-    // And once more it is copied as if nothing had been.
+    // Another copy works as if nothing had happened.
     fs::remove_file(&big).expect("it is gone");
     client.must("vm_start", json!({ "vm": "work-1", "wait_s": 45 }));
     let (from, to) = (copies.at("allowed/tree"), copies.at("vm/tree"));
@@ -299,7 +299,7 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
     copies.world.assert_in_order();
 }
 
-/// A small filesystem in memory; unmounted with the value.
+/// A small in-memory filesystem; unmounted when dropped.
 pub(crate) struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
@@ -314,7 +314,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // A directory that stays mounted shows when it is removed.
+        // A directory that is still mounted shows up when it is removed.
         let _ = Command::new("umount").arg(&self.0).status();
     }
 }
@@ -341,10 +341,10 @@ fn a_full_disk_on_either_side_is_told_and_what_came_is_whole() {
         came += 1;
     }
     assert!((1..40).contains(&came), "{came}");
-    // There is nothing to compare with after half a copy.
+    // After an incomplete copy there is nothing to compare with.
     let failure = refused(&mut client, "guest_export", json!({ "vm": "work-1", "path": small }));
     assert_eq!(failure.code, "file_not_found", "{}", failure.text);
-    // On the host some of the disk stays free for everybody else.
+    // On the host, some of the disk must stay free.
     let arguments =
         json!({ "vm": "work-1", "from": tree, "to": copies.at("allowed/small/tree"), "wait_s": 45 });
     let failure = refused(&mut client, "guest_copy_out", arguments);

@@ -1,4 +1,4 @@
-//! `nexusctl cp`: what goes where, what comes over, and what is seen of it.
+//! `nexusctl cp`: targets, contents, and output.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ use crate::shell::Terminal;
 use crate::streams::{code, ended, nexusctl, run, text};
 use crate::world::World;
 
-/// A machine `web-1`, whose files are those below `vm`; this host's are below `here`.
+/// A machine `web-1` with its files below `vm`; this host's files are below `here`.
 pub(crate) struct Pair {
     pub(crate) world: World,
     pub(crate) vm: Value,
@@ -38,7 +38,7 @@ impl Pair {
         self.root.path().join(path)
     }
 
-    /// A path as it is given to cp: one below `vm` is the machine's.
+    /// A path as given to cp: one below `vm` is in the machine.
     pub(crate) fn word(&self, path: &str) -> String {
         let prefix = if path.starts_with("vm") { "web-1:" } else { "" };
         if path == "-" { path.into() } else { format!("{prefix}{}/{path}", self.root.path().display()) }
@@ -55,7 +55,7 @@ impl Pair {
         text(&output.stderr)
     }
 
-    /// A copy that has to fail; what is said.
+    /// A copy that must fail; returns its output.
     #[track_caller]
     pub(crate) fn fails(&self, words: &[&str], src: &str, dst: &str) -> String {
         let output = self.cp(words, src, dst);
@@ -64,7 +64,7 @@ impl Pair {
     }
 }
 
-/// What is below a directory: names and what is in them.
+/// The names below a directory, with contents.
 pub(crate) fn listing(root: &Path) -> Vec<String> {
     fn add(root: &Path, at: &Path, all: &mut Vec<String>) {
         for entry in fs::read_dir(at).expect("a directory") {
@@ -86,7 +86,7 @@ pub(crate) fn listing(root: &Path) -> Vec<String> {
     all
 }
 
-/// What to copy, and a place to copy to with one of each thing.
+/// Makes sources, and a target with one of everything.
 fn set_up(from: &Path, to: &Path) {
     for place in [from, to] {
         let _ = fs::remove_dir_all(place);
@@ -103,7 +103,7 @@ fn set_up(from: &Path, to: &Path) {
     symlink("old", to.join("to-old")).expect("a link");
 }
 
-/// Options, source and destination; what is there then besides what was, or what is said.
+/// Options, source and destination; then the new files, or the error.
 type Case<'a> = (&'a [&'a str], &'a str, &'a str, Result<&'a [&'a str], &'a str>);
 
 #[test]
@@ -165,7 +165,7 @@ fn copies_go_where_docker_cp_puts_them_both_ways() {
                 Err(words) => {
                     assert_eq!(code(&output), Some(1), "{src} {dst}: {said}");
                     let side = if said.contains("inside web-1: ") { "vm" } else { "here" };
-                    // The side that is at fault is the one that the path is on.
+                    // The error must name the side that has the path.
                     let at_fault = if said.contains(&format!("/{from}/")) { from } else { to };
                     assert!(said.contains(words) && side == at_fault, "{src} {dst}: {said}");
                     assert_eq!(listing(&pair.at(to)), before, "{src} {dst}");
@@ -199,7 +199,7 @@ fn what_cannot_be_copied_is_a_mistake_of_the_command_line() {
     assert!(text(&output.stderr).contains("gzip -dc FILE |"), "{}", text(&output.stderr));
 }
 
-/// What a tree is: for each path its kind, mode, times, content or link, and names.
+/// The facts of a tree: for each path its type, mode, times, content or link, and hard links.
 fn facts(root: &Path) -> BTreeMap<Vec<u8>, String> {
     fn add(root: &Path, path: &Path, all: &mut BTreeMap<Vec<u8>, String>) {
         let meta = fs::symlink_metadata(path).expect("its facts");
@@ -224,7 +224,7 @@ fn facts(root: &Path) -> BTreeMap<Vec<u8>, String> {
     all
 }
 
-/// A tree with one of each thing.
+/// A tree with one of everything.
 fn make_tree(root: &Path) {
     fs::create_dir_all(root.join("empty")).expect("a directory");
     fs::create_dir_all(root.join("closed")).expect("a directory");
@@ -264,7 +264,7 @@ fn a_tree_comes_over_as_it_is_both_ways() {
     assert_eq!(facts(&pair.at("vm/copy")), expected);
     let said = pair.must(&["--json"], "vm/copy/.", "here/back");
     assert_eq!(said, "");
-    // What a guest says is setuid is not so here, unless it is asked for.
+    // Setuid bits from a guest are dropped, unless requested.
     let mut plain = expected.clone();
     let nothing = plain.get_mut(&b"nothing"[..]).expect("a file");
     *nothing = nothing.replace("104711", "100711");
@@ -275,7 +275,7 @@ fn a_tree_comes_over_as_it_is_both_ways() {
         let holes = fs::metadata(pair.at(copy).join("holes")).expect("its facts");
         assert!(holes.blocks() * 512 < 2_000_000, "{} blocks", holes.blocks());
     }
-    // Over what is there, and quietly. Directories that were there keep their times.
+    // Over existing files, and quietly. Existing directories keep their times.
     assert_eq!(pair.must(&["-q"], "here/tree/.", "vm/copy"), "");
     let files = |mut facts: BTreeMap<Vec<u8>, String>| {
         facts.retain(|_, said| !said.starts_with('4'));
@@ -295,7 +295,7 @@ fn owners_are_those_of_the_side_that_gets_the_files() {
     fs::create_dir(pair.at("here/tree")).expect("a directory");
     fs::write(pair.at("here/tree/file"), "x").expect("a file");
     chown(pair.at("here/tree/file"), Some(1234), Some(2345)).expect("another owner");
-    // Not those of the directory that it goes to.
+    // Not the owner of the target directory.
     chown(pair.at("vm"), Some(54321), Some(54321)).expect("another owner");
     fs::set_permissions(pair.root.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
     pair.must(&[], "here/tree", "vm/default");
@@ -308,7 +308,7 @@ fn owners_are_those_of_the_side_that_gets_the_files() {
     assert_eq!(owner("here/mine/file"), (0, 0));
     pair.must(&["-a"], "vm/same", "here/same");
     assert_eq!(owner("here/same/file"), (1234, 2345));
-    // By the rights of that user.
+    // With the rights of that user.
     chown(pair.at("vm"), Some(0), Some(0)).expect("another owner");
     let said = pair.fails(&["-u", "54321"], "here/tree", "vm/no");
     assert!(
@@ -318,7 +318,7 @@ fn owners_are_those_of_the_side_that_gets_the_files() {
     fs::set_permissions(pair.at("vm/same/file"), PermissionsExt::from_mode(0o600)).expect("a mode");
     let said = pair.fails(&["-u", "54321"], "vm/same/file", "here/secret");
     assert!(said.contains("inside web-1: read") && said.contains("ermission denied"), "{said}");
-    // In a tree, the rest is copied all the same.
+    // In a tree, the rest is copied anyway.
     fs::write(pair.at("vm/same/open"), "x").expect("a file");
     let said = pair.fails(&["-u", "54321"], "vm/same", "here/part");
     assert!(said.contains("warning: file: left out: it cannot be read\nCopied 1 file"), "{said}");
@@ -373,7 +373,7 @@ fn tar_streams_go_in_and_out() {
     let into = into.stdin(out.stdout.take().expect("its output")).output().expect("nexusctl runs");
     assert_eq!((ended(&mut out).code(), code(&into)), (Some(0), Some(0)), "{}", text(&into.stderr));
     assert_eq!(facts(&pair.at("vm/two/tree")), facts(&pair.at("vm/tree")));
-    // Who no longer reads ends it without a word.
+    // If the reader of its output goes away, it ends silently.
     let mut out = nexusctl(&pair.world, &["cp", &pair.word("vm/tree"), "-"]).spawn().expect("nexusctl runs");
     drop(out.stdout.take());
     assert_eq!(ended(&mut out).code(), Some(141));
@@ -401,7 +401,7 @@ fn progress_is_shown_on_a_terminal_and_gone_in_the_end() {
     )
     .expect("a pipe");
     let terminal = Terminal::open(&pair.world, (100, 30));
-    // What comes through the pipe comes when this test says so.
+    // The test controls when data comes through the pipe.
     terminal.line(&format!("clear; $NEXUSCTL cp - {} < {}", pair.word("vm"), pipe.display()));
     let mut writer = File::options().write(true).open(&pipe).expect("somebody reads");
     writer.write_all(&made[..2_000_000]).expect("it is read");
@@ -411,7 +411,7 @@ fn progress_is_shown_on_a_terminal_and_gone_in_the_end() {
     terminal.wait_for("Copied 1 file, 2.9 MiB to ");
     terminal.wait_until_back();
     assert!(!terminal.screen(false).contains("copying to"), "{}", terminal.screen(false));
-    // A tree, both ways.
+    // A tree, in both directions.
     for (src, dst) in [("here/big", "vm/copy"), ("vm/copy", "here/back")] {
         terminal.line(&format!("clear; $NEXUSCTL cp {} {}", pair.word(src), pair.word(dst)));
         terminal.wait_for("Copied 1 file, 2.9 MiB to ");

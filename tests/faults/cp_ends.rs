@@ -1,4 +1,4 @@
-//! `nexusctl cp`: what is left when a copy ends in the middle, a disk is full or a guest lies.
+//! `nexusctl cp`: what is left when a copy is interrupted, a disk is full, or a guest is malicious.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -18,7 +18,7 @@ use crate::world::{World, process, soon};
 /// The size of a file that takes a while, in bytes.
 const BIG: u64 = 2 << 30;
 
-/// Small files and a large one behind them, which is under way for a while.
+/// Small files followed by a large one, which takes a while.
 fn make_large(root: &Path) {
     fs::create_dir(root).expect("a directory");
     (0..20_u8).for_each(|n| fs::write(root.join(format!("{n:02}")), vec![n; 300_000]).expect("a file"));
@@ -26,7 +26,7 @@ fn make_large(root: &Path) {
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, BIG).expect("room on the disk");
 }
 
-/// What is in a directory, with what has no name of its own there.
+/// The entries of a directory, including unnamed files.
 fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).map(|entries| entries.collect::<Vec<_>>()).unwrap_or_default();
     let mut names: Vec<String> = entries
@@ -43,7 +43,7 @@ fn a_copy_that_is_killed_leaves_whole_files_and_can_be_made_again() {
     make_large(&pair.at("here/tree"));
     let guest = process(&pair.vm, "pid");
     let small: Vec<String> = (0..20).map(|n| format!("{n:02}")).collect();
-    // A copy that is in the middle of the large file, and stays there.
+    // A copy that is stopped in the middle of the large file.
     let begin = |src: &str, dst: &str| -> Child {
         let _ = fs::remove_dir_all(pair.at(dst));
         let mut child =
@@ -73,7 +73,7 @@ fn a_copy_that_is_killed_leaves_whole_files_and_can_be_made_again() {
             soon("whole files only", || is_whole(dst).then_some(()));
         }
         if src == "here/tree" {
-            // A part of it is there already.
+            // A part of it already exists.
             fs::remove_file(pair.at("here/tree/zz-big")).expect("it is gone");
             pair.must(&[], "here/tree/.", "vm/tree");
             fs::write(pair.at("here/tree/zz-big"), "small").expect("a file");
@@ -83,7 +83,7 @@ fn a_copy_that_is_killed_leaves_whole_files_and_can_be_made_again() {
             make_large(&pair.at("vm/from"));
         }
     }
-    // The machine is stopped under it, both ways.
+    // The machine is stopped during the copy, in both directions.
     let mut client = pair.world.client();
     let mut child = begin("vm/from", "here/to");
     client.must("vm_stop", json!({ "vm": "web-1", "force": true, "wait_s": 45 }));

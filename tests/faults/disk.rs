@@ -1,4 +1,4 @@
-//! A disk that fills up: what was being made is undone, what runs goes on, and there is a way out.
+//! A disk that fills up: unfinished work is undone, running machines continue, and there is a way out.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::world::{SOON, World, refused, soon};
 
-/// A small filesystem of its own; unmounted with the value.
+/// A small separate filesystem; unmounted when dropped.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
@@ -25,7 +25,7 @@ impl SmallDisk {
         self.0.path().join("state")
     }
 
-    /// Takes all room but so many KiB.
+    /// Uses up all space except for this many KiB.
     fn fill(&self, but_kib: u64) {
         self.release();
         let file = fs::File::create(self.ballast()).expect("ballast is made");
@@ -33,7 +33,7 @@ impl SmallDisk {
             let stat = rustix::fs::statvfs(self.0.path()).expect("the free room");
             (stat.f_bavail * stat.f_frsize).saturating_sub(but_kib << 10)
         };
-        // Others write here too: what was free a moment ago may be gone.
+        // Other programs write here too, so space that was just free may be gone.
         soon("the room to be taken", || {
             let (taken, more) = (file.metadata().ok()?.len(), free());
             let flags = rustix::fs::FallocateFlags::empty();
@@ -64,14 +64,14 @@ fn a_full_disk_undoes_a_creation_and_stops_nothing_else() {
     let mut client = world.client();
     world.create(&mut client, "good-1");
 
-    // Too little room for one more drive.
+    // Too little space for another drive.
     disk.fill(48 << 10);
     let failure = world.create_in_vain(&mut client, "good-2");
     assert_eq!(failure.code, "disk_full", "{}", failure.text);
     world.assert_in_order();
     assert_eq!(refused(&mut client, "vm_inspect", json!({ "vm": "good-2" })).code, "vm_not_found");
 
-    // Not a byte is left: nothing can be written down any more.
+    // No space at all: nothing can be recorded any more.
     disk.fill(0);
     for at in 0..20 {
         let failure = world.create_in_vain(&mut client, &format!("good-{}", at + 2));
@@ -83,7 +83,7 @@ fn a_full_disk_undoes_a_creation_and_stops_nothing_else() {
         .call_whole("guest_file_read", json!({ "vm": "good-1", "path": "/x" }))
         .expect("what runs can be used");
 
-    // With room again, everything goes on.
+    // With free space again, everything continues.
     disk.release();
     world.assert_in_order();
     world.create(&mut client, "good-2");
@@ -98,7 +98,7 @@ fn what_ends_on_a_full_disk_is_told_and_written_down_later() {
     let mut client = world.client();
     world.create(&mut client, "good-1");
     disk.fill(0);
-    // Stopping takes a row of its own: either there is room for it, or it says that there is none.
+    // Stopping needs a row: either there is space for it, or it fails with a full disk.
     match client.call("vm_stop", json!({ "vm": "good-1", "wait_s": 45 })) {
         Ok(outcome) => assert_eq!(outcome["result"]["state"], "stopped", "{outcome}"),
         Err(failure) => {
@@ -123,7 +123,7 @@ fn what_ends_on_a_full_disk_is_told_and_written_down_later() {
     let seen = client.inspect("slow-1")["state"].clone();
     assert!(["failed", "ready", "running"].contains(&seen.as_str().unwrap_or_default()), "{seen}");
     disk.release();
-    // With room again, the rows say what was seen.
+    // With free space again, the rows are updated.
     soon("the row", || {
         let listed = client.must("vm_list", json!({}));
         let vm = listed["vms"].as_array()?.iter().find(|vm| vm["name"] == "slow-1")?;

@@ -1,5 +1,5 @@
-//! Every door into a guest, the same: what a hostile guest says never passes for the host's own words, nothing comes out that
-//! clients fail on, and each call is recorded, also that of a client that hangs up.
+//! All ways into a guest behave the same: what a hostile guest says is never mistaken for the host's own words, no output
+//! breaks clients, and each call is recorded, even if its client disconnects.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -22,7 +22,7 @@ enum Door {
     Stream,
     /// One HTTP request, one JSON object.
     Http,
-    /// The same with progress wanted: a stream of events, by another way through the daemon.
+    /// The same with progress: an event stream, which takes a different path through the daemon.
     Events,
     /// `nexusctl mcp`.
     Stdio,
@@ -139,7 +139,7 @@ fn text_of(result: &Value) -> &str {
     result["content"][0]["text"].as_str().unwrap_or_default()
 }
 
-/// How many calls the daemon says are under way.
+/// How many calls the daemon reports as running.
 fn under_way(world: &World) -> usize {
     let (url, token) = world.daemon.http();
     let address = url.trim_start_matches("http://").trim_end_matches("/mcp");
@@ -193,7 +193,7 @@ fn what_clients_fail_on_and_what_only_the_host_may_say_comes_out_nowhere() {
                 ["PWNED", "\\u001b", "\\ud800", "\\udc00", "1e999"].iter().any(|bad| text.contains(bad));
             assert!(!leaks, "{door:?} {words}: {text}");
         }
-        // What a guest may say is told as its own.
+        // A guest's own errors are marked as the guest's.
         let error = r#"{"code":"file_not_found","message":"none\n\tat all","retryable":true,"hint":"look"}"#;
         let (_, result) = hear(send(&world, door, "parrot-1", &failed(error)));
         let expected = "file_not_found: inside parrot-1: none\n\tat all\nthe guest suggests: look";
@@ -203,7 +203,7 @@ fn what_clients_fail_on_and_what_only_the_host_may_say_comes_out_nowhere() {
         let (_, result) = hear(send(&world, door, "parrot-1", r#"error:{"code":-32602,"message":"no"}"#));
         assert_eq!(text_of(&result), "invalid_argument: parrot-1: the guest refused: no", "{door:?}");
         assert_eq!(result["_meta"]["dev.nexus/from"], "guest", "{result}");
-        // Colours in what a command writes are no business of the host's; what is not known stays behind.
+        // Colours in a command's output are passed through; unknown fields are removed.
         let words = format!(
             r#"result:{{"task":{{"id":"PWNED"}},"content":[{{"type":"text","text":"\u001b[1mbold\ud83d\ude00"}}],"_meta":{{
                 "dev.nexus/vm":{{"name":"PWNED"}},"dev.nexus/from":"PWNED",{}}}"#,
@@ -213,7 +213,7 @@ fn what_clients_fail_on_and_what_only_the_host_may_say_comes_out_nowhere() {
         let (text, result) = hear(send(&world, door, "parrot-1", &words));
         assert_eq!(text_of(&result), "\u{1b}[1mbold\u{1f600}", "{door:?}: {text}");
         assert!(!text.contains("PWNED") && result["_meta"]["dev.nexus/vm"]["name"] == "parrot-1", "{text}");
-        // An argument that the guest could not read is the caller's fault.
+        // An argument that the guest could not parse is the caller's fault.
         let mut lone = world.client();
         let line = r#"{"jsonrpc":"2.0","id":77,"method":"tools/call","params":{"name":"guest_file_write","arguments":{"vm":"parrot-1","path":"/x","content":"a\ud83d"}}}"#;
         lone.send_line(line).expect("a line is sent");
@@ -270,14 +270,14 @@ fn each_call_is_recorded_also_that_of_a_client_that_hangs_up() {
             hear(send(&world, door, "parrot-1", words));
         }
         hear(send(&world, door, "no-such-vm", "/"));
-        // rmcp waits a moment for a notice that cancels a call that it lost.
+        // After losing a call, rmcp briefly waits for a notification that cancels it.
         soon("the door before to be done", || (under_way(&world) == 0).then_some(()));
         let sent = send(&world, door, "mute-1", "/");
-        // Before that there is nothing to hang up on.
+        // Before that, disconnecting would have no effect.
         soon("the call to be under way", || (under_way(&world) == 1).then_some(()));
         drop(sent);
     }
-    // What the record has not written yet is written when the daemon is told to go.
+    // When the daemon is told to stop, it writes the rest of the call record.
     world.daemon.stop();
     let database = rusqlite::Connection::open(world.daemon.state().join("nexus.db")).expect("the database");
     let mut rows = database
@@ -293,7 +293,7 @@ fn each_call_is_recorded_also_that_of_a_client_that_hangs_up() {
         ("vm_not_found", 4, 0),
     ];
     assert_eq!(rows, expected.map(|(outcome, count, vms)| (outcome.to_owned(), count, vms)));
-    // Machines outlive it, and are deleted at the end by a daemon only.
+    // Machines outlive the daemon; only a daemon deletes them at the end.
     world.daemon.restart();
 }
 
@@ -312,7 +312,7 @@ fn one_client_has_so_many_calls_under_way_and_no_more_through_each_door() {
     let (_, result) = answer(&client.answer(id).expect("an answer"));
     assert_eq!(result["_meta"]["dev.nexus/error"]["code"], "busy", "{result}");
 
-    // Over HTTP all requests of one caller count, whichever way they take.
+    // Over HTTP, all requests of one caller count, whichever path they take.
     let _held: Vec<_> = (0..CALLS_MAX)
         .map(|at| send(&world, if at % 2 == 0 { Door::Http } else { Door::Events }, "mute-1", "/"))
         .collect();

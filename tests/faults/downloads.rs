@@ -1,5 +1,5 @@
-//! The daemon is killed at every step of a download. What is listed at its next start is whole, what is half made is gone or
-//! gone on with, and the same call succeeds then.
+//! Kills the daemon at every step of a download. At its next start everything listed is complete, partial downloads are gone
+//! or resumed, and the same call succeeds.
 
 use std::fs;
 use std::io::Write;
@@ -49,7 +49,7 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
     HEXLOWER.encode(&Sha256::digest(bytes))
 }
 
-/// A server of assets, and a daemon that takes them from there.
+/// A server of assets, and a daemon that uses it.
 struct Scene {
     web: Web,
     world: World,
@@ -65,7 +65,7 @@ impl Scene {
         Self { web, world }
     }
 
-    /// Serves a root filesystem; its path and the digest of what is in it.
+    /// Serves a root filesystem; returns its path and the digest of its content.
     fn serve_rootfs(&self, version: &str) -> (String, String) {
         let tar = archive(&[
             ("etc/os-release", format!("ID=trial\nVERSION_ID={version}\n").as_bytes()),
@@ -80,7 +80,7 @@ impl Scene {
         (path, digest(&tar))
     }
 
-    /// Serves a VMM: a program that ends at once.
+    /// Serves a VMM: a program that exits at once.
     fn serve_vmm(&self, version: &str) -> String {
         let program = fs::read("/bin/true").expect("there is a program");
         let at = |name: &str| format!("release-v{version}-{ARCH}/{name}-v{version}-{ARCH}");
@@ -98,7 +98,7 @@ impl Scene {
     }
 }
 
-/// The names of the assets that are here; each is what it was when it came.
+/// The names of the installed assets; each is still unchanged.
 pub(crate) fn installed(client: &mut Client) -> Vec<String> {
     let checked = client.to_the_end("asset_verify", json!({}), SOON);
     assert_eq!(checked["ok"], true, "{checked}");
@@ -111,16 +111,16 @@ pub(crate) fn installed(client: &mut Client) -> Vec<String> {
     names
 }
 
-/// What is asked of the server by the same call after a kill.
+/// What the same call requests from the server after a kill.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Again {
-    /// What had not come.
+    /// The missing part.
     Rest,
-    /// Whether there is anything left.
+    /// Only whether anything is missing.
     End,
     /// Everything.
     All,
-    /// Nothing: it is here.
+    /// Nothing, because it is already installed.
     Nothing,
 }
 
@@ -172,7 +172,7 @@ fn a_download_that_is_cut_off_goes_on_where_it_was() {
         let wanted = json!({ "kind": "rootfs", "from": format!("alpine@{version}"), "wait_s": 45 });
         let mut client = kill_at(&mut scene.world, point, "asset_download", &wanted);
         assert_eq!(scene.web.asked(&path), [None], "{point}");
-        // What is listed is whole, and nothing else is there.
+        // Everything listed is complete, and nothing else exists.
         if again == Again::Nothing {
             expected.push(name.clone());
         }
@@ -210,7 +210,7 @@ fn a_download_that_is_cut_off_goes_on_where_it_was() {
     }
 }
 
-/// How long the file is that was served for a version.
+/// The length of the file served for a version.
 fn packed_bytes(scene: &Scene, version: &str) -> u64 {
     let branch = version.rsplit_once('.').expect("a version of three parts").0;
     let path = format!("/m/v{branch}/releases/{ARCH}/alpine-minirootfs-{version}-{ARCH}.tar.gz");

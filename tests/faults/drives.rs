@@ -1,5 +1,5 @@
-//! The daemon is killed at every step of making, growing and deleting drives. At its next start a drive is whole or gone, and
-//! as large as it is said to be.
+//! Kills the daemon at every step of making, growing and deleting drives. At its next start each drive is either complete or
+//! gone, and its size is as reported.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::builds::assert_whole;
 use crate::kills::{kill_at, last_op};
 use crate::world::{SOON, World, refused, soon};
 
-/// The names of the drives; each is whole, and as large as it is said to be.
+/// The names of the drives; each is complete and has its reported size.
 #[track_caller]
 fn drives(client: &mut Client) -> Vec<String> {
     let listed = client.must("drive_list", json!({ "limit": 500 }));
@@ -26,7 +26,7 @@ fn drives(client: &mut Client) -> Vec<String> {
     drives.iter().map(look).collect()
 }
 
-/// A size as it is shown; all here are of whole MiB.
+/// A size in text form; all sizes here are whole MiB.
 fn size(bytes: u64) -> Value {
     assert_eq!(bytes % (1 << 20), 0, "{bytes}");
     format!("{}MiB", bytes >> 20).into()
@@ -96,14 +96,14 @@ fn a_drive_that_was_being_made_larger_is_larger() {
             world.assert_in_order();
         }
     }
-    // The VM has what its drive says.
+    // The VM sees what its drive reports.
     let mut client = world.client();
     client.to_the_end("vm_start", json!({ "vm": "box" }), SOON);
     assert_eq!(client.inspect("box")["drives"][0]["size"], "288MiB");
     world.assert_in_order();
 }
 
-/// How large the filesystem on a drive is, by its superblock (linux/fs/ext4/ext4.h).
+/// The size of the filesystem on a drive, from its superblock (linux/fs/ext4/ext4.h).
 fn filesystem_bytes(drive: &Value) -> u64 {
     let disk = fs::read(drive["path"].as_str().expect("a path")).expect("the disk is read");
     let word = |at: usize| u32::from_le_bytes(disk[1024 + at..1024 + at + 4].try_into().expect("four bytes"));
@@ -122,7 +122,7 @@ fn a_deletion_of_a_drive_that_is_cut_off_is_finished() {
     }
 }
 
-/// Marks a drive as if the host had gone down before it was on the disk: what is on it is gone.
+/// Marks a drive as if the host had crashed before it was synced, and removes its content.
 fn lose(drive: &Value, origin: &str) {
     let disk = Path::new(drive["path"].as_str().expect("a path"));
     let mark = disk.with_file_name(format!("unsynced-{origin}-00000000-0000-4000-8000-000000000000"));
@@ -153,7 +153,7 @@ fn drives_that_the_host_did_not_get_on_the_disk_are_made_again_or_said_to_be_los
     world.daemon.stop();
     lose(&again, "image");
     lose(&lost, "drive");
-    // Nobody knows what it was.
+    // Its origin is unknown.
     lose(&root, "nothing");
     world.daemon.restart();
 
@@ -185,7 +185,7 @@ fn a_copy_that_the_daemon_did_not_wait_for_is_on_the_disk_later() {
     let wanted = json!({ "name": "copied", "from": world.from, "size": "128MiB", "wait_s": 45 });
     let client = kill_at(&mut world, "drive-synced", "drive_create", &wanted);
     drop(client);
-    // It was told of, or it was not; if it was, it is there, and what an earlier daemon left is done.
+    // If the drive was reported, it exists, and the work that the earlier daemon left is done.
     let mut client = world.client();
     for name in drives(&mut client) {
         let drive = client.must("drive_inspect", json!({ "drive": name }));

@@ -1,14 +1,14 @@
-//! A server on the loopback that sends back what it is sent.
+//! A loopback server that returns what it receives.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// How often anything was accepted by a server of a test.
+/// How many connections all servers of the tests have accepted.
 pub(crate) static ACCEPTED: AtomicUsize = AtomicUsize::new(0);
 
-/// A server that sends back what it is sent, and its length behind it once the client has no more.
+/// Starts a server that returns what it receives, followed by the length once the client has sent everything.
 pub(crate) fn echo() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let port = listener.local_addr().expect("it has an address").port();

@@ -1,4 +1,4 @@
-//! Many at once, clients that go away, and machines that are ended from outside.
+//! Many calls at once, clients that disconnect, and machines that are ended from outside.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -86,7 +86,7 @@ fn a_client_and_a_daemon_that_go_away_leave_a_command_running() {
     soon("the command to go on", || sleeps("4321").then_some(()));
     drop(hasty);
     assert_eq!(client.run("left", "echo still here").stdout, "still here\n");
-    // One call of this client is under way when the daemon is killed.
+    // One call of this client is running when the daemon is killed.
     let call = json!({ "vm": "left", "command": "sleep 4322" });
     client
         .start("tools/call", &json!({ "name": "guest_run_command", "arguments": call }))
@@ -113,7 +113,7 @@ fn a_client_and_a_daemon_that_go_away_leave_a_command_running() {
     }
     soon("the end of the commands", || (!sleeps("4321") && !sleeps("4322")).then_some(()));
 
-    // A creation that nobody waits for goes on.
+    // A creation that nobody waits for continues.
     let mut hasty = world.client();
     let call = json!({ "name": "vm_create", "arguments": world.arguments("goes-on") });
     hasty.start("tools/call", &call).expect("the call is sent");
@@ -123,7 +123,7 @@ fn a_client_and_a_daemon_that_go_away_leave_a_command_running() {
     world.assert_in_order();
 }
 
-/// Whether a `sleep` of so many seconds runs.
+/// Whether a `sleep` with this argument is running.
 fn sleeps(seconds: &str) -> bool {
     let words = format!("sleep\0{seconds}\0");
     fs::read_dir("/proc")

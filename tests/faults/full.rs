@@ -1,5 +1,5 @@
-//! Disks without a byte left, on real filesystems: the daemon starts on one, and lets what takes the room be deleted; guests that write wait
-//! for room.
+//! Disks without any free space, on real filesystems: the daemon starts on one and can delete what uses the space; guests that
+//! write wait for space.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::world::{SOON, World, refused, soon};
 
-/// A filesystem in a file, mounted; unmounted with the value.
+/// A filesystem in a file, mounted; unmounted when dropped.
 struct LoopDisk {
     place: TempDir,
 }
@@ -51,7 +51,7 @@ impl LoopDisk {
         self.root().join("ballast")
     }
 
-    /// Takes everything that is free, to the last byte.
+    /// Uses up all free space, to the last byte.
     fn fill(&self) {
         let mut ballast =
             File::options().create(true).append(true).open(self.ballast()).expect("ballast is made");
@@ -61,7 +61,7 @@ impl LoopDisk {
         }
     }
 
-    /// Takes all but so many MiB.
+    /// Uses up all space except for this many MiB.
     fn leave(&self, mebibytes: u64) {
         let file = File::create(self.ballast()).expect("ballast is made");
         let stat = rustix::fs::statvfs(self.root()).expect("the free room");
@@ -115,7 +115,7 @@ fn starts_and_lets_one_delete_on_a_full(kind: &str) {
     client.to_the_end("prune", json!({}), SOON);
     drop(client);
 
-    // Full again, and nothing is left to be given up: it serves what there is.
+    // Full again, with no reserve left: it serves what exists.
     world.daemon.kill();
     disk.fill();
     world.daemon.restart();
@@ -126,7 +126,7 @@ fn starts_and_lets_one_delete_on_a_full(kind: &str) {
     client.wait_for_state("good-2", "ready");
     client.must("vm_delete", json!({ "vm": "good-2", "force": true }));
     drop(client);
-    // With room, two can read the database again.
+    // With free space, two connections can read the database again.
     world.daemon.stop();
     world.daemon.restart();
     world.assert_in_order();
@@ -172,7 +172,7 @@ fn a_guest_that_finds_a_full_disk_waits_and_goes_on() {
     assert_eq!(full["boot_id"], vm["boot_id"]);
     let failure = refused(&mut client, "guest_os_info", json!({ "vm": "writer" }));
     assert_eq!(failure.code, "disk_full", "{}", failure.text);
-    // A daemon that comes later knows it too.
+    // A later daemon knows it too.
     drop((client, writing));
     let mut daemon = daemon;
     daemon.kill();
@@ -192,7 +192,7 @@ fn a_guest_that_finds_a_full_disk_waits_and_goes_on() {
     });
     assert!(!done.is_empty());
     let history = client.must("vm_history", json!({ "vm": "writer" }))["transitions"].to_string();
-    // Who is first to hear of it, the daemon's end of the shim or that of the link, is chance.
+    // Either the link to the shim or the link to the guest may notice it first.
     let goes_on = history.contains("there is room again") || history.contains("the agent answers again");
     assert!(history.contains("disk_full: ") && goes_on, "{history}");
     assert_in_order(&daemon);

@@ -1,4 +1,4 @@
-//! Guests that say nothing, garbage, or without end: each hurts its own VM only, and the daemon stays small.
+//! Guests that send nothing, garbage, or endless data: each harms only its own VM, and the daemon stays small.
 
 use std::fs;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::world::{SOON, World, is_alive, process, refused, soon};
 
-/// The most that a daemon may take while its guests flood it, in KiB.
+/// The memory limit of a daemon while its guests flood it, in KiB.
 const MEMORY_MAX: u64 = 160 << 10;
 
 fn call(
@@ -21,7 +21,7 @@ fn call(
     client.call_whole("guest_file_read", json!({ "vm": vm, "path": path }))
 }
 
-/// The most memory that the daemon ever took, in KiB.
+/// The peak memory of the daemon, in KiB.
 fn peak(world: &World) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", world.daemon.pid())).expect("its status");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
@@ -48,7 +48,7 @@ fn guests_that_do_not_come_up_fail_in_time_and_say_why() {
         fails(&world, name, told);
     }
     assert!(peak(&world) < MEMORY_MAX, "the daemon took {} KiB", peak(&world));
-    // Who says hello has to have the time for it.
+    // A guest that says hello needs enough time for it.
     world.daemon.stop();
     world.daemon.set(limit, Some("12"));
     world.daemon.restart();
@@ -60,10 +60,10 @@ fn guests_that_do_not_come_up_fail_in_time_and_say_why() {
         fails(&world, name, told);
     }
     let mut client = world.client();
-    // However much a guest babbles, the log stays readable.
+    // However much a guest sends, the log stays readable.
     let complaints = world.daemon.log().matches("the guest misbehaves").count();
     assert!(complaints <= 20, "{complaints} lines of complaints");
-    // The VMs stay, so that one can look at them and try again; the daemon is none the worse.
+    // The VMs stay, so that they can be inspected and started again; the daemon is not affected.
     world.create(&mut client, "good-1");
     call(&mut client, "good-1", "/x").expect("a good guest answers");
     assert!(peak(&world) < MEMORY_MAX, "the daemon took {} KiB", peak(&world));
@@ -119,7 +119,7 @@ fn a_vmm_that_exits_at_once_is_told_with_its_last_words() {
         assert!(failure.text.contains(told), "{}", failure.text);
     }
     assert_eq!(client.inspect("exits-1")["state"], "failed");
-    // Tried again, it fails again; deleted, it is gone.
+    // Another start fails again; after deletion it is gone.
     assert_eq!(refused(&mut client, "vm_start", json!({ "vm": "exits-1" })).code, "boot_failed");
     client.must("vm_delete", json!({ "vm": "exits-1" }));
     assert_eq!(client.must("vm_list", json!({}))["vms"], json!([]));
@@ -143,7 +143,7 @@ fn answers_that_are_none_fail_their_call_alone() {
         let failure = call(&mut client, name, "/x").expect_err("no answer");
         assert_eq!(failure.code, code, "{name}: {}", failure.text);
         assert!(failure.text.len() < 4096, "{name} is quoted at length: {}", failure.text);
-        // The link is made anew, and the next call is answered.
+        // The link is re-established, and the next call is answered.
         let answered = soon("the link to come back", || call(&mut client, name, "/well-behaved").ok());
         assert_eq!(answered["content"][0]["text"], "well");
         client.wait_for_state(name, "ready");
@@ -166,7 +166,8 @@ fn a_result_of_the_wrong_shape_is_not_passed_on() {
 
 #[test]
 fn a_guest_that_says_bye_and_stays_has_its_power_cut() {
-    // A machine that says that it has halted is not waited for; one that says nothing is, for four times a stop's time.
+    // A machine that reports that it has halted is killed at once; one that reports nothing is killed after four times
+    // the stop timeout.
     for (name, limit) in [("lingers-1", "1"), ("halts-1", "900")] {
         let world = World::hostile(&[("NEXUS_STOP_TIMEOUT_S", limit)]);
         let mut client = world.client();

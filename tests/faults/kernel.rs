@@ -1,4 +1,4 @@
-//! Faults that take a guest's own kernel to show: real virtual machines, under software emulation where there is no KVM.
+//! Faults that only show with a guest's own kernel: real virtual machines, with software emulation if there is no KVM.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ fn create(client: &mut Client, name: &str, init: &str) -> PathBuf {
     PathBuf::from(vm["drives"][0]["path"].as_str().expect("a drive is a file"))
 }
 
-/// Writes a program into a drive that nobody uses.
+/// Writes a program to a drive that is not in use.
 fn put(daemon: &Daemon, disk: &Path, name: &str, content: &[u8]) {
     let source = daemon.root().join("program");
     fs::write(&source, content).expect("a file is written");
@@ -30,7 +30,7 @@ fn put(daemon: &Daemon, disk: &Path, name: &str, content: &[u8]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Starts a machine that does not come up; the reply, however long that takes.
+/// Starts a machine that fails to start; returns the error, however long that takes.
 fn start_in_vain(client: &mut Client, name: &str) -> Failure {
     let mut outcome = match client.call("vm_start", json!({ "vm": name, "wait_s": 45 })) {
         Ok(outcome) => outcome,
@@ -53,7 +53,7 @@ fn what_does_not_boot_is_told_with_the_consoles_last_lines() {
     let disk = create(&mut client, "panics", "system");
     put(&daemon, &disk, "init", b"#!/bin/sh\necho the moon is missing > /dev/console\nexit 7\n");
     let failure = start_in_vain(&mut client, "panics");
-    // Whether the agent beside that init said hello first depends on who is faster.
+    // Either that init or the agent's hello may come first.
     assert!(["boot_failed", "vm_gone"].contains(&&*failure.code), "{} {}", failure.code, failure.text);
     for line in ["the moon is missing", "Kernel panic - not syncing: Attempted to kill init"] {
         assert!(failure.text.contains(line), "{}", failure.text);
@@ -76,11 +76,11 @@ fn what_does_not_boot_is_told_with_the_consoles_last_lines() {
 fn a_kernel_whose_modules_are_missing_says_so() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
-    // The distribution's kernel as a mere file: its drivers are modules, which a file does not bring.
+    // The distribution's kernel as a plain file: its drivers are modules, which the file does not contain.
     let assets = fs::read_dir(daemon.state().join("assets")).expect("the assets").flatten();
     let kernel = assets.map(|asset| asset.path().join("vmlinux")).find(|file| file.exists());
     let mut bytes = fs::read(kernel.expect("a kernel")).expect("the kernel is read");
-    // Another file than the one that is known, with its modules.
+    // A file that differs from the known kernel, with that kernel's modules.
     bytes.push(0);
     let file = daemon.root().join("vmlinux");
     fs::write(&file, bytes).expect("a kernel is written");
@@ -112,13 +112,13 @@ fn the_hello_port_is_closed_to_all_but_the_agent() {
         nexus_tests::client::stream(&result, "stdout").trim().to_owned()
     };
     for line in [&hello, &bye] {
-        // Ports below 1024 are root's, and all others are refused, whoever dials from them.
+        // Only root can use ports below 1024; connections from all other ports are refused.
         assert_eq!(dial("nobody", 700, line), "refused 13");
         for (user, source) in [("nobody", 0), ("nobody", 2000), ("root", 0)] {
             let answer = dial(user, source, line);
             assert!(answer.starts_with("refused"), "{user} from {source}: {answer}");
         }
-        // Root is heard, and turned away without the boot's token.
+        // Root can connect, but is refused without the boot's token.
         let answer = dial("root", 700, line);
         assert!(answer.contains("refused") && answer.contains("token"), "{answer}");
         assert!(!answer.contains("configure"), "{answer}");

@@ -1,7 +1,7 @@
-//! The daemon is killed at every step of creating, starting, stopping and deleting. At its next start everything is either
-//! finished or undone, and nothing belongs to nothing.
+//! Kills the daemon at every step of creating, starting, stopping and deleting. At its next start everything is either
+//! finished or undone, and nothing is orphaned.
 //!
-//! Debug builds end by SIGKILL where `NEXUS_FAILPOINT` says.
+//! Debug builds kill themselves with SIGKILL at the point named in `NEXUS_FAILPOINT`.
 
 use nexus_tests::client::Client;
 use nexus_tests::daemon::Daemon;
@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use crate::world::{SOON, World, soon};
 
-/// Calls a tool of a daemon that is killed while it works. Whether it still answered does not matter.
+/// Calls a tool of a daemon that is killed meanwhile. Whether it still answered does not matter.
 fn call_in_vain(client: &mut Client, tool: &str, arguments: &Value) {
     client.request("tools/call", &json!({ "name": tool, "arguments": arguments })).ok();
 }
 
-/// Kills the daemon at a point of what a call does, and starts it again.
+/// Kills the daemon at a point during a call, and starts it again.
 pub(crate) fn kill_at(world: &mut World, point: &str, tool: &str, arguments: &Value) -> Client {
     kill_daemon_at(&mut world.daemon, point, tool, arguments)
 }
@@ -43,7 +43,7 @@ pub(crate) fn last_op(client: &mut Client) -> Value {
 #[test]
 fn a_creation_that_is_cut_off_is_undone() {
     let mut world = World::new();
-    // The image is there before.
+    // The image already exists.
     let mut client = world.client();
     world.create(&mut client, "first");
     for point in [
@@ -62,7 +62,7 @@ fn a_creation_that_is_cut_off_is_undone() {
         assert_eq!((&op["tool"], &op["state"]), (&json!("vm_create"), &json!("failed")), "{point}: {op}");
         let history = client.must("vm_history", json!({ "vm": "cut" }));
         assert!(history["transitions"][0]["reason"].to_string().contains("daemon ended"), "{history}");
-        // The one that ran is as it was.
+        // The running VM is not affected.
         assert_eq!(client.wait_for_state("first", "ready")["name"], "first");
         world.assert_in_order();
     }
@@ -117,7 +117,7 @@ fn a_stop_that_is_cut_off_is_finished() {
         let again = client.to_the_end("vm_start", json!({ "vm": "cut" }), SOON);
         assert_ne!(again["boot_id"], vm["boot_id"]);
     }
-    // A forced stop too.
+    // The same for a forced stop.
     let mut client = kill_at(&mut world, "stopping", "vm_stop", &json!({ "vm": "cut", "force": true }));
     client.wait_for_state("cut", "stopped");
     world.assert_in_order();

@@ -1,4 +1,4 @@
-//! Lists: what is asked for and nothing else, page by page, and labels by which things are found again.
+//! Lists: exactly what was requested, page by page; and labels for finding things.
 
 use std::collections::BTreeSet;
 
@@ -58,7 +58,7 @@ fn vms_are_found_by_labels_and_states_page_by_page() {
     let rest = list(json!({ "tags": { "team": "red" }, "limit": 2, "cursor": first["next_cursor"] }));
     assert_eq!((names(&first), names(&rest)), (vec!["vm-0", "vm-2"], vec!["vm-4"]));
 
-    // Labels come, change and go; what is impossible changes nothing.
+    // Labels are added, changed and removed; an invalid change has no effect.
     client.must(
         "vm_update",
         json!({ "vm": "vm-1", "tags": { "team": "red", "new": "" }, "remove_tags": ["at"] }),
@@ -91,7 +91,7 @@ fn histories_and_operations_come_newest_first_page_by_page() {
     let states: Vec<_> = history.iter().filter_map(|step| step["to"].as_str()).collect();
     let expected = ["stopped", "stopping", "ready", "running", "starting", "created", "creating"];
     assert_eq!(states, expected, "{history:?}");
-    // Each step begins where the one before ended, and says who made it and why.
+    // Each step begins where the one before ended, and says who caused it and why.
     for pair in history.windows(2) {
         assert_eq!(pair[0]["from"], pair[1]["to"], "{pair:?}");
     }
@@ -101,7 +101,7 @@ fn histories_and_operations_come_newest_first_page_by_page() {
     let tools: Vec<_> = ops.iter().filter_map(|op| op["tool"].as_str()).collect();
     assert_eq!(tools, ["vm_stop", "vm_start", "vm_create"], "{ops:?}");
     assert_eq!(client.must("op_list", json!({ "state": "failed" }))["ops"], json!([]));
-    // What has ended cannot be cancelled any more, and says how it ended.
+    // An operation that has ended cannot be cancelled; the answer says how it ended.
     let ended = client.must("op_cancel", json!({ "op_id": ops[0]["op_id"] }));
     assert_eq!(ended["state"], "succeeded", "{ended}");
     let failure = refused(&mut client, "op_get", json!({ "op_id": "aaaaaaaaaaaac" }));

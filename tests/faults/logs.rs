@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::world::{SOON, soon};
 
-/// More than a pipe holds, and than the daemon keeps for who reads late.
+/// More than the capacity of a pipe plus the daemon's buffer for slow readers.
 const CALLS: u64 = 500;
 
 #[test]
@@ -55,6 +55,6 @@ fn a_stdio_daemon_whose_log_nobody_reads_goes_on() {
     soon("its end", || nexusd.try_wait().ok().flatten().filter(std::process::ExitStatus::success));
     let mut log = Vec::new();
     stderr.read_to_end(&mut log).expect("its log");
-    // A pipe of 64 KiB whose pages are not all filled up; the rest was dropped.
+    // A pipe of 64 KiB whose pages are not completely filled; the rest was dropped.
     assert!(log.len() >= 48 << 10, "this filled no pipe: {} bytes", log.len());
 }

@@ -1,5 +1,5 @@
-//! Bad input and faults, against the real daemon. Its machines are ordinary processes (the driver `process`) wherever they
-//! show the point as well as virtual machines do; those that need a guest's kernel are in `kernel.rs`.
+//! Bad input and faults, with the real daemon. Machines are ordinary processes (the driver `process`) where that tests the
+//! same; tests that need a guest's kernel are in `kernel.rs`.
 
 mod again;
 mod builds;

@@ -15,7 +15,7 @@ fn program(guest: &Path, losses: u32) -> String {
 fn failing(guest: &Path, losses: u32, words: &str, then: &str) -> String {
     std::fs::write(guest, nexus_host::daemon::AGENT).expect("the guest is written");
     std::process::Command::new("chmod").arg("755").arg(guest).status().expect("chmod runs");
-    // The driver takes the machine for one that runs once its socket is there.
+    // The driver considers the machine as running once its socket exists.
     format!(
         "#!/bin/sh\n\
          echo x >> tries\n\
@@ -59,7 +59,7 @@ fn a_guest_that_loses_its_timer_again_has_its_time_and_fails() {
     let failure = world.create_in_vain(&mut client, "unlucky");
     assert!(failure.text.contains("no hello from the guest in 15 s"), "{}", failure.text);
     assert!(failure.text.contains("APIC frequency too slow"), "{}", failure.text);
-    // Started by someone, it has its chances again.
+    // A start on request resets the number of attempts.
     client.to_the_end("vm_start", json!({ "vm": "unlucky" }), SOON);
     assert_eq!(client.run("unlucky", "echo up").stdout, "up\n");
     world.assert_in_order();

@@ -1,4 +1,4 @@
-//! Names: a VM gets another one, and what is nearly a name is told from what is none.
+//! Names: renaming a VM, and suggestions for misspelt names.
 
 use serde_json::json;
 
@@ -19,12 +19,12 @@ fn a_renamed_vm_has_its_new_name_and_no_other() {
     let history = client.must("vm_history", json!({ "vm": "shop", "limit": 1 }));
     assert_eq!(history["transitions"][0]["reason"], "web renamed to shop");
 
-    // A name that is taken changes nothing.
+    // With a name that is taken, nothing is changed.
     let taken = refused(&mut client, "vm_update", json!({ "vm": "shop", "name": "db", "protected": true }));
     assert_eq!(taken.code, "name_taken", "{}", taken.text);
     let unchanged = client.inspect("shop");
     assert_eq!((&unchanged["id"], &unchanged["protected"]), (&vm["id"], &json!(false)));
-    // The same name is no change, and the old one is free.
+    // The same name is not a change, and the old one is free.
     client.must("vm_update", json!({ "vm": "shop", "name": "shop" }));
     let other = world.create(&mut client, "web");
     assert_ne!(other["id"], vm["id"]);

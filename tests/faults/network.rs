@@ -1,5 +1,5 @@
-//! The network of a VM by its proxy, against servers of this test. A machine that is a process has the host's loopback for its own, so its
-//! proxy can be asked from here; what it reaches, the daemon decides and dials.
+//! The network of a VM through its proxy, with servers of this test. A machine that is a process shares the host's loopback, so
+//! its proxy can be used from here; the daemon decides what it can reach, and dials.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -21,7 +21,7 @@ fn create(world: &World, client: &mut Client, network: &Value) -> Value {
     client.create(arguments)
 }
 
-/// Runs a line in the machine; all of the result.
+/// Runs a line in the machine; returns the whole result.
 fn run(client: &mut Client, line: &str) -> Value {
     client.call_whole("guest_run_command", json!({ "vm": "web", "command": line })).expect("it runs")
 }
@@ -31,7 +31,7 @@ fn text(result: &Value) -> String {
     blocks.map(|block| block["text"].as_str().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// Where the machine's proxy listens.
+/// The address of the machine's proxy.
 fn proxy(client: &mut Client) -> String {
     let said = text(&run(client, "echo \"at $http_proxy\""));
     let at = said.split("at http://").nth(1).unwrap_or_else(|| panic!("no proxy: {said}"));
@@ -44,7 +44,7 @@ fn dial(proxy: &str) -> TcpStream {
     stream
 }
 
-/// Asks the proxy for a tunnel: the stream, and the head of the answer.
+/// Asks the proxy for a tunnel; returns the stream and the head of the response.
 fn connect(proxy: &str, to: &str) -> (BufReader<TcpStream>, String) {
     let mut stream = dial(proxy);
     write!(stream, "CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n").expect("the proxy reads");
@@ -54,7 +54,7 @@ fn connect(proxy: &str, to: &str) -> (BufReader<TcpStream>, String) {
     (stream, head)
 }
 
-/// Asks the proxy for an address: all of the answer.
+/// Requests a URL through the proxy; returns the whole response.
 fn get(proxy: &str, url: &str) -> String {
     let mut stream = dial(proxy);
     write!(stream, "GET {url} HTTP/1.1\r\nHost: x\r\nProxy-Connection: keep-alive\r\n\r\n")
@@ -81,11 +81,11 @@ fn what_the_policy_names_is_reached_and_counted() {
     assert_eq!(made["network"]["allow"], allow);
     let proxy = proxy(&mut client);
 
-    // Plain HTTP, one request a connection.
+    // Plain HTTP, one request per connection.
     let answer = get(&proxy, &url);
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nworld"), "{answer}");
 
-    // A tunnel, much both ways at once, with a half that is closed.
+    // A tunnel with much data in both directions at once, and a half-close.
     let (stream, head) = connect(&proxy, &format!("127.0.0.1:{port}"));
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     let much: Vec<u8> = (0..3_000_000_u32).map(|number| (number * 31 / 7) as u8).collect();
@@ -100,7 +100,7 @@ fn what_the_policy_names_is_reached_and_counted() {
     writer.join().expect("the writer ends");
     assert!(back[..much.len()] == much && back[much.len()..] == *b"3000000");
 
-    // SOCKS5 by address.
+    // SOCKS5 with an address.
     let mut socks = dial(&proxy);
     let [high, low] = port.to_be_bytes();
     socks.write_all(&[5, 1, 0, 5, 1, 0, 1, 127, 0, 0, 1, high, low]).expect("the proxy reads");
@@ -112,7 +112,7 @@ fn what_the_policy_names_is_reached_and_counted() {
     socks.read_to_string(&mut said).expect("it is answered");
     assert_eq!(said, "abc3");
 
-    // Nobody listens there: no refusal by policy, and another answer.
+    // Nobody listens there: that is not a refusal by policy, and has a different answer.
     let closed =
         TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port is free").port();
     client.must("vm_update", json!({ "vm": "web", "network": { "allow": ["127.0.0.1"] } }));
@@ -151,20 +151,20 @@ fn what_the_policy_does_not_name_is_refused_and_the_command_says_so() {
     let hint = format!("ask for vm_update network.allow=[\"*\",\"{here}\"]");
     assert_eq!(body["hint"], hint);
 
-    // A name that leads to a private answer, whether the list has it or not.
+    // A name that resolves to a private address is refused, whether or not the list contains it.
     let (_, head) = connect(&proxy, &format!("localhost:{port}"));
     assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
     client.must("vm_update", json!({ "vm": "web", "network": { "allow": ["localhost"] } }));
     let (_, head) = connect(&proxy, &format!("localhost:{port}"));
     assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
-    // Another name is not even looked up.
+    // Other names are not even resolved.
     let (_, head) = connect(&proxy, "nowhere.invalid:443");
     assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
     client.must("vm_update", json!({ "vm": "web", "network": { "allow": [] } }));
     let (_, head) = connect(&proxy, "2130706433:80");
     assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
 
-    // SOCKS5 by name.
+    // SOCKS5 with a name.
     let mut socks = dial(&proxy);
     let [high, low] = port.to_be_bytes();
     socks
@@ -175,7 +175,7 @@ fn what_the_policy_does_not_name_is_refused_and_the_command_says_so() {
     assert_eq!(answer[..4], [5, 0, 5, 2]);
     assert_eq!(ACCEPTED.load(Ordering::Relaxed), before, "nothing is dialled before the policy allows it");
 
-    // In the machine: a program that speaks to its proxy by its shell alone.
+    // In the machine: a program that uses the proxy through its shell alone.
     let (host, at) = proxy.split_once(':').expect("an address");
     let line = format!(
         "exec 3<>/dev/tcp/{host}/{at}; printf 'CONNECT {here} HTTP/1.1\\r\\n\\r\\n' >&3; head -n 1 <&3"
@@ -200,7 +200,7 @@ fn what_the_policy_does_not_name_is_refused_and_the_command_says_so() {
     assert_eq!(network["denied"].as_array().map(Vec::len), Some(6));
     assert_eq!(network["denied"][0]["hint"], hint);
 
-    // Following the hint helps.
+    // Following the hint works.
     client.must("vm_update", json!({ "vm": "web", "network": { "allow": ["*", here] } }));
     let (mut stream, head) = connect(&proxy, &here);
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
@@ -229,7 +229,7 @@ fn a_change_cuts_what_it_does_not_allow_and_a_machine_without_network_says_so() 
     kept.get_mut().write_all(b"y").expect("the other lives on");
     kept.read_exact(&mut [0]).expect("it comes back");
 
-    // The policy holds over a restart of the daemon, and the machine's proxy goes on.
+    // The policy survives a restart of the daemon, and the machine's proxy keeps working.
     world.daemon.kill();
     world.daemon.restart();
     let mut client = world.client();
@@ -243,14 +243,14 @@ fn a_change_cuts_what_it_does_not_allow_and_a_machine_without_network_says_so() 
     let (_, head) = connect(&proxy_at, &here);
     assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
 
-    // And over a restart of the machine.
+    // It also survives a restart of the machine.
     client.must("vm_stop", json!({ "vm": "web", "wait_s": 45 }));
     client.must("vm_start", json!({ "vm": "web", "wait_s": 45 }));
     let proxy_at = proxy(&mut client);
     let (_, head) = connect(&proxy_at, &here);
     assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
 
-    // No network: commands are not told of a proxy, and whoever asks it is told why not.
+    // Without a network, commands get no proxy variables, and the proxy refuses with a reason.
     client.must("vm_update", json!({ "vm": "web", "network": "none" }));
     soon("commands are not told of a proxy", || {
         text(&run(&mut client, "echo \"at ${http_proxy:-nowhere}\"")).contains("at nowhere").then_some(())
@@ -292,7 +292,7 @@ fn defaults_and_mistakes() {
     assert!(text(&run(&mut client, "env")).to_lowercase().matches("_proxy=").next().is_none());
     let failure = refused(&mut client, "vm_update", json!({ "vm": "web", "network": { "deny": ["*"] } }));
     assert!(failure.text.contains("which allows nothing"), "{}", failure.text);
-    // What the machine or the call sets goes before it.
+    // Variables of the machine or the call override it.
     let arguments = json!({ "name": "own", "from": world.from, "disk": "128MiB", "wait_s": 45, "network": "proxy", "env": { "HTTP_PROXY": "mine" } });
     client.create(arguments);
     let command = json!({ "vm": "own", "command": "env", "env": { "no_proxy": "all" } });
@@ -305,7 +305,7 @@ fn defaults_and_mistakes() {
     );
 }
 
-/// 200 at once, and garbage: whoever does wrong hurts nobody else.
+/// 200 connections at once, and garbage: a misbehaving client harms no other.
 #[test]
 fn many_at_once_and_garbage_cost_little() {
     let (world, port) = (World::new(), echo());
@@ -315,7 +315,7 @@ fn many_at_once_and_garbage_cost_little() {
     let here = format!("127.0.0.1:{port}");
     let vm = client.inspect("web")["process"]["directory"].as_str().expect("a directory").to_owned();
 
-    // On the host's end: no line, an endless line, no opening, silence; all of them at once.
+    // On the host's side: no line, an endless line, no opening, silence; all of them at once.
     let egress = || {
         let directory = std::fs::File::open(&vm).expect("the VM's directory");
         let path = format!("/proc/self/fd/{}/v.sock_1025", std::os::fd::AsRawFd::as_raw_fd(&directory));
@@ -326,13 +326,13 @@ fn many_at_once_and_garbage_cost_little() {
     let silent: Vec<_> = (0..50).map(|_| egress()).collect();
     for garbage in [&b"GET / HTTP/1.1\n"[..], &[b'x'; 5000], b"{\"version\":9}\n", b"\n", &[0xff; 2000]] {
         let mut stream = egress();
-        // It may hang up before it has read all.
+        // It may disconnect before it has read everything.
         let _ = stream.write_all(garbage);
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
         assert!(answer.is_empty() || answer.starts_with("{\"error\":{\"failure\":\"invalid\""), "{answer}");
     }
-    // Frames that break the rules behind a good opening end the connection.
+    // Invalid frames after a valid opening end the connection.
     let mut stream = egress();
     let opening = format!("{{\"version\":1,\"host\":\"127.0.0.1\",\"port\":{port},\"how\":\"connect\"}}\n");
     stream.write_all(opening.as_bytes()).expect("it is written");

@@ -1,5 +1,5 @@
-//! Root filesystems that are made of the host's package archive, and the daemon killed at every step of making them and of
-//! downloading packages. The archive is the one that this host's apt is configured for; `mmdebstrap` is not the real one.
+//! Root filesystems made from the host's package archive, and the daemon killed at every step of making them and of
+//! downloading packages. The archive is the one that this host's apt uses; `mmdebstrap` is replaced.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -28,7 +28,7 @@ fn archive() -> Vec<u8> {
     builder.into_inner().expect("an archive fits in memory")
 }
 
-/// A program in the place of `mmdebstrap`, which notes what it was asked.
+/// A program in place of `mmdebstrap` that records its arguments.
 fn program(directory: &Path, text: &str) -> String {
     fs::create_dir_all(directory).expect("a directory");
     let path = directory.join("mmdebstrap");
@@ -51,7 +51,7 @@ impl Scene {
         fs::write(things.path().join("root.tar"), &tar).expect("an archive is written");
         let good = format!("exec cat {}", things.path().join("root.tar").display());
         let program = program(things.path(), &good);
-        // Nobody else is asked.
+        // Other providers are not asked.
         let providers = json!({ "alpine": { "mirrors": ["http://127.0.0.1:9/x"] } }).to_string();
         let world = World::with(&[("NEXUS_MMDEBSTRAP", &program), ("NEXUS_PROVIDERS", &providers)]);
         Self { world, things, sha256: HEXLOWER.encode(&Sha256::digest(&tar)) }
@@ -67,7 +67,7 @@ impl Scene {
     }
 }
 
-/// The names and versions of root filesystems of Debian that are listed.
+/// The names and versions of the listed root filesystems of Debian.
 fn listed(client: &mut Client, installed: bool) -> Vec<(String, String)> {
     let all = client.must("asset_list", json!({ "kind": "rootfs", "available": !installed, "limit": 500 }));
     let of_debian = all["assets"].as_array().expect("a list").iter().filter(|a| a["provider"] == "debian");
@@ -103,7 +103,7 @@ fn a_release_of_the_hosts_archive_is_a_root_filesystem_like_any_other() {
     assert!(details["origin"].as_str().is_some_and(|origin| origin.contains("deb ")), "{details}");
     assert_eq!(client.to_the_end("asset_verify", json!({ "asset": name }), SOON)["ok"], true);
 
-    // Once is enough, by whatever words.
+    // Once is enough, regardless of the request's form.
     for words in [json!({ "kind": "rootfs", "from": format!("debian@{release}") }), wanted] {
         assert_eq!(client.to_the_end("asset_download", words, SOON)["id"], asset["id"]);
     }
@@ -135,7 +135,7 @@ fn a_release_that_cannot_be_made_is_refused_with_what_is_missing() {
     assert!(failure.text.contains("kernel and rootfs, not vmm"), "{}", failure.text);
     let wrong = json!({ "kind": "rootfs", "from": "debian", "sha256": "0".repeat(64), "wait_s": 45 });
     assert_eq!(refused(&mut client, "asset_download", wrong).code, "verification_failed");
-    // Half an archive, and none at all.
+    // A truncated archive, and an empty one.
     for text in ["head -c 100000 /dev/zero; echo 'E: no such luck' >&2; exit 3", "true"] {
         scene.program(text);
         let failure = refused(
@@ -180,7 +180,7 @@ fn nothing_stays_mounted_where_packages_were_unpacked() {
     let mut scene = Scene::new();
     let good = fs::read_to_string(scene.things.path().join("mmdebstrap")).expect("a program");
     let mounted = scene.things.path().join("mounted");
-    // As mmdebstrap does it in what it makes, and then it takes its time.
+    // Does what mmdebstrap does in its tree, and then takes a while.
     scene.program(&format!(
         "mkdir $TMPDIR/proc && mount -t proc proc $TMPDIR/proc && echo $TMPDIR/proc > {} && exec sleep 600",
         mounted.display()

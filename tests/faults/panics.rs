@@ -1,4 +1,4 @@
-//! Panics of the daemon's own tasks, made by failpoints: one ends what it was in, and nothing else.
+//! Panics in the daemon's own tasks, caused by failpoints: a panic ends only the work that it happens in.
 
 use serde_json::json;
 
@@ -35,7 +35,7 @@ fn a_vm_whose_task_panics_is_taken_up_anew() {
         let created = client.call("vm_create", world.arguments("lucky"));
         if point.starts_with("stop") {
             created.expect("a VM");
-            // Who waits for it is told, or the VM is down in time.
+            // Either the waiting caller gets the error, or the VM is stopped in time.
             client.call("vm_stop", json!({ "vm": "lucky", "wait_s": 45 })).ok();
             client.wait_for_state("lucky", "stopped");
             client.to_the_end("vm_start", json!({ "vm": "lucky" }), SOON);
@@ -43,7 +43,7 @@ fn a_vm_whose_task_panics_is_taken_up_anew() {
             assert_eq!(failure.code, "internal", "{point}: {}", failure.text);
             assert!(failure.text.contains("bug in nexusd"), "{point}: {}", failure.text);
         }
-        // On a busy host the call that was answered may have come before the point.
+        // On a busy host the call may have been answered before the point was reached.
         soon(point, || world.daemon.log().contains("the vm is taken up anew").then_some(()));
         client.wait_for_state("lucky", "ready");
         assert_eq!(client.run("lucky", "echo up").stdout, "up\n", "{point}");

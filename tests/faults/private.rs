@@ -1,4 +1,4 @@
-//! What a daemon keeps is its user's alone, whatever the umask is and however it was left.
+//! A daemon's files are private to its user, regardless of the umask and of their previous modes.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use nexus_tests::daemon::Daemon;
 fn state_is_private_at_every_start() {
     let place = tempfile::tempdir().expect("a temporary directory");
     let state = place.path().join("state");
-    // The umask goes with the thread, and to the daemon that it starts.
+    // The umask belongs to the thread, and is inherited by the daemon that it starts.
     let mut daemon = std::thread::scope(|scope| {
         let start = || {
             // SAFETY: descriptors stay shared; the umask and the working directory become this thread's own.

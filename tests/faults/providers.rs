@@ -1,4 +1,4 @@
-//! Providers that are added, changed and taken away while the daemon runs, with servers of their own.
+//! Providers that are added, changed and removed while the daemon runs, with servers of the tests.
 
 use nexus_tests::client::Client;
 use nexus_tests::daemon::program;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::downloads::{archive, digest, gzip, installed};
 use crate::world::{SOON, World, refused};
 
-/// Servers, and a daemon that has no providers but those that it is told of and the built-in ones.
+/// Servers, and a daemon that has only the built-in providers and those that it is given.
 struct Scene {
     first: Web,
     second: Web,
@@ -27,7 +27,7 @@ impl Scene {
     }
 }
 
-/// Serves root filesystems of these versions: a listing, a list of checksums, and archives.
+/// Serves root filesystems in these versions: a listing, a list of checksums, and archives.
 fn serve(web: &Web, versions: &[&str]) {
     let (mut listing, mut sums) = (String::new(), String::new());
     for version in versions {
@@ -45,7 +45,7 @@ fn root(version: &str) -> Vec<u8> {
     archive(&[("etc/os-release", format!("ID=trial\nVERSION_ID={version}\n").as_bytes())])
 }
 
-/// The fields of a provider that takes them from there.
+/// The fields of a provider that uses that server.
 fn ours(web: &Web) -> Value {
     json!({
         "provider": "ours",
@@ -69,7 +69,7 @@ fn inspect(client: &mut Client, provider: &str) -> Value {
     client.must("provider_inspect", json!({ "provider": provider }))
 }
 
-/// All that is known of providers, and how often that changed.
+/// All providers, and how often they were changed.
 fn everything(client: &mut Client) -> [Value; 2] {
     [
         client.must("provider_list", json!({ "limit": 500 })),
@@ -92,7 +92,7 @@ fn a_provider_is_added_changed_and_removed_while_the_daemon_runs() {
         "{added}"
     );
     assert_eq!(added["fields"]["stages"], ours(&scene.first)["stages"]);
-    // Once more is nothing more.
+    // Repeating it changes nothing.
     assert_eq!(client.must("provider_set", ours(&scene.first)), added);
 
     let checked =
@@ -101,21 +101,21 @@ fn a_provider_is_added_changed_and_removed_while_the_daemon_runs() {
     let made = client.to_the_end("asset_download", wanted("1.0"), SOON);
     assert_eq!((&made["verified"], &made["sha256"]), (&json!("checksum"), &json!(digest(&root("1.0")))));
 
-    // Another mirror has other versions, and no more of what was believed of the first.
+    // Another mirror has other versions, and the cached ones of the first are not used.
     let mirrors = json!({ "provider": "ours", "mirrors": [scene.second.url("/r")], "about": "ours" });
     let changed = client.must("provider_set", mirrors);
     assert_eq!(changed["fields"]["stages"], added["fields"]["stages"]);
     assert_eq!(changed["provider"]["mirrors"], json!([scene.second.url("/r")]));
     let none = refused(&mut client, "asset_download", wanted("1.1"));
     assert_eq!(none.code, "asset_not_found", "{}", none.text);
-    // What it serves is looked at as before.
+    // Its files are verified as before.
     scene.second.put("/r/root-2.0.tar.gz", gzip(b"something else"));
     assert_eq!(refused(&mut client, "asset_download", wanted("2.0")).code, "verification_failed");
     serve(&scene.second, &["2.0"]);
     client.to_the_end("asset_download", wanted("2.0"), SOON);
     assert_eq!(installed(&mut client), ["ours-1-0", "ours-2-0"]);
 
-    // It outlives the daemon.
+    // It survives a restart of the daemon.
     scene.world.daemon.kill();
     scene.world.daemon.restart();
     let mut client = scene.world.client();
@@ -127,7 +127,7 @@ fn a_provider_is_added_changed_and_removed_while_the_daemon_runs() {
     };
     assert!(names(&whole).contains(&"ours".to_owned()), "{whole}");
 
-    // Its history is that of the settings.
+    // Its history is part of the settings' history.
     let history = client.must("settings_history", json!({ "key": "provider.ours" }));
     assert_eq!(history["changes"].as_array().map(Vec::len), Some(2), "{history}");
     let back = json!({ "revision": added["revision"], "key": "provider.ours" });
@@ -138,7 +138,7 @@ fn a_provider_is_added_changed_and_removed_while_the_daemon_runs() {
     let without = client.must("provider_set", json!({ "provider": "ours", "reset": ["kind"] }));
     assert_eq!(without["fields"].get("kind"), None, "{without}");
 
-    // What is made of it is not left without it.
+    // A provider that is in use cannot be removed.
     let template = json!({ "name": "web", "source": "rootfs:ours@1.0" });
     client.must("template_create", template);
     let needed = refused(&mut client, "provider_remove", json!({ "provider": "ours" }));
@@ -184,7 +184,7 @@ fn what_another_provider_of_that_name_had_is_not_taken_for_its_own() {
     assert_eq!(first["sha256"], digest(&root("1.0")));
     assert_eq!(statuses(&mut client), [true]);
     client.must("provider_remove", json!({ "provider": "ours" }));
-    // As long as there is no other, it is still what it was.
+    // Without another provider of that name, it still counts as the same.
     let image = client.to_the_end("image_create", json!({ "from": "rootfs:ours@1.0", "name": "a" }), SOON);
     assert_eq!(image["distro"], "trial-1.0", "{image}");
 
@@ -198,11 +198,11 @@ fn what_another_provider_of_that_name_had_is_not_taken_for_its_own() {
     assert_ne!(second["name"], first["name"]);
     assert_eq!(statuses(&mut client), [true, true]);
 
-    // What is as it was has what it had.
+    // An unchanged definition has its old assets again.
     client.must("provider_set", ours(&scene.first));
     assert_eq!(client.to_the_end("asset_download", wanted("1.0"), SOON)["id"], first["id"]);
     assert_eq!(client.to_the_end("asset_download", check, SOON)["id"], first["id"]);
-    // Another mirror beside it changes nothing; and what is shipped is the same by whatever mirror.
+    // An additional mirror changes nothing; a built-in provider is the same with any mirror.
     let both = json!({ "provider": "ours", "mirrors": [scene.second.url("/x"), scene.first.url("/r")] });
     client.must("provider_set", both);
     assert_eq!(client.to_the_end("asset_download", wanted("1.0"), SOON)["id"], first["id"]);
@@ -235,7 +235,7 @@ fn a_built_in_provider_is_changed_and_made_as_shipped() {
     let again = client.must("provider_remove", json!({ "provider": "alpine" }));
     assert_eq!(again["provider"], shipped["provider"], "{again}");
     assert_eq!(inspect(&mut client, "alpine")["fields"], shipped["fields"]);
-    // It is that already.
+    // It already has that definition.
     let revision = client.must("provider_remove", json!({ "provider": "alpine" }))["revision"].clone();
     assert_eq!(revision, again["revision"]);
 }
@@ -259,7 +259,7 @@ fn what_is_wrong_changes_nothing() {
         (json!({ "provider": "ours", "reset": ["speed"] }), vec!["no field `speed`", "mirrors"]),
         (json!({ "provider": "ours", "reset": ["name"] }), vec!["no field `name`"]),
         (json!({ "provider": "ours", "about": "x", "reset": ["about"] }), vec!["about cannot be both"]),
-        // What others stand on.
+        // Fields that others depend on.
         (json!({ "provider": "ours", "reset": ["stages"] }), vec!["missing field `stages`"]),
         (
             json!({ "provider": "ours", "reset": ["kind", "mirrors", "versions", "stages"] }),
@@ -307,7 +307,7 @@ fn what_is_wrong_changes_nothing() {
             vec!["64 hexadecimal digits"],
         ),
         (json!({ "provider": "ours", "about": "x".repeat(300 << 10) }), vec!["more than the 262144"]),
-        // Nothing to begin with.
+        // Nothing to start from.
         (json!({ "provider": "new", "about": "x" }), vec!["provider new", "missing field `versions`"]),
         (json!({ "provider": "alpine", "stages": [] }), vec!["provider alpine", "ends with store"]),
     ] {
@@ -396,7 +396,7 @@ fn what_the_configuration_says_stays() {
         );
     }
     assert_eq!(inspect(&mut client, "alpine")["revision"], revision);
-    // The others go back without it.
+    // The other settings are rolled back without it.
     client.must("settings_rollback", json!({ "revision": 0 }));
     assert_eq!(
         refused(&mut client, "provider_inspect", json!({ "provider": "ours" })).code,
@@ -404,7 +404,7 @@ fn what_the_configuration_says_stays() {
     );
     assert_eq!(inspect(&mut client, "alpine")["fields"]["about"], "as configured");
 
-    // What was set below it is there again when the file says no more.
+    // The run-time settings apply again once the file no longer defines it.
     scene.world.daemon.set("NEXUS_PROVIDERS", None);
     scene.world.daemon.stop();
     scene.world.daemon.restart();
@@ -459,7 +459,7 @@ fn credentials_are_used_and_never_shown() {
     for shown in [&set, &made, &later, &back, &history, &got, &all[0], &all[1], &asset] {
         assert!(!shown.to_string().contains("s3cret"), "{shown}");
     }
-    // It is still there, though.
+    // It still exists, though.
     assert_eq!(inspect(&mut client, "ours")["abridged"], json!(["mirrors"]));
     assert!(!scene.world.daemon.log().contains("s3cret"));
 }
@@ -489,7 +489,7 @@ fn the_command_line_sets_shows_and_removes() {
     {
         assert!(shown.contains(words), "{words} in {shown}");
     }
-    // A copy of what is shown is the same again.
+    // The output can be used as input, with the same result.
     let [whole, _] = run(&["provider", "show", "ours", "--json"], 0);
     std::fs::write(&file, &whole).expect("a file is written");
     let [copy, _] = run(&["provider", "set", "copy", "--file", path, "--json"], 0);

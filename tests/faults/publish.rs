@@ -1,4 +1,4 @@
-//! Ports of guests on the host. A machine that is a process has the host's loopback for its own, so the tests' servers are "in the guest".
+//! Published ports of guests. A machine that is a process shares the host's loopback, so the tests' servers are "in the guest".
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::echo::echo;
 use crate::world::{SOON, World, soon};
 
-/// A port that nobody has.
+/// An unused port.
 fn free() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port is free").port()
 }
@@ -45,11 +45,11 @@ fn a_published_port_is_that_of_the_guest() {
     assert_eq!(published["guest_port"], port);
     assert_ne!(published["host_port"], port, "that one is the guest's own");
     assert_eq!(ask(&published, "hello"), "hello5");
-    // Once more is the same; another port of the host is another way to it.
+    // Publishing again has the same result; another host port is an additional way to it.
     assert_eq!(client.must("vm_publish", json!({ "vm": "web", "guest_port": port })), published);
     assert_eq!(client.inspect("web")["published"], json!([published]));
 
-    // Much, both ways at once, with a half that is closed.
+    // Much data in both directions at once, and a half-close.
     let stream = dial(&published);
     let mut reading = stream.try_clone().expect("a socket can be cloned");
     let reader = thread::spawn(move || {
@@ -67,7 +67,7 @@ fn a_published_port_is_that_of_the_guest() {
     assert!(bytes[..total].chunks(1 << 20).all(|chunk| chunk == block));
     assert_eq!(bytes[total..], *total.to_string().as_bytes());
 
-    // Many at once, each with its own.
+    // Many at once, each with its own stream.
     let streams: Vec<_> = (0..200).map(|_| dial(&published)).collect();
     for (number, mut stream) in streams.iter().enumerate() {
         write!(stream, "{number:04}").expect("the guest's server reads");
@@ -79,7 +79,7 @@ fn a_published_port_is_that_of_the_guest() {
     }
     drop(streams);
 
-    // Nobody listens there: the connection ends, and nothing else does. The host's port is another one, or it would be itself.
+    // Nobody listens there: only that connection ends. The host port must differ, or the listener would connect to itself.
     let [guest_port, host_port] = [free(), free()];
     let wanted = json!({ "vm": "web", "guest_port": guest_port, "host_port": host_port });
     let deaf = client.must("vm_publish", wanted);
@@ -139,7 +139,7 @@ fn what_is_published_stays_over_restarts_and_ends_with_its_vm() {
     assert_eq!(ask(&published, "again"), "again5");
 
     world.daemon.kill();
-    // Nobody else may have taken it meanwhile, or has given it back.
+    // No other program may have taken the port meanwhile.
     let holder = TcpListener::bind(published["address"].as_str().expect("an address")).expect("it is free");
     world.daemon.restart();
     let mut client = world.client();

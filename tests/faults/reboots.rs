@@ -1,4 +1,4 @@
-//! A guest that does nothing but reboot.
+//! A guest that only reboots.
 
 use nexus_tests::wait::stay;
 use serde_json::json;

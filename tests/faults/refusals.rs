@@ -1,4 +1,4 @@
-//! What is refused: wrong names, wrong states, impossible sizes. Nothing of it leaves a trace.
+//! Refused requests: wrong names, wrong states, impossible sizes. They leave no trace.
 
 use std::thread;
 
@@ -49,11 +49,11 @@ fn names_are_refused_that_are_taken_or_none() {
     let failure = refused(&mut client, "vm_create", world.arguments("web"));
     assert_eq!(failure.code, "name_taken", "{}", failure.text);
     assert!(failure.text.contains("web"), "{}", failure.text);
-    // Something that reads as an id is never a name: neither that of a VM nor any other.
+    // A text in the form of an id is never a name, neither of a VM nor of anything else.
     let id = vm["id"].as_str().expect("an id").to_owned();
     for name in [&id, "aaaaaaaaaaaac", "Web", "1st", "a_b", "a/b", "-a", "a b", &"a".repeat(64), "ä"] {
         let params = json!({ "name": "vm_create", "arguments": world.arguments(name) });
-        // A malformed argument is either an answer of the tool or an error of the protocol; never a VM.
+        // For a malformed argument there is either a tool error or a protocol error, and never a VM.
         match client.request("tools/call", &params) {
             Ok(result) => assert_eq!(result["isError"], true, "{name:?} is taken: {result}"),
             Err(error) => assert!(error.to_string().contains("name"), "{name:?}: {error}"),
@@ -92,7 +92,7 @@ fn impossible_sizes_are_refused_before_anything_is_made() {
             }
         }
     }
-    // Smaller than its image: told as soon as that is known, and nothing is left.
+    // Smaller than its image: reported as soon as that is known, and nothing is left.
     let mut arguments = world.arguments("tight");
     arguments["disk"] = "16MiB".into();
     fill(&world, 20 << 20);
@@ -103,7 +103,7 @@ fn impossible_sizes_are_refused_before_anything_is_made() {
     world.assert_in_order();
 }
 
-/// Puts a file of so many bytes, none of them zero, into the image's source.
+/// Puts a file of this many non-zero bytes into the image's source.
 fn fill(world: &World, bytes: usize) {
     std::fs::write(world.path("image/large"), vec![b'x'; bytes]).expect("a file is written");
 }
@@ -120,7 +120,7 @@ fn wrong_states_are_refused_with_what_to_do() {
         assert_eq!(failure.code, "vm_not_running", "{tool}: {}", failure.text);
         assert!(failure.text.contains("vm_start"), "{tool}: {}", failure.text);
     }
-    // A stop of what does not run is done already, a start of what runs too.
+    // Stopping a stopped VM and starting a running one succeed at once.
     assert_eq!(client.to_the_end("vm_stop", json!({ "vm": "box" }), crate::world::SOON)["state"], "created");
     let first = client.to_the_end("vm_start", json!({ "vm": "box" }), crate::world::SOON);
     let second = client.to_the_end("vm_start", json!({ "vm": "box" }), crate::world::SOON);
@@ -149,7 +149,7 @@ fn wrong_states_are_refused_with_what_to_do() {
 fn stops_of_one_vm_agree() {
     let world = World::hostile(&[("NEXUS_STOP_TIMEOUT_S", "2")]);
     let mut client = world.client();
-    // It answers that it goes, and stays.
+    // Its guest says bye but stays.
     let vm = world.create(&mut client, "stays-1");
     let stops: Vec<_> = (0..4)
         .map(|at| {
@@ -187,7 +187,7 @@ fn the_history_of_a_deleted_vm_stays() {
         let states: Vec<_> = transitions.iter().rev().filter_map(|t| t["to"].as_str()).collect();
         assert_eq!(states, ["creating", "created", "starting", "running", "ready"]);
     }
-    // The name means the VM that has it now; the id still means the one that had it.
+    // The name refers to the current VM; the id still refers to the one that had the name before.
     let mut arguments = world.arguments("past");
     arguments["start"] = false.into();
     let next = client.to_the_end("vm_create", arguments, crate::world::SOON);
@@ -245,7 +245,7 @@ fn vms_with_a_label_are_deleted_together() {
         rows.iter().map(|row| row["name"].as_str().expect("a name").to_owned()).collect()
     };
     let of = json!({ "of": "test", "kind": "x" });
-    // They run: each is told, and none is gone.
+    // They are running: each gets an error, and none is deleted.
     let gone = client.must("vm_delete", json!({ "tags": of }));
     assert_eq!(
         (&gone["done"], names(&gone["deleted"]), names(&gone["failed"])),

@@ -1,4 +1,4 @@
-//! A shell in a machine as somebody at a terminal has it: through tmux, which is the terminal.
+//! A shell in a machine as seen by a user at a terminal, through tmux as the terminal.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
@@ -16,7 +16,7 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// So many columns and rows.
+    /// Opens one with this many columns and rows.
     pub(crate) fn open(world: &World, (cols, rows): (u16, u16)) -> Self {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -27,7 +27,7 @@ impl Terminal {
         command.envs(world.daemon.environment()).env("NEXUSCTL", program("nexusctl"));
         command.env("LC_ALL", "C.UTF-8").env_remove("TMUX").env_remove("ENV");
         assert!(command.status().expect("tmux runs").success());
-        // Not as it is typed.
+        // Differs from the typed text.
         this.line("PS1='host''> '");
         this.wait_for("host>");
         this
@@ -43,7 +43,7 @@ impl Terminal {
         self.command().args(words).output().expect("tmux runs")
     }
 
-    /// The programs that its shell runs.
+    /// The programs that its shell has started.
     fn children(&self) -> Vec<u32> {
         let shell = self.tmux(&["display-message", "-p", "#{pane_pid}"]).stdout;
         let shell = String::from_utf8(shell).expect("a number").trim().to_owned();
@@ -69,14 +69,14 @@ impl Terminal {
         assert!(self.tmux(&[&["send-keys"], names].concat()).status.success());
     }
 
-    /// What is seen, with what was scrolled away; `with_colours`: as escape sequences.
+    /// The visible and scrolled text; `with_colours` keeps escape sequences.
     pub(crate) fn screen(&self, with_colours: bool) -> String {
         let colours: &[&str] = if with_colours { &["-e"] } else { &[] };
         let output = self.tmux(&[&["capture-pane", "-p", "-S", "-1000"], colours].concat());
         String::from_utf8(output.stdout).expect("tmux gives UTF-8")
     }
 
-    /// Waits until something is seen.
+    /// Waits until a text is visible.
     #[track_caller]
     pub(crate) fn wait_for(&self, text: &str) {
         let mut screen = String::new();
@@ -94,10 +94,10 @@ impl Drop for Terminal {
     }
 }
 
-/// A shell without what this host puts into its start-up files.
+/// A shell without the start-up files of this host.
 const SHELL: &str = "$NEXUSCTL shell web-1 -e PS1='vm> ' -e HOME=/nonexistent";
 
-/// Types a line into the host's shell that opens one in the machine, and waits for it.
+/// Types a line into the host's shell that opens a shell in the machine, and waits for it.
 fn enter(terminal: &Terminal) {
     let before = terminal.screen(false).matches("in-42-vm").count();
     terminal.line(SHELL);
@@ -108,7 +108,7 @@ fn enter(terminal: &Terminal) {
     });
 }
 
-/// The id that a detached client is told to come back with.
+/// The id with which a detached client can reattach.
 fn id(terminal: &Terminal) -> String {
     terminal.wait_for("--attach ");
     let screen = terminal.screen(false);
@@ -132,7 +132,7 @@ fn a_shell_has_a_terminal_with_all_that_belongs_to_it() {
         terminal.line("stty size");
         terminal.screen(false).contains("20 90\n").then_some(())
     });
-    // Ctrl-C is for the command in the machine, and for nobody else.
+    // Ctrl-C affects only the command in the machine.
     terminal.line("sleep 1000");
     terminal.wait_for("sleep 1000");
     soon("it is interrupted", || {
@@ -160,7 +160,7 @@ fn a_shell_is_left_and_come_back_to() {
     one.wait_until_back();
     one.line("echo code-$?");
     one.wait_for("code-0\n");
-    // It comes back with what was there; another one watches, and what is typed there goes nowhere.
+    // Reattaching shows the earlier output; another client watches, and its input is ignored.
     one.line(&format!("clear; $NEXUSCTL shell web-1 --attach {id}"));
     one.wait_for("before-2\n");
     two.line(&format!("$NEXUSCTL shell web-1 --attach {id}"));
@@ -172,7 +172,7 @@ fn a_shell_is_left_and_come_back_to() {
     assert!(!one.screen(false).contains("typed-3"), "{}", one.screen(false));
     two.keys(&["C-p", "C-q"]);
     two.wait_until_back();
-    // Taking over lets the first one go.
+    // Taking over detaches the first client.
     two.line(&format!("clear; $NEXUSCTL shell web-1 --attach {id} --take-over --scroll-back 0"));
     one.wait_for("somebody else took over");
     one.wait_until_back();

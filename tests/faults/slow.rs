@@ -1,4 +1,4 @@
-//! Shims that do not answer: stopped by SIGSTOP while the daemon is restarted. Nothing is ended for that.
+//! Shims that do not answer: stopped by SIGSTOP while the daemon is restarted. Nothing is killed because of that.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::world::{World, is_alive, process, refused, soon};
 
-/// Longer than a shim was ever waited for.
+/// Longer than any wait for a shim.
 const LONG: Duration = Duration::from_secs(13);
 
 /// The reasons in a VM's history, newest first.
@@ -84,7 +84,7 @@ fn a_vm_whose_shim_never_answers_again_can_be_stopped_and_deleted() {
     client.must("vm_stop", json!({ "vm": "to-stop", "force": true, "wait_s": 45 }));
     client.wait_for_state("to-stop", "stopped");
     client.must("vm_delete", json!({ "vm": "to-delete", "force": true }));
-    // One that ends in this state is told as what it is.
+    // If a shim ends in this state, the reason is reported correctly.
     nexus_tests::daemon::kill_process(process(&vms[2], "shim_pid"));
     let crashed = client.wait_for_state("to-die", "crashed");
     assert!(!crashed["reason"].to_string().contains("while nexusd was down"), "{crashed}");
@@ -115,7 +115,7 @@ fn a_start_that_is_under_way_waits_for_a_slow_shim_too() {
     let seen = client.inspect("silent-1");
     assert_eq!(seen["state"], "starting", "its time does not run out meanwhile: {seen}");
     assert!(seen["reason"].to_string().contains("has not answered"), "{seen}");
-    // Its time begins when the shim answers.
+    // Its timeout starts when the shim answers.
     signal(process(&vm, "shim_pid"), Signal::CONT);
     let failed = client.wait_for_state("silent-1", "failed");
     assert!(failed["reason"].to_string().contains("no hello from the guest in 5 s"), "{failed}");

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::world::{SOON, World, refused};
 
-/// The one entry of a directory of the state.
+/// The only entry of a directory of the state.
 fn only(daemon: &Daemon, directory: &str) -> PathBuf {
     let mut entries = fs::read_dir(daemon.state().join(directory)).expect("a directory").flatten();
     let entry = entries.next().expect("an entry").path();
@@ -102,7 +102,7 @@ fn what_was_damaged_since_is_told_by_name() {
     let kernel = only(&daemon, "assets").join("vmlinux");
     let whole = fs::read(&kernel).expect("the kernel is read");
 
-    // A kernel whose file is gone: nothing is started, nothing changes.
+    // A kernel whose file is missing: nothing is started, nothing changes.
     fs::remove_file(&kernel).expect("the kernel is removed");
     let failure = refused(&mut client, "vm_start", start.clone());
     assert!(
@@ -112,7 +112,7 @@ fn what_was_damaged_since_is_told_by_name() {
         failure.text
     );
     assert_eq!(client.inspect("box")["state"], "created");
-    // One that was cut off: whoever notices says so.
+    // A truncated kernel is reported by whoever notices it first.
     fs::write(&kernel, &whole[..4096]).expect("half a kernel is written");
     let failure = refused(&mut client, "vm_start", start.clone());
     assert!(
@@ -124,14 +124,14 @@ fn what_was_damaged_since_is_told_by_name() {
     assert_in_order(&daemon);
     fs::write(&kernel, whole).expect("the kernel is put back");
 
-    // A drive whose file is gone.
+    // A drive whose file is missing.
     let disk = Path::new(vm["drives"][0]["path"].as_str().expect("a path"));
     fs::remove_file(disk).expect("the disk is removed");
     let failure = refused(&mut client, "vm_start", start);
     assert_eq!(failure.code, "drive_not_found", "{}", failure.text);
     client.must("vm_delete", json!({ "vm": "box" }));
 
-    // An image whose file is gone.
+    // An image whose file is missing.
     fs::remove_file(only(&daemon, "images").join("rootfs.ext4")).expect("the image is removed");
     let failure = create_in_vain(&mut client, &arguments);
     assert!(failure.text.contains("rootfs.ext4"), "{}", failure.text);

@@ -1,5 +1,5 @@
-//! Streams into machines: exec and forward as people use them, and what becomes of each when its client, the daemon or the machine
-//! goes away in the middle.
+//! Streams into machines: exec and forward as users use them, and what happens to each when its client, the daemon or the
+//! machine disappears.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -22,13 +22,13 @@ pub(crate) fn nexusctl(world: &World, words: &[&str]) -> Command {
     command
 }
 
-/// Runs a command line to its end; with what it reads.
+/// Runs a command line to its end, with this input.
 pub(crate) fn run(world: &World, words: &[&str], input: &[u8]) -> Output {
     let mut command = nexusctl(world, words);
     let mut child = command.stdin(Stdio::piped()).spawn().expect("nexusctl runs");
     let (mut stdin, input) = (child.stdin.take().expect("its input"), input.to_vec());
     let writing = thread::spawn(move || {
-        // It may end before it has read all.
+        // It may end before it has read all input.
         let _ = stdin.write_all(&input);
     });
     let output = child.wait_with_output().expect("nexusctl ends");
@@ -87,7 +87,7 @@ fn exec_is_byte_exact_and_ends_as_the_command_does() {
     assert!(output.stdout == input, "{} bytes: {}", output.stdout.len(), text(&output.stderr));
     let output = run(&world, &["exec", "web-1", "cat"], &input);
     assert_eq!((code(&output), output.stdout), (Some(0), Vec::new()));
-    // A command that does not want it all ends all the same.
+    // A command that does not read all input ends normally.
     let output = run(&world, &["exec", "-i", "web-1", "head", "-n", "1"], &input);
     assert_eq!((code(&output), text(&output.stdout)), (Some(0), "1\n".into()));
 
@@ -127,7 +127,7 @@ fn signals_are_passed_on() {
         wait_for_line(&mut lines, &format!("got {name}"));
         assert_eq!(ended(&mut child).code(), Some(9));
     }
-    // One that heeds nothing keeps nobody, and goes on.
+    // A command that ignores signals does not keep its client, and continues.
     let line = "trap '' INT; echo up; while :; do sleep 0.05; done";
     let mut child = nexusctl(&world, &["exec", "web-1", "-c", line]).spawn().expect("nexusctl runs");
     wait_for_line(&mut BufReader::new(child.stdout.take().expect("its output")), "up");
@@ -207,7 +207,7 @@ fn streams_end_with_their_machine_and_do_not_keep_the_daemon() {
         connection.write_all(b"x").expect("it is written");
         accepted.read_exact(&mut [0]).expect("it is read");
         let ends = thread::spawn(move || {
-            // Whether it is cut off or ends: it does not stay.
+            // It may be reset or closed, but it must not stay open.
             let _ = connection.read_to_end(&mut Vec::new());
             let _ = accepted.read_to_end(&mut Vec::new());
         });
@@ -237,11 +237,11 @@ fn streams_end_with_their_machine_and_do_not_keep_the_daemon() {
     assert_eq!(ended(&mut exec).code(), Some(6));
     soon("connections end", || ends.is_finished().then_some(()));
     assert_eq!(interrupt().code(), Some(0));
-    // Its machine outlives it, and is deleted at the end by a daemon only.
+    // The machine outlives it; only a daemon deletes it at the end.
     world.daemon.restart();
 }
 
-/// Forwards a free port of the host to `port`; where it listens.
+/// Forwards a free host port to `port`; returns its address.
 fn forward(world: &World, port: u16) -> (Child, String) {
     let mut forward =
         nexusctl(world, &["-q", "forward", "web-1", &format!("0:{port}")]).spawn().expect("nexusctl runs");
@@ -262,7 +262,7 @@ fn ports_are_forwarded_with_half_close_many_at_once() {
     thread::spawn(move || {
         for connection in listener.incoming().flatten() {
             thread::spawn(move || {
-                // The answer is the whole question, once that has ended.
+                // The answer is the whole question, once it is complete.
                 let mut question = Vec::new();
                 (&connection).read_to_end(&mut question).and_then(|_| (&connection).write_all(&question))
             });
@@ -288,7 +288,7 @@ fn ports_are_forwarded_with_half_close_many_at_once() {
     for asked in asking {
         asked.join().expect("each is answered");
     }
-    // Where nothing listens, the connection is cut off and it is said why.
+    // If nothing listens, the connection is reset and the reason is printed.
     let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address").port();
     let (mut nowhere, address) = self::forward(&world, free);
     let cut = TcpStream::connect(address).and_then(|mut connection| connection.read(&mut [0]));
@@ -308,7 +308,7 @@ fn ports_are_forwarded_with_half_close_many_at_once() {
     });
 }
 
-/// Asks for a path of the daemon's Unix socket: head and body of the answer, or all that comes over a stream.
+/// Requests a path of the daemon's Unix socket; returns head and body of the response, or everything that comes over a stream.
 fn get(world: &World, path: &str, headers: &str) -> String {
     let mut stream = UnixStream::connect(world.daemon.socket()).expect("the daemon listens");
     stream.set_read_timeout(Some(Duration::from_mins(2))).expect("a limit");
@@ -376,7 +376,7 @@ fn a_ticket_opens_one_stream_of_one_boot() {
     }
 }
 
-/// What a hostile guest says on a stream hurts that stream only.
+/// A hostile guest can only harm its own stream.
 #[test]
 fn a_hostile_guest_on_the_port_of_streams_hurts_its_own_streams_only() {
     let world = World::hostile(&[]);
@@ -396,7 +396,7 @@ fn a_hostile_guest_on_the_port_of_streams_hurts_its_own_streams_only() {
         let status = ended(&mut child);
         assert_eq!(status.code(), Some(expected), "{name}");
     }
-    // One that never stops is read as long as somebody wants to; nobody else waits for it.
+    // An endless stream is read as long as its client wants; no other client is blocked.
     world.create(&mut client, "stream-endless-1");
     let mut endless = nexusctl(&world, &["exec", "stream-endless-1", "true"]);
     let mut endless = endless.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nexusctl runs");

@@ -12,13 +12,13 @@ use nexus_tests::wait::until;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How long anything that takes no boot may take on a busy machine.
+/// The timeout on a busy machine for everything that does not boot.
 pub(crate) const SOON: Duration = Duration::from_mins(3);
 
-/// One daemon, what its machines run, and where their image comes from.
+/// One daemon, the program of its machines, and the source of their image.
 pub(crate) struct World {
     pub(crate) daemon: Daemon,
-    /// What `vm_create` is given as `from`.
+    /// The `from` argument of `vm_create`.
     pub(crate) from: String,
     things: TempDir,
 }
@@ -29,7 +29,7 @@ impl World {
         Self::with(&[])
     }
 
-    /// The same with settings of its own.
+    /// The same with additional settings.
     pub(crate) fn with(settings: &[(&str, &str)]) -> Self {
         let things = things();
         let guest = things.path().join("nexus-guest");
@@ -38,7 +38,7 @@ impl World {
         Self::of(things, &guest, None, settings)
     }
 
-    /// Machines do what their names say.
+    /// Machines behave according to their names.
     pub(crate) fn hostile(settings: &[(&str, &str)]) -> Self {
         Self::of(things(), Path::new(env!("CARGO_BIN_EXE_hostile-guest")), None, settings)
     }
@@ -52,7 +52,7 @@ impl World {
         Self::of(things, &guest, None, &[])
     }
 
-    /// Machines do what their names say, and the state is in a directory of the caller's.
+    /// Machines behave according to their names; the state is in the caller's directory.
     pub(crate) fn hostile_at(state: &Path) -> Self {
         Self::of(things(), Path::new(env!("CARGO_BIN_EXE_hostile-guest")), Some(state), &[])
     }
@@ -71,7 +71,7 @@ impl World {
         Self { daemon, from: format!("file:{}", image.display()), things }
     }
 
-    /// A place for the test's own files.
+    /// A path for the test's own files.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.things.path().join(name)
     }
@@ -80,7 +80,7 @@ impl World {
         self.daemon.client()
     }
 
-    /// The arguments of a `vm_create` that works.
+    /// The arguments of a valid `vm_create`.
     pub(crate) fn arguments(&self, name: &str) -> Value {
         json!({ "name": name, "from": self.from, "disk": "128MiB", "wait_s": 45 })
     }
@@ -91,7 +91,7 @@ impl World {
         client.create(self.arguments(name))
     }
 
-    /// Creates a machine that fails; how.
+    /// Creates a machine that must fail; returns the error.
     #[track_caller]
     pub(crate) fn create_in_vain(&self, client: &mut Client, name: &str) -> Failure {
         match client.call("vm_create", self.arguments(name)) {
@@ -100,14 +100,14 @@ impl World {
         }
     }
 
-    /// Looks that everything belongs together.
+    /// Checks that the daemon's state is consistent.
     #[track_caller]
     pub(crate) fn assert_in_order(&self) {
         assert_in_order(&self.daemon);
     }
 }
 
-/// Calls a tool that has to be refused; the code and the text.
+/// Calls a tool that must fail; returns the code and the text.
 #[track_caller]
 pub(crate) fn refused(client: &mut Client, tool: &str, arguments: Value) -> Failure {
     match client.call(tool, arguments.clone()) {
@@ -116,13 +116,13 @@ pub(crate) fn refused(client: &mut Client, tool: &str, arguments: Value) -> Fail
     }
 }
 
-/// Waits for something that comes soon.
+/// Waits for something that happens soon.
 #[track_caller]
 pub(crate) fn soon<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
     until(SOON, ask).unwrap_or_else(|| panic!("waited in vain: {what}"))
 }
 
-/// Whether a process runs; a zombie has ended.
+/// Whether a process is running; a zombie has ended.
 pub(crate) fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }

@@ -1,4 +1,4 @@
-//! A plain MCP client for tests: JSON lines over the daemon's upgraded Unix stream, one call after the other.
+//! A plain MCP client for tests: JSON lines over the daemon's upgraded Unix stream, one call after another.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use crate::wait::until;
 
-/// How long one answer may take; every tool of Nexus answers earlier.
+/// The timeout for one answer; every tool of Nexus answers earlier.
 const ANSWER: Duration = Duration::from_mins(3);
-/// How long a VM may take to be ready under software emulation on a busy machine.
+/// The timeout for a VM to become ready under software emulation on a busy machine.
 pub const BOOT: Duration = Duration::from_mins(4);
 
 /// One connection.
@@ -26,18 +26,18 @@ pub struct Client {
 pub struct Failure {
     /// The stable code.
     pub code: String,
-    /// All that a client is shown.
+    /// Everything that a client sees.
     pub text: String,
 }
 
-/// What a command in a VM did.
+/// The result of a command in a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ran {
-    /// Its exit code; `None` when a signal ended it.
+    /// Its exit code; `None` if a signal ended it.
     pub exit_code: Option<i64>,
-    /// What it wrote to stdout.
+    /// Its stdout.
     pub stdout: String,
-    /// What it wrote to stderr.
+    /// Its stderr.
     pub stderr: String,
 }
 
@@ -47,7 +47,7 @@ impl Client {
         Self::connect_at(socket, "/mcp")
     }
 
-    /// The same at another endpoint of the socket.
+    /// The same with another endpoint of the socket.
     pub fn connect_at(socket: &Path, path: &str) -> io::Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(ANSWER))?;
@@ -72,7 +72,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Sends one request and does not wait for its answer; its id.
+    /// Sends one request without waiting for its answer; returns its id.
     pub fn start(&mut self, method: &str, params: &Value) -> io::Result<u64> {
         self.last_id += 1;
         let id = self.last_id;
@@ -80,12 +80,12 @@ impl Client {
         Ok(id)
     }
 
-    /// Sends a line as it stands.
+    /// Sends a line unchanged.
     pub fn send_line(&mut self, line: &str) -> io::Result<()> {
         self.lines.get_mut().write_all(format!("{line}\n").as_bytes())
     }
 
-    /// The answer to a request, as it stands in its line.
+    /// The answer to a request, as an unparsed line.
     pub fn answer(&mut self, id: u64) -> io::Result<String> {
         loop {
             let mut line = String::new();
@@ -101,7 +101,7 @@ impl Client {
         }
     }
 
-    /// One request; its `result`, or an error for a protocol error.
+    /// Sends one request; returns its `result`, or an error for a protocol error.
     pub fn request(&mut self, method: &str, params: &Value) -> io::Result<Value> {
         let id = self.start(method, params)?;
         let mut message: Value = serde_json::from_str(&self.answer(id)?)?;
@@ -111,7 +111,7 @@ impl Client {
         }
     }
 
-    /// A tool's whole result, or its failure.
+    /// Calls a tool; returns its whole result, or its failure.
     pub fn call_whole(&mut self, tool: &str, arguments: Value) -> Result<Value, Failure> {
         let params = json!({ "name": tool, "arguments": arguments });
         let result = self.request("tools/call", &params).unwrap_or_else(|e| panic!("{tool}: {e}"));
@@ -127,12 +127,12 @@ impl Client {
         Ok(result)
     }
 
-    /// A tool's structured result, or its failure.
+    /// Calls a tool; returns its structured result, or its failure.
     pub fn call(&mut self, tool: &str, arguments: Value) -> Result<Value, Failure> {
         self.call_whole(tool, arguments).map(|mut result| result["structuredContent"].take())
     }
 
-    /// The same for calls that have to succeed.
+    /// The same for calls that must succeed.
     #[track_caller]
     pub fn must(&mut self, tool: &str, arguments: Value) -> Value {
         self.call(tool, arguments).unwrap_or_else(|e| panic!("{tool}: {}", e.text))
@@ -159,19 +159,19 @@ impl Client {
         vm
     }
 
-    /// The VM's details.
+    /// A VM's details.
     #[track_caller]
     pub fn inspect(&mut self, vm: &str) -> Value {
         self.must("vm_inspect", json!({ "vm": vm }))
     }
 
-    /// Waits until a VM is in a state; its details then.
+    /// Waits until a VM is in a state; returns its details.
     #[track_caller]
     pub fn wait_for_state(&mut self, vm: &str, state: &str) -> Value {
         self.wait_for(vm, state, |details| details["state"] == state)
     }
 
-    /// Waits until a VM's details are as wanted.
+    /// Waits until a VM's details satisfy `wanted`.
     #[track_caller]
     pub fn wait_for(&mut self, vm: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let reached = until(BOOT, || Some(self.inspect(vm)).filter(|details| wanted(details)));
@@ -181,7 +181,7 @@ impl Client {
         }
     }
 
-    /// Runs a command to its end, however long that takes; what `command_output` says of all of it then.
+    /// Runs a command to its end, however long that takes; returns the result of `command_output` with all output.
     pub fn run_to_the_end(&mut self, mut arguments: Value) -> Result<Value, Failure> {
         let vm = arguments["vm"].clone();
         arguments["yield_after_s"] = 45.into();
@@ -219,7 +219,7 @@ impl Client {
     }
 }
 
-/// The text of one stream of a guest tool's result: `stdout`, `stderr`, `content`.
+/// The text of one stream in a guest tool's result: `stdout`, `stderr`, `content`.
 pub fn stream(result: &Value, name: &str) -> String {
     let blocks = result["content"].as_array().into_iter().flatten();
     blocks

@@ -1,5 +1,5 @@
-//! A daemon of its own for one test, with a state directory that starts with a kernel and the `busybox` image, and ends
-//! with a look for what was left behind.
+//! A separate daemon for one test, with a state directory that starts with a kernel and the `busybox` image. At the end it is
+//! checked for leftovers.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,14 +16,14 @@ use tempfile::TempDir;
 use crate::client::Client;
 use crate::wait::until;
 
-/// How long a daemon may take to serve.
+/// How long a daemon may take to start.
 const START: Duration = Duration::from_secs(60);
-/// How long it may take to end when asked to.
+/// How long it may take to stop.
 const END: Duration = Duration::from_secs(60);
 /// How long making kernel and image may take.
 const SEED: Duration = Duration::from_mins(10);
 
-/// One nexusd with all its things in one directory. Dropping it ends all its VMs and looks that nothing is left.
+/// One nexusd with everything in one directory. Dropping it deletes all its VMs and checks that nothing is left.
 #[derive(Debug)]
 pub struct Daemon {
     process: Child,
@@ -35,8 +35,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon whose VMs are processes of this host, `nexus-guest --unix`: without a kernel and images. `arguments` are
-    /// more of its command line.
+    /// A daemon whose VMs are processes of this host, `nexus-guest --unix`, without kernel and images. `arguments` are
+    /// additional arguments of its command line.
     pub fn start_with_processes(arguments: &[&str]) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
@@ -58,7 +58,7 @@ impl Daemon {
         daemon
     }
 
-    /// A daemon with nothing in its state directory, and settings of its own (`NEXUS_*` of the environment).
+    /// A daemon with an empty state directory and additional settings (`NEXUS_*` in the environment).
     pub fn start_bare(settings: &[(&str, &str)]) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-fake-").tempdir().expect("a temporary directory");
@@ -66,14 +66,14 @@ impl Daemon {
         Self::run(temporary, state, &[], settings)
     }
 
-    /// The same, in a state directory of the caller's.
+    /// The same in the caller's state directory.
     pub fn start_bare_at(state: &Path, settings: &[(&str, &str)]) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-fake-").tempdir().expect("a temporary directory");
         Self::run(temporary, state.to_path_buf(), &[], settings)
     }
 
-    /// A daemon with a kernel and the `busybox` image, in a state directory of the caller's.
+    /// A daemon with a kernel and the `busybox` image, in the caller's state directory.
     pub fn start_at(state: &Path) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
@@ -81,7 +81,7 @@ impl Daemon {
         Self::run(temporary, state.to_path_buf(), &[], &[])
     }
 
-    /// A daemon with a kernel and the `busybox` image, and settings of its own.
+    /// A daemon with a kernel and the `busybox` image, and additional settings.
     pub fn start_set(settings: &[(&str, &str)]) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
@@ -95,7 +95,7 @@ impl Daemon {
         Self::start_with(&[])
     }
 
-    /// The same with more arguments on its command line.
+    /// The same with additional arguments on its command line.
     pub fn start_with(arguments: &[&str]) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
@@ -103,7 +103,7 @@ impl Daemon {
         Self::start_in(temporary, state, arguments)
     }
 
-    /// The same, with its state at a path of the given length.
+    /// The same with its state at a path of the given length.
     pub fn start_with_long_path(length: usize) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
@@ -120,12 +120,12 @@ impl Daemon {
         Self::run(temporary, state, arguments, &[])
     }
 
-    /// A daemon of another user, with nothing in its state directory, below `place`. Takes root; so do its clients.
+    /// A daemon of another user, with an empty state directory, below `place`. Needs root, as do its clients.
     pub fn start_as(user: u32, place: &Path) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-user-").tempdir_in(place).expect("a temporary directory");
         let root = temporary.path().to_path_buf();
-        // Where that user can run it.
+        // A place where that user can run it.
         fs::copy(program("nexusd"), root.join("nexusd")).expect("a copy of nexusd");
         std::os::unix::fs::chown(&root, Some(user), Some(user)).expect("root gives directories away");
         let state = root.join("state");
@@ -137,8 +137,8 @@ impl Daemon {
         daemon
     }
 
-    /// A daemon of another user, with a kernel and the `busybox` image and settings of its own, which sees an `/etc` with these lines added
-    /// to files of it. Takes root; so do its clients.
+    /// A daemon of another user, with a kernel, the `busybox` image and additional settings. It sees an `/etc` with these lines
+    /// added to its files. Needs root, as do its clients.
     pub fn start_as_in(user: u32, lines: &[(&str, &str)], settings: &[(&str, &str)]) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-user-").tempdir().expect("a temporary directory");
@@ -151,7 +151,7 @@ impl Daemon {
         }
         copy(&seed(), &state);
         fs::create_dir(&run).expect("a runtime directory");
-        // Where that user can run it.
+        // A place where that user can run it.
         fs::copy(program("nexusd"), root.join("nexusd")).expect("a copy of nexusd");
         std::os::unix::fs::chown(&root, Some(user), Some(user)).expect("root gives directories away");
         let given =
@@ -182,7 +182,7 @@ impl Daemon {
         daemon
     }
 
-    /// A directory for the test's own things; it goes with the daemon.
+    /// A directory for the test's own files; removed with the daemon.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -192,12 +192,12 @@ impl Daemon {
         &self.state
     }
 
-    /// What tells its clients where it is, as variables of their environment.
+    /// The environment variables with which its clients find it.
     pub fn environment(&self) -> [(&'static str, PathBuf); 2] {
         [("NEXUS_STATE_DIR", self.state.clone()), ("NEXUS_RUNTIME_DIR", self.root.join("run"))]
     }
 
-    /// Where it serves HTTP, if it was started with `--http`, and the token that lets a client in.
+    /// The address of its HTTP endpoint, if it was started with `--http`, and the token.
     pub fn http(&self) -> (String, String) {
         let log = self.log();
         let url = log.split("url=").nth(1).and_then(|rest| rest.split_whitespace().next());
@@ -217,7 +217,7 @@ impl Daemon {
         Client::connect(&self.socket()).unwrap_or_else(|e| panic!("connect to nexusd: {e}\n{}", self.log()))
     }
 
-    /// Kills the daemon without a warning. Its VMs run on.
+    /// Kills the daemon with SIGKILL. Its VMs keep running.
     pub fn kill(&mut self) {
         self.process.kill().expect("a child can be killed");
         self.process.wait().expect("a child can be waited for");
@@ -229,7 +229,7 @@ impl Daemon {
         self.wait_until_served();
     }
 
-    /// Changes a setting for the next start; `None` takes it away.
+    /// Changes a setting for the next start; `None` removes it.
     pub fn set(&mut self, key: &str, value: Option<&str>) {
         match value {
             Some(value) => self.settings.insert(key.to_owned(), value.to_owned()),
@@ -243,19 +243,19 @@ impl Daemon {
         assert!(gone.is_some(), "nexusd is still there\n{}", self.log());
     }
 
-    /// Ends the daemon in good order. Its VMs run on.
+    /// Stops the daemon in order. Its VMs keep running.
     pub fn stop(&mut self) {
         signal(self.pid(), rustix::process::Signal::TERM);
         let gone = until(END, || self.process.try_wait().ok().flatten());
         assert!(gone.is_some(), "nexusd did not end on SIGTERM\n{}", self.log());
     }
 
-    /// What it said so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.root.join("nexusd.log")).unwrap_or_default()
     }
 
-    /// The processes of this daemon's VMs: those that work in its state directory, and their children, which may be in jails.
+    /// The processes of this daemon's VMs: those working in its state directory, and their children, which may be in jails.
     pub fn processes(&self) -> Vec<u32> {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let state = fs::canonicalize(&self.state).unwrap_or_else(|_| self.state.clone());
@@ -294,7 +294,7 @@ impl Daemon {
     fn end_everything(&mut self) {
         let Ok(None) = self.process.try_wait() else { return };
         let Ok(mut client) = Client::connect(&self.socket()) else { return };
-        // Drives that a test made go first: one that a VM leaves behind is none of them.
+        // Drives made by the test are deleted first, so that a drive that a VM leaves behind is noticed.
         let free = client.call("drive_list", json!({ "attached": false, "limit": 500 })).unwrap_or_default();
         for drive in free["drives"].as_array().into_iter().flatten() {
             let deleted = client.call("drive_delete", json!({ "drive": drive["id"] }));
@@ -333,7 +333,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // The test failed already: leave nothing running, and say what the daemon said.
+            // The test has already failed: stop everything, and print the daemon's log.
             eprintln!("nexusd said:\n{}", self.log());
             for pid in self.processes() {
                 signal(pid, rustix::process::Signal::KILL);
@@ -348,16 +348,16 @@ impl Drop for Daemon {
 /// Sends a signal to a process.
 pub fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
-    // It may be gone already, which is as good.
+    // It may have already ended.
     let _sent = rustix::process::kill_process(pid, signal);
 }
 
-/// Kills a process without a warning.
+/// Kills a process with SIGKILL.
 pub fn kill_process(pid: u32) {
     signal(pid, rustix::process::Signal::KILL);
 }
 
-/// A program of Nexus, from the directory in which this test was built.
+/// A program of Nexus, from the build directory of this test.
 pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("a process knows its program");
     let built = own.ancestors().find(|directory| directory.join(name).is_file());
@@ -422,7 +422,7 @@ fn seed() -> PathBuf {
     for old in fs::read_dir(&seeds).expect("the seeds").flatten().filter(|entry| entry.path().is_dir()) {
         fs::remove_dir_all(old.path()).expect("an old seed can go");
     }
-    // Made beside its place and moved there when it is whole.
+    // Made in another place and renamed when complete.
     let half = seeds.join("half");
     fs::create_dir_all(&half).expect("a directory for the seed");
     let state = half.join("state");

@@ -1,4 +1,4 @@
-//! What tests of the built system share.
+//! Shared by the tests of the built system.
 
 #![expect(clippy::print_stderr, reason = "a failing test says what its daemon said")]
 

@@ -1,5 +1,5 @@
-//! The package archives that this host's apt is configured for, behind a server with TLS on the loopback interface whose CA nobody
-//! knows and which wants a password, and a proxy that leads there and wants one too. Who gets through has been told of all that.
+//! The package archives that this host's apt uses, behind a TLS server on the loopback interface with an unknown CA and a
+//! password, and a proxy to it with a password too. Only clients with all of that configuration get through.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -16,26 +16,26 @@ use tempfile::TempDir;
 
 /// The name in its certificate.
 const NAME: &str = "localhost";
-/// Who may use both.
+/// The user name for both.
 const USER: &str = "someone";
 /// The password of the mirror and of the proxy.
 pub const PASSWORD: &str = "s3cret-of-the-host";
 /// Where apt keeps its configuration.
 const APT: &str = "etc/apt";
 
-/// A running server; it ends with the test's process.
+/// A running server; it stops with the test's process.
 #[derive(Debug)]
 pub struct Mirror {
     root: TempDir,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
-/// A request, or one to the proxy, whose path is the server's address.
+/// A request; for one to the proxy the path is the server's address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
-    /// What was asked for.
+    /// The requested path.
     pub path: String,
-    /// Who asked, as it calls itself.
+    /// The user agent.
     pub agent: String,
 }
 
@@ -66,14 +66,14 @@ impl Mirror {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (server, noted, proxy) = (server.clone(), noted.clone(), proxy.clone());
-                // A client that goes away, or does not trust the server, is no concern of it.
+                // A client may disconnect, or refuse to trust the server.
                 thread::spawn(move || serve(stream, server, &noted, proxy.as_deref()).ok());
             }
         });
         Self { root, asked }
     }
 
-    /// A root directory whose apt takes everything from here.
+    /// A root directory whose apt downloads everything from here.
     pub fn apt_root(&self) -> &Path {
         self.root.path()
     }
@@ -83,13 +83,13 @@ impl Mirror {
         self.root.path().join("ca.pem")
     }
 
-    /// What was asked for so far.
+    /// The requests so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// A certificate of a CA of its own, and that CA's.
+/// A certificate issued by a new CA, and the CA's certificate.
 fn identity() -> (Arc<ServerConfig>, String) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -106,7 +106,7 @@ fn identity() -> (Arc<ServerConfig>, String) {
     (Arc::new(config.with_single_cert(vec![certificate], key).expect("a key and its certificate")), authority)
 }
 
-/// The sources of this host's apt, with this server in front of each.
+/// The sources of this host's apt, redirected through this server.
 fn configure(root: &Path, address: SocketAddr) {
     let (own, apt) = (Path::new("/").join(APT), root.join(APT));
     let parts = apt.join("sources.list.d");
@@ -115,7 +115,7 @@ fn configure(root: &Path, address: SocketAddr) {
         std::os::unix::fs::symlink(own.join(trusted), apt.join(trusted)).expect("a link to keys");
     }
     std::os::unix::fs::symlink("/usr", root.join("usr")).expect("a link to keyrings");
-    // The first address has the password itself, the others have it by a file of apt's.
+    // The first address contains the password, the others get it from a file of apt's.
     let place = format!("{NAME}:{}", address.port());
     let login = format!("machine {place} login {USER} password {PASSWORD}\n");
     let logins = apt.join("auth.conf.d");
@@ -123,7 +123,7 @@ fn configure(root: &Path, address: SocketAddr) {
     fs::write(logins.join("mirror.conf"), login).expect("a password is written");
     let rewrite = |from: &Path, to: &Path| {
         let Ok(text) = fs::read_to_string(from) else { return };
-        // In one pass: what is put in has a scheme too.
+        // In one pass, because the replacement contains a scheme too.
         let text = text.replace("https://", "\0https/").replace("http://", "\0http/");
         let text = text.replacen('\0', &format!("https://{USER}:{PASSWORD}@{place}/"), 1);
         fs::write(to, text.replace('\0', &format!("https://{place}/"))).expect("sources are written");
@@ -134,7 +134,7 @@ fn configure(root: &Path, address: SocketAddr) {
     }
 }
 
-/// The proxy of this host's apt, where it has one.
+/// The proxy of this host's apt, if it has one.
 pub(crate) fn apt_proxy() -> Option<String> {
     let told = Command::new("apt-config").args(["shell", "PROXY", "Acquire::http::Proxy"]).output().ok()?;
     let text = String::from_utf8_lossy(&told.stdout).into_owned();
@@ -142,14 +142,14 @@ pub(crate) fn apt_proxy() -> Option<String> {
     (!proxy.is_empty() && proxy != "DIRECT").then_some(proxy)
 }
 
-/// What a request begins with.
+/// The head of a request.
 #[derive(Debug, Default)]
 struct Head {
     path: String,
     agent: String,
     /// Arguments for curl.
     range: Vec<String>,
-    /// Whether the password is there.
+    /// Whether the password is right.
     is_allowed: bool,
 }
 
@@ -176,7 +176,7 @@ impl Head {
     }
 }
 
-/// Leads a client of the proxy to the mirror, and nowhere else.
+/// Connects a client of the proxy to the mirror, and refuses everything else.
 fn lead(client: TcpStream, mirror: SocketAddr, asked: &Mutex<Vec<Asked>>) -> io::Result<()> {
     let mut lines = BufReader::new(client.try_clone()?);
     let Head { path, agent, is_allowed, .. } = Head::read(&mut lines)?;
@@ -234,7 +234,7 @@ fn serve(
     if ended.success() { Ok(()) } else { Err(io::Error::other("curl failed")) }
 }
 
-/// Passes the last answer on, those that only lead there not, and says that no other will come on the connection.
+/// Passes on only the final response, without redirects, and announces that the connection will be closed.
 fn pass(mut from: impl BufRead, to: &mut impl Write) -> io::Result<()> {
     let head = loop {
         let mut head = String::new();

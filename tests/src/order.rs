@@ -1,4 +1,4 @@
-//! Whether everything that a daemon keeps belongs together: rows, files, processes and sockets.
+//! Checks that everything a daemon keeps is consistent: rows, files, processes and sockets.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,10 +12,10 @@ use nexus_schema::tools::build::BuildStatus;
 use crate::daemon::Daemon;
 use crate::wait::until;
 
-/// How long ends may take to be all over after they were reported.
+/// How long cleanup may take after an end was reported.
 const SETTLE: Duration = Duration::from_secs(60);
 
-/// Looks for anything that belongs to nothing. To be called when nothing is being made.
+/// Looks for anything orphaned. Call it while nothing is being made.
 #[track_caller]
 pub fn assert_in_order(daemon: &Daemon) {
     let mut findings = Vec::new();
@@ -26,7 +26,7 @@ pub fn assert_in_order(daemon: &Daemon) {
     assert!(in_order.is_some(), "not in order: {findings:#?}\n{}", daemon.log());
 }
 
-/// Everything that is out of order.
+/// Everything that is inconsistent.
 fn look(daemon: &Daemon) -> Vec<String> {
     let state = daemon.state();
     let rows = rows(&state.join("nexus.db"));
@@ -68,7 +68,7 @@ fn look(daemon: &Daemon) -> Vec<String> {
     }
     for pid in daemon.processes() {
         let mut place = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-        // A VMM that is jailed sees its jail only, which is in its VM's directory.
+        // A jailed VMM sees only its jail, which is in its VM's directory.
         if place.ends_with("jail") {
             place.pop();
         }

@@ -1,4 +1,4 @@
-//! A registry of OCI images on the loopback interface: Debian's `docker-registry`, over images that tests make.
+//! A registry of OCI images on the loopback interface: Debian's `docker-registry`, with images made by tests.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -13,10 +13,10 @@ use tempfile::TempDir;
 
 use crate::wait::until;
 
-/// How long it may take to listen.
+/// How long it may take to start listening.
 const START: Duration = Duration::from_secs(60);
 
-/// A running registry; it ends with the value.
+/// A running registry; it stops when dropped.
 #[derive(Debug)]
 pub struct Registry {
     process: Child,
@@ -37,16 +37,16 @@ pub enum Entry<'e> {
     Directory,
 }
 
-/// A layer that is packed by gzip, and what it unpacks to.
+/// A gzip-compressed layer, and its unpacked form.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    /// As it is kept.
+    /// The compressed form.
     pub packed: Vec<u8>,
     /// The tar.
     pub plain: Vec<u8>,
 }
 
-/// A port that is free, and none of those that the system gives to whoever asks for any.
+/// A free port outside the range that the system assigns automatically.
 fn free_port() -> u16 {
     let first = 20_000 + u16::try_from(std::process::id() * 37 % 10_000).expect("it is small");
     (first..32_000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
@@ -78,12 +78,12 @@ impl Registry {
         registry
     }
 
-    /// Where it listens: what references begin with.
+    /// Its address, which references begin with.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Puts an image of some layers, lowest first, under a name and a tag; `run` is its configuration.
+    /// Pushes an image with some layers, lowest first, under a name and a tag; `run` is its configuration.
     pub fn put(&self, name: &str, tag: &str, layers: &[&[(&str, Entry<'_>)]], run: &Value) {
         let tars: Vec<Vec<u8>> = layers.iter().map(|entries| tar(entries)).collect();
         let diff_ids: Vec<String> = tars.iter().map(|tar| digest(tar)).collect();
@@ -92,7 +92,7 @@ impl Registry {
         self.put_image(name, tag, &layers, &diff_ids, run);
     }
 
-    /// The same of layers that are packed already.
+    /// The same with already compressed layers.
     pub fn put_packed(&self, name: &str, tag: &str, layers: &[Layer], run: &Value) {
         let diff_ids: Vec<String> = layers.iter().map(|layer| digest(&layer.plain)).collect();
         let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -124,7 +124,7 @@ impl Registry {
         );
     }
 
-    /// Puts a blob where the registry keeps it; what points to it.
+    /// Pushes a blob; returns its descriptor.
     fn blob(&self, name: &str, media_type: &str, bytes: &[u8]) -> Value {
         let digest = self.content(bytes);
         let link = self.repository(name).join("_layers/sha256").join(hex(&digest)).join("link");

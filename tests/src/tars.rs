@@ -1,8 +1,8 @@
-//! Tar streams that mean harm, as frames of a guest's stream.
+//! Malicious tar streams, as frames of a guest's stream.
 
 use tar::{EntryType, Header};
 
-/// What a guest sends that was asked for a tree: `tar-WHAT`.
+/// The data that a guest sends for a requested tree: `tar-WHAT`.
 pub fn frames(what: &str) -> Vec<u8> {
     let archive = Archive::default();
     let archive = match what {
@@ -10,7 +10,7 @@ pub fn frames(what: &str) -> Vec<u8> {
         "tar-parent" => archive.file(b"tree/../../escaped", b""),
         "tar-through-link" => archive.link(EntryType::Symlink, b"tree", b"..").file(b"tree/escaped", b""),
         "tar-hard-link" => archive.link(EntryType::Link, b"tree", b"../../etc/passwd"),
-        // The host gave a name; this is another one.
+        // The host chose a name; this is a different one.
         "tar-other-name" => archive.file(b".bashrc", b"not asked for"),
         "tar-device" => archive.link(EntryType::Char, b"tree", b""),
         "tar-setuid" => archive.file(b"tree", b"#!/bin/sh\n"),
@@ -42,7 +42,7 @@ pub fn frames(what: &str) -> Vec<u8> {
     frames
 }
 
-/// An archive of entries as they are, whatever they say.
+/// An archive with arbitrary entries.
 #[derive(Default)]
 struct Archive(Vec<u8>);
 
@@ -55,7 +55,7 @@ impl Archive {
         header.set_uid(12345);
         header.set_gid(12345);
         header.set_mtime(1);
-        // Larger than its field is cut.
+        // A value that is too large for its field is truncated.
         if let Some(gnu) = header.as_gnu_mut() {
             gnu.name.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
             gnu.linkname.iter_mut().zip(link).for_each(|(to, from)| *to = *from);
@@ -75,7 +75,7 @@ impl Archive {
         self.entry(kind, name, link, b"")
     }
 
-    /// Without the last bytes of its data.
+    /// Removes the last bytes of its data.
     fn cut(mut self) -> Self {
         self.0.truncate(514);
         self

@@ -1,5 +1,5 @@
-//! A package archive as Ubuntu's are (a release, its updates and its security updates, signed, lists by their hash, packages packed by
-//! zstd), filled with packages of the archive that this host's apt is configured for; and an apt that is configured for it alone.
+//! A package archive in Ubuntu's form (a release, its updates and its security updates, signed, lists by hash, packages with
+//! zstd), filled with packages of the archive that this host's apt uses; and an apt that is configured only for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -22,16 +22,16 @@ use tempfile::TempDir;
 use crate::mirror::apt_proxy;
 use crate::web::Web;
 
-/// What a small root filesystem has beside the essential packages.
+/// Packages of a small root filesystem in addition to the essential ones.
 const WANTED: [&str; 6] = ["bash", "coreutils", "apt", "ca-certificates", "kmod", "python3-minimal"];
 /// The architecture of its packages.
 const ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-/// Where the keyring is, as on Ubuntu.
+/// The path of the keyring, as on Ubuntu.
 const KEYRING: &str = "usr/share/keyrings/ubuntu-archive-keyring.gpg";
-/// The version of the only package that is Ubuntu's own, and in its updates.
+/// The version of the only package of Ubuntu's own, which is in the updates.
 const OWN: &str = "13ubuntu10.2";
 
-/// A running archive; it ends with the value.
+/// A running archive; it stops when dropped.
 #[derive(Debug)]
 pub struct Ubuntu {
     root: TempDir,
@@ -57,7 +57,7 @@ impl Ubuntu {
             let name = fields["Filename"].rsplit('/').next().expect("a path has a name").to_owned();
             let file = pool.join(&name);
             fetch(&fields["Filename"], &file);
-            // apt writes two characters of versions in its own way.
+            // apt encodes two characters of versions in its own way.
             let asked = fields["Filename"].replace('+', "%2b").replace('~', "%7e");
             web.put(&format!("/ubuntu/{asked}"), fs::read(&file).expect("a package"));
             listed(&mut release, fields);
@@ -85,13 +85,13 @@ impl Ubuntu {
         Self { root, _web: web }
     }
 
-    /// A root directory whose apt takes everything from here.
+    /// A root directory whose apt downloads everything from here.
     pub fn apt_root(&self) -> &Path {
         self.root.path()
     }
 }
 
-/// Where this host's apt has its own release from: the mirror and the suite.
+/// The mirror and the suite of this host's own release.
 fn origin() -> (String, String) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let opened =
@@ -131,7 +131,7 @@ fn stanzas(text: &str) -> Vec<Fields> {
     text.split("\n\n").map(fields).filter(|fields: &Fields| fields.contains_key("Package")).collect()
 }
 
-/// The packages that are wanted or required, and all that these may need.
+/// The wanted and required packages, with everything that they may need.
 fn closure(all: &[Fields]) -> Vec<Fields> {
     let names = |fields: &Fields, field: &str| -> Vec<String> {
         let text = fields.get(field).map_or("", String::as_str);
@@ -141,7 +141,7 @@ fn closure(all: &[Fields]) -> Vec<Fields> {
     };
     let mut offered: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (at, fields) in all.iter().enumerate() {
-        // Of what several packages provide, the first few will do.
+        // If several packages provide something, the first few are enough.
         offered.entry(fields["Package"].clone()).or_default().insert(0, at);
         for name in names(fields, "Provides") {
             offered.entry(name).or_default().push(at);
@@ -171,7 +171,7 @@ fn listed(list: &mut String, fields: &Fields) {
     list.push('\n');
 }
 
-/// The package that says what the distribution is, as Ubuntu's says it, and where it is in the archive.
+/// The package that identifies the distribution, changed to Ubuntu's values, and its path in the archive.
 fn own_base_files(scratch: &Path, deb: &Path) -> (String, Vec<u8>) {
     let tree = scratch.join("base-files");
     run(Command::new("dpkg-deb").arg("-R").args([deb, &tree]));
@@ -189,7 +189,7 @@ fn own_base_files(scratch: &Path, deb: &Path) -> (String, Vec<u8>) {
     (path, fs::read(file).expect("a package"))
 }
 
-/// Serves a suite with one list of packages, to be had by its hash alone.
+/// Serves a suite with one list of packages, available only by hash.
 fn publish(web: &Web, key: &SignedSecretKey, suite: &str, list: &str) {
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     packer.write_all(list.as_bytes()).expect("memory takes everything");
@@ -220,7 +220,7 @@ fn key() -> SignedSecretKey {
     params.build().expect("a key's parameters").generate(rand::thread_rng()).expect("a key")
 }
 
-/// The sources of a host of Ubuntu.
+/// The sources of an Ubuntu host.
 fn configure(root: &Path, mirror: &str, key: &SignedSecretKey) {
     let put = |path: &str, bytes: &[u8]| {
         let path = root.join(path);

@@ -1,8 +1,8 @@
-//! Waiting for something, with a deadline.
+//! Waits for something, with a deadline.
 
 use std::time::{Duration, Instant};
 
-/// Asks until there is an answer or the time is up. The pauses between grow from 5 to 200 ms.
+/// Calls `ask` until it returns a value or the time is up. The pauses grow from 5 to 200 ms.
 pub fn until<T>(longest: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + longest;
     let mut pause = Duration::from_millis(5);
@@ -18,7 +18,7 @@ pub fn until<T>(longest: Duration, mut ask: impl FnMut() -> Option<T>) -> Option
     }
 }
 
-/// Lets time pass in which something must not happen.
+/// Waits for a time during which something must not happen.
 pub fn stay(time: Duration) {
     until(time, || None::<()>);
 }

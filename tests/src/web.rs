@@ -1,12 +1,11 @@
-//! A web server on the loopback interface for files that tests make. It notes what it is asked for, and can go on in the
-//! middle of a file.
+//! A web server on the loopback interface for files that tests make. It records requests, and can pause in the middle of a file.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// A running server; it ends with the value.
+/// A running server; it stops when dropped.
 #[derive(Debug)]
 pub struct Web {
     address: SocketAddr,
@@ -22,9 +21,9 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     files: HashMap<String, Arc<[u8]>>,
-    /// What was asked for, and from which byte on.
+    /// The requested paths, with the first byte of a range.
     asked: Vec<(String, Option<u64>)>,
-    /// Files of which only so many bytes are sent for now.
+    /// Files of which only this many bytes are sent for now.
     held: HashMap<String, usize>,
     is_over: bool,
 }
@@ -42,14 +41,14 @@ impl Web {
                     return;
                 }
                 let inner = inner.clone();
-                // A client that goes away is no concern of the server.
+                // A client may disconnect at any time.
                 std::thread::spawn(move || inner.serve(&stream).ok());
             }
         });
         Self { address, shared }
     }
 
-    /// The address of a path, which begins with `/`.
+    /// The address of a path; the path begins with `/`.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
@@ -59,23 +58,23 @@ impl Web {
         self.shared.state().files.insert(path.to_owned(), bytes.into().into());
     }
 
-    /// Sends only so many bytes of a file, until it is released.
+    /// Sends only this many bytes of a file, until it is released.
     pub fn hold(&self, path: &str, bytes: usize) {
         self.shared.state().held.insert(path.to_owned(), bytes);
     }
 
-    /// Sends the rest of a file that is held.
+    /// Sends the rest of a held file.
     pub fn release(&self, path: &str) {
         self.shared.state().held.remove(path);
         self.shared.changed.notify_all();
     }
 
-    /// How long a file is.
+    /// The length of a file.
     pub fn length(&self, path: &str) -> u64 {
         self.shared.state().files.get(path).map_or(0, |file| file.len() as u64)
     }
 
-    /// From where on a file was asked for, each time.
+    /// The first byte of each request for a file.
     pub fn asked(&self, path: &str) -> Vec<Option<u64>> {
         let state = self.shared.state();
         state.asked.iter().filter(|(asked, _)| asked == path).map(|(_, from)| *from).collect()
@@ -86,7 +85,7 @@ impl Drop for Web {
     fn drop(&mut self) {
         self.shared.state().is_over = true;
         self.shared.changed.notify_all();
-        // Wakes the thread that waits for connections; one that cannot be woken waits on to the end of the test.
+        // Wakes the thread that accepts connections; otherwise it would wait until the end of the test.
         drop(TcpStream::connect(self.address));
     }
 }

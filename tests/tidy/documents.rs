@@ -1,4 +1,4 @@
-//! The documents: what they point at exists.
+//! Checks that everything the documents refer to exists.
 
 use crate::source::{files, root, text};
 use crate::{Finding, none};

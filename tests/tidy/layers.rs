@@ -1,12 +1,12 @@
-//! The rooms of core are layers: which may import which is data here, and no two import each other in a circle.
+//! Checks the layers of core's rooms: a table says which room may import which, and there are no cycles.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::source::{Rust, Token, rust};
 use crate::{Finding, none};
 
-/// Each room of core/src, from the top down, with the rooms that it may import. A room may import rooms below it only, so the
-/// list cannot hold a circle.
+/// Each room of core/src, from the top down, with the rooms that it may import. A room may import only rooms below it, so the
+/// list cannot contain a cycle.
 const ROOMS: &[(&str, &[&str])] = &[
     (
         "facade",
@@ -53,8 +53,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("os", &[]),
 ];
 
-/// The rooms in which methods of what all rooms share may be written: a method can be called without an import, so one that is
-/// written higher up would be a way around the layers.
+/// The rooms that may define methods on shared types. A method can be called without an import, so a method defined in a
+/// higher room would bypass the layers.
 const METHODS_OF_SHARED: &[&str] = &["context", "facade"];
 
 /// The room of a file of core.
@@ -65,7 +65,7 @@ fn room(file: &str) -> Option<&str> {
     (room != "lib").then_some(room)
 }
 
-/// What a file imports from other rooms: `crate::room` anywhere, and `super::room` where that leads to the crate's root.
+/// A file's imports from other rooms: `crate::room` anywhere, and `super::room` if that is the crate's root.
 fn imports(rust: &Rust) -> Vec<(&Token, String)> {
     let tokens: Vec<&Token> = rust.tokens.iter().filter(|token| !token.is_test).collect();
     let mut found = Vec::new();
@@ -78,7 +78,7 @@ fn imports(rust: &Rust) -> Vec<(&Token, String)> {
             found.push((window[3], window[3].text.clone()));
             continue;
         }
-        // `use crate::{a::b, c}`: the names right after the brace and after each comma of this level.
+        // `use crate::{a::b, c}`: the names after the brace and after each comma of this level.
         let (mut depth, mut first) = (0, true);
         for token in &tokens[at + 3..] {
             match token.text.as_str() {
@@ -152,7 +152,7 @@ fn what_all_share_has_its_methods_in_two_rooms() {
     let mut findings = Vec::new();
     for rust in rust() {
         let Some(room) = room(&rust.file).filter(|room| !METHODS_OF_SHARED.contains(room)) else { continue };
-        // Other rooms may have a type of that name of their own.
+        // Other rooms may have their own type of that name.
         if rust.find_outside_tests(&["struct", "Shared"]).next().is_some() {
             continue;
         }

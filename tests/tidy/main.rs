@@ -1,5 +1,5 @@
-//! The rules of the architecture, as tests: what is not checked here is a wish. A failure names file and line, and what to
-//! do about it.
+//! The rules of the architecture as tests: a rule that is not checked here is only a wish. A failure names file and line,
+//! and what to do.
 
 mod documents;
 mod layers;
@@ -11,7 +11,7 @@ mod units;
 
 use std::fmt::{self, Write as _};
 
-/// One breach of a rule.
+/// One violation of a rule.
 struct Finding {
     file: String,
     line: usize,

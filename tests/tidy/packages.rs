@@ -1,4 +1,4 @@
-//! Packages: who may depend on whom, and on what.
+//! Checks the packages: which may depend on which, and on what.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::OnceLock;
@@ -8,7 +8,7 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package, Package
 use crate::source::root;
 use crate::{Finding, none};
 
-/// The packages of the workspace and those of them that each may use.
+/// The packages of the workspace, with those that each may use.
 const DIRECTION: &[(&str, &[&str])] = &[
     ("nexus-schema", &[]),
     ("nexus-wire", &[]),
@@ -20,10 +20,10 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("nexus-tests", &["nexus-schema", "nexus-core", "nexus-host"]),
 ];
 
-/// All that the vocabulary may use: nothing in it does IO.
+/// Everything that the vocabulary may use: none of it does IO.
 const VOCABULARY: &[&str] = &["data-encoding", "jiff", "schemars", "serde", "serde_json", "thiserror"];
 
-/// Licences under which something may be linked into the binaries.
+/// Licences that are allowed for code in the binaries.
 const LICENCES: &[&str] = &[
     "0BSD",
     "Apache-2.0",
@@ -41,7 +41,7 @@ const LICENCES: &[&str] = &[
     "Zlib",
 ];
 
-/// Nowhere in the graph.
+/// Not allowed anywhere in the graph.
 const BANNED: &[(&str, &str)] = &[
     ("openssl", "TLS is rustls"),
     ("openssl-sys", "TLS is rustls"),
@@ -54,7 +54,7 @@ const BANNED: &[(&str, &str)] = &[
     ("bindgen", "needs libclang at build time"),
 ];
 
-/// Not by our own choice.
+/// Not allowed as a direct dependency.
 const BANNED_DIRECT: &[(&str, &str)] = &[
     ("anyhow", "one error enum per module, by thiserror"),
     ("eyre", "one error enum per module, by thiserror"),
@@ -87,7 +87,7 @@ fn finding(package: &Package, what: String) -> Finding {
     Finding { file: manifest.to_string(), line: 1, what }
 }
 
-/// Everything that is linked into, or runs while building, what users run.
+/// Everything that is linked into what users run, or runs while it is built.
 fn shipped() -> BTreeMap<&'static PackageId, &'static Package> {
     let metadata = metadata();
     let resolve = metadata.resolve.as_ref().expect("the dependency graph was asked for");
@@ -142,7 +142,7 @@ fn packages_depend_in_one_direction() {
     );
 }
 
-/// The guest is built by a cargo of its own, of which the outer one knows only what the build script says.
+/// A separate cargo builds the guest; the outer one only knows what the build script reports.
 #[test]
 fn the_guest_is_built_anew_when_a_part_of_it_changes() {
     let script =

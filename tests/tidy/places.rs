@@ -1,9 +1,9 @@
-//! What may be said where: SQL, processes, paths and `unsafe` have their places.
+//! Checks where SQL, processes, paths and `unsafe` may be used.
 
 use crate::source::{Rust, rust};
 use crate::{Finding, none};
 
-/// Files in which external processes may be started, and why.
+/// Files that may start external processes, and why.
 const PROCESSES: &[(&str, &str)] = &[
     ("core/src/os/tool/mod.rs", "external programs"),
     ("core/src/vmm/process.rs", "VMM processes"),
@@ -13,7 +13,7 @@ const PROCESSES: &[(&str, &str)] = &[
     ("examples/", "examples start what they show"),
 ];
 
-/// Files in which `unsafe` may stand.
+/// Files that may contain `unsafe`.
 const UNSAFE: &[&str] = &[
     "tools-schema/wire/src/duplex.rs",
     "core/src/os/",
@@ -22,7 +22,7 @@ const UNSAFE: &[&str] = &[
     "guest-mcp/src/sys.rs",
 ];
 
-/// Files that may name places of the host's file system (or of an image's, which look the same).
+/// Files that may name paths of the host (or of an image, which look the same).
 const HOST_PATHS: &[&str] = &[
     "core/src/os/paths.rs",
     "core/src/asset/debian/",
@@ -91,7 +91,7 @@ fn processes_are_started_in_their_places() {
     none("external programs are run by core/src/os/tool, VMMs by core/src/vmm/process.rs", findings);
 }
 
-/// Where `use module::{.., name, ..}` stands.
+/// The places of `use module::{.., name, ..}`.
 fn imports_of<'a>(
     rust: &'a Rust,
     module: &'a str,

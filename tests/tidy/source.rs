@@ -1,4 +1,4 @@
-//! What is in the repository: its files, and Rust files as tokens that know their line and whether they are test code.
+//! The files of the repository, and Rust files as tokens with their line and whether they are test code.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -56,11 +56,11 @@ pub(crate) struct Rust {
 pub(crate) struct Token {
     /// As written; a string literal without its quotes.
     pub(crate) text: String,
-    /// Where.
+    /// Its line.
     pub(crate) line: usize,
     /// Whether it is a string literal.
     pub(crate) is_string: bool,
-    /// Whether only tests see it.
+    /// Whether it is test code.
     pub(crate) is_test: bool,
 }
 
@@ -72,7 +72,7 @@ impl Rust {
         Self { file, text, tokens }
     }
 
-    /// The places where the given tokens follow one another.
+    /// The places where the given tokens occur in sequence.
     pub(crate) fn find<'a>(&'a self, sequence: &'a [&str]) -> impl Iterator<Item = &'a Token> {
         self.tokens.windows(sequence.len()).filter_map(move |window| {
             let hit =
@@ -99,7 +99,7 @@ pub(crate) fn rust() -> &'static [Rust] {
             test_modules.extend(test_modules_of(&rust.file, &rust.tokens));
             all.push(rust);
         }
-        // `#[cfg(test)] mod model;` makes a test file of model.rs, and of all that is below it.
+        // `#[cfg(test)] mod model;` makes model.rs, and everything below it, test code.
         for rust in &mut all {
             if test_modules.iter().any(|module| rust.file.starts_with(module)) {
                 rust.tokens.iter_mut().for_each(|token| token.is_test = true);
@@ -116,7 +116,7 @@ fn is_test_file(file: &str) -> bool {
         || file.contains("/benches/")
 }
 
-/// The starts of the paths of modules that are declared for tests only.
+/// The path prefixes of modules that are declared for tests only.
 fn test_modules_of(file: &str, tokens: &[Token]) -> Vec<String> {
     let stem = ["/mod.rs", "/lib.rs", "/main.rs", ".rs"]
         .iter()
@@ -129,7 +129,7 @@ fn test_modules_of(file: &str, tokens: &[Token]) -> Vec<String> {
         .collect()
 }
 
-/// Writes a stream's tokens out in order, with test items marked.
+/// Lists a stream's tokens in order, with test items marked.
 fn flatten(stream: TokenStream, is_test: bool, into: &mut Vec<Token>) {
     let mut item_is_test = false;
     let mut after_hash = false;
@@ -163,7 +163,7 @@ fn flatten(stream: TokenStream, is_test: bool, into: &mut Vec<Token>) {
             other => {
                 let line = other.span().start().line;
                 let written = other.to_string();
-                // `#` and `#!` open an attribute.
+                // `#` and `#!` start an attribute.
                 after_hash = written == "#" || (after_hash && written == "!");
                 let ends_item = written == ";";
                 let string = string_content(&written).filter(|_| matches!(other, TokenTree::Literal(_)));
@@ -181,7 +181,7 @@ fn is_doc(attribute: &Group) -> bool {
     matches!(attribute.stream().into_iter().next(), Some(TokenTree::Ident(name)) if name == "doc")
 }
 
-/// `#[cfg(test)]`, `#[test]`, `#[tokio::test]` and their like; not `#[cfg(not(test))]`.
+/// `#[cfg(test)]`, `#[test]`, `#[tokio::test]` and the like; not `#[cfg(not(test))]`.
 fn is_test_attribute(attribute: &Group) -> bool {
     let mut tokens = Vec::new();
     flatten(attribute.stream(), false, &mut tokens);
@@ -194,7 +194,7 @@ fn is_test_attribute(attribute: &Group) -> bool {
     }
 }
 
-/// What is between the quotes of a string literal of any kind.
+/// The text between the quotes of a string literal of any kind.
 fn string_content(literal: &str) -> Option<String> {
     let open = literal.find('"')?;
     let prefix = literal[..open].trim_end_matches('#');

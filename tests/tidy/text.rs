@@ -1,9 +1,9 @@
-//! What no file of the repository says.
+//! Checks for text that no file of the repository may contain.
 
 use crate::source::{files, text};
 use crate::{Finding, none};
 
-/// Every line of every text file, with file and number. Lock files say what their tools write.
+/// Every line of every text file, with file and number, except lock files, which tools write.
 fn lines() -> impl Iterator<Item = (&'static str, usize, String)> {
     let written = files().iter().filter(|file| !file.ends_with("Cargo.lock") && *file != "LICENSE");
     written.filter_map(|file| Some((file.as_str(), text(file)?))).flat_map(|(file, text)| {
@@ -21,7 +21,7 @@ fn search(words: &[String], advice: &str) -> Vec<Finding> {
         .collect()
 }
 
-// The words are put together here, so that this file does not say them.
+// The words are assembled here, so that this file does not contain them.
 fn joined(words: &[&[&str]]) -> Vec<String> {
     words.iter().map(|parts| parts.concat()).collect()
 }

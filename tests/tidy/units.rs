@@ -1,4 +1,4 @@
-//! The systemd units: what virtual machines need of them, and that systemd takes them.
+//! Checks the systemd units: that they have what virtual machines need, and that systemd accepts them.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -8,7 +8,7 @@ use crate::source::{root, text};
 const SYSTEM: &str = "host-mcp/systemd/nexus.service";
 const USER: &str = "host-mcp/systemd/user/nexus.service";
 
-/// `[Section] Key` and the values given to it.
+/// Maps `[Section] Key` to its values.
 fn parse(file: &str) -> BTreeMap<String, Vec<String>> {
     let mut section = String::new();
     let mut entries: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -73,7 +73,7 @@ fn systemd_takes_the_units() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     for (file, manager) in [(SYSTEM, "--system"), (USER, "--user")] {
         let unit = text(file).expect("a unit is text");
-        // systemd looks whether the program is there; it need not be installed for this.
+        // systemd checks that the program exists; for this test it need not be installed.
         let unit = unit.replace("ExecStart=/usr/local/bin/nexusd", "ExecStart=/bin/true");
         let copy = directory.path().join("nexus.service");
         std::fs::write(&copy, unit).expect("write the copy");

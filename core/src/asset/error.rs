@@ -1,4 +1,4 @@
-//! How assets fail.
+//! The errors of assets.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,11 +15,11 @@ use crate::os::disk::is_full;
 use crate::os::tls::TlsProblem;
 use crate::progress::Cancelled;
 
-/// Why an asset could not be had.
+/// Why an asset could not be obtained.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AssetError {
-    /// The host's apt is configured for no archive that can be used.
+    /// The host's apt is configured for no usable archive.
     #[error("no package archive can be used of those configured in {}{}", .apt_root.join("etc/apt").display(), listed(.problems))]
     NoArchive {
         /// Where apt's configuration was looked for.
@@ -35,7 +35,7 @@ pub enum AssetError {
         /// What is wrong with it.
         problem: SourceProblem,
     },
-    /// A server answered with something else than the file.
+    /// A server answered with an error status.
     #[error("get {url}: the server answered {status}")]
     Status {
         /// The file's address.
@@ -43,7 +43,7 @@ pub enum AssetError {
         /// The HTTP status.
         status: u16,
     },
-    /// A transfer failed for good.
+    /// A transfer failed after all retries.
     #[error("get {url}")]
     Transfer {
         /// The file's address.
@@ -60,31 +60,31 @@ pub enum AssetError {
         /// Why not.
         problem: Box<TlsProblem>,
     },
-    /// A transfer did not end in the time that it has.
+    /// A transfer timed out.
     #[error("get {url}: not done after {seconds} s")]
     Timeout {
         /// The file's address.
         url: String,
-        /// The time that it had, in seconds.
+        /// The timeout in seconds.
         seconds: u64,
     },
-    /// A server counts requests, and there were too many.
+    /// A server rejected the request because of its rate limit.
     #[error("{host} allows no more requests{}", match .seconds { Some(s) => format!(" for {s} s"), None => " for now".into() })]
     RateLimited {
         /// The server.
         host: String,
-        /// For how long, in seconds, if it says so.
+        /// When to retry, in seconds, if the server says so.
         seconds: Option<u64>,
         /// Whether it was given a token.
         had_token: bool,
     },
-    /// A file became another one while it was downloaded.
+    /// A file changed while it was downloaded.
     #[error("get {url}: the file changed while it was downloaded")]
     Changed {
         /// The file's address.
         url: String,
     },
-    /// A provider, or what was asked of it, is not what it should be.
+    /// A provider, or a request to it, is invalid.
     #[error("provider {provider}: {problem}")]
     Provider {
         /// The provider.
@@ -92,7 +92,7 @@ pub enum AssetError {
         /// What is wrong.
         problem: ProviderProblem,
     },
-    /// A file has another length than promised.
+    /// A file's length differs from the promised one.
     #[error("{what} has {found} bytes instead of {expected}")]
     Length {
         /// The file.
@@ -102,7 +102,7 @@ pub enum AssetError {
         /// The length found.
         found: u64,
     },
-    /// A file is larger than may be.
+    /// A file exceeds its limit.
     #[error("{what} is larger than the {limit} bytes that are allowed")]
     TooLarge {
         /// The file.
@@ -110,7 +110,7 @@ pub enum AssetError {
         /// How many bytes it may have.
         limit: u64,
     },
-    /// A file is not what was promised.
+    /// A file's digest differs from the promised one.
     #[error("{what} has the SHA-256 {found} instead of {expected}")]
     Checksum {
         /// The file.
@@ -120,7 +120,7 @@ pub enum AssetError {
         /// The digest found.
         found: Sha256,
     },
-    /// A file's signature does not vouch for it.
+    /// A file's signature is not valid.
     #[error("signature of {what}")]
     Signature {
         /// The file.
@@ -135,7 +135,7 @@ pub enum AssetError {
         /// The keyring.
         path: PathBuf,
     },
-    /// A signed index is not what it should be.
+    /// A signed index is invalid.
     #[error("{what}: {problem}")]
     Index {
         /// The index.
@@ -170,7 +170,7 @@ pub enum AssetError {
         /// What is wrong with each source that cannot be used.
         problems: Vec<String>,
     },
-    /// A package is not what it should be.
+    /// A package is invalid.
     #[error("package {package}")]
     Package {
         /// The package.
@@ -197,7 +197,7 @@ pub enum AssetError {
         #[source]
         source: ImageError,
     },
-    /// A digest that was given is none.
+    /// The given digest is malformed.
     #[error("{text:?} is not a SHA-256 digest")]
     NotADigest {
         /// What was given.
@@ -221,12 +221,12 @@ pub enum AssetError {
 }
 
 impl AssetError {
-    /// A function that makes an [`AssetError::Io`] of an [`io::Error`].
+    /// Returns a function that turns an [`io::Error`] into an [`AssetError::Io`].
     pub(crate) fn io(doing: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self::Io { doing, source }
     }
 
-    /// The code for it at the edge.
+    /// The error code for the API.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::NoArchive { .. } => ErrorCode::HostUnsuitable,
@@ -258,7 +258,7 @@ impl AssetError {
         }
     }
 
-    /// The next thing to do, where there is one.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoArchive { .. } => Some(

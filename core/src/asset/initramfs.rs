@@ -11,13 +11,12 @@ use sha2::Digest as _;
 
 use crate::asset::AssetError;
 
-/// Part of the hash that names a composed file: changes whenever the same parts make another archive.
+/// Part of the hash that names a composed file. Change it whenever the same parts make a different archive.
 const LAYOUT: &[u8] = b"nexus initramfs 2\n";
-/// How a signed module ends (linux/module_signature.h); before it are 12 bytes of facts and the signature.
+/// The trailer of a signed module (linux/module_signature.h); 12 bytes of metadata and the signature precede it.
 const SIGNED: &[u8] = b"~Module signature appended~\n";
 
-/// Composes an initramfs in `cache`, or finds it there: its name is made from the hash of its parts. `modules` are in the order
-/// of loading.
+/// Composes an initramfs in `cache`, or returns an existing one: the file name is a hash of its parts. `modules` are in load order.
 pub fn compose_initramfs(cache: &Path, agent: &[u8], modules: &[PathBuf]) -> Result<PathBuf, AssetError> {
     let doing = AssetError::io("compose an initramfs");
     let mut files = Vec::with_capacity(modules.len());
@@ -37,7 +36,7 @@ pub fn compose_initramfs(cache: &Path, agent: &[u8], modules: &[PathBuf]) -> Res
     }
     let digest = data_encoding::HEXLOWER.encode(&hasher.finalize());
     let path = cache.join(format!("initramfs-{}.cpio", &digest[..32]));
-    // Who prunes the cache leaves alone what was made or used just now.
+    // Refreshes its time, so that pruning the cache leaves it alone.
     if let Ok(file) = fs::File::open(&path) {
         file.set_modified(std::time::SystemTime::now()).map_err(&doing)?;
         return Ok(path);
@@ -72,8 +71,8 @@ fn write(out: &mut impl Write, agent: &[u8], modules: &[(&str, Vec<u8>)]) -> io:
     archive.end()
 }
 
-/// A module without its signature: the host has verified the package that it is from, and an emulated machine is slow at doing
-/// that again. Distributions' kernels take unsigned modules unless they are locked down, which takes a secure boot.
+/// A module without its signature. The host has already verified the package, and checking again is slow on an emulated
+/// machine. Distribution kernels accept unsigned modules unless they are locked down, which requires secure boot.
 fn unsigned(module: &[u8]) -> &[u8] {
     let Some((signed, facts)) = module.strip_suffix(SIGNED).and_then(|rest| rest.split_last_chunk::<12>())
     else {
@@ -111,7 +110,7 @@ impl<W: Write> Cpio<'_, W> {
         data: &[u8],
     ) -> io::Result<()> {
         let size = u32::try_from(data.len()).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        // No time: the same parts make the same archive.
+        // No timestamp: the same parts make the same archive.
         let (owner, group, time, sum) = (0, 0, 0, 0);
         let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
         let name_size = u32::try_from(name.len() + 1).map_err(io::Error::other)?;
@@ -138,7 +137,7 @@ impl<W: Write> Cpio<'_, W> {
         self.out.write_all(bytes)
     }
 
-    /// Header with name, and data, are padded to a multiple of four each.
+    /// Pads to a multiple of four: header plus name, and data.
     fn pad(&mut self) -> io::Result<()> {
         let padding = (4 - self.written % 4) % 4;
         self.put(&[0; 3][..padding])

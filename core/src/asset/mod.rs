@@ -1,17 +1,17 @@
 //! Assets: verified files from outside.
 //!
-//! A kernel, a package's file, an initramfs: directories in, facts out. Nothing here sees the store; what is made is made
-//! in the directory that the caller gives, published by a rename once it is whole, and described by a value. The chain
-//! that makes a file trusted is never shortened:
+//! Kernels, files from packages, initramfs images: directories in, metadata out. This room never sees the store. An asset is
+//! made in a directory that the caller gives, published by a rename once complete, and described by a value. No step of the
+//! chain of trust is ever skipped:
 //!
 //! ```text
 //! apt's sources ─> InRelease (PGP) ─> Packages.xz (sha256) ─> .deb (sha256) ─> data.tar ─> chosen members
 //! ```
 //!
-//! A file is parsed only after its hash is known to be right: a parser never sees what nobody vouches for.
-//! What providers have (see [`provider`]) goes through a pipeline that hashes while it writes (see [`pipeline`]): its bytes are
-//! decompressed before their hash is known, by decoders with limits, into a directory that is thrown away unless all is right.
-//! No host name is in the code: archives are those that the host's own apt is configured for, and providers are data.
+//! A file is parsed only after its hash was verified: no parser sees unverified bytes.
+//! Assets of providers (see [`provider`]) pass a pipeline that hashes while it writes (see [`pipeline`]). There, bytes are
+//! decompressed before their hash is known: by decoders with limits, into a directory that is discarded unless every check
+//! passes. The code names no host: archives are those that the host's own apt uses, and providers are data.
 
 pub mod debian;
 mod error;

@@ -1,4 +1,4 @@
-//! A stage of a pipeline on a thread of its own: what it gives is read ahead, a few pieces at most.
+//! Runs a stage of a pipeline on a thread of its own and reads a few buffers ahead.
 //!
 //! ```text
 //! inner ─> thread ─> full pieces, at most AHEAD ─> Read
@@ -9,14 +9,14 @@ use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 
-/// How many bytes a piece has.
+/// The size of a buffer.
 const PIECE: usize = 256 << 10;
-/// How many full pieces may wait.
+/// How many full buffers may wait.
 const AHEAD: usize = 4;
 
-/// The reading end. Dropping it ends the thread, and waits for that: nothing reads from the inner reader afterwards.
+/// The reading end. Dropping it ends the thread and waits for it: afterwards nothing reads from the inner reader.
 pub(crate) struct ReadAhead {
-    /// `None` once nothing more comes.
+    /// `None` at the end.
     full: Option<Receiver<io::Result<Vec<u8>>>>,
     empty: Sender<Vec<u8>>,
     piece: Vec<u8>,
@@ -24,7 +24,7 @@ pub(crate) struct ReadAhead {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Reads `inner` ahead on a thread of its own.
+/// Starts a thread that reads ahead from `inner`.
 pub(crate) fn read_ahead(inner: impl Read + Send + 'static) -> io::Result<ReadAhead> {
     let (full_tx, full) = sync_channel(AHEAD);
     let (empty, empty_rx) = channel();
@@ -33,19 +33,19 @@ pub(crate) fn read_ahead(inner: impl Read + Send + 'static) -> io::Result<ReadAh
     Ok(ReadAhead { full: Some(full), empty, piece: Vec::new(), at: 0, thread: Some(thread) })
 }
 
-/// The thread. An empty piece is the end; without one the thread was lost.
+/// Runs the thread. An empty buffer marks the end; if the channel closes without one, the thread was lost.
 fn read_all(mut inner: impl Read, full: &SyncSender<io::Result<Vec<u8>>>, empty: &Receiver<Vec<u8>>) {
     loop {
         let mut piece = empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE));
         piece.clear();
         let read = (&mut inner).take(PIECE as u64).read_to_end(&mut piece);
         let is_end = piece.is_empty();
-        // What came before a failure counts.
+        // Data from before an error is still delivered.
         if (!is_end || read.is_ok()) && full.send(Ok(piece)).is_err() {
             return;
         }
         if let Err(error) = read {
-            // The reader may want no more: then nobody asks why.
+            // The reader may already be gone; then the error does not matter.
             let _ = full.send(Err(error));
             return;
         }
@@ -64,7 +64,7 @@ impl Read for ReadAhead {
             let next = next.inspect_err(|_| self.full = None)?;
             let used = std::mem::replace(&mut self.piece, next);
             self.at = 0;
-            // The thread may have ended: then the piece is just dropped.
+            // The thread may have ended; then the buffer is just dropped.
             let _ = self.empty.send(used);
             if self.piece.is_empty() {
                 self.full = None;
@@ -82,7 +82,7 @@ impl Drop for ReadAhead {
     fn drop(&mut self) {
         self.full = None;
         if let Some(thread) = self.thread.take() {
-            // A panic there was seen as an error here.
+            // A panic of the thread was already reported as an error here.
             let _ = thread.join();
         }
     }
@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    /// Gives some bytes in small reads, counts them, and then ends as it is told.
+    /// Returns some bytes in small reads, counts them, and then ends as configured.
     struct Source {
         left: usize,
         given: Arc<AtomicUsize>,

@@ -1,4 +1,4 @@
-//! Stages of a pipeline: readers around a reader. Each does one thing, so that they can be put together in any order.
+//! Stages of a pipeline: readers that wrap a reader. Each does one thing, so they can be combined in any order.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
@@ -46,7 +46,7 @@ impl FromStr for Sha256 {
     }
 }
 
-/// More came than was allowed. Wrapped in an [`io::Error`] on its way through readers.
+/// The limit was exceeded. Wrapped in an [`io::Error`] on its way through readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("larger than the {limit} bytes that are allowed")]
 pub(crate) struct OverLimit {
@@ -54,20 +54,20 @@ pub(crate) struct OverLimit {
 }
 
 impl OverLimit {
-    /// The limit that an error stands for, if it is this one.
+    /// Extracts this error from an [`io::Error`].
     pub(crate) fn in_error(error: &io::Error) -> Option<Self> {
         error.get_ref().and_then(|e| e.downcast_ref::<Self>()).copied()
     }
 }
 
-/// A reader that fails once more than a number of bytes came.
+/// A reader that fails after more than a given number of bytes.
 pub(crate) struct Capped<R> {
     inner: R,
     left: u64,
     limit: u64,
 }
 
-/// Reads at most `limit` bytes; one more is an error, not an end.
+/// Reads at most `limit` bytes; one more is an error, not the end of the stream.
 pub(crate) fn capped<R: Read>(inner: R, limit: u64) -> Capped<R> {
     Capped { inner, left: limit, limit }
 }
@@ -90,7 +90,7 @@ impl<R: Read> Read for Capped<R> {
     }
 }
 
-/// A reader that knows the hash and the number of the bytes that went through.
+/// A reader that tracks the hash and the number of the bytes that passed.
 pub(crate) struct Hashed<R> {
     inner: R,
     hasher: sha2::Sha256,
@@ -103,7 +103,7 @@ pub(crate) fn hashed<R: Read>(inner: R) -> Hashed<R> {
 }
 
 impl<R: Read> Hashed<R> {
-    /// Reads what is left, and gives the digest and the number of all bytes.
+    /// Reads the rest, and returns the digest and the number of all bytes.
     pub(crate) fn finish(mut self) -> io::Result<(Sha256, u64)> {
         io::copy(&mut self, &mut io::sink())?;
         Ok((Sha256(self.hasher.finalize().into()), self.bytes))
@@ -119,10 +119,10 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// How something is compressed.
+/// A compression format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// Uncompressed.
     Plain,
     /// gzip, one or several members.
     Gzip,
@@ -135,7 +135,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// The compression that the first bytes of something speak of, `None` where they are of no known kind.
+    /// Detects the compression by the first bytes; `None` if unknown.
     pub fn of_magic(start: &[u8]) -> Option<Self> {
         match start {
             [0x1f, 0x8b, ..] => Some(Self::Gzip),
@@ -146,7 +146,7 @@ impl Compression {
         }
     }
 
-    /// The compression that a file's name speaks of.
+    /// The compression that a file name indicates.
     pub fn of_name(name: &str) -> Self {
         match name.rsplit_once('.') {
             Some((_, "gz")) => Self::Gzip,
@@ -168,7 +168,7 @@ pub(crate) fn decompressed<'a, R: Read + Send + 'a>(
         Compression::Xz => Box::new(Xz::new(BufReader::with_capacity(64 << 10, inner))?),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::new(inner)?;
-            // 2^27 is 128 MiB: what the command-line tool takes without being asked.
+            // 2^27 is 128 MiB, the default limit of the command-line tool.
             decoder.window_log_max(27)?;
             Box::new(decoder)
         }
@@ -210,7 +210,7 @@ impl<R: BufRead> Lz4Legacy<R> {
         let Some(mut word) = self.number()? else {
             return if self.started { Ok(false) } else { Err(bad("an LZ4 frame is empty")) };
         };
-        // A magic number may come again: frames follow each other.
+        // Another magic number may follow: frames can be concatenated.
         while word == LZ4_MAGIC {
             self.started = true;
             match self.number()? {

@@ -1,5 +1,5 @@
-//! Clones by btrfs snapshots of the image's subvolume. Works for ordinary users too: they may snapshot their own
-//! subvolumes, and remove emptied ones by `rmdir`.
+//! Clones by btrfs snapshots of the image's subvolume. This works for ordinary users too: they may snapshot
+//! their own subvolumes, and remove empty ones by `rmdir`.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ impl Backend for Btrfs {
     ) -> Result<PathBuf, DriveError> {
         progress.check()?;
         let home = stage::parent_of(image)?;
-        // An image elsewhere, or one that is no subvolume of this user's, is reflinked into a subvolume.
+        // An image that is on another filesystem, or not in a subvolume of this user, is reflinked into a new subvolume.
         let own = is_subvolume(home)?
             && home.metadata().map_err(|e| DriveError::io(home, e))?.uid()
                 == rustix::process::geteuid().as_raw();
@@ -80,7 +80,7 @@ fn make_subvolume(path: &Path) -> Result<(), DriveError> {
     subvolume::create(path).map_err(|e| DriveError::io(path, e.into()))
 }
 
-/// Makes a subvolume if the place is on btrfs and this user may; else `false`.
+/// Makes a subvolume; returns `false` if the directory is not on btrfs or this user may not.
 pub(super) fn create_subvolume(path: &Path) -> Result<bool, DriveError> {
     if !is_btrfs(stage::parent_of(path)?)? {
         return Ok(false);

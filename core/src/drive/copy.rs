@@ -1,4 +1,4 @@
-//! Copies what is not a hole: works on any filesystem.
+//! Copies everything but holes; works on any filesystem.
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +14,8 @@ use crate::os::disk::allocated_bytes;
 use crate::os::given;
 use crate::progress::Progress;
 
-/// How much is copied at once: what fits in a processor's cache. The kernel's own copy (`copy_file_range`) goes page by page
-/// between files of ext4, and is no faster.
+/// How much is copied at once: it fits in a processor's cache. The kernel's own copy (`copy_file_range`) goes page by page
+/// between files of ext4, so it is no faster.
 const BUFFER: usize = 256 << 10;
 /// The unit in which zeros become holes.
 const BLOCK: usize = 4096;
@@ -65,7 +65,7 @@ fn fill(stage: &Stage, image: &Path, size: ByteSize, progress: &Progress) -> Res
     Ok(to)
 }
 
-/// Copies a file to a new one with its holes, by reflink where that works. Blocks.
+/// Copies a file to a new one and keeps its holes; uses a reflink if possible. Blocks.
 pub(crate) fn copy_file(from: &Path, to: &Path, progress: &Progress) -> Result<(), DriveError> {
     let source = given::open_file(from).map_err(|e| DriveError::io(from, e))?;
     let length = source.metadata().map_err(|e| DriveError::io(from, e))?.len();
@@ -91,7 +91,7 @@ impl From<Errno> for Stopped {
     }
 }
 
-/// Copies all that is not a hole of the first `length` bytes.
+/// Copies the data in the first `length` bytes, skipping holes.
 fn copy_data(from: &fs::File, to: &fs::File, length: u64, progress: &Progress) -> Result<(), Stopped> {
     let mut at = 0;
     let mut buffer = vec![0; BUFFER];
@@ -99,7 +99,7 @@ fn copy_data(from: &fs::File, to: &fs::File, length: u64, progress: &Progress) -
         let start = match seek(from.file(), SeekFrom::Data(at)) {
             Ok(start) => start,
             Err(Errno::NXIO) => break,
-            // No such thing here: all of it may be data.
+            // The filesystem does not report holes: everything may be data.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
             Err(error) => return Err(error.into()),
         };
@@ -119,7 +119,7 @@ fn copy_data(from: &fs::File, to: &fs::File, length: u64, progress: &Progress) -
     Ok(())
 }
 
-/// Copies what fits in the buffer, but for blocks of zeros.
+/// Copies what fits in the buffer, except blocks of zeros.
 fn copy_piece(from: &fs::File, to: &fs::File, at: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
     let read = pread(from.file(), &mut *buffer, at)?;
     let is_hole = |block: &[u8]| block.iter().all(|byte| *byte == 0);

@@ -1,4 +1,4 @@
-//! How making a drive fails.
+//! The errors of drives.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::progress::Cancelled;
 /// Why a drive was not made, grown or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
-    /// It was no longer wanted.
+    /// It was cancelled.
     #[error("the drive was cancelled")]
     Cancelled,
     /// There is not enough room on the disk.
@@ -22,21 +22,21 @@ pub enum DriveError {
         directory: PathBuf,
         /// What is needed at least.
         needed: ByteSize,
-        /// What there was.
+        /// How much was free.
         free: ByteSize,
     },
-    /// Something of that name is there already.
+    /// The name is already taken.
     #[error("{path} exists already", path = .path.display())]
     Exists {
         /// The drive's directory.
         path: PathBuf,
     },
-    /// A drive cannot be smaller than what is on it.
+    /// A drive cannot be smaller than its content.
     #[error("a drive of {size} is smaller than its content, {minimum}")]
     TooSmall {
-        /// What was asked for.
+        /// The requested size.
         size: ByteSize,
-        /// The least that works.
+        /// The smallest possible size.
         minimum: ByteSize,
     },
     /// A file or directory could not be read or written.
@@ -48,10 +48,10 @@ pub enum DriveError {
         #[source]
         source: io::Error,
     },
-    /// The filesystem on the drive could not be made, grown or named.
+    /// The filesystem on the drive could not be made, grown or labelled.
     #[error(transparent)]
     Filesystem(Ext4Error),
-    /// It was told of, but not on the disk yet when the host went down, or the disk did not take it.
+    /// The copy was reported before it was synced, and then the host crashed or the sync failed.
     #[error("{drive} is incomplete: the host crashed, or the disk failed, before the copy was synced", drive = .drive.display())]
     Lost {
         /// The drive's directory.
@@ -79,7 +79,7 @@ impl From<Ext4Error> for DriveError {
 }
 
 impl DriveError {
-    /// An error of reading or writing `path`: a full disk is told apart.
+    /// An error while reading or writing `path`; a full disk becomes [`DriveError::DiskFull`].
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         if is_full(&source) {
             return Self::full(path.parent().unwrap_or(path), 0);
@@ -97,7 +97,7 @@ impl DriveError {
         }
     }
 
-    /// The code of the failure for callers.
+    /// The error code for callers.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Cancelled => ErrorCode::Cancelled,
@@ -109,7 +109,7 @@ impl DriveError {
         }
     }
 
-    /// The next thing to do, where there is one.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::DiskFull { directory, .. } => Some(format!("free some space in {}", directory.display())),

@@ -1,4 +1,5 @@
-//! One piece of work at a time on a drive: a start of its VM, a clone of it, a resize, a deletion.
+//! Locks drives: only one operation (a start of its VM, a clone, a resize, a deletion) may use a
+//! drive at a time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,28 +8,28 @@ use std::time::Duration;
 use nexus_schema::id::DriveId;
 use tokio::sync::OwnedMutexGuard;
 
-/// How long something else may take until the drive is said to be busy.
+/// How long to wait for another operation before the drive is reported as busy.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The drives that something is done with.
+/// The drives in use.
 #[derive(Debug, Default)]
 pub(crate) struct Locks {
     all: Mutex<HashMap<DriveId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-/// The right to do something with drives, until it is dropped.
+/// Exclusive use of some drives, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Locked(#[expect(dead_code, reason = "held for its end")] Vec<OwnedMutexGuard<()>>);
 
 impl Locks {
-    /// Takes all of these drives; fails with the one that stays busy.
+    /// Locks all of these drives; the error is the drive that stayed busy.
     pub(crate) async fn take(&self, drives: &[DriveId]) -> Result<Locked, DriveId> {
         self.take_within(drives, PATIENCE).await
     }
 
     async fn take_within(&self, drives: &[DriveId], patience: Duration) -> Result<Locked, DriveId> {
         let mut ids = drives.to_vec();
-        // Everybody takes them in the same order, so nobody waits for somebody who waits for him.
+        // All callers lock in the same order, so there is no deadlock.
         ids.sort();
         ids.dedup();
         let deadline = tokio::time::Instant::now() + patience;

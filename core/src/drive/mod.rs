@@ -1,12 +1,12 @@
 //! Drives: writable copy-on-write clones of images, and empty disks.
 //!
-//! A drive is a directory with one sparse file, [`DISK`]. It is made under a temporary name beside its place and
-//! renamed once it is whole, so that a crash leaves either the drive or something that [`Drives::sweep`] removes. It is on
-//! the disk then; or, a copy, marked until it is (see [`pending`]). Three backends do the copying; [`Drives::probe`] tries
-//! them out where the drives are and takes the first that works: btrfs snapshots, reflinks (btrfs, XFS), copies of what is
-//! not a hole (everywhere).
+//! A drive is a directory with one sparse file, [`DISK`]. It is made under a temporary name in the same directory, and renamed
+//! once it is complete: a crash leaves either the drive or something that [`Drives::sweep`] removes. By then it is synced to
+//! disk; a copy instead has a marker until it is (see [`pending`]). There are three backends; [`Drives::probe`] tries them
+//! where the drives are and takes the first that works: btrfs snapshots, reflinks (btrfs, XFS), copies of everything but holes
+//! (any filesystem).
 //!
-//! Nothing here knows the store.
+//! This room does not know the store.
 
 mod btrfs;
 mod copy;
@@ -40,15 +40,15 @@ use stage::Filled;
 /// The disk's name in a drive's directory.
 pub const DISK: &str = "disk.ext4";
 
-/// What stays free for everybody else when a drive is made, in bytes.
+/// How many bytes must stay free on the disk when a drive is made.
 const KEEP_FREE: u64 = 64 << 20;
 
-/// A way to copy drives. Everything blocks.
+/// A way to copy drives. All methods block.
 pub trait Backend: fmt::Debug + Send + Sync {
-    /// What it is called: `btrfs`, `reflink` or `copy`.
+    /// Its name: `btrfs`, `reflink` or `copy`.
     fn name(&self) -> &'static str;
 
-    /// Makes the drive `drive` (a directory that is not there yet) from the file `image`; its disk is `size` long.
+    /// Makes the drive `drive` (a directory that does not exist yet) from the file `image`, with a disk of `size`.
     fn clone_image(
         &self,
         image: &Path,
@@ -62,27 +62,27 @@ pub trait Backend: fmt::Debug + Send + Sync {
         stage::create(drive, Filled::Synced, stage::make_directory, |stage| stage::empty_disk(stage, size))
     }
 
-    /// Makes a drive's disk longer; the filesystem in it stays as it is.
+    /// Makes a drive's disk longer; its filesystem is not changed.
     fn grow(&self, drive: &Path, size: ByteSize) -> Result<(), DriveError> {
         stage::lengthen(&drive.join(DISK), size)
     }
 
-    /// Removes a drive; one that is not there is no error.
+    /// Removes a drive; a missing drive is not an error.
     fn delete(&self, drive: &Path) -> Result<(), DriveError> {
         stage::delete(drive)
     }
 
-    /// What a drive takes on the disk, in bytes; what it shares with its image counts too.
+    /// How many bytes a drive occupies on disk, including blocks that it shares with its image.
     fn allocated_bytes(&self, drive: &Path) -> Result<u64, DriveError> {
         let disk = drive.join(DISK);
         allocated_bytes(&disk).map_err(|e| DriveError::io(&disk, e))
     }
 }
 
-/// The backend that is best for drives in `directory`, found by trying.
+/// Finds the best backend for drives in `directory` by trying.
 pub fn probe(directory: &Path) -> Result<Box<dyn Backend>, DriveError> {
     match try_out(directory) {
-        // A full disk lets nothing be tried: what the filesystem can do is known well enough.
+        // A full disk makes trying impossible, so the filesystem's type has to do.
         Err(DriveError::DiskFull { .. }) => Ok(match stage::filesystem(directory)? {
             stage::BTRFS => Box::new(Btrfs),
             stage::XFS => Box::new(Reflink),
@@ -110,7 +110,7 @@ pub struct Drives {
 }
 
 impl Drives {
-    /// The drives in `directory`, which is made if it is missing, by the best backend there.
+    /// The drives in `directory`, with the best backend for it. Makes the directory if it is missing.
     pub fn probe(directory: &Path) -> Result<Self, DriveError> {
         fs::create_dir_all(directory).map_err(|e| DriveError::io(directory, e))?;
         let backend = Arc::from(probe(directory)?);
@@ -118,23 +118,23 @@ impl Drives {
         Ok(Self { directory: directory.to_owned(), backend })
     }
 
-    /// The drives in `directory` by a given backend.
+    /// The drives in `directory`, with a given backend.
     pub fn with(directory: &Path, backend: impl Backend + 'static) -> Self {
         Self { directory: directory.to_owned(), backend: Arc::new(backend) }
     }
 
-    /// What the backend is called.
+    /// The backend's name.
     pub fn backend(&self) -> &'static str {
         self.backend.name()
     }
 
-    /// Removes what a crash left half-made. Only for the start, when nothing is being made.
+    /// Removes what a crash left half-made. Call it only at start, while nothing is being made.
     pub fn sweep(&self) -> Result<(), DriveError> {
         stage::sweep(&self.directory)
     }
 
-    /// Makes a drive from an image (or from another drive's disk that nobody writes to) and grows its filesystem to
-    /// `size`, so that the guest finds all of it at once.
+    /// Makes a drive from an image (or from another drive's disk that nobody writes to) and grows its filesystem to `size`, so
+    /// that the guest has all of the space at once.
     pub async fn clone_image(
         &self,
         image: &Path,
@@ -171,14 +171,14 @@ impl Drives {
         .await
     }
 
-    /// Puts a drive on the disk that was told of before. Before anything changes it: nothing may run on it, or write to it, that
-    /// would be lost with it.
+    /// Syncs a copied drive to disk. Call it before anything changes the drive: before a VM runs on it or anything writes to
+    /// it, so that no later writes are lost with the copy.
     pub async fn settle(&self, drive: &Path) -> Result<(), DriveError> {
         let drive = drive.to_owned();
         blocking(move || pending::settle(&drive)).await
     }
 
-    /// The same, and nobody waits for it. What fails says so when the drive is used.
+    /// The same in the background. A failure is reported when the drive is used.
     fn settle_later(&self, drive: &Path) {
         let drive = drive.to_owned();
         tokio::task::spawn_blocking(move || {
@@ -188,7 +188,8 @@ impl Drives {
         });
     }
 
-    /// For the start: puts on the disk what an earlier daemon did not wait for, and gives what is lost because the host went down.
+    /// For the start of the daemon: syncs copies that an earlier daemon left unsynced, and returns those that a crash of the
+    /// host destroyed.
     pub(crate) fn settle_all(&self) -> Result<Vec<(PathBuf, Origin)>, DriveError> {
         let (lost, here): (Vec<_>, Vec<_>) =
             pending::marked(&self.directory)?.into_iter().partition(|(_, lost)| lost.is_some());
@@ -198,7 +199,7 @@ impl Drives {
         Ok(lost.into_iter().filter_map(|(drive, origin)| Some((drive, origin?))).collect())
     }
 
-    /// Makes a lost drive again.
+    /// Makes a lost drive again from its image.
     pub(crate) async fn clone_again(
         &self,
         image: &Path,
@@ -220,7 +221,7 @@ impl Drives {
         blocking(move || stage::replace(&drive, &fresh)).await
     }
 
-    /// What is wrong with a drive, if anything is known to be.
+    /// What is wrong with a drive, if known.
     pub async fn problem(&self, drive: &Path) -> Option<String> {
         let drive = drive.to_owned();
         let error = blocking(move || pending::check(&drive)).await.err()?;
@@ -236,8 +237,8 @@ impl Drives {
         blocking(move || backend.create_empty(&drive, size)).await
     }
 
-    /// Makes a drive's disk larger, and the filesystem in it if no guest has written to it: else the next guest that mounts it
-    /// does that. Not while a VM has it.
+    /// Makes a drive's disk larger, and also its filesystem if no guest has written to it; otherwise the next guest that mounts
+    /// it does that. No VM may be using the drive.
     pub async fn grow(&self, drive: &Path, size: ByteSize, progress: &Progress) -> Result<(), DriveError> {
         self.settle(drive).await?;
         let (backend, path) = (self.backend.clone(), drive.to_owned());
@@ -246,7 +247,7 @@ impl Drives {
         Ok(ext4::grow(&drive.join(DISK), progress).await?)
     }
 
-    /// Gives the filesystem on a drive that no running VM has a name of its own. An error if there is none.
+    /// Labels the filesystem on a drive that no running VM uses. An error if it has no filesystem.
     pub async fn label(&self, drive: &Path, label: &str, progress: &Progress) -> Result<(), DriveError> {
         self.settle(drive).await?;
         Ok(ext4::label(&drive.join(DISK), label, progress).await?)
@@ -270,19 +271,19 @@ impl Drives {
         }
     }
 
-    /// Makes a drive's disk larger while a VM has it; the guest grows the filesystem.
+    /// Makes a drive's disk larger while a VM uses it; the guest grows the filesystem.
     pub async fn lengthen(&self, drive: &Path, size: ByteSize) -> Result<(), DriveError> {
         let (backend, path) = (self.backend.clone(), drive.to_owned());
         blocking(move || backend.grow(&path, size)).await
     }
 
-    /// Removes a drive; one that is not there is no error.
+    /// Removes a drive; a missing drive is not an error.
     pub async fn delete(&self, drive: &Path) -> Result<(), DriveError> {
         let (backend, drive) = (self.backend.clone(), drive.to_owned());
         blocking(move || backend.delete(&drive)).await
     }
 
-    /// What a drive takes on the disk, in bytes.
+    /// How many bytes a drive occupies on disk.
     pub async fn allocated_bytes(&self, drive: &Path) -> Result<u64, DriveError> {
         let (backend, drive) = (self.backend.clone(), drive.to_owned());
         blocking(move || backend.allocated_bytes(&drive)).await
@@ -295,7 +296,7 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| DriveError::Worker)?
 }
 
-/// Makes a directory that drives can be cloned from in no time: a subvolume on btrfs, a plain one elsewhere.
+/// Makes a directory that drives can be cloned from quickly: a subvolume on btrfs, a plain directory elsewhere.
 pub fn create_home(directory: &Path) -> Result<(), DriveError> {
     if btrfs::create_subvolume(directory)? {
         return Ok(());
@@ -303,7 +304,7 @@ pub fn create_home(directory: &Path) -> Result<(), DriveError> {
     fs::create_dir(directory).map_err(|e| DriveError::io(directory, e))
 }
 
-/// Makes a file with an ext4 filesystem, and that filesystem, at least so large. Not while anything has it.
+/// Grows a file with an ext4 filesystem, and the filesystem, to at least this size. Nothing may be using it.
 pub(crate) async fn lengthen(file: &Path, size: ByteSize, progress: &Progress) -> Result<(), DriveError> {
     let now = fs::metadata(file).map_err(|e| DriveError::io(file, e))?.len();
     if now < size.as_bytes() {

@@ -1,15 +1,15 @@
-//! Copies that are told of before they are on the disk.
+//! Copies that are reported before they are synced to disk.
 //!
-//! A copy is whole for all of this host as soon as it is written; the disk has it later. Until then a mark beside the drive's
-//! disk says so: an empty file whose name tells what was copied, and in which run of the host.
+//! Once written, a copy is complete for every process of this host, but it reaches the disk only later. Until then a marker is
+//! beside the drive's disk: an empty file whose name says what was copied, and during which boot of the host.
 //!
 //! ```text
 //! copied, marked ─> named ─> its name synced, and the mark with it ─> told
 //!                                      in the background, or before anything changes it: disk synced ─> mark removed
 //! ```
 //!
-//! Nothing changes a drive that has a mark, so what has one is a plain copy. If the host went down before the mark was removed,
-//! the copy is not taken for whole: that of an image is made again, any other one says that it is lost.
+//! Nothing changes a drive that has a marker, so such a drive is a plain copy. If the host crashed before the marker was
+//! removed, the copy is not trusted: the copy of an image is made again, any other is reported lost.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,12 +19,12 @@ use fs_err as fs;
 use super::{DISK, DriveError, stage};
 use crate::os::failpoint;
 
-/// What the names of marks begin with.
+/// The prefix of markers.
 const MARK: &str = "unsynced-";
-/// The run of a copy that the disk did not take.
+/// Stands in place of the boot if syncing failed.
 const FAILED: &str = "failed";
 
-/// What a drive is a copy of.
+/// What a drive was copied from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// An image, which never changes.
@@ -47,14 +47,14 @@ impl Origin {
     }
 }
 
-/// A mark that was found.
+/// A marker that was found.
 struct Mark {
     path: PathBuf,
     origin: Origin,
     run: String,
 }
 
-/// Marks the drive in `directory` as not on the disk yet.
+/// Marks the drive in `directory` as not synced.
 pub(super) fn mark(directory: &Path, origin: Origin, run: &str) -> Result<(), DriveError> {
     let path = directory.join(name(origin, run));
     fs::File::create_new(&path).map(drop).map_err(|e| DriveError::io(&path, e))
@@ -74,7 +74,7 @@ fn find(drive: &Path) -> Result<Option<Mark>, DriveError> {
         let entry = entry.map_err(|e| DriveError::io(drive, e))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some(told) = name.strip_prefix(MARK) else { continue };
-        // What nobody here has written is not taken for a copy of an image.
+        // A marker that this code did not write is not taken for the copy of an image.
         let (origin, run) = match told.split_once('-') {
             Some(("image", run)) => (Origin::Image, run),
             Some((_, run)) => (Origin::Drive, run),
@@ -85,7 +85,7 @@ fn find(drive: &Path) -> Result<Option<Mark>, DriveError> {
     Ok(None)
 }
 
-/// Whether a drive was not on the disk when the host went down, and what it was a copy of then.
+/// If the drive was not synced when the host crashed: what it was copied from.
 pub(super) fn lost(drive: &Path) -> Result<Option<Origin>, DriveError> {
     let mark = find(drive)?.filter(|mark| Some(&*mark.run) != crate::os::boot_id::of_host());
     Ok(mark.map(|mark| mark.origin))
@@ -99,7 +99,7 @@ pub(super) fn check(drive: &Path) -> Result<(), DriveError> {
     }
 }
 
-/// Puts a drive on the disk if it is not there yet; fails if it is lost. One that is deleted meanwhile needs nothing.
+/// Syncs a drive to disk if necessary; fails if it is lost. A drive that is deleted meanwhile is no error.
 pub(super) fn settle(drive: &Path) -> Result<(), DriveError> {
     match put_on_disk(drive) {
         Err(_) if !drive.exists() => Ok(()),
@@ -110,7 +110,7 @@ pub(super) fn settle(drive: &Path) -> Result<(), DriveError> {
 fn put_on_disk(drive: &Path) -> Result<(), DriveError> {
     check(drive)?;
     let Some(mark) = find(drive)? else { return Ok(()) };
-    // One at a time: of a failure to write the kernel tells once.
+    // One at a time, because the kernel reports a write error only once.
     let locked = match fs::File::open(&mark.path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return check(drive),
@@ -140,11 +140,11 @@ fn put_on_disk(drive: &Path) -> Result<(), DriveError> {
         }
         _ => {}
     }
-    // Or it could come back once the drive is another than the copy.
+    // Otherwise the marker could reappear after the drive was changed.
     stage::sync_directory(drive)
 }
 
-/// The drives of a directory that have a mark, and whether they are lost.
+/// The drives of a directory that have a marker; for lost ones, what they were copied from.
 pub(super) fn marked(directory: &Path) -> Result<Vec<(PathBuf, Option<Origin>)>, DriveError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).map_err(|e| DriveError::io(directory, e))? {

@@ -1,4 +1,4 @@
-//! Making and removing a drive's directory so that a crash never leaves half of one under its name.
+//! Makes and removes a drive's directory atomically: a crash never leaves half of one under its name.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::{DISK, DriveError, KEEP_FREE};
 use crate::os::failpoint;
 
-/// What names of half-made and half-removed things begin with.
+/// The prefix of half-made and half-removed directories.
 const PREFIX: &str = ".nexus-";
 /// The unit of a disk's length.
 const UNIT: u64 = 4096;
 
-/// Something under a temporary name; removed when it is dropped before it got its own.
+/// A directory under a temporary name. It is removed when dropped, unless it was renamed to its final name.
 pub(super) struct Stage {
     path: PathBuf,
     kept: bool,
@@ -44,19 +44,19 @@ impl Drop for Stage {
     }
 }
 
-/// What of a new drive is on the disk already when it gets its name.
+/// What of a new drive is already on the disk when it is renamed to its final name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Filled {
-    /// Nothing but what the filesystem's own journal or commit has in the order in which it was done: one sync of the name puts
-    /// all of it there. That is how btrfs and XFS work, and clones have no data of their own that waits to be written.
+    /// Only what the filesystem's own journal or commit keeps in order: one sync of the name makes everything durable. That is
+    /// how btrfs and XFS work, and clones have no dirty data of their own.
     InOrder,
     /// The disk was synced.
     Synced,
-    /// The disk is marked as not on the disk yet, and the mark has to be there when the name is.
+    /// The disk is not synced yet but has a marker, which must be durable when the name is.
     Marked,
 }
 
-/// Makes `drive`: `make` makes its directory under a temporary name, `fill` its disk; then it gets its name.
+/// Makes `drive`: `make` makes its directory under a temporary name, `fill` its disk; then it is renamed.
 pub(super) fn create(
     drive: &Path,
     filled: Filled,
@@ -98,26 +98,26 @@ pub(super) fn empty_disk(stage: &Stage, size: ByteSize) -> Result<(), DriveError
     set_length(&file, &disk, size)
 }
 
-/// Fails unless `bytes` more fit where `directory` is, with something left for everybody else.
+/// Fails unless `bytes` more fit into `directory`, with some space to spare for others.
 pub(super) fn check_room(directory: &Path, bytes: u64) -> Result<(), DriveError> {
     let free = crate::os::disk::free_bytes(directory).map_err(|e| DriveError::io(directory, e))?;
     let needed = bytes.saturating_add(KEEP_FREE);
     if free < needed { Err(DriveError::full(directory, needed)) } else { Ok(()) }
 }
 
-/// Gives an open disk its length and puts it on the disk below.
+/// Sets the length of an open disk and syncs it.
 pub(super) fn set_length(file: &fs::File, path: &Path, size: ByteSize) -> Result<(), DriveError> {
     set_length_only(file, path, size)?;
     file.sync_all().map_err(|e| DriveError::io(path, e))
 }
 
-/// Gives an open disk its length, in the order of what was done before and is done next ([`Filled::InOrder`]).
+/// Sets the length of an open disk without a sync, relying on the filesystem's order ([`Filled::InOrder`]).
 pub(super) fn set_length_only(file: &fs::File, path: &Path, size: ByteSize) -> Result<(), DriveError> {
     let length = size.as_bytes().div_ceil(UNIT).saturating_mul(UNIT);
     file.set_len(length).map_err(|e| DriveError::io(path, e))
 }
 
-/// Fails when `size` is smaller than what `content` bytes need.
+/// Fails if `size` is smaller than `content` bytes need.
 pub(super) fn check_size(size: ByteSize, content: u64) -> Result<(), DriveError> {
     if size.as_bytes() < content {
         return Err(DriveError::TooSmall { size, minimum: ByteSize::bytes(content) });
@@ -133,7 +133,7 @@ pub(super) fn lengthen(disk: &Path, size: ByteSize) -> Result<(), DriveError> {
     set_length(&file, disk, size)
 }
 
-/// Puts the drive that is at `with` in the place of another one, which goes.
+/// Replaces a drive by the one at `with`, and removes the old one.
 pub(super) fn replace(drive: &Path, with: &Path) -> Result<(), DriveError> {
     renameat_with(CWD, with, CWD, drive, RenameFlags::EXCHANGE)
         .map_err(|e| DriveError::io(drive, e.into()))?;
@@ -141,7 +141,7 @@ pub(super) fn replace(drive: &Path, with: &Path) -> Result<(), DriveError> {
     remove(with)
 }
 
-/// Removes a drive: first its name, then the rest.
+/// Removes a drive: first renames it, then removes the rest.
 pub(super) fn delete(drive: &Path) -> Result<(), DriveError> {
     let parent = parent_of(drive)?;
     let gone = temporary(parent);
@@ -167,7 +167,7 @@ pub(super) fn sweep(directory: &Path) -> Result<(), DriveError> {
     Ok(())
 }
 
-/// Removes a directory with all in it. An emptied btrfs subvolume goes by `rmdir` like any directory.
+/// Removes a directory with its contents. An emptied btrfs subvolume can be removed by `rmdir` like any directory.
 pub(super) fn remove(path: &Path) -> Result<(), DriveError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DriveError::io(path, error)),
@@ -175,7 +175,7 @@ pub(super) fn remove(path: &Path) -> Result<(), DriveError> {
     }
 }
 
-/// A name beside `parent`'s drives that nothing has.
+/// An unused name in `parent`.
 pub(super) fn temporary(parent: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -187,7 +187,7 @@ pub(super) fn parent_of(drive: &Path) -> Result<&Path, DriveError> {
     drive.parent().ok_or_else(|| DriveError::io(drive, io::ErrorKind::InvalidInput.into()))
 }
 
-/// Whether names get on the disk in the order in which they were made: by a journal (ext4, XFS) or a commit of all (btrfs).
+/// Whether names become durable in the order in which they were made: through a journal (ext4, XFS) or a common commit (btrfs).
 fn keeps_order(directory: &Path) -> Result<bool, DriveError> {
     Ok([EXT4, XFS, BTRFS].contains(&filesystem(directory)?))
 }
@@ -199,7 +199,7 @@ pub(super) const XFS: u64 = 0x5846_5342;
 /// linux/magic.h: BTRFS_SUPER_MAGIC
 pub(super) const BTRFS: u64 = 0x9123_683e;
 
-/// The magic number of the filesystem that a directory is on.
+/// The magic number of a directory's filesystem.
 pub(super) fn filesystem(directory: &Path) -> Result<u64, DriveError> {
     let stat = rustix::fs::statfs(directory).map_err(|e| DriveError::io(directory, e.into()))?;
     Ok(u64::try_from(stat.f_type).unwrap_or_default())

@@ -1,4 +1,4 @@
-//! How working on an ext4 filesystem fails.
+//! The errors of ext4 filesystems.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use crate::os::disk::{free_bytes, is_full};
 use crate::os::tool::ProgramError;
 use crate::progress::Cancelled;
 
-/// Why a filesystem was not made, read, grown or named.
+/// Why a filesystem was not made, read, grown or labelled.
 #[derive(Debug, thiserror::Error)]
 pub enum Ext4Error {
-    /// It was no longer wanted.
+    /// It was cancelled.
     #[error("the work on the filesystem was cancelled")]
     Cancelled,
     /// There is not enough room on the disk.
@@ -22,7 +22,7 @@ pub enum Ext4Error {
         directory: PathBuf,
         /// What is needed at least.
         needed: ByteSize,
-        /// What there was.
+        /// How much was free.
         free: ByteSize,
     },
     /// The filesystem's file could not be read or written.
@@ -40,7 +40,7 @@ pub enum Ext4Error {
         /// The file.
         disk: PathBuf,
     },
-    /// The filesystem has features that guests cannot mount for writing, or not grow.
+    /// The filesystem has features that prevent guests from mounting it for writing or growing it.
     #[error("the ext4 filesystem has {what}, which guests cannot mount for writing and grow")]
     Features {
         /// Their names.
@@ -49,36 +49,36 @@ pub enum Ext4Error {
     /// The filesystem could not be filled.
     #[error("fill the filesystem: {said}")]
     Fill {
-        /// What the tool said.
+        /// The output of the tool.
         said: String,
     },
     /// The filesystem has an error.
     #[error("the filesystem is damaged: {said}")]
     Check {
-        /// What the check said.
+        /// The output of the check.
         said: String,
     },
     /// The source of a file's content could not be read.
     #[error("read the content of a file")]
     Source(#[source] io::Error),
-    /// The source of a file's content ended before the size that it was said to have.
+    /// The source of a file's content ended before its promised size.
     #[error("the content of a file ended early")]
     Short,
-    /// The content does not fit in the size that the filesystem must have.
+    /// The content does not fit into the required size of the filesystem.
     #[error("a filesystem of {size} is too small: its content needs {needed}")]
     TooSmall {
-        /// The size asked for.
+        /// The required size.
         size: ByteSize,
-        /// What would be enough for what is known.
+        /// A sufficient size, as far as known.
         needed: ByteSize,
     },
-    /// The content is more than ext4, or what writes it here, can hold.
+    /// The content exceeds a limit of ext4 or of this writer.
     #[error("an ext4 filesystem cannot hold {what}")]
     TooLarge {
-        /// What is too large or too many.
+        /// What exceeds the limit.
         what: &'static str,
     },
-    /// The place for what a check finds is taken by something else.
+    /// Something other than a directory is at `lost+found`.
     #[error("`/lost+found` is not a directory, and every ext4 filesystem needs that directory")]
     LostAndFound,
     /// The label is longer than the superblock's field.
@@ -102,7 +102,7 @@ impl From<Cancelled> for Ext4Error {
 }
 
 impl Ext4Error {
-    /// An error of reading or writing `path`; a full disk is told apart.
+    /// An error while reading or writing `path`; a full disk becomes [`Ext4Error::DiskFull`].
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         if is_full(&source) {
             return Self::full(path.parent().unwrap_or(path), 0);
@@ -120,7 +120,7 @@ impl Ext4Error {
         }
     }
 
-    /// The code of the failure for callers.
+    /// The error code for callers.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Cancelled | Self::Program(ProgramError::Cancelled { .. }) => ErrorCode::Cancelled,
@@ -138,7 +138,7 @@ impl Ext4Error {
         }
     }
 
-    /// The next thing to do, where there is one.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::DiskFull { directory, .. } => Some(format!("free some space in {}", directory.display())),

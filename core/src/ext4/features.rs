@@ -1,4 +1,4 @@
-//! What an ext4 filesystem from outside may have, so that guests can mount it for writing and grow it.
+//! Which features an imported ext4 filesystem may have, so that guests can mount it for writing and grow it.
 //!
 //! Bits: `EXT4_FEATURE_*` of linux/fs/ext4/ext4.h.
 
@@ -7,13 +7,13 @@ use std::path::Path;
 use super::Ext4Error;
 use super::superblock::Superblock;
 
-/// What is taken of the features without which a filesystem cannot be mounted: filetype, needs_recovery, meta_bg, extents, 64bit,
-/// mmp, flex_bg, ea_inode, csum_seed, large_dir, inline_data.
+/// The supported incompatible features (required for mounting): filetype, needs_recovery, meta_bg, extents, 64bit, mmp,
+/// flex_bg, ea_inode, csum_seed, large_dir, inline_data.
 const INCOMPATIBLE: u32 = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000;
-/// And of those without which it cannot be written to: sparse_super, large_file, btree_dir, huge_file, uninit_bg, dir_nlink,
-/// extra_isize, quota, metadata_csum, project, orphan_present.
+/// The supported read-only compatible features (required for writing): sparse_super, large_file, btree_dir, huge_file,
+/// uninit_bg, dir_nlink, extra_isize, quota, metadata_csum, project, orphan_present.
 const WRITABLE: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x100 | 0x400 | 0x2000 | 0x1_0000;
-/// Names of features that are not taken, by where they are and by their bits.
+/// Names of unsupported features, by field and bits.
 const NAMES: [(Place, u32, &str); 9] = [
     (Place::Incompatible, 0x1, "compression"),
     (Place::Incompatible, 0x8, "journal_dev"),
@@ -33,13 +33,13 @@ enum Place {
     Writable,
 }
 
-/// Refuses a filesystem with features that guests cannot mount for writing or grow, and names them.
+/// Refuses a filesystem with features that guests cannot mount for writing or grow; the error names them.
 pub(crate) fn check_features(disk: &Path) -> Result<(), Ext4Error> {
     let Some(superblock) = Superblock::read(disk)? else {
         return Err(Ext4Error::NoFilesystem { disk: disk.to_owned() });
     };
     let (compatible, incompatible, writable) = superblock.features();
-    // What is not known of the compatible ones does no harm.
+    // Unknown compatible features are harmless.
     let mut left = [
         (Place::Compatible, compatible & 0x200),
         (Place::Incompatible, incompatible & !INCOMPATIBLE),

@@ -1,4 +1,4 @@
-//! The filesystem on a drive that no VM has. What a guest wrote is read by confined programs only (`os/tool`).
+//! Changes the filesystem on a drive that no VM uses. Only confined programs (`os/tool`) read what a guest wrote.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use super::superblock::Superblock;
 use crate::os::tool::Tool;
 use crate::progress::Progress;
 
-/// Grows the ext4 filesystem on `disk` to the disk's length, if no guest has written to it yet. One that a guest has mounted is
-/// left to the next guest, which grows it when it mounts it; any other content is left alone.
+/// Grows the ext4 filesystem on `disk` to the disk's length, if no guest has written to it yet. If a guest has mounted it
+/// before, the next guest grows it when it mounts it. Any other content is left alone.
 pub(crate) async fn grow(disk: &Path, progress: &Progress) -> Result<(), Ext4Error> {
     match Superblock::read(disk)? {
         Some(before) if before.was_mounted() || !before.is_clean() => Ok(()),
@@ -19,14 +19,14 @@ pub(crate) async fn grow(disk: &Path, progress: &Progress) -> Result<(), Ext4Err
     }
 }
 
-/// Grows the ext4 filesystem on `disk`, whoever has written to it. Any other content is left alone.
+/// Grows the ext4 filesystem on `disk`, even if a guest has written to it. Any other content is left alone.
 pub(crate) async fn grow_now(disk: &Path, progress: &Progress) -> Result<(), Ext4Error> {
     let length = fs::metadata(disk).map_err(|e| Ext4Error::io(disk, e))?.len();
     let Some(before) = Superblock::read(disk)? else { return Ok(()) };
     if before.length().is_none_or(|bytes| bytes >= length) {
         return Ok(());
     }
-    // One that was in use is looked over first: growing one with an error in it would make things worse.
+    // A filesystem that was in use is checked first, because growing a damaged one would make things worse.
     let timeout = Duration::from_secs(600);
     let check = Tool::find("e2fsck")?.call().arg("-fp").disk(disk).timeout(timeout).success(&[0, 1, 2]);
     let grow = Tool::find("resize2fs")?.call().disk(disk).timeout(timeout);
@@ -37,7 +37,7 @@ pub(crate) async fn grow_now(disk: &Path, progress: &Progress) -> Result<(), Ext
     Superblock::read(disk)?.map_or(Ok(()), |grown| grown.note_overhead(disk))
 }
 
-/// Names the ext4 filesystem on `disk`.
+/// Labels the ext4 filesystem on `disk`.
 pub(crate) async fn label(disk: &Path, label: &str, progress: &Progress) -> Result<(), Ext4Error> {
     let Some(block) = Superblock::read(disk)? else {
         return Err(Ext4Error::NoFilesystem { disk: disk.to_owned() });
@@ -48,7 +48,7 @@ pub(crate) async fn label(disk: &Path, label: &str, progress: &Progress) -> Resu
     let timeout = Duration::from_secs(600);
     let check = Tool::find("e2fsck")?.call().arg("-fp").disk(disk).timeout(timeout).success(&[0, 1, 2]);
     let tune = Tool::find("tune2fs")?.call().args(["-L", label]).disk(disk).timeout(timeout);
-    // What its journal holds would undo the name at the next mount.
+    // Otherwise the next mount would undo the label by replaying the journal.
     if block.was_mounted() {
         check.run(progress.token()).await?;
     }

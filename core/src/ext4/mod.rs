@@ -1,7 +1,7 @@
-//! ext4 filesystems in plain files: written, checked, read, changed, grown and named, without any privilege.
+//! ext4 filesystems in plain files: written, checked, read, changed, grown and labelled, without any privilege.
 //!
-//! This is the one place where filesystem tools are run. What they work on may come from a guest, which is hostile.
-//! Nothing here knows what an image or a drive is.
+//! Filesystem tools are run only here. The filesystems may come from a guest, which is hostile. This room does not
+//! know what an image or a drive is.
 
 mod error;
 mod features;

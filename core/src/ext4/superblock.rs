@@ -1,4 +1,4 @@
-//! The superblock of an ext4 filesystem that nothing has mounted.
+//! The superblock of an unmounted ext4 filesystem.
 //!
 //! Layout: `struct ext4_super_block` of linux/fs/ext4/ext4.h.
 
@@ -9,15 +9,15 @@ use fs_err as fs;
 
 use super::Ext4Error;
 
-/// Where it is on its disk.
+/// Its offset on the disk.
 const AT: u64 = 1024;
 const MAGIC: u16 = 0xef53;
-/// Where its second sector begins, which is written in one piece.
+/// The offset of its second sector, which is written atomically.
 const SECOND_SECTOR: usize = 512;
 const OVERHEAD: usize = 0x248;
 const CHECKSUM: usize = 0x3fc;
 
-// Features: compatible, incompatible, and compatible with reading.
+// Features: compatible, incompatible, and read-only compatible.
 const HAS_JOURNAL: u32 = 0x4;
 const SPARSE_SUPER2: u32 = 0x200;
 const JOURNAL_DEVICE: u32 = 0x8;
@@ -32,7 +32,7 @@ pub(super) struct Superblock {
 }
 
 impl Superblock {
-    /// Reads it; `None` if there is no ext4 filesystem on the disk.
+    /// Reads it; `None` if the disk has no ext4 filesystem.
     pub(super) fn read(disk: &Path) -> Result<Option<Self>, Ext4Error> {
         let file = fs::File::open(disk).map_err(|e| Ext4Error::io(disk, e))?;
         let mut bytes = [0; 1024];
@@ -45,7 +45,7 @@ impl Superblock {
         Ok((superblock.half(0x38) == MAGIC).then_some(superblock))
     }
 
-    /// How large the filesystem is, in bytes; `None` if it says something impossible.
+    /// The size of the filesystem in bytes; `None` if its fields are impossible.
     pub(super) fn length(&self) -> Option<u64> {
         self.block_size().map(|size| self.blocks().saturating_mul(size))
     }
@@ -55,19 +55,19 @@ impl Superblock {
         self.word(0x2c) != 0
     }
 
-    /// Whether nothing was cut off that changed it (`s_state`: valid, without errors).
+    /// Whether it was unmounted cleanly and has no errors (`s_state`).
     pub(super) fn is_clean(&self) -> bool {
         self.half(0x3a) & 3 == 1
     }
 
-    /// The filesystem's name, without the zeros after it.
+    /// The filesystem's label, without trailing zeros.
     pub(super) fn label(&self) -> &[u8] {
         let name = &self.bytes[0x78..0x88];
         &name[..name.iter().position(|byte| *byte == 0).unwrap_or(name.len())]
     }
 
-    /// Notes on the disk how many blocks hold no files, which `resize2fs` leaves out: Linux would count them at the first
-    /// mount and rewrite each copy of the superblock, one after the other. Does nothing where it cannot be told.
+    /// Writes the overhead (blocks that cannot hold files) to the superblock, which `resize2fs` does not do. Otherwise
+    /// Linux would compute it at the first mount and rewrite every copy of the superblock. Does nothing if it is unknown.
     pub(super) fn note_overhead(mut self, disk: &Path) -> Result<(), Ext4Error> {
         let Some(overhead) = self.overhead().filter(|overhead| *overhead != self.word(OVERHEAD)) else {
             return Ok(());
@@ -83,8 +83,8 @@ impl Superblock {
         file.file().write_all_at(sector, AT + SECOND_SECTOR as u64).map_err(|e| Ext4Error::io(disk, e))
     }
 
-    /// What Linux counts as overhead: `ext4_calculate_overhead` of linux/fs/ext4/super.c for the layouts that mke2fs makes
-    /// today. `None` for others.
+    /// The overhead as Linux computes it: `ext4_calculate_overhead` of linux/fs/ext4/super.c, for the layouts that mke2fs
+    /// makes today. `None` for others.
     fn overhead(&self) -> Option<u32> {
         let (compatible, incompatible, read_only) = self.features();
         let is_known = compatible & SPARSE_SUPER2 == 0
@@ -103,7 +103,7 @@ impl Superblock {
         let descriptors = groups.div_ceil(non_zero(block_size.checked_div(descriptor)?)?);
         let reserved = u64::from(self.half(0xce));
 
-        // Each group has two bitmaps and its inodes; some have a copy of the superblock and of the descriptors.
+        // Each group has two bitmaps and an inode table; some have a copy of the superblock and of the descriptors.
         let each = groups.checked_mul(2 + inodes / block_size)?;
         let copies = copies(groups).checked_mul(descriptors.checked_add(1 + reserved)?)?;
         let journal = if compatible & HAS_JOURNAL == 0 { 0 } else { self.journal()? / block_size };
@@ -111,13 +111,13 @@ impl Superblock {
         u32::try_from(all).ok()
     }
 
-    /// How long the journal is, in bytes: the copy of its inode's size (`s_jnl_blocks`).
+    /// The length of the journal in bytes: the copy of its inode's size (`s_jnl_blocks`).
     fn journal(&self) -> Option<u64> {
         let is_copied = self.bytes[0xfd] == 1;
         is_copied.then(|| u64::from(self.word(0x148)) << 32 | u64::from(self.word(0x14c)))
     }
 
-    /// CRC-32C of all that is before the checksum, as ext4 has it: begun with all ones, and not inverted at the end.
+    /// CRC-32C of everything before the checksum, as ext4 computes it: starting with all ones, and not inverted at the end.
     fn checksum(&self) -> u32 {
         const REVERSED: u32 = 0x82f6_3b78;
         let bit = |sum: u32, _| if sum & 1 == 1 { sum >> 1 ^ REVERSED } else { sum >> 1 };
@@ -134,12 +134,12 @@ impl Superblock {
         u64::from(high) << 32 | u64::from(self.word(0x04))
     }
 
-    /// Its features: compatible, incompatible, and those that writing takes.
+    /// Its features: compatible, incompatible, and read-only compatible.
     pub(super) fn features(&self) -> (u32, u32, u32) {
         (self.word(0x5c), self.word(0x60), self.word(0x64))
     }
 
-    /// Whether it says that its journal is on another device (`s_journal_dev`).
+    /// Whether its journal is on another device (`s_journal_dev`).
     pub(super) fn has_external_journal(&self) -> bool {
         self.word(0x5c) & HAS_JOURNAL != 0 && self.word(0xe4) != 0
     }
@@ -158,7 +158,7 @@ fn non_zero(number: u64) -> Option<u64> {
     (number != 0).then_some(number)
 }
 
-/// How many of the groups have a copy of the superblock: the first two, and powers of 3, 5 and 7.
+/// How many groups have a copy of the superblock: the first two, and powers of 3, 5 and 7.
 fn copies(groups: u64) -> u64 {
     let powers = |of: u64| {
         let all = std::iter::successors(Some(of), move |power: &u64| power.checked_mul(of));
@@ -235,7 +235,7 @@ mod tests {
         block.bytes[0x150..0x154].fill(0xff);
         block.bytes[0x20..0x24].copy_from_slice(&1_u32.to_le_bytes());
         assert_eq!(block.overhead(), None);
-        // No blocks in a group; descriptors without a size, or larger than a block; then blocks of an impossible size.
+        // No blocks in a group; descriptors of size zero, or larger than a block; then blocks of an impossible size.
         for (at, length, byte) in [(0x20, 4, 0), (0xfe, 2, 0), (0xfe, 2, 0xff)] {
             let mut block = made(&base.path().join("disk"), 40, &[]);
             block.bytes[at..at + length].fill(byte);

@@ -1,6 +1,6 @@
-//! The programs that check filesystems and change those that others made.
+//! The programs that check filesystems, and change imported ones.
 //!
-//! `debugfs` reports failures only as text: every line that is not expected is one.
+//! `debugfs` reports failures only as text: every unexpected line is a failure.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::os::shown::printable;
 use crate::os::tool::{Call, ProgramError, Tool};
 use crate::progress::Progress;
 
-/// How long a tool may work on one filesystem.
+/// The timeout of a tool for one filesystem.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// The programs that this needs.
+/// The required programs.
 #[derive(Debug, Clone)]
 pub(crate) struct Tools {
     debugfs: Tool,
@@ -25,8 +25,8 @@ impl Tools {
         Ok(Self { debugfs: Tool::find("debugfs")?, e2fsck: Tool::find("e2fsck")? })
     }
 
-    /// Runs a `debugfs` script over a filesystem that others wrote. The script and what it names are in `directory`, which the
-    /// program's user must be able to read. Whatever `debugfs` says beside the expected is a failure.
+    /// Runs a `debugfs` script on an imported filesystem. The script and the files that it uses are in `directory`, which the
+    /// program's user must be able to read. Any unexpected output of `debugfs` is a failure.
     pub(crate) async fn change(
         &self,
         file: &Path,
@@ -36,7 +36,7 @@ impl Tools {
     ) -> Result<(), Ext4Error> {
         let call = self.debugfs.call().args(["-w", "-f", script]).disk(file).directory(directory);
         let mut unexpected: Option<String> = None;
-        // Once something went wrong the rest of the script is of no use.
+        // After a failure the rest of the script is useless.
         let stop = progress.token().child_token();
         let ended = call
             .timeout(TIMEOUT)
@@ -52,7 +52,7 @@ impl Tools {
             return Err(fill_error(file, said));
         }
         let finished = ended.map_err(|e| full_or(file, e))?;
-        // Its first line of error output is its version; everything else is an error.
+        // The first line on stderr is its version; everything else is an error.
         let mut said = finished.stderr.lines().filter(|line| !line.starts_with("debugfs 1."));
         match said.next() {
             Some(line) => Err(fill_error(file, printable(line.as_bytes()))),
@@ -60,7 +60,7 @@ impl Tools {
         }
     }
 
-    /// What a read-only `debugfs` command says, at most `max` bytes of it.
+    /// The output of a read-only `debugfs` command, at most `max` bytes.
     pub(crate) async fn ask(
         &self,
         file: &Path,
@@ -84,12 +84,12 @@ impl Tools {
         Ok(said)
     }
 
-    /// Looks a filesystem over and changes nothing; an error in it is a failure.
+    /// Checks a filesystem without changing it; an error in it is a failure.
     pub(crate) async fn check(&self, file: &Path, progress: &Progress) -> Result<(), Ext4Error> {
         self.fsck(self.e2fsck.call().arg("-fn").disk_to_read(file), file, &[0], progress).await
     }
 
-    /// Replays a filesystem's journal and puts right what can be put right safely.
+    /// Replays a filesystem's journal and makes safe repairs.
     pub(crate) async fn recover(&self, file: &Path, progress: &Progress) -> Result<(), Ext4Error> {
         self.fsck(self.e2fsck.call().arg("-fp").disk(file), file, &[0, 1, 2], progress).await
     }
@@ -122,7 +122,7 @@ impl Tools {
     }
 }
 
-/// A word of a `debugfs` command.
+/// Quotes a word for a `debugfs` command.
 pub(crate) fn quote(word: &[u8]) -> Vec<u8> {
     let mut quoted = Vec::with_capacity(word.len() + 2);
     quoted.push(b'"');
@@ -136,7 +136,7 @@ pub(crate) fn quote(word: &[u8]) -> Vec<u8> {
     quoted
 }
 
-/// Whether a line of output is no complaint: `write` names the inode, and `rm` ends in an empty line.
+/// Whether a line of output is expected: `write` names the inode, and `rm` ends with an empty line.
 fn is_expected(line: &[u8]) -> bool {
     if line.is_empty() {
         return true;
@@ -149,7 +149,7 @@ fn fill_error(file: &Path, said: String) -> Ext4Error {
     if said.contains("No space left on device") { full(file) } else { Ext4Error::Fill { said } }
 }
 
-/// A program's failure, unless the disk is what it failed for.
+/// A program's failure, or a full disk if that caused it.
 fn full_or(file: &Path, error: ProgramError) -> Ext4Error {
     match error {
         ProgramError::Failed { ref stderr, .. } if stderr.contains("No space left on device") => full(file),

@@ -1,7 +1,8 @@
-//! Reads a tar archive (v7, ustar, pax, GNU with long names; sparse files of all but the oldest pax form) into a tree,
-//! and its contents into the image.
+//! Reads a tar archive into a tree, and its contents into the image. Supports v7, ustar, pax, GNU with long names, and
+//! sparse files of all but the oldest pax form.
 //!
-//! The archive is hostile: every length is capped before anything is kept, and names only ever go into the tree.
+//! The archive is treated as hostile: every length is checked against a limit before anything is stored, and names are
+//! only ever used in the tree.
 
 mod sparse;
 
@@ -30,7 +31,7 @@ pub(crate) fn read(
     Reader { source, tree, contents, limits, progress, global, is_layer: false }.read()
 }
 
-/// The same for a layer on what is in the tree already: it can hide what is below it.
+/// The same for a layer on top of the tree: it can hide what is below it.
 pub(crate) fn read_layer(
     source: impl Read,
     tree: &mut Tree,
@@ -53,7 +54,7 @@ struct Reader<'a, R> {
     is_layer: bool,
 }
 
-/// What headers before an entry say about it.
+/// What the extension headers before an entry say about it.
 #[derive(Default)]
 struct ReadAhead {
     path: Option<Vec<u8>>,
@@ -61,13 +62,13 @@ struct ReadAhead {
     records: Records,
 }
 
-/// An entry's header, with what pax and GNU extensions say in its place.
+/// An entry's header, with the values of pax and GNU extensions applied.
 struct Entry {
     path: Vec<u8>,
     link: Option<Vec<u8>>,
     size: u64,
     attributes: Attributes,
-    /// Where its data is, for a sparse file in pax form.
+    /// The map of a sparse file in pax form.
     holes: Option<sparse::Holes>,
 }
 
@@ -94,8 +95,8 @@ impl<R: Read> Reader<'_, R> {
                 self.progress.advance(self.contents.bytes(), None);
             }
         }
-        // The rest is padding; a writer at the other end of a pipe must get rid of it, and a checksum at the end of a
-        // compressed stream must be read.
+        // The rest is padding. It must be read too: for a writer at the other end of a pipe, and for a checksum at the
+        // end of a compressed stream.
         let mut rest = vec![0; 64 << 10];
         let mut padding: u64 = 0;
         loop {
@@ -150,7 +151,7 @@ impl<R: Read> Reader<'_, R> {
 
     fn entry(&mut self, kind: EntryType, header: &Header, ahead: ReadAhead) -> Result<(), ImageError> {
         let mut entry = self.describe(kind, header, ahead)?;
-        // An old archiver marks a directory by nothing but a slash.
+        // Old archivers mark a directory only by a trailing slash.
         let kind = match kind {
             EntryType::Regular if entry.path.ends_with(b"/") => EntryType::Directory,
             other if other.as_byte() == b'D' => EntryType::Directory,
@@ -176,7 +177,7 @@ impl<R: Read> Reader<'_, R> {
                 self.pad(entry.size)?;
                 self.tree.put(&entry.path, attributes, Body::File(content))
             }
-            // Whatever its header says, a hard link has no content (as in GNU tar).
+            // A hard link has no content, whatever its header says (as in GNU tar).
             EntryType::Link => {
                 let target = entry.link.ok_or_else(|| refuse(&entry.path, "it is a hard link to nothing"))?;
                 self.tree.link(&entry.path, &target)
@@ -205,7 +206,7 @@ impl<R: Read> Reader<'_, R> {
                 self.skip(entry.size)?;
                 self.tree.put(&entry.path, attributes, Body::Fifo)
             }
-            // The name of the archive itself.
+            // The label of the archive.
             other if other.as_byte() == b'V' => self.skip(entry.size),
             _ => Err(refuse(&entry.path, "it is of an unknown sort")),
         }
@@ -258,7 +259,7 @@ impl<R: Read> Reader<'_, R> {
         if over == 0 { Ok(()) } else { self.drop_bytes(BLOCK as u64 - over) }
     }
 
-    /// Skips a content that means nothing.
+    /// Skips content that is not used.
     fn skip(&mut self, size: u64) -> Result<(), ImageError> {
         if size > self.limits.bytes {
             return Err(ImageError::TooLarge { limit: self.limits.bytes, what: "bytes of content" });
@@ -309,7 +310,7 @@ fn without_nul(mut name: Vec<u8>) -> Vec<u8> {
     name
 }
 
-/// A reader that knows where it is.
+/// A reader that tracks its position.
 struct Counted<R> {
     source: R,
     at: u64,

@@ -1,4 +1,4 @@
-//! A root filesystem from a distribution's packages, by `mmdebstrap`, as a tar stream that never touches the disk.
+//! A root filesystem from a distribution's packages: `mmdebstrap` makes it as a tar stream that never touches the disk.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,25 +13,26 @@ use crate::os::tls::Trust;
 use crate::os::tool::{ProgramError, Running, Tool};
 use crate::progress::Progress;
 
-/// What the default image has beside [`PACKAGES`], so that one can work in it at once.
+/// Packages that the default image has in addition to [`PACKAGES`], so that it is useful for work at once.
 pub const FOR_WORK: [&str; 9] =
     ["python3", "python3-venv", "python3-pip", "git", "curl", "procps", "less", "patch", "unzip"];
-/// What is in every such image beside the essential packages. `kmod`, since all modules of the kernel are at hand in a VM: systemd
-/// needs it for some of its own units.
+/// Packages that every such image has in addition to the essential ones. `kmod` because a VM has all modules of its kernel, and
+/// some units of systemd need it.
 pub const PACKAGES: [&str; 6] = ["bash", "coreutils", "apt", "ca-certificates", "kmod", "python3-minimal"];
 
-/// What apt is told as long as it runs here, and nobody else may read. It comes by the environment: arguments are for all to see.
+/// Configures apt while it runs here, readable by nobody else. The values are passed in the environment, because arguments are
+/// visible to all.
 const TELL: &str = "--setup-hook=umask 077; mkdir -p \"$1/etc/apt/auth.conf.d\"; \
     printf %s \"$NEXUS_APT_CONF\" > \"$1/etc/apt/apt.conf.d/99nexus-host\"; \
     printf %s \"$NEXUS_APT_AUTH\" > \"$1/etc/apt/auth.conf.d/nexus-host.conf\"";
 
-/// What is the host's alone and not for what is made: proxies, passwords and CAs that may be out of reach or secret there, names of
-/// keyrings that are elsewhere or not at all there, its own name and name servers.
+/// Removes what belongs to the host only: proxies, passwords and CAs, which may be secret or unreachable elsewhere; keyring
+/// paths that may not exist there; the host name and the name servers.
 const FORGET: &str = "--customize-hook=rm \"$1/etc/apt/apt.conf.d/99nexus-host\" \"$1/etc/apt/auth.conf.d/nexus-host.conf\"; \
     sed -i 's/ \\?signed-by=[^] ]*//; s/\\[ */[/; s/\\[\\] //' \"$1/etc/apt/sources.list\"; \
     : > \"$1/etc/resolv.conf\"; echo nexus > \"$1/etc/hostname\"";
 
-/// What `mmdebstrap` says of its own affairs: for the log only.
+/// Messages of `mmdebstrap` about its internals: only for the log.
 const ITS_OWN: [&str; 7] = [
     "chroot architecture",
     "finding correct",
@@ -42,45 +43,45 @@ const ITS_OWN: [&str; 7] = [
     "done",
 ];
 
-/// How long it may take; a mirror far away is slow.
+/// The timeout; a distant mirror is slow.
 const TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Where packages come from. Nothing is taken from the host's configuration that is not in here.
+/// Where packages come from. Nothing else of the host's configuration is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bootstrap {
     /// One-line entries (`deb URI SUITE COMPONENT`); they are the image's `sources.list`, too.
     pub mirrors: Vec<String>,
     /// The suite, such as `bookworm`.
     pub suite: String,
-    /// The keys that sign it: a file or a directory of such files.
+    /// The keys that sign it: a keyring file, or a directory of them.
     pub keyring: PathBuf,
     /// The distribution with its version, such as `debian-12`.
     pub distro: String,
-    /// Options of apt that count as long as it runs on the host only, such as its proxies.
+    /// Options of apt, such as proxies, for its run on the host only.
     pub options: Secret,
-    /// Names and passwords for the mirrors, in the syntax of `apt_auth.conf(5)`; for as long as well.
+    /// Names and passwords for the mirrors, in the syntax of `apt_auth.conf(5)`; for the same time only.
     pub credentials: Secret,
-    /// Variables of the environment that name proxies, for an apt that is not configured for one.
+    /// Proxy variables of the environment, used if apt has no proxy configured.
     pub environment: Environment,
-    /// Whose certificates mirrors with TLS may have.
+    /// The CAs to trust for mirrors with TLS.
     pub trust: Trust,
-    /// Where `mmdebstrap` is, if not in the usual directories.
+    /// The path of `mmdebstrap`, if it is not in the usual directories.
     pub program: Option<PathBuf>,
-    /// Packages beside the essential ones; [`PACKAGES`] by default.
+    /// Packages in addition to the essential ones; by default [`PACKAGES`].
     pub packages: Vec<String>,
 }
 
-/// An `mmdebstrap` that runs.
+/// A running `mmdebstrap`.
 struct Started {
     running: Running,
-    /// What it writes: a tar archive.
+    /// The tar archive that it writes.
     pipe: File,
-    /// Is there as long as it runs.
+    /// A file that must exist while it runs.
     _authorities: Option<TempPath>,
 }
 
 impl Bootstrap {
-    /// Runs `mmdebstrap`; `read` gets the tar archive that it writes. Its temporary files go to `scratch` where it can use that.
+    /// Runs `mmdebstrap`; `read` gets the tar archive that it writes. Temporary files go to `scratch` if `mmdebstrap` can use it.
     pub(crate) async fn run<T, F>(
         &self,
         scratch: &Path,
@@ -94,7 +95,7 @@ impl Bootstrap {
         let ended = running.wait(progress.token(), |line| Self::show(line, progress));
         let (read, ended) = tokio::join!(read(pipe), ended);
         progress.check()?;
-        // A reader that stopped early makes the writer fail; a writer that failed leaves half an archive.
+        // If the reader stops early, the writer fails too; if the writer fails, the reader gets half an archive.
         match (read, ended) {
             (Err(error @ (ImageError::DiskFull { .. } | ImageError::TooLarge { .. })), _) => Err(error),
             (_, Err(error)) => Err(error.into()),
@@ -102,11 +103,11 @@ impl Bootstrap {
         }
     }
 
-    /// Looks whether all is here that it takes, and gives the program.
+    /// Checks that all requirements are installed, and returns the program.
     pub(crate) fn check(&self) -> Result<Tool, ImageError> {
         Tool::find("apt-get")?;
         if !rustix::process::geteuid().is_root() {
-            // Its namespace needs both.
+            // Its user namespace needs both.
             Tool::find("newuidmap")?;
             subids::check()?;
         }
@@ -131,9 +132,9 @@ impl Bootstrap {
                 "--dpkgopt=path-include=/usr/share/locale/locale.alias",
             ])
             .timeout(TIMEOUT);
-        // The users of its namespace do not get into this user's directories.
+        // The users of its namespace have no access to this user's directories.
         if root {
-            // It mounts what packages need in what it makes, and does not take it away when it is killed.
+            // It mounts filesystems for packages inside the tree, and does not unmount them when it is killed.
             call = call.env("TMPDIR", scratch).own_mounts();
         }
         let authorities = self.trust.bundle().map_err(|e| ImageError::write(scratch, e))?;
@@ -141,7 +142,7 @@ impl Bootstrap {
         if let Some(file) = &authorities {
             options.push_str(&format!("Acquire::https::CAInfo \"{}\";\n", file.display()));
         }
-        // As for all that is fetched of an archive: proxies of the environment are for an apt that has none.
+        // As for all downloads from an archive: proxies of the environment are used only if apt has none configured.
         for (name, value) in self.environment.iter().filter(|_| self.options.reveal().is_empty()) {
             call = call.env(name, value);
         }
@@ -155,7 +156,7 @@ impl Bootstrap {
         Ok(Started { running, pipe: File::from(pipe), _authorities: authorities })
     }
 
-    /// Shows a line of what `mmdebstrap` says: as a step, or in the log only.
+    /// Reports a line of `mmdebstrap`'s output: as a step, or only in the log.
     fn show(line: &[u8], progress: &Progress) {
         let text = String::from_utf8_lossy(line);
         match text.strip_prefix("I: ") {
@@ -166,7 +167,7 @@ impl Bootstrap {
     }
 }
 
-/// What to do about an `mmdebstrap` that failed, where that can be told.
+/// What to do about a failed `mmdebstrap`, if known.
 pub(super) fn hint(error: &ProgramError) -> Option<String> {
     let ProgramError::Failed { name: "mmdebstrap", stderr, .. } = error else { return None };
     let package = missing_package(stderr)?;
@@ -176,7 +177,7 @@ pub(super) fn hint(error: &ProgramError) -> Option<String> {
     ))
 }
 
-/// The package that apt says it does not find.
+/// The package that apt reports as missing.
 fn missing_package(said: &str) -> Option<&str> {
     let name = match said.split_once("E: Unable to locate package ") {
         Some((_, rest)) => rest.split_whitespace().next()?,
@@ -217,7 +218,7 @@ mod tests {
         let mut left = Vec::new();
         for hook in [TELL, FORGET] {
             let (_, script) = hook.split_once("-hook=").unwrap();
-            // As mmdebstrap does it.
+            // As mmdebstrap does.
             let call = Tool::find("sh").unwrap().call().arg("-c").arg(script).arg("exec").arg(root.path());
             let call = call.env("NEXUS_APT_CONF", options).env("NEXUS_APT_AUTH", "machine m\n");
             call.run(&tokio_util::sync::CancellationToken::new()).await.unwrap();

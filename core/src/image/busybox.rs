@@ -1,4 +1,4 @@
-//! A root filesystem of one static BusyBox: tiny and fast.
+//! A root filesystem with one static BusyBox: tiny and fast.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use super::ImageError;
 use super::contents::Contents;
 use super::tree::{Attributes, Body, Tree};
 
-/// A BusyBox larger than this is none.
+/// Anything larger is not a BusyBox.
 const BINARY_MAX: u64 = 32 << 20;
 
 const DIRECTORIES: [(&str, u16); 20] = [
@@ -66,7 +66,7 @@ const FILES: [(&str, u16, &str); 11] = [
     ("/etc/init.d/rcS", 0o755, "#!/bin/sh\nmount -a 2>/dev/null\nhostname -F /etc/hostname\n"),
 ];
 
-/// What every BusyBox has; for one whose own list cannot be read.
+/// Applets of every BusyBox; used if the binary's own list cannot be read.
 const USUAL: [&str; 24] = [
     "ash", "cat", "chmod", "chown", "cp", "df", "echo", "env", "false", "grep", "head", "kill", "ln", "ls",
     "mkdir", "mount", "mv", "ps", "rm", "sh", "sleep", "tail", "true", "umount",
@@ -120,7 +120,7 @@ pub(crate) fn put(
     Ok(())
 }
 
-/// The names of the applets in a binary: BusyBox keeps them sorted, each with a zero behind it, first `[` and `[[`.
+/// The applets in a binary. BusyBox keeps their names sorted, each NUL-terminated, starting with `[` and `[[`.
 fn applets(binary: &[u8]) -> Vec<&str> {
     const FIRST: &[u8] = b"\0[\0[[\0";
     let starts = binary.windows(FIRST.len()).enumerate().filter(|(_, w)| *w == FIRST);

@@ -1,4 +1,4 @@
-//! Contents of files, on their way from a source into the image.
+//! Writes the contents of files from a source into the image.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::progress::Progress;
 
 use super::tree::Tree;
 
-/// The image's file, as far as it is written: contents, whatever their names will be.
+/// The image's file while it is written; contents are written before the names are known.
 pub(crate) struct Contents {
     writer: Writer,
     size: Size,
@@ -20,19 +20,19 @@ pub(crate) struct Contents {
     bytes: u64,
 }
 
-/// How reading a content ends early.
+/// Why reading a content stopped early.
 #[derive(Debug)]
 pub(crate) enum Stop {
     /// The source cannot be read.
     Read(io::Error),
-    /// The source has less than it promised.
+    /// The source ended before its promised length.
     Short,
     /// Something else.
     Other(ImageError),
 }
 
 impl Contents {
-    /// In a new file, which becomes a filesystem of at least `size`.
+    /// Starts a new file, which becomes a filesystem of at least `size`.
     pub(crate) fn create(
         file: &Path,
         size: Option<ByteSize>,
@@ -47,7 +47,7 @@ impl Contents {
         Ok(Self { writer, size, limits, progress: progress.clone(), bytes: 0 })
     }
 
-    /// The same in another new file beside this one.
+    /// Starts another new file beside this one.
     pub(crate) fn beside(&self, name: &str) -> Result<Self, ImageError> {
         let file = self.path().with_file_name(name);
         Self::within(&file, self.size, self.limits.clone(), &self.progress)
@@ -58,12 +58,12 @@ impl Contents {
         self.writer.path()
     }
 
-    /// Bytes of content taken so far.
+    /// Bytes of content written so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Keeps a short content that is at hand.
+    /// Stores a short content from memory.
     pub(crate) fn keep(&mut self, content: &[u8]) -> Result<Content, ImageError> {
         match self.take(content, content.len() as u64) {
             Ok(content) => Ok(content),
@@ -72,7 +72,7 @@ impl Contents {
         }
     }
 
-    /// Takes exactly `size` bytes from `source`; blocks of zeros become holes.
+    /// Reads exactly `size` bytes from `source`; blocks of zeros become holes.
     pub(crate) fn take(&mut self, source: impl Read, size: u64) -> Result<Content, Stop> {
         self.bytes = self.bytes.saturating_add(size);
         if self.bytes > self.limits.bytes {
@@ -86,12 +86,12 @@ impl Contents {
         })
     }
 
-    /// A content that was taken, to be read again.
+    /// Reads a stored content again.
     pub(crate) fn reader(&mut self, content: Content) -> Result<ContentReader, ImageError> {
         Ok(self.writer.reader(content)?)
     }
 
-    /// Ends the file: a filesystem of what is in the tree.
+    /// Completes the file: a filesystem of the files in the tree.
     pub(crate) fn finish(self, tree: &Tree, options: &Options<'_>) -> Result<Made, ImageError> {
         Ok(self.writer.finish(tree.nodes(), options)?)
     }

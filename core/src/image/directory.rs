@@ -1,6 +1,6 @@
 //! Reads a directory of the host into a tree, and its contents into the image.
 //!
-//! Links are never followed, other filesystems not entered. What an ordinary user may not read is left out. Each such thing is
+//! It never follows links, and stays on one filesystem. Files that the user may not read are skipped. Everything skipped is
 //! noted.
 
 use std::collections::HashMap;
@@ -64,7 +64,7 @@ struct Walk<'a> {
     contents: &'a mut Contents,
     progress: &'a Progress,
     device: u64,
-    /// Files with several names, by inode, and the first of them.
+    /// The first path of each file with several hard links, by inode.
     linked: HashMap<u64, Vec<u8>>,
     notes: Notes,
     unnoted: u64,
@@ -158,7 +158,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Takes a file's content, its holes kept. `None`: it may not be read.
+    /// Reads a file's content and keeps its holes. `None` if it may not be read.
     fn file(
         &mut self,
         parent: &OwnedFd,
@@ -166,7 +166,7 @@ impl Walk<'_> {
         path: &[u8],
         stat: &Stat,
     ) -> Result<Option<Content>, ImageError> {
-        // Not to wait for ever, should it have become a FIFO meanwhile.
+        // Does not block forever, in case it has become a FIFO meanwhile.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let fd = match openat(parent, name, flags, Mode::empty()) {
             Ok(fd) => fd,
@@ -196,7 +196,7 @@ impl Walk<'_> {
         fd: impl AsFd,
         name: Option<&CString>,
     ) -> Result<Attributes, ImageError> {
-        // Names in a directory that is open: no race, and links are not followed.
+        // A name below an open directory: free of races, and links are not followed.
         let mut path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()).into_bytes();
         match name {
             Some(name) => {
@@ -233,7 +233,7 @@ impl Walk<'_> {
     }
 }
 
-/// The extended attributes of a path, its last part not followed. What may not be read is left out.
+/// The extended attributes of a path, whose last component is not followed. Unreadable ones are skipped.
 fn xattrs(path: &[u8]) -> Result<Xattrs, Errno> {
     let mut found = std::collections::BTreeMap::new();
     let mut names = vec![0_u8; 64 << 10];

@@ -1,4 +1,4 @@
-//! How making an image fails.
+//! The errors of making an image.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::progress::Cancelled;
 /// Why an image was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// It was no longer wanted.
+    /// It was cancelled.
     #[error("the image was cancelled")]
     Cancelled,
     /// There is not enough room on the disk.
@@ -26,7 +26,7 @@ pub enum ImageError {
         directory: PathBuf,
         /// What is needed at least.
         needed: ByteSize,
-        /// What there was.
+        /// How much was free.
         free: ByteSize,
     },
     /// The source cannot be read.
@@ -38,7 +38,7 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
-    /// The source is not of a known sort.
+    /// The source's format is unknown.
     #[error("{path} is neither a directory, nor a tar archive (plain, gzip, xz or zstd), nor an ext4 image", path = .path.display())]
     Unknown {
         /// The file.
@@ -61,7 +61,7 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
-    /// An entry cannot be part of an image.
+    /// An entry is not allowed in an image.
     #[error("entry `{name}` is refused: {what}")]
     Refused {
         /// Its name, made printable and shortened.
@@ -69,18 +69,18 @@ pub enum ImageError {
         /// Why.
         what: &'static str,
     },
-    /// The source is larger than may be.
+    /// The source exceeds a limit.
     #[error("the source has more than {limit} {what}")]
     TooLarge {
-        /// The cap.
+        /// The limit.
         limit: u64,
-        /// What of.
+        /// What is limited.
         what: &'static str,
     },
-    /// There is nothing in the source.
+    /// The source is empty.
     #[error("the source is empty")]
     Empty,
-    /// The image is to start its own init but has none.
+    /// The image should start its own init, but has none.
     #[error("the image has no init system of its own")]
     NoInit,
     /// A file of the image could not be written.
@@ -98,7 +98,7 @@ pub enum ImageError {
     /// A program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// The daemon's user has no ids for what it takes.
+    /// The daemon's user has no subordinate ids for this.
     #[error(transparent)]
     Ids(#[from] Lacking),
     /// The image's directory could not be made or filled.
@@ -130,7 +130,7 @@ impl From<Ext4Error> for ImageError {
 }
 
 impl ImageError {
-    /// An error of writing `path`: a full disk is told apart.
+    /// An error while writing `path`; a full disk becomes [`ImageError::DiskFull`].
     pub(crate) fn write(path: &Path, source: io::Error) -> Self {
         if is_full(&source) {
             return Self::full(path.parent().unwrap_or(path), 0);
@@ -138,7 +138,7 @@ impl ImageError {
         Self::Write { path: path.to_owned(), source }
     }
 
-    /// An error of reading `path`.
+    /// An error while reading `path`.
     pub(crate) fn source(path: &Path, source: io::Error) -> Self {
         Self::Source { path: path.to_owned(), source }
     }
@@ -153,7 +153,7 @@ impl ImageError {
         }
     }
 
-    /// The code of the failure for callers.
+    /// The error code for callers.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Cancelled | Self::Program(ProgramError::Cancelled { .. }) => ErrorCode::Cancelled,
@@ -174,7 +174,7 @@ impl ImageError {
         }
     }
 
-    /// The next thing to do, where there is one.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::DiskFull { directory, .. } => Some(format!("free some space in {}", directory.display())),

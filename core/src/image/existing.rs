@@ -1,4 +1,4 @@
-//! An ext4 file as an image: copied, looked over, and given its `image.yaml`. Everything else stays as it is.
+//! Makes an image of an ext4 file: it is copied, checked, and given its `image.yaml`. Nothing else is changed.
 
 mod put;
 
@@ -17,7 +17,7 @@ use crate::ext4::{Tools, check_features, quote};
 use crate::os::disk::allocated_bytes;
 use crate::progress::Progress;
 
-/// How much of what `debugfs` says about one file is read.
+/// The most output of `debugfs` that is read for one file.
 const ANSWER_MAX: usize = 8 << 10;
 
 /// Makes an image of an ext4 file.
@@ -37,7 +37,7 @@ pub(super) async fn adopt(
     let copy = move || (place, crate::drive::copy_file(&from, &to, &watched));
     let (place, copied) = tokio::task::spawn_blocking(copy).await.map_err(|_| ImageError::Worker)?;
     copied?;
-    // Its journal may hold what is not in place yet.
+    // Its journal may hold changes that are not applied yet.
     tools.recover(&file, progress).await?;
     if let Some(size) = additions.size {
         progress.step("growing the filesystem");
@@ -96,7 +96,7 @@ impl Ask<'_> {
         Ok(String::from_utf8_lossy(&said).into_owned())
     }
 
-    /// What is at a path; `None` if nothing is.
+    /// What is at a path, if anything.
     async fn kind(&self, path: &str) -> Result<Option<Kind>, ImageError> {
         let said = self.stat(path).await?;
         let first = said.lines().next().unwrap_or_default();
@@ -124,7 +124,7 @@ impl Ask<'_> {
         }))
     }
 
-    /// Writes `image.yaml` in the place of one that is there.
+    /// Writes `image.yaml`, replacing an existing one.
     async fn put_metadata(&self, meta: &ImageMetadata, scratch: &Path) -> Result<(), ImageError> {
         write_for_tool(&scratch.join("image.yaml"), facts::text(meta).as_bytes())?;
         let mut commands = Vec::new();
@@ -147,7 +147,7 @@ impl Ask<'_> {
         self.change("script", &commands, scratch).await
     }
 
-    /// Runs a `debugfs` script that is written to a file of this name in the scratch directory.
+    /// Runs a `debugfs` script, stored in a file of this name in the scratch directory.
     async fn change(&self, script: &str, commands: &[String], scratch: &Path) -> Result<(), ImageError> {
         write_for_tool(&scratch.join(script), (commands.join("\n") + "\n").as_bytes())?;
         let opened = fs::set_permissions(scratch, Permissions::from_mode(0o755));
@@ -156,7 +156,7 @@ impl Ask<'_> {
     }
 }
 
-/// Writes a file that a confined program reads, whose user is another one. The directories above are closed to all others.
+/// Writes a file for a confined program, which runs as another user. The parent directories are closed to all others.
 fn write_for_tool(path: &Path, content: &[u8]) -> Result<(), ImageError> {
     let written =
         fs::write(path, content).and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o644)));

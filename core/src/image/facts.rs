@@ -1,4 +1,4 @@
-//! What an image says of itself: its distribution, its init system, and `/etc/nexus/image.yaml`.
+//! What an image says about itself: its distribution, its init system, and `/etc/nexus/image.yaml`.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -9,18 +9,18 @@ use super::ImageError;
 use super::contents::Contents;
 use super::tree::{Attributes, Body, Tree, refuse};
 
-/// Where an image says what it is.
+/// The file in which an image describes itself.
 pub(crate) const METADATA: &[u8] = b"/etc/nexus/image.yaml";
 /// How much of `os-release` is read.
 pub(crate) const OS_RELEASE_MAX: u64 = 64 << 10;
 
-/// An init system that an image has.
+/// The init system of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InitSystem {
     /// systemd.
     Systemd,
-    /// OpenRC (by its own init or BusyBox's).
+    /// OpenRC (with its own init or BusyBox's).
     OpenRc,
     /// BusyBox's init.
     BusyBox,
@@ -28,7 +28,7 @@ pub enum InitSystem {
     Other,
 }
 
-/// The distribution that a tree holds, such as `debian-12`.
+/// The distribution in a tree, such as `debian-12`.
 pub(crate) fn distro(tree: &Tree, contents: &mut Contents) -> Option<String> {
     [&b"/etc/os-release"[..], b"/usr/lib/os-release"].iter().find_map(|path| {
         let Body::File(content) = &tree.node(tree.find(path)?).body else { return None };
@@ -56,7 +56,7 @@ pub(crate) fn parse_os_release(text: &[u8]) -> Option<String> {
     }
 }
 
-/// The init system that a tree has, if any.
+/// The init system in a tree, if any.
 pub(crate) fn init_system(tree: &Tree) -> Option<InitSystem> {
     let init =
         [&b"/sbin/init"[..], b"/etc/init", b"/bin/init"].into_iter().find_map(|path| tree.find(path))?;
@@ -72,11 +72,10 @@ pub(crate) fn init_system(tree: &Tree) -> Option<InitSystem> {
     }
 }
 
-/// Where a VM mounts filesystems of the kernel and in memory.
+/// Where a VM mounts the kernel's and in-memory filesystems.
 pub(super) const MOUNT_POINTS: [&str; 5] = ["/dev", "/proc", "/run", "/sys", "/tmp"];
 
-/// Refuses a tree in which something else than a directory is where a VM mounts filesystems. Links are followed; what they lead to
-/// may be missing, and is made at boot.
+/// Refuses a tree that has something other than a directory at a mount point. Links are followed; a missing target is made at boot.
 pub(crate) fn check_mount_points(tree: &Tree) -> Result<(), ImageError> {
     for path in MOUNT_POINTS.map(str::as_bytes) {
         if tree.find(path).is_some_and(|node| tree.children(node).is_none()) {
@@ -86,12 +85,12 @@ pub(crate) fn check_mount_points(tree: &Tree) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// The refusal of what is in the place of a mount point.
+/// The error for a mount point that is not a directory.
 pub(super) fn no_mount_point(path: &[u8]) -> ImageError {
     refuse(path, "it has to be a directory, or a link to one: a VM mounts a filesystem there")
 }
 
-/// The metadata that an image gets: the distribution is filled in where it is not given.
+/// The metadata for an image; the distribution is filled in if it is not given.
 pub(crate) fn complete(
     meta: &ImageMetadata,
     distro: Option<String>,
@@ -110,7 +109,7 @@ pub(crate) fn text(meta: &ImageMetadata) -> String {
     serde_yaml_ng::to_string(meta).expect("strings and an enum are always YAML")
 }
 
-/// Puts `image.yaml` into a tree, in the place of one that is there.
+/// Puts `image.yaml` into a tree, replacing an existing one.
 pub(crate) fn put(
     tree: &mut Tree,
     contents: &mut Contents,

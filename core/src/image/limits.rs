@@ -1,21 +1,21 @@
-//! How much a source may ask for.
+//! The limits of sources.
 
-/// The caps that a source has to keep; a source past one is refused, whatever it is.
+/// The limits for any source; a source that exceeds one is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Files, directories, links and the like, counted as they come, also those replaced later.
+    /// Number of files, directories, links and the like, counted as they are read, including those replaced later.
     pub entries: u64,
-    /// Bytes of content, counted as they come; zeros count too.
+    /// Bytes of content, counted as they are read, including zeros.
     pub bytes: u64,
     /// Bytes of one entry's extended header, long name or attributes.
     pub header_bytes: u64,
-    /// Bytes of names, link targets and extended attributes of all entries together, which are kept in memory.
+    /// Bytes of all names, link targets and extended attributes together; these are kept in memory.
     pub words: u64,
     /// Bytes of a path.
     pub path_bytes: usize,
-    /// Directories in each other.
+    /// Levels of nested directories.
     pub depth: usize,
-    /// Bytes of the disk that stay free for everybody else.
+    /// Bytes that must stay free on the disk.
     pub keep_free: u64,
 }
 

@@ -1,13 +1,13 @@
 //! Images: read-only ext4 masters, made from packages, a BusyBox binary, directories, tar archives, OCI images or ext4
 //! files.
 //!
-//! Every source is read once: contents of files go into the image as they come, names and attributes into a tree in memory, which
-//! is written behind them. The same source makes the same image. Owners, modes, setuid bits, links, attributes and device nodes of the source are kept, for root
-//! and for ordinary users alike. Nothing of an archive is ever extracted under its own name, so no archive reaches
-//! anything of the host; caps ([`Limits`]) keep it from filling memory or disk.
+//! Every source is read once: contents go straight into the image, names and attributes into a tree in memory, which is written
+//! after them. The same source makes the same image. Owners, modes, setuid bits, links, attributes and device nodes are kept,
+//! for root and for ordinary users alike. Nothing from an archive is ever extracted under its own name, so no archive can reach
+//! files of the host; limits ([`Limits`]) keep it from filling memory or disk.
 //!
-//! An image appears under its name when it is whole, checked and on the disk; a failure leaves nothing. Nothing here
-//! knows the store.
+//! An image appears under its name once it is complete, checked and synced; a failure leaves nothing behind. This room does not
+//! know the store.
 
 mod archive;
 mod bootstrap;
@@ -49,35 +49,34 @@ use source::{Room, Staged};
 /// The image's file in its directory.
 pub const ROOTFS: &str = "rootfs.ext4";
 
-/// When files were changed of which no source says so, and the filesystem made: the first second of 2024. So the same source makes the
-/// same bytes at any time.
+/// The time stamp of the filesystem, and of files whose source has none: the first second of 2024. A fixed time makes the bytes
+/// reproducible.
 const MADE: u32 = 1_704_067_200;
 
-/// An image that was made.
+/// A finished image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Built {
     /// Its file.
     pub path: PathBuf,
-    /// The size of its filesystem; drives cannot be smaller.
+    /// The size of its filesystem, which is the minimum size of its drives.
     pub size: ByteSize,
-    /// What it takes on the disk, in bytes.
+    /// How many bytes it occupies on disk.
     pub used_bytes: u64,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// The distribution, such as `debian-12`, where it is known.
+    /// The distribution, such as `debian-12`, if known.
     pub distro: Option<String>,
-    /// What is PID 1.
+    /// What runs as PID 1.
     pub init: InitMode,
-    /// The init system that is in it, if any.
+    /// Its init system, if any.
     pub init_system: Option<InitSystem>,
-    /// How it means to be run, where it says so.
+    /// How it should be run, if it says so.
     pub config: Option<ImageConfig>,
     /// What was left out, and why.
     pub notes: Vec<String>,
 }
 
-/// Makes the image `into`/[`ROOTFS`] from a source, with files laid over it. `into` is made if it is missing (a subvolume where that
-/// helps clones).
+/// Makes the image `into`/[`ROOTFS`] from a source and overlay files. Makes `into` if it is missing, as a subvolume if that helps clones.
 pub async fn build_with(
     source: Source,
     into: &Path,
@@ -123,7 +122,7 @@ struct Written {
     notes: Vec<String>,
 }
 
-/// Puts what the image gets beside its source on what was read, and writes all of it.
+/// Adds overlays and metadata to the tree, and writes everything.
 fn write(
     staged: Staged,
     meta: &ImageMetadata,

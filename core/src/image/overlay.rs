@@ -1,4 +1,4 @@
-//! Files that are laid over a source: those of a template, and those that an init system needs in a VM.
+//! Files that are added on top of a source: those of a template, and those that an init system needs in a VM.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::progress::Progress;
 /// What the init systems need, as data.
 const SYSTEM: &str = include_str!("system.yaml");
 
-/// A file that is laid over the source. It belongs to root.
+/// A file that is added on top of the source. It is owned by root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlay {
     /// Its content.
@@ -23,19 +23,19 @@ pub struct Overlay {
     pub mode: u16,
 }
 
-/// What an image gets beside its source.
+/// What an image gets in addition to its source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Additions {
-    /// Files by absolute path; what is there is replaced.
+    /// Files by absolute path; they replace existing ones.
     pub overlays: BTreeMap<String, Overlay>,
     /// Whether it gets what its init system needs in a VM.
     pub for_init: bool,
-    /// The least size of its filesystem.
+    /// The minimum size of its filesystem.
     pub size: Option<ByteSize>,
 }
 
 impl Additions {
-    /// All files for an image with this init system; `is_there` tells which are there already.
+    /// All files for an image with this init system; `is_there` tells which exist already.
     pub(super) fn files(
         &self,
         init: Option<InitSystem>,
@@ -54,7 +54,7 @@ impl Additions {
         files
     }
 
-    /// Lays everything over a tree.
+    /// Adds everything to a tree.
     pub(super) fn put(
         &self,
         tree: &mut Tree,

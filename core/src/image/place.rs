@@ -1,4 +1,4 @@
-//! Where an image is made: its directory, and a scratch directory in it.
+//! The place where an image is made: its directory, and a scratch directory in it.
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -16,18 +16,18 @@ use crate::os::disk::allocated_bytes;
 use crate::os::failpoint;
 use crate::progress::Progress;
 
-/// What names of scratch directories begin with.
+/// The prefix of scratch directories.
 const SCRATCH: &str = ".build-";
-/// How much is hashed between two looks at the cancellation.
+/// How much is hashed between two checks for cancellation.
 const CHUNK: usize = 1 << 20;
 
-/// Fails when less than `needed` bytes are free where `directory` is.
+/// Fails if fewer than `needed` bytes are free in `directory`.
 pub(crate) fn check_room(directory: &Path, needed: u64) -> Result<(), ImageError> {
     let free = crate::os::disk::free_bytes(directory).map_err(|e| ImageError::write(directory, e))?;
     if free < needed { Err(ImageError::full(directory, needed)) } else { Ok(()) }
 }
 
-/// A place for one image. What was made here goes away with it unless it is kept.
+/// A place for one image. Everything made here is removed when it is dropped, unless it is kept.
 #[derive(Debug)]
 pub(crate) struct Place {
     into: PathBuf,
@@ -46,7 +46,7 @@ pub(crate) struct FinishedFile {
 }
 
 impl Place {
-    /// Prepares `into`; removes what an interrupted build left there.
+    /// Prepares `into`; removes the remains of an interrupted build.
     pub(crate) fn prepare(into: &Path, keep_free: u64) -> Result<Self, ImageError> {
         let made = match drive::create_home(into) {
             Ok(()) => true,
@@ -54,7 +54,7 @@ impl Place {
             Err(DriveError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(error.into()),
         };
-        // Before there is a place: what is dropped with it is what was made in it.
+        // Checked before the place exists, because dropping a place removes what is in it.
         if fs::symlink_metadata(into.join(ROOTFS)).is_ok() {
             return Err(DriveError::Exists { path: into.join(ROOTFS) }.into());
         }
@@ -76,7 +76,7 @@ impl Place {
         self.scratch.as_ref().map_or(&self.into, TempDir::path)
     }
 
-    /// Looks a filesystem over, puts it on the disk and gives it its name.
+    /// Checks a filesystem, syncs it, and gives it its name.
     pub(crate) async fn finish(
         self,
         tools: &Tools,
@@ -114,7 +114,7 @@ impl Place {
         Ok((place, FinishedFile { path: named, size: ByteSize::bytes(size), used_bytes, sha256 }))
     }
 
-    /// The image stays.
+    /// Keeps the image.
     pub(crate) fn keep(mut self) {
         self.kept = true;
     }

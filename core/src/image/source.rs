@@ -1,4 +1,4 @@
-//! What images are made from, and reading it.
+//! What images are made from, and how it is read.
 
 use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -37,9 +37,9 @@ pub enum Source {
     Saved {
         /// The archive, or the directory of an OCI layout.
         path: PathBuf,
-        /// What it is.
+        /// Its format.
         form: Form,
-        /// Which of the images in it.
+        /// The name of the image in it, if there are several.
         name: Option<String>,
     },
     /// An ext4 filesystem with a root filesystem.
@@ -49,11 +49,11 @@ pub enum Source {
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
-/// The memory that unpacking may take; the largest presets of xz need 65 MiB.
+/// The memory limit of decompression; the largest presets of xz need 65 MiB.
 const UNPACK_MEMORY: u64 = 256 << 20;
 
 impl Source {
-    /// What a path of the host is: a directory, an OCI layout, an ext4 image or a tar archive. Blocks.
+    /// Detects what a path of the host is: a directory, an OCI layout, an ext4 image or a tar archive. Blocks.
     pub fn detect(path: &Path) -> Result<Self, ImageError> {
         let failed = |e| ImageError::source(path, e);
         if given::kind(path).map_err(failed)? == Kind::Directory {
@@ -69,7 +69,7 @@ impl Source {
             return Ok(Self::Ext4(path.to_owned()));
         }
         let packed = [GZIP, XZ, ZSTD].iter().any(|magic| start.starts_with(magic));
-        // An archive begins with a header that has a checksum, or (when empty) with zeros.
+        // An archive starts with a header that has a checksum, or with zeros if it is empty.
         let plain = start.is_empty()
             || start.get(..512).is_some_and(|block| {
                 let mut header = tar::Header::new_old();
@@ -86,11 +86,11 @@ impl Source {
     }
 }
 
-/// Where a source is read into, and how much of it.
+/// Where a source is read to, and how much of it may be read.
 pub(crate) struct Room {
     pub(crate) place: Place,
     pub(crate) limits: Limits,
-    /// The least size of the filesystem.
+    /// The minimum size of the filesystem.
     pub(crate) size: Option<ByteSize>,
 }
 
@@ -103,8 +103,8 @@ pub(crate) struct Staged {
     pub(crate) notes: Vec<String>,
 }
 
-/// Reads a source into an image of at least `size` in the place's scratch directory. The place goes along, so that it is there as
-/// long as it is used.
+/// Reads a source into an image of at least `size` in the place's scratch directory. The place is passed along so that it
+/// exists as long as it is used.
 pub(crate) async fn stage(
     source: Source,
     room: Room,
@@ -189,12 +189,12 @@ pub(crate) async fn blocking(
     tokio::task::spawn_blocking(work).await.map_err(|_| ImageError::Worker)?
 }
 
-/// Opens an archive, unpacked by what it begins with.
+/// Opens an archive and decompresses it, by its first bytes.
 fn open(path: &Path) -> Result<Box<dyn Read>, ImageError> {
     unpacked(given::open_file(path).map_err(|e| ImageError::source(path, e))?, path)
 }
 
-/// A content, unpacked by what it begins with.
+/// Decompresses a content, by its first bytes.
 pub(crate) fn unpacked(
     mut file: impl Read + Seek + 'static,
     path: &Path,

@@ -1,7 +1,7 @@
-//! The root filesystem as it will be, in memory: names and attributes here, contents in the image already.
+//! The future root filesystem in memory: names and attributes; the contents are already in the image.
 //!
-//! Whatever a source's entries are called, they are only ever names in this tree. Links are followed inside it as the
-//! guest would follow them, so no entry reaches anything of the host.
+//! The names of a source's entries are used only in this tree. Links are followed inside it as the guest would, so no
+//! entry can reach files of the host.
 
 mod layers;
 
@@ -12,21 +12,21 @@ pub(crate) use crate::ext4::{Attributes, Body};
 use crate::ext4::{Child, LINKS_MAX, Node, NodeId, ROOT, xattr};
 use crate::os::shown::printable;
 
-/// How many symbolic links are followed on one path, as in the kernel.
+/// How many symbolic links are followed on one path; the kernel's limit.
 const HOPS: usize = 40;
 
-/// A root filesystem in the making.
+/// A root filesystem that is being made.
 #[derive(Debug)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
     entries: u64,
     words: u64,
     limits: Limits,
-    /// The number of the layer at hand; 0 where there are none.
+    /// The number of the current layer; 0 without layers.
     layer: u16,
-    /// What this layer said that is hidden: directories, and names in them.
+    /// What this layer hides, as directory and name.
     whiteouts: HashSet<(NodeId, Vec<u8>)>,
-    /// Attributes that were left out.
+    /// How many attributes were left out.
     left_out: u64,
 }
 
@@ -48,22 +48,22 @@ impl Tree {
         &self.nodes[id as usize]
     }
 
-    /// All nodes by their numbers, also those without a name.
+    /// All nodes by number, including those without a name.
     pub(crate) fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// How many extended attributes Linux would not keep where they were, and this tree does not either.
+    /// How many extended attributes were left out because Linux would not keep them on such nodes.
     pub(crate) fn left_out(&self) -> u64 {
         self.left_out
     }
 
-    /// Whether nothing was put into it.
+    /// Whether it is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.children(ROOT).is_none_or(BTreeMap::is_empty)
     }
 
-    /// The names in a directory; `None` for what is none.
+    /// The names in a directory; `None` if it is not a directory.
     pub(crate) fn children(&self, id: NodeId) -> Option<&BTreeMap<Box<[u8]>, Child>> {
         match &self.nodes[id as usize].body {
             Body::Directory(children) => Some(children),
@@ -71,7 +71,7 @@ impl Tree {
         }
     }
 
-    /// Counts an entry that came from the source, and the bytes of names, targets and attributes that are kept of it.
+    /// Counts an entry of the source, and the bytes of its names, targets and attributes that are stored.
     fn count(&mut self, words: usize) -> Result<(), ImageError> {
         self.entries += 1;
         self.words += words as u64;
@@ -87,7 +87,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Counts an entry and gives those of its attributes that Linux would keep for what it is.
+    /// Counts an entry, and returns those of its attributes that Linux would keep on this type of node.
     fn keepable(
         &mut self,
         path: &[u8],
@@ -102,7 +102,7 @@ impl Tree {
         Ok(attributes)
     }
 
-    /// Makes a directory, or gives the one that is there new attributes. Anything else of that name is replaced.
+    /// Makes a directory, or changes the attributes of an existing one. Anything else of that name is replaced.
     pub(crate) fn put_directory(&mut self, path: &[u8], attributes: Attributes) -> Result<(), ImageError> {
         let body = Body::directory();
         let attributes = self.keepable(path, attributes, &body)?;
@@ -122,7 +122,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes a file, link or device; what had the name is replaced.
+    /// Makes a file, link or device, replacing what has the name.
     pub(crate) fn put(&mut self, path: &[u8], attributes: Attributes, body: Body) -> Result<(), ImageError> {
         let attributes = self.keepable(path, attributes, &body)?;
         match &body {
@@ -139,7 +139,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Gives a file that is there another name.
+    /// Adds another name to an existing file.
     pub(crate) fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), ImageError> {
         self.count(path.len())?;
         let missing = || refuse(path, "it is a hard link to something that is not there");
@@ -163,12 +163,12 @@ impl Tree {
         Ok(())
     }
 
-    /// The node that a path means, all links followed as in the guest; `None` where there is none.
+    /// The node at a path, with all links followed as in the guest.
     pub(crate) fn find(&self, path: &[u8]) -> Option<NodeId> {
         self.walk(path)
     }
 
-    /// The node of that very name, links followed on the way to it only.
+    /// The node of exactly that name; links are followed only on the way to it.
     fn find_existing(&self, path: &[u8]) -> Result<Option<NodeId>, ImageError> {
         let components = self.components(path)?;
         let Some((name, parents)) = components.split_last() else { return Ok(Some(ROOT)) };
@@ -176,7 +176,7 @@ impl Tree {
         Ok(self.children(parent).and_then(|children| children.get(*name)).map(|child| child.node))
     }
 
-    /// The parts of a path that comes from a source.
+    /// The components of a path from a source.
     fn components<'p>(&self, path: &'p [u8]) -> Result<Vec<&'p [u8]>, ImageError> {
         if path.len() > self.limits.path_bytes {
             return Err(refuse(path, "its path is too long"));
@@ -192,7 +192,7 @@ impl Tree {
         Ok(components)
     }
 
-    /// Where a path is; its directories are made where they are missing. `None` is the root itself.
+    /// The place of a path; missing directories are made. `None` is the root itself.
     fn place(&mut self, path: &[u8]) -> Result<Option<Place>, ImageError> {
         let components = self.components(path)?;
         let Some((name, parents)) = components.split_last() else { return Ok(None) };
@@ -231,8 +231,8 @@ impl Tree {
         self.follow(vec![ROOT], path, &mut 0)?.last().copied()
     }
 
-    /// Goes from the directory at the end of `at` along `path`, following links; gives the chain of nodes from the root.
-    /// The last one may be no directory.
+    /// Walks from the directory at the end of `at` along `path`, following links; returns the chain of nodes from the
+    /// root. The last one need not be a directory.
     fn follow(&self, mut at: Vec<NodeId>, path: &[u8], hops: &mut usize) -> Option<Vec<NodeId>> {
         if path.first() == Some(&b'/') {
             at.truncate(1);
@@ -270,7 +270,7 @@ impl Tree {
     fn insert(&mut self, place: Place, node: Node) -> NodeId {
         self.unname(&place);
         self.nodes.push(node);
-        // Fewer than the entries that there may be.
+        // Fits, because the number of entries is limited.
         let id = self.nodes.len() as NodeId - 1;
         self.name(place, id);
         id
@@ -283,7 +283,7 @@ impl Tree {
         }
     }
 
-    /// Takes a name away, with all that is below it.
+    /// Removes a name with everything below it.
     fn unname(&mut self, place: &Place) {
         let Body::Directory(children) = &mut self.nodes[place.parent as usize].body else { return };
         let mut gone: Vec<NodeId> =
@@ -298,7 +298,7 @@ impl Tree {
     }
 }
 
-/// An entry that cannot be part of an image.
+/// The error for an entry that is not allowed in an image.
 pub(crate) fn refuse(path: &[u8], what: &'static str) -> ImageError {
     ImageError::Refused { name: printable(path), what }
 }

@@ -1,4 +1,4 @@
-//! A filesystem of files that are at hand, to be mounted read-only by many: a kernel's modules.
+//! Makes a filesystem from given files, to be mounted read-only by many VMs: a kernel's modules.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -13,9 +13,9 @@ use super::{ImageError, Limits, MADE};
 use crate::ext4::{Options, Purpose};
 use crate::progress::Progress;
 
-/// Files, as they come.
+/// The files added so far.
 pub(crate) struct Volume {
-    /// Below the directory in which the filesystem will be.
+    /// In the directory in which the filesystem will be.
     scratch: TempDir,
     tree: Tree,
     contents: Contents,
@@ -23,7 +23,7 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// An empty one, in a directory of its own within `beside` until it is written or dropped.
+    /// An empty one, in a directory of its own within `beside`, which exists until it is written or dropped.
     pub(crate) fn new(beside: &Path, progress: &Progress) -> Result<Self, ImageError> {
         let scratch = tempfile::Builder::new().prefix(".volume-").tempdir_in(beside);
         let scratch = scratch.map_err(|e| ImageError::write(beside, e))?;
@@ -33,7 +33,7 @@ impl Volume {
         Ok(Self { scratch, tree, contents, digest: Sha256::new() })
     }
 
-    /// Adds a file that everybody may read; directories on the way are made.
+    /// Adds a world-readable file; missing directories are made.
     pub(crate) fn put(&mut self, path: &str, content: &[u8]) -> Result<(), ImageError> {
         for part in [path.as_bytes(), content] {
             self.digest.update((part.len() as u64).to_le_bytes());
@@ -43,7 +43,7 @@ impl Volume {
         self.tree.put(path.as_bytes(), Attributes::root(0o644, 0), Body::File(content))
     }
 
-    /// Writes the filesystem to `file`, which must not be there, and gives its UUID: the same files have the same. Blocks.
+    /// Writes the filesystem to `file`, which must not exist, and returns its UUID: the same files get the same UUID. Blocks.
     pub(crate) fn write(self, file: &Path, label: &str) -> Result<String, ImageError> {
         let half = self.contents.path().to_owned();
         let identity = Some(self.digest.finalize().into());
@@ -51,7 +51,7 @@ impl Volume {
         let made = self.contents.finish(&self.tree, &options)?;
         let published = || -> std::io::Result<()> {
             let open = fs::File::open(&half)?;
-            // VMMs of any user read it, and nobody writes.
+            // VMMs of any user read it; nobody writes to it.
             open.set_permissions(std::fs::Permissions::from_mode(0o444))?;
             open.sync_data()?;
             fs::rename(&half, file)
@@ -62,7 +62,7 @@ impl Volume {
     }
 }
 
-/// A UUID as it is written.
+/// A UUID in text form.
 fn uuid_text(uuid: &[u8; 16]) -> String {
     let hex = data_encoding::HEXLOWER.encode(uuid);
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")

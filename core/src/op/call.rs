@@ -1,4 +1,4 @@
-//! One call: who makes it, and how what fails in it is told.
+//! One call: its caller, and how its failures are reported.
 
 use std::sync::Arc;
 
@@ -8,25 +8,25 @@ use nexus_schema::tools::op::OpProgress;
 use nexus_schema::{ErrorCode, ToolError};
 use tokio::sync::watch;
 
-/// Who calls.
+/// The caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// `uid:N` of the peer, or the name of the token.
+    /// `uid:N` of the peer, or the token's name.
     pub owner: Arc<str>,
     /// The one VM that this caller may see, on a scoped endpoint.
     pub scope: Option<VmId>,
 }
 
-/// One call: who calls, and where its progress goes.
+/// One call: its caller, and where its progress is sent.
 #[derive(Debug, Clone)]
 pub struct CallContext {
-    /// Who calls.
+    /// The caller.
     pub caller: Caller,
-    /// Where the progress of what the call waits for is shown.
+    /// Receives the progress of the operation that the call waits for.
     pub progress: watch::Sender<OpProgress>,
 }
 
-/// A failure of a room as callers see it.
+/// Turns a room's error into the error that callers see.
 pub(crate) fn described(code: ErrorCode, error: &dyn std::error::Error, hint: Option<String>) -> ToolError {
     let error = ToolError::new(code, chain(error));
     match hint {

@@ -1,4 +1,4 @@
-//! Panics of work under way: a bug ends that work, and nothing else.
+//! Catches panics: a bug fails the operation in which it happens, and nothing else.
 
 use std::any::Any;
 use std::future::Future;
@@ -7,12 +7,12 @@ use std::panic::AssertUnwindSafe;
 use futures::FutureExt;
 use nexus_schema::ToolError;
 
-/// Runs `work`; a panic in it becomes an internal error. `what`: what it does, such as `the operation`.
+/// Runs `work`; a panic in it becomes an internal error. `what` names the work, such as `the operation`.
 pub(crate) async fn caught<T>(
     what: &str,
     work: impl Future<Output = Result<T, ToolError>>,
 ) -> Result<T, ToolError> {
-    // What it shared with others is behind locks that take a panic of their holder as no harm.
+    // Shared state is behind locks that ignore poisoning.
     AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
         let message = message_of(&*panic);
         tracing::error!(what, message, "work panicked");
@@ -20,7 +20,7 @@ pub(crate) async fn caught<T>(
     })
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn message_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))

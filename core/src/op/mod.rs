@@ -1,5 +1,5 @@
-//! Long operations: rows that survive their client and the daemon, progress that others can watch, and cancellation; and who
-//! calls, since every call may begin or join one.
+//! Long operations: rows that outlive their client and the daemon, with progress that others can watch, and cancellation.
+//! Also the caller of a call, because every call may start or join an operation.
 
 mod call;
 mod caught;

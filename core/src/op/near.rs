@@ -1,15 +1,15 @@
-//! Names that were probably meant.
+//! Suggests similar names.
 
 use nexus_schema::ToolError;
 
-/// How alike two names must be, from 0 (not at all) to 1 (the same).
+/// How similar two names must be, from 0 (not at all) to 1 (equal).
 const ALIKE: f64 = 0.85;
 
-/// The name that is nearest to one that there is not, if one is near enough.
+/// The existing name most similar to an unknown one, if it is similar enough.
 fn near<S: AsRef<str>>(wanted: &str, names: impl IntoIterator<Item = S>) -> Option<S> {
     let wanted = wanted.to_ascii_lowercase();
     let is_typo = |name: &str| {
-        // Of short names one letter is much; a slip of two letters is one change.
+        // In short names one letter is much, so two swapped letters count as one change.
         let distance = strsim::damerau_levenshtein(&wanted, name);
         distance <= 1 || (distance == 2 && wanted.len() > 4) || strsim::jaro_winkler(&wanted, name) >= ALIKE
     };
@@ -19,7 +19,7 @@ fn near<S: AsRef<str>>(wanted: &str, names: impl IntoIterator<Item = S>) -> Opti
         .min_by_key(|name| strsim::damerau_levenshtein(&wanted, name.as_ref()))
 }
 
-/// An error that there is nothing of a name, with the one that was probably meant.
+/// A not-found error that suggests a similar name.
 pub(crate) fn did_you_mean<S: AsRef<str>>(
     error: ToolError,
     wanted: &str,

@@ -1,4 +1,4 @@
-//! Calls that may come again: a client that never got its answer repeats its call with the same key.
+//! Idempotent calls: a client that never got its answer repeats its call with the same key.
 
 use nexus_schema::id::OpId;
 use nexus_schema::tools::op::OpSummary;
@@ -12,16 +12,15 @@ use crate::store::{StoreError, Transaction, ops};
 /// The longest key, in characters.
 const KEY_MAX: usize = 128;
 
-/// What became of an operation's first transaction.
+/// The result of an operation's first transaction.
 pub(crate) enum Begun<T> {
-    /// The rows are there.
+    /// The rows were inserted.
     New(T),
     /// The call repeats an earlier one, which started this operation.
     Known(OpId),
 }
 
-/// What tells a call from others, if its client gave a key. `params`: its arguments, without those that change nothing of what
-/// is made.
+/// Identifies a call if its client gave a key. `params` are its arguments, without those that do not affect the result.
 pub(crate) fn once<P: Serialize>(
     owner: &str,
     tool: &'static str,
@@ -41,7 +40,7 @@ pub(crate) fn once<P: Serialize>(
 }
 
 impl Ops {
-    /// The operation of the earlier call that this one repeats, if it does.
+    /// The operation of the earlier call that this one repeats, if any.
     pub(crate) async fn earlier(&self, once: Option<&Once>) -> Result<Option<OpId>, ToolError> {
         let Some(once) = once.cloned() else { return Ok(None) };
         let earlier =
@@ -49,7 +48,7 @@ impl Ops {
         earlier.map(operation).transpose()
     }
 
-    /// Writes down an operation together with `rows`, unless the call repeats an earlier one.
+    /// Inserts an operation together with `rows`, unless the call repeats an earlier one.
     pub(crate) async fn begin<T: Send + 'static>(
         &self,
         op: OpSummary,

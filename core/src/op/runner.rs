@@ -26,7 +26,7 @@ use crate::store::{Store, StoreError, now, ops, random_id};
 pub(crate) struct Ops {
     store: Store,
     active: Arc<Mutex<HashMap<OpId, Active>>>,
-    /// An operation runs from now on.
+    /// Notified when an operation starts to run.
     begun: Arc<Notify>,
     tasks: TaskTracker,
 }
@@ -34,13 +34,13 @@ pub(crate) struct Ops {
 #[derive(Debug, Clone)]
 struct Active {
     progress: Progress,
-    /// Becomes true once it is known how it ended.
+    /// Becomes true once its result is known.
     ended: watch::Receiver<bool>,
-    /// How it ended, while the row cannot say so.
+    /// Its result, if that could not be stored in the row.
     unrecorded: Arc<OnceLock<Ending>>,
 }
 
-/// How an operation ended.
+/// The result of an operation.
 #[derive(Debug, Clone)]
 struct Ending {
     state: OpState,
@@ -49,12 +49,12 @@ struct Ending {
     at: Timestamp,
 }
 
-/// How long it may take at most from the row of an operation until it runs.
+/// The longest time between inserting an operation's row and running it.
 const BEGIN_MAX: Duration = Duration::from_secs(5);
-/// How long to wait until an end that could not be recorded is tried to be recorded again.
+/// The delay before recording a result is retried.
 const RECORD_AGAIN: Duration = Duration::from_secs(2);
 
-/// A new operation's row; to be inserted in the transaction that makes what it works on.
+/// The row of a new operation; insert it in the same transaction as the rows that it works on.
 pub(crate) fn summary(tool: &str, owner: &str, subject: Option<(String, String)>) -> OpSummary {
     let (subject_id, subject_name) = subject.unzip();
     OpSummary {
@@ -80,7 +80,7 @@ impl Ops {
         &self.store
     }
 
-    /// Runs `work` as the operation whose row was inserted before. It goes on whoever waits for it.
+    /// Runs `work` as the operation whose row was inserted before. It keeps running even if nobody waits for it.
     pub(crate) fn run<T, F>(&self, op: OpId, work: impl FnOnce(Progress) -> F)
     where
         T: Serialize + Send,
@@ -104,7 +104,7 @@ impl Ops {
             );
             let mut recorded = this.record_end(op, &progress, &ending).await;
             if let Err(error) = &recorded {
-                // A disk that is full, most likely: those who ask are told all the same.
+                // Most likely the disk is full. Callers still get the result.
                 tracing::error!(%op, %error, "cannot record how the operation ended");
                 unrecorded.set(ending.clone()).ok();
                 ended_tx.send_replace(true);
@@ -125,7 +125,7 @@ impl Ops {
         self.store.write(move |tx| ops::finish(tx, op, state, &last, result.as_ref(), error.as_ref())).await
     }
 
-    /// Waits up to `wait` for an operation, showing its progress in `ctx`; then its outcome so far.
+    /// Waits up to `wait` for an operation, showing its progress in `ctx`; then returns its outcome so far.
     ///
     /// A failed operation is an error here.
     pub(crate) async fn wait<T: DeserializeOwned>(
@@ -141,7 +141,7 @@ impl Ops {
         }
     }
 
-    /// The same, with a failure as a part of the outcome.
+    /// The same, but a failure is part of the outcome.
     pub(crate) async fn outcome<T: DeserializeOwned>(
         &self,
         ctx: &CallContext,
@@ -164,7 +164,7 @@ impl Ops {
                     }
                 }
             };
-            // Whether it ended or the time is up: the row and the watch tell.
+            // After the end or the timeout, the row and the watch have the state.
             tokio::time::timeout(wait, follow).await.ok();
         }
         let record = self.record(op).await?;
@@ -188,7 +188,8 @@ impl Ops {
         })
     }
 
-    /// Waits to the end of an operation that another one needs: its progress becomes `progress`, and it is cancelled with it.
+    /// Waits until an operation that another one needs has ended. Shows its progress as `progress`, and cancels it together
+    /// with that one.
     pub(crate) async fn join(&self, op: OpId, progress: &Progress) -> Result<StoredResult, ToolError> {
         if let Some(mut active) = self.active(op, BEGIN_MAX).await? {
             let mut steps = active.progress.watch();
@@ -213,7 +214,7 @@ impl Ops {
         }
     }
 
-    /// The operation if it is under way. Its row is there before it runs: who learns of it from the row may be too early.
+    /// The operation if it is running. Its row exists before it runs, so a caller who found the row may have to wait for the start.
     async fn active(&self, op: OpId, wait: Duration) -> Result<Option<Active>, ToolError> {
         let deadline = tokio::time::Instant::now() + wait.min(BEGIN_MAX);
         loop {
@@ -230,7 +231,7 @@ impl Ops {
         }
     }
 
-    /// One operation as it is now.
+    /// The current state of one operation.
     pub(crate) async fn record(&self, op: OpId) -> Result<OpRecord, ToolError> {
         let found = self.store.read(move |db| ops::get(db, op)).await.map_err(store_error)?;
         let mut record = found.ok_or_else(|| {
@@ -256,7 +257,7 @@ impl Ops {
         Ok(records)
     }
 
-    /// Cancels an operation and waits until it has undone what it had half made.
+    /// Cancels an operation and waits until it has undone its partial work.
     pub(crate) async fn cancel(&self, op: OpId) -> Result<OpSummary, ToolError> {
         let active = self.lock().get(&op).cloned();
         if let Some(mut active) = active {
@@ -269,7 +270,7 @@ impl Ops {
         Ok(self.record(op).await?.summary)
     }
 
-    /// The progress of an operation under way is newer in memory than in its row.
+    /// Uses the progress in memory for a running operation, which is newer than its row.
     fn overlay(&self, record: &mut OpRecord) {
         if record.summary.state == OpState::Running
             && let Some(active) = self.lock().get(&record.summary.op_id)
@@ -284,7 +285,7 @@ impl Ops {
         }
     }
 
-    /// Waits for all operations that `cancel_all` or their own course ends.
+    /// Waits for all operations, after `cancel_all` or until they complete.
     pub(crate) async fn drain(&self, limit: Duration) {
         self.tasks.close();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
@@ -313,12 +314,12 @@ impl Ending {
     }
 }
 
-/// Waits for the end of an operation, or of the daemon.
+/// Waits until the operation or the daemon ends.
 async fn ended(ended: &mut watch::Receiver<bool>) {
     ended.wait_for(|ended| *ended).await.ok();
 }
 
-/// How a failure of the store is shown.
+/// How a failure of the store is reported.
 pub(crate) fn store_error(error: StoreError) -> ToolError {
     match error {
         StoreError::NameTaken { kind, name } => {

@@ -1,8 +1,8 @@
-//! Which run of the host this is.
+//! Identifies the boot of the host.
 
 use std::sync::OnceLock;
 
-/// The id that the kernel made up when it started; `None` where it does not tell.
+/// The id that the kernel generated at boot; `None` if it is not available.
 pub(crate) fn of_host() -> Option<&'static str> {
     static ID: OnceLock<Option<String>> = OnceLock::new();
     let read = || {

@@ -1,5 +1,5 @@
-//! Looking for an answer for a moment before going to sleep for it: to wake a processor takes longer than many an answer,
-//! on virtual machines above all. When it is worth it is judged as KVM judges it for its `halt_poll_ns`: by the last wait.
+//! Busy-polls for an answer for a moment before blocking, because waking a processor often takes longer than the answer,
+//! especially on virtual machines. As with KVM's `halt_poll_ns`, the last wait decides whether to poll.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,42 +12,42 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-/// How long is looked; what took longer the last time is slept for.
+/// How long to poll. If the last answer took longer, the caller blocks at once.
 const WINDOW: Duration = Duration::from_micros(250);
-/// For how many turns the processor rests between two looks: about a microsecond.
+/// How many pause instructions there are between two polls: about a microsecond.
 const PAUSES: u32 = 40;
 
-/// For how long nobody looks after another peer was heard of: who looks holds up the others.
+/// How long nobody polls after another peer was active: polling would delay the others.
 const ALONE: Duration = Duration::from_millis(2);
 
-/// Whether a thread of this process looks: the others have work to do.
+/// Whether a thread of this process is polling; the other threads need their processors.
 static LOOKING: AtomicBool = AtomicBool::new(false);
-/// Whether this process never looks.
+/// Whether polling is disabled in this process.
 static NEVER: AtomicBool = AtomicBool::new(false);
-/// Whoever looks takes the only processor from whom it waits for.
+/// On a single processor, polling would take it away from the peer.
 static HAS_PROCESSORS: LazyLock<bool> =
     LazyLock::new(|| std::thread::available_parallelism().is_ok_and(|n| n.get() > 1));
 
-/// From now on nothing is looked for in this process: what comes is slept for.
+/// Disables polling in this process: callers block at once.
 pub fn never() {
     NEVER.store(true, Ordering::Relaxed);
 }
 
-/// Peers of one kind: they are looked at while it is always the same one that is heard of.
+/// Peers of one kind. They are polled only while a single one of them is active.
 #[derive(Debug)]
 pub struct Crowd {
     next: AtomicU64,
-    /// The last one that was heard of, and until when it shares the time with one before.
+    /// The peer that was active last, and until when it counts as sharing the time with the one before.
     last: Mutex<(u64, Option<Instant>)>,
 }
 
 impl Crowd {
-    /// Nobody yet.
+    /// No peers yet.
     pub const fn new() -> Self {
         Self { next: AtomicU64::new(1), last: Mutex::new((0, None)) }
     }
 
-    /// Notes that one is heard of; whether it is the only one for a while.
+    /// Records activity of a peer; returns whether it has been the only one for a while.
     fn is_alone(&self, peer: u64) -> bool {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.0 != peer {
@@ -66,7 +66,7 @@ impl Default for Crowd {
     }
 }
 
-/// Whether the answers of one peer are worth looking for.
+/// Decides whether to poll for the answers of one peer.
 #[derive(Debug)]
 pub struct BusyPoll {
     crowd: &'static Crowd,
@@ -75,18 +75,18 @@ pub struct BusyPoll {
 }
 
 impl BusyPoll {
-    /// For one more peer of this kind.
+    /// Adds another peer of this kind.
     pub fn of(crowd: &'static Crowd) -> Self {
         Self { crowd, peer: crowd.next.fetch_add(1, Ordering::Relaxed), is_worth_it: false }
     }
 
-    /// An answer came after so long.
+    /// Records how long an answer took.
     pub fn took(&mut self, wait: Duration) {
         self.is_worth_it = wait <= WINDOW;
     }
 
-    /// Appends what comes from a socket within a moment; `None` if it is to be slept for. Keeps the calling thread for up to
-    /// 250 µs, but lets others have the processor.
+    /// Appends what arrives from a socket within a moment; `None` if the caller should block instead. Occupies the calling
+    /// thread for up to 250 µs, but yields the processor to others.
     pub fn receive(&self, socket: impl AsFd, buffer: &mut Vec<u8>) -> Option<io::Result<usize>> {
         self.look(|| match rustix::net::recv(&socket, spare_capacity(buffer), RecvFlags::DONTWAIT) {
             Ok((_, length)) => Some(Ok(length)),
@@ -95,7 +95,7 @@ impl BusyPoll {
         })
     }
 
-    /// The same for who reads in another way: ends as soon as there is something to be read.
+    /// The same for callers that read in another way: returns as soon as there is something to read.
     pub fn watch(&self, socket: impl AsFd) {
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         self.look(|| {
@@ -123,7 +123,7 @@ impl BusyPoll {
     }
 }
 
-/// Lets the other threads of the core work, then those that have no processor.
+/// Yields to other threads of the core, then to those without a processor.
 fn pause() {
     for _ in 0..PAUSES {
         std::hint::spin_loop();
@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// One thread looks at a time, so one test does.
+    /// Only one thread polls at a time, so this is one test.
     #[test]
     fn only_what_came_soon_the_last_time_is_looked_for() {
         let (mut near, far) = UnixStream::pair().unwrap();
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(poll.receive(&far, &mut buffer).unwrap().unwrap(), 4);
         assert_eq!(poll.receive(&far, &mut buffer).unwrap().unwrap(), 0, "the peer is gone");
 
-        // Another one is heard of: nobody is looked at until one has been alone for a while.
+        // Another peer is active: nobody is polled until one has been alone for a while.
         let mut other = BusyPoll::of(&CROWD);
         other.took(Duration::ZERO);
         assert!(other.receive(&far, &mut buffer).is_none());

@@ -1,4 +1,4 @@
-//! Points at which a daemon under test ends as if it were killed there. Builds without debug assertions have none.
+//! Points at which a daemon under test ends as if it were killed. Only builds with debug assertions have them.
 
 use std::io::Write;
 use std::sync::OnceLock;
@@ -8,10 +8,10 @@ use rustix::process::{Signal, getpid, kill_process};
 
 static ARMED: OnceLock<String> = OnceLock::new();
 
-/// What the name of a point begins with at which a task panics, the first time that one is there.
+/// The prefix of a point at which a task panics, the first time that one reaches it.
 const PANIC: &str = "panic:";
 
-/// Chooses the point at which this process ends, or `panic:POINT`. The first choice counts.
+/// Chooses the point at which this process ends, or `panic:POINT`. Only the first call has an effect.
 pub fn arm(point: &str) {
     if cfg!(debug_assertions) && ARMED.set(point.to_owned()).is_err() {
         tracing::warn!(point, "a failpoint is armed already");
@@ -28,10 +28,10 @@ pub(crate) fn reach(point: &str) {
         panic!("at the failpoint {point}");
     }
     if cfg!(debug_assertions) && ARMED.get().is_some_and(|armed| armed == point) {
-        // At once: the log is written by another thread, which dies too.
+        // Written directly, because the log's own thread would die too.
         let _ = writeln!(std::io::stderr(), "ending at a failpoint point=\"{point}\"");
         if kill_process(getpid(), Signal::KILL).is_ok() {
-            // Nothing more may happen until the signal is there.
+            // Waits for the signal.
             loop {
                 std::thread::park();
             }

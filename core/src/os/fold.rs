@@ -1,14 +1,14 @@
-//! What a terminal would show of what a program wrote to it: escape sequences are gone, and of a line that was written over and over,
-//! such as a progress bar, the last state is left.
+//! Reduces a program's output to what a terminal would show: without escape sequences, and only the last state of a line that
+//! was overwritten repeatedly, such as a progress bar.
 
-/// The longest escape sequence that is waited for, in bytes; what is longer is none.
+/// The longest escape sequence, in bytes; anything longer is not treated as one.
 const SEQUENCE_MAX: usize = 4096;
 
-/// Stand for the sequences that erase: characters that are not left in the text otherwise.
+/// Stand-ins for the sequences that erase. These characters do not occur otherwise in the text.
 const ERASE_TO_END: char = '\u{b}';
 const ERASE_LINE: char = '\u{c}';
 
-/// Folds text that was written for a terminal.
+/// Folds text that was meant for a terminal.
 pub(crate) fn fold(text: &str) -> String {
     let plain = without_sequences(text);
     let mut folded = String::with_capacity(plain.len());
@@ -23,8 +23,8 @@ pub(crate) fn fold(text: &str) -> String {
     folded
 }
 
-/// How many of these bytes can be folded without what comes behind them: a sequence or a carriage return at the end may go on.
-/// All of them where nothing else is there.
+/// How many of these bytes can be folded without more input: a sequence or a carriage return at the end may continue. All of
+/// them if there is nothing else.
 pub(crate) fn whole(bytes: &[u8]) -> usize {
     let tail = bytes.len().saturating_sub(SEQUENCE_MAX);
     let end = match bytes[tail..].iter().rposition(|b| *b == 0x1b) {
@@ -35,7 +35,7 @@ pub(crate) fn whole(bytes: &[u8]) -> usize {
     if end == 0 { bytes.len() } else { end }
 }
 
-/// What is seen of a line whose parts were written over each other: a later part hides as much as it is long.
+/// What remains visible of a line whose parts were written over each other: a later part hides as many characters as it has.
 fn overwritten(line: &str) -> String {
     if !line.contains(['\r', '\u{8}', ERASE_TO_END, ERASE_LINE]) {
         return line.to_owned();
@@ -60,7 +60,7 @@ fn overwritten(line: &str) -> String {
     String::from_iter(shown).trim_end().to_owned()
 }
 
-/// The text without escape sequences and without control characters that move nothing but a terminal.
+/// Removes escape sequences, and control characters that only affect a terminal.
 fn without_sequences(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
@@ -76,7 +76,7 @@ fn without_sequences(text: &str) -> String {
             Some("\u{1b}[2K") => plain.push(ERASE_LINE),
             _ => {}
         }
-        // Where a sequence would end in the middle of a character, at most the escape itself is taken.
+        // If a sequence would end inside a character, only the escape character is removed.
         rest = match from.get(length..) {
             Some(rest) => rest,
             None => &from[1..],
@@ -90,19 +90,19 @@ fn is_whole(bytes: &[u8]) -> bool {
     sequence(bytes).1
 }
 
-/// How long the escape sequence is that these bytes begin with (ECMA-48), and whether its end is there.
+/// The length of the escape sequence (ECMA-48) at the beginning of these bytes, and whether it is complete.
 fn sequence(bytes: &[u8]) -> (usize, bool) {
     let find = |from: usize, is_end: fn(u8) -> bool| {
         bytes.iter().skip(from).take(SEQUENCE_MAX).position(|b| is_end(*b)).map(|at| from + at + 1)
     };
     let end = match bytes.get(1) {
         None => None,
-        // Control sequences: parameters, then one of @ to ~. What is no parameter ends a broken one.
+        // Control sequences: parameters, then one of @ to ~. Anything else ends a broken one.
         Some(b'[') => {
             let end = find(2, |b| !(0x20..=0x3f).contains(&b));
             end.map(|end| if (0x40..=0x7e).contains(&bytes[end - 1]) { end } else { end - 1 })
         }
-        // Strings, such as a window's title: to BEL or ESC \.
+        // Strings, such as a window title, up to BEL or ESC \.
         Some(b']' | b'P' | b'X' | b'^' | b'_') => {
             find(2, |b| b == 0x07 || b == 0x1b || b == b'\n').map(|end| {
                 match (bytes[end - 1], bytes.get(end)) {
@@ -118,7 +118,7 @@ fn sequence(bytes: &[u8]) -> (usize, bool) {
             end.map(|end| if (0x30..=0x7e).contains(&bytes[end - 1]) { end } else { end - 1 })
         }
         Some(0x30..=0x7e) => Some(2),
-        // No sequence begins so: the escape stands alone.
+        // Not a sequence: the escape character stands alone.
         Some(_) => Some(1),
     };
     match end {

@@ -1,6 +1,6 @@
-//! Paths of the host that a caller named: anything may be there, a pipe that nobody writes to as well as a mount whose server is gone.
+//! Paths of the host that a caller named. Anything may be there, such as a pipe without a writer, or a mount whose server is gone.
 //!
-//! Nothing here waits for the other end of a pipe or for a device, and nothing of a stuck filesystem holds up a runtime's threads.
+//! Nothing here waits for the other end of a pipe or for a device, and a stuck filesystem does not block the runtime's threads.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,15 +12,15 @@ use rustix::fs::OFlags;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// How long a look at a path may take.
+/// The timeout of a look at a path.
 const LOOK: Duration = Duration::from_secs(10);
-/// How many looks there may be at once: stuck ones keep their threads.
+/// How many looks may run at once; stuck ones keep their threads.
 const LOOKS_MAX: usize = 32;
 
 /// What is at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A regular file of so many bytes.
+    /// A regular file.
     File {
         /// Its length.
         bytes: u64,
@@ -29,8 +29,8 @@ pub(crate) enum Kind {
     Directory,
 }
 
-/// Opens a regular file for reading. Anything else is refused with [`io::ErrorKind::InvalidInput`]; a pipe is not waited for, and no device is
-/// set going.
+/// Opens a regular file for reading. Anything else is refused with [`io::ErrorKind::InvalidInput`]; opening does not wait for a
+/// pipe and does not activate a device.
 pub(crate) fn open_file(path: &Path) -> io::Result<fs_err::File> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
@@ -38,7 +38,7 @@ pub(crate) fn open_file(path: &Path) -> io::Result<fs_err::File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(neither(path, "regular file")) }
 }
 
-/// What is at a path; refused with [`io::ErrorKind::InvalidInput`] if it is neither a regular file nor a directory. Blocks.
+/// The kind of a path; [`io::ErrorKind::InvalidInput`] if it is neither a regular file nor a directory. Blocks.
 pub(crate) fn kind(path: &Path) -> io::Result<Kind> {
     let meta = fs_err::metadata(path)?;
     match meta.file_type() {
@@ -48,7 +48,7 @@ pub(crate) fn kind(path: &Path) -> io::Result<Kind> {
     }
 }
 
-/// Looks at paths beside the runtime. One for a daemon; cheap to clone.
+/// Looks at paths outside the runtime's threads. One per daemon; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Looks {
     free: Arc<Semaphore>,
@@ -62,12 +62,12 @@ impl Default for Looks {
 }
 
 impl Looks {
-    /// What is at a path, as [`kind`] says it. [`io::ErrorKind::TimedOut`]: its filesystem does not answer.
+    /// The kind of a path, as in [`kind`]. [`io::ErrorKind::TimedOut`] means that its filesystem does not answer.
     pub(crate) async fn kind(&self, path: PathBuf) -> io::Result<Kind> {
         self.look(path, kind).await
     }
 
-    /// Runs `look` in a thread of its own, and gives it up when it takes too long.
+    /// Runs `look` on a separate thread, and gives up after a timeout.
     async fn look<T: Send + 'static>(
         &self,
         path: PathBuf,
@@ -84,7 +84,7 @@ impl Looks {
         let looking = async {
             let permit = self.free.clone().acquire_owned().await.map_err(io::Error::other)?;
             let (of, (tell, told)) = (path.clone(), tokio::sync::oneshot::channel());
-            // Not one of the runtime's own: those are what the store and all else work with.
+            // Not on one of the runtime's threads, which the store and everything else need.
             std::thread::Builder::new().name("look".to_owned()).spawn(move || {
                 tell.send(look(&of)).ok();
                 drop(permit);
@@ -138,7 +138,7 @@ mod tests {
         });
         let error = stuck.await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        // Its thread is not free yet: who comes next is told the same, and all else goes on.
+        // Its thread is still stuck: the next caller gets the same error, and everything else continues.
         assert_eq!(looks.kind("/".into()).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(end);
         let looks = Looks { limit: LOOK, ..looks };

@@ -1,7 +1,7 @@
-//! Programs that outlive the daemon that started them. A daemon that is killed cannot end them, and what they still write
-//! would get in the way of the next one: it ends them before it looks at anything else.
+//! Kills programs that outlived their daemon. A killed daemon cannot stop them, and what they still write would disturb the
+//! next daemon, which therefore kills them first.
 //!
-//! They are known by a variable of their environment, which those that they start themselves have too.
+//! They are recognised by an environment variable, which their child processes inherit.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -12,9 +12,9 @@ use super::process::{self, ProcessHandle};
 
 /// The variable that says which process started a program: its pid and its start time.
 pub const STARTED_BY: &str = "NEXUS_STARTED_BY";
-/// How long one may take to be gone after SIGKILL.
+/// How long a program may take to disappear after SIGKILL.
 const GONE: Duration = Duration::from_secs(10);
-/// How often is looked again for those that others started meanwhile.
+/// How often to look again for programs that others started meanwhile.
 const ROUNDS: usize = 20;
 
 /// The value for programs that this process starts.
@@ -27,7 +27,7 @@ pub(crate) fn mark() -> &'static str {
     })
 }
 
-/// Kills what a daemon left behind that had this pid and is gone. Says how many programs that were. Blocks.
+/// Kills the programs left by a dead daemon with this pid. Returns how many. Blocks.
 pub(crate) fn end_of(daemon: u32) -> io::Result<usize> {
     let mut ended = 0;
     for _ in 0..ROUNDS {
@@ -52,7 +52,7 @@ fn left_by(daemon: u32) -> io::Result<Vec<ProcessHandle>> {
     let mut left = Vec::new();
     for entry in fs_err::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // Taken hold of before it is looked at, so that the look is at this very process.
+        // Opened before it is inspected, so that the inspection is of this very process.
         let Ok(Some(program)) = ProcessHandle::open(pid) else { continue };
         let Some((by, start_time)) = started_by(pid) else { continue };
         if by == daemon && ProcessHandle::open_identified(by, start_time)?.is_none() {
@@ -62,7 +62,8 @@ fn left_by(daemon: u32) -> io::Result<Vec<ProcessHandle>> {
     Ok(left)
 }
 
-/// The process that started a program, as its environment says; `None` for what is no program of a daemon, or another user's.
+/// The process that started a program, according to its environment; `None` for programs not started by a daemon, and for
+/// other users' programs.
 fn started_by(pid: u32) -> Option<(u32, u64)> {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
     let mark = environment

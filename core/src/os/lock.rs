@@ -1,4 +1,4 @@
-//! One daemon per state directory: a lock on a file, given back by the kernel when the process ends.
+//! Ensures one daemon per state directory: a file lock that the kernel releases when the process ends.
 
 use std::io::{self, Seek, Write};
 use std::path::Path;
@@ -15,16 +15,16 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// The process that had it before, which may be long gone.
+    /// The process that held it before; it may have ended long ago.
     pub fn before(&self) -> Option<u32> {
         self.before
     }
 }
 
-/// How long a lock may be held by nobody: the child of a killed process has it until it runs its program.
+/// How long the lock may outlive its daemon: a child of a killed process holds it until it executes its program.
 const ORPHANED_MAX: Duration = Duration::from_secs(2);
 
-/// Takes the lock, or `None` when another process has it and keeps it.
+/// Takes the lock; `None` if another process keeps holding it.
 pub async fn take_in_time(path: &Path) -> io::Result<Option<Lock>> {
     let deadline = tokio::time::Instant::now() + ORPHANED_MAX;
     loop {
@@ -36,7 +36,7 @@ pub async fn take_in_time(path: &Path) -> io::Result<Option<Lock>> {
     }
 }
 
-/// Takes the lock, or `None` when another process has it. The file is close-on-exec, so that no program keeps it.
+/// Takes the lock; `None` if another process holds it. The file is close-on-exec, so that no program keeps it.
 fn take(path: &Path) -> io::Result<Option<Lock>> {
     let mut file =
         fs_err::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
@@ -46,7 +46,7 @@ fn take(path: &Path) -> io::Result<Option<Lock>> {
         Err(error) => return Err(error.into()),
     }
     let before = holder(path);
-    // In place, and always as long: that works on a full disk too. Where it does not, the lock is as good without it.
+    // Written in place and with a fixed length, which works on a full disk too. If it fails, the lock is valid all the same.
     let written = file.rewind().and_then(|()| writeln!(file, "{:<10}", std::process::id()));
     if let Err(error) = written {
         tracing::warn!(%error, "the lock of the state directory does not say who holds it");
@@ -54,7 +54,7 @@ fn take(path: &Path) -> io::Result<Option<Lock>> {
     Ok(Some(Lock { _file: file, before }))
 }
 
-/// The process that holds the lock, as it wrote it down itself.
+/// The process that holds the lock, according to its own entry.
 pub fn holder(path: &Path) -> Option<u32> {
     fs_err::read_to_string(path).ok()?.trim().parse().ok()
 }

@@ -1,19 +1,20 @@
-//! The heap of this process: few arenas, large blocks mapped on their own, and what is free given back.
+//! Keeps the heap of this process small: few arenas, large blocks mapped separately, and free memory returned.
 
 use std::sync::Once;
 
-/// How many arenas the heap may have: each keeps free memory of its own.
+/// The maximum number of arenas; each keeps free memory of its own.
 #[cfg(target_env = "gnu")]
 const ARENAS_MAX: libc::c_int = 2;
-/// From this size on, in bytes, blocks are mapped and unmapped on their own: glibc's default, without its growth.
+/// Blocks of this size in bytes, and larger ones, are mapped and unmapped separately. This is glibc's default, without
+/// its dynamic growth.
 #[cfg(target_env = "gnu")]
 const LARGE: libc::c_int = 128 << 10;
 
-/// Makes the allocator give large blocks back as soon as they are free, for the whole process, from now on. Best called
-/// before the first thread is started; called more than once, it does nothing more.
+/// Makes the allocator of the whole process return large blocks as soon as they are freed. Call it before the first
+/// thread is started; further calls have no effect.
 ///
-/// glibc learns from each large block that is freed to keep the next one, up to tens of megabytes on every thread. After
-/// one kernel was unpacked that is most of a daemon's memory, and the next kernel comes in a week or never.
+/// By default, glibc raises its threshold whenever a large block is freed, and so keeps up to tens of megabytes per
+/// thread. After unpacking one kernel that would be most of a daemon's memory, although the next kernel may come in a week or never.
 pub fn keep_lean() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -27,7 +28,7 @@ pub fn keep_lean() {
     });
 }
 
-/// Gives free memory back to the system; takes a millisecond or so.
+/// Returns free memory to the system; takes about a millisecond.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes a number only; the allocator guards its own state.

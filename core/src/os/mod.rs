@@ -1,5 +1,5 @@
-//! The operating system's side of things: where files are, which programs are called, and the small things that all rooms share. No room of this crate is
-//! below it.
+//! The operating system: where files are, which programs are called, and small utilities that all rooms share. This room
+//! imports no other room of the crate.
 
 pub(crate) mod boot_id;
 pub mod busy_poll;

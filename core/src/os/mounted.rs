@@ -1,5 +1,5 @@
-//! Filesystems for tests: made in a file, mounted by a loop device, unmounted and gone with the value; or with the thread,
-//! as a test that is killed drops nothing.
+//! Filesystems for tests: made in a file and mounted by a loop device. They are unmounted and removed when the value is
+//! dropped, or when the thread ends, because a killed test drops nothing.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    /// A fresh filesystem (`btrfs`, `xfs` or `ext4`) of so many mebibytes, which everybody may write to.
+    /// A new world-writable filesystem (`btrfs`, `xfs` or `ext4`) of this many mebibytes.
     pub(crate) fn fresh(kind: &str, mebibytes: u64) -> Self {
         Self::in_base(tempfile::tempdir().unwrap(), kind, mebibytes)
     }
@@ -70,7 +70,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // The loop device goes with the mount.
+        // The loop device is removed with the mount.
         let unmounted = Command::new("/bin/umount").arg(&self.point).status();
         if !unmounted.is_ok_and(|status| status.success()) {
             let lazily = Command::new("/bin/umount").arg("-l").arg(&self.point).status();
@@ -79,7 +79,7 @@ impl Drop for Mounted {
     }
 }
 
-/// What is mounted from now on is only seen by this thread, and by the threads and programs that it starts.
+/// Further mounts are visible only to this thread, and to the threads and programs that it starts.
 fn keep_mounts_to_this_thread() {
     thread_local!(static KEPT: Cell<bool> = const { Cell::new(false) });
     if !KEPT.replace(true) {
@@ -93,8 +93,8 @@ pub(crate) fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Runs `work` as an ordinary user, whose number it is given, in a thread (and the threads and programs that it starts).
-/// The test itself must run as root.
+/// Runs `work` as an ordinary user, whose uid it gets, on a new thread (with the threads and programs that it starts). The
+/// test itself must run as root.
 pub(crate) fn as_user<T: Send>(work: impl Future<Output = T> + Send) -> T {
     use rustix::process::{Gid, Uid};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -112,7 +112,7 @@ pub(crate) fn as_user<T: Send>(work: impl Future<Output = T> + Send) -> T {
     })
 }
 
-/// The ordinary user of [`as_user`].
+/// The uid of [`as_user`].
 pub(crate) const USER: u32 = 54_321;
 
 /// A temporary directory of that user.

@@ -21,12 +21,12 @@ impl Paths {
         &self.root
     }
 
-    /// The file whose lock makes one daemon the only one.
+    /// The lock file that ensures a single daemon.
     pub fn lock(&self) -> PathBuf {
         self.root.join("nexusd.lock")
     }
 
-    /// What is given up on a full disk.
+    /// The file that is deleted to free space on a full disk.
     pub fn reserve(&self) -> PathBuf {
         self.root.join("reserve")
     }
@@ -76,12 +76,12 @@ impl Paths {
         self.assets().join(id.to_string())
     }
 
-    /// Downloads that are not whole yet, to be gone on with.
+    /// Partial downloads that can be resumed.
     pub fn downloads(&self) -> PathBuf {
         self.root.join("downloads")
     }
 
-    /// Links to the programs that were downloaded and are to be used.
+    /// Links to the downloaded programs to use.
     pub fn programs(&self) -> PathBuf {
         self.root.join("bin")
     }
@@ -96,17 +96,17 @@ impl Paths {
         self.builds().join(id.to_string())
     }
 
-    /// What can be made again at any time, such as composed initramfs files.
+    /// Files that can be recreated at any time, such as composed initramfs files.
     pub fn cache(&self) -> PathBuf {
         self.root.join("cache")
     }
 
-    /// Unix sockets by which ports of guests are published.
+    /// The Unix sockets of published guest ports.
     pub fn sockets(&self) -> PathBuf {
         self.root.join("sockets")
     }
 
-    /// A client's own folder for copies: `owner` is whom its calls belong to, such as `uid:1000`.
+    /// A client's own folder for copies; `owner` identifies the client, such as `uid:1000`.
     pub fn of_client(&self, owner: &str) -> PathBuf {
         let plain = |c: char| {
             if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') {
@@ -119,35 +119,34 @@ impl Paths {
         self.root.join("clients").join(name)
     }
 
-    /// Half-made things; emptied at every start of the daemon.
+    /// Unfinished work; emptied at every start of the daemon.
     pub fn scratch(&self) -> PathBuf {
         self.root.join("scratch")
     }
 }
 
-/// Where it says which ids a user has besides its own, below the root directory: users' and groups'.
+/// The files, relative to the root directory, that assign subordinate ids to users: for users and for groups.
 pub(super) const SUBORDINATE_IDS: [&str; 2] = ["etc/subuid", "etc/subgid"];
 
-/// Where it says who else may know such things.
+/// The file that says which other services know such ids.
 pub(super) const NAME_SERVICES: &str = "etc/nsswitch.conf";
 
-/// Where the host's programs are looked for. Some of them are for administrators, whose directories are not in every user's
-/// `PATH`.
+/// Where to look for the host's programs. Some of these directories are for administrators and not in every user's `PATH`.
 pub const PROGRAM_DIRECTORIES: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// Where the host's libraries are, with what else comes with its programs. Holds nothing of its owner's.
+/// The host's libraries and other files that come with its programs. They contain no private data.
 pub(super) const LIBRARIES: [&str; 8] =
     ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store", "/gnu/store"];
 
-/// What the dynamic loader and the C library read besides libraries.
+/// The other files that the dynamic loader and the C library read.
 pub(super) const LOADER_FILES: [&str; 4] =
     ["/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/localtime", "/sys/devices/system/cpu"];
 
-/// The dynamic loader's list of libraries.
+/// The dynamic loader's cache of libraries.
 pub(crate) const LOADER_CACHE: &str = "/etc/ld.so.cache";
 
-/// What QEMU reads besides libraries, where it is in the usual place: firmware, and how much memory each node has.
+/// The other files that QEMU reads if it is installed in the usual place: firmware, and the memory size of each node.
 pub(crate) const QEMU_FILES: [&str; 3] =
     ["/usr/share/qemu", "/usr/share/seabios", "/sys/devices/system/node"];
 
@@ -155,16 +154,16 @@ pub(crate) const QEMU_FILES: [&str; 3] =
 pub(crate) const PLAIN_DEVICES: [&str; 5] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
-/// Where the kernel tells of processes.
+/// The kernel's directory of processes.
 pub(super) const PROCESSES: &str = "/proc";
 
 /// The device of hardware virtualization.
 pub(crate) const KVM: &str = "/dev/kvm";
 
-/// Where an image has the files of its services.
+/// An image's directory of service files.
 pub(crate) const GUEST_SERVICES: &str = "/etc/nexus/services.d";
 
-/// Where a guest has programs of its own, such as `poweroff`.
+/// A guest's directory for Nexus's own programs, such as `poweroff`.
 pub const GUEST_PROGRAMS: &str = "/run/nexus/bin";
 
 /// Names of files in a VM's directory. Sockets are short because a Unix socket path holds 107 bytes: processes use them
@@ -184,19 +183,19 @@ pub mod vm_files {
     pub const QMP: &str = "q.sock";
     /// Firecracker's API socket.
     pub const API: &str = "api.sock";
-    /// What was launched.
+    /// What was started.
     pub const PLAN: &str = "plan.json";
     /// How it ended.
     pub const EXIT: &str = "exit.json";
-    /// The console, current file; older ones have a number behind.
+    /// The current console file; older ones have a number appended.
     pub const CONSOLE: &str = "console.log";
     /// What the VMM wrote to stderr.
     pub const VMM_LOG: &str = "vmm.log";
-    /// Through which a VMM that opens its log by itself writes it to [`VMM_LOG`].
+    /// The pipe to [`VMM_LOG`], for a VMM that opens its log by itself.
     pub const VMM_PIPE: &str = "vmm.pipe";
-    /// The directory that a jailed VMM has for its root, some levels down.
+    /// The directory with the root of a jailed VMM, some levels down.
     pub const JAIL: &str = "jail";
-    /// What the shim has to say.
+    /// The shim's own log.
     pub const SHIM_LOG: &str = "shim.log";
     /// Locked by the live shim; holds its pid and start time.
     pub const SHIM_LOCK: &str = "shim.lock";

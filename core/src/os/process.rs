@@ -1,4 +1,4 @@
-//! Processes by identity: a pid alone is not one, since pids are used again. The start time tells two uses apart.
+//! Identifies processes. A pid alone is not enough, because pids are reused; the start time distinguishes them.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -17,7 +17,7 @@ pub struct ProcessStat {
     pub state: char,
     /// The parent's pid.
     pub parent: u32,
-    /// When it was started, in clock ticks since the host's boot: field 22.
+    /// Its start time, in clock ticks since the host booted: field 22.
     pub start_time: u64,
 }
 
@@ -28,7 +28,7 @@ impl ProcessStat {
     }
 }
 
-/// Reads `/proc/PID/stat`; `None` when there is no such process.
+/// Reads `/proc/PID/stat`; `None` if there is no such process.
 pub fn stat(pid: u32) -> io::Result<Option<ProcessStat>> {
     match std::fs::read(format!("/proc/{pid}/stat")) {
         Ok(text) => Ok(parse_stat(&String::from_utf8_lossy(&text))),
@@ -37,18 +37,18 @@ pub fn stat(pid: u32) -> io::Result<Option<ProcessStat>> {
     }
 }
 
-/// The name of a process may hold anything, parentheses too: fields are counted from the last one.
+/// A process name may contain anything, even parentheses, so fields are counted after the last one.
 fn parse_stat(text: &str) -> Option<ProcessStat> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    // Fields 3 and 4 are taken; 22 is the 18th from there.
+    // Fields 3 and 4 are already read; 22 is the 18th from there.
     let start_time = fields.nth(17)?.parse().ok()?;
     Some(ProcessStat { state, parent, start_time })
 }
 
-/// A process that is held on to: signals reach this very process or none.
+/// A handle of a process: signals reach exactly this process or none.
 #[derive(Debug)]
 pub struct ProcessHandle {
     pid: u32,
@@ -57,7 +57,7 @@ pub struct ProcessHandle {
 }
 
 impl ProcessHandle {
-    /// Takes hold of a live process; `None` when there is none with this pid (a zombie counts as none).
+    /// Opens a live process; `None` if there is none with this pid (a zombie does not count).
     pub fn open(pid: u32) -> io::Result<Option<Self>> {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
         let fd = match pidfd_open(raw, PidfdFlags::empty()) {
@@ -65,20 +65,20 @@ impl ProcessHandle {
             Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
             Err(e) => return Err(e.into()),
         };
-        // The handle is taken before the look, and the process still lives after it: the look was at this process.
+        // The handle is opened before the inspection, and the process is still alive after it, so the inspection was of this process.
         let Some(stat) = stat(pid)? else { return Ok(None) };
         let handle = Self { pid, start_time: stat.start_time, fd };
-        // The state there is the first thread's: that one may be dead while others still hold what the process has open. The
-        // handle tells the end of all of them (pidfd_poll() in the kernel's pid.c).
+        // That state is of the first thread only: it may be dead while other threads still hold the process's files. The
+        // handle reports the end of all threads (pidfd_poll() in the kernel's pid.c).
         if handle.has_ended()? { Ok(None) } else { Ok(Some(handle)) }
     }
 
-    /// Takes hold of the process that was started at `start_time`; `None` when it is gone.
+    /// Opens the process that was started at `start_time`; `None` if it has ended.
     pub fn open_identified(pid: u32, start_time: u64) -> io::Result<Option<Self>> {
         Ok(Self::open(pid)?.filter(|handle| handle.start_time == start_time))
     }
 
-    /// Takes hold of a child of this process that may have ended but is not reaped yet: its pid cannot be another's.
+    /// Opens a child of this process that may have ended but is not reaped yet, so its pid cannot have been reused.
     pub(crate) fn of_child(child: &std::process::Child) -> io::Result<Self> {
         let pid = child.id();
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
@@ -93,17 +93,17 @@ impl ProcessHandle {
         self.pid
     }
 
-    /// When it was started, in clock ticks since the host's boot.
+    /// Its start time, in clock ticks since the host booted.
     pub fn start_time(&self) -> u64 {
         self.start_time
     }
 
-    /// Sends SIGKILL; a process that is gone already is fine.
+    /// Sends SIGKILL; a process that has already ended is not an error.
     pub fn kill(&self) -> io::Result<()> {
         self.signal(Signal::KILL)
     }
 
-    /// Sends SIGTERM; a process that is gone already is fine.
+    /// Sends SIGTERM; a process that has already ended is not an error.
     pub fn terminate(&self) -> io::Result<()> {
         self.signal(Signal::TERM)
     }
@@ -115,7 +115,7 @@ impl ProcessHandle {
         }
     }
 
-    /// The same for use in a runtime: it becomes readable, and stays so, when the process has ended.
+    /// The same for an async runtime: it becomes readable, and stays so, when the process has ended.
     pub(crate) fn watched(self) -> io::Result<AsyncFd<Self>> {
         // SAFETY: a handle gives the same number always, keeps the descriptor open, and closes it only when it is dropped.
         unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }.map_err(io::Error::from)
@@ -126,7 +126,7 @@ impl ProcessHandle {
         self.wait_ended(Duration::ZERO)
     }
 
-    /// Waits until the process has ended, for so long at most; says whether it has.
+    /// Waits up to `timeout` until the process has ended; returns whether it has.
     pub fn wait_ended(&self, timeout: Duration) -> io::Result<bool> {
         let deadline = std::time::Instant::now() + timeout;
         loop {
@@ -153,7 +153,7 @@ impl AsRawFd for ProcessHandle {
     }
 }
 
-/// A duration as the kernel takes it.
+/// A duration in the kernel's form.
 pub(crate) fn timespec(duration: Duration) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),

@@ -1,9 +1,9 @@
-//! Random bytes from the kernel, and secrets made of them.
+//! Random bytes from the kernel, and secrets made from them.
 
-/// Fills `bytes` with random bytes that are fit for secrets.
+/// Fills `bytes` with cryptographically secure random bytes.
 ///
 /// # Panics
-/// If the kernel has no randomness to give: nothing sensible can be done without it.
+/// If the kernel cannot provide randomness, because nothing can work without it.
 pub fn fill(bytes: &mut [u8]) {
     let mut filled = 0;
     while filled < bytes.len() {
@@ -22,7 +22,7 @@ pub fn token() -> String {
     data_encoding::HEXLOWER.encode(&bytes)
 }
 
-/// Whether two secrets are the same. How long it takes tells nothing but their lengths.
+/// Whether two secrets are equal. The time it takes reveals only their lengths.
 pub fn same_secret(given: &[u8], right: &[u8]) -> bool {
     given.len() == right.len() && given.iter().zip(right).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }

@@ -1,16 +1,16 @@
-//! Files of a directory that another user may change: a VM's directory is its shim's, which a guest may have taken over.
+//! Files in a directory that another user may change. A VM's directory belongs to its shim, which a guest may have taken over.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, lchown};
 use std::path::Path;
 
-/// Opens a file for reading as it is: no link is followed, no device or pipe is opened.
+/// Opens a regular file for reading; links are not followed, devices and pipes are not opened.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     open_with(path, OpenOptions::new().read(true))
 }
 
-/// The same with options of the caller's.
+/// The same with the caller's options.
 pub(crate) fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     if file.metadata()?.is_file() {
@@ -20,7 +20,7 @@ pub(crate) fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<Fi
     }
 }
 
-/// Makes a directory this process's own again, and removes what is neither an ordinary file nor a socket in it. Only while nobody works in it.
+/// Takes ownership of a directory again, and removes everything in it but regular files and sockets. Nobody may be using it.
 pub(crate) fn take_back(directory: &Path) -> io::Result<()> {
     let own = rustix::process::geteuid();
     if std::fs::symlink_metadata(directory)?.uid() == own.as_raw() {
@@ -73,7 +73,7 @@ mod tests {
         let names = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
         let mut names: Vec<_> = names.collect();
         names.sort();
-        // Of two names of one file the second is the only one when it is looked at.
+        // Of two hard links, one is removed first, so the other is then an ordinary file.
         assert_eq!(names.len(), 2, "{names:?}");
         assert!(names.contains(&"console.log".into()), "{names:?}");
         assert_eq!(std::fs::metadata(directory.path()).unwrap().uid(), 0);

@@ -1,8 +1,8 @@
-//! Removes what is no longer needed. What cannot be removed is logged and left: the next start finds it.
+//! Removes what is no longer needed. A failure is logged, and the rest is left for the next start.
 
 use std::path::Path;
 
-/// Removes a directory with all that is in it.
+/// Removes a directory with its contents.
 pub(crate) async fn tree(directory: &Path) {
     match fs_err::tokio::remove_dir_all(directory).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -12,7 +12,7 @@ pub(crate) async fn tree(directory: &Path) {
     }
 }
 
-/// Removes a file, or a directory with all that is in it.
+/// Removes a file, or a directory with its contents.
 pub(crate) async fn path(path: &Path) {
     let is_directory = fs_err::tokio::symlink_metadata(path).await.is_ok_and(|meta| meta.is_dir());
     if is_directory {

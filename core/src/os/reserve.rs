@@ -1,4 +1,4 @@
-//! A file that only takes room. On a full disk it is given up, so that the daemon can start, and delete what takes the rest.
+//! A file that only reserves space. On a full disk it is deleted, so that the daemon can start and delete other things.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,11 @@ use rustix::fs::FallocateFlags;
 
 use super::disk::free_bytes;
 
-/// How much room it holds, in bytes. Less than what lets a guest go on that waits for room.
+/// Its size in bytes. Smaller than what a guest that is paused for lack of space needs to continue.
 const SIZE: u64 = 8 << 20;
-/// With less than this free the disk counts as full, in bytes.
+/// The disk counts as full below this many free bytes.
 const FULL: u64 = 4 << 20;
-/// It is made (again) when this much is free, in bytes.
+/// The file is made again above this many free bytes.
 const ENOUGH: u64 = 128 << 20;
 
 /// The reserve of one state directory. Cheap to clone.
@@ -22,19 +22,19 @@ pub(crate) struct Reserve {
 }
 
 impl Reserve {
-    /// The reserve at a path; nothing is done yet.
+    /// The reserve at a path; does nothing yet.
     pub(crate) fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
-    /// Gives the room up if the disk is full; says whether it was full. Blocks for milliseconds.
+    /// Frees the space if the disk is full; returns whether it was full. Blocks for milliseconds.
     pub(crate) fn give_up_if_full(&self) -> bool {
         let is_full =
             self.directory().is_some_and(|directory| free_bytes(directory).is_ok_and(|free| free < FULL));
         if !is_full {
             return false;
         }
-        // On some filesystems a file can be emptied on a full disk, and not be removed.
+        // On some filesystems a full disk allows truncating a file, but not removing it.
         let emptied = fs::OpenOptions::new().write(true).open(&self.path).and_then(|file| file.set_len(0));
         match emptied.and_then(|()| fs::remove_file(&self.path)) {
             Ok(()) => tracing::warn!("the disk of the state directory is full: the reserve is given up"),
@@ -44,7 +44,7 @@ impl Reserve {
         true
     }
 
-    /// Makes it if it is missing and there is room for it. Blocks for milliseconds.
+    /// Makes it if it is missing and there is enough space. Blocks for milliseconds.
     pub(crate) fn keep(&self) {
         let has_room = || {
             let free = self.directory().and_then(|directory| free_bytes(directory).ok());

@@ -1,8 +1,8 @@
-//! Names and addresses as messages and logs show them.
+//! Formats names and addresses for messages and logs.
 
 use reqwest::Url;
 
-/// A name as it can be shown: escaped and shortened.
+/// A name in printable form: escaped and shortened.
 pub(crate) fn printable(name: &[u8]) -> String {
     const SHOWN: usize = 120;
     let cut = &name[..name.len().min(SHOWN)];
@@ -16,7 +16,7 @@ pub(crate) fn shown(url: &Url) -> String {
         return url.to_string();
     }
     let mut url = url.clone();
-    // Both fail only for addresses that cannot have credentials.
+    // Both fail only for addresses that cannot contain credentials.
     let _ = url.set_username("");
     let _ = url.set_password(None);
     url.to_string()

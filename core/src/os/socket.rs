@@ -1,7 +1,7 @@
 //! Unix sockets in directories with long paths.
 //!
-//! The address of a Unix socket holds 107 bytes, and a state directory may well be longer. So nothing here names a socket
-//! by its full path: the directory is opened, and the socket is reached through `/proc/self/fd/N/name`.
+//! The address of a Unix socket holds 107 bytes, and the path of a state directory may be longer. So no socket is addressed by
+//! its full path: the directory is opened, and the socket is reached through `/proc/self/fd/N/name`.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,13 +18,13 @@ use tokio::task::JoinSet;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 512;
-/// How long to leave a listener alone that fails, as it does when descriptors run out.
+/// The delay after a listener fails, for example because file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Binds the socket `name` in `directory` and listens; only this user may connect (mode 0600 from the first moment).
+/// Binds the socket `name` in `directory` and listens. Only this user may connect (mode 0600 from the start).
 ///
-/// A socket of that name that is there already is replaced: who binds here owns the directory. Anything else of that name is
-/// left alone and fails with [`io::ErrorKind::AddrInUse`].
+/// An existing socket of that name is replaced, because the caller owns the directory. Anything else of that name is left
+/// alone, and the call fails with [`io::ErrorKind::AddrInUse`].
 pub fn bind_in(directory: &Path, name: &str) -> io::Result<UnixListener> {
     let opened = Opened::new(directory, name)?;
     match opened.bind() {
@@ -55,8 +55,8 @@ pub async fn connect_in_tokio(directory: &Path, name: &str) -> io::Result<tokio:
     tokio::net::UnixStream::connect(opened.path()).await
 }
 
-/// Serves each client that connects, at most `most` at once; all of them end with this, which never does by itself. Whoever finds no
-/// place waits to be accepted, and the kernel bounds how many can.
+/// Serves each client that connects, at most `most` at once. Never returns by itself; dropping it ends all clients. Further
+/// clients wait to be accepted, and the kernel limits how many can.
 pub async fn serve_each<S: Future<Output = ()> + Send + 'static>(
     listener: tokio::net::UnixListener,
     most: usize,
@@ -83,7 +83,7 @@ pub async fn serve_each<S: Future<Output = ()> + Send + 'static>(
     }
 }
 
-/// A socket's name beside its directory, opened.
+/// A socket's name, with its directory opened.
 struct Opened<'a> {
     directory: OwnedFd,
     name: &'a str,
@@ -102,12 +102,12 @@ impl<'a> Opened<'a> {
         Ok(Self { directory, name })
     }
 
-    /// A short path that is good as long as `self` lives.
+    /// A short path that is valid as long as `self` exists.
     fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}/{}", self.directory.as_raw_fd(), self.name).into()
     }
 
-    /// What root binds in another user's directory is that user's: a VM's shim is one.
+    /// A socket that root binds in another user's directory, such as a VM's shim's, is given to that user.
     fn give_to_owner(&self) -> io::Result<()> {
         let owner = rustix::fs::fstat(&self.directory)?;
         if rustix::process::geteuid().is_root() && owner.st_uid != 0 {
@@ -126,7 +126,7 @@ impl<'a> Opened<'a> {
     fn bind(&self) -> io::Result<UnixListener> {
         let socket =
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        // A socket's file gets the mode of the socket itself at bind, so that there is no moment when others may connect.
+        // At bind, the file gets the mode of the socket, so there is no moment when others could connect.
         rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         rustix::net::bind(&socket, &SocketAddrUnix::new(self.path())?)?;
         self.give_to_owner()?;

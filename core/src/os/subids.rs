@@ -1,30 +1,30 @@
-//! The ids that a user has besides its own: the users of a namespace of its are mapped to them, and `mmdebstrap` needs some.
+//! Subordinate ids of a user: the users of its namespaces are mapped to them. `mmdebstrap` needs some.
 
 use std::path::Path;
 
 use super::paths::{NAME_SERVICES, SUBORDINATE_IDS};
 
-/// The least number of them: a system's own users go up to `nobody`, 65534.
+/// The minimum number: a system's own users go up to `nobody`, 65534.
 const LEAST: u64 = 65_535;
 
-/// A user that has none, or too few.
+/// A user without enough subordinate ids.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the user {user} has no 65536 ids of its own in /{file}")]
 pub struct Lacking {
-    /// Its name, or its id where it has none.
+    /// Its name, or its id if it has no name.
     pub user: String,
-    /// Where they are missing.
+    /// The file that lacks them.
     pub file: &'static str,
 }
 
 impl Lacking {
-    /// What to do about it.
+    /// How to fix it.
     pub fn fix(&self) -> String {
         format!("as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {}", self.user)
     }
 }
 
-/// Whether the user that this process runs as has what it takes; root needs none.
+/// Whether the current user has enough; root needs none.
 pub fn check() -> Result<(), Lacking> {
     let uid = rustix::process::geteuid();
     if uid.is_root() {
@@ -34,10 +34,10 @@ pub fn check() -> Result<(), Lacking> {
     check_in(Path::new("/"), uid.as_raw(), name.as_deref())
 }
 
-/// The same for a user and with the files of a host below `root`.
+/// The same for any user, with the files of a host below `root`.
 fn check_in(root: &Path, uid: u32, name: Option<&str>) -> Result<(), Lacking> {
     let text = |file: &str| std::fs::read_to_string(root.join(file)).unwrap_or_default();
-    // Where another service knows them, that one would have to be asked.
+    // Another service manages them; only that service could tell.
     if text(NAME_SERVICES).lines().any(|line| line.trim_start().starts_with("subid:")) {
         return Ok(());
     }

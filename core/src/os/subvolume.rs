@@ -1,4 +1,4 @@
-//! The two calls of btrfs that make subvolumes. Ordinary users may make them, and snapshot their own.
+//! The two btrfs ioctls that make subvolumes. Ordinary users may make them, and snapshot their own.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;

@@ -1,6 +1,6 @@
-//! TLS: what cryptography it uses, whom it trusts, and why a server is refused.
+//! TLS: the cryptography, the trusted CAs, and why a server is refused.
 //!
-//! Every HTTP client of the daemon is made by [`Trust::client`]: they trust the same CAs, and none goes from TLS to plain HTTP.
+//! [`Trust::client`] makes every HTTP client of the daemon: all trust the same CAs, and none follows a redirect from TLS to plain HTTP.
 
 use std::error::Error;
 use std::fmt;
@@ -17,12 +17,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tempfile::TempPath;
 
-/// How the daemon names itself to servers.
+/// The daemon's user agent.
 const USER_AGENT: &str = concat!("nexus/", env!("CARGO_PKG_VERSION"));
-/// How many redirections are followed.
+/// How many redirects are followed.
 const REDIRECTS_MAX: usize = 8;
 
-/// Sees to it that there is cryptography before a client is made.
+/// Installs a cryptography provider before a client is made.
 pub(crate) fn provide() {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
@@ -31,13 +31,13 @@ pub(crate) fn provide() {
     });
 }
 
-/// Whose certificates are versions_cache: those of the CAs that the host trusts, and of those in a file. Cheap to clone.
+/// The trusted CAs: those that the host trusts, and those in a file. Cheap to clone.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Trust {
     more: Option<Arc<More>>,
 }
 
-/// CAs beside those that the host trusts.
+/// CAs in addition to the host's.
 #[derive(PartialEq, Eq)]
 struct More {
     file: PathBuf,
@@ -58,7 +58,7 @@ impl Trust {
         let mut certificates = Vec::new();
         for (at, certificate) in CertificateDer::pem_slice_iter(&text).enumerate() {
             let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
-            // A client takes those that it can read and is silent about others.
+            // A client uses the certificates that it can parse, and silently ignores others.
             let read = rustls::RootCertStore::empty().add(certificate.clone());
             read.map_err(|e| unusable(format!("certificate {}: {e}", at + 1)))?;
             certificates.push(certificate);
@@ -69,8 +69,8 @@ impl Trust {
         Ok(Self { more: Some(Arc::new(More { file: file.to_owned(), certificates })) })
     }
 
-    /// All that are trusted, the host's own too, in a file for programs that take nothing but one; none where the host's own
-    /// are all. Anybody may read it.
+    /// All trusted CAs, including the host's, in a file for programs that accept only one file; `None` if there are only the
+    /// host's. World-readable.
     pub(crate) fn bundle(&self) -> io::Result<Option<TempPath>> {
         use std::os::unix::fs::PermissionsExt;
         let Some(more) = &self.more else { return Ok(None) };
@@ -105,13 +105,13 @@ impl Trust {
                 .referer(false);
             configure(builder)
         };
-        // Without any CA certificates on the host the verifier cannot be made: plain HTTP, which package archives use,
-        // works all the same; HTTPS then trusts nobody but those in the file.
+        // Without any CA certificates on the host the verifier cannot be made. Plain HTTP, which package archives use, still
+        // works; HTTPS then trusts only the CAs in the file.
         build().tls_certs_merge(more.clone()).build().or_else(|_| build().tls_certs_only(more).build())
     }
 }
 
-/// Why a file of CAs is not used.
+/// Why a file of CAs cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustProblem {
     /// It cannot be read; the cause names it.
@@ -130,7 +130,7 @@ pub enum TrustProblem {
     },
 }
 
-/// Follows a redirection, but never from TLS to plain HTTP.
+/// Follows a redirect, but never from TLS to plain HTTP.
 fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let was_safe = attempt.previous().iter().any(|url| url.scheme() == "https");
     if was_safe && attempt.url().scheme() != "https" {
@@ -143,31 +143,31 @@ fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
 /// Why a server is not trusted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsProblem {
-    /// Nobody who is trusted vouches for its certificate.
+    /// Its certificate was not issued by a trusted CA.
     #[error("its certificate was issued by no CA that is trusted here")]
     UnknownIssuer,
-    /// Its certificate is too old.
+    /// Its certificate has expired.
     #[error("its certificate was valid until {0} only")]
     Expired(String),
-    /// Its certificate is from the future.
+    /// Its certificate is not valid yet.
     #[error("its certificate is not valid before {0}")]
     NotYetValid(String),
-    /// Its certificate is another server's.
+    /// Its certificate is for another server.
     #[error("its certificate is for {0} only")]
     WrongName(String),
-    /// Its certificate is bad in another way.
+    /// Its certificate is invalid in another way.
     #[error("its certificate is not accepted: {0}")]
     Certificate(String),
-    /// It sends its clients from TLS to plain HTTP.
+    /// It redirects from TLS to plain HTTP.
     #[error("redirect from HTTPS to plain HTTP refused: {to}")]
     Downgrade {
-        /// Where it leads.
+        /// The target of the redirect.
         to: String,
     },
 }
 
 impl TlsProblem {
-    /// The next thing to do.
+    /// What the user can do about it.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::UnknownIssuer => Some(
@@ -203,7 +203,7 @@ impl TlsProblem {
     }
 }
 
-/// The first names of a certificate.
+/// The first names in a certificate.
 fn named(presented: &[String]) -> String {
     const SHOWN: usize = 4;
     let names: Vec<String> = presented.iter().take(SHOWN).map(|name| shortened(name)).collect();
@@ -211,7 +211,7 @@ fn named(presented: &[String]) -> String {
     format!("{}{more}", names.join(", "))
 }
 
-/// A name without what the verifier puts around it, and no longer than a name may be.
+/// A name without the verifier's decoration, cut to the maximum length of a name.
 fn shortened(name: &str) -> String {
     let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
     inner.trim_matches('"').chars().filter(|c| !c.is_control()).take(253).collect()
@@ -223,7 +223,7 @@ fn day(time: UnixTime) -> String {
         .map_or_else(|_| "a time beyond all times".into(), |at| at.to_string())
 }
 
-/// Why a request failed, if that is because its server is not trusted. Asking again would be in vain.
+/// Why a request failed, if its server is not trusted. A retry would not help.
 pub(crate) fn refusal(error: &(dyn Error + 'static)) -> Option<TlsProblem> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -233,7 +233,7 @@ pub(crate) fn refusal(error: &(dyn Error + 'static)) -> Option<TlsProblem> {
         if let Some(rustls::Error::InvalidCertificate(problem)) = error.downcast_ref::<rustls::Error>() {
             return Some(TlsProblem::of(problem));
         }
-        // Its source is not what is in it, but the source of that.
+        // An I/O error's `source` skips the error that it wraps, so that one is looked at here.
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         next = match inner {
             Some(inner) => Some(inner),

@@ -1,11 +1,11 @@
 //! The rate of the host's time stamp counter.
 //!
-//! A guest under software emulation reads the host's counter but cannot calibrate it on a busy host: it is told the rate.
-//! CPUID leaves 0x15 and 0x16 give nominal values or, in a VM, none at all; measuring against the clock gives the real one.
+//! A guest under software emulation reads the host's counter but cannot calibrate it on a busy host, so it is told the rate.
+//! CPUID leaves 0x15 and 0x16 have only nominal values, or none in a VM; measuring against the clock gives the real one.
 
 use std::sync::OnceLock;
 
-/// The rate in kHz; `None` where there is no such counter. Measured once, in about 10 ms.
+/// The rate in kHz; `None` if there is no such counter. Measured once, in about 10 ms.
 pub fn khz() -> Option<u32> {
     static KHZ: OnceLock<Option<u32>> = OnceLock::new();
     *KHZ.get_or_init(measure)
@@ -17,7 +17,7 @@ fn measure() -> Option<u32> {
     let (tsc_from, ns_from) = sample();
     while sample().1.saturating_sub(ns_from) < PERIOD_NS {
         let rest = rustix::event::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-        // Only a pause; how long it really was is measured.
+        // Only a pause; its real length is measured.
         let _ = rustix::thread::nanosleep(&rest);
     }
     let (tsc_to, ns_to) = sample();
@@ -32,7 +32,7 @@ fn measure() -> Option<u32> {
     None
 }
 
-/// Counter and clock (ns) at the same moment: of several tries, the one that nothing came in between.
+/// Counter and clock (ns) at the same moment: the best of several tries, because a try may be interrupted.
 #[cfg(target_arch = "x86_64")]
 fn sample() -> (u64, u64) {
     let mut best = (u64::MAX, 0, 0);
@@ -65,7 +65,7 @@ mod tests {
         let first = measure().expect("a host with a time stamp counter");
         let second = measure().expect("a host with a time stamp counter");
         let apart = first.abs_diff(second);
-        // 200 ppm: a clock that drifts by 17 s a day. The usual difference is below 5 ppm.
+        // 200 ppm is a clock that drifts by 17 s a day. Usually the difference is below 5 ppm.
         assert!(u64::from(apart) * 5_000 < u64::from(first), "{first} kHz and {second} kHz");
     }
 }

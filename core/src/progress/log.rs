@@ -1,4 +1,4 @@
-//! What an operation has to say beside its progress, in a file that is read while it is written.
+//! The log of an operation: a file that can be read while it is written.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fs_err::{File, OpenOptions};
 
-/// The longest log, in bytes; what comes later is dropped.
+/// The longest log, in bytes; the rest is dropped.
 const LOG_MAX: u64 = 4 << 20;
 /// The longest line, in bytes.
 const LINE_MAX: usize = 4 << 10;
 
-/// A log that is written. Cheap to clone.
+/// A log that is being written. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Log {
     inner: Arc<Mutex<Inner>>,
@@ -24,14 +24,14 @@ struct Inner {
 }
 
 impl Log {
-    /// Opens the log at `path`, a new one or the end of one that is there.
+    /// Opens the log at `path`: a new one, or an existing one to append to.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).open(path)?;
         let bytes = file.metadata()?.len();
         Ok(Self { inner: Arc::new(Mutex::new(Inner { file, bytes })) })
     }
 
-    /// Writes a line with the time before it.
+    /// Writes a line, prefixed with the time.
     pub(crate) fn line(&self, text: &str) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.bytes > LOG_MAX {
@@ -44,14 +44,14 @@ impl Log {
         if inner.bytes > LOG_MAX {
             line.push_str("the log is full: nothing more is written\n");
         }
-        // The work itself is what matters; a disk that is full makes that fail.
+        // A failed log line does not matter; a full disk makes the work itself fail.
         if let Err(error) = inner.file.write_all(line.as_bytes()) {
             tracing::debug!(%error, "a line of a log is lost");
         }
     }
 }
 
-/// Whole lines of the log at `path` from byte `from` on, at most `max` bytes (but one line at least), and where they end.
+/// Complete lines of the log at `path` from byte `from` on, and where they end: at most `max` bytes, but at least one line.
 pub(crate) fn read(path: &Path, from: u64, max: usize) -> io::Result<(Vec<u8>, u64)> {
     let mut file = match File::open(path) {
         Ok(file) => file,
@@ -62,7 +62,7 @@ pub(crate) fn read(path: &Path, from: u64, max: usize) -> io::Result<(Vec<u8>, u
     file.seek(SeekFrom::Start(from))?;
     let mut text = Vec::new();
     file.take(max as u64).read_to_end(&mut text)?;
-    // The last line may be half written, or half read.
+    // The last line may be incomplete.
     if let Some(end) = text.iter().rposition(|b| *b == b'\n') {
         text.truncate(end + 1);
     }

@@ -1,4 +1,4 @@
-//! How far a piece of work is, whether it is still wanted, and what it has to say: what every room is given that works long.
+//! Progress, cancellation and log of a piece of work. Everything that takes long gets one.
 
 mod log;
 
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use log::{Log, read as read_log};
 
-/// Where an operation says how far it is and learns that it is no longer wanted. Cheap to clone.
+/// Reports the progress of an operation and learns of its cancellation. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Progress {
     state: watch::Sender<OpProgress>,
@@ -28,36 +28,36 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// A progress that ends early when `cancel` is cancelled.
+    /// A progress that is cancelled by `cancel`.
     pub fn new(cancel: CancellationToken) -> Self {
         Self { state: watch::Sender::new(OpProgress::default()), cancel, log: None }
     }
 
-    /// The same progress, whose steps go to a log too.
+    /// The same progress, with its steps also written to a log.
     pub(crate) fn logged(&self, log: Log) -> Self {
         Self { log: Some(log), ..self.clone() }
     }
 
-    /// Says something to the log, if there is one.
+    /// Writes to the log, if there is one.
     pub fn log(&self, line: &str) {
         if let Some(log) = &self.log {
             log.line(line);
         }
     }
 
-    /// Begins a step, such as `downloading kernel`.
+    /// Starts a step, such as `downloading kernel`.
     pub fn step(&self, step: impl Into<String>) {
         let step = step.into();
         self.log(&step);
         self.state.send_replace(OpProgress { step, done: None, total: None });
     }
 
-    /// Takes over how far another piece of work is.
+    /// Shows the progress of another piece of work.
     pub(crate) fn show(&self, progress: OpProgress) {
         self.state.send_replace(progress);
     }
 
-    /// Says how far the step is: units done, and in all where that is known.
+    /// Reports the progress of the step: units done, and the total if known.
     pub fn advance(&self, done: u64, total: Option<u64>) {
         self.state.send_modify(|p| {
             p.done = Some(done);
@@ -65,7 +65,7 @@ impl Progress {
         });
     }
 
-    /// Fails once the operation is cancelled; to be asked between pieces of work.
+    /// Fails once the operation is cancelled; call it between pieces of work.
     pub fn check(&self) -> Result<(), Cancelled> {
         if self.cancel.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }

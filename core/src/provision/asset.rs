@@ -1,4 +1,4 @@
-//! Assets of every kind: downloaded and verified, hashed again, removed.
+//! Assets of every kind: downloads and verifies them, verifies them again, and removes them.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::store::assets::AssetRecord;
 use crate::store::{StoreError, assets, now, providers, random_id, settings};
 use crate::vmm::downloaded_programs;
 
-/// The names of the files of assets that are one file.
+/// The file names of assets that consist of one file.
 const KERNEL: &str = "kernel";
 const ROOTFS: &str = "rootfs";
 
@@ -77,7 +77,7 @@ impl Provision {
             (None, given) => given.cloned().unwrap_or_default(),
         };
         let _turn = self.turn(&what, progress).await?;
-        // Somebody else may have made it meanwhile.
+        // Another call may have made it meanwhile.
         if let Some(asset) = self.installed(&order, wanted.kind).await? {
             return Ok(asset);
         }
@@ -111,7 +111,7 @@ impl Provision {
         Ok(asset)
     }
 
-    /// Runs a provider's pipeline, into `into`.
+    /// Runs a provider's pipeline; the result goes to `into`.
     async fn fetch(
         &self,
         order: &Order,
@@ -132,7 +132,7 @@ impl Provision {
         };
         let fetcher = self.fetcher(false)?;
         pipeline::run(&fetcher, &job, progress).await.map_err(|error| match error {
-            // What was asked for is not there; the log says which address.
+            // The version does not exist; the log has the address.
             AssetError::Status { status: 404, .. } if job.version.is_some() => {
                 asset_error(job.provider.failed(ProviderProblem::NoVersion(job.version.clone())))
             }
@@ -140,7 +140,7 @@ impl Provision {
         })
     }
 
-    /// Puts what was made in `into` in its place, and its row beside it.
+    /// Moves what was made in `into` to its place, and adds its row.
     #[expect(clippy::too_many_arguments, reason = "each is another part of one asset")]
     async fn install(
         &self,
@@ -167,7 +167,7 @@ impl Provision {
                 .read(move |db| assets::find_by_hash(db, kind, &hash))
                 .await
                 .map_err(store_error)?;
-            // One that nothing vouches for does not stand for one that is vouched for.
+            // An unverified asset must not replace a verified one.
             if let Some(same) =
                 same.filter(|same| made.verified == Verified::None || same.verified != Verified::None)
             {
@@ -202,7 +202,7 @@ impl Provision {
         Ok(record)
     }
 
-    /// A name of provider and version; of the content too, where that one is taken.
+    /// A name made from provider and version; with the content too if that name is taken.
     async fn made_up_name(&self, order: &Order, version: &str, sha256: &str) -> Result<Name, ToolError> {
         let head = format!("{}-", order.provider.name);
         let given = order.given.values().next().map(|given| given.split(['?', '#']).next().unwrap_or(given));
@@ -229,18 +229,18 @@ impl Provision {
         }
     }
 
-    /// The asset that an order means exactly, if it is here.
+    /// The installed asset that exactly matches an order.
     async fn installed(&self, order: &Order, kind: AssetKind) -> Result<Option<AssetRecord>, ToolError> {
         let Some(version) = &order.version else { return Ok(None) };
         self.installed_version(kind, order.provider.name.as_str(), version).await
     }
 
-    /// What is here of what a provider has.
+    /// The installed asset for a version that a provider offers.
     pub(crate) async fn installed_of(&self, found: &AssetSummary) -> Result<Option<AssetRecord>, ToolError> {
         self.installed_version(found.kind, &found.provider, &found.version).await
     }
 
-    /// The newest asset that is a provider's version, as the provider is now.
+    /// The newest installed asset with this version from the provider's current source.
     async fn installed_version(
         &self,
         kind: AssetKind,
@@ -253,8 +253,8 @@ impl Provision {
         Ok(all.into_iter().filter(|asset| !former.contains(&asset.id)).max_by_key(|asset| asset.installed_at))
     }
 
-    /// Those of some assets that are of a former provider: the one of that name has their versions from elsewhere now. Where there
-    /// is none any more, nobody else can be meant.
+    /// Those of the given assets that come from a former provider of the same name, whose versions now have another origin. If
+    /// the provider no longer exists, its assets are not counted: no other can be meant.
     pub(crate) async fn former(&self, assets: &[AssetRecord]) -> Result<HashSet<AssetId>, ToolError> {
         if assets.is_empty() {
             return Ok(HashSet::new());
@@ -269,7 +269,7 @@ impl Provision {
         Ok(assets.iter().filter(is_former).map(|asset| asset.id).collect())
     }
 
-    /// The version that an order means; none of providers that have none.
+    /// The version that an order means; `None` for providers without versions.
     pub(super) async fn found(&self, order: &Order, progress: &Progress) -> Result<Option<Found>, ToolError> {
         match order.provider.versions {
             Versions::Given {} => Ok(None),
@@ -280,7 +280,7 @@ impl Provision {
         }
     }
 
-    /// The client for downloads, or the one for small documents, which does not wait long for a server.
+    /// The client for downloads, or the one with short timeouts for small documents.
     pub(super) fn fetcher(&self, impatient: bool) -> Result<Fetcher, ToolError> {
         let settings = self.assets.fetch.clone();
         let settings = match impatient {
@@ -295,7 +295,7 @@ impl Provision {
         Fetcher::new(settings).map_err(asset_error)
     }
 
-    /// Hashes an asset's files again.
+    /// Verifies an asset's files again.
     pub(crate) async fn verify(
         &self,
         asset: &AssetRecord,
@@ -316,7 +316,7 @@ impl Provision {
         })
     }
 
-    /// Removes an asset that nothing needs; says whether it was a default.
+    /// Removes an unused asset; returns whether it was a default.
     pub(crate) async fn remove(&self, asset: &AssetRecord, who: &str) -> Result<bool, ToolError> {
         let (record, who) = (asset.clone(), who.to_owned());
         let removed = self
@@ -354,7 +354,7 @@ impl Provision {
         Ok(was_default)
     }
 
-    /// Names the programs that were downloaded and are to be used: those of the default VMM asset, or of the newest.
+    /// Links the downloaded programs to use: those of the default VMM asset, or else of the first one installed.
     pub(crate) async fn link_programs(&self) -> Result<(), ToolError> {
         let (all, default) = self
             .store
@@ -373,7 +373,7 @@ impl Provision {
     }
 }
 
-/// Refuses what nothing and nobody vouches for; says what is done with the rest.
+/// Refuses assets that nothing verifies and that the caller did not accept; returns what is done with the others.
 fn check_vouched(order: &Order, wanted: &WantedAsset) -> Result<&'static str, ToolError> {
     let plan = plan(order)?;
     let is_file = matches!(plan.source, Source::Open(_));
@@ -388,7 +388,7 @@ fn check_vouched(order: &Order, wanted: &WantedAsset) -> Result<&'static str, To
         .hint("give its sha256, or say unverified: true to take it as it is"))
 }
 
-/// What a pipeline would do for an order.
+/// The plan of a pipeline for an order.
 pub(super) fn plan(order: &Order) -> Result<Plan, ToolError> {
     let provider = &order.provider;
     let failed = |problem| asset_error(provider.failed(problem));
@@ -401,8 +401,8 @@ pub(super) fn plan(order: &Order) -> Result<Plan, ToolError> {
     provider.plan(&values).map_err(failed)
 }
 
-/// Looks whether what was downloaded is what it should be, and moves it to its place. Gives its files, and its version as far
-/// as it says it itself.
+/// Checks that a downloaded asset is what it should be, and moves it to its place. Returns its files, and its version if the
+/// file contains one.
 fn settle(
     kind: AssetKind,
     made: &Made,
@@ -443,7 +443,7 @@ fn settle(
         }
     };
     fs_err::rename(from, into).map_err(internal)?;
-    // The name is on the disk before a row speaks of it.
+    // The name is synced before a row refers to it.
     let parent = into.parent().unwrap_or(into);
     fs_err::File::open(parent).and_then(|parent| parent.sync_all()).map_err(internal)?;
     Ok((files, said))
@@ -467,7 +467,7 @@ pub(super) fn kernel_files(
     Ok(files)
 }
 
-/// The files of an asset; of one that was installed before they were noted, the main one.
+/// The files of an asset. An old row that lists none has only the main file.
 pub(crate) fn files_of(asset: &AssetRecord) -> Vec<AssetFile> {
     if asset.files.is_empty() {
         let name = main_file(asset.kind).to_owned();
@@ -510,7 +510,7 @@ fn hash_again(
     Ok((bytes, problems))
 }
 
-/// Makes the links to the programs of an asset, or removes them where there is none.
+/// Makes the links to the programs of an asset, or removes them if there is none.
 fn relink(links: &Path, target: Option<&Path>) -> std::io::Result<()> {
     for name in downloaded_programs() {
         let link = links.join(name);

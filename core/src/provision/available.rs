@@ -1,4 +1,4 @@
-//! What providers have, before it is here.
+//! Lists what providers offer for download.
 
 use nexus_schema::tools::asset::{AssetKind, AssetSummary};
 use nexus_schema::{ErrorCode, ToolError};
@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::store::providers::{self, ProviderRow};
 
 impl Provision {
-    /// `asset_download` with `check`: what would be downloaded, and whether it suits.
+    /// `asset_download` with `check`: what would be downloaded, and whether it is usable.
     pub(crate) async fn look_up(
         &self,
         wanted: WantedAsset,
@@ -48,7 +48,7 @@ impl Provision {
         }
     }
 
-    /// What providers have for download, and why some of them do not say.
+    /// What providers offer for download, and why some of them could not be asked.
     pub(crate) async fn available(
         &self,
         kind: Option<AssetKind>,
@@ -57,14 +57,14 @@ impl Provision {
         let (mut asked, mut problems) = (Vec::new(), Vec::new());
         for ProviderRow { name, spec, .. } in rows {
             match Provider::parse(&name, &spec) {
-                // What has no kind of its own has no list either.
+                // Without a kind there is no list either.
                 Ok(provider) if provider.kinds().is_empty() => {}
                 Ok(provider) if kind.is_none_or(|kind| provider.may_have(kind)) => asked.push(provider),
                 Ok(_) => {}
                 Err(problem) => problems.push(format!("{name}: {problem}")),
             }
         }
-        // Several take from the archive, which is read once.
+        // Several providers use the archive, which is read only once.
         let archive = OnceCell::new();
         let asking = asked.iter().map(|provider| {
             let archive = &archive;
@@ -107,7 +107,7 @@ impl Provision {
     }
 }
 
-/// One problem where nobody at all can be reached, for then it is the network and not they: takes them out of those that failed.
+/// If several providers are unreachable, the network is probably down: replaces their errors by a single problem.
 fn unreached(failed: &mut Vec<(String, ToolError)>) -> Option<String> {
     let is_unreached = |(_, error): &&(String, ToolError)| error.code == ErrorCode::DownloadFailed;
     if failed.iter().filter(is_unreached).count() < 2 {
@@ -116,7 +116,7 @@ fn unreached(failed: &mut Vec<(String, ToolError)>) -> Option<String> {
     let (_, first) = failed.iter().find(is_unreached)?;
     let hint = first.hint.as_ref().map(|hint| format!("\n{hint}")).unwrap_or_default();
     let cause = first.message.rsplit(": ").next().unwrap_or_default().to_owned();
-    // Who says something else for the same cause, such as that no archive can be used, is one of them.
+    // A different error with the same cause, such as that no archive can be used, also counts.
     let is_one = |failed: &(String, ToolError)| is_unreached(&failed) || failed.1.message.ends_with(&cause);
     let (unreached, others): (Vec<_>, Vec<_>) = std::mem::take(failed).into_iter().partition(is_one);
     *failed = others;
@@ -124,9 +124,9 @@ fn unreached(failed: &mut Vec<(String, ToolError)>) -> Option<String> {
     Some(format!("offline: none of {} can be reached ({cause}){hint}", names.join(", ")))
 }
 
-/// What went wrong with each, and behind the last of those with the same advice what to do.
+/// One error per provider; each hint is shown once, after the last error that has it.
 fn told(mut failed: Vec<(String, ToolError)>) -> Vec<String> {
-    // One cause is told once.
+    // Each cause is reported once.
     let mut seen: Vec<String> = Vec::new();
     failed.retain(|(_, error)| {
         let is_new = !seen.contains(&error.message);
@@ -144,7 +144,7 @@ fn told(mut failed: Vec<(String, ToolError)>) -> Vec<String> {
     failed.iter().enumerate().map(one).collect()
 }
 
-/// What is taken from the package archive can be had in which versions.
+/// The versions available from the package archive.
 async fn available_of_packages(
     provider: &Provider,
     apt: &Apt,
@@ -163,7 +163,7 @@ async fn available_of_packages(
     Ok(all)
 }
 
-/// A version as it is listed before it is here.
+/// A version as it is listed before its download.
 pub(super) fn available(
     provider: &Provider,
     kind: AssetKind,
@@ -210,7 +210,7 @@ mod tests {
             "offline: none of a, debian, b, c can be reached (no route)\ncheck the network"
         );
         assert_eq!(failed, std::slice::from_ref(&odd));
-        // One alone may be down by itself.
+        // A single one may be down by itself.
         let mut failed = vec![down("a"), odd];
         assert_eq!((unreached(&mut failed), failed.len()), (None, 2));
     }

@@ -1,4 +1,4 @@
-//! Builds of templates: the digest of all that goes into one, and making it.
+//! Builds of templates: computes the digest of all inputs, and makes the image.
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -25,12 +25,12 @@ use crate::progress::Progress;
 use crate::store::builds;
 use crate::store::images::ImageRecord;
 
-/// Counts every change of what the same inputs come to.
+/// Increase it when the same inputs make a different image.
 const BUILDER: u32 = 2;
-/// How much is hashed between two looks at the cancellation.
+/// How much is hashed between two checks for cancellation.
 const CHUNK: usize = 1 << 20;
 
-/// Everything that decides what an image is like.
+/// Everything that determines an image.
 #[derive(Serialize)]
 struct Inputs<'a> {
     version: &'a str,
@@ -43,17 +43,17 @@ struct Inputs<'a> {
     size: Option<u64>,
 }
 
-/// A template as it is about to be built.
+/// A template that is ready to be built.
 pub(crate) struct Prepared {
     recipe: Recipe,
     /// SHA-256 over all inputs.
     pub(crate) digest: String,
-    /// The file or directory that it starts from, and how that looked.
+    /// The file or directory that it starts from, with its fingerprint.
     watched: Option<(PathBuf, String)>,
 }
 
 impl Provision {
-    /// Finds out all that goes into a build. `called` is what its image says it is made from.
+    /// Determines all inputs of a build. `called` is the source that its image will name.
     pub(crate) async fn prepare_build(
         &self,
         spec: &TemplateSpec,
@@ -70,7 +70,7 @@ impl Provision {
                     watched = Some((path.clone(), looks));
                     (Want::File(path), content)
                 }
-                // Everything else is an image of its own first, which other templates start from, too.
+                // Any other source is first made into an image of its own, which other templates can share.
                 _ => {
                     let base = self.source_image(&spec.source, owner, progress).await?;
                     let content = of_image(&base);
@@ -93,8 +93,7 @@ impl Provision {
         Ok(Prepared { recipe, digest, watched })
     }
 
-    /// The digest of a build's inputs, if it can be told without making anything; `base` is the image that it starts from, if
-    /// that is one and is here.
+    /// The digest of a build's inputs, if it is known without making anything. `base` is the image that it starts from, if that exists.
     pub(super) async fn digest_beforehand(
         &self,
         spec: &TemplateSpec,
@@ -112,7 +111,7 @@ impl Provision {
         digest(spec, &content).map(Some)
     }
 
-    /// What packages come to: their names, and where apt takes them from.
+    /// What determines an image of packages: their names, and apt's sources.
     fn packages(&self, base: &str) -> Result<String, ToolError> {
         let configured = debian::configured(&self.apt_root).map_err(asset_error)?;
         let packages = [&image::PACKAGES[..], more_packages(base)].concat();
@@ -125,7 +124,7 @@ impl Provision {
         self.store.read(move |db| builds::image_by_digest(db, &digest)).await.map_err(store_error)
     }
 
-    /// Makes the image of a build, unless `cached` allows one of the same inputs, and says so in the build's row.
+    /// Makes the image of a build, or uses one with the same inputs if `cached` allows it; records it in the build's row.
     pub(crate) async fn make_build(
         &self,
         build: BuildId,
@@ -136,7 +135,7 @@ impl Provision {
         progress: &Progress,
     ) -> Result<ImageRecord, ToolError> {
         prepared.recipe.build = Some(build);
-        // Who waits for this turn finds the row.
+        // Others who wait for this turn will find the row.
         let _turn = self.turn(&format!("build {}", prepared.digest), progress).await?;
         let before = if cached { self.built_before(&prepared.digest).await? } else { None };
         let was_cached = before.is_some();
@@ -157,7 +156,7 @@ impl Provision {
         Ok(image)
     }
 
-    /// Makes an image, and looks that its source was left alone meanwhile.
+    /// Makes an image, and checks that its source did not change meanwhile.
     async fn make_unchanged(
         &self,
         prepared: Prepared,
@@ -181,8 +180,8 @@ impl Provision {
         Ok(image)
     }
 
-    /// What a path's content comes to, and how the path looks now. A file that looks as it did when it was hashed is not
-    /// read again, if that may be remembered.
+    /// The digest of a path's content, and the path's fingerprint. A file with an unchanged fingerprint is not hashed again,
+    /// if the digest may be cached.
     async fn content(
         &self,
         path: &Path,
@@ -218,12 +217,12 @@ impl Provision {
     }
 }
 
-/// What an image comes to as the start of another one.
+/// The digest of an image that another one starts from.
 fn of_image(image: &ImageRecord) -> String {
     format!("image {}", image.sha256)
 }
 
-/// The digest of all that goes into a build that starts from `content`.
+/// The digest of all inputs of a build that starts from `content`.
 fn digest(spec: &TemplateSpec, content: &str) -> Result<String, ToolError> {
     let inputs = Inputs {
         version: env!("CARGO_PKG_VERSION"),
@@ -240,7 +239,7 @@ fn digest(spec: &TemplateSpec, content: &str) -> Result<String, ToolError> {
     Ok(hex_sha256(&inputs))
 }
 
-/// The built-in image that packages are installed on; refused where they cannot be.
+/// The built-in image that packages are installed on; an error if they cannot be.
 pub(crate) fn base_of_packages(source: &str) -> Result<&'static str, ToolError> {
     if let Some(base) = [DEBIAN, DEBIAN_MINIMAL].into_iter().find(|base| *base == source) {
         return Ok(base);
@@ -251,7 +250,7 @@ pub(crate) fn base_of_packages(source: &str) -> Result<&'static str, ToolError> 
     .hint("leave packages out, and install them inside a VM"))
 }
 
-/// What a template adds, decoded and checked.
+/// The additions of a template, decoded and checked.
 pub(crate) fn additions(spec: &TemplateSpec) -> Result<Additions, ToolError> {
     let overlays = spec
         .overlays

@@ -1,4 +1,4 @@
-//! What would be found, downloaded or made, without doing any of it.
+//! Dry runs: what would be found, downloaded or made.
 
 use nexus_schema::tools::asset::AssetKind;
 use nexus_schema::tools::image::{BUILT_IN, BUSYBOX};
@@ -19,16 +19,16 @@ use crate::progress::Progress;
 use crate::store::assets::AssetRecord;
 use crate::store::images::{self, ImageRecord};
 
-/// How an image would be come by.
+/// How an image would be obtained.
 #[derive(Debug, Default)]
 pub(crate) struct ImagePlan {
     /// What would be done.
     pub(crate) steps: Vec<PlanStep>,
-    /// The image, if it is here.
+    /// The image, if it exists.
     pub(crate) image: Option<ImageRecord>,
 }
 
-/// A step that says nothing but what it does.
+/// A step with only an action and its object.
 pub(crate) fn step(action: PlanAction, what: PlanThing) -> PlanStep {
     PlanStep { action, what, name: None, source: None, size: None, bytes: None }
 }
@@ -68,7 +68,7 @@ impl Provision {
         self.plan_download(wanted, PlanThing::Kernel).await
     }
 
-    /// How the image that `from` means would be come by, if that is no template.
+    /// How the image that `from` means would be obtained, if that is not a template.
     pub(crate) async fn plan_image(&self, from: &str) -> Result<ImagePlan, ToolError> {
         let (want, name) = match self.want_image(from).await? {
             Want::Installed(image) => return Ok(ImagePlan::here(*image)),
@@ -90,7 +90,7 @@ impl Provision {
         }
     }
 
-    /// How a new image of `from` would be made, if that is no template: `image_create` makes one even where there is one.
+    /// How a new image of `from` would be made, if that is not a template: `image_create` makes one even if one exists.
     pub(crate) async fn plan_new_image(&self, from: &str, name: Name) -> Result<ImagePlan, ToolError> {
         let want = match BUILT_IN.into_iter().find(|built_in| *built_in == from) {
             Some(built_in) => Want::BuiltIn(built_in),
@@ -106,7 +106,7 @@ impl Provision {
         self.plan_making(want, Some(name)).await
     }
 
-    /// The image that a build of a template would be given: one of the same inputs, or none yet.
+    /// The image that a build of a template would use: one with the same inputs, if it exists.
     pub(crate) async fn plan_build(&self, spec: &TemplateSpec, called: &str) -> Result<ImagePlan, ToolError> {
         let mut base = ImagePlan::default();
         if spec.packages.is_empty() && !matches!(self.want_image(&spec.source).await?, Want::File(_)) {
@@ -193,7 +193,7 @@ impl ImagePlan {
     }
 }
 
-/// Packages that mmdebstrap chooses, so that their size is known afterwards only.
+/// mmdebstrap chooses these packages, so their size is known only afterwards.
 fn packages_of(source: &str) -> PlanStep {
     PlanStep { source: Some(source.to_owned()), ..step(PlanAction::Download, PlanThing::Packages) }
 }

@@ -23,11 +23,11 @@ use crate::store::{StoreError, builds, images, now, random_id, templates};
 /// The package with its program.
 pub(super) const BUSYBOX_PACKAGE: &str = "busybox-static";
 
-/// Which image was asked for.
+/// Which image is wanted.
 pub(super) enum Want {
-    /// One that is here.
+    /// An existing image.
     Installed(Box<ImageRecord>),
-    /// One that is made on first use.
+    /// An image that is made on first use.
     BuiltIn(&'static str),
     /// A file or directory on the host.
     File(PathBuf),
@@ -35,16 +35,16 @@ pub(super) enum Want {
     Saved(Saved),
     /// An image in a registry.
     Remote(Remote),
-    /// The same, now that it is known what its name stands for.
+    /// The same, resolved to a digest.
     Resolved(Box<Resolved>),
     /// A root filesystem of a provider.
     Rootfs(String),
-    /// The same, now that it is here.
+    /// The same, after it was downloaded.
     Asset(Box<AssetRecord>),
 }
 
 impl Want {
-    /// The words that mean it.
+    /// The argument that means it.
     pub(super) fn source(&self) -> String {
         match self {
             Self::BuiltIn(name) => (*name).to_owned(),
@@ -63,11 +63,11 @@ impl Want {
 pub(super) struct Recipe {
     /// What it starts from.
     pub(super) want: Want,
-    /// What `want` is called, where that says more than itself.
+    /// The name of the source, if it says more than `want`.
     pub(super) source: Option<String>,
-    /// Packages beside those that every such image has.
+    /// Packages in addition to those that every such image has.
     pub(super) packages: Vec<String>,
-    /// What it gets beside its source.
+    /// What is added to the source.
     pub(super) additions: Additions,
     /// What is PID 1.
     pub(super) init: InitMode,
@@ -110,7 +110,7 @@ impl Provision {
         }
     }
 
-    /// Refuses an image that cannot be had, as far as that can be told at once.
+    /// Refuses an image that cannot exist, as far as that is known at once.
     pub(crate) async fn check_image(&self, want: &str) -> Result<(), ToolError> {
         if let Some(template) = template_argument(want) {
             let template = template?;
@@ -124,7 +124,7 @@ impl Provision {
         self.want_image(want).await.map(drop)
     }
 
-    /// The image that was asked for, made if it is not here.
+    /// The wanted image, which is made if it does not exist.
     pub(super) async fn source_image(
         &self,
         want: &str,
@@ -143,7 +143,7 @@ impl Provision {
                     want => self.identify(want, Some(progress)).await?,
                 };
                 let _turn = self.turn(&format!("image {name}"), progress).await?;
-                // Somebody else may have made it meanwhile.
+                // Another call may have made it meanwhile.
                 let reference = Reference::Name(name.clone());
                 let found =
                     self.store.read(move |db| images::get(db, &reference)).await.map_err(store_error)?;
@@ -155,7 +155,7 @@ impl Provision {
         }
     }
 
-    /// The name of the image that is made of a source as it is now: the same for what did not change.
+    /// The name of the image for the current state of a source; it is the same while the source is unchanged.
     pub(super) async fn identify(
         &self,
         want: Want,
@@ -232,7 +232,7 @@ impl Provision {
         self.make(name, Recipe::plain(want, init), owner, progress).await
     }
 
-    /// The name that an image of this source gets when none is given.
+    /// The default name of an image made from this source.
     pub(crate) async fn image_name(&self, from: &str) -> Result<Name, ToolError> {
         if let Some(from) = from.strip_prefix("rootfs:") {
             return slug("rootfs-", from, None);
@@ -244,14 +244,14 @@ impl Provision {
             want @ (Want::File(_) | Want::Saved(_) | Want::Remote(_)) => {
                 Ok(self.identify(want, None).await?.1)
             }
-            // Made under its own name, as by the first who uses it.
+            // Made under its own name, as on first use.
             Want::BuiltIn(name) => name.parse().map_err(|e| ToolError::internal(format!("{e}"))),
             Want::Installed(image) => slug("copy-of-", image.name.as_str(), None),
             _ => from.parse().map_err(|e| ToolError::invalid(format!("{e}"))),
         }
     }
 
-    /// Makes an image; a failure leaves nothing of it.
+    /// Makes an image; a failure leaves nothing behind.
     pub(super) async fn make(
         &self,
         name: Name,
@@ -310,7 +310,7 @@ impl Provision {
         built
     }
 
-    /// Removes an image that nothing uses: its files, then its row, so that a full disk is freed first.
+    /// Removes an unused image: first its files, then its row, so that space on a full disk is freed first.
     pub(crate) async fn remove_image(&self, id: ImageId) -> Result<(), ToolError> {
         crate::os::remove::tree(&self.paths.image(id)).await;
         self.store.write(move |tx| images::delete(tx, id)).await.map_err(store_error)
@@ -341,7 +341,7 @@ impl Provision {
                 let more = more_packages(name).iter().map(|package| (*package).to_owned());
                 let more: Vec<String> = more.chain(recipe.packages).collect();
                 let bootstrap = self.bootstrap(&packages, &more);
-                // The keyring's file is there as long as what names it.
+                // Keeps the keyring's file as long as it is referred to.
                 keyring = Some(packages);
                 Source::Bootstrap(bootstrap)
             }
@@ -389,7 +389,7 @@ impl Provision {
     }
 }
 
-/// What a built-in image of packages has beside [`image::PACKAGES`].
+/// Packages that a built-in image has in addition to [`image::PACKAGES`].
 pub(super) fn more_packages(name: &str) -> &'static [&'static str] {
     if name == DEBIAN { &image::FOR_WORK } else { &[] }
 }
@@ -400,8 +400,8 @@ pub(crate) fn template_argument(from: &str) -> Option<Result<Reference<TemplateK
     Some(name.parse().map_err(|e| ToolError::invalid(format!("{e}"))))
 }
 
-/// Tells whether a file or tree is still what it was: names, sizes, modes, owners and times, not contents. No
-/// content changes without its time of change (`ctime`), which only the kernel sets.
+/// A fingerprint of a file or tree that shows whether it changed: names, sizes, modes, owners and times, not
+/// contents. Every change of content updates the change time (`ctime`), which only the kernel sets.
 pub(super) fn fingerprint(path: &Path) -> Result<String, ToolError> {
     const ENTRIES_MAX: usize = 5_000_000;
     let refuse = |error: std::io::Error| ToolError::invalid(format!("{error}"));

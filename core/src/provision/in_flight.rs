@@ -1,4 +1,4 @@
-//! What is being made: each thing by one at a time. Who wants the same waits, and sees how far the one is who makes it.
+//! Ensures that each thing is made only once at a time. Others who want it wait, and see the progress of its maker.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -9,17 +9,17 @@ use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::progress::{Cancelled, Progress};
 
-/// What is shown until it is known how far the maker is.
+/// Shown until the maker's progress is known.
 const WAITING: &str = "waiting for the same download";
 
-/// Everything that is being made, by what it is called. Cheap to clone.
+/// Everything that is being made, by name. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct InFlight(Arc<Mutex<HashMap<String, Arc<Thing>>>>);
 
 #[derive(Debug)]
 struct Thing {
     turn: Arc<tokio::sync::Mutex<()>>,
-    /// The progress of whoever has the turn.
+    /// The progress of the current maker.
     maker: watch::Sender<Option<watch::Receiver<OpProgress>>>,
 }
 
@@ -43,7 +43,7 @@ impl Drop for Turn {
 }
 
 impl InFlight {
-    /// Waits for the turn to make the thing called `what`; until then `progress` shows that of whoever has it.
+    /// Waits for the turn to make the thing called `what`; meanwhile `progress` shows the maker's progress.
     pub(super) async fn turn(&self, what: &str, progress: &Progress) -> Result<Turn, Cancelled> {
         let thing = {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,7 +67,7 @@ impl InFlight {
     }
 }
 
-/// Shows the progress of each maker after the other; never ends.
+/// Shows the progress of one maker after another; never returns.
 async fn follow(
     mut makers: watch::Receiver<Option<watch::Receiver<OpProgress>>>,
     progress: &Progress,
@@ -121,7 +121,7 @@ mod tests {
         until(&second, "downloading the kernel").await;
         let mut steps = second.watch();
         steps.wait_for(|now| (now.done, now.total) == (Some(30), Some(120))).await.unwrap();
-        // Another thing is nobody's business.
+        // Other things are not affected.
         drop(all.turn("image", &Progress::default()).await.unwrap());
         drop(turn);
         waiting.await.unwrap().unwrap();

@@ -15,11 +15,11 @@ use crate::progress::Progress;
 use crate::store::assets::AssetRecord;
 use crate::store::{assets, now, random_id};
 
-/// Which kernel was asked for.
+/// Which kernel is wanted.
 pub(super) enum Want {
-    /// The distribution's, in a version or the newest.
+    /// The distribution's: a version, or the newest.
     Debian(Option<String>),
-    /// One that is installed.
+    /// An installed kernel.
     Installed(Box<AssetRecord>),
     /// A file on the host.
     File(std::path::PathBuf),
@@ -55,12 +55,12 @@ impl Provision {
         }
     }
 
-    /// Refuses a kernel that cannot be had, as far as that can be told at once.
+    /// Refuses a kernel that cannot exist, as far as that is known at once.
     pub(crate) async fn check_kernel(&self, want: &str) -> Result<(), ToolError> {
         self.want_kernel(want).await.map(drop)
     }
 
-    /// The kernel that was asked for, fetched or imported if it is not here.
+    /// The wanted kernel, which is downloaded or imported if it is not installed.
     pub(crate) async fn kernel(
         &self,
         want: &str,
@@ -80,7 +80,7 @@ impl Provision {
         }
     }
 
-    /// The distribution's kernel that is here: of that version, or the one that was here first.
+    /// The distribution's installed kernel of that version; without a version, the first one installed.
     pub(super) async fn installed_debian(
         &self,
         version: Option<String>,
@@ -123,7 +123,7 @@ impl Provision {
     ) -> Result<AssetRecord, ToolError> {
         progress.step("reading the package archive");
         let archive = self.archive(progress).await?;
-        // What is newest may be here already.
+        // The newest version may already be installed.
         let versions = archive.kernels().await.map_err(asset_error)?;
         let newest = newest_of(&versions, version, |kernel| &kernel.version);
         if let Some(newest) = newest
@@ -227,7 +227,7 @@ impl Provision {
         Ok(record)
     }
 
-    /// Removes what a failed installation left.
+    /// Removes the remains of a failed installation.
     async fn cleaned<T>(&self, made: Result<T, ToolError>, directory: &Path) -> Result<T, ToolError> {
         if made.is_err() {
             crate::os::remove::tree(directory).await;
@@ -274,7 +274,7 @@ pub(super) async fn available_kernels(archive: &Archive) -> Result<Vec<AssetSumm
         .collect()
 }
 
-/// A row as it is shown.
+/// A row in the form that callers see.
 pub(crate) fn summary(asset: AssetRecord, default: bool, path: String) -> AssetSummary {
     AssetSummary {
         id: Some(asset.id),
@@ -295,7 +295,7 @@ pub(crate) fn summary(asset: AssetRecord, default: bool, path: String) -> AssetS
     }
 }
 
-/// A failure of the asset room as callers see it.
+/// Turns an error of the asset room into the error that callers see.
 pub(crate) fn asset_error(error: AssetError) -> ToolError {
     described(error.code(), &error, error.hint().map(str::to_owned))
 }
@@ -310,7 +310,7 @@ fn check_sum(files: &KernelFiles, wanted: Option<&str>) -> Result<(), ToolError>
     }
 }
 
-/// Of kernels, the newest first, the one whose version this is, else the newest whose version begins with it.
+/// From kernels sorted newest first: the one with exactly this version, else the newest whose version begins with it.
 pub(super) fn newest_of<'a, T>(
     kernels: &'a [T],
     wanted: Option<&str>,

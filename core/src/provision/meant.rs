@@ -1,4 +1,4 @@
-//! What was probably meant by a source that there is not.
+//! Suggestions for unknown sources.
 
 use nexus_schema::tools::asset::AssetKind;
 use nexus_schema::{ErrorCode, ToolError};
@@ -10,7 +10,7 @@ use crate::store::{StoreError, images, providers, templates};
 use nexus_schema::tools::image::BUILT_IN;
 
 impl Provision {
-    /// That there is nothing of a name to make drives from, and what was probably meant.
+    /// The error for an unknown source of drives, with a suggestion.
     pub(super) async fn no_source(&self, bare: &str) -> Result<ToolError, ToolError> {
         let (all, templates, providers) = self
             .store
@@ -38,7 +38,7 @@ impl Provision {
         } else if is_provider(bare.split('@').next().unwrap_or(bare)) {
             Some(format!("rootfs:{bare}"))
         } else {
-            // Whatever may be the name of an image in a registry.
+            // Anything that could be the name of an image in a registry.
             let is_name = bare.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && bare.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/:@".contains(c));
             is_name.then(|| format!("oci:{bare}"))

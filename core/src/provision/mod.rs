@@ -1,5 +1,5 @@
-//! Finds, fetches or builds what VMs are made of: kernels, root filesystems, images. Each thing is made once, however many ask for
-//! it at the same time.
+//! Finds, fetches or builds what VMs are made of: kernels, root filesystems and images. Each thing is made only once, even if
+//! several callers want it at the same time.
 
 mod asset;
 mod available;
@@ -57,9 +57,9 @@ pub(crate) struct Provision {
     apt_root: PathBuf,
     assets: Arc<AssetConfig>,
     versions_cache: wanted::VersionCache,
-    /// How registries are reached.
+    /// How to access registries.
     registries: Access,
-    /// How paths of callers are looked at.
+    /// Looks at paths that callers name.
     looks: Looks,
     in_flight: InFlight,
 }
@@ -91,13 +91,13 @@ impl Provision {
         }
     }
 
-    /// The scratch directories of what is being made.
+    /// The scratch directories of work in progress.
     pub(crate) fn scratch(&self) -> &Scratch {
         &self.scratch
     }
 
-    /// Waits until nobody else makes the thing called `what`, showing how far that is; who comes later finds it made. An operation
-    /// that is cancelled does not wait.
+    /// Waits until nobody else is making the thing called `what`, and shows the progress; later callers then find it made.
+    /// Stops waiting when the operation is cancelled.
     async fn turn(&self, what: &str, progress: &Progress) -> Result<Turn, ToolError> {
         self.in_flight.turn(what, progress).await.map_err(|_| {
             ToolError::new(
@@ -108,7 +108,7 @@ impl Provision {
     }
 }
 
-/// A path after `file:`; it must be absolute, since the daemon's working directory means nothing to a caller.
+/// A path after `file:`. It must be absolute, because the daemon's working directory means nothing to a caller.
 async fn file_argument(looks: &Looks, argument: &str, path: &str) -> Result<PathBuf, ToolError> {
     let path = PathBuf::from(path);
     if !path.is_absolute() {
@@ -125,7 +125,7 @@ async fn file_argument(looks: &Looks, argument: &str, path: &str) -> Result<Path
     }
 }
 
-/// A name made of words that names cannot hold as they are, and of a digest that tells equal ones apart.
+/// Makes a name from words that are not valid in names, with a digest to keep similar ones apart.
 fn slug(head: &str, text: &str, digest: Option<&str>) -> Result<Name, ToolError> {
     let tail = digest.map(|d| format!("-{}", &d[..8])).unwrap_or_default();
     let mut name = String::from(head);
@@ -144,7 +144,7 @@ fn hex_sha256(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(&Sha256::digest(bytes))
 }
 
-/// Runs what blocks on a thread of its own.
+/// Runs blocking work on a separate thread.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ToolError> + Send + 'static,
 ) -> Result<T, ToolError> {

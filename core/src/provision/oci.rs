@@ -14,23 +14,23 @@ use crate::os::given::Looks;
 pub(super) struct Saved {
     pub(super) path: PathBuf,
     pub(super) form: Form,
-    /// Which of the images in it.
+    /// The name of the image in it, if there are several.
     pub(super) name: Option<String>,
 }
 
-/// What an argument means, if it begins like one for an image.
+/// The meaning of an argument that has the prefix of an image.
 #[derive(Debug)]
 pub(super) enum Argument {
     Remote(Remote),
     Saved(Saved),
 }
 
-/// The forms by the words that arguments begin with.
+/// The prefixes with their formats.
 const FORMS: [(&str, Form); 3] =
     [("oci-layout:", Form::Layout), ("oci-archive:", Form::Layout), ("docker-archive:", Form::Docker)];
 
-/// Reads `oci:REFERENCE`, `oci-layout:PATH`, `oci-archive:PATH` and `docker-archive:PATH`, where a path may have `#NAME`
-/// behind it. `None`: it is something else.
+/// Parses `oci:REFERENCE`, `oci-layout:PATH`, `oci-archive:PATH` and `docker-archive:PATH`; a path may be followed by
+/// `#NAME`. `None` for anything else.
 pub(super) async fn argument(
     argument: &str,
     registries: &Access,
@@ -43,7 +43,7 @@ pub(super) async fn argument(
     for (word, form) in FORMS {
         let Some(path) = argument.strip_prefix(word) else { continue };
         let (path, name) = match path.rsplit_once('#') {
-            // A path may have that character in it.
+            // A path may contain that character.
             Some((before, name)) if looks.kind(path.into()).await.is_err() => (before, Some(name.to_owned())),
             _ => (path, None),
         };

@@ -1,8 +1,8 @@
-//! The rows of providers in layers: built in, changed at run time, or as nexus.toml says, which has the last word.
+//! The rows of providers in layers: built in, changed at run time, or set in nexus.toml, which takes precedence.
 //!
-//! What is changed at run time is kept among the settings, under `provider.NAME`, as the JSON of the fields that were set: so it has
-//! their history, and can be rolled back with them. The rows that pipelines read follow from it in the same transaction. An
-//! operation keeps the row that it began with.
+//! Run-time changes are stored among the settings, under `provider.NAME`, as the JSON of the fields that were set. So they
+//! share the settings' history and rollback. The rows that pipelines read are updated in the same transaction. A running
+//! operation keeps the row that it started with.
 
 use std::collections::BTreeMap;
 
@@ -16,35 +16,35 @@ use crate::op::store_error;
 use crate::store::providers::{self, ProviderRow};
 use crate::store::{Connection, StoreError, Transaction, settings, templates};
 
-/// How the keys of settings begin that hold what was changed of a provider.
+/// The prefix of the settings that hold changes of providers.
 const KEY: &str = "provider.";
-/// The most that may be said of one provider, in bytes of JSON.
+/// The largest change of one provider, in bytes of JSON.
 const SAID_MAX: usize = 256 << 10;
 
-/// What is to change of one provider.
+/// A change of one provider.
 #[derive(Debug, Clone)]
 pub(crate) enum Change {
-    /// Fields are set, and others are as if they had never been.
+    /// Sets some fields and resets others.
     Merge { fields: Fields, reset: Vec<&'static str> },
-    /// The fields are these; none for what was shipped.
+    /// Replaces all fields; an empty set resets the provider to its shipped definition.
     Become(Fields),
 }
 
-/// Why a provider is not changed.
+/// Why a provider was not changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// It would be none that works.
+    /// The resulting provider would be invalid.
     #[error("provider {name}: {problem}")]
     Problem { name: String, problem: ProviderProblem },
-    /// Too much is said of it.
+    /// The change is too large.
     #[error("provider {name}: {bytes} bytes are more than the {SAID_MAX} that may be said of one provider")]
     TooLarge { name: String, bytes: usize },
-    /// The configuration has the last word on it.
+    /// The configuration file takes precedence.
     #[error(
         "provider {0} is as nexus.toml says ([providers.{0}]), which goes before what is set at run time"
     )]
     Configured(String),
-    /// There is none of that name.
+    /// No provider has that name.
     #[error("there is no provider `{0}`")]
     Unknown(String),
     /// It is in use.
@@ -74,7 +74,7 @@ impl From<Refusal> for ToolError {
 }
 
 impl Provision {
-    /// Puts the rows of providers in place.
+    /// Writes the rows of providers.
     pub(crate) async fn sync_providers(&self) -> Result<(), StoreError> {
         let configured = self.assets.providers.clone();
         self.store
@@ -87,7 +87,7 @@ impl Provision {
             .await
     }
 
-    /// What changes providers in a transaction, all or none; each is checked whole before.
+    /// Applies changes of providers in a transaction, all or none; each is checked as a whole first.
     pub(crate) fn changer(
         &self,
         wanted: BTreeMap<String, Change>,
@@ -97,7 +97,7 @@ impl Provision {
         move |tx| change(tx, &configured, wanted, &who)
     }
 
-    /// Removes what was set of a provider.
+    /// Removes the run-time changes of a provider.
     pub(crate) async fn reset_provider(&self, name: &str, who: &str) -> Result<(), Refusal> {
         let (configured, name, who) = (self.assets.providers.clone(), name.to_owned(), who.to_owned());
         self.store
@@ -112,13 +112,13 @@ impl Provision {
             .await
     }
 
-    /// Whether nexus.toml has the last word on a provider.
+    /// Whether nexus.toml defines a provider.
     pub(crate) fn is_configured(&self, name: &str) -> bool {
         self.assets.providers.contains_key(name)
     }
 
-    /// Whether a provider may be told the token for GitHub's API: where it goes to an address that was shipped or configured, and
-    /// not where somebody set it at run time.
+    /// Whether a provider may use the token for GitHub's API: only if the address was shipped or configured, not if somebody
+    /// set it at run time.
     pub(super) fn may_have_token(&self, provider: &Provider) -> bool {
         let is_below_api = |url: &Template| url.to_string().starts_with("{api}/");
         let Versions::GithubReleases { url, .. } = &provider.versions else { return false };
@@ -127,22 +127,22 @@ impl Provision {
     }
 }
 
-/// The setting that holds what was changed of a provider.
+/// The setting that holds the changes of a provider.
 pub(crate) fn key_of(name: &str) -> String {
     format!("{KEY}{name}")
 }
 
-/// The provider that a setting is about, if it is about one.
+/// The provider that a setting belongs to, if any.
 pub(crate) fn name_in(key: &str) -> Option<&str> {
     key.strip_prefix(KEY)
 }
 
-/// What the value of such a setting says; nothing where the provider is as shipped.
+/// The fields in the value of such a setting; none if the provider is as shipped.
 pub(crate) fn fields_in(value: Option<&str>) -> Fields {
     value.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
-/// What was changed at run time, by provider.
+/// The run-time changes, by provider.
 fn changes(db: &Connection) -> Result<BTreeMap<String, Fields>, StoreError> {
     let rows = settings::at(db, i64::MAX)?;
     let of = |row: &settings::Row| {
@@ -175,7 +175,8 @@ fn change(
             }
         };
         let is_gone = fields.is_empty();
-        // Without any field it is as shipped, or gone; but who changes fields of one does not mean to remove it.
+        // Without fields a provider is as shipped, or removed. But a caller who changes fields of an added one does not mean to
+        // remove it.
         if !is_gone || (is_merge && !provider::is_built_in(&name)) {
             let row = provider::row(&name, &fields);
             Provider::parse(&name, &row)
@@ -200,12 +201,12 @@ fn change(
     Ok(sync(tx, configured)?)
 }
 
-/// Makes the rows what the layers say.
+/// Makes the rows match the layers.
 fn sync(tx: &Connection, configured: &BTreeMap<String, Value>) -> Result<(), StoreError> {
     let set = changes(tx)?;
     let mut said: BTreeMap<String, Value> =
         set.iter().map(|(name, fields)| (name.clone(), Value::Object(fields.clone()))).collect();
-    // Over what is shipped, not over what was set: a table means the same whatever anybody did.
+    // Applied to the shipped definition, not to run-time changes: a table in nexus.toml always means the same.
     said.extend(configured.iter().map(|(name, table)| (name.clone(), table.clone())));
     let origin = |name: &str| match (configured.contains_key(name), set.contains_key(name)) {
         (true, _) => ProviderOrigin::Configured,
@@ -216,7 +217,7 @@ fn sync(tx: &Connection, configured: &BTreeMap<String, Value>) -> Result<(), Sto
     providers::replace(tx, &provider::rows(&said).into_iter().map(row).collect::<Vec<_>>())
 }
 
-/// What is made of a provider's root filesystems when it is asked for.
+/// What makes images from a provider's root filesystems: the default image and templates.
 fn users(db: &Connection, name: &str) -> Result<Vec<String>, StoreError> {
     let is_from = |source: &str| {
         source.strip_prefix("rootfs:").is_some_and(|from| from.split('@').next() == Some(name))

@@ -1,4 +1,4 @@
-//! Root filesystems of distributions: made of the packages of the host's own archive, which is their chain of trust.
+//! Root filesystems of distributions, made from packages of the host's own archive, whose chain of trust applies.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -21,11 +21,11 @@ use crate::image::{self, Bootstrap, ImageError, Limits, check_room};
 use crate::os::failpoint;
 use crate::progress::Progress;
 
-/// After how many bytes the room on the disk is looked at again.
+/// After how many bytes the free disk space is checked again.
 const LOOK: u64 = 16 << 20;
 
 impl Provision {
-    /// How a root filesystem is made of packages, with some beside those that every one has.
+    /// How to make a root filesystem from packages, with some in addition to the default ones.
     pub(super) fn bootstrap(&self, packages: &BootstrapSource, more: &[String]) -> Bootstrap {
         Bootstrap {
             mirrors: packages.mirrors.clone(),
@@ -41,7 +41,7 @@ impl Provision {
         }
     }
 
-    /// The release that an order means, as the archive has it now.
+    /// The release that an order means, in the current state of the archive.
     pub(super) async fn release(
         &self,
         order: &Order,
@@ -51,7 +51,7 @@ impl Provision {
         archive.release_source(order.provider.distribution(), order.version.as_deref()).map_err(asset_error)
     }
 
-    /// What `asset_download` with `check` says about one: it is there, and so is all that making it takes.
+    /// `asset_download` with `check`: the release exists, and everything needed to make it is installed.
     pub(super) async fn look_up_release(
         &self,
         order: &Order,
@@ -100,7 +100,7 @@ impl Provision {
     }
 }
 
-/// The releases of a provider as they are listed before they are here.
+/// The releases of a provider as they are listed before they are made.
 pub(super) fn available_releases(
     provider: &Provider,
     archive: &Archive,
@@ -113,7 +113,7 @@ fn available_release(provider: &Provider, release: ReleaseVersion) -> Result<Ass
     available(provider, AssetKind::Rootfs, &Found { version: release.codename, size_bytes: None })
 }
 
-/// Writes what comes to a file, hashed on the way and no more than may be.
+/// Writes a stream to a file while hashing it, up to the limit.
 fn keep(from: impl Read, path: &Path, limits: &Limits) -> Result<(Sha256, u64), ImageError> {
     let failed = |e: io::Error| ImageError::write(path, e);
     let directory: PathBuf = path.parent().unwrap_or(path).to_owned();

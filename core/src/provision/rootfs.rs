@@ -1,4 +1,4 @@
-//! Root filesystems that images are made of: `rootfs:PROVIDER[@VERSION]`, or `rootfs:` and the name of an asset.
+//! Root filesystems to make images from: `rootfs:PROVIDER[@VERSION]`, or `rootfs:` with the name of an asset.
 
 use nexus_schema::tools::asset::AssetKind;
 use nexus_schema::{Name, Reference, ToolError};
@@ -15,7 +15,7 @@ use crate::store::assets;
 use crate::store::assets::AssetRecord;
 
 impl Provision {
-    /// What is meant by what stands behind `rootfs:`; refused if it can be told at once that there is no such thing.
+    /// Checks what follows `rootfs:`; an error if it is known at once that it does not exist.
     pub(super) async fn check_rootfs(&self, from: &str) -> Result<(), ToolError> {
         match self.installed_rootfs(from).await? {
             Some(_) => Ok(()),
@@ -23,7 +23,7 @@ impl Provision {
         }
     }
 
-    /// The root filesystem, downloaded if no fitting one is here.
+    /// The root filesystem, which is downloaded if none that fits is installed.
     pub(super) async fn rootfs(
         &self,
         from: &str,
@@ -36,7 +36,7 @@ impl Provision {
         }
     }
 
-    /// The name of the image that is made of one: the same for the same bytes.
+    /// The name of the image made from one; the same bytes give the same name.
     pub(super) fn image_of_rootfs(asset: &AssetRecord) -> Result<Name, ToolError> {
         slug("rootfs-", asset.name.as_str(), Some(&asset.sha256))
     }
@@ -49,7 +49,7 @@ impl Provision {
         Source::detect(&file).map_err(|error| crate::op::described(error.code(), &error, error.hint()))
     }
 
-    /// The asset of that name, else the newest one of that provider whose version is, or begins with, that one.
+    /// The asset of that name; else the newest of that provider whose version equals the given one or begins with it.
     pub(super) async fn installed_rootfs(&self, from: &str) -> Result<Option<AssetRecord>, ToolError> {
         if let Ok(reference) = from.parse::<Reference<_>>() {
             let named = self.store.read(move |db| assets::get(db, &reference)).await.map_err(store_error)?;
@@ -69,7 +69,7 @@ impl Provision {
     }
 }
 
-/// The newest root filesystem of `PROVIDER[@VERSION]` whose version is, or begins with, that one.
+/// The newest root filesystem of `PROVIDER[@VERSION]` whose version equals the given one or begins with it.
 pub(super) fn newest_of<'a>(all: &'a [AssetRecord], from: &str) -> Option<&'a AssetRecord> {
     let (provider, version) = from.split_once('@').map_or((from, None), |(p, v)| (p, Some(v)));
     let version = version.map(|version| version.strip_prefix('v').unwrap_or(version));
@@ -82,7 +82,7 @@ pub(super) fn newest_of<'a>(all: &'a [AssetRecord], from: &str) -> Option<&'a As
     all.iter().filter(is_one).max_by(|a, b| compare(&a.version, &b.version))
 }
 
-/// What is asked for where no fitting one is here.
+/// What to download if none that fits is installed.
 pub(super) fn wanted_rootfs(from: &str) -> WantedAsset {
     WantedAsset {
         kind: AssetKind::Rootfs,

@@ -1,4 +1,4 @@
-//! Scratch directories: each belongs to the work that claims it, and what belongs to none may go at any time.
+//! Scratch directories. Each belongs to the work that claims it; unclaimed ones may be deleted at any time.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ pub(crate) struct Scratch {
     claimed: Arc<Mutex<HashSet<String>>>,
 }
 
-/// A scratch directory that is in use until this is dropped. It need not be there.
+/// A claim on a scratch directory until it is dropped. The directory need not exist.
 #[derive(Debug)]
 pub(crate) struct Claim {
     of: Scratch,
@@ -23,17 +23,16 @@ impl Scratch {
         Self { directory, claimed: Arc::default() }
     }
 
-    /// A directory for work with an id of its own. Ids are never used again, and neither are names of directories.
+    /// A directory for work with a unique id. Neither ids nor directory names are reused.
     pub(crate) fn claim(&self, id: impl ToString) -> Claim {
         let name = id.to_string();
         self.claimed().insert(name.clone());
         Claim { of: self.clone(), name }
     }
 
-    /// What belongs to nothing that is under way. It stays so: names are claimed before there is anything under them, and
-    /// only once.
+    /// Directories without a claim. They can never be claimed again: a name is claimed only once, before its directory is made.
     pub(crate) fn abandoned(&self) -> std::io::Result<Vec<PathBuf>> {
-        // Looked at first: what was there before it was seen that nobody has it, nobody will have.
+        // Listed before the claims are checked: an unclaimed directory that existed by then stays unclaimed.
         let there = fs_err::read_dir(&self.directory)?
             .map(|entry| entry.map(|entry| entry.path()))
             .collect::<Result<Vec<_>, _>>()?;
@@ -55,7 +54,7 @@ impl Claim {
         self.of.directory.join(&self.name)
     }
 
-    /// Removes the directory with all in it.
+    /// Removes the directory with its contents.
     pub(crate) async fn clear(&self) {
         crate::os::remove::tree(Path::new(&self.path())).await;
     }
@@ -106,7 +105,7 @@ mod tests {
                 fs_err::create_dir(claim.path()).unwrap();
                 fs_err::write(claim.path().join("file"), "content").unwrap();
                 assert!(claim.path().join("file").exists(), "{number} was taken away");
-                // Half of them leave something behind.
+                // Every second one leaves something behind.
                 if number % 2 == 0 {
                     fs_err::remove_dir_all(claim.path()).unwrap();
                 }

@@ -1,4 +1,4 @@
-//! Builds of templates: an operation each, with a row and a log, which others who want the same image join.
+//! Builds of templates: each is an operation with a row and a log; callers who want the same image join it.
 
 use nexus_schema::id::{BuildId, BuildKind, TemplateKind};
 use nexus_schema::tools::build::{BuildDetails, BuildImage, BuildStatus};
@@ -28,7 +28,7 @@ impl Provision {
         }
     }
 
-    /// That there is no such template; but perhaps one that is called alike.
+    /// The error for an unknown template, with a similar name if there is one.
     pub(crate) async fn no_template(
         &self,
         template: &Reference<TemplateKind>,
@@ -39,7 +39,7 @@ impl Provision {
         Ok(did_you_mean(error, &template.to_string(), all.iter().map(|template| template.name.as_str())))
     }
 
-    /// What a template made in one version.
+    /// The definition of a template in one version.
     pub(crate) async fn template_spec(
         &self,
         template: &TemplateRecord,
@@ -96,7 +96,7 @@ impl Provision {
         }
     }
 
-    /// The image that `from` means, made if it is not here.
+    /// The image that `from` means, which is made if it does not exist.
     pub(crate) async fn image(
         &self,
         from: &str,
@@ -109,7 +109,7 @@ impl Provision {
         }
     }
 
-    /// The image of a template as it is now, built if that was not done before.
+    /// The image of a template's current version, which is built if it was not built before.
     async fn build_image(
         &self,
         template: &Reference<TemplateKind>,
@@ -140,7 +140,7 @@ impl Provision {
         })
     }
 
-    /// Begins a build of a template; the operation goes on by itself.
+    /// Starts a build of a template as an independent operation.
     pub(crate) async fn begin_build(
         &self,
         template: &TemplateRecord,
@@ -238,12 +238,12 @@ impl Provision {
     }
 }
 
-/// What an image says it was made from.
+/// The source that an image names.
 pub(crate) fn called(template: &Name, version: u32) -> String {
     format!("template:{template}@{version}")
 }
 
-/// The template's name where that is short enough, and a part of the build's id.
+/// The template's name if it is short enough, with a part of the build's id.
 fn image_name(template: &Name, build: &BuildRecord) -> Result<Name, ToolError> {
     let id = build.id.to_string();
     let head: String = template.as_str().chars().take(nexus_schema::name::NAME_MAX - 7).collect();

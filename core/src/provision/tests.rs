@@ -66,7 +66,7 @@ impl Scene {
         made
     }
 
-    /// The directories of assets, which are as many as the rows.
+    /// The number of asset directories, which must equal the number of rows.
     async fn directories(&self) -> usize {
         let rows = self.provision.store.read(assets::all).await.unwrap().len();
         let there = fs_err::read_dir(self.provision.paths.assets()).unwrap().count();
@@ -174,7 +174,7 @@ async fn the_newest_version_that_begins_so_is_taken() {
     assert_eq!(fs_err::read(file).unwrap(), rootfs("3.21.3"));
     let newest = scene.download(wanted(AssetKind::Rootfs, "alpine")).await.unwrap();
     assert_eq!(newest.id, asset.id, "what is here is not downloaded again");
-    // One that no index has any more is asked for all the same; one that is nowhere is not there.
+    // A version that is no longer in any index is still requested; one that is nowhere is not found.
     scene.serve_alpine("3.21.0");
     scene.download(wanted(AssetKind::Rootfs, "alpine@3.21.0")).await.unwrap();
     for gone in ["alpine@3.21.9", "alpine@3.4", "alpine@3.9.7"] {
@@ -241,7 +241,7 @@ async fn who_waits_for_the_same_download_says_so_and_nobody_else() {
     assert_eq!(second.watch().borrow().step, "waiting for the same download");
     drop(turn);
     waiting.await.unwrap();
-    // Another one waits for nobody.
+    // Another one does not wait.
     let third = Progress::default();
     scene.provision.turn("other", &third).await.unwrap();
     assert_eq!(third.watch().borrow().step, "");
@@ -261,7 +261,7 @@ async fn one_name_is_never_two_versions() {
     let good = good.unwrap();
     assert_eq!(bad.unwrap_err().code, ErrorCode::NameTaken);
     assert_eq!(scene.directories().await, 1);
-    // One who comes later is told before anything is downloaded.
+    // A later caller gets the answer before anything is downloaded.
     let later = if good.version == "3.21.2" { 1 } else { 0 };
     let before = scene.server.count(&paths[later]);
     let error = scene.download(named(["alpine@3.21.2", "alpine@3.21.3"][later])).await.unwrap_err();
@@ -358,7 +358,7 @@ async fn damage_is_found_again_and_named() {
     }
     fs_err::remove_file(&file).unwrap();
     assert!(!scene.provision.verify(&asset, &scene.progress).await.unwrap().ok);
-    // Removed and downloaded again it is whole.
+    // After removal and a new download it is complete.
     assert!(!scene.provision.remove(&asset, "uid:0").await.unwrap());
     let again = scene.download(wanted(AssetKind::Rootfs, "alpine@3.21.3")).await.unwrap();
     assert!(scene.provision.verify(&again, &scene.progress).await.unwrap().ok);
@@ -433,7 +433,7 @@ async fn a_cancelled_download_leaves_no_asset() {
         async {
             let mut progress = scene.progress.watch();
             progress.wait_for(|progress| progress.done.is_some_and(|done| done >= 100)).await.unwrap();
-            // One who waits for the same is told at once, too.
+            // Others who wait for the same are answered at once, too.
             scene.progress.token().cancel();
         }
     );
@@ -510,7 +510,7 @@ async fn the_token_goes_where_the_shipped_or_configured_rows_send_it() {
     ] {
         assert_eq!(scene.provision.may_have_token(&provider(change.clone())), may, "{change}");
     }
-    // As shipped, where nothing is configured.
+    // As shipped, because nothing is configured.
     let paths = Paths::new(scene.dir.path());
     let bare = Provision::new(
         scene.provision.store.clone(),
@@ -558,7 +558,7 @@ async fn a_default_changes_only_when_that_is_asked_for() {
     add(AssetKind::Kernel, "debian", "6.12.9", 2).await;
     add(AssetKind::Vmm, "firecracker", "1.10.0", 2).await;
     assert_eq!((meant(None).await, of_all().await), ("6.12.9".into(), ("6.12.9".into(), "1.10.0".into())));
-    // Neither older nor newer ones that are asked for by their versions are what the others get.
+    // Versions requested explicitly, older or newer, do not change the default.
     for (at, kernel, vmm) in [(3, "6.1.5", "1.9.0"), (4, "7.0.1", "1.16.1")] {
         add(AssetKind::Kernel, "debian", kernel, at).await;
         add(AssetKind::Vmm, "firecracker", vmm, at).await;

@@ -10,28 +10,28 @@ use crate::op::store_error;
 use crate::store::assets::{self, AssetRecord, Referrers};
 use crate::store::{StoreError, ops};
 
-/// What VMs get that ask for nothing, in the words of `vm_create`.
+/// The defaults for new VMs, as in `vm_create`.
 #[derive(Debug, Clone)]
 pub(crate) struct Defaults {
     /// The kernel.
     pub(crate) kernel: String,
-    /// What root drives are made from.
+    /// The source of root drives.
     pub(crate) image: String,
 }
 
-/// What became of an asset that nothing referred to.
+/// What happened to an unused asset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Removal {
-    /// It is gone.
+    /// It was removed.
     Done,
     /// Something refers to it now.
     InUse,
-    /// An operation is under way that may be about to refer to it.
+    /// A running operation may be about to refer to it.
     NotNow,
 }
 
 impl Provision {
-    /// The assets that nothing refers to, by name, once some images are gone.
+    /// The assets that nothing refers to, by name, after some images are removed.
     pub(crate) async fn unused(
         &self,
         defaults: &Defaults,
@@ -42,8 +42,8 @@ impl Provision {
         Ok(unused(&referrers, defaults).into_iter().cloned().collect())
     }
 
-    /// Removes an asset if nothing refers to it now, nor can begin to: who makes something of assets has an operation's row
-    /// from before it looks for them.
+    /// Removes an asset if nothing refers to it and no running operation may start to: an operation that uses assets
+    /// inserts its row before it looks for them.
     pub(crate) async fn remove_unused(
         &self,
         asset: &AssetRecord,
@@ -53,7 +53,7 @@ impl Provision {
         let removal = self
             .store
             .write(move |tx| -> Result<_, StoreError> {
-                // The one that removes is one of them.
+                // This removal is one of them.
                 if ops::count_running(tx)? > 1 {
                     return Ok(Removal::NotNow);
                 }
@@ -86,7 +86,7 @@ fn unused<'r>(referrers: &'r Referrers, defaults: &Defaults) -> Vec<&'r AssetRec
     all.iter().filter(|asset| !kept.contains(&asset.id)).collect()
 }
 
-/// The installed kernel that an argument means, if it is here.
+/// The installed kernel that an argument means, if any.
 pub(crate) fn meant_kernel<'a>(all: &'a [AssetRecord], kernel: &str) -> Option<&'a AssetRecord> {
     let version = match kernel.split_once('@') {
         None if kernel == DEBIAN => None,
@@ -101,12 +101,12 @@ pub(crate) fn meant_kernel<'a>(all: &'a [AssetRecord], kernel: &str) -> Option<&
     first(all.iter().filter(is_it))
 }
 
-/// The one that was here first: what is installed later becomes a default only when that is asked for.
+/// The one that was installed first; later ones become the default only on request.
 fn first<'a>(assets: impl Iterator<Item = &'a AssetRecord>) -> Option<&'a AssetRecord> {
     assets.min_by_key(|asset| asset.installed_at)
 }
 
-/// The VMM that VMs are started with: the chosen one, else the one that was here first.
+/// The VMM for new VMs: the chosen one, or else the first one installed.
 pub(crate) fn vmm_in_force<'a>(all: &'a [AssetRecord], chosen: Option<&str>) -> Option<&'a AssetRecord> {
     let vmms = || all.iter().filter(|asset| asset.kind == AssetKind::Vmm);
     let chosen = vmms().find(|asset| chosen == Some(asset.name.as_str()));

@@ -1,4 +1,4 @@
-//! What a caller wants of which provider, and which version that is.
+//! Which asset a caller wants: the provider and the version.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,10 +17,10 @@ use crate::progress::Progress;
 use crate::provision::kernel::asset_error;
 use crate::store::providers;
 
-/// How long it is versions_cache that a provider has no other versions than those it had.
+/// How long the versions of a provider are cached.
 const CACHED_FOR: Duration = Duration::from_secs(600);
 
-/// What a caller asks for, as it was asked.
+/// A request as the caller made it.
 #[derive(Debug, Clone)]
 pub(crate) struct WantedAsset {
     pub(crate) kind: AssetKind,
@@ -31,7 +31,7 @@ pub(crate) struct WantedAsset {
     pub(crate) unverified: bool,
 }
 
-/// The same, understood: a provider, and what is asked of it.
+/// The parsed request: a provider, a version and values.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     pub(super) provider: Arc<Provider>,
@@ -39,10 +39,10 @@ pub(super) struct Order {
     pub(super) given: Values,
 }
 
-/// A provider, and how the versions begin that were asked for.
+/// A provider, and the prefix of the requested versions.
 type Asked = (Name, String);
 
-/// What was found, when, and of which provider: one that was changed since then may have others.
+/// The versions that were found, when, and for which definition of the provider: a changed provider may have others.
 #[derive(Debug)]
 struct CachedVersions {
     at: Instant,
@@ -50,7 +50,7 @@ struct CachedVersions {
     discovery: Discovery,
 }
 
-/// Versions that providers were found to have, for a while.
+/// A cache of the versions of providers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct VersionCache(Arc<Mutex<HashMap<Asked, CachedVersions>>>);
 
@@ -71,7 +71,7 @@ impl VersionCache {
     }
 }
 
-/// The provider of a kind that is asked when none is named.
+/// The default provider of a kind.
 pub(super) fn default_provider(kind: AssetKind) -> &'static str {
     match kind {
         AssetKind::Kernel => DEBIAN,
@@ -81,7 +81,7 @@ pub(super) fn default_provider(kind: AssetKind) -> &'static str {
 }
 
 impl Provision {
-    /// Understands what is asked for, as far as that can be told at once.
+    /// Parses a request, as far as possible without network access.
     pub(super) async fn order(&self, wanted: &WantedAsset) -> Result<Order, ToolError> {
         let from = wanted.from.as_deref().unwrap_or(default_provider(wanted.kind));
         let url = from.strip_prefix("url:").unwrap_or(from);
@@ -142,7 +142,7 @@ impl Provision {
         }
     }
 
-    /// That there is no provider of a name, and which there are.
+    /// The error for an unknown provider; lists the known ones.
     pub(crate) async fn no_provider(&self, name: &str) -> Result<ToolError, ToolError> {
         let all = self.store.read(providers::all).await.map_err(store_error)?;
         let names: Vec<String> = all.into_iter().map(|row| row.name).collect();
@@ -171,7 +171,7 @@ impl Provision {
         Ok(discovery)
     }
 
-    /// The version that is meant: the newest that suits, the one that is named, or the newest that begins so.
+    /// The wanted version: the newest suitable one, the named one, or the newest that begins with the given prefix.
     pub(super) async fn resolve(
         &self,
         provider: &Provider,
@@ -179,7 +179,7 @@ impl Provision {
         progress: &Progress,
     ) -> Result<Found, ToolError> {
         let none = || asset_error(provider.failed(ProviderProblem::NoVersion(want.map(str::to_owned))));
-        // As long as versions are, it may be one that no list has any more.
+        // A full version may exist even though lists no longer contain it.
         let may_be_unlisted = |version: &str| version.split('.').count() >= 3;
         for is_last in [false, true] {
             let discovery = match (self.versions(provider, want, progress).await, want) {
@@ -207,7 +207,7 @@ impl Provision {
             if !discovery.is_complete && may_be_unlisted(version) {
                 return Ok(Found { version: version.to_owned(), size_bytes: None });
             }
-            // It may be newer than what is versions_cache.
+            // It may be newer than the cached versions.
             if !is_last {
                 self.versions_cache.forget(&(provider.name.clone(), String::new()));
                 self.versions_cache.forget(&(provider.name.clone(), version.to_owned()));

@@ -1,4 +1,4 @@
-//! The host's end of a published port: a TCP port of the loopback or a Unix socket, and its clients.
+//! The host side of a published port: a TCP port on the loopback interface or a Unix socket, and its clients.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -17,23 +17,23 @@ use crate::os::paths::Paths;
 use crate::os::socket;
 use crate::store::ports::PortRecord;
 
-/// How many clients of one port are served at once; more wait to be accepted.
+/// How many clients of one port are served at once; others wait to be accepted.
 const CLIENTS_MAX: usize = 512;
-/// How long to leave a listener alone that fails, as it does when descriptors run out.
+/// The delay after a listener fails, for example because file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often a port that another program has is tried again.
+/// How often binding to a port that another program uses is retried.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
 
-/// Where clients come in.
+/// Where clients connect.
 #[derive(Debug)]
 pub(crate) enum Listener {
-    /// A port of the loopback.
+    /// A port on the loopback interface.
     Tcp(TcpListener),
     /// A Unix socket.
     Unix(UnixListener),
 }
 
-/// Listens where a port is published; at any free port where the record says 0.
+/// Listens for a published port; on any free port if the record says 0.
 pub(crate) fn bind(paths: &Paths, port: &PortRecord) -> io::Result<Listener> {
     match port.host_port {
         Some(host_port) => {
@@ -49,7 +49,7 @@ pub(crate) fn bind(paths: &Paths, port: &PortRecord) -> io::Result<Listener> {
 }
 
 impl Listener {
-    /// The port of the host, where it has one.
+    /// The port of the host, if it has one.
     pub(crate) fn host_port(&self) -> io::Result<Option<u16>> {
         match self {
             Self::Tcp(listener) => Ok(Some(listener.local_addr()?.port())),
@@ -69,7 +69,7 @@ impl Listener {
     }
 }
 
-/// Serves a published port until that ends, its VM is deleted or the daemon stops.
+/// Serves a published port until it is unpublished, its VM is deleted or the daemon stops.
 pub(super) async fn serve(
     shared: Weak<Shared>,
     port: PortRecord,
@@ -95,9 +95,9 @@ pub(super) fn find(shared: &Shared, vm: VmId) -> Option<Handle> {
     shared.vms.get(&Reference::Id(vm)).ok()
 }
 
-/// Waits until a VM is deleted, or nobody looks after it any more.
+/// Waits until a VM is deleted or its task has ended.
 async fn gone(mut vm: Handle) {
-    // An error is the end of its task.
+    // An error means that the VM's task has ended.
     let _ = vm.view.wait_for(|view| view.deleted).await;
 }
 

@@ -1,9 +1,9 @@
-//! Ports of guests on the host: a listener for each that is published, and a stream into the guest for each connection.
+//! Publishes ports of guests on the host: one listener per published port, and a stream into the guest per connection.
 //!
 //! ```text
 //! client ── 127.0.0.1:PORT or a Unix socket ── nexusd ── stream on the guest's port 201 ── 127.0.0.1:GUEST_PORT in the VM
 //! ```
-//! A listener stays while its VM exists, whether that runs or not, so that no other program gets the port meanwhile.
+//! A listener exists as long as its VM, running or stopped, so that no other program takes the port meanwhile.
 
 mod listener;
 mod relay;
@@ -18,7 +18,7 @@ use crate::context::Shared;
 use crate::op::store_error;
 use crate::store::ports::{self, PortRecord};
 
-/// Listens for all that is published, as a daemon starts.
+/// Starts all listeners when the daemon starts.
 pub(crate) async fn take_up(shared: &Arc<Shared>) -> Result<(), ToolError> {
     for port in shared.store.read(ports::all).await.map_err(store_error)? {
         let bound = bind(&shared.paths, &port);
@@ -30,7 +30,7 @@ pub(crate) async fn take_up(shared: &Arc<Shared>) -> Result<(), ToolError> {
     Ok(())
 }
 
-/// Serves one that is published, until that ends or its VM is deleted.
+/// Serves a published port until it is unpublished or its VM is deleted.
 pub(crate) fn listen(shared: &Arc<Shared>, port: PortRecord, listener: Option<Listener>) {
     let until = shared.published.begin(port.id);
     shared.tasks.spawn(listener::serve(Arc::downgrade(shared), port, listener, until));

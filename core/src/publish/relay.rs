@@ -13,7 +13,7 @@ use super::listener::find;
 use crate::context::Shared;
 use crate::guest::{GuestStream, StreamError};
 
-/// How long a client waits for a VM that is being started.
+/// How long a client waits for a VM that is starting.
 const READY_WAIT: Duration = Duration::from_secs(30);
 
 /// A client.

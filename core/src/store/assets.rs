@@ -17,9 +17,9 @@ pub struct AssetRecord {
     pub id: AssetId,
     /// Its name.
     pub name: Name,
-    /// What it is.
+    /// Its kind.
     pub kind: AssetKind,
-    /// Where it came from.
+    /// Its provider.
     pub provider: String,
     /// Its version.
     pub version: String,
@@ -35,7 +35,7 @@ pub struct AssetRecord {
     pub files: Vec<AssetFile>,
     /// Where it came from: an address, a file of the host, or a package.
     pub origin: String,
-    /// SHA-256 of what was downloaded, in hexadecimal, where that is another file.
+    /// SHA-256 of the download, in hexadecimal, if that is a different file.
     pub download_sha256: Option<String>,
     /// Who installed it.
     pub owner: String,
@@ -102,8 +102,8 @@ pub fn get(db: &Connection, asset: &Reference<AssetKindTag>) -> Result<Option<As
     })
 }
 
-/// The installed asset of a kind from a provider that was here first; of a version, if one is given. What comes later does not change
-/// what is meant.
+/// The first installed asset of a kind from a provider, with this version if one is given. Assets installed later do not change
+/// the result.
 pub fn find(
     db: &Connection,
     kind: AssetKind,
@@ -142,26 +142,26 @@ pub fn all(db: &Connection) -> Result<Vec<AssetRecord>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Removes an asset that no VM is made of.
+/// Removes an asset that no VM uses.
 pub fn delete(tx: &Connection, id: AssetId) -> Result<(), StoreError> {
     tx.execute("DELETE FROM assets WHERE id = ?1", [id.as_i64()])?;
     Ok(())
 }
 
-/// All assets, and all that can refer to one.
+/// All assets, and everything that can refer to one.
 #[derive(Debug, Clone)]
 pub struct Referrers {
     /// The assets, by name.
     pub all: Vec<AssetRecord>,
     /// Those that VMs need.
     pub used: HashSet<AssetId>,
-    /// What images and templates are made from.
+    /// The sources of images and templates.
     pub sources: Vec<String>,
     /// The name of the chosen VMM.
     pub default_vmm: Option<String>,
 }
 
-/// All that can refer to assets, at one moment; images that are about to go do not.
+/// Reads everything that can refer to assets, in one snapshot; ignores images that are about to be removed.
 pub fn referrers(db: &Connection, going: &[ImageId]) -> Result<Referrers, StoreError> {
     let all = all(db)?;
     let mut used = HashSet::new();
@@ -178,7 +178,7 @@ pub fn referrers(db: &Connection, going: &[ImageId]) -> Result<Referrers, StoreE
     Ok(Referrers { all, used, sources, default_vmm })
 }
 
-/// The names of the VMs that need an asset: those that boot a kernel, and those that run under a VMM.
+/// The names of the VMs that need an asset: those that boot a kernel, or run under a VMM.
 pub fn users(db: &Connection, asset: &AssetRecord) -> Result<Vec<String>, StoreError> {
     let names = |sql: &str, values: &[&dyn rusqlite::ToSql]| -> Result<Vec<String>, StoreError> {
         let mut statement = db.prepare_cached(sql)?;
@@ -194,7 +194,7 @@ pub fn users(db: &Connection, asset: &AssetRecord) -> Result<Vec<String>, StoreE
              ORDER BY name",
             &[&DriverKind::OF_ASSETS.as_str(), &asset.version],
         ),
-        // Images are copies.
+        // Images do not need it, because they are copies.
         AssetKind::Rootfs => Ok(Vec::new()),
     }
 }

@@ -17,7 +17,7 @@ use super::{StoreError, now};
 pub struct BuildRecord {
     /// Its id.
     pub id: BuildId,
-    /// Its place in the order of starts.
+    /// Its position in the order of starts.
     pub seq: i64,
     /// The template, while it exists.
     pub template_id: Option<TemplateId>,
@@ -25,21 +25,21 @@ pub struct BuildRecord {
     pub template_name: Name,
     /// The template's version.
     pub version: u32,
-    /// The copy of what is built.
+    /// A copy of the template's definition.
     pub spec: TemplateSpec,
-    /// How it stands.
+    /// Its state.
     pub status: BuildStatus,
-    /// Whether the image is that of an earlier build.
+    /// Whether it reused the image of an earlier build.
     pub cached: bool,
     /// SHA-256 over all inputs.
     pub digest: Option<String>,
-    /// The image, while it exists; while the build runs, it is being made.
+    /// The image, while it exists; during the build, the one being made.
     pub image_id: Option<ImageId>,
     /// The image's name, while it exists.
     pub image_name: Option<Name>,
     /// The operation that runs it.
     pub op_id: OpId,
-    /// Why it did not succeed.
+    /// Why it failed.
     pub error: Option<ToolError>,
     /// Who started it.
     pub owner: String,
@@ -73,7 +73,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<BuildRecord> {
     })
 }
 
-/// Adds a build that is under way; its `seq` is given here.
+/// Adds a running build; assigns its `seq`.
 pub fn insert(tx: &Connection, build: &BuildRecord) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO builds (id, seq, template_id, template_name, version, spec, status, op_id, owner, created_at)
@@ -92,19 +92,19 @@ pub fn insert(tx: &Connection, build: &BuildRecord) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Writes down what a build's inputs come to.
+/// Stores the digest of a build's inputs.
 pub fn set_digest(tx: &Connection, id: BuildId, digest: &str) -> Result<(), StoreError> {
     tx.execute("UPDATE builds SET digest = ?2 WHERE id = ?1", params![id.as_i64(), digest])?;
     Ok(())
 }
 
-/// Writes down which image a build is making.
+/// Stores which image a build is making.
 pub fn set_image(tx: &Connection, id: BuildId, image: ImageId) -> Result<(), StoreError> {
     tx.execute("UPDATE builds SET image_id = ?2 WHERE id = ?1", params![id.as_i64(), image.as_i64()])?;
     Ok(())
 }
 
-/// Ends a build that is under way; one that has ended is left as it is.
+/// Ends a running build; a build that has already ended is not changed.
 pub fn finish(
     tx: &Connection,
     id: BuildId,
@@ -139,7 +139,7 @@ pub fn newest(db: &Connection, template: &Name) -> Result<Option<BuildRecord>, S
     Ok(db.query_row(&query, [template.as_str()], record).optional()?)
 }
 
-/// The image of the newest successful build of the same inputs.
+/// The image of the newest successful build with the same inputs.
 pub fn image_by_digest(db: &Connection, digest: &str) -> Result<Option<ImageRecord>, StoreError> {
     let found = db
         .query_row(
@@ -195,7 +195,7 @@ pub fn made(db: &Connection, image: ImageId) -> Result<bool, StoreError> {
     Ok(db.query_row(query, [image.as_i64()], |row| row.get("made"))?)
 }
 
-/// Builds that ended and are of a template that is gone, without an image, or with one of those that are about to go.
+/// Ended builds of deleted templates that have no image, or one that is about to be removed.
 pub fn forgotten(db: &Connection, going: &[ImageId]) -> Result<Vec<BuildId>, StoreError> {
     let mut statement = db.prepare_cached(
         "SELECT id, image_id FROM builds WHERE template_id IS NULL AND status <> 'building' ORDER BY seq",
@@ -211,7 +211,7 @@ pub fn forgotten(db: &Connection, going: &[ImageId]) -> Result<Vec<BuildId>, Sto
     Ok(found)
 }
 
-/// Removes a build's row, unless it has an image; says whether it did.
+/// Removes a build's row, unless it has an image; returns whether it did.
 pub fn forget(tx: &Connection, id: BuildId) -> Result<bool, StoreError> {
     Ok(tx.execute("DELETE FROM builds WHERE id = ?1 AND image_id IS NULL", [id.as_i64()])? > 0)
 }
@@ -223,7 +223,7 @@ pub fn ids(db: &Connection) -> Result<Vec<BuildId>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// The hash of a file that was read before, if it looks the same.
+/// The stored hash of a file, if its fingerprint is unchanged.
 pub fn hashed(db: &Connection, path: &str, looks: &str) -> Result<Option<String>, StoreError> {
     Ok(db
         .query_row(
@@ -234,7 +234,7 @@ pub fn hashed(db: &Connection, path: &str, looks: &str) -> Result<Option<String>
         .optional()?)
 }
 
-/// Remembers the hash of a file.
+/// Stores the hash of a file.
 pub fn remember_hash(tx: &Connection, path: &str, looks: &str, sha256: &str) -> Result<(), StoreError> {
     tx.execute(
         "INSERT OR REPLACE INTO hashed_files (path, looks, sha256, at) VALUES (?1, ?2, ?3, ?4)",

@@ -1,4 +1,4 @@
-//! The call log: when, who, tool, VM, duration, outcome; never contents.
+//! The call log: time, caller, tool, VM, duration and outcome; never contents.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ const KEPT: i64 = 100_000;
 /// One call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallRecord {
-    /// When it came.
+    /// When it started.
     pub started: Timestamp,
     /// Who called.
     pub owner: Arc<str>,
     /// Which tool.
     pub tool: Cow<'static, str>,
-    /// On which VM.
+    /// For which VM.
     pub vm: Option<VmId>,
     /// How long it took.
     pub duration: Duration,
@@ -31,7 +31,7 @@ pub struct CallRecord {
     pub outcome: &'static str,
 }
 
-/// Adds calls and forgets the oldest beyond the number that is kept.
+/// Adds calls, and deletes the oldest beyond the maximum number.
 pub fn insert(tx: &Connection, calls: &[CallRecord]) -> Result<(), StoreError> {
     let mut statement = tx.prepare_cached(
         "INSERT INTO calls (at, owner, tool, vm_id, duration_us, outcome) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -50,7 +50,7 @@ pub fn insert(tx: &Connection, calls: &[CallRecord]) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// How many are kept.
+/// How many calls are stored.
 #[cfg(test)]
 pub fn count(connection: &Connection) -> Result<u32, StoreError> {
     Ok(connection.query_row("SELECT count(*) FROM calls", [], |row| row.get(0))?)

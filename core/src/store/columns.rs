@@ -1,4 +1,4 @@
-//! How values of nexus-schema are kept in columns.
+//! Stores values of nexus-schema in columns.
 
 use nexus_schema::Timestamp;
 use nexus_schema::id::{Id, Kind};
@@ -7,7 +7,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRe
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A value kept as JSON text.
+/// A value stored as JSON text.
 pub(crate) struct Json<T>(pub(crate) T);
 
 impl<T: Serialize> rusqlite::ToSql for Json<T> {
@@ -25,7 +25,7 @@ impl<T: DeserializeOwned> FromSql for Json<T> {
     }
 }
 
-/// A value kept as the text that it parses from.
+/// A value stored as the text that it is parsed from.
 pub(crate) struct Text<T>(pub(crate) T);
 
 impl<T: std::fmt::Display> rusqlite::ToSql for Text<T> {
@@ -40,7 +40,7 @@ impl<T: std::str::FromStr> FromSql for Text<T> {
     }
 }
 
-/// Unsigned sizes are kept as SQLite's signed integers; nothing that is measured comes near the difference.
+/// Unsigned sizes are stored as SQLite's signed integers; no real size is large enough to differ.
 pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -57,13 +57,13 @@ pub(crate) trait RowExt {
     fn time_opt(&self, column: &str) -> rusqlite::Result<Option<Timestamp>>;
     /// A size or count.
     fn unsigned(&self, column: &str) -> rusqlite::Result<u64>;
-    /// A value that is kept as JSON.
+    /// A value stored as JSON.
     fn json<T: DeserializeOwned>(&self, column: &str) -> rusqlite::Result<T>;
-    /// A value that is kept as JSON, or `NULL`.
+    /// A value stored as JSON, or `NULL`.
     fn json_opt<T: DeserializeOwned>(&self, column: &str) -> rusqlite::Result<Option<T>>;
-    /// A value that is kept as its text.
+    /// A value stored as text.
     fn text<T: std::str::FromStr>(&self, column: &str) -> rusqlite::Result<T>;
-    /// A value that is kept as its text, or `NULL`.
+    /// A value stored as text, or `NULL`.
     fn text_opt<T: std::str::FromStr>(&self, column: &str) -> rusqlite::Result<Option<T>>;
 }
 

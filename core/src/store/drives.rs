@@ -18,11 +18,11 @@ pub struct DriveRecord {
     pub image_id: Option<ImageId>,
     /// The drive that it was cloned from, while that exists.
     pub parent_id: Option<DriveId>,
-    /// The VM that it was made for and is deleted with.
+    /// The VM that it was made for, and with which it is deleted.
     pub made_for: Option<VmId>,
     /// Where it is in use.
     pub attachment: Option<Attachment>,
-    /// Whether its file is whole.
+    /// Whether its file is complete.
     pub ready: bool,
     /// Its size.
     pub size: ByteSize,
@@ -39,14 +39,14 @@ pub struct DriveRecord {
 pub struct Attachment {
     /// The VM that has the drive.
     pub vm: VmId,
-    /// Its place among that VM's drives; 0 is the root drive.
+    /// Its position among that VM's drives; 0 is the root drive.
     pub position: u32,
-    /// Where the guest mounts it; never for a root drive.
+    /// Its mount point in the guest; never set for a root drive.
     pub mount: Option<String>,
 }
 
 impl DriveRecord {
-    /// Whether a VM starts from it.
+    /// Whether it is the root drive of a VM.
     pub fn is_root(&self) -> bool {
         self.attachment.as_ref().is_some_and(|a| a.position == 0)
     }
@@ -97,7 +97,7 @@ pub fn insert(tx: &Connection, drive: &DriveRecord) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Writes down that a drive's file is whole, and what it was made from.
+/// Records that a drive's file is complete, and what it was made from.
 pub fn made(tx: &Connection, drive: &DriveRecord) -> Result<(), StoreError> {
     let size = super::columns::signed(drive.size.as_bytes());
     tx.execute(
@@ -127,14 +127,14 @@ pub fn attach(tx: &Connection, drive: DriveId, to: &Attachment) -> Result<(), St
     Ok(())
 }
 
-/// Detaches a drive from its VM; it belongs to no VM from then on.
+/// Detaches a drive from its VM; it then belongs to no VM.
 pub fn detach(tx: &Connection, drive: DriveId) -> Result<(), StoreError> {
     tx.execute("DELETE FROM vm_drives WHERE drive_id = ?1", [drive.as_i64()])?;
     tx.execute("UPDATE drives SET made_for = NULL WHERE id = ?1", [drive.as_i64()])?;
     Ok(())
 }
 
-/// Says how large a drive is.
+/// Stores a drive's size.
 pub fn set_size(tx: &Connection, drive: DriveId, size: ByteSize) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE drives SET size_bytes = ?2 WHERE id = ?1",
@@ -143,7 +143,7 @@ pub fn set_size(tx: &Connection, drive: DriveId, size: ByteSize) -> Result<(), S
     Ok(())
 }
 
-/// Finds a drive that is whole.
+/// Finds a complete drive.
 pub fn get(db: &Connection, drive: &Reference<DriveKind>) -> Result<Option<DriveRecord>, StoreError> {
     let (column, value): (_, &dyn rusqlite::ToSql) = match drive {
         Reference::Id(id) => ("id", &id.as_i64()),
@@ -169,7 +169,7 @@ pub fn all(db: &Connection) -> Result<Vec<DriveRecord>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Drives that are whole, by name, from behind `after` on.
+/// Complete drives by name, after `after`.
 pub fn list(
     db: &Connection,
     vm: Option<VmId>,

@@ -1,4 +1,4 @@
-//! What happened to VMs; kept after a VM is deleted.
+//! The history of VMs; kept after a VM is deleted.
 
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::tools::vm::{VmState, VmTransition};
@@ -37,10 +37,10 @@ pub fn insert(
     Ok(())
 }
 
-/// How many changes of a VM that exists stay, however old they are.
+/// How many changes of an existing VM are always kept.
 const KEPT_OF_LIVING: u32 = 20;
 
-/// Forgets changes before `before`, and the oldest of each VM beyond `per_vm`; how many. Of a VM that exists the last ones stay.
+/// Deletes changes before `before`, and each VM's oldest beyond `per_vm`; returns how many. The last ones of an existing VM are kept.
 pub fn forget(tx: &Connection, before: Timestamp, per_vm: u32) -> Result<usize, StoreError> {
     Ok(tx.execute(
         "DELETE FROM vm_history WHERE seq IN (
@@ -53,7 +53,7 @@ pub fn forget(tx: &Connection, before: Timestamp, per_vm: u32) -> Result<usize, 
     )?)
 }
 
-/// The VM that had a name last, though it may be deleted by now.
+/// The last VM with this name, even if it was deleted.
 pub fn last_of_name(db: &Connection, name: &Name) -> Result<Option<VmId>, StoreError> {
     Ok(db
         .prepare_cached("SELECT vm_id FROM vm_history WHERE vm_name = ?1 ORDER BY seq DESC LIMIT 1")?
@@ -61,7 +61,7 @@ pub fn last_of_name(db: &Connection, name: &Name) -> Result<Option<VmId>, StoreE
         .optional()?)
 }
 
-/// A page of a VM's changes, newest first, with the number of each; before number `before`.
+/// A page of a VM's changes before number `before`, newest first, each with its number.
 pub fn list(
     db: &Connection,
     vm: VmId,

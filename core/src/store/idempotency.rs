@@ -1,4 +1,4 @@
-//! Idempotency keys: the same owner, tool and key within a day mean the same operation.
+//! Idempotency keys: within a day, the same owner, tool and key mean the same operation.
 
 use nexus_schema::Timestamp;
 use nexus_schema::id::OpId;
@@ -13,26 +13,26 @@ const REMEMBERED_MS: i64 = 24 * 60 * 60 * 1000;
 /// A call that its client may repeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Once {
-    /// Whose key it is.
+    /// The owner of the key.
     pub owner: String,
     /// The tool that is called.
     pub tool: &'static str,
     /// The client's key.
     pub key: String,
-    /// The arguments that decide what is made, as canonical JSON.
+    /// The arguments that determine the result, as canonical JSON.
     pub arguments: String,
 }
 
-/// What an earlier call with the same key was.
+/// How an earlier call with the same key compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Earlier {
-    /// The same one; it started this operation.
+    /// The same call; it started this operation.
     Op(OpId),
-    /// One with other arguments.
+    /// A call with other arguments.
     Conflict,
 }
 
-/// What an earlier call with the same key was, if there was one.
+/// The earlier call with the same key, if any.
 pub fn earlier(db: &Connection, once: &Once) -> Result<Option<Earlier>, StoreError> {
     let known = db
         .query_row(
@@ -48,7 +48,7 @@ pub fn earlier(db: &Connection, once: &Once) -> Result<Option<Earlier>, StoreErr
     ))
 }
 
-/// Remembers a call and the operation that it started, and forgets those that are too old.
+/// Stores a call with the operation that it started, and deletes expired ones.
 pub fn remember(tx: &Connection, once: &Once, op: OpId) -> Result<(), StoreError> {
     tx.execute("DELETE FROM idempotency WHERE at < ?1", [oldest().as_millis()])?;
     tx.execute(

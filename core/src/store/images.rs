@@ -18,23 +18,23 @@ pub struct ImageRecord {
     pub parent_id: Option<ImageId>,
     /// Its name.
     pub name: Name,
-    /// What it was made from.
+    /// Its source.
     pub source: String,
-    /// Whether its file is whole.
+    /// Whether its file is complete.
     pub ready: bool,
     /// The distribution.
     pub distro: Option<String>,
     /// What is PID 1 by default.
     pub init: InitMode,
-    /// Whether it has an init system; `None` for images of earlier builds, at which nobody looked.
+    /// Whether it has an init system; `None` for images of earlier versions, which did not check.
     pub has_init: Option<bool>,
-    /// How it means to be run, where it says so.
+    /// How it should be run, if it says so.
     pub config: Option<ImageConfig>,
     /// The architecture.
     pub arch: String,
     /// The size of its filesystem.
     pub size: ByteSize,
-    /// What it takes on the disk, in bytes.
+    /// How many bytes it occupies on disk.
     pub used_bytes: u64,
     /// SHA-256 of the filesystem, in hexadecimal.
     pub sha256: String,
@@ -84,7 +84,7 @@ pub fn insert(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Says that an image's file is whole, and what was found out about it.
+/// Records that an image's file is complete, with its properties.
 pub fn set_ready(tx: &Connection, image: &ImageRecord) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE images SET status = 'success', distro = ?2, init = ?3, size_bytes = ?4, used_bytes = ?5, sha256 = ?6,
@@ -121,7 +121,7 @@ pub fn get(db: &Connection, image: &Reference<ImageKind>) -> Result<Option<Image
     })
 }
 
-/// Everything that refers to an image, in words.
+/// Describes everything that refers to an image.
 pub fn users(db: &Connection, image: &ImageRecord) -> Result<Vec<String>, StoreError> {
     let mut users = Vec::new();
     for (what, query) in [
@@ -144,7 +144,7 @@ pub fn users(db: &Connection, image: &ImageRecord) -> Result<Vec<String>, StoreE
         bare == name || bare == id
     };
     for template in super::templates::list(db, None, u32::MAX)? {
-        // What is built in can be named without being here.
+        // A built-in source can be named even while its image does not exist.
         if is_it(&template.spec.source) && !BUILT_IN.contains(&template.spec.source.as_str()) {
             users.push(format!("the template {}", template.name));
         }

@@ -1,7 +1,7 @@
-//! The store: SQLite, functions per table over a connection or transaction. All SQL of Nexus is in this folder.
+//! The store: SQLite, with functions per table over a connection or transaction. All SQL of Nexus is in this folder.
 //!
-//! One connection writes and one reads, each behind a lock that is only held on blocking threads. Every commit is synced:
-//! a VM that was reported as created is not lost with the power.
+//! One connection writes and one reads, each behind a lock that is held only on blocking threads. Every commit is synced,
+//! so a VM that was reported as created survives a power failure.
 
 pub mod assets;
 pub mod builds;
@@ -28,7 +28,7 @@ pub(crate) use rusqlite::{Connection, Transaction};
 use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
-/// The newest version of the schema that this build knows.
+/// The newest schema version that this build supports.
 pub const SCHEMA_VERSION: u32 = 8;
 
 fn migrations() -> Migrations<'static> {
@@ -44,7 +44,7 @@ fn migrations() -> Migrations<'static> {
     ])
 }
 
-/// Why the store could not do what it was asked.
+/// Why the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file was written by a newer build.
@@ -57,7 +57,7 @@ pub enum StoreError {
         /// Its version.
         found: u32,
     },
-    /// A migration failed; the file is as it was before.
+    /// A migration failed; the file is unchanged.
     #[error("migrate the database {path}")]
     Migrate {
         /// The database.
@@ -73,7 +73,7 @@ pub enum StoreError {
         #[from]
         source: rusqlite::Error,
     },
-    /// The database's files cannot be closed to other users.
+    /// The permissions of the database's files cannot be restricted.
     #[error("make {path} readable by its owner only")]
     Private {
         /// The file.
@@ -99,13 +99,13 @@ pub enum StoreError {
     /// No context id is free.
     #[error("all vsock context ids are in use")]
     NoCid,
-    /// The daemon goes down.
+    /// The daemon is shutting down.
     #[error("the store is closed")]
     Closed,
 }
 
 impl StoreError {
-    /// Whether it may be for want of room that the database cannot be opened.
+    /// Whether the database may have failed to open for lack of disk space.
     fn is_no_room(&self) -> bool {
         let code = match self {
             Self::Sqlite { source } => source.sqlite_error_code(),
@@ -115,7 +115,7 @@ impl StoreError {
         matches!(code, Some(CannotOpen | DiskFull | SystemIoFailure))
     }
 
-    /// Whether there is no room for what was to be written.
+    /// Whether the write failed for lack of disk space.
     pub fn is_disk_full(&self) -> bool {
         let Self::Sqlite { source } = self else { return false };
         source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
@@ -141,7 +141,7 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens the database, creating or migrating it. Blocks.
     ///
-    /// On a disk that is so full that SQLite cannot even share memory between two connections, there is only one for both.
+    /// If the disk is so full that SQLite cannot even share memory between two connections, one connection serves for both.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         make_private(path)?;
         match Self::open_two(path) {
@@ -225,7 +225,7 @@ impl Store {
     }
 }
 
-/// Makes the database's files its owner's alone, whatever the umask is; SQLite makes the other two like the first one.
+/// Makes the database's files private to their owner, regardless of the umask; SQLite gives the other two files the mode of the first.
 fn make_private(database: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
     let failed = |path: &Path, source| StoreError::Private { path: path.into(), source };
@@ -247,7 +247,7 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
     configured(Connection::open(path)?)
 }
 
-/// The only connection: what connections share is in its own memory, not in a file.
+/// The only connection: it keeps its shared state in memory instead of a file.
 fn connect_alone(path: &Path) -> Result<Connection, StoreError> {
     let connection = Connection::open(path)?;
     connection.pragma_update(None, "locking_mode", "exclusive")?;
@@ -269,7 +269,7 @@ fn configured(connection: Connection) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
-/// A poisoned lock only says that another caller panicked; its transaction was rolled back when it unwound.
+/// A poisoned lock only means that another caller panicked; its transaction was rolled back.
 fn lock(connection: &Mutex<Connection>) -> std::sync::MutexGuard<'_, Connection> {
     connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -297,7 +297,7 @@ pub fn random_id<K: Kind>() -> Id<K> {
     }
 }
 
-/// Turns a violated uniqueness of a name into its own error.
+/// Turns a violated uniqueness constraint on a name into its own error.
 fn name_taken(error: rusqlite::Error, kind: &'static str, name: &str, column: &str) -> StoreError {
     match &error {
         rusqlite::Error::SqliteFailure(code, Some(message))

@@ -12,9 +12,9 @@ use super::{StoreError, now};
 /// One row of `ops`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OpRecord {
-    /// Its place in the order of starts.
+    /// Its position in the order of starts.
     pub seq: i64,
-    /// What everyone may see.
+    /// The part that every caller may see.
     pub summary: OpSummary,
     /// Its result, once it succeeded.
     pub result: Option<Map<String, Value>>,
@@ -39,7 +39,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<OpRecord> {
     })
 }
 
-/// Adds an operation that is under way.
+/// Adds a running operation.
 pub fn insert(tx: &Connection, op: &OpSummary) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO ops (id, seq, tool, state, progress, subject_id, subject_name, owner, started_at)
@@ -57,7 +57,7 @@ pub fn insert(tx: &Connection, op: &OpSummary) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Ends an operation that is under way; one that has ended is left as it is.
+/// Ends a running operation; one that has already ended is not changed.
 pub fn finish(
     tx: &Connection,
     id: OpId,
@@ -101,17 +101,17 @@ pub fn list(
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// The operations that were under way, for the start of the daemon.
+/// The running operations, for the start of the daemon.
 pub fn running(db: &Connection) -> Result<Vec<OpRecord>, StoreError> {
     list(db, Some(OpState::Running), None, u32::MAX)
 }
 
-/// How many operations are under way.
+/// How many operations are running.
 pub fn count_running(db: &Connection) -> Result<u64, StoreError> {
     Ok(db.query_row("SELECT count(*) AS n FROM ops WHERE state = 'running'", [], |row| row.unsigned("n"))?)
 }
 
-/// Forgets operations that ended before `before`.
+/// Deletes operations that ended before `before`.
 pub fn forget(tx: &Connection, before: Timestamp) -> Result<usize, StoreError> {
     Ok(tx.execute("DELETE FROM ops WHERE state <> 'running' AND ended_at < ?1", [before.as_millis()])?)
 }

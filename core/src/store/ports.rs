@@ -1,4 +1,4 @@
-//! Ports of guests that are published on the host.
+//! Published ports of guests.
 
 use nexus_schema::Timestamp;
 use nexus_schema::id::VmId;
@@ -16,7 +16,7 @@ pub struct PortRecord {
     pub vm: VmId,
     /// The port in the guest.
     pub guest_port: u16,
-    /// The port of the host's loopback; `None` for a Unix socket.
+    /// The port on the host's loopback interface; `None` for a Unix socket.
     pub host_port: Option<u16>,
 }
 
@@ -29,7 +29,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<PortRecord> {
     })
 }
 
-/// Adds one and gives it its number; `None` if the port of the host is published already.
+/// Adds one and returns it with its number; `None` if the host port is already published.
 pub fn insert(
     tx: &Connection,
     port: &PortRecord,
@@ -63,7 +63,7 @@ pub fn of_vm(db: &Connection, vm: VmId) -> Result<Vec<PortRecord>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// The one at a port of the host.
+/// The one at a host port.
 pub fn at(db: &Connection, host_port: u16) -> Result<Option<PortRecord>, StoreError> {
     let sql = "SELECT * FROM published_ports WHERE host_port = ?1";
     Ok(db.prepare_cached(sql)?.query_row([host_port], record).optional()?)

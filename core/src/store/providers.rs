@@ -1,4 +1,4 @@
-//! Where assets come from: providers and their pipelines, as JSON.
+//! Providers of assets with their pipelines, as JSON.
 
 use nexus_schema::tools::provider::ProviderOrigin;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -7,18 +7,18 @@ use serde_json::Value;
 use super::columns::{Json, RowExt};
 use super::{StoreError, now};
 
-/// One provider's row, whether it is good or not.
+/// One provider's row, valid or not.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProviderRow {
     /// Its name.
     pub name: String,
-    /// All that is known of it.
+    /// Its definition.
     pub spec: Value,
-    /// Where that comes from.
+    /// The layer that it comes from.
     pub origin: ProviderOrigin,
 }
 
-/// Puts rows in place of those that were there.
+/// Replaces all rows.
 pub fn replace(tx: &Connection, rows: &[ProviderRow]) -> Result<(), StoreError> {
     tx.execute("DELETE FROM providers", [])?;
     for row in rows {

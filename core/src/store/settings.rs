@@ -1,4 +1,4 @@
-//! Settings that may change at run time, with their history: the newest row of a key is in force.
+//! Settings that can be changed at run time, with their history: the newest row of a key applies.
 
 use std::collections::BTreeMap;
 
@@ -8,22 +8,22 @@ use rusqlite::{Connection, params};
 use super::columns::RowExt;
 use super::{StoreError, now};
 
-/// The key of the kernel asset that VMs get by default; its value is the asset's name.
+/// The key of the default kernel; its value is the asset's name.
 pub const DEFAULT_KERNEL: &str = "default.kernel";
-/// The key of the image that VMs get by default; its value is the image's name.
+/// The key of the default image; its value is the image's name.
 pub const DEFAULT_IMAGE: &str = "default.image";
 
-/// The key of the VMM asset that VMs run under by default; its value is the asset's name.
+/// The key of the default VMM; its value is the asset's name.
 pub const DEFAULT_VMM: &str = "default.vmm";
 
-/// One change; the newest of a key is in force.
+/// One change; the newest of a key applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Its place in the order of changes.
+    /// Its position in the order of changes.
     pub seq: i64,
     /// The setting.
     pub key: String,
-    /// Its value; `None` for the built-in one.
+    /// Its value; `None` for the built-in default.
     pub value: Option<String>,
     /// When.
     pub at: Timestamp,
@@ -41,12 +41,12 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
     })
 }
 
-/// The value in force, unless it is the built-in one.
+/// The current value; `None` for the built-in default.
 pub fn get(db: &Connection, key: &str) -> Result<Option<String>, StoreError> {
     Ok(at(db, i64::MAX)?.remove(key).and_then(|row| row.value))
 }
 
-/// What was in force after a change, by key; settings that had never been changed are not there.
+/// The values after a change, by key, without settings that had never been changed.
 pub fn at(db: &Connection, seq: i64) -> Result<BTreeMap<String, Row>, StoreError> {
     let mut statement = db.prepare_cached(
         "SELECT * FROM settings WHERE seq IN (SELECT max(seq) FROM settings WHERE seq <= ?1 GROUP BY key)",
@@ -69,12 +69,12 @@ pub fn history(
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// The number of the newest change; 0 when nothing was ever changed.
+/// The number of the newest change; 0 if there is none.
 pub fn revision(db: &Connection) -> Result<i64, StoreError> {
     Ok(db.query_row("SELECT coalesce(max(seq), 0) AS newest FROM settings", [], |row| row.get("newest"))?)
 }
 
-/// Puts a value in force; an empty one is the built-in one.
+/// Sets a value; an empty one resets it to the built-in default.
 pub fn set(tx: &Connection, key: &str, value: &str, who: &str) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO settings (key, value, at, who) VALUES (?1, ?2, ?3, ?4)",

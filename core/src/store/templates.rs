@@ -17,7 +17,7 @@ pub struct TemplateRecord {
     pub name: Name,
     /// Its newest version.
     pub version: u32,
-    /// What that makes.
+    /// The definition in that version.
     pub spec: TemplateSpec,
     /// Who made the template.
     pub owner: String,
@@ -42,7 +42,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<TemplateRecord> {
     })
 }
 
-/// Adds a template in its first version.
+/// Adds a template with its first version.
 pub fn insert(tx: &Connection, template: &TemplateRecord) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO templates (id, name, version, owner, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -72,7 +72,7 @@ fn insert_version(tx: &Connection, template: &TemplateRecord, who: &str) -> Resu
     Ok(())
 }
 
-/// Adds the version that `template` has now, if its newest one is still the one before.
+/// Adds `template`'s current version, if the newest stored one is still the one before it.
 pub fn add_version(tx: &Connection, template: &TemplateRecord, who: &str) -> Result<(), StoreError> {
     let changed = tx.execute(
         "UPDATE templates SET version = ?2 WHERE id = ?1 AND version = ?2 - 1",
@@ -99,7 +99,7 @@ pub fn get(
     })
 }
 
-/// What a template made in one version.
+/// The definition of a template in one version.
 pub fn spec(db: &Connection, id: TemplateId, version: u32) -> Result<Option<TemplateSpec>, StoreError> {
     Ok(db
         .query_row(

@@ -238,7 +238,7 @@ async fn history_outlives_the_vm() {
         assert_eq!(all.len(), 2);
         assert_eq!(all[0].1.to, None, "newest first");
         assert_eq!(history::list(tx, row.id, Some(all[0].0), 10)?.len(), 1);
-        // By name, the last one that had it.
+        // By name: the last one that had it.
         assert_eq!(history::last_of_name(tx, &row.name)?, Some(row.id));
         let next = vm("web", 4);
         history::insert(tx, next.id, &next.name, None, Some(VmState::Created), "asked for", "uid:0", None)?;
@@ -312,7 +312,7 @@ async fn operations_end_once() {
         assert_eq!(idempotency::earlier(tx, &other)?, Some(idempotency::Earlier::Conflict));
         assert_eq!(idempotency::earlier(tx, &call("uid:1", "vm_create", "{}"))?, None);
         assert_eq!(idempotency::earlier(tx, &call("uid:0", "drive_create", "{}"))?, None);
-        // After a day it means nothing any more, and may be used again.
+        // After a day the key has expired, and may be used again.
         tx.execute("UPDATE idempotency SET at = at - 86400001", [])?;
         assert_eq!(idempotency::earlier(tx, &first)?, None);
         idempotency::remember(tx, &first, id)?;
@@ -356,7 +356,7 @@ async fn templates_keep_their_versions() {
         second.spec.source = "debian".into();
         second.updated_at = Timestamp::from_millis(2);
         templates::add_version(tx, &second, "uid:1")?;
-        // Somebody else changed it meanwhile.
+        // Another caller changed it meanwhile.
         assert!(matches!(templates::add_version(tx, &second, "uid:1"), Err(StoreError::Changed { .. })));
         assert_eq!(templates::get(tx, &Reference::Id(first.id))?, Some(second.clone()));
         assert_eq!(templates::spec(tx, first.id, 1)?, Some(first.spec));
@@ -433,7 +433,7 @@ async fn builds_outlive_their_template_and_are_found_by_their_inputs() {
         assert_eq!(builds::image_by_digest(tx, "other")?, None);
         let error = nexus_schema::ToolError::internal("x");
         builds::finish(tx, second.id, BuildStatus::Failed, false, None, Some(&error))?;
-        // What has ended stays as it ended.
+        // What has ended is not changed.
         builds::finish(tx, second.id, BuildStatus::Success, false, Some(image.id), None)?;
         let newest = builds::newest(tx, &made_from.name)?.unwrap();
         assert_eq!((newest.id, newest.status, newest.error), (second.id, BuildStatus::Failed, Some(error)));
@@ -492,7 +492,7 @@ async fn settings_can_be_seen_as_they_were() {
 #[test]
 fn its_files_are_its_owners_alone_whatever_the_umask_is() {
     use std::os::unix::fs::PermissionsExt;
-    // The umask is a thread's own here; nothing else shares its filesystem settings.
+    // Here the umask belongs to this thread; nothing else shares its filesystem settings.
     let thread = std::thread::spawn(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
         rustix::process::umask(rustix::fs::Mode::empty());
@@ -503,7 +503,7 @@ fn its_files_are_its_owners_alone_whatever_the_umask_is() {
             || files.clone().map(|file| std::fs::metadata(file).unwrap().permissions().mode() & 0o777);
         let store = Store::open(&path).unwrap();
         assert_eq!(modes(), [0o600; 3]);
-        // As an earlier version left them, with a write-ahead log that was never taken over.
+        // As an earlier version left them, with a write-ahead log that was never checkpointed.
         for file in &files {
             std::fs::set_permissions(file, PermissionsExt::from_mode(0o644)).unwrap();
         }

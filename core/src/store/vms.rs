@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::columns::{Json, RowExt, Text};
 use super::{StoreError, name_taken};
 
-/// What was asked for when a VM was created, with every default filled in.
+/// The request that created a VM, with all defaults filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmSpec {
     /// Virtual CPUs.
@@ -22,7 +22,7 @@ pub struct VmSpec {
     pub memory: ByteSize,
     /// Size of the root drive.
     pub disk: ByteSize,
-    /// Whether that size was asked for.
+    /// Whether the caller gave that size.
     #[serde(default)]
     pub disk_given: bool,
     /// Name servers.
@@ -32,13 +32,13 @@ pub struct VmSpec {
     pub driver: DriverChoice,
     /// What is PID 1.
     pub init: InitMode,
-    /// What it may reach.
+    /// What it may connect to.
     pub network: NetworkPolicy,
     /// The hostname inside.
     pub hostname: String,
     /// Environment variables of every command.
     pub env: BTreeMap<String, String>,
-    /// Where commands start when they do not say.
+    /// The default working directory of commands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
     /// The user that the image names.
@@ -47,17 +47,17 @@ pub struct VmSpec {
     /// Where `/tmp` is.
     #[serde(default)]
     pub tmp: TmpPlace,
-    /// Whether it is ready only once the image's own init has started the system.
+    /// Whether it becomes ready only once the image's own init has started the system.
     #[serde(default = "yes")]
     pub wait_for_init: bool,
-    /// Files to write before it is ready for the first time; none once that is done.
+    /// Files to write before it becomes ready for the first time; empty afterwards.
     #[serde(default)]
     pub files: BTreeMap<String, VmFile>,
-    /// The image, as it was asked for.
+    /// The image as requested.
     pub from: String,
-    /// The kernel, as it was asked for.
+    /// The kernel as requested.
     pub kernel: String,
-    /// Whether it is started as soon as it is created.
+    /// Whether it is started right after its creation.
     pub start: bool,
 }
 
@@ -76,17 +76,17 @@ pub enum TmpPlace {
     Tmpfs,
 }
 
-/// What is known of a guest since its hello.
+/// What is known of a guest since its hello message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GuestRecord {
-    /// Its hello, without the token.
+    /// Its hello message, without the token.
     pub hello: Hello,
-    /// The generation that is spoken with it.
+    /// The protocol generation in use.
     pub protocol: u32,
     /// Whether it applied its configuration.
     #[serde(default)]
     pub configured: bool,
-    /// What of its configuration could not be applied.
+    /// The parts of its configuration that could not be applied.
     #[serde(default)]
     pub problems: Vec<String>,
 }
@@ -111,7 +111,7 @@ pub struct VmRecord {
     pub name: Name,
     /// Its state.
     pub state: VmState,
-    /// Why it is in that state, where there is more to say.
+    /// Details about that state, if any.
     pub reason: Option<String>,
     /// Counts every change.
     pub generation: u64,
@@ -125,7 +125,7 @@ pub struct VmRecord {
     pub arch: String,
     /// The vsock context id.
     pub cid: u32,
-    /// What was asked for.
+    /// The request.
     pub spec: VmSpec,
     /// The image of its root drive, while it exists.
     pub image_id: Option<ImageId>,
@@ -143,9 +143,9 @@ pub struct VmRecord {
     pub boot_id: Option<BootId>,
     /// The secret of that boot.
     pub token: Option<String>,
-    /// What the guest of that boot said of itself.
+    /// What the guest reported in that boot.
     pub guest: Option<GuestRecord>,
-    /// Where the time of that boot went.
+    /// The timings of that boot.
     pub timings: Option<VmTimings>,
     /// The processes of that boot.
     pub processes: Option<VmProcesses>,
@@ -192,10 +192,10 @@ fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
     })
 }
 
-/// The first context id that a VM may have; 0 to 2 mean the hypervisor, loopback and the host.
+/// The first context id for VMs; 0 to 2 mean the hypervisor, loopback and the host.
 pub const CID_FIRST: u32 = 3;
 
-/// The lowest context id that no VM has.
+/// The lowest free context id.
 pub fn free_cid(tx: &Connection) -> Result<u32, StoreError> {
     let cid: Option<u32> = tx
         .prepare_cached(
@@ -235,7 +235,7 @@ pub fn insert(tx: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Writes everything that may change of a VM, provided that its generation in the store is still `expected`.
+/// Updates everything of a VM that can change, if its stored generation is still `expected`.
 pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), StoreError> {
     let changed = tx
         .prepare_cached(
@@ -300,7 +300,7 @@ pub fn all(db: &Connection) -> Result<Vec<VmRecord>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// A page of VMs by name, after `after`; one more than `limit` is never returned.
+/// A page of at most `limit` VMs by name, after `after`.
 pub fn list(
     db: &Connection,
     state: Option<VmState>,

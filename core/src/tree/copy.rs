@@ -1,4 +1,4 @@
-//! One copy, after it is known what goes where.
+//! Runs one copy between known places.
 
 use nexus_schema::stream::{Done, Ended, Open, TreeEnded, TreeInOpening, TreeOutOpening};
 use nexus_schema::tools::tree::TreeSummary;
@@ -13,7 +13,7 @@ use super::HostPath;
 use super::guest::{Guest, Stream};
 use crate::progress::Progress;
 
-/// Bytes of the host's disk that stay free for everybody else.
+/// Bytes that must stay free on the host's disk.
 const KEEP_FREE: u64 = 256 << 20;
 /// How often progress is shown, in bytes and in entries.
 const SHOW_EVERY: (u64, u64) = (1 << 20, 200);
@@ -28,7 +28,7 @@ pub(crate) struct In {
 /// A tree to copy out of a VM.
 pub(crate) struct Out {
     pub(crate) opening: TreeOutOpening,
-    /// The directory that it goes to, and its name there; without one it is that directory itself.
+    /// The directory to copy to, and the name there; without a name, into the directory itself.
     pub(crate) into: HostPath,
     pub(crate) top: String,
 }
@@ -63,15 +63,15 @@ impl In {
         let sending = stream::send(&mut receiver, &sender, from);
         let (sent, packed) = tokio::join!(sending, work);
         let words = match sent.map_err(|e| lost(guest, &e))? {
-            // The guest could not go on: its reason is the one that counts.
+            // The guest failed first: its reason is the cause.
             Some(words) => words,
             None => {
-                // Without an end the guest keeps nothing half.
+                // Without the end mark the guest discards what it has unpacked.
                 let packed = packed?;
                 sender.end().await.map_err(|e| lost(guest, &e))?;
                 let words = stream::last_words(&mut receiver).await.map_err(|e| lost(guest, &e))?;
                 let mut ended = ended(guest, &words)?;
-                // The guest does not know what was left out.
+                // The guest does not know what was skipped.
                 ended.summary.skipped = packed.skipped;
                 ended.summary.skipped_names = packed.skipped_names;
                 return Ok(ended);
@@ -105,7 +105,7 @@ impl Out {
             let directory = host.directory()?;
             let mut how = Unpacking {
                 owner: Owner::OfDirectory,
-                // What a guest says is root's is root's in the guest only.
+                // Setuid and similar bits of a guest's files must not take effect on the host.
                 modes: 0o777,
                 top: if top.is_empty() { Top::Kept } else { Top::Only(top.into_bytes()) },
                 limits: Limits { keep_free: KEEP_FREE, ..Limits::default() },
@@ -116,7 +116,7 @@ impl Out {
         });
         let receiving = stream::receive(&mut receiver, &sender, into);
         let (received, unpacked) = tokio::join!(receiving, work);
-        // What the guest says of its failure counts more than that its archive has no end.
+        // The guest's error is more useful than the truncated archive.
         let said = match received {
             Ok(Some(words)) => Some(ended(guest, &words)),
             Ok(None) | Err(_) => None,
@@ -134,7 +134,7 @@ impl Out {
             (Err(error), Ok(_)) => return Err(error),
             (Ok(_), Err(error)) => return Err(error),
             (Err(mut error), Err(done)) => {
-                // What is there on the host is said by the host.
+                // The host reports what is left on the host.
                 if let Some((_, left)) = done.message.split_once("; ") {
                     error.message = format!("{}; {left}", error.message);
                 }
@@ -151,7 +151,7 @@ impl Out {
     }
 }
 
-/// Does `work`, which is dropped with its stream once it is no longer wanted: whatever packs or unpacks on a thread ends by that.
+/// Runs `work` until it is cancelled. Dropping it drops its stream, which ends the packing or unpacking on the other thread.
 async fn unless_cancelled<T>(
     progress: &Progress,
     work: impl Future<Output = Result<T, ToolError>>,
@@ -163,7 +163,7 @@ async fn unless_cancelled<T>(
     }
 }
 
-/// Shows how far a copy is, and ends it once it is cancelled.
+/// Reports the progress of a copy, and fails once it is cancelled.
 fn shown(progress: &Progress, total: Option<u64>) -> impl FnMut(u64, u64) -> Result<(), TreeError> + use<> {
     let (progress, mut next) = (progress.clone(), (0, 0));
     move |bytes, entries| {
@@ -176,7 +176,7 @@ fn shown(progress: &Progress, total: Option<u64>) -> impl FnMut(u64, u64) -> Res
     }
 }
 
-/// How the guest says that it ended.
+/// Parses the guest's final message.
 fn ended(guest: &Guest, words: &[u8]) -> Result<TreeEnded, ToolError> {
     match serde_json::from_slice(words) {
         Ok(Done::Ok(Ended { tree: Some(ended), .. })) => Ok(*ended),

@@ -9,20 +9,20 @@ use nexus_wire::frames;
 
 use crate::guest::GuestStream;
 
-/// The longest words of a guest, in characters.
+/// The longest message of a guest, in characters.
 const WORDS_MAX: usize = 4000;
-/// A guest that streams can be opened to.
+/// A guest to open streams to.
 #[derive(Debug, Clone)]
 pub(crate) struct Guest {
     /// Its VM's directory, where its sockets are.
     pub(crate) directory: PathBuf,
     /// Its VM's name.
     pub(crate) name: String,
-    /// Who opens streams.
+    /// The client that opens streams.
     pub(crate) client: String,
 }
 
-/// A stream that was opened.
+/// An open stream.
 pub(crate) struct Stream {
     pub(crate) receiver: frames::Receiver<Reader>,
     pub(crate) sender: frames::Sender<Writer>,
@@ -41,7 +41,7 @@ impl Guest {
         Ok(Stream { receiver, sender })
     }
 
-    /// What a guest says of a failure, marked as its words, cut to size and without control characters.
+    /// A guest's error, marked as its words, shortened and without control characters.
     pub(crate) fn said(&self, error: ToolError) -> ToolError {
         if !error.code.may_be_of_guest() {
             return self.misbehaved("it failed in a way that is not a guest's");
@@ -60,7 +60,7 @@ impl Guest {
         }
     }
 
-    /// A guest that keeps no rules.
+    /// The error for a guest that violates the protocol.
     pub(crate) fn misbehaved(&self, what: &str) -> ToolError {
         ToolError::new(ErrorCode::GuestMisbehaved, format!("{}: {what}", self.name))
     }

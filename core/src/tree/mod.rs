@@ -1,7 +1,7 @@
-//! Trees of files between the host and VMs: which places of the host a client may name, and the streams that carry the trees.
+//! Trees of files between the host and VMs: which places of the host a client may use, and the streams that carry the trees.
 //!
-//! What comes from a guest is unpacked as anything hostile is: only under the name that was asked for, without setuid bits and
-//! devices, and never so that the host's disk is full. It knows nothing of operations or rows.
+//! Data from a guest is treated as hostile: it is unpacked only below the requested name, without setuid bits and devices, and
+//! without filling the host's disk. This room does not know operations or rows.
 
 mod copy;
 mod guest;

@@ -1,5 +1,5 @@
-//! Paths of the host that a client may name: those below directories that the configuration allows, and a folder of the client's
-//! own. Nothing outside of them is reached, through links neither.
+//! Paths of the host that a client may use: below directories that the configuration allows, or in a folder of the client's
+//! own. Nothing outside can be reached, not even through links.
 
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
@@ -13,19 +13,19 @@ use nexus_tree::{Source, TreeError};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
-/// Neither `..`, nor a link, nor one of /proc leads out.
+/// Neither `..` nor any link, including those of /proc, can lead out.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
-/// A directory to go on from.
+/// Flags for a directory on the way.
 const PASSAGE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-/// A directory to read.
+/// Flags for a directory to be read.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// The places of one client.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
-    /// What the configuration allows.
+    /// The allowed directories of the configuration.
     pub(crate) roots: Vec<PathBuf>,
-    /// The client's own folder, made when it is needed.
+    /// The client's own folder, which is made on demand.
     pub(crate) scratch: PathBuf,
 }
 
@@ -33,21 +33,21 @@ pub(crate) struct Places {
 #[derive(Debug)]
 pub(crate) struct HostPath {
     root: OwnedFd,
-    /// Below the root; empty for the root itself.
+    /// Relative to the root; empty for the root itself.
     below: PathBuf,
     /// The whole path.
     pub(crate) path: PathBuf,
-    /// Whether it was given with a slash at its end.
+    /// Whether it was given with a trailing slash.
     pub(crate) is_directory: bool,
 }
 
 impl Places {
-    /// The path that a client names; a relative one is in its own folder.
+    /// Resolves a path given by a client; a relative one is in the client's own folder.
     pub(crate) fn find(&self, given: &str) -> Result<HostPath, ToolError> {
         if given.is_empty() || given.contains('\0') {
             return Err(ToolError::invalid(format!("`{given}` is not a path")));
         }
-        // Joined to an absolute path, that path stays alone.
+        // Joining with an absolute path gives that path.
         let path = self.scratch.join(given);
         let mut plain = PathBuf::new();
         for part in path.components() {
@@ -74,7 +74,7 @@ impl Places {
         Ok(HostPath { root, below, path: plain, is_directory })
     }
 
-    /// Makes the client's own folder, which nobody else can look into.
+    /// Makes the client's own folder, which is private to the daemon's user.
     pub(crate) fn make_scratch(&self) -> Result<(), ToolError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.scratch);
         made.map_err(|error| TreeError::file("make the folder", bytes(&self.scratch), error).to_tool_error())
@@ -98,7 +98,7 @@ impl HostPath {
         self.path.file_name()
     }
 
-    /// Opens it to be read. A link at its end is a source itself, unless it was given with a slash.
+    /// Opens it for reading. A link at its end is copied as a link, unless the path was given with a trailing slash.
     pub(crate) fn source(&self) -> Result<Source, ToolError> {
         let shown = bytes(&self.path);
         let name = self.below.file_name().filter(|_| !self.is_directory);
@@ -116,7 +116,7 @@ impl HostPath {
         source.map_err(|error| error.to_tool_error())
     }
 
-    /// Whether something is there.
+    /// Whether it exists.
     pub(crate) fn is_there(&self) -> Result<bool, ToolError> {
         match self.open(&self.below, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW) {
             Ok(_) => Ok(true),
@@ -125,8 +125,8 @@ impl HostPath {
         }
     }
 
-    /// Opens it as a directory to unpack in; with its parents it is made where it is missing. Each new one belongs to the owner
-    /// of the one that it is in.
+    /// Opens it as a directory to unpack into, and makes it and its parents if they are missing. A new directory is owned by
+    /// the owner of its parent.
     pub(crate) fn directory(&self) -> Result<OwnedFd, ToolError> {
         let mut at = PathBuf::new();
         let mut parent = self.open(&at, PASSAGE).map_err(|error| self.failed("open", error))?;
@@ -143,7 +143,7 @@ impl HostPath {
         opened.map_err(|error| self.failed("open the directory", error))
     }
 
-    /// The path of the directory that it is in; of a root, that root.
+    /// The path of its parent; for a root, the root itself.
     pub(crate) fn parent(&self) -> io::Result<Self> {
         let (below, path) = match (self.below.parent(), self.path.parent()) {
             (Some(below), Some(path)) => (below.to_owned(), path.to_owned()),
@@ -152,12 +152,12 @@ impl HostPath {
         Ok(Self { root: self.root.try_clone()?, below, path, is_directory: true })
     }
 
-    /// Whether it is one of the places themselves, and not below one.
+    /// Whether it is one of the places themselves.
     pub(crate) fn is_root(&self) -> bool {
         self.below.as_os_str().is_empty()
     }
 
-    /// The same with a name behind it.
+    /// Appends a name.
     pub(crate) fn join(mut self, name: &OsStr) -> Self {
         self.below.push(name);
         self.path.push(name);
@@ -175,7 +175,7 @@ impl HostPath {
     }
 }
 
-/// Makes a directory that belongs to the owner of the one that it is in.
+/// Makes a directory that is owned by the owner of its parent.
 fn make(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
         Ok(()) => {}
@@ -262,7 +262,7 @@ mod tests {
             );
         }
         assert!(!root.path().join("outside/x").exists());
-        // A link itself may be copied, and one that stays inside be followed.
+        // A link itself may be copied, and a link that stays inside may be followed.
         assert!(!find("up").source().unwrap().is_directory());
         assert!(find("inside/").source().unwrap().is_directory());
         find("inside/new/er").directory().unwrap();

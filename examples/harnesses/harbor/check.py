@@ -162,12 +162,12 @@ def main():
         layout = oci_layout(home / "tiny", rootfs)
         task(home / "tasks/from-docker-archive", archive)
         task(home / "tasks/from-oci-layout", layout)
-        # One that wants what a VM does not have is refused, and says why.
+        # A task that needs something a VM does not have is refused with a reason.
         task(home / "tasks/with-network", layout, "public")
         jobs = home / "jobs"
         command = [Path(sys.executable).with_name("harbor"), "run", "-p", home / "tasks"]
         command += ["-a", "oracle", "--env", "nexus_harbor:NexusEnvironment", "-o", jobs]
-        # Else it asks the network what models cost.
+        # Otherwise it looks up model prices on the network.
         env = {**os.environ, "HOME": str(home), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         subprocess.run([*command, "-n", "1", "-y", "--quiet"], env=env, cwd=home, check=True)
         rewards, refusals = {}, {}

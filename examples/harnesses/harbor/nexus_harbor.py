@@ -15,7 +15,7 @@ from harbor.environments.capabilities import (
 from harbor.environments.tar_transfer import tar_pack_succeeded
 from nexus_mcp import NexusError, Vm
 
-# What `from` of vm_create takes as it is; any other name is an image of a registry.
+# Values that `from` of vm_create accepts unchanged; any other name is an image in a registry.
 SOURCES = (
     "docker-archive:",
     "oci-layout:",

@@ -24,7 +24,7 @@ class NexusConfig(BaseModel, frozen=True):
 
     image: str = "debian"  # `from`: an image, template:NAME, oci:IMAGE, docker-archive:PATH, ...
     user: str = "image"  # who runs commands and owns files by default; the user of the image
-    workdir: str | None = None  # where relative paths start (default: where the image says)
+    workdir: str | None = None  # the base of relative paths (default: the image's working directory)
     memory: str | None = None
     vcpus: int | None = None
     disk: str | None = None

@@ -20,7 +20,7 @@ def outputs():
     made = [ModelOutput.for_tool_call("mockllm/model", *call) for call in CALLS]
     made.append(ModelOutput.from_content("mockllm/model", "the answer is 42"))
     for output in made:
-        output.usage = ModelUsage()  # else it is counted with a file from the network
+        output.usage = ModelUsage()  # otherwise tokens are counted with a file from the network
     return made
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from mcp import Client, StdioServerParameters
 
-# The most that one call carries, in bytes: output of each of two streams, a file's content, input.
+# The limits of one call, in bytes: output of each of two streams, a file's content, input.
 SHOWN, READ, WRITTEN = 256 << 10, 512 << 10, 2 << 20
-# How much of each stream the VM keeps until it is read; the command waits while more is unread.
+# How much unread output of each stream the VM keeps; the command blocks while there is more.
 KEPT = 16 << 20
 LOST = {"code": "lost", "message": "the command, or a part of its output, is lost"}
 NOT_STARTED = ("program_not_executable", "user_not_found", "cwd_not_found")
@@ -28,10 +28,10 @@ class NexusError(Exception):
     def __init__(self, tool, error):
         super().__init__(f"{tool}: {error['message']}")
         self.code = error["code"]
-        self.errno = error.get("errno")  # the name of the error of Linux behind it, such as EACCES
+        self.errno = error.get("errno")  # the name of the underlying Linux error, such as EACCES
         self.retryable = error.get("retryable", False)
         self.is_gone = error.get("class") == "unavailable" or self.code == "vm_not_found"
-        # What a shell would say of a command that did not start.
+        # A shell's exit code for a command that did not start.
         self.status = 126 if self.code in NOT_STARTED else None
         self.status = 127 if self.code == "program_not_found" else self.status
 
@@ -48,7 +48,7 @@ class OutputLimit(Exception):
 class Ran:
     """How a command ended."""
 
-    status: int | None  # as a shell says it: the exit code, or 128 and the signal's number
+    status: int | None  # as in a shell: the exit code, or 128 plus the signal's number
     stdout: bytes
     stderr: bytes
     timed_out: bool = False
@@ -115,7 +115,7 @@ class Nexus:
         return result
 
     async def _serve(self):
-        # The SDK hands only a few variables on; these say where the daemon is.
+        # The SDK passes only a few variables on; these say where the daemon is.
         env = {name: value for name, value in os.environ.items() if name.startswith("NEXUS_")}
         bridge = StdioServerParameters(command="nexusctl", args=["mcp", "--tools", "all"], env=env)
         try:
@@ -251,7 +251,7 @@ class Vm:
                         "command_output", limit=SHOWN, wait_ms=30_000, **where
                     )
                     if not facts.get("more"):
-                        await asyncio.sleep(0.02)  # let a slow writer gather some
+                        await asyncio.sleep(0.02)  # lets a slow writer produce some output
                 where["cursor"] = facts["cursor"]
                 for name, stream in streams.items():
                     if facts[name].get("offset", 0) != len(stream):

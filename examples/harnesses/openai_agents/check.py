@@ -127,7 +127,7 @@ async def a_timeout_of_a_fraction_kills_the_tree(s):
 
 @step
 async def a_cancelled_command_is_killed(s):
-    for wait in (0.5, 7):  # in the first call, and after it
+    for wait in (0.5, 7):  # during the first call, and after it
         sleep = s.exec("sleep", "2345", shell=False)
         await refused(asyncio.TimeoutError, asyncio.wait_for(sleep, wait))
         await nothing_is_called(s, "sleep")

@@ -43,7 +43,7 @@ class NexusSandboxSession(BaseSandboxSession):
 
     async def _ensure_backend_started(self):
         if self.vm is None and self.state.vm:
-            self.vm = await Vm.find(self.state.vm)  # none if it was deleted: then a new one is made
+            self.vm = await Vm.find(self.state.vm)  # None if it was deleted; then a new one is made
         self._set_start_state_preserved(self.vm is not None)
         if self.vm is not None:
             await self.vm.start()
@@ -184,7 +184,7 @@ class NexusSandboxSession(BaseSandboxSession):
         if chars and not live["tty"]:
             raise RuntimeError("stdin is not available for this process")
         if chars:
-            with suppress(NexusError):  # it has ended: what it said is shown below
+            with suppress(NexusError):  # it has already ended; its output is shown below
                 await self.vm.guest("command_input", id=live["id"], input=chars)
         wait_ms = pty.resolve_pty_write_yield_time_ms(
             yield_time_ms=int((yield_time_s or 0) * 1000), input_empty=not chars
@@ -212,7 +212,7 @@ class NexusSandboxSession(BaseSandboxSession):
         return pty.PtyExecUpdate(process, text.encode(), status, counted)
 
     async def _pty_end(self, session_id):
-        with suppress(NexusError):  # it has ended
+        with suppress(NexusError):  # it has already ended
             command = self._ptys.pop(session_id)["id"]
             await self.vm.guest("command_signal", id=command, signal="KILL")
 

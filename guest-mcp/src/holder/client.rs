@@ -1,4 +1,4 @@
-//! The agent's end: starts the holder where there is none, and calls it.
+//! The agent's side: starts the holder if there is none, and calls it.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,13 +26,13 @@ use crate::os::reason;
 use crate::sys::{ChildSetup, prepare_child};
 use crate::tools::{Block, Call, Reply, Tell, agent_failed, cancelled};
 
-/// How long a holder that was told to go may take.
+/// How long a holder may take to exit when told to.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The holder as an agent sees it.
 #[derive(Debug)]
 pub(crate) struct Holder {
-    /// Where its socket and its records are.
+    /// The directory of its socket and its records.
     directory: PathBuf,
     in_vm: bool,
     connection: tokio::sync::Mutex<Option<Connection>>,
@@ -45,7 +45,7 @@ struct Connection {
     waiting: Arc<Mutex<Waiting>>,
 }
 
-/// Calls that are under way.
+/// The calls in progress.
 #[derive(Debug, Default)]
 struct Waiting {
     calls: HashMap<u64, Waiter>,
@@ -64,19 +64,19 @@ impl std::fmt::Debug for Waiter {
 }
 
 impl Holder {
-    /// The holder of a VM, or the one in the directory of a process.
+    /// The holder whose files are in `directory`; `in_vm` says whether it belongs to a VM.
     pub(crate) fn new(directory: PathBuf, in_vm: bool) -> Self {
         Self { directory, in_vm, connection: tokio::sync::Mutex::default(), last: AtomicU64::new(0) }
     }
 
-    /// Finds the holder that an agent before this one left, if there is one.
+    /// Connects to the holder of an earlier agent, if there is one.
     pub(crate) async fn find_again(&self) {
         if let Ok(stream) = self.dial().await {
             *self.connection.lock().await = Some(Connection::over(stream));
         }
     }
 
-    /// Has a call of a tool done.
+    /// Lets the holder run a tool call.
     pub(crate) async fn call<T: Tool>(
         &self,
         call: Call,
@@ -95,7 +95,7 @@ impl Holder {
         Ok(Reply { header, blocks: blocks.collect(), facts })
     }
 
-    /// Has the image's services started; what is not as it should be, in words.
+    /// Lets the holder start the image's services; returns what is wrong, in words.
     pub(crate) async fn start_services(&self, call: Call, orders: &Orders) -> Result<Vec<String>, ToolError> {
         let broken = |error: serde_json::Error| agent_failed(format!("{SERVICES_START}: {error}"));
         let answer = self.ask(call, SERVICES_START, to_raw_value(orders).map_err(broken)?).await?;
@@ -132,7 +132,7 @@ impl Holder {
         outcome.unwrap_or_else(|_| Err(lost()))
     }
 
-    /// Has a stream of a command served, which outlives this process then. The holder answers on it.
+    /// Hands a command's stream over to the holder, so that it outlives this process. The holder answers on it.
     pub(crate) async fn hand_over(
         &self,
         socket: impl AsFd,
@@ -142,7 +142,7 @@ impl Holder {
         let failed = |error: io::Error| {
             agent_failed(format!("reach the process that holds commands: {}", reason(&error)))
         };
-        // It is there then, and its commands end with this process's directory as those of calls do.
+        // This starts the holder if necessary, and binds its commands to this process's directory, as with calls.
         self.connect().await.map_err(failed)?;
         let mut stream = self.dial().await.map_err(failed)?;
         let message = wire::frame(&ToHolder::Stream(wire::Stream { opening, settings })).map_err(failed)?;
@@ -150,7 +150,7 @@ impl Holder {
         wire::send_socket(&stream, socket).await.map_err(failed)
     }
 
-    /// Tells the holder to kill all commands and go, and waits until it has.
+    /// Tells the holder to kill all commands and exit, and waits until it has.
     pub(crate) async fn end(&self) {
         let Some(connection) = self.connection.lock().await.take() else { return };
         if let Ok(frame) = wire::frame(&ToHolder::End) {
@@ -176,7 +176,7 @@ impl Holder {
         }
     }
 
-    /// Connects to the holder, if there is one that serves.
+    /// Connects to a running holder.
     async fn dial(&self) -> io::Result<UnixStream> {
         let directory = ShortPath::of(&self.directory)?;
         let mut stream = UnixStream::connect(directory.join(SOCKET)).await?;
@@ -187,7 +187,7 @@ impl Holder {
         }
     }
 
-    /// Starts a holder, which outlives this process. It gets the socket that it listens on, so that it can be dialled at once.
+    /// Starts a holder, which outlives this process. It gets the listening socket, so that clients can connect at once.
     fn start(&self) -> io::Result<()> {
         std::fs::create_dir_all(&self.directory)?;
         let directory = ShortPath::of(&self.directory)?;
@@ -202,12 +202,12 @@ impl Holder {
         command.arg(if self.in_vm { "hold" } else { "hold-for-process" }).arg(&self.directory);
         command.stdin(OwnedFd::from(listener)).stdout(Stdio::null());
         if !self.in_vm {
-            // Whoever reads this process's errors does not wait for what outlives it.
+            // Otherwise a reader of this process's stderr would wait for the holder, which outlives this process.
             command.stderr(Stdio::null());
         }
-        // A session of its own, so that no signal to the agent's group reaches it.
+        // A separate session, so that signals to the agent's group do not reach it.
         prepare_child(&mut command, ChildSetup::default());
-        // Reaped by the runtime, should it end first.
+        // The runtime reaps it if it ends first.
         drop(tokio::process::Command::from(command).spawn()?);
         Ok(())
     }
@@ -218,7 +218,7 @@ fn lost() -> ToolError {
         .hint("command_list tells which were lost")
 }
 
-/// Lets go of a call when it is dropped before its end.
+/// Abandons a call if it is dropped before the call has ended.
 struct Guard {
     connection: Connection,
     id: u64,
@@ -228,7 +228,7 @@ struct Guard {
 impl Guard {
     fn say(&self, message: &ToHolder) {
         match wire::frame(message) {
-            // That the holder is gone shows where its answers are read.
+            // If the holder is gone, the reader of its answers reports it.
             Ok(frame) => drop(self.connection.outbox.send(frame)),
             Err(error) => say(format_args!("call the holder: {error}")),
         }
@@ -254,7 +254,7 @@ impl Connection {
             loop {
                 let frame = tokio::select! {
                     frame = frames.recv() => frame,
-                    // The holder is gone; that this channel is closed tells it.
+                    // The holder is gone; closing this channel reports that.
                     _ = &mut reading => break,
                 };
                 let Some(frame) = frame else {
@@ -289,7 +289,7 @@ impl Connection {
     }
 }
 
-/// Reads what a holder says to its end.
+/// Reads a holder's messages to the end.
 async fn hear(mut reader: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
     let lock = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
@@ -298,7 +298,7 @@ async fn hear(mut reader: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
             Ok(Some(FromHolder::Done(id, outcome))) => {
                 let waiter = lock().calls.remove(&id);
                 if let Some(waiter) = waiter {
-                    // Its caller may have gone.
+                    // The caller may be gone.
                     let _ = waiter.done.send(outcome);
                 }
             }
@@ -317,11 +317,11 @@ async fn hear(mut reader: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
     }
     let mut waiting = lock();
     waiting.is_lost = true;
-    // Each caller is told by the end of its channel.
+    // Closes each caller's channel, which reports the end.
     waiting.calls.clear();
 }
 
-/// Where the holder of a VM is.
+/// The holder's directory in a VM.
 pub(crate) fn directory_in_vm() -> PathBuf {
     COMMANDS.into()
 }

@@ -1,12 +1,12 @@
-//! The holder: a process that holds all commands with their pipes, terminals and output, so that they outlive the agent.
+//! The holder: a process that owns all commands with their pipes, terminals and output, so that they outlive the agent.
 //!
 //! ```text
 //! host ── port 200 ── agent ── Unix socket ── holder ── commands
 //!                     may die                 starts, reads, waits for and kills them
 //!      ── port 201 ── agent ── hands over ──> holder: the streams of commands
 //! ```
-//! The agent starts it for the first command, with the socket that it listens on as its standard input. An agent that is
-//! started again dials it again. If the holder itself is killed, its commands are, too; the next one tells which they were.
+//! The agent starts it for the first command, and passes the listening socket as its stdin. A restarted agent connects to
+//! it again. If the holder itself is killed, its commands are killed too; the next holder reports which they were.
 
 pub(crate) mod client;
 pub(crate) mod wire;
@@ -32,18 +32,18 @@ use crate::console::say;
 use crate::os::reason;
 use crate::runtime;
 
-/// Where the holder of a VM has its socket and its records.
+/// The directory of a VM's holder, with its socket and its records.
 const COMMANDS: &str = "/run/nexus/commands";
 /// The name of its socket.
 const SOCKET: &str = "socket";
-/// How long a holder beside a process waits for another agent before it kills its commands and goes.
+/// How long a holder outside a VM waits for another agent before it kills its commands and exits.
 const LINGER: Duration = Duration::from_secs(20);
-/// How long commands may take to end by themselves when the VM goes down.
+/// How long commands may take to end by themselves when the VM shuts down.
 const DOWN_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Runs a holder to its end.
+/// Runs a holder until it exits.
 pub(crate) fn run(directory: PathBuf, in_vm: bool) -> ExitCode {
-    // Not to be taken for the agent by who looks at processes; a name is a comfort only.
+    // A distinct name in process listings. A failure does not matter.
     let _ = rustix::thread::set_name(c"nexus-commands");
     if let Err(error) = SigSet::empty().thread_set_mask() {
         say(format_args!("unblock signals: {error}"));
@@ -91,7 +91,7 @@ async fn hold(directory: PathBuf, in_vm: bool) -> io::Result<()> {
             () = end.cancelled() => break,
             _ = terminate.recv() => {
                 if in_vm {
-                    // Everybody was told to go, the commands as well; a shell in a terminal heeds only its hanging up.
+                    // All processes got SIGTERM, including the commands; a shell in a terminal reacts only to a hangup.
                     table.go_down();
                     let _ = tokio::time::timeout(DOWN_TIMEOUT, table.all_ended()).await;
                 }
@@ -104,7 +104,7 @@ async fn hold(directory: PathBuf, in_vm: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until there has been no agent for long.
+/// Waits until there has been no agent for [`LINGER`].
 async fn alone(mut agents: watch::Receiver<usize>) {
     loop {
         // The sender lives as long as this.
@@ -115,7 +115,7 @@ async fn alone(mut agents: watch::Receiver<usize>) {
     }
 }
 
-/// Serves one agent to its end. What it called for goes on without it.
+/// Serves one agent until it disconnects. Its commands keep running.
 async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
     let (mut reader, mut writer) = stream.into_split();
     let (answers, mut outbox) = mpsc::unbounded_channel::<FromHolder>();
@@ -183,7 +183,7 @@ async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
             }
             ToHolder::End => {
                 end.cancel();
-                // The agent sees by its end that all is done.
+                // Closing the connection at exit tells the agent that everything is done.
                 std::future::pending::<()>().await;
             }
         }
@@ -194,7 +194,7 @@ async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
     writing.abort();
 }
 
-/// A call that an agent waits for.
+/// A call in progress that an agent waits for.
 struct UnderWay {
     cancel: CancellationToken,
     work: tokio::task::JoinHandle<()>,

@@ -1,5 +1,5 @@
-//! What an agent and its holder say to each other: JSON, each message behind its length in 4 bytes. Behind the message of a stream
-//! there is one byte, and with it the stream's socket.
+//! The protocol between an agent and its holder: JSON messages, each after its length in 4 bytes. The message for a stream is
+//! followed by one byte that carries the stream's socket.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -18,30 +18,30 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 
-/// The longest message, in bytes: arguments of one call in the escapes of JSON.
+/// The longest message, in bytes: the arguments of one call, escaped as JSON.
 const MESSAGE_MAX: u32 = 128 << 20;
 
-/// What an agent says.
+/// Messages of the agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToHolder {
-    /// Do this.
+    /// Run this call.
     Call(Request),
-    /// Whoever made a call wants it undone: what it started is killed.
+    /// The caller cancelled a call: kill what it started.
     Cancel(u64),
-    /// Whoever made a call is gone: what it started goes on, and there is no answer.
+    /// The caller is gone: what it started continues, and there is no answer.
     Leave(u64),
-    /// Serve this stream. Its socket comes behind this message, and nothing else then.
+    /// Serve this stream. Its socket follows this message, and nothing after that.
     Stream(Stream),
-    /// Kill everything and go.
+    /// Kill everything and exit.
     End,
 }
 
 /// A stream of a command.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Stream {
-    /// What is wanted.
+    /// The request of the stream.
     pub(crate) opening: Opening,
-    /// How the VM is configured.
+    /// The VM's configuration.
     pub(crate) settings: Settings,
 }
 
@@ -54,52 +54,52 @@ pub(crate) struct Request {
     pub(crate) tool: String,
     /// Its parameters.
     pub(crate) params: Box<RawValue>,
-    /// Who calls.
+    /// The caller.
     pub(crate) client: Option<String>,
-    /// Whether the newest lines of output are wanted while it waits.
+    /// Whether the newest lines of output should be sent while it waits.
     pub(crate) progress: bool,
-    /// How the VM is configured.
+    /// The VM's configuration.
     pub(crate) settings: Settings,
 }
 
-/// What a command needs of the VM's configuration.
+/// The parts of the VM's configuration that commands need.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Settings {
     /// Environment variables of every command.
     pub(crate) env: BTreeMap<String, String>,
-    /// The variables that name the proxy, where nobody sets others.
+    /// The proxy variables, used unless others are set.
     #[serde(default)]
     pub(crate) proxy_env: BTreeMap<String, String>,
-    /// Where commands start when they do not say.
+    /// The default working directory of commands.
     pub(crate) working_dir: Option<String>,
     /// The user that the image names.
     #[serde(default)]
     pub(crate) image_user: Option<String>,
 }
 
-/// What a holder answers.
+/// Messages of the holder.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum FromHolder {
-    /// It serves this connection. The kernel also connects to one that is about to die.
+    /// It serves this connection. A successful connect is not enough: the kernel also connects to a process that is about to die.
     Hello,
     /// The outcome of a call.
     Done(u64, Result<Answer, ToolError>),
-    /// The newest lines of output of a call that waits.
+    /// The newest lines of output of a call in progress.
     Progress(u64, String),
 }
 
 /// The result of a call.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Answer {
-    /// What happened, in a line.
+    /// What happened, in one line.
     pub(crate) header: String,
-    /// Text after it: which stream it holds, if it is content and not talk.
+    /// The text after it, with its stream if it is output and not a message.
     pub(crate) blocks: Vec<(Option<OfStream>, String)>,
-    /// The facts.
+    /// The structured result.
     pub(crate) facts: Box<RawValue>,
 }
 
-/// A stream that a block of text is of.
+/// The stream that a block of text comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum OfStream {
     /// Standard output.
@@ -108,7 +108,7 @@ pub(crate) enum OfStream {
     Stderr,
 }
 
-/// A message as it is written.
+/// Encodes a message.
 pub(crate) fn frame(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, message)?;
@@ -118,7 +118,7 @@ pub(crate) fn frame(message: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a message; `None` when the peer is gone.
+/// Reads a message; `None` if the peer has disconnected.
 pub(crate) async fn read<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
 ) -> io::Result<Option<T>> {
@@ -145,7 +145,7 @@ pub(crate) async fn send_socket(stream: &UnixStream, socket: impl AsFd) -> io::R
     stream.async_io(Interest::WRITABLE, send).await.map(drop)
 }
 
-/// Receives the socket that comes next.
+/// Receives the next socket.
 pub(crate) async fn receive_socket(stream: &UnixStream) -> io::Result<OwnedFd> {
     let receive = || {
         let mut byte = [0];

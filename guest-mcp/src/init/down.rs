@@ -1,4 +1,4 @@
-//! Takes the system down: a ladder with a deadline at each step, at the end of which the machine is gone.
+//! Shuts the system down: a series of steps with a deadline each, and finally a restart of the machine.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,16 +13,16 @@ use super::{Signals, reap};
 use crate::console::{self, say};
 use crate::os::read_small;
 
-/// How long the agent may take to say bye and go.
+/// How long the agent may take to say bye and exit.
 pub(super) const AGENT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long processes may take to end when asked to.
+/// How long processes may take to end after SIGTERM.
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the kernel may take to end them.
+/// How long the kernel may take to kill them.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Filesystems that hold nothing, at least nothing that must be written.
+/// Filesystems without data that must be written.
 const KEPT: [&str; 5] = ["/proc", "/sys", "/dev", "/run", "/"];
 
-/// Takes the system down. Comes back only if the kernel refuses to restart the machine.
+/// Shuts the system down. Returns only if the kernel refuses to restart the machine.
 pub(super) fn take_down(signals: &mut Signals, keeper: &mut Keeper, reason: ByeReason) {
     keeper.signal(match reason {
         ByeReason::Reboot => Signal::USR1,
@@ -30,7 +30,7 @@ pub(super) fn take_down(signals: &mut Signals, keeper: &mut Keeper, reason: ByeR
     });
     wait(signals, keeper, AGENT_TIMEOUT, |keeper, _| !keeper.is_running());
     for (signal, timeout) in [(Signal::TERM, TERMINATE_TIMEOUT), (Signal::KILL, KILL_TIMEOUT)] {
-        // To every process but this one; fails when there is none.
+        // To all other processes; fails if there are none.
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), as_nix(signal));
         if wait(signals, keeper, timeout, |_, has_children| !has_children) {
             break;
@@ -40,7 +40,7 @@ pub(super) fn take_down(signals: &mut Signals, keeper: &mut Keeper, reason: ByeR
     unmount();
     rustix::fs::sync();
     console::flush();
-    // Also to power off: the VMM is started so that it ends instead of starting again, and not every machine has ACPI.
+    // Also for powering off: the VMM is started so that a restart ends it, and not every machine has ACPI.
     if let Err(error) = rustix::system::reboot(RebootCommand::Restart) {
         say(format_args!("cannot restart the machine: {error}"));
     }
@@ -50,7 +50,7 @@ fn as_nix(signal: Signal) -> nix::sys::signal::Signal {
     if signal == Signal::KILL { nix::sys::signal::Signal::SIGKILL } else { nix::sys::signal::Signal::SIGTERM }
 }
 
-/// Reaps until `is_over`, given the keeper and whether there are children, or until the time is up.
+/// Reaps until `is_over` is true (given the keeper and whether there are children), or until the timeout.
 fn wait(
     signals: &mut Signals,
     keeper: &mut Keeper,
@@ -76,17 +76,17 @@ fn wait(
     }
 }
 
-/// Unmounts what can be, and makes the rest read-only.
+/// Unmounts what it can, and makes the rest read-only.
 fn unmount() {
     let table = read_small("/proc/self/mountinfo", 4 << 20).unwrap_or_default();
     let places: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
-    // Links followed, as the mount table has them.
+    // Links are followed, as in the mount table.
     let kept = KEPT.map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.into()));
     for place in places.iter().rev() {
         let place = Path::new(place);
         let is_kept = |kept: &PathBuf| place == kept || (kept.parent().is_some() && place.starts_with(kept));
         if !kept.iter().any(is_kept) {
-            // What is busy now is busy because of a process that could not be killed.
+            // Anything still busy is used by a process that could not be killed.
             let _ = rustix::mount::unmount(place, UnmountFlags::empty());
         }
     }

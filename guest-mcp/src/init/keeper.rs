@@ -1,4 +1,4 @@
-//! Keeps the agent alive: starts it, and starts it again after a pause when it dies.
+//! Keeps the agent running: starts it, and restarts it after a pause when it dies.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::role::BINARY;
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// An agent that lived this long had nothing wrong with it.
+/// An agent that ran this long is considered healthy.
 const STEADY: Duration = Duration::from_secs(60);
 
 /// The agent as its parent sees it.
@@ -27,11 +27,11 @@ enum State {
     Pausing {
         until: Instant,
     },
-    /// It went of its own accord because the guest goes down.
+    /// It exited because the guest is shutting down.
     Done,
 }
 
-/// Keeps one agent.
+/// Keeps one agent running.
 pub(super) struct Keeper {
     word: &'static str,
     state: State,
@@ -39,7 +39,7 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper whose agent is yet to be started.
+    /// A keeper that has not started its agent yet.
     pub(super) fn new(init: InitMode) -> Self {
         let word = match init {
             InitMode::Agent => "agent",
@@ -70,7 +70,7 @@ impl Keeper {
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
 
-    /// How long nothing is to be done; `None`: until a signal comes.
+    /// How long there is nothing to do; `None` until a signal arrives.
     pub(super) fn pause(&self) -> Option<Duration> {
         match self.state {
             State::Pausing { until } => Some(until.saturating_duration_since(Instant::now())),
@@ -78,7 +78,7 @@ impl Keeper {
         }
     }
 
-    /// Takes note of a child that ended, if it was the agent.
+    /// Handles the end of a child, if it was the agent.
     pub(super) fn ended(&mut self, ended: Ended) {
         let State::Running { pid, since } = self.state else { return };
         if pid != ended.pid {
@@ -99,20 +99,20 @@ impl Keeper {
         self.wait_longer();
     }
 
-    /// Sends a signal to the agent, if it runs.
+    /// Sends a signal to the agent, if it is running.
     pub(super) fn signal(&self, signal: Signal) {
         if let State::Running { pid, .. } = self.state {
-            // It may be gone by now.
+            // It may have ended.
             let _ = kill_process(pid, signal);
         }
     }
 
-    /// Whether the agent runs.
+    /// Whether the agent is running.
     pub(super) fn is_running(&self) -> bool {
         matches!(self.state, State::Running { .. })
     }
 
-    /// Whether the agent went because the guest goes down.
+    /// Whether the agent exited because the guest is shutting down.
     pub(super) fn is_done(&self) -> bool {
         matches!(self.state, State::Done)
     }

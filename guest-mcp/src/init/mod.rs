@@ -1,13 +1,13 @@
-//! PID 1 in init mode `agent`: a small init without tokio. It sets the system up, keeps the agent alive, reaps every orphan,
-//! and takes the system down in order.
+//! PID 1 in init mode `agent`: a small init without tokio. It sets up the system, keeps the agent running, reaps all orphans,
+//! and shuts the system down in order.
 //!
 //! ```text
 //! set up ─> agent runs ──SIGUSR2, SIGUSR1, SIGTERM, SIGINT──> agent says bye ─> SIGTERM to all ─> SIGKILL ─> sync, unmount ─> reboot
 //!              ^   │ ends
 //!              └───┘ started again, after a pause
 //! ```
-//! The signals are BusyBox's: SIGUSR2 powers off, SIGUSR1 halts, SIGTERM reboots. SIGINT is what Ctrl-Alt-Del sends; only the
-//! host can press that, when it wants the VM to end, so it powers off.
+//! The signals are BusyBox's: SIGUSR2 powers off, SIGUSR1 halts, SIGTERM reboots. Ctrl-Alt-Del sends SIGINT; only the host can
+//! press that, in order to stop the VM, so it powers off.
 
 mod down;
 mod keeper;
@@ -29,7 +29,7 @@ use rustix::process::{Pid, WaitOptions};
 use self::keeper::Keeper;
 use crate::console;
 
-/// Why PID 1 cannot do its work.
+/// Why PID 1 cannot work.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InitError {
     /// Signals cannot be received.
@@ -37,7 +37,7 @@ pub(crate) enum InitError {
     Signals(#[source] Errno),
 }
 
-/// Is PID 1. Returns only if that failed.
+/// Runs as PID 1. Returns only after a failure.
 pub(crate) fn live() -> Result<Infallible, InitError> {
     let mut signals =
         Signals::catch(&[Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR])?;
@@ -59,7 +59,7 @@ pub(crate) fn live() -> Result<Infallible, InitError> {
     }
 }
 
-/// Keeps an agent beside the image's own init, until it is told to go.
+/// Keeps an agent running beside the image's own init, until it is told to stop.
 pub(crate) fn supervise() -> ExitCode {
     let mut signals = match Signals::catch(&[Signal::SIGTERM]) {
         Ok(signals) => signals,
@@ -94,7 +94,7 @@ pub(crate) fn supervise() -> ExitCode {
     }
 }
 
-/// The signals that are waited for, SIGCHLD among them.
+/// The signals to wait for, including SIGCHLD.
 struct Signals {
     fd: SignalFd,
 }
@@ -108,7 +108,7 @@ impl Signals {
         Ok(Self { fd: fd.map_err(InitError::Signals)? })
     }
 
-    /// Waits for the next signal, or for `most`.
+    /// Waits for the next signal, at most for `most`.
     fn wait(&mut self, most: Option<Duration>) -> Result<Option<Signal>, InitError> {
         let timeout = most.map_or(PollTimeout::NONE, |most| {
             // Rounded up, so that a pause is over when this returns.
@@ -123,7 +123,7 @@ impl Signals {
     }
 }
 
-/// Reaps one child that ended: `Some(None)` if none did, `None` if there are no children at all.
+/// Reaps one child that has ended: `Some(None)` if none has, `None` if there are no children.
 fn reap() -> Option<Option<Ended>> {
     match rustix::process::wait(WaitOptions::NOHANG) {
         Ok(Some((pid, status))) => {
@@ -134,7 +134,7 @@ fn reap() -> Option<Option<Ended>> {
     }
 }
 
-/// A child that ended.
+/// A child that has ended.
 #[derive(Debug, Clone, Copy)]
 struct Ended {
     pid: Pid,

@@ -1,4 +1,4 @@
-//! `poweroff`, `reboot`, `halt` and `shutdown`, for images whose own do not know this PID 1.
+//! `poweroff`, `reboot`, `halt` and `shutdown`, for images whose own programs do not support this PID 1.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -10,12 +10,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::console::say;
 use crate::os::{read_small, reason};
 
-/// Where the wrapper notes what it was asked for, for a farewell in init mode `system`.
+/// Where the wrapper records the request, for the bye message in init mode `system`.
 pub(crate) const NOTE: &str = "/run/nexus/going-down";
 /// Where the image's own programs are.
 const DIRECTORIES: [&str; 4] = ["/sbin", "/usr/sbin", "/bin", "/usr/bin"];
 
-/// Does what the program `name` is asked to with `arguments`.
+/// Runs the program `name` with `arguments`.
 pub(crate) fn run(name: &str, arguments: &[String]) -> ExitCode {
     let reason = match asked(name, arguments) {
         Ok(reason) => reason,
@@ -40,21 +40,21 @@ pub(crate) fn run(name: &str, arguments: &[String]) -> ExitCode {
     }
 }
 
-/// Whether it is to go off or to start again.
+/// Whether to power off or to reboot.
 fn asked(name: &str, arguments: &[String]) -> Result<ByeReason, String> {
     let mut reason = if name == "reboot" { ByeReason::Reboot } else { ByeReason::Poweroff };
     for argument in arguments {
         match argument.as_str() {
             "-r" | "--reboot" => reason = ByeReason::Reboot,
             "-p" | "-P" | "-h" | "-H" | "--poweroff" | "--halt" => reason = ByeReason::Poweroff,
-            // How it is done is always the same: at once, in order, without asking.
+            // The way is always the same: immediately, in order, without questions.
             "-f" | "--force" | "-ff" | "-n" | "-w" | "-d" | "-i" | "-q" | "--no-wall" | "now" | "+0" => {}
             "-c" => return Err("there is nothing to cancel".into()),
             when if name == "shutdown" && when.starts_with(['+', '0', '1', '2']) => {
                 return Err("only `now` is a time that this system knows".into());
             }
             other if other.starts_with('-') => return Err(format!("unknown option {other}")),
-            // What shutdown says to users.
+            // The message of shutdown for users.
             _ => {}
         }
     }
@@ -66,7 +66,7 @@ fn run_images_own(name: &str, arguments: &[String], why: ByeReason) -> ExitCode 
         ByeReason::Poweroff => "poweroff",
         ByeReason::Reboot => "reboot",
     };
-    // Only root can; for others the image's program will say so.
+    // Only root can; for other users the image's program reports the error.
     let _ = std::fs::write(NOTE, word);
     for directory in DIRECTORIES {
         let program = Path::new(directory).join(name);
@@ -80,7 +80,7 @@ fn run_images_own(name: &str, arguments: &[String], why: ByeReason) -> ExitCode 
     ExitCode::FAILURE
 }
 
-/// Has the image's own init restart the machine, which ends the VM.
+/// Lets the image's own init restart the machine, which ends the VM.
 pub(crate) fn restart_through_image() -> bool {
     let program =
         DIRECTORIES.iter().map(|directory| Path::new(directory).join("reboot")).find(|path| path.exists());
@@ -88,10 +88,10 @@ pub(crate) fn restart_through_image() -> bool {
     matches!(started, Some(Ok(status)) if status.success()) || kill_process(Pid::INIT, Signal::TERM).is_ok()
 }
 
-/// Which way a guest goes down whose own init says no more than "terminate".
+/// Guesses the kind of shutdown if the image's own init only terminates the agent.
 pub(crate) fn guess() -> ByeReason {
     let noted = read_small(NOTE, 16).is_some_and(|note| note.trim() == "reboot");
-    // systemd becomes `systemd-shutdown reboot`.
+    // systemd turns into `systemd-shutdown reboot`.
     let command = read_small("/proc/1/cmdline", 4 << 10).unwrap_or_default();
     let said = command.split('\0').any(|word| matches!(word, "reboot" | "kexec"));
     if noted || said { ByeReason::Reboot } else { ByeReason::Poweroff }

@@ -1,4 +1,4 @@
-//! What PID 1 makes of a bare root filesystem. What fails is said; the VM is of use all the same.
+//! How PID 1 sets up a bare root filesystem. Failures are reported, but the VM stays usable.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::console::say;
 use crate::os::{mount, read_small, reason};
 use crate::places::mounted_on;
 
-/// Source, place, type and options of each filesystem, parents first.
+/// Source, mount point, type and options of each filesystem, parents first.
 const MOUNTS: [(&str, &str, &str, &str); 6] = [
     ("proc", "/proc", "proc", ""),
     ("sysfs", "/sys", "sysfs", ""),
@@ -20,14 +20,14 @@ const MOUNTS: [(&str, &str, &str, &str); 6] = [
     // Without favordynmods (Linux 6.0) each command would wait for an RCU grace period to enter its cgroup.
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", "nsdelegate,favordynmods"),
 ];
-/// What udev would make in /dev.
+/// Links in /dev that udev would make.
 const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
     ("/proc/self/fd/1", "/dev/stdout"),
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
-/// How many descriptors a process may allow itself.
+/// The highest limit of file descriptors that a process may set for itself.
 const DESCRIPTORS_MAX: u64 = 524_288;
 
 /// Sets the system up.
@@ -45,10 +45,10 @@ pub(super) fn set_up() {
         }
     }
     for (target, link) in LINKS {
-        // An image may bring its own.
+        // The image may already have it.
         let _ = symlink(target, link);
     }
-    // The image's own, where it brings one.
+    // Keeps the image's own, if there is one.
     if !Path::new("/run/lock").exists() {
         let lock = std::fs::create_dir_all("/run/lock")
             .and_then(|()| std::fs::set_permissions("/run/lock", std::fs::Permissions::from_mode(0o1777)));
@@ -63,7 +63,7 @@ pub(super) fn set_up() {
         "raise the limit of descriptors",
         rustix::process::setrlimit(Resource::Nofile, limit).map_err(Into::into),
     );
-    // Ctrl-Alt-Del becomes a signal instead of a reset.
+    // Turns Ctrl-Alt-Del into a signal instead of a reset.
     note(
         "catch Ctrl-Alt-Del",
         rustix::system::reboot(rustix::system::RebootCommand::CadOff).map_err(Into::into),

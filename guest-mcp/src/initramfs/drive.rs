@@ -1,4 +1,4 @@
-//! The root drive: waited for, mounted, and its filesystem grown to it.
+//! The root drive: waits for it, mounts it, and grows its filesystem.
 
 use std::fs::File;
 use std::io;
@@ -17,23 +17,23 @@ use crate::ext4::grow;
 use crate::os::reason;
 use crate::sys::read_ahead;
 
-/// How long the drive may take to appear; generous, for a busy host that emulates.
+/// How long the drive may take to appear. Generous, for a busy host with software emulation.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same where no module had to be loaded for it.
+/// The same if no modules had to be loaded.
 const BUILT_IN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of a file is read ahead, in sectors of 512 bytes. Each read is a round trip to the host, and starting a program
-/// needs most of it: Linux's own 128 KiB make many.
+/// reads most of it; Linux's default of 128 KiB needs many.
 const READ_AHEAD_SECTORS: usize = 1024;
 /// The multicast group of the kernel's own events (lib/kobject_uevent.c).
 const KERNEL_GROUP: u32 = 1;
 
-/// The kernel's announcements of devices.
+/// A listener for the kernel's device events.
 pub(crate) struct Events {
     socket: Option<OwnedFd>,
 }
 
 impl Events {
-    /// Starts to listen; before the modules are loaded, so that nothing is missed.
+    /// Starts to listen. Call it before modules are loaded, so that no event is missed.
     pub(crate) fn listen() -> Self {
         let open = || {
             let protocol = Some(netlink::KOBJECT_UEVENT);
@@ -46,9 +46,9 @@ impl Events {
         Self { socket: open().ok() }
     }
 
-    /// Waits until something was announced, or for `most`.
+    /// Waits for an event, at most for `most`.
     pub(crate) fn wait(&self, most: Duration) {
-        // Without events it is looked again every so often.
+        // Without events, the caller must check again periodically.
         let most = if self.socket.is_some() { most } else { most.min(Duration::from_millis(50)) };
         let timeout = Timespec { tv_sec: most.as_secs() as i64, tv_nsec: i64::from(most.subsec_nanos()) };
         let mut fds: Vec<PollFd<'_>> =
@@ -64,13 +64,13 @@ impl Events {
     }
 }
 
-/// Waits until the device is there; `modules`: how many were loaded for it.
+/// Waits until the device exists; `modules` is how many modules were loaded.
 pub(super) fn wait_for(device: &str, events: &Events, modules: usize) -> Result<(), BootError> {
-    // What is built in was there before this program.
+    // Devices of built-in drivers existed before this program started.
     let limit = if modules == 0 { BUILT_IN_TIMEOUT } else { APPEAR_TIMEOUT };
     let deadline = Instant::now() + limit;
     loop {
-        // Opening, not only looking: the node comes a moment before the drive does.
+        // Opened, not just looked at: the node appears a moment before the drive does.
         match File::open(device) {
             Ok(drive) => {
                 read_further_ahead(&drive);
@@ -88,17 +88,17 @@ pub(super) fn wait_for(device: &str, events: &Events, modules: usize) -> Result<
     }
 }
 
-/// Has the files of a drive that is mounted after this read in larger pieces than Linux would.
+/// Sets a larger read-ahead for a drive that is mounted after this.
 pub(crate) fn read_further_ahead(drive: &File) {
-    // Without it programs start more slowly, no more.
+    // A failure only makes programs start more slowly.
     let _ = read_ahead(drive, READ_AHEAD_SECTORS);
 }
 
-/// Mounts the root filesystem and grows it; what could not be done well is added to `problems`.
+/// Mounts the root filesystem and grows it; adds minor problems to `problems`.
 pub(super) fn mount_root(device: &str, at: &str, problems: &mut Vec<String>) -> Result<(), BootError> {
     let fail = |source: io::Error| BootError::Root { device: device.into(), source };
     std::fs::create_dir_all(at).map_err(fail)?;
-    // The inode tables of a new drive are holes, which read as zeros: to write them would only fill the host's disk.
+    // The inode tables of a new drive are holes, which read as zeros. Writing them would only fill the host's disk.
     let mount = |flags| rustix::mount::mount(device, at, "ext4", flags, Some(c"noinit_itable"));
     match mount(MountFlags::empty()) {
         Ok(()) => {}

@@ -1,4 +1,4 @@
-//! Fills a filesystem in memory with what the image holds in that place, so that mounting it hides nothing.
+//! Fills an in-memory filesystem with what the image has at that path, so that mounting it hides nothing.
 
 use std::fs::File;
 use std::io;
@@ -15,11 +15,11 @@ use crate::os::reason;
 
 /// The deepest tree that is copied.
 const DEPTH_MAX: usize = 64;
-/// How much is read of all extended attributes' names, and of each value, in bytes.
+/// How many bytes are read of the names of all extended attributes, and of each value.
 const XATTR_MAX: usize = 64 << 10;
 
-/// Copies what is in `from` to `to`, except for the names in `but` at its top: owners, modes, times and attributes too. What
-/// cannot be copied is left out; the first such is told.
+/// Copies the contents of `from` to `to`, except for the names in `but` at the top level, with owners, modes, times and
+/// attributes. Skips what cannot be copied, and returns the first such problem.
 pub(super) fn fill(from: &OwnedFd, to: &OwnedFd, but: &[&str]) -> Option<String> {
     let mut copy = Copy { problem: None, left_out: 0 };
     let opened = openat(from, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
@@ -109,7 +109,7 @@ pub(super) fn own_as(directory: &OwnedFd, like: &OwnedFd) -> Result<(), Errno> {
 
 fn own(at: &OwnedFd, name: &std::ffi::CStr, stat: &Stat) -> Result<(), Errno> {
     chown(at, name, stat)?;
-    // After the owner: a change of owner takes setuid bits away.
+    // After the owner, because changing the owner clears setuid bits.
     chmodat(at, name, Mode::from_raw_mode(stat.st_mode & 0o7777), AtFlags::empty())
 }
 
@@ -118,7 +118,7 @@ fn chown(at: &OwnedFd, name: &std::ffi::CStr, stat: &Stat) -> Result<(), Errno> 
     chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
 }
 
-/// Copies capabilities, ACLs and the like, as far as both filesystems have them.
+/// Copies capabilities, ACLs and the like, if both filesystems support them.
 fn copy_attributes(from: &OwnedFd, to: &OwnedFd) {
     let mut names = vec![0; XATTR_MAX];
     let Ok(length) = flistxattr(from, &mut names) else { return };
@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(std::fs::read_link(new("link")).unwrap(), Path::new("/lost"));
         assert!(!new("nexus").exists() && new("postgresql/nexus").exists());
 
-        // What is there already is not replaced, and all else is copied.
+        // Existing files are not replaced; everything else is copied.
         let problem = fill(&open(from.path()), &open(to.path()), &[]).unwrap();
         assert!(problem.contains("file exists") && problem.contains("more"), "{problem}");
         assert!(new("nexus/theirs").exists());

@@ -1,4 +1,4 @@
-//! The places of an image that the kernel's filesystems are put on: found in the image's own root, whatever is a link there.
+//! Finds the mount points for the kernel's filesystems inside the image's own root, even if they are links.
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2, readlinkat};
 use rustix::io::Errno;
 
-/// How many links may lead to a place; as many as the kernel follows.
+/// The maximum number of links on a path; the kernel's limit.
 const LINKS_MAX: usize = 40;
 
-/// The root directory of an image that is mounted.
+/// The root directory of a mounted image.
 pub(super) struct Root(OwnedFd);
 
-/// A directory, held open.
+/// An open directory.
 pub(super) struct Place(pub(super) OwnedFd);
 
 impl Place {
-    /// A path of it, whatever it is called by now.
+    /// A path to it that stays valid even if it is renamed.
     pub(super) fn path(&self) -> String {
         format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }
@@ -29,7 +29,7 @@ impl Root {
         Ok(Self(rustix::fs::open(path, flags(), Mode::empty())?))
     }
 
-    /// The directory that a path means in the image; `None` if nothing is there.
+    /// The directory at a path in the image; `None` if there is nothing.
     pub(super) fn find(&self, path: &str) -> Result<Option<Place>, Errno> {
         match self.look(Path::new(path)) {
             Ok(directory) => Ok(Some(Place(directory))),
@@ -38,7 +38,7 @@ impl Root {
         }
     }
 
-    /// The directory that a path means in the image, made where it, or what a link there points to, is missing.
+    /// The directory at a path in the image. It, or the target of a link, is made if it is missing.
     pub(super) fn place(&self, path: &str) -> Result<Place, Errno> {
         let mut links = 0;
         Ok(Place(self.make(Path::new(path), &mut links)?))

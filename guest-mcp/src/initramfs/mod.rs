@@ -6,7 +6,7 @@
 //!   ─> bind this binary to /run/nexus/nexus-guest ─> switch root ─┬─> be PID 1 of it                (init mode `agent`)
 //!                                                                   └─> supervise + the image's init  (init mode `system`)
 //! ```
-//! Whatever fails is said on the console and ends the VM, so that the host sees it at once.
+//! Any failure is printed on the console and ends the VM, so that the host sees it at once.
 
 pub(crate) mod drive;
 mod fill;
@@ -25,7 +25,7 @@ use crate::console;
 use crate::init::InitError;
 use crate::os::{MountError, mount, read_small};
 
-/// Why the root drive could not be started from.
+/// Why starting from the root drive failed.
 #[derive(Debug, thiserror::Error)]
 enum BootError {
     #[error(transparent)]
@@ -55,7 +55,7 @@ enum BootError {
     NoInit { tried: String },
 }
 
-/// What a kernel lacks most likely that brought no modules.
+/// What a kernel without loaded modules most likely lacks.
 fn without_modules(modules: usize) -> &'static str {
     match modules {
         0 => {
@@ -65,13 +65,13 @@ fn without_modules(modules: usize) -> &'static str {
     }
 }
 
-/// Boots. Returns only if that failed.
+/// Boots. Returns only after a failure.
 pub(crate) fn run() -> ExitCode {
     let Err(error) = boot();
     console::last_words(&error)
 }
 
-/// What the kernel's command line asks for.
+/// The options on the kernel's command line.
 #[derive(Debug, PartialEq, Eq)]
 struct Orders {
     device: String,

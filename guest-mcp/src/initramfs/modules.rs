@@ -1,4 +1,4 @@
-//! Loads the kernel modules that came with the initramfs, in the order that it lists.
+//! Loads the kernel modules of the initramfs, in the listed order.
 
 use std::fs::File;
 use std::path::Path;
@@ -11,21 +11,21 @@ use crate::os::read_small;
 
 const DIRECTORY: &str = "/modules";
 const ORDER: &str = "order";
-/// Where the devices of the virtio bus are; each has a file `device` with what kind it is of.
+/// The devices of the virtio bus; the file `device` of each holds its type.
 const DEVICES: &str = "/sys/bus/virtio/devices";
-/// What kind a network interface is of (virtio 1.2, section 5), as the kernel writes it.
+/// The type of a network interface (virtio 1.2, section 5), as the kernel writes it.
 const NETWORK: &str = "0x0001";
-/// What is loaded only for network interfaces.
+/// Modules that are loaded only for network interfaces.
 const FOR_NETWORK: [&str; 3] = ["failover", "net_failover", "virtio_net"];
 
-/// Loads those that are needed. One that the kernel does not take is said and skipped: what needs it fails with a better reason.
-/// Returns how many came with the initramfs.
+/// Loads the needed modules. A module that the kernel refuses is reported and skipped; what depends on it fails with a better
+/// reason. Returns how many modules came with the initramfs.
 pub(super) fn load() -> Result<usize, BootError> {
     let directory = Path::new(DIRECTORY);
     let order = read_small(directory.join(ORDER), 64 << 10).unwrap_or_default();
     let names = || order.lines().map(str::trim).filter(|name| !name.is_empty());
     for name in names() {
-        // Asked for each, since the bus itself comes with one of the first.
+        // Checked for each of them, because one of the first modules provides the bus itself.
         if FOR_NETWORK.contains(&plain(name)) && !has_network() {
             continue;
         }
@@ -49,7 +49,7 @@ fn plain(file: &str) -> &str {
     name.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start_matches('-')
 }
 
-/// Whether there is a network interface, or it cannot be told.
+/// Whether there is a network interface; also true if that is unknown.
 fn has_network() -> bool {
     let Ok(devices) = std::fs::read_dir(DEVICES) else { return true };
     devices

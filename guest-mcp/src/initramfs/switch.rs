@@ -1,4 +1,4 @@
-//! From the initramfs to the root drive, as switch_root(8) does it.
+//! Switches from the initramfs to the root drive, as switch_root(8) does.
 
 use std::convert::Infallible;
 use std::os::unix::process::CommandExt;
@@ -16,9 +16,9 @@ use crate::console::say;
 use crate::os::{mount, reason};
 use crate::role::{BINARY, POWER_NAMES};
 
-/// Where the root drive is mounted before it is the root.
+/// Where the root drive is mounted before it becomes the root.
 pub(super) const NEW_ROOT: &str = "/newroot";
-/// The inits of images, in the kernel's own order after systemd's usual places.
+/// The paths of inits in images: systemd's usual places, then the kernel's own order.
 const INITS: [&str; 6] = [
     "/sbin/init",
     "/usr/sbin/init",
@@ -28,13 +28,13 @@ const INITS: [&str; 6] = [
     "/bin/init",
 ];
 
-/// What an earlier run of an init left in /run, which would mislead the next.
+/// Files of an earlier init in /run, which would confuse the next one.
 const OF_INITS: [&str; 6] = ["nexus", "systemd", "udev", "openrc", "initctl", "utmp"];
-/// What is never taken from an image's /run.
+/// Never copied from an image's /run.
 const OURS: &str = "nexus";
 
-/// Mounts /run in the new root, and /tmp if it is to be in memory, both filled with what the image holds there. Keeps this binary, its
-/// other names and what went wrong so far in `/run/nexus`.
+/// Mounts /run in the new root, and /tmp if it should be in memory, both filled with what the image has there. Puts this
+/// binary, its other names and the problems so far into `/run/nexus`.
 pub(super) fn prepare(orders: &Orders, problems: &mut Vec<String>) -> Result<Root, BootError> {
     let root = Root::open(NEW_ROOT).map_err(|error| BootError::Switch(error.into()))?;
     let but: &[&str] = match orders.init {
@@ -56,11 +56,11 @@ pub(super) fn prepare(orders: &Orders, problems: &mut Vec<String>) -> Result<Roo
 
     let run = run.path();
     let ours = format!("{run}/nexus");
-    // On a mount point of its own: an image's init leaves a mounted /run alone, and may forbid programs in it.
+    // A separate mount: an image's init leaves a mounted /run alone, but may remount it `noexec`.
     mount("tmpfs", &ours, "tmpfs", "mode=755,size=32m")?;
     let file = |what, path: String| move |source| BootError::File { what, path: path.into(), source };
 
-    // The file itself and no copy: its pages are in memory already, and an emulator has translated them.
+    // A bind mount instead of a copy: its pages are in memory already, and an emulator has already translated them.
     let binary = format!("{ours}/nexus-guest");
     std::fs::File::create(&binary)
         .and_then(|_| Ok(rustix::mount::mount_bind("/init", &binary)?))
@@ -78,7 +78,8 @@ pub(super) fn prepare(orders: &Orders, problems: &mut Vec<String>) -> Result<Roo
     Ok(root)
 }
 
-/// Mounts a filesystem in memory on a directory of the image, with what the image holds there but for the names in `but`.
+/// Mounts an in-memory filesystem on a directory of the image, filled with what the image has there except for the names in
+/// `but`.
 fn mount_filled(
     root: &Root,
     path: &str,
@@ -94,7 +95,7 @@ fn mount_filled(
     let hidden = root.find(path).map_err(fail)?;
     let below = root.place(path).map_err(fail)?;
     mount("tmpfs", &below.path(), "tmpfs", options)?;
-    // Opened anew: what was opened before is what is hidden now.
+    // Opened again, because the earlier descriptor refers to the directory that is now hidden.
     let place = root.place(path).map_err(fail)?;
     if let Some(hidden) = hidden {
         let owned = fill::own_as(&place.0, &hidden.0).err().map(|error| reason(&error.into()));
@@ -105,9 +106,9 @@ fn mount_filled(
     Ok(place)
 }
 
-/// Makes the new root the root, and gives the initramfs's memory back.
+/// Makes the new root the root, and frees the initramfs's memory.
 pub(super) fn switch(root: &Root) -> Result<(), BootError> {
-    // /proc last: places are called by names in it.
+    // /proc last, because the places are addressed through it.
     for name in ["dev", "sys", "proc"] {
         let moved =
             root.place(name).and_then(|place| rustix::mount::mount_move(format!("/{name}"), place.path()));
@@ -117,7 +118,7 @@ pub(super) fn switch(root: &Root) -> Result<(), BootError> {
             source: error.into(),
         })?;
     }
-    // What stays is memory lost, no more.
+    // A failure only wastes memory.
     let _ = std::fs::remove_dir_all("/modules");
     let switched = (|| {
         rustix::process::chdir(NEW_ROOT)?;
@@ -131,7 +132,7 @@ pub(super) fn switch(root: &Root) -> Result<(), BootError> {
 /// Becomes PID 1 of the new root.
 pub(super) fn start(init: InitMode) -> Result<Infallible, BootError> {
     match init {
-        // This binary itself, which need not be executed again for that.
+        // This process itself, without another exec.
         InitMode::Agent => Ok(crate::init::live()?),
         InitMode::System => {
             if let Err(source) = Command::new(BINARY).arg("supervise").spawn() {

@@ -1,7 +1,7 @@
 //! The kernel's modules: a read-only drive that VMs share, mounted on `/lib/modules/VERSION` of the root drive.
 //!
-//! It is known by its UUID and by being read-only, not by its place among the drives. The root drive is not trusted: no link
-//! of it is followed but the usual one from `/lib` to `/usr/lib`.
+//! It is identified by its UUID and by being read-only, not by its position among the drives. The root drive is not trusted:
+//! only its usual link from `/lib` to `/usr/lib` is followed.
 
 use std::fs::File;
 use std::io;
@@ -17,12 +17,12 @@ use super::drive::Events;
 use crate::ext4::{SUPERBLOCK_AT, Superblock};
 use crate::os::{read_small, reason};
 
-/// How long the drive may take to appear once the root drive is there.
+/// How long the drive may take to appear after the root drive.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(15);
 /// Where the kernel lists its drives.
 const DRIVES: &str = "/sys/block";
 
-/// Mounts the modules whose filesystem has this UUID below `root`; what keeps that from being done is added to `problems`.
+/// Mounts the modules with this filesystem UUID below `root`; adds any failure to `problems`.
 pub(super) fn mount(uuid: &str, root: &str, events: &Events, problems: &mut Vec<String>) {
     if let Err(error) = try_mount(uuid, root, events) {
         problems.push(format!("mount the kernel's modules: {}", reason(&error)));
@@ -48,12 +48,12 @@ fn try_mount(uuid: &str, root: &str, events: &Events) -> io::Result<()> {
         events.wait(left);
     };
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-    // The descriptor is what was looked at, whatever its name means by now.
+    // Through the descriptor, so that it is the directory that was checked, even if its name changed.
     let place = format!("/proc/self/fd/{}", place.as_raw_fd());
     Ok(rustix::mount::mount(device, place, "ext4", flags, None)?)
 }
 
-/// The read-only drive whose filesystem has a UUID.
+/// The read-only drive with this filesystem UUID.
 fn find(uuid: &[u8; 16]) -> Option<String> {
     std::fs::read_dir(DRIVES).ok()?.flatten().find_map(|entry| {
         let name = entry.file_name().into_string().ok().filter(|name| name.starts_with("vd"))?;
@@ -65,7 +65,7 @@ fn find(uuid: &[u8; 16]) -> Option<String> {
     })
 }
 
-/// The directory to mount on, made where it is missing; `None` where the image brings modules of its own for this kernel.
+/// The mount point, which is made if it is missing; `None` if the image has its own modules for this kernel.
 fn place(root: &str, version: &str) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(root, flags, Mode::empty())?;
@@ -81,7 +81,7 @@ fn place(root: &str, version: &str) -> io::Result<Option<OwnedFd>> {
     Ok((!has_own).then_some(place))
 }
 
-/// A directory that is no link, made where it is missing.
+/// A directory that is not a link; it is made if it is missing.
 fn directory(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let failed = |error: Errno| {
@@ -161,7 +161,7 @@ mod tests {
             symlink(target, &link).unwrap();
             assert!(placed(&root.path().canonicalize().unwrap()).is_err(), "{link:?} -> {target}");
         }
-        // A link in the place of /usr, which /lib leads through.
+        // A link in place of /usr, which /lib points into.
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(outside.path().join("lib")).unwrap();
         symlink("usr/lib", root.path().join("lib")).unwrap();
@@ -169,7 +169,7 @@ mod tests {
         assert!(placed(&root.path().canonicalize().unwrap()).is_err());
         std::fs::remove_dir(outside.path().join("lib")).unwrap();
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0, "something was made outside");
-        // A file in the place of a directory.
+        // A file in place of a directory.
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("lib"), "").unwrap();
         assert!(placed(&root.path().canonicalize().unwrap()).is_err());

@@ -1,4 +1,4 @@
-//! What changed in a tree since it was copied in, as a patch.
+//! Exports the changes to a tree since it was copied in, as a patch.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,9 +17,9 @@ use super::patch::{self, LINK, Lines, Side, git_mode, is_text};
 
 /// The largest patch, in bytes.
 const PATCH_MAX: usize = 16 << 20;
-/// How many of what is not in the patch are named.
+/// How many changes that are not in the patch are listed by name.
 const NAMED: usize = 50;
-/// What git keeps for itself, and never is in a patch.
+/// Git's own directory, which is never part of a patch.
 const OF_GIT: &str = ".git";
 
 const NOT_TEXT: &str = "it is not text";
@@ -28,33 +28,33 @@ const NOT_KEPT: &str = "its content before was not kept: it was not text, or the
 const NOT_READ: &str = "it cannot be read";
 const PATCH_FULL: &str = "the patch is larger than 16 MiB already";
 
-/// What there is to tell of a path.
+/// The result for one path.
 enum Section {
     /// Its part of the patch.
     Patch(Vec<u8>, Lines),
-    /// It changed, but cannot be shown.
+    /// It changed, but cannot be shown as a patch.
     Not(TreeChange, &'static str),
 }
 
-/// A patch, and what is to be said of it.
+/// A patch, and information about it.
 pub(super) struct Patch {
     pub(super) text: Vec<u8>,
     pub(super) facts: ExportOutput,
 }
 
-/// Compares a tree with its manifest. `directory`: the one that it is in, or itself.
+/// Compares a tree with its manifest. `directory` is its parent, or the tree itself.
 pub(super) fn export(manifest: &Manifest, directory: &OwnedFd) -> Result<Patch, TreeError> {
     let top = manifest.header.top.as_bytes();
     let mut exclude = manifest.header.exclude.clone();
     exclude.push(OF_GIT.to_owned());
-    // Nobody wants to review new files that are ignored.
+    // New files that are ignored are not of interest.
     let filter = Filter::new(&exclude, true)?;
     let is_of_git = |path: &[u8]| path.split(|byte| *byte == b'/').any(|name| name == OF_GIT.as_bytes());
     let kept = manifest.files.iter().filter(|(path, _)| !is_of_git(path));
     let mut originals: BTreeMap<&[u8], &Original> =
         kept.map(|(path, original)| (path.as_slice(), original)).collect();
     let mut sections: BTreeMap<Vec<u8>, Section> = BTreeMap::new();
-    // A file that was copied alone is known by its name.
+    // A file that was copied alone is shown by its name.
     let shown = |path: &[u8]| if path.is_empty() { top.to_vec() } else { path.to_vec() };
 
     let fail = |error: Errno| TreeError::file("open", top, error);
@@ -80,7 +80,7 @@ pub(super) fn export(manifest: &Manifest, directory: &OwnedFd) -> Result<Patch, 
             Ok(())
         })?;
     }
-    // What was not come to is gone, or is ignored by now.
+    // Files that were not visited were deleted, or are ignored by now.
     for (path, original) in originals {
         let here = source.as_ref().and_then(|source| open_parent(source.directory()?, path));
         let here = here.as_ref().and_then(|(parent, name)| {
@@ -102,7 +102,7 @@ pub(super) fn export(manifest: &Manifest, directory: &OwnedFd) -> Result<Patch, 
     Ok(put_together(sections))
 }
 
-/// A file, as it is found.
+/// A file in its current state.
 struct Found<'a> {
     parent: BorrowedFd<'a>,
     name: &'a OsStr,
@@ -114,7 +114,7 @@ impl Found<'_> {
         FileType::from_raw_mode(self.stat.st_mode) == FileType::Symlink
     }
 
-    /// The mode that git knows it by.
+    /// The file's mode in git.
     fn mode(&self) -> u32 {
         if self.is_link() { LINK } else { git_mode(self.stat.st_mode) }
     }
@@ -124,7 +124,7 @@ impl Found<'_> {
         Ok(rustix::fs::openat(self.parent, self.name, flags, Mode::empty())?.into())
     }
 
-    /// Its content, or the target of a link; `None` if there is more than may be shown.
+    /// Its content, or the target of a link; `None` if it is too large to show.
     fn content(&self) -> io::Result<Option<Vec<u8>>> {
         if self.is_link() {
             return Ok(Some(rustix::fs::readlinkat(self.parent, self.name, Vec::new())?.into_bytes()));
@@ -138,7 +138,7 @@ impl Found<'_> {
     }
 }
 
-/// What there is to tell of a file that is there; `None` if it is as it was.
+/// The changes of an existing file; `None` if it is unchanged.
 fn compare(
     manifest: &Manifest,
     path: &[u8],
@@ -174,7 +174,7 @@ fn compare(
     match is_same(original, file, content.as_deref()) {
         Err(_) => Some(Section::Not(change, NOT_READ)),
         Ok(true) if mode == file.mode() => None,
-        // The mode alone can be told without the content.
+        // A change of only the mode can be shown without the content.
         Ok(true) => {
             let side = |mode| Some(Side { mode, content: b"" });
             Some(difference(&shown(path), side(mode), side(file.mode())))
@@ -184,7 +184,7 @@ fn compare(
     }
 }
 
-/// Whether a file has the content that it was copied in with.
+/// Whether a file has the same content as when it was copied in.
 fn is_same(original: &Original, file: &Found<'_>, content: Option<&[u8]>) -> io::Result<bool> {
     let size = file.stat.st_size.unsigned_abs();
     if original.link != file.is_link() || original.size != size {
@@ -213,7 +213,7 @@ fn difference(path: &[u8], old: Option<Side<'_>>, new: Option<Side<'_>>) -> Sect
     Section::Patch(text, lines)
 }
 
-/// The directory of a path below another, opened without following links, and the name there.
+/// Opens the parent directory of a path below `root` without following links; also returns the name in it.
 fn open_parent<'p>(root: &OwnedFd, path: &'p [u8]) -> Option<(OwnedFd, &'p OsStr)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut at = rustix::fs::openat(root, ".", flags, Mode::empty()).ok()?;

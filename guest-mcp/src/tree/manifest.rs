@@ -1,8 +1,7 @@
-//! What was copied in: each file's hash, and the content of those that are text and not large, so that one can tell later what
-//! changed.
+//! Records what was copied in: each file's hash, and the content of small text files, so that changes can be found later.
 //!
-//! A directory for each tree: `manifest`, a header and an entry per line in JSON, and `originals`, the contents one behind the
-//! other. Both are written beside those of an earlier copy and replace them when the copy is whole.
+//! There is a directory for each tree with two files: `manifest`, a header and one entry per line in JSON, and `originals`,
+//! the concatenated contents. Both are written beside those of an earlier copy, and replace them once the copy is complete.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
@@ -17,26 +16,26 @@ use sha2::{Digest, Sha256};
 
 use super::patch::{LINK, git_mode, is_text};
 
-/// The largest file whose content is kept, in bytes.
+/// The largest file whose content is stored, in bytes.
 pub(super) const ORIGINAL_MAX: u64 = 1 << 20;
-/// How much content of one tree is kept, in bytes.
+/// How much content of one tree is stored, in bytes.
 const ORIGINALS_MAX: u64 = 64 << 20;
-/// The largest file of which a hash is taken, in bytes; of larger ones the size and time have to do.
+/// The largest file that is hashed, in bytes; for larger ones size and time are compared.
 pub(super) const HASH_MAX: u64 = 256 << 20;
 /// Files of one tree, at most.
 const ENTRIES_MAX: u64 = 500_000;
 
-/// What a tree is.
+/// The properties of a tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Header {
-    /// The directory that it is in, and its name there: empty for the directory itself.
+    /// Its parent directory and its name there; the name is empty for the directory itself.
     pub(super) directory: String,
     pub(super) top: String,
-    /// What was left out.
+    /// The patterns of what was left out.
     pub(super) exclude: Vec<String>,
 }
 
-/// A file, as it was copied in.
+/// A file in the state in which it was copied in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Original {
     /// Its path in the tree, in base64.
@@ -48,33 +47,33 @@ pub(super) struct Original {
     /// Whether it is a symbolic link.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) link: bool,
-    /// SHA-256 of its content, unless it is too large for that.
+    /// SHA-256 of its content, unless it is too large to be hashed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) sha256: Option<String>,
-    /// Its time in seconds and nanoseconds, where there is no hash.
+    /// Its modification time in seconds and nanoseconds, if it has no hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mtime: Option<(i64, u32)>,
-    /// Where its content is kept, if it is.
+    /// The offset of its stored content, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     at: Option<u64>,
-    /// For a further name of a file: the path of that, which says all else.
+    /// For another hard link of a file: the path of that file, which has the other fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     same_as: Option<String>,
 }
 
 impl Original {
-    /// The mode that git knows it by.
+    /// The file's mode in git.
     pub(super) fn git_mode(&self) -> u32 {
         if self.link { LINK } else { git_mode(self.mode) }
     }
 
-    /// Whether it had this time; true where that was not written down.
+    /// Whether it had this time; also true if no time was recorded.
     pub(super) fn is_of_time(&self, seconds: i64, nanoseconds: u64) -> bool {
         self.mtime.is_none_or(|(s, ns)| s == seconds && u64::from(ns) == nanoseconds)
     }
 }
 
-/// Where the manifests of all trees are, and how they are found.
+/// The directory of the manifests of all trees.
 #[derive(Debug, Clone)]
 pub(super) struct Manifests(pub(super) PathBuf);
 
@@ -84,7 +83,7 @@ impl Manifests {
         self.0.join(HEXLOWER.encode(&hash[..16]))
     }
 
-    /// Begins the manifest of a tree.
+    /// Starts the manifest of a tree.
     pub(super) fn begin(&self, path: &Path, header: &Header) -> io::Result<Tracker> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         let place = self.place(path);
@@ -133,7 +132,7 @@ pub(super) struct Manifest {
 }
 
 impl Manifest {
-    /// The content of a file as it was copied in, if it was kept.
+    /// The stored content of a file, if any.
     pub(super) fn content(&self, original: &Original) -> io::Result<Option<Vec<u8>>> {
         let Some(at) = original.at else { return Ok(None) };
         let mut content = vec![0; usize::try_from(original.size).map_err(io::Error::other)?];
@@ -142,7 +141,7 @@ impl Manifest {
     }
 }
 
-/// Writes a manifest while its tree is unpacked. A failure ends the tracking, not the copy.
+/// Writes a manifest while its tree is unpacked. A failure ends the tracking, but not the copy.
 pub(super) struct Tracker {
     place: PathBuf,
     new: PathBuf,
@@ -150,7 +149,7 @@ pub(super) struct Tracker {
     originals: BufWriter<File>,
     kept: u64,
     count: u64,
-    /// How long the name of the tree is that paths start with.
+    /// The length of the tree's own name at the beginning of paths.
     cut: usize,
     at_hand: Option<AtHand>,
     failed: Option<io::Error>,
@@ -162,7 +161,7 @@ struct AtHand {
     mode: u32,
     size: u64,
     mtime: (i64, u32),
-    /// How much of it came, with the holes.
+    /// How much of it was received, including holes.
     at: u64,
     hash: Option<Sha256>,
     content: Option<Vec<u8>>,
@@ -189,7 +188,7 @@ impl AtHand {
 }
 
 impl Tracker {
-    /// The tree is whole: its manifest replaces an earlier one.
+    /// The tree is complete: its manifest replaces an earlier one.
     pub(super) fn finish(mut self) -> io::Result<()> {
         if let Some(error) = self.failed {
             let _ = remove(&self.new);
@@ -201,7 +200,7 @@ impl Tracker {
         fs::rename(&self.new, &self.place)
     }
 
-    /// The tree is not whole: an earlier manifest stays.
+    /// The tree is incomplete: an earlier manifest stays.
     pub(super) fn give_up(self) {
         let _ = remove(&self.new);
     }
@@ -219,7 +218,7 @@ impl Tracker {
         self.failed = written.and_then(|()| self.entries.write_all(b"\n")).err();
     }
 
-    /// Keeps content that is text, as long as there is room; where it is then.
+    /// Stores content that is text, within the limit; returns its offset.
     fn keep(&mut self, content: Option<Vec<u8>>) -> Option<u64> {
         let content = content.filter(|content| is_text(content))?;
         let at = self.kept;
@@ -293,7 +292,7 @@ impl Track for Tracker {
     }
 }
 
-/// Removes a directory that may not be there.
+/// Removes a directory; a missing one is not an error.
 fn remove(directory: &Path) -> io::Result<()> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -301,7 +300,7 @@ fn remove(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// SHA-256 of what is read, in hexadecimal.
+/// SHA-256 of a stream, in hexadecimal.
 pub(super) fn hash(mut source: impl Read) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 64 << 10];

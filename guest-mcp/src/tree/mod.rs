@@ -1,7 +1,6 @@
-//! Trees of files that come into the VM and go out of it on streams of their own, and what changed in them since.
+//! Copies trees of files into and out of the VM, on separate streams, and exports their changes since.
 //!
-//! A stream's connection is served by a task; the tree is packed or unpacked on a thread, by the rights of the user that was
-//! asked for.
+//! A task serves the stream's connection. A thread packs or unpacks the tree with the rights of the requested user.
 
 mod export;
 mod manifest;
@@ -32,12 +31,12 @@ use crate::os::{Users, with_errno};
 use crate::places;
 use manifest::{Header, Manifests, Tracker};
 
-/// Trees at once: each takes a thread of those that all tools share.
+/// How many trees may be copied at once: each takes one of the threads that all tools share.
 const AT_ONCE: usize = 6;
 
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
-/// One of the trees that may be under way.
+/// A slot for one of these trees.
 struct Place;
 
 impl Place {
@@ -57,7 +56,7 @@ impl Drop for Place {
     }
 }
 
-/// Cancels what runs on a thread, when whoever waits for it goes away.
+/// Cancels the work on a thread when the task that waits for it is dropped.
 fn watch(cancel: &CancellationToken) -> impl FnMut(u64, u64) -> Result<(), TreeError> + use<> {
     let cancel = cancel.clone();
     move |_, _| if cancel.is_cancelled() { Err(TreeError::Cancelled) } else { Ok(()) }
@@ -71,7 +70,7 @@ fn failed(error: &TreeError) -> ToolError {
     }
 }
 
-/// The host knows best whether the guest can be reached.
+/// Only the host can judge whether the guest is reachable, so such codes are replaced.
 fn of_guest(error: ToolError) -> ToolError {
     match error.code.may_be_of_guest() {
         true => error,
@@ -94,12 +93,12 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|_| Err(ToolError::new(ErrorCode::GuestFailed, "the copy failed; see the console")))
 }
 
-/// As whom a tree is copied.
+/// The user that a tree is copied as.
 fn identity(user: Option<&str>, settings: &Settings) -> Result<Identity, ToolError> {
     Identity::resolve(user, settings.image_user.as_deref(), &Users::read())
 }
 
-/// A tree that is to come in.
+/// A tree that is going to be copied in.
 pub(crate) struct TreeIn {
     opening: TreeInOpening,
     identity: Identity,
@@ -111,7 +110,7 @@ pub(crate) struct TreeIn {
 }
 
 impl TreeIn {
-    /// Looks whether it can come, and makes the directory that it goes to.
+    /// Checks that the tree can be copied in, and makes its target directory.
     pub(crate) async fn open(agent: &Agent, opening: TreeInOpening) -> Result<Self, ToolError> {
         let (place, settings, manifests) = (Place::take()?, agent.settings(), Manifests(agent.trees()));
         blocking(move || {
@@ -135,7 +134,7 @@ impl TreeIn {
         .await
     }
 
-    /// Takes it from its stream. An error is the answer to the host.
+    /// Receives it from its stream. An error is sent to the host.
     pub(crate) async fn run<R, W>(
         self,
         receiver: &mut Receiver<R>,
@@ -203,12 +202,12 @@ fn tree_path(opening: &TreeInOpening) -> PathBuf {
     if opening.top.is_empty() { directory.to_owned() } else { directory.join(&opening.top) }
 }
 
-/// Opens the directory that a tree goes to; what becomes of its name there, and whether the directory was made for it.
+/// Opens the directory that a tree is copied to. Also returns what to do with its name there, and whether the directory was made for it.
 fn open_place(path: &Path, opening: &TreeInOpening) -> Result<(OwnedFd, Top, bool), TreeError> {
     if let Some(what) = opening.arrival {
         let Target { directory, under } = target(path, what)?;
         let top = match under {
-            // The stream says it.
+            // The name comes with the stream.
             Under::Own => Top::Kept,
             under => under.top(b""),
         };
@@ -219,7 +218,7 @@ fn open_place(path: &Path, opening: &TreeInOpening) -> Result<(OwnedFd, Top, boo
     Ok((directory, if top.is_empty() { Top::Kept } else { Top::Only(top) }, is_new))
 }
 
-/// Opens the directory that a tree goes to; whether it was made for it.
+/// Opens the directory that a tree is copied to; also returns whether it was made for it.
 fn open_directory(path: &Path, opening: &TreeInOpening) -> Result<(OwnedFd, bool), TreeError> {
     let bytes = path.as_os_str().as_encoded_bytes();
     let fail = |action| move |error: io::Error| TreeError::file(action, bytes, error);
@@ -249,7 +248,7 @@ fn open_directory(path: &Path, opening: &TreeInOpening) -> Result<(OwnedFd, bool
     Ok((directory, is_new))
 }
 
-/// A tree that is to go out.
+/// A tree that is going to be copied out.
 pub(crate) struct TreeOut {
     identity: Identity,
     source: Source,
@@ -259,7 +258,7 @@ pub(crate) struct TreeOut {
 }
 
 impl TreeOut {
-    /// Looks whether it can go.
+    /// Checks that the tree can be copied out.
     pub(crate) async fn open(agent: &Agent, opening: TreeOutOpening) -> Result<Self, ToolError> {
         let (place, settings) = (Place::take()?, agent.settings());
         blocking(move || {
@@ -313,7 +312,7 @@ impl TreeOut {
     }
 }
 
-/// Compares a tree with what was copied in, as the tool `export` does.
+/// Compares a tree with its state when it was copied in, for the tool `export`.
 pub(crate) fn export_tree(agent_trees: PathBuf, path: &str) -> Result<(Vec<u8>, ExportOutput), ToolError> {
     let tree = absolute(path)?;
     let tree: PathBuf = tree.components().collect();

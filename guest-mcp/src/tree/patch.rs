@@ -1,12 +1,12 @@
-//! Differences as `git diff` writes them, so that `git apply` takes them.
+//! Writes differences in the format of `git diff`, so that `git apply` accepts them.
 
 use std::time::{Duration, Instant};
 
 use similar::{Algorithm, DiffOp, capture_diff_slices_deadline, group_diff_ops};
 
-/// How many lines around a change are shown.
+/// How many unchanged lines are shown around a change.
 const CONTEXT: usize = 3;
-/// How long the best difference of one file is looked for; after that any is good enough.
+/// How long the best difference of one file is searched for; after that any is accepted.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// The mode of a symbolic link.
 pub(super) const LINK: u32 = 0o120_000;
@@ -25,19 +25,19 @@ pub(super) struct Lines {
     pub(super) removed: u64,
 }
 
-/// The mode that git knows a file by.
+/// A file's mode in git.
 pub(super) const fn git_mode(mode: u32) -> u32 {
     if mode & 0o100 != 0 { 0o100_755 } else { 0o100_644 }
 }
 
-/// Whether content is text, as git sees it: no zero byte.
+/// Whether content is text, as git decides: it contains no NUL byte.
 pub(super) fn is_text(content: &[u8]) -> bool {
     !content.contains(&0)
 }
 
-/// Writes the difference of one path. A side that is `None` is not there.
+/// Writes the difference of one path. `None` means that the file does not exist on that side.
 pub(super) fn write(out: &mut Vec<u8>, path: &[u8], old: Option<Side<'_>>, new: Option<Side<'_>>) -> Lines {
-    // git has no way to turn a file into a link but to delete the one and make the other.
+    // In git a file becomes a link only by deleting one and creating the other.
     if let (Some(before), Some(after)) = (old, new)
         && (before.mode == LINK) != (after.mode == LINK)
     {
@@ -77,7 +77,7 @@ pub(super) fn write(out: &mut Vec<u8>, path: &[u8], old: Option<Side<'_>>, new: 
     hunks(out, &lines(before), &lines(after))
 }
 
-/// The lines of a content, each with its end.
+/// The lines of a content, including line ends.
 fn lines(content: &[u8]) -> Vec<&[u8]> {
     content.split_inclusive(|byte| *byte == b'\n').collect()
 }
@@ -89,7 +89,7 @@ fn hunks(out: &mut Vec<u8>, old: &[&[u8]], new: &[&[u8]]) -> Lines {
     for group in group_diff_ops(ops, CONTEXT) {
         let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
         let range = |start: usize, end: usize| match end - start {
-            // Nothing of a side: behind which line it would be.
+            // For an empty side: the line after which it would be.
             0 => format!("{start},0"),
             1 => format!("{}", start + 1),
             length => format!("{},{length}", start + 1),
@@ -120,7 +120,7 @@ fn write_line(out: &mut Vec<u8>, mark: u8, text: &[u8]) {
     }
 }
 
-/// A path behind its prefix, quoted as C does where that is needed.
+/// A path after its prefix, quoted as in C if necessary.
 fn name(prefix: &[u8], path: &[u8]) -> Vec<u8> {
     let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
     if path.iter().all(is_plain) {
@@ -147,7 +147,7 @@ mod tests {
 
     fn diff(path: &str, old: Option<(u32, &str)>, new: Option<(u32, &str)>) -> String {
         let side = |(mode, text): (u32, &'static str)| Side { mode, content: text.as_bytes() };
-        // Texts of tests live long enough.
+        // In tests it may leak.
         let leak = |side: (u32, &str)| (side.0, &*Box::leak(side.1.to_owned().into_boxed_str()));
         let mut out = Vec::new();
         write(&mut out, path.as_bytes(), old.map(leak).map(side), new.map(leak).map(side));

@@ -91,7 +91,7 @@ fn with_settings(
         Err(error) => return daemon::complain(&error, 2),
     };
     log::start(&settings.log);
-    // For tests of what a kill leaves behind; release builds have no failpoints.
+    // For tests of crashes; release builds have no failpoints.
     if let Some(point) = env.get(OsStr::new("NEXUS_FAILPOINT")).and_then(|point| point.to_str()) {
         failpoint::arm(point);
     }

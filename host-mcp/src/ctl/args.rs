@@ -130,7 +130,7 @@ pub(crate) enum Command {
     LaunchDaemon(launch::Args),
 }
 
-/// Parses one of a few words of the vocabulary.
+/// Parses one of a fixed set of words.
 pub(crate) fn word<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
 where
     T: DeserializeOwned + Clone + Send + Sync + 'static,

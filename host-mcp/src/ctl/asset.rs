@@ -1,4 +1,4 @@
-//! `nexusctl asset`: kernels and other verified files; and `kernel`, `rootfs`, `firecracker`, the same for one kind.
+//! `nexusctl asset`: kernels and other verified files; also `kernel`, `rootfs` and `firecracker`, the same for one kind.
 
 use clap::{Args, Subcommand};
 use nexus_schema::id::AssetKindTag;
@@ -105,7 +105,7 @@ pub(crate) struct WhatArgs {
 }
 
 impl WhatArgs {
-    /// Where from, and which version.
+    /// The source and the version.
     fn split(self) -> (Option<String>, Option<String>) {
         let is_version = |what: &str| what.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit());
         match self.what {
@@ -169,7 +169,7 @@ pub(crate) enum OfKind {
 }
 
 impl OfKind {
-    /// The verb for assets of any kind that does the same.
+    /// The equivalent verb for assets of any kind.
     pub(crate) fn of(self, kind: AssetKind) -> Command {
         let list = |paging, installed| Command::List(ListArgs { kind: Some(kind), installed, paging });
         match self {
@@ -355,7 +355,7 @@ async fn download(app: &App, args: DownloadArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// What a check found, in a sentence.
+/// Describes the result of a check.
 fn looked_up(asset: &AssetSummary) -> String {
     let is = if asset.installed { "is here already" } else { "can be downloaded" };
     match &asset.unsuitable {

@@ -22,9 +22,9 @@ use super::list::{self, Paging};
 use super::op::cancelled;
 use super::ui::{Format, Mood, Table, Text};
 
-/// How long one call waits for something new.
+/// How long one call waits for new output.
 const FOLLOW_WAIT_S: u32 = 20;
-/// How many builds are listed when not told otherwise.
+/// How many builds are listed by default.
 const ROWS: u32 = 50;
 
 /// The verbs.
@@ -156,7 +156,7 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// The facts of a reply; the text is in a content block.
+/// The structured part of a reply; the text is in a content block.
 #[derive(Deserialize)]
 struct Facts {
     cursor: String,
@@ -179,7 +179,7 @@ async fn logs(app: &App, args: LogsArgs) -> Result<u8, Error> {
         } else {
             app.ui.bytes(text.as_bytes())?;
         }
-        // What there is comes in pieces; a build that runs has more to say only if that is waited for.
+        // Text comes in pieces; without waiting, a running build has no more at the moment.
         if text.is_empty() && (!args.follow || facts.status != BuildStatus::Building) {
             return Ok(0);
         }

@@ -8,7 +8,7 @@ use super::App;
 use super::client::Options;
 use super::error::Error;
 
-/// The longest that any tool may be told to take.
+/// The longest time limit of any tool.
 const LONGEST: Duration = Duration::from_secs(3600);
 /// The largest arguments, in bytes.
 const ARGUMENTS_MAX: u64 = 16 << 20;
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     arguments: String,
 }
 
-/// Calls the tool: prints its structured result, or its text where it has none; with --json the whole result.
+/// Calls the tool and prints its structured result, or its text if there is none; with --json the whole result.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let text = if args.arguments == "-" { stdin()? } else { args.arguments };
     let arguments: Map<String, Value> = serde_json::from_str(&text).map_err(|e| Error::Usage {

@@ -23,9 +23,9 @@ use crate::rpc::Envelope;
 
 /// The protocol that the CLI speaks.
 const PROTOCOL_VERSION: &str = "2025-11-25";
-/// How long a call may take beside what it was told to wait.
+/// How long a call may take in addition to its requested wait.
 const CALL_DEADLINE: Duration = Duration::from_secs(120);
-/// How long the daemon may take to introduce itself.
+/// How long the daemon may take to answer `initialize`.
 const INITIALIZE_DEADLINE: Duration = Duration::from_secs(15);
 
 /// A connection to the daemon.
@@ -39,9 +39,9 @@ pub(crate) struct Client {
 /// A successful tool result.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    /// The whole result object, as it came.
+    /// The whole result object, unchanged.
     pub(crate) raw: Box<RawValue>,
-    /// `structuredContent`, as it came.
+    /// `structuredContent`, unchanged.
     pub(crate) structured: Option<Box<RawValue>>,
     /// The content blocks.
     pub(crate) content: Vec<Content>,
@@ -52,7 +52,7 @@ pub(crate) struct Reply {
 /// A content block.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Content {
-    /// What it is, such as `text`.
+    /// Its type, such as `text`.
     #[serde(rename = "type")]
     pub(crate) kind: String,
     /// The text of a text block.
@@ -74,24 +74,24 @@ struct CallResult {
     meta: Map<String, Value>,
 }
 
-/// How far a call is, as the daemon says while it runs.
+/// The progress of a call, as the daemon reports it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Progress {
-    /// Counts up.
+    /// The count.
     pub(crate) progress: f64,
-    /// What it counts to, where that is known.
+    /// The total, if known.
     #[serde(default)]
     pub(crate) total: Option<f64>,
-    /// What is being done.
+    /// The current step.
     #[serde(default)]
     pub(crate) message: Option<String>,
 }
 
-/// What a call is given beside its arguments.
+/// The options of a call, other than its arguments.
 pub(crate) struct Options<'a> {
-    /// How long to wait for the answer.
+    /// The timeout for the answer.
     pub(crate) deadline: Duration,
-    /// Where progress goes.
+    /// Receives progress.
     pub(crate) progress: Option<&'a mut dyn FnMut(Progress)>,
 }
 
@@ -102,14 +102,14 @@ impl Default for Options<'_> {
 }
 
 impl Options<'_> {
-    /// For a call that may wait for so long before it answers.
+    /// For a call that may wait this long before it answers.
     pub(crate) fn waiting(wait: Duration) -> Self {
         Self { deadline: CALL_DEADLINE + wait, progress: None }
     }
 }
 
 impl Reply {
-    /// The facts of the result: `structuredContent`, or for text-first tools those under `_meta`.
+    /// The structured result: `structuredContent`, or for text-first tools the object under `_meta`.
     pub(crate) fn facts<T: DeserializeOwned>(&self, tool: &str, shape: ResultShape) -> Result<T, Error> {
         let garbled = |source| Error::Garbled { during: tool.into(), source };
         match (shape, &self.structured, self.meta.get(RESULT_META)) {
@@ -121,7 +121,7 @@ impl Reply {
         }
     }
 
-    /// The text of the block that holds a stream (`stdout`, `stderr`, `content`).
+    /// The text of the block of a stream (`stdout`, `stderr`, `content`).
     pub(crate) fn stream(&self, name: &str) -> Option<&str> {
         let is_it = |c: &&Content| c.meta.get(STREAM_META).and_then(Value::as_str) == Some(name);
         self.content.iter().find(is_it).map(|c| c.text.as_str())
@@ -136,7 +136,7 @@ impl Reply {
 }
 
 impl Client {
-    /// Connects to the daemon and introduces itself.
+    /// Connects to the daemon and initializes the session.
     pub(crate) async fn connect(socket: &Path) -> Result<Self, Error> {
         let stream = connect::open(socket, connect::ALL).await?;
         let (read, writer) = stream.socket.into_split();
@@ -160,7 +160,7 @@ impl Client {
         self.call_with::<T>(params, Options::default()).await?.facts(T::NAME, T::SHAPE)
     }
 
-    /// The same with options and the reply as it came.
+    /// The same with options, returning the unchanged reply.
     pub(crate) async fn call_with<T: Tool>(
         &mut self,
         params: &T::Params,
@@ -252,7 +252,7 @@ impl Client {
             let line = match line.map_err(|e| Error::Lost { during: during.into(), source: Some(e) })? {
                 Some(Line::Whole(line)) => line,
                 Some(Line::TooLong(_)) => return Err(Error::LineTooLong { max: LINE_MAX }),
-                // The call that it belonged to was told already.
+                // The caller was already told.
                 Some(Line::TooLongEnd { .. }) => continue,
                 None => return Err(Error::Lost { during: during.into(), source: None }),
             };
@@ -274,7 +274,7 @@ impl Client {
                         (None, error) => Err(protocol_error(error)),
                     };
                 }
-                // The late answer of a call that was given up.
+                // The late answer of an abandoned call.
                 (None, Some(_)) => {}
             }
         }
@@ -314,7 +314,7 @@ fn show_progress(params: &RawValue, id: u64, report: &mut &mut dyn FnMut(Progres
     }
 }
 
-/// The answer to a request of the daemon: it may ping, and nothing else.
+/// The answer to a request of the daemon; only `ping` is supported.
 fn answer_to(method: &str, id: &str) -> String {
     let id: Option<Box<RawValue>> = RawValue::from_string(id.into()).ok();
     let answer = if method == "ping" {

@@ -1,4 +1,4 @@
-//! `nexusctl completion`: scripts for shells. They ask nexusctl itself while a line is typed, so that it knows what there is.
+//! `nexusctl completion`: scripts for shells. They call nexusctl itself while a line is typed, so that it can offer existing names.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Duration;
@@ -28,11 +28,11 @@ use crate::dirs;
 const ASKED: &str = "NEXUSCTL_COMPLETE";
 /// The name of the program.
 const NAME: &str = "nexusctl";
-/// How long the daemon may take: somebody waits at the keyboard.
+/// The timeout for the daemon, short because somebody waits at the keyboard.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How many things are offered at most.
+/// The maximum number of suggestions.
 const OFFERED: u32 = 200;
-/// What sources begin with, and those that are a word.
+/// The prefixes of sources, and complete sources.
 const SOURCES: [&str; 9] = [
     "debian",
     "busybox",
@@ -62,7 +62,7 @@ pub(crate) fn run(app: &App, args: Args) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// Answers a shell that asks what may come next, and ends this process; where no shell asks, does nothing.
+/// Answers a shell's request for completions and ends this process; does nothing if no shell asks.
 pub(crate) fn answer() {
     if std::env::var_os(ASKED).is_some() {
         CompleteEnv::with_factory(command).var(ASKED).bin(NAME).completer(NAME).complete();
@@ -81,7 +81,7 @@ fn script(shell: &str) -> Result<Vec<u8>, Error> {
         .write_registration(ASKED, NAME, NAME, NAME, &mut script)
         .map_err(|source| Error::Output { source })?;
     if shell == "bash" {
-        // Else bash takes oci:NAME for three words.
+        // Otherwise bash splits oci:NAME into three words.
         script.extend_from_slice(b"COMP_WORDBREAKS=${COMP_WORDBREAKS//:/}\n");
     }
     Ok(script)
@@ -95,7 +95,7 @@ fn how_to(shell: &str) -> &'static str {
     }
 }
 
-/// The command line, whose arguments know what there is.
+/// The command line with completers for its arguments.
 fn command() -> Command {
     knowing(Cli::command())
 }
@@ -122,7 +122,7 @@ fn vms() -> Vec<CompletionCandidate> {
     offered::<VmList>(&params, "vms", "name", "state")
 }
 
-/// What `cp` takes: a path here, or a VM that a path in it follows.
+/// The arguments of `cp`: a local path, or a VM followed by a path.
 fn ends(current: &OsStr) -> Vec<CompletionCandidate> {
     let is_meant = |word: &OsStr| word.as_encoded_bytes().starts_with(current.as_encoded_bytes());
     let vms = vms().into_iter().filter_map(|vm| {
@@ -171,7 +171,7 @@ fn ops() -> Vec<CompletionCandidate> {
     offered::<OpList>(&params, "ops", "op_id", "tool")
 }
 
-/// Whatever `--from` takes.
+/// Everything that `--from` accepts.
 fn sources() -> Vec<CompletionCandidate> {
     let of = |form: &str, all: Vec<CompletionCandidate>| -> Vec<CompletionCandidate> {
         all.into_iter().map(|candidate| candidate.add_prefix(form)).collect()
@@ -184,7 +184,7 @@ fn sources() -> Vec<CompletionCandidate> {
     all
 }
 
-/// What a list of the daemon has: each by its name, with a word about it. Nothing where there is no daemon.
+/// The items of a list of the daemon by name, each with a description. Empty if no daemon is running.
 fn offered<T: Tool>(params: &T::Params, key: &str, name: &str, about: &str) -> Vec<CompletionCandidate> {
     let rows = ask::<T>(params, key).unwrap_or_default();
     rows.iter()
@@ -217,7 +217,7 @@ fn ask<T: Tool>(params: &T::Params, key: &str) -> Option<Vec<Value>> {
     })
 }
 
-/// The socket that the line names which is typed.
+/// The socket in the line that is being typed.
 fn socket_of(words: impl Iterator<Item = OsString>) -> Option<OsString> {
     let mut words = words.skip_while(|word| word != "--").skip(1);
     while let Some(word) = words.next() {

@@ -32,20 +32,20 @@ const REFUSAL_MAX: usize = 64 << 10;
 pub(crate) struct Stream {
     /// The socket.
     pub(crate) socket: UnixStream,
-    /// What came right behind the answer to the upgrade.
+    /// The bytes that followed the response to the upgrade.
     pub(crate) head: Bytes,
 }
 
-/// What a client wants to see.
+/// The view that a client connects to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Seen<'a> {
-    /// The daemon, with a set of its tools; `None` for the set that is configured.
+    /// The daemon, with a set of its tools; `None` for the configured set.
     Daemon(Option<&'a str>),
     /// The inside of a VM.
     Vm(&'a str),
 }
 
-/// All of the daemon's tools.
+/// The daemon with all its tools.
 pub(crate) const ALL: Seen<'static> = Seen::Daemon(Some("all"));
 
 /// Opens a stream to the daemon.
@@ -58,7 +58,7 @@ pub(crate) async fn open(socket: &Path, seen: Seen<'_>) -> Result<Stream, Error>
     open_at(socket, &path, PROTOCOL).await
 }
 
-/// Opens what is at a path, as a protocol.
+/// Opens a path and upgrades it to a protocol.
 pub(crate) async fn open_at(socket: &Path, path: &str, protocol: &str) -> Result<Stream, Error> {
     let deadline = Instant::now() + DEADLINE;
     match timeout_at(deadline, upgrade(socket, path, protocol)).await {
@@ -101,7 +101,7 @@ async fn upgrade(socket: &Path, path: &str, protocol: &str) -> Result<Stream, Er
     Ok(Stream { socket: parts.io.into_inner(), head: parts.read_buf })
 }
 
-/// What the daemon says of an upgrade that it refuses.
+/// The daemon's explanation of a refused upgrade.
 #[derive(serde::Deserialize)]
 struct Said {
     error: ToolError,
@@ -109,12 +109,12 @@ struct Said {
     from: Option<String>,
 }
 
-/// Connects to a Unix socket, also where its path does not fit in a socket address.
+/// Connects to a Unix socket, even if its path does not fit in a socket address.
 pub(crate) async fn dial(path: &Path) -> io::Result<UnixStream> {
     let (address, _directory) = address(path)?;
     loop {
         match UnixStream::connect(&address).await {
-            // The backlog is full; there is nothing to wait on, and the caller has a deadline.
+            // The backlog is full. There is nothing to wait for, and the caller has a deadline.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 tokio::time::sleep(Duration::from_millis(5)).await
             }
@@ -123,7 +123,7 @@ pub(crate) async fn dial(path: &Path) -> io::Result<UnixStream> {
     }
 }
 
-/// A short way to a socket, and what must be kept open while it is used.
+/// A short path to a socket, and a descriptor that must stay open while it is used.
 fn address(path: &Path) -> io::Result<(PathBuf, Option<rustix::fd::OwnedFd>)> {
     use rustix::fs::{Mode, OFlags};
     if path.as_os_str().len() <= ADDRESS_MAX {
@@ -148,7 +148,7 @@ fn refused(socket: &Path, source: io::Error) -> Error {
     }
 }
 
-/// Says how the daemon is started.
+/// Explains how to start the daemon.
 fn how_to_start() -> String {
     let user = if rustix::process::geteuid().is_root() { "" } else { "--user " };
     format!("start it with `nexusd &`, or `systemctl {user}start nexus` where it is installed as a service")

@@ -1,4 +1,4 @@
-//! One verb for several things.
+//! Runs one verb for several things.
 
 use std::fmt::Display;
 
@@ -9,8 +9,8 @@ use super::client::{Client, raw};
 use super::error::Error;
 use super::ui::Format;
 
-/// Does `one` with each of them. One that fails by itself is told at once and does not keep the others; the first such failure decides
-/// the exit code.
+/// Runs `one` for each of them. A failure of one is reported at once and does not stop the others; the first such failure
+/// determines the exit code.
 pub(crate) async fn each<T>(
     app: &App,
     things: Vec<T>,
@@ -31,7 +31,7 @@ pub(crate) async fn each<T>(
     Ok(first.unwrap_or(0))
 }
 
-/// Shows that a thing is gone: all that is said of it, its id, or a line for people.
+/// Shows that a thing was deleted: the full result, its id, or a line for people.
 pub(crate) fn show_deleted(
     app: &App,
     gone: &impl Serialize,

@@ -1,4 +1,4 @@
-//! How commands fail: one error, one translation to text and exit code at the edge.
+//! The errors of commands: one type, translated to text and exit code in one place.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,20 +11,20 @@ use crate::dirs::DirsError;
 
 /// The exit code of a command that was interrupted from the keyboard.
 const INTERRUPTED: u8 = 130;
-/// The exit code of a command whose reader went away.
+/// The exit code of a command whose reader closed the pipe.
 const BROKEN_PIPE: u8 = 141;
 
-/// The exit code of a call that failed inside the VM, by the word of its guest.
+/// The exit code of a call that failed inside the VM, as its guest reports.
 const INSIDE: u8 = 7;
-/// The exit code of a command in a VM whose output is not whole: as of programs that run another one and fail themselves.
+/// The exit code of a command in a VM whose output is incomplete, as of other programs that run a command and fail themselves.
 const INCOMPLETE: u8 = 125;
 
-/// A failed call, and what it was about.
+/// A failed call, and what it concerned.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
-    /// The failure in the words of the tools.
+    /// The error of the tool.
     pub(crate) error: ToolError,
-    /// What the call was about, for hints that name it.
+    /// What the call concerned, for hints that name it.
     pub(crate) about: About,
 }
 
@@ -34,37 +34,37 @@ pub(crate) enum Error {
     /// The daemon refused or failed the call.
     #[error("{}", .0.error.message)]
     Tool(Refusal),
-    /// The call failed inside the VM, by the word of its guest.
+    /// The call failed inside the VM, as its guest reports.
     #[error("{}", .0.error.message)]
     Guest(Refusal),
-    /// A command in a VM wrote more than a result holds.
+    /// A command in a VM wrote more output than a result can hold.
     #[error("the output is not whole: {what} (the command itself ended with exit code {code})")]
     Incomplete { what: String, code: u8, vm: String },
-    /// Arguments that parse one by one but make no sense together.
+    /// Arguments that are valid separately, but not together.
     #[error("{message}")]
     Usage { message: String, hint: Option<String> },
-    /// Nobody listens on the daemon's socket.
+    /// No daemon is listening on the socket.
     #[error("no daemon is listening on {}", socket.display())]
     DaemonDown { socket: PathBuf, hint: String },
-    /// The socket may not be used.
+    /// Access to the socket was denied.
     #[error("no access to the daemon's socket {}", socket.display())]
     NoAccess { socket: PathBuf, source: io::Error },
     /// The socket could not be used for another reason.
     #[error("connect to {}", socket.display())]
     Connect { socket: PathBuf, source: io::Error },
-    /// Who answers is no daemon of Nexus.
+    /// The peer is not a Nexus daemon.
     #[error("what answers at {} is not the daemon: {what}", socket.display())]
     NotNexus { socket: PathBuf, what: String },
-    /// The connection ended in the middle of a call.
+    /// The connection was lost during a call.
     #[error("the connection to the daemon was lost during {during}")]
     Lost { during: String, source: Option<io::Error> },
-    /// A stream into a VM ended in the middle.
+    /// A stream into a VM was interrupted.
     #[error("the stream into {vm} was cut off")]
     Cut { vm: String, command: Option<String>, source: Option<Box<dyn std::error::Error + Send + Sync>> },
-    /// A port of this host cannot be had.
+    /// A local port is not available.
     #[error("listen on port {port} of this host")]
     Listen { port: u16, source: io::Error },
-    /// The daemon sent something that is no answer.
+    /// The daemon sent an invalid answer.
     #[error("the daemon's answer to {during} cannot be read")]
     Garbled { during: String, source: serde_json::Error },
     /// The daemon sent a line that is too long.
@@ -73,16 +73,16 @@ pub(crate) enum Error {
     /// The request itself was refused.
     #[error("{message}")]
     Protocol { code: i64, message: String },
-    /// The answer did not come in time.
+    /// The answer timed out.
     #[error("no answer to {during} within {seconds} s")]
     Timeout { during: String, seconds: u64 },
-    /// The operation did not end in the time that it was given.
+    /// The operation did not end within the timeout.
     #[error("operation {op} is not done after {seconds} s ({step})")]
     OpPending { op: String, step: String, seconds: u64 },
     /// Interrupted from the keyboard.
     #[error("interrupted")]
     Interrupted,
-    /// Something on this side of the socket.
+    /// A local file operation failed.
     #[error("{what} {}", path.display())]
     File { what: &'static str, path: PathBuf, source: io::Error },
     /// Standard input could not be read.
@@ -91,10 +91,10 @@ pub(crate) enum Error {
     /// Standard output could not be written.
     #[error("write to standard output")]
     Output { source: io::Error },
-    /// Something that the daemon says cannot be shown.
+    /// The daemon's answer cannot be shown.
     #[error("{what}")]
     Unexpected { what: String },
-    /// No place for the socket or the state.
+    /// The place of the socket or the state is unknown.
     #[error(transparent)]
     Dirs(#[from] DirsError),
     /// The daemon could not be started.
@@ -109,12 +109,12 @@ impl From<ToolError> for Error {
 }
 
 impl Error {
-    /// Arguments that make no sense together.
+    /// Arguments that do not fit together.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::Usage { message: message.into(), hint: None }
     }
 
-    /// The same of a call that does not say itself what it is about.
+    /// The same error for a call, unless it already says what it concerns.
     pub(crate) fn about(mut self, about: &About) -> Self {
         if let Self::Tool(refusal) = &mut self
             && refusal.about == About::default()
@@ -157,7 +157,7 @@ impl Error {
         class.exit_code()
     }
 
-    /// The next thing to do.
+    /// What the user can do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Tool(refusal) | Self::Guest(refusal) => {
@@ -196,7 +196,7 @@ impl Error {
         }
     }
 
-    /// Whether there is nothing to say about it.
+    /// Whether nothing should be printed.
     pub(crate) fn is_silent(&self) -> bool {
         self.exit_code() == BROKEN_PIPE
     }
@@ -206,7 +206,7 @@ impl Error {
         nexus_schema::error::chain(self)
     }
 
-    /// The same as programs read it.
+    /// The error in the form for programs.
     pub(crate) fn to_tool_error(&self) -> ToolError {
         let code = match self {
             Self::Tool(refusal) | Self::Guest(refusal) => return refusal.error.clone(),

@@ -1,4 +1,4 @@
-//! `nexusctl exec`: a command in a VM, as `docker exec`: with a terminal if that is wanted, byte for byte, however much it is.
+//! `nexusctl exec`: runs a command in a VM, like `docker exec`: on request with a terminal, byte for byte, without a size limit.
 
 use std::ffi::OsStr;
 
@@ -13,7 +13,7 @@ use super::error::Error;
 use super::guest::{How, Program, not_started, run_program, with_shell_hint};
 use super::stream::{self, Attached, DetachKeys, Outcome, detach_keys, is_fresh_file};
 
-/// The exit code of a command that was killed because its time was up.
+/// The exit code of a command that timed out.
 const TIMED_OUT: u8 = 124;
 
 /// What to run where.
@@ -65,7 +65,7 @@ pub(crate) fn variable(text: &str) -> Result<(String, Option<String>), String> {
     if key.is_empty() { Err(format!("`{text}` is not KEY or KEY=VALUE")) } else { Ok((key.into(), value)) }
 }
 
-/// The variables with their values; those that are not set here are left out.
+/// The variables with their values; those that are not set locally are left out.
 pub(crate) fn variables(app: &App, env: Vec<(String, Option<String>)>) -> Vec<(String, String)> {
     let value = |key: &str| Some(app.env.get(OsStr::new(key))?.to_str()?.to_owned());
     env.into_iter().filter_map(|(key, given)| Some((key.clone(), given.or_else(|| value(&key))?))).collect()
@@ -141,14 +141,14 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         Ok(stream) => stream,
         Err(error) => return shown(error),
     };
-    // The stream needs it no more.
+    // The stream no longer needs it.
     drop(client);
     let attached = Attached { app, vm, stream, input, tty: args.tty, keys: args.detach_keys };
     let vm = attached.vm.clone();
     Ok(code(app, &vm, attached.run().await?, args.timeout))
 }
 
-/// Says how it ended where that needs words, and gives the exit code.
+/// Reports how it ended if that needs words, and returns the exit code.
 pub(crate) fn code(app: &App, vm: &str, outcome: Outcome, timeout_s: u32) -> u8 {
     match outcome {
         Outcome::Ended(Ended { timed_out: true, .. }) => {

@@ -1,4 +1,4 @@
-//! Long work: started with a call, followed with `op_get`, shown as a bar on a terminal and as lines elsewhere.
+//! Follows long work: started by a call, polled with `op_get`, shown as a bar on a terminal and as lines elsewhere.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::plan;
 use super::steps::Steps;
 use super::ui::Ui;
 
-/// How long one `op_get` waits: a bar moves once a second, lines need less.
+/// How long one `op_get` waits: a bar moves once a second, lines less often.
 const POLL_BAR: u32 = 1;
 const POLL_LINES: u32 = 10;
 
@@ -61,22 +61,22 @@ pub(crate) struct New {
 }
 
 impl New {
-    /// Its name, wherever that was said.
+    /// Its name, from either argument.
     pub(crate) fn name(&self) -> Option<Name> {
         self.name.clone().or_else(|| self.positional.clone())
     }
 }
 
-/// Long work as far as it was followed.
+/// Long work, followed up to some point.
 #[derive(Debug)]
 pub(crate) struct Followed<R> {
     /// The last outcome.
     pub(crate) outcome: OpOutcome<R>,
-    /// The same as it came.
+    /// The same, unchanged.
     pub(crate) raw: Box<RawValue>,
 }
 
-/// Calls a tool that starts long work (its parameters say `wait_s: 0`) and stays with the work.
+/// Calls a tool that starts long work (its parameters say `wait_s: 0`) and follows the work.
 pub(crate) async fn start<T, R>(
     client: &mut Client,
     ui: &Ui,
@@ -93,7 +93,7 @@ where
     stay(client, ui, first, wait, &about).await
 }
 
-/// The first answer of a call that creates something, and is no dry run; for who ends the work where it stays not with it.
+/// The first answer of a call that creates something and is not a dry run; for callers that cancel the work when they stop following it.
 pub(crate) async fn begin<T, R>(client: &mut Client, params: &T::Params) -> Result<Followed<R>, Error>
 where
     T: Tool<Output = Creation<R>>,
@@ -102,7 +102,7 @@ where
     followed(&client.call_with::<T>(params, Options::default()).await?, T::NAME)
 }
 
-/// Stays with such work to its end. Who interrupts that ends the work too: nothing is said of it.
+/// Follows such work to its end. If it is interrupted, the caller cancels the work, so no message is printed.
 pub(crate) async fn to_end<R: DeserializeOwned>(
     client: &mut Client,
     ui: &Ui,
@@ -118,7 +118,7 @@ pub(crate) async fn to_end<R: DeserializeOwned>(
     settled(last, about)
 }
 
-/// The same for a call that creates something; a dry run is shown, and there is nothing to stay with.
+/// The same for a call that creates something; a dry run is only shown.
 pub(crate) async fn create<T, R>(
     client: &mut Client,
     ui: &Ui,
@@ -140,13 +140,13 @@ where
     stay(client, ui, first, wait, &about).await.map(Some)
 }
 
-/// What tells a dry run.
+/// The part of a result that marks a dry run.
 #[derive(serde::Deserialize)]
 struct Planned {
     plan: Option<Plan>,
 }
 
-/// Stays with work that was started before.
+/// Follows work that was started before.
 pub(crate) async fn resume<R: DeserializeOwned>(
     client: &mut Client,
     ui: &Ui,
@@ -182,7 +182,7 @@ async fn stay<R: DeserializeOwned>(
     settled(last, about)
 }
 
-/// What came of work, unless that is a failure.
+/// The result of work, or its failure.
 fn settled<R>(last: Followed<R>, about: &About) -> Result<Followed<R>, Error> {
     let outcome = &last.outcome;
     if outcome.done && outcome.state != OpState::Succeeded && outcome.result.is_none() {

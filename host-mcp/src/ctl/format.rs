@@ -1,4 +1,4 @@
-//! Sizes, times and durations as people read them.
+//! Formats sizes, times and durations for people.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 pub(crate) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = 0;
-    // What would be shown as 1024 of a unit is one of the next.
+    // A value that would be shown as 1024 uses the next unit.
     while value >= 1023.95 && unit + 1 < UNITS.len() {
         value /= 1024.0;
         unit += 1;
@@ -65,7 +65,7 @@ pub(crate) fn count(number: u64, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
-/// Text from outside on one line and without what could move a terminal's cursor.
+/// Untrusted text on one line, without characters that could move a terminal's cursor.
 pub(crate) fn tame(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

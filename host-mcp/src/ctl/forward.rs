@@ -1,4 +1,4 @@
-//! `nexusctl forward`: ports of this host that lead to ports in a VM.
+//! `nexusctl forward`: forwards local ports to ports in a VM.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -21,9 +21,9 @@ use super::stream::{self, Stream};
 use super::ui::Format;
 use crate::frames::{CopyError, Incoming, copy};
 
-/// How many connections there may be at once.
+/// The maximum number of connections at once.
 const CONNECTIONS_MAX: usize = 200;
-/// How long to leave a listener alone that fails.
+/// The delay after a listener fails.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What leads where.
@@ -58,7 +58,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let mut listeners = Vec::new();
     for Ports { host, guest } in args.ports {
-        // A VM that is not there is told at once, and not with the first connection.
+        // A missing VM is reported at once instead of at the first connection.
         stream::ticket(&mut client, &vm, Open::Tcp(TcpOpening { port: guest })).await?;
         let taken = |source: io::Error| Error::Listen { port: host, source };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, host)).await.map_err(taken)?;
@@ -127,7 +127,7 @@ async fn serve(
     }
 }
 
-/// Opens a stream, with a ticket over another connection to the daemon if the last one is lost.
+/// Opens a stream, with a ticket over a new connection to the daemon if the last one is lost.
 async fn open(
     app: &App,
     daemon: &Mutex<Option<Client>>,
@@ -158,10 +158,10 @@ async fn open(
     stream::redeem(app, vm, &path).await
 }
 
-/// Carries one connection until both its directions have ended; what is worth saying of a failure.
+/// Carries one connection until both directions have ended; an error is text worth showing.
 async fn carry(mut connection: TcpStream, stream: Stream) -> Result<(), String> {
     let Stream { mut receiver, sender, .. } = stream;
-    // What is small is not to wait for more.
+    // Small packets should not be delayed.
     let _ = connection.set_nodelay(true);
     let (mut read, mut write) = connection.split();
     let done = match copy(&mut receiver, &sender, &mut read, &mut write).await {
@@ -170,7 +170,7 @@ async fn carry(mut connection: TcpStream, stream: Stream) -> Result<(), String> 
             Ok(Some(Incoming::Done(done))) => Some(done),
             Ok(_) | Err(_) => None,
         },
-        // The client of this host went away; so does the connection in the VM, with the stream.
+        // The local client disconnected; the connection in the VM ends with the stream.
         Err(CopyError::Read(_) | CopyError::Write(_)) => return Ok(()),
         Err(CopyError::Frames(error)) => {
             reset(&connection);
@@ -178,15 +178,15 @@ async fn carry(mut connection: TcpStream, stream: Stream) -> Result<(), String> 
         }
     };
     if !matches!(done.as_deref().map(serde_json::from_slice), Some(Ok(Done::Ok(_)))) {
-        // The server in the VM reset it, or the VM is gone.
+        // The server in the VM reset the connection, or the VM is gone.
         reset(&connection);
     }
     Ok(())
 }
 
-/// Has the connection end as one that was cut off.
+/// Makes the connection end with a reset.
 fn reset(connection: &TcpStream) {
-    // It may be gone already.
+    // It may already be closed.
     let _ = rustix::net::sockopt::set_socket_linger(connection, Some(Duration::ZERO));
 }
 

@@ -1,4 +1,4 @@
-//! Hints speak of tools, for agents. At a shell the same things are commands.
+//! Translates hints: they name tools, for agents; at a shell they must name commands.
 
 use clap::CommandFactory;
 use nexus_schema::tools;
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::args::Cli;
 
-/// The guest's tools as commands.
+/// The guest's tools with their commands.
 const GUEST: &[(&str, &str)] = &[
     ("run_command", "guest run"),
     ("file_read", "guest read"),
@@ -17,7 +17,7 @@ const GUEST: &[(&str, &str)] = &[
     ("os_info", "guest info"),
 ];
 
-/// Arguments that hints give behind a tool's name, as options behind the command.
+/// Arguments after a tool's name in hints, with the options of the command.
 const OPTIONS: &[(&str, &str)] = &[
     (" with force: true", " --force"),
     (" with protected: false", " --unprotect"),
@@ -28,15 +28,15 @@ const OPTIONS: &[(&str, &str)] = &[
 const WORDS: &[(&str, &str)] =
     &[("unverified: true", "--unverified"), ("recursive: true", "--recursive"), ("timeout_s", "--timeout")];
 
-/// What a call was about: names and ids by what they are of, such as `vm`.
+/// What a call concerned: names and ids by kind, such as `vm`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct About(Vec<(String, String)>);
 
-/// What arguments name.
+/// The kinds of arguments that name something.
 const NOUNS: [&str; 7] = ["vm", "drive", "image", "template", "build", "asset", "provider"];
 
 impl About {
-    /// What arguments of a call name.
+    /// What the arguments of a call name.
     pub(crate) fn of(arguments: &Map<String, Value>) -> Self {
         let named = |noun: &&str| Some(((*noun).to_owned(), arguments.get(*noun)?.as_str()?.to_owned()));
         let is_plain = |(_, name): &(String, String)| {
@@ -45,7 +45,7 @@ impl About {
         Self(NOUNS.iter().filter_map(named).filter(is_plain).collect())
     }
 
-    /// What an operation of a tool works on.
+    /// What a tool's operation works on.
     pub(crate) fn subject(tool: &str, name: Option<&str>) -> Self {
         let noun = tool.split('_').next().unwrap_or_default();
         Self(name.map(|name| (noun.to_owned(), name.to_owned())).into_iter().collect())
@@ -56,7 +56,7 @@ impl About {
     }
 }
 
-/// A hint in the words of the command line.
+/// A hint with commands instead of tools.
 pub(crate) fn for_shell(hint: &str, about: &About) -> String {
     let mut said = String::with_capacity(hint.len());
     let mut rest = hint;
@@ -113,7 +113,7 @@ fn command(tool: &str) -> Option<String> {
     Some(own.map_or_else(|| format!("call {tool}"), |(noun, verb)| format!("{noun} {verb}")))
 }
 
-/// The name behind a command that takes one, where it is known.
+/// The name to add after a command, if known.
 fn subject_of<'a>(command: &str, about: &'a About) -> Option<&'a str> {
     let (noun, verb) = command.split_once(' ')?;
     let of = if noun == "guest" { "vm" } else { noun };

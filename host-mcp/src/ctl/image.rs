@@ -1,4 +1,4 @@
-//! `nexusctl image`: what VMs are created from.
+//! `nexusctl image`: the images that VMs are created from.
 
 use clap::{Args, Subcommand};
 use nexus_schema::id::ImageKind;
@@ -101,7 +101,7 @@ pub(crate) struct PullArgs {
     options: CreateOptions,
 }
 
-/// Makes an image of a registry's, unless it is here as it is there.
+/// Makes an image from one in a registry, unless an up-to-date one exists.
 pub(crate) async fn pull(app: &App, args: PullArgs) -> Result<u8, Error> {
     let has_name = args.options.name.is_some();
     let from = located(pulled(args.reference));
@@ -125,7 +125,7 @@ pub(crate) async fn pull(app: &App, args: PullArgs) -> Result<u8, Error> {
     }
 }
 
-/// The name that an image of this source has.
+/// The name of an image made from this source.
 async fn planned_name(client: &mut Client, from: String) -> Result<Option<Name>, Error> {
     let params = ImageCreateParams {
         name: None,

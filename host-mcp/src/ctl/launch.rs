@@ -1,4 +1,4 @@
-//! Starts the daemon in the background when none runs: one at a time, in a session of its own, its output in a log.
+//! Starts the daemon in the background if none is running: one at a time, in a session of its own, with its output in a log.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -28,7 +28,7 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(20);
 /// The longest answer that is read, in bytes.
 const ANSWER_MAX: u64 = 64;
-/// How much of the log is shown when the daemon ends at once.
+/// How much of the log is shown if the daemon exits at once.
 const TAIL: u64 = 2000;
 
 /// What to become.
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     binary: PathBuf,
 }
 
-/// Leaves the session of the caller and becomes the daemon.
+/// Leaves the caller's session and becomes the daemon.
 pub(crate) fn exec(args: Args) -> Result<u8, Error> {
     rustix::process::setsid().map_err(|e| Error::Launch {
         what: "leave the session".into(),
@@ -49,7 +49,7 @@ pub(crate) fn exec(args: Args) -> Result<u8, Error> {
     Err(Error::File { what: "run", path: args.binary, source })
 }
 
-/// The daemon's binary: what `NEXUS_DAEMON` says, beside this one, else in `PATH`.
+/// The daemon's binary: from `NEXUS_DAEMON`, beside this one, or in `PATH`.
 pub(crate) fn daemon_binary(env: &Env) -> PathBuf {
     if let Some(binary) = env.get(OsStr::new(BINARY)).filter(|b| !b.is_empty()) {
         return std::path::absolute(binary).unwrap_or_else(|_| binary.into());
@@ -58,7 +58,7 @@ pub(crate) fn daemon_binary(env: &Env) -> PathBuf {
     beside.filter(|path| path.is_file()).unwrap_or_else(|| "nexusd".into())
 }
 
-/// Asks at the terminal whether to start a daemon, and starts it; whether one runs now. Elsewhere nobody is asked.
+/// Asks at the terminal whether to start a daemon, and starts it; returns whether one is running. Does not ask without a terminal.
 pub(crate) async fn offer(app: &App, why: &Error) -> Result<bool, Error> {
     let is_asked = app.ui.format == Format::Human && app.ui.stderr_is_terminal && io::stdin().is_terminal();
     if !is_asked {
@@ -87,8 +87,8 @@ pub(crate) async fn offer(app: &App, why: &Error) -> Result<bool, Error> {
     Ok(is_yes)
 }
 
-/// Starts the daemon unless it answers, and waits until it does; says so with the place of its state, for there may be another one
-/// elsewhere. Several callers start one daemon.
+/// Starts the daemon unless it answers, and waits until it does. Prints the place of its state, because another daemon may use
+/// a different one. Several callers start only one daemon.
 pub(crate) async fn ensure(app: &App) -> Result<(), Error> {
     let socket = app.socket()?;
     let state = dirs::state_dir(app.uid, &app.env)?;
@@ -131,7 +131,7 @@ pub(crate) async fn ensure(app: &App) -> Result<(), Error> {
     }
 }
 
-/// Takes the lock that makes one caller the starter. It ends with the file.
+/// Takes the lock that lets only one caller start the daemon. Dropping the file releases it.
 async fn lock(path: &Path, deadline: Instant) -> Result<File, Error> {
     let fail = |source| Error::File { what: "lock", path: path.into(), source };
     let file =
@@ -161,10 +161,10 @@ fn spawn(app: &App, log: &Path) -> Result<tokio::process::Child, Error> {
         OpenOptions::new().create(true).append(true).mode(0o600).open(log).map_err(fail("open", log))?;
     let own = std::env::current_exe().map_err(fail("find", Path::new("/proc/self/exe")))?;
     let daemon = daemon_binary(&app.env);
-    // Not std's: a daemon that ends while the bridge lives on is reaped by tokio.
+    // Not std's: tokio reaps the daemon if it ends before the bridge.
     let mut command = tokio::process::Command::new(&own);
     command.arg(COMMAND).arg(&daemon).env_clear().envs(&app.env);
-    // The daemon runs in `/`, so that it keeps nobody's directory busy: relative paths must not change their meaning.
+    // The daemon runs in `/`, so that it keeps no directory busy; relative paths are made absolute first.
     for name in [dirs::STATE_DIR, dirs::RUNTIME_DIR, dirs::SOCKET] {
         if let Some(path) = app.env.get(OsStr::new(name)).filter(|value| !value.is_empty()) {
             command.env(name, absolute(Path::new(path))?);

@@ -1,4 +1,4 @@
-//! Lists that come in pages: all of them, or as many rows as were asked for.
+//! Lists that come in pages: reads all of them, or the requested number of rows.
 
 use clap::Args;
 use nexus_schema::Tool;
@@ -23,25 +23,25 @@ pub(crate) struct Paging {
 }
 
 impl Paging {
-    /// At most so many rows unless told otherwise.
+    /// Sets the default limit.
     pub(crate) fn or(self, limit: u32) -> Self {
         Self { limit: self.limit.or(Some(limit)), cursor: self.cursor }
     }
 }
 
-/// A list as far as it was read.
+/// The part of a list that was read.
 #[derive(Debug)]
 pub(crate) struct Listed<R> {
     /// The rows.
     pub(crate) rows: Vec<R>,
-    /// The structured result: of one page as it came, of several with their rows put together.
+    /// The structured result: a single page unchanged, several pages merged.
     pub(crate) raw: Box<RawValue>,
-    /// Where it goes on.
+    /// The cursor of the next page.
     next: Option<String>,
 }
 
 impl<R> Listed<R> {
-    /// Shows the rows; where there are none, says so instead.
+    /// Shows the rows, or a message if there are none.
     pub(crate) fn show(&self, ui: &Ui, table: Table, nothing: &str) -> Result<(), Error> {
         if self.rows.is_empty() {
             ui.say(nothing);
@@ -50,7 +50,7 @@ impl<R> Listed<R> {
         ui.table(table)
     }
 
-    /// Says that there is more, where there is.
+    /// Reports if there are more rows.
     pub(crate) fn say_more(&self, ui: &Ui) {
         if let Some(next) = &self.next {
             ui.say(&format!("there is more: go on with --cursor {next}"));
@@ -80,7 +80,7 @@ where
         let next = page.get("next_cursor").and_then(Value::as_str).map(str::to_owned);
         let rows = page.get(key).and_then(Value::as_array).map_or(0, Vec::len);
         left = left.map(|left| left.saturating_sub(u32::try_from(rows).unwrap_or(u32::MAX)));
-        // A daemon that never comes to an end is not followed for ever.
+        // Stops if the daemon's pages never end.
         let ends = next.is_none() || left == Some(0) || rows == 0 || next == cursor;
         match &mut whole {
             None if ends => {

@@ -31,7 +31,7 @@ enum Command {
     Config(mcp_config::Args),
 }
 
-/// Runs the bridge until its client goes away, or prints configuration.
+/// Runs the bridge until its client disconnects, or prints configuration.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     match args.command {
         Some(Command::Config(args)) => mcp_config::run(app, args),

@@ -1,4 +1,4 @@
-//! `nexusctl mcp config`: what to write where, so that a client finds the bridge.
+//! `nexusctl mcp config`: prints the configuration with which a client finds the bridge.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     server_name: Option<String>,
 }
 
-/// Prints the configuration on stdout and how to apply it on stderr.
+/// Prints the configuration on stdout, and how to apply it on stderr.
 pub(crate) fn run(app: &App, args: Args) -> Result<u8, Error> {
     let server = Server {
         name: args.server_name.unwrap_or_else(|| match &args.vm {
@@ -70,7 +70,7 @@ impl Server {
         entry
     }
 
-    /// The line that starts the bridge, for a shell.
+    /// The shell command that starts the bridge.
     fn line(&self) -> String {
         let words = std::iter::once(&self.command).chain(&self.args);
         words.map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
@@ -134,7 +134,7 @@ fn arguments(socket: Option<&Path>, vm: Option<&Reference<VmKind>>, tools: Optio
     args
 }
 
-/// What of this environment says where the daemon is: a client starts the bridge with another one.
+/// The variables that locate the daemon, because a client starts the bridge with a different environment.
 fn environment(env: &Env) -> Map<String, Value> {
     let told = [dirs::SOCKET, dirs::RUNTIME_DIR, dirs::STATE_DIR].into_iter().filter_map(|name| {
         let value = env.get(std::ffi::OsStr::new(name)).filter(|value| !value.is_empty())?;
@@ -148,7 +148,7 @@ fn own_path() -> Result<String, Error> {
     Ok(std::env::current_exe().map_err(missing)?.to_string_lossy().into_owned())
 }
 
-/// A word as a POSIX shell reads it.
+/// Quotes a word for a POSIX shell.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {

@@ -1,4 +1,4 @@
-//! Command lines that are wrong: what was probably meant, and the same as JSON for programs.
+//! Invalid command lines: suggests what was probably meant, and reports errors as JSON for programs.
 
 use std::ffi::OsString;
 
@@ -9,7 +9,7 @@ use nexus_schema::ByteSize;
 use super::args::Cli;
 use super::error::Error;
 
-/// What other tools call options, and what they are here, the first that the command has.
+/// Option names of other tools with those used here; the first one that the command has is suggested.
 const OPTIONS: &[(&[&str], &[&str])] = &[
     (&["image", "img", "base", "template"], &["from", "source"]),
     (&["from"], &["source"]),
@@ -28,7 +28,7 @@ const OPTIONS: &[(&[&str], &[&str])] = &[
     (&["files"], &["file", "overlay"]),
 ];
 
-/// What other tools call verbs, and what does that here.
+/// Verbs of other tools with the commands that do the same here.
 const VERBS: &[(&[&str], &str)] = &[
     (&["launch"], "nexusctl run IMAGE -- COMMAND, or nexusctl vm create"),
     (&["ssh", "enter", "connect", "login"], "nexusctl shell VM, nexusctl exec VM -- COMMAND"),
@@ -44,10 +44,10 @@ const VERBS: &[(&[&str], &str)] = &[
     (&["config"], "nexusctl settings get, nexusctl settings set KEY=VALUE"),
 ];
 
-/// How many commands are suggested at most.
+/// The maximum number of suggested commands.
 const SUGGESTED: usize = 4;
 
-/// Adds what was probably meant.
+/// Adds a suggestion.
 pub(crate) fn explain(mut error: clap::Error, words: &[OsString]) -> clap::Error {
     let said = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
@@ -68,7 +68,7 @@ pub(crate) fn explain(mut error: clap::Error, words: &[OsString]) -> clap::Error
     if tips.is_empty() {
         return error;
     }
-    // What is known to be meant is better than what is spelled like it.
+    // These suggestions are better than those by spelling.
     for kind in [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand] {
         error.remove(kind);
     }
@@ -77,7 +77,7 @@ pub(crate) fn explain(mut error: clap::Error, words: &[OsString]) -> clap::Error
     error
 }
 
-/// The same as an error of the command line: what is wrong, and what to do.
+/// Turns it into an error of the command line: what is wrong, and what to do.
 pub(crate) fn to_error(error: &clap::Error) -> Error {
     let text = error.render().to_string();
     let mut parts = text.split("\n\n");
@@ -91,12 +91,12 @@ pub(crate) fn to_error(error: &clap::Error) -> Error {
     Error::Usage { message, hint: (!hint.is_empty()).then(|| hint.join("; ")) }
 }
 
-/// Whether a command line that cannot be read asks for JSON.
+/// Whether an invalid command line asks for JSON.
 pub(crate) fn asks_for_json(words: &[OsString]) -> bool {
     words.iter().take_while(|word| *word != "--").any(|word| word == "--json")
 }
 
-/// The command that a line begins with, as far as it is one.
+/// The command at the beginning of a line, as far as it is valid.
 fn command_of(words: &[OsString]) -> (Vec<String>, Command) {
     let mut command = Cli::command();
     let mut path = Vec::new();
@@ -127,12 +127,12 @@ fn verb_tips(verb: &str, path: &[String]) -> Vec<String> {
         (!noun.is_hide_set()).then(|| format!("`nexusctl {} {}`", noun.get_name(), verb.get_name()))
     };
     let mut meant: Vec<String> = cli.get_subcommands().filter_map(of_noun).take(SUGGESTED).collect();
-    // Typed behind a noun, it may be the noun that is too much.
+    // After a noun, the noun may be superfluous.
     if !path.is_empty() && cli.find_subcommand(verb).is_some() {
         meant.insert(0, format!("`nexusctl {verb}`"));
     }
     let foreign = VERBS.iter().find(|(words, _)| words.contains(&verb)).map(|(_, ours)| (*ours).to_owned());
-    // What is only spelled alike is suggested by the parser itself.
+    // The parser itself suggests words with a similar spelling.
     match (meant.is_empty(), foreign) {
         (true, ours) => ours.into_iter().collect(),
         (false, _) => vec![format!("there is {}", meant.join(", "))],
@@ -149,7 +149,7 @@ pub(crate) fn disk(text: &str) -> Result<ByteSize, String> {
     size(text, "GiB")
 }
 
-/// Parses a size. A small number without a unit was not meant in bytes.
+/// Parses a size. A small number without a unit is refused, because bytes cannot be meant.
 fn size(text: &str, unit: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|e| format!("{e}"))?;
     let is_bare = text.trim().bytes().all(|b| b.is_ascii_digit());
@@ -188,7 +188,7 @@ mod tests {
         ] {
             assert!(told(line).contains(tip), "{line}: {}", told(line));
         }
-        // These are understood as they are.
+        // These are accepted as they are.
         for line in ["vm create --image debian", "vm create --cpus 2", "run --cpus 2 debian -- true"] {
             let words = std::iter::once("nexusctl").chain(line.split_whitespace());
             Cli::try_parse_from(words).unwrap();

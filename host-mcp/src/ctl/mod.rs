@@ -1,7 +1,7 @@
-//! `nexusctl`: an MCP client like any other, for people and scripts. A file per noun.
+//! `nexusctl`: an MCP client like any other, for people and scripts. One file per noun.
 //!
-//! It knows the daemon's socket and the vocabulary, and nothing of the daemon's inside: it never uses `nexus_core`. Results
-//! go to stdout, talk to stderr; errors become text and an exit code in one place ([`error`]).
+//! It uses only the daemon's socket and the vocabulary, never `nexus_core`. Results go to stdout, messages to stderr;
+//! errors become text and an exit code in one place ([`error`]).
 
 mod args;
 mod asset;
@@ -58,7 +58,7 @@ use crate::dirs::{self, Env};
 
 /// Runs the CLI of this process to its end.
 pub fn main() -> ExitCode {
-    // What a shell asks for while a line is typed; this ends the process.
+    // Answers a shell's completion request, which ends this process.
     completion::answer();
     let uid = rustix::process::geteuid().as_raw();
     run(std::env::args_os(), uid, dirs::environment(uid))
@@ -81,7 +81,7 @@ fn run(args: impl IntoIterator<Item = OsString>, uid: u32, env: Env) -> ExitCode
     let result = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             let result = runtime.block_on(dispatch(&app, cli.command));
-            // A read of a terminal may still be blocked.
+            // A read from a terminal may still be blocked.
             runtime.shutdown_background();
             result
         }
@@ -96,11 +96,11 @@ fn run(args: impl IntoIterator<Item = OsString>, uid: u32, env: Env) -> ExitCode
     }
 }
 
-/// Says what is wrong with a command line, or the help that it asked for.
+/// Prints what is wrong with a command line, or the requested help.
 fn refuse(error: clap::Error, words: &[OsString], env: &Env) -> ExitCode {
     let code = ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
     if !error.use_stderr() {
-        // Nothing is left to do when even this cannot be printed.
+        // If this fails, nothing is left to do.
         drop(error.print());
         return code;
     }
@@ -155,7 +155,7 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
     }
 }
 
-/// What every command is given.
+/// The context of every command.
 struct App {
     ui: Ui,
     uid: u32,
@@ -172,7 +172,7 @@ impl App {
         }
     }
 
-    /// Connects to the daemon. Where none runs, somebody at a terminal is asked whether to start one.
+    /// Connects to the daemon. If none is running, asks at the terminal whether to start one.
     async fn connect(&self) -> Result<Client, Error> {
         match Client::connect(&self.socket()?).await {
             Err(error @ Error::DaemonDown { .. }) => {
@@ -185,7 +185,7 @@ impl App {
         }
     }
 
-    /// The same, and nobody is asked anything.
+    /// The same without asking.
     async fn connect_if_up(&self) -> Result<Client, Error> {
         Client::connect(&self.socket()?).await
     }

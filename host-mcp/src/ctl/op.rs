@@ -19,7 +19,7 @@ use super::format;
 use super::list::{self, Paging};
 use super::ui::{Format, Mood, Table, Text};
 
-/// How many operations are listed when not told otherwise.
+/// How many operations are listed by default.
 const ROWS: u32 = 50;
 
 /// The verbs.
@@ -103,7 +103,7 @@ async fn get(app: &App, args: GetArgs) -> Result<u8, Error> {
                 match value {
                     Value::String(text) => table.fact(key, text),
                     Value::Bool(_) | Value::Number(_) => table.fact(key, value),
-                    // Everything is in --json; here only what fits on a line.
+                    // --json shows everything; here only what fits on a line.
                     Value::Null | Value::Array(_) | Value::Object(_) => {}
                 }
             }
@@ -125,7 +125,7 @@ async fn cancel(app: &App, args: CancelArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// What came of a cancellation: of what had ended before, nothing.
+/// Describes the result of a cancellation; it has no effect on what had already ended.
 pub(crate) fn cancelled(what: &str, id: impl Display, state: &str, was_over: bool) -> String {
     match (was_over, state) {
         (true, _) => format!("{what} {id} had ended before ({state}): there was nothing to cancel"),

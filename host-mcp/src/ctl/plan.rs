@@ -1,4 +1,4 @@
-//! What a creation would do, as it is shown for `--dry-run`.
+//! Shows the plan of a `--dry-run`.
 
 use nexus_schema::tools::plan::{Plan, PlanAction};
 use serde_json::value::RawValue;
@@ -11,7 +11,7 @@ use super::ui::{Format, Table, Ui};
 pub(crate) fn show(ui: &Ui, raw: &RawValue, plan: &Plan) -> Result<(), Error> {
     match ui.format {
         Format::Json => ui.json(raw),
-        // What would be made has no id yet.
+        // A planned thing has no id yet.
         Format::Quiet => Ok(()),
         Format::Human => {
             ui.table(table(plan))?;

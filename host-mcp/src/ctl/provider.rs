@@ -1,4 +1,4 @@
-//! `nexusctl provider`: where assets come from.
+//! `nexusctl provider`: the providers of assets.
 
 use std::path::{Path, PathBuf};
 
@@ -150,7 +150,7 @@ fn fields_of_file(app: &App, file: &Path) -> Result<Map<String, Value>, Error> {
         return Err(Error::usage(format!("{} holds no JSON object{why}", file.display())));
     };
     match fields.remove("fields") {
-        // What `provider inspect --json` prints.
+        // The output of `provider inspect --json`.
         Some(Value::Object(whole)) => {
             if let Some(abridged) = fields.get("abridged").and_then(Value::as_array) {
                 let abridged: Vec<&str> = abridged.iter().filter_map(Value::as_str).collect();
@@ -192,7 +192,7 @@ fn fields_of_words(words: Vec<(String, String)>) -> Result<Map<String, Value>, E
     Ok(fields)
 }
 
-/// A key's file as the daemon finds it too, which works elsewhere; an armored key as it is.
+/// Makes a key file's path absolute for the daemon, which runs in another directory; an armored key is not changed.
 fn key(value: &str) -> String {
     match std::path::absolute(value) {
         Ok(path) if !value.contains("-----BEGIN") => path.display().to_string(),
@@ -227,7 +227,7 @@ fn facts(whole: &ProviderWhole, now: Timestamp) -> Table {
     let (versions, stages) = (fields.remove("versions"), fields.remove("stages"));
     for (field, value) in &fields {
         match value {
-            // One value a line.
+            // One value per line.
             Value::Array(values) => values.iter().for_each(|value| table.fact(field, text(value))),
             Value::Object(values) => {
                 values.iter().for_each(|(key, value)| table.fact(field, format!("{key}: {}", text(value))));
@@ -252,7 +252,7 @@ fn facts(whole: &ProviderWhole, now: Timestamp) -> Table {
     table
 }
 
-/// A value in few words: a key by its first line, an object by its fields.
+/// A short form of a value: the first line of a key, the field names of an object.
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.lines().next().unwrap_or_default().to_owned(),

@@ -1,4 +1,4 @@
-//! `nexusctl run`: a VM for one command, as `docker run --rm`.
+//! `nexusctl run`: a VM for one command, like `docker run --rm`.
 
 use nexus_schema::id::{ImageKind, OpId};
 use nexus_schema::link::ImageConfig;
@@ -56,7 +56,7 @@ pub(crate) struct Args {
     argv: Vec<String>,
 }
 
-/// Creates a VM, runs the command in it, and deletes the VM, also where that failed or was interrupted.
+/// Creates a VM, runs the command in it, and deletes the VM, even after a failure or an interrupt.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let given = match args.line {
@@ -111,14 +111,14 @@ struct Made {
     name: String,
 }
 
-/// What was given to run.
+/// What to run, as given.
 enum Given {
     Line(String),
     Arguments { entrypoint: Option<String>, argv: Vec<String> },
 }
 
 impl Given {
-    /// The program and its user, as the image has them where they are not given.
+    /// The program and its user, with the image's defaults.
     async fn program(
         self,
         client: &mut Client,
@@ -132,7 +132,7 @@ impl Given {
             }
             None => ImageConfig::default(),
         };
-        // A group behind it is the user's own here.
+        // The group is dropped: the user's own is used.
         let user = config.user.as_deref().and_then(|user| user.split(':').next()).map(str::to_owned);
         let user = user.filter(|user| !user.is_empty());
         match self.of(config) {
@@ -141,7 +141,7 @@ impl Given {
         }
     }
 
-    /// The program where this is how the image means to be run.
+    /// Combines the given program with the image's configuration.
     fn of(self, config: ImageConfig) -> Program {
         let (entrypoint, argv) = match self {
             Self::Line(line) => return Program::Line(line),
@@ -157,7 +157,7 @@ impl Given {
     }
 }
 
-/// Refuses to make a VM of an image of which it is known already that there is nothing to run.
+/// Refuses to make a VM if the image is already known to have nothing to run.
 async fn refuse_nothing(client: &mut Client, given: &Given, image: &str) -> Result<(), Error> {
     let Given::Arguments { entrypoint, argv } = given else { return Ok(()) };
     if !argv.is_empty() || entrypoint.as_ref().is_some_and(|program| !program.is_empty()) {
@@ -168,7 +168,7 @@ async fn refuse_nothing(client: &mut Client, given: &Given, image: &str) -> Resu
         Ok(image) if image.config.as_ref().is_none_or(|c| c.entrypoint.is_empty() && c.cmd.is_empty()) => {
             Err(no_command(image.name.as_str()))
         }
-        // One that is not here is for vm_create to refuse.
+        // A missing image is refused by vm_create.
         _ => Ok(()),
     }
 }
@@ -180,7 +180,7 @@ fn no_command(image: &str) -> Error {
     }
 }
 
-/// Ends what is under way and deletes the VM. On a connection of its own: the other may be in the middle of an answer.
+/// Cancels running work and deletes the VM. Uses a new connection, because the other may be in the middle of an answer.
 async fn clean_up(app: &App, made: &Made) {
     let cleaned = async {
         let mut client = app.connect_if_up().await?;

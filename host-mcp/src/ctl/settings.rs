@@ -15,7 +15,7 @@ use super::format;
 use super::list::{self, Paging};
 use super::ui::{Format, Table};
 
-/// How many changes are listed when not told otherwise.
+/// How many changes are listed by default.
 const ROWS: u32 = 50;
 
 /// How much of a value is shown in a table.
@@ -138,7 +138,7 @@ fn table(settings: &SettingsOutput) -> Table {
     table
 }
 
-/// The beginning of a long value: --json has all of it.
+/// The beginning of a long value; --json shows all of it.
 fn shortened(value: &str) -> String {
     match value.char_indices().nth(VALUE_MAX) {
         Some((end, _)) => format!("{}...", &value[..end]),

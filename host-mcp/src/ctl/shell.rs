@@ -1,4 +1,4 @@
-//! `nexusctl shell`: a login shell in a VM, to be left and come back to.
+//! `nexusctl shell`: a login shell in a VM, which can be detached from and reattached to.
 
 use nexus_schema::Reference;
 use nexus_schema::id::{CommandId, VmKind};
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     vm: Reference<VmKind>,
 }
 
-/// Opens a shell, or comes back to one; its exit code is that of the shell.
+/// Opens a shell or reattaches to one; returns the exit code of the shell.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     if app.ui.is_json() {
         return Err(Error::usage("a shell has no form in JSON: use `exec`"));
@@ -72,7 +72,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     };
     let mut client = app.connect().await?;
     let stream = stream::open(app, &mut client, &args.vm, open).await?;
-    // The stream needs it no more.
+    // The stream no longer needs it.
     drop(client);
     let vm = args.vm.to_string();
     let opened = &stream.opened;

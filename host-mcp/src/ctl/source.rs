@@ -1,4 +1,4 @@
-//! What VMs, images and drives are made from, as the words behind `from-rootfs`, `from-oci`, `from-template`, `from-image` and
+//! Sources of VMs, images and drives: the arguments of `from-rootfs`, `from-oci`, `from-template`, `from-image` and
 //! `from-drive`.
 
 use clap::Args;
@@ -7,7 +7,7 @@ use nexus_schema::id::{DriveKind, ImageKind, TemplateKind};
 
 /// One sort of source.
 pub(crate) trait Source: Args {
-    /// What `from` of the tools says for it.
+    /// Its value for the tools' `from`.
     fn reference(&self) -> String;
 }
 
@@ -21,7 +21,7 @@ pub(crate) struct Of<S: Source, O: Args> {
 }
 
 impl<S: Source, O: Args> Of<S, O> {
-    /// What `from` says, and the rest.
+    /// The value of `from`, and the rest.
     pub(crate) fn split(self) -> (String, O) {
         (self.source.reference(), self.options)
     }
@@ -101,7 +101,7 @@ impl Source for Drive {
     }
 }
 
-/// What sources begin with that say which form they have.
+/// The prefixes that mark the form of a source.
 const FORMS: [&str; 9] = [
     "oci:",
     "rootfs:",
@@ -118,13 +118,13 @@ fn is_of_form(source: &str) -> bool {
     is_path(source) || FORMS.iter().any(|form| source.starts_with(form))
 }
 
-/// What `nexusctl run` means by an image: one that has a tag, a digest or a path is a registry's, as for `docker run`; else it is a
-/// name here.
+/// The meaning of an image in `nexusctl run`: with a tag, a digest or a path it is in a registry, as in `docker run`; otherwise
+/// it is a local name.
 pub(crate) fn pulled_or_named(image: String) -> String {
     if !is_of_form(&image) && image.contains([':', '/', '@']) { format!("oci:{image}") } else { image }
 }
 
-/// What `nexusctl pull` means: an image of a registry, unless the form says otherwise.
+/// The meaning of an image in `nexusctl pull`: one in a registry, unless its form says otherwise.
 pub(crate) fn pulled(image: String) -> String {
     if is_of_form(&image) { image } else { format!("oci:{image}") }
 }
@@ -133,10 +133,11 @@ fn is_path(source: &str) -> bool {
     [".", ".."].contains(&source) || ["/", "./", "../"].iter().any(|start| source.starts_with(start))
 }
 
-/// What names things on the host by their paths.
+/// The forms that contain a path of the host.
 const OF_FILES: [&str; 4] = ["file:", "oci-layout:", "oci-archive:", "docker-archive:"];
 
-/// What a source means to the daemon, which runs elsewhere: paths are absolute, and one that is plainly a path is a file's.
+/// Rewrites a source for the daemon, which runs in another directory: paths become absolute, and an obvious path becomes a
+/// `file:` source.
 pub(crate) fn located(source: String) -> String {
     let (form, path) = match OF_FILES.iter().find(|form| source.starts_with(**form)) {
         Some(form) => (*form, &source[form.len()..]),
@@ -145,7 +146,7 @@ pub(crate) fn located(source: String) -> String {
     };
     match std::path::absolute(path) {
         Ok(absolute) => format!("{form}{}", absolute.display()),
-        // An empty one, for the daemon to refuse.
+        // An empty path, which the daemon refuses.
         Err(_) => source,
     }
 }

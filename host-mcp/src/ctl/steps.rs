@@ -1,4 +1,4 @@
-//! The steps of long work as they are shown: a bar that fits the terminal and leaves nothing behind, else a line each.
+//! Shows the steps of long work: as a bar that fits the terminal and disappears afterwards, or one line each.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
@@ -11,9 +11,9 @@ use super::client::Progress;
 use super::format;
 use super::ui::{Format, Ui, stderr_width};
 
-/// From how many units on they are taken for bytes.
+/// From this number on, units are assumed to be bytes.
 const BYTES_FROM: u64 = 64 << 10;
-/// What is left free at the end of a line, in columns: a terminal shows `^C` there, and it must not go on the next line.
+/// Columns left free at the end of a line: a terminal shows `^C` there, which must not wrap.
 const MARGIN: u16 = 4;
 
 /// The steps of an operation.
@@ -43,12 +43,12 @@ impl Steps {
         Self { bar, width, ui: ui.clone(), last: String::new() }
     }
 
-    /// Whether it is a bar, which moves, and not lines.
+    /// Whether it is a moving bar instead of lines.
     pub(super) fn has_bar(&self) -> bool {
         self.bar.is_some()
     }
 
-    /// Shows how far the work is.
+    /// Shows the progress of the work.
     pub(super) fn show(&mut self, progress: &OpProgress) {
         self.step(&progress.step);
         let Some(bar) = &self.bar else { return };
@@ -66,10 +66,10 @@ impl Steps {
         }
     }
 
-    /// What the daemon says between two answers: only its words are taken.
+    /// Shows a progress message that arrives between two answers; only its text is used.
     pub(super) fn report(&mut self, progress: &Progress) {
         let Some(message) = &progress.message else { return };
-        // How far a step is moves a bar; as lines, it would be as many of them.
+        // Counts within a step move a bar; as lines they would be too many.
         self.step(without_count(message));
     }
 
@@ -85,7 +85,7 @@ impl Steps {
         self.last = step;
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(super) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -93,7 +93,7 @@ impl Steps {
     }
 }
 
-/// A step without how far it is: `filling the filesystem` of `filling the filesystem: 31%`.
+/// A step without its count: `filling the filesystem` for `filling the filesystem: 31%`.
 fn without_count(message: &str) -> &str {
     match message.rsplit_once(": ") {
         Some((step, count)) if count.trim_end_matches('%').bytes().all(|b| b.is_ascii_digit()) => step,
@@ -101,10 +101,10 @@ fn without_count(message: &str) -> &str {
     }
 }
 
-/// A line in which the step has the room that is left.
+/// A line in which the step gets the remaining space.
 const SPINNER: &str = "{spinner} {wide_msg} {elapsed}";
 
-/// The same with a bar, as much of it as the terminal has room for.
+/// The same with a bar, as large as the terminal allows.
 fn layout(counts_bytes: bool, width: u16) -> &'static str {
     match (counts_bytes, width) {
         (true, 100..) => {
@@ -116,7 +116,7 @@ fn layout(counts_bytes: bool, width: u16) -> &'static str {
     }
 }
 
-/// The terminal of stderr, a little narrower than it is: what it shows itself of a ctrl-c stays on the line that is cleared.
+/// The terminal of stderr, treated as slightly narrower, so that the echo of a ctrl-c stays on the line that is cleared.
 #[derive(Debug, Default)]
 struct Stderr {
     pending: Mutex<Vec<u8>>,
@@ -186,7 +186,7 @@ mod tests {
 
     use super::*;
 
-    /// A terminal that remembers what is on it, and the widest line that was.
+    /// A terminal that records its content, and its widest line.
     #[derive(Debug, Clone)]
     struct Screen {
         width: u16,

@@ -16,7 +16,7 @@ use super::ui::{Format, Mood, Table, Text};
 /// The version of this build.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Says what this host can run: asks the daemon, or becomes `nexusd doctor` when it is down.
+/// Shows what this host can run: asks the daemon, or runs `nexusd doctor` if no daemon is running.
 pub(crate) async fn doctor(app: &App) -> Result<u8, Error> {
     let mut client = match app.connect_if_up().await {
         Ok(client) => client,
@@ -36,7 +36,7 @@ pub(crate) async fn doctor(app: &App) -> Result<u8, Error> {
     Ok(if doctor.ok { 0 } else { 1 })
 }
 
-/// Replaces this process; returns only when that failed.
+/// Replaces this process; returns only if that failed.
 fn become_doctor(app: &App) -> Error {
     let daemon = launch::daemon_binary(&app.env);
     app.ui.say("the daemon is not running; looking at the host without it");

@@ -1,23 +1,23 @@
-//! Rows and columns without borders, as wide as the terminal: what does not fit is left out by whole columns.
+//! Tables without borders, as wide as the terminal; columns that do not fit are left out.
 //!
-//! In a pipe a table has all of its columns. On a terminal that is too narrow, columns go in the order that the table says, those
-//! without any content first; then prose is wrapped between its words. Ids, names and other words are never broken: a terminal that is
-//! narrower than one of them wraps it itself.
+//! In a pipe a table has all of its columns. On a narrow terminal, columns are left out in the table's own order, empty ones
+//! first; then prose is wrapped between words. Ids, names and other words are never broken: a terminal that is narrower than
+//! one of them wraps it itself.
 
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Width};
 use unicode_width::UnicodeWidthStr;
 
-/// The room between two columns.
+/// The gap between two columns.
 const GAP: usize = 2;
-/// How far prose is squeezed before other columns are left out for it, in columns.
+/// How narrow prose may become before other columns are left out for it.
 const PROSE_MIN: usize = 28;
 
-/// What a word's colour says.
+/// The meaning of a word's colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// All is well.
+    /// Good.
     Good,
-    /// Under way, or less than well.
+    /// In progress, or not quite good.
     Uneasy,
     /// Broken.
     Bad,
@@ -51,19 +51,19 @@ impl Table {
         Self { headings: headings.to_vec(), rows: Vec::new(), drop_order: &[], prose: &[] }
     }
 
-    /// The columns that may be left out where there is no room, the least needed first.
+    /// The columns that may be left out for lack of space, least important first.
     #[must_use]
     pub(crate) fn dropping(self, drop_order: &'static [&'static str]) -> Self {
         Self { drop_order, ..self }
     }
 
-    /// The columns whose cells are sentences.
+    /// The columns with sentences.
     #[must_use]
     pub(crate) fn prose(self, prose: &'static [&'static str]) -> Self {
         Self { prose, ..self }
     }
 
-    /// Facts about one thing: a name and a value a line.
+    /// Facts about one thing: a name and a value per line.
     pub(crate) fn of_facts() -> Self {
         Self::with_headings(&[])
     }
@@ -78,14 +78,14 @@ impl Table {
         self.row([name.into(), value.into()]);
     }
 
-    /// Adds a fact, where there is one.
+    /// Adds a fact, if there is one.
     pub(crate) fn maybe(&mut self, name: &str, value: Option<impl Into<Text>>) {
         if let Some(value) = value {
             self.fact(name, value);
         }
     }
 
-    /// The text: at most `width` columns, or as wide as it takes.
+    /// Renders the text: at most `width` columns, or as wide as needed.
     pub(crate) fn render(self, width: Option<u16>, colours: bool) -> String {
         let columns = self.columns();
         let widths = match width {
@@ -136,7 +136,7 @@ impl Table {
                 is_prose: self.prose.contains(&heading),
                 drop_at: self.drop_order.iter().position(|name| *name == heading),
             };
-            // Of facts the value is what may be long.
+            // In facts, the value may be long.
             if self.headings.is_empty() {
                 column.is_prose = at + 1 == count;
             }
@@ -152,18 +152,18 @@ impl Table {
     }
 }
 
-/// What a column takes.
+/// The widths of a column.
 #[derive(Debug, Clone, Copy)]
 struct Column {
     /// Its widest cell.
     full: usize,
     /// Its longest word.
     word: usize,
-    /// Whether there is nothing in it.
+    /// Whether it is empty.
     is_empty: bool,
-    /// Whether its cells are sentences.
+    /// Whether it contains sentences.
     is_prose: bool,
-    /// When it is left out, of those that may be.
+    /// Its position in the order of leaving out, if it may be left out.
     drop_at: Option<usize>,
 }
 
@@ -173,7 +173,7 @@ impl Column {
     }
 }
 
-/// How wide each column is in a line of `room`; `None` for those that are left out.
+/// The width of each column in a line of `room`; `None` for those that are left out.
 fn fit(columns: &[Column], room: usize) -> Vec<Option<usize>> {
     let sum = |widths: &[Option<usize>]| {
         widths.iter().flatten().map(|width| width + GAP).sum::<usize>().saturating_sub(GAP)
@@ -187,14 +187,14 @@ fn fit(columns: &[Column], room: usize) -> Vec<Option<usize>> {
         }
         widths[at] = None;
     }
-    // What is left is squeezed, the widest first, as far as its words allow.
+    // The remaining columns are narrowed, the widest first, as far as their words allow.
     while sum(&widths) > room {
         let squeezable = (0..columns.len()).filter(|at| widths[*at].is_some_and(|w| w > columns[*at].word));
         let Some(at) = squeezable.max_by_key(|at| widths[*at]) else { break };
         let excess = sum(&widths) - room;
         widths[at] = widths[at].map(|width| width.saturating_sub(excess).max(columns[at].word));
     }
-    // Prose takes what room is left.
+    // Prose gets the remaining space.
     for (at, column) in columns.iter().enumerate() {
         let spare = room.saturating_sub(sum(&widths));
         widths[at] = widths[at].map(|width| (width + spare).min(column.full).max(width));

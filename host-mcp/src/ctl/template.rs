@@ -185,7 +185,7 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
     show(app, &template)
 }
 
-/// The packages of a template after some were added and others removed.
+/// The packages of a template after adding some and removing others.
 fn changed(mut packages: Vec<String>, add: Vec<String>, remove: &[String]) -> Result<Vec<String>, Error> {
     if let Some(unknown) = remove.iter().find(|name| !packages.contains(name)) {
         return Err(Error::usage(format!("the template has no package {unknown}: {}", packages.join(" "))));
@@ -199,7 +199,7 @@ fn changed(mut packages: Vec<String>, add: Vec<String>, remove: &[String]) -> Re
     Ok(packages)
 }
 
-/// Reads the files that are to be laid over.
+/// The services by name, each with its command.
 fn services(commands: Vec<(String, String)>) -> BTreeMap<String, Service> {
     let service = |command| Service { command: Some(command), ..Service::default() };
     commands.into_iter().map(|(name, command)| (name, service(command))).collect()

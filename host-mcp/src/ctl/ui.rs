@@ -1,4 +1,4 @@
-//! What is written where: stdout is data, stderr is talk.
+//! Output: data goes to stdout, messages to stderr.
 
 use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
@@ -12,7 +12,7 @@ use super::format::tame;
 pub(crate) use super::table::{Mood, Table, Text};
 use crate::dirs::Env;
 
-/// How results are shown.
+/// The format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     /// For people.
@@ -26,13 +26,13 @@ pub(crate) enum Format {
 /// The process's two outputs.
 #[derive(Debug, Clone)]
 pub(crate) struct Ui {
-    /// How results are shown.
+    /// The format of results.
     pub(crate) format: Format,
     /// Whether stdout is a terminal.
     pub(crate) stdout_is_terminal: bool,
-    /// Whether stderr is a terminal on which a cursor can be moved.
+    /// Whether stderr is a terminal with a movable cursor.
     pub(crate) stderr_is_terminal: bool,
-    /// Whether colours are wanted at all.
+    /// Whether colours are wanted.
     colours: bool,
 }
 
@@ -54,13 +54,13 @@ impl Ui {
         self.format == Format::Json
     }
 
-    /// Writes bytes to stdout as they are.
+    /// Writes bytes to stdout unchanged.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), Error> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|source| Error::Output { source })
     }
 
-    /// Writes bytes to stderr as they are.
+    /// Writes bytes to stderr unchanged.
     pub(crate) fn error_bytes(&self, bytes: &[u8]) -> Result<(), Error> {
         io::stderr().lock().write_all(bytes).map_err(|source| Error::Output { source })
     }
@@ -70,7 +70,7 @@ impl Ui {
         self.bytes(format!("{text}\n").as_bytes())
     }
 
-    /// Writes a structured result to stdout: as it came, or indented on a terminal.
+    /// Writes a structured result to stdout: unchanged, or indented on a terminal.
     pub(crate) fn json(&self, value: &RawValue) -> Result<(), Error> {
         if self.stdout_is_terminal
             && let Ok(value) = serde_json::from_str::<serde_json::Value>(value.get())
@@ -86,21 +86,21 @@ impl Ui {
         self.bytes(table.render(width, self.stdout_is_terminal && self.colours).as_bytes())
     }
 
-    /// Says something on stderr; nothing is said where only ids are wanted.
+    /// Prints a message to stderr, unless only ids are wanted.
     pub(crate) fn say(&self, text: &str) {
         if self.format != Format::Quiet {
             self.talk(&tame_lines(text, "\n"));
         }
     }
 
-    /// Asks something on stderr: the answer is typed behind it.
+    /// Prints a question to stderr; the answer is typed after it.
     #[expect(clippy::unused_self, reason = "asking is for who has a user interface")]
     pub(crate) fn ask(&self, question: &str) {
         let mut stderr = io::stderr().lock();
         drop(stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush()));
     }
 
-    /// What time it is: what a command waited for is not in the future.
+    /// The current time, so that nothing a command waited for lies in the future.
     #[expect(clippy::unused_self, reason = "time is part of the surroundings that a user interface shows")]
     pub(crate) fn now(&self) -> Timestamp {
         Timestamp::from(SystemTime::now())
@@ -108,11 +108,11 @@ impl Ui {
 
     /// Warns on stderr.
     pub(crate) fn warn(&self, text: &str) {
-        // A further line, which may be a guest's, is never taken for one of ours.
+        // Further lines, which may come from a guest, are indented, so that they cannot be mistaken for ours.
         self.talk(&format!("{} {}", self.paint("warning:", "33;1"), tame_lines(text, "\n  ")));
     }
 
-    /// Says how a command failed.
+    /// Prints why a command failed.
     pub(crate) fn fail(&self, error: &Error) {
         if error.is_silent() {
             return;
@@ -124,7 +124,7 @@ impl Ui {
             }
             return self.talk(&said.to_string());
         }
-        // A further line of a text, which may be a guest's, is never taken for one of these two.
+        // Further lines of a text, which may come from a guest, are indented, so that they cannot be mistaken for these two.
         let indented = |text: &str| text.replace('\n', "\n  ");
         self.talk(&format!("{} {}", self.paint("error:", "31;1"), indented(&error.message())));
         if let Some(hint) = error.hint() {
@@ -133,7 +133,7 @@ impl Ui {
     }
 
     fn talk(&self, text: &str) {
-        // There is nowhere left to complain to when this fails.
+        // If this fails, there is nowhere left to report it.
         drop(writeln!(io::stderr().lock(), "{text}"));
     }
 
@@ -146,17 +146,17 @@ impl Ui {
     }
 }
 
-/// A text, a part of which may be a guest's, without what controls a terminal; its lines with `end` between them.
+/// A text that may come in part from a guest, without control characters; its lines are joined with `end`.
 fn tame_lines(text: &str, end: &str) -> String {
     text.split('\n').map(tame).collect::<Vec<_>>().join(end)
 }
 
-/// How wide the terminal of stdout is, in columns.
+/// The width of the terminal of stdout, in columns.
 fn terminal_width() -> Option<u16> {
     comfy_table::Table::new().width()
 }
 
-/// How wide the terminal of stderr is, in columns.
+/// The width of the terminal of stderr, in columns.
 pub(crate) fn stderr_width() -> u16 {
     comfy_table::Table::new().use_stderr().width().unwrap_or(80)
 }

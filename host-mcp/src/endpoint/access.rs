@@ -1,4 +1,4 @@
-//! Who may come in: peers of the Unix socket by its mode, everybody else by a token, and no web page.
+//! Access control: peers of the Unix socket by its mode, all others by a token, and no web pages.
 
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -12,23 +12,23 @@ use nexus_core::host::same_secret;
 
 use super::{Body, plain};
 
-/// The file of the token in the state directory.
+/// The token's file in the state directory.
 pub(super) const TOKEN_NAME: &str = "http-token";
-/// The name of that token's holder among owners.
+/// The owner name of clients with that token.
 const TOKEN_OWNER: &str = "token:http";
-/// Host names of this machine that a request may be meant for.
+/// Host names of this machine that a request may be addressed to.
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-/// A way in.
+/// A way for clients to connect.
 #[derive(Debug, Clone)]
 pub enum Door {
-    /// The Unix socket: whoever may connect may come in.
+    /// The Unix socket: everyone who can connect has access.
     Unix,
-    /// Loopback TCP: with the token only, and not from web pages.
+    /// Loopback TCP: only with the token, and not from web pages.
     Tcp {
         /// The token.
         token: Arc<str>,
-        /// Origins of web pages that may come in all the same, such as `http://localhost:6274`.
+        /// Allowed origins of web pages, such as `http://localhost:6274`.
         origins: Arc<[String]>,
     },
 }
@@ -38,8 +38,8 @@ impl Door {
         matches!(self, Self::Unix)
     }
 
-    /// Refuses what a web page could have sent: requests for other hosts (DNS rebinding) and from other origins. Also requests
-    /// that name two hosts (RFC 9112 section 3.2).
+    /// Refuses requests that a web page could have sent: for other hosts (DNS rebinding) or from other origins. Also refuses
+    /// requests with two hosts (RFC 9112 section 3.2).
     pub(super) fn check_origin<B>(&self, request: &Request<B>) -> Result<(), Box<Response<Body>>> {
         if request.headers().get_all(header::HOST).iter().nth(1).is_some() {
             return Err(Box::new(plain(StatusCode::BAD_REQUEST, "more than one Host header\n")));
@@ -68,7 +68,7 @@ impl Door {
         Ok(())
     }
 
-    /// Who calls, by the token of the request.
+    /// The caller, by the token of the request.
     pub(super) fn check_token<B>(&self, request: &Request<B>) -> Result<Caller, Box<Response<Body>>> {
         let Self::Tcp { token, .. } = self else {
             return Err(Box::new(plain(StatusCode::FORBIDDEN, "who calls is not known\n")));
@@ -93,10 +93,10 @@ fn is_bearer(value: &[u8], token: &[u8]) -> bool {
     scheme.eq_ignore_ascii_case(b"bearer ") && same_secret(given, token)
 }
 
-/// A token that cannot be had.
+/// Why the token is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// Its file cannot be read or made.
+    /// Its file could not be read or made.
     #[error("use the token file {file}")]
     Io {
         /// The file.
@@ -105,13 +105,13 @@ pub enum TokenError {
         #[source]
         source: io::Error,
     },
-    /// Others may read it.
+    /// Other users can read it.
     #[error("the token file {file} may be read by others: chmod 600 {file}")]
     Exposed {
         /// The file.
         file: String,
     },
-    /// It holds no token.
+    /// It contains no token.
     #[error("the token file {file} holds no token of at least 32 characters: delete it to get a new one")]
     Malformed {
         /// The file.
@@ -119,7 +119,7 @@ pub enum TokenError {
     },
 }
 
-/// Reads the token of a state directory; made on first use, readable by this user only.
+/// Reads the token of a state directory. It is made on first use, readable only by this user.
 pub fn load_token(state_dir: &Path) -> Result<Arc<str>, TokenError> {
     let path = state_dir.join(TOKEN_NAME);
     let file = path.display().to_string();

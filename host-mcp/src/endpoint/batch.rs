@@ -1,4 +1,4 @@
-//! Batches: several messages in the body of one request, as revisions up to 2025-03-26 have them.
+//! Batches: several messages in the body of one request, as in revisions up to 2025-03-26.
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -13,7 +13,7 @@ use super::{Body, Endpoints, Scoped, body, respond};
 /// How many messages one request may hold.
 const MESSAGES_MAX: usize = 64;
 
-/// Handles the messages side by side. The answers to those that are requests are one array, in the same order.
+/// Handles the messages concurrently. The answers to the requests among them form one array, in the same order.
 pub(super) async fn answer(
     endpoints: &Endpoints,
     scoped: &Scoped,
@@ -42,7 +42,7 @@ pub(super) async fn answer(
         let (is_json, is_events) = (kind == b"application/json", kind == b"text/event-stream");
         let content = content.collect().await.map(|content| content.to_bytes()).unwrap_or_default();
         if !head.status.is_success() && !is_json {
-            // It is about the request as a whole, such as a session that is not there.
+            // It concerns the request as a whole, such as an unknown session.
             return Response::from_parts(head, http_body_util::Full::new(content).boxed());
         }
         for message in content.split(|byte| *byte == b'\n') {

@@ -1,4 +1,4 @@
-//! Bodies of requests: read whole, within a size and a time.
+//! Reads the bodies of requests, with limits on size and time.
 
 use std::time::Duration;
 
@@ -21,10 +21,11 @@ use crate::forward;
 
 /// How long a client may take for the body of its request.
 const BODY_TIME: Duration = Duration::from_secs(30);
-/// How much of a body that is too large is read before it is refused: who has sent it all can read the refusal.
+/// How much of an oversized body is read before it is refused, so that a client that has sent all of it can
+/// read the refusal.
 const DRAINED_MAX: usize = 64 << 20;
 
-/// Reads a body; an answer to it if that cannot be done.
+/// Reads a body; on failure, the error is the response.
 pub(super) async fn read(head: &Parts, body: Incoming) -> Result<Bytes, Response<Body>> {
     let is_asked_first = head.headers.contains_key(header::EXPECT);
     if is_asked_first && body.size_hint().lower() > HTTP_BODY_MAX as u64 {
@@ -41,7 +42,7 @@ pub(super) async fn read(head: &Parts, body: Incoming) -> Result<Bytes, Response
     }
 }
 
-/// The whole body; `None` if it is too large.
+/// The complete body; `None` if it is too large.
 async fn collect(mut body: Incoming) -> Result<Option<Bytes>, hyper::Error> {
     let (mut whole, mut total) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
@@ -63,20 +64,20 @@ fn too_large() -> Response<Body> {
     closing(StatusCode::PAYLOAD_TOO_LARGE, &text)
 }
 
-/// A refusal after which the connection is of no use.
+/// A refusal that closes the connection.
 fn closing(status: StatusCode, text: &str) -> Response<Body> {
     let mut response = plain(status, text);
     response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     response
 }
 
-/// The messages of a batch; `None` if the body is none.
+/// The messages of a batch; `None` if the body is not a batch.
 pub(super) fn batch<'a>(head: &Parts, body: &'a Bytes) -> Option<Vec<&'a RawValue>> {
     let may_be = head.method == Method::POST && sends_json(&head.headers);
     (may_be && body.trim_ascii_start().starts_with(b"[")).then(|| serde_json::from_slice(body).ok())?
 }
 
-/// The JSON-RPC message in a body; `None` where there is none to be expected.
+/// The JSON-RPC message in a body; `None` if none is expected.
 pub(super) fn message<'a>(
     head: &Parts,
     body: &'a Bytes,
@@ -93,7 +94,7 @@ pub(super) fn message<'a>(
     }
 }
 
-/// The answer to a message that rmcp cannot decode; `None` if it can.
+/// The response to a message that rmcp cannot decode; `None` if it can.
 pub(super) fn complaint(message: &Envelope<'_>, body: &Bytes) -> Option<Response<Body>> {
     if serde_json::from_slice::<ClientJsonRpcMessage>(body).is_ok() {
         return None;
@@ -111,7 +112,7 @@ pub(super) fn complaint(message: &Envelope<'_>, body: &Bytes) -> Option<Response
     })
 }
 
-/// A request that JSON-RPC refuses.
+/// The response to an invalid JSON-RPC request.
 pub(super) fn refused(id: Option<&str>, code: i32, message: &str) -> Response<Body> {
     let mut out =
         format!(r#"{{"jsonrpc":"2.0","id":{},"error":{{"code":{code},"message":"#, id.unwrap_or("null"))

@@ -1,5 +1,5 @@
-//! Calls of guest tools over HTTP that pass rmcp by: plain ones, whose answer is one JSON object. Whatever is not plain —
-//! progress wanted, headers that contradict, a session that is not here — is left to rmcp, which says what is wrong.
+//! Handles plain calls of guest tools over HTTP without rmcp; their response is one JSON object. Everything that is not
+//! plain (progress, contradicting headers, an unknown session) is left to rmcp, which reports what is wrong.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,16 +18,16 @@ use crate::forward::{self, CallParams, Client, Era, ForwardedCall, Handle};
 
 const SESSION: &str = "mcp-session-id";
 const VERSION: &str = "mcp-protocol-version";
-/// The revisions that have sessions.
+/// The revisions with sessions.
 const WITH_SESSIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
-/// The revision that has none.
+/// The revision without sessions.
 const WITHOUT_SESSIONS: &str = "2026-07-28";
 
-/// Calls under way in sessions.
+/// The running calls of sessions.
 #[derive(Debug, Default)]
 pub(super) struct Calls(Mutex<HashMap<Key, Handle>>);
 
-/// A session, and the id of a request in it as it stands in the request.
+/// A session, and the id of a request in it, in its original JSON.
 type Key = (String, String);
 
 impl Calls {
@@ -80,7 +80,7 @@ impl Calls {
                 out.push(b'}');
                 respond(StatusCode::OK, "application/json", Bytes::from(out))
             }
-            // There is no answer to a cancelled call, but there must be one to its HTTP request.
+            // A cancelled call has no answer, but its HTTP request needs one.
             None => respond(StatusCode::ACCEPTED, "application/json", Bytes::new()),
         })
     }
@@ -106,7 +106,7 @@ impl Calls {
     }
 }
 
-/// The answer to a call that fails with an error of the host.
+/// The response to a call that failed on the host.
 pub(super) fn failed(id: &str, error: &ToolError, era: Era) -> Response<Body> {
     let mut out = Vec::new();
     forward::write_response_start(&mut out, id);
@@ -115,14 +115,14 @@ pub(super) fn failed(id: &str, error: &ToolError, era: Era) -> Response<Body> {
     respond(StatusCode::OK, "application/json", Bytes::from(out))
 }
 
-/// A call that can be cancelled as long as it runs.
+/// A call that can be cancelled while it runs.
 struct Running<'a> {
     calls: &'a Calls,
     key: Option<Key>,
 }
 
 impl<'a> Running<'a> {
-    /// `None` if a call of the same id is under way in the session.
+    /// `None` if a call with the same id is running in the session.
     fn start(calls: &'a Calls, key: Option<Key>, handle: &Handle) -> Option<Self> {
         if let Some(key) = &key {
             let mut running = calls.running();
@@ -150,7 +150,7 @@ pub(super) fn sends_json(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Whether the client takes JSON and events back.
+/// Whether the client accepts both JSON and event streams.
 fn takes_both(headers: &HeaderMap) -> bool {
     let accepts = |what: &str| {
         headers
@@ -162,7 +162,7 @@ fn takes_both(headers: &HeaderMap) -> bool {
     accepts("application/json") && accepts("text/event-stream")
 }
 
-/// The only value of a header; `None` also where it is there twice.
+/// The only value of a header; `None` if it is missing or repeated.
 fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let (first, second) = (values.next()?, values.next());
@@ -172,7 +172,7 @@ fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     first.to_str().ok()
 }
 
-/// The session that a request belongs to, if it may pass rmcp by.
+/// The session of a request, if the request may bypass rmcp.
 fn session_of<'a>(sessions: &Sessions, headers: &'a HeaderMap) -> Option<&'a str> {
     if headers.contains_key(VERSION) && !WITH_SESSIONS.contains(&only(headers, VERSION)?) {
         return None;
@@ -180,7 +180,7 @@ fn session_of<'a>(sessions: &Sessions, headers: &'a HeaderMap) -> Option<&'a str
     only(headers, SESSION).filter(|session| sessions.may_pass_by(session))
 }
 
-/// Whether the headers of a request without a session say the same as its body.
+/// Whether the headers of a request without a session match its body.
 fn is_plain_request(headers: &HeaderMap, version: &str, tool: &str) -> bool {
     version == WITHOUT_SESSIONS
         && only(headers, VERSION) == Some(version)

@@ -1,4 +1,4 @@
-//! Accepts connections and speaks HTTP/1.1 on them.
+//! Accepts connections and serves HTTP/1.1 on them.
 
 use std::io;
 use std::path::Path;
@@ -16,9 +16,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Door, Endpoints};
 
-/// How many connections there may be through one door.
+/// The maximum number of connections per listener.
 const CONNECTIONS_MAX: usize = 1024;
-/// How long a client may take for the head of its request.
+/// How long a client may take to send the head of its request.
 const HEAD_MAX: Duration = Duration::from_secs(30);
 
 /// Serves the Unix socket `name` in `directory` until the endpoints stop; only this user may connect.
@@ -49,7 +49,7 @@ pub fn serve_tcp(endpoints: &Endpoints, listener: TcpListener, door: Door) {
         while let Some((permit, accepted)) = next(&this, &room, listener.accept()).await {
             match accepted {
                 Ok((stream, _)) => {
-                    // Small answers are not to wait for more.
+                    // Small responses should not be delayed.
                     let _ = stream.set_nodelay(true);
                     converse(&this, door.clone(), None, stream, permit);
                 }
@@ -59,7 +59,7 @@ pub fn serve_tcp(endpoints: &Endpoints, listener: TcpListener, door: Door) {
     });
 }
 
-/// The next connection, once there is room for it; `None` when the endpoints stop.
+/// The next connection, once there is a free slot; `None` when the endpoints stop.
 async fn next<T>(
     endpoints: &Endpoints,
     room: &Arc<Semaphore>,

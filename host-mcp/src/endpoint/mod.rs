@@ -1,4 +1,4 @@
-//! Where clients come in: HTTP on the Unix socket and, if asked for, on loopback TCP.
+//! The endpoints for clients: HTTP on the Unix socket and, if configured, on loopback TCP.
 //!
 //! ```text
 //! /mcp            streamable HTTP, both eras; `?tools=SET` chooses the tools; GET with `Upgrade: mcp-stream` -> JSON lines (Unix socket only)
@@ -7,8 +7,8 @@
 //! /healthz        whether the daemon lives; needs no token
 //! /metrics        counters
 //! ```
-//! Every request is authorised by its own connection, headers and path. Sessions are kept per caller and per view, so that
-//! the id of a session is worth nothing to another caller or on another path.
+//! Every request is authorised by its own connection, headers and path. Sessions are stored per caller and per view, so a
+//! session id is useless to another caller or on another path.
 
 mod access;
 mod batch;
@@ -50,14 +50,14 @@ use crate::server::Server;
 use crate::stream;
 use crate::tools::{Toolset, UnknownToolset};
 
-/// The protocol that a stream is upgraded to.
+/// The protocol of an upgraded MCP stream.
 pub const STREAM_PROTOCOL: &str = "mcp-stream";
 /// How many combinations of caller and view are kept without a session.
 const SERVICES_MAX: usize = 64;
 
 type Body = BoxBody<Bytes, Infallible>;
 
-/// Who calls, and what of.
+/// A caller and a view.
 type Whose = (Arc<str>, View);
 
 /// All endpoints of one daemon. Cheap to clone.
@@ -66,10 +66,10 @@ pub struct Endpoints(Arc<Inner>);
 
 struct Inner {
     host: Host,
-    /// The tools of clients that choose none.
+    /// The set of tools for clients that choose none.
     tools: Toolset,
     stop: CancellationToken,
-    /// Streams that are open: they end in their own time when the daemon stops.
+    /// Open streams: they end by themselves when the daemon stops.
     streams: TaskTracker,
     ledger: Arc<Ledger>,
     services: Mutex<HashMap<Whose, Arc<Scoped>>>,
@@ -90,7 +90,7 @@ impl std::fmt::Debug for Endpoints {
 }
 
 impl Endpoints {
-    /// The endpoints of a host, with the tools of clients that choose none; all of them end when `stop` is cancelled.
+    /// The endpoints of a host, with the set of tools for clients that choose none. All of them end when `stop` is cancelled.
     pub fn new(host: Host, tools: Toolset, stop: CancellationToken) -> Self {
         Self(Arc::new(Inner {
             host,
@@ -103,7 +103,7 @@ impl Endpoints {
         }))
     }
 
-    /// The host behind them.
+    /// The host that they serve.
     pub fn host(&self) -> &Host {
         &self.0.host
     }
@@ -113,12 +113,12 @@ impl Endpoints {
         &self.0.stop
     }
 
-    /// What is open: streams and connections.
+    /// Open streams and connections.
     pub fn tasks(&self) -> &TaskTracker {
         &self.0.streams
     }
 
-    /// Answers one request that came through `door` from `caller`, where the door tells callers apart by connection.
+    /// Answers one request that came through `door`. `peer` is the caller, if the door identifies callers by connection.
     async fn answer(&self, door: &Door, peer: Option<&Caller>, request: Request<Incoming>) -> Response<Body> {
         self.0.host.counters().requests.add();
         if let Err(refusal) = door.check_origin(&request) {
@@ -166,11 +166,11 @@ impl Endpoints {
         }
     }
 
-    /// The tools that a query asks for; without one those of the configuration.
+    /// The set of tools in a query; by default the configured one.
     fn toolset(&self, query: Option<&str>) -> Result<Toolset, ToolError> {
         let mut chosen = query.unwrap_or_default().split('&').filter_map(|pair| pair.strip_prefix("tools="));
         let Some(words) = chosen.next() else { return Ok(self.0.tools) };
-        // A comma is often written as its code.
+        // A comma is often percent-encoded.
         let set = words.replace("%2C", ",").replace("%2c", ",").parse();
         set.map_err(|error: UnknownToolset| ToolError::invalid(error.to_string()))
     }
@@ -220,7 +220,7 @@ impl Endpoints {
         }
     }
 
-    /// Answers a request with one message, or none.
+    /// Answers a request with a single message or none.
     async fn message(&self, scoped: &Scoped, head: Parts, mut body: Bytes) -> Response<Body> {
         match body::message(&head, &body) {
             Ok(None) => {}
@@ -244,7 +244,7 @@ impl Endpoints {
         scoped.http.handle(Request::from_parts(head, Full::new(body))).await
     }
 
-    /// The service of one caller and view; made on first use.
+    /// The service of a caller and view; made on first use.
     fn scoped(&self, caller: Caller, view: View) -> Arc<Scoped> {
         let mut services = self.0.services.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (caller.owner.clone(), view);
@@ -256,7 +256,7 @@ impl Endpoints {
         }
         let sessions = Arc::new(Sessions::new(Arc::clone(&self.0.ledger)));
         let client = Client::new(self.0.host.clone(), view, caller);
-        // Host and Origin were checked before, for every path and not only for this one.
+        // Host and Origin were already checked, for every path.
         let config = StreamableHttpServerConfig::default()
             .disable_allowed_hosts()
             .with_max_request_body_bytes(HTTP_BODY_MAX)

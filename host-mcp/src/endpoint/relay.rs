@@ -1,5 +1,5 @@
-//! Streams into guests: opened by a ticket, then bytes go both ways as they come. What they say is between the client and the guest;
-//! each checks the other's frames.
+//! Streams into guests: opened with a ticket, then bytes are passed in both directions unchanged. Only client and guest
+//! interpret them; each checks the other's frames.
 
 use std::io;
 
@@ -19,11 +19,11 @@ use tokio_util::sync::CancellationToken;
 use super::{Body, Endpoints, json, plain, switching};
 use crate::host::Host;
 
-/// How much is passed on at once, in bytes: little at first, more where it comes in bulk.
+/// How much is passed on at once, in bytes: little at first, more for bulk data.
 const CHUNK: (usize, usize) = (8 << 10, 256 << 10);
 
 impl Endpoints {
-    /// Opens what a ticket is good for, and passes it on to the client.
+    /// Opens the stream of a ticket, and connects it to the client.
     pub(super) async fn open_stream(&self, mut request: Request<Incoming>, caller: Caller) -> Response<Body> {
         if request.method() != Method::GET {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "a stream is opened by GET\n");
@@ -72,7 +72,7 @@ fn refused(refusal: &StreamRefusal) -> Response<Body> {
     json(status, &said)
 }
 
-/// Passes bytes on until one side hangs up, the VM's boot is over or the daemon stops.
+/// Passes bytes on until one side disconnects, the VM's boot ends or the daemon stops.
 async fn relay(
     host: &Host,
     client: (Reader, Writer),
@@ -90,7 +90,7 @@ async fn relay(
     first.extend_from_slice(&guest.read);
     let outwards = pour(&first, &mut from_guest, &mut to_client);
     let inwards = pour(head, &mut from_client, &mut to_guest);
-    // What one side sent before it hung up is passed on by then; that the other one is gone is no failure.
+    // By then, everything that one side sent before it disconnected has been passed on; a disconnect is not an error.
     tokio::select! {
         _ = outwards => {}
         _ = inwards => {}

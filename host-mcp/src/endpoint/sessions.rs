@@ -1,4 +1,4 @@
-//! HTTP sessions: as rmcp keeps them, but counted, so that there are never more than a fixed number.
+//! HTTP sessions: rmcp's, but with a limit on their total number.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,22 +11,22 @@ use rmcp::transport::streamable_http_server::SessionId;
 use rmcp::transport::streamable_http_server::session::SessionManager;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 
-/// How many sessions there may be, of all callers and views together.
+/// The maximum number of sessions, for all callers and views together.
 const SESSIONS_MAX: usize = 256;
-/// After how long without a request a session is closed.
+/// A session without requests is closed after this time.
 const KEEP_ALIVE: Duration = Duration::from_secs(3600);
-/// How often a session's own worker must see a request, so that it does not think that its client is gone.
+/// How often a session's own worker must see a request; otherwise it would assume that its client is gone.
 const SHOWN_AT_LEAST: Duration = Duration::from_secs(600);
 
-/// Which sessions there are, of all callers and views.
+/// All sessions of all callers and views.
 #[derive(Debug, Default)]
 pub(super) struct Ledger(Mutex<HashMap<SessionId, Entry>>);
 
 #[derive(Debug)]
 struct Entry {
-    /// When a request came last.
+    /// When the last request came.
     used: Instant,
-    /// When rmcp saw one last.
+    /// When rmcp last saw a request.
     shown: Instant,
     home: Weak<LocalSessionManager>,
 }
@@ -40,12 +40,12 @@ impl Ledger {
         self.entries().len()
     }
 
-    /// Whether any session is kept by `sessions`.
+    /// Whether `sessions` holds any session.
     pub(super) fn holds_any(&self, sessions: &Sessions) -> bool {
         self.entries().values().any(|entry| std::ptr::eq(entry.home.as_ptr(), Arc::as_ptr(&sessions.inner)))
     }
 
-    /// Adds a session; gives back those that must go for it, the longest unused first.
+    /// Adds a session; returns those that must be closed for it, the longest unused first.
     fn admit(
         &self,
         id: SessionId,
@@ -91,7 +91,7 @@ impl Sessions {
         Self { inner: Arc::new(inner), ledger }
     }
 
-    /// Whether a call of this session may pass rmcp by: the session is here, and rmcp saw it lately.
+    /// Whether a call of this session may bypass rmcp: the session exists, and rmcp has recently seen it.
     pub(super) fn may_pass_by(&self, id: &str) -> bool {
         match self.ledger.entries().get_mut(id) {
             Some(entry) if std::ptr::eq(entry.home.as_ptr(), Arc::as_ptr(&self.inner)) => {
@@ -114,7 +114,7 @@ impl SessionManager for Sessions {
         for (oldest, home) in self.ledger.admit(id.clone(), &self.inner) {
             tracing::info!(session = %oldest, "closing the session that was unused longest");
             if let Some(home) = home.upgrade() {
-                // It is gone from the ledger; that its worker had ended already is no matter.
+                // It is already removed from the ledger; its worker may have ended, too.
                 let _ = home.close_session(&oldest).await;
             }
         }

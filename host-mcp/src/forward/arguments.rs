@@ -1,4 +1,4 @@
-//! What a call of a guest's tool says: its parameters, looked at without taking them apart further than needed.
+//! The parameters of a call of a guest's tool, parsed only as deep as needed.
 
 use std::borrow::Cow;
 
@@ -12,16 +12,16 @@ use serde_json::value::RawValue;
 
 use crate::host::View;
 
-/// Which shape of MCP a reply has.
+/// The form of a reply, which depends on the MCP revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Era {
     /// Up to 2025-11-25.
     Session,
-    /// From 2026-07-28: results say what type they are.
+    /// From 2026-07-28: results state their type.
     Stateless,
 }
 
-/// The arguments of a call, taken apart one level deep.
+/// The arguments of a call, parsed one level deep.
 #[derive(Debug)]
 pub(crate) struct Arguments<'a> {
     members: Vec<(Cow<'a, str>, &'a RawValue)>,
@@ -29,7 +29,7 @@ pub(crate) struct Arguments<'a> {
 }
 
 impl<'a> Arguments<'a> {
-    /// Takes arguments apart; those of the whole view name a VM, those of a VM's own view do not.
+    /// Parses arguments. In the whole view they name a VM, in a VM's own view they do not.
     pub(crate) fn parse(raw: Option<&'a RawValue>, view: View) -> Result<Self, ToolError> {
         let mut members = members(raw)?;
         let vm = match view {
@@ -59,7 +59,7 @@ impl<'a> Arguments<'a> {
         Ok(Self { members, vm })
     }
 
-    /// Which VM is meant.
+    /// The VM that is meant.
     pub(crate) fn vm(&self, view: View) -> Option<Reference<VmKind>> {
         match view {
             View::Vm(id) => Some(Reference::Id(id)),
@@ -67,13 +67,13 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// An argument that is a number.
+    /// A numeric argument.
     pub(crate) fn number(&self, name: &str) -> Option<f64> {
         let (_, value) = self.members.iter().find(|(key, _)| key == name)?;
         value.get().trim_matches('"').trim().parse().ok()
     }
 
-    /// Appends them as the guest gets them.
+    /// Appends them in the form for the guest.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.push(b'{');
         for (at, (key, value)) in self.members.iter().enumerate() {
@@ -88,7 +88,7 @@ impl<'a> Arguments<'a> {
     }
 }
 
-/// Takes arguments apart; an error names the one that JSON readers cannot take.
+/// Parses arguments; an error names the argument that JSON readers cannot read.
 fn members(raw: Option<&RawValue>) -> Result<Vec<(Cow<'_, str>, &RawValue)>, ToolError> {
     let Some(raw) = raw else { return Ok(Vec::new()) };
     let Some(Members(members)) = Members::parse(raw) else {
@@ -114,7 +114,7 @@ pub(crate) struct CallParams<'a> {
     pub(crate) arguments: Option<&'a RawValue>,
     #[serde(borrow, default, rename = "_meta")]
     pub(crate) meta: Option<CallMeta<'a>>,
-    /// Things that rmcp is better at.
+    /// Fields that are left to rmcp.
     #[serde(borrow, default)]
     task: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -123,7 +123,7 @@ pub(crate) struct CallParams<'a> {
     request_state: Option<&'a RawValue>,
 }
 
-/// What `_meta` of a call may say that matters here.
+/// The fields of a call's `_meta` that matter here.
 #[derive(Debug, serde::Deserialize)]
 pub(crate) struct CallMeta<'a> {
     #[serde(borrow, default)]
@@ -136,7 +136,7 @@ pub(crate) struct CallMeta<'a> {
 }
 
 impl<'a> CallParams<'a> {
-    /// Looks at the parameters; `None` unless everything about them is plain.
+    /// Parses the parameters; `None` unless they are plain.
     pub(crate) fn parse(params: &'a RawValue) -> Option<Self> {
         if !params.get().starts_with('{') {
             return None;
@@ -149,17 +149,17 @@ impl<'a> CallParams<'a> {
         (!special && object && token).then_some(this)
     }
 
-    /// Where progress is to be sent, as JSON.
+    /// The progress token, as JSON.
     pub(crate) fn progress_token(&self) -> Option<&'a str> {
         self.meta.as_ref()?.progress_token.map(RawValue::get)
     }
 
-    /// The revision that the request itself names.
+    /// The revision named by the request itself.
     pub(crate) fn version(&self) -> Option<&str> {
         self.meta.as_ref()?.version.as_deref()
     }
 
-    /// In which shape the request wants its reply; `None` if it is not plain that it may be served.
+    /// The form of the reply; `None` if it is not clear that the request may be served.
     pub(crate) fn era(&self, initialized: bool) -> Option<Era> {
         match (self.version(), initialized) {
             (None, true) => Some(Era::Session),
@@ -172,12 +172,12 @@ impl<'a> CallParams<'a> {
     }
 }
 
-/// Whether the line may be a call of a tool: a cheap look before it is taken apart.
+/// Whether the line may be a tool call: a cheap check before it is parsed.
 pub(crate) fn may_be_call(message: &Envelope<'_>) -> bool {
     message.method.as_deref() == Some("tools/call") && message.id.is_some() && message.is_well_formed()
 }
 
-/// For a call that rmcp cannot decode: which argument is to blame, and the shape of the reply. `None` if it is something else.
+/// For a tool call that rmcp cannot decode: the error with the argument at fault, and the form of the reply. `None` for anything else.
 pub(crate) fn flaw_of_call(message: &Envelope<'_>) -> Option<(ToolError, Era)> {
     if !may_be_call(message) {
         return None;

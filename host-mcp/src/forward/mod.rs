@@ -1,13 +1,13 @@
-//! The one way of a call into a guest, for every door: admitted, given its deadline, forwarded raw, its result checked, and
-//! recorded however it ends. The doors only read and write.
+//! The common path of calls into guests, for all endpoints: a call is admitted, gets its deadline, is forwarded raw, its result
+//! is checked, and it is recorded however it ends. The endpoints only read and write.
 //!
 //! ```text
 //!   admit ──> ForwardedCall ──begin──> the guest's link ──> Answer::done ──> recorded
 //!     │            │                         │
 //!     └ refused    └ dropped                 └ cancelled by its Handle, or left by a client that is gone   (all of these, too)
 //! ```
-//! What it does to a call on its way: `vm` is taken out of the arguments and names the guest; the id and the progress token
-//! are replaced by those of the link. On the way back: `_meta["dev.nexus/vm"]` says which VM and boot answered.
+//! Changes on the way: `vm` is removed from the arguments and selects the guest; the id and the progress token are replaced by
+//! the link's. On the way back, `_meta["dev.nexus/vm"]` says which VM and boot answered.
 
 mod arguments;
 mod name;
@@ -36,12 +36,12 @@ pub(crate) use reply::{write_error, write_response_start};
 use crate::host::{Host, View};
 use crate::tools::GuestTool;
 
-/// How many forwarded calls of one client may be under way.
+/// How many forwarded calls of one client may run at once.
 const CALLS_MAX: usize = 256;
 /// How much of a client's name is passed on, in characters.
 const NAME_MAX: usize = 64;
 
-/// Who calls: one stream, or all HTTP requests of one caller and view. Cheap to clone.
+/// A client: one stream, or all HTTP requests of one caller and view. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Client(Arc<Inner>);
 
@@ -50,11 +50,11 @@ struct Inner {
     host: Host,
     view: View,
     caller: Caller,
-    /// A place for each call that may be under way.
+    /// One slot for each call that may run.
     places: Arc<Semaphore>,
-    /// What the client calls itself and who it is, in words for people.
+    /// The client's name and identity, for people.
     name: Mutex<Arc<str>>,
-    /// Who answered last: mostly who answers next.
+    /// The origin of the last answer, which is mostly that of the next one.
     origin: Mutex<Option<Arc<Origin>>>,
 }
 
@@ -65,7 +65,7 @@ impl Client {
         Self(Arc::new(Inner { host, view, caller, places, name, origin: Mutex::default() }))
     }
 
-    /// The client says what it is called.
+    /// Stores the name that the client gave.
     pub(crate) fn introduced(&self, name: &str) {
         let name: String = name.chars().filter(|c| !c.is_control()).take(NAME_MAX).collect();
         if !name.trim().is_empty() {
@@ -74,7 +74,7 @@ impl Client {
         }
     }
 
-    /// What it is called in a VM, where what it starts outlives it.
+    /// Its name inside a VM, for things that outlive it there.
     fn name(&self) -> Arc<str> {
         Arc::clone(&self.0.name.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -100,7 +100,7 @@ impl Client {
     }
 }
 
-/// A call that was admitted. It counts as under way, and is recorded when it is dropped.
+/// An admitted call. It counts as running, and is recorded when dropped.
 #[derive(Debug)]
 pub(crate) struct ForwardedCall {
     record: Recorded,
@@ -111,13 +111,13 @@ pub(crate) struct ForwardedCall {
     era: Era,
     view: View,
     handle: Handle,
-    /// Who calls, where the guest is told.
+    /// The client's name, if the guest is told.
     client: Option<Arc<str>>,
     _place: OwnedSemaphorePermit,
 }
 
 impl ForwardedCall {
-    /// Admits a call of a guest's tool, which `handle` can cancel. A refusal is recorded, too.
+    /// Admits a call of a guest's tool, which can be cancelled with `handle`. A refusal is recorded, too.
     pub(crate) fn admit<'a>(
         client: &Client,
         tool: GuestTool,
@@ -162,12 +162,12 @@ impl ForwardedCall {
         Ok((call, arguments))
     }
 
-    /// The link that it goes to.
+    /// The link that the call uses.
     pub(crate) fn link(&self) -> &Link {
         &self.guest.link
     }
 
-    /// Begins the call; it is written at the next [`Link::flush`] of [`Self::link`].
+    /// Starts the call; it is written at the next [`Link::flush`] of [`Self::link`].
     pub(crate) fn begin(self, arguments: &Arguments<'_>, wants_progress: bool, answer: impl Answer) {
         let (link, handle, name, deadline) =
             (self.guest.link.clone(), self.handle.clone(), self.tool.name, self.deadline);
@@ -177,7 +177,7 @@ impl ForwardedCall {
         match link.begin(name, |out| arguments.write(out), meta, deadline, sink) {
             Ok(call) => handle.begun(link, call),
             Err((LinkError::Down { why }, sink)) => {
-                // It may be dialled again just now, as after the agent was restarted.
+                // The guest may just be reconnecting, for example after the agent was restarted.
                 let mut text = Vec::new();
                 arguments.write(&mut text);
                 tokio::spawn(async move {
@@ -198,7 +198,7 @@ impl ForwardedCall {
         }
     }
 
-    /// Calls and waits; the result is appended to `out`. `None` if the call was cancelled. Dropping the future lets go of it.
+    /// Calls and waits; the result is appended to `out`. `None` if the call was cancelled. Dropping the future abandons the call.
     pub(crate) async fn wait(
         self,
         arguments: &Arguments<'_>,
@@ -221,7 +221,7 @@ fn too_many() -> ToolError {
         .hint("wait for some of them to end")
 }
 
-/// Cancels one call, or lets go of it. Cheap to clone.
+/// Cancels or abandons a call. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Handle(Arc<Mutex<Stage>>);
 
@@ -240,7 +240,7 @@ impl Handle {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Cancels the call, and kills what it started; one that has ended is left alone.
+    /// Cancels the call and kills what it started; has no effect after its end.
     pub(crate) fn cancel(&self) {
         let stage = std::mem::replace(&mut *self.stage(), Stage::Cancelled);
         if let Stage::Begun(link, call) = stage {
@@ -248,7 +248,7 @@ impl Handle {
         }
     }
 
-    /// Nobody waits for the call any more: a command that it started goes on. One that was cancelled or has ended is left alone.
+    /// Nobody waits for the call any more, but a command that it started continues. Has no effect on a cancelled or ended call.
     pub(crate) fn leave(&self) {
         let mut stage = self.stage();
         if matches!(*stage, Stage::Cancelled) {
@@ -289,11 +289,11 @@ impl Drop for LeaveOnDrop {
     }
 }
 
-/// What a door does with what comes of a call. Called on the link's task: must not block.
+/// An endpoint's handler for the events of a call. Called on the link's task, so it must not block.
 pub(crate) trait Answer: Send + 'static {
-    /// The guest says how far it is.
+    /// The guest reports progress.
     fn progress(&mut self, progress: GuestProgress);
-    /// The call has ended. `result` is `None` if it was cancelled: then it has no answer.
+    /// The call has ended. `result` is `None` if it was cancelled, which means no answer.
     fn done(self, result: Option<CallResult<'_>>);
 }
 
@@ -313,7 +313,7 @@ impl CallResult<'_> {
     }
 }
 
-/// What the link tells of a call.
+/// Receives the events of a call from the link.
 struct Sink<A> {
     call: ForwardedCall,
     answer: A,
@@ -331,7 +331,7 @@ impl<A: Answer> CallSink for Sink<A> {
     }
 }
 
-/// The answer of a call that is waited for.
+/// The answer of a call that somebody waits for.
 struct Waiting {
     outcome: oneshot::Sender<Option<Vec<u8>>>,
     progress: Option<mpsc::Sender<GuestProgress>>,
@@ -341,7 +341,7 @@ struct Waiting {
 impl Answer for Waiting {
     fn progress(&mut self, progress: GuestProgress) {
         if let Some(sender) = &self.progress {
-            // A caller that is slow to look misses a step, not the result.
+            // A slow caller misses a progress step, but not the result.
             let _ = sender.try_send(progress);
         }
     }
@@ -351,7 +351,7 @@ impl Answer for Waiting {
             result.write(&mut self.out);
             self.out
         });
-        // The caller may have gone; then nobody wants the result.
+        // The caller may be gone; then the result is not needed.
         let _ = self.outcome.send(outcome);
     }
 }

@@ -1,4 +1,4 @@
-//! What a client calls itself.
+//! The names of clients.
 
 use std::borrow::Cow;
 

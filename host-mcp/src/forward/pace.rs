@@ -1,15 +1,15 @@
-//! When a client hears of a call that it waits for.
+//! Decides when a waiting client gets progress.
 
 use std::time::{Duration, Instant};
 
-/// After how long without a word a client that waits is told that its call still runs. Clients are promised 10 s.
+/// After this much silence a waiting client is told that its call is still running. Clients are promised 10 s.
 const HEARTBEAT: Duration = Duration::from_secs(8);
-/// How often that is looked at.
+/// How often the silence is checked.
 pub(crate) const BEAT_CHECK: Duration = Duration::from_secs(1);
-/// How far a call comes by still running.
+/// How much the progress advances while a call is just running.
 const STEP: f64 = 1e-6;
 
-/// How far a client believes its call to be: that only grows.
+/// The progress that a client knows of a call; it only grows.
 #[derive(Debug)]
 pub(crate) struct Pace {
     last: f64,
@@ -17,17 +17,17 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// For a call that begins now.
+    /// For a call that starts now.
     pub(crate) fn start() -> Self {
         Self { last: 0.0, said: Instant::now() }
     }
 
-    /// The call is so far; whether the client is to hear it.
+    /// Advances the progress; returns whether the client should be told.
     pub(crate) fn advance(&mut self, value: f64) -> bool {
         self.advance_at(value, Instant::now())
     }
 
-    /// Nothing is new; what the client is told all the same, if it has heard nothing for long.
+    /// Without news: the progress to report if the client has heard nothing for long.
     pub(crate) fn beat(&mut self) -> Option<f64> {
         self.beat_at(Instant::now())
     }

@@ -1,4 +1,4 @@
-//! A call that is under way, for the call record.
+//! A running call, for the call record.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::host::Host;
 
-/// A call that is under way. It is recorded when this is dropped: as cancelled, unless it is known how it ended.
+/// A running call. It is recorded when dropped: as cancelled, unless its outcome was set.
 #[derive(Debug)]
 pub(crate) struct Recorded {
     host: Host,
@@ -26,7 +26,7 @@ pub(crate) struct Recorded {
 }
 
 impl Recorded {
-    /// A call that begins now. `vm`: on which VM, as far as that is known.
+    /// A call that starts now. `vm` is the VM, if known.
     pub(crate) fn start(
         host: &Host,
         owner: &Arc<str>,
@@ -45,12 +45,12 @@ impl Recorded {
         }
     }
 
-    /// It is a call on this VM.
+    /// Sets the VM.
     pub(crate) fn vm(&mut self, vm: VmId) {
         self.vm = Some(vm);
     }
 
-    /// How it ended: `ok`, or the error's code.
+    /// Sets the outcome: `ok`, or the error's code.
     pub(crate) fn outcome(&mut self, outcome: &'static str) {
         self.outcome = outcome;
     }

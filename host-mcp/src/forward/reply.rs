@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::Era;
 
-/// Which VM and boot answer, as every reply says it.
+/// The VM and boot that answered, as stated in every reply.
 #[derive(Debug)]
 pub(crate) struct Origin {
     /// The VM's id.
@@ -24,27 +24,27 @@ pub(crate) struct Origin {
 
 impl Origin {
     pub(super) fn of(guest: &GuestHandle) -> Self {
-        // Ids and names need no escapes.
+        // Ids and names need no escaping.
         let meta =
             format!(r#"{{"id":"{}","name":"{}","boot_id":"{}"}}"#, guest.vm, guest.name, guest.boot_id);
         Self { vm: guest.vm, name: guest.name.clone(), boot: guest.boot_id, meta }
     }
 
-    /// Whether it is what [`Self::of`] would make of this guest.
+    /// Whether it equals what [`Self::of`] returns for this guest.
     pub(super) fn is_of(&self, guest: &GuestHandle) -> bool {
         (self.vm, self.boot, &self.name) == (guest.vm, guest.boot_id, &guest.name)
     }
 }
 
-/// Whose words an error has.
+/// Who an error message comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Speaker {
     Host,
     Guest,
 }
 
-/// Appends the result of a call: the guest's own with its origin, or an error, in which `rename` sets right what the guest calls
-/// otherwise. Returns how it ended, for the call record.
+/// Appends the result of a call: the guest's own with its origin, or an error, in which `rename` replaces the guest's tool
+/// names. Returns the outcome for the call record.
 pub(super) fn write_outcome(
     out: &mut Vec<u8>,
     outcome: Result<&RawValue, LinkError>,
@@ -97,7 +97,7 @@ pub(crate) fn write_error(out: &mut Vec<u8>, error: &ToolError, era: Era) {
     write_failed(out, error, None, Speaker::Host, era);
 }
 
-/// Appends a failed result: text for the reader, the object for programs, no structured content.
+/// Appends a failed result: text for the reader, an object for programs, no structured content.
 fn write_failed(out: &mut Vec<u8>, error: &ToolError, origin: Option<&Origin>, speaker: Speaker, era: Era) {
     out.extend_from_slice(br#"{"content":[{"type":"text","text":"#);
     write_string(out, &error.to_string());

@@ -1,5 +1,5 @@
-//! MCP on a plain stream: JSON lines, read once. Calls of guest tools are forwarded as they stand in the line; everything
-//! else goes through rmcp.
+//! MCP on a plain stream: JSON lines, parsed once. Calls of guest tools are forwarded as they are in the line; rmcp handles
+//! everything else.
 
 mod tap;
 
@@ -27,22 +27,22 @@ use crate::forward::{BEAT_CHECK, Client};
 use crate::host::{Host, View};
 use crate::server::Server;
 
-/// A line longer than this will have no end, in bytes.
+/// A line longer than this is considered endless, in bytes.
 const ENDLESS: u64 = 256 << 20;
-/// How much may wait for a client to read before no more of its lines are read, in bytes.
+/// How much output may be buffered for a client before no more of its lines are read, in bytes.
 const BACKLOG: usize = 4 << 20;
-/// How much may wait for a client that does not read before it is hung up on, in bytes.
+/// How much output may be buffered for a client that does not read before it is disconnected, in bytes.
 const UNREAD_MAX: usize = 32 << 20;
 
-/// Those that call.
+/// All clients that call.
 static CLIENTS: Crowd = Crowd::new();
 
-/// A stream's reading end that can tell whether its peer is gone for good, or has only stopped writing.
+/// The reading end of a stream; it can tell whether its peer is gone or has only stopped writing.
 pub trait ReadEnd: AsyncRead + Unpin + Send + Sync + 'static {
-    /// Whether nobody will read what is written.
+    /// Whether nobody will read further output.
     fn is_gone(&self) -> bool;
 
-    /// Appends what comes within a moment; `None` if it is to be waited for.
+    /// Busy-polls for more input; `None` if the caller should wait instead.
     fn look(&self, _poll: &BusyPoll, _buffer: &mut Vec<u8>) -> Option<io::Result<usize>> {
         None
     }
@@ -50,7 +50,7 @@ pub trait ReadEnd: AsyncRead + Unpin + Send + Sync + 'static {
 
 impl ReadEnd for duplex::Reader {
     fn is_gone(&self) -> bool {
-        // A Unix socket hangs up when both directions are shut.
+        // A Unix socket reports a hangup when both directions are shut down.
         duplex::is_unread(self)
     }
 
@@ -67,7 +67,7 @@ impl ReadEnd for rmcp::transport::StdioReader {
 
 /// A stream's writing end.
 pub trait WriteEnd: AsyncWrite + Unpin + Send + 'static {
-    /// What is written in front of it.
+    /// Output that is queued in front of it.
     fn outbox(&self) -> Outbox {
         Outbox::default()
     }
@@ -81,8 +81,8 @@ impl WriteEnd for duplex::Writer {
 
 impl WriteEnd for rmcp::transport::StdioWriter {}
 
-/// Serves one client until it hangs up, nothing can be written to it, or `stop` is cancelled, which is of this client alone. `prefix`
-/// was read from the stream before.
+/// Serves one client until it disconnects, writing fails, or `stop` is cancelled, which concerns only this client. `prefix` was
+/// already read from the stream.
 pub async fn serve<R: ReadEnd, W: WriteEnd>(
     host: Host,
     view: View,
@@ -93,7 +93,7 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
 ) {
     host.counters().streams.add();
     let outbox = write.outbox().with_limit(UNREAD_MAX);
-    // Nobody reads on for a client that is gone, or that was hung up on because it reads nothing.
+    // Stops reading from a client that is gone, or was disconnected because it reads nothing.
     let (writing, unread) = (outbox.clone().run(write), stop.clone());
     let writer = tokio::spawn(async move { writing.await.map_err(|_| unread.cancel()) });
     let mut beat = interval(BEAT_CHECK);
@@ -114,7 +114,7 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
         .await
     {
         Ok(running) => {
-            // How it ended is of no interest: the client is gone, or the daemon is.
+            // The result does not matter: either the client or the daemon is gone.
             let _ = running.waiting().await;
         }
         Err(error) => tracing::debug!(%error, "a client left before it said what it is"),
@@ -130,17 +130,17 @@ struct Lines<R> {
     reader: LineReader<R>,
     tap: Arc<Tap>,
     beat: Interval,
-    /// Messages of one batch that rmcp is to handle.
+    /// Messages of a batch that rmcp must handle.
     decoded: VecDeque<ClientJsonRpcMessage>,
     at_end: bool,
-    /// When the last call that was under way was answered, if nothing was read since.
+    /// When the last running call was answered, if nothing was read since.
     answered: Option<Instant>,
-    /// Whether this client is one that calls again at once.
+    /// Whether this client calls again immediately.
     busy_poll: BusyPoll,
 }
 
 impl<R: ReadEnd> Lines<R> {
-    /// Waits for more bytes, or for a reason to look at the lines or the backlog again; whether the client may go on writing.
+    /// Waits for more bytes, or for a reason to look at the lines or the backlog again; returns whether the client may continue to write.
     async fn fill(&mut self) -> io::Result<bool> {
         let more = tokio::select! {
             more = self.reader.fill() => more,
@@ -149,7 +149,7 @@ impl<R: ReadEnd> Lines<R> {
                 let poll = &self.busy_poll;
                 match self.reader.fill_by(|read, buffer| read.look(poll, buffer)) {
                     Some(more) => {
-                        // Others may have waited for this thread meanwhile.
+                        // Other tasks may have waited for this thread.
                         tokio::task::yield_now().await;
                         more
                     }
@@ -192,7 +192,7 @@ impl<R: ReadEnd> Transport<RoleServer> for Lines<R> {
 
     async fn receive(&mut self) -> Option<ClientJsonRpcMessage> {
         loop {
-            // Calls that came together are written together.
+            // Calls that arrive together are written together.
             while self.decoded.is_empty()
                 && let Some(line) = self.reader.take()
             {

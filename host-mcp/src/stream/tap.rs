@@ -1,4 +1,4 @@
-//! What looks at each line of a client before rmcp does: forwards calls of guest tools, and cancels them.
+//! Sees each line of a client before rmcp: forwards calls of guest tools, and cancels them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,24 +19,24 @@ use tokio::time::interval;
 use crate::forward::{self, Answer, CallParams, CallResult, Client, Era, ForwardedCall, Handle, Pace};
 use crate::greeting;
 
-/// How much may wait for a client to read before it misses progress, in bytes.
+/// How much output may be buffered for a client before progress is dropped, in bytes.
 const PROGRESS_BACKLOG: usize = 256 << 10;
-/// How often a client that has sent its last line is looked at.
+/// How often to check for a client that has sent its last line.
 const GONE_CHECK: Duration = Duration::from_millis(50);
 
-/// What looks at each line before rmcp does.
+/// Sees each line before rmcp.
 pub(super) struct Tap {
     client: Client,
     pub(super) outbox: Outbox,
     /// Whether the client has opened a session.
     pub(super) is_initialized: AtomicBool,
-    /// Whether the line that is being skipped was refused already.
+    /// Whether the line that is being skipped was already refused.
     is_refused: AtomicBool,
-    /// Forwarded calls that are under way, by the client's id as it stands in the line.
+    /// Running forwarded calls, by the client's id in its original JSON.
     calls: Mutex<HashMap<Arc<str>, Call>>,
-    /// Where calls were begun that are not written yet.
+    /// Links with calls that are not written yet.
     unwritten: Mutex<Vec<Link>>,
-    /// Tells the reader that all calls are answered.
+    /// Notifies the reader when all calls are answered.
     pub(super) answered: Notify,
 }
 
@@ -45,7 +45,7 @@ struct Call {
     progress: Option<Arc<Reported>>,
 }
 
-/// What the client was told of a call's progress.
+/// The progress of a call that the client was told.
 struct Reported {
     token: Box<str>,
     pace: Mutex<Pace>,
@@ -58,7 +58,7 @@ impl Reported {
 }
 
 impl Tap {
-    /// For one client whose answers go into `outbox`.
+    /// For one client whose answers are written to `outbox`.
     pub(super) fn new(client: Client, outbox: Outbox) -> Arc<Self> {
         Arc::new(Self {
             client,
@@ -75,7 +75,7 @@ impl Tap {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the calls that were begun.
+    /// Writes the calls that were started.
     pub(super) fn flush(&self) {
         let links = std::mem::take(&mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner));
         for link in links {
@@ -95,7 +95,7 @@ impl Tap {
         !self.calls().is_empty()
     }
 
-    /// Looks at one line; adds what rmcp is to handle.
+    /// Handles one line; adds messages for rmcp to `decoded`.
     pub(super) fn line(self: &Arc<Self>, line: Line<'_>, decoded: &mut VecDeque<ClientJsonRpcMessage>) {
         match line {
             Line::Whole(line) if line.trim_ascii().is_empty() => {}
@@ -121,7 +121,7 @@ impl Tap {
         }
     }
 
-    /// Handles one message, or gives back what rmcp is to handle.
+    /// Handles one message, or returns it for rmcp.
     fn message(self: &Arc<Self>, text: &[u8], message: &Envelope<'_>) -> Option<ClientJsonRpcMessage> {
         if self.forward(message) || self.cancel(message) {
             return None;
@@ -132,8 +132,8 @@ impl Tap {
         self.decode(text, message)
     }
 
-    /// Handles a line that is no message: several in an array, as revisions up to 2025-03-26 have them, or nothing at all. Each is
-    /// answered by itself.
+    /// Handles a line that is not a single message: an array of several, as in revisions up to 2025-03-26, or an invalid line.
+    /// Each message is answered separately.
     fn batch(self: &Arc<Self>, line: &[u8], decoded: &mut VecDeque<ClientJsonRpcMessage>) {
         let Ok(messages) = serde_json::from_slice::<Vec<&RawValue>>(line) else {
             return self.refuse(None, -32700, "not a JSON-RPC message in one line of JSON");
@@ -159,7 +159,7 @@ impl Tap {
         });
     }
 
-    /// Decodes what rmcp handles; what it cannot understand is answered here.
+    /// Decodes a message for rmcp; a message that cannot be decoded is answered here.
     fn decode(&self, line: &[u8], message: &Envelope<'_>) -> Option<ClientJsonRpcMessage> {
         let completed = greeting::completed(message);
         match serde_json::from_slice(completed.as_deref().unwrap_or(line)) {
@@ -174,7 +174,7 @@ impl Tap {
                         let method: String = method.chars().take(64).collect();
                         self.refuse(Some(id.get()), -32602, &format!("invalid parameters for {method}"));
                     }
-                    // A notification of another protocol: nobody waits for an answer.
+                    // A notification of another protocol needs no answer.
                     (Some(_), None) => {}
                     (_, id) => self.refuse(id.map(RawValue::get), -32600, "not a JSON-RPC 2.0 message"),
                 }
@@ -183,7 +183,7 @@ impl Tap {
         }
     }
 
-    /// Forwards the call of a guest tool; `false` if the message is anything else, or not plainly one.
+    /// Forwards a call of a guest tool; `false` if the message is anything else, or not a plain call.
     fn forward(self: &Arc<Self>, message: &Envelope<'_>) -> bool {
         if !forward::may_be_call(message) {
             return false;
@@ -217,7 +217,7 @@ impl Tap {
         true
     }
 
-    /// Answers a call with an error of the host.
+    /// Answers a call with an error from the host.
     fn fail(&self, id: &str, error: &ToolError, era: Era) {
         self.outbox.push(|out| {
             forward::write_response_start(out, id);
@@ -245,7 +245,7 @@ impl Tap {
         handle.inspect(Handle::cancel).is_some()
     }
 
-    /// Tells a client that waits that its calls still run.
+    /// Tells a waiting client that its calls are still running.
     pub(super) fn beat(&self) {
         let waiting: Vec<_> = self.calls().values().filter_map(|call| call.progress.clone()).collect();
         for progress in waiting {
@@ -277,7 +277,7 @@ impl Tap {
         });
     }
 
-    /// The client has sent its last line: lets its calls end, unless nobody would read their results.
+    /// The client has sent its last line: lets its calls finish, unless nobody reads their results.
     pub(super) async fn finish(&self, is_gone: impl Fn() -> bool) {
         let mut check = interval(GONE_CHECK);
         while self.has_calls() {
@@ -289,14 +289,14 @@ impl Tap {
         }
     }
 
-    /// The client is gone: nobody waits for its calls.
+    /// The client is gone: abandons its calls.
     pub(super) fn leave_all(&self) {
         let handles: Vec<_> = self.calls().values().map(|call| call.handle.clone()).collect();
         handles.iter().for_each(Handle::leave);
     }
 }
 
-/// Where the outcome of one forwarded call goes.
+/// The receiver of a forwarded call's outcome.
 struct Reply {
     tap: Arc<Tap>,
     id: Arc<str>,

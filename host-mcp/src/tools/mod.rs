@@ -1,4 +1,4 @@
-//! The host's own tools: each a type of the vocabulary and a method of [`Nexus`], registered by one generic function.
+//! The host's own tools: each is a type of the vocabulary and a method of [`Nexus`], registered by one generic function.
 
 mod compact;
 mod publish;
@@ -32,14 +32,14 @@ type Run = Box<
         + Sync,
 >;
 
-/// A tool of the guest, as the host forwards its calls.
+/// A guest's tool, as the host forwards its calls.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GuestTool {
     /// Its name in the guest.
     pub(crate) name: &'static str,
-    /// How long a guest has for a call.
+    /// The time limit of a call.
     pub(crate) limit: TimeLimit,
-    /// What its results have to look like.
+    /// The required form of its results.
     pub(crate) expected: Expected,
     takes: fn() -> Takes,
 }
@@ -54,7 +54,7 @@ impl GuestTool {
         }
     }
 
-    /// Says with an error what the tool takes, where its caller knows it under the host's name.
+    /// Adds the tool's parameters to an error, for callers who know it under the host's name.
     pub(crate) fn explain(&self, mut error: ToolError, view: View) -> ToolError {
         if let View::Whole(_) = view {
             let takes = (self.takes)().to_string();
@@ -63,7 +63,7 @@ impl GuestTool {
         error
     }
 
-    /// Puts the host's name into what a guest says that its tool takes, for those who know the tool under that name.
+    /// Replaces the guest's tool name in an error's hint by the host's, for callers who know it under that name.
     pub(crate) fn rename(&self, error: &mut ToolError, view: View) {
         let (View::Whole(_), Some(hint)) = (view, &mut error.hint) else { return };
         let (own, name) = (self.name, format!("{GUEST_PREFIX}{}", self.name));
@@ -73,14 +73,14 @@ impl GuestTool {
     }
 }
 
-/// Every tool, as it is published and as it is run. Never changes.
+/// All tools, as they are published and run. Never changes.
 pub struct Registry {
     host: HashMap<&'static str, Run>,
     /// The guest's tools, by their name in the guest.
     guest: HashMap<&'static str, GuestTool>,
-    /// All of the host's endpoint, in the order in which they are shown.
+    /// All tools of the host's endpoint, in display order.
     whole: Vec<Published>,
-    /// The same for each set, made on first demand.
+    /// The list of each set, made on first use.
     lists: Vec<OnceLock<Vec<rmcp::model::Tool>>>,
     scoped: Vec<rmcp::model::Tool>,
 }
@@ -88,9 +88,9 @@ pub struct Registry {
 /// A tool of the host's endpoint.
 struct Published {
     tool: rmcp::model::Tool,
-    /// A bit for each set that offers it, by [`Toolset::index`].
+    /// One bit for each set that offers it, by [`Toolset::index`].
     sets: u64,
-    /// The narrowest of them.
+    /// The smallest of these sets.
     word: &'static str,
 }
 
@@ -164,12 +164,12 @@ impl Registry {
         Some(self.host.get(tool)?(nexus, ctx, arguments, !set.shows_results()))
     }
 
-    /// The guest's tool that a view shows under `published`; `None` if it is none there.
+    /// The guest's tool that a view publishes as `published`, if there is one.
     pub(crate) fn guest_tool(&self, view: View, published: &str) -> Option<GuestTool> {
         let own = match view {
             View::Whole(set) => {
                 let own = published.strip_prefix(GUEST_PREFIX)?;
-                // All that anybody can call is in this one.
+                // This set contains every callable tool.
                 if set != Toolset::ALL && !self.find(published)?.is_offered(set) {
                     return None;
                 }
@@ -195,7 +195,7 @@ impl Registry {
         }
     }
 
-    /// What a view shows: for agents what is needed first comes first.
+    /// The tools of a view; for agents the most important ones come first.
     pub fn list(&self, view: View) -> &[rmcp::model::Tool] {
         match view {
             View::Whole(set) => self.lists[set.index()].get_or_init(|| self.make_list(set)),
@@ -260,8 +260,8 @@ mod tests {
         assert_eq!(registry.refusal(Toolset::ALL, "x"), Some("unknown tool: x".to_owned()));
     }
 
-    /// A client sends a model each tool's name, description and parameters. Tokenizers make a token of some 4 bytes of these texts (4.0 and 4.1
-    /// measured with two public ones); 3.6 leaves room for others.
+    /// A client sends each tool's name, description and parameters to its model. Tokenizers make one token of some 4 bytes of
+    /// these texts (4.0 and 4.1 measured with two public ones); 3.6 leaves a margin for others.
     #[test]
     fn sets_cost_a_model_no_more_than_they_may() {
         let registry = Registry::new();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nexus_schema::{Effect, ToolInfo};
 use rmcp::model::{Tool, ToolAnnotations};
 
-/// What a client is told on first contact.
+/// The instructions that a client gets on first contact.
 pub const INSTRUCTIONS: &str = "\
 Nexus gives you Linux microVMs of your own: real machines with their own kernel and disk, apart from the host. Use one whenever \
 you want to run commands, build or test something, or try what must not touch the host. VMs reach the internet by a \
@@ -28,7 +28,7 @@ Failures are results with `isError` and a text `code: message`, then a line that
 again say `retryable` in `_meta[\"dev.nexus/error\"]`. A VM that was replaced or rebooted has a new `boot_id`: its processes are \
 gone, its disk is not.";
 
-/// What a client of the scoped endpoint is told.
+/// The instructions for clients of the scoped endpoint.
 pub(crate) const SCOPED_INSTRUCTIONS: &str = "\
 This endpoint is the inside of one Linux microVM. Every tool runs in that VM and never on the host: `run_command` \
 {\"command\":\"uname -a\"}, `file_write`, `file_read`, `file_edit`, `file_search`, `file_list` and others, `http_request`, `os_info`. Commands run as root in a \
@@ -36,13 +36,13 @@ fresh process each time: set `cwd`, `env` and `user` per call. What runs longer 
 and what is typed to with `command_start`. A non-zero exit code is a normal result. Failures are results with `isError` and a text `code: message`, then a line that says what \
 to do next.";
 
-/// Tools as MCP lists them, sorted by name.
+/// Tools in the form of MCP, sorted by name.
 pub(super) fn published(mut infos: Vec<ToolInfo>) -> Vec<Tool> {
     infos.sort_by(|a, b| a.name.cmp(&b.name));
     infos.into_iter().map(tool).collect()
 }
 
-/// A tool as MCP lists it.
+/// A tool in the form of MCP.
 pub(super) fn tool(info: ToolInfo) -> Tool {
     let annotations = annotations(&info);
     let mut tool = Tool::new(info.name, info.description, Arc::new(info.input_schema));

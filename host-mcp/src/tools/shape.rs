@@ -1,4 +1,4 @@
-//! How results and errors are laid out.
+//! Formats results and errors.
 
 use nexus_schema::error::{ERROR_META, RESULT_META, STREAM_META, VM_META};
 use nexus_schema::limits::OUTPUT_MAX;
@@ -44,7 +44,7 @@ pub(super) fn result<T: Tool>(output: &T::Output, is_compact: bool) -> Result<Ca
     Ok(result)
 }
 
-/// A failed call: text for the reader, the object for programs, no structured content.
+/// A failed call: text for the reader, an object for programs, no structured content.
 pub(crate) fn error_result(error: &ToolError) -> CallToolResult {
     let mut result = CallToolResult::error(vec![ContentBlock::text(error.to_string())]);
     result.meta = Some(meta(ERROR_META, json!(error)));
@@ -57,12 +57,12 @@ fn meta(key: &str, value: Value) -> MetaObject {
     MetaObject(object)
 }
 
-/// The id of the operation behind a result that is not there yet.
+/// The id of the operation behind an unfinished result.
 fn unfinished(value: &Value) -> Option<&str> {
     (value.get("done")? == false).then(|| value.get("op_id")?.as_str()).flatten()
 }
 
-/// `{id, name, boot_id}` of the VM that a result is about.
+/// `{id, name, boot_id}` of the VM that a result concerns.
 fn vm_of(value: &Value) -> Option<Value> {
     let vm = value.get("result").unwrap_or(value);
     vm.get("cid")?;

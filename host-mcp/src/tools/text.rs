@@ -1,4 +1,4 @@
-//! Facts as text that reads well: what `structuredContent` says, for clients that show the text.
+//! Formats the content of `structuredContent` as readable text, for clients that show the text.
 
 use std::fmt::Write;
 
@@ -44,7 +44,7 @@ fn block(out: &mut String, value: &Value, indent: usize) {
     }
 }
 
-/// `key: value` behind an indent that is there already.
+/// Writes `key: value`; the indent is already there.
 fn member(out: &mut String, key: &str, value: &Value, indent: usize) {
     // Writing to a string cannot fail.
     let _ = match value {
@@ -68,7 +68,7 @@ fn member(out: &mut String, key: &str, value: &Value, indent: usize) {
     };
 }
 
-/// `- ` and the value, its further lines indented below.
+/// Writes `- ` and the value, with further lines indented.
 fn item(out: &mut String, value: &Value, indent: usize) {
     pad(out, indent);
     match value {

@@ -1,16 +1,16 @@
-//! Which of the tools an endpoint offers: `/mcp?tools=work,drives`. A model pays for each tool that it is shown, so that by default it is
-//! shown what work in VMs takes.
+//! The sets of tools that an endpoint offers: `/mcp?tools=work,drives`. Every offered tool costs a model tokens, so the default
+//! set has only the tools for work in VMs.
 
 use std::fmt;
 use std::str::FromStr;
 
 use nexus_schema::{Effect, ToolInfo};
 
-/// Tools that belong together, and unions of such sets. Parsed from and printed as words with commas between them.
+/// A set of related tools, or a union of such sets. Parsed from and printed as words separated by commas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Toolset(u8);
 
-/// What work in VMs takes, in the order in which it is shown: what an agent needs first comes first.
+/// The tools for work in VMs, in display order: those that an agent needs first come first.
 const WORK: [&str; 34] = [
     "vm_create",
     "guest_run_command",
@@ -48,7 +48,7 @@ const WORK: [&str; 34] = [
     "guest_mcp_call",
 ];
 
-/// The sets by their words, with how the names of their tools begin beside what is in several of them.
+/// The sets by word, with the prefixes of their tools' names; the tools in [`ALWAYS`] are in every set.
 const WORDS: [(&str, Toolset, &[&str]); 6] = [
     ("work", Toolset::WORK, &WORK),
     ("images", Toolset::IMAGES, &["image_", "template_", "build_", "asset_", "provider_"]),
@@ -58,31 +58,31 @@ const WORDS: [(&str, Toolset, &[&str]); 6] = [
     ("read-only", Toolset::READ_ONLY, &[]),
 ];
 
-/// What follows long operations and looks at the host: part of each set.
+/// Tools for following long operations and inspecting the host: part of every set.
 const ALWAYS: [&str; 5] = ["op_get", "op_list", "op_cancel", "system_info", "vm_list"];
 
 impl Toolset {
-    /// What work in VMs takes. The default.
+    /// The tools for work in VMs. The default.
     pub const WORK: Self = Self(1);
     /// Images, templates, builds, and what they are made of.
     pub const IMAGES: Self = Self(2);
     /// Drives.
     pub const DRIVES: Self = Self(4);
-    /// Settings, providers, and cleaning up.
+    /// Settings, providers, and cleanup.
     pub const ADMIN: Self = Self(8);
-    /// All tools, with schemas of their results.
+    /// All tools, with the schemas of their results.
     pub const ALL: Self = Self(16);
-    /// Of the other sets what changes nothing; alone, of all tools.
+    /// Restricts the other sets to read-only tools; alone, it contains all read-only tools.
     pub const READ_ONLY: Self = Self(32);
-    /// How many sets there are with all unions, for tables by [`Toolset::index`].
+    /// The number of sets including all unions, for tables indexed by [`Toolset::index`].
     pub const COUNT: usize = 64;
 
-    /// Each set there can be, by [`Toolset::index`].
+    /// All possible sets, in the order of [`Toolset::index`].
     pub(super) fn every() -> impl Iterator<Item = Self> {
         (0..Self::COUNT as u8).map(Self)
     }
 
-    /// A number of its own for each set.
+    /// A unique number for each set.
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
@@ -104,17 +104,17 @@ impl Toolset {
             })
     }
 
-    /// Whether tools are shown with the schemas of their results: they are three quarters of the list, and no model sees them.
+    /// Whether tools are listed with the schemas of their results. These are three quarters of the list, and no model sees them.
     pub fn shows_results(self) -> bool {
         self.has(Self::ALL)
     }
 
-    /// Where a tool is shown.
+    /// The position of a tool in the list.
     pub fn rank(tool: &str) -> usize {
         WORK.iter().position(|name| *name == tool).unwrap_or(WORK.len())
     }
 
-    /// The narrowest set that has a tool, as a word.
+    /// The smallest set that has a tool, as a word.
     pub fn with(tool: &ToolInfo) -> &'static str {
         let named = WORDS.iter().find(|(_, set, _)| *set != Self::READ_ONLY && set.offers(tool));
         named.map_or("all", |(word, ..)| word)
@@ -139,7 +139,7 @@ impl fmt::Display for Toolset {
     }
 }
 
-/// A word that means no set.
+/// A word that is not a set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "there is no set of tools `{word}`; there are work (the default), images, drives, admin, all and read-only, and several with commas between them"

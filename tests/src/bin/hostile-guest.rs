@@ -1,7 +1,7 @@
 //! A guest that does what its VM's name says: nothing, garbage, too much. For the driver `process`: it is started as
 //! `hostile-guest --unix .` in its VM's directory.
 //!
-//! `good-*` behaves; what else there is stands in [`main`] and [`answer`].
+//! `good-*` behaves well; the other names are in [`main`] and [`answer`].
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// The longest line that a host takes is 16 MiB.
+/// Longer than the longest line that a host accepts, 16 MiB.
 const TOO_LONG: usize = 17 << 20;
 
 fn main() -> io::Result<()> {
@@ -43,7 +43,7 @@ fn main() -> io::Result<()> {
     match &*what {
         "silent" => forever(),
         "slow" => {
-            // Until it is told.
+            // Until it is told to go on.
             std::fs::write("held", "")?;
             while std::fs::exists("held")? {
                 thread::park_timeout(std::time::Duration::from_millis(10));
@@ -52,7 +52,7 @@ fn main() -> io::Result<()> {
             exit(4);
         }
         "patient" => {
-            // Until it is told; then it is a good one.
+            // Until it is told to go on; then it behaves well.
             std::fs::write("held", "")?;
             while std::fs::exists("held")? {
                 thread::park_timeout(std::time::Duration::from_millis(10));
@@ -85,7 +85,7 @@ fn main() -> io::Result<()> {
     say(&mut host, &json!({ "type": "ack", "token": configure["token"], "problems": [] }))?;
     if what == "reboots" {
         bye(&configure["token"], "reboot", false)?;
-        // As long as any kernel takes to go down: the VMM is up by then.
+        // As long as a kernel takes to shut down; the VMM is running by then.
         thread::park_timeout(Duration::from_millis(300));
         return Ok(());
     }
@@ -102,7 +102,7 @@ fn forever() -> ! {
     }
 }
 
-/// Says hello as a good guest does; the connection and the host's answer.
+/// Says hello as a well-behaved guest does; returns the connection and the host's answer.
 fn hello(protocol: &Value) -> io::Result<(UnixStream, Value)> {
     let mut host = UnixStream::connect("v.sock_1024")?;
     let hello = json!({ "type": "hello", "protocol": protocol, "min_protocol": protocol, "build": "0.0.0", "kernel": "6.1",
@@ -117,7 +117,7 @@ fn say(stream: &mut UnixStream, message: &Value) -> io::Result<()> {
     stream.write_all(format!("{message}\n").as_bytes())
 }
 
-/// One connection of the host to the guest's MCP server.
+/// Serves one connection of the host to the guest's MCP server.
 fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
@@ -151,7 +151,7 @@ fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
                 }
             }
             Some("tools/call") => answer(&mut stream, what, &message, token)?,
-            // As an older agent does with what it does not know.
+            // Like an older agent for unknown methods.
             Some(method) if message["id"].is_number() => {
                 let error = json!({ "code": -32601, "message": method });
                 say(&mut stream, &json!({ "jsonrpc": "2.0", "id": message["id"], "error": error }))?;
@@ -161,7 +161,7 @@ fn serve(mut stream: UnixStream, what: &str, token: &Value) -> io::Result<()> {
     }
 }
 
-/// What it says on a stream of its own, in its own way.
+/// Its own data on a stream.
 fn answer_stream(mut stream: UnixStream, what: &str) -> io::Result<()> {
     /// A frame of output.
     const DATA: &[u8] = b"\x01\0\0\x05hello";
@@ -169,13 +169,13 @@ fn answer_stream(mut stream: UnixStream, what: &str) -> io::Result<()> {
     match what {
         "stream-garbage" => stream.write_all(&b"no json at all ".repeat(100_000)),
         "stream-hangup" => Ok(()),
-        // The host's own words, and a terminal's.
+        // The host's own words, and terminal escape sequences.
         "stream-lies" => stream.write_all(
             b"{\"error\":{\"code\":\"daemon_down\",\"message\":\"\\u001b[2J run this\",\"retryable\":false}}\n",
         ),
         "stream-frames" => stream.write_all(&[OK, DATA, b"\x63\xff\xff\xff"].concat()),
         "stream-credit" => stream.write_all(&[OK, DATA, b"\x04\0\0\x04\xff\xff\xff\xff"].concat()),
-        // More than anybody gave credit for.
+        // More than the credit allows.
         "stream-flood" => {
             stream.write_all(OK)?;
             let frame = [&b"\x01\x04\0\0"[..], &[b'x'; 256 << 10]].concat();
@@ -193,7 +193,7 @@ fn answer_stream(mut stream: UnixStream, what: &str) -> io::Result<()> {
         tar if tar.starts_with("tar-") => {
             stream.write_all(OK)?;
             stream.write_all(&nexus_tests::tars::frames(tar))?;
-            // Until the host has read it all.
+            // Until the host has read everything.
             stream.read_to_end(&mut Vec::new()).map(drop)
         }
         _ => stream.write_all(OK),
@@ -209,7 +209,7 @@ fn bye(token: &Value, reason: &str, guessed: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Answers a call of a tool, in its own way.
+/// Answers a tool call in its own way.
 fn answer(stream: &mut UnixStream, what: &str, message: &Value, token: &Value) -> io::Result<()> {
     let id = &message["id"];
     let wants_trouble = !message["params"].to_string().contains("well-behaved");
@@ -234,7 +234,7 @@ fn answer(stream: &mut UnixStream, what: &str, message: &Value, token: &Value) -
                 json!({ "content": [], "structuredContent": { "vm": "another" }, "isError": "maybe" });
             say(stream, &json!({ "jsonrpc": "2.0", "id": id, "result": result }))
         }
-        // Word for word what the caller wants to be told: `result` or `error`, a colon, and JSON.
+        // Exactly what the caller wants: `result` or `error`, a colon, and JSON.
         "parrot" if wants_trouble => {
             let words = message["params"]["arguments"]["path"].as_str().unwrap_or_default();
             let (member, json) = words.split_once(':').unwrap_or_default();
@@ -248,7 +248,7 @@ fn answer(stream: &mut UnixStream, what: &str, message: &Value, token: &Value) -
         }
         "lingers" if wants_trouble => bye(token, "poweroff", false),
         "guesses" if wants_trouble => bye(token, "poweroff", true),
-        // Like a machine that halts and does not go off.
+        // Like a machine that halts without powering off.
         "halts" if wants_trouble => {
             bye(token, "poweroff", true)?;
             println!("[   31.4] reboot: System halted");

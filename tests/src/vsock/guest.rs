@@ -16,7 +16,7 @@ pub const VHOST: &str = "vu.sock";
 pub const VSOCK: &str = "v.sock";
 const MEMORY_MIB: u32 = 192;
 
-/// A running guest. Its process ends with the value.
+/// A running guest. Its process ends when it is dropped.
 #[derive(Debug)]
 pub struct Guest {
     qemu: Child,
@@ -26,10 +26,10 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts QEMU in `directory`, where a backend listens already. Returns as soon as the process runs; the guest has yet to
-    /// boot, see [`Guest::wait_for_hello`].
+    /// Starts QEMU in `directory`, where a backend must already listen. Returns as soon as the process runs, before the guest
+    /// has booted: see [`Guest::wait_for_hello`].
     ///
-    /// Panics when QEMU cannot be started.
+    /// Panics if QEMU cannot be started.
     pub fn start(kernel: &Kernel, directory: &Path) -> Guest {
         let initramfs = directory.join("initramfs");
         std::fs::write(&initramfs, compose(kernel, directory)).expect("write the initramfs");
@@ -80,7 +80,7 @@ impl Guest {
         stream.0
     }
 
-    /// Has QEMU's monitor execute a command without arguments, and waits for its answer.
+    /// Runs a command without arguments on QEMU's monitor, and waits for its answer.
     pub fn command(&mut self, name: &str) {
         let stream = self.monitor.get_mut();
         writeln!(stream, r#"{{"execute":"{name}"}}"#).expect("write to QEMU's monitor");
@@ -89,20 +89,20 @@ impl Guest {
             self.monitor.read_line(&mut line).expect("read from QEMU's monitor");
             assert!(!line.is_empty(), "QEMU ended on {name}");
             assert!(!line.contains(r#""error""#), "QEMU refuses {name}: {line}");
-            // Events come in between.
+            // Skips events.
             if line.contains(r#""return""#) {
                 return;
             }
         }
     }
 
-    /// Ends QEMU at once, as a crash would.
+    /// Kills QEMU, as a crash would.
     pub fn kill(mut self) {
         self.end();
     }
 
     fn end(&mut self) {
-        // It fails when QEMU has ended by itself.
+        // Fails if QEMU has already exited.
         self.qemu.kill().ok();
         self.qemu.wait().expect("wait for QEMU");
     }
@@ -114,7 +114,7 @@ impl Drop for Guest {
     }
 }
 
-/// The kernel's command line. A guest under emulation cannot calibrate its clock on a busy machine, so it is told.
+/// The kernel's command line. A guest under emulation cannot calibrate its clock on a busy machine, so it is told the rate.
 fn command_line() -> String {
     format!(
         "console=ttyS0 quiet panic=-1 reboot=t mitigations=off nokaslr no_timer_check tsc_early_khz={} tsc=reliable",
@@ -141,16 +141,16 @@ fn compose(kernel: &Kernel, scratch: &Path) -> Vec<u8> {
     archive.finish()
 }
 
-/// Compiles one of the programs in `tests/guest` for a guest: for the standard library alone, linked statically, it takes a
-/// moment.
+/// Compiles one of the programs in `tests/guest` for a guest. It only uses the standard library and is linked statically, so
+/// this takes just a moment.
 ///
-/// Panics when it cannot be compiled.
+/// Panics if it cannot be compiled.
 pub fn compile(program: &str, scratch: &Path) -> Vec<u8> {
     let source = format!("{}/guest/{program}.rs", env!("CARGO_MANIFEST_DIR"));
     let binary = scratch.join(program);
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc)
-        // A target by name, so that the flags are not for the build host's own programs.
+        // With an explicit target, so that the flags do not affect the build host's own programs.
         .args([
             "--edition",
             "2024",
@@ -175,7 +175,7 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Adds a file: its whole name, its mode with its kind, its device number, what is in it.
+    /// Adds a file: its full path, its mode with its type, its device number, its content.
     pub fn add(&mut self, name: &str, mode: u32, device: u32, content: &[u8]) {
         self.entries += 1;
         let (major, minor) = (device >> 8, device & 0xff);

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Names a directory with a kernel: `vmlinux` or `vmlinuz`, and `modules/*.ko`, whose names sort in the order of loading.
+/// Names a directory with a kernel: `vmlinux` or `vmlinuz`, and `modules/*.ko`, whose names sort in load order.
 const VARIABLE: &str = "NEXUS_TEST_KERNEL_DIR";
-/// What a distribution's kernel needs as modules for a vsock device on virtio-mmio, in the order of loading.
+/// The modules that a distribution's kernel needs for a vsock device on virtio-mmio, in load order.
 const MODULES: &[&str] = &[
     "virtio_ring",
     "virtio",
@@ -18,17 +18,17 @@ const MODULES: &[&str] = &[
 /// A kernel and the modules that the test guest loads.
 #[derive(Debug, Clone)]
 pub struct Kernel {
-    /// What QEMU starts: an ELF file or a bzImage.
+    /// The file that QEMU boots: an ELF file or a bzImage.
     pub image: PathBuf,
-    /// Modules in the order of loading.
+    /// Modules in load order.
     pub modules: Vec<PathBuf>,
 }
 
 impl Kernel {
     /// The kernel in the directory that `NEXUS_TEST_KERNEL_DIR` names, or else the one of the Debian package
-    /// `linux-image-cloud-amd64`, which is fetched into `cache` by apt once.
+    /// `linux-image-cloud-amd64`, which apt downloads into `cache` once.
     ///
-    /// Panics when there is none: a test that was not run is not a test that passed.
+    /// Panics if there is none: a skipped test must not count as passed.
     pub fn find(cache: &Path) -> Kernel {
         match std::env::var_os(VARIABLE) {
             Some(directory) => Self::load(Path::new(&directory)),
@@ -53,7 +53,7 @@ impl Kernel {
     }
 }
 
-/// Fetches Debian's kernel into a directory under `cache` that holds nothing until it is complete.
+/// Downloads Debian's kernel into a directory under `cache` that stays empty until it is complete.
 fn fetch(cache: &Path) -> PathBuf {
     let done = cache.join("vsock-test-kernel");
     if done.exists() {
@@ -95,7 +95,7 @@ fn fetch(cache: &Path) -> PathBuf {
             std::fs::rename(scratch.path().join(file), to).expect("keep a module");
         }
     }
-    // Another process may have been faster; its result is as good.
+    // Another process may have been faster; its result is just as good.
     if let Err(error) = std::fs::rename(scratch.path().join("ready"), &done) {
         assert!(done.exists(), "keep the kernel: {error}");
     }

@@ -1,7 +1,7 @@
-//! A guest that does nothing but test its vsock device, and the host's end of the same.
+//! A guest that only tests its vsock device, and the host's side of the tests.
 //!
-//! [`Kernel`] finds a kernel, [`Guest`] boots QEMU with it and `tests/guest/probe.rs` as `/init`, and [`dial`] opens
-//! connections to that program. Everything waits with a deadline and says what it waited for.
+//! [`Kernel`] finds a kernel, [`Guest`] boots QEMU with it and `tests/guest/probe.rs` as `/init`, and [`dial`]
+//! connects to that program. Every wait has a deadline, and its error says what it waited for.
 
 mod guest;
 mod kernel;
@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 pub use guest::{Archive, CID, Guest, VHOST, VSOCK, compile};
 pub use kernel::Kernel;
 
-/// How long anything may take on a busy machine under software emulation.
+/// The timeout for everything on a busy machine under software emulation.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 /// The port that the guest program listens on.
 pub const PORT: u32 = 300;
 
-/// Waits until `condition` gives something. Panics with `what` after [`PATIENCE`].
+/// Waits until `condition` returns a value. Panics with `what` after [`PATIENCE`].
 pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -36,7 +36,7 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 /// Connects to `port` of the guest whose sockets are in `directory`.
 ///
 /// # Errors
-/// `ConnectionRefused` when the connection ends without an `OK`, as it does when nobody listens.
+/// `ConnectionRefused` if the connection ends without an `OK`, for example because nobody listens.
 pub fn dial(directory: &Path, port: u32) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(directory.join(VSOCK))?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -49,10 +49,10 @@ pub fn dial(directory: &Path, port: u32) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// Reads a line, or what there is up to the end, and not a byte more.
+/// Reads a line, or the rest before the end, and not a byte more.
 ///
 /// # Errors
-/// When reading fails, or the line is longer than 100 bytes.
+/// If reading fails, or the line is longer than 100 bytes.
 pub fn read_line(stream: &mut UnixStream) -> io::Result<String> {
     let mut line = String::new();
     let mut byte = [0];

@@ -1,5 +1,5 @@
-//! Reads the entries of a tar stream: v7, ustar, pax, GNU with long names, and GNU's sparse files. Every length is capped before
-//! anything is kept.
+//! Reads the entries of a tar stream: v7, ustar, pax, GNU with long names, and GNU's sparse files. Every length is checked
+//! against a limit before anything is stored.
 
 use std::io::{self, BufRead};
 
@@ -10,10 +10,10 @@ use crate::header::{BLOCK, Sparse};
 use crate::pax::{self, Records};
 use crate::unpacking::Limits;
 
-/// How much padding may come behind the end of an archive, in bytes.
+/// How much padding may follow the end of an archive, in bytes.
 const PADDING_MAX: u64 = 1 << 20;
 
-/// An entry, with what extensions say in place of its header.
+/// An entry, with the values of extensions applied.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) kind: EntryType,
@@ -25,7 +25,7 @@ pub(crate) struct Entry {
     /// Seconds and nanoseconds.
     pub(crate) mtime: (i64, u32),
     pub(crate) device: Option<(u32, u32)>,
-    /// Bytes of data behind it in the archive.
+    /// Bytes of data that follow it in the archive.
     pub(crate) size: u64,
     pub(crate) sparse: Option<Sparse>,
 }
@@ -35,9 +35,9 @@ pub(crate) struct Archive<'a, R> {
     source: R,
     limits: &'a Limits,
     at: u64,
-    /// Bytes of the last entry's data that were not taken.
+    /// Bytes of the last entry's data that were not read yet.
     left: u64,
-    /// Padding behind them.
+    /// Padding after them.
     padding: u64,
     global: Records,
 }
@@ -54,7 +54,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         Self { source, limits, at: 0, left: 0, padding: 0, global: Records::default() }
     }
 
-    /// The next entry; `None` at the end, up to which all was read then.
+    /// The next entry; `None` at the end, after everything was read.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, TreeError> {
         let mut ahead = Ahead::default();
         let mut extensions = 0;
@@ -71,7 +71,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
                     let bytes = self.extended(&header)?;
                     self.global.read(&bytes).map_err(|what| self.damaged(what))?;
                 }
-                // The name of the archive itself.
+                // The label of the archive.
                 other if other.as_byte() == b'V' => drop(self.extended(&header)?),
                 kind => return self.entry(kind, &header, ahead).map(Some),
             }
@@ -82,7 +82,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         }
     }
 
-    /// The next bytes of the entry's data, at most `max`; empty at its end. To be followed by [`Self::took`].
+    /// The next bytes of the entry's data, at most `max`; empty at its end. Call [`Self::took`] afterwards.
     pub(crate) fn data(&mut self, max: u64) -> Result<&[u8], TreeError> {
         let want = usize::try_from(self.left.min(max)).unwrap_or(usize::MAX);
         if want == 0 {
@@ -96,7 +96,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         Ok(&ready[..ready.len().min(want)])
     }
 
-    /// So many of the bytes of [`Self::data`] are taken.
+    /// Marks this many bytes of [`Self::data`] as read.
     pub(crate) fn took(&mut self, bytes: usize) {
         self.source.consume(bytes);
         self.at += bytes as u64;
@@ -123,7 +123,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         Ok(Some(header))
     }
 
-    /// Reads what is behind the end mark: whoever writes it must get rid of it.
+    /// Reads what follows the end mark, so that its writer does not block.
     fn finish(&mut self) -> Result<(), TreeError> {
         let mut padding = 0;
         loop {
@@ -140,7 +140,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         }
     }
 
-    /// Passes over what is left of the last entry.
+    /// Skips the rest of the last entry.
     fn skip(&mut self) -> Result<(), TreeError> {
         let mut left = self.left + self.padding;
         (self.left, self.padding) = (0, 0);
@@ -158,7 +158,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         Ok(())
     }
 
-    /// Fills a buffer as far as the source goes.
+    /// Fills a buffer, or as much of it as the source has.
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, TreeError> {
         let mut filled = 0;
         while filled < buffer.len() {
@@ -215,7 +215,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
                 "it is a sparse file in pax form; write it with --format=gnu",
             ));
         }
-        // An old archiver marks a directory by nothing but a slash.
+        // Old archivers mark a directory only by a trailing slash.
         let kind = match kind {
             EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => EntryType::Directory,
             other if other.as_byte() == b'D' => EntryType::Directory,
@@ -238,7 +238,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         };
         let (uid, gid) = (owner(number("uid", header.uid())?)?, owner(number("gid", header.gid())?)?);
         let mode = header.mode().map_err(|_| self.damaged("a header holds no mode"))? & 0o7777;
-        // Whatever its header says, a hard link has no content (as in GNU tar).
+        // A hard link has no content, whatever its header says (as in GNU tar).
         let size = if kind == EntryType::Link { 0 } else { number("size", header.entry_size())? };
         if size > self.limits.bytes {
             return Err(TreeError::TooLarge { limit: self.limits.bytes, what: "bytes of content" });
@@ -253,7 +253,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         Ok(entry)
     }
 
-    /// The map of a sparse file: in its header, and in blocks behind it.
+    /// The map of a sparse file: in its header, and in blocks after it.
     fn sparse(&mut self, header: &Header, size: u64) -> Result<Sparse, TreeError> {
         const NONSENSE: &str = "a sparse file's map makes no sense";
         let gnu = header.as_gnu().ok_or_else(|| self.damaged(NONSENSE))?;
@@ -298,7 +298,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
 }
 
 fn fill(source: &mut impl BufRead) -> Result<&[u8], TreeError> {
-    // Asked for twice, because what is given back by the first borrow of a loop cannot be.
+    // Called twice, because the borrow checker does not allow returning the borrow from inside the loop.
     while let Err(error) = source.fill_buf() {
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(TreeError::Stream(error));

@@ -1,16 +1,16 @@
-//! Between a thread that packs or unpacks and the task that has the connection: chunks of a stream, few at a time.
+//! Passes chunks of a stream between the thread that packs or unpacks and the task that has the connection; few at a time.
 
 use std::io::{self, BufRead, Read, Write};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::sync::mpsc;
 
-/// How much goes over at once, in bytes.
+/// The size of a chunk, in bytes.
 pub const CHUNK: usize = 128 << 10;
-/// How many chunks wait at most.
+/// How many chunks may wait.
 const WAITING: usize = 4;
 
-/// A stream's part, or why there will be none.
+/// A part of a stream, or the error that ended it.
 pub type Chunk = io::Result<Bytes>;
 
 /// A channel for chunks.
@@ -18,7 +18,7 @@ pub fn chunks() -> (mpsc::Sender<Chunk>, mpsc::Receiver<Chunk>) {
     mpsc::channel(WAITING)
 }
 
-/// Writes a stream as chunks; blocks while too many wait.
+/// Writes a stream as chunks; blocks while the channel is full.
 #[derive(Debug)]
 pub struct ChunkWriter {
     channel: mpsc::Sender<Chunk>,
@@ -53,7 +53,7 @@ impl Write for ChunkWriter {
     }
 }
 
-/// Reads a stream from chunks; blocks while there is none.
+/// Reads a stream from chunks; blocks while the channel is empty.
 #[derive(Debug)]
 pub struct ChunkReader {
     channel: mpsc::Receiver<Chunk>,
@@ -61,7 +61,7 @@ pub struct ChunkReader {
 }
 
 impl ChunkReader {
-    /// A reader of a channel. The stream ends where the channel does.
+    /// A reader of a channel. The stream ends when the channel is closed.
     pub fn new(channel: mpsc::Receiver<Chunk>) -> Self {
         Self { channel, at_hand: Bytes::new() }
     }

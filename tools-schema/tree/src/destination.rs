@@ -1,4 +1,4 @@
-//! The directories of a destination: found or made one name at a time, and never through a link.
+//! The directories of a destination: opened or made one name at a time, and never through a link.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,15 +10,15 @@ use rustix::io::Errno;
 use crate::error::TreeError;
 use crate::source::DIRECTORY;
 
-/// How a directory is opened that was there before: it may be one that only lets itself be gone through.
+/// Flags for an existing directory, which may only allow passing through.
 const PASSAGE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// What a new file gets besides its content.
+/// The attributes of a new file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Facts {
     pub(crate) mode: u32,
     pub(crate) owner: Option<(u32, u32)>,
-    /// Seconds and nanoseconds; `None` leaves the time of its making.
+    /// Seconds and nanoseconds; `None` keeps the creation time.
     pub(crate) mtime: Option<(i64, u32)>,
 }
 
@@ -32,21 +32,21 @@ impl Facts {
     }
 }
 
-/// A directory on the way to the one at hand.
+/// A directory on the way to the current one.
 struct Step {
     name: Vec<u8>,
     directory: OwnedFd,
-    /// What it gets once it is left, if it was made here.
+    /// The attributes to set when it is left, if it was made here.
     made: Option<Facts>,
 }
 
-/// A destination, and the way from it to the directory at hand.
+/// A destination, and the way from it to the current directory.
 pub(crate) struct Destination {
     root: OwnedFd,
-    /// What the root gets in the end, if it was made for this.
+    /// The attributes to set on the root at the end, if it was made for this.
     root_made: Option<Facts>,
     steps: Vec<Step>,
-    /// Who gets directories that no entry describes.
+    /// The owner of directories without an entry of their own.
     owner: Option<(u32, u32)>,
 }
 
@@ -55,17 +55,17 @@ impl Destination {
         Self { root, root_made: None, steps: Vec::new(), owner: None }
     }
 
-    /// Has directories that no entry describes belong to somebody.
+    /// Sets the owner of directories without an entry of their own.
     pub(crate) fn give_to(&mut self, owner: Option<(u32, u32)>) {
         self.owner = owner;
     }
 
-    /// The root's facts.
+    /// The root's attributes.
     pub(crate) fn stat(&self) -> Result<Stat, Errno> {
         rustix::fs::fstat(&self.root)
     }
 
-    /// Has the root get these in the end.
+    /// Sets the attributes that the root gets at the end.
     pub(crate) fn describe_root(&mut self, facts: Facts) {
         self.root_made = Some(facts);
     }
@@ -74,12 +74,12 @@ impl Destination {
         self.root.as_fd()
     }
 
-    /// The directory at hand.
+    /// The current directory.
     pub(crate) fn here(&self) -> BorrowedFd<'_> {
         self.steps.last().map_or(self.root.as_fd(), |step| step.directory.as_fd())
     }
 
-    /// Goes to a directory, and makes what is missing on the way.
+    /// Goes to a directory, and makes missing ones on the way.
     pub(crate) fn go(&mut self, names: &[&[u8]]) -> Result<(), TreeError> {
         let common = self.steps.iter().zip(names).take_while(|(step, name)| step.name == **name).count();
         while self.steps.len() > common {
@@ -101,7 +101,7 @@ impl Destination {
         Ok(())
     }
 
-    /// Makes the last of `names` in the directory at hand, and goes there; true if it was not there before.
+    /// Makes the last of `names` in the current directory, and goes there; true if it is new.
     pub(crate) fn make(&mut self, names: &[&[u8]], facts: Facts) -> Result<bool, TreeError> {
         let Some(last) = names.last() else { return Ok(false) };
         let name = OsStr::from_bytes(last);
@@ -118,7 +118,7 @@ impl Destination {
         Ok(is_new)
     }
 
-    /// Leaves all directories; each that was made gets its mode, owner and time then.
+    /// Leaves all directories; each new one then gets its mode, owner and time.
     pub(crate) fn finish(&mut self) -> Result<(), TreeError> {
         while !self.steps.is_empty() {
             self.leave()?;
@@ -140,12 +140,12 @@ impl Destination {
     }
 }
 
-/// Gives an open file its owner, mode and time.
+/// Sets the owner, mode and time of an open file.
 pub(crate) fn settle(file: &OwnedFd, facts: &Facts) -> Result<(), Errno> {
     if let Some((uid, gid)) = facts.owner {
         forgive(rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))))?;
     }
-    // After the owner: a change of owner takes setuid bits away.
+    // After the owner, because changing the owner clears setuid bits.
     rustix::fs::fchmod(file, Mode::from_raw_mode(facts.mode))?;
     match facts.times() {
         Some(times) => rustix::fs::futimens(file, &times),
@@ -153,7 +153,7 @@ pub(crate) fn settle(file: &OwnedFd, facts: &Facts) -> Result<(), Errno> {
     }
 }
 
-/// Gives a name that is no file to be opened its owner and time.
+/// Sets the owner and time of something that cannot be opened as a file.
 pub(crate) fn settle_name(directory: BorrowedFd<'_>, name: &OsStr, facts: &Facts) -> Result<(), Errno> {
     if let Some((uid, gid)) = facts.owner {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
@@ -165,7 +165,7 @@ pub(crate) fn settle_name(directory: BorrowedFd<'_>, name: &OsStr, facts: &Facts
     }
 }
 
-/// Who is not root gives nothing away, as with tar.
+/// Only root can change owners; for others this is not an error, as with tar.
 fn forgive(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
         Err(Errno::PERM) if !rustix::process::geteuid().is_root() => Ok(()),

@@ -1,4 +1,4 @@
-//! A file that is not in its place yet. A large one has no name until then: nothing is left of it if whoever unpacks is killed.
+//! A file that is not in its place yet. A large one has no name until then, so nothing is left if the unpacking process is killed.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -9,9 +9,9 @@ use rustix::io::Errno;
 
 use crate::destination::{Facts, settle};
 
-/// From which size on a file has no name at first. For small ones it takes longer than to write them.
+/// Files of at least this size have no name at first. For smaller ones that would take longer than writing them.
 const NAMELESS_FROM: u64 = 1 << 20;
-/// Where open files have a name in any case.
+/// Where open files can be addressed by their descriptor.
 const DESCRIPTORS: &str = "/proc/self/fd";
 
 /// The file.
@@ -23,13 +23,13 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// An empty one of this size to be, in a directory; called `temporary` there if it needs a name.
+    /// An empty file in a directory, of this future size. If it needs a name there, that is `temporary`.
     pub(crate) fn create(directory: BorrowedFd<'_>, temporary: &OsStr, size: u64) -> Result<Self, Errno> {
         let (flags, mode) = (OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o600));
         if size >= NAMELESS_FROM && rustix::fs::access(DESCRIPTORS, Access::EXISTS).is_ok() {
             match rustix::fs::openat(directory, ".", flags | OFlags::TMPFILE, mode) {
                 Ok(file) => return Ok(Self { file: file.into(), is_named: false }),
-                // A filesystem that has no files without names.
+                // The filesystem does not support unnamed files.
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
                 Err(error) => return Err(error),
             }
@@ -39,7 +39,7 @@ impl Draft {
         Ok(Self { file: file.into(), is_named: true })
     }
 
-    /// Puts it in its place, over a file that is there. After a failure `temporary` may be there.
+    /// Puts it in its place, replacing an existing file. After a failure, `temporary` may be left.
     pub(crate) fn place(
         self,
         directory: BorrowedFd<'_>,

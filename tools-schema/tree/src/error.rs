@@ -1,4 +1,4 @@
-//! How packing and unpacking fail.
+//! The errors of packing and unpacking.
 
 use std::io;
 
@@ -9,12 +9,12 @@ use rustix::io::Errno;
 /// Why a tree was not copied.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
-    /// A file could not be read, written or looked at.
+    /// A file operation failed.
     #[error("{action} {path}")]
     File {
-        /// What was done.
+        /// The operation.
         action: &'static str,
-        /// On what; bytes that are not UTF-8 are replaced.
+        /// The path; bytes that are not UTF-8 are replaced.
         path: String,
         /// Why not.
         #[source]
@@ -28,7 +28,7 @@ pub enum TreeError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// A tree cannot go where it was to.
+    /// A tree cannot be copied to its target.
     #[error("cannot copy to {path}: {why}")]
     Place {
         /// Where.
@@ -36,34 +36,34 @@ pub enum TreeError {
         /// Why not.
         why: &'static str,
     },
-    /// The archive makes no sense.
+    /// The archive is damaged.
     #[error("the archive is damaged at byte {at}: {what}")]
     Damaged {
-        /// Where.
+        /// The offset.
         at: u64,
         /// What is wrong.
         what: &'static str,
     },
-    /// More than may come.
+    /// A limit was exceeded.
     #[error("more than {limit} {what}")]
     TooLarge {
-        /// How many.
+        /// The limit.
         limit: u64,
-        /// Of what.
+        /// What is limited.
         what: &'static str,
     },
-    /// The disk has no more room.
+    /// The disk is full.
     #[error("write {path}: less than {keep_free} bytes would be left on the disk")]
     Full {
-        /// What was to be written.
+        /// The file that was being written.
         path: String,
-        /// What stays free for everybody else.
+        /// How many bytes must stay free.
         keep_free: u64,
     },
-    /// The other end of the stream is gone, or its reading failed.
+    /// The other end of the stream is gone, or reading from it failed.
     #[error("the stream broke off")]
     Stream(#[source] io::Error),
-    /// A pattern is none.
+    /// A pattern is invalid.
     #[error("`{pattern}` is not a pattern of names: {why}")]
     Pattern {
         /// As given.
@@ -71,23 +71,23 @@ pub enum TreeError {
         /// What is wrong with it.
         why: String,
     },
-    /// It is no longer wanted.
+    /// It was cancelled.
     #[error("cancelled")]
     Cancelled,
 }
 
 impl TreeError {
-    /// A file could not be read, written or looked at.
+    /// A failed file operation.
     pub fn file(action: &'static str, path: &[u8], source: impl Into<io::Error>) -> Self {
         Self::File { action, path: shown(path), source: source.into() }
     }
 
-    /// An entry is refused.
+    /// A refused entry.
     pub fn refused(path: &[u8], why: &'static str) -> Self {
         Self::Refused { path: shown(path), why }
     }
 
-    /// The code under which callers see it.
+    /// The error code for callers.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::File { source, .. } => match source.raw_os_error().map(Errno::from_raw_os_error) {
@@ -104,7 +104,7 @@ impl TreeError {
         }
     }
 
-    /// The error as a tool gives it.
+    /// The error in the form of tools.
     pub fn to_tool_error(&self) -> ToolError {
         let error = ToolError::new(self.code(), nexus_schema::error::chain(self));
         match self {
@@ -115,18 +115,18 @@ impl TreeError {
     }
 }
 
-/// A copy that ended early, and what it left behind.
+/// A copy that ended early, and what it left.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct Broken {
     /// Why.
     pub error: TreeError,
-    /// What is there now: each file whole, or as it was before.
+    /// The files that are there now; each is either complete or unchanged.
     pub done: Box<TreeSummary>,
 }
 
 impl Broken {
-    /// The error as a tool gives it, with what was left behind.
+    /// The error in the form of tools, with what was left.
     pub fn to_tool_error(&self) -> ToolError {
         let mut error = self.error.to_tool_error();
         let done = &self.done;
@@ -142,7 +142,7 @@ impl Broken {
     }
 }
 
-/// A name for people: bytes that are not UTF-8 and control characters are replaced.
+/// A name for people; bytes that are not UTF-8 and control characters are replaced.
 pub(crate) fn shown(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(path);
     text.chars().take(400).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()

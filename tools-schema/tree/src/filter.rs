@@ -1,4 +1,4 @@
-//! What of a tree is left out: patterns of the caller's, and what its `.gitignore` files name.
+//! Decides what to leave out of a tree: by patterns of the caller, and by its `.gitignore` files.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,14 +10,14 @@ use nexus_schema::tools::tree::SkipReason;
 
 use crate::error::TreeError;
 
-/// The name of the files that a repository keeps patterns in.
+/// The name of a repository's files with ignore patterns.
 pub(crate) const IGNORE_FILE: &[u8] = b".gitignore";
 
-/// What of a tree is left out.
+/// Decides what to leave out of a tree.
 #[derive(Debug, Clone)]
 pub struct Filter {
     exclude: Pattern,
-    /// Whether `.gitignore` files count.
+    /// Whether `.gitignore` files are applied.
     pub gitignore: bool,
 }
 
@@ -26,7 +26,7 @@ pub struct Filter {
 pub struct Pattern(Gitignore);
 
 impl Filter {
-    /// Leaves out what matches a pattern of `exclude`, and with `gitignore` what the tree's own `.gitignore` files name.
+    /// Leaves out what matches a pattern of `exclude`, and with `gitignore` what matches the tree's own `.gitignore` files.
     pub fn new(exclude: &[String], gitignore: bool) -> Result<Self, TreeError> {
         let mut builder = GitignoreBuilder::new("");
         for pattern in exclude {
@@ -44,8 +44,8 @@ impl Filter {
         Self { exclude: Pattern(Gitignore::empty()), gitignore: false }
     }
 
-    /// Why a path below the top is left out, if it is. `levels`: the patterns of the directories above it, the top's first, each
-    /// with the length of its directory's path.
+    /// Why a path below the top is left out, if it is. `levels` are the patterns of the parent directories, beginning with the
+    /// top's, each with the length of its directory's path.
     pub(crate) fn leaves_out<'a>(
         &self,
         path: &[u8],
@@ -55,14 +55,14 @@ impl Filter {
         if self.exclude.says(path, is_directory) == Some(true) {
             return Some(SkipReason::Excluded);
         }
-        // The nearest file that says anything counts.
+        // The nearest file with a matching pattern decides.
         let said = levels.rev().find_map(|(cut, pattern)| pattern.says(&path[cut..], is_directory));
         (said == Some(true)).then_some(SkipReason::Ignored)
     }
 }
 
 impl Pattern {
-    /// The patterns of a `.gitignore` file. As git does, lines that make no sense are passed over.
+    /// Parses the patterns of a `.gitignore` file. Invalid lines are ignored, as in git.
     pub(crate) fn of_file(text: &[u8]) -> Self {
         let mut builder = GitignoreBuilder::new("");
         for line in String::from_utf8_lossy(text).lines() {
@@ -71,7 +71,7 @@ impl Pattern {
         Self(builder.build().unwrap_or_else(|_| Gitignore::empty()))
     }
 
-    /// Whether a path below the directory is left out (`true`) or expressly not (`false`).
+    /// Whether a path below the directory is left out (`true`) or explicitly included (`false`).
     fn says(&self, path: &[u8], is_directory: bool) -> Option<bool> {
         match self.0.matched(Path::new(OsStr::from_bytes(path)), is_directory) {
             Match::None => None,

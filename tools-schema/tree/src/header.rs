@@ -1,4 +1,4 @@
-//! Headers of entries: GNU's, with a pax header before it for what has no room there.
+//! Writes the headers of entries: GNU's, preceded by a pax header for values that do not fit.
 
 use std::io::{self, Write};
 
@@ -7,23 +7,23 @@ use tar::{EntryType, GnuExtSparseHeader, Header};
 
 /// The unit of an archive, in bytes.
 pub(crate) const BLOCK: usize = 512;
-/// Parts that the header of a sparse file has room for.
+/// How many parts fit into the header of a sparse file.
 const PARTS: usize = 4;
 
-/// The data of a file: offset and length of each part, and the length of all with the holes.
+/// The data of a sparse file: offset and length of each part, and the total length including holes.
 #[derive(Debug)]
 pub(crate) struct Sparse {
     pub(crate) parts: Vec<(u64, u64)>,
     pub(crate) real: u64,
 }
 
-/// What the header of an entry says.
+/// The fields of an entry's header.
 pub(crate) struct Fields<'a> {
     pub(crate) kind: EntryType,
     pub(crate) name: &'a [u8],
     pub(crate) link: &'a [u8],
     pub(crate) stat: &'a Stat,
-    /// Bytes of data behind it.
+    /// Bytes of data that follow it.
     pub(crate) size: u64,
     pub(crate) sparse: Option<&'a Sparse>,
 }
@@ -92,7 +92,7 @@ pub(crate) fn write(sink: &mut dyn Write, fields: &Fields<'_>) -> io::Result<()>
     Ok(())
 }
 
-/// Writes the padding after so many bytes.
+/// Writes the padding after this many bytes.
 pub(crate) fn pad(sink: &mut dyn Write, bytes: u64) -> io::Result<()> {
     let over = (bytes % BLOCK as u64) as usize;
     if over == 0 { Ok(()) } else { sink.write_all(&[0; BLOCK][over..]) }
@@ -103,14 +103,14 @@ fn fill(place: &mut tar::GnuSparseHeader, (offset, length): (u64, u64)) {
     place.set_length(length);
 }
 
-/// Puts a name into its field, cut to size; false if it has no room there.
+/// Puts a name into its field, truncated if necessary; returns whether it fits.
 fn put(field: &mut [u8], name: &[u8]) -> bool {
     let length = name.len().min(field.len());
     field[..length].copy_from_slice(&name[..length]);
     length == name.len()
 }
 
-/// Adds a pax record, `LENGTH KEY=VALUE\n`, where LENGTH counts itself too.
+/// Adds a pax record, `LENGTH KEY=VALUE\n`, where LENGTH includes itself.
 fn record(into: &mut Vec<u8>, key: &str, value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut digits = 1;
@@ -122,12 +122,12 @@ fn record(into: &mut Vec<u8>, key: &str, value: &[u8]) {
     into.push(b'\n');
 }
 
-/// A time as pax has it.
+/// A time in pax format.
 fn time(seconds: i64, nanoseconds: u32) -> String {
     match (seconds, nanoseconds) {
         (seconds, 0) => seconds.to_string(),
         (seconds, ns) if seconds >= 0 => format!("{seconds}.{ns:09}"),
-        // The fraction counts away from zero there.
+        // For negative times the fraction counts away from zero.
         (seconds, ns) => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - ns),
     }
 }

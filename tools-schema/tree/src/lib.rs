@@ -1,12 +1,12 @@
-//! Trees of files as tar streams: packed, planned and unpacked in the same way by the guest, the daemon and nexusctl.
+//! Trees of files as tar streams. The guest, the daemon and nexusctl pack, plan and unpack them with the same code.
 //!
 //! ```text
 //! source ── walk (filter) ─┬─ plan: what would be copied
 //!                          └─ pack ──> tar stream ──> archive ── unpack ──> destination
 //! ```
-//! Every name is opened from its directory's descriptor without following links, so nothing is read or written outside of a
-//! source or destination, whatever happens to the tree meanwhile. An archive may come from anybody: its names, lengths and
-//! links are checked here. Everything blocks; it belongs on a thread that may.
+//! Every name is opened relative to its directory's descriptor without following links, so nothing outside a source or
+//! destination is read or written, even if the tree changes meanwhile. Archives are not trusted: their names, lengths and
+//! links are checked here. Everything blocks, so run it on a blocking thread.
 #![forbid(unsafe_code)]
 
 mod archive;

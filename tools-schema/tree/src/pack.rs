@@ -1,4 +1,4 @@
-//! Packs a tree into a tar stream, or says what would be packed.
+//! Packs a tree into a tar stream, or determines what would be packed.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -18,21 +18,21 @@ use crate::report::{Watch, copied, skip};
 use crate::source::Source;
 use crate::walk::{Entry, walk, why};
 
-/// Parts of a sparse file, at most; one with more is packed with its holes as zeros.
+/// The maximum number of parts of a sparse file; a file with more is packed with its holes as zeros.
 const PARTS_MAX: usize = 10_000;
 
-/// How a tree is packed.
+/// The options of packing.
 #[derive(Debug, Clone)]
 pub struct Packing {
-    /// The name of the tree in the archive; empty for names that start with what is in it.
+    /// The name of the tree in the archive; if empty, names start with the tree's contents.
     pub top: Vec<u8>,
     /// What is left out.
     pub filter: Filter,
-    /// Whether devices and named pipes are packed, and not left out.
+    /// Whether devices and named pipes are packed; otherwise they are skipped.
     pub specials: bool,
 }
 
-/// Packs a tree. What cannot be read is left out and counted.
+/// Packs a tree. Unreadable files are skipped and counted.
 pub fn pack(
     source: &Source,
     how: &Packing,
@@ -48,7 +48,7 @@ pub fn pack(
     Ok(summary)
 }
 
-/// What [`pack`] would pack, as far as that can be told without reading the files.
+/// What [`pack`] would pack, as far as known without reading the files.
 pub fn plan(source: &Source, how: &Packing, watch: &mut dyn Watch) -> Result<TreeSummary, TreeError> {
     let mut summary = TreeSummary::default();
     walk(source, &how.filter, &mut summary, &mut |entry, summary| {
@@ -66,7 +66,7 @@ pub fn plan(source: &Source, how: &Packing, watch: &mut dyn Watch) -> Result<Tre
     Ok(summary)
 }
 
-/// Counts an entry by its sort; false if it is left out.
+/// Counts an entry by its type; false if it is skipped.
 fn count(entry: &Entry<'_>, how: &Packing, summary: &mut TreeSummary) -> bool {
     match entry.kind {
         FileType::RegularFile => summary.files += 1,
@@ -119,7 +119,7 @@ impl Packer<'_> {
                         skip(summary, entry.path, SkipReason::Changed);
                         return Ok(false);
                     }
-                    // What was asked for itself.
+                    // The source itself.
                     Err(error) if entry.path.is_empty() => {
                         return Err(TreeError::file("read", entry.name.as_encoded_bytes(), error));
                     }
@@ -186,7 +186,7 @@ impl Packer<'_> {
         header::pad(self.sink, data).map_err(TreeError::Stream)
     }
 
-    /// Writes so many bytes of a file. One that has become shorter is filled up with zeros, and noted.
+    /// Writes this many bytes of a file. If the file became shorter, it is padded with zeros, and noted.
     fn data(
         &mut self,
         entry: &Entry<'_>,
@@ -245,7 +245,7 @@ fn in_archive(top: &[u8], path: &[u8], is_directory: bool) -> Vec<u8> {
     name
 }
 
-/// Where a file has data; `None` if nobody can tell, or it is in too many places.
+/// The parts of a file with data; `None` if that is unknown or there are too many.
 fn parts_of(file: &OwnedFd, size: u64) -> Option<Sparse> {
     let (mut parts, mut at) = (Vec::new(), 0);
     while at < size {
@@ -261,7 +261,7 @@ fn parts_of(file: &OwnedFd, size: u64) -> Option<Sparse> {
         parts.push((data, end - data));
         at = end;
     }
-    // The last part may be empty: it says how long the file is to those who take the map alone.
+    // The last part may be empty: it states the file's length to readers that only use the map.
     if parts.last().is_none_or(|(offset, length)| offset + length < size) {
         parts.push((size, 0));
     }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-/// Records by key; a later one of a key counts.
+/// Records by key; the last one of a key applies.
 #[derive(Debug, Default)]
 pub struct Records(BTreeMap<String, Vec<u8>>);
 
 const XATTR: &str = "SCHILY.xattr.";
 
 impl Records {
-    /// Adds the records of a header. An empty value takes the record away.
+    /// Adds the records of a header. An empty value removes the record.
     pub fn read(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
         const BAD: &str = "a pax header makes no sense";
         while !bytes.is_empty() && bytes[0] != 0 {
@@ -19,7 +19,7 @@ impl Records {
             let equals = record.iter().position(|b| *b == b'=').ok_or(BAD)?;
             let key = String::from_utf8_lossy(&record[..equals]).into_owned();
             let value = &record[equals + 1..];
-            // An attribute's value may well be empty.
+            // An attribute's value may be empty.
             if value.is_empty() && !key.starts_with(XATTR) {
                 self.0.remove(&key);
             } else {

@@ -1,15 +1,15 @@
-//! What a copy counts, and whom it tells.
+//! Counts and reports the progress of a copy.
 
 use nexus_schema::tools::tree::{SkipReason, SkippedEntry, TreeSummary};
 
 use crate::error::{TreeError, shown};
 
-/// How many names a summary holds of each sort.
+/// How many names of each type a summary lists.
 const NAMES: usize = 20;
 
-/// Is told how far a copy is, and says whether it is still wanted.
+/// Receives the progress of a copy, and can cancel it.
 pub trait Watch {
-    /// So many bytes and entries were copied. An error ends the copy.
+    /// This many bytes and entries were copied. An error ends the copy.
     fn at(&mut self, bytes: u64, entries: u64) -> Result<(), TreeError>;
 }
 
@@ -19,7 +19,7 @@ impl<F: FnMut(u64, u64) -> Result<(), TreeError>> Watch for F {
     }
 }
 
-/// Notes that something was left out.
+/// Records that something was skipped.
 pub(crate) fn skip(summary: &mut TreeSummary, path: &[u8], why: SkipReason) {
     summary.skipped.add(why);
     if summary.skipped_names.len() < NAMES {
@@ -27,7 +27,7 @@ pub(crate) fn skip(summary: &mut TreeSummary, path: &[u8], why: SkipReason) {
     }
 }
 
-/// Notes that an entry was copied.
+/// Records that an entry was copied.
 pub(crate) fn copied(summary: &mut TreeSummary, path: &[u8]) {
     if summary.names.len() < NAMES {
         summary.names.push(shown(path));

@@ -1,4 +1,4 @@
-//! Where a tree is read from.
+//! The source of a tree.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -10,29 +10,29 @@ use rustix::io::Errno;
 
 use crate::error::TreeError;
 
-/// How a directory is opened that is only gone through.
+/// Flags for a directory that is only passed through.
 pub(crate) const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// A tree, or a file, that is to be read.
+/// A tree or a file to be read.
 #[derive(Debug)]
 pub struct Source {
     pub(crate) kind: Kind,
-    /// As callers know it.
+    /// The path that callers know.
     pub(crate) path: Vec<u8>,
 }
 
 #[derive(Debug)]
 pub(crate) enum Kind {
-    /// All that is in a directory, and itself.
+    /// A directory with everything in it.
     Directory(OwnedFd),
     /// A file, link or the like in a directory.
     Other { parent: OwnedFd, name: Vec<u8> },
 }
 
 impl Source {
-    /// Opens a path. Links on the way are followed; one at its end is a source itself, unless `follow` or the path ends with a
-    /// slash or a dot.
+    /// Opens a path. Links on the way are followed. A link at the end is the source itself, unless `follow` is set or the path
+    /// ends with a slash or a dot.
     pub fn open(path: &Path, follow: bool) -> Result<Self, TreeError> {
         let bytes = path.as_os_str().as_bytes();
         let fail = |error: Errno| TreeError::file("read", bytes, error);
@@ -53,7 +53,7 @@ impl Source {
         Self::at(parent, name, bytes)
     }
 
-    /// Opens a name in a directory; a link is a source itself. `shown`: as callers know it.
+    /// Opens a name in a directory; a link is the source itself. `shown` is the path that callers know.
     pub fn at(parent: OwnedFd, name: &OsStr, shown: &[u8]) -> Result<Self, TreeError> {
         let fail = |error: Errno| TreeError::file("read", shown, error);
         let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
@@ -66,7 +66,7 @@ impl Source {
         Ok(Self { kind, path: shown.to_vec() })
     }
 
-    /// All that is in a directory that is open already.
+    /// Everything in an open directory.
     pub fn of_directory(directory: OwnedFd, shown: &[u8]) -> Self {
         Self { kind: Kind::Directory(directory), path: shown.to_vec() }
     }

@@ -1,4 +1,4 @@
-//! Between the frames of a stream and the thread that packs or unpacks.
+//! Connects the frames of a stream with the thread that packs or unpacks.
 
 use std::io;
 
@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 
 use crate::chunks::Chunk;
 
-/// Passes the data of a stream on until it ends. If the peer says before how the stream ended, its words; `None` too where nobody
-/// takes the data any more. A connection that fails is told to the taker as well.
+/// Passes the data of a stream on until it ends. Returns the peer's final message if that comes before the end; `None`
+/// otherwise, or if the taker stopped. The taker is also told if the connection fails.
 pub async fn receive<R, W>(
     receiver: &mut Receiver<R>,
     sender: &Sender<W>,
@@ -20,7 +20,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    // No more waits here than the credit that was given.
+    // The credit limits how much is buffered here.
     let waiting = Waiting::default();
     let reading = async {
         let ended = read(receiver, &waiting).await;
@@ -33,7 +33,7 @@ where
             if into.send(Ok(bytes)).await.is_err() {
                 return;
             }
-            // A connection that failed shows where it is read.
+            // A failed connection is reported by the reading side.
             let _ = sender.took(length).await;
         }
     };
@@ -42,7 +42,7 @@ where
         ended = &mut reading => ended,
         () = &mut passing => return Ok(None),
     };
-    // What arrived before is delivered.
+    // Data that has already arrived is still delivered.
     drop(reading);
     passing.await;
     if let Err(error) = &ended {
@@ -65,7 +65,7 @@ async fn read<R: AsyncRead + Unpin>(
     }
 }
 
-/// Sends all that comes, without an end behind it. If the peer says meanwhile how the stream ended, its words.
+/// Sends all data, without an end mark. Returns the peer's final message if that comes meanwhile.
 pub async fn send<R, W>(
     receiver: &mut Receiver<R>,
     sender: &Sender<W>,
@@ -94,7 +94,7 @@ where
     }
 }
 
-/// The peer's last words; what else comes before them is passed over.
+/// The peer's final message; other frames before it are ignored.
 pub async fn last_words<R: AsyncRead + Unpin>(receiver: &mut Receiver<R>) -> Result<Bytes, FrameError> {
     loop {
         if let Incoming::Done(message) = receiver.next().await?.ok_or(FrameError::Closed)? {

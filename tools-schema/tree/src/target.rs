@@ -6,7 +6,7 @@
 //! | a file | in its place | refused | refused |
 //! | nothing | under this name; not with a slash at its end | under this name | under this name |
 //!
-//! Where nothing is there, the directory above has to be. Links on the way and at the end are followed.
+//! If nothing is there, the parent directory must exist. Links on the way and at the end are followed.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -21,31 +21,31 @@ use rustix::io::Errno;
 use crate::error::{TreeError, shown};
 use crate::unpacking::Top;
 
-/// Links that are followed one after another, at most.
+/// The maximum number of links in a row.
 const LINKS_MAX: usize = 40;
 
-/// Where a copy goes.
+/// The target of a copy.
 #[derive(Debug)]
 pub struct Target {
-    /// The directory that it is unpacked in.
+    /// The directory to unpack in.
     pub directory: OwnedFd,
-    /// Under which name there.
+    /// The name there.
     pub under: Under,
 }
 
-/// Under which name something arrives in a directory.
+/// The name of a copy in its target directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Under {
-    /// Its own.
+    /// Its own name.
     Own,
-    /// This one.
+    /// This name.
     Name(Vec<u8>),
-    /// None: what it holds goes there.
+    /// No name: its contents go into the directory.
     Contents,
 }
 
 impl Under {
-    /// The same for an archive whose tree has one name at its top; `own` is that of what is copied.
+    /// The same for an archive with a single name at its top; `own` is the name of what is copied.
     pub fn top(self, own: &[u8]) -> Top {
         match self {
             Self::Own => Top::Named(own.to_vec()),
@@ -55,7 +55,7 @@ impl Under {
     }
 }
 
-/// Finds where a copy to `path` goes. Nothing is made.
+/// Finds the target of a copy to `path`. Makes nothing.
 pub fn target(path: &Path, what: TreeArrival) -> Result<Target, TreeError> {
     let bytes = path.as_os_str().as_bytes();
     let refuse = |why| Err(TreeError::Place { path: shown(bytes), why });
@@ -81,7 +81,7 @@ pub fn target(path: &Path, what: TreeArrival) -> Result<Target, TreeError> {
     }
 }
 
-/// A name in the directory that it is in.
+/// A name in its parent directory.
 fn beside(path: &Path, shown: &[u8]) -> Result<Target, TreeError> {
     let name = path.file_name().ok_or_else(|| TreeError::file("find", shown, Errno::NOENT))?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -94,9 +94,9 @@ fn open(directory: &Path) -> Result<OwnedFd, TreeError> {
     opened.map_err(|error| TreeError::file("open the directory", directory.as_os_str().as_bytes(), error))
 }
 
-/// What a path names that is not there: the end of a link that leads nowhere, else itself.
+/// The path to create: the target of a dangling link, or else the path itself.
 fn end_of_links(path: &Path) -> Result<PathBuf, TreeError> {
-    // Without a slash at its end.
+    // Without a trailing slash.
     let mut place: PathBuf = path.components().collect();
     for _ in 0..LINKS_MAX {
         let Ok(target) = fs::read_link(&place) else { return Ok(place) };

@@ -21,10 +21,10 @@ use crate::error::{Broken, TreeError, shown};
 use crate::report::{Watch, copied, skip};
 use crate::unpacking::{Owner, Top, TopIs, Unpacking};
 
-/// After how many bytes the free disk is looked at again.
+/// After how many bytes the free disk space is checked again.
 const LOOK_EVERY: u64 = 8 << 20;
 
-/// Unpacks an archive to its end. Each file is whole or as it was before, also when this fails in the middle.
+/// Unpacks an archive to its end. Each file is either complete or unchanged, even if this fails halfway.
 pub fn unpack(
     source: impl BufRead,
     into: OwnedFd,
@@ -36,7 +36,7 @@ pub fn unpack(
     let mut archive = Archive::new(source, &limits);
     let result = Unpacker::new(into, how, watch).and_then(|mut unpacker| {
         let result = unpacker.run(&mut archive, &mut summary);
-        // What is there is to be left as it should be, whatever happened.
+        // The directories get their final attributes even after a failure.
         result.and(unpacker.destination.finish())
     });
     match result {
@@ -52,7 +52,7 @@ struct Unpacker<'a, 'b> {
     owner: Option<(u32, u32)>,
     top: Rc<Top>,
     seed: u64,
-    /// Bytes after which the free disk is looked at.
+    /// The byte count at which the free disk space is checked next.
     look_at: u64,
 }
 
@@ -176,7 +176,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         Ok(())
     }
 
-    /// Whether this may be at the top of the archive.
+    /// Checks what may be at the top of the archive.
     fn check_top(&self, entry: &Entry) -> Result<(), TreeError> {
         let refuse = |why| Err(TreeError::refused(&entry.path, why));
         match (self.how.top_is, entry.kind) {
@@ -190,7 +190,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         }
     }
 
-    /// The names on the way to a path, which may not leave the directory.
+    /// The components of a path, which may not leave the directory.
     fn names<'p>(&self, top: &'p Top, path: &'p [u8], entry: &[u8]) -> Result<Vec<&'p [u8]>, TreeError> {
         let limits = &self.how.limits;
         let refuse = |why| Err(TreeError::refused(entry, why));
@@ -226,7 +226,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         format!(".nexus-{:016x}", self.seed).into()
     }
 
-    /// Makes something under a name of its own in the directory at hand, then puts it in its place in one step.
+    /// Makes something under a temporary name in the current directory, then renames it into place.
     fn put(
         &mut self,
         entry: &[u8],
@@ -243,9 +243,9 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         rustix::fs::renameat(here, temporary, here, name)
     }
 
-    /// Takes what was made away again; the failure as it is told.
+    /// Removes what was made, and returns the failure as an error.
     fn undo(&self, temporary: &OsStr, entry: &[u8], error: Errno) -> TreeError {
-        // It may not have been made at all.
+        // It may not exist.
         let _ = rustix::fs::unlinkat(self.destination.here(), temporary, AtFlags::empty());
         match error {
             Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY => {
@@ -272,7 +272,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         let linked = rustix::fs::linkat(&from, last, self.destination.here(), &*temporary, AtFlags::empty())
             .and_then(|()| self.rename(&temporary, name));
         linked.map_err(|error| self.undo(&temporary, &entry.path, error))?;
-        // Where both are names of one file already, renaming does nothing.
+        // If both names are already links to the same file, renaming does nothing.
         let _ = rustix::fs::unlinkat(self.destination.here(), &*temporary, AtFlags::empty());
         if let Some(track) = &mut self.how.track {
             track.hard_link(&names.join(&b'/'), &target.join(&b'/'));
@@ -340,7 +340,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         file.set_len(sparse.real).map_err(|error| TreeError::file("write", path, error))
     }
 
-    /// Counts what was written; how much it was.
+    /// Counts written bytes; returns how many there were.
     fn took(
         &mut self,
         path: &[u8],
@@ -378,7 +378,7 @@ fn open_beneath(destination: &Destination, names: &[&[u8]]) -> Result<OwnedFd, E
     Ok(at)
 }
 
-/// Whether a link in a directory so deep below the destination names something outside of it.
+/// Whether a link at this depth below the destination points outside of it.
 fn leads_out(depth: usize, target: &[u8]) -> bool {
     if target.starts_with(b"/") {
         return true;

@@ -1,6 +1,6 @@
-//! How an archive is unpacked, and who is told.
+//! The options of unpacking, and its callbacks.
 
-/// How much an archive may ask for.
+/// The limits of an archive.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Entries.
@@ -11,9 +11,9 @@ pub struct Limits {
     pub header_bytes: u64,
     /// Bytes of a path.
     pub path_bytes: usize,
-    /// Directories in each other: each is an open descriptor.
+    /// Levels of nested directories; each needs an open descriptor.
     pub depth: usize,
-    /// Bytes of the disk that stay free for everybody else.
+    /// Bytes that must stay free on the disk.
     pub keep_free: u64,
 }
 
@@ -30,62 +30,62 @@ impl Default for Limits {
     }
 }
 
-/// Whose the files are that are made.
+/// The owner of new files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
-    /// Those who the archive says, by their numbers.
+    /// The numeric owner in the archive.
     Same,
     /// This user and group.
     Given(u32, u32),
     /// The owner and group of the directory that the archive is unpacked in.
     OfDirectory,
-    /// Whoever unpacks.
+    /// The user that unpacks.
     Own,
 }
 
-/// What becomes of the names at the top of an archive.
+/// What to do with the name at the top of an archive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Top {
-    /// They stay.
+    /// Keep it.
     #[default]
     Kept,
-    /// There may only be this one.
+    /// Allow only this name.
     Only(Vec<u8>),
-    /// Whatever it is, it is this one in the directory: nothing else there is touched.
+    /// Replace it by this name; nothing else in the directory is changed.
     Named(Vec<u8>),
-    /// Whatever it is, what is below it goes into the directory itself.
+    /// Remove it: its contents go into the directory itself.
     Stripped,
 }
 
-/// What may be at the top of an archive.
+/// What is allowed at the top of an archive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum TopIs {
     /// Anything.
     #[default]
     Anything,
-    /// A directory: a link in its place would lead the next copy elsewhere.
+    /// A directory, because a link in its place would redirect the next copy.
     Directory,
-    /// Anything but a link that leads out of the directory that it is put in.
+    /// Anything except a link that leads out of the target directory.
     Within,
 }
 
-/// How an archive is unpacked.
+/// The options of unpacking.
 pub struct Unpacking<'a> {
-    /// Whose the files are.
+    /// The owner of the files.
     pub owner: Owner,
-    /// The bits of modes that are taken over.
+    /// The mode bits that are applied.
     pub modes: u32,
-    /// Whether devices and named pipes are made, and not left out.
+    /// Whether devices and named pipes are made; otherwise they are skipped.
     pub specials: bool,
-    /// What becomes of the names at the top of the archive.
+    /// What to do with the name at the top of the archive.
     pub top: Top,
-    /// What may be there.
+    /// What is allowed at the top.
     pub top_is: TopIs,
-    /// Whether the directory was made for this, and gets the mode and time of the archive's top.
+    /// Whether the directory was made for this; then it gets the mode and time of the archive's top.
     pub is_new: bool,
-    /// How much the archive may ask for.
+    /// The limits of the archive.
     pub limits: Limits,
-    /// Is told of all that is unpacked.
+    /// Is notified of everything that is unpacked.
     pub track: Option<&'a mut dyn Track>,
 }
 
@@ -104,16 +104,16 @@ impl Default for Unpacking<'_> {
     }
 }
 
-/// Is told of all that is unpacked. Paths are those below the directory.
+/// Is notified of everything that is unpacked. Paths are relative to the directory.
 pub trait Track {
-    /// A file comes, of this length with its holes and this time in seconds and nanoseconds.
+    /// A file starts, with its mode, its length including holes, and its time in seconds and nanoseconds.
     fn file(&mut self, path: &[u8], mode: u32, size: u64, mtime: (i64, u32));
-    /// A part of it.
+    /// A part of its data.
     fn data(&mut self, offset: u64, bytes: &[u8]);
-    /// It is in its place.
+    /// The file is in its place.
     fn file_done(&mut self);
     /// A symbolic link is in its place.
     fn symlink(&mut self, path: &[u8], target: &[u8]);
-    /// A further name of a file is in its place.
+    /// Another hard link of a file is in its place.
     fn hard_link(&mut self, path: &[u8], target: &[u8]);
 }

@@ -1,4 +1,4 @@
-//! Goes through a tree, the directory before what is in it, names sorted.
+//! Walks through a tree: a directory before its contents, names sorted.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -16,7 +16,7 @@ use crate::filter::{Filter, IGNORE_FILE, Pattern};
 use crate::report::skip;
 use crate::source::{DIRECTORY, Kind, Source};
 
-/// Directories in each other, at most: each is an open descriptor.
+/// The maximum depth; each level needs an open descriptor.
 const DEPTH_MAX: usize = 400;
 /// The largest `.gitignore` that is read, in bytes.
 const IGNORE_MAX: u64 = 1 << 20;
@@ -26,30 +26,30 @@ const IGNORE_MAX: u64 = 1 << 20;
 pub struct Entry<'a> {
     /// Its path below the top; empty for the top itself.
     pub path: &'a [u8],
-    /// What it is.
+    /// Its type.
     pub kind: FileType,
-    /// Its facts.
+    /// Its attributes.
     pub stat: &'a Stat,
-    /// The directory that it is in; of the top directory, itself.
+    /// Its parent directory; for the top directory, the directory itself.
     pub parent: BorrowedFd<'a>,
     /// Its name there; empty for the top directory.
     pub name: &'a OsStr,
-    /// The path of the same file in the tree, for a hard link to one that came before.
+    /// The path of the same file in the tree, if this is another hard link of it.
     pub linked_to: Option<&'a [u8]>,
 }
 
-/// What is done with each entry; false if it was left out after all.
+/// Called for each entry; returns false if it was skipped after all.
 pub(crate) type Visit<'a> = dyn FnMut(&Entry<'_>, &mut TreeSummary) -> Result<bool, TreeError> + 'a;
 
 struct Frame {
     directory: OwnedFd,
     names: std::vec::IntoIter<Vec<u8>>,
-    /// How long its path is, with the slash behind.
+    /// The length of its path, including a trailing slash.
     length: usize,
     ignore: Option<Pattern>,
 }
 
-/// Calls `visit` for everything in a tree that `filter` leaves in. What cannot be read is noted in `summary`.
+/// Calls `visit` for everything in a tree that `filter` keeps. Unreadable files are noted in `summary`.
 pub(crate) fn walk(
     source: &Source,
     filter: &Filter,
@@ -83,7 +83,7 @@ pub(crate) fn walk(
     Ok(())
 }
 
-/// Calls `look` for everything in a tree that `filter` leaves in and that can be read.
+/// Calls `look` for everything readable in a tree that `filter` keeps.
 pub fn visit(
     source: &Source,
     filter: &Filter,
@@ -96,9 +96,9 @@ pub fn visit(
 struct Walk<'a> {
     filter: &'a Filter,
     stack: Vec<Frame>,
-    /// The path of the directory on top of the stack, with a slash behind unless it is the top.
+    /// The path of the directory on top of the stack; with a trailing slash unless it is the top.
     path: Vec<u8>,
-    /// Files with several names, by device and number: the first of them.
+    /// The first path of each file with several hard links, by device and inode number.
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
@@ -121,7 +121,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Visits what comes next; false at the end.
+    /// Visits the next entry; false at the end.
     fn next(&mut self, summary: &mut TreeSummary, visit: &mut Visit<'_>) -> Result<bool, TreeError> {
         let Some(frame) = self.stack.last_mut() else { return Ok(false) };
         let Some(name) = frame.names.next() else {
@@ -148,7 +148,7 @@ impl Walk<'_> {
             return Ok(true);
         }
         let Some(frame) = self.stack.last() else { return Ok(false) };
-        // Opened first: a directory that cannot be read is left out whole.
+        // Opened first: an unreadable directory is skipped as a whole.
         let mut inside = None;
         if is_directory {
             if self.stack.len() >= DEPTH_MAX {
@@ -187,7 +187,7 @@ impl Walk<'_> {
     }
 }
 
-/// Why something cannot be read.
+/// The reason why something cannot be read.
 pub(crate) fn why(error: Errno) -> SkipReason {
     match error {
         Errno::NOENT | Errno::NOTDIR | Errno::LOOP => SkipReason::Changed,

@@ -1,4 +1,4 @@
-//! Archives that mean harm: nothing is written outside of the directory, and what is refused is said.
+//! Malicious archives: nothing is written outside the directory, and refusals are reported.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs::{self, File};
@@ -11,7 +11,7 @@ use nexus_schema::tools::tree::TreeSummary;
 use nexus_tree::{Broken, Limits, Top, TopIs, Unpacking, unpack};
 use tar::{EntryType, Header};
 
-/// An archive of entries as they are, whatever they say.
+/// An archive with arbitrary entries.
 #[derive(Default)]
 struct Archive(Vec<u8>);
 
@@ -88,7 +88,7 @@ fn nothing_is_written_through_a_link_of_the_archive_or_of_the_directory() {
     refused(Archive::default().entry(EntryType::Link, b"hard", b"there/file", b""), &into, "not in the tree");
     refused(Archive::default().entry(EntryType::Link, b"hard", b"../outside/file", b""), &into, "leads out");
     refused(Archive::default().entry(EntryType::Link, b"hard", b"", b""), &into, "hard link to nothing");
-    // A file replaces a link, and does not go through it.
+    // A file replaces a link, and is not written through it.
     symlink("../outside/file", into.join("final")).unwrap();
     let archive = Archive::default().file("final", "theirs").end();
     unpack_with(&archive, &into, &mut Unpacking::default()).unwrap();
@@ -97,7 +97,7 @@ fn nothing_is_written_through_a_link_of_the_archive_or_of_the_directory() {
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
 }
 
-/// A link at the top would be followed by who copies to the same place again.
+/// A later copy to the same place would follow a link at the top.
 #[test]
 fn the_top_is_what_was_asked_for() {
     let into = tempfile::tempdir().unwrap();
@@ -171,7 +171,7 @@ fn archives_that_are_cut_off_or_garbage_fail() {
 #[test]
 fn lengths_are_capped_before_anything_is_kept() {
     let into = tempfile::tempdir().unwrap();
-    // A name of 8 GiB, announced only.
+    // A name of 8 GiB, but only announced.
     for kind in [EntryType::GNULongName, EntryType::XHeader, EntryType::XGlobalHeader] {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);

@@ -1,4 +1,4 @@
-//! Trees come over as they are, and other archivers understand the stream.
+//! Trees are copied exactly, and other archivers understand the stream.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
@@ -31,13 +31,13 @@ fn directory(path: &Path) -> OwnedFd {
 }
 
 fn unpacked(archive: &[u8], into: &Path) -> TreeSummary {
-    // Pieces of a size that ends in the middle of everything.
+    // Pieces whose size does not align with anything.
     let source = BufReader::with_capacity(777, archive);
     let mut how = Unpacking { owner: Owner::Same, is_new: true, ..Unpacking::default() };
     unpack(source, directory(into), &mut how, &mut |_, _| Ok(())).unwrap()
 }
 
-/// What a tree is: for each path its kind, mode, times, content and link.
+/// The facts of a tree: for each path its type, mode, times, content and link.
 fn facts(root: &Path) -> BTreeMap<Vec<u8>, String> {
     fn look(root: &Path, path: &Path, into: &mut BTreeMap<Vec<u8>, String>) {
         let meta = fs::symlink_metadata(path).unwrap();
@@ -90,7 +90,7 @@ fn set_time(path: &Path, seconds: i64, nanoseconds: u32) {
     File::open(path).unwrap().set_times(FileTimes::new().set_modified(time)).unwrap();
 }
 
-/// A tree with one of each thing.
+/// A tree with one of everything.
 fn make(root: &Path) {
     fs::create_dir(root.join("empty")).unwrap();
     fs::write(root.join("nothing"), "").unwrap();
@@ -135,7 +135,7 @@ fn a_tree_comes_over_as_it_is() {
     let done = unpacked(&archive, to.path());
     same(&facts(from.path()), &facts(to.path()));
     assert_eq!((summary.files, summary.hard_links, summary.symlinks), (10, 1, 3), "{summary:?}");
-    // The top is no entry of the copy.
+    // The top is not an entry of the copy.
     assert_eq!(done.entries() + 1, summary.entries());
     assert_eq!(done.links_out, 1);
     let planned = plan(&Source::open(from.path(), false).unwrap(), &packing(), &mut |_, _| Ok(())).unwrap();
@@ -158,7 +158,7 @@ fn copying_again_replaces_and_keeps_what_else_is_there() {
     unpacked(&archive, to.path());
     let mut after = facts(to.path());
     assert!(after.remove(&b"own"[..]).is_some());
-    // Directories that were there keep their times.
+    // Existing directories keep their times.
     let files = |facts: &BTreeMap<Vec<u8>, String>| -> BTreeMap<Vec<u8>, String> {
         facts
             .iter()
@@ -207,7 +207,7 @@ fn tar_understands_what_is_packed_and_its_archives_are_understood() {
     let output = tar.output().unwrap();
     assert!(output.status.success());
     unpacked(&output.stdout, back.path());
-    // Its form has whole seconds only.
+    // This format only has whole seconds.
     let whole = |facts: BTreeMap<Vec<u8>, String>| -> Vec<String> {
         facts
             .into_values()
@@ -258,7 +258,7 @@ fn excluded_and_ignored_and_special_files_are_left_out_and_counted() {
     let skipped = summary.skipped;
     assert_eq!((skipped.excluded, skipped.ignored, skipped.special), (2, 2, 1), "{summary:?}");
     assert!(summary.skipped_names.iter().any(|s| s.path == "pipe" && s.why == SkipReason::Special));
-    // Asked for, it comes along.
+    // If requested, they are copied too.
     let how = Packing { top: Vec::new(), filter: Filter::none(), specials: true };
     let (archive, _) = packed(root, &how);
     let mut how = Unpacking { specials: true, ..Unpacking::default() };

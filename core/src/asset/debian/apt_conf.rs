@@ -1,4 +1,4 @@
-//! apt's configuration, as much of it as downloads need. Source of the syntax: `apt.conf(5)`.
+//! Reads the part of apt's configuration that downloads need. Source of the syntax: `apt.conf(5)`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +17,7 @@ pub(crate) struct AptConf {
     options: BTreeMap<String, String>,
 }
 
-/// Reads one of apt's files; `None` if it is not there, or not what such files are.
+/// Reads one of apt's files; `None` if it is missing or not a text file that apt could use.
 pub(super) fn read_file(file: &Path) -> std::io::Result<Option<String>> {
     if !fs::metadata(file).is_ok_and(|m| m.is_file() && m.len() <= MAX_FILE) {
         return Ok(None);
@@ -26,8 +26,8 @@ pub(super) fn read_file(file: &Path) -> std::io::Result<Option<String>> {
 }
 
 impl AptConf {
-    /// Reads `etc/apt/apt.conf.d/*` and `etc/apt/apt.conf` under `apt_root`. A file that cannot be read is left out: apt
-    /// itself would stop there, but its proxy is the most that is lost.
+    /// Reads `etc/apt/apt.conf.d/*` and `etc/apt/apt.conf` under `apt_root`. A file that cannot be read is skipped: apt
+    /// itself would fail, but here only its proxy setting is lost.
     pub(crate) fn read(apt_root: &Path) -> Self {
         let mut conf = Self::default();
         let dir = apt_root.join("etc/apt/apt.conf.d");
@@ -58,12 +58,12 @@ impl AptConf {
         self.get(name).and_then(truth).unwrap_or(default)
     }
 
-    /// Whether a proxy is configured at all, and the environment's thus not asked.
+    /// Whether a proxy is configured at all; if so, the proxy variables of the environment are ignored.
     pub(crate) fn has_proxy(&self) -> bool {
         self.options.keys().any(|name| is_of_proxies(name))
     }
 
-    /// The proxy's address for addresses of a scheme on a host.
+    /// The proxy to use for a scheme and host.
     pub(crate) fn proxy(&self, scheme: &str, host: &str) -> Option<&str> {
         let schemes: &[&str] = if scheme == "https" { &["https", "http"] } else { &["http"] };
         schemes
@@ -75,13 +75,13 @@ impl AptConf {
             .filter(|p| !p.is_empty() && !p.eq_ignore_ascii_case("direct") && truth(p) != Some(false))
     }
 
-    /// What it says of proxies, in its own syntax.
+    /// The proxy settings, in apt's own syntax.
     pub(crate) fn proxies(&self) -> String {
         let said = self.options.iter().filter(|(name, _)| is_of_proxies(name));
         said.map(|(name, value)| format!("{name} \"{value}\";\n")).collect()
     }
 
-    /// Takes in one file's text. Anything that is not understood is passed over.
+    /// Adds the text of one file. Anything unknown is ignored.
     fn parse(&mut self, text: &str) {
         let mut tokens = tokens(text).into_iter().peekable();
         let mut scopes: Vec<String> = Vec::new();
@@ -114,7 +114,7 @@ impl AptConf {
                 let below = format!("{name}::");
                 self.options.retain(|k, _| *k != name && !k.starts_with(&below));
             }
-            // A lone value in braces is a list's element: none of the options here is a list.
+            // A lone value in braces is an element of a list, and none of the options used here is a list.
             [name, value] if !name.ends_with("::") => {
                 self.options.insert(joined(scopes, name), value.clone());
             }
@@ -134,7 +134,7 @@ fn is_of_proxies(name: &str) -> bool {
     ["acquire::http::proxy", "acquire::https::proxy"].iter().any(|option| name.starts_with(option))
 }
 
-/// What apt takes for yes and for no.
+/// Parses apt's words for yes and no.
 pub(crate) fn truth(word: &str) -> Option<bool> {
     match word.trim().to_ascii_lowercase().as_str() {
         "yes" | "true" | "with" | "on" | "enable" | "1" => Some(true),

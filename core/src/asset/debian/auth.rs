@@ -1,4 +1,4 @@
-//! Names and passwords that the host's apt has for mirrors. Source of the format and of what it means: `apt_auth.conf(5)`.
+//! User names and passwords that the host's apt has for mirrors. Source of the format and its meaning: `apt_auth.conf(5)`.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use reqwest::Url;
 
 use super::apt_conf::read_file;
 
-/// What is known, in the order in which it is asked.
+/// The entries, in the order in which they are tried.
 #[derive(Default)]
 pub(crate) struct Logins {
     logins: Vec<Login>,
@@ -16,7 +16,7 @@ pub(crate) struct Logins {
 /// One entry.
 #[derive(Default)]
 struct Login {
-    /// The only scheme that it is for; without one it is for TLS alone.
+    /// The only scheme that the entry applies to; without one it applies to TLS only.
     scheme: Option<String>,
     /// `host[:port][/path]`.
     place: String,
@@ -25,8 +25,8 @@ struct Login {
 }
 
 impl Logins {
-    /// Reads `etc/apt/auth.conf` and `etc/apt/auth.conf.d/*.conf` under `apt_root`. They are often root's alone: what may not be read
-    /// is left out, and the mirror says that it wants a password.
+    /// Reads `etc/apt/auth.conf` and `etc/apt/auth.conf.d/*.conf` under `apt_root`. Often only root can read them. A file that
+    /// cannot be read is skipped, and the mirror then reports that it needs a password.
     pub(crate) fn read(apt_root: &Path) -> Self {
         let etc = apt_root.join("etc/apt");
         let parts = fs::read_dir(etc.join("auth.conf.d")).into_iter().flatten();
@@ -45,7 +45,7 @@ impl Logins {
         logins
     }
 
-    /// Takes in one file's text. Words that are not understood are passed over.
+    /// Adds the text of one file. Unknown words are ignored.
     fn parse(&mut self, text: &str) {
         let words = text.lines().filter(|line| !line.trim_start().starts_with('#'));
         let mut words = words.flat_map(str::split_whitespace);
@@ -69,14 +69,14 @@ impl Logins {
         self.logins.extend(open);
     }
 
-    /// Puts name and password into a mirror's address that has none and that an entry is for.
+    /// Puts the first matching entry's name and password into a mirror's address, unless the address has its own.
     pub(crate) fn apply(&self, mirror: &mut Url) {
         if !mirror.username().is_empty() || mirror.password().is_some() {
             return;
         }
         let Some(entry) = self.logins.iter().find(|entry| entry.is_for(mirror)) else { return };
         let (login, password) = (entry.login.clone(), entry.password.clone());
-        // Both fail only for addresses without a host, and such ones have no entry.
+        // Both fail only for addresses without a host, and those match no entry.
         let _ = mirror.set_username(&login);
         let _ = mirror.set_password((!password.is_empty()).then_some(&password));
     }
@@ -92,7 +92,7 @@ impl Login {
         let with_port = mirror.port().map_or(host.to_owned(), |port| format!("{host}:{port}"));
         match self.place.contains('/') {
             true => format!("{with_port}{}", mirror.path()).starts_with(&self.place),
-            // Without a port it is for all of them.
+            // Without a port, the entry applies to all ports.
             false => self.place == with_port || self.place == host,
         }
     }
@@ -123,13 +123,13 @@ mod tests {
             ("a.test/debian", "https://a.test/ubuntu/", "https://a.test/ubuntu/".to_owned()),
             ("a.test/", "https://a.test.elsewhere/", "https://a.test.elsewhere/".to_owned()),
             ("a.tes", "https://a.test/", "https://a.test/".to_owned()),
-            // Only to who asks for it are passwords sent in the clear, and then nowhere else.
+            // Passwords are sent in the clear only where an entry names that scheme, and then only to that place.
             ("a.test", "http://a.test/", "http://a.test/".to_owned()),
             ("http://a.test", "http://a.test/", "http://me:p%40ss%2Fword@a.test/".to_owned()),
             ("http://a.test", "https://a.test/", "https://a.test/".to_owned()),
             ("https://a.test", "https://a.test/", format!("{put}/")),
             ("tor+https://a.test", "https://a.test/", "https://a.test/".to_owned()),
-            // What an address says itself counts.
+            // Credentials in the address itself take precedence.
             ("a.test", "https://you@a.test/", "https://you@a.test/".to_owned()),
         ] {
             assert_eq!(applied(&entry(machine), mirror), then, "{machine} {mirror}");

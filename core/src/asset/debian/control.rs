@@ -18,7 +18,7 @@ impl Stanza {
     }
 }
 
-/// Parses stanzas. Lines that begin with `#` are comments; a line that is no field of any kind is the error.
+/// Parses stanzas. Lines that begin with `#` are comments; any line that is neither a field nor a continuation is an error.
 pub(crate) fn stanzas(text: &str) -> Result<Vec<Stanza>, &'static str> {
     let mut all = Vec::new();
     let mut stanza = Stanza::default();

@@ -1,7 +1,7 @@
 //! Files out of a `.deb`: an `ar` archive with a compressed tar archive in it. Source of the format: `deb(5)`.
 //!
-//! The `ar` around it is read here in a few lines: the crates for it allocate what a header asks for, and panic on
-//! others; a `.deb` needs none of the extensions that they understand.
+//! The `ar` container is read here in a few lines, because the crates for it allocate whatever a header claims, or panic on
+//! bad headers. A `.deb` needs none of the extensions that they support.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -15,13 +15,13 @@ use crate::asset::stream::{Compression, capped, decompressed};
 
 /// The most that a package may unpack to.
 const MAX_UNPACKED: u64 = 8 << 30;
-/// The longest name, as Linux has it.
+/// The longest name that Linux allows.
 const MAX_NAME: u64 = 4096;
 /// The most entries that a package may have.
 const MAX_ENTRIES: usize = 1_000_000;
 
-/// Gives each regular file of a package that `chosen` names to `take`, with its path (`boot/vmlinuz-6.1`, no leading `./`).
-/// No file may have more than `max_bytes`. Stops early once `take` says that it has all.
+/// Passes each regular file that `chosen` accepts to `take`, with its path (`boot/vmlinuz-6.1`, no leading `./`). No file
+/// may exceed `max_bytes`. Stops early once `take` has everything it needs.
 pub(crate) fn each_file(
     deb: &Path,
     max_bytes: u64,
@@ -51,7 +51,7 @@ fn each_entry(
     let mut seen = BTreeSet::new();
     let mut long_name = None;
     let mut archive = tar::Archive::new(tar);
-    // Raw, because long names are read without a limit otherwise. dpkg knows GNU's only.
+    // Raw, because otherwise long names are read without a limit. dpkg supports only GNU's long names.
     for (number, entry) in archive.entries().map_err(of_tar)?.raw(true).enumerate() {
         let mut entry = entry.map_err(of_tar)?;
         if number >= MAX_ENTRIES {
@@ -88,7 +88,7 @@ fn each_entry(
     Ok(())
 }
 
-/// A path as it is below the root, or an error when it leaves it.
+/// The path relative to the root; an error if it leaves the root.
 fn inside(path: &Path) -> Result<String, PackageProblem> {
     let refused = || PackageProblem::UnsafePath(path.display().to_string());
     let mut inside = PathBuf::new();
@@ -99,7 +99,7 @@ fn inside(path: &Path) -> Result<String, PackageProblem> {
             Component::RootDir | Component::ParentDir | Component::Prefix(_) => return Err(refused()),
         }
     }
-    // Names that are no UTF-8 are never chosen; they are no reason to refuse a package either.
+    // Names that are not UTF-8 are never chosen, but they do not make the package invalid.
     Ok(inside.to_string_lossy().into_owned())
 }
 

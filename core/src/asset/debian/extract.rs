@@ -1,4 +1,4 @@
-//! What is taken out of packages.
+//! Extracts files from packages.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -20,12 +20,12 @@ use crate::progress::Progress;
 
 /// The largest single file of another kind that is taken out.
 const MAX_FILE: u64 = 256 << 20;
-/// The largest list of modules, or of what is built in.
+/// The largest list of modules, or of built-in modules.
 const MAX_LIST: u64 = 16 << 20;
-/// How often a package is read: modules that depend on modules that depend on ..
+/// How often a package is read at most: modules depend on modules, which depend on others.
 const MAX_PASSES: usize = 8;
 
-/// What is known of a kernel before it is taken out.
+/// What is known of a kernel before it is extracted.
 pub(super) struct Extracted {
     pub(super) origin: String,
     pub(super) package: String,
@@ -33,8 +33,7 @@ pub(super) struct Extracted {
     pub(super) verified: Verified,
 }
 
-/// Takes the kernel and its modules out of its packages, into a kernel's directory. Blocks, on a thread that the runtime keeps
-/// for that.
+/// Extracts the kernel and its modules from its packages into a kernel's directory. Blocks; runs on a blocking thread of the runtime.
 pub(super) fn kernel(
     debs: &[PathBuf],
     facts: Extracted,
@@ -98,11 +97,11 @@ struct Parts<'v> {
     modules: Modules,
     /// Names of the modules to read in this pass.
     wanted: BTreeSet<String>,
-    /// Takes all modules, in the first pass.
+    /// Collects all modules, in the first pass.
     tree: Option<ModuleTree>,
 }
 
-/// What reading ends in.
+/// Why reading failed.
 enum Failed {
     Package(PackageProblem),
     Tree(ImageError),
@@ -117,7 +116,7 @@ impl Parts<'_> {
         let Self { image, modules, wanted, tree: all, .. } = self;
         let (has_image, takes_all) = (image.is_some(), all.is_some());
         let mut failed = None;
-        // Two closures need the set of modules: what is there is noted first, and handed over below.
+        // Two closures need the set of modules, so the names are collected here first and handed over below.
         let present = std::cell::RefCell::new(BTreeSet::new());
         let mut chosen = |path: &str| {
             if path == image_path {
@@ -185,7 +184,7 @@ impl Parts<'_> {
 pub(super) fn file(deb: &Path, package: &Package, member: &str, into: &Path) -> Result<Fetched, AssetError> {
     let of_package = |problem| AssetError::Package { package: package.name.clone(), problem };
     let doing = AssetError::io("write a package's file");
-    // Newer releases have everything below /usr.
+    // Newer releases have everything below `/usr`.
     let plain = member.trim_start_matches("./").trim_start_matches('/');
     let wanted = plain.strip_prefix("usr/").unwrap_or(plain);
     let name = wanted.rsplit('/').next().filter(|n| !n.is_empty());
@@ -214,7 +213,7 @@ pub(super) fn file(deb: &Path, package: &Package, member: &str, into: &Path) -> 
     Ok(Fetched { path, sha256, size_bytes, version: Some(package.version.clone()) })
 }
 
-/// Writes a program that is there as a whole or not at all.
+/// Writes a program atomically: `path` is either complete or missing.
 fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let directory = path.parent().unwrap_or(Path::new("."));

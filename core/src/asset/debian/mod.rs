@@ -1,8 +1,8 @@
 //! The provider `debian`: kernels and packages from the archive that the host's own apt is configured for.
 //!
-//! No `apt` process is needed and nothing of apt's state is touched: its configuration is read, and then each suite's
-//! `InRelease`, lists and packages are fetched and verified here. Third-party sources are passed over by what their signed
-//! index says of its origin. A source that cannot be used is a problem that is noted; an error it is only when none is left.
+//! It needs no `apt` process and changes nothing of apt's state. It reads apt's configuration, then fetches and verifies each
+//! suite's `InRelease`, lists and packages itself. Third-party sources are skipped, by the origin that their signed index
+//! states. A source that cannot be used is recorded as a problem; opening fails only if no source is left.
 
 mod apt_conf;
 mod auth;
@@ -49,17 +49,17 @@ struct Distribution {
     origin: &'static str,
     /// Its name in the names of images.
     name: &'static str,
-    /// The component that kernels, and all that a small root filesystem needs, are in.
+    /// The component with kernels and everything that a small root filesystem needs.
     component: &'static str,
-    /// What the names of fitting kernels' packages begin with, before the version that `uname -r` says.
+    /// The prefix of the names of fitting kernel packages; the version as in `uname -r` follows.
     kernel: &'static str,
-    /// What that version ends with, before the architecture where that is part of it.
+    /// The suffix of that version, before the architecture if it contains one.
     flavour: &'static str,
-    /// Whether the architecture is part of it.
+    /// Whether the version contains the architecture.
     flavour_has_arch: bool,
-    /// What the name of the package with the modules begins with, where they are not beside the kernel.
+    /// The prefix of the package with the modules, if the kernel's package does not contain them.
     modules: Option<&'static str>,
-    /// Its own keyring, for hosts whose apt has no trusted keys of its own.
+    /// The distribution's own keyring, for hosts whose apt has no trusted keys of its own.
     keyring: &'static str,
 }
 
@@ -86,36 +86,36 @@ const DISTRIBUTIONS: [Distribution; 2] = [
     },
 ];
 
-/// The name of this machine's architecture in Debian's world.
+/// The name of this machine's architecture in Debian.
 const ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
 
-/// The package archive of the host, as far as it is trusted.
+/// The package archive of the host, limited to what is trusted.
 #[derive(Debug)]
 pub struct Archive {
     fetcher: Fetcher,
     apt_root: PathBuf,
-    /// Whose kernels and packages are taken: one distributor at a time, the base suite's.
+    /// The distributor that kernels and packages come from: one at a time, that of the base suite.
     distribution: &'static Distribution,
     suites: Vec<Suite>,
-    /// The suite of the host's own release: where a root filesystem comes from.
+    /// The suite of the host's own release, which root filesystems come from.
     base: usize,
-    /// What apt's configuration says of proxies.
+    /// The proxy settings of apt's configuration.
     proxies: Secret,
-    /// Whether times count where a source itself does not say.
+    /// The time checks for sources that do not configure them.
     check: Check,
     problems: Vec<String>,
 }
 
-/// Which times of an index count.
+/// Which times of an index are checked.
 #[derive(Debug, Clone, Copy)]
 struct Check {
-    /// Its end of validity.
+    /// Whether an index may not be past its end of validity.
     valid_until: bool,
-    /// That it is not from the future.
+    /// Whether an index may not be from the future.
     date: bool,
 }
 
-/// A kernel that can be had.
+/// An available kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelVersion {
     /// Its version as `uname -r` says it, such as `6.1.0-40-cloud-amd64`.
@@ -130,24 +130,24 @@ pub struct KernelVersion {
     pub sha256: String,
 }
 
-/// What mmdebstrap needs to know to make a root filesystem of a release.
+/// What mmdebstrap needs to make a root filesystem of a release.
 #[derive(Debug, Clone)]
 pub struct BootstrapSource {
     /// One-line entries (`deb URI SUITE COMPONENT`): the release, its updates and its security updates.
     pub mirrors: Vec<String>,
     /// The suite, as a code name such as `bookworm`.
     pub suite: String,
-    /// The keyring, a file or a directory of such files, that signs for all mirrors without a `signed-by` of their own.
+    /// The keyring (a file, or a directory of keyring files) for all mirrors without a `signed-by` of their own.
     pub keyring: PathBuf,
     /// The distribution with its version, such as `debian-12`.
     pub distro: String,
     /// The components.
     pub components: Vec<String>,
-    /// What the host's apt is configured for as to proxies, in apt's syntax. It is of the host: not for what is made.
+    /// The host's proxy settings, in apt's syntax. For the build on the host only; they must not end up in the image.
     pub proxies: Secret,
-    /// Names and passwords for the mirrors, in the syntax of `apt_auth.conf(5)`. They are of the host too.
+    /// Names and passwords for the mirrors, in the syntax of `apt_auth.conf(5)`. These too are for the host only.
     pub credentials: Secret,
-    /// Keeps a keyring alive that was written for this purpose.
+    /// Keeps a keyring file alive that was written for this purpose.
     _keyring: Arc<KeyringFile>,
 }
 
@@ -156,7 +156,7 @@ pub struct BootstrapSource {
 enum KeyringFile {
     /// A file or directory of the host.
     Host(PathBuf),
-    /// Written out from an entry that embeds its keys; deleted with the last user.
+    /// Written from an entry that embeds its keys; deleted with the last user.
     Written(tempfile::TempPath),
 }
 
@@ -169,7 +169,7 @@ impl KeyringFile {
     }
 }
 
-/// What apt under `apt_root` is configured for, in words that change when that does; nothing is fetched.
+/// Describes apt's configuration under `apt_root` as a text that changes whenever the configuration does. Fetches nothing.
 pub(crate) fn configured(apt_root: &Path) -> Result<String, AssetError> {
     let sources = sources::read(apt_root, ARCH)?;
     Ok(format!("{ARCH} {:?}", sources.entries))
@@ -186,7 +186,7 @@ impl Archive {
         Self::open_with(apt_root, settings, now(), progress).await
     }
 
-    /// The same with settings of its own and at a time of its own; apt's proxy replaces that of the settings.
+    /// The same with explicit settings and an explicit time; apt's proxy replaces that of the settings.
     pub(crate) async fn open_with(
         apt_root: &Path,
         mut settings: FetchSettings,
@@ -202,7 +202,7 @@ impl Archive {
         if conf.has_proxy() {
             settings.proxy = ProxySetting::Rules(Arc::new(conf.clone()));
         }
-        // An index is small, and a source that does not answer must not hold up those that do.
+        // An index is small, and a source that does not answer must not delay the others.
         let impatient = FetchSettings {
             connect_timeout: settings.connect_timeout.min(INDEX_CONNECT),
             deadline: settings.deadline.min(INDEX_DEADLINE),
@@ -238,12 +238,12 @@ impl Archive {
         Ok(Self { fetcher, apt_root, distribution, suites, base, proxies, check, problems })
     }
 
-    /// What is wrong with the sources that are not used, a sentence each.
+    /// Why sources are not used, one sentence each.
     pub fn problems(&self) -> &[String] {
         &self.problems
     }
 
-    /// The kernels that can be had, newest first.
+    /// The available kernels, newest first.
     pub async fn kernels(&self) -> Result<Vec<KernelVersion>, AssetError> {
         let found = self.kernel_packages(&Progress::default()).await?;
         Ok(found
@@ -258,8 +258,7 @@ impl Archive {
             .collect())
     }
 
-    /// Fetches a kernel, the newest or the one of the given version (of `uname -r`, or its package's name or version), into the
-    /// directory `into`.
+    /// Fetches a kernel into the directory `into`: the newest, or the given version (as in `uname -r`, or the package's name or version).
     pub async fn fetch_kernel(
         &self,
         version: Option<&str>,
@@ -328,7 +327,7 @@ impl Archive {
         .await?
     }
 
-    /// Fitting kernels with their version and the suite that they are in, newest first.
+    /// Fitting kernels with their version and their suite, newest first.
     async fn kernel_packages(
         &self,
         progress: &Progress,
@@ -341,7 +340,7 @@ impl Archive {
             } else {
                 version.strip_suffix(distribution.flavour)
             };
-            // `cloud-amd64` and `6.12-cloud-amd64` are packages that only depend on the newest one.
+            // `cloud-amd64` and `6.12-cloud-amd64` are metapackages that only depend on the newest kernel.
             let is_whole =
                 ending?.starts_with(|c: char| c.is_ascii_digit()) && version.matches('.').count() >= 2;
             is_whole.then(|| version.to_owned())
@@ -358,7 +357,7 @@ impl Archive {
         if kernels.is_empty() { Err(AssetError::NoKernel { version: None }) } else { Ok(kernels) }
     }
 
-    /// The newest version of a package, and the suite that it is in.
+    /// The newest version of a package, and its suite.
     async fn newest_package(&self, name: &str, progress: &Progress) -> Result<(Package, usize), AssetError> {
         let wanted = name.to_owned();
         let found = self.select(move |name| name == wanted, progress).await?;
@@ -412,7 +411,7 @@ impl Archive {
     }
 }
 
-/// How long a server of an index may take to answer, and how long to send it.
+/// How long a server may take to answer a request for an index, and to send the index.
 const INDEX_CONNECT: Duration = Duration::from_secs(8);
 const INDEX_DEADLINE: Duration = Duration::from_secs(60);
 /// The largest package.

@@ -1,4 +1,4 @@
-//! The list of packages of one component: streamed, with only the wanted stanzas kept.
+//! The list of packages of one component. It is streamed; only the wanted stanzas are kept.
 
 use std::io::{BufRead, BufReader, Read};
 
@@ -57,7 +57,7 @@ pub(crate) fn select(
     }
 }
 
-/// A stanza in the making.
+/// A stanza that is being read.
 #[derive(Default)]
 struct Draft {
     is_wanted: bool,
@@ -99,7 +99,7 @@ impl Draft {
     }
 }
 
-/// Whether a path stays below the archive's root and means nothing special in an address.
+/// Whether a path stays below the archive's root and contains nothing special in a URL.
 fn is_safe(path: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-_.+~:%".contains(&b);
     path.bytes().all(plain)

@@ -1,4 +1,4 @@
-//! What is wrong with what an archive holds: its sources, signatures, indexes and packages.
+//! What can be wrong with an archive: its sources, signatures, indexes and packages.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use crate::asset::stream::OverLimit;
 /// What is wrong with an entry of apt's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SourceProblem {
-    /// A line or stanza that says nothing sensible.
+    /// A malformed line or stanza.
     #[error("malformed: {0}")]
     Malformed(&'static str),
     /// An address of a kind that is not supported.
@@ -19,7 +19,7 @@ pub enum SourceProblem {
     /// Another distributor's packages.
     #[error("its packages come from {0:?}, not from a distribution that is known")]
     ThirdParty(String),
-    /// Packages that are not meant to be taken without being asked for.
+    /// Packages that are only installed on request.
     #[error("it is marked NotAutomatic")]
     NotAutomatic,
     /// Not for this machine.
@@ -33,7 +33,7 @@ pub enum SignatureProblem {
     /// It cannot be parsed.
     #[error("it cannot be read")]
     Malformed(#[source] Box<pgp::errors::Error>),
-    /// No good one: what was found instead.
+    /// No valid signature; what was found instead.
     #[error("none of {count} is good: {}", .reasons.join("; "))]
     NoneGood {
         /// How many there are.
@@ -49,7 +49,7 @@ pub enum IndexProblem {
     /// A field is missing or malformed.
     #[error("field {0} is missing or malformed")]
     Field(&'static str),
-    /// It does not list what is needed.
+    /// It does not list a needed file.
     #[error("it does not list {0}")]
     NotListed(String),
     /// It is out of date.
@@ -104,7 +104,7 @@ impl From<PackageProblem> for io::Error {
 }
 
 impl PackageProblem {
-    /// What a failed read of a package's data means; `what` was being read.
+    /// The problem for a failed read of a package's data, while reading `what`.
     pub(crate) fn of_read(error: io::Error, what: &str) -> Self {
         match OverLimit::in_error(&error) {
             Some(OverLimit { limit }) => Self::TooLarge { what: what.into(), limit },

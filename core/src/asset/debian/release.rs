@@ -10,10 +10,10 @@ use crate::asset::stream::{Compression, Sha256};
 /// How far clocks may differ, in seconds.
 const SKEW: Seconds = 600;
 
-/// What the names of suites end with that are no distribution by themselves.
+/// Suffixes of suites that only add to a distribution.
 const ADDITIONS: [&str; 4] = ["-updates", "-security", "-proposed", "-backports"];
 
-/// What a `Release` file says, as far as it matters here.
+/// The fields of a `Release` file that matter here.
 #[derive(Debug, Clone)]
 pub(crate) struct Release {
     /// Whose packages these are.
@@ -24,9 +24,9 @@ pub(crate) struct Release {
     pub(crate) codename: String,
     /// The version of the distribution, such as `12.15`; unreleased ones have none.
     pub(crate) version: Option<String>,
-    /// Whether its packages are only for those who ask for this suite.
+    /// Whether its packages are installed only on request for this suite.
     pub(crate) not_automatic: bool,
-    /// Whether files can be had by their hash too.
+    /// Whether files are also available by their hash.
     pub(crate) by_hash: bool,
     date: (Seconds, String),
     valid_until: Option<(Seconds, String)>,
@@ -80,7 +80,7 @@ impl Release {
         })
     }
 
-    /// Whether it is of this time.
+    /// Checks that the index is neither expired nor from the future.
     pub(crate) fn check_time(
         &self,
         now: Seconds,
@@ -116,7 +116,7 @@ impl Release {
     /// Whether this is the distribution itself, not an addition to it.
     pub(crate) fn is_base(&self) -> bool {
         let name = if self.codename.is_empty() { &self.suite } else { &self.codename };
-        // Ubuntu gives additions the code name of what they add to, and tells them apart by their suite.
+        // Ubuntu gives an addition the code name of its base; only the suite differs.
         let is_addition = ADDITIONS.iter().any(|ending| self.suite.ends_with(ending));
         self.base_codename() == name && !is_addition
     }

@@ -1,4 +1,4 @@
-//! Releases of distributions, as far as apt's sources name them, and what mmdebstrap needs to know to make one.
+//! The releases of distributions that apt's sources name, and what mmdebstrap needs to build them.
 
 use std::sync::Arc;
 
@@ -12,19 +12,19 @@ use crate::asset::error::AssetError;
 use crate::asset::fetch::shown;
 use crate::config::Secret;
 
-/// A release that a root filesystem can be made of.
+/// A release that root filesystems can be made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReleaseVersion {
     /// Its code name, such as `bookworm`.
     pub codename: String,
     /// Its version, such as `12.15`; unreleased ones have none.
     pub version: Option<String>,
-    /// What it is now, such as `stable`.
+    /// Its current suite, such as `stable`.
     pub suite: String,
 }
 
 impl ReleaseVersion {
-    /// Whether these words mean it: its code name, what it is now, or its version as far as it is given.
+    /// Whether the name means this release: its code name, its current suite, or (a prefix of) its version.
     fn is_called(&self, name: &str) -> bool {
         let has_version = |version: &str| {
             version.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -33,12 +33,12 @@ impl ReleaseVersion {
     }
 }
 
-/// A distribution by its name, if it is one that is known.
+/// The known distribution of that name.
 fn distribution(name: &str) -> Option<&'static Distribution> {
     DISTRIBUTIONS.iter().find(|distribution| distribution.name == name)
 }
 
-/// The names of the distributions that are known.
+/// The names of the known distributions.
 pub(crate) fn distributions() -> impl Iterator<Item = &'static str> {
     DISTRIBUTIONS.iter().map(|distribution| distribution.name)
 }
@@ -73,12 +73,12 @@ impl Archive {
         }
     }
 
-    /// The releases of a distribution that root filesystems can be made of: the host's own first.
+    /// The releases of a distribution that root filesystems can be made from, the host's own first.
     pub fn releases(&self, distribution: &str) -> Vec<ReleaseVersion> {
         self.bases(distribution).into_iter().map(|at| self.version_at(at)).collect()
     }
 
-    /// What mmdebstrap needs to make a root filesystem of a release: the one that is called so, or the host's own, or the first.
+    /// What mmdebstrap needs for the named release; by default for the host's own, or else the first.
     pub fn release_source(
         &self,
         distribution: &str,
@@ -111,7 +111,7 @@ impl Archive {
             || self.suites.iter().filter(|s| s.is_of(distribution) && s.release.base_codename() == codename);
         let mirrors = same_release()
             .map(|s| {
-                // The base suite's keyring is given by itself; another one must be named.
+                // The base suite's keyring is passed separately; any other keyring must be named in the entry.
                 let other = match &s.entry.signed_by {
                     Some(SignedBy::Keys { files, .. }) if s.entry.signed_by != base.entry.signed_by => {
                         files.first()
@@ -157,14 +157,14 @@ impl Archive {
 
 /// The name and the password in an address, for apt.
 fn credentials(mirror: &Url) -> Option<String> {
-    // Between words there is nothing but space there.
+    // In that file only whitespace separates words.
     let word =
         |text: &str| decoded(text).filter(|word| !word.is_empty() && !word.contains(char::is_whitespace));
     let (login, password) = (word(mirror.username())?, word(mirror.password()?)?);
     Some(format!("machine {} login {login} password {password}\n", shown(mirror)))
 }
 
-/// A part of an address without its percent signs.
+/// Decodes the percent escapes of a part of an address.
 fn decoded(text: &str) -> Option<String> {
     let mut pieces = text.split('%');
     let mut bytes = pieces.next()?.as_bytes().to_vec();

@@ -1,12 +1,12 @@
-//! Signatures of indexes: which keys are trusted, and whether a cleartext-signed text is signed by one of them.
+//! Signatures of indexes: which keys are trusted, and whether one of them signed a cleartext-signed text.
 //!
-//! The `pgp` crate does the arithmetic only. Everything that makes a key fit to sign is checked here, after RFC 9580,
-//! section 5.2.3 (the meaning of subpackets) and 10.1 (the structure of a certificate):
+//! The `pgp` crate does only the arithmetic. Whether a key may sign is checked here, after RFC 9580, sections 5.2.3 (the
+//! meaning of subpackets) and 10.1 (the structure of a certificate):
 //!
-//! - the newest valid self-signature of the primary key, and the newest valid binding of a subkey, say until when it
-//!   may be used and for what; a subkey that signs has signed back;
-//! - a revocation counts whenever it was made and for whatever reason;
-//! - no MD5, no SHA-1, no RIPEMD, no DSA, no RSA under 2048 bits; nothing from the future, nothing expired.
+//! - the newest valid self-signature of the primary key, and the newest valid binding of a subkey, determine its expiry and
+//!   its allowed uses; a signing subkey must have signed back;
+//! - a revocation counts regardless of its time and reason;
+//! - MD5, SHA-1, RIPEMD, DSA and RSA below 2048 bits are refused, as is anything expired or from the future.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::asset::AssetError;
 use crate::asset::debian::sources::SignedBy;
 use crate::asset::error::SignatureProblem;
 
-/// The largest signed text: its parser takes time in the square of the length.
+/// The largest signed text; its parser takes quadratic time.
 pub(crate) const MAX_SIGNED: u64 = 1 << 20;
 /// The largest keyring.
 const MAX_KEYRING: u64 = 8 << 20;
@@ -45,7 +45,7 @@ pub(crate) struct Keyring {
 }
 
 impl Keyring {
-    /// The keys that an entry of apt's sources trusts; `fallback` are keyrings of the distribution, for hosts whose apt has no
+    /// The keys that an entry of apt's sources trusts. `fallback` are the distribution's keyrings, for hosts whose apt has no
     /// trusted keys of its own.
     pub(crate) fn of_entry(
         apt_root: &Path,
@@ -85,7 +85,7 @@ impl Keyring {
         Ok(keyring)
     }
 
-    /// The keys that a provider names: absolute paths of files, and armored keys. None may be given, and then none is trusted.
+    /// The keys that a provider names: absolute paths of files, or armored keys. With none given, no key is trusted.
     pub(crate) fn of_keys(keys: &[String]) -> Result<Self, AssetError> {
         let mut keyring = Self::default();
         for key in keys {
@@ -99,7 +99,7 @@ impl Keyring {
         self.certificates.is_empty()
     }
 
-    /// `etc/apt/trusted.gpg` and `etc/apt/trusted.gpg.d/`. A file that is no keyring is passed over, as apt does.
+    /// Reads `etc/apt/trusted.gpg` and `etc/apt/trusted.gpg.d/`. A file that is not a keyring is skipped, as apt does.
     fn trusted_by_apt(apt_root: &Path) -> Result<Self, AssetError> {
         let mut files = vec![apt_root.join("etc/apt/trusted.gpg")];
         if let Ok(dir) = fs::read_dir(trusted_parts(apt_root)) {
@@ -126,7 +126,7 @@ impl Keyring {
         Ok(())
     }
 
-    /// Adds the certificates of a keyring, binary or in one or several blocks of ASCII armor; what cannot be read is left out.
+    /// Adds the certificates of a keyring: binary, or one or more blocks of ASCII armor. Unreadable ones are skipped.
     fn add(&mut self, bytes: &[u8]) {
         const ARMOR: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
         const ARMOR_END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
@@ -148,7 +148,7 @@ impl Keyring {
         tracing::debug!(certificates = self.certificates.len() - before, "keyring read");
     }
 
-    /// Checks a cleartext-signed text and gives the text that is signed, with `\n` at the ends of its lines.
+    /// Checks a cleartext-signed text and returns the signed text, with `\n` line ends.
     pub(crate) fn signed_text(&self, what: &str, signed: &[u8], now: Seconds) -> Result<String, AssetError> {
         let failed = |problem| AssetError::Signature { what: what.to_owned(), problem };
         if signed.len() as u64 > MAX_SIGNED {
@@ -167,7 +167,7 @@ impl Keyring {
         Err(failed(SignatureProblem::NoneGood { count: message.signatures().len(), reasons }))
     }
 
-    /// Checks a document by signatures that stand beside it, armored or not: one good one is enough.
+    /// Checks a document against detached signatures, armored or binary; one valid signature is enough.
     pub(crate) fn check_detached(
         &self,
         what: &str,
@@ -192,7 +192,7 @@ impl Keyring {
         Err(failed(SignatureProblem::NoneGood { count: reasons.len(), reasons }))
     }
 
-    /// Whether one signature of a text is good; else why not.
+    /// Checks one signature of a text; the error says why it is not valid.
     fn check(&self, signature: &Signature, text: &[u8], now: Seconds) -> Result<(), String> {
         let issuer = issuer(signature);
         let told = |reason: &str| format!("{reason} ({issuer})");
@@ -249,8 +249,8 @@ fn created(key: &impl KeyDetails) -> Seconds {
     key.created_at().as_secs().into()
 }
 
-/// What every signature must be, of documents and within certificates: a version that is not of the past, a strong hash, made
-/// before now and not expired, with no demand that is not understood. Gives when it was made.
+/// Checks what every signature must satisfy, on documents and within certificates: a current version, a strong hash, made
+/// before now, not expired, and no critical subpacket that is not understood. Returns when it was made.
 fn usable(signature: &Signature, now: Seconds) -> Result<Seconds, &'static str> {
     if !matches!(signature.version(), SignatureVersion::V4 | SignatureVersion::V6) {
         return Err("it is of an unknown or outdated version");
@@ -292,7 +292,7 @@ struct Own {
     expires: Option<Seconds>,
 }
 
-/// What the newest of some valid signatures says.
+/// What the newest of some valid signatures states.
 fn newest<'s>(
     valid: impl Iterator<Item = &'s Signature>,
     key: &impl KeyDetails,
@@ -307,13 +307,13 @@ fn newest<'s>(
     Some(Own { flags, expires: lifetime.map(|s| created(key) + Seconds::from(s)) })
 }
 
-/// Whether what is said about a key lets it sign documents.
+/// Whether these statements allow a key to sign documents.
 fn signs(own: &Own, unsaid: bool) -> Result<(), &'static str> {
     let may = own.flags.as_ref().map_or(unsaid, KeyFlags::sign);
     if may { Ok(()) } else { Err("its key is not meant for signing") }
 }
 
-/// What the newest self-signature says of a primary key that is neither revoked nor expired nor weak.
+/// The newest self-signature of a primary key, if the key is neither revoked nor expired nor weak.
 fn fit_primary(certificate: &SignedPublicKey, now: Seconds) -> Result<Own, &'static str> {
     let key = &certificate.primary_key;
     strong(key)?;
@@ -322,7 +322,7 @@ fn fit_primary(certificate: &SignedPublicKey, now: Seconds) -> Result<Own, &'sta
     if details.revocation_signatures.iter().chain(&details.direct_signatures).any(revoked) {
         return Err("its key is revoked");
     }
-    // Third parties certify user ids too: only what verifies with the key itself is a self-signature.
+    // Third parties certify user ids too: only a signature that verifies with the key itself is a self-signature.
     let direct = details
         .direct_signatures
         .iter()
@@ -363,19 +363,19 @@ fn fit_subkey(
     if own.expires.is_some_and(|at| at <= now) {
         return Err("its key has expired");
     }
-    // Without it anyone could bind another's signing key to a certificate of their own.
+    // Otherwise anyone could bind another's signing key to a certificate of their own.
     let signed_back = bindings().filter_map(Signature::embedded_signature).any(|back| {
         usable(back, now).is_ok() && back.verify_primary_key_binding(&subkey.key, primary).is_ok()
     });
     if signed_back { Ok(()) } else { Err("its key has not signed back to its certificate") }
 }
 
-/// Whether a key's algorithm and size are fit for today.
+/// Whether a key's algorithm and size are strong enough.
 fn strong(key: &impl VerifyingKey) -> Result<(), &'static str> {
     let weak = Err("its key is too weak");
     match key.public_params() {
         PublicParams::RSA(params) => {
-            // On the wire the modulus comes first, with its length in bits in front. (Some keys of "2048 bits" have 2047.)
+            // In the packet the modulus comes first, after its length in bits. (Some keys of "2048 bits" have 2047.)
             let bytes = params.to_bytes().unwrap_or_default();
             let bits = bytes.first_chunk().map_or(0, |b| u16::from_be_bytes(*b));
             if bits >= 2047 { Ok(()) } else { weak }

@@ -1,4 +1,4 @@
-//! Which archives the host's apt is configured for. Source of the formats: `sources.list(5)`.
+//! Which archives the host's apt uses. Source of the formats: `sources.list(5)`.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use crate::asset::{AssetError, fetch};
 /// The largest configuration file that is read.
 const MAX_FILE: u64 = 4 << 20;
 
-/// One distribution of one archive that binary packages come from.
+/// One suite of one archive with binary packages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     /// Where it is; several addresses are mirrors of each other.
@@ -25,9 +25,9 @@ pub(crate) struct Entry {
     pub(crate) components: Vec<String>,
     /// Who may sign for it.
     pub(crate) signed_by: Option<SignedBy>,
-    /// Whether an index's end of validity counts, where the entry itself says so.
+    /// Whether an expired index is refused, if the entry says so.
     pub(crate) check_valid_until: Option<bool>,
-    /// Whether an index from the future is refused, where the entry itself says so.
+    /// Whether an index from the future is refused, if the entry says so.
     pub(crate) check_date: Option<bool>,
 }
 
@@ -42,14 +42,13 @@ impl Entry {
 /// Who may sign.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SignedBy {
-    /// The keys of these files, and of those keys only these fingerprints, where there are any. No file stands for apt's own
-    /// trusted keys.
+    /// The keys of these files, restricted to these fingerprints if there are any. No files means apt's own trusted keys.
     Keys { files: Vec<PathBuf>, fingerprints: Vec<String> },
     /// Keys written out in the entry itself, in ASCII armor.
     Embedded(String),
 }
 
-/// The entries that can be used, and what is wrong with the others.
+/// The usable entries, and what is wrong with the others.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     pub(crate) entries: Vec<Entry>,
@@ -92,7 +91,7 @@ pub(crate) fn read(apt_root: &Path, arch: &'static str) -> Result<Sources, Asset
     Ok(reader.sources)
 }
 
-/// Reads a text file that is not larger than configuration files are.
+/// Reads a text file, up to the maximum size of configuration files.
 fn read_small(file: &Path) -> std::io::Result<String> {
     if fs::metadata(file)?.len() > MAX_FILE {
         return Err(std::io::ErrorKind::FileTooLarge.into());
@@ -108,7 +107,7 @@ struct Reader<'a> {
     file: PathBuf,
 }
 
-/// The options that both formats know, by their name in stanzas.
+/// The options that both formats have, by their name in stanzas.
 #[derive(Debug, Clone, Default)]
 struct Options {
     architectures: Vec<String>,
@@ -129,7 +128,7 @@ impl Reader<'_> {
         }
     }
 
-    /// One line after its `deb`.
+    /// Parses one line, after its `deb`.
     fn line(&mut self, mut rest: &str) -> Result<(), SourceProblem> {
         let mut options = Options::default();
         if let Some(after) = rest.strip_prefix('[') {
@@ -143,7 +142,7 @@ impl Reader<'_> {
                     "signed-by" => options.signed_by = Some(self.keys(value.split(','))),
                     "check-valid-until" => options.check_valid_until = truth(value),
                     "check-date" => options.check_date = truth(value),
-                    // `trusted=yes` is among the rest: here nothing is trusted without a signature.
+                    // `trusted=yes` is ignored like other options: nothing is trusted without a signature.
                     _ => {}
                 }
             }
@@ -250,7 +249,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// The addresses that one address stands for.
+    /// The mirrors that one address stands for.
     fn mirrors(&self, uri: &str) -> Result<Vec<Url>, SourceProblem> {
         let (scheme, rest) =
             uri.split_once(':').ok_or(SourceProblem::Malformed("an address without a scheme"))?;

@@ -1,4 +1,4 @@
-//! One suite of one archive: its signed index, and its list of packages once that is asked for.
+//! One suite of one archive: its signed index, and its list of packages once requested.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::asset::fetch::{Fetcher, Want};
 use crate::asset::stream::Compression;
 use crate::progress::Progress;
 
-/// The largest list of packages, packed.
+/// The largest list of packages, compressed.
 const MAX_LIST: u64 = 128 << 20;
 
 /// What opening a suite needs to know.
@@ -29,7 +29,7 @@ pub(crate) struct Context {
     pub(crate) now: Seconds,
 }
 
-/// A suite whose index is verified.
+/// A suite with a verified index.
 #[derive(Debug)]
 pub(super) struct Suite {
     pub(super) entry: Entry,
@@ -37,7 +37,7 @@ pub(super) struct Suite {
     pub(super) mirror: Url,
     pub(super) release: Release,
     pub(super) distribution: &'static Distribution,
-    /// The packed list of packages, verified; packed it is small enough to be kept.
+    /// The verified list of packages, compressed; that is small enough to keep.
     list: OnceCell<(Arc<[u8]>, Compression)>,
 }
 
@@ -69,7 +69,7 @@ pub(super) async fn open(context: &Context, entry: Entry, progress: &Progress) -
     }))
 }
 
-/// Verifies an index on a thread of its own: signatures take their time.
+/// Verifies an index on a blocking thread, because checking signatures takes time.
 async fn verify(keyring: &Keyring, name: &str, signed: Vec<u8>, now: Seconds) -> Result<Release, AssetError> {
     let (keyring, what) = (keyring.clone(), format!("{name} InRelease"));
     tokio::task::spawn_blocking(move || {
@@ -79,7 +79,7 @@ async fn verify(keyring: &Keyring, name: &str, signed: Vec<u8>, now: Seconds) ->
     .await?
 }
 
-/// Whether a verified index is one to take packages from.
+/// Whether packages may be taken from a verified index.
 fn accept(
     context: &Context,
     entry: &Entry,
@@ -101,12 +101,12 @@ fn accept(
 }
 
 impl Suite {
-    /// Whether it is of that distributor.
+    /// Whether it belongs to that distributor.
     pub(super) fn is_of(&self, distribution: &Distribution) -> bool {
         self.distribution.origin == distribution.origin
     }
 
-    /// The mirrors: the one that answered first, those that failed before it last.
+    /// The mirrors, beginning with the one that answered; those that failed before it come last.
     pub(super) fn mirrors(&self) -> impl Iterator<Item = &Url> {
         let all = &self.entry.mirrors;
         let answered = all.iter().position(|m| *m == self.mirror).unwrap_or(0);
@@ -179,7 +179,7 @@ pub(super) fn below(root: &Url, path: &str) -> Result<Url, AssetError> {
     let unsafe_path =
         |_| AssetError::Index { what: root.to_string(), problem: IndexProblem::UnsafePath(path.to_owned()) };
     let url = root.join(path).map_err(unsafe_path)?;
-    // Whatever the path is: it is on the same host and below the same directory.
+    // Whatever the path is, the result must be on the same host and below the same directory.
     if url.origin() == root.origin() && url.path().starts_with(root.path()) {
         Ok(url)
     } else {

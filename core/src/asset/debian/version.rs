@@ -24,7 +24,7 @@ fn number(a: &[u8], b: &[u8]) -> Ordering {
     a.len().cmp(&b.len()).then_with(|| a.cmp(b))
 }
 
-/// Compares alternately what is no digit and what is.
+/// Compares non-digits and digits alternately.
 fn part(mut a: &[u8], mut b: &[u8]) -> Ordering {
     while !a.is_empty() || !b.is_empty() {
         let (a_text, a_rest) = a.split_at(a.iter().position(u8::is_ascii_digit).unwrap_or(a.len()));
@@ -40,7 +40,7 @@ fn part(mut a: &[u8], mut b: &[u8]) -> Ordering {
     Ordering::Equal
 }
 
-/// Compares text: `~` is before the end, the end before letters, letters before all else.
+/// Compares text: `~` sorts before the end, the end before letters, letters before everything else.
 fn text(a: &[u8], b: &[u8]) -> Ordering {
     let weight = |c: Option<&u8>| match c {
         Some(b'~') => -1,

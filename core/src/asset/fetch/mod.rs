@@ -1,7 +1,7 @@
 //! Downloads over HTTP, as the first stage of a pipeline.
 //!
-//! The network side is async and gives pieces to a blocking reader, which any stages can be put around; interruptions are
-//! healed underneath it with `Range` requests, so that the stages see one unbroken stream:
+//! The network side is async and feeds a blocking reader, which can be wrapped in any stages. Interruptions are resumed
+//! underneath with `Range` requests, so the stages see one continuous stream:
 //!
 //! ```text
 //! [part file of an earlier run] + GET, Range, Range .. ─> channel ─> Read ─> capped ─> hashed ─> (decompressed ..) ─> file, memory
@@ -29,7 +29,7 @@ pub(crate) use crate::os::shown::shown;
 use pump::Pumped;
 pub(crate) use pump::{OnHead, Pieces, Start};
 
-/// What is wanted.
+/// A file to download.
 #[derive(Debug, Clone)]
 pub struct Want {
     /// Its address.
@@ -49,7 +49,7 @@ impl Want {
     }
 }
 
-/// A file that was fetched.
+/// A downloaded file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
     /// Where it is.
@@ -69,7 +69,7 @@ pub struct Fetcher {
     settings: Arc<FetchSettings>,
 }
 
-/// How many pieces may wait between network and reader.
+/// How many chunks may be buffered between network and reader.
 const PIECES_AHEAD: usize = 8;
 
 impl Fetcher {
@@ -96,7 +96,7 @@ impl Fetcher {
         self.to_memory_with(want, &HeaderMap::new(), progress).await
     }
 
-    /// The same, with more headers.
+    /// The same, with additional headers.
     pub(crate) async fn to_memory_with(
         &self,
         want: &Want,
@@ -125,8 +125,8 @@ impl Fetcher {
         }
     }
 
-    /// Downloads a file to `path`: verified first, then there as a whole. What came of an earlier try that was
-    /// interrupted is in `path` + `.part`, and is gone on with where the file's digest is known.
+    /// Downloads a file to `path`, which appears only once the file is complete and verified. An interrupted download leaves
+    /// `path` + `.part`; if the file's digest is known, a later one resumes it.
     pub async fn to_file(
         &self,
         want: &Want,
@@ -140,7 +140,7 @@ impl Fetcher {
         };
         let mut result = self.to_file_after(want, path, &part, have, progress).await;
         if have > 0 && result.as_ref().is_err_and(is_another_file) {
-            // The part that was there may have been another file's: once more without it.
+            // The partial file may belong to an older version: retry without it.
             result = self.to_file_after(want, path, &part, 0, progress).await;
         }
         if result.as_ref().is_err_and(is_another_file) {
@@ -171,7 +171,7 @@ impl Fetcher {
             file.set_len(have).map_err(&doing)?;
             let old = fs::File::open(&part).map_err(&doing)?.take(have);
             let mut reader = hashed(capped(old.chain(pieces), wanted.max_bytes));
-            // The part that is there already: hashed, not written again.
+            // The partial file is hashed, but not written again.
             io::copy(&mut (&mut reader).take(have), &mut io::sink()).map_err(|e| read_error(e, &wanted))?;
             file.seek(SeekFrom::Start(have)).map_err(&doing)?;
             copy(&mut reader, &mut file, &wanted, &doing)?;
@@ -184,7 +184,7 @@ impl Fetcher {
         .await
     }
 
-    /// Runs `consume` on a thread of its own over the file's bytes from the start on.
+    /// Runs `consume` on a blocking thread, over the file's bytes from the beginning.
     pub(crate) async fn stream<T: Send + 'static>(
         &self,
         want: &Want,
@@ -203,13 +203,13 @@ impl Fetcher {
                     Err(AssetError::Timeout { url: want.shown(), seconds: self.settings.deadline.as_secs() })
                 }
             }
-            // `tx` is dropped here: a consumer that waits learns that nothing more comes.
+            // `tx` is dropped here, so a waiting consumer sees the end of the stream.
         };
         let network = network.await;
         let consumed = consumer.await?;
         match network {
             Ok(Pumped::All) => consumed,
-            // The reader wanted no more: its own result says why.
+            // The reader stopped early: its own result says why.
             Ok(Pumped::NotWanted) => consumed,
             Err(error) => Err(error),
         }
@@ -279,12 +279,12 @@ fn check(want: &Want, found: Sha256, length: u64) -> Result<(), AssetError> {
     }
 }
 
-/// Whether what came is not what was wanted, and thus nothing to go on with.
+/// Whether the received bytes belong to another file, so that there is nothing to resume.
 fn is_another_file(error: &AssetError) -> bool {
     matches!(error, AssetError::Checksum { .. } | AssetError::Length { .. } | AssetError::TooLarge { .. })
 }
 
-/// The name of a file that is not whole yet.
+/// The name of an incomplete file.
 fn part_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".part");

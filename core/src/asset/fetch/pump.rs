@@ -1,4 +1,4 @@
-//! The network side of a download: requests, interruptions and their healing.
+//! The network side of a download: requests, interruptions and resuming.
 
 use std::io::{self, Read};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::os::tls;
 use crate::progress::Progress;
 
 impl Fetcher {
-    /// Sends the file's bytes from the start on, through as many requests as it takes.
+    /// Sends the file's bytes from the beginning, with as many requests as needed.
     pub(super) async fn pump(
         &self,
         want: &Want,
@@ -110,7 +110,7 @@ impl Fetcher {
     }
 }
 
-/// Looks at a response's head; gives how many of its bytes are known already.
+/// Checks a response's head; returns how many of its bytes were already received.
 fn begin(
     want: &Want,
     start: &Start,
@@ -125,7 +125,7 @@ fn begin(
     let skip = match status {
         StatusCode::OK => at.sent,
         StatusCode::PARTIAL_CONTENT if range_start(response) == Some(at.sent) => 0,
-        // What is there no longer fits: the check at the end says so, and the caller begins anew.
+        // The partial file no longer fits: the check at the end reports it, and the caller starts over.
         StatusCode::RANGE_NOT_SATISFIABLE => return Err(Attempt::Final(too_long(want, at.sent))),
         s if s.is_server_error()
             || matches!(
@@ -152,8 +152,8 @@ fn begin(
     let strong = |v: &&HeaderValue| !v.as_bytes().starts_with(b"W/");
     let headers = response.headers();
     let validator = headers.get(header::ETAG).filter(strong).or(headers.get(header::LAST_MODIFIED)).cloned();
-    // A digest tells in the end whether the pieces are of one file (on servers of one mirror, validators may differ);
-    // without one only the validator does.
+    // With a digest, the final check tells whether all parts belong to one file (mirrors may send different
+    // validators). Without a digest, only the validator can tell.
     let is_same = want.sha256.is_some() || (validator.is_some() && validator == at.validator);
     if at.sent > 0 && !is_same {
         return Err(Attempt::Final(AssetError::Changed { url: want.shown() }));
@@ -165,14 +165,14 @@ fn begin(
     Ok(skip)
 }
 
-/// Whether a response says that nothing is left to come.
+/// Whether a response says that the file is already complete.
 fn is_whole(at: &Position, response: &reqwest::Response) -> bool {
     let range = response.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
     let length = range.and_then(|range| range.strip_prefix("bytes */")?.trim().parse::<u64>().ok());
     response.status() == StatusCode::RANGE_NOT_SATISFIABLE && at.sent > 0 && length == Some(at.sent)
 }
 
-/// What a server that counts requests says once there were too many.
+/// The error for a response that reports an exceeded rate limit.
 fn rate_limit(want: &Want, start: &Start, response: &reqwest::Response) -> Option<AssetError> {
     if !matches!(response.status(), StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS) {
         return None;
@@ -193,23 +193,23 @@ fn rate_limit(want: &Want, start: &Start, response: &reqwest::Response) -> Optio
     })
 }
 
-/// How long a server may make a download wait.
+/// The longest wait that a server may request.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// Where a download begins, and what is said with its requests.
+/// Where a download starts, and the headers of its requests.
 #[derive(Default)]
 pub(crate) struct Start {
-    /// How many bytes are here.
+    /// How many bytes are already there.
     pub(crate) at: u64,
-    /// What the server said they are of.
+    /// The validator that the server sent for them.
     pub(crate) validator: Option<HeaderValue>,
-    /// More headers of each request. Those with secrets are not sent to other hosts on a redirect.
+    /// Additional headers of each request. Secret ones are not sent to other hosts on a redirect.
     pub(crate) headers: HeaderMap,
-    /// Is told what the server says the file is, with each answer.
+    /// Called with the validator of each response.
     pub(crate) on_head: Option<OnHead>,
 }
 
-/// Is told a file's validator.
+/// A callback that receives a file's validator.
 pub(crate) type OnHead = Box<dyn Fn(Option<&HeaderValue>) + Send + Sync>;
 
 /// How far a download is.
@@ -221,13 +221,13 @@ struct Position {
 
 /// How an attempt failed.
 enum Attempt {
-    /// For good.
+    /// Permanently.
     Final(AssetError),
-    /// In a way that may pass, perhaps after a time that the server named.
+    /// Temporarily; perhaps with a delay that the server asked for.
     Again(Box<AssetError>, Option<Duration>),
 }
 
-/// How pumping ended well.
+/// How pumping ended without an error.
 pub(super) enum Pumped {
     /// All bytes were sent.
     All,
@@ -235,7 +235,7 @@ pub(super) enum Pumped {
     NotWanted,
 }
 
-/// What goes through the channel. Its closing without an end is an interruption.
+/// An item of the channel. If the channel closes without an end, the download was interrupted.
 pub(super) enum Piece {
     Data(Bytes),
     End,

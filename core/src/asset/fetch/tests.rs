@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::asset::testing::{Fault, Server};
 
-/// Waits that are short enough for tests and long enough for a busy machine.
+/// Timeouts that are short enough for tests and long enough for a busy machine.
 fn settings() -> FetchSettings {
     FetchSettings {
         connect_timeout: Duration::from_secs(20),
@@ -247,7 +247,7 @@ async fn a_silent_server_is_given_up() {
     scene.server.misbehave("/file", vec![Fault::StallAfter(10); 3]);
     let error = scene.fetch(&scene.want()).await.unwrap_err();
     assert!(matches!(error, AssetError::Transfer { .. }), "{error:?}");
-    // It may have been given up before it came to look at a request.
+    // It may have given up before it looked at a request.
     scene.server.wait_for_times("/file", 3);
     assert_eq!(scene.server.count("/file"), 3);
     scene.assert_nothing();
@@ -280,7 +280,7 @@ async fn a_download_that_is_cancelled_ends_at_once() {
 #[tokio::test]
 async fn nobody_at_the_other_end_is_an_error_with_its_cause() {
     let scene = Scene::new();
-    // A port that no program is given by chance.
+    // A port that is never assigned by chance.
     let free = "127.0.0.1:9";
     let want = Want { url: format!("http://user:secret@{free}/x").parse().unwrap(), ..scene.want() };
     let error = scene.fetch(&want).await.unwrap_err();

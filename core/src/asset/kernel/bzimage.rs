@@ -1,4 +1,4 @@
-//! Kernel images: what is in a bzImage, and whether an ELF file is a kernel.
+//! Kernel images: parses a bzImage, and checks whether an ELF file is a kernel.
 //!
 //! Source of the formats: the kernel's `Documentation/arch/x86/boot.rst` (header fields, offsets from the file's start) and
 //! the ELF specification (gABI).
@@ -11,7 +11,7 @@ use crate::asset::stream::{Compression, capped, decompressed};
 /// The most that a kernel image may have, packed or not.
 pub(crate) const MAX_KERNEL: u64 = 1 << 30;
 
-/// A bzImage's header, read.
+/// A parsed bzImage header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BzImage<'a> {
     /// The version that it names, such as `6.1.0-40-cloud-amd64`.
@@ -22,7 +22,7 @@ pub(crate) struct BzImage<'a> {
     unpacked: u64,
 }
 
-/// What a file's beginning says that it is.
+/// The kind of a file, by its first bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Image<'a> {
     Elf,
@@ -47,7 +47,7 @@ fn bz_image(file: &[u8]) -> Result<BzImage<'_>, KernelProblem> {
     if u16_at(0x206).is_none_or(|version| version < 0x208) {
         return Err(bad("its boot protocol is older than 2.08"));
     }
-    // 0 stands for 4, for reasons of history.
+    // 0 means 4, for historical reasons.
     let sectors = match file.get(0x1f1) {
         Some(0) | None => 4,
         Some(n) => usize::from(*n),
@@ -76,7 +76,7 @@ fn bz_image(file: &[u8]) -> Result<BzImage<'_>, KernelProblem> {
         [0x89, b'L', b'Z', b'O', ..] => "lzo",
         _ => "something unknown",
     }))?;
-    // The last four bytes are the unpacked size. In gzip they are part of the format; behind the others they are not.
+    // The last four bytes are the unpacked size. In gzip they are part of the format; in the other formats they are appended.
     let (packed, size) = payload.split_last_chunk::<4>().ok_or(bad("its payload is too short"))?;
     let payload = if compression == Compression::Gzip { payload } else { packed };
     Ok(BzImage { version, payload, compression, unpacked: u32::from_le_bytes(*size).into() })
@@ -88,7 +88,7 @@ impl<'a> BzImage<'a> {
         self.unpacked
     }
 
-    /// Reads the unpacked payload; not a byte more than the header promises.
+    /// Reads the unpacked payload, at most as much as the header promises.
     pub(crate) fn reader(&self) -> Result<impl Read + use<'a>, KernelProblem> {
         if self.unpacked > MAX_KERNEL {
             return Err(KernelProblem::TooLarge { limit: MAX_KERNEL });

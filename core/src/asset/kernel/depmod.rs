@@ -1,14 +1,14 @@
-//! What depmod(8) makes of a kernel's modules: what each depends on, and by which names it is asked for.
+//! Makes the files that depmod(8) makes for a kernel's modules: their dependencies, and the names that load them.
 //!
-//! Kernel packages do not carry these files; they are made where a package is installed. Text files are what BusyBox reads,
-//! `.bin` files what kmod and systemd read. Source of the formats: modules.dep(5), and kmod's depmod.
+//! Kernel packages do not contain these files; they are generated at installation. BusyBox reads the text files, kmod and
+//! systemd the `.bin` files. Source of the formats: modules.dep(5), and kmod's depmod.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::index::Index;
 use super::modules::{entries, module_name, normal, section};
 
-/// The files of a package that this takes into account.
+/// The files of a package that are used for this.
 pub(crate) const LISTS: [&str; 3] = ["modules.order", "modules.builtin", "modules.builtin.modinfo"];
 
 /// Everything that is known of a kernel's modules.
@@ -32,7 +32,7 @@ struct Module {
 }
 
 impl Depmod {
-    /// Takes a module's unpacked file in.
+    /// Adds a module's unpacked file.
     pub(crate) fn module(&mut self, path: &str, file: &[u8]) -> Result<(), &'static str> {
         let Some(name) = module_name(path) else { return Ok(()) };
         let mut module = Module {
@@ -53,7 +53,7 @@ impl Depmod {
                 _ => {}
             }
         }
-        // A module that gives nothing to others has no such section.
+        // A module that exports nothing has no such section.
         if let Ok(names) = section(file, b"__ksymtab_strings") {
             let names = names.split(|b| *b == 0).filter(|name| !name.is_empty());
             module.symbols.extend(names.filter_map(|name| Some(std::str::from_utf8(name).ok()?.to_owned())));
@@ -62,7 +62,7 @@ impl Depmod {
         Ok(())
     }
 
-    /// Takes one of [`LISTS`] in.
+    /// Adds one of [`LISTS`].
     pub(crate) fn list(&mut self, name: &str, content: &[u8]) {
         match name {
             "modules.order" => self.order.push_str(&String::from_utf8_lossy(content)),
@@ -83,7 +83,7 @@ impl Depmod {
         let mut files = BTreeMap::new();
         let mut put = |text: &'static str, lines: String, binary: &'static str, index: &Index| {
             files.insert(text, lines.into_bytes());
-            // One that is too large for its format is left out: what needs it says so.
+            // A file that is too large for its format is left out: its readers report that.
             files.extend(index.to_bytes().map(|bytes| (binary, bytes)));
         };
         let (text, index) = self.dependencies();
@@ -99,7 +99,7 @@ impl Depmod {
         files
     }
 
-    /// In the order of `modules.order`, which says who comes first where several answer to a name; then by path.
+    /// Sorts by `modules.order`, which gives the priority where several modules match a name; then by path.
     fn sort(&mut self) {
         let places: BTreeMap<&str, usize> =
             self.order.lines().enumerate().map(|(at, path)| (path, at)).collect();
@@ -119,7 +119,7 @@ impl Depmod {
         for (priority, module) in self.numbered() {
             let mut order = Vec::new();
             visit(module, &by_name, &mut BTreeSet::new(), &mut order);
-            // The one that is loaded first comes last; the module itself is not among them.
+            // The first module to load comes last; the module itself is left out.
             order.pop();
             let mut line = format!("{}:", module.path);
             for dependency in order.iter().rev() {
@@ -167,7 +167,7 @@ impl Depmod {
         text
     }
 
-    /// Nodes of /dev that load a module once they are opened.
+    /// Nodes of /dev that load a module when they are opened.
     fn device_nodes(&self) -> String {
         let mut text = "# Device nodes to trigger on-demand module loading.\n".to_owned();
         for module in &self.modules {
@@ -206,7 +206,7 @@ impl Depmod {
     }
 }
 
-/// Puts what a module depends on, and then the module itself, into the order of loading.
+/// Appends a module's dependencies and then the module itself to the load order.
 fn visit<'m>(
     module: &'m Module,
     by_name: &BTreeMap<&str, &'m Module>,
@@ -224,7 +224,7 @@ fn visit<'m>(
     order.push(&module.path);
 }
 
-/// An alias as it is looked up: `-` is `_`, but not within brackets.
+/// Normalizes an alias for look-ups: `-` becomes `_`, but not within brackets.
 fn normal_alias(alias: &str) -> String {
     let mut normal = String::with_capacity(alias.len());
     let mut in_brackets = false;
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(ask("ext4"), "builtin ext4\n");
         assert_eq!(ask("fs-ext3"), "builtin ext4\n");
         assert!(ask("unknown").contains("not found"), "{}", ask("unknown"));
-        // Several answer to one name: in the order of modules.order.
+        // Several modules match one name: in the order of modules.order.
         assert_eq!(modprobe(root.path(), &["-R", "same"]), "deep\nlast\n");
     }
 

@@ -1,6 +1,6 @@
-//! The binary indexes beside a kernel's modules (`modules.dep.bin` and its like), as kmod's programs and systemd read them.
+//! The binary indexes of a kernel's modules (`modules.dep.bin` and the like), which kmod's programs and systemd read.
 //!
-//! Source of the format: kmod's `libkmod/libkmod-index.h`. Numbers are big-endian; a node's offset has in its highest four bits
+//! Source of the format: kmod's `libkmod/libkmod-index.h`. Numbers are big-endian. The highest four bits of a node's offset say
 //! which parts the node has:
 //!
 //! ```text
@@ -26,7 +26,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Adds a value; a key that is no plain ASCII cannot be looked up, and is left out.
+    /// Adds a value. A key that is not plain ASCII cannot be looked up, so it is left out.
     pub(super) fn insert(&mut self, key: &str, value: &str, priority: u32) {
         let is_plain = |text: &str| text.bytes().all(|b| (1..0x80).contains(&b));
         if !is_plain(key) || !is_plain(value) {
@@ -53,9 +53,9 @@ impl Index {
 /// A key with its values.
 type Entry<'e> = (&'e [u8], &'e [(u32, String)]);
 
-/// Writes the node of keys that are equal in their first `depth` bytes, after its children; its offset, with what it has.
+/// Writes the node of all keys that share their first `depth` bytes, after its children. Returns its offset with its flags.
 fn write(entries: &[Entry<'_>], depth: usize, out: &mut Vec<u8>) -> Option<u32> {
-    // The keys are sorted: what first and last have in common, all have.
+    // The keys are sorted: a common prefix of the first and the last is common to all.
     let (first, last) = (entries.first()?.0, entries.last()?.0);
     let common = first[depth..].iter().zip(&last[depth..]).take_while(|(a, b)| a == b).count();
     let end = depth + common;

@@ -1,7 +1,7 @@
-//! Kernels: an ELF file that VMMs boot, and the modules without which it would not find its drive.
+//! Kernels: an ELF file for VMMs to boot, and the modules that it needs to find its drive.
 //!
-//! A kernel's directory holds `vmlinux`, `modules/NN-name.ko` in the order of loading, `modules.ext4` with all modules where
-//! the kernel has any, and last of all `kernel.json` with the facts: a directory without it is not whole.
+//! A kernel's directory holds `vmlinux`, `modules/NN-name.ko` in load order, `modules.ext4` with all modules if the kernel has
+//! any, and `kernel.json` with its metadata. That file is written last: a directory without it is incomplete.
 
 mod bzimage;
 mod depmod;
@@ -34,13 +34,13 @@ pub(crate) use tree::ModuleTree;
 /// A kernel in its directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelFiles {
-    /// Its version as `uname -r` says it, such as `6.1.0-40-cloud-amd64`; `unknown` where the file does not say it.
+    /// Its version as in `uname -r`, such as `6.1.0-40-cloud-amd64`; `unknown` if the file does not contain it.
     pub version: String,
     /// The kernel, an uncompressed ELF file.
     pub vmlinux: PathBuf,
-    /// The modules that booting needs, unpacked, in the order of loading; none where all is built in.
+    /// The modules needed for booting, unpacked, in load order; empty if everything is built in.
     pub modules: Vec<PathBuf>,
-    /// All its modules, for `/lib/modules`; none where it has none, or where they were not kept.
+    /// All its modules, for `/lib/modules`; `None` if it has none or they were not kept.
     pub module_image: Option<ModuleImage>,
     /// SHA-256 of `vmlinux`, in hexadecimal.
     pub sha256: String,
@@ -48,7 +48,7 @@ pub struct KernelFiles {
     pub size_bytes: u64,
     /// What vouches for it.
     pub verified: Verified,
-    /// The package that it comes from with its version, or the file.
+    /// The package with its version, or the file, that it comes from.
     pub origin: String,
 }
 
@@ -60,7 +60,7 @@ struct Facts {
     size_bytes: u64,
     verified: Verified,
     origin: String,
-    /// File names below `modules/`, in the order of loading.
+    /// File names below `modules/`, in load order.
     modules: Vec<String>,
     /// The filesystem with all modules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,7 +72,7 @@ const MODULES: &str = "modules";
 const FACTS: &str = "kernel.json";
 
 impl KernelFiles {
-    /// Loads the facts of a kernel that is in `dir`.
+    /// Loads the metadata of the kernel in `dir`.
     pub fn load(dir: &Path) -> Result<Self, AssetError> {
         let doing = AssetError::io("load a kernel");
         let json = fs::read(dir.join(FACTS)).map_err(&doing)?;
@@ -102,14 +102,14 @@ impl KernelFiles {
 pub(crate) struct Provenance {
     /// The package with its version, or the file.
     pub(crate) origin: String,
-    /// The version, where that is known from elsewhere than the file.
+    /// The version, if known from elsewhere than the file.
     pub(crate) version: Option<String>,
     /// What vouches for it.
     pub(crate) verified: Verified,
 }
 
-/// Takes a kernel from a file of the host: an ELF file, or a bzImage that is unpacked. It is taken to have everything built in
-/// that booting needs. With `sha256` (of the file) it must have that digest.
+/// Imports a kernel from a file of the host: an ELF file, or a bzImage, which is unpacked. Everything that booting needs is
+/// assumed to be built in. If `sha256` is given, the file must have that digest.
 pub fn import_kernel(file: &Path, into: &Path, sha256: Option<&str>) -> Result<KernelFiles, AssetError> {
     memory::keep_lean();
     let expected = sha256
@@ -161,7 +161,7 @@ pub(crate) fn is_program(file: &Path) -> std::io::Result<bool> {
     Ok(start.starts_with(b"\x7fELF") && check_elf(&start, length).is_ok())
 }
 
-/// Makes a kernel's directory of a file that was verified already.
+/// Makes a kernel's directory from an already verified file.
 pub(crate) fn adopt_kernel(
     file: &Path,
     into: &Path,
@@ -179,7 +179,7 @@ pub(crate) fn adopt_kernel(
     install(&bytes, &Modules::default(), &[], None, provenance, into)
 }
 
-/// Makes a kernel's directory out of its image and its modules, in the order of loading; `tree` is in it already.
+/// Makes a kernel's directory from its image and its modules in load order; `tree` is already in it.
 pub(crate) fn install(
     image: &[u8],
     modules: &Modules,
@@ -246,7 +246,7 @@ pub(crate) fn install(
     KernelFiles::load(into)
 }
 
-/// Gives a file that is whole its name; readable by all, as it is no secret.
+/// Renames a complete file to its final name and makes it world-readable, as it holds no secrets.
 fn publish(file: tempfile::NamedTempFile, path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let file = file.persist(path).map_err(|e| e.error)?;
@@ -254,7 +254,7 @@ fn publish(file: tempfile::NamedTempFile, path: &Path) -> std::io::Result<()> {
     file.sync_data()
 }
 
-/// Whether a word can be a kernel's version.
+/// Whether a word is a valid kernel version.
 fn is_version(word: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._+~-".contains(&b);
     word.len() <= 128 && word.starts_with(|c: char| c.is_ascii_digit()) && word.bytes().all(plain)

@@ -1,7 +1,7 @@
-//! Which modules a kernel needs to boot a VM, and in which order they are loaded.
+//! Which modules a kernel needs to boot a VM, and in which order to load them.
 //!
-//! A kernel package has no `modules.dep`: what a module depends on is in its own `.modinfo` section, as NUL-terminated
-//! `key=value` strings. What is built in is in `modules.builtin`.
+//! A kernel package has no `modules.dep`. A module's dependencies are in its own `.modinfo` section, as NUL-terminated
+//! `key=value` strings. `modules.builtin` lists what is built in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,8 +10,8 @@ use crate::asset::error::KernelProblem;
 /// The most that one module may have, unpacked.
 pub(crate) const MAX_MODULE: u64 = 64 << 20;
 
-/// What booting needs: virtio over MMIO with block, network, vsock and randomness, and ext4. The others come in as what
-/// these depend on.
+/// The modules needed for booting: virtio over MMIO with block, network, vsock and entropy, and ext4. Others are added
+/// as their dependencies.
 const ROOTS: [(&str, Need); 6] = [
     ("virtio_mmio", Need::Must),
     ("virtio_blk", Need::Must),
@@ -21,8 +21,8 @@ const ROOTS: [(&str, Need); 6] = [
     ("ext4", Need::Must),
 ];
 
-/// What those are known to depend on in some kernel: read in the first pass over a package, so that there is mostly no
-/// second one. Nothing depends on this list being complete.
+/// Their known dependencies in some kernels. These are read in the first pass over a package, which mostly saves a
+/// second one. The list need not be complete.
 const LIKELY: [&str; 14] = [
     "virtio",
     "virtio_ring",
@@ -46,26 +46,26 @@ enum Need {
     May,
 }
 
-/// The modules of a kernel, as far as they were read.
+/// The modules of a kernel that were read so far.
 #[derive(Debug, Default)]
 pub(crate) struct Modules {
     /// Unpacked files by module name.
     files: BTreeMap<String, (Vec<u8>, Info)>,
-    /// Names of what is built in, where that is known.
+    /// Names of built-in modules, if known.
     builtin: Option<BTreeSet<String>>,
-    /// Names of all modules that there are.
+    /// Names of all modules in the package.
     present: BTreeSet<String>,
 }
 
-/// What a module says of itself.
+/// What a module's `.modinfo` says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Info {
     depends: Vec<String>,
-    /// What should be loaded before, if it can be.
+    /// Soft dependencies: loaded before it if they exist.
     before: Vec<String>,
 }
 
-/// What comes of choosing.
+/// The result of choosing.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
     /// The modules to load, in order.
@@ -84,30 +84,30 @@ pub(crate) fn module_name(path: &str) -> Option<String> {
     (!stem.is_empty() && stem.len() <= 64 && stem.bytes().all(plain)).then(|| normal(stem))
 }
 
-/// Module names are the same with `-` and with `_`.
+/// Normalizes a module name: `-` and `_` are the same.
 pub(super) fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// The names that are read before anything is known.
+/// The modules to read in the first pass.
 pub(crate) fn first_guess() -> BTreeSet<String> {
     ROOTS.iter().map(|(name, _)| *name).chain(LIKELY).map(str::to_owned).collect()
 }
 
 impl Modules {
-    /// Takes in the list of what is built in: one path a line.
+    /// Adds the list of built-in modules: one path a line.
     pub(crate) fn set_builtin(&mut self, list: &str) {
         self.builtin.get_or_insert_default().extend(list.lines().filter_map(module_name));
     }
 
-    /// Notes that there is a module of this name.
+    /// Records that a module of this name exists.
     pub(crate) fn note_present(&mut self, name: &str) {
         if !self.present.contains(name) {
             self.present.insert(name.to_owned());
         }
     }
 
-    /// Takes in a module's unpacked file.
+    /// Adds a module's unpacked file.
     pub(crate) fn add(&mut self, name: &str, file: Vec<u8>) -> Result<(), KernelProblem> {
         let info =
             info(&file).map_err(|problem| KernelProblem::Module { module: name.to_owned(), problem })?;
@@ -121,7 +121,7 @@ impl Modules {
         self.files.get(name).map(|(file, _)| file.as_slice())
     }
 
-    /// Chooses what booting needs, in an order in which each comes after what it depends on.
+    /// Chooses the modules needed for booting, each after its dependencies.
     pub(crate) fn choose(&self) -> Result<Choice, KernelProblem> {
         let mut walk = Walk { modules: self, order: Vec::new(), open: Vec::new(), unread: BTreeSet::new() };
         for (name, need) in ROOTS {

@@ -10,16 +10,16 @@ pub enum KernelProblem {
     /// Neither an ELF file nor a bzImage.
     #[error("it is neither an ELF file nor a bzImage")]
     UnknownFormat,
-    /// A header that points outside the file, or says something impossible.
+    /// A header that points outside the file or is inconsistent.
     #[error("its header is malformed: {0}")]
     Malformed(&'static str),
-    /// A payload of another compression.
+    /// A payload with an unsupported compression.
     #[error("its payload is compressed with {0}, which is not supported")]
     Compression(&'static str),
     /// The payload cannot be unpacked.
     #[error("its payload is damaged")]
     Damaged(#[source] io::Error),
-    /// It unpacks to something else than its header says.
+    /// Its unpacked length differs from its header.
     #[error("it unpacks to {found} bytes instead of {expected}")]
     Length {
         /// What the header says.
@@ -36,7 +36,7 @@ pub enum KernelProblem {
     /// An ELF file, but no kernel for this machine.
     #[error("it is no kernel for {0}: {1}")]
     WrongElf(&'static str, &'static str),
-    /// A module that booting needs is neither there nor built in.
+    /// A module needed for booting is neither in the package nor built in.
     #[error("module {0} is neither among its modules nor built in")]
     NoModule(String),
     /// A module cannot be read.
@@ -47,16 +47,16 @@ pub enum KernelProblem {
         /// What is wrong.
         problem: &'static str,
     },
-    /// Modules that need each other.
+    /// Modules that depend on each other.
     #[error("its modules need each other in a circle at {0}")]
     Circle(String),
-    /// The facts beside it cannot be read.
+    /// Its `kernel.json` cannot be parsed.
     #[error("its kernel.json cannot be read")]
     Facts(#[source] serde_json::Error),
 }
 
 impl KernelProblem {
-    /// What a failed read of a kernel's payload means.
+    /// The problem for a failed read of a kernel's payload.
     pub(crate) fn of_read(error: io::Error) -> Self {
         match OverLimit::in_error(&error) {
             Some(OverLimit { limit }) => Self::TooLarge { limit },

@@ -1,4 +1,4 @@
-//! Kernels of every compression, and files that only look like one.
+//! Kernels of every compression, and files that only resemble one.
 
 use std::io::Write;
 
@@ -96,7 +96,7 @@ fn damaged_images_are_refused() {
             matches!(problem(&image[..image.len() - 10]), KernelProblem::Malformed(_)),
             "{compression:?}"
         );
-        // The size behind the payload is not what comes out.
+        // The size behind the payload differs from the unpacked size.
         for size in [elf.len() as u32 - 1, elf.len() as u32 + 1, u32::MAX] {
             let mut wrong = image.clone();
             let end = wrong.len();
@@ -111,7 +111,7 @@ fn damaged_images_are_refused() {
         let mut flipped = image.clone();
         let middle = 0xa20 + (image.len() - 0xa20) / 2;
         flipped[middle..middle + 64].iter_mut().for_each(|b| *b ^= 0x5a);
-        // LZ4's old frames have no checksum, and Zstandard's need not: what comes of it is longer, shorter, or another kernel.
+        // LZ4's legacy frames have no checksum, and Zstandard's checksum is optional: the result may be longer, shorter or different.
         if matches!(compression, Compression::Gzip | Compression::Xz) {
             let problem = problem(&flipped);
             assert!(matches!(problem, KernelProblem::Damaged(_)), "{compression:?} {problem:?}");
@@ -224,9 +224,9 @@ fn a_modular_ext4_brings_what_it_needs() {
 fn what_is_neither_there_nor_built_in_is_missed() {
     let error = modules(&DEBIAN, Some("")).choose().unwrap_err();
     assert!(matches!(error, KernelProblem::NoModule(name) if name == "ext4"));
-    // Where nothing is known of what is built in, it is taken to be all that is missing.
+    // Without a list of built-in modules, missing ones are assumed to be built in.
     assert_eq!(order(&modules(&[], None)), Vec::<String>::new());
-    // Randomness is good to have, but nothing fails without it.
+    // Entropy is optional.
     let builtin = "virtio_mmio.ko\nvirtio_blk.ko\nvirtio_net.ko\nvmw_vsock_virtio_transport.ko\next4.ko\n";
     assert_eq!(order(&modules(&[], Some(builtin))), Vec::<String>::new());
 }

@@ -10,7 +10,7 @@ use crate::progress::Progress;
 
 /// Its name in a kernel's directory.
 const FILE: &str = "modules.ext4";
-/// Its label, for people; guests go by its UUID.
+/// Its label, for people; guests identify it by its UUID.
 const LABEL: &str = "nexus-modules";
 
 /// The filesystem with a kernel's modules.
@@ -18,7 +18,7 @@ const LABEL: &str = "nexus-modules";
 pub struct ModuleImage {
     /// An ext4 filesystem without a journal.
     pub path: PathBuf,
-    /// By which guests know it.
+    /// The UUID by which guests find it.
     pub uuid: String,
 }
 
@@ -50,7 +50,7 @@ impl ModuleTree {
         Ok(Self { volume: Volume::new(into, &progress)?, depmod: Depmod::default() })
     }
 
-    /// Adds a module, unpacked; `path` is below the directory of the kernel's version and may end in the compression's suffix.
+    /// Adds an unpacked module. `path` is below the directory of the kernel's version and may end in a compression suffix.
     pub(crate) fn module(&mut self, path: &str, file: &[u8]) -> Result<(), ImageError> {
         let unpacked = path.find(".ko.").map_or(path, |at| &path[..at + 3]);
         if let Err(problem) = self.depmod.module(unpacked, file) {

@@ -10,21 +10,21 @@ use crate::asset::provider::{Check, Expect, Plan, ProviderProblem, Signed, addre
 use crate::asset::stream::Sha256;
 use crate::progress::Progress;
 
-/// Documents by their address; of signed ones the text that is signed.
+/// Documents by their address; for signed ones, the signed text.
 pub(super) type Documents = HashMap<String, String>;
 
-/// What the documents say.
+/// The digests that the documents state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Resolved {
-    /// The digests that the bytes must have as they come.
+    /// The expected digests of the downloaded bytes.
     pub(super) raw: Vec<Sha256>,
-    /// And those after decompression.
+    /// The expected digests after decompression.
     pub(super) unpacked: Vec<Sha256>,
     /// Whether a signature covers one of them.
     pub(super) is_signed: bool,
 }
 
-/// Reads the documents, checks their signatures, and takes the digests out of them.
+/// Fetches the documents, checks their signatures, and extracts the digests.
 pub(super) async fn resolve(
     fetcher: &Fetcher,
     job: &Job,
@@ -72,7 +72,7 @@ pub(super) async fn resolve(
     Ok(Resolved {
         raw: digests(&plan.raw)?,
         unpacked: digests(&plan.unpacked)?,
-        // A row whose signed document gives no digest is refused when it is read.
+        // A row whose signed document provides no digest is refused when it is parsed.
         is_signed: !plan.signed.is_empty(),
     })
 }
@@ -86,8 +86,8 @@ async fn fetch(fetcher: &Fetcher, url: &str, progress: &Progress) -> Result<(Str
     Ok((shown, fetcher.to_memory(&want, progress).await?))
 }
 
-/// The digest of a file in a list as sha256sum writes and reads them (plain, binary, or with a tag), or in a document of
-/// nothing but a digest. A name that is listed with two digests has none.
+/// The digest of a file in a list in the format of sha256sum (plain, binary or tagged), or in a document that holds only
+/// a digest. A name with two different digests has none.
 pub(super) fn digest_in(text: &str, name: Option<&str>) -> Option<Sha256> {
     let mut only = text.split_whitespace();
     if let (Some(word), None) = (only.next(), only.next()) {

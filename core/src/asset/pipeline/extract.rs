@@ -1,5 +1,5 @@
-//! Chosen files of a tar archive. The archive is taken as hostile: only regular files under exactly the wanted paths are
-//! taken, under names of our own, and nothing else of it is written anywhere.
+//! Extracts chosen files from a tar archive. The archive is treated as hostile: only regular files at exactly the wanted
+//! paths are extracted, under names of our own; nothing else is written.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -15,7 +15,7 @@ use crate::asset::provider::Taken;
 /// The most entries that an archive may have.
 const ENTRIES_MAX: usize = 1_000_000;
 
-/// Takes the wanted files out of an archive, in the order in which they are wanted.
+/// Extracts the wanted files from an archive, in the order in which they are listed.
 pub(super) fn files(
     reader: &mut dyn Read,
     wanted: &[Taken],
@@ -40,7 +40,7 @@ pub(super) fn files(
         if !entry.header().entry_type().is_file() {
             return Err(failed(PackageProblem::NotAFile(path.to_owned())));
         }
-        // A second one of the same name would replace what was looked at.
+        // A second entry of the same name would replace a file that was already checked.
         if !seen.insert(at) {
             return Err(failed(PackageProblem::UnsafePath(path.to_owned())));
         }

@@ -1,4 +1,4 @@
-//! The bytes' way, on a thread of its own.
+//! Moves the bytes through a pipeline, on a blocking thread.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -24,10 +24,10 @@ use crate::progress::Progress;
 
 /// How many bytes are moved at a time.
 const PIECE: usize = 256 << 10;
-/// After how many bytes what was written is put on the disk.
+/// Written data is flushed to disk after this many bytes.
 const FLUSH: u64 = 32 << 20;
 
-/// One way: what is done with the bytes of one source.
+/// One run: what happens to the bytes of one source.
 pub(super) struct Flow {
     what: String,
     part: Option<(PathBuf, u64)>,
@@ -44,7 +44,7 @@ pub(super) struct Flow {
     progress: Progress,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug)]
 pub(super) struct Flowed {
     pub(super) files: Vec<AssetFile>,
@@ -79,7 +79,7 @@ impl Flow {
         }
     }
 
-    /// Takes the bytes all the way: into the files, and through the checks.
+    /// Moves the bytes all the way: into the files, and through the checks.
     pub(super) fn run(self, source: impl Read + Send + 'static) -> Result<Flowed, AssetError> {
         let doing = AssetError::io("write a download");
         fs::create_dir_all(&self.into).map_err(&doing)?;
@@ -101,8 +101,8 @@ impl Flow {
         };
         let raw = Raw::new(Box::new(old.chain(source)), file, self.max_bytes, self.progress.clone());
         let outcome = self.write(&raw);
-        // What the decoder did not need is a part of the file too. And of bytes that cannot be decoded it is said first
-        // whether they are the right ones at all.
+        // The downloaded file includes bytes that the decoder did not need. And if the bytes cannot be decoded, the
+        // error first says whether their digest was right.
         if matches!(outcome, Ok(_) | Err(AssetError::Package { .. })) {
             match raw.drain() {
                 Ok(()) => {
@@ -135,7 +135,7 @@ impl Flow {
         }
     }
 
-    /// From the raw bytes to the files, and the digest of the bytes between.
+    /// Writes the files from the raw bytes; also returns the digest of the unpacked bytes.
     fn write(&self, raw: &Raw) -> Result<(Vec<AssetFile>, Sha256), AssetError> {
         let read_error = |e| self.read_error(raw, e);
         let inner = self.unpack(raw).map_err(read_error)?;
@@ -152,7 +152,7 @@ impl Flow {
         Ok((files, digest))
     }
 
-    /// The bytes as they will be stored. They are taken from where they come on one thread, and decompressed on another.
+    /// The bytes to store. One thread receives them, another decompresses.
     fn unpack(&self, raw: &Raw) -> io::Result<ReadAhead> {
         let Some(format) = self.decompress else { return read_ahead(raw.clone()) };
         let start = start_of(&mut raw.clone())?;
@@ -168,7 +168,7 @@ impl Flow {
         }
     }
 
-    /// What a failed read means: a full disk, a cap, a download that ended, or bytes that are not what they should be.
+    /// The error for a failed read: a full disk, a limit, an interrupted download, or malformed bytes.
     fn read_error(&self, raw: &Raw, error: io::Error) -> AssetError {
         let what = self.what.clone();
         match raw.stopped() {
@@ -184,7 +184,7 @@ impl Flow {
     }
 }
 
-/// Writes one file of an asset, hashing it; it is on the disk when this returns. Gives its digest as such, too.
+/// Writes one file of an asset while hashing it; it is synced to disk when this returns. Also returns its own digest.
 pub(super) fn write_file(
     reader: &mut dyn Read,
     into: &Path,
@@ -229,7 +229,7 @@ pub(super) fn write_file(
     Ok((AssetFile { name: name.to_owned(), sha256: digest.to_string(), size_bytes }, digest))
 }
 
-/// Puts what was written to a file on the disk while more is written, so that little is left to wait for at its end.
+/// Syncs a file to disk while it is still being written, so that little is left to sync at the end.
 struct Flusher {
     turns: SyncSender<()>,
     thread: JoinHandle<io::Result<()>>,
@@ -244,43 +244,43 @@ impl Flusher {
         Ok(Self { turns, thread })
     }
 
-    /// Another turn; one that is still to come covers this one too.
+    /// Requests a sync; one that is already pending covers this one too.
     fn flush(&self) {
-        // A thread that ended has failed, which the end tells.
+        // If the thread ended, it failed; `finish` returns the error.
         let _ = self.turns.try_send(());
     }
 
-    /// Waits for the last turn. The kernel tells a failure once, so it must not get lost.
+    /// Waits for the last sync. The kernel reports a write error only once, so it must not be lost.
     fn finish(self) -> io::Result<()> {
         drop(self.turns);
         self.thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread of the pipeline ended")))
     }
 }
 
-/// The first bytes, as many as tell a compression.
+/// The first bytes, enough to detect a compression.
 fn start_of(reader: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut start = Vec::new();
     reader.take(8).read_to_end(&mut start)?;
     Ok(start)
 }
 
-/// How the bytes stopped. Readers around the bytes may hide it in an error of their own, so it is kept aside.
+/// Why the bytes stopped. It is kept separately, because readers may hide it in an error of their own.
 #[derive(Debug)]
 enum Stopped {
-    /// The part cannot be written.
+    /// The part file cannot be written.
     Write(io::Error),
-    /// More came, or more came out, than is allowed.
+    /// The download or the unpacked data exceeds its limit.
     Over(u64),
-    /// The download ended, or the file cannot be read.
+    /// The download was interrupted, or the file cannot be read.
     Source(io::Error),
     Cancelled,
 }
 
-/// The bytes as they come: hashed, capped, and kept in the part. Clones read the same bytes.
+/// The raw bytes: hashed, capped, and copied to the part file. Clones share one stream.
 #[derive(Clone)]
 struct Raw {
     state: Arc<Mutex<RawState>>,
-    /// Not in the state, which is locked as long as nothing comes.
+    /// Not in the state, which stays locked while a read waits for data.
     stopped: Arc<Mutex<Option<Stopped>>>,
 }
 
@@ -289,7 +289,7 @@ struct RawState {
     hasher: sha2::Sha256,
     bytes: u64,
     limit: u64,
-    /// The part, and how much of it was there before.
+    /// The part file, and its length at the start.
     part: Option<(fs::File, u64)>,
     progress: Progress,
 }
@@ -322,13 +322,13 @@ impl Raw {
         Ok(())
     }
 
-    /// The digest and the number of the bytes so far.
+    /// The digest and the number of bytes so far.
     fn digest(&self) -> (Sha256, u64) {
         let state = self.state();
         (Sha256(state.hasher.clone().finalize().into()), state.bytes)
     }
 
-    /// Notes that more came out than is allowed.
+    /// Records that the unpacked data exceeds its limit.
     fn note_over(&self, limit: u64) {
         self.stop(Stopped::Over(limit));
     }
@@ -376,7 +376,7 @@ impl RawState {
     }
 }
 
-/// What comes out, up to a limit.
+/// The unpacked data, up to a limit.
 struct Bounded {
     inner: ReadAhead,
     left: u64,
@@ -398,7 +398,7 @@ impl Read for Bounded {
     }
 }
 
-/// A file of the host that says how far it was read.
+/// A file of the host that reports how far it was read.
 pub(super) struct Watched<R> {
     pub(super) inner: R,
     pub(super) done: u64,

@@ -1,13 +1,13 @@
-//! The executor of providers' pipelines.
+//! Runs the pipelines of providers.
 //!
 //! ```text
 //! documents: sums, signatures ── checked first
 //! [part of an earlier run] + network ─> sha256 ─> part ─> decompress ─> sha256 ─> file, or chosen files of a tar
 //! ```
 //!
-//! Every byte goes through once: it is hashed while it is written. What comes is written to a directory of the caller's that
-//! nobody looks into before the whole is checked. The bytes as they came are kept beside in a part file until then, so that
-//! a download goes on where it was cut off, by the connection or by the end of the daemon.
+//! Every byte passes once: it is hashed while it is written. The result is written to a directory of the caller, which nobody
+//! reads before all checks passed. The raw bytes are kept in a part file until then, so an interrupted download can be
+//! resumed, even after a restart of the daemon.
 
 mod documents;
 mod extract;
@@ -41,39 +41,39 @@ use crate::progress::Progress;
 pub(crate) struct Job {
     /// Whose pipeline it is.
     pub(crate) provider: Arc<Provider>,
-    /// Of which version.
+    /// The version.
     pub(crate) version: Option<String>,
-    /// What a caller gives that a provider without versions needs: `url` or `path`.
+    /// What the caller provides if the provider has no versions: `url` or `path`.
     pub(crate) given: Values,
-    /// The digest that the caller gives: of the file as it comes, or unpacked.
+    /// The digest that the caller provides, of the file either as downloaded or unpacked.
     pub(crate) sha256: Option<Sha256>,
-    /// What the file is called, where the pipeline takes no files out of an archive.
+    /// The file's name, unless the pipeline extracts files from an archive.
     pub(crate) name: &'static str,
     /// Whether that file is a program.
     pub(crate) executable: bool,
-    /// Where its files go: a directory that is not there yet.
+    /// The directory for its files; it must not exist yet.
     pub(crate) into: PathBuf,
     /// Where parts of downloads are kept.
     pub(crate) parts: PathBuf,
-    /// The present, in seconds since 1970.
+    /// The current time, in seconds since 1970.
     pub(crate) now: Seconds,
 }
 
-/// What a pipeline made.
+/// The result of a pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Made {
     /// The files, the main one first.
     pub(crate) files: Vec<AssetFile>,
-    /// Where it came from, without credentials.
+    /// Its source, without credentials.
     pub(crate) origin: String,
     /// The digest of what was downloaded.
     pub(crate) download: Sha256,
-    /// What vouches for it.
+    /// How it was verified.
     pub(crate) verified: Verified,
 }
 
-/// Runs a pipeline, over one mirror after the other until one gives the asset. On failure nothing is left but the part of the
-/// download, if that can be gone on with.
+/// Runs a pipeline, trying one mirror after the other until one provides the asset. A failure leaves nothing behind but the
+/// part file, if the download can be resumed.
 pub(crate) async fn run(fetcher: &Fetcher, job: &Job, progress: &Progress) -> Result<Made, AssetError> {
     let provider = &job.provider;
     let mut last = None;
@@ -146,7 +146,7 @@ async fn download(
     let url = address(url)?;
     let what = shown(&url);
     let want = Want { url, size: None, sha256: resolved.raw.first().copied(), max_bytes: plan.max_bytes };
-    // Pieces of two runs are only put together where a digest tells in the end that they are of one file.
+    // Parts of two runs are combined only if a digest verifies the whole.
     let is_checked = plan.is_checked() || job.sha256.is_some();
     let mut part = Part::of(job, &what, is_checked)?;
     let mut begun_anew = 0;
@@ -174,7 +174,7 @@ async fn download(
                 at > 0
             }
             AssetError::Io { .. } => {
-                // A full disk gets its room back.
+                // Frees the space on a full disk.
                 part.remove()?;
                 false
             }
@@ -199,7 +199,7 @@ fn remove(directory: &Path) -> Result<(), AssetError> {
     }
 }
 
-/// The digest that an expectation stands for, by what was read.
+/// The expected digest, from the documents that were read.
 fn listed(
     expect: &Expect,
     what: &str,

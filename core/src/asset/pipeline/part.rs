@@ -1,4 +1,4 @@
-//! What came of a download that is not whole yet: the bytes, and what the server said they are of.
+//! Part files of incomplete downloads: the bytes, and the validator that the server sent for them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,16 +11,16 @@ use super::Job;
 use crate::asset::AssetError;
 use crate::asset::stream::Sha256;
 
-/// How long a part is kept that nobody goes on with.
+/// How long an abandoned part file is kept.
 const KEPT: Duration = Duration::from_secs(7 * 86400);
 
-/// Where the bytes of one download are kept until it is whole; or nothing, where they could not be gone on with.
+/// The part file of one download; nothing if the download could not be resumed.
 pub(super) struct Part {
     files: Option<(PathBuf, PathBuf)>,
     url: String,
 }
 
-/// What is known of a part.
+/// The metadata of a part file.
 #[derive(Serialize, Deserialize)]
 struct Facts {
     url: String,
@@ -28,10 +28,10 @@ struct Facts {
 }
 
 impl Part {
-    /// The part of what a job downloads from an address.
+    /// The part file for a job's download from an address.
     pub(super) fn of(job: &Job, url: &str, is_checked: bool) -> Result<Self, AssetError> {
         fs::create_dir_all(&job.parts).map_err(AssetError::io("make the directory of downloads"))?;
-        // Mirrors have the same file under different addresses.
+        // Mirrors serve the same file under different addresses.
         let identity = match &job.version {
             Some(version) => format!("{}\0{version}", job.provider.name),
             None => format!("{}\0{url}", job.provider.name),
@@ -42,13 +42,13 @@ impl Part {
         Ok(part)
     }
 
-    /// The file of the bytes.
+    /// The file with the bytes.
     pub(super) fn file(&self) -> Option<PathBuf> {
         self.files.as_ref().map(|(file, _)| file.clone())
     }
 
-    /// How many bytes are here to go on with, and what the server said they are of. Without either a digest of the whole or a
-    /// word of the same server there is nothing to go on with.
+    /// How many bytes can be resumed from, and their validator. Resuming requires a digest of the whole file or a validator
+    /// of the same server.
     pub(super) fn have(&self, digest_known: bool) -> (u64, Option<HeaderValue>) {
         let Some((file, facts)) = &self.files else { return (0, None) };
         let length = fs::metadata(file).map_or(0, |meta| meta.len());
@@ -58,7 +58,7 @@ impl Part {
         if digest_known || validator.is_some() { (length, validator) } else { (0, None) }
     }
 
-    /// Keeps what the server says the file is.
+    /// A callback that saves the validator.
     pub(super) fn on_head(&self) -> Option<crate::asset::fetch::OnHead> {
         let (_, path) = self.files.clone()?;
         let url = self.url.clone();
@@ -73,7 +73,7 @@ impl Part {
         }))
     }
 
-    /// Forgets it.
+    /// Removes the part file.
     pub(super) fn remove(&self) -> Result<(), AssetError> {
         let doing = AssetError::io("remove a part of a download");
         for file in self.files.iter().flat_map(|(part, facts)| [part, facts]) {
@@ -86,7 +86,7 @@ impl Part {
     }
 }
 
-/// Removes parts that nobody went on with for days, and what is no part.
+/// Removes part files that were abandoned for days, and files that are not part files.
 pub(crate) fn sweep(parts: &Path) -> std::io::Result<()> {
     if !parts.exists() {
         return Ok(());

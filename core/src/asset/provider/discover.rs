@@ -1,4 +1,4 @@
-//! Finding out which versions a provider has.
+//! Discovers the versions that a provider has.
 
 use futures::future::join_all;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
@@ -14,27 +14,27 @@ use crate::progress::Progress;
 /// The largest list of releases, and the largest other document.
 const MAX_RELEASES: u64 = 16 << 20;
 const MAX_DOCUMENT: u64 = 2 << 20;
-/// How many branches of a distribution are looked at, newest first.
+/// How many branches of a distribution are searched, newest first.
 const BRANCHES_MAX: usize = 8;
 /// How many versions are kept.
 const VERSIONS_MAX: usize = 1000;
 
-/// What is asked for.
+/// The parameters of a discovery.
 pub(crate) struct Wanted<'a> {
     pub(crate) fetcher: &'a Fetcher,
-    /// For servers that count requests.
+    /// For servers with rate limits.
     pub(crate) token: Option<&'a Secret>,
-    /// Only versions that begin with this, where that makes the search shorter.
+    /// A prefix of wanted versions, if that shortens the search.
     pub(crate) like: Option<&'a str>,
     pub(crate) progress: &'a Progress,
 }
 
-/// The versions that a provider has.
+/// The discovered versions of a provider.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Discovery {
     /// Newest first.
     pub(crate) found: Vec<Found>,
-    /// Whether there are no others.
+    /// Whether the list is complete.
     pub(crate) is_complete: bool,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Found {
 }
 
 impl Provider {
-    /// Finds out which versions there are.
+    /// Discovers the versions.
     pub(crate) async fn discover(&self, wanted: &Wanted<'_>) -> Result<Discovery, AssetError> {
         let mut last = None;
         for mirror in self.mirrors() {
@@ -72,7 +72,7 @@ impl Provider {
 
     async fn discover_at(&self, wanted: &Wanted<'_>, values: &Values) -> Result<Discovery, AssetError> {
         match &self.versions {
-            // What the package archive has is its own affair.
+            // The package archive lists its own versions.
             Versions::Given {} | Versions::Apt {} => Ok(Discovery { found: Vec::new(), is_complete: false }),
             Versions::List { versions } => {
                 let found =
@@ -91,7 +91,7 @@ impl Provider {
                 let text = wanted.document(&url, MAX_RELEASES, wanted.github()).await?;
                 let releases: Vec<Release> = parse(&url, serde_json::from_slice(&text))?;
                 let found = releases.iter().filter_map(|release| release.found(tag, asset, values));
-                // A list has the newest hundred.
+                // A list contains the newest hundred.
                 Ok(Discovery { found: found.collect(), is_complete: releases.len() < 100 })
             }
             Versions::ReleaseIndex { branches, before, after, index, flavor } => {
@@ -150,7 +150,7 @@ impl Wanted<'_> {
     }
 }
 
-/// An address that a row gave.
+/// Parses an address from a row.
 pub(crate) fn address(url: &str) -> Result<reqwest::Url, AssetError> {
     reqwest::Url::parse(url).map_err(|e| AssetError::Transfer { url: url.to_owned(), source: Box::new(e) })
 }
@@ -160,7 +160,7 @@ fn parse<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T,
     result.map_err(|e| AssetError::Index { what: what.to_owned(), problem: problem(e) })
 }
 
-/// What stands between two texts, as far as it is made of digits and dots.
+/// The strings between two texts that consist of digits and dots.
 fn between(text: &str, before: &str, after: &str) -> Vec<String> {
     let is_version =
         |v: &&str| !v.is_empty() && v.len() <= 64 && v.bytes().all(|b| b.is_ascii_digit() || b == b'.');

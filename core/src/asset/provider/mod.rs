@@ -1,9 +1,9 @@
 //! Providers: where assets come from, as data.
 //!
-//! A provider is a row: its name, what kind of asset it has, how its versions are found out, and the stages of its pipeline as
-//! JSON. Rows are checked when they are read: an unknown stage, field or value, an impossible order, a place without a value
-//! is refused with the name of what is wrong, before anything is downloaded. The built-in rows are in `providers.json`, the only
-//! file of Nexus that names servers of the Internet.
+//! A provider is a row: its name, the kind of its assets, how to discover its versions, and the stages of its pipeline as JSON.
+//! Rows are checked when they are parsed: an unknown stage, field or value, an impossible order, or a placeholder without a
+//! value is refused by name, before anything is downloaded. The built-in rows are in `providers.json`, the only file of Nexus
+//! that names servers of the Internet.
 
 mod discover;
 mod plan;
@@ -38,37 +38,37 @@ const ARMOR: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 pub(crate) struct Provider {
     /// Its name.
     pub(crate) name: Name,
-    /// What it has; without it anything, as the caller says.
+    /// The kind of its assets; without one, any kind, as the caller says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) kind: Option<AssetKind>,
-    /// What it is, for people.
+    /// A description for people.
     #[serde(default)]
     pub(crate) about: String,
-    /// The addresses that `{mirror}` stands for, in the order in which they are tried; without a slash at the end.
+    /// The addresses that `{mirror}` stands for, in the order in which they are tried; no trailing slash.
     #[serde(default)]
     pub(crate) mirrors: Vec<String>,
     /// The address that `{api}` stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) api: Option<String>,
-    /// The architectures that it has, with the values that it has for each; without any, all under their own name.
+    /// The supported architectures, with their values. If empty, all are supported under their own name.
     #[serde(default)]
     pub(crate) arch: BTreeMap<String, Values>,
     /// The keys that sign: absolute paths of files, or the armored keys themselves.
     #[serde(default)]
     pub(crate) keys: Vec<String>,
-    /// The drivers that its assets suit; without any, all.
+    /// The drivers that its assets work with; if empty, all.
     #[serde(default, deserialize_with = "vmms")]
     pub(crate) drivers: Vec<DriverKind>,
-    /// The oldest version that suits.
+    /// The oldest version that works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) min_version: Option<String>,
-    /// How its versions are found out.
+    /// How to discover its versions.
     pub(crate) versions: Versions,
-    /// What its assets go through.
+    /// The stages of its pipeline.
     pub(crate) stages: Vec<Stage>,
 }
 
-/// A driver by its name, as one that runs VMs.
+/// The name of a driver, as one that runs VMs.
 struct Vmm(DriverKind);
 
 impl<'de> Deserialize<'de> for Vmm {
@@ -85,17 +85,17 @@ fn vmms<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<DriverK
     Ok(Vec::<Vmm>::deserialize(deserializer)?.into_iter().map(|vmm| vmm.0).collect())
 }
 
-/// How versions are found out.
+/// How to discover versions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Versions {
-    /// There are none: the caller says what is wanted.
+    /// No versions: the caller provides the file.
     Given {},
-    /// These.
+    /// A fixed list.
     List { versions: Vec<String> },
-    /// Each that stands between two texts in a document, such as the listing of a directory.
+    /// Every string between two texts in a document, such as a directory listing.
     Listing { url: Template, before: Template, after: String },
-    /// The releases that GitHub's API lists, under tags of a form, with a file of a name.
+    /// The releases of GitHub's API whose tag matches and that have the named file.
     GithubReleases { url: Template, tag: Template, asset: Template },
     /// The index files of a distribution's branches, and the document that lists the branches.
     ReleaseIndex { branches: Template, before: String, after: String, index: Template, flavor: String },
@@ -103,10 +103,10 @@ pub(crate) enum Versions {
     Apt {},
 }
 
-/// What is wrong with a provider.
+/// What can be wrong with a provider, or with a request to it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProviderProblem {
-    /// The row is not what a row is.
+    /// The row is malformed.
     #[error("{path}: {problem}")]
     Malformed {
         /// Where in the row.
@@ -114,7 +114,7 @@ pub enum ProviderProblem {
         /// What is wrong there.
         problem: String,
     },
-    /// A stage stands where it cannot.
+    /// A stage is in a wrong place.
     #[error("stages[{at}]: {problem}")]
     Stage {
         /// Which one.
@@ -122,7 +122,7 @@ pub enum ProviderProblem {
         /// What is wrong with it.
         problem: String,
     },
-    /// It needs a key and has none that can be read.
+    /// It needs a key, but has none that can be read.
     #[error("it has no key to check signatures with")]
     NoKey,
     /// It has nothing for this machine.
@@ -131,16 +131,16 @@ pub enum ProviderProblem {
     /// It has no such version.
     #[error("{}", match .0 { Some(version) => format!("it has no version {version}"), None => "it has no version".to_owned() })]
     NoVersion(Option<String>),
-    /// A version that no address could hold.
+    /// A version that cannot be part of an address.
     #[error("`{0}` is not a version")]
     NotAVersion(String),
-    /// The caller must say what is wanted.
+    /// The caller must provide an address or a path.
     #[error("it has no versions of its own: say what is wanted")]
     NothingGiven,
 }
 
 impl ProviderProblem {
-    /// The code for it at the edge.
+    /// The error code for the API.
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
             Self::Malformed { .. } | Self::Stage { .. } | Self::NotAVersion(_) | Self::NothingGiven => {
@@ -151,7 +151,7 @@ impl ProviderProblem {
         }
     }
 
-    /// The next thing to do.
+    /// What the user can do about it.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Malformed { .. } | Self::Stage { .. } => Some(
@@ -168,7 +168,7 @@ impl ProviderProblem {
 }
 
 impl Provider {
-    /// Reads a row.
+    /// Parses a row.
     pub(crate) fn parse(name: &str, row: &Value) -> Result<Self, ProviderProblem> {
         let provider: Self = serde_path_to_error::deserialize(row).map_err(|error| {
             ProviderProblem::Malformed { path: error.path().to_string(), problem: error.inner().to_string() }
@@ -204,7 +204,7 @@ impl Provider {
         self.plan_of_row().map(drop)
     }
 
-    /// The values for this machine, without a version.
+    /// The values for this machine's architecture, without a version.
     pub(crate) fn values(&self, mirror: &str) -> Result<Values, ProviderProblem> {
         let own = std::env::consts::ARCH;
         let mut values = match self.arch.get(own) {
@@ -218,21 +218,21 @@ impl Provider {
         Ok(values)
     }
 
-    /// The mirrors; one without an address where none is needed.
+    /// The mirrors; a single empty one if no address is needed.
     pub(crate) fn mirrors(&self) -> impl Iterator<Item = &str> {
         let none = self.mirrors.is_empty().then_some("");
         self.mirrors.iter().map(String::as_str).chain(none)
     }
 
-    /// Why a version does not suit any driver, if it does not.
+    /// Why a version is unsuitable, if it is.
     pub(crate) fn unsuitable(&self, version: &str) -> Option<String> {
         let min = self.min_version.as_deref()?;
         let is_older = compare(version, min).is_lt();
         is_older.then(|| format!("version {version} is too old: {min} or newer is needed"))
     }
 
-    /// Whether what came from an address is what it has as a version now. One that is built in is the same by whatever mirror; of
-    /// one that was added, another may have had the name.
+    /// Whether a file from this origin is what the provider now offers as that version. For a built-in provider, the mirror
+    /// makes no difference. For an added one, another provider may have had the name before.
     pub(crate) fn has(&self, version: &str, origin: &str) -> bool {
         if is_built_in(self.name.as_str()) || self.apt().is_some() || self.versions == (Versions::Given {}) {
             return true;
@@ -248,13 +248,13 @@ impl Provider {
         self.mirrors().any(|mirror| is_from(mirror) == Some(true))
     }
 
-    /// The names of the drivers that its assets suit.
+    /// The names of the drivers that its assets work with.
     pub(crate) fn drivers(&self) -> Vec<String> {
         let drivers: &[DriverKind] = if self.drivers.is_empty() { &DriverKind::VMMS } else { &self.drivers };
         drivers.iter().map(|driver| driver.as_str().to_owned()).collect()
     }
 
-    /// What it takes from the package archive, if it does.
+    /// What it takes from the package archive, if anything.
     pub(crate) fn apt(&self) -> Option<&Apt> {
         self.stages.iter().find_map(|stage| match stage {
             Stage::Apt(apt) => Some(apt),
@@ -262,12 +262,12 @@ impl Provider {
         })
     }
 
-    /// Whose root filesystems it takes from there; nobody's where it takes none.
+    /// The distribution whose root filesystems it offers from there, or an empty string.
     pub(crate) fn distribution(&self) -> &str {
         self.apt().and_then(|apt| apt.distribution.as_deref()).unwrap_or_default()
     }
 
-    /// What it has; nothing where that is for the caller to say.
+    /// The kinds of its assets; empty if the caller chooses the kind.
     pub(crate) fn kinds(&self) -> Vec<AssetKind> {
         match (self.kind, self.apt()) {
             (Some(kind), _) => vec![kind],
@@ -288,7 +288,7 @@ pub(crate) fn all_drivers() -> Vec<String> {
     DriverKind::VMMS.iter().map(|driver| driver.as_str().to_owned()).collect()
 }
 
-/// Adds what follows from a version.
+/// Adds the values that depend on a version.
 pub(crate) fn with_version(mut values: Values, version: &str) -> Values {
     let branch: Vec<&str> = version.split('.').take(2).collect();
     values.insert("branch".into(), branch.join("."));
@@ -296,7 +296,7 @@ pub(crate) fn with_version(mut values: Values, version: &str) -> Values {
     values
 }
 
-/// A version that can stand in an address.
+/// Checks that a version can be part of an address.
 pub(crate) fn checked_version(version: &str) -> Result<&str, ProviderProblem> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._+~-".contains(&b);
     let good = (1..=64).contains(&version.len())
@@ -306,7 +306,7 @@ pub(crate) fn checked_version(version: &str) -> Result<&str, ProviderProblem> {
     if good { Ok(version) } else { Err(ProviderProblem::NotAVersion(version.chars().take(80).collect())) }
 }
 
-/// Compares versions number by number; what is no number goes before what is one, so that `1.0-rc1` is older than `1.0.1`.
+/// Compares versions number by number. Other words sort before numbers, so that `1.0-rc1` is older than `1.0.1`.
 pub(crate) fn compare(a: &str, b: &str) -> std::cmp::Ordering {
     fn parts(version: &str) -> impl Iterator<Item = (u8, u64, &str)> {
         version.split(['.', '-', '_', '+', '~']).map(|part| match part.parse() {
@@ -314,7 +314,7 @@ pub(crate) fn compare(a: &str, b: &str) -> std::cmp::Ordering {
             Err(_) => (0, 0, part),
         })
     }
-    // An end is between: newer than `-rc1`, older than `.1`.
+    // The end sorts between them: newer than `-rc1`, older than `.1`.
     let end = std::iter::repeat((1, 0, ""));
     let length = a.len().max(b.len()) + 1;
     parts(a).chain(end.clone()).take(length).cmp(parts(b).chain(end).take(length))

@@ -1,4 +1,4 @@
-//! From a row's stages to what is done: the order is checked, the places are filled.
+//! Turns a row's stages into a plan: checks their order and fills the placeholders.
 
 use std::path::PathBuf;
 
@@ -8,20 +8,20 @@ use super::{Format, Provider, ProviderProblem, Stage, Template, Values, Versions
 use crate::asset::debian;
 use crate::asset::stream::Sha256;
 
-/// What a pipeline does, for one version of one asset.
+/// The plan of a pipeline, for one version of one asset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) source: Source,
     /// The most bytes that the source may have.
     pub(crate) max_bytes: u64,
-    /// Of the bytes as they come.
+    /// Checks of the bytes as downloaded.
     pub(crate) raw: Vec<Check>,
     pub(crate) decompress: Option<Format>,
-    /// The most bytes that it may unpack to.
+    /// The most bytes that it may decompress to.
     pub(crate) max_unpacked: u64,
-    /// Of the bytes after decompression.
+    /// Checks of the bytes after decompression.
     pub(crate) unpacked: Vec<Check>,
-    /// What is taken out of a tar archive; nothing, where the bytes are the asset.
+    /// The files to extract from a tar archive; if empty, the bytes themselves are the asset.
     pub(crate) extract: Vec<Taken>,
     /// The documents that must be signed.
     pub(crate) signed: Vec<Signed>,
@@ -35,13 +35,13 @@ pub(crate) enum Source {
     Apt,
 }
 
-/// A digest that is asked for.
+/// An expected digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Check {
     pub(crate) expect: Expect,
 }
 
-/// Where a digest is known from.
+/// The source of a digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expect {
     Known(Sha256),
@@ -57,7 +57,7 @@ pub(crate) struct Taken {
     pub(crate) executable: bool,
 }
 
-/// A document that must be signed, and its signature if that is a document of its own.
+/// A document that must be signed, and its signature if it is detached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Signed {
     pub(crate) document: String,
@@ -65,7 +65,7 @@ pub(crate) struct Signed {
 }
 
 impl Plan {
-    /// Whether anything but the caller's word vouches for the bytes.
+    /// Whether the bytes are verified by anything but the caller.
     pub(crate) fn is_checked(&self) -> bool {
         self.checks().any(|check| check.expect != Expect::Given)
     }
@@ -81,12 +81,12 @@ impl Plan {
 }
 
 impl Provider {
-    /// What its pipeline does with these values.
+    /// The plan of its pipeline for these values.
     pub(crate) fn plan(&self, values: &Values) -> Result<Plan, ProviderProblem> {
         self.compile(&|template| template.fill(values))
     }
 
-    /// Checks the whole row: the order of its stages, and that each place can be filled.
+    /// Checks the whole row: the order of its stages, and that every placeholder has a value.
     pub(super) fn plan_of_row(&self) -> Result<Plan, ProviderProblem> {
         let known = |name: &str| {
             let always = ["mirror", "api", "version", "branch", "arch"].contains(&name);

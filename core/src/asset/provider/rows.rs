@@ -1,4 +1,4 @@
-//! Rows in layers: what is built in, with changes made to it field by field.
+//! Rows in layers: the built-in ones, with changes applied field by field.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -9,10 +9,10 @@ use super::{ARMOR, Provider};
 use crate::asset::AssetError;
 use crate::asset::debian::signature::Keyring;
 
-/// The fields of a row, or some of them, without its name.
+/// All or some fields of a row, without its name.
 pub(crate) type Fields = Map<String, Value>;
 
-/// What can be said of a provider.
+/// The fields that a provider may have.
 const FIELDS: [&str; 10] =
     ["about", "api", "arch", "drivers", "keys", "kind", "min_version", "mirrors", "stages", "versions"];
 
@@ -23,18 +23,18 @@ static BUILT_IN: LazyLock<BTreeMap<String, Fields>> = LazyLock::new(|| {
     rows.into_iter().filter_map(|row| Some((row.get("name")?.as_str()?.to_owned(), row))).collect()
 });
 
-/// Whether a provider is there without anybody's doing.
+/// Whether a provider is built in.
 pub(crate) fn is_built_in(name: &str) -> bool {
     BUILT_IN.contains_key(name)
 }
 
-/// The field of that name, if rows have one.
+/// The field of that name, if it exists.
 pub(crate) fn known_field(name: &str) -> Result<&'static str, String> {
     let known = FIELDS.iter().copied().find(|known| *known == name);
     known.ok_or_else(|| format!("a provider has no field `{name}`; it has {}", FIELDS.join(", ")))
 }
 
-/// The row of a name with a change made to it: each field replaces that of the built-in row, if there is one.
+/// The row of that name with a change applied: each field replaces that of the built-in row, if there is one.
 pub(crate) fn row(name: &str, change: &Fields) -> Value {
     let mut row =
         BUILT_IN.get(name).cloned().unwrap_or_else(|| Map::from_iter([("name".into(), Value::from(name))]));
@@ -42,15 +42,15 @@ pub(crate) fn row(name: &str, change: &Fields) -> Value {
     Value::Object(row)
 }
 
-/// The built-in rows with changes made to them; others are rows of their own. Gives each row as it is kept, by name, whether it is
-/// good or not.
+/// The built-in rows with changes applied; changes to other names are rows of their own. Returns each row by name in its stored
+/// form, valid or not.
 pub(crate) fn rows(changes: &BTreeMap<String, Value>) -> BTreeMap<String, Value> {
     let mut rows: BTreeMap<String, Value> =
         BUILT_IN.iter().map(|(name, row)| (name.clone(), Value::Object(row.clone()))).collect();
     for (name, change) in changes {
         let changed = match change {
             Value::Object(fields) => row(name, fields),
-            // Refused when the row is read.
+            // Such a row is refused when it is parsed.
             other => row(name, &Map::from_iter([("row".into(), other.clone())])),
         };
         rows.insert(name.clone(), changed);
@@ -58,7 +58,7 @@ pub(crate) fn rows(changes: &BTreeMap<String, Value>) -> BTreeMap<String, Value>
     rows
 }
 
-/// Every mistake in changes to the built-in rows, a sentence each.
+/// Every mistake in the changes, one sentence each.
 pub fn mistakes(changes: &BTreeMap<String, Value>) -> Vec<String> {
     let rows = rows(changes);
     let of =
@@ -66,7 +66,7 @@ pub fn mistakes(changes: &BTreeMap<String, Value>) -> Vec<String> {
     changes.keys().filter_map(of).collect()
 }
 
-/// Refuses keys that cannot be read, and what holds none. What is neither a file nor armored is refused with the row.
+/// Refuses keys that cannot be read or contain no key. A value that is neither a file nor armored is refused when the row is parsed.
 pub(crate) fn check_keys(keys: &[String]) -> Result<(), AssetError> {
     for key in keys.iter().filter(|key| key.starts_with('/') || key.contains(ARMOR)) {
         if Keyring::of_keys(std::slice::from_ref(key))?.is_empty() {
@@ -77,7 +77,7 @@ pub(crate) fn check_keys(keys: &[String]) -> Result<(), AssetError> {
     Ok(())
 }
 
-/// The fields of a row as they may be shown, and the names of those that had credentials in an address.
+/// The fields of a row without secrets, and the names of the fields that had credentials in an address.
 pub(crate) fn without_credentials(row: &Value) -> (Fields, Vec<String>) {
     let mut fields = row.as_object().cloned().unwrap_or_default();
     fields.remove("name");
@@ -86,7 +86,7 @@ pub(crate) fn without_credentials(row: &Value) -> (Fields, Vec<String>) {
     (fields, abridged)
 }
 
-/// Takes credentials out of every address; whether there were any.
+/// Removes credentials from every address; returns whether there were any.
 fn abridge(value: &mut Value) -> bool {
     match value {
         Value::String(text) => {
@@ -95,14 +95,14 @@ fn abridge(value: &mut Value) -> bool {
             *text = abridged;
             had_any
         }
-        // All of them: `any` would stop at the first.
+        // `any` would stop at the first.
         Value::Array(items) => items.iter_mut().map(abridge).fold(false, |had_any, has| had_any | has),
         Value::Object(fields) => fields.values_mut().map(abridge).fold(false, |had_any, has| had_any | has),
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
 
-/// A text without what stands before an `@` in the authority of each address in it.
+/// Removes the part before an `@` from the authority of each address in a text.
 fn plain(text: &str) -> String {
     let mut pieces = text.split("://");
     let mut plain = pieces.next().unwrap_or_default().to_owned();
@@ -128,7 +128,7 @@ mod tests {
             fields.for_each(|field| assert_eq!(known_field(field).as_deref(), Ok(&**field), "{name}"));
         }
         assert!(known_field("name").unwrap_err().contains("about, api"));
-        // Each is known to rows: without it there would be another complaint.
+        // Each is a known field; otherwise the error would be a different one.
         for field in FIELDS {
             let refused = Provider::parse("x", &row("x", &Map::from_iter([(field.into(), json!(7))])));
             assert!(!refused.unwrap_err().to_string().contains("unknown field"), "{field}");

@@ -6,33 +6,33 @@ use serde::{Deserialize, Serialize};
 use super::template::Template;
 use crate::asset::stream::{Compression, Sha256};
 
-/// How much a download, and what it unpacks to, may have at most unless its stage says otherwise.
+/// The default limit of a download, packed or unpacked, unless its stage sets another.
 pub(crate) const MAX_DOWNLOAD: u64 = 4 << 30;
 pub(crate) const MAX_UNPACKED: u64 = 16 << 30;
 
-/// One stage. They stand in the order in which bytes go through them; an unknown stage or field is refused.
+/// One stage. Stages are listed in the order in which bytes pass them; an unknown stage or field is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "stage", rename_all = "snake_case")]
 pub(crate) enum Stage {
-    /// From a web server.
+    /// Downloads from a web server.
     Download(Download),
-    /// From a file of the host.
+    /// Reads a file of the host.
     Open(Open),
-    /// The bytes so far have a digest.
+    /// Checks the digest of the bytes so far.
     Checksum(Checksum),
-    /// What lists the digests is signed.
+    /// Checks the signature of the list of digests.
     Pgp(Pgp),
-    /// From compressed to plain.
+    /// Decompresses.
     Decompress(Decompress),
-    /// From a tar archive to some of its files.
+    /// Extracts files from a tar archive.
     Extract(Extract),
-    /// Into the store.
+    /// Puts the result into the store.
     Store(Store),
-    /// By the host's own package archive, whose chain of trust is its own.
+    /// Uses the host's own package archive, with its own chain of trust.
     Apt(Apt),
 }
 
-/// From a web server.
+/// Downloads from a web server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Download {
@@ -41,7 +41,7 @@ pub(crate) struct Download {
     pub(crate) max_bytes: Option<u64>,
 }
 
-/// From a file of the host.
+/// Reads a file of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Open {
@@ -50,8 +50,8 @@ pub(crate) struct Open {
     pub(crate) max_bytes: Option<u64>,
 }
 
-/// A digest: in the row itself, or in a document (as `name` there; a document of nothing but a digest needs none), or the one
-/// that the caller gives, if one is given.
+/// A digest: in the row itself, in a document (under `name`, which a document with only a digest does not need), or given by
+/// the caller, if at all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Checksum {
@@ -65,7 +65,7 @@ pub(crate) struct Checksum {
     pub(crate) given: bool,
 }
 
-/// A document is signed by one of the provider's keys: with a signature of its own, or (without one) in clear text.
+/// A document signed by one of the provider's keys: by a detached signature, or without one in clear text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pgp {
@@ -74,7 +74,7 @@ pub(crate) struct Pgp {
     pub(crate) signature: Option<Template>,
 }
 
-/// From compressed to plain.
+/// Decompresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Decompress {
@@ -83,7 +83,7 @@ pub(crate) struct Decompress {
     pub(crate) max_bytes: Option<u64>,
 }
 
-/// A compression; `auto` goes by the first bytes, and lets pass what is not compressed.
+/// A compression. `auto` detects it by the first bytes and passes uncompressed data through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Format {
@@ -94,14 +94,14 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// The compression that it stands for, given the first bytes.
+    /// The compression to use, given the first bytes.
     pub(crate) fn of(self, start: &[u8]) -> Compression {
         match self {
             Self::Xz => Compression::Xz,
             Self::Gzip => Compression::Gzip,
             Self::Zstd => Compression::Zstd,
             Self::Auto => match Compression::of_magic(start) {
-                // A kernel's own affair.
+                // Only kernel images use it; it is not unpacked here.
                 Some(Compression::Lz4Legacy) | None => Compression::Plain,
                 Some(compression) => compression,
             },
@@ -109,14 +109,14 @@ impl Format {
     }
 }
 
-/// From a tar archive to some of its files.
+/// Extracts files from a tar archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Extract {
     pub(crate) members: Vec<Member>,
 }
 
-/// One file of an archive: its whole path there, and its name here. Nothing else is taken.
+/// One file of an archive: its full path there, and its name here. Nothing else is extracted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Member {
@@ -127,17 +127,17 @@ pub(crate) struct Member {
     pub(crate) executable: bool,
 }
 
-/// Into the store.
+/// Puts the result into the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Store {}
 
-/// By the host's own package archive.
+/// Uses the host's own package archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Apt {
     pub(crate) take: Vec<Take>,
-    /// Whose root filesystems.
+    /// The distribution whose root filesystems are made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) distribution: Option<String>,
 }
@@ -151,7 +151,7 @@ pub(crate) enum Take {
 }
 
 impl Take {
-    /// What comes of it.
+    /// The kind of the resulting asset.
     pub(crate) const fn kind(self) -> AssetKind {
         match self {
             Self::Kernel => AssetKind::Kernel,

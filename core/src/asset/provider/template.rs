@@ -1,4 +1,4 @@
-//! Texts with places for values: `{mirror}/v{version}/vmlinux-{arch}.xz`.
+//! Strings with placeholders: `{mirror}/v{version}/vmlinux-{arch}.xz`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The values that templates are filled with, by name.
 pub(crate) type Values = BTreeMap<String, String>;
 
-/// A text with places for values.
+/// A string with placeholders.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct Template {
@@ -22,7 +22,7 @@ enum Part {
     Value(String),
 }
 
-/// The text is no template.
+/// The string is not a valid template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` has a brace without its partner, or no name between two")]
 pub(crate) struct NotATemplate(String);
@@ -65,7 +65,7 @@ impl fmt::Display for Template {
 }
 
 impl Template {
-    /// The names of the values that it has places for.
+    /// The names of its placeholders.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {
             Part::Value(name) => Some(name.as_str()),
@@ -73,7 +73,7 @@ impl Template {
         })
     }
 
-    /// The text with its values; a place without a value is left empty (rows are checked for that when they are read).
+    /// The string with its values. A placeholder without a value is left empty; rows are checked for that when they are parsed.
     pub(crate) fn fill(&self, values: &Values) -> String {
         self.parts
             .iter()
@@ -84,7 +84,7 @@ impl Template {
             .collect()
     }
 
-    /// What is between the text before `{name}` and the text after it, if `text` is of that form.
+    /// The string between the text before `{name}` and the text after it, if `text` matches the template.
     pub(crate) fn find(&self, name: &str, values: &Values, text: &str) -> Option<String> {
         let at = self.parts.iter().position(|part| matches!(part, Part::Value(n) if n == name))?;
         let fill = |parts: &[Part]| Self { text: String::new(), parts: parts.to_vec() }.fill(values);

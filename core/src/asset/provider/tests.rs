@@ -1,4 +1,4 @@
-//! Rows, good and bad.
+//! Valid and invalid rows.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ fn the_built_in_rows_are_good() {
     for (name, row) in &rows {
         let provider = Provider::parse(name, row).unwrap_or_else(|problem| panic!("{name}: {problem}"));
         assert!(!provider.about.is_empty());
-        // What is kept is what was read.
+        // A row is stored unchanged.
         assert_eq!(Provider::parse(name, &serde_json::to_value(&provider).unwrap()).unwrap(), provider);
     }
 }

@@ -1,4 +1,4 @@
-//! Files that look like kernels and modules.
+//! Files that resemble kernels and modules.
 
 use std::io::Write;
 
@@ -7,7 +7,7 @@ use crate::asset::stream::Compression;
 /// The ELF machine number of this architecture.
 const MACHINE: u16 = if cfg!(target_arch = "aarch64") { 183 } else { 62 };
 
-/// An ELF file that loads itself, with `body` behind its headers.
+/// An ELF file that loads itself, with `body` after its headers.
 pub(crate) fn elf_kernel(body: &[u8]) -> Vec<u8> {
     let mut elf = vec![0; 64 + 56];
     elf[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1]);
@@ -77,7 +77,7 @@ pub(crate) fn pack(bytes: &[u8], compression: Compression) -> Vec<u8> {
     }
 }
 
-/// An .xz file of blocks that are so long, as `xz -T2 --block-size` makes it.
+/// An .xz file with blocks of the given size, as `xz -T2 --block-size` makes it.
 pub(crate) fn pack_in_blocks(bytes: &[u8], block: u64) -> Vec<u8> {
     let mut builder = xz2::stream::MtStreamBuilder::new();
     builder.threads(2).preset(0).block_size(block).check(xz2::stream::Check::Crc64);
@@ -87,7 +87,7 @@ pub(crate) fn pack_in_blocks(bytes: &[u8], block: u64) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A bzImage with this payload, compressed, whose header says that it is of this version.
+/// A bzImage with this payload, compressed, and with this version in its header.
 pub(crate) fn bz_image(unpacked: &[u8], compression: Compression, version: &str) -> Vec<u8> {
     let mut payload = pack(unpacked, compression);
     if compression != Compression::Gzip && compression != Compression::Plain {

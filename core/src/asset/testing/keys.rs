@@ -1,4 +1,4 @@
-//! Keys that the tests make, good ones and others.
+//! Keys that the tests make, valid and invalid.
 
 use pgp::composed::{
     ArmorOptions, CleartextSignedMessage, DetachedSignature, KeyType, SecretKeyParamsBuilder,
@@ -17,7 +17,7 @@ pub(crate) const DAY: u32 = 86400;
 
 /// The time of all tests.
 pub(crate) const NOW: u32 = 1_790_000_000;
-/// The same as the code has it.
+/// The same in the type of the code.
 pub(crate) const NOW_SECONDS: Seconds = NOW as Seconds;
 
 /// How a key is made, and what its self-signature says.
@@ -119,7 +119,7 @@ impl Key {
 
     /// Replaces the self-signature.
     pub(crate) fn certify(&mut self, shape: &Shape) {
-        // A key with a subkey leaves the signing, and the end of its validity, to that.
+        // If the key has a subkey, signing and expiry are left to the subkey.
         let (signs, lifetime) = if shape.subkey { (false, None) } else { (shape.signs, shape.lifetime) };
         let signature = self.certification(shape.made, shape.hash, signs, lifetime);
         self.secret.details.users[0].signatures = vec![signature];
@@ -226,7 +226,7 @@ impl Key {
         }
     }
 
-    /// A signature that stands beside a document, armored.
+    /// A detached, armored signature of a document.
     pub(crate) fn sign_beside(&self, document: &str, manner: &Manner) -> String {
         let signature = DetachedSignature::new(self.signature(document, manner));
         signature.to_armored_string(ArmorOptions::default()).unwrap()
@@ -254,7 +254,7 @@ fn signature(key: &impl SigningKey, text: &str, manner: &Manner) -> Signature {
 
 /// A text signed by several keys.
 pub(crate) fn sign_many(text: &str, by: &[(&Key, Manner)]) -> String {
-    // What is signed is the text without blanks at the ends of lines.
+    // Blanks at the ends of lines are not signed.
     let hashed: Vec<_> = text.lines().map(|line| line.trim_end_matches([' ', '\t'])).collect();
     let hashed = hashed.join("\r\n") + if text.ends_with('\n') { "\r\n" } else { "" };
     let message = CleartextSignedMessage::new_many(text, |_| {

@@ -1,4 +1,4 @@
-//! What the tests of this room share: a web server that can misbehave, and files that look like kernels and modules.
+//! Shared by the tests of this room: a web server that can misbehave, and files that resemble kernels and modules.
 
 mod elf;
 pub(crate) mod keys;

@@ -1,5 +1,4 @@
-//! A small web server on the loopback interface, with TLS or without, that serves what it is given, and misbehaves as it is
-//! told.
+//! A small web server on the loopback interface, with or without TLS. It serves given files, and misbehaves on request.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,20 +8,20 @@ use std::time::{Duration, Instant};
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// How one request is answered otherwise than well.
+/// How to answer a request wrongly.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
     /// With this status and nothing else.
     Status(u16),
     /// With a redirection to another path.
     Redirect(String),
-    /// Well at first, but the connection is cut after so many bytes of the body.
+    /// Correctly at first, but the connection is cut after so many bytes of the body.
     CutAfter(usize),
-    /// Well at first, but after so many bytes of the body nothing comes any more.
+    /// Correctly at first, but nothing more is sent after so many bytes of the body.
     StallAfter(usize),
-    /// With the whole file, whatever part was asked for.
+    /// With the whole file, regardless of the requested range.
     NoRange,
-    /// With these bytes instead of the file's, and no word on how many there are.
+    /// With these bytes instead of the file's, without a length.
     Endless(Vec<u8>),
     /// With this status line and these headers, and nothing else.
     Head(String),
@@ -48,7 +47,7 @@ impl Request {
     }
 }
 
-/// A file, and the tag that says which one it is.
+/// A file, and its entity tag.
 #[derive(Clone)]
 struct File {
     bytes: Arc<[u8]>,
@@ -75,7 +74,7 @@ trait Stream: Read + Write {}
 
 impl<S: Read + Write> Stream for S {}
 
-/// A running server; it ends with the value.
+/// A running server; it stops when dropped.
 pub(crate) struct Server {
     scheme: &'static str,
     address: SocketAddr,
@@ -112,14 +111,14 @@ impl Server {
                 state.connections += 1;
                 drop(state);
                 let (inner, accept) = (inner.clone(), accept.clone());
-                // A client that goes away is no concern of the server.
+                // A client may disconnect at any time.
                 std::thread::spawn(move || accept(stream).and_then(|stream| inner.serve(stream)).ok());
             }
         });
         Self { scheme, address, shared }
     }
 
-    /// The address of a path, which begins with `/`.
+    /// The address of a path; the path begins with `/`.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("{}://{}{path}", self.scheme, self.address)
     }
@@ -139,7 +138,7 @@ impl Server {
         self.shared.state.lock().unwrap().files.remove(path).expect("it was there");
     }
 
-    /// The next requests for a path are answered with these faults, one each.
+    /// Answers the next requests for a path with these faults, one each.
     pub(crate) fn misbehave(&self, path: &str, faults: impl IntoIterator<Item = Fault>) {
         self.shared.state.lock().unwrap().faults.entry(path.to_owned()).or_default().extend(faults);
     }
@@ -148,22 +147,22 @@ impl Server {
         self.shared.state.lock().unwrap().requests.clone()
     }
 
-    /// How many connections there were, whether anything was asked on them or not.
+    /// How many connections were made, with or without a request.
     pub(crate) fn connections(&self) -> usize {
         self.shared.state.lock().unwrap().connections
     }
 
-    /// How often a path was asked for.
+    /// How often a path was requested.
     pub(crate) fn count(&self, path: &str) -> usize {
         self.requests().iter().filter(|r| r.target == path).count()
     }
 
-    /// Waits until a path was asked for.
+    /// Waits until a path was requested.
     pub(crate) fn wait_for(&self, path: &str) {
         self.wait_for_times(path, 1);
     }
 
-    /// Waits until a path was asked for so often.
+    /// Waits until a path was requested this often.
     pub(crate) fn wait_for_times(&self, path: &str, times: usize) {
         let deadline = Instant::now() + Duration::from_secs(60);
         let mut state = self.shared.state.lock().unwrap();
@@ -188,7 +187,7 @@ impl Shared {
         let mut reader = BufReader::new(stream);
         let mut line = String::new();
         reader.read_line(&mut line)?;
-        // A proxy is asked for whole addresses, a server for paths.
+        // A proxy gets full addresses in its requests, a server only paths.
         let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
         let mut request = Request { target: target.clone(), ..Request::default() };
         loop {

@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::os::tls::Trust;
 
-/// A CA that nobody knows yet.
+/// A CA that is not trusted by default.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -29,7 +29,7 @@ impl Authority {
         &self.pem
     }
 
-    /// The trust of a host that has it in a file.
+    /// The trust settings of a host that has this CA in a file.
     pub(crate) fn trusted(&self) -> Trust {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &self.pem).unwrap();
@@ -41,12 +41,12 @@ impl Authority {
         self.server_with(name, |_| {})
     }
 
-    /// One whose certificate is no longer good.
+    /// A server whose certificate has expired.
     pub(crate) fn expired(&self, name: &str) -> Arc<ServerConfig> {
         self.server_with(name, |params| params.not_after = date_time_ymd(2020, 2, 2))
     }
 
-    /// One whose certificate is not good yet.
+    /// A server whose certificate is not valid yet.
     pub(crate) fn early(&self, name: &str) -> Arc<ServerConfig> {
         self.server_with(name, |params| params.not_before = date_time_ymd(3000, 1, 1))
     }
@@ -60,7 +60,7 @@ impl Authority {
     }
 }
 
-/// A server with a certificate that it made itself.
+/// A server with a self-signed certificate.
 pub(crate) fn self_signed(name: &str) -> Arc<ServerConfig> {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new([name.to_owned()]).unwrap().self_signed(&key).unwrap();

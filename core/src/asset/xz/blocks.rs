@@ -1,5 +1,5 @@
-//! Decodes xz with little memory, whatever the size of its blocks: those that tell their sizes, as those of `xz -T` do, are
-//! decoded side by side, each by a thread of its own, and come out in their order.
+//! Decodes xz with little memory, whatever the size of its blocks. Blocks whose headers state their sizes, as `xz -T` writes
+//! them, are decoded in parallel, each by its own thread, and returned in order.
 //!
 //! ```text
 //!           ┌─> spool ─> decoder ─> spool ─┐
@@ -7,9 +7,9 @@
 //!           └─────────── decoder ──────────┘                in order: no sizes, very large, very small, too much memory
 //! ```
 //!
-//! A spool keeps a little in memory and the rest in a file without a name, most of it in the page cache. What is ahead of the
-//! reader is bounded: by the memory of the decoders, by the bytes in the spools, and by what may come out in all. The decoder
-//! checks the blocks: their headers, sizes and check fields; index and footer are checked here.
+//! A spool keeps a little in memory and the rest in an unnamed file, mostly in the page cache. Read-ahead is bounded by the
+//! memory of the decoders, by the bytes in the spools, and by the limit of the output. The decoder checks the blocks: headers,
+//! sizes and check fields. Index and footer are checked here.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Read};
@@ -25,74 +25,74 @@ use super::job::{self, Job, Sized};
 use super::spool::PIECE;
 use super::{MEMORY_OF_THREADS, THREADS};
 
-/// The smallest block that is worth a thread.
+/// The smallest block that gets its own thread.
 const SMALL: u64 = 256 << 10;
-/// How many bytes blocks that are decoded side by side may have together, packed and unpacked.
+/// The limit for all parallel blocks together, packed and unpacked.
 const SPOOLED: u64 = 256 << 20;
-/// What a file may have grown to that is used again.
+/// A spool file that grew larger than this is not reused.
 const KEPT: u64 = 64 << 20;
 
-/// Reads what one or several xz streams hold, one after the other, with padding between them.
+/// Reads the contents of one or more concatenated xz streams, with padding between them.
 pub(crate) struct Blocks<R> {
     inner: R,
     place: Place,
-    /// Those that are decoded side by side, in their order.
+    /// The blocks that are decoded in parallel, in order.
     jobs: VecDeque<Job>,
-    /// The block whose turn is after theirs.
+    /// The next block after them.
     next: Option<Next>,
     /// Files for the spools.
     files: Vec<Arc<std::fs::File>>,
-    /// Where they are made.
+    /// The directory for these files.
     directory: PathBuf,
-    /// How much may still come out of blocks that were not begun.
+    /// How many bytes the blocks that were not started yet may still produce.
     left: u64,
     threads: usize,
-    /// The smallest block that is given to a thread.
+    /// The smallest block that gets a thread.
     least: u64,
 }
 
 enum Place {
-    /// Before a stream, after so many zeros; there was one before.
+    /// Before a stream, after so many zeros; another stream came before.
     Padding(u64),
-    /// In a stream, before a block or its index.
+    /// Inside a stream, before a block or the index.
     Stream(Box<Inside>),
-    /// Nothing more comes.
+    /// At the end.
     End,
 }
 
 struct Inside {
     head: Head,
     records: Records,
-    /// The decoder of blocks in order: it is made once, and takes one after the other.
+    /// The decoder for blocks in order; it is made once and reused for all of them.
     stream: Stream,
 }
 
 enum Next {
-    /// One that waits until there is room for it.
+    /// A block that waits for room.
     Waits(BlockHeader, Sized),
-    /// One that is decoded in order.
+    /// A block that is decoded in order.
     InOrder(InOrder),
 }
 
 struct InOrder {
-    /// What of its header the decoder has to take.
+    /// The part of its header that the decoder must still read.
     header: Vec<u8>,
     header_bytes: u64,
     rest: Rest,
-    /// What came out.
+    /// How many bytes were produced.
     made: u64,
 }
 
-/// How much of a block is to come.
+/// How much of a block is still to be read.
 enum Rest {
-    /// So many of so many bytes.
+    /// Read so far, and the total that the header states.
     Told(u64, u64),
     Scanned(Scanner),
 }
 
 impl<R: BufRead> Blocks<R> {
-    /// Reads all streams of `inner`; there must be one at least. What is ahead is kept in `directory`, in files without names,
-    /// and no more than `limit` bytes in all: who reads more than that decodes it in order.
+    /// Reads all streams of `inner`, which must contain at least one. Read-ahead is kept in unnamed files in `directory`, up
+    /// to `limit` bytes in all; anything beyond that is decoded in order.
     pub(crate) fn new(mut inner: R, directory: PathBuf, limit: u64) -> io::Result<Self> {
         let place = begin(&mut inner)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
@@ -100,19 +100,19 @@ impl<R: BufRead> Blocks<R> {
         Ok(Self { inner, place, jobs, next: None, files, directory, left: limit, threads, least: SMALL })
     }
 
-    /// Gives smaller blocks to threads, too.
+    /// Gives threads to smaller blocks, too.
     #[cfg(test)]
     pub(super) fn with_least(self, least: u64) -> Self {
         Self { least, threads: self.threads.max(2), ..self }
     }
 
-    /// How many blocks are under way.
+    /// How many blocks are being decoded in parallel.
     #[cfg(test)]
     pub(super) fn under_way(&self) -> usize {
         self.jobs.len()
     }
 
-    /// Goes on in the file as far as there is something to begin.
+    /// Reads on in the file while there are blocks to start.
     fn look_ahead(&mut self) -> io::Result<()> {
         loop {
             match self.next.take() {
@@ -155,19 +155,19 @@ impl<R: BufRead> Blocks<R> {
         }
     }
 
-    /// Whether a block may be begun beside those that are under way.
+    /// Whether another block may be started beside the running ones.
     fn has_room(&self, block: Sized) -> bool {
         let all = self.jobs.iter().map(|job| job.block);
         let (memory, bytes) = all
             .fold((block.memory, block.packed + block.unpacked), |(memory, bytes), b| {
                 (memory + b.memory, bytes + b.packed + b.unpacked)
             });
-        // One is being read while the others are decoded.
+        // One block is being read while the others are decoded.
         self.jobs.is_empty()
             || self.jobs.len() <= self.threads && memory <= MEMORY_OF_THREADS && bytes <= SPOOLED
     }
 
-    /// Gives a block to a thread.
+    /// Starts a thread for a block.
     fn begin_job(&mut self, header: &BlockHeader, block: Sized) -> io::Result<()> {
         let Place::Stream(inside) = &self.place else { return Err(damaged()) };
         let file = match self.files.pop() {
@@ -192,7 +192,7 @@ impl<R: BufRead> Blocks<R> {
         Ok(())
     }
 
-    /// Ends the first job, and keeps its file for another one.
+    /// Ends the first job, and keeps its file for reuse.
     fn end_job(&mut self) {
         let Some(job) = self.jobs.pop_front() else { return };
         let is_small = job.block.packed + job.block.unpacked <= KEPT;
@@ -202,7 +202,7 @@ impl<R: BufRead> Blocks<R> {
         }
     }
 
-    /// Decodes a little of a block whose turn it is; whether there is more of it.
+    /// Decodes a part of the current block; also returns whether more follows.
     fn read_in_order(&mut self, buf: &mut [u8]) -> io::Result<(usize, bool)> {
         let (Some(Next::InOrder(block)), Place::Stream(inside)) = (&mut self.next, &mut self.place) else {
             return Ok((0, false));
@@ -226,7 +226,7 @@ impl<R: BufRead> Blocks<R> {
         if taken > 0 || made > 0 {
             return Ok((made, true));
         }
-        // All is taken, and nothing more comes of it.
+        // All input is taken, and no more output comes.
         match block.rest.end() {
             Some(packed) => {
                 inside.records.add(block.header_bytes + packed + inside.head.check_bytes(), block.made);
@@ -246,7 +246,7 @@ fn begin(inner: &mut impl Read) -> io::Result<Place> {
 }
 
 impl Inside {
-    /// How a block is to be decoded.
+    /// Decides how to decode a block.
     fn next(&mut self, header: BlockHeader, left: &mut u64, least: u64) -> Next {
         let header_bytes = header.bytes.len() as u64;
         let check_bytes = self.head.check_bytes();
@@ -273,7 +273,7 @@ impl Inside {
 }
 
 impl Rest {
-    /// How much of some bytes is the block's.
+    /// How many of these bytes belong to the block.
     fn of(&self, input: &[u8]) -> usize {
         match self {
             Self::Told(left, _) => input.len().min(usize::try_from(*left).unwrap_or(usize::MAX)),
@@ -281,7 +281,7 @@ impl Rest {
         }
     }
 
-    /// The decoder has taken these.
+    /// Accounts for bytes that the decoder has taken.
     fn go_on(&mut self, taken: &[u8]) {
         match self {
             Self::Told(left, _) => *left -= taken.len() as u64,
@@ -291,7 +291,7 @@ impl Rest {
         }
     }
 
-    /// Whether nothing more is to be read of it.
+    /// Whether the block was read completely.
     fn is_whole(&self) -> bool {
         match self {
             Self::Told(left, _) => *left == 0,
@@ -299,7 +299,7 @@ impl Rest {
         }
     }
 
-    /// How long its data was.
+    /// The length of its data.
     fn end(&self) -> Option<u64> {
         match self {
             Self::Told(0, packed) => Some(*packed),

@@ -1,4 +1,4 @@
-//! The container of .xz files: what says where its blocks begin and end. What is in them is for the decoder.
+//! The container format of .xz files: where blocks begin and end. The decoder handles their contents.
 //!
 //! Source of the format: "The .xz File Format", version 1.2.1, sections 2.1 to 4, and "LZMA2" in liblzma's `lzma2_decoder.c`.
 
@@ -10,12 +10,12 @@ use sha2::Digest as _;
 pub(super) const HEAD: usize = 12;
 const FOOTER_MAGIC: [u8; 2] = *b"YZ";
 
-/// What the decoder says of a file that contradicts itself.
+/// The decoder's error for an inconsistent file.
 pub(super) fn damaged() -> io::Error {
     xz2::stream::Error::Data.into()
 }
 
-/// What is said of a file that is not whole.
+/// The error for a truncated file.
 pub(super) fn cut_off() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the xz stream ends early")
 }
@@ -25,7 +25,7 @@ pub(super) fn fill(inner: &mut impl Read, bytes: &mut [u8]) -> io::Result<()> {
     inner.read_exact(bytes).map_err(|e| if e.kind() == io::ErrorKind::UnexpectedEof { cut_off() } else { e })
 }
 
-/// Passes over some of the zeros behind a stream and counts them; says whether another stream follows, once that can be told.
+/// Skips some of the zeros after a stream and counts them; returns whether another stream follows, once known.
 pub(super) fn skip_padding(inner: &mut impl BufRead, zeros: &mut u64) -> io::Result<Option<bool>> {
     let input = inner.fill_buf()?;
     let more = input.iter().take_while(|byte| **byte == 0).count();
@@ -38,12 +38,12 @@ pub(super) fn skip_padding(inner: &mut impl BufRead, zeros: &mut u64) -> io::Res
     if zeros.is_multiple_of(4) { Ok(Some(is_over)) } else { Err(corrupt()) }
 }
 
-/// What is said of what cannot be gone on with.
+/// The error for data that cannot be continued with.
 pub(super) fn corrupt() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "corrupt xz stream")
 }
 
-/// How many bytes follow a block's data so that its length is a multiple of four.
+/// How many padding bytes follow a block's data to make its length a multiple of four.
 fn padding(length: u64) -> u64 {
     length.wrapping_neg() & 3
 }
@@ -54,12 +54,12 @@ fn is_crc(bytes: &[u8], stored: &[u8]) -> bool {
     crc.sum().to_le_bytes() == stored
 }
 
-/// The header of a stream. The decoder has looked at it.
+/// The header of a stream, already checked by the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head(pub(super) [u8; HEAD]);
 
 impl Head {
-    /// How long the check field of a block is.
+    /// The length of a block's check field.
     pub(super) fn check_bytes(&self) -> u64 {
         match self.0[7] & 15 {
             0 => 0,
@@ -77,14 +77,14 @@ impl Head {
 pub(super) struct BlockHeader {
     /// All of it.
     pub(super) bytes: Vec<u8>,
-    /// The lengths of its data, if it tells them: packed, and unpacked.
+    /// The lengths of its data, packed and unpacked, if stated.
     pub(super) sizes: Option<(u64, u64)>,
-    /// How much memory its decoder takes, if that can be told.
+    /// The memory that its decoder needs, if known.
     pub(super) memory: Option<u64>,
 }
 
 impl BlockHeader {
-    /// Reads the rest of a header whose first byte is `first`; not the one of an index.
+    /// Reads the rest of a header that starts with `first`; not for the header of an index.
     pub(super) fn read(first: u8, inner: &mut impl Read) -> io::Result<Self> {
         let mut bytes = vec![first; (usize::from(first) + 1) * 4];
         fill(inner, &mut bytes[1..])?;
@@ -94,12 +94,12 @@ impl BlockHeader {
         }
         let fields = fields[1..].to_vec();
         let mut header = Self { bytes, sizes: None, memory: None };
-        // Where it says more than is known here, the decoder tells what it is.
+        // If it contains something unknown here, the decoder decides.
         let _ = header.look_at(&mut &fields[..]);
         Ok(header)
     }
 
-    /// Finds sizes and memory; `None` where only the decoder can tell what this is.
+    /// Finds sizes and memory; `None` if only the decoder can tell.
     fn look_at(&mut self, rest: &mut &[u8]) -> Option<()> {
         let flags = *rest.split_off_first()?;
         let packed = if flags & 0x40 != 0 { Some(number(rest).ok()?) } else { None };
@@ -108,7 +108,7 @@ impl BlockHeader {
         for _ in 0..=flags & 3 {
             let id = number(rest).ok()?;
             let length = usize::try_from(number(rest).ok()?).ok()?;
-            // LZMA2, which is always the last one.
+            // LZMA2, which is always last.
             if let (0x21, [size @ 0..=39]) = (id, rest.split_off(..length)?) {
                 self.memory = Some((2 | u64::from(size & 1)) << (size / 2 + 11));
             }
@@ -117,7 +117,7 @@ impl BlockHeader {
     }
 }
 
-/// A number as they are in headers and in the index: seven bits in a byte, the lowest first.
+/// A number in headers and in the index: seven bits per byte, the lowest first.
 fn number(inner: &mut impl Read) -> io::Result<u64> {
     let mut value = 0;
     for at in 0..9 {
@@ -131,7 +131,7 @@ fn number(inner: &mut impl Read) -> io::Result<u64> {
     Err(damaged())
 }
 
-/// The blocks of a stream as its index has to list them. However many there are, it takes the same memory.
+/// The blocks that a stream's index must list. Their number does not affect the memory it takes.
 #[derive(Clone, Default)]
 pub(super) struct Records {
     count: u64,
@@ -139,14 +139,14 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Another block: its length without padding, and unpacked.
+    /// Adds a block: its unpadded length, and its unpacked length.
     pub(super) fn add(&mut self, unpadded: u64, unpacked: u64) {
         self.count += 1;
         self.hasher.update(unpadded.to_le_bytes());
         self.hasher.update(unpacked.to_le_bytes());
     }
 
-    /// Reads the rest of an index, of which the first byte was read, and the footer behind it: both have to be true.
+    /// Reads the rest of an index after its first byte, and the footer behind it. Both must match.
     pub(super) fn read_index(self, inner: &mut impl BufRead, head: &Head) -> io::Result<()> {
         let mut summed = Summed { inner, crc: flate2::Crc::new(), bytes: 1 };
         summed.crc.update(&[0]);
@@ -183,7 +183,7 @@ impl Records {
     }
 }
 
-/// A reader that knows the checksum and the number of what was read.
+/// A reader that tracks the checksum and the number of bytes read.
 struct Summed<'a, R> {
     inner: &'a mut R,
     crc: flate2::Crc,
@@ -199,11 +199,11 @@ impl<R: Read> Read for Summed<'_, R> {
     }
 }
 
-/// Finds the end of a block that does not tell its sizes: the chunks of LZMA2 tell theirs.
+/// Finds the end of a block that does not state its sizes: the chunks of LZMA2 state theirs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scanner {
     place: Place,
-    /// How much data of the block was seen.
+    /// How much data of the block was scanned.
     packed: u64,
     check_bytes: u64,
 }
@@ -212,13 +212,13 @@ pub(super) struct Scanner {
 enum Place {
     /// Before a chunk's first byte.
     Chunk,
-    /// In a chunk's header: its bytes so far, how many, and how many there are.
+    /// In a chunk's header: its bytes so far, their number, and the total.
     Header([u8; 6], u8, u8),
-    /// So many bytes before the next chunk.
+    /// This many bytes before the next chunk.
     Data(u64),
-    /// So many bytes of padding and check field before the block's end.
+    /// This many bytes of padding and check field before the block's end.
     Tail(u64),
-    /// Behind what is no chunk; the decoder says so.
+    /// After an invalid chunk; the decoder reports it.
     Lost,
 }
 
@@ -227,7 +227,7 @@ impl Scanner {
         Self { place: Place::Chunk, packed: 0, check_bytes }
     }
 
-    /// How many bytes at the beginning of `input` are still the block's.
+    /// How many bytes at the beginning of `input` still belong to the block.
     pub(super) fn scan(&mut self, input: &[u8]) -> usize {
         let mut at = 0;
         while at < input.len() {
@@ -235,7 +235,7 @@ impl Scanner {
             let taken = match &mut self.place {
                 Place::Chunk => {
                     self.place = match input[at] {
-                        // Its own byte counts as data, too.
+                        // This byte counts as data, too.
                         0 => Place::Tail(padding(self.packed + 1) + self.check_bytes),
                         first @ (1 | 2) => Place::Header([first, 0, 0, 0, 0, 0], 1, 3),
                         first @ 0x80..=0xbf => Place::Header([first, 0, 0, 0, 0, 0], 1, 5),
@@ -277,18 +277,18 @@ impl Scanner {
         at
     }
 
-    /// Whether the block's end was seen, and how long its data is then.
+    /// The length of the block's data, once its end was found.
     pub(super) fn end(&self) -> Option<u64> {
         matches!(self.place, Place::Tail(0)).then_some(self.packed)
     }
 
-    /// Whether no end can be found.
+    /// Whether the end cannot be found.
     pub(super) fn is_lost(&self) -> bool {
         matches!(self.place, Place::Lost)
     }
 }
 
-/// How many bytes a block has behind its header, by the length of its data.
+/// How many bytes follow a block's header, given the length of its data.
 pub(super) fn behind_header(packed: u64, check_bytes: u64) -> u64 {
     packed.saturating_add(padding(packed)).saturating_add(check_bytes)
 }

@@ -1,4 +1,4 @@
-//! A block that is decoded on a thread of its own.
+//! Decodes a block on a thread of its own.
 
 use std::io;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use super::MEMORY;
 use super::format::{Head, damaged};
 use super::spool::{PIECE, Spool};
 
-/// A block that tells its sizes.
+/// A block that states its sizes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sized {
-    /// How many bytes it has in the file, with its header and all.
+    /// Its total length in the file, header included.
     pub(super) packed: u64,
     pub(super) unpacked: u64,
-    /// How much memory its decoder takes.
+    /// The memory that its decoder needs.
     pub(super) memory: u64,
 }
 
-/// The decoding of one block. Dropping it ends the thread, and waits for that.
+/// The decoding of one block. Dropping it ends the thread and waits for it.
 pub(super) struct Job {
     pub(super) block: Sized,
     pub(super) packed: Arc<Spool>,
@@ -32,7 +32,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// Starts one, with a file for what does not fit in memory.
+    /// Starts one, with a file for data that does not fit in memory.
     pub(super) fn start(head: Head, block: Sized, file: Arc<std::fs::File>) -> io::Result<Self> {
         let packed = Arc::new(Spool::new(file.clone(), 0));
         let unpacked = Arc::new(Spool::new(file.clone(), block.packed));
@@ -45,7 +45,7 @@ impl Job {
         Ok(Self { block, packed, unpacked, file, thread: Some(thread), piece: Vec::new(), at: 0 })
     }
 
-    /// Reads what came out; nothing is the end.
+    /// Reads output; zero bytes mean the end.
     pub(super) fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.at == self.piece.len() {
             self.at = 0;
@@ -57,7 +57,7 @@ impl Job {
         Ok(n)
     }
 
-    /// Ends it, and gives its file for another one.
+    /// Ends it, and returns its file for reuse.
     pub(super) fn into_file(self) -> Arc<std::fs::File> {
         self.file.clone()
     }
@@ -68,13 +68,13 @@ impl Drop for Job {
         self.packed.abandon();
         self.unpacked.abandon();
         if let Some(thread) = self.thread.take() {
-            // A panic there was seen as an error here.
+            // A panic of the thread was already reported as an error here.
             let _ = thread.join();
         }
     }
 }
 
-/// Tells the reader of a thread that was lost.
+/// Tells the reader if the thread was lost.
 struct Lost(Arc<Spool>);
 
 impl Drop for Lost {
@@ -83,7 +83,7 @@ impl Drop for Lost {
     }
 }
 
-/// The thread: decodes one block, which has to be as long as it says. Its check field is the decoder's to look at.
+/// Runs the thread: decodes one block, whose length must match its header. The decoder checks the check field.
 fn decode(head: Head, block: Sized, from: &Spool, to: &Spool) -> io::Result<()> {
     let mut stream = decoder(head)?;
     let (mut input, mut output) = (Vec::new(), vec![0; PIECE]);
@@ -102,7 +102,7 @@ fn decode(head: Head, block: Sized, from: &Spool, to: &Spool) -> io::Result<()> 
             if made > 0 && !to.put(&output[..made])? {
                 return Ok(());
             }
-            // One whose output is full may have more to give.
+            // If the output is full, the decoder may have more.
             if rest.is_empty() && made < output.len() {
                 break;
             }
@@ -114,14 +114,14 @@ fn decode(head: Head, block: Sized, from: &Spool, to: &Spool) -> io::Result<()> 
     if (packed, unpacked) == (block.packed, block.unpacked) { Ok(()) } else { Err(damaged()) }
 }
 
-/// A decoder of blocks that has seen the header of their stream.
+/// A block decoder that has read the stream's header.
 pub(super) fn decoder(head: Head) -> io::Result<Stream> {
     let mut stream = Stream::new_stream_decoder(MEMORY, 0)?;
     let (taken, _) = step(&mut stream, &head.0, &mut [0])?;
     if taken == head.0.len() { Ok(stream) } else { Err(damaged()) }
 }
 
-/// Decodes a little: how much was taken, and how much came of it.
+/// One decoding step; returns how much input was taken and how much output was made.
 pub(super) fn step(stream: &mut Stream, input: &[u8], output: &mut [u8]) -> io::Result<(usize, usize)> {
     let (before_in, before_out) = (stream.total_in(), stream.total_out());
     stream.process(input, output, Action::Run)?;

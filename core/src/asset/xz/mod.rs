@@ -1,6 +1,6 @@
-//! Decodes xz: the blocks of a file side by side where there are several and their headers have their sizes, as those of
-//! `xz -T` have; everything else one after the other. [`Xz`] does it in memory, which only small blocks fit in; [`Blocks`] has
-//! a directory for what it decodes ahead.
+//! Decodes xz. If a file has several blocks whose headers state their sizes, as `xz -T` writes them, they are decoded in
+//! parallel; everything else is decoded in order. [`Xz`] works in memory, which suits only small blocks; [`Blocks`] uses a
+//! directory for its read-ahead.
 
 mod blocks;
 mod format;
@@ -16,14 +16,14 @@ use format::{corrupt, cut_off, skip_padding};
 pub(crate) use spool::Unkept;
 use xz2::stream::{Action, MtStreamBuilder, Status, Stream};
 
-/// How much memory a decoder of hostile input may take.
+/// The memory limit of a decoder of untrusted input.
 const MEMORY: u64 = 256 << 20;
-/// How much of it blocks may take that are decoded side by side; what needs more is decoded in the order of the file.
+/// The part of it for blocks that are decoded in parallel; blocks that need more are decoded in order.
 const MEMORY_OF_THREADS: u64 = 40 << 20;
 /// The most threads.
 const THREADS: usize = 4;
 
-/// Reads what one or several xz streams hold, one after the other, with padding between them.
+/// Reads the contents of one or more concatenated xz streams, with padding between them.
 pub(crate) struct Xz<R> {
     inner: R,
     /// `None` between two streams.
@@ -33,12 +33,12 @@ pub(crate) struct Xz<R> {
 }
 
 impl<R: BufRead> Xz<R> {
-    /// Reads all streams of `inner`; there must be one at least.
+    /// Reads all streams of `inner`, which must contain at least one.
     pub(crate) fn new(inner: R) -> io::Result<Self> {
         Ok(Self { inner, stream: Some(decoder()?), padding: 0 })
     }
 
-    /// Goes to the next stream; says whether there is one.
+    /// Goes to the next stream; returns whether there is one.
     fn next_stream(&mut self) -> io::Result<bool> {
         loop {
             if let Some(is_more) = skip_padding(&mut self.inner, &mut self.padding)? {

@@ -1,16 +1,16 @@
-//! Bytes on their way from one thread to another one: a little of them in memory, the rest in a file without a name.
+//! Passes bytes from one thread to another: a few in memory, the rest in an unnamed file.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// How many bytes are handed over at a time, at most.
+/// The most bytes that are passed at a time.
 pub(super) const PIECE: usize = 256 << 10;
 /// How many pieces wait in memory.
 const IN_MEMORY: usize = 3;
 
-/// The bytes could not be kept in the file, or not be had from it. Wrapped in an [`io::Error`] on its way through readers.
+/// The bytes could not be written to the file, or not be read from it. Wrapped in an [`io::Error`] on its way through readers.
 #[derive(Debug, thiserror::Error)]
 #[error("keep what was decoded ahead")]
 pub(crate) struct Unkept(#[source] pub(crate) Arc<io::Error>);
@@ -20,15 +20,15 @@ impl Unkept {
         io::Error::new(error.kind(), Self(Arc::new(error)))
     }
 
-    /// The failure of the disk that an error stands for, if it is one.
+    /// Extracts the disk's error from an [`io::Error`].
     pub(crate) fn in_error(error: &io::Error) -> Option<io::Error> {
         let Self(cause) = error.get_ref()?.downcast_ref::<Self>()?;
-        // The system's own error, so that a full disk is known as one.
+        // The original OS error, so that a full disk is recognised.
         Some(cause.raw_os_error().map_or_else(|| cause.kind().into(), io::Error::from_raw_os_error))
     }
 }
 
-/// A queue of bytes. Putting in never waits; what does not fit in memory goes to a region of a file.
+/// A queue of bytes. Putting never waits; what does not fit in memory goes to a region of a file.
 pub(super) struct Spool {
     file: Arc<std::fs::File>,
     state: Mutex<State>,
@@ -38,11 +38,11 @@ pub(super) struct Spool {
 struct State {
     pieces: VecDeque<Piece>,
     in_memory: usize,
-    /// Where the next piece goes in the file.
+    /// The file offset of the next piece.
     end: u64,
-    /// How it ended: nothing more is put in.
+    /// How it ended; nothing more may be put in.
     ended: Option<io::Result<()>>,
-    /// Nobody takes anything any more.
+    /// The reader is gone.
     abandoned: bool,
 }
 
@@ -53,7 +53,7 @@ enum Piece {
 }
 
 impl Spool {
-    /// One whose region begins at `start`; it gets as long as what is put in.
+    /// A queue whose region begins at `start` and grows as bytes are put in.
     pub(super) fn new(file: Arc<std::fs::File>, start: u64) -> Self {
         let state =
             State { pieces: VecDeque::new(), in_memory: 0, end: start, ended: None, abandoned: false };
@@ -64,7 +64,7 @@ impl Spool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts in bytes, at most a [`PIECE`]. Only one thread does. Says whether they are still wanted.
+    /// Adds at most [`PIECE`] bytes. Only one thread may call it. Returns whether the reader is still there.
     pub(super) fn put(&self, bytes: &[u8]) -> io::Result<bool> {
         let at = {
             let mut state = self.state();
@@ -82,7 +82,7 @@ impl Spool {
         self.file.write_all_at(bytes, at).map_err(Unkept::of)?;
         let mut state = self.state();
         state.end = at + bytes.len() as u64;
-        // Small ones that follow each other are taken as one.
+        // Consecutive small pieces are read as one.
         match state.pieces.back_mut() {
             Some(Piece::File(start, length)) if *start + *length as u64 == at && *length < PIECE => {
                 *length += bytes.len();
@@ -93,19 +93,19 @@ impl Spool {
         Ok(true)
     }
 
-    /// Says how it ended. What was put in before counts, and the first word.
+    /// Ends the queue. Bytes added before are still delivered; the first call wins.
     pub(super) fn finish(&self, ended: io::Result<()>) {
         self.state().ended.get_or_insert(ended);
         self.changed.notify_all();
     }
 
-    /// Says that nothing more is wanted.
+    /// Marks the reader as gone.
     pub(super) fn abandon(&self) {
         self.state().abandoned = true;
         self.changed.notify_all();
     }
 
-    /// Takes the next bytes into `buffer`, waiting for them; nothing is the end.
+    /// Takes the next bytes into `buffer`, waiting for them; an empty buffer is the end.
     pub(super) fn take(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
         let mut state = self.state();
         let piece = loop {

@@ -1,4 +1,4 @@
-//! Files of all kinds, right and wrong, through both decoders.
+//! Files of all kinds, valid and invalid, through both decoders.
 
 use std::io::Write;
 use std::ops::Range;
@@ -8,10 +8,10 @@ use xz2::stream::{Check, Filters, LzmaOptions};
 use super::*;
 use crate::os::mounted::Mounted;
 
-/// What `xz -T` makes by default at level 6.
+/// The default block size of `xz -T` at level 6.
 const DEFAULT_BLOCK: u64 = 24 << 20;
 
-/// Bytes that pack to about a half.
+/// Bytes that compress to about half.
 fn content(bytes: usize) -> Vec<u8> {
     let mut state: u32 = 1;
     let mut next = || {
@@ -21,7 +21,7 @@ fn content(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|_| next()).collect()
 }
 
-/// Bytes that pack fast, and differ everywhere.
+/// Bytes that compress fast, and differ everywhere.
 fn light_content(bytes: usize) -> Vec<u8> {
     let mut all: Vec<u8> = content(4096).into_iter().cycle().take(bytes).collect();
     for (number, piece) in all.chunks_mut(4096).enumerate() {
@@ -57,7 +57,7 @@ fn in_memory(packed: &[u8]) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Decoded by threads with spools, blocks of at least so many bytes side by side.
+/// Decoded by threads with spools; blocks of at least `least` bytes in parallel.
 fn by_blocks(packed: &[u8], least: u64, limit: u64) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     let inner = io::BufReader::with_capacity(1000, packed);
@@ -65,7 +65,7 @@ fn by_blocks(packed: &[u8], least: u64, limit: u64) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Decoded in each way, which makes no difference.
+/// Decoded in every way, always with the same result.
 #[track_caller]
 fn unpack(packed: &[u8]) -> io::Result<Vec<u8>> {
     let result = in_memory(packed);
@@ -84,7 +84,7 @@ fn unpack(packed: &[u8]) -> io::Result<Vec<u8>> {
     result
 }
 
-/// Where the headers of a stream's blocks are; all of them tell their sizes.
+/// The positions of the headers of a stream's blocks; all of them state their sizes.
 fn headers(packed: &[u8]) -> Vec<Range<usize>> {
     let head = format::Head(packed[..12].try_into().unwrap());
     let (mut at, mut found) = (12, Vec::new());
@@ -107,7 +107,7 @@ fn as_number(mut value: u64) -> Vec<u8> {
     bytes
 }
 
-/// Writes another header of the same length: with these sizes, or none.
+/// Replaces a header by one of the same length, with these sizes or none.
 fn with_sizes(packed: &mut [u8], header: &Range<usize>, sizes: Option<(u64, u64)>) {
     let dictionary = {
         let old = &packed[header.clone()];
@@ -254,7 +254,7 @@ fn sizes_that_are_not_true_are_refused() {
             assert_eq!(error.to_string(), in_memory(&lying).unwrap_err().to_string());
         }
     }
-    // One that is long, and says that it is twice as long.
+    // A long block that claims twice its length.
     let mut lying = in_blocks(&light_content(1 << 20), 1 << 19);
     let header = headers(&lying)[0].clone();
     let sizes = sizes_of(&lying, &header);
@@ -266,7 +266,7 @@ fn sizes_that_are_not_true_are_refused() {
 #[test]
 fn blocks_of_the_default_size_are_decoded_side_by_side() {
     let bytes = light_content(60 << 20);
-    // As `xz -6 -T2` does it.
+    // As `xz -6 -T2` does.
     let packed = packed_by(&bytes, MtStreamBuilder::new().threads(2).preset(6).check(Check::Crc64));
     let all = headers(&packed);
     assert_eq!(sizes_of(&packed, &all[0]).1, DEFAULT_BLOCK);
@@ -297,7 +297,7 @@ fn blocks_of_the_default_size_are_decoded_side_by_side() {
         let error = read(&lying).unwrap_err();
         assert_eq!(error.to_string(), in_memory(&lying).unwrap_err().to_string(), "{lie:?}");
     }
-    // Who reads no further is not waited for.
+    // Dropping the reader early does not wait.
     let inner = io::BufReader::new(&packed[..]);
     let mut reader = Blocks::new(inner, std::env::temp_dir(), u64::MAX).unwrap();
     reader.read_exact(&mut [0; 10]).unwrap();

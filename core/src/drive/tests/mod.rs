@@ -27,7 +27,7 @@ fn image(directory: &Path) -> PathBuf {
     file
 }
 
-/// A disk that is the image, `length` long.
+/// Checks that a disk holds the image and is `length` long.
 #[track_caller]
 fn assert_is_clone(disk: &Path, image: &Path, length: u64) {
     assert_eq!(fs::metadata(disk).unwrap().len(), length, "{}", disk.display());
@@ -35,7 +35,7 @@ fn assert_is_clone(disk: &Path, image: &Path, length: u64) {
     let mut chunks = (vec![0; 1 << 20], vec![0; 1 << 20]);
     for at in (0..length).step_by(1 << 20) {
         let read = disk_file.read_at(&mut chunks.0, at).unwrap();
-        // Behind the image's end there are zeros.
+        // Zeros follow the image's end.
         let of_image = image_file.read_at(&mut chunks.1, at).unwrap();
         chunks.1[of_image..].fill(0);
         assert!(read > 0 && chunks.0[..read] == chunks.1[..read], "{} at {at}", disk.display());
@@ -52,7 +52,7 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-/// All that a backend promises, in one place.
+/// All promises of a backend, in one place.
 async fn life_of_drives(on: &Path, backend: &str) {
     let image = image(&on.join("image"));
     let (drives_in, progress) = (on.join("drives"), Progress::default());
@@ -69,7 +69,7 @@ async fn life_of_drives(on: &Path, backend: &str) {
     let allocated = drives.allocated_bytes(&drive).await.unwrap();
     assert!((3 * MIB..5 * MIB).contains(&allocated), "{allocated}");
 
-    // Neither sees what is written to the other.
+    // Writes to one are not visible in the other.
     let open = fs::OpenOptions::new().write(true).open(&disk).unwrap();
     open.write_all_at(b"written", 100).unwrap();
     let other = drives.clone_image(&disk, &drives_in.join("b"), ByteSize::mib(64), &progress).await.unwrap();
@@ -78,7 +78,7 @@ async fn life_of_drives(on: &Path, backend: &str) {
     assert_eq!(&fs::read(&other).unwrap()[200..205], &[7; 5]);
     assert_eq!(&fs::read(&image).unwrap()[100..107], &[7; 7]);
 
-    // Growing keeps the content, shrinking is refused, a name is used once, a size is a whole number of blocks.
+    // Growing keeps the content, shrinking is refused, names are unique, and sizes are whole blocks.
     drives.grow(&drive, ByteSize::mib(100), &progress).await.unwrap();
     assert_eq!(fs::metadata(&disk).unwrap().len(), 100 * MIB);
     assert_eq!(&fs::read(&disk).unwrap()[200..205], b"later");
@@ -116,7 +116,7 @@ async fn life_of_drives(on: &Path, backend: &str) {
         drives.delete(&drives_in.join(format!("d{number}"))).await.unwrap();
     }
 
-    // What a crash left is swept, drives are not.
+    // A sweep removes what a crash left, but not drives.
     drives.create_empty(&drives_in.join("stays"), ByteSize::mib(1)).await.unwrap();
     let half = stage::temporary(&drives_in);
     create_home(&half).unwrap();
@@ -152,7 +152,7 @@ fn drives_of_an_ordinary_user_live_on_btrfs() {
     fs::create_dir(&own).unwrap();
     std::os::unix::fs::chown(&own, Some(USER), Some(USER)).unwrap();
     as_user(life_of_drives(&own, "btrfs"));
-    // Another one's image cannot be snapshotted, but cloned.
+    // Another user's image cannot be snapshotted, but reflinked.
     let image = image(&disk.path().join("of-root"));
     as_user(async {
         let drives = Drives::probe(&own.join("drives")).unwrap();
@@ -171,7 +171,7 @@ async fn a_full_disk_leaves_nothing() {
         let disk = Mounted::fresh(kind, mebibytes);
         let image = image(&disk.path().join("image"));
         let drives = Drives::probe(&disk.path().join("drives")).unwrap();
-        // Until less is left than is to stay free.
+        // Until less than the reserve is free.
         let filler = fs::File::create(disk.path().join("filler")).unwrap();
         let mut at = 0;
         while free_bytes(disk.path()).unwrap() >= KEEP_FREE {
@@ -200,7 +200,7 @@ async fn a_copy_is_cancelled_or_fails_without_a_trace() {
     let error = drives.clone_image(&image, &drive, ByteSize::mib(64), &progress).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::Cancelled);
     assert_eq!(names(base.path()), ["image"]);
-    // A reflink where there are none is an error, not half a drive.
+    // A reflink that is not supported is an error and leaves no half-made drive.
     let disk = Mounted::fresh("ext4", 200);
     let drives = Drives::with(disk.path(), Reflink);
     let drive = disk.path().join("drive");
@@ -269,14 +269,14 @@ async fn a_filesystem_that_a_guest_damaged_is_repaired_or_refused() {
     let drives = Drives::probe(&base.path().join("drives")).unwrap();
     let drive = base.path().join("drives/a");
     let disk = drives.create_formatted(&drive, ByteSize::mib(40), "data", &progress).await.unwrap();
-    // Cut off: as it is on the disk while it is mounted.
+    // As the disk is after a crash: copied while it is mounted.
     let cut_off = {
         let mounted = Mounted::writable(&disk);
         std::fs::write(mounted.path().join("file"), [7; 10_000]).unwrap();
         rustix::fs::syncfs(std::fs::File::open(mounted.path()).unwrap()).unwrap();
         std::fs::read(&disk).unwrap()
     };
-    // What is damaged, and whether it can be repaired without asking: nothing; the superblock's checksum; the groups' table; both.
+    // What is damaged, and whether it can be repaired without asking: nothing; the superblock's checksum; the group table; both.
     for (damaged, is_repaired) in
         [(&[][..], true), (&[1040], false), (&[4096], false), (&[1056, 4096], false)]
     {

@@ -1,18 +1,18 @@
-//! Copies that were told of before they were on the disk, and what becomes of them.
+//! Copies that were reported before they were synced, and what happens to them.
 
 use std::process::Command;
 
 use super::*;
 use crate::os::mounted::run;
 
-/// A run of the host that is over.
+/// An earlier boot of the host.
 const EARLIER: &str = "00000000-0000-4000-8000-000000000000";
 
 fn this_run() -> &'static str {
     crate::os::boot_id::of_host().unwrap()
 }
 
-/// What is beside the disk.
+/// The names of the files beside the disk.
 fn marks(drive: &Path) -> Vec<String> {
     names(drive).into_iter().filter(|name| name != DISK).collect()
 }
@@ -53,7 +53,7 @@ fn a_copy_has_a_mark_until_it_is_on_the_disk() {
     let drive = disk.path().join("drive");
     Copy.clone_image(&image, &drive, ByteSize::mib(40), &Progress::default()).unwrap();
     assert_eq!(marks(&drive), [format!("unsynced-image-{}", this_run())]);
-    // It is whole for everybody, and so is a copy of it.
+    // It is complete for everybody, and so is a copy of it.
     let copy = disk.path().join("copy");
     Copy.clone_image(&drive.join(DISK), &copy, ByteSize::mib(40), &Progress::default()).unwrap();
     assert_eq!(marks(&copy), [format!("unsynced-drive-{}", this_run())]);
@@ -77,14 +77,14 @@ async fn what_an_earlier_daemon_left_is_put_on_the_disk() {
     let (one, other) = (scene.copy("one").await, scene.copy("other").await);
     pending::mark(&one, Origin::Drive, this_run()).unwrap();
     assert_eq!(scene.drives.settle_all().unwrap(), []);
-    // It goes on by itself.
+    // It is synced in the background.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
     while !marks(&one).is_empty() {
         assert!(std::time::Instant::now() < deadline, "the mark stays");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
     assert_eq!(marks(&other), Vec::<String>::new());
-    // One that is deleted meanwhile is gone, mark and all.
+    // A drive that is deleted meanwhile is gone with its marker.
     pending::mark(&other, Origin::Drive, this_run()).unwrap();
     scene.drives.settle_later(&other);
     scene.drives.delete(&other).await.unwrap();
@@ -97,7 +97,7 @@ async fn a_copy_that_the_host_did_not_get_on_the_disk_is_not_taken_for_whole() {
     let scene = Scene::new();
     let (progress, size) = (&scene.progress, ByteSize::mib(40));
     let drive = scene.copy("a").await;
-    // As it may be after the host went down: only names are there.
+    // A possible state after a crash: only the names exist.
     pending::mark(&drive, Origin::of(&scene.image), EARLIER).unwrap();
     fs::OpenOptions::new().write(true).open(drive.join(DISK)).unwrap().set_len(0).unwrap();
 
@@ -121,7 +121,7 @@ async fn a_copy_that_the_host_did_not_get_on_the_disk_is_not_taken_for_whole() {
     assert_eq!(scene.drives.settle_all().unwrap(), []);
     assert_eq!(names(&scene.disk.path().join("drives")), ["a"]);
 
-    // Copies of drives, and marks that nobody here makes, are no copies of images; all of them can be deleted.
+    // Copies of drives, and unknown markers, are not copies of images; all of them can be deleted.
     for mark in [format!("unsynced-drive-{EARLIER}"), "unsynced-".into(), "unsynced-image".into()] {
         fs::write(drive.join(&mark), "").unwrap();
         assert_eq!(scene.drives.settle_all().unwrap(), [(drive.clone(), Origin::Drive)], "{mark}");
@@ -132,7 +132,7 @@ async fn a_copy_that_the_host_did_not_get_on_the_disk_is_not_taken_for_whole() {
     assert!(names(&scene.disk.path().join("drives")).is_empty());
 }
 
-/// A directory in memory with so much room.
+/// A tmpfs of limited size.
 struct Memory(tempfile::TempDir);
 
 impl Memory {
@@ -161,11 +161,11 @@ async fn a_disk_that_does_not_take_a_copy_is_told_and_the_copy_is_lost() {
     fs::write(&image, vec![5; 60 << 20]).unwrap();
     let drive = disk.path().join("drive");
     let drives = Drives::with(disk.path(), Copy);
-    // The system may write on its own, and fail, before it is asked to: then the copy itself does.
+    // The kernel may write back on its own and fail early: then the copy itself fails.
     match Copy.clone_image(&image, &drive, ByteSize::mib(60), &Progress::default()) {
         Ok(_) => {
             drives.settle(&drive).await.unwrap_err();
-            // It is told once by the kernel, and always by the drive.
+            // The kernel reports the error once, the drive always.
             let error = drives.settle(&drive).await.unwrap_err();
             assert!(matches!(error, DriveError::Lost { .. }), "{error}");
             assert_eq!(drives.settle_all().unwrap(), [(drive.clone(), Origin::Image)]);

@@ -1,4 +1,4 @@
-//! Contents of files, on their way in and back out.
+//! Writes and reads the contents of files.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -14,13 +14,13 @@ use super::{BLOCK, Writer};
 
 /// How much is read at once.
 pub(super) const CHUNK: usize = 256 << 10;
-/// The longest file that has a number for each of its blocks.
+/// The longest file; each of its blocks needs a number.
 const SIZE_MAX: u64 = (u32::MAX as u64) * BLOCK as u64;
 
 impl Writer {
-    /// Takes exactly `size` bytes from `source` as the content of a file; blocks of zeros become holes.
+    /// Reads exactly `size` bytes from `source` as the content of a file; blocks of zeros become holes.
     ///
-    /// A content that no node has in the end is cleared from the filesystem.
+    /// A content that no node uses in the end is cleared from the filesystem.
     pub(crate) fn take(&mut self, mut source: impl Read, size: u64) -> Result<Content, Ext4Error> {
         if size > SIZE_MAX {
             return Err(Ext4Error::TooLarge { what: "a file of this size" });
@@ -58,7 +58,7 @@ impl Writer {
         Ok(Content { size, first: place(first)?, count: place(self.extents.len() - first)? })
     }
 
-    /// Writes what is not zeros of a part of a file that begins with a block.
+    /// Writes the part of a file that begins at a block, except blocks of zeros.
     fn take_chunk(&mut self, first: usize, logical: u32, chunk: &[u8]) -> Result<(), Ext4Error> {
         let is_zero = |at: usize| {
             let block = &chunk[at..(at + BLOCK).min(chunk.len())];
@@ -80,7 +80,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes blocks to the end of a file whose runs begin with `first`.
+    /// Appends blocks to a file whose runs begin at `first`.
     pub(super) fn append(
         &mut self,
         first: usize,
@@ -97,7 +97,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes at most `want` blocks for a place in a file whose runs begin with `first`.
+    /// Allocates at most `want` blocks for a position in a file whose runs begin at `first`.
     pub(super) fn allocate(
         &mut self,
         first: usize,
@@ -112,7 +112,7 @@ impl Writer {
         Ok((start, length))
     }
 
-    /// A content that was taken, to be read again.
+    /// Reads a stored content again.
     pub(crate) fn reader(&mut self, content: Content) -> Result<ContentReader, Ext4Error> {
         let file = self.output.handle()?;
         Ok(ContentReader { file, extents: self.runs(content).to_vec(), size: content.size, at: 0 })
@@ -124,7 +124,7 @@ impl Writer {
     }
 }
 
-/// Reads a content back. It stays readable while more is written.
+/// Reads a content back, which stays possible while more is written.
 pub(crate) struct ContentReader {
     file: fs::File,
     extents: Vec<Extent>,

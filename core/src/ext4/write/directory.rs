@@ -1,4 +1,4 @@
-//! The blocks of a directory: one block of entries, or an index by hash with blocks of entries behind it.
+//! The blocks of a directory: either one block of entries, or a hash index with blocks of entries after it.
 //!
 //! Source: linux/Documentation/filesystems/ext4/directory.rst, and `struct dx_root`, `dx_node` of linux/fs/ext4/namei.c.
 
@@ -7,15 +7,15 @@ use super::BLOCK;
 use super::hash::{self, hash};
 use super::raw::{crc, set16, set32};
 
-/// Bytes for entries in a block; behind them is its checksum, in the form of an entry without a name.
+/// Bytes for entries in a block; the checksum follows, in the form of an entry without a name.
 const ROOM: usize = BLOCK - TAIL;
 const TAIL: usize = 12;
-/// Bytes of `.` or `..`.
+/// Length of the entry `.` or `..`.
 const DOT: usize = 12;
 /// Type of a directory in an entry.
 const DIRECTORY: u8 = 2;
 
-// Where the counts of an index begin in its root and in other blocks, and how many entries fit there.
+// Where the counts begin in an index root and in other index blocks, and how many entries fit.
 const ROOT_COUNTS: usize = 32;
 const NODE_COUNTS: usize = 8;
 const IN_ROOT: usize = (BLOCK - ROOT_COUNTS - 8) / 8;
@@ -36,24 +36,24 @@ impl Entry<'_> {
     }
 }
 
-/// A directory whose blocks are known, but not written yet.
+/// A directory that is laid out, but not written yet.
 pub(super) struct Directory<'e> {
     inode: u32,
     parent: u32,
     entries: &'e [Entry<'e>],
-    /// The inode's.
+    /// That of the inode.
     seed: u32,
     form: Form,
 }
 
 enum Form {
-    /// Entries as they come, in so many blocks.
+    /// Entries in their given order, in this many blocks.
     Plain { blocks: usize },
-    /// Entries in the order of their hashes.
+    /// Entries ordered by hash.
     Indexed { order: Vec<u32>, leaves: Vec<Leaf> },
 }
 
-/// A block of entries: what it is found by, and its part of the order.
+/// A block of entries: its hash in the index, and its range in the order.
 struct Leaf {
     hash: u32,
     start: u32,
@@ -61,7 +61,7 @@ struct Leaf {
 }
 
 impl<'e> Directory<'e> {
-    /// Lays out a directory; it has at least `least` blocks if one would be enough.
+    /// Lays out a directory. A directory without an index gets at least `least` blocks.
     pub(super) fn lay_out(
         (inode, parent): (u32, u32),
         entries: &'e [Entry<'e>],
@@ -102,7 +102,7 @@ impl<'e> Directory<'e> {
         }
     }
 
-    /// Gives its blocks one after the other.
+    /// Produces its blocks one by one.
     pub(super) fn write(
         &self,
         mut put: impl FnMut(&[u8; BLOCK]) -> Result<(), Ext4Error>,
@@ -171,7 +171,7 @@ impl<'e> Directory<'e> {
         let mut block = [0; BLOCK];
         self.dots(&mut block, BLOCK - DOT);
         block[2 * DOT + 4] = hash::VERSION;
-        // Bytes of this description, and levels below it.
+        // Length of this header, and index levels below it.
         block[2 * DOT + 5] = 8;
         block[2 * DOT + 6] = u8::from(has_nodes);
         self.counts(&mut block, ROOT_COUNTS, IN_ROOT, index);
@@ -183,7 +183,7 @@ impl<'e> Directory<'e> {
         put_entry(block, DOT, rest, &Entry { name: b"..", inode: self.parent, kind: DIRECTORY });
     }
 
-    /// The checksum of a block of entries.
+    /// Adds the checksum of a block of entries.
     fn end(&self, block: &mut [u8; BLOCK]) {
         set16(block, ROOM + 4, TAIL as u16);
         block[ROOM + 7] = 0xde;
@@ -191,8 +191,8 @@ impl<'e> Directory<'e> {
         set32(block, ROOM + 8, checksum);
     }
 
-    /// The entries of a block of the index, and its checksum. The first one's hash is that of the block itself, and in the place of
-    /// it are the counts.
+    /// Writes the entries of an index block, and its checksum. The counts take the place of the first entry's hash, which is
+    /// that of the block itself.
     fn counts(&self, block: &mut [u8; BLOCK], from: usize, most: usize, index: &[(u32, u32)]) {
         for (at, (hash, below)) in index.iter().enumerate() {
             set32(block, from + 8 * at, *hash);
@@ -213,14 +213,14 @@ fn put_entry(block: &mut [u8; BLOCK], at: usize, length: usize, entry: &Entry<'_
     block[at + 8..at + 8 + entry.name.len()].copy_from_slice(entry.name);
 }
 
-/// Fills blocks with entries in the order of their hashes.
+/// Fills blocks with entries in hash order.
 fn leaves(order: &[(u32, u32, u32)], entries: &[Entry<'_>]) -> Vec<Leaf> {
     let mut leaves: Vec<Leaf> = Vec::new();
     let (mut used, mut before) = (ROOM, None);
     for (at, (hash, _, entry)) in (0_u32..).zip(order) {
         let size = entries[*entry as usize].size();
         if used + size > ROOM {
-            // The lowest bit says that names of this hash are in the block before, too.
+            // The lowest bit means that names with this hash are also in the previous block.
             let hash = if before == Some(*hash) { hash | 1 } else { *hash };
             leaves.push(Leaf { hash, start: at, end: at });
             used = 0;

@@ -1,4 +1,4 @@
-//! Which blocks files have: runs of them, four in the inode, or more in a tree of blocks.
+//! The blocks of files as runs (extents): up to four in the inode, or more in a tree of blocks.
 //!
 //! Source: linux/fs/ext4/ext4_extents.h.
 
@@ -8,7 +8,7 @@ use super::output::{Cursor, Output};
 use super::raw::{crc, set16, set32};
 
 const MAGIC: u16 = 0xf30a;
-/// Bytes of the head of a block of the tree, and of an entry in it.
+/// Length of the header of a tree block, and of an entry.
 const ENTRY: usize = 12;
 /// Bytes of the tree's root, in the inode.
 pub(super) const ROOT: usize = 60;
@@ -18,10 +18,10 @@ const IN_BLOCK: usize = (BLOCK - ENTRY - 4) / ENTRY;
 /// The longest run (`EXT_INIT_MAX_LEN`).
 const LENGTH_MAX: u32 = 32_768;
 
-/// A run of blocks of a file.
+/// A run of consecutive blocks of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Extent {
-    /// Where in the file it is, in blocks.
+    /// Its position in the file, in blocks.
     pub(super) logical: u32,
     pub(super) length: u32,
     /// Its first block.
@@ -29,7 +29,7 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    /// Adds blocks to the end of a file's runs.
+    /// Appends blocks to a file's runs.
     pub(super) fn append(all: &mut Vec<Self>, first: usize, next: Self) {
         match all[first..].last_mut() {
             Some(last)
@@ -45,20 +45,20 @@ impl Extent {
 
     fn put(&self, bytes: &mut [u8], at: usize) {
         set32(bytes, at, self.logical);
-        // A length of more than this would mean blocks without content.
+        // A greater length would mean blocks without content.
         set16(bytes, at + 4, self.length.min(LENGTH_MAX) as u16);
         set32(bytes, at + 8, self.start);
     }
 }
 
-/// The root of a tree, and the blocks that it has.
+/// The root of a tree, and the blocks of the tree.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tree {
     pub(super) root: [u8; ROOT],
     pub(super) blocks: u32,
 }
 
-/// The root of a tree that needs no blocks: of at most [`IN_ROOT`] runs.
+/// The root of a tree without blocks, for at most [`IN_ROOT`] runs.
 pub(super) fn flat(extents: &[Extent]) -> [u8; ROOT] {
     let mut root = [0; ROOT];
     head(&mut root, extents.len(), IN_ROOT, 0);
@@ -68,7 +68,7 @@ pub(super) fn flat(extents: &[Extent]) -> [u8; ROOT] {
     root
 }
 
-/// Writes the tree of a file with more runs than an inode holds; `seed` is the inode's.
+/// Writes the tree of a file with more runs than an inode holds; `seed` is the inode's checksum seed.
 pub(super) fn deep(
     extents: &[Extent],
     seed: u32,
@@ -84,7 +84,7 @@ pub(super) fn deep(
         output.put(start, &block)?;
         Ok(start)
     };
-    // Each level's blocks, by the first place in the file of which they know.
+    // The blocks of each level, by the first file position that they cover.
     let mut level: Vec<(u32, u64)> = Vec::new();
     for part in extents.chunks(IN_BLOCK) {
         let mut block = [0; BLOCK];

@@ -1,4 +1,4 @@
-//! What describes the contents: written once all of them are there.
+//! Writes the metadata, after all contents.
 
 use sha2::{Digest, Sha256};
 
@@ -15,24 +15,24 @@ use super::superblock::{self, Facts, Journal};
 use super::xattr::{self, Split};
 use super::{Attributes, BLOCK, Body, Content, GROUP, INODE, Made, Node, Options, Purpose, Size, Writer};
 
-/// Blocks of a journal, and of one in a filesystem smaller than [`SMALL`]. They take room on the disk only once they are used.
+/// Blocks of the journal, and of the journal in a filesystem smaller than [`SMALL`]. They occupy disk space only once used.
 const JOURNAL: u64 = 4_096;
 const SMALL_JOURNAL: u64 = 1_024;
 /// In blocks.
 const SMALL: u64 = 16_384;
-/// Blocks that stay free in a filesystem that is written to.
+/// Blocks that stay free in a writable filesystem.
 const SLACK: u64 = 4_096;
-/// Inodes of a group in such a filesystem, at least: one for 16 KiB, which counts once it has grown.
+/// The minimum number of inodes per group in such a filesystem: one for every 16 KiB, which matters once it has grown.
 const INODES: u64 = 8_192;
-/// Blocks of `lost+found`: a check has to find room in it.
+/// Blocks of `lost+found`: a check needs room in it.
 const LOST_AND_FOUND_BLOCKS: usize = 4;
-/// After how many nodes it is asked whether to go on.
+/// Cancellation is checked after this many nodes.
 const LOOK: usize = 4_096;
 
-/// What was written of the nodes, in the order of their inodes.
+/// The metadata written for the nodes, in the order of their inodes.
 #[derive(Default)]
 struct Written {
-    /// Blocks of attributes.
+    /// Blocks of extended attributes.
     attributes: Vec<(u32, u64)>,
     /// Blocks of targets that are too long for the inode.
     targets: Vec<(u32, u64)>,
@@ -48,7 +48,7 @@ struct WrittenDirectory {
     is_indexed: bool,
 }
 
-/// What all parts need to know.
+/// Values that all parts need.
 struct Common {
     seed: Seed,
     hash_seed: [u32; 4],
@@ -56,8 +56,8 @@ struct Common {
 }
 
 impl Writer {
-    /// Writes what describes the contents and ends the filesystem. `nodes` are the nodes by their numbers, the root first; those without
-    /// links are left out.
+    /// Writes the metadata and completes the filesystem. `nodes` are the nodes by number, the root first; nodes without links
+    /// are left out.
     pub(crate) fn finish(mut self, nodes: &[Node], options: &Options<'_>) -> Result<Made, Ext4Error> {
         if options.label.len() > 16 {
             return Err(Ext4Error::Label { label: options.label.to_owned() });
@@ -90,7 +90,7 @@ impl Writer {
             return Err(Ext4Error::TooLarge { what: "contents that large" });
         }
         let has_reserve = superblock::reserve(&layout) > 0;
-        // Taken last, it stays free where there is no reserve.
+        // Allocated last; without a reserve it stays free.
         let end = if has_reserve { index + 1 } else { index };
         let used = self.used(nodes, &layout, contents..end);
         for (start, blocks) in used.gaps(self.head, contents) {
@@ -116,7 +116,7 @@ impl Writer {
         Ok(Made { uuid, size: layout.blocks * BLOCK as u64 })
     }
 
-    /// A digest of all that makes the filesystem what it is.
+    /// A digest of everything that determines the filesystem.
     fn identity(&self, nodes: &[Node], numbers: &Numbers, options: &Options<'_>) -> [u8; 32] {
         let mut digest = Sha256::new_with_prefix(b"nexus ext4 1");
         digest.update(self.digest.clone().finalize());
@@ -168,7 +168,7 @@ impl Writer {
         digest.finalize().into()
     }
 
-    /// Writes what does not fit in inodes: attributes, targets, trees.
+    /// Writes what does not fit into inodes: attributes, targets, trees.
     fn put_far(
         &mut self,
         nodes: &[Node],
@@ -262,7 +262,7 @@ impl Writer {
         })?;
         debug_assert_eq!(logical as usize, directory.blocks());
         let count = u64::from(logical);
-        // The runs are only needed now.
+        // The runs are not known before.
         let content = Content { size: 0, first: first as u32, count: (self.extents.len() - first) as u32 };
         let tree = self.tree(content, seed)?;
         self.extents.truncate(first);
@@ -279,7 +279,7 @@ impl Writer {
         })
     }
 
-    /// Takes the blocks of the journal, of which only the first is written.
+    /// Allocates the blocks of the journal; only the first is written.
     fn put_journal(&mut self, uuid: &[u8; 16], purpose: Purpose) -> Result<Option<Journal>, Ext4Error> {
         if purpose == Purpose::ReadOnly {
             return Ok(None);
@@ -296,13 +296,13 @@ impl Writer {
             logical += length;
         }
         let runs = self.extents.split_off(first);
-        // Between two heads there is room for several journals.
+        // The space between two heads is enough for several journals.
         debug_assert!(runs.len() <= IN_ROOT);
         self.output.put(runs[0].start.into(), &superblock::journal(uuid, blocks))?;
         Ok(Some(Journal { blocks, root: extents::flat(&runs) }))
     }
 
-    /// Which blocks are in use: those of contents, and all of what was `written` after them.
+    /// Which blocks are in use: those of contents, and all metadata blocks in `written`.
     fn used(&self, nodes: &[Node], layout: &Layout, written: std::ops::Range<u64>) -> Used {
         let mut used = Used::new(layout.with_content());
         for group in (0..layout.with_content()).filter(|group| has_head(*group)) {
@@ -325,7 +325,7 @@ impl Writer {
         used
     }
 
-    /// Writes the inodes one after the other; gives the number of directories of each group.
+    /// Writes the inodes in order; returns the number of directories of each group.
     fn put_inodes(
         &mut self,
         nodes: &[Node],
@@ -344,7 +344,7 @@ impl Writer {
             if at % LOOK == 0 {
                 self.output.check()?;
             }
-            // Those of the filesystem's own come first, and between the root and the others.
+            // The filesystem's own inodes come first, and between the root and the others.
             while table.next < inode {
                 let own = own_inode(table.next, written, layout, common, (journal, index));
                 table.put(own, &mut self.output)?;
@@ -409,7 +409,7 @@ impl WrittenDirectory {
     }
 }
 
-/// An inode of the filesystem's own, if it is in use.
+/// A reserved inode, if it is in use.
 fn own_inode(
     number: u32,
     written: &Written,
@@ -420,7 +420,7 @@ fn own_inode(
     match number {
         RESIZE_INODE if superblock::reserve(layout) > 0 => {
             let reserve = superblock::reserve(layout);
-            // All blocks of numbers and of blocks of numbers, as large as they could make it.
+            // All blocks of the double-indirect tree at its maximum size.
             let in_block = (BLOCK / 4) as u64;
             let size = (in_block * in_block + in_block + 12) * BLOCK as u64;
             let count = 1 + reserve * (1 + layout.copies().count() as u64);
@@ -443,7 +443,7 @@ fn split(attributes: &Attributes) -> Result<Split<'_>, Ext4Error> {
     Split::of(&attributes.xattrs).ok_or(Ext4Error::TooLarge { what: "an entry's extended attributes" })
 }
 
-/// The UUID that a digest makes (RFC 9562, version 8), and the seed of hashes.
+/// The UUID made from a digest (RFC 9562, version 8), and the hash seed.
 fn uuid_and_seed(identity: &[u8; 32]) -> ([u8; 16], [u8; 16]) {
     let (mut uuid, mut seed) = ([0; 16], [0; 16]);
     uuid.copy_from_slice(&identity[..16]);
@@ -453,7 +453,7 @@ fn uuid_and_seed(identity: &[u8; 32]) -> ([u8; 16], [u8; 16]) {
     (uuid, seed)
 }
 
-/// What some inodes have, asked for in the order of inodes.
+/// A value that some inodes have, looked up in the order of inodes.
 struct By<'w, T> {
     rest: &'w [(u32, T)],
 }
@@ -490,7 +490,7 @@ impl Table<'_> {
         (at / self.layout.inodes_per_group, at % self.layout.inodes_per_group)
     }
 
-    /// Puts the next inode; one that is not in use is all zeros.
+    /// Writes the next inode; an unused one is all zeros.
     fn put(&mut self, inode: Option<Inode>, output: &mut Output) -> Result<(), Ext4Error> {
         let (_, within) = self.place(self.next);
         let at = (within % INODES_PER_BLOCK) as usize * INODE;

@@ -8,11 +8,11 @@ use super::{Node, Options, Purpose, Writer};
 use crate::os::random;
 use crate::progress::Progress;
 
-/// Makes an empty filesystem in a file of zeros, as long as that is.
+/// Makes an empty filesystem that fills a file of zeros.
 pub(crate) async fn format(file: &Path, label: &str, progress: &Progress) -> Result<(), Ext4Error> {
     let (file, label, progress) = (file.to_owned(), label.to_owned(), progress.clone());
     let write = move || {
-        // No two are the same, though nothing is in them.
+        // Random, because empty filesystems must differ too.
         let mut identity = [0; 32];
         random::fill(&mut identity);
         let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();

@@ -7,12 +7,12 @@ use super::raw::{Seed, crc, set_halves, set_words, set16};
 use super::superblock::{DESCRIPTOR, descriptor_blocks};
 use super::{BLOCK, GROUP};
 
-// Flags of a descriptor: nothing was written of its inodes' bitmap or of its blocks' one; its inode table is zeros where it is not in use.
+// Flags of a descriptor: the inode bitmap or the block bitmap was never written; the unused part of the inode table is zeros.
 const INODE_UNINIT: u16 = 1;
 const BLOCK_UNINIT: u16 = 2;
 const INODE_ZEROED: u16 = 4;
 
-/// Which blocks are in use, of the groups with content.
+/// Which blocks are in use in the groups with content.
 pub(super) struct Used(Vec<u64>);
 
 impl Used {
@@ -20,7 +20,7 @@ impl Used {
         Self(vec![0; (groups * GROUP / 64) as usize])
     }
 
-    /// Marks blocks; what is past the groups with content is not kept here.
+    /// Marks blocks as used; blocks after the groups with content are ignored.
     pub(super) fn mark(&mut self, start: u64, blocks: u64) {
         let mut at = start;
         let end = (start + blocks).min(self.0.len() as u64 * 64);
@@ -31,7 +31,7 @@ impl Used {
         }
     }
 
-    /// Runs of blocks in `from..to` that nothing uses.
+    /// Runs of unused blocks in `from..to`.
     pub(super) fn gaps(&self, from: u64, to: u64) -> Vec<(u64, u64)> {
         let mut gaps: Vec<(u64, u64)> = Vec::new();
         let mut at = from;
@@ -59,14 +59,14 @@ impl Used {
     }
 }
 
-/// The bitmaps as they were written.
+/// The written bitmaps.
 pub(super) struct Groups {
     /// Whole blocks.
     pub(super) descriptors: Vec<u8>,
     pub(super) free_blocks: u64,
 }
 
-/// Writes the bitmaps and gives the descriptors; `directories` counts those of each group that has inodes in use.
+/// Writes the bitmaps and returns the descriptors; `directories` counts the directories of each group with used inodes.
 pub(super) fn put(
     layout: &Layout,
     used: &Used,
@@ -86,7 +86,7 @@ pub(super) fn put(
         let at = descriptor(&mut descriptors, group);
         let raw = &mut descriptors[at];
         let has_content = group < layout.with_content();
-        // Linux knows what is in use in a group without content; the last one is always told.
+        // Linux can compute what is in use in a group without content, except for the last group.
         let (free, flags) = if has_content || group + 1 == layout.groups {
             let bitmap = if has_content { bitmap(used.group(group)) } else { ones(layout.own_blocks(group)) };
             let free = blocks - count(&bitmap);
@@ -118,7 +118,7 @@ pub(super) fn put(
         set_words(raw, 0x00, 0x20, place.block_bitmap);
         set_words(raw, 0x04, 0x24, place.inode_bitmap);
         set_words(raw, 0x08, 0x28, place.table);
-        // Free inodes, and those at the end that were never used.
+        // Free inodes, and inodes at the end that were never used.
         set_halves(raw, 0x0e, 0x2e, (per_group - inodes) as u32);
         set_halves(raw, 0x1c, 0x32, (per_group - inodes) as u32);
         set_halves(raw, 0x10, 0x30, directories.get(group as usize).copied().unwrap_or(0));
@@ -147,7 +147,7 @@ fn ones(count: u64) -> [u8; BLOCK] {
     bytes
 }
 
-/// Sets all bits from `count` on: there is nothing that they stand for.
+/// Sets all bits from `count` on, because they stand for nothing.
 fn filled(mut bytes: [u8; BLOCK], count: u64) -> [u8; BLOCK] {
     let whole = (count / 8) as usize;
     if !count.is_multiple_of(8) {

@@ -1,11 +1,11 @@
-//! The hash by which names are found in large directories: half of MD4, over signed characters.
+//! The hash for names in large directories: half of MD4, over signed characters.
 //!
 //! Source: `ext4fs_dirhash`, `str2hashbuf_signed` and `half_md4_transform` of linux/fs/ext4/hash.c and linux/lib.
 
 /// Its number in the superblock and in directories (`DX_HASH_HALF_MD4`).
 pub(super) const VERSION: u8 = 1;
 
-/// What would mean the end of a directory.
+/// The value that would mean the end of a directory.
 const END: u32 = 0xffff_fffe;
 
 /// The hash of a name and its minor hash, with the filesystem's seed.
@@ -19,12 +19,13 @@ pub(super) fn hash(seed: &[u32; 4], name: &[u8]) -> (u32, u32) {
         }
         rest = &rest[32..];
     }
-    // The lowest bit is no part of it: in an index it says that the hash began in the block before.
+    // The lowest bit is not part of the hash: in an index it means that names with this hash begin in the
+    // previous block.
     let hash = state[1] & !1;
     (if hash == END { END - 2 } else { hash }, state[2])
 }
 
-/// The next 32 bytes of a name as words, the end filled up with how much of it was left.
+/// The next 32 bytes of a name as words, padded with the length that was left.
 fn words(rest: &[u8]) -> [u32; 8] {
     let left = rest.len() as u32;
     let fill = left | left << 8;

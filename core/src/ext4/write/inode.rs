@@ -1,37 +1,37 @@
-//! Inodes as they are on the disk: `struct ext4_inode` of linux/fs/ext4/ext4.h.
+//! Inodes in their on-disk form: `struct ext4_inode` of linux/fs/ext4/ext4.h.
 
 use super::INODE;
 use super::extents::ROOT;
 use super::node::{Attributes, Body, Content};
 use super::raw::{Seed, crc, set_halves, set_words, set16, set32};
 
-/// Inodes that are the filesystem's own.
+/// Reserved inodes.
 pub(super) const ROOT_INODE: u32 = 2;
 pub(super) const RESIZE_INODE: u32 = 7;
 pub(super) const JOURNAL_INODE: u32 = 8;
-/// The first one that is not.
+/// The first inode that is not reserved.
 pub(super) const FIRST_INODE: u32 = 11;
 
-/// Its blocks are found by runs.
+/// Flag: its blocks are described by extents.
 const EXTENTS: u32 = 0x8_0000;
-/// The directory has an index.
+/// Flag: the directory has an index.
 const INDEXED: u32 = 0x1000;
 
-/// Where the 60 bytes for blocks begin.
+/// The offset of the 60 bytes for blocks.
 pub(super) const BLOCKS: usize = 0x28;
-/// The last of its old 32-bit block numbers that matters: blocks of blocks of numbers.
+/// The old 32-bit block number that matters here: the double-indirect block.
 const DOUBLE_INDIRECT: usize = BLOCKS + 4 * 13;
-/// The most names that are counted; a directory with more subdirectories counts as having one (`dir_nlink`).
+/// The maximum link count; a directory with more subdirectories gets a count of one (`dir_nlink`).
 const LINKS_MAX: u32 = super::node::LINKS_MAX;
-/// Targets shorter than this are in the inode.
+/// Shorter symlink targets are stored in the inode.
 pub(super) const LONG_TARGET: usize = 60;
 
-/// What an inode says beside its attributes.
+/// The fields of an inode other than its attributes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Blocks {
     /// In bytes.
     pub(super) size: u64,
-    /// All its blocks, of content, of its tree and of attributes.
+    /// All its blocks: content, tree and attributes.
     pub(super) count: u64,
     /// The root of its tree.
     pub(super) root: Option<[u8; ROOT]>,
@@ -39,11 +39,11 @@ pub(super) struct Blocks {
     pub(super) attributes: u64,
 }
 
-/// An inode in the making.
+/// An inode that is being made.
 pub(super) struct Inode(pub(super) [u8; INODE]);
 
 impl Inode {
-    /// A node's.
+    /// The inode of a node.
     pub(super) fn new(body: &Body, attributes: &Attributes, links: u32, blocks: &Blocks) -> Self {
         let mut raw = Self::plain(attributes.mtime, attributes.mtime_ns);
         let bytes = &mut raw.0;
@@ -57,7 +57,7 @@ impl Inode {
             Body::Symlink(target) if target.len() < LONG_TARGET => {
                 bytes[BLOCKS..BLOCKS + target.len()].copy_from_slice(target);
             }
-            // Small numbers in the old form, others in the new one.
+            // Small numbers use the old encoding, others the new one.
             Body::Device { major, minor, .. } if *major < 256 && *minor < 256 => {
                 set32(bytes, BLOCKS, major << 8 | minor);
             }
@@ -69,7 +69,7 @@ impl Inode {
         raw
     }
 
-    /// A directory's, with so many subdirectories.
+    /// The inode of a directory with this many subdirectories.
     pub(super) fn directory(
         attributes: &Attributes,
         subdirectories: u32,
@@ -85,7 +85,7 @@ impl Inode {
         raw
     }
 
-    /// The journal's.
+    /// The inode of the journal.
     pub(super) fn journal(made: u32, blocks: &Blocks) -> Self {
         let mut raw =
             Self::new(&Body::File(Content::default()), &Attributes::root(0o600, made.into()), 1, blocks);
@@ -93,7 +93,7 @@ impl Inode {
         raw
     }
 
-    /// The one whose blocks are the room for more descriptors: by the block of blocks `index`.
+    /// The inode that owns the reserved descriptor blocks, through the double-indirect block `index`.
     pub(super) fn resize(made: u32, index: u64, blocks: &Blocks) -> Self {
         let mut raw =
             Self::new(&Body::File(Content::default()), &Attributes::root(0o600, made.into()), 1, blocks);
@@ -106,11 +106,11 @@ impl Inode {
         let bytes = &mut raw.0;
         // Bytes of an inode past the first 128.
         set16(bytes, 0x80, 32);
-        // Seconds are 34 bits from 1901 on: 32 signed ones, and two more beside the nanoseconds.
+        // Seconds have 34 bits and start in 1901: 32 signed bits, and two more beside the nanoseconds.
         let seconds = mtime.clamp(-(1 << 31), (1 << 31) - 1 + (3 << 32));
         let low = seconds as i32;
         let more = ((seconds - i64::from(low)) >> 32) as u32 & 3 | nanoseconds.min(999_999_999) << 2;
-        // Accessed, changed, modified and made.
+        // atime, ctime, mtime and crtime.
         for (time, extra) in [(0x08, 0x8c), (0x0c, 0x84), (0x10, 0x88), (0x90, 0x94)] {
             set32(bytes, time, low.cast_unsigned());
             set32(bytes, extra, more);
@@ -133,7 +133,7 @@ impl Inode {
         }
     }
 
-    /// Its bytes with their checksum.
+    /// Its bytes, including the checksum.
     pub(super) fn finish(mut self, seed: Seed, number: u32) -> [u8; INODE] {
         let checksum = crc(seed.inode(number), &self.0);
         set_halves(&mut self.0, 0x7c, 0x82, checksum);

@@ -1,10 +1,10 @@
-//! Where the groups have their bitmaps and inodes.
+//! The places of the groups' bitmaps and inode tables.
 //!
 //! ```text
 //! head of group 0 │ contents, directories, journal │ bitmaps │ inode tables │ free … │ group n: its own bitmaps and table │ free …
 //! ```
-//! Those of all groups with content are behind it (`flex_bg`), written in one piece; groups past it have theirs at their beginning,
-//! and nothing of those is written but what says that they are empty.
+//! All groups with content have theirs together after the content (`flex_bg`), written in one piece. Later groups have their
+//! own at their beginning; for these only the metadata that marks them as empty is written.
 
 use nexus_schema::ByteSize;
 
@@ -14,9 +14,9 @@ use super::{BLOCK, GROUP, INODE, Size};
 
 /// Inodes of a block of the inode table.
 pub(super) const INODES_PER_BLOCK: u64 = (BLOCK / INODE) as u64;
-/// Inodes of a group, at most: their bitmap is one block.
+/// The maximum number of inodes in a group: their bitmap is one block.
 const INODES_MAX: u64 = (BLOCK * 8) as u64;
-/// Blocks that the last group has beside its own, or it would not be worth its own.
+/// The last group is worthwhile only if it has at least this many blocks beyond its own metadata.
 const WORTHWHILE: u64 = 64;
 
 /// The groups of a filesystem.
@@ -27,15 +27,15 @@ pub(super) struct Layout {
     pub(super) inodes_per_group: u64,
     /// Blocks of a group's inode table.
     pub(super) table_blocks: u64,
-    /// Blocks of a group's superblock and descriptors, with the reserve; of those groups that have them.
+    /// Blocks of the superblock, the descriptors and the reserve, in groups that have them.
     pub(super) head: u64,
-    /// The first block of the bitmaps that are side by side: one for the blocks of each such group, then one for its inodes.
+    /// The first of the adjacent bitmaps: one for the blocks of each such group, then one for its inodes.
     bitmaps: u64,
     /// Where those groups' inode tables are.
     tables: Vec<u64>,
 }
 
-/// Where one group has what is its own.
+/// The places of one group's own metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) block_bitmap: u64,
@@ -43,20 +43,20 @@ pub(super) struct Place {
     pub(super) table: u64,
 }
 
-/// What a layout has to hold.
+/// The requirements of a layout.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Needs {
     pub(super) size: Size,
-    /// Blocks that stay free, at least.
+    /// The minimum number of free blocks.
     pub(super) slack: u64,
     pub(super) inodes: u32,
-    /// Inodes of a group, at least.
+    /// The minimum number of inodes per group.
     pub(super) density: u64,
     pub(super) head: u64,
 }
 
 impl Layout {
-    /// Lays groups out behind the content, which ends where `cursor` is.
+    /// Lays out the groups after the content, which ends at `cursor`.
     pub(super) fn find(cursor: Cursor, needs: &Needs) -> Result<Self, Ext4Error> {
         let content = cursor.next();
         let mut size = needs.size;
@@ -104,7 +104,7 @@ impl Layout {
         }
     }
 
-    /// The groups with content are those that begin before its end, with the bitmaps and tables that are behind it.
+    /// Lays out the groups with content: all that begin before its end, including the bitmaps and tables after it.
     fn behind(cursor: Cursor, groups: u64, inodes_per_group: u64, head: u64) -> (Self, u64) {
         let table_blocks = inodes_per_group.div_ceil(INODES_PER_BLOCK);
         let mut with_content = cursor.next().div_ceil(GROUP).min(groups);
@@ -122,7 +122,7 @@ impl Layout {
         }
     }
 
-    /// How many groups have content, or bitmaps and tables of groups with content.
+    /// How many groups hold content, or bitmaps and tables of groups with content.
     pub(super) fn with_content(&self) -> u64 {
         self.tables.len() as u64
     }
@@ -141,7 +141,7 @@ impl Layout {
         }
     }
 
-    /// Blocks at the beginning of a group that are the filesystem's own.
+    /// Metadata blocks at the beginning of a group.
     pub(super) fn own_blocks(&self, group: u64) -> u64 {
         let own = if group < self.with_content() { 0 } else { 2 + self.table_blocks };
         self.head_blocks(group) + own
@@ -151,7 +151,7 @@ impl Layout {
         if has_head(group) { self.head } else { 0 }
     }
 
-    /// Blocks of a group; the last one may have fewer.
+    /// The blocks of a group; the last one may have fewer.
     pub(super) fn blocks_of(&self, group: u64) -> u64 {
         (self.blocks - group * GROUP).min(GROUP)
     }
@@ -168,7 +168,7 @@ impl Layout {
 }
 
 fn inodes_per_group(groups: u64, needs: &Needs) -> u64 {
-    // Numbers of inodes have 32 bits.
+    // Inode numbers have 32 bits.
     let most = u64::from(u32::MAX) / groups / INODES_PER_BLOCK * INODES_PER_BLOCK;
     let inodes = u64::from(needs.inodes);
     let wanted = (inodes + inodes / 16).div_ceil(groups).next_multiple_of(INODES_PER_BLOCK);

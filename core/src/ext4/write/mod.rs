@@ -1,16 +1,16 @@
-//! Writes an ext4 filesystem into a sparse file in one pass, without any privilege and without any other program.
+//! Writes an ext4 filesystem into a sparse file in one pass, without privileges or other programs.
 //!
-//! Contents go to their blocks as they come, whatever will be known of them later; what describes them comes last. What a later
-//! entry replaced or a layer hid is cleared from the file before it is done. The same nodes and contents make the same bytes.
+//! Contents are written to their blocks as they are read; the metadata comes last. Contents that a later entry replaced or a
+//! layer hid are cleared from the file at the end. The same nodes and contents make the same bytes.
 //!
 //! ```text
 //! Writer::create ─> take, take, take … ─> finish(nodes)
 //!                   contents               numbers ─ attributes, trees, directories ─ journal ─ groups ─ inodes ─ heads
 //! ```
-//! Kernels from 5.10 on mount the result and grow it online: the blocks for the descriptors of 1 TiB are kept free in front, for
-//! larger filesystems those of their size. Past that Linux goes on in its own way (`meta_bg`).
+//! Kernels since 5.10 can mount the result and grow it online: space for the descriptors of 1 TiB is reserved, or of its own
+//! size for larger filesystems. Beyond that Linux uses `meta_bg`.
 //!
-//! Nothing here knows where entries come from: names are checked, and paths followed, by who makes the nodes.
+//! This room does not know where entries come from: the maker of the nodes checks names and follows paths.
 
 mod contents;
 mod directory;
@@ -48,13 +48,13 @@ const BLOCK: usize = 4096;
 const GROUP: u64 = 32_768;
 /// Bytes of an inode.
 const INODE: usize = 256;
-/// The largest filesystem, in bytes: with more groups there would not be numbers for their inodes.
+/// The largest filesystem, in bytes: more groups would not have enough inode numbers.
 const LARGEST: u64 = 64 << 40;
 
 /// The size of a filesystem, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Size {
-    /// As large as its content needs, with some room, but not smaller than this.
+    /// As large as its content needs, with some space, but not smaller than this.
     AtLeast(u64),
     /// As large as its disk.
     Exactly(u64),
@@ -63,19 +63,19 @@ pub(crate) enum Size {
 /// What a filesystem is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// It is written to: it has a journal and room.
+    /// Writable: with a journal and free space.
     Drive,
-    /// It is only ever read: it has neither.
+    /// Read-only: with neither.
     ReadOnly,
 }
 
-/// What is said of a filesystem beside its content.
+/// Properties of a filesystem other than its content.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options<'o> {
     pub(crate) purpose: Purpose,
     /// At most 16 bytes.
     pub(crate) label: &'o str,
-    /// What its UUID and its hashes are made of; if it is `None`, the content.
+    /// The digest that its UUID and hash seed are made from; `None` uses the content.
     pub(crate) identity: Option<[u8; 32]>,
     /// When it was made, in seconds since 1970.
     pub(crate) made: u32,
@@ -84,27 +84,27 @@ pub(crate) struct Options<'o> {
 /// A filesystem that was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Made {
-    /// Of version 8 (RFC 9562): made of a digest.
+    /// Version 8 (RFC 9562), made from a digest.
     pub(crate) uuid: [u8; 16],
     /// In bytes.
     pub(crate) size: u64,
 }
 
-/// A filesystem in the making.
+/// A filesystem that is being written.
 pub(crate) struct Writer {
     output: Output,
     cursor: Cursor,
     head: u64,
     size: Size,
-    /// The runs of all contents, each content's side by side.
+    /// The runs of all contents; those of one content are adjacent.
     extents: Vec<Extent>,
-    /// Of sizes and checksums of all contents as they came.
+    /// Over the sizes and checksums of all contents in order.
     digest: Sha256,
     chunk: Vec<u8>,
 }
 
 impl Writer {
-    /// Begins a filesystem in a new file; `keep_free` bytes of the disk stay free for everybody else.
+    /// Starts a filesystem in a new file; `keep_free` bytes must stay free on the disk.
     pub(crate) fn create(
         path: &Path,
         size: Size,
@@ -118,7 +118,7 @@ impl Writer {
         Ok(Self::within(file, size, keep_free, progress))
     }
 
-    /// Begins a filesystem in a file that is all zeros and as long as the filesystem will be.
+    /// Starts a filesystem in a file of zeros that already has its final length.
     pub(crate) fn format(path: &Path, progress: &Progress) -> Result<Self, Ext4Error> {
         let failed = |source| Ext4Error::io(path, source);
         let file = fs::OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;

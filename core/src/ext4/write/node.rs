@@ -1,17 +1,17 @@
-//! What is to be in a filesystem: nodes under numbers, names in directories.
+//! The contents of a filesystem to be written: numbered nodes, and names in directories.
 
 use std::collections::BTreeMap;
 
-/// The number of a node: its place among all nodes.
+/// The number of a node: its index among all nodes.
 pub(crate) type NodeId = u32;
 
 /// The root directory's node.
 pub(crate) const ROOT: NodeId = 0;
 
-/// The most names that ext4 lets a file have (`EXT4_LINK_MAX`).
+/// The maximum number of hard links (`EXT4_LINK_MAX`).
 pub(crate) const LINKS_MAX: u32 = 65_000;
 
-/// What every kind of node has.
+/// The attributes that every kind of node has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Attributes {
     /// Permission bits, with setuid, setgid and sticky.
@@ -25,13 +25,13 @@ pub(crate) struct Attributes {
 }
 
 impl Attributes {
-    /// Root's, with a mode.
+    /// Owned by root, with this mode.
     pub(crate) fn root(mode: u16, mtime: i64) -> Self {
         Self { mode, mtime, ..Self::default() }
     }
 }
 
-/// Names and values of extended attributes, as `getxattr` gives them. Most nodes have none, and then it is one word.
+/// Names and values of extended attributes, as in `getxattr`. Most nodes have none, which takes only one word of memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(clippy::box_collection, reason = "a million nodes without attributes are kept in memory")]
 pub(crate) struct Xattrs(Option<Box<BTreeMap<Vec<u8>, Vec<u8>>>>);
@@ -41,7 +41,7 @@ impl Xattrs {
         self.0.iter().flat_map(|all| all.iter())
     }
 
-    /// Leaves out those that `keep` refuses; gives their number.
+    /// Removes those that `keep` refuses; returns their number.
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(&[u8]) -> bool) -> u64 {
         let Some(all) = &mut self.0 else { return 0 };
         let before = all.len();
@@ -60,7 +60,7 @@ impl From<BTreeMap<Vec<u8>, Vec<u8>>> for Xattrs {
     }
 }
 
-/// The content of a file: `size` bytes, in `count` runs of blocks from the writer's run `first` on. The rest is holes.
+/// The content of a file: `size` bytes, in `count` runs of the writer starting at run `first`. The rest is holes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Content {
     pub(crate) size: u64,
@@ -72,11 +72,11 @@ pub(crate) struct Content {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Child {
     pub(crate) node: NodeId,
-    /// The layer of the source that put the name there. The filesystem does not keep it.
+    /// The layer of the source that put the name there; not stored in the filesystem.
     pub(crate) layer: u16,
 }
 
-/// What a node is.
+/// The kind of a node, with its data.
 #[derive(Debug)]
 pub(crate) enum Body {
     /// Names of any bytes but `/` and NUL, 1 to 255 of them.
@@ -132,22 +132,22 @@ impl Body {
 pub(crate) struct Node {
     pub(crate) attributes: Attributes,
     pub(crate) body: Body,
-    /// Names that it has, at most [`LINKS_MAX`]; none once it was replaced.
+    /// How many names it has, at most [`LINKS_MAX`]; zero once it was replaced.
     pub(crate) links: u32,
 }
 
 impl Node {
-    /// A node that has a name.
+    /// A node with one name.
     pub(crate) fn new(attributes: Attributes, body: Body) -> Self {
         Self { attributes, body, links: 1 }
     }
 
-    /// An empty directory of root's, for a path that nothing else describes.
+    /// An empty directory owned by root, for a path without an entry of its own.
     pub(crate) fn implied_directory() -> Self {
         Self::implied_directory_at(0)
     }
 
-    /// The same, changed at a time.
+    /// The same, with a time stamp.
     pub(super) fn implied_directory_at(mtime: i64) -> Self {
         Self::new(Attributes::root(0o755, mtime), Body::directory())
     }

@@ -1,10 +1,10 @@
-//! The numbers of inodes: what is in one directory is side by side, directory after directory.
+//! Assigns inode numbers: entries of one directory are adjacent, directory after directory.
 
 use super::super::Ext4Error;
 use super::inode::{FIRST_INODE, ROOT_INODE};
 use super::node::{Body, Node, NodeId, ROOT};
 
-/// What errors after a crash are put into; every filesystem has it, with this number if it is made here.
+/// Where a check puts lost files. Every filesystem has it; a new one gets this inode number.
 pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// A directory that has a name.
@@ -15,11 +15,11 @@ pub(super) struct Directory {
     pub(super) parent: u32,
 }
 
-/// Who has which number.
+/// The assignment of inode numbers.
 pub(super) struct Numbers {
-    /// Each node's inode; 0 for what has no name.
+    /// Each node's inode; 0 for a node without a name.
     inodes: Vec<u32>,
-    /// The nodes in the order of their inodes, but the root.
+    /// The nodes in the order of their inodes, without the root.
     pub(super) order: Vec<NodeId>,
     /// The directories in the order of their inodes, the root first.
     pub(super) directories: Vec<Directory>,
@@ -75,7 +75,7 @@ impl Numbers {
         self.first - 1 + self.order.len() as u32
     }
 
-    /// All nodes with their inodes, in the order of these.
+    /// All nodes with their inodes, in inode order.
     pub(super) fn all(&self) -> impl Iterator<Item = (u32, NodeId)> {
         std::iter::once((ROOT_INODE, ROOT)).chain((self.first..).zip(self.order.iter().copied()))
     }

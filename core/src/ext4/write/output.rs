@@ -1,4 +1,4 @@
-//! The filesystem's file, and which of its blocks are still free.
+//! The filesystem's file, and which of its blocks are free.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::progress::Progress;
 
 /// How much is written at once.
 const BUFFER: usize = 1 << 20;
-/// After how many bytes the room on the disk is looked at again.
+/// After how many bytes the free disk space is checked again.
 const LOOK: u64 = 16 << 20;
 
 /// Whether a group has a copy of the superblock and the descriptors, or the first of them (`sparse_super`).
@@ -29,11 +29,11 @@ pub(super) fn has_head(group: u64) -> bool {
     group <= 1 || is_power(3) || is_power(5) || is_power(7)
 }
 
-/// Where the next block is taken from: on and on, past the heads of groups.
+/// Where the next block is allocated: always forward, skipping the heads of groups.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cursor {
     next: u64,
-    /// Blocks of a superblock and all descriptors that there can be.
+    /// Blocks of a superblock and the maximum number of descriptors.
     head: u64,
 }
 
@@ -42,12 +42,12 @@ impl Cursor {
         Self { next: head, head }
     }
 
-    /// The first block that was not taken yet.
+    /// The first free block.
     pub(super) fn next(self) -> u64 {
         self.next
     }
 
-    /// Takes at most `want` blocks in one piece: the first of them, and how many.
+    /// Allocates at most `want` consecutive blocks: returns the first and the number.
     pub(super) fn run(&mut self, want: u64) -> (u64, u64) {
         self.pass_head();
         let length = want.min(self.end(want) - self.next);
@@ -56,7 +56,7 @@ impl Cursor {
         (start, length)
     }
 
-    /// Takes `want` blocks in one piece.
+    /// Allocates `want` consecutive blocks.
     pub(super) fn piece(&mut self, want: u64) -> u64 {
         loop {
             self.pass_head();
@@ -77,7 +77,7 @@ impl Cursor {
         }
     }
 
-    /// Where the blocks end that can be taken in one piece, as far as `want` of them matter.
+    /// The end of the consecutive free blocks, looking no further than `want` blocks.
     fn end(self, want: u64) -> u64 {
         let mut group = self.next / GROUP + 1;
         while !has_head(group) && group * GROUP - self.next < want {
@@ -87,22 +87,22 @@ impl Cursor {
     }
 }
 
-/// The file. Blocks that follow each other are written together.
+/// The file. Consecutive blocks are written together.
 pub(super) struct Output {
     file: fs::File,
     path: PathBuf,
     progress: Progress,
-    /// Bytes of the disk that stay free for everybody else.
+    /// Bytes that must stay free on the disk.
     keep_free: u64,
-    /// Bytes written since the room was looked at.
+    /// Bytes written since the free space was last checked.
     unseen: u64,
     buffer: Vec<u8>,
-    /// Where the buffer's first block belongs.
+    /// The position of the buffer's first block.
     at: u64,
 }
 
 impl Output {
-    /// A new file, empty; or one that is there already and all zeros.
+    /// A new empty file, or an existing one that is all zeros.
     pub(super) fn new(file: fs::File, keep_free: u64, progress: &Progress) -> Self {
         let (path, progress) = (file.path().to_owned(), progress.clone());
         let buffer = Vec::with_capacity(BUFFER + BUFFER / 4);
@@ -113,12 +113,12 @@ impl Output {
         &self.path
     }
 
-    /// Fails if the work was cancelled.
+    /// Fails if it was cancelled.
     pub(super) fn check(&self) -> Result<(), Ext4Error> {
         Ok(self.progress.check()?)
     }
 
-    /// The same, and now and then whether enough of the disk stays free.
+    /// The same, and occasionally checks the free disk space.
     fn wrote(&mut self, bytes: u64) -> Result<(), Ext4Error> {
         self.check()?;
         self.unseen += bytes;
@@ -131,7 +131,7 @@ impl Output {
         if free < self.keep_free { Err(Ext4Error::full(directory, self.keep_free)) } else { Ok(()) }
     }
 
-    /// Writes from a block on; the last block is filled up with zeros.
+    /// Writes at a block; the last block is padded with zeros.
     pub(super) fn put(&mut self, block: u64, bytes: &[u8]) -> Result<(), Ext4Error> {
         let follows = block == self.at + (self.buffer.len() / BLOCK) as u64;
         if !follows || self.buffer.len() >= BUFFER {
@@ -145,7 +145,7 @@ impl Output {
         Ok(())
     }
 
-    /// Writes what is still in memory.
+    /// Writes what is still buffered.
     pub(super) fn flush(&mut self) -> Result<(), Ext4Error> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -157,7 +157,7 @@ impl Output {
         self.wrote(bytes)
     }
 
-    /// Makes sure that blocks hold zeros and take no room: what was written to them is gone.
+    /// Turns blocks into holes, whatever was written to them.
     pub(super) fn clear(&mut self, start: u64, blocks: u64) -> Result<(), Ext4Error> {
         self.flush()?;
         let (offset, length) = (start * BLOCK as u64, blocks * BLOCK as u64);
@@ -181,14 +181,14 @@ impl Output {
         self.flush()?;
         let length = blocks * BLOCK as u64;
         let now = self.file.metadata().map_err(|e| self.failed(e))?.len();
-        // A disk stays as long as it was made.
+        // A disk keeps its length.
         if now < length {
             self.file.set_len(length).map_err(|e| self.failed(e))?;
         }
         Ok(())
     }
 
-    /// Another handle of the file, with all that was put so far in it.
+    /// Another handle of the file, after flushing the buffer.
     pub(super) fn handle(&mut self) -> Result<fs::File, Ext4Error> {
         self.flush()?;
         self.file.try_clone().map_err(|e| self.failed(e))

@@ -1,4 +1,4 @@
-//! Numbers in blocks, and the checksums that ext4 keeps of them.
+//! Numbers in blocks, and ext4's checksums.
 
 use super::BLOCK;
 
@@ -18,24 +18,24 @@ pub(super) fn set32_be(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
 }
 
-/// A number of 32 bits in two halves that are not side by side.
+/// A 32-bit number in two separate halves.
 pub(super) fn set_halves(bytes: &mut [u8], low: usize, high: usize, value: u32) {
     set16(bytes, low, value as u16);
     set16(bytes, high, (value >> 16) as u16);
 }
 
-/// A number of 64 bits in two halves that are not side by side.
+/// A 64-bit number in two separate halves.
 pub(super) fn set_words(bytes: &mut [u8], low: usize, high: usize, value: u64) {
     set32(bytes, low, value as u32);
     set32(bytes, high, (value >> 32) as u32);
 }
 
-/// CRC-32C as ext4 has it: begun with a seed, and not inverted at the end.
+/// CRC-32C as ext4 computes it: starting with a seed, and not inverted at the end.
 pub(super) fn crc(seed: u32, bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, bytes)
 }
 
-/// What the checksums of a filesystem begin with.
+/// The initial value of a filesystem's checksums.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seed(pub(super) u32);
 
@@ -44,7 +44,7 @@ impl Seed {
         Self(crc(!0, uuid))
     }
 
-    /// What the checksums of an inode's own blocks begin with; all generations are 0.
+    /// The initial value of the checksums of an inode's own blocks; all generations are 0.
     pub(super) fn inode(self, inode: u32) -> u32 {
         crc(crc(self.0, &inode.to_le_bytes()), &[0; 4])
     }

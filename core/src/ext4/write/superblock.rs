@@ -1,4 +1,4 @@
-//! What is at the head of groups: the superblock, the descriptors, and the room for more of them. And the journal's superblock.
+//! The heads of groups: the superblock, the descriptors, and reserved space for more of them. Also the journal's superblock.
 //!
 //! Source: `struct ext4_super_block` and `struct ext4_group_desc` of linux/fs/ext4/ext4.h, `journal_superblock_t` of
 //! linux/include/linux/jbd2.h; `reserve_backup_gdb` of linux/fs/ext4/resize.c for the inode that owns the reserve.
@@ -13,9 +13,9 @@ use super::{BLOCK, GROUP, INODE};
 
 /// Bytes of a group's descriptor.
 pub(super) const DESCRIPTOR: usize = 64;
-/// Blocks of descriptors that there is room for at least: those of 1 TiB.
+/// The minimum number of blocks for descriptors: enough for 1 TiB.
 const DESCRIPTOR_BLOCKS: u64 = 128;
-/// Where the first superblock is; copies are at the beginning of their block.
+/// The offset of the first superblock; copies start at the beginning of their block.
 const AT: usize = 1024;
 const SUPERBLOCK: usize = 1024;
 
@@ -25,21 +25,21 @@ const RESIZE_INODE: u32 = 0x10;
 const COMPATIBLE: u32 = 0x8 | 0x20;
 // Incompatible: filetype, extents, 64bit, flex_bg.
 const INCOMPATIBLE: u32 = 0x2 | 0x40 | 0x80 | 0x200;
-// Compatible with reading: sparse_super, large_file, huge_file, dir_nlink, extra_isize, metadata_csum.
+// Read-only compatible: sparse_super, large_file, huge_file, dir_nlink, extra_isize, metadata_csum.
 const READ_COMPATIBLE: u32 = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x400;
 
-/// Blocks of a head in a filesystem that will have so many bytes at least.
+/// Blocks of a head in a filesystem of at least this many bytes.
 pub(super) fn head_blocks(bytes: u64) -> u64 {
     let groups = bytes.div_ceil(GROUP * BLOCK as u64);
     1 + descriptor_blocks(groups).max(DESCRIPTOR_BLOCKS)
 }
 
-/// Blocks that the descriptors of so many groups take.
+/// Blocks for the descriptors of this many groups.
 pub(super) fn descriptor_blocks(groups: u64) -> u64 {
     (groups * DESCRIPTOR as u64).div_ceil(BLOCK as u64)
 }
 
-/// What is in the superblock beside the layout.
+/// The superblock's fields other than the layout.
 pub(super) struct Facts<'f> {
     pub(super) uuid: [u8; 16],
     pub(super) hash_seed: [u8; 16],
@@ -67,7 +67,7 @@ pub(super) fn put_heads(
 ) -> Result<(), Ext4Error> {
     let mut superblock = superblock(layout, facts);
     for group in std::iter::once(0).chain(layout.copies()) {
-        // The group that it is in.
+        // The group of this copy.
         set16(&mut superblock, 0x5a, group as u16);
         let checksum = crc(!0, &superblock[..SUPERBLOCK - 4]);
         set32(&mut superblock, SUPERBLOCK - 4, checksum);
@@ -95,14 +95,14 @@ fn superblock(layout: &Layout, facts: &Facts<'_>) -> [u8; SUPERBLOCK] {
     set32(b, 0x20, GROUP as u32);
     set32(b, 0x24, GROUP as u32);
     set32(b, 0x28, layout.inodes_per_group as u32);
-    // Written, checked, made.
+    // The times of the last write, the last check and the creation.
     for time in [0x30, 0x40, 0x108] {
         set32(b, time, facts.made);
     }
-    // No check after so many mounts.
+    // No check after a number of mounts.
     set16(b, 0x36, 0xffff);
     set16(b, 0x38, 0xef53);
-    // Clean; read-only after an error; of the newer revision.
+    // Clean; read-only after an error; dynamic revision.
     set16(b, 0x3a, 1);
     set16(b, 0x3c, 2);
     set32(b, 0x4c, 1);
@@ -116,7 +116,7 @@ fn superblock(layout: &Layout, facts: &Facts<'_>) -> [u8; SUPERBLOCK] {
     if let Some(journal) = &facts.journal {
         compatible |= HAS_JOURNAL;
         set32(b, 0xe0, JOURNAL_INODE);
-        // A copy of its blocks and its size.
+        // A backup of the journal inode's blocks and size.
         b[0xfd] = 1;
         b[0x10c..0x10c + ROOT].copy_from_slice(&journal.root);
         set32(b, 0x14c, (journal.blocks * BLOCK as u64) as u32);
@@ -129,14 +129,14 @@ fn superblock(layout: &Layout, facts: &Facts<'_>) -> [u8; SUPERBLOCK] {
     b[0xec..0xfc].copy_from_slice(&facts.hash_seed);
     b[0xfc] = super::hash::VERSION;
     set16(b, 0xfe, DESCRIPTOR as u16);
-    // Mounted with user_xattr and acl.
+    // Default mount options: user_xattr and acl.
     set32(b, 0x100, 0x4 | 0x8);
-    // Bytes of an inode past the first 128: at least, and wanted.
+    // Bytes of an inode after the first 128: minimum, and wanted.
     set16(b, 0x15c, 32);
     set16(b, 0x15e, 32);
     // Names are hashed as signed characters.
     set32(b, 0x160, 1);
-    // New groups come 16 at once; checksums are CRC-32C.
+    // 16 groups per flex group; checksums are CRC-32C.
     b[0x174] = 4;
     b[0x175] = 1;
     let overhead = layout.overhead(facts.journal.map_or(0, |journal| journal.blocks));
@@ -144,19 +144,19 @@ fn superblock(layout: &Layout, facts: &Facts<'_>) -> [u8; SUPERBLOCK] {
     block
 }
 
-/// Blocks of a head that are kept for more descriptors.
+/// Blocks of a head that are reserved for more descriptors.
 pub(super) fn reserve(layout: &Layout) -> u64 {
     layout.head - 1 - descriptor_blocks(layout.groups)
 }
 
-/// Writes the blocks by which the reserve belongs to its inode: `index` names those of the first head, and each of them names its
+/// Writes the blocks that assign the reserve to its inode: `index` lists those of the first head, and each of them lists its
 /// copies.
 pub(super) fn put_reserve(layout: &Layout, index: u64, output: &mut Output) -> Result<(), Ext4Error> {
     let first = 1 + descriptor_blocks(layout.groups);
     let reserve = first..layout.head;
     let mut block = [0; BLOCK];
     for at in reserve.clone() {
-        // The places of the first descriptors stay empty.
+        // The entries for descriptor blocks in use stay empty.
         set32(&mut block, 4 * (at as usize - 1), at as u32);
     }
     output.put(index, &block)?;
@@ -174,15 +174,15 @@ pub(super) fn put_reserve(layout: &Layout, index: u64, output: &mut Output) -> R
 pub(super) fn journal(uuid: &[u8; 16], blocks: u64) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
     set32_be(&mut block, 0x00, 0xc03b_3998);
-    // A superblock of version 2.
+    // Version 2 of the superblock.
     set32_be(&mut block, 0x04, 4);
     set32_be(&mut block, 0x0c, BLOCK as u32);
     set32_be(&mut block, 0x10, blocks as u32);
-    // Its first block, and the number that the first transaction will have.
+    // Its first block, and the number of the first transaction.
     set32_be(&mut block, 0x14, 1);
     set32_be(&mut block, 0x18, 1);
     block[0x30..0x40].copy_from_slice(uuid);
-    // Filesystems that use it.
+    // The number of filesystems that use it.
     set32_be(&mut block, 0x40, 1);
     block
 }

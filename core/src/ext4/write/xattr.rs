@@ -1,7 +1,7 @@
-//! Extended attributes: what ext4 can keep of them, and how.
+//! Extended attributes: which ones ext4 can store, and how.
 //!
-//! A node's attributes are in the rest of its inode and in one block beside it. Source: linux/fs/ext4/xattr.h, and acl.h for
-//! access control lists, of which the disk has a shorter form than system calls and archives have.
+//! A node's attributes are in the rest of its inode and in one separate block. Source: linux/fs/ext4/xattr.h, and acl.h for
+//! access control lists, whose on-disk form is shorter than in system calls and archives.
 
 use super::node::{Body, Xattrs};
 use super::raw::{set16, set32};
@@ -12,7 +12,7 @@ const MAGIC: u32 = 0xea02_0000;
 const ENTRY: usize = 16;
 /// Bytes of the zeros after the last entry.
 const END: usize = 4;
-/// Where the attributes in an inode begin: behind its 128 old and 32 new bytes.
+/// Where the attributes in an inode begin: after its 128 old and 32 new bytes.
 pub(super) const IN_INODE: usize = 160;
 /// Bytes before the first entry, in an inode and in a block.
 const INODE_HEADER: usize = 4;
@@ -21,14 +21,14 @@ const BLOCK_HEADER: usize = 32;
 const INODE_ROOM: usize = INODE - IN_INODE - INODE_HEADER - END;
 const BLOCK_ROOM: usize = BLOCK - BLOCK_HEADER - END;
 
-/// Namespaces that are kept, and their numbers (`EXT4_XATTR_INDEX_*`).
+/// The supported namespaces with their numbers (`EXT4_XATTR_INDEX_*`).
 const USER: (&[u8], u8) = (b"user.", 1);
 const TRUSTED: (&[u8], u8) = (b"trusted.", 4);
 const SECURITY: (&[u8], u8) = (b"security.", 6);
 const ACL: (&[u8], u8) = (b"system.posix_acl_access", 2);
 const DEFAULT_ACL: (&[u8], u8) = (b"system.posix_acl_default", 3);
 
-/// Whether Linux lets a node of this kind have such an attribute on ext4, as `setxattr` would tell root.
+/// Whether Linux on ext4 would allow root to set such an attribute on this kind of node with `setxattr`.
 pub(crate) fn is_kept(body: &Body, name: &[u8]) -> bool {
     match index_of(name) {
         Some((1, _)) => matches!(body, Body::File(_) | Body::Directory(_)),
@@ -38,7 +38,7 @@ pub(crate) fn is_kept(body: &Body, name: &[u8]) -> bool {
     }
 }
 
-/// What is wrong with attributes that are to be kept, if anything.
+/// Checks the attributes to be stored; the error says what is wrong.
 pub(crate) fn check(xattrs: &Xattrs) -> Result<(), &'static str> {
     for (name, value) in xattrs.iter() {
         if name.len() > 255 || name.contains(&0) {
@@ -58,7 +58,7 @@ pub(crate) fn check(xattrs: &Xattrs) -> Result<(), &'static str> {
     }
 }
 
-/// A namespace's number, and what is left of the name.
+/// A namespace's number, and the rest of the name.
 fn index_of(name: &[u8]) -> Option<(u8, &[u8])> {
     let within = [USER, TRUSTED, SECURITY].into_iter().find_map(|(prefix, index)| {
         let rest = name.strip_prefix(prefix).filter(|rest| !rest.is_empty())?;
@@ -68,7 +68,7 @@ fn index_of(name: &[u8]) -> Option<(u8, &[u8])> {
     within.or_else(|| exactly().map(|(_, index)| (index, &b""[..])))
 }
 
-/// The disk's form of an access control list: version 1 in the place of 2, and ids only where they mean something.
+/// The on-disk form of an access control list: version 1 instead of 2, and ids only where they are meaningful.
 fn short_acl(value: &[u8]) -> Option<Vec<u8>> {
     const USER_ID: u16 = 0x02;
     const GROUP_ID: u16 = 0x08;
@@ -92,7 +92,7 @@ fn short_acl(value: &[u8]) -> Option<Vec<u8>> {
     Some(short)
 }
 
-/// An attribute as it is on the disk.
+/// An attribute in its on-disk form.
 struct Entry<'x> {
     index: u8,
     name: &'x [u8],
@@ -112,7 +112,7 @@ pub(super) struct Split<'x> {
 }
 
 impl<'x> Split<'x> {
-    /// The inode is filled as well as can be, so that whatever fits in any way does; `None` for what does not.
+    /// Fills the inode as well as possible, so that anything that can fit does fit; `None` if it cannot.
     pub(super) fn of(xattrs: &'x Xattrs) -> Option<Self> {
         let mut entries = Vec::new();
         for (name, value) in xattrs.iter() {
@@ -141,11 +141,11 @@ impl<'x> Split<'x> {
         }
         let area = &mut inode[IN_INODE..];
         set32(area, 0, MAGIC);
-        // Offsets of values count from the first entry.
+        // Offsets of values are relative to the first entry.
         put(&mut area[INODE_HEADER..], 0, &self.inside, false);
     }
 
-    /// The block with the others, if there are any. Its checksum takes its place on the disk, and goes to [`CHECKSUM`].
+    /// The block with the others, if any. Its checksum depends on its position on disk and goes to [`CHECKSUM`].
     pub(super) fn block(&self) -> Option<[u8; BLOCK]> {
         if self.beside.is_empty() {
             return None;
@@ -153,7 +153,7 @@ impl<'x> Split<'x> {
         let mut block = [0; BLOCK];
         let hash = put(&mut block, BLOCK_HEADER, &self.beside, true);
         set32(&mut block, 0, MAGIC);
-        // Nodes that use it, and blocks that it has.
+        // The number of nodes that use it, and its number of blocks.
         set32(&mut block, 4, 1);
         set32(&mut block, 8, 1);
         set32(&mut block, 12, hash);
@@ -164,7 +164,7 @@ impl<'x> Split<'x> {
 /// Where a block of attributes has its checksum (`h_checksum`).
 pub(super) const CHECKSUM: usize = 16;
 
-/// Writes entries from `first` on and their values from the end of `area` backwards; gives the hash of all.
+/// Writes entries from `first` on, and their values backwards from the end of `area`; returns the hash of all.
 fn put(area: &mut [u8], first: usize, entries: &[Entry<'_>], is_hashed: bool) -> u32 {
     let (mut at, mut end, mut all) = (first, area.len(), 0_u32);
     for Entry { index, name, value } in entries {
@@ -194,9 +194,9 @@ fn hash(name: &[u8], padded: &[u8]) -> u32 {
     })
 }
 
-/// Which of some sizes, all multiples of 4, fill `room` best.
+/// Chooses the sizes, all multiples of 4, that fill `room` best.
 fn fullest(sizes: impl Iterator<Item = usize>, room: usize) -> Vec<bool> {
-    // With how many of the sizes so far a sum can be reached: the last of them, and the sum without it.
+    // Whether each sum can be reached with the first sizes: with the last of them, or without it.
     let mut ways: Vec<Vec<Option<bool>>> = vec![vec![None; room + 1]];
     ways[0][0] = Some(false);
     let sizes: Vec<usize> = sizes.collect();
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn whatever_fits_in_any_way_is_kept() {
-        // 16 bytes, the name and the value: 88 in the inode, 4,060 beside it.
+        // 16 bytes, the name and the value: 88 in the inode, 4,060 in the block.
         let sizes = |all: &Xattrs| Split::of(all).map(|s| (s.inside.len(), s.beside.len()));
         assert_eq!((INODE_ROOM, BLOCK_ROOM), (88, 4_060));
         assert_eq!(sizes(&xattrs(&[("user.a", 68)])), Some((1, 0)));
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(sizes(&xattrs(&[("user.a", 4_040)])), Some((0, 1)));
         assert_eq!(sizes(&xattrs(&[("user.a", 4_041)])), None);
         assert_eq!(sizes(&xattrs(&[("user.a", 4_000), ("user.b", 60), ("user.c", 4)])), Some((1, 2)));
-        // The smallest first would leave too much for the block.
+        // Starting with the smallest would leave too much for the block.
         assert_eq!(sizes(&xattrs(&[("user.a", 4_000), ("user.b", 44), ("user.c", 68)])), None);
         assert_eq!(sizes(&xattrs(&[("user.a", 3_976), ("user.b", 44), ("user.c", 68)])), Some((1, 2)));
     }

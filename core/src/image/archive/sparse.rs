@@ -12,9 +12,9 @@ use crate::ext4::{Content, fill};
 /// A sparse file in pax form.
 #[derive(Debug)]
 pub(super) struct Holes {
-    /// Its length with the holes.
+    /// Its length including holes.
     real: u64,
-    /// Its parts; `None` if they are named before the data.
+    /// Its parts; `None` if the map precedes the data.
     map: Option<Vec<Part>>,
 }
 
@@ -23,7 +23,7 @@ type Part = (u64, u64);
 
 const NONSENSE: &str = "a sparse file's map makes no sense";
 
-/// What the records of an entry say of holes.
+/// Reads the sparse records of an entry.
 pub(super) fn holes<'r>(pax: impl Fn(&str) -> Option<&'r [u8]>) -> Result<Option<Holes>, &'static str> {
     let number = |key: &str| pax(key).map(|text| decimal(text).ok_or(NONSENSE)).transpose();
     if let Some(major) = number("GNU.sparse.major")? {
@@ -51,7 +51,7 @@ fn pairs(numbers: &[u64]) -> Option<Vec<Part>> {
 }
 
 impl<R: Read> Reader<'_, R> {
-    /// A sparse file in GNU's old form: a map in the header and in blocks behind it, then the parts.
+    /// A sparse file in GNU's old form: a map in the header and in blocks after it, then the parts.
     pub(super) fn sparse(&mut self, header: &Header, entry: &Entry) -> Result<Content, ImageError> {
         let gnu = header.as_gnu().ok_or_else(|| self.damaged("a sparse file has no map"))?;
         let real = gnu.real_size().map_err(|e| self.unpack(e))?;
@@ -90,8 +90,8 @@ impl<R: Read> Reader<'_, R> {
         Ok(content)
     }
 
-    /// The map at the beginning of a content of `size` bytes: how many parts, then offset and length of each, one number a
-    /// line, in whole blocks. Gives the bytes that it took, too.
+    /// Reads the map at the beginning of `size` bytes of content: the number of parts, then offset and length of each, one
+    /// number a line, in whole blocks. Also returns its length in bytes.
     fn map_before_data(&mut self, size: u64) -> Result<(Vec<Part>, u64), ImageError> {
         let mut numbers: Vec<u64> = Vec::new();
         let (mut digits, mut taken) = (Vec::new(), 0);
@@ -125,7 +125,7 @@ impl<R: Read> Reader<'_, R> {
         if bytes > limit { Err(ImageError::TooLarge { limit, what: "bytes in a header" }) } else { Ok(()) }
     }
 
-    /// Stages a content of which the source has the parts only, `size` bytes.
+    /// Stages the content of a sparse file; the source holds only its parts, `size` bytes.
     fn expand(&mut self, map: Vec<Part>, real: u64, size: u64) -> Result<Content, ImageError> {
         let (mut at, mut data) = (0_u64, 0_u64);
         for (offset, length) in &map {
@@ -146,7 +146,7 @@ impl<R: Read> Reader<'_, R> {
 struct Expanded<R, P> {
     source: R,
     parts: P,
-    /// The part at hand: where it starts, and what is left of it.
+    /// The current part: where it starts, and what is left of it.
     part: Part,
     at: u64,
 }

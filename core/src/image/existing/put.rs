@@ -1,4 +1,4 @@
-//! Files laid over an ext4 filesystem that is there: where they go is looked up first, then one script puts them there.
+//! Puts overlay files into an existing ext4 filesystem: first looks up where they go, then writes them with one script.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
@@ -10,10 +10,10 @@ use super::super::tree::refuse;
 use super::{Ask, write_for_tool};
 use crate::ext4::quote;
 
-/// How many symbolic links are followed on one path, as in the kernel.
+/// How many symbolic links are followed on one path; the kernel's limit.
 const HOPS: usize = 40;
 
-/// What has a name.
+/// What is under a name.
 enum Found {
     Nothing,
     Directory,
@@ -22,7 +22,7 @@ enum Found {
 }
 
 impl Ask<'_> {
-    /// Lays files over the filesystem.
+    /// Writes the overlay files to the filesystem.
     pub(super) async fn put(
         &self,
         additions: &Additions,
@@ -64,7 +64,7 @@ impl Ask<'_> {
         self.change("overlays", &script.commands, scratch).await
     }
 
-    /// The directory (links followed, missing ones made by the script) and the name of a path.
+    /// The directory and the name of a path. Links are followed; the script makes missing directories.
     async fn directory_of(&self, path: &str, script: &mut Script) -> Result<(String, String), ImageError> {
         let words = |text: &str| -> Vec<String> {
             text.split('/').filter(|part| !part.is_empty() && *part != ".").map(str::to_owned).collect()

@@ -1,4 +1,4 @@
-//! Where the blobs of an image are on this host: a directory of an OCI layout, or an archive that was read.
+//! Finds the blobs of an image on this host: in a directory with an OCI layout, or in an archive that was read.
 
 use std::io::{self, Read, Seek};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::image::contents::Contents;
 use crate::image::tree::{Body, Tree};
 use crate::progress::Progress;
 
-/// A content that can be read more than once.
+/// Content that can be read more than once.
 pub(crate) trait Content: Read + Seek {}
 
 impl<T: Read + Seek> Content for T {}
@@ -23,17 +23,17 @@ impl<T: Read + Seek> Content for T {}
 pub(crate) enum Blobs {
     /// In a directory.
     Directory(PathBuf),
-    /// In an archive that was read; links in it lead nowhere else.
+    /// In an archive that was read; its links cannot point outside it.
     Archive { tree: Tree, contents: Contents },
 }
 
 impl Blobs {
-    /// Opens a file, if it is there.
+    /// Opens a file, if it exists.
     pub(crate) fn open(&mut self, name: &str) -> Result<Option<Box<dyn Content>>, ImageError> {
         match self {
             Self::Directory(directory) => {
                 let path = directory.join(name);
-                // Not to wait for ever, should it be a FIFO.
+                // Does not block forever if it is a FIFO.
                 let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
                 let flags = flags.bits().cast_signed();
                 let opened = fs_err::OpenOptions::new().read(true).custom_flags(flags).open(&path);
@@ -52,7 +52,7 @@ impl Blobs {
         }
     }
 
-    /// A document by its name, which is not too large.
+    /// Reads a document by its name, up to the maximum size.
     pub(crate) fn document(&mut self, name: &str) -> Result<Vec<u8>, ImageError> {
         let content = self.open(name)?.ok_or_else(|| missing(name))?;
         let mut bytes = Vec::new();
@@ -64,7 +64,7 @@ impl Blobs {
         Ok(bytes)
     }
 
-    /// A document by its digest, which it has.
+    /// Reads a document by its digest, and verifies it.
     pub(crate) fn verified_document(&mut self, blob: &Blob) -> Result<Vec<u8>, ImageError> {
         let name = name_of(&blob.digest);
         let bytes = self.document(&name)?;
@@ -75,7 +75,7 @@ impl Blobs {
         Ok(bytes)
     }
 
-    /// A blob by its digest, read whole and found to be what it should be.
+    /// Opens a blob by its digest, after it was read completely and verified.
     pub(crate) fn verified(
         &mut self,
         blob: &Blob,
@@ -113,7 +113,7 @@ impl Blobs {
     }
 }
 
-/// Where a layout has a blob.
+/// The name of a blob in a layout.
 pub(crate) fn name_of(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm(), digest.hex())
 }

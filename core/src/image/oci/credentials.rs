@@ -1,5 +1,5 @@
-//! Users and passwords for registries, as `docker login` keeps them: in a file, or with a program that the file names
-//! (a credential helper).
+//! User names and passwords for registries, as `docker login` stores them: in a file, or in a program that the file
+//! names (a credential helper).
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -22,32 +22,32 @@ use crate::os::tool::{ProgramError, Tool};
 
 /// The largest file of credentials that is read.
 const CREDENTIALS_MAX: u64 = 1 << 20;
-/// How much a helper may say.
+/// The most output of a helper.
 const ANSWER_MAX: usize = 64 << 10;
-/// How long a helper may take; some ask a server.
+/// The timeout of a helper; some ask a server.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(20);
-/// The names under which the registry of references that name none is known.
+/// The names of the default registry.
 const HUB: [&str; 2] = ["docker.io", "index.docker.io"];
-/// The user of which a helper says that it is none, and that the secret is a token.
+/// The user name by which a helper says that the secret is a token.
 const NO_USER: &str = "<token>";
-/// What helpers of every sort say where they know nothing.
+/// What every helper prints if it has no entry.
 const NOT_FOUND: &str = "credentials not found";
 
-/// Where credentials are. Cheap to clone.
+/// The source of credentials. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Keychain {
     file: Option<PathBuf>,
     environment: Environment,
 }
 
-/// What opens a registry.
+/// Credentials for a registry.
 #[derive(PartialEq, Eq)]
 pub(super) enum Login {
     Password {
         user: String,
         password: String,
     },
-    /// A token that others are given for.
+    /// An identity token, which is exchanged for access tokens.
     Token(String),
 }
 
@@ -84,19 +84,19 @@ struct Answer {
 }
 
 impl Keychain {
-    /// The credentials in a file, if it is there, and of the programs that it names; they get this environment.
+    /// The credentials in a file, if it exists, and in the helpers that it names, which run with this environment.
     pub fn new(file: Option<PathBuf>, environment: Environment) -> Self {
         Self { file, environment }
     }
 
-    /// What opens a registry, if anything is known.
+    /// The credentials for a registry, if any.
     pub(super) async fn find(&self, registry: &str) -> Result<Option<Login>, OciError> {
         let Some(path) = &self.file else { return Ok(None) };
         let Some(file) = read(path) else { return Ok(None) };
         if let Some((key, helper)) = file.cred_helpers.iter().find(|(key, _)| is_same(key, registry)) {
             return self.ask(helper, key, registry, path).await;
         }
-        // What is in the file as it is needs nobody to ask.
+        // An entry in the file itself needs no helper.
         let login =
             file.auths.iter().filter(|(key, _)| is_same(key, registry)).find_map(|(_, auth)| auth.login());
         match login {
@@ -109,7 +109,7 @@ impl Keychain {
         }
     }
 
-    /// Asks a helper.
+    /// Runs a helper.
     async fn ask(
         &self,
         helper: &str,
@@ -145,7 +145,7 @@ impl Keychain {
         let answered = call.output(ANSWER_MAX, &CancellationToken::new()).await;
         let (finished, said) = answered.map_err(|e| failed(HelperProblem::Program(Box::new(e))))?;
         if finished.code != 0 {
-            // Helpers say what is wrong to their output. Some of them quote what they have: only this is looked for.
+            // Helpers print errors to stdout, and some include secrets. So the output is only searched for this text.
             return match String::from_utf8_lossy(&said).to_ascii_lowercase().contains(NOT_FOUND) {
                 true => Ok(None),
                 false => Err(failed(HelperProblem::Refused)),
@@ -160,27 +160,27 @@ impl Keychain {
     }
 }
 
-/// Why a credential helper gave nothing. Nothing that it said is in here.
+/// Why a credential helper failed. None of its output is in here.
 #[derive(Debug, thiserror::Error)]
 pub enum HelperProblem {
-    /// It has a name that no program should have.
+    /// Its name is not allowed.
     #[error("that is no name of a program")]
     Name,
-    /// It is nowhere.
+    /// It is not installed.
     #[error("no such program is in the PATH of nexusd")]
     Missing,
-    /// It did not end well.
+    /// It could not be run, or timed out.
     #[error("{}", nexus_schema::error::chain(.0))]
     Program(Box<ProgramError>),
-    /// It ended with a failure of its own.
+    /// It exited with an error.
     #[error("it failed; run it by hand to see why")]
     Refused,
-    /// It said something else than it should.
+    /// Its answer is malformed.
     #[error("its answer has no Username and Secret, or is longer than {}", ByteSize::bytes(ANSWER_MAX as u64))]
     Answer,
 }
 
-/// What helpers know that registry as.
+/// The name of Docker Hub in helpers.
 fn hub_url() -> String {
     format!("https://{}/v1/", HUB[1])
 }
@@ -197,7 +197,7 @@ fn read(path: &Path) -> Option<File> {
     }
 }
 
-/// Whether an entry (`HOST`, `HOST:PORT` or an address) is for a registry.
+/// Whether an entry (`HOST`, `HOST:PORT` or a URL) is for a registry.
 fn is_same(key: &str, registry: &str) -> bool {
     let bare = key.trim_start_matches("https://").trim_start_matches("http://");
     let host = bare.split('/').next().unwrap_or_default();
@@ -236,7 +236,7 @@ mod tests {
             Self { base }
         }
 
-        /// A helper that does what a script says.
+        /// Installs a helper that runs a script.
         fn helper(&self, name: &str, script: &str) {
             let path = self.base.path().join(format!("docker-credential-{name}"));
             std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -283,7 +283,7 @@ mod tests {
             "credHelpers": { "one.example.com": "one", "two.example.com:5000": "two" },
             "credsStore": "store",
         }));
-        // It gives the registry that it was asked for, and a word of its environment.
+        // It echoes the requested registry, and a variable of its environment.
         let echo = "read -r key; printf '{\"ServerURL\":\"%s\",\"Username\":\"%s\",\"Secret\":\"%s %s\"}' \"$key\" \"$key\" \"$1\" \"$OWN\"";
         scene.helper("one", echo);
         scene.helper("two", "printf '{\"Username\":\"<token>\",\"Secret\":\"t\"}'");

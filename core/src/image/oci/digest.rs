@@ -22,7 +22,7 @@ enum Algorithm {
 }
 
 impl Digest {
-    /// Reads a digest; nothing but lower-case hexadecimal digits of the right number is one.
+    /// Parses a digest: only lowercase hexadecimal digits of the right number.
     pub(crate) fn parse(text: &str) -> Result<Self, OciError> {
         let bad = || OciError::Document { what: format!("`{}` is no sha256 or sha512 digest", shown(text)) };
         let (algorithm, digits, hex) = match text.split_once(':') {
@@ -56,7 +56,7 @@ impl Digest {
         &self.hex
     }
 
-    /// Begins to compute a digest of this sort.
+    /// Starts a digest with this algorithm.
     pub(crate) fn hasher(&self) -> Hasher {
         match self.algorithm {
             Algorithm::Sha256 => Hasher::Sha256(Sha256::new()),
@@ -64,7 +64,7 @@ impl Digest {
         }
     }
 
-    /// Fails unless `found` is this digest.
+    /// Fails unless `found` equals this digest.
     pub(crate) fn expect(&self, what: &str, found: Hasher) -> Result<(), OciError> {
         let found = found.finish();
         if found == *self {
@@ -80,7 +80,7 @@ impl fmt::Display for Digest {
     }
 }
 
-/// A digest in the making.
+/// A digest that is being computed.
 pub(crate) enum Hasher {
     Sha256(Sha256),
     Sha512(Sha512),
@@ -120,7 +120,7 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// Text of a stranger, shortened and printable.
+/// Makes untrusted text short and printable.
 pub(crate) fn shown(text: &str) -> String {
     crate::os::shown::printable(text.as_bytes())
 }

@@ -1,4 +1,4 @@
-//! The documents of an OCI image: indexes, manifests, and configurations. Docker's own kinds have the same shape.
+//! The documents of an OCI image: indexes, manifests and configurations. Docker's own types have the same structure.
 
 use std::collections::BTreeMap;
 
@@ -11,34 +11,34 @@ use super::digest::{Digest, shown};
 
 /// The largest index, manifest or configuration that is read.
 pub(crate) const DOCUMENT_MAX: u64 = 4 << 20;
-/// The most layers that are taken.
+/// The maximum number of layers.
 const LAYERS_MAX: usize = 500;
-/// The largest configuration that is kept: environment, entry point and the like.
+/// The largest stored configuration: environment, entry point and the like.
 const CONFIG_MAX: usize = 32 << 10;
 /// How many names are shown in an error.
 const NAMES_SHOWN: usize = 8;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const FULL_NAME: &str = "io.containerd.image.name";
-/// Media types of layers, and what may stand behind each. Sources: the image specification of OCI, layer.md and media-types.md;
-/// Docker's image manifest version 2, schema 2.
+/// Media types of layers with the suffixes that are supported. Sources: the image specification of OCI, layer.md and
+/// media-types.md; Docker's image manifest version 2, schema 2.
 const LAYERS: [(&str, &[&str]); 4] = [
     ("application/vnd.oci.image.layer.v1.tar", &["", "+gzip", "+zstd"]),
     ("application/vnd.oci.image.layer.nondistributable.v1.tar", &["", "+gzip", "+zstd"]),
     ("application/vnd.docker.image.rootfs.diff.tar", &["", ".gzip", ".zstd"]),
     ("application/vnd.docker.image.rootfs.foreign.diff.tar", &["", ".gzip", ".zstd"]),
 ];
-/// What says that a manifest is about another one, and no image.
+/// The annotation of a manifest that describes another one and is not an image itself.
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 
-/// A blob: its digest and its size, both of which it has to have.
+/// A blob with its digest and size, both of which are verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Blob {
     pub(crate) digest: Digest,
     pub(crate) size: u64,
 }
 
-/// What points to a blob.
+/// A reference to a blob.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
@@ -57,13 +57,13 @@ struct Platform {
 }
 
 impl Descriptor {
-    /// The blob that it points to.
+    /// The blob that it refers to.
     pub(crate) fn blob(&self) -> Result<Blob, OciError> {
         Ok(Blob { digest: Digest::parse(&self.digest)?, size: self.size })
     }
 
-    /// Refuses a layer, the one of this number, that is no tar archive or is encrypted. One that does not say what it is, as in
-    /// archives of `docker save`, is looked at later.
+    /// Refuses a layer (with this number) that is encrypted or not a tar archive. A layer without a media type, as in archives
+    /// of `docker save`, is checked later.
     fn check_layer(&self, number: usize) -> Result<(), OciError> {
         let Some(kind) = self.media_type.as_deref().filter(|kind| !kind.is_empty()) else { return Ok(()) };
         if LAYERS
@@ -87,7 +87,7 @@ impl Descriptor {
     }
 }
 
-/// A document that a reference or a descriptor leads to.
+/// A document that a reference or a descriptor refers to.
 #[derive(Debug)]
 pub(crate) enum Document {
     /// Several images, of which one is chosen.
@@ -121,7 +121,7 @@ impl Document {
     }
 }
 
-/// The name of this machine's architecture, as images have it.
+/// The name of this machine's architecture in images.
 pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -130,7 +130,7 @@ pub(crate) fn architecture() -> &'static str {
     }
 }
 
-/// Chooses from an index: the image of that name, if one is given, for this machine.
+/// Chooses an image for this machine from an index, by name if one is given.
 pub(crate) fn choose<'d>(
     entries: &'d [Descriptor],
     name: Option<&str>,
@@ -150,10 +150,10 @@ pub(crate) fn choose<'d>(
     };
     let mut fitting: Vec<&Descriptor> = named.iter().copied().filter(fits).collect();
     if fitting.is_empty() {
-        // What does not say for which machine it is says so in its configuration.
+        // An entry without a platform has it in its configuration.
         fitting = named.iter().copied().filter(|d| d.platform.is_none()).collect();
     }
-    // Variants for newer processors come beside the plain one.
+    // Variants for newer processors are listed beside the plain one.
     if fitting.len() > 1 && fitting.iter().any(|d| is_plain(d)) {
         fitting.retain(|d| is_plain(d));
     }
@@ -164,7 +164,7 @@ pub(crate) fn choose<'d>(
             wanted: format!("linux/{architecture}"),
             has: list(named.iter().filter_map(|d| d.platform.as_ref()).map(Platform::shown)),
         }),
-        // Several of one platform are several images; an index of one image has the best first.
+        // With names, several entries for one platform are several images; without names they are one image, best variant first.
         [first, ..] if first.names().next().is_none() && first.platform.is_some() => Ok(first),
         several => Err(OciError::Several { names: names(several.iter().copied()) }),
     }
@@ -185,7 +185,7 @@ fn names<'d>(descriptors: impl Iterator<Item = &'d Descriptor>) -> String {
     list(descriptors.map(|d| shown(d.names().last().unwrap_or(&d.digest))))
 }
 
-/// A few words in a row.
+/// Joins a few words.
 pub(crate) fn list(words: impl Iterator<Item = String>) -> String {
     let mut words: Vec<String> = words.collect();
     words.dedup();
@@ -198,7 +198,7 @@ pub(crate) fn list(words: impl Iterator<Item = String>) -> String {
     }
 }
 
-/// What a configuration says.
+/// The contents of a configuration.
 #[derive(Debug)]
 pub(crate) struct Configuration {
     pub(crate) config: ImageConfig,
@@ -207,7 +207,7 @@ pub(crate) struct Configuration {
 }
 
 impl Configuration {
-    /// Reads a configuration, which has to be for this machine.
+    /// Parses a configuration, which must be for this machine.
     pub(crate) fn parse(bytes: &[u8], wanted: &str) -> Result<Self, OciError> {
         #[derive(Deserialize)]
         struct Raw {
@@ -275,7 +275,7 @@ impl Configuration {
     }
 }
 
-/// A variable of an environment; what can be none is left out.
+/// Parses an environment variable; an invalid one is left out.
 fn variable(text: String) -> Option<(String, String)> {
     let (name, value) = text.split_once('=')?;
     (!name.is_empty() && !text.contains('\0')).then(|| (name.to_owned(), value.to_owned()))

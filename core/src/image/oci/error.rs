@@ -1,4 +1,4 @@
-//! How reading an OCI image fails.
+//! The errors of reading an OCI image.
 
 use nexus_schema::{ByteSize, ErrorCode};
 
@@ -8,10 +8,10 @@ use crate::os::tls::TlsProblem;
 /// Why an OCI image was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
-    /// The reference cannot be read.
+    /// The reference cannot be parsed.
     #[error("`{reference}` is no image reference: {why}")]
     Reference {
-        /// As it was given, shortened.
+        /// The given reference, shortened.
         reference: String,
         /// What is wrong with it.
         why: String,
@@ -24,7 +24,7 @@ pub enum OciError {
         /// The image.
         image: String,
     },
-    /// The registry wants other credentials.
+    /// The registry requires other credentials.
     #[error("{registry} does not let us read {image}")]
     Unauthorized {
         /// The registry.
@@ -32,35 +32,35 @@ pub enum OciError {
         /// The image.
         image: String,
     },
-    /// The registry could not be asked.
+    /// The request to the registry failed.
     #[error("ask {registry} for {what}")]
     Transfer {
         /// The registry.
         registry: String,
-        /// What was asked for.
+        /// The requested resource.
         what: String,
         /// Why.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The registry did not answer in time.
+    /// The registry timed out.
     #[error("{registry} did not answer in time when asked for {what}")]
     Slow {
         /// The registry.
         registry: String,
-        /// What was asked for.
+        /// The requested resource.
         what: String,
     },
-    /// The registry answered with a failure.
+    /// The registry returned an error.
     #[error("{registry} answers {status} when asked for {what}{}", quoted(.said))]
     Status {
         /// The registry.
         registry: String,
-        /// What was asked for.
+        /// The requested resource.
         what: String,
         /// The status code.
         status: u16,
-        /// What it says about it, if anything.
+        /// Its explanation, if any.
         said: String,
     },
     /// The registry is not trusted.
@@ -68,12 +68,12 @@ pub enum OciError {
     Untrusted {
         /// The registry.
         registry: String,
-        /// What was asked for.
+        /// The requested resource.
         what: String,
         /// Why not.
         problem: TlsProblem,
     },
-    /// The program that keeps the credentials for a registry gave none.
+    /// The credential helper for a registry failed.
     #[error("ask {program}, which {file} names, for the credentials for {registry}: {why}")]
     Helper {
         /// The program.
@@ -82,38 +82,38 @@ pub enum OciError {
         file: String,
         /// The registry.
         registry: String,
-        /// Why not.
+        /// Why.
         why: HelperProblem,
     },
-    /// Something is not what its digest says.
+    /// A digest does not match.
     #[error("{what} has the digest {found} instead of {expected}")]
     Digest {
         /// What was read.
         what: String,
-        /// What was promised.
+        /// The expected digest.
         expected: String,
-        /// What it is.
+        /// The actual digest.
         found: String,
     },
-    /// Something is not as long as promised.
+    /// A length does not match.
     #[error("{what} has {found} bytes instead of {expected}")]
     Size {
         /// What was read.
         what: String,
-        /// What was promised.
+        /// The expected length.
         expected: u64,
-        /// How long it is; one more than promised where reading ended there.
+        /// The actual length; reading stops one byte after the expected length.
         found: u64,
     },
-    /// Something is larger than may be.
+    /// Something exceeds a limit.
     #[error("{what} is larger than {limit}")]
     TooLarge {
         /// What.
         what: String,
-        /// The cap.
+        /// The limit.
         limit: ByteSize,
     },
-    /// A manifest, an index or a configuration makes no sense.
+    /// A manifest, an index or a configuration is invalid.
     #[error("the image is damaged: {what}")]
     Document {
         /// What is wrong with it.
@@ -125,12 +125,12 @@ pub enum OciError {
         /// What.
         what: String,
     },
-    /// It is not for this machine.
+    /// The image is not for this machine.
     #[error("there is no image for {wanted}, only for {has}")]
     Platform {
-        /// What is needed.
+        /// The required platform.
         wanted: String,
-        /// What there is.
+        /// The available platforms.
         has: String,
     },
     /// A layout or archive holds several images.
@@ -144,24 +144,24 @@ pub enum OciError {
     NoSuchName {
         /// The name that was given.
         name: String,
-        /// What there is.
+        /// The available names.
         names: String,
     },
-    /// The file or directory is no OCI image.
+    /// The file or directory is not an OCI image.
     #[error("{path} is no {wanted}")]
     NotOne {
         /// The file or directory.
         path: String,
-        /// What it should be.
+        /// The expected format.
         wanted: &'static str,
     },
-    /// What pulls the image ended early.
+    /// The worker that pulls the image ended early.
     #[error("the worker that pulls the image ended early")]
     Worker,
 }
 
 impl OciError {
-    /// The code of the failure for callers.
+    /// The error code for callers.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::Reference { .. } | Self::Several { .. } | Self::NoSuchName { .. } | Self::NotOne { .. } => {
@@ -180,7 +180,7 @@ impl OciError {
         }
     }
 
-    /// The next thing to do, where there is one.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Reference { .. } => {

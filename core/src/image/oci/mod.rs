@@ -1,14 +1,13 @@
-//! OCI and Docker images: from a registry, from an OCI layout (a directory, or an archive of one) and from an archive of
-//! `docker save`.
+//! OCI and Docker images: from a registry, from an OCI layout (a directory or an archive), or from an archive of `docker save`.
 //!
 //! ```text
 //! registry ─ blobs into a layout of the build's own ─┐
 //! layout ────────────────────────────────────────────┼─> manifest ─> configuration ─> layers, lowest first ─> one tree
 //! archive ─ read like any archive, into a tree ──────┘
 //! ```
-//! Every blob is checked against its digest and size before anything reads it, every unpacked layer against the digest
-//! that the configuration has of it. Nothing is extracted under a name of its own: archives of images are read as hostile
-//! as archives of root filesystems are, and blobs are found by their digests.
+//! Every blob is checked against its digest and size before it is parsed, and every unpacked layer against its digest in
+//! the configuration. Nothing is extracted under a name from the image: image archives are treated as hostile, like
+//! archives of root filesystems, and blobs are found by their digests.
 
 mod blobs;
 mod credentials;
@@ -39,7 +38,7 @@ use document::{Blob, Configuration, Document, Saved};
 pub(crate) use document::architecture;
 pub(crate) use pull::stage as stage_remote;
 
-/// How deep indexes may be in each other.
+/// How deep indexes may be nested.
 const INDEXES_MAX: usize = 4;
 const LAYOUT: &str = "oci-layout";
 const INDEX: &str = "index.json";
@@ -47,7 +46,7 @@ const MANIFEST: &str = "manifest.json";
 /// The image beside the archive that it comes from.
 const IMAGE: &str = "image.ext4";
 
-/// How an image is kept in files.
+/// The file format of a saved image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// An OCI layout.
@@ -68,7 +67,7 @@ pub(crate) fn is_layout(directory: &Path) -> bool {
     directory.join(LAYOUT).is_file() && directory.join(INDEX).is_file()
 }
 
-/// What sort of image an archive holds, if it holds one.
+/// Detects the format of the image in an archive, if there is one.
 fn recognize(blobs: &mut Blobs) -> Result<Option<Form>, ImageError> {
     if blobs.open(LAYOUT)?.is_some() && blobs.open(INDEX)?.is_some() {
         return Ok(Some(Form::Layout));
@@ -76,14 +75,14 @@ fn recognize(blobs: &mut Blobs) -> Result<Option<Form>, ImageError> {
     if blobs.open(MANIFEST)?.is_none() {
         return Ok(None);
     }
-    // A root filesystem may have a file of that name.
+    // A root filesystem may contain a file of that name.
     let saved = blobs.document(MANIFEST).ok().and_then(|bytes| Saved::parse(&bytes).ok());
     let is_one = saved.is_some_and(|all| !all.is_empty());
     Ok(is_one.then_some(Form::Docker))
 }
 
-/// Turns an archive that was read into the image in it; `false` if there is none, and then it is as it was. An archive of
-/// which it was said what it is has to be that.
+/// Turns an archive that was read into the image in it. Returns `false` and changes nothing if it contains none. If the
+/// caller names a format, the archive must have it.
 pub(crate) fn unfold(
     staged: &mut Staged,
     said: Option<Form>,
@@ -137,7 +136,7 @@ pub(crate) fn read_layout(
     unpack_layout(&mut Blobs::Directory(directory.to_owned()), name, staged, limits, progress)
 }
 
-/// A path that is no image of that form.
+/// The error for a path without an image of that format.
 pub(crate) fn not_one(path: &Path, form: Form) -> OciError {
     let wanted = match form {
         Form::Layout => "OCI layout (a directory or an archive with oci-layout and index.json)",
@@ -201,7 +200,7 @@ fn image_of(config: &[u8], layers: &[document::Descriptor]) -> Result<Image<Blob
     Ok(Image { config, layers })
 }
 
-/// Puts the layers on each other.
+/// Applies the layers, one on top of the other.
 fn unpack<T>(
     image: Image<T>,
     staged: &mut Staged,
@@ -218,7 +217,7 @@ fn unpack<T>(
     Ok(())
 }
 
-/// Puts one layer on what is in the tree.
+/// Applies one layer to the tree.
 fn put_layer(
     content: Box<dyn blobs::Content>,
     diff_id: &Digest,

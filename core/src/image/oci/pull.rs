@@ -1,5 +1,5 @@
-//! Pulling an image: a few blobs at a time come into a layout of the build's own, and each layer is unpacked as soon as it
-//! and all below it are there.
+//! Pulls an image. A few blobs at a time are downloaded into a layout of the build's own; a layer is unpacked as soon as
+//! it and all layers below it are there.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,16 +21,16 @@ use crate::image::source::{Room, Staged, blocking};
 use crate::os::failpoint;
 use crate::progress::Progress;
 
-/// How many blobs come at once.
+/// How many blobs are downloaded at once.
 const AT_ONCE: usize = 3;
-/// How many failures of one blob are endured.
+/// How many failures of one blob are tolerated.
 const RETRIES: u32 = 4;
-/// How long to wait after the first failure; it doubles with each one.
+/// The delay after the first failure; it doubles with each one.
 const BACKOFF: Duration = Duration::from_millis(500);
-/// After how many bytes the room on the disk is looked at again.
+/// After how many bytes the free disk space is checked again.
 const LOOK: u64 = 16 << 20;
 
-/// Reads an image of a registry into the place's scratch directory.
+/// Pulls an image into the place's scratch directory.
 pub(crate) async fn stage(
     resolved: Resolved,
     room: Room,
@@ -53,7 +53,7 @@ pub(crate) async fn stage(
     let layers: Vec<Blob> = image.layers.iter().map(|(blob, _)| blob.clone()).collect();
     let mut wanted: Vec<Blob> = Vec::new();
     for blob in &layers {
-        // Layers that change nothing are all the same.
+        // Layers without changes have the same digest.
         if !wanted.contains(blob) {
             wanted.push(blob.clone());
         }
@@ -68,7 +68,7 @@ pub(crate) async fn stage(
     progress.advance(0, Some(total));
 
     let (there, arrivals) = mpsc::channel(wanted.len().max(1));
-    // Its own progress would be shown in the place of the downloads'.
+    // Its own progress would replace that of the downloads.
     let quiet = Progress::new(progress.token().clone());
     let shown = progress.clone();
     let of = pull.clone();
@@ -95,12 +95,12 @@ pub(crate) async fn stage(
             .buffered(AT_ONCE)
             .map_err(ImageError::from)
             .try_for_each(async |blob| {
-                // A reader that stopped early says why itself.
+                // If the reader stopped early, its own error says why.
                 there.send(blob).await.map_err(|_| ImageError::Worker)
             });
         let fetched = tokio::select! {
             fetched = all => fetched,
-            // So that no more is fetched of an image that is refused already.
+            // Stops downloading once the image was refused.
             () = there.closed() => Err(ImageError::Worker),
             () = progress.cancelled() => Err(ImageError::Cancelled),
         };
@@ -110,15 +110,15 @@ pub(crate) async fn stage(
     let (read, fetched) = tokio::join!(reader, fetched);
     progress.check()?;
     match (read, fetched) {
-        // A reader that is done has had every layer.
+        // The reader is done only after it had every layer.
         (Ok(staged), Ok(()) | Err(ImageError::Worker)) => Ok(staged),
-        // One that waits for what never comes only says that.
+        // A reader that waits in vain reports only that; the download's error is the cause.
         (Err(ImageError::Worker) | Ok(_), Err(error)) => Err(error),
         (Err(error), _) => Err(error),
     }
 }
 
-/// Blobs that are there, as they come.
+/// The blobs that have arrived.
 struct Arrivals {
     there: Vec<Blob>,
     arrivals: mpsc::Receiver<Blob>,
@@ -134,7 +134,7 @@ impl Arrivals {
 }
 
 impl Resolved {
-    /// The manifest of the image for this machine: what points to its configuration and its layers.
+    /// The manifest of the image for this machine: the descriptors of its configuration and its layers.
     async fn manifest(&self) -> Result<(Descriptor, Vec<Descriptor>), OciError> {
         let mut document = Document::parse(&self.document)?;
         for _ in 0..INDEXES_MAX {
@@ -149,7 +149,7 @@ impl Resolved {
         Err(OciError::Document { what: "its indexes lead nowhere".into() })
     }
 
-    /// How many bytes its configuration and layers say that they have.
+    /// The total size that its configuration and layers state.
     pub(crate) async fn download_bytes(&self) -> Result<u64, OciError> {
         let (config, layers) = self.manifest().await?;
         let mut bytes = config.blob()?.size;
@@ -169,7 +169,7 @@ struct Pull {
     resolved: Resolved,
     directory: PathBuf,
     keep_free: u64,
-    /// Bytes that are there, and bytes in all.
+    /// Bytes downloaded, and bytes in total.
     bytes: AtomicU64,
     total: AtomicU64,
 }
@@ -179,7 +179,7 @@ impl Pull {
         self.bytes.load(Ordering::Relaxed) >= self.total.load(Ordering::Relaxed)
     }
 
-    /// Goes from what the name stands for to the image for this machine.
+    /// Resolves the name to the image for this machine.
     async fn image(&self, progress: &Progress) -> Result<Image<Blob>, ImageError> {
         let (config, layers) = self.resolved.manifest().await?;
         let blob = config.blob()?;
@@ -193,7 +193,7 @@ impl Pull {
         Ok(image_of(&blobs.verified_document(&blob)?, &layers)?)
     }
 
-    /// Fetches a blob, gone on with after interruptions, and checks it.
+    /// Downloads a blob, resuming after interruptions, and verifies it.
     async fn fetch(&self, blob: Blob, progress: &Progress) -> Result<Blob, ImageError> {
         let path = self.directory.join(name_of(&blob.digest));
         let parent = path.parent().unwrap_or(&self.directory);
@@ -228,7 +228,7 @@ impl Pull {
         }
         while let Some(piece) = pieces.next().await {
             let piece = match piece {
-                // All of it is here, and what comes with the connection's end is no matter.
+                // The blob is complete, so an error at the end of the connection does not matter.
                 Err(_) if sink.written == blob.size => return Ok(()),
                 piece => piece?,
             };
@@ -248,7 +248,7 @@ impl Pull {
     }
 }
 
-/// Whether another try may do better.
+/// Whether a retry may help.
 fn is_passing(error: &OciError) -> bool {
     match error {
         OciError::Transfer { .. } | OciError::Slow { .. } => true,

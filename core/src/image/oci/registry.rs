@@ -1,4 +1,4 @@
-//! A registry: references, manifests and blobs. HTTP without TLS is for registries on the loopback interface only.
+//! A registry: references, manifests and blobs. Plain HTTP is allowed only for registries on the loopback interface.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use super::document::{Blob, DOCUMENT_MAX};
 use super::session::Session;
 use crate::os::tls::Trust;
 
-/// How long a connection may take.
+/// The timeout for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long nothing may come.
+/// The timeout while nothing is received.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a token or a document may take in all.
+/// The total timeout for a token or a document.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest reference.
 const REFERENCE_MAX: usize = 512;
@@ -30,20 +30,20 @@ const ACCEPTED: HeaderValue = HeaderValue::from_static(
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json",
 );
 
-/// How registries are reached. Cheap to clone.
+/// How to access registries. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
-    /// What opens private ones.
+    /// The credentials for private ones.
     pub keychain: Keychain,
-    /// Which of them are versions_cache to be who they say.
+    /// The CAs to trust.
     pub trust: Trust,
-    /// Names that no name server knows.
+    /// Host names that are not in DNS.
     #[cfg(test)]
     pub(crate) hosts: Vec<(String, std::net::SocketAddr)>,
 }
 
 impl Access {
-    /// With these credentials and this trust.
+    /// Uses these credentials and this trust.
     pub fn new(keychain: Keychain, trust: Trust) -> Self {
         Self {
             keychain,
@@ -74,7 +74,7 @@ struct Shared {
     session: Session,
 }
 
-/// An image in a registry as it is now: what its name stands for.
+/// An image in a registry, resolved to its current digest.
 #[derive(Debug, Clone)]
 pub struct Resolved {
     pub(super) remote: Remote,
@@ -89,7 +89,7 @@ impl fmt::Debug for Remote {
 }
 
 impl Remote {
-    /// Reads a reference (`REGISTRY/REPOSITORY:TAG` or `…@DIGEST`; `python:3.12` is Docker Hub's).
+    /// Parses a reference (`REGISTRY/REPOSITORY:TAG` or `…@DIGEST`; `python:3.12` refers to Docker Hub).
     pub fn parse(text: &str, access: &Access) -> Result<Self, OciError> {
         let bad = |why: String| OciError::Reference { reference: shown(text), why };
         if text.len() > REFERENCE_MAX {
@@ -135,7 +135,7 @@ impl Remote {
         }
     }
 
-    /// Finds out what the name stands for now.
+    /// Resolves the reference to its current digest.
     pub async fn resolve(&self) -> Result<Resolved, OciError> {
         let reference = &self.shared.reference;
         let name = reference.digest().or(reference.tag()).unwrap_or("latest");
@@ -143,7 +143,7 @@ impl Remote {
         Ok(Resolved { remote: self.clone(), digest: Digest::of(&document), document })
     }
 
-    /// Fetches a manifest or index by its digest, which it has.
+    /// Fetches a manifest or index by its digest, and verifies it.
     pub(super) async fn manifest(&self, blob: &Blob) -> Result<Vec<u8>, OciError> {
         let bytes = self.document(&blob.digest.to_string()).await?;
         super::blobs::check_size("a manifest", blob, bytes.len() as u64)?;
@@ -186,7 +186,7 @@ impl Remote {
         Ok(bytes)
     }
 
-    /// Begins to fetch a blob from a byte on; whether it starts there, or over again.
+    /// Starts to fetch a blob at an offset; also returns whether the server starts there or at the beginning.
     pub(super) async fn blob(&self, blob: &Blob, from: u64) -> Result<(bool, Pieces), OciError> {
         let what = "a blob";
         let mut headers = HeaderMap::new();
@@ -219,20 +219,20 @@ impl Remote {
 }
 
 impl Resolved {
-    /// The whole reference, with the digest that it stood for.
+    /// The whole reference, with the digest that it was resolved to.
     pub fn reference(&self) -> String {
         let reference = self.remote.reference();
         let name = reference.split('@').next().unwrap_or_default();
         format!("{name}@{}", self.digest)
     }
 
-    /// The digest that it stood for, in hexadecimal.
+    /// That digest, in hexadecimal.
     pub fn hex(&self) -> &str {
         self.digest.hex()
     }
 }
 
-/// The pieces of a blob.
+/// The chunks of a blob.
 pub(super) type Pieces = futures::stream::BoxStream<'static, Result<bytes::Bytes, OciError>>;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! What a registry demands of its clients, and the token or password that answers it.
+//! Authentication with a registry: what it demands, and the token or password that answers it.
 //!
-//! A request is made as it is; where the registry answers that it wants to know who asks, it is made once more with what was
-//! found out. Only then are credentials looked for. Nothing that a registry says on the way is taken without a limit.
+//! A request is first sent without credentials. If the registry demands authentication, credentials are looked up and the
+//! request is sent once more. Every response of a registry is limited in size.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,17 +18,17 @@ use super::credentials::Login;
 use super::registry::Access;
 use crate::os::tls::{self, TlsProblem};
 
-/// The longest token, with what is around it.
+/// The largest response with a token.
 const TOKEN_MAX: u64 = 256 << 10;
-/// How much of a failure's explanation is read.
+/// How much of an error's explanation is read.
 const EXPLANATION_MAX: u64 = 16 << 10;
 /// How much of it is shown.
 const EXPLANATION_SHOWN: usize = 200;
 
-/// Who asks which registry for what.
+/// Requests to one repository of a registry.
 pub(super) struct Session {
     registry: String,
-    /// As the host's credentials have it.
+    /// The registry's name in the host's credentials.
     known_as: String,
     repository: String,
     access: Access,
@@ -57,13 +57,13 @@ impl Session {
         Ok(Self { registry, known_as, repository, access, http, held: Mutex::new(None) })
     }
 
-    /// The address of something of the repository.
+    /// The URL of something in the repository.
     fn url(&self, path: &str) -> String {
         let scheme = if is_loopback(&self.registry) { "http" } else { "https" };
         format!("{scheme}://{}/v2/{}/{path}", self.registry, self.repository)
     }
 
-    /// Asks for something of the repository; the answer is one that came with success, of which nothing is read yet.
+    /// Requests something from the repository. The response was successful; its body is not read yet.
     pub(super) async fn get(&self, path: &str, headers: HeaderMap, what: &str) -> Result<Response, OciError> {
         let url = self.url(path);
         let held = self.held.lock().await.clone();
@@ -75,7 +75,7 @@ impl Session {
             }
         };
         let mut response = self.send(request(held.clone()), what).await?;
-        // One that leads elsewhere is answered by others, who are told nothing.
+        // After a redirect another server answered, which gets no credentials.
         let is_own = Url::parse(&url).is_ok_and(|url| url.origin() == response.url().origin());
         if response.status() == StatusCode::UNAUTHORIZED && is_own {
             let proof = self.prove(response.headers(), held).await?;
@@ -89,7 +89,7 @@ impl Session {
         }
     }
 
-    /// What answers a registry's demand, instead of what did not.
+    /// The answer to a registry's demand, different from the one that was refused.
     async fn prove(
         &self,
         headers: &HeaderMap,
@@ -120,7 +120,7 @@ impl Session {
         self.access.keychain.find(&self.known_as).await
     }
 
-    /// Gets a token, for this repository and for reading only.
+    /// Gets a token for this repository, for reading only.
     async fn token(&self, realm: &str, service: Option<&str>) -> Result<String, OciError> {
         let what = "a token";
         let bad =
@@ -134,7 +134,7 @@ impl Session {
             Some(Login::Token(token)) => {
                 asked.extend([("grant_type", "refresh_token"), ("client_id", "nexus")]);
                 asked.push(("refresh_token", &token));
-                // Only an address's query is written like a form.
+                // Only the query of a URL is form-encoded.
                 let mut form = url.clone();
                 form.query_pairs_mut().clear().extend_pairs(asked);
                 let body = form.query().unwrap_or_default().to_owned();
@@ -170,7 +170,7 @@ impl Session {
         })
     }
 
-    /// Tokens come by TLS; those of a registry on this machine from this machine, too.
+    /// Tokens must come over TLS, except for a registry on this machine, whose tokens may also come from this machine.
     fn check_realm(&self, realm: &Url) -> Result<(), OciError> {
         let is_here = |host: &str| is_loopback(host) && is_loopback(&self.registry);
         match realm.scheme() {
@@ -184,7 +184,7 @@ impl Session {
         request.send().await.map_err(|e| self.transfer(what, e))
     }
 
-    /// Reads an answer that is no longer than it may be.
+    /// Reads a response up to a maximum size.
     pub(super) async fn capped(
         &self,
         mut response: Response,
@@ -202,7 +202,7 @@ impl Session {
         Ok(bytes)
     }
 
-    /// What failed, in the registry's words where it has some.
+    /// The error for a failed response, with the registry's explanation if there is one.
     async fn failure(&self, response: Response, what: &str) -> OciError {
         #[derive(Deserialize)]
         struct Explanation {
@@ -230,7 +230,7 @@ impl Session {
     pub(super) fn transfer(&self, what: &str, error: reqwest::Error) -> OciError {
         match tls::refusal(&error) {
             Some(problem) => self.untrusted(what, problem),
-            // Addresses may have tokens in them.
+            // URLs may contain tokens.
             None => OciError::Transfer {
                 registry: self.registry.clone(),
                 what: what.to_owned(),
@@ -248,12 +248,12 @@ impl Session {
     }
 }
 
-/// How a registry wants to know who asks.
+/// How a registry wants clients to authenticate.
 #[derive(Debug, PartialEq)]
 enum Demand {
-    /// By a token that another server gives.
+    /// By a token from another server.
     Token { realm: String, service: Option<String> },
-    /// By user and password.
+    /// By user name and password.
     Password,
 }
 
@@ -287,7 +287,7 @@ fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", BASE64.encode(format!("{user}:{password}").as_bytes()))
 }
 
-/// Whether a registry (`HOST` or `HOST:PORT`) is this machine by its name.
+/// Whether a registry (`HOST` or `HOST:PORT`) is this machine, by its name.
 pub(super) fn is_loopback(registry: &str) -> bool {
     let host = match registry.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((inner, _)) => inner,

@@ -1,4 +1,4 @@
-//! Failures leave nothing.
+//! Failures leave nothing behind.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ async fn a_full_disk_fails_cleanly() {
     let base = tempfile::tempdir().unwrap();
     let disk = Mounted::fresh("ext4", 128);
     let source = source_of(base.path(), 130);
-    // By what is to stay free, and by the disk itself.
+    // Limited by the reserve, and by the disk itself.
     for (mebibytes, name) in [(64_u64, "reading"), (30, "later"), (0, "full")] {
         let limits = Limits { keep_free: mebibytes << 20, ..Limits::default() };
         let into = disk.path().join("image");
@@ -50,7 +50,7 @@ async fn cancellation_at_every_step_leaves_nothing() {
             token.cancel();
             match built.await.unwrap() {
                 Err(error) => break error,
-                // It was faster: once more.
+                // The build was faster: try again.
                 Ok(_) => fs::remove_dir_all(&into).unwrap(),
             }
         };
@@ -59,7 +59,7 @@ async fn cancellation_at_every_step_leaves_nothing() {
     }
 }
 
-/// Begins to build and waits until a step is reached, or all of it is over.
+/// Starts a build and waits until it reaches a step or ends.
 async fn begin(
     source: &Source,
     into: &Path,
@@ -70,7 +70,7 @@ async fn begin(
     let mut watched = progress.watch();
     let (source, into) = (source.clone(), into.to_owned());
     let built = tokio::spawn(async move { build(source, &into, &meta(InitMode::Agent), &progress).await });
-    // An error says that nobody tells of steps any more.
+    // An error means that no more steps will be reported.
     drop(watched.wait_for(|p| p.step.starts_with(wanted)).await);
     (token, built)
 }
@@ -91,14 +91,14 @@ async fn a_build_that_nobody_waits_for_leaves_nothing() {
                     assert!(error.is_cancelled());
                     break token;
                 }
-                // It was faster: once more.
+                // The build was faster: try again.
                 Ok(built) => {
                     built.unwrap();
                     fs::remove_dir_all(&into).unwrap();
                 }
             }
         };
-        // What reads the source is told so, too, and cleans up behind itself.
+        // The source's reader is cancelled too, and cleans up after itself.
         token.cancel();
         let deadline = Instant::now() + Duration::from_secs(60);
         while !names(&images).is_empty() {
@@ -113,7 +113,7 @@ async fn what_is_there_stays() {
     let base = tempfile::tempdir().unwrap();
     let source = source_of(base.path(), 1);
     let image = base.path().join("image");
-    // A directory that was there, with what an interrupted build left in it.
+    // An existing directory with the remains of an interrupted build.
     fs::create_dir(&image).unwrap();
     fs::create_dir(image.join(".build-old")).unwrap();
     fs::write(image.join(".build-old/0"), "x").unwrap();
@@ -141,7 +141,7 @@ async fn sources_that_are_none_are_refused() {
     let into = base.path().join("image");
     let error = make(Source::Busybox { binary: file.clone() }, &into).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
-    // An ext4 magic number alone makes no filesystem.
+    // An ext4 magic number alone is not a filesystem.
     let mut false_ext4 = vec![0; 1 << 20];
     false_ext4[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xef]);
     fs::write(&file, false_ext4).unwrap();

@@ -1,4 +1,4 @@
-//! What is in the source is in the image: as root and as an ordinary user.
+//! The image contains exactly what the source contains, as root and as an ordinary user.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,7 @@ use super::listing::{assert_same, facts};
 use super::*;
 use crate::os::mounted::{Mounted, as_user, directory_of_user, run};
 
-/// A root filesystem of everything that is awkward.
+/// A root filesystem with every awkward case.
 pub(super) fn populate(root: &Path) {
     let at = |name: &[u8]| root.join(std::ffi::OsStr::from_bytes(name));
     let file = |name: &[u8], content: &[u8]| fs::write(at(name), content).unwrap();
@@ -127,14 +127,14 @@ pub(super) fn populate(root: &Path) {
     time(b"etc", 946_684_801, 0);
 }
 
-/// The form that keeps everything.
+/// The format that keeps everything.
 const PAX: [&str; 3] = ["--format=posix", "--xattrs", "--xattrs-include=*"];
 
 fn pack(root: &Path, tar: &Path, options: &[&str]) {
     run(Command::new("tar").args(options).arg("-cf").arg(tar).arg("-C").arg(root).arg("."));
 }
 
-/// What GNU tar, run by root, makes of an archive.
+/// What GNU tar extracts from an archive as root.
 fn unpack(tar: &Path) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let options = ["-xp", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-f"];
@@ -217,7 +217,7 @@ async fn a_directory_is_kept_exactly() {
     assert!(names(&mounted.path().join("group/other")).is_empty());
     let mut is = facts(mounted.path());
     is.remove(Path::new("./group/other"));
-    // Making the mount point changed it.
+    // Making the mount point changed its time.
     let mut expected = expected;
     is.remove(Path::new("./group"));
     expected.remove(Path::new("./group"));
@@ -332,7 +332,7 @@ async fn the_same_source_makes_the_same_bytes() {
     pack(&root, &tar, &PAX);
     for source in [Source::Directory(root), Source::Tar(tar)] {
         let one = make(source.clone(), &base.path().join("one")).await.unwrap();
-        // In another second.
+        // In the next second.
         let start = std::time::SystemTime::now();
         while start.elapsed().unwrap() < std::time::Duration::from_millis(1_100) {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -383,6 +383,6 @@ async fn a_directory_with_very_many_names_takes_no_longer_than_many_directories(
         let mounted = Mounted::read_only(&built.path);
         assert_eq!(names(&mounted.path().join("0")).len(), 100_000 / directories);
     }
-    // Quadratic time would be a hundred times as much.
+    // Quadratic time would take a hundred times as long.
     assert!(took[1] < took[0] * 3, "{took:?}");
 }

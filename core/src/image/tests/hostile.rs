@@ -1,4 +1,4 @@
-//! Archives that mean harm, or are broken.
+//! Malicious and broken archives.
 
 use std::fs;
 use std::io::Write;
@@ -8,7 +8,7 @@ use super::tar::Tar;
 use super::*;
 use crate::os::mounted::Mounted;
 
-/// Tight caps, so that going past them is quick.
+/// Tight limits, so that exceeding them is quick.
 fn tight() -> Limits {
     Limits { entries: 2_000, bytes: 8 << 20, header_bytes: 64 << 10, words: 1 << 20, ..Limits::default() }
 }
@@ -256,7 +256,7 @@ async fn what_is_odd_stays_inside() {
     assert!(names(&base.path().join("outside")).is_empty());
     assert!(!mounted.path().join("volume").exists());
 
-    // Writing through a link to the outside goes to the same path inside, or nowhere.
+    // Writing through a link to the outside ends at the same path inside, or nowhere.
     let archive = Tar::default().link(b'2', "escape", outside).file("escape/evil", "x").end();
     take(base.path(), &archive).await.unwrap_err();
     assert!(names(&base.path().join("outside")).is_empty());
@@ -265,7 +265,7 @@ async fn what_is_odd_stays_inside() {
 #[tokio::test]
 async fn bombs_are_stopped_by_the_caps() {
     let base = tempfile::tempdir().unwrap();
-    // A gibibyte of zeros in a few kilobytes; and what looks like an archive that never ends.
+    // A gibibyte of zeros in a few kilobytes; and an archive that seems endless.
     for (name, first) in [("file", Some(1_u64 << 30)), ("padding", None)] {
         let mut tar = Tar::default();
         match first {
@@ -295,7 +295,7 @@ async fn ten_million_entries_are_too_many() {
     for number in 0..100_000 {
         tar.header(b'0', format!("f{number}").as_bytes(), b"", 0);
     }
-    // The same frame again and again: they count, whatever their names are.
+    // The same frame repeated: entries count even under the same names.
     let frame = zstd::stream::encode_all(tar.0.as_slice(), 1).unwrap();
     let bomb = base.path().join("bomb.tar.zst");
     fs::write(&bomb, frame.repeat(100)).unwrap();
@@ -321,7 +321,7 @@ async fn a_damaged_compressed_archive_is_refused() {
         bytes[at] ^= 0xff;
         bytes
     };
-    // Cut, changed in the middle, and with a wrong checksum at the end.
+    // Truncated, changed in the middle, and with a wrong checksum at the end.
     for bytes in [whole[..whole.len() / 2].to_vec(), flipped(whole.len() / 2), flipped(whole.len() - 7)] {
         fs::write(&path, bytes).unwrap();
         let error = make(Source::Tar(path.clone()), &base.path().join("image")).await.unwrap_err();

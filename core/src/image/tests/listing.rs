@@ -1,4 +1,4 @@
-//! Everything that can be said of a directory's content.
+//! Lists everything about a directory's content.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -24,14 +24,14 @@ pub(super) struct Fact {
 
 pub(super) type Facts = BTreeMap<PathBuf, Fact>;
 
-/// All of `root`, but `lost+found` and what images get of their own.
+/// Everything in `root` except `lost+found` and what Nexus adds to images.
 pub(super) fn facts(root: &Path) -> Facts {
     let mut facts = Facts::new();
     walk(root, Path::new("."), &mut HashMap::new(), &mut facts);
     facts
 }
 
-/// Fails with the differences, not with both listings.
+/// Fails with only the differences.
 #[track_caller]
 pub(super) fn assert_same(is: &Facts, expected: &Facts) {
     let mut wrong = Vec::new();

@@ -1,4 +1,4 @@
-//! Images from real sources, compared with what is in them when they are mounted. These tests run as root.
+//! Images from real sources, mounted and compared with them. These tests run as root.
 
 mod failing;
 mod faithful;
@@ -25,7 +25,7 @@ async fn make(source: Source, into: &Path) -> Result<Built, ImageError> {
     build(source, into, &meta(InitMode::Agent), &Progress::default()).await
 }
 
-/// What is in a directory; nothing if it is not there.
+/// The names in a directory; none if it does not exist.
 fn names(directory: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut names: Vec<_> =
@@ -34,7 +34,7 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-/// Makes the image `into`/[`ROOTFS`] from a source. `into` is made if it is missing (a subvolume where that helps clones).
+/// Makes the image `into`/[`ROOTFS`] from a source. Makes `into` if it is missing, as a subvolume if that helps clones.
 async fn build(
     source: Source,
     into: &Path,
@@ -44,7 +44,7 @@ async fn build(
     build_within(source, into, meta, Limits::default(), progress).await
 }
 
-/// The same with caps of one's own.
+/// The same with explicit limits.
 async fn build_within(
     source: Source,
     into: &Path,

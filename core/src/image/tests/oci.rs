@@ -1,4 +1,4 @@
-//! OCI and Docker images in files and directories: their layers, and how they are wrong.
+//! OCI and Docker images in files and directories: their layers, and errors in them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +18,7 @@ fn saved(path: PathBuf, form: Form, name: Option<&str>) -> Source {
     Source::Saved { path, form, name: name.map(str::to_owned) }
 }
 
-/// Every file and link of an image but its own notes, with what is in it.
+/// Every file and link of an image except its own metadata, with contents.
 fn contents(built: &Built) -> Vec<(String, String)> {
     fn walk(directory: &Path, at: &str, found: &mut Vec<(String, String)>) {
         for name in names(directory) {
@@ -83,7 +83,7 @@ pub(super) fn layered() -> Recipe {
         .file("opaque/upper", "2")
         .file("marked-last/upper", "2")
         .file("marked-last/.wh..wh..opq", "")
-        // In its own layer a whiteout hides nothing, wherever it stands.
+        // A whiteout hides nothing in its own layer, wherever it is.
         .file(".wh.back", "")
         .file("back", "2")
         .file("half/upper", "2")
@@ -105,7 +105,7 @@ pub(super) fn layered() -> Recipe {
     let highest = Tar::default()
         .file("tree/c", "3")
         .file("gone-too", "3")
-        // One name of two: the other keeps the file.
+        // One of two names: the file stays under the other.
         .file(".wh.one", "")
         .link(b'1', "four", "two");
     let last = Tar::default().file(".wh.gone-too", "");
@@ -184,7 +184,7 @@ async fn archives_of_images_are_told_from_root_filesystems() {
         assert_eq!(names(&image), ["rootfs.ext4"]);
         fs::remove_dir_all(&image).unwrap();
     }
-    // A file of that name alone is a part of a root filesystem.
+    // A file of that name alone is just part of a root filesystem.
     for text in ["{}", "[]", r#"[{"Config":1}]"#, "no"] {
         fs::write(&archive, Tar::default().file("manifest.json", text).end()).unwrap();
         let built = make(Source::Tar(archive.clone()), &base.path().join("image")).await.unwrap();
@@ -244,7 +244,7 @@ async fn one_of_several_images_is_named() {
     }
 }
 
-/// Changes one thing of a good image, and expects that it is refused with these words.
+/// Changes one thing of a valid image, and expects it to be refused with these words.
 async fn refused(what: &str, expected: &str, change: impl FnOnce(&mut Recipe, &Path)) {
     let base = tempfile::tempdir().unwrap();
     let layout = base.path().join("layout");
@@ -440,7 +440,7 @@ async fn bombs_in_layers_are_stopped_by_the_caps() {
 #[tokio::test]
 async fn what_a_layer_hides_is_not_in_the_file() {
     let base = tempfile::tempdir().unwrap();
-    // A line that no compression and no other file has.
+    // A line that does not compress and is in no other file.
     let secret: String = (0..20_000_u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761))).collect();
     let lower = Tar::default()
         .file("kept", "kept")

@@ -1,4 +1,4 @@
-//! Files laid over a tree and over a filesystem that is there: the same result.
+//! Files added to a tree and to an existing filesystem: the result is the same.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -92,7 +92,7 @@ async fn overlays_on_a_tree_and_on_a_filesystem_are_the_same_when_mounted() {
         assert_eq!(built.size, ByteSize::mib(96));
         assert_laid(Mounted::read_only(&built.path).path());
     }
-    // The source is as it was.
+    // The source is unchanged.
     let mounted = Mounted::read_only(&plain.path);
     assert_eq!(fs::read_to_string(mounted.path().join("etc/motd")).unwrap(), "before");
     assert!(fs::read_to_string(mounted.path().join("etc/inittab")).unwrap().contains("tty1"));

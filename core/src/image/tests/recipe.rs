@@ -18,7 +18,7 @@ pub(super) enum Packed {
     Zstd,
 }
 
-/// An image in the making.
+/// An image that is being made.
 #[derive(Debug, Clone)]
 pub(super) struct Recipe {
     /// By digest.
@@ -77,7 +77,7 @@ impl Recipe {
         self
     }
 
-    /// Adds a blob; its descriptor.
+    /// Adds a blob; returns its descriptor.
     pub(super) fn blob(&mut self, media_type: &str, bytes: Vec<u8>) -> Value {
         let digest = digest(&bytes);
         let descriptor = json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() });
@@ -89,7 +89,7 @@ impl Recipe {
         self.blob(media_type, document.to_string().into_bytes())
     }
 
-    /// The manifest, with the configuration among the blobs.
+    /// The manifest; adds its configuration to the blobs.
     pub(super) fn manifest(&mut self) -> Value {
         let config = self.config.clone();
         let config = self.json("application/vnd.oci.image.config.v1+json", &config);
@@ -97,7 +97,7 @@ impl Recipe {
             "layers": self.layers })
     }
 
-    /// The descriptor of the manifest, which is among the blobs.
+    /// Adds the manifest to the blobs; returns its descriptor.
     pub(super) fn described(&mut self) -> Value {
         let manifest = self.manifest();
         self.json("application/vnd.oci.image.manifest.v1+json", &manifest)
@@ -121,8 +121,8 @@ impl Recipe {
         }
     }
 
-    /// The entry of this image in an archive of `docker save`, and its files as older versions have them: a directory for
-    /// each layer, links where layers are the same.
+    /// The entry of this image in an archive of `docker save`, and its files in the form of older versions: a directory
+    /// per layer, with links for equal layers.
     pub(super) fn saved(&self, tags: &[&str], mut tar: Tar) -> (Value, Tar) {
         let config = self.config.to_string();
         let name = format!("{}.json", digest(config.as_bytes()).strip_prefix("sha256:").unwrap());

@@ -1,4 +1,4 @@
-//! Images from registries: a real one on the loopback interface, and ones that lie.
+//! Images from registries: a real one on the loopback interface, and malicious ones.
 
 mod safe;
 mod tokens;
@@ -23,7 +23,7 @@ use crate::asset::testing::{Fault, Server};
 use crate::config::Environment;
 use crate::image::oci::{Access, Keychain, OciError, Remote};
 
-/// A port that is free, and none of those that the system gives to whoever asks for any.
+/// A free port outside the range that the system assigns automatically.
 fn free_port() -> u16 {
     let first = 20_000 + u16::try_from(std::process::id() * 37 % 10_000).expect("it is small");
     (first..32_000).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
@@ -38,7 +38,7 @@ struct Registry {
 }
 
 impl Registry {
-    /// Starts one; with a user and password where it is to ask for them.
+    /// Starts one, with authentication if a user and password are given.
     async fn start(login: Option<(&str, &str)>) -> Self {
         let base = tempfile::tempdir().unwrap();
         let free = format!("127.0.0.1:{}", free_port());
@@ -74,7 +74,7 @@ impl Registry {
         Self { process, address: free, auth, base }
     }
 
-    /// Puts all blobs of a recipe and a manifest under a name.
+    /// Pushes all blobs of a recipe and a manifest under a name.
     async fn push(&self, repository: &str, recipe: &Recipe, tag: &str, manifest: &Value) {
         crate::os::tls::provide();
         let config = ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() };
@@ -125,7 +125,7 @@ async fn a_real_registry_gives_images() {
     check_layered(&pull(&format!("{at}/group/layered:1.0"), &image).await.unwrap());
     assert_eq!(names(&image), ["rootfs.ext4"]);
 
-    // By its digest; what the name stood for is in the reference.
+    // By digest; the reference contains the digest that the name was resolved to.
     let resolved = Remote::parse(&format!("{at}/group/layered:1.0"), &Access::default())
         .unwrap()
         .resolve()
@@ -199,7 +199,7 @@ async fn credentials_open_a_private_registry() {
     }
 }
 
-/// The same by a program that keeps the credentials.
+/// The same with a credential helper.
 async fn open_by_helper(registry: &Registry) {
     use std::os::unix::fs::PermissionsExt;
     let (at, base) = (&registry.address, registry.base.path());
@@ -209,7 +209,7 @@ async fn open_by_helper(registry: &Registry) {
         [("PATH".into(), format!("{}:/usr/bin:/bin", base.display()).into())].into_iter().collect();
     let access = Access { keychain: Keychain::new(Some(file), environment), ..Access::default() };
     for (secret, fits) in [("wrong", false), ("secret", true)] {
-        // It knows nothing but this registry.
+        // It knows only this registry.
         let answer = json!({ "ServerURL": at, "Username": "me", "Secret": secret });
         let script =
             format!("#!/bin/sh\nread -r key\n[ \"$1 $key\" = 'get {at}' ] || exit 3\necho '{answer}'\n");
@@ -224,7 +224,7 @@ async fn open_by_helper(registry: &Registry) {
     assert_eq!(error.code(), ErrorCode::HostUnsuitable);
 }
 
-/// A registry that serves one image as it is told: `test:1`.
+/// A registry that serves one image, `test:1`, in configurable ways.
 struct Liar {
     server: Server,
     manifest: String,
@@ -232,7 +232,7 @@ struct Liar {
 }
 
 impl Liar {
-    /// With the blobs of a recipe, of which `replaced` gives other bytes.
+    /// With the blobs of a recipe; `replaced` may substitute their bytes.
     fn new(recipe: Recipe, replaced: impl Fn(usize, &[u8]) -> Option<Vec<u8>>) -> Self {
         Self::of(Server::start(), recipe, replaced)
     }
@@ -286,7 +286,7 @@ async fn lies_about_digests_and_sizes_are_found_out() {
             assert!(names(base.path()).is_empty(), "{what}");
         }
     }
-    // Without a word on its length, and without an end.
+    // Without a length, and endless.
     let liar = Liar::new(two_layers(), |_, _| None);
     liar.server.misbehave(&liar.blob(1), [Fault::Endless(vec![7; 100_000])]);
     let error = pull(&liar.name(), &base.path().join("image")).await.unwrap_err();
@@ -295,14 +295,14 @@ async fn lies_about_digests_and_sizes_are_found_out() {
     liar.server.misbehave(&liar.manifest, [Fault::Endless(b" ".repeat(100_000))]);
     let error = pull(&liar.name(), &base.path().join("image")).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::TooLarge, "{error}");
-    // A manifest that is not the one that was asked for.
+    // Another manifest than the requested one.
     let liar = Liar::new(two_layers(), |_, _| None);
     let wanted = digest(b"another");
     liar.server.put(&format!("/v2/test/manifests/{wanted}"), "{}");
     let name = format!("{}@{wanted}", liar.name().strip_suffix(":1").unwrap());
     let error = pull(&name, &base.path().join("image")).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::VerificationFailed, "{error}");
-    // Sizes that no disk has.
+    // Sizes larger than any disk.
     let mut recipe = two_layers();
     recipe.layers[1]["size"] = json!(u64::MAX);
     let liar = Liar::new(recipe, |_, _| None);
@@ -322,17 +322,17 @@ async fn interrupted_blobs_are_gone_on_with() {
         liar.server.requests().into_iter().filter(|r| r.target == blob).map(|r| r.range).collect();
     let expected = [None, Some("bytes=150000-"), Some("bytes=150000-"), Some("bytes=250000-")];
     assert_eq!(ranges, expected.map(|r| r.map(str::to_owned)));
-    // A server that knows no ranges gives all of it again.
+    // A server without support for ranges sends everything again.
     let liar = Liar::new(two_layers(), |_, _| None);
     liar.server.misbehave(&liar.blob(1), [Fault::CutAfter(150_000), Fault::NoRange]);
     pull(&liar.name(), &base.path().join("again")).await.unwrap();
-    // One that always fails is given up.
+    // After repeated failures it gives up.
     let liar = Liar::new(two_layers(), |_, _| None);
     liar.server.misbehave(&liar.blob(0), vec![Fault::Status(500); 20]);
     let error = pull(&liar.name(), &base.path().join("never")).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::DownloadFailed, "{error}");
     assert_eq!(liar.server.count(&liar.blob(0)), 5);
-    // One that is not there is not asked for again.
+    // A missing blob is not retried.
     let liar = Liar::new(two_layers(), |_, _| None);
     liar.server.remove(&liar.blob(0));
     let error = pull(&liar.name(), &base.path().join("never")).await.unwrap_err();

@@ -1,21 +1,21 @@
-//! Layers on each other, as OCI images have them: what a layer hides of those below it.
+//! Layers on top of each other, as in OCI images: what a layer hides of those below.
 //!
-//! A layer says that a name is gone by a file `.wh.NAME` beside it, and that a directory has nothing of the layers below by
-//! a file `.wh..wh..opq` in it. Both mean lower layers only, wherever they stand in their own.
+//! A file `.wh.NAME` in a layer hides NAME beside it; a file `.wh..wh..opq` hides everything in its directory. Both affect
+//! only lower layers, whatever their position in their own.
 
 use std::collections::BTreeMap;
 
 use super::{Body, ImageError, NodeId, Place, Tree, refuse};
 
-/// What names that hide another begin with.
+/// The prefix of names that hide another.
 const WHITEOUT: &[u8] = b".wh.";
-/// What names begin with that are notes of the layers' own.
+/// The prefix of names that are reserved for metadata of layers.
 const NOTES: &[u8] = b".wh..wh.";
-/// What hides all of a directory.
+/// The name that hides everything in a directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 impl Tree {
-    /// Begins a layer: what is there now is below it.
+    /// Starts a layer: everything so far is below it.
     pub(crate) fn begin_layer(&mut self) -> Result<(), ImageError> {
         const MOST: u16 = u16::MAX;
         self.layer =
@@ -24,7 +24,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Hides what an entry of a layer says is hidden; `false` if it is an ordinary entry.
+    /// Applies an entry that hides something; `false` if it is an ordinary entry.
     pub(crate) fn white_out(&mut self, path: &[u8]) -> Result<bool, ImageError> {
         let components = self.components(path)?;
         let Some((name, parents)) = components.split_last() else { return Ok(false) };
@@ -37,7 +37,7 @@ impl Tree {
             return Ok(true);
         }
         let Some(parent) = self.walk(&parents.join(&b'/')) else { return Ok(true) };
-        // Once is enough: what comes after it in this layer stays.
+        // Once is enough: entries that follow in this layer stay.
         let mark = (parent, name.to_vec());
         if self.children(parent).is_none() || !self.whiteouts.insert(mark) {
             return Ok(true);
@@ -55,7 +55,7 @@ impl Tree {
         }
     }
 
-    /// Remembers that the layer at hand put a name.
+    /// Records that the current layer put a name.
     pub(super) fn mark(&mut self, place: &Place) {
         let layer = self.layer;
         if let Body::Directory(children) = &mut self.nodes[place.parent as usize].body
@@ -65,7 +65,7 @@ impl Tree {
         }
     }
 
-    /// Takes a name away, unless this layer put it; of a directory, what this layer did not put into it.
+    /// Removes a name unless this layer put it; in a directory, removes what this layer did not put there.
     fn hide(&mut self, place: Place) {
         let Some(child) = self.child(&place) else { return };
         if matches!(self.nodes[child as usize].body, Body::Directory(_)) {

@@ -1,4 +1,4 @@
-//! The only files that a process may open, by Landlock.
+//! Restricts the files that a process may open, by Landlock.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -13,23 +13,23 @@ use super::ConfineError;
 use super::program::interpreter;
 use crate::os::paths::{LIBRARIES, LOADER_FILES};
 
-/// The newest rules that are used; older kernels apply those that they know.
+/// The newest version of the rules; older kernels apply those that they know.
 const RULES: ABI = ABI::V7;
 
-/// What may be done with a file, or with everything beneath a directory.
+/// The allowed access to a file, or to everything below a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     /// Read, and list.
     Read,
     /// Read and execute.
     Execute,
-    /// Read and write what is there; nothing is made or removed.
+    /// Read and write existing files, without making or removing any.
     Write,
     /// Read, write and control a device.
     Device,
     /// Make sockets and pipes in a directory, and use them; nothing else is read or written.
     Sockets,
-    /// Everything but execute and control devices.
+    /// Everything except executing and controlling devices.
     Manage,
 }
 
@@ -58,11 +58,11 @@ enum Place {
 struct Rule {
     place: Place,
     access: Access,
-    /// Whether it is no error if nothing is there.
+    /// Whether the file may be missing.
     is_optional: bool,
 }
 
-/// The files that a program may use. Without rules: none at all.
+/// The files that a program may use. Without rules it may use none.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Files {
     rules: Vec<Rule>,
@@ -70,25 +70,25 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Allows a file, or a directory with all that is beneath it.
+    /// Allows a file, or a directory with everything below it.
     pub(crate) fn allow(self, path: impl Into<PathBuf>, access: Access) -> Self {
         self.with(Rule { place: Place::Path(path.into()), access, is_optional: false })
     }
 
-    /// The same, if it is there.
+    /// The same, if it exists.
     pub(crate) fn allow_if_there(self, path: impl Into<PathBuf>, access: Access) -> Self {
         self.with(Rule { place: Place::Path(path.into()), access, is_optional: true })
     }
 
-    /// Allows an open file, whatever its path is.
+    /// Allows an open file, regardless of its path.
     pub(crate) fn allow_open(self, file: Arc<OwnedFd>, access: Access) -> Self {
         self.with(Rule { place: Place::Open(file), access, is_optional: false })
     }
 
-    /// Allows to execute a program, what runs it, and to read the host's libraries.
+    /// Allows a program to be executed with its interpreter, and the host's libraries to be read.
     pub(crate) fn program(mut self, program: &Path) -> Self {
         self = self.allow(program, Access::Execute);
-        // A script's shell has a loader itself.
+        // The shell of a script needs a loader itself.
         let mut next = interpreter(program).ok().flatten();
         for _ in 0..3 {
             let Some(path) = next else { break };
@@ -99,7 +99,7 @@ impl Files {
         libraries.fold(self, |files, path| files.allow_if_there(path, Access::Read))
     }
 
-    /// Allows the process to read what it sees mounted.
+    /// Allows the process to read the mounts that it sees.
     pub(crate) fn own_mounts(mut self) -> Self {
         self.has_own_mounts = true;
         self
@@ -110,7 +110,7 @@ impl Files {
         self
     }
 
-    /// Builds the rules; `None` where the kernel has no Landlock.
+    /// Builds the rules; `None` if the kernel has no Landlock.
     pub(super) fn prepare(&self) -> Result<Option<Ruleset>, ConfineError> {
         let refused = |source| ConfineError::Landlock { source };
         let mut ruleset = landlock::Ruleset::default()
@@ -154,7 +154,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | NotADirectory | PermissionDenied)
 }
 
-/// Rules that the kernel holds.
+/// Rules loaded into the kernel.
 #[derive(Debug)]
 pub(super) struct Ruleset {
     fd: OwnedFd,
@@ -173,8 +173,8 @@ const RULE_PATH_BENEATH: u32 = 1;
 const READ_FILE: u64 = 1 << 2;
 
 impl Ruleset {
-    /// In the child, as the file is another one for each process. It stays open in the program: as long as it is, the kernel
-    /// keeps the inode that the rule is about.
+    /// Runs in the child, because the file differs for each process. It stays open in the program: while it is open, the
+    /// kernel keeps the inode that the rule refers to.
     pub(super) fn allow_own_mounts(&self) -> io::Result<()> {
         use rustix::fs::{Mode, OFlags, open};
         if !self.has_own_mounts {
@@ -196,7 +196,7 @@ impl Ruleset {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Needs `no_new_privs`.
+    /// Requires `no_new_privs`.
     pub(super) fn apply(&self) -> io::Result<()> {
         // SAFETY: a plain system call on a descriptor that this value holds.
         let result = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.fd.as_raw_fd(), 0u32) };
@@ -204,7 +204,7 @@ impl Ruleset {
     }
 }
 
-/// The version of Landlock that this kernel has; `None` where it has none or it is switched off.
+/// The kernel's version of Landlock; `None` if it is missing or disabled.
 pub(crate) fn landlock_abi() -> Option<u32> {
     /// `LANDLOCK_CREATE_RULESET_VERSION` of linux/landlock.h.
     const VERSION: u32 = 1;

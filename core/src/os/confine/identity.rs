@@ -1,4 +1,4 @@
-//! Who a process is: its user, and what root's powers are left to it.
+//! The identity of a process: its user, and which of root's capabilities it keeps.
 
 use std::io;
 
@@ -16,7 +16,7 @@ pub(crate) struct User {
 pub(crate) const NOBODY: User = User { uid: 65534, gid: 65534 };
 
 impl User {
-    /// Becomes this user for good. Makes system calls only, and for the calling thread only.
+    /// Becomes this user permanently. Makes system calls only, and affects only the calling thread.
     pub(super) fn become_it(self) -> io::Result<()> {
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
         rustix::thread::set_thread_groups(&[])?;
@@ -26,11 +26,11 @@ impl User {
     }
 }
 
-/// The highest number that a capability can have.
+/// The highest possible number of a capability.
 const LAST: u32 = 63;
 
-/// Takes all capabilities but `keep` out of what programs may get that the calling thread executes. Makes system calls only, as the
-/// rest here.
+/// Removes all capabilities except `keep` from the bounding set, which limits what programs executed by this thread may gain.
+/// Makes system calls only, like everything here.
 pub(super) fn drop_bounding(keep: CapabilitySet) -> io::Result<()> {
     for number in 0..=LAST {
         let one = CapabilitySet::from_bits_retain(1 << number);
@@ -38,7 +38,7 @@ pub(super) fn drop_bounding(keep: CapabilitySet) -> io::Result<()> {
             continue;
         }
         match rustix::thread::remove_capability_from_bounding_set(one) {
-            // Past the last that this kernel knows; or not this process's to say, whose programs can gain none then.
+            // Either the kernel has no more capabilities, or this process may not drop them; its programs cannot gain any then.
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM) => {}
             Err(error) => return Err(error.into()),
         }
@@ -46,7 +46,7 @@ pub(super) fn drop_bounding(keep: CapabilitySet) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes them out of all other sets. `EPERM` where `keep` has one that the thread does not have.
+/// Removes all capabilities except `keep` from the other sets. `EPERM` if the thread lacks one of `keep`.
 pub(super) fn keep_only(keep: CapabilitySet) -> io::Result<()> {
     match rustix::thread::clear_ambient_capability_set() {
         // Kernels before 4.3 have no such set.

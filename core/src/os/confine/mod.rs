@@ -1,14 +1,14 @@
-//! Walls around a child process: what it may do is taken away from it between fork and exec.
+//! Confines a child process: takes rights away from it between fork and exec.
 //!
-//! A [`Confinement`] says how a program is to be confined. [`Confinement::prepare`] builds all that needs memory or files
-//! before the fork, and checks it; [`Walls::apply`] makes system calls only, so that it may stand in `pre_exec`.
+//! A [`Confinement`] describes the restrictions of a program. [`Confinement::prepare`] builds and checks everything that
+//! needs memory or files before the fork. [`Walls::apply`] only makes system calls, so it may run in `pre_exec`.
 //!
 //! ```text
 //! Confinement ── prepare ──> Walls ── fork ── apply: namespaces, root directory, limits, user, capabilities,
 //!                                                    no_new_privs, Landlock, seccomp ── exec
 //! ```
-//! What the kernel or the daemon's rights do not allow is left out where another wall stands behind it: namespaces without
-//! `CAP_SYS_ADMIN` (seccomp refuses network sockets as well), Landlock on kernels before 5.13. All else fails the start.
+//! A restriction that the kernel or the daemon's rights do not allow is left out if another one covers it: namespaces without
+//! `CAP_SYS_ADMIN` (seccomp also refuses network sockets), Landlock on kernels before 5.13. Any other failure fails the start.
 
 mod files;
 mod identity;
@@ -32,20 +32,20 @@ pub(crate) use self::identity::{NOBODY, User};
 pub(crate) use self::profile::{VmmFiles, is_root, shim, tools, vmm};
 pub(crate) use self::syscalls::Syscalls;
 
-/// How a child process is confined. The default confines nothing but privileges gained by exec (`no_new_privs`).
+/// The restrictions of a child process. The default only prevents it from gaining privileges by exec (`no_new_privs`).
 #[derive(Debug, Clone)]
 pub(crate) struct Confinement {
-    /// New, empty namespaces of these kinds, as far as this process may make them.
+    /// New, empty namespaces of these kinds, if this process may make them.
     pub namespaces: CloneFlags,
-    /// The directory that becomes its root and working directory. Only root may do this.
+    /// The directory that becomes its root and working directory. Requires root.
     pub root: Option<PathBuf>,
-    /// The user and group that it becomes, without supplementary groups. Only root may do this.
+    /// The user and group that it becomes, without supplementary groups. Requires root.
     pub user: Option<User>,
-    /// The capabilities that it keeps of those it has, in all sets; `None` takes none away.
+    /// The capabilities that it keeps, in all sets; `None` keeps all.
     pub capabilities: Option<CapabilitySet>,
-    /// Resource limits, soft and hard; one that is lower already stays.
+    /// Resource limits, soft and hard; lower existing limits stay.
     pub limits: Vec<(Resource, u64)>,
-    /// The only files that it may open, by Landlock; `None` for all that its user may.
+    /// The files that it may open, by Landlock; `None` allows everything that its user may open.
     pub files: Option<Files>,
     /// The system calls that it may make.
     pub syscalls: Syscalls,
@@ -65,7 +65,7 @@ impl Default for Confinement {
     }
 }
 
-/// Why walls cannot be built.
+/// Why the restrictions could not be built.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfineError {
     /// A file that the program needs cannot be opened.
@@ -81,13 +81,13 @@ pub(crate) enum ConfineError {
         #[source]
         source: landlock::RulesetError,
     },
-    /// There is no filter for this machine's system calls.
+    /// There is no system call filter for this architecture.
     #[error("build a system call filter")]
     Syscalls {
         #[source]
         source: seccompiler::BackendError,
     },
-    /// The root directory's path holds a zero byte.
+    /// The root directory's path contains a NUL byte.
     #[error("the root directory {path} has a zero byte in its path")]
     Root { path: PathBuf },
 }
@@ -98,7 +98,7 @@ impl From<ConfineError> for io::Error {
     }
 }
 
-/// Walls that are built and wait for the child.
+/// Restrictions that are ready to be applied to the child.
 #[derive(Debug)]
 pub(crate) struct Walls {
     namespaces: CloneFlags,
@@ -111,7 +111,7 @@ pub(crate) struct Walls {
 }
 
 impl Confinement {
-    /// Builds the walls. Opens files; blocks for some microseconds.
+    /// Builds the restrictions. Opens files; blocks for some microseconds.
     pub(crate) fn prepare(&self) -> Result<Walls, ConfineError> {
         let zero_byte = |path: &PathBuf| {
             CString::new(path.clone().into_os_string().into_vec())
@@ -130,16 +130,16 @@ impl Confinement {
 }
 
 impl Walls {
-    /// Puts the calling thread, and the program that it becomes, inside these walls; there is no way back. Makes system calls
-    /// only. The signal for its parent's death stays, though the kernel forgets it when the user changes.
+    /// Applies these restrictions to the calling thread, and to the program that it executes, permanently. Makes system calls
+    /// only. Restores the parent-death signal, which the kernel clears when the user changes.
     ///
     /// # Errors
-    /// The kernel's, for the first wall that cannot be put up.
+    /// The kernel's error for the first restriction that fails.
     pub(crate) fn apply(&self) -> io::Result<()> {
         let death = rustix::process::parent_process_death_signal()?;
         for kind in self.namespaces {
             match unshare(kind) {
-                // Not allowed, not in this kernel, or too many of them.
+                // Not allowed, not supported by this kernel, or too many of them.
                 Ok(()) | Err(nix::Error::EPERM | nix::Error::EINVAL | nix::Error::ENOSPC) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -1,4 +1,4 @@
-//! Who is confined how: tools that read what a guest wrote, and VMMs.
+//! The restrictions of tools that read what a guest wrote, and of VMMs.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use rustix::process::Resource;
 use super::{Access, CapabilitySet, Confinement, Files, NOBODY, Syscalls};
 use crate::os::paths::{KVM, LIBRARIES, PLAIN_DEVICES, PROCESSES, QEMU_FILES};
 
-/// The most memory that a filesystem tool takes, in bytes: `e2fsck` of a terabyte with a million files takes a tenth of it.
+/// The memory limit of a filesystem tool, in bytes: `e2fsck` of a terabyte with a million files needs a tenth of it.
 const TOOL_MEMORY: u64 = 4 << 30;
-/// The most files that a filesystem tool has open.
+/// How many files a filesystem tool may have open.
 const TOOL_FILES: u64 = 64;
-/// The most files that a VMM has open.
+/// How many files a VMM may have open.
 const VMM_FILES: u64 = 4096;
 
 /// Whether this process is root.
@@ -23,9 +23,9 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A program that works on the disk `disk`, which is `length` bytes long, for no more processor time than `timeout`: it may open
-/// that file, by [`Access::Read`] or [`Access::Write`], and the host's libraries; it reaches no network and no other process.
-/// Where this process is root, it is [`NOBODY`].
+/// The restrictions of a program for the disk `disk`, which is `length` bytes long. Its CPU time is limited to `timeout`. It
+/// may open that file with [`Access::Read`] or [`Access::Write`], and the host's libraries, but no network and no other
+/// process. If this process is root, the program runs as [`NOBODY`].
 pub(crate) fn tools(
     program: &Path,
     disk: Arc<OwnedFd>,
@@ -52,21 +52,21 @@ pub(crate) fn tools(
     }
 }
 
-/// The files of one VM, as its VMM opens them.
+/// The files that a VM's VMM opens.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct VmmFiles {
     /// The VMM's binary.
     pub binary: PathBuf,
-    /// The directory in which it makes sockets. It reads nothing there.
+    /// The directory for its sockets. It may not read there.
     pub directory: PathBuf,
-    /// Kernel, initramfs and drives that the guest may not write to.
+    /// Kernel, initramfs and read-only drives.
     pub read: Vec<PathBuf>,
-    /// Drives that the guest may write to, and pipes.
+    /// Writable drives, and pipes.
     pub write: Vec<PathBuf>,
 }
 
-/// A VMM: it opens its VM's files, the host's libraries and firmware, and KVM. It may make Unix sockets, but no others. Its user
-/// stays as it is: for a VMM of root, `user`, `root` and `namespaces` are to be set.
+/// The restrictions of a VMM: it may open its VM's files, the host's libraries and firmware, and KVM. It may make Unix sockets,
+/// but no other sockets. Its user is not changed: for a VMM started by root, set `user`, `root` and `namespaces`.
 pub(crate) fn vmm(vm: &VmmFiles) -> Confinement {
     let mut files = Files::default().program(&vm.binary).allow(&vm.directory, Access::Sockets);
     files = vm.read.iter().fold(files, |files, path| files.allow(path, Access::Read));
@@ -91,8 +91,8 @@ pub(crate) fn vmm(vm: &VmmFiles) -> Confinement {
     }
 }
 
-/// The parent of a VMM: it may use what its VMM may, everything in the VM's directory, and look at processes. System calls and
-/// limits stay: the VMM is still to be started.
+/// The restrictions of a VMM's parent: it may use what its VMM may use and everything in the VM's directory, and may look at
+/// processes. System calls and limits are not restricted, because it has yet to start the VMM.
 pub(crate) fn shim(vm: &VmmFiles) -> Confinement {
     let vmm = vmm(vm);
     let more =
@@ -100,7 +100,7 @@ pub(crate) fn shim(vm: &VmmFiles) -> Confinement {
     Confinement { files: vmm.files.map(more), syscalls: Syscalls::All, limits: Vec::new(), ..vmm }
 }
 
-/// Where a program that is installed below a directory of its own (`/opt/qemu/bin/…`) has its libraries and its firmware.
+/// The libraries and firmware of a program that is installed below a directory of its own (`/opt/qemu/bin/…`).
 fn beside(binary: &Path) -> Vec<PathBuf> {
     let binary = std::fs::canonicalize(binary).unwrap_or_else(|_| binary.to_owned());
     let prefix = binary.parent().filter(|directory| directory.ends_with("bin")).and_then(Path::parent);

@@ -1,4 +1,4 @@
-//! What the kernel opens besides a program when it executes it.
+//! Finds the files that the kernel opens in addition to a program when it executes it.
 
 use std::fs::File;
 use std::io;
@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 
 /// `PT_INTERP` of elf(5).
 const PT_INTERP: u64 = 3;
-/// The longest path that the kernel takes (`PATH_MAX`).
+/// The longest path that the kernel accepts (`PATH_MAX`).
 const PATH_MAX: u64 = 4096;
-/// Where a program header of a 64-bit file has its offset and its size, and how long the header is.
+/// The offset and the size in a program header of a 64-bit file, and the length of the header.
 const HEADER: usize = 56;
-/// The most program headers that are looked at: the kernel takes no more than fit in a page.
+/// The most program headers that are read: the kernel allows no more than fit in a page.
 const HEADERS_MAX: u64 = 128;
 
-/// What runs a program: the loader of a dynamically linked one (`PT_INTERP`), or what a script names in its first line.
-/// `None` for a statically linked one, and for what is no program for 64-bit machines of this byte order.
+/// The interpreter of a program: the loader of a dynamically linked one (`PT_INTERP`), or the interpreter in the first
+/// line of a script. `None` for a statically linked program, and for anything that is not a little-endian 64-bit program.
 pub(crate) fn interpreter(program: &Path) -> io::Result<Option<PathBuf>> {
     let file = File::open(program)?;
     let mut start = Vec::new();
@@ -48,7 +48,7 @@ fn path(bytes: &[u8]) -> PathBuf {
     std::ffi::OsString::from_vec(bytes.to_vec()).into()
 }
 
-/// A little-endian number of so many bytes.
+/// A little-endian number of this length.
 fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
     bytes[at..at + length].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }

@@ -1,7 +1,7 @@
-//! The system calls that a process may make, by seccomp.
+//! Restricts the system calls of a process, by seccomp.
 //!
-//! Filesystem tools get a list of what they may call, VMMs a list of what they may not: QEMU calls other things with each
-//! version, library and accelerator, and has a filter of its own on top (`-sandbox`).
+//! Filesystem tools get an allow list, VMMs a deny list: QEMU's calls vary with its version, libraries and accelerator, and it
+//! adds a filter of its own (`-sandbox`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,20 +21,20 @@ pub(crate) enum Syscalls {
     /// All of them.
     #[default]
     All,
-    /// Those of a program that works on one file: no sockets, no other processes, no change of rights.
+    /// Those of a program that works on one file: no sockets, no other processes, no change of privileges.
     Tool,
-    /// All but those that widen what a process can reach: mounts, namespaces, kernel modules, tracing, keys, io_uring, network
-    /// sockets. Unix sockets and other programs are left.
+    /// All except those that extend what a process can reach: mounts, namespaces, kernel modules, tracing, keys, io_uring,
+    /// network sockets. Unix sockets and executing other programs are allowed.
     Vmm,
-    /// As [`Syscalls::Vmm`], and no other programs, no kernel's sockets either.
+    /// As [`Syscalls::Vmm`], but without executing other programs.
     Shim,
 }
 
-/// What a process that has only this wall may not do any more is refused with this: to C libraries it means an older kernel.
+/// The error for calls that C libraries should take as missing from an older kernel.
 const UNKNOWN: u32 = libc::ENOSYS as u32;
 const REFUSED: u32 = libc::EPERM as u32;
 
-/// What a tool calls on all machines: memory, the files that it has, itself, its threads.
+/// The calls of a tool on all architectures: memory, its files, itself, its threads.
 const TOOL: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
@@ -119,7 +119,7 @@ const TOOL: &[c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// What only this kind of machine has.
+/// The calls that exist only on this architecture.
 #[cfg(target_arch = "x86_64")]
 const TOOL_HERE: &[c_long] = &[
     libc::SYS_open,
@@ -136,7 +136,7 @@ const TOOL_HERE: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const TOOL_HERE: &[c_long] = &[];
 
-/// What no VMM needs.
+/// The calls that no VMM needs.
 const NOT_VMM: &[c_long] = &[
     // Mounts.
     libc::SYS_mount,
@@ -187,7 +187,7 @@ const NOT_VMM: &[c_long] = &[
     libc::SYS_add_key,
     libc::SYS_request_key,
     libc::SYS_keyctl,
-    // Files past their directories, and parts of the kernel whose faults are known to be used.
+    // Opening files by handle, and parts of the kernel with known exploited bugs.
     libc::SYS_name_to_handle_at,
     libc::SYS_open_by_handle_at,
     libc::SYS_userfaultfd,
@@ -222,12 +222,12 @@ const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWNET,
 ];
 
-/// Filters that are compiled: all of them apply.
+/// Compiled filters; all of them apply.
 #[derive(Debug)]
 pub(super) struct Filters(&'static [BpfProgram]);
 
 impl Syscalls {
-    /// The filters, compiled once in a process.
+    /// The filters, compiled once per process.
     pub(super) fn filters(self) -> Result<Filters, ConfineError> {
         static COMPILED: [OnceLock<Vec<BpfProgram>>; 4] = [const { OnceLock::new() }; 4];
         let place = &COMPILED[self as usize];
@@ -250,7 +250,7 @@ impl Syscalls {
         }
     }
 
-    /// Puts the filter on all threads of this process. Needs `no_new_privs` on each of them, which it sets.
+    /// Applies the filter to all threads of this process. Sets `no_new_privs` on each of them, which it requires.
     pub(crate) fn apply_to_all_threads(self) -> io::Result<()> {
         for filter in self.filters()?.0 {
             seccompiler::apply_filter_all_threads(filter).map_err(io::Error::other)?;
@@ -260,7 +260,7 @@ impl Syscalls {
 }
 
 impl Filters {
-    /// For the calling thread and the program that it becomes. Makes system calls only.
+    /// Applies to the calling thread and the program that it executes. Makes system calls only.
     pub(super) fn apply(&self) -> io::Result<()> {
         for filter in self.0 {
             match seccompiler::apply_filter(filter) {
@@ -277,7 +277,7 @@ impl Filters {
 
 fn tool() -> Result<Vec<BpfProgram>, BackendError> {
     let mut rules: BTreeMap<_, _> = TOOL.iter().chain(TOOL_HERE).map(|call| (*call, Vec::new())).collect();
-    // Threads, but no processes. Threads come by clone3 where that is known: its flags are in memory, out of a filter's reach.
+    // Threads, but no processes. C libraries prefer clone3, whose flags are in memory where a filter cannot see them.
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![has_bit(0, libc::CLONE_THREAD)?])?]);
     Ok(vec![compiled(rules, SeccompAction::Errno(UNKNOWN), SeccompAction::Allow)?])
 }
@@ -288,13 +288,13 @@ fn vmm(refused: impl Iterator<Item = c_long>) -> Result<Vec<BpfProgram>, Backend
     rules.insert(libc::SYS_clone, namespaces.collect::<Result<_, _>>()?);
     let not_unix = is(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
     rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![not_unix])?]);
-    // Words put into a terminal as if they were typed there.
+    // Injecting input into a terminal.
     let typed = [libc::TIOCSTI, libc::TIOCLINUX]
         .into_iter()
         .map(|request| SeccompRule::new(vec![is(1, SeccompCmpOp::Eq, request)?]));
     rules.insert(libc::SYS_ioctl, typed.collect::<Result<_, _>>()?);
     let refused = compiled(rules, SeccompAction::Allow, SeccompAction::Errno(REFUSED))?;
-    // Its flags are in memory, out of a filter's reach; C libraries then use clone.
+    // A filter cannot see its flags, which are in memory; C libraries fall back to clone.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     Ok(vec![refused, compiled(clone3, SeccompAction::Allow, SeccompAction::Errno(UNKNOWN))?])
 }
@@ -319,7 +319,7 @@ fn compiled(
     Ok(program)
 }
 
-/// Refuses the second set of numbers that x86-64 has for the same calls (x32), which would pass by a list of numbers.
+/// Refuses the second set of system call numbers on x86-64 (x32), which would bypass a list of numbers.
 fn no_x32(machine: TargetArch) -> BpfProgram {
     if machine != TargetArch::x86_64 {
         return Vec::new();

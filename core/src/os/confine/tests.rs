@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::os::mounted::{USER, as_user};
 
-/// Runs a program inside walls.
+/// Runs a program with restrictions.
 fn run(walls: Walls, program: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(program);
     command.args(arguments).current_dir("/");
@@ -34,7 +34,7 @@ fn root_becomes_nobody_without_capabilities_in_namespaces_of_its_own() {
     let disk = directory.path().join("disk");
     std::fs::write(&disk, [0; 4096]).unwrap();
     let mut walls = tool_on(&disk, "/bin/cat");
-    // For the test: what the walls are is read by the program itself.
+    // Only for the test: the program reads its own restrictions.
     walls.files = walls.files.map(|files| files.allow("/proc", Access::Read));
     let status = said(&run(walls.prepare().unwrap(), "/bin/cat", &["/proc/self/status"]));
     for line in [
@@ -109,7 +109,7 @@ fn a_tool_starts_no_program_and_no_process() {
     assert!(std::fs::metadata(&disk).unwrap().len() <= 7, "longer than it was");
 }
 
-/// Tries what a VMM may not do; Python, as it calls the kernel by number.
+/// Tries what a VMM may not do; in Python, which can make system calls by number.
 const TRIES: &str = r#"
 import ctypes, os, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,4 @@
-//! The disk that a confined program works on: open before the program starts, lent to its user while it runs.
+//! The disk that a confined program works on: opened before the program starts, and lent to its user while it runs.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -15,16 +15,16 @@ use super::super::confine::{self, Access, Confinement, NOBODY};
 #[derive(Debug)]
 pub(super) struct Disk {
     path: PathBuf,
-    /// Also held by the walls that are being put up.
+    /// Also held by the restrictions that are being applied.
     file: Arc<OwnedFd>,
     access: Access,
     length: u64,
-    /// To whom it is given back.
+    /// The owner to restore.
     owner: Option<(u32, u32)>,
 }
 
 impl Disk {
-    /// Opens it, and gives it to the user that the program will be. Symbolic links and what is no regular file are refused.
+    /// Opens it, and gives it to the program's future user. Refuses symbolic links and anything but regular files.
     pub(super) fn open(path: &Path, access: Access) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(access == Access::Write);
@@ -44,17 +44,17 @@ impl Disk {
         &self.path
     }
 
-    /// The number of its descriptor, in the program as here.
+    /// The number of its descriptor, the same here and in the program.
     pub(super) fn number(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
-    /// What the program is given for its name.
+    /// The argument that names it for the program.
     pub(super) fn argument(&self) -> String {
         format!("/proc/self/fd/{}", self.number())
     }
 
-    /// What the program said, with the disk's own path.
+    /// The program's output, with the disk's real path.
     pub(super) fn named(&self, said: &str) -> String {
         said.replace(&self.argument(), &self.path.to_string_lossy())
     }
@@ -73,7 +73,7 @@ impl Disk {
         named
     }
 
-    /// How the program is confined; it may read its working directory, if it was given one.
+    /// The restrictions of the program; it may read its working directory if it has one.
     pub(super) fn confinement(
         &self,
         program: &Path,
@@ -98,15 +98,16 @@ impl Drop for Disk {
     }
 }
 
-/// Gives a file to nobody; whose it was. Nobody else gets to it: the directories above are closed to all but their owner.
+/// Gives a file to `nobody`, and returns its owner. Other users cannot reach it, because the parent directories are closed to
+/// all but their owner.
 fn lend(file: &File, metadata: &std::fs::Metadata) -> io::Result<(u32, u32)> {
     let (uid, gid) = (metadata.uid(), metadata.gid());
     fchown(file, Some(NOBODY.uid), Some(NOBODY.gid))?;
-    // One that a daemon left so when it was killed goes back to root.
+    // A file that a killed daemon left lent goes back to root.
     Ok(if uid == NOBODY.uid { (0, 0) } else { (uid, gid) })
 }
 
-/// Lets the program have this descriptor and, beside stdin, stdout and stderr, no other. In the child, before exec.
+/// Passes this descriptor to the program, and none besides stdin, stdout and stderr. Runs in the child, before exec.
 pub(super) fn pass(number: RawFd) -> io::Result<()> {
     // SAFETY: plain system calls on descriptor numbers; nothing is closed before exec. Where the kernel does not know the first,
     // what this process opened itself is closed on exec all the same.

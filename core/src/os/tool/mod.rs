@@ -1,10 +1,10 @@
-//! External programs: the only place that starts them, except VMMs (`vmm/process.rs`).
+//! Runs external programs. Nothing else starts any, except for VMMs (`vmm/process.rs`).
 //!
-//! Never through a shell. A program gets a clean environment, its own process group, an empty stdin and a deadline; what
-//! it says is kept only as a bounded tail. When it is cancelled, late, or nobody waits for it any more, its whole group
-//! is asked to end and, after a grace period, killed.
+//! Programs never run through a shell. Each gets a clean environment, its own process group, an empty stdin and a deadline;
+//! only a bounded tail of its output is kept. When it is cancelled, times out, or is dropped, its whole group gets SIGTERM and,
+//! after a grace period, SIGKILL.
 //!
-//! Programs that work on a disk ([`Call::disk`]) may do nothing else: what is on it, a guest wrote.
+//! Programs that work on a disk ([`Call::disk`]) may do nothing else, because a guest wrote the disk.
 
 mod disk;
 mod running;
@@ -30,7 +30,7 @@ use super::leftover;
 use super::own_mounts;
 use super::paths::PROGRAM_DIRECTORIES as PROGRAMS;
 
-/// Why an external program did not do its work.
+/// Why an external program failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     /// It is not installed.
@@ -50,18 +50,18 @@ pub enum ProgramError {
         #[source]
         source: io::Error,
     },
-    /// The walls around it could not be built.
+    /// Its restrictions could not be built.
     #[error("confine {name} to {}", .disk.display())]
     Confine {
         /// The program.
         name: &'static str,
-        /// The disk that it was to work on.
+        /// The disk for it to work on.
         disk: PathBuf,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// Its output or its end could not be read.
+    /// Its output or its exit could not be read.
     #[error("watch {name}")]
     Watch {
         /// The program.
@@ -70,33 +70,33 @@ pub enum ProgramError {
         #[source]
         source: io::Error,
     },
-    /// It ended with a failure.
+    /// It exited with a failure.
     #[error("{name} failed ({status}): {stderr}")]
     Failed {
         /// The program.
         name: &'static str,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
         /// The end of its error output.
         stderr: String,
     },
-    /// It took too long and was killed.
+    /// It timed out and was killed.
     #[error("{name} did not end within {} s", .after.as_secs())]
     Late {
         /// The program.
         name: &'static str,
-        /// How long it was given.
+        /// The timeout.
         after: Duration,
     },
-    /// It said more than it may, and was killed.
+    /// Its output exceeded the limit, and it was killed.
     #[error("{name} said more than {limit} bytes")]
     TooMuch {
         /// The program.
         name: &'static str,
-        /// How much it may say, in bytes.
+        /// The limit, in bytes.
         limit: usize,
     },
-    /// It was no longer wanted and was ended.
+    /// It was cancelled.
     #[error("{name} was cancelled")]
     Cancelled {
         /// The program.
@@ -105,7 +105,7 @@ pub enum ProgramError {
 }
 
 impl ProgramError {
-    /// The next thing to do, where there is one.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Missing { package, .. } => Some(format!("install the package {package}")),
@@ -120,7 +120,7 @@ impl ProgramError {
     }
 }
 
-/// The package that a program is in, on Debian and its relatives.
+/// The package of a program, on Debian and its relatives.
 fn package_of(name: &str) -> &'static str {
     match name {
         "mke2fs" | "debugfs" | "e2fsck" | "resize2fs" | "tune2fs" | "dumpe2fs" => "e2fsprogs",
@@ -134,7 +134,7 @@ fn package_of(name: &str) -> &'static str {
     }
 }
 
-/// An external program that is there.
+/// An installed external program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tool {
     name: &'static str,
@@ -161,7 +161,7 @@ impl Tool {
         Self::find_file(path.parent(), file, name)
     }
 
-    /// The program in the first of `directories` that has a file of the name `file`; messages call it `name`.
+    /// The program in the first of `directories` that has a file named `file`; messages call it `name`.
     pub fn find_file<'a>(
         directories: impl IntoIterator<Item = &'a Path>,
         file: &str,
@@ -175,12 +175,12 @@ impl Tool {
             .ok_or(ProgramError::Missing { name, package: package_of(name) })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A call of it, to be given arguments.
+    /// A call of it, to which arguments can be added.
     pub fn call(&self) -> Call {
         Call {
             tool: self.clone(),
@@ -199,7 +199,7 @@ impl Tool {
 /// The argument that names a disk.
 #[derive(Debug, Clone)]
 struct DiskArgument {
-    /// Which argument it is.
+    /// The index of the argument.
     at: usize,
     path: PathBuf,
     is_written: bool,
@@ -233,16 +233,16 @@ impl Call {
         self
     }
 
-    /// Adds the disk that it reads (a regular file) as an argument, and confines it to that: see [`Call::disk`].
+    /// Adds the disk that it reads (a regular file) as an argument, and confines it to that file: see [`Call::disk`].
     pub(crate) fn disk_to_read(self, path: &Path) -> Self {
         self.one_disk(path, false)
     }
 
-    /// Adds the disk that it reads and writes (a regular file) as an argument, and confines it to that.
+    /// Adds the disk that it reads and writes (a regular file) as an argument, and confines it to that file.
     ///
-    /// The program gets it as an open file, and may open nothing else but libraries and its working directory, if one is set. It
-    /// has no network, starts no other program, and takes bounded memory and time; the disk gets no longer. Where this process
-    /// is root, the program is `nobody`, to whom the disk belongs meanwhile.
+    /// The program gets it as an open file, and may otherwise open only libraries and its working directory, if one is set. It
+    /// has no network and cannot start other programs; its memory and time are limited, and the disk cannot grow. If this
+    /// process is root, the program runs as `nobody`, who owns the disk meanwhile.
     pub(crate) fn disk(self, path: &Path) -> Self {
         self.one_disk(path, true)
     }
@@ -252,43 +252,43 @@ impl Call {
         self.arg(path)
     }
 
-    /// Sets a variable beside `PATH` and `LC_ALL`.
+    /// Sets a variable in addition to `PATH` and `LC_ALL`.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env.push((key.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
-    /// Sets the working directory (else `/`).
+    /// Sets the working directory; the default is `/`.
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
         self
     }
 
-    /// Sets what it reads from its standard input (else nothing): as much as a pipe holds, 64 KiB.
+    /// Sets its standard input, which is empty by default: up to 64 KiB, the capacity of a pipe.
     pub fn input(mut self, bytes: &[u8]) -> Self {
         self.input = Some(bytes.to_owned());
         self
     }
 
-    /// Sets how long it may take (else ten minutes).
+    /// Sets the timeout; the default is ten minutes.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sets the exit codes that are no failure (else 0 only).
+    /// Sets the exit codes that mean success; the default is only 0.
     pub fn success(mut self, codes: &[i32]) -> Self {
         self.success = codes.to_vec();
         self
     }
 
-    /// Keeps what it mounts to it, so that it is gone with it, however it ends.
+    /// Makes its mounts private, so that they disappear with it, however it ends.
     pub fn own_mounts(mut self) -> Self {
         self.has_own_mounts = true;
         self
     }
 
-    /// Runs it to its end; its output is shown to `line`, line by line.
+    /// Runs it to its end; passes its output to `line`, line by line.
     pub async fn run_lines(
         self,
         cancel: &CancellationToken,
@@ -299,12 +299,12 @@ impl Call {
         running.finish(cancel, stdout, &mut line).await
     }
 
-    /// Runs it to its end and keeps the tail of what it says.
+    /// Runs it to its end and keeps the tail of its output.
     pub async fn run(self, cancel: &CancellationToken) -> Result<Finished, ProgramError> {
         self.run_lines(cancel, |_| {}).await
     }
 
-    /// Runs it to its end and keeps what it writes to its standard output, which is no more than `limit` bytes.
+    /// Runs it to its end and returns its standard output, up to `limit` bytes.
     pub async fn output(
         self,
         limit: usize,
@@ -321,14 +321,14 @@ impl Call {
             }
             if bytes.len() > limit { Err(ProgramError::TooMuch { name, limit }) } else { Ok(()) }
         };
-        // Who is left behind may hold the output open; what is given up here is killed.
+        // A process left behind may hold the output open; after the timeout it is killed.
         let both = async { tokio::try_join!(running.wait(cancel, |_| {}), read) };
         let ended = tokio::time::timeout(after + GRACE, both).await;
         let (finished, ()) = ended.unwrap_or(Err(ProgramError::Late { name, after }))?;
         Ok((finished, bytes))
     }
 
-    /// Starts it; for programs whose output is taken as it comes.
+    /// Starts it; for programs whose output is read while they run.
     pub fn start(mut self) -> Result<Running, ProgramError> {
         let name = self.tool.name;
         let disk = self.open_disk()?;
@@ -353,8 +353,8 @@ impl Call {
             // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
             unsafe {
                 command.pre_exec(|| match own_mounts::begin() {
-                    // Who may not do this can mount nothing either: that is for the program to say. And where `/` is no mount
-                    // point, as in a chroot, propagation stays as it is.
+                    // Without the right to do this, it cannot mount anything either, and will report that itself. And if `/` is
+                    // not a mount point, as in a chroot, propagation is not changed.
                     Ok(()) | Err(nix::Error::EPERM | nix::Error::EINVAL) => Ok(()),
                     Err(error) => Err(error.into()),
                 });
@@ -383,7 +383,7 @@ impl Call {
         Ok(Running { name, child, timeout: self.timeout, success: self.success, disk })
     }
 
-    /// Opens the disk, and names it in the arguments as the program has it.
+    /// Opens the disk, and puts its name for the program into the arguments.
     fn open_disk(&mut self) -> Result<Option<Disk>, ProgramError> {
         let Some(DiskArgument { at, path, is_written }) = self.disk.clone() else { return Ok(None) };
         let name = self.tool.name;
@@ -391,13 +391,13 @@ impl Call {
         let disk =
             Disk::open(&path, access).map_err(|source| ProgramError::Confine { name, disk: path, source })?;
         self.args[at] = disk.argument().into();
-        // Threads of the C library would reserve more memory than the limit allows on hosts with many processors.
+        // Otherwise threads of the C library would reserve more memory than the limit allows on hosts with many processors.
         self.env.push(("MALLOC_ARENA_MAX".into(), "1".into()));
         Ok(Some(disk))
     }
 }
 
-/// A standard input that holds these bytes, and ends.
+/// A standard input with these bytes.
 fn piped(input: &[u8]) -> io::Result<Stdio> {
     if input.len() > 64 << 10 {
         return Err(io::Error::other("its input is too long"));
@@ -407,7 +407,7 @@ fn piped(input: &[u8]) -> io::Result<Stdio> {
     Ok(Stdio::from(reader))
 }
 
-/// Whether a file can be run.
+/// Whether a file can be executed.
 pub(crate) fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }

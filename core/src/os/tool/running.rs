@@ -1,4 +1,4 @@
-//! A program that runs: what it says, and how it ends.
+//! A running program: its output, and how it ends.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,40 +14,40 @@ use tokio_util::sync::CancellationToken;
 use super::ProgramError;
 use super::disk::Disk;
 
-/// How much of a program's error output is kept, in bytes.
+/// How much of a program's stderr is kept, in bytes.
 pub(super) const TAIL_BYTES: usize = 4 << 10;
-/// The longest line of a program's output that is looked at, in bytes; the rest of it is dropped.
+/// The longest line of output, in bytes; the rest of the line is dropped.
 const LINE_BYTES: usize = 32 << 10;
-/// How long a program may take to clean up after it was asked to end.
+/// How long a program may take to clean up after SIGTERM.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
-/// How a program ended well.
+/// How a program ended successfully.
 #[derive(Debug, Clone)]
 pub struct Finished {
-    /// Its exit code, one of those that are no failure.
+    /// Its exit code, one of those that mean success.
     pub code: i32,
-    /// The end of its error output.
+    /// The end of its stderr.
     pub stderr: String,
 }
 
-/// A program that runs. Its process group is killed when this is dropped before its end.
+/// A running program. Its process group is killed if this is dropped before its end.
 #[derive(Debug)]
 pub struct Running {
     pub(super) name: &'static str,
     pub(super) child: Child,
     pub(super) timeout: Duration,
     pub(super) success: Vec<i32>,
-    /// What it works on; its owner's again once this is dropped.
+    /// The disk that it works on; given back to its owner when this is dropped.
     pub(super) disk: Option<Disk>,
 }
 
 impl Running {
-    /// Its standard output; to be taken once, and read or closed, before [`Running::wait`].
+    /// Its standard output; take it once, and read or close it before [`Running::wait`].
     pub fn stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
     }
 
-    /// Waits for its end, while the lines of its error output are shown to `line`.
+    /// Waits for its end, and passes the lines of its stderr to `line`.
     pub async fn wait(
         self,
         cancel: &CancellationToken,
@@ -71,7 +71,7 @@ impl Running {
         running.conclude(ended, tail).await
     }
 
-    /// Waits for its end; `stdout` is shown to `line`, line by line.
+    /// Waits for its end, and passes the lines of `stdout` to `line`.
     pub(super) async fn finish(
         mut self,
         cancel: &CancellationToken,
@@ -123,7 +123,7 @@ impl Running {
         }
     }
 
-    /// Asks the process group to end, then kills what is left of it.
+    /// Sends SIGTERM to the process group, and SIGKILL to what is left of it.
     async fn end(&mut self) {
         self.signal(Signal::TERM);
         if tokio::time::timeout(GRACE, self.child.wait()).await.is_err() {
@@ -134,7 +134,7 @@ impl Running {
         }
     }
 
-    /// Sends a signal to the process group, as long as its leader was not waited for (its number may be another's then).
+    /// Sends a signal to the process group, until its leader was reaped (after that, another process may have its number).
     fn signal(&self, signal: Signal) {
         let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return };
         if let Err(error) = kill_process_group(pid, signal) {
@@ -165,7 +165,7 @@ async fn race(
     }
 }
 
-/// Shows each line of `stream` to `line`, shortened to [`LINE_BYTES`]; a last line without an end counts too.
+/// Passes each line of `stream` to `line`, cut to [`LINE_BYTES`]; an unterminated last line counts too.
 async fn read_lines<R: AsyncRead + Unpin>(
     stream: Option<R>,
     line: &mut (dyn FnMut(&[u8]) + Send),

@@ -68,7 +68,7 @@ async fn lateness_and_cancellation_end_the_whole_group() {
             0,
         )
         .unwrap();
-        // Both the shell and its grandchild hold the FIFO open for writing; its reader sees the end when all are gone.
+        // The shell and its grandchild both hold the FIFO open for writing; its reader sees the end when all are gone.
         let reader = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&fifo).unwrap();
         let cancel = never();
         let call = Tool::find("sh")
@@ -113,13 +113,13 @@ async fn what_a_program_mounts_is_its_own() {
 
 #[test]
 fn a_root_that_is_no_mount_point_keeps_no_program_from_starting() {
-    // Of this thread alone; there are programs and their libraries in it.
+    // Only in this thread; it contains programs and their libraries.
     let thread = std::thread::spawn(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
         nix::unistd::chroot("/usr").unwrap();
         std::env::set_current_dir("/").unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        // There is no /dev/null for its input.
+        // There is no /dev/null for its stdin.
         let call = Tool::find("sh").unwrap().call().args(["-c", "exit 0"]).input(b"").own_mounts();
         runtime.block_on(call.run(&never())).unwrap()
     });
@@ -211,7 +211,7 @@ async fn on_a_disk() {
     show.run_lines(&never(), |line| said.push_str(&String::from_utf8_lossy(line))).await.unwrap();
     assert!(said.contains("named") && said.contains("Block count:              128000"), "{said}");
 
-    // Where it is told to read or write another file, it cannot; which disk it is about is told by its path.
+    // It cannot read or write other files, even if told to; messages name the disk by its real path.
     for command in [format!("write {} x", other.display()), "write /etc/passwd x".to_owned()] {
         let told = call("debugfs").args(["-w", "-R", &command]).disk(&place).run(&never()).await.unwrap();
         assert!(told.stderr.contains("Permission denied"), "{command}: {}", told.stderr);

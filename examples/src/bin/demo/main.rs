@@ -1,5 +1,5 @@
-//! The first virtual machine, before your eyes: starts `nexusd --stdio` with a state directory of its own, speaks MCP with
-//! it as any client would, and prints the conversation. `make demo` runs it; `demo NEXUSD DIRECTORY [IMAGE]` does too.
+//! The first virtual machine: starts `nexusd --stdio` with its own state directory, speaks MCP with it like any other
+//! client, and prints the conversation. `make demo` runs it; `demo NEXUSD DIRECTORY [IMAGE]` does too.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this program's output is its purpose")]
 
@@ -20,7 +20,7 @@ print('kernel', platform.release(), 'on', os.cpu_count(), 'cpu')
 /// The same for images without Python.
 const SHELL_SCRIPT: &str = "echo hello from $(hostname)\necho kernel $(uname -r) on $(nproc) cpu\n";
 
-/// How long the first virtual machine of a host may take: a kernel is downloaded and an image is made.
+/// The timeout for the first virtual machine of a host, which downloads a kernel and makes an image.
 const FIRST_VM: Duration = Duration::from_mins(20);
 
 fn main() -> ExitCode {
@@ -53,7 +53,7 @@ fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), C
         tools["tools"].as_array().into_iter().flatten().filter_map(|tool| tool["name"].as_str()).collect();
     show::notes(&format!("{} tools", names.len()), &names);
 
-    // What an interrupted demo may have left.
+    // Remains of an interrupted demo.
     let listed = client.call("vm_list", json!({}))?;
     let left = |vm: &Value| vm["name"] == VM;
     if listed["structuredContent"]["vms"].as_array().into_iter().flatten().any(left) {
@@ -132,7 +132,7 @@ fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), C
     Ok(())
 }
 
-/// Fails when none of a result's text blocks holds what it must.
+/// Fails unless one of a result's text blocks contains `text`.
 fn expect_text(result: &Value, text: &str) -> Result<(), ClientError> {
     let mut blocks = result["content"].as_array().into_iter().flatten();
     if blocks.any(|block| block["text"].as_str().is_some_and(|said| said.contains(text))) {

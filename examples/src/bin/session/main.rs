@@ -1,6 +1,6 @@
-//! An agent at work on somebody's repository: it brings 200 files into a virtual machine, runs their tests in the background,
-//! mends what fails, and hands the change back as a patch that git applies. `session NEXUSD DIRECTORY [IMAGE]` runs it and prints
-//! the conversation; what an agent would think of by itself is written down here.
+//! An agent that works on a repository: it copies 200 files into a virtual machine, runs their tests in the background, fixes
+//! what fails, and returns the change as a patch that git applies. `session NEXUSD DIRECTORY [IMAGE]` runs it and prints the
+//! conversation. What an agent would decide itself is fixed in this program.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this program's output is its purpose")]
 
@@ -16,11 +16,11 @@ use serde_json::{Value, json};
 const VM: &str = "session";
 /// Where the repository is in the virtual machine.
 const PLACE: &str = "/srv/repo";
-/// How many programs the repository has, and as many tests but one.
+/// How many programs the repository has; all but one have a test.
 const PROGRAMS: u32 = 100;
-/// The one that is wrong.
+/// The program with the bug.
 const WRONG: u32 = 42;
-/// Runs all tests, and says which fail.
+/// Runs all tests and prints which fail.
 const RUNNER: &str = "\
 failed=0
 for t in tests/*.sh; do
@@ -29,9 +29,9 @@ done
 echo \"$failed failed\"
 exit $failed
 ";
-/// How long the first virtual machine of a host may take.
+/// The timeout for the first virtual machine of a host.
 const FIRST_VM: Duration = Duration::from_mins(20);
-/// How long the agent thinks before it looks again.
+/// How long the agent thinks between two calls.
 const THOUGHT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
@@ -89,7 +89,7 @@ fn run(nexusd: &Path, directory: &Path, image: &str) -> Result<(), ClientError> 
         if facts["state"] == "ended" {
             break facts["exit_code"].clone();
         }
-        // So far all is well: the next look can wait for the end.
+        // Everything is fine so far: the next call can wait for the end.
         look = json!({ "vm": VM, "id": id, "cursor": facts["cursor"], "wait_ms": 45_000, "until_end": true });
     };
     timings.note("the tests", started.elapsed());
@@ -121,7 +121,7 @@ fn run(nexusd: &Path, directory: &Path, image: &str) -> Result<(), ClientError> 
     if mended != format!("echo {WRONG}\n") {
         return Err(ClientError::Unexpected { wanted: format!("echo {WRONG}"), got: mended });
     }
-    // Only what this program made.
+    // Contains only what this program made.
     let _ = fs::remove_dir_all(&repository);
 
     timings.print();
@@ -132,7 +132,7 @@ fn run(nexusd: &Path, directory: &Path, image: &str) -> Result<(), ClientError> 
     Ok(())
 }
 
-/// What a model does between two calls.
+/// Simulates a model that thinks between two calls.
 #[expect(clippy::disallowed_methods, reason = "nothing is waited for")]
 fn think() {
     std::thread::sleep(THOUGHT);
@@ -143,7 +143,7 @@ fn texts(result: &Value) -> impl Iterator<Item = &str> {
     result["content"].as_array().into_iter().flatten().filter_map(|block| block["text"].as_str())
 }
 
-/// A repository of small programs, each with a test but the last, of which one is wrong.
+/// Makes a repository of small programs, each with a test except the last; one of them has a bug.
 fn make_repository(place: &Path) -> std::io::Result<()> {
     for directory in ["src", "tests"] {
         fs::create_dir_all(place.join(directory))?;
@@ -169,7 +169,7 @@ fn apply(repository: &Path, patch: &str) -> Result<(), ClientError> {
     let file = repository.join("change.patch");
     fs::write(&file, patch).map_err(failed("write the patch"))?;
     let mut git = Command::new("git");
-    // The directory is no repository of git's, nor part of one above it.
+    // The directory is not in a git repository, and must not be treated as part of one above it.
     git.arg("apply").arg(&file).current_dir(repository).env("GIT_DIR", "/dev/null");
     let done = git.output().map_err(failed("run git"))?;
     if !done.status.success() {

@@ -1,4 +1,4 @@
-//! `nexusctl mcp`: a pump between an MCP client's stdio and the daemon's stream that survives the daemon.
+//! `nexusctl mcp`: forwards between an MCP client's stdio and the daemon's stream, and survives restarts of the daemon.
 //!
 //! ```text
 //!            ┌── online ──┐   lost: pending requests are answered with an error
@@ -8,7 +8,7 @@
 //!                  └──────────────────────────────────────────────────── dial with backoff; start the daemon
 //!                                                                        when a request waits for it
 //! ```
-//! The two directions do not wait for each other. stdout holds JSON lines and nothing else.
+//! The two directions are independent. stdout contains only JSON lines.
 
 mod session;
 mod stdio;
@@ -36,33 +36,33 @@ use crate::duplex;
 use crate::lines::{Line, LineReader};
 use crate::rpc::Envelope;
 
-/// There is one.
+/// The only peer.
 static DAEMON: Crowd = Crowd::new();
 
-/// The longest line that is read, so that one that is too long for the daemon can still be answered.
+/// The longest line that is read. It exceeds the daemon's limit, so that longer lines can still be answered.
 const READ_MAX: usize = 4 * LINE_MAX;
-/// Lines that are there together are written together, up to so many bytes.
+/// Lines that are available together are written together, up to this many bytes.
 const BATCH: usize = 64 << 10;
-/// How much is queued while there is no daemon, in bytes; beyond it the client is not read.
+/// How much is queued while there is no daemon, in bytes; beyond that, the client is not read.
 const QUEUE_MAX: usize = 2 * LINE_MAX;
-/// How long a daemon that went away has to come back by itself before it is started.
+/// How long a daemon that disconnected may take to return before a new one is started.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long a request waits for a daemon that somebody else has to start: as long as for one that is started here.
+/// How long a request waits for a daemon that somebody else must start: as long as for one that is started here.
 const PATIENCE: Duration = GRACE.saturating_add(launch::DEADLINE);
-/// The pauses between two attempts to reach it.
+/// The shortest and the longest pause between two connection attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// How long a daemon may take to answer the replayed `initialize`.
 const REPLAY: Duration = Duration::from_secs(15);
-/// How long pending requests may take after the client closed its side.
+/// How long running requests may take after the client closed its side.
 const FAREWELL: Duration = Duration::from_secs(60);
 
-/// How often a client that has sent its last line is looked at.
+/// How often to check for a client that has sent its last line.
 const GONE_CHECK: Duration = Duration::from_millis(50);
 
-/// What reads from the daemon.
+/// The reader of the daemon's lines.
 type DaemonReader = LineReader<duplex::Reader>;
 
-/// Runs the bridge until the client goes away.
+/// Runs the bridge until the client disconnects.
 pub(super) async fn run(
     app: &App,
     vm: Option<String>,
@@ -92,7 +92,7 @@ pub(super) async fn run(
     };
     match result {
         Ok(()) => Ok(0),
-        // The client went away without closing its side first.
+        // The client disconnected without closing its side first.
         Err(error) if error.is_silent() => Ok(0),
         Err(error) => Err(error),
     }
@@ -101,7 +101,7 @@ pub(super) async fn run(
 struct Bridge<'a> {
     app: &'a App,
     vm: Option<String>,
-    /// The tools to offer, where the client says so.
+    /// The set of tools to offer, if the client chose one.
     tools: Option<String>,
     start: bool,
     session: RefCell<Session>,
@@ -110,25 +110,25 @@ struct Bridge<'a> {
     output: Mutex<Output>,
     /// The client closed its side.
     closed: CancellationToken,
-    /// The first daemon was reached: until then nobody knows whether this bridge can work at all.
+    /// Set once the first daemon was reached: until then it is unknown whether this bridge works at all.
     reached: CancellationToken,
-    /// The queue has room again.
+    /// The queue has space again.
     drained: Notify,
-    /// An answer came, or a line was sent.
+    /// An answer arrived, or a line was sent.
     settled: Notify,
 }
 
-/// A daemon that can be written to.
+/// A connected daemon.
 struct Daemon {
     writer: Mutex<duplex::Writer>,
     lost: CancellationToken,
-    /// When the only request that waits was written.
+    /// When the only waiting request was written.
     sent: Cell<Option<Instant>>,
     busy_poll: RefCell<BusyPoll>,
 }
 
 impl Daemon {
-    /// Writes; false when the connection is lost.
+    /// Writes; false if the connection is lost.
     async fn write(&self, bytes: &[u8]) -> bool {
         let write = async { self.writer.lock().await.write_all(bytes).await };
         let is_written = tokio::select! {
@@ -141,7 +141,7 @@ impl Daemon {
         is_written
     }
 
-    /// A request was written: looks for its answer for a moment if it is the only one.
+    /// After a request was written: busy-polls for its answer if it is the only one.
     async fn look(&self, is_alone: bool) {
         self.sent.set(is_alone.then(Instant::now));
         if is_alone {
@@ -150,7 +150,7 @@ impl Daemon {
         }
     }
 
-    /// An answer came.
+    /// An answer arrived.
     fn answered(&self) {
         if let Some(sent) = self.sent.take() {
             self.busy_poll.borrow_mut().took(sent.elapsed());
@@ -167,7 +167,7 @@ fn same(a: Option<&Rc<Daemon>>, b: Option<&Rc<Daemon>>) -> bool {
 }
 
 impl Bridge<'_> {
-    /// From the client to the daemon. Ends only with an error: after the client's last line, [`Bridge::farewell`] decides.
+    /// Forwards from the client to the daemon. Ends only with an error: after the client's last line, [`Bridge::farewell`] decides.
     async fn read_client(&self, input: Input) -> Result<(), Error> {
         let mut reader = LineReader::new(input, READ_MAX, u64::MAX);
         let mut batch = Vec::new();
@@ -192,7 +192,7 @@ impl Bridge<'_> {
             };
             let daemon = self.daemon.borrow().clone();
             if !same(daemon.as_ref(), batch_for.as_ref()) {
-                // These lines were for a daemon that is gone, and were answered when it went.
+                // These lines were for the lost daemon, and have already been answered.
                 batch.clear();
                 batch_for.clone_from(&daemon);
             }
@@ -204,7 +204,7 @@ impl Bridge<'_> {
             if batch.len() < BATCH && reader.has_line() {
                 continue;
             }
-            // When this fails the daemon is lost, and what follows from that is done where it is read.
+            // A failure means that the daemon is lost, which the reading side handles.
             daemon.write(&batch).await;
             batch.clear();
             let is_alone = self.session.borrow().waits_for_one();
@@ -236,7 +236,7 @@ impl Bridge<'_> {
         }
     }
 
-    /// Ends when the client closed its side and nothing is left to be answered.
+    /// Ends when the client has closed its side and nothing is left to answer.
     async fn farewell(&self) {
         self.closed.cancelled().await;
         self.reached.cancelled().await;
@@ -244,7 +244,7 @@ impl Bridge<'_> {
         loop {
             let settled = self.settled.notified();
             if self.queue.borrow().is_empty() && self.session.borrow().is_idle() {
-                // The last answer may be on its way out: who writes it holds the output since it was taken in.
+                // The last answer may still be on its way: its writer holds the output lock since it was received.
                 drop(tokio::time::timeout_at(deadline, self.output.lock()).await);
                 return;
             }
@@ -254,7 +254,7 @@ impl Bridge<'_> {
         }
     }
 
-    /// Ends when the client is gone for good: it closed its side, and reads no answers either.
+    /// Ends when the client is gone: it has closed its side, and does not read answers either.
     async fn gone(&self) {
         self.closed.cancelled().await;
         while !duplex::is_unread(std::io::stdout()) {
@@ -262,7 +262,7 @@ impl Bridge<'_> {
         }
     }
 
-    /// From the daemon to the client, one daemon after the other.
+    /// Forwards from the daemon to the client, one daemon after another.
     async fn serve(&self) -> Result<(), Error> {
         let mut stream = match self.first().await {
             Ok(stream) => stream,
@@ -293,7 +293,7 @@ impl Bridge<'_> {
         connect::open(&self.app.socket()?, seen).await
     }
 
-    /// Serves one daemon until it is gone.
+    /// Serves one daemon until it disconnects.
     async fn serve_one(&self, stream: Stream) -> Result<(), Error> {
         let (read, write) = (stream.socket.into_std())
             .and_then(|socket| duplex::split(socket.into()))
@@ -331,7 +331,7 @@ impl Bridge<'_> {
         Ok(())
     }
 
-    /// Tells a new daemon what the one before knew, then sends what was queued. False when it was lost on the way.
+    /// Restores the session on a new daemon, then sends what was queued. False if the daemon was lost meanwhile.
     async fn hand_over(&self, daemon: &Rc<Daemon>, reader: &mut DaemonReader) -> Result<bool, Error> {
         let replay = self.session.borrow_mut().replay();
         if let Some((mut line, id)) = replay {
@@ -360,13 +360,14 @@ impl Bridge<'_> {
                 return Ok(false);
             }
         }
-        // Nothing was awaited since the queue was empty: no line can overtake another.
+        // There was no await since the queue was empty, so no line can overtake another.
         self.daemon.replace(Some(daemon.clone()));
         self.settled.notify_waiters();
         Ok(true)
     }
 
-    /// Reads until the answer to a request of the bridge comes; other lines go on to the client. False: refused, or lost.
+    /// Reads until the answer to the bridge's own request arrives; other lines are passed to the client. False if it was
+    /// refused or the daemon was lost.
     async fn await_answer(&self, reader: &mut DaemonReader, id: &str) -> Result<bool, Error> {
         loop {
             let line = match reader.next().await {
@@ -387,7 +388,7 @@ impl Bridge<'_> {
         }
     }
 
-    /// Passes the daemon's lines on until it is gone.
+    /// Forwards the daemon's lines until it disconnects.
     async fn read_daemon(&self, reader: &mut DaemonReader) -> Result<(), Error> {
         let mut batch = Vec::new();
         loop {
@@ -416,7 +417,7 @@ impl Bridge<'_> {
         }
     }
 
-    /// Reaches the next daemon; while there is none, requests wait, and after a while they are answered with an error.
+    /// Connects to the next daemon. Meanwhile requests wait, and after a while they are answered with an error.
     async fn reconnect(&self) -> Result<Stream, Error> {
         let lost = Instant::now();
         let mut pause = BACKOFF.0;
@@ -441,7 +442,7 @@ impl Bridge<'_> {
         }
     }
 
-    /// Answers every queued request with an error. What else is queued stays for the next daemon.
+    /// Answers every queued request with an error. Other lines stay queued for the next daemon.
     async fn refuse_queue(&self, error: &ToolError) -> Result<(), Error> {
         let lines = std::mem::take(&mut *self.queue.borrow_mut());
         let mut kept = VecDeque::new();

@@ -1,7 +1,7 @@
-//! What the bridge remembers of a client's session, so that a new daemon can take it over. No IO.
+//! The state of a client's session that a new daemon needs to take it over. No IO.
 //!
-//! Remembered are `initialize` and `notifications/initialized`, the log level and the subscriptions (all of them are sent
-//! again), and which requests wait for an answer (those are answered with an error when the daemon goes away).
+//! It keeps `initialize` and `notifications/initialized`, the log level and the subscriptions, which are all sent again,
+//! and the pending requests, which are answered with an error when the daemon disconnects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,26 +13,26 @@ use serde_json::{Value, json};
 
 use crate::rpc::Envelope;
 
-/// What ids of the bridge's own requests begin with; a client's ids are never looked at.
+/// The prefix of ids of the bridge's own requests; a client's ids are never interpreted.
 const OWN_IDS: &str = "nexusctl/replay/";
 
-/// What becomes of a line.
+/// What to do with a line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It goes to the other side.
+    /// Pass it to the other side.
     Forward,
-    /// It ends here.
+    /// Drop it.
     Drop,
-    /// It ends here, and this goes back.
+    /// Drop it, and answer this.
     Answer(String),
 }
 
-/// A request that waits for its answer.
+/// A pending request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Pending {
-    /// `initialize`: sent again as it is.
+    /// `initialize`: sent again unchanged.
     Initialize,
-    /// `tools/call`: answered with a tool error, which models get to see.
+    /// `tools/call`: answered with a tool error, which models can see.
     Call,
     /// A stream of notifications that ends with the connection.
     Listen,
@@ -54,10 +54,10 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Looks at a line of the client that is about to be sent.
+    /// Handles a line of the client that is about to be sent.
     pub(super) fn client_says(&mut self, line: &[u8]) -> Fate {
         let Some(envelope) = Envelope::parse(line) else {
-            // A batch, or not ours to judge: the daemon answers it.
+            // A batch, or a message that the daemon has to answer.
             let messages = serde_json::from_slice::<Vec<&RawValue>>(line).unwrap_or_default();
             for message in messages.into_iter().filter(|message| message.get().starts_with('{')) {
                 self.client_says(message.get().as_bytes());
@@ -101,13 +101,13 @@ impl Session {
                 Fate::Forward
             }
             (Some(_), None) | (None, None) => Fate::Forward,
-            // The answer to a question of a daemon that is gone means nothing to the next one.
+            // An answer to a question of the previous daemon is useless to the next one.
             (None, Some(id)) if self.asked.remove(id) => Fate::Forward,
             (None, Some(_)) => Fate::Drop,
         }
     }
 
-    /// Looks at a line of the daemon.
+    /// Handles a line of the daemon.
     pub(super) fn daemon_says(&mut self, line: &[u8]) -> Fate {
         let Some(envelope) = Envelope::parse(line) else { return Fate::Forward };
         match (&envelope.method, envelope.id()) {
@@ -127,19 +127,18 @@ impl Session {
         Fate::Forward
     }
 
-    /// Whether no request waits for an answer that will come.
+    /// Whether no pending request will still be answered.
     pub(super) fn is_idle(&self) -> bool {
         self.pending.values().all(|pending| *pending == Pending::Listen)
     }
 
-    /// Whether exactly one request waits for an answer that will come.
+    /// Whether exactly one pending request will still be answered.
     pub(super) fn waits_for_one(&self) -> bool {
         let mut waiting = self.pending.values().filter(|pending| **pending != Pending::Listen);
         waiting.next().is_some() && waiting.next().is_none()
     }
 
-    /// The daemon is gone: what the client is told of its pending requests. An unanswered `initialize` is given back to be
-    /// sent again.
+    /// The daemon is lost: returns the answers for pending requests. An unanswered `initialize` is returned to be sent again.
     pub(super) fn lost(&mut self, error: &ToolError) -> (Vec<String>, Option<Vec<u8>>) {
         self.asked.clear();
         let mut answers = Vec::new();
@@ -155,7 +154,7 @@ impl Session {
         (answers, again)
     }
 
-    /// What a new daemon is told first, and the id of its answer; `None` where the client has no session to take over.
+    /// The first message for a new daemon, and the id of its answer; `None` if the client has no session.
     pub(super) fn replay(&mut self) -> Option<(Vec<u8>, String)> {
         if !self.is_initialized {
             return None;
@@ -165,7 +164,7 @@ impl Session {
         with_id(&line, &id).map(|line| (line, format!("\"{id}\"")))
     }
 
-    /// What it is told after its answer.
+    /// The messages after its answer.
     pub(super) fn replay_rest(&mut self) -> Vec<Vec<u8>> {
         let mut lines: Vec<_> = self.announced.iter().cloned().collect();
         let requests: Vec<_> = self.log_level.iter().chain(self.subscriptions.values()).cloned().collect();
@@ -189,7 +188,7 @@ pub(super) fn refuse(line: &[u8], error: &ToolError) -> Option<String> {
     Some(answer(&pending(&envelope), envelope.id()?, error))
 }
 
-/// The answer to a line that was too long to be read.
+/// The answer to a line that was too long.
 pub(super) fn refuse_unread() -> String {
     let error = ToolError::new(ErrorCode::TooLarge, "a request was too large to be read");
     answer(&Pending::Other, "null", &error)
@@ -245,7 +244,7 @@ fn uri(envelope: &Envelope<'_>) -> Option<String> {
     serde_json::from_str(&param(envelope, "uri")?).ok()
 }
 
-/// The same request with an id of the bridge's own.
+/// The same request with one of the bridge's own ids.
 fn with_id(line: &[u8], id: &str) -> Option<Vec<u8>> {
     let mut message: Value = serde_json::from_slice(line).ok()?;
     message["id"] = id.into();

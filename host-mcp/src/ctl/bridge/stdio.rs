@@ -1,4 +1,4 @@
-//! This process's stdin and stdout without a thread in between, where they are pipes or sockets.
+//! This process's stdin and stdout, without a thread in between if they are pipes or sockets.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,17 +14,17 @@ pub(super) type Input = Box<dyn AsyncRead + Unpin>;
 /// What the bridge writes to.
 pub(super) type Output = Box<dyn AsyncWrite + Unpin>;
 
-/// Both ends, and what puts them back as they were.
+/// Both ends, and the guards that restore their flags.
 pub(super) struct Stdio {
     /// Standard input.
     pub(super) input: Input,
     /// Standard output.
     pub(super) output: Output,
-    /// Dropped last: the flags are shared with whoever else holds the same pipe.
+    /// Dropped last: others with the same pipe share the flags.
     pub(super) _restore: [Restore; 2],
 }
 
-/// Puts the flags of an open file back when dropped.
+/// Restores the flags of an open file when dropped.
 pub(super) struct Restore(Option<(OwnedFd, OFlags)>);
 
 impl Restore {
@@ -37,7 +37,7 @@ impl Restore {
 impl Drop for Restore {
     fn drop(&mut self) {
         if let Some((fd, flags)) = &self.0 {
-            // The other side may be gone; there is nothing to put back then.
+            // If the other side is gone, there is nothing to restore.
             rustix::fs::fcntl_setfl(fd, *flags).ok();
         }
     }

@@ -1,4 +1,4 @@
-//! The two ends of a copy, as they are named on the command line.
+//! The two ends of a copy, as given on the command line.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -24,26 +24,26 @@ pub(super) enum End {
 #[derive(Debug, PartialEq)]
 pub(super) struct InVm {
     pub(super) vm: Reference<VmKind>,
-    /// Absolute, without `.` and `..`; a slash or `/.` at its end is kept.
+    /// Absolute, without `.` and `..`; a trailing slash or `/.` is kept.
     pub(super) path: String,
-    /// The last name in it; none for `/`.
+    /// Its last component; none for `/`.
     pub(super) name: Option<String>,
 }
 
 impl InVm {
-    /// Whether what is in the directory is meant, and not itself.
+    /// Whether it means the contents of the directory instead of the directory.
     pub(super) fn is_contents(&self) -> bool {
         self.path.ends_with("/.") || self.name.is_none()
     }
 }
 
-/// Whether a path of this host means what is in a directory, and not itself.
+/// Whether a local path means the contents of a directory instead of the directory.
 pub(super) fn is_contents(path: &OsStr) -> bool {
     let bytes = path.as_bytes();
     bytes == b"." || bytes.ends_with(b"/.") || bytes.iter().all(|byte| *byte == b'/')
 }
 
-/// Reads an end as docker does: `VM:PATH`, unless there is no colon or it begins with `/` or `.`.
+/// Parses an end as docker does: `VM:PATH`, unless there is no colon or it begins with `/` or `.`.
 pub(super) fn end(word: &OsStr) -> Result<End, Error> {
     let bytes = word.as_bytes();
     if bytes.is_empty() {
@@ -78,7 +78,7 @@ pub(super) fn end(word: &OsStr) -> Result<End, Error> {
     Ok(End::Vm(InVm { vm, path, name }))
 }
 
-/// A path without empty names, `.` and `..`, as words only; what its end says of a directory stays.
+/// Removes empty components, `.` and `..` from a path, textually; an ending that marks a directory stays.
 fn cleaned(path: &str) -> (String, Option<String>) {
     let mut names: Vec<&str> = Vec::new();
     for name in path.split('/') {

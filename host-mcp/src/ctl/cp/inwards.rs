@@ -1,4 +1,4 @@
-//! Into a VM.
+//! Copies into a VM.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -18,10 +18,10 @@ use crate::ctl::App;
 use crate::ctl::error::Error;
 use crate::ctl::stream::{self, Stream, input};
 
-/// The name at the top of a stream where what is copied has none.
+/// The name at the top of a stream if the source has none.
 const NAMELESS: &[u8] = b"tree";
 
-/// Copies a file or a tree of this host.
+/// Copies a local file or tree.
 pub(super) async fn tree(
     app: &App,
     from: &Path,
@@ -40,7 +40,7 @@ pub(super) async fn tree(
     let packing = Packing { top, filter, specials: false };
     let opening = TreeInOpening { arrival: Some(what), ..opening(to, &how) };
     let mut stream = open(app, to, opening).await?;
-    // What there is to copy is looked at only if somebody wants to know.
+    // The total is determined only if progress is shown.
     let (source, packing, total) = match progress::is_shown(app) {
         false => (source, packing, None),
         true => {
@@ -67,7 +67,7 @@ pub(super) async fn tree(
     let copying = async {
         let sent = stream::send(&mut stream, chunks).await.map_err(|error| lost(&error, to))?;
         if let Some(words) = sent {
-            // The guest could not go on: its reason counts.
+            // The guest failed first: its reason is the cause.
             meter.cancel();
             return ended(&words, to);
         }
@@ -80,7 +80,7 @@ pub(super) async fn tree(
             ));
         }
         let summary = finish(stream, to).await?;
-        // The guest does not know what was left out.
+        // The guest does not know what was skipped.
         Ok(TreeSummary {
             skipped: packed.skipped,
             skipped_names: packed.skipped_names,
@@ -91,7 +91,7 @@ pub(super) async fn tree(
     let step = format!("copying to {}", to.vm);
     tokio::select! {
         done = progress::shown(app, meter, step, total, copying) => done,
-        // Without its end the VM keeps nothing half.
+        // Without the end mark the VM discards what it has unpacked.
         done = interrupted() => Err(done.err().unwrap_or(Error::Interrupted)),
     }
 }
@@ -123,7 +123,7 @@ pub(super) async fn tar(app: &App, to: &InVm, how: How, meter: &Meter) -> Result
         match sent {
             Ok(Some(words)) => return ended(&words, to),
             Ok(None) => {}
-            // Nothing else than standard input can fail on this side.
+            // On this side, only reading stdin can fail.
             Err(error) => match passing.await {
                 Ok(Err(source)) => return Err(Error::Input { source }),
                 Ok(Ok(())) | Err(_) => return Err(lost(&error, to)),
@@ -138,7 +138,7 @@ pub(super) async fn tar(app: &App, to: &InVm, how: How, meter: &Meter) -> Result
     }
 }
 
-/// Passes pieces on. One that cannot be read has to be known to the stream too, which must have no end then.
+/// Passes pieces on. If one cannot be read, the stream must know it too, so that it gets no end mark.
 async fn pass(
     first: Vec<u8>,
     mut pieces: mpsc::Receiver<std::io::Result<Vec<u8>>>,
@@ -197,7 +197,7 @@ async fn open(app: &App, to: &InVm, opening: TreeInOpening) -> Result<Stream, Er
     })
 }
 
-/// Says that all was sent, and waits until it is in its place.
+/// Sends the end mark, and waits until everything is in its place.
 async fn finish(stream: Stream, to: &InVm) -> Result<TreeSummary, Error> {
     let Stream { mut receiver, sender, .. } = stream;
     sender.end().await.map_err(|error| lost(&error, to))?;
@@ -205,12 +205,12 @@ async fn finish(stream: Stream, to: &InVm) -> Result<TreeSummary, Error> {
     ended(&words, to)
 }
 
-/// The name that a path of this host has; none for the root.
+/// The name of a local path; none for the root.
 fn own_name(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let name = |path: &Path| path.file_name().map(|name| name.as_bytes().to_vec());
     match name(path) {
         Some(name) => Ok(Some(name)),
-        // `..`, or the like.
+        // `..` or similar.
         None => {
             let fail = |source| Error::File { what: "read", path: PathBuf::from(path), source };
             Ok(name(&std::fs::canonicalize(path).map_err(fail)?))

@@ -1,10 +1,10 @@
-//! `nexusctl cp`: files and trees between this host and a VM, as `docker cp`.
+//! `nexusctl cp`: copies files and trees between this host and a VM, like `docker cp`.
 //!
 //! ```text
 //! SRC ── pack ──> stream of the VM ──> unpacked there       into a VM
 //! DST <── unpack ── stream of the VM <── packed there       out of it, where nothing that comes is trusted
 //! ```
-//! `-` is a tar stream on standard input or output, which goes through as it is.
+//! `-` is a tar stream on standard input or output, which is passed through unchanged.
 
 mod end;
 mod inwards;
@@ -31,9 +31,9 @@ use super::hint::About;
 use super::ui::Format;
 use crate::frames::FrameError;
 
-/// The exit code of a copy that was not made, or not whole.
+/// The exit code of a failed or incomplete copy.
 const FAILED: u8 = 1;
-/// Names of what was left out that are shown, at most.
+/// The maximum number of skipped names that are shown.
 const SHOWN: usize = 5;
 
 /// What to copy where.
@@ -59,7 +59,7 @@ pub(crate) struct Args {
     dst: OsString,
 }
 
-/// How a copy is made, whichever way.
+/// The options of a copy in either direction.
 struct How {
     archive: bool,
     follow: bool,
@@ -67,7 +67,7 @@ struct How {
     user: Option<String>,
 }
 
-/// Copies. As with `docker cp`, whatever keeps a copy from being made is exit code 1.
+/// Copies. As with `docker cp`, any failure is exit code 1.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     match copy(app, args).await {
         Err(error @ (Error::Tool(_) | Error::Guest(_) | Error::File { .. } | Error::Input { .. })) => {
@@ -80,7 +80,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
 
 async fn copy(app: &App, args: Args) -> Result<u8, Error> {
     let Args { archive, follow_link: follow, exclude, user, src, dst } = args;
-    // Wrong ones are told before anything is opened.
+    // Invalid patterns are reported before anything is opened.
     Filter::new(&exclude, false).map_err(|error| Error::usage(error.to_string()))?;
     if archive && user.is_some() {
         return Err(Error::usage(
@@ -138,7 +138,7 @@ fn words(summary: &TreeSummary) -> String {
     format!("{what}, {}", format::size(summary.bytes))
 }
 
-/// Warns of what was left out that was not to be; the exit code.
+/// Warns of files that were skipped unexpectedly; returns the exit code.
 fn complain(app: &App, summary: &TreeSummary) -> u8 {
     let is_asked_for = |why| matches!(why, SkipReason::Excluded | SkipReason::Ignored);
     let skipped = &summary.skipped;
@@ -159,7 +159,7 @@ fn complain(app: &App, summary: &TreeSummary) -> u8 {
     if skipped.is_incomplete() { FAILED } else { 0 }
 }
 
-/// Waits for a signal that ends a program.
+/// Waits for a signal that terminates programs.
 async fn interrupted() -> Result<(), Error> {
     let listen = |kind| signal(kind).map_err(|source| Error::Input { source });
     let [mut interrupt, mut terminate, mut hangup] =
@@ -172,17 +172,17 @@ async fn interrupted() -> Result<(), Error> {
     Ok(())
 }
 
-/// What failed on this host.
+/// A failure on this host.
 fn here(error: ToolError) -> Error {
     ToolError { message: format!("on this host: {}", error.message), ..error }.into()
 }
 
-/// What of a tree could not be read on this host.
+/// Why a tree could not be read on this host.
 fn failed_here(error: &TreeError) -> Error {
     here(error.to_tool_error())
 }
 
-/// What a guest says of a failure, with a word about what to do.
+/// A guest's error, with advice.
 fn of_guest(error: Error, at: &InVm) -> Error {
     let Error::Guest(mut refusal) = error else { return error };
     refusal.about = About::subject("vm", Some(&at.vm.to_string()));
@@ -202,7 +202,7 @@ fn of_guest(error: Error, at: &InVm) -> Error {
     Error::Guest(refusal)
 }
 
-/// How the guest says that a copy ended.
+/// Parses the guest's final message.
 fn ended(words: &[u8], at: &InVm) -> Result<TreeSummary, Error> {
     let misbehaved =
         |what: &str| ToolError::new(ErrorCode::GuestMisbehaved, format!("{}: {what}", at.vm)).into();

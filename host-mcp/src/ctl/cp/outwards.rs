@@ -1,4 +1,4 @@
-//! Out of a VM. Nothing that comes from there is trusted: it is unpacked only under the name that was asked for.
+//! Copies out of a VM. The data is not trusted: it is unpacked only under the requested name.
 
 use std::io::{ErrorKind, IsTerminal};
 use std::path::Path;
@@ -18,13 +18,13 @@ use crate::ctl::App;
 use crate::ctl::error::Error;
 use crate::ctl::stream::{self, Stream, write_all};
 
-/// The name at the top of a stream where what is copied has none.
+/// The name at the top of a stream if the source has none.
 const NAMELESS: &str = "tree";
-/// How long an interrupted copy may take to take away what it has half.
+/// How long an interrupted copy may take to remove its partial files.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
-/// The bits of a mode that are taken over: what a guest says is root's is root's in the guest only.
+/// The mode bits that are applied: setuid and setgid of a guest's files must not take effect here.
 const MODES: u32 = 0o1777;
-/// The same where owners are kept, too.
+/// The same if owners are kept, too.
 const MODES_OF_ARCHIVE: u32 = 0o7777;
 
 /// Copies a file or a tree to this host.
@@ -84,7 +84,7 @@ pub(super) async fn tree(
         let (received, unpacked) = tokio::join!(received, &mut work);
         let unpacked =
             unpacked.map_err(|error| Error::Unexpected { what: format!("the copy failed: {error}") })?;
-        // What the guest says of its failure counts more than that its archive has no end.
+        // The guest's error is more useful than the truncated archive.
         let said = match (received, &unpacked) {
             (Ok(Some(words)), _) => Some(words),
             (Ok(None), Ok(_)) => Some(
@@ -106,7 +106,7 @@ pub(super) async fn tree(
         done = progress::shown(app, meter, step, total, copying) => return done,
         done = interrupted() => done,
     };
-    // What is half here is taken away before this process ends.
+    // Partial files are removed before this process ends.
     meter.cancel();
     if !work.is_finished() {
         let _ = tokio::time::timeout(UNDO_TIMEOUT, work).await;
@@ -114,7 +114,7 @@ pub(super) async fn tree(
     Err(interrupted.err().unwrap_or(Error::Interrupted))
 }
 
-/// Writes a tree to standard output as the tar stream that comes from the VM.
+/// Writes a tree to standard output as the tar stream from the VM.
 pub(super) async fn tar(app: &App, from: &InVm, how: How, meter: &Meter) -> Result<TreeSummary, Error> {
     if app.ui.is_json() {
         return Err(Error::usage("standard output is the tar stream: leave out --json"));
@@ -131,7 +131,7 @@ pub(super) async fn tar(app: &App, from: &InVm, how: How, meter: &Meter) -> Resu
     let writing = tokio::task::spawn_blocking(move || {
         let stdout = std::io::stdout();
         while let Some(chunk) = chunks.blocking_recv() {
-            // Why a stream has no more shows where it is received.
+            // The receiving side reports why the stream ended.
             let Ok(bytes) = chunk else { return Ok(()) };
             write_all(&stdout, &bytes)?;
             counted.add(bytes.len() as u64);
@@ -159,7 +159,7 @@ pub(super) async fn tar(app: &App, from: &InVm, how: How, meter: &Meter) -> Resu
     }
 }
 
-/// How much there is to copy.
+/// How much will be copied.
 async fn plan(app: &App, from: &InVm, how: &How) -> Result<TreeSummary, Error> {
     let opening = TreeOutOpening { plan: true, ..opening(from, how) };
     let mut stream = open(app, from, opening).await?;
@@ -187,7 +187,7 @@ async fn open(app: &App, from: &InVm, opening: TreeOutOpening) -> Result<Stream,
     stream::open(app, &mut client, &from.vm, open).await.map_err(|error| of_guest(error, from))
 }
 
-/// How unpacking failed here; what came before is said.
+/// The error for a failure to unpack here, with what was copied before.
 fn broken_here(broken: &Broken) -> Error {
     let told = broken.to_tool_error();
     here(match told.code {
@@ -196,7 +196,7 @@ fn broken_here(broken: &Broken) -> Error {
     })
 }
 
-/// What was unpacked here, with what was left out on either side.
+/// The summary of what was unpacked here, including what either side skipped.
 fn merged(here: TreeSummary, there: TreeSummary) -> TreeSummary {
     let mut summary = TreeSummary { last: None, ..here };
     let here = std::mem::replace(&mut summary.skipped, there.skipped);

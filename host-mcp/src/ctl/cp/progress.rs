@@ -1,4 +1,4 @@
-//! How far a copy is: counted where it is made, shown on a terminal, and called off.
+//! The progress of a copy: counted where it is made, shown on a terminal, and cancelled.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,10 +11,10 @@ use crate::ctl::App;
 use crate::ctl::steps::Steps;
 use crate::ctl::ui::Format;
 
-/// How often it is shown.
+/// How often it is updated.
 const EVERY: Duration = Duration::from_millis(200);
 
-/// Bytes that were copied. Cheap to clone.
+/// The number of copied bytes. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Meter(Arc<Counts>);
 
@@ -25,17 +25,17 @@ struct Counts {
 }
 
 impl Meter {
-    /// More came.
+    /// Adds bytes.
     pub(super) fn add(&self, bytes: u64) {
         self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Has the copy end soon.
+    /// Cancels the copy.
     pub(super) fn cancel(&self) {
         self.0.is_over.store(true, Ordering::Relaxed);
     }
 
-    /// What a thread that packs or unpacks tells.
+    /// The callback for a thread that packs or unpacks.
     pub(super) fn watch(&self) -> impl FnMut(u64, u64) -> Result<(), TreeError> + Send + use<> {
         let this = self.clone();
         move |bytes, _| {
@@ -44,19 +44,19 @@ impl Meter {
         }
     }
 
-    /// The same where only whether it goes on matters.
+    /// The same, but only for cancellation.
     pub(super) fn wanted(&self) -> impl FnMut(u64, u64) -> Result<(), TreeError> + Send + use<> {
         let this = self.clone();
         move |_, _| if this.0.is_over.load(Ordering::Relaxed) { Err(TreeError::Cancelled) } else { Ok(()) }
     }
 }
 
-/// Whether there is a terminal to show it on, and somebody wants to see it.
+/// Whether progress is wanted and there is a terminal to show it on.
 pub(super) fn is_shown(app: &App) -> bool {
     app.ui.stderr_is_terminal && app.ui.format != Format::Quiet
 }
 
-/// Does `work`, and shows meanwhile how far it is.
+/// Runs `work` and shows its progress.
 pub(super) async fn shown<T>(
     app: &App,
     meter: &Meter,

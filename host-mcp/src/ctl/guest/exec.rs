@@ -1,4 +1,4 @@
-//! `nexusctl guest run`: a command in a VM, with its exact bytes and its exit code.
+//! `nexusctl guest run`: runs a command in a VM, with its exact output and its exit code.
 
 pub(super) mod output;
 mod stdin;
@@ -17,9 +17,9 @@ use crate::ctl::args::pair;
 use crate::ctl::client::Client;
 use crate::ctl::error::{Error, Refusal};
 
-/// The exit code of a program that is there and cannot be executed.
+/// The exit code if a program cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
-/// The exit code of a program that is not there.
+/// The exit code if a program does not exist.
 const NOT_FOUND: u8 = 127;
 
 /// What to run where.
@@ -62,7 +62,7 @@ pub(crate) struct How {
 }
 
 impl How {
-    /// As another verb says it.
+    /// Used by other verbs.
     pub(crate) fn new(
         cwd: Option<String>,
         env: Vec<(String, String)>,
@@ -74,7 +74,7 @@ impl How {
         Self { cwd, env, user, timeout, stdin, no_stdin }
     }
 
-    /// The same as another user, where none is asked for.
+    /// The same, with another default user.
     pub(crate) fn or_user(self, user: Option<String>) -> Self {
         Self { user: self.user.or(user), ..self }
     }
@@ -132,12 +132,12 @@ pub(crate) async fn run(
     }
 }
 
-/// A guest that gives another result than it was asked for.
+/// The error for a guest whose result is not what was requested.
 pub(super) fn not_asked_for(what: &str) -> Error {
     ToolError::new(ErrorCode::GuestMisbehaved, what).into()
 }
 
-/// The exit code that a shell would give for a program that did not start.
+/// The exit code of a shell for a program that did not start.
 pub(crate) fn not_started(error: &Error) -> Option<u8> {
     match error {
         Error::Guest(refusal) => match refusal.error.code {
@@ -149,7 +149,7 @@ pub(crate) fn not_started(error: &Error) -> Option<u8> {
     }
 }
 
-/// A whole line given as one word is meant for the shell.
+/// Adds a hint: a whole line in a single argument is probably meant for the shell.
 pub(crate) fn with_shell_hint(error: Error, program: &Program, vm: &str) -> Error {
     match (error, program) {
         (Error::Guest(refusal), Program::Argv(argv)) if argv.len() == 1 && argv[0].contains(' ') => {

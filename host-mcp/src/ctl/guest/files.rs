@@ -23,9 +23,9 @@ use crate::ctl::format;
 use crate::ctl::guest::exec::not_asked_for;
 use crate::ctl::ui::{Format, Mood, Table, Text};
 
-/// How many entries of a directory one call asks for.
+/// How many entries of a directory one call requests.
 const PAGE: u32 = 2000;
-/// How many entries are listed when not told otherwise.
+/// How many entries are listed by default.
 const ENTRIES: usize = 100_000;
 
 /// What to read.
@@ -169,7 +169,7 @@ fn read_as_json(last: &FileReadOutput, offset: u64, whole: &[u8]) -> Value {
     value
 }
 
-/// Writes to a file in a VM: in one step up to the cap of one call, larger ones piece by piece.
+/// Writes to a file in a VM: atomically up to the limit of one call, larger ones piece by piece.
 pub(super) async fn write(app: &App, args: WriteArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let vm = args.vm.to_string();
@@ -234,7 +234,7 @@ async fn write_piece(
     reply.facts(FileWrite::NAME, FileWrite::SHAPE)
 }
 
-/// Reads as much as one call carries; less only at the end.
+/// Reads as much as one call can carry; less only at the end.
 async fn next_piece(mut source: Box<dyn Read + Send>) -> Result<(Box<dyn Read + Send>, Vec<u8>), Error> {
     let reading = tokio::task::spawn_blocking(move || {
         let mut piece = Vec::new();

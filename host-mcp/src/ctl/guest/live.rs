@@ -1,4 +1,4 @@
-//! A command in a VM from its start to its end, however long that takes, with all of its output as it comes.
+//! Runs a command in a VM to its end, however long that takes, and passes on all of its output as it arrives.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use super::exec::output::Stream;
 use crate::ctl::client::{Client, Options, Reply};
 use crate::ctl::error::Error;
 
-/// How long the first call waits: most commands end before, and of others something is shown by then.
+/// How long the first call waits: most commands end sooner; of others, the first output is shown then.
 const YIELD_S: f64 = 0.5;
 /// How long each further one waits for output, in milliseconds.
 const WAIT_MS: u32 = 30_000;
-/// How many refusals of connections are kept for the end.
+/// How many refused connections are kept for the end.
 const DENIED_MAX: usize = 100;
 /// The most output of one stream that one result can carry, in bytes.
 const PIECE: u32 = 256 << 10;
 
-/// Runs a command to its end and gives `sink` every byte of its output. Ctrl-c kills it.
+/// Runs a command to its end and passes every byte of its output to `sink`. Ctrl-c kills it.
 pub(super) async fn run(
     client: &mut Client,
     vm: &str,
@@ -43,7 +43,7 @@ pub(super) async fn run(
     let reply = client.call_guest::<RunCommand>(vm, &params, options).await?;
     let mut facts: RunCommandOutput = reply.facts(RunCommand::NAME, RunCommand::SHAPE)?;
     let is_whole = facts.stdout.omitted_bytes == 0 && facts.stderr.omitted_bytes == 0;
-    // What is not whole is read again from its beginning, where that can be.
+    // Incomplete output is read again from its beginning, if possible.
     if (is_whole || facts.command_id.is_none())
         && let Err(error) = show(&reply, &mut sink)
     {
@@ -86,7 +86,7 @@ pub(super) async fn run(
         cursor = facts.cursor.take();
         if facts.state != CommandState::Running && !facts.more {
             for (stream, omitted) in [&mut facts.stdout, &mut facts.stderr].into_iter().zip(omitted) {
-                // What was read is not kept, and not lost.
+                // This output was already read; it is neither stored nor lost.
                 (stream.omitted_bytes, stream.dropped_bytes, stream.offset) = (omitted, 0, 0);
             }
             facts.network_denied = denied;
@@ -95,7 +95,7 @@ pub(super) async fn run(
     }
 }
 
-/// Kills a command whose output goes nowhere any more, such as to a `head` that has ended.
+/// Kills a command whose output nobody reads any more, for example because a `head` has ended.
 async fn abandon(
     client: &mut Client,
     vm: &str,
@@ -103,7 +103,7 @@ async fn abandon(
     error: Error,
 ) -> Result<RunCommandOutput, Error> {
     if let Some(id) = id {
-        // What went wrong first is told.
+        // The first error is reported.
         let _ = kill(client, vm, id).await;
     }
     Err(error)
@@ -112,7 +112,7 @@ async fn abandon(
 async fn kill(client: &mut Client, vm: &str, id: CommandId) -> Result<(), Error> {
     let params = CommandSignalParams { id, signal: Some("KILL".into()) };
     match client.call_guest::<CommandSignal>(vm, &params, Options::default()).await {
-        // It ended meanwhile.
+        // It has ended meanwhile.
         Ok(_) | Err(Error::Guest(_)) => Ok(()),
         Err(error) => Err(error),
     }

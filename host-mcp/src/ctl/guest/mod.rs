@@ -83,7 +83,7 @@ fn facts(os: &OsInfoOutput) -> Table {
     table.fact("memory", of(os.memory_available_bytes, os.memory_total_bytes));
     table.fact("disk", of(os.disk_available_bytes, os.disk_total_bytes));
     table.fact("load", os.load.map(|load| format!("{load:.2}")).join(" "));
-    // Whole seconds of a hostile clock: saturates, never panics.
+    // Rounded to whole seconds. The guest's clock is not trusted: the cast saturates and never panics.
     table.fact("up", format::millis((os.uptime_s * 1000.0) as u64));
     table.fact("init", &os.init);
     if let Some(system) = &os.system {

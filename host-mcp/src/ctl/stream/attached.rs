@@ -1,4 +1,4 @@
-//! A command in a VM with somebody attached to it: what they type and pipe in, what it writes, signals, and how it ends.
+//! Attaches to a command in a VM: handles its input, its output, signals, and its end.
 //!
 //! ```text
 //! stdin thread ──> typing ──────────────┐
@@ -6,7 +6,7 @@
 //!                        ^ took         │
 //! stdout thread <── the loop in `run` <─┴── frames <── VM
 //! ```
-//! The loop waits for nothing but what happens next, so that an interrupt always comes through.
+//! The loop waits for any next event, so an interrupt is always handled.
 
 use std::io;
 use std::time::Duration;
@@ -30,19 +30,19 @@ use crate::ctl::hint::About;
 use crate::duplex::Writer;
 use crate::frames::{Incoming, Sender};
 
-/// How many interrupts that change nothing make nexusctl end by itself.
+/// After this many interrupts without effect, nexusctl exits by itself.
 const INTERRUPTS_MAX: u32 = 3;
-/// How long a command may go on whose output nobody can read, before it is killed, and how long that may take.
+/// How long a command whose output cannot be written may continue before it is killed, and how long killing it may take.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Somebody who is attached.
+/// An attached client.
 pub(crate) struct Attached<'a> {
     pub(crate) app: &'a App,
     pub(crate) vm: String,
     pub(crate) stream: Stream,
     /// Whether standard input is passed on.
     pub(crate) input: bool,
-    /// Whether what is typed goes through a terminal there.
+    /// Whether the command has a terminal for its input.
     pub(crate) tty: bool,
     pub(crate) keys: DetachKeys,
 }
@@ -52,23 +52,23 @@ pub(crate) struct Attached<'a> {
 pub(crate) enum Outcome {
     /// The command has ended.
     Ended(Ended),
-    /// It goes on without this client.
+    /// It continues without this client.
     Detached {
-        /// Which.
+        /// Its id.
         command: Option<CommandId>,
-        /// Whether somebody else took over.
+        /// Whether another client took over.
         is_taken_over: bool,
     },
 }
 
-/// What is said to the VM besides input.
+/// Messages to the VM other than input.
 enum Word {
     Control(Control),
     Took(usize),
 }
 
 impl Attached<'_> {
-    /// Stays attached to the end.
+    /// Stays attached until the end.
     pub(crate) async fn run(self) -> Result<Outcome, Error> {
         let Self { app, vm, stream, input, tty, keys } = self;
         let Stream { opened, mut receiver, sender } = stream;
@@ -107,7 +107,7 @@ impl Attached<'_> {
                     Happened::Resized => if let (true, Some((cols, rows))) = (tty, size()) {
                         say(Control::Resize { cols, rows });
                     },
-                    // A terminal that is gone, or somebody who wants this program to end: the command is not meant.
+                    // The terminal was closed, or somebody wants this program to end: the command is not affected.
                     Happened::Signal("TERM" | "HUP") if tty => return Err(Error::Interrupted),
                     Happened::Signal(name) => {
                         interrupts += u32::from(name == "INT");
@@ -123,7 +123,7 @@ impl Attached<'_> {
                         drop(words.send(Word::Took(length)));
                     }
                     Err(error) => {
-                        // As in a shell: who writes to a pipe that nobody reads is ended.
+                        // As in a shell, a program that writes to a closed pipe is terminated.
                         say(Control::Signal { signal: "PIPE".into() });
                         deadline = Some(Instant::now() + UNREAD_TIMEOUT);
                         (broken, unwritten) = (Some(error), 0);
@@ -159,7 +159,7 @@ impl Attached<'_> {
                 },
                 () = until(deadline) => {
                     if std::mem::replace(&mut is_killed, true) && let Some(source) = broken.take() {
-                        // One that does not even heed that is left alone.
+                        // If even that has no effect, it is left alone.
                         return Err(Error::Output { source });
                     }
                     say(Control::Signal { signal: "KILL".into() });
@@ -196,7 +196,7 @@ fn ended(done: Done, vm: &str, command: Option<CommandId>, is_leaving: bool) -> 
     }
 }
 
-/// A guest's words without control characters, and cut to size.
+/// A guest's text without control characters, shortened.
 fn tame(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || *c == '\n').take(2000).collect()
 }
@@ -209,14 +209,14 @@ fn cut(
     Error::Cut { vm, command: command.map(|id| id.to_string()), source }
 }
 
-/// Says what is worth saying of a guest's notice.
+/// Prints a guest's notice if it is important.
 fn notify(app: &App, notice: &[u8]) {
     match serde_json::from_slice(notice) {
         Ok(Notice::Missed { bytes }) => {
             app.ui.warn(&format!("{} of output were missed here", format::size(bytes)))
         }
         Ok(Notice::Refused(error)) => app.ui.warn(&tame(&error.message)),
-        // Later guests may say more.
+        // Newer guests may send other notices.
         Ok(Notice::Writer { .. }) | Err(_) => {}
     }
 }
@@ -227,7 +227,7 @@ async fn speak(sender: Sender<Writer>, mut words: mpsc::UnboundedReceiver<Word>)
             Word::Control(control) => sender.control(&serde_json::to_vec(&control).unwrap_or_default()).await,
             Word::Took(bytes) => sender.took(bytes).await,
         };
-        // Why shows where frames are read.
+        // The reading side reports why.
         if sent.is_err() {
             return;
         }
@@ -236,7 +236,7 @@ async fn speak(sender: Sender<Writer>, mut words: mpsc::UnboundedReceiver<Word>)
 
 /// Why typing ended before the end of input.
 enum Left {
-    /// The keys for it were typed.
+    /// The detach keys were typed.
     Detached,
     /// Standard input cannot be read.
     Failed(io::Error),
@@ -255,7 +255,7 @@ async fn type_in(sender: Sender<Writer>, mut keys: Option<DetachKeys>, leave: mp
                 None => (bytes, false),
             },
         };
-        // Why it cannot be sent shows where frames are read.
+        // The reading side reports why it cannot be sent.
         if sender.data(&bytes).await.is_err() {
             return;
         }
@@ -267,7 +267,7 @@ async fn type_in(sender: Sender<Writer>, mut keys: Option<DetachKeys>, leave: mp
     let _ = sender.end().await;
 }
 
-/// What others tell this process.
+/// Signals to this process.
 struct Signals {
     all: [(&'static str, Signal); 4],
     resized: Signal,

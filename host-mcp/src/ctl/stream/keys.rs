@@ -1,13 +1,13 @@
-//! The keys that let go of a command: typed one after the other, they are not passed on.
+//! The keys that detach from a command: typed in sequence, they are not passed on.
 
 /// Those of docker.
 const DEFAULT: &str = "ctrl-p,ctrl-q";
 
-/// Looks for the keys in what is typed.
+/// Looks for the keys in the input.
 #[derive(Debug, Clone)]
 pub(crate) struct DetachKeys {
     keys: Vec<u8>,
-    /// How many of them were typed just now; they are held back.
+    /// How many of them were just typed; these are held back.
     typed: usize,
 }
 
@@ -18,7 +18,7 @@ impl Default for DetachKeys {
 }
 
 impl DetachKeys {
-    /// What of `bytes` is to be passed on, and whether the keys were typed; what comes behind them is nobody's.
+    /// The part of `bytes` to pass on, and whether the keys were typed; anything after them is dropped.
     pub(crate) fn pass(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
         let mut passed = Vec::with_capacity(bytes.len());
         for byte in bytes {
@@ -41,7 +41,7 @@ impl DetachKeys {
     }
 }
 
-/// Parses keys such as `ctrl-p,ctrl-q`; none where they are empty.
+/// Parses keys such as `ctrl-p,ctrl-q`; an empty text means none.
 pub(crate) fn detach_keys(text: &str) -> Result<DetachKeys, String> {
     let key = |word: &str| match (word.strip_prefix("ctrl-"), word.as_bytes()) {
         (None, [byte]) if byte.is_ascii_graphic() => Ok(*byte),

@@ -1,4 +1,4 @@
-//! Streams into VMs: a ticket from the daemon, then frames on a connection of their own.
+//! Streams into VMs: a ticket from the daemon, then frames on a separate connection.
 
 mod attached;
 mod keys;
@@ -43,7 +43,7 @@ pub(crate) async fn open(
     redeem(app, vm, &path).await
 }
 
-/// Sends all that comes, without an end behind it. If the guest says meanwhile how the stream ended, its words.
+/// Sends all data, without an end mark. Returns the guest's final message if that comes meanwhile.
 pub(crate) async fn send(
     stream: &mut Stream,
     from: tokio::sync::mpsc::Receiver<nexus_tree::Chunk>,
@@ -51,7 +51,7 @@ pub(crate) async fn send(
     nexus_tree::stream::send(&mut stream.receiver, &stream.sender, from).await
 }
 
-/// Where a stream can be opened, once.
+/// The path at which a stream can be opened once.
 pub(crate) async fn ticket(client: &mut Client, vm: &Reference<VmKind>, open: Open) -> Result<String, Error> {
     let params = GuestStreamOpenParams { vm: vm.clone(), open };
     Ok(client.call::<GuestStreamOpen>(&params).await?.path)

@@ -1,4 +1,4 @@
-//! Standard input and outputs of this process, on threads of their own: whoever is slow to write or to read holds up nothing else.
+//! Standard input and outputs of this process, on separate threads, so that a slow peer blocks nothing else.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 64 << 10;
-/// How many pieces of input may wait.
+/// How many pieces of input may be buffered.
 const AHEAD: usize = 4;
 
-/// What standard input gives: pieces, then the end of the channel at its end.
+/// The pieces of standard input; the channel closes at its end.
 pub(crate) fn input() -> mpsc::Receiver<io::Result<Vec<u8>>> {
     let (pieces, receiver) = mpsc::channel(AHEAD);
     std::thread::spawn(move || {
@@ -30,7 +30,7 @@ pub(crate) fn input() -> mpsc::Receiver<io::Result<Vec<u8>>> {
                     wait(&stdin, PollFlags::IN);
                     continue;
                 }
-                // The terminal is gone.
+                // The terminal was closed.
                 Err(Errno::IO) => return,
                 Err(error) => Err(io::Error::from(error)),
             };
@@ -43,10 +43,10 @@ pub(crate) fn input() -> mpsc::Receiver<io::Result<Vec<u8>>> {
     receiver
 }
 
-/// Where what comes is written, in its order.
+/// Writes output in order.
 pub(super) struct Output {
     pieces: threads::Sender<(To, Bytes)>,
-    /// How much was written of each piece, or why it could not be.
+    /// How much of each piece was written, or the error.
     pub(super) written: mpsc::UnboundedReceiver<io::Result<usize>>,
 }
 
@@ -75,20 +75,20 @@ impl Output {
         Self { pieces, written }
     }
 
-    /// Has a piece written. How much may wait is the giver's business.
+    /// Queues a piece. The caller limits how much is queued.
     pub(super) fn put(&self, to: To, bytes: Bytes) {
-        // A writer that is gone has said why.
+        // If the writer is gone, it has reported why.
         let _ = self.pieces.send((to, bytes));
     }
 }
 
-/// Past the buffers of the library: bytes go out as they come.
+/// Bypasses the library's buffers, so that bytes are written immediately.
 pub(crate) fn write_all(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(&to, bytes) {
             Ok(written) => bytes = &bytes[written..],
             Err(Errno::INTR) => {}
-            // Somebody else made the terminal or pipe so.
+            // Another process made the terminal or pipe non-blocking.
             Err(Errno::AGAIN) => wait(&to, PollFlags::OUT),
             Err(error) => return Err(error.into()),
         }
@@ -97,11 +97,11 @@ pub(crate) fn write_all(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 fn wait(fd: impl AsFd, what: PollFlags) {
-    // Whatever comes of it shows where it is used next.
+    // An error shows at the next use.
     let _ = rustix::event::poll(&mut [PollFd::new(&fd, what)], None);
 }
 
-/// Whether this is a regular file at its beginning: one that somebody reads line by line is further on.
+/// Whether this is a regular file at its beginning; a file that somebody reads line by line is further on.
 pub(crate) fn is_fresh_file(fd: impl AsFd) -> bool {
     let kind = rustix::fs::fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
     kind == Ok(FileType::RegularFile) && rustix::fs::seek(&fd, SeekFrom::Current(0)) == Ok(0)

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// Whether both ends of this process are a terminal, so that somebody can type at it.
+/// Whether both ends of this process are a terminal, so that somebody can type.
 pub(crate) fn is_terminal() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
 }
@@ -15,13 +15,13 @@ pub(crate) fn size() -> Option<(u16, u16)> {
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
-/// Every key goes through as it is typed, until this is dropped: then the terminal is as it was.
+/// Raw mode: every key is passed on as it is typed. Dropping this restores the terminal.
 pub(super) struct RawMode {
     before: Termios,
 }
 
 impl RawMode {
-    /// Begins it; `None` where standard input is no terminal.
+    /// Enters it; `None` if standard input is not a terminal.
     pub(super) fn begin() -> Option<Self> {
         let before = tcgetattr(io::stdin()).ok()?;
         let mut raw = before.clone();
@@ -33,7 +33,7 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // A terminal that is gone needs nothing.
+        // A closed terminal needs no restoring.
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);
     }
 }

@@ -1,4 +1,4 @@
-//! `nexusctl vm console`: what a VM writes to its serial console, as it comes.
+//! `nexusctl vm console`: follows a VM's serial console.
 
 use nexus_schema::Reference;
 use nexus_schema::id::VmKind;

@@ -1,4 +1,4 @@
-//! Files of this host that a new VM is to have.
+//! Local files for a new VM.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use nexus_schema::tools::vm::VmFile;
 
 use crate::ctl::error::Error;
 
-/// A file as it is here: its content and its permission bits.
+/// A local file: its content and its permission bits.
 pub(super) fn read(path: PathBuf) -> Result<VmFile, Error> {
     match content(&path) {
         Ok(file) => Ok(file),

@@ -1,4 +1,4 @@
-//! `nexusctl vm list`, and `nexusctl ps` for those that run.
+//! `nexusctl vm list`, and `nexusctl ps` for running ones.
 
 use std::collections::BTreeMap;
 
@@ -59,7 +59,7 @@ pub(crate) async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// Lists VMs that run; all of them where that is asked for.
+/// Lists running VMs, or all on request.
 pub(crate) async fn ps(app: &App, args: PsArgs) -> Result<u8, Error> {
     if args.all || args.which.state.is_some() {
         return list(app, args.which).await;
@@ -86,7 +86,7 @@ pub(crate) async fn ps(app: &App, args: PsArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// All VMs that are asked for.
+/// All requested VMs.
 pub(super) async fn listed(client: &mut Client, args: ListArgs) -> Result<Listed<VmSummary>, Error> {
     let tags: BTreeMap<_, _> = args.tag.into_iter().collect();
     let page =
@@ -94,7 +94,7 @@ pub(super) async fn listed(client: &mut Client, args: ListArgs) -> Result<Listed
     list::all::<VmList, VmSummary>(client, &args.paging, "vms", page).await
 }
 
-/// Whether a VM has a machine that runs, or is about to.
+/// Whether a VM's machine is running, or about to run.
 pub(super) fn is_up(state: VmState) -> bool {
     match state {
         VmState::Creating
@@ -107,7 +107,7 @@ pub(super) fn is_up(state: VmState) -> bool {
     }
 }
 
-/// The result as it came, without the VMs that do not run.
+/// The unchanged result, without stopped VMs.
 fn only_running(listed: &Listed<VmSummary>) -> Result<Map<String, Value>, Error> {
     let garbled = |source| Error::Garbled { during: "vm_list".into(), source };
     let mut whole: Map<String, Value> = serde_json::from_str(listed.raw.get()).map_err(garbled)?;

@@ -1,4 +1,4 @@
-//! `nexusctl vm logs`: a VM's console, once or as it grows.
+//! `nexusctl vm logs`: a VM's console, once or followed.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::ctl::App;
 use crate::ctl::client::{Client, Options, Reply, raw};
 use crate::ctl::error::Error;
 
-/// How long one call waits for something new.
+/// How long one call waits for new output.
 const FOLLOW_WAIT_S: u32 = 20;
 
 /// Whose console, and how much of it.
@@ -35,13 +35,13 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// The console as it comes.
+    /// Follows the console.
     pub(super) fn following(vm: Reference<VmKind>, raw: bool) -> Self {
         Self { vm, follow: true, bytes: 32_768, cursor: None, raw }
     }
 }
 
-/// The facts; the text may be there or in a content block.
+/// The structured part; the text is in it or in a content block.
 #[derive(Deserialize)]
 struct Facts {
     #[serde(default)]
@@ -94,7 +94,7 @@ async fn read(client: &mut Client, params: &VmLogsParams) -> Result<(String, Fac
     Ok((text, facts))
 }
 
-/// The console's text in the content: marked as a stream, else all text.
+/// The console's text in the content: the block marked as a stream, or else all text.
 fn block(reply: &Reply) -> Option<String> {
     debug_assert!(reply.meta.contains_key(RESULT_META), "the facts were read before");
     reply.stream("content").map(str::to_owned).or_else(|| Some(reply.text()))

@@ -109,7 +109,7 @@ pub(crate) struct CreateArgs {
 }
 
 impl CreateArgs {
-    /// Where it comes from, and the rest.
+    /// The source, and the rest.
     fn split(self) -> (Option<String>, CreateOptions) {
         (self.rootfs.map(|path| format!("file:{}", path.display())).or(self.from), self.options)
     }
@@ -298,7 +298,7 @@ fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreatePa
     })
 }
 
-/// Id and name of what an operation works on, as far as they are known.
+/// Id and name of what an operation works on, if known.
 fn subject<R>(outcome: &OpOutcome<R>) -> (&str, &str) {
     let id = outcome.subject_id.as_deref().unwrap_or_default();
     (id, outcome.subject_name.as_deref().unwrap_or(id))
@@ -384,7 +384,7 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// Gives a VM another name.
+/// Renames a VM.
 pub(crate) async fn rename(app: &App, args: RenameArgs) -> Result<u8, Error> {
     let params = VmUpdateParams {
         vm: args.vm.clone(),

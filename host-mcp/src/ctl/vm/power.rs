@@ -71,10 +71,10 @@ pub(crate) async fn kill(app: &App, args: KillArgs) -> Result<u8, Error> {
     stop(app, StopArgs { vms: args.vms, force: true, wait: args.wait }).await
 }
 
-/// Shuts VMs down, where they run, and starts them again.
+/// Shuts down running VMs, and starts them again.
 pub(crate) async fn restart(app: &App, args: StopArgs) -> Result<u8, Error> {
     each(app, args.vms, async |client, vm| {
-        // It has to be down before it is started, however long the start is followed.
+        // It must be stopped before it is started, however long the start is followed.
         stop_one(app, client, &vm, args.force, Wait::default()).await?;
         let started = start_one(app, client, &vm, args.wait).await?;
         moved(app, &vm, &started)
@@ -103,7 +103,7 @@ async fn stop_one(
     follow::start::<VmStop, _>(client, &app.ui, &params, wait).await
 }
 
-/// Shows the state that a VM was brought to.
+/// Shows the new state of a VM.
 fn moved(app: &App, vm: &Reference<VmKind>, followed: &Followed<VmDetails>) -> Result<(), Error> {
     match (app.ui.format, &followed.outcome.result) {
         (Format::Json, _) => app.ui.json(&followed.raw),

@@ -34,7 +34,7 @@ pub(crate) struct UnpublishArgs {
     ports: Ports,
 }
 
-/// A port in a VM, and perhaps one on the host.
+/// A port in a VM, and optionally one on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ports {
     host: Option<u16>,
@@ -73,7 +73,7 @@ pub(crate) async fn publish(app: &App, args: PublishArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// Ends a publication.
+/// Unpublishes a port.
 pub(crate) async fn unpublish(app: &App, args: UnpublishArgs) -> Result<u8, Error> {
     let params = VmUnpublishParams { vm: args.vm, guest_port: args.ports.guest, host_port: args.ports.host };
     let gone = app.connect().await?.call::<VmUnpublish>(&params).await?;

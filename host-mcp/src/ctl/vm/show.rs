@@ -1,4 +1,4 @@
-//! How VMs look in tables.
+//! Formats VMs as tables.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub(super) fn summaries(vms: &[VmSummary], now: Timestamp) -> Table {
             .dropping(&["TAGS", "CREATED", "ID", "CPUS", "MEMORY", "IMAGE", "NOTE"]);
     for vm in vms {
         let protected = vm.protected.then_some("protected".to_owned());
-        // Reasons can carry the console's last lines: those are for `vm inspect`.
+        // Reasons can contain the console's last lines, which only `vm inspect` shows.
         let reason = vm.reason.as_ref().and_then(|reason| reason.lines().next()).map(str::to_owned);
         let note: Vec<_> = reason.into_iter().chain(protected).collect();
         table.row([
@@ -53,7 +53,7 @@ pub(super) fn summaries(vms: &[VmSummary], now: Timestamp) -> Table {
     table
 }
 
-/// A VM that was just made.
+/// A VM that was just created.
 pub(super) fn created(vm: &VmDetails) -> Table {
     let mut table = Table::with_headings(&["NAME", "ID", "STATE", "IMAGE", "CPUS", "MEMORY", "BOOTED IN"])
         .dropping(&["ID", "CPUS", "MEMORY", "BOOTED IN", "IMAGE"]);
@@ -70,14 +70,14 @@ pub(super) fn created(vm: &VmDetails) -> Table {
     table
 }
 
-/// Its network alone.
+/// Only its network.
 pub(super) fn of_network(vm: &VmDetails, now: Timestamp) -> Table {
     let mut table = Table::of_facts();
     network(&mut table, vm, now);
     table
 }
 
-/// What it reaches, and what was refused.
+/// What it may connect to, and what was refused.
 fn network(table: &mut Table, vm: &VmDetails, now: Timestamp) {
     let VmNetwork { mode, preset, allow, deny, counts, denied } = &vm.network;
     let preset = if *mode == NetworkMode::None { "" } else { preset.as_str() };
@@ -157,7 +157,7 @@ pub(super) fn details(vm: &VmDetails, now: Timestamp) -> Table {
     table
 }
 
-/// The walls around a VMM on one line.
+/// The restrictions of a VMM on one line.
 fn walls(walls: &VmWalls) -> String {
     let mut words = vec![format!("user {}", walls.uid)];
     let says = [
@@ -196,7 +196,7 @@ fn timings(t: VmTimings) -> String {
     format!("{} ({})", format::millis(t.total_ms), steps.join(", "))
 }
 
-/// What happened to a VM.
+/// The history of a VM.
 pub(super) fn transitions(transitions: &[VmTransition], now: Timestamp) -> Table {
     let mut table = Table::with_headings(&["WHEN", "FROM", "TO", "WHO", "WHY"])
         .prose(&["WHY"])

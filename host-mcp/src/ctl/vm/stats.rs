@@ -1,4 +1,4 @@
-//! `nexusctl vm stats`: how busy VMs are, as they say themselves, once.
+//! `nexusctl vm stats`: the load of VMs, as their guests report it, once.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::ctl::error::Error;
 use crate::ctl::format;
 use crate::ctl::ui::{Format, Table, Text};
 
-/// How long a guest may take to answer: one that is busy is shown without.
+/// The timeout for a guest's answer; a busy guest is shown without data.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which VMs.
@@ -33,7 +33,7 @@ pub(crate) struct Args {
     no_stream: bool,
 }
 
-/// A VM, and what its guest says.
+/// A VM, and its guest's answer.
 struct Measured {
     vm: VmSummary,
     os: Option<OsInfoOutput>,
@@ -49,7 +49,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     };
     for wanted in &args.vms {
         if !vms.iter().any(|vm| is_it(vm, wanted)) {
-            // The daemon says what it says of any VM that there is not.
+            // Lets the daemon report the error for an unknown VM.
             super::inspect_one(&mut client, wanted.clone()).await?;
         }
     }
@@ -77,7 +77,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// What a guest says; nothing of one that does not answer in time, or not well.
+/// A guest's answer; `None` if it times out or is invalid.
 async fn measure(client: &mut Client, vm: &VmSummary) -> Result<Option<OsInfoOutput>, Error> {
     let options = Options { deadline: PATIENCE, progress: None };
     let reply = client.call_guest::<OsInfo>(&vm.id.to_string(), &OsInfoParams {}, options).await;
@@ -100,7 +100,7 @@ fn table(measured: &[Measured]) -> Table {
         table.row([
             (&vm.name).into(),
             Text::new(vm.state, show::mood(vm.state)),
-            // Whole seconds of a hostile clock: saturates, never panics.
+            // Rounded to whole seconds. The guest's clock is not trusted: the cast saturates and never panics.
             or_none(os.map(|os| format::millis((os.uptime_s * 1000.0) as u64))),
             vm.vcpus.into(),
             or_none(os.map(|os| format!("{:.2}", os.load[0]))),

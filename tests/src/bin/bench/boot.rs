@@ -1,5 +1,5 @@
-//! From nothing to the first command's result, next to a bare boot: the same QEMU line and kernel with an `/init` that prints
-//! a line; and, as root, next to a daemon whose VMs have no jails.
+//! From nothing to the first command's result, compared with a bare boot: the same QEMU line and kernel with an `/init` that
+//! prints a line. As root, also compared with a daemon whose VMs have no jails.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -19,7 +19,7 @@ use super::samples::{Samples, show};
 use super::table::Table;
 
 const GOAL: f64 = 1.3;
-/// How much more than without a jail a VM in one may take.
+/// How much longer a VM may take with a jail than without.
 const JAIL_GOAL: f64 = 1.03;
 
 pub(crate) fn measure(options: &Options) -> Table {
@@ -31,7 +31,7 @@ pub(crate) fn measure(options: &Options) -> Table {
     let bare = Bare::like_a_vm_of(&mut unjailed_client);
     let (mut floor, mut whole, mut unjailed) = (Samples::default(), Samples::default(), Samples::default());
     let mut boots = Vec::new();
-    // The first of each warms the page cache.
+    // The first run of each warms the page cache.
     for run in 0..=options.boots() {
         let bare = bare.boot();
         let without = boot(&mut unjailed_client);
@@ -88,7 +88,7 @@ pub(crate) fn measure(options: &Options) -> Table {
     table
 }
 
-/// One VM's way.
+/// The timings of one VM.
 struct Boot {
     whole: Duration,
     created: Duration,
@@ -120,7 +120,7 @@ fn boot(client: &mut Client) -> Boot {
     Boot { whole, created, command: first, second, timings: vm["timings"].clone() }
 }
 
-/// QEMU as Nexus starts it, with an initramfs that does nothing.
+/// QEMU as started by Nexus, but with an initramfs that does nothing.
 struct Bare {
     directory: TempDir,
     command: Vec<String>,
@@ -132,7 +132,7 @@ const INITRAMFS: &str = "bare.cpio";
 const VSOCK: &str = "socket,id=vsock,path=vu.sock";
 
 impl Bare {
-    /// Takes the line of a running VM, which is stopped then: its drive is the bare machine's too.
+    /// Takes the command line of a running VM and stops the VM, because the bare machine uses the same drive.
     fn like_a_vm_of(client: &mut Client) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let vm = client.create(json!({ "name": "bare", "from": "busybox" }));
@@ -173,8 +173,8 @@ impl Bare {
     }
 }
 
-/// The same line with the bare initramfs, a vsock device that is found by its path, and without monitors: what a shim passes to its
-/// VMM is not there.
+/// The same line with the bare initramfs, a vsock device found by its path, and without monitors: the descriptors that a shim
+/// passes to its VMM do not exist.
 fn bare_line(line: &[&str]) -> Vec<String> {
     let mut bare = Vec::with_capacity(line.len());
     let mut words = line.iter();
@@ -198,7 +198,7 @@ fn bare_line(line: &[&str]) -> Vec<String> {
     bare.into_iter().map(str::to_owned).collect()
 }
 
-/// Whether a value is about the character device of a name.
+/// Whether a value concerns the character device of this name.
 fn is_about(value: &str, name: &str) -> bool {
     value.split(',').any(|part| part.strip_prefix("id=").or(part.strip_prefix("chardev=")) == Some(name))
 }

@@ -1,4 +1,4 @@
-//! What a call of a guest's tool costs when it goes through the daemon.
+//! The cost of a call of a guest's tool through the daemon.
 
 use std::fs;
 use std::net::TcpListener;
@@ -19,13 +19,13 @@ use super::wires::{self, Http, Program, Wire, check, request};
 const OWN: &str = r#"{"name":"file_stat","arguments":{"path":"/"}}"#;
 const THROUGH: &str = r#"{"name":"guest_file_stat","arguments":{"vm":"web-1","path":"/"}}"#;
 const CALLERS: usize = 32;
-/// How much may come on top of one hop.
+/// How much may be added to the time of one hop.
 const ON_TOP: Duration = Duration::from_micros(60);
 const RATE: f64 = 15_000.0;
 const PART: f64 = 0.6;
-/// What is said of figures that are not judged.
+/// The label of figures that are not judged.
 const AWAKE: &str = "processors kept awake";
-/// In how many turns the work is done.
+/// The number of rounds.
 const TURNS: usize = 10;
 
 pub(crate) fn measure(options: &Options) -> Table {
@@ -46,9 +46,9 @@ pub(crate) fn measure(options: &Options) -> Table {
     table
 }
 
-/// Against the guest as an ordinary process.
+/// With the guest as an ordinary process.
 fn processes(options: &Options, table: &mut Table) {
-    // Free a moment ago, which is good enough for a port of one's own.
+    // The port was just free, which is good enough.
     let address = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a free port");
     let daemon = Daemon::start_with_processes(&["--http", &address.to_string()]);
     let guest = create(&daemon);
@@ -129,7 +129,7 @@ fn processes(options: &Options, table: &mut Table) {
     );
 }
 
-/// Against a real VM.
+/// With a real VM.
 fn real(options: &Options, table: &mut Table) {
     let daemon = Daemon::start();
     daemon.client().create(json!({ "name": "web-1", "from": "busybox" }));
@@ -153,7 +153,7 @@ fn real(options: &Options, table: &mut Table) {
     }
 }
 
-/// Asks many times, after some that do not count. Panics when an answer is an error.
+/// Sends a request many times, after a warm-up. Panics if an answer is an error.
 fn ask_often(wire: &mut dyn Wire, request: &str, times: usize) -> Vec<Duration> {
     let ask = |_| {
         let start = Instant::now();
@@ -165,7 +165,7 @@ fn ask_often(wire: &mut dyn Wire, request: &str, times: usize) -> Vec<Duration> 
     (0..times / 10 + times).map(ask).skip(times / 10).collect()
 }
 
-/// Makes the VM `web-1`; the socket of its guest.
+/// Creates the VM `web-1`; returns the socket of its guest.
 fn create(daemon: &Daemon) -> PathBuf {
     let root = daemon.state().join("rootfs");
     fs::create_dir(&root).and_then(|()| fs::write(root.join("file"), "x")).expect("a root filesystem");

@@ -25,7 +25,7 @@ const TIMES: usize = 20;
 const COPIES: usize = 5;
 const TOGETHER: usize = 100;
 const SOON: Duration = Duration::from_mins(5);
-/// How much data is in what is cloned.
+/// How much data the source contains.
 const SIZES: [u64; 2] = [64 << 20, 1 << 30];
 
 pub(crate) fn measure(options: &Options) -> Table {
@@ -61,7 +61,7 @@ pub(crate) fn measure(options: &Options) -> Table {
     table
 }
 
-/// A filesystem in a file, mounted as long as this lives.
+/// A mounted filesystem in a file; unmounted when dropped.
 struct Disk {
     place: TempDir,
 }
@@ -89,10 +89,10 @@ impl Drop for Disk {
     }
 }
 
-/// How much data is in one piece.
+/// The size of one piece of data.
 const PIECE: u64 = 8 << 20;
 
-/// A file with so much data, and as large a hole after each piece of it; in a directory of its own, as images are.
+/// A file with this much data, and an equally large hole after each piece; in a directory of its own, as images are.
 fn master(place: &Path, size: u64) -> PathBuf {
     let home = place.join(format!("image-{size}"));
     nexus_core::internals::create_home(&home).expect("a home for the image");
@@ -128,7 +128,7 @@ fn cloned(runtime: &tokio::runtime::Runtime, place: PathBuf, size: u64, times: u
         .collect()
 }
 
-/// A sparse copy next to `cp`'s.
+/// A sparse copy, compared with `cp`'s.
 fn copies(table: &mut Table, runtime: &tokio::runtime::Runtime, place: &Path, size: u64, times: usize) {
     let image = master(place, size);
     let drives = Drives::with(&place.join("drives"), nexus_core::internals::Copy);

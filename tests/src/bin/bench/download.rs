@@ -1,4 +1,4 @@
-//! Download, both hashes and decompression of a large .xz, next to the pipe of programs that does the same.
+//! Download, both hashes and decompression of a large .xz, compared with a pipe of programs that does the same.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
@@ -18,13 +18,13 @@ use super::memory::peak_mib;
 use super::samples::show;
 use super::table::Table;
 
-/// How often the root filesystem is in what is downloaded.
+/// How often the download contains the root filesystem.
 const COPIES: usize = 2;
 const LONGEST: Duration = Duration::from_mins(10);
 const MEMORY: f64 = 80.0;
 const TURNS: usize = 3;
 
-/// What a way to pack makes, the name of its file, the way, and how much faster Nexus is to be. `xz -T2` makes blocks of 24 MiB.
+/// The kind of packing, the file name, the command, and how much faster Nexus should be. `xz -T2` makes blocks of 24 MiB.
 const WAYS: [(&str, &str, &str, f64); 3] = [
     ("single-block", "single-block", "xz -6 -T1", 1.4),
     ("multi-block", "default-blocks", "xz -6 -T2", 2.2),
@@ -47,7 +47,7 @@ pub(crate) fn measure(options: &Options) -> Table {
         let url = format!("http://{server}/file.xz");
         let daemon = Daemon::start_bare(&[]);
         let mut client = daemon.client();
-        // What a daemon has once it has worked a little.
+        // The memory of a daemon that has done a little work.
         client.must("vm_list", json!({}));
         let (mut pipes, mut products, mut peak) = (Vec::new(), Vec::new(), 0.0_f64);
         for _ in 0..if options.quick { 1 } else { TURNS } {
@@ -95,7 +95,7 @@ pub(crate) fn measure(options: &Options) -> Table {
     table
 }
 
-/// The root filesystem several times over, or the beginning of it.
+/// The root filesystem several times, or its beginning.
 fn large(path: &Path, is_quick: bool) {
     let tar = rootfs();
     let mut out = File::create(path).expect("a file for the material");
@@ -124,7 +124,7 @@ fn digest(path: &Path) -> String {
     HEXLOWER.encode(&hasher.finalize())
 }
 
-/// Serves one file under every path, on threads of this process; where.
+/// Serves one file under every path, on threads of this process; returns the address.
 fn serve(file: PathBuf) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("a bound socket");
@@ -132,7 +132,7 @@ fn serve(file: PathBuf) -> SocketAddr {
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             let file = file.clone();
-            // A client that goes away ends its thread.
+            // A disconnected client ends its thread.
             std::thread::spawn(move || answer(&stream, &file));
         }
     });

@@ -1,4 +1,4 @@
-//! An image of a root filesystem's tar, built as an ordinary user, next to what root does with `tar` and `mke2fs`.
+//! An image from a root filesystem's tar, built as an ordinary user, compared with `tar` and `mke2fs` as root.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -18,15 +18,15 @@ use super::table::Table;
 
 const LONGEST: Duration = Duration::from_mins(10);
 const GOAL: f64 = 0.4;
-/// How much longer files may take in one directory than in a thousand.
+/// How much longer the same files may take in one directory than in a thousand.
 const CROWDED: f64 = 1.5;
 const FILES: usize = 100_000;
 const ENTRIES: usize = 1_000_000;
-/// What the daemon may have resident while it makes an image of so many.
+/// The memory limit of the daemon while it makes an image of the most files.
 const MEMORY: f64 = 200.0;
 const CACHED: Duration = Duration::from_millis(50);
 const TURNS: usize = 5;
-/// A user of no special power: `nobody`.
+/// An unprivileged user: `nobody`.
 const USER: u32 = 65_534;
 
 pub(crate) fn measure(options: &Options) -> Table {
@@ -34,7 +34,7 @@ pub(crate) fn measure(options: &Options) -> Table {
     let megabytes = fs::metadata(&tar).expect("it was made").len() / 1_000_000;
     let root = rustix::process::geteuid().is_root();
     let daemon = if root { Daemon::start_as(USER, &home()) } else { Daemon::start_bare(&[]) };
-    // Where that user can read it.
+    // A place where that user can read it.
     let source = daemon.root().join("rootfs.tar");
     fs::copy(&tar, &source).expect("a copy of the root filesystem");
     let mut client = daemon.client();
@@ -123,11 +123,11 @@ pub(crate) fn measure(options: &Options) -> Table {
     table
 }
 
-/// Images of very many small files.
+/// Images with very many small files.
 struct Many {
     spread: Duration,
     crowded: Duration,
-    /// Of as many as there may be: how long, and how much memory.
+    /// With the maximum number: duration and memory.
     largest: Option<(Duration, f64)>,
 }
 
@@ -155,7 +155,7 @@ fn many(options: &Options, daemon: &Daemon, client: &mut Client) -> Many {
     Many { spread: median(&mut spread), crowded: median(&mut crowded), largest }
 }
 
-/// An archive of small files over some directories.
+/// An archive of small files in some directories.
 fn write_many(path: &Path, files: usize, directories: usize) {
     let mut out = tar::Builder::new(BufWriter::new(File::create(path).expect("a file for the archive")));
     for number in 0..files {

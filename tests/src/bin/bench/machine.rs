@@ -1,9 +1,9 @@
-//! The machine that is measured on.
+//! Describes the machine that runs the measurements.
 
 use std::fs;
 use std::process::Command;
 
-/// One paragraph: processors, memory, kernel, QEMU, and how busy the machine is.
+/// One paragraph: processors, memory, kernel, QEMU, and the load.
 pub(crate) fn describe() -> String {
     let processor = line_after("/proc/cpuinfo", "model name");
     let memory: u64 = line_after("/proc/meminfo", "MemTotal")

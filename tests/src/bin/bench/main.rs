@@ -1,7 +1,7 @@
-//! Measures Nexus, each figure next to its yardstick in the same run: `bench [MEASUREMENT]... [--runs N] [--quick]`.
+//! Measures Nexus, each figure compared with its yardstick in the same run: `bench [MEASUREMENT]... [--runs N] [--quick]`.
 //!
-//! Yardstick and product take turns, so that a busy machine is busy for both of them; what is judged are the ratios and
-//! differences. The tables are in Markdown, for docs/benchmarks.md.
+//! Yardstick and product alternate, so that a busy machine affects both; only ratios and differences are judged. The
+//! tables are in Markdown, for docs/benchmarks.md.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "what is measured is printed")]
 
@@ -45,12 +45,12 @@ struct Options {
 }
 
 impl Options {
-    /// How often something is to be done.
+    /// How often something is done.
     fn times(&self, times: usize) -> usize {
         if self.quick { times.div_ceil(10) } else { times }
     }
 
-    /// How many boots.
+    /// The number of boots.
     fn boots(&self) -> usize {
         if self.quick { self.runs.min(3) } else { self.runs }
     }
@@ -72,7 +72,7 @@ const MEASUREMENTS: [Measurement; 9] = [
 ];
 
 fn main() -> ExitCode {
-    // The vsock backend is measured as a process of its own.
+    // The vsock backend is measured as a separate process.
     let words: Vec<String> = std::env::args().skip(1).collect();
     if let [word, arguments @ ..] = &words[..]
         && word == vsock::SERVE

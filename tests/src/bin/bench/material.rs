@@ -1,4 +1,4 @@
-//! What the data plane is measured with: made once, kept in `bench` of the target directory, removed by `cargo clean`.
+//! The files for measuring the data plane: made once, kept in `bench` of the target directory, removed by `cargo clean`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub(crate) fn home() -> PathBuf {
     home
 }
 
-/// A file of [`home`], made if it is not there: `make` writes it under the path that it is given.
+/// A file of [`home`]. If it is missing, `make` writes it to the given path.
 pub(crate) fn kept(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
     let path = home().join(name);
     if !path.exists() {
@@ -54,7 +54,7 @@ pub(crate) fn rootfs() -> PathBuf {
     })
 }
 
-/// Runs a program that has to succeed, and says how long it took.
+/// Runs a program that must succeed; returns how long it took.
 #[track_caller]
 pub(crate) fn run(command: &mut Command) -> Duration {
     let start = Instant::now();
@@ -71,18 +71,18 @@ pub(crate) fn bash(line: &str) -> Duration {
     run(Command::new("bash").args(["-e", "-o", "pipefail", "-c", line]))
 }
 
-/// Whether a program is there.
+/// Whether a program is installed.
 pub(crate) fn has(name: &str) -> bool {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|at| at.join(name).is_file())
 }
 
-/// Writes out what is waiting for it, so that one measurement does not pay for another one.
+/// Flushes pending writes, so that they do not affect the next measurement.
 pub(crate) fn settle(path: &Path) {
     let file = File::open(path).expect("it is there");
     rustix::fs::syncfs(&file).expect("the filesystem is written out");
 }
 
-/// The middle of some durations.
+/// The median of some durations.
 pub(crate) fn median(times: &mut [Duration]) -> Duration {
     times.sort();
     times[times.len() / 2]

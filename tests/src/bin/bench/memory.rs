@@ -1,4 +1,4 @@
-//! What the daemon, a shim and a guest keep in memory, and how large the guest's binary is.
+//! The memory use of the daemon, a shim and a guest, and the size of the guest's binary.
 
 use std::fs;
 use std::time::Duration;
@@ -39,27 +39,27 @@ pub(crate) fn measure(options: &Options) -> Table {
     table
 }
 
-/// What a process has in memory once it has come to rest, in MiB.
+/// The memory of a process after it has settled, in MiB.
 fn settled(process: u32) -> f64 {
-    // Allocators give memory back a moment later.
+    // Allocators return memory with a delay.
     std::thread::park_timeout(Duration::from_secs(2));
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("read a process's status");
     let resident = status.lines().find(|line| line.starts_with("VmRSS")).and_then(kib);
     resident.expect("a process has resident memory") as f64 / MIB
 }
 
-/// What a process has in memory for itself alone, in KiB.
+/// The private memory of a process, in KiB.
 pub(crate) fn private_kib(process: u32) -> u64 {
     let rollup =
         fs::read_to_string(format!("/proc/{process}/smaps_rollup")).expect("read a process's memory");
     rollup.lines().filter(|line| line.starts_with("Private_")).filter_map(kib).sum()
 }
 
-/// The most that a process had in memory since the last call of this, in MiB.
+/// The peak memory of a process since the last call, in MiB.
 pub(crate) fn peak_mib(process: u32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("read a process's status");
     let peak = status.lines().find(|line| line.starts_with("VmHWM")).and_then(kib);
-    // 5 begins the highest mark anew.
+    // 5 resets the peak.
     fs::write(format!("/proc/{process}/clear_refs"), "5").expect("begin a process's mark anew");
     peak.expect("a process has a highest mark") as f64 / MIB
 }

@@ -1,4 +1,4 @@
-//! An OCI image from a registry, next to `skopeo copy` and `umoci unpack`.
+//! An OCI image from a registry, compared with `skopeo copy` and `umoci unpack`.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,7 +18,7 @@ use super::table::Table;
 const LONGEST: Duration = Duration::from_mins(10);
 const GOAL: f64 = 0.4;
 const TURNS: usize = 5;
-/// How large both layers are together, unpacked.
+/// The size of both layers together, unpacked.
 const SIZE: u64 = 436_000_000;
 
 pub(crate) fn measure(options: &Options) -> Table {
@@ -90,8 +90,7 @@ pub(crate) fn measure(options: &Options) -> Table {
     table
 }
 
-/// A layer with the files of the root filesystem again and again, as many as there is to be data, and whiteouts of some of those
-/// below it.
+/// A layer that repeats the files of the root filesystem up to the required size, with whiteouts for some of those below it.
 fn upper(path: &Path) {
     let mut out = tar::Builder::new(io::BufWriter::new(File::create(path).expect("a file for the layer")));
     let mut left = SIZE - fs::metadata(rootfs()).expect("the root filesystem").len();
@@ -103,7 +102,7 @@ fn upper(path: &Path) {
             let mut header = entry.header().clone();
             let at = Path::new("srv").join(format!("copy-{turn}")).join(entry.path().expect("a path"));
             if header.entry_type().is_dir() || header.entry_type().is_file() {
-                // With its header, and filled up to whole blocks.
+                // Including its header and padding.
                 left = left.saturating_sub(512 + entry.size().next_multiple_of(512));
                 out.append_data(&mut header, at, &mut entry).expect("it is copied");
             }

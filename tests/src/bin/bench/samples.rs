@@ -1,8 +1,8 @@
-//! Durations of the same thing done many times.
+//! Durations of a repeated action.
 
 use std::time::Duration;
 
-/// What was measured, in no order.
+/// The measurements, unordered.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Samples(Vec<Duration>);
 
@@ -15,7 +15,7 @@ impl Samples {
         self.0.iter().copied()
     }
 
-    /// The sample that the given part of all is not above. Panics when there is none.
+    /// The quantile `part` of the samples. Panics if there are none.
     pub(crate) fn quantile(&self, part: f64) -> Duration {
         let mut sorted = self.0.clone();
         sorted.sort();
@@ -44,13 +44,13 @@ impl Extend<Duration> for Samples {
     }
 }
 
-/// A duration in the unit that suits it.
+/// A duration in a suitable unit.
 pub(crate) fn show(duration: Duration) -> String {
     let (factor, unit) = unit(duration);
     format!("{} {unit}", number(duration.as_secs_f64() * factor))
 }
 
-/// Two durations in the unit that suits the second.
+/// Two durations in a unit that suits the second.
 pub(crate) fn show_pair(first: Duration, second: Duration) -> String {
     let (factor, unit) = unit(second);
     let text = |duration: Duration| number(duration.as_secs_f64() * factor);
@@ -65,7 +65,7 @@ fn unit(duration: Duration) -> (f64, &'static str) {
     }
 }
 
-/// Three digits at least.
+/// At least three digits.
 fn number(value: f64) -> String {
     match value {
         v if v >= 100.0 => format!("{v:.0}"),

@@ -1,4 +1,4 @@
-//! What comes out of a measurement: rows of a figure, its yardstick, how they compare, and the goal.
+//! The result of a measurement: rows with a figure, its yardstick, their comparison, and the goal.
 
 use std::fmt;
 
@@ -25,7 +25,7 @@ impl Table {
         Self { title: title.into(), rows: Vec::new(), notes: Vec::new() }
     }
 
-    /// A figure next to its yardstick, with a goal.
+    /// Adds a figure with its yardstick and a goal.
     pub(crate) fn judged(
         &mut self,
         what: impl Into<String>,
@@ -44,7 +44,7 @@ impl Table {
         });
     }
 
-    /// A figure without a goal.
+    /// Adds a figure without a goal.
     pub(crate) fn told(
         &mut self,
         what: impl Into<String>,
@@ -62,7 +62,7 @@ impl Table {
         });
     }
 
-    /// A sentence below the table.
+    /// Adds a sentence below the table.
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
     }

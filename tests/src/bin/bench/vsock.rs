@@ -1,6 +1,6 @@
-//! The vsock backend of the shim with a real guest, next to another backend where one is given. They take turns after each
-//! piece of work, in changing order; and their guests are booted anew several times, since a guest is a little slower or
-//! faster than another for as long as it lives. They are compared boot by boot.
+//! The shim's vsock backend with a real guest, compared with another backend if one is given. They alternate after each
+//! piece of work, in changing order. Their guests are rebooted several times, because each boot of a guest is slightly
+//! slower or faster throughout. Results are compared boot by boot.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,20 +18,20 @@ use super::memory::private_kib;
 use super::samples::Samples;
 use super::table::Table;
 
-/// The word by which this program is a backend.
+/// The argument that makes this program a backend.
 pub(crate) const SERVE: &str = "serve-vsock";
-/// What counts as no slower on a machine that does other things too.
+/// The ratio that counts as "no slower" on a machine with other load.
 const NO_SLOWER: f64 = 1.05;
 
 const MIB: usize = 1 << 20;
-/// How much is sent in one go, in bytes.
+/// How much is sent at once, in bytes.
 const BULK: usize = 64 * MIB;
 const WRITES: [usize; 3] = [4 << 10, 64 << 10, 256 << 10];
 const CONNECTS: usize = 50;
 const ROUND_TRIPS: usize = 500;
-/// Between one connection and the next.
+/// The pause between two connections.
 const PAUSE: Duration = Duration::from_millis(5);
-/// How often the guests are booted, and how many turns there are with each.
+/// The number of boots, and of rounds with each guest.
 const BOOTS: usize = 8;
 const TURNS: usize = 3;
 
@@ -40,7 +40,7 @@ const TURNS: usize = 3;
 enum Piece {
     Connects,
     RoundTrips,
-    /// With this one of [`WRITES`].
+    /// With this element of [`WRITES`].
     ToGuest(usize),
     FromGuest(usize),
 }
@@ -81,7 +81,7 @@ fn take_turns(contestants: &mut [(usize, Contestant)], turns: usize, figures: &m
     }
 }
 
-/// How the own backend is started.
+/// The command of our own backend.
 fn own() -> Vec<String> {
     let own = std::env::current_exe().expect("a process knows its program");
     vec![own.display().to_string(), SERVE.to_owned()]
@@ -94,7 +94,7 @@ fn kernel(daemon: &Daemon) -> Kernel {
     Kernel::load(&found.expect("the daemon has a kernel"))
 }
 
-/// The backend of Nexus as a process of its own, as it is in a VM's shim.
+/// Runs Nexus's backend as a separate process, as in a VM's shim.
 pub(crate) fn serve(arguments: &[String]) -> ExitCode {
     let [cid, vhost, uds] = arguments else { return ExitCode::FAILURE };
     let cid = cid.parse().expect("the context id is a number");
@@ -103,18 +103,18 @@ pub(crate) fn serve(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What was measured of one backend, with all of its guests.
+/// The measurements of one backend, with all of its guests.
 #[derive(Default)]
 struct Figures {
     connects: Boots,
     round_trips: Boots,
-    /// To the guest and from it, for each of [`WRITES`].
+    /// To and from the guest, for each of [`WRITES`].
     bulk: [[Boots; 2]; WRITES.len()],
     processor: Duration,
     private_kib: u64,
 }
 
-/// The same thing done many times, with one guest after the other.
+/// A repeated action, with one guest after another.
 #[derive(Default)]
 struct Boots(Vec<Samples>);
 
@@ -123,7 +123,7 @@ impl Boots {
         self.0.last_mut().expect("a guest was booted").add(sample);
     }
 
-    /// Those with all guests.
+    /// The samples of all guests together.
     fn all(&self) -> Samples {
         self.0.iter().fold(Samples::default(), |mut all, boot| {
             all.extend(boot.iter());
@@ -131,7 +131,7 @@ impl Boots {
         })
     }
 
-    /// How many times as long it takes as with the other: the geometric mean of the medians' ratios of each boot.
+    /// The ratio of durations to the other's: the geometric mean of the ratios of medians per boot.
     fn ratio(&self, other: &Self) -> f64 {
         let ratios = self.0.iter().zip(&other.0);
         let logarithms =
@@ -141,7 +141,7 @@ impl Boots {
 }
 
 impl Figures {
-    /// What is added from now on is of another guest.
+    /// Further samples belong to another guest.
     fn begin_boot(&mut self) {
         let bulk = self.bulk.iter_mut().flatten();
         for boots in [&mut self.connects, &mut self.round_trips].into_iter().chain(bulk) {
@@ -149,7 +149,7 @@ impl Figures {
         }
     }
 
-    /// Notes what a backend's process took.
+    /// Records the resource use of a backend's process.
     fn note(&mut self, process: u32) {
         self.processor += processor_time(process);
         self.private_kib = self.private_kib.max(private_kib(process));
@@ -173,7 +173,7 @@ impl Contestant {
             .stdin(Stdio::null())
             .spawn()
             .unwrap_or_else(|e| panic!("start {command:?}: {e}"));
-        // Whole from here on, so that the backend ends with it whatever fails.
+        // Complete from here on, so that the backend ends with it if anything fails.
         let mut contestant = Self { guest: None, backend, directory };
         let directory = contestant.directory.path();
         until("the backend's sockets", || {
@@ -193,7 +193,7 @@ impl Contestant {
         match piece {
             Piece::Connects => {
                 for _ in 0..CONNECTS {
-                    // Until the guest is done with the connection before.
+                    // Waits until the guest has finished with the connection before.
                     std::thread::park_timeout(PAUSE);
                     let start = Instant::now();
                     dial(self.directory.path(), PORT).expect("connect to the guest");
@@ -281,7 +281,7 @@ fn report(ours: &Figures, yardstick: Option<(&str, &Figures)>) -> Table {
     table
 }
 
-/// A guest that sends back what it gets, behind the own backend.
+/// A guest that echoes its input, with our own backend.
 pub(crate) struct Echo {
     stream: UnixStream,
     _guest: Contestant,
@@ -294,7 +294,7 @@ impl Echo {
         Self { stream: guest.ask("echo\n"), _guest: guest }
     }
 
-    /// Sends 100 bytes and gets them back, many times.
+    /// Sends 100 bytes and receives them back, many times.
     pub(crate) fn round_trips(&mut self, times: usize) -> Vec<Duration> {
         let (message, mut answer) = ([7; 100], [0; 100]);
         let round_trip = |_| {
@@ -315,7 +315,7 @@ impl Drop for Contestant {
     }
 }
 
-/// How long a process has run, in its own code and in the kernel for it: fields 14 and 15 of `stat`, in ticks of 10 ms.
+/// The CPU time of a process, in user and kernel mode: fields 14 and 15 of `stat`, in ticks of 10 ms.
 fn processor_time(process: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("read a process's times");
     let (_, fields) = stat.rsplit_once(')').expect("a process's name is in brackets");

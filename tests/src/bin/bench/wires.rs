@@ -1,4 +1,4 @@
-//! Clients that do next to nothing themselves: requests written as text, answers given back unread.
+//! Clients with minimal work of their own: requests are written as text, answers are not parsed.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"bench","version":"0"}}}"#;
 const INITIALIZED: &str = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
-/// How long any answer may take.
+/// The timeout for any answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A connection on which one request waits for the other.
+/// A connection on which requests are sent one after another.
 pub(crate) trait Wire {
     /// Sends a request and waits for its answer.
     fn ask(&mut self, request: &str) -> io::Result<&[u8]>;
 }
 
-/// Panics unless an answer is a result, and not one that says that a tool failed.
+/// Panics unless an answer is a result, and not a tool's error.
 pub(crate) fn check(request: &str, answer: &[u8]) {
     let said = || String::from_utf8_lossy(answer).into_owned();
     assert!(find(answer, b"\"result\"").is_some(), "{request}: {}", said());
@@ -56,8 +56,8 @@ impl<R: Read, W: Write> Lines<R, W> {
         }
     }
 
-    /// Has `callers` requests under way at all times until `total` were answered; how many were answered a second. `params`
-    /// are those of `tools/call`.
+    /// Keeps `callers` requests running until `total` were answered; returns the answers per second. `params` are those of
+    /// `tools/call`.
     pub(crate) fn ask_together(
         &mut self,
         method: &str,
@@ -77,7 +77,7 @@ impl<R: Read, W: Write> Lines<R, W> {
             }
             self.write.write_all(requests.as_bytes())?;
             self.write.flush()?;
-            // Takes what is there already, so that it is not this client that is measured.
+            // Reads everything that is available, so that this client itself is not measured.
             loop {
                 let answer = self.hear()?;
                 check(method, answer);
@@ -138,7 +138,7 @@ fn connect(socket: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// A program that speaks JSON lines on its stdin and stdout.
+/// A program with JSON lines on its stdin and stdout.
 pub(crate) struct Program {
     lines: Lines<ChildStdout, ChildStdin>,
     child: Child,
@@ -162,7 +162,7 @@ impl Wire for Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have already exited.
         let _ended = self.child.kill().and_then(|()| self.child.wait());
     }
 }
@@ -192,7 +192,7 @@ impl Http {
         Ok(this)
     }
 
-    /// Posts a message; the answer is in `body` then. Gives back the session that it names.
+    /// Posts a message; `body` then contains the answer. Returns the session id in it.
     fn post(&mut self, message: &str) -> io::Result<Option<String>> {
         self.text.clear();
         write!(self.text, "{}Content-Length: {}\r\n\r\n{message}", self.head, message.len())?;

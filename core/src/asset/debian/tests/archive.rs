@@ -1,4 +1,4 @@
-//! A miniature archive, really signed, on a server, and a host that is configured for it.
+//! A miniature archive with real signatures on a server, and a host configured for it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -73,7 +73,7 @@ impl Package {
         for (path, depends) in [
             ("drivers/virtio/virtio_mmio", "virtio_ring"),
             ("drivers/virtio/virtio_ring", ""),
-            // A chain that nobody would guess: it takes three passes.
+            // A chain of dependencies that cannot be guessed: it takes three passes.
             ("drivers/block/virtio_blk", "surprise"),
             ("lib/surprise", "second-surprise"),
             ("lib/second_surprise", ""),
@@ -105,7 +105,7 @@ pub(super) fn cloud(version: &str) -> String {
     format!("{version}-cloud-{ARCH}")
 }
 
-/// One suite to be.
+/// A suite that a test is going to publish.
 #[derive(Debug, Clone)]
 pub(super) struct SuiteToBe {
     /// Where the archive is on the server.
@@ -198,7 +198,7 @@ impl SuiteToBe {
         )
     }
 
-    /// Puts all of it on a server; only by its hash can the list be had, where that is possible at all.
+    /// Puts all of it on a server. Where the index offers it, the list is available only by its hash.
     pub(super) fn publish(&self, server: &Server, key: &Key) {
         server.put(&self.in_release(), key.sign(&self.release()));
         let list = if self.by_hash { self.list_by_hash() } else { self.list_path() };
@@ -286,7 +286,7 @@ impl Host {
         Archive::open_with(self.path(), settings, NOW_SECONDS, &self.progress).await
     }
 
-    /// Opens what cannot be opened, and gives what is said about it.
+    /// Opens an archive that must be refused, and returns the error.
     pub(super) async fn refused(&self) -> String {
         match self.open().await {
             Err(error @ AssetError::NoArchive { .. }) => nexus_schema::error::chain(&error),

@@ -1,4 +1,4 @@
-//! From apt's sources to the files of a kernel, and every way in which the chain can break.
+//! From apt's sources to the files of a kernel, with every way in which the chain can break.
 
 use nexus_schema::error::chain;
 use pgp::crypto::hash::HashAlgorithm;
@@ -62,7 +62,7 @@ async fn a_kernel_and_a_file_are_fetched() {
     assert_eq!(std::fs::read(&busybox.path).unwrap(), b"a busybox");
     assert_eq!(busybox.path, host.path().join("busybox"));
     assert_eq!((busybox.size_bytes, busybox.version.as_deref()), (9, Some("1:1.35.0-4+b1")));
-    // The index and the list were fetched once for all of this.
+    // The index and the list were fetched only once for all of this.
     assert_eq!((host.server.count(&suite.in_release()), host.server.count(&suite.list_by_hash())), (1, 1));
 }
 
@@ -183,7 +183,7 @@ async fn signatures_that_are_not_good_are_refused() {
         let text = host.refused().await;
         assert!(text.contains(why), "{text}");
     }
-    // With RSA: with curves the crate makes no weak signatures.
+    // RSA, because with elliptic curves the crate refuses to make weak signatures.
     let mut key = Key::new(&Shape { rsa: true, ..Shape::default() });
     host.write("usr/share/keyrings/test.gpg", key.binary());
     put(key.sign_so(&release, Manner { hash: HashAlgorithm::Sha1, ..Manner::default() }));
@@ -222,7 +222,7 @@ async fn lists_that_are_not_what_was_signed_are_refused() {
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;
     host.server.put(&suite.list_by_hash(), damaged);
-    // The other place is tried too, and has none.
+    // The other place is tried too, but has none.
     let archive = host.open().await.unwrap();
     let error = archive.kernels().await.unwrap_err();
     assert!(matches!(error, AssetError::Status { status: 404, .. }), "{error:?}");
@@ -265,7 +265,7 @@ async fn packages_that_are_not_what_was_listed_are_refused() {
     let error = archive.fetch_kernel(None, &into, &host.progress).await.unwrap_err();
     assert!(matches!(error, AssetError::Status { status: 404, .. }), "{error:?}");
 
-    // Interrupted, gone on with, moved elsewhere: all the same in the end.
+    // Interrupted, resumed, redirected: the result is the same.
     host.server.put(&suite.deb_path(0), suite.packages[0].deb.clone());
     host.server.misbehave(&suite.deb_path(0), [Fault::CutAfter(2000)]);
     archive.fetch_kernel(None, &into, &host.progress).await.unwrap();
@@ -317,7 +317,7 @@ async fn third_parties_and_other_suites_are_passed_over() {
         other.publish(&host.server, &host.key);
         host.source(root, name);
     }
-    // One that nobody answers for.
+    // A source without a server.
     host.source("/gone", "stable");
     let archive = host.open().await.unwrap();
     let kernels = archive.kernels().await.unwrap();

@@ -1,4 +1,4 @@
-//! Packages that nobody would sign.
+//! Malicious packages.
 
 use std::io::Read;
 
@@ -83,7 +83,7 @@ fn only_regular_files_are_taken() {
 fn sizes_are_limited() {
     let problem = files(&packed(&tar(&[("./x", &[0; 101])])), 100).unwrap_err();
     assert!(matches!(problem, PackageProblem::TooLarge { limit: 100, .. }), "{problem:?}");
-    // More is promised than is there.
+    // The header promises more bytes than there are.
     for size in [5000, u64::MAX >> 1] {
         let bytes = entry(b"x", tar::EntryType::Regular, size, b"x");
         assert!(files(&packed(&bytes), u64::MAX).is_err(), "{size}");
@@ -105,7 +105,7 @@ fn damaged_ar_archives_are_refused() {
     assert!(matches!(files(b"!<arch>\n", 9), Err(PackageProblem::NoData)));
     assert!(matches!(files(b"PK\x03\x04 a zip archive", 9), Err(PackageProblem::Ar(_))));
     for cut in 0..good.len() - 1 {
-        // What is cut off behind the end of the tar archive's entry is not missed.
+        // A cut behind the end of the tar archive's entry goes unnoticed.
         let _ = files(&good[..cut], 100);
     }
     let header =
@@ -147,7 +147,7 @@ fn dpkg_agrees_on_what_is_in_a_package() {
             .args([&tree, &deb])
             .output()
             .expect("dpkg-deb is installed");
-        // Only distributions that use it build with Zstandard.
+        // dpkg supports Zstandard only on distributions that use it.
         if !output.status.success() && compression == "zstd" {
             eprintln!("SKIPPED: this dpkg-deb does not pack with zstd");
             continue;

@@ -1,4 +1,4 @@
-//! The chain against the archive that this host is configured for: the one test that downloads (some 20 to 60 MB).
+//! The chain against the archive that this host is configured for. This is the only test that downloads (some 20 to 60 MB).
 
 use std::path::Path;
 use std::time::Instant;
@@ -52,7 +52,7 @@ async fn real_archive_gives_a_kernel_and_busybox() {
     let source = archive.bootstrap_source().unwrap();
     assert!(source.keyring.exists() && !source.mirrors.is_empty(), "{source:?}");
 
-    // All this needs memory, and a daemon must not keep it.
+    // This takes memory that a daemon must not keep.
     drop(archive);
     let (now, most) = (memory("RssAnon:"), memory("VmHWM:"));
     told(&format!("{now} kB kept of {most} kB"));
@@ -60,7 +60,7 @@ async fn real_archive_gives_a_kernel_and_busybox() {
     assert!(most < 192 << 10, "{most} kB were needed");
 }
 
-/// All modules are there, and what was made of them is what depmod makes of them.
+/// All modules are there, and the files made for them equal depmod's.
 fn compare_with_depmod(dir: &Path, kernel: &KernelFiles) {
     let run = |program: &str, arguments: &[&str]| {
         let path = "/usr/sbin:/sbin:/usr/bin:/bin";

@@ -1,4 +1,4 @@
-//! Which releases root filesystems can be made of.
+//! Which releases root filesystems can be made from.
 
 use super::archive::{Host, SuiteToBe};
 use crate::asset::debian::ReleaseVersion;
@@ -69,7 +69,7 @@ async fn releases_are_found_by_what_people_call_them() {
     }
     let (_, source) = archive.release_source("debian", Some("13")).unwrap();
     assert_eq!(source.mirrors, [format!("deb {} trixie main", host.server.url("/debian"))]);
-    // The host's own is what it was.
+    // The host's own release is unchanged.
     assert_eq!(archive.bootstrap_source().unwrap().distro, "debian-12");
 }
 

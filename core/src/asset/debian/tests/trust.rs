@@ -1,4 +1,4 @@
-//! Which signatures are good.
+//! Which signatures are valid.
 
 use nexus_schema::error::chain;
 use pgp::composed::{ArmorOptions, CleartextSignedMessage};
@@ -41,7 +41,7 @@ fn a_good_signature_gives_the_signed_text() {
     ] {
         let key = Key::new(&shape);
         let text = check(&key, &key.sign(TEXT)).unwrap();
-        // Blanks at the ends of lines are not signed: they are not in the text either.
+        // Blanks at the ends of lines are not signed, so they are not in the text either.
         assert_eq!(text, TEXT.replace("stable  ", "stable"), "{shape:?}");
         let binary = Manner { typ: SignatureType::Binary, ..Manner::default() };
         check(&key, &key.sign_so(TEXT, binary)).unwrap();
@@ -61,7 +61,7 @@ fn nothing_unsigned_is_in_the_text() {
             "{error:?}"
         );
     }
-    // A header is no place to hide a line in.
+    // A line must not hide in a header.
     let hidden = signed.replacen("\n\n", "\nOrigin: Other\n\n", 1);
     assert!(check(&key, &hidden).is_err());
 }
@@ -84,7 +84,7 @@ fn another_key_is_refused() {
 
 #[test]
 fn one_good_signature_of_several_is_enough() {
-    // RSA: with curves the crate makes no weak signatures.
+    // RSA, because with elliptic curves the crate refuses to make weak signatures.
     let (good, stranger) = (Key::new(&Shape { rsa: true, ..Shape::default() }), Key::good());
     let weak = Manner { hash: HashAlgorithm::Sha1, ..Manner::default() };
     let signed =
@@ -102,7 +102,7 @@ fn weak_hashes_are_refused() {
         let signed = key.sign_so(TEXT, Manner { hash, ..Manner::default() });
         assert_refused(&key, &signed, "its hash is too weak");
     }
-    // Nor does a key count whose own signature over itself is weak.
+    // A key whose own self-signature is weak is not trusted either.
     let key = Key::new(&Shape { hash: HashAlgorithm::Sha1, rsa: true, ..Shape::default() });
     assert_refused(&key, &key.sign(TEXT), "no valid self-signature");
 }
@@ -164,7 +164,7 @@ fn keys_must_be_meant_for_signing() {
 #[test]
 fn revoked_keys_are_refused() {
     let mut key = Key::good();
-    // Made before the revocation or after it: a key that was lost has no good signatures.
+    // Signatures of a compromised key are invalid, whether made before or after the revocation.
     let signed = key.sign(TEXT);
     key.revoke(NOW - 10);
     assert_refused(&key, &signed, "its key is revoked");
@@ -201,12 +201,12 @@ fn subkeys_must_be_bound_and_sign_back() {
     revoked.revoke(NOW - 10);
     assert_refused(&revoked, &revoked.sign(TEXT), "its key is revoked");
 
-    // A subkey that another certificate binds is not that certificate's.
+    // A subkey that is bound by another certificate does not belong to that certificate.
     let mut thief = Key::new(&shape);
     thief.secret.secret_subkeys = key.secret.secret_subkeys.clone();
     assert_refused(&thief, &key.sign(TEXT), "not bound");
 
-    // The primary key signs for itself only if it is meant to.
+    // The primary key signs only if its usage flags allow it.
     let mut primary = key.clone();
     let subkeys = std::mem::take(&mut primary.secret.secret_subkeys);
     let signed = primary.sign(TEXT);
@@ -265,7 +265,7 @@ fn keyrings_are_read_in_every_form() {
     assert!(matches!(of(&files(&["none"])), Err(AssetError::Keyring { .. })));
     assert!(matches!(of(&files(&["missing"])), Err(AssetError::Io { .. })));
 
-    // Without a word on keys, what apt trusts; and where that is nothing, the distribution's own keyring.
+    // Without `signed-by`: apt's trusted keys; if there are none, the distribution's own keyring.
     let fallback = [path("all.gpg")];
     assert!(good(&Keyring::of_entry(dir.path(), None, &fallback).unwrap(), 2));
     std::fs::create_dir_all(path("etc/apt/trusted.gpg.d")).unwrap();
@@ -281,7 +281,7 @@ fn keyrings_are_read_in_every_form() {
 fn gpg_agrees_on_what_is_signed() {
     use std::process::Command;
     let dir = tempfile::tempdir().unwrap();
-    // gpgv has no time but that of the host.
+    // gpgv only uses the host's clock.
     let made = u32::try_from(jiff::Timestamp::now().as_second()).unwrap() - DAY;
     let key = Key::new(&Shape { made, rsa: true, ..Shape::default() });
     let signed = key.sign_so(TEXT, Manner { made, ..Manner::default() });

@@ -1,4 +1,4 @@
-//! Downloads over TLS: from servers that are trusted, and from others.
+//! Downloads over TLS, from trusted and untrusted servers.
 
 use nexus_schema::{ErrorCode, ToolError};
 
@@ -74,12 +74,12 @@ async fn servers_that_nobody_vouches_for_are_refused_at_once() {
 
 #[tokio::test]
 async fn a_ca_of_ours_is_not_needed_by_those_who_need_none() {
-    // Without it the server is one that nobody knows.
+    // Without that CA, the server is not trusted.
     let authority = Authority::new("ours");
     let scene = Scene::of(Server::start_tls(authority.server(HERE)), settings());
     let error = ToolError::from(scene.fetch(&scene.want()).await.unwrap_err());
     assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("ca_file")), "{error:?}");
-    // Plain HTTP is as it was.
+    // Plain HTTP is not affected.
     let scene = Scene::with(FetchSettings { trust: authority.trusted(), ..settings() });
     scene.fetch(&scene.want()).await.unwrap();
     scene.assert_whole();
@@ -100,7 +100,7 @@ async fn a_redirection_never_leaves_tls() {
     assert_eq!((plain.requests().len(), scene.server.requests().len()), (0, 1));
     scene.assert_nothing();
 
-    // To another server with TLS, and from plain HTTP to TLS, it is followed; but not on to plain HTTP again.
+    // Redirects to another TLS server, and from plain HTTP to TLS, are followed; a redirect back to plain HTTP is not.
     plain.put("/old", b"".to_vec());
     plain.misbehave("/old", [Fault::Redirect(scene.server.url("/file"))]);
     let want = Want { url: plain.url("/old").parse().unwrap(), ..scene.want() };
@@ -132,7 +132,7 @@ fn a_file_of_cas_is_looked_at_before_it_is_used() {
     assert!(Trust::read(file.path()).is_err());
     std::fs::write(file.path(), [authority.pem(), Authority::new("theirs").pem()].concat()).unwrap();
     let trust = Trust::read(file.path()).unwrap();
-    // For other programs: with those of the host.
+    // For other programs, together with the host's CAs.
     let bundle = trust.bundle().unwrap().unwrap();
     let text = std::fs::read_to_string(&bundle).unwrap();
     assert!(text.starts_with(&authority.pem().replace('\r', "")), "{text}");

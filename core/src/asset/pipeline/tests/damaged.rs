@@ -1,4 +1,4 @@
-//! Releases that are not what they should be.
+//! Damaged and inconsistent releases.
 
 use super::right::tgz;
 use super::*;
@@ -34,7 +34,7 @@ async fn what_unpacks_to_something_else_is_refused() {
     let scene = Scene::new();
     let mut anvil = Anvil::new(Key::good());
     anvil.kernel.push(0);
-    // The list speaks of the longer kernel; the packed file is right.
+    // The list has the longer kernel; the compressed file is right.
     anvil.serve(&scene.server);
     let error = fails(&scene, &anvil.job(&scene)).await;
     let AssetError::Checksum { expected, .. } = error else { panic!("{error}") };
@@ -241,7 +241,7 @@ async fn a_server_that_counts_requests_is_understood() {
             assert!(error.hint().unwrap().contains(hint), "{error}");
         }
     }
-    // One that says nothing of counts only refuses.
+    // A 403 without rate limit headers is just a refusal.
     scene.server.misbehave(path, [Fault::Status(403)]);
     scene.server.put(path, "[]");
     let wanted = crate::asset::provider::Wanted {

@@ -1,4 +1,4 @@
-//! Downloads that are cut off, gone on with, and cut off again.
+//! Downloads that are interrupted, resumed, and interrupted again.
 
 use super::*;
 
@@ -18,7 +18,7 @@ async fn a_cut_connection_is_healed_by_a_range() {
     assert!(requests[2].if_range.is_some());
 }
 
-/// Runs until the server was cut off for good, so that a part is left.
+/// Runs until the server has interrupted it for good, so that a part file is left.
 async fn leave_a_part(scene: &Scene, job: &Job, path: &str, length: usize) {
     let faults = [Fault::CutAfter(length / 3), Fault::CutAfter(length / 3), Fault::CutAfter(10)];
     scene.server.misbehave(path, faults);
@@ -68,7 +68,7 @@ async fn a_part_of_another_file_is_thrown_away() {
     anvil.serve(&scene.server);
     let job = anvil.job(&scene);
     leave_a_part(&scene, &job, &anvil.xz(), anvil.packed.len()).await;
-    // The release is made again under the same name.
+    // The release is replaced under the same name.
     let mut fresh = Anvil { kernel: body(150_000), ..Anvil::new(anvil.key.clone()) };
     fresh.packed = pack(&fresh.kernel, Compression::Xz);
     fresh.serve(&scene.server);
@@ -109,14 +109,14 @@ async fn a_damaged_part_costs_one_more_try() {
 async fn without_a_digest_only_the_same_file_is_gone_on_with() {
     let scene = Scene::new();
     let (old, new) = (body(30_000), body(40_000));
-    // The same file: its tag says so.
+    // The same file, according to its tag.
     scene.server.put("/f", old.clone());
     scene.server.misbehave("/f", [Fault::CutAfter(50_000)]);
     scene.run(&scene.url_job("/f", None)).await.unwrap();
     assert_eq!(scene.read("main"), old);
     assert!(scene.server.requests()[1].range.is_some());
     fs::remove_dir_all(scene.dir.path().join("into")).unwrap();
-    // It changes under the download: everything is asked for again.
+    // It changes during the download: everything is downloaded again.
     let server = &scene.server;
     server.misbehave("/f", [Fault::StallAfter(50_000)]);
     let settings = FetchSettings {

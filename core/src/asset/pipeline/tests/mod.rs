@@ -1,4 +1,5 @@
-//! Pipelines over servers that serve the real layouts with really compressed and really signed files, and others.
+//! Pipelines over servers that serve the real layouts, with really compressed and really signed files, and
+//! damaged variants.
 
 mod damaged;
 mod interrupted;
@@ -16,7 +17,7 @@ use crate::asset::stream::Compression;
 use crate::asset::testing::keys::{Key, Manner, NOW_SECONDS};
 use crate::asset::testing::{Fault, Server, pack, pack_in_blocks};
 
-/// A server, and a place for what comes from it.
+/// A server, and a directory for what is downloaded from it.
 struct Scene {
     server: Server,
     fetcher: Fetcher,
@@ -90,12 +91,12 @@ impl Scene {
     }
 }
 
-/// A file that does not shrink to nothing.
+/// A file that does not compress to almost nothing.
 fn body(length: u32) -> Vec<u8> {
     (0..length).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
 }
 
-/// A release of anvil on the server; gives the kernel and its compressed form.
+/// A release of anvil on the server.
 struct Anvil {
     kernel: Vec<u8>,
     packed: Vec<u8>,

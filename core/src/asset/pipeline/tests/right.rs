@@ -1,4 +1,4 @@
-//! Releases as they should be.
+//! Correct releases.
 
 use super::*;
 
@@ -27,7 +27,7 @@ async fn keys_of_files_and_signatures_of_text_do_too() {
     let scene = Scene::new();
     let anvil = Anvil::new(Key::good());
     scene.server.put(&anvil.xz(), anvil.packed.clone());
-    // A signature of text covers the lines whatever their ends.
+    // A text signature covers the lines regardless of their ends.
     anvil.serve_sums(&scene.server, &anvil.sums(), &anvil.sums().replace('\n', "\r\n"), &Manner::default());
     let keyring = scene.dir.path().join("key.gpg");
     fs::write(&keyring, anvil.key.binary()).unwrap();

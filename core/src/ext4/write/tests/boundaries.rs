@@ -1,4 +1,4 @@
-//! Whatever ends exactly where something else begins.
+//! Everything that ends exactly where something else begins.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn long_name(number: u32) -> Vec<u8> {
 
 #[test]
 fn directories_of_every_shape_are_found_by_name_when_mounted() {
-    // Two short names, and long ones: one block exactly or not quite; an index of one block exactly or not quite.
+    // Two short names and long ones: about one full block; about one full index block.
     for names in [1, 14, 15, 16, 507 * 15, 507 * 15 + 1, 60_000] {
         let mut trial = Trial::new(Size::AtLeast(0));
         for number in 0..names {
@@ -66,7 +66,7 @@ fn names_of_one_hash_in_two_blocks_are_found_when_mounted() {
     assert!(!twins.is_empty(), "300,000 names have as many different hashes");
     let mut split = 0;
     for second in twins.into_iter().take(5) {
-        // So many before it that the first of both is the last of a block.
+        // Enough names before it that the first of both is the last of a block.
         let first = second - 1;
         if first < 14 {
             continue;
@@ -89,7 +89,7 @@ fn names_of_one_hash_in_two_blocks_are_found_when_mounted() {
 fn files_of_any_number_of_runs_are_read_when_mounted() {
     let mut trial = Trial::new(Size::AtLeast(0));
     for runs in [1, 4, 5, 340, 341, 1_360, 1_361] {
-        // Every other block is zeros.
+        // Every second block is zeros.
         let mut bytes = vec![0; runs * 2 * BLOCK - BLOCK];
         for (at, block) in bytes.chunks_mut(2 * BLOCK).enumerate() {
             block[7..11].copy_from_slice(&(at as u32 + 1).to_le_bytes());
@@ -102,7 +102,7 @@ fn files_of_any_number_of_runs_are_read_when_mounted() {
 
 #[test]
 fn what_meets_the_head_of_a_group_goes_past_it_and_is_read_when_mounted() {
-    // Group 1 has a head, group 2 has none, group 3 has one. Blocks of the directory and of the journal meet it, too.
+    // Groups 1 and 3 have a head, group 2 does not. Blocks of the directory and of the journal reach them too.
     for before in [1, 2, 3, 6, 7, 8, 40, 1_000, 4_100] {
         let mut trial = Trial::new(Size::AtLeast(0));
         trial.skip_to(GROUP - before);
@@ -141,7 +141,7 @@ fn last_groups_of_every_length_are_whole() {
 
 #[test]
 fn as_many_inodes_as_there_are_names_are_there_when_mounted() {
-    // In one group: the least, more than that, and the most that it can have; then more groups than the blocks need.
+    // In one group: the minimum, more than that, and the maximum; then more groups than the blocks need.
     for names in [8_000, 9_000, 30_000, 70_000] {
         let mut trial = Trial::new(Size::AtLeast(0));
         for number in 0..names {

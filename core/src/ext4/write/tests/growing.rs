@@ -1,4 +1,4 @@
-//! Filesystems that are written to and grown after they were made.
+//! Filesystems that are written to and grown afterwards.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ fn some(size: Size) -> trial::Image {
     trial.finish(&drive("grown"))
 }
 
-/// Adds, changes and removes, also names in a directory with an index.
+/// Adds, changes and removes files, also in a directory with an index.
 fn use_it(root: &Path) {
     for number in (0..3_000).step_by(2) {
         fs::remove_file(root.join(format!("many/a-file-with-a-name-{number:05}"))).unwrap();
@@ -40,7 +40,7 @@ fn a_filesystem_stays_whole_when_it_is_mounted_and_written_to() {
 
 #[test]
 fn a_filesystem_can_be_grown_and_mounted_and_is_whole() {
-    // Within its descriptors' first block, past it (64 groups), and past all that is kept for them.
+    // Within the first block of descriptors, beyond it (64 groups), and beyond the whole reserve.
     for (from, to) in [(0, 1 << 30), (5 << 30, 20 << 30), (1 << 40, 1100 << 30)] {
         let image = some(Size::AtLeast(from));
         let path = image.path();

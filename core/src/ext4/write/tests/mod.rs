@@ -1,4 +1,4 @@
-//! Filesystems that `e2fsck` finds nothing wrong with, and in which Linux finds what was put there. Tests that mount run as root.
+//! Filesystems that pass `e2fsck`, and whose content Linux sees as it was written. Tests that mount run as root.
 
 mod boundaries;
 mod growing;
@@ -12,7 +12,7 @@ use std::process::Command;
 use super::*;
 use trial::{Trial, attributes, check, drive, noise};
 
-/// An access control list as archives have it.
+/// An access control list in the form of archives.
 fn acl(permissions: u16) -> Vec<u8> {
     let mut bytes = 2_u32.to_le_bytes().to_vec();
     let entries = [(1_u16, 6_u16, u32::MAX), (2, permissions, 1000), (4, 4, u32::MAX), (16, 7, u32::MAX)];
@@ -198,7 +198,7 @@ fn a_cancelled_work_ends_and_so_does_one_that_leaves_too_little_room() {
     let error = full.take(&noise(1, 20 << 20)[..], 20 << 20).unwrap_err();
     assert!(matches!(error, Ext4Error::DiskFull { needed, .. } if needed.as_bytes() == 1 << 60), "{error}");
 
-    // In a content that is only zeros, and before anything is written of what describes the contents.
+    // In a content of only zeros, and before any metadata is written.
     let (mut zeros, ending) = (create("zeros", 0), create("ending", 0));
     token.cancel();
     let error = zeros.take(std::io::repeat(0), 20 << 20).unwrap_err();
@@ -241,7 +241,7 @@ impl std::io::Read for Failing {
 #[test]
 fn names_have_the_hashes_that_debugfs_says() {
     let seed = [0x1234_5678, 0x9abc_def0, 0x0fed_cba9, 0x8765_4321];
-    // A UUID is read in the order of its bytes.
+    // The bytes of a UUID are in text order.
     let uuid = "78563412-f0de-bc9a-a9cb-ed0f21436587";
     let long = "l".repeat(255);
     for name in [

@@ -1,4 +1,4 @@
-//! Trees that nobody thought of.
+//! Random trees.
 
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -44,7 +44,7 @@ fn content(random: &mut StdRng) -> Vec<u8> {
     bytes
 }
 
-/// A tree of some hundred nodes, some of them replaced, some with several names.
+/// A tree of some hundred nodes; some are replaced, some have several names.
 fn grow(random: &mut StdRng, trial: &mut Trial) {
     let mut directories: Vec<Vec<u8>> = vec![Vec::new()];
     let mut files: Vec<(Vec<u8>, NodeId)> = Vec::new();

@@ -1,4 +1,4 @@
-//! A filesystem from paths, and what has to be in it.
+//! A filesystem made from paths, and its expected content.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -57,7 +57,7 @@ impl Trial {
         self.writer.take(bytes, bytes.len() as u64).unwrap()
     }
 
-    /// Leaves out blocks, so that what comes next is somewhere else.
+    /// Skips blocks, so that the next content is elsewhere.
     pub(super) fn skip_to(&mut self, block: u64) {
         while self.writer.cursor.next() < block {
             self.writer.cursor.run(block - self.writer.cursor.next());
@@ -128,7 +128,7 @@ impl Trial {
         (at, (*name).into())
     }
 
-    /// Ends it, and checks it.
+    /// Completes and checks it.
     #[track_caller]
     pub(super) fn finish(self, options: &Options<'_>) -> Image {
         let made = self.writer.finish(&self.nodes, options).unwrap();
@@ -138,13 +138,13 @@ impl Trial {
         image
     }
 
-    /// Ends it, whatever is in it; the file is there as long as the directory.
+    /// Completes it without a check; the file exists as long as the directory.
     pub(super) fn finish_unchecked(self, options: &Options<'_>) -> (tempfile::TempDir, Made) {
         let made = self.writer.finish(&self.nodes, options).unwrap();
         (self.directory, made)
     }
 
-    /// Of how many runs of blocks a file is.
+    /// The number of a file's runs of blocks.
     pub(super) fn runs(&self, node: NodeId) -> u32 {
         match &self.nodes[node as usize].body {
             Body::File(content) => content.count,
@@ -177,20 +177,20 @@ impl Image {
         self.directory.path().join("image")
     }
 
-    /// What `debugfs` says.
+    /// The output of `debugfs`.
     pub(super) fn debugfs(&self, command: &str) -> String {
         let said = Command::new("/sbin/debugfs").args(["-R", command]).arg(self.path()).output().unwrap();
         String::from_utf8_lossy(&said.stdout).into_owned()
     }
 
-    /// Mounts it and looks at everything in it.
+    /// Mounts it and compares everything in it.
     #[track_caller]
     pub(super) fn assert_mounted(&self) {
         let mounted = Mounted::read_only(&self.path());
         self.assert_same(mounted.path());
     }
 
-    /// Fails unless a directory has the same in it.
+    /// Fails unless a directory has the same contents.
     #[track_caller]
     pub(super) fn assert_same(&self, root: &Path) {
         let mut inodes = HashMap::new();

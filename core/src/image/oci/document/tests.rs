@@ -30,7 +30,7 @@ fn the_image_for_this_machine_is_chosen() {
     assert_eq!(chosen("arm").unwrap(), "6");
     let error = chosen("riscv64").unwrap_err();
     assert!(matches!(&error, OciError::Platform { has, .. } if has.contains("linux/arm64")), "{error}");
-    // What says nothing of machines is taken where nothing better is there.
+    // An entry without a platform is used if no other fits.
     let entries = [entry("1", Value::Null), entry("2", platform("linux", "amd64", None))];
     assert_eq!(choose(&entries, None, "amd64").unwrap().digest, entries[1].digest);
     assert_eq!(choose(&entries, None, "arm64").unwrap().digest, entries[0].digest);

@@ -1,4 +1,4 @@
-//! Registries over TLS: those that are trusted, and others.
+//! Registries over TLS, trusted and untrusted.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::os::tls::TlsProblem;
 
 const NAME: &str = "registry.test";
 
-/// A registry that is found under a name.
+/// A registry that is reachable under a name.
 fn served(identity: Arc<rustls::ServerConfig>, authority: &Authority) -> (Liar, Access, String) {
     let liar = Liar::of(Server::start_tls(identity), two_layers(), |_, _| None);
     let at = liar.server.address();

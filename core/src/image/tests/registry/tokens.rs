@@ -1,12 +1,12 @@
-//! Registries that want to know who asks, and those that answer without an end.
+//! Registries that require authentication, and those whose answers never end.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::{Arc, OnceLock};
 
 use super::*;
 
-/// A registry: answers made by a function of its address, of the path (and the body, behind a space) and of the
-/// `Authorization` that came. An answer that does not say how long it is goes on for ever.
+/// A registry whose answers are made by a function of its address, the path (with the body after a space), and
+/// the `Authorization` header. An answer without a length never ends.
 fn answering(answer: impl Fn(&str, &str, Option<&str>) -> String + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -46,7 +46,7 @@ fn http(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }
 
-/// One that never ends.
+/// An endless answer.
 fn endless(status: &str) -> String {
     format!(
         "HTTP/1.1 {status}\r\nConnection: close\r\n\r\n{{\"token\":\"a\",\"errors\":[{{\"message\":\"m\"}}]"
@@ -93,7 +93,7 @@ async fn a_token_that_is_used_up_is_replaced_once() {
             count.store(number + 1, std::sync::atomic::Ordering::SeqCst);
             return http("200 OK", "", &format!("{{\"access_token\":\"t{number}\"}}"));
         }
-        // Each is good until it was used.
+        // Each token is valid for one use.
         let is_good = number > 0 && authorization == Some(&format!("Bearer t{}", number - 1));
         static USED: OnceLock<()> = OnceLock::new();
         if !is_good || (number == 1 && USED.set(()).is_err()) {
@@ -155,7 +155,7 @@ async fn answers_without_an_end_are_cut_off() {
         assert_eq!(error.code(), code, "{what} {status}: {error}");
         assert!(error.to_string().contains(&address), "{error}");
     }
-    // Blobs that fail so, too.
+    // The same for blobs.
     let mut recipe = Recipe::of("a");
     let manifest = recipe.manifest().to_string();
     let address = answering(move |_, path, _| match path.contains("/manifests/") {

@@ -1,4 +1,4 @@
-//! Where the output of a command in a VM goes, piece by piece as it comes, and how the command ended.
+//! Prints the output of a command in a VM as it arrives, and reports how the command ended.
 
 use std::net::IpAddr;
 
@@ -11,9 +11,9 @@ use crate::ctl::client::raw;
 use crate::ctl::error::Error;
 use crate::ctl::format;
 
-/// How many places that were refused are shown.
+/// The maximum number of refused destinations that are shown.
 const REFUSED_MAX: usize = 5;
-/// The exit code of a command whose time was up.
+/// The exit code of a command that timed out.
 const TIMED_OUT: u8 = 124;
 
 /// One of a command's two outputs.
@@ -35,7 +35,7 @@ impl Stream {
     }
 }
 
-/// Passes output on byte for byte; for `--json` collects it.
+/// Passes output on byte for byte; with `--json` collects it.
 pub(super) struct Output<'a> {
     app: &'a App,
     vm: String,
@@ -48,7 +48,7 @@ impl<'a> Output<'a> {
         Self { app, vm, timeout_s, kept: [Vec::new(), Vec::new()] }
     }
 
-    /// Takes what the command wrote next.
+    /// Handles the next piece of output.
     pub(super) fn piece(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Error> {
         match stream {
             _ if self.app.ui.is_json() => self.kept[stream as usize].extend(bytes),
@@ -58,14 +58,14 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// Says how it ended, and gives the exit code. Output that is not whole is a failure, however the command itself ended.
+    /// Reports how it ended, and returns the exit code. Incomplete output is a failure, however the command itself ended.
     pub(super) fn end(self, facts: &RunCommandOutput) -> Result<u8, Error> {
         let ui = &self.app.ui;
         if ui.is_json() {
             let [stdout, stderr] = &self.kept;
             ui.json(&raw(&as_json(facts, stdout, stderr))?)?;
         }
-        // As JSON, the facts say so.
+        // In JSON the result contains it.
         if !facts.oom_killed.is_empty() && !ui.is_json() {
             let who = facts.oom_killed.join(", ");
             ui.warn(&format!("the VM ran out of memory, and the kernel killed {who}; results may be wrong"));
@@ -85,10 +85,10 @@ impl<'a> Output<'a> {
     }
 }
 
-/// The connections that were refused by policy while it ran, in lines.
+/// The connections that the policy refused while it ran, one per line.
 fn refused(facts: &RunCommandOutput, vm: &str) -> Vec<String> {
     let mut places: Vec<RefusedConnection> = Vec::new();
-    // The words are a guest's: what is no host is not shown.
+    // The text comes from a guest: anything that is not a host name is hidden.
     let is_host = |host: &str| host.parse::<IpAddr>().is_ok() || nexus_schema::network::name(host).is_ok();
     for one in facts.network_denied.iter().filter(|one| is_host(&one.host)) {
         let is_same = |place: &RefusedConnection| (&place.host, place.port) == (&one.host, one.port);
@@ -108,7 +108,7 @@ fn refused(facts: &RunCommandOutput, vm: &str) -> Vec<String> {
     places.into_iter().map(line).collect()
 }
 
-/// What of the output is missing.
+/// Describes which output is missing.
 fn incomplete(facts: &RunCommandOutput) -> Option<String> {
     let missing = |(stream, facts): (Stream, StreamFacts)| {
         (facts.omitted_bytes > 0).then(|| {
@@ -121,7 +121,7 @@ fn incomplete(facts: &RunCommandOutput) -> Option<String> {
     (!said.is_empty()).then(|| said.join("; "))
 }
 
-/// The facts with what was written: as text where it is text, else as base64.
+/// The result with its output: as text if possible, else as base64.
 fn as_json(facts: &RunCommandOutput, stdout: &[u8], stderr: &[u8]) -> Value {
     let mut value = json!(facts);
     for (stream, bytes) in Stream::ALL.into_iter().zip([stdout, stderr]) {
@@ -133,7 +133,7 @@ fn as_json(facts: &RunCommandOutput, stdout: &[u8], stderr: &[u8]) -> Value {
     value
 }
 
-/// The exit code that a shell would give.
+/// The exit code as in a shell.
 fn exit_code(facts: &RunCommandOutput) -> u8 {
     if facts.timed_out {
         return TIMED_OUT;
@@ -145,7 +145,7 @@ fn exit_code(facts: &RunCommandOutput) -> u8 {
     }
 }
 
-/// The number of a signal by its name (Linux, x86_64 and aarch64), or of one that has a number only, such as `SIG34`.
+/// The number of a signal by its name (Linux, x86_64 and aarch64), or of a signal without a name, such as `SIG34`.
 fn signal_number(name: &str) -> Option<u8> {
     const NAMES: [&str; 31] = [
         "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",

@@ -1,8 +1,8 @@
-//! What a command in a VM gets to read: nothing, unless that was asked for.
+//! The standard input of a command in a VM: empty unless requested.
 //!
-//! The rule is docker's, with one convenience: `-i` passes standard input on, whatever it is; so does a file that was redirected
-//! to it (`< FILE`) and that nobody has read from yet. A pipe, a terminal or the rest of a file that a script is reading is left
-//! alone, so that `while read NAME; do nexusctl guest run $NAME -- true; done` sees all of its lines.
+//! The rule is docker's, with one addition: `-i` passes standard input on, whatever it is. A redirected file (`< FILE`) is
+//! passed on too, unless something was already read from it. A pipe, a terminal or a partly read file is not touched, so that
+//! `while read NAME; do nexusctl guest run $NAME -- true; done` sees all of its lines.
 
 use std::io::Read;
 
@@ -10,10 +10,10 @@ use crate::ctl::error::Error;
 use crate::ctl::format;
 use crate::ctl::stream::is_fresh_file;
 
-/// The most input that fits in one call with room to spare, in bytes.
+/// The most input that safely fits in one call, in bytes.
 const STDIN_MAX: usize = 2 << 20;
 
-/// Everything on standard input, where it is to be passed on.
+/// All of standard input, if it should be passed on.
 pub(super) async fn read(asked: bool, refused: bool) -> Result<Option<Vec<u8>>, Error> {
     if refused || !(asked || is_fresh_file(std::io::stdin())) {
         return Ok(None);
@@ -29,7 +29,7 @@ pub(super) async fn read(asked: bool, refused: bool) -> Result<Option<Vec<u8>>, 
     }
 }
 
-/// Reads all there is, up to a cap.
+/// Reads everything, up to a limit.
 fn read_all(reader: impl Read, max: usize, what: &str) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
