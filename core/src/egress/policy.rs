@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 
 use nexus_schema::network::{
-    DenyReason, NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule, RULES_MAX, Target,
+    DenyReason, GROUPS_MAX, NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule, RULES_MAX, Target,
 };
 use nexus_schema::tools::vm::NetworkParams;
 
@@ -139,20 +139,31 @@ pub(crate) fn starting(default: NetworkMode, asked: Option<&NetworkParams>) -> R
     }
 }
 
-/// A policy with what is asked for in its place. Whoever asks for a preset or a list and no mode means the proxy.
+/// A policy with what is asked for in its place. Whoever has no network and asks for a preset or a list and no mode means the
+/// proxy.
 pub(crate) fn merge(policy: &NetworkPolicy, asked: &NetworkParams) -> Result<NetworkPolicy, String> {
-    let NetworkParams { mode, preset, allow, deny } = asked;
+    let NetworkParams { mode, preset, allow, deny, groups } = asked;
     let has_rules = preset.is_some() || allow.is_some() || deny.is_some();
     if *mode == Some(NetworkMode::None) && has_rules {
         return Err("network.mode none stands alone: without preset, allow and deny".to_owned());
     }
-    let mode = mode.unwrap_or(if has_rules { NetworkMode::Proxy } else { policy.mode });
+    let mode = mode.unwrap_or(match policy.mode {
+        NetworkMode::None if has_rules => NetworkMode::Proxy,
+        mode => mode,
+    });
+    if mode != NetworkMode::Nat && groups.as_ref().is_some_and(|groups| !groups.is_empty()) {
+        return Err(format!("network.groups are for network.mode nat, and the mode is {}", mode.as_str()));
+    }
     let merged = NetworkPolicy {
         mode,
         preset: preset.unwrap_or(policy.preset),
         allow: allow.as_ref().unwrap_or(&policy.allow).clone(),
         deny: deny.as_ref().unwrap_or(&policy.deny).clone(),
+        groups: groups.as_ref().unwrap_or(&policy.groups).clone(),
     };
+    if merged.groups.len() > GROUPS_MAX {
+        return Err(format!("network.groups has {} entries, more than {GROUPS_MAX}", merged.groups.len()));
+    }
     for (what, rules) in [("allow", &merged.allow), ("deny", &merged.deny)] {
         if rules.len() > RULES_MAX {
             return Err(format!("network.{what} has {} entries, more than {RULES_MAX}", rules.len()));
