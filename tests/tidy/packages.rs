@@ -14,6 +14,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("nexus-wire", &[]),
     ("nexus-tree", &["nexus-schema", "nexus-wire"]),
     ("nexus-guest", &["nexus-schema", "nexus-tree", "nexus-wire"]),
+    ("nexus-net-wire", &["nexus-schema", "nexus-wire"]),
     ("nexus-core", &["nexus-schema", "nexus-tree", "nexus-wire"]),
     ("nexus-host", &["nexus-schema", "nexus-tree", "nexus-core"]),
     ("nexus-examples", &["nexus-schema", "nexus-core", "nexus-host"]),

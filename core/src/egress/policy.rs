@@ -111,7 +111,12 @@ fn opens(rule: &NetworkRule, kind: Range) -> bool {
 /// What the allow list would have to be for a connection that is refused; empty where no list helps, or it is too long to show.
 pub(super) fn allowing(policy: &NetworkPolicy, host: &str, port: u16, reason: DenyReason) -> Vec<String> {
     match reason {
-        DenyReason::NoNetwork | DenyReason::Denied => return Vec::new(),
+        DenyReason::NoNetwork
+        | DenyReason::Denied
+        | DenyReason::OtherVm
+        | DenyReason::Spoofed
+        | DenyReason::Quic
+        | DenyReason::Resolver => return Vec::new(),
         DenyReason::NameNotAllowed
         | DenyReason::AddressNotAllowed
         | DenyReason::Host
