@@ -5,15 +5,15 @@
 //!                                                     opening, answer, frames    │
 //!                                                       policy: name, then each address; only then is anything dialled
 //! ```
-//! [`policy`] decides, without any IO; [`Egress`] is one VM's policy and what was counted of it, which lasts as long as the daemon;
+//! `nexus-net-policy` decides, without any IO; [`Egress`] is one VM's policy and what was counted of it, which lasts as long as the daemon;
 //! [`EgressServer`] serves the guest of one boot, and ends its connections when it is dropped. Guests are hostile: the length of an
 //! opening, the number of connections and of names that are looked up at once, and the bytes that wait are bounded, and nothing is
 //! looked up or dialled before the policy has allowed it.
 
-mod address;
 mod connection;
 mod counted;
 mod dial;
+mod own;
 mod policy;
 mod server;
 mod state;
