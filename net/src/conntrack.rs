@@ -7,8 +7,8 @@ use std::io;
 use std::net::IpAddr;
 
 use crate::netlink::{ACK, Attributes, DUMP, Message, Writer};
-use crate::nft::MARK_CUT;
 use crate::nft::socket::Netfilter;
+use crate::nft::{MARK_CUT, MARK_INDEX, MARK_TAG};
 
 /// The subsystem, and its messages (`enum cntl_msg_types`).
 const SUBSYSTEM: u16 = 1 << 8;
@@ -42,20 +42,21 @@ pub(crate) struct Flow {
 pub(crate) struct Connection {
     pub(crate) flow: Flow,
     pub(crate) is_cut: bool,
+    /// The mark of the VM that made it.
+    pub(crate) mark: u32,
     family: u8,
-    mark: u32,
     /// What names it to the kernel.
     original: Vec<u8>,
     zone: Option<Vec<u8>>,
 }
 
-/// The connections that a VM made: those with its mark.
-pub(crate) fn of(netfilter: &mut Netfilter, mark: u32) -> io::Result<Vec<Connection>> {
+/// The connections that VMs of any instance made.
+pub(crate) fn all(netfilter: &mut Netfilter) -> io::Result<Vec<Connection>> {
     let mut request = Writer::new(GET, DUMP, 1, 0, 0);
-    request.put_u32(MARK, mark).put_u32(MARK_MASK, !MARK_CUT);
+    request.put_u32(MARK, MARK_TAG).put_u32(MARK_MASK, !(MARK_INDEX | MARK_CUT));
     let all = netfilter.dump(&request.finish(), read)?;
     // Older kernels do not filter.
-    Ok(all.into_iter().filter(|connection| connection.mark & !MARK_CUT == mark).collect())
+    Ok(all.into_iter().filter(|connection| connection.mark & !MARK_INDEX == MARK_TAG).collect())
 }
 
 /// Cuts a connection, or lets one go on that was cut.
@@ -65,7 +66,7 @@ pub(crate) fn set_cut(netfilter: &mut Netfilter, connection: &Connection, is_cut
     if let Some(zone) = &connection.zone {
         request.put(ZONE, zone);
     }
-    let mark = if is_cut { connection.mark | MARK_CUT } else { connection.mark & !MARK_CUT };
+    let mark = if is_cut { MARK_CUT } else { 0 };
     request.put_u32(MARK, mark).put_u32(MARK_MASK, MARK_CUT);
     match netfilter.ask(&request.finish()) {
         // It ended meanwhile.
@@ -98,15 +99,16 @@ fn read(message: Message<'_>) -> Option<Connection> {
     let protocol = tuple.nested(TUPLE_PROTOCOL)?;
     let port = || protocol.get(PROTOCOL_DESTINATION_PORT)?.try_into().ok().map(u16::from_be_bytes);
     let mark = attributes.u32(MARK)?;
+    let (is_cut, mark) = (mark & MARK_CUT != 0, mark & !MARK_CUT);
     Some(Connection {
         flow: Flow {
             protocol: *protocol.get(PROTOCOL_NUMBER)?.first()?,
             address: v4().or_else(v6)?,
             port: port().unwrap_or_default(),
         },
-        is_cut: mark & MARK_CUT != 0,
-        family: message.family(),
+        is_cut,
         mark,
+        family: message.family(),
         original: original.to_vec(),
         zone: attributes.get(ZONE).map(<[u8]>::to_vec),
     })

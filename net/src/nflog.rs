@@ -7,15 +7,15 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use nexus_net_wire::Mac;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
+    socket, sockopt,
 };
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::netlink::{ACK, Attributes, ERROR, Writer, messages};
 use crate::nft::elements::PORTED;
 use crate::nft::rules::LOG_SPOOFED;
+use crate::nft::socket::readable;
 
 /// The subsystem, its messages (`enum nfulnl_msg_types`) and commands.
 const SUBSYSTEM: u16 = 4 << 8;
@@ -95,7 +95,7 @@ impl Log {
                     // Each packet at once: a refusal is to be known as soon as it happened.
                     mode.put_u32(QUEUE_THRESHOLD, 1);
                     ask(&fd, &mode.finish())?;
-                    let fd = AsyncFd::with_interest(fd, Interest::READABLE)?;
+                    let fd = readable(fd)?;
                     return Ok(Self { fd, group, read: vec![0; READ] });
                 }
                 // Another process has it.
@@ -148,7 +148,8 @@ fn ask(fd: &OwnedFd, request: &[u8]) -> io::Result<()> {
 }
 
 fn read_packet(attributes: Attributes<'_>) -> Packet {
-    let protocol = attributes.get(HEADER).and_then(|header| Some(u16::from_be_bytes(header.get(..2)?.try_into().ok()?)));
+    let protocol =
+        attributes.get(HEADER).and_then(|header| Some(u16::from_be_bytes(header.get(..2)?.try_into().ok()?)));
     let payload = attributes.get(PAYLOAD).unwrap_or_default();
     let mac = attributes.get(LINK_HEADER).and_then(|header| header.get(6..12)?.try_into().ok().map(Mac));
     Packet {

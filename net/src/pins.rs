@@ -67,7 +67,13 @@ impl Pins {
     }
 
     /// The ways that are open for a VM by the names that its policy allows.
-    pub(crate) fn open(&self, vm: VmId, policy: &NetworkPolicy, around: &Surroundings, now: Instant) -> Vec<Pin> {
+    pub(crate) fn open(
+        &self,
+        vm: VmId,
+        policy: &NetworkPolicy,
+        around: &Surroundings,
+        now: Instant,
+    ) -> Vec<Pin> {
         let mut pins: BTreeMap<Cell, Pin> = BTreeMap::new();
         if !has_name_list(policy) {
             return Vec::new();

@@ -8,13 +8,12 @@ use nexus_net_wire::{InstanceId, Mac};
 use rtnetlink::packet_core::Nla as _;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteType};
-use rtnetlink::{
-    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
-};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
 use super::plan::Change;
 use super::tap::Tap;
@@ -104,10 +103,9 @@ impl Links {
                 found.addresses.push((message.header.index, address, message.header.prefix_len));
             }
         }
-        for request in [
-            RouteMessageBuilder::<Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<Ipv6Addr>::new().build(),
-        ] {
+        for request in
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+        {
             let routes = self.handle.route().get(request).execute().try_collect::<Vec<_>>().await;
             for route in routes.what(failed("routes"))? {
                 let mut to = None;
@@ -147,7 +145,9 @@ impl Links {
                     _ => {}
                 }
             }
-            if let (Some(address), Some(mac), NeighbourState::Permanent) = (address, mac, message.header.state) {
+            if let (Some(address), Some(mac), NeighbourState::Permanent) =
+                (address, mac, message.header.state)
+            {
                 found.neighbours.push((message.header.ifindex, address, mac));
             }
         }
@@ -168,9 +168,8 @@ impl Links {
         vm: nexus_schema::id::VmId,
         owner: u32,
     ) -> Result<(String, u32), LinkError> {
-        let failed = |what: &'static str| {
-            move |source| LinkError::Tap { what: format!("{what} for VM {vm}"), source }
-        };
+        let failed =
+            |what: &'static str| move |source| LinkError::Tap { what: format!("{what} for VM {vm}"), source };
         let tap = Tap::make().map_err(failed("make a TAP"))?;
         crate::failpoint::hit("tap-made");
         let name = tap.name().to_owned();
@@ -196,10 +195,8 @@ impl Links {
         let bridge = bridge_name(id);
         let done = match change {
             Change::MakeBridge => {
-                let message = LinkBridge::new(&bridge)
-                    .address(bridge_mac(id).0.to_vec())
-                    .append_extra(id)
-                    .build();
+                let message =
+                    LinkBridge::new(&bridge).address(bridge_mac(id).0.to_vec()).append_extra(id).build();
                 self.handle.link().add(message).execute().await
             }
             Change::NameBridge => {
@@ -332,7 +329,11 @@ trait BridgeExtras {
 impl BridgeExtras for LinkMessageBuilder<LinkBridge> {
     fn append_extra(self, id: InstanceId) -> Self {
         // No forwarding delay: a VM speaks as soon as it runs. Netfilter sees what is routed, by the inet table, once.
-        self.mcast_snooping(false).nf_call_iptables(false).nf_call_ip6tables(false).forward_delay(0).link_group(group(id))
+        self.mcast_snooping(false)
+            .nf_call_iptables(false)
+            .nf_call_ip6tables(false)
+            .forward_delay(0)
+            .link_group(group(id))
     }
 }
 

@@ -14,6 +14,8 @@ pub(crate) struct Port {
     pub(crate) index: u32,
     pub(crate) mac: Mac,
     pub(crate) addresses: Vec<IpAddr>,
+    /// A neighbour, too, but not routed to.
+    pub(crate) link_local: Option<IpAddr>,
 }
 
 /// What should be.
@@ -59,9 +61,8 @@ pub(crate) fn changes(desired: &Desired, found: &Found) -> Vec<Change> {
         Some(_) => {}
     }
     let whole = |address: &IpAddr| if address.is_ipv4() { 32 } else { 128 };
-    let addresses: BTreeSet<(IpAddr, u8)> = of_bridge(index, &found.addresses, |(of, address, prefix)| {
-        (*of, (*address, *prefix))
-    });
+    let addresses: BTreeSet<(IpAddr, u8)> =
+        of_bridge(index, &found.addresses, |(of, address, prefix)| (*of, (*address, *prefix)));
     let gateways: BTreeSet<(IpAddr, u8)> =
         desired.gateways.iter().map(|address| (*address, whole(address))).collect();
     // Before what takes its place: the old one could be in the new one's way.
@@ -74,16 +75,16 @@ pub(crate) fn changes(desired: &Desired, found: &Found) -> Vec<Change> {
     }
     let routes = of_bridge(index, &found.routes, |(of, address)| (*of, *address));
     let wanted: BTreeSet<IpAddr> = desired.ports.iter().flat_map(|port| port.addresses.clone()).collect();
-    let neighbours =
-        of_bridge(index, &found.neighbours, |(of, address, mac)| (*of, (*address, *mac)));
+    let neighbours = of_bridge(index, &found.neighbours, |(of, address, mac)| (*of, (*address, *mac)));
     let known: BTreeSet<(IpAddr, Mac)> = desired
         .ports
         .iter()
-        .flat_map(|port| port.addresses.iter().map(|address| (*address, port.mac)))
+        .flat_map(|port| port.addresses.iter().chain(&port.link_local).map(|address| (*address, port.mac)))
         .collect();
     if !desired.has_unknown {
         changes.extend(routes.difference(&wanted).copied().map(Change::RemoveRoute));
-        let surplus = neighbours.iter().filter(|(address, _)| !wanted.contains(address));
+        let is_known = |address: &IpAddr| known.iter().any(|(of, _)| of == address);
+        let surplus = neighbours.iter().filter(|(address, _)| !is_known(address));
         changes.extend(surplus.map(|(address, _)| Change::RemoveNeighbour(*address)));
     }
     let missing = known.difference(&neighbours);

@@ -72,6 +72,11 @@ pub(crate) fn apply(wanted: &[(String, &'static str)]) -> Result<u64, SysctlErro
     Ok(changes)
 }
 
+/// A setting that is a number.
+pub(crate) fn number(name: &str) -> Option<u64> {
+    read(name).ok()?.parse().ok()
+}
+
 fn read(name: &str) -> io::Result<String> {
     Ok(std::fs::read_to_string(PathBuf::from(ROOT).join(name))?.trim().to_owned())
 }

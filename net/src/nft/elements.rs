@@ -74,10 +74,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 /// A range of places of one mark, for the sets `allow4`, `allow6`, `pin4` and `pin6`.
 pub(crate) fn place(mark: u32, cell: &Cell) -> Element {
     let end = |address: IpAddr, port: u16| key(&[&mark.to_ne_bytes(), &octets(address), &port.to_be_bytes()]);
-    Element {
-        key: end(cell.addresses.0, cell.ports.0),
-        end: Some(end(cell.addresses.1, cell.ports.1)),
-    }
+    Element { key: end(cell.addresses.0, cell.ports.0), end: Some(end(cell.addresses.1, cell.ports.1)) }
 }
 
 /// What is in all sets that are not filled by rules or by the resolver.

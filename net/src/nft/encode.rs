@@ -392,12 +392,14 @@ impl Expression for Expr {
                 ],
             ),
             Self::Counter => expression(c"counter", Vec::new()),
-            Self::Reject(Reject::TcpReset) => {
-                expression(c"reject", vec![(sys::NFTNL_EXPR_REJECT_TYPE, U32(1)), (sys::NFTNL_EXPR_REJECT_CODE, U8(0))])
-            }
-            Self::Reject(Reject::Prohibited) => {
-                expression(c"reject", vec![(sys::NFTNL_EXPR_REJECT_TYPE, U32(2)), (sys::NFTNL_EXPR_REJECT_CODE, U8(3))])
-            }
+            Self::Reject(Reject::TcpReset) => expression(
+                c"reject",
+                vec![(sys::NFTNL_EXPR_REJECT_TYPE, U32(1)), (sys::NFTNL_EXPR_REJECT_CODE, U8(0))],
+            ),
+            Self::Reject(Reject::Prohibited) => expression(
+                c"reject",
+                vec![(sys::NFTNL_EXPR_REJECT_TYPE, U32(2)), (sys::NFTNL_EXPR_REJECT_CODE, U8(3))],
+            ),
             Self::Masquerade => expression(c"masq", Vec::new()),
             Self::Verdict(verdict) => {
                 let (code, chain) = match verdict {
@@ -406,10 +408,8 @@ impl Expression for Expr {
                     Verdict::Jump(chain) => (libc::NFT_JUMP, Some(chain)),
                     Verdict::Goto(chain) => (libc::NFT_GOTO, Some(chain)),
                 };
-                let mut attributes = vec![
-                    (sys::NFTNL_EXPR_IMM_DREG, U32(0)),
-                    (sys::NFTNL_EXPR_IMM_VERDICT, U32(code as u32)),
-                ];
+                let mut attributes =
+                    vec![(sys::NFTNL_EXPR_IMM_DREG, U32(0)), (sys::NFTNL_EXPR_IMM_VERDICT, U32(code as u32))];
                 attributes.extend(chain.map(|chain| (sys::NFTNL_EXPR_IMM_CHAIN, Text(text(chain)))));
                 expression(c"immediate", attributes)
             }

@@ -53,19 +53,60 @@ pub(crate) enum Reject {
 /// One expression. The derived `Debug` form is what a rule's digest is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expr {
-    Meta { key: Meta, to: u32 },
-    SetMark { from: u32 },
-    Ct { key: Ct, to: u32 },
-    SetCtMark { from: u32 },
-    Payload { base: Base, offset: u32, length: u32, to: u32 },
-    Load { to: u32, value: Vec<u8> },
+    Meta {
+        key: Meta,
+        to: u32,
+    },
+    SetMark {
+        from: u32,
+    },
+    Ct {
+        key: Ct,
+        to: u32,
+    },
+    SetCtMark {
+        from: u32,
+    },
+    Payload {
+        base: Base,
+        offset: u32,
+        length: u32,
+        to: u32,
+    },
+    Load {
+        to: u32,
+        value: Vec<u8>,
+    },
     /// `to = from & mask ^ xor`.
-    Bitwise { from: u32, to: u32, mask: Vec<u8>, xor: Vec<u8> },
-    Compare { from: u32, is_equal: bool, value: Vec<u8> },
-    Lookup { set: &'static str, from: u32, is_in: bool },
+    Bitwise {
+        from: u32,
+        to: u32,
+        mask: Vec<u8>,
+        xor: Vec<u8>,
+    },
+    Compare {
+        from: u32,
+        is_equal: bool,
+        value: Vec<u8>,
+    },
+    Lookup {
+        set: &'static str,
+        from: u32,
+        is_in: bool,
+    },
     /// Goes on as long as the element of a dynamic set stays below a rate.
-    LimitPer { set: &'static str, from: u32, per_second: u64, burst: u32, timeout_ms: u64 },
-    Log { group: u16, prefix: &'static str, length: u32 },
+    LimitPer {
+        set: &'static str,
+        from: u32,
+        per_second: u64,
+        burst: u32,
+        timeout_ms: u64,
+    },
+    Log {
+        group: u16,
+        prefix: &'static str,
+        length: u32,
+    },
     Counter,
     Reject(Reject),
     Masquerade,
@@ -122,12 +163,7 @@ pub(crate) fn interface(name: &str) -> Vec<u8> {
 /// Goes on if one of these bits is set in a register.
 pub(crate) fn has_bits(register: u32, bits: u32) -> [Expr; 2] {
     [
-        Expr::Bitwise {
-            from: register,
-            to: register,
-            mask: bits.to_ne_bytes().to_vec(),
-            xor: vec![0; 4],
-        },
+        Expr::Bitwise { from: register, to: register, mask: bits.to_ne_bytes().to_vec(), xor: vec![0; 4] },
         is_not(register, &[0; 4]),
     ]
 }

@@ -22,7 +22,7 @@ pub(crate) mod socket;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(crate) use expr::{Expr, Verdict};
+pub(crate) use expr::Expr;
 
 /// What marks of packets and connections of VMs start with.
 pub(crate) const MARK_TAG: u32 = 0x4e00_0000;

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::encode::Added;
-use super::rules::{BRIDGE_SETS, INET_SETS};
 use super::{Contents, Element, Family, MARK_INDEX, Set, Table, tag};
 
 /// What a table of the kernel has.
@@ -31,11 +30,27 @@ pub(crate) struct FoundElement {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Makes it anew, with this in its sets.
-    Replace { table: Table, contents: Vec<(Set, Vec<Added>)> },
-    Add { family: Family, table: String, set: Set, elements: Vec<Added> },
-    Remove { family: Family, table: String, set: Set, elements: Vec<Element> },
+    Replace {
+        table: Table,
+        contents: Vec<(Set, Vec<Added>)>,
+    },
+    Add {
+        family: Family,
+        table: String,
+        set: Set,
+        elements: Vec<Added>,
+    },
+    Remove {
+        family: Family,
+        table: String,
+        set: Set,
+        elements: Vec<Element>,
+    },
     /// Removes it, if it is there.
-    Drop { family: Family, table: String },
+    Drop {
+        family: Family,
+        table: String,
+    },
 }
 
 /// What should be.
@@ -47,14 +62,6 @@ pub(crate) struct Desired<'a> {
     pub(crate) pins: Vec<(Set, Vec<Added>)>,
     /// Interfaces whose VMs are not known yet: what is there for them stays.
     pub(crate) kept: &'a BTreeSet<u32>,
-}
-
-/// The sets of a family's table.
-pub(crate) fn sets(family: Family) -> &'static [Set] {
-    match family {
-        Family::Bridge => &BRIDGE_SETS,
-        Family::Inet => &INET_SETS,
-    }
 }
 
 /// The interface that an element is about: the keys of both tables start with its number or its mark.
@@ -70,10 +77,8 @@ pub(crate) fn changes(desired: &Desired<'_>, found: &BTreeMap<Family, Found>) ->
         let there = found.get(&table.family);
         match there.filter(|there| is_built(table, there)) {
             Some(there) => changes.extend(refill(desired, table, there)),
-            None => changes.push(Change::Replace {
-                table: table.clone(),
-                contents: filling(desired, table, there),
-            }),
+            None => changes
+                .push(Change::Replace { table: table.clone(), contents: filling(desired, table, there) }),
         }
     }
     changes

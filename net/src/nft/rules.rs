@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use nexus_net_wire::Cidr;
 
 use super::expr::{
-    Base, Ct, Expr, Meta, R0, Reject, accept, discard, go, has_bits, interface, is, is_in, is_not,
-    is_not_in, jump, meta, payload,
+    Base, Ct, Expr, Meta, R0, Reject, accept, discard, go, has_bits, interface, is, is_in, is_not, is_not_in,
+    jump, meta, payload,
 };
 use super::{Chain, Family, Hook, HookAt, KeyPart, MARK_CUT, MARK_INDEX, MARK_TAG, Set, Table};
 
@@ -154,7 +154,8 @@ fn log(group: u16, prefix: &'static str, per: Meta) -> [Expr; 3] {
 /// Whoever sends must use the MAC and IP addresses of the VM behind the TAP.
 fn bridge(frame: &Frame) -> Table {
     // iif . ether saddr . an address: registers 8, 9-10, 11 and on.
-    let own = |source: Expr, set| [meta(Meta::Iif, R0), payload(Base::Link, 6, 6, R0 + 1), source, is_in(set, R0)];
+    let own =
+        |source: Expr, set| [meta(Meta::Iif, R0), payload(Base::Link, 6, 6, R0 + 1), source, is_in(set, R0)];
     let icmpv6 = |kind: [u8; 1]| rule![meta_is(Meta::L4Proto, &ICMPV6), field(Base::Transport, 0, &kind)];
     let from_nobody = field(Base::Network, 8, &[0; 16]);
     let guard = vec![
@@ -314,12 +315,7 @@ fn to_host(frame: &Frame) -> Vec<Vec<Expr>> {
                 one(accept())
             ]);
         }
-        rules.push(rule![
-            to,
-            meta_is(Meta::L4Proto, &icmp),
-            field(Base::Transport, 0, &echo),
-            one(accept())
-        ]);
+        rules.push(rule![to, meta_is(Meta::L4Proto, &icmp), field(Base::Transport, 0, &echo), one(accept())]);
     }
     rules.push(rule![one(go("decide"))]);
     rules

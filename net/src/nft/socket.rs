@@ -1,10 +1,12 @@
 //! A socket to the kernel's netfilter, by libmnl: for batches, and for questions with many answers.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::netlink::{self, ACK, DONE, DUMP_INTERRUPTED, ERROR, Message, messages};
 
@@ -60,7 +62,11 @@ impl Netfilter {
     }
 
     /// Asks for all of something. What the kernel does not have at all is empty.
-    pub(crate) fn dump<T>(&mut self, request: &[u8], read: impl Fn(Message<'_>) -> Option<T>) -> io::Result<Vec<T>> {
+    pub(crate) fn dump<T>(
+        &mut self,
+        request: &[u8],
+        read: impl Fn(Message<'_>) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
         for _ in 0..DUMPS {
             let mut found = Vec::new();
             let mut is_whole = true;
@@ -108,14 +114,24 @@ impl Netfilter {
     }
 }
 
+/// A socket that does not block, for a task that waits until something can be read.
+pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open, and the same, as long as the value that owns it.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+}
+
 /// Lets only the last message of a batch be acknowledged (hundreds of acknowledgements would not fit in the socket), and tells its
 /// number. Errors come all the same.
 fn acknowledge_last(batch: &mut [u8]) -> Option<u32> {
     let mut at = 0;
     let mut last = None;
-    while let Some(message) = messages(&batch[at..]).next() {
-        let (kind, sequence) = (message.kind, message.sequence);
-        let flags = message.flags & !ACK;
+    loop {
+        let next = messages(&batch[at..]).next();
+        let Some((kind, sequence, flags)) =
+            next.map(|message| (message.kind, message.sequence, message.flags & !ACK))
+        else {
+            break;
+        };
         let length = u32::from_ne_bytes(batch[at..at + 4].try_into().ok()?) as usize;
         batch[at + 6..at + 8].copy_from_slice(&flags.to_ne_bytes());
         if !BATCH.contains(&kind) {
