@@ -101,6 +101,14 @@ pub enum DenyReason {
     Multicast,
     /// It is an address of a reserved range.
     Reserved,
+    /// It is another VM, and no group has both.
+    OtherVm,
+    /// The frame had a MAC or IP address that is not the VM's.
+    Spoofed,
+    /// There is an allow list of names, and QUIC (UDP port 443) would hide which name is meant.
+    Quic,
+    /// There is an allow list, and it names no other resolver than the host's.
+    Resolver,
 }
 
 impl DenyReason {
@@ -117,6 +125,27 @@ impl DenyReason {
             Self::Metadata => "the address of a metadata service",
             Self::Multicast => "a multicast address",
             Self::Reserved => "an address of a reserved range",
+            Self::OtherVm => "another VM, and no group has both",
+            Self::Spoofed => "a sender's address that is not this VM's",
+            Self::Quic => "UDP port 443 under an allow list of names",
+            Self::Resolver => "another resolver under an allow list",
+        }
+    }
+
+    /// Whether an entry of the allow list can help.
+    pub const fn is_for_allow(self) -> bool {
+        match self {
+            Self::NameNotAllowed
+            | Self::AddressNotAllowed
+            | Self::Host
+            | Self::Private
+            | Self::LinkLocal
+            | Self::Metadata
+            | Self::Multicast
+            | Self::Reserved => true,
+            Self::NoNetwork | Self::Denied | Self::OtherVm | Self::Spoofed | Self::Quic | Self::Resolver => {
+                false
+            }
         }
     }
 
@@ -125,6 +154,10 @@ impl DenyReason {
         match self {
             Self::NoNetwork => r#"ask for vm_update network={"mode":"proxy"}"#.to_owned(),
             Self::Denied => "ask for vm_update network.deny without the entry that names it".to_owned(),
+            Self::OtherVm => "ask for vm_update network.groups with one group on both VMs".to_owned(),
+            Self::Spoofed => "use the addresses that the network interface was given".to_owned(),
+            Self::Quic => "use TCP: HTTP/2 or HTTP/1.1 instead of HTTP/3".to_owned(),
+            Self::Resolver => "use the resolver that /etc/resolv.conf names".to_owned(),
             _ if allow.is_empty() => {
                 "ask for vm_update network.allow with an entry for it added to those that vm_inspect shows"
                     .to_owned()

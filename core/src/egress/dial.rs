@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use nexus_net_policy::{Place, allowing, decide_address, decide_name, range};
 use nexus_schema::egress::{EgressError, EgressFailure, EgressOpening};
 use nexus_schema::network::{DenyReason, NetworkPolicy};
 use nexus_schema::tools::network::Verdict;
@@ -13,8 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::address::{is_own, range};
-use super::policy::{Place, allowing, decide_address, decide_name};
+use super::own::is_own;
 use super::state::Egress;
 
 /// How many names of all VMs are looked up at once: each takes a thread, and resolvers can be slow.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nexus_net_policy::allowing;
 use nexus_schema::Timestamp;
 use nexus_schema::id::VmId;
 use nexus_schema::link::Refusal;
@@ -15,7 +16,6 @@ use nexus_schema::tools::vm::{DeniedConnection, NetworkCounts, VmNetwork};
 use tokio::sync::{Semaphore, watch};
 
 use super::log::Writer;
-use super::policy::allowing;
 
 /// How many refused connections of a VM are remembered.
 const DENIED_MAX: usize = 20;

@@ -22,7 +22,7 @@ pub(super) fn start(binary: &Path, directory: &Path) -> io::Result<Child> {
     let log = open_log(directory)?;
     let mut command = Command::new(binary);
     command
-        .args(["--socket", SOCKET])
+        .arg(SOCKET)
         .current_dir(directory)
         .env_clear()
         .stdin(Stdio::null())

@@ -5,7 +5,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nexus_schema::egress::EgressError;
 use nexus_schema::link::Refusal;
-use nexus_schema::network::DenyReason;
 use nexus_schema::tools::command::RefusedConnection;
 use tokio::sync::Notify;
 
@@ -110,12 +109,12 @@ fn note<'a>(count: u64, refusals: impl Iterator<Item = &'a Refusal>) -> Note {
             continue;
         }
         connections.push(RefusedConnection { host: host.clone(), port: *port, reason: *reason, count: 1 });
-        match (reason, wanted.is_empty()) {
-            (DenyReason::NoNetwork | DenyReason::Denied, _) => {
+        match (reason.is_for_allow(), wanted.is_empty()) {
+            (false, _) => {
                 others.extend((!hint.is_empty() && !others.contains(hint)).then(|| hint.clone()));
             }
-            (_, true) => is_whole = false,
-            (_, false) => {
+            (true, true) => is_whole = false,
+            (true, false) => {
                 let more: Vec<_> = wanted.iter().filter(|entry| !allow.contains(*entry)).cloned().collect();
                 allow.extend(more);
             }
@@ -134,9 +133,7 @@ fn note<'a>(count: u64, refusals: impl Iterator<Item = &'a Refusal>) -> Note {
     if connections.len() > PLACES_MAX {
         places.push(format!("{} more", connections.len() - PLACES_MAX));
     }
-    if let Some(one) =
-        connections.iter().find(|one| !matches!(one.reason, DenyReason::NoNetwork | DenyReason::Denied))
-    {
+    if let Some(one) = connections.iter().find(|one| one.reason.is_for_allow()) {
         others.push(one.reason.hint(if is_whole { &allow } else { &[] }));
     }
     let were = if count == 1 { "1 connection was".to_owned() } else { format!("{count} connections were") };
@@ -148,6 +145,7 @@ fn note<'a>(count: u64, refusals: impl Iterator<Item = &'a Refusal>) -> Note {
 #[cfg(test)]
 mod tests {
     use nexus_schema::egress::EgressFailure;
+    use nexus_schema::network::DenyReason;
 
     use super::*;
 
