@@ -17,10 +17,11 @@ mod boot;
 pub(crate) mod create;
 pub(crate) mod defaults;
 mod mishap;
+pub(crate) mod network;
 pub(crate) mod policy;
 pub(crate) mod recover;
 pub(crate) mod spec;
 mod stop;
 mod view;
 
-pub(crate) use view::details;
+pub(crate) use view::{details, note};
