@@ -29,6 +29,7 @@ const QUEUE_THRESHOLD: u16 = 5;
 /// Attributes of packets (`enum nfulnl_attr_type`).
 const HEADER: u16 = 1;
 const IN_DEVICE: u16 = 4;
+const IN_PORT: u16 = 6;
 const PACKET_MARK: u16 = 2;
 const PAYLOAD: u16 = 9;
 const PREFIX: u16 = 10;
@@ -155,7 +156,8 @@ fn read_packet(attributes: Attributes<'_>) -> Packet {
     Packet {
         is_spoofed: attributes.text(PREFIX).as_deref() == Some(LOG_SPOOFED),
         mark: attributes.u32(PACKET_MARK).unwrap_or_default(),
-        index: attributes.u32(IN_DEVICE).unwrap_or_default(),
+        // On a bridge the device is the bridge, and the port is told beside it.
+        index: attributes.u32(IN_PORT).or_else(|| attributes.u32(IN_DEVICE)).unwrap_or_default(),
         mac,
         headers: read_headers(protocol.unwrap_or_default(), payload),
     }

@@ -119,6 +119,7 @@ fn nftnl_chain<'a>(table: &'a nftnl::Table, chain: &super::Chain) -> nftnl::Chai
             HookAt::Prerouting => nftnl::Hook::PreRouting,
             HookAt::Input => nftnl::Hook::In,
             HookAt::Forward => nftnl::Hook::Forward,
+            HookAt::Output => nftnl::Hook::Out,
             HookAt::Postrouting => nftnl::Hook::PostRouting,
         };
         made.set_hook(at, hook.priority);

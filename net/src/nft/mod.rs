@@ -152,6 +152,7 @@ pub(crate) enum HookAt {
     Prerouting,
     Input,
     Forward,
+    Output,
     Postrouting,
 }
 
