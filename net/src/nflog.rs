@@ -84,6 +84,7 @@ impl Log {
             let _ = setsockopt(&fd, sockopt::RcvBuf, &BUFFER);
         }
         let start = u16::try_from(instance % u32::from(GROUPS)).unwrap_or_default();
+        let mut last = io::Error::from(io::ErrorKind::AddrInUse);
         for step in 0..GROUPS {
             let group = GROUP_FIRST + (start + step) % GROUPS;
             let mut command = Writer::new(CONFIGURE, ACK, 1, 0, group);
@@ -99,12 +100,14 @@ impl Log {
                     let fd = readable(fd)?;
                     return Ok(Self { fd, group, read: vec![0; READ] });
                 }
-                // Another process has it.
-                Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EBUSY | nix::libc::EPERM)) => {}
+                // Another process has it, or none may be had at all.
+                Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EBUSY | nix::libc::EPERM)) => {
+                    last = error;
+                }
                 Err(error) => return Err(error),
             }
         }
-        Err(io::Error::from(io::ErrorKind::AddrInUse))
+        Err(last)
     }
 
     /// The group's number.

@@ -169,8 +169,17 @@ impl World {
 
     /// A running process that is not configured.
     pub fn start(&self, instance: Instance, failpoint: Option<&str>) -> Net {
+        self.start_as(&[env!("CARGO_BIN_EXE_nexus-net")], instance, failpoint)
+    }
+
+    /// The same by a command that starts it.
+    pub fn start_by(&self, command: &[&str], instance: Instance) -> Net {
+        self.start_as(command, instance, None)
+    }
+
+    fn start_as(&self, command: &[&str], instance: Instance, failpoint: Option<&str>) -> Net {
         let socket = self.directory.join(format!("{}.sock", instance.id));
-        let child = start(&self.host, &socket, failpoint);
+        let child = start(&self.host, command, &socket, failpoint);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let client = connect(&runtime, &socket);
         Net { child, client, instance, socket, runtime }
@@ -190,9 +199,10 @@ impl Drop for World {
     }
 }
 
-fn start(host: &Ns, socket: &Path, failpoint: Option<&str>) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-net"));
-    command.arg(socket).stdin(Stdio::null()).stdout(Stdio::null());
+fn start(host: &Ns, command: &[&str], socket: &Path, failpoint: Option<&str>) -> Child {
+    let [program, arguments @ ..] = command else { panic!("a command has a program") };
+    let mut command = Command::new(program);
+    command.args(arguments).arg(socket).stdin(Stdio::null()).stdout(Stdio::null());
     if let Some(point) = failpoint {
         command.env("NEXUS_NET_FAILPOINT", point);
     }
@@ -294,7 +304,8 @@ impl Net {
 
     /// Starts it again after it has ended.
     pub fn restarted(mut self, world: &World) -> Self {
-        let child = start(&world.host, &self.socket.clone(), None);
+        let program = [env!("CARGO_BIN_EXE_nexus-net")];
+        let child = start(&world.host, &program, &self.socket, None);
         let client = connect(&self.runtime, &self.socket.clone());
         self.child = child;
         self.client = client;
