@@ -12,7 +12,12 @@ use crate::world::{Net, PUBLIC, World, instance, vm};
 fn left(world: &World) -> String {
     let links = world.host.ip("-o link show");
     let links: Vec<&str> = links.lines().filter(|line| line.contains("nx")).collect();
-    format!("{}{}{}", links.join("\n"), world.host.nft("list ruleset"), world.host.ip("route show proto static"))
+    format!(
+        "{}{}{}",
+        links.join("\n"),
+        world.host.nft("list ruleset"),
+        world.host.ip("route show proto static")
+    )
 }
 
 #[test]
@@ -101,7 +106,11 @@ fn a_kill_at_any_step_of_an_attachment_is_taken_up() {
         assert_eq!(net.configure().changes, 0, "{point}");
         assert_eq!(net.attach(&vm).changes, 0, "{point}");
         let taps = world.host.ip("-o link show");
-        assert_eq!(taps.lines().filter(|line| line.contains(": nx") && !line.contains(": nxb")).count(), 1, "{taps}");
+        assert_eq!(
+            taps.lines().filter(|line| line.contains(": nx") && !line.contains(": nxb")).count(),
+            1,
+            "{taps}"
+        );
         end(&world, net);
         assert_eq!(left(&world), "", "{point}");
     }

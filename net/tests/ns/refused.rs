@@ -57,7 +57,8 @@ fn a_kernel_without_tap_devices_is_told() {
     let text = format!("#!/bin/sh\nmount -t tmpfs none /dev/net && exec {program} \"$@\"\n");
     std::fs::write(&script, text).unwrap();
     std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
-    let mut net = world.start_by(&["unshare", "--mount", script.to_str().unwrap()], instance("0a1b2c3d", "10.77"));
+    let mut net =
+        world.start_by(&["unshare", "--mount", script.to_str().unwrap()], instance("0a1b2c3d", "10.77"));
     net.configure();
     let vm = vm(&net.instance, 2);
     let error = refused(&mut net, Request::Attach { vm });
