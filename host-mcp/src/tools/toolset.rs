@@ -11,7 +11,7 @@ use nexus_schema::{Effect, ToolInfo};
 pub struct Toolset(u8);
 
 /// The tools for work in VMs, in display order: those that an agent needs first come first.
-const WORK: [&str; 34] = [
+const WORK: [&str; 35] = [
     "vm_create",
     "guest_run_command",
     "guest_file_write",
@@ -36,6 +36,7 @@ const WORK: [&str; 34] = [
     "guest_export",
     "vm_publish",
     "vm_unpublish",
+    "network_inspect",
     "guest_http_request",
     "guest_os_info",
     "op_get",
