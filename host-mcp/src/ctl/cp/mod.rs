@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! SRC ── pack ──> stream of the VM ──> unpacked there       into a VM
-//! DST <── unpack ── stream of the VM <── packed there       out of it, where nothing that comes is trusted
+//! DST <── unpack ── stream of the VM <── packed there       out of it; the data is not trusted
 //! ```
 //! `-` is a tar stream on standard input or output, which is passed through unchanged.
 
