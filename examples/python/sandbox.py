@@ -63,7 +63,7 @@ async def run_to_the_end(client, vm, **command):
 async def run(client, script, image):
     """Runs the script in a new machine. Returns the script's exit code."""
     vm = await call_to_the_end(client, "vm_create", **({"from": image} if image else {}))
-    print(f"machine {vm['name']}, kernel {vm['guest']['kernel']}", file=sys.stderr)
+    print(f"machine {vm['name']}", file=sys.stderr)
     try:
         await call(client, "guest_file_write", vm=vm["id"], path="/srv/job/script", content=script, mode="0755")
         command = {"argv": ["/srv/job/script"], "cwd": "/srv/job", "timeout_s": 600}

@@ -71,7 +71,7 @@ async function runToTheEnd(client: Client, vm: string, command: Record<string, u
 /** Runs the script in a new machine. Returns the script's exit code. */
 async function run(client: Client, script: string, image?: string): Promise<number> {
   const vm = await callToTheEnd(client, "vm_create", image ? { from: image } : {});
-  console.error(`machine ${vm.name}, kernel ${vm.guest.kernel}`);
+  console.error(`machine ${vm.name}`);
   try {
     await call(client, "guest_file_write", { vm: vm.id, path: "/srv/job/script", content: script, mode: "0755" });
     const command = { argv: ["/srv/job/script"], cwd: "/srv/job", timeout_s: 600 };

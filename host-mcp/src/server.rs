@@ -72,7 +72,8 @@ impl Server {
         let owner = caller.owner.clone();
         let (progress, watching) = watch::channel(OpProgress::default());
         let ctx = CallContext { caller, progress };
-        let running = host.registry().run(tool, host.nexus().clone(), ctx, arguments).ok_or_else(unknown)?;
+        let running =
+            host.registry().run(set, tool, host.nexus().clone(), ctx, arguments).ok_or_else(unknown)?;
         let mut record = Recorded::start(host, &owner, tool.to_owned(), vm);
         host.counters().host_calls.add();
         let outcome = tokio::select! {

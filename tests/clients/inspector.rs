@@ -80,7 +80,7 @@ fn the_inspector_has_nothing_to_complain_about_over_stdio() {
     let daemon = Daemon::start_with_processes(&[]);
     let beside = environment(&daemon);
     let alone = json!({
-        "NEXUS_STATE_DIR": kit.home().join("state"), "NEXUS_RUNTIME_DIR": kit.home().join("run"), "NEXUS_LOG": "warn",
+        "NEXUS_STATE_DIR": kit.home().join("state"), "NEXUS_RUNTIME_DIR": kit.home().join("run"), "NEXUS_LOG": "warn", "NEXUS_TOOLS": "all",
     });
     let servers = [
         ("the-bridge", json!({ "command": program("nexusctl"), "args": ["mcp"], "env": beside })),

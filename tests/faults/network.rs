@@ -274,8 +274,9 @@ fn defaults_and_mistakes() {
     let world = World::new();
     let mut client = world.client();
     for (network, words) in [
-        (json!("nat"), "must be an object, or one of none, proxy, internet, open"),
-        (json!({ "mode": "nat" }), "must be one of none, proxy"),
+        (json!("bridge"), "must be an object, or one of none, proxy, nat, internet, open"),
+        (json!({ "mode": "bridge" }), "must be one of none, proxy, nat"),
+        (json!({ "groups": ["web"] }), "network.groups are for network.mode nat"),
         (json!({ "preset": "packages" }), "must be one of internet, open"),
         (json!({ "allow": ["https://example.org"] }), "neither a name, an address nor a CIDR"),
         (json!({ "mode": "none", "allow": ["example.org"] }), "stands alone"),

@@ -3,7 +3,7 @@
 //! ```text
 //! creating ─> created ─┐ start            ack                 poweroff, stop
 //! stopped, crashed,    ├──> starting ─> running ─> ready <─> unreachable
-//! failed ──────────────┘     ↺  │          │         │            │      ↺ once more: the guest lost its timer
+//! failed ──────────────┘     ↺  │          │         │            │      ↺ once more: the emulator's fault
 //!                               ├──────────┤         └─────┬──────┴──> stopping ─> stopped
 //!                               failed: VMM gone, or no    └──> crashed: VMM gone without a bye
 //!                               hello in time                   failed: reboots in a loop
@@ -16,11 +16,12 @@ pub(crate) mod actor;
 mod boot;
 pub(crate) mod create;
 pub(crate) mod defaults;
+mod mishap;
+pub(crate) mod network;
 pub(crate) mod policy;
 pub(crate) mod recover;
 pub(crate) mod spec;
 mod stop;
-mod timer;
 mod view;
 
-pub(crate) use view::details;
+pub(crate) use view::{details, note};

@@ -12,7 +12,7 @@ pub(crate) const fn is_edge(from: VmState, to: VmState) -> bool {
         Creating => matches!(to, Created | Failed),
         Created => matches!(to, Starting),
         Stopped | Crashed | Failed => matches!(to, Starting),
-        // To itself: a guest that lost its timer is started again.
+        // To itself: a guest that did not come up by the emulator's fault is started once more.
         Starting => matches!(to, Running | Stopping | Failed | Starting),
         Running => matches!(to, Ready | Stopping | Stopped | Starting | Failed | Crashed),
         Ready => matches!(to, Unreachable | Stopping | Stopped | Starting | Failed | Crashed),

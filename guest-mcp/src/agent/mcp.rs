@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use nexus_schema::limits::LINE_MAX;
-use nexus_schema::link::{ByeReason, CLOCK_REQUEST, CUT_OFF, ClockParams, GROW_REQUEST, PROXY_REQUEST};
+use nexus_schema::link::{
+    ByeReason, CLOCK_REQUEST, CUT_OFF, ClockParams, GROW_REQUEST, PROXY_REQUEST, REFUSED_REQUEST,
+};
 use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::lines::{Line, LineReader};
 use nexus_wire::rpc::Envelope;
@@ -127,6 +129,10 @@ impl Server {
                     Failure::new(INTERNAL_ERROR, format!("set the clock: {}", reason(&error)))
                 })?;
                 Ok(json!(answer))
+            }
+            REFUSED_REQUEST => {
+                self.agent.proxy.hear(decode(params)?);
+                Ok(json!({}))
             }
             SHUTDOWN => {
                 let ShutdownParams { reason } = decode(params)?;

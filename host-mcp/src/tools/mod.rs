@@ -1,5 +1,6 @@
 //! The host's own tools: each is a type of the vocabulary and a method of [`Nexus`], registered by one generic function.
 
+mod compact;
 mod publish;
 mod shape;
 mod text;
@@ -24,9 +25,9 @@ pub use toolset::{Toolset, UnknownToolset};
 
 use crate::host::View;
 
-/// Runs one tool: decodes the arguments, calls the method, formats the result.
+/// Runs one tool: decodes the arguments, calls the method, lays the result out, for a model if that is asked for.
 type Run = Box<
-    dyn Fn(Nexus, CallContext, JsonObject) -> BoxFuture<'static, Result<CallToolResult, ToolError>>
+    dyn Fn(Nexus, CallContext, JsonObject, bool) -> BoxFuture<'static, Result<CallToolResult, ToolError>>
         + Send
         + Sync,
 >;
@@ -136,26 +137,31 @@ impl Registry {
         F: Future<Output = Result<T::Output, ToolError>> + Send + 'static,
     {
         let takes = Takes::of::<T>();
-        let run = move |nexus: Nexus, ctx: CallContext, arguments: JsonObject| -> BoxFuture<'static, _> {
+        let run = move |nexus: Nexus,
+                        ctx: CallContext,
+                        arguments: JsonObject,
+                        is_compact: bool|
+              -> BoxFuture<'static, _> {
             let params = takes.decode::<T>(arguments);
             Box::pin(async move {
                 let params = params?;
                 let output = method(nexus, ctx, params).await?;
-                shape::result::<T>(&output)
+                shape::result::<T>(&output, is_compact)
             })
         };
         self.host.insert(T::NAME, Box::new(run));
     }
 
-    /// Runs one of the host's own tools; `None` if it is not one.
+    /// Runs one of the host's own tools for a client of a set; `None` if it is not one.
     pub(crate) fn run(
         &self,
+        set: Toolset,
         tool: &str,
         nexus: Nexus,
         ctx: CallContext,
         arguments: JsonObject,
     ) -> Option<BoxFuture<'static, Result<CallToolResult, ToolError>>> {
-        Some(self.host.get(tool)?(nexus, ctx, arguments))
+        Some(self.host.get(tool)?(nexus, ctx, arguments, !set.shows_results()))
     }
 
     /// The guest's tool that a view publishes as `published`, if there is one.

@@ -7,17 +7,21 @@ use nexus_schema::{Tool, ToolError};
 use rmcp::model::{CallToolResult, ContentBlock, JsonObject, MetaObject, TextContent};
 use serde_json::{Value, json};
 
+use super::compact::compact;
 use super::text;
 
-/// The result of a tool of the host.
-pub(super) fn result<T: Tool>(output: &T::Output) -> Result<CallToolResult, ToolError> {
-    let value = serde_json::to_value(output)
+/// The result of a tool of the host; `is_compact`: what a model needs of it.
+pub(super) fn result<T: Tool>(output: &T::Output, is_compact: bool) -> Result<CallToolResult, ToolError> {
+    let mut value = serde_json::to_value(output)
         .map_err(|e| ToolError::internal(format!("the result of {} has no JSON form: {e}", T::NAME)))?;
     let vm = vm_of(&value);
+    if is_compact {
+        compact(&mut value);
+    }
     let mut result = match T::SHAPE {
         ResultShape::Structured => {
             let mut shown = text::render(&value, OUTPUT_MAX as usize);
-            if let Some(op) = unfinished(&value) {
+            if let Some(op) = unfinished(&value).filter(|_| !is_compact) {
                 shown = format!("not done yet: call op_get with op_id {op}\n{shown}");
             }
             let mut result = CallToolResult::success(vec![ContentBlock::text(shown)]);

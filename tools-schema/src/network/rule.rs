@@ -52,6 +52,11 @@ impl NetworkRule {
         &self.target
     }
 
+    /// The first and the last port that it means; every one where there are none.
+    pub const fn ports(&self) -> Option<(u16, u16)> {
+        self.ports
+    }
+
     /// The entry for one port of a name or an address.
     pub fn exact(host: &str, port: u16) -> Option<Self> {
         let target = match host.parse::<IpAddr>() {

@@ -11,10 +11,12 @@ use crate::guest::{GuestEvent, LinkState, STANDSTILL};
 use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::vm::boot::{self, Boot, Event, Farewell};
+use crate::vm::mishap;
+use crate::vm::network;
 use crate::vm::policy::DISK_FULL;
 use crate::vm::stop::Rung;
 use crate::vm::view;
-use crate::vmm::{Exit, Stall};
+use crate::vmm::{Accel, Exit, Stall};
 
 /// How long the daemon drains guest events after it was stalled.
 const HEARING: Duration = Duration::from_secs(5);
@@ -152,7 +154,7 @@ impl Actor {
             (LinkState::Up, VmState::Running) => {
                 boot.clock.timings.link_ms = boot.clock.step();
                 boot.deadline = None;
-                self.lost_timer = false;
+                self.had_mishap = false;
                 self.record.timings = Some(boot.clock.timings);
                 self.settle(VmState::Ready, None, "guest agent ready").await;
             }
@@ -213,20 +215,23 @@ impl Actor {
         if tokio::time::timeout(DELETE_PATIENCE, shim.wait()).await.is_err() {
             tracing::error!(vm = %self.record.name, "the VMM is still there after it was killed");
         }
-        self.end_boot();
+        self.end_boot().await;
     }
 
     /// Starts a VM once more whose guest lost its timer while it booted.
     async fn timer_lost(&mut self) {
-        if self.record.state != VmState::Starting || std::mem::replace(&mut self.lost_timer, true) {
+        if self.record.state != VmState::Starting || std::mem::replace(&mut self.had_mishap, true) {
             return;
         }
-        tracing::warn!(vm = %self.record.name, "the guest lost its timer: the vm is started once more");
         self.kill_boot().await;
         failpoint::reach("timer-lost-killed");
-        let why =
-            "the guest lost its timer while it booted, since the host was busy; it is started once more";
-        if let Err(error) = self.launch(DAEMON, why, &Progress::default()).await
+        self.start_once_more("the guest lost its timer while it booted, since the host was busy").await;
+    }
+
+    async fn start_once_more(&mut self, what: &str) {
+        tracing::warn!(vm = %self.record.name, "{what}: the vm is started once more");
+        let why = format!("{what}; it is started once more");
+        if let Err(error) = self.launch(DAEMON, &why, &Progress::default()).await
             && self.record.state == VmState::Starting
         {
             let reason = format!("start it once more: {}", error.message);
@@ -263,15 +268,23 @@ impl Actor {
         let Some(boot) = self.boot.as_ref() else { return };
         let lasted = boot.clock.since_start();
         let bye = boot.bye.map(|farewell| farewell.settled(exit.machine));
+        let is_emulated = boot.accel == Accel::Tcg;
         let directory = self.shared.paths.vm(self.record.id);
         let failure = match &boot.misbehaved {
             Some(what) => format!("{}; before that: {what}", exit.message),
             None => exit.message.clone(),
         };
-        self.end_boot();
+        self.end_boot().await;
         failpoint::reach("stop-down");
         match (self.record.state, bye) {
             (VmState::Stopping, _) => self.settle(VmState::Stopped, None, "it is down").await,
+            (VmState::Starting, _)
+                if is_emulated && !self.had_mishap && mishap::is_crashed(&directory).await =>
+            {
+                self.had_mishap = true;
+                self.start_once_more("the guest's kernel crashed while it booted under software emulation")
+                    .await;
+            }
             (VmState::Starting, _) => {
                 let reason = boot::with_console(failure, &directory);
                 self.settle(VmState::Failed, Some(reason), "the VMM ended before the guest said hello").await;
@@ -324,7 +337,7 @@ impl Actor {
     }
 
     /// Lets go of a boot whose VMM is gone.
-    pub(super) fn end_boot(&mut self) {
+    pub(super) async fn end_boot(&mut self) {
         if let Some(boot) = self.boot.take() {
             if let Some(link) = &boot.link {
                 link.close("the VM is down");
@@ -333,6 +346,9 @@ impl Actor {
                 asked.abort();
             }
             crate::vmm::remove_sockets(&self.shared.paths.vm(self.record.id));
+            if boot.has_interface {
+                network::disconnect(&self.shared, &self.record).await;
+            }
         }
         self.record.processes = None;
     }

@@ -70,8 +70,8 @@ fn run(nexusd: PathBuf, directory: PathBuf, image: Option<&str>) -> Result<(), C
     };
     let made = client.call_to_the_end("vm_create", arguments, FIRST_VM)?;
     timings.note("vm_create: image, drive, boot, ready", started.elapsed());
-    let vm = &made["result"];
-    show::boot(vm, &mut timings);
+    let made = client.call("vm_inspect", json!({ "vm": made["result"]["id"] }))?;
+    show::boot(&made["structuredContent"], &mut timings);
 
     show::step("work inside it: run a command, write a program, run it, read a file");
     let timed = |client: &mut Client, timings: &mut Timings, what: &str, tool: &str, arguments: Value| {

@@ -1,12 +1,10 @@
 //! What kind of address an address is.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-
-use rustix::io::Errno;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A kind of address, as far as presets know kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Range {
+pub enum Range {
     /// One of the internet. The ranges for documentation and benchmarks are among them: on some hosts mirrors are there.
     Public,
     /// Of this host alone: 127.0.0.0/8, `::1`, 0.0.0.0/8 and `::`.
@@ -24,7 +22,7 @@ pub(super) enum Range {
 }
 
 /// What kind an address is of. One that has an IPv4 address in it is of that one's kind.
-pub(super) fn range(address: IpAddr) -> Range {
+pub fn range(address: IpAddr) -> Range {
     match inner(address) {
         IpAddr::V4(v4) => range_v4(v4),
         IpAddr::V6(v6) => range_v6(v6),
@@ -32,7 +30,7 @@ pub(super) fn range(address: IpAddr) -> Range {
 }
 
 /// The IPv4 address that an address of IPv6 has in it, else itself.
-pub(super) fn inner(address: IpAddr) -> IpAddr {
+pub fn inner(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address.to_canonical() else { return address.to_canonical() };
     let v4 = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
     match v6.segments() {
@@ -80,37 +78,55 @@ const fn range_v6(address: Ipv6Addr) -> Range {
     }
 }
 
-/// Whether an address, or the one that it has in it, is one of this host's own. Nothing is sent.
-pub(super) fn is_own(address: IpAddr) -> bool {
-    [address.to_canonical(), inner(address)]
-        .into_iter()
-        .any(|address| is_source(address) || is_local(address))
+/// Where translators put addresses of IPv4: 64:ff9b::/96 (RFC 6052).
+pub(crate) const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
+
+/// All ranges of IPv4 that [`range`] tells apart from what is around them, from the first to the last address.
+pub(crate) fn cuts_v4() -> impl Iterator<Item = (Ipv4Addr, Ipv4Addr)> {
+    const NETS: [([u8; 4], u32); 15] = [
+        ([0, 0, 0, 0], 8),
+        ([10, 0, 0, 0], 8),
+        ([100, 64, 0, 0], 10),
+        ([100, 100, 100, 200], 32),
+        ([127, 0, 0, 0], 8),
+        ([168, 63, 129, 16], 32),
+        ([169, 254, 0, 0], 16),
+        ([169, 254, 169, 254], 32),
+        ([172, 16, 0, 0], 12),
+        ([192, 0, 0, 192], 32),
+        ([192, 168, 0, 0], 16),
+        ([224, 0, 0, 0], 4),
+        ([240, 0, 0, 0], 4),
+        ([255, 255, 255, 255], 32),
+        ([0, 0, 0, 0], 32),
+    ];
+    NETS.into_iter().map(|(net, prefix)| {
+        let rest = u32::MAX.checked_shr(prefix).unwrap_or(0);
+        let net = Ipv4Addr::from(net);
+        (net, (u32::from(net) | rest).into())
+    })
 }
 
-/// Whether the kernel would send to it from the very address.
-fn is_source(address: IpAddr) -> bool {
-    let unspecified = match address {
-        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
-    let socket = match UdpSocket::bind((unspecified, 0)) {
-        Ok(socket) => socket,
-        // A host without this family has no such address; whatever else keeps it from being asked is no leave.
-        Err(error) => return error.raw_os_error() != Some(Errno::AFNOSUPPORT.raw_os_error()),
-    };
-    // Where there is no way there, there is none for a connection either.
-    let source = socket.connect((address, 9)).and_then(|()| socket.local_addr());
-    source.is_ok_and(|source| source.ip() == address)
-}
-
-/// Whether something can listen at it. A second address of an interface is no source for itself, and is found so.
-fn is_local(address: IpAddr) -> bool {
-    // Of no machine; a host that lets programs listen anywhere lets them listen there, and says nothing by it.
-    let nobodys = match address {
-        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1)),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1)),
-    };
-    UdpSocket::bind((address, 0)).is_ok() && UdpSocket::bind((nobodys, 0)).is_err()
+/// The same of IPv6, but for what lies within [`NAT64`] and other ranges that hold addresses of IPv4.
+pub(crate) fn cuts_v6() -> impl Iterator<Item = (Ipv6Addr, Ipv6Addr)> {
+    const NETS: [([u16; 8], u32); 11] = [
+        ([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96),
+        ([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48),
+        ([0x2000, 0, 0, 0, 0, 0, 0, 0], 3),
+        ([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7),
+        ([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254], 128),
+        ([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23], 128),
+        ([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128),
+        ([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
+        ([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10),
+        ([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
+        ([0, 0, 0, 0, 0, 0, 0, 1], 128),
+    ];
+    NETS.into_iter().map(|(net, prefix)| {
+        let rest = u128::MAX.checked_shr(prefix).unwrap_or(0);
+        let net = Ipv6Addr::from(net);
+        (net, (u128::from(net) | rest).into())
+    })
 }
 
 #[cfg(test)]
@@ -176,15 +192,6 @@ mod tests {
         ] {
             assert_eq!(range(text.parse().unwrap()), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn the_loopback_is_this_hosts_own() {
-        assert!(is_own(IpAddr::V4(Ipv4Addr::LOCALHOST)));
-        assert!(is_own("127.0.0.2".parse().unwrap()), "it is no source for itself");
-        assert!(is_own("::ffff:127.0.0.1".parse().unwrap()));
-        assert!(is_own("64:ff9b::7f00:1".parse().unwrap()));
-        assert!(!is_own("192.0.2.77".parse().unwrap()));
     }
 
     proptest! {

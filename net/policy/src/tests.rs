@@ -1,7 +1,6 @@
 use nexus_schema::network::NetworkMode::{None as NoNetwork, Proxy};
 use nexus_schema::network::NetworkPreset::{Internet, Open};
 use proptest::prelude::*;
-use serde_json::json;
 
 use super::*;
 
@@ -10,7 +9,7 @@ fn rules(texts: &[&str]) -> Vec<NetworkRule> {
 }
 
 fn policy(preset: NetworkPreset, allow: &[&str], deny: &[&str]) -> NetworkPolicy {
-    NetworkPolicy { mode: Proxy, preset, allow: rules(allow), deny: rules(deny) }
+    NetworkPolicy { mode: Proxy, preset, allow: rules(allow), deny: rules(deny), groups: Vec::new() }
 }
 
 fn place(address: &str, port: u16) -> Place {
@@ -139,28 +138,6 @@ fn a_hint_names_the_list_that_allows() {
     }
 }
 
-#[test]
-fn changes_replace_what_they_name() {
-    let asked = |json: serde_json::Value| serde_json::from_value::<NetworkParams>(json).unwrap();
-    assert_eq!(starting(Proxy, None), Ok(policy(Internet, &[], &[])));
-    let lists = asked(json!({ "allow": ["a.example"], "deny": ["*:25"] }));
-    let with_lists = policy(Internet, &["a.example"], &["*:25"]);
-    assert_eq!(starting(NoNetwork, Some(&lists)), Ok(with_lists.clone()), "lists mean the proxy");
-    let opened = merge(&with_lists, &asked(json!({ "preset": "open", "allow": [] })));
-    assert_eq!(opened, Ok(policy(Open, &[], &["*:25"])));
-    let none = merge(&with_lists, &asked(json!({ "mode": "none" }))).unwrap();
-    assert_eq!(none, NetworkPolicy { mode: NoNetwork, ..with_lists.clone() });
-    assert_eq!(merge(&none, &asked(json!({ "mode": "proxy" }))), Ok(with_lists.clone()));
-    for (json, words) in [
-        (json!({ "mode": "none", "allow": ["a.example"] }), "stands alone"),
-        (json!({ "allow": vec!["a.example"; 129] }), "129 entries, more than 128"),
-        (json!({ "deny": ["*"] }), "which allows nothing"),
-    ] {
-        let refused = merge(&with_lists, &asked(json)).unwrap_err();
-        assert!(refused.contains(words), "{refused}");
-    }
-}
-
 fn some_rules() -> impl Strategy<Value = Vec<NetworkRule>> {
     const TEXTS: [&str; 9] = [
         "*",
@@ -191,7 +168,7 @@ proptest! {
     #[test]
     fn what_is_denied_is_denied_whatever_is_allowed(address: IpAddr, port: u16, allow in some_rules(), by_name: bool) {
         let deny = vec![NetworkRule::exact(&address.to_string(), port).unwrap()];
-        let policy = NetworkPolicy { mode: Proxy, preset: Open, allow, deny };
+        let policy = NetworkPolicy { mode: Proxy, preset: Open, allow, deny, groups: Vec::new() };
         let place = Place { address, port, range: range(address), is_own: false };
         prop_assert_eq!(decide_address(&policy, place, by_name), Err(DenyReason::Denied));
     }
@@ -200,7 +177,7 @@ proptest! {
     fn no_name_leads_to_what_no_address_opens(address: IpAddr, port: u16, names in some_rules(), is_own: bool) {
         // Names and stars alone: no address is opened by them.
         let allow: Vec<_> = names.into_iter().filter(|rule| !matches!(rule.target(), Target::Net(..))).collect();
-        let policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new() };
+        let policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new(), groups: Vec::new() };
         let place = Place { address, port, range: range(address), is_own };
         if decide_address(&policy, place, true).is_ok() {
             prop_assert_eq!(place.range, Range::Public);
@@ -210,7 +187,7 @@ proptest! {
 
     #[test]
     fn following_a_hint_helps(address: IpAddr, port in 1_u16.., allow in some_rules(), by_name: bool) {
-        let mut policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new() };
+        let mut policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new(), groups: Vec::new() };
         let place = Place { address, port, range: range(address), is_own: false };
         if let Err(reason) = decide_address(&policy, place, by_name) {
             let allow = allowing(&policy, &address.to_string(), port, reason);

@@ -1,4 +1,4 @@
-//! A guest whose kernel reports that it has lost its timer.
+//! Guests that do not come up because of the emulator under them: their kernel says that it has lost its timer, or it crashes.
 
 use std::path::Path;
 
@@ -6,8 +6,13 @@ use serde_json::{Value, json};
 
 use crate::world::{SOON, World};
 
-/// A program for a machine: for the first `losses` attempts it acts as a kernel without a timer, then it runs the real guest.
+/// A program for a machine: the first `losses` times a kernel without a timer, then the real guest.
 fn program(guest: &Path, losses: u32) -> String {
+    failing(guest, losses, "APIC frequency too slow, disabling apic timer", "exec sleep 1000")
+}
+
+/// A program for a machine: the first `losses` times a kernel that says `words` and does `then`, then the real guest.
+fn failing(guest: &Path, losses: u32, words: &str, then: &str) -> String {
     std::fs::write(guest, nexus_host::daemon::AGENT).expect("the guest is written");
     std::process::Command::new("chmod").arg("755").arg(guest).status().expect("chmod runs");
     // The driver considers the machine as running once its socket exists.
@@ -15,9 +20,9 @@ fn program(guest: &Path, losses: u32) -> String {
         "#!/bin/sh\n\
          echo x >> tries\n\
          if [ $(wc -l < tries) -le {losses} ]; then\n\
-         \techo '[    0.188805] APIC frequency too slow, disabling apic timer'\n\
+         \techo '[    0.188805] {words}'\n\
          \t: > v.sock\n\
-         \texec sleep 1000\n\
+         \t{then}\n\
          fi\n\
          exec '{}' \"$@\"\n",
         guest.display()
@@ -58,4 +63,29 @@ fn a_guest_that_loses_its_timer_again_has_its_time_and_fails() {
     client.to_the_end("vm_start", json!({ "vm": "unlucky" }), SOON);
     assert_eq!(client.run("unlucky", "echo up").stdout, "up\n");
     world.assert_in_order();
+}
+
+#[test]
+fn a_guest_whose_kernel_crashes_while_it_boots_is_started_once_more() {
+    let things = tempfile::tempdir().expect("a directory");
+    let guest = |name: &str| things.path().join(name);
+    let crash = "Kernel panic - not syncing: Fatal exception in interrupt";
+    let world = World::program(&failing(&guest("once"), 1, crash, "exec sleep 1"));
+    let mut client = world.client();
+    let vm = world.create(&mut client, "crashing");
+    assert_eq!(vm["state"], "ready", "{vm}");
+    assert_eq!(client.run("crashing", "echo up").stdout, "up\n");
+    let told = transitions(&client.must("vm_history", json!({ "vm": "crashing" })));
+    assert_eq!(told.iter().filter(|line| line.contains("kernel crashed")).count(), 1, "{told:?}");
+    world.assert_in_order();
+
+    // Twice is no accident any more, and neither is what an image lacks.
+    let lacking = "Kernel panic - not syncing: No working init found.";
+    for (name, losses, words) in [("twice", 2, crash), ("lacking", 1, lacking)] {
+        let world = World::program(&failing(&guest(name), losses, words, "exec sleep 1"));
+        let mut client = world.client();
+        let failure = world.create_in_vain(&mut client, "broken");
+        assert!(failure.text.contains(words), "{}", failure.text);
+        world.assert_in_order();
+    }
 }

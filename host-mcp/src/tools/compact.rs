@@ -1,0 +1,167 @@
+//! Results as a model needs them: what a VM is called, its state and what to do next. Programs that want all of it use the set `all`, whose
+//! tools have schemas of their results; `vm_inspect` says more of one VM in each set.
+
+use serde_json::{Map, Value, json};
+
+/// What an operation says of the VM that it was about.
+const OF_A_VM: [&str; 4] = ["id", "name", "state", "boot_id"];
+/// What of a VM concerns its host alone.
+const OF_THE_HOST: [&str; 5] = ["process", "console_log", "cid", "generation", "owner"];
+/// What an operation that is over does not repeat.
+const OF_THE_WAY: [&str; 4] = ["progress", "subject_id", "subject_name", "owner"];
+
+/// Leaves out what no model needs.
+pub(super) fn compact(value: &mut Value) {
+    let Value::Object(object) = value else { return };
+    if object.contains_key("op_id") && object.contains_key("done") {
+        return operation(object);
+    }
+    if is_vm(object) {
+        return details(object);
+    }
+    for (list, shorten) in [("ops", ended as fn(&mut Map<String, Value>)), ("vms", summary)] {
+        for item in object.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Value::Object(item) = item {
+                shorten(item);
+            }
+        }
+    }
+    if let Some(checks) = object.get_mut("doctor").and_then(|doctor| doctor.get_mut("checks")) {
+        let Value::Array(checks) = checks else { return };
+        checks.retain(|check| check["status"] != "ok");
+    }
+}
+
+fn is_vm(object: &Map<String, Value>) -> bool {
+    object.contains_key("vcpus") && object.contains_key("drives")
+}
+
+fn operation(object: &mut Map<String, Value>) {
+    let is_done = object.get("done") == Some(&Value::Bool(true));
+    let mut next = None;
+    if let Some(Value::Object(vm)) =
+        object.get_mut("result").filter(|result| result.as_object().is_some_and(is_vm))
+    {
+        next = next_of(vm);
+        vm.retain(|key, _| OF_A_VM.contains(&&**key));
+    }
+    if is_done {
+        object.retain(|key, _| !OF_THE_WAY.contains(&&**key));
+    } else if let Some(op) = object.get("op_id").and_then(Value::as_str) {
+        next = Some(format!("op_get {}", json!({ "op_id": op })));
+    }
+    object.extend(next.map(|next| ("next".to_owned(), next.into())));
+}
+
+/// What to call next, of a VM in its state.
+fn next_of(vm: &Map<String, Value>) -> Option<String> {
+    let name = vm.get("name")?.as_str()?;
+    Some(match vm.get("state")?.as_str()? {
+        "ready" => format!("guest_run_command {}", json!({ "vm": name, "command": "..." })),
+        "stopped" | "created" => format!("vm_start {}", json!({ "vm": name })),
+        _ => format!("vm_inspect {}", json!({ "vm": name })),
+    })
+}
+
+fn details(vm: &mut Map<String, Value>) {
+    vm.retain(|key, _| !OF_THE_HOST.contains(&&**key));
+    for drive in vm.get_mut("drives").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Value::Object(drive) = drive {
+            drive.remove("path");
+        }
+    }
+}
+
+fn ended(op: &mut Map<String, Value>) {
+    if op.contains_key("ended_at") {
+        op.retain(|key, _| !OF_THE_WAY.contains(&&**key) || key == "subject_name");
+        if let Some(error) = op.get_mut("error") {
+            *error = error["message"].take();
+        }
+    }
+}
+
+fn summary(vm: &mut Map<String, Value>) {
+    vm.retain(|key, value| match &**key {
+        "tags" => value.as_object().is_some_and(|tags| !tags.is_empty()),
+        "protected" => *value == Value::Bool(true),
+        "created_at" => false,
+        _ => true,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compacted(mut value: Value) -> Value {
+        compact(&mut value);
+        value
+    }
+
+    fn vm(state: &str) -> Value {
+        json!({
+            "id": "kpukhbkw6qsnw", "name": "a-name-that-is-long", "state": state, "boot_id": "posjz2yvtl7te", "vcpus": 1,
+            "drives": [{ "id": "d", "path": "/var/lib/nexus/drives/d/disk.ext4", "root": true }],
+            "process": { "pid": 1 }, "cid": 4, "console_log": "/x", "generation": 7, "owner": "uid:0", "timings": {},
+            "network": { "mode": "proxy" },
+        })
+    }
+
+    #[test]
+    fn what_a_vm_is_told_by_fits_in_300_bytes_and_says_what_is_next() {
+        for (state, next) in [
+            ("ready", r#"guest_run_command {"command":"...","vm":"a-name-that-is-long"}"#),
+            ("stopped", r#"vm_start {"vm":"a-name-that-is-long"}"#),
+            ("failed", r#"vm_inspect {"vm":"a-name-that-is-long"}"#),
+        ] {
+            let told = compacted(json!({
+                "done": true, "op_id": "ots4vdu7ifkoc", "state": "succeeded", "progress": { "step": "booting" },
+                "subject_id": "kpukhbkw6qsnw", "subject_name": "a-name-that-is-long", "result": vm(state),
+            }));
+            assert_eq!(told["next"], next);
+            assert_eq!(told["result"].as_object().unwrap().len(), OF_A_VM.len(), "{told}");
+            assert!(told.to_string().len() <= 300, "{}: {told}", told.to_string().len());
+        }
+    }
+
+    #[test]
+    fn what_goes_on_says_how_to_follow_it_and_what_failed_says_why() {
+        let going = compacted(
+            json!({ "done": false, "op_id": "x", "state": "running", "progress": { "step": "booting" } }),
+        );
+        assert_eq!(going["next"], r#"op_get {"op_id":"x"}"#);
+        assert_eq!(going["progress"]["step"], "booting");
+        let failed = json!({ "done": true, "op_id": "x", "state": "failed", "error": { "code": "disk_full", "message": "m" } });
+        assert_eq!(compacted(failed.clone()), failed);
+        // What is no VM stays whole.
+        let image = json!({ "done": true, "op_id": "x", "state": "succeeded", "result": { "id": "i", "name": "n", "size": 1 } });
+        assert_eq!(compacted(image.clone()), image);
+    }
+
+    #[test]
+    fn lists_and_details_have_nothing_of_the_host() {
+        let details = compacted(vm("ready"));
+        assert_eq!(details["network"]["mode"], "proxy");
+        assert_eq!(details["drives"][0], json!({ "id": "d", "root": true }));
+        assert!(OF_THE_HOST.iter().all(|key| details.get(key).is_none()), "{details}");
+
+        let ops = compacted(json!({ "ops": [
+            { "op_id": "a", "ended_at": "t", "owner": "o", "progress": {}, "subject_name": "n", "error": { "message": "why" } },
+            { "op_id": "b", "owner": "o", "progress": { "step": "booting" } },
+        ] }));
+        assert_eq!(
+            ops["ops"][0],
+            json!({ "op_id": "a", "ended_at": "t", "subject_name": "n", "error": "why" })
+        );
+        assert_eq!(ops["ops"][1]["progress"]["step"], "booting");
+
+        let vms = compacted(
+            json!({ "vms": [{ "name": "a", "tags": {}, "protected": false }, { "name": "b", "tags": { "k": "v" }, "protected": true }] }),
+        );
+        assert_eq!(vms["vms"][0], json!({ "name": "a" }));
+        assert_eq!(vms["vms"][1]["protected"], true);
+        let checks = compacted(json!({ "doctor": { "checks": [{ "status": "ok" }, { "status": "warn" }] } }));
+        assert_eq!(checks["doctor"]["checks"], json!([{ "status": "warn" }]));
+    }
+}

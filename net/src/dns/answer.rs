@@ -1,0 +1,269 @@
+//! What a VM is answered to a question.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hickory_server::net::{DnsError, NetError};
+use hickory_server::proto::op::ResponseCode;
+use hickory_server::proto::rr::rdata::{A, AAAA, PTR};
+use hickory_server::proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_server::resolver::TokioResolver;
+use nexus_net_policy::{allowing, decide_name, has_name_list, pin_ports};
+use nexus_net_wire::{Denial, Protocol};
+use nexus_schema::network::DenyReason;
+use nexus_schema::time::Timestamp;
+use tokio::time::timeout;
+
+use crate::firewall;
+use crate::nft::elements::Wired;
+use crate::pins::{LONGEST, lifetime};
+use crate::view::{Shared, View};
+
+/// The zone of the VMs' names.
+const ZONE: &str = "nexus.internal";
+/// How long a VM's address may be kept by whoever asked for it, in seconds: VMs come and go.
+const OWN_TTL: u32 = 5;
+/// How long the host's servers may take: a little less than guests wait before they ask again.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// Codes of extended errors (RFC 8914).
+const EDE_PROHIBITED: u16 = 18;
+const EDE_FILTERED: u16 = 17;
+const EDE_NO_REACHABLE_AUTHORITY: u16 = 22;
+
+/// An answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) code: ResponseCode,
+    pub(super) records: Vec<Record>,
+    pub(super) authority: Vec<Record>,
+    /// An extended error: its code, and what it says.
+    pub(super) error: Option<(u16, String)>,
+}
+
+impl Answer {
+    pub(super) fn of(code: ResponseCode) -> Self {
+        Self { code, records: Vec::new(), authority: Vec::new(), error: None }
+    }
+
+    fn with(records: Vec<Record>) -> Self {
+        Self { records, ..Self::of(ResponseCode::NoError) }
+    }
+
+    fn refused(code: u16, words: impl Into<String>) -> Self {
+        Self { error: Some((code, words.into())), ..Self::of(ResponseCode::Refused) }
+    }
+}
+
+/// A name as policies have it: small letters, no dot at the end.
+fn plain(name: &Name) -> String {
+    let text = name.to_ascii().to_ascii_lowercase();
+    text.strip_suffix('.').map(str::to_owned).unwrap_or(text)
+}
+
+/// Answers what the VM with an address asks.
+pub(super) async fn answer(
+    shared: &Arc<Shared>,
+    upstream: Option<&TokioResolver>,
+    client: IpAddr,
+    (name, kind, class): (&Name, RecordType, DNSClass),
+) -> Answer {
+    let view = shared.view();
+    let Some(wired) = view.by_address(client) else {
+        return Answer::refused(EDE_PROHIBITED, "this resolver is for VMs");
+    };
+    if class != DNSClass::IN || matches!(kind, RecordType::ANY | RecordType::AXFR | RecordType::IXFR) {
+        return Answer::of(ResponseCode::NotImp);
+    }
+    let text = plain(name);
+    if let Some(label) = own_label(&text) {
+        return own(&view, wired, name, label, kind);
+    }
+    if let Some(answer) = reverse(&view, wired, name, &text, kind) {
+        return answer;
+    }
+    if let Err(reason) = may_ask(wired, &text) {
+        return refuse(shared, wired, &text, None, reason);
+    }
+    let is_listed = has_name_list(&wired.vm.policy);
+    if is_listed && matches!(kind, RecordType::HTTPS | RecordType::SVCB) {
+        // They lead to other names, ports and encrypted client hellos.
+        let error =
+            Some((EDE_FILTERED, "service records are withheld under an allow list of names".to_owned()));
+        return Answer { error, ..Answer::of(ResponseCode::NoError) };
+    }
+    let Some(upstream) = upstream else {
+        let error = Some((EDE_NO_REACHABLE_AUTHORITY, "the host has no DNS server".to_owned()));
+        return Answer { error, ..Answer::of(ResponseCode::ServFail) };
+    };
+    let looked_up = timeout(PATIENCE, upstream.lookup(name.clone(), kind)).await;
+    let Ok(looked_up) = looked_up else {
+        let words = format!("no DNS server of the host answered within {} s", PATIENCE.as_secs());
+        let error = Some((EDE_NO_REACHABLE_AUTHORITY, words));
+        return Answer { error, ..Answer::of(ResponseCode::ServFail) };
+    };
+    match looked_up {
+        Ok(found) => admit(shared, client, &text, found.answers().to_vec()),
+        Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
+            let authority = none.soa.map(|soa| vec![(*soa).clone().into_record_of_rdata()]);
+            Answer { authority: authority.unwrap_or_default(), ..Answer::of(none.response_code) }
+        }
+        Err(NetError::Dns(DnsError::ResponseCode(code))) => Answer::of(code),
+        Err(error) => {
+            let words = format!("no DNS server of the host answered: {error}");
+            Answer { error: Some((EDE_NO_REACHABLE_AUTHORITY, words)), ..Answer::of(ResponseCode::ServFail) }
+        }
+    }
+}
+
+/// What stands before the zone of VMs; empty for the zone itself.
+fn own_label(name: &str) -> Option<&str> {
+    let rest = name.strip_suffix(ZONE)?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_suffix('.') }
+}
+
+fn records(name: &Name, kind: RecordType, addresses: impl Iterator<Item = IpAddr>) -> Answer {
+    let data = addresses.filter_map(|address| match (address, kind) {
+        (IpAddr::V4(v4), RecordType::A) => Some(RData::A(A(v4))),
+        (IpAddr::V6(v6), RecordType::AAAA) => Some(RData::AAAA(AAAA(v6))),
+        _ => None,
+    });
+    Answer::with(data.map(|data| Record::from_rdata(name.clone(), OWN_TTL, data)).collect())
+}
+
+/// A VM's name. VMs that may not be talked to do not exist.
+fn own(view: &View, wired: &Wired, name: &Name, label: &str, kind: RecordType) -> Answer {
+    if label.is_empty() {
+        return Answer::of(ResponseCode::NoError);
+    }
+    let is_seen = |other: &&Wired| other.vm.id == wired.vm.id || wired.may_talk_to(other);
+    match view.vms.values().filter(is_seen).find(|other| other.vm.name == label) {
+        Some(other) => records(name, kind, other.addresses()),
+        None if label == "gateway" => records(name, kind, view.gateways().into_iter()),
+        None => Answer::of(ResponseCode::NXDomain),
+    }
+}
+
+/// The name of an address of the instance: of a VM that may be talked to, and of no others.
+fn reverse(view: &View, wired: &Wired, name: &Name, text: &str, kind: RecordType) -> Option<Answer> {
+    if !text.ends_with(".arpa") {
+        return None;
+    }
+    let address = name.parse_arpa_name().ok()?.addr();
+    let is_ours = |(first, last): &(IpAddr, IpAddr)| {
+        first.is_ipv4() == address.is_ipv4() && *first <= address && address <= *last
+    };
+    view.around.closed.iter().find(|range| is_ours(range))?;
+    let other = view.by_address(address);
+    let other = other.filter(|other| other.vm.id == wired.vm.id || wired.may_talk_to(other));
+    Some(match other {
+        Some(other) if kind == RecordType::PTR => {
+            let target = Name::from_ascii(format!("{}.{ZONE}.", other.vm.name)).ok()?;
+            Answer::with(vec![Record::from_rdata(name.clone(), OWN_TTL, RData::PTR(PTR(target)))])
+        }
+        Some(_) => Answer::of(ResponseCode::NoError),
+        None => Answer::of(ResponseCode::NXDomain),
+    })
+}
+
+/// Whether a name may be asked for: if there is a port at which it may be reached.
+fn may_ask(wired: &Wired, name: &str) -> Result<(), DenyReason> {
+    let policy = &wired.vm.policy;
+    let commonest = decide_name(policy, name, 443);
+    let ports = policy.allow.iter().chain(&policy.deny).filter_map(|rule| rule.ports());
+    let starts = ports.flat_map(|(first, last)| [Some(first), last.checked_add(1)]).flatten();
+    if commonest.is_err() && starts.chain([0]).any(|port| decide_name(policy, name, port).is_ok()) {
+        return Ok(());
+    }
+    commonest
+}
+
+fn refuse(shared: &Shared, wired: &Wired, name: &str, address: Option<IpAddr>, reason: DenyReason) -> Answer {
+    shared.denials.note(Denial {
+        vm: wired.vm.id,
+        at: Timestamp::from(std::time::SystemTime::now()),
+        protocol: Protocol::Dns,
+        address,
+        port: None,
+        name: Some(name.to_owned()),
+        mac: None,
+        reason,
+    });
+    let named = address.map_or_else(|| name.to_owned(), |address| address.to_string());
+    let hint = reason.hint(&allowing(&wired.vm.policy, &named, 443, reason));
+    let found = address.map(|address| format!(" leads to {address},")).unwrap_or_default();
+    Answer::refused(EDE_PROHIBITED, format!("{name}{found} {}: {hint}", reason.words()))
+}
+
+/// Takes an answer of upstream: addresses that the policy refuses are left out, and the others are opened where names decide. The policy
+/// is the one of now: it may have changed while upstream was asked.
+fn admit(shared: &Shared, client: IpAddr, name: &str, found: Vec<Record>) -> Answer {
+    let mut pins = shared.pins();
+    let view = shared.view();
+    let (Some(wired), Some(instance)) = (view.by_address(client), &view.instance) else {
+        return Answer::of(ResponseCode::Refused);
+    };
+    let policy = &wired.vm.policy;
+    if let Err(reason) = may_ask(wired, name) {
+        return refuse(shared, wired, name, None, reason);
+    }
+    let ttl = found.iter().map(|record| record.ttl).min().unwrap_or_default();
+    let ttl = ttl.min(u32::try_from(LONGEST.as_secs()).unwrap_or(u32::MAX));
+    let (mut records, mut opened, mut refused) = (Vec::new(), Vec::new(), None);
+    let mut has_address = false;
+    let is_listed = has_name_list(policy);
+    let (now, lifetime) = (Instant::now(), lifetime(Duration::from_secs(ttl.into())));
+    for mut record in found {
+        record.ttl = record.ttl.min(ttl.max(1));
+        if let RData::CNAME(target) = &record.data {
+            // Whoever has a name may lead it elsewhere, but not to what is denied.
+            let denied = may_ask(wired, &plain(&target.0)) == Err(DenyReason::Denied);
+            if denied {
+                return refuse(shared, wired, &plain(&target.0), None, DenyReason::Denied);
+            }
+        }
+        let Some(address) = record.data.ip_addr() else {
+            records.push(record);
+            continue;
+        };
+        match pin_ports(policy, &view.around, name, address) {
+            Ok(ports) => {
+                has_address = true;
+                if is_listed {
+                    pins.note(wired.vm.id, name, address, now, lifetime);
+                    opened.extend(
+                        ports.into_iter().map(|ports| firewall::pin_for(name, address, ports, lifetime)),
+                    );
+                }
+                records.push(record);
+            }
+            Err(reason) => refused = refused.or(Some((address, reason))),
+        }
+    }
+    if let (Some((address, reason)), false) = (refused, has_address) {
+        return refuse(shared, wired, name, Some(address), reason);
+    }
+    if !opened.is_empty() {
+        let opened = firewall::open()
+            .and_then(|mut netfilter| firewall::pin(&mut netfilter, instance.id, wired, &opened));
+        if let Err(error) = opened {
+            tracing::warn!(%error, cause = ?std::error::Error::source(&error), vm = %wired.vm.id, "open the way to a name");
+            return Answer::of(ResponseCode::ServFail);
+        }
+    }
+    Answer::with(records)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_vms_are_told_by_their_zone() {
+        assert_eq!(own_label("web-1.nexus.internal"), Some("web-1"));
+        assert_eq!(own_label("nexus.internal"), Some(""));
+        assert_eq!(own_label("xnexus.internal"), None);
+        assert_eq!(own_label("nexus.internal.example"), None);
+        assert_eq!(plain(&Name::from_ascii("API.Example.org.").unwrap()), "api.example.org");
+    }
+}

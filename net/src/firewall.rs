@@ -1,0 +1,237 @@
+//! The tables in the kernel: made as they should be, filled with pins, and open connections judged anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use nexus_net_policy::{Cell, Family as AddressFamily};
+use nexus_net_wire::{Denial, InstanceId};
+use nexus_schema::id::VmId;
+use nexus_schema::time::Timestamp;
+
+use crate::conntrack;
+use crate::error::Error;
+use crate::nft::elements::{Wired, contents, place};
+use crate::nft::encode::{Added, batch};
+use crate::nft::plan::{self, Change, Desired, Found, FoundElement, changes, index_of};
+use crate::nft::rules::{Frame, PIN4, PIN6, tables};
+use crate::nft::socket::Netfilter;
+use crate::nft::{Element, Family, Set, read};
+use crate::pins::{Pin, Pins};
+use crate::refusal::{protocol, reason};
+use crate::view::{View, table_name};
+
+/// How often a change is tried: what is found can be different by the time it is made.
+const TRIES: usize = 4;
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Firewall { what, source }
+}
+
+/// A socket to the firewall.
+pub(crate) fn open() -> Result<Netfilter, Error> {
+    Netfilter::open().map_err(failed("open the socket to nf_tables"))
+}
+
+/// The set that an address is pinned in.
+const fn pin_set(address: IpAddr) -> &'static Set {
+    match AddressFamily::of(address) {
+        AddressFamily::V4 => &PIN4,
+        AddressFamily::V6 => &PIN6,
+    }
+}
+
+fn added(wired: &Wired, pin: &Pin) -> Added {
+    Added {
+        element: place(wired.mark(), &pin.cell),
+        timeout: Some(pin.remaining),
+        comment: Some(pin.name.clone()),
+    }
+}
+
+/// Makes the tables what they should be; tells how many things were changed. `kept` are TAPs whose VMs are not known yet.
+pub(crate) fn reconcile(
+    netfilter: &mut Netfilter,
+    frame: &Frame,
+    view: &View,
+    pins: &Pins,
+    kept: &BTreeSet<u32>,
+) -> Result<u64, Error> {
+    let tables = tables(frame);
+    let mut last = None;
+    for _ in 0..TRIES {
+        let found = read::found(netfilter, &frame.table).map_err(failed("read the nftables tables"))?;
+        let open = open_pins(view, pins);
+        let mut wanted = BTreeMap::<&str, Vec<Added>>::new();
+        for (wired, pin) in &open {
+            wanted.entry(pin_set(pin.cell.addresses.0).name).or_default().push(added(wired, pin));
+        }
+        let pins = [PIN4, PIN6].map(|set| (set.clone(), wanted.get(set.name).cloned().unwrap_or_default()));
+        let desired =
+            Desired { tables: &tables, contents: contents(view.vms.values()), pins: pins.to_vec(), kept };
+        let mut changes = changes(&desired, &found);
+        let is_anew =
+            |change: &Change| matches!(change, Change::Replace { table, .. } if table.family == Family::Inet);
+        if let Some(inet) = found.get(&Family::Inet).filter(|_| !changes.iter().any(is_anew)) {
+            changes.extend(repin(frame, inet, &desired));
+        }
+        if changes.is_empty() {
+            return Ok(0);
+        }
+        tracing::debug!(?changes, "tables to change");
+        match netfilter.commit(batch(&changes)) {
+            Ok(()) => return Ok(plan::count(&changes)),
+            // A pin can expire between reading and writing.
+            Err(error) => last = Some(error),
+        }
+    }
+    let source = last.unwrap_or_else(|| io::Error::from(io::ErrorKind::Other));
+    Err(Error::Firewall { what: "change the nftables tables", source })
+}
+
+fn open_pins<'a>(view: &'a View, pins: &Pins) -> Vec<(&'a Wired, Pin)> {
+    let now = Instant::now();
+    let of = |wired: &'a Wired| {
+        let open = pins.open(wired.vm.id, &wired.vm.policy, &view.around, now);
+        open.into_iter().map(move |pin| (wired, pin))
+    };
+    view.vms.values().flat_map(of).collect()
+}
+
+/// Pins that come and go in a table that is as it should be.
+fn repin(frame: &Frame, found: &Found, desired: &Desired<'_>) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (set, wanted) in &desired.pins {
+        let there: BTreeSet<&Element> =
+            found.sets.get(set.name).into_iter().flatten().map(|found| &found.element).collect();
+        let known: BTreeSet<&Element> = wanted.iter().map(|added| &added.element).collect();
+        let is_kept =
+            |element: &Element| index_of(element).is_some_and(|index| desired.kept.contains(&index));
+        let surplus = there.difference(&known).filter(|element| !is_kept(element));
+        let surplus: Vec<Element> = surplus.map(|element| (*element).clone()).collect();
+        let missing: Vec<Added> =
+            wanted.iter().filter(|added| !there.contains(&added.element)).cloned().collect();
+        let (family, table) = (Family::Inet, frame.table.clone());
+        if !surplus.is_empty() {
+            changes.push(Change::Remove {
+                family,
+                table: table.clone(),
+                set: set.clone(),
+                elements: surplus,
+            });
+        }
+        if !missing.is_empty() {
+            changes.push(Change::Add { family, table, set: set.clone(), elements: missing });
+        }
+    }
+    changes
+}
+
+/// Opens the way for a VM to what a name led to.
+pub(crate) fn pin(
+    netfilter: &mut Netfilter,
+    id: InstanceId,
+    wired: &Wired,
+    pins: &[Pin],
+) -> Result<(), Error> {
+    let table = table_name(id);
+    let family = Family::Inet;
+    let mut changes = Vec::new();
+    for set in [&PIN4, &PIN6] {
+        let of_set = pins.iter().filter(|pin| pin_set(pin.cell.addresses.0).name == set.name);
+        let elements: Vec<Added> = of_set.map(|pin| added(wired, pin)).collect();
+        if !elements.is_empty() {
+            changes.push(Change::Add { family, table: table.clone(), set: set.clone(), elements });
+        }
+    }
+    netfilter.commit(batch(&changes)).map_err(failed("open the way to what a name led to"))
+}
+
+/// What the kernel still knows of a VM's names: those that an earlier process pinned.
+pub(crate) fn recall(
+    netfilter: &mut Netfilter,
+    id: InstanceId,
+    (vm, index): (VmId, u32),
+    pins: &mut Pins,
+) -> Result<(), Error> {
+    let table = table_name(id);
+    let now = Instant::now();
+    for set in [PIN4, PIN6] {
+        let elements = read::elements(netfilter, Family::Inet, &table, set.name);
+        for found in elements.map_err(failed("read what names led to"))? {
+            let FoundElement { element, expires, comment, .. } = found;
+            let is_its = index_of(&element) == Some(index);
+            if let (true, Some(name), Some(expires)) = (is_its, comment, expires)
+                && let Some(address) = address_of(&element)
+            {
+                pins.note(vm, &name, address, now, expires);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn address_of(element: &Element) -> Option<IpAddr> {
+    let v4 = element.key.get(4..8).filter(|_| element.key.len() == 12);
+    let v6 = element.key.get(4..20).filter(|_| element.key.len() == 24);
+    let v4 = v4.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(IpAddr::from);
+    v4.or_else(|| v6.and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from))
+}
+
+/// Cuts the open connections that are not allowed any more, and lets those go on that are again. Tells which were cut.
+pub(crate) fn judge(netfilter: &mut Netfilter, view: &View, pins: &Pins) -> Result<Vec<Denial>, Error> {
+    let gateways = view.gateways();
+    let by_mark: BTreeMap<u32, &Wired> = view.vms.values().map(|wired| (wired.mark(), wired)).collect();
+    let mut cut = Vec::new();
+    for connection in conntrack::all(netfilter).map_err(failed("read the open connections"))? {
+        let Some(wired) = by_mark.get(&connection.mark) else { continue };
+        let flow = connection.flow;
+        let is_allowed = view.allows(wired, pins, flow);
+        if is_allowed != connection.is_cut {
+            continue;
+        }
+        conntrack::set_cut(netfilter, &connection, !is_allowed).map_err(failed("cut a connection"))?;
+        if !is_allowed && !connection.is_over {
+            cut.push(Denial {
+                vm: wired.vm.id,
+                at: Timestamp::from(std::time::SystemTime::now()),
+                protocol: protocol(flow.protocol),
+                address: Some(flow.address),
+                port: (flow.port != 0).then_some(flow.port),
+                name: pins.name(wired.vm.id, flow.address).map(str::to_owned),
+                mac: None,
+                reason: reason(&wired.vm.policy, &view.around, &gateways, flow),
+            });
+        }
+    }
+    Ok(cut)
+}
+
+/// What the kernel counted: for each TAP what was let through, refused and forged.
+pub(crate) fn counts(netfilter: &mut Netfilter, id: InstanceId) -> Result<BTreeMap<u32, [u64; 3]>, Error> {
+    let table = table_name(id);
+    let sets = [(Family::Inet, "allowed"), (Family::Inet, "refused"), (Family::Bridge, "spoofed")];
+    let mut counts: BTreeMap<u32, [u64; 3]> = BTreeMap::new();
+    for (at, (family, set)) in sets.into_iter().enumerate() {
+        let elements = read::elements(netfilter, family, &table, set);
+        for found in elements.map_err(failed("read the counters"))? {
+            if let Some(index) = index_of(&found.element) {
+                counts.entry(index).or_default()[at] = found.packets;
+            }
+        }
+    }
+    Ok(counts)
+}
+
+/// Removes both tables.
+pub(crate) fn remove(netfilter: &mut Netfilter, id: InstanceId) -> Result<(), Error> {
+    let table = table_name(id);
+    let drops = [Family::Bridge, Family::Inet].map(|family| Change::Drop { family, table: table.clone() });
+    netfilter.commit(batch(&drops)).map_err(failed("remove the nftables tables"))
+}
+
+/// A pin as long as a lifetime.
+pub(crate) fn pin_for(name: &str, address: IpAddr, ports: (u16, u16), lifetime: Duration) -> Pin {
+    Pin { cell: Cell { addresses: (address, address), ports }, name: name.to_owned(), remaining: lifetime }
+}

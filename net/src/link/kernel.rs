@@ -1,0 +1,425 @@
+//! Reads and changes interfaces over rtnetlink.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures::TryStreamExt as _;
+use nexus_net_wire::{InstanceId, Mac};
+use rtnetlink::packet_core::Nla as _;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteType};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+
+use super::plan::Change;
+use super::tap::Tap;
+use super::{Found, Link, bridge_alias, bridge_mac, bridge_name, group, tap_alias};
+
+/// The attribute of a TUN device that holds its owner (`IFLA_TUN_OWNER`).
+const TUN_OWNER: u16 = 1;
+
+/// What failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    /// The kernel refused.
+    #[error("{what}")]
+    Netlink {
+        what: String,
+        #[source]
+        source: rtnetlink::Error,
+    },
+    /// Made by others meanwhile, or removed.
+    #[error("{what}: it is not there")]
+    Gone { what: String },
+    /// TAP devices cannot be made.
+    #[error("{what}")]
+    Tap {
+        what: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The kernel's interfaces, of the network namespace in which this was made.
+#[derive(Debug, Clone)]
+pub(crate) struct Links {
+    handle: Handle,
+}
+
+/// Says what failed.
+trait What<T> {
+    fn what(self, what: impl FnOnce() -> String) -> Result<T, LinkError>;
+}
+
+impl<T> What<T> for Result<T, rtnetlink::Error> {
+    fn what(self, what: impl FnOnce() -> String) -> Result<T, LinkError> {
+        self.map_err(|source| LinkError::Netlink { what: what(), source })
+    }
+}
+
+impl LinkError {
+    /// The kernel's own number of what is wrong, if it said one.
+    pub(crate) fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Netlink { source: rtnetlink::Error::NetlinkError(message), .. } => {
+                message.code.map(|code| -code.get())
+            }
+            Self::Tap { source, .. } => source.raw_os_error(),
+            Self::Netlink { .. } | Self::Gone { .. } => None,
+        }
+    }
+}
+
+impl Links {
+    /// Opens the socket; its messages are carried by a task of the current runtime.
+    pub(crate) fn open() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// What there is.
+    pub(crate) async fn read(&self) -> Result<Found, LinkError> {
+        let mut found = Found::default();
+        let failed = |what: &'static str| move || format!("read the {what}");
+        let links = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
+        found.links = links.what(failed("interfaces"))?.into_iter().map(read_link).collect();
+        let addresses = self.handle.address().get().execute().try_collect::<Vec<_>>().await;
+        for message in addresses.what(failed("addresses"))? {
+            let local = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            });
+            let other = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+            // The kernel gives link-local ones by itself.
+            if let Some(address) = local.or(other).filter(|address| !is_link_local(*address)) {
+                found.addresses.push((message.header.index, address, message.header.prefix_len));
+            }
+        }
+        for request in
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+        {
+            let routes = self.handle.route().get(request).execute().try_collect::<Vec<_>>().await;
+            for route in routes.what(failed("routes"))? {
+                let mut to = None;
+                let mut over = None;
+                for attribute in &route.attributes {
+                    match attribute {
+                        RouteAttribute::Destination(RouteAddress::Inet(v4)) => to = Some(IpAddr::V4(*v4)),
+                        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => to = Some(IpAddr::V6(*v6)),
+                        RouteAttribute::Oif(index) => over = Some(*index),
+                        _ => {}
+                    }
+                }
+                let header = &route.header;
+                let is_ours = header.kind == RouteType::Unicast && header.protocol == RouteProtocol::Static;
+                if let (Some(to), Some(over), true) = (to, over, is_ours)
+                    && header.destination_prefix_length == if to.is_ipv4() { 32 } else { 128 }
+                {
+                    found.routes.push((over, to));
+                }
+            }
+        }
+        let neighbours = self.handle.neighbours().get().execute().try_collect::<Vec<_>>().await;
+        for message in neighbours.what(failed("neighbours"))? {
+            let mut address = None;
+            let mut mac = None;
+            for attribute in &message.attributes {
+                match attribute {
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                        address = Some(IpAddr::V4(*v4));
+                    }
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
+                        address = Some(IpAddr::V6(*v6));
+                    }
+                    NeighbourAttribute::LinkLayerAddress(bytes) => {
+                        mac = <[u8; 6]>::try_from(&bytes[..]).ok().map(Mac);
+                    }
+                    _ => {}
+                }
+            }
+            if let (Some(address), Some(mac), NeighbourState::Permanent) =
+                (address, mac, message.header.state)
+            {
+                found.neighbours.push((message.header.ifindex, address, mac));
+            }
+        }
+        Ok(found)
+    }
+
+    async fn index(&self, name: &str) -> Result<u32, LinkError> {
+        let links = self.handle.link().get().match_name(name).execute().try_next().await;
+        let link = links.what(|| format!("look for the interface {name}"))?;
+        let what = || format!("look for the interface {name}");
+        link.map(|link| link.header.index).ok_or_else(|| LinkError::Gone { what: what() })
+    }
+
+    /// Makes a VM's TAP: it has no bridge, and is down. Only at its end it stays when this process ends.
+    pub(crate) async fn make_tap(
+        &self,
+        id: InstanceId,
+        vm: nexus_schema::id::VmId,
+        owner: u32,
+    ) -> Result<(String, u32), LinkError> {
+        let failed =
+            |what: &'static str| move |source| LinkError::Tap { what: format!("{what} for VM {vm}"), source };
+        let tap = Tap::make().map_err(failed("make a TAP"))?;
+        crate::failpoint::hit("tap-made");
+        let name = tap.name().to_owned();
+        let index = self.index(&name).await?;
+        let named = LinkUnspec::new_with_index(index).alias(tap_alias(id, vm)).link_group(group(id)).build();
+        self.handle.link().set(named).execute().await.what(|| format!("name the TAP {name}"))?;
+        crate::failpoint::hit("tap-named");
+        tap.set_owner(owner).map_err(failed("set the owner of a TAP"))?;
+        tap.keep().map_err(failed("keep a TAP"))?;
+        crate::failpoint::hit("tap-kept");
+        Ok((name, index))
+    }
+
+    /// Lets another user open a TAP that is there.
+    pub(crate) fn change_owner(name: &str, owner: u32) -> Result<(), LinkError> {
+        let failed = |source| LinkError::Tap { what: format!("set the owner of the TAP {name}"), source };
+        let tap = Tap::open(name).map_err(failed)?;
+        tap.set_owner(owner).map_err(failed)
+    }
+
+    /// Makes one change. Things that are there already, or are gone already, are no error.
+    pub(crate) async fn apply(&self, id: InstanceId, change: &Change) -> Result<(), LinkError> {
+        let bridge = bridge_name(id);
+        let done = match change {
+            Change::MakeBridge => {
+                let message =
+                    LinkBridge::new(&bridge).address(bridge_mac(id).0.to_vec()).append_extra(id).build();
+                self.handle.link().add(message).execute().await
+            }
+            Change::NameBridge => {
+                let index = self.index(&bridge).await?;
+                let message =
+                    LinkUnspec::new_with_index(index).alias(bridge_alias(id)).link_group(group(id)).build();
+                self.handle.link().set(message).execute().await
+            }
+            Change::RaiseBridge => {
+                let index = self.index(&bridge).await?;
+                self.handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await
+            }
+            Change::AddAddress(address) => {
+                let index = self.index(&bridge).await?;
+                let prefix = if address.is_ipv4() { 32 } else { 128 };
+                self.handle.address().add(index, *address, prefix).execute().await
+            }
+            Change::RemoveAddress(address, prefix) => {
+                let index = self.index(&bridge).await?;
+                let mut request = self.handle.address().add(index, *address, *prefix);
+                let message = request.message_mut().clone();
+                self.handle.address().del(message).execute().await
+            }
+            Change::AddRoute(address) => {
+                let route = self.route(&bridge, *address).await?;
+                self.handle.route().add(route).replace().execute().await
+            }
+            Change::RemoveRoute(address) => {
+                let route = self.route(&bridge, *address).await?;
+                self.handle.route().del(route).execute().await
+            }
+            Change::SetNeighbour(address, mac) => {
+                let index = self.index(&bridge).await?;
+                let request = self.handle.neighbours().add(index, *address).link_layer_address(&mac.0);
+                request.state(NeighbourState::Permanent).replace().execute().await
+            }
+            Change::RemoveNeighbour(address) => {
+                let index = self.index(&bridge).await?;
+                let mut request = self.handle.neighbours().add(index, *address);
+                let message = request.message_mut().clone();
+                self.handle.neighbours().del(message).execute().await
+            }
+            Change::Join(index) => {
+                let bridge = self.index(&bridge).await?;
+                let message = LinkUnspec::new_with_index(*index).controller(bridge).down().build();
+                self.handle.link().set(message).execute().await.what(|| format!("{change:?}"))?;
+                let message = LinkBridgePort::new(*index).isolated(true).build();
+                self.handle.link().set_port(message).execute().await
+            }
+            Change::Raise(index) => {
+                self.handle.link().set(LinkUnspec::new_with_index(*index).up().build()).execute().await
+            }
+        };
+        match done {
+            Err(rtnetlink::Error::NetlinkError(message))
+                if message.code.is_some_and(|code| change.is_done_by(-code.get())) =>
+            {
+                Ok(())
+            }
+            done => done.what(|| format!("{} on {bridge}", change.words())),
+        }
+    }
+
+    async fn route(
+        &self,
+        bridge: &str,
+        address: IpAddr,
+    ) -> Result<rtnetlink::packet_route::route::RouteMessage, LinkError> {
+        let index = self.index(bridge).await?;
+        Ok(match address {
+            IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(v4, 32)
+                .output_interface(index)
+                .scope(rtnetlink::packet_route::route::RouteScope::Link)
+                .build(),
+            IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(v6, 128)
+                .output_interface(index)
+                .build(),
+        })
+    }
+
+    /// Removes one interface; it may be gone already.
+    pub(crate) async fn remove(&self, index: u32) -> Result<(), LinkError> {
+        match self.handle.link().del(index).execute().await {
+            Err(rtnetlink::Error::NetlinkError(message))
+                if message.code.is_some_and(|code| -code.get() == nix::libc::ENODEV) =>
+            {
+                Ok(())
+            }
+            done => done.what(|| format!("remove interface {index}")),
+        }
+    }
+
+    /// Removes all interfaces of an instance at once, which takes about as long as one of them alone.
+    pub(crate) async fn remove_group(&self, id: InstanceId) -> Result<(), LinkError> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(group(id)));
+        match self.handle.link().del_with_message(message).execute().await {
+            Err(rtnetlink::Error::NetlinkError(message))
+                if message.code.is_some_and(|code| -code.get() == nix::libc::ENODEV) =>
+            {
+                Ok(())
+            }
+            done => done.what(|| format!("remove the interfaces of instance {id}")),
+        }
+    }
+
+    /// Whether there is a way out: a default route.
+    pub(crate) async fn has_default_route(&self) -> Result<bool, LinkError> {
+        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let routes = self.handle.route().get(request).execute().try_collect::<Vec<_>>().await;
+        let routes = routes.what(|| "read the routes".to_owned())?;
+        let is_default = |header: &rtnetlink::packet_route::route::RouteHeader| {
+            header.destination_prefix_length == 0 && header.kind == RouteType::Unicast
+        };
+        Ok(routes.iter().any(|route| is_default(&route.header)))
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+/// What a bridge of ours is like besides its name.
+trait BridgeExtras {
+    fn append_extra(self, id: InstanceId) -> Self;
+}
+
+impl BridgeExtras for LinkMessageBuilder<LinkBridge> {
+    fn append_extra(self, id: InstanceId) -> Self {
+        // No forwarding delay: a VM speaks as soon as it runs. Netfilter sees what is routed, by the inet table, once.
+        self.mcast_snooping(false)
+            .nf_call_iptables(false)
+            .nf_call_ip6tables(false)
+            .forward_delay(0)
+            .link_group(group(id))
+    }
+}
+
+impl Change {
+    /// Whether an error says that there is nothing to do.
+    fn is_done_by(&self, errno: i32) -> bool {
+        use nix::libc::{EADDRNOTAVAIL, EEXIST, ENOENT, ESRCH};
+        match self {
+            Self::MakeBridge | Self::AddAddress(_) | Self::AddRoute(_) => errno == EEXIST,
+            Self::RemoveAddress(..) => errno == EADDRNOTAVAIL,
+            Self::RemoveRoute(_) => errno == ESRCH,
+            Self::RemoveNeighbour(_) => errno == ENOENT,
+            Self::NameBridge
+            | Self::RaiseBridge
+            | Self::SetNeighbour(..)
+            | Self::Join(_)
+            | Self::Raise(_) => false,
+        }
+    }
+
+    fn words(&self) -> String {
+        match self {
+            Self::MakeBridge => "make the bridge".to_owned(),
+            Self::NameBridge => "name the bridge".to_owned(),
+            Self::RaiseBridge => "set the bridge up".to_owned(),
+            Self::AddAddress(address) => format!("add the address {address}"),
+            Self::RemoveAddress(address, _) => format!("remove the address {address}"),
+            Self::AddRoute(address) => format!("add the route to {address}"),
+            Self::RemoveRoute(address) => format!("remove the route to {address}"),
+            Self::SetNeighbour(address, mac) => format!("set the neighbour {address} to {mac}"),
+            Self::RemoveNeighbour(address) => format!("remove the neighbour {address}"),
+            Self::Join(index) => format!("add interface {index}"),
+            Self::Raise(index) => format!("set interface {index} up"),
+        }
+    }
+}
+
+fn read_link(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        alias: String::new(),
+        group: 0,
+        bridge: None,
+        is_isolated: false,
+        is_up: message.header.flags.contains(LinkFlags::Up),
+        has_carrier: false,
+        is_bridge: false,
+        owner: None,
+        received: 0,
+        sent: 0,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::IfAlias(alias) => link.alias = alias,
+            LinkAttribute::Group(group) => link.group = group,
+            LinkAttribute::Controller(index) => link.bridge = Some(index),
+            LinkAttribute::Carrier(carrier) => link.has_carrier = carrier != 0,
+            LinkAttribute::Stats64(stats) => (link.received, link.sent) = (stats.rx_bytes, stats.tx_bytes),
+            LinkAttribute::LinkInfo(infos) => read_info(&mut link, &infos),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn read_info(link: &mut Link, infos: &[LinkInfo]) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(InfoKind::Bridge) => link.is_bridge = true,
+            LinkInfo::Data(InfoData::Tun(attributes)) => {
+                for attribute in attributes {
+                    let InfoTun::Other(attribute) = attribute else { continue };
+                    let mut value = vec![0; attribute.value_len()];
+                    attribute.emit_value(&mut value);
+                    if attribute.kind() == TUN_OWNER {
+                        link.owner = value.try_into().ok().map(u32::from_ne_bytes);
+                    }
+                }
+            }
+            LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
+                let is_isolated = attributes.iter().any(|one| *one == InfoBridgePort::Isolated(true));
+                link.is_isolated = is_isolated;
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! The network as it should be, and what makes it so. One task owns it and does one request after the other.
+//!
+//! Every request says what should be. Then the difference between that and what the kernel has is made, in an order in which a VM never
+//! speaks before its rules are there: bridge, settings, tables, then the rest. A process that was killed anywhere in between leaves
+//! nothing that this does not take up: TAPs are told by their alias, and one without alias goes with the process that made it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use nexus_net_policy::Surroundings;
+use nexus_net_wire::{
+    Attached, Cleaned, Configured, Counters, Detached, Event, Instance, InstanceId, Retained, State, Updated,
+    Vm, VmState,
+};
+use nexus_schema::id::VmId;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::check;
+use crate::dns::Setup;
+use crate::error::Error;
+use crate::firewall;
+use crate::link::kernel::Links;
+use crate::link::plan::{Change as LinkChange, Desired as DesiredLinks, Port, changes as link_changes};
+use crate::link::{Found as FoundLinks, bridge_alias, bridge_name, group, sysctl};
+use crate::nflog::Log;
+use crate::nft::elements::{Wired, link_local};
+use crate::nft::rules::Frame;
+use crate::view::{Shared, View, ends, gateways, subnets, table_name};
+
+/// How many connections are in the kernel's table before it is said to be nearly full, in percent.
+const CONNTRACK_FULL: u64 = 90;
+
+/// The network of one process.
+pub(crate) struct Network {
+    links: Links,
+    shared: Arc<Shared>,
+    instance: Option<Instance>,
+    vms: BTreeMap<VmId, Wired>,
+    /// The group of nfnetlink_log, once its socket is bound.
+    log_group: Option<u16>,
+    resolver: mpsc::Sender<(Setup, oneshot::Sender<Result<(), Error>>)>,
+}
+
+impl Network {
+    /// Nothing is done yet. To be called in the network namespace that the VMs' host is in.
+    pub(crate) fn new(
+        links: Links,
+        shared: Arc<Shared>,
+        resolver: mpsc::Sender<(Setup, oneshot::Sender<Result<(), Error>>)>,
+    ) -> Self {
+        Self { links, shared, instance: None, vms: BTreeMap::new(), log_group: None, resolver }
+    }
+
+    fn instance(&self) -> Result<&Instance, Error> {
+        self.instance.as_ref().ok_or(Error::NotConfigured)
+    }
+
+    /// Makes the instance's network, or changes it.
+    pub(crate) async fn configure(&mut self, instance: Instance) -> Result<Configured, Error> {
+        check::instance(&instance)?;
+        let found = self.links.read().await?;
+        check::is_free(&instance, &found)?;
+        if let Some(old) = &self.instance
+            && old.id != instance.id
+        {
+            return Err(Error::Invalid {
+                what: format!("this process serves instance {}, not {}", old.id, instance.id),
+            });
+        }
+        // Before anything is made: without it nothing works.
+        let mut netfilter = firewall::open()?;
+        if self.log_group.is_none() {
+            let log = Log::bind(instance.id.number());
+            let log =
+                log.map_err(|source| Error::Firewall { what: "bind a group of nfnetlink_log", source })?;
+            self.log_group = Some(log.group());
+            tokio::spawn(crate::events::tell_refusals(log, Arc::clone(&self.shared)));
+        }
+        let id = instance.id;
+        self.instance = Some(instance.clone());
+        self.rewire(&found);
+        let changes = self.reconcile(&mut netfilter, found).await?;
+        self.judge(&mut netfilter)?;
+        self.set_up_resolver(&instance).await?;
+        let found = self.links.read().await?;
+        let found = found.taps(id).map(|(vm, _)| vm).filter(|vm| !self.vms.contains_key(vm)).collect();
+        Ok(Configured { bridge: bridge_name(id), found, changes })
+    }
+
+    async fn set_up_resolver(&self, instance: &Instance) -> Result<(), Error> {
+        let setup = Setup { gateways: gateways(instance).collect(), dns: instance.dns.clone() };
+        let gone = || Error::Resolver {
+            what: "start the resolver".to_owned(),
+            source: std::io::Error::from(std::io::ErrorKind::BrokenPipe),
+        };
+        let (done, answer) = oneshot::channel();
+        self.resolver.send((setup, done)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Gives a VM its TAP and rules.
+    pub(crate) async fn attach(&mut self, vm: Vm) -> Result<Attached, Error> {
+        let instance = self.instance()?.clone();
+        check::vm(&instance, &vm, &self.vms)?;
+        let found = self.links.read().await?;
+        let mut netfilter = firewall::open()?;
+        let mut changes = 0;
+        let there = found.taps(instance.id).find(|(of, _)| *of == vm.id).map(|(_, link)| link.clone());
+        let (tap, index) = match there {
+            Some(link) => {
+                if link.owner != Some(vm.owner_uid) {
+                    Links::change_owner(&link.name, vm.owner_uid)?;
+                    changes += 1;
+                }
+                (link.name, link.index)
+            }
+            None => {
+                changes += 1;
+                self.links.make_tap(instance.id, vm.id, vm.owner_uid).await?
+            }
+        };
+        if crate::nft::mark(index).is_none() {
+            self.links.remove(index).await?;
+            return Err(Error::Invalid {
+                what: format!("the interface number {index} is too large to mark packets with"),
+            });
+        }
+        if !self.vms.contains_key(&vm.id) {
+            firewall::recall(&mut netfilter, instance.id, (vm.id, index), &mut self.shared.pins())?;
+        }
+        let around = self.around(&found)?;
+        let wired = Wired::new(vm, tap.clone(), index, &around);
+        let id = wired.vm.id;
+        let before = self.vms.insert(id, wired);
+        changes += self.reconcile(&mut netfilter, self.links.read().await?).await?;
+        if before.is_some_and(|before| before != self.vms[&id]) {
+            self.judge(&mut netfilter)?;
+        }
+        Ok(Attached { tap, changes })
+    }
+
+    /// Changes what a VM may reach.
+    pub(crate) async fn update(&mut self, vm: Vm) -> Result<Updated, Error> {
+        let instance = self.instance()?.clone();
+        check::vm(&instance, &vm, &self.vms)?;
+        let old = self.vms.get(&vm.id).ok_or(Error::NoSuchVm { id: vm.id })?;
+        if (old.vm.mac, old.vm.ipv4, old.vm.ipv6) != (vm.mac, vm.ipv4, vm.ipv6) {
+            return Err(Error::Invalid { what: "addresses do not change while a VM is attached".to_owned() });
+        }
+        let found = self.links.read().await?;
+        let mut netfilter = firewall::open()?;
+        let around = self.around(&found)?;
+        let wired = Wired::new(vm, old.tap.clone(), old.index, &around);
+        self.vms.insert(wired.vm.id, wired);
+        let changes = self.reconcile(&mut netfilter, found).await?;
+        let cut = self.judge(&mut netfilter)?;
+        Ok(Updated { cut, changes })
+    }
+
+    /// Takes a VM's network away.
+    pub(crate) async fn detach(&mut self, id: VmId) -> Result<Detached, Error> {
+        let instance = self.instance()?.clone();
+        let was_known = self.vms.remove(&id).is_some();
+        let found = self.links.read().await?;
+        let mine = |of: VmId| of == id;
+        let removed = self.remove_taps(instance.id, &found, mine).await?;
+        if was_known || !removed.is_empty() {
+            let mut netfilter = firewall::open()?;
+            self.reconcile(&mut netfilter, self.links.read().await?).await?;
+            forget(&mut netfilter, &removed)?;
+            self.forget_gone();
+        }
+        Ok(Detached { was_attached: was_known || !removed.is_empty() })
+    }
+
+    /// Removes everything but these VMs' networks.
+    pub(crate) async fn retain(&mut self, ids: Vec<VmId>) -> Result<Retained, Error> {
+        let instance = self.instance()?.clone();
+        let ids: BTreeSet<VmId> = ids.into_iter().collect();
+        let mut removed: BTreeSet<VmId> = self.vms.keys().copied().filter(|id| !ids.contains(id)).collect();
+        self.vms.retain(|id, _| ids.contains(id));
+        let found = self.links.read().await?;
+        let taps = self.remove_taps(instance.id, &found, |id| !ids.contains(&id)).await?;
+        removed.extend(found.taps(instance.id).map(|(id, _)| id).filter(|id| !ids.contains(id)));
+        let mut netfilter = firewall::open()?;
+        self.reconcile(&mut netfilter, self.links.read().await?).await?;
+        forget(&mut netfilter, &taps)?;
+        self.forget_gone();
+        Ok(Retained { removed: removed.into_iter().collect() })
+    }
+
+    fn forget_gone(&self) {
+        let ids: BTreeSet<VmId> = self.vms.keys().copied().collect();
+        self.shared.pins().retain(&ids);
+        self.shared.denials.retain(&ids);
+    }
+
+    async fn remove_taps(
+        &self,
+        id: InstanceId,
+        found: &FoundLinks,
+        is_chosen: impl Fn(VmId) -> bool,
+    ) -> Result<Vec<u32>, Error> {
+        let chosen = found.taps(id).filter(|(vm, _)| is_chosen(*vm));
+        let chosen: Vec<u32> = chosen.map(|(_, link)| link.index).collect();
+        for index in &chosen {
+            self.links.remove(*index).await?;
+            crate::failpoint::hit("tap-removed");
+        }
+        Ok(chosen)
+    }
+
+    /// Removes all that is the instance's.
+    pub(crate) async fn cleanup(&mut self, id: Option<InstanceId>) -> Result<Cleaned, Error> {
+        let id = match (id, &self.instance) {
+            (Some(id), _) => id,
+            (None, Some(instance)) => instance.id,
+            (None, None) => return Err(Error::NotConfigured),
+        };
+        self.vms.clear();
+        self.instance = None;
+        self.shared.set_view(View::default());
+        let found = self.links.read().await?;
+        let ours: Vec<u32> = found
+            .links
+            .iter()
+            .filter(|link| link.alias.starts_with(&bridge_alias(id)) || link.name == bridge_name(id))
+            .map(|link| link.index)
+            .collect();
+        let has_group =
+            |index: &u32| found.links.iter().any(|link| link.index == *index && link.group == group(id));
+        let strangers =
+            found.links.iter().filter(|link| link.group == group(id) && !ours.contains(&link.index));
+        if strangers.count() == 0 && ours.iter().any(has_group) {
+            self.links.remove_group(id).await?;
+        }
+        for index in &ours {
+            self.links.remove(*index).await?;
+        }
+        crate::failpoint::hit("links-removed");
+        let mut netfilter = firewall::open()?;
+        firewall::remove(&mut netfilter, id)?;
+        forget(&mut netfilter, &ours)?;
+        Ok(Cleaned { interfaces: ours.len() as u64 })
+    }
+
+    /// What there is.
+    pub(crate) async fn state(&self) -> Result<State, Error> {
+        let Some(instance) = self.instance.clone() else {
+            return Ok(State {
+                instance: None,
+                bridge: None,
+                dns_servers: Vec::new(),
+                vms: Vec::new(),
+                warnings: Vec::new(),
+            });
+        };
+        let found = self.links.read().await?;
+        let counts = firewall::counts(&mut firewall::open()?, instance.id)?;
+        let vms = self.vms.values().map(|wired| {
+            let link = found.links.iter().find(|link| link.index == wired.index);
+            let [allowed, refused, spoofed] = counts.get(&wired.index).copied().unwrap_or_default();
+            let (denied, names) = self.shared.denials.of(wired.vm.id);
+            VmState {
+                id: wired.vm.id,
+                name: wired.vm.name.clone(),
+                tap: wired.tap.clone(),
+                is_in_use: link.is_some_and(|link| link.has_carrier),
+                counters: Counters {
+                    sent_bytes: link.map(|link| link.received).unwrap_or_default(),
+                    received_bytes: link.map(|link| link.sent).unwrap_or_default(),
+                    allowed,
+                    denied: refused + names,
+                    spoofed,
+                },
+                denied,
+            }
+        });
+        Ok(State {
+            bridge: found.bridge(instance.id).map(|link| link.name.clone()),
+            dns_servers: crate::dns::upstream::servers(&instance.dns),
+            vms: vms.collect(),
+            warnings: self.warnings(&instance).await?,
+            instance: Some(instance),
+        })
+    }
+
+    async fn warnings(&self, instance: &Instance) -> Result<Vec<String>, Error> {
+        let mut warnings = Vec::new();
+        if !self.links.has_default_route().await? {
+            warnings
+                .push("the host has no default route: VMs reach only what the host has routes to".to_owned());
+        }
+        if crate::dns::upstream::servers(&instance.dns).is_empty() {
+            warnings.push(
+                "the host's resolv.conf names no server: VMs resolve no names; add one, or give nexusd DNS servers".to_owned(),
+            );
+        }
+        let (count, max) =
+            (sysctl::number("netfilter/nf_conntrack_count"), sysctl::number("netfilter/nf_conntrack_max"));
+        if let (Some(count), Some(max)) = (count, max)
+            && max > 0
+            && count >= max / 100 * CONNTRACK_FULL
+        {
+            warnings.push(format!(
+                "the kernel tracks {count} of at most {max} connections: raise net.netfilter.nf_conntrack_max"
+            ));
+        }
+        Ok(warnings)
+    }
+
+    /// Puts right what others changed; tells how many things that were.
+    pub(crate) async fn repair(&mut self) -> Result<u64, Error> {
+        if self.instance.is_none() {
+            return Ok(0);
+        }
+        let found = self.links.read().await?;
+        // A TAP that others removed is no VM's any more; its next attach makes another one.
+        let before = self.vms.len();
+        self.vms.retain(|_, wired| found.links.iter().any(|link| link.index == wired.index));
+        self.rewire(&found);
+        let mut netfilter = firewall::open()?;
+        let changes = self.reconcile(&mut netfilter, found).await? + (before - self.vms.len()) as u64;
+        if changes > 0 {
+            self.shared.denials.tell(Event::Repaired { changes });
+        }
+        Ok(changes)
+    }
+
+    /// What decisions depend on besides the policies.
+    fn around(&self, found: &FoundLinks) -> Result<Surroundings, Error> {
+        let instance = self.instance()?;
+        let bridge = found.bridge(instance.id).map(|bridge| bridge.index);
+        let addresses = found.addresses.iter().filter(|(of, ..)| Some(*of) != bridge);
+        let mut own: BTreeSet<IpAddr> = addresses.map(|(_, address, _)| *address).collect();
+        own.extend(&instance.host_addresses);
+        Ok(Surroundings { own, closed: subnets(instance).map(ends).collect() })
+    }
+
+    /// Computes what policies allow anew, if the host's addresses are others.
+    fn rewire(&mut self, found: &FoundLinks) {
+        let Ok(around) = self.around(found) else { return };
+        if self.shared.view().around == around {
+            return;
+        }
+        for wired in self.vms.values_mut() {
+            *wired = Wired::new(wired.vm.clone(), wired.tap.clone(), wired.index, &around);
+        }
+    }
+
+    /// Makes everything as it should be.
+    async fn reconcile(
+        &mut self,
+        netfilter: &mut crate::nft::socket::Netfilter,
+        found: FoundLinks,
+    ) -> Result<u64, Error> {
+        let instance = self.instance()?.clone();
+        let around = self.around(&found)?;
+        self.shared.set_view(View { instance: Some(instance.clone()), vms: self.vms.clone(), around });
+        let known: BTreeSet<u32> = self.vms.values().map(|wired| wired.index).collect();
+        let kept: BTreeSet<u32> = found
+            .taps(instance.id)
+            .filter(|(vm, link)| !self.vms.contains_key(vm) && !known.contains(&link.index))
+            .map(|(_, link)| link.index)
+            .collect();
+        let desired = self.desired_links(&instance, !kept.is_empty());
+        let links = link_changes(&desired, &found);
+        tracing::debug!(?links, "links to change");
+        let is_first =
+            |change: &&LinkChange| matches!(change, LinkChange::MakeBridge | LinkChange::NameBridge);
+        let mut changes = links.len() as u64;
+        for change in links.iter().filter(is_first) {
+            self.links.apply(instance.id, change).await?;
+            crate::failpoint::hit("bridge-made");
+        }
+        changes += sysctl::apply(&sysctl::wanted(&bridge_name(instance.id), instance.v6.is_some()))?;
+        let frame = Frame {
+            table: table_name(instance.id),
+            bridge: bridge_name(instance.id),
+            v4: (instance.v4.subnet, instance.v4.gateway),
+            v6: instance.v6.map(|subnet| (subnet.subnet, subnet.gateway)),
+            log_group: self.log_group.unwrap_or_default(),
+        };
+        changes += {
+            let pins = self.shared.pins();
+            firewall::reconcile(netfilter, &frame, &self.shared.view(), &pins, &kept)?
+        };
+        crate::failpoint::hit("tables-made");
+        for change in links.iter().filter(|change| !is_first(change)) {
+            self.links.apply(instance.id, change).await?;
+            match change {
+                LinkChange::Join(_) => crate::failpoint::hit("tap-joined"),
+                LinkChange::Raise(_) => crate::failpoint::hit("tap-raised"),
+                LinkChange::AddAddress(_) => crate::failpoint::hit("address-added"),
+                _ => {}
+            }
+        }
+        Ok(changes)
+    }
+
+    fn desired_links(&self, instance: &Instance, has_unknown: bool) -> DesiredLinks {
+        let ports = self.vms.values().map(|wired| {
+            let link_local = wired.vm.ipv6.map(|_| IpAddr::V6(link_local(wired.vm.mac)));
+            Port { index: wired.index, mac: wired.vm.mac, addresses: wired.addresses().collect(), link_local }
+        });
+        DesiredLinks {
+            id: instance.id,
+            gateways: gateways(instance).collect(),
+            ports: ports.collect(),
+            has_unknown,
+        }
+    }
+
+    /// Cuts what is not allowed any more; tells how many connections that were.
+    fn judge(&self, netfilter: &mut crate::nft::socket::Netfilter) -> Result<u64, Error> {
+        let cut = firewall::judge(netfilter, &self.shared.view(), &self.shared.pins())?;
+        let count = cut.len() as u64;
+        for denial in cut {
+            self.shared.denials.note(denial);
+        }
+        Ok(count)
+    }
+}
+
+/// Forgets the connections of TAPs that are gone.
+fn forget(netfilter: &mut crate::nft::socket::Netfilter, indices: &[u32]) -> Result<(), Error> {
+    for mark in indices.iter().filter_map(|index| crate::nft::mark(*index)) {
+        crate::conntrack::forget(netfilter, mark)
+            .map_err(|source| Error::Firewall { what: "forget the connections of a VM", source })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! What is in the sets: who the VMs are and where each may go. Pure.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr};
+
+use nexus_net_policy::{Cell, Surroundings, allowed_cells};
+use nexus_net_wire::{Mac, Vm};
+
+use super::rules::{BRIDGE_SETS, INET_SETS};
+use super::{Contents, Element, Family, mark};
+
+/// Protocols whose headers have ports where TCP has them: TCP, UDP, DCCP, SCTP, UDP-Lite.
+pub(crate) const PORTED: [u8; 5] = [6, 17, 33, 132, 136];
+
+/// A VM with its TAP, and what its policy allows by address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wired {
+    pub(crate) vm: Vm,
+    pub(crate) tap: String,
+    /// The TAP's number.
+    pub(crate) index: u32,
+    /// What it may reach by address alone.
+    pub(crate) cells: Vec<Cell>,
+}
+
+impl Wired {
+    /// Computes what the VM's policy allows.
+    pub(crate) fn new(vm: Vm, tap: String, index: u32, around: &Surroundings) -> Self {
+        let families = [nexus_net_policy::Family::V4, nexus_net_policy::Family::V6];
+        let cells = families.into_iter().flat_map(|family| allowed_cells(&vm.policy, around, family));
+        Self { cells: cells.collect(), vm, tap, index }
+    }
+
+    /// The mark of its packets.
+    pub(crate) fn mark(&self) -> u32 {
+        mark(self.index).unwrap_or_default()
+    }
+
+    /// Its addresses, but for the link-local one.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [Some(IpAddr::V4(self.vm.ipv4)), self.vm.ipv6.map(IpAddr::V6)].into_iter().flatten()
+    }
+
+    /// Whether a group has both.
+    pub(crate) fn may_talk_to(&self, other: &Self) -> bool {
+        self.vm.id != other.vm.id && self.vm.groups.iter().any(|group| other.vm.groups.contains(group))
+    }
+}
+
+/// The link-local address that a network card with this MAC address gives itself (RFC 4291, appendix A).
+pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.0;
+    let [a, b, c, d, e, f] = [a ^ 2, b, c, d, e, f].map(u16::from);
+    Ipv6Addr::new(0xfe80, 0, 0, 0, a << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f)
+}
+
+/// A key of parts, each filled up to registers of 4 bytes.
+pub(crate) fn key(parts: &[&[u8]]) -> Vec<u8> {
+    let mut key = Vec::new();
+    for part in parts {
+        key.extend_from_slice(part);
+        key.resize(key.len().next_multiple_of(4), 0);
+    }
+    key
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// A range of places of one mark, for the sets `allow4`, `allow6`, `pin4` and `pin6`.
+pub(crate) fn place(mark: u32, cell: &Cell) -> Element {
+    let end = |address: IpAddr, port: u16| key(&[&mark.to_ne_bytes(), &octets(address), &port.to_be_bytes()]);
+    Element { key: end(cell.addresses.0, cell.ports.0), end: Some(end(cell.addresses.1, cell.ports.1)) }
+}
+
+/// What is in all sets that are not filled by rules or by the resolver.
+pub(crate) fn contents<'a>(vms: impl Iterator<Item = &'a Wired> + Clone) -> Contents {
+    let mut contents = Contents::new();
+    let planned = |set: &&super::Set| !set.has_timeout;
+    for set in BRIDGE_SETS.iter().filter(planned) {
+        contents.insert((Family::Bridge, set.name), BTreeSet::new());
+    }
+    for set in INET_SETS.iter().filter(planned) {
+        contents.insert((Family::Inet, set.name), BTreeSet::new());
+    }
+    let mut add = |family, set, element| {
+        contents.entry((family, set)).or_default().insert(element);
+    };
+    let point = |parts: &[&[u8]]| Element { key: key(parts), end: None };
+    for protocol in PORTED {
+        add(Family::Inet, "ported", Element { key: vec![protocol], end: None });
+    }
+    for wired in vms.clone() {
+        let index = wired.index.to_ne_bytes();
+        let mark = wired.mark();
+        let mac = wired.vm.mac.0;
+        add(Family::Bridge, "taps", point(&[&index]));
+        add(Family::Bridge, "spoofed", point(&[&index]));
+        add(Family::Bridge, "own4", point(&[&index, &mac, &wired.vm.ipv4.octets()]));
+        if let Some(v6) = wired.vm.ipv6 {
+            for address in [v6, link_local(wired.vm.mac)] {
+                add(Family::Bridge, "own6", point(&[&index, &mac, &address.octets()]));
+            }
+        }
+        add(Family::Inet, "allowed", point(&[&mark.to_ne_bytes()]));
+        add(Family::Inet, "refused", point(&[&mark.to_ne_bytes()]));
+        for cell in &wired.cells {
+            let set = if cell.addresses.0.is_ipv4() { "allow4" } else { "allow6" };
+            add(Family::Inet, set, place(mark, cell));
+        }
+        for address in vms.clone().filter(|other| wired.may_talk_to(other)).flat_map(Wired::addresses) {
+            let set = if address.is_ipv4() { "peer4" } else { "peer6" };
+            add(Family::Inet, set, point(&[&mark.to_ne_bytes(), &octets(address)]));
+        }
+    }
+    contents
+}

@@ -1,0 +1,178 @@
+//! The firewall: two tables per instance, `bridge` for who sends and `inet` for where to.
+//!
+//! ```text
+//! TAP ─ bridge prerouting ─ guard: own MAC and addresses only ─ mark = 0x4e000000 | ifindex of the TAP
+//!                             │
+//!         inet input ─────────┼───────── inet forward ── out: masquerade
+//!         to_host             │          from_vm, to_vm
+//!           gateway: DNS, ping│            to the bridge again: peer, by groups
+//!                             decide: allow (addresses), pin (names that the resolver answered), else refuse
+//! ```
+//! The rules are the same for all VMs; what differs is in sets, by mark. So a VM that comes is elements that are added, and its policy is a
+//! set of ranges that [`nexus_net_policy::allowed_cells`] computes. [`rules`] says what the tables are, [`elements`] what is in their sets,
+//! [`plan`] compares both with what the kernel has; [`encode`] (libnftnl) and [`socket`] (libmnl) do it.
+
+pub(crate) mod elements;
+pub(crate) mod encode;
+pub(crate) mod expr;
+pub(crate) mod plan;
+pub(crate) mod read;
+pub(crate) mod rules;
+pub(crate) mod socket;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(crate) use expr::Expr;
+
+/// What marks of packets and connections of VMs start with.
+pub(crate) const MARK_TAG: u32 = 0x4e00_0000;
+/// The bits of a mark that are the interface's number.
+pub(crate) const MARK_INDEX: u32 = 0x00ff_ffff;
+/// Set in the mark of a connection that is no longer allowed.
+pub(crate) const MARK_CUT: u32 = 0x8000_0000;
+
+/// The mark of what a TAP's VM sends; `None` for an interface whose number does not fit.
+pub(crate) const fn mark(index: u32) -> Option<u32> {
+    if index == 0 || index > MARK_INDEX { None } else { Some(MARK_TAG | index) }
+}
+
+/// The families of tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Family {
+    Inet,
+    Bridge,
+}
+
+impl Family {
+    /// `NFPROTO_INET` and `NFPROTO_BRIDGE`.
+    pub(crate) const fn number(self) -> u8 {
+        match self {
+            Self::Inet => 1,
+            Self::Bridge => 7,
+        }
+    }
+}
+
+/// A table, whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) family: Family,
+    pub(crate) name: String,
+    pub(crate) sets: Vec<Set>,
+    pub(crate) chains: Vec<Chain>,
+}
+
+/// What a set is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Set {
+    pub(crate) name: &'static str,
+    /// The types of a key's parts.
+    pub(crate) key: &'static [KeyPart],
+    /// Whether its elements are ranges.
+    pub(crate) is_interval: bool,
+    /// Whether its elements expire; then nobody but the resolver says what is in it.
+    pub(crate) has_timeout: bool,
+    /// Whether rules add to it; then nobody else does.
+    pub(crate) is_dynamic: bool,
+    /// Whether each element counts what it is found for.
+    pub(crate) has_counters: bool,
+}
+
+/// A part of a set's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyPart {
+    Mark,
+    Index,
+    Mac,
+    V4,
+    V6,
+    Port,
+    Protocol,
+}
+
+impl KeyPart {
+    /// Its number among nft's types, which only `nft list` looks at.
+    pub(crate) const fn kind(self) -> u32 {
+        match self {
+            Self::V4 => 7,
+            Self::V6 => 8,
+            Self::Mac => 9,
+            Self::Protocol => 12,
+            Self::Port => 13,
+            Self::Mark => 19,
+            Self::Index => 20,
+        }
+    }
+
+    /// Whether the kernel has it in the machine's own order of bytes.
+    pub(crate) const fn is_in_host_order(self) -> bool {
+        matches!(self, Self::Mark | Self::Index)
+    }
+
+    /// Its length, in bytes.
+    pub(crate) const fn length(self) -> usize {
+        match self {
+            Self::Protocol => 1,
+            Self::Port => 2,
+            Self::V4 | Self::Mark | Self::Index => 4,
+            Self::Mac => 6,
+            Self::V6 => 16,
+        }
+    }
+}
+
+impl Set {
+    /// The length of a key, in bytes: of several parts each is filled up to registers.
+    pub(crate) fn key_length(&self) -> usize {
+        if let [part] = self.key {
+            return part.length();
+        }
+        self.key.iter().map(|part| part.length().next_multiple_of(4)).sum()
+    }
+}
+
+/// An element's key, and the key that its range ends with, in sets of ranges.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Element {
+    pub(crate) key: Vec<u8>,
+    pub(crate) end: Option<Vec<u8>>,
+}
+
+/// A chain, whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) name: &'static str,
+    pub(crate) hook: Option<Hook>,
+    pub(crate) rules: Vec<Vec<Expr>>,
+}
+
+/// Where packets come to a chain by themselves. All accept what no rule decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hook {
+    pub(crate) at: HookAt,
+    pub(crate) priority: i32,
+    pub(crate) is_nat: bool,
+}
+
+/// The places of hooks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HookAt {
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+}
+
+/// What is in the sets whose content is planned, by table and set.
+pub(crate) type Contents = BTreeMap<(Family, &'static str), BTreeSet<Element>>;
+
+/// What a rule's comment says: where it stands, and a digest of what it does. A rule that others put there or changed has another one.
+pub(crate) fn tag(chain: &str, at: usize, rule: &[Expr]) -> String {
+    // FNV-1a: it need not withstand anybody, for whoever can write rules can write comments as well.
+    let text = format!("{chain} {at} {rule:?}");
+    let digest = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    format!("{chain} {at} {digest:016x}")
+}

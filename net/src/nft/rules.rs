@@ -1,0 +1,424 @@
+//! What the two tables are: sets, chains and rules, the same for all VMs of an instance. Pure.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use nexus_net_wire::Cidr;
+
+use super::expr::{
+    Base, Ct, Expr, Meta, R0, Reject, accept, discard, go, has_bits, interface, is, is_in, is_not, is_not_in,
+    jump, meta, payload,
+};
+use super::{Chain, Family, Hook, HookAt, KeyPart, MARK_CUT, MARK_INDEX, MARK_TAG, Set, Table};
+
+/// Prefixes of what is logged, by which the reader knows what it was.
+pub(crate) const LOG_REFUSED: &str = "nexus refused";
+pub(crate) const LOG_SPOOFED: &str = "nexus spoofed";
+/// How much of a refused packet is logged, in bytes: headers, of IPv6 too.
+const LOG_LENGTH: u32 = 128;
+/// How many refusals of a VM are told each second; the counters have all of them.
+const LOG_RATE: u64 = 20;
+const LOG_BURST: u32 = 60;
+/// How long the kernel remembers that a VM was refused something, in milliseconds.
+const LOG_MEMORY: u64 = 60_000;
+
+/// Types of Ethernet frames.
+const ETHER_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHER_ARP: [u8; 2] = [0x08, 0x06];
+const ETHER_IPV6: [u8; 2] = [0x86, 0xdd];
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+const IPV4: [u8; 1] = [2];
+const IPV6: [u8; 1] = [10];
+/// Numbers of protocols in IP headers.
+const ICMP: [u8; 1] = [1];
+const TCP: [u8; 1] = [6];
+const UDP: [u8; 1] = [17];
+const ICMPV6: [u8; 1] = [58];
+/// Types of ICMP and ICMPv6.
+const ECHO_REQUEST: [u8; 1] = [8];
+const ECHO_REQUEST_V6: [u8; 1] = [128];
+const ROUTER_ADVERTISEMENT: [u8; 1] = [134];
+const NEIGHBOUR_SOLICITATION: [u8; 1] = [135];
+const NEIGHBOUR_ADVERTISEMENT: [u8; 1] = [136];
+const REDIRECT: [u8; 1] = [137];
+const REDIRECT_V4: [u8; 1] = [5];
+const MLD_REPORT: [u8; 1] = [143];
+/// Bits of `ct state`.
+const INVALID: u32 = 1;
+const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+
+/// Priorities of hooks: before connections are tracked, with filters, and where sources are translated.
+const BRIDGE_FIRST: i32 = -300;
+const FILTER: i32 = 0;
+const SOURCE_NAT: i32 = 100;
+
+/// What the rules depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Frame {
+    /// The table's name, in both families.
+    pub(crate) table: String,
+    pub(crate) bridge: String,
+    pub(crate) v4: (Cidr, Ipv4Addr),
+    pub(crate) v6: Option<(Cidr, Ipv6Addr)>,
+    /// The group of nfnetlink_log that refusals are sent to.
+    pub(crate) log_group: u16,
+}
+
+/// Both tables.
+pub(crate) fn tables(frame: &Frame) -> [Table; 2] {
+    [bridge(frame), inet(frame)]
+}
+
+const fn set(name: &'static str, key: &'static [KeyPart]) -> Set {
+    Set { name, key, is_interval: false, has_timeout: false, is_dynamic: false, has_counters: false }
+}
+
+use KeyPart::{Index, Mac, Mark, Port, Protocol, V4, V6};
+
+const LIMIT: Set = Set { has_timeout: true, is_dynamic: true, ..set("limit", &[Mark]) };
+
+/// The sets of the table of the bridge: the TAPs, whose addresses these are, and how often others were used.
+pub(crate) const BRIDGE_SETS: [Set; 5] = [
+    set("taps", &[Index]),
+    set("own4", &[Index, Mac, V4]),
+    set("own6", &[Index, Mac, V6]),
+    Set { has_counters: true, ..set("spoofed", &[Index]) },
+    LIMIT,
+];
+
+/// The sets of the table of the host: where a VM may go by address, where names led it, whom it may talk to, and how often that was so.
+pub(crate) const INET_SETS: [Set; 10] = [
+    Set { is_interval: true, ..set("allow4", &[Mark, V4, Port]) },
+    Set { is_interval: true, ..set("allow6", &[Mark, V6, Port]) },
+    PIN4,
+    PIN6,
+    set("peer4", &[Mark, V4]),
+    set("peer6", &[Mark, V6]),
+    set("ported", &[Protocol]),
+    Set { has_counters: true, ..set("allowed", &[Mark]) },
+    Set { has_counters: true, ..set("refused", &[Mark]) },
+    LIMIT,
+];
+
+/// The addresses that names led to.
+pub(crate) const PIN4: Set = Set { is_interval: true, has_timeout: true, ..set("pin4", &[Mark, V4, Port]) };
+pub(crate) const PIN6: Set = Set { is_interval: true, has_timeout: true, ..set("pin6", &[Mark, V6, Port]) };
+
+fn chain(name: &'static str, rules: Vec<Vec<Expr>>) -> Chain {
+    Chain { name, hook: None, rules }
+}
+
+fn hook(name: &'static str, at: HookAt, priority: i32, rules: Vec<Vec<Expr>>) -> Chain {
+    Chain { name, hook: Some(Hook { at, priority, is_nat: at == HookAt::Postrouting }), rules }
+}
+
+/// A rule of these parts.
+macro_rules! rule {
+    ($($part:expr),* $(,)?) => {{
+        let mut rule: Vec<Expr> = Vec::new();
+        $(rule.extend($part);)*
+        rule
+    }};
+}
+
+fn one(expr: Expr) -> [Expr; 1] {
+    [expr]
+}
+
+/// Compares a field of a header.
+fn field(base: Base, offset: u32, value: &[u8]) -> [Expr; 2] {
+    let length = u32::try_from(value.len()).unwrap_or_default();
+    [payload(base, offset, length, R0), is(R0, value)]
+}
+
+fn meta_is(key: Meta, value: &[u8]) -> [Expr; 2] {
+    [meta(key, R0), is(R0, value)]
+}
+
+fn ether(kind: [u8; 2]) -> [Expr; 2] {
+    field(Base::Link, 12, &kind)
+}
+
+fn log(group: u16, prefix: &'static str, per: Meta) -> [Expr; 3] {
+    [
+        meta(per, R0),
+        Expr::LimitPer {
+            set: LIMIT.name,
+            from: R0,
+            per_second: LOG_RATE,
+            burst: LOG_BURST,
+            timeout_ms: LOG_MEMORY,
+        },
+        Expr::Log { group, prefix, length: LOG_LENGTH },
+    ]
+}
+
+/// Whoever sends must use the MAC and IP addresses of the VM behind the TAP.
+fn bridge(frame: &Frame) -> Table {
+    // iif . ether saddr . an address: registers 8, 9-10, 11 and on.
+    let own =
+        |source: Expr, set| [meta(Meta::Iif, R0), payload(Base::Link, 6, 6, R0 + 1), source, is_in(set, R0)];
+    let icmpv6 = |kind: [u8; 1]| rule![meta_is(Meta::L4Proto, &ICMPV6), field(Base::Transport, 0, &kind)];
+    let from_nobody = field(Base::Network, 8, &[0; 16]);
+    let guard = vec![
+        rule![ether(ETHER_IPV4), own(payload(Base::Network, 12, 4, R0 + 3), "own4"), one(go("pass"))],
+        // ARP: the sender's hardware and protocol address, 8 and 14 bytes into it.
+        rule![
+            ether(ETHER_ARP),
+            own(payload(Base::Network, 14, 4, R0 + 3), "own4"),
+            [payload(Base::Network, 8, 6, R0 + 1), is_in("own4", R0)],
+            one(go("pass"))
+        ],
+        rule![ether(ETHER_IPV6), icmpv6(ROUTER_ADVERTISEMENT), one(go("forged"))],
+        rule![ether(ETHER_IPV6), icmpv6(REDIRECT), one(go("forged"))],
+        rule![ether(ETHER_IPV6), own(payload(Base::Network, 8, 16, R0 + 3), "own6"), one(go("pass"))],
+        // Whether an address is free is asked before one has it.
+        rule![ether(ETHER_IPV6), from_nobody.clone(), icmpv6(NEIGHBOUR_SOLICITATION), one(go("pass"))],
+        rule![ether(ETHER_IPV6), from_nobody.clone(), icmpv6(MLD_REPORT), one(go("pass"))],
+        // What a network card that looks for its address says is no forgery, and of no use.
+        rule![ether(ETHER_IPV6), from_nobody, one(discard())],
+        rule![ether(ETHER_IPV4), field(Base::Network, 12, &[0; 4]), one(discard())],
+        rule![ether(ETHER_ARP), field(Base::Network, 14, &[0; 4]), one(discard())],
+        rule![ether(ETHER_IPV4), one(go("forged"))],
+        rule![ether(ETHER_IPV6), one(go("forged"))],
+        rule![ether(ETHER_ARP), one(go("forged"))],
+        rule![one(discard())],
+    ];
+    let pass = vec![rule![
+        one(meta(Meta::Iif, R0)),
+        one(Expr::Bitwise {
+            from: R0,
+            to: R0,
+            mask: MARK_INDEX.to_ne_bytes().to_vec(),
+            xor: MARK_TAG.to_ne_bytes().to_vec(),
+        }),
+        one(Expr::SetMark { from: R0 }),
+        one(accept()),
+    ]];
+    let forged = vec![
+        log(frame.log_group, LOG_SPOOFED, Meta::Iif).to_vec(),
+        rule![[meta(Meta::Iif, R0), is_in("spoofed", R0)], one(discard())],
+        rule![one(discard())],
+    ];
+    let first = vec![rule![[meta(Meta::Iif, R0), is_in("taps", R0)], one(jump("guard"))]];
+    Table {
+        family: Family::Bridge,
+        name: frame.table.clone(),
+        sets: BRIDGE_SETS.to_vec(),
+        chains: vec![
+            chain("pass", pass),
+            chain("forged", forged),
+            chain("guard", guard),
+            hook("prerouting", HookAt::Prerouting, BRIDGE_FIRST, first),
+        ],
+    }
+}
+
+/// Whether a connection was cut, is known, or has lost its way.
+fn known() -> Vec<Vec<Expr>> {
+    let ct = |key| one(Expr::Ct { key, to: R0 });
+    vec![
+        rule![ct(Ct::Mark), has_bits(R0, MARK_CUT), one(go("cut"))],
+        rule![ct(Ct::State), has_bits(R0, ESTABLISHED_OR_RELATED), one(accept())],
+        rule![ct(Ct::State), has_bits(R0, INVALID), one(discard())],
+    ]
+}
+
+/// Who it is goes into the connection; what is not marked did not pass the guard.
+fn identified() -> Vec<Vec<Expr>> {
+    let tag = (!MARK_INDEX).to_ne_bytes().to_vec();
+    vec![
+        rule![
+            one(meta(Meta::Mark, R0)),
+            one(Expr::Bitwise { from: R0, to: R0, mask: tag, xor: vec![0; 4] }),
+            one(is_not(R0, &MARK_TAG.to_ne_bytes())),
+            one(discard())
+        ],
+        rule![one(meta(Meta::Mark, R0)), one(Expr::SetCtMark { from: R0 })],
+    ]
+}
+
+/// The mark, where to and the port, 0 where the protocol has none: the key of sets of places.
+fn place(is_v4: bool, has_ports: bool, set: &'static str) -> Vec<Expr> {
+    let (family, offset, length) = if is_v4 { (IPV4, 16, 4) } else { (IPV6, 24, 16) };
+    let port = R0 + 1 + length / 4;
+    let ported = if has_ports { is_in("ported", R0) } else { is_not_in("ported", R0) };
+    let load = if has_ports {
+        payload(Base::Transport, 2, 2, port)
+    } else {
+        Expr::Load { to: port, value: vec![0; 2] }
+    };
+    rule![
+        meta_is(Meta::NfProto, &family),
+        [meta(Meta::L4Proto, R0), ported],
+        [meta(Meta::Mark, R0), payload(Base::Network, offset, length, R0 + 1), load],
+        one(is_in(set, R0)),
+    ]
+}
+
+fn decide() -> Vec<Vec<Expr>> {
+    let places = |v4: &'static str, v6: &'static str| {
+        [(true, v4), (false, v6)].into_iter().flat_map(|(is_v4, set)| {
+            [true, false].map(|has_ports| rule![place(is_v4, has_ports, set), one(go("let"))])
+        })
+    };
+    let mut rules: Vec<Vec<Expr>> = places("allow4", "allow6").collect();
+    // Names lead to pins, and QUIC would hide which name is meant.
+    rules.push(rule![
+        meta_is(Meta::L4Proto, &UDP),
+        field(Base::Transport, 2, &443_u16.to_be_bytes()),
+        one(go("refuse"))
+    ]);
+    rules.extend(places(PIN4.name, PIN6.name));
+    rules.push(rule![one(go("refuse"))]);
+    rules
+}
+
+fn peer() -> Vec<Vec<Expr>> {
+    let to = |family: &[u8], offset, length, set| {
+        rule![
+            meta_is(Meta::NfProto, family),
+            [meta(Meta::Mark, R0), payload(Base::Network, offset, length, R0 + 1), is_in(set, R0)],
+            one(go("let"))
+        ]
+    };
+    vec![to(&IPV4, 16, 4, "peer4"), to(&IPV6, 24, 16, "peer6"), rule![one(go("refuse"))]]
+}
+
+/// What VMs may ask of the host: names of the gateway, and whether it is there.
+fn to_host(frame: &Frame) -> Vec<Vec<Expr>> {
+    let icmpv6 = |kind: [u8; 1]| rule![meta_is(Meta::L4Proto, &ICMPV6), field(Base::Transport, 0, &kind)];
+    let mut rules = known();
+    for kind in [NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT] {
+        rules.push(rule![meta_is(Meta::NfProto, &IPV6), icmpv6(kind), one(accept())]);
+    }
+    // To all on the wire: nothing of that is answered, and guests say it all the time.
+    rules.push(rule![[meta(Meta::PktType, R0), is_not(R0, &[0])], one(discard())]);
+    rules.extend(identified());
+    let gateways = [Some(IpAddr::V4(frame.v4.1)), frame.v6.map(|(_, gateway)| IpAddr::V6(gateway))];
+    for gateway in gateways.into_iter().flatten() {
+        let (to, icmp, echo) = match gateway {
+            IpAddr::V4(v4) => (
+                rule![meta_is(Meta::NfProto, &IPV4), field(Base::Network, 16, &v4.octets())],
+                ICMP,
+                ECHO_REQUEST,
+            ),
+            IpAddr::V6(v6) => (
+                rule![meta_is(Meta::NfProto, &IPV6), field(Base::Network, 24, &v6.octets())],
+                ICMPV6,
+                ECHO_REQUEST_V6,
+            ),
+        };
+        for protocol in [UDP, TCP] {
+            rules.push(rule![
+                to.clone(),
+                meta_is(Meta::L4Proto, &protocol),
+                field(Base::Transport, 2, &53_u16.to_be_bytes()),
+                one(accept())
+            ]);
+        }
+        rules.push(rule![to, meta_is(Meta::L4Proto, &icmp), field(Base::Transport, 0, &echo), one(accept())]);
+    }
+    rules.push(rule![one(go("decide"))]);
+    rules
+}
+
+fn masquerade(frame: &Frame, is_v4: bool) -> Vec<Expr> {
+    let (family, offset, net) = match (is_v4, frame.v6) {
+        (true, _) => (IPV4, 12, frame.v4.0),
+        (false, Some((net, _))) => (IPV6, 8, net),
+        (false, None) => return Vec::new(),
+    };
+    let (address, mask) = match net.address() {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(net.prefix())).unwrap_or(0);
+            (v4.octets().to_vec(), mask.to_be_bytes().to_vec())
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(net.prefix())).unwrap_or(0);
+            (v6.octets().to_vec(), mask.to_be_bytes().to_vec())
+        }
+    };
+    let length = u32::try_from(address.len()).unwrap_or_default();
+    rule![
+        meta_is(Meta::NfProto, &family),
+        one(payload(Base::Network, offset, length, R0)),
+        one(Expr::Bitwise { from: R0, to: R0, xor: vec![0; mask.len()], mask }),
+        one(is(R0, &address)),
+        [meta(Meta::OifName, R0), is_not(R0, &interface(&frame.bridge))],
+        one(Expr::Masquerade)
+    ]
+}
+
+fn inet(frame: &Frame) -> Table {
+    let bridge = interface(&frame.bridge);
+    let from_bridge = || [meta(Meta::IifName, R0), is(R0, &bridge)];
+    let to_bridge = || [meta(Meta::OifName, R0), is(R0, &bridge)];
+    let answered = |reset_first: Vec<Vec<Expr>>| {
+        let mut rules = reset_first;
+        rules.push(rule![meta_is(Meta::L4Proto, &TCP), one(Expr::Reject(Reject::TcpReset))]);
+        rules.push(rule![one(Expr::Reject(Reject::Prohibited))]);
+        rules
+    };
+    let counted = |set| [meta(Meta::Mark, R0), is_in(set, R0)];
+    let refuse = answered(vec![
+        log(frame.log_group, LOG_REFUSED, Meta::Mark).to_vec(),
+        // The element counts; there is nothing to do.
+        rule![counted("refused"), one(Expr::Counter)],
+    ]);
+    let mut from_vm = known();
+    from_vm.extend(identified());
+    from_vm.push(rule![to_bridge(), one(go("peer"))]);
+    from_vm.push(rule![one(go("decide"))]);
+    let mut to_vm = known();
+    to_vm.push(rule![one(Expr::Reject(Reject::Prohibited))]);
+    let masquerades = [true, false].map(|is_v4| masquerade(frame, is_v4));
+    Table {
+        family: Family::Inet,
+        name: frame.table.clone(),
+        sets: INET_SETS.to_vec(),
+        chains: vec![
+            chain("let", vec![rule![counted("allowed"), one(accept())], rule![one(accept())]]),
+            chain("refuse", refuse),
+            chain("cut", answered(Vec::new())),
+            chain("decide", decide()),
+            chain("peer", peer()),
+            chain("from_vm", from_vm),
+            chain("to_vm", to_vm),
+            chain("to_host", to_host(frame)),
+            hook(
+                "forward",
+                HookAt::Forward,
+                FILTER,
+                vec![rule![from_bridge(), one(go("from_vm"))], rule![to_bridge(), one(go("to_vm"))]],
+            ),
+            hook("input", HookAt::Input, FILTER, vec![rule![from_bridge(), one(go("to_host"))]]),
+            // IPv6 has no setting for this: see `sysctl` for what a redirect would do.
+            hook(
+                "output",
+                HookAt::Output,
+                FILTER,
+                vec![
+                    rule![
+                        to_bridge(),
+                        meta_is(Meta::L4Proto, &ICMPV6),
+                        field(Base::Transport, 0, &REDIRECT),
+                        one(discard())
+                    ],
+                    rule![
+                        to_bridge(),
+                        meta_is(Meta::NfProto, &IPV4),
+                        meta_is(Meta::L4Proto, &ICMP),
+                        field(Base::Transport, 0, &REDIRECT_V4),
+                        one(discard())
+                    ],
+                ],
+            ),
+            hook(
+                "postrouting",
+                HookAt::Postrouting,
+                SOURCE_NAT,
+                masquerades.into_iter().filter(|rule| !rule.is_empty()).collect(),
+            ),
+        ],
+    }
+}

@@ -1,0 +1,169 @@
+//! Where names led: what the resolver answered to each VM, and for how long that opens the way. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use nexus_net_policy::{Cell, Surroundings, has_name_list, pin_ports};
+use nexus_schema::id::VmId;
+use nexus_schema::network::NetworkPolicy;
+
+/// How many addresses of a VM are known at most; the ones that expire first go.
+const ADDRESSES_MAX: usize = 4096;
+/// How many names of one address are known.
+const NAMES_MAX: usize = 8;
+/// A pin outlives its answer by this: what was looked up is used a little later. Short answers are used longer than they say.
+const SLACK: Duration = Duration::from_secs(30);
+const SHORTEST: Duration = Duration::from_secs(60);
+/// No answer counts for longer than this; the resolver shortens what it answers to it.
+pub(crate) const LONGEST: Duration = Duration::from_secs(3600);
+/// Names are remembered this long after they opened nothing any more: their connections may be open still.
+const MEMORY: Duration = Duration::from_secs(24 * 3600);
+
+/// What is known of the names of all VMs.
+#[derive(Debug, Default)]
+pub(crate) struct Pins(BTreeMap<VmId, BTreeMap<IpAddr, Known>>);
+
+/// What is known of one address.
+#[derive(Debug, Clone)]
+struct Known {
+    /// The names that led here, the newest first.
+    names: Vec<String>,
+    until: Instant,
+}
+
+/// A way that is open for some time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pin {
+    pub(crate) cell: Cell,
+    pub(crate) name: String,
+    pub(crate) remaining: Duration,
+}
+
+/// How long an answer opens the way.
+pub(crate) fn lifetime(ttl: Duration) -> Duration {
+    ttl.clamp(SHORTEST, LONGEST) + SLACK
+}
+
+impl Pins {
+    /// Notes that a name led a VM to an address.
+    pub(crate) fn note(&mut self, vm: VmId, name: &str, address: IpAddr, now: Instant, lifetime: Duration) {
+        let of_vm = self.0.entry(vm).or_default();
+        let known = of_vm.entry(address).or_insert_with(|| Known { names: Vec::new(), until: now });
+        known.until = known.until.max(now + lifetime);
+        known.names.retain(|other| other != name);
+        known.names.insert(0, name.to_owned());
+        known.names.truncate(NAMES_MAX);
+        if of_vm.len() > ADDRESSES_MAX {
+            of_vm.retain(|_, known| known.until + MEMORY > now);
+        }
+        while of_vm.len() > ADDRESSES_MAX {
+            let Some(first) = of_vm.iter().min_by_key(|(_, known)| known.until).map(|(address, _)| *address)
+            else {
+                break;
+            };
+            of_vm.remove(&first);
+        }
+    }
+
+    /// The ways that are open for a VM by the names that its policy allows.
+    pub(crate) fn open(
+        &self,
+        vm: VmId,
+        policy: &NetworkPolicy,
+        around: &Surroundings,
+        now: Instant,
+    ) -> Vec<Pin> {
+        let mut pins: BTreeMap<Cell, Pin> = BTreeMap::new();
+        if !has_name_list(policy) {
+            return Vec::new();
+        }
+        for (address, known) in self.0.get(&vm).into_iter().flatten().filter(|(_, known)| known.until > now) {
+            for name in &known.names {
+                for ports in pin_ports(policy, around, name, *address).unwrap_or_default() {
+                    let cell = Cell { addresses: (*address, *address), ports };
+                    let remaining = known.until - now;
+                    pins.entry(cell).or_insert_with(|| Pin { cell, name: name.clone(), remaining });
+                }
+            }
+        }
+        pins.into_values().collect()
+    }
+
+    /// Whether a name that led to an address, however long ago, is allowed at a port.
+    pub(crate) fn is_allowed(
+        &self,
+        vm: VmId,
+        policy: &NetworkPolicy,
+        around: &Surroundings,
+        (address, port): (IpAddr, u16),
+    ) -> bool {
+        let has = |ports: &[(u16, u16)]| ports.iter().any(|(first, last)| (*first..=*last).contains(&port));
+        let is_open = |name: &String| pin_ports(policy, around, name, address).is_ok_and(|ports| has(&ports));
+        let known = self.0.get(&vm).and_then(|of_vm| of_vm.get(&address));
+        has_name_list(policy) && known.is_some_and(|known| known.names.iter().any(is_open))
+    }
+
+    /// The name under which a VM last found an address.
+    pub(crate) fn name(&self, vm: VmId, address: IpAddr) -> Option<&str> {
+        self.0.get(&vm)?.get(&address)?.names.first().map(String::as_str)
+    }
+
+    /// Forgets all VMs but these.
+    pub(crate) fn retain(&mut self, vms: &BTreeSet<VmId>) {
+        self.0.retain(|vm, _| vms.contains(vm));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_schema::network::{NetworkMode, NetworkPreset};
+
+    use super::*;
+
+    #[test]
+    fn names_open_their_ports_for_some_time_and_are_remembered_longer() {
+        let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let policy = |allow: &[&str]| NetworkPolicy {
+            mode: NetworkMode::Proxy,
+            preset: NetworkPreset::Internet,
+            allow: rules(allow),
+            deny: Vec::new(),
+            groups: Vec::new(),
+        };
+        let listed = policy(&["a.example:443", "*.b.example:80"]);
+        let (vm, other) = (VmId::from_i64(1).unwrap(), VmId::from_i64(2).unwrap());
+        let (around, now) = (Surroundings::default(), Instant::now());
+        let address: IpAddr = "8.8.8.8".parse().unwrap();
+        let mut pins = Pins::default();
+        pins.note(vm, "a.example", address, now, Duration::from_secs(10));
+        pins.note(vm, "x.b.example", address, now, Duration::from_secs(5));
+        let ports = |pins: Vec<Pin>| pins.iter().map(|pin| pin.cell.ports).collect::<Vec<_>>();
+        assert_eq!(ports(pins.open(vm, &listed, &around, now)), [(80, 80), (443, 443)]);
+        assert_eq!(ports(pins.open(vm, &policy(&["a.example"]), &around, now)).first(), Some(&(0, 52)));
+        assert!(pins.open(vm, &policy(&["*"]), &around, now).is_empty(), "all is open without pins");
+        assert!(pins.open(other, &listed, &around, now).is_empty());
+        let later = now + Duration::from_secs(11);
+        assert!(pins.open(vm, &listed, &around, later).is_empty());
+        assert!(pins.is_allowed(vm, &listed, &around, (address, 443)));
+        assert!(!pins.is_allowed(vm, &listed, &around, (address, 22)));
+        assert!(!pins.is_allowed(vm, &policy(&["c.example"]), &around, (address, 443)));
+        assert_eq!(pins.name(vm, address), Some("x.b.example"));
+        pins.retain(&BTreeSet::from([other]));
+        assert_eq!(pins.name(vm, address), None);
+    }
+
+    #[test]
+    fn a_vm_that_looks_up_very_many_addresses_keeps_the_longest_lived() {
+        let (vm, now) = (VmId::from_i64(1).unwrap(), Instant::now());
+        let mut pins = Pins::default();
+        for number in 0..=ADDRESSES_MAX as u32 {
+            let lifetime = Duration::from_secs(if number == 0 { 1 } else { 100 });
+            pins.note(vm, "a.example", IpAddr::from((number + 1).to_be_bytes()), now, lifetime);
+        }
+        assert_eq!(pins.0[&vm].len(), ADDRESSES_MAX);
+        assert_eq!(pins.name(vm, IpAddr::from(1_u32.to_be_bytes())), None);
+        assert_eq!(lifetime(Duration::ZERO), SHORTEST + SLACK);
+        assert_eq!(lifetime(Duration::from_secs(1 << 30)), LONGEST + SLACK);
+    }
+}

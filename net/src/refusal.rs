@@ -1,0 +1,99 @@
+//! Why a packet was refused. The kernel says only that it was: the policy that made its sets is asked again. Pure.
+
+use std::net::IpAddr;
+
+use nexus_net_policy::{Surroundings, decide_address, has_name_list, is_closed};
+use nexus_net_wire::Protocol;
+use nexus_schema::network::{DenyReason, NetworkPolicy};
+
+use crate::conntrack::Flow;
+
+/// The port of QUIC, and those of DNS, plain and over TLS.
+const QUIC_PORT: u16 = 443;
+const RESOLVER_PORTS: [u16; 2] = [53, 853];
+const UDP: u8 = 17;
+
+/// What a number in an IP header stands for.
+pub(crate) const fn protocol(number: u8) -> Protocol {
+    match number {
+        0 => Protocol::Arp,
+        1 | 58 => Protocol::Icmp,
+        6 => Protocol::Tcp,
+        17 => Protocol::Udp,
+        other => Protocol::Other(other),
+    }
+}
+
+/// Why a connection to this place is refused; `gateways` are the host's addresses on the bridge.
+pub(crate) fn reason(
+    policy: &NetworkPolicy,
+    around: &Surroundings,
+    gateways: &[IpAddr],
+    flow: Flow,
+) -> DenyReason {
+    let Flow { address, port, protocol } = flow;
+    if gateways.contains(&address) {
+        return DenyReason::Host;
+    }
+    let is_vms = |(first, last): &(IpAddr, IpAddr)| *first <= address && address <= *last;
+    if around.closed.iter().any(is_vms) {
+        return DenyReason::OtherVm;
+    }
+    if is_closed(address) {
+        return DenyReason::Reserved;
+    }
+    let decided = decide_address(policy, around.place(address, port), false);
+    match decided {
+        Err(DenyReason::AddressNotAllowed) | Ok(()) if has_name_list(policy) => {
+            if protocol == UDP && port == QUIC_PORT {
+                DenyReason::Quic
+            } else if RESOLVER_PORTS.contains(&port) {
+                DenyReason::Resolver
+            } else {
+                DenyReason::AddressNotAllowed
+            }
+        }
+        Err(reason) => reason,
+        // It was refused by a policy that has changed since.
+        Ok(()) => DenyReason::AddressNotAllowed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_schema::network::{NetworkMode, NetworkPreset};
+
+    use super::*;
+
+    #[test]
+    fn reasons_are_those_of_the_policy_and_of_the_place() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let policy = |allow: &[&str]| NetworkPolicy {
+            mode: NetworkMode::Proxy,
+            preset: NetworkPreset::Internet,
+            allow: allow.iter().map(|text| text.parse().unwrap()).collect(),
+            deny: vec!["8.8.8.8".parse().unwrap()],
+            groups: Vec::new(),
+        };
+        let around = Surroundings {
+            own: [address("198.51.100.1")].into(),
+            closed: vec![(address("10.77.0.0"), address("10.77.255.255"))],
+        };
+        let (all, listed) = (policy(&[]), policy(&["a.example"]));
+        for (policy, to, port, protocol, expected) in [
+            (&all, "10.77.0.1", 22, 6, DenyReason::Host),
+            (&all, "10.77.0.9", 22, 6, DenyReason::OtherVm),
+            (&all, "198.51.100.1", 22, 6, DenyReason::Host),
+            (&all, "10.0.0.1", 22, 6, DenyReason::Private),
+            (&all, "169.254.169.254", 80, 6, DenyReason::Metadata),
+            (&all, "8.8.8.8", 80, 6, DenyReason::Denied),
+            (&listed, "8.8.4.4", 80, 6, DenyReason::AddressNotAllowed),
+            (&listed, "8.8.4.4", 443, 17, DenyReason::Quic),
+            (&listed, "8.8.4.4", 53, 17, DenyReason::Resolver),
+            (&listed, "10.0.0.1", 80, 6, DenyReason::AddressNotAllowed),
+        ] {
+            let flow = Flow { protocol, address: address(to), port };
+            assert_eq!(reason(policy, &around, &[address("10.77.0.1")], flow), expected, "{to}:{port}");
+        }
+    }
+}

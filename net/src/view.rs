@@ -1,0 +1,116 @@
+//! What all parts of the process see of the network: the VMs as they are now, where names led, what was refused.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use nexus_net_policy::Surroundings;
+use nexus_net_wire::{Cidr, Instance, InstanceId};
+use nexus_schema::id::VmId;
+
+use crate::conntrack::Flow;
+use crate::denials::Denials;
+use crate::nft::elements::Wired;
+use crate::pins::Pins;
+
+/// The instance and its VMs. Replaced as a whole when something changes.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    pub(crate) instance: Option<Instance>,
+    pub(crate) vms: BTreeMap<VmId, Wired>,
+    pub(crate) around: Surroundings,
+}
+
+impl View {
+    /// The VM that has an address.
+    pub(crate) fn by_address(&self, address: IpAddr) -> Option<&Wired> {
+        self.vms.values().find(|wired| wired.addresses().any(|own| own == address))
+    }
+
+    /// The VM whose TAP has a number.
+    pub(crate) fn by_index(&self, index: u32) -> Option<&Wired> {
+        self.vms.values().find(|wired| wired.index == index)
+    }
+
+    /// The host's addresses on the bridge.
+    pub(crate) fn gateways(&self) -> Vec<IpAddr> {
+        self.instance.iter().flat_map(gateways).collect()
+    }
+
+    /// Whether a VM may have a connection, by all that the rules look at.
+    pub(crate) fn allows(&self, wired: &Wired, pins: &Pins, flow: Flow) -> bool {
+        let Flow { protocol, address, port } = flow;
+        if self.gateways().contains(&address) {
+            // The rules let nothing else begin.
+            return true;
+        }
+        if let Some(other) = self.by_address(address) {
+            return wired.may_talk_to(other);
+        }
+        let has = |cell: &nexus_net_policy::Cell| {
+            let (first, last) = cell.addresses;
+            first.is_ipv4() == address.is_ipv4()
+                && (first..=last).contains(&address)
+                && (cell.ports.0..=cell.ports.1).contains(&port)
+        };
+        let is_quic = protocol == 17 && port == 443;
+        wired.cells.iter().any(has)
+            || (!is_quic && pins.is_allowed(wired.vm.id, &wired.vm.policy, &self.around, (address, port)))
+    }
+}
+
+/// The addresses of an instance's gateway.
+pub(crate) fn gateways(instance: &Instance) -> impl Iterator<Item = IpAddr> {
+    let v6 = instance.v6.map(|subnet| IpAddr::V6(subnet.gateway));
+    [Some(IpAddr::V4(instance.v4.gateway)), v6].into_iter().flatten()
+}
+
+/// The networks of an instance.
+pub(crate) fn subnets(instance: &Instance) -> impl Iterator<Item = Cidr> {
+    [Some(instance.v4.subnet), instance.v6.map(|subnet| subnet.subnet)].into_iter().flatten()
+}
+
+/// The name of an instance's tables.
+pub(crate) fn table_name(id: InstanceId) -> String {
+    format!("nexus_{id}")
+}
+
+/// The first and the last address of a network.
+pub(crate) fn ends(net: Cidr) -> (IpAddr, IpAddr) {
+    let last = match net.address() {
+        IpAddr::V4(v4) => {
+            let rest = u32::MAX.checked_shr(net.prefix().into()).unwrap_or(0);
+            IpAddr::V4((u32::from(v4) | rest).into())
+        }
+        IpAddr::V6(v6) => {
+            let rest = u128::MAX.checked_shr(net.prefix().into()).unwrap_or(0);
+            IpAddr::V6((u128::from(v6) | rest).into())
+        }
+    };
+    (net.address(), last)
+}
+
+/// What all parts share. Whoever changes pins holds them until the kernel has them, so that no policy changes in between.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    view: RwLock<Arc<View>>,
+    pins: Mutex<Pins>,
+    pub(crate) denials: Denials,
+}
+
+impl Shared {
+    /// The network as it is now.
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes this what is.
+    pub(crate) fn set_view(&self, view: View) {
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+    }
+
+    /// Where names led.
+    pub(crate) fn pins(&self) -> MutexGuard<'_, Pins> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
