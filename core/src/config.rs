@@ -69,7 +69,7 @@ pub struct AssetConfig {
 pub struct FetchSettings {
     /// Which proxy is used.
     pub proxy: ProxySetting,
-    /// Which servers are versions_cache to be who they say.
+    /// The CAs to trust for servers.
     pub trust: Trust,
     /// How long a connection may take.
     pub connect_timeout: Duration,

@@ -87,9 +87,7 @@ impl Log {
         }
         if queue.dropped > 0 {
             let dropped = std::mem::take(&mut queue.dropped);
-            queue.push(
-                format!("nexusd: {dropped} lines of the log are missing here: nobody read them\n").into(),
-            );
+            queue.push(format!("nexusd: {dropped} log lines dropped because stderr was not read\n").into());
         }
         queue.push(line.to_vec());
         drop(queue);
@@ -210,7 +208,7 @@ mod tests {
         }
         log.put(b"again\n");
         let missing = String::from_utf8(lines.recv().unwrap()).unwrap();
-        assert_eq!(missing, "nexusd: 7 lines of the log are missing here: nobody read them\n");
+        assert_eq!(missing, "nexusd: 7 log lines dropped because stderr was not read\n");
         assert_eq!(lines.recv().unwrap(), b"again\n");
         log.flush(Duration::from_secs(60));
         assert!(log.lock().lines.is_empty());

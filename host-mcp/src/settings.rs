@@ -418,7 +418,7 @@ fn filter(text: &str) -> Result<String, String> {
         .map_err(|e| format!("`{text}` is not a log filter such as info,nexus_core=debug: {e}"))
 }
 
-/// The `nexus-net` that came with this program.
+/// The `nexus-net` beside this program.
 fn beside_own() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/"));
     own.with_file_name("nexus-net")

@@ -80,7 +80,7 @@ async fn a_client_chooses_its_tools_by_the_address() {
 
     let unknown = http.post("/mcp?tools=everything", &[], &list).await;
     assert_eq!(unknown.status(), 400);
-    assert!(unknown.into_body().contains("there is no set of tools `everything`"));
+    assert!(unknown.into_body().contains("unknown set of tools `everything`"));
 
     // A stream chooses in the same way, and what a set lacks is not called by the short way either.
     let mut stream = rig.stream("/mcp?tools=read-only").await;

@@ -1,5 +1,5 @@
-//! Machines with a network interface of their own, behind a host that is a network namespace of this test: nexusd, nexus-net and the VMMs run
-//! in it, and the internet behind it is another one.
+//! Machines with a network interface, behind a host that is a network namespace of this test: nexusd, nexus-net and the VMMs
+//! run in it. The internet behind it is another namespace.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use nexus_tests::netns::{HOST, Internet, PRIVATE, ROUTER, SITE};
 use nexus_tests::wait::until;
 use serde_json::{Value, json};
 
-/// How long something may take that happens by itself.
+/// The timeout for things that happen by themselves.
 const SOON: Duration = Duration::from_secs(30);
 
-/// Runs a line in a machine: its exit code, stdout, and all that the result says.
+/// Runs a line in a machine; returns its exit code, stdout, and the whole result.
 fn run(client: &mut Client, vm: &str, line: &str) -> (i64, String, String) {
     let result =
         client.call_whole("guest_run_command", json!({ "vm": vm, "command": line })).expect("it runs");
@@ -26,7 +26,7 @@ fn get(client: &mut Client, vm: &str, url: &str) -> (i64, String, String) {
     run(client, vm, &format!("wget -T 5 -q -O - {url}"))
 }
 
-/// Waits until a page comes.
+/// Waits until a page is served.
 fn until_it_comes(client: &mut Client, vm: &str, url: &str) {
     let came = until(SOON, || (get(client, vm, url).0 == 0).then_some(()));
     assert!(came.is_some(), "{url} never comes: {}", get(client, vm, url).2);
@@ -36,10 +36,10 @@ fn network(client: &mut Client, vm: &str) -> Value {
     client.inspect(vm)["network"].clone()
 }
 
-/// The devices of VMs on the host, by the names that the VMs' details have for them.
+/// The devices of VMs on the host, by their names in the VMs' details.
 fn taps(world: &Internet) -> usize {
     let own = world.host.links();
-    // The bridge and the host's own way out are there as well.
+    // The bridge and the host's own uplink exist as well.
     own.iter().filter(|name| *name != "up0").count().saturating_sub(1)
 }
 
@@ -80,7 +80,7 @@ fn a_machine_has_a_network_of_its_own_within_its_policy_and_leaves_nothing() {
     let (code, page, said) = get(&mut client, "web", "http://site.example/");
     assert_eq!((code, page.as_str()), (0, format!("you are {HOST}\n").as_str()), "{said}");
 
-    // --- a refusal is an answer, and the result says why
+    // --- a refusal is answered, and the result says why
     let begun = Instant::now();
     let (code, _, said) = get(&mut client, "web", &format!("http://{PRIVATE}/"));
     assert!(code != 0 && begun.elapsed() < Duration::from_secs(4), "after {:?}: {said}", begun.elapsed());
@@ -101,7 +101,7 @@ fn a_machine_has_a_network_of_its_own_within_its_policy_and_leaves_nothing() {
     let log = client.must("network_log", json!({ "vm": "web", "limit": 1, "wait_s": 5 }));
     assert_eq!(log["connections"][0]["reason"], "host", "{log}");
 
-    // --- changes are in force at once
+    // --- changes take effect at once
     client.must("vm_update", json!({ "vm": "web", "network": { "allow": ["other.example"] } }));
     let (code, _, said) = get(&mut client, "web", "http://site.example/");
     assert!(code != 0 && said.contains("site.example (name not allowed)"), "{said}");

@@ -135,7 +135,7 @@ fn a_release_of_ubuntu_becomes_a_machine_of_an_ordinary_user() {
 fn who_has_no_ids_for_packages_is_told_before_anything_is_fetched() {
     let daemon = Daemon::start_as_in(USER, &[PASSWD, IDS[0]], &[]);
     let mut client = daemon.client();
-    let told = "the user nexus-test has no 65536 ids of its own in /etc/subgid";
+    let told = "user nexus-test has no range of 65536 subordinate ids in /etc/subgid";
     for check in [true, false] {
         let wanted = json!({ "kind": "rootfs", "from": "debian", "check": check });
         let error = client.call("asset_download", wanted).expect_err("it cannot be made");

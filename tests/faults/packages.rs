@@ -143,7 +143,7 @@ fn a_release_that_cannot_be_made_is_refused_with_what_is_missing() {
             "asset_download",
             json!({ "kind": "rootfs", "from": "debian", "wait_s": 45 }),
         );
-        let is_told = failure.text.contains("no such luck") || failure.text.contains("no root filesystem");
+        let is_told = failure.text.contains("no such luck") || failure.text.contains("not a root filesystem");
         assert!(is_told, "{}", failure.text);
     }
     fs::remove_file(scene.things.path().join("mmdebstrap")).expect("it was there");

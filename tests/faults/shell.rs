@@ -209,7 +209,7 @@ fn the_terminal_is_as_it_was_however_a_shell_ends() {
     world.daemon.kill();
     terminal.wait_until_back();
     is_sane("cut");
-    assert!(terminal.screen(false).contains("was cut off"), "{}", terminal.screen(false));
+    assert!(terminal.screen(false).contains("was interrupted"), "{}", terminal.screen(false));
     world.daemon.restart();
 }
 

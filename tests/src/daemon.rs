@@ -31,7 +31,7 @@ pub struct Daemon {
     state: PathBuf,
     arguments: Vec<String>,
     settings: BTreeMap<String, String>,
-    /// The network namespace that it runs in, if it is not this test's own.
+    /// The network namespace that it runs in, if not the test's own.
     namespace: Option<PathBuf>,
     _temporary: Option<TempDir>,
 }
@@ -98,7 +98,7 @@ impl Daemon {
         Self::start_with(&[])
     }
 
-    /// The same in a network namespace, which is named by a path. Takes root.
+    /// The same in a network namespace, given by a path. Needs root.
     pub fn start_in_namespace(namespace: &Path) -> Self {
         let temporary =
             tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
@@ -393,7 +393,7 @@ fn spawn(root: &Path, state: &Path, arguments: &[String], settings: &BTreeMap<St
     spawn_as(None, root, state, arguments, settings)
 }
 
-/// Starts it in a network namespace, or in this test's own.
+/// Starts it in a network namespace, by default the test's own.
 fn spawn_in(
     namespace: Option<&Path>,
     root: &Path,
@@ -402,7 +402,7 @@ fn spawn_in(
     settings: &BTreeMap<String, String>,
 ) -> Child {
     let Some(namespace) = namespace else { return spawn(root, state, arguments, settings) };
-    // It becomes nexusd.
+    // It executes nexusd.
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", namespace.display())).arg(program("nexusd")).args(arguments);
     start(command, root, state, settings)

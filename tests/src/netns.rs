@@ -1,5 +1,5 @@
-//! Networks that a test makes of network namespaces: a host, and an internet of one machine behind it. Takes root and iproute2; nothing of the
-//! machine's own network is touched, and all of it is gone with the test's process.
+//! Test networks made from network namespaces: a host, and an internet of one machine behind it. Needs root and iproute2. The
+//! machine's own network is not touched, and everything disappears with the test's process.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -13,17 +13,17 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 pub const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// The internet's router and name server.
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-/// Its web server, which says where a request came from.
+/// Its web server, which returns the address that a request came from.
 pub const SITE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 /// A private network that the host can reach.
 pub const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 7);
 /// The names that the name server knows, all of them for [`SITE`].
 pub const NAMES: [&str; 2] = ["site.example", "other.example"];
 
-/// A network namespace, which lives as long as this.
+/// A network namespace, which exists until this is dropped.
 #[derive(Debug)]
 pub struct Namespace {
-    /// Holds it, and ends when its stdin does.
+    /// The process that holds it; it exits when its stdin is closed.
     holder: Child,
 }
 
@@ -44,12 +44,12 @@ impl Namespace {
         Self { holder }
     }
 
-    /// What stands for it in the filesystem.
+    /// Its path in the filesystem.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/ns/net", self.holder.id()).into()
     }
 
-    /// Runs `ip` in it: what it prints.
+    /// Runs `ip` in it; returns the output.
     #[track_caller]
     pub fn ip(&self, line: &str) -> String {
         let mut command = Command::new("nsenter");
@@ -60,7 +60,7 @@ impl Namespace {
         text
     }
 
-    /// Its interfaces, but for `lo`.
+    /// Its interfaces, except `lo`.
     pub fn links(&self) -> Vec<String> {
         let text = self.ip("-o link");
         let names = text.lines().filter_map(|line| line.split(':').nth(1));
@@ -68,7 +68,7 @@ impl Namespace {
         names.filter(|name| name != "lo").collect()
     }
 
-    /// Does something in it, in a thread of its own: sockets that are made there stay there.
+    /// Runs something in it, on a separate thread; sockets made there stay in it.
     pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let file = std::fs::File::open(self.path()).expect("the namespace is there");
         let inside = thread::spawn(move || {
@@ -91,7 +91,7 @@ impl Drop for Namespace {
 /// A host, and the internet behind it.
 #[derive(Debug)]
 pub struct Internet {
-    /// Where nexusd runs.
+    /// The namespace that nexusd runs in.
     pub host: Namespace,
     _outside: Namespace,
 }
@@ -144,7 +144,7 @@ fn serve_web(listener: &TcpListener) {
     }
 }
 
-/// Answers questions for the IPv4 address of [`NAMES`]; of everything else there is nothing.
+/// Answers queries for the IPv4 address of [`NAMES`]; for everything else the answer is empty.
 fn serve_names(socket: &UdpSocket) {
     let mut packet = [0; 1500];
     while let Ok((length, from)) = socket.recv_from(&mut packet) {
@@ -173,7 +173,7 @@ fn answer(question: &[u8]) -> Option<Vec<u8>> {
     message.extend([0x81, if is_known { 0x80 } else { 0x83 }, 0, 1, 0, u8::from(has_answer), 0, 0, 0, 0]);
     message.extend_from_slice(question.get(12..end)?);
     if has_answer {
-        // The name of the question, an address of the internet, for a minute.
+        // The name of the query, an address of type A in class IN, a TTL of a minute.
         message.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
         message.extend(SITE.octets());
     }

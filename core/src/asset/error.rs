@@ -20,7 +20,7 @@ use crate::progress::Cancelled;
 #[non_exhaustive]
 pub enum AssetError {
     /// The host's apt is configured for no usable archive.
-    #[error("no package archive can be used of those configured in {}{}", .apt_root.join("etc/apt").display(), listed(.problems))]
+    #[error("no usable package archive configured in {}{}", .apt_root.join("etc/apt").display(), listed(.problems))]
     NoArchive {
         /// Where apt's configuration was looked for.
         apt_root: PathBuf,
@@ -61,7 +61,7 @@ pub enum AssetError {
         problem: Box<TlsProblem>,
     },
     /// A transfer timed out.
-    #[error("get {url}: not done after {seconds} s")]
+    #[error("get {url}: timed out after {seconds} s")]
     Timeout {
         /// The file's address.
         url: String,
@@ -69,7 +69,7 @@ pub enum AssetError {
         seconds: u64,
     },
     /// A server rejected the request because of its rate limit.
-    #[error("{host} allows no more requests{}", match .seconds { Some(s) => format!(" for {s} s"), None => " for now".into() })]
+    #[error("{host}: rate limit exceeded{}", match .seconds { Some(s) => format!("; retry in {s} s"), None => String::new() })]
     RateLimited {
         /// The server.
         host: String,
@@ -263,9 +263,9 @@ impl AssetError {
         match self {
             Self::NoArchive { .. } => Some(
                 "use files of your own: file:PATH as `kernel` and as `from` (nexusctl vm create --kernel FILE --rootfs DIR); or add \
-                 a Debian archive to apt's sources; asset_list shows what is installed and what can be had",
+                 a Debian archive to apt's sources; asset_list shows what is installed and what is available",
             ),
-            Self::NoKernel { .. } | Self::NoPackage { .. } => Some("asset_list shows what can be had"),
+            Self::NoKernel { .. } | Self::NoPackage { .. } => Some("asset_list shows what is available"),
             Self::NoRelease { .. } => Some(
                 "add its archive to apt's sources, or to those in a directory that apt_root in nexus.toml names: a .sources file with \
                  Types: deb, URIs, Suites (RELEASE RELEASE-updates RELEASE-security), Components: main, and Signed-By: the keyring of \

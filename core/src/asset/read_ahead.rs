@@ -1,4 +1,4 @@
-//! Runs a stage of a pipeline on a thread of its own and reads a few buffers ahead.
+//! Runs a stage of a pipeline on a thread of its own and reads a few pieces ahead.
 //!
 //! ```text
 //! inner ─> thread ─> full pieces, at most AHEAD ─> Read
@@ -9,9 +9,9 @@ use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 
-/// The size of a buffer.
+/// The size of a piece, in bytes.
 const PIECE: usize = 256 << 10;
-/// How many full buffers may wait.
+/// How many full pieces may wait.
 const AHEAD: usize = 4;
 
 /// The reading end. Dropping it ends the thread and waits for it: afterwards nothing reads from the inner reader.
@@ -33,7 +33,7 @@ pub(crate) fn read_ahead(inner: impl Read + Send + 'static) -> io::Result<ReadAh
     Ok(ReadAhead { full: Some(full), empty, piece: Vec::new(), at: 0, thread: Some(thread) })
 }
 
-/// Runs the thread. An empty buffer marks the end; if the channel closes without one, the thread was lost.
+/// Runs the thread. An empty piece marks the end; if the channel closes without one, the thread was lost.
 fn read_all(mut inner: impl Read, full: &SyncSender<io::Result<Vec<u8>>>, empty: &Receiver<Vec<u8>>) {
     loop {
         let mut piece = empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE));
@@ -64,7 +64,7 @@ impl Read for ReadAhead {
             let next = next.inspect_err(|_| self.full = None)?;
             let used = std::mem::replace(&mut self.piece, next);
             self.at = 0;
-            // The thread may have ended; then the buffer is just dropped.
+            // The thread may have ended; then the piece is just dropped.
             let _ = self.empty.send(used);
             if self.piece.is_empty() {
                 self.full = None;

@@ -4,8 +4,8 @@
 //! beside the drive's disk: an empty file whose name says what was copied, and during which boot of the host.
 //!
 //! ```text
-//! copied, marked ─> named ─> its name synced, and the mark with it ─> told
-//!                                      in the background, or before anything changes it: disk synced ─> mark removed
+//! copied, marked ─> renamed ─> name and marker synced ─> reported
+//!                              in the background, or before anything changes it: disk synced ─> marker removed
 //! ```
 //!
 //! Nothing changes a drive that has a marker, so such a drive is a plain copy. If the host crashed before the marker was

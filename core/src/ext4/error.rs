@@ -15,8 +15,8 @@ pub enum Ext4Error {
     /// It was cancelled.
     #[error("the work on the filesystem was cancelled")]
     Cancelled,
-    /// There is not enough room on the disk.
-    #[error("not enough room in {directory}: {needed} needed, {free} free", directory = .directory.display())]
+    /// There is not enough space on the disk.
+    #[error("not enough space in {directory}: {needed} needed, {free} free", directory = .directory.display())]
     DiskFull {
         /// Where.
         directory: PathBuf,

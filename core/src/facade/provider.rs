@@ -126,7 +126,7 @@ impl Shared {
                 .provision
                 .no_provider(name)
                 .await?
-                .hint("call provider_list to see which there are"));
+                .hint("call provider_list to see all providers"));
         };
         let (fields, abridged) = without_credentials(&row.spec);
         let set = provision::fields_in(changed.as_ref().and_then(|row| row.value.as_deref()));
@@ -150,7 +150,7 @@ fn fields_of(params: ProviderSetParams) -> Result<Fields, ToolError> {
             fields.retain(|field, _| field != "provider" && field != "reset");
             Ok(fields)
         }
-        Ok(_) => Err(ToolError::internal("arguments are no object")),
+        Ok(_) => Err(ToolError::internal("arguments are not a JSON object")),
         Err(error) => Err(ToolError::internal(format!("write the arguments: {error}"))),
     }
 }

@@ -19,8 +19,8 @@ pub enum ImageError {
     /// It was cancelled.
     #[error("the image was cancelled")]
     Cancelled,
-    /// There is not enough room on the disk.
-    #[error("not enough room in {directory}: {needed} needed, {free} free", directory = .directory.display())]
+    /// There is not enough space on the disk.
+    #[error("not enough space in {directory}: {needed} needed, {free} free", directory = .directory.display())]
     DiskFull {
         /// Where.
         directory: PathBuf,

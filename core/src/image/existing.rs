@@ -132,14 +132,14 @@ impl Ask<'_> {
             match self.kind(directory).await? {
                 Some(Kind::Directory) => {}
                 None => commands.push(format!("mkdir {directory}")),
-                Some(_) => return Err(super::tree::refuse(directory.as_bytes(), "it is no directory")),
+                Some(_) => return Err(super::tree::refuse(directory.as_bytes(), "it is not a directory")),
             }
         }
         let path = std::str::from_utf8(facts::METADATA).unwrap_or_default();
         match self.kind(path).await? {
             None => {}
             Some(Kind::File) => commands.push(format!("rm {path}")),
-            Some(_) => return Err(super::tree::refuse(facts::METADATA, "it is no file")),
+            Some(_) => return Err(super::tree::refuse(facts::METADATA, "it is not a file")),
         }
         commands.push("cd /etc/nexus".to_owned());
         commands.push(format!("write {} image.yaml", String::from_utf8_lossy(&quote(b"image.yaml"))));

@@ -211,7 +211,7 @@ impl Tree {
                         refuse(path, "it goes through a symbolic link that leads to no directory")
                     })?;
                 }
-                Some(_) => return Err(refuse(path, "a part of its path is no directory")),
+                Some(_) => return Err(refuse(path, "a part of its path is not a directory")),
                 None => {
                     self.count(part.len())?;
                     let place = Place { parent: here, name: part.to_vec() };

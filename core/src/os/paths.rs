@@ -106,7 +106,7 @@ impl Paths {
         self.root.join("sockets")
     }
 
-    /// Where the process that keeps the network of VMs has its socket and its log, and the VMs' connections are logged.
+    /// The directory of the process for the VMs' network: its socket, its log, and the logs of the VMs' connections.
     pub fn network(&self) -> PathBuf {
         self.root.join("network")
     }
@@ -165,10 +165,10 @@ pub(super) const PROCESSES: &str = "/proc";
 /// The device of hardware virtualization.
 pub(crate) const KVM: &str = "/dev/kvm";
 
-/// Where the kernel lists its routes of IPv4, those of this process's network namespace.
+/// The kernel's list of IPv4 routes, in this process's network namespace.
 pub(crate) const ROUTES: &str = "/proc/self/net/route";
 
-/// The device by which TAP devices are used.
+/// The device for using TAP devices.
 pub(crate) const TUN: &str = "/dev/net/tun";
 
 /// An image's directory of service files.

@@ -9,7 +9,7 @@ const LEAST: u64 = 65_535;
 
 /// A user without enough subordinate ids.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the user {user} has no 65536 ids of its own in /{file}")]
+#[error("user {user} has no range of 65536 subordinate ids in /{file}")]
 pub struct Lacking {
     /// Its name, or its id if it has no name.
     pub user: String,
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(found("me:100000\nme\n\n:::", mine, ""), lacking("etc/subuid"));
         assert_eq!(found("", "", "subid: sss\n"), Ok(()));
         let error = check_in(Path::new("/nowhere"), 1001, None).unwrap_err();
-        assert_eq!(error.to_string(), "the user 1001 has no 65536 ids of its own in /etc/subuid");
+        assert_eq!(error.to_string(), "user 1001 has no range of 65536 subordinate ids in /etc/subuid");
         assert!(error.fix().ends_with(" 1001"));
     }
 }

@@ -1,4 +1,4 @@
-//! TAP devices of the host: a VM's end of its network interface.
+//! TAP devices of the host: the host's end of a VM's network interface.
 
 use std::fs::File;
 use std::io;
@@ -9,12 +9,12 @@ use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
 use super::paths::TUN;
 
-/// The longest name of a device, in bytes, with the zero at its end: `IFNAMSIZ`.
+/// The longest name of a device, in bytes, including the NUL at its end: `IFNAMSIZ`.
 const NAME_MAX: usize = 16;
-/// `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR` of linux/if_tun.h: frames of Ethernet, each behind a header of virtio.
+/// `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR` of linux/if_tun.h: Ethernet frames, each after a virtio header.
 const FLAGS: u16 = 0x0002 | 0x1000 | 0x4000;
 
-/// `struct ifreq` of linux/if.h, as TUNSETIFF takes it.
+/// `struct ifreq` of linux/if.h, in the form for TUNSETIFF.
 #[repr(C)]
 struct Request {
     name: [u8; NAME_MAX],
@@ -24,14 +24,14 @@ struct Request {
 
 const TUNSETIFF: Opcode = opcode::write::<libc::c_int>(b'T', 202);
 
-/// Connects to a TAP device that is there already, by its name in this process's network namespace. It is nobody else's until
+/// Connects to an existing TAP device, by its name in this process's network namespace. Nobody else can connect to it until
 /// the descriptor is closed.
 pub(crate) fn connect(name: &str) -> io::Result<OwnedFd> {
     if name.is_empty() || name.len() >= NAME_MAX || name.contains(['\0', '%', '/']) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the name of a device"));
     }
     if rustix::net::netdevice::name_to_index(&any_socket()?, name).is_err() {
-        // It would be made, and nobody would know of it.
+        // Otherwise the kernel would make a new device that nobody knows about.
         return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such device"));
     }
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -48,7 +48,7 @@ fn any_socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Whether this process may use TAP devices at all; why not, in words.
+/// Checks whether this process may use TAP devices at all; the error says why not.
 pub(crate) fn check() -> Result<(), String> {
     match File::options().read(true).write(true).open(TUN) {
         Ok(_) => Ok(()),

@@ -121,7 +121,7 @@ pub enum TrustProblem {
         source: io::Error,
     },
     /// It is not a list of certificates.
-    #[error("{} holds no list of CA certificates in PEM: {why}", .file.display())]
+    #[error("{} is not a PEM list of CA certificates: {why}", .file.display())]
     Unusable {
         /// The file.
         file: PathBuf,
@@ -144,7 +144,7 @@ fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsProblem {
     /// Its certificate was not issued by a trusted CA.
-    #[error("its certificate was issued by no CA that is trusted here")]
+    #[error("its certificate was not issued by a trusted CA")]
     UnknownIssuer,
     /// Its certificate has expired.
     #[error("its certificate was valid until {0} only")]

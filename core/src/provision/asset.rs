@@ -385,7 +385,7 @@ fn check_vouched(order: &Order, wanted: &WantedAsset) -> Result<&'static str, To
         order.provider.name
     );
     Err(ToolError::new(ErrorCode::VerificationFailed, message)
-        .hint("give its sha256, or say unverified: true to take it as it is"))
+        .hint("give its sha256, or pass unverified: true to accept it unverified"))
 }
 
 /// The plan of a pipeline for an order.
@@ -424,7 +424,7 @@ fn settle(
                 Ok(ImageSource::Tar(_) | ImageSource::Ext4(_)) if !is_empty => (made.files.clone(), None),
                 _ => {
                     return Err(failed(format!(
-                        "{} is no root filesystem: neither a tar archive nor ext4",
+                        "{} is not a root filesystem: neither a tar archive nor ext4",
                         made.origin
                     )));
                 }

@@ -202,7 +202,7 @@ mod tests {
         let odd = ("odd".to_owned(), ToolError::new(ErrorCode::HostUnsuitable, "no apt"));
         let archive = ToolError::new(
             ErrorCode::HostUnsuitable,
-            "no package archive can be used: get http://d.example: no route",
+            "no usable package archive configured in /etc/apt: get http://d.example: no route",
         );
         let mut failed = vec![down("a"), odd.clone(), ("debian".to_owned(), archive), down("b"), down("c")];
         assert_eq!(

@@ -174,7 +174,7 @@ impl Provision {
                     ErrorCode::Changed,
                     format!("{} changed while it was read", path.display()),
                 )
-                .hint("build again once nobody writes to it"));
+                .hint("build again when it no longer changes"));
             }
         }
         Ok(image)

@@ -102,7 +102,7 @@ impl Provision {
         self.in_flight.turn(what, progress).await.map_err(|_| {
             ToolError::new(
                 ErrorCode::Cancelled,
-                format!("waiting for another one that makes the {what} was cancelled"),
+                format!("cancelled while waiting for another operation that makes the {what}"),
             )
         })
     }
@@ -120,7 +120,7 @@ async fn file_argument(looks: &Looks, argument: &str, path: &str) -> Result<Path
             ErrorCode::FileNotFound,
             format!("there is no {} on the host", path.display()),
         )
-        .hint("give the path of what is there, as nexusd sees it")),
+        .hint("give an existing path, as seen by nexusd")),
         Err(error) => Err(ToolError::invalid(format!("{error}"))),
     }
 }

@@ -37,12 +37,10 @@ pub(crate) enum Refusal {
     #[error("provider {name}: {problem}")]
     Problem { name: String, problem: ProviderProblem },
     /// The change is too large.
-    #[error("provider {name}: {bytes} bytes are more than the {SAID_MAX} that may be said of one provider")]
+    #[error("provider {name}: definition of {bytes} bytes exceeds the limit of {SAID_MAX}")]
     TooLarge { name: String, bytes: usize },
     /// The configuration file takes precedence.
-    #[error(
-        "provider {0} is as nexus.toml says ([providers.{0}]), which goes before what is set at run time"
-    )]
+    #[error("provider {0} is set in nexus.toml ([providers.{0}]), which overrides run-time changes")]
     Configured(String),
     /// No provider has that name.
     #[error("there is no provider `{0}`")]
@@ -66,7 +64,7 @@ impl From<Refusal> for ToolError {
                 Self::new(ErrorCode::Forbidden, message).hint("change it there, and start nexusd again")
             }
             Refusal::Unknown(_) => {
-                Self::new(ErrorCode::AssetNotFound, message).hint("call provider_list to see which there are")
+                Self::new(ErrorCode::AssetNotFound, message).hint("call provider_list to see all providers")
             }
             Refusal::InUse { .. } => Self::new(ErrorCode::InUse, message).hint("change those first"),
         }

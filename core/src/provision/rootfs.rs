@@ -57,7 +57,7 @@ impl Provision {
                 return match asset.kind {
                     AssetKind::Rootfs => Ok(Some(asset)),
                     AssetKind::Kernel | AssetKind::Vmm => {
-                        Err(ToolError::invalid(format!("asset {from} is no root filesystem")))
+                        Err(ToolError::invalid(format!("asset {from} is not a root filesystem")))
                     }
                 };
             }

@@ -327,7 +327,7 @@ async fn what_is_no_such_thing_is_refused() {
     }
     for (from, word) in [
         ("file:relative", "not an absolute path"),
-        ("file", "say what is wanted"),
+        ("file", "give a URL or a path"),
         ("url:ftp://host.example/x", "not an address"),
         ("nobody", "there is no provider `nobody`"),
         ("firecracker", "of the kind vmm, not rootfs"),

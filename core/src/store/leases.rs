@@ -1,4 +1,4 @@
-//! Addresses of VMs in the network that those in mode `nat` share. A lease lasts until its VM is deleted, or starts without one.
+//! Addresses of VMs in the shared network of mode `nat`. A lease lasts until its VM is deleted, or starts without an interface.
 
 use nexus_schema::Name;
 use nexus_schema::id::{BootId, VmId};
@@ -7,9 +7,9 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::StoreError;
 use super::columns::RowExt;
 
-/// The first number that a VM may have; 0 is the subnet's own address, 1 its gateway's.
+/// The first number for VMs; 0 is the subnet's own address, 1 the gateway's.
 pub const NUMBER_FIRST: u32 = 2;
-/// How often a MAC is derived anew where another VM has it.
+/// How often another MAC is tried if a VM already has it.
 const MACS_MAX: u64 = 64;
 
 /// One row of `network_leases`.
@@ -37,7 +37,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Lease> {
     })
 }
 
-/// The lease of a VM; one with the lowest free number up to `last` if it has none, or one beyond that.
+/// The lease of a VM. If it has none, or one beyond `last`, it gets a new one with the lowest free number up to `last`.
 pub fn take(tx: &Connection, vm: VmId, last: u32) -> Result<Lease, StoreError> {
     if let Some(lease) = of_vm(tx, vm)? {
         if lease.number <= last {
@@ -69,9 +69,9 @@ pub fn take(tx: &Connection, vm: VmId, last: u32) -> Result<Lease, StoreError> {
     Err(StoreError::NoAddress)
 }
 
-/// A locally administered address that follows from a VM's id.
+/// A locally administered MAC address derived from a VM's id.
 fn mac(vm: VmId, attempt: u64) -> String {
-    // The multiplier of Fibonacci hashing: what is alike in ids is spread over all bits.
+    // The multiplier of Fibonacci hashing, which spreads similar ids over all bits.
     let spread = vm.as_i64().cast_unsigned().wrapping_add(attempt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let [a, b, c, d, ..] = spread.to_be_bytes();
     format!("02:4e:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
@@ -83,7 +83,7 @@ pub fn of_vm(db: &Connection, vm: VmId) -> Result<Option<Lease>, StoreError> {
     Ok(db.prepare_cached(sql)?.query_row([vm.as_i64()], record).optional()?)
 }
 
-/// A boot has an interface now.
+/// Records that a boot has an interface.
 pub fn connect(tx: &Connection, vm: VmId, boot: BootId, tap: &str) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE network_leases SET boot_id = ?2, tap = ?3 WHERE vm_id = ?1",
@@ -92,20 +92,20 @@ pub fn connect(tx: &Connection, vm: VmId, boot: BootId, tap: &str) -> Result<(),
     Ok(())
 }
 
-/// A VM has no interface any more; its addresses stay its own.
+/// Records that a VM has no interface any more; it keeps its addresses.
 pub fn disconnect(tx: &Connection, vm: VmId) -> Result<(), StoreError> {
     let sql = "UPDATE network_leases SET boot_id = NULL, tap = NULL WHERE vm_id = ?1 AND boot_id IS NOT NULL";
     tx.execute(sql, [vm.as_i64()])?;
     Ok(())
 }
 
-/// A VM's addresses are free for others.
+/// Frees a VM's addresses.
 pub fn release(tx: &Connection, vm: VmId) -> Result<(), StoreError> {
     tx.execute("DELETE FROM network_leases WHERE vm_id = ?1", [vm.as_i64()])?;
     Ok(())
 }
 
-/// The VMs that have an interface now, by name.
+/// The VMs that currently have an interface, by name.
 pub fn connected(db: &Connection) -> Result<Vec<Name>, StoreError> {
     let mut statement = db.prepare_cached(
         "SELECT vms.name FROM vms JOIN network_leases ON vm_id = vms.id
@@ -115,12 +115,12 @@ pub fn connected(db: &Connection) -> Result<Vec<Name>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// The subnet that was chosen at the first use.
+/// The subnet that was chosen on first use.
 pub fn subnet(db: &Connection) -> Result<Option<String>, StoreError> {
     Ok(db.query_row("SELECT subnet FROM network", [], |row| row.get(0)).optional()?)
 }
 
-/// Remembers the subnet that was chosen, or another one in its place.
+/// Stores the chosen subnet, or replaces it by another one.
 pub fn set_subnet(tx: &Connection, subnet: &str) -> Result<(), StoreError> {
     tx.execute("INSERT OR REPLACE INTO network (only_row, subnet) VALUES (1, ?1)", [subnet])?;
     Ok(())

@@ -187,16 +187,16 @@ fn ended(guest: &Guest, words: &[u8]) -> Result<TreeEnded, ToolError> {
 }
 
 fn lost(guest: &Guest, error: &FrameError) -> ToolError {
-    let text = format!("{}: the stream broke off: {error}", guest.name);
+    let text = format!("{}: the stream was interrupted: {error}", guest.name);
     ToolError::new(ErrorCode::GuestUnreachable, text)
-        .hint("files that were copied are whole; call again to copy the rest")
+        .hint("copied files are complete; call again to copy the rest")
 }
 
 fn with_guest(guest: &Guest, error: ToolError) -> ToolError {
     match error.code {
         ErrorCode::GuestUnreachable => {
             ToolError { message: format!("{}: {}", guest.name, error.message), ..error }
-                .hint("files that were copied are whole; call again to copy the rest")
+                .hint("copied files are complete; call again to copy the rest")
         }
         _ => error,
     }

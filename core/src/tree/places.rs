@@ -83,8 +83,7 @@ impl Places {
     fn forbidden(&self, path: &Path) -> ToolError {
         let roots: Vec<String> =
             self.roots.iter().chain([&self.scratch]).map(|root| root.display().to_string()).collect();
-        let text =
-            format!("{} is not below a directory of the host that may be copied from or to", path.display());
+        let text = format!("{} is not in an allowed directory", path.display());
         ToolError::new(ErrorCode::Forbidden, text).hint(format!(
             "use a path below {}, or have the administrator add its directory to copy_roots",
             roots.join(" or ")
@@ -194,10 +193,8 @@ fn failed(action: &'static str, path: &Path, error: Errno) -> ToolError {
     let told = TreeError::file(action, bytes(path), error).to_tool_error();
     match error {
         Errno::XDEV => {
-            let text =
-                format!("{action} {}: a link leads out of the directory that is allowed", path.display());
-            ToolError::new(ErrorCode::Forbidden, text)
-                .hint("name the place that it leads to, if that is allowed")
+            let text = format!("{action} {}: a link points outside the allowed directory", path.display());
+            ToolError::new(ErrorCode::Forbidden, text).hint("give the link's target, if that is allowed")
         }
         Errno::NOSYS => ToolError::new(ErrorCode::HostUnsuitable, told.message)
             .hint("copying needs Linux 5.6 or newer on the host"),

@@ -151,7 +151,7 @@ impl TreeIn {
         let (received, result) = tokio::join!(nexus_tree::stream::receive(receiver, sender, into), work);
         match (received, result) {
             (Err(error), Ok(_)) => {
-                Err(ToolError::new(ErrorCode::Cancelled, format!("the stream broke off: {error}")))
+                Err(ToolError::new(ErrorCode::Cancelled, format!("the stream was interrupted: {error}")))
             }
             (_, result) => result,
         }
@@ -301,7 +301,7 @@ impl TreeOut {
         let sending = async {
             let sent = nexus_tree::stream::send(receiver, sender, from).await;
             sent.map_err(|error| {
-                ToolError::new(ErrorCode::Cancelled, format!("the stream broke off: {error}"))
+                ToolError::new(ErrorCode::Cancelled, format!("the stream was interrupted: {error}"))
             })
         };
         let (sent, packed) = tokio::join!(sending, work);
@@ -321,8 +321,9 @@ pub(crate) fn export_tree(agent_trees: PathBuf, path: &str) -> Result<(Vec<u8>, 
     };
     let Some(manifest) = Manifests(agent_trees).open(&tree).map_err(read)? else {
         let text = format!("nothing was copied to {} by guest_copy_in", tree.display());
-        return Err(ToolError::new(ErrorCode::FileNotFound, text)
-            .hint("give the path that a call of guest_copy_in said as `to`"));
+        return Err(
+            ToolError::new(ErrorCode::FileNotFound, text).hint("give the `to` path of a guest_copy_in call")
+        );
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(&*manifest.header.directory, flags, Mode::empty())

@@ -24,7 +24,7 @@ struct Cli {
     /// Where the daemon's socket is.
     #[arg(long, global = true, value_name = "DIR")]
     runtime_dir: Option<String>,
-    /// Serve HTTP on this loopback address too, such as 127.0.0.1:9600; `off` for not.
+    /// Serve HTTP on this loopback address too, such as 127.0.0.1:9600; `off` disables it.
     #[arg(long, global = true, value_name = "ADDR")]
     http: Option<String>,
     /// The driver of VMs that ask for none: auto, qemu, firecracker; process (with --guest) runs no VM, for tests.
@@ -36,7 +36,7 @@ struct Cli {
     /// What is logged to stderr, such as debug or info,nexus_core=debug.
     #[arg(long, global = true, value_name = "FILTER")]
     log: Option<String>,
-    /// Serve the client on stdin and stdout too, or bridge it to the daemon that runs already.
+    /// Serve the client on stdin and stdout too, or bridge it to a running daemon.
     #[arg(long)]
     stdio: bool,
 }

@@ -49,7 +49,7 @@ pub(crate) enum Command {
     /// Blueprints of images
     #[command(subcommand)]
     Template(template::Command),
-    /// Templates made into images
+    /// Builds of templates
     #[command(subcommand)]
     Build(build::Command),
     /// Disks that VMs start from or keep their data on

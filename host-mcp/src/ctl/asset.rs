@@ -67,7 +67,7 @@ pub(crate) struct ListArgs {
     /// Only assets of this kind
     #[arg(long, value_parser = word::<AssetKind>(&["kernel", "rootfs", "vmm"]))]
     kind: Option<AssetKind>,
-    /// Only those that are here: providers are not asked
+    /// Only installed ones; do not ask providers
     #[arg(long)]
     installed: bool,
     #[command(flatten)]
@@ -127,10 +127,10 @@ pub(crate) struct HowArgs {
     /// Accept a file that cannot be verified
     #[arg(long)]
     unverified: bool,
-    /// Only say whether the version exists and suits
+    /// Only check whether the version exists and works
     #[arg(long)]
     check: bool,
-    /// Make it what VMs get by default
+    /// Make it the default for new VMs
     #[arg(long)]
     make_default: bool,
     #[command(flatten)]
@@ -359,10 +359,15 @@ async fn download(app: &App, args: DownloadArgs) -> Result<u8, Error> {
 fn looked_up(asset: &AssetSummary) -> String {
     let is = if asset.installed { "is here already" } else { "can be downloaded" };
     match &asset.unsuitable {
-        Some(why) => format!("{} {} {is}, and suits no driver: {why}", asset.provider, asset.version),
+        Some(why) => format!("{} {} {is}, and works with no driver: {why}", asset.provider, asset.version),
         None if asset.drivers.is_empty() => format!("{} {} {is}", asset.provider, asset.version),
         None => {
-            format!("{} {} {is}, and suits {}", asset.provider, asset.version, asset.drivers.join(" and "))
+            format!(
+                "{} {} {is}, and works with {}",
+                asset.provider,
+                asset.version,
+                asset.drivers.join(" and ")
+            )
         }
     }
 }

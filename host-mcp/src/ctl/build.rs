@@ -66,7 +66,7 @@ pub(crate) struct ListArgs {
     /// Only builds of this template: its name or id
     #[arg(long)]
     template: Option<Reference<TemplateKind>>,
-    /// Only builds that stand so
+    /// Only builds with this status
     #[arg(long, value_parser = word::<BuildStatus>(&["building", "success", "failed", "cancelled"]))]
     status: Option<BuildStatus>,
     #[command(flatten)]

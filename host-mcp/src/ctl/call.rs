@@ -27,7 +27,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let text = if args.arguments == "-" { stdin()? } else { args.arguments };
     let arguments: Map<String, Value> = serde_json::from_str(&text).map_err(|e| Error::Usage {
-        message: format!("the arguments are no JSON object: {e}"),
+        message: format!("the arguments are not a JSON object: {e}"),
         hint: Some(format!("for example: nexusctl call {} '{{\"limit\": 10}}'", args.tool)),
     })?;
     let mut client = app.connect().await?;

@@ -294,7 +294,7 @@ impl Client {
 fn arguments(tool: &str, params: &impl Serialize) -> Result<Map<String, Value>, Error> {
     match serde_json::to_value(params) {
         Ok(Value::Object(arguments)) => Ok(arguments),
-        Ok(_) => Err(Error::Unexpected { what: format!("the arguments of {tool} are no object") }),
+        Ok(_) => Err(Error::Unexpected { what: format!("the arguments of {tool} are not a JSON object") }),
         Err(source) => Err(Error::Garbled { during: tool.into(), source }),
     }
 }

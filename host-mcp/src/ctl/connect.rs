@@ -79,7 +79,7 @@ async fn upgrade(socket: &Path, path: &str, protocol: &str) -> Result<Stream, Er
         .header(CONNECTION, "upgrade")
         .header(UPGRADE, protocol)
         .body(Empty::<Bytes>::new())
-        .map_err(|e| Error::Usage { message: format!("`{path}` cannot be asked for: {e}"), hint: None })?;
+        .map_err(|e| Error::Usage { message: format!("`{path}` is not a valid path: {e}"), hint: None })?;
     let response = sender.send_request(request).await.map_err(|e| not_nexus(e.to_string()))?;
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {

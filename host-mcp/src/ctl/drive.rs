@@ -34,7 +34,7 @@ pub(crate) enum Command {
     FromTemplate(source::Of<source::Template, CreateOptions>),
     /// Make a drive from an image
     FromImage(source::Of<source::Image, CreateOptions>),
-    /// Clone a drive whose VM does not run
+    /// Clone a drive whose VM is stopped
     FromDrive(source::Of<source::Drive, CreateOptions>),
     /// List drives
     #[command(visible_alias = "ls")]
@@ -42,9 +42,9 @@ pub(crate) enum Command {
     /// Show everything about a drive
     #[command(visible_alias = "show")]
     Inspect(OneDrive),
-    /// Give a drive to a VM that is down
+    /// Attach a drive to a stopped VM
     Attach(AttachArgs),
-    /// Take a drive from its VM, which is down
+    /// Detach a drive from its stopped VM
     Detach(OneDrive),
     /// Make a drive larger, also while its VM runs
     #[command(visible_alias = "grow")]

@@ -38,7 +38,7 @@ pub(crate) enum Error {
     #[error("{}", .0.error.message)]
     Guest(Refusal),
     /// A command in a VM wrote more output than a result can hold.
-    #[error("the output is not whole: {what} (the command itself ended with exit code {code})")]
+    #[error("the output is incomplete: {what} (the command itself ended with exit code {code})")]
     Incomplete { what: String, code: u8, vm: String },
     /// Arguments that are valid separately, but not together.
     #[error("{message}")]
@@ -53,13 +53,13 @@ pub(crate) enum Error {
     #[error("connect to {}", socket.display())]
     Connect { socket: PathBuf, source: io::Error },
     /// The peer is not a Nexus daemon.
-    #[error("what answers at {} is not the daemon: {what}", socket.display())]
+    #[error("not a Nexus daemon at {}: {what}", socket.display())]
     NotNexus { socket: PathBuf, what: String },
     /// The connection was lost during a call.
     #[error("the connection to the daemon was lost during {during}")]
     Lost { during: String, source: Option<io::Error> },
     /// A stream into a VM was interrupted.
-    #[error("the stream into {vm} was cut off")]
+    #[error("the stream into {vm} was interrupted")]
     Cut { vm: String, command: Option<String>, source: Option<Box<dyn std::error::Error + Send + Sync>> },
     /// A local port is not available.
     #[error("listen on port {port} of this host")]
@@ -174,7 +174,7 @@ impl Error {
             ),
             Self::NotNexus { .. } => Some("name the daemon's socket with --socket or NEXUS_SOCKET".into()),
             Self::Lost { .. } => {
-                Some("the call may or may not have been done: look with `nexusctl vm list`".into())
+                Some("the call may have been executed: check with `nexusctl vm list`".into())
             }
             Self::Cut { vm, command: Some(id), .. } => {
                 Some(format!("the command goes on if the VM does: `nexusctl shell {vm} --attach {id}`"))

@@ -31,13 +31,13 @@ pub(crate) struct Args {
     /// The directory to run in [default: the image's, else the user's home]
     #[arg(short = 'w', long, visible_aliases = ["cwd", "chdir"], short_alias = 'C', value_name = "DIR")]
     workdir: Option<String>,
-    /// An environment variable; without a value, as it is here
+    /// An environment variable; without a value, the local one
     #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = variable)]
     env: Vec<(String, Option<String>)>,
-    /// Start it, print its id, and do not stay
+    /// Start it in the background and print its id
     #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
     detach: bool,
-    /// The keys that let go of a command with a terminal; it goes on
+    /// The keys that detach from a command with a terminal, which keeps running
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", value_parser = detach_keys)]
     detach_keys: DetachKeys,
     /// After how many seconds it is killed, with exit code 124; 0 for never
@@ -89,7 +89,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     if app.ui.is_json() && !args.detach {
         if args.tty {
-            return Err(Error::usage("a terminal has no form in JSON: leave out --tty or --json"));
+            return Err(Error::usage("--json does not work with a terminal: leave out --tty or --json"));
         }
         let how = How::new(args.workdir, env, args.user, args.timeout, args.interactive, args.no_stdin);
         return run_program(app, &mut client, &vm, program, how).await;

@@ -44,12 +44,13 @@ pub(crate) struct Ports {
 }
 
 fn ports(text: &str) -> Result<Ports, String> {
-    let port = |word: &str| word.parse::<u16>().map_err(|_| format!("`{word}` is no port: 1 to 65535"));
+    let port =
+        |word: &str| word.parse::<u16>().map_err(|_| format!("`{word}` is not a valid port: 1 to 65535"));
     let ports = match text.split_once(':') {
         Some((host, guest)) => Ports { host: port(host)?, guest: port(guest)? },
         None => Ports { host: port(text)?, guest: port(text)? },
     };
-    if ports.guest == 0 { Err("0 is no port in a VM".into()) } else { Ok(ports) }
+    if ports.guest == 0 { Err("0 is not a valid port in a VM".into()) } else { Ok(ports) }
 }
 
 /// Forwards until it is interrupted.

@@ -116,7 +116,7 @@ pub(crate) async fn pull(app: &App, args: PullArgs) -> Result<u8, Error> {
                 Format::Quiet => list::ids(&app.ui, image.id.into_iter())?,
                 Format::Human => {
                     app.ui.table(table(std::slice::from_ref(&image), app.ui.now()))?;
-                    app.ui.say("it was here already, as the registry has it");
+                    app.ui.say("the image is already up to date");
                 }
             }
             Ok(0)

@@ -115,8 +115,8 @@ pub(crate) async fn ensure(app: &App) -> Result<(), Error> {
             child.try_wait().map_err(|source| Error::File { what: "watch", path: log.clone(), source })?;
         if let Some(status) = ended {
             return Err(Error::Launch {
-                what: format!("it ended at once ({status}); it said:\n{}", tail(&log).trim_end()),
-                hint: Some(format!("all it said is in {}", log.display())),
+                what: format!("it exited at once ({status}); its output:\n{}", tail(&log).trim_end()),
+                hint: Some(format!("the full log is in {}", log.display())),
                 source: None,
             });
         }

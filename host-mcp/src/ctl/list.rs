@@ -53,7 +53,7 @@ impl<R> Listed<R> {
     /// Reports if there are more rows.
     pub(crate) fn say_more(&self, ui: &Ui) {
         if let Some(next) = &self.next {
-            ui.say(&format!("there is more: go on with --cursor {next}"));
+            ui.say(&format!("more results: continue with --cursor {next}"));
         }
     }
 }

@@ -16,7 +16,7 @@ pub(crate) struct Args {
     /// One VM only: its guest tools, without a `vm` argument
     #[arg(long, value_name = "VM")]
     vm: Option<Reference<VmKind>>,
-    /// The tools to offer: work, images, drives, admin, all, read-only, or several with commas between them [default: work, or `tools` of
+    /// The tools to offer: work, images, drives, admin, all, read-only, or several separated by commas [default: work, or `tools` of
     /// nexus.toml]
     #[arg(long, value_name = "SET", conflicts_with = "vm")]
     tools: Option<String>,

@@ -128,9 +128,9 @@ async fn cancel(app: &App, args: CancelArgs) -> Result<u8, Error> {
 /// Describes the result of a cancellation; it has no effect on what had already ended.
 pub(crate) fn cancelled(what: &str, id: impl Display, state: &str, was_over: bool) -> String {
     match (was_over, state) {
-        (true, _) => format!("{what} {id} had ended before ({state}): there was nothing to cancel"),
+        (true, _) => format!("{what} {id} had already ended ({state})"),
         (false, "cancelled") => format!("{what} {id} cancelled"),
-        (false, "running" | "building") => format!("{what} {id} is asked to end, and has not yet"),
+        (false, "running" | "building") => format!("{what} {id} is being cancelled"),
         (false, _) => format!("{what} {id} ended before it could be cancelled ({state})"),
     }
 }

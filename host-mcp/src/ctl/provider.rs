@@ -30,7 +30,7 @@ pub(crate) enum Command {
     Inspect(OneArgs),
     /// Add a provider, or change fields of one
     Set(SetArgs),
-    /// Take away a provider that was added, or make a built-in one what it was shipped as
+    /// Remove an added provider, or reset a built-in one to its shipped definition
     #[command(visible_aliases = ["rm", "reset"])]
     Remove(OneArgs),
 }
@@ -64,7 +64,7 @@ pub(crate) struct SetArgs {
     /// A file with fields as a JSON object, or with what `provider inspect --json` prints; - for stdin
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// A field to take back: as shipped, or not there where the provider was added; may be repeated
+    /// A field to reset to its shipped value, or to remove from an added provider; may be repeated
     #[arg(long, value_name = "FIELD")]
     reset: Vec<String>,
 }
@@ -174,7 +174,7 @@ fn fields_of_words(words: Vec<(String, String)>) -> Result<Map<String, Value>, E
                 let value = if field == "keys" { key(&value) } else { value };
                 match fields.entry(field).or_insert_with(|| json!([])) {
                     Value::Array(values) => values.push(value.into()),
-                    _ => return Err(Error::usage("a list is no list")),
+                    _ => return Err(Error::usage("expected a list")),
                 }
             }
             "arch" | "versions" | "stages" => {

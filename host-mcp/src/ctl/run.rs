@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// Keep the VM: without it the VM is deleted when the command has ended
     #[arg(long)]
     keep: bool,
-    /// As it is: the VM is deleted at the end
+    /// No effect: this is the default
     #[arg(long, hide = true, conflicts_with = "keep")]
     rm: bool,
     /// The VM's name [default: made up]

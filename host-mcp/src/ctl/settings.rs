@@ -29,11 +29,11 @@ pub(crate) enum Command {
     Get(GetArgs),
     /// Change settings
     Set(SetArgs),
-    /// Give settings their built-in value again
+    /// Reset settings to their built-in values
     Reset(ResetArgs),
     /// List what was changed, newest first
     History(HistoryArgs),
-    /// Make the settings what they were at an earlier revision
+    /// Roll the settings back to an earlier revision
     Rollback(RollbackArgs),
 }
 

@@ -19,22 +19,22 @@ pub(crate) struct Args {
     /// The directory to start in [default: the user's home]
     #[arg(short = 'w', long, value_name = "DIR", conflicts_with = "attach")]
     workdir: Option<String>,
-    /// An environment variable; without a value, as it is here
+    /// An environment variable; without a value, the local one
     #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = variable, conflicts_with = "attach")]
     env: Vec<(String, Option<String>)>,
-    /// Come back to a command that was left, such as a shell: its id; `nexusctl call guest_command_list` shows them
+    /// Reattach to a detached command, such as a shell: its id; `nexusctl call guest_command_list` shows them
     #[arg(short, long, value_name = "ID")]
     attach: Option<CommandId>,
     /// With --attach: watch only, even if nobody writes
     #[arg(long, requires = "attach")]
     watch: bool,
-    /// With --attach: take over from whoever writes; they are let go
+    /// With --attach: take over from whoever writes; they are detached
     #[arg(long, requires = "attach", conflicts_with = "watch")]
     take_over: bool,
     /// With --attach: how much of what was written before to show, in bytes [default: all that is kept]
     #[arg(long, value_name = "BYTES", requires = "attach")]
     scroll_back: Option<u64>,
-    /// The keys that let go of the shell; it goes on
+    /// The keys that detach from the shell, which keeps running
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", value_parser = detach_keys)]
     detach_keys: DetachKeys,
     /// The VM: its name or id
@@ -44,7 +44,7 @@ pub(crate) struct Args {
 /// Opens a shell or reattaches to one; returns the exit code of the shell.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     if app.ui.is_json() {
-        return Err(Error::usage("a shell has no form in JSON: use `exec`"));
+        return Err(Error::usage("--json does not work with a shell: use `exec`"));
     }
     let is_terminal = stream::is_terminal();
     let open = match args.attach {

@@ -29,7 +29,7 @@ use super::ui::{Format, Table};
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Write down how an image is made
+    /// Define how an image is built
     Create(CreateArgs),
     /// List templates
     #[command(visible_alias = "ls")]
@@ -83,13 +83,13 @@ pub(crate) struct UpdateArgs {
     /// A command that its VMs start at each boot, by a name, to add or replace; may be repeated
     #[arg(long, value_name = "NAME=COMMAND", value_parser = pair)]
     service: Vec<(String, String)>,
-    /// A path that is laid over it no more; may be repeated
+    /// A path to remove from the overlays; may be repeated
     #[arg(long, value_name = "PATH")]
     remove_overlay: Vec<String>,
     /// A package to install beside those before; may be repeated
     #[arg(short, long, value_name = "PACKAGE")]
     package: Vec<String>,
-    /// A package to install no more; may be repeated
+    /// A package to remove; may be repeated
     #[arg(long, value_name = "PACKAGE")]
     remove_package: Vec<String>,
     /// Install none of the packages before; with --package, those instead of them

@@ -4,7 +4,7 @@
 //! /mcp            streamable HTTP, both eras; `?tools=SET` chooses the tools; GET with `Upgrade: mcp-stream` -> JSON lines (Unix socket only)
 //! /mcp/vm/{vm}    the same for the inside of one VM
 //! /stream?ticket=…  GET with `Upgrade: nexus-stream` -> a stream into a guest (Unix socket only)
-//! /healthz        whether the daemon lives; needs no token
+//! /healthz        whether the daemon is running; needs no token
 //! /metrics        counters
 //! ```
 //! Every request is authorised by its own connection, headers and path. Sessions are stored per caller and per view, so a

@@ -4,7 +4,7 @@
 //! ```text
 //!   admit ──> ForwardedCall ──begin──> the guest's link ──> Answer::done ──> recorded
 //!     │            │                         │
-//!     └ refused    └ dropped                 └ cancelled by its Handle, or left by a client that is gone   (all of these, too)
+//!     └ refused    └ dropped                 └ cancelled by its Handle, or abandoned by a client that is gone   (recorded, too)
 //! ```
 //! Changes on the way: `vm` is removed from the arguments and selects the guest; the id and the progress token are replaced by
 //! the link's. On the way back, `_meta["dev.nexus/vm"]` says which VM and boot answered.

@@ -189,7 +189,7 @@ impl Registry {
         match self.find(tool) {
             Some(published) if published.is_offered(set) => None,
             Some(Published { word, .. }) => Some(format!(
-                "tool {tool} is not offered here (tools={set}): connect to /mcp?tools={word}, or by `nexusctl mcp --tools {word}`"
+                "tool {tool} is not offered here (tools={set}): connect to /mcp?tools={word} or use `nexusctl mcp --tools {word}`"
             )),
             None => Some(format!("unknown tool: {tool}")),
         }

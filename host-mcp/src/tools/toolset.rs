@@ -143,7 +143,7 @@ impl fmt::Display for Toolset {
 /// A word that is not a set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "there is no set of tools `{word}`; there are work (the default), images, drives, admin, all and read-only, and several with commas between them"
+    "unknown set of tools `{word}`; valid: work (the default), images, drives, admin, all, read-only, or several separated by commas"
 )]
 pub struct UnknownToolset {
     word: String,

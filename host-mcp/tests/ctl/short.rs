@@ -259,7 +259,7 @@ fn pull_takes_from_a_registry_and_says_what_is_here_already() {
     assert_eq!(fake.calls("image_create"), [json!({ "from": "oci:python:3.12", "wait_s": 0 })]);
     let again = world.run("pull python:3.12");
     assert_eq!(again.code, 0, "{again:?}");
-    assert!(again.stderr.contains("it was here already"), "{again:?}");
+    assert!(again.stderr.contains("the image is already up to date"), "{again:?}");
     assert_eq!(fake.calls("image_inspect"), [json!({ "image": "oci-py" })]);
     assert_eq!(world.run("pull python:3.12 --name mine").code, 4);
 }

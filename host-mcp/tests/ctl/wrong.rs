@@ -61,16 +61,8 @@ fn what_has_ended_is_not_cancelled_and_that_is_said() {
     };
     let outcome = |done: bool, state: &str| json!({ "done": done, "op_id": "ccccccccccccc", "state": state, "progress": { "step": "" } });
     for (before, state, said) in [
-        (
-            outcome(true, "succeeded"),
-            "succeeded",
-            "operation ccccccccccccc had ended before (succeeded): there was nothing to cancel\n",
-        ),
-        (
-            outcome(true, "cancelled"),
-            "cancelled",
-            "operation ccccccccccccc had ended before (cancelled): there was nothing to cancel\n",
-        ),
+        (outcome(true, "succeeded"), "succeeded", "operation ccccccccccccc had already ended (succeeded)\n"),
+        (outcome(true, "cancelled"), "cancelled", "operation ccccccccccccc had already ended (cancelled)\n"),
         (outcome(false, "running"), "cancelled", "operation ccccccccccccc cancelled\n"),
         (
             outcome(false, "running"),

@@ -176,9 +176,7 @@ fn forgive(result: Result<(), Errno>) -> Result<(), Errno> {
 fn in_the_way(names: &[&[u8]], error: Errno) -> TreeError {
     let path = names.join(&b'/');
     match error {
-        Errno::LOOP | Errno::NOTDIR => {
-            TreeError::refused(&path, "what is there is a link or a file, not a directory")
-        }
+        Errno::LOOP | Errno::NOTDIR => TreeError::refused(&path, "a link or a file is in the way"),
         error => TreeError::file("open the directory", &path, error),
     }
 }

@@ -61,10 +61,10 @@ pub enum TreeError {
         keep_free: u64,
     },
     /// The other end of the stream is gone, or reading from it failed.
-    #[error("the stream broke off")]
+    #[error("the stream was interrupted")]
     Stream(#[source] io::Error),
     /// A pattern is invalid.
-    #[error("`{pattern}` is not a pattern of names: {why}")]
+    #[error("`{pattern}` is not a valid pattern: {why}")]
     Pattern {
         /// As given.
         pattern: String,
@@ -109,7 +109,7 @@ impl TreeError {
         let error = ToolError::new(self.code(), nexus_schema::error::chain(self));
         match self {
             Self::Refused { .. } => error.hint("move what is in the way, or leave the entry out"),
-            Self::Full { .. } => error.hint("free room on that disk"),
+            Self::Full { .. } => error.hint("free space on that disk"),
             _ => error,
         }
     }

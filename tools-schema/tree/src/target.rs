@@ -1,10 +1,10 @@
 //! Where a copy goes, by the rules of `cp` and `docker cp`.
 //!
-//! | what is there | a file comes | a directory comes | `DIRECTORY/.` comes |
+//! | target | copying a file | copying a directory | copying `DIRECTORY/.` |
 //! |---|---|---|---|
-//! | a directory | in it, under its own name | in it, under its own name | in it, what it holds |
-//! | a file | in its place | refused | refused |
-//! | nothing | under this name; not with a slash at its end | under this name | under this name |
+//! | a directory | into it, under its own name | into it, under its own name | its contents, into it |
+//! | a file | replaces it | refused | refused |
+//! | nothing | under this name, unless it ends with a slash | under this name | under this name |
 //!
 //! If nothing is there, the parent directory must exist. Links on the way and at the end are followed.
 

@@ -261,12 +261,16 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         let Some((last, parents)) = target.split_last() else {
             return Err(TreeError::refused(&entry.path, "it is a hard link to nothing"));
         };
-        let from = open_beneath(&self.destination, parents)
-            .map_err(|_| TreeError::refused(&entry.path, "it is a hard link to what is not in the tree"))?;
+        let from = open_beneath(&self.destination, parents).map_err(|_| {
+            TreeError::refused(&entry.path, "the target of the hard link is not a file in the tree")
+        })?;
         let last = OsStr::from_bytes(last);
         let stat = rustix::fs::statat(&from, last, AtFlags::SYMLINK_NOFOLLOW);
         if stat.map_or(true, |stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory) {
-            return Err(TreeError::refused(&entry.path, "it is a hard link to what is not in the tree"));
+            return Err(TreeError::refused(
+                &entry.path,
+                "the target of the hard link is not a file in the tree",
+            ));
         }
         let temporary = self.temporary();
         let linked = rustix::fs::linkat(&from, last, self.destination.here(), &*temporary, AtFlags::empty())

@@ -85,7 +85,11 @@ fn nothing_is_written_through_a_link_of_the_archive_or_of_the_directory() {
     refused(Archive::default().file("there/new", "x"), &into, "link or a file");
     refused(Archive::default().entry(EntryType::Directory, b"there/", b"", b""), &into, "link or a file");
     refused(Archive::default().symlink("made", "../outside").file("made/new", "x"), &into, "link or a file");
-    refused(Archive::default().entry(EntryType::Link, b"hard", b"there/file", b""), &into, "not in the tree");
+    refused(
+        Archive::default().entry(EntryType::Link, b"hard", b"there/file", b""),
+        &into,
+        "not a file in the tree",
+    );
     refused(Archive::default().entry(EntryType::Link, b"hard", b"../outside/file", b""), &into, "leads out");
     refused(Archive::default().entry(EntryType::Link, b"hard", b"", b""), &into, "hard link to nothing");
     // A file replaces a link, and is not written through it.

@@ -34,7 +34,7 @@ pub enum SignatureProblem {
     #[error("it cannot be read")]
     Malformed(#[source] Box<pgp::errors::Error>),
     /// No valid signature; what was found instead.
-    #[error("none of {count} is good: {}", .reasons.join("; "))]
+    #[error("none of {count} signatures is valid: {}", .reasons.join("; "))]
     NoneGood {
         /// How many there are.
         count: usize,
@@ -53,7 +53,7 @@ pub enum IndexProblem {
     #[error("it does not list {0}")]
     NotListed(String),
     /// It is out of date.
-    #[error("it was valid until {0} only")]
+    #[error("it expired on {0}")]
     Expired(String),
     /// It claims to be made in the future.
     #[error("it is dated {0}, in the future")]

@@ -69,7 +69,7 @@ pub struct Fetcher {
     settings: Arc<FetchSettings>,
 }
 
-/// How many chunks may be buffered between network and reader.
+/// How many pieces may be buffered between network and reader.
 const PIECES_AHEAD: usize = 8;
 
 impl Fetcher {

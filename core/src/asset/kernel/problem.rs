@@ -48,7 +48,7 @@ pub enum KernelProblem {
         problem: &'static str,
     },
     /// Modules that depend on each other.
-    #[error("its modules need each other in a circle at {0}")]
+    #[error("its modules have a dependency cycle at {0}")]
     Circle(String),
     /// Its `kernel.json` cannot be parsed.
     #[error("its kernel.json cannot be read")]

@@ -126,7 +126,7 @@ pub enum ProviderProblem {
     #[error("it has no key to check signatures with")]
     NoKey,
     /// It has nothing for this machine.
-    #[error("it has nothing for {0}")]
+    #[error("it does not support {0}")]
     Architecture(String),
     /// It has no such version.
     #[error("{}", match .0 { Some(version) => format!("it has no version {version}"), None => "it has no version".to_owned() })]
@@ -135,7 +135,7 @@ pub enum ProviderProblem {
     #[error("`{0}` is not a version")]
     NotAVersion(String),
     /// The caller must provide an address or a path.
-    #[error("it has no versions of its own: say what is wanted")]
+    #[error("it has no versions: give a URL or a path")]
     NothingGiven,
 }
 
@@ -160,7 +160,7 @@ impl ProviderProblem {
             Self::NoKey => Some(
                 "give its signing key: provider_set with keys, or in nexus.toml [providers.NAME] keys = [\"/path/to/key.asc\"]",
             ),
-            Self::NoVersion(_) => Some("asset_list shows what can be had"),
+            Self::NoVersion(_) => Some("asset_list shows what is available"),
             Self::NothingGiven => Some("give url:ADDRESS or file:PATH"),
             Self::Architecture(_) | Self::NotAVersion(_) => None,
         }

@@ -24,7 +24,7 @@ enum Part {
 
 /// The string is not a valid template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` has a brace without its partner, or no name between two")]
+#[error("`{0}` has an unmatched brace or an empty placeholder")]
 pub(crate) struct NotATemplate(String);
 
 impl TryFrom<String> for Template {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!           ┌─> spool ─> decoder ─> spool ─┐
-//! file ─────┼─> spool ─> decoder ─> spool ─┼──> Read        side by side
+//! file ─────┼─> spool ─> decoder ─> spool ─┼──> Read        in parallel
 //!           └─────────── decoder ──────────┘                in order: no sizes, very large, very small, too much memory
 //! ```
 //!

@@ -12,7 +12,7 @@ const IN_MEMORY: usize = 3;
 
 /// The bytes could not be written to the file, or not be read from it. Wrapped in an [`io::Error`] on its way through readers.
 #[derive(Debug, thiserror::Error)]
-#[error("keep what was decoded ahead")]
+#[error("buffer decoded data on disk")]
 pub(crate) struct Unkept(#[source] pub(crate) Arc<io::Error>);
 
 impl Unkept {

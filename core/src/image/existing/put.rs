@@ -101,7 +101,7 @@ impl Ask<'_> {
                         parents.push_front(word);
                     }
                 }
-                Found::Other => return Err(refuse(path.as_bytes(), "a part of its path is no directory")),
+                Found::Other => return Err(refuse(path.as_bytes(), "a part of its path is not a directory")),
             }
         }
         let directory = at.iter().map(|part| format!("/{part}")).collect();

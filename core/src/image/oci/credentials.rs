@@ -164,7 +164,7 @@ impl Keychain {
 #[derive(Debug, thiserror::Error)]
 pub enum HelperProblem {
     /// Its name is not allowed.
-    #[error("that is no name of a program")]
+    #[error("not a valid program name")]
     Name,
     /// It is not installed.
     #[error("no such program is in the PATH of nexusd")]
@@ -309,7 +309,7 @@ mod tests {
         scene.helper("endless", "exec tr '\\0' x < /dev/zero");
         for (registry, said) in [
             ("absent.example.com", "no such program"),
-            ("bad.example.com", "no name of a program"),
+            ("bad.example.com", "not a valid program name"),
             ("broken.example.com", "it failed"),
             ("mute.example.com", "no Username and Secret"),
             ("crash.example.com", "trouble"),

@@ -9,7 +9,7 @@ use crate::os::tls::TlsProblem;
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
     /// The reference cannot be parsed.
-    #[error("`{reference}` is no image reference: {why}")]
+    #[error("`{reference}` is not a valid image reference: {why}")]
     Reference {
         /// The given reference, shortened.
         reference: String,
@@ -25,7 +25,7 @@ pub enum OciError {
         image: String,
     },
     /// The registry requires other credentials.
-    #[error("{registry} does not let us read {image}")]
+    #[error("{registry} denied access to {image}")]
     Unauthorized {
         /// The registry.
         registry: String,
@@ -33,7 +33,7 @@ pub enum OciError {
         image: String,
     },
     /// The request to the registry failed.
-    #[error("ask {registry} for {what}")]
+    #[error("request {what} from {registry}")]
     Transfer {
         /// The registry.
         registry: String,
@@ -64,7 +64,7 @@ pub enum OciError {
         said: String,
     },
     /// The registry is not trusted.
-    #[error("ask {registry} for {what}: the server is not trusted: {problem}")]
+    #[error("request {what} from {registry}: the server is not trusted: {problem}")]
     Untrusted {
         /// The registry.
         registry: String,
@@ -74,7 +74,7 @@ pub enum OciError {
         problem: TlsProblem,
     },
     /// The credential helper for a registry failed.
-    #[error("ask {program}, which {file} names, for the credentials for {registry}: {why}")]
+    #[error("get credentials for {registry} from {program} (set in {file}): {why}")]
     Helper {
         /// The program.
         program: String,
@@ -148,11 +148,11 @@ pub enum OciError {
         names: String,
     },
     /// The file or directory is not an OCI image.
-    #[error("{path} is no {wanted}")]
+    #[error("{path} is not {wanted}")]
     NotOne {
         /// The file or directory.
         path: String,
-        /// The expected format.
+        /// The expected format, with its article.
         wanted: &'static str,
     },
     /// The worker that pulls the image ended early.

@@ -139,8 +139,8 @@ pub(crate) fn read_layout(
 /// The error for a path without an image of that format.
 pub(crate) fn not_one(path: &Path, form: Form) -> OciError {
     let wanted = match form {
-        Form::Layout => "OCI layout (a directory or an archive with oci-layout and index.json)",
-        Form::Docker => "archive of `docker save` (a tar archive with manifest.json)",
+        Form::Layout => "an OCI layout (a directory or an archive with oci-layout and index.json)",
+        Form::Docker => "an archive of `docker save` (a tar archive with manifest.json)",
     };
     OciError::NotOne { path: path.display().to_string(), wanted }
 }
@@ -166,7 +166,7 @@ fn unpack_layout(
         let chosen = document::choose(&entries, name.take(), document::architecture())?;
         document = Document::parse(&blobs.verified_document(&chosen.blob()?)?)?;
     }
-    Err(OciError::Document { what: "its indexes lead nowhere".into() }.into())
+    Err(OciError::Document { what: "its indexes are nested too deeply".into() }.into())
 }
 
 fn unpack_saved(

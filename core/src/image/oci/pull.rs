@@ -146,7 +146,7 @@ impl Resolved {
                 }
             }
         }
-        Err(OciError::Document { what: "its indexes lead nowhere".into() })
+        Err(OciError::Document { what: "its indexes are nested too deeply".into() })
     }
 
     /// The total size that its configuration and layers state.

@@ -201,7 +201,7 @@ impl Remote {
         let goes_on = from > 0 && response.status() == StatusCode::PARTIAL_CONTENT;
         let range = response.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
         if goes_on && range.is_some_and(|range| !range.starts_with(&format!("bytes {from}-"))) {
-            let what = format!("{} gives another part of {what} than was asked for", self.registry());
+            let what = format!("{} returned a different range of {what} than requested", self.registry());
             return Err(OciError::Document { what });
         }
         let left = if goes_on { blob.size.saturating_sub(from) } else { blob.size };

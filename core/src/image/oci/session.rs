@@ -110,7 +110,7 @@ impl Session {
             None => return Err(self.unauthorized()),
         };
         let mut proof = HeaderValue::from_str(&proof).map_err(|_| OciError::Document {
-            what: format!("{} gives a token that cannot be one", self.registry),
+            what: format!("{} returned an invalid token", self.registry),
         })?;
         proof.set_sensitive(true);
         Ok(held.insert(proof).clone())
@@ -123,8 +123,7 @@ impl Session {
     /// Gets a token for this repository, for reading only.
     async fn token(&self, realm: &str, service: Option<&str>) -> Result<String, OciError> {
         let what = "a token";
-        let bad =
-            || OciError::Document { what: format!("{} names no place that gives tokens", self.registry) };
+        let bad = || OciError::Document { what: format!("{} names no token server", self.registry) };
         let mut url = Url::parse(realm).map_err(|_| bad())?;
         self.check_realm(&url)?;
         let scope = format!("repository:{}:pull", self.repository);
@@ -165,9 +164,9 @@ impl Session {
         let given: Option<Given> = serde_json::from_slice(&body).ok();
         let token =
             given.and_then(|given| given.token.or(given.access_token)).filter(|token| !token.is_empty());
-        token.map(|token| format!("Bearer {token}")).ok_or_else(|| OciError::Document {
-            what: format!("{} gives no token where it should", self.registry),
-        })
+        token
+            .map(|token| format!("Bearer {token}"))
+            .ok_or_else(|| OciError::Document { what: format!("{} returned no token", self.registry) })
     }
 
     /// Tokens must come over TLS, except for a registry on this machine, whose tokens may also come from this machine.

@@ -98,7 +98,7 @@ async fn what_cannot_be_is_refused_and_leaves_nothing() {
             Tar::default().link(b'2', "a", "b").link(b'2', "b", "a").file("a/evil", "x").end(),
             "leads to no directory",
         ),
-        ("through a file", Tar::default().file("a", "").file("a/b", "").end(), "no directory"),
+        ("through a file", Tar::default().file("a", "").file("a/b", "").end(), "not a directory"),
         (
             "through a link to a file",
             Tar::default().file("a", "").link(b'2', "l", "a").file("l/b", "").end(),

@@ -350,7 +350,7 @@ async fn damaged_images_are_refused_and_leave_nothing() {
         recipe.layout_of(layout, &json!([]));
     })
     .await;
-    refused("an index of an index of an index", "lead nowhere", |recipe, layout| {
+    refused("an index of an index of an index", "nested too deeply", |recipe, layout| {
         let mut described = recipe.described();
         for _ in 0..8 {
             let index = json!({ "schemaVersion": 2, "manifests": [described] });

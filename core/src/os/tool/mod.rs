@@ -89,7 +89,7 @@ pub enum ProgramError {
         after: Duration,
     },
     /// Its output exceeded the limit, and it was killed.
-    #[error("{name} said more than {limit} bytes")]
+    #[error("{name} produced more than {limit} bytes of output")]
     TooMuch {
         /// The program.
         name: &'static str,

@@ -1,4 +1,4 @@
-//! Leases of addresses: no address twice, whatever is taken, released and deleted in whatever order.
+//! Leases of addresses: no address is used twice, in any order of taking, releasing and deleting.
 
 use std::collections::{BTreeMap, BTreeSet};
 

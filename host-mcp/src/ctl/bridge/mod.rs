@@ -319,7 +319,7 @@ impl Bridge<'_> {
         self.daemon.replace(None);
         result?;
         let error = ToolError::new(ErrorCode::DaemonDown, "the daemon went away during this call")
-            .hint("it may or may not have been done: look before you repeat it");
+            .hint("it may have been executed: check before you retry");
         let (answers, again) = self.session.borrow_mut().lost(&error);
         if let Some(initialize) = again {
             self.queue.borrow_mut().push_front(initialize);

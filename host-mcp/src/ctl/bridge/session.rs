@@ -208,11 +208,8 @@ fn is_own(id: &str) -> bool {
 }
 
 fn too_large(length: usize) -> ToolError {
-    ToolError::new(
-        ErrorCode::TooLarge,
-        format!("the request has {length} bytes, at most {LINE_MAX} are taken"),
-    )
-    .hint("write large files in pieces, with append")
+    ToolError::new(ErrorCode::TooLarge, format!("the request has {length} bytes, the limit is {LINE_MAX}"))
+        .hint("write large files in pieces, with append")
 }
 
 fn answer(pending: &Pending, id: &str, error: &ToolError) -> String {

@@ -47,7 +47,7 @@ pub(super) fn is_contents(path: &OsStr) -> bool {
 pub(super) fn end(word: &OsStr) -> Result<End, Error> {
     let bytes = word.as_bytes();
     if bytes.is_empty() {
-        return Err(Error::usage("an empty path is none"));
+        return Err(Error::usage("the path is empty"));
     }
     if bytes == b"-" {
         return Ok(End::Pipe);
@@ -59,7 +59,7 @@ pub(super) fn end(word: &OsStr) -> Result<End, Error> {
     let (vm, path) = (&bytes[..colon], &bytes[colon + 1..]);
     let named = String::from_utf8_lossy(vm).into_owned();
     let vm = std::str::from_utf8(vm).ok().and_then(|vm| vm.parse().ok()).ok_or_else(|| Error::Usage {
-        message: format!("`{}` is no name of a VM", super::format::tame(&named)),
+        message: format!("`{}` is not a valid VM name", super::format::tame(&named)),
         hint: Some("for a path of this host with a colon in it: ./PATH".into()),
     })?;
     let path = std::str::from_utf8(path).map_err(|_| Error::Usage {
@@ -126,8 +126,8 @@ mod tests {
             assert_eq!((found.vm.to_string().as_str(), found.is_contents()), ("web", is_contents), "{word}");
         }
         for (word, words) in [
-            (&b""[..], "an empty path"),
-            (b":/x", "no name of a VM"),
+            (&b""[..], "the path is empty"),
+            (b":/x", "not a valid VM name"),
             (b"Not_One:/x", "./PATH"),
             (b"web:", "not an absolute path"),
             (b"web:srv/x", "web:/srv/x"),

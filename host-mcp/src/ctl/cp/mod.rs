@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! SRC ── pack ──> stream of the VM ──> unpacked there       into a VM
-//! DST <── unpack ── stream of the VM <── packed there       out of it, where nothing that comes is trusted
+//! DST <── unpack ── stream of the VM <── packed there       out of it; the data is not trusted
 //! ```
 //! `-` is a tar stream on standard input or output, which is passed through unchanged.
 
@@ -190,10 +190,10 @@ fn of_guest(error: Error, at: &InVm) -> Error {
         refusal.error.hint = match (refusal.error.code, refusal.error.errno.as_deref()) {
             (ErrorCode::FileNotFound, _) => {
                 let parent = Path::new(&at.path).parent().unwrap_or(Path::new("/")).display();
-                Some(format!("look what is there: `nexusctl guest ls {} {parent}`", at.vm))
+                Some(format!("list the directory: `nexusctl guest ls {} {parent}`", at.vm))
             }
             (ErrorCode::DiskFull, _) => {
-                Some("free room in the VM, then copy again: what came is whole".into())
+                Some("free space in the VM, then copy again: copied files are complete".into())
             }
             (_, Some("EACCES" | "EPERM")) => Some("choose a user who may: --user root".into()),
             (_, _) => None,
@@ -224,9 +224,9 @@ fn ended(words: &[u8], at: &InVm) -> Result<TreeSummary, Error> {
 
 /// The stream was lost.
 fn lost(error: &FrameError, at: &InVm) -> Error {
-    let text = format!("{}: the stream broke off: {error}", at.vm);
+    let text = format!("{}: the stream was interrupted: {error}", at.vm);
     let error = ToolError::new(ErrorCode::GuestUnreachable, text)
-        .hint("files that were copied are whole; look at vm_inspect, then copy again");
+        .hint("copied files are complete; look at vm_inspect, then copy again");
     let about = About::subject("vm", Some(&at.vm.to_string()));
     Error::Tool(Refusal { error, about })
 }

@@ -191,7 +191,9 @@ async fn open(app: &App, from: &InVm, opening: TreeOutOpening) -> Result<Stream,
 fn broken_here(broken: &Broken) -> Error {
     let told = broken.to_tool_error();
     here(match told.code {
-        ErrorCode::DiskFull => told.hint("free room on that disk, then copy again: what came is whole"),
+        ErrorCode::DiskFull => {
+            told.hint("free space on that disk, then copy again: copied files are complete")
+        }
         _ => told,
     })
 }

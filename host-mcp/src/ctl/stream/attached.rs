@@ -190,7 +190,7 @@ fn ended(done: Done, vm: &str, command: Option<CommandId>, is_leaving: bool) -> 
         }
         Done::Error(_) => Err(ToolError::new(
             ErrorCode::GuestMisbehaved,
-            format!("{vm} ended a stream with no word of a guest"),
+            format!("{vm} ended the stream with an invalid final message"),
         )
         .into()),
     }
@@ -212,9 +212,7 @@ fn cut(
 /// Prints a guest's notice if it is important.
 fn notify(app: &App, notice: &[u8]) {
     match serde_json::from_slice(notice) {
-        Ok(Notice::Missed { bytes }) => {
-            app.ui.warn(&format!("{} of output were missed here", format::size(bytes)))
-        }
+        Ok(Notice::Missed { bytes }) => app.ui.warn(&format!("{} of output were lost", format::size(bytes))),
         Ok(Notice::Refused(error)) => app.ui.warn(&tame(&error.message)),
         // Newer guests may send other notices.
         Ok(Notice::Writer { .. }) | Err(_) => {}

@@ -49,9 +49,9 @@ pub(crate) fn detach_keys(text: &str) -> Result<DetachKeys, String> {
             [byte @ (b'a'..=b'z' | b'A'..=b'Z' | b'@' | b'[' | b'\\' | b']' | b'^' | b'_')] => {
                 Ok(byte & 0x1f)
             }
-            _ => Err(format!("`{word}` is no key: give one such as {DEFAULT}")),
+            _ => Err(format!("`{word}` is not a valid key: give one such as {DEFAULT}")),
         },
-        (None, _) => Err(format!("`{word}` is no key: give letters, or ones such as {DEFAULT}")),
+        (None, _) => Err(format!("`{word}` is not a valid key: give letters, or ones such as {DEFAULT}")),
     };
     let keys: Result<Vec<u8>, String> = text.split(',').filter(|word| !word.is_empty()).map(key).collect();
     Ok(DetachKeys { keys: keys?, typed: 0 })

@@ -77,7 +77,7 @@ pub(crate) enum Command {
     Rename(RenameArgs),
     /// Make a port of a VM reachable on this host
     Publish(publish::PublishArgs),
-    /// End what `publish` began
+    /// Stop publishing a port
     Unpublish(publish::UnpublishArgs),
     /// Show how busy VMs are, once: state, load, memory and disk
     Stats(StatsArgs),
@@ -183,7 +183,7 @@ pub(crate) struct UpdateArgs {
     /// A label to set
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
     tag: Vec<(String, String)>,
-    /// A label to take away
+    /// A label to remove
     #[arg(long, value_name = "KEY")]
     untag: Vec<String>,
     /// Refuse its deletion

@@ -46,7 +46,7 @@ impl FromStr for Ports {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let number = |text: &str| match text.parse::<u16>() {
-            Ok(0) | Err(_) => Err(format!("`{text}` is no port: a number from 1 to 65535")),
+            Ok(0) | Err(_) => Err(format!("`{text}` is not a valid port: a number from 1 to 65535")),
             Ok(port) => Ok(port),
         };
         match text.rsplit_once(':') {

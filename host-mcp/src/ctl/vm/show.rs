@@ -78,7 +78,7 @@ pub(super) fn of_network(vm: &VmDetails, now: Timestamp) -> Table {
     table
 }
 
-/// A VM's network among others.
+/// A VM's network as one of several.
 pub(crate) fn of_inspected_network(vm: &InspectedNetwork, now: Timestamp) -> Table {
     let mut table = Table::of_facts();
     table.fact("vm", &vm.name);
@@ -89,7 +89,7 @@ pub(crate) fn of_inspected_network(vm: &InspectedNetwork, now: Timestamp) -> Tab
 
 /// What it may connect to, and what was refused.
 fn network(table: &mut Table, network: &VmNetwork, note: Option<&str>, now: Timestamp) {
-    // The note says until when.
+    // The note shows `until_next_start`.
     let VmNetwork { mode, preset, allow, deny, groups, interface, until_next_start: _, counts, denied } =
         network;
     let preset = if *mode == NetworkMode::None { "" } else { preset.as_str() };

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Also VMs that do not run
     #[arg(short, long)]
     all: bool,
-    /// As it is: they are shown once
+    /// No effect: this is the default
     #[arg(long, hide = true)]
     no_stream: bool,
 }

@@ -173,8 +173,8 @@ impl Bare {
     }
 }
 
-/// The same line with the bare initramfs, a vsock device found by its path, and without monitors: the descriptors that a shim
-/// passes to its VMM do not exist.
+/// The same line with the bare initramfs, a vsock device found by its path, and without monitors, because there is no
+/// shim to pass anything to the VMM.
 fn bare_line(line: &[&str]) -> Vec<String> {
     let mut bare = Vec::with_capacity(line.len());
     let mut words = line.iter();

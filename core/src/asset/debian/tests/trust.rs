@@ -92,7 +92,7 @@ fn one_good_signature_of_several_is_enough() {
     check(&good, &signed).unwrap();
     let signed = sign_many(TEXT, &[(&stranger, Manner::default()), (&good, weak)]);
     let error = check(&good, &signed).unwrap_err();
-    assert!(error.contains("none of 2 is good") && error.contains("too weak"), "{error}");
+    assert!(error.contains("none of 2 signatures is valid") && error.contains("too weak"), "{error}");
 }
 
 #[test]

@@ -33,7 +33,7 @@ async fn a_registry_that_a_ca_of_ours_vouches_for_is_trusted() {
 async fn registries_that_nobody_vouches_for_are_refused_at_once() {
     let authority = Authority::new("ours");
     for (identity, said) in [
-        (self_signed(NAME), "issued by no CA that is trusted here"),
+        (self_signed(NAME), "not issued by a trusted CA"),
         (authority.expired(NAME), "was valid until 2020-02-02"),
         (authority.server("another.test"), "is for another.test only"),
     ] {
