@@ -17,6 +17,11 @@ const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
 /// Attributes of a connection.
 const ORIGINAL: u16 = 1;
+const PROTOCOL_STATE: u16 = 4;
+const STATE_OF_TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
+/// The first state of TCP in which nothing is said any more (`TCP_CONNTRACK_TIME_WAIT`).
+const TCP_OVER: u8 = 7;
 const MARK: u16 = 8;
 const ZONE: u16 = 18;
 const MARK_MASK: u16 = 21;
@@ -42,6 +47,8 @@ pub(crate) struct Flow {
 pub(crate) struct Connection {
     pub(crate) flow: Flow,
     pub(crate) is_cut: bool,
+    /// Whether it is one of TCP that has ended; the kernel remembers it for a while.
+    pub(crate) is_over: bool,
     /// The mark of the VM that made it.
     pub(crate) mark: u32,
     family: u8,
@@ -100,6 +107,8 @@ fn read(message: Message<'_>) -> Option<Connection> {
     let port = || protocol.get(PROTOCOL_DESTINATION_PORT)?.try_into().ok().map(u16::from_be_bytes);
     let mark = attributes.u32(MARK)?;
     let (is_cut, mark) = (mark & MARK_CUT != 0, mark & !MARK_CUT);
+    let tcp = attributes.nested(PROTOCOL_STATE).and_then(|state| state.nested(STATE_OF_TCP));
+    let state = tcp.and_then(|tcp| tcp.get(TCP_STATE)?.first().copied());
     Some(Connection {
         flow: Flow {
             protocol: *protocol.get(PROTOCOL_NUMBER)?.first()?,
@@ -107,6 +116,7 @@ fn read(message: Message<'_>) -> Option<Connection> {
             port: port().unwrap_or_default(),
         },
         is_cut,
+        is_over: state.is_some_and(|state| state >= TCP_OVER),
         mark,
         family: message.family(),
         original: original.to_vec(),

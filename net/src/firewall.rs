@@ -79,6 +79,7 @@ pub(crate) fn reconcile(
         if changes.is_empty() {
             return Ok(0);
         }
+        tracing::debug!(?changes, "tables to change");
         match netfilter.commit(batch(&changes)) {
             Ok(()) => return Ok(plan::count(&changes)),
             // A pin can expire between reading and writing.
@@ -191,7 +192,7 @@ pub(crate) fn judge(netfilter: &mut Netfilter, view: &View, pins: &Pins) -> Resu
             continue;
         }
         conntrack::set_cut(netfilter, &connection, !is_allowed).map_err(failed("cut a connection"))?;
-        if !is_allowed {
+        if !is_allowed && !connection.is_over {
             cut.push(Denial {
                 vm: wired.vm.id,
                 at: Timestamp::from(std::time::SystemTime::now()),

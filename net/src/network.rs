@@ -366,6 +366,7 @@ impl Network {
             .collect();
         let desired = self.desired_links(&instance, !kept.is_empty());
         let links = link_changes(&desired, &found);
+        tracing::debug!(?links, "links to change");
         let is_first =
             |change: &&LinkChange| matches!(change, LinkChange::MakeBridge | LinkChange::NameBridge);
         let mut changes = links.len() as u64;

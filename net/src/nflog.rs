@@ -29,6 +29,7 @@ const QUEUE_THRESHOLD: u16 = 5;
 /// Attributes of packets (`enum nfulnl_attr_type`).
 const HEADER: u16 = 1;
 const IN_DEVICE: u16 = 4;
+const IN_PORT: u16 = 6;
 const PACKET_MARK: u16 = 2;
 const PAYLOAD: u16 = 9;
 const PREFIX: u16 = 10;
@@ -83,6 +84,7 @@ impl Log {
             let _ = setsockopt(&fd, sockopt::RcvBuf, &BUFFER);
         }
         let start = u16::try_from(instance % u32::from(GROUPS)).unwrap_or_default();
+        let mut last = io::Error::from(io::ErrorKind::AddrInUse);
         for step in 0..GROUPS {
             let group = GROUP_FIRST + (start + step) % GROUPS;
             let mut command = Writer::new(CONFIGURE, ACK, 1, 0, group);
@@ -98,12 +100,14 @@ impl Log {
                     let fd = readable(fd)?;
                     return Ok(Self { fd, group, read: vec![0; READ] });
                 }
-                // Another process has it.
-                Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EBUSY | nix::libc::EPERM)) => {}
+                // Another process has it, or none may be had at all.
+                Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EBUSY | nix::libc::EPERM)) => {
+                    last = error;
+                }
                 Err(error) => return Err(error),
             }
         }
-        Err(io::Error::from(io::ErrorKind::AddrInUse))
+        Err(last)
     }
 
     /// The group's number.
@@ -155,7 +159,8 @@ fn read_packet(attributes: Attributes<'_>) -> Packet {
     Packet {
         is_spoofed: attributes.text(PREFIX).as_deref() == Some(LOG_SPOOFED),
         mark: attributes.u32(PACKET_MARK).unwrap_or_default(),
-        index: attributes.u32(IN_DEVICE).unwrap_or_default(),
+        // On a bridge the device is the bridge, and the port is told beside it.
+        index: attributes.u32(IN_PORT).or_else(|| attributes.u32(IN_DEVICE)).unwrap_or_default(),
         mac,
         headers: read_headers(protocol.unwrap_or_default(), payload),
     }

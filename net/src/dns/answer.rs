@@ -13,6 +13,7 @@ use nexus_net_policy::{allowing, decide_name, has_name_list, pin_ports};
 use nexus_net_wire::{Denial, Protocol};
 use nexus_schema::network::DenyReason;
 use nexus_schema::time::Timestamp;
+use tokio::time::timeout;
 
 use crate::firewall;
 use crate::nft::elements::Wired;
@@ -23,6 +24,8 @@ use crate::view::{Shared, View};
 const ZONE: &str = "nexus.internal";
 /// How long a VM's address may be kept by whoever asked for it, in seconds: VMs come and go.
 const OWN_TTL: u32 = 5;
+/// How long the host's servers may take: a little less than guests wait before they ask again.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Codes of extended errors (RFC 8914).
 const EDE_PROHIBITED: u16 = 18;
 const EDE_FILTERED: u16 = 17;
@@ -93,7 +96,13 @@ pub(super) async fn answer(
         let error = Some((EDE_NO_REACHABLE_AUTHORITY, "the host has no DNS server".to_owned()));
         return Answer { error, ..Answer::of(ResponseCode::ServFail) };
     };
-    match upstream.lookup(name.clone(), kind).await {
+    let looked_up = timeout(PATIENCE, upstream.lookup(name.clone(), kind)).await;
+    let Ok(looked_up) = looked_up else {
+        let words = format!("no DNS server of the host answered within {} s", PATIENCE.as_secs());
+        let error = Some((EDE_NO_REACHABLE_AUTHORITY, words));
+        return Answer { error, ..Answer::of(ResponseCode::ServFail) };
+    };
+    match looked_up {
         Ok(found) => admit(shared, client, &text, found.answers().to_vec()),
         Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
             let authority = none.soa.map(|soa| vec![(*soa).clone().into_record_of_rdata()]);

@@ -36,7 +36,7 @@ pub(crate) fn wanted(bridge: &str, has_v6: bool) -> Vec<(String, &'static str)> 
             // Without a VM the bridge has no carrier, and an address that is tried out first would be of no use until then.
             (v6("accept_dad"), "0"),
         ]);
-        all.extend(keeping_router_advertisements().into_iter().map(|name| (name, "2")));
+        all.extend(keeping_router_advertisements(bridge).into_iter().map(|name| (name, "2")));
         all.push(("ipv6/conf/all/forwarding".to_owned(), "1"));
     } else {
         all.push((v6("disable_ipv6"), "1"));
@@ -45,11 +45,12 @@ pub(crate) fn wanted(bridge: &str, has_v6: bool) -> Vec<(String, &'static str)> 
 }
 
 /// Interfaces that take their addresses from routers: a host that forwards does so only if it is told.
-fn keeping_router_advertisements() -> Vec<String> {
+fn keeping_router_advertisements(bridge: &str) -> Vec<String> {
     let forwards = read("ipv6/conf/all/forwarding").is_ok_and(|value| value == "1");
     let Ok(interfaces) = std::fs::read_dir(PathBuf::from(ROOT).join("ipv6/conf")) else { return Vec::new() };
     let names = interfaces.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names
+        .filter(|interface| ![bridge, "all", "default", "lo"].contains(&interface.as_str()))
         .map(|interface| format!("ipv6/conf/{interface}/accept_ra"))
         .filter(|name| !forwards && read(name).is_ok_and(|value| value == "1"))
         .collect()
@@ -66,6 +67,7 @@ pub(crate) fn apply(wanted: &[(String, &'static str)]) -> Result<u64, SysctlErro
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => Err(error),
         };
+        tracing::debug!(name, value, "setting to change");
         set.map_err(|source| SysctlError { name: name.clone(), value, source })?;
         changes += 1;
     }

@@ -92,7 +92,7 @@ pub(crate) fn contents<'a>(vms: impl Iterator<Item = &'a Wired> + Clone) -> Cont
     };
     let point = |parts: &[&[u8]]| Element { key: key(parts), end: None };
     for protocol in PORTED {
-        add(Family::Inet, "ported", point(&[&[protocol]]));
+        add(Family::Inet, "ported", Element { key: vec![protocol], end: None });
     }
     for wired in vms.clone() {
         let index = wired.index.to_ne_bytes();

@@ -119,6 +119,7 @@ fn nftnl_chain<'a>(table: &'a nftnl::Table, chain: &super::Chain) -> nftnl::Chai
             HookAt::Prerouting => nftnl::Hook::PreRouting,
             HookAt::Input => nftnl::Hook::In,
             HookAt::Forward => nftnl::Hook::Forward,
+            HookAt::Output => nftnl::Hook::Out,
             HookAt::Postrouting => nftnl::Hook::PostRouting,
         };
         made.set_hook(at, hook.priority);
@@ -175,6 +176,16 @@ impl RawSet {
                     let length = u32::try_from(lengths.len()).unwrap_or_default();
                     sys::nftnl_set_set_data(raw.as_ptr(), attribute, lengths.as_ptr().cast(), length);
                 }
+                if let [part] = set.key {
+                    let data = byte_order(part.is_in_host_order());
+                    let length = u32::try_from(data.len()).unwrap_or_default();
+                    sys::nftnl_set_set_data(
+                        raw.as_ptr(),
+                        sys::NFTNL_SET_USERDATA as u16,
+                        data.as_ptr().cast(),
+                        length,
+                    );
+                }
                 if set.has_counters {
                     sys::nftnl_set_add_expr(raw.as_ptr(), alloc(c"counter").as_ptr());
                 }
@@ -213,6 +224,12 @@ impl Drop for RawSet {
         // SAFETY: it was allocated in `new`, and nobody else has it.
         unsafe { sys::nftnl_set_free(self.0.as_ptr()) };
     }
+}
+
+/// In which order of bytes keys are, as nft writes it for `nft list`: type 0, its length, 1 for the machine's own or 2 for that of the network.
+fn byte_order(is_hosts: bool) -> [u8; 6] {
+    let [a, b, c, d] = if is_hosts { 1_u32 } else { 2 }.to_ne_bytes();
+    [0, 4, a, b, c, d]
 }
 
 /// A comment as nft writes it: its type, 0, its length, and the text with a zero.

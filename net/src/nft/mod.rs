@@ -104,6 +104,11 @@ impl KeyPart {
         }
     }
 
+    /// Whether the kernel has it in the machine's own order of bytes.
+    pub(crate) const fn is_in_host_order(self) -> bool {
+        matches!(self, Self::Mark | Self::Index)
+    }
+
     /// Its length, in bytes.
     pub(crate) const fn length(self) -> usize {
         match self {
@@ -117,8 +122,11 @@ impl KeyPart {
 }
 
 impl Set {
-    /// The length of a key with each part filled up to registers, in bytes.
+    /// The length of a key, in bytes: of several parts each is filled up to registers.
     pub(crate) fn key_length(&self) -> usize {
+        if let [part] = self.key {
+            return part.length();
+        }
         self.key.iter().map(|part| part.length().next_multiple_of(4)).sum()
     }
 }
@@ -152,6 +160,7 @@ pub(crate) enum HookAt {
     Prerouting,
     Input,
     Forward,
+    Output,
     Postrouting,
 }
 

@@ -40,6 +40,7 @@ const ROUTER_ADVERTISEMENT: [u8; 1] = [134];
 const NEIGHBOUR_SOLICITATION: [u8; 1] = [135];
 const NEIGHBOUR_ADVERTISEMENT: [u8; 1] = [136];
 const REDIRECT: [u8; 1] = [137];
+const REDIRECT_V4: [u8; 1] = [5];
 const MLD_REPORT: [u8; 1] = [143];
 /// Bits of `ct state`.
 const INVALID: u32 = 1;
@@ -391,6 +392,27 @@ fn inet(frame: &Frame) -> Table {
                 vec![rule![from_bridge(), one(go("from_vm"))], rule![to_bridge(), one(go("to_vm"))]],
             ),
             hook("input", HookAt::Input, FILTER, vec![rule![from_bridge(), one(go("to_host"))]]),
+            // IPv6 has no setting for this: see `sysctl` for what a redirect would do.
+            hook(
+                "output",
+                HookAt::Output,
+                FILTER,
+                vec![
+                    rule![
+                        to_bridge(),
+                        meta_is(Meta::L4Proto, &ICMPV6),
+                        field(Base::Transport, 0, &REDIRECT),
+                        one(discard())
+                    ],
+                    rule![
+                        to_bridge(),
+                        meta_is(Meta::NfProto, &IPV4),
+                        meta_is(Meta::L4Proto, &ICMP),
+                        field(Base::Transport, 0, &REDIRECT_V4),
+                        one(discard())
+                    ],
+                ],
+            ),
             hook(
                 "postrouting",
                 HookAt::Postrouting,
