@@ -24,6 +24,11 @@ use crate::os::socket::connect_in_tokio;
 const START: Duration = Duration::from_secs(15);
 /// How often it is looked whether it does.
 const LOOK: Duration = Duration::from_millis(10);
+/// How often one that ends at once is started again, and the pause before.
+const AGAIN_MAX: u32 = 5;
+const AGAIN: Duration = Duration::from_millis(100);
+/// How long a process may take to go down.
+const DOWN: Duration = Duration::from_secs(2);
 /// How long a request may take.
 const REQUEST: Duration = Duration::from_secs(20);
 /// The pause before a process that ended is started again; it doubles up to the second one.
@@ -195,6 +200,11 @@ impl Nat {
         session.vms.clear();
         let cleaned = self.ask(&mut session, may_start, Request::Cleanup { instance: Some(instance) }).await;
         session.link = None;
+        // It goes down; whoever asks next is to have another one.
+        let deadline = Instant::now() + DOWN;
+        while cleaned.is_ok() && Instant::now() < deadline && self.dial().await?.is_some() {
+            tokio::time::sleep(LOOK).await;
+        }
         match cleaned? {
             Answer::Cleanup(cleaned) => Ok(cleaned.interfaces),
             _ => Err(ClientError::Unexpected.into()),
@@ -270,22 +280,28 @@ impl Nat {
 
     async fn start(&self) -> Result<UnixStream, NatError> {
         let failed = |source| NatError::Start { binary: self.binary.clone(), source };
-        let mut child = process::start(&self.binary, &self.directory).map_err(failed)?;
-        tracing::info!(pid = child.id(), "nexus-net is started");
         let deadline = Instant::now() + START;
         let not_up = || NatError::NotUp { after: START, said: process::last_words(&self.directory) };
+        let mut child = process::start(&self.binary, &self.directory).map_err(failed)?;
+        let mut again = AGAIN_MAX;
         let stream = loop {
             if let Some(stream) = self.dial().await? {
                 break stream;
             }
             let has_ended = child.try_wait().map_err(failed)?.is_some();
-            if has_ended || Instant::now() >= deadline {
+            if (has_ended && again == 0) || Instant::now() >= deadline {
                 // One that is not up in time would only get in the next one's way.
                 child.start_kill().ok();
                 return Err(not_up());
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(if has_ended { AGAIN } else { LOOK }).await;
+            if has_ended {
+                // One that goes down has the socket's lock until it is gone.
+                again -= 1;
+                child = process::start(&self.binary, &self.directory).map_err(failed)?;
+            }
         };
+        tracing::info!(pid = child.id(), "nexus-net is started");
         // It is to be reaped whenever it ends; a daemon that ends leaves that to the host's init.
         tokio::spawn(async move {
             if let Ok(status) = child.wait().await {

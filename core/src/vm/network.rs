@@ -188,7 +188,7 @@ pub(crate) async fn settle(shared: &Shared, was_used: bool) {
 pub(crate) fn instance_id(shared: &Shared) -> InstanceId {
     let bits = shared.instance.as_i64().cast_unsigned();
     let folded = (bits ^ (bits >> 32)) as u32;
-    InstanceId::new(folded.max(1)).unwrap_or_else(|| unreachable!("it is 1 or more"))
+    InstanceId::new(folded.max(1)).expect("it is 1 or more")
 }
 
 async fn instance(shared: &Shared, addresses: Addresses) -> Result<Instance, ToolError> {
