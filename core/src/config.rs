@@ -33,6 +33,8 @@ pub struct Config {
     pub vmms: BTreeMap<DriverKind, PathBuf>,
     /// Directories of the host below which clients may copy files from and to, besides each one's own folder.
     pub copy_roots: Vec<PathBuf>,
+    /// Path of `nexus-net`, which keeps the network of VMs in mode `nat`.
+    pub nexus_net: PathBuf,
     /// Whether VMMs of root are put in jails.
     pub jail: bool,
     /// Whether `/dev/kvm` is used even where it does not look like hardware virtualisation.

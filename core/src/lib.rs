@@ -4,7 +4,7 @@
 //! that are allowed:
 //!
 //! ```text
-//! facade ─> publish, vm ─> context ─> provision, op ─> asset, image ─> drive, egress, guest, vmm ─> ext4, store ─> progress, config ─> os
+//! facade ─> publish, vm ─> context ─> provision, op ─> asset, image ─> drive, egress, net, guest, vmm ─> ext4, store ─> progress, config ─> os
 //! ```
 //!
 //! `asset`, `image`, `drive`, `vmm` and `guest` do things and never see the store; `vm` decides and records; `store` holds all
@@ -19,6 +19,7 @@ mod ext4;
 mod facade;
 mod guest;
 mod image;
+mod net;
 mod op;
 mod os;
 mod progress;

@@ -36,6 +36,8 @@ pub struct Settings {
     pub vmms: BTreeMap<DriverKind, PathBuf>,
     /// Directories of the host below which clients may copy files from and to.
     pub copy_roots: Vec<PathBuf>,
+    /// Path of `nexus-net`; by default beside this program.
+    pub nexus_net: PathBuf,
     /// Whether VMMs of root are put in jails.
     pub jail: bool,
     /// Whether `/dev/kvm` is used even where it does not look like hardware virtualisation.
@@ -107,6 +109,7 @@ struct Draft {
     guest: Option<PathBuf>,
     vmms: BTreeMap<DriverKind, PathBuf>,
     copy_roots: Option<Vec<PathBuf>>,
+    nexus_net: Option<PathBuf>,
     jail: Option<bool>,
     force_kvm: Option<bool>,
     mmdebstrap: Option<PathBuf>,
@@ -131,6 +134,7 @@ const KEYS: &[Key] = &[
     Key { name: "driver", set: |d, v| driver(v).map(|v| d.driver = Some(v)) },
     Key { name: "guest", set: |d, v| path(v).map(|v| d.guest = Some(v)) },
     Key { name: "copy_roots", set: |d, v| roots(v).map(|v| d.copy_roots = Some(v)) },
+    Key { name: "nexus_net", set: |d, v| path(v).map(|v| d.nexus_net = Some(v)) },
     Key { name: "jail", set: |d, v| flag(v).map(|v| d.jail = Some(v)) },
     Key { name: "force_kvm", set: |d, v| flag(v).map(|v| d.force_kvm = Some(v)) },
     Key { name: "mmdebstrap", set: |d, v| path(v).map(|v| d.mmdebstrap = Some(v)) },
@@ -226,6 +230,7 @@ impl Settings {
             boot_timeout_tcg_s: self.boot_timeout_tcg_s,
             stop_timeout_s: self.stop_timeout_s,
             copy_roots: self.copy_roots.clone(),
+            nexus_net: self.nexus_net.clone(),
             jail: self.jail,
             force_kvm: self.force_kvm,
         }
@@ -272,6 +277,7 @@ impl Draft {
             driver,
             vmms: self.vmms,
             copy_roots: self.copy_roots.unwrap_or_default(),
+            nexus_net: self.nexus_net.unwrap_or_else(beside_own),
             jail: self.jail.unwrap_or(true),
             force_kvm: self.force_kvm.unwrap_or(false),
             mmdebstrap: self.mmdebstrap,
@@ -399,6 +405,12 @@ fn filter(text: &str) -> Result<String, String> {
     text.parse::<tracing_subscriber::filter::Targets>()
         .map(|_| text.to_owned())
         .map_err(|e| format!("`{text}` is not a log filter such as info,nexus_core=debug: {e}"))
+}
+
+/// The `nexus-net` that came with this program.
+fn beside_own() -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/"));
+    own.with_file_name("nexus-net")
 }
 
 /// Two, but for small machines: with a thread that sleeps for what another one looks for already, a message wakes a processor

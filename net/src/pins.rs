@@ -154,6 +154,7 @@ mod tests {
             preset: NetworkPreset::Internet,
             allow: rules(allow),
             deny: Vec::new(),
+            groups: Vec::new(),
         };
         let listed = policy(&["a.example:443", "*.b.example:80"]);
         let (vm, other) = (VmId::from_i64(1).unwrap(), VmId::from_i64(2).unwrap());

@@ -8,6 +8,7 @@ mod ends;
 mod examples;
 mod first_vm;
 mod guest;
+mod nat;
 mod oci;
 mod recovery;
 mod releases;

@@ -31,6 +31,8 @@ pub struct Daemon {
     state: PathBuf,
     arguments: Vec<String>,
     settings: BTreeMap<String, String>,
+    /// The network namespace that it runs in, if it is not this test's own.
+    namespace: Option<PathBuf>,
     _temporary: Option<TempDir>,
 }
 
@@ -53,7 +55,8 @@ impl Daemon {
         let state = root.join("state");
         let settings = BTreeMap::new();
         let process = spawn(&root, &state, &arguments, &settings);
-        let mut daemon = Self { process, root, state, arguments, settings, _temporary: Some(temporary) };
+        let mut daemon =
+            Self { process, root, state, arguments, settings, namespace: None, _temporary: Some(temporary) };
         daemon.wait_until_served();
         daemon
     }
@@ -95,6 +98,21 @@ impl Daemon {
         Self::start_with(&[])
     }
 
+    /// The same in a network namespace, which is named by a path. Takes root.
+    pub fn start_in_namespace(namespace: &Path) -> Self {
+        let temporary =
+            tempfile::Builder::new().prefix("nexus-e2e-").tempdir().expect("a temporary directory");
+        let (root, state) = (temporary.path().to_path_buf(), temporary.path().join("state"));
+        copy(&seed(), &state);
+        let namespace = Some(namespace.to_owned());
+        let (arguments, settings) = (vec![], BTreeMap::new());
+        let process = spawn_in(namespace.as_deref(), &root, &state, &arguments, &settings);
+        let mut daemon =
+            Self { process, root, state, arguments, settings, namespace, _temporary: Some(temporary) };
+        daemon.wait_until_served();
+        daemon
+    }
+
     /// The same with more arguments on its command line.
     pub fn start_with(arguments: &[&str]) -> Self {
         let temporary =
@@ -132,7 +150,8 @@ impl Daemon {
         let settings = BTreeMap::new();
         let process = spawn_as(Some(user), &root, &state, &[], &settings);
         let arguments = vec![];
-        let mut daemon = Self { process, root, state, arguments, settings, _temporary: Some(temporary) };
+        let mut daemon =
+            Self { process, root, state, arguments, settings, namespace: None, _temporary: Some(temporary) };
         daemon.wait_until_served();
         daemon
     }
@@ -166,7 +185,8 @@ impl Daemon {
         command.arg(user.to_string()).arg(root.join("nexusd")).env("HOME", &root);
         let process = start(command, &root, &state, &settings);
         let arguments = vec![];
-        let mut daemon = Self { process, root, state, arguments, settings, _temporary: Some(temporary) };
+        let mut daemon =
+            Self { process, root, state, arguments, settings, namespace: None, _temporary: Some(temporary) };
         daemon.wait_until_served();
         daemon
     }
@@ -177,7 +197,8 @@ impl Daemon {
         let settings: BTreeMap<_, _> =
             settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let process = spawn(&root, &state, &arguments, &settings);
-        let mut daemon = Self { process, root, state, arguments, settings, _temporary: Some(temporary) };
+        let mut daemon =
+            Self { process, root, state, arguments, settings, namespace: None, _temporary: Some(temporary) };
         daemon.wait_until_served();
         daemon
     }
@@ -225,7 +246,8 @@ impl Daemon {
 
     /// Starts it again, after [`Daemon::kill`] or [`Daemon::stop`].
     pub fn restart(&mut self) {
-        self.process = spawn(&self.root, &self.state, &self.arguments, &self.settings);
+        self.process =
+            spawn_in(self.namespace.as_deref(), &self.root, &self.state, &self.arguments, &self.settings);
         self.wait_until_served();
     }
 
@@ -371,6 +393,21 @@ fn spawn(root: &Path, state: &Path, arguments: &[String], settings: &BTreeMap<St
     spawn_as(None, root, state, arguments, settings)
 }
 
+/// Starts it in a network namespace, or in this test's own.
+fn spawn_in(
+    namespace: Option<&Path>,
+    root: &Path,
+    state: &Path,
+    arguments: &[String],
+    settings: &BTreeMap<String, String>,
+) -> Child {
+    let Some(namespace) = namespace else { return spawn(root, state, arguments, settings) };
+    // It becomes nexusd.
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", namespace.display())).arg(program("nexusd")).args(arguments);
+    start(command, root, state, settings)
+}
+
 fn spawn_as(
     user: Option<u32>,
     root: &Path,
@@ -427,8 +464,15 @@ fn seed() -> PathBuf {
     let state = half.join("state");
     let settings = BTreeMap::new();
     let process = spawn(&half, &state, &[], &settings);
-    let mut daemon =
-        Daemon { process, root: half.clone(), state, arguments: vec![], settings, _temporary: None };
+    let mut daemon = Daemon {
+        process,
+        root: half.clone(),
+        state,
+        arguments: vec![],
+        settings,
+        namespace: None,
+        _temporary: None,
+    };
     daemon.wait_until_served();
     let mut client = daemon.client();
     client.to_the_end("vm_create", json!({ "from": "busybox", "start": false, "wait_s": 0 }), SEED);

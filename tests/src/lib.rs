@@ -5,6 +5,7 @@
 pub mod client;
 pub mod daemon;
 pub mod mirror;
+pub mod netns;
 pub mod order;
 pub mod registry;
 pub mod tars;

@@ -7,6 +7,7 @@ use crate::{Finding, none};
 const PROCESSES: &[(&str, &str)] = &[
     ("core/src/os/tool/mod.rs", "external programs"),
     ("core/src/vmm/process.rs", "VMM processes"),
+    ("core/src/net/process.rs", "the process that keeps the network of VMs"),
     ("guest-mcp/src/", "commands in the guest"),
     ("host-mcp/build.rs", "cargo for the guest"),
     ("host-mcp/src/ctl/", "the daemon that the bridge starts"),

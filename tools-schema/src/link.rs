@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{BootId, VmId};
 use crate::name::Name;
+use crate::network::DenyReason;
 
 /// The generation of this protocol that this build speaks.
 pub const PROTOCOL: u32 = 1;
@@ -168,6 +169,9 @@ pub struct Configure {
     /// Name servers for `/etc/resolv.conf`; empty leaves the file alone.
     #[serde(default)]
     pub dns: Vec<std::net::IpAddr>,
+    /// Where short names are looked for, for the same file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
     /// Environment variables of every command.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -223,6 +227,33 @@ pub const CLOCK_REQUEST: &str = "nexus/clock";
 /// answers with the JSON-RPC error -32601, and learns of it at its next start.
 pub const PROXY_REQUEST: &str = "nexus/proxy";
 
+/// The MCP request of the host by which it says which connections of the guest's network interface were refused by policy; takes
+/// [`RefusedParams`]. The results of commands name them. A guest that does not know it answers with the JSON-RPC error -32601.
+pub const REFUSED_REQUEST: &str = "nexus/refused";
+
+/// Parameters of [`REFUSED_REQUEST`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedParams {
+    /// The connections, oldest first.
+    pub connections: Vec<Refusal>,
+}
+
+/// A connection that was refused by policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The name or the address.
+    pub host: String,
+    /// The port; 0 where there is none.
+    pub port: u16,
+    /// Why.
+    pub reason: DenyReason,
+    /// What to do next.
+    pub hint: String,
+    /// What the VM's allow list has to be for this connection; empty where that does not help, or is too long.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+}
+
 /// Parameters of [`PROXY_REQUEST`], and a part of [`Configure`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProxyParams {
@@ -252,14 +283,22 @@ pub struct ClockAnswer {
 pub struct Interface {
     /// Its MAC address, by which it is found.
     pub mac: String,
-    /// Its address and prefix length, such as `10.90.0.2/24`.
-    pub address: String,
-    /// The default gateway, if it is this interface.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gateway: Option<std::net::IpAddr>,
+    /// Its addresses.
+    pub addresses: Vec<InterfaceAddress>,
     /// The MTU in bytes, where it is not the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
+}
+
+/// An address of an interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceAddress {
+    /// The address and its prefix length, such as `10.90.0.2/32`.
+    pub address: String,
+    /// The default gateway of its family, if it is this interface. It need not be in the network that the prefix length says: the
+    /// guest finds it on the interface itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<std::net::IpAddr>,
 }
 
 /// One file to write at boot.

@@ -5,10 +5,13 @@ mod rule;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::name::Name;
 pub use rule::{NetworkRule, ParseRuleError, Target, name};
 
 /// The most entries of an allow or a deny list.
 pub const RULES_MAX: usize = 128;
+/// The most groups of one VM.
+pub const GROUPS_MAX: usize = 16;
 
 /// How a VM reaches other machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
@@ -19,6 +22,8 @@ pub enum NetworkMode {
     None,
     /// By a proxy in the guest, whose connections its host makes: HTTP, HTTPS and SOCKS5, no network interface.
     Proxy,
+    /// By a network interface with addresses of its own, behind its host's.
+    Nat,
 }
 
 impl NetworkMode {
@@ -27,6 +32,7 @@ impl NetworkMode {
         match self {
             Self::None => "none",
             Self::Proxy => "proxy",
+            Self::Nat => "nat",
         }
     }
 }
@@ -66,6 +72,9 @@ pub struct NetworkPolicy {
     /// Never what this names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<NetworkRule>,
+    /// The groups that it is in, in [`NetworkMode::Nat`]: VMs that have one in common may talk to each other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Name>,
 }
 
 /// Why a connection is refused.
@@ -120,6 +129,23 @@ impl DenyReason {
             Self::Spoofed => "a sender's address that is not this VM's",
             Self::Quic => "UDP port 443 under an allow list of names",
             Self::Resolver => "another resolver under an allow list",
+        }
+    }
+
+    /// Whether an entry of the allow list can help.
+    pub const fn is_for_allow(self) -> bool {
+        match self {
+            Self::NameNotAllowed
+            | Self::AddressNotAllowed
+            | Self::Host
+            | Self::Private
+            | Self::LinkLocal
+            | Self::Metadata
+            | Self::Multicast
+            | Self::Reserved => true,
+            Self::NoNetwork | Self::Denied | Self::OtherVm | Self::Spoofed | Self::Quic | Self::Resolver => {
+                false
+            }
         }
     }
 

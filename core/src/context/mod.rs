@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use nexus_schema::id::InstanceId;
 use nexus_schema::tools::vm::DriverChoice;
-use nexus_schema::{Timestamp, ToolError};
+use nexus_schema::{ErrorCode, Timestamp, ToolError};
 use tokio::sync::RwLock;
 use tokio_util::task::TaskTracker;
 
@@ -31,6 +31,7 @@ use crate::asset::{KernelFiles, compose_initramfs};
 use crate::config::{Config, DriverSetting};
 use crate::drive::{DriveError, Drives, Locks};
 use crate::egress::Egresses;
+use crate::net::{Nat, NatError};
 use crate::op::{Ops, described};
 use crate::os::lock::Lock;
 use crate::os::paths::Paths;
@@ -55,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) streams: Streams,
     /// The networks of VMs.
     pub(crate) egresses: Egresses,
+    /// The network that VMs in mode `nat` share.
+    pub(crate) nat: Arc<Nat>,
     pub(crate) tasks: TaskTracker,
     /// The ports of guests that are published on the host.
     pub(crate) published: Published,
@@ -132,6 +135,13 @@ impl Shared {
         .await
         .map_err(|e| ToolError::internal(format!("compose the initramfs: {e}")))?
     }
+}
+
+/// A failure of the shared network as callers see it.
+pub(crate) fn network_error(error: NatError) -> ToolError {
+    let code = if error.is_of_host() { ErrorCode::HostUnsuitable } else { ErrorCode::Internal };
+    let hint = error.hint();
+    described(code, &error, hint)
 }
 
 /// A failure of the drives as callers see it.

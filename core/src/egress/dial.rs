@@ -9,6 +9,7 @@ use std::time::Duration;
 use nexus_net_policy::{Place, allowing, decide_address, decide_name, range};
 use nexus_schema::egress::{EgressError, EgressFailure, EgressOpening};
 use nexus_schema::network::{DenyReason, NetworkPolicy};
+use nexus_schema::tools::network::Verdict;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -81,7 +82,7 @@ impl Denied {
     pub(super) fn noted(self, egress: &Egress) -> EgressError {
         let Self { host, port, address, reason, allow } = self;
         let hint = reason.hint(&allow);
-        egress.note_denied(&host, port, reason, hint.clone());
+        egress.note_denied((&host, address), port, reason, hint.clone());
         let found = address.map(|address| format!("{address} is ")).unwrap_or_default();
         let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let message = format!("{shown} is refused by policy: {found}{}", reason.words());
@@ -93,9 +94,18 @@ impl Denied {
 pub(super) async fn dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, EgressError> {
     let dialled = try_dial(egress, opening).await;
     match &dialled {
-        Ok(_) => drop(egress.counts.allowed.fetch_add(1, Ordering::Relaxed)),
+        Ok(Dialled { way, .. }) => {
+            egress.counts.allowed.fetch_add(1, Ordering::Relaxed);
+            egress.log(Verdict::Allowed, &way.host, way.place.port, Some(way.place.address));
+        }
+        // It is noted where it was refused.
         Err(error) if error.failure == EgressFailure::Denied => {}
-        Err(_) => drop(egress.counts.failed.fetch_add(1, Ordering::Relaxed)),
+        Err(error) => {
+            egress.counts.failed.fetch_add(1, Ordering::Relaxed);
+            if error.failure != EgressFailure::Invalid {
+                egress.log(Verdict::Failed, &opening.host, opening.port, None);
+            }
+        }
     }
     dialled
 }

@@ -5,7 +5,8 @@
 //!                                                     opening, answer, frames    │
 //!                                                       policy: name, then each address; only then is anything dialled
 //! ```
-//! `nexus-net-policy` decides, without any IO; [`Egress`] is one VM's policy and what was counted of it, which lasts as long as the daemon;
+//! What is refused at a VM's own interface is noted here, too. `nexus-net-policy` decides, without any IO; [`Egress`] is one VM's policy and
+//! what was counted of it, which lasts as long as the daemon;
 //! [`EgressServer`] serves the guest of one boot, and ends its connections when it is dropped. Guests are hostile: the length of an
 //! opening, the number of connections and of names that are looked up at once, and the bytes that wait are bounded, and nothing is
 //! looked up or dialled before the policy has allowed it.
@@ -13,11 +14,13 @@
 mod connection;
 mod counted;
 mod dial;
+mod log;
 mod own;
 mod policy;
 mod server;
 mod state;
 
+pub(crate) use log::read as read_log;
 pub(crate) use policy::{merge, starting};
 pub(crate) use server::EgressServer;
 pub(crate) use state::{Egress, Egresses};

@@ -1,6 +1,6 @@
 //! Policies as callers ask for them. What they allow, `nexus-net-policy` decides.
 
-use nexus_schema::network::{NetworkMode, NetworkPolicy, RULES_MAX};
+use nexus_schema::network::{GROUPS_MAX, NetworkMode, NetworkPolicy, RULES_MAX};
 use nexus_schema::tools::vm::NetworkParams;
 
 /// The policy of a new VM: what is asked for, over the default mode.
@@ -12,20 +12,31 @@ pub(crate) fn starting(default: NetworkMode, asked: Option<&NetworkParams>) -> R
     }
 }
 
-/// A policy with what is asked for in its place. Whoever asks for a preset or a list and no mode means the proxy.
+/// A policy with what is asked for in its place. Whoever has no network and asks for a preset or a list and no mode means the
+/// proxy.
 pub(crate) fn merge(policy: &NetworkPolicy, asked: &NetworkParams) -> Result<NetworkPolicy, String> {
-    let NetworkParams { mode, preset, allow, deny } = asked;
+    let NetworkParams { mode, preset, allow, deny, groups } = asked;
     let has_rules = preset.is_some() || allow.is_some() || deny.is_some();
     if *mode == Some(NetworkMode::None) && has_rules {
         return Err("network.mode none stands alone: without preset, allow and deny".to_owned());
     }
-    let mode = mode.unwrap_or(if has_rules { NetworkMode::Proxy } else { policy.mode });
+    let mode = mode.unwrap_or(match policy.mode {
+        NetworkMode::None if has_rules => NetworkMode::Proxy,
+        mode => mode,
+    });
+    if mode != NetworkMode::Nat && groups.as_ref().is_some_and(|groups| !groups.is_empty()) {
+        return Err(format!("network.groups are for network.mode nat, and the mode is {}", mode.as_str()));
+    }
     let merged = NetworkPolicy {
         mode,
         preset: preset.unwrap_or(policy.preset),
         allow: allow.as_ref().unwrap_or(&policy.allow).clone(),
         deny: deny.as_ref().unwrap_or(&policy.deny).clone(),
+        groups: groups.as_ref().unwrap_or(&policy.groups).clone(),
     };
+    if merged.groups.len() > GROUPS_MAX {
+        return Err(format!("network.groups has {} entries, more than {GROUPS_MAX}", merged.groups.len()));
+    }
     for (what, rules) in [("allow", &merged.allow), ("deny", &merged.deny)] {
         if rules.len() > RULES_MAX {
             return Err(format!("network.{what} has {} entries, more than {RULES_MAX}", rules.len()));
@@ -41,7 +52,7 @@ pub(crate) fn merge(policy: &NetworkPolicy, asked: &NetworkParams) -> Result<Net
 
 #[cfg(test)]
 mod tests {
-    use nexus_schema::network::NetworkMode::{None as NoNetwork, Proxy};
+    use nexus_schema::network::NetworkMode::{Nat, None as NoNetwork, Proxy};
     use nexus_schema::network::NetworkPreset::{self, Internet, Open};
     use nexus_schema::network::NetworkRule;
     use serde_json::json;
@@ -51,7 +62,7 @@ mod tests {
     fn policy(preset: NetworkPreset, allow: &[&str], deny: &[&str]) -> NetworkPolicy {
         let rules =
             |texts: &[&str]| -> Vec<NetworkRule> { texts.iter().map(|text| text.parse().unwrap()).collect() };
-        NetworkPolicy { mode: Proxy, preset, allow: rules(allow), deny: rules(deny) }
+        NetworkPolicy { mode: Proxy, preset, allow: rules(allow), deny: rules(deny), groups: Vec::new() }
     }
 
     #[test]
@@ -70,9 +81,14 @@ mod tests {
             (json!({ "mode": "none", "allow": ["a.example"] }), "stands alone"),
             (json!({ "allow": vec!["a.example"; 129] }), "129 entries, more than 128"),
             (json!({ "deny": ["*"] }), "which allows nothing"),
+            (json!({ "groups": ["web"] }), "are for network.mode nat, and the mode is proxy"),
+            (json!({ "mode": "nat", "groups": vec!["web"; 17] }), "17 entries, more than 16"),
         ] {
             let refused = merge(&with_lists, &asked(json)).unwrap_err();
             assert!(refused.contains(words), "{refused}");
         }
+        let grouped = merge(&with_lists, &asked(json!({ "mode": "nat", "groups": ["web"] }))).unwrap();
+        let denied = merge(&grouped, &asked(json!({ "deny": [] }))).unwrap();
+        assert_eq!((denied.mode, denied.groups.len()), (Nat, 1), "lists leave the mode");
     }
 }

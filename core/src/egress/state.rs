@@ -1,13 +1,21 @@
 //! What the daemon keeps of a VM's network: its policy, and what was counted.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nexus_net_policy::allowing;
+use nexus_schema::Timestamp;
 use nexus_schema::id::VmId;
+use nexus_schema::link::Refusal;
 use nexus_schema::network::{DenyReason, NetworkPolicy};
+use nexus_schema::tools::network::{LoggedConnection, Verdict};
 use nexus_schema::tools::vm::{DeniedConnection, NetworkCounts, VmNetwork};
 use tokio::sync::{Semaphore, watch};
+
+use super::log::Writer;
 
 /// How many refused connections of a VM are remembered.
 const DENIED_MAX: usize = 20;
@@ -17,6 +25,8 @@ const LOOKUPS_MAX: usize = 4;
 /// The network of one VM.
 #[derive(Debug)]
 pub(crate) struct Egress {
+    vm: VmId,
+    log: Writer,
     policy: watch::Sender<Arc<NetworkPolicy>>,
     pub(super) counts: Counts,
     denied: Mutex<VecDeque<DeniedConnection>>,
@@ -35,8 +45,10 @@ pub(super) struct Counts {
 }
 
 impl Egress {
-    pub(super) fn new(policy: NetworkPolicy) -> Self {
+    fn new(vm: VmId, log: Writer, policy: NetworkPolicy) -> Self {
         Self {
+            vm,
+            log,
             policy: watch::Sender::new(Arc::new(policy)),
             counts: Counts::default(),
             denied: Mutex::default(),
@@ -64,13 +76,79 @@ impl Egress {
         self.denied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a refused connection.
-    pub(super) fn note_denied(&self, host: &str, port: u16, reason: DenyReason, hint: String) {
+    /// Notes a connection of the proxy that was refused.
+    pub(super) fn note_denied(
+        &self,
+        (host, address): (&str, Option<IpAddr>),
+        port: u16,
+        reason: DenyReason,
+        hint: String,
+    ) {
         self.counts.denied.fetch_add(1, Ordering::Relaxed);
+        let at = crate::os::clock::now();
+        self.note(DeniedConnection { at, host: host.to_owned(), port, reason, hint }, "tcp", address);
+    }
+
+    /// Notes what was refused at the VM's interface, and says what to do about it. Whoever refused it has counted it.
+    pub(crate) fn refused_at_interface(
+        &self,
+        at: Timestamp,
+        protocol: &str,
+        host: String,
+        address: Option<IpAddr>,
+        port: u16,
+        reason: DenyReason,
+    ) -> Refusal {
+        let mut allow = allowing(&self.policy.borrow(), &host, port, reason);
+        if port == 0 {
+            // A name, or a protocol without ports.
+            allow.iter_mut().for_each(|entry| {
+                if let Some(rest) = entry.strip_suffix(":0") {
+                    *entry = rest.to_owned();
+                }
+            });
+        }
+        let hint = reason.hint(&allow);
+        self.note(
+            DeniedConnection { at, host: host.clone(), port, reason, hint: hint.clone() },
+            protocol,
+            address,
+        );
+        Refusal { host, port, reason, hint, allow }
+    }
+
+    fn note(&self, one: DeniedConnection, protocol: &str, address: Option<IpAddr>) {
+        self.log.write(
+            self.vm,
+            LoggedConnection {
+                at: one.at,
+                verdict: Verdict::Denied,
+                protocol: protocol.to_owned(),
+                host: one.host.clone(),
+                address: address.filter(|address| address.to_string() != one.host),
+                port: one.port,
+                reason: Some(one.reason),
+            },
+        );
         let mut denied = self.denied();
         denied.truncate(DENIED_MAX - 1);
-        let at = crate::os::clock::now();
-        denied.push_front(DeniedConnection { at, host: host.to_owned(), port, reason, hint });
+        denied.push_front(one);
+    }
+
+    /// Logs a connection of the proxy that was made, or could not be.
+    pub(super) fn log(&self, verdict: Verdict, host: &str, port: u16, address: Option<IpAddr>) {
+        self.log.write(
+            self.vm,
+            LoggedConnection {
+                at: crate::os::clock::now(),
+                verdict,
+                protocol: "tcp".to_owned(),
+                host: host.to_owned(),
+                address: address.filter(|address| address.to_string() != host),
+                port,
+                reason: None,
+            },
+        );
     }
 
     /// The network as callers see it.
@@ -106,19 +184,33 @@ impl Drop for Counted<'_> {
 }
 
 /// The networks of all VMs that ran since the daemon started.
-#[derive(Debug, Default)]
-pub(crate) struct Egresses(Mutex<HashMap<VmId, Arc<Egress>>>);
+#[derive(Debug)]
+pub(crate) struct Egresses {
+    all: Mutex<HashMap<VmId, Arc<Egress>>>,
+    log: Writer,
+}
 
 impl Egresses {
+    /// None yet, with their logs in a directory.
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        Self { all: Mutex::default(), log: Writer::start(directory) }
+    }
+
     fn all(&self) -> MutexGuard<'_, HashMap<VmId, Arc<Egress>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The network of a VM, under this policy from now on.
     pub(crate) fn of(&self, vm: VmId, policy: &NetworkPolicy) -> Arc<Egress> {
-        let egress = self.all().entry(vm).or_insert_with(|| Arc::new(Egress::new(policy.clone()))).clone();
+        let fresh = || Arc::new(Egress::new(vm, self.log.clone(), policy.clone()));
+        let egress = self.all().entry(vm).or_insert_with(fresh).clone();
         egress.set(policy);
         egress
+    }
+
+    /// The network of a VM that ran since the daemon started.
+    pub(crate) fn get(&self, vm: VmId) -> Option<Arc<Egress>> {
+        self.all().get(&vm).cloned()
     }
 
     /// A VM's network as callers see it.
@@ -132,21 +224,58 @@ impl Egresses {
     /// Forgets a VM that is deleted.
     pub(crate) fn forget(&self, vm: VmId) {
         self.all().remove(&vm);
+        self.log.remove(vm);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nexus_schema::network::NetworkMode;
+
     use super::*;
 
     #[test]
+    fn what_is_refused_at_an_interface_has_a_hint_that_can_be_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let egresses = Egresses::new(directory.path().to_owned());
+        let allow = vec!["a.example".parse().unwrap()];
+        let policy = NetworkPolicy { mode: NetworkMode::Nat, allow, ..NetworkPolicy::default() };
+        let egress = egresses.of(VmId::from_i64(1).unwrap(), &policy);
+        let at = crate::os::clock::now();
+        for (protocol, host, port, expected) in [
+            ("dns", "b.example", 0, "b.example"),
+            ("tcp", "8.8.8.8", 443, "8.8.8.8:443"),
+            ("icmp", "::1", 0, "[::1]"),
+        ] {
+            let told = egress.refused_at_interface(
+                at,
+                protocol,
+                host.into(),
+                None,
+                port,
+                DenyReason::NameNotAllowed,
+            );
+            assert_eq!(told.allow, ["a.example", expected]);
+            let entry: nexus_schema::network::NetworkRule = expected.parse().unwrap();
+            assert_eq!(entry.to_string().trim_matches(['[', ']']), expected.trim_matches(['[', ']']));
+        }
+        let shown = egresses.shown(VmId::from_i64(1).unwrap(), &policy);
+        assert_eq!(
+            (shown.denied.len(), shown.counts.denied),
+            (3, 0),
+            "whoever refused them has counted them"
+        );
+    }
+
+    #[test]
     fn the_last_refused_connections_are_remembered_and_all_are_counted() {
-        let (egresses, vm) = (Egresses::default(), VmId::from_i64(1).unwrap());
+        let directory = tempfile::tempdir().unwrap();
+        let (egresses, vm) = (Egresses::new(directory.path().to_owned()), VmId::from_i64(1).unwrap());
         let policy = NetworkPolicy::default();
         assert_eq!(egresses.shown(vm, &policy), VmNetwork::default());
         let egress = egresses.of(vm, &policy);
         for port in 1..=30 {
-            egress.note_denied("a.example", port, DenyReason::Denied, String::new());
+            egress.note_denied(("a.example", None), port, DenyReason::Denied, String::new());
         }
         let shown = egresses.shown(vm, &policy);
         assert_eq!((shown.counts.denied, shown.denied.len()), (30, DENIED_MAX));

@@ -4,6 +4,7 @@ mod asset;
 mod build;
 mod drive;
 mod image;
+mod network;
 mod op;
 mod plan;
 mod provider;
@@ -31,8 +32,10 @@ use crate::config::Config;
 use crate::context::{CallLog, Published, Shared, record_calls};
 use crate::context::{Command, Registry, Streams};
 use crate::drive::{Drives, Locks};
+use crate::egress::Egresses;
 use crate::guest::Link;
 use crate::image::oci::Keychain;
+use crate::net::Nat;
 pub use crate::op::{CallContext, Caller};
 use crate::op::{Ops, store_error, summary};
 use crate::os::leftover;
@@ -127,6 +130,7 @@ impl Nexus {
             paths.downloads(),
             paths.scratch(),
             paths.sockets(),
+            paths.network(),
         ] {
             make_private(&directory)?;
         }
@@ -151,6 +155,7 @@ impl Nexus {
         let instance = store.instance().await?;
         let drives = Drives::probe(&paths.drives())?;
         let (calls, queue) = CallLog::new();
+        let (nat, refusals) = Nat::new(config.nexus_net.clone(), paths.network());
         let ops = Ops::new(store.clone());
         let shared = Arc::new(Shared {
             provision: Provision::new(
@@ -164,7 +169,8 @@ impl Nexus {
             ops,
             vms: Registry::default(),
             streams: Streams::default(),
-            egresses: Default::default(),
+            egresses: Egresses::new(paths.network()),
+            nat,
             tasks: TaskTracker::new(),
             published: Published::default(),
             host: tokio::sync::RwLock::new(None),
@@ -184,6 +190,7 @@ impl Nexus {
             Err(error) if error.is_disk_full() => tracing::warn!(%error, "providers are as they were before"),
             synced => synced?,
         }
+        tokio::spawn(crate::vm::network::hear(Arc::downgrade(&shared), refusals));
         recover::recover(&shared).await.map_err(|error| OpenError::Recover { error })?;
         crate::publish::take_up(&shared).await.map_err(|error| OpenError::Recover { error })?;
         resume::resume_ops(&shared).await.map_err(|error| OpenError::Recover { error })?;

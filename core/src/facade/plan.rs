@@ -1,5 +1,6 @@
 //! What a creation would do: the answers to `dry_run`. Nothing changes here: no rows, no files, no operations.
 
+use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::drive::DriveCreateParams;
 use nexus_schema::tools::image::ImageCreateParams;
 use nexus_schema::tools::plan::{Plan, PlanAction, PlanDriver, PlanStep, PlanThing};
@@ -16,6 +17,7 @@ use crate::store::images::ImageRecord;
 use crate::store::{drives, images, vms};
 use crate::vm::create::disk_of;
 use crate::vm::defaults;
+use crate::vm::network;
 use crate::vm::spec::{self, DISK_DEFAULT};
 
 impl Shared {
@@ -33,6 +35,9 @@ impl Shared {
         let name = name.map_err(|e| ToolError::internal(format!("{e}")))?;
         let spec = spec::check(params, &name, &defaults::read(&self.store).await?)?;
         let choice = self.choose_driver(spec.driver).await?;
+        if spec.network.mode == NetworkMode::Nat {
+            network::check(&*self.host(false).await?, &choice)?;
+        }
         self.provision.check_image(&spec.from).await?;
         let mut steps = Vec::new();
         if self.needs_kernel() {

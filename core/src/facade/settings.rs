@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::settings::{
     Setting, SettingChange, SettingsGetParams, SettingsHistoryOutput, SettingsHistoryParams, SettingsOutput,
     SettingsRollbackParams, SettingsSetParams,
@@ -16,7 +17,8 @@ use crate::op::store_error;
 use crate::provision::{self, Change, Refusal};
 use crate::store::settings::{self, DEFAULT_IMAGE, DEFAULT_KERNEL};
 use crate::store::{StoreError, settings::Row};
-use crate::vm::defaults::{SETTINGS, Values};
+use crate::vm::defaults::{DEFAULT_NETWORK, SETTINGS, SUBNET, Values};
+use crate::vm::network;
 
 impl Nexus {
     /// The tool `settings_get`.
@@ -170,6 +172,10 @@ impl Shared {
         let (providers, changes): (BTreeMap<_, _>, BTreeMap<_, _>) =
             changes.into_iter().partition(|(key, _)| provision::name_in(key).is_some());
         for (key, value) in &changes {
+            let value = match value {
+                None if key == SUBNET => Some(""),
+                value => value.as_deref(),
+            };
             if let Some(value) = value
                 && let Err(error) = self.check_setting(key, value).await
             {
@@ -203,6 +209,11 @@ impl Shared {
         match key {
             DEFAULT_IMAGE => self.provision.check_image(value).await,
             DEFAULT_KERNEL => self.provision.check_kernel(value).await,
+            DEFAULT_NETWORK if value == NetworkMode::Nat.as_str() => self.host(true).await?.check_nat(),
+            SUBNET => {
+                Values::default().set(key, value)?;
+                network::check_change(self).await
+            }
             _ => Values::default().set(key, value),
         }
     }

@@ -25,6 +25,7 @@ pub(crate) mod shown;
 pub mod socket;
 pub mod subids;
 pub mod subvolume;
+pub(crate) mod tap;
 pub mod tls;
 pub mod tool;
 pub mod tsc;

@@ -106,6 +106,11 @@ impl Paths {
         self.root.join("sockets")
     }
 
+    /// Where the process that keeps the network of VMs has its socket and its log, and the VMs' connections are logged.
+    pub fn network(&self) -> PathBuf {
+        self.root.join("network")
+    }
+
     /// A client's own folder for copies: `owner` is whom its calls belong to, such as `uid:1000`.
     pub fn of_client(&self, owner: &str) -> PathBuf {
         let plain = |c: char| {
@@ -160,6 +165,12 @@ pub(super) const PROCESSES: &str = "/proc";
 
 /// The device of hardware virtualization.
 pub(crate) const KVM: &str = "/dev/kvm";
+
+/// Where the kernel lists its routes of IPv4, those of this process's network namespace.
+pub(crate) const ROUTES: &str = "/proc/self/net/route";
+
+/// The device by which TAP devices are used.
+pub(crate) const TUN: &str = "/dev/net/tun";
 
 /// Where an image has the files of its services.
 pub(crate) const GUEST_SERVICES: &str = "/etc/nexus/services.d";

@@ -11,6 +11,7 @@ pub mod drives;
 pub mod history;
 pub mod idempotency;
 pub mod images;
+pub mod leases;
 pub mod ops;
 pub mod ports;
 pub mod providers;
@@ -29,7 +30,7 @@ use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest version of the schema that this build knows.
-pub const SCHEMA_VERSION: u32 = 8;
+pub const SCHEMA_VERSION: u32 = 9;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -41,6 +42,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0006.sql")),
         M::up(include_str!("migrations/0007.sql")),
         M::up(include_str!("migrations/0008.sql")),
+        M::up(include_str!("migrations/0009.sql")),
     ])
 }
 
@@ -99,6 +101,9 @@ pub enum StoreError {
     /// No context id is free.
     #[error("all vsock context ids are in use")]
     NoCid,
+    /// No address is free.
+    #[error("all addresses of the network that VMs share are in use")]
+    NoAddress,
     /// The daemon goes down.
     #[error("the store is closed")]
     Closed,

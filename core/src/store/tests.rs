@@ -1,3 +1,5 @@
+mod leases;
+
 use std::collections::BTreeMap;
 
 use nexus_schema::id::{OpId, VmId};
@@ -90,6 +92,7 @@ async fn vms_of_before_have_no_network_and_policies_are_kept() {
         preset: NetworkPreset::Open,
         allow: vec!["*.example.org:443".parse().unwrap()],
         deny: vec!["10.0.0.0/8".parse().unwrap()],
+        groups: vec!["web".parse().unwrap()],
     };
     let mut new = vm("web", 4);
     new.spec.network = policy.clone();

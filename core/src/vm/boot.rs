@@ -1,5 +1,6 @@
 //! One boot of one VM: from its plan to a VMM that runs, and what is held while it does.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use nexus_schema::tools::vm::{VmState, VmTimings};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::network::{self, Leased};
 use super::stop::Rung;
 use super::timer;
 use crate::asset::KernelFiles;
@@ -28,7 +30,9 @@ use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::{TmpPlace, VmRecord};
 use crate::vmm::doctor::Choice;
-use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, ShimClient, Stall, VmmError};
+use crate::vmm::{
+    Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, PlanInterface, ShimClient, Stall, VmmError,
+};
 
 /// How much of a console is kept twice over: the current file and the one before.
 const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
@@ -75,6 +79,8 @@ pub(super) struct Boot {
     pub(super) stall: Option<Stall>,
     stalls: mpsc::Receiver<Option<Stall>>,
     pub(super) clock: Clock,
+    /// Whether it has an interface, which is to be disconnected when it is over.
+    pub(super) has_interface: bool,
 }
 
 /// What a guest said before it went down.
@@ -160,6 +166,7 @@ pub(super) fn configure(
     drives: &[DriveRecord],
     boot_id: BootId,
     token: &str,
+    leased: Option<&Leased>,
 ) -> Configure {
     let mounts = drives.iter().filter_map(|drive| {
         let path = drive.attachment.as_ref()?.mount.clone()?;
@@ -171,6 +178,9 @@ pub(super) fn configure(
         let content_base64 = BASE64.encode(&content);
         Some(GuestFile { path: path.clone(), content_base64, mode, user: file.user.clone() })
     });
+    let policy = network::in_force(&record.spec.network, leased.is_none());
+    let names = leased.map(Leased::names);
+    let resolver = names.iter().map(|(server, _)| IpAddr::from(*server));
     Configure {
         protocol: PROTOCOL,
         token: token.into(),
@@ -179,15 +189,16 @@ pub(super) fn configure(
         boot_id,
         hostname: record.spec.hostname.clone(),
         time_unix_ns: 0,
-        interfaces: Vec::new(),
-        dns: record.spec.dns.clone(),
+        interfaces: leased.map(Leased::of_guest).into_iter().collect(),
+        dns: if names.is_some() { resolver.collect() } else { record.spec.dns.clone() },
+        search: names.map(|(_, domain)| domain).into_iter().collect(),
         env: record.spec.env.clone(),
         working_dir: record.spec.working_dir.clone(),
         image_user: record.spec.image_user.clone(),
         wait_for_init_s: wait_for_init_s(shared, record),
         mounts: mounts.collect(),
         files: files.collect(),
-        proxy: Some(ProxyParams { enabled: record.spec.network.mode == NetworkMode::Proxy }),
+        proxy: Some(ProxyParams { enabled: policy.mode == NetworkMode::Proxy }),
     }
 }
 
@@ -217,6 +228,7 @@ pub(super) fn plan(
     choice: &Choice,
     kernel: Option<&KernelFiles>,
     initramfs: &Path,
+    interface: Option<PlanInterface>,
 ) -> LaunchPlan {
     let init = match record.spec.init {
         InitMode::Agent => "agent",
@@ -252,6 +264,7 @@ pub(super) fn plan(
         cmdline,
         drives,
         cid: record.cid,
+        interface,
         jail: shared.config.jail,
         console_bytes: CONSOLE_BYTES,
     }
@@ -280,7 +293,12 @@ impl Boot {
         let listeners = (Some(hello), Some(egress));
         let boot = Self::new(shim, plan.accel, listeners, events, shared.boot_timeout(plan.accel), clock);
         let watched = (plan.accel == Accel::Tcg).then(|| timer::until_lost(plan.directory.clone()));
-        Ok(Self { timer: watched.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch))), ..boot })
+        let has_interface = plan.interface.is_some();
+        Ok(Self {
+            has_interface,
+            timer: watched.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch))),
+            ..boot
+        })
     }
 
     /// Takes a VMM up again that an earlier daemon launched.
@@ -343,6 +361,7 @@ impl Boot {
             stall: None,
             stalls,
             clock,
+            has_interface: false,
         }
     }
 

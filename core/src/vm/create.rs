@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nexus_schema::id::{BootId, DriveId, OpId, VmId};
+use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmCreateParams, VmDetails, VmState};
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 use tokio::sync::{oneshot, watch};
 
 use super::actor::{self, DAEMON};
 use super::view::details;
-use super::{defaults, spec};
+use super::{defaults, network, spec};
 use crate::context::{Command, Handle, Shared, View, drive_error, not_found};
 use crate::op::{Begun, caught};
 use crate::os::failpoint;
@@ -18,7 +19,7 @@ use crate::progress::Progress;
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::images::ImageRecord;
 use crate::store::vms::{VmRecord, VmSpec};
-use crate::store::{StoreError, drives, history, now, random_id, vms};
+use crate::store::{StoreError, drives, history, leases, now, random_id, vms};
 
 /// Begins to create a VM; the operation goes on by itself. Bad arguments are refused before anything changes.
 pub(crate) async fn begin(
@@ -38,7 +39,14 @@ pub(crate) async fn begin(
     };
     let defaults = defaults::read(&shared.store).await?;
     let spec = spec::check(&params, &name, &defaults)?;
-    shared.choose_driver(spec.driver).await?;
+    let choice = shared.choose_driver(spec.driver).await?;
+    let last_address = match spec.network.mode {
+        NetworkMode::Nat => {
+            network::check(&*shared.host(false).await?, &choice)?;
+            Some(network::addresses(shared).await?.last())
+        }
+        NetworkMode::None | NetworkMode::Proxy => None,
+    };
     shared.provision.check_image(&spec.from).await?;
     if shared.needs_kernel() {
         shared.provision.check_kernel(&spec.kernel).await?;
@@ -79,6 +87,9 @@ pub(crate) async fn begin(
                 spec,
             };
             vms::insert(tx, &record)?;
+            if let Some(last) = last_address {
+                leases::take(tx, id, last)?;
+            }
             history::insert(
                 tx,
                 id,

@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 
+use nexus_net_wire::Cidr;
 use nexus_schema::network::NetworkMode;
 use nexus_schema::{ByteSize, ToolError};
 
 use super::spec::{self, Defaults};
+use crate::net::parse_subnet;
 use crate::op::store_error;
 use crate::store::Store;
 use crate::store::settings::{self, DEFAULT_IMAGE, DEFAULT_KERNEL};
@@ -20,12 +22,14 @@ pub(crate) const DEFAULT_WAIT_FOR_INIT: &str = "default.wait_for_init";
 pub(crate) const DNS: &str = "dns";
 pub(crate) const HISTORY_DAYS: &str = "history.days";
 pub(crate) const HISTORY_PER_VM: &str = "history.per_vm";
+pub(crate) const NETWORK_DNS: &str = "network.dns";
+pub(crate) const SUBNET: &str = "network.subnet";
 
 /// The most name servers that resolvers look at.
 const DNS_MAX: usize = 3;
 
 /// A setting: its key, its built-in value, and what it decides. By key.
-pub(crate) const SETTINGS: [(&str, &str, &str); 11] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 13] = [
     (DEFAULT_DISK, "8GiB", "size of the root drive; one of a larger image is as large as that"),
     (
         DEFAULT_IMAGE,
@@ -37,7 +41,7 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 11] = [
     (
         DEFAULT_NETWORK,
         "proxy",
-        "how VMs reach other machines: `proxy` (the internet, by a proxy in the VM) or `none`",
+        "how VMs reach other machines: `proxy` (the internet, by a proxy in the VM), `nat` (a network interface) or `none`",
     ),
     (DEFAULT_TMP, "disk", "where /tmp is: `disk` (the root drive) or `tmpfs` (memory, at most half of it)"),
     (DEFAULT_VCPUS, "1", "virtual CPUs"),
@@ -53,6 +57,16 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 11] = [
     ),
     (HISTORY_DAYS, "90", "for how many days the history of deleted VMs and ended operations are kept"),
     (HISTORY_PER_VM, "1000", "how many changes the history of each VM keeps"),
+    (
+        NETWORK_DNS,
+        "",
+        "name servers that the resolver of VMs with network `nat` asks, up to three addresses; none: those of the host",
+    ),
+    (
+        SUBNET,
+        "",
+        "addresses of VMs with network `nat`, such as 10.200.0.0/20; none: one that the host has no route to",
+    ),
 ];
 
 /// How much history is kept.
@@ -74,6 +88,20 @@ pub(crate) async fn history(store: &Store) -> Result<Kept, ToolError> {
     Ok(values(store).await?.1)
 }
 
+/// How the shared network is set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SharedNetwork {
+    /// Its subnet; `None` for one that is chosen.
+    pub(crate) subnet: Option<Cidr>,
+    /// The name servers that its resolver asks; none for those of the host.
+    pub(crate) dns: Vec<IpAddr>,
+}
+
+/// How the shared network is set.
+pub(crate) async fn network(store: &Store) -> Result<SharedNetwork, ToolError> {
+    Ok(values(store).await?.2)
+}
+
 async fn values(store: &Store) -> Result<Values, ToolError> {
     let rows = store.read(|db| settings::at(db, i64::MAX)).await.map_err(store_error)?;
     let mut values = Values::default();
@@ -85,17 +113,17 @@ async fn values(store: &Store) -> Result<Values, ToolError> {
 }
 
 /// Settings as they are read.
-pub(crate) struct Values(Defaults, Kept);
+pub(crate) struct Values(Defaults, Kept, SharedNetwork);
 
 impl Default for Values {
     fn default() -> Self {
-        Self(Defaults::built_in(), Kept { days: 90, per_vm: 1000 })
+        Self(Defaults::built_in(), Kept { days: 90, per_vm: 1000 }, SharedNetwork::default())
     }
 }
 
 impl Values {
     pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<(), ToolError> {
-        let Self(defaults, kept) = self;
+        let Self(defaults, kept, network) = self;
         match key {
             DEFAULT_IMAGE => value.clone_into(&mut defaults.image),
             DEFAULT_KERNEL => value.clone_into(&mut defaults.kernel),
@@ -119,7 +147,10 @@ impl Values {
                 defaults.network = match value {
                     "none" => NetworkMode::None,
                     "proxy" => NetworkMode::Proxy,
-                    other => return Err(ToolError::invalid(format!("`{other}` is neither none nor proxy"))),
+                    "nat" => NetworkMode::Nat,
+                    other => {
+                        return Err(ToolError::invalid(format!("`{other}` is none of none, proxy and nat")));
+                    }
                 };
             }
             DEFAULT_TMP => {
@@ -135,6 +166,13 @@ impl Values {
                     wait.map_err(|_| ToolError::invalid(format!("`{value}` is neither true nor false")))?;
             }
             DNS => defaults.dns = addresses(value)?,
+            NETWORK_DNS => network.dns = addresses(value)?,
+            SUBNET => {
+                network.subnet = match value {
+                    "" => None,
+                    subnet => Some(parse_subnet(subnet).map_err(ToolError::invalid)?),
+                };
+            }
             HISTORY_DAYS => kept.days = between(value, 1, 36_500)?,
             HISTORY_PER_VM => kept.per_vm = between(value, 20, 100_000)?,
             _ => return Err(ToolError::internal(format!("the setting {key} has no meaning"))),
@@ -175,8 +213,8 @@ mod tests {
         for (key, default, _) in SETTINGS {
             values.set(key, default).unwrap();
         }
-        let Values(built_in, kept) = Values::default();
-        assert_eq!((values.0, values.1), (built_in, kept));
+        let Values(built_in, kept, network) = Values::default();
+        assert_eq!((values.0, values.1, values.2), (built_in, kept, network));
         assert!(SETTINGS.is_sorted_by_key(|(key, ..)| *key));
     }
 
@@ -189,7 +227,9 @@ mod tests {
             (DEFAULT_MEMORY, "1MiB"),
             (DEFAULT_MEMORY, "1.5GiB"),
             (DEFAULT_DISK, "1"),
-            (DEFAULT_NETWORK, "nat"),
+            (DEFAULT_NETWORK, "lan"),
+            (SUBNET, "8.8.8.0/24"),
+            (NETWORK_DNS, "dns.example"),
             (DEFAULT_TMP, "memory"),
             (DEFAULT_WAIT_FOR_INIT, "yes"),
             (HISTORY_DAYS, "0"),

@@ -16,6 +16,7 @@ pub(crate) mod actor;
 mod boot;
 pub(crate) mod create;
 pub(crate) mod defaults;
+pub(crate) mod network;
 pub(crate) mod policy;
 pub(crate) mod recover;
 pub(crate) mod spec;
@@ -23,4 +24,4 @@ mod stop;
 mod timer;
 mod view;
 
-pub(crate) use view::details;
+pub(crate) use view::{details, note};

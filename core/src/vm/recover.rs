@@ -12,18 +12,20 @@ use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
 use super::actor::{self, DAEMON};
 use super::boot::{self, Boot};
 use super::create;
+use super::network;
 use super::policy;
 use crate::context::Shared;
 use crate::drive::{DISK, Origin};
 use crate::progress::Progress;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
-use crate::store::{StoreError, assets, builds, drives, history, images, vms};
+use crate::store::{StoreError, assets, builds, drives, history, images, leases, vms};
 use crate::vmm::{Accel, Exit, ShimClient, ShimIdentity, launched_boot, read_exit};
 
 /// Brings memory, store and disk in line with what is really there.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     let records = shared.store.read(vms::all).await.map_err(crate::op::store_error)?;
+    let connected = shared.store.read(leases::connected).await.map_err(crate::op::store_error)?;
     settle_copies(shared).await?;
     settle_sizes(shared, &records).await?;
     // All at once: shims that are slow to answer wait side by side.
@@ -31,6 +33,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     for taken in futures::future::join_all(taken).await {
         taken?;
     }
+    network::settle(shared, !connected.is_empty()).await;
     or_later(sweep(shared).await, "what belongs to nothing is removed at the next start")
 }
 
@@ -172,6 +175,9 @@ async fn adopt(
         let was_launched = record.boot_id.is_some() && launched_boot(&directory) == record.boot_id;
         let exit = was_launched.then(|| read_exit(&directory).unwrap_or_else(Exit::lost));
         let record = settle(shared, record, exit, &directory, when).await?;
+        if network::leased(shared, record.id).await?.is_some_and(|leased| leased.lease.boot.is_some()) {
+            network::disconnect(shared, &record).await;
+        }
         return Ok((record, None));
     };
     tracing::info!(vm = %record.name, state = %record.state, "taking up a running vm");
@@ -184,11 +190,20 @@ async fn adopt(
             vmm_pid: vmm.pid,
         });
     }
-    let configure = boot::configure(shared, &record, drives, boot_id, &token);
+    let leased =
+        network::leased(shared, record.id).await?.filter(|leased| leased.lease.boot == Some(boot_id));
+    let configure = boot::configure(shared, &record, drives, boot_id, &token, leased.as_ref());
     let configured = boot::is_configured(&record);
-    let egress = shared.egresses.of(record.id, &record.spec.network);
+    let policy = network::in_force(&record.spec.network, leased.is_none());
+    let egress = shared.egresses.of(record.id, &policy);
+    if let Some(leased) = &leased
+        && let Err(error) = network::connect(shared, &record, leased, boot_id).await
+    {
+        tracing::error!(vm = %record.name, %error, "the vm runs on; its network is as it was, and does not change");
+    }
     let mut boot = Boot::adopt(shared, shim, accel, &directory, configure, configured, egress)
         .map_err(|e| ToolError::internal(format!("listen for the guest of {}: {e}", record.name)))?;
+    boot.has_interface = leased.is_some();
     match silence {
         None => boot.go_on(&record, &directory),
         Some(why) => {

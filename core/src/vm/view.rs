@@ -8,7 +8,7 @@ use nexus_schema::tools::vm::{
 };
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
-use super::policy;
+use super::{network, policy};
 use crate::context::{Shared, View};
 use crate::guest::Link;
 use crate::op::store_error;
@@ -160,12 +160,17 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
     };
     let kernel = kernel.map_or_else(|| view.record.spec.kernel.clone(), |k| k.name.to_string());
     let published = published.iter().map(|port| shared.published.shown(&shared.paths, port)).collect();
-    let network = shared.egresses.shown(vm, &view.record.spec.network);
+    let network = network::shown(shared, &view.record).await?;
     Ok(view.details(&shared.paths, image, kernel, published, network))
 }
 
 /// What its network means for who works in a VM.
-fn note(network: &VmNetwork) -> String {
+pub(crate) fn note(network: &VmNetwork) -> String {
+    if network.until_next_start.is_some() {
+        return "nat takes effect at the next start (vm_stop, then vm_start); until then programs reach other machines by the proxy that \
+            http_proxy, https_proxy and all_proxy name"
+            .into();
+    }
     match (network.mode, network.counts.denied) {
         (NetworkMode::None, _) => {
             r#"this VM has no network; move files with the guest_file tools or at creation, or ask for vm_update network={"mode":"proxy"}"#.into()
@@ -173,7 +178,11 @@ fn note(network: &VmNetwork) -> String {
         (NetworkMode::Proxy, 0) => {
             "programs reach other machines by the proxy that http_proxy, https_proxy and all_proxy name; there is no interface".into()
         }
-        (NetworkMode::Proxy, denied) => {
+        (NetworkMode::Nat, 0) => {
+            let address = network.interface.as_ref().map(|interface| format!(" {}", interface.ipv4)).unwrap_or_default();
+            format!("programs reach other machines by the VM's interface, from its address{address} behind the host's")
+        }
+        (NetworkMode::Proxy | NetworkMode::Nat, denied) => {
             format!("{denied} connections were refused by policy; vm_update network.allow changes it")
         }
     }

@@ -58,6 +58,9 @@ pub struct LaunchPlan {
     pub drives: Vec<PlanDrive>,
     /// The vsock context id, 3 or more.
     pub cid: u32,
+    /// Its network interface, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<PlanInterface>,
     /// Whether root's VMM is put in a jail.
     #[serde(default = "jailed")]
     pub jail: bool,
@@ -81,9 +84,24 @@ pub struct PlanDrive {
     pub read_only: bool,
 }
 
+/// The network interface of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanInterface {
+    /// The TAP device of the host that it is connected to; the VM's user owns it.
+    pub tap: String,
+    /// Its hardware address in the guest.
+    pub mac: String,
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    /// An interface for it.
+    pub(crate) fn interface() -> PlanInterface {
+        PlanInterface { tap: "nx3".into(), mac: "02:4e:58:00:00:01".into() }
+    }
 
     /// A plan to vary in tests.
     pub(crate) fn plan() -> LaunchPlan {
@@ -106,6 +124,7 @@ pub(crate) mod tests {
                 read_only: false,
             }],
             cid: 3,
+            interface: None,
             jail: true,
             console_bytes: ByteSize::mib(1),
         }

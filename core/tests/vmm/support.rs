@@ -50,6 +50,7 @@ impl Vm {
             cmdline: vec![],
             drives: vec![],
             cid: 3,
+            interface: None,
             jail: true,
             console_bytes: ByteSize::bytes(64 << 10),
         };

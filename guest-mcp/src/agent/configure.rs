@@ -25,7 +25,7 @@ pub(super) fn apply(configure: &Configure, init: InitMode, problems: &mut Vec<St
         note(problems, &format!("bring up the interface {}", interface.mac), network::bring_up(interface));
     }
     if !configure.dns.is_empty() {
-        note(problems, "write /etc/resolv.conf", write_resolv_conf(&configure.dns));
+        note(problems, "write /etc/resolv.conf", write_resolv_conf(&configure.dns, &configure.search));
     }
     super::mounts::mount_all(&configure.mounts, problems);
     for file in &configure.files {
@@ -98,8 +98,11 @@ fn set_hostname(name: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-fn write_resolv_conf(servers: &[IpAddr]) -> io::Result<()> {
-    let text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+fn write_resolv_conf(servers: &[IpAddr], search: &[String]) -> io::Result<()> {
+    let mut text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    if !search.is_empty() {
+        text.push_str(&format!("search {}\n", search.join(" ")));
+    }
     // A link to a resolver that this configuration replaces is replaced too.
     replace("/etc/resolv.conf", text.as_bytes(), 0o644)
 }

@@ -95,6 +95,7 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     agent.host_clock.saw(configure.time_unix_ns);
     let wait = Duration::from_secs(configure.wait_for_init_s.into());
     let proxy = configure.proxy;
+    agent.proxy.set_interface(agent.is_in_vm() && !configure.interfaces.is_empty());
     let mut problems = apply(agent, configure).await;
     if let Some(params) = proxy {
         problems.extend(proxy::apply(agent, params).await);

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use nexus_schema::link::{ByeReason, CLOCK_REQUEST, ClockParams, GROW_REQUEST, PROXY_REQUEST};
+use nexus_schema::link::{
+    ByeReason, CLOCK_REQUEST, ClockParams, GROW_REQUEST, PROXY_REQUEST, REFUSED_REQUEST,
+};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CustomRequest, CustomResult, ErrorCode, ErrorData,
     Implementation, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
@@ -97,6 +99,10 @@ impl ServerHandler for Server {
                 None => Ok(CustomResult::new(json!({}))),
                 Some(problem) => Err(ErrorData::internal_error(problem, None)),
             };
+        }
+        if request.method == REFUSED_REQUEST {
+            self.agent.proxy.hear(params(request)?);
+            return Ok(CustomResult::new(json!({})));
         }
         if request.method != SHUTDOWN {
             return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, request.method, None));

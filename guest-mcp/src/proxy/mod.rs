@@ -4,13 +4,15 @@
 //! program ── 127.0.0.1:3128 ── http: CONNECT, or a request for a whole address ─┐
 //!                           ── socks: SOCKS5 with names                        ─┴─ host ── host's vsock port 1025
 //! ```
-//! It resolves nothing and decides nothing: the host does. It remembers what the host refused, so that the results of commands can say it.
+//! It resolves nothing and decides nothing: the host does. It remembers what the host refused, so that the results of commands can say it;
+//! in a VM with an interface, that is what the host tells of it.
 
 mod host;
 mod http;
 mod refused;
 mod serve;
 mod socks;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,10 +20,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use nexus_schema::link::ProxyParams;
+use nexus_schema::link::{ProxyParams, RefusedParams};
 use tokio::net::TcpListener;
 
 pub(crate) use refused::Refused;
+pub(crate) use trouble::{Counted, hear_of_refusals};
 
 use crate::agent::{Agent, bring_up_loopback};
 use crate::console::say;
@@ -37,6 +40,8 @@ pub(crate) struct Proxy {
     is_enabled: AtomicBool,
     /// Where it listens, since it was enabled first.
     port: OnceLock<u16>,
+    /// Whether the VM has an interface, whose connections the host's firewall refuses.
+    has_interface: AtomicBool,
     /// What the host refused.
     pub(crate) refused: Refused,
 }
@@ -45,6 +50,21 @@ impl Proxy {
     /// Whether programs are told of it.
     pub(crate) fn is_enabled(&self) -> bool {
         self.is_enabled.load(Ordering::Acquire)
+    }
+
+    /// The VM has an interface, or it has none.
+    pub(crate) fn set_interface(&self, is_there: bool) {
+        self.has_interface.store(is_there, Ordering::Release);
+    }
+
+    /// What the kernel counted of its connections so far, if it has an interface.
+    pub(crate) fn counted(&self) -> Option<Counted> {
+        self.has_interface.load(Ordering::Acquire).then(Counted::now)
+    }
+
+    /// The host tells what it refused at the interface.
+    pub(crate) fn hear(&self, params: RefusedParams) {
+        params.connections.into_iter().for_each(|refusal| self.refused.heard(refusal));
     }
 
     /// What programs find in their environment.

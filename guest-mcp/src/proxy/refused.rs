@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nexus_schema::egress::EgressError;
-use nexus_schema::network::DenyReason;
+use nexus_schema::link::Refusal;
 use nexus_schema::tools::command::RefusedConnection;
+use tokio::sync::Notify;
 
 /// How many refusals are remembered.
 const KEPT_MAX: usize = 256;
@@ -14,22 +15,17 @@ const PLACES_MAX: usize = 5;
 
 /// Refusals, with numbers that only grow.
 #[derive(Debug, Default)]
-pub(crate) struct Refused(Mutex<Kept>);
+pub(crate) struct Refused {
+    kept: Mutex<Kept>,
+    /// Told of each one.
+    more: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Kept {
     /// How many there were in all.
     total: u64,
     last: VecDeque<Refusal>,
-}
-
-#[derive(Debug, Clone)]
-struct Refusal {
-    host: String,
-    port: u16,
-    reason: DenyReason,
-    hint: Option<String>,
-    allow: Vec<String>,
 }
 
 /// What was refused since some moment: for people and for programs.
@@ -41,7 +37,7 @@ pub(crate) struct Note {
 
 impl Refused {
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A moment to ask about later.
@@ -52,19 +48,38 @@ impl Refused {
     /// The host refused a connection.
     pub(super) fn add(&self, host: &str, port: u16, error: &EgressError) {
         let Some(reason) = error.reason else { return };
-        let refusal = Refusal {
+        self.heard(Refusal {
             host: host.to_owned(),
             port,
             reason,
-            hint: error.hint.clone(),
+            hint: error.hint.clone().unwrap_or_default(),
             allow: error.allow.clone(),
-        };
-        let mut kept = self.kept();
-        kept.total += 1;
-        if kept.last.len() >= KEPT_MAX {
-            kept.last.pop_front();
+        });
+    }
+
+    /// Notes a refusal.
+    pub(super) fn heard(&self, refusal: Refusal) {
+        {
+            let mut kept = self.kept();
+            kept.total += 1;
+            if kept.last.len() >= KEPT_MAX {
+                kept.last.pop_front();
+            }
+            kept.last.push_back(refusal);
         }
-        kept.last.push_back(refusal);
+        self.more.notify_waiters();
+    }
+
+    /// Waits until something was refused since a moment.
+    pub(super) async fn until_after(&self, moment: u64) {
+        loop {
+            let mut more = std::pin::pin!(self.more.notified());
+            more.as_mut().enable();
+            if self.now() > moment {
+                return;
+            }
+            more.await;
+        }
     }
 
     /// What was refused since a moment; `None` if nothing was.
@@ -94,28 +109,31 @@ fn note<'a>(count: u64, refusals: impl Iterator<Item = &'a Refusal>) -> Note {
             continue;
         }
         connections.push(RefusedConnection { host: host.clone(), port: *port, reason: *reason, count: 1 });
-        match (reason, wanted.is_empty()) {
-            (DenyReason::NoNetwork | DenyReason::Denied, _) => {
-                others.extend(hint.clone().filter(|hint| !others.contains(hint)));
+        match (reason.is_for_allow(), wanted.is_empty()) {
+            (false, _) => {
+                others.extend((!hint.is_empty() && !others.contains(hint)).then(|| hint.clone()));
             }
-            (_, true) => is_whole = false,
-            (_, false) => {
+            (true, true) => is_whole = false,
+            (true, false) => {
                 let more: Vec<_> = wanted.iter().filter(|entry| !allow.contains(*entry)).cloned().collect();
                 allow.extend(more);
             }
         }
     }
     let shown = |one: &RefusedConnection| {
-        let host = if one.host.contains(':') { format!("[{}]", one.host) } else { one.host.clone() };
-        format!("{host}:{} ({})", one.port, one.reason.words())
+        let place = match one.port {
+            // A name, or a protocol without ports.
+            0 => one.host.clone(),
+            port if one.host.contains(':') => format!("[{}]:{port}", one.host),
+            port => format!("{}:{port}", one.host),
+        };
+        format!("{place} ({})", one.reason.words())
     };
     let mut places: Vec<String> = connections.iter().take(PLACES_MAX).map(shown).collect();
     if connections.len() > PLACES_MAX {
         places.push(format!("{} more", connections.len() - PLACES_MAX));
     }
-    if let Some(one) =
-        connections.iter().find(|one| !matches!(one.reason, DenyReason::NoNetwork | DenyReason::Denied))
-    {
+    if let Some(one) = connections.iter().find(|one| one.reason.is_for_allow()) {
         others.push(one.reason.hint(if is_whole { &allow } else { &[] }));
     }
     let were = if count == 1 { "1 connection was".to_owned() } else { format!("{count} connections were") };
@@ -127,6 +145,7 @@ fn note<'a>(count: u64, refusals: impl Iterator<Item = &'a Refusal>) -> Note {
 #[cfg(test)]
 mod tests {
     use nexus_schema::egress::EgressFailure;
+    use nexus_schema::network::DenyReason;
 
     use super::*;
 
@@ -157,6 +176,17 @@ mod tests {
         // What is no refusal by policy is none.
         refused.add("d.example", 80, &EgressError::new(EgressFailure::Refused, "no"));
         assert_eq!(refused.since(later), None);
+        let named = Refusal {
+            host: "e.example".to_owned(),
+            port: 0,
+            reason: DenyReason::NameNotAllowed,
+            hint: String::new(),
+            allow: vec!["e.example".to_owned()],
+        };
+        refused.heard(named);
+        let note = refused.since(later).unwrap().text;
+        assert!(note.contains("policy: e.example (name not allowed); ask for"), "{note}");
+        let later = refused.now();
         refused.add("::1", 80, &error(DenyReason::Denied, &[]));
         let note = refused.since(later).unwrap().text;
         assert!(

@@ -8,7 +8,7 @@ use nexus_schema::tools::mcp::{McpCall, McpList};
 use nexus_schema::{Tool, ToolError};
 
 use super::{Call, Reply, Run};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, hear_of_refusals};
 
 macro_rules! held {
     ($($tool:ty,)*) => {$(
@@ -34,8 +34,12 @@ macro_rules! waited_for {
         impl Run for $tool {
             async fn run(call: Call, params: <Self as Tool>::Params) -> Result<Reply<RunCommandOutput>, ToolError> {
                 let agent = call.agent.clone();
-                let before = agent.proxy.refused.now();
+                let (before, counted) = (agent.proxy.refused.now(), agent.proxy.counted());
                 let mut reply = agent.holder.call::<Self>(call, params).await?;
+                if let Some(counted) = counted {
+                    let has_failed = reply.facts.status.is_some_and(|status| status != 0);
+                    hear_of_refusals(&agent.proxy, (before, counted), has_failed).await;
+                }
                 say_network(&agent.proxy, before, &mut reply);
                 Ok(reply)
             }

@@ -43,6 +43,7 @@ pub(crate) fn configure() -> Configure {
         time_unix_ns: 0,
         interfaces: vec![],
         dns: vec![],
+        search: vec![],
         env: [("FROM_HOST".to_owned(), "yes".to_owned())].into(),
         working_dir: None,
         image_user: None,

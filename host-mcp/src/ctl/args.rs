@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::{
-    asset, build, call, completion, cp, drive, exec, forward, guest, image, launch, mcp, op, provider, prune,
-    run, settings, shell, template, vm,
+    asset, build, call, completion, cp, drive, exec, forward, guest, image, launch, mcp, network, op,
+    provider, prune, run, settings, shell, template, vm,
 };
 use crate::ctl::list::Paging;
 
@@ -70,6 +70,9 @@ pub(crate) enum Command {
     /// Where assets come from
     #[command(subcommand, alias = "providers")]
     Provider(provider::Command),
+    /// How VMs reach other machines
+    #[command(subcommand, alias = "networks")]
+    Network(network::Command),
     /// Long operations
     #[command(subcommand)]
     Op(op::Command),

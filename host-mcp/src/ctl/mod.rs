@@ -27,6 +27,7 @@ mod list;
 mod mcp;
 mod mcp_config;
 mod mistakes;
+mod network;
 mod op;
 mod plan;
 mod provider;
@@ -125,6 +126,7 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Rootfs(verb) => asset::run(app, verb.of(AssetKind::Rootfs)).await,
         Command::Firecracker(verb) => asset::run(app, verb.of(AssetKind::Vmm)).await,
         Command::Provider(command) => provider::run(app, command).await,
+        Command::Network(command) => network::run(app, command).await,
         Command::Op(command) => op::run(app, command).await,
         Command::Settings(command) => settings::run(app, command).await,
         Command::Prune(args) => prune::run(app, args).await,

@@ -58,6 +58,7 @@ impl Guest {
             time_unix_ns: 0,
             interfaces: Vec::new(),
             dns: Vec::new(),
+            search: Vec::new(),
             env: BTreeMap::new(),
             working_dir: None,
             image_user: None,
@@ -156,6 +157,7 @@ pub fn config(state_dir: &Path) -> Config {
         stop_timeout_s: 20,
         copy_roots: Vec::new(),
         jail: true,
+        nexus_net: "/nowhere/nexus-net".into(),
         force_kvm: false,
     }
 }

@@ -171,7 +171,12 @@ fn about(policy: &NetworkPolicy, address: IpAddr) -> NetworkPolicy {
         // An empty list would allow everything.
         allow.extend(policy.allow.first().cloned());
     }
-    NetworkPolicy { allow, deny: policy.deny.iter().filter(says).cloned().collect(), ..*policy }
+    NetworkPolicy {
+        allow,
+        deny: policy.deny.iter().filter(says).cloned().collect(),
+        groups: Vec::new(),
+        ..*policy
+    }
 }
 
 fn allowed_ports(policy: &NetworkPolicy, around: &Surroundings, address: IpAddr) -> Ports {

@@ -367,5 +367,6 @@ pub fn policy(allow: &[&str], deny: &[&str]) -> NetworkPolicy {
         preset: NetworkPreset::Internet,
         allow: rules(allow),
         deny: rules(deny),
+        groups: Vec::new(),
     }
 }

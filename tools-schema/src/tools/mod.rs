@@ -8,6 +8,7 @@ pub mod file;
 pub mod http;
 pub mod image;
 pub mod mcp;
+pub mod network;
 pub mod op;
 pub mod os;
 pub mod plan;
@@ -54,6 +55,9 @@ macro_rules! for_each_host_tool {
             $crate::tools::image::ImageDelete => image_delete,
             $crate::tools::image::ImageInspect => image_inspect,
             $crate::tools::image::ImageList => image_list,
+            $crate::tools::network::NetworkCleanup => network_cleanup,
+            $crate::tools::network::NetworkInspect => network_inspect,
+            $crate::tools::network::NetworkLog => network_log,
             $crate::tools::op::OpCancel => op_cancel,
             $crate::tools::op::OpGet => op_get,
             $crate::tools::op::OpList => op_list,

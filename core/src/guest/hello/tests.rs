@@ -72,6 +72,7 @@ fn plain() -> Configure {
         time_unix_ns: 0,
         interfaces: Vec::new(),
         dns: Vec::new(),
+        search: Vec::new(),
         env: BTreeMap::new(),
         working_dir: None,
         image_user: None,

@@ -11,6 +11,7 @@ use crate::guest::{GuestEvent, LinkState, STANDSTILL};
 use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::vm::boot::{self, Boot, Event, Farewell};
+use crate::vm::network;
 use crate::vm::policy::DISK_FULL;
 use crate::vm::stop::Rung;
 use crate::vm::view;
@@ -213,7 +214,7 @@ impl Actor {
         if tokio::time::timeout(DELETE_PATIENCE, shim.wait()).await.is_err() {
             tracing::error!(vm = %self.record.name, "the VMM is still there after it was killed");
         }
-        self.end_boot();
+        self.end_boot().await;
     }
 
     /// Starts a VM once more whose guest lost its timer while it booted.
@@ -268,7 +269,7 @@ impl Actor {
             Some(what) => format!("{}; before that: {what}", exit.message),
             None => exit.message.clone(),
         };
-        self.end_boot();
+        self.end_boot().await;
         failpoint::reach("stop-down");
         match (self.record.state, bye) {
             (VmState::Stopping, _) => self.settle(VmState::Stopped, None, "it is down").await,
@@ -324,7 +325,7 @@ impl Actor {
     }
 
     /// Lets go of a boot whose VMM is gone.
-    pub(super) fn end_boot(&mut self) {
+    pub(super) async fn end_boot(&mut self) {
         if let Some(boot) = self.boot.take() {
             if let Some(link) = &boot.link {
                 link.close("the VM is down");
@@ -333,6 +334,9 @@ impl Actor {
                 asked.abort();
             }
             crate::vmm::remove_sockets(&self.shared.paths.vm(self.record.id));
+            if boot.has_interface {
+                network::disconnect(&self.shared, &self.record).await;
+            }
         }
         self.record.processes = None;
     }

@@ -14,6 +14,7 @@ use futures::FutureExt;
 use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
 use nexus_schema::link::Hello;
+use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::VmState;
 use tokio::sync::{mpsc, watch};
 
@@ -26,10 +27,11 @@ use crate::store::drives::DriveRecord;
 use crate::store::vms::{GuestRecord, VmProcesses, VmRecord};
 use crate::store::{StoreError, history, now, random_id, vms};
 use crate::vm::boot::{self, Boot, Clock, Event};
+use crate::vm::network;
 use crate::vm::policy;
 use crate::vm::recover;
 use crate::vm::stop::Rung;
-use crate::vmm::{ShimClient, ShimIdentity};
+use crate::vmm::{PlanInterface, ShimClient, ShimIdentity};
 
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
@@ -333,6 +335,13 @@ impl Actor {
         let mut clock = Clock::start();
         // Everything that can be refused is refused before anything changes.
         let choice = self.shared.choose_driver(self.record.spec.driver).await?;
+        let leased = match self.record.spec.network.mode {
+            NetworkMode::Nat => {
+                network::check(&*self.shared.host(false).await?, &choice)?;
+                Some(network::lease(&self.shared, self.record.id).await?)
+            }
+            NetworkMode::None | NetworkMode::Proxy => None,
+        };
         let kernel = self.shared.kernel_files(&self.record).await?;
         let _locked = self.lock_drives().await?;
         self.check_drives()?;
@@ -358,15 +367,26 @@ impl Actor {
             return Err(error);
         }
 
-        let configure = boot::configure(&self.shared, &self.record, &self.drives, boot_id, &token);
+        let configure =
+            boot::configure(&self.shared, &self.record, &self.drives, boot_id, &token, leased.as_ref());
         let launched = async {
             let initramfs = self.shared.initramfs(kernel.as_ref()).await?;
             let (shared, record, drives) = (&self.shared, &self.record, &self.drives);
-            let plan = boot::plan(shared, record, drives, boot_id, &choice, kernel.as_ref(), &initramfs);
+            let interface = match &leased {
+                Some(leased) => {
+                    let tap = network::connect(shared, record, leased, boot_id).await?;
+                    failpoint::reach("start-connected");
+                    Some(PlanInterface { tap, mac: leased.lease.mac.clone() })
+                }
+                None => None,
+            };
+            let plan =
+                boot::plan(shared, record, drives, boot_id, &choice, kernel.as_ref(), &initramfs, interface);
             fs_err::create_dir_all(&plan.directory)
                 .map_err(|e| ToolError::internal(format!("make the VM's directory: {e}")))?;
             clock.timings.plan_ms = clock.step();
-            let egress = shared.egresses.of(record.id, &record.spec.network);
+            let policy = network::in_force(&record.spec.network, leased.is_none());
+            let egress = shared.egresses.of(record.id, &policy);
             Boot::launch(&self.shared, &plan, configure, egress, clock)
                 .await
                 .map_err(|error| boot::launch_failed(self.record.name.as_str(), &error))
@@ -384,6 +404,9 @@ impl Actor {
                 Ok(boot_id)
             }
             Err(error) => {
+                if leased.is_some() {
+                    network::disconnect(&self.shared, &self.record).await;
+                }
                 self.settle(VmState::Failed, Some(error.message.clone()), "the VMM could not be started")
                     .await;
                 Err(error)

@@ -31,7 +31,7 @@ impl Actor {
                 )
                 .hint("try again; vm_inspect shows its process id"));
             }
-            self.end_boot();
+            self.end_boot().await;
         }
         let output = DeletedVm {
             id: self.record.id,

@@ -10,6 +10,7 @@ use crate::context::Change;
 use crate::egress;
 use crate::op::store_error;
 use crate::store::vms;
+use crate::vm::network;
 
 impl Actor {
     pub(super) async fn update(&mut self, change: Change, who: &str) -> Result<(), ToolError> {
@@ -29,6 +30,9 @@ impl Actor {
         };
         if !mistakes.is_empty() {
             return Err(ToolError::invalid(mistakes.join("; ")));
+        }
+        if network.mode == NetworkMode::Nat && self.record.spec.network.mode != NetworkMode::Nat {
+            self.check_nat().await?;
         }
         let new_name = change.name.filter(|name| *name != self.record.name);
         if let Some(name) = &new_name {
@@ -56,7 +60,9 @@ impl Actor {
             return Err(error);
         }
         if self.record.spec.network != before.spec.network {
-            self.apply_network(before.spec.network.mode);
+            self.apply_network(before.spec.network.mode).await;
+        } else if new_name.is_some() {
+            self.update_interface().await;
         }
         if let Some(name) = new_name {
             tracing::info!(vm = %before.name, %name, who, "vm renamed");
@@ -66,13 +72,40 @@ impl Actor {
     }
 
     /// Puts the policy in force that is written down: cuts what it does not allow, and tells the guest if its mode is another one.
-    fn apply_network(&self, before: NetworkMode) {
+    async fn apply_network(&self, before: NetworkMode) {
         let network = &self.record.spec.network;
         tracing::info!(vm = %self.record.name, mode = network.mode.as_str(), preset = network.preset.as_str(), "vm's network changes");
-        self.shared.egresses.of(self.record.id, network);
+        let lacks_interface = !self.boot.as_ref().is_some_and(|boot| boot.has_interface);
+        let now = network::in_force(network, lacks_interface);
+        self.shared.egresses.of(self.record.id, &now);
         if let Some(boot) = self.boot.as_ref().filter(|_| network.mode != before) {
-            boot.tell_proxy(ProxyParams { enabled: network.mode == NetworkMode::Proxy });
+            boot.tell_proxy(ProxyParams { enabled: now.mode == NetworkMode::Proxy });
         }
+        self.update_interface().await;
+        // One that runs with an interface gives its addresses back when it is down.
+        if network.mode != NetworkMode::Nat
+            && lacks_interface
+            && let Err(error) = network::release(&self.shared, self.record.id).await
+        {
+            tracing::warn!(vm = %self.record.name, %error, "the vm's addresses are kept");
+        }
+    }
+
+    /// Puts policy, groups and name in force at the VM's interface, if it runs with one.
+    async fn update_interface(&self) {
+        if self.boot.as_ref().is_some_and(|boot| boot.has_interface)
+            && let Err(error) = network::update(&self.shared, &self.record).await
+        {
+            // It is told to the next nexus-net, which is started for it.
+            tracing::error!(vm = %self.record.name, %error, "a change of the vm's network is not in force yet");
+        }
+    }
+
+    /// Refuses mode `nat` where it cannot be had, before anything changes.
+    async fn check_nat(&self) -> Result<(), ToolError> {
+        let choice = self.shared.choose_driver(self.record.spec.driver).await?;
+        network::check(&*self.shared.host(false).await?, &choice)?;
+        network::lease(&self.shared, self.record.id).await.map(drop)
     }
 
     /// Refuses a new name before anything changes.

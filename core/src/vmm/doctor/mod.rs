@@ -41,6 +41,8 @@ pub struct Host {
     ids: Result<(), Lacking>,
     memory_available: Option<u64>,
     is_root: bool,
+    /// Whether VMs can have a network interface.
+    nat: Result<(), Complaint>,
 }
 
 /// A VMM, and what was found of it.
@@ -52,7 +54,8 @@ struct FoundVmm {
     closer: Closer,
 }
 
-/// Why a VMM cannot be used, to be read after its name, and what to do about it.
+/// Why something cannot be used, of a VMM to be read after its name, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Complaint {
     why: String,
     fix: String,
@@ -105,6 +108,14 @@ impl Host {
     fn choose_auto(&self) -> Result<Choice, ToolError> {
         let none = || Err(ToolError::internal("no driver was looked for"));
         self.vmms.iter().fold(none(), |chosen, found| chosen.or_else(|_| self.use_vmm(found)))
+    }
+
+    /// Refuses network interfaces where VMs cannot have them.
+    pub(crate) fn check_nat(&self) -> Result<(), ToolError> {
+        self.nat.as_ref().copied().map_err(|Complaint { why, fix }| {
+            let what = format!("VMs cannot have network nat on this host: {why}");
+            ToolError::new(ErrorCode::HostUnsuitable, what).hint(format!("{fix}, or use network proxy"))
+        })
     }
 
     fn use_vmm(&self, found: &FoundVmm) -> Result<Choice, ToolError> {
@@ -236,6 +247,13 @@ impl Host {
         }
         let (status, found, fix) = self.walls.check(self.is_root);
         check("walls", status, found, fix);
+        match &self.nat {
+            Ok(()) => check("nat", DoctorStatus::Ok, "VMs can have network nat".to_owned(), None),
+            Err(Complaint { why, fix }) => {
+                let found = format!("VMs cannot have network nat: {why}; network proxy works");
+                check("nat", DoctorStatus::Note, found, Some(fix.clone()));
+            }
+        }
         check("vsock", DoctorStatus::Ok, "built in: the host needs no vhost module".to_owned(), None);
         let tools = [
             ("e2fsck", &self.e2fsck, "images cannot be built", "apt-get install e2fsprogs"),

@@ -7,10 +7,12 @@ use nexus_schema::DriverKind;
 
 use super::kvm::Kvm;
 use super::walls::Walls;
-use super::{FoundVmm, Host};
+use super::{Complaint, FoundVmm, Host};
 use crate::config::Config;
-use crate::os::paths::{PROGRAM_DIRECTORIES, Paths};
+use crate::os::confine::CapabilitySet;
+use crate::os::paths::{PROGRAM_DIRECTORIES, Paths, TUN};
 use crate::os::subids;
+use crate::os::tap;
 use crate::os::tool::is_program;
 use crate::vmm::driver::{Closer, DRIVERS, Vmm};
 use crate::vmm::process::ask;
@@ -98,6 +100,7 @@ pub(super) fn examine(config: &Config) -> Host {
         mmdebstrap: find("mmdebstrap"),
         ids: subids::check(),
         memory_available: memory_available(),
+        nat: nat(&config.nexus_net),
         is_root: rustix::process::geteuid().is_root(),
     }
 }
@@ -112,6 +115,25 @@ fn look_at(config: &Config, kind: DriverKind, vmm: &'static Vmm) -> FoundVmm {
         Program::Missing | Program::Broken { .. } => Closer::default(),
     };
     FoundVmm { kind, vmm, program, closer }
+}
+
+/// Whether VMs can have a network interface, as far as it can be told without one.
+fn nat(binary: &Path) -> Result<(), Complaint> {
+    let complain = |why: String, fix: String| Err(Complaint { why, fix });
+    if !is_program(binary) {
+        let why = format!("there is no program {}", binary.display());
+        return complain(why, "install nexus-net beside nexusd".to_owned());
+    }
+    let may =
+        rustix::thread::capabilities(None).is_ok_and(|has| has.effective.contains(CapabilitySet::NET_ADMIN));
+    if !may {
+        let why = "this daemon may not change the host's network".to_owned();
+        return complain(why, "run nexusd as root".to_owned());
+    }
+    tap::check().or_else(|why| {
+        let fix = format!("load the kernel's module tun, and see to it that {TUN} is there");
+        complain(format!("TAP devices cannot be used: {why}"), fix)
+    })
 }
 
 fn memory_available() -> Option<u64> {

@@ -16,6 +16,7 @@ fn config() -> Config {
         stop_timeout_s: 20,
         jail: true,
         copy_roots: Vec::new(),
+        nexus_net: "/nowhere/nexus-net".into(),
         force_kvm: false,
     }
 }
@@ -64,6 +65,7 @@ fn host() -> Host {
         ids: Ok(()),
         memory_available: Some(8 << 30),
         is_root: true,
+        nat: Ok(()),
     }
 }
 

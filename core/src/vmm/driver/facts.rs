@@ -82,6 +82,8 @@ pub struct Caps {
     pub max_drives: u32,
     /// Whether the guest's processors can be stopped and let go on.
     pub can_pause: bool,
+    /// Whether its VMs can have a network interface.
+    pub has_interface: bool,
     /// Whether the VMM can ask a guest to shut down that has no agent. Where it cannot, `ShimClient::shutdown` is accepted but
     /// usual guests do not react to it.
     pub can_ask_guest: bool,

@@ -47,6 +47,12 @@ pub(crate) enum DriverError {
         #[source]
         source: io::Error,
     },
+    #[error("connect to the network device {tap}")]
+    Tap {
+        tap: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("{what} did not answer {request}")]
     Unanswered {
         what: &'static str,

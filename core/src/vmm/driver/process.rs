@@ -22,6 +22,7 @@ const CAPS: Caps = Caps {
     max_vcpus: 32,
     min_memory: ByteSize::mib(16),
     max_drives: 8,
+    has_interface: false,
     can_pause: false,
     can_ask_guest: false,
 };

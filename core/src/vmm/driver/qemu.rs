@@ -20,6 +20,7 @@ use crate::os::confine::{self, VmmFiles};
 use crate::os::paths::{QEMU_FILES, vm_files};
 use crate::os::process::ProcessHandle;
 use crate::os::socket::{bind_in, connect_in};
+use crate::os::tap;
 use crate::vmm::control::{Job, Stall};
 use crate::vmm::exit::MachineEnd;
 use crate::vmm::jail::{Files, Jail, JailError, file, is_for};
@@ -46,6 +47,7 @@ const CAPS: Caps = Caps {
     max_vcpus: 32,
     min_memory: ByteSize::mib(32),
     max_drives: 8,
+    has_interface: true,
     can_pause: true,
     can_ask_guest: false,
 };
@@ -68,9 +70,15 @@ impl Driver for Qemu {
         let others = bind_in(here, vm_files::QMP).map_err(connection)?;
         let jail = is_for(&job.plan).then(|| jail(job)).transpose().map_err(jail_failed)?;
         let files = jail.as_ref().map_or_else(|| Files::of(&job.plan), |jail| jail.files().clone());
+        let mut passed = vec![theirs.into(), device.into(), others.into()];
+        if let Some(interface) = &job.plan.interface {
+            // It is in a network namespace of its own, where it would not find it.
+            let tap = tap::connect(&interface.tap);
+            passed.push(tap.map_err(|source| DriverError::Tap { tap: interface.tap.clone(), source })?);
+        }
         Ok(Prepared {
             command: command(job, &files),
-            passed: vec![theirs.into(), device.into(), others.into()],
+            passed,
             more_log: None,
             lifeline: false,
             walls: jail.as_ref().map(|jail| jail.confine(confine::vmm(&VmmFiles::default()))),
@@ -127,6 +135,10 @@ fn command(job: &Job, files: &Files) -> CommandLine {
         option("-blockdev", file);
         option("-blockdev", format);
         option("-device", format!("virtio-blk-device,drive=disk{index},id=drive{index}"));
+    }
+    if let Some(interface) = &plan.interface {
+        option("-netdev", format!("tap,id=net0,fd={}", PASSED_FD + 3));
+        option("-device", format!("virtio-net-device,netdev=net0,mac={}", interface.mac));
     }
     option("-device", "virtio-rng-device".to_owned());
     option("-chardev", format!("socket,id=vsock,fd={}", PASSED_FD + 1));
@@ -287,6 +299,15 @@ mod tests {
         plan.vcpus = 4;
         plan.drives.clear();
         insta::assert_snapshot!("qemu_kvm", text(&command_of(plan)));
+    }
+
+    #[test]
+    fn an_interface_is_connected_to_the_device_that_is_passed() {
+        let plan =
+            crate::vmm::plan::LaunchPlan { interface: Some(crate::vmm::plan::tests::interface()), ..plan() };
+        let text = text(&command_of(plan));
+        assert!(text.contains("\n-netdev tap,id=net0,fd=6\n"), "{text}");
+        assert!(text.contains("\n-device virtio-net-device,netdev=net0,mac=02:4e:58:00:00:01\n"), "{text}");
     }
 
     #[test]

@@ -81,7 +81,16 @@ impl Files {
 
 /// The user of a VM, which is also its group.
 pub(crate) fn uid_of(plan: &LaunchPlan) -> u32 {
-    UID_FIRST + plan.cid % UID_COUNT
+    uid_of_cid(plan.cid)
+}
+
+fn uid_of_cid(cid: u32) -> u32 {
+    UID_FIRST + cid % UID_COUNT
+}
+
+/// The user that the VMM of a VM with this context id runs as.
+pub(crate) fn vmm_uid(cid: u32, jail: bool) -> u32 {
+    if jail && confine::is_root() { uid_of_cid(cid) } else { rustix::process::geteuid().as_raw() }
 }
 
 /// Whether the VMM of a plan is put in a jail: root's are, unless the settings say otherwise.

@@ -1,5 +1,6 @@
 //! What a VM may reach, as options.
 
+use nexus_schema::Name;
 use nexus_schema::network::{NetworkMode, NetworkPreset, NetworkRule};
 use nexus_schema::tools::vm::NetworkParams;
 
@@ -8,8 +9,9 @@ use crate::ctl::args::word;
 /// What a VM may reach.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// How the VM reaches other machines: none, or proxy (http_proxy and its kin in the VM) [default for new VMs: proxy]
-    #[arg(long, value_parser = word::<NetworkMode>(&["none", "proxy"]))]
+    /// How the VM reaches other machines: none, proxy (http_proxy and its kin in the VM), or nat (a network interface, root's daemon only)
+    /// [default for new VMs: proxy]
+    #[arg(long, value_parser = word::<NetworkMode>(&["none", "proxy", "nat"]))]
     network: Option<NetworkMode>,
     /// What the lists do not decide: internet, or open (private networks too) [default for new VMs: internet]
     #[arg(long, value_parser = word::<NetworkPreset>(&["internet", "open"]))]
@@ -26,17 +28,26 @@ pub(super) struct Args {
     /// Empty the list of what is denied
     #[arg(long, conflicts_with = "deny")]
     no_deny: bool,
+    /// With network nat: be in this group, whose VMs may talk to each other, and in what other --group name
+    #[arg(long, value_name = "GROUP")]
+    group: Vec<Name>,
+    /// Leave all groups
+    #[arg(long, conflicts_with = "group")]
+    no_group: bool,
 }
 
 impl Args {
     /// What is asked for; `None` if nothing is.
     pub(super) fn params(self) -> Option<NetworkParams> {
-        let list = |rules: Vec<_>, is_empty: bool| (is_empty || !rules.is_empty()).then_some(rules);
+        fn list<T>(entries: Vec<T>, is_empty: bool) -> Option<Vec<T>> {
+            (is_empty || !entries.is_empty()).then_some(entries)
+        }
         let params = NetworkParams {
             mode: self.network,
             preset: self.preset,
             allow: list(self.allow, self.no_allow),
             deny: list(self.deny, self.no_deny),
+            groups: list(self.group, self.no_group),
         };
         (params != NetworkParams::default()).then_some(params)
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use nexus_schema::Timestamp;
 use nexus_schema::link::InitMode;
 use nexus_schema::network::{NetworkMode, NetworkRule};
+use nexus_schema::tools::network::InspectedNetwork;
 use nexus_schema::tools::vm::{
     NetworkCounts, VmDetails, VmNetwork, VmState, VmSummary, VmTimings, VmTransition, VmWalls,
 };
@@ -73,21 +74,41 @@ pub(super) fn created(vm: &VmDetails) -> Table {
 /// Its network alone.
 pub(super) fn of_network(vm: &VmDetails, now: Timestamp) -> Table {
     let mut table = Table::of_facts();
-    network(&mut table, vm, now);
+    network(&mut table, &vm.network, vm.network_note.as_deref(), now);
+    table
+}
+
+/// A VM's network among others.
+pub(crate) fn of_inspected_network(vm: &InspectedNetwork, now: Timestamp) -> Table {
+    let mut table = Table::of_facts();
+    table.fact("vm", &vm.name);
+    table.fact("state", Text::new(vm.state, mood(vm.state)));
+    network(&mut table, &vm.network, Some(&vm.note), now);
     table
 }
 
 /// What it reaches, and what was refused.
-fn network(table: &mut Table, vm: &VmDetails, now: Timestamp) {
-    let VmNetwork { mode, preset, allow, deny, counts, denied } = &vm.network;
+fn network(table: &mut Table, network: &VmNetwork, note: Option<&str>, now: Timestamp) {
+    // The note says until when.
+    let VmNetwork { mode, preset, allow, deny, groups, interface, until_next_start: _, counts, denied } =
+        network;
     let preset = if *mode == NetworkMode::None { "" } else { preset.as_str() };
     let words: Vec<_> = [mode.as_str(), preset].into_iter().filter(|word| !word.is_empty()).collect();
-    let note = vm.network_note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+    let note = note.map(|note| format!(" ({note})")).unwrap_or_default();
     table.fact("network", format!("{}{note}", words.join(", ")));
     let list = |rules: &[NetworkRule]| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     for (name, rules) in [("allow", allow), ("deny", deny)] {
         table.maybe(name, (!rules.is_empty()).then(|| list(rules)));
     }
+    let groups = groups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    table.maybe("groups", (!groups.is_empty()).then_some(groups));
+    table.maybe(
+        "interface",
+        interface.as_ref().map(|it| {
+            let tap = it.tap.as_ref().map(|tap| format!(", {tap} of the host")).unwrap_or_default();
+            format!("{}, {}, {}{tap}", it.ipv4, it.ipv6, it.mac)
+        }),
+    );
     if *counts != NetworkCounts::default() {
         let NetworkCounts { allowed, denied, failed, open, sent_bytes, received_bytes } = *counts;
         let [sent, received] = [sent_bytes, received_bytes].map(format::size);
@@ -98,7 +119,8 @@ fn network(table: &mut Table, vm: &VmDetails, now: Timestamp) {
     }
     for one in denied {
         let at = time(one.at, now);
-        table.fact("refused", format!("{}:{} ({}), {at}", one.host, one.port, one.reason.words()));
+        let port = if one.port == 0 { String::new() } else { format!(":{}", one.port) };
+        table.fact("refused", format!("{}{port} ({}), {at}", one.host, one.reason.words()));
     }
 }
 
@@ -122,7 +144,7 @@ pub(super) fn details(vm: &VmDetails, now: Timestamp) -> Table {
             InitMode::System => "system",
         },
     );
-    network(&mut table, vm, now);
+    network(&mut table, &vm.network, vm.network_note.as_deref(), now);
     for drive in &vm.drives {
         let root = if drive.root { ", root" } else { "" };
         let read_only = if drive.read_only { ", read-only" } else { "" };

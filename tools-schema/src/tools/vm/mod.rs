@@ -23,7 +23,7 @@ use crate::tools::plan::Creation;
 
 pub use self::delete::{DeletedVm, UndeletedVm, VmDelete, VmDeleteOutput, VmDeleteParams};
 pub use self::file::VmFile;
-pub use self::network::{DeniedConnection, NetworkCounts, NetworkParams, VmNetwork};
+pub use self::network::{DeniedConnection, NetworkCounts, NetworkInterface, NetworkParams, VmNetwork};
 pub use self::publish::{
     PublishedPort, VmPublish, VmPublishParams, VmUnpublish, VmUnpublishOutput, VmUnpublishParams,
 };
@@ -65,7 +65,7 @@ pub struct VmCreateParams {
     /// What is PID 1: `agent` (default, fastest) or `system` (the image's own init, such as systemd).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<InitMode>,
-    /// What it may reach (default: the internet by a proxy, `{"mode": "proxy", "preset": "internet"}`; or `none`).
+    /// What it may reach (default: the internet by a proxy, `{"mode": "proxy", "preset": "internet"}`; or `nat`, `none`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkParams>,
     /// The hostname inside; default: the VM's name.

@@ -1,16 +1,20 @@
 //! The network of a VM: what is asked for, and how it is.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::name::Name;
 use crate::network::{DenyReason, NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule};
 use crate::time::Timestamp;
 
-/// What a VM is to reach. A plain word stands for the mode or the preset: `none`, `proxy`, `internet`, `open`.
+/// What a VM is to reach. A plain word stands for the mode or the preset: `none`, `proxy`, `nat`, `internet`, `open`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkParams {
-    /// `none`, or `proxy`: HTTP, HTTPS and SOCKS5 through a proxy that commands find in `http_proxy` and its kin.
+    /// `none`; `proxy`: HTTP, HTTPS and SOCKS5 through a proxy that commands find in `http_proxy` and its kin; or `nat`: a network
+    /// interface, behind the host's address (root's daemon only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<NetworkMode>,
     /// What the lists do not decide: `internet` (not the host, no private or link-local addresses), or `open` (private networks too).
@@ -25,6 +29,10 @@ pub struct NetworkParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 0, max = 128))]
     pub deny: Option<Vec<NetworkRule>>,
+    /// For `nat`: names of groups; VMs with a group in common may talk to each other. Replaces the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 0, max = 16))]
+    pub groups: Option<Vec<Name>>,
 }
 
 /// The network of a VM.
@@ -41,12 +49,37 @@ pub struct VmNetwork {
     /// Never what this names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<NetworkRule>,
+    /// The groups that it is in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Name>,
+    /// Its interface in mode `nat`; absent before its first start with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<NetworkInterface>,
+    /// How it reaches them until its next start, where that is another mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_next_start: Option<NetworkMode>,
     /// What went through it since the daemon started.
     #[serde(default)]
     pub counts: NetworkCounts,
     /// The last connections that were refused by policy, newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub denied: Vec<DeniedConnection>,
+}
+
+/// A VM's network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NetworkInterface {
+    /// Its hardware address.
+    pub mac: String,
+    /// Its IPv4 address.
+    pub ipv4: Ipv4Addr,
+    /// Its IPv6 address, which no other network knows.
+    pub ipv6: Ipv6Addr,
+    /// The host's address towards it: its gateway and name server.
+    pub gateway: Ipv4Addr,
+    /// The device of the host that it is connected to, while the VM runs with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
 }
 
 /// What went through a VM's network since the daemon started.
@@ -83,8 +116,8 @@ pub struct DeniedConnection {
 
 impl From<NetworkPolicy> for VmNetwork {
     fn from(policy: NetworkPolicy) -> Self {
-        let NetworkPolicy { mode, preset, allow, deny } = policy;
-        Self { mode, preset, allow, deny, ..Self::default() }
+        let NetworkPolicy { mode, preset, allow, deny, groups } = policy;
+        Self { mode, preset, allow, deny, groups, ..Self::default() }
     }
 }
 

@@ -51,6 +51,7 @@ const CAPS: Caps = Caps {
     max_vcpus: 32,
     min_memory: ByteSize::mib(32),
     max_drives: 8,
+    has_interface: true,
     // In 1.16 no connection from the host reaches a guest that was paused and resumed, unless a snapshot was taken in between.
     can_pause: false,
     can_ask_guest: true,

@@ -17,6 +17,8 @@ pub(super) struct Request {
     pub(super) body: Value,
 }
 
+/// The name of a VM's network interface.
+const INTERFACE: &str = "net0";
 /// What says its version.
 pub(super) const VERSION: &str = "/version";
 
@@ -66,6 +68,12 @@ pub(super) fn configure(job: &Job, files: &Files) -> Vec<Request> {
             }),
         ));
     }
+    if let Some(interface) = &plan.interface {
+        requests.push(put(
+            format!("/network-interfaces/{INTERFACE}"),
+            json!({ "iface_id": INTERFACE, "host_dev_name": interface.tap, "guest_mac": interface.mac }),
+        ));
+    }
     requests.push(put("/vsock", json!({ "guest_cid": plan.cid, "uds_path": vm_files::VSOCK })));
     requests.push(put("/entropy", json!({})));
     requests
@@ -94,6 +102,7 @@ mod tests {
 
     pub(super) fn all() -> Vec<Request> {
         let mut plan = plan();
+        plan.interface = Some(crate::vmm::plan::tests::interface());
         plan.drives.push(PlanDrive { id: "data1".into(), path: "/data/disk".into(), read_only: true });
         let files = Files::of(&plan);
         let mut requests = configure(&Job { plan, tsc_khz: None }, &files);

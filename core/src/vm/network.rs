@@ -1,0 +1,386 @@
+//! Mode `nat` in the life of a VM: addresses are leased, the interface is connected before the VMM starts and disconnected when it is
+//! gone, and what is refused at it is told to the guest.
+//!
+//! ```text
+//! lease (row) ─> attach: nexus-net makes the TAP ─> connected (row) ─> VMM ─> its end ─> detach ─> disconnected (row)
+//! ```
+//! The row says which boot has an interface. So a daemon that is killed at any point finds at its next start what to keep: it attaches
+//! what runs again, and has everything else removed.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use nexus_net_wire::{Cidr, InstanceId, Mac};
+use nexus_schema::id::{BootId, VmId};
+use nexus_schema::link::{Interface, InterfaceAddress, REFUSED_REQUEST, Refusal, RefusedParams};
+use nexus_schema::network::{NetworkMode, NetworkPolicy};
+use nexus_schema::tools::vm::{NetworkInterface, VmNetwork};
+use nexus_schema::{ErrorCode, Reference, ToolError};
+use tokio::sync::mpsc;
+
+use super::defaults;
+use crate::context::{Shared, network_error};
+use crate::net::{self, Addresses, Denial, Dns, Event, Instance, NatError, Protocol, Vm};
+use crate::op::store_error;
+use crate::store::leases::{self, Lease};
+use crate::store::vms::VmRecord;
+use crate::store::{StoreError, settings};
+use crate::vmm::doctor::Choice;
+
+/// The domain of VMs' names, in which guests look for short ones.
+const DOMAIN: &str = "nexus.internal";
+/// The port of name servers.
+const DNS_PORT: u16 = 53;
+/// How many refusals go to a guest in one message.
+const BATCH_MAX: usize = 64;
+/// How long a guest may take to hear of refusals.
+const HEAR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A VM's addresses.
+#[derive(Debug, Clone)]
+pub(crate) struct Leased {
+    pub(crate) lease: Lease,
+    pub(crate) addresses: Addresses,
+}
+
+impl Leased {
+    /// What the guest is told of its interface.
+    pub(crate) fn of_guest(&self) -> Interface {
+        let (gateway, gateway6) = self.addresses.gateways();
+        let number = self.lease.number;
+        // Each is alone in its network: whatever a VM sends to another one goes by the gateway, where the policy is.
+        let v4 = (format!("{}/32", self.addresses.ipv4(number)), gateway.into());
+        let v6 = (format!("{}/128", self.addresses.ipv6(number)), gateway6.into());
+        let addresses =
+            [v4, v6].map(|(address, gateway)| InterfaceAddress { address, gateway: Some(gateway) });
+        Interface { mac: self.lease.mac.clone(), addresses: addresses.into(), mtu: None }
+    }
+
+    /// Where the guest finds the name server, and looks for short names.
+    pub(crate) fn names(&self) -> (Ipv4Addr, String) {
+        (self.addresses.gateways().0, DOMAIN.to_owned())
+    }
+
+    fn shown(&self, boot: Option<BootId>) -> NetworkInterface {
+        let number = self.lease.number;
+        NetworkInterface {
+            mac: self.lease.mac.clone(),
+            ipv4: self.addresses.ipv4(number),
+            ipv6: self.addresses.ipv6(number),
+            gateway: self.addresses.gateways().0,
+            tap: self.lease.tap.clone().filter(|_| boot.is_some() && self.lease.boot == boot),
+        }
+    }
+}
+
+/// Refuses mode `nat` for a VM of this driver on a host that cannot have it.
+pub(crate) fn check(host: &crate::vmm::doctor::Host, choice: &Choice) -> Result<(), ToolError> {
+    if choice.caps.has_interface {
+        return host.check_nat();
+    }
+    let what = format!("VMs of the driver {} have no network interface", choice.driver);
+    Err(ToolError::new(ErrorCode::HostUnsuitable, what).hint("use network proxy"))
+}
+
+/// The addresses of the shared network; chosen at the first use, if no setting says which.
+pub(crate) async fn addresses(shared: &Shared) -> Result<Addresses, ToolError> {
+    let instance = shared.instance;
+    if let Some(subnet) = defaults::network(&shared.store).await?.subnet {
+        return Ok(Addresses::new(subnet, instance));
+    }
+    let known = shared.store.read(leases::subnet).await.map_err(store_error)?;
+    if let Some(subnet) = known.and_then(|text| text.parse().ok()) {
+        return Ok(Addresses::new(subnet, instance));
+    }
+    let routes =
+        net::host_routes().map_err(|e| ToolError::internal(format!("read the host's routes: {e}")))?;
+    let chosen: Cidr = net::choose(instance, &routes).ok_or_else(|| {
+        ToolError::new(
+            ErrorCode::HostUnsuitable,
+            "the host has routes to all subnets that VMs could have by default",
+        )
+        .hint("set network.subnet to one that is free, or use network proxy")
+    })?;
+    let text = chosen.to_string();
+    tracing::info!(subnet = text, "a subnet for VMs is chosen");
+    shared.store.write(move |tx| leases::set_subnet(tx, &text)).await.map_err(store_error)?;
+    Ok(Addresses::new(chosen, instance))
+}
+
+/// The addresses of a VM; it gets some if it has none.
+pub(crate) async fn lease(shared: &Shared, vm: VmId) -> Result<Leased, ToolError> {
+    let addresses = addresses(shared).await?;
+    let last = addresses.last();
+    let lease = shared.store.write(move |tx| leases::take(tx, vm, last)).await.map_err(store_error)?;
+    Ok(Leased { lease, addresses })
+}
+
+/// The addresses of a VM that has some.
+pub(crate) async fn leased(shared: &Shared, vm: VmId) -> Result<Option<Leased>, ToolError> {
+    let found = shared.store.read(move |db| leases::of_vm(db, vm)).await.map_err(store_error)?;
+    match found {
+        Some(lease) => Ok(Some(Leased { lease, addresses: addresses(shared).await? })),
+        None => Ok(None),
+    }
+}
+
+/// Connects the interface of a boot; the name of the host's device.
+pub(crate) async fn connect(
+    shared: &Shared,
+    record: &VmRecord,
+    leased: &Leased,
+    boot: BootId,
+) -> Result<String, ToolError> {
+    let vm = described(shared, record, leased)?;
+    let instance = instance(shared, leased.addresses).await?;
+    let tap = shared.nat.attach(&instance, vm).await.map_err(network_error)?;
+    let (id, name) = (record.id, tap.clone());
+    shared.store.write(move |tx| leases::connect(tx, id, boot, &name)).await.map_err(store_error)?;
+    Ok(tap)
+}
+
+/// Disconnects a VM's interface, whose VMM is gone. What fails is done at the daemon's next start.
+pub(crate) async fn disconnect(shared: &Shared, record: &VmRecord) {
+    let (id, name) = (record.id, &record.name);
+    if let Err(error) = shared.nat.detach(id).await {
+        tracing::warn!(vm = %name, error = %nexus_schema::error::chain(&error), "a vm's network device is left for the next start");
+        return;
+    }
+    let is_kept = record.spec.network.mode == NetworkMode::Nat;
+    let written = shared.store.write(move |tx| match is_kept {
+        true => leases::disconnect(tx, id),
+        false => leases::release(tx, id),
+    });
+    if let Err(error) = written.await {
+        tracing::warn!(vm = %name, %error, "it is not written down that a vm's network device is gone");
+    }
+}
+
+/// Puts a policy in force at the interface of a VM that runs; what it does not allow is cut.
+pub(crate) async fn update(shared: &Shared, record: &VmRecord) -> Result<(), ToolError> {
+    let Some(leased) = leased(shared, record.id).await? else { return Ok(()) };
+    shared.nat.update(described(shared, record, &leased)?).await.map_err(network_error)
+}
+
+/// Forgets the addresses of a VM that does not run with them.
+pub(crate) async fn release(shared: &Shared, vm: VmId) -> Result<(), ToolError> {
+    shared.store.write(move |tx| leases::release(tx, vm)).await.map_err(store_error)
+}
+
+/// Removes what an earlier daemon left of VMs that do not run any more, once those that do are attached again.
+pub(crate) async fn settle(shared: &Shared, was_used: bool) {
+    let kept = async {
+        let is_there = shared.nat.state().await.map_err(network_error)?.is_some();
+        if !is_there && !was_used {
+            return Ok(());
+        }
+        let instance = instance(shared, addresses(shared).await?).await?;
+        shared.nat.retain(&instance).await.map_err(network_error)
+    };
+    if let Err(error) = kept.await {
+        tracing::warn!(%error, "network devices of VMs that are gone may be left");
+    }
+}
+
+/// The name of this installation in the names of what it makes on the host.
+pub(crate) fn instance_id(shared: &Shared) -> InstanceId {
+    let bits = shared.instance.as_i64().cast_unsigned();
+    let folded = (bits ^ (bits >> 32)) as u32;
+    InstanceId::new(folded.max(1)).expect("it is 1 or more")
+}
+
+async fn instance(shared: &Shared, addresses: Addresses) -> Result<Instance, ToolError> {
+    let servers = defaults::network(&shared.store).await?.dns;
+    let dns = match servers.is_empty() {
+        true => Dns::FromHost,
+        false => Dns::Servers(servers.into_iter().map(|server| SocketAddr::new(server, DNS_PORT)).collect()),
+    };
+    let (v4, v6) = addresses.subnets();
+    Ok(Instance { id: instance_id(shared), v4, v6: Some(v6), host_addresses: Vec::new(), dns })
+}
+
+/// A VM as `nexus-net` is told of it.
+fn described(shared: &Shared, record: &VmRecord, leased: &Leased) -> Result<Vm, ToolError> {
+    let policy = &record.spec.network;
+    let number = leased.lease.number;
+    let mac: Mac = leased
+        .lease
+        .mac
+        .parse()
+        .map_err(|e| ToolError::internal(format!("the MAC of {}: {e}", record.name)))?;
+    // In another mode nothing goes through the interface that a VM was started with.
+    let mode = if policy.mode == NetworkMode::Nat { NetworkMode::Nat } else { NetworkMode::None };
+    Ok(Vm {
+        id: record.id,
+        name: record.name.to_string(),
+        owner_uid: crate::vmm::uid_of(record.cid, shared.config.jail),
+        mac,
+        ipv4: leased.addresses.ipv4(number),
+        ipv6: Some(leased.addresses.ipv6(number)),
+        policy: NetworkPolicy { mode, ..policy.clone() },
+        groups: policy.groups.iter().map(ToString::to_string).collect(),
+    })
+}
+
+/// What is in force of a policy: a VM that runs without an interface has the proxy in place of `nat` until its next start.
+pub(crate) fn in_force(policy: &NetworkPolicy, lacks_interface: bool) -> NetworkPolicy {
+    let mode = match policy.mode {
+        NetworkMode::Nat if lacks_interface => NetworkMode::Proxy,
+        mode => mode,
+    };
+    NetworkPolicy { mode, ..policy.clone() }
+}
+
+/// A VM's network, as callers see it.
+pub(crate) async fn shown(shared: &Shared, record: &VmRecord) -> Result<VmNetwork, ToolError> {
+    let policy = &record.spec.network;
+    let mut network = shared.egresses.shown(record.id, policy);
+    let Some(leased) = leased(shared, record.id).await? else {
+        network.until_next_start = until_next_start(record, None);
+        return Ok(network);
+    };
+    let boot = record.boot_id.filter(|_| record.state.may_run());
+    network.until_next_start = until_next_start(record, leased.lease.boot.filter(|on| Some(*on) == boot));
+    network.interface = Some(leased.shown(boot));
+    if network.interface.as_ref().is_some_and(|interface| interface.tap.is_some()) {
+        add_counts(shared, record.id, &mut network).await;
+    }
+    Ok(network)
+}
+
+fn until_next_start(record: &VmRecord, connected: Option<BootId>) -> Option<NetworkMode> {
+    let lacks_interface = record.state.may_run() && connected.is_none();
+    let now = in_force(&record.spec.network, lacks_interface).mode;
+    (now != record.spec.network.mode).then_some(now)
+}
+
+/// Adds what `nexus-net` has counted.
+async fn add_counts(shared: &Shared, vm: VmId, network: &mut VmNetwork) {
+    let state = match shared.nat.state().await {
+        Ok(state) => state,
+        Err(error) => {
+            tracing::warn!(%error, "nexus-net does not say what it counted");
+            return;
+        }
+    };
+    let counted = state.and_then(|(_, state)| state.vms.into_iter().find(|one| one.id == vm));
+    if let Some(counters) = counted.map(|one| one.counters) {
+        let counts = &mut network.counts;
+        counts.allowed += counters.allowed;
+        counts.denied += counters.denied + counters.spoofed;
+        counts.sent_bytes += counters.sent_bytes;
+        counts.received_bytes += counters.received_bytes;
+    }
+}
+
+/// Takes what `nexus-net` tells, for as long as the daemon lives.
+pub(crate) async fn hear(shared: Weak<Shared>, mut events: mpsc::Receiver<Event>) {
+    while let Some(first) = events.recv().await {
+        let Some(shared) = shared.upgrade() else { return };
+        let mut denials = Vec::new();
+        let more = std::iter::from_fn(|| events.try_recv().ok());
+        for event in std::iter::once(first).chain(more).take(BATCH_MAX) {
+            match event {
+                Event::Denied(denial) => denials.push(denial),
+                Event::Missed(count) => tracing::warn!(count, "refusals of VMs were too many to be told"),
+                Event::Repaired { changes } => {
+                    tracing::warn!(changes, "others changed the network of VMs; it was put right");
+                }
+            }
+        }
+        tell(&shared, denials);
+    }
+}
+
+/// Notes refusals, and tells the guests.
+fn tell(shared: &Arc<Shared>, denials: Vec<Denial>) {
+    let mut told: BTreeMap<VmId, Vec<Refusal>> = BTreeMap::new();
+    for denial in denials {
+        let Some(egress) = shared.egresses.get(denial.vm) else { continue };
+        let protocol = match denial.protocol {
+            Protocol::Dns => "dns".to_owned(),
+            Protocol::Tcp => "tcp".to_owned(),
+            Protocol::Udp => "udp".to_owned(),
+            Protocol::Icmp => "icmp".to_owned(),
+            Protocol::Arp => "arp".to_owned(),
+            Protocol::Other(number) => format!("protocol {number}"),
+        };
+        let place = denial.name.clone().or_else(|| Some(denial.address?.to_string()));
+        let host = place.or_else(|| Some(denial.mac?.to_string())).unwrap_or_else(|| protocol.clone());
+        let refusal = egress.refused_at_interface(
+            denial.at,
+            &protocol,
+            host,
+            denial.address,
+            denial.port.unwrap_or(0),
+            denial.reason,
+        );
+        told.entry(denial.vm).or_default().push(refusal);
+    }
+    for (vm, connections) in told {
+        let Ok(handle) = shared.vms.get(&Reference::Id(vm)) else { continue };
+        let Some(link) = handle.view.borrow().link.clone() else { continue };
+        tokio::spawn(async move {
+            let params = serde_json::to_string(&RefusedParams { connections })
+                .and_then(serde_json::value::RawValue::from_string);
+            let Ok(params) = params else { return };
+            if let Err(error) = link.request(REFUSED_REQUEST, &params, HEAR_TIMEOUT).await {
+                tracing::debug!(%error, "a guest does not hear what was refused");
+            }
+        });
+    }
+}
+
+/// Removes the shared network from the host; whether there was one.
+pub(crate) async fn clean_up(shared: &Shared) -> Result<bool, ToolError> {
+    let users = shared.store.read(leases::connected).await.map_err(store_error)?;
+    if !users.is_empty() {
+        let names: Vec<_> = users.iter().map(ToString::to_string).collect();
+        let what = format!("VMs run with the shared network: {}", names.join(", "));
+        return Err(ToolError::new(ErrorCode::InUse, what).hint("call vm_stop for them first"));
+    }
+    let was_used = shared.store.read(leases::subnet).await.map_err(store_error)?.is_some()
+        || shared.store.read(|db| settings::get(db, defaults::SUBNET)).await.map_err(store_error)?.is_some();
+    match shared.nat.clean_up(instance_id(shared), was_used).await {
+        Ok(interfaces) => Ok(interfaces > 0),
+        Err(NatError::Down) => Ok(false),
+        Err(error) => Err(network_error(error)),
+    }
+}
+
+/// Refuses another subnet while VMs run with addresses of the present one.
+pub(crate) async fn check_change(shared: &Shared) -> Result<(), ToolError> {
+    let users = shared
+        .store
+        .read(|db| -> Result<_, StoreError> { leases::connected(db) })
+        .await
+        .map_err(store_error)?;
+    if users.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = users.iter().map(ToString::to_string).collect();
+    Err(ToolError::invalid(format!(
+        "VMs run with addresses of the present one: {}; stop them first",
+        names.join(", ")
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nat_without_an_interface_is_the_proxy_until_the_next_start() {
+        let policy = |mode| NetworkPolicy { mode, ..NetworkPolicy::default() };
+        for (asked, lacks, now) in [
+            (NetworkMode::Nat, true, NetworkMode::Proxy),
+            (NetworkMode::Nat, false, NetworkMode::Nat),
+            (NetworkMode::Proxy, false, NetworkMode::Proxy),
+            (NetworkMode::None, true, NetworkMode::None),
+        ] {
+            assert_eq!(in_force(&policy(asked), lacks).mode, now);
+        }
+    }
+}

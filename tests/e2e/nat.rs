@@ -1,0 +1,197 @@
+//! Machines with a network interface of their own, behind a host that is a network namespace of this test: nexusd, nexus-net and the VMMs run
+//! in it, and the internet behind it is another one.
+
+use std::time::{Duration, Instant};
+
+use nexus_tests::client::{Client, stream};
+use nexus_tests::daemon::{Daemon, kill_process};
+use nexus_tests::netns::{HOST, Internet, PRIVATE, ROUTER, SITE};
+use nexus_tests::wait::until;
+use serde_json::{Value, json};
+
+/// How long something may take that happens by itself.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Runs a line in a machine: its exit code, stdout, and all that the result says.
+fn run(client: &mut Client, vm: &str, line: &str) -> (i64, String, String) {
+    let result =
+        client.call_whole("guest_run_command", json!({ "vm": vm, "command": line })).expect("it runs");
+    let blocks = result["content"].as_array().expect("a result has content").iter();
+    let said = blocks.map(|block| block["text"].as_str().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+    let code = result["_meta"]["dev.nexus/result"]["exit_code"].as_i64().unwrap_or(-1);
+    (code, stream(&result, "stdout"), said)
+}
+
+fn get(client: &mut Client, vm: &str, url: &str) -> (i64, String, String) {
+    // Of BusyBox: some of its other options crash in static builds.
+    run(client, vm, &format!("wget -O - {url} 2>/dev/null"))
+}
+
+/// Waits until a page comes.
+fn until_it_comes(client: &mut Client, vm: &str, url: &str) {
+    let came = until(SOON, || (get(client, vm, url).0 == 0).then_some(()));
+    assert!(came.is_some(), "{url} never comes: {}", get(client, vm, url).2);
+}
+
+fn network(client: &mut Client, vm: &str) -> Value {
+    client.inspect(vm)["network"].clone()
+}
+
+/// The devices of VMs on the host, by the names that the VMs' details have for them.
+fn taps(world: &Internet) -> usize {
+    let own = world.host.links();
+    // The bridge and the host's own way out are there as well.
+    own.iter().filter(|name| *name != "up0").count().saturating_sub(1)
+}
+
+#[test]
+fn a_machine_has_a_network_of_its_own_within_its_policy_and_leaves_nothing() {
+    let world = Internet::new();
+    let mut daemon = Daemon::start_in_namespace(&world.host.path());
+    let mut client = daemon.client();
+    client.must("settings_set", json!({ "values": { "network.dns": ROUTER.to_string() } }));
+
+    // --- one machine: its address, names, the way out
+    let web = client.create(json!({ "name": "web", "from": "busybox", "network": "nat" }));
+    let interface = web["network"]["interface"].clone();
+    let text = |key: &str| interface[key].as_str().unwrap_or_else(|| panic!("no {key}: {web}")).to_owned();
+    let (own, gateway, tap) = (text("ipv4"), text("gateway"), text("tap"));
+    assert!(world.host.links().contains(&tap), "{tap} is none of {:?}", world.host.links());
+    assert_eq!(web["guest"]["problems"], Value::Null, "{web}");
+    let walls = client.inspect("web")["process"]["walls"].clone();
+    assert!(
+        walls["own_root"] == true && walls["capabilities"] == false && walls["seccomp"] == true,
+        "{walls}"
+    );
+    assert!(walls["namespaces"].to_string().contains("net"), "the VMM is in a network of its own: {walls}");
+
+    let (_, addresses, _) = run(&mut client, "web", "ip address show eth0; cat /etc/resolv.conf; hostname");
+    for part in [
+        &format!("{own}/32"),
+        &format!("{}/128", text("ipv6")),
+        &text("mac"),
+        &format!("nameserver {gateway}"),
+        "web",
+    ] {
+        assert!(addresses.contains(part), "{part} in {addresses}");
+    }
+    let (code, _, said) =
+        run(&mut client, "web", &format!("ping -c 1 -W 5 {gateway} && ping -c 1 -W 5 {SITE}"));
+    assert_eq!(code, 0, "{said}");
+    let (code, page, said) = get(&mut client, "web", "http://site.example/");
+    assert_eq!((code, page.as_str()), (0, format!("you are {HOST}\n").as_str()), "{said}");
+
+    // --- a refusal is an answer, and the result says why
+    let begun = Instant::now();
+    let (code, _, said) = get(&mut client, "web", &format!("http://{PRIVATE}/"));
+    assert!(code != 0 && begun.elapsed() < Duration::from_secs(4), "after {:?}: {said}", begun.elapsed());
+    let note = format!(
+        "refused by policy: {PRIVATE}:80 (an address of a private network); ask for vm_update network.allow="
+    );
+    assert!(said.contains(&note), "{said}");
+    let (code, _, said) = get(&mut client, "web", &format!("http://{HOST}:22/"));
+    assert!(code != 0 && said.contains("(an address of the host)"), "{said}");
+    let (_, _, said) = run(&mut client, "web", "false");
+    assert!(!said.contains("refused"), "a later command met none: {said}");
+    let counted = network(&mut client, "web");
+    assert!(
+        counted["counts"]["denied"].as_u64() >= Some(2) && counted["counts"]["sent_bytes"].as_u64() > Some(0),
+        "{counted}"
+    );
+    assert_eq!(counted["denied"][0]["reason"], "host", "{counted}");
+    let log = client.must("network_log", json!({ "vm": "web", "limit": 1, "wait_s": 5 }));
+    assert_eq!(log["connections"][0]["reason"], "host", "{log}");
+
+    // --- changes are in force at once
+    client.must("vm_update", json!({ "vm": "web", "network": { "allow": ["other.example"] } }));
+    let (code, _, said) = get(&mut client, "web", "http://site.example/");
+    assert!(code != 0 && said.contains("site.example (name not allowed)"), "{said}");
+    let (code, _, said) = get(&mut client, "web", "http://other.example/");
+    assert_eq!(code, 0, "{said}");
+    client.must("vm_update", json!({ "vm": "web", "network": { "allow": ["*", PRIVATE.to_string()] } }));
+    assert_eq!(get(&mut client, "web", &format!("http://{PRIVATE}/")).0, 0, "the hint helps");
+    client.must("vm_update", json!({ "vm": "web", "network": "none" }));
+    let (code, _, said) = get(&mut client, "web", &format!("http://{SITE}/"));
+    assert!(code != 0, "{said}");
+    let again = client.must("vm_update", json!({ "vm": "web", "network": "nat" }));
+    assert_eq!(again["network"]["until_next_start"], Value::Null, "it has its interface still: {again}");
+    until_it_comes(&mut client, "web", "http://site.example/");
+
+    // --- another machine, which gets its interface at its next start
+    client.create(json!({ "name": "db", "from": "busybox", "network": "proxy" }));
+    let changed = client.must("vm_update", json!({ "vm": "db", "network": "nat" }));
+    assert_eq!(changed["network"]["until_next_start"], "proxy", "{changed}");
+    assert!(changed["network_note"].as_str().is_some_and(|note| note.contains("next start")), "{changed}");
+    client.must("vm_stop", json!({ "vm": "db", "wait_s": 45 }));
+    client.must("vm_start", json!({ "vm": "db", "wait_s": 45 }));
+    let db = client.wait_for_state("db", "ready");
+    assert_eq!(db["network"]["until_next_start"], Value::Null, "{db}");
+    let other = db["network"]["interface"]["ipv4"].as_str().expect("it has an address").to_owned();
+    assert!(other != own && taps(&world) == 2, "{other} {own} {:?}", world.host.links());
+    run(&mut client, "db", "mkdir -p /srv && echo rows > /srv/index.html && httpd -p 80 -h /srv");
+    let (code, _, said) = get(&mut client, "web", &format!("http://{other}/"));
+    assert!(code != 0 && said.contains("(another VM, and no group has both)"), "{said}");
+    for vm in ["web", "db"] {
+        client.must("vm_update", json!({ "vm": vm, "network": { "groups": ["app"] } }));
+    }
+    let (code, page, said) = get(&mut client, "web", "http://db.nexus.internal/");
+    assert_eq!((code, page.as_str()), (0, "rows\n"), "{said}");
+
+    // --- the network outlives the daemon, and its process is started again
+    let pid = |client: &mut Client| client.must("network_inspect", json!({}))["nat"]["pid"].as_u64();
+    let before = pid(&mut client).expect("nexus-net runs");
+    daemon.kill();
+    daemon.restart();
+    client = daemon.client();
+    client.wait_for_state("web", "ready");
+    assert_eq!(get(&mut client, "web", "http://site.example/").0, 0);
+    assert_eq!(pid(&mut client), Some(before));
+    kill_process(u32::try_from(before).expect("a process id"));
+    let after = until(SOON, || pid(&mut client).filter(|pid| *pid != before));
+    assert!(after.is_some(), "nexus-net is started again\n{}", daemon.log());
+    until_it_comes(&mut client, "web", "http://site.example/");
+
+    // --- nothing is left
+    client.must("vm_stop", json!({ "vm": "db", "wait_s": 45 }));
+    assert_eq!(taps(&world), 1, "{:?}", world.host.links());
+    let refused = client.call("network_cleanup", json!({})).expect_err("web runs with it");
+    assert!(refused.code == "in_use" && refused.text.contains("web"), "{}", refused.text);
+    client.must("vm_delete", json!({ "vm": "web", "force": true }));
+    assert_eq!(taps(&world), 0, "{:?}", world.host.links());
+    assert_eq!(client.must("network_cleanup", json!({}))["removed"], true);
+    assert_eq!(world.host.links(), ["up0"]);
+    assert_eq!(client.must("network_cleanup", json!({}))["removed"], false);
+}
+
+#[test]
+fn what_a_daemon_leaves_that_is_killed_while_it_connects_a_machine_is_removed() {
+    let world = Internet::new();
+    let mut daemon = Daemon::start_in_namespace(&world.host.path());
+    let mut client = daemon.client();
+    let made = json!({ "name": "web", "from": "busybox", "network": "nat", "start": false });
+    let address = client.to_the_end("vm_create", made, SOON)["network"]["interface"]["ipv4"].clone();
+    daemon.kill();
+    daemon.set("NEXUS_FAILPOINT", Some("start-connected"));
+    daemon.restart();
+    // The daemon ends before it answers.
+    let mut starting = daemon.client();
+    let call = json!({ "name": "vm_start", "arguments": { "vm": "web", "wait_s": 45 } });
+    starting.request("tools/call", &call).expect_err("the daemon is killed meanwhile");
+    daemon.wait_until_ended();
+    assert_eq!(taps(&world), 1, "it had got so far: {:?}", world.host.links());
+
+    daemon.set("NEXUS_FAILPOINT", None);
+    daemon.restart();
+    client = daemon.client();
+    let web = client.wait_for_state("web", "failed");
+    assert_eq!(taps(&world), 0, "{:?}", world.host.links());
+    let interface = &web["network"]["interface"];
+    assert_eq!(
+        (&interface["ipv4"], &interface["tap"]),
+        (&address, &Value::Null),
+        "its addresses stay its own"
+    );
+    client.must("vm_delete", json!({ "vm": "web" }));
+    assert_eq!(client.must("network_cleanup", json!({}))["removed"], true);
+    assert_eq!(world.host.links(), ["up0"]);
+}
