@@ -191,6 +191,15 @@ fn what_the_policy_does_not_name_is_refused_and_the_command_says_so() {
     assert_eq!(*facts, json!([{ "host": "127.0.0.1", "port": port, "reason": "host", "count": 1 }]));
     assert!(!text(&run(&mut client, "true")).contains("refused"), "a later command met none");
 
+    let log = client.must("network_log", json!({ "vm": "web", "limit": 2, "wait_s": 5 }));
+    let last = log["connections"].as_array().expect("a list").last().expect("a connection").clone();
+    assert_eq!(
+        (&last["verdict"], &last["reason"], &last["port"]),
+        (&json!("denied"), &json!("host"), &json!(port)),
+        "{log}"
+    );
+    let after = client.must("network_log", json!({ "vm": "web", "cursor": log["cursor"] }));
+    assert_eq!(after["connections"], json!([]));
     let network = client.inspect("web")["network"].clone();
     assert_eq!(
         (&network["counts"]["allowed"], &network["counts"]["denied"]),
@@ -287,6 +296,31 @@ fn defaults_and_mistakes() {
         let failure = refused(&mut client, "vm_create", arguments);
         assert!(failure.code == "invalid_argument" && failure.text.contains(words), "{}", failure.text);
     }
+    // Machines that are processes have no interface; what can be refused beforehand is.
+    let mut arguments = world.arguments("web");
+    arguments["network"] = json!({ "mode": "nat", "groups": ["app"] });
+    let failure = refused(&mut client, "vm_create", arguments);
+    assert!(
+        failure.code == "host_unsuitable"
+            && failure.text.contains("have no network interface")
+            && failure.text.contains("use network proxy"),
+        "{}",
+        failure.text
+    );
+    for (key, value, words) in [
+        ("network.subnet", "8.8.8.0/24", "not of a private range"),
+        ("network.subnet", "10.0.0.1/24", "no bit set"),
+        ("network.dns", "dns.example", "not an IP address"),
+    ] {
+        let failure = refused(&mut client, "settings_set", json!({ "values": { key: value } }));
+        assert!(failure.text.contains(words), "{}", failure.text);
+    }
+    let shared = client.must("network_inspect", json!({}));
+    assert_eq!(
+        (&shared["nat"]["pid"], &shared["vms"]),
+        (&Value::Null, &json!([])),
+        "nothing was made: {shared}"
+    );
     client.must("settings_set", json!({ "values": { "default.network": "none" } }));
     let made = world.create(&mut client, "web");
     assert_eq!(made["network"]["mode"], "none", "{made}");

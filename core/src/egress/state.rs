@@ -99,7 +99,15 @@ impl Egress {
         port: u16,
         reason: DenyReason,
     ) -> Refusal {
-        let allow = allowing(&self.policy.borrow(), &host, port, reason);
+        let mut allow = allowing(&self.policy.borrow(), &host, port, reason);
+        if port == 0 {
+            // A name, or a protocol without ports.
+            allow.iter_mut().for_each(|entry| {
+                if let Some(rest) = entry.strip_suffix(":0") {
+                    *entry = rest.to_owned();
+                }
+            });
+        }
         let hint = reason.hint(&allow);
         self.note(
             DeniedConnection { at, host: host.clone(), port, reason, hint: hint.clone() },
@@ -222,7 +230,42 @@ impl Egresses {
 
 #[cfg(test)]
 mod tests {
+    use nexus_schema::network::NetworkMode;
+
     use super::*;
+
+    #[test]
+    fn what_is_refused_at_an_interface_has_a_hint_that_can_be_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let egresses = Egresses::new(directory.path().to_owned());
+        let allow = vec!["a.example".parse().unwrap()];
+        let policy = NetworkPolicy { mode: NetworkMode::Nat, allow, ..NetworkPolicy::default() };
+        let egress = egresses.of(VmId::from_i64(1).unwrap(), &policy);
+        let at = crate::os::clock::now();
+        for (protocol, host, port, expected) in [
+            ("dns", "b.example", 0, "b.example"),
+            ("tcp", "8.8.8.8", 443, "8.8.8.8:443"),
+            ("icmp", "::1", 0, "[::1]"),
+        ] {
+            let told = egress.refused_at_interface(
+                at,
+                protocol,
+                host.into(),
+                None,
+                port,
+                DenyReason::NameNotAllowed,
+            );
+            assert_eq!(told.allow, ["a.example", expected]);
+            let entry: nexus_schema::network::NetworkRule = expected.parse().unwrap();
+            assert_eq!(entry.to_string().trim_matches(['[', ']']), expected.trim_matches(['[', ']']));
+        }
+        let shown = egresses.shown(VmId::from_i64(1).unwrap(), &policy);
+        assert_eq!(
+            (shown.denied.len(), shown.counts.denied),
+            (3, 0),
+            "whoever refused them has counted them"
+        );
+    }
 
     #[test]
     fn the_last_refused_connections_are_remembered_and_all_are_counted() {
