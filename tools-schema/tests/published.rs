@@ -135,7 +135,8 @@ fn annotations_are_honest() {
     for info in all() {
         let verb = info.name.rsplit('_').next().unwrap();
         let reads = [
-            "list", "inspect", "logs", "history", "read", "stat", "info", "get", "verify", "output", "search",
+            "list", "inspect", "log", "logs", "history", "read", "stat", "info", "get", "verify", "output",
+            "search",
         ]
         .contains(&verb);
         assert_eq!(info.effect == Effect::ReadOnly, reads, "{}", info.name);
