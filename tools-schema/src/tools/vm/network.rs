@@ -129,10 +129,10 @@ pub(super) fn plain_or_whole<'de, D: serde::Deserializer<'de>>(
     #[serde(untagged)]
     enum Said {
         Plain(NetworkMode),
-        Whole(VmNetwork),
+        Whole(Box<VmNetwork>),
     }
     Ok(match Said::deserialize(deserializer)? {
         Said::Plain(mode) => VmNetwork { mode, ..VmNetwork::default() },
-        Said::Whole(network) => network,
+        Said::Whole(network) => *network,
     })
 }
