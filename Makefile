@@ -37,7 +37,7 @@ build: ## build everything for development, the guest included
 	$(CARGO) build --locked --workspace --exclude nexus-guest
 
 release: # what demo, install and bench use
-	$(CARGO) build --locked --release -p nexus-host
+	$(CARGO) build --locked --release -p nexus-host -p nexus-net
 
 lint: ## formatting, clippy and the rules of the architecture
 	$(CARGO) fmt --all --check
@@ -71,7 +71,7 @@ fuzz: setup-fuzz ## what reads from guests, clients and models, each for a minut
 	@.ci/fuzz
 
 demo: setup ## installs what is missing, builds, and creates, uses and deletes a first virtual machine over MCP
-	$(CARGO) build --locked --release -p nexus-host -p nexus-examples --bins
+	$(CARGO) build --locked --release -p nexus-host -p nexus-net -p nexus-examples --bins
 	@$(TARGET)/release/demo $(TARGET)/release/nexusd $(DEMO_DIR)
 
 run: release ## a daemon in the foreground, with state of its own under target/run
@@ -80,7 +80,7 @@ run: release ## a daemon in the foreground, with state of its own under target/r
 
 # BENCH="boot --runs 30" measures only that; `target/release/bench --help` has the words.
 bench: setup-bench ## measure; prints the tables of docs/benchmarks.md
-	$(CARGO) build --locked --release -p nexus-host -p nexus-tests --bins
+	$(CARGO) build --locked --release -p nexus-host -p nexus-net -p nexus-tests --bins
 	@$(TARGET)/release/bench $(BENCH)
 
 audit: ## licences, sources and known vulnerabilities of the dependencies, by cargo-deny
@@ -90,7 +90,7 @@ audit: ## licences, sources and known vulnerabilities of the dependencies, by ca
 install: $(if $(SUDO_USER),,release) ## binaries and systemd units to PREFIX (/usr/local)
 	@[ -x $(TARGET)/release/nexusd ] || { echo "first, without sudo: make release"; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(SYSTEM_UNITS) $(USER_UNITS)
-	install -m 0755 $(TARGET)/release/nexusd $(TARGET)/release/nexusctl $(DESTDIR)$(PREFIX)/bin/
+	install -m 0755 $(TARGET)/release/nexusd $(TARGET)/release/nexusctl $(TARGET)/release/nexus-net $(DESTDIR)$(PREFIX)/bin/
 	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' host-mcp/systemd/nexus.service > $(SYSTEM_UNITS)/nexus.service
 	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' host-mcp/systemd/user/nexus.service > $(USER_UNITS)/nexus.service
 	chmod 0644 $(SYSTEM_UNITS)/nexus.service $(USER_UNITS)/nexus.service
@@ -98,7 +98,7 @@ install: $(if $(SUDO_USER),,release) ## binaries and systemd units to PREFIX (/u
 	@echo "or for your user alone: systemctl --user daemon-reload && systemctl --user enable --now nexus"
 
 uninstall: ## remove what install put there; virtual machines and state stay
-	rm -f $(DESTDIR)$(PREFIX)/bin/nexusd $(DESTDIR)$(PREFIX)/bin/nexusctl
+	rm -f $(DESTDIR)$(PREFIX)/bin/nexusd $(DESTDIR)$(PREFIX)/bin/nexusctl $(DESTDIR)$(PREFIX)/bin/nexus-net
 	rm -f $(SYSTEM_UNITS)/nexus.service $(USER_UNITS)/nexus.service
 
 clean: ## remove everything that was built, and the state of demo and run

@@ -128,21 +128,30 @@ fn repin(frame: &Frame, found: &Found, desired: &Desired<'_>) -> Vec<Change> {
     changes
 }
 
-/// Opens the way for a VM to what a name led to.
+/// Opens the way for a VM to what a name led to; each pin with whether the way may be open already, for less long.
 pub(crate) fn pin(
     netfilter: &mut Netfilter,
     id: InstanceId,
     wired: &Wired,
-    pins: &[Pin],
+    pins: &[(Pin, bool)],
 ) -> Result<(), Error> {
-    let table = table_name(id);
-    let family = Family::Inet;
+    let (table, family) = (table_name(id), Family::Inet);
     let mut changes = Vec::new();
     for set in [&PIN4, &PIN6] {
-        let of_set = pins.iter().filter(|pin| pin_set(pin.cell.addresses.0).name == set.name);
-        let elements: Vec<Added> = of_set.map(|pin| added(wired, pin)).collect();
-        if !elements.is_empty() {
-            changes.push(Change::Add { family, table: table.clone(), set: set.clone(), elements });
+        let of_set = || pins.iter().filter(|(pin, _)| pin_set(pin.cell.addresses.0).name == set.name);
+        let all: Vec<Added> = of_set().map(|(pin, _)| added(wired, pin)).collect();
+        let again: Vec<Added> =
+            of_set().filter(|(_, is_open)| *is_open).map(|(pin, _)| added(wired, pin)).collect();
+        let add = |elements| Change::Add { family, table: table.clone(), set: set.clone(), elements };
+        if !all.is_empty() {
+            changes.push(add(all));
+        }
+        // Older kernels leave the timeout of an element that is there as it is. Whether it still is, nobody knows: so it is added before it
+        // is removed.
+        if !again.is_empty() {
+            let elements = again.iter().map(|added| added.element.clone()).collect();
+            changes.push(Change::Remove { family, table: table.clone(), set: set.clone(), elements });
+            changes.push(add(again));
         }
     }
     netfilter.commit(batch(&changes)).map_err(failed("open the way to what a name led to"))
@@ -165,7 +174,7 @@ pub(crate) fn recall(
             if let (true, Some(name), Some(expires)) = (is_its, comment, expires)
                 && let Some(address) = address_of(&element)
             {
-                pins.note(vm, &name, address, now, expires);
+                pins.note(vm, (&name, address), now, (expires, expires));
             }
         }
     }

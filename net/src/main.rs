@@ -32,6 +32,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -77,6 +78,7 @@ fn run() -> Result<(), StartError> {
         return Err(StartError::Usage);
     };
     let _lock = lock(&socket)?;
+    raise_limit();
     let failed = |what: &'static str| move |source| StartError::Io { what: what.to_owned(), source };
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
@@ -115,6 +117,15 @@ fn run() -> Result<(), StartError> {
         let _ = std::fs::remove_file(&socket);
         Ok(())
     })
+}
+
+/// Questions over TCP are sockets, of all VMs together.
+fn raise_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
 }
 
 /// One process per socket, by a lock that goes with its holder.

@@ -142,11 +142,10 @@ fn ask(fd: &OwnedFd, request: &[u8]) -> io::Result<()> {
     loop {
         // Netlink answers before `send` returns.
         let length = recv(fd.as_raw_fd(), &mut read, MsgFlags::MSG_DONTWAIT)?;
-        for message in messages(&read[..length]).filter(|message| message.kind == ERROR) {
-            return match message.error() {
-                Some(0) | None => Ok(()),
-                Some(code) => Err(io::Error::from_raw_os_error(code)),
-            };
+        match messages(&read[..length]).find(|message| message.kind == ERROR).map(|message| message.error()) {
+            Some(Some(0) | None) => return Ok(()),
+            Some(Some(code)) => return Err(io::Error::from_raw_os_error(code)),
+            None => {}
         }
     }
 }

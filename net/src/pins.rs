@@ -40,17 +40,41 @@ pub(crate) struct Pin {
     pub(crate) remaining: Duration,
 }
 
+/// What an answer adds to what was known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Noted {
+    /// The way was not open, or not by this name.
+    New,
+    /// It was, for less long than the answer holds.
+    Longer,
+    /// It was, for long enough.
+    Covered,
+}
+
 /// How long an answer opens the way.
 pub(crate) fn lifetime(ttl: Duration) -> Duration {
     ttl.clamp(SHORTEST, LONGEST) + SLACK
 }
 
 impl Pins {
-    /// Notes that a name led a VM to an address.
-    pub(crate) fn note(&mut self, vm: VmId, name: &str, address: IpAddr, now: Instant, lifetime: Duration) {
+    /// Notes that a name led a VM to an address, which is so for `ttl`, and opens the way for `lifetime` (see [`lifetime`]).
+    pub(crate) fn note(
+        &mut self,
+        vm: VmId,
+        (name, address): (&str, IpAddr),
+        now: Instant,
+        (ttl, lifetime): (Duration, Duration),
+    ) -> Noted {
         let of_vm = self.0.entry(vm).or_default();
         let known = of_vm.entry(address).or_insert_with(|| Known { names: Vec::new(), until: now });
-        known.until = known.until.max(now + lifetime);
+        let noted = match known.names.iter().any(|other| other == name) {
+            true if known.until >= now + ttl && known.until > now => Noted::Covered,
+            _ if known.until > now => Noted::Longer,
+            _ => Noted::New,
+        };
+        if noted != Noted::Covered {
+            known.until = known.until.max(now + lifetime);
+        }
         known.names.retain(|other| other != name);
         known.names.insert(0, name.to_owned());
         known.names.truncate(NAMES_MAX);
@@ -64,6 +88,7 @@ impl Pins {
             };
             of_vm.remove(&first);
         }
+        noted
     }
 
     /// The ways that are open for a VM by the names that its policy allows.
@@ -136,8 +161,11 @@ mod tests {
         let (around, now) = (Surroundings::default(), Instant::now());
         let address: IpAddr = "8.8.8.8".parse().unwrap();
         let mut pins = Pins::default();
-        pins.note(vm, "a.example", address, now, Duration::from_secs(10));
-        pins.note(vm, "x.b.example", address, now, Duration::from_secs(5));
+        let secs = Duration::from_secs;
+        assert_eq!(pins.note(vm, ("a.example", address), now, (secs(4), secs(10))), Noted::New);
+        assert_eq!(pins.note(vm, ("x.b.example", address), now, (secs(4), secs(5))), Noted::Longer);
+        assert_eq!(pins.note(vm, ("a.example", address), now, (secs(4), secs(20))), Noted::Covered);
+        assert_eq!(pins.note(vm, ("x.b.example", address), now, (secs(4), secs(5))), Noted::Covered);
         let ports = |pins: Vec<Pin>| pins.iter().map(|pin| pin.cell.ports).collect::<Vec<_>>();
         assert_eq!(ports(pins.open(vm, &listed, &around, now)), [(80, 80), (443, 443)]);
         assert_eq!(ports(pins.open(vm, &policy(&["a.example"]), &around, now)).first(), Some(&(0, 52)));
@@ -159,7 +187,8 @@ mod tests {
         let mut pins = Pins::default();
         for number in 0..=ADDRESSES_MAX as u32 {
             let lifetime = Duration::from_secs(if number == 0 { 1 } else { 100 });
-            pins.note(vm, "a.example", IpAddr::from((number + 1).to_be_bytes()), now, lifetime);
+            let address = IpAddr::from((number + 1).to_be_bytes());
+            pins.note(vm, ("a.example", address), now, (lifetime, lifetime));
         }
         assert_eq!(pins.0[&vm].len(), ADDRESSES_MAX);
         assert_eq!(pins.name(vm, IpAddr::from(1_u32.to_be_bytes())), None);

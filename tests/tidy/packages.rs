@@ -23,6 +23,10 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("nexus-tests", &["nexus-schema", "nexus-core", "nexus-host"]),
 ];
 
+/// Libraries of C under licences that reach whatever links them (libnftnl: GPL, libmnl: LGPL), and the one package that may.
+const COPYLEFT: &[&str] = &["mnl", "mnl-sys", "nftnl", "nftnl-sys"];
+const COPYLEFT_LINKED_BY: &str = "nexus-net";
+
 /// All that the vocabulary may use: nothing in it does IO.
 const VOCABULARY: &[&str] = &["data-encoding", "jiff", "schemars", "serde", "serde_json", "thiserror"];
 
@@ -92,10 +96,17 @@ fn finding(package: &Package, what: String) -> Finding {
 
 /// Everything that is linked into, or runs while building, what users run.
 fn shipped() -> BTreeMap<&'static PackageId, &'static Package> {
+    needed(metadata().workspace_members.iter())
+}
+
+/// These packages, and everything that is linked into them or runs while they are built.
+fn needed(
+    packages: impl Iterator<Item = &'static PackageId>,
+) -> BTreeMap<&'static PackageId, &'static Package> {
     let metadata = metadata();
     let resolve = metadata.resolve.as_ref().expect("the dependency graph was asked for");
     let nodes: BTreeMap<_, _> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
-    let mut queue: VecDeque<&PackageId> = metadata.workspace_members.iter().collect();
+    let mut queue: VecDeque<&PackageId> = packages.collect();
     let mut seen = BTreeSet::new();
     while let Some(id) = queue.pop_front() {
         if !seen.insert(id) {
@@ -190,6 +201,33 @@ fn licences_are_known() {
         findings.push(Finding { file: "Cargo.lock".to_owned(), line: 1, what });
     }
     none("all that is linked is under a licence of tests/tidy/packages.rs", findings);
+}
+
+/// nexusd and nexusctl are under Apache-2.0, and can be linked statically.
+#[test]
+fn one_binary_alone_links_copyleft_libraries() {
+    let mut findings = Vec::new();
+    for package in ours() {
+        let all = needed([&package.id].into_iter());
+        let linked: Vec<&str> =
+            all.values().map(|one| one.name.as_str()).filter(|name| COPYLEFT.contains(name)).collect();
+        let may = package.name.as_str() == COPYLEFT_LINKED_BY;
+        if !may && !linked.is_empty() {
+            findings.push(finding(package, format!("{} links {}", package.name, linked.join(", "))));
+        }
+        if may && linked.is_empty() {
+            findings.push(finding(package, "links none of them: COPYLEFT is out of date".to_owned()));
+        }
+    }
+    // Whatever else links a library of C of that kind says so here.
+    for package in shipped().values() {
+        let names = package.links.as_deref().filter(|links| links.contains("nftnl") || links.contains("mnl"));
+        if names.is_some() && !COPYLEFT.contains(&package.name.as_str()) {
+            let what = format!("{} links {}: add it to COPYLEFT", package.name, names.unwrap_or_default());
+            findings.push(Finding { file: "Cargo.lock".to_owned(), line: 1, what });
+        }
+    }
+    none("only nexus-net links libnftnl and libmnl", findings);
 }
 
 #[test]

@@ -57,6 +57,9 @@ impl Family {
     }
 }
 
+/// Ranges of ports, each from its first to its last.
+type Ports = Vec<(u16, u16)>;
+
 /// What a decision depends on besides the policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Surroundings {
@@ -103,7 +106,7 @@ pub fn has_name_list(policy: &NetworkPolicy) -> bool {
 
 /// All that may be reached by its address alone. The cells do not overlap.
 pub fn allowed_cells(policy: &NetworkPolicy, around: &Surroundings, family: Family) -> Vec<Cell> {
-    let mut cells: Vec<(u128, u128, Vec<(u16, u16)>)> = Vec::new();
+    let mut cells: Vec<(u128, u128, Ports)> = Vec::new();
     let starts: Vec<u128> = address_starts(policy, around, family).into_iter().collect();
     for (at, first) in starts.iter().enumerate() {
         let last = starts.get(at + 1).map_or(family.last(), |next| next - 1);
@@ -176,8 +179,8 @@ fn about(policy: &NetworkPolicy, address: IpAddr) -> NetworkPolicy {
     }
 }
 
-fn allowed_ports(policy: &NetworkPolicy, around: &Surroundings, address: IpAddr) -> Vec<(u16, u16)> {
-    let mut allowed: Vec<(u16, u16)> = Vec::new();
+fn allowed_ports(policy: &NetworkPolicy, around: &Surroundings, address: IpAddr) -> Ports {
+    let mut allowed = Ports::new();
     let starts = port_starts(policy.allow.iter().chain(&policy.deny));
     for (first, last) in segments(&starts) {
         if decide_address(policy, around.place(address, first), false).is_err() {

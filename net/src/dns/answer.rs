@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::firewall;
 use crate::nft::elements::Wired;
-use crate::pins::{LONGEST, lifetime};
+use crate::pins::{LONGEST, Noted, lifetime};
 use crate::view::{Shared, View};
 
 /// The zone of the VMs' names.
@@ -212,7 +212,8 @@ fn admit(shared: &Shared, client: IpAddr, name: &str, found: Vec<Record>) -> Ans
     let (mut records, mut opened, mut refused) = (Vec::new(), Vec::new(), None);
     let mut has_address = false;
     let is_listed = has_name_list(policy);
-    let (now, lifetime) = (Instant::now(), lifetime(Duration::from_secs(ttl.into())));
+    let holds = Duration::from_secs(ttl.into());
+    let (now, lifetime) = (Instant::now(), lifetime(holds));
     for mut record in found {
         record.ttl = record.ttl.min(ttl.max(1));
         if let RData::CNAME(target) = &record.data {
@@ -230,10 +231,12 @@ fn admit(shared: &Shared, client: IpAddr, name: &str, found: Vec<Record>) -> Ans
             Ok(ports) => {
                 has_address = true;
                 if is_listed {
-                    pins.note(wired.vm.id, name, address, now, lifetime);
-                    opened.extend(
-                        ports.into_iter().map(|ports| firewall::pin_for(name, address, ports, lifetime)),
-                    );
+                    let noted = pins.note(wired.vm.id, (name, address), now, (holds, lifetime));
+                    if noted != Noted::Covered {
+                        let is_open = noted == Noted::Longer;
+                        let pin = |ports| (firewall::pin_for(name, address, ports, lifetime), is_open);
+                        opened.extend(ports.into_iter().map(pin));
+                    }
                 }
                 records.push(record);
             }

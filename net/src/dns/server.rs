@@ -250,14 +250,14 @@ impl Handler {
 
 // As `async_trait` writes it, by which hickory's trait is made.
 impl RequestHandler for Handler {
-    fn handle_request<'me, 'request, 'run, R: ResponseHandler, T: Time>(
+    fn handle_request<'me, 'request, 'run, R, T>(
         &'me self,
         request: &'request Request,
         out: R,
     ) -> Pin<Box<dyn Future<Output = ResponseInfo> + Send + 'run>>
     where
-        R: 'run,
-        T: 'run,
+        R: ResponseHandler + 'run,
+        T: Time + 'run,
         'me: 'run,
         'request: 'run,
         Self: 'run,

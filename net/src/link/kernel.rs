@@ -416,7 +416,7 @@ fn read_info(link: &mut Link, infos: &[LinkInfo]) {
                 }
             }
             LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
-                let is_isolated = attributes.iter().any(|one| *one == InfoBridgePort::Isolated(true));
+                let is_isolated = attributes.contains(&InfoBridgePort::Isolated(true));
                 link.is_isolated = is_isolated;
             }
             _ => {}

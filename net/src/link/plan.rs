@@ -107,3 +107,6 @@ fn of_bridge<T, U: Ord>(bridge: Option<u32>, all: &[T], split: impl Fn(&T) -> (u
     let split = all.iter().map(split);
     split.filter(|(of, _)| Some(*of) == bridge).map(|(_, rest)| rest).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -239,7 +239,7 @@ fn comment_bytes(comment: &str) -> Vec<u8> {
         end -= 1;
     }
     let mut bytes = vec![0, u8::try_from(end + 1).unwrap_or(u8::MAX)];
-    bytes.extend_from_slice(comment[..end].as_bytes());
+    bytes.extend_from_slice(&comment.as_bytes()[..end]);
     bytes.push(0);
     bytes
 }

@@ -164,3 +164,6 @@ pub(crate) fn count(changes: &[Change]) -> u64 {
     };
     changes.iter().map(of).sum::<usize>() as u64
 }
+
+#[cfg(test)]
+mod tests;

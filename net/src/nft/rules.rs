@@ -18,8 +18,14 @@ const LOG_LENGTH: u32 = 128;
 /// How many refusals of a VM are told each second; the counters have all of them.
 const LOG_RATE: u64 = 20;
 const LOG_BURST: u32 = 60;
-/// How long the kernel remembers that a VM was refused something, in milliseconds.
-const LOG_MEMORY: u64 = 60_000;
+/// How many connections a VM may begin each second: the kernel's table of connections is the host's, too.
+const BEGIN_RATE: u64 = 500;
+const BEGIN_BURST: u32 = 5000;
+/// How many questions of DNS over TCP: each holds a socket of this process for some seconds.
+const ASK_RATE: u64 = 20;
+const ASK_BURST: u32 = 40;
+/// How long the kernel remembers what a VM did, in milliseconds.
+const LIMIT_MEMORY: u64 = 60_000;
 
 /// Types of Ethernet frames.
 const ETHER_IPV4: [u8; 2] = [0x08, 0x00];
@@ -76,6 +82,9 @@ use KeyPart::{Index, Mac, Mark, Port, Protocol, V4, V6};
 
 const LIMIT: Set = Set { has_timeout: true, is_dynamic: true, ..set("limit", &[Mark]) };
 
+const BEGIN: Set = Set { name: "begin", ..LIMIT };
+const ASK: Set = Set { name: "ask", ..LIMIT };
+
 /// The sets of the table of the bridge: the TAPs, whose addresses these are, and how often others were used.
 pub(crate) const BRIDGE_SETS: [Set; 5] = [
     set("taps", &[Index]),
@@ -86,7 +95,7 @@ pub(crate) const BRIDGE_SETS: [Set; 5] = [
 ];
 
 /// The sets of the table of the host: where a VM may go by address, where names led it, whom it may talk to, and how often that was so.
-pub(crate) const INET_SETS: [Set; 10] = [
+pub(crate) const INET_SETS: [Set; 12] = [
     Set { is_interval: true, ..set("allow4", &[Mark, V4, Port]) },
     Set { is_interval: true, ..set("allow6", &[Mark, V6, Port]) },
     PIN4,
@@ -97,6 +106,8 @@ pub(crate) const INET_SETS: [Set; 10] = [
     Set { has_counters: true, ..set("allowed", &[Mark]) },
     Set { has_counters: true, ..set("refused", &[Mark]) },
     LIMIT,
+    BEGIN,
+    ASK,
 ];
 
 /// The addresses that names led to.
@@ -138,18 +149,12 @@ fn ether(kind: [u8; 2]) -> [Expr; 2] {
     field(Base::Link, 12, &kind)
 }
 
-fn log(group: u16, prefix: &'static str, per: Meta) -> [Expr; 3] {
-    [
-        meta(per, R0),
-        Expr::LimitPer {
-            set: LIMIT.name,
-            from: R0,
-            per_second: LOG_RATE,
-            burst: LOG_BURST,
-            timeout_ms: LOG_MEMORY,
-        },
-        Expr::Log { group, prefix, length: LOG_LENGTH },
-    ]
+fn below(set: &'static str, per: Meta, (per_second, burst): (u64, u32)) -> [Expr; 2] {
+    [meta(per, R0), Expr::LimitPer { set, from: R0, per_second, burst, timeout_ms: LIMIT_MEMORY }]
+}
+
+fn log(group: u16, prefix: &'static str, per: Meta) -> Vec<Expr> {
+    rule![below(LIMIT.name, per, (LOG_RATE, LOG_BURST)), one(Expr::Log { group, prefix, length: LOG_LENGTH })]
 }
 
 /// Whoever sends must use the MAC and IP addresses of the VM behind the TAP.
@@ -195,7 +200,7 @@ fn bridge(frame: &Frame) -> Table {
         one(accept()),
     ]];
     let forged = vec![
-        log(frame.log_group, LOG_SPOOFED, Meta::Iif).to_vec(),
+        log(frame.log_group, LOG_SPOOFED, Meta::Iif),
         rule![[meta(Meta::Iif, R0), is_in("spoofed", R0)], one(discard())],
         rule![one(discard())],
     ];
@@ -308,14 +313,15 @@ fn to_host(frame: &Frame) -> Vec<Vec<Expr>> {
                 ECHO_REQUEST_V6,
             ),
         };
-        for protocol in [UDP, TCP] {
-            rules.push(rule![
+        let ask = |protocol| {
+            rule![
                 to.clone(),
-                meta_is(Meta::L4Proto, &protocol),
-                field(Base::Transport, 2, &53_u16.to_be_bytes()),
-                one(accept())
-            ]);
-        }
+                meta_is(Meta::L4Proto, protocol),
+                field(Base::Transport, 2, &53_u16.to_be_bytes())
+            ]
+        };
+        rules.push(rule![ask(&UDP), one(accept())]);
+        rules.push(rule![ask(&TCP), below(ASK.name, Meta::Mark, (ASK_RATE, ASK_BURST)), one(accept())]);
         rules.push(rule![to, meta_is(Meta::L4Proto, &icmp), field(Base::Transport, 0, &echo), one(accept())]);
     }
     rules.push(rule![one(go("decide"))]);
@@ -361,7 +367,7 @@ fn inet(frame: &Frame) -> Table {
     };
     let counted = |set| [meta(Meta::Mark, R0), is_in(set, R0)];
     let refuse = answered(vec![
-        log(frame.log_group, LOG_REFUSED, Meta::Mark).to_vec(),
+        log(frame.log_group, LOG_REFUSED, Meta::Mark),
         // The element counts; there is nothing to do.
         rule![counted("refused"), one(Expr::Counter)],
     ]);
@@ -377,7 +383,18 @@ fn inet(frame: &Frame) -> Table {
         name: frame.table.clone(),
         sets: INET_SETS.to_vec(),
         chains: vec![
-            chain("let", vec![rule![counted("allowed"), one(accept())], rule![one(accept())]]),
+            chain(
+                "let",
+                vec![
+                    rule![
+                        below(BEGIN.name, Meta::Mark, (BEGIN_RATE, BEGIN_BURST)),
+                        counted("allowed"),
+                        one(accept())
+                    ],
+                    // TCP tries again a little later.
+                    rule![one(discard())],
+                ],
+            ),
             chain("refuse", refuse),
             chain("cut", answered(Vec::new())),
             chain("decide", decide()),

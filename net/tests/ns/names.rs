@@ -185,6 +185,22 @@ fn public_names_lead_to_nothing_private() {
 }
 
 #[test]
+fn two_names_of_one_address_open_the_ports_of_both() {
+    let (world, mut net) = world();
+    let listed = Vm { policy: policy(&["a.example:80", "shared.example:443"], &[]), ..vm(&net.instance, 2) };
+    let guest = Guest::attach(&world, &mut net, &listed);
+    guest.look_up("a.example", A);
+    guest.reaches(PUBLIC, 80);
+    guest.is_refused(PUBLIC, 443);
+    guest.look_up("shared.example", A);
+    guest.reaches(PUBLIC, 80);
+    guest.reaches(PUBLIC, 443);
+    guest.look_up("a.example", A);
+    assert_eq!(net.configure().changes, 0, "the kernel has what is known here");
+    guest.is_refused(PUBLIC, 8080);
+}
+
+#[test]
 fn pins_outlive_the_process() {
     let (world, mut net) = world();
     let listed = Vm { policy: policy(&["a.example"], &[]), ..vm(&net.instance, 2) };

@@ -1,4 +1,5 @@
 //! Recorded lines are what this build writes and reads, and a client finds its answers among events.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use nexus_net_wire::{
     Answer, Attached, Call, Client, ClientError, Detached, ErrorCode, Event, Hello, NetError, PROTOCOL,
