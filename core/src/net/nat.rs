@@ -114,6 +114,8 @@ struct Session {
     /// The VMs that are to be attached.
     vms: BTreeMap<VmId, Vm>,
     link: Option<Link>,
+    /// Whether a task sees to it that there is a process again.
+    is_reviving: bool,
 }
 
 /// A connection to a `nexus-net` that was told all.
@@ -219,13 +221,25 @@ impl Nat {
         request: Request,
     ) -> Result<Answer, NatError> {
         let was_connected = session.link.is_some();
-        match self.ask_once(session, may_start, request.clone()).await {
+        // While VMs need one there is to be one, whoever finds out that there is none.
+        let may_start = may_start || !session.vms.is_empty();
+        let answered = match self.ask_once(session, may_start, request.clone()).await {
             Err(error) if error.is_of_connection() && was_connected => {
                 tracing::info!(%error, "the connection to nexus-net is made anew");
                 self.ask_once(session, may_start, request).await
             }
             answered => answered,
+        };
+        if let Err(error) = &answered
+            && session.link.is_none()
+            && !session.vms.is_empty()
+            && !session.is_reviving
+        {
+            // With the connection the task that would have seen its end is gone.
+            session.is_reviving = true;
+            tokio::spawn(Self::revive(self.own.clone(), error.to_string()));
         }
+        answered
     }
 
     async fn ask_once(
@@ -330,30 +344,34 @@ impl Nat {
                 }
             };
             // Not in this task, which ends with the connection.
-            tokio::spawn(Self::revive(own, error));
+            tokio::spawn(Self::revive(own, error.to_string()));
         };
         Ok(AbortOnDropHandle::new(tokio::spawn(watching)))
     }
 
     /// Sees to it that there is a process again while VMs are attached.
-    fn revive(own: Weak<Self>, error: ClientError) -> BoxFuture<'static, ()> {
+    fn revive(own: Weak<Self>, why: String) -> BoxFuture<'static, ()> {
         // Boxed, since it connects, and a connection revives.
-        Box::pin(Self::until_back(own, error))
+        Box::pin(Self::until_back(own, why))
     }
 
-    async fn until_back(own: Weak<Self>, error: ClientError) {
+    async fn until_back(own: Weak<Self>, why: String) {
         let mut pause = PAUSE.0;
         loop {
             let Some(nat) = own.upgrade() else { return };
             {
                 let mut session = nat.session.lock().await;
                 session.link = None;
+                session.is_reviving = !session.vms.is_empty();
                 if session.vms.is_empty() {
                     return;
                 }
-                tracing::warn!(%error, "nexus-net is gone: VMs have no name server until it is back");
+                tracing::warn!(why, "nexus-net is gone: VMs have no name server until it is back");
                 match nat.restore(&mut session).await {
-                    Ok(()) => return,
+                    Ok(()) => {
+                        session.is_reviving = false;
+                        return;
+                    }
                     Err(error) => {
                         tracing::error!(error = %nexus_schema::error::chain(&error), "nexus-net cannot be had back, yet")
                     }
