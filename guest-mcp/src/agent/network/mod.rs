@@ -119,12 +119,17 @@ mod tests {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests of networks run as root");
             let netlink = Netlink::open().unwrap();
             // struct ifinfomsg; IFLA_IFNAME, IFLA_ADDRESS, IFLA_LINKINFO { IFLA_INFO_KIND }
-            let kind = [&9_u16.to_ne_bytes()[..], &1_u16.to_ne_bytes(), b"dummy\0\0\0"].concat();
+            let kind = [&8_u16.to_ne_bytes()[..], &1_u16.to_ne_bytes(), b"veth"].concat();
             let message = Message::new(RTM_NEWLINK, 0x600, &[0; 16])
                 .attribute(3, b"eth7\0")
                 .attribute(1, &[0x02, 0x4e, 0, 0, 1, 2])
                 .attribute(18, &kind);
             netlink.request(message).unwrap();
+            // Its other end, so that it has a carrier.
+            let ends = netlink.links().unwrap();
+            ends.iter()
+                .filter(|end| end.name.starts_with("veth"))
+                .for_each(|end| netlink.set_up(end.index, None).unwrap());
             work(&netlink);
         })
         .join()
