@@ -154,7 +154,7 @@ mod tests {
             ("10.0.0.0", "not a subnet"),
             ("fd00::/64", "of IPv6"),
             ("8.8.8.0/24", "private range"),
-            ("10.0.0.0/7", "no bit set"),
+            ("10.0.0.0/7", "private range"),
             ("172.16.0.0/11", "no bit set"),
             ("192.168.0.0/15", "private range"),
             ("10.0.0.0/30", "not 8 to 29"),

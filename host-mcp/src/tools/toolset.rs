@@ -11,7 +11,7 @@ use nexus_schema::{Effect, ToolInfo};
 pub struct Toolset(u8);
 
 /// The tools for work in VMs, in display order: those that an agent needs first come first.
-const WORK: [&str; 35] = [
+const WORK: [&str; 34] = [
     "vm_create",
     "guest_run_command",
     "guest_file_write",
@@ -44,7 +44,6 @@ const WORK: [&str; 35] = [
     "op_cancel",
     "image_list",
     "system_info",
-    "guest_file_patch",
     "guest_mcp_list",
     "guest_mcp_call",
 ];
@@ -210,6 +209,7 @@ mod tests {
                 "guest_file_delete",
                 "guest_file_mkdir",
                 "guest_file_move",
+                "guest_file_patch",
                 "guest_file_stat",
                 "guest_stream_open",
                 "vm_history",

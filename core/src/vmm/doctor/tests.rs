@@ -155,7 +155,7 @@ fn ids_matter_to_ordinary_users_only() {
     assert_eq!(check(false, Ok(())).unwrap().status, DoctorStatus::Ok);
     let found = check(false, Err(lacking)).unwrap();
     assert_eq!(found.status, DoctorStatus::Warn);
-    assert!(found.found.contains("me has no 65536 ids"), "{}", found.found);
+    assert!(found.found.contains("me has no range of 65536 subordinate ids"), "{}", found.found);
     assert!(found.fix.unwrap().starts_with("as root: usermod --add-subuids"));
 }
 
