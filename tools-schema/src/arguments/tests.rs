@@ -80,7 +80,7 @@ fn what_is_refused_is_named_with_what_it_must_be() {
             json!({"network": "bridge"}),
         ),
         ("network.mode: must be one of none, proxy, nat, got \"lan\"", json!({"network": {"mode": "lan"}})),
-        ("network.groups: `Web 1` is not a name", json!({"network": {"groups": ["Web 1"]}})),
+        ("network: `Web 1` is not a name", json!({"network": {"groups": ["Web 1"]}})),
         ("network: `a b` is neither a name, an address nor a CIDR", json!({"network": {"allow": ["a b"]}})),
         ("start: must be true or false, got 2", json!({"start": 2})),
         ("env.A: must be a string, got [1]", json!({"env": {"A": [1]}})),
