@@ -1,6 +1,7 @@
 //! The connections of each VM as lines of JSON, in a file that is begun anew when it is full; the one before is kept.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -114,13 +115,15 @@ fn append(
 ) -> io::Result<()> {
     let [before, now] = files(directory, vm);
     let open = || OpenOptions::new().append(true).create(true).mode(0o600).open(&now);
-    if !logs.contains_key(&vm) {
-        let next = lines(directory, vm)?.last().map_or(0, |line| line.seq + 1);
-        let file = open()?;
-        let length = file.metadata()?.len();
-        logs.insert(vm, Log { file, length, next });
-    }
-    let Some(log) = logs.get_mut(&vm) else { return Ok(()) };
+    let log = match logs.entry(vm) {
+        Entry::Occupied(log) => log.into_mut(),
+        Entry::Vacant(place) => {
+            let next = lines(directory, vm)?.last().map_or(0, |line| line.seq + 1);
+            let file = open()?;
+            let length = file.metadata()?.len();
+            place.insert(Log { file, length, next })
+        }
+    };
     let mut line = serde_json::to_vec(&Line { seq: log.next, connection })?;
     line.push(b'\n');
     if log.length + line.len() as u64 > FILE_MAX {

@@ -30,9 +30,7 @@ use crate::os::paths::vm_files;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::{TmpPlace, VmRecord};
 use crate::vmm::doctor::Choice;
-use crate::vmm::{
-    Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, PlanInterface, ShimClient, Stall, VmmError,
-};
+use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, ShimClient, Stall, VmmError};
 
 /// How much of a console is kept twice over: the current file and the one before.
 const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
@@ -219,7 +217,7 @@ pub(super) fn is_configured(record: &VmRecord) -> bool {
         || record.guest.as_ref().is_some_and(|guest| guest.configured)
 }
 
-/// What is to be launched.
+/// What is to be launched, without an interface.
 pub(super) fn plan(
     shared: &Shared,
     record: &VmRecord,
@@ -228,7 +226,6 @@ pub(super) fn plan(
     choice: &Choice,
     kernel: Option<&KernelFiles>,
     initramfs: &Path,
-    interface: Option<PlanInterface>,
 ) -> LaunchPlan {
     let init = match record.spec.init {
         InitMode::Agent => "agent",
@@ -264,7 +261,7 @@ pub(super) fn plan(
         cmdline,
         drives,
         cid: record.cid,
-        interface,
+        interface: None,
         jail: shared.config.jail,
         console_bytes: CONSOLE_BYTES,
     }

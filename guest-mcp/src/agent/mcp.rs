@@ -94,7 +94,7 @@ impl Server {
     fn request(&self, id: Id, method: &str, params: Option<&RawValue>) {
         match method {
             "tools/call" => match decode::<CallParams>(params) {
-                Ok(params) => return self.calls.begin(id, params),
+                Ok(params) => self.calls.begin(id, params),
                 Err(failure) => self.answers.refuse(&id, &failure),
             },
             GROW_REQUEST => self.later(id, async {

@@ -31,7 +31,7 @@ use crate::vm::network;
 use crate::vm::policy;
 use crate::vm::recover;
 use crate::vm::stop::Rung;
-use crate::vmm::{PlanInterface, ShimClient, ShimIdentity};
+use crate::vmm::{LaunchPlan, PlanInterface, ShimClient, ShimIdentity};
 
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
@@ -380,8 +380,10 @@ impl Actor {
                 }
                 None => None,
             };
-            let plan =
-                boot::plan(shared, record, drives, boot_id, &choice, kernel.as_ref(), &initramfs, interface);
+            let plan = LaunchPlan {
+                interface,
+                ..boot::plan(shared, record, drives, boot_id, &choice, kernel.as_ref(), &initramfs)
+            };
             fs_err::create_dir_all(&plan.directory)
                 .map_err(|e| ToolError::internal(format!("make the VM's directory: {e}")))?;
             clock.timings.plan_ms = clock.step();
