@@ -306,7 +306,7 @@ fn what_is_wrong_changes_nothing() {
             stages(json!([download, { "stage": "checksum", "sha256": "12" }, { "stage": "store" }])),
             vec!["64 hexadecimal digits"],
         ),
-        (json!({ "provider": "ours", "about": "x".repeat(300 << 10) }), vec!["more than the 262144"]),
+        (json!({ "provider": "ours", "about": "x".repeat(300 << 10) }), vec!["exceeds the limit of 262144"]),
         // Nothing to start from.
         (json!({ "provider": "new", "about": "x" }), vec!["provider new", "missing field `versions`"]),
         (json!({ "provider": "alpine", "stages": [] }), vec!["provider alpine", "ends with store"]),
