@@ -82,6 +82,8 @@ async fn a_client_chooses_its_tools_by_the_address() {
     assert_eq!(unknown.status(), 400);
     assert!(unknown.into_body().contains("unknown set of tools `everything`"));
 
+    assert_eq!(http.post("/mcp/vm/web-1?tools=read-only", &[], &list).await.status(), 400);
+
     // A stream chooses in the same way, and what a set lacks is not called by the short way either.
     let mut stream = rig.stream("/mcp?tools=read-only").await;
     stream.initialize().await;

@@ -338,15 +338,16 @@ impl Network {
         Ok(Surroundings { own, closed: subnets(instance).map(ends).collect() })
     }
 
-    /// Computes what policies allow anew, if the host's addresses are others.
-    fn rewire(&mut self, found: &FoundLinks) {
-        let Ok(around) = self.around(found) else { return };
+    /// Computes what policies allow anew, if the host's addresses are others; whether they are.
+    fn rewire(&mut self, found: &FoundLinks) -> bool {
+        let Ok(around) = self.around(found) else { return false };
         if self.shared.view().around == around {
-            return;
+            return false;
         }
         for wired in self.vms.values_mut() {
             *wired = Wired::new(wired.vm.clone(), wired.tap.clone(), wired.index, &around);
         }
+        true
     }
 
     /// Makes everything as it should be.
@@ -356,6 +357,8 @@ impl Network {
         found: FoundLinks,
     ) -> Result<u64, Error> {
         let instance = self.instance()?.clone();
+        // Whatever else changes: an address that is the host's now is closed to all.
+        let is_rewired = self.rewire(&found);
         let around = self.around(&found)?;
         self.shared.set_view(View { instance: Some(instance.clone()), vms: self.vms.clone(), around });
         let known: BTreeSet<u32> = self.vms.values().map(|wired| wired.index).collect();
@@ -390,11 +393,14 @@ impl Network {
         for change in links.iter().filter(|change| !is_first(change)) {
             self.links.apply(instance.id, change).await?;
             match change {
-                LinkChange::Join(_) => crate::failpoint::hit("tap-joined"),
+                LinkChange::Join(..) => crate::failpoint::hit("tap-joined"),
                 LinkChange::Raise(_) => crate::failpoint::hit("tap-raised"),
                 LinkChange::AddAddress(_) => crate::failpoint::hit("address-added"),
                 _ => {}
             }
+        }
+        if is_rewired {
+            self.judge(netfilter)?;
         }
         Ok(changes)
     }

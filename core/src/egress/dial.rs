@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nexus_net_policy::{Place, allowing, decide_address, decide_name, range};
 use nexus_schema::egress::{EgressError, EgressFailure, EgressOpening};
-use nexus_schema::network::{DenyReason, NetworkPolicy};
+use nexus_schema::network::{DenyReason, NetworkMode, NetworkPolicy};
 use nexus_schema::tools::network::Verdict;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -45,6 +45,10 @@ impl Way {
     /// Whether a policy allows it; the error is what a refusal says.
     pub(super) fn check(&self, policy: &NetworkPolicy) -> Result<(), Denied> {
         let port = self.place.port;
+        // What a VM with an interface reaches is decided at the interface, and not by what it says on vsock.
+        if policy.mode != NetworkMode::Proxy {
+            return Err(Denied::new(policy, &self.host, port, None, DenyReason::NoNetwork));
+        }
         if self.is_name {
             let checked = decide_name(policy, &self.host, port);
             checked.map_err(|reason| Denied::new(policy, &self.host, port, None, reason))?;

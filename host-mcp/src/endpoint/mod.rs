@@ -89,6 +89,11 @@ impl std::fmt::Debug for Endpoints {
     }
 }
 
+/// Whether a query chooses a set of tools.
+fn asks_for_tools(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|pair| pair.starts_with("tools=")))
+}
+
 impl Endpoints {
     /// The endpoints of a host, with the set of tools for clients that choose none. All of them end when `stop` is cancelled.
     pub fn new(host: Host, tools: Toolset, stop: CancellationToken) -> Self {
@@ -141,6 +146,12 @@ impl Endpoints {
                 Ok(set) => View::Whole(set),
                 Err(error) => return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": error})),
             },
+            // A client that chooses a set is not to take all of a VM's tools for it.
+            Some(_) if asks_for_tools(request.uri().query()) => {
+                let error =
+                    ToolError::invalid("`tools` chooses among the tools of /mcp; /mcp/vm/{vm} has one set");
+                return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": error}));
+            }
             Some(rest) => match rest.strip_prefix("/vm/").map(|vm| self.resolve(vm)) {
                 Some(Ok(vm)) => View::Vm(vm),
                 Some(Err(error)) => return json(StatusCode::NOT_FOUND, &serde_json::json!({"error": error})),

@@ -11,7 +11,9 @@ use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, LinkAttribute, LinkFlags, LinkInfo,
     LinkMessage,
 };
-use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState,
+};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteProtocol, RouteType};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
@@ -21,6 +23,8 @@ use super::{Found, Link, bridge_alias, bridge_mac, bridge_name, group, tap_alias
 
 /// The attribute of a TUN device that holds its owner (`IFLA_TUN_OWNER`).
 const TUN_OWNER: u16 = 1;
+/// The link-local groups 01:80:c2:00:00:00 to 0f that a port passes on as other frames; the kernel allows all but that of PAUSE.
+const LINK_LOCAL: u16 = 0xfffd;
 
 /// What failed.
 #[derive(Debug, thiserror::Error)]
@@ -239,12 +243,22 @@ impl Links {
                 let message = request.message_mut().clone();
                 self.handle.neighbours().del(message).execute().await
             }
-            Change::Join(index) => {
+            Change::Join(index, mac) => {
                 let bridge = self.index(&bridge).await?;
                 let message = LinkUnspec::new_with_index(*index).controller(bridge).down().build();
                 self.handle.link().set(message).execute().await.what(|| format!("{change:?}"))?;
-                let message = LinkBridgePort::new(*index).isolated(true).build();
-                self.handle.link().set_port(message).execute().await
+                // What others on the bridge are sent never goes there, whatever sender it has seen; and what is for the bridge itself as link-local
+                // goes the way of all frames, through the guard.
+                let message = LinkBridgePort::new(*index)
+                    .isolated(true)
+                    .learning(false)
+                    .flood(false)
+                    .group_fwd_mask(LINK_LOCAL)
+                    .build();
+                self.handle.link().set_port(message).execute().await.what(|| format!("{change:?}"))?;
+                let request = self.handle.neighbours().add_bridge(*index, &mac.0);
+                let request = request.state(NeighbourState::Noarp).flags(NeighbourFlags::Controller);
+                request.replace().execute().await
             }
             Change::Raise(index) => {
                 self.handle.link().set(LinkUnspec::new_with_index(*index).up().build()).execute().await
@@ -349,7 +363,7 @@ impl Change {
             Self::NameBridge
             | Self::RaiseBridge
             | Self::SetNeighbour(..)
-            | Self::Join(_)
+            | Self::Join(..)
             | Self::Raise(_) => false,
         }
     }
@@ -365,7 +379,7 @@ impl Change {
             Self::RemoveRoute(address) => format!("remove the route to {address}"),
             Self::SetNeighbour(address, mac) => format!("set the neighbour {address} to {mac}"),
             Self::RemoveNeighbour(address) => format!("remove the neighbour {address}"),
-            Self::Join(index) => format!("add interface {index}"),
+            Self::Join(index, _) => format!("add interface {index}"),
             Self::Raise(index) => format!("set interface {index} up"),
         }
     }
@@ -416,8 +430,13 @@ fn read_info(link: &mut Link, infos: &[LinkInfo]) {
                 }
             }
             LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
-                let is_isolated = attributes.contains(&InfoBridgePort::Isolated(true));
-                link.is_isolated = is_isolated;
+                let wanted = [
+                    InfoBridgePort::Isolated(true),
+                    InfoBridgePort::Learning(false),
+                    InfoBridgePort::UnicastFlood(false),
+                    InfoBridgePort::GroupFwdMask(LINK_LOCAL),
+                ];
+                link.is_isolated = wanted.iter().all(|wanted| attributes.contains(wanted));
             }
             _ => {}
         }

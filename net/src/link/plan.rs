@@ -43,8 +43,9 @@ pub(crate) enum Change {
     RemoveRoute(IpAddr),
     SetNeighbour(IpAddr, Mac),
     RemoveNeighbour(IpAddr),
-    /// Makes a TAP an isolated port: it is taken down before, so that it never is one that is not.
-    Join(u32),
+    /// Makes a TAP an isolated port that only frames to this address are sent to: it is taken down before, so that it never is one that is
+    /// not.
+    Join(u32, Mac),
     Raise(u32),
 }
 
@@ -94,7 +95,7 @@ pub(crate) fn changes(desired: &Desired, found: &Found) -> Vec<Change> {
         let link = found.links.iter().find(|link| link.index == port.index);
         let is_joined = |link: &&super::Link| link.bridge == index && index.is_some() && link.is_isolated;
         if link.filter(is_joined).is_none() {
-            changes.extend([Change::Join(port.index), Change::Raise(port.index)]);
+            changes.extend([Change::Join(port.index, port.mac), Change::Raise(port.index)]);
         } else if link.is_some_and(|link| !link.is_up) {
             changes.push(Change::Raise(port.index));
         }

@@ -320,9 +320,11 @@ fn to_host(frame: &Frame) -> Vec<Vec<Expr>> {
                 field(Base::Transport, 2, &53_u16.to_be_bytes())
             ]
         };
-        rules.push(rule![ask(&UDP), one(accept())]);
+        let some = || below(BEGIN.name, Meta::Mark, (BEGIN_RATE, BEGIN_BURST));
+        rules.push(rule![ask(&UDP), some(), one(accept())]);
         rules.push(rule![ask(&TCP), below(ASK.name, Meta::Mark, (ASK_RATE, ASK_BURST)), one(accept())]);
-        rules.push(rule![to, meta_is(Meta::L4Proto, &icmp), field(Base::Transport, 0, &echo), one(accept())]);
+        let is_echo = rule![meta_is(Meta::L4Proto, &icmp), field(Base::Transport, 0, &echo)];
+        rules.push(rule![to, is_echo, some(), one(accept())]);
     }
     rules.push(rule![one(go("decide"))]);
     rules

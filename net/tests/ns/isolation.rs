@@ -171,3 +171,42 @@ fn nobody_outside_begins_a_connection_to_a_vm() {
     });
     udp.unwrap();
 }
+
+#[test]
+fn frames_to_link_local_groups_pass_the_guard_as_all_others() {
+    let world = World::new();
+    let mut net = world.net();
+    serve(&world.host, &["10.77.0.1"], 8080);
+    let guest = Guest::new(&world, &mut net, 2);
+    assert!(guest.ping(PUBLIC) && guest.ping("10.77.0.1"));
+    // Bridges hand these groups to their host by a way of its own, unless a port is told otherwise.
+    for group in ["00", "02", "03", "0e", "0f"] {
+        guest.ns.ip(&format!("neigh replace 10.77.0.1 lladdr 01:80:c2:00:00:{group} dev eth0 nud permanent"));
+        assert_eq!(guest.udp("10.77.0.1", 8080), None, "{group}");
+        assert_eq!(guest.udp(PUBLIC, 8080), None, "{group}");
+    }
+}
+
+#[test]
+fn a_port_gets_the_frames_for_its_own_vm_alone() {
+    let world = World::new();
+    let mut net = world.net();
+    let [one, two] = [2, 3].map(|number| {
+        let vm = vm(&net.instance, number);
+        let tap = net.attach(&vm).tap;
+        let port = world.host.ip(&format!("-details link show dev {tap}"));
+        for word in ["learning off", "flood off", "isolated on", "group_fwd_mask 0xfffd"] {
+            assert!(port.contains(word), "{word}: {port}");
+        }
+        let table = world.host.try_run("bridge", &format!("fdb show dev {tap}")).unwrap();
+        assert!(
+            table.lines().any(|line| line.starts_with(&vm.mac.to_string()) && line.ends_with("static")),
+            "{table}"
+        );
+        Guest::run(&world, &net.instance, &vm, &tap)
+    });
+    // Nobody takes another's place by its MAC address.
+    one.ns.ip(&format!("link set eth0 address {}", two.vm.mac));
+    assert!(!one.ping(PUBLIC));
+    assert!(two.ping(PUBLIC));
+}

@@ -57,10 +57,13 @@ fn a_port_joins_isolated_before_it_is_up_and_after_its_neighbours_are_known() {
     found.links.truncate(1);
     let all = changes(&desired(false), &Found { links: found.links, ..Found::default() });
     assert_eq!(all[..2], [Change::MakeBridge, Change::NameBridge]);
-    assert_eq!(all[all.len() - 2..], [Change::Join(7), Change::Raise(7)]);
+    assert_eq!(all[all.len() - 2..], [Change::Join(7, Mac([2, 0, 0, 0, 0, 2])), Change::Raise(7)]);
     let mut found = whole();
     found.links[2].is_isolated = false;
-    assert_eq!(changes(&desired(false), &found), [Change::Join(7), Change::Raise(7)]);
+    assert_eq!(
+        changes(&desired(false), &found),
+        [Change::Join(7, Mac([2, 0, 0, 0, 0, 2])), Change::Raise(7)]
+    );
     let mut found = whole();
     found.links[2].is_up = false;
     assert_eq!(changes(&desired(false), &found), [Change::Raise(7)]);
