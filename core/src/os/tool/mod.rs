@@ -353,9 +353,8 @@ impl Call {
             // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
             unsafe {
                 command.pre_exec(|| match own_mounts::begin() {
-                    // Without the right to do this, it cannot mount anything either, and will report that itself. And if `/` is
-                    // not a mount point, as in a chroot, propagation is not changed.
-                    Ok(()) | Err(nix::Error::EPERM | nix::Error::EINVAL) => Ok(()),
+                    // Without the right to do this, it cannot mount anything either, and will report that itself.
+                    Ok(()) | Err(nix::Error::EPERM) => Ok(()),
                     Err(error) => Err(error.into()),
                 });
             }
