@@ -26,7 +26,7 @@ use crate::link::{Found as FoundLinks, bridge_alias, bridge_name, group, sysctl}
 use crate::nflog::Log;
 use crate::nft::elements::{Wired, link_local};
 use crate::nft::rules::Frame;
-use crate::view::{Shared, View, ends, gateways, subnets, table_name};
+use crate::view::{Shared, View, gateways, subnets, table_name};
 
 /// How many connections are in the kernel's table before it is said to be nearly full, in percent.
 const CONNTRACK_FULL: u64 = 90;
@@ -335,7 +335,7 @@ impl Network {
         let addresses = found.addresses.iter().filter(|(of, ..)| Some(*of) != bridge);
         let mut own: BTreeSet<IpAddr> = addresses.map(|(_, address, _)| *address).collect();
         own.extend(&instance.host_addresses);
-        Ok(Surroundings { own, closed: subnets(instance).map(ends).collect() })
+        Ok(Surroundings { own, closed: subnets(instance).map(|net| (net.address(), net.last())).collect() })
     }
 
     /// Computes what policies allow anew, if the host's addresses are others; whether they are.

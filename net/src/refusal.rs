@@ -35,10 +35,6 @@ pub(crate) fn reason(
     if gateways.contains(&address) {
         return DenyReason::Host;
     }
-    let is_vms = |(first, last): &(IpAddr, IpAddr)| *first <= address && address <= *last;
-    if around.closed.iter().any(is_vms) {
-        return DenyReason::OtherVm;
-    }
     if is_closed(address) {
         return DenyReason::Reserved;
     }

@@ -75,21 +75,6 @@ pub(crate) fn table_name(id: InstanceId) -> String {
     format!("nexus_{id}")
 }
 
-/// The first and the last address of a network.
-pub(crate) fn ends(net: Cidr) -> (IpAddr, IpAddr) {
-    let last = match net.address() {
-        IpAddr::V4(v4) => {
-            let rest = u32::MAX.checked_shr(net.prefix().into()).unwrap_or(0);
-            IpAddr::V4((u32::from(v4) | rest).into())
-        }
-        IpAddr::V6(v6) => {
-            let rest = u128::MAX.checked_shr(net.prefix().into()).unwrap_or(0);
-            IpAddr::V6((u128::from(v6) | rest).into())
-        }
-    };
-    (net.address(), last)
-}
-
 /// What all parts share. Whoever changes pins holds them until the kernel has them, so that no policy changes in between.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {

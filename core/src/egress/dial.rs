@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nexus_net_policy::{Place, allowing, decide_address, decide_name, range};
 use nexus_schema::egress::{EgressError, EgressFailure, EgressOpening};
-use nexus_schema::network::{DenyReason, NetworkMode, NetworkPolicy};
+use nexus_schema::network::{DenyReason, NetworkPolicy};
 use nexus_schema::tools::network::Verdict;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -45,10 +45,6 @@ impl Way {
     /// Whether a policy allows it; the error is what a refusal says.
     pub(super) fn check(&self, policy: &NetworkPolicy) -> Result<(), Denied> {
         let port = self.place.port;
-        // What a VM with an interface reaches is decided at the interface, and not by what it says on vsock.
-        if policy.mode != NetworkMode::Proxy {
-            return Err(Denied::new(policy, &self.host, port, None, DenyReason::NoNetwork));
-        }
         if self.is_name {
             let checked = decide_name(policy, &self.host, port);
             checked.map_err(|reason| Denied::new(policy, &self.host, port, None, reason))?;
@@ -135,7 +131,8 @@ async fn try_dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, E
     let mut refused = None;
     let mut allowed = Vec::new();
     for address in addresses {
-        let place = Place { address, port, range: range(address), is_own: is_own(address) };
+        let is_of_vms = egress.is_of_vms(address);
+        let place = Place { address, port, range: range(address), is_own: is_own(address), is_of_vms };
         let way = Way { host: host.clone(), is_name, place };
         match way.check(&policy) {
             Ok(()) => allowed.push(way),
@@ -216,4 +213,49 @@ async fn connect(host: &str, ways: Vec<Way>) -> Result<Dialled, EgressError> {
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use nexus_schema::egress::{EgressKind, VERSION};
+    use nexus_schema::id::VmId;
+    use nexus_schema::network::{NetworkMode, NetworkPreset};
+
+    use super::*;
+    use crate::egress::Egresses;
+
+    #[tokio::test]
+    async fn no_proxy_leads_to_vms_or_around_an_interface() {
+        let directory = tempfile::tempdir().unwrap();
+        let egresses = Egresses::new(directory.path().to_owned());
+        let opening = |host: &str| EgressOpening {
+            version: VERSION,
+            host: host.to_owned(),
+            port: 1,
+            how: EgressKind::Connect,
+        };
+        let refused = async |policy: &NetworkPolicy, host: &str| {
+            let egress = egresses.of(VmId::from_i64(1).unwrap(), policy);
+            let error = dial(&egress, &opening(host)).await.unwrap_err();
+            (error.failure, error.reason)
+        };
+        let open = NetworkPolicy {
+            mode: NetworkMode::Proxy,
+            preset: NetworkPreset::Open,
+            allow: vec!["10.128.0.0/20".parse().unwrap(), "*".parse().unwrap()],
+            ..NetworkPolicy::default()
+        };
+        egresses.share(["10.128.0.0/20", "fd12:3456:789a::/64"].map(|subnet| subnet.parse().unwrap()));
+        for host in
+            ["10.128.0.1", "10.128.15.254", "::ffff:10.128.0.7", "64:ff9b::10.128.0.7", "fd12:3456:789a::2"]
+        {
+            let denied = (EgressFailure::Denied, Some(DenyReason::OtherVm));
+            assert_eq!(refused(&open, host).await, denied, "{host}");
+        }
+        let none = NetworkPolicy { mode: NetworkMode::None, ..open };
+        for host in ["localhost", "203.0.113.1"] {
+            let denied = (EgressFailure::Denied, Some(DenyReason::NoNetwork));
+            assert_eq!(refused(&none, host).await, denied, "{host}");
+        }
+    }
 }

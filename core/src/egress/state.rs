@@ -4,9 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use nexus_net_policy::allowing;
+use nexus_net_policy::{allowing, inner};
+use nexus_net_wire::Cidr;
 use nexus_schema::Timestamp;
 use nexus_schema::id::VmId;
 use nexus_schema::link::Refusal;
@@ -31,7 +32,11 @@ pub(crate) struct Egress {
     pub(super) counts: Counts,
     denied: Mutex<VecDeque<DeniedConnection>>,
     pub(super) lookups: Arc<Semaphore>,
+    subnets: Subnets,
 }
+
+/// The subnets of the network that VMs in mode `nat` share; none until they are chosen.
+type Subnets = Arc<RwLock<Vec<Cidr>>>;
 
 /// What was counted since the daemon started.
 #[derive(Debug, Default)]
@@ -45,7 +50,7 @@ pub(super) struct Counts {
 }
 
 impl Egress {
-    fn new(vm: VmId, log: Writer, policy: NetworkPolicy) -> Self {
+    fn new(vm: VmId, log: Writer, policy: NetworkPolicy, subnets: Subnets) -> Self {
         Self {
             vm,
             log,
@@ -53,6 +58,7 @@ impl Egress {
             counts: Counts::default(),
             denied: Mutex::default(),
             lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
+            subnets,
         }
     }
 
@@ -70,6 +76,14 @@ impl Egress {
     /// What may be reached, and all that it becomes.
     pub(super) fn policy(&self) -> watch::Receiver<Arc<NetworkPolicy>> {
         self.policy.subscribe()
+    }
+
+    /// Whether an address, or the one that it has in it, is of the network that VMs share.
+    pub(super) fn is_of_vms(&self, address: IpAddr) -> bool {
+        let subnets = self.subnets.read().unwrap_or_else(PoisonError::into_inner);
+        [address.to_canonical(), inner(address)]
+            .into_iter()
+            .any(|address| subnets.iter().any(|subnet| subnet.contains(address)))
     }
 
     fn denied(&self) -> MutexGuard<'_, VecDeque<DeniedConnection>> {
@@ -188,21 +202,27 @@ impl Drop for Counted<'_> {
 pub(crate) struct Egresses {
     all: Mutex<HashMap<VmId, Arc<Egress>>>,
     log: Writer,
+    subnets: Subnets,
 }
 
 impl Egresses {
     /// None yet, with their logs in a directory.
     pub(crate) fn new(directory: PathBuf) -> Self {
-        Self { all: Mutex::default(), log: Writer::start(directory) }
+        Self { all: Mutex::default(), log: Writer::start(directory), subnets: Subnets::default() }
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<VmId, Arc<Egress>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Which subnets VMs share: no proxy leads there.
+    pub(crate) fn share(&self, subnets: [Cidr; 2]) {
+        *self.subnets.write().unwrap_or_else(PoisonError::into_inner) = subnets.into();
+    }
+
     /// The network of a VM, under this policy from now on.
     pub(crate) fn of(&self, vm: VmId, policy: &NetworkPolicy) -> Arc<Egress> {
-        let fresh = || Arc::new(Egress::new(vm, self.log.clone(), policy.clone()));
+        let fresh = || Arc::new(Egress::new(vm, self.log.clone(), policy.clone(), self.subnets.clone()));
         let egress = self.all().entry(vm).or_insert_with(fresh).clone();
         egress.set(policy);
         egress

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use nexus_net_policy::{Range, range};
 use nexus_net_wire::{Cidr, Subnet};
 use nexus_schema::id::InstanceId;
 
@@ -10,13 +11,6 @@ use crate::os::paths::ROUTES;
 
 /// The shortest and the longest prefix of a subnet: from 16 million addresses to 5.
 const PREFIXES: std::ops::RangeInclusive<u8> = 8..=29;
-/// The ranges that a subnet may be of.
-const PRIVATE: [(Ipv4Addr, u8); 4] = [
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-];
 /// What is chosen from: subnets of 4,093 VMs each in 10.128.0.0/9, where the usual containers, clusters and home routers have none.
 const CHOICES: (Ipv4Addr, u8, u8) = (Ipv4Addr::new(10, 128, 0, 0), 9, 20);
 /// The number of the gateway.
@@ -77,13 +71,10 @@ pub(crate) fn parse_subnet(text: &str) -> Result<Cidr, String> {
     let subnet: Cidr = text.parse().map_err(|_| {
         format!("`{text}` is not a subnet such as 10.200.0.0/20, with no bit set behind its prefix")
     })?;
-    let IpAddr::V4(first) = subnet.address() else {
+    if subnet.address().is_ipv6() {
         return Err(format!("`{text}` is of IPv6: the addresses of IPv6 follow from this installation"));
-    };
-    let is_private = PRIVATE
-        .iter()
-        .any(|(range, prefix)| subnet.prefix() >= *prefix && contains((*range, *prefix), first));
-    if !is_private {
+    }
+    if [subnet.address(), subnet.last()].into_iter().any(|end| range(end) != Range::Private) {
         return Err(format!(
             "`{text}` is not of a private range: 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10"
         ));
@@ -93,10 +84,6 @@ pub(crate) fn parse_subnet(text: &str) -> Result<Cidr, String> {
         return Err(format!("`{text}` has a prefix of {} bits, not {least} to {most}", subnet.prefix()));
     }
     Ok(subnet)
-}
-
-fn contains((range, prefix): (Ipv4Addr, u8), address: Ipv4Addr) -> bool {
-    Cidr::new(range.into(), prefix).is_some_and(|range| range.contains(address.into()))
 }
 
 /// Whether two networks have an address in common.

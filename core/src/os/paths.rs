@@ -169,7 +169,7 @@ pub(crate) const KVM: &str = "/dev/kvm";
 pub(crate) const ROUTES: &str = "/proc/self/net/route";
 
 /// The device for using TAP devices.
-pub(crate) const TUN: &str = "/dev/net/tun";
+pub(crate) const TUN: &str = nexus_net_wire::tap::DEVICE;
 
 /// An image's directory of service files.
 pub(crate) const GUEST_SERVICES: &str = "/etc/nexus/services.d";

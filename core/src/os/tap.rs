@@ -4,25 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+use nexus_net_wire::tap::{self, NAME_MAX};
+use rustix::fs::OFlags;
 
 use super::paths::TUN;
-
-/// The longest name of a device, in bytes, including the NUL at its end: `IFNAMSIZ`.
-const NAME_MAX: usize = 16;
-/// `IFF_TAP`, `IFF_NO_PI` and `IFF_VNET_HDR` of linux/if_tun.h: Ethernet frames, each after a virtio header.
-const FLAGS: u16 = 0x0002 | 0x1000 | 0x4000;
-
-/// `struct ifreq` of linux/if.h, in the form for TUNSETIFF.
-#[repr(C)]
-struct Request {
-    name: [u8; NAME_MAX],
-    flags: u16,
-    unused: [u8; 22],
-}
-
-const TUNSETIFF: Opcode = opcode::write::<libc::c_int>(b'T', 202);
 
 /// Connects to an existing TAP device, by its name in this process's network namespace. Nobody else can connect to it until
 /// the descriptor is closed.
@@ -34,13 +19,7 @@ pub(crate) fn connect(name: &str) -> io::Result<OwnedFd> {
         // Otherwise the kernel would make a new device that nobody knows about.
         return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such device"));
     }
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let device = rustix::fs::open(TUN, flags, Mode::empty())?;
-    let mut request = Request { name: [0; NAME_MAX], flags: FLAGS, unused: [0; 22] };
-    request.name[..name.len()].copy_from_slice(name.as_bytes());
-    // SAFETY: TUNSETIFF reads a `struct ifreq` and writes its name back, which `Request` is laid out as; the name ends in a zero.
-    unsafe { ioctl(&device, Updater::<TUNSETIFF, Request>::new(&mut request))? };
-    Ok(device)
+    Ok(tap::open(name, OFlags::NONBLOCK)?.0)
 }
 
 fn any_socket() -> io::Result<OwnedFd> {
@@ -66,10 +45,5 @@ mod tests {
             assert_eq!(connect(name).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{name}");
         }
         assert_eq!(connect("nx-none").unwrap_err().kind(), io::ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn requests_are_as_long_as_the_kernels() {
-        assert_eq!(size_of::<Request>(), 40);
     }
 }

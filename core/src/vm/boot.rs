@@ -176,7 +176,7 @@ pub(super) fn configure(
         let content_base64 = BASE64.encode(&content);
         Some(GuestFile { path: path.clone(), content_base64, mode, user: file.user.clone() })
     });
-    let policy = network::in_force(&record.spec.network, leased.is_none());
+    let policy = network::of_proxy(&record.spec.network, leased.is_none());
     let names = leased.map(Leased::names);
     let resolver = names.iter().map(|(server, _)| IpAddr::from(*server));
     Configure {

@@ -86,6 +86,13 @@ pub(crate) fn check(host: &crate::vmm::doctor::Host, choice: &Choice) -> Result<
 
 /// The addresses of the shared network; chosen at the first use, if no setting says which.
 pub(crate) async fn addresses(shared: &Shared) -> Result<Addresses, ToolError> {
+    let addresses = find_addresses(shared).await?;
+    let (v4, v6) = addresses.subnets();
+    shared.egresses.share([v4.subnet, v6.subnet]);
+    Ok(addresses)
+}
+
+async fn find_addresses(shared: &Shared) -> Result<Addresses, ToolError> {
     let instance = shared.instance;
     if let Some(subnet) = defaults::network(&shared.store).await?.subnet {
         return Ok(Addresses::new(subnet, instance));
@@ -225,12 +232,20 @@ fn described(shared: &Shared, record: &VmRecord, leased: &Leased) -> Result<Vm, 
 }
 
 /// What is in force of a policy: a VM that runs without an interface has the proxy in place of `nat` until its next start.
-pub(crate) fn in_force(policy: &NetworkPolicy, lacks_interface: bool) -> NetworkPolicy {
+fn in_force(policy: &NetworkPolicy, lacks_interface: bool) -> NetworkPolicy {
     let mode = match policy.mode {
         NetworkMode::Nat if lacks_interface => NetworkMode::Proxy,
         mode => mode,
     };
     NetworkPolicy { mode, ..policy.clone() }
+}
+
+/// What the proxy lets a VM reach: nothing, where what is in force is not the proxy. A VM with an interface has its policy there, and what it
+/// says on vsock is no way around.
+pub(crate) fn of_proxy(policy: &NetworkPolicy, lacks_interface: bool) -> NetworkPolicy {
+    let now = in_force(policy, lacks_interface);
+    let mode = if now.mode == NetworkMode::Proxy { NetworkMode::Proxy } else { NetworkMode::None };
+    NetworkPolicy { mode, ..now }
 }
 
 /// A VM's network, as callers see it.
@@ -381,6 +396,8 @@ mod tests {
             (NetworkMode::None, true, NetworkMode::None),
         ] {
             assert_eq!(in_force(&policy(asked), lacks).mode, now);
+            let by_proxy = if now == NetworkMode::Proxy { now } else { NetworkMode::None };
+            assert_eq!(of_proxy(&policy(asked), lacks).mode, by_proxy);
         }
     }
 }

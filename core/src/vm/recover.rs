@@ -194,7 +194,7 @@ async fn adopt(
         network::leased(shared, record.id).await?.filter(|leased| leased.lease.boot == Some(boot_id));
     let configure = boot::configure(shared, &record, drives, boot_id, &token, leased.as_ref());
     let configured = boot::is_configured(&record);
-    let policy = network::in_force(&record.spec.network, leased.is_none());
+    let policy = network::of_proxy(&record.spec.network, leased.is_none());
     let egress = shared.egresses.of(record.id, &policy);
     if let Some(leased) = &leased
         && let Err(error) = network::connect(shared, &record, leased, boot_id).await

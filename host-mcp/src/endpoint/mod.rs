@@ -89,9 +89,9 @@ impl std::fmt::Debug for Endpoints {
     }
 }
 
-/// Whether a query chooses a set of tools.
-fn asks_for_tools(query: Option<&str>) -> bool {
-    query.is_some_and(|query| query.split('&').any(|pair| pair.starts_with("tools=")))
+/// The words of a query that choose a set of tools.
+fn tools_of(query: Option<&str>) -> Option<&str> {
+    query?.split('&').find_map(|pair| pair.strip_prefix("tools="))
 }
 
 impl Endpoints {
@@ -147,7 +147,7 @@ impl Endpoints {
                 Err(error) => return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": error})),
             },
             // A client that chooses a set is not to take all of a VM's tools for it.
-            Some(_) if asks_for_tools(request.uri().query()) => {
+            Some(_) if tools_of(request.uri().query()).is_some() => {
                 let error =
                     ToolError::invalid("`tools` chooses among the tools of /mcp; /mcp/vm/{vm} has one set");
                 return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": error}));
@@ -179,8 +179,7 @@ impl Endpoints {
 
     /// The set of tools in a query; by default the configured one.
     fn toolset(&self, query: Option<&str>) -> Result<Toolset, ToolError> {
-        let mut chosen = query.unwrap_or_default().split('&').filter_map(|pair| pair.strip_prefix("tools="));
-        let Some(words) = chosen.next() else { return Ok(self.0.tools) };
+        let Some(words) = tools_of(query) else { return Ok(self.0.tools) };
         // A comma is often percent-encoded.
         let set = words.replace("%2C", ",").replace("%2c", ",").parse();
         set.map_err(|error: UnknownToolset| ToolError::invalid(error.to_string()))

@@ -73,7 +73,8 @@ impl Surroundings {
     /// An address, and what is known of it.
     pub fn place(&self, address: IpAddr, port: u16) -> Place {
         let is_own = self.own.contains(&address) || self.own.contains(&inner(address));
-        Place { address, port, range: range(address), is_own }
+        let is_of_vms = self.closes(address) || self.closes(inner(address));
+        Place { address, port, range: range(address), is_own, is_of_vms }
     }
 
     fn closes(&self, address: IpAddr) -> bool {
@@ -111,7 +112,7 @@ pub fn allowed_cells(policy: &NetworkPolicy, around: &Surroundings, family: Fami
     for (at, first) in starts.iter().enumerate() {
         let last = starts.get(at + 1).map_or(family.last(), |next| next - 1);
         let address = family.address(*first);
-        if around.closes(address) || is_closed(address) {
+        if is_closed(address) {
             continue;
         }
         let ports = allowed_ports(&about(policy, address), around, address);
@@ -137,9 +138,6 @@ pub fn pin_ports(
     address: IpAddr,
 ) -> Result<Vec<(u16, u16)>, DenyReason> {
     let decide = |port| {
-        if around.closes(address) {
-            return Err(DenyReason::OtherVm);
-        }
         if is_closed(address) {
             return Err(DenyReason::Reserved);
         }

@@ -48,11 +48,16 @@ pub struct Place {
     pub range: Range,
     /// Whether it is one of the host's own.
     pub is_own: bool,
+    /// Whether it is of the network that VMs share, which no policy opens: groups do.
+    pub is_of_vms: bool,
 }
 
 /// Whether an address may be dialled; `by_name` says that it was found by a name that may be asked for.
 pub fn decide_address(policy: &NetworkPolicy, place: Place, by_name: bool) -> Result<(), DenyReason> {
-    let Place { address, port, range, is_own } = place;
+    let Place { address, port, range, is_own, is_of_vms } = place;
+    if is_of_vms {
+        return Err(DenyReason::OtherVm);
+    }
     if policy.mode == NetworkMode::None {
         return Err(DenyReason::NoNetwork);
     }

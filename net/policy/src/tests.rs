@@ -14,7 +14,7 @@ fn policy(preset: NetworkPreset, allow: &[&str], deny: &[&str]) -> NetworkPolicy
 
 fn place(address: &str, port: u16) -> Place {
     let address: IpAddr = address.parse().unwrap();
-    Place { address, port, range: range(address), is_own: false }
+    Place { address, port, range: range(address), is_own: false, is_of_vms: false }
 }
 
 /// What becomes of a connection to a name that resolves to an address, or to the address itself.
@@ -27,7 +27,7 @@ fn decide(policy: &NetworkPolicy, name: Option<&str>, address: &str, port: u16) 
 
 #[test]
 fn presets_open_what_they_say() {
-    use DenyReason::{Host, LinkLocal, Metadata, Multicast, Private, Reserved};
+    use DenyReason::{Host, LinkLocal, Metadata, Multicast, OtherVm, Private, Reserved};
     for (address, internet, open) in [
         ("8.8.8.8", Ok(()), Ok(())),
         ("2600::1", Ok(()), Ok(())),
@@ -57,6 +57,16 @@ fn presets_open_what_they_say() {
     assert_eq!(decide_address(&policy(Internet, &["203.0.113.9"], &[]), own, false), Ok(()));
     assert_eq!(decide_address(&policy(Internet, &[], &[]), own, true), Err(Host));
     assert_eq!(decide_address(&policy(Open, &[], &[]), own, true), Ok(()));
+    // VMs talk in groups, whatever a policy opens.
+    let vm = Place { is_of_vms: true, ..place("10.128.0.2", 80) };
+    for open in [
+        policy(Open, &[], &[]),
+        policy(Open, &["*"], &[]),
+        policy(Internet, &["10.128.0.2", "10.0.0.0/8"], &[]),
+    ] {
+        assert_eq!(decide_address(&open, vm, false), Err(OtherVm));
+        assert_eq!(decide_address(&open, vm, true), Err(OtherVm));
+    }
 }
 
 /// Allow list, deny list, name, address, port, and what becomes of it.
@@ -160,7 +170,7 @@ proptest! {
     #[test]
     fn nothing_goes_without_a_network(name in "[a-z.]{1,20}", address: IpAddr, port: u16, allow in some_rules()) {
         let policy = NetworkPolicy { mode: NoNetwork, allow, ..NetworkPolicy::default() };
-        let place = Place { address, port, range: range(address), is_own: false };
+        let place = Place { address, port, range: range(address), is_own: false, is_of_vms: false };
         prop_assert_eq!(decide_name(&policy, &name, port), Err(DenyReason::NoNetwork));
         prop_assert_eq!(decide_address(&policy, place, true), Err(DenyReason::NoNetwork));
     }
@@ -169,7 +179,7 @@ proptest! {
     fn what_is_denied_is_denied_whatever_is_allowed(address: IpAddr, port: u16, allow in some_rules(), by_name: bool) {
         let deny = vec![NetworkRule::exact(&address.to_string(), port).unwrap()];
         let policy = NetworkPolicy { mode: Proxy, preset: Open, allow, deny, groups: Vec::new() };
-        let place = Place { address, port, range: range(address), is_own: false };
+        let place = Place { address, port, range: range(address), is_own: false, is_of_vms: false };
         prop_assert_eq!(decide_address(&policy, place, by_name), Err(DenyReason::Denied));
     }
 
@@ -178,7 +188,7 @@ proptest! {
         // Names and stars alone: no address is opened by them.
         let allow: Vec<_> = names.into_iter().filter(|rule| !matches!(rule.target(), Target::Net(..))).collect();
         let policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new(), groups: Vec::new() };
-        let place = Place { address, port, range: range(address), is_own };
+        let place = Place { address, port, range: range(address), is_own, is_of_vms: false };
         if decide_address(&policy, place, true).is_ok() {
             prop_assert_eq!(place.range, Range::Public);
             prop_assert!(!is_own);
@@ -188,7 +198,7 @@ proptest! {
     #[test]
     fn following_a_hint_helps(address: IpAddr, port in 1_u16.., allow in some_rules(), by_name: bool) {
         let mut policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new(), groups: Vec::new() };
-        let place = Place { address, port, range: range(address), is_own: false };
+        let place = Place { address, port, range: range(address), is_own: false, is_of_vms: false };
         if let Err(reason) = decide_address(&policy, place, by_name) {
             let allow = allowing(&policy, &address.to_string(), port, reason);
             policy.allow = allow.iter().map(|text| text.parse().unwrap()).collect();

@@ -1,40 +1,23 @@
 //! A VM: a namespace whose network card is a TAP, and what a VMM does between that and the host's TAP.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nexus_net_wire::{Instance, Vm};
-use nix::libc;
+use nexus_net_wire::{Instance, Vm, tap};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::OFlags;
 
 use crate::world::{Net, Ns, PATIENCE, SILENCE, World, vm};
 
-#[repr(C)]
-struct Request {
-    name: [u8; libc::IFNAMSIZ],
-    flags: libc::c_short,
-    padding: [u8; 22],
-}
-
-mod ioctl {
-    nix::ioctl_write_ptr_bad!(set_interface, 0x4004_54ca, super::Request);
-}
-
 /// Opens a TAP as a VMM does; makes it if it is not there.
-pub fn open_tap(name: &str) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    let mut request = Request { name: [0; libc::IFNAMSIZ], flags: flags as libc::c_short, padding: [0; 22] };
-    request.name[..name.len()].copy_from_slice(name.as_bytes());
-    // SAFETY: the descriptor is open, and the request is as long as the kernel's.
-    unsafe { ioctl::set_interface(file.as_raw_fd(), &raw const request) }?;
-    Ok(file)
+fn open_tap(name: &str) -> io::Result<File> {
+    Ok(tap::open(name, OFlags::empty())?.0.into())
 }
 
 /// A running VM.

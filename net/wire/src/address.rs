@@ -45,6 +45,18 @@ impl Cidr {
         self.address
     }
 
+    /// The last address.
+    pub fn last(self) -> IpAddr {
+        match self.address {
+            IpAddr::V4(v4) => {
+                IpAddr::V4((u32::from(v4) | u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0)).into())
+            }
+            IpAddr::V6(v6) => {
+                IpAddr::V6((u128::from(v6) | u128::MAX.checked_shr(self.prefix.into()).unwrap_or(0)).into())
+            }
+        }
+    }
+
     /// The length of the prefix, in bits.
     pub const fn prefix(self) -> u8 {
         self.prefix

@@ -1,4 +1,5 @@
-//! What nexusd and `nexus-net` say to each other: JSON lines over a private Unix socket. No IO but [`Client`]'s reading and writing.
+//! What nexusd and `nexus-net` say to each other: JSON lines over a private Unix socket. No IO but [`Client`]'s reading and writing, and how
+//! both open a TAP ([`tap`]).
 //!
 //! ```text
 //! nexusd                                         nexus-net
@@ -21,6 +22,7 @@ mod answer;
 mod client;
 mod line;
 mod request;
+pub mod tap;
 
 pub use address::{Cidr, Mac, ParseAddressError};
 pub use answer::{

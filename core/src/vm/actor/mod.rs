@@ -387,7 +387,7 @@ impl Actor {
             fs_err::create_dir_all(&plan.directory)
                 .map_err(|e| ToolError::internal(format!("make the VM's directory: {e}")))?;
             clock.timings.plan_ms = clock.step();
-            let policy = network::in_force(&record.spec.network, leased.is_none());
+            let policy = network::of_proxy(&record.spec.network, leased.is_none());
             let egress = shared.egresses.of(record.id, &policy);
             Boot::launch(&self.shared, &plan, configure, egress, clock)
                 .await

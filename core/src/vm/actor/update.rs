@@ -59,29 +59,32 @@ impl Actor {
             self.publish();
             return Err(error);
         }
-        if self.record.spec.network != before.spec.network {
-            self.apply_network(before.spec.network.mode).await;
+        // Also where it is the same as before: it may not have come to be in force then.
+        let applied = if change.network.is_some() {
+            self.apply_network(before.spec.network.mode).await
         } else if new_name.is_some() {
-            self.update_interface().await;
-        }
+            self.update_interface().await
+        } else {
+            Ok(())
+        };
         if let Some(name) = new_name {
             tracing::info!(vm = %before.name, %name, who, "vm renamed");
             self.shared.vms.rename(before.id, &before.name, name);
         }
-        Ok(())
+        applied
     }
 
     /// Puts the policy in force that is written down: cuts what it does not allow, and tells the guest if its mode is another one.
-    async fn apply_network(&self, before: NetworkMode) {
+    async fn apply_network(&self, before: NetworkMode) -> Result<(), ToolError> {
         let network = &self.record.spec.network;
         tracing::info!(vm = %self.record.name, mode = network.mode.as_str(), preset = network.preset.as_str(), "vm's network changes");
         let lacks_interface = !self.boot.as_ref().is_some_and(|boot| boot.has_interface);
-        let now = network::in_force(network, lacks_interface);
+        let now = network::of_proxy(network, lacks_interface);
         self.shared.egresses.of(self.record.id, &now);
         if let Some(boot) = self.boot.as_ref().filter(|_| network.mode != before) {
             boot.tell_proxy(ProxyParams { enabled: now.mode == NetworkMode::Proxy });
         }
-        self.update_interface().await;
+        let applied = self.update_interface().await;
         // One that runs with an interface gives its addresses back when it is down.
         if network.mode != NetworkMode::Nat
             && lacks_interface
@@ -89,16 +92,20 @@ impl Actor {
         {
             tracing::warn!(vm = %self.record.name, %error, "the vm's addresses are kept");
         }
+        applied
     }
 
-    /// Puts policy, groups and name in force at the VM's interface, if it runs with one.
-    async fn update_interface(&self) {
-        if self.boot.as_ref().is_some_and(|boot| boot.has_interface)
-            && let Err(error) = network::update(&self.shared, &self.record).await
-        {
-            // It is told to the next nexus-net, which is started for it.
-            tracing::error!(vm = %self.record.name, %error, "a change of the vm's network is not in force yet");
+    /// Puts policy, groups and name in force at the VM's interface, if it runs with one. Where that fails the change stays written down, and
+    /// the caller has to know that what it takes away may still be open.
+    async fn update_interface(&self) -> Result<(), ToolError> {
+        if !self.boot.as_ref().is_some_and(|boot| boot.has_interface) {
+            return Ok(());
         }
+        network::update(&self.shared, &self.record).await.map_err(|error| {
+            tracing::error!(vm = %self.record.name, %error, "a change of the vm's network is not in force yet");
+            let message = format!("the change of {} is written down and not in force yet: {}", self.record.name, error.message);
+            ToolError { message, ..error }.hint("call vm_update again; vm_stop ends what is open")
+        })
     }
 
     /// Refuses mode `nat` where it cannot be had, before anything changes.
