@@ -36,7 +36,7 @@ setup-bench: # what the benchmarks compare with
 build: ## build everything for development, the guest included
 	$(CARGO) build --locked --workspace --exclude nexus-guest
 
-release: # what demo, install and bench use
+release: # what install and run use
 	$(CARGO) build --locked --release -p nexus-host -p nexus-net
 
 lint: ## formatting, clippy and the rules of the architecture
@@ -71,7 +71,7 @@ fuzz: setup-fuzz ## what reads from guests, clients and models, each for a minut
 	@.ci/fuzz
 
 demo: setup ## installs what is missing, builds, and creates, uses and deletes a first virtual machine over MCP
-	$(CARGO) build --locked --release -p nexus-host -p nexus-net -p nexus-examples --bins
+	$(CARGO) build --locked --release -p nexus-host -p nexus-examples --bins
 	@$(TARGET)/release/demo $(TARGET)/release/nexusd $(DEMO_DIR)
 
 run: release ## a daemon in the foreground, with state of its own under target/run
@@ -80,7 +80,7 @@ run: release ## a daemon in the foreground, with state of its own under target/r
 
 # BENCH="boot --runs 30" runs only that measurement; `target/release/bench --help` lists the options.
 bench: setup-bench ## measure; prints the tables of docs/benchmarks.md
-	$(CARGO) build --locked --release -p nexus-host -p nexus-net -p nexus-tests --bins
+	$(CARGO) build --locked --release -p nexus-host -p nexus-tests --bins
 	@$(TARGET)/release/bench $(BENCH)
 
 audit: ## licences, sources and known vulnerabilities of the dependencies, by cargo-deny
