@@ -287,7 +287,7 @@ impl Shared {
                 view.record.name, view.record.state, drive.name
             ),
         )
-        .hint("call vm_stop first"))
+        .hint(format!("call vm_stop with vm: {} first", view.record.name)))
     }
 
     fn in_use(&self, drive: &DriveRecord, attachment: &Attachment, hint: &str) -> ToolError {

@@ -105,11 +105,8 @@ impl Nexus {
         let taken = Reference::Name(name.clone());
         let exists = self.shared.store.read(move |db| images::get(db, &taken)).await.map_err(store_error)?;
         if exists.is_some() {
-            return Err(ToolError::new(
-                ErrorCode::NameTaken,
-                format!("there is an image named {name} already"),
-            )
-            .hint("give another name"));
+            return Err(ToolError::new(ErrorCode::NameTaken, format!("image {name} already exists"))
+                .hint("give another name"));
         }
         let subject = Some((name.to_string(), name.to_string()));
         let op = summary("image_create", &ctx.caller.owner, subject);

@@ -165,6 +165,6 @@ pub(super) fn size_of_clone(size: Option<ByteSize>, image: &ImageRecord) -> Resu
 }
 
 fn name_taken(what: &str, name: &Name) -> ToolError {
-    ToolError::new(ErrorCode::NameTaken, format!("there is a {what} named {name} already"))
+    ToolError::new(ErrorCode::NameTaken, format!("{what} {name} already exists"))
         .hint("choose another name, or use the existing one")
 }

@@ -323,7 +323,7 @@ async fn ended(ended: &mut watch::Receiver<bool>) {
 pub(crate) fn store_error(error: StoreError) -> ToolError {
     match error {
         StoreError::NameTaken { kind, name } => {
-            ToolError::new(ErrorCode::NameTaken, format!("there is a {kind} named {name} already"))
+            ToolError::new(ErrorCode::NameTaken, format!("{kind} {name} already exists"))
                 .hint("choose another name, or use the existing one")
         }
         StoreError::Changed { what } => {

@@ -222,7 +222,7 @@ impl Provision {
         match found {
             Some(other) => Err(ToolError::new(
                 ErrorCode::NameTaken,
-                format!("there is an asset named {name} already: {} {}", other.provider, other.version),
+                format!("asset {name} already exists: {} {}", other.provider, other.version),
             )
             .hint("give another name, or remove that asset")),
             None => Ok(()),

@@ -69,8 +69,8 @@ pub(crate) fn change_drives(name: &str, state: VmState) -> Result<(), ToolError>
         Created | Stopped | Crashed | Failed => Ok(()),
         Creating => Err(wrong_state(name, state, "its drives are still being made")),
         Starting | Running | Ready | Unreachable | Stopping => {
-            Err(wrong_state(name, state, "drives change hands only while it is down")
-                .hint("call vm_stop first"))
+            Err(wrong_state(name, state, "drives are attached and detached only while it is stopped")
+                .hint(format!("call vm_stop with vm: {name} first")))
         }
     }
 }

@@ -164,6 +164,27 @@ mod tests {
     }
 
     #[test]
+    fn no_command_redefines_a_global_option() {
+        fn walk(command: &clap::Command, globals: &[String], path: &str) {
+            for sub in command.get_subcommands() {
+                let path = format!("{path} {}", sub.get_name());
+                for arg in sub.get_arguments() {
+                    assert!(
+                        !globals.contains(&arg.get_id().to_string()),
+                        "{path} redefines --{}",
+                        arg.get_id()
+                    );
+                }
+                walk(sub, globals, &path);
+            }
+        }
+        let cli = Cli::command();
+        let globals =
+            cli.get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id().to_string());
+        walk(&cli, &globals.collect::<Vec<_>>(), "nexusctl");
+    }
+
+    #[test]
     fn what_people_type_is_understood() {
         for line in [
             "ps",
@@ -176,6 +197,9 @@ mod tests {
             "kill web-1",
             "vm restart web-1",
             "vm kill web-1 web-2",
+            "vm publish web-1 8080:80",
+            "vm publish web-1 80 --unix --socket /x",
+            "vm unpublish web-1 80",
             "rename web-1 web-2",
             "vm rename web-1 web-2",
             "logs -f web-1",

@@ -188,7 +188,8 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
 /// The packages of a template after adding some and removing others.
 fn changed(mut packages: Vec<String>, add: Vec<String>, remove: &[String]) -> Result<Vec<String>, Error> {
     if let Some(unknown) = remove.iter().find(|name| !packages.contains(name)) {
-        return Err(Error::usage(format!("the template has no package {unknown}: {}", packages.join(" "))));
+        let has = if packages.is_empty() { "none".to_owned() } else { packages.join(", ") };
+        return Err(Error::usage(format!("the template has no package {unknown}; its packages: {has}")));
     }
     packages.retain(|name| !remove.contains(name));
     for name in add {

@@ -19,9 +19,9 @@ pub(crate) struct PublishArgs {
     /// The port in the VM, behind the one on this host where that is to be another: 80, or 8080:80
     #[arg(value_name = "[HOST_PORT:]PORT")]
     ports: Ports,
-    /// By a Unix socket instead of a port of this host
+    /// On a Unix socket instead of a port of this host
     #[arg(long)]
-    socket: bool,
+    unix: bool,
 }
 
 /// What not to publish any more.
@@ -62,7 +62,7 @@ pub(crate) async fn publish(app: &App, args: PublishArgs) -> Result<u8, Error> {
         vm: args.vm,
         guest_port: args.ports.guest,
         host_port: args.ports.host,
-        socket: args.socket.then_some(true),
+        socket: args.unix.then_some(true),
     };
     let port = app.connect().await?.call::<VmPublish>(&params).await?;
     match app.ui.format {
