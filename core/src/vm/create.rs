@@ -305,7 +305,7 @@ pub(crate) async fn until_ready(
                         _ => ErrorCode::BootFailed,
                     };
                     return Err(ToolError::new(code, format!("{name} {}: {reason}", record.state))
-                        .hint("look at vm_logs; vm_start tries again, vm_delete removes it"));
+                        .hint("check vm_logs; vm_start retries, vm_delete removes it"));
                 }
                 VmState::Stopping | VmState::Stopped => {
                     return Err(ToolError::new(
