@@ -102,7 +102,7 @@ impl Farewell {
     }
 }
 
-/// Something that happened to a boot.
+/// An event of a boot.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "one exists at a time, on the stack of one task")]
 pub(super) enum Event {

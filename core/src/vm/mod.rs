@@ -5,7 +5,7 @@
 //! stopped, crashed,    ├──> starting ─> running ─> ready <─> unreachable
 //! failed ──────────────┘     ↺  │          │         │            │      ↺ retry: a fault of the emulator
 //!                               ├──────────┤         └─────┬──────┴──> stopping ─> stopped
-//!                               failed: VMM gone, or no    └──> crashed: VMM gone without a bye
+//!                               failed: VMM ended, or no   └──> crashed: VMM ended without a bye
 //!                               hello in time                   failed: reboots in a loop
 //! ```
 //! One task ([`actor`]) owns one VM and makes every transition; others send it commands and watch its [`View`](crate::context::View). Guest

@@ -286,7 +286,7 @@ async fn rewrite(
     Ok(record)
 }
 
-/// Removes rows of things that were being made, and files without a row.
+/// Removes rows of half-created things, and files without a row.
 async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
     let (vm_ids, drive_ids, image_ids, asset_ids, build_ids) = shared
         .store

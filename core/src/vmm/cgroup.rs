@@ -173,7 +173,7 @@ impl Groups {
         lacking
     }
 
-    /// Puts a process into a VM's group, with all its threads. Children that it starts later are in it too. May take some ten
+    /// Puts a process into a VM's group, with all its threads. Children that it starts later join the group too. May take some ten
     /// milliseconds.
     pub(crate) fn put(&self, name: &str, pid: u32) -> io::Result<()> {
         let mut places: Vec<&PathBuf> = self.places.values().collect();

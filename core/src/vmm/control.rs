@@ -35,7 +35,7 @@ pub(crate) enum Request {
     Shutdown,
     /// End the VMM.
     Kill,
-    /// Stop the guest's processors.
+    /// Pause the guest's processors.
     Pause,
     /// Resume the guest's processors.
     Resume,

@@ -16,7 +16,7 @@ const FILE_MAX: u64 = 64 << 10;
 /// How a VMM ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// The VMM's exit status; `None` when a signal ended it or nobody saw it.
+    /// The VMM's exit status; `None` if a signal ended it or if it is unknown.
     pub code: Option<i32>,
     /// The signal that ended the VMM.
     pub signal: Option<i32>,

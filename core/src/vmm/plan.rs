@@ -80,7 +80,7 @@ pub struct PlanDrive {
     pub id: String,
     /// The raw image file.
     pub path: PathBuf,
-    /// Whether the guest may not write to it.
+    /// Whether it is read-only for the guest.
     pub read_only: bool,
 }
 
@@ -98,12 +98,12 @@ pub struct PlanInterface {
 pub(crate) mod tests {
     use super::*;
 
-    /// An interface for it.
+    /// Returns an interface for the plan.
     pub(crate) fn interface() -> PlanInterface {
         PlanInterface { tap: "nx3".into(), mac: "02:4e:58:00:00:01".into() }
     }
 
-    /// A plan to vary in tests.
+    /// Returns a plan to vary in tests.
     pub(crate) fn plan() -> LaunchPlan {
         LaunchPlan {
             vm: VmId::from_i64(1).unwrap(),

@@ -132,7 +132,7 @@ fn become_vmm(parent: Pid, passed: &[OwnedFd], lifeline: bool) -> io::Result<()>
     Ok(())
 }
 
-/// Has the kernel send SIGKILL to this process when the other end of its stdin is closed.
+/// Makes the kernel send SIGKILL to this process when the other end of its stdin is closed.
 fn die_with_stdin() -> io::Result<()> {
     /// `F_SETSIG` of fcntl(2); not in libc for every target.
     const F_SETSIG: i32 = 10;

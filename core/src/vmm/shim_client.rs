@@ -127,7 +127,7 @@ impl ShimClient {
         self.request(Request::Shutdown, "ask the guest to shut down").await
     }
 
-    /// Stops the guest's processors.
+    /// Pauses the guest's processors.
     pub async fn pause(&self) -> Result<(), VmmError> {
         self.request(Request::Pause, "pause").await
     }
@@ -351,10 +351,10 @@ fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
         let path = directory.join(name);
         move |source| VmmError::File { action, path, source }
     };
-    if is_taken(directory).map_err(failed("look at", vm_files::SHIM_LOCK))? {
+    if is_taken(directory).map_err(failed("check", vm_files::SHIM_LOCK))? {
         return Err(VmmError::AlreadyRunning { directory: directory.clone() });
     }
-    regular::take_back(directory).map_err(failed("take back", ""))?;
+    regular::take_back(directory).map_err(failed("take ownership of", ""))?;
     for name in shim::sockets().chain([vm_files::EXIT]) {
         match std::fs::remove_file(directory.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", name)(e)),

@@ -11,7 +11,7 @@ pub(super) enum Kvm {
     Usable,
     /// There is no device.
     NoDevice,
-    /// This user may not open it.
+    /// This user has no permission to open the device.
     Denied,
     /// The device does not open for another reason.
     Broken(String),

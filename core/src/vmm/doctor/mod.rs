@@ -104,7 +104,7 @@ impl Host {
         }
     }
 
-    /// Returns the first usable VMM. Fails with what the last one lacks.
+    /// Returns the first usable VMM. If there is none, fails with the error of the last one.
     fn choose_auto(&self) -> Result<Choice, ToolError> {
         let none = || Err(ToolError::internal("no driver was checked"));
         self.vmms.iter().fold(none(), |chosen, found| chosen.or_else(|_| self.use_vmm(found)))

@@ -1,7 +1,7 @@
 //! Jails: the part of the host that a VMM of root's daemon can see. A driver lists the files that its VMM needs; this module makes the jail.
 //!
 //! ```text
-//! Jail::make ── root directory (own mounts, a user of its own) ── bring, bring_program: bind mounts
+//! Jail::make ── root directory (own mounts, its own user) ────── bring, bring_program: bind mounts
 //!      │                                                              │
 //!      └── confine: namespaces, chroot, user, no capabilities, seccomp ┘     leave_root: the shim becomes that user too
 //! ```
@@ -127,7 +127,7 @@ impl Jail {
             open_up(directory)?;
         }
         let uid = uid_of(plan);
-        chown(&root, Some(uid), Some(uid)).map_err(file("give to the jail's user", &root))?;
+        chown(&root, Some(uid), Some(uid)).map_err(file("change the owner of", &root))?;
         let mut jail = Self { root, uid, files: Files::of(plan) };
         jail.files.kernel = jail.bring(&plan.kernel, "kernel", false)?;
         jail.files.initramfs = jail.bring(&plan.initramfs, "initramfs", false)?;
@@ -144,11 +144,10 @@ impl Jail {
         std::fs::File::create_new(&inside).map_err(file("make", &inside))?;
         if is_written {
             bind(outside, &inside, MsFlags::empty())?;
-            chown(&inside, Some(self.uid), Some(self.uid))
-                .map_err(file("give to the jail's user", outside))?;
+            chown(&inside, Some(self.uid), Some(self.uid)).map_err(file("change the owner of", outside))?;
         } else {
             // Kernels, initramfs files and read-only drives are shared by VMs and contain no secrets.
-            let mode = std::fs::metadata(outside).map_err(file("look at", outside))?.permissions().mode();
+            let mode = std::fs::metadata(outside).map_err(file("stat", outside))?.permissions().mode();
             if mode & 0o004 == 0 {
                 std::fs::set_permissions(outside, std::fs::Permissions::from_mode(mode | 0o444))
                     .map_err(file("make readable", outside))?;
@@ -196,14 +195,14 @@ impl Jail {
             self.make_kvm()?;
         }
         // The jail's user must not write to the directory itself, which holds mount points.
-        chown(&self.root, Some(0), Some(0)).map_err(file("keep", &self.root))?;
+        chown(&self.root, Some(0), Some(0)).map_err(file("change the owner of", &self.root))?;
         open_up(&self.root)
     }
 
     /// Makes a device node of the host's KVM that belongs to the jail's user. The host's own node belongs to root and a group.
     fn make_kvm(&self) -> Result<(), JailError> {
         let host = Path::new(KVM);
-        let device = std::fs::metadata(host).map_err(file("look at", host))?.rdev();
+        let device = std::fs::metadata(host).map_err(file("stat", host))?.rdev();
         let inside = self.root.join(host.strip_prefix("/").unwrap_or(host));
         let mode = Mode::RUSR | Mode::WUSR;
         rustix::fs::mknodat(CWD, &inside, FileType::CharacterDevice, mode, device)
@@ -227,7 +226,7 @@ impl Jail {
 
     /// Makes the jail's user the owner of a file.
     pub(crate) fn give(&self, path: &Path) -> Result<(), JailError> {
-        chown(path, Some(self.uid), Some(self.uid)).map_err(file("give to the jail's user", path))
+        chown(path, Some(self.uid), Some(self.uid)).map_err(file("change the owner of", path))
     }
 
     /// Returns the jail's root directory, relative to the VM's.
@@ -249,17 +248,17 @@ impl Jail {
 /// Lets all users traverse a directory.
 fn open_up(directory: &Path) -> Result<(), JailError> {
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711))
-        .map_err(file("open to the jail's user", directory))
+        .map_err(file("change the mode of", directory))
 }
 
 fn bind(outside: &Path, inside: &Path, flags: MsFlags) -> Result<(), JailError> {
     let none: Option<&str> = None;
     let bind = |flags| mount(Some(outside), inside, none, flags, none).map_err(io::Error::from);
-    bind(MsFlags::MS_BIND).map_err(file("show the jail", outside))?;
+    bind(MsFlags::MS_BIND).map_err(file("bind-mount", outside))?;
     if flags.is_empty() {
         return Ok(());
     }
-    bind(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags).map_err(file("protect", outside))
+    bind(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags).map_err(file("remount", outside))
 }
 
 /// Changes the user of this process, a shim whose VMM was spawned, to the VM's user, in all of its threads. The VM's directory and its
@@ -272,10 +271,10 @@ pub(crate) fn leave_root(plan: &LaunchPlan) -> Result<(), JailError> {
         if entry.file_name() != vm_files::JAIL {
             let path = entry.path();
             std::os::unix::fs::lchown(&path, Some(uid), Some(uid))
-                .map_err(file("give to the VM's user", &path))?;
+                .map_err(file("change the owner of", &path))?;
         }
     }
-    chown(here, Some(uid), Some(uid)).map_err(file("give to the VM's user", here))?;
+    chown(here, Some(uid), Some(uid)).map_err(file("change the owner of", here))?;
     let become_it = || {
         let gid = nix::unistd::Gid::from_raw(uid);
         let user = nix::unistd::Uid::from_raw(uid);

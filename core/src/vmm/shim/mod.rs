@@ -292,13 +292,13 @@ struct SpawnError {
 
 fn kill(vmm: &VmmProcess) {
     if let Err(error) = vmm.handle().kill() {
-        say(&format!("kill the VMM: {error}"));
+        say(&format!("cannot kill the VMM: {error}"));
     }
 }
 
 fn write_exit(here: &Path, exit: &Exit) {
     if let Err(error) = exit::write_exit(here, exit) {
-        say(&format!("write {}: {error}", vm_files::EXIT));
+        say(&format!("cannot write {}: {error}", vm_files::EXIT));
     }
 }
 
@@ -334,7 +334,9 @@ pub(crate) fn sockets() -> impl Iterator<Item = &'static str> {
 fn remove_sockets() {
     for name in sockets() {
         match std::fs::remove_file(name) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => say(&format!("remove {name}: {error}")),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                say(&format!("cannot remove {name}: {error}"))
+            }
             _ => {}
         }
     }

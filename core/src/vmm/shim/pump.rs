@@ -46,7 +46,7 @@ impl Pump {
     /// Drains the pipe and ends the thread, even if an orphaned child of the VMM still holds the other end.
     pub(super) fn finish(self) {
         if let Err(error) = rustix::io::write(&self.stop, &1u64.to_ne_bytes()) {
-            say(&format!("stop a log: {error}"));
+            say(&format!("cannot stop a log: {error}"));
         }
         if self.thread.join().is_err() {
             say("a log's thread panicked");
@@ -67,7 +67,7 @@ fn pump(mut pipe: impl Read + AsFd, log: &SharedLog, stop: &OwnedFd) {
                 if let Err(error) = written
                     && !std::mem::replace(&mut complained, true)
                 {
-                    say(&format!("write a log: {error}"));
+                    say(&format!("cannot write a log: {error}"));
                 }
                 if let Some(left) = &mut last {
                     if *left < read {
@@ -80,7 +80,7 @@ fn pump(mut pipe: impl Read + AsFd, log: &SharedLog, stop: &OwnedFd) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                say(&format!("read what the VMM writes: {error}"));
+                say(&format!("cannot read the VMM's output: {error}"));
                 return;
             }
         }
@@ -92,7 +92,7 @@ fn pump(mut pipe: impl Read + AsFd, log: &SharedLog, stop: &OwnedFd) {
             Ok(_) if !fds[1].revents().is_empty() => last = Some(LAST_MAX),
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
-                say(&format!("wait for what the VMM writes: {error}"));
+                say(&format!("cannot wait for the VMM's output: {error}"));
                 return;
             }
         }

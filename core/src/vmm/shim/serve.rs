@@ -59,7 +59,7 @@ pub(super) fn serve(
     let mut has_events = vmm.machine.events().is_some();
     let mut kill_at: Option<Instant> = None;
     if let Err(error) = control.set_nonblocking(true) {
-        say(&format!("serve the control socket: {error}"));
+        say(&format!("cannot serve the control socket: {error}"));
     }
     loop {
         let ready = {
@@ -77,7 +77,7 @@ pub(super) fn serve(
             let timeout = wake_at.map(|at| timespec(at.saturating_duration_since(Instant::now())));
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => say(&format!("wait for events: {error}")),
+                Err(error) => say(&format!("cannot wait for events: {error}")),
             }
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             Ready {
@@ -99,7 +99,7 @@ pub(super) fn serve(
             // The host shuts down, or this VM is to be stopped: let the VMM end in an orderly way.
             *by_request = true;
             if let Err(error) = vmm.process.handle().terminate() {
-                say(&format!("terminate the VMM: {error}"));
+                say(&format!("cannot terminate the VMM: {error}"));
             }
             kill_at.get_or_insert_with(|| Instant::now() + TERMINATE);
         }
@@ -140,7 +140,7 @@ pub(super) fn serve(
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => say(&format!("accept on the control socket: {error}")),
+                Err(error) => say(&format!("cannot accept on the control socket: {error}")),
             }
         }
         // Drop callers that have disconnected.
@@ -259,7 +259,7 @@ fn ask_machine(
         send(&stream, &reply);
     });
     if let Err(error) = spawned {
-        say(&format!("start a thread for a request: {error}"));
+        say(&format!("cannot start a thread for a request: {error}"));
     }
 }
 

@@ -131,10 +131,10 @@ fn go_on(machine: &Arc<dyn Machine>) {
     let machine = Arc::clone(machine);
     let spawned = std::thread::Builder::new().name("go-on".to_owned()).stack_size(STACK).spawn(move || {
         if let Err(error) = machine.set_paused(false) {
-            say(&format!("resume the guest: {}", nexus_schema::error::chain(&error)));
+            say(&format!("cannot resume the guest: {}", nexus_schema::error::chain(&error)));
         }
     });
     if let Err(error) = spawned {
-        say(&format!("start a thread to resume the guest: {error}"));
+        say(&format!("cannot start a thread to resume the guest: {error}"));
     }
 }

@@ -147,7 +147,7 @@ impl Shared {
     fn request_stop(&self) {
         self.stopping.store(true, Ordering::Release);
         if let Err(error) = rustix::io::write(&self.stop, &1u64.to_ne_bytes()) {
-            tracing::error!(%error, "wake the vsock thread");
+            tracing::error!(%error, "cannot wake the vsock thread");
         }
         if let Some(connection) = lock(&self.connection).as_ref() {
             connection.shutdown();
@@ -158,7 +158,7 @@ impl Shared {
     fn serve(self: Arc<Self>, listener: UnixListener) {
         while !self.stopping.load(Ordering::Acquire) {
             if let Err(error) = self.serve_one(&listener) {
-                tracing::error!(%error, "serve the vsock device");
+                tracing::error!(%error, "cannot serve the vsock device");
                 break;
             }
         }
@@ -166,7 +166,7 @@ impl Shared {
         let worker = lock(&self.worker);
         for removed in [self.vhost.remove(), worker.device.remove_socket()] {
             if let Err(error) = removed {
-                tracing::warn!(%error, "remove a vsock socket");
+                tracing::warn!(%error, "cannot remove a vsock socket");
             }
         }
     }
@@ -212,7 +212,7 @@ impl Shared {
             if let Err(error) = rustix::event::poll(&mut descriptors, None)
                 && error != rustix::io::Errno::INTR
             {
-                tracing::error!(%error, "wait for QEMU");
+                tracing::error!(%error, "cannot wait for QEMU");
                 return false;
             }
             if self.stopping.load(Ordering::Acquire) {

@@ -217,7 +217,7 @@ impl Connection {
     /// Counts bytes from the guest that were passed on or dropped.
     pub(super) fn forward(&mut self, count: usize) {
         debug_assert!(count <= self.held() as usize);
-        // Never more than was held, so it fits.
+        // The count is at most what was held, so it fits.
         self.forwarded = self.forwarded.wrapping_add(count as u32);
     }
 

@@ -1,7 +1,7 @@
 //! The device without its rings: all connections, the assignment of packets to them, and the host's sockets.
 //!
 //! ```text
-//!  accept ─> Greeting ── CONNECT n ──> Live ── host gone, told ──> Closing ── guest's reset ──> gone
+//!  accept ─> Greeting ── CONNECT n ──> Live ── SHUTDOWN sent ────> Closing ── guest's reset ──> gone
 //!               │ garbage, slow         │ guest: REQUEST ─> Live     │ slow
 //!               v                       v                            v
 //!              gone              over; bytes left? ─> Draining ──>  gone
@@ -153,7 +153,7 @@ impl Device {
     pub(super) fn come_back(&self) {
         // Each write is a new edge. It fails only if the counter overflows, which does not happen.
         if let Err(error) = rustix::io::write(&self.again, &1u64.to_ne_bytes()) {
-            tracing::error!(%error, "wake the vsock device");
+            tracing::error!(%error, "cannot wake the vsock device");
         }
     }
 
@@ -169,7 +169,7 @@ impl Device {
             Ok((events, _)) => events,
             // The descriptor stays readable, so this is called again.
             Err(Errno::INTR) => return,
-            Err(error) => return tracing::error!(%error, "wait for host sockets"),
+            Err(error) => return tracing::error!(%error, "cannot wait for host sockets"),
         };
         for event in events {
             // Copied out: the structure is packed.
@@ -192,7 +192,7 @@ impl Device {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    tracing::warn!(%error, "accept a host connection");
+                    tracing::warn!(%error, "cannot accept a host connection");
                     self.accept_later = true;
                     return self.start_timer();
                 }
@@ -208,7 +208,7 @@ impl Device {
                     self.start_timer();
                     self.greet(token);
                 }
-                Err(error) => tracing::warn!(%error, "watch a host connection"),
+                Err(error) => tracing::warn!(%error, "cannot watch a host connection"),
             }
         }
         self.accept_later = true;
@@ -266,7 +266,7 @@ impl Device {
         }
     }
 
-    /// Reads on in a host program's first line. Bytes behind it stay in the socket.
+    /// Continues to read a host program's first line. Bytes after it stay in the socket.
     fn greet(&mut self, token: Token) {
         let Some(Slot::Greeting { stream, greeting, .. }) = self.slots.get_mut(&token) else { return };
         let mut bytes = [0; LINE_MAX];
@@ -280,7 +280,7 @@ impl Device {
                 Err(_) => break Progress::Refused,
             };
             let (taken, progress) = greeting.take(&bytes[..seen]);
-            // What was seen is there, so this takes all of it.
+            // These bytes were peeked, so this reads all of them.
             match rustix::net::recv(stream.socket(), &mut bytes[..taken], RecvFlags::empty()) {
                 Ok((count, _)) if count == taken => {}
                 _ => break Progress::Refused,
@@ -434,7 +434,7 @@ impl Device {
         let socket = match self.socket.connect(host) {
             Ok(socket) => socket,
             Err(error) => {
-                tracing::trace!(port = host, %error, "connect for the guest");
+                tracing::trace!(port = host, %error, "cannot connect for the guest");
                 return None;
             }
         };
@@ -522,7 +522,7 @@ impl Device {
         };
         match rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once) {
             Ok(_) => self.timer_runs = true,
-            Err(error) => tracing::error!(%error, "set the vsock timer"),
+            Err(error) => tracing::error!(%error, "cannot set the vsock timer"),
         }
     }
 

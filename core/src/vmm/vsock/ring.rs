@@ -17,7 +17,7 @@ const DESCRIPTORS_MAX: usize = 256;
 /// Maximum number of descriptors of a packet to the guest.
 const RECEIVE_DESCRIPTORS_MAX: usize = 20;
 
-/// Takes packets from the guest. Returns whether there may be more.
+/// Handles packets from the guest. Returns whether there may be more.
 pub(super) fn from_guest(
     device: &mut Device,
     vring: &Vring,

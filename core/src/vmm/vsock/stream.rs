@@ -219,7 +219,7 @@ impl HostStream {
 
     fn shut(&self, how: Shutdown) {
         if let Err(error) = self.socket.shutdown(how) {
-            tracing::trace!(%error, "shut a host socket");
+            tracing::trace!(%error, "cannot shut down a host socket");
         }
     }
 

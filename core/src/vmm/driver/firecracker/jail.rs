@@ -30,7 +30,7 @@ use crate::vmm::driver::Closer;
 use crate::vmm::jail::{Jail, JailError, file};
 use crate::vmm::process::CommandLine;
 
-/// The name of the jailer.
+/// Name of the jailer.
 pub(super) const JAILER: &str = "jailer";
 
 /// Checks a firecracker binary beyond its version: whether it can run in a jail, and whether there is a jailer.
@@ -103,7 +103,7 @@ impl Jailed {
         rustix::fs::linkat(CWD, &inside, CWD, outside, AtFlags::empty())
             .map_err(io::Error::from)
             .map_err(file("link", &inside))?;
-        let metadata = std::fs::symlink_metadata(outside).map_err(file("look at", outside))?;
+        let metadata = std::fs::symlink_metadata(outside).map_err(file("stat", outside))?;
         if metadata.file_type().is_socket() && metadata.uid() == self.jail.uid() {
             return Ok(());
         }

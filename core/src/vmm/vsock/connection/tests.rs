@@ -94,7 +94,7 @@ fn credit_is_asked_for_once() {
     assert_eq!(packet.operation, Operation::CreditRequest);
     connection.sent(packet, CID);
     assert_eq!(connection.next(host, usize::MAX), None);
-    // An answer without room changes nothing.
+    // A packet without room for it changes nothing.
     connection.receive(&of(Operation::CreditUpdate));
     assert_eq!(connection.next(host, usize::MAX), None);
     connection.receive(&Header { forwarded: 10, ..of(Operation::CreditUpdate) });
@@ -160,7 +160,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A guest that follows the rules, as Linux does.
+/// A guest that follows the protocol, as Linux does.
 struct Guest {
     space: u32,
     held: u32,

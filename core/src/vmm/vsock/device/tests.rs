@@ -46,7 +46,7 @@ impl Bench {
         listener
     }
 
-    /// All packets for the guest.
+    /// Returns all packets for the guest.
     fn packets(&mut self) -> Vec<(Header, Vec<u8>)> {
         let mut all = vec![];
         while self.device.has_packet() {
@@ -56,7 +56,7 @@ impl Bench {
         all
     }
 
-    /// The only packet for the guest.
+    /// Returns the only packet for the guest.
     fn packet(&mut self, operation: Operation) -> (Header, Vec<u8>) {
         let mut all = self.packets();
         assert_eq!(all.len(), 1, "{all:?}");
@@ -108,7 +108,7 @@ fn request(guest: u32, host: u32) -> Header {
     Header { source_port: guest, destination_port: host, ..answer(&to, Operation::Request) }
 }
 
-/// Whether the other end is closed.
+/// Returns whether the other end is closed.
 fn is_closed(stream: &mut UnixStream) -> bool {
     match stream.read(&mut [0; 16]) {
         Ok(0) => true,
