@@ -55,7 +55,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
     }
     for (key, value) in &params.env {
         if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-            wrong(format!("env has an invalid variable name or value: `{}`", shorten(key)));
+            wrong(format!("env variable `{}` has an invalid name or value", shorten(key)));
         }
     }
     for (path, file) in &params.files {
