@@ -301,7 +301,7 @@ fn defaults_and_mistakes() {
     let failure = refused(&mut client, "vm_create", arguments);
     assert!(
         failure.code == "host_unsuitable"
-            && failure.text.contains("have no network interface")
+            && failure.text.contains("does not support network interfaces")
             && failure.text.contains("use network proxy"),
         "{}",
         failure.text
