@@ -22,7 +22,7 @@ pub(super) const ORIGINAL_MAX: u64 = 1 << 20;
 const ORIGINALS_MAX: u64 = 64 << 20;
 /// The largest file that is hashed, in bytes; for larger ones size and time are compared.
 pub(super) const HASH_MAX: u64 = 256 << 20;
-/// Files of one tree, at most.
+/// The maximum number of files of one tree.
 const ENTRIES_MAX: u64 = 500_000;
 
 /// The properties of a tree.
@@ -188,7 +188,7 @@ impl AtHand {
 }
 
 impl Tracker {
-    /// The tree is complete: its manifest replaces an earlier one.
+    /// Completes the manifest, which replaces an earlier one.
     pub(super) fn finish(mut self) -> io::Result<()> {
         if let Some(error) = self.failed {
             let _ = remove(&self.new);
@@ -200,7 +200,7 @@ impl Tracker {
         fs::rename(&self.new, &self.place)
     }
 
-    /// The tree is incomplete: an earlier manifest stays.
+    /// Discards the manifest of an incomplete tree; an earlier one stays.
     pub(super) fn give_up(self) {
         let _ = remove(&self.new);
     }
