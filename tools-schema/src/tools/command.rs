@@ -19,7 +19,7 @@ use crate::network::DenyReason;
 use crate::tool::{Effect, ResultShape, TimeLimit, Tool};
 use crate::tools::ContentEncoding;
 
-/// Runs a command, to its end if that comes soon.
+/// Runs a command, and waits for its end for a limited time.
 pub enum RunCommand {}
 
 /// Arguments of `run_command`: either `command` or `argv`.
@@ -92,16 +92,16 @@ pub struct RunCommandParams {
     pub log: Option<String>,
 }
 
-/// How a command is.
+/// The state of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CommandState {
-    /// Its main process runs.
+    /// Its main process is running.
     Running,
     /// Its main process has ended.
     #[default]
     Ended,
-    /// The process that held it was killed; how it ended is not known.
+    /// The process that held it was killed; how it ended is unknown.
     Lost,
 }
 
@@ -197,18 +197,18 @@ pub struct LogFacts {
     pub problem: Option<String>,
 }
 
-/// Why a command failed that ran.
+/// Why a command failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureCause {
     /// The VM has no network.
     NoNetwork,
-    /// The VM has a proxy only, and the program did not use it.
+    /// The VM has only a proxy, and the program did not use it.
     ProxyOnly,
 }
 
 impl FailureCause {
-    /// What it is, and what to do about it.
+    /// Explains the cause, and what to do about it.
     pub const fn explained(self) -> &'static str {
         match self {
             Self::NoNetwork => {

@@ -1,5 +1,5 @@
-//! Files in the guest: read, written, listed and deleted here, changed in part in [`change`], given another place in [`places`], and
-//! searched in [`search`].
+//! Files in the guest: read, written, listed and deleted here, changed in part in [`change`], created, copied and moved in [`places`], and searched
+//! in [`search`].
 
 mod change;
 mod places;
@@ -19,7 +19,7 @@ use crate::time::Timestamp;
 use crate::tool::{Effect, ResultShape, Tool};
 use crate::tools::ContentEncoding;
 
-/// What a directory entry is.
+/// The type of a directory entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FileType {
@@ -138,7 +138,7 @@ impl Tool for FileRead {
 /// Writes a file.
 pub enum FileWrite {}
 
-/// The permission bits that octal digits such as `0644` or `0o755` mean; `None` if these are none.
+/// Parses permission bits in octal, such as `0644` or `0o755`; `None` if they are invalid.
 pub fn parse_mode(text: &str) -> Option<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let is_digits = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! MCP servers that an image brings, reached as data: their tools are never tools of Nexus.
+//! MCP servers of an image. Their messages are treated as data: their tools never become tools of Nexus.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::tool::{Effect, ResultShape, TimeLimit, Tool};
 
-/// How long a call has by default.
+/// The default timeout of a call.
 const TIMEOUT_DEFAULT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// How a server is started, as a file `NAME.json` in `/etc/nexus/mcp.d` of the image says it: as in the `mcpServers` of MCP clients. It speaks MCP over its standard input and output.

@@ -102,7 +102,7 @@ pub enum OutputStream {
     Stderr,
 }
 
-/// Reads what a command wrote.
+/// Reads the output of a command.
 pub enum CommandOutput {}
 
 /// Arguments of `command_output`.

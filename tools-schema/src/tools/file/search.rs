@@ -1,4 +1,4 @@
-//! Text that is looked for in files.
+//! Searches for text in files.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,11 +8,11 @@ use crate::tool::{Effect, ResultShape, Tool};
 /// Searches files.
 pub enum FileSearch {}
 
-/// What is shown of what was found.
+/// The form of the matches in the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SearchShow {
-    /// The lines, with their numbers.
+    /// The matching lines, with their numbers.
     #[default]
     Lines,
     /// Only the names of the files.

@@ -506,7 +506,7 @@ impl Tool for VmLogs {
     type Output = VmLogsOutput;
 }
 
-/// Shows what happened to a VM.
+/// Shows the state changes of a VM.
 pub enum VmHistory {}
 
 /// Arguments of `vm_history`.
