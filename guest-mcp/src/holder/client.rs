@@ -64,7 +64,7 @@ impl std::fmt::Debug for Waiter {
 }
 
 impl Holder {
-    /// The holder whose files are in `directory`; `in_vm` says whether it belongs to a VM.
+    /// Creates a client of the holder whose files are in `directory`; `in_vm` says whether it belongs to a VM.
     pub(crate) fn new(directory: PathBuf, in_vm: bool) -> Self {
         Self { directory, in_vm, connection: tokio::sync::Mutex::default(), last: AtomicU64::new(0) }
     }
@@ -321,7 +321,7 @@ async fn hear(mut reader: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
     waiting.calls.clear();
 }
 
-/// The holder's directory in a VM.
+/// Returns the holder's directory in a VM.
 pub(crate) fn directory_in_vm() -> PathBuf {
     COMMANDS.into()
 }

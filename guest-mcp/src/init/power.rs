@@ -40,7 +40,7 @@ pub(crate) fn run(name: &str, arguments: &[String]) -> ExitCode {
     }
 }
 
-/// Whether to power off or to reboot.
+/// Returns whether to power off or to reboot.
 fn asked(name: &str, arguments: &[String]) -> Result<ByeReason, String> {
     let mut reason = if name == "reboot" { ByeReason::Reboot } else { ByeReason::Poweroff };
     for argument in arguments {

@@ -18,7 +18,7 @@ pub(super) struct Root(OwnedFd);
 pub(super) struct Place(pub(super) OwnedFd);
 
 impl Place {
-    /// A path to it that stays valid even if it is renamed.
+    /// Returns a path to it that stays valid even if it is renamed.
     pub(super) fn path(&self) -> String {
         format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }

@@ -65,7 +65,7 @@ fn without_modules(modules: usize) -> &'static str {
     }
 }
 
-/// Boots. Returns only after a failure.
+/// Boots the system. Returns only after a failure.
 pub(crate) fn run() -> ExitCode {
     let Err(error) = boot();
     console::last_words(&error)

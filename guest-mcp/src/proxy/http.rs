@@ -122,7 +122,7 @@ fn strip_scheme<'a>(path: &'a str, scheme: &str) -> Option<&'a str> {
     start.eq_ignore_ascii_case(scheme).then(|| &path[scheme.len()..])
 }
 
-/// The host and port of `example.org:443` or `[::1]:443`.
+/// Parses host and port of `example.org:443` or `[::1]:443`.
 fn authority(text: &str, default: Option<u16>) -> Option<(String, u16)> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {

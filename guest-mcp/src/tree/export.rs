@@ -138,7 +138,7 @@ impl Found<'_> {
     }
 }
 
-/// The changes of an existing file; `None` if it is unchanged.
+/// Returns the changes of an existing file; `None` if it is unchanged.
 fn compare(
     manifest: &Manifest,
     path: &[u8],
@@ -184,7 +184,7 @@ fn compare(
     }
 }
 
-/// Whether a file has the same content as when it was copied in.
+/// Returns whether a file has the same content as when it was copied in.
 fn is_same(original: &Original, file: &Found<'_>, content: Option<&[u8]>) -> io::Result<bool> {
     let size = file.stat.st_size.unsigned_abs();
     if original.link != file.is_link() || original.size != size {

@@ -70,7 +70,7 @@ fn failed(error: &TreeError) -> ToolError {
     }
 }
 
-/// Only the host can judge whether the guest is reachable, so such codes are replaced.
+/// Replaces error codes that only the host may use, such as that the guest is unreachable.
 fn of_guest(error: ToolError) -> ToolError {
     match error.code.may_be_of_guest() {
         true => error,
@@ -93,7 +93,7 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|_| Err(ToolError::new(ErrorCode::GuestFailed, "the copy failed; see the console")))
 }
 
-/// The user that a tree is copied as.
+/// Returns the user that a tree is copied as.
 fn identity(user: Option<&str>, settings: &Settings) -> Result<Identity, ToolError> {
     Identity::resolve(user, settings.image_user.as_deref(), &Users::read())
 }
@@ -196,7 +196,7 @@ impl TreeIn {
     }
 }
 
-/// The path of the tree itself.
+/// Returns the path of the tree itself.
 fn tree_path(opening: &TreeInOpening) -> PathBuf {
     let directory = Path::new(&opening.directory);
     if opening.top.is_empty() { directory.to_owned() } else { directory.join(&opening.top) }
@@ -272,7 +272,7 @@ impl TreeOut {
         .await
     }
 
-    /// Whether it is a directory.
+    /// Returns whether it is a directory.
     pub(crate) fn is_directory(&self) -> bool {
         self.source.is_directory()
     }

@@ -247,7 +247,7 @@ pub struct BuildLogsOutput {
     pub text: String,
     /// Where to go on.
     pub cursor: String,
-    /// How the build stood before this was read; nothing comes after the log of one that has ended.
+    /// The status of the build before this was read; if it has ended, the log is complete.
     pub status: BuildStatus,
 }
 

@@ -103,23 +103,23 @@ pub struct FileReadParams {
     pub user: Option<String>,
 }
 
-/// Facts of a `file_read` result; the content is the text.
+/// The structured result of `file_read`; the content is the text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FileReadOutput {
     /// The file's size in bytes.
     pub size_bytes: u64,
-    /// Where the content starts in the file.
+    /// The offset of the content in the file.
     pub offset: u64,
-    /// How many bytes of the file the content holds.
+    /// The number of bytes that were read.
     pub read_bytes: u64,
     /// Whether the end of the file was reached.
     pub eof: bool,
     /// Whether bytes that are not UTF-8 were replaced.
     pub lossy: bool,
-    /// The number of the first line, where lines were asked for.
+    /// The number of the first line, if the file was read by lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_line: Option<u64>,
-    /// How many lines the content holds, where lines were asked for.
+    /// The number of lines, if the file was read by lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<u64>,
 }

@@ -257,7 +257,7 @@ pub struct ExportParams {
     pub max_bytes: Option<u64>,
 }
 
-/// Facts of an `export` result; the patch is the text.
+/// The structured result of `export`; the patch is the text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExportOutput {
     /// Files in the patch: changed, new and deleted.
@@ -273,15 +273,15 @@ pub struct ExportOutput {
     /// The file in the VM that holds the whole patch, if it was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patch_file: Option<String>,
-    /// What changed and is not in the patch; the first 50.
+    /// Changes that are not in the patch; the first 50.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_in_patch: Vec<NotInPatch>,
-    /// How many those are.
+    /// The number of changes that are not in the patch.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub not_in_patch_count: u64,
 }
 
-/// Something that changed and cannot be shown as a difference.
+/// A change that cannot be shown as a difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NotInPatch {
     /// Its path in the tree.

@@ -165,7 +165,7 @@ pub(crate) fn settle_name(directory: BorrowedFd<'_>, name: &OsStr, facts: &Facts
     }
 }
 
-/// Only root can change owners; for other users a failure is ignored, as in tar.
+/// Ignores a failure to change the owner, because only root can do that. tar does the same.
 fn forgive(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
         Err(Errno::PERM) if !rustix::process::geteuid().is_root() => Ok(()),

@@ -114,7 +114,7 @@ mod tests {
         assert!(parse(&address("10.0.0.2/32", Some("fd00::1"))).is_err());
     }
 
-    /// An interface in a network namespace of this thread's own.
+    /// Runs `work` with an interface in a network namespace of its own.
     fn in_a_namespace(work: impl FnOnce(&Netlink) + Send + 'static) {
         std::thread::spawn(move || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests of networks run as root");
