@@ -125,7 +125,7 @@ fn memory_high(total: u64) -> u64 {
     total - (total / 32).clamp(MEMORY_KEPT.0, MEMORY_KEPT.1).min(total / 2)
 }
 
-/// Returns half of the kernel's limit of tasks. That many tasks would fill the memory with their stacks and tables.
+/// Returns half of the kernel's limit of tasks. With the full limit, the stacks and tables of the tasks could fill the memory.
 fn pids_max(most: u64) -> u64 {
     most / 2
 }

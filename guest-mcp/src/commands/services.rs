@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! boot ─> started ─> ready? (a port, a command) ─> ended ─┬─> restart policy: after a growing pause ─> started
-//!                                                          └─> not restarted: by policy, or after command_signal
+//!                                                         └─> not restarted: by policy, or after command_signal
 //! ```
 
 use std::collections::BTreeMap;

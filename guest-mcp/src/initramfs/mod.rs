@@ -3,8 +3,8 @@
 //! ```text
 //! mount proc, sys, dev ─> load modules ─> wait for the root drive ─> mount and grow it ─> mount all modules in it
 //!   ─> mount /run in it, filled with what the image has there, and /tmp if that is to be in memory
-//!   ─> bind this binary to /run/nexus/nexus-guest ─> switch root ─┬─> become PID 1                     (init mode `agent`)
-//!                                                                   └─> supervise + the image's init  (init mode `system`)
+//!   ─> bind this binary to /run/nexus/nexus-guest ─> switch root ─┬─> become PID 1                  (init mode `agent`)
+//!                                                                 └─> supervise + the image's init  (init mode `system`)
 //! ```
 //! Any failure is printed on the console and ends the VM, so that the host sees it at once.
 
