@@ -286,7 +286,7 @@ fn defaults_and_mistakes() {
         (json!({ "mode": "bridge" }), "must be one of none, proxy, nat"),
         (json!({ "groups": ["web"] }), "network.groups are for network.mode nat"),
         (json!({ "preset": "packages" }), "must be one of internet, open"),
-        (json!({ "allow": ["https://example.org"] }), "neither a name, an address nor a CIDR"),
+        (json!({ "allow": ["https://example.org"] }), "is not a name, an address or a CIDR"),
         (json!({ "mode": "none", "allow": ["example.org"] }), "stands alone"),
         (json!({ "deny": ["*"] }), "which allows nothing"),
     ] {

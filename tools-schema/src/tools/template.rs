@@ -1,4 +1,4 @@
-//! Templates: blueprints of images, a source and what is laid over it. Every change is a new version.
+//! Templates: blueprints of images, with a source and files that are added to it. Every change creates a new version.
 
 use std::collections::BTreeMap;
 
@@ -114,7 +114,7 @@ pub struct TemplateSummary {
     pub updated_at: Timestamp,
 }
 
-/// Makes a template.
+/// Creates a template.
 pub enum TemplateCreate {}
 
 /// Arguments of `template_create`.

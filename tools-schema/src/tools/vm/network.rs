@@ -1,4 +1,4 @@
-//! The network of a VM: what is asked for, and how it is.
+//! The network of a VM: the requested settings, and its state.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -121,7 +121,7 @@ impl From<NetworkPolicy> for VmNetwork {
     }
 }
 
-/// As older daemons say it: the mode alone.
+/// Accepts the form of older daemons: the mode alone.
 pub(super) fn plain_or_whole<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<VmNetwork, D::Error> {
