@@ -193,7 +193,7 @@ pub struct AssetDownloadParams {
     /// The SHA-256 that the file must have, in hexadecimal: as it is downloaded, or unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// Accept a file that cannot be verified (default false); it is shown as unverified for ever.
+    /// Accept a file that cannot be verified (default false); it stays marked as unverified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unverified: Option<bool>,
     /// Download nothing: only say whether the version exists and suits the VMM drivers (default false).

@@ -60,7 +60,7 @@ pub struct BuildDetails {
     pub template_id: Option<TemplateId>,
     /// The version of the template.
     pub version: u32,
-    /// How it stands.
+    /// Its status.
     pub status: BuildStatus,
     /// Whether an earlier build of the same inputs was taken instead of building again.
     pub cached: bool,
@@ -106,7 +106,7 @@ pub struct BuildSummary {
     pub template: Name,
     /// The version of the template.
     pub version: u32,
-    /// How it stands.
+    /// Its status.
     pub status: BuildStatus,
     /// Whether an earlier build of the same inputs was taken.
     pub cached: bool,
@@ -165,7 +165,7 @@ pub struct BuildListParams {
     /// Only builds of this template: its name or id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<Reference<TemplateKind>>,
-    /// Only builds that stand so.
+    /// Only builds with this status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<BuildStatus>,
     /// How many rows at most (default 50, at most 500).

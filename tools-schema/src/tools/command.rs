@@ -111,7 +111,7 @@ pub struct RunCommandOutput {
     /// The command's id, for `command_output` and the like. Valid until the VM's next boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_id: Option<CommandId>,
-    /// How it is.
+    /// Its state.
     #[serde(default)]
     pub state: CommandState,
     /// Its status as a shell reports it: the exit code, or 128 and the number of the signal.

@@ -90,7 +90,7 @@ pub struct Doctor {
 pub struct DoctorCheck {
     /// What, such as `kvm` or `qemu-system-x86_64`.
     pub name: String,
-    /// How it is.
+    /// Its state.
     pub status: DoctorStatus,
     /// What was found.
     pub found: String,

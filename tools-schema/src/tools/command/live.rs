@@ -272,7 +272,7 @@ pub struct CommandEntry {
     /// Whether it has a terminal.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
-    /// How it is.
+    /// Its state.
     pub state: CommandState,
     /// Its status as a shell reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,7 +13,7 @@ use crate::time::Timestamp;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkParams {
-    /// `none`; `proxy`: HTTP, HTTPS and SOCKS5 through a proxy that commands find in `http_proxy` and its kin; or `nat`: a network
+    /// `none`; `proxy`: HTTP, HTTPS and SOCKS5 through a proxy that commands find in `http_proxy` etc.; or `nat`: a network
     /// interface, behind the host's address (root's daemon only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<NetworkMode>,
@@ -25,7 +25,7 @@ pub struct NetworkParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 0, max = 128))]
     pub allow: Option<Vec<NetworkRule>>,
-    /// Never these; goes before `allow`. Replaces the list.
+    /// Never these; overrides `allow`. Replaces the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 0, max = 128))]
     pub deny: Option<Vec<NetworkRule>>,

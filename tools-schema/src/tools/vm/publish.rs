@@ -75,7 +75,7 @@ pub struct VmUnpublishParams {
 /// Result of `vm_unpublish`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmUnpublishOutput {
-    /// What is published no more; its connections are closed.
+    /// The removed ports; their connections are closed.
     pub unpublished: Vec<PublishedPort>,
 }
 
