@@ -74,9 +74,11 @@ async fn look(link: &Link) -> Result<Option<i64>, LinkError> {
 }
 
 async fn ask(link: &Link, params: ClockParams) -> Result<ClockAnswer, LinkError> {
-    let params = to_raw_value(&params).map_err(|_| LinkError::Misbehaved { what: "cannot encode the request" })?;
+    let params =
+        to_raw_value(&params).map_err(|_| LinkError::Misbehaved { what: "cannot encode the request" })?;
     let answer = link.request(CLOCK_REQUEST, &params, ANSWER_MAX).await?;
-    serde_json::from_str(answer.get()).map_err(|_| LinkError::Misbehaved { what: "a malformed answer about its clock" })
+    serde_json::from_str(answer.get())
+        .map_err(|_| LinkError::Misbehaved { what: "a malformed answer about its clock" })
 }
 
 /// Returns how far a guest's clock is ahead, in nanoseconds, if that exceeds both [`TOLERANCE_NS`] and the time that the request took.

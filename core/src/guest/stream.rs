@@ -187,7 +187,9 @@ fn refused(error: ToolError) -> StreamError {
         (Err(LinkError::Misbehaved { what }), _) | (_, Err(LinkError::Misbehaved { what })) => {
             StreamError::Misbehaved { what }
         }
-        (Err(_), _) | (_, Err(_)) => StreamError::Misbehaved { what: "an error with an invalid message or hint" },
+        (Err(_), _) | (_, Err(_)) => {
+            StreamError::Misbehaved { what: "an error with an invalid message or hint" }
+        }
     }
 }
 

@@ -247,7 +247,7 @@ fn pull_takes_from_a_registry_and_says_what_is_here_already() {
             (true, _) => Some(structured(&json!({ "plan": {
                 "makes": "image", "name": "oci-py", "download_bytes": 0, "free_bytes": 0, "steps": [] } }))),
             (false, 1) => Some(structured(&ended(image(&[], &["python3"])))),
-            (false, _) => fails("name_taken", "there is an image named oci-py already", "give another name")(
+            (false, _) => fails("name_taken", "an image named oci-py already exists", "choose another name")(
                 arguments, caller,
             ),
         }
