@@ -145,7 +145,7 @@ fn a_hostile_guest_writes_nothing_but_what_was_asked_for() {
         ("escapes", &["tree/"], "left out: a device"),
         ("cut", &[], "ends within an entry"),
         ("words", &["tree=as it should be"], "inside"),
-        ("nonsense", &["tree=as it should be"], "makes no sense"),
+        ("nonsense", &["tree=as it should be"], "final message is malformed"),
     ] {
         let name = format!("tar-{what}-1");
         world.create(&mut client, &name);

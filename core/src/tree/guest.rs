@@ -44,7 +44,7 @@ impl Guest {
     /// A guest's error, marked as its words, shortened and without control characters.
     pub(crate) fn said(&self, error: ToolError) -> ToolError {
         if !error.code.may_be_of_guest() {
-            return self.misbehaved("it failed in a way that is not a guest's");
+            return self.misbehaved("its error has a code that guests may not use");
         }
         let plain = |text: &str| -> String {
             let is_bad = |c: char| c.is_control() && c != '\t' && c != '\n';

@@ -208,7 +208,7 @@ fn ended(words: &[u8], at: &InVm) -> Result<TreeSummary, Error> {
         |what: &str| ToolError::new(ErrorCode::GuestMisbehaved, format!("{}: {what}", at.vm)).into();
     match serde_json::from_slice(words) {
         Ok(Done::Ok(Ended { tree: Some(tree), .. })) => Ok(tree.summary),
-        Ok(Done::Ok(_)) => Err(misbehaved("it does not say what was copied")),
+        Ok(Done::Ok(_)) => Err(misbehaved("its final message does not say what was copied")),
         Ok(Done::Error(error)) if error.code.may_be_of_guest() => {
             let message = format!("inside {}: {}", at.vm, format::tame(&error.message));
             let hint =
@@ -218,7 +218,7 @@ fn ended(words: &[u8], at: &InVm) -> Result<TreeSummary, Error> {
                 Refusal { error: ToolError { message, hint, errno, ..error }, about: About::default() };
             Err(of_guest(Error::Guest(refusal), at))
         }
-        Ok(Done::Error(_)) | Err(_) => Err(misbehaved("how the copy ended makes no sense")),
+        Ok(Done::Error(_)) | Err(_) => Err(misbehaved("its final message is malformed")),
     }
 }
 
