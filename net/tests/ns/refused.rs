@@ -64,7 +64,7 @@ fn a_kernel_without_tap_devices_is_told() {
     let error = refused(&mut net, Request::Attach { vm });
     assert_eq!(error.code, ErrorCode::NoTun);
     assert!(error.hint.unwrap().contains("modprobe tun"));
-    assert!(error.message.contains("make a TAP for VM"), "{}", error.message);
+    assert!(error.message.contains("create a TAP for VM"), "{}", error.message);
 }
 
 #[test]
@@ -133,6 +133,6 @@ fn it_holds_three_privileges_and_no_others() {
     second.arg(socket).env("RUST_LOG", "error");
     let second = world.host.run(move || second.output()).unwrap();
     assert!(!second.status.success());
-    assert!(String::from_utf8_lossy(&second.stderr).contains("another nexus-net serves"));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another nexus-net is already serving"));
     net.state();
 }
