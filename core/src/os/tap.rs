@@ -13,7 +13,7 @@ use super::paths::TUN;
 /// the descriptor is closed.
 pub(crate) fn connect(name: &str) -> io::Result<OwnedFd> {
     if name.is_empty() || name.len() >= NAME_MAX || name.contains(['\0', '%', '/']) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the name of a device"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a valid device name"));
     }
     if rustix::net::netdevice::name_to_index(&any_socket()?, name).is_err() {
         // Otherwise the kernel would make a new device that nobody knows about.
