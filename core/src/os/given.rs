@@ -75,7 +75,7 @@ impl Looks {
     ) -> io::Result<T> {
         let silent = || {
             let text = format!(
-                "{} does not answer within {} s: is it on a network mount whose server is gone?",
+                "{} did not respond within {} s: check whether it is on a network mount whose server is down",
                 path.display(),
                 self.limit.as_secs()
             );
@@ -96,7 +96,7 @@ impl Looks {
 }
 
 fn neither(path: &Path, wanted: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no {wanted}", path.display()))
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a {wanted}", path.display()))
 }
 
 #[cfg(test)]

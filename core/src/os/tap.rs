@@ -17,7 +17,7 @@ pub(crate) fn connect(name: &str) -> io::Result<OwnedFd> {
     }
     if rustix::net::netdevice::name_to_index(&any_socket()?, name).is_err() {
         // Otherwise the kernel would make a new device that nobody knows about.
-        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such device"));
+        return Err(io::Error::new(io::ErrorKind::NotFound, "no such device"));
     }
     Ok(tap::open(name, OFlags::NONBLOCK)?.0)
 }
