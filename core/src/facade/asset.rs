@@ -1,4 +1,4 @@
-//! The tools of assets.
+//! The asset tools.
 
 use nexus_schema::id::{AssetId, AssetKindTag};
 use nexus_schema::tools::OpOutcome;

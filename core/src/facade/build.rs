@@ -1,4 +1,4 @@
-//! The tools of builds.
+//! The build tools.
 
 use nexus_schema::ToolError;
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};

@@ -1,4 +1,4 @@
-//! The tools of drives.
+//! The drive tools.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -420,7 +420,7 @@ async fn grow_running(
     }
 }
 
-/// The answer to [`GROW_REQUEST`].
+/// The guest's answer to [`GROW_REQUEST`].
 #[derive(Debug, serde::Deserialize)]
 struct Grown {
     problems: Vec<String>,

@@ -1,4 +1,4 @@
-//! The tools of images.
+//! The image tools.
 
 use nexus_schema::id::ImageKind;
 use nexus_schema::tools::OpOutcome;

@@ -76,28 +76,28 @@ pub enum OpenError {
     /// A directory or file cannot be created or read.
     #[error("{source}")]
     Io {
-        /// Why.
+        /// The cause.
         #[from]
         source: std::io::Error,
     },
     /// The database cannot be used.
     #[error("{source}")]
     Store {
-        /// Why.
+        /// The cause.
         #[from]
         source: StoreError,
     },
     /// The drives' directory cannot be used.
     #[error("prepare the drives' directory: {source}")]
     Drives {
-        /// Why.
+        /// The cause.
         #[from]
         source: crate::drive::DriveError,
     },
     /// The state that an earlier daemon left cannot be recovered.
     #[error("recover the state of an earlier daemon: {error}")]
     Recover {
-        /// Why.
+        /// The cause.
         error: ToolError,
     },
 }

@@ -1,4 +1,4 @@
-//! The tools of networks.
+//! The network tools.
 
 use std::time::Duration;
 

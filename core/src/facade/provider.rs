@@ -1,4 +1,4 @@
-//! The tools of providers.
+//! The provider tools.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The tools of settings: the defaults for new VMs.
+//! The settings tools: the defaults for new VMs.
 
 use std::collections::{BTreeMap, BTreeSet};
 

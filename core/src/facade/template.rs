@@ -1,4 +1,4 @@
-//! The tools of templates.
+//! The template tools.
 
 use std::collections::BTreeMap;
 
@@ -284,7 +284,7 @@ fn check_overlays(overlays: &BTreeMap<String, Overlay>, mistakes: &mut Vec<Strin
     }
 }
 
-/// Debian's rule for names (policy 5.6.1), with a version behind `=` (5.6.12).
+/// Returns whether a text is a package name by Debian's rules (policy 5.6.1), optionally with a version after `=` (5.6.12).
 fn is_package(text: &str) -> bool {
     let (name, version) = match text.split_once('=') {
         Some((name, version)) => (name, Some(version)),

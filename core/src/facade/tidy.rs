@@ -16,7 +16,7 @@ const LOOK: Duration = Duration::from_secs(60);
 /// Interval between two deletions of old rows.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Runs for as long as the daemon does.
+/// Does the periodic work as long as the daemon runs.
 pub(super) async fn keep_tidy(shared: Weak<Shared>) {
     let mut sweep_at = Instant::now();
     loop {

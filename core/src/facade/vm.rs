@@ -1,4 +1,4 @@
-//! The tools of VMs.
+//! The VM tools.
 
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
 use nexus_schema::tools::OpOutcome;

@@ -54,7 +54,7 @@ pub enum GuestEvent {
     },
     /// The guest shuts down in an orderly way.
     Bye {
-        /// What comes next.
+        /// Why it shuts down: what comes next.
         reason: ByeReason,
         /// Whether the reason is a guess, which the way the VM ends can correct.
         guessed: bool,

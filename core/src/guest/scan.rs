@@ -12,7 +12,7 @@ const SAFE_DIGITS: usize = 300;
 /// Something in well-formed JSON that many parsers fail on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
-    /// Half of a pair of `\ud800` to `\udfff`, without the other half.
+    /// One half of a surrogate pair (`\ud800` to `\udfff`) without the other half.
     #[error("a lone surrogate, such as \\ud800")]
     Surrogate,
     /// A number beyond what a double can hold.

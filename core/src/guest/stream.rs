@@ -79,7 +79,7 @@ impl StreamError {
             }
             Self::Deadline { .. } => ToolError::new(ErrorCode::Timeout, text).hint("try again"),
             Self::HungUp => ToolError::new(ErrorCode::GuestMisbehaved, text).hint(
-                "too many streams may be open in this VM; if not, its agent is too old for streams: stop and start the VM",
+                "close streams that are not needed; if none are open, the agent in the VM is too old for streams: stop and start the VM",
             ),
             Self::Misbehaved { .. } | Self::Frames(_) => ToolError::new(ErrorCode::GuestMisbehaved, text)
                 .hint("try again; if it keeps failing, stop and start the VM"),

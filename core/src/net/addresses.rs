@@ -14,7 +14,7 @@ const PREFIXES: std::ops::RangeInclusive<u8> = 8..=29;
 /// Range of the automatic choice, and its prefix: subnets for 4,093 VMs each in 10.128.0.0/9, which common container runtimes, clusters and
 /// home routers do not use.
 const CHOICES: (Ipv4Addr, u8, u8) = (Ipv4Addr::new(10, 128, 0, 0), 9, 20);
-/// The number of the gateway.
+/// The host number of the gateway.
 const GATEWAY: u32 = 1;
 
 /// The addresses of one instance's network.

@@ -8,9 +8,9 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
-/// The name of its socket, in its directory.
+/// The file name of its socket, in its directory.
 pub(super) const SOCKET: &str = "net.sock";
-/// The name of its log there.
+/// The file name of its log there.
 const LOG: &str = "nexus-net.log";
 /// Log length from which on the log is truncated, in bytes.
 const LOG_MAX: u64 = 1 << 20;

@@ -15,7 +15,7 @@ use crate::progress::Progress;
 
 /// Bytes that must stay free on the host's disk.
 const KEEP_FREE: u64 = 256 << 20;
-/// How often progress is shown, in bytes and in entries.
+/// Amount of work between two progress updates, in bytes and in entries.
 const SHOW_EVERY: (u64, u64) = (1 << 20, 200);
 
 /// A tree to copy into a VM.

@@ -97,7 +97,7 @@ pub(crate) fn guest_call(name: &str, state: VmState, reason: Option<&str>) -> Re
 fn unreachable(name: &str, reason: Option<&str>) -> ToolError {
     if let Some(what) = reason.and_then(|reason| reason.strip_prefix(DISK_FULL)) {
         return ToolError::new(ErrorCode::DiskFull, format!("{name} is paused: {what}"))
-            .hint("free room on the host, for example with the tool prune; the VM goes on by itself");
+            .hint("free space on the host, for example with the tool prune; the VM continues by itself");
     }
     let message = match reason {
         Some(reason) => format!("the agent of {name} does not answer: {reason}"),

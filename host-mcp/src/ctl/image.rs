@@ -297,9 +297,9 @@ mod tests {
         .unwrap();
         let now = "2026-01-02T04:00:00Z".parse().unwrap();
         insta::assert_snapshot!(table(&images, now).render(None, false), @"
-        NAME              ID             STATUS             DISTRO     SIZE    ON DISK  USED BY  CREATED
-        busybox           bbbbbbbbbbbbe  ready              debian-12  16 MiB  2.2 MiB  3        1 h ago
-        debian (default)  -              made on first use  -          -       -        0        -
+        NAME              ID             STATUS                DISTRO     SIZE    ON DISK  USED BY  CREATED
+        busybox           bbbbbbbbbbbbe  ready                 debian-12  16 MiB  2.2 MiB  3        1 h ago
+        debian (default)  -              created on first use  -          -       -        0        -
         ");
     }
 }

@@ -79,7 +79,7 @@ impl LinkError {
 }
 
 impl Links {
-    /// Opens the socket; its messages are carried by a task of the current runtime.
+    /// Opens the socket. A task of the current runtime handles its messages.
     pub(crate) fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);

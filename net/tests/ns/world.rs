@@ -324,7 +324,7 @@ async fn within<T>(what: impl Future<Output = T>) -> Result<T, tokio::time::erro
     tokio::time::timeout(PATIENCE, what).await
 }
 
-/// An instance with a /16 that starts with two numbers.
+/// Returns an instance with the /16 subnet that starts with `start`.
 pub fn instance(id: &str, start: &str) -> Instance {
     let second: u16 = start.rsplit('.').next().unwrap().parse().unwrap();
     Instance {
@@ -342,7 +342,7 @@ pub fn instance(id: &str, start: &str) -> Instance {
     }
 }
 
-/// A VM with a number from 2 on.
+/// Returns a VM with this number, which must be at least 2.
 pub fn vm(instance: &Instance, number: u8) -> Vm {
     let [a, b, ..] = instance.v4.gateway.octets();
     Vm {

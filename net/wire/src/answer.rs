@@ -132,9 +132,9 @@ pub struct Counters {
     pub received_bytes: u64,
     /// Connections that were allowed.
     pub allowed: u64,
-    /// Connections, packets of other protocols and names that were refused.
+    /// Refused connections, packets of other protocols, and names.
     pub denied: u64,
-    /// Frames that were dropped for a MAC or IP address that is not the VM's.
+    /// Frames that were dropped because their MAC or IP address is not the VM's.
     pub spoofed: u64,
 }
 

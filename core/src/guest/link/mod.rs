@@ -53,7 +53,7 @@ pub enum LinkState {
     Up,
     /// The link is lost, or was closed.
     Down {
-        /// Why.
+        /// The reason.
         why: String,
     },
 }
@@ -64,7 +64,7 @@ pub enum LinkError {
     /// The link is down, or failed during the call.
     #[error("the link to the guest is down: {why}")]
     Down {
-        /// Why.
+        /// The reason.
         why: String,
     },
     /// The deadline passed.
