@@ -41,7 +41,7 @@ impl View {
     pub(crate) fn allows(&self, wired: &Wired, pins: &Pins, flow: Flow) -> bool {
         let Flow { protocol, address, port } = flow;
         if self.gateways().contains(&address) {
-            // The rules allow no other connections to the host to be opened.
+            // The rules let VMs open only allowed connections to the gateway.
             return true;
         }
         if let Some(other) = self.by_address(address) {

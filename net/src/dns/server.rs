@@ -32,7 +32,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
 /// Maximum number of cached answers.
 const CACHE: u64 = 4096;
-/// Maximum number of concurrent queries of one VM; further ones are refused for the moment.
+/// Maximum number of concurrent queries of one VM; further ones are answered with SERVFAIL.
 const QUESTIONS_MAX: usize = 64;
 /// Interval between two checks whether the host's servers have changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);

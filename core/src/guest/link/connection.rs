@@ -24,7 +24,7 @@ use nexus_wire::duplex;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// Uptime after which a lost link is dialled again without a pause.
+/// Time after which a lost connection counts as stable: the pause before the next try is the shortest one again.
 const STABLE: Duration = Duration::from_secs(10);
 const DIAL_MAX: Duration = Duration::from_secs(5);
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
