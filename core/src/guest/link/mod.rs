@@ -104,7 +104,7 @@ impl LinkError {
         let message = format!("{vm}: {self}");
         match self {
             Self::Down { .. } => ToolError::new(ErrorCode::GuestUnreachable, message)
-                .hint("a command that was started keeps running in the VM: guest_command_list shows it once the link is up again; vm_inspect shows the VM's state"),
+                .hint("a command that was started keeps running in the VM: guest_command_list shows it once the link is up; vm_inspect shows the VM"),
             Self::Deadline { .. } => ToolError::new(ErrorCode::Timeout, message)
                 .hint("a command keeps running in the VM: guest_command_list shows it; any other call was cancelled"),
             Self::Cancelled => ToolError::new(ErrorCode::Cancelled, message),
