@@ -184,7 +184,7 @@ mod tests {
             ("look at vm_logs and system_info", "look at `nexusctl vm logs` and `nexusctl status`"),
             ("call guest_file_list", "run `nexusctl guest ls`"),
             ("give recursive: true to delete it whole", "give --recursive to delete it whole"),
-            ("free some room, then try again", "free some room, then try again"),
+            ("free some space, then try again", "free some space, then try again"),
             ("install the package e2fsprogs", "install the package e2fsprogs"),
         ] {
             assert_eq!(for_shell(hint, &About::default()), said);
