@@ -17,6 +17,7 @@ const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
 /// Attributes of a connection.
 const ORIGINAL: u16 = 1;
+const REPLY: u16 = 2;
 const PROTOCOL_STATE: u16 = 4;
 const STATE_OF_TCP: u16 = 1;
 const TCP_STATE: u16 = 1;
@@ -28,7 +29,9 @@ const MARK_MASK: u16 = 21;
 /// Attributes of a direction: addresses and protocol.
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTOCOL: u16 = 2;
+const IP_V4_SOURCE: u16 = 1;
 const IP_V4_DESTINATION: u16 = 2;
+const IP_V6_SOURCE: u16 = 3;
 const IP_V6_DESTINATION: u16 = 4;
 const PROTOCOL_NUMBER: u16 = 1;
 const PROTOCOL_DESTINATION_PORT: u16 = 3;
@@ -55,6 +58,14 @@ pub(crate) struct Connection {
     /// The attribute that identifies it to the kernel.
     original: Vec<u8>,
     zone: Option<Vec<u8>>,
+}
+
+#[cfg(test)]
+impl Connection {
+    /// Creates one for tests.
+    pub(crate) fn to(flow: Flow, mark: u32, is_cut: bool) -> Self {
+        Self { flow, is_cut, is_over: false, mark, family: 2, original: Vec::new(), zone: None }
+    }
 }
 
 /// Returns the connections of the VMs of all instances.
@@ -94,6 +105,49 @@ pub(crate) fn forget(netfilter: &mut Netfilter, mark: u32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Deletes all connections from and to the addresses of a new VM, so that it receives nothing that was meant for an earlier VM.
+pub(crate) fn forget_addresses(netfilter: &mut Netfilter, addresses: &[IpAddr]) -> io::Result<()> {
+    for is_v4 in [true, false] {
+        let own: Vec<IpAddr> =
+            addresses.iter().copied().filter(|address| address.is_ipv4() == is_v4).collect();
+        if own.is_empty() {
+            continue;
+        }
+        let family = if is_v4 { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
+        let family = u8::try_from(family).unwrap_or_default();
+        let request = Writer::new(GET, DUMP, 1, family, 0).finish();
+        let old = netfilter.dump(&request, |message| {
+            let attributes = message.attributes();
+            let ways = [ORIGINAL, REPLY].into_iter();
+            let ends = ways.filter_map(|way| attributes.nested(way)?.nested(TUPLE_IP)).flat_map(ends_of);
+            let original = attributes.get(ORIGINAL)?;
+            ends.into_iter()
+                .any(|address| own.contains(&address))
+                .then(|| (original.to_vec(), attributes.get(ZONE).map(<[u8]>::to_vec)))
+        })?;
+        for (original, zone) in old {
+            let mut request = Writer::new(DELETE, ACK, 1, family, 0);
+            request.put_nested(ORIGINAL, &original);
+            if let Some(zone) = &zone {
+                request.put(ZONE, zone);
+            }
+            match netfilter.ask(&request.finish()) {
+                Err(error) if error.raw_os_error() != Some(nix::libc::ENOENT) => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns source and destination of one direction of a connection.
+fn ends_of(ip: Attributes<'_>) -> impl Iterator<Item = IpAddr> {
+    let v4 = move |kind| Some(IpAddr::from(<[u8; 4]>::try_from(ip.get(kind)?).ok()?));
+    let v6 = move |kind| Some(IpAddr::from(<[u8; 16]>::try_from(ip.get(kind)?).ok()?));
+    let all = [v4(IP_V4_SOURCE), v4(IP_V4_DESTINATION), v6(IP_V6_SOURCE), v6(IP_V6_DESTINATION)];
+    all.into_iter().flatten()
 }
 
 fn read(message: Message<'_>) -> Option<Connection> {

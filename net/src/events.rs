@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::conntrack::Flow;
 use crate::netlink::messages;
-use crate::nflog::{Log, Packet};
+use crate::nflog::{Kind, Log, Packet};
 use crate::nft::socket::readable;
 use crate::nft::{MARK_INDEX, MARK_TAG};
 use crate::refusal::{protocol, reason};
@@ -35,8 +35,8 @@ const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x100;
 const NFTABLES_GROUPS: u32 = 1 << 6;
 /// Messages that can concern this process: new or removed interfaces and addresses (`RTM_*`).
 const ROUTE_CHANGES: [u16; 4] = [16, 17, 20, 21];
-/// Removed tables, chains, rules, sets and elements, and new rules (`NFT_MSG_*`, with their subsystem).
-const NFTABLES_CHANGES: [u16; 6] = [0xa02, 0xa05, 0xa06, 0xa08, 0xa0b, 0xa0e];
+/// New chains and rules, and removed tables, chains, rules, sets and elements (`NFT_MSG_*`, with their subsystem).
+const NFTABLES_CHANGES: [u16; 7] = [0xa02, 0xa03, 0xa05, 0xa06, 0xa08, 0xa0b, 0xa0e];
 
 /// Reports refused packets, as long as the process runs.
 pub(crate) async fn tell_refusals(mut log: Log, shared: Arc<Shared>) {
@@ -67,7 +67,7 @@ fn denial(view: &View, shared: &Shared, packet: &Packet) -> Option<Denial> {
     let Some(headers) = packet.headers else {
         let reason = DenyReason::Spoofed;
         let protocol = protocol(255);
-        return packet.is_spoofed.then_some(Denial {
+        return (packet.kind == Kind::Spoofed).then_some(Denial {
             vm,
             at,
             protocol,
@@ -79,7 +79,7 @@ fn denial(view: &View, shared: &Shared, packet: &Packet) -> Option<Denial> {
         });
     };
     let flow = Flow { protocol: headers.protocol, address: headers.destination, port: headers.port };
-    if packet.is_spoofed {
+    if packet.kind == Kind::Spoofed {
         let (address, mac, reason) = (Some(headers.source), packet.mac, DenyReason::Spoofed);
         return Some(Denial {
             vm,
@@ -100,7 +100,10 @@ fn denial(view: &View, shared: &Shared, packet: &Packet) -> Option<Denial> {
         port: (flow.port != 0).then_some(flow.port),
         name: shared.pins().name(vm, flow.address).map(str::to_owned),
         mac: None,
-        reason: reason(&wired.vm.policy, &view.around, &view.gateways(), flow),
+        reason: match packet.kind {
+            Kind::Full => DenyReason::TooManyConnections,
+            Kind::Refused | Kind::Spoofed => reason(&wired.vm.policy, &view.around, &view.gateways(), flow),
+        },
     })
 }
 

@@ -10,14 +10,15 @@ use nexus_net_wire::{Denial, InstanceId};
 use nexus_schema::id::VmId;
 use nexus_schema::time::Timestamp;
 
-use crate::conntrack;
+use crate::conntrack::{self, Connection};
 use crate::error::Error;
 use crate::nft::elements::{Wired, contents, place};
 use crate::nft::encode::{Added, batch};
 use crate::nft::plan::{self, Change, Desired, Found, FoundElement, changes, index_of};
-use crate::nft::rules::{Frame, PIN4, PIN6, tables};
+use crate::nft::rules::{Frame, tables};
+use crate::nft::sets::{PIN4, PIN6};
 use crate::nft::socket::Netfilter;
-use crate::nft::{Element, Family, Set, read};
+use crate::nft::{Element, Family, MARK_INDEX, Set, read};
 use crate::pins::{Pin, Pins};
 use crate::refusal::{protocol, reason};
 use crate::view::{View, table_name};
@@ -50,13 +51,14 @@ fn added(wired: &Wired, pin: &Pin) -> Added {
     }
 }
 
-/// Changes the tables to the desired state; returns the number of changes. `kept` are TAPs whose VMs are not known yet.
+/// Changes the tables to the desired state; returns the number of changes. `kept` are TAPs whose VMs are not known yet, and `outer` the
+/// interfaces to other machines.
 pub(crate) fn reconcile(
     netfilter: &mut Netfilter,
     frame: &Frame,
     view: &View,
     pins: &Pins,
-    kept: &BTreeSet<u32>,
+    (kept, outer): (&BTreeSet<u32>, &BTreeSet<u32>),
 ) -> Result<u64, Error> {
     let tables = tables(frame);
     let mut last = None;
@@ -68,8 +70,8 @@ pub(crate) fn reconcile(
             wanted.entry(pin_set(pin.cell.addresses.0).name).or_default().push(added(wired, pin));
         }
         let pins = [PIN4, PIN6].map(|set| (set.clone(), wanted.get(set.name).cloned().unwrap_or_default()));
-        let desired =
-            Desired { tables: &tables, contents: contents(view.vms.values()), pins: pins.to_vec(), kept };
+        let contents = contents(view.vms.values(), outer);
+        let desired = Desired { tables: &tables, contents, pins: pins.to_vec(), kept };
         let mut changes = changes(&desired, &found);
         let is_anew =
             |change: &Change| matches!(change, Change::Replace { table, .. } if table.family == Family::Inet);
@@ -128,13 +130,8 @@ fn repin(frame: &Frame, found: &Found, desired: &Desired<'_>) -> Vec<Change> {
     changes
 }
 
-/// Opens the addresses of a name for a VM. Each pin comes with whether it may be open already, for a shorter time.
-pub(crate) fn pin(
-    netfilter: &mut Netfilter,
-    id: InstanceId,
-    wired: &Wired,
-    pins: &[(Pin, bool)],
-) -> Result<(), Error> {
+/// Returns the changes that open the addresses of names for a VM. Each pin comes with whether it may be open already, for a shorter time.
+pub(crate) fn pin_changes(id: InstanceId, wired: &Wired, pins: &[(Pin, bool)]) -> Vec<Change> {
     let (table, family) = (table_name(id), Family::Inet);
     let mut changes = Vec::new();
     for set in [&PIN4, &PIN6] {
@@ -154,7 +151,12 @@ pub(crate) fn pin(
             changes.push(add(again));
         }
     }
-    netfilter.commit(batch(&changes)).map_err(failed("open the addresses of a name"))
+    changes
+}
+
+/// Applies changes of pins: all or, on an error, none.
+pub(crate) fn commit_pins(changes: &[Change]) -> Result<(), Error> {
+    open()?.commit(batch(changes)).map_err(failed("open the addresses of a name"))
 }
 
 /// Restores the pins of a VM that an earlier process left in the kernel.
@@ -188,21 +190,45 @@ fn address_of(element: &Element) -> Option<IpAddr> {
     v4.or_else(|| v6.and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from))
 }
 
-/// Cuts the open connections that are no longer allowed, and restores those that are allowed again. Returns those that were cut.
-pub(crate) fn judge(netfilter: &mut Netfilter, view: &View, pins: &Pins) -> Result<Vec<Denial>, Error> {
+/// The result of [`judge`].
+#[derive(Debug, Default)]
+pub(crate) struct Judged {
+    /// Connections that were cut.
+    pub(crate) cut: Vec<Denial>,
+    /// Number of connections that could not be changed, and the first error.
+    pub(crate) not_cut: Option<(u64, io::Error)>,
+}
+
+/// Cuts the open connections that are no longer allowed, and restores those that are allowed again. Goes on after an error.
+pub(crate) fn judge(netfilter: &mut Netfilter, view: &View, pins: &Pins) -> Result<Judged, Error> {
+    let all = conntrack::all(netfilter).map_err(failed("read the open connections"))?;
+    Ok(judge_all(&all, view, pins, |connection, is_cut| conntrack::set_cut(netfilter, connection, is_cut)))
+}
+
+fn judge_all(
+    all: &[Connection],
+    view: &View,
+    pins: &Pins,
+    mut set_cut: impl FnMut(&Connection, bool) -> io::Result<()>,
+) -> Judged {
     let gateways = view.gateways();
     let by_mark: BTreeMap<u32, &Wired> = view.vms.values().map(|wired| (wired.mark(), wired)).collect();
-    let mut cut = Vec::new();
-    for connection in conntrack::all(netfilter).map_err(failed("read the open connections"))? {
+    let mut judged = Judged::default();
+    for connection in all {
         let Some(wired) = by_mark.get(&connection.mark) else { continue };
         let flow = connection.flow;
         let is_allowed = view.allows(wired, pins, flow);
         if is_allowed != connection.is_cut {
             continue;
         }
-        conntrack::set_cut(netfilter, &connection, !is_allowed).map_err(failed("cut a connection"))?;
+        if let Err(error) = set_cut(connection, !is_allowed) {
+            let count = judged.not_cut.as_ref().map_or(0, |(count, _)| *count);
+            let first = judged.not_cut.take().map_or(error, |(_, first)| first);
+            judged.not_cut = Some((count + 1, first));
+            continue;
+        }
         if !is_allowed && !connection.is_over {
-            cut.push(Denial {
+            judged.cut.push(Denial {
                 vm: wired.vm.id,
                 at: Timestamp::from(std::time::SystemTime::now()),
                 protocol: protocol(flow.protocol),
@@ -214,7 +240,18 @@ pub(crate) fn judge(netfilter: &mut Netfilter, view: &View, pins: &Pins) -> Resu
             });
         }
     }
-    Ok(cut)
+    judged
+}
+
+/// Returns the number of open connections of each VM, by the index of its TAP.
+pub(crate) fn open_connections(netfilter: &mut Netfilter) -> Result<BTreeMap<u32, u64>, Error> {
+    let mut open = BTreeMap::new();
+    for connection in conntrack::all(netfilter).map_err(failed("read the open connections"))? {
+        if !connection.is_over && !connection.is_cut {
+            *open.entry(connection.mark & MARK_INDEX).or_default() += 1;
+        }
+    }
+    Ok(open)
 }
 
 /// Reads the kernel's counters: for each TAP the allowed, refused and spoofed packets.
@@ -244,3 +281,6 @@ pub(crate) fn remove(netfilter: &mut Netfilter, id: InstanceId) -> Result<(), Er
 pub(crate) fn pin_for(name: &str, address: IpAddr, ports: (u16, u16), lifetime: Duration) -> Pin {
     Pin { cell: Cell { addresses: (address, address), ports }, name: name.to_owned(), remaining: lifetime }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,9 @@
 //! network outlives it: when it ends, VMs keep their network, and the next process adopts everything. Only `cleanup` removes the network.
 //!
 //! [`network`] maintains the desired state, with [`link`] (interfaces) and [`firewall`] ([`nft`]). [`dns`] is the resolver, which
-//! [`pins`] the addresses of names in the firewall. [`events`] and [`denials`] report refusals.
+//! has a [`pinner`] open the addresses of names ([`pins`]) in the firewall. [`events`] and [`denials`] report refusals.
 
+mod backoff;
 mod check;
 mod conntrack;
 mod denials;
@@ -14,11 +15,14 @@ mod error;
 mod events;
 mod failpoint;
 mod firewall;
+mod forwarding;
+mod host_firewall;
 mod link;
 mod netlink;
 mod network;
 mod nflog;
 mod nft;
+mod pinner;
 mod pins;
 mod privileges;
 mod refusal;
@@ -38,6 +42,7 @@ use tokio::sync::mpsc;
 
 use crate::link::kernel::Links;
 use crate::network::Network;
+use crate::pinner::Pinner;
 use crate::privileges::PrivilegeError;
 use crate::view::Shared;
 
@@ -108,7 +113,8 @@ fn run() -> Result<(), StartError> {
         let listener = server::bind(&socket)
             .map_err(|source| StartError::Io { what: format!("listen on {}", socket.display()), source })?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed("handle signals"))?;
-        tokio::spawn(dns::serve(Arc::clone(&shared), to_serve));
+        let pinner = Pinner::start(Arc::clone(&shared)).map_err(failed("start a thread"))?;
+        tokio::spawn(dns::serve(Arc::clone(&shared), pinner, to_serve));
         tokio::select! {
             () = server::serve(listener, jobs, shared) => {}
             _ = terminate.recv() => {}

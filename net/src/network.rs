@@ -10,16 +10,19 @@ use std::sync::Arc;
 
 use nexus_net_policy::Surroundings;
 use nexus_net_wire::{
-    Attached, Cleaned, Configured, Counters, Detached, Event, Instance, InstanceId, Retained, State, Updated,
-    Vm, VmState,
+    Attached, Cleaned, Configured, Detached, Event, Instance, InstanceId, Retained, Updated, Vm,
 };
 use nexus_schema::id::VmId;
+use nexus_schema::tools::network::FirewallChain;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::backoff::Backoff;
 use crate::check;
 use crate::dns::Setup;
 use crate::error::Error;
 use crate::firewall;
+use crate::forwarding::Forwarding;
+use crate::host_firewall;
 use crate::link::kernel::Links;
 use crate::link::plan::{Change as LinkChange, Desired as DesiredLinks, Port, changes as link_changes};
 use crate::link::{Found as FoundLinks, bridge_alias, bridge_name, group, sysctl};
@@ -28,8 +31,8 @@ use crate::nft::elements::{Wired, link_local};
 use crate::nft::rules::Frame;
 use crate::view::{Shared, View, gateways, subnets, table_name};
 
-/// Fill level of the kernel's connection table from which on there is a warning, in percent.
-const CONNTRACK_FULL: u64 = 90;
+mod judge;
+mod state;
 
 /// The network of one process.
 pub(crate) struct Network {
@@ -40,6 +43,12 @@ pub(crate) struct Network {
     /// Group of nfnetlink_log; set once its socket is bound.
     log_group: Option<u16>,
     resolver: mpsc::Sender<(Setup, oneshot::Sender<Result<(), Error>>)>,
+    /// The families in which the host forwards packets of VMs only.
+    forwarding: Forwarding,
+    /// When to retry to cut connections.
+    to_judge: Backoff,
+    /// Chains of the host's firewall that drop packets of VMs, unless rules are added.
+    firewall: Vec<FirewallChain>,
 }
 
 impl Network {
@@ -49,7 +58,17 @@ impl Network {
         shared: Arc<Shared>,
         resolver: mpsc::Sender<(Setup, oneshot::Sender<Result<(), Error>>)>,
     ) -> Self {
-        Self { links, shared, instance: None, vms: BTreeMap::new(), log_group: None, resolver }
+        Self {
+            links,
+            shared,
+            instance: None,
+            vms: BTreeMap::new(),
+            log_group: None,
+            resolver,
+            forwarding: Forwarding::default(),
+            to_judge: Backoff::default(),
+            firewall: Vec::new(),
+        }
     }
 
     fn instance(&self) -> Result<&Instance, Error> {
@@ -81,6 +100,7 @@ impl Network {
         self.instance = Some(instance.clone());
         self.rewire(&found);
         let changes = self.reconcile(&mut netfilter, found).await?;
+        let changes = changes + self.open_firewall(&mut netfilter)?;
         self.judge(&mut netfilter)?;
         self.set_up_resolver(&instance).await?;
         let found = self.links.read().await?;
@@ -107,6 +127,7 @@ impl Network {
         let mut netfilter = firewall::open()?;
         let mut changes = 0;
         let there = found.taps(instance.id).find(|(of, _)| *of == vm.id).map(|(_, link)| link.clone());
+        let is_new = there.is_none();
         let (tap, index) = match there {
             Some(link) => {
                 if link.owner != Some(vm.owner_uid) {
@@ -132,6 +153,12 @@ impl Network {
         let around = self.around(&found)?;
         let wired = Wired::new(vm, tap.clone(), index, &around);
         let id = wired.vm.id;
+        if is_new {
+            // Before its port is up. An existing TAP belongs to the same VM, whose connections continue.
+            let addresses: Vec<IpAddr> = wired.addresses().collect();
+            crate::conntrack::forget_addresses(&mut netfilter, &addresses)
+                .map_err(|source| Error::Firewall { what: "forget old connections of addresses", source })?;
+        }
         let before = self.vms.insert(id, wired);
         changes += self.reconcile(&mut netfilter, self.links.read().await?).await?;
         if before.is_some_and(|before| before != self.vms[&id]) {
@@ -222,8 +249,13 @@ impl Network {
         };
         self.vms.clear();
         self.instance = None;
+        self.to_judge = Backoff::default();
         self.shared.set_view(View::default());
         let found = self.links.read().await?;
+        let forwarding = std::mem::take(&mut self.forwarding)
+            | found.bridge(id).map(|_| Forwarding::recorded(&found)).unwrap_or_default();
+        // First, because the bridge's alias says whether to do it.
+        forwarding.end(&found, id);
         let ours: Vec<u32> = found
             .links
             .iter()
@@ -243,75 +275,12 @@ impl Network {
         crate::failpoint::hit("links-removed");
         let mut netfilter = firewall::open()?;
         firewall::remove(&mut netfilter, id)?;
+        host_firewall::clean(&mut netfilter, id).map_err(|source| Error::Firewall {
+            what: "remove our rules from the host's firewall",
+            source,
+        })?;
         forget(&mut netfilter, &ours)?;
         Ok(Cleaned { interfaces: ours.len() as u64 })
-    }
-
-    /// Returns the current state.
-    pub(crate) async fn state(&self) -> Result<State, Error> {
-        let Some(instance) = self.instance.clone() else {
-            return Ok(State {
-                instance: None,
-                bridge: None,
-                dns_servers: Vec::new(),
-                vms: Vec::new(),
-                warnings: Vec::new(),
-            });
-        };
-        let found = self.links.read().await?;
-        let counts = firewall::counts(&mut firewall::open()?, instance.id)?;
-        let vms = self.vms.values().map(|wired| {
-            let link = found.links.iter().find(|link| link.index == wired.index);
-            let [allowed, refused, spoofed] = counts.get(&wired.index).copied().unwrap_or_default();
-            let (denied, names) = self.shared.denials.of(wired.vm.id);
-            VmState {
-                id: wired.vm.id,
-                name: wired.vm.name.clone(),
-                tap: wired.tap.clone(),
-                is_in_use: link.is_some_and(|link| link.has_carrier),
-                counters: Counters {
-                    sent_bytes: link.map(|link| link.received).unwrap_or_default(),
-                    received_bytes: link.map(|link| link.sent).unwrap_or_default(),
-                    allowed,
-                    denied: refused + names,
-                    spoofed,
-                },
-                denied,
-            }
-        });
-        Ok(State {
-            bridge: found.bridge(instance.id).map(|link| link.name.clone()),
-            dns_servers: crate::dns::upstream::servers(&instance.dns),
-            vms: vms.collect(),
-            warnings: self.warnings(&instance).await?,
-            instance: Some(instance),
-        })
-    }
-
-    async fn warnings(&self, instance: &Instance) -> Result<Vec<String>, Error> {
-        let mut warnings = Vec::new();
-        if !self.links.has_default_route().await? {
-            warnings.push(
-                "the host has no default route: VMs can only reach networks that the host has routes to"
-                    .to_owned(),
-            );
-        }
-        if crate::dns::upstream::servers(&instance.dns).is_empty() {
-            warnings.push(
-                "the host's resolv.conf has no server, so VMs cannot resolve names: add one, or give nexusd DNS servers".to_owned(),
-            );
-        }
-        let (count, max) =
-            (sysctl::number("netfilter/nf_conntrack_count"), sysctl::number("netfilter/nf_conntrack_max"));
-        if let (Some(count), Some(max)) = (count, max)
-            && max > 0
-            && count >= max / 100 * CONNTRACK_FULL
-        {
-            warnings.push(format!(
-                "the kernel tracks {count} of at most {max} connections: raise net.netfilter.nf_conntrack_max"
-            ));
-        }
-        Ok(warnings)
     }
 
     /// Reverts changes by other programs; returns the number of repairs.
@@ -326,9 +295,21 @@ impl Network {
         self.rewire(&found);
         let mut netfilter = firewall::open()?;
         let changes = self.reconcile(&mut netfilter, found).await? + (before - self.vms.len()) as u64;
+        let changes = changes + self.open_firewall(&mut netfilter)?;
         if changes > 0 {
             self.shared.denials.tell(Event::Repaired { changes });
         }
+        Ok(changes)
+    }
+
+    /// Looks for chains of the host's firewall that drop packets of VMs, and adds rules to them if configured; returns the number of changed
+    /// rules.
+    fn open_firewall(&mut self, netfilter: &mut crate::nft::socket::Netfilter) -> Result<u64, Error> {
+        let Some(instance) = &self.instance else { return Ok(0) };
+        let applied = host_firewall::apply(netfilter, instance.id, instance.opens_firewall);
+        let (chains, changes) = applied
+            .map_err(|source| Error::Firewall { what: "look at the rules of the host's firewall", source })?;
+        self.firewall = chains;
         Ok(changes)
     }
 
@@ -371,11 +352,12 @@ impl Network {
             .filter(|(vm, link)| !self.vms.contains_key(vm) && !known.contains(&link.index))
             .map(|(_, link)| link.index)
             .collect();
+        self.forwarding = self.forwarding.look(&found, instance.v6.is_some());
         let desired = self.desired_links(&instance, !kept.is_empty());
         let links = link_changes(&desired, &found);
         tracing::debug!(?links, "changing links");
         let is_first =
-            |change: &&LinkChange| matches!(change, LinkChange::MakeBridge | LinkChange::NameBridge);
+            |change: &&LinkChange| matches!(change, LinkChange::MakeBridge | LinkChange::NameBridge(_));
         let mut changes = links.len() as u64;
         for change in links.iter().filter(is_first) {
             self.links.apply(instance.id, change).await?;
@@ -388,10 +370,12 @@ impl Network {
             v4: (instance.v4.subnet, instance.v4.gateway),
             v6: instance.v6.map(|subnet| (subnet.subnet, subnet.gateway)),
             log_group: self.log_group.unwrap_or_default(),
+            connections_max: instance.connections_max,
+            forwarding: self.forwarding,
         };
         changes += {
             let pins = self.shared.pins();
-            firewall::reconcile(netfilter, &frame, &self.shared.view(), &pins, &kept)?
+            firewall::reconcile(netfilter, &frame, &self.shared.view(), &pins, (&kept, &found.outer()))?
         };
         crate::failpoint::hit("tables-made");
         for change in links.iter().filter(|change| !is_first(change)) {
@@ -416,20 +400,11 @@ impl Network {
         });
         DesiredLinks {
             id: instance.id,
+            alias: self.forwarding.alias(instance.id),
             gateways: gateways(instance).collect(),
             ports: ports.collect(),
             has_unknown,
         }
-    }
-
-    /// Cuts connections that are no longer allowed; returns their number.
-    fn judge(&self, netfilter: &mut crate::nft::socket::Netfilter) -> Result<u64, Error> {
-        let cut = firewall::judge(netfilter, &self.shared.view(), &self.shared.pins())?;
-        let count = cut.len() as u64;
-        for denial in cut {
-            self.shared.denials.note(denial);
-        }
-        Ok(count)
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::netlink::{ACK, Attributes, ERROR, Writer, messages};
 use crate::nft::elements::PORTED;
-use crate::nft::rules::LOG_SPOOFED;
+use crate::nft::rules::{LOG_FULL, LOG_SPOOFED};
 use crate::nft::socket::readable;
 
 /// Netlink subsystem, its messages (`enum nfulnl_msg_types`) and commands.
@@ -44,8 +44,8 @@ const READ: usize = 64 << 10;
 /// A refused packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Packet {
-    /// Whether it was refused because its source address is not the VM's.
-    pub(crate) is_spoofed: bool,
+    /// Why it was logged.
+    pub(crate) kind: Kind,
     /// Its mark; 0 if it has none.
     pub(crate) mark: u32,
     /// The interface that it came from: the TAP if it is spoofed, otherwise the bridge.
@@ -53,6 +53,17 @@ pub(crate) struct Packet {
     pub(crate) mac: Option<Mac>,
     /// Its headers; none if it is not IP.
     pub(crate) headers: Option<Headers>,
+}
+
+/// Why a packet was logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The policy refused it.
+    Refused,
+    /// Its source address is not the VM's.
+    Spoofed,
+    /// The VM has too many connections open.
+    Full,
 }
 
 /// The headers of a packet.
@@ -156,7 +167,11 @@ fn read_packet(attributes: Attributes<'_>) -> Packet {
     let payload = attributes.get(PAYLOAD).unwrap_or_default();
     let mac = attributes.get(LINK_HEADER).and_then(|header| header.get(6..12)?.try_into().ok().map(Mac));
     Packet {
-        is_spoofed: attributes.text(PREFIX).as_deref() == Some(LOG_SPOOFED),
+        kind: match attributes.text(PREFIX).as_deref() {
+            Some(LOG_SPOOFED) => Kind::Spoofed,
+            Some(LOG_FULL) => Kind::Full,
+            _ => Kind::Refused,
+        },
         mark: attributes.u32(PACKET_MARK).unwrap_or_default(),
         // On a bridge the device is the bridge; the port is in another attribute.
         index: attributes.u32(IN_PORT).or_else(|| attributes.u32(IN_DEVICE)).unwrap_or_default(),

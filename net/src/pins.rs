@@ -32,6 +32,16 @@ struct Known {
     until: Instant,
 }
 
+impl Known {
+    fn noted(&self, name: &str, now: Instant, ttl: Duration) -> Noted {
+        match self.names.iter().any(|other| other == name) {
+            true if self.until >= now + ttl && self.until > now => Noted::Covered,
+            _ if self.until > now => Noted::Longer,
+            _ => Noted::New,
+        }
+    }
+}
+
 /// An address and ports that are open for some time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pin {
@@ -67,11 +77,7 @@ impl Pins {
     ) -> Noted {
         let of_vm = self.0.entry(vm).or_default();
         let known = of_vm.entry(address).or_insert_with(|| Known { names: Vec::new(), until: now });
-        let noted = match known.names.iter().any(|other| other == name) {
-            true if known.until >= now + ttl && known.until > now => Noted::Covered,
-            _ if known.until > now => Noted::Longer,
-            _ => Noted::New,
-        };
+        let noted = known.noted(name, now, ttl);
         if noted != Noted::Covered {
             known.until = known.until.max(now + lifetime);
         }
@@ -89,6 +95,18 @@ impl Pins {
             of_vm.remove(&first);
         }
         noted
+    }
+
+    /// Returns what [`Self::note`] would return, without recording anything.
+    pub(crate) fn known(
+        &self,
+        vm: VmId,
+        (name, address): (&str, IpAddr),
+        now: Instant,
+        ttl: Duration,
+    ) -> Noted {
+        let known = self.0.get(&vm).and_then(|of_vm| of_vm.get(&address));
+        known.map_or(Noted::New, |known| known.noted(name, now, ttl))
     }
 
     /// Returns the pins of a VM, for the names that its policy allows.
@@ -154,7 +172,7 @@ mod tests {
             preset: NetworkPreset::Internet,
             allow: rules(allow),
             deny: Vec::new(),
-            groups: Vec::new(),
+            ..NetworkPolicy::default()
         };
         let listed = policy(&["a.example:443", "*.b.example:80"]);
         let (vm, other) = (VmId::from_i64(1).unwrap(), VmId::from_i64(2).unwrap());

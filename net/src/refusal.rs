@@ -69,7 +69,7 @@ mod tests {
             preset: NetworkPreset::Internet,
             allow: allow.iter().map(|text| text.parse().unwrap()).collect(),
             deny: vec!["8.8.8.8".parse().unwrap()],
-            groups: Vec::new(),
+            ..NetworkPolicy::default()
         };
         let around = Surroundings {
             own: [address("198.51.100.1")].into(),

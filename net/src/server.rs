@@ -149,6 +149,7 @@ pub(crate) async fn work(
     mut changed: mpsc::Receiver<()>,
 ) {
     loop {
+        let due = network.due();
         tokio::select! {
             biased;
             job = jobs.recv() => {
@@ -168,7 +169,19 @@ pub(crate) async fn work(
                     tracing::warn!(%error, cause = ?std::error::Error::source(&error), "cannot repair the network");
                 }
             }
+            () = until(due) => {
+                if let Ok(cut) = network.judge_again() {
+                    tracing::info!(cut, "cut connections that are no longer allowed");
+                }
+            }
         }
+    }
+}
+
+async fn until(due: Option<std::time::Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 

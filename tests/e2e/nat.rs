@@ -105,7 +105,30 @@ fn a_machine_has_a_network_of_its_own_within_its_policy_and_leaves_nothing() {
     });
     assert!(logged.is_some(), "{}", client.must("network_log", json!({ "vm": "web" })));
 
+    // --- the host's firewall drops its packets, and is opened
+    assert!(counted["counts"]["received_packets"].as_u64() > Some(0), "{counted}");
+    world.host.nft("add table inet mine");
+    world.host.nft("add chain inet mine forward { type filter hook forward priority 0 ; policy drop ; }");
+    let warned = until(SOON, || {
+        let nat = client.must("network_inspect", json!({}))["nat"].clone();
+        nat["warnings"].to_string().contains("chain forward of table inet mine").then_some(nat)
+    });
+    let bridge = warned.expect("network_inspect warns")["bridge"].clone();
+    let doctor = client.must("system_info", json!({}))["doctor"]["checks"].to_string();
+    assert!(doctor.contains("inet mine forward") && doctor.contains("setup-firewall"), "{doctor}");
+    let planned = client.must("network_firewall", json!({ "dry_run": true }));
+    assert!(planned["enabled"] == false && planned["chains"][0]["open"] == false, "{planned}");
+    let opened = client.must("network_firewall", json!({}));
+    assert!(opened["enabled"] == true && opened["chains"][0]["open"] == true, "{opened}");
+    assert_eq!(opened["bridge"], bridge);
+    assert_eq!(get(&mut client, "web", "http://site.example/").0, 0);
+    let closed = client.must("network_firewall", json!({ "undo": true }));
+    assert!(closed["enabled"] == false && closed["chains"][0]["open"] == false, "{closed}");
+    world.host.nft("delete table inet mine");
+
     // --- changes take effect at once
+    let limited = json!({ "vm": "web", "network": { "bandwidth": { "rx": "1MiB" } } });
+    assert_eq!(client.must("vm_update", limited)["network"]["bandwidth"]["rx"], "1MiB");
     client.must("vm_update", json!({ "vm": "web", "network": { "allow": ["other.example"] } }));
     let (code, _, said) = get(&mut client, "web", "http://site.example/");
     assert!(code != 0 && said.contains("site.example (name not allowed)"), "{said}");

@@ -132,6 +132,44 @@ fn what_the_policy_names_is_reached_and_counted() {
 }
 
 #[test]
+fn a_limit_of_bandwidth_holds_and_changes_at_once() {
+    let (world, port) = (World::new(), echo());
+    let mut client = world.client();
+    let here = format!("127.0.0.1:{port}");
+    let limit = json!({ "rx": "64MiB", "tx": "2MiB" });
+    let made = create(&world, &mut client, &json!({ "allow": [here], "bandwidth": limit }));
+    assert_eq!(made["network"]["bandwidth"], limit);
+    let refused = client
+        .call("vm_update", json!({ "vm": "web", "network": { "bandwidth": { "tx": "1KiB" } } }))
+        .expect_err("it is too little");
+    assert!(refused.text.contains("network.bandwidth.tx is 1KiB a second"), "{}", refused.text);
+    let proxy = proxy(&mut client);
+    let carry = || {
+        let begun = Instant::now();
+        let (mut stream, head) = connect(&proxy, &here);
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        let mut writing = stream.get_ref().try_clone().expect("a socket can be cloned");
+        let writer = thread::spawn(move || {
+            let all = writing.write_all(&[7; 3 << 20]);
+            all.and_then(|()| writing.shutdown(Shutdown::Write)).expect("all is written");
+        });
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).expect("all comes back");
+        writer.join().expect("the writer ends");
+        assert!(back.len() > 3 << 20, "{}", back.len());
+        begun.elapsed()
+    };
+    let slow = Duration::from_millis(1200);
+    let limited = carry();
+    assert!(limited >= slow, "{limited:?}");
+    let changed = client.must("vm_update", json!({ "vm": "web", "network": { "bandwidth": {} } }));
+    assert_eq!(changed["network"]["bandwidth"], Value::Null);
+    let free = carry();
+    assert!(free < slow, "{free:?}, and {limited:?} before");
+    world.assert_in_order();
+}
+
+#[test]
 fn what_the_policy_does_not_name_is_refused_and_the_command_says_so() {
     let (world, port) = (World::new(), echo());
     let mut client = world.client();

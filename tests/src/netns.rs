@@ -52,11 +52,22 @@ impl Namespace {
     /// Runs `ip` in it; returns the output.
     #[track_caller]
     pub fn ip(&self, line: &str) -> String {
+        self.run("ip", line)
+    }
+
+    /// Runs `nft` in it; returns the output.
+    #[track_caller]
+    pub fn nft(&self, line: &str) -> String {
+        self.run("nft", line)
+    }
+
+    #[track_caller]
+    fn run(&self, program: &str, line: &str) -> String {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path().display())).arg("ip").args(line.split_whitespace());
+        command.arg(format!("--net={}", self.path().display())).arg(program).args(line.split_whitespace());
         let output = command.output().expect("nsenter starts");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{program} {line}: {}", String::from_utf8_lossy(&output.stderr));
         text
     }
 

@@ -62,7 +62,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("drive", &["ext4", "os", "progress"]),
     ("vmm", &["config", "os"]),
     ("tree", &["guest", "progress"]),
-    ("egress", &["os"]),
+    ("egress", &["config", "os"]),
     ("net", &["os"]),
     ("guest", &["os"]),
     ("ext4", &["os", "progress"]),

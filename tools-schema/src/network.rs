@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
+use crate::size::ByteSize;
 pub use rule::{NetworkRule, ParseRuleError, Target, name};
 
 /// The maximum number of entries of an allow or a deny list.
@@ -75,6 +76,44 @@ pub struct NetworkPolicy {
     /// Its groups in [`NetworkMode::Nat`]: VMs with a common group may talk to each other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Name>,
+    /// Its bandwidth limits.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_empty")]
+    pub bandwidth: Bandwidth,
+}
+
+/// Bandwidth limits of a VM, in bytes per second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Bandwidth {
+    /// Limit of traffic to the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx: Option<ByteSize>,
+    /// Limit of traffic from the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx: Option<ByteSize>,
+}
+
+impl Bandwidth {
+    /// The lowest limit: programs need at least this.
+    pub const MIN: ByteSize = ByteSize::bytes(16 << 10);
+    /// The highest limit.
+    pub const MAX: ByteSize = ByteSize::gib(100);
+
+    /// Returns whether there is no limit.
+    pub const fn is_empty(&self) -> bool {
+        self.rx.is_none() && self.tx.is_none()
+    }
+
+    /// Returns what is wrong with the limits.
+    pub fn check(self) -> Result<(), String> {
+        for (name, limit) in [("rx", self.rx), ("tx", self.tx)] {
+            if let Some(limit) = limit.filter(|limit| !(Self::MIN..=Self::MAX).contains(limit)) {
+                let (min, max) = (Self::MIN, Self::MAX);
+                return Err(format!("network.bandwidth.{name} is {limit} a second, not {min} to {max}"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Why a connection is refused.
@@ -109,6 +148,8 @@ pub enum DenyReason {
     Quic,
     /// There is an allow list, and it contains no resolver other than the host's.
     Resolver,
+    /// The VM has too many open connections.
+    TooManyConnections,
 }
 
 impl DenyReason {
@@ -129,6 +170,7 @@ impl DenyReason {
             Self::Spoofed => "a sender's address that is not this VM's",
             Self::Quic => "UDP port 443 under an allow list of names",
             Self::Resolver => "another resolver under an allow list",
+            Self::TooManyConnections => "too many open connections",
         }
     }
 
@@ -143,9 +185,13 @@ impl DenyReason {
             | Self::Metadata
             | Self::Multicast
             | Self::Reserved => true,
-            Self::NoNetwork | Self::Denied | Self::OtherVm | Self::Spoofed | Self::Quic | Self::Resolver => {
-                false
-            }
+            Self::NoNetwork
+            | Self::Denied
+            | Self::OtherVm
+            | Self::Spoofed
+            | Self::Quic
+            | Self::Resolver
+            | Self::TooManyConnections => false,
         }
     }
 
@@ -157,6 +203,9 @@ impl DenyReason {
             Self::OtherVm => "ask for vm_update network.groups with one group on both VMs".to_owned(),
             Self::Spoofed => "use the addresses that the network interface was given".to_owned(),
             Self::Quic => "use TCP: HTTP/2 or HTTP/1.1 instead of HTTP/3".to_owned(),
+            Self::TooManyConnections => {
+                "close connections, or wait until idle ones end; then try again".to_owned()
+            }
             Self::Resolver => "use the resolver that /etc/resolv.conf names".to_owned(),
             _ if allow.is_empty() => {
                 "ask for vm_update network.allow with an entry for it added to those that vm_inspect shows"

@@ -74,8 +74,8 @@ async fn carry(egress: &Egress, mut stream: TcpStream, way: &Way, ends: (Reader,
     let (mut receiver, sender) = frames::over_with(ends.0, ends.1, read, WINDOW);
     let policy = egress.policy();
     let (from, to) = stream.split();
-    let mut from = Passed::new(from, &egress.counts.received);
-    let mut to = Passed::new(to, &egress.counts.sent);
+    let mut from = Passed::new(from, &egress.counts.received, &egress.to_vm);
+    let mut to = Passed::new(to, &egress.counts.sent, &egress.from_vm);
     let is_whole = tokio::select! {
         biased;
         denied = no_longer_allowed(policy, way) => {

@@ -38,19 +38,22 @@ pub(super) struct Dialled {
 pub(super) struct Way {
     host: String,
     is_name: bool,
-    place: Place,
+    port: u16,
+    /// `None`: only the host's proxy knows the address of the name.
+    place: Option<Place>,
 }
 
 impl Way {
     /// Checks whether a policy allows the connection.
     pub(super) fn check(&self, policy: &NetworkPolicy) -> Result<(), Denied> {
-        let port = self.place.port;
+        let port = self.port;
         if self.is_name {
             let checked = decide_name(policy, &self.host, port);
             checked.map_err(|reason| Denied::new(policy, &self.host, port, None, reason))?;
         }
-        let checked = decide_address(policy, self.place, self.is_name);
-        let address = self.is_name.then_some(self.place.address);
+        let Some(place) = self.place else { return Ok(()) };
+        let checked = decide_address(policy, place, self.is_name);
+        let address = self.is_name.then_some(place.address);
         checked.map_err(|reason| Denied::new(policy, &self.host, port, address, reason))
     }
 }
@@ -96,7 +99,7 @@ pub(super) async fn dial(egress: &Egress, opening: &EgressOpening) -> Result<Dia
     match &dialled {
         Ok(Dialled { way, .. }) => {
             egress.counts.allowed.fetch_add(1, Ordering::Relaxed);
-            egress.log(Verdict::Allowed, &way.host, way.place.port, Some(way.place.address));
+            egress.log(Verdict::Allowed, &way.host, way.port, way.place.map(|place| place.address));
         }
         // Recorded where it was refused.
         Err(error) if error.failure == EgressFailure::Denied => {}
@@ -124,8 +127,15 @@ async fn try_dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, E
                 .map_err(|why| invalid(&format!("the host is not a valid name or address: {why}")))?;
             decide_name(&policy, &name, port)
                 .map_err(|reason| Denied::new(&policy, &name, port, None, reason).noted(egress))?;
-            let addresses = look_up(egress, &name, port).await?;
-            (name, addresses, true)
+            match look_up(egress, &name, port).await {
+                Ok(addresses) => (name, addresses, true),
+                Err(error) => {
+                    // The host's proxy may know it.
+                    let Some(via) = egress.via(&name, opening) else { return Err(error) };
+                    let way = Way { host: name, is_name: true, port, place: None };
+                    return Ok(Dialled { stream: via.connect().await?, way });
+                }
+            }
         }
     };
     let mut refused = None;
@@ -133,7 +143,7 @@ async fn try_dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, E
     for address in addresses {
         let is_of_vms = egress.is_of_vms(address);
         let place = Place { address, port, range: range(address), is_own: is_own(address), is_of_vms };
-        let way = Way { host: host.clone(), is_name, place };
+        let way = Way { host: host.clone(), is_name, port, place: Some(place) };
         match way.check(&policy) {
             Ok(()) => allowed.push(way),
             Err(denied) => refused = refused.or(Some(denied)),
@@ -141,6 +151,21 @@ async fn try_dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, E
     }
     if let (true, Some(denied)) = (allowed.is_empty(), refused) {
         return Err(denied.noted(egress));
+    }
+    // What is on this host is not reached through a proxy elsewhere.
+    let is_here = |way: &Way| {
+        way.place.is_some_and(|place| place.is_own || place.range == nexus_net_policy::Range::Loopback)
+    };
+    let via = egress.via(&host, opening).filter(|_| !allowed.iter().any(is_here));
+    if let (Some(via), Some(way)) = (via, allowed.first()) {
+        match via.connect().await {
+            Ok(stream) => return Ok(Dialled { stream, way: way.clone() }),
+            // Many proxies only open tunnels to some ports; others may be reachable directly.
+            Err(error) if error.failure == EgressFailure::Refused => {
+                return connect(&opening.host, allowed).await.map_err(|_| error);
+            }
+            Err(error) => return Err(error),
+        }
     }
     connect(&opening.host, allowed).await
 }
@@ -184,7 +209,7 @@ async fn connect(host: &str, ways: Vec<Way>) -> Result<Dialled, EgressError> {
     let deadline = Instant::now() + of_all;
     let mut last = EgressError::new(EgressFailure::Failed, format!("connect to {host}: there is no address"));
     for way in ways {
-        let Place { address, port, .. } = way.place;
+        let Some(Place { address, port, .. }) = way.place else { continue };
         let until = deadline.min(Instant::now() + of_one);
         let failed = |failure, why: &str| {
             EgressError::new(failure, format!("connect to {host}, {}: {why}", SocketAddr::new(address, port)))
@@ -221,8 +246,79 @@ mod tests {
     use nexus_schema::id::VmId;
     use nexus_schema::network::{NetworkMode, NetworkPreset};
 
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
     use super::*;
-    use crate::egress::Egresses;
+    use crate::egress::{Egresses, Upstream};
+
+    /// A proxy that opens tunnels to all names but one, and greets there; it returns the heads of its requests.
+    async fn proxy() -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (heads, seen) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                let answer = match head.contains("closed.invalid") {
+                    true => "HTTP/1.1 403 Forbidden\r\n\r\n",
+                    false => "HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nhello",
+                };
+                let _ = heads.send(head);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (address, seen)
+    }
+
+    #[tokio::test]
+    async fn connections_go_through_the_hosts_proxy_within_the_policy() {
+        let directory = tempfile::tempdir().unwrap();
+        let (at, mut seen) = proxy().await;
+        let environment =
+            [("https_proxy", format!("http://me:secret@{at}")), ("NO_PROXY", "near.invalid".into())];
+        let environment = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let egresses = Egresses::new(directory.path().to_owned()).through(Upstream::of(&environment));
+        let here = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = here.local_addr().unwrap().port();
+        let allow = ["far.invalid", "near.invalid", "closed.invalid", "203.0.113.7", "127.0.0.1"];
+        let allow = allow.map(|entry| entry.parse().unwrap()).into();
+        let policy = NetworkPolicy { mode: NetworkMode::Proxy, allow, ..NetworkPolicy::default() };
+        let egress = egresses.of(VmId::from_i64(1).unwrap(), &policy);
+        let dial = async |host: &str, port| {
+            let opening =
+                EgressOpening { version: VERSION, host: host.to_owned(), port, how: EgressKind::Connect };
+            dial(&egress, &opening).await
+        };
+        for (host, authority) in [("far.invalid", "far.invalid:443"), ("203.0.113.7", "203.0.113.7:443")] {
+            let mut dialled = dial(host, 443).await.unwrap();
+            let mut greeting = [0; 5];
+            dialled.stream.read_exact(&mut greeting).await.unwrap();
+            assert_eq!(&greeting, b"hello", "nothing of the tunnel is lost");
+            let head = seen.recv().await.unwrap();
+            assert!(head.starts_with(&format!("CONNECT {authority} HTTP/1.1\r\n")), "{head}");
+            assert!(head.contains("\r\nProxy-Authorization: Basic bWU6c2VjcmV0\r\n"), "{head}");
+        }
+        let failure = async |host: &str| dial(host, 443).await.unwrap_err().failure;
+        assert_eq!(failure("near.invalid").await, EgressFailure::NoSuchName, "no_proxy names it");
+        for host in ["other.invalid", "10.0.0.1", "203.0.113.8"] {
+            assert_eq!(failure(host).await, EgressFailure::Denied, "{host}");
+        }
+        dial("127.0.0.1", port).await.unwrap();
+        seen.try_recv().unwrap_err();
+        let refused = dial("closed.invalid", 443).await.unwrap_err();
+        assert_eq!(refused.failure, EgressFailure::Refused);
+        assert!(
+            refused.message.ends_with("the proxy refuses the tunnel with status 403"),
+            "{}",
+            refused.message
+        );
+    }
 
     #[tokio::test]
     async fn no_proxy_leads_to_vms_or_around_an_interface() {

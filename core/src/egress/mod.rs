@@ -11,6 +11,7 @@
 //! opening, the number of connections and concurrent lookups, and the buffered bytes are limited, and nothing is
 //! looked up or dialled before the policy has allowed it.
 
+mod bucket;
 mod connection;
 mod counted;
 mod dial;
@@ -19,8 +20,10 @@ mod own;
 mod policy;
 mod server;
 mod state;
+mod upstream;
 
 pub(crate) use log::read as read_log;
 pub(crate) use policy::{merge, starting};
 pub(crate) use server::EgressServer;
 pub(crate) use state::{Egress, Egresses};
+pub(crate) use upstream::Upstream;

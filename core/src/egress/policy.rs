@@ -15,10 +15,10 @@ pub(crate) fn starting(default: NetworkMode, asked: Option<&NetworkParams>) -> R
 /// Returns a policy with the given parameters replaced. If the mode was `none`, and a preset or a list is given without a mode, the mode
 /// becomes `proxy`.
 pub(crate) fn merge(policy: &NetworkPolicy, asked: &NetworkParams) -> Result<NetworkPolicy, String> {
-    let NetworkParams { mode, preset, allow, deny, groups } = asked;
-    let has_rules = preset.is_some() || allow.is_some() || deny.is_some();
+    let NetworkParams { mode, preset, allow, deny, groups, bandwidth } = asked;
+    let has_rules = preset.is_some() || allow.is_some() || deny.is_some() || bandwidth.is_some();
     if *mode == Some(NetworkMode::None) && has_rules {
-        return Err("network.mode none cannot be combined with preset, allow or deny".to_owned());
+        return Err("network.mode none cannot be combined with preset, allow, deny or bandwidth".to_owned());
     }
     let mode = mode.unwrap_or(match policy.mode {
         NetworkMode::None if has_rules => NetworkMode::Proxy,
@@ -33,7 +33,9 @@ pub(crate) fn merge(policy: &NetworkPolicy, asked: &NetworkParams) -> Result<Net
         allow: allow.as_ref().unwrap_or(&policy.allow).clone(),
         deny: deny.as_ref().unwrap_or(&policy.deny).clone(),
         groups: groups.as_ref().unwrap_or(&policy.groups).clone(),
+        bandwidth: bandwidth.unwrap_or(policy.bandwidth),
     };
+    merged.bandwidth.check()?;
     if merged.groups.len() > GROUPS_MAX {
         return Err(format!(
             "network.groups has {} entries, the maximum is {GROUPS_MAX}",
@@ -65,7 +67,13 @@ mod tests {
     fn policy(preset: NetworkPreset, allow: &[&str], deny: &[&str]) -> NetworkPolicy {
         let rules =
             |texts: &[&str]| -> Vec<NetworkRule> { texts.iter().map(|text| text.parse().unwrap()).collect() };
-        NetworkPolicy { mode: Proxy, preset, allow: rules(allow), deny: rules(deny), groups: Vec::new() }
+        NetworkPolicy {
+            mode: Proxy,
+            preset,
+            allow: rules(allow),
+            deny: rules(deny),
+            ..NetworkPolicy::default()
+        }
     }
 
     #[test]
@@ -90,6 +98,12 @@ mod tests {
             let refused = merge(&with_lists, &asked(json)).unwrap_err();
             assert!(refused.contains(words), "{refused}");
         }
+        let limited = merge(&with_lists, &asked(json!({ "bandwidth": { "rx": "10MiB" } }))).unwrap();
+        assert_eq!(serde_json::to_value(limited.bandwidth).unwrap(), json!({ "rx": "10MiB" }));
+        assert_eq!(merge(&limited, &asked(json!({ "deny": ["*:25"] }))), Ok(limited.clone()), "it stays");
+        assert_eq!(merge(&limited, &asked(json!({ "bandwidth": {} }))), Ok(with_lists.clone()));
+        let refused = merge(&with_lists, &asked(json!({ "bandwidth": { "tx": "1KiB" } }))).unwrap_err();
+        assert_eq!(refused, "network.bandwidth.tx is 1KiB a second, not 16KiB to 100GiB");
         let grouped = merge(&with_lists, &asked(json!({ "mode": "nat", "groups": ["web"] }))).unwrap();
         let denied = merge(&grouped, &asked(json!({ "deny": [] }))).unwrap();
         assert_eq!((denied.mode, denied.groups.len()), (Nat, 1), "lists leave the mode");

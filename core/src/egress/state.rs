@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use nexus_net_policy::{allowing, inner};
 use nexus_net_wire::Cidr;
 use nexus_schema::Timestamp;
+use nexus_schema::egress::EgressOpening;
 use nexus_schema::id::VmId;
 use nexus_schema::link::Refusal;
 use nexus_schema::network::{DenyReason, NetworkPolicy};
@@ -16,7 +17,9 @@ use nexus_schema::tools::network::{LoggedConnection, Verdict};
 use nexus_schema::tools::vm::{DeniedConnection, NetworkCounts, VmNetwork};
 use tokio::sync::{Semaphore, watch};
 
+use super::bucket::Bucket;
 use super::log::Writer;
+use super::upstream::{Upstream, Via};
 
 /// Maximum number of refused connections of a VM that are remembered.
 const DENIED_MAX: usize = 20;
@@ -30,9 +33,14 @@ pub(crate) struct Egress {
     log: Writer,
     policy: watch::Sender<Arc<NetworkPolicy>>,
     pub(super) counts: Counts,
+    /// Rate limits of all connections together.
+    pub(super) to_vm: Bucket,
+    pub(super) from_vm: Bucket,
     denied: Mutex<VecDeque<DeniedConnection>>,
     pub(super) lookups: Arc<Semaphore>,
     subnets: Subnets,
+    /// The proxy of the daemon's environment.
+    pub(super) upstream: Option<Arc<Upstream>>,
 }
 
 /// The subnets of the network that VMs in mode `nat` share; empty until they are chosen.
@@ -50,20 +58,31 @@ pub(super) struct Counts {
 }
 
 impl Egress {
-    fn new(vm: VmId, log: Writer, policy: NetworkPolicy, subnets: Subnets) -> Self {
+    fn new(
+        vm: VmId,
+        log: Writer,
+        policy: NetworkPolicy,
+        subnets: Subnets,
+        upstream: Option<Arc<Upstream>>,
+    ) -> Self {
         Self {
             vm,
             log,
             policy: watch::Sender::new(Arc::new(policy)),
             counts: Counts::default(),
+            to_vm: Bucket::new(),
+            from_vm: Bucket::new(),
             denied: Mutex::default(),
             lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
             subnets,
+            upstream,
         }
     }
 
     /// Changes the policy; connections that it does not allow are closed.
     pub(crate) fn set(&self, policy: &NetworkPolicy) {
+        self.to_vm.set(policy.bandwidth.rx);
+        self.from_vm.set(policy.bandwidth.tx);
         self.policy.send_if_modified(|now| {
             let is_new = **now != *policy;
             if is_new {
@@ -84,6 +103,11 @@ impl Egress {
         [address.to_canonical(), inner(address)]
             .into_iter()
             .any(|address| subnets.iter().any(|subnet| subnet.contains(address)))
+    }
+
+    /// Returns the host's proxy for a connection, if it goes through one.
+    pub(super) fn via(&self, host: &str, opening: &EgressOpening) -> Option<Via> {
+        self.upstream.as_ref()?.via(host, opening.port, opening.how)
     }
 
     fn denied(&self) -> MutexGuard<'_, VecDeque<DeniedConnection>> {
@@ -175,6 +199,7 @@ impl Egress {
             open: get(&self.counts.open),
             sent_bytes: get(&self.counts.sent),
             received_bytes: get(&self.counts.received),
+            ..NetworkCounts::default()
         };
         let denied = self.denied().iter().cloned().collect();
         VmNetwork { counts, denied, ..VmNetwork::from(policy.clone()) }
@@ -203,12 +228,19 @@ pub(crate) struct Egresses {
     all: Mutex<HashMap<VmId, Arc<Egress>>>,
     log: Writer,
     subnets: Subnets,
+    upstream: Option<Arc<Upstream>>,
 }
 
 impl Egresses {
     /// Creates an empty set; the logs are in `directory`.
     pub(crate) fn new(directory: PathBuf) -> Self {
-        Self { all: Mutex::default(), log: Writer::start(directory), subnets: Subnets::default() }
+        let (all, subnets) = (Mutex::default(), Subnets::default());
+        Self { all, log: Writer::start(directory), subnets, upstream: None }
+    }
+
+    /// Makes connections go through a proxy.
+    pub(crate) fn through(self, upstream: Option<Upstream>) -> Self {
+        Self { upstream: upstream.map(Arc::new), ..self }
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<VmId, Arc<Egress>>> {
@@ -222,7 +254,11 @@ impl Egresses {
 
     /// Returns the network of a VM, and sets its policy.
     pub(crate) fn of(&self, vm: VmId, policy: &NetworkPolicy) -> Arc<Egress> {
-        let fresh = || Arc::new(Egress::new(vm, self.log.clone(), policy.clone(), self.subnets.clone()));
+        let (subnets, upstream) = (&self.subnets, &self.upstream);
+        let fresh = || {
+            let (policy, log) = (policy.clone(), self.log.clone());
+            Arc::new(Egress::new(vm, log, policy, subnets.clone(), upstream.clone()))
+        };
         let egress = self.all().entry(vm).or_insert_with(fresh).clone();
         egress.set(policy);
         egress

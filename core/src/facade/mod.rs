@@ -32,7 +32,7 @@ use crate::config::Config;
 use crate::context::{CallLog, Published, Shared, record_calls};
 use crate::context::{Command, Registry, Streams};
 use crate::drive::{Drives, Locks};
-use crate::egress::Egresses;
+use crate::egress::{Egresses, Upstream};
 use crate::guest::Link;
 use crate::image::oci::Keychain;
 use crate::net::Nat;
@@ -173,7 +173,7 @@ impl Nexus {
             ops,
             vms: Registry::default(),
             streams: Streams::default(),
-            egresses: Egresses::new(paths.network()),
+            egresses: Egresses::new(paths.network()).through(Upstream::of(&config.assets.proxies)),
             nat,
             tasks: TaskTracker::new(),
             published: Published::default(),

@@ -1,11 +1,13 @@
 //! The network tools.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use nexus_net_wire::State;
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::network::{
-    InspectedNetwork, NatNetwork, NetworkCleanupOutput, NetworkCleanupParams, NetworkInspectOutput,
-    NetworkInspectParams, NetworkLogOutput, NetworkLogParams,
+    InspectedNetwork, NatNetwork, NetworkCleanupOutput, NetworkCleanupParams, NetworkFirewallOutput,
+    NetworkFirewallParams, NetworkInspectOutput, NetworkInspectParams, NetworkLogOutput, NetworkLogParams,
 };
 use nexus_schema::{Reference, ToolError};
 use tokio::time::{Instant, sleep_until};
@@ -13,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{CallContext, Nexus, page, patience};
 use crate::context::network_error;
 use crate::egress::read_log;
+use crate::vm::defaults::FIREWALL;
 use crate::vm::{network, note};
 
 /// Interval between two checks for a new line.
@@ -29,10 +32,12 @@ impl Nexus {
             Some(vm) => vec![self.shared.vms.get(vm)?],
             None => self.shared.vms.all(),
         };
+        let state = self.shared.nat.state().await.map_err(network_error);
         let mut vms = Vec::new();
         for handle in handles {
             let record = handle.view.borrow().record.clone();
-            let network = network::shown(&self.shared, &record).await?;
+            let known = state.as_ref().ok().and_then(|state| state.as_ref()).map(|(_, state)| state);
+            let network = network::shown_with(&self.shared, &record, known).await?;
             let note = note(&network);
             vms.push(InspectedNetwork {
                 id: record.id,
@@ -44,11 +49,15 @@ impl Nexus {
         }
         vms.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let is_used = vms.iter().any(|vm| vm.network.mode == NetworkMode::Nat);
-        Ok(NetworkInspectOutput { nat: self.nat(is_used).await?, vms })
+        Ok(NetworkInspectOutput { nat: self.nat(is_used, state).await?, vms })
     }
 
     /// Returns the state of the shared network. Does not choose its addresses if they are not chosen yet.
-    async fn nat(&self, is_used: bool) -> Result<NatNetwork, ToolError> {
+    async fn nat(
+        &self,
+        is_used: bool,
+        state: Result<Option<(u32, State)>, ToolError>,
+    ) -> Result<NatNetwork, ToolError> {
         let unavailable = self.shared.host(false).await?.check_nat().err();
         let mut nat = NatNetwork {
             available: unavailable.is_none(),
@@ -58,7 +67,7 @@ impl Nexus {
             }),
             ..NatNetwork::default()
         };
-        let state = match self.shared.nat.state().await.map_err(network_error) {
+        let state = match state {
             Ok(state) => state,
             Err(error) => {
                 nat.warnings.push(error.message);
@@ -67,6 +76,7 @@ impl Nexus {
         };
         if let Some((pid, state)) = state {
             nat.pid = Some(pid);
+            nat.bridge = state.bridge;
             nat.warnings.extend(state.warnings);
         }
         if is_used || nat.pid.is_some() {
@@ -110,6 +120,25 @@ impl Nexus {
             // Fails if the VM was deleted meanwhile.
             self.shared.vms.get(&Reference::Id(vm))?;
         }
+    }
+
+    /// The tool `network_firewall`.
+    pub async fn network_firewall(
+        &self,
+        ctx: &CallContext,
+        params: NetworkFirewallParams,
+    ) -> Result<NetworkFirewallOutput, ToolError> {
+        self.shared.host(false).await?.check_nat()?;
+        let state = if params.dry_run == Some(true) {
+            self.shared.nat.look().await.map_err(network_error)?
+        } else {
+            let value = (params.undo != Some(true)).then(|| "true".to_owned());
+            let change = BTreeMap::from([(FIREWALL.to_owned(), value)]);
+            self.shared.change_settings(change, &ctx.caller.owner).await?;
+            network::apply(&self.shared).await?
+        };
+        let enabled = state.instance.as_ref().is_some_and(|instance| instance.opens_firewall);
+        Ok(NetworkFirewallOutput { enabled, bridge: state.bridge, chains: state.firewall })
     }
 
     /// The tool `network_cleanup`.

@@ -162,7 +162,7 @@ impl Shared {
     }
 
     /// Changes all settings or, on an error, none; `None` resets one to the built-in value.
-    async fn change_settings(
+    pub(super) async fn change_settings(
         &self,
         changes: BTreeMap<String, Option<String>>,
         who: &str,

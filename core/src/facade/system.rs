@@ -44,6 +44,7 @@ impl Nexus {
         if disk_free_bytes < LITTLE {
             doctor.checks.push(disk_check(disk_free_bytes));
         }
+        doctor.checks.extend(self.firewall_check().await);
         Ok(SystemInfoOutput {
             version: env!("CARGO_PKG_VERSION").into(),
             instance: shared.instance,
@@ -58,6 +59,23 @@ impl Nexus {
             disk: shared.disk_use().await?,
             copy: self.copy_places_of(ctx)?,
             doctor,
+        })
+    }
+
+    /// Returns a warning if the host's firewall drops packets of VMs with network `nat`.
+    async fn firewall_check(&self) -> Option<DoctorCheck> {
+        let state = self.shared.nat.state().await.ok().flatten().map(|(_, state)| state)?;
+        let closed: Vec<_> = state.firewall.iter().filter(|chain| !chain.open).collect();
+        let places = closed.iter().map(|chain| format!("{} {}", chain.table, chain.chain));
+        let fix = closed.first()?.problem.clone();
+        Some(DoctorCheck {
+            name: "firewall".to_owned(),
+            status: DoctorStatus::Warn,
+            found: format!(
+                "chains that may drop packets of VMs with network nat: {}",
+                places.collect::<Vec<_>>().join(", ")
+            ),
+            fix: Some(fix.unwrap_or_else(|| "nexusctl setup-firewall".to_owned())),
         })
     }
 }

@@ -194,6 +194,30 @@ impl Nat {
         }
     }
 
+    /// Configures the shared network, even if no VM uses it now; returns its state.
+    pub(crate) async fn apply(&self, instance: &Instance) -> Result<State, NatError> {
+        let mut session = self.session.lock().await;
+        if session.instance.as_ref() != Some(instance) {
+            session.instance = Some(instance.clone());
+            // The next connection sends it.
+            session.link = None;
+        }
+        Self::stated(self.ask(&mut session, true, Request::State {}).await?)
+    }
+
+    /// Returns the state; starts the process if it is not running. Changes nothing on the host.
+    pub(crate) async fn look(&self) -> Result<State, NatError> {
+        let mut session = self.session.lock().await;
+        Self::stated(self.ask(&mut session, true, Request::State {}).await?)
+    }
+
+    fn stated(answer: Answer) -> Result<State, NatError> {
+        match answer {
+            Answer::State(state) => Ok(*state),
+            _ => Err(ClientError::Unexpected.into()),
+        }
+    }
+
     /// Removes the network from the host, and ends the process. If it is not running, it is started for this only with `may_start`.
     pub(crate) async fn clean_up(&self, instance: InstanceId, may_start: bool) -> Result<u64, NatError> {
         let mut session = self.session.lock().await;

@@ -75,7 +75,8 @@ async fn write<T: Send + 'static>(
 
 #[tokio::test]
 async fn vms_of_before_have_no_network_and_policies_are_kept() {
-    use nexus_schema::network::{NetworkMode, NetworkPolicy, NetworkPreset};
+    use nexus_schema::ByteSize;
+    use nexus_schema::network::{Bandwidth, NetworkMode, NetworkPolicy, NetworkPreset};
 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("nexus.db");
@@ -93,6 +94,7 @@ async fn vms_of_before_have_no_network_and_policies_are_kept() {
         allow: vec!["*.example.org:443".parse().unwrap()],
         deny: vec!["10.0.0.0/8".parse().unwrap()],
         groups: vec!["web".parse().unwrap()],
+        bandwidth: Bandwidth { rx: Some(ByteSize::mib(10)), tx: None },
     };
     let mut new = vm("web", 4);
     new.spec.network = policy.clone();

@@ -23,13 +23,14 @@ pub(crate) const DNS: &str = "dns";
 pub(crate) const HISTORY_DAYS: &str = "history.days";
 pub(crate) const HISTORY_PER_VM: &str = "history.per_vm";
 pub(crate) const NETWORK_DNS: &str = "network.dns";
+pub(crate) const FIREWALL: &str = "network.firewall";
 pub(crate) const SUBNET: &str = "network.subnet";
 
 /// Maximum number of name servers that resolvers use.
 const DNS_MAX: usize = 3;
 
 /// The settings, sorted by key: key, built-in value and description.
-pub(crate) const SETTINGS: [(&str, &str, &str); 13] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 14] = [
     (DEFAULT_DISK, "8GiB", "size of the root drive; at least the size of the image"),
     (DEFAULT_IMAGE, spec::DEFAULT_IMAGE, "image of root drives: anything that `from` of vm_create accepts"),
     (DEFAULT_KERNEL, spec::DEFAULT_KERNEL, "kernel: anything that `kernel` of vm_create accepts"),
@@ -57,6 +58,11 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 13] = [
         NETWORK_DNS,
         "",
         "name servers that the resolver of VMs with network `nat` asks, up to three addresses; empty: those of the host",
+    ),
+    (
+        FIREWALL,
+        "false",
+        "whether to keep rules for VMs with network `nat` in the host's firewall; set by network_firewall",
     ),
     (
         SUBNET,
@@ -87,6 +93,8 @@ pub(crate) async fn history(store: &Store) -> Result<Kept, ToolError> {
 /// Settings of the shared network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SharedNetwork {
+    /// Whether to keep rules for VMs in the host's own firewall.
+    pub(crate) opens_firewall: bool,
     /// Subnet; `None`: chosen automatically.
     pub(crate) subnet: Option<Cidr>,
     /// Name servers that its resolver asks; empty: those of the host.
@@ -165,6 +173,11 @@ impl Values {
             }
             DNS => defaults.dns = addresses(value)?,
             NETWORK_DNS => network.dns = addresses(value)?,
+            FIREWALL => {
+                network.opens_firewall = value
+                    .parse()
+                    .map_err(|_| ToolError::invalid(format!("`{value}` is neither `true` nor `false`")))?;
+            }
             SUBNET => {
                 network.subnet = match value {
                     "" => None,

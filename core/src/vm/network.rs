@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use nexus_net_wire::{Cidr, InstanceId, Mac};
+use nexus_net_wire::{CONNECTIONS_MAX, Cidr, InstanceId, Mac, State};
 use nexus_schema::id::{BootId, VmId};
 use nexus_schema::link::{Interface, InterfaceAddress, REFUSED_REQUEST, Refusal, RefusedParams};
 use nexus_schema::network::{NetworkMode, NetworkPolicy};
@@ -20,7 +20,7 @@ use nexus_schema::tools::vm::{NetworkInterface, VmNetwork};
 use nexus_schema::{ErrorCode, Reference, ToolError};
 use tokio::sync::mpsc;
 
-use super::defaults;
+use super::defaults::{self, SharedNetwork};
 use crate::context::{Shared, network_error};
 use crate::net::{self, Addresses, Denial, Dns, Event, Instance, NatError, Protocol, Vm};
 use crate::op::store_error;
@@ -196,13 +196,27 @@ pub(crate) fn instance_id(shared: &Shared) -> InstanceId {
 }
 
 async fn instance(shared: &Shared, addresses: Addresses) -> Result<Instance, ToolError> {
-    let servers = defaults::network(&shared.store).await?.dns;
+    let SharedNetwork { dns: servers, opens_firewall, .. } = defaults::network(&shared.store).await?;
     let dns = match servers.is_empty() {
         true => Dns::FromHost,
         false => Dns::Servers(servers.into_iter().map(|server| SocketAddr::new(server, DNS_PORT)).collect()),
     };
     let (v4, v6) = addresses.subnets();
-    Ok(Instance { id: instance_id(shared), v4, v6: Some(v6), host_addresses: Vec::new(), dns })
+    Ok(Instance {
+        id: instance_id(shared),
+        v4,
+        v6: Some(v6),
+        host_addresses: Vec::new(),
+        dns,
+        opens_firewall,
+        connections_max: CONNECTIONS_MAX,
+    })
+}
+
+/// Applies the settings of the shared network, even if no VM uses it now; returns its state.
+pub(crate) async fn apply(shared: &Shared) -> Result<State, ToolError> {
+    let instance = instance(shared, addresses(shared).await?).await?;
+    shared.nat.apply(&instance).await.map_err(network_error)
 }
 
 /// Returns the description of a VM for `nexus-net`.
@@ -247,6 +261,15 @@ pub(crate) fn of_proxy(policy: &NetworkPolicy, lacks_interface: bool) -> Network
 
 /// Returns a VM's network for callers.
 pub(crate) async fn shown(shared: &Shared, record: &VmRecord) -> Result<VmNetwork, ToolError> {
+    shown_with(shared, record, None).await
+}
+
+/// Returns a VM's network for callers, with the counters of this state of `nexus-net` if it is given.
+pub(crate) async fn shown_with(
+    shared: &Shared,
+    record: &VmRecord,
+    state: Option<&State>,
+) -> Result<VmNetwork, ToolError> {
     let policy = &record.spec.network;
     let mut network = shared.egresses.shown(record.id, policy);
     let Some(leased) = leased(shared, record.id).await? else {
@@ -257,7 +280,14 @@ pub(crate) async fn shown(shared: &Shared, record: &VmRecord) -> Result<VmNetwor
     network.until_next_start = until_next_start(record, leased.lease.boot.filter(|on| Some(*on) == boot));
     network.interface = Some(leased.shown(boot));
     if network.interface.as_ref().is_some_and(|interface| interface.tap.is_some()) {
-        add_counts(shared, record.id, &mut network).await;
+        match state {
+            Some(state) => add_counts(record.id, state, &mut network),
+            None => match shared.nat.state().await {
+                Ok(Some((_, state))) => add_counts(record.id, &state, &mut network),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "cannot read the counters of nexus-net"),
+            },
+        }
     }
     Ok(network)
 }
@@ -269,21 +299,17 @@ fn until_next_start(record: &VmRecord, connected: Option<BootId>) -> Option<Netw
 }
 
 /// Adds the counters of `nexus-net`.
-async fn add_counts(shared: &Shared, vm: VmId, network: &mut VmNetwork) {
-    let state = match shared.nat.state().await {
-        Ok(state) => state,
-        Err(error) => {
-            tracing::warn!(%error, "cannot read the counters of nexus-net");
-            return;
-        }
-    };
-    let counted = state.and_then(|(_, state)| state.vms.into_iter().find(|one| one.id == vm));
+fn add_counts(vm: VmId, state: &State, network: &mut VmNetwork) {
+    let counted = state.vms.iter().find(|one| one.id == vm);
     if let Some(counters) = counted.map(|one| one.counters) {
         let counts = &mut network.counts;
         counts.allowed += counters.allowed;
         counts.denied += counters.denied + counters.spoofed;
         counts.sent_bytes += counters.sent_bytes;
         counts.received_bytes += counters.received_bytes;
+        counts.sent_packets += counters.sent_packets;
+        counts.received_packets += counters.received_packets;
+        counts.open += counters.open;
     }
 }
 
@@ -301,6 +327,13 @@ pub(crate) async fn hear(shared: Weak<Shared>, mut events: mpsc::Receiver<Event>
                 }
                 Event::Repaired { changes } => {
                     tracing::warn!(changes, "repaired the network of VMs after another program changed it");
+                }
+                Event::NotCut { connections, why } => {
+                    tracing::error!(
+                        connections,
+                        why,
+                        "connections that are no longer allowed are not cut yet"
+                    );
                 }
             }
         }

@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::{
-    asset, build, call, completion, cp, drive, exec, forward, guest, image, launch, mcp, network, op,
-    provider, prune, run, settings, shell, template, vm,
+    asset, build, call, completion, cp, drive, exec, firewall, forward, guest, image, launch, mcp, network,
+    op, provider, prune, run, settings, shell, template, vm,
 };
 use crate::ctl::list::Paging;
 
@@ -73,6 +73,8 @@ pub(crate) enum Command {
     /// Network access of VMs
     #[command(subcommand, alias = "networks")]
     Network(network::Command),
+    /// Open the host's firewall (Docker, UFW, firewalld, nftables) for VMs with network nat (root's daemon only)
+    SetupFirewall(firewall::Args),
     /// Long operations
     #[command(subcommand)]
     Op(op::Command),

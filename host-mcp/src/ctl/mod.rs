@@ -18,6 +18,7 @@ mod drive;
 mod each;
 mod error;
 mod exec;
+mod firewall;
 mod follow;
 mod format;
 mod forward;
@@ -129,6 +130,7 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Firecracker(verb) => asset::run(app, verb.of(AssetKind::Vmm)).await,
         Command::Provider(command) => provider::run(app, command).await,
         Command::Network(command) => network::run(app, command).await,
+        Command::SetupFirewall(args) => firewall::run(app, args).await,
         Command::Op(command) => op::run(app, command).await,
         Command::Settings(command) => settings::run(app, command).await,
         Command::Prune(args) => prune::run(app, args).await,

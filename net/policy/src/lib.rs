@@ -125,7 +125,8 @@ pub fn allowing(policy: &NetworkPolicy, host: &str, port: u16, reason: DenyReaso
         | DenyReason::OtherVm
         | DenyReason::Spoofed
         | DenyReason::Quic
-        | DenyReason::Resolver => return Vec::new(),
+        | DenyReason::Resolver
+        | DenyReason::TooManyConnections => return Vec::new(),
         DenyReason::NameNotAllowed
         | DenyReason::AddressNotAllowed
         | DenyReason::Host

@@ -9,7 +9,7 @@ fn rules(texts: &[&str]) -> Vec<NetworkRule> {
 }
 
 fn policy(preset: NetworkPreset, allow: &[&str], deny: &[&str]) -> NetworkPolicy {
-    NetworkPolicy { mode: Proxy, preset, allow: rules(allow), deny: rules(deny), groups: Vec::new() }
+    NetworkPolicy { mode: Proxy, preset, allow: rules(allow), deny: rules(deny), ..NetworkPolicy::default() }
 }
 
 fn place(address: &str, port: u16) -> Place {
@@ -178,7 +178,7 @@ proptest! {
     #[test]
     fn what_is_denied_is_denied_whatever_is_allowed(address: IpAddr, port: u16, allow in some_rules(), by_name: bool) {
         let deny = vec![NetworkRule::exact(&address.to_string(), port).unwrap()];
-        let policy = NetworkPolicy { mode: Proxy, preset: Open, allow, deny, groups: Vec::new() };
+        let policy = NetworkPolicy { mode: Proxy, preset: Open, allow, deny, ..NetworkPolicy::default() };
         let place = Place { address, port, range: range(address), is_own: false, is_of_vms: false };
         prop_assert_eq!(decide_address(&policy, place, by_name), Err(DenyReason::Denied));
     }
@@ -187,7 +187,7 @@ proptest! {
     fn no_name_leads_to_what_no_address_opens(address: IpAddr, port: u16, names in some_rules(), is_own: bool) {
         // Only names and `*`: they open no address.
         let allow: Vec<_> = names.into_iter().filter(|rule| !matches!(rule.target(), Target::Net(..))).collect();
-        let policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new(), groups: Vec::new() };
+        let policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new(), ..NetworkPolicy::default() };
         let place = Place { address, port, range: range(address), is_own, is_of_vms: false };
         if decide_address(&policy, place, true).is_ok() {
             prop_assert_eq!(place.range, Range::Public);
@@ -197,7 +197,7 @@ proptest! {
 
     #[test]
     fn following_a_hint_helps(address: IpAddr, port in 1_u16.., allow in some_rules(), by_name: bool) {
-        let mut policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new(), groups: Vec::new() };
+        let mut policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new(), ..NetworkPolicy::default() };
         let place = Place { address, port, range: range(address), is_own: false, is_of_vms: false };
         if let Err(reason) = decide_address(&policy, place, by_name) {
             let allow = allowing(&policy, &address.to_string(), port, reason);

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hickory_server::net::{DnsError, NetError};
 use hickory_server::proto::op::ResponseCode;
@@ -15,9 +15,9 @@ use nexus_schema::network::DenyReason;
 use nexus_schema::time::Timestamp;
 use tokio::time::timeout;
 
-use crate::firewall;
 use crate::nft::elements::Wired;
-use crate::pins::{LONGEST, Noted, lifetime};
+use crate::pinner::{PinError, Pinner, Wanted};
+use crate::pins::LONGEST;
 use crate::view::{Shared, View};
 
 /// The zone of the VMs' names.
@@ -27,6 +27,7 @@ const OWN_TTL: u32 = 5;
 /// Timeout for the host's servers: a little shorter than the time after which guests ask again.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Codes of extended errors (RFC 8914).
+const EDE_NOT_READY: u16 = 14;
 const EDE_PROHIBITED: u16 = 18;
 const EDE_FILTERED: u16 = 17;
 const EDE_NO_REACHABLE_AUTHORITY: u16 = 22;
@@ -50,6 +51,12 @@ impl Answer {
         Self { records, ..Self::of(ResponseCode::NoError) }
     }
 
+    /// The answer if the addresses of a name could not be opened: the guest could not connect to them.
+    fn not_open(name: &str, error: &PinError) -> Self {
+        let error = Some((EDE_NOT_READY, format!("{name}: {error}; ask again")));
+        Self { error, ..Self::of(ResponseCode::ServFail) }
+    }
+
     fn refused(code: u16, words: impl Into<String>) -> Self {
         Self { error: Some((code, words.into())), ..Self::of(ResponseCode::Refused) }
     }
@@ -63,7 +70,7 @@ fn plain(name: &Name) -> String {
 
 /// Answers the query of the VM with this address.
 pub(super) async fn answer(
-    shared: &Arc<Shared>,
+    (shared, pinner): (&Arc<Shared>, &Pinner),
     upstream: Option<&TokioResolver>,
     client: IpAddr,
     (name, kind, class): (&Name, RecordType, DNSClass),
@@ -103,7 +110,7 @@ pub(super) async fn answer(
         return Answer { error, ..Answer::of(ResponseCode::ServFail) };
     };
     match looked_up {
-        Ok(found) => admit(shared, client, &text, found.answers().to_vec()),
+        Ok(found) => admit((shared, pinner), client, &text, found.answers().to_vec()).await,
         Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
             let authority = none.soa.map(|soa| vec![(*soa).clone().into_record_of_rdata()]);
             Answer { authority: authority.unwrap_or_default(), ..Answer::of(none.response_code) }
@@ -197,23 +204,21 @@ fn refuse(shared: &Shared, wired: &Wired, name: &str, address: Option<IpAddr>, r
 
 /// Filters an upstream answer: addresses that the policy refuses are left out; the others are opened if names decide. The current policy
 /// counts: it may have changed while upstream was asked.
-fn admit(shared: &Shared, client: IpAddr, name: &str, found: Vec<Record>) -> Answer {
-    let mut pins = shared.pins();
+async fn admit(
+    (shared, pinner): (&Shared, &Pinner),
+    client: IpAddr,
+    name: &str,
+    found: Vec<Record>,
+) -> Answer {
     let view = shared.view();
-    let (Some(wired), Some(instance)) = (view.by_address(client), &view.instance) else {
-        return Answer::of(ResponseCode::Refused);
-    };
+    let Some(wired) = view.by_address(client) else { return Answer::of(ResponseCode::Refused) };
     let policy = &wired.vm.policy;
     if let Err(reason) = may_ask(wired, name) {
         return refuse(shared, wired, name, None, reason);
     }
     let ttl = found.iter().map(|record| record.ttl).min().unwrap_or_default();
     let ttl = ttl.min(u32::try_from(LONGEST.as_secs()).unwrap_or(u32::MAX));
-    let (mut records, mut opened, mut refused) = (Vec::new(), Vec::new(), None);
-    let mut has_address = false;
-    let is_listed = has_name_list(policy);
-    let holds = Duration::from_secs(ttl.into());
-    let (now, lifetime) = (Instant::now(), lifetime(holds));
+    let (mut records, mut addresses, mut refused) = (Vec::new(), Vec::new(), None);
     for mut record in found {
         record.ttl = record.ttl.min(ttl.max(1));
         if let RData::CNAME(target) = &record.data {
@@ -228,30 +233,21 @@ fn admit(shared: &Shared, client: IpAddr, name: &str, found: Vec<Record>) -> Ans
             continue;
         };
         match pin_ports(policy, &view.around, name, address) {
-            Ok(ports) => {
-                has_address = true;
-                if is_listed {
-                    let noted = pins.note(wired.vm.id, (name, address), now, (holds, lifetime));
-                    if noted != Noted::Covered {
-                        let is_open = noted == Noted::Longer;
-                        let pin = |ports| (firewall::pin_for(name, address, ports, lifetime), is_open);
-                        opened.extend(ports.into_iter().map(pin));
-                    }
-                }
+            Ok(_) => {
+                addresses.push(address);
                 records.push(record);
             }
             Err(reason) => refused = refused.or(Some((address, reason))),
         }
     }
-    if let (Some((address, reason)), false) = (refused, has_address) {
+    if let (Some((address, reason)), true) = (refused, addresses.is_empty()) {
         return refuse(shared, wired, name, Some(address), reason);
     }
-    if !opened.is_empty() {
-        let opened = firewall::open()
-            .and_then(|mut netfilter| firewall::pin(&mut netfilter, instance.id, wired, &opened));
-        if let Err(error) = opened {
-            tracing::warn!(%error, cause = ?std::error::Error::source(&error), vm = %wired.vm.id, "cannot open the addresses of a name");
-            return Answer::of(ResponseCode::ServFail);
+    if !addresses.is_empty() && has_name_list(policy) {
+        let holds = Duration::from_secs(ttl.into());
+        let wanted = Wanted { vm: wired.vm.id, name: name.to_owned(), addresses, holds };
+        if let Err(error) = pinner.open(wanted).await {
+            return Answer::not_open(name, &error);
         }
     }
     Answer::with(records)
@@ -260,6 +256,16 @@ fn admit(shared: &Shared, client: IpAddr, name: &str, found: Vec<Record>) -> Ans
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_whose_way_is_not_open_is_a_failure_with_its_reason() {
+        for error in [PinError::Late, PinError::Changed, PinError::Refused { why: "full".to_owned() }] {
+            let answer = Answer::not_open("a.example", &error);
+            assert_eq!((answer.code, answer.records.len()), (ResponseCode::ServFail, 0));
+            let (code, text) = answer.error.unwrap();
+            assert!(code == EDE_NOT_READY && text.starts_with("a.example: "), "{text}");
+        }
+    }
 
     #[test]
     fn names_of_vms_are_told_by_their_zone() {

@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::answer::{Answer, answer};
 use super::{Setup, upstream};
 use crate::error::Error;
+use crate::pinner::Pinner;
 use crate::view::Shared;
 
 const PORT: u16 = 53;
@@ -51,6 +52,7 @@ const TEXT_MAX: usize = 200;
 /// Serves with the latest setup until the sender of setups is dropped.
 pub(crate) async fn serve(
     shared: Arc<Shared>,
+    pinner: Pinner,
     mut setups: mpsc::Receiver<(Setup, oneshot::Sender<Result<(), Error>>)>,
 ) {
     let asked = Arc::new(Asked::default());
@@ -63,8 +65,12 @@ pub(crate) async fn serve(
         }
         // The old sockets are closed first: some addresses may be the same.
         drop(now.take());
-        let handler =
-            Handler { shared: Arc::clone(&shared), asked: Arc::clone(&asked), under_way: Arc::default() };
+        let handler = Handler {
+            shared: Arc::clone(&shared),
+            pinner: pinner.clone(),
+            asked: Arc::clone(&asked),
+            under_way: Arc::default(),
+        };
         let result = listen(handler, &setup.gateways);
         let _ = done.send(match result {
             Ok(server) => {
@@ -184,6 +190,7 @@ fn resolver(servers: &[SocketAddr]) -> Option<TokioResolver> {
 
 struct Handler {
     shared: Arc<Shared>,
+    pinner: Pinner,
     asked: Arc<Asked>,
     under_way: Arc<Mutex<BTreeMap<IpAddr, Arc<Semaphore>>>>,
 }
@@ -212,7 +219,7 @@ impl Handler {
         let Ok(_place) = place.try_acquire_owned() else { return Answer::of(ResponseCode::ServFail) };
         let name = Name::from(info.query.name());
         let question = (&name, info.query.query_type(), info.query.query_class());
-        answer(&self.shared, self.asked.resolver().as_ref(), client, question).await
+        answer((&self.shared, &self.pinner), self.asked.resolver().as_ref(), client, question).await
     }
 
     async fn respond<R: ResponseHandler>(&self, request: &Request, mut out: R) -> ResponseInfo {

@@ -19,7 +19,7 @@ use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnsp
 
 use super::plan::Change;
 use super::tap::Tap;
-use super::{Found, Link, bridge_alias, bridge_mac, bridge_name, group, tap_alias};
+use super::{Found, Link, Passed, bridge_mac, bridge_name, group, tap_alias};
 
 /// The attribute of a TUN device that holds its owner (`IFLA_TUN_OWNER`).
 const TUN_OWNER: u16 = 1;
@@ -123,6 +123,11 @@ impl Links {
                     }
                 }
                 let header = &route.header;
+                if let (Some(over), 0, RouteType::Unicast) =
+                    (over, header.destination_prefix_length, header.kind)
+                {
+                    found.uplinks.insert(over);
+                }
                 let is_ours = header.kind == RouteType::Unicast && header.protocol == RouteProtocol::Static;
                 if let (Some(to), Some(over), true) = (to, over, is_ours)
                     && header.destination_prefix_length == if to.is_ipv4() { 32 } else { 128 }
@@ -203,10 +208,10 @@ impl Links {
                     LinkBridge::new(&bridge).address(bridge_mac(id).0.to_vec()).append_extra(id).build();
                 self.handle.link().add(message).execute().await
             }
-            Change::NameBridge => {
+            Change::NameBridge(alias) => {
                 let index = self.index(&bridge).await?;
                 let message =
-                    LinkUnspec::new_with_index(index).alias(bridge_alias(id)).link_group(group(id)).build();
+                    LinkUnspec::new_with_index(index).alias(alias.clone()).link_group(group(id)).build();
                 self.handle.link().set(message).execute().await
             }
             Change::RaiseBridge => {
@@ -318,17 +323,6 @@ impl Links {
             done => done.what(|| format!("remove the interfaces of instance {id}")),
         }
     }
-
-    /// Returns whether the host has a default route.
-    pub(crate) async fn has_default_route(&self) -> Result<bool, LinkError> {
-        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let routes = self.handle.route().get(request).execute().try_collect::<Vec<_>>().await;
-        let routes = routes.what(|| "read the routes".to_owned())?;
-        let is_default = |header: &rtnetlink::packet_route::route::RouteHeader| {
-            header.destination_prefix_length == 0 && header.kind == RouteType::Unicast
-        };
-        Ok(routes.iter().any(|route| is_default(&route.header)))
-    }
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -360,7 +354,7 @@ impl Change {
             Self::RemoveAddress(..) => errno == EADDRNOTAVAIL,
             Self::RemoveRoute(_) => errno == ESRCH,
             Self::RemoveNeighbour(_) => errno == ENOENT,
-            Self::NameBridge
+            Self::NameBridge(_)
             | Self::RaiseBridge
             | Self::SetNeighbour(..)
             | Self::Join(..)
@@ -370,8 +364,8 @@ impl Change {
 
     fn words(&self) -> String {
         match self {
-            Self::MakeBridge => "create the bridge".to_owned(),
-            Self::NameBridge => "name the bridge".to_owned(),
+            Self::MakeBridge => "make the bridge".to_owned(),
+            Self::NameBridge(_) => "name the bridge".to_owned(),
             Self::RaiseBridge => "set the bridge up".to_owned(),
             Self::AddAddress(address) => format!("add the address {address}"),
             Self::RemoveAddress(address, _) => format!("remove the address {address}"),
@@ -397,8 +391,10 @@ fn read_link(message: LinkMessage) -> Link {
         has_carrier: false,
         is_bridge: false,
         owner: None,
-        received: 0,
-        sent: 0,
+        received: Passed::default(),
+        sent: Passed::default(),
+        is_card: !message.header.flags.contains(LinkFlags::Loopback),
+        is_of_others: false,
     };
     for attribute in message.attributes {
         match attribute {
@@ -407,7 +403,10 @@ fn read_link(message: LinkMessage) -> Link {
             LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::Controller(index) => link.bridge = Some(index),
             LinkAttribute::Carrier(carrier) => link.has_carrier = carrier != 0,
-            LinkAttribute::Stats64(stats) => (link.received, link.sent) = (stats.rx_bytes, stats.tx_bytes),
+            LinkAttribute::Stats64(stats) => {
+                link.received = Passed { bytes: stats.rx_bytes, packets: stats.rx_packets };
+                link.sent = Passed { bytes: stats.tx_bytes, packets: stats.tx_packets };
+            }
             LinkAttribute::LinkInfo(infos) => read_info(&mut link, &infos),
             _ => {}
         }
@@ -418,7 +417,19 @@ fn read_link(message: LinkMessage) -> Link {
 fn read_info(link: &mut Link, infos: &[LinkInfo]) {
     for info in infos {
         match info {
-            LinkInfo::Kind(InfoKind::Bridge) => link.is_bridge = true,
+            LinkInfo::Kind(kind) => {
+                link.is_bridge = *kind == InfoKind::Bridge;
+                link.is_card &= matches!(
+                    kind,
+                    InfoKind::Vlan
+                        | InfoKind::Bond
+                        | InfoKind::MacVlan
+                        | InfoKind::MacVtap
+                        | InfoKind::IpVlan
+                        | InfoKind::IpVtap
+                );
+                link.is_of_others = matches!(kind, InfoKind::Bridge | InfoKind::Tun | InfoKind::Wireguard);
+            }
             LinkInfo::Data(InfoData::Tun(attributes)) => {
                 for attribute in attributes {
                     let InfoTun::Other(attribute) = attribute else { continue };

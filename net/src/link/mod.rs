@@ -9,10 +9,13 @@ pub(crate) mod plan;
 pub(crate) mod sysctl;
 pub(crate) mod tap;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use nexus_net_wire::{InstanceId, Mac};
 use nexus_schema::id::VmId;
+
+use crate::nft::BRIDGE_PREFIX;
 
 /// An interface of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,9 +34,20 @@ pub(crate) struct Link {
     pub(crate) is_bridge: bool,
     /// The user who may open a TAP.
     pub(crate) owner: Option<u32>,
-    /// Bytes that the host received from it, and sent to it.
-    pub(crate) received: u64,
-    pub(crate) sent: u64,
+    /// Traffic that the host received from it and sent to it.
+    pub(crate) received: Passed,
+    pub(crate) sent: Passed,
+    /// Whether it is a network card or based on one, so that other machines are behind it.
+    pub(crate) is_card: bool,
+    /// Whether it is a bridge or tunnel: of containers, other VMs, VPNs.
+    pub(crate) is_of_others: bool,
+}
+
+/// Traffic of an interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Passed {
+    pub(crate) bytes: u64,
+    pub(crate) packets: u64,
 }
 
 /// The current state in the kernel.
@@ -46,6 +60,8 @@ pub(crate) struct Found {
     pub(crate) routes: Vec<(u32, IpAddr)>,
     /// Permanent neighbours.
     pub(crate) neighbours: Vec<(u32, IpAddr, Mac)>,
+    /// The interfaces that default routes lead to.
+    pub(crate) uplinks: BTreeSet<u32>,
 }
 
 impl Found {
@@ -53,6 +69,17 @@ impl Found {
     pub(crate) fn bridge(&self, id: InstanceId) -> Option<&Link> {
         let name = bridge_name(id);
         self.links.iter().find(|link| link.name == name)
+    }
+
+    /// Returns the bridges of all instances.
+    pub(crate) fn bridges(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter().filter(|link| link.is_bridge && link.alias.starts_with(ALIAS))
+    }
+
+    /// Returns the interfaces to other machines: network cards, and those of default routes.
+    pub(crate) fn outer(&self) -> BTreeSet<u32> {
+        let cards = self.links.iter().filter(|link| link.is_card).map(|link| link.index);
+        cards.chain(self.uplinks.iter().copied()).collect()
     }
 
     /// Returns the TAPs of an instance and the VM of each. If a VM has several, the first one counts.
@@ -63,7 +90,7 @@ impl Found {
 
 /// Returns the name of an instance's bridge.
 pub(crate) fn bridge_name(id: InstanceId) -> String {
-    format!("nxb{id}")
+    format!("{BRIDGE_PREFIX}{id}")
 }
 
 /// Returns the bridge's MAC address. It is fixed: otherwise it would change with the ports.
@@ -77,14 +104,17 @@ pub(crate) const fn group(id: InstanceId) -> u32 {
     id.number()
 }
 
-/// Returns the alias of the bridge.
+/// Prefix of the aliases of all instances' interfaces.
+const ALIAS: &str = "nexus:";
+
+/// Returns the alias of the bridge. [`crate::forwarding::Forwarding`] may append to it.
 pub(crate) fn bridge_alias(id: InstanceId) -> String {
-    format!("nexus:{id}")
+    format!("{ALIAS}{id}")
 }
 
 /// Returns the alias of a VM's TAP.
 pub(crate) fn tap_alias(id: InstanceId, vm: VmId) -> String {
-    format!("nexus:{id}:{vm}")
+    format!("{ALIAS}{id}:{vm}")
 }
 
 /// Returns the VM that an alias names.

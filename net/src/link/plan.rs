@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use nexus_net_wire::{InstanceId, Mac};
 
-use super::{Found, bridge_alias, group};
+use super::{Found, group};
 
 /// A VM's part of the desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub(crate) struct Port {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Desired {
     pub(crate) id: InstanceId,
+    /// The bridge's alias.
+    pub(crate) alias: String,
     /// The gateway's addresses.
     pub(crate) gateways: Vec<IpAddr>,
     pub(crate) ports: Vec<Port>,
@@ -35,7 +37,7 @@ pub(crate) enum Change {
     /// Creates the bridge; it is down.
     MakeBridge,
     /// Sets the bridge's alias and group.
-    NameBridge,
+    NameBridge(String),
     AddAddress(IpAddr),
     RemoveAddress(IpAddr, u8),
     RaiseBridge,
@@ -55,9 +57,9 @@ pub(crate) fn changes(desired: &Desired, found: &Found) -> Vec<Change> {
     let bridge = found.bridge(desired.id);
     let index = bridge.map(|bridge| bridge.index);
     match bridge {
-        None => changes.extend([Change::MakeBridge, Change::NameBridge]),
-        Some(bridge) if bridge.alias != bridge_alias(desired.id) || bridge.group != group(desired.id) => {
-            changes.push(Change::NameBridge);
+        None => changes.extend([Change::MakeBridge, Change::NameBridge(desired.alias.clone())]),
+        Some(bridge) if bridge.alias != desired.alias || bridge.group != group(desired.id) => {
+            changes.push(Change::NameBridge(desired.alias.clone()));
         }
         Some(_) => {}
     }

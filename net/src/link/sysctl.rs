@@ -1,4 +1,5 @@
-//! Kernel settings that the VMs' network needs. Settings of the whole namespace are never reverted, since other programs may rely on them.
+//! Kernel settings that the VMs' network needs. Settings of the whole namespace are not
+//! reverted, since other programs may rely on them, except forwarding ([`crate::forwarding`]).
 
 use std::io;
 use std::path::PathBuf;

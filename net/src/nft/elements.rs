@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use nexus_net_policy::{Cell, Surroundings, allowed_cells};
 use nexus_net_wire::{Mac, Vm};
 
-use super::rules::{BRIDGE_SETS, INET_SETS};
-use super::{Contents, Element, Family, mark};
+use super::sets::{BRIDGE_SETS, INET_SETS};
+use super::{Contents, Element, Family, MARK_HOST, mark};
 
 /// Protocols whose headers have ports at the same place as TCP: TCP, UDP, DCCP, SCTP, UDP-Lite.
 pub(crate) const PORTED: [u8; 5] = [6, 17, 33, 132, 136];
@@ -74,13 +74,17 @@ fn octets(address: IpAddr) -> Vec<u8> {
 /// Returns an element of the sets `allow4`, `allow6`, `pin4` and `pin6`: a mark and a range of addresses and ports.
 pub(crate) fn place(mark: u32, cell: &Cell) -> Element {
     let end = |address: IpAddr, port: u16| key(&[&mark.to_ne_bytes(), &octets(address), &port.to_be_bytes()]);
-    Element { key: end(cell.addresses.0, cell.ports.0), end: Some(end(cell.addresses.1, cell.ports.1)) }
+    Element {
+        key: end(cell.addresses.0, cell.ports.0),
+        end: Some(end(cell.addresses.1, cell.ports.1)),
+        rate: None,
+    }
 }
 
-/// Returns the elements of all sets that are not filled by rules or by the resolver.
-pub(crate) fn contents<'a>(vms: impl Iterator<Item = &'a Wired> + Clone) -> Contents {
+/// Returns the elements of all sets that are not filled by rules or by the resolver. `outer` are the interfaces to other machines.
+pub(crate) fn contents<'a>(vms: impl Iterator<Item = &'a Wired> + Clone, outer: &BTreeSet<u32>) -> Contents {
     let mut contents = Contents::new();
-    let planned = |set: &&super::Set| !set.has_timeout;
+    let planned = |set: &&super::Set| !set.has_timeout && !set.is_dynamic;
     for set in BRIDGE_SETS.iter().filter(planned) {
         contents.insert((Family::Bridge, set.name), BTreeSet::new());
     }
@@ -90,9 +94,12 @@ pub(crate) fn contents<'a>(vms: impl Iterator<Item = &'a Wired> + Clone) -> Cont
     let mut add = |family, set, element| {
         contents.entry((family, set)).or_default().insert(element);
     };
-    let point = |parts: &[&[u8]]| Element { key: key(parts), end: None };
+    let point = |parts: &[&[u8]]| Element { key: key(parts), end: None, rate: None };
     for protocol in PORTED {
-        add(Family::Inet, "ported", Element { key: vec![protocol], end: None });
+        add(Family::Inet, "ported", Element { key: vec![protocol], end: None, rate: None });
+    }
+    for index in outer {
+        add(Family::Inet, "outer", point(&[&index.to_ne_bytes()]));
     }
     for wired in vms.clone() {
         let index = wired.index.to_ne_bytes();
@@ -106,15 +113,31 @@ pub(crate) fn contents<'a>(vms: impl Iterator<Item = &'a Wired> + Clone) -> Cont
                 add(Family::Bridge, "own6", point(&[&index, &mac, &address.octets()]));
             }
         }
+        let bandwidth = wired.vm.policy.bandwidth;
+        for (set, rate) in [("slow_tx", bandwidth.tx), ("slow_rx", bandwidth.rx)] {
+            if let Some(rate) = rate {
+                add(Family::Bridge, set, Element { rate: Some(rate.as_bytes()), ..point(&[&index]) });
+            }
+        }
+        for of in [mark, MARK_HOST] {
+            add(Family::Inet, "flows", point(&[&mark.to_ne_bytes(), &of.to_ne_bytes()]));
+        }
+        for address in wired.addresses() {
+            let set = if address.is_ipv4() { "mine4" } else { "mine6" };
+            add(Family::Inet, set, point(&[&mark.to_ne_bytes(), &octets(address)]));
+        }
         add(Family::Inet, "allowed", point(&[&mark.to_ne_bytes()]));
         add(Family::Inet, "refused", point(&[&mark.to_ne_bytes()]));
         for cell in &wired.cells {
             let set = if cell.addresses.0.is_ipv4() { "allow4" } else { "allow6" };
             add(Family::Inet, set, place(mark, cell));
         }
-        for address in vms.clone().filter(|other| wired.may_talk_to(other)).flat_map(Wired::addresses) {
-            let set = if address.is_ipv4() { "peer4" } else { "peer6" };
-            add(Family::Inet, set, point(&[&mark.to_ne_bytes(), &octets(address)]));
+        for other in vms.clone().filter(|other| wired.may_talk_to(other)) {
+            add(Family::Inet, "flows", point(&[&mark.to_ne_bytes(), &other.mark().to_ne_bytes()]));
+            for address in other.addresses() {
+                let set = if address.is_ipv4() { "peer4" } else { "peer6" };
+                add(Family::Inet, set, point(&[&mark.to_ne_bytes(), &octets(address)]));
+            }
         }
     }
     contents

@@ -16,8 +16,9 @@ use super::{Element, Family, HookAt, Set, Table, tag};
 const NEW_SET: u16 = 9;
 const NEW_ELEMENTS: u16 = 12;
 const DELETE_ELEMENTS: u16 = 14;
-/// `NLM_F_CREATE` and `NLM_F_ACK`.
+/// `NLM_F_CREATE`, `NLM_F_APPEND` and `NLM_F_ACK`.
 const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
 const ACK: u16 = 4;
 /// Flags of sets (`enum nft_set_flags`).
 const INTERVAL: u32 = 0x4;
@@ -28,6 +29,8 @@ const CONCATENATED: u32 = 0x80;
 const ELEMENTS_MAX: usize = 150;
 /// Maximum length of an element's comment, in bytes: its length with the terminating NUL must fit in one byte.
 const COMMENT_MAX: usize = 250;
+/// Additional burst of a rate, in bytes: two of the largest packets of segmentation offload, so that they pass the lowest rate, too.
+const RATE_BURST: u32 = 128 << 10;
 
 /// An element to add, with its timeout and comment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +66,28 @@ pub(crate) fn batch(changes: &[Change]) -> Vec<u8> {
                 add_elements(&mut batch, *family, table, set, NEW_ELEMENTS, elements);
             }
             Change::Remove { family, table, set, elements } => {
-                let elements: Vec<Added> = elements.iter().cloned().map(Added::from).collect();
+                let bare = |element: &Element| Added::from(Element { rate: None, ..element.clone() });
+                let elements: Vec<Added> = elements.iter().map(bare).collect();
                 add_elements(&mut batch, *family, table, set, DELETE_ELEMENTS, &elements);
+            }
+            Change::Insert { family, table, chain, rules } => {
+                let table = nftnl_table(*family, table);
+                let chain = nftnl::Chain::new(text(chain), &table);
+                for (comment, rule) in rules {
+                    let mut raw = nftnl::Rule::new(&chain);
+                    for expr in rule {
+                        raw.add_expr(expr);
+                    }
+                    raw.set_comment(text(comment)).expect("a tag is short");
+                    batch.add(&First(raw), MsgType::Add);
+                }
+            }
+            Change::RemoveRule { family, table, chain, handle } => {
+                let table = nftnl_table(*family, table);
+                let chain = nftnl::Chain::new(text(chain), &table);
+                let mut raw = nftnl::Rule::new(&chain);
+                raw.set_handle(*handle);
+                batch.add(&raw, MsgType::Del);
             }
             Change::Drop { family, table } => {
                 let made = nftnl_table(*family, table);
@@ -85,6 +108,8 @@ fn nftnl_table(family: Family, name: &str) -> nftnl::Table {
     let family = match family {
         Family::Inet => ProtoFamily::Inet,
         Family::Bridge => ProtoFamily::Bridge,
+        Family::Ip => ProtoFamily::Ipv4,
+        Family::Ip6 => ProtoFamily::Ipv6,
     };
     nftnl::Table::new(text(name), family)
 }
@@ -189,6 +214,10 @@ impl RawSet {
                 if set.has_counters {
                     sys::nftnl_set_add_expr(raw.as_ptr(), alloc(c"counter").as_ptr());
                 }
+                if set.has_rates {
+                    // The kernel requires an expression of the same kind for the set; each element has its own rate.
+                    sys::nftnl_set_add_expr(raw.as_ptr(), rate(u64::from(u32::MAX)).as_ptr());
+                }
             }
             Self(raw)
         }
@@ -210,6 +239,9 @@ impl RawSet {
             if let Some(timeout) = timeout {
                 let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
                 sys::nftnl_set_elem_set_u64(raw, sys::NFTNL_SET_ELEM_TIMEOUT as u16, millis);
+            }
+            if let Some(bytes) = element.rate {
+                sys::nftnl_set_elem_add_expr(raw, rate(bytes).as_ptr());
             }
             if let Some(comment) = comment {
                 put(sys::NFTNL_SET_ELEM_USERDATA, &comment_bytes(comment));
@@ -270,6 +302,21 @@ unsafe impl NlMsg for Message<'_> {
     }
 }
 
+/// A rule to insert at the head of its chain.
+struct First<'a>(nftnl::Rule<'a>);
+
+// SAFETY: what is written is the message of the rule, header first, with one flag less.
+unsafe impl NlMsg for First<'_> {
+    unsafe fn write(&self, buffer: *mut c_void, sequence: u32, kind: MsgType) {
+        // SAFETY: the caller gives a buffer with room for a message of the greatest length, whose header has its flags at 6 bytes.
+        unsafe {
+            self.0.write(buffer, sequence, kind);
+            let flags = buffer.cast::<u8>().add(6).cast::<u16>();
+            flags.write_unaligned(flags.read_unaligned() & !APPEND);
+        }
+    }
+}
+
 fn alloc(name: &CStr) -> NonNull<sys::nftnl_expr> {
     // SAFETY: the name is a C string; the caller owns the returned expression.
     NonNull::new(unsafe { sys::nftnl_expr_alloc(name.as_ptr()) }).expect("libnftnl knows this expression")
@@ -314,6 +361,21 @@ fn expression(name: &CStr, attributes: Vec<(u32, Value)>) -> NonNull<sys::nftnl_
     expr
 }
 
+/// Matches packets that exceed a rate in bytes per second. The kernel allows bursts of one second's worth of bytes, plus [`RATE_BURST`].
+fn rate(per_second: u64) -> NonNull<sys::nftnl_expr> {
+    expression(
+        c"limit",
+        vec![
+            (sys::NFTNL_EXPR_LIMIT_RATE, Value::U64(per_second)),
+            (sys::NFTNL_EXPR_LIMIT_UNIT, Value::U64(1)),
+            (sys::NFTNL_EXPR_LIMIT_BURST, Value::U32(RATE_BURST)),
+            // NFT_LIMIT_PKT_BYTES, NFT_LIMIT_F_INV.
+            (sys::NFTNL_EXPR_LIMIT_TYPE, Value::U32(1)),
+            (sys::NFTNL_EXPR_LIMIT_FLAGS, Value::U32(1)),
+        ],
+    )
+}
+
 impl Expression for Expr {
     fn to_expr(&self, _: &nftnl::Rule) -> NonNull<sys::nftnl_expr> {
         use Value::{Bytes, Text, U8, U16, U32, U64};
@@ -332,6 +394,15 @@ impl Expression for Expr {
             Self::Ct { key, to } => expression(
                 c"ct",
                 vec![(sys::NFTNL_EXPR_CT_KEY, U32(*key as u32)), (sys::NFTNL_EXPR_CT_DREG, U32(*to))],
+            ),
+            Self::CtOriginal { key, to } => expression(
+                c"ct",
+                vec![
+                    (sys::NFTNL_EXPR_CT_KEY, U32(*key as u32)),
+                    (sys::NFTNL_EXPR_CT_DREG, U32(*to)),
+                    // IP_CT_DIR_ORIGINAL.
+                    (sys::NFTNL_EXPR_CT_DIR, U8(0)),
+                ],
             ),
             Self::SetCtMark { from } => expression(
                 c"ct",
@@ -397,6 +468,25 @@ impl Expression for Expr {
                         (sys::NFTNL_EXPR_DYNSET_TIMEOUT, U64(*timeout_ms)),
                         (sys::NFTNL_EXPR_DYNSET_SET_NAME, Text(text(set))),
                         (sys::NFTNL_EXPR_DYNSET_EXPR, Value::Expr(limit)),
+                    ],
+                )
+            }
+            Self::CountPer { set, from, more_than } => {
+                let count = expression(
+                    c"connlimit",
+                    vec![
+                        (sys::NFTNL_EXPR_CONNLIMIT_COUNT, U32(*more_than)),
+                        // NFT_CONNLIMIT_F_INV: more, not less.
+                        (sys::NFTNL_EXPR_CONNLIMIT_FLAGS, U32(1)),
+                    ],
+                );
+                expression(
+                    c"dynset",
+                    vec![
+                        (sys::NFTNL_EXPR_DYNSET_SREG_KEY, U32(*from)),
+                        (sys::NFTNL_EXPR_DYNSET_OP, U32(0)),
+                        (sys::NFTNL_EXPR_DYNSET_SET_NAME, Text(text(set))),
+                        (sys::NFTNL_EXPR_DYNSET_EXPR, Value::Expr(count)),
                     ],
                 )
             }

@@ -9,6 +9,7 @@ pub(crate) const R0: u32 = 8;
 pub(crate) enum Meta {
     Mark = 3,
     Iif = 4,
+    Oif = 5,
     IifName = 6,
     OifName = 7,
     NfProto = 15,
@@ -21,7 +22,18 @@ pub(crate) enum Meta {
 #[repr(u32)]
 pub(crate) enum Ct {
     State = 0,
+    Status = 2,
     Mark = 3,
+}
+
+/// Keys of `ct original` (`enum nft_ct_keys`): the addresses of a connection's first packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum CtOriginal {
+    SourceV4 = 19,
+    DestinationV4 = 20,
+    SourceV6 = 21,
+    DestinationV6 = 22,
 }
 
 /// The header from which a payload's offset counts (`enum nft_payload_bases`).
@@ -67,6 +79,11 @@ pub(crate) enum Expr {
     SetCtMark {
         from: u32,
     },
+    /// Ends the rule if the connection is of the other family.
+    CtOriginal {
+        key: CtOriginal,
+        to: u32,
+    },
     Payload {
         base: Base,
         offset: u32,
@@ -101,6 +118,12 @@ pub(crate) enum Expr {
         per_second: u64,
         burst: u32,
         timeout_ms: u64,
+    },
+    /// Continues with the rule if the element of a dynamic set has more open connections than this, including the packet's own.
+    CountPer {
+        set: &'static str,
+        from: u32,
+        more_than: u32,
     },
     Log {
         group: u16,
@@ -160,10 +183,16 @@ pub(crate) fn interface(name: &str) -> Vec<u8> {
     bytes
 }
 
+fn only_bits(register: u32, bits: u32) -> Expr {
+    Expr::Bitwise { from: register, to: register, mask: bits.to_ne_bytes().to_vec(), xor: vec![0; 4] }
+}
+
 /// Continues with the rule if one of these bits is set in a register.
 pub(crate) fn has_bits(register: u32, bits: u32) -> [Expr; 2] {
-    [
-        Expr::Bitwise { from: register, to: register, mask: bits.to_ne_bytes().to_vec(), xor: vec![0; 4] },
-        is_not(register, &[0; 4]),
-    ]
+    [only_bits(register, bits), is_not(register, &[0; 4])]
+}
+
+/// Continues with the rule if none of these bits is set in a register.
+pub(crate) fn has_no_bits(register: u32, bits: u32) -> [Expr; 2] {
+    [only_bits(register, bits), is(register, &[0; 4])]
 }

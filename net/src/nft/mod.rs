@@ -4,10 +4,12 @@
 //! TAP ─ bridge prerouting ─ guard: own MAC and addresses only ─ mark = 0x4e000000 | ifindex of the TAP
 //!                             │
 //!         inet input ─────────┼───────── inet forward ── out: masquerade
-//!         to_host             │          from_vm, to_vm
+//!         to_host             │          from_vm, to_vm; others only if the host forwarded before
 //!           gateway: DNS, ping│            to the bridge again: peer, by groups
 //!                             decide: allow (addresses), pin (answers of the resolver), else refuse
+//!                             begin: limits of the rate and the number of connections
 //! ```
+//! A connection has the mark of the VM that opened it, and only packets of that VM and its peers pass as part of it.
 //! The rules are the same for all VMs; what differs is in sets, by mark. So a new VM only adds elements, and its policy is a set of ranges that
 //! [`nexus_net_policy::allowed_cells`] computes. [`rules`] defines the tables, and [`elements`] the elements of their sets. [`plan`] compares
 //! both with the kernel's state; [`encode`] (libnftnl) and [`socket`] (libmnl) apply the changes.
@@ -18,6 +20,7 @@ pub(crate) mod expr;
 pub(crate) mod plan;
 pub(crate) mod read;
 pub(crate) mod rules;
+pub(crate) mod sets;
 pub(crate) mod socket;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +34,11 @@ pub(crate) const MARK_INDEX: u32 = 0x00ff_ffff;
 /// Bit in the mark of a connection that is no longer allowed.
 pub(crate) const MARK_CUT: u32 = 0x8000_0000;
 
+/// Mark of connections that the host opens to VMs: that of no interface.
+pub(crate) const MARK_HOST: u32 = MARK_TAG;
+/// Prefix of the names of all instances' bridges.
+pub(crate) const BRIDGE_PREFIX: &str = "nxb";
+
 /// Returns the mark of packets from a TAP; `None` if the interface index does not fit.
 pub(crate) const fn mark(index: u32) -> Option<u32> {
     if index == 0 || index > MARK_INDEX { None } else { Some(MARK_TAG | index) }
@@ -41,14 +49,29 @@ pub(crate) const fn mark(index: u32) -> Option<u32> {
 pub(crate) enum Family {
     Inet,
     Bridge,
+    /// Only of other programs' tables.
+    Ip,
+    Ip6,
 }
 
 impl Family {
-    /// `NFPROTO_INET` and `NFPROTO_BRIDGE`.
+    /// `NFPROTO_INET`, `NFPROTO_BRIDGE`, `NFPROTO_IPV4` and `NFPROTO_IPV6`.
     pub(crate) const fn number(self) -> u8 {
         match self {
             Self::Inet => 1,
             Self::Bridge => 7,
+            Self::Ip => 2,
+            Self::Ip6 => 10,
+        }
+    }
+
+    /// Its name for `nft`.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Bridge => "bridge",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
         }
     }
 }
@@ -76,6 +99,8 @@ pub(crate) struct Set {
     pub(crate) is_dynamic: bool,
     /// Whether each element counts the packets that match it.
     pub(crate) has_counters: bool,
+    /// Whether each element has its own rate, and matches only packets that exceed it.
+    pub(crate) has_rates: bool,
 }
 
 /// A part of a set's key.
@@ -136,6 +161,8 @@ impl Set {
 pub(crate) struct Element {
     pub(crate) key: Vec<u8>,
     pub(crate) end: Option<Vec<u8>>,
+    /// Bytes per second, in sets with rates.
+    pub(crate) rate: Option<u64>,
 }
 
 /// A complete chain.

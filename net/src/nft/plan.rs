@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::encode::Added;
-use super::{Contents, Element, Family, MARK_INDEX, Set, Table, tag};
+use super::{Contents, Element, Expr, Family, MARK_INDEX, Set, Table, tag};
 
 /// The content of a table in the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,6 +45,20 @@ pub(crate) enum Change {
         table: String,
         set: Set,
         elements: Vec<Element>,
+    },
+    /// Inserts rules at the head of another program's chain, each with a comment.
+    Insert {
+        family: Family,
+        table: String,
+        chain: String,
+        rules: Vec<(String, Vec<Expr>)>,
+    },
+    /// Removes a rule from another program's chain.
+    RemoveRule {
+        family: Family,
+        table: String,
+        chain: String,
+        handle: u64,
     },
     /// Removes the table, if it exists.
     Drop {
@@ -158,7 +172,8 @@ fn filling(desired: &Desired<'_>, table: &Table, found: Option<&Found>) -> Vec<(
 /// Counts the things that a list of changes creates or removes.
 pub(crate) fn count(changes: &[Change]) -> u64 {
     let of = |change: &Change| match change {
-        Change::Replace { .. } | Change::Drop { .. } => 1,
+        Change::Replace { .. } | Change::Drop { .. } | Change::RemoveRule { .. } => 1,
+        Change::Insert { rules, .. } => rules.len(),
         Change::Add { elements, .. } => elements.len(),
         Change::Remove { elements, .. } => elements.len(),
     };

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use super::plan::{Found, FoundElement};
+use super::sets::{BRIDGE_SETS, INET_SETS};
 use super::socket::Netfilter;
 use super::{Element, Family};
 use crate::netlink::{Attributes, DUMP, Writer};
@@ -41,6 +42,8 @@ const ELEMENT_EXPRS: u16 = 11;
 const DATA_VALUE: u16 = 1;
 const EXPR_DATA: u16 = 2;
 const COUNTER_PACKETS: u16 = 2;
+const EXPR_NAME: u16 = 1;
+const LIMIT_RATE: u16 = 1;
 
 /// Reads the tables with this name in all families.
 pub(crate) fn found(netfilter: &mut Netfilter, table: &str) -> io::Result<BTreeMap<Family, Found>> {
@@ -86,8 +89,13 @@ fn found_in(netfilter: &mut Netfilter, family: Family, table: &str) -> io::Resul
         let is_ours = attributes.text(SET_TABLE)? == table;
         attributes.text(SET_NAME).filter(|_| is_ours)
     })?;
+    let is_dynamic = |name: &str| {
+        let mut known = BRIDGE_SETS.iter().chain(&INET_SETS);
+        known.find(|set| set.name == name).is_some_and(|set| set.is_dynamic)
+    };
     for set in sets {
-        let elements = elements(netfilter, family, table, &set)?;
+        // Only rules change those.
+        let elements = if is_dynamic(&set) { Vec::new() } else { elements(netfilter, family, table, &set)? };
         found.sets.insert(set, elements);
     }
     Ok(found)
@@ -112,20 +120,23 @@ pub(crate) fn elements(
 fn read_element(attributes: Attributes<'_>) -> Option<FoundElement> {
     let value = |kind| Some(attributes.nested(kind)?.get(DATA_VALUE)?.to_vec());
     let key = value(ELEMENT_KEY)?;
-    let counted = |expr: Attributes<'_>| expr.nested(EXPR_DATA)?.u64(COUNTER_PACKETS);
     // A single expression is an attribute; several are in a list.
-    let alone = attributes.nested(ELEMENT_EXPR).and_then(counted);
-    let listed = || attributes.nested(ELEMENT_EXPRS)?.find_map(|(_, expr)| counted(Attributes(expr)));
+    let alone = attributes.nested(ELEMENT_EXPR).into_iter();
+    let listed = attributes.nested(ELEMENT_EXPRS).into_iter().flatten().map(|(_, expr)| Attributes(expr));
+    let number = |name, of: u16| {
+        let mut all = alone.clone().chain(listed.clone());
+        all.find(|expr| expr.text(EXPR_NAME).as_deref() == Some(name))?.nested(EXPR_DATA)?.u64(of)
+    };
     Some(FoundElement {
-        element: Element { key, end: value(ELEMENT_END) },
+        element: Element { key, end: value(ELEMENT_END), rate: number("limit", LIMIT_RATE) },
         expires: attributes.u64(ELEMENT_EXPIRES).map(Duration::from_millis),
         comment: attributes.get(ELEMENT_USERDATA).and_then(comment),
-        packets: alone.or_else(listed).unwrap_or_default(),
+        packets: number("counter", COUNTER_PACKETS).unwrap_or_default(),
     })
 }
 
 /// Returns the comment in nft's user data: type 0, length, text with a terminating NUL.
-fn comment(data: &[u8]) -> Option<String> {
+pub(crate) fn comment(data: &[u8]) -> Option<String> {
     let [0, length, rest @ ..] = data else { return None };
     let text = rest.get(..usize::from(*length).checked_sub(1)?)?;
     Some(String::from_utf8_lossy(text).into_owned())

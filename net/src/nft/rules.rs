@@ -5,14 +5,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use nexus_net_wire::Cidr;
 
 use super::expr::{
-    Base, Ct, Expr, Meta, R0, Reject, accept, discard, go, has_bits, interface, is, is_in, is_not, is_not_in,
-    jump, meta, payload,
+    Base, Ct, CtOriginal, Expr, Meta, R0, Reject, accept, discard, go, has_bits, has_no_bits, interface, is,
+    is_in, is_not, is_not_in, meta, payload,
 };
-use super::{Chain, Family, Hook, HookAt, KeyPart, MARK_CUT, MARK_INDEX, MARK_TAG, Set, Table};
+use super::sets::{ASK, ASKED, BEGIN, INET_SETS, LIMIT, OPEN, PIN4, PIN6};
+use super::{BRIDGE_PREFIX, Chain, Family, Hook, HookAt, MARK_CUT, MARK_HOST, MARK_INDEX, MARK_TAG, Table};
+use crate::forwarding::Forwarding;
+
+pub(crate) use openings::openings;
 
 /// Prefixes of logged packets, which tell the reader why they were logged.
 pub(crate) const LOG_REFUSED: &str = "nexus refused";
 pub(crate) const LOG_SPOOFED: &str = "nexus spoofed";
+pub(crate) const LOG_FULL: &str = "nexus full";
 /// Number of bytes of a refused packet that are logged: enough for the headers, also of IPv6.
 const LOG_LENGTH: u32 = 128;
 /// Maximum number of refusals of a VM that are logged each second; the counters have all of them.
@@ -50,7 +55,11 @@ const REDIRECT_V4: [u8; 1] = [5];
 const MLD_REPORT: [u8; 1] = [143];
 /// Bits of `ct state`.
 const INVALID: u32 = 1;
-const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+const ESTABLISHED: u32 = 2;
+const RELATED: u32 = 4;
+const NEW: u32 = 8;
+/// Bit of `ct status`: the destination was translated, as for forwarded ports.
+const DESTINATION_NAT: u32 = 0x20;
 
 /// Priorities of hooks: before connection tracking, of filters, and of source NAT.
 const BRIDGE_FIRST: i32 = -300;
@@ -67,59 +76,23 @@ pub(crate) struct Frame {
     pub(crate) v6: Option<(Cidr, Ipv6Addr)>,
     /// The group of nfnetlink_log that refusals are sent to.
     pub(crate) log_group: u16,
+    /// Maximum number of open connections of a VM.
+    pub(crate) connections_max: u32,
+    /// The families in which the host forwards packets of VMs only.
+    pub(crate) forwarding: Forwarding,
 }
 
 /// Returns both tables.
 pub(crate) fn tables(frame: &Frame) -> [Table; 2] {
-    [bridge(frame), inet(frame)]
+    [bridge::bridge(frame), inet(frame)]
 }
-
-const fn set(name: &'static str, key: &'static [KeyPart]) -> Set {
-    Set { name, key, is_interval: false, has_timeout: false, is_dynamic: false, has_counters: false }
-}
-
-use KeyPart::{Index, Mac, Mark, Port, Protocol, V4, V6};
-
-const LIMIT: Set = Set { has_timeout: true, is_dynamic: true, ..set("limit", &[Mark]) };
-
-const BEGIN: Set = Set { name: "begin", ..LIMIT };
-const ASK: Set = Set { name: "ask", ..LIMIT };
-
-/// Sets of the bridge table: the TAPs, their VMs' addresses, and counters of spoofed frames.
-pub(crate) const BRIDGE_SETS: [Set; 5] = [
-    set("taps", &[Index]),
-    set("own4", &[Index, Mac, V4]),
-    set("own6", &[Index, Mac, V6]),
-    Set { has_counters: true, ..set("spoofed", &[Index]) },
-    LIMIT,
-];
-
-/// Sets of the inet table: the addresses that VMs may reach, pinned addresses of names, VMs of the same groups, and counters.
-pub(crate) const INET_SETS: [Set; 12] = [
-    Set { is_interval: true, ..set("allow4", &[Mark, V4, Port]) },
-    Set { is_interval: true, ..set("allow6", &[Mark, V6, Port]) },
-    PIN4,
-    PIN6,
-    set("peer4", &[Mark, V4]),
-    set("peer6", &[Mark, V6]),
-    set("ported", &[Protocol]),
-    Set { has_counters: true, ..set("allowed", &[Mark]) },
-    Set { has_counters: true, ..set("refused", &[Mark]) },
-    LIMIT,
-    BEGIN,
-    ASK,
-];
-
-/// The pinned addresses of names.
-pub(crate) const PIN4: Set = Set { is_interval: true, has_timeout: true, ..set("pin4", &[Mark, V4, Port]) };
-pub(crate) const PIN6: Set = Set { is_interval: true, has_timeout: true, ..set("pin6", &[Mark, V6, Port]) };
 
 fn chain(name: &'static str, rules: Vec<Vec<Expr>>) -> Chain {
     Chain { name, hook: None, rules }
 }
 
 fn hook(name: &'static str, at: HookAt, priority: i32, rules: Vec<Vec<Expr>>) -> Chain {
-    Chain { name, hook: Some(Hook { at, priority, is_nat: at == HookAt::Postrouting }), rules }
+    Chain { name, hook: Some(Hook { at, priority, is_nat: false }), rules }
 }
 
 /// Builds a rule of these parts.
@@ -130,6 +103,9 @@ macro_rules! rule {
         rule
     }};
 }
+
+mod bridge;
+mod openings;
 
 fn one(expr: Expr) -> [Expr; 1] {
     [expr]
@@ -153,79 +129,90 @@ fn below(set: &'static str, per: Meta, (per_second, burst): (u64, u32)) -> [Expr
     [meta(per, R0), Expr::LimitPer { set, from: R0, per_second, burst, timeout_ms: LIMIT_MEMORY }]
 }
 
+/// Goes to `full` if a VM has too many connections.
+fn room(set: &'static str, most: u32) -> Vec<Expr> {
+    let too_many = Expr::CountPer { set, from: R0, more_than: most };
+    rule![[meta(Meta::Mark, R0), too_many], one(go("full"))]
+}
+
 fn log(group: u16, prefix: &'static str, per: Meta) -> Vec<Expr> {
     rule![below(LIMIT.name, per, (LOG_RATE, LOG_BURST)), one(Expr::Log { group, prefix, length: LOG_LENGTH })]
 }
 
-/// Builds the bridge table: senders must use the MAC and IP addresses of the VM behind the TAP.
-fn bridge(frame: &Frame) -> Table {
-    // iif . ether saddr . an address: registers 8, 9-10, and from 11 on.
-    let own =
-        |source: Expr, set| [meta(Meta::Iif, R0), payload(Base::Link, 6, 6, R0 + 1), source, is_in(set, R0)];
-    let icmpv6 = |kind: [u8; 1]| rule![meta_is(Meta::L4Proto, &ICMPV6), field(Base::Transport, 0, &kind)];
-    let from_nobody = field(Base::Network, 8, &[0; 16]);
-    let guard = vec![
-        rule![ether(ETHER_IPV4), own(payload(Base::Network, 12, 4, R0 + 3), "own4"), one(go("pass"))],
-        // ARP: the sender's hardware and protocol address, at offsets 8 and 14.
-        rule![
-            ether(ETHER_ARP),
-            own(payload(Base::Network, 14, 4, R0 + 3), "own4"),
-            [payload(Base::Network, 8, 6, R0 + 1), is_in("own4", R0)],
-            one(go("pass"))
-        ],
-        rule![ether(ETHER_IPV6), icmpv6(ROUTER_ADVERTISEMENT), one(go("forged"))],
-        rule![ether(ETHER_IPV6), icmpv6(REDIRECT), one(go("forged"))],
-        rule![ether(ETHER_IPV6), own(payload(Base::Network, 8, 16, R0 + 3), "own6"), one(go("pass"))],
-        // Duplicate address detection sends from the unspecified address.
-        rule![ether(ETHER_IPV6), from_nobody.clone(), icmpv6(NEIGHBOUR_SOLICITATION), one(go("pass"))],
-        rule![ether(ETHER_IPV6), from_nobody.clone(), icmpv6(MLD_REPORT), one(go("pass"))],
-        // Other packets from the unspecified address (of a card that looks for its address) are useless, but not spoofed.
-        rule![ether(ETHER_IPV6), from_nobody, one(discard())],
-        rule![ether(ETHER_IPV4), field(Base::Network, 12, &[0; 4]), one(discard())],
-        rule![ether(ETHER_ARP), field(Base::Network, 14, &[0; 4]), one(discard())],
-        rule![ether(ETHER_IPV4), one(go("forged"))],
-        rule![ether(ETHER_IPV6), one(go("forged"))],
-        rule![ether(ETHER_ARP), one(go("forged"))],
-        rule![one(discard())],
-    ];
-    let pass = vec![rule![
-        one(meta(Meta::Iif, R0)),
-        one(Expr::Bitwise {
-            from: R0,
-            to: R0,
-            mask: MARK_INDEX.to_ne_bytes().to_vec(),
-            xor: MARK_TAG.to_ne_bytes().to_vec(),
-        }),
-        one(Expr::SetMark { from: R0 }),
-        one(accept()),
-    ]];
-    let forged = vec![
-        log(frame.log_group, LOG_SPOOFED, Meta::Iif),
-        rule![[meta(Meta::Iif, R0), is_in("spoofed", R0)], one(discard())],
-        rule![one(discard())],
-    ];
-    let first = vec![rule![[meta(Meta::Iif, R0), is_in("taps", R0)], one(jump("guard"))]];
-    Table {
-        family: Family::Bridge,
-        name: frame.table.clone(),
-        sets: BRIDGE_SETS.to_vec(),
-        chains: vec![
-            chain("pass", pass),
-            chain("forged", forged),
-            chain("guard", guard),
-            hook("prerouting", HookAt::Prerouting, BRIDGE_FIRST, first),
-        ],
-    }
+fn ct(key: Ct) -> [Expr; 1] {
+    [Expr::Ct { key, to: R0 }]
 }
 
-/// Rules for packets of cut, established and invalid connections.
-fn known() -> Vec<Vec<Expr>> {
-    let ct = |key| one(Expr::Ct { key, to: R0 });
+fn was_cut() -> Vec<Expr> {
+    rule![ct(Ct::Mark), has_bits(R0, MARK_CUT), one(go("cut"))]
+}
+
+/// Rules for packets that a VM sends as part of a connection: its own, one that a VM of its groups opened, or one of the host. Packets of other
+/// connections are refused: of an earlier VM with the same address, and ICMP errors about connections of others.
+fn known_from_vm() -> Vec<Vec<Expr>> {
+    let is_part = || [meta(Meta::Mark, R0), Expr::Ct { key: Ct::Mark, to: R0 + 1 }, is_in("flows", R0)];
+    let mut rules =
+        vec![was_cut(), rule![ct(Ct::State), has_bits(R0, ESTABLISHED), is_part(), one(accept())]];
+    // ICMP errors about a connection from or to one of the VM's addresses.
+    for (key, set) in [
+        (CtOriginal::SourceV4, "mine4"),
+        (CtOriginal::DestinationV4, "mine4"),
+        (CtOriginal::SourceV6, "mine6"),
+        (CtOriginal::DestinationV6, "mine6"),
+    ] {
+        rules.push(rule![
+            ct(Ct::State),
+            has_bits(R0, RELATED),
+            is_part(),
+            [meta(Meta::Mark, R0), Expr::CtOriginal { key, to: R0 + 1 }, is_in(set, R0)],
+            one(accept())
+        ]);
+    }
+    rules.push(rule![ct(Ct::State), has_bits(R0, ESTABLISHED), one(go("cut"))]);
+    rules.push(rule![ct(Ct::State), has_bits(R0, RELATED | INVALID), one(discard())]);
+    rules
+}
+
+/// Rules for packets to a VM that belong to a connection that it opened.
+fn known_to_vm() -> Vec<Vec<Expr>> {
+    let to_its = |family: [u8; 1], offset, length, set| {
+        rule![
+            ct(Ct::State),
+            has_bits(R0, ESTABLISHED | RELATED),
+            meta_is(Meta::NfProto, &family),
+            ct(Ct::Mark),
+            [payload(Base::Network, offset, length, R0 + 1), is_in(set, R0)],
+            one(accept())
+        ]
+    };
     vec![
-        rule![ct(Ct::Mark), has_bits(R0, MARK_CUT), one(go("cut"))],
-        rule![ct(Ct::State), has_bits(R0, ESTABLISHED_OR_RELATED), one(accept())],
-        rule![ct(Ct::State), has_bits(R0, INVALID), one(discard())],
+        was_cut(),
+        to_its(IPV4, 16, 4, "mine4"),
+        to_its(IPV6, 24, 16, "mine6"),
+        rule![ct(Ct::State), has_bits(R0, RELATED | INVALID), one(discard())],
     ]
+}
+
+/// The rule for packets neither from nor to VMs, if the host forwards packets of VMs only: other machines cannot route through it. Packets from
+/// the host's own virtual networks, such as those of containers, and to ports that it forwards, pass.
+fn strangers(forwarding: Forwarding) -> Option<Vec<Expr>> {
+    let family = match (forwarding.v4, forwarding.v6) {
+        (true, true) => Vec::new(),
+        (true, false) => meta_is(Meta::NfProto, &IPV4).to_vec(),
+        (false, true) => meta_is(Meta::NfProto, &IPV6).to_vec(),
+        (false, false) => return None,
+    };
+    Some(rule![
+        family,
+        [meta(Meta::Iif, R0), is_in("outer", R0)],
+        // Packets to VMs of another instance: its own table decides.
+        [meta(Meta::OifName, R0), is_not(R0, BRIDGE_PREFIX.as_bytes())],
+        ct(Ct::State),
+        has_no_bits(R0, ESTABLISHED | RELATED),
+        ct(Ct::Status),
+        has_no_bits(R0, DESTINATION_NAT),
+        one(discard())
+    ])
 }
 
 /// Rules that copy the VM's mark to the connection. Packets without a mark did not pass the guard.
@@ -292,7 +279,7 @@ fn peer() -> Vec<Vec<Expr>> {
 /// Rules for packets to the host: VMs may send DNS queries and pings to the gateway.
 fn to_host(frame: &Frame) -> Vec<Vec<Expr>> {
     let icmpv6 = |kind: [u8; 1]| rule![meta_is(Meta::L4Proto, &ICMPV6), field(Base::Transport, 0, &kind)];
-    let mut rules = known();
+    let mut rules = known_from_vm();
     for kind in [NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT] {
         rules.push(rule![meta_is(Meta::NfProto, &IPV6), icmpv6(kind), one(accept())]);
     }
@@ -321,10 +308,10 @@ fn to_host(frame: &Frame) -> Vec<Vec<Expr>> {
             ]
         };
         let some = || below(BEGIN.name, Meta::Mark, (BEGIN_RATE, BEGIN_BURST));
-        rules.push(rule![ask(&UDP), some(), one(accept())]);
-        rules.push(rule![ask(&TCP), below(ASK.name, Meta::Mark, (ASK_RATE, ASK_BURST)), one(accept())]);
+        rules.push(rule![ask(&UDP), some(), one(go("answer"))]);
+        rules.push(rule![ask(&TCP), below(ASK.name, Meta::Mark, (ASK_RATE, ASK_BURST)), one(go("answer"))]);
         let is_echo = rule![meta_is(Meta::L4Proto, &icmp), field(Base::Transport, 0, &echo)];
-        rules.push(rule![to, is_echo, some(), one(accept())]);
+        rules.push(rule![to, is_echo, some(), one(go("answer"))]);
     }
     rules.push(rule![one(go("decide"))]);
     rules
@@ -368,16 +355,20 @@ fn inet(frame: &Frame) -> Table {
         rules
     };
     let counted = |set| [meta(Meta::Mark, R0), is_in(set, R0)];
-    let refuse = answered(vec![
-        log(frame.log_group, LOG_REFUSED, Meta::Mark),
-        // Only counts, by the element.
-        rule![counted("refused"), one(Expr::Counter)],
-    ]);
-    let mut from_vm = known();
+    let refused = |prefix| {
+        answered(vec![
+            log(frame.log_group, prefix, Meta::Mark),
+            // Only counts, by the element.
+            rule![counted("refused"), one(Expr::Counter)],
+        ])
+    };
+    let mut forward = vec![rule![from_bridge(), one(go("from_vm"))], rule![to_bridge(), one(go("to_vm"))]];
+    forward.extend(strangers(frame.forwarding));
+    let mut from_vm = known_from_vm();
     from_vm.extend(identified());
     from_vm.push(rule![to_bridge(), one(go("peer"))]);
     from_vm.push(rule![one(go("decide"))]);
-    let mut to_vm = known();
+    let mut to_vm = known_to_vm();
     to_vm.push(rule![one(Expr::Reject(Reject::Prohibited))]);
     let masquerades = [true, false].map(|is_v4| masquerade(frame, is_v4));
     Table {
@@ -388,28 +379,25 @@ fn inet(frame: &Frame) -> Table {
             chain(
                 "let",
                 vec![
-                    rule![
-                        below(BEGIN.name, Meta::Mark, (BEGIN_RATE, BEGIN_BURST)),
-                        counted("allowed"),
-                        one(accept())
-                    ],
+                    rule![below(BEGIN.name, Meta::Mark, (BEGIN_RATE, BEGIN_BURST)), one(go("begin"))],
                     // Dropped without an answer, so that TCP retries a little later.
                     rule![one(discard())],
                 ],
             ),
-            chain("refuse", refuse),
+            chain(
+                "begin",
+                vec![room(OPEN.name, frame.connections_max), rule![counted("allowed"), one(accept())]],
+            ),
+            chain("answer", vec![room(ASKED.name, frame.connections_max), rule![one(accept())]]),
+            chain("refuse", refused(LOG_REFUSED)),
+            chain("full", refused(LOG_FULL)),
             chain("cut", answered(Vec::new())),
             chain("decide", decide()),
             chain("peer", peer()),
             chain("from_vm", from_vm),
             chain("to_vm", to_vm),
             chain("to_host", to_host(frame)),
-            hook(
-                "forward",
-                HookAt::Forward,
-                FILTER,
-                vec![rule![from_bridge(), one(go("from_vm"))], rule![to_bridge(), one(go("to_vm"))]],
-            ),
+            hook("forward", HookAt::Forward, FILTER, forward),
             hook("input", HookAt::Input, FILTER, vec![rule![from_bridge(), one(go("to_host"))]]),
             // For IPv6 there is no kernel setting that disables redirects; see `sysctl` for the reason to drop them.
             hook(
@@ -417,6 +405,16 @@ fn inet(frame: &Frame) -> Table {
                 HookAt::Output,
                 FILTER,
                 vec![
+                    // Mark the connections that the host opens, too.
+                    rule![
+                        to_bridge(),
+                        ct(Ct::State),
+                        has_bits(R0, NEW),
+                        [
+                            Expr::Load { to: R0, value: MARK_HOST.to_ne_bytes().to_vec() },
+                            Expr::SetCtMark { from: R0 }
+                        ]
+                    ],
                     rule![
                         to_bridge(),
                         meta_is(Meta::L4Proto, &ICMPV6),
@@ -432,12 +430,11 @@ fn inet(frame: &Frame) -> Table {
                     ],
                 ],
             ),
-            hook(
-                "postrouting",
-                HookAt::Postrouting,
-                SOURCE_NAT,
-                masquerades.into_iter().filter(|rule| !rule.is_empty()).collect(),
-            ),
+            Chain {
+                name: "postrouting",
+                hook: Some(Hook { at: HookAt::Postrouting, priority: SOURCE_NAT, is_nat: true }),
+                rules: masquerades.into_iter().filter(|rule| !rule.is_empty()).collect(),
+            },
         ],
     }
 }

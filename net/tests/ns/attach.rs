@@ -77,12 +77,13 @@ fn what_others_change_is_put_right() {
     }
     let tap = net.attach(&guest.vm).tap;
     world.host.ip(&format!("link set {tap} type bridge_slave isolated off"));
-    assert!(net.attach(&guest.vm).changes > 0);
+    // If it was not repaired before.
+    net.attach(&guest.vm);
     let shown = world.host.ip(&format!("-d link show {tap}"));
     assert!(shown.contains("isolated on"), "{shown}");
     world.host.ip("route flush dev nxb0a1b2c3d");
     world.host.ip("neigh flush dev nxb0a1b2c3d nud permanent");
-    assert!(net.attach(&guest.vm).changes > 0);
+    net.attach(&guest.vm);
     guest.reaches(PUBLIC, 80);
     assert!(
         matches!(net.ask(Request::Detach { id: guest.vm.id }), Answer::Detach(done) if done.was_attached)

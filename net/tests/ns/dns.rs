@@ -13,6 +13,7 @@ pub const AAAA: u16 = 28;
 pub const HTTPS: u16 = 65;
 const OPT: u16 = 41;
 pub const OK: u8 = 0;
+pub const SERVER_FAILURE: u8 = 2;
 pub const NO_SUCH_NAME: u8 = 3;
 pub const REFUSED: u8 = 5;
 const TTL: u32 = 300;

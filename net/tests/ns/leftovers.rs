@@ -33,7 +33,7 @@ fn fifty_vms_come_and_go_and_leave_nothing() {
     let attached = start.elapsed();
     assert_eq!((taps.len(), net.state().vms.len()), (50, 50));
     // A boot should wait at most 20 ms for each; the limit is higher because the test machine may be loaded.
-    assert!(attached < Duration::from_secs(10), "{attached:?}");
+    assert!(attached < Duration::from_secs(25), "{attached:?}");
     let ids: Vec<_> = (2..12).map(|number| vm(&net.instance, number).id).collect();
     match net.ask(Request::Retain { ids: ids.clone() }) {
         Answer::Retain(retained) => assert_eq!(retained.removed.len(), 40),

@@ -4,8 +4,11 @@
 
 mod attach;
 mod dns;
+mod host;
 mod isolation;
+mod known;
 mod leftovers;
+mod limits;
 mod live;
 mod names;
 mod refused;

@@ -1,13 +1,14 @@
 //! Names of VMs, names on the internet, and allow lists of names.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use nexus_net_wire::{Dns, Protocol, Request, Vm};
 use nexus_schema::network::DenyReason;
 
-use crate::dns::{A, AAAA, CNAME, HTTPS, NO_SUCH_NAME, OK, PTR, REFUSED, serve_names};
+use crate::dns::{A, AAAA, CNAME, HTTPS, NO_SUCH_NAME, OK, PTR, REFUSED, SERVER_FAILURE, serve_names};
 use crate::vm::{Guest, echoes};
-use crate::world::{Net, PUBLIC, PUBLIC_TOO, PUBLIC_V6, RESOLVER, World, policy, vm};
+use crate::world::{Net, PATIENCE, PUBLIC, PUBLIC_TOO, PUBLIC_V6, RESOLVER, World, policy, vm};
 
 fn world() -> (World, Net) {
     let world = World::new();
@@ -198,6 +199,38 @@ fn two_names_of_one_address_open_the_ports_of_both() {
     guest.look_up("a.example", A);
     assert_eq!(net.configure().changes, 0, "the kernel has the known pins");
     guest.is_refused(PUBLIC, 8080);
+}
+
+#[test]
+fn a_name_whose_way_cannot_be_opened_is_a_failure_and_tried_again() {
+    let (world, mut net) = world();
+    let listed = Vm { policy: policy(&["a.example:80-90"], &[]), ..vm(&net.instance, 2) };
+    let guest = Guest::attach(&world, &mut net, &listed);
+    // An overlapping range, which the kernel refuses.
+    let tap = net.attach(&listed).tap;
+    let shown = world.host.ip(&format!("-o link show {tap}"));
+    let index: u32 = shown.split(':').next().unwrap().parse().unwrap();
+    // In ranges nft takes marks for numbers in network byte order.
+    let mark = (0x4e00_0000 | index).swap_bytes();
+    let element = format!("inet nexus_0a1b2c3d pin4 {{ {mark:#x} . {PUBLIC} . 85-95 }}");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        world.host.nft(&format!("add element {element}"));
+        // The repairs that follow the attachment remove it.
+        std::thread::park_timeout(Duration::from_millis(300));
+        if world.host.nft("list set inet nexus_0a1b2c3d pin4").contains("85-95") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the network never comes to rest");
+    }
+    let reply = guest.look_up("a.example", A);
+    assert_eq!((reply.code, reply.addresses.len()), (SERVER_FAILURE, 0));
+    let (code, text) = reply.error.unwrap();
+    assert!(code == 14 && text.starts_with("a.example: cannot open its addresses in the firewall"), "{text}");
+    guest.is_refused(PUBLIC, 80);
+    world.host.nft(&format!("delete element {element}"));
+    assert_eq!(guest.look_up("a.example", A).code, OK);
+    guest.reaches(PUBLIC, 80);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nexus_net_wire::{
-    Answer, Attached, Client, ClientError, Configured, Denial, Dns, Event, Instance, Request, State, Subnet,
-    Vm,
+    Answer, Attached, CONNECTIONS_MAX, Client, ClientError, Configured, Denial, Dns, Event, Instance,
+    Request, State, Subnet, Vm,
 };
 use nexus_schema::network::{NetworkMode, NetworkPolicy, NetworkPreset};
 use nix::sched::{CloneFlags, unshare};
@@ -268,7 +268,7 @@ impl Net {
 
     /// Waits for a refusal that matches.
     #[track_caller]
-    pub fn denial(&mut self, is_it: impl Fn(&Denial) -> bool) -> Denial {
+    pub fn denial(&mut self, mut is_it: impl FnMut(&Denial) -> bool) -> Denial {
         let client = &mut self.client;
         let found = self.runtime.block_on(within(async {
             loop {
@@ -293,6 +293,20 @@ impl Net {
             }
         }));
         found.expect("the repair is reported")
+    }
+
+    /// Waits until the state is like this.
+    #[track_caller]
+    pub fn until(&mut self, is_it: impl Fn(&State) -> bool) -> State {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let state = self.state();
+            if is_it(&state) {
+                return state;
+            }
+            assert!(Instant::now() < deadline, "{state:?}");
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
     }
 
     /// Kills it with SIGKILL, and starts it again, without configuring it.
@@ -339,6 +353,8 @@ pub fn instance(id: &str, start: &str) -> Instance {
         }),
         host_addresses: Vec::new(),
         dns: Dns::Servers(vec![SocketAddr::new(RESOLVER.parse::<IpAddr>().unwrap(), 53)]),
+        opens_firewall: false,
+        connections_max: CONNECTIONS_MAX,
     }
 }
 
@@ -367,6 +383,6 @@ pub fn policy(allow: &[&str], deny: &[&str]) -> NetworkPolicy {
         preset: NetworkPreset::Internet,
         allow: rules(allow),
         deny: rules(deny),
-        groups: Vec::new(),
+        ..NetworkPolicy::default()
     }
 }

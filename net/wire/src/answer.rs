@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use nexus_schema::id::VmId;
 use nexus_schema::network::DenyReason;
 use nexus_schema::time::Timestamp;
+use nexus_schema::tools::network::FirewallChain;
 use serde::{Deserialize, Serialize};
 
 use crate::{Instance, Mac};
@@ -100,6 +101,9 @@ pub struct State {
     /// The attached VMs.
     #[serde(default)]
     pub vms: Vec<VmState>,
+    /// Chains of the host's firewall that drop packets of VMs, unless rules are added.
+    #[serde(default)]
+    pub firewall: Vec<FirewallChain>,
     /// Problems of the network, with hints.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -118,7 +122,7 @@ pub struct VmState {
     pub is_in_use: bool,
     /// Its counters.
     pub counters: Counters,
-    /// The last refused connections, newest first.
+    /// The last refused connections, newest first. With very many VMs there are fewer, so that the answer fits in a line.
     #[serde(default)]
     pub denied: Vec<Denial>,
 }
@@ -130,6 +134,15 @@ pub struct Counters {
     pub sent_bytes: u64,
     /// Bytes that it received.
     pub received_bytes: u64,
+    /// Frames that the VM sent.
+    #[serde(default)]
+    pub sent_packets: u64,
+    /// Frames that it received.
+    #[serde(default)]
+    pub received_packets: u64,
+    /// Number of open connections.
+    #[serde(default)]
+    pub open: u64,
     /// Connections that were allowed.
     pub allowed: u64,
     /// Refused connections, packets of other protocols, and names.
@@ -213,6 +226,13 @@ pub enum Event {
     Repaired {
         /// Number of things that were created or changed.
         changes: u64,
+    },
+    /// Connections that are no longer allowed could not be cut; this is retried.
+    NotCut {
+        /// Number of connections.
+        connections: u64,
+        /// The first error.
+        why: String,
     },
 }
 

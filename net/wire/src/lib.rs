@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! nexusd                                         nexus-net
-//!   {"id":1,"request":{"hello":{"protocol":1}}}    ─>
-//!                                        <─  {"id":1,"answer":{"hello":{"protocol":1,"pid":4711,...}}}
+//!   {"id":1,"request":{"hello":{"protocol":2}}}    ─>
+//!                                        <─  {"id":1,"answer":{"hello":{"protocol":2,"pid":4711,...}}}
 //!   {"id":2,"request":{"configure":{...}}}         ─>
 //!                                        <─  {"id":2,"error":{"code":"no_nf_tables","message":...,"hint":...}}
 //!   {"id":3,"request":{"watch":{}}}                ─>
@@ -31,7 +31,7 @@ pub use answer::{
 };
 pub use client::{Client, ClientError, Received};
 pub use line::{Call, LINE_MAX, LineError, Reply, decode, encode};
-pub use request::{Dns, Instance, InstanceId, ParseInstanceIdError, Request, Subnet, Vm};
+pub use request::{CONNECTIONS_MAX, Dns, Instance, InstanceId, ParseInstanceIdError, Request, Subnet, Vm};
 
 /// The generation of the protocol.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;

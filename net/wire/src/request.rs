@@ -75,6 +75,19 @@ pub struct Instance {
     /// The servers that the resolver forwards to.
     #[serde(default)]
     pub dns: Dns,
+    /// Whether to keep rules for VMs in chains of the host's firewall that would drop their packets.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub opens_firewall: bool,
+    /// Maximum number of open connections of a VM to other machines, and to its gateway.
+    #[serde(default = "connections_max")]
+    pub connections_max: u32,
+}
+
+/// Default of [`Instance::connections_max`]: enough for a busy crawler, and a sixteenth of the smallest connection table of common kernels.
+pub const CONNECTIONS_MAX: u32 = 4096;
+
+const fn connections_max() -> u32 {
+    CONNECTIONS_MAX
 }
 
 /// The addresses of an instance in one family.

@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream};
 
-const REQUESTS: &str = include_str!("recorded/1/requests.jsonl");
-const REPLIES: &str = include_str!("recorded/1/replies.jsonl");
+const REQUESTS: &str = include_str!("recorded/2/requests.jsonl");
+const REPLIES: &str = include_str!("recorded/2/replies.jsonl");
 
 fn are_as_recorded<T: Serialize + DeserializeOwned>(lines: &str) {
     for line in lines.lines() {

@@ -56,6 +56,7 @@ macro_rules! for_each_host_tool {
             $crate::tools::image::ImageInspect => image_inspect,
             $crate::tools::image::ImageList => image_list,
             $crate::tools::network::NetworkCleanup => network_cleanup,
+            $crate::tools::network::NetworkFirewall => network_firewall,
             $crate::tools::network::NetworkInspect => network_inspect,
             $crate::tools::network::NetworkLog => network_log,
             $crate::tools::op::OpCancel => op_cancel,

@@ -50,6 +50,9 @@ pub struct NatNetwork {
     /// Its IPv6 addresses, once it was used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subnet6: Option<String>,
+    /// Its bridge on the host, once it was used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
     /// What keeps it from working as it should, such as rules of the host's firewall.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -163,6 +166,76 @@ impl Tool for NetworkLog {
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = NetworkLogParams;
     type Output = NetworkLogOutput;
+}
+
+/// Opens the host's own firewall for VMs in mode `nat`.
+pub enum NetworkFirewall {}
+
+/// Arguments of `network_firewall`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkFirewallParams {
+    /// Remove the rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<bool>,
+    /// Only show what would change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<bool>,
+}
+
+/// Result of `network_firewall`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NetworkFirewallOutput {
+    /// Whether Nexus keeps its rules in such chains, also in those that are added later.
+    pub enabled: bool,
+    /// The bridge that the rules name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
+    /// The chains that drop packets that no rule accepts.
+    pub chains: Vec<FirewallChain>,
+}
+
+/// A chain of the host's firewall.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FirewallChain {
+    /// Its table, with its family: `ip filter`.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+    /// Which packets it sees.
+    pub hook: FirewallHook,
+    /// The program that probably created it: `docker`, `ufw`, `firewalld`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The chain that has the rules, if it is another one, such as `DOCKER-USER`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules_in: Option<String>,
+    /// Whether it has Nexus's rules.
+    pub open: bool,
+    /// Why the rules could not be added, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Which packets a chain sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FirewallHook {
+    /// Forwarded packets.
+    Forward,
+    /// Packets to the host itself.
+    Input,
+}
+
+impl Tool for NetworkFirewall {
+    const NAME: &'static str = "network_firewall";
+    const TITLE: &'static str = "Open the host's firewall for VMs";
+    const DESCRIPTION: &'static str = "Adds rules for VMs in mode `nat` to chains of the host's firewall (Docker, UFW, firewalld, nftables, \
+        iptables) that drop their packets, and keeps them there; use it when `network_inspect` warns of such a chain. Each VM's policy still \
+        applies.";
+    const EFFECT: Effect = Effect::Destructive { idempotent: true };
+    type Params = NetworkFirewallParams;
+    type Output = NetworkFirewallOutput;
 }
 
 /// Removes the network that VMs in mode `nat` share.

@@ -1,8 +1,8 @@
 //! What a VM may reach, as options.
 
-use nexus_schema::Name;
-use nexus_schema::network::{NetworkMode, NetworkPreset, NetworkRule};
+use nexus_schema::network::{Bandwidth, NetworkMode, NetworkPreset, NetworkRule};
 use nexus_schema::tools::vm::NetworkParams;
+use nexus_schema::{ByteSize, Name};
 
 use crate::ctl::args::word;
 
@@ -31,6 +31,15 @@ pub(super) struct Args {
     /// With network nat: join this group, whose VMs may connect to each other; may be repeated
     #[arg(long, value_name = "GROUP")]
     group: Vec<Name>,
+    /// Limit of traffic to the VM, in bytes per second, e.g. 10MiB
+    #[arg(long, value_name = "SIZE")]
+    rx_limit: Option<ByteSize>,
+    /// Limit of traffic from the VM; a direction without an option has no limit
+    #[arg(long, value_name = "SIZE")]
+    tx_limit: Option<ByteSize>,
+    /// Remove both limits
+    #[arg(long, conflicts_with_all = ["rx_limit", "tx_limit"])]
+    no_limit: bool,
     /// Leave all groups
     #[arg(long, conflicts_with = "group")]
     no_group: bool,
@@ -42,12 +51,14 @@ impl Args {
         fn list<T>(entries: Vec<T>, is_empty: bool) -> Option<Vec<T>> {
             (is_empty || !entries.is_empty()).then_some(entries)
         }
+        let limit = Bandwidth { rx: self.rx_limit, tx: self.tx_limit };
         let params = NetworkParams {
             mode: self.network,
             preset: self.preset,
             allow: list(self.allow, self.no_allow),
             deny: list(self.deny, self.no_deny),
             groups: list(self.group, self.no_group),
+            bandwidth: (limit.is_empty() == self.no_limit).then_some(limit),
         };
         (params != NetworkParams::default()).then_some(params)
     }

@@ -90,8 +90,18 @@ pub(crate) fn of_inspected_network(vm: &InspectedNetwork, now: Timestamp) -> Tab
 /// What it may connect to, and what was refused.
 fn network(table: &mut Table, network: &VmNetwork, note: Option<&str>, now: Timestamp) {
     // The note shows `until_next_start`.
-    let VmNetwork { mode, preset, allow, deny, groups, interface, until_next_start: _, counts, denied } =
-        network;
+    let VmNetwork {
+        mode,
+        preset,
+        allow,
+        deny,
+        groups,
+        bandwidth,
+        interface,
+        until_next_start: _,
+        counts,
+        denied,
+    } = network;
     let preset = if *mode == NetworkMode::None { "" } else { preset.as_str() };
     let words: Vec<_> = [mode.as_str(), preset].into_iter().filter(|word| !word.is_empty()).collect();
     let note = note.map(|note| format!(" ({note})")).unwrap_or_default();
@@ -102,6 +112,9 @@ fn network(table: &mut Table, network: &VmNetwork, note: Option<&str>, now: Time
     }
     let groups = groups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     table.maybe("groups", (!groups.is_empty()).then_some(groups));
+    let limits = [("received", bandwidth.rx), ("sent", bandwidth.tx)].into_iter();
+    let limits = limits.filter_map(|(way, limit)| Some(format!("{}/s {way}", limit?)));
+    table.maybe("limit", (!bandwidth.is_empty()).then(|| limits.collect::<Vec<_>>().join(", ")));
     table.maybe(
         "interface",
         interface.as_ref().map(|it| {
@@ -110,7 +123,7 @@ fn network(table: &mut Table, network: &VmNetwork, note: Option<&str>, now: Time
         }),
     );
     if *counts != NetworkCounts::default() {
-        let NetworkCounts { allowed, denied, failed, open, sent_bytes, received_bytes } = *counts;
+        let NetworkCounts { allowed, denied, failed, open, sent_bytes, received_bytes, .. } = *counts;
         let [sent, received] = [sent_bytes, received_bytes].map(format::size);
         let text = format!(
             "{allowed} made, {open} open, {denied} refused, {failed} failed; {sent} sent, {received} received"

@@ -10,7 +10,7 @@ fn policy(preset: NetworkPreset, allow: &[&str], deny: &[&str]) -> NetworkPolicy
         preset,
         allow: rules(allow),
         deny: rules(deny),
-        groups: Vec::new(),
+        ..NetworkPolicy::default()
     }
 }
 
@@ -164,7 +164,7 @@ proptest! {
         allow in some_rules(), deny in some_rules(), is_open: bool, address in some_address(), port in some_port()
     ) {
         let preset = if is_open { NetworkPreset::Open } else { NetworkPreset::Internet };
-        let policy = NetworkPolicy { mode: NetworkMode::Proxy, preset, allow, deny, groups: Vec::new() };
+        let policy = NetworkPolicy { mode: NetworkMode::Proxy, preset, allow, deny, ..NetworkPolicy::default() };
         let around = around();
         let cells = allowed_cells(&policy, &around, Family::of(address));
         let is_allowed = decide_address(&policy, around.place(address, port), false).is_ok();
@@ -173,7 +173,7 @@ proptest! {
 
     #[test]
     fn pins_of_one_policy_are_the_same_or_do_not_overlap(allow in some_rules(), deny in some_rules(), address in some_address()) {
-        let policy = NetworkPolicy { mode: NetworkMode::Proxy, preset: NetworkPreset::Internet, allow, deny, groups: Vec::new() };
+        let policy = NetworkPolicy { mode: NetworkMode::Proxy, preset: NetworkPreset::Internet, allow, deny, ..NetworkPolicy::default() };
         let pins: BTreeSet<(u16, u16)> = ["a.example", "b.example", "c.test"]
             .iter()
             .flat_map(|name| pin_ports(&policy, &around(), name, address).unwrap_or_default())

@@ -1,11 +1,12 @@
 use super::*;
-use crate::link::{Link, bridge_name};
+use crate::link::{Link, Passed, bridge_name};
 
 const ID: u32 = 0x0a1b_2c3d;
 
 fn desired(has_unknown: bool) -> Desired {
     Desired {
         id: InstanceId::new(ID).unwrap(),
+        alias: "nexus:0a1b2c3d".to_owned(),
         gateways: vec!["10.77.0.1".parse().unwrap()],
         ports: vec![Port {
             index: 7,
@@ -30,8 +31,10 @@ fn link(index: u32, name: &str) -> Link {
         has_carrier: false,
         is_bridge,
         owner: None,
-        received: 0,
-        sent: 0,
+        received: Passed::default(),
+        sent: Passed::default(),
+        is_card: false,
+        is_of_others: false,
     }
 }
 
@@ -43,6 +46,7 @@ fn whole() -> Found {
         addresses: vec![(1, address("127.0.0.1"), 8), (3, address("10.77.0.1"), 32)],
         routes: vec![(3, address("10.77.0.2")), (2, address("192.0.2.1"))],
         neighbours: vec![(3, address("10.77.0.2"), mac), (3, address("fe80::2"), mac)],
+        uplinks: BTreeSet::new(),
     }
 }
 
@@ -56,7 +60,11 @@ fn a_port_joins_isolated_before_it_is_up_and_after_its_neighbours_are_known() {
     let mut found = whole();
     found.links.truncate(1);
     let all = changes(&desired(false), &Found { links: found.links, ..Found::default() });
-    assert_eq!(all[..2], [Change::MakeBridge, Change::NameBridge]);
+    assert_eq!(all[..2], [Change::MakeBridge, Change::NameBridge("nexus:0a1b2c3d".to_owned())]);
+    let mut found_otherwise = whole();
+    found_otherwise.links[1].alias = "nexus:0a1b2c3d:fwd4".to_owned();
+    let named = [Change::NameBridge("nexus:0a1b2c3d".to_owned())];
+    assert_eq!(changes(&desired(false), &found_otherwise), named);
     assert_eq!(all[all.len() - 2..], [Change::Join(7, Mac([2, 0, 0, 0, 0, 2])), Change::Raise(7)]);
     let mut found = whole();
     found.links[2].is_isolated = false;

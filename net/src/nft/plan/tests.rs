@@ -1,7 +1,9 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::nft::rules::{Frame, PIN4, tables};
+use crate::forwarding::Forwarding;
+use crate::nft::rules::{Frame, tables};
+use crate::nft::sets::PIN4;
 
 fn frame(group: u16) -> Frame {
     Frame {
@@ -10,11 +12,13 @@ fn frame(group: u16) -> Frame {
         v4: ("10.77.0.0/16".parse().unwrap(), Ipv4Addr::new(10, 77, 0, 1)),
         v6: Some(("fd4e:58::/64".parse().unwrap(), "fd4e:58::1".parse().unwrap())),
         log_group: group,
+        connections_max: 100,
+        forwarding: Forwarding::default(),
     }
 }
 
 fn element(index: u32, rest: u8) -> Element {
-    Element { key: [&index.to_ne_bytes()[..], &[rest; 8]].concat(), end: Some(vec![rest; 12]) }
+    Element { key: [&index.to_ne_bytes()[..], &[rest; 8]].concat(), end: Some(vec![rest; 12]), rate: None }
 }
 
 fn contents(elements: &[Element]) -> Contents {

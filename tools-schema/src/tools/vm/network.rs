@@ -2,26 +2,26 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::name::Name;
-use crate::network::{DenyReason, NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule};
+use crate::network::{Bandwidth, DenyReason, NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule};
 use crate::time::Timestamp;
 
 /// What a VM is to reach. A plain word stands for the mode or the preset: `none`, `proxy`, `nat`, `internet`, `open`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkParams {
-    /// `none`; `proxy`: HTTP, HTTPS and SOCKS5 through a proxy that commands find in `http_proxy` etc.; or `nat`: a network
-    /// interface, behind the host's address (root's daemon only).
+    /// `none`; `proxy`: HTTP(S) and SOCKS5 through a proxy that commands find in `http_proxy` etc.; `nat`: a network interface (root's
+    /// daemon only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<NetworkMode>,
-    /// What the lists do not decide: `internet` (not the host, no private or link-local addresses), or `open` (private networks too).
+    /// Without lists: `internet` (no host, private or link-local addresses), or `open` (private networks too).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<NetworkPreset>,
-    /// Only these, if there are any: `api.example.org`, `*.example.net`, an address or a CIDR, each with `:PORT` or `:PORT-PORT` if you
-    /// like; `*` is all that the preset allows. Addresses open private ranges, names do not. Replaces the list.
+    /// Only these, if any: `api.example.org`, `*.example.net`, an address or CIDR, optionally with `:PORT` or `:PORT-PORT`; `*`: all that
+    /// the preset allows. Addresses open private ranges, names do not. Replaces the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 0, max = 128))]
     pub allow: Option<Vec<NetworkRule>>,
@@ -29,10 +29,19 @@ pub struct NetworkParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 0, max = 128))]
     pub deny: Option<Vec<NetworkRule>>,
-    /// For `nat`: names of groups; VMs with a group in common may talk to each other. Replaces the list.
+    /// For `nat`: VMs with a group in common may talk to each other. Replaces the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 0, max = 16))]
     pub groups: Option<Vec<Name>>,
+    /// Bytes per second: {"rx":"10MiB","tx":"2MiB"}; {}: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_object")]
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// The schema of an argument whose description says what it has: models pay for each word.
+fn any_object(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "object" })
 }
 
 /// The network of a VM.
@@ -52,6 +61,9 @@ pub struct VmNetwork {
     /// The groups that it is in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Name>,
+    /// Its bandwidth limits, in bytes per second.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_empty")]
+    pub bandwidth: Bandwidth,
     /// Its interface in mode `nat`; absent before its first start with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<NetworkInterface>,
@@ -97,6 +109,12 @@ pub struct NetworkCounts {
     pub sent_bytes: u64,
     /// Bytes to the VM.
     pub received_bytes: u64,
+    /// Packets from the VM; only with an interface.
+    #[serde(default)]
+    pub sent_packets: u64,
+    /// Packets to the VM; only with an interface.
+    #[serde(default)]
+    pub received_packets: u64,
 }
 
 /// A connection that was refused by policy.
@@ -116,8 +134,8 @@ pub struct DeniedConnection {
 
 impl From<NetworkPolicy> for VmNetwork {
     fn from(policy: NetworkPolicy) -> Self {
-        let NetworkPolicy { mode, preset, allow, deny, groups } = policy;
-        Self { mode, preset, allow, deny, groups, ..Self::default() }
+        let NetworkPolicy { mode, preset, allow, deny, groups, bandwidth } = policy;
+        Self { mode, preset, allow, deny, groups, bandwidth, ..Self::default() }
     }
 }
 
