@@ -35,7 +35,7 @@ fn every_boot_with_stops_comes_up() {
         }
         slowest = slowest.max(begin.elapsed());
     }
-    let history = client.must("vm_history", json!({ "vm": "stopped", "limit": 1000 })).to_string();
+    let history = client.must("vm_history", json!({ "vm": "stopped", "limit": 500 })).to_string();
     let again = history.matches("lost its timer").count();
     println!(
         "{BOOTS} boots with stops of {STOPPED:?} came up; {again} lost their timer and were started again; slowest {slowest:?}"
