@@ -49,6 +49,7 @@ fn is_ready(client: &mut Client) -> bool {
 }
 
 /// Stops the VMM, if there is one, and lets it go on.
+#[expect(clippy::disallowed_methods, reason = "the pauses are what is tested")]
 fn stop_for_a_moment(client: &mut Client) {
     let vm = client.must("vm_inspect", json!({ "vm": "stopped" }));
     if let Some(pid) = vm["process"]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()) {
