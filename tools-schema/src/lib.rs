@@ -4,6 +4,7 @@
 //! parses them and refuses what is malformed.
 #![forbid(unsafe_code)]
 
+pub mod advice;
 pub mod arguments;
 pub mod driver;
 pub mod egress;
@@ -16,6 +17,7 @@ pub mod network;
 pub mod schema;
 pub mod service;
 pub mod size;
+pub mod span;
 pub mod stream;
 pub mod time;
 pub mod tool;
@@ -26,5 +28,6 @@ pub use error::{ErrorCode, ToolError};
 pub use id::Id;
 pub use name::{Name, Reference};
 pub use size::ByteSize;
+pub use span::TimeSpan;
 pub use time::Timestamp;
 pub use tool::{Effect, ResultShape, Tool, ToolInfo};

@@ -1,10 +1,14 @@
-//! VMs: create, list, inspect, start, stop, delete, update, logs, history.
+//! VMs: create, list, inspect, wait, start, stop, restart, delete, update, rename, logs, history.
 
 mod delete;
 mod file;
 mod network;
 mod publish;
+mod rename;
+mod restart;
+mod run;
 mod update;
+mod wait;
 mod words;
 
 use std::collections::BTreeMap;
@@ -16,6 +20,7 @@ use crate::id::{BootId, DriveId, ImageId, VmId, VmKind};
 use crate::link::{ImageConfig, ImageMetadata, InitMode};
 use crate::name::{Name, Reference};
 use crate::size::ByteSize;
+use crate::span::TimeSpan;
 use crate::time::Timestamp;
 use crate::tool::{Effect, ResultShape, Tool};
 use crate::tools::OpOutcome;
@@ -27,8 +32,12 @@ pub use self::network::{DeniedConnection, NetworkCounts, NetworkInterface, Netwo
 pub use self::publish::{
     PublishedPort, VmPublish, VmPublishParams, VmUnpublish, VmUnpublishOutput, VmUnpublishParams,
 };
+pub use self::rename::{VmRename, VmRenameParams};
+pub use self::restart::{VmRestart, VmRestartParams};
+pub use self::run::VmRun;
 pub use self::update::{VmUpdate, VmUpdateParams};
-pub use self::words::{DriverChoice, VmState};
+pub use self::wait::{VmWait, VmWaitOutput, VmWaitParams};
+pub use self::words::{DriverChoice, NextStep, VmState};
 
 /// Creates a VM.
 pub enum VmCreate {}
@@ -87,6 +96,16 @@ pub struct VmCreateParams {
     /// Start it at once (default true).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<bool>,
+    /// Delete it so long from now (a protected one is only stopped), such as `2h`; default never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<TimeSpan>,
+    /// Stop it once it has been idle so long: no command, call, stream or connection. Default never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop: Option<TimeSpan>,
+    /// A shell line to run in it; when that ends the VM is deleted, and the result has its output and exit code in `run`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 65536))]
+    pub run: Option<String>,
     /// Only say what would be done, and change nothing: the reply has a `plan` instead of an operation (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
@@ -137,6 +156,9 @@ pub struct VmSummary {
     /// The current or last boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<BootId>,
+    /// When it will be deleted; absent for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// Whether deletion is refused.
     pub protected: bool,
     /// Its labels.
@@ -214,6 +236,18 @@ pub struct VmDetails {
     /// When it was started last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
+    /// When it will be deleted, or stopped if it is protected; absent for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// How long it may be idle before it is stopped; absent for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop: Option<TimeSpan>,
+    /// When it will be stopped if it stays idle; absent while something is under way in it, or if it is not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop_at: Option<Timestamp>,
+    /// How the command of `run` ended, in the result of the vm_create that had one; the VM is deleted then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<VmRun>,
     /// Counts every change of state.
     pub generation: u64,
 }
@@ -446,6 +480,9 @@ pub struct VmStopParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
+    /// Only if this is its boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_boot_id: Option<BootId>,
 }
 
 impl Tool for VmStop {

@@ -6,8 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{NetworkParams, VmDetails};
-use crate::id::VmKind;
+use crate::id::{BootId, VmKind};
 use crate::name::{Name, Reference};
+use crate::span::TimeSpan;
 use crate::tool::{Effect, Tool};
 
 /// Changes a VM.
@@ -35,12 +36,21 @@ pub struct VmUpdateParams {
     /// without an interface has `nat` from its next start on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkParams>,
+    /// Delete it so long from now; 0 for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<TimeSpan>,
+    /// Stop it once it has been idle so long; 0 for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop: Option<TimeSpan>,
+    /// Only if this is its boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_boot_id: Option<BootId>,
 }
 
 impl Tool for VmUpdate {
     const NAME: &'static str = "vm_update";
     const TITLE: &'static str = "Update a VM";
-    const DESCRIPTION: &'static str = "Changes a VM's labels, its protection against deletion, its name, or what it may reach; use it to mark VMs that must be \
+    const DESCRIPTION: &'static str = "Changes a VM's labels, its protection against deletion, its name, how long it lives, or what it may reach; use it to mark VMs that must be \
         kept or found again, or when a connection was refused by policy. A change of `network` takes effect at once, \
         but for `nat` in a VM that runs without it: `until_next_start` in the reply says so.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
