@@ -227,6 +227,17 @@ pub const CLOCK_REQUEST: &str = "nexus/clock";
 /// answers with the JSON-RPC error -32601, and learns of it at its next start.
 pub const PROXY_REQUEST: &str = "nexus/proxy";
 
+/// The MCP request of the host by which it says that the hostname has changed; takes [`HostnameParams`]. A guest that does not know it
+/// answers with the JSON-RPC error -32601, and has the new one from its next start on.
+pub const HOSTNAME_REQUEST: &str = "nexus/hostname";
+
+/// Parameters of [`HOSTNAME_REQUEST`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostnameParams {
+    /// The new hostname.
+    pub hostname: String,
+}
+
 /// The MCP request of the host by which it says which connections of the guest's network interface were refused by policy; takes
 /// [`RefusedParams`]. The results of commands name them. A guest that does not know it answers with the JSON-RPC error -32601.
 pub const REFUSED_REQUEST: &str = "nexus/refused";

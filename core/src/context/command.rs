@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nexus_schema::id::{BootId, DriveId};
 use nexus_schema::tools::vm::{DeletedVm, NetworkParams};
-use nexus_schema::{ByteSize, Name, ToolError};
+use nexus_schema::{ByteSize, Name, TimeSpan, ToolError};
 use tokio::sync::oneshot;
 
 use crate::progress::Progress;
@@ -19,9 +19,24 @@ pub(crate) enum Command {
     /// Start it; the reply names the boot that is under way.
     Start { who: String, progress: Progress, reply: oneshot::Sender<Result<BootId, ToolError>> },
     /// Begin to stop it; the reply says whether there is anything to stop.
-    Stop { who: String, force: bool, reply: oneshot::Sender<Result<Decision, ToolError>> },
-    /// Delete it.
-    Delete { who: String, force: bool, reply: oneshot::Sender<Result<DeletedVm, ToolError>> },
+    Stop {
+        who: String,
+        force: bool,
+        if_boot: Option<BootId>,
+        reply: oneshot::Sender<Result<Decision, ToolError>>,
+    },
+    /// Delete it; `why` for its history.
+    Delete {
+        who: String,
+        force: bool,
+        if_boot: Option<BootId>,
+        why: &'static str,
+        reply: oneshot::Sender<Result<DeletedVm, ToolError>>,
+    },
+    /// End it if its life is over: delete it, or stop it if it is protected.
+    Expire { reply: oneshot::Sender<Result<(), ToolError>> },
+    /// Stop it if it has been idle for as long as it may be.
+    StopIdle { reply: oneshot::Sender<Result<(), ToolError>> },
     /// Change its labels, protection or name.
     Update { who: String, change: Box<Change>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// Its drives are made: creating -> created.
@@ -31,7 +46,7 @@ pub(crate) enum Command {
     /// Give it a drive.
     Attach { attach: Box<Attach>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// Take a drive from it.
-    Take { drive: DriveId, reply: oneshot::Sender<Result<(), ToolError>> },
+    Take { drive: DriveId, if_boot: Option<BootId>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// A drive of it is larger now.
     Resized { drive: DriveId, size: ByteSize, reply: oneshot::Sender<Result<(), ToolError>> },
     /// What runs it, if it runs.
@@ -48,6 +63,12 @@ pub(crate) struct Change {
     pub(crate) protected: Option<bool>,
     pub(crate) name: Option<Name>,
     pub(crate) network: Option<NetworkParams>,
+    /// How long it lives from now on; zero for ever.
+    pub(crate) ttl: Option<TimeSpan>,
+    /// How long it may be idle; zero for ever.
+    pub(crate) idle_stop: Option<TimeSpan>,
+    /// Only if this is its boot.
+    pub(crate) if_boot: Option<BootId>,
 }
 
 /// How a drive is to be given to a VM.
@@ -58,6 +79,8 @@ pub(crate) struct Attach {
     pub(crate) root: bool,
     /// Where the guest mounts it.
     pub(crate) mount: Option<String>,
+    /// Only if this is the VM's boot.
+    pub(crate) if_boot: Option<BootId>,
 }
 
 /// What to do about a request.

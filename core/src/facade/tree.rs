@@ -58,7 +58,10 @@ impl Nexus {
         let op = self.shared.begin_op("guest_copy_in", ctx, subject).await?;
         self.shared
             .ops
-            .run(op, move |progress| async move { Ok(copied(to, copy.run(&guest, &progress).await?)) });
+            .run(op, move |progress| async move {
+                let _busy = handle.busy;
+                Ok(copied(to, copy.run(&guest, &progress).await?))
+            });
         let outcome = self.shared.ops.wait(ctx, op, wait).await?;
         Ok(CopyOutcome { outcome: Some(outcome), plan: None })
     }
@@ -102,7 +105,10 @@ impl Nexus {
         let op = self.shared.begin_op("guest_copy_out", ctx, subject).await?;
         self.shared
             .ops
-            .run(op, move |progress| async move { Ok(copied(shown, copy.run(&guest, &progress).await?)) });
+            .run(op, move |progress| async move {
+                let _busy = handle.busy;
+                Ok(copied(shown, copy.run(&guest, &progress).await?))
+            });
         let outcome = self.shared.ops.wait(ctx, op, wait).await?;
         Ok(CopyOutcome { outcome: Some(outcome), plan: None })
     }

@@ -79,10 +79,10 @@ impl StreamError {
             }
             Self::Deadline { .. } => ToolError::new(ErrorCode::Timeout, text).hint("try again"),
             Self::HungUp => ToolError::new(ErrorCode::GuestMisbehaved, text).hint(
-                "too many streams may be open in this VM, or its agent is too old for them: stop and start the VM then",
+                "too many streams may be open in this VM, or its agent is too old for them: vm_restart then",
             ),
             Self::Misbehaved { .. } | Self::Frames(_) => ToolError::new(ErrorCode::GuestMisbehaved, text)
-                .hint("try again; if it stays like this, stop and start the VM"),
+                .hint("try again; if it stays like this, restart the VM with vm_restart"),
             Self::Own(_) => ToolError::new(ErrorCode::Cancelled, text),
         }
     }

@@ -3,20 +3,25 @@
 use nexus_schema::error::{ERROR_META, RESULT_META, STREAM_META, VM_META};
 use nexus_schema::limits::OUTPUT_MAX;
 use nexus_schema::tool::ResultShape;
-use nexus_schema::{Tool, ToolError};
+use nexus_schema::{Timestamp, Tool, ToolError};
 use rmcp::model::{CallToolResult, ContentBlock, JsonObject, MetaObject, TextContent};
 use serde_json::{Value, json};
 
 use super::compact::compact;
 use super::text;
+use crate::expiry;
 
 /// The result of a tool of the host; `is_compact`: what a model needs of it.
 pub(super) fn result<T: Tool>(output: &T::Output, is_compact: bool) -> Result<CallToolResult, ToolError> {
     let mut value = serde_json::to_value(output)
         .map_err(|e| ToolError::internal(format!("the result of {} has no JSON form: {e}", T::NAME)))?;
     let vm = vm_of(&value);
+    let note = expiry_of(&value).and_then(|at| expiry::note(at, name_of(&value).unwrap_or("this VM")));
     if is_compact {
         compact(&mut value);
+    }
+    if let (Some(note), Value::Object(members)) = (note, &mut value) {
+        members.insert("note".into(), note.into());
     }
     let mut result = match T::SHAPE {
         ResultShape::Structured => {
@@ -46,6 +51,7 @@ pub(super) fn result<T: Tool>(output: &T::Output, is_compact: bool) -> Result<Ca
 
 /// A failed call: text for the reader, an object for programs, no structured content.
 pub(crate) fn error_result(error: &ToolError) -> CallToolResult {
+    let error = &error.clone().with_advice();
     let mut result = CallToolResult::error(vec![ContentBlock::text(error.to_string())]);
     result.meta = Some(meta(ERROR_META, json!(error)));
     result
@@ -60,6 +66,16 @@ fn meta(key: &str, value: Value) -> MetaObject {
 /// The id of the operation behind an unfinished result.
 fn unfinished(value: &Value) -> Option<&str> {
     (value.get("done")? == false).then(|| value.get("op_id")?.as_str()).flatten()
+}
+
+/// When the life of the VM ends that a result is about.
+fn expiry_of(value: &Value) -> Option<Timestamp> {
+    let vm = value.get("result").unwrap_or(value);
+    vm.get("expires_at")?.as_str()?.parse().ok()
+}
+
+fn name_of(value: &Value) -> Option<&str> {
+    value.get("result").unwrap_or(value).get("name")?.as_str()
 }
 
 /// `{id, name, boot_id}` of the VM that a result concerns.

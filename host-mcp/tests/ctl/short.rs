@@ -161,7 +161,7 @@ fn run_makes_a_vm_for_one_command_and_deletes_it() {
     assert_eq!((run.code, run.text()), (3, "[\"entry.sh\",\"python\",\"-V\"]\n"), "{run:?}");
     assert_eq!(
         fake.calls("vm_create"),
-        [json!({ "from": "oci:python:3.12", "vcpus": 2, "memory": "1GiB", "wait_s": 0 })]
+        [json!({ "from": "oci:python:3.12", "vcpus": 2, "memory": "1GiB", "ttl": "2m", "idle_stop": "0s", "wait_s": 0 })]
     );
     let call = fake.calls("guest_run_command").pop().unwrap();
     assert_eq!((&call["env"], &call["user"]), (&json!({ "A": "B" }), &json!("app")));

@@ -47,6 +47,23 @@ pub struct VmUpdateParams {
     pub if_boot_id: Option<BootId>,
 }
 
+impl VmUpdateParams {
+    /// No change of a VM.
+    pub const fn of(vm: Reference<VmKind>) -> Self {
+        Self {
+            vm,
+            tags: BTreeMap::new(),
+            remove_tags: Vec::new(),
+            protected: None,
+            name: None,
+            network: None,
+            ttl: None,
+            idle_stop: None,
+            if_boot_id: None,
+        }
+    }
+}
+
 impl Tool for VmUpdate {
     const NAME: &'static str = "vm_update";
     const TITLE: &'static str = "Update a VM";
