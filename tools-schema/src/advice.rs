@@ -47,11 +47,15 @@ impl ErrorCode {
             Self::FileRefused => Try("check the path, its type and its owner with guest_file_list"),
             Self::EditMismatch => Try("read the file again with guest_file_read, then repeat the edit"),
             Self::CommandFailed => Try("check the program and the arguments that the message names"),
-            Self::RequestFailed => Try("check that the server is running with guest_command_list, then try again"),
+            Self::RequestFailed => {
+                Try("check that the server is running with guest_command_list, then try again")
+            }
             Self::GuestFailed => Try("try again; vm_restart starts the agent anew"),
             Self::ProgramNotFound => Try("install it in the VM, or give its whole path"),
             Self::ProgramNotExecutable => Try("make it executable, or run it with its interpreter"),
-            Self::ConnectionRefused => Try("start a server on that port in the VM first: guest_command_start"),
+            Self::ConnectionRefused => {
+                Try("start a server on that port in the VM first: guest_command_start")
+            }
             Self::BootFailed => Try("read the console with vm_logs, then call vm_start"),
             Self::VmGone => Try("look at the VM with vm_inspect; vm_start brings it back"),
             Self::VerificationFailed => Try("try again; if it fails the same way, use another source"),
@@ -62,7 +66,9 @@ impl ErrorCode {
             Self::GuestOutdated => Try("call vm_restart: the VM gets the agent of this daemon"),
             Self::GuestMisbehaved => Try("try again; vm_restart starts the agent anew"),
             Self::TooLarge => Try("ask for less at once: a limit, an offset, or output into a file"),
-            Self::GuestUnreachable => Try("look at the VM with vm_inspect; vm_restart with force: true brings it back"),
+            Self::GuestUnreachable => {
+                Try("look at the VM with vm_inspect; vm_restart with force: true brings it back")
+            }
             Self::Timeout => Try("try again, or allow more time"),
             Self::ShuttingDown => Try("try again in a moment, when nexusd runs again"),
             Self::DaemonDown => Try("start nexusd"),

@@ -130,9 +130,15 @@ mod tests {
 
     #[test]
     fn numbers_with_units_are_read() {
-        for (text, seconds) in
-            [("0", 0), ("90", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1 d 2h", 93_600), ("5S", 5)]
-        {
+        for (text, seconds) in [
+            ("0", 0),
+            ("90", 90),
+            ("30m", 1800),
+            ("2h", 7200),
+            ("1h30m", 5400),
+            ("1 d 2h", 93_600),
+            ("5S", 5),
+        ] {
             assert_eq!(text.parse::<TimeSpan>().unwrap().as_seconds(), seconds, "{text}");
         }
         for text in ["", "m", "-1", "1.5h", "1x", "1h30", "3651d", "99999999999999999999", "h1"] {

@@ -21,8 +21,8 @@ use nexus_schema::{ErrorCode, Timestamp, ToolError};
 use tokio::sync::{Notify, RwLock};
 use tokio_util::task::TaskTracker;
 
-pub use activity::Busy;
 pub(crate) use activity::Activity;
+pub use activity::Busy;
 pub(crate) use calls::{CallLog, record as record_calls};
 pub(crate) use command::{Attach, Change, Command, Decision};
 pub(crate) use published::{Published, socket_name};

@@ -151,10 +151,10 @@ impl Nexus {
                 self.shared.make_room().await;
                 Ok(VmDeleteOutput { done: true, deleted: vec![delete(&handle).await?], failed: Vec::new() })
             }
-            (None, false) if if_boot.is_some() => Err(ToolError::invalid(
-                "if_boot_id is of one VM, and tags mean several",
-            )
-            .hint("give vm instead of tags")),
+            (None, false) if if_boot.is_some() => {
+                Err(ToolError::invalid("if_boot_id is of one VM, and tags mean several")
+                    .hint("give vm instead of tags"))
+            }
             (None, false) => {
                 self.shared.make_room().await;
                 let (mut deleted, mut failed) = (Vec::new(), Vec::new());

@@ -149,8 +149,7 @@ impl Waiting<'_> {
     /// Waits for a view of the VM. It must not be deleted meanwhile, nor boot anew where that matters.
     async fn until_view(&self, wanted: impl Fn(&View) -> bool) -> Result<(), ToolError> {
         let mut view = self.handle.view.clone();
-        let is_over =
-            |view: &View| view.deleted || self.same_boot(view).is_err() || wanted(view);
+        let is_over = |view: &View| view.deleted || self.same_boot(view).is_err() || wanted(view);
         let view = view.wait_for(is_over).await;
         let view = view.map_err(|_| ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down"))?;
         if view.deleted {

@@ -67,7 +67,11 @@ impl StreamError {
         let text = format!("{vm}: {}", nexus_schema::error::chain(self));
         match self {
             Self::Refused(error) => {
-                let said = ToolError { message: format!("inside {vm}: {}", error.message), hint: None, ..error.clone() };
+                let said = ToolError {
+                    message: format!("inside {vm}: {}", error.message),
+                    hint: None,
+                    ..error.clone()
+                };
                 match &error.hint {
                     Some(hint) => said.hint(format!("the guest suggests: {hint}")),
                     None => said,

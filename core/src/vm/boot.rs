@@ -9,8 +9,8 @@ use data_encoding::BASE64;
 use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
 use nexus_schema::link::{
-    ByeReason, Configure, GuestFile, HOSTNAME_REQUEST, HostnameParams, InitMode, MCP_PORT, Mount, PROTOCOL, PROTOCOL_MIN, PROXY_REQUEST,
-    ProxyParams,
+    ByeReason, Configure, GuestFile, HOSTNAME_REQUEST, HostnameParams, InitMode, MCP_PORT, Mount, PROTOCOL,
+    PROTOCOL_MIN, PROXY_REQUEST, ProxyParams,
 };
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmState, VmTimings};

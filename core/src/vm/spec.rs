@@ -88,7 +88,9 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
             wrong(format!("run is empty, longer than {RUN_MAX} bytes, or holds a zero byte"));
         }
         if params.start == Some(false) || params.protected == Some(true) {
-            wrong("run needs a VM that starts at once and can be deleted: leave start and protected out".into());
+            wrong(
+                "run needs a VM that starts at once and can be deleted: leave start and protected out".into(),
+            );
         }
     }
     check_tags(&params.tags, &mut wrong);

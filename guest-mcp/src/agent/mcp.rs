@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::link::{
-    ByeReason, CLOCK_REQUEST, CUT_OFF, ClockParams, GROW_REQUEST, HOSTNAME_REQUEST, HostnameParams, PROXY_REQUEST, REFUSED_REQUEST,
+    ByeReason, CLOCK_REQUEST, CUT_OFF, ClockParams, GROW_REQUEST, HOSTNAME_REQUEST, HostnameParams,
+    PROXY_REQUEST, REFUSED_REQUEST,
 };
 use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::lines::{Line, LineReader};

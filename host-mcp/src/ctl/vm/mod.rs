@@ -363,8 +363,7 @@ pub(crate) async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
         })
         .await;
     }
-    let params =
-        VmDeleteParams { tags: args.tag.into_iter().collect(), force, ..VmDeleteParams::default() };
+    let params = VmDeleteParams { tags: args.tag.into_iter().collect(), force, ..VmDeleteParams::default() };
     let mut client = app.connect().await?;
     let output = client.call::<VmDelete>(&params).await?;
     show(&output.deleted)?;
@@ -386,7 +385,8 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
     };
     let network = args.network.params();
     let has_limit = args.ttl.is_some() || args.idle_stop.is_some();
-    if args.tag.is_empty() && args.untag.is_empty() && protected.is_none() && network.is_none() && !has_limit {
+    if args.tag.is_empty() && args.untag.is_empty() && protected.is_none() && network.is_none() && !has_limit
+    {
         return Err(Error::usage(
             "nothing to change: give --tag, --untag, --protect, --unprotect, --ttl, --idle-stop, --network, --preset, --allow or --deny",
         ));

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nexus_schema::{TimeSpan, Timestamp};
 use nexus_schema::link::InitMode;
 use nexus_schema::network::{NetworkMode, NetworkRule};
 use nexus_schema::tools::network::InspectedNetwork;
 use nexus_schema::tools::vm::{
     NetworkCounts, VmDetails, VmNetwork, VmState, VmSummary, VmTimings, VmTransition, VmWalls,
 };
+use nexus_schema::{TimeSpan, Timestamp};
 
 use crate::ctl::format;
 use crate::ctl::ui::{Mood, Table, Text};
