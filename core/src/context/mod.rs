@@ -68,7 +68,7 @@ pub(crate) struct Shared {
     pub(crate) host: RwLock<Option<Arc<Host>>>,
     pub(crate) calls: CallLog,
     /// Notified when the life or the idle time of a VM may end sooner than before.
-    pub(crate) lifetimes: Notify,
+    pub(crate) lifetimes: Arc<Notify>,
     pub(crate) instance: InstanceId,
     pub(crate) started_at: Timestamp,
     /// The lock of the state directory, held as long as anything uses it.

@@ -27,7 +27,6 @@ use std::time::Duration;
 use nexus_schema::id::{BootId, OpId, VmId, VmKind};
 use nexus_schema::limits::{PAGE_DEFAULT, PAGE_MAX, WAIT_DEFAULT, WAIT_MAX};
 use nexus_schema::{ErrorCode, Name, Reference, Timestamp, ToolError};
-use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
@@ -186,7 +185,7 @@ impl Nexus {
             published: Published::default(),
             host: tokio::sync::RwLock::new(None),
             calls,
-            lifetimes: Notify::new(),
+            lifetimes: Arc::default(),
             instance,
             started_at: now(),
             config,

@@ -65,8 +65,5 @@ pub(crate) async fn call<T: Tool>(
 
 /// Whether an error says that the guest cannot be asked just now, and not that it refuses.
 pub(crate) const fn is_of_link(code: ErrorCode) -> bool {
-    matches!(
-        code,
-        ErrorCode::GuestUnreachable | ErrorCode::Timeout | ErrorCode::Busy | ErrorCode::GuestMisbehaved
-    )
+    matches!(code, ErrorCode::GuestUnreachable | ErrorCode::Timeout | ErrorCode::Busy)
 }

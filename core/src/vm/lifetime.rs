@@ -96,12 +96,14 @@ pub(crate) async fn keep(shared: Weak<Shared>) {
         }
         if !acting.is_empty() {
             pause = pause.min(AGAIN);
-            futures::future::join_all(acting).await;
         }
-        let changed = shared.lifetimes.notified();
+        futures::future::join_all(acting).await;
+        let changed = shared.lifetimes.clone();
+        // Nothing of the daemon is held meanwhile.
+        drop(shared);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = changed => {}
+            () = changed.notified() => {}
         }
     }
 }
