@@ -65,7 +65,8 @@ fn a_run_survives_the_daemon() {
     for point in ["ready", "run-started"] {
         let line = format!("echo ran >> {}; sleep 1; echo end", mark.display());
         std::fs::write(&mark, "").expect("a file is written");
-        let mut client = kill_at(&mut world, point, "vm_create", &run_of(&world, "once", &line));
+        let arguments = run_of(&world, "once", &line);
+        let mut client = kill_at(&mut world, point, "vm_create", &arguments);
         let op = last_op(&mut client);
         let ended = client.must("op_get", json!({ "op_id": op["op_id"] }));
         assert_eq!(ended["result"]["run"]["stdout"], "end\n", "{point}: {ended}");
