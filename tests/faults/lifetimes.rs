@@ -38,7 +38,10 @@ fn a_vm_is_deleted_at_the_end_of_its_time_and_a_protected_one_is_stopped() {
     client.must("vm_list", json!({}));
     let begun = client.call_whole("guest_command_start", json!({ "vm": "short", "command": "sleep 600" }));
     let content = begun.expect("it is started")["content"].to_string();
-    assert!(content.contains("note: short is deleted in") && content.contains("vm_update"), "{content}");
+    assert!(
+        content.contains("note: the time to live of short ends in") && content.contains("vm_update"),
+        "{content}"
+    );
     client.create(with(&world, "kept", json!({ "ttl": "3", "protected": true })));
     until_gone(&mut client, "short");
     assert!(reasons(&mut client, "short").contains("deleted: its time to live is over"));

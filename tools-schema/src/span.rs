@@ -111,7 +111,7 @@ impl JsonSchema for TimeSpan {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[0-9]", "examples": ["30m", "2h"] })
+        json_schema!({ "type": "string", "pattern": "^[0-9]" })
     }
 }
 

@@ -83,11 +83,8 @@ impl Nexus {
             until: Instant::now() + wait,
         };
         let started = Instant::now();
-        let reached = timeout(wait, waiting.reach(&goal)).await;
-        let (done, status) = match reached {
-            Ok(reached) => (true, reached?),
-            Err(_) => (false, None),
-        };
+        let reached = waiting.reach(&goal).await?;
+        let (done, status) = (reached.is_some(), reached.flatten());
         let view = handle.view.borrow();
         let record = &view.record;
         Ok(VmWaitOutput {
@@ -114,62 +111,69 @@ struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
-    /// Waits until the goal is reached; for a command's end, what a shell says of it.
-    async fn reach(&self, goal: &Goal) -> Result<Option<u8>, ToolError> {
+    /// Waits until the goal is reached; `None` if it is not in time. For a command's end, returns what a shell says of it. Looks at least once.
+    async fn reach(&self, goal: &Goal) -> Result<Option<Option<u8>>, ToolError> {
         if let Goal::State(state) = goal {
             let wanted = |view: &View| view.record.state == *state;
-            return self.until_view(wanted).await.map(|()| None);
+            return Ok(self.until_view(wanted).await?.then_some(None));
         }
         let mut pause = LOOKS.0;
         loop {
-            let link = self.until_answering().await?;
+            let Some(link) = self.until_answering().await? else { return Ok(None) };
             let name = self.handle.view.borrow().record.name.to_string();
             let looked = match goal {
                 Goal::Port(port) => self.is_open(*port, &name).await,
                 Goal::File(path) => is_there(&link, path, &name).await,
                 Goal::Command(id) => match self.ended(&link, *id, &name).await {
-                    Ok(Some(status)) => return Ok(status),
-                    Ok(None) => continue,
+                    Ok(Some(status)) => return Ok(Some(status)),
+                    Ok(None) => Ok(false),
                     Err(error) => Err(error),
                 },
                 Goal::State(_) => Ok(true),
             };
             match looked {
-                Ok(true) => return Ok(None),
+                Ok(true) => return Ok(Some(None)),
                 Ok(false) => {}
                 // Whether the VM still runs is looked at first.
                 Err(error) if is_of_link(error.code) => {}
                 Err(error) => return Err(error),
             }
-            tokio::time::sleep(pause).await;
+            let left = self.until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            tokio::time::sleep(pause.min(left)).await;
             pause = (pause * 2).min(LOOKS.1);
         }
     }
 
-    /// Waits for a view of the VM. It must not be deleted meanwhile, nor boot anew where that matters.
-    async fn until_view(&self, wanted: impl Fn(&View) -> bool) -> Result<(), ToolError> {
+    /// Waits for a view of the VM; whether it comes in time. The VM must not be deleted meanwhile, nor boot anew where that matters.
+    async fn until_view(&self, wanted: impl Fn(&View) -> bool) -> Result<bool, ToolError> {
         let mut view = self.handle.view.clone();
         let is_over = |view: &View| view.deleted || self.same_boot(view).is_err() || wanted(view);
-        let view = view.wait_for(is_over).await;
+        let left = self.until.saturating_duration_since(Instant::now());
+        let Ok(view) = timeout(left, view.wait_for(is_over)).await else { return Ok(false) };
         let view = view.map_err(|_| ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down"))?;
         if view.deleted {
             return Err(not_found(&nexus_schema::Reference::Id(view.record.id)));
         }
-        self.same_boot(&view)
+        self.same_boot(&view).map(|()| true)
     }
 
     fn same_boot(&self, view: &View) -> Result<(), ToolError> {
         policy::same_boot(view.record.name.as_str(), view.record.boot_id, self.if_boot)
     }
 
-    /// Waits until the guest's tools can be called; fails if they never can be unless somebody starts the VM.
-    async fn until_answering(&self) -> Result<Link, ToolError> {
+    /// Waits until the guest's tools can be called; `None` if that is not in time. Fails if somebody has to start the VM for that.
+    async fn until_answering(&self) -> Result<Option<Link>, ToolError> {
         let comes_up = |state| {
             use VmState::{Creating, Running, Starting, Unreachable};
             matches!(state, Creating | Starting | Running | Unreachable)
         };
-        self.until_view(|view| !comes_up(view.record.state)).await?;
-        self.handle.view.borrow().guest_link().cloned()
+        if !self.until_view(|view| !comes_up(view.record.state)).await? {
+            return Ok(None);
+        }
+        self.handle.view.borrow().guest_link().cloned().map(Some)
     }
 
     /// Whether something listens on a port.

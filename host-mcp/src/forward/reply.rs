@@ -66,7 +66,7 @@ pub(super) fn write_outcome(
     rename: impl FnOnce(&mut ToolError),
 ) -> &'static str {
     let vm = origin.name.as_str();
-    let note = origin.expires_at.and_then(|at| expiry::note(at, vm));
+    let note = origin.expires_at.and_then(|at| expiry::of_life(at, vm));
     let (error, speaker) = match outcome.and_then(|result| result::check(result, expected)) {
         Ok(GuestResult::Done { content, facts }) => {
             let (content, facts) = with_note(content, facts, expected.shape, note);
@@ -247,7 +247,12 @@ mod tests {
         let facts = json!({"size_bytes": 1, "offset": 0, "read_bytes": 1, "eof": true, "lossy": false});
         let value = told(&result(facts.clone()), &Expected::of::<FileRead>());
         assert_eq!(value["content"][0]["text"], "x");
-        assert!(value["content"][1]["text"].as_str().unwrap().starts_with("note: web-1 is deleted in 0s"));
+        assert!(
+            value["content"][1]["text"]
+                .as_str()
+                .unwrap()
+                .starts_with("note: the time to live of web-1 ends in 0s")
+        );
         assert_eq!(value["_meta"]["dev.nexus/result"], facts);
         let facts = json!({"hostname": "h", "kernel": "k", "arch": "a", "cpus": 1, "memory_total_bytes": 1,
             "memory_available_bytes": 1, "disk_total_bytes": 1, "disk_available_bytes": 1, "load": [0.0, 0.0, 0.0],

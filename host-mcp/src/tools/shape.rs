@@ -16,7 +16,7 @@ pub(super) fn result<T: Tool>(output: &T::Output, is_compact: bool) -> Result<Ca
     let mut value = serde_json::to_value(output)
         .map_err(|e| ToolError::internal(format!("the result of {} has no JSON form: {e}", T::NAME)))?;
     let vm = vm_of(&value);
-    let note = expiry_of(&value).and_then(|at| expiry::note(at, name_of(&value).unwrap_or("this VM")));
+    let note = note_of(&value);
     if is_compact {
         compact(&mut value);
     }
@@ -68,14 +68,17 @@ fn unfinished(value: &Value) -> Option<&str> {
     (value.get("done")? == false).then(|| value.get("op_id")?.as_str()).flatten()
 }
 
-/// When the life of the VM ends that a result is about.
-fn expiry_of(value: &Value) -> Option<Timestamp> {
+/// A warning that the VM of a result soon ends by itself.
+fn note_of(value: &Value) -> Option<String> {
     let vm = value.get("result").unwrap_or(value);
-    vm.get("expires_at")?.as_str()?.parse().ok()
-}
-
-fn name_of(value: &Value) -> Option<&str> {
-    value.get("result").unwrap_or(value).get("name")?.as_str()
+    let name = vm.get("name")?.as_str()?;
+    let at = |key: &str| -> Option<Timestamp> { vm.get(key)?.as_str()?.parse().ok() };
+    if vm.get("run").is_some() {
+        return None;
+    }
+    at("expires_at")
+        .and_then(|at| expiry::of_life(at, name))
+        .or_else(|| at("idle_stop_at").and_then(|at| expiry::of_idle(at, name)))
 }
 
 /// `{id, name, boot_id}` of the VM that a result concerns.

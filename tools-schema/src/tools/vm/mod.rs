@@ -2,6 +2,7 @@
 
 mod delete;
 mod file;
+mod history;
 mod network;
 mod publish;
 mod rename;
@@ -28,6 +29,7 @@ use crate::tools::plan::Creation;
 
 pub use self::delete::{DeletedVm, UndeletedVm, VmDelete, VmDeleteOutput, VmDeleteParams};
 pub use self::file::VmFile;
+pub use self::history::{VmHistory, VmHistoryOutput, VmHistoryParams, VmTransition};
 pub use self::network::{DeniedConnection, NetworkCounts, NetworkInterface, NetworkParams, VmNetwork};
 pub use self::publish::{
     PublishedPort, VmPublish, VmPublishParams, VmUnpublish, VmUnpublishOutput, VmUnpublishParams,
@@ -96,15 +98,14 @@ pub struct VmCreateParams {
     /// Start it at once (default true).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<bool>,
-    /// Delete it so long from now (a protected one is only stopped), such as `2h`; default never.
+    /// Delete it so long from now, such as `2h` (default never); a protected one is only stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<TimeSpan>,
-    /// Stop it once it has been idle so long: no command, call, stream or connection. Default never.
+    /// Stop it once it was idle so long: no command, call, stream or connection (default never).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_stop: Option<TimeSpan>,
-    /// A shell line to run in it; when that ends the VM is deleted, and the result has its output and exit code in `run`.
+    /// A shell line to run in it; at its end the VM is deleted, and `run` of the result has its output and exit code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 65536))]
     pub run: Option<String>,
     /// Only say what would be done, and change nothing: the reply has a `plan` instead of an operation (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -541,64 +542,4 @@ impl Tool for VmLogs {
     const SHAPE: ResultShape = ResultShape::Text;
     type Params = VmLogsParams;
     type Output = VmLogsOutput;
-}
-
-/// Shows the state changes of a VM.
-pub enum VmHistory {}
-
-/// Arguments of `vm_history`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct VmHistoryParams {
-    /// The VM: its name or id. Both also work after the VM was deleted; the name then means the last VM that had it.
-    pub vm: Reference<VmKind>,
-    /// How many rows at most (default 50, at most 500).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 500))]
-    pub limit: Option<u32>,
-    /// Where to go on: `next_cursor` of the page before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
-}
-
-/// One change of state.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct VmTransition {
-    /// The state before; absent for the creation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<VmState>,
-    /// The state after; absent for the deletion.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<VmState>,
-    /// Why.
-    pub reason: String,
-    /// When.
-    pub at: Timestamp,
-    /// Who asked for it, or `nexusd`.
-    pub who: String,
-    /// The boot that it belongs to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub boot_id: Option<BootId>,
-}
-
-/// Result of `vm_history`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct VmHistoryOutput {
-    /// The VM's id.
-    pub id: VmId,
-    /// The changes, newest first.
-    pub transitions: Vec<VmTransition>,
-    /// Where the next page starts; absent on the last page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next_cursor: Option<String>,
-}
-
-impl Tool for VmHistory {
-    const NAME: &'static str = "vm_history";
-    const TITLE: &'static str = "Show a VM's history";
-    const DESCRIPTION: &'static str = "Shows every change of a VM's state, newest first: from, to, why, when and who; use it to \
-        find out what happened to a VM, also after it was deleted.";
-    const EFFECT: Effect = Effect::ReadOnly;
-    type Params = VmHistoryParams;
-    type Output = VmHistoryOutput;
 }

@@ -18,7 +18,7 @@ pub enum VmRestart {}
 pub struct VmRestartParams {
     /// The VM: its name or id.
     pub vm: Reference<VmKind>,
-    /// Cut its power instead of letting it shut down (default false). Unwritten data is lost.
+    /// Cut its power instead (default false). Unwritten data is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force: Option<bool>,
     /// How long to wait for it to be ready, in seconds (default 30, at most 45).
@@ -33,8 +33,8 @@ pub struct VmRestartParams {
 impl Tool for VmRestart {
     const NAME: &'static str = "vm_restart";
     const TITLE: &'static str = "Restart a VM";
-    const DESCRIPTION: &'static str = "Shuts a VM down cleanly and starts it again; use it when a VM is unreachable (with `force`) or after a \
-        change that needs a boot. Commands end, the disk stays. A VM that is down is only started.";
+    const DESCRIPTION: &'static str = "Shuts a VM down and starts it again; use it when a VM is unreachable (with `force`) or needs a boot. \
+        Commands end, the disk stays.";
     const EFFECT: Effect = Effect::Destructive { idempotent: false };
     type Params = VmRestartParams;
     type Output = OpOutcome<VmDetails>;
