@@ -1,10 +1,10 @@
 //! VMs that end by themselves: at the end of their time, and when nothing is under way in them.
 
 use std::net::TcpStream;
-use std::thread;
 use std::time::Duration;
 
 use nexus_tests::client::Client;
+use nexus_tests::wait::{stay, until};
 use serde_json::{Value, json};
 
 use crate::echo::echo;
@@ -61,7 +61,7 @@ fn a_vm_is_deleted_at_the_end_of_its_time_and_a_protected_one_is_stopped() {
     }
     client.must("vm_update", json!({ "vm": "long", "ttl": "1s" }));
     world.daemon.kill();
-    thread::sleep(Duration::from_secs(1));
+    stay(Duration::from_secs(1));
     world.daemon.restart();
     let mut client = world.client();
     until_gone(&mut client, "long");
@@ -99,8 +99,8 @@ fn a_vm_that_is_idle_is_stopped_and_work_of_any_kind_keeps_it() {
     let published = client.must("vm_publish", json!({ "vm": "web", "guest_port": port }));
     let address = published["address"].as_str().expect("an address").to_owned();
     let stays = |client: &mut Client, what: &str| {
-        thread::sleep(Duration::from_millis(1700));
-        assert_eq!(client.inspect("web")["state"], "ready", "{what} is work");
+        let is_other = || Some(client.inspect("web")).filter(|vm| vm["state"] != "ready");
+        assert_eq!(until(Duration::from_millis(1700), is_other), None, "{what} is work");
     };
     let connection = TcpStream::connect(address).expect("it listens");
     stays(&mut client, "a connection of a published port");

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use nexus_tests::client::Client;
+use nexus_tests::wait::stay;
 use serde_json::{Value, json};
 
 use crate::world::{SOON, World, refused};
@@ -54,7 +55,7 @@ fn a_call_waits_for_a_state_a_port_a_file_or_a_commands_end() {
     }
     // And then it comes to pass.
     let waits: Vec<_> = goals.iter().map(|(goal, _)| waiting(world.client(), with(goal, 45))).collect();
-    thread::sleep(Duration::from_millis(300));
+    stay(Duration::from_millis(300));
     let _server = TcpListener::bind(("127.0.0.1", port)).expect("it is free");
     std::fs::write(&file, "").expect("a file is written");
     let input = json!({ "vm": "web", "id": id, "input": "go\n" });
@@ -91,7 +92,7 @@ fn what_cannot_come_to_pass_is_said_at_once() {
     let file = json!({ "vm": "web", "file": "/there/is/nothing", "wait_s": 45 });
     let boot = json!({ "vm": "web", "state": "crashed", "wait_s": 45, "if_boot_id": vm["boot_id"] });
     let (down, anew) = (waiting(world.client(), file.clone()), waiting(world.client(), boot));
-    thread::sleep(Duration::from_millis(200));
+    stay(Duration::from_millis(200));
     client.to_the_end("vm_stop", json!({ "vm": "web" }), SOON);
     let failure = down.join().expect("an answer").expect_err("it is down");
     assert_eq!(failure.code, "vm_not_running", "{}", failure.text);
@@ -99,7 +100,7 @@ fn what_cannot_come_to_pass_is_said_at_once() {
     client.to_the_end("vm_start", json!({ "vm": "web" }), SOON);
     assert_eq!(anew.join().expect("an answer").expect_err("it has booted anew").code, "boot_changed");
     let gone = waiting(world.client(), json!({ "vm": "web", "state": "crashed", "wait_s": 45 }));
-    thread::sleep(Duration::from_millis(200));
+    stay(Duration::from_millis(200));
     client.must("vm_delete", json!({ "vm": "web", "force": true }));
     assert_eq!(gone.join().expect("an answer").expect_err("it is gone").code, "vm_not_found");
 }

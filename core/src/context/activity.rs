@@ -89,7 +89,10 @@ mod tests {
         drop((one, other));
         assert_eq!(activity.idle(), None);
         drop(copy);
-        std::thread::sleep(Duration::from_millis(20));
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(20) {
+            std::thread::yield_now();
+        }
         assert!(activity.idle().is_some_and(|idle| idle >= Duration::from_millis(15)));
         activity.touch(Duration::ZERO);
         assert!(activity.idle().is_some_and(|idle| idle < Duration::from_millis(15)));
