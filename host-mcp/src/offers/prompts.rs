@@ -11,8 +11,11 @@ struct Offered {
     title: &'static str,
     description: &'static str,
     arguments: &'static [Argument],
-    text: fn(&dyn Fn(&str) -> Option<String>) -> String,
+    text: fn(Given<'_>) -> String,
 }
+
+/// The value of an argument by its name, unless it is missing or blank.
+type Given<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 const PROMPTS: [Offered; 3] = [
     Offered {
