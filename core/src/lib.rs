@@ -33,7 +33,7 @@ mod vmm;
 pub use asset::provider_mistakes;
 pub use config::{AssetConfig, Config, DriverSetting, Environment, FetchSettings, Secret};
 pub use facade::{
-    CallContext, CallRecord, Caller, GuestHandle, Nexus, OpenError, StreamLife, StreamRefusal, VmStream,
+    Busy, CallContext, CallRecord, Caller, GuestHandle, Nexus, OpenError, StreamLife, StreamRefusal, VmStream,
 };
 pub use os::tls::Trust;
 pub use vmm::doctor::examine;

@@ -69,7 +69,7 @@ async def run(client, script, image):
         command = {"argv": ["/srv/job/script"], "cwd": "/srv/job", "timeout_s": 600}
         facts = await run_to_the_end(client, vm["id"], **command)
 
-        listed = (await call(client, "guest_file_list", vm=vm["id"], path="/srv/job")).structured_content
+        listed = (await call(client, "guest_file_list", vm=vm["id"], path="/srv/job", compact=False)).structured_content
         if any(entry["path"] == "result" for entry in listed["entries"]):
             kept = await call(client, "guest_file_read", vm=vm["id"], path="/srv/job/result")
             print(stream(kept, "content"), end="")

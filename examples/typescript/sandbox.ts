@@ -77,7 +77,7 @@ async function run(client: Client, script: string, image?: string): Promise<numb
     const command = { argv: ["/srv/job/script"], cwd: "/srv/job", timeout_s: 600 };
     const facts = await runToTheEnd(client, vm.id, command);
 
-    const listed: any = (await call(client, "guest_file_list", { vm: vm.id, path: "/srv/job" })).structuredContent;
+    const listed: any = (await call(client, "guest_file_list", { vm: vm.id, path: "/srv/job", compact: false })).structuredContent;
     if (listed.entries.some((entry: any) => entry.path === "result")) {
       const kept = await call(client, "guest_file_read", { vm: vm.id, path: "/srv/job/result" });
       process.stdout.write(stream(kept, "content"));

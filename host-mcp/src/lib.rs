@@ -8,6 +8,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod dirs;
 pub mod endpoint;
+mod expiry;
 mod forward;
 mod greeting;
 pub mod host;

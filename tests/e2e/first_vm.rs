@@ -105,6 +105,17 @@ fn a_machine_is_made_used_and_deleted() {
     assert_ne!(again["boot_id"], vm["boot_id"]);
     assert_eq!(client.run("first", "wc -c < /srv/a/b/bytes").stdout.trim(), "256");
 
+    // A server is waited for, and a new name is the guest's at once.
+    let port = json!({ "vm": "first", "port": 8181, "wait_s": 0 });
+    assert_eq!(client.must("vm_wait", port)["done"], false);
+    client.run("first", "httpd -p 127.0.0.1:8181 -h /srv");
+    assert_eq!(client.must("vm_wait", json!({ "vm": "first", "port": 8181, "wait_s": 45 }))["done"], true);
+    client.must("vm_rename", json!({ "vm": "first", "name": "last" }));
+    let is_new =
+        || (client.run("last", "hostname; cat /etc/hostname").stdout == "last\nlast\n").then_some(());
+    assert!(nexus_tests::wait::until(Duration::from_secs(30), is_new).is_some(), "it has its old hostname");
+    client.must("vm_rename", json!({ "vm": "last", "name": "first" }));
+
     let refused = client.call("vm_delete", json!({ "vm": "first" })).expect_err("it runs");
     assert_eq!(refused.code, "vm_wrong_state", "{}", refused.text);
     client.must("vm_update", json!({ "vm": "first", "protected": true }));

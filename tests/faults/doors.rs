@@ -201,7 +201,10 @@ fn what_clients_fail_on_and_what_only_the_host_may_say_comes_out_nowhere() {
         assert_eq!(result["_meta"]["dev.nexus/from"], "guest", "{result}");
         assert_eq!(result["_meta"]["dev.nexus/error"]["retryable"], false, "{result}");
         let (_, result) = hear(send(&world, door, "parrot-1", r#"error:{"code":-32602,"message":"no"}"#));
-        assert_eq!(text_of(&result), "invalid_argument: parrot-1: the guest refused: no", "{door:?}");
+        // The next step is the host's own advice.
+        let advice = "correct the argument that the message names, then call again";
+        let expected = format!("invalid_argument: parrot-1: the guest refused: no\n{advice}");
+        assert_eq!(text_of(&result), expected, "{door:?}");
         assert_eq!(result["_meta"]["dev.nexus/from"], "guest", "{result}");
         // Colours in a command's output are passed through; unknown fields are removed.
         let words = format!(

@@ -1,12 +1,18 @@
-//! A plain MCP client for tests: JSON lines over the daemon's upgraded Unix stream, one call after another.
+//! A plain MCP client for tests: JSON lines over the daemon's upgraded Unix stream, one call after another. As the SDKs do, it checks each
+//! result against the tool's schema; facts of text tools too, in `_meta["dev.nexus/result"]`.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use nexus_schema::tool::GUEST_PREFIX;
+use nexus_schema::{Tool, for_each_guest_tool, for_each_host_tool};
+use serde_json::{Map, Value, json};
 
+use crate::schema::violation;
 use crate::wait::until;
 
 /// The timeout for one answer; every tool of Nexus answers earlier.
@@ -14,11 +20,32 @@ const ANSWER: Duration = Duration::from_mins(3);
 /// The timeout for a VM to become ready under software emulation on a busy machine.
 pub const BOOT: Duration = Duration::from_mins(4);
 
+/// The schema of each tool's facts, by the tool's name on the host.
+static SCHEMAS: LazyLock<HashMap<String, Map<String, Value>>> = LazyLock::new(|| {
+    let mut all = HashMap::new();
+    macro_rules! of_host {
+        ($($tool:path => $method:ident,)*) => {$(
+            all.insert(<$tool>::NAME.to_owned(), nexus_schema::schema::of::<<$tool as Tool>::Output>());
+        )*};
+    }
+    for_each_host_tool!(of_host);
+    macro_rules! of_guest {
+        ($($tool:path => $method:ident,)*) => {$(
+            let name = format!("{GUEST_PREFIX}{}", <$tool>::NAME);
+            all.insert(name, nexus_schema::schema::of::<<$tool as Tool>::Output>());
+        )*};
+    }
+    for_each_guest_tool!(of_guest);
+    all
+});
+
 /// One connection.
 #[derive(Debug)]
 pub struct Client {
     lines: BufReader<UnixStream>,
     last_id: u64,
+    /// Whether results have all that their schemas require; those for a model do not.
+    is_whole: bool,
 }
 
 /// A tool's `isError` result.
@@ -63,7 +90,7 @@ impl Client {
         if !head.starts_with("HTTP/1.1 101") {
             return Err(io::Error::other(format!("no upgrade: {head:?}")));
         }
-        let mut client = Self { lines, last_id: 0 };
+        let mut client = Self { lines, last_id: 0, is_whole: path == "/mcp" };
         client.request(
             "initialize",
             &json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "test", "version": "0" } }),
@@ -123,6 +150,12 @@ impl Client {
                 "a failure with structuredContent: {result}"
             );
             return Err(Failure { code: code.to_owned(), text: text.to_owned() });
+        }
+        if let Some(schema) = SCHEMAS.get(tool).filter(|_| self.is_whole) {
+            let structured = &result["structuredContent"];
+            let facts = if structured.is_null() { &result["_meta"]["dev.nexus/result"] } else { structured };
+            let violation = violation(schema, facts);
+            assert_eq!(violation, None, "the result of {tool} is not of its schema: {facts}");
         }
         Ok(result)
     }

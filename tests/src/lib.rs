@@ -8,6 +8,7 @@ pub mod mirror;
 pub mod netns;
 pub mod order;
 pub mod registry;
+pub mod schema;
 pub mod tars;
 pub mod ubuntu;
 pub mod vsock;

@@ -97,6 +97,8 @@ codes! {
     CommandEnded = "command_ended", Conflict, retryable: false;
     /// The command in the guest does not read input, or no longer does.
     InputClosed = "input_closed", Conflict, retryable: false;
+    /// The VM has booted anew since the caller looked: `if_boot_id` is an earlier boot.
+    BootChanged = "boot_changed", Conflict, retryable: false;
     /// Another thing of the kind has the name.
     NameTaken = "name_taken", Conflict, retryable: false;
     /// The VM's state does not allow the call.

@@ -3,6 +3,7 @@
 //! The daemon, the CLI and the guest share this crate. It does no IO; it only defines and parses these types, and refuses malformed ones.
 #![forbid(unsafe_code)]
 
+pub mod advice;
 pub mod arguments;
 pub mod driver;
 pub mod egress;
@@ -15,6 +16,7 @@ pub mod network;
 pub mod schema;
 pub mod service;
 pub mod size;
+pub mod span;
 pub mod stream;
 pub mod time;
 pub mod tool;
@@ -25,5 +27,6 @@ pub use error::{ErrorCode, ToolError};
 pub use id::Id;
 pub use name::{Name, Reference};
 pub use size::ByteSize;
+pub use span::TimeSpan;
 pub use time::Timestamp;
 pub use tool::{Effect, ResultShape, Tool, ToolInfo};

@@ -227,6 +227,17 @@ pub const CLOCK_REQUEST: &str = "nexus/clock";
 /// and applies the change at its next start.
 pub const PROXY_REQUEST: &str = "nexus/proxy";
 
+/// The host's MCP request that sets the hostname; takes [`HostnameParams`]. An older guest answers with the JSON-RPC error -32601, and has the
+/// new hostname from its next start on.
+pub const HOSTNAME_REQUEST: &str = "nexus/hostname";
+
+/// Parameters of [`HOSTNAME_REQUEST`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostnameParams {
+    /// The new hostname.
+    pub hostname: String,
+}
+
 /// The host's MCP request that reports which connections of the guest's network interface were refused by policy; takes [`RefusedParams`]. The
 /// results of commands list them. An older guest answers with the JSON-RPC error -32601.
 pub const REFUSED_REQUEST: &str = "nexus/refused";

@@ -17,6 +17,8 @@ pub fn of<T: JsonSchema>() -> Map<String, Value> {
     simplify(&mut value);
     let Value::Object(mut object) = value else { unreachable!("a schema of a type is an object") };
     object.remove("title");
+    // It only names the type, and each of its words costs a model tokens.
+    object.remove("description");
     object.entry("type").or_insert_with(|| "object".into());
     assert_eq!(object["type"], "object", "{} is not an object", T::schema_name());
     object.entry("properties").or_insert_with(|| Map::new().into());

@@ -136,13 +136,13 @@ fn annotations_are_honest() {
         let verb = info.name.rsplit('_').next().unwrap();
         let reads = [
             "list", "inspect", "log", "logs", "history", "read", "stat", "info", "get", "verify", "output",
-            "search",
+            "search", "wait",
         ]
         .contains(&verb);
         assert_eq!(info.effect == Effect::ReadOnly, reads, "{}", info.name);
         if [
             "delete", "stop", "write", "command", "cancel", "remove", "move", "copy", "edit", "patch",
-            "request",
+            "request", "restart", "rename",
         ]
         .contains(&verb)
         {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nexus_schema::id::{BootId, DriveId};
 use nexus_schema::tools::vm::{DeletedVm, NetworkParams};
-use nexus_schema::{ByteSize, Name, ToolError};
+use nexus_schema::{ByteSize, Name, TimeSpan, ToolError};
 use tokio::sync::oneshot;
 
 use crate::progress::Progress;
@@ -19,10 +19,25 @@ pub(crate) enum Command {
     /// Start the VM. The reply has the id of the boot that was started or is running.
     Start { who: String, progress: Progress, reply: oneshot::Sender<Result<BootId, ToolError>> },
     /// Begin to stop the VM. The reply says whether there is anything to stop.
-    Stop { who: String, force: bool, reply: oneshot::Sender<Result<Decision, ToolError>> },
-    /// Delete the VM.
-    Delete { who: String, force: bool, reply: oneshot::Sender<Result<DeletedVm, ToolError>> },
-    /// Change the VM's tags, protection, name or network.
+    Stop {
+        who: String,
+        force: bool,
+        if_boot: Option<BootId>,
+        reply: oneshot::Sender<Result<Decision, ToolError>>,
+    },
+    /// Delete the VM. `why` is for its history.
+    Delete {
+        who: String,
+        force: bool,
+        if_boot: Option<BootId>,
+        why: &'static str,
+        reply: oneshot::Sender<Result<DeletedVm, ToolError>>,
+    },
+    /// Delete the VM if its time to live is over, or stop it if it is protected.
+    Expire { reply: oneshot::Sender<Result<(), ToolError>> },
+    /// Stop the VM if it has been idle for its limit.
+    StopIdle { reply: oneshot::Sender<Result<(), ToolError>> },
+    /// Change the VM's tags, protection, name, lifetime or network.
     Update { who: String, change: Box<Change>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// The VM's drives are created: creating -> created.
     Created { record: Box<VmRecord>, drives: Vec<DriveRecord>, reply: oneshot::Sender<Result<(), ToolError>> },
@@ -31,7 +46,7 @@ pub(crate) enum Command {
     /// Attach a drive.
     Attach { attach: Box<Attach>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// Detach a drive.
-    Take { drive: DriveId, reply: oneshot::Sender<Result<(), ToolError>> },
+    Take { drive: DriveId, if_boot: Option<BootId>, reply: oneshot::Sender<Result<(), ToolError>> },
     /// A drive of the VM has grown.
     Resized { drive: DriveId, size: ByteSize, reply: oneshot::Sender<Result<(), ToolError>> },
     /// Return the client of the VM's shim, if the VM runs.
@@ -48,6 +63,12 @@ pub(crate) struct Change {
     pub(crate) protected: Option<bool>,
     pub(crate) name: Option<Name>,
     pub(crate) network: Option<NetworkParams>,
+    /// How long it lives from now on; zero for ever.
+    pub(crate) ttl: Option<TimeSpan>,
+    /// How long it may be idle; zero for ever.
+    pub(crate) idle_stop: Option<TimeSpan>,
+    /// Only if this is its boot.
+    pub(crate) if_boot: Option<BootId>,
 }
 
 /// How to attach a drive to a VM.
@@ -58,6 +79,8 @@ pub(crate) struct Attach {
     pub(crate) root: bool,
     /// Path at which the guest mounts it.
     pub(crate) mount: Option<String>,
+    /// Only if this is the VM's boot.
+    pub(crate) if_boot: Option<BootId>,
 }
 
 /// Decision about a request.

@@ -3,6 +3,7 @@
 //!
 //! It makes no decisions and no changes by itself: modules above it do.
 
+mod activity;
 mod calls;
 mod command;
 mod published;
@@ -17,9 +18,11 @@ use std::time::Duration;
 use nexus_schema::id::InstanceId;
 use nexus_schema::tools::vm::DriverChoice;
 use nexus_schema::{ErrorCode, Timestamp, ToolError};
-use tokio::sync::RwLock;
+use tokio::sync::{Notify, RwLock};
 use tokio_util::task::TaskTracker;
 
+pub(crate) use activity::Activity;
+pub use activity::Busy;
 pub(crate) use calls::{CallLog, record as record_calls};
 pub(crate) use command::{Attach, Change, Command, Decision};
 pub(crate) use published::{Published, socket_name};
@@ -64,6 +67,8 @@ pub(crate) struct Shared {
     /// What this host can run, once it was examined.
     pub(crate) host: RwLock<Option<Arc<Host>>>,
     pub(crate) calls: CallLog,
+    /// Notified when the life or the idle time of a VM may end sooner than before.
+    pub(crate) lifetimes: Arc<Notify>,
     pub(crate) instance: InstanceId,
     pub(crate) started_at: Timestamp,
     /// The lock of the state directory, held as long as anything uses it.

@@ -7,7 +7,7 @@ use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 use tokio::sync::{mpsc, watch};
 
-use super::{Command, View};
+use super::{Activity, Command, View};
 use crate::op::did_you_mean;
 
 /// Access to the task of one VM.
@@ -15,6 +15,8 @@ use crate::op::did_you_mean;
 pub(crate) struct Handle {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) view: watch::Receiver<View>,
+    /// What is under way in it.
+    pub(crate) activity: Activity,
 }
 
 /// All VMs. Cheap to clone.

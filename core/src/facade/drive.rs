@@ -159,12 +159,13 @@ impl Nexus {
         if let Some(attachment) = &drive.attachment {
             return Err(shared.in_use(&drive, attachment, "drive_detach it first"));
         }
-        let (name, state, has_root) = {
+        let (name, state, boot, has_root) = {
             let view = handle.view.borrow();
             let has_root = view.drives.iter().any(DriveRecord::is_root);
-            (view.record.name.clone(), view.record.state, has_root)
+            (view.record.name.clone(), view.record.state, view.record.boot_id, has_root)
         };
         policy::change_drives(name.as_str(), state)?;
+        policy::same_boot(name.as_str(), boot, params.if_boot_id)?;
         let is_root = params.root.unwrap_or(!has_root && params.mount.is_none());
         if !is_root {
             // The guest finds the drive by this label, whatever the order of its devices.
@@ -172,7 +173,8 @@ impl Nexus {
             let labelled = shared.drives.label(&path, &drive.id.to_string(), &Progress::default()).await;
             labelled.map_err(drive_error)?;
         }
-        let attach = Box::new(Attach { drive: drive.clone(), root: is_root, mount: params.mount.clone() });
+        let (mount, if_boot) = (params.mount.clone(), params.if_boot_id);
+        let attach = Box::new(Attach { drive: drive.clone(), root: is_root, mount, if_boot });
         ask(&handle, |reply| Command::Attach { attach, reply }).await?;
         shared.drive_details(shared.drive(&Reference::Id(drive.id)).await?).await
     }
@@ -186,7 +188,8 @@ impl Nexus {
         let shared = &self.shared;
         let (drive, _locked) = shared.take_drive(&params.drive).await?;
         if let Some(handle) = shared.user_of(&drive) {
-            ask(&handle, |reply| Command::Take { drive: drive.id, reply }).await?;
+            let (drive, if_boot) = (drive.id, params.if_boot_id);
+            ask(&handle, |reply| Command::Take { drive, if_boot, reply }).await?;
         }
         shared.drive_details(shared.drive(&Reference::Id(drive.id)).await?).await
     }

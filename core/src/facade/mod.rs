@@ -18,6 +18,7 @@ mod template;
 mod tidy;
 mod tree;
 mod vm;
+mod wait;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,10 +26,11 @@ use std::time::Duration;
 
 use nexus_schema::id::{BootId, OpId, VmId, VmKind};
 use nexus_schema::limits::{PAGE_DEFAULT, PAGE_MAX, WAIT_DEFAULT, WAIT_MAX};
-use nexus_schema::{ErrorCode, Name, Reference, ToolError};
+use nexus_schema::{ErrorCode, Name, Reference, Timestamp, ToolError};
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+pub use crate::context::Busy;
 use crate::context::{CallLog, Published, Shared, record_calls};
 use crate::context::{Command, Registry, Streams};
 use crate::drive::{Drives, Locks};
@@ -60,6 +62,10 @@ pub struct GuestHandle {
     pub boot_id: BootId,
     /// The link to its agent.
     pub link: Link,
+    /// When the VM's life is over.
+    pub expires_at: Option<Timestamp>,
+    /// The VM is not idle as long as this is there.
+    pub busy: Busy,
 }
 
 /// Why a state directory could not be opened.
@@ -179,6 +185,7 @@ impl Nexus {
             published: Published::default(),
             host: tokio::sync::RwLock::new(None),
             calls,
+            lifetimes: Arc::default(),
             instance,
             started_at: now(),
             config,
@@ -201,6 +208,7 @@ impl Nexus {
         crate::publish::take_up(&shared).await.map_err(|error| OpenError::Recover { error })?;
         resume::resume_ops(&shared).await.map_err(|error| OpenError::Recover { error })?;
         tokio::spawn(tidy::keep_tidy(Arc::downgrade(&shared)));
+        tokio::spawn(crate::vm::lifetime::keep(Arc::downgrade(&shared)));
         Ok(Self { shared })
     }
 
@@ -232,7 +240,8 @@ impl Nexus {
         let link = view.guest_link()?.clone();
         let boot_id =
             record.boot_id.ok_or_else(|| ToolError::internal(format!("{} has no boot", record.name)))?;
-        Ok(GuestHandle { vm: record.id, name: record.name.clone(), boot_id, link })
+        let (busy, expires_at) = (handle.activity.begin(), record.expires_at);
+        Ok(GuestHandle { vm: record.id, name: record.name.clone(), boot_id, link, expires_at, busy })
     }
 
     /// Records a call; never waits.

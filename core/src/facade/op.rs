@@ -7,6 +7,9 @@ use nexus_schema::tools::op::{OpCancelParams, OpGetParams, OpListOutput, OpListP
 use super::vm::AnyResult;
 use super::{CallContext, Nexus, cut_page, number_cursor, page, patience};
 
+/// A page of operations when not told otherwise: what was done last matters.
+const OPS_DEFAULT: u32 = 20;
+
 impl Nexus {
     /// The tool `op_get`.
     pub async fn op_get(
@@ -20,7 +23,7 @@ impl Nexus {
 
     /// The tool `op_list`.
     pub async fn op_list(&self, _: &CallContext, params: OpListParams) -> Result<OpListOutput, ToolError> {
-        let limit = page(params.limit)?;
+        let limit = page(Some(params.limit.unwrap_or(OPS_DEFAULT)))?;
         let before = number_cursor(params.cursor.as_deref())?;
         let rows = self.shared.ops.list(params.state, before, limit + 1).await?;
         let (rows, next_cursor) = cut_page(rows, limit, |row| row.seq.to_string());

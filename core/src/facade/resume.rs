@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use nexus_schema::tools::build::BuildStatus;
 use nexus_schema::tools::op::{OpState, OpSummary};
-use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 use serde::Serialize;
 
@@ -24,17 +23,16 @@ pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
         let handle = vm.and_then(|vm| shared.vms.get(&vm).ok().map(|handle| (vm, handle)));
         let op = summary.op_id;
         match (summary.tool.as_str(), handle) {
-            ("vm_create" | "vm_start", Some((vm, handle))) => {
+            ("vm_create" | "vm_start", Some((_, handle))) => {
                 let shared = shared.clone();
                 shared.clone().ops.run(op, move |progress| async move {
-                    let mut view = handle.view.clone();
-                    let state = view.borrow().record.state;
-                    let boot = view.borrow().record.boot_id;
-                    if let Some(boot) = boot.filter(|_| state != VmState::Created) {
-                        create::until_ready(&mut view, boot, &progress).await?;
-                    } else if view.borrow().record.spec.start {
-                        create::start_and_wait(&handle, DAEMON, &progress).await?;
-                    }
+                    create::go_on(&shared, &handle, op, &progress).await
+                });
+            }
+            ("vm_restart", Some((vm, handle))) => {
+                let (shared, since) = (shared.clone(), summary.started_at);
+                shared.clone().ops.run(op, move |progress| async move {
+                    create::restart_and_wait(&handle, DAEMON, false, None, since, &progress).await?;
                     details(&shared, &vm).await
                 });
             }

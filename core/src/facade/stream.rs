@@ -8,7 +8,7 @@ use nexus_schema::tools::stream::{GuestStreamOpenOutput, GuestStreamOpenParams, 
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::{CallContext, Caller, Nexus};
-use crate::context::{Handle, Place, TICKET_LIFE};
+use crate::context::{Busy, Handle, Place, TICKET_LIFE};
 use crate::guest::{GuestStream, StreamError};
 
 /// An open stream of a VM. It counts towards the limit until it is dropped.
@@ -44,6 +44,7 @@ pub struct StreamLife {
     handle: Handle,
     boot_id: BootId,
     _place: Place,
+    _busy: Busy,
 }
 
 impl StreamLife {
@@ -124,7 +125,7 @@ impl Nexus {
         let place = self.shared.streams.enter(guest.vm, owner)?;
         let handle = self.shared.vms.get(&Reference::Id(guest.vm))?;
         let directory = self.shared.paths.vm(guest.vm);
-        let life = StreamLife { handle, boot_id: guest.boot_id, _place: place };
+        let life = StreamLife { handle, boot_id: guest.boot_id, _place: place, _busy: guest.busy };
         let opened = tokio::select! {
             opened = GuestStream::open(&directory, opening) => opened,
             () = life.ended() => {

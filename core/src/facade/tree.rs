@@ -56,9 +56,10 @@ impl Nexus {
         let guest = self.shared.streams_of(&handle, ctx);
         let subject = Some((handle.vm.to_string(), handle.name.to_string()));
         let op = self.shared.begin_op("guest_copy_in", ctx, subject).await?;
-        self.shared
-            .ops
-            .run(op, move |progress| async move { Ok(copied(to, copy.run(&guest, &progress).await?)) });
+        self.shared.ops.run(op, move |progress| async move {
+            let _busy = handle.busy;
+            Ok(copied(to, copy.run(&guest, &progress).await?))
+        });
         let outcome = self.shared.ops.wait(ctx, op, wait).await?;
         Ok(CopyOutcome { outcome: Some(outcome), plan: None })
     }
@@ -102,9 +103,10 @@ impl Nexus {
         }
         let subject = Some((handle.vm.to_string(), handle.name.to_string()));
         let op = self.shared.begin_op("guest_copy_out", ctx, subject).await?;
-        self.shared
-            .ops
-            .run(op, move |progress| async move { Ok(copied(shown, copy.run(&guest, &progress).await?)) });
+        self.shared.ops.run(op, move |progress| async move {
+            let _busy = handle.busy;
+            Ok(copied(shown, copy.run(&guest, &progress).await?))
+        });
         let outcome = self.shared.ops.wait(ctx, op, wait).await?;
         Ok(CopyOutcome { outcome: Some(outcome), plan: None })
     }

@@ -1,21 +1,22 @@
 //! The VM tools.
 
+use nexus_schema::id::VmKind;
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::op::ALREADY;
 use nexus_schema::tools::plan::Creation;
 use nexus_schema::tools::vm::{
     UndeletedVm, VmCreateParams, VmDeleteOutput, VmDeleteParams, VmDetails, VmHistoryOutput, VmHistoryParams,
-    VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmStartParams, VmState,
-    VmStopParams, VmUpdateParams,
+    VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmRenameParams, VmRestartParams,
+    VmStartParams, VmState, VmStopParams, VmUpdateParams,
 };
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::{CallContext, Nexus, cut_page, number_cursor, page, patience};
 use crate::context::{Change, Command, Decision, Handle, View, not_found};
 use crate::op::{StoredResult, store_error};
-use crate::store::{history, vms};
-use crate::vm::create::{self, ask, start_and_wait, until_down};
+use crate::store::{history, now, vms};
+use crate::vm::create::{self, ask, restart_and_wait, start_and_wait, stop_and_wait};
 use crate::vm::details;
 use crate::vm::policy;
 use crate::vmm::console;
@@ -91,26 +92,45 @@ impl Nexus {
         let handle = self.shared.vms.get(&params.vm)?;
         let record = handle.view.borrow().record.clone();
         policy::stop(record.name.as_str(), record.state)?;
+        policy::same_boot(record.name.as_str(), record.boot_id, params.if_boot_id)?;
         let op = self.shared.begin_op("vm_stop", ctx, subject(&record)).await?;
         let (shared, who) = (self.shared.clone(), ctx.caller.owner.to_string());
         self.shared.ops.run(op, move |progress| async move {
-            let decision = ask(&handle, |reply| Command::Stop { who, force, reply }).await?;
-            if decision == Decision::Go {
-                progress.step("shutting down");
-                let limit = std::time::Duration::from_secs(120);
-                if !until_down(&mut handle.view.clone(), limit).await {
-                    return Err(ToolError::new(
-                        ErrorCode::Timeout,
-                        format!("{} is still running after {} s", record.name, limit.as_secs()),
-                    )
-                    .hint("call vm_stop with force: true"));
-                }
-            } else {
+            let decision = stop_and_wait(&handle, &who, force, params.if_boot_id, &progress).await?;
+            if decision == Decision::Already {
                 progress.step(ALREADY);
             }
             details(&shared, &Reference::Id(record.id)).await
         });
         self.shared.ops.wait(ctx, op, wait).await
+    }
+
+    /// The tool `vm_restart`.
+    pub async fn vm_restart(
+        &self,
+        ctx: &CallContext,
+        params: VmRestartParams,
+    ) -> Result<OpOutcome<VmDetails>, ToolError> {
+        let wait = patience(params.wait_s)?;
+        let (force, if_boot) = (params.force.unwrap_or(false), params.if_boot_id);
+        let handle = self.shared.vms.get(&params.vm)?;
+        let record = handle.view.borrow().record.clone();
+        policy::restart(record.name.as_str(), record.state)?;
+        policy::same_boot(record.name.as_str(), record.boot_id, if_boot)?;
+        let op = self.shared.begin_op("vm_restart", ctx, subject(&record)).await?;
+        let (shared, who, since) = (self.shared.clone(), ctx.caller.owner.clone(), now());
+        self.shared.ops.run(op, move |progress| async move {
+            restart_and_wait(&handle, &who, force, if_boot, since, &progress).await?;
+            details(&shared, &Reference::Id(record.id)).await
+        });
+        self.shared.ops.wait(ctx, op, wait).await
+    }
+
+    /// The tool `vm_rename`.
+    pub async fn vm_rename(&self, ctx: &CallContext, params: VmRenameParams) -> Result<VmDetails, ToolError> {
+        let VmRenameParams { vm, name, if_boot_id } = params;
+        let change = Change { name: Some(name), if_boot: if_boot_id, ..Change::default() };
+        self.change(ctx, &vm, change).await
     }
 
     /// The tool `vm_delete`.
@@ -120,15 +140,20 @@ impl Nexus {
         params: VmDeleteParams,
     ) -> Result<VmDeleteOutput, ToolError> {
         let (who, force) = (ctx.caller.owner.to_string(), params.force.unwrap_or(false));
+        let if_boot = params.if_boot_id;
         let delete = async |handle: &Handle| {
-            let who = who.clone();
-            ask(handle, |reply| Command::Delete { who, force, reply }).await
+            let (who, why) = (who.clone(), "deleted");
+            ask(handle, |reply| Command::Delete { who, force, if_boot, why, reply }).await
         };
         match (&params.vm, params.tags.is_empty()) {
             (Some(vm), true) => {
                 let handle = self.shared.vms.get(vm)?;
                 self.shared.make_room().await;
                 Ok(VmDeleteOutput { done: true, deleted: vec![delete(&handle).await?], failed: Vec::new() })
+            }
+            (None, false) if if_boot.is_some() => {
+                Err(ToolError::invalid("if_boot_id is of one VM, and tags mean several")
+                    .hint("give vm instead of tags"))
             }
             (None, false) => {
                 self.shared.make_room().await;
@@ -159,16 +184,28 @@ impl Nexus {
 
     /// The tool `vm_update`.
     pub async fn vm_update(&self, ctx: &CallContext, params: VmUpdateParams) -> Result<VmDetails, ToolError> {
-        let handle = self.shared.vms.get(&params.vm)?;
-        let id = handle.view.borrow().record.id;
-        let change = Box::new(Change {
+        let change = Change {
             tags: params.tags,
             remove_tags: params.remove_tags,
             protected: params.protected,
             name: params.name,
             network: params.network,
-        });
-        let who = ctx.caller.owner.to_string();
+            ttl: params.ttl,
+            idle_stop: params.idle_stop,
+            if_boot: params.if_boot_id,
+        };
+        self.change(ctx, &params.vm, change).await
+    }
+
+    async fn change(
+        &self,
+        ctx: &CallContext,
+        vm: &Reference<VmKind>,
+        change: Change,
+    ) -> Result<VmDetails, ToolError> {
+        let handle = self.shared.vms.get(vm)?;
+        let id = handle.view.borrow().record.id;
+        let (who, change) = (ctx.caller.owner.to_string(), Box::new(change));
         ask(&handle, |reply| Command::Update { who, change, reply }).await?;
         details(&self.shared, &Reference::Id(id)).await
     }

@@ -67,7 +67,11 @@ impl StreamError {
         let text = format!("{vm}: {}", nexus_schema::error::chain(self));
         match self {
             Self::Refused(error) => {
-                let said = ToolError { message: format!("inside {vm}: {}", error.message), hint: None, ..error.clone() };
+                let said = ToolError {
+                    message: format!("inside {vm}: {}", error.message),
+                    hint: None,
+                    ..error.clone()
+                };
                 match &error.hint {
                     Some(hint) => said.hint(format!("the guest suggests: {hint}")),
                     None => said,
@@ -79,10 +83,10 @@ impl StreamError {
             }
             Self::Deadline { .. } => ToolError::new(ErrorCode::Timeout, text).hint("try again"),
             Self::HungUp => ToolError::new(ErrorCode::GuestMisbehaved, text).hint(
-                "close streams that are not needed; if none are open, the agent in the VM is too old for streams: stop and start the VM",
+                "close streams that are not needed; if none are open, the agent in the VM is too old for streams: call vm_restart",
             ),
             Self::Misbehaved { .. } | Self::Frames(_) => ToolError::new(ErrorCode::GuestMisbehaved, text)
-                .hint("try again; if it keeps failing, stop and start the VM"),
+                .hint("try again; if it keeps failing, call vm_restart"),
             Self::Own(_) => ToolError::new(ErrorCode::Cancelled, text),
         }
     }

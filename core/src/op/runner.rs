@@ -308,7 +308,7 @@ impl Ending {
         let (state, result, error) = match outcome {
             Ok(result) => (OpState::Succeeded, Some(result), None),
             Err(error) if error.code == ErrorCode::Cancelled => (OpState::Cancelled, None, Some(error)),
-            Err(error) => (OpState::Failed, None, Some(error)),
+            Err(error) => (OpState::Failed, None, Some(error.with_advice())),
         };
         Self { state, result, error, at: now() }
     }

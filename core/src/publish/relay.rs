@@ -10,7 +10,7 @@ use nexus_schema::tools::vm::VmState;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::listener::find;
-use crate::context::Shared;
+use crate::context::{Handle, Shared};
 use crate::guest::{GuestStream, StreamError};
 
 /// Time for which a client waits for a VM that is starting.
@@ -30,8 +30,9 @@ pub(super) async fn serve(
     guest_port: u16,
     client: Client,
 ) -> Result<(), StreamError> {
-    let found = shared.upgrade().and_then(|shared| Some((find(&shared, vm)?.view, shared.paths.vm(vm))));
-    let Some((mut view, directory)) = found else { return Ok(()) };
+    let found = shared.upgrade().and_then(|shared| Some((find(&shared, vm)?, shared.paths.vm(vm))));
+    let Some((Handle { mut view, activity, .. }, directory)) = found else { return Ok(()) };
+    let _busy = activity.begin();
     let ready = view.wait_for(|view| view.record.state == VmState::Ready);
     if !matches!(tokio::time::timeout(READY_WAIT, ready).await, Ok(Ok(_))) {
         return Err(StreamError::Dial(io::ErrorKind::NotConnected.into()));

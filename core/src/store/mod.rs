@@ -315,4 +315,4 @@ fn name_taken(error: rusqlite::Error, kind: &'static str, name: &str, column: &s
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

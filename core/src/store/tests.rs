@@ -12,7 +12,7 @@ use nexus_schema::{ByteSize, Reference, Timestamp};
 use super::vms::{TmpPlace, VmRecord, VmSpec};
 use super::*;
 
-fn vm(name: &str, cid: u32) -> VmRecord {
+pub(crate) fn vm(name: &str, cid: u32) -> VmRecord {
     VmRecord {
         id: random_id(),
         name: name.parse().unwrap(),
@@ -43,6 +43,8 @@ fn vm(name: &str, cid: u32) -> VmRecord {
             from: "debian".into(),
             kernel: "debian".into(),
             start: true,
+            idle_stop: None,
+            run: None,
         },
         image_id: None,
         image_name: "debian".into(),
@@ -57,6 +59,7 @@ fn vm(name: &str, cid: u32) -> VmRecord {
         processes: None,
         created_at: Timestamp::from_millis(now().as_millis()),
         started_at: None,
+        expires_at: None,
     }
 }
 
@@ -139,6 +142,8 @@ async fn rows_come_back_as_they_were() {
     stored.token = Some("t".into());
     stored.processes = Some(vms::VmProcesses { shim_pid: 7, shim_start: 99, vmm_pid: 8 });
     stored.timings = Some(Default::default());
+    stored.expires_at = Some(now());
+    stored.spec.idle_stop = Some(nexus_schema::TimeSpan::seconds(90));
     let row = stored.clone();
     write(&store, move |tx| vms::update(tx, &row, 1)).await.unwrap();
     let by_name: Reference<_> = "web".parse().unwrap();

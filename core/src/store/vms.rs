@@ -6,7 +6,7 @@ use nexus_schema::id::{AssetId, BootId, ImageId, VmId, VmKind};
 use nexus_schema::link::{Hello, InitMode};
 use nexus_schema::network::NetworkPolicy;
 use nexus_schema::tools::vm::{DriverChoice, VmFile, VmState, VmTimings};
-use nexus_schema::{ByteSize, Name, Reference, Timestamp};
+use nexus_schema::{ByteSize, Name, Reference, TimeSpan, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,12 @@ pub struct VmSpec {
     pub kernel: String,
     /// Whether it is started right after its creation.
     pub start: bool,
+    /// How long it may be idle before it is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop: Option<TimeSpan>,
+    /// The only command that it exists for: it is deleted when that has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
 }
 
 const fn yes() -> bool {
@@ -153,6 +159,8 @@ pub struct VmRecord {
     pub created_at: Timestamp,
     /// When it was started last.
     pub started_at: Option<Timestamp>,
+    /// When its life is over.
+    pub expires_at: Option<Timestamp>,
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
@@ -189,6 +197,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<VmRecord> {
         },
         created_at: row.time("created_at")?,
         started_at: row.time_opt("started_at")?,
+        expires_at: row.time_opt("expires_at")?,
     })
 }
 
@@ -211,8 +220,8 @@ pub fn free_cid(tx: &Connection) -> Result<u32, StoreError> {
 pub fn insert(tx: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
     tx.prepare_cached(
         "INSERT INTO vms (id, name, state, reason, generation, owner, tags, protected, arch, cid, spec, image_id,
-            image_name, kernel_id, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            image_name, kernel_id, created_at, expires_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
     )?
     .execute(params![
         vm.id.as_i64(),
@@ -230,6 +239,7 @@ pub fn insert(tx: &Connection, vm: &VmRecord) -> Result<(), StoreError> {
         vm.image_name,
         vm.kernel_id.map(|id| id.as_i64()),
         vm.created_at.as_millis(),
+        vm.expires_at.map(Timestamp::as_millis),
     ])
     .map_err(|e| name_taken(e, "VM", vm.name.as_str(), "vms.name"))?;
     Ok(())
@@ -242,7 +252,7 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             "UPDATE vms SET state = ?3, reason = ?4, generation = ?5, tags = ?6, protected = ?7, image_id = ?8,
                 kernel_id = ?9, driver = ?10, driver_version = ?11, accel = ?12, boot_id = ?13, token = ?14, guest = ?15,
                 timings = ?16, shim_pid = ?17, shim_start = ?18, vmm_pid = ?19, started_at = ?20, image_name = ?21,
-                spec = ?22, name = ?23
+                spec = ?22, name = ?23, expires_at = ?24
              WHERE id = ?1 AND generation = ?2",
         )?
         .execute(params![
@@ -269,6 +279,7 @@ pub fn update(tx: &Connection, vm: &VmRecord, expected: u64) -> Result<(), Store
             vm.image_name,
             Json(&vm.spec),
             vm.name.as_str(),
+            vm.expires_at.map(Timestamp::as_millis),
         ])
         .map_err(|e| name_taken(e, "VM", vm.name.as_str(), "vms.name"))?;
     if changed == 1 { Ok(()) } else { Err(StoreError::Changed { what: format!("vm {}", vm.name) }) }

@@ -9,8 +9,8 @@ use data_encoding::BASE64;
 use nexus_schema::ToolError;
 use nexus_schema::id::BootId;
 use nexus_schema::link::{
-    ByeReason, Configure, GuestFile, InitMode, MCP_PORT, Mount, PROTOCOL, PROTOCOL_MIN, PROXY_REQUEST,
-    ProxyParams,
+    ByeReason, Configure, GuestFile, HOSTNAME_REQUEST, HostnameParams, InitMode, MCP_PORT, Mount, PROTOCOL,
+    PROTOCOL_MIN, PROXY_REQUEST, ProxyParams,
 };
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmState, VmTimings};
@@ -409,6 +409,23 @@ impl Boot {
             // An older agent does not support this request; the VM gets a newer agent at its next start.
             if let Err(error) = link.request(PROXY_REQUEST, &params, PROXY_TIMEOUT).await {
                 tracing::info!(%error, "the guest's agent did not accept its network change; it takes effect at the next start");
+            }
+        });
+    }
+
+    /// Sets the guest's hostname. If that fails, the guest has it from its next start on.
+    pub(super) fn tell_hostname(&self, hostname: &str) {
+        let hostname = HostnameParams { hostname: hostname.to_owned() };
+        if let Some(hello) = &self.hello {
+            let hostname = hostname.hostname.clone();
+            hello.change(|configure| configure.hostname = hostname);
+        }
+        let Some(link) = self.link.clone() else { return };
+        tokio::spawn(async move {
+            let params = serde_json::to_string(&hostname).and_then(serde_json::value::RawValue::from_string);
+            let Ok(params) = params else { return };
+            if let Err(error) = link.request(HOSTNAME_REQUEST, &params, PROXY_TIMEOUT).await {
+                tracing::info!(%error, "a guest learns of its hostname at its next start only");
             }
         });
     }

@@ -6,13 +6,13 @@ use std::time::Duration;
 use nexus_schema::id::{BootId, DriveId, OpId, VmId};
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::vm::{VmCreateParams, VmDetails, VmState};
-use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
+use nexus_schema::{ByteSize, ErrorCode, Name, Reference, Timestamp, ToolError};
 use tokio::sync::{oneshot, watch};
 
 use super::actor::{self, DAEMON};
 use super::view::details;
-use super::{defaults, network, spec};
-use crate::context::{Command, Handle, Shared, View, drive_error, not_found};
+use super::{defaults, lifetime, network, one_shot, spec};
+use crate::context::{Command, Decision, Handle, Shared, View, drive_error, not_found};
 use crate::op::{Begun, caught};
 use crate::os::failpoint;
 use crate::progress::Progress;
@@ -56,6 +56,7 @@ pub(crate) async fn begin(
     let op_id = op.op_id;
     let owner = owner.to_owned();
     let protected = params.protected.unwrap_or(false);
+    let expires_at = lifetime::end_of(params.ttl.unwrap_or(defaults.ttl));
     let tags = params.tags.clone();
     let begun = shared
         .ops
@@ -84,6 +85,7 @@ pub(crate) async fn begin(
                 processes: None,
                 created_at: now(),
                 started_at: None,
+                expires_at,
                 spec,
             };
             vms::insert(tx, &record)?;
@@ -109,9 +111,10 @@ pub(crate) async fn begin(
         Begun::New(record) => {
             failpoint::reach("create-begun");
             let handle = actor::spawn(shared, (*record).clone(), Vec::new(), None);
+            shared.lifetimes.notify_one();
             let shared = shared.clone();
             shared.clone().ops.run(op_id, move |progress| async move {
-                Box::pin(create(&shared, handle, *record, progress)).await
+                Box::pin(create(&shared, handle, *record, op_id, progress)).await
             });
             Ok(op_id)
         }
@@ -123,6 +126,7 @@ async fn create(
     shared: &Arc<Shared>,
     handle: Handle,
     record: VmRecord,
+    op: OpId,
     progress: Progress,
 ) -> Result<VmDetails, ToolError> {
     let mut made = Vec::new();
@@ -149,15 +153,46 @@ async fn create(
         let started = start_and_wait(&handle, &who, &progress).await;
         if let Err(error) = started {
             if error.code == ErrorCode::Cancelled {
-                let deleted = ask(&handle, |reply| Command::Delete { who, force: true, reply }).await;
-                if let Err(error) = deleted {
-                    tracing::warn!(vm = %record.name, %error, "cannot undo a cancelled creation");
-                }
+                one_shot::delete(&handle, "deleted: its creation was cancelled").await;
             }
-            return Err(error);
+            return Err(unless_run(&handle, error).await);
+        }
+        if let Some(line) = &record.spec.run {
+            return one_shot::run(shared, &handle, op, line, &progress).await;
         }
     }
     details(shared, &Reference::Id(record.id)).await
+}
+
+/// Goes on with the creation of a VM whose drives are made, after a restart of the daemon.
+pub(crate) async fn go_on(
+    shared: &Arc<Shared>,
+    handle: &Handle,
+    op: OpId,
+    progress: &Progress,
+) -> Result<VmDetails, ToolError> {
+    let mut view = handle.view.clone();
+    let record = view.borrow().record.clone();
+    let started = match record.boot_id.filter(|_| record.state != VmState::Created) {
+        Some(boot) => until_ready(&mut view, boot, progress).await,
+        None if record.spec.start => start_and_wait(handle, DAEMON, progress).await,
+        None => Ok(()),
+    };
+    if let Err(error) = started {
+        return Err(unless_run(handle, error).await);
+    }
+    match &record.spec.run {
+        Some(line) => one_shot::run(shared, handle, op, line, progress).await,
+        None => details(shared, &Reference::Id(record.id)).await,
+    }
+}
+
+/// A VM that did not start stays, for a look at it; but not one that exists for one command.
+async fn unless_run(handle: &Handle, error: ToolError) -> ToolError {
+    if handle.view.borrow().record.spec.run.is_some() {
+        one_shot::delete(handle, "deleted: it could not be started for its command").await;
+    }
+    error
 }
 
 /// Fetches and creates all that the VM needs. `made` lists the drives created so far, so that a failed creation can be undone.
@@ -265,7 +300,9 @@ pub(crate) async fn start_and_wait(handle: &Handle, who: &str, progress: &Progre
         ready = until_ready(&mut view, boot, progress) => ready,
         () = progress.cancelled() => {
             let name = view.borrow().record.name.clone();
-            let stopped = ask(handle, |reply| Command::Stop { who: who.into(), force: true, reply }).await;
+            let who = who.to_owned();
+            let stopped =
+                ask(handle, |reply| Command::Stop { who, force: true, if_boot: None, reply }).await;
             if let Err(error) = stopped {
                 tracing::warn!(vm = %name, %error, "cannot stop the vm after its start was cancelled");
             }
@@ -273,6 +310,50 @@ pub(crate) async fn start_and_wait(handle: &Handle, who: &str, progress: &Progre
             Err(cancelled(&name))
         }
     }
+}
+
+/// How long a VM may take to be down before a stop or restart has failed.
+const DOWN_MAX: Duration = Duration::from_secs(120);
+
+/// Stops what runs of a VM, and waits until it is down; whether there was anything to stop.
+pub(crate) async fn stop_and_wait(
+    handle: &Handle,
+    who: &str,
+    force: bool,
+    if_boot: Option<BootId>,
+    progress: &Progress,
+) -> Result<Decision, ToolError> {
+    let who = who.to_owned();
+    let decision = ask(handle, |reply| Command::Stop { who, force, if_boot, reply }).await?;
+    if decision == Decision::Go {
+        progress.step("shutting down");
+        if !until_down(&mut handle.view.clone(), DOWN_MAX).await {
+            let name = handle.view.borrow().record.name.clone();
+            return Err(ToolError::new(
+                ErrorCode::Timeout,
+                format!("{name} is still running after {} s", DOWN_MAX.as_secs()),
+            )
+            .hint("call vm_stop with force: true"));
+        }
+    }
+    Ok(decision)
+}
+
+/// Stops a VM that was started before `since`, and starts it. One that was started later has been restarted already.
+pub(crate) async fn restart_and_wait(
+    handle: &Handle,
+    who: &str,
+    force: bool,
+    if_boot: Option<BootId>,
+    since: Timestamp,
+    progress: &Progress,
+) -> Result<(), ToolError> {
+    let started_at = handle.view.borrow().record.started_at;
+    if started_at.is_some_and(|at| at <= since) {
+        stop_and_wait(handle, who, force, if_boot, progress).await?;
+        failpoint::reach("restart-down");
+    }
+    start_and_wait(handle, who, progress).await
 }
 
 /// Waits until this boot is ready or has ended.
@@ -311,7 +392,8 @@ pub(crate) async fn until_ready(
                     return Err(ToolError::new(
                         ErrorCode::Changed,
                         format!("{name} was stopped while it started"),
-                    ));
+                    )
+                    .hint("call vm_start if it is to run"));
                 }
                 VmState::Creating | VmState::Created | VmState::Unreachable => {}
             }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use nexus_net_wire::Cidr;
 use nexus_schema::network::NetworkMode;
-use nexus_schema::{ByteSize, ToolError};
+use nexus_schema::{ByteSize, TimeSpan, ToolError};
 
 use super::spec::{self, Defaults};
 use crate::net::parse_subnet;
@@ -17,6 +17,8 @@ pub(crate) const DEFAULT_VCPUS: &str = "default.vcpus";
 pub(crate) const DEFAULT_MEMORY: &str = "default.memory";
 pub(crate) const DEFAULT_DISK: &str = "default.disk";
 pub(crate) const DEFAULT_NETWORK: &str = "default.network";
+pub(crate) const DEFAULT_TTL: &str = "default.ttl";
+pub(crate) const DEFAULT_IDLE_STOP: &str = "default.idle_stop";
 pub(crate) const DEFAULT_TMP: &str = "default.tmp";
 pub(crate) const DEFAULT_WAIT_FOR_INIT: &str = "default.wait_for_init";
 pub(crate) const DNS: &str = "dns";
@@ -30,8 +32,9 @@ pub(crate) const SUBNET: &str = "network.subnet";
 const DNS_MAX: usize = 3;
 
 /// The settings, sorted by key: key, built-in value and description.
-pub(crate) const SETTINGS: [(&str, &str, &str); 14] = [
+pub(crate) const SETTINGS: [(&str, &str, &str); 16] = [
     (DEFAULT_DISK, "8GiB", "size of the root drive; at least the size of the image"),
+    (DEFAULT_IDLE_STOP, "0", "stop a VM after it was idle for so long, such as `30m`; 0: never"),
     (DEFAULT_IMAGE, spec::DEFAULT_IMAGE, "image of root drives: anything that `from` of vm_create accepts"),
     (DEFAULT_KERNEL, spec::DEFAULT_KERNEL, "kernel: anything that `kernel` of vm_create accepts"),
     (DEFAULT_MEMORY, "1GiB", "memory"),
@@ -41,6 +44,7 @@ pub(crate) const SETTINGS: [(&str, &str, &str); 14] = [
         "how VMs reach other machines: `proxy` (the internet, through a proxy in the VM), `nat` (a network interface) or `none`",
     ),
     (DEFAULT_TMP, "disk", "where /tmp is: `disk` (the root drive) or `tmpfs` (memory, at most half of it)"),
+    (DEFAULT_TTL, "0", "how long after its creation a VM is deleted, such as `12h`; 0 for never"),
     (DEFAULT_VCPUS, "1", "virtual CPUs"),
     (
         DEFAULT_WAIT_FOR_INIT,
@@ -166,6 +170,8 @@ impl Values {
                     other => return Err(ToolError::invalid(format!("`{other}` is neither disk nor tmpfs"))),
                 };
             }
+            DEFAULT_TTL => defaults.ttl = span(value)?,
+            DEFAULT_IDLE_STOP => defaults.idle_stop = span(value)?,
             DEFAULT_WAIT_FOR_INIT => {
                 let wait = value.parse();
                 defaults.wait_for_init =
@@ -195,6 +201,10 @@ impl Values {
 fn between(value: &str, least: u32, most: u32) -> Result<u32, ToolError> {
     let number = value.parse().ok().filter(|number| (least..=most).contains(number));
     number.ok_or_else(|| ToolError::invalid(format!("`{value}` is not a number from {least} to {most}")))
+}
+
+fn span(value: &str) -> Result<TimeSpan, ToolError> {
+    value.parse().map_err(|e| ToolError::invalid(format!("{e}")))
 }
 
 fn size(value: &str) -> Result<ByteSize, ToolError> {
@@ -243,6 +253,8 @@ mod tests {
             (NETWORK_DNS, "dns.example"),
             (DEFAULT_TMP, "memory"),
             (DEFAULT_WAIT_FOR_INIT, "yes"),
+            (DEFAULT_TTL, "1 week"),
+            (DEFAULT_IDLE_STOP, ""),
             (HISTORY_DAYS, "0"),
             (HISTORY_PER_VM, "19"),
             (HISTORY_PER_VM, "many"),

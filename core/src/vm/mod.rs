@@ -10,14 +10,18 @@
 //! ```
 //! One task ([`actor`]) owns one VM and makes every transition; others send it commands and watch its [`View`](crate::context::View). Guest
 //! calls bypass it. Pure functions in [`policy`] decide what is allowed; [`stop`] has the steps of a stop as data.
+//! How long a VM lives and how long it may be idle is kept by [`lifetime`], one task for all VMs.
 //! Nothing here knows how a VMM is run (`vmm`) or how bytes reach a guest (`guest`).
 
 pub(crate) mod actor;
 mod boot;
 pub(crate) mod create;
 pub(crate) mod defaults;
+pub(crate) mod guest_call;
+pub(crate) mod lifetime;
 mod mishap;
 pub(crate) mod network;
+pub(crate) mod one_shot;
 pub(crate) mod policy;
 pub(crate) mod recover;
 pub(crate) mod spec;

@@ -1,5 +1,6 @@
 //! Rules about what is allowed in which state: pure functions.
 
+use nexus_schema::id::BootId;
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ErrorCode, ToolError};
 
@@ -27,9 +28,9 @@ pub(crate) fn start(name: &str, state: VmState) -> Result<Decision, ToolError> {
         Created | Stopped | Crashed | Failed => Ok(Decision::Go),
         Starting | Running | Ready => Ok(Decision::Already),
         Unreachable => Err(wrong_state(name, state, "it is running but does not answer")
-            .hint("call vm_stop with force: true, then vm_start")),
+            .hint("call vm_restart with force: true")),
         Stopping => Err(wrong_state(name, state, "it can be started once it is stopped")
-            .hint("wait for it with vm_inspect, then call vm_start")),
+            .hint("call vm_restart, which waits until it is stopped and starts it")),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("wait for the operation that creates it with op_get")),
     }
@@ -43,6 +44,27 @@ pub(crate) fn stop(name: &str, state: VmState) -> Result<Decision, ToolError> {
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("cancel the operation that creates it with op_cancel")),
     }
+}
+
+/// Whether a VM may be restarted: whatever runs of it is stopped, then it is started.
+pub(crate) fn restart(name: &str, state: VmState) -> Result<(), ToolError> {
+    match state {
+        Created | Starting | Running | Ready | Unreachable | Stopping | Stopped | Crashed | Failed => Ok(()),
+        Creating => Err(wrong_state(name, state, "its drives are still being made")
+            .hint("wait for the operation that creates it with op_get")),
+    }
+}
+
+/// Refuses what a caller means for another boot than the current or last one.
+pub(crate) fn same_boot(name: &str, now: Option<BootId>, asked: Option<BootId>) -> Result<(), ToolError> {
+    let Some(asked) = asked.filter(|asked| now != Some(*asked)) else { return Ok(()) };
+    let message = match now {
+        Some(now) => format!("{name} has booted anew: its boot is {now}, not {asked}"),
+        None => format!("{name} has not booted yet, so its boot is not {asked}"),
+    };
+    Err(ToolError::new(ErrorCode::BootChanged, message).hint(
+        "what ran in the earlier boot has ended: look at the VM with vm_inspect, then call again with its boot_id",
+    ))
 }
 
 /// Decides whether a VM may be deleted.
@@ -67,7 +89,8 @@ pub(crate) fn delete(name: &str, state: VmState, protected: bool, force: bool) -
 pub(crate) fn change_drives(name: &str, state: VmState) -> Result<(), ToolError> {
     match state {
         Created | Stopped | Crashed | Failed => Ok(()),
-        Creating => Err(wrong_state(name, state, "its drives are still being made")),
+        Creating => Err(wrong_state(name, state, "its drives are still being made")
+            .hint("wait for the operation that creates it with op_get")),
         Starting | Running | Ready | Unreachable | Stopping => {
             Err(wrong_state(name, state, "drives can be attached and detached only while the VM is stopped")
                 .hint(format!("call vm_stop with vm: {name} first")))
@@ -82,14 +105,16 @@ pub(crate) const DISK_FULL: &str = "disk_full: ";
 pub(crate) fn guest_call(name: &str, state: VmState, reason: Option<&str>) -> Result<(), ToolError> {
     match state {
         Ready => Ok(()),
-        Creating | Created | Stopped | Crashed | Failed => {
+        Creating => Err(ToolError::new(ErrorCode::VmNotRunning, format!("{name} is {state}"))
+            .hint("wait for the operation that creates it with op_get")),
+        Created | Stopped | Crashed | Failed => {
             Err(ToolError::new(ErrorCode::VmNotRunning, format!("{name} is {state}")).hint("call vm_start"))
         }
         Starting | Running => Err(ToolError::new(ErrorCode::VmNotReady, format!("{name} is {state}"))
             .hint("wait until it is ready: vm_start waits for it")),
         Unreachable => Err(unreachable(name, reason)),
         Stopping => Err(ToolError::new(ErrorCode::VmNotRunning, format!("{name} is stopping"))
-            .hint("call vm_start once it is stopped")),
+            .hint("call vm_restart, which waits until it is stopped and starts it")),
     }
 }
 
@@ -104,7 +129,7 @@ fn unreachable(name: &str, reason: Option<&str>) -> ToolError {
         None => format!("the agent of {name} does not answer"),
     };
     ToolError::new(ErrorCode::GuestUnreachable, message)
-        .hint("check vm_logs; to restart the VM, call vm_stop with force: true, then vm_start")
+        .hint("check vm_logs; to restart the VM, call vm_restart with force: true")
 }
 
 fn wrong_state(name: &str, state: VmState, why: &str) -> ToolError {
@@ -140,6 +165,77 @@ mod tests {
             let go = matches!(start("x", state), Ok(Decision::Go));
             assert_eq!(go, is_edge(state, Starting) && !state.may_run(), "{state}");
         }
+    }
+
+    /// What the tools say of each state.
+    fn allows(tool: &str, state: VmState) -> bool {
+        match tool {
+            "vm_start" => start("x", state).is_ok(),
+            "vm_stop" => stop("x", state).is_ok(),
+            "vm_restart" => restart("x", state).is_ok(),
+            "vm_delete" => delete("x", state, false, false).is_ok(),
+            "drive_attach" => change_drives("x", state).is_ok(),
+            "guest_run_command" => guest_call("x", state, None).is_ok(),
+            "vm_inspect" => true,
+            other => panic!("{other} is no tool of this table"),
+        }
+    }
+
+    #[test]
+    fn every_state_has_its_tools_and_a_next_step_that_works() {
+        for (state, allowed) in [
+            (Creating, [false, false, false, false, false, false]),
+            (Created, [true, true, true, true, true, false]),
+            (Starting, [true, true, true, false, false, false]),
+            (Running, [true, true, true, false, false, false]),
+            (Ready, [true, true, true, false, false, true]),
+            (Unreachable, [false, true, true, false, false, false]),
+            (Stopping, [false, true, true, false, false, false]),
+            (Stopped, [true, true, true, true, true, false]),
+            (Crashed, [true, true, true, true, true, false]),
+            (Failed, [true, true, true, true, true, false]),
+        ] {
+            let tools =
+                ["vm_start", "vm_stop", "vm_restart", "vm_delete", "drive_attach", "guest_run_command"];
+            assert_eq!(tools.map(|tool| allows(tool, state)), allowed, "{state}");
+            let next = state.next();
+            assert!(allows(next.tool, state), "{state}: {} is refused", next.tool);
+        }
+    }
+
+    #[test]
+    fn every_refusal_says_what_to_call_and_that_is_not_refused_too() {
+        for state in VmState::ALL {
+            let refusals = [
+                start("x", state).err(),
+                stop("x", state).err(),
+                restart("x", state).err(),
+                delete("x", state, false, false).err(),
+                change_drives("x", state).err(),
+                guest_call("x", state, None).err(),
+            ];
+            for error in refusals.into_iter().flatten() {
+                let hint = error.hint.unwrap_or_else(|| panic!("{state}: {} has no hint", error.message));
+                let known = ["vm_start", "vm_stop", "vm_restart", "op_get", "op_cancel"];
+                let words = hint.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+                let first = words.into_iter().find(|word| known.contains(word));
+                let first = first.unwrap_or_else(|| panic!("{state}: `{hint}` names no tool"));
+                assert!(first.starts_with("op_") || allows(first, state), "{state}: {first} is refused too");
+            }
+        }
+    }
+
+    #[test]
+    fn another_boot_is_told_with_both_ids() {
+        let [one, other] = [1, 2].map(BootId::from_i64);
+        same_boot("x", one, None).unwrap();
+        same_boot("x", one, one).unwrap();
+        let error = same_boot("x", one, other).unwrap_err();
+        assert_eq!(error.code, ErrorCode::BootChanged);
+        for id in [one, other].into_iter().flatten() {
+            assert!(error.message.contains(&id.to_string()), "{error}");
+        }
+        same_boot("x", None, one).unwrap_err();
     }
 
     #[test]

@@ -7,7 +7,7 @@ use nexus_schema::limits::CONFIGURE_MAX;
 use nexus_schema::link::ImageConfig;
 use nexus_schema::network::{NetworkMode, NetworkPolicy};
 use nexus_schema::tools::vm::VmCreateParams;
-use nexus_schema::{ByteSize, Name, ToolError};
+use nexus_schema::{ByteSize, Name, TimeSpan, ToolError};
 
 use crate::egress;
 use crate::os::paths::GUEST_PROGRAMS;
@@ -27,6 +27,9 @@ const FILES_MAX: usize = 1 << 20;
 pub(crate) const DISK_MIN: ByteSize = ByteSize::mib(16);
 /// Maximum size of a root drive: what ext4 with 4 KiB blocks and the usual options can grow to.
 pub(crate) const DISK_MAX: ByteSize = ByteSize::gib(16 * 1024);
+
+/// The longest command of a run, in bytes: it is in the VM's row.
+const RUN_MAX: usize = 64 << 10;
 
 /// Default size of a drive.
 pub(crate) const DISK_DEFAULT: ByteSize = ByteSize::gib(8);
@@ -80,6 +83,16 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
             "files has {files} bytes, more than {FILES_MAX}: copy larger files with guest_copy_in or file_write"
         ));
     }
+    if let Some(line) = &params.run {
+        if line.trim().is_empty() || line.len() > RUN_MAX || line.contains('\0') {
+            wrong(format!("run is empty, longer than {RUN_MAX} bytes, or holds a zero byte"));
+        }
+        if params.start == Some(false) || params.protected == Some(true) {
+            wrong(
+                "run needs a VM that starts at once and can be deleted: leave start and protected out".into(),
+            );
+        }
+    }
     check_tags(&params.tags, &mut wrong);
     let network = egress::starting(defaults.network, params.network.as_ref()).unwrap_or_else(|mistake| {
         wrong(mistake);
@@ -115,6 +128,8 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
         from,
         kernel,
         start: params.start.unwrap_or(true),
+        idle_stop: Some(params.idle_stop.unwrap_or(defaults.idle_stop)).filter(|limit| !limit.is_zero()),
+        run: params.run.clone(),
     })
 }
 
@@ -152,6 +167,10 @@ pub(crate) struct Defaults {
     pub(crate) wait_for_init: bool,
     /// Network mode.
     pub(crate) network: NetworkMode,
+    /// How long they live; zero for ever.
+    pub(crate) ttl: TimeSpan,
+    /// How long they may be idle; zero for ever.
+    pub(crate) idle_stop: TimeSpan,
 }
 
 impl Defaults {
@@ -167,6 +186,8 @@ impl Defaults {
             tmp: TmpPlace::default(),
             wait_for_init: true,
             network: NetworkMode::Proxy,
+            ttl: TimeSpan::default(),
+            idle_stop: TimeSpan::default(),
         }
     }
 }

@@ -8,7 +8,7 @@ use nexus_schema::tools::vm::{
 };
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
-use super::{network, policy};
+use super::{lifetime, network, policy};
 use crate::context::{Shared, View};
 use crate::guest::Link;
 use crate::op::store_error;
@@ -46,6 +46,7 @@ impl View {
             memory: record.spec.memory,
             created_at: record.created_at,
             boot_id: record.boot_id,
+            expires_at: record.expires_at,
             protected: record.protected,
             tags: record.tags.clone(),
         }
@@ -117,6 +118,10 @@ impl View {
             tags: record.tags.clone(),
             created_at: record.created_at,
             started_at: record.started_at,
+            expires_at: record.expires_at,
+            idle_stop: record.spec.idle_stop,
+            idle_stop_at: None,
+            run: None,
             generation: record.generation,
         }
     }
@@ -124,7 +129,8 @@ impl View {
 
 /// Returns all details of a VM.
 pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<VmDetails, ToolError> {
-    let view = shared.vms.get(vm)?.view.borrow().clone();
+    let handle = shared.vms.get(vm)?;
+    let (view, idle) = (handle.view.borrow().clone(), handle.activity.idle());
     let (vm, image_id, kernel_id) = (view.record.id, view.record.image_id, view.record.kernel_id);
     let (image, kernel, lineage, published) = shared
         .store
@@ -161,13 +167,14 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
     let kernel = kernel.map_or_else(|| view.record.spec.kernel.clone(), |k| k.name.to_string());
     let published = published.iter().map(|port| shared.published.shown(&shared.paths, port)).collect();
     let network = network::shown(shared, &view.record).await?;
-    Ok(view.details(&shared.paths, image, kernel, published, network))
+    let idle_stop_at = lifetime::idle_stop_at(&view.record, idle);
+    Ok(VmDetails { idle_stop_at, ..view.details(&shared.paths, image, kernel, published, network) })
 }
 
 /// Explains a VM's network to whoever works in the VM.
 pub(crate) fn note(network: &VmNetwork) -> String {
     if network.until_next_start.is_some() {
-        return "nat takes effect at the next start (vm_stop, then vm_start); until then programs reach other machines through the proxy \
+        return "nat takes effect at the next start (vm_restart); until then programs reach other machines through the proxy \
             in http_proxy, https_proxy and all_proxy"
             .into();
     }
@@ -199,5 +206,5 @@ pub(crate) fn outdated(name: &str, protocol: u32) -> ToolError {
         ErrorCode::GuestOutdated,
         format!("the agent of {name} speaks protocol {protocol}, {than} that this daemon supports"),
     )
-    .hint("restart the VM with vm_stop and vm_start: it gets the agent of this daemon")
+    .hint("restart the VM with vm_restart: it gets the agent of this daemon")
 }

@@ -65,7 +65,8 @@ fn set_clock(unix_ns: u64) -> io::Result<()> {
     if clock::now().abs_diff(wanted) <= CLOCK_TOLERANCE { Ok(()) } else { clock::set(wanted) }
 }
 
-fn set_hostname(name: &str) -> io::Result<()> {
+/// Sets the hostname, now and for programs that look it up.
+pub(super) fn set_hostname(name: &str) -> io::Result<()> {
     rustix::system::sethostname(name.as_bytes())?;
     // For the image's own init, which reads it again, and for programs that look up their own name.
     if read_small("/etc/hostname", 256).is_none_or(|old| old.trim() != name) {

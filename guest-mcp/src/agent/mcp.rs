@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use nexus_schema::limits::LINE_MAX;
 use nexus_schema::link::{
-    ByeReason, CLOCK_REQUEST, CUT_OFF, ClockParams, GROW_REQUEST, PROXY_REQUEST, REFUSED_REQUEST,
+    ByeReason, CLOCK_REQUEST, CUT_OFF, ClockParams, GROW_REQUEST, HOSTNAME_REQUEST, HostnameParams,
+    PROXY_REQUEST, REFUSED_REQUEST,
 };
 use nexus_wire::duplex::{Reader, Writer};
 use nexus_wire::lines::{Line, LineReader};
@@ -109,6 +110,24 @@ impl Server {
                         match proxy::apply(&agent, params).await {
                             None => Ok(json!({})),
                             Some(problem) => Err(Failure::new(INTERNAL_ERROR, problem)),
+                        }
+                    });
+                }
+                Err(failure) => self.answers.refuse(&id, &failure),
+            },
+            HOSTNAME_REQUEST => match decode::<HostnameParams>(params) {
+                Ok(HostnameParams { hostname }) => {
+                    let is_in_vm = self.agent.is_in_vm();
+                    self.later(id, async move {
+                        let set = tokio::task::spawn_blocking(move || match is_in_vm {
+                            true => super::configure::set_hostname(&hostname),
+                            // That would be its host's.
+                            false => Ok(()),
+                        });
+                        match set.await {
+                            Ok(Ok(())) => Ok(json!({})),
+                            Ok(Err(error)) => Err(Failure::new(INTERNAL_ERROR, reason(&error))),
+                            Err(error) => Err(Failure::new(INTERNAL_ERROR, error.to_string())),
                         }
                     });
                 }

@@ -116,6 +116,8 @@ pub(crate) enum Command {
     Stop(vm::StopArgs),
     /// Shut VMs down and start them again: the same as `vm restart`
     Restart(vm::StopArgs),
+    /// Wait for a VM, a port or a file in it, or a command's end: the same as `vm wait`
+    Wait(vm::WaitArgs),
     /// Cut the power of VMs: the same as `vm kill`
     Kill(vm::KillArgs),
     /// Delete VMs with their drives: the same as `vm delete`
@@ -197,7 +199,13 @@ mod tests {
             "stop -f web-1",
             "restart web-1 --detach",
             "kill web-1",
-            "vm restart web-1",
+            "vm restart web-1 --if-boot-id aaaaaaaaaaaac",
+            "wait web-1",
+            "wait web-1 --port 80 --timeout 5m",
+            "vm wait web-1 --file /tmp/x",
+            "wait web-1 --state stopped",
+            "vm create --ttl 2h --idle-stop 30m --run true",
+            "vm update web-1 --ttl 0",
             "vm kill web-1 web-2",
             "vm publish web-1 8080:80",
             "vm publish web-1 80 --unix --socket /x",

@@ -151,12 +151,13 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
                 vm: args.vm,
                 root: args.root.then_some(true).or(args.mount.as_ref().map(|_| false)),
                 mount: args.mount,
+                if_boot_id: None,
             };
             let (reply, drive) = call::<DriveAttach, DriveDetails>(app, &params).await?;
             show(app, &reply, &drive, |drive| table(std::slice::from_ref(drive), app.ui.now()))
         }
         Command::Detach(args) => {
-            let params = DriveDetachParams { drive: args.drive };
+            let params = DriveDetachParams { drive: args.drive, if_boot_id: None };
             let (reply, drive) = call::<DriveDetach, DriveDetails>(app, &params).await?;
             show(app, &reply, &drive, |drive| table(std::slice::from_ref(drive), app.ui.now()))
         }

@@ -150,6 +150,7 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Start(args) => vm::start(app, args).await,
         Command::Stop(args) => vm::stop(app, args).await,
         Command::Restart(args) => vm::restart(app, args).await,
+        Command::Wait(args) => vm::wait(app, args).await,
         Command::Kill(args) => vm::kill(app, args).await,
         Command::Rm(args) => vm::delete(app, args).await,
         Command::Rename(args) => vm::rename(app, args).await,

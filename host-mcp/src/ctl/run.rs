@@ -1,11 +1,16 @@
-//! `nexusctl run`: a VM for one command, like `docker run --rm`.
+//! `nexusctl run`: a VM for one command, like `docker run --rm`. The VM has a short time to live, which is renewed as long as this process
+//! lives: even if it is killed, nothing is left behind.
+
+use std::convert::Infallible;
 
 use nexus_schema::id::{ImageKind, OpId};
 use nexus_schema::link::ImageConfig;
 use nexus_schema::tools::image::{ImageInspect, ImageInspectParams};
 use nexus_schema::tools::op::{OpCancel, OpCancelParams};
-use nexus_schema::tools::vm::{VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails};
-use nexus_schema::{ByteSize, ErrorCode, Name, Reference, Tool, ToolError};
+use nexus_schema::tools::vm::{
+    VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails, VmUpdate, VmUpdateParams,
+};
+use nexus_schema::{ByteSize, ErrorCode, Name, Reference, TimeSpan, Tool, ToolError};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::Client;
@@ -26,6 +31,9 @@ pub(crate) struct Args {
     /// No effect: this is the default
     #[arg(long, hide = true, conflicts_with = "keep")]
     rm: bool,
+    /// How long the VM outlives this process if that is killed
+    #[arg(long, value_name = "TIME", default_value = "2m", hide = true, conflicts_with = "keep")]
+    lease: TimeSpan,
     /// The VM's name [default: generated]
     #[arg(long)]
     name: Option<Name>,
@@ -71,6 +79,9 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         vcpus: args.vcpus,
         memory: args.memory,
         disk: args.disk,
+        // Without a limit of its own, whatever the default is.
+        ttl: Some(if args.keep { TimeSpan::default() } else { args.lease }),
+        idle_stop: Some(TimeSpan::default()),
         wait_s: Some(0),
         ..VmCreateParams::default()
     };
@@ -93,6 +104,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         ended = work => ended,
         _ = terminated.recv() => Err(Error::Interrupted),
         _ = hung_up.recv() => Err(Error::Interrupted),
+        never = renew(app, &made.vm, args.lease), if !args.keep => match never {},
     };
     match args.keep {
         true => app.ui.say(&format!(
@@ -102,6 +114,25 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         false => clean_up(app, &made).await,
     }
     ended
+}
+
+/// Renews the VM's time to live, over a connection of its own. A failure is tried again: the daemon may just be restarting.
+async fn renew(app: &App, vm: &str, lease: TimeSpan) -> Infallible {
+    let mut connected = None;
+    loop {
+        tokio::time::sleep(lease.duration() / 4).await;
+        let renewed = async {
+            let mut client = match connected.take() {
+                Some(client) => client,
+                None => app.connect_if_up().await?,
+            };
+            let vm = vm.parse().map_err(|e| ToolError::internal(format!("the VM's id: {e}")))?;
+            let params = VmUpdateParams { ttl: Some(lease), ..VmUpdateParams::of(vm) };
+            client.call::<VmUpdate>(&params).await?;
+            Ok::<_, Error>(client)
+        };
+        connected = renewed.await.ok();
+    }
 }
 
 /// A VM that is being made.

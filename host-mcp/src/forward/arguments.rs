@@ -73,6 +73,13 @@ impl<'a> Arguments<'a> {
         value.get().trim_matches('"').trim().parse().ok()
     }
 
+    /// Gives a switch the value true, unless the caller says something about it.
+    pub(crate) fn switch_on(&mut self, name: &'static str) {
+        if !self.members.iter().any(|(key, _)| key == name) {
+            self.members.push((name.into(), RawValue::TRUE));
+        }
+    }
+
     /// Appends them in the form for the guest.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.push(b'{');

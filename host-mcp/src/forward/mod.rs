@@ -22,6 +22,7 @@ use nexus_core::link::{CallId, CallMeta, CallSink, GuestProgress, Link, LinkErro
 use nexus_core::{Caller, GuestHandle};
 use nexus_schema::error::ErrorCode;
 use nexus_schema::tools::command::{CommandStart, RunCommand};
+use nexus_schema::tools::file::FileList;
 use nexus_schema::{Tool, ToolError};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -134,13 +135,19 @@ impl ForwardedCall {
             let place = Arc::clone(places).try_acquire_owned().map_err(|_| too_many())?;
             Ok((host.guests().guest(caller, &vm)?, place, arguments))
         });
-        let (guest, place, arguments) = match found {
+        let (guest, place, mut arguments) = match found {
             Ok(found) => found,
             Err(error) => {
                 record.outcome(error.code.as_str());
                 return Err(error);
             }
         };
+        if let View::Whole(set) = view
+            && tool.name == FileList::NAME
+            && !set.shows_results()
+        {
+            arguments.switch_on("compact");
+        }
         record.vm(guest.vm);
         let origin = client.origin(&guest);
         let seconds = tool.limit.argument().and_then(|name| arguments.number(name));

@@ -1,15 +1,19 @@
 //! The reply to a call: a guest's checked result with its origin, or an error.
 
+use std::borrow::Cow;
+
 use nexus_core::GuestHandle;
 use nexus_core::link::LinkError;
 use nexus_core::link::result::{self, Expected, GuestResult};
 use nexus_core::link::wire::write_string;
 use nexus_schema::error::{ERROR_META, FROM_META, GUEST, RESULT_META, VM_META};
 use nexus_schema::id::{BootId, VmId};
-use nexus_schema::{Name, ResultShape, ToolError};
+use nexus_schema::{Name, ResultShape, Timestamp, ToolError};
+use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::Era;
+use crate::expiry;
 
 /// The VM and boot that answered, as stated in every reply.
 #[derive(Debug)]
@@ -19,6 +23,7 @@ pub(crate) struct Origin {
     /// The VM's name.
     name: Name,
     boot: BootId,
+    expires_at: Option<Timestamp>,
     meta: String,
 }
 
@@ -27,12 +32,19 @@ impl Origin {
         // Ids and names need no escaping.
         let meta =
             format!(r#"{{"id":"{}","name":"{}","boot_id":"{}"}}"#, guest.vm, guest.name, guest.boot_id);
-        Self { vm: guest.vm, name: guest.name.clone(), boot: guest.boot_id, meta }
+        Self {
+            vm: guest.vm,
+            name: guest.name.clone(),
+            boot: guest.boot_id,
+            expires_at: guest.expires_at,
+            meta,
+        }
     }
 
     /// Whether it equals what [`Self::of`] returns for this guest.
     pub(super) fn is_of(&self, guest: &GuestHandle) -> bool {
-        (self.vm, self.boot, &self.name) == (guest.vm, guest.boot_id, &guest.name)
+        (self.vm, self.boot, self.expires_at, &self.name)
+            == (guest.vm, guest.boot_id, guest.expires_at, &guest.name)
     }
 }
 
@@ -54,9 +66,11 @@ pub(super) fn write_outcome(
     rename: impl FnOnce(&mut ToolError),
 ) -> &'static str {
     let vm = origin.name.as_str();
+    let note = origin.expires_at.and_then(|at| expiry::of_life(at, vm));
     let (error, speaker) = match outcome.and_then(|result| result::check(result, expected)) {
         Ok(GuestResult::Done { content, facts }) => {
-            write_done(out, content, facts, expected.shape, origin, era);
+            let (content, facts) = with_note(content, facts, expected.shape, note);
+            write_done(out, &content, &facts, expected.shape, origin, era);
             return "ok";
         }
         Ok(GuestResult::Failed(failure)) => {
@@ -69,6 +83,32 @@ pub(super) fn write_outcome(
     };
     write_failed(out, &error, Some(origin), speaker, era);
     error.code.as_str()
+}
+
+/// Adds a note of the host to a guest's result, in each form that a client may show: as a block of its own, and as a fact.
+fn with_note<'a>(
+    content: &'a str,
+    facts: &'a str,
+    shape: ResultShape,
+    note: Option<String>,
+) -> (Cow<'a, str>, Cow<'a, str>) {
+    let Some(note) = note else { return (content.into(), facts.into()) };
+    let block = json!({ "type": "text", "text": format!("note: {note}") }).to_string();
+    let content = appended(content, &block);
+    match shape {
+        ResultShape::Text => (content, facts.into()),
+        ResultShape::Structured => (content, appended(facts, &format!(r#""note":{}"#, json!(note)))),
+    }
+}
+
+/// A JSON array or object, which was checked before, with one more item or member.
+fn appended<'a>(json: &'a str, item: &str) -> Cow<'a, str> {
+    let json = json.trim_end();
+    let Some((inner, end)) = json.len().checked_sub(1).and_then(|at| json.split_at_checked(at)) else {
+        return json.into();
+    };
+    let is_empty = inner.trim_end().len() == 1;
+    format!("{inner}{}{item}{end}", if is_empty { "" } else { "," }).into()
 }
 
 fn write_done(out: &mut Vec<u8>, content: &str, facts: &str, shape: ResultShape, origin: &Origin, era: Era) {
@@ -99,6 +139,7 @@ pub(crate) fn write_error(out: &mut Vec<u8>, error: &ToolError, era: Era) {
 
 /// Appends a failed result: text for the reader, an object for programs, no structured content.
 fn write_failed(out: &mut Vec<u8>, error: &ToolError, origin: Option<&Origin>, speaker: Speaker, era: Era) {
+    let error = &error.clone().with_advice();
     out.extend_from_slice(br#"{"content":[{"type":"text","text":"#);
     write_string(out, &error.to_string());
     out.extend_from_slice(br#"}],"isError":true,"#);
@@ -144,7 +185,7 @@ pub(crate) fn write_response_start(out: &mut Vec<u8>, id: &str) {
 mod tests {
     use nexus_schema::tools::file::FileRead;
     use nexus_schema::tools::os::OsInfo;
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use super::*;
 
@@ -153,6 +194,7 @@ mod tests {
             vm: VmId::from_i64(1).unwrap(),
             name: "web-1".parse().unwrap(),
             boot: BootId::from_i64(2).unwrap(),
+            expires_at: None,
             meta: r#"{"id":"aaaaaaaaaaaac","name":"web-1","boot_id":"aaaaaaaaaaaae"}"#.into(),
         }
     }
@@ -191,6 +233,34 @@ mod tests {
         let value: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["structuredContent"], facts, "{value}");
         assert_eq!(value.get("resultType"), None);
+    }
+
+    #[test]
+    fn the_end_of_a_vm_is_told_in_each_form_of_a_result() {
+        let soon = Origin { expires_at: Some(Timestamp::from_millis(1)), ..origin() };
+        let told = |text: &str, expected: &Expected| -> Value {
+            let mut out = Vec::new();
+            let raw = serde_json::from_str(text).unwrap();
+            write_outcome(&mut out, Ok(raw), expected, &soon, Era::Session, |_| ());
+            serde_json::from_slice(&out).unwrap()
+        };
+        let facts = json!({"size_bytes": 1, "offset": 0, "read_bytes": 1, "eof": true, "lossy": false});
+        let value = told(&result(facts.clone()), &Expected::of::<FileRead>());
+        assert_eq!(value["content"][0]["text"], "x");
+        assert!(
+            value["content"][1]["text"]
+                .as_str()
+                .unwrap()
+                .starts_with("note: the time to live of web-1 ends in 0s")
+        );
+        assert_eq!(value["_meta"]["dev.nexus/result"], facts);
+        let facts = json!({"hostname": "h", "kernel": "k", "arch": "a", "cpus": 1, "memory_total_bytes": 1,
+            "memory_available_bytes": 1, "disk_total_bytes": 1, "disk_available_bytes": 1, "load": [0.0, 0.0, 0.0],
+            "uptime_s": 1.0, "init": "i", "agent": "0"});
+        let text = json!({"content": [], "structuredContent": facts}).to_string();
+        let value = told(&text, &Expected::of::<OsInfo>());
+        assert_eq!(value["content"].as_array().unwrap().len(), 1);
+        assert!(value["structuredContent"]["note"].as_str().unwrap().contains("vm_update"), "{value}");
     }
 
     #[test]

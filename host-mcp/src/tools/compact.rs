@@ -1,10 +1,11 @@
 //! Results as a model needs them: what a VM is called, its state and what to do next. Programs that want all of it use the set `all`, whose
 //! tools have schemas of their results; `vm_inspect` says more of one VM in each set.
 
+use nexus_schema::tools::vm::{NextStep, VmState};
 use serde_json::{Map, Value, json};
 
 /// What an operation says of the VM that it was about.
-const OF_A_VM: [&str; 4] = ["id", "name", "state", "boot_id"];
+const OF_A_VM: [&str; 5] = ["id", "name", "state", "boot_id", "run"];
 /// What of a VM concerns its host alone.
 const OF_THE_HOST: [&str; 5] = ["process", "console_log", "cid", "generation", "owner"];
 /// What an operation that is over does not repeat.
@@ -53,14 +54,22 @@ fn operation(object: &mut Map<String, Value>) {
     object.extend(next.map(|next| ("next".to_owned(), next.into())));
 }
 
-/// What to call next, of a VM in its state.
+/// What to call next, of a VM in its state; nothing for one that is deleted since its command has ended.
 fn next_of(vm: &Map<String, Value>) -> Option<String> {
     let name = vm.get("name")?.as_str()?;
-    Some(match vm.get("state")?.as_str()? {
-        "ready" => format!("guest_run_command {}", json!({ "vm": name, "command": "..." })),
-        "stopped" | "created" => format!("vm_start {}", json!({ "vm": name })),
-        _ => format!("vm_inspect {}", json!({ "vm": name })),
-    })
+    let state: VmState = vm.get("state")?.as_str()?.parse().ok()?;
+    if vm.contains_key("run") {
+        return None;
+    }
+    let NextStep { tool, force } = state.next();
+    let mut arguments = json!({ "vm": name });
+    if force {
+        arguments["force"] = true.into();
+    }
+    if state == VmState::Ready {
+        arguments["command"] = "...".into();
+    }
+    Some(format!("{tool} {arguments}"))
 }
 
 fn details(vm: &mut Map<String, Value>) {
@@ -73,8 +82,9 @@ fn details(vm: &mut Map<String, Value>) {
 }
 
 fn ended(op: &mut Map<String, Value>) {
+    op.remove("owner");
     if op.contains_key("ended_at") {
-        op.retain(|key, _| !OF_THE_WAY.contains(&&**key) || key == "subject_name");
+        op.retain(|key, _| !OF_THE_WAY.contains(&&**key) && key != "started_at" || key == "subject_name");
         if let Some(error) = op.get_mut("error") {
             *error = error["message"].take();
         }
@@ -113,16 +123,26 @@ mod tests {
         for (state, next) in [
             ("ready", r#"guest_run_command {"command":"...","vm":"a-name-that-is-long"}"#),
             ("stopped", r#"vm_start {"vm":"a-name-that-is-long"}"#),
-            ("failed", r#"vm_inspect {"vm":"a-name-that-is-long"}"#),
+            ("failed", r#"vm_start {"vm":"a-name-that-is-long"}"#),
+            ("unreachable", r#"vm_restart {"force":true,"vm":"a-name-that-is-long"}"#),
         ] {
             let told = compacted(json!({
                 "done": true, "op_id": "ots4vdu7ifkoc", "state": "succeeded", "progress": { "step": "booting" },
                 "subject_id": "kpukhbkw6qsnw", "subject_name": "a-name-that-is-long", "result": vm(state),
             }));
             assert_eq!(told["next"], next);
-            assert_eq!(told["result"].as_object().unwrap().len(), OF_A_VM.len(), "{told}");
+            assert_eq!(told["result"].as_object().unwrap().len(), OF_A_VM.len() - 1, "{told}");
             assert!(told.to_string().len() <= 300, "{}: {told}", told.to_string().len());
         }
+    }
+
+    #[test]
+    fn a_run_is_told_with_its_output_and_no_next_step() {
+        let mut vm = vm("stopped");
+        vm["run"] = json!({ "status": 3, "stdout": "out\n", "stderr": "" });
+        let told = compacted(json!({ "done": true, "op_id": "x", "state": "succeeded", "result": vm }));
+        assert_eq!(told["result"]["run"]["status"], 3);
+        assert_eq!(told.get("next"), None);
     }
 
     #[test]
@@ -147,7 +167,7 @@ mod tests {
         assert!(OF_THE_HOST.iter().all(|key| details.get(key).is_none()), "{details}");
 
         let ops = compacted(json!({ "ops": [
-            { "op_id": "a", "ended_at": "t", "owner": "o", "progress": {}, "subject_name": "n", "error": { "message": "why" } },
+            { "op_id": "a", "started_at": "s", "ended_at": "t", "owner": "o", "progress": {}, "subject_name": "n", "error": { "message": "why" } },
             { "op_id": "b", "owner": "o", "progress": { "step": "booting" } },
         ] }));
         assert_eq!(

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use nexus_schema::{Effect, ToolInfo};
-use rmcp::model::{Tool, ToolAnnotations};
+use rmcp::model::{JsonObject, Tool, ToolAnnotations};
+use serde_json::Value;
 
 /// The instructions that a client gets on first contact.
 pub const INSTRUCTIONS: &str = "\
@@ -47,9 +48,36 @@ pub(super) fn tool(info: ToolInfo) -> Tool {
     let annotations = annotations(&info);
     let mut tool = Tool::new(info.name, info.description, Arc::new(info.input_schema));
     tool.title = Some(info.title);
-    tool.output_schema = info.output_schema.map(Arc::new);
+    tool.output_schema = info.output_schema.map(|schema| Arc::new(terse(schema)));
     tool.annotations = Some(annotations);
     tool
+}
+
+/// The schema of a result without words on the members of its parts: seven tools return a VM, and `vm_inspect` explains it.
+fn terse(mut schema: JsonObject) -> JsonObject {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(members) => {
+                // A member of that name has a schema, the word has a text.
+                if members.get("description").is_some_and(Value::is_string) {
+                    members.remove("description");
+                }
+                members.values_mut().for_each(strip);
+            }
+            Value::Array(items) => items.iter_mut().for_each(strip),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+    if let Some(Value::Object(members)) = schema.get_mut("properties") {
+        for member in members.values_mut().filter_map(Value::as_object_mut) {
+            for part in ["properties", "items", "additionalProperties", "anyOf", "oneOf"] {
+                if let Some(part) = member.get_mut(part) {
+                    strip(part);
+                }
+            }
+        }
+    }
+    schema
 }
 
 fn annotations(info: &ToolInfo) -> ToolAnnotations {
@@ -68,6 +96,25 @@ fn annotations(info: &ToolInfo) -> ToolAnnotations {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_of_results_have_no_words_and_results_have() {
+        let infos = nexus_schema::tools::host();
+        let published = |name: &str| {
+            let info = infos.iter().find(|info| info.name == name).unwrap().clone();
+            Value::Object(tool(info).output_schema.unwrap().as_ref().clone())
+        };
+        let inspected = published("vm_inspect");
+        assert!(inspected["properties"]["state"]["description"].is_string());
+        assert_eq!(inspected["properties"]["timings"]["properties"]["total_ms"].get("description"), None);
+        let started = published("vm_start");
+        assert!(started["properties"]["done"]["description"].is_string());
+        assert_eq!(started["properties"]["result"]["properties"]["state"].get("description"), None);
+        // A setting's member of that name is no word.
+        let settings = published("settings_get");
+        let setting = &settings["properties"]["settings"]["items"]["properties"];
+        assert_eq!(setting["description"]["type"], "string");
+    }
 
     #[test]
     fn instructions_fit() {

@@ -3,20 +3,25 @@
 use nexus_schema::error::{ERROR_META, RESULT_META, STREAM_META, VM_META};
 use nexus_schema::limits::OUTPUT_MAX;
 use nexus_schema::tool::ResultShape;
-use nexus_schema::{Tool, ToolError};
+use nexus_schema::{Timestamp, Tool, ToolError};
 use rmcp::model::{CallToolResult, ContentBlock, JsonObject, MetaObject, TextContent};
 use serde_json::{Value, json};
 
 use super::compact::compact;
 use super::text;
+use crate::expiry;
 
 /// The result of a tool of the host; `is_compact`: what a model needs of it.
 pub(super) fn result<T: Tool>(output: &T::Output, is_compact: bool) -> Result<CallToolResult, ToolError> {
     let mut value = serde_json::to_value(output)
         .map_err(|e| ToolError::internal(format!("the result of {} has no JSON form: {e}", T::NAME)))?;
     let vm = vm_of(&value);
+    let note = note_of(&value);
     if is_compact {
         compact(&mut value);
+    }
+    if let (Some(note), Value::Object(members)) = (note, &mut value) {
+        members.insert("note".into(), note.into());
     }
     let mut result = match T::SHAPE {
         ResultShape::Structured => {
@@ -46,6 +51,7 @@ pub(super) fn result<T: Tool>(output: &T::Output, is_compact: bool) -> Result<Ca
 
 /// A failed call: text for the reader, an object for programs, no structured content.
 pub(crate) fn error_result(error: &ToolError) -> CallToolResult {
+    let error = &error.clone().with_advice();
     let mut result = CallToolResult::error(vec![ContentBlock::text(error.to_string())]);
     result.meta = Some(meta(ERROR_META, json!(error)));
     result
@@ -60,6 +66,19 @@ fn meta(key: &str, value: Value) -> MetaObject {
 /// The id of the operation behind an unfinished result.
 fn unfinished(value: &Value) -> Option<&str> {
     (value.get("done")? == false).then(|| value.get("op_id")?.as_str()).flatten()
+}
+
+/// A warning that the VM of a result soon ends by itself.
+fn note_of(value: &Value) -> Option<String> {
+    let vm = value.get("result").unwrap_or(value);
+    let name = vm.get("name")?.as_str()?;
+    let at = |key: &str| -> Option<Timestamp> { vm.get(key)?.as_str()?.parse().ok() };
+    if vm.get("run").is_some() {
+        return None;
+    }
+    at("expires_at")
+        .and_then(|at| expiry::of_life(at, name))
+        .or_else(|| at("idle_stop_at").and_then(|at| expiry::of_idle(at, name)))
 }
 
 /// `{id, name, boot_id}` of the VM that a result concerns.

@@ -11,7 +11,7 @@ use nexus_schema::{Effect, ToolInfo};
 pub struct Toolset(u8);
 
 /// The tools for work in VMs, in display order: those that an agent needs first come first.
-const WORK: [&str; 34] = [
+const WORK: [&str; 35] = [
     "vm_create",
     "guest_run_command",
     "guest_file_write",
@@ -28,6 +28,7 @@ const WORK: [&str; 34] = [
     "vm_inspect",
     "vm_start",
     "vm_stop",
+    "vm_restart",
     "vm_delete",
     "vm_update",
     "vm_logs",
@@ -213,6 +214,8 @@ mod tests {
                 "guest_file_stat",
                 "guest_stream_open",
                 "vm_history",
+                "vm_rename",
+                "vm_wait",
             ]
         );
     }

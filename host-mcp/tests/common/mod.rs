@@ -20,7 +20,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use nexus_core::internals::{GuestEvent, HelloServer};
 use nexus_core::link::Link;
-use nexus_core::{CallRecord, Caller, GuestHandle, Nexus};
+use nexus_core::{Busy, CallRecord, Caller, GuestHandle, Nexus};
 use nexus_core::{Config, DriverSetting};
 use nexus_host::endpoint::{Endpoints, serve_unix};
 use nexus_host::host::{Guests, Host};
@@ -123,7 +123,14 @@ impl Guests for OneGuest {
         let vm = self.resolve(vm)?;
         assert!(caller.scope.is_none_or(|scope| scope == vm));
         let (name, boot_id) = ("web-1".parse().unwrap(), BootId::from_i64(2).unwrap());
-        Ok(GuestHandle { vm, name, boot_id, link: self.link.clone() })
+        Ok(GuestHandle {
+            vm,
+            name,
+            boot_id,
+            link: self.link.clone(),
+            expires_at: None,
+            busy: Busy::default(),
+        })
     }
 
     fn record(&self, call: CallRecord) {

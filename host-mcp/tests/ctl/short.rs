@@ -84,7 +84,11 @@ fn ps_shows_what_runs_and_ls_shows_all() {
 #[test]
 fn verbs_for_power_call_what_they_say() {
     let world = World::new();
-    let tools = [("vm_start", gives(ended(details("ready")))), ("vm_stop", gives(ended(details("stopped"))))];
+    let tools = [
+        ("vm_start", gives(ended(details("ready")))),
+        ("vm_stop", gives(ended(details("stopped")))),
+        ("vm_restart", gives(ended(details("ready")))),
+    ];
     let fake = Fake::start(&world.runtime(), tools);
     let calls = || {
         let messages = fake.messages();
@@ -96,12 +100,12 @@ fn verbs_for_power_call_what_they_say() {
     let (start, stop) = ((json!("vm_start"), Value::Null), (json!("vm_stop"), Value::Null));
     let kill = (json!("vm_stop"), json!(true));
     for (line, said, called) in [
-        ("start web-1", "web-1 ready\n", vec![start.clone()]),
-        ("stop web-1", "web-1 stopped\n", vec![stop.clone()]),
+        ("start web-1", "web-1 ready\n", vec![start]),
+        ("stop web-1", "web-1 stopped\n", vec![stop]),
         ("kill web-1", "web-1 stopped\n", vec![kill.clone()]),
-        ("vm kill web-1", "web-1 stopped\n", vec![kill.clone()]),
-        ("restart web-1", "web-1 ready\n", vec![stop, start.clone()]),
-        ("vm restart -f web-1", "web-1 ready\n", vec![kill, start]),
+        ("vm kill web-1", "web-1 stopped\n", vec![kill]),
+        ("restart web-1", "web-1 ready\n", vec![(json!("vm_restart"), Value::Null)]),
+        ("vm restart -f web-1", "web-1 ready\n", vec![(json!("vm_restart"), json!(true))]),
     ] {
         let before = calls().len();
         let run = world.run(line);
@@ -115,11 +119,33 @@ fn a_vm_gets_another_name() {
     let world = World::new();
     let mut renamed = details("ready");
     renamed["name"] = "web-2".into();
-    let fake = Fake::start(&world.runtime(), [("vm_update", gives(renamed))]);
+    let fake = Fake::start(&world.runtime(), [("vm_rename", gives(renamed))]);
     let run = world.run("rename web-1 web-2");
     assert_eq!((run.code, run.text()), (0, "web-1 is now named web-2\n"));
-    assert!(run.stderr.contains("hostname"), "{}", run.stderr);
-    assert_eq!(fake.calls("vm_update"), [json!({ "vm": "web-1", "name": "web-2" })]);
+    assert_eq!(fake.calls("vm_rename"), [json!({ "vm": "web-1", "name": "web-2" })]);
+}
+
+#[test]
+fn wait_asks_until_it_is_so_or_too_late() {
+    let world = World::new();
+    let said = |done: bool| {
+        json!({ "done": done, "id": VM, "name": "web-1", "state": "ready", "waited_ms": 1, "status": done.then_some(3),
+            "waiting_for": "a server on port 80" })
+    };
+    let wait: Tool =
+        Box::new(move |_, caller: &Caller| Some(structured(&said(caller.count("vm_wait") != 1))));
+    let fake = Fake::start(&world.runtime(), [("vm_wait", wait)]);
+    let run = world.run("wait web-1 --port 80");
+    assert_eq!((run.code, run.text()), (0, "web-1 ready\n"), "{run:?}");
+    assert_eq!(fake.calls("vm_wait")[1], json!({ "vm": "web-1", "port": 80, "wait_s": 45 }));
+    assert_eq!(world.run("wait web-1 --command aaaaaaaaaaaac").text(), "3\n");
+    assert_eq!(world.run("wait web-1 --port 80 --file /x").code, 2);
+
+    drop(fake);
+    let _fake = Fake::start(&world.runtime(), [("vm_wait", gives(said(false)))]);
+    let late = world.run("wait web-1 --port 80 --timeout 0");
+    assert_eq!((late.code, late.text()), (5, ""), "{late:?}");
+    assert!(late.stderr.contains("waited 0s for a server on port 80 in vain"), "{}", late.stderr);
 }
 
 #[test]
@@ -161,7 +187,9 @@ fn run_makes_a_vm_for_one_command_and_deletes_it() {
     assert_eq!((run.code, run.text()), (3, "[\"entry.sh\",\"python\",\"-V\"]\n"), "{run:?}");
     assert_eq!(
         fake.calls("vm_create"),
-        [json!({ "from": "oci:python:3.12", "vcpus": 2, "memory": "1GiB", "wait_s": 0 })]
+        [
+            json!({ "from": "oci:python:3.12", "vcpus": 2, "memory": "1GiB", "ttl": "2m", "idle_stop": "0s", "wait_s": 0 })
+        ]
     );
     let call = fake.calls("guest_run_command").pop().unwrap();
     assert_eq!((&call["env"], &call["user"]), (&json!({ "A": "B" }), &json!("app")));

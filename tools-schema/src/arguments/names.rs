@@ -42,6 +42,9 @@ const ELSEWHERE: &[(&[&str], &[&str])] = &[
     (&["op", "operation", "operation_id", "task_id"], &["op_id"]),
     (&["dry", "plan", "preview"], &["dry_run"]),
     (&["autostart", "run"], &["start"]),
+    (&["lifetime", "expires_in", "expires_at", "max_age", "time_to_live"], &["ttl"]),
+    (&["idle_timeout", "autostop", "auto_stop", "idle"], &["idle_stop"]),
+    (&["boot_id", "if_boot"], &["if_boot_id"]),
 ];
 
 /// Returns the tool's argument that is most likely meant by an unknown name.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{DriveId, DriveKind, ImageId, VmId, VmKind};
+use crate::id::{BootId, DriveId, DriveKind, ImageId, VmId, VmKind};
 use crate::name::{Name, Reference};
 use crate::size::ByteSize;
 use crate::time::Timestamp;
@@ -184,6 +184,9 @@ pub struct DriveAttachParams {
     /// Where the guest mounts it, an absolute path (default `/mnt/NAME`; not for a root drive).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount: Option<String>,
+    /// Only if this is the last boot of the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_boot_id: Option<BootId>,
 }
 
 impl Tool for DriveAttach {
@@ -205,6 +208,9 @@ pub enum DriveDetach {}
 pub struct DriveDetachParams {
     /// The drive: its name or id. Its VM must not run.
     pub drive: Reference<DriveKind>,
+    /// Only if this is the last boot of the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_boot_id: Option<BootId>,
 }
 
 impl Tool for DriveDetach {

@@ -263,7 +263,7 @@ pub struct FileListParams {
     /// List only what matches: `*.rs` by name at any depth, `src/**/*.{c,h}` by path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub glob: Option<String>,
-    /// Names only, as an indented tree, 2000 at once (default false).
+    /// Names only, as an indented tree, 2000 at once (default true; false with the tools `all`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub compact: bool,
     /// How many entries at most (default 200, compact 2000; at most 2000).
@@ -296,8 +296,8 @@ pub struct FileListOutput {
 impl Tool for FileList {
     const NAME: &'static str = "file_list";
     const TITLE: &'static str = "List a directory in the VM";
-    const DESCRIPTION: &'static str = "Lists a directory inside the VM with types, sizes, modes and owners, sorted by path; use it to find your way \
-        around. `recursive` and `compact` show a whole tree in few words, `glob` finds files by name. Links are shown and not followed.";
+    const DESCRIPTION: &'static str = "Lists a directory inside the VM, sorted by path; use it to find your way \
+        around. `recursive` shows the whole tree, `compact: false` types, sizes, modes and owners too, `glob` finds files by name. Links are shown and not followed.";
     const EFFECT: Effect = Effect::ReadOnly;
     type Params = FileListParams;
     type Output = FileListOutput;

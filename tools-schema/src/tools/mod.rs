@@ -84,10 +84,13 @@ macro_rules! for_each_host_tool {
             $crate::tools::vm::VmList => vm_list,
             $crate::tools::vm::VmLogs => vm_logs,
             $crate::tools::vm::VmPublish => vm_publish,
+            $crate::tools::vm::VmRename => vm_rename,
+            $crate::tools::vm::VmRestart => vm_restart,
             $crate::tools::vm::VmStart => vm_start,
             $crate::tools::vm::VmStop => vm_stop,
             $crate::tools::vm::VmUnpublish => vm_unpublish,
             $crate::tools::vm::VmUpdate => vm_update,
+            $crate::tools::vm::VmWait => vm_wait,
         }
     };
 }

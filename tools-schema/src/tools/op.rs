@@ -126,7 +126,7 @@ pub struct OpListParams {
     /// Only operations in this state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<OpState>,
-    /// How many rows at most (default 50, at most 500).
+    /// How many rows at most (default 20, at most 500).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 500))]
     pub limit: Option<u32>,

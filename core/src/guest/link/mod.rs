@@ -112,10 +112,10 @@ impl LinkError {
             Self::TooLarge => ToolError::new(ErrorCode::TooLarge, message)
                 .hint("ask for less at once: a limit, an offset, or output into a file"),
             Self::Misbehaved { .. } => ToolError::new(ErrorCode::GuestMisbehaved, message)
-                .hint("try again; if it keeps failing, stop and start the VM"),
+                .hint("try again; if it keeps failing, call vm_restart"),
             Self::Refused { code: -32602, .. } => ToolError::new(ErrorCode::InvalidArgument, message),
             Self::Refused { code: -32601, .. } => ToolError::new(ErrorCode::GuestOutdated, message)
-                .hint("the guest does not know this tool: stop and start the VM to get the current agent"),
+                .hint("the guest does not know this tool: vm_restart gives it the current agent"),
             Self::Refused { .. } => ToolError::new(ErrorCode::GuestMisbehaved, message),
         }
     }

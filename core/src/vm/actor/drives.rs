@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use nexus_schema::id::DriveId;
+use nexus_schema::id::{BootId, DriveId};
 use nexus_schema::{ByteSize, ErrorCode, ToolError};
 
 use super::Actor;
@@ -16,7 +16,8 @@ pub(crate) const DRIVES_MAX: usize = 7;
 
 impl Actor {
     pub(super) async fn attach(&mut self, attach: Attach) -> Result<(), ToolError> {
-        let Attach { mut drive, root, mount } = attach;
+        let Attach { mut drive, root, mount, if_boot } = attach;
+        self.same_boot(if_boot)?;
         let name = &self.record.name;
         policy::change_drives(name.as_str(), self.record.state)?;
         if self.drives.len() >= DRIVES_MAX {
@@ -60,10 +61,11 @@ impl Actor {
         Ok(())
     }
 
-    pub(super) async fn detach(&mut self, drive: DriveId) -> Result<(), ToolError> {
+    pub(super) async fn detach(&mut self, drive: DriveId, if_boot: Option<BootId>) -> Result<(), ToolError> {
         if !self.drives.iter().any(|d| d.id == drive) {
             return Ok(());
         }
+        self.same_boot(if_boot)?;
         policy::change_drives(self.record.name.as_str(), self.record.state)?;
         self.shared.store.write(move |tx| drives::detach(tx, drive)).await.map_err(crate::op::store_error)?;
         self.drives.retain(|d| d.id != drive);

@@ -2,6 +2,7 @@
 
 mod drives;
 mod events;
+mod life;
 mod reboots;
 mod remove;
 mod update;
@@ -19,7 +20,7 @@ use nexus_schema::tools::vm::VmState;
 use tokio::sync::{mpsc, watch};
 
 use self::reboots::Reboots;
-use crate::context::{Command, Decision, Handle, Shared, View};
+use crate::context::{Activity, Command, Decision, Handle, Shared, View};
 use crate::op::{caught, message_of};
 use crate::os::{failpoint, random};
 use crate::progress::Progress;
@@ -58,6 +59,7 @@ pub(in crate::vm) struct Actor {
     had_mishap: bool,
     /// Time of the next start of a VM that reboots in a loop.
     again_at: Option<Instant>,
+    activity: Activity,
 }
 
 /// A change of state for the history: from which state, why, and who asked.
@@ -83,9 +85,10 @@ pub(in crate::vm) fn spawn(
         link: boot.as_ref().and_then(|b| b.link.clone()),
         deleted: false,
     });
-    let handle = Handle { commands, view: watcher };
+    let activity = Activity::new();
+    let handle = Handle { commands, view: watcher, activity: activity.clone() };
     shared.vms.insert(id, name, handle.clone());
-    let actor = Actor::new(shared.clone(), record, drives, Arc::new(view), boot);
+    let actor = Actor::new(shared.clone(), record, drives, Arc::new(view), boot, activity);
     shared.tasks.spawn(supervise(actor, mailbox));
     handle
 }
@@ -93,7 +96,7 @@ pub(in crate::vm) fn spawn(
 /// Runs a VM's task to its end. After a panic in the task, the VM is adopted again, as after a restart of the daemon; the new task answers
 /// the calls that waited meanwhile.
 async fn supervise(mut actor: Actor, mut mailbox: mpsc::Receiver<Command>) {
-    let (shared, view) = (actor.shared.clone(), actor.view.clone());
+    let (shared, view, activity) = (actor.shared.clone(), actor.view.clone(), actor.activity.clone());
     let id = actor.record.id;
     let mut pause = Duration::from_millis(100);
     while let Err(panic) = AssertUnwindSafe(actor.run(&mut mailbox)).catch_unwind().await {
@@ -105,7 +108,8 @@ async fn supervise(mut actor: Actor, mut mailbox: mpsc::Receiver<Command>) {
             let taken = Box::pin(caught("adopting the VM", recover::take_up_anew(&shared, id))).await;
             match taken {
                 Ok(Some((record, drives, boot))) => {
-                    let actor = Actor::new(shared.clone(), record, drives, view.clone(), boot);
+                    let view = view.clone();
+                    let actor = Actor::new(shared.clone(), record, drives, view, boot, activity.clone());
                     actor.publish();
                     break actor;
                 }
@@ -123,6 +127,7 @@ impl Actor {
         drives: Vec<DriveRecord>,
         view: Arc<watch::Sender<View>>,
         boot: Option<Boot>,
+        activity: Activity,
     ) -> Self {
         let reboots = Reboots::default();
         Self {
@@ -136,6 +141,7 @@ impl Actor {
             reboots,
             had_mishap: false,
             again_at: None,
+            activity,
         }
     }
 
@@ -169,12 +175,27 @@ impl Actor {
                 let result = self.start(&who, "start requested", &progress).await;
                 reply.send(result).ok();
             }
-            Command::Stop { who, force, reply } => {
-                let result = self.stop(&who, force).await;
+            Command::Stop { who, force, if_boot, reply } => {
+                let why = if force { "forced stop requested" } else { "stop requested" };
+                let result = match self.same_boot(if_boot) {
+                    Ok(()) => self.stop(&who, force, why).await,
+                    Err(error) => Err(error),
+                };
                 reply.send(result).ok();
             }
-            Command::Delete { who, force, reply } => {
-                let result = self.delete(&who, force).await;
+            Command::Delete { who, force, if_boot, why, reply } => {
+                let result = match self.same_boot(if_boot) {
+                    Ok(()) => self.delete(&who, force, why).await,
+                    Err(error) => Err(error),
+                };
+                reply.send(result).ok();
+            }
+            Command::Expire { reply } => {
+                let result = self.expire().await;
+                reply.send(result).ok();
+            }
+            Command::StopIdle { reply } => {
+                let result = self.stop_idle().await;
                 reply.send(result).ok();
             }
             Command::Update { who, change, reply } => {
@@ -182,10 +203,14 @@ impl Actor {
                 reply.send(result).ok();
             }
             Command::Created { record, drives, reply } => {
-                // Keep a network policy that was changed meanwhile.
-                let network = self.record.spec.network.clone();
-                self.record = VmRecord { generation: self.record.generation, ..*record };
-                self.record.spec.network = network;
+                // Keep what was changed meanwhile.
+                let before = std::mem::replace(&mut self.record, *record);
+                self.record.generation = before.generation;
+                self.record.tags = before.tags;
+                self.record.protected = before.protected;
+                self.record.expires_at = before.expires_at;
+                self.record.spec.network = before.spec.network;
+                self.record.spec.idle_stop = before.spec.idle_stop;
                 self.drives = drives;
                 let result = self.transition(VmState::Created, None, "drives created", DAEMON).await;
                 reply.send(result).ok();
@@ -198,8 +223,8 @@ impl Actor {
                 let result = self.attach(*attach).await;
                 reply.send(result).ok();
             }
-            Command::Take { drive, reply } => {
-                let result = self.detach(drive).await;
+            Command::Take { drive, if_boot, reply } => {
+                let result = self.detach(drive, if_boot).await;
                 reply.send(result).ok();
             }
             Command::Resized { drive, size, reply } => {
@@ -237,7 +262,16 @@ impl Actor {
         };
         let written = self.write(Some((from, history, who.to_owned()))).await;
         failpoint::reach(to.as_str());
+        if to == VmState::Ready {
+            self.activity.touch(Duration::ZERO);
+            self.shared.lifetimes.notify_one();
+        }
         written
+    }
+
+    /// Refuses a call for another boot than the current or last one.
+    fn same_boot(&self, asked: Option<BootId>) -> Result<(), ToolError> {
+        policy::same_boot(self.record.name.as_str(), self.record.boot_id, asked)
     }
 
     /// Writes the row, with a line of history if the state changed, and publishes it. A failed write is retried later: the new state is real
@@ -418,7 +452,7 @@ impl Actor {
 
     // --- stop
 
-    async fn stop(&mut self, who: &str, force: bool) -> Result<Decision, ToolError> {
+    async fn stop(&mut self, who: &str, force: bool, why: &str) -> Result<Decision, ToolError> {
         if self.again_at.take().is_some() {
             self.record.reason = None;
             self.note("stop requested: the pending start was cancelled").await;
@@ -433,7 +467,6 @@ impl Actor {
         if decision == Decision::Already {
             return Ok(decision);
         }
-        let why = if force { "forced stop requested" } else { "stop requested" };
         if let Err(error) = self.transition(VmState::Stopping, None, why, who).await {
             if self.record.state != VmState::Stopping {
                 return Err(error);

@@ -13,7 +13,7 @@ use crate::store::{StoreError, drives, history, vms};
 use crate::vm::policy;
 
 impl Actor {
-    pub(super) async fn delete(&mut self, who: &str, force: bool) -> Result<DeletedVm, ToolError> {
+    pub(super) async fn delete(&mut self, who: &str, force: bool, why: &str) -> Result<DeletedVm, ToolError> {
         policy::delete(self.record.name.as_str(), self.record.state, self.record.protected, force)?;
         if let Some(boot) = &self.boot {
             let shim = boot.shim.clone();
@@ -39,7 +39,7 @@ impl Actor {
             drives: self.own_drives().map(|d| d.name.clone()).collect::<Vec<Name>>(),
         };
         let ids: Vec<DriveId> = self.own_drives().map(|d| d.id).collect();
-        if let Err(error) = self.remove(&ids, "deleted", who).await {
+        if let Err(error) = self.remove(&ids, why, who).await {
             self.down_undeleted(&error).await;
             return Err(error);
         }

@@ -1,4 +1,4 @@
-//! Changes of a VM that do not change its machine: tags, protection, name, network.
+//! Changes of a VM that do not change its machine: tags, protection, name, lifetime, network.
 
 use nexus_schema::link::ProxyParams;
 use nexus_schema::network::NetworkMode;
@@ -10,10 +10,12 @@ use crate::context::Change;
 use crate::egress;
 use crate::op::store_error;
 use crate::store::vms;
+use crate::vm::lifetime;
 use crate::vm::network;
 
 impl Actor {
     pub(super) async fn update(&mut self, change: Change, who: &str) -> Result<(), ToolError> {
+        self.same_boot(change.if_boot)?;
         let mut tags = self.record.tags.clone();
         for key in &change.remove_tags {
             tags.remove(key);
@@ -42,6 +44,12 @@ impl Actor {
         self.record.tags = tags;
         self.record.protected = change.protected.unwrap_or(before.protected);
         self.record.spec.network = network;
+        if let Some(ttl) = change.ttl {
+            self.record.expires_at = lifetime::end_of(ttl);
+        }
+        if let Some(limit) = change.idle_stop {
+            self.record.spec.idle_stop = Some(limit).filter(|limit| !limit.is_zero());
+        }
         let line = new_name.clone().map(|name| {
             if self.record.spec.hostname == before.name.as_str() {
                 name.as_str().clone_into(&mut self.record.spec.hostname);
@@ -59,6 +67,9 @@ impl Actor {
             self.publish();
             return Err(error);
         }
+        if change.ttl.is_some() || change.idle_stop.is_some() {
+            self.shared.lifetimes.notify_one();
+        }
         // Even if the policy is unchanged: an earlier attempt to apply it may have failed.
         let applied = if change.network.is_some() {
             self.apply_network(before.spec.network.mode).await
@@ -70,6 +81,11 @@ impl Actor {
         if let Some(name) = new_name {
             tracing::info!(vm = %before.name, %name, who, "vm renamed");
             self.shared.vms.rename(before.id, &before.name, name);
+            if before.spec.hostname != self.record.spec.hostname
+                && let Some(boot) = &self.boot
+            {
+                boot.tell_hostname(&self.record.spec.hostname);
+            }
         }
         applied
     }

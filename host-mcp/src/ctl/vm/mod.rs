@@ -9,8 +9,8 @@ mod power;
 mod publish;
 mod show;
 mod stats;
+mod wait;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -18,15 +18,17 @@ use nexus_schema::id::VmKind;
 use nexus_schema::link::InitMode;
 use nexus_schema::tools::vm::{
     DeletedVm, DriverChoice, VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails, VmHistory,
-    VmHistoryParams, VmInspect, VmInspectParams, VmState, VmTransition, VmUpdate, VmUpdateParams,
+    VmHistoryParams, VmInspect, VmInspectParams, VmRename, VmRenameParams, VmState, VmTransition, VmUpdate,
+    VmUpdateParams,
 };
-use nexus_schema::{ByteSize, Name, Reference, Tool, tools::OpOutcome};
+use nexus_schema::{ByteSize, Name, Reference, TimeSpan, Tool, tools::OpOutcome};
 
 pub(crate) use list::{ListArgs, PsArgs, list, ps};
 pub(crate) use logs::{Args as LogsArgs, run as logs};
 pub(crate) use power::{KillArgs, StartArgs, StopArgs, kill, restart, start, stop};
 pub(crate) use show::of_inspected_network;
 pub(crate) use stats::{Args as StatsArgs, run as stats};
+pub(crate) use wait::{Args as WaitArgs, run as wait};
 
 use super::App;
 use super::args::{pair, word};
@@ -66,12 +68,14 @@ pub(crate) enum Command {
     Stop(StopArgs),
     /// Shut VMs down and start them again
     Restart(StopArgs),
+    /// Wait for a VM: a state, a port, a file or a command's end
+    Wait(WaitArgs),
     /// Cut the power of VMs: unwritten data is lost
     Kill(KillArgs),
     /// Delete VMs with their drives
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
-    /// Change a VM's labels and protection
+    /// Change a VM's labels, protection, lifetime and network
     Update(UpdateArgs),
     /// Rename a VM
     Rename(RenameArgs),
@@ -157,6 +161,15 @@ pub(crate) struct CreateOptions {
     /// Do not start it
     #[arg(long)]
     no_start: bool,
+    /// Delete it so long from now, such as 2h; a protected one is only stopped [default: never]
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<TimeSpan>,
+    /// Stop it once nothing has been under way in it for so long, such as 30m [default: never]
+    #[arg(long, value_name = "TIME")]
+    idle_stop: Option<TimeSpan>,
+    /// Run this shell line in it, show what it wrote, and delete the VM
+    #[arg(long, value_name = "LINE", conflicts_with_all = ["no_start", "protect"])]
+    run: Option<String>,
     #[command(flatten)]
     new: New,
 }
@@ -192,6 +205,12 @@ pub(crate) struct UpdateArgs {
     /// Allow its deletion again
     #[arg(long)]
     unprotect: bool,
+    /// Delete it so long from now, such as 2h; 0 for never
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<TimeSpan>,
+    /// Stop it once nothing has been under way in it for so long, such as 30m; 0 for never
+    #[arg(long, value_name = "TIME")]
+    idle_stop: Option<TimeSpan>,
     #[command(flatten)]
     network: network::Args,
 }
@@ -232,6 +251,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
         Command::Start(args) => start(app, args).await,
         Command::Stop(args) => stop(app, args).await,
         Command::Restart(args) => restart(app, args).await,
+        Command::Wait(args) => wait(app, args).await,
         Command::Kill(args) => kill(app, args).await,
         Command::Delete(args) => delete(app, args).await,
         Command::Update(args) => update(app, args).await,
@@ -262,6 +282,10 @@ async fn create(app: &App, from: Option<String>, args: CreateOptions) -> Result<
         Format::Json => app.ui.json(&followed.raw)?,
         Format::Quiet => app.ui.line(subject(outcome).0)?,
         Format::Human => match &outcome.result {
+            Some(VmDetails { run: Some(run), .. }) => {
+                app.ui.bytes(run.stdout.as_bytes())?;
+                app.ui.error_bytes(run.stderr.as_bytes())?;
+            }
             Some(vm) => {
                 app.ui.table(show::created(vm))?;
                 if app.ui.stderr_is_terminal && vm.state == VmState::Ready {
@@ -271,7 +295,8 @@ async fn create(app: &App, from: Option<String>, args: CreateOptions) -> Result<
             None => app.ui.line(subject(outcome).1)?,
         },
     }
-    Ok(0)
+    let run = outcome.result.as_ref().and_then(|vm| vm.run.as_ref());
+    Ok(run.map_or(0, |run| run.status.unwrap_or(u8::MAX)))
 }
 
 fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreateParams, Error> {
@@ -293,6 +318,9 @@ fn create_params(from: Option<String>, args: CreateOptions) -> Result<VmCreatePa
         tags: args.tag.into_iter().collect(),
         protected: args.protect.then_some(true),
         start: args.no_start.then_some(false),
+        ttl: args.ttl,
+        idle_stop: args.idle_stop,
+        run: args.run,
         dry_run: args.new.dry_run.then_some(true),
         wait_s: Some(0),
         idempotency_key: args.new.idempotency_key,
@@ -335,7 +363,7 @@ pub(crate) async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
         })
         .await;
     }
-    let params = VmDeleteParams { vm: None, tags: args.tag.into_iter().collect(), force };
+    let params = VmDeleteParams { tags: args.tag.into_iter().collect(), force, ..VmDeleteParams::default() };
     let mut client = app.connect().await?;
     let output = client.call::<VmDelete>(&params).await?;
     show(&output.deleted)?;
@@ -356,19 +384,22 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         (false, false) => None,
     };
     let network = args.network.params();
-    if args.tag.is_empty() && args.untag.is_empty() && protected.is_none() && network.is_none() {
+    let has_limit = args.ttl.is_some() || args.idle_stop.is_some();
+    if args.tag.is_empty() && args.untag.is_empty() && protected.is_none() && network.is_none() && !has_limit
+    {
         return Err(Error::usage(
-            "nothing to change: give --tag, --untag, --protect, --unprotect, --network, --preset, --allow or --deny",
+            "nothing to change: give --tag, --untag, --protect, --unprotect, --ttl, --idle-stop, --network, --preset, --allow or --deny",
         ));
     }
     let has_network = network.is_some();
     let params = VmUpdateParams {
-        vm: args.vm,
         tags: args.tag.into_iter().collect(),
         remove_tags: args.untag,
         protected,
-        name: None,
         network,
+        ttl: args.ttl,
+        idle_stop: args.idle_stop,
+        ..VmUpdateParams::of(args.vm)
     };
     let vm = app.connect().await?.call::<VmUpdate>(&params).await?;
     match app.ui.format {
@@ -377,6 +408,9 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         Format::Human => {
             let protection = if vm.protected { "protected" } else { "not protected" };
             app.ui.line(&format!("{} {}, tags: {}", vm.name, protection, show::tags(&vm.tags)))?;
+            if has_limit {
+                app.ui.line(&format!("{} {}", vm.name, show::limits(&vm, app.ui.now())))?;
+            }
             if has_network {
                 app.ui.table(show::of_network(&vm, app.ui.now()))?;
             }
@@ -387,21 +421,14 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
 
 /// Renames a VM.
 pub(crate) async fn rename(app: &App, args: RenameArgs) -> Result<u8, Error> {
-    let params = VmUpdateParams {
-        vm: args.vm.clone(),
-        name: Some(args.name),
-        tags: BTreeMap::new(),
-        remove_tags: Vec::new(),
-        protected: None,
-        network: None,
-    };
-    let vm = app.connect().await?.call::<VmUpdate>(&params).await?;
+    let params = VmRenameParams { vm: args.vm.clone(), name: args.name, if_boot_id: None };
+    let vm = app.connect().await?.call::<VmRename>(&params).await?;
     match app.ui.format {
         Format::Json => app.ui.json(&raw(&vm)?)?,
         Format::Quiet => app.ui.line(&vm.id.to_string())?,
         Format::Human => {
             app.ui.line(&format!("{} is now named {}", args.vm, vm.name))?;
-            if list::is_up(vm.state) {
+            if list::is_up(vm.state) && vm.state != VmState::Ready {
                 app.ui.say("unless it was set explicitly, its hostname changes at its next start");
             }
         }

@@ -2,9 +2,11 @@
 
 use clap::Args;
 use nexus_schema::Reference;
-use nexus_schema::id::VmKind;
+use nexus_schema::id::{BootId, VmKind};
 use nexus_schema::tools::op::ALREADY;
-use nexus_schema::tools::vm::{VmDetails, VmStart, VmStartParams, VmState, VmStop, VmStopParams};
+use nexus_schema::tools::vm::{
+    VmDetails, VmRestart, VmRestartParams, VmStart, VmStartParams, VmState, VmStop, VmStopParams,
+};
 
 use crate::ctl::App;
 use crate::ctl::client::Client;
@@ -34,6 +36,9 @@ pub(crate) struct StopArgs {
     /// Cut the power at once: unwritten data is lost
     #[arg(short, long)]
     force: bool,
+    /// Only if this is the VM's boot
+    #[arg(long, value_name = "BOOT_ID")]
+    if_boot_id: Option<BootId>,
     #[command(flatten)]
     wait: Wait,
 }
@@ -59,8 +64,8 @@ pub(crate) async fn start(app: &App, args: StartArgs) -> Result<u8, Error> {
 
 /// Shuts VMs down, or cuts their power.
 pub(crate) async fn stop(app: &App, args: StopArgs) -> Result<u8, Error> {
-    each(app, args.vms, async |client, vm| {
-        let stopped = stop_one(app, client, &vm, args.force, args.wait).await?;
+    each(app, args.vms.clone(), async |client, vm| {
+        let stopped = stop_one(app, client, &vm, &args).await?;
         moved(app, &vm, &stopped)
     })
     .await
@@ -68,16 +73,16 @@ pub(crate) async fn stop(app: &App, args: StopArgs) -> Result<u8, Error> {
 
 /// Cuts the power of VMs.
 pub(crate) async fn kill(app: &App, args: KillArgs) -> Result<u8, Error> {
-    stop(app, StopArgs { vms: args.vms, force: true, wait: args.wait }).await
+    stop(app, StopArgs { vms: args.vms, force: true, if_boot_id: None, wait: args.wait }).await
 }
 
 /// Shuts down running VMs, and starts them again.
 pub(crate) async fn restart(app: &App, args: StopArgs) -> Result<u8, Error> {
     each(app, args.vms, async |client, vm| {
-        // It must be stopped before it is started, however long the start is followed.
-        stop_one(app, client, &vm, args.force, Wait::default()).await?;
-        let started = start_one(app, client, &vm, args.wait).await?;
-        moved(app, &vm, &started)
+        let force = args.force.then_some(true);
+        let params = VmRestartParams { vm: vm.clone(), force, wait_s: Some(0), if_boot_id: args.if_boot_id };
+        let restarted = follow::start::<VmRestart, _>(client, &app.ui, &params, args.wait).await?;
+        moved(app, &vm, &restarted)
     })
     .await
 }
@@ -96,11 +101,11 @@ async fn stop_one(
     app: &App,
     client: &mut Client,
     vm: &Reference<VmKind>,
-    force: bool,
-    wait: Wait,
+    args: &StopArgs,
 ) -> Result<Followed<VmDetails>, Error> {
-    let params = VmStopParams { vm: vm.clone(), force: force.then_some(true), wait_s: Some(0) };
-    follow::start::<VmStop, _>(client, &app.ui, &params, wait).await
+    let force = args.force.then_some(true);
+    let params = VmStopParams { vm: vm.clone(), force, wait_s: Some(0), if_boot_id: args.if_boot_id };
+    follow::start::<VmStop, _>(client, &app.ui, &params, args.wait).await
 }
 
 /// Shows the new state of a VM.

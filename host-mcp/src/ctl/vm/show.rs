@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nexus_schema::Timestamp;
 use nexus_schema::link::InitMode;
 use nexus_schema::network::{NetworkMode, NetworkRule};
 use nexus_schema::tools::network::InspectedNetwork;
 use nexus_schema::tools::vm::{
     NetworkCounts, VmDetails, VmNetwork, VmState, VmSummary, VmTimings, VmTransition, VmWalls,
 };
+use nexus_schema::{TimeSpan, Timestamp};
 
 use crate::ctl::format;
 use crate::ctl::ui::{Mood, Table, Text};
@@ -181,6 +181,7 @@ pub(super) fn details(vm: &VmDetails, now: Timestamp) -> Table {
         table.fact("directory", &process.directory);
         table.fact("vsock", format!("{} (cid {})", process.vsock_socket, vm.cid));
     }
+    table.maybe("lifetime", (vm.expires_at.is_some() || vm.idle_stop.is_some()).then(|| limits(vm, now)));
     table.fact("console", &vm.console_log);
     table.maybe("boot", vm.boot_id);
     table.maybe("booted in", vm.timings.map(timings));
@@ -248,6 +249,22 @@ pub(super) fn transitions(transitions: &[VmTransition], now: Timestamp) -> Table
     table
 }
 
+/// How long it lives and may be idle.
+pub(super) fn limits(vm: &VmDetails, now: Timestamp) -> String {
+    let left = |at: Timestamp| {
+        let millis = at.as_millis().saturating_sub(now.as_millis());
+        TimeSpan::seconds(u64::try_from(millis / 1000).unwrap_or(0))
+    };
+    let what = if vm.protected { "stopped" } else { "deleted" };
+    let expires = vm.expires_at.map(|at| format!("{what} in {} ({at})", left(at)));
+    let idle = vm.idle_stop.map(|limit| match vm.idle_stop_at {
+        Some(at) => format!("stopped once idle for {limit}, in {} at the earliest", left(at)),
+        None => format!("stopped once idle for {limit}"),
+    });
+    let said: Vec<String> = expires.into_iter().chain(idle).collect();
+    if said.is_empty() { "lives until it is deleted".into() } else { said.join("; ") }
+}
+
 /// Labels on one line.
 pub(super) fn tags(tags: &BTreeMap<String, String>) -> String {
     if tags.is_empty() {
@@ -294,6 +311,23 @@ mod tests {
     #[test]
     fn details_of_a_running_vm() {
         insta::assert_snapshot!(details(&vm(), now()).render(None, false));
+    }
+
+    #[test]
+    fn how_long_it_lives_is_told() {
+        let at = |text: &str| Some(text.parse().unwrap());
+        let one = VmDetails {
+            expires_at: at("2026-01-02T03:34:05Z"),
+            idle_stop: Some(TimeSpan::seconds(600)),
+            idle_stop_at: at("2026-01-02T03:13:05Z"),
+            protected: false,
+            ..vm()
+        };
+        assert_eq!(
+            limits(&one, now()),
+            "deleted in 30m (2026-01-02T03:34:05.000Z); stopped once idle for 10m, in 9m at the earliest"
+        );
+        assert_eq!(limits(&vm(), now()), "lives until it is deleted");
     }
 
     #[test]

@@ -136,6 +136,22 @@ pub struct CommandOutputParams {
     pub encoding: Option<ContentEncoding>,
 }
 
+impl CommandOutputParams {
+    /// Everything that is kept of a command, without waiting.
+    pub const fn of(id: CommandId) -> Self {
+        Self {
+            id,
+            cursor: None,
+            wait_ms: None,
+            until_end: false,
+            stream: None,
+            offset: None,
+            limit: None,
+            encoding: None,
+        }
+    }
+}
+
 impl Tool for CommandOutput {
     const NAME: &'static str = "command_output";
     const TITLE: &'static str = "Read a command's output in the VM";

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ToolError;
-use crate::id::{VmId, VmKind};
+use crate::id::{BootId, VmId, VmKind};
 use crate::name::{Name, Reference};
 use crate::tool::{Effect, Tool};
 
@@ -26,6 +26,9 @@ pub struct VmDeleteParams {
     /// Delete it even if it runs: its power is cut first (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force: Option<bool>,
+    /// Only if this is its boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_boot_id: Option<BootId>,
 }
 
 /// Result of `vm_delete`.

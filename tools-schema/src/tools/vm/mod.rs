@@ -1,10 +1,15 @@
-//! VMs: create, list, inspect, start, stop, delete, update, logs, history.
+//! VMs: create, list, inspect, wait, start, stop, restart, delete, update, rename, logs, history.
 
 mod delete;
 mod file;
+mod history;
 mod network;
 mod publish;
+mod rename;
+mod restart;
+mod run;
 mod update;
+mod wait;
 mod words;
 
 use std::collections::BTreeMap;
@@ -16,6 +21,7 @@ use crate::id::{BootId, DriveId, ImageId, VmId, VmKind};
 use crate::link::{ImageConfig, ImageMetadata, InitMode};
 use crate::name::{Name, Reference};
 use crate::size::ByteSize;
+use crate::span::TimeSpan;
 use crate::time::Timestamp;
 use crate::tool::{Effect, ResultShape, Tool};
 use crate::tools::OpOutcome;
@@ -23,12 +29,17 @@ use crate::tools::plan::Creation;
 
 pub use self::delete::{DeletedVm, UndeletedVm, VmDelete, VmDeleteOutput, VmDeleteParams};
 pub use self::file::VmFile;
+pub use self::history::{VmHistory, VmHistoryOutput, VmHistoryParams, VmTransition};
 pub use self::network::{DeniedConnection, NetworkCounts, NetworkInterface, NetworkParams, VmNetwork};
 pub use self::publish::{
     PublishedPort, VmPublish, VmPublishParams, VmUnpublish, VmUnpublishOutput, VmUnpublishParams,
 };
+pub use self::rename::{VmRename, VmRenameParams};
+pub use self::restart::{VmRestart, VmRestartParams};
+pub use self::run::VmRun;
 pub use self::update::{VmUpdate, VmUpdateParams};
-pub use self::words::{DriverChoice, VmState};
+pub use self::wait::{VmWait, VmWaitOutput, VmWaitParams};
+pub use self::words::{DriverChoice, NextStep, VmState};
 
 /// Creates a VM.
 pub enum VmCreate {}
@@ -87,6 +98,15 @@ pub struct VmCreateParams {
     /// Start it at once (default true).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<bool>,
+    /// Delete it so long from now, such as `2h` (default never); a protected one is only stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<TimeSpan>,
+    /// Stop it once it was idle so long: no command, call, stream or connection (default never).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop: Option<TimeSpan>,
+    /// A shell line to run in it; at its end the VM is deleted, and `run` of the result has its output and exit code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     /// Only say what would be done, and change nothing: the reply has a `plan` instead of an operation (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
@@ -137,6 +157,9 @@ pub struct VmSummary {
     /// The current or last boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<BootId>,
+    /// When it will be deleted; absent for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// Whether deletion is refused.
     pub protected: bool,
     /// Its labels.
@@ -214,6 +237,18 @@ pub struct VmDetails {
     /// When it was started last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
+    /// When it will be deleted, or stopped if it is protected; absent for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// How long it may be idle before it is stopped; absent for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop: Option<TimeSpan>,
+    /// When it will be stopped if it stays idle; absent while something is under way in it, or if it is not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop_at: Option<Timestamp>,
+    /// How the command of `run` ended, in the result of the vm_create that had one; the VM is deleted then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<VmRun>,
     /// Counts every change of state.
     pub generation: u64,
 }
@@ -446,6 +481,9 @@ pub struct VmStopParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]
     pub wait_s: Option<u32>,
+    /// Only if this is its boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_boot_id: Option<BootId>,
 }
 
 impl Tool for VmStop {
@@ -504,64 +542,4 @@ impl Tool for VmLogs {
     const SHAPE: ResultShape = ResultShape::Text;
     type Params = VmLogsParams;
     type Output = VmLogsOutput;
-}
-
-/// Shows the state changes of a VM.
-pub enum VmHistory {}
-
-/// Arguments of `vm_history`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct VmHistoryParams {
-    /// The VM: its name or id. Both also work after the VM was deleted; the name then means the last VM that had it.
-    pub vm: Reference<VmKind>,
-    /// How many rows at most (default 50, at most 500).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 500))]
-    pub limit: Option<u32>,
-    /// Where to go on: `next_cursor` of the page before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<String>,
-}
-
-/// One change of state.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct VmTransition {
-    /// The state before; absent for the creation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<VmState>,
-    /// The state after; absent for the deletion.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<VmState>,
-    /// Why.
-    pub reason: String,
-    /// When.
-    pub at: Timestamp,
-    /// Who asked for it, or `nexusd`.
-    pub who: String,
-    /// The boot that it belongs to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub boot_id: Option<BootId>,
-}
-
-/// Result of `vm_history`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct VmHistoryOutput {
-    /// The VM's id.
-    pub id: VmId,
-    /// The changes, newest first.
-    pub transitions: Vec<VmTransition>,
-    /// Where the next page starts; absent on the last page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next_cursor: Option<String>,
-}
-
-impl Tool for VmHistory {
-    const NAME: &'static str = "vm_history";
-    const TITLE: &'static str = "Show a VM's history";
-    const DESCRIPTION: &'static str = "Shows every change of a VM's state, newest first: from, to, why, when and who; use it to \
-        find out what happened to a VM, also after it was deleted.";
-    const EFFECT: Effect = Effect::ReadOnly;
-    type Params = VmHistoryParams;
-    type Output = VmHistoryOutput;
 }

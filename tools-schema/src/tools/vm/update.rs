@@ -6,8 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{NetworkParams, VmDetails};
-use crate::id::VmKind;
+use crate::id::{BootId, VmKind};
 use crate::name::{Name, Reference};
+use crate::span::TimeSpan;
 use crate::tool::{Effect, Tool};
 
 /// Changes a VM.
@@ -28,21 +29,46 @@ pub struct VmUpdateParams {
     /// Refuse deletion (true) or allow it again (false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protected: Option<bool>,
-    /// Its new name. A hostname that is the old name changes with the VM's next start.
+    /// Its new name, as by vm_rename.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
     /// What it may reach from now on. What is not given stays as it is; connections that are no longer allowed are cut. A VM that runs
     /// without an interface has `nat` from its next start on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkParams>,
+    /// Delete it so long from now, such as `2h`; 0: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<TimeSpan>,
+    /// Stop it once it was idle so long; 0: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop: Option<TimeSpan>,
+    /// Only if this is its boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_boot_id: Option<BootId>,
+}
+
+impl VmUpdateParams {
+    /// No change of a VM.
+    pub const fn of(vm: Reference<VmKind>) -> Self {
+        Self {
+            vm,
+            tags: BTreeMap::new(),
+            remove_tags: Vec::new(),
+            protected: None,
+            name: None,
+            network: None,
+            ttl: None,
+            idle_stop: None,
+            if_boot_id: None,
+        }
+    }
 }
 
 impl Tool for VmUpdate {
     const NAME: &'static str = "vm_update";
     const TITLE: &'static str = "Update a VM";
-    const DESCRIPTION: &'static str = "Changes a VM's labels, its protection against deletion, its name, or what it may reach; use it to mark VMs that must be \
-        kept or found again, or when a connection was refused by policy. A change of `network` takes effect at once, \
-        but for `nat` in a VM that runs without it: `until_next_start` in the reply says so.";
+    const DESCRIPTION: &'static str = "Changes a VM's labels, protection, name, lifetime, or what it may reach; use it to mark VMs that must be \
+        kept or found again, or when a connection was refused by policy. That takes effect at once, but for `nat` in a VM that runs without it.";
     const EFFECT: Effect = Effect::Destructive { idempotent: true };
     type Params = VmUpdateParams;
     type Output = VmDetails;

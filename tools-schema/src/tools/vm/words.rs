@@ -62,6 +62,21 @@ impl VmState {
         }
     }
 
+    /// What to do next about a VM in this state: a tool of the default set that does what its state calls for, or waits for it.
+    pub const fn next(self) -> NextStep {
+        let (tool, force) = match self {
+            Self::Creating => ("vm_inspect", false),
+            Self::Created | Self::Stopped | Self::Crashed | Self::Failed => ("vm_start", false),
+            // It waits until the VM is ready.
+            Self::Starting | Self::Running => ("vm_start", false),
+            Self::Ready => ("guest_run_command", false),
+            Self::Unreachable => ("vm_restart", true),
+            // It waits until the VM is down.
+            Self::Stopping => ("vm_stop", false),
+        };
+        NextStep { tool, force }
+    }
+
     /// Returns whether a VMM process may exist in this state.
     pub const fn may_run(self) -> bool {
         match self {
@@ -83,6 +98,15 @@ impl std::str::FromStr for VmState {
     fn from_str(text: &str) -> Result<Self, ()> {
         Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or(())
     }
+}
+
+/// What to do next about a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextStep {
+    /// The tool to call with the VM as `vm`.
+    pub tool: &'static str,
+    /// Whether to pass `force: true`.
+    pub force: bool,
 }
 
 /// Which VMM to use.
