@@ -4,6 +4,7 @@
 //! parses them and refuses what is malformed.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod arguments;
 pub mod driver;
 pub mod egress;
@@ -20,6 +21,7 @@ pub mod stream;
 pub mod time;
 pub mod tool;
 pub mod tools;
+pub mod toolset;
 
 pub use driver::DriverKind;
 pub use error::{ErrorCode, ToolError};

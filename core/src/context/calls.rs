@@ -1,5 +1,6 @@
-//! Writes the call log, many calls at a time, so that no call waits for it.
+//! Writes the audit log, many calls at a time, so that no call waits for it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::audit_file::AuditFile;
+use crate::config::AuditFile as Settings;
 use crate::store::Store;
 use crate::store::calls::{self, CallRecord};
 
@@ -14,15 +17,15 @@ use crate::store::calls::{self, CallRecord};
 const QUEUE_MAX: usize = 8192;
 /// From how many on they are written without waiting for more.
 const FULL: usize = QUEUE_MAX / 8;
-/// How long calls wait for others to be written with them, looked at in so many steps.
-const PATIENCE: (Duration, u32) = (Duration::from_millis(500), 10);
+/// How long calls wait for others to be written with them, looked at in so many steps: what a killed daemon can lose at most.
+const PATIENCE: (Duration, u32) = (Duration::from_millis(80), 8);
 
 /// Where calls wait to be written.
 #[derive(Debug)]
 pub(crate) struct CallLog {
     queue: mpsc::Sender<CallRecord>,
-    /// Calls for which there was no room.
-    lost: AtomicU64,
+    /// Calls that are not in the log, for lack of room in the queue or on the disk.
+    lost: Arc<AtomicU64>,
     /// Cancelled when no more calls come.
     closing: CancellationToken,
     /// Cancelled when all calls are written.
@@ -33,6 +36,7 @@ pub(crate) struct CallLog {
 #[derive(Debug)]
 pub(crate) struct Waiting {
     queue: mpsc::Receiver<CallRecord>,
+    lost: Arc<AtomicU64>,
     closing: CancellationToken,
     written: CancellationToken,
 }
@@ -42,8 +46,10 @@ impl CallLog {
     pub(crate) fn new() -> (Self, Waiting) {
         let (sender, queue) = mpsc::channel(QUEUE_MAX);
         let (closing, written) = (CancellationToken::new(), CancellationToken::new());
-        let waiting = Waiting { queue, closing: closing.clone(), written: written.clone() };
-        (Self { queue: sender, lost: AtomicU64::new(0), closing, written }, waiting)
+        let lost = Arc::default();
+        let waiting =
+            Waiting { queue, lost: Arc::clone(&lost), closing: closing.clone(), written: written.clone() };
+        (Self { queue: sender, lost, closing, written }, waiting)
     }
 
     /// Adds a call; never waits.
@@ -54,11 +60,21 @@ impl CallLog {
         if self.closing.is_cancelled() {
             return;
         }
-        // Said at 1, 2, 4, 8 and so on: a log of what is lost must not be what costs most.
-        let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
-        if lost.is_power_of_two() {
-            tracing::warn!(lost, "the call log is behind; calls are not recorded");
-        }
+        lose(&self.lost, 1, "the audit log is behind");
+    }
+
+    /// How many calls are not in the log since the daemon started.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts lost calls.
+fn lose(lost: &AtomicU64, more: u64, why: &str) {
+    let before = lost.fetch_add(more, Ordering::Relaxed);
+    // Said at 1, 2, 4, 8 and so on: a log of what is lost must not be what costs most.
+    if before.checked_ilog2() != (before + more).checked_ilog2() {
+        tracing::warn!(lost = before + more, why, "calls are not in the audit log");
     }
 }
 
@@ -70,9 +86,10 @@ impl CallLog {
     }
 }
 
-/// Writes calls until the log is closed or gone.
-pub(crate) async fn record(store: Store, waiting: Waiting) {
-    let Waiting { mut queue, closing, written } = waiting;
+/// Writes calls until the log is closed or gone, also to a file if there is to be one.
+pub(crate) async fn record(store: Store, waiting: Waiting, file: Option<Settings>) {
+    let Waiting { mut queue, lost, closing, written } = waiting;
+    let mut file = file.map(AuditFile::new);
     let _written = written.drop_guard();
     let mut batch = Vec::new();
     loop {
@@ -83,9 +100,15 @@ pub(crate) async fn record(store: Store, waiting: Waiting) {
                 if batch.is_empty() {
                     return;
                 }
-                let calls = std::mem::take(&mut batch);
-                if let Err(error) = store.write(move |tx| calls::insert(tx, &calls)).await {
-                    tracing::warn!(%error, "cannot write the call log");
+                let calls: Arc<[CallRecord]> = std::mem::take(&mut batch).into();
+                let (rows, count) = (Arc::clone(&calls), calls.len() as u64);
+                let stored = store.write_unsynced(move |tx| calls::insert(tx, &rows)).await;
+                let (kept, exported) = export(file, calls).await;
+                file = kept;
+                if let Err(error) = stored {
+                    lose(&lost, count, &error.to_string());
+                } else if let Err(error) = exported {
+                    lose(&lost, count, &format!("write audit_file: {error}"));
                 }
                 // Many calls a second become few writes.
                 let (whole, steps) = PATIENCE;
@@ -100,6 +123,19 @@ pub(crate) async fn record(store: Store, waiting: Waiting) {
     }
 }
 
+/// Appends calls to the file, if there is one.
+async fn export(
+    file: Option<AuditFile>,
+    calls: Arc<[CallRecord]>,
+) -> (Option<AuditFile>, std::io::Result<()>) {
+    let Some(mut file) = file else { return (None, Ok(())) };
+    let appended = tokio::task::spawn_blocking(move || {
+        let appended = file.append(&calls);
+        (Some(file), appended)
+    });
+    appended.await.unwrap_or_else(|error| (None, Err(std::io::Error::other(error))))
+}
+
 #[cfg(test)]
 mod tests {
     use nexus_schema::Timestamp;
@@ -112,8 +148,13 @@ mod tests {
             owner: "uid:0".into(),
             tool: "guest_file_stat".into(),
             vm: None,
+            boot: None,
             duration: Duration::from_micros(60),
             outcome: "ok",
+            rule: "owner",
+            denied: false,
+            bytes_in: 0,
+            bytes_out: 0,
         }
     }
 
@@ -125,8 +166,8 @@ mod tests {
         for _ in 0..QUEUE_MAX + 3 {
             log.add(call());
         }
-        assert_eq!(log.lost.load(Ordering::Relaxed), 3);
-        tokio::spawn(record(store.clone(), queue));
+        assert_eq!(log.lost(), 3);
+        tokio::spawn(record(store.clone(), queue, None));
         log.close().await;
         // What comes later is neither recorded nor waited for.
         log.add(call());

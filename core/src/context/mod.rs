@@ -3,6 +3,7 @@
 //!
 //! It decides nothing and changes nothing by itself: rooms above it do.
 
+mod audit_file;
 mod calls;
 mod command;
 mod published;
@@ -27,6 +28,7 @@ pub(crate) use registry::{Handle, Registry, not_found};
 pub(crate) use streams::{Place, Streams, TICKET_LIFE};
 pub(crate) use view::View;
 
+use crate::access::{Confirmations, Tokens};
 use crate::asset::{KernelFiles, compose_initramfs};
 use crate::config::{Config, DriverSetting};
 use crate::drive::{DriveError, Drives, Locks};
@@ -64,6 +66,10 @@ pub(crate) struct Shared {
     /// What this host can run, once it was looked at.
     pub(crate) host: RwLock<Option<Arc<Host>>>,
     pub(crate) calls: CallLog,
+    /// Access tokens.
+    pub(crate) tokens: Tokens,
+    /// Confirmations that are pending.
+    pub(crate) confirmations: Confirmations,
     pub(crate) instance: InstanceId,
     pub(crate) started_at: Timestamp,
     /// The lock of the state directory, held as long as anything uses it.

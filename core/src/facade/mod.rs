@@ -1,6 +1,7 @@
 //! The facade: what the host's tools can do, a method per tool. Tools see nothing else of this crate.
 
 mod asset;
+mod audit;
 mod build;
 mod drive;
 mod image;
@@ -16,6 +17,7 @@ mod stream;
 mod system;
 mod template;
 mod tidy;
+mod token;
 mod tree;
 mod vm;
 
@@ -28,6 +30,7 @@ use nexus_schema::limits::{PAGE_DEFAULT, PAGE_MAX, WAIT_DEFAULT, WAIT_MAX};
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 use tokio_util::task::TaskTracker;
 
+use crate::access::{Caller, Confirmations, Tokens};
 use crate::config::Config;
 use crate::context::{CallLog, Published, Shared, record_calls};
 use crate::context::{Command, Registry, Streams};
@@ -36,14 +39,14 @@ use crate::egress::Egresses;
 use crate::guest::Link;
 use crate::image::oci::Keychain;
 use crate::net::Nat;
-pub use crate::op::{CallContext, Caller};
+pub use crate::op::CallContext;
 use crate::op::{Ops, store_error, summary};
 use crate::os::leftover;
 use crate::os::lock::{self};
 use crate::os::paths::Paths;
 use crate::os::reserve::Reserve;
 use crate::provision::Provision;
-use crate::store::{Store, StoreError, now, ops};
+use crate::store::{Store, StoreError, now, ops, tokens};
 use crate::vm::recover;
 
 pub use self::stream::{StreamLife, StreamRefusal, VmStream};
@@ -152,6 +155,8 @@ impl Nexus {
         let store = tokio::task::spawn_blocking(move || Store::open(&database))
             .await
             .map_err(|_| StoreError::Closed)??;
+        let tokens = Tokens::default();
+        tokens.load(store.read(tokens::all).await?);
         let instance = store.instance().await?;
         let drives = Drives::probe(&paths.drives())?;
         let (calls, queue) = CallLog::new();
@@ -175,6 +180,8 @@ impl Nexus {
             published: Published::default(),
             host: tokio::sync::RwLock::new(None),
             calls,
+            tokens,
+            confirmations: Confirmations::default(),
             instance,
             started_at: now(),
             config,
@@ -185,7 +192,8 @@ impl Nexus {
             lock,
             reserve,
         });
-        shared.tasks.spawn(record_calls(shared.store.clone(), queue));
+        let file = shared.config.audit_file.clone();
+        shared.tasks.spawn(record_calls(shared.store.clone(), queue, file));
         match shared.provision.sync_providers().await {
             Err(error) if error.is_disk_full() => tracing::warn!(%error, "providers are as they were before"),
             synced => synced?,
@@ -207,14 +215,19 @@ impl Nexus {
         self.shared.calls.close().await;
     }
 
-    /// The id of the VM that a reference means; in memory.
-    pub fn resolve_vm(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
-        self.shared.vms.resolve(vm)
+    /// The id of the VM that a caller means by a reference; in memory.
+    pub fn resolve_vm(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
+        self.shared.vms.resolve(caller, vm)
+    }
+
+    /// The caller that a token's secret belongs to, if the token works; in memory.
+    pub fn authenticate(&self, secret: &str) -> Option<Caller> {
+        self.shared.tokens.authenticate(secret)
     }
 
     /// The way into a VM's guest, if its tools may be called now; in memory.
     pub fn guest(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<GuestHandle, ToolError> {
-        let handle = self.shared.vms.get(vm)?;
+        let handle = self.shared.vms.get(caller, vm)?;
         let view = handle.view.borrow();
         let record = &view.record;
         if caller.scope.is_some_and(|scope| scope != record.id) {

@@ -119,7 +119,7 @@ impl Nexus {
         }
         let owner: &Arc<str> = &caller.owner;
         let place = self.shared.streams.enter(guest.vm, owner)?;
-        let handle = self.shared.vms.get(&Reference::Id(guest.vm))?;
+        let handle = self.shared.vms.get(caller, &Reference::Id(guest.vm))?;
         let directory = self.shared.paths.vm(guest.vm);
         let life = StreamLife { handle, boot_id: guest.boot_id, _place: place };
         let opened = tokio::select! {

@@ -113,7 +113,7 @@ impl Nexus {
         places.make_scratch()?;
         let shown = |path: &Path| path.display().to_string();
         Ok(CopyPlaces {
-            roots: places.roots.iter().map(|root| shown(root)).collect(),
+            roots: places.roots().map(shown).collect(),
             scratch: shown(&places.scratch),
         })
     }
@@ -121,7 +121,12 @@ impl Nexus {
 
 impl Shared {
     fn copy_places(&self, ctx: &CallContext) -> Places {
-        Places { roots: self.config.copy_roots.clone(), scratch: self.paths.of_client(&ctx.caller.owner) }
+        let scratch = self.paths.of_client(&ctx.caller.owner);
+        let configured = &self.config.copy_roots;
+        match ctx.caller.grant() {
+            None => Places::new(configured, scratch),
+            Some(grant) => Places::narrowed(configured, grant.roots(), scratch),
+        }
     }
 
     fn streams_of(&self, handle: &GuestHandle, ctx: &CallContext) -> Guest {

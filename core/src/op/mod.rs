@@ -8,8 +8,8 @@ mod once;
 mod runner;
 
 pub(crate) use call::described;
-pub use call::{CallContext, Caller};
+pub use call::CallContext;
 pub(crate) use caught::{caught, message_of};
 pub(crate) use near::did_you_mean;
 pub(crate) use once::{Begun, once};
-pub(crate) use runner::{Ops, StoredResult, store_error, summary};
+pub(crate) use runner::{Ops, StoredResult, no_op, store_error, summary};

@@ -124,7 +124,7 @@ impl View {
 
 /// Everything about a VM.
 pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<VmDetails, ToolError> {
-    let view = shared.vms.get(vm)?.view.borrow().clone();
+    let view = shared.vms.of_daemon(vm)?.view.borrow().clone();
     let (vm, image_id, kernel_id) = (view.record.id, view.record.image_id, view.record.kernel_id);
     let (image, kernel, lineage, published) = shared
         .store

@@ -4,7 +4,6 @@ mod compact;
 mod publish;
 mod shape;
 mod text;
-mod toolset;
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -21,7 +20,7 @@ pub use publish::INSTRUCTIONS;
 pub(crate) use publish::SCOPED_INSTRUCTIONS;
 use publish::published;
 pub(crate) use shape::error_result;
-pub use toolset::{Toolset, UnknownToolset};
+pub use nexus_schema::toolset::{Toolset, UnknownToolset};
 
 use crate::host::View;
 

@@ -26,6 +26,9 @@ pub struct VmDeleteParams {
     /// Delete it even if it runs: its power is cut first (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force: Option<bool>,
+    /// Confirms the plan of an earlier call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<String>,
 }
 
 /// Result of `vm_delete`.

@@ -35,6 +35,9 @@ pub struct VmUpdateParams {
     /// without an interface has `nat` from its next start on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkParams>,
+    /// Confirms the plan of an earlier call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<String>,
 }
 
 impl Tool for VmUpdate {
