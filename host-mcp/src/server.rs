@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nexus_core::CallContext;
+use nexus_core::{CallContext, Caller};
 use nexus_core::link::GuestProgress;
 use nexus_schema::tools::op::OpProgress;
-use nexus_schema::{Reference, ToolError};
+use nexus_schema::{ErrorCode, Reference, ToolError};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, CancelledNotificationParam, Implementation,
     JsonObject, ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ProgressToken, RequestId,
@@ -18,10 +18,13 @@ use rmcp::{ErrorData, RoleServer, ServerHandler};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::confirm;
 use crate::forward::{BEAT_CHECK, Client, Era, ForwardedCall, Handle, Pace, Recorded};
 use crate::host::View;
 use crate::tools::{self, GuestTool, error_result};
 
+/// The argument that confirms the plan of an earlier call.
+const CONFIRM: &str = "confirm";
 /// The minimum interval between two progress notifications for a call.
 const COALESCE: Duration = Duration::from_millis(200);
 
@@ -58,32 +61,81 @@ impl Server {
         tool: &str,
         arguments: JsonObject,
         context: &RequestContext<RoleServer>,
-    ) -> Result<CallToolResult, ErrorData> {
+    ) -> Result<Result<CallToolResult, ToolError>, ErrorData> {
         let refused = |text: String| ErrorData::invalid_params(text, None);
         let unknown = || refused(format!("unknown tool: {tool}"));
         let (host, caller) = (self.client.host(), self.client.caller().clone());
         let View::Whole(set) = self.client.view() else { return Err(unknown()) };
-        if let Some(text) = host.registry().refusal(set, tool) {
-            return Err(refused(text));
+        if !host.registry().is_tool(tool) {
+            return Err(unknown());
         }
         let reference = arguments.get("vm").and_then(|vm| vm.as_str()?.parse::<Reference<_>>().ok());
         // Before the call, because the VM may be gone afterwards.
-        let vm = reference.and_then(|vm| host.guests().resolve(&vm).ok());
-        let owner = caller.owner.clone();
-        let (progress, watching) = watch::channel(OpProgress::default());
+        let vm = reference.and_then(|vm| host.guests().resolve(&caller, &vm).ok());
+        let mut record = Recorded::start(host, &caller.owner, tool.to_owned(), vm);
+        host.counters().host_calls.add();
+        if let Some(text) = host.registry().refusal(set, tool) {
+            record.deny("not offered", ErrorCode::Forbidden.as_str());
+            return Err(refused(text));
+        }
+        match caller.authorise(tool, host.registry().needs(tool)) {
+            Ok(rule) => record.allow(rule),
+            Err((error, rule)) => {
+                record.deny(rule, error.code.as_str());
+                return Ok(Err(error));
+            }
+        }
+        record.took(length(&arguments));
+        let (ended, (progress, watching)) = (caller.ended(), watch::channel(OpProgress::default()));
         let ctx = CallContext { caller, progress };
         let running =
             host.registry().run(set, tool, host.nexus().clone(), ctx, arguments).ok_or_else(unknown)?;
-        let mut record = Recorded::start(host, &owner, tool.to_owned(), vm);
-        host.counters().host_calls.add();
         let outcome = tokio::select! {
             outcome = running => outcome,
             () = report(watching, context) => Err(ToolError::internal("progress ended before the call")),
+            () = ended.cancelled() => Err(Caller::ended_error()),
             // If the work is an operation, it continues; nobody reads this reply.
             () = context.ct.cancelled() => return Err(ErrorData::internal_error("cancelled", None)),
         };
-        record.outcome(outcome.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok"));
-        Ok(outcome.unwrap_or_else(|error| error_result(&error)))
+        match &outcome {
+            Ok(result) => {
+                record.outcome("ok");
+                record.gave(length(&result.content));
+            }
+            Err(error) => record.failed(error.code),
+        }
+        Ok(outcome)
+    }
+
+    /// Runs a tool; if it needs a confirmation, asks the user for it where the client can.
+    async fn run_confirmed(
+        &self,
+        tool: &str,
+        mut arguments: JsonObject,
+        answered: Option<confirm::Answered>,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        match answered {
+            Some(confirm::Answered::Yes(token)) => drop(arguments.insert(CONFIRM.into(), token.into())),
+            Some(confirm::Answered::No) => return Ok(error_result(&confirm::declined()).into()),
+            None => {}
+        }
+        let outcome = self.run(tool, arguments.clone(), context).await?;
+        let error = match outcome {
+            Ok(result) => return Ok(result.into()),
+            Err(error) => error,
+        };
+        let Some(needed) = &error.confirm else { return Ok(error_result(&error).into()) };
+        match confirm::ask(needed, context).await {
+            confirm::Asked::Answered(confirm::Answered::Yes(token)) => {
+                arguments.insert(CONFIRM.into(), token.into());
+                let outcome = self.run(tool, arguments, context).await?;
+                Ok(outcome.unwrap_or_else(|error| error_result(&error)).into())
+            }
+            confirm::Asked::Answered(confirm::Answered::No) => Ok(error_result(&confirm::declined()).into()),
+            confirm::Asked::Later(question) => Ok((*question).into()),
+            confirm::Asked::Impossible => Ok(error_result(&error).into()),
+        }
     }
 
     /// Forwards a call that did not come raw: over HTTP sessions that want progress, and everything else that is not plain.
@@ -143,7 +195,7 @@ impl ServerHandler for Server {
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        Ok(ListToolsResult::with_all_items(self.client.host().registry().list(self.client.view()).to_vec()))
+        Ok(ListToolsResult::with_all_items(self.client.tools()))
     }
 
     fn get_tool(&self, name: &str) -> Option<rmcp::model::Tool> {
@@ -156,12 +208,13 @@ impl ServerHandler for Server {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let arguments = request.arguments.unwrap_or_default();
-        let tool = self.client.host().registry().guest_tool(self.client.view(), &request.name);
-        let result = match tool {
-            Some(tool) => Box::pin(self.forward(tool, arguments, &context)).await,
-            None => Box::pin(self.run(&request.name, arguments, &context)).await,
-        };
-        result.map(CallToolResponse::from)
+        match self.client.guest_tool(&request.name) {
+            Some(tool) => Box::pin(self.forward(tool, arguments, &context)).await.map(CallToolResponse::from),
+            None => {
+                let answered = confirm::answered(request.input_responses, request.request_state);
+                Box::pin(self.run_confirmed(&request.name, arguments, answered, &context)).await
+            }
+        }
     }
 
     async fn on_cancelled(
@@ -223,6 +276,24 @@ impl ServerHandler for Server {
     ) -> Result<rmcp::model::CompleteResult, ErrorData> {
         Err(ErrorData::method_not_found::<rmcp::model::CompleteRequestMethod>())
     }
+}
+
+/// The length of a value as JSON, in bytes.
+fn length(value: &impl serde::Serialize) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Counting cannot fail, and what has no JSON form has no length.
+    let _ = serde_json::to_writer(&mut count, value);
+    count.0
 }
 
 /// Progress notifications of one call: strictly increasing, and repeated now and then without news.

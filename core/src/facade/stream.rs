@@ -16,6 +16,8 @@ use crate::guest::{GuestStream, StreamError};
 pub struct VmStream {
     /// The VM.
     pub vm: VmId,
+    /// The boot that it is of.
+    pub boot_id: BootId,
     /// The guest's end.
     pub guest: GuestStream,
     /// Tells when the VM's boot is over.
@@ -133,6 +135,6 @@ impl Nexus {
             error: error.to_tool_error(name),
             is_of_guest: matches!(error, StreamError::Refused(_)),
         })?;
-        Ok(VmStream { vm: guest.vm, guest: opened, life })
+        Ok(VmStream { vm: guest.vm, boot_id: guest.boot_id, guest: opened, life })
     }
 }

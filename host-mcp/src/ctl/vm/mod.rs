@@ -31,6 +31,7 @@ pub(crate) use stats::{Args as StatsArgs, run as stats};
 use super::App;
 use super::args::{pair, word};
 use super::client::{Client, Options, Reply, raw};
+use super::confirm::{Yes, confirmed};
 use super::each::{each, show_deleted};
 use super::error::Error;
 use super::follow::{self, New};
@@ -173,6 +174,8 @@ pub(crate) struct DeleteArgs {
     /// Also if it runs
     #[arg(short, long)]
     force: bool,
+    #[command(flatten)]
+    yes: Yes,
 }
 
 /// What to change.
@@ -194,6 +197,8 @@ pub(crate) struct UpdateArgs {
     unprotect: bool,
     #[command(flatten)]
     network: network::Args,
+    #[command(flatten)]
+    yes: Yes,
 }
 
 /// Which VM, and its name from now on.
@@ -331,13 +336,19 @@ pub(crate) async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
     if args.tag.is_empty() {
         return each(app, args.vms, async |client, vm| {
             let params = VmDeleteParams { vm: Some(vm), force, ..VmDeleteParams::default() };
-            show(&client.call::<VmDelete>(&params).await?.deleted)
+            let gone = confirmed(app, args.yes, async |confirm| {
+                client.call::<VmDelete>(&VmDeleteParams { confirm, ..params.clone() }).await
+            });
+            show(&gone.await?.deleted)
         })
         .await;
     }
-    let params = VmDeleteParams { vm: None, tags: args.tag.into_iter().collect(), force };
+    let params = VmDeleteParams { vm: None, tags: args.tag.into_iter().collect(), force, confirm: None };
     let mut client = app.connect().await?;
-    let output = client.call::<VmDelete>(&params).await?;
+    let output = confirmed(app, args.yes, async |confirm| {
+        client.call::<VmDelete>(&VmDeleteParams { confirm, ..params.clone() }).await
+    });
+    let output = output.await?;
     show(&output.deleted)?;
     let failures = output.failed.into_iter().map(|failed| Error::from(failed.error));
     let codes: Vec<u8> = failures
@@ -369,8 +380,13 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         protected,
         name: None,
         network,
+        confirm: None,
     };
-    let vm = app.connect().await?.call::<VmUpdate>(&params).await?;
+    let mut client = app.connect().await?;
+    let vm = confirmed(app, args.yes, async |confirm| {
+        client.call::<VmUpdate>(&VmUpdateParams { confirm, ..params.clone() }).await
+    });
+    let vm = vm.await?;
     match app.ui.format {
         Format::Json => app.ui.json(&raw(&vm)?)?,
         Format::Quiet => app.ui.line(&vm.id.to_string())?,
@@ -394,6 +410,7 @@ pub(crate) async fn rename(app: &App, args: RenameArgs) -> Result<u8, Error> {
         remove_tags: Vec::new(),
         protected: None,
         network: None,
+        confirm: None,
     };
     let vm = app.connect().await?.call::<VmUpdate>(&params).await?;
     match app.ui.format {
