@@ -31,9 +31,9 @@ mod tree;
 mod vm;
 mod vmm;
 
+pub use access::{Authorised, Caller, Grant};
 pub use asset::provider_mistakes;
 pub use config::{AssetConfig, AuditFile, Config, DriverSetting, Environment, FetchSettings, Secret};
-pub use access::{Authorised, Caller, Grant};
 pub use facade::{
     CallContext, CallRecord, GuestHandle, Nexus, OpenError, StreamLife, StreamRefusal, VmStream,
 };

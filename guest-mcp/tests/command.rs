@@ -355,7 +355,7 @@ fn a_process_in_the_background_does_not_keep_the_call_and_lives_on() {
     assert!(begun.elapsed() < PATIENCE);
     assert_eq!(stream(&result, "stdout"), "started\n");
     let text = result["content"][0]["text"].as_str().unwrap();
-    assert!(text.contains("1 of its processes still run in the background: sleep (pid "), "{text}");
+    assert!(text.contains("1 of its processes are still running in the background: sleep (pid "), "{text}");
     assert_eq!(facts(&result)["descendants"]["count"], 1, "{result}");
     until("it runs alone", || processes_with(&mark) == 1);
     // What it writes later is thrown away instead of ending it.

@@ -8,8 +8,8 @@ use nexus_schema::error::Confirm;
 use nexus_schema::{ErrorCode, ToolError};
 use rmcp::RoleServer;
 use rmcp::model::{
-    ClientResult, ElicitRequest, ElicitRequestParams, ElicitResult, ElicitationAction, ElicitationSchema, InputRequest,
-    InputRequiredResult, InputResponses, ProtocolVersion, ServerRequest,
+    ClientResult, ElicitRequest, ElicitRequestParams, ElicitResult, ElicitationAction, ElicitationSchema,
+    InputRequest, InputRequiredResult, InputResponses, ProtocolVersion, ServerRequest,
 };
 use rmcp::service::{PeerRequestOptions, RequestContext};
 
@@ -64,7 +64,9 @@ fn is_yes(answer: &ElicitResult) -> bool {
 /// Asks the user to confirm, if the client can.
 pub(crate) async fn ask(needed: &Confirm, context: &RequestContext<RoleServer>) -> Asked {
     let can = context.client_capabilities().and_then(|can| can.elicitation);
-    let Some(can) = can.filter(|can| can.form.is_some() || can.url.is_none()) else { return Asked::Impossible };
+    let Some(can) = can.filter(|can| can.form.is_some() || can.url.is_none()) else {
+        return Asked::Impossible;
+    };
     drop(can);
     let Some(question) = question(needed) else { return Asked::Impossible };
     if context.protocol_version().is_some_and(|version| version >= ProtocolVersion::V_2026_07_28) {
@@ -93,7 +95,6 @@ fn question(needed: &Confirm) -> Option<ElicitRequest> {
     let schema = ElicitationSchema::builder().optional_bool(QUESTION, true).build().ok()?;
     let plan: Vec<String> = needed.plan.iter().map(|step| format!("- {step}")).collect();
     let message = format!("Nexus asks you to confirm what cannot be undone:\n{}", plan.join("\n"));
-    let params =
-        ElicitRequestParams::FormElicitationParams { meta: None, message, requested_schema: schema };
+    let params = ElicitRequestParams::FormElicitationParams { meta: None, message, requested_schema: schema };
     Some(ElicitRequest::new(params))
 }

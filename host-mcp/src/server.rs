@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nexus_core::{CallContext, Caller};
 use nexus_core::link::GuestProgress;
+use nexus_core::{CallContext, Caller};
 use nexus_schema::tools::op::OpProgress;
 use nexus_schema::{ErrorCode, Reference, ToolError};
 use rmcp::model::{

@@ -2,7 +2,9 @@
 //! same; tests that need a guest's kernel are in `kernel.rs`.
 
 mod again;
+mod audit;
 mod builds;
+mod confirm;
 mod copies;
 mod cp;
 mod cp_ends;
@@ -32,4 +34,5 @@ mod shell;
 mod slow;
 mod sources;
 mod streams;
+mod tokens;
 mod world;

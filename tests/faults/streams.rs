@@ -295,7 +295,7 @@ fn ports_are_forwarded_with_half_close_many_at_once() {
     assert!(!matches!(cut, Ok(1..)), "{cut:?}");
     let mut said = String::new();
     BufReader::new(nowhere.stderr.take().expect("its errors")).read_line(&mut said).expect("it says why");
-    assert!(said.contains("nothing listens there"), "{said}");
+    assert!(said.contains("nothing is listening there"), "{said}");
     for forward in [&mut forward, &mut nowhere] {
         signal(forward.id(), Signal::INT);
         assert_eq!(ended(forward).code(), Some(0));

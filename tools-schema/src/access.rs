@@ -257,8 +257,7 @@ mod tests {
     #[test]
     fn every_tool_needs_exactly_one_scope() {
         let all: Vec<_> = tools::host().into_iter().chain(tools::guest_on_host()).collect();
-        let rows: Vec<&str> =
-            NEEDS.iter().flat_map(|(_, tools)| *tools).chain(READ).copied().collect();
+        let rows: Vec<&str> = NEEDS.iter().flat_map(|(_, tools)| *tools).chain(READ).copied().collect();
         for tool in &all {
             let count = rows.iter().filter(|row| **row == tool.name).count();
             assert_eq!(count, 1, "{} is {count} times in the tables of access.rs", tool.name);

@@ -202,12 +202,18 @@ mod tests {
     #[test]
     fn a_set_is_within_those_that_have_all_its_tools() {
         let set = |words: &str| words.parse::<Toolset>().unwrap();
-        for (inner, outer) in
-            [("work", "work"), ("work", "all"), ("drives", "work,drives"), ("work,read-only", "work"), ("read-only", "all")]
-        {
+        for (inner, outer) in [
+            ("work", "work"),
+            ("work", "all"),
+            ("drives", "work,drives"),
+            ("work,read-only", "work"),
+            ("read-only", "all"),
+        ] {
             assert!(set(inner).is_within(set(outer)), "{inner} {outer}");
         }
-        for (inner, outer) in [("all", "work"), ("work", "drives"), ("work", "work,read-only"), ("read-only", "work")] {
+        for (inner, outer) in
+            [("all", "work"), ("work", "drives"), ("work", "work,read-only"), ("read-only", "work")]
+        {
             assert!(!set(inner).is_within(set(outer)), "{inner} {outer}");
         }
     }

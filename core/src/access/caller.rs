@@ -67,13 +67,17 @@ impl Caller {
         if grant.has(needs) {
             return Ok(needs.as_str());
         }
-        let error = ToolError::new(ErrorCode::Forbidden, format!("{tool} needs the scope {needs}, which this token lacks"));
+        let error = ToolError::new(
+            ErrorCode::Forbidden,
+            format!("{tool} needs the scope {needs}, which this token lacks"),
+        );
         Err((error.hint("use a tool that your token allows, or ask for a token with that scope"), "no scope"))
     }
 
     /// What the holder of a token is told that does not work any more.
     pub fn ended_error() -> ToolError {
-        ToolError::new(ErrorCode::Forbidden, "this token was revoked or has expired").hint("ask for another token")
+        ToolError::new(ErrorCode::Forbidden, "this token was revoked or has expired")
+            .hint("ask for another token")
     }
 
     /// Whether it has a scope.

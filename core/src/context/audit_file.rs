@@ -27,7 +27,11 @@ impl AuditFile {
             lines.push_str(&call.line());
             lines.push('\n');
         }
-        if self.open.as_ref().is_some_and(|(_, size)| *size > 0 && size + lines.len() as u64 > self.settings.max_bytes) {
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|(_, size)| *size > 0 && size + lines.len() as u64 > self.settings.max_bytes)
+        {
             self.open = None;
             self.rotate()?;
         }
@@ -111,7 +115,10 @@ mod tests {
         assert!(!directory.path().join("audit.jsonl.3").exists());
         let text = fs_err::read_to_string(&path).unwrap();
         let value: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
-        assert_eq!((&value["tool"], &value["rule"], &value["vm"]), (&"vm_list".into(), &"owner".into(), &serde_json::Value::Null));
+        assert_eq!(
+            (&value["tool"], &value["rule"], &value["vm"]),
+            (&"vm_list".into(), &"owner".into(), &serde_json::Value::Null)
+        );
         // A later daemon goes on in the same file.
         drop(file);
         let mut file = AuditFile::new(Settings { path, max_bytes: line * 2, keep: 2 });

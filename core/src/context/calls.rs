@@ -1,4 +1,4 @@
-//! Writes the audit log, many calls at a time, so that no call waits for it.
+//! The audit log. Calls are queued and written in batches, so that no call waits for the log.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,26 +13,26 @@ use crate::config::AuditFile as Settings;
 use crate::store::Store;
 use crate::store::calls::{self, CallRecord};
 
-/// How many calls may wait to be written.
+/// Maximum number of queued calls.
 const QUEUE_MAX: usize = 8192;
-/// From how many on they are written without waiting for more.
+/// Number of queued calls from which a batch is written without waiting for more.
 const FULL: usize = QUEUE_MAX / 8;
-/// How long calls wait for others to be written with them, looked at in so many steps: what a killed daemon can lose at most.
+/// Maximum time between two batches, and the number of checks of the queue during that time: a killed daemon loses no more than that.
 const PATIENCE: (Duration, u32) = (Duration::from_millis(80), 8);
 
-/// Where calls wait to be written.
+/// The queue of calls to be written.
 #[derive(Debug)]
 pub(crate) struct CallLog {
     queue: mpsc::Sender<CallRecord>,
-    /// Calls that are not in the log, for lack of room in the queue or on the disk.
+    /// Number of calls that were dropped because the queue or the disk was full.
     lost: Arc<AtomicU64>,
-    /// Cancelled when no more calls come.
+    /// Cancelled when the log accepts no more calls.
     closing: CancellationToken,
     /// Cancelled when all calls are written.
     written: CancellationToken,
 }
 
-/// What [`record`] takes from a log.
+/// The receiving end of a log, for [`record`].
 #[derive(Debug)]
 pub(crate) struct Waiting {
     queue: mpsc::Receiver<CallRecord>,
@@ -42,7 +42,7 @@ pub(crate) struct Waiting {
 }
 
 impl CallLog {
-    /// A log, and what [`record`] takes from it.
+    /// Returns a log and its receiving end for [`record`].
     pub(crate) fn new() -> (Self, Waiting) {
         let (sender, queue) = mpsc::channel(QUEUE_MAX);
         let (closing, written) = (CancellationToken::new(), CancellationToken::new());
@@ -72,21 +72,21 @@ impl CallLog {
 /// Counts lost calls.
 fn lose(lost: &AtomicU64, more: u64, why: &str) {
     let before = lost.fetch_add(more, Ordering::Relaxed);
-    // Said at 1, 2, 4, 8 and so on: a log of what is lost must not be what costs most.
+    // Warn at 1, 2, 4, 8 and so on, so that the warnings themselves cost little.
     if before.checked_ilog2() != (before + more).checked_ilog2() {
         tracing::warn!(lost = before + more, why, "calls are not in the audit log");
     }
 }
 
 impl CallLog {
-    /// Takes no more calls, and waits until those that were made are written.
+    /// Stops accepting calls, and waits until the queued ones are written.
     pub(crate) async fn close(&self) {
         self.closing.cancel();
         self.written.cancelled().await;
     }
 }
 
-/// Writes calls until the log is closed or gone, also to a file if there is to be one.
+/// Writes calls until the log is closed or dropped; also to a file, if one is configured.
 pub(crate) async fn record(store: Store, waiting: Waiting, file: Option<Settings>) {
     let Waiting { mut queue, lost, closing, written } = waiting;
     let mut file = file.map(AuditFile::new);
@@ -110,7 +110,7 @@ pub(crate) async fn record(store: Store, waiting: Waiting, file: Option<Settings
                 } else if let Err(error) = exported {
                     lose(&lost, count, &format!("write audit_file: {error}"));
                 }
-                // Many calls a second become few writes.
+                // Wait for more calls, so that many calls per second become few writes.
                 let (whole, steps) = PATIENCE;
                 for _ in 0..steps {
                     if queue.len() >= FULL || closing.is_cancelled() {
@@ -169,10 +169,30 @@ mod tests {
         assert_eq!(log.lost(), 3);
         tokio::spawn(record(store.clone(), queue, None));
         log.close().await;
-        // What comes later is neither recorded nor waited for.
+        // Later calls are neither recorded nor waited for.
         log.add(call());
         log.close().await;
         let count = store.read(calls::count).await.unwrap();
         assert_eq!(count as usize, QUEUE_MAX);
+    }
+
+    #[tokio::test]
+    async fn calls_that_find_no_room_in_the_store_are_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("nexus.db")).unwrap();
+        let full = store.write(|tx| -> Result<(), crate::store::StoreError> {
+            let pages: u32 = tx.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+            tx.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
+            Ok(())
+        });
+        full.await.unwrap();
+        let (log, queue) = CallLog::new();
+        for _ in 0..QUEUE_MAX {
+            log.add(call());
+        }
+        tokio::spawn(record(store.clone(), queue, None));
+        log.close().await;
+        assert!(log.lost() > 0, "{}", log.lost());
+        assert_eq!(u64::from(store.read(calls::count).await.unwrap()) + log.lost(), QUEUE_MAX as u64);
     }
 }

@@ -11,7 +11,7 @@ use super::{Command, View};
 use crate::access::Caller;
 use crate::op::did_you_mean;
 
-/// How others reach the task of one VM.
+/// Access to the task of one VM.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     pub(crate) commands: mpsc::Sender<Command>,
@@ -45,7 +45,7 @@ impl Registry {
         }
     }
 
-    /// A VM has another name.
+    /// Changes the name of a VM.
     pub(crate) fn rename(&self, id: VmId, from: &Name, to: Name) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         if inner.by_name.get(from) == Some(&id) {
@@ -103,12 +103,13 @@ impl Inner {
 
     /// There is no such VM; but perhaps one that is called alike and that the caller sees.
     fn not_found(&self, caller: &Caller, vm: &Reference<VmKind>) -> ToolError {
-        let seen = self.by_name.iter().filter(|(_, id)| self.by_id.get(id).is_some_and(|vm| vm.is_seen_by(caller)));
+        let seen =
+            self.by_name.iter().filter(|(_, id)| self.by_id.get(id).is_some_and(|vm| vm.is_seen_by(caller)));
         did_you_mean(not_found(vm), &vm.to_string(), seen.map(|(name, _)| name.as_str()))
     }
 }
 
-/// There is no such VM.
+/// Returns the error for a VM that does not exist.
 pub(crate) fn not_found(vm: &Reference<VmKind>) -> ToolError {
     ToolError::new(ErrorCode::VmNotFound, format!("there is no VM {vm}")).hint("call vm_list to see the VMs")
 }

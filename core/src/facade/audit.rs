@@ -15,7 +15,11 @@ const LOOK: Duration = Duration::from_millis(200);
 
 impl Nexus {
     /// The tool `audit_list`.
-    pub async fn audit_list(&self, ctx: &CallContext, params: AuditListParams) -> Result<AuditListOutput, ToolError> {
+    pub async fn audit_list(
+        &self,
+        ctx: &CallContext,
+        params: AuditListParams,
+    ) -> Result<AuditListOutput, ToolError> {
         let limit = page(params.limit)?;
         let wait = params.wait_s.map_or(Ok(Duration::ZERO), |_| patience(params.wait_s))?;
         if params.after.is_some() && params.cursor.is_some() {
@@ -51,7 +55,9 @@ impl Nexus {
             let newest = newest.unsigned_abs();
             return Ok(match wanted.after {
                 Some(_) => AuditListOutput { last: shown.unwrap_or(newest), calls, next_cursor: None },
-                None => AuditListOutput { calls, last: newest, next_cursor: shown.map(|seq| seq.to_string()) },
+                None => {
+                    AuditListOutput { calls, last: newest, next_cursor: shown.map(|seq| seq.to_string()) }
+                }
             });
         }
     }

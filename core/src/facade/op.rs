@@ -1,4 +1,4 @@
-//! The tools of operations.
+//! The operation tools.
 
 use nexus_schema::id::{OpId, VmId};
 use nexus_schema::tools::OpOutcome;
@@ -42,11 +42,7 @@ impl Nexus {
     }
 
     /// The tool `op_cancel`.
-    pub async fn op_cancel(
-        &self,
-        ctx: &CallContext,
-        params: OpCancelParams,
-    ) -> Result<OpSummary, ToolError> {
+    pub async fn op_cancel(&self, ctx: &CallContext, params: OpCancelParams) -> Result<OpSummary, ToolError> {
         let op = self.seen_op(&ctx.caller, params.op_id).await?;
         if !ctx.caller.made(&op.owner) {
             let message = format!("operation {} was started by another caller", op.op_id);

@@ -28,7 +28,8 @@ impl Nexus {
         let wanted = self.wanted(&ctx.caller, params)?;
         let (mut record, secret) = self.shared.tokens.draft(&ctx.caller, wanted)?;
         let row = record.clone();
-        record.seq = self.shared.store.write(move |tx| tokens::insert(tx, &row)).await.map_err(store_error)?;
+        record.seq =
+            self.shared.store.write(move |tx| tokens::insert(tx, &row)).await.map_err(store_error)?;
         self.shared.tokens.add(record.clone());
         tracing::info!(token = %record.id, name = %record.name, who = %record.owner, "token created");
         Ok(TokenCreateOutput { token: secret, details: details(record) })
@@ -60,7 +61,10 @@ impl Nexus {
         let token = find(&ctx.caller, &seen, &params.token)?;
         let mut plan = Vec::new();
         if works(token) && !ctx.caller.is_maker(&token.owner) {
-            plan.push(format!("revoke the token {} ({}), which was made by {}", token.name, token.id, token.owner));
+            plan.push(format!(
+                "revoke the token {} ({}), which was made by {}",
+                token.name, token.id, token.owner
+            ));
         }
         let deed = Deed { tool: "token_revoke", plan };
         self.shared.confirmations.require(&ctx.caller, deed, params.confirm.as_deref())?;
@@ -102,11 +106,18 @@ impl Nexus {
         for root in &params.roots {
             let path = Path::new(root);
             let plain: std::path::PathBuf = path.components().collect();
-            let is_plain = path.is_absolute() && !root.contains('\0') && !root.split('/').any(|part| part == "..");
+            let is_plain =
+                path.is_absolute() && !root.contains('\0') && !root.split('/').any(|part| part == "..");
             if !is_plain {
-                mistakes.push(format!("roots has `{}`, which is not an absolute path without `..`", root.escape_debug()));
+                mistakes.push(format!(
+                    "roots has `{}`, which is not an absolute path without `..`",
+                    root.escape_debug()
+                ));
             } else if !configured.iter().any(|configured| plain.starts_with(configured)) {
-                mistakes.push(format!("roots has {}, which is not in copy_roots of the configuration", plain.display()));
+                mistakes.push(format!(
+                    "roots has {}, which is not in copy_roots of the configuration",
+                    plain.display()
+                ));
             } else {
                 roots.push(plain.display().to_string());
             }
@@ -168,7 +179,8 @@ fn find<'a>(
         }
         many => {
             let ids: Vec<String> = many.iter().map(|token| token.id.to_string()).collect();
-            Err(ToolError::invalid(format!("several tokens are named {wanted}")).hint(format!("give an id: {}", ids.join(", "))))
+            Err(ToolError::invalid(format!("several tokens are named {wanted}"))
+                .hint(format!("give an id: {}", ids.join(", "))))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The tools of VMs.
+//! The VM tools.
 
 use nexus_schema::access::Scope;
 use nexus_schema::id::{VmId, VmKind};
@@ -47,9 +47,13 @@ impl Nexus {
         let limit = page(params.limit)?;
         let caller = ctx.caller.clone();
         let rows = self.shared.store.read(move |db| {
-            seen_rows(limit + 1, params.cursor, |row: &vms::VmRecord| row.name.to_string(), |after, limit| {
-                vms::list(db, params.state, &params.tags, after, limit)
-            }, |row| caller.sees(row))
+            seen_rows(
+                limit + 1,
+                params.cursor,
+                |row: &vms::VmRecord| row.name.to_string(),
+                |after, limit| vms::list(db, params.state, &params.tags, after, limit),
+                |row| caller.sees(row),
+            )
         });
         let rows = rows.await.map_err(store_error)?;
         let (rows, next_cursor) = cut_page(rows, limit, |row| row.name.to_string());
@@ -114,7 +118,7 @@ impl Nexus {
                 if !until_down(&mut handle.view.clone(), limit).await {
                     return Err(ToolError::new(
                         ErrorCode::Timeout,
-                        format!("{} still runs after {} s", record.name, limit.as_secs()),
+                        format!("{} is still running after {} s", record.name, limit.as_secs()),
                     )
                     .hint("call vm_stop with force: true"));
                 }
@@ -159,7 +163,7 @@ impl Nexus {
                     let record = handle.view.borrow().record.clone();
                     match delete(&handle).await {
                         Ok(gone) => deleted.push(gone),
-                        // Somebody else was faster.
+                        // Another call deleted it first.
                         Err(error) if error.code == ErrorCode::VmNotFound => {}
                         Err(error) => failed.push(UndeletedVm { id: record.id, name: record.name, error }),
                     }
@@ -168,10 +172,10 @@ impl Nexus {
                 failed.sort_unstable_by(|a, b| a.name.cmp(&b.name));
                 Ok(VmDeleteOutput { done: true, deleted, failed })
             }
-            (None, true) => Err(ToolError::invalid("which VM to delete is not said")
-                .hint("give vm, or tags that all VMs to delete have")),
+            (None, true) => Err(ToolError::invalid("vm or tags are required")
+                .hint("pass vm, or tags that all VMs to delete have")),
             (Some(_), false) => {
-                Err(ToolError::invalid("vm and tags exclude each other").hint("give one of them"))
+                Err(ToolError::invalid("vm and tags cannot be used together").hint("give one of them"))
             }
         }
     }
@@ -202,7 +206,7 @@ impl Nexus {
         };
         let max = u64::from(params.max_bytes.unwrap_or(OUTPUT_DEFAULT as u32));
         if !(1..=OUTPUT_MAX).contains(&max) {
-            return Err(ToolError::invalid(format!("max_bytes is {max}, not 1 to {OUTPUT_MAX}")));
+            return Err(ToolError::invalid(format!("max_bytes must be 1 to {OUTPUT_MAX}, got {max}")));
         }
         let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
         let directory = self.shared.paths.vm(handle.view.borrow().record.id);
@@ -215,7 +219,7 @@ impl Nexus {
                     .map_err(|e| ToolError::internal(format!("read the console: {e}")))?
                     .map_err(|error| match error.kind() {
                         std::io::ErrorKind::InvalidInput => {
-                            ToolError::invalid("cursor is not one that vm_logs gave")
+                            ToolError::invalid("invalid cursor: pass one that vm_logs returned")
                         }
                         _ => ToolError::internal(format!("read the console: {error}")),
                     })?;
@@ -259,11 +263,7 @@ impl Nexus {
 
 impl Shared {
     /// The id of a VM that a caller sees; or of a deleted one that it made, if it has a token, the last one of that name.
-    pub(super) async fn past_vm(
-        &self,
-        caller: &Caller,
-        vm: &Reference<VmKind>,
-    ) -> Result<VmId, ToolError> {
+    pub(super) async fn past_vm(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
         let not_found = match self.vms.resolve(caller, vm) {
             Ok(id) => return Ok(id),
             Err(not_found) => not_found,
@@ -283,7 +283,9 @@ impl Shared {
         }
         may_read_host(caller, params.from.as_deref())?;
         may_read_host(caller, params.kernel.as_deref())?;
-        let Some(asked) = params.network.as_ref().filter(|_| !caller.has(Scope::Network)) else { return Ok(()) };
+        let Some(asked) = params.network.as_ref().filter(|_| !caller.has(Scope::Network)) else {
+            return Ok(());
+        };
         let default = defaults::read(&self.store).await?.network;
         let [before, after] = [None, Some(asked)].map(|asked| egress::starting(default, asked));
         let (Ok(before), Ok(after)) = (before, after) else { return Ok(()) };
@@ -291,7 +293,8 @@ impl Shared {
         if opened.is_empty() {
             return Ok(());
         }
-        let message = format!("this token lacks the scope network, which a new VM needs to {}", opened.join(", "));
+        let message =
+            format!("this token lacks the scope network, which a new VM needs to {}", opened.join(", "));
         Err(ToolError::new(ErrorCode::Forbidden, message)
             .hint("leave that out of network, or ask for a token with the scope network"))
     }
@@ -365,7 +368,8 @@ fn openings(before: &NetworkPolicy, after: &NetworkPolicy) -> Vec<String> {
     if after.allow.is_empty() && !before.allow.is_empty() {
         opened.push("allow all that the preset allows".to_owned());
     }
-    let list = |rules: Vec<&NetworkRule>| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let list =
+        |rules: Vec<&NetworkRule>| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     // The first list only restricts, except for addresses of private ranges: each entry is shown.
     let added: Vec<_> = after.allow.iter().filter(|rule| !before.allow.contains(rule)).collect();
     let restricts = before.allow.is_empty() && added.iter().all(|rule| !rule.is_address());
@@ -405,10 +409,10 @@ pub(super) fn seen_rows<R>(
     }
 }
 
-/// An operation's result, whatever tool it is of.
+/// An operation's result, of any tool.
 pub(super) type AnyResult = StoredResult;
 
-/// What an operation on a VM is about.
+/// Returns the subject of an operation on a VM: its id and name.
 fn subject(record: &vms::VmRecord) -> Option<(String, String)> {
     Some((record.id.to_string(), record.name.to_string()))
 }

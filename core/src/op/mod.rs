@@ -7,8 +7,8 @@ mod near;
 mod once;
 mod runner;
 
-pub(crate) use call::described;
 pub use call::CallContext;
+pub(crate) use call::described;
 pub(crate) use caught::{caught, message_of};
 pub(crate) use near::did_you_mean;
 pub(crate) use once::{Begun, once};

@@ -150,7 +150,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, ToolError> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|_| ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down"))?
+        .map_err(|_| ToolError::new(ErrorCode::ShuttingDown, "the daemon is shutting down"))?
 }
 
 #[cfg(test)]

@@ -66,7 +66,8 @@ pub fn past(db: &Connection, vm: &Reference<VmKind>) -> Result<Vec<(VmId, String
         Reference::Id(id) => (None, Some(id.as_i64())),
         Reference::Name(name) => (Some(name.as_str()), None),
     };
-    let rows = statement.query_map(params![name, id, NAMESAKES_MAX], |row| Ok((row.id("vm_id")?, row.get("maker")?)))?;
+    let rows = statement
+        .query_map(params![name, id, NAMESAKES_MAX], |row| Ok((row.id("vm_id")?, row.get("maker")?)))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 

@@ -219,7 +219,8 @@ impl Store {
             let failed = |source: rusqlite::Error| E::from(source.into());
             connection.pragma_update(None, "synchronous", "normal").map_err(failed)?;
             let done = (|| {
-                let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+                let tx =
+                    connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
                 let value = work(&tx)?;
                 tx.commit().map_err(failed)?;
                 Ok(value)

@@ -159,7 +159,10 @@ async fn exits_say_what_they_mean() {
     for (word, message) in [
         ("fake.exit=0", "the guest ended its machine"),
         ("fake.exit=1", "firecracker exited with status 1 (an error of KVM, or a triple fault of the guest)"),
-        ("fake.exit=148", "firecracker exited with status 148 (a system call that its filter forbids)"),
+        (
+            "fake.exit=148",
+            "firecracker exited with status 148 (a system call forbidden by its seccomp filter)",
+        ),
     ] {
         let mut vm = vm(false);
         vm.plan.cmdline = vec![word.into()];

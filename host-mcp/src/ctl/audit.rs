@@ -113,8 +113,9 @@ fn took(call: &AuditEntry) -> String {
 }
 
 fn table(calls: &[AuditEntry]) -> Table {
-    let mut table = Table::with_headings(&["WHEN", "CALLER", "TOOL", "VM", "OUTCOME", "RULE", "TOOK", "IN", "OUT"])
-        .dropping(&["OUT", "IN", "TOOK", "RULE"]);
+    let mut table =
+        Table::with_headings(&["WHEN", "CALLER", "TOOL", "VM", "OUTCOME", "RULE", "TOOK", "IN", "OUT"])
+            .dropping(&["OUT", "IN", "TOOK", "RULE"]);
     for call in calls {
         let outcome = match call.outcome.as_str() {
             "ok" => Text::new("ok", Mood::Good),

@@ -10,8 +10,8 @@ use http::header::{AUTHORIZATION, CONNECTION, HOST, UPGRADE};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use nexus_schema::{ErrorCode, ToolError};
 use nexus_schema::error::GUEST;
+use nexus_schema::{ErrorCode, ToolError};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -72,12 +72,7 @@ pub(crate) async fn open_at(
     }
 }
 
-async fn upgrade(
-    socket: &Path,
-    token: Option<&str>,
-    path: &str,
-    protocol: &str,
-) -> Result<Stream, Error> {
+async fn upgrade(socket: &Path, token: Option<&str>, path: &str, protocol: &str) -> Result<Stream, Error> {
     let not_nexus = |what: String| Error::NotNexus { socket: socket.into(), what };
     let stream = dial(socket).await.map_err(|source| refused(socket, source))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
@@ -106,7 +101,10 @@ async fn upgrade(
             }
             Ok(Said { error, .. }) => error.into(),
             Err(_) if status == StatusCode::UNAUTHORIZED => {
-                let error = ToolError::new(ErrorCode::Forbidden, "the daemon does not know the token in NEXUS_TOKEN, or it has ended");
+                let error = ToolError::new(
+                    ErrorCode::Forbidden,
+                    "the daemon does not know the token in NEXUS_TOKEN, or it has ended",
+                );
                 error.hint("use another token, or unset NEXUS_TOKEN").into()
             }
             Err(_) => not_nexus(format!("{status}: {}", first_line(&body))),
@@ -169,7 +167,7 @@ fn refused(socket: &Path, source: io::Error) -> Error {
 /// Explains how to start the daemon.
 fn how_to_start() -> String {
     let user = if rustix::process::geteuid().is_root() { "" } else { "--user " };
-    format!("start it with `nexusd &`, or `systemctl {user}start nexus` where it is installed as a service")
+    format!("start it with `nexusd &`, or `systemctl {user}start nexus` if it is installed as a service")
 }
 
 fn first_line(body: &[u8]) -> String {

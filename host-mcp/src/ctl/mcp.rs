@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// nexus.toml]
     #[arg(long, value_name = "SET", conflicts_with = "vm")]
     tools: Option<String>,
-    /// Do not start the daemon when none runs
+    /// Do not start the daemon if it is not running
     #[arg(long)]
     no_start: bool,
 }

@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// The tools to offer, as for `nexusctl mcp`
     #[arg(long, value_name = "SET", conflicts_with = "vm")]
     tools: Option<String>,
-    /// What the server is called in the client [default: nexus, or nexus- and the VM's name]
+    /// The server's name in the client [default: nexus, or nexus- and the VM's name]
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
 }

@@ -4,8 +4,8 @@ use clap::{Args, Subcommand};
 use nexus_schema::access::Scope;
 use nexus_schema::id::{TokenKind, VmKind};
 use nexus_schema::tools::token::{
-    Quota, TokenCreate, TokenCreateOutput, TokenCreateParams, TokenDetails, TokenList, TokenListParams, TokenRevoke,
-    TokenRevokeParams,
+    Quota, TokenCreate, TokenCreateOutput, TokenCreateParams, TokenDetails, TokenList, TokenListParams,
+    TokenRevoke, TokenRevokeParams,
 };
 use nexus_schema::{ByteSize, Name, Reference, Timestamp};
 
@@ -104,7 +104,10 @@ fn seconds(text: &str) -> Result<u64, String> {
         _ => return Err(format!("`{text}` is not a time such as 30m, 12h or 7d")),
     };
     let number: u64 = number.parse().map_err(|_| format!("`{text}` is not a time such as 30m, 12h or 7d"))?;
-    number.checked_mul(factor).filter(|seconds| *seconds > 0).ok_or_else(|| format!("`{text}` is not a possible time"))
+    number
+        .checked_mul(factor)
+        .filter(|seconds| *seconds > 0)
+        .ok_or_else(|| format!("`{text}` is not a possible time"))
 }
 
 /// Runs one verb.
@@ -117,7 +120,8 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
 }
 
 async fn create(app: &App, args: CreateArgs) -> Result<u8, Error> {
-    let quota = Quota { vms: args.max_vms, vcpus: args.max_vcpus, memory: args.max_memory, disk: args.max_disk };
+    let quota =
+        Quota { vms: args.max_vms, vcpus: args.max_vcpus, memory: args.max_memory, disk: args.max_disk };
     let params = TokenCreateParams {
         name: args.name,
         scopes: args.scopes,
@@ -168,7 +172,9 @@ async fn revoke(app: &App, args: RevokeArgs) -> Result<u8, Error> {
             client.call::<TokenRevoke>(&TokenRevokeParams { confirm, ..params.clone() }).await
         });
         let revoked = revoked.await?.revoked;
-        revoked.iter().try_for_each(|gone| show_deleted(app, gone, gone.id, &format!("{} revoked", gone.name)))
+        revoked
+            .iter()
+            .try_for_each(|gone| show_deleted(app, gone, gone.id, &format!("{} revoked", gone.name)))
     })
     .await
 }
@@ -202,9 +208,10 @@ fn ends(token: &TokenDetails, now: Timestamp) -> String {
 }
 
 fn table(tokens: &[TokenDetails], now: Timestamp) -> Table {
-    let mut table = Table::with_headings(&["ID", "NAME", "SCOPES", "VMS", "TOOLS", "MADE BY", "CREATED", "ENDS"])
-        .prose(&["SCOPES"])
-        .dropping(&["CREATED", "MADE BY", "TOOLS", "VMS"]);
+    let mut table =
+        Table::with_headings(&["ID", "NAME", "SCOPES", "VMS", "TOOLS", "MADE BY", "CREATED", "ENDS"])
+            .prose(&["SCOPES"])
+            .dropping(&["CREATED", "MADE BY", "TOOLS", "VMS"]);
     for token in tokens {
         table.row([
             token.id.into(),

@@ -94,10 +94,9 @@ impl Door {
 /// The answer to a request whose token is missing or wrong.
 pub(super) fn unauthorized(is_too_many: bool) -> Response<Body> {
     if is_too_many {
-        let mut refusal = plain(StatusCode::TOO_MANY_REQUESTS, "too many wrong bearer tokens; try again later\n");
-        let headers = refusal.headers_mut();
-        headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
-        headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+        let mut refusal =
+            plain(StatusCode::TOO_MANY_REQUESTS, "too many wrong bearer tokens; try again later\n");
+        refusal.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         return refusal;
     }
     let mut refusal = plain(StatusCode::UNAUTHORIZED, "the bearer token is missing or wrong\n");

@@ -78,13 +78,8 @@ async fn pause(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-fn converse<S>(
-    endpoints: &Endpoints,
-    door: Door,
-    peer: Peer,
-    stream: S,
-    permit: OwnedSemaphorePermit,
-) where
+fn converse<S>(endpoints: &Endpoints, door: Door, peer: Peer, stream: S, permit: OwnedSemaphorePermit)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let this = endpoints.clone();

@@ -36,18 +36,18 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use nexus_core::Caller;
 use nexus_core::host::duplex;
+use nexus_schema::access::Scope;
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::limits::HTTP_BODY_MAX;
-use nexus_schema::access::Scope;
 use nexus_schema::{ErrorCode, Reference, ToolError};
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use access::unauthorized;
 pub use access::{Door, TokenError, load_token};
 pub use listen::{serve_tcp, serve_unix};
-use access::unauthorized;
 use sessions::{Ledger, Sessions};
 use until::until;
 use wrong::WrongTokens;
@@ -177,7 +177,12 @@ impl Endpoints {
         }
     }
 
-    async fn answer_caller(&self, door: &Door, mut caller: Caller, request: Request<Incoming>) -> Response<Body> {
+    async fn answer_caller(
+        &self,
+        door: &Door,
+        mut caller: Caller,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
         let path = request.uri().path();
         let view = match path.strip_prefix("/mcp") {
             Some("" | "/") => match self.toolset(&caller, request.uri().query()) {
@@ -204,7 +209,9 @@ impl Endpoints {
                     false => plain(StatusCode::NOT_FOUND, "streams are opened on the Unix socket\n"),
                 };
             }
-            None if path == "/metrics" && caller.has(Scope::Admin) => return plain(StatusCode::OK, &self.metrics()),
+            None if path == "/metrics" && caller.has(Scope::Admin) => {
+                return plain(StatusCode::OK, &self.metrics());
+            }
             None if path == "/metrics" => {
                 Recorded::denied_request(&self.0.host, &caller, "metrics");
                 return plain(StatusCode::FORBIDDEN, "metrics need the scope admin\n");
@@ -330,7 +337,12 @@ impl Endpoints {
         let scoped = Arc::new(Scoped { client, sessions, http });
         services.insert(key.clone(), Arc::clone(&scoped));
         if let Some(ended) = ended {
-            self.0.streams.spawn(close_when_ended(Arc::downgrade(&self.0), key, Arc::downgrade(&scoped), ended));
+            self.0.streams.spawn(close_when_ended(
+                Arc::downgrade(&self.0),
+                key,
+                Arc::downgrade(&scoped),
+                ended,
+            ));
         }
         scoped
     }

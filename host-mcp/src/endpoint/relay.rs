@@ -60,7 +60,9 @@ impl Endpoints {
             };
             let socket = parts.io.into_inner().into_std();
             match socket.and_then(|socket| duplex::split(socket.into())) {
-                Ok(client) => relay(&host, client, &parts.read_buf, opened, (stop, caller.ended()), record).await,
+                Ok(client) => {
+                    relay(&host, client, &parts.read_buf, opened, (stop, caller.ended()), record).await
+                }
                 Err(error) => tracing::error!(%error, "cannot wait for a client"),
             }
         });

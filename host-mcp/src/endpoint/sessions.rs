@@ -96,7 +96,8 @@ impl Sessions {
         let ids: Vec<SessionId> = {
             let mut entries = self.ledger.entries();
             let is_here = |entry: &Entry| std::ptr::eq(entry.home.as_ptr(), Arc::as_ptr(&self.inner));
-            let ids: Vec<_> = entries.iter().filter(|(_, entry)| is_here(entry)).map(|(id, _)| id.clone()).collect();
+            let ids: Vec<_> =
+                entries.iter().filter(|(_, entry)| is_here(entry)).map(|(id, _)| id.clone()).collect();
             ids.iter().for_each(|id| drop(entries.remove(id)));
             ids
         };

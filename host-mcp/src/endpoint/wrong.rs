@@ -37,7 +37,8 @@ impl WrongTokens {
             }
         }
         let peer = peers.entry(peer).or_insert(Peer { left: BURST, since: now });
-        let regained = u32::try_from(now.duration_since(peer.since).as_nanos() / EVERY.as_nanos()).unwrap_or(BURST);
+        let regained =
+            u32::try_from(now.duration_since(peer.since).as_nanos() / EVERY.as_nanos()).unwrap_or(BURST);
         if regained > 0 {
             peer.left = peer.left.saturating_add(regained).min(BURST);
             peer.since = now;

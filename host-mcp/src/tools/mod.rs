@@ -17,11 +17,11 @@ use nexus_schema::tool::{self, GUEST_PREFIX, TimeLimit, VM_ARGUMENT};
 use nexus_schema::{Tool, ToolError, ToolInfo, for_each_guest_tool, for_each_host_tool};
 use rmcp::model::{CallToolResult, JsonObject};
 
+pub use nexus_schema::toolset::{Toolset, UnknownToolset};
 pub use publish::INSTRUCTIONS;
 pub(crate) use publish::SCOPED_INSTRUCTIONS;
 use publish::published;
 pub(crate) use shape::error_result;
-pub use nexus_schema::toolset::{Toolset, UnknownToolset};
 
 use crate::host::View;
 

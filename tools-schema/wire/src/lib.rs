@@ -1,5 +1,5 @@
-//! What both ends of a link between daemon and guest need of a socket: its two ends, lines, the outside of the messages in
-//! them, and frames. It knows nothing of what they say.
+//! Transport of the links between daemon and guest, used by both ends: socket halves, lines, the outer form of JSON-RPC messages, and frames. It does
+//! not know what the messages mean.
 
 pub mod duplex;
 pub mod frames;

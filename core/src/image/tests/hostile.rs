@@ -139,7 +139,7 @@ async fn what_cannot_be_is_refused_and_leaves_nothing() {
         ("deep", Tar::default().pax(&[("path", deep.as_bytes())]).file("a", "").end(), "too deep"),
         ("root is a file", Tar::default().file("./", "x").file("/", "").end(), "the source is empty"),
         ("root is a link", Tar::default().link(b'2', "/", "/etc").end(), "the root is a directory"),
-        ("unknown", Tar::default().entry(b'M', b"a", b"", b"").end(), "unknown sort"),
+        ("unknown", Tar::default().entry(b'M', b"a", b"", b"").end(), "type is unknown"),
         (
             "sparse without a size",
             Tar::default().pax(&[("GNU.sparse.major", b"1")]).file("a", "").end(),

@@ -1,4 +1,4 @@
-//! The driver `process`: the guest binary as an ordinary process instead of a VMM. It serves the same sockets.
+//! The driver `process`: runs the guest binary as an ordinary process instead of a VMM. It serves the same sockets.
 
 use std::path::Path;
 use std::process::ExitStatus;

@@ -37,8 +37,8 @@ pub(super) async fn tree(
 ) -> Result<TreeSummary, Error> {
     if how.archive && !rustix::process::geteuid().is_root() {
         return Err(Error::Usage {
-            message: "--archive keeps the owners, which takes root on this host".into(),
-            hint: Some("leave it out, or run nexusctl as root".into()),
+            message: "--archive keeps the owners, which needs root on this host".into(),
+            hint: Some("omit --archive, or run nexusctl as root".into()),
         });
     }
     let archive = how.archive;
@@ -55,7 +55,7 @@ pub(super) async fn tree(
     };
     let Target { directory, under } = target(to, what).map_err(|error| match &error {
         TreeError::File { source, .. } if source.kind() == ErrorKind::NotFound => {
-            here(error.to_tool_error().hint("make the directory first: mkdir -p"))
+            here(error.to_tool_error().hint("create the directory first: mkdir -p"))
         }
         _ => here(error.to_tool_error()),
     })?;
@@ -117,12 +117,12 @@ pub(super) async fn tree(
 /// Writes a tree to standard output as the tar stream from the VM.
 pub(super) async fn tar(app: &App, from: &InVm, how: How, meter: &Meter) -> Result<TreeSummary, Error> {
     if app.ui.is_json() {
-        return Err(Error::usage("standard output is the tar stream: leave out --json"));
+        return Err(Error::usage("standard output is the tar stream: omit --json"));
     }
     if std::io::stdout().is_terminal() {
         return Err(Error::Usage {
-            message: "a tar stream is nothing for a terminal".into(),
-            hint: Some("send it to a file or a program: `... - > FILE`, `... - | tar -t`".into()),
+            message: "refusing to write a tar stream to a terminal".into(),
+            hint: Some("redirect it to a file or a program: `... - > FILE`, `... - | tar -t`".into()),
         });
     }
     let Stream { mut receiver, sender, .. } = open(app, from, opening(from, &how)).await?;

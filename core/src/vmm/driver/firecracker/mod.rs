@@ -1,7 +1,7 @@
 //! The driver `firecracker`, for 1.16.1 and newer.
 //!
-//! A process without configuration is started; the requests of [`requests`] are sent to its API socket ([`api`]), the last one starts the
-//! guest. As root, it is started by its `jailer` ([`jail`]): a directory of its own as root, a user of its own, no privileges.
+//! The process starts without a configuration. The requests of [`requests`] are then sent to its API socket ([`api`]); the last one starts
+//! the guest. Under root's daemon, its `jailer` ([`jail`]) starts it, with its own root directory and user and without privileges.
 
 mod api;
 mod jail;
@@ -52,7 +52,7 @@ const CAPS: Caps = Caps {
     min_memory: ByteSize::mib(32),
     max_drives: 8,
     has_interface: true,
-    // In 1.16 no connection from the host reaches a guest that was paused and resumed, unless a snapshot was taken in between.
+    // In 1.16, the host cannot connect to a guest that was paused and resumed, unless a snapshot was taken in between.
     can_pause: false,
     can_ask_guest: true,
 };
@@ -80,9 +80,9 @@ impl Driver for Firecracker {
             command,
             passed: Vec::new(),
             more_log: Some(log),
-            // The jailer changes the user, and with that the kernel forgets whose death a process dies of.
+            // The jailer changes the user, and the kernel then resets the parent-death signal.
             lifeline: jail.is_some(),
-            // The jailer puts up its own.
+            // The jailer confines it.
             walls: None,
             is_jailed: jail.is_some(),
             bring_up: Box::new(Spawned {
@@ -95,26 +95,27 @@ impl Driver for Firecracker {
     }
 }
 
-/// The command line without a jailer.
+/// Returns the command line without a jailer.
 fn command(job: &Job) -> CommandLine {
-    // Ids hold no `_`, which firecracker aborts on.
+    // Ids contain no `_`, on which firecracker would abort.
     let own = ["--id", &job.plan.vm.to_string(), "--api-sock", vm_files::API];
     let arguments = own.into_iter().chain(LOG_OPTIONS).map(Into::into).collect();
     CommandLine { program: job.plan.binary.clone(), arguments }
 }
 
-/// Has firecracker log to the pipe from its first line on. What it logs before a request `PUT /logger` goes to stdout otherwise,
-/// which is the guest's console.
+/// Options that make firecracker log to the pipe from its first line on. Without them, everything before a request `PUT /logger` would
+/// go to stdout, which is the guest's console.
 const LOG_OPTIONS: [&str; 5] = ["--log-path", vm_files::VMM_PIPE, "--level", "Warning", "--show-level"];
 
-/// Firecracker's log would go to the console otherwise. A pipe keeps it bounded, and never makes it wait.
+/// Makes the pipe for firecracker's log, which would go to the console otherwise. A pipe keeps the log bounded, and firecracker never
+/// blocks on it.
 fn make_log_pipe(path: &Path) -> io::Result<File> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
     rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-    // For writing too, so that it does not end before the VMM opens it.
+    // Also for writing, so that reads do not see an end before the VMM opens the pipe.
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
 }
@@ -122,7 +123,7 @@ fn make_log_pipe(path: &Path) -> io::Result<File> {
 struct Spawned {
     api: Api,
     requests: Vec<Request>,
-    /// Name and file of each drive, as firecracker sees them.
+    /// Id and file of each drive, as firecracker sees them.
     drives: Vec<(String, PathBuf)>,
     jail: Option<Jailed>,
 }
@@ -136,7 +137,7 @@ impl BringUp for Spawned {
         for request in &self.requests {
             self.api.send(request)?;
         }
-        // Its device is there now; the guest is not yet.
+        // The vsock device exists now, and the guest does not run yet.
         if let Some(jail) = &self.jail {
             jail.open_to_host().map_err(jail_failed)?;
         }
@@ -190,7 +191,7 @@ impl Machine for Running {
     }
 
     fn resize_drive(&self, index: usize, _: u64) -> Result<(), DriverError> {
-        // It looks how long the file is by itself.
+        // Firecracker reads the file's length itself.
         let (id, file) = self.drives.get(index).ok_or(DriverError::Unsupported { what: WHAT })?;
         self.api.send(&requests::update_drive(id, file))
     }
@@ -200,15 +201,15 @@ impl Machine for Running {
     }
 }
 
-/// What an exit status of firecracker means. It says nothing about how the guest fared: 0 is any way of a guest to end its
-/// machine, an orderly one or not.
+/// Describes an exit status of firecracker. It does not tell how the guest ended: the status is 0 whenever the guest ended its
+/// machine, orderly or not.
 fn ending(status: ExitStatus) -> String {
     let meaning = match status.code() {
         Some(0) => return "the guest ended its machine".to_owned(),
         Some(1) => "an error of KVM, or a triple fault of the guest",
-        Some(148) => "a system call that its filter forbids",
-        Some(134 | 152) => "a configuration that it refuses",
-        Some(153) => "an option that it does not know",
+        Some(148) => "a system call forbidden by its seccomp filter",
+        Some(134 | 152) => "an invalid configuration",
+        Some(153) => "an unknown command-line option",
         _ => return ended_with(WHAT, status),
     };
     format!("{} ({meaning})", ended_with(WHAT, status))
@@ -227,7 +228,7 @@ mod tests {
             exit(1),
             "firecracker exited with status 1 (an error of KVM, or a triple fault of the guest)"
         );
-        assert_eq!(exit(153), "firecracker exited with status 153 (an option that it does not know)");
+        assert_eq!(exit(153), "firecracker exited with status 153 (an unknown command-line option)");
         assert_eq!(exit(77), "firecracker exited with status 77");
         assert_eq!(ending(ExitStatus::from_raw(6)), "firecracker was killed by SIGABRT");
     }
