@@ -24,13 +24,15 @@ fn each_call_is_recorded_with_what_decided_and_none_of_its_contents() {
     let mut owner = all_tools(&world);
     let vm = world.create(&mut owner, "web");
     let made = owner.must("token_create", json!({ "scopes": ["exec"], "vms": ["web"], "tools": "all" }));
-    let (secret, caller) = (made["token"].as_str().expect("a secret"), format!("token:{}", made["id"].as_str().expect("an id")));
+    let (secret, caller) =
+        (made["token"].as_str().expect("a secret"), format!("token:{}", made["id"].as_str().expect("an id")));
     let mut agent = Client::connect_with(&world.daemon.socket(), secret).expect("a holder");
     agent.run("web", "echo swordfish");
     refused(&mut agent, "vm_stop", json!({ "vm": "web" }));
     refused(&mut agent, "vm_inspect", json!({ "vm": "nowhere" }));
     let query = json!({ "caller": caller });
-    let calls = until(SOON, || Some(listed(&mut owner, query.clone())).filter(|calls| calls.len() == 3)).expect("three calls");
+    let calls = until(SOON, || Some(listed(&mut owner, query.clone())).filter(|calls| calls.len() == 3))
+        .expect("three calls");
     let [unknown, denied, ran] = &calls[..] else { panic!("{calls:?}") };
     assert_eq!([&ran["tool"], &ran["outcome"], &ran["rule"]], ["run_command", "ok", "exec"], "{ran}");
     assert_eq!([&ran["vm"], &ran["boot_id"]], [&vm["id"], &vm["boot_id"]], "{ran}");
@@ -57,7 +59,9 @@ fn each_call_is_recorded_with_what_decided_and_none_of_its_contents() {
     assert_eq!(rest.len(), 1);
     let last = owner.must("audit_list", json!({}))["last"].clone();
     let waits = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| listed(&mut all_tools(&world), json!({ "caller": caller, "after": last, "wait_s": 30 })));
+        let waiting = scope.spawn(|| {
+            listed(&mut all_tools(&world), json!({ "caller": caller, "after": last, "wait_s": 30 }))
+        });
         agent.must("vm_list", json!({}));
         waiting.join().expect("no panic")
     });
@@ -70,7 +74,8 @@ fn each_call_is_recorded_with_what_decided_and_none_of_its_contents() {
     world.daemon.kill();
     let text = std::fs::read_to_string(&file).expect("the exported log");
     assert!(!text.contains("swordfish") && !text.contains(secret) && !text.contains("echo"), "{text}");
-    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+    let lines: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
     assert!(lines.iter().any(|line| line["tool"] == "system_info" && line["caller"] == json!(caller)));
     world.daemon.restart();
     let mut owner = all_tools(&world);
@@ -91,6 +96,7 @@ fn calls_go_on_when_the_log_cannot_be_written_and_the_loss_is_told() {
     let world = World::hostile(&[("NEXUS_AUDIT_FILE", "/dev/full")]);
     let mut owner = all_tools(&world);
     owner.must("vm_list", json!({}));
-    let lost = until(SOON, || owner.must("system_info", json!({}))["audit_lost"].as_u64().filter(|lost| *lost > 0));
+    let lost =
+        until(SOON, || owner.must("system_info", json!({}))["audit_lost"].as_u64().filter(|lost| *lost > 0));
     assert!(lost.is_some(), "nothing is told");
 }

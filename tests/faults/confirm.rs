@@ -7,7 +7,7 @@ use nexus_tests::client::{Client, Failure};
 use nexus_tests::daemon::program;
 use serde_json::{Value, json};
 
-use crate::world::{World, refused};
+use crate::world::{SOON, World, refused};
 
 /// The token in a refusal.
 #[track_caller]
@@ -17,10 +17,16 @@ fn token_of(failure: &Failure) -> String {
     rest.split('"').next().expect("a token").to_owned()
 }
 
-fn create(world: &World, client: &mut Client, name: &str) {
-    let mut arguments = world.arguments(name);
-    arguments["start"] = false.into();
-    client.must("vm_create", arguments);
+/// Makes an image for VMs of tokens, which may not name files of the host.
+fn image(world: &World, owner: &mut Client) {
+    owner.to_the_end("image_create", json!({ "from": world.from, "name": "small", "wait_s": 45 }), SOON);
+}
+
+fn create(client: &mut Client, name: &str) {
+    client.must(
+        "vm_create",
+        json!({ "name": name, "from": "small", "disk": "128MiB", "start": false, "wait_s": 45 }),
+    );
 }
 
 #[test]
@@ -30,6 +36,7 @@ fn a_deletion_is_confirmed_by_the_token_of_its_plan() {
     let token = |client: &mut Client, arguments: Value| {
         client.must("token_create", arguments)["token"].as_str().expect("a secret").to_owned()
     };
+    image(&world, &mut owner);
     // By default a token confirms like anybody else; this one sees all.
     let agent = token(&mut owner, json!({ "name": "agent", "all_vms": true, "tools": "all" }));
     let waives = json!({ "scopes": ["lifecycle", "waive_confirmation"], "all_vms": true });
@@ -37,26 +44,30 @@ fn a_deletion_is_confirmed_by_the_token_of_its_plan() {
     let connect = |secret: &str| Client::connect_with(&world.daemon.socket(), secret).expect("a holder");
     let (mut agent, mut trusted) = (connect(&agent), connect(&trusted));
     for name in ["a", "b", "c"] {
-        create(&world, &mut owner, name);
+        create(&mut owner, name);
     }
-    create(&world, &mut agent, "own");
+    create(&mut agent, "own");
     owner.must("vm_update", json!({ "vm": "a", "tags": { "go": "1" } }));
 
     // One's own goes without a question, another's does not; nothing has changed before the token comes.
     agent.must("vm_delete", json!({ "vm": "own" }));
     let asked = refused(&mut agent, "vm_delete", json!({ "vm": "a" }));
-    assert!(asked.text.contains("delete the VM a (") && asked.text.contains("was made by uid:"), "{}", asked.text);
+    assert!(
+        asked.text.contains("delete the VM a (") && asked.text.contains("was made by uid:"),
+        "{}",
+        asked.text
+    );
     let first = token_of(&asked);
     owner.inspect("a");
     // Neither another plan nor another caller can use it, and what is made up is worth nothing.
-    for (client, arguments) in [
-        (&mut agent, json!({ "vm": "b", "confirm": first })),
-        (&mut agent, json!({ "tags": { "go": "1" }, "confirm": "0".repeat(64) })),
-        (&mut agent, json!({ "vm": "a", "confirm": "" })),
+    for arguments in [
+        json!({ "vm": "b", "confirm": first }),
+        json!({ "tags": { "go": "1" }, "confirm": "0".repeat(64) }),
+        json!({ "vm": "a", "confirm": "" }),
     ] {
-        token_of(&refused(client, "vm_delete", arguments));
+        token_of(&refused(&mut agent, "vm_delete", arguments));
     }
-    create(&world, &mut agent, "mine");
+    create(&mut agent, "mine");
     let foreign = refused(&mut owner, "vm_delete", json!({ "vm": "mine", "confirm": first }));
     assert!(foreign.text.contains("unknown, used or expired"), "{}", foreign.text);
     agent.must("vm_delete", json!({ "vm": "a", "confirm": first }));
@@ -73,14 +84,14 @@ fn a_deletion_is_confirmed_by_the_token_of_its_plan() {
     assert_eq!(gone["deleted"].as_array().expect("a list").len(), 2);
 
     // Data drives, protection, and networks.
-    create(&world, &mut owner, "d");
+    create(&mut owner, "d");
     owner.must("drive_create", json!({ "name": "data", "size": "16MiB", "wait_s": 45 }));
     owner.must("drive_attach", json!({ "drive": "data", "vm": "d", "mount": "/data" }));
     let asked = refused(&mut owner, "vm_delete", json!({ "vm": "d" }));
     assert!(asked.text.contains("has the data drives data"), "{}", asked.text);
     owner.must("vm_delete", json!({ "vm": "d", "confirm": token_of(&asked) }));
     owner.must("drive_delete", json!({ "drive": "data" }));
-    create(&world, &mut owner, "e");
+    create(&mut owner, "e");
     owner.must("vm_update", json!({ "vm": "e", "protected": true }));
     assert_eq!(refused(&mut owner, "vm_delete", json!({ "vm": "e" })).code, "vm_protected");
     let asked = refused(&mut owner, "vm_update", json!({ "vm": "e", "protected": false }));
@@ -102,6 +113,8 @@ fn a_deletion_is_confirmed_by_the_token_of_its_plan() {
     let mut admin = connect(&admin);
     let asked = refused(&mut admin, "token_revoke", json!({ "token": "agent" }));
     admin.must("token_revoke", json!({ "token": "agent", "confirm": token_of(&asked) }));
+    // Only what nothing uses is pruned; a VM of a token that is gone is deleted by the daemon's user.
+    owner.must_confirmed("vm_delete", json!({ "vm": "mine" }));
     owner.must("prune", json!({ "wait_s": 45 }));
     owner.must("prune", json!({ "images": true, "dry_run": true, "wait_s": 45 }));
     let asked = refused(&mut owner, "prune", json!({ "images": true, "wait_s": 45 }));
@@ -113,14 +126,16 @@ fn a_deletion_is_confirmed_by_the_token_of_its_plan() {
 fn a_client_that_can_asks_its_user() {
     let world = World::hostile(&[("NEXUS_HTTP", "127.0.0.1:0")]);
     let mut owner = Client::connect_at(&world.daemon.socket(), "/mcp?tools=all").expect("the owner");
+    image(&world, &mut owner);
     let secret = owner.must("token_create", json!({}))["token"].as_str().expect("a secret").to_owned();
     let mut maker = Client::connect_with(&world.daemon.socket(), &secret).expect("a holder");
     for name in ["a", "b", "c"] {
-        create(&world, &mut maker, name);
+        create(&mut maker, name);
     }
     // Within the call, in revisions with sessions.
-    let mut asks = Client::connect_as(&world.daemon.socket(), "/mcp?tools=all", "", json!({ "elicitation": {} }))
-        .expect("a client that can ask");
+    let mut asks =
+        Client::connect_as(&world.daemon.socket(), "/mcp?tools=all", "", json!({ "elicitation": {} }))
+            .expect("a client that can ask");
     for (answer, expected) in [
         (json!({ "action": "decline" }), "cancelled"),
         (json!({ "action": "accept", "content": { "confirm": false } }), "cancelled"),
@@ -157,7 +172,8 @@ fn a_client_that_can_asks_its_user() {
     assert_eq!(asked["inputRequests"]["confirm"]["method"], "elicitation/create");
     let state = asked["requestState"].clone();
     let yes = json!({ "confirm": { "action": "accept", "content": { "confirm": true } } });
-    let declined = call(json!({ "inputResponses": { "confirm": { "action": "decline" } }, "requestState": state }));
+    let declined =
+        call(json!({ "inputResponses": { "confirm": { "action": "decline" } }, "requestState": state }));
     assert_eq!(declined["isError"], true, "{declined}");
     let forged = call(json!({ "inputResponses": yes, "requestState": "0".repeat(64) }));
     assert_eq!(forged["resultType"], "input_required", "{forged}");

@@ -61,8 +61,9 @@ impl Client {
     pub fn connect_as(socket: &Path, path: &str, lines: &str, capabilities: Value) -> io::Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(ANSWER))?;
-        let head =
-            format!("HTTP/1.1\r\nHost: localhost\r\n{lines}Connection: upgrade\r\nUpgrade: mcp-stream\r\n\r\n");
+        let head = format!(
+            "HTTP/1.1\r\nHost: localhost\r\n{lines}Connection: upgrade\r\nUpgrade: mcp-stream\r\n\r\n"
+        );
         stream.write_all(format!("GET {path} {head}").as_bytes())?;
         let mut lines = BufReader::new(stream);
         let mut head = String::new();

@@ -377,9 +377,8 @@ mod tests {
     #[tokio::test]
     async fn a_request_is_authorised_among_many_tokens_in_no_time() {
         let tokens = Tokens::default();
-        let made: Vec<_> = (0..1000)
-            .map(|_| make(&tokens, &Caller::owner("uid:0"), Wanted::default()).unwrap().2)
-            .collect();
+        let made: Vec<_> =
+            (0..1000).map(|_| make(&tokens, &Caller::owner("uid:0"), Wanted::default()).unwrap().2).collect();
         let start = std::time::Instant::now();
         for secret in made.iter().cycle().take(10_000) {
             let caller = tokens.authenticate(secret).unwrap();

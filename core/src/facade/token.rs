@@ -5,8 +5,8 @@ use std::path::Path;
 use nexus_schema::access::Scope;
 use nexus_schema::id::TokenKind;
 use nexus_schema::tools::token::{
-    TokenCreateOutput, TokenCreateParams, TokenDetails, TokenListOutput, TokenListParams, TokenRevokeOutput,
-    TokenRevokeParams,
+    RevokedToken, TokenCreateOutput, TokenCreateParams, TokenDetails, TokenListOutput, TokenListParams,
+    TokenRevokeOutput, TokenRevokeParams,
 };
 use nexus_schema::toolset::UnknownToolset;
 use nexus_schema::{ErrorCode, Reference, Timestamp, ToolError};
@@ -77,7 +77,8 @@ impl Nexus {
         self.shared.store.write(move |tx| tokens::revoke(tx, &rows, at)).await.map_err(store_error)?;
         tracing::info!(token = %token.id, name = %token.name, who = %ctx.caller.owner, "token revoked");
         let all = self.shared.store.read(tokens::all).await.map_err(store_error)?;
-        let revoked = all.into_iter().filter(|token| family.contains(&token.id)).map(details).collect();
+        let revoked = all.into_iter().filter(|token| family.contains(&token.id));
+        let revoked = revoked.map(|token| RevokedToken { id: token.id, name: token.name }).collect();
         Ok(TokenRevokeOutput { revoked })
     }
 

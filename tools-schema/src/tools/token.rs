@@ -213,7 +213,16 @@ pub struct TokenRevokeParams {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenRevokeOutput {
     /// The tokens that do not work any more: this one and those that were made with it.
-    pub revoked: Vec<TokenDetails>,
+    pub revoked: Vec<RevokedToken>,
+}
+
+/// A token that does not work any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RevokedToken {
+    /// Its id.
+    pub id: TokenId,
+    /// Its name.
+    pub name: Name,
 }
 
 impl Tool for TokenRevoke {
