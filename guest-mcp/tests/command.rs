@@ -192,7 +192,7 @@ fn a_line_that_is_too_long_for_an_argument_runs_all_the_same() {
     // Which argument is too long is said.
     let result = client.call("run_command", json!({ "argv": ["echo", "x".repeat(200_000)] }));
     let text = result["content"][0]["text"].as_str().unwrap();
-    assert!(text.contains("argv[1] holds 200000 bytes") && text.contains("131071"), "{text}");
+    assert!(text.contains("argv[1] has 200000 bytes") && text.contains("131071"), "{text}");
 }
 
 #[test]

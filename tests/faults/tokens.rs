@@ -143,6 +143,27 @@ fn what_others_have_does_not_exist_for_a_token() {
         assert_eq!(failure.code, code, "{tool}: {}", failure.text);
     }
 
+    // Nor do resources and completions know it.
+    let resources = agent.request("resources/list", &json!({})).expect("a list").to_string();
+    assert!(resources.contains("nexus://vm/ours") && !resources.contains("theirs"), "{resources}");
+    let reference = json!({ "type": "ref/resource", "uri": "nexus://vm/{vm}" });
+    let typed = json!({ "ref": reference, "argument": { "name": "vm", "value": "" } });
+    let completed = agent.request("completion/complete", &typed).expect("names").to_string();
+    assert!(completed.contains("ours") && !completed.contains("theirs"), "{completed}");
+    let their_op = their_op.as_str().expect("an id");
+    for uri in [
+        "nexus://vm/theirs",
+        "nexus://vm/%74heirs",
+        "nexus://vm/theirs/file/etc/passwd",
+        "nexus://vm/theirs/console",
+    ] {
+        let error = agent.request("resources/read", &json!({ "uri": uri })).expect_err(uri).to_string();
+        assert!(error.contains("vm_not_found") || error.contains("there is no resource"), "{uri}: {error}");
+    }
+    agent
+        .request("resources/read", &json!({ "uri": format!("nexus://op/{their_op}") }))
+        .expect_err("another's operation");
+
     // The endpoint of a VM, however it is written; and the ticket of somebody else.
     for path in ["theirs", "%74heirs", &their_id, "ours/../theirs", "../vm/theirs", "theirs?tools=all"] {
         let answer = http(&world, &format!("GET /mcp/vm/{path}"), &secret, "", "");

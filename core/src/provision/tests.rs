@@ -573,3 +573,10 @@ async fn a_default_changes_only_when_that_is_asked_for() {
     let chosen = all.iter().find(|asset| asset.version == "1.16.1").map(|asset| asset.name.to_string());
     assert_eq!(vmm_in_force(&all, chosen.as_deref()).unwrap().version, "1.16.1");
 }
+
+#[tokio::test]
+async fn a_panic_of_blocking_work_is_a_bug_and_not_a_shutdown() {
+    let work = super::blocking::<()>(|| panic!("words"));
+    let error = crate::op::caught("the operation", work).await.unwrap_err();
+    assert_eq!((error.code, error.message.contains("words")), (ErrorCode::Internal, true), "{error:?}");
+}

@@ -94,7 +94,7 @@ impl ShimClient {
 
     /// Receives why the VMM has paused the guest: the current state and each change, until the shim ends or the receiver is dropped. A
     /// shim of generation 1 does not report it.
-    pub(crate) fn stalls(&self) -> mpsc::Receiver<Option<Stall>> {
+    pub fn stalls(&self) -> mpsc::Receiver<Option<Stall>> {
         let (tell, told) = mpsc::channel(STALLS_MAX);
         let shim = self.clone();
         tokio::spawn(async move {

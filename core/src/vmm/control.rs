@@ -68,11 +68,11 @@ pub(crate) enum Reply {
     Stalled(Option<Stall>),
 }
 
-/// Why a VMM has paused its guest by itself.
+/// Why a VMM has paused its guest by itself, or refuses its writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "snake_case")]
 pub enum Stall {
-    /// The host has no space for what the guest writes. The shim resumes the guest when there is space.
+    /// The host has no space for what the guest writes. If the VMM paused the guest for that, the shim resumes it when there is space.
     DiskFull {
         /// Index of the drive in the plan.
         drive: usize,

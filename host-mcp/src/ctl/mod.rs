@@ -14,6 +14,8 @@ mod completion;
 mod confirm;
 mod connect;
 mod cp;
+#[cfg(test)]
+mod documented;
 mod drive;
 mod each;
 mod error;

@@ -244,7 +244,7 @@ mod tests {
             "bbbbbbbbbbbbi".into(),
             Text::new("crashed", Mood::Bad),
             "-".into(),
-            "the VMM ended with signal 9 for an unknown reason".into(),
+            "the VMM ended with signal 9 and nobody knows why".into(),
         ]);
         table
     }
@@ -254,7 +254,7 @@ mod tests {
         insta::assert_snapshot!(sample().render(None, false), @"
         NAME      ID             STATE    TAGS  REASON
         web-1     bbbbbbbbbbbbe  ready    -
-        database  bbbbbbbbbbbbi  crashed  -     the VMM ended with signal 9 for an unknown reason
+        database  bbbbbbbbbbbbi  crashed  -     the VMM ended with signal 9 and nobody knows why
         ");
     }
 
@@ -279,7 +279,7 @@ mod tests {
         ---
         NAME      ID             STATE    TAGS  REASON
         web-1     bbbbbbbbbbbbe  ready    -
-        database  bbbbbbbbbbbbi  crashed  -     the VMM ended with signal 9 for an unknown reason
+        database  bbbbbbbbbbbbi  crashed  -     the VMM ended with signal 9 and nobody knows why
         ");
         for width in WIDTHS {
             let text = sample().render(Some(width), false);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use nexus_schema::DriverKind;
 use nexus_schema::link::ByeReason;
 use nexus_schema::tools::vm::VmState;
 
@@ -10,13 +11,14 @@ use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record, processes_of};
 use crate::guest::{GuestEvent, LinkState, STANDSTILL};
 use crate::os::failpoint;
 use crate::progress::Progress;
+use crate::store::drives::DriveRecord;
 use crate::vm::boot::{self, Boot, Event, Farewell};
 use crate::vm::mishap;
 use crate::vm::network;
 use crate::vm::policy::DISK_FULL;
 use crate::vm::stop::Rung;
 use crate::vm::view;
-use crate::vmm::{Accel, Exit, Stall};
+use crate::vmm::{Accel, Caps, Exit, Stall};
 
 /// Time for which the daemon drains guest events after it was stalled.
 const HEARING: Duration = Duration::from_secs(5);
@@ -113,11 +115,21 @@ impl Actor {
         self.note("its shim answers again").await;
     }
 
-    /// Handles that the VMM has paused the guest by itself, or that the guest runs again.
+    /// Handles that the VMM has paused the guest by itself or refuses its writes, or that this is over.
     async fn stalled(&mut self, stall: Option<Stall>) {
         let Some(boot) = self.boot.as_mut() else { return };
         if std::mem::replace(&mut boot.stall, stall) == stall {
             return;
+        }
+        let driver = self.record.driver.as_deref().and_then(DriverKind::vmm);
+        if driver.is_some_and(|driver| !Caps::of(driver).pauses_on_full_disk) {
+            // The guest runs on, so its tools work: the state does not change.
+            let what = match stall {
+                Some(_) => failed_writes(&self.drives),
+                None => "the host's disk has space again; if the guest's filesystem is read-only now, restart the VM".to_owned(),
+            };
+            self.record.reason = stall.is_some().then(|| what.clone());
+            return self.note(&what).await;
         }
         let (state, answers) = (self.record.state, boot.agent_answers());
         let is_booting = matches!(state, VmState::Starting | VmState::Running);
@@ -353,4 +365,13 @@ impl Actor {
         }
         self.record.processes = None;
     }
+}
+
+/// The reason of a VM whose writes fail because the host's disk is full, while it runs on.
+fn failed_writes(drives: &[DriveRecord]) -> String {
+    let written = drives.iter().filter(|drive| !drive.read_only).map(|drive| drive.name.as_str());
+    let names = written.collect::<Vec<_>>().join(", ");
+    format!(
+        "{DISK_FULL}the host has no space for what the guest writes, and its writes fail; its writable drives: {names}; free space on the host"
+    )
 }

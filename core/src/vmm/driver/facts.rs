@@ -82,6 +82,8 @@ pub struct Caps {
     pub max_drives: u32,
     /// Whether the guest's processors can be paused and resumed.
     pub can_pause: bool,
+    /// Whether the VMM pauses the guest when the host's disk is full. If not, the guest's writes fail.
+    pub pauses_on_full_disk: bool,
     /// Whether its VMs can have a network interface.
     pub has_interface: bool,
     /// Whether the VMM can ask a guest without an agent to shut down. If not, `ShimClient::shutdown` succeeds but usual guests

@@ -16,8 +16,8 @@ pub use facts::Caps;
 pub(crate) use facts::{Closer, DRIVERS, Facts, Vmm, downloaded_programs, facts};
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,7 +91,7 @@ pub(crate) struct Prepared {
     /// Descriptors to pass to the VMM, numbered from [`PASSED_FD`](super::process::PASSED_FD) on.
     pub passed: Vec<OwnedFd>,
     /// Pipe whose content goes into the VMM's log in addition to its stderr.
-    pub more_log: Option<File>,
+    pub more_log: Option<LogPipe>,
     /// Whether the VMM changes its user during its start: see [`VmmProcess::spawn`](super::process::VmmProcess::spawn).
     pub lifeline: bool,
     /// Confinement of a jail; `None`: the one of [`walls`](super::walls), or the VMM's own.
@@ -99,6 +99,29 @@ pub(crate) struct Prepared {
     /// Whether it changes to the VM's user, as its shim then has to do.
     pub is_jailed: bool,
     pub bring_up: Box<dyn BringUp>,
+}
+
+/// A VMM's own log, and who listens to it.
+pub(crate) struct LogPipe {
+    pub pipe: File,
+    pub listener: LogListener,
+}
+
+/// Called with each piece of a log that was read.
+pub(crate) type LogListener = Box<dyn FnMut(&[u8]) + Send>;
+
+impl Read for LogPipe {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.pipe.read(buffer)?;
+        (self.listener)(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+impl AsFd for LogPipe {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
 }
 
 /// A spawned VMM that is not configured yet.
@@ -131,7 +154,8 @@ pub(crate) trait Machine: Send + Sync {
         false
     }
 
-    /// Returns why the VMM has paused the guest by itself, if it reports that. [`Machine::set_paused`] resumes the guest.
+    /// Returns why the VMM has paused the guest by itself, or refuses its writes, if it reports that. [`Machine::set_paused`] resumes the
+    /// guest; if the VMM does not pause, it ends the report until the next refused write.
     fn stall(&self) -> Option<Stall> {
         None
     }

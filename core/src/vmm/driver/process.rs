@@ -24,6 +24,7 @@ const CAPS: Caps = Caps {
     max_drives: 8,
     has_interface: false,
     can_pause: false,
+    pauses_on_full_disk: false,
     can_ask_guest: false,
 };
 

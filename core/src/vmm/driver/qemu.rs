@@ -49,6 +49,7 @@ const CAPS: Caps = Caps {
     max_drives: 8,
     has_interface: true,
     can_pause: true,
+    pauses_on_full_disk: true,
     can_ask_guest: false,
 };
 

@@ -4,12 +4,14 @@
 //! the guest. Under root's daemon, its `jailer` ([`jail`]) starts it, with its own root directory and user and without privileges.
 
 mod api;
+mod full;
 mod jail;
 mod relay;
 mod requests;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -19,14 +21,16 @@ use nexus_schema::{ByteSize, DriverKind};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use self::api::Api;
+use self::full::FullDisk;
 use self::jail::Jailed;
 use self::requests::Request;
 use super::{
-    BRING_UP, BringUp, Caps, Driver, DriverError, Facts, Machine, Prepared, Vmm, ended_with, jail_failed,
+    BRING_UP, BringUp, Caps, Driver, DriverError, Facts, LogPipe, Machine, Prepared, Vmm, ended_with,
+    jail_failed,
 };
 use crate::os::paths::vm_files;
 use crate::os::process::ProcessHandle;
-use crate::vmm::control::Job;
+use crate::vmm::control::{Job, Stall};
 use crate::vmm::jail::Files;
 use crate::vmm::process::CommandLine;
 use crate::vmm::version::Version;
@@ -54,6 +58,7 @@ const CAPS: Caps = Caps {
     has_interface: true,
     // In 1.16, the host cannot connect to a guest that was paused and resumed, unless a snapshot was taken in between.
     can_pause: false,
+    pauses_on_full_disk: false,
     can_ask_guest: true,
 };
 
@@ -69,6 +74,7 @@ impl Driver for Firecracker {
         let root = jail.as_ref().map_or_else(PathBuf::new, |jailed| jailed.jail().root().to_owned());
         let log = make_log_pipe(&root.join(vm_files::VMM_PIPE))
             .map_err(|source| DriverError::Connection { source })?;
+        let full_disk = FullDisk::new().map_err(|e| DriverError::Connection { source: e.into() })?;
         let (command, files) = match &jail {
             Some(jail) => {
                 jail.jail().give(&root.join(vm_files::VMM_PIPE)).map_err(jail_failed)?;
@@ -79,7 +85,7 @@ impl Driver for Firecracker {
         Ok(Prepared {
             command,
             passed: Vec::new(),
-            more_log: Some(log),
+            more_log: Some(LogPipe { pipe: log, listener: full_disk.listener() }),
             // The jailer changes the user, and the kernel then resets the parent-death signal.
             lifeline: jail.is_some(),
             // The jailer confines it.
@@ -89,6 +95,8 @@ impl Driver for Firecracker {
                 api: Api::new(root.join(vm_files::API)),
                 requests: requests::configure(job, &files),
                 drives: job.plan.drives.iter().map(|drive| drive.id.clone()).zip(files.drives).collect(),
+                first_writable: job.plan.drives.iter().position(|drive| !drive.read_only).unwrap_or_default(),
+                full_disk,
                 jail,
             }),
         })
@@ -125,6 +133,9 @@ struct Spawned {
     requests: Vec<Request>,
     /// Id and file of each drive, as firecracker sees them.
     drives: Vec<(String, PathBuf)>,
+    /// Index of the first drive that the guest may write to.
+    first_writable: usize,
+    full_disk: FullDisk,
     jail: Option<Jailed>,
 }
 
@@ -146,6 +157,8 @@ impl BringUp for Spawned {
             version: version.to_owned(),
             api: self.api,
             drives: self.drives,
+            first_writable: self.first_writable,
+            full_disk: self.full_disk,
             _jail: self.jail,
         }))
     }
@@ -174,6 +187,8 @@ struct Running {
     version: String,
     api: Api,
     drives: Vec<(String, PathBuf)>,
+    first_writable: usize,
+    full_disk: FullDisk,
     _jail: Option<Jailed>,
 }
 
@@ -186,8 +201,26 @@ impl Machine for Running {
         self.api.send(&requests::action("SendCtrlAltDel"))
     }
 
-    fn set_paused(&self, _: bool) -> Result<(), DriverError> {
+    fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
+        // The guest runs anyway: the next failed write is reported again.
+        if !paused && self.full_disk.forget() {
+            return Ok(());
+        }
         Err(DriverError::Unsupported { what: WHAT })
+    }
+
+    fn events(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.full_disk.event())
+    }
+
+    fn take_events(&self) -> bool {
+        self.full_disk.take_event();
+        true
+    }
+
+    fn stall(&self) -> Option<Stall> {
+        // The log does not name the drive.
+        self.full_disk.is_reported().then_some(Stall::DiskFull { drive: self.first_writable })
     }
 
     fn resize_drive(&self, index: usize, _: u64) -> Result<(), DriverError> {
