@@ -64,10 +64,10 @@ fn is_yes(answer: &ElicitResult) -> bool {
 /// Asks the user to confirm, if the client can.
 pub(crate) async fn ask(needed: &Confirm, context: &RequestContext<RoleServer>) -> Asked {
     let can = context.client_capabilities().and_then(|can| can.elicitation);
-    let Some(can) = can.filter(|can| can.form.is_some() || can.url.is_none()) else {
+    // One that names neither form nor address means a form, as in the first revision with elicitation.
+    if !can.is_some_and(|can| can.form.is_some() || can.url.is_none()) {
         return Asked::Impossible;
-    };
-    drop(can);
+    }
     let Some(question) = question(needed) else { return Asked::Impossible };
     if context.protocol_version().is_some_and(|version| version >= ProtocolVersion::V_2026_07_28) {
         let requests = BTreeMap::from([(QUESTION.to_owned(), InputRequest::Elicitation(question))]);
