@@ -33,6 +33,8 @@ pub struct Config {
     pub vmms: BTreeMap<DriverKind, PathBuf>,
     /// Directories of the host below which clients may copy files from and to, besides each one's own folder.
     pub copy_roots: Vec<PathBuf>,
+    /// The file to which the audit log is written, too.
+    pub audit_file: Option<AuditFile>,
     /// Path of `nexus-net`, which keeps the network of VMs in mode `nat`.
     pub nexus_net: PathBuf,
     /// Whether VMMs of root are put in jails.
@@ -47,6 +49,17 @@ pub struct Config {
     pub boot_timeout_tcg_s: u32,
     /// How long a guest may take to shut down by itself, in seconds.
     pub stop_timeout_s: u32,
+}
+
+/// The file to which the audit log is written, beside the store: JSON lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// How large it may become, in bytes; then it is renamed, and a new one is begun.
+    pub max_bytes: u64,
+    /// How many renamed ones are kept.
+    pub keep: u32,
 }
 
 /// Where assets come from, and how.

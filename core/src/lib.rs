@@ -4,12 +4,13 @@
 //! that are allowed:
 //!
 //! ```text
-//! facade ─> publish, vm ─> context ─> provision, op ─> asset, image ─> drive, egress, net, guest, vmm ─> ext4, store ─> progress, config ─> os
+//! facade ─> publish, vm ─> context ─> provision, op ─> asset, image ─> drive, egress, net, guest, vmm ─> ext4, access ─> store ─> progress, config ─> os
 //! ```
 //!
 //! `asset`, `image`, `drive`, `vmm` and `guest` do things and never see the store; `vm` decides and records; `store` holds all
 //! SQL; `os` holds paths and external programs. Nothing here touches the terminal, the environment or the command line.
 
+mod access;
 mod asset;
 mod config;
 mod context;
@@ -30,10 +31,11 @@ mod tree;
 mod vm;
 mod vmm;
 
+pub use access::{Authorised, Caller, Grant};
 pub use asset::provider_mistakes;
-pub use config::{AssetConfig, Config, DriverSetting, Environment, FetchSettings, Secret};
+pub use config::{AssetConfig, AuditFile, Config, DriverSetting, Environment, FetchSettings, Secret};
 pub use facade::{
-    Busy, CallContext, CallRecord, Caller, GuestHandle, Nexus, OpenError, StreamLife, StreamRefusal, VmStream,
+    Busy, CallContext, CallRecord, GuestHandle, Nexus, OpenError, StreamLife, StreamRefusal, VmStream,
 };
 pub use os::tls::Trust;
 pub use vmm::doctor::examine;

@@ -218,7 +218,7 @@ async fn open_doors(
 
 /// Serves the client on stdin and stdout, then waits until the other clients have disconnected.
 async fn stdio_client(endpoints: &Endpoints, tools: Toolset) {
-    let caller = Caller { owner: format!("uid:{}", rustix::process::getuid().as_raw()).into(), scope: None };
+    let caller = Caller::owner(format!("uid:{}", rustix::process::getuid().as_raw()));
     let ends = rmcp::transport::stdio_pipes();
     let stop = endpoints.stop().child_token();
     Box::pin(stream::serve(endpoints.host().clone(), View::Whole(tools), caller, ends, &[], stop)).await;

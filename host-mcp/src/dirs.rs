@@ -21,6 +21,8 @@ pub const STATE_DIR: &str = "NEXUS_STATE_DIR";
 pub const RUNTIME_DIR: &str = "NEXUS_RUNTIME_DIR";
 /// The variable that names the daemon's Unix socket.
 pub const SOCKET: &str = "NEXUS_SOCKET";
+/// The variable that holds an access token for nexusctl.
+pub const TOKEN: &str = "NEXUS_TOKEN";
 /// The name of the daemon's Unix socket in the runtime directory.
 pub const SOCKET_NAME: &str = "nexus.sock";
 /// The log of a daemon that was started in the background, in the state directory.

@@ -12,8 +12,8 @@ use crate::tools::{Registry, Toolset};
 
 /// Access to guests, and the log of calls.
 pub trait Guests: Send + Sync {
-    /// The id of the VM that a reference means; looked up in memory.
-    fn resolve(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError>;
+    /// The id of the VM that a caller means by a reference; looked up in memory.
+    fn resolve(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<VmId, ToolError>;
     /// A running guest; looked up in memory, without waiting.
     fn guest(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<GuestHandle, ToolError>;
     /// Records a call; never blocks.
@@ -21,8 +21,8 @@ pub trait Guests: Send + Sync {
 }
 
 impl Guests for Nexus {
-    fn resolve(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
-        self.resolve_vm(vm)
+    fn resolve(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
+        self.resolve_vm(caller, vm)
     }
 
     fn guest(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<GuestHandle, ToolError> {

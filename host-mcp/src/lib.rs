@@ -4,6 +4,7 @@
 //! guest's link; [`server`] handles everything else with [`tools`], which are methods of [`nexus_core::Nexus`].
 
 mod bridge;
+mod confirm;
 pub mod ctl;
 pub mod daemon;
 pub mod dirs;

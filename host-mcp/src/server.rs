@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nexus_core::CallContext;
 use nexus_core::link::GuestProgress;
+use nexus_core::{CallContext, Caller};
 use nexus_schema::tool::GUEST_PREFIX;
 use nexus_schema::tools::op::OpProgress;
-use nexus_schema::{Reference, ToolError};
+use nexus_schema::{ErrorCode, Reference, ToolError};
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, CancelledNotificationParam,
     CompleteRequestMethod, CompleteRequestParams, CompleteResult, ConstString, GetPromptRequestMethod,
@@ -24,11 +24,14 @@ use rmcp::{ErrorData, RoleServer, ServerHandler};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::confirm;
 use crate::forward::{BEAT_CHECK, Client, Era, ForwardedCall, Handle, Pace, Recorded};
 use crate::host::View;
 use crate::offers;
 use crate::tools::{self, GuestTool, Toolset, error_result};
 
+/// The argument that confirms the plan of an earlier call.
+const CONFIRM: &str = "confirm";
 /// The minimum interval between two progress notifications for a call.
 const COALESCE: Duration = Duration::from_millis(200);
 
@@ -77,7 +80,8 @@ impl Server {
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResult, ErrorData> {
         if !is_of_guest {
-            return self.run(tool, arguments, context).await;
+            let outcome = self.run(tool, arguments, context).await?;
+            return Ok(outcome.unwrap_or_else(|error| error_result(&error)));
         }
         let own = format!("{GUEST_PREFIX}{tool}");
         let unknown = || ErrorData::internal_error(format!("there is no tool {own}"), None);
@@ -86,48 +90,94 @@ impl Server {
         Box::pin(self.forward(tool, arguments, context)).await
     }
 
-    /// Runs one of the host's own tools, if the client's set offers it.
-    async fn run_offered(
-        &self,
-        tool: &str,
-        arguments: JsonObject,
-        context: &RequestContext<RoleServer>,
-    ) -> Result<CallToolResult, ErrorData> {
-        if let View::Whole(set) = self.client.view()
-            && let Some(text) = self.client.host().registry().refusal(set, tool)
-        {
-            return Err(ErrorData::invalid_params(text, None));
+    /// Refuses a tool that the client's set does not offer.
+    fn check_offered(&self, tool: &str) -> Result<(), ErrorData> {
+        let (host, View::Whole(set)) = (self.client.host(), self.client.view()) else { return Ok(()) };
+        let Some(text) = host.registry().refusal(set, tool) else { return Ok(()) };
+        if host.registry().is_tool(tool) {
+            let mut record = Recorded::start(host, &self.client.caller().owner, tool.to_owned(), None);
+            record.deny("not offered", ErrorCode::Forbidden.as_str());
         }
-        self.run(tool, arguments, context).await
+        Err(ErrorData::invalid_params(text, None))
     }
 
+    /// Runs one of the host's own tools, if the caller may call it.
     async fn run(
         &self,
         tool: &str,
         arguments: JsonObject,
         context: &RequestContext<RoleServer>,
-    ) -> Result<CallToolResult, ErrorData> {
+    ) -> Result<Result<CallToolResult, ToolError>, ErrorData> {
         let unknown = || ErrorData::invalid_params(format!("unknown tool: {tool}"), None);
         let (host, caller) = (self.client.host(), self.client.caller().clone());
         let View::Whole(set) = self.client.view() else { return Err(unknown()) };
+        if !host.registry().is_tool(tool) {
+            return Err(unknown());
+        }
         let reference = arguments.get("vm").and_then(|vm| vm.as_str()?.parse::<Reference<_>>().ok());
         // Before the call, because the VM may be gone afterwards.
-        let vm = reference.and_then(|vm| host.guests().resolve(&vm).ok());
-        let owner = caller.owner.clone();
-        let (progress, watching) = watch::channel(OpProgress::default());
+        let vm = reference.and_then(|vm| host.guests().resolve(&caller, &vm).ok());
+        let mut record = Recorded::start(host, &caller.owner, tool.to_owned(), vm);
+        host.counters().host_calls.add();
+        match caller.authorise(tool, host.registry().needs(tool)) {
+            Ok(rule) => record.allow(rule),
+            Err((error, rule)) => {
+                record.deny(rule, error.code.as_str());
+                return Ok(Err(error));
+            }
+        }
+        record.took(length(&arguments));
+        let (ended, (progress, watching)) = (caller.ended(), watch::channel(OpProgress::default()));
         let ctx = CallContext { caller, progress };
         let running =
             host.registry().run(set, tool, host.nexus().clone(), ctx, arguments).ok_or_else(unknown)?;
-        let mut record = Recorded::start(host, &owner, tool.to_owned(), vm);
-        host.counters().host_calls.add();
         let outcome = tokio::select! {
             outcome = running => outcome,
             () = report(watching, context) => Err(ToolError::internal("progress ended before the call")),
+            () = ended.cancelled() => Err(Caller::ended_error()),
             // If the work is an operation, it continues; nobody reads this reply.
             () = context.ct.cancelled() => return Err(ErrorData::internal_error("cancelled", None)),
         };
-        record.outcome(outcome.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok"));
-        Ok(outcome.unwrap_or_else(|error| error_result(&error)))
+        match &outcome {
+            Ok(result) => {
+                record.outcome("ok");
+                record.gave(length(&result.content));
+            }
+            Err(error) => record.failed(error.code),
+        }
+        Ok(outcome)
+    }
+
+    /// Runs a tool; if it needs a confirmation, asks the user for it where the client can.
+    async fn run_confirmed(
+        &self,
+        tool: &str,
+        mut arguments: JsonObject,
+        answered: Option<confirm::Answered>,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        self.check_offered(tool)?;
+        match answered {
+            Some(confirm::Answered::Yes(token)) => drop(arguments.insert(CONFIRM.into(), token.into())),
+            Some(confirm::Answered::No) => return Ok(error_result(&confirm::declined()).into()),
+            None => {}
+        }
+        let outcome = self.run(tool, arguments.clone(), context).await?;
+        let error = match outcome {
+            Ok(result) => return Ok(result.into()),
+            Err(error) => error,
+        };
+        let Some(needed) = &error.confirm else { return Ok(error_result(&error).into()) };
+        match confirm::ask(needed, context).await {
+            confirm::Asked::Answered(confirm::Answered::Yes(token)) => {
+                arguments.insert(CONFIRM.into(), token.into());
+                let outcome = self.run(tool, arguments, context).await?;
+                Ok(outcome.unwrap_or_else(|error| error_result(&error)).into())
+            }
+            confirm::Asked::Answered(confirm::Answered::No) => Ok(error_result(&confirm::declined()).into()),
+            confirm::Asked::Later(question) => Ok((*question).into()),
+            confirm::Asked::Impossible => Ok(error_result(&error).into()),
+        }
     }
 
     /// Forwards a call that did not come raw: over HTTP sessions that want progress, and everything else that is not plain.
@@ -194,7 +244,7 @@ impl ServerHandler for Server {
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        Ok(ListToolsResult::with_all_items(self.client.host().registry().list(self.client.view()).to_vec()))
+        Ok(ListToolsResult::with_all_items(self.client.tools()))
     }
 
     fn get_tool(&self, name: &str) -> Option<rmcp::model::Tool> {
@@ -207,12 +257,13 @@ impl ServerHandler for Server {
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let arguments = request.arguments.unwrap_or_default();
-        let tool = self.client.host().registry().guest_tool(self.client.view(), &request.name);
-        let result = match tool {
-            Some(tool) => Box::pin(self.forward(tool, arguments, &context)).await,
-            None => Box::pin(self.run_offered(&request.name, arguments, &context)).await,
-        };
-        result.map(CallToolResponse::from)
+        match self.client.guest_tool(&request.name) {
+            Some(tool) => Box::pin(self.forward(tool, arguments, &context)).await.map(CallToolResponse::from),
+            None => {
+                let answered = confirm::answered(request.input_responses, request.request_state);
+                Box::pin(self.run_confirmed(&request.name, arguments, answered, &context)).await
+            }
+        }
     }
 
     async fn on_cancelled(
@@ -315,6 +366,24 @@ impl ServerHandler for Server {
         let missing = || ErrorData::invalid_params(format!("there is no skill {}", request.uri), None);
         offers::skill(&request.uri).map(GetSkillResult::new).ok_or_else(missing)
     }
+}
+
+/// The length of a value as JSON, in bytes.
+fn length(value: &impl serde::Serialize) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Counting cannot fail, and what has no JSON form has no length.
+    let _ = serde_json::to_writer(&mut count, value);
+    count.0
 }
 
 /// Progress notifications of one call: strictly increasing, and repeated now and then without news.

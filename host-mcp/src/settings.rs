@@ -11,8 +11,8 @@ use std::path::PathBuf;
 
 use nexus_core::FetchSettings;
 use nexus_core::Trust;
-use nexus_core::{AssetConfig, Config, DriverSetting, Environment, Secret};
-use nexus_schema::DriverKind;
+use nexus_core::{AssetConfig, AuditFile, Config, DriverSetting, Environment, Secret};
+use nexus_schema::{ByteSize, DriverKind};
 
 use crate::tools::{Toolset, UnknownToolset};
 
@@ -20,6 +20,11 @@ use crate::dirs::{self, Env};
 
 /// The prefix of environment variables.
 const PREFIX: &str = "NEXUS_";
+
+/// How large the exported audit log becomes before a new one is begun, in bytes.
+const AUDIT_FILE_MAX: u64 = 64 << 20;
+/// How many earlier ones are kept.
+const AUDIT_FILES_KEPT: u32 = 5;
 
 /// All settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +45,8 @@ pub struct Settings {
     pub vmms: BTreeMap<DriverKind, PathBuf>,
     /// Directories of the host that clients may copy files from and to.
     pub copy_roots: Vec<PathBuf>,
+    /// The file to which the audit log is written, too.
+    pub audit_file: Option<AuditFile>,
     /// Path of `nexus-net`; by default beside this program.
     pub nexus_net: PathBuf,
     /// Whether VMMs started by root are jailed.
@@ -114,6 +121,9 @@ struct Draft {
     guest: Option<PathBuf>,
     vmms: BTreeMap<DriverKind, PathBuf>,
     copy_roots: Option<Vec<PathBuf>>,
+    audit_file: Option<PathBuf>,
+    audit_file_max: Option<u64>,
+    audit_files_kept: Option<u32>,
     nexus_net: Option<PathBuf>,
     jail: Option<bool>,
     force_kvm: Option<bool>,
@@ -140,6 +150,9 @@ const KEYS: &[Key] = &[
     Key { name: "driver", set: |d, v| driver(v).map(|v| d.driver = Some(v)) },
     Key { name: "guest", set: |d, v| path(v).map(|v| d.guest = Some(v)) },
     Key { name: "copy_roots", set: |d, v| roots(v).map(|v| d.copy_roots = Some(v)) },
+    Key { name: "audit_file", set: |d, v| path(v).map(|v| d.audit_file = Some(v)) },
+    Key { name: "audit_file_max", set: |d, v| size(v).map(|v| d.audit_file_max = Some(v)) },
+    Key { name: "audit_files_kept", set: |d, v| number(v, 0, 1000).map(|v| d.audit_files_kept = Some(v)) },
     Key { name: "nexus_net", set: |d, v| path(v).map(|v| d.nexus_net = Some(v)) },
     Key { name: "jail", set: |d, v| flag(v).map(|v| d.jail = Some(v)) },
     Key { name: "force_kvm", set: |d, v| flag(v).map(|v| d.force_kvm = Some(v)) },
@@ -236,6 +249,7 @@ impl Settings {
             boot_timeout_tcg_s: self.boot_timeout_tcg_s,
             stop_timeout_s: self.stop_timeout_s,
             copy_roots: self.copy_roots.clone(),
+            audit_file: self.audit_file.clone(),
             nexus_net: self.nexus_net.clone(),
             jail: self.jail,
             force_kvm: self.force_kvm,
@@ -284,6 +298,11 @@ impl Draft {
             driver,
             vmms: self.vmms,
             copy_roots: self.copy_roots.unwrap_or_default(),
+            audit_file: self.audit_file.map(|path| AuditFile {
+                path,
+                max_bytes: self.audit_file_max.unwrap_or(AUDIT_FILE_MAX),
+                keep: self.audit_files_kept.unwrap_or(AUDIT_FILES_KEPT),
+            }),
             nexus_net: self.nexus_net.unwrap_or_else(beside_own),
             jail: self.jail.unwrap_or(true),
             force_kvm: self.force_kvm.unwrap_or(false),
@@ -405,6 +424,15 @@ fn number(text: &str, min: u32, max: u32) -> Result<u32, String> {
     match text.parse() {
         Ok(number) if (min..=max).contains(&number) => Ok(number),
         Ok(_) | Err(_) => Err(format!("`{text}` is not a number from {min} to {max}")),
+    }
+}
+
+/// A size of at least 64 KiB, in bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let size: ByteSize = text.parse().map_err(|e| format!("{e}"))?;
+    match size.as_bytes() {
+        size if size >= 64 << 10 => Ok(size),
+        _ => Err(format!("`{text}` is less than 64KiB")),
     }
 }
 

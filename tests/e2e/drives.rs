@@ -70,7 +70,7 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
     assert_eq!(refused(&mut client, "drive_create", json!({ "from": "drive:data" })), "vm_wrong_state");
 
     // Deleting the machine deletes only its root drive.
-    let gone = client.must("vm_delete", json!({ "vm": "first", "force": true }));
+    let gone = client.must_confirmed("vm_delete", json!({ "vm": "first", "force": true }));
     assert_eq!(gone["deleted"][0]["drives"], json!([root]));
     let left = client.must("drive_list", json!({ "attached": false }));
     assert_eq!(names(&left), ["data", "tools"]);
@@ -110,7 +110,7 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
     assert!(kib(&mut client, "second", "/srv/copy") > 450 << 10);
     assert!(kib(&mut client, "second", "/") > 8 << 20);
     assert_eq!(client.run("second", "cat /srv/copy/file").stdout, "kept\n");
-    client.must("vm_delete", json!({ "vm": "second", "force": true }));
+    client.must_confirmed("vm_delete", json!({ "vm": "second", "force": true }));
 
     // Nothing is left after all are deleted.
     for drive in ["copy", "data", "start", "tools", own.as_str()] {
@@ -156,6 +156,6 @@ fn impossible_drives_are_refused_before_anything_changes() {
     );
     assert_eq!(names(&client.must("drive_list", json!({ "attached": false }))), ["data"]);
     assert_eq!(client.must("drive_inspect", json!({ "drive": "data" }))["size"], "32MiB");
-    client.must("vm_delete", json!({ "vm": "one" }));
+    client.must_confirmed("vm_delete", json!({ "vm": "one" }));
     client.must("drive_delete", json!({ "drive": "data" }));
 }

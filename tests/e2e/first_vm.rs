@@ -122,7 +122,7 @@ fn a_machine_is_made_used_and_deleted() {
     let refused =
         client.call("vm_delete", json!({ "vm": "first", "force": true })).expect_err("it is protected");
     assert_eq!(refused.code, "vm_protected", "{}", refused.text);
-    client.must("vm_update", json!({ "vm": "first", "protected": false }));
+    client.must_confirmed("vm_update", json!({ "vm": "first", "protected": false }));
     client.must("vm_delete", json!({ "vm": "first", "force": true }));
     let gone = client.call("vm_inspect", json!({ "vm": "first" })).expect_err("it is deleted");
     assert_eq!(gone.code, "vm_not_found");

@@ -174,7 +174,7 @@ fn drives_that_the_host_did_not_get_on_the_disk_are_made_again_or_said_to_be_los
         assert!(failure.text.contains("is incomplete"), "{tool}: {}", failure.text);
     }
     client.must("drive_delete", json!({ "drive": "lost" }));
-    client.must("vm_delete", json!({ "vm": "box" }));
+    client.must_confirmed("vm_delete", json!({ "vm": "box" }));
     assert_eq!(drives(&mut client), ["again"]);
     world.assert_in_order();
 }

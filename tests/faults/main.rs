@@ -2,7 +2,9 @@
 //! same; tests that need a guest's kernel are in `kernel.rs`.
 
 mod again;
+mod audit;
 mod builds;
+mod confirm;
 mod copies;
 mod cp;
 mod cp_ends;
@@ -36,5 +38,6 @@ mod slow;
 mod sources;
 mod steps;
 mod streams;
+mod tokens;
 mod waits;
 mod world;

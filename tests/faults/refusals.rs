@@ -138,7 +138,7 @@ fn wrong_states_are_refused_with_what_to_do() {
     assert_eq!(client.inspect("box")["boot_id"], first["boot_id"], "it runs on untouched");
 
     let (pid, shim) = (process(&first, "pid"), process(&first, "shim_pid"));
-    client.must("vm_update", json!({ "vm": "box", "protected": false }));
+    client.must_confirmed("vm_update", json!({ "vm": "box", "protected": false }));
     client.must("vm_delete", json!({ "vm": "box", "force": true }));
     assert!(!is_alive(pid), "its process runs on");
     soon("the end of the shim", || (!is_alive(shim)).then_some(()));
@@ -256,5 +256,5 @@ fn vms_with_a_label_are_deleted_together() {
     assert_eq!(gone["failed"][0]["error"]["code"], "vm_protected");
     assert_eq!(names(&client.must("vm_list", json!({}))["vms"]), ["b", "kept", "other"]);
     assert_eq!(client.must("vm_delete", json!({ "tags": { "of": "nobody" } }))["deleted"], json!([]));
-    client.must("vm_update", json!({ "vm": "kept", "protected": false }));
+    client.must_confirmed("vm_update", json!({ "vm": "kept", "protected": false }));
 }

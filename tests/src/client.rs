@@ -76,9 +76,21 @@ impl Client {
 
     /// The same with another endpoint of the socket.
     pub fn connect_at(socket: &Path, path: &str) -> io::Result<Self> {
+        Self::connect_as(socket, path, "", json!({}))
+    }
+
+    /// The same with the rights of a token.
+    pub fn connect_with(socket: &Path, token: &str) -> io::Result<Self> {
+        Self::connect_as(socket, "/mcp", &format!("Authorization: Bearer {token}\r\n"), json!({}))
+    }
+
+    /// The same with these lines in the head of its request, as a client with these capabilities.
+    pub fn connect_as(socket: &Path, path: &str, lines: &str, capabilities: Value) -> io::Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(ANSWER))?;
-        let head = "HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: mcp-stream\r\n\r\n";
+        let head = format!(
+            "HTTP/1.1\r\nHost: localhost\r\n{lines}Connection: upgrade\r\nUpgrade: mcp-stream\r\n\r\n"
+        );
         stream.write_all(format!("GET {path} {head}").as_bytes())?;
         let mut lines = BufReader::new(stream);
         let mut head = String::new();
@@ -93,7 +105,7 @@ impl Client {
         let mut client = Self { lines, last_id: 0, is_whole: path == "/mcp" };
         client.request(
             "initialize",
-            &json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "test", "version": "0" } }),
+            &json!({ "protocolVersion": "2025-11-25", "capabilities": capabilities, "clientInfo": { "name": "test", "version": "0" } }),
         )?;
         client.send(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }))?;
         Ok(client)
@@ -126,6 +138,15 @@ impl Client {
                 return Ok(line);
             }
         }
+    }
+
+    /// The next line from the daemon, as JSON; an error once it has disconnected.
+    pub fn next(&mut self) -> io::Result<Value> {
+        let mut line = String::new();
+        if self.lines.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(serde_json::from_str(&line)?)
     }
 
     /// Sends one request; returns its `result`, or an error for a protocol error.
@@ -163,6 +184,24 @@ impl Client {
     /// Calls a tool; returns its structured result, or its failure.
     pub fn call(&mut self, tool: &str, arguments: Value) -> Result<Value, Failure> {
         self.call_whole(tool, arguments).map(|mut result| result["structuredContent"].take())
+    }
+
+    /// The same, and confirms what needs a confirmation.
+    pub fn call_confirmed(&mut self, tool: &str, mut arguments: Value) -> Result<Value, Failure> {
+        let outcome = self.call(tool, arguments.clone());
+        let Err(failure) = &outcome else { return outcome };
+        if failure.code != "confirmation_required" {
+            return outcome;
+        }
+        let token = failure.text.split(r#""confirm":""#).nth(1).and_then(|rest| rest.split('"').next());
+        arguments["confirm"] = token.expect("a token in the hint").into();
+        self.call(tool, arguments)
+    }
+
+    /// The same for calls that must succeed.
+    #[track_caller]
+    pub fn must_confirmed(&mut self, tool: &str, arguments: Value) -> Value {
+        self.call_confirmed(tool, arguments).unwrap_or_else(|e| panic!("{tool}: {}", e.text))
     }
 
     /// The same for calls that must succeed.

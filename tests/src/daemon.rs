@@ -332,8 +332,9 @@ impl Daemon {
             }
         }
         for vm in &vms {
-            let unprotected = client.call("vm_update", json!({ "vm": vm["id"], "protected": false }));
-            let deleted = client.call("vm_delete", json!({ "vm": vm["id"], "force": true }));
+            let unprotected =
+                client.call_confirmed("vm_update", json!({ "vm": vm["id"], "protected": false }));
+            let deleted = client.call_confirmed("vm_delete", json!({ "vm": vm["id"], "force": true }));
             assert!(
                 unprotected.is_ok() && deleted.is_ok(),
                 "{vm} is not deleted: {deleted:?}\n{}",

@@ -11,6 +11,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "facade",
         &[
+            "access",
             "asset",
             "config",
             "context",
@@ -41,6 +42,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "context",
         &[
+            "access",
             "asset",
             "config",
             "drive",
@@ -56,7 +58,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("provision", &["asset", "config", "image", "op", "os", "progress", "store", "vmm"]),
-    ("op", &["progress", "store"]),
+    ("op", &["access", "progress", "store"]),
     ("asset", &["config", "image", "os", "progress"]),
     ("image", &["config", "drive", "ext4", "os", "progress"]),
     ("drive", &["ext4", "os", "progress"]),
@@ -66,6 +68,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("net", &["os"]),
     ("guest", &["os"]),
     ("ext4", &["os", "progress"]),
+    ("access", &["os", "store"]),
     ("store", &["os"]),
     ("progress", &["os"]),
     ("config", &["os"]),

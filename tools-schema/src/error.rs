@@ -91,6 +91,8 @@ codes! {
     UserNotFound = "user_not_found", NotFound, retryable: false;
     /// The working directory of a command does not exist, or its user may not enter it.
     CwdNotFound = "cwd_not_found", NotFound, retryable: false;
+    /// No such access token.
+    TokenNotFound = "token_not_found", NotFound, retryable: false;
     /// The port of the guest is not published.
     NotPublished = "not_published", NotFound, retryable: false;
     /// The command in the guest has ended.
@@ -109,6 +111,10 @@ codes! {
     VmNotReady = "vm_not_ready", Unavailable, retryable: true;
     /// The VM is protected against deletion.
     VmProtected = "vm_protected", Conflict, retryable: false;
+    /// The call cannot be undone, and needs a confirmation of exactly what it would do.
+    ConfirmationRequired = "confirmation_required", Conflict, retryable: false;
+    /// The token's quota does not allow more.
+    QuotaExceeded = "quota_exceeded", Conflict, retryable: false;
     /// The same idempotency key was used with other arguments.
     IdempotencyConflict = "idempotency_conflict", Conflict, retryable: false;
     /// The thing is in use.
@@ -293,6 +299,21 @@ pub struct ToolError {
     /// The name of the error of Linux behind it, such as `EACCES`, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errno: Option<String>,
+    /// Of `confirmation_required`: what confirms the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub confirm: Option<Box<Confirm>>,
+}
+
+/// What confirms a call that cannot be undone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirm {
+    /// The argument `confirm` of the second call; it confirms this plan only, once.
+    pub token: String,
+    /// What the call would do, a sentence each.
+    pub plan: Vec<String>,
+    /// How long the token is valid, in seconds.
+    pub expires_in_s: u32,
 }
 
 /// Returns whether text has the form of a Linux error name: `EACCES`.
@@ -313,6 +334,7 @@ impl ToolError {
             hint: None,
             class: Some(code.class()),
             errno: None,
+            confirm: None,
         }
     }
 

@@ -65,6 +65,8 @@ kinds! {
     BootKind BootId "boot";
     /// One installation of Nexus (a state directory).
     InstanceKind InstanceId "instance";
+    /// An access token.
+    TokenKind TokenId "token";
 }
 
 /// The id of an object of kind `K`.

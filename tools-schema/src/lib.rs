@@ -3,6 +3,7 @@
 //! The daemon, the CLI and the guest share this crate. It does no IO; it only defines and parses these types, and refuses malformed ones.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod advice;
 pub mod arguments;
 pub mod driver;
@@ -21,6 +22,7 @@ pub mod stream;
 pub mod time;
 pub mod tool;
 pub mod tools;
+pub mod toolset;
 
 pub use driver::DriverKind;
 pub use error::{ErrorCode, ToolError};

@@ -1,5 +1,6 @@
-//! The call log. Calls are queued and written in batches, so that no call waits for the log.
+//! The audit log. Calls are queued and written in batches, so that no call waits for the log.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::audit_file::AuditFile;
+use crate::config::AuditFile as Settings;
 use crate::store::Store;
 use crate::store::calls::{self, CallRecord};
 
@@ -14,15 +17,15 @@ use crate::store::calls::{self, CallRecord};
 const QUEUE_MAX: usize = 8192;
 /// Number of queued calls from which a batch is written without waiting for more.
 const FULL: usize = QUEUE_MAX / 8;
-/// Maximum time between two batches, and the number of checks of the queue during that time.
-const PATIENCE: (Duration, u32) = (Duration::from_millis(500), 10);
+/// Maximum time between two batches, and the number of checks of the queue during that time: a killed daemon loses no more than that.
+const PATIENCE: (Duration, u32) = (Duration::from_millis(80), 8);
 
 /// The queue of calls to be written.
 #[derive(Debug)]
 pub(crate) struct CallLog {
     queue: mpsc::Sender<CallRecord>,
-    /// Number of calls that were dropped because the queue was full.
-    lost: AtomicU64,
+    /// Number of calls that were dropped because the queue or the disk was full.
+    lost: Arc<AtomicU64>,
     /// Cancelled when the log accepts no more calls.
     closing: CancellationToken,
     /// Cancelled when all calls are written.
@@ -33,6 +36,7 @@ pub(crate) struct CallLog {
 #[derive(Debug)]
 pub(crate) struct Waiting {
     queue: mpsc::Receiver<CallRecord>,
+    lost: Arc<AtomicU64>,
     closing: CancellationToken,
     written: CancellationToken,
 }
@@ -42,8 +46,10 @@ impl CallLog {
     pub(crate) fn new() -> (Self, Waiting) {
         let (sender, queue) = mpsc::channel(QUEUE_MAX);
         let (closing, written) = (CancellationToken::new(), CancellationToken::new());
-        let waiting = Waiting { queue, closing: closing.clone(), written: written.clone() };
-        (Self { queue: sender, lost: AtomicU64::new(0), closing, written }, waiting)
+        let lost = Arc::default();
+        let waiting =
+            Waiting { queue, lost: Arc::clone(&lost), closing: closing.clone(), written: written.clone() };
+        (Self { queue: sender, lost, closing, written }, waiting)
     }
 
     /// Adds a call; never waits.
@@ -54,11 +60,21 @@ impl CallLog {
         if self.closing.is_cancelled() {
             return;
         }
-        // Warn at 1, 2, 4, 8 and so on, so that the warnings themselves cost little.
-        let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
-        if lost.is_power_of_two() {
-            tracing::warn!(lost, "the call log's queue is full; dropping calls");
-        }
+        lose(&self.lost, 1, "the audit log is behind");
+    }
+
+    /// How many calls are not in the log since the daemon started.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts lost calls.
+fn lose(lost: &AtomicU64, more: u64, why: &str) {
+    let before = lost.fetch_add(more, Ordering::Relaxed);
+    // Warn at 1, 2, 4, 8 and so on, so that the warnings themselves cost little.
+    if before.checked_ilog2() != (before + more).checked_ilog2() {
+        tracing::warn!(lost = before + more, why, "calls are not in the audit log");
     }
 }
 
@@ -70,9 +86,10 @@ impl CallLog {
     }
 }
 
-/// Writes calls until the log is closed or dropped.
-pub(crate) async fn record(store: Store, waiting: Waiting) {
-    let Waiting { mut queue, closing, written } = waiting;
+/// Writes calls until the log is closed or dropped; also to a file, if one is configured.
+pub(crate) async fn record(store: Store, waiting: Waiting, file: Option<Settings>) {
+    let Waiting { mut queue, lost, closing, written } = waiting;
+    let mut file = file.map(AuditFile::new);
     let _written = written.drop_guard();
     let mut batch = Vec::new();
     loop {
@@ -83,9 +100,15 @@ pub(crate) async fn record(store: Store, waiting: Waiting) {
                 if batch.is_empty() {
                     return;
                 }
-                let calls = std::mem::take(&mut batch);
-                if let Err(error) = store.write(move |tx| calls::insert(tx, &calls)).await {
-                    tracing::warn!(%error, "cannot write the call log");
+                let calls: Arc<[CallRecord]> = std::mem::take(&mut batch).into();
+                let (rows, count) = (Arc::clone(&calls), calls.len() as u64);
+                let stored = store.write_unsynced(move |tx| calls::insert(tx, &rows)).await;
+                let (kept, exported) = export(file, calls).await;
+                file = kept;
+                if let Err(error) = stored {
+                    lose(&lost, count, &error.to_string());
+                } else if let Err(error) = exported {
+                    lose(&lost, count, &format!("write audit_file: {error}"));
                 }
                 // Wait for more calls, so that many calls per second become few writes.
                 let (whole, steps) = PATIENCE;
@@ -100,6 +123,19 @@ pub(crate) async fn record(store: Store, waiting: Waiting) {
     }
 }
 
+/// Appends calls to the file, if there is one.
+async fn export(
+    file: Option<AuditFile>,
+    calls: Arc<[CallRecord]>,
+) -> (Option<AuditFile>, std::io::Result<()>) {
+    let Some(mut file) = file else { return (None, Ok(())) };
+    let appended = tokio::task::spawn_blocking(move || {
+        let appended = file.append(&calls);
+        (Some(file), appended)
+    });
+    appended.await.unwrap_or_else(|error| (None, Err(std::io::Error::other(error))))
+}
+
 #[cfg(test)]
 mod tests {
     use nexus_schema::Timestamp;
@@ -112,8 +148,13 @@ mod tests {
             owner: "uid:0".into(),
             tool: "guest_file_stat".into(),
             vm: None,
+            boot: None,
             duration: Duration::from_micros(60),
             outcome: "ok",
+            rule: "owner",
+            denied: false,
+            bytes_in: 0,
+            bytes_out: 0,
         }
     }
 
@@ -125,13 +166,33 @@ mod tests {
         for _ in 0..QUEUE_MAX + 3 {
             log.add(call());
         }
-        assert_eq!(log.lost.load(Ordering::Relaxed), 3);
-        tokio::spawn(record(store.clone(), queue));
+        assert_eq!(log.lost(), 3);
+        tokio::spawn(record(store.clone(), queue, None));
         log.close().await;
         // Later calls are neither recorded nor waited for.
         log.add(call());
         log.close().await;
         let count = store.read(calls::count).await.unwrap();
         assert_eq!(count as usize, QUEUE_MAX);
+    }
+
+    #[tokio::test]
+    async fn calls_that_find_no_room_in_the_store_are_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("nexus.db")).unwrap();
+        let full = store.write(|tx| -> Result<(), crate::store::StoreError> {
+            let pages: u32 = tx.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+            tx.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
+            Ok(())
+        });
+        full.await.unwrap();
+        let (log, queue) = CallLog::new();
+        for _ in 0..QUEUE_MAX {
+            log.add(call());
+        }
+        tokio::spawn(record(store.clone(), queue, None));
+        log.close().await;
+        assert!(log.lost() > 0, "{}", log.lost());
+        assert_eq!(u64::from(store.read(calls::count).await.unwrap()) + log.lost(), QUEUE_MAX as u64);
     }
 }

@@ -4,6 +4,7 @@
 //! It makes no decisions and no changes by itself: modules above it do.
 
 mod activity;
+mod audit_file;
 mod calls;
 mod command;
 mod published;
@@ -30,6 +31,7 @@ pub(crate) use registry::{Handle, Registry, not_found};
 pub(crate) use streams::{Place, Streams, TICKET_LIFE};
 pub(crate) use view::View;
 
+use crate::access::{Confirmations, Tokens};
 use crate::asset::{KernelFiles, compose_initramfs};
 use crate::config::{Config, DriverSetting};
 use crate::drive::{DriveError, Drives, Locks};
@@ -69,6 +71,10 @@ pub(crate) struct Shared {
     pub(crate) calls: CallLog,
     /// Notified when the life or the idle time of a VM may end sooner than before.
     pub(crate) lifetimes: Arc<Notify>,
+    /// Access tokens.
+    pub(crate) tokens: Tokens,
+    /// Confirmations that are pending.
+    pub(crate) confirmations: Confirmations,
     pub(crate) instance: InstanceId,
     pub(crate) started_at: Timestamp,
     /// The lock of the state directory, held as long as anything uses it.

@@ -8,6 +8,7 @@ use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 use tokio::sync::{mpsc, watch};
 
 use super::{Activity, Command, View};
+use crate::access::Caller;
 use crate::op::did_you_mean;
 
 /// Access to the task of one VM.
@@ -55,36 +56,58 @@ impl Registry {
         inner.by_name.insert(to, id);
     }
 
-    /// Resolves a reference to an id.
-    pub(crate) fn resolve(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
-        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        match vm {
-            Reference::Id(id) if inner.by_id.contains_key(id) => Ok(*id),
-            Reference::Name(name) if inner.by_name.contains_key(name) => Ok(inner.by_name[name]),
-            Reference::Id(_) | Reference::Name(_) => Err(inner.not_found(vm)),
-        }
+    /// The id of the VM that a caller means by a reference.
+    pub(crate) fn resolve(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
+        self.get(caller, vm).map(|handle| handle.view.borrow().record.id)
     }
 
-    /// Returns the handle of a VM's task.
-    pub(crate) fn get(&self, vm: &Reference<VmKind>) -> Result<Handle, ToolError> {
+    /// The task of the VM that a caller means by a reference. A VM that it may not see does not exist.
+    pub(crate) fn get(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<Handle, ToolError> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        let id = match vm {
-            Reference::Id(id) => Some(id),
-            Reference::Name(name) => inner.by_name.get(name),
-        };
-        id.and_then(|id| inner.by_id.get(id)).cloned().ok_or_else(|| inner.not_found(vm))
+        let handle = inner.find(vm).filter(|handle| handle.is_seen_by(caller));
+        handle.cloned().ok_or_else(|| inner.not_found(caller, vm))
     }
 
-    /// Returns the handles of all VMs.
+    /// Every VM that a caller sees.
+    pub(crate) fn seen_by(&self, caller: &Caller) -> Vec<Handle> {
+        let mut all = self.all();
+        all.retain(|handle| handle.is_seen_by(caller));
+        all
+    }
+
+    /// The task of a VM, whoever asks: for the daemon's own work.
+    pub(crate) fn of_daemon(&self, vm: &Reference<VmKind>) -> Result<Handle, ToolError> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.find(vm).cloned().ok_or_else(|| not_found(vm))
+    }
+
+    /// Every VM: for the daemon's own work.
     pub(crate) fn all(&self) -> Vec<Handle> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner).by_id.values().cloned().collect()
     }
 }
 
+impl Handle {
+    /// Whether the VM exists for a caller.
+    pub(crate) fn is_seen_by(&self, caller: &Caller) -> bool {
+        caller.grant().is_none() || caller.sees(&self.view.borrow().record)
+    }
+}
+
 impl Inner {
-    /// Returns the error for a VM that does not exist, with similar names as suggestions.
-    fn not_found(&self, vm: &Reference<VmKind>) -> ToolError {
-        did_you_mean(not_found(vm), &vm.to_string(), self.by_name.keys().map(Name::as_str))
+    fn find(&self, vm: &Reference<VmKind>) -> Option<&Handle> {
+        let id = match vm {
+            Reference::Id(id) => Some(id),
+            Reference::Name(name) => self.by_name.get(name),
+        };
+        id.and_then(|id| self.by_id.get(id))
+    }
+
+    /// There is no such VM; but perhaps one that is called alike and that the caller sees.
+    fn not_found(&self, caller: &Caller, vm: &Reference<VmKind>) -> ToolError {
+        let seen =
+            self.by_name.iter().filter(|(_, id)| self.by_id.get(id).is_some_and(|vm| vm.is_seen_by(caller)));
+        did_you_mean(not_found(vm), &vm.to_string(), seen.map(|(name, _)| name.as_str()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The asset tools.
 
+use nexus_schema::access::Scope;
 use nexus_schema::id::{AssetId, AssetKindTag};
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::asset::{
@@ -9,6 +10,7 @@ use nexus_schema::tools::asset::{
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::image::cut;
+use super::vm::may_read_host;
 use super::{CallContext, Nexus, Shared, page, patience};
 use crate::op::{did_you_mean, store_error};
 use crate::provision::{WantedAsset, asset_summary, files_of, main_file, meant_kernel, vmm_in_force};
@@ -67,6 +69,14 @@ impl Nexus {
             Some(Err(_)) => return Err(ToolError::invalid("sha256 is not 64 hexadecimal digits")),
         };
         let default = params.make_default.unwrap_or(false);
+        may_read_host(&ctx.caller, params.from.as_deref())?;
+        // These run on the host, and what is made the default concerns all callers.
+        let concerns_all = default || (params.kind == AssetKind::Vmm && params.check != Some(true));
+        if concerns_all && !ctx.caller.has(Scope::Admin) {
+            let message = "VMM programs and new defaults need the scope admin, which this token lacks";
+            return Err(ToolError::new(ErrorCode::Forbidden, message)
+                .hint("ask for a token with that scope, or name the kernel in vm_create"));
+        }
         if default && params.kind == AssetKind::Rootfs {
             return Err(ToolError::invalid("make_default is only for kernels and VMMs")
                 .hint("create an image from it with image_create"));

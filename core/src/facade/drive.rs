@@ -14,13 +14,16 @@ use nexus_schema::tools::plan::Creation;
 use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 
 use super::plan::size_of_clone;
+use super::vm::{may_read_host, seen_rows};
 use super::{CallContext, Nexus, Shared, cut_page, page, patience};
-use crate::context::{Attach, Command, Handle, drive_error};
+use crate::access::Caller;
+use crate::context::{Attach, Command, Handle, Registry, drive_error};
 use crate::drive::{DISK, Locked};
 use crate::op::{Begun, did_you_mean, once, store_error, summary};
 use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::drives::{Attachment, DriveRecord};
+use crate::store::tokens::Usage;
 use crate::store::{drives, now, random_id};
 use crate::vm::actor::busy_drive;
 use crate::vm::create::{ask, clone_of_image};
@@ -60,8 +63,9 @@ impl Nexus {
         let from = match params.from.as_deref() {
             None => From::Nothing,
             Some(text) => match text.strip_prefix("drive:") {
-                Some(drive) => From::Drive(Box::new(shared.drive(&reference(drive)?).await?)),
+                Some(drive) => From::Drive(Box::new(shared.drive(&ctx.caller, &reference(drive)?).await?)),
                 None => {
+                    may_read_host(&ctx.caller, Some(text))?;
                     shared.provision.check_image(text).await?;
                     From::Image(text.to_owned())
                 }
@@ -91,8 +95,13 @@ impl Nexus {
         let subject = (drive.id.to_string(), drive.name.to_string());
         let op = summary("drive_create", &drive.owner, Some(subject));
         let op_id = op.op_id;
-        let row = drive.clone();
-        if let Begun::Known(op) = shared.ops.begin(op, once, move |tx| drives::insert(tx, &row)).await? {
+        let (row, charges) = (drive.clone(), shared.tokens.charges(&ctx.caller.owner));
+        let begun = shared.ops.begin(op, once, move |tx| {
+            let more = Usage { disk: row.size.as_bytes(), ..Usage::default() };
+            charges.iter().try_for_each(|charge| charge.check(tx, more, None))?;
+            drives::insert(tx, &row)
+        });
+        if let Begun::Known(op) = begun.await? {
             return shared.ops.wait(ctx, op, wait).await.map(Creation::from);
         }
         failpoint::reach("drive-begun");
@@ -118,18 +127,19 @@ impl Nexus {
     /// The tool `drive_list`.
     pub async fn drive_list(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: DriveListParams,
     ) -> Result<DriveListOutput, ToolError> {
         let limit = page(params.limit)?;
-        let vm = params.vm.as_ref().map(|vm| self.shared.vms.resolve(vm)).transpose()?;
+        let vm = params.vm.as_ref().map(|vm| self.shared.vms.resolve(&ctx.caller, vm)).transpose()?;
         let (attached, after) = (params.attached, params.cursor);
-        let rows = self
-            .shared
-            .store
-            .read(move |db| drives::list(db, vm, attached, after.as_deref(), limit + 1))
-            .await
-            .map_err(store_error)?;
+        let (caller, vms) = (ctx.caller.clone(), self.shared.vms.clone());
+        let rows = self.shared.store.read(move |db| {
+            let read = |after: Option<&str>, limit| drives::list(db, vm, attached, after, limit);
+            let name = |row: &DriveRecord| row.name.to_string();
+            seen_rows(limit + 1, after, name, read, |row| sees_drive(&vms, &caller, row))
+        });
+        let rows = rows.await.map_err(store_error)?;
         let (rows, next_cursor) = cut_page(rows, limit, |row| row.name.to_string());
         let mut drives = Vec::with_capacity(rows.len());
         for row in rows {
@@ -141,23 +151,23 @@ impl Nexus {
     /// The tool `drive_inspect`.
     pub async fn drive_inspect(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: DriveInspectParams,
     ) -> Result<DriveDetails, ToolError> {
-        self.shared.drive_details(self.shared.drive(&params.drive).await?).await
+        self.shared.drive_details(self.shared.drive(&ctx.caller, &params.drive).await?).await
     }
 
     /// The tool `drive_attach`.
     pub async fn drive_attach(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: DriveAttachParams,
     ) -> Result<DriveDetails, ToolError> {
         let shared = &self.shared;
-        let handle = shared.vms.get(&params.vm)?;
-        let (drive, _locked) = shared.take_drive(&params.drive).await?;
+        let handle = shared.vms.get(&ctx.caller, &params.vm)?;
+        let (drive, _locked) = shared.take_drive(&ctx.caller, &params.drive).await?;
         if let Some(attachment) = &drive.attachment {
-            return Err(shared.in_use(&drive, attachment, "drive_detach it first"));
+            return Err(shared.in_use(&ctx.caller, &drive, attachment, "drive_detach it first"));
         }
         let (name, state, boot, has_root) = {
             let view = handle.view.borrow();
@@ -176,72 +186,63 @@ impl Nexus {
         let (mount, if_boot) = (params.mount.clone(), params.if_boot_id);
         let attach = Box::new(Attach { drive: drive.clone(), root: is_root, mount, if_boot });
         ask(&handle, |reply| Command::Attach { attach, reply }).await?;
-        shared.drive_details(shared.drive(&Reference::Id(drive.id)).await?).await
+        shared.drive_details(shared.any_drive(&Reference::Id(drive.id)).await?).await
     }
 
     /// The tool `drive_detach`.
     pub async fn drive_detach(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: DriveDetachParams,
     ) -> Result<DriveDetails, ToolError> {
         let shared = &self.shared;
-        let (drive, _locked) = shared.take_drive(&params.drive).await?;
+        let (drive, _locked) = shared.take_drive(&ctx.caller, &params.drive).await?;
         if let Some(handle) = shared.user_of(&drive) {
             let (drive, if_boot) = (drive.id, params.if_boot_id);
             ask(&handle, |reply| Command::Take { drive, if_boot, reply }).await?;
         }
-        shared.drive_details(shared.drive(&Reference::Id(drive.id)).await?).await
+        shared.drive_details(shared.any_drive(&Reference::Id(drive.id)).await?).await
     }
 
     /// The tool `drive_resize`.
     pub async fn drive_resize(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: DriveResizeParams,
     ) -> Result<DriveResizeOutput, ToolError> {
         check_size(params.size)?;
         let shared = &self.shared;
-        let (drive, _locked) = shared.take_drive(&params.drive).await?;
+        let (drive, _locked) = shared.take_drive(&ctx.caller, &params.drive).await?;
         check_not_smaller(Some(params.size), drive.size, &drive.name)?;
-        let path = shared.paths.drive(drive.id);
-        let machine = match shared.user_of(&drive) {
-            Some(handle) => {
-                let shim = ask(&handle, |reply| Command::Machine { reply }).await?;
-                shim.map(|shim| (handle, shim))
+        let is_claimed = shared.claim_growth(&drive, params.size).await?;
+        let grown = shared.grow(&drive, params.size).await;
+        if grown.is_err() && is_claimed {
+            let (id, size) = (drive.id, drive.size);
+            if let Err(error) = shared.store.write(move |tx| drives::set_size(tx, id, size)).await {
+                tracing::warn!(drive = %drive.name, %error, "a drive counts for its quota as if it had grown");
             }
-            None => None,
-        };
-        let in_effect = match machine {
-            None => {
-                let grown = shared.drives.grow(&path, params.size, &Progress::default()).await;
-                grown.map_err(drive_error)?;
-                failpoint::reach("drive-grown");
-                shared.note_size(&drive, params.size).await?;
-                true
-            }
-            Some((handle, shim)) => {
-                shared.drives.lengthen(&path, params.size).await.map_err(drive_error)?;
-                failpoint::reach("drive-lengthened-running");
-                shared.note_size(&drive, params.size).await?;
-                grow_running(&handle, &shim, &drive, params.size).await
-            }
-        };
-        let drive = shared.drive_details(shared.drive(&Reference::Id(drive.id)).await?).await?;
+        }
+        let in_effect = grown?;
+        let drive = shared.drive_details(shared.any_drive(&Reference::Id(drive.id)).await?).await?;
         Ok(DriveResizeOutput { drive, in_effect })
     }
 
     /// The tool `drive_delete`.
     pub async fn drive_delete(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: DriveDeleteParams,
     ) -> Result<DriveDeleteOutput, ToolError> {
         let shared = &self.shared;
         shared.make_room().await;
-        let (drive, _locked) = shared.take_drive(&params.drive).await?;
+        let (drive, _locked) = shared.take_drive(&ctx.caller, &params.drive).await?;
         if let Some(attachment) = &drive.attachment {
-            return Err(shared.in_use(&drive, attachment, "drive_detach it first, or vm_delete the VM"));
+            return Err(shared.in_use(
+                &ctx.caller,
+                &drive,
+                attachment,
+                "drive_detach it first, or vm_delete the VM",
+            ));
         }
         shared.forget_drive(drive.id).await?;
         Ok(DriveDeleteOutput { id: drive.id, name: drive.name })
@@ -249,31 +250,41 @@ impl Nexus {
 }
 
 impl Shared {
-    /// Returns a drive, and fails if its creation is not complete.
-    async fn drive(&self, drive: &Reference<DriveKind>) -> Result<DriveRecord, ToolError> {
+    /// A drive that is whole and that a caller sees; one that it may not see does not exist.
+    async fn drive(&self, caller: &Caller, drive: &Reference<DriveKind>) -> Result<DriveRecord, ToolError> {
         let wanted = drive.clone();
         let found = self.store.read(move |db| drives::get(db, &wanted)).await.map_err(store_error)?;
-        if let Some(found) = found {
+        if let Some(found) = found.filter(|found| sees_drive(&self.vms, caller, found)) {
             return Ok(found);
         }
-        let all = self.store.read(drives::all).await.map_err(store_error)?;
-        let error = ToolError::new(ErrorCode::DriveNotFound, format!("there is no drive {drive}"))
-            .hint("call drive_list to see the drives");
-        Err(did_you_mean(error, &drive.to_string(), all.iter().map(|drive| drive.name.as_str())))
+        let mut all = self.store.read(drives::all).await.map_err(store_error)?;
+        all.retain(|drive| sees_drive(&self.vms, caller, drive));
+        Err(did_you_mean(no_drive(drive), &drive.to_string(), all.iter().map(|drive| drive.name.as_str())))
     }
 
-    /// Locks a drive. Nothing else can change it until the lock is dropped.
-    async fn take_drive(&self, drive: &Reference<DriveKind>) -> Result<(DriveRecord, Locked), ToolError> {
-        let found = self.drive(drive).await?;
+    /// A drive that is whole, whoever asks.
+    async fn any_drive(&self, drive: &Reference<DriveKind>) -> Result<DriveRecord, ToolError> {
+        let wanted = drive.clone();
+        let found = self.store.read(move |db| drives::get(db, &wanted)).await.map_err(store_error)?;
+        found.ok_or_else(|| no_drive(drive))
+    }
+
+    /// Locks a drive that a caller sees. Nothing else can change it until the lock is dropped.
+    async fn take_drive(
+        &self,
+        caller: &Caller,
+        drive: &Reference<DriveKind>,
+    ) -> Result<(DriveRecord, Locked), ToolError> {
+        let found = self.drive(caller, drive).await?;
         let locked = self.drive_locks.take(&[found.id]).await.map_err(|_| busy_drive(found.name.as_str()))?;
         // Read again under the lock.
-        Ok((self.drive(&Reference::Id(found.id)).await?, locked))
+        Ok((self.any_drive(&Reference::Id(found.id)).await?, locked))
     }
 
     /// Returns the task of the VM to which a drive is attached.
     fn user_of(&self, drive: &DriveRecord) -> Option<Handle> {
         let attachment = drive.attachment.as_ref()?;
-        self.vms.get(&Reference::Id(attachment.vm)).ok()
+        self.vms.of_daemon(&Reference::Id(attachment.vm)).ok()
     }
 
     /// Fails if a running VM may write to a drive.
@@ -293,10 +304,13 @@ impl Shared {
         .hint(format!("call vm_stop with vm: {} first", view.record.name)))
     }
 
-    fn in_use(&self, drive: &DriveRecord, attachment: &Attachment, hint: &str) -> ToolError {
-        let vm = self.vms.get(&Reference::Id(attachment.vm)).map(|h| h.view.borrow().record.name.to_string());
-        let vm = vm.unwrap_or_else(|_| attachment.vm.to_string());
-        ToolError::new(ErrorCode::InUse, format!("the VM {vm} has the drive {}", drive.name)).hint(hint)
+    fn in_use(&self, caller: &Caller, drive: &DriveRecord, attachment: &Attachment, hint: &str) -> ToolError {
+        let vm = self
+            .vms
+            .get(caller, &Reference::Id(attachment.vm))
+            .map(|vm| vm.view.borrow().record.name.to_string());
+        let vm = vm.map_or_else(|_| "another VM".to_owned(), |vm| format!("the VM {vm}"));
+        ToolError::new(ErrorCode::InUse, format!("{vm} has the drive {}", drive.name)).hint(hint)
     }
 
     /// Creates the disk of a drive that has a row.
@@ -325,7 +339,7 @@ impl Shared {
             From::Drive(source) => {
                 let locked = self.drive_locks.take(&[source.id]).await;
                 let _locked = locked.map_err(|_| busy_drive(source.name.as_str()))?;
-                let source = self.drive(&Reference::Id(source.id)).await?;
+                let source = self.any_drive(&Reference::Id(source.id)).await?;
                 self.check_down(&source)?;
                 check_not_smaller(size, source.size, &source.name)?;
                 drive.image_id = source.image_id;
@@ -339,8 +353,13 @@ impl Shared {
         }
         failpoint::reach("drive-made");
         drive.ready = true;
-        let row = drive.clone();
-        self.store.write(move |tx| drives::made(tx, &row)).await.map_err(store_error)?;
+        let (row, charges) = (drive.clone(), self.tokens.charges(&drive.owner));
+        let made = self.store.write(move |tx| {
+            // What it is made of may be larger than what was asked for.
+            drives::made(tx, &row)?;
+            charges.iter().try_for_each(|charge| charge.check_held(tx))
+        });
+        made.await.map_err(store_error)?;
         failpoint::reach("drive-ready");
         Ok(drive)
     }
@@ -350,6 +369,47 @@ impl Shared {
         self.store.write(move |tx| drives::delete(tx, id)).await.map_err(store_error)?;
         failpoint::reach("drive-forgotten");
         self.drives.delete(&self.paths.drive(id)).await.map_err(drive_error)
+    }
+
+    /// Has a drive grow that nobody else changes; whether all of it can be used now.
+    async fn grow(&self, drive: &DriveRecord, size: ByteSize) -> Result<bool, ToolError> {
+        let path = self.paths.drive(drive.id);
+        let machine = match self.user_of(drive) {
+            Some(handle) => {
+                let shim = ask(&handle, |reply| Command::Machine { reply }).await?;
+                shim.map(|shim| (handle, shim))
+            }
+            None => None,
+        };
+        match machine {
+            None => {
+                self.drives.grow(&path, size, &Progress::default()).await.map_err(drive_error)?;
+                failpoint::reach("drive-grown");
+                self.note_size(drive, size).await?;
+                Ok(true)
+            }
+            Some((handle, shim)) => {
+                self.drives.lengthen(&path, size).await.map_err(drive_error)?;
+                failpoint::reach("drive-lengthened-running");
+                self.note_size(drive, size).await?;
+                Ok(grow_running(&handle, &shim, drive, size).await)
+            }
+        }
+    }
+
+    /// Refuses a growth that a quota does not allow, and counts one that it allows; whether it was counted.
+    async fn claim_growth(&self, drive: &DriveRecord, size: ByteSize) -> Result<bool, ToolError> {
+        let charges = self.tokens.charges(&drive.owner);
+        if charges.is_empty() {
+            return Ok(false);
+        }
+        let (more, id) = (size.as_bytes().saturating_sub(drive.size.as_bytes()), drive.id);
+        let claimed = self.store.write(move |tx| {
+            let more = Usage { disk: more, ..Usage::default() };
+            charges.iter().try_for_each(|charge| charge.check(tx, more, None))?;
+            drives::set_size(tx, id, size)
+        });
+        claimed.await.map(|()| true).map_err(store_error)
     }
 
     async fn note_size(&self, drive: &DriveRecord, size: ByteSize) -> Result<(), ToolError> {
@@ -392,6 +452,20 @@ impl Shared {
             created_at: drive.created_at,
         })
     }
+}
+
+/// Whether a drive exists for a caller: its own ones do, and those of VMs that it sees.
+fn sees_drive(vms: &Registry, caller: &Caller, drive: &DriveRecord) -> bool {
+    let is_of_seen = || {
+        let at = drive.attachment.as_ref();
+        at.is_some_and(|at| vms.get(caller, &Reference::Id(at.vm)).is_ok())
+    };
+    caller.made(&drive.owner) || is_of_seen()
+}
+
+fn no_drive(drive: &Reference<DriveKind>) -> ToolError {
+    ToolError::new(ErrorCode::DriveNotFound, format!("there is no drive {drive}"))
+        .hint("call drive_list to see the drives")
 }
 
 /// Makes a running VM use the new size of its drive. Returns whether all of it can be used now.

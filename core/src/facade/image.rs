@@ -8,6 +8,7 @@ use nexus_schema::tools::image::{
 use nexus_schema::tools::plan::Creation;
 use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
+use super::vm::may_read_host;
 use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
 use crate::op::{Begun, did_you_mean, once, store_error, summary};
 use crate::store::idempotency::Once;
@@ -90,6 +91,7 @@ impl Nexus {
         if let Some(op) = self.shared.ops.earlier(once.as_ref()).await? {
             return self.shared.ops.wait(ctx, op, wait).await.map(Creation::from);
         }
+        may_read_host(&ctx.caller, Some(&params.from))?;
         self.shared.provision.check_image(&params.from).await?;
         if params.dry_run == Some(true) {
             return self.shared.plan_image(&params).await.map(Creation::from);

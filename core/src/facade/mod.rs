@@ -1,6 +1,7 @@
 //! The facade: one method per tool of the host. The tools use nothing else of this crate.
 
 mod asset;
+mod audit;
 mod build;
 mod drive;
 mod image;
@@ -16,6 +17,7 @@ mod stream;
 mod system;
 mod template;
 mod tidy;
+mod token;
 mod tree;
 mod vm;
 mod wait;
@@ -29,6 +31,7 @@ use nexus_schema::limits::{PAGE_DEFAULT, PAGE_MAX, WAIT_DEFAULT, WAIT_MAX};
 use nexus_schema::{ErrorCode, Name, Reference, Timestamp, ToolError};
 use tokio_util::task::TaskTracker;
 
+use crate::access::{Caller, Confirmations, Tokens};
 use crate::config::Config;
 pub use crate::context::Busy;
 use crate::context::{CallLog, Published, Shared, record_calls};
@@ -38,14 +41,14 @@ use crate::egress::{Egresses, Upstream};
 use crate::guest::Link;
 use crate::image::oci::Keychain;
 use crate::net::Nat;
-pub use crate::op::{CallContext, Caller};
+pub use crate::op::CallContext;
 use crate::op::{Ops, store_error, summary};
 use crate::os::leftover;
 use crate::os::lock::{self};
 use crate::os::paths::Paths;
 use crate::os::reserve::Reserve;
 use crate::provision::Provision;
-use crate::store::{Store, StoreError, now, ops};
+use crate::store::{Store, StoreError, now, ops, tokens};
 use crate::vm::recover;
 
 pub use self::stream::{StreamLife, StreamRefusal, VmStream};
@@ -162,6 +165,8 @@ impl Nexus {
         let store = tokio::task::spawn_blocking(move || Store::open(&database))
             .await
             .map_err(|_| StoreError::Closed)??;
+        let tokens = Tokens::default();
+        tokens.load(store.read(tokens::all).await?);
         let instance = store.instance().await?;
         let drives = Drives::probe(&paths.drives())?;
         let (calls, queue) = CallLog::new();
@@ -186,6 +191,8 @@ impl Nexus {
             host: tokio::sync::RwLock::new(None),
             calls,
             lifetimes: Arc::default(),
+            tokens,
+            confirmations: Confirmations::default(),
             instance,
             started_at: now(),
             config,
@@ -196,7 +203,8 @@ impl Nexus {
             lock,
             reserve,
         });
-        shared.tasks.spawn(record_calls(shared.store.clone(), queue));
+        let file = shared.config.audit_file.clone();
+        shared.tasks.spawn(record_calls(shared.store.clone(), queue, file));
         match shared.provision.sync_providers().await {
             Err(error) if error.is_disk_full() => {
                 tracing::warn!(%error, "the disk is full: providers were not updated")
@@ -221,14 +229,19 @@ impl Nexus {
         self.shared.calls.close().await;
     }
 
-    /// Resolves a reference to a VM's id, without IO.
-    pub fn resolve_vm(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
-        self.shared.vms.resolve(vm)
+    /// The id of the VM that a caller means by a reference; in memory.
+    pub fn resolve_vm(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
+        self.shared.vms.resolve(caller, vm)
+    }
+
+    /// The caller that a token's secret belongs to, if the token works; in memory.
+    pub fn authenticate(&self, secret: &str) -> Option<Caller> {
+        self.shared.tokens.authenticate(secret)
     }
 
     /// Returns access to a VM's guest if its tools can be called now, without IO.
     pub fn guest(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<GuestHandle, ToolError> {
-        let handle = self.shared.vms.get(vm)?;
+        let handle = self.shared.vms.get(caller, vm)?;
         let view = handle.view.borrow();
         let record = &view.record;
         if caller.scope.is_some_and(|scope| scope != record.id) {

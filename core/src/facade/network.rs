@@ -25,12 +25,12 @@ impl Nexus {
     /// The tool `network_inspect`.
     pub async fn network_inspect(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: NetworkInspectParams,
     ) -> Result<NetworkInspectOutput, ToolError> {
         let handles = match &params.vm {
-            Some(vm) => vec![self.shared.vms.get(vm)?],
-            None => self.shared.vms.all(),
+            Some(vm) => vec![self.shared.vms.get(&ctx.caller, vm)?],
+            None => self.shared.vms.seen_by(&ctx.caller),
         };
         let state = self.shared.nat.state().await.map_err(network_error);
         let mut vms = Vec::new();
@@ -90,7 +90,7 @@ impl Nexus {
     /// The tool `network_log`.
     pub async fn network_log(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: NetworkLogParams,
     ) -> Result<NetworkLogOutput, ToolError> {
         let limit = page(params.limit)? as usize;
@@ -107,7 +107,7 @@ impl Nexus {
             ),
             None => None,
         };
-        let vm = self.shared.vms.get(&params.vm)?.view.borrow().record.id;
+        let vm = self.shared.vms.get(&ctx.caller, &params.vm)?.view.borrow().record.id;
         loop {
             let directory = self.shared.paths.network();
             let read = tokio::task::spawn_blocking(move || read_log(&directory, vm, from, limit)).await;
@@ -118,7 +118,7 @@ impl Nexus {
             }
             sleep_until((Instant::now() + LOOK).min(deadline)).await;
             // Fails if the VM was deleted meanwhile.
-            self.shared.vms.get(&Reference::Id(vm))?;
+            self.shared.vms.get(&ctx.caller, &Reference::Id(vm))?;
         }
     }
 

@@ -6,6 +6,7 @@ use nexus_schema::tools::vm::{PublishedPort, VmPublishParams, VmUnpublishOutput,
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use super::{CallContext, Nexus};
+use crate::access::Caller;
 use crate::op::store_error;
 use crate::publish::{self, Listener};
 use crate::store::now;
@@ -29,7 +30,7 @@ impl Nexus {
         }
         check_port("guest_port", params.guest_port)?;
         params.host_port.map(|port| check_port("host_port", port)).transpose()?;
-        let handle = self.shared.vms.get(&params.vm)?;
+        let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
         let vm = handle.view.borrow().record.id;
         let wanted = PortRecord { id: 0, vm, guest_port: params.guest_port, host_port: params.host_port };
         let there = self.shared.store.read(move |db| ports::of_vm(db, vm)).await.map_err(store_error)?;
@@ -43,13 +44,16 @@ impl Nexus {
         if let Some(same) = same {
             return Ok(self.shared.published.shown(&self.shared.paths, &same));
         }
-        let (listener, host_port) =
-            if is_socket { self.bind(&wanted).await? } else { self.bind_port(&wanted).await? };
+        let (listener, host_port) = if is_socket {
+            self.bind(&ctx.caller, &wanted).await?
+        } else {
+            self.bind_port(&ctx.caller, &wanted).await?
+        };
         let (row, owner) = (PortRecord { host_port, ..wanted }, ctx.caller.owner.clone());
         let added = self.shared.store.write(move |tx| ports::insert(tx, &row, &owner, now())).await;
         let Some(port) = added.map_err(store_error)? else {
             // Another published port waited for this one, and got it first.
-            return Err(self.taken(host_port.unwrap_or_default()).await);
+            return Err(self.taken(&ctx.caller, host_port.unwrap_or_default()).await);
         };
         let shown = self.shared.published.shown(&self.shared.paths, &port);
         publish::listen(&self.shared, port, Some(listener));
@@ -59,11 +63,11 @@ impl Nexus {
     /// The tool `vm_unpublish`.
     pub async fn vm_unpublish(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: VmUnpublishParams,
     ) -> Result<VmUnpublishOutput, ToolError> {
         check_port("guest_port", params.guest_port)?;
-        let view = self.shared.vms.get(&params.vm)?.view;
+        let view = self.shared.vms.get(&ctx.caller, &params.vm)?.view;
         let (vm, name) = (view.borrow().record.id, view.borrow().record.name.clone());
         let there = self.shared.store.read(move |db| ports::of_vm(db, vm)).await.map_err(store_error)?;
         let (ending, others): (Vec<_>, Vec<_>) = there.into_iter().partition(|port| {
@@ -105,20 +109,24 @@ impl Nexus {
     }
 
     /// Binds the port that the caller chose. Without one, binds the port with the guest's number, or else any free port.
-    async fn bind_port(&self, wanted: &PortRecord) -> Result<(Listener, Option<u16>), ToolError> {
+    async fn bind_port(
+        &self,
+        caller: &Caller,
+        wanted: &PortRecord,
+    ) -> Result<(Listener, Option<u16>), ToolError> {
         if wanted.host_port.is_some() {
-            return self.bind(wanted).await;
+            return self.bind(caller, wanted).await;
         }
         let of_guest = PortRecord { host_port: Some(wanted.guest_port), ..wanted.clone() };
         if of_guest.guest_port >= UNPRIVILEGED
-            && let Ok(bound) = self.bind(&of_guest).await
+            && let Ok(bound) = self.bind(caller, &of_guest).await
         {
             return Ok(bound);
         }
-        self.bind(&PortRecord { host_port: Some(0), ..wanted.clone() }).await
+        self.bind(caller, &PortRecord { host_port: Some(0), ..wanted.clone() }).await
     }
 
-    async fn bind(&self, port: &PortRecord) -> Result<(Listener, Option<u16>), ToolError> {
+    async fn bind(&self, caller: &Caller, port: &PortRecord) -> Result<(Listener, Option<u16>), ToolError> {
         let bound = publish::bind(&self.shared.paths, port).and_then(|listener| {
             let host_port = listener.host_port()?;
             Ok((listener, host_port))
@@ -126,7 +134,7 @@ impl Nexus {
         let wanted = port.host_port.unwrap_or_default();
         match bound {
             Ok(bound) => Ok(bound),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(self.taken(wanted).await),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(self.taken(caller, wanted).await),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(ToolError::new(
                 ErrorCode::HostUnsuitable,
                 format!("the daemon is not permitted to listen on port {wanted}: {error}"),
@@ -139,10 +147,10 @@ impl Nexus {
     }
 
     /// Returns the error for a port of the host that is in use.
-    async fn taken(&self, host_port: u16) -> ToolError {
+    async fn taken(&self, caller: &Caller, host_port: u16) -> ToolError {
         let of_vm = self.shared.store.read(move |db| ports::at(db, host_port)).await.ok().flatten();
         let name = of_vm.and_then(|port| {
-            let vm = self.shared.vms.get(&Reference::Id(port.vm)).ok()?;
+            let vm = self.shared.vms.get(caller, &Reference::Id(port.vm)).ok()?;
             let name = vm.view.borrow().record.name.clone();
             Some(format!("port {} of the VM {name}", port.guest_port))
         });

@@ -20,7 +20,7 @@ pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
     let running = shared.store.read(ops::running).await.map_err(store_error)?;
     for OpRecord { summary, .. } in running {
         let vm = summary.subject_id.as_deref().and_then(|id| id.parse().ok()).map(Reference::Id);
-        let handle = vm.and_then(|vm| shared.vms.get(&vm).ok().map(|handle| (vm, handle)));
+        let handle = vm.and_then(|vm| shared.vms.of_daemon(&vm).ok().map(|handle| (vm, handle)));
         let op = summary.op_id;
         match (summary.tool.as_str(), handle) {
             ("vm_create" | "vm_start", Some((_, handle))) => {

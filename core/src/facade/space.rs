@@ -15,6 +15,7 @@ use nexus_schema::tools::system::DiskUse;
 use nexus_schema::{ErrorCode, ToolError};
 
 use super::{CallContext, Nexus, Shared, patience};
+use crate::access::Deed;
 use crate::op::store_error;
 use crate::os::paths::vm_files;
 use crate::os::remove;
@@ -45,7 +46,7 @@ impl Nexus {
     /// The tool `image_delete`.
     pub async fn image_delete(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: ImageDeleteParams,
     ) -> Result<ImageDeleteOutput, ToolError> {
         self.shared.make_room().await;
@@ -64,7 +65,12 @@ impl Nexus {
         if users.is_empty() {
             return Ok(ImageDeleteOutput { id, name, freed_bytes });
         }
-        Err(ToolError::new(ErrorCode::InUse, format!("the image {name} is in use by {}", users.join(", ")))
+        // Who uses it may be nobody that the caller sees.
+        let by = match ctx.caller.grant() {
+            None => users.join(", "),
+            Some(_) => "VMs, drives, templates or settings".to_owned(),
+        };
+        Err(ToolError::new(ErrorCode::InUse, format!("the image {name} is in use by {by}"))
             .hint("delete or change these first"))
     }
 
@@ -75,6 +81,9 @@ impl Nexus {
         params: PruneParams,
     ) -> Result<OpOutcome<PruneOutput>, ToolError> {
         let wait = patience(params.wait_s)?;
+        let plan = self.shared.pruning(&params).await?;
+        let deed = Deed { tool: "prune", plan };
+        self.shared.confirmations.require(&ctx.caller, deed, params.confirm.as_deref())?;
         self.shared.make_room().await;
         let id = self.shared.begin_op("prune", ctx, None).await?;
         let shared = self.shared.clone();
@@ -103,6 +112,26 @@ impl Shared {
             remove::tree(&self.paths.image(id)).await;
         }
         Ok(users)
+    }
+
+    /// What of a pruning needs a confirmation: images and assets that somebody made or downloaded on purpose.
+    async fn pruning(self: &Arc<Self>, params: &PruneParams) -> Result<Vec<String>, ToolError> {
+        let (images, assets) = (params.images == Some(true), params.assets == Some(true));
+        if params.dry_run == Some(true) || !(images || assets) {
+            return Ok(Vec::new());
+        }
+        let look = PruneParams { dry_run: Some(true), ..params.clone() };
+        let found = self.prune(look, &Progress::default()).await?;
+        let on_purpose = |kind| match kind {
+            PrunedKind::Image => images,
+            PrunedKind::Asset => assets,
+            PrunedKind::BuildLog | PrunedKind::Cache | PrunedKind::Scratch | PrunedKind::History => false,
+        };
+        let removed = found.removed.into_iter().filter(|thing| on_purpose(thing.kind));
+        let mut plan: Vec<_> =
+            removed.map(|thing| format!("remove the {} {}", thing.kind.as_str(), thing.name)).collect();
+        plan.sort_unstable();
+        Ok(plan)
     }
 
     async fn prune(

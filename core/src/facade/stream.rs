@@ -16,6 +16,8 @@ use crate::guest::{GuestStream, StreamError};
 pub struct VmStream {
     /// The VM.
     pub vm: VmId,
+    /// The boot that it is of.
+    pub boot_id: BootId,
     /// The guest's end.
     pub guest: GuestStream,
     /// Tells when the VM's boot ends.
@@ -123,7 +125,7 @@ impl Nexus {
         }
         let owner: &Arc<str> = &caller.owner;
         let place = self.shared.streams.enter(guest.vm, owner)?;
-        let handle = self.shared.vms.get(&Reference::Id(guest.vm))?;
+        let handle = self.shared.vms.get(caller, &Reference::Id(guest.vm))?;
         let directory = self.shared.paths.vm(guest.vm);
         let life = StreamLife { handle, boot_id: guest.boot_id, _place: place, _busy: guest.busy };
         let opened = tokio::select! {
@@ -137,6 +139,6 @@ impl Nexus {
             error: error.to_tool_error(name),
             is_of_guest: matches!(error, StreamError::Refused(_)),
         })?;
-        Ok(VmStream { vm: guest.vm, guest: opened, life })
+        Ok(VmStream { vm: guest.vm, boot_id: guest.boot_id, guest: opened, life })
     }
 }

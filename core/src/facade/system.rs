@@ -1,10 +1,14 @@
 //! The state of Nexus and its host.
 
+use std::collections::BTreeMap;
+
 use nexus_schema::ToolError;
+use nexus_schema::access::Scope;
 use nexus_schema::link::PROTOCOL;
 use nexus_schema::tools::system::{DoctorCheck, DoctorStatus, SystemInfoOutput, SystemInfoParams};
 
 use super::{CallContext, Nexus};
+use crate::access::Caller;
 use crate::op::store_error;
 use crate::store::{SCHEMA_VERSION, StoreError, ops, vms};
 
@@ -33,11 +37,7 @@ impl Nexus {
     ) -> Result<SystemInfoOutput, ToolError> {
         let shared = &self.shared;
         let host = shared.host(true).await?;
-        let (vms, ops_running) = shared
-            .store
-            .read(|db| -> Result<_, StoreError> { Ok((vms::count_by_state(db)?, ops::count_running(db)?)) })
-            .await
-            .map_err(store_error)?;
+        let (vms, ops_running) = self.counts(&ctx.caller).await?;
         let disk_free_bytes = crate::os::disk::free_bytes(shared.paths.root())
             .map_err(|e| ToolError::internal(format!("read the free disk space: {e}")))?;
         let mut doctor = host.report();
@@ -55,8 +55,13 @@ impl Nexus {
             schema_version: SCHEMA_VERSION,
             vms,
             ops_running,
+            audit_lost: shared.calls.lost(),
             disk_free_bytes,
-            disk: shared.disk_use().await?,
+            // How much others have is none of a token's business.
+            disk: match ctx.caller.has(Scope::Admin) {
+                true => shared.disk_use().await?,
+                false => Vec::new(),
+            },
             copy: self.copy_places_of(ctx)?,
             doctor,
         })
@@ -77,5 +82,22 @@ impl Nexus {
             ),
             fix: Some(fix.unwrap_or_else(|| "nexusctl setup-firewall".to_owned())),
         })
+    }
+
+    /// VMs by state and operations under way, as far as they exist for a caller.
+    async fn counts(&self, caller: &Caller) -> Result<(BTreeMap<String, u64>, u64), ToolError> {
+        if caller.has(Scope::Admin) {
+            let counts = self.shared.store.read(|db| -> Result<_, StoreError> {
+                Ok((vms::count_by_state(db)?, ops::count_running(db)?))
+            });
+            return counts.await.map_err(store_error);
+        }
+        let mut vms = BTreeMap::new();
+        for handle in self.shared.vms.seen_by(caller) {
+            *vms.entry(handle.view.borrow().record.state.as_str().to_owned()).or_default() += 1;
+        }
+        let running = self.shared.store.read(ops::running).await.map_err(store_error)?;
+        let seen = running.iter().filter(|op| self.sees_op(caller, &op.summary)).count();
+        Ok((vms, seen as u64))
     }
 }

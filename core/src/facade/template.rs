@@ -13,6 +13,7 @@ use nexus_schema::tools::template::{
 };
 use nexus_schema::{ErrorCode, Name, ToolError};
 
+use super::vm::may_read_host;
 use super::{CallContext, Nexus, Shared, cut_page, page};
 use crate::op::store_error;
 use crate::os::paths::GUEST_SERVICES;
@@ -42,6 +43,7 @@ impl Nexus {
             init: params.init.unwrap_or_default(),
             size: params.size.filter(|size| size.as_bytes() > 0),
         };
+        may_read_host(&ctx.caller, Some(&spec.source))?;
         self.shared.check_template(&spec).await?;
         let at = now();
         let record = TemplateRecord {
@@ -71,6 +73,7 @@ impl Nexus {
         }
         let spec = &mut record.spec;
         if let Some(source) = params.source {
+            may_read_host(&ctx.caller, Some(&source))?;
             spec.source = source;
         }
         for path in params.remove_overlays {

@@ -116,16 +116,18 @@ impl Nexus {
         let places = self.shared.copy_places(ctx);
         places.make_scratch()?;
         let shown = |path: &Path| path.display().to_string();
-        Ok(CopyPlaces {
-            roots: places.roots.iter().map(|root| shown(root)).collect(),
-            scratch: shown(&places.scratch),
-        })
+        Ok(CopyPlaces { roots: places.roots().map(shown).collect(), scratch: shown(&places.scratch) })
     }
 }
 
 impl Shared {
     fn copy_places(&self, ctx: &CallContext) -> Places {
-        Places { roots: self.config.copy_roots.clone(), scratch: self.paths.of_client(&ctx.caller.owner) }
+        let scratch = self.paths.of_client(&ctx.caller.owner);
+        let configured = &self.config.copy_roots;
+        match ctx.caller.grant() {
+            None => Places::new(configured, scratch),
+            Some(grant) => Places::narrowed(configured, grant.roots(), scratch),
+        }
     }
 
     fn streams_of(&self, handle: &GuestHandle, ctx: &CallContext) -> Guest {

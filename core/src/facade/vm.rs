@@ -1,7 +1,9 @@
 //! The VM tools.
 
-use nexus_schema::id::VmKind;
+use nexus_schema::access::Scope;
+use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
+use nexus_schema::network::{NetworkMode, NetworkPolicy, NetworkPreset, NetworkRule};
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::op::ALREADY;
 use nexus_schema::tools::plan::Creation;
@@ -12,11 +14,14 @@ use nexus_schema::tools::vm::{
 };
 use nexus_schema::{ErrorCode, Reference, ToolError};
 
-use super::{CallContext, Nexus, cut_page, number_cursor, page, patience};
+use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience};
+use crate::access::{Caller, Deed};
 use crate::context::{Change, Command, Decision, Handle, View, not_found};
+use crate::egress;
 use crate::op::{StoredResult, store_error};
-use crate::store::{history, now, vms};
+use crate::store::{StoreError, history, now, vms};
 use crate::vm::create::{self, ask, restart_and_wait, start_and_wait, stop_and_wait};
+use crate::vm::defaults;
 use crate::vm::details;
 use crate::vm::policy;
 use crate::vmm::console;
@@ -29,6 +34,7 @@ impl Nexus {
         params: VmCreateParams,
     ) -> Result<Creation<VmDetails>, ToolError> {
         let wait = patience(params.wait_s)?;
+        self.shared.may_create(&ctx.caller, &params).await?;
         if params.dry_run == Some(true) {
             return self.shared.plan_vm(&params).await.map(Creation::from);
         }
@@ -37,21 +43,31 @@ impl Nexus {
     }
 
     /// The tool `vm_list`.
-    pub async fn vm_list(&self, _: &CallContext, params: VmListParams) -> Result<VmListOutput, ToolError> {
+    pub async fn vm_list(&self, ctx: &CallContext, params: VmListParams) -> Result<VmListOutput, ToolError> {
         let limit = page(params.limit)?;
-        let rows = self
-            .shared
-            .store
-            .read(move |db| vms::list(db, params.state, &params.tags, params.cursor.as_deref(), limit + 1))
-            .await
-            .map_err(store_error)?;
+        let caller = ctx.caller.clone();
+        let rows = self.shared.store.read(move |db| {
+            seen_rows(
+                limit + 1,
+                params.cursor,
+                |row: &vms::VmRecord| row.name.to_string(),
+                |after, limit| vms::list(db, params.state, &params.tags, after, limit),
+                |row| caller.sees(row),
+            )
+        });
+        let rows = rows.await.map_err(store_error)?;
         let (rows, next_cursor) = cut_page(rows, limit, |row| row.name.to_string());
         Ok(VmListOutput { vms: rows.iter().map(View::summary).collect(), next_cursor })
     }
 
     /// The tool `vm_inspect`.
-    pub async fn vm_inspect(&self, _: &CallContext, params: VmInspectParams) -> Result<VmDetails, ToolError> {
-        let mut details = details(&self.shared, &params.vm).await?;
+    pub async fn vm_inspect(
+        &self,
+        ctx: &CallContext,
+        params: VmInspectParams,
+    ) -> Result<VmDetails, ToolError> {
+        let vm = self.shared.vms.resolve(&ctx.caller, &params.vm)?;
+        let mut details = details(&self.shared, &Reference::Id(vm)).await?;
         if let Some(process) = &mut details.process {
             process.walls = crate::vmm::walls_of(process.pid);
         }
@@ -65,7 +81,7 @@ impl Nexus {
         params: VmStartParams,
     ) -> Result<OpOutcome<VmDetails>, ToolError> {
         let wait = patience(params.wait_s)?;
-        let handle = self.shared.vms.get(&params.vm)?;
+        let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
         let record = handle.view.borrow().record.clone();
         policy::start(record.name.as_str(), record.state)?;
         let op = self.shared.begin_op("vm_start", ctx, subject(&record)).await?;
@@ -89,7 +105,7 @@ impl Nexus {
     ) -> Result<OpOutcome<VmDetails>, ToolError> {
         let wait = patience(params.wait_s)?;
         let force = params.force.unwrap_or(false);
-        let handle = self.shared.vms.get(&params.vm)?;
+        let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
         let record = handle.view.borrow().record.clone();
         policy::stop(record.name.as_str(), record.state)?;
         policy::same_boot(record.name.as_str(), record.boot_id, params.if_boot_id)?;
@@ -113,7 +129,7 @@ impl Nexus {
     ) -> Result<OpOutcome<VmDetails>, ToolError> {
         let wait = patience(params.wait_s)?;
         let (force, if_boot) = (params.force.unwrap_or(false), params.if_boot_id);
-        let handle = self.shared.vms.get(&params.vm)?;
+        let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
         let record = handle.view.borrow().record.clone();
         policy::restart(record.name.as_str(), record.state)?;
         policy::same_boot(record.name.as_str(), record.boot_id, if_boot)?;
@@ -147,7 +163,9 @@ impl Nexus {
         };
         match (&params.vm, params.tags.is_empty()) {
             (Some(vm), true) => {
-                let handle = self.shared.vms.get(vm)?;
+                let handle = self.shared.vms.get(&ctx.caller, vm)?;
+                let deed = deletion(&ctx.caller, std::slice::from_ref(&handle));
+                self.shared.confirmations.require(&ctx.caller, deed, params.confirm.as_deref())?;
                 self.shared.make_room().await;
                 Ok(VmDeleteOutput { done: true, deleted: vec![delete(&handle).await?], failed: Vec::new() })
             }
@@ -156,13 +174,17 @@ impl Nexus {
                     .hint("give vm instead of tags"))
             }
             (None, false) => {
+                let mut handles = self.shared.vms.seen_by(&ctx.caller);
+                handles.retain(|handle| {
+                    let tags = &handle.view.borrow().record.tags;
+                    params.tags.iter().all(|(key, value)| tags.get(key) == Some(value))
+                });
+                let deed = deletion(&ctx.caller, &handles);
+                self.shared.confirmations.require(&ctx.caller, deed, params.confirm.as_deref())?;
                 self.shared.make_room().await;
                 let (mut deleted, mut failed) = (Vec::new(), Vec::new());
-                for handle in self.shared.vms.all() {
+                for handle in handles {
                     let record = handle.view.borrow().record.clone();
-                    if !params.tags.iter().all(|(key, value)| record.tags.get(key) == Some(value)) {
-                        continue;
-                    }
                     match delete(&handle).await {
                         Ok(gone) => deleted.push(gone),
                         // Another call deleted it first.
@@ -184,6 +206,10 @@ impl Nexus {
 
     /// The tool `vm_update`.
     pub async fn vm_update(&self, ctx: &CallContext, params: VmUpdateParams) -> Result<VmDetails, ToolError> {
+        let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
+        let record = handle.view.borrow().record.clone();
+        let deed = opening(&ctx.caller, &record, &params);
+        self.shared.confirmations.require(&ctx.caller, deed, params.confirm.as_deref())?;
         let change = Change {
             tags: params.tags,
             remove_tags: params.remove_tags,
@@ -203,7 +229,7 @@ impl Nexus {
         vm: &Reference<VmKind>,
         change: Change,
     ) -> Result<VmDetails, ToolError> {
-        let handle = self.shared.vms.get(vm)?;
+        let handle = self.shared.vms.get(&ctx.caller, vm)?;
         let id = handle.view.borrow().record.id;
         let (who, change) = (ctx.caller.owner.to_string(), Box::new(change));
         ask(&handle, |reply| Command::Update { who, change, reply }).await?;
@@ -211,7 +237,7 @@ impl Nexus {
     }
 
     /// The tool `vm_logs`.
-    pub async fn vm_logs(&self, _: &CallContext, params: VmLogsParams) -> Result<VmLogsOutput, ToolError> {
+    pub async fn vm_logs(&self, ctx: &CallContext, params: VmLogsParams) -> Result<VmLogsOutput, ToolError> {
         let wait = match params.wait_s {
             Some(_) => patience(params.wait_s)?,
             None => std::time::Duration::ZERO,
@@ -220,7 +246,7 @@ impl Nexus {
         if !(1..=OUTPUT_MAX).contains(&max) {
             return Err(ToolError::invalid(format!("max_bytes must be 1 to {OUTPUT_MAX}, got {max}")));
         }
-        let handle = self.shared.vms.get(&params.vm)?;
+        let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
         let directory = self.shared.paths.vm(handle.view.borrow().record.id);
         let deadline = tokio::time::Instant::now() + wait;
         loop {
@@ -253,22 +279,12 @@ impl Nexus {
     /// The tool `vm_history`.
     pub async fn vm_history(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: VmHistoryParams,
     ) -> Result<VmHistoryOutput, ToolError> {
         let limit = page(params.limit)?;
         let before = number_cursor(params.cursor.as_deref())?;
-        let id = match &params.vm {
-            Reference::Id(id) => *id,
-            Reference::Name(name) => match self.shared.vms.resolve(&params.vm) {
-                Ok(id) => id,
-                Err(not_found) => {
-                    let name = name.clone();
-                    let past = self.shared.store.read(move |db| history::last_of_name(db, &name)).await;
-                    past.map_err(store_error)?.ok_or(not_found)?
-                }
-            },
-        };
+        let id = self.shared.past_vm(&ctx.caller, &params.vm).await?;
         let rows = self
             .shared
             .store
@@ -280,6 +296,154 @@ impl Nexus {
         }
         let (rows, next_cursor) = cut_page(rows, limit, |(seq, _)| seq.to_string());
         Ok(VmHistoryOutput { id, transitions: rows.into_iter().map(|(_, t)| t).collect(), next_cursor })
+    }
+}
+
+impl Shared {
+    /// The id of a VM that a caller sees; or of a deleted one that it made, if it has a token, the last one of that name.
+    pub(super) async fn past_vm(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
+        let not_found = match self.vms.resolve(caller, vm) {
+            Ok(id) => return Ok(id),
+            Err(not_found) => not_found,
+        };
+        let (wanted, caller) = (vm.clone(), caller.clone());
+        let past = self.store.read(move |db| history::past(db, &wanted)).await.map_err(store_error)?;
+        // One that still exists and that the caller does not see is none of its own either.
+        let there = |id: &VmId| self.vms.of_daemon(&Reference::Id(*id)).is_ok();
+        let seen = past.into_iter().find(|(id, maker)| caller.made(maker) && !there(id));
+        seen.map(|(id, _)| id).ok_or(not_found)
+    }
+
+    /// Refuses what a token may not ask for in a new VM, before anything changes.
+    async fn may_create(&self, caller: &Caller, params: &VmCreateParams) -> Result<(), ToolError> {
+        if caller.grant().is_none() {
+            return Ok(());
+        }
+        may_read_host(caller, params.from.as_deref())?;
+        may_read_host(caller, params.kernel.as_deref())?;
+        let Some(asked) = params.network.as_ref().filter(|_| !caller.has(Scope::Network)) else {
+            return Ok(());
+        };
+        let default = defaults::read(&self.store).await?.network;
+        let [before, after] = [None, Some(asked)].map(|asked| egress::starting(default, asked));
+        let (Ok(before), Ok(after)) = (before, after) else { return Ok(()) };
+        let opened = openings(&before, &after);
+        if opened.is_empty() {
+            return Ok(());
+        }
+        let message =
+            format!("this token lacks the scope network, which a new VM needs to {}", opened.join(", "));
+        Err(ToolError::new(ErrorCode::Forbidden, message)
+            .hint("leave that out of network, or ask for a token with the scope network"))
+    }
+}
+
+/// Refuses to tokens sources that are files of the host or addresses of any server: a token could read all that the daemon can
+/// otherwise.
+pub(super) fn may_read_host(caller: &Caller, source: Option<&str>) -> Result<(), ToolError> {
+    let is_shared = source.is_none_or(|source| {
+        let known = ["oci:", "image:", "template:"].iter().any(|word| source.starts_with(word));
+        let bare = source.strip_prefix("rootfs:").unwrap_or(source);
+        known || !bare.contains([':', '/'])
+    });
+    if is_shared || caller.has(Scope::Admin) {
+        return Ok(());
+    }
+    let message = "files of the host and addresses as sources need the scope admin, which this token lacks";
+    Err(ToolError::new(ErrorCode::Forbidden, message)
+        .hint("use an image, or a source such as oci:REF or rootfs:PROVIDER"))
+}
+
+/// What of the deletion of VMs needs a confirmation: drives with data, and VMs that others made.
+fn deletion(caller: &Caller, handles: &[Handle]) -> Deed {
+    let mut plan: Vec<String> = Vec::new();
+    for handle in handles {
+        let view = handle.view.borrow();
+        let record = &view.record;
+        let mut why = Vec::new();
+        let drives: Vec<&str> =
+            view.drives.iter().filter(|drive| !drive.is_root()).map(|drive| drive.name.as_str()).collect();
+        if !drives.is_empty() {
+            why.push(format!("has the data drives {}", drives.join(", ")));
+        }
+        if !caller.is_maker(&record.owner) {
+            why.push(format!("was made by {}", record.owner));
+        }
+        // Refused anyway.
+        if !why.is_empty() && !record.protected {
+            plan.push(format!("delete the VM {} ({}), which {}", record.name, record.id, why.join(" and ")));
+        }
+    }
+    plan.sort_unstable();
+    Deed { tool: "vm_delete", plan }
+}
+
+/// What of a change needs a confirmation: to take protection away, and to open the network without the scope for it.
+fn opening(caller: &Caller, record: &vms::VmRecord, params: &VmUpdateParams) -> Deed {
+    let mut plan = Vec::new();
+    if record.protected && params.protected == Some(false) {
+        plan.push(format!("allow the deletion of the protected VM {} ({})", record.name, record.id));
+    }
+    let asked = params.network.as_ref().filter(|_| !caller.has(Scope::Network));
+    let after = asked.and_then(|asked| egress::merge(&record.spec.network, asked).ok());
+    let opened = after.map(|after| openings(&record.spec.network, &after)).unwrap_or_default();
+    plan.extend(opened.into_iter().map(|what| format!("for the VM {} ({}) {what}", record.name, record.id)));
+    Deed { tool: "vm_update", plan }
+}
+
+/// What a policy opens that another one does not, a sentence each.
+fn openings(before: &NetworkPolicy, after: &NetworkPolicy) -> Vec<String> {
+    if after.mode == NetworkMode::None {
+        return Vec::new();
+    }
+    let mut opened = Vec::new();
+    if before.mode == NetworkMode::None {
+        opened.push("turn the network on".to_owned());
+    }
+    if after.preset == NetworkPreset::Open && before.preset != NetworkPreset::Open {
+        opened.push("open private networks".to_owned());
+    }
+    if after.allow.is_empty() && !before.allow.is_empty() {
+        opened.push("allow all that the preset allows".to_owned());
+    }
+    let list =
+        |rules: Vec<&NetworkRule>| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    // The first list only restricts, except for addresses of private ranges: each entry is shown.
+    let added: Vec<_> = after.allow.iter().filter(|rule| !before.allow.contains(rule)).collect();
+    let restricts = before.allow.is_empty() && added.iter().all(|rule| !rule.is_address());
+    if !added.is_empty() && !restricts {
+        opened.push(format!("allow {}", list(added)));
+    }
+    let removed: Vec<_> = before.deny.iter().filter(|rule| !after.deny.contains(rule)).collect();
+    if !removed.is_empty() {
+        opened.push(format!("no longer deny {}", list(removed)));
+    }
+    let joined: Vec<_> = after.groups.iter().filter(|group| !before.groups.contains(group)).collect();
+    if !joined.is_empty() {
+        let joined: Vec<_> = joined.iter().map(|group| group.as_str()).collect();
+        opened.push(format!("join the groups {}", joined.join(", ")));
+    }
+    opened
+}
+
+/// Reads rows page by page until there are `limit` that a caller sees.
+pub(super) fn seen_rows<R>(
+    limit: u32,
+    mut after: Option<String>,
+    cursor: impl Fn(&R) -> String,
+    read: impl Fn(Option<&str>, u32) -> Result<Vec<R>, StoreError>,
+    sees: impl Fn(&R) -> bool,
+) -> Result<Vec<R>, StoreError> {
+    let mut seen = Vec::new();
+    loop {
+        let rows = read(after.as_deref(), limit)?;
+        let is_last = rows.len() < limit as usize;
+        after = rows.last().map(&cursor).or(after);
+        seen.extend(rows.into_iter().filter(&sees));
+        if is_last || seen.len() >= limit as usize {
+            seen.truncate(limit as usize);
+            return Ok(seen);
+        }
     }
 }
 

@@ -73,7 +73,7 @@ impl Nexus {
     pub async fn vm_wait(&self, ctx: &CallContext, params: VmWaitParams) -> Result<VmWaitOutput, ToolError> {
         let wait = patience(params.wait_s)?;
         let goal = Goal::of(&params)?;
-        let handle = self.shared.vms.get(&params.vm)?;
+        let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
         let (id, _busy) = (handle.view.borrow().record.id, handle.activity.begin());
         let waiting = Waiting {
             handle: &handle,

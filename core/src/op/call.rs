@@ -1,21 +1,11 @@
 //! One call: its caller, and how its failures are reported.
 
-use std::sync::Arc;
-
 use nexus_schema::error::chain;
-use nexus_schema::id::VmId;
 use nexus_schema::tools::op::OpProgress;
 use nexus_schema::{ErrorCode, ToolError};
 use tokio::sync::watch;
 
-/// The caller.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    /// `uid:N` of the peer, or the token's name.
-    pub owner: Arc<str>,
-    /// The one VM that this caller may see, on a scoped endpoint.
-    pub scope: Option<VmId>,
-}
+use crate::access::Caller;
 
 /// One call: its caller, and where its progress is sent.
 #[derive(Debug, Clone)]

@@ -7,9 +7,9 @@ mod near;
 mod once;
 mod runner;
 
+pub use call::CallContext;
 pub(crate) use call::described;
-pub use call::{CallContext, Caller};
 pub(crate) use caught::{caught, message_of};
 pub(crate) use near::did_you_mean;
 pub(crate) use once::{Begun, once};
-pub(crate) use runner::{Ops, StoredResult, store_error, summary};
+pub(crate) use runner::{Ops, StoredResult, no_op, store_error, summary};

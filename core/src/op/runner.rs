@@ -234,10 +234,7 @@ impl Ops {
     /// The current state of one operation.
     pub(crate) async fn record(&self, op: OpId) -> Result<OpRecord, ToolError> {
         let found = self.store.read(move |db| ops::get(db, op)).await.map_err(store_error)?;
-        let mut record = found.ok_or_else(|| {
-            ToolError::new(ErrorCode::OpNotFound, format!("there is no operation {op}"))
-                .hint("call op_list to see the operations")
-        })?;
+        let mut record = found.ok_or_else(|| no_op(op))?;
         self.overlay(&mut record);
         Ok(record)
     }
@@ -319,6 +316,12 @@ async fn ended(ended: &mut watch::Receiver<bool>) {
     ended.wait_for(|ended| *ended).await.ok();
 }
 
+/// There is no such operation.
+pub(crate) fn no_op(op: OpId) -> ToolError {
+    ToolError::new(ErrorCode::OpNotFound, format!("there is no operation {op}"))
+        .hint("call op_list to see the operations")
+}
+
 /// How a failure of the store is reported.
 pub(crate) fn store_error(error: StoreError) -> ToolError {
     match error {
@@ -329,6 +332,8 @@ pub(crate) fn store_error(error: StoreError) -> ToolError {
         StoreError::Changed { what } => {
             ToolError::new(ErrorCode::Changed, format!("{what} changed while the call ran")).hint("try again")
         }
+        StoreError::QuotaExceeded { what } => ToolError::new(ErrorCode::QuotaExceeded, what)
+            .hint("delete VMs or drives that are no longer needed, ask for less, or ask for a token with a larger quota"),
         StoreError::NoCid => ToolError::new(ErrorCode::Busy, "all vsock context ids are in use")
             .hint("delete VMs that are not needed any more"),
         StoreError::NoAddress => ToolError::new(

@@ -92,7 +92,7 @@ pub(super) async fn serve(
 }
 
 pub(super) fn find(shared: &Shared, vm: VmId) -> Option<Handle> {
-    shared.vms.get(&Reference::Id(vm)).ok()
+    shared.vms.of_daemon(&Reference::Id(vm)).ok()
 }
 
 /// Waits until a VM is deleted or its task has ended.

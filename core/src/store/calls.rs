@@ -1,18 +1,19 @@
-//! The call log: time, caller, tool, VM, duration and outcome; never contents.
+//! The audit log: time, caller, tool, VM, boot, duration, outcome, sizes and what decided; never contents.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nexus_schema::Timestamp;
-use nexus_schema::id::VmId;
-use rusqlite::{Connection, params};
+use nexus_schema::id::{BootId, VmId};
+use nexus_schema::tools::audit::AuditEntry;
+use rusqlite::{Connection, Row, params};
 
 use super::StoreError;
-use super::columns::signed;
+use super::columns::{RowExt, signed};
 
 /// How many calls are kept.
-const KEPT: i64 = 100_000;
+const KEPT: i64 = 1_000_000;
 
 /// One call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,16 +26,50 @@ pub struct CallRecord {
     pub tool: Cow<'static, str>,
     /// For which VM.
     pub vm: Option<VmId>,
+    /// Which boot of it answered.
+    pub boot: Option<BootId>,
     /// How long it took.
     pub duration: Duration,
     /// `ok`, or the error's code.
     pub outcome: &'static str,
+    /// What allowed or denied it.
+    pub rule: &'static str,
+    /// Whether it was denied.
+    pub denied: bool,
+    /// Bytes of its arguments, or to the guest.
+    pub bytes_in: u64,
+    /// Bytes of its result, or from the guest.
+    pub bytes_out: u64,
+}
+
+impl CallRecord {
+    /// A line of the exported log: JSON, without a number.
+    pub fn line(&self) -> String {
+        serde_json::json!({
+            "at": self.started,
+            "caller": &*self.owner,
+            "tool": &*self.tool,
+            "vm": self.vm,
+            "boot_id": self.boot,
+            "duration_us": micros(self.duration),
+            "outcome": self.outcome,
+            "rule": self.rule,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+        })
+        .to_string()
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Adds calls, and deletes the oldest beyond the maximum number.
 pub fn insert(tx: &Connection, calls: &[CallRecord]) -> Result<(), StoreError> {
     let mut statement = tx.prepare_cached(
-        "INSERT INTO calls (at, owner, tool, vm_id, duration_us, outcome) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO calls (at, owner, tool, vm_id, duration_us, outcome, boot_id, rule, denied, bytes_in, bytes_out)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?;
     for call in calls {
         statement.execute(params![
@@ -42,12 +77,103 @@ pub fn insert(tx: &Connection, calls: &[CallRecord]) -> Result<(), StoreError> {
             call.owner,
             call.tool,
             call.vm.map(|id| id.as_i64()),
-            signed(u64::try_from(call.duration.as_micros()).unwrap_or(u64::MAX)),
+            signed(micros(call.duration)),
             call.outcome,
+            call.boot.map(|id| id.as_i64()),
+            call.rule,
+            call.denied,
+            signed(call.bytes_in),
+            signed(call.bytes_out),
         ])?;
     }
     tx.prepare_cached("DELETE FROM calls WHERE seq <= (SELECT max(seq) FROM calls) - ?1")?.execute([KEPT])?;
     Ok(())
+}
+
+/// Which calls are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Of this VM.
+    pub vm: Option<VmId>,
+    /// Of this caller.
+    pub owner: Option<String>,
+    /// Of this tool.
+    pub tool: Option<String>,
+    /// With this outcome; `denied` for all that were denied.
+    pub outcome: Option<String>,
+    /// Started at this time or later.
+    pub since: Option<Timestamp>,
+    /// Started before this time.
+    pub until: Option<Timestamp>,
+    /// With a higher number, oldest first.
+    pub after: Option<i64>,
+    /// With a lower number.
+    pub before: Option<i64>,
+}
+
+/// The outcome of calls that were denied, in a filter.
+const DENIED: &str = "denied";
+
+fn entry(row: &Row<'_>) -> rusqlite::Result<AuditEntry> {
+    Ok(AuditEntry {
+        seq: row.unsigned("seq")?,
+        at: row.time("at")?,
+        caller: row.get("owner")?,
+        tool: row.get("tool")?,
+        vm: row.id_opt("vm_id")?,
+        boot_id: row.id_opt("boot_id")?,
+        duration_us: row.unsigned("duration_us")?,
+        outcome: row.get("outcome")?,
+        rule: row.get("rule")?,
+        bytes_in: row.unsigned("bytes_in")?,
+        bytes_out: row.unsigned("bytes_out")?,
+    })
+}
+
+/// At most `limit` calls, newest first, or oldest first after a number; and the number of the newest call in the log.
+pub fn list(db: &Connection, wanted: &Wanted, limit: u32) -> Result<(Vec<AuditEntry>, i64), StoreError> {
+    let newest: i64 = db.query_row("SELECT coalesce(max(seq), 0) FROM calls", [], |row| row.get(0))?;
+    let mut conditions = vec!["seq <= ?1"];
+    let (vm, since) = (wanted.vm.map(|id| id.as_i64()), wanted.since.map(Timestamp::as_millis));
+    let until = wanted.until.map(Timestamp::as_millis);
+    let is_denied = wanted.outcome.as_deref() == Some(DENIED);
+    // Only the conditions that matter, so that SQLite uses the index of each.
+    for (matters, condition) in [
+        (vm.is_some(), "vm_id = ?2"),
+        (wanted.owner.is_some(), "owner = ?3"),
+        (wanted.tool.is_some(), "tool = ?4"),
+        (is_denied, "denied"),
+        (wanted.outcome.is_some() && !is_denied, "outcome = ?5"),
+        (since.is_some(), "at >= ?6"),
+        (until.is_some(), "at < ?7"),
+        (wanted.after.is_some(), "seq > ?8"),
+        (wanted.before.is_some(), "seq < ?9"),
+    ] {
+        conditions.extend(matters.then_some(condition));
+    }
+    let order = if wanted.after.is_some() { "ASC" } else { "DESC" };
+    let sql = format!(
+        "SELECT * FROM calls WHERE {} AND coalesce(?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1) IS NOT NULL
+         ORDER BY seq {order} LIMIT ?10",
+        conditions.join(" AND ")
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let rows = statement.query_map(
+        params![
+            newest,
+            vm,
+            wanted.owner,
+            wanted.tool,
+            wanted.outcome,
+            since,
+            until,
+            wanted.after,
+            wanted.before,
+            limit
+        ],
+        entry,
+    )?;
+    Ok((rows.collect::<Result<_, _>>()?, newest))
 }
 
 /// How many calls are stored.

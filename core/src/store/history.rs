@@ -1,9 +1,9 @@
 //! The history of VMs; kept after a VM is deleted.
 
-use nexus_schema::id::{BootId, VmId};
+use nexus_schema::id::{BootId, VmId, VmKind};
 use nexus_schema::tools::vm::{VmState, VmTransition};
-use nexus_schema::{Name, Timestamp};
-use rusqlite::{Connection, OptionalExtension, params};
+use nexus_schema::{Name, Reference, Timestamp};
+use rusqlite::{Connection, params};
 
 use super::columns::RowExt;
 use super::{StoreError, now};
@@ -53,12 +53,22 @@ pub fn forget(tx: &Connection, before: Timestamp, per_vm: u32) -> Result<usize, 
     )?)
 }
 
-/// The last VM with this name, even if it was deleted.
-pub fn last_of_name(db: &Connection, name: &Name) -> Result<Option<VmId>, StoreError> {
-    Ok(db
-        .prepare_cached("SELECT vm_id FROM vm_history WHERE vm_name = ?1 ORDER BY seq DESC LIMIT 1")?
-        .query_row([name.as_str()], |row| row.id("vm_id"))
-        .optional()?)
+/// How many VMs of one name are looked at.
+const NAMESAKES_MAX: u32 = 1000;
+
+/// The VMs that a reference meant, deleted ones too, the last one first; each with who made it, as far as its history says.
+pub fn past(db: &Connection, vm: &Reference<VmKind>) -> Result<Vec<(VmId, String)>, StoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT vm_id, (SELECT who FROM vm_history first WHERE first.vm_id = named.vm_id ORDER BY seq LIMIT 1) AS maker
+         FROM vm_history named WHERE vm_name = ?1 OR vm_id = ?2 GROUP BY vm_id ORDER BY max(seq) DESC LIMIT ?3",
+    )?;
+    let (name, id) = match vm {
+        Reference::Id(id) => (None, Some(id.as_i64())),
+        Reference::Name(name) => (Some(name.as_str()), None),
+    };
+    let rows = statement
+        .query_map(params![name, id, NAMESAKES_MAX], |row| Ok((row.id("vm_id")?, row.get("maker")?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// A page of a VM's changes before number `before`, newest first, each with its number.

@@ -17,6 +17,7 @@ pub mod ports;
 pub mod providers;
 pub mod settings;
 pub mod templates;
+pub mod tokens;
 pub mod vms;
 
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest schema version that this build supports.
-pub const SCHEMA_VERSION: u32 = 9;
+pub const SCHEMA_VERSION: u32 = 10;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -43,6 +44,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0007.sql")),
         M::up(include_str!("migrations/0008.sql")),
         M::up(include_str!("migrations/0009.sql")),
+        M::up(include_str!("migrations/0011.sql")),
     ])
 }
 
@@ -96,6 +98,12 @@ pub enum StoreError {
     #[error("{what} changed meanwhile")]
     Changed {
         /// Which row.
+        what: String,
+    },
+    /// A token's quota does not allow what is to be made.
+    #[error("{what}")]
+    QuotaExceeded {
+        /// Which quota, what is used of it, and what is wanted.
         what: String,
     },
     /// No context id is free.
@@ -191,6 +199,34 @@ impl Store {
             let value = work(&tx)?;
             tx.commit().map_err(|source| E::from(source.into()))?;
             Ok(value)
+        })
+        .await
+    }
+
+    /// Like [`Store::write`], but without waiting until the disk has it: a killed daemon loses nothing, a host that loses power may
+    /// lose the last rows.
+    pub async fn write_unsynced<T, E>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let connection = self.writer.clone();
+        on_blocking_thread(move || {
+            let mut connection = lock(&connection);
+            let failed = |source: rusqlite::Error| E::from(source.into());
+            connection.pragma_update(None, "synchronous", "normal").map_err(failed)?;
+            let done = (|| {
+                let tx =
+                    connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+                let value = work(&tx)?;
+                tx.commit().map_err(failed)?;
+                Ok(value)
+            })();
+            connection.pragma_update(None, "synchronous", "full").map_err(failed)?;
+            done
         })
         .await
     }

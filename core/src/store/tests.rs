@@ -249,11 +249,11 @@ async fn history_outlives_the_vm() {
         assert_eq!(all[0].1.to, None, "newest first");
         assert_eq!(history::list(tx, row.id, Some(all[0].0), 10)?.len(), 1);
         // By name: the last one that had it.
-        assert_eq!(history::last_of_name(tx, &row.name)?, Some(row.id));
+        assert_eq!(history::past(tx, &Reference::Name(row.name.clone()))?[0].0, row.id);
         let next = vm("web", 4);
         history::insert(tx, next.id, &next.name, None, Some(VmState::Created), "asked for", "uid:0", None)?;
-        assert_eq!(history::last_of_name(tx, &row.name)?, Some(next.id));
-        assert_eq!(history::last_of_name(tx, &"other".parse().unwrap())?, None);
+        assert_eq!(history::past(tx, &Reference::Name(row.name.clone()))?[0].0, next.id);
+        assert!(history::past(tx, &"other".parse().unwrap())?.is_empty());
         Ok(())
     })
     .await

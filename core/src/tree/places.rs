@@ -23,10 +23,31 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 /// The places of one client.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
-    /// The allowed directories of the configuration.
-    pub(crate) roots: Vec<PathBuf>,
+    roots: Vec<Root>,
     /// The client's own folder, which is made on demand.
     pub(crate) scratch: PathBuf,
+}
+
+/// A directory that a client may use: one of the configuration, or one below it, which is reached without following links.
+#[derive(Debug, Clone)]
+struct Root {
+    configured: PathBuf,
+    below: PathBuf,
+    path: PathBuf,
+}
+
+impl Root {
+    fn of(path: &Path) -> Self {
+        Self { configured: path.to_owned(), below: PathBuf::new(), path: path.to_owned() }
+    }
+
+    fn open(&self) -> Result<OwnedFd, Errno> {
+        let root = rustix::fs::open(&self.configured, PASSAGE, Mode::empty())?;
+        if self.below.as_os_str().is_empty() {
+            return Ok(root);
+        }
+        rustix::fs::openat2(root, &self.below, PASSAGE, Mode::empty(), BENEATH | ResolveFlags::NO_SYMLINKS)
+    }
 }
 
 /// A path of the host that a client may use.
@@ -42,6 +63,30 @@ pub(crate) struct HostPath {
 }
 
 impl Places {
+    /// The places of a client that may use all configured directories.
+    pub(crate) fn new(configured: &[PathBuf], scratch: PathBuf) -> Self {
+        Self { roots: configured.iter().map(|path| Root::of(path)).collect(), scratch }
+    }
+
+    /// The places of a client that may use these directories only, as far as they are configured or below one that is.
+    pub(crate) fn narrowed(configured: &[PathBuf], allowed: &[String], scratch: PathBuf) -> Self {
+        let root = |path: &String| {
+            let path = Path::new(path);
+            let of = configured
+                .iter()
+                .filter(|root| path.starts_with(root))
+                .max_by_key(|root| root.components().count())?;
+            let below = path.strip_prefix(of).ok()?.to_owned();
+            Some(Root { configured: of.clone(), below, path: path.to_owned() })
+        };
+        Self { roots: allowed.iter().filter_map(root).collect(), scratch }
+    }
+
+    /// The directories, without the client's own folder.
+    pub(crate) fn roots(&self) -> impl Iterator<Item = &Path> {
+        self.roots.iter().map(|root| root.path.as_path())
+    }
+
     /// Resolves a path from a client; a relative one is in the client's own folder.
     pub(crate) fn find(&self, given: &str) -> Result<HostPath, ToolError> {
         if given.is_empty() || given.contains('\0') {
@@ -59,17 +104,17 @@ impl Places {
                 other => plain.push(other),
             }
         }
-        let all = self.roots.iter().chain([&self.scratch]);
-        let roots = all.filter(|root| plain.starts_with(root));
-        let Some(root) = roots.max_by_key(|root| root.components().count()) else {
+        let scratch = Root::of(&self.scratch);
+        let all = self.roots.iter().chain([&scratch]);
+        let roots = all.filter(|root| plain.starts_with(&root.path));
+        let Some(root) = roots.max_by_key(|root| root.path.components().count()) else {
             return Err(self.forbidden(&plain));
         };
-        if *root == self.scratch {
+        if root.path == self.scratch {
             self.make_scratch()?;
         }
-        let below = plain.strip_prefix(root).unwrap_or(&plain).to_owned();
-        let opened = rustix::fs::open(root, PASSAGE, Mode::empty());
-        let root = opened.map_err(|error| failed("open", root, error))?;
+        let below = plain.strip_prefix(&root.path).unwrap_or(&plain).to_owned();
+        let root = root.open().map_err(|error| failed("open", &root.path, error))?;
         let is_directory = given.ends_with('/') || given.ends_with("/.");
         Ok(HostPath { root, below, path: plain, is_directory })
     }
@@ -82,7 +127,7 @@ impl Places {
 
     fn forbidden(&self, path: &Path) -> ToolError {
         let roots: Vec<String> =
-            self.roots.iter().chain([&self.scratch]).map(|root| root.display().to_string()).collect();
+            self.roots().chain([self.scratch.as_path()]).map(|root| root.display().to_string()).collect();
         let text = format!("{} is not in an allowed directory", path.display());
         ToolError::new(ErrorCode::Forbidden, text).hint(format!(
             "use a path below {}, or have the administrator add its directory to copy_roots",
@@ -217,7 +262,28 @@ mod tests {
         std::fs::create_dir_all(root.join("allowed/deep")).unwrap();
         std::fs::create_dir(root.join("outside")).unwrap();
         std::fs::write(root.join("outside/secret"), "x").unwrap();
-        Places { roots, scratch: root.join("own/uid-1") }
+        Places::new(&roots, root.join("own/uid-1"))
+    }
+
+    #[test]
+    fn narrower_places_stay_below_the_configured_ones() {
+        let root = tempfile::tempdir().unwrap();
+        places(root.path());
+        let at = |path: &str| root.path().join(path).to_str().unwrap().to_owned();
+        symlink("deep", root.path().join("allowed/link")).unwrap();
+        let configured = [root.path().join("allowed")];
+        let given = [at("allowed/deep"), at("allowed/link"), at("outside"), at("allowed2")];
+        let narrow = Places::narrowed(&configured, &given, root.path().join("own/token-1"));
+        assert_eq!(narrow.roots().count(), 2, "what is not configured is not allowed");
+        narrow.find(&at("allowed/deep/x")).unwrap();
+        for path in ["allowed/x", "allowed", "outside/secret"] {
+            assert_eq!(narrow.find(&at(path)).unwrap_err().code, ErrorCode::Forbidden, "{path}");
+        }
+        assert!(narrow.find(&at("allowed/link/x")).is_err(), "a root may not be replaced by a link");
+        std::fs::write(root.path().join("allowed/secret"), "x").unwrap();
+        symlink("../secret", root.path().join("allowed/deep/up")).unwrap();
+        let up = narrow.find(&format!("{}/", at("allowed/deep/up"))).unwrap();
+        assert!(up.source().is_err(), "a link may not lead out of the narrower root");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::os::failpoint;
 use crate::progress::Progress;
 use crate::store::drives::{Attachment, DriveRecord};
 use crate::store::images::ImageRecord;
+use crate::store::tokens::Usage;
 use crate::store::vms::{VmRecord, VmSpec};
 use crate::store::{StoreError, drives, history, leases, now, random_id, vms};
 
@@ -57,6 +58,7 @@ pub(crate) async fn begin(
     let owner = owner.to_owned();
     let protected = params.protected.unwrap_or(false);
     let expires_at = lifetime::end_of(params.ttl.unwrap_or(defaults.ttl));
+    let charges = shared.tokens.charges(&owner);
     let tags = params.tags.clone();
     let begun = shared
         .ops
@@ -88,6 +90,13 @@ pub(crate) async fn begin(
                 expires_at,
                 spec,
             };
+            let taken = Usage {
+                vms: 1,
+                vcpus: record.spec.vcpus.into(),
+                memory: record.spec.memory.as_bytes(),
+                disk: record.spec.disk.as_bytes(),
+            };
+            charges.iter().try_for_each(|charge| charge.check(tx, taken, None))?;
             vms::insert(tx, &record)?;
             if let Some(last) = last_address {
                 leases::take(tx, id, last)?;
@@ -243,9 +252,13 @@ async fn prepare(
     };
     made.push(drive.id);
     let row = drive.clone();
+    let charges = shared.tokens.charges(&record.owner);
     shared
         .store
         .write(move |tx| -> Result<(), StoreError> {
+            // The image may be larger than what was asked for.
+            let taken = Usage { disk: row.size.as_bytes(), ..Usage::default() };
+            charges.iter().try_for_each(|charge| charge.check(tx, taken, row.made_for))?;
             drives::insert(tx, &row)?;
             row.attachment.iter().try_for_each(|to| drives::attach(tx, row.id, to))
         })

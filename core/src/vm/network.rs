@@ -367,7 +367,7 @@ fn tell(shared: &Arc<Shared>, denials: Vec<Denial>) {
         told.entry(denial.vm).or_default().push(refusal);
     }
     for (vm, connections) in told {
-        let Ok(handle) = shared.vms.get(&Reference::Id(vm)) else { continue };
+        let Ok(handle) = shared.vms.of_daemon(&Reference::Id(vm)) else { continue };
         let Some(link) = handle.view.borrow().link.clone() else { continue };
         tokio::spawn(async move {
             let params = serde_json::to_string(&RefusedParams { connections })

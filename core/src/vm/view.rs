@@ -129,7 +129,7 @@ impl View {
 
 /// Returns all details of a VM.
 pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<VmDetails, ToolError> {
-    let handle = shared.vms.get(vm)?;
+    let handle = shared.vms.of_daemon(vm)?;
     let (view, idle) = (handle.view.borrow().clone(), handle.activity.idle());
     let (vm, image_id, kernel_id) = (view.record.id, view.record.image_id, view.record.kernel_id);
     let (image, kernel, lineage, published) = shared

@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 
 use super::{
-    asset, build, call, completion, cp, drive, exec, firewall, forward, guest, image, launch, mcp, network,
-    op, provider, prune, run, settings, shell, template, vm,
+    asset, audit, build, call, completion, cp, drive, exec, firewall, forward, guest, image, launch, mcp,
+    network, op, provider, prune, run, settings, shell, template, token, vm,
 };
 use crate::ctl::list::Paging;
 
@@ -83,6 +83,11 @@ pub(crate) enum Command {
     Settings(settings::Command),
     /// Remove unused images, caches and leftovers
     Prune(prune::Args),
+    /// Access tokens: limited rights to hand out
+    #[command(subcommand, alias = "tokens")]
+    Token(token::Command),
+    /// List who called what; with -f as it happens
+    Audit(audit::Args),
     /// Check what this host can run and what it lacks
     Doctor,
     /// Show a summary of the daemon's state
@@ -290,6 +295,12 @@ mod tests {
             "firecracker download v1.16.1",
             "firecracker show firecracker-1-16-1",
             "vmm ls",
+            "token create ci -s exec,lifecycle --vm web-1 --tag a=b --tools work,drives --max-vms 3 --max-memory 4G -e 12h",
+            "token ls --all",
+            "token revoke ci other --yes",
+            "audit -f --vm web-1 --outcome denied",
+            "rm web-1 -y",
+            "prune --images --yes",
             "settings get default.memory",
             "settings set default.memory=1G dns=9.9.9.9,1.1.1.1",
             "settings rollback 3 --key dns",

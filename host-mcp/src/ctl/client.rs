@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::Instant;
 
-use super::connect;
+use super::connect::{self, Seen};
 use super::error::{Error, Refusal};
 use super::hint::About;
 use crate::lines::{Line, LineReader};
@@ -137,8 +137,10 @@ impl Reply {
 
 impl Client {
     /// Connects to the daemon and initializes the session.
-    pub(crate) async fn connect(socket: &Path) -> Result<Self, Error> {
-        let stream = connect::open(socket, connect::ALL).await?;
+    pub(crate) async fn connect(socket: &Path, token: Option<&str>) -> Result<Self, Error> {
+        // A token has its own set of tools.
+        let seen = if token.is_some() { Seen::Daemon(None) } else { connect::ALL };
+        let stream = connect::open(socket, token, seen).await?;
         let (read, writer) = stream.socket.into_split();
         let reader = LineReader::with_prefix(read, &stream.head, LINE_MAX, u64::MAX);
         let mut client = Self { reader, writer, next_id: 0 };

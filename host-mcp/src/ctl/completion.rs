@@ -204,7 +204,8 @@ fn ask<T: Tool>(params: &T::Params, key: &str) -> Option<Vec<Value>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     runtime.block_on(async {
         let asked = async {
-            let mut client = Client::connect(&socket).await.ok()?;
+            let token = std::env::var(dirs::TOKEN).ok().filter(|token| !token.is_empty());
+            let mut client = Client::connect(&socket, token.as_deref()).await.ok()?;
             let options = Options { deadline: PATIENCE, progress: None };
             let reply = client.call_with::<T>(params, options).await.ok()?;
             let mut facts: Map<String, Value> = reply.facts(T::NAME, T::SHAPE).ok()?;

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, HOST, UPGRADE};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use nexus_schema::ToolError;
 use nexus_schema::error::GUEST;
+use nexus_schema::{ErrorCode, ToolError};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -48,33 +48,42 @@ pub(crate) enum Seen<'a> {
 /// The daemon with all its tools.
 pub(crate) const ALL: Seen<'static> = Seen::Daemon(Some("all"));
 
-/// Opens a stream to the daemon.
-pub(crate) async fn open(socket: &Path, seen: Seen<'_>) -> Result<Stream, Error> {
+/// Opens a stream to the daemon, with this user's rights or those of a token.
+pub(crate) async fn open(socket: &Path, token: Option<&str>, seen: Seen<'_>) -> Result<Stream, Error> {
     let path = match seen {
         Seen::Vm(vm) => format!("/mcp/vm/{vm}"),
         Seen::Daemon(Some(tools)) => format!("/mcp?tools={tools}"),
         Seen::Daemon(None) => "/mcp".into(),
     };
-    open_at(socket, &path, PROTOCOL).await
+    open_at(socket, token, &path, PROTOCOL).await
 }
 
 /// Opens a path and upgrades it to a protocol.
-pub(crate) async fn open_at(socket: &Path, path: &str, protocol: &str) -> Result<Stream, Error> {
+pub(crate) async fn open_at(
+    socket: &Path,
+    token: Option<&str>,
+    path: &str,
+    protocol: &str,
+) -> Result<Stream, Error> {
     let deadline = Instant::now() + DEADLINE;
-    match timeout_at(deadline, upgrade(socket, path, protocol)).await {
+    match timeout_at(deadline, upgrade(socket, token, path, protocol)).await {
         Ok(result) => result,
         Err(_) => Err(Error::Timeout { during: "connecting".into(), seconds: DEADLINE.as_secs() }),
     }
 }
 
-async fn upgrade(socket: &Path, path: &str, protocol: &str) -> Result<Stream, Error> {
+async fn upgrade(socket: &Path, token: Option<&str>, path: &str, protocol: &str) -> Result<Stream, Error> {
     let not_nexus = |what: String| Error::NotNexus { socket: socket.into(), what };
     let stream = dial(socket).await.map_err(|source| refused(socket, source))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| not_nexus(e.to_string()))?;
     let connection = tokio::spawn(connection.with_upgrades());
-    let request = Request::get(path)
+    let mut request = Request::get(path);
+    if let Some(token) = token {
+        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = request
         .header(HOST, "localhost")
         .header(CONNECTION, "upgrade")
         .header(UPGRADE, protocol)
@@ -91,6 +100,13 @@ async fn upgrade(socket: &Path, path: &str, protocol: &str) -> Result<Stream, Er
                 Error::Guest(Refusal { error, about: About::default() })
             }
             Ok(Said { error, .. }) => error.into(),
+            Err(_) if status == StatusCode::UNAUTHORIZED => {
+                let error = ToolError::new(
+                    ErrorCode::Forbidden,
+                    "the daemon does not know the token in NEXUS_TOKEN, or it has ended",
+                );
+                error.hint("use another token, or unset NEXUS_TOKEN").into()
+            }
             Err(_) => not_nexus(format!("{status}: {}", first_line(&body))),
         });
     }
@@ -179,7 +195,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_socket_is_a_daemon_that_is_down() {
         let root = tempfile::tempdir().unwrap();
-        let error = open(&root.path().join("nexus.sock"), ALL).await.unwrap_err();
+        let error = open(&root.path().join("nexus.sock"), None, ALL).await.unwrap_err();
         assert_eq!(error.exit_code(), 6);
         assert!(error.hint().unwrap().contains("nexusd &"), "{error}");
     }

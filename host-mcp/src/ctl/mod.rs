@@ -5,11 +5,13 @@
 
 mod args;
 mod asset;
+mod audit;
 mod bridge;
 mod build;
 mod call;
 mod client;
 mod completion;
+mod confirm;
 mod connect;
 mod cp;
 #[cfg(test)]
@@ -44,10 +46,11 @@ mod stream;
 mod system;
 mod table;
 mod template;
+mod token;
 mod ui;
 mod vm;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -134,6 +137,8 @@ async fn dispatch(app: &App, command: Command) -> Result<u8, Error> {
         Command::Op(command) => op::run(app, command).await,
         Command::Settings(command) => settings::run(app, command).await,
         Command::Prune(args) => prune::run(app, args).await,
+        Command::Token(command) => token::run(app, command).await,
+        Command::Audit(args) => audit::run(app, args).await,
         Command::Doctor => system::doctor(app).await,
         Command::Status => system::status(app).await,
         Command::Version => system::version(app).await,
@@ -179,14 +184,25 @@ impl App {
         }
     }
 
+    /// The access token to use instead of this user's rights, if one is set.
+    fn token(&self) -> Result<Option<&str>, Error> {
+        let token = self.env.get(OsStr::new(dirs::TOKEN)).filter(|token| !token.is_empty());
+        let is_plain = |token: &&str| token.bytes().all(|byte| byte.is_ascii_graphic());
+        match token.map(|token| token.to_str().filter(is_plain)) {
+            Some(None) => Err(Error::usage("NEXUS_TOKEN is not a token")),
+            Some(Some(token)) => Ok(Some(token)),
+            None => Ok(None),
+        }
+    }
+
     /// Connects to the daemon. If none is running, asks at the terminal whether to start one.
     async fn connect(&self) -> Result<Client, Error> {
-        match Client::connect(&self.socket()?).await {
+        match Client::connect(&self.socket()?, self.token()?).await {
             Err(error @ Error::DaemonDown { .. }) => {
                 if !launch::offer(self, &error).await? {
                     return Err(error);
                 }
-                Client::connect(&self.socket()?).await
+                Client::connect(&self.socket()?, self.token()?).await
             }
             connected => connected,
         }
@@ -194,6 +210,6 @@ impl App {
 
     /// The same without asking.
     async fn connect_if_up(&self) -> Result<Client, Error> {
-        Client::connect(&self.socket()?).await
+        Client::connect(&self.socket()?, self.token()?).await
     }
 }

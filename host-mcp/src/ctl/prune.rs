@@ -3,6 +3,7 @@
 use nexus_schema::tools::prune::{Prune, PruneOutput, PruneParams};
 
 use super::App;
+use super::confirm::{self, Yes};
 use super::error::Error;
 use super::follow::{self, Wait};
 use super::format;
@@ -20,6 +21,8 @@ pub(crate) struct Args {
     /// Also unused kernels, root filesystems and VMMs
     #[arg(long)]
     assets: bool,
+    #[command(flatten)]
+    yes: Yes,
 }
 
 /// Removes it, or says what would be removed.
@@ -29,9 +32,14 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         dry_run: args.dry_run.then_some(true),
         images: args.images.then_some(true),
         assets: args.assets.then_some(true),
+        confirm: None,
         wait_s: Some(0),
     };
-    let followed = follow::start::<Prune, _>(&mut client, &app.ui, &params, Wait::default()).await?;
+    let followed = confirm::confirmed(app, args.yes, async |confirm| {
+        let params = PruneParams { confirm, ..params.clone() };
+        follow::start::<Prune, _>(&mut client, &app.ui, &params, Wait::default()).await
+    });
+    let followed = followed.await?;
     match (app.ui.format, &followed.outcome.result) {
         (Format::Json, _) => app.ui.json(&followed.raw)?,
         (_, None) => {}

@@ -68,29 +68,47 @@ impl Door {
         Ok(())
     }
 
-    /// The caller, by the token of the request.
-    pub(super) fn check_token<B>(&self, request: &Request<B>) -> Result<Caller, Box<Response<Body>>> {
-        let Self::Tcp { token, .. } = self else {
-            return Err(Box::new(plain(StatusCode::FORBIDDEN, "who calls is not known\n")));
-        };
+    /// The caller: by the token of the request, which `authenticate` knows if it is none of the door's own; without one, `peer`, if
+    /// the door identifies callers by connection. `None` if the token is missing or wrong.
+    pub(super) fn identify<B>(
+        &self,
+        request: &Request<B>,
+        peer: Option<&Caller>,
+        authenticate: impl FnOnce(&str) -> Option<Caller>,
+    ) -> Option<Caller> {
         let mut given = request.headers().get_all(header::AUTHORIZATION).iter();
-        let is_right = match (given.next(), given.next()) {
-            (Some(value), None) => is_bearer(value.as_bytes(), token.as_bytes()),
-            (None | Some(_), _) => false,
+        let given = match (given.next(), given.next()) {
+            (None, _) => return peer.cloned(),
+            (Some(value), None) => bearer(value.as_bytes())?,
+            (Some(_), Some(_)) => return None,
         };
-        if is_right {
-            return Ok(Caller { owner: TOKEN_OWNER.into(), scope: None });
+        match self {
+            Self::Tcp { token, .. } if same_secret(given.as_bytes(), token.as_bytes()) => {
+                Some(Caller::owner(TOKEN_OWNER))
+            }
+            Self::Tcp { .. } | Self::Unix => authenticate(given),
         }
-        let mut refusal = plain(StatusCode::UNAUTHORIZED, "the bearer token is missing or wrong\n");
-        refusal.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
-        Err(Box::new(refusal))
     }
 }
 
-/// Whether a header holds the token.
-fn is_bearer(value: &[u8], token: &[u8]) -> bool {
-    let Some((scheme, given)) = value.split_at_checked(7) else { return false };
-    scheme.eq_ignore_ascii_case(b"bearer ") && same_secret(given, token)
+/// The answer to a request whose token is missing or wrong.
+pub(super) fn unauthorized(is_too_many: bool) -> Response<Body> {
+    if is_too_many {
+        let mut refusal =
+            plain(StatusCode::TOO_MANY_REQUESTS, "too many wrong bearer tokens; try again later\n");
+        refusal.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        return refusal;
+    }
+    let mut refusal = plain(StatusCode::UNAUTHORIZED, "the bearer token is missing or wrong\n");
+    refusal.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+    refusal
+}
+
+/// The token in a header.
+fn bearer(value: &[u8]) -> Option<&str> {
+    let (scheme, given) = value.split_at_checked(7)?;
+    let given = scheme.eq_ignore_ascii_case(b"bearer ").then_some(given)?;
+    std::str::from_utf8(given).ok()
 }
 
 /// Why the token is not available.
@@ -190,15 +208,22 @@ mod tests {
     fn only_the_whole_token_opens() {
         let door = door();
         let good = format!("Bearer {}", "t".repeat(32));
-        assert!(door.check_token(&request(&[("authorization", &good)])).is_ok());
-        assert!(door.check_token(&request(&[("authorization", &good), ("authorization", &good)])).is_err());
+        let identify = |headers: &[(&str, &str)]| door.identify(&request(headers), None, |_| None);
+        assert_eq!(&*identify(&[("authorization", &good)]).unwrap().owner, TOKEN_OWNER);
+        assert!(identify(&[("authorization", &good), ("authorization", &good)]).is_none());
         for bad in
             ["", "Bearer ", "Bearer t", &good[..20], &format!("{good}t"), &good.replace("Bearer", "Basic")]
         {
-            let refusal = door.check_token(&request(&[("authorization", bad)])).unwrap_err();
-            assert_eq!(refusal.status(), StatusCode::UNAUTHORIZED);
+            assert!(identify(&[("authorization", bad)]).is_none(), "{bad}");
         }
-        assert!(door.check_token(&request(&[])).is_err());
+        assert!(identify(&[]).is_none());
+        // A peer of the Unix socket that gives a token is judged by that.
+        let peer = Caller::owner("uid:7");
+        let known = |secret: &str| (secret == "x").then(|| Caller::owner("token:x"));
+        let identify = |headers: &[(&str, &str)]| Door::Unix.identify(&request(headers), Some(&peer), known);
+        assert_eq!(&*identify(&[]).unwrap().owner, "uid:7");
+        assert_eq!(&*identify(&[("authorization", "Bearer x")]).unwrap().owner, "token:x");
+        assert!(identify(&[("authorization", "Bearer y")]).is_none());
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Calls {
             return None;
         }
         let params = CallParams::parse(message.params?)?;
-        let tool = client.host().registry().guest_tool(client.view(), &params.name)?;
+        let tool = client.guest_tool(&params.name)?;
         if params.progress_token().is_some() {
             return None;
         }

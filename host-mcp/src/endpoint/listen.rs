@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Door, Endpoints};
+use super::{Door, Endpoints, Peer};
 
 /// The maximum number of connections per listener.
 const CONNECTIONS_MAX: usize = 1024;
@@ -30,10 +30,10 @@ pub fn serve_unix(endpoints: &Endpoints, directory: &Path, name: &str) -> io::Re
         while let Some((permit, accepted)) = next(&this, &room, listener.accept()).await {
             let accepted = accepted.and_then(|(stream, _)| {
                 let uid = stream.peer_cred()?.uid();
-                Ok((stream, Caller { owner: format!("uid:{uid}").into(), scope: None }))
+                Ok((stream, Peer { caller: Some(Caller::owner(format!("uid:{uid}"))), address: None }))
             });
             match accepted {
-                Ok((stream, caller)) => converse(&this, Door::Unix, Some(caller), stream, permit),
+                Ok((stream, peer)) => converse(&this, Door::Unix, peer, stream, permit),
                 Err(error) => pause(&error).await,
             }
         }
@@ -48,10 +48,11 @@ pub fn serve_tcp(endpoints: &Endpoints, listener: TcpListener, door: Door) {
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         while let Some((permit, accepted)) = next(&this, &room, listener.accept()).await {
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
                     // Small responses should not be delayed.
                     let _ = stream.set_nodelay(true);
-                    converse(&this, door.clone(), None, stream, permit);
+                    let peer = Peer { caller: None, address: Some(address.ip()) };
+                    converse(&this, door.clone(), peer, stream, permit);
                 }
                 Err(error) => pause(&error).await,
             }
@@ -77,25 +78,18 @@ async fn pause(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-fn converse<S>(
-    endpoints: &Endpoints,
-    door: Door,
-    caller: Option<Caller>,
-    stream: S,
-    permit: OwnedSemaphorePermit,
-) where
+fn converse<S>(endpoints: &Endpoints, door: Door, peer: Peer, stream: S, permit: OwnedSemaphorePermit)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let this = endpoints.clone();
     endpoints.tasks().spawn(async move {
         let stop = this.stop().clone();
-        let (door, caller) = (Arc::new(door), Arc::new(caller));
+        let (door, peer) = (Arc::new(door), Arc::new(peer));
         let service = service_fn(move |request| {
-            let (this, door, caller) = (this.clone(), Arc::clone(&door), Arc::clone(&caller));
+            let (this, door, peer) = (this.clone(), Arc::clone(&door), Arc::clone(&peer));
             async move {
-                Ok::<_, std::convert::Infallible>(
-                    Box::pin(this.answer(&door, (*caller).as_ref(), request)).await,
-                )
+                Ok::<_, std::convert::Infallible>(Box::pin(this.answer(&door, &peer, request)).await)
             }
         });
         let connection = http1::Builder::new()

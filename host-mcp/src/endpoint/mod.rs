@@ -7,7 +7,8 @@
 //! /healthz        whether the daemon is running; needs no token
 //! /metrics        counters
 //! ```
-//! Every request is authorised by its own connection, headers and path. Sessions are stored per caller and per view, so a
+//! Every request is authorised by its own connection, headers and path; when a token stops working, its streams, sessions and waiting
+//! calls end. Sessions are stored per caller and per view, so a
 //! session id is useless to another caller or on another path.
 
 mod access;
@@ -17,10 +18,14 @@ mod calls;
 mod listen;
 mod relay;
 mod sessions;
+mod until;
+mod wrong;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -31,19 +36,23 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use nexus_core::Caller;
 use nexus_core::host::duplex;
+use nexus_schema::access::Scope;
 use nexus_schema::id::{VmId, VmKind};
 use nexus_schema::limits::HTTP_BODY_MAX;
-use nexus_schema::{Reference, ToolError};
+use nexus_schema::{ErrorCode, Reference, ToolError};
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use access::unauthorized;
 pub use access::{Door, TokenError, load_token};
 pub use listen::{serve_tcp, serve_unix};
 use sessions::{Ledger, Sessions};
+use until::until;
+use wrong::WrongTokens;
 
-use crate::forward::Client;
+use crate::forward::{Client, Recorded};
 use crate::greeting;
 use crate::host::{Host, View};
 use crate::server::Server;
@@ -54,6 +63,9 @@ use crate::tools::{Toolset, UnknownToolset};
 pub const STREAM_PROTOCOL: &str = "mcp-stream";
 /// How many combinations of caller and view are kept without a session.
 const SERVICES_MAX: usize = 64;
+
+/// How often it is checked whether a service is still needed.
+const FORGOTTEN_CHECK: Duration = Duration::from_secs(60);
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -74,6 +86,16 @@ struct Inner {
     ledger: Arc<Ledger>,
     services: Mutex<HashMap<Whose, Arc<Scoped>>>,
     calls: calls::Calls,
+    wrong: WrongTokens,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+struct Peer {
+    /// The caller, if the door identifies callers by connection.
+    caller: Option<Caller>,
+    /// Its address, if it has one.
+    address: Option<IpAddr>,
 }
 
 /// MCP over HTTP for one caller and one view.
@@ -105,6 +127,7 @@ impl Endpoints {
             ledger: Arc::default(),
             services: Mutex::default(),
             calls: calls::Calls::default(),
+            wrong: WrongTokens::default(),
         }))
     }
 
@@ -123,8 +146,8 @@ impl Endpoints {
         &self.0.streams
     }
 
-    /// Answers one request that came through `door`. `peer` is the caller, if the door identifies callers by connection.
-    async fn answer(&self, door: &Door, peer: Option<&Caller>, request: Request<Incoming>) -> Response<Body> {
+    /// Answers one request that came through `door`.
+    async fn answer(&self, door: &Door, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
         self.0.host.counters().requests.add();
         if let Err(refusal) = door.check_origin(&request) {
             return *refusal;
@@ -135,15 +158,38 @@ impl Endpoints {
                 &serde_json::json!({"ok": true, "version": env!("CARGO_PKG_VERSION")}),
             );
         }
-        let mut caller = match (peer, door.check_token(&request)) {
-            (Some(peer), _) => peer.clone(),
-            (None, Ok(caller)) => caller,
-            (None, Err(refusal)) => return *refusal,
+        let authenticate = |secret: &str| self.0.host.nexus().authenticate(secret);
+        let Some(caller) = door.identify(&request, peer.caller.as_ref(), authenticate) else {
+            let is_too_many = self.0.wrong.is_too_many(peer.address);
+            if !is_too_many {
+                Recorded::refused(&self.0.host, "connect", "unknown token");
+            }
+            return unauthorized(is_too_many);
         };
+        if caller.grant().is_none() {
+            return self.answer_caller(door, caller, request).await;
+        }
+        let ended = caller.ended();
+        tokio::select! {
+            biased;
+            () = ended.cancelled() => unauthorized(false),
+            response = self.answer_caller(door, caller, request) => until(response, &ended),
+        }
+    }
+
+    async fn answer_caller(
+        &self,
+        door: &Door,
+        mut caller: Caller,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
         let path = request.uri().path();
         let view = match path.strip_prefix("/mcp") {
-            Some("" | "/") => match self.toolset(request.uri().query()) {
+            Some("" | "/") => match self.toolset(&caller, request.uri().query()) {
                 Ok(set) => View::Whole(set),
+                Err(error) if error.code == ErrorCode::Forbidden => {
+                    return json(StatusCode::FORBIDDEN, &serde_json::json!({"error": error}));
+                }
                 Err(error) => return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": error})),
             },
             // A client that chooses a set is not to take all of a VM's tools for it.
@@ -152,7 +198,7 @@ impl Endpoints {
                     ToolError::invalid("`tools` chooses among the tools of /mcp; /mcp/vm/{vm} has one set");
                 return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": error}));
             }
-            Some(rest) => match rest.strip_prefix("/vm/").map(|vm| self.resolve(vm)) {
+            Some(rest) => match rest.strip_prefix("/vm/").map(|vm| self.resolve(&caller, vm)) {
                 Some(Ok(vm)) => View::Vm(vm),
                 Some(Err(error)) => return json(StatusCode::NOT_FOUND, &serde_json::json!({"error": error})),
                 None => return plain(StatusCode::NOT_FOUND, "not found\n"),
@@ -163,7 +209,13 @@ impl Endpoints {
                     false => plain(StatusCode::NOT_FOUND, "streams are opened on the Unix socket\n"),
                 };
             }
-            None if path == "/metrics" => return plain(StatusCode::OK, &self.metrics()),
+            None if path == "/metrics" && caller.has(Scope::Admin) => {
+                return plain(StatusCode::OK, &self.metrics());
+            }
+            None if path == "/metrics" => {
+                Recorded::denied_request(&self.0.host, &caller, "metrics");
+                return plain(StatusCode::FORBIDDEN, "metrics need the scope admin\n");
+            }
             None => return plain(StatusCode::NOT_FOUND, "not found\n"),
         };
         caller.scope = view.scope();
@@ -177,18 +229,25 @@ impl Endpoints {
         }
     }
 
-    /// The set of tools in a query; by default the configured one.
-    fn toolset(&self, query: Option<&str>) -> Result<Toolset, ToolError> {
-        let Some(words) = tools_of(query) else { return Ok(self.0.tools) };
+    /// The set of tools in a query; by default that of the caller's token, or else the configured one.
+    fn toolset(&self, caller: &Caller, query: Option<&str>) -> Result<Toolset, ToolError> {
+        let Some(words) = tools_of(query) else { return Ok(caller.tools().unwrap_or(self.0.tools)) };
         // A comma is often percent-encoded.
         let set = words.replace("%2C", ",").replace("%2c", ",").parse();
-        set.map_err(|error: UnknownToolset| ToolError::invalid(error.to_string()))
+        let set: Toolset = set.map_err(|error: UnknownToolset| ToolError::invalid(error.to_string()))?;
+        match caller.tools() {
+            Some(own) if !self.0.host.registry().is_within(set, own) => {
+                let message = format!("this token is offered the tools {own}, not {set}");
+                Err(ToolError::new(ErrorCode::Forbidden, message).hint("connect without `tools`"))
+            }
+            Some(_) | None => Ok(set),
+        }
     }
 
-    fn resolve(&self, vm: &str) -> Result<VmId, ToolError> {
+    fn resolve(&self, caller: &Caller, vm: &str) -> Result<VmId, ToolError> {
         let reference: Reference<VmKind> =
             vm.parse().map_err(|e| ToolError::invalid(format!("vm: {e}")).hint("give a VM's name or id"))?;
-        self.0.host.guests().resolve(&reference)
+        self.0.host.guests().resolve(caller, &reference)
     }
 
     fn upgrade(&self, mut request: Request<Incoming>, view: View, caller: Caller) -> Response<Body> {
@@ -268,6 +327,7 @@ impl Endpoints {
             services.retain(|_, scoped| self.0.ledger.holds_any(&scoped.sessions));
         }
         let sessions = Arc::new(Sessions::new(Arc::clone(&self.0.ledger)));
+        let ended = caller.grant().map(|grant| grant.ended().clone());
         let client = Client::new(self.0.host.clone(), view, caller);
         // Host and Origin were already checked, for every path.
         let config = StreamableHttpServerConfig::default()
@@ -278,7 +338,15 @@ impl Endpoints {
         let server = move || Ok(Server::new(of_session.clone()));
         let http = StreamableHttpService::new(server, Arc::clone(&sessions), config);
         let scoped = Arc::new(Scoped { client, sessions, http });
-        services.insert(key, Arc::clone(&scoped));
+        services.insert(key.clone(), Arc::clone(&scoped));
+        if let Some(ended) = ended {
+            self.0.streams.spawn(close_when_ended(
+                Arc::downgrade(&self.0),
+                key,
+                Arc::downgrade(&scoped),
+                ended,
+            ));
+        }
         scoped
     }
 
@@ -313,6 +381,25 @@ impl Endpoints {
             out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"));
         }
         out
+    }
+}
+
+/// Closes the sessions of a token that stops working.
+async fn close_when_ended(inner: Weak<Inner>, key: Whose, scoped: Weak<Scoped>, ended: CancellationToken) {
+    let Some(stop) = inner.upgrade().map(|inner| inner.stop.clone()) else { return };
+    loop {
+        tokio::select! {
+            () = ended.cancelled() => break,
+            () = stop.cancelled() => return,
+            // One that was given up for others has no sessions.
+            () = tokio::time::sleep(FORGOTTEN_CHECK) => if scoped.strong_count() == 0 { return },
+        }
+    }
+    if let Some(inner) = inner.upgrade() {
+        inner.services.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+    if let Some(scoped) = scoped.upgrade() {
+        scoped.sessions.close_all().await;
     }
 }
 

@@ -2,6 +2,7 @@
 //! interpret them; each checks the other's frames.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -9,7 +10,8 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use nexus_core::host::duplex::{self, Reader, Writer};
 use nexus_core::{Caller, StreamRefusal, VmStream};
-use nexus_schema::error::{ErrorClass, GUEST};
+use nexus_schema::access::Scope;
+use nexus_schema::error::{ErrorClass, ErrorCode, GUEST};
 use nexus_schema::stream::Answer;
 use nexus_schema::tools::stream::PROTOCOL;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,6 +19,7 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{Body, Endpoints, json, plain, switching};
+use crate::forward::Recorded;
 use crate::host::Host;
 
 /// How much is passed on at once, in bytes: little at first, more for bulk data.
@@ -32,6 +35,13 @@ impl Endpoints {
         if !upgrade.is_some_and(|protocol| protocol.eq_ignore_ascii_case(PROTOCOL)) {
             return plain(StatusCode::BAD_REQUEST, "a stream wants `Upgrade: nexus-stream`\n");
         }
+        let rule = match caller.authorise("stream", Scope::Exec) {
+            Ok(rule) => rule,
+            Err((error, rule)) => {
+                Recorded::start(self.host(), &caller.owner, "stream", None).deny(rule, error.code.as_str());
+                return refused(&error.into());
+            }
+        };
         let query = request.uri().query().unwrap_or_default();
         let ticket = query.split('&').find_map(|pair| pair.strip_prefix("ticket=")).unwrap_or_default();
         let opened = match self.host().nexus().redeem_stream(&caller, ticket).await {
@@ -40,6 +50,9 @@ impl Endpoints {
         };
         let upgrading = hyper::upgrade::on(&mut request);
         let (host, stop) = (self.host().clone(), self.stop().child_token());
+        let mut record = Recorded::start(&host, &caller.owner, "stream", None);
+        record.guest(opened.vm, opened.boot_id);
+        record.allow(rule);
         self.tasks().spawn(async move {
             let Ok(upgraded) = upgrading.await else { return };
             let Ok(parts) = upgraded.downcast::<TokioIo<UnixStream>>() else {
@@ -47,7 +60,9 @@ impl Endpoints {
             };
             let socket = parts.io.into_inner().into_std();
             match socket.and_then(|socket| duplex::split(socket.into())) {
-                Ok(client) => relay(&host, client, &parts.read_buf, opened, stop).await,
+                Ok(client) => {
+                    relay(&host, client, &parts.read_buf, opened, (stop, caller.ended()), record).await
+                }
                 Err(error) => tracing::error!(%error, "cannot wait for a client"),
             }
         });
@@ -78,7 +93,8 @@ async fn relay(
     client: (Reader, Writer),
     head: &Bytes,
     opened: VmStream,
-    stop: CancellationToken,
+    (stop, ended): (CancellationToken, CancellationToken),
+    mut record: Recorded,
 ) {
     let VmStream { guest, life, .. } = opened;
     let counters = host.counters();
@@ -88,20 +104,29 @@ async fn relay(
     let mut first = serde_json::to_vec(&Answer::Ok(guest.opened)).unwrap_or_default();
     first.push(b'\n');
     first.extend_from_slice(&guest.read);
-    let outwards = pour(&first, &mut from_guest, &mut to_client);
-    let inwards = pour(head, &mut from_client, &mut to_guest);
+    let (out, into) = (AtomicU64::new(0), AtomicU64::new(0));
+    let outwards = pour(&first, &mut from_guest, &mut to_client, &out);
+    let inwards = pour(head, &mut from_client, &mut to_guest, &into);
     // By then, everything that one side sent before it disconnected has been passed on; a disconnect is not an error.
     tokio::select! {
         _ = outwards => {}
         _ = inwards => {}
         () = life.ended() => {}
         () = stop.cancelled() => {}
+        () = ended.cancelled() => record.deny("token ended", ErrorCode::Forbidden.as_str()),
     }
+    if !ended.is_cancelled() {
+        record.outcome("ok");
+    }
+    record.took(usize::try_from(into.into_inner()).unwrap_or(usize::MAX));
+    record.gave(usize::try_from(out.into_inner()).unwrap_or(usize::MAX));
     counters.guest_streams.remove();
 }
 
-async fn pour(first: &[u8], from: &mut Reader, to: &mut Writer) -> io::Result<()> {
+/// Passes bytes on and counts them.
+async fn pour(first: &[u8], from: &mut Reader, to: &mut Writer, count: &AtomicU64) -> io::Result<()> {
     to.write_all(first).await?;
+    count.fetch_add(first.len() as u64, Ordering::Relaxed);
     let mut buffer = vec![0; CHUNK.0];
     loop {
         let length = from.read(&mut buffer).await?;
@@ -109,6 +134,7 @@ async fn pour(first: &[u8], from: &mut Reader, to: &mut Writer) -> io::Result<()
             return Ok(());
         }
         to.write_all(&buffer[..length]).await?;
+        count.fetch_add(length as u64, Ordering::Relaxed);
         if length == buffer.len() && length < CHUNK.1 {
             buffer.resize((length * 4).min(CHUNK.1), 0);
         }

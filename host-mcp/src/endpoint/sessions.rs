@@ -91,6 +91,22 @@ impl Sessions {
         Self { inner: Arc::new(inner), ledger }
     }
 
+    /// Closes all of them.
+    pub(super) async fn close_all(&self) {
+        let ids: Vec<SessionId> = {
+            let mut entries = self.ledger.entries();
+            let is_here = |entry: &Entry| std::ptr::eq(entry.home.as_ptr(), Arc::as_ptr(&self.inner));
+            let ids: Vec<_> =
+                entries.iter().filter(|(_, entry)| is_here(entry)).map(|(id, _)| id.clone()).collect();
+            ids.iter().for_each(|id| drop(entries.remove(id)));
+            ids
+        };
+        for id in ids {
+            // Its worker may have ended already.
+            let _ = self.inner.close_session(&id).await;
+        }
+    }
+
     /// Whether a call of this session may bypass rmcp: the session exists, and rmcp has recently seen it.
     pub(super) fn may_pass_by(&self, id: &str) -> bool {
         match self.ledger.entries().get_mut(id) {

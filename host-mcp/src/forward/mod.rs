@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nexus_core::link::{CallId, CallMeta, CallSink, GuestProgress, Link, LinkError, UP_WAIT};
-use nexus_core::{Caller, GuestHandle};
+use nexus_core::{Caller, Grant, GuestHandle};
 use nexus_schema::error::ErrorCode;
 use nexus_schema::tools::command::{CommandStart, RunCommand};
 use nexus_schema::tools::file::FileList;
@@ -92,6 +92,30 @@ impl Client {
         &self.0.caller
     }
 
+    /// The guest's tool that the client calls by this name, if it is offered that.
+    pub(crate) fn guest_tool(&self, published: &str) -> Option<GuestTool> {
+        let Inner { host, view, caller, .. } = &*self.0;
+        let tool = host.registry().guest_tool(*view, published)?;
+        caller.tools().is_none_or(|set| tool.is_offered(set)).then_some(tool)
+    }
+
+    /// The tools that the client is offered and may call.
+    pub(crate) fn tools(&self) -> Vec<rmcp::model::Tool> {
+        let Inner { host, view, caller, .. } = &*self.0;
+        let list = host.registry().list(*view);
+        match caller.grant() {
+            None => list.to_vec(),
+            Some(grant) => list.iter().filter(|tool| self.may_call(grant, &tool.name)).cloned().collect(),
+        }
+    }
+
+    fn may_call(&self, grant: &Grant, published: &str) -> bool {
+        match self.0.view {
+            View::Whole(_) => grant.has(self.0.host.registry().needs(published)),
+            View::Vm(_) => self.guest_tool(published).is_some_and(|tool| grant.has(tool.needs)),
+        }
+    }
+
     fn origin(&self, guest: &GuestHandle) -> Arc<Origin> {
         let mut last = self.0.origin.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
@@ -129,6 +153,14 @@ impl ForwardedCall {
         let Inner { host, view, caller, places, .. } = &*client.0;
         host.counters().guest_calls.add();
         let mut record = Recorded::start(host, &caller.owner, tool.name, view.scope());
+        match caller.authorise(tool.name, tool.needs) {
+            Ok(rule) => record.allow(rule),
+            Err((error, rule)) => {
+                record.deny(rule, error.code.as_str());
+                return Err(error);
+            }
+        }
+        record.took(arguments.map_or(0, |raw| raw.get().len()));
         let parsed = Arguments::parse(arguments, *view).map_err(|error| tool.explain(error, *view));
         let found = parsed.and_then(|arguments| {
             let vm = arguments.vm(*view).ok_or_else(|| ToolError::internal("a call without a VM"))?;
@@ -138,7 +170,7 @@ impl ForwardedCall {
         let (guest, place, mut arguments) = match found {
             Ok(found) => found,
             Err(error) => {
-                record.outcome(error.code.as_str());
+                record.failed(error.code);
                 return Err(error);
             }
         };
@@ -148,7 +180,7 @@ impl ForwardedCall {
         {
             arguments.switch_on("compact");
         }
-        record.vm(guest.vm);
+        record.guest(guest.vm, guest.boot_id);
         let origin = client.origin(&guest);
         let seconds = tool.limit.argument().and_then(|name| arguments.number(name));
         let deadline = tool.limit.of_call(seconds);
@@ -315,8 +347,10 @@ impl CallResult<'_> {
     pub(crate) fn write(self, out: &mut Vec<u8>) {
         let Self { outcome, call } = self;
         let renamed = |error: &mut ToolError| call.tool.rename(error, call.view);
-        let expected = &call.tool.expected;
-        call.record.outcome(reply::write_outcome(out, outcome, expected, &call.origin, call.era, renamed));
+        let (expected, before) = (&call.tool.expected, out.len());
+        let outcome = reply::write_outcome(out, outcome, expected, &call.origin, call.era, renamed);
+        call.record.outcome(outcome);
+        call.record.gave(out.len() - before);
     }
 }
 

@@ -1,13 +1,13 @@
-//! A running call, for the call record.
+//! A running call, for the audit log.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use nexus_core::CallRecord;
+use nexus_core::{Authorised, CallRecord, Caller};
 use nexus_schema::Timestamp;
 use nexus_schema::error::ErrorCode;
-use nexus_schema::id::VmId;
+use nexus_schema::id::{BootId, VmId};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::host::Host;
@@ -22,6 +22,11 @@ pub(crate) struct Recorded {
     wall: SystemTime,
     start: Instant,
     outcome: &'static str,
+    boot: Option<BootId>,
+    rule: Authorised,
+    denied: bool,
+    bytes_in: u64,
+    bytes_out: u64,
     _under_way: TaskTrackerToken,
 }
 
@@ -41,18 +46,64 @@ impl Recorded {
             wall: SystemTime::now(),
             start: Instant::now(),
             outcome: ErrorCode::Cancelled.as_str(),
+            boot: None,
+            rule: "none",
+            denied: false,
+            bytes_in: 0,
+            bytes_out: 0,
             _under_way: host.under_way().token(),
         }
     }
 
-    /// Sets the VM.
-    pub(crate) fn vm(&mut self, vm: VmId) {
+    /// Records a request of nobody that is known, which is refused.
+    pub(crate) fn refused(host: &Host, what: &'static str, rule: Authorised) {
+        Self::start(host, &"unknown".into(), what, None).deny(rule, ErrorCode::Forbidden.as_str());
+    }
+
+    /// Records a request of a caller that lacks the scope for it.
+    pub(crate) fn denied_request(host: &Host, caller: &Caller, what: &'static str) {
+        Self::start(host, &caller.owner, what, None).deny("no scope", ErrorCode::Forbidden.as_str());
+    }
+
+    /// Sets the VM and the boot that answers.
+    pub(crate) fn guest(&mut self, vm: VmId, boot: BootId) {
         self.vm = Some(vm);
+        self.boot = Some(boot);
+    }
+
+    /// Sets what allowed the call.
+    pub(crate) fn allow(&mut self, rule: Authorised) {
+        self.rule = rule;
+    }
+
+    /// Sets what denied the call.
+    pub(crate) fn deny(&mut self, rule: Authorised, outcome: &'static str) {
+        (self.rule, self.denied, self.outcome) = (rule, true, outcome);
+    }
+
+    /// Adds bytes of arguments, or to the guest.
+    pub(crate) fn took(&mut self, bytes: usize) {
+        self.bytes_in += bytes as u64;
+    }
+
+    /// Adds bytes of the result, or from the guest.
+    pub(crate) fn gave(&mut self, bytes: usize) {
+        self.bytes_out += bytes as u64;
     }
 
     /// Sets the outcome: `ok`, or the error's code.
     pub(crate) fn outcome(&mut self, outcome: &'static str) {
         self.outcome = outcome;
+    }
+
+    /// Sets the outcome to an error's code. Some errors are denials.
+    pub(crate) fn failed(&mut self, code: ErrorCode) {
+        match code {
+            ErrorCode::Forbidden => self.deny("forbidden", code.as_str()),
+            ErrorCode::QuotaExceeded => self.deny("quota", code.as_str()),
+            ErrorCode::ConfirmationRequired => self.deny("confirmation", code.as_str()),
+            code => self.outcome = code.as_str(),
+        }
     }
 }
 
@@ -68,6 +119,11 @@ impl Drop for Recorded {
             vm: self.vm,
             duration: self.start.elapsed(),
             outcome: self.outcome,
+            boot: self.boot,
+            rule: self.rule,
+            denied: self.denied,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
         });
     }
 }

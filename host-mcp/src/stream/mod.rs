@@ -92,6 +92,7 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
     stop: CancellationToken,
 ) {
     host.counters().streams.add();
+    let stop = until_ended(stop, &caller);
     let outbox = write.outbox().with_limit(UNREAD_MAX);
     // Stops reading from a client that is gone, or was disconnected because it reads nothing.
     let (writing, unread) = (outbox.clone().run(write), stop.clone());
@@ -99,6 +100,7 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
     let mut beat = interval(BEAT_CHECK);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let client = Client::new(host.clone(), view, caller);
+    let finished = stop.clone().drop_guard();
     let tap = Tap::new(client.clone(), outbox.clone());
     let transport = Lines {
         reader: LineReader::with_prefix(read, prefix, LINE_MAX, ENDLESS),
@@ -119,10 +121,27 @@ pub async fn serve<R: ReadEnd, W: WriteEnd>(
         }
         Err(error) => tracing::debug!(%error, "a client left before it said what it is"),
     }
+    drop(finished);
     tap.leave_all();
     outbox.close();
     let _ = tokio::time::timeout(Duration::from_secs(5), writer).await;
     host.counters().streams.remove();
+}
+
+/// A token that is also cancelled when the caller's own token stops working.
+fn until_ended(stop: CancellationToken, caller: &Caller) -> CancellationToken {
+    if caller.grant().is_none() {
+        return stop;
+    }
+    let (stop, ended) = (stop.child_token(), caller.ended());
+    let watched = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = ended.cancelled() => watched.cancel(),
+            () = watched.cancelled() => {}
+        }
+    });
+    stop
 }
 
 /// The transport under rmcp.

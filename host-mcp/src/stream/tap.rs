@@ -191,7 +191,7 @@ impl Tap {
         let (Some(id), Some(params)) = (message.id, message.params.and_then(CallParams::parse)) else {
             return false;
         };
-        let Some(tool) = self.client.host().registry().guest_tool(self.client.view(), &params.name) else {
+        let Some(tool) = self.client.guest_tool(&params.name) else {
             return false;
         };
         let Some(era) = params.era(self.is_initialized.load(Ordering::Acquire)) else { return false };

@@ -4,7 +4,6 @@ mod compact;
 mod publish;
 mod shape;
 mod text;
-mod toolset;
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -12,16 +11,17 @@ use std::sync::OnceLock;
 use futures::future::BoxFuture;
 use nexus_core::link::result::Expected;
 use nexus_core::{CallContext, Nexus};
+use nexus_schema::access::{self, Scope};
 use nexus_schema::arguments::Takes;
 use nexus_schema::tool::{self, GUEST_PREFIX, TimeLimit, VM_ARGUMENT};
 use nexus_schema::{Tool, ToolError, ToolInfo, for_each_guest_tool, for_each_host_tool};
 use rmcp::model::{CallToolResult, JsonObject};
 
+pub use nexus_schema::toolset::{Toolset, UnknownToolset};
 pub use publish::INSTRUCTIONS;
 pub(crate) use publish::SCOPED_INSTRUCTIONS;
 use publish::published;
 pub(crate) use shape::error_result;
-pub use toolset::{Toolset, UnknownToolset};
 
 use crate::host::View;
 
@@ -41,17 +41,28 @@ pub(crate) struct GuestTool {
     pub(crate) limit: TimeLimit,
     /// The required form of its results.
     pub(crate) expected: Expected,
+    /// The scope that a call needs.
+    pub(crate) needs: Scope,
+    /// One bit for each set that offers it, by [`Toolset::index`].
+    sets: u64,
     takes: fn() -> Takes,
 }
 
 impl GuestTool {
-    fn of<T: Tool>() -> Self {
+    fn of<T: Tool>(published: Option<&Published>) -> Self {
         Self {
             name: T::NAME,
             limit: T::TIME_LIMIT,
             expected: Expected::of::<T>(),
+            needs: published.map_or(Scope::Admin, |published| published.needs),
+            sets: published.map_or(0, |published| published.sets),
             takes: || tool::guest_info::<T>().into(),
         }
+    }
+
+    /// Whether a set offers it.
+    pub(crate) fn is_offered(&self, set: Toolset) -> bool {
+        self.sets >> set.index() & 1 == 1
     }
 
     /// Adds the tool's parameters to an error, for callers who know it under the host's name.
@@ -92,6 +103,8 @@ struct Published {
     sets: u64,
     /// The smallest of these sets.
     word: &'static str,
+    /// The scope that a call needs.
+    needs: Scope,
 }
 
 impl Published {
@@ -123,7 +136,9 @@ impl Registry {
         for_each_host_tool!(register_all);
         macro_rules! name_all {
             ($($tool:path => $method:ident,)*) => {$(
-                registry.guest.insert(<$tool as Tool>::NAME, GuestTool::of::<$tool>());
+                let published = registry.find(&format!("{GUEST_PREFIX}{}", <$tool as Tool>::NAME));
+                let own = GuestTool::of::<$tool>(published);
+                registry.guest.insert(<$tool as Tool>::NAME, own);
             )*};
         }
         for_each_guest_tool!(name_all);
@@ -184,6 +199,21 @@ impl Registry {
         self.whole.iter().find(|published| published.tool.name == name)
     }
 
+    /// Whether there is a tool of that name, offered or not.
+    pub(crate) fn is_tool(&self, tool: &str) -> bool {
+        self.find(tool).is_some()
+    }
+
+    /// The scope that a call of a tool needs.
+    pub(crate) fn needs(&self, tool: &str) -> Scope {
+        self.find(tool).map_or(Scope::Admin, |published| published.needs)
+    }
+
+    /// Whether another set has every tool of a set.
+    pub(crate) fn is_within(&self, set: Toolset, other: Toolset) -> bool {
+        self.whole.iter().all(|published| !published.is_offered(set) || published.is_offered(other))
+    }
+
     /// Why a set does not offer a tool; `None` if it does.
     pub(crate) fn refusal(&self, set: Toolset, tool: &str) -> Option<String> {
         match self.find(tool) {
@@ -221,7 +251,8 @@ fn offered(info: ToolInfo) -> Published {
     for (index, set) in Toolset::every().enumerate() {
         sets |= u64::from(set.offers(&info)) << index;
     }
-    Published { word: Toolset::with(&info), sets, tool: publish::tool(info) }
+    let needs = access::scope_of(&info.name);
+    Published { word: Toolset::with(&info), sets, needs, tool: publish::tool(info) }
 }
 
 #[cfg(test)]
@@ -271,7 +302,7 @@ mod tests {
             ("drives", 35, 5_000.0, 60_000),
             ("admin", 35, 5_000.0, 60_000),
             ("read-only", 40, 9_000.0, 60_000),
-            ("all", 96, 25_000.0, 300_000),
+            ("all", 96, 25_000.0, 310_000),
         ] {
             let list = registry.list(set(words));
             let of_model: usize = list

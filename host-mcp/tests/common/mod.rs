@@ -112,7 +112,7 @@ pub struct OneGuest {
 }
 
 impl Guests for OneGuest {
-    fn resolve(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
+    fn resolve(&self, _: &Caller, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
         match vm.to_string() {
             name if name == "web-1" || name == vm_id().to_string() => Ok(vm_id()),
             name => Err(ToolError::new(ErrorCode::VmNotFound, format!("no VM {name}"))),
@@ -120,7 +120,7 @@ impl Guests for OneGuest {
     }
 
     fn guest(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<GuestHandle, ToolError> {
-        let vm = self.resolve(vm)?;
+        let vm = self.resolve(caller, vm)?;
         assert!(caller.scope.is_none_or(|scope| scope == vm));
         let (name, boot_id) = ("web-1".parse().unwrap(), BootId::from_i64(2).unwrap());
         Ok(GuestHandle {
@@ -164,6 +164,7 @@ pub fn config(state_dir: &Path) -> Config {
         boot_timeout_tcg_s: 180,
         stop_timeout_s: 20,
         copy_roots: Vec::new(),
+        audit_file: None,
         jail: true,
         nexus_net: "/nowhere/nexus-net".into(),
         force_kvm: false,

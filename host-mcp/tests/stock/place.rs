@@ -147,8 +147,15 @@ impl Client {
     }
 
     /// The result of an operation that has to succeed.
-    pub async fn finished(&mut self, tool: &str, arguments: Value) -> Value {
-        let begun = self.must(tool, arguments).await;
+    pub async fn finished(&mut self, tool: &str, mut arguments: Value) -> Value {
+        let mut result = self.0.call(tool, arguments.clone()).await;
+        let confirm = &result["_meta"]["dev.nexus/error"]["confirm"]["token"];
+        if confirm.is_string() {
+            arguments["confirm"] = confirm.clone();
+            result = self.0.call(tool, arguments).await;
+        }
+        assert_ne!(result["isError"], true, "{tool}: {}", common::text(&result));
+        let begun = result["structuredContent"].take();
         let mut outcome = self.outcome(begun).await;
         assert_eq!(outcome["state"], "succeeded", "{tool}: {outcome}");
         outcome["result"].take()

@@ -66,6 +66,11 @@ impl NetworkRule {
         Some(Self { target, ports: Some((port, port)) })
     }
 
+    /// Whether it names addresses.
+    pub const fn is_address(&self) -> bool {
+        matches!(self.target, Target::Net(..))
+    }
+
     /// Returns whether it matches this port.
     fn has(&self, port: u16) -> bool {
         self.ports.is_none_or(|(first, last)| (first..=last).contains(&port))

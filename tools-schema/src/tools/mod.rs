@@ -1,6 +1,7 @@
 //! The tools, one file per noun. [`host`] and [`guest`] list which tools run on the host and in the guest.
 
 pub mod asset;
+pub mod audit;
 pub mod build;
 pub mod command;
 pub mod drive;
@@ -18,6 +19,7 @@ pub mod settings;
 pub mod stream;
 pub mod system;
 pub mod template;
+pub mod token;
 pub mod tree;
 pub mod vm;
 
@@ -37,6 +39,7 @@ macro_rules! for_each_host_tool {
             $crate::tools::asset::AssetList => asset_list,
             $crate::tools::asset::AssetRemove => asset_remove,
             $crate::tools::asset::AssetVerify => asset_verify,
+            $crate::tools::audit::AuditList => audit_list,
             $crate::tools::build::BuildInspect => build_inspect,
             $crate::tools::build::BuildList => build_list,
             $crate::tools::build::BuildLogs => build_logs,
@@ -77,6 +80,9 @@ macro_rules! for_each_host_tool {
             $crate::tools::template::TemplateInspect => template_inspect,
             $crate::tools::template::TemplateList => template_list,
             $crate::tools::template::TemplateUpdate => template_update,
+            $crate::tools::token::TokenCreate => token_create,
+            $crate::tools::token::TokenList => token_list,
+            $crate::tools::token::TokenRevoke => token_revoke,
             $crate::tools::vm::VmCreate => vm_create,
             $crate::tools::vm::VmDelete => vm_delete,
             $crate::tools::vm::VmHistory => vm_history,

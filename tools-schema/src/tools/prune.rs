@@ -23,6 +23,9 @@ pub struct PruneParams {
     /// while other operations are under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assets: Option<bool>,
+    /// Confirms the plan of an earlier call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<String>,
     /// How long to wait for its end, in seconds (default 30, at most 45); 0 returns at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 45))]

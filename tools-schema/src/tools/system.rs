@@ -36,6 +36,9 @@ pub struct SystemInfoOutput {
     pub vms: std::collections::BTreeMap<String, u64>,
     /// Operations under way.
     pub ops_running: u64,
+    /// Calls that could not be recorded in the audit log since the daemon started, for lack of room or time.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub audit_lost: u64,
     /// Bytes free where the state directory is.
     pub disk_free_bytes: u64,
     /// What takes how much room in the state directory.
@@ -46,6 +49,10 @@ pub struct SystemInfoOutput {
     pub copy: CopyPlaces,
     /// What this host can run.
     pub doctor: Doctor,
+}
+
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Places of the host for copies.

@@ -16,6 +16,7 @@ fn config() -> Config {
         stop_timeout_s: 20,
         jail: true,
         copy_roots: Vec::new(),
+        audit_file: None,
         nexus_net: "/nowhere/nexus-net".into(),
         force_kvm: false,
     }

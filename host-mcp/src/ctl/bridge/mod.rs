@@ -290,7 +290,7 @@ impl Bridge<'_> {
 
     async fn dial(&self) -> Result<Stream, Error> {
         let seen = self.vm.as_deref().map_or_else(|| Seen::Daemon(self.tools.as_deref()), Seen::Vm);
-        connect::open(&self.app.socket()?, seen).await
+        connect::open(&self.app.socket()?, self.app.token()?, seen).await
     }
 
     /// Serves one daemon until it disconnects.

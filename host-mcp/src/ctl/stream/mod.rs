@@ -60,7 +60,7 @@ pub(crate) async fn ticket(client: &mut Client, vm: &Reference<VmKind>, open: Op
 /// Opens the stream of a ticket.
 pub(crate) async fn redeem(app: &App, vm: &Reference<VmKind>, path: &str) -> Result<Stream, Error> {
     let about = About::subject("vm", Some(&vm.to_string()));
-    let opened = connect::open_at(&app.socket()?, path, PROTOCOL).await;
+    let opened = connect::open_at(&app.socket()?, app.token()?, path, PROTOCOL).await;
     let connect::Stream { socket, head } = opened.map_err(|error| error.about(&about))?;
     let lost = |source| Error::Lost { during: "opening a stream".into(), source };
     let ends = socket.into_std().and_then(|socket| duplex::split(socket.into()));

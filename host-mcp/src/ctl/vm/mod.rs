@@ -33,6 +33,7 @@ pub(crate) use wait::{Args as WaitArgs, run as wait};
 use super::App;
 use super::args::{pair, word};
 use super::client::{Client, Options, Reply, raw};
+use super::confirm::{Yes, confirmed};
 use super::each::{each, show_deleted};
 use super::error::Error;
 use super::follow::{self, New};
@@ -186,6 +187,8 @@ pub(crate) struct DeleteArgs {
     /// Also if it is running
     #[arg(short, long)]
     force: bool,
+    #[command(flatten)]
+    yes: Yes,
 }
 
 /// What to change.
@@ -213,6 +216,8 @@ pub(crate) struct UpdateArgs {
     idle_stop: Option<TimeSpan>,
     #[command(flatten)]
     network: network::Args,
+    #[command(flatten)]
+    yes: Yes,
 }
 
 /// Which VM, and its name from now on.
@@ -359,13 +364,19 @@ pub(crate) async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
     if args.tag.is_empty() {
         return each(app, args.vms, async |client, vm| {
             let params = VmDeleteParams { vm: Some(vm), force, ..VmDeleteParams::default() };
-            show(&client.call::<VmDelete>(&params).await?.deleted)
+            let gone = confirmed(app, args.yes, async |confirm| {
+                client.call::<VmDelete>(&VmDeleteParams { confirm, ..params.clone() }).await
+            });
+            show(&gone.await?.deleted)
         })
         .await;
     }
     let params = VmDeleteParams { tags: args.tag.into_iter().collect(), force, ..VmDeleteParams::default() };
     let mut client = app.connect().await?;
-    let output = client.call::<VmDelete>(&params).await?;
+    let output = confirmed(app, args.yes, async |confirm| {
+        client.call::<VmDelete>(&VmDeleteParams { confirm, ..params.clone() }).await
+    });
+    let output = output.await?;
     show(&output.deleted)?;
     let failures = output.failed.into_iter().map(|failed| Error::from(failed.error));
     let codes: Vec<u8> = failures
@@ -401,7 +412,11 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         idle_stop: args.idle_stop,
         ..VmUpdateParams::of(args.vm)
     };
-    let vm = app.connect().await?.call::<VmUpdate>(&params).await?;
+    let mut client = app.connect().await?;
+    let vm = confirmed(app, args.yes, async |confirm| {
+        client.call::<VmUpdate>(&VmUpdateParams { confirm, ..params.clone() }).await
+    });
+    let vm = vm.await?;
     match app.ui.format {
         Format::Json => app.ui.json(&raw(&vm)?)?,
         Format::Quiet => app.ui.line(&vm.id.to_string())?,

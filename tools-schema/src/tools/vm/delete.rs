@@ -29,6 +29,9 @@ pub struct VmDeleteParams {
     /// Only if this is its boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub if_boot_id: Option<BootId>,
+    /// Confirms the plan of an earlier call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<String>,
 }
 
 /// Result of `vm_delete`.

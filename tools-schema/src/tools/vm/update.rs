@@ -45,6 +45,9 @@ pub struct VmUpdateParams {
     /// Only if this is its boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub if_boot_id: Option<BootId>,
+    /// Confirms the plan of an earlier call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<String>,
 }
 
 impl VmUpdateParams {
@@ -60,6 +63,7 @@ impl VmUpdateParams {
             ttl: None,
             idle_stop: None,
             if_boot_id: None,
+            confirm: None,
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use nexus_schema::{Effect, ToolInfo};
+use crate::tool::{Effect, ToolInfo};
 
 /// A set of related tools, or a union of such sets. Parsed from and printed as words separated by commas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,7 +54,7 @@ const WORDS: [(&str, Toolset, &[&str]); 6] = [
     ("work", Toolset::WORK, &WORK),
     ("images", Toolset::IMAGES, &["image_", "template_", "build_", "asset_", "provider_"]),
     ("drives", Toolset::DRIVES, &["drive_"]),
-    ("admin", Toolset::ADMIN, &["settings_", "provider_", "prune", "network_"]),
+    ("admin", Toolset::ADMIN, &["settings_", "provider_", "prune", "network_", "token_", "audit_"]),
     ("all", Toolset::ALL, &[""]),
     ("read-only", Toolset::READ_ONLY, &[]),
 ];
@@ -69,7 +69,7 @@ impl Toolset {
     pub const IMAGES: Self = Self(2);
     /// Drives.
     pub const DRIVES: Self = Self(4);
-    /// Settings, providers, and cleanup.
+    /// Settings, providers, access, and cleanup.
     pub const ADMIN: Self = Self(8);
     /// All tools, with the schemas of their results.
     pub const ALL: Self = Self(16);
@@ -79,7 +79,7 @@ impl Toolset {
     pub const COUNT: usize = 64;
 
     /// All possible sets, in the order of [`Toolset::index`].
-    pub(super) fn every() -> impl Iterator<Item = Self> {
+    pub fn every() -> impl Iterator<Item = Self> {
         (0..Self::COUNT as u8).map(Self)
     }
 
@@ -108,6 +108,12 @@ impl Toolset {
     /// Whether tools are listed with the schemas of their results. These are three quarters of the list, and no model sees them.
     pub fn shows_results(self) -> bool {
         self.has(Self::ALL)
+    }
+
+    /// Whether another set has every tool of this one.
+    pub fn is_within(self, other: Self) -> bool {
+        let mut tools = crate::tools::host().into_iter().chain(crate::tools::guest_on_host());
+        tools.all(|tool| !self.offers(&tool) || other.offers(&tool))
     }
 
     /// The position of a tool in the list.
@@ -169,8 +175,8 @@ mod tests {
     use super::*;
 
     fn whole() -> Vec<ToolInfo> {
-        let mut tools = nexus_schema::tools::host();
-        tools.extend(nexus_schema::tools::guest_on_host());
+        let mut tools = crate::tools::host();
+        tools.extend(crate::tools::guest_on_host());
         tools.sort_by(|a, b| a.name.cmp(&b.name));
         tools
     }
@@ -192,6 +198,25 @@ mod tests {
         }
         let longest = "work,images,drives,admin,all,read-only".parse::<Toolset>().unwrap();
         assert_eq!(longest.index() + 1, Toolset::COUNT);
+    }
+
+    #[test]
+    fn a_set_is_within_those_that_have_all_its_tools() {
+        let set = |words: &str| words.parse::<Toolset>().unwrap();
+        for (inner, outer) in [
+            ("work", "work"),
+            ("work", "all"),
+            ("drives", "work,drives"),
+            ("work,read-only", "work"),
+            ("read-only", "all"),
+        ] {
+            assert!(set(inner).is_within(set(outer)), "{inner} {outer}");
+        }
+        for (inner, outer) in
+            [("all", "work"), ("work", "drives"), ("work", "work,read-only"), ("read-only", "work")]
+        {
+            assert!(!set(inner).is_within(set(outer)), "{inner} {outer}");
+        }
     }
 
     #[test]

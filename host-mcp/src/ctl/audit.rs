@@ -1,0 +1,137 @@
+//! `nexusctl audit`: who called what.
+
+use clap::Args as ClapArgs;
+use nexus_schema::id::VmKind;
+use nexus_schema::tools::audit::{AuditEntry, AuditList, AuditListOutput, AuditListParams};
+use nexus_schema::{Reference, Timestamp, Tool};
+
+use super::App;
+use super::client::{Client, Options, raw};
+use super::error::Error;
+use super::format;
+use super::ui::{Format, Mood, Table, Text};
+
+/// How many calls are listed by default.
+const ROWS: u32 = 50;
+/// How long one call waits for others, in seconds.
+const WAIT: u32 = 30;
+
+/// Which calls.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Args {
+    /// Go on with new calls as they are made, until ctrl-c
+    #[arg(short, long)]
+    follow: bool,
+    /// Only calls about this VM
+    #[arg(long, value_name = "VM")]
+    vm: Option<Reference<VmKind>>,
+    /// Only calls of this caller, such as uid:1000 or token:ID
+    #[arg(long)]
+    caller: Option<String>,
+    /// Only calls of this tool
+    #[arg(long)]
+    tool: Option<String>,
+    /// Only calls that ended so: ok, an error's code, or denied
+    #[arg(long)]
+    outcome: Option<String>,
+    /// Only calls from this time on, such as 2026-01-02T15:00:00Z
+    #[arg(long, value_name = "TIME")]
+    since: Option<Timestamp>,
+    /// Only calls before this time
+    #[arg(long, value_name = "TIME", conflicts_with = "follow")]
+    until: Option<Timestamp>,
+    /// How many calls at most, the newest
+    #[arg(short = 'n', long, value_name = "ROWS", default_value_t = ROWS, value_parser = clap::value_parser!(u32).range(1..=500))]
+    limit: u32,
+}
+
+/// Lists calls, oldest first; with --follow also those to come.
+pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    let mut client = app.connect().await?;
+    let follow = args.follow;
+    let mut params = AuditListParams {
+        vm: args.vm,
+        caller: args.caller,
+        tool: args.tool,
+        outcome: args.outcome,
+        since: args.since,
+        until: args.until,
+        limit: Some(args.limit),
+        ..AuditListParams::default()
+    };
+    let mut found = ask(&mut client, &params).await?;
+    found.calls.reverse();
+    match app.ui.format {
+        Format::Json if follow => lines(app, &found.calls)?,
+        Format::Json => app.ui.json(&raw(&found)?)?,
+        _ if found.calls.is_empty() && !follow => app.ui.say("no calls"),
+        _ => show(app, &found.calls, true)?,
+    }
+    if !follow {
+        return Ok(0);
+    }
+    params.wait_s = Some(WAIT);
+    loop {
+        params.after = Some(found.last);
+        found = ask(&mut client, &params).await?;
+        match app.ui.format {
+            Format::Json => lines(app, &found.calls)?,
+            _ => show(app, &found.calls, false)?,
+        }
+    }
+}
+
+async fn ask(client: &mut Client, params: &AuditListParams) -> Result<AuditListOutput, Error> {
+    let options = Options::waiting(std::time::Duration::from_secs(WAIT.into()));
+    client.call_with::<AuditList>(params, options).await?.facts(AuditList::NAME, AuditList::SHAPE)
+}
+
+/// A line of JSON for each call.
+fn lines(app: &App, calls: &[AuditEntry]) -> Result<(), Error> {
+    calls.iter().try_for_each(|call| app.ui.line(raw(call)?.get()))
+}
+
+fn show(app: &App, calls: &[AuditEntry], with_headings: bool) -> Result<(), Error> {
+    if app.ui.format == Format::Quiet {
+        return calls.iter().try_for_each(|call| app.ui.line(&call.seq.to_string()));
+    }
+    if with_headings {
+        return app.ui.table(table(calls));
+    }
+    calls.iter().try_for_each(|call| {
+        let vm = call.vm.map_or("-".into(), |vm| vm.to_string());
+        let AuditEntry { at, caller, tool, outcome, rule, .. } = call;
+        app.ui.line(&format!("{at}  {caller}  {tool}  {vm}  {outcome}  {rule}  {}", took(call)))
+    })
+}
+
+fn took(call: &AuditEntry) -> String {
+    match call.duration_us {
+        us if us < 1000 => format!("{us} us"),
+        us => format::millis(us / 1000),
+    }
+}
+
+fn table(calls: &[AuditEntry]) -> Table {
+    let mut table =
+        Table::with_headings(&["WHEN", "CALLER", "TOOL", "VM", "OUTCOME", "RULE", "TOOK", "IN", "OUT"])
+            .dropping(&["OUT", "IN", "TOOK", "RULE"]);
+    for call in calls {
+        let outcome = match call.outcome.as_str() {
+            "ok" => Text::new("ok", Mood::Good),
+            other => Text::new(other, Mood::Bad),
+        };
+        table.row([
+            call.at.to_string().into(),
+            (&call.caller).into(),
+            (&call.tool).into(),
+            call.vm.map_or("-".into(), |vm| vm.to_string()).into(),
+            outcome,
+            (&call.rule).into(),
+            took(call).into(),
+            format::size(call.bytes_in).into(),
+            format::size(call.bytes_out).into(),
+        ]);
+    }
+    table
+}
