@@ -144,7 +144,7 @@ fn a_client_that_can_asks_its_user() {
         let id = asks
             .start("tools/call", &json!({ "name": "vm_delete", "arguments": { "vm": "a" } }))
             .expect("a call");
-        let question = asks.next().expect("a question");
+        let question = asks.next_message().expect("a question");
         assert_eq!(question["method"], "elicitation/create", "{question}");
         let message = question["params"]["message"].as_str().expect("a text");
         assert!(message.contains("delete the VM a (") && message.contains("made by token:"), "{message}");

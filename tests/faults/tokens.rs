@@ -365,8 +365,8 @@ fn a_revoked_token_ends_what_uses_it_within_a_second() {
     let revoked = Instant::now();
     let gone = owner.must("token_revoke", json!({ "token": id }));
     assert_eq!(gone["revoked"][0]["id"], json!(id));
-    while lines.next().is_ok() {}
-    assert!(opener.next().is_err());
+    while lines.next_message().is_ok() {}
+    assert!(opener.next_message().is_err());
     for ending in [&mut events, &mut waiting] {
         let mut rest = Vec::new();
         // The event stream's connection stays open for other requests, but its response ends: by a last chunk.

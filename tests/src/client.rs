@@ -141,7 +141,7 @@ impl Client {
     }
 
     /// The next line from the daemon, as JSON; an error once it has disconnected.
-    pub fn next(&mut self) -> io::Result<Value> {
+    pub fn next_message(&mut self) -> io::Result<Value> {
         let mut line = String::new();
         if self.lines.read_line(&mut line)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
