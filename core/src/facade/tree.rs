@@ -45,9 +45,10 @@ impl Nexus {
             same_owner: params.same_owner.unwrap_or(false),
             specials: false,
             track: params.track.unwrap_or(true).then_some(TreeTrack { exclude: params.exclude }),
+            resume: None,
         };
         let source = blocking(move || from.source()).await?;
-        let packing = Packing { top: top.into_bytes(), filter, specials: false };
+        let packing = Packing { top: top.into_bytes(), filter, specials: false, from: 0 };
         let copy = In { source, packing, opening };
         if params.dry_run == Some(true) {
             let (_, plan) = copy.plan(&Progress::default()).await?;
@@ -92,6 +93,7 @@ impl Nexus {
             gitignore: params.gitignore.unwrap_or(false),
             specials: false,
             plan: false,
+            part: None,
         };
         let copy = Out { opening, into, top };
         let guest = self.shared.streams_of(&handle, ctx);
@@ -191,7 +193,7 @@ fn planned(to: String, summary: TreeSummary) -> CopyOutcome {
 }
 
 fn copied(to: String, ended: TreeEnded) -> TreeCopied {
-    let TreeEnded { summary, tracked, not_tracked_why } = ended;
+    let TreeEnded { summary, tracked, not_tracked_why, .. } = ended;
     // Of interest only while it is not whole.
     TreeCopied { to, summary: TreeSummary { last: None, ..summary }, tracked, not_tracked_why }
 }

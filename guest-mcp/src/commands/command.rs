@@ -81,6 +81,7 @@ impl Stream {
 
     pub(super) fn close(&self) {
         self.end().take();
+        self.kept().end();
         // Whoever waits for a reader to come so far waits for this as well.
         self.read.send_modify(|_| {});
     }

@@ -18,7 +18,7 @@ use super::table::Table;
 use crate::os::reason;
 
 /// How much is read at once, in bytes: what a pipe holds.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 256 << 10;
 /// How long to wait for more output of a command that ended, each time that some came.
 const DRAIN_QUIET: Duration = Duration::from_millis(100);
 /// How long to wait for it in all.

@@ -42,6 +42,30 @@ pub struct TreeInOpening {
     /// Remember what came, so that the tool `export` can tell what changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub track: Option<TreeTrack>,
+    /// With the arrival of a file: if the copy is interrupted, keep what came, and go on from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<TreeResume>,
+}
+
+/// A copy of one file that a later one goes on with. What came of it is in `.NAME.nexus-part` beside its destination.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TreeResume {
+    /// The name that the file has in the stream.
+    pub name: String,
+    /// Keep this many bytes of what came before; the stream holds the rest. Absent: nothing is copied, and the answer says what is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u64>,
+}
+
+/// The beginning of a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TreePart {
+    /// How many bytes.
+    pub bytes: u64,
+    /// Their SHA-256, in hexadecimal digits.
+    pub sha256: String,
 }
 
 /// What comes to the destination of a copy. In the stream it has one name at the top in any case.
@@ -92,6 +116,9 @@ pub struct TreeOutOpening {
     /// Only say what would be packed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plan: bool,
+    /// The host has this part of the one file that is to be packed: if the file still starts so, the stream holds only the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<TreePart>,
 }
 
 /// How the stream of a tree ended.
@@ -105,4 +132,7 @@ pub struct TreeEnded {
     /// Why it is not, where it was to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_tracked_why: Option<String>,
+    /// What is there of an interrupted copy, where that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<TreePart>,
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub struct Records(BTreeMap<String, Vec<u8>>);
 
+/// The key of an own record: the offset at which the data of a file starts whose beginning the receiver has already.
+pub(crate) const FROM: &str = "NEXUS.from";
 const XATTR: &str = "SCHILY.xattr.";
 
 impl Records {

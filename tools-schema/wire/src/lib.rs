@@ -1,6 +1,7 @@
 //! What both ends of a link between daemon and guest need of a socket: its two ends, lines, the outside of the messages in
-//! them, and frames. It knows nothing of what they say.
+//! them, frames, and buffers for them. It knows nothing of what they say.
 
+pub mod block;
 pub mod duplex;
 pub mod frames;
 pub mod lines;
