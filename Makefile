@@ -16,7 +16,7 @@ SYSTEM_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 USER_UNITS := $(DESTDIR)$(PREFIX)/share/systemd/user
 
 .DEFAULT_GOAL := build
-.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench build release lint test e2e kernel e2e-kernel e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall clean help
+.PHONY: setup setup-test setup-harnesses setup-fuzz setup-bench build release lint test e2e kernel e2e-kernel e2e-boots e2e-docker e2e-harnesses fuzz demo run bench audit install uninstall mcpb clean help
 
 setup: ## install whatever is missing: system packages (as root or by sudo), Rust
 	@.ci/setup
@@ -59,6 +59,9 @@ e2e-kernel: setup-test ## boot the microVM kernel (built if it is not there) nex
 	@.ci/kernel
 	@.ci/test microvm_kernel
 
+e2e-boots: setup-test ## boot a virtual machine 50 times while its emulator is stopped again and again; some ten minutes
+	@.ci/test boots
+
 e2e-docker: setup-test ## run a container in a virtual machine; makes an image with docker.io first, some minutes
 	@.ci/test docker
 
@@ -96,6 +99,10 @@ install: $(if $(SUDO_USER),,release) ## binaries and systemd units to PREFIX (/u
 	chmod 0644 $(SYSTEM_UNITS)/nexus.service $(USER_UNITS)/nexus.service
 	@echo "next: systemctl daemon-reload && systemctl enable --now nexus"
 	@echo "or for your user alone: systemctl --user daemon-reload && systemctl --user enable --now nexus"
+
+# URL=https://... also writes the server.json for the MCP registry, with the bundle at that address.
+mcpb: release ## a bundle of nexusctl and nexusd for clients that install MCPB files, in target/mcpb
+	@.ci/mcpb $(TARGET)/release $(TARGET)/mcpb $(URL)
 
 uninstall: ## remove what install put there; virtual machines and state stay
 	rm -f $(DESTDIR)$(PREFIX)/bin/nexusd $(DESTDIR)$(PREFIX)/bin/nexusctl $(DESTDIR)$(PREFIX)/bin/nexus-net

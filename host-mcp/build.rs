@@ -1,7 +1,7 @@
 //! Builds `nexus-guest` for its own static target, so that `cargo build` alone builds everything, and hands the file's
 //! path to the crate as `NEXUS_GUEST_BIN`.
 //!
-//! A build script may not share the target directory of the cargo that runs it (they would wait for each other for ever),
+//! A build script may not share the target directory of the cargo that runs it (they would wait for each other forever),
 //! so the guest has one beside it, `target/nexus-guest`, shared by check, clippy, test and every profile: the
 //! guest's own cargo decides there whether anything has to be compiled. Nothing of the outer cargo's wrappers and flags may
 //! reach the inner one, or the guest would be compiled anew for each of them.

@@ -97,6 +97,22 @@ impl Default for FetchSettings {
     }
 }
 
+/// The longest time to connect to a server of a list or an index, and the most retries: callers wait for all such servers.
+const LIST_CONNECT: Duration = Duration::from_secs(5);
+const LIST_RETRIES: u32 = 1;
+
+impl FetchSettings {
+    /// These settings for lists and indexes, which are small: a server that does not answer fails soon. `deadline` is for the whole list.
+    pub(crate) fn for_lists(self, deadline: Duration) -> Self {
+        Self {
+            connect_timeout: self.connect_timeout.min(LIST_CONNECT),
+            deadline: self.deadline.min(deadline),
+            retries: self.retries.min(LIST_RETRIES),
+            ..self
+        }
+    }
+}
+
 /// Which proxy is used.
 #[derive(Debug, Clone)]
 pub enum ProxySetting {

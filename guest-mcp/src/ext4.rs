@@ -28,7 +28,7 @@ impl Superblock {
         Self::parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no ext4 superblock"))
     }
 
-    /// The UUID of the filesystem; `None` if it is not ext4.
+    /// Returns the UUID of the filesystem; `None` if it is not ext4.
     pub(crate) fn uuid(bytes: &[u8; 1024]) -> Option<[u8; 16]> {
         Self::parse(bytes)?;
         bytes[0x68..0x78].try_into().ok()
@@ -51,7 +51,7 @@ impl Superblock {
         })
     }
 
-    /// Whether the filesystem has this label.
+    /// Returns whether the filesystem has this label.
     pub(crate) fn is_labelled(&self, label: &str) -> bool {
         let end = self.label.iter().position(|byte| *byte == 0).unwrap_or(self.label.len());
         &self.label[..end] == label.as_bytes()

@@ -105,13 +105,13 @@ fn named(wanted: &str, users: &Users) -> Result<(User, Option<u32>), ToolError> 
     Ok((user, group.map(gid).transpose()?))
 }
 
-/// The number of a user or a group.
+/// Parses the number of a user or a group.
 fn number(text: &str) -> Option<u32> {
     // -1 means "do not change" to the kernel.
     text.parse().ok().filter(|number| *number != u32::MAX)
 }
 
-/// A user without a database entry.
+/// Returns a user without a database entry.
 fn nameless(uid: u32) -> User {
     let (name, home) = if uid == 0 { ("root".to_owned(), "/root") } else { (uid.to_string(), "/") };
     User { name, uid, gid: uid, home: home.to_owned(), shell: String::new() }

@@ -1,4 +1,4 @@
-//! `nexus-guest`: what runs in every VM. One static binary with several roles:
+//! `nexus-guest`: the program that runs in every VM. One static binary with several roles:
 //!
 //! ```text
 //! initramfs ──> init (PID 1) ──> agent          init mode `agent`

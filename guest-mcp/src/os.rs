@@ -1,4 +1,4 @@
-//! Small facts about the running system, read without the C library's databases (a static binary has none).
+//! Facts about the running system, read without the C library's databases (a static binary has none).
 
 use std::ffi::CString;
 use std::fs::File;
@@ -25,7 +25,7 @@ pub(crate) struct MountError {
     source: std::io::Error,
 }
 
-/// Mounts a filesystem of the kernel, without programs set to another user's rights, and makes its place where it is missing.
+/// Mounts a filesystem of the kernel with `nosuid`. Creates the mount point if it is missing.
 pub(crate) fn mount(source: &str, place: &str, kind: &str, options: &str) -> Result<(), MountError> {
     let fail = |source| MountError { kind: kind.into(), place: place.into(), source };
     if !Path::new(place).is_dir() {
@@ -48,7 +48,7 @@ pub(crate) struct OsRelease {
 }
 
 impl OsRelease {
-    /// Reads the file that is there.
+    /// Reads the file, if there is one.
     pub(crate) fn read() -> Self {
         ["/etc/os-release", "/usr/lib/os-release"]
             .iter()
@@ -96,19 +96,19 @@ pub(crate) struct Users {
 }
 
 impl Users {
-    /// Reads `/etc/passwd` and `/etc/group`; missing ones are empty.
+    /// Reads `/etc/passwd` and `/etc/group`. A missing file counts as empty.
     pub(crate) fn read() -> Self {
         let read = |path| read_small(path, 4 << 20).unwrap_or_default();
         Self { passwd: read("/etc/passwd"), group: read("/etc/group") }
     }
 
-    /// Databases of this text.
+    /// Parses databases from text.
     #[cfg(test)]
     pub(crate) fn of(passwd: &str, group: &str) -> Self {
         Self { passwd: passwd.to_owned(), group: group.to_owned() }
     }
 
-    /// The number of a group's name.
+    /// Returns the number of the group with this name.
     pub(crate) fn gid_of(&self, name: &str) -> Option<u32> {
         let line = self.group.lines().find(|line| line.split(':').next() == Some(name))?;
         line.split(':').nth(2)?.parse().ok()
@@ -126,17 +126,17 @@ impl Users {
         })
     }
 
-    /// The user of a name.
+    /// Returns the user with this name.
     pub(crate) fn by_name(&self, name: &str) -> Option<User> {
         self.all().find(|user| user.name == name)
     }
 
-    /// The first user of a number.
+    /// Returns the first user with this number.
     pub(crate) fn by_uid(&self, uid: u32) -> Option<User> {
         self.all().find(|user| user.uid == uid)
     }
 
-    /// The groups that list a user, with its primary one, sorted.
+    /// Returns the groups that list a user, and its primary group, sorted.
     pub(crate) fn groups_of(&self, user: &User) -> Vec<u32> {
         let mut groups = vec![user.gid];
         for line in self.group.lines() {
@@ -151,26 +151,26 @@ impl Users {
         }
         groups.sort_unstable();
         groups.dedup();
-        // The kernel takes no more.
+        // The kernel accepts no more.
         groups.truncate(65_536);
         groups
     }
 }
 
-/// The shell that command lines are given to: bash where there is one, else sh.
+/// Returns the shell for command lines: bash if there is one, otherwise sh.
 pub(crate) fn shell() -> Option<&'static str> {
     ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash", "/bin/sh", "/usr/bin/sh"]
         .into_iter()
         .find(|path| rustix::fs::access(*path, rustix::fs::Access::EXEC_OK).is_ok())
 }
 
-/// Time since the start of the kernel.
+/// Returns the time since the kernel started.
 pub(crate) fn uptime() -> std::time::Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     std::time::Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
-/// The text of an error of the system, without the number that Rust puts behind it.
+/// Returns the text of a system error, without the number that Rust appends.
 pub(crate) fn reason(error: &std::io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
@@ -181,7 +181,7 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
     }
 }
 
-/// An error with what the system says of it, as data.
+/// Adds the system's errno to an error, as data.
 pub(crate) fn with_errno(error: ToolError, cause: &std::io::Error) -> ToolError {
     match cause.raw_os_error().map(nix::errno::Errno::from_raw) {
         None | Some(nix::errno::Errno::UnknownErrno) => error,

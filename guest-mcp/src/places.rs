@@ -1,4 +1,4 @@
-//! Directories and mount points, looked at by what they are and not by how they are spelled.
+//! Directories and mount points, identified by what they are instead of by their names.
 
 use std::fs::File;
 use std::io;
@@ -8,21 +8,21 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Stat, StatxAttributes, StatxFlags, Uid};
 use rustix::io::Errno;
 
-/// Whose is what is made.
+/// The owner of new directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// The owner's of the directory that it is made in.
+    /// The owner of the parent directory.
     OfDirectory,
-    /// Whose rights it is made with.
+    /// The user who creates it.
     Maker,
 }
 
-/// Makes a directory and its missing parents with the mode 0755. Each belongs to the owner of the directory that it is made in.
+/// Creates a directory and its missing parents with the mode 0755. Each gets the owner of its parent directory.
 pub(crate) fn make_directories(path: &Path) -> io::Result<()> {
     Ok(make(path, Owner::OfDirectory).map(drop)?)
 }
 
-/// The same for an owner.
+/// Creates a directory and its missing parents with the mode 0755 and the given owner.
 pub(crate) fn make_directories_for(path: &Path, owner: Owner) -> io::Result<()> {
     Ok(make(path, owner).map(drop)?)
 }
@@ -35,11 +35,11 @@ fn make(path: &Path, owner: Owner) -> Result<OwnedFd, Errno> {
     }
     let parent = path.parent().ok_or(Errno::NOENT)?;
     let parent = make(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }, owner)?;
-    // `..` at the end: now that the directory before it is there, so is this one.
+    // The path ends in `..`: it exists now that its parent does.
     let Some(name) = path.file_name() else { return rustix::fs::open(path, flags, Mode::empty()) };
     let is_new = match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
         Ok(()) => true,
-        // Somebody else was faster, and it is theirs.
+        // Another process has created it, and owns it.
         Err(Errno::EXIST) => false,
         Err(error) => return Err(error),
     };
@@ -50,34 +50,34 @@ fn make(path: &Path, owner: Owner) -> Result<OwnedFd, Errno> {
     Ok(directory)
 }
 
-/// Gives a new file to the owner of the directory that it is in.
+/// Gives a new file the owner of its directory.
 pub(crate) fn give_to_owner_of(directory: &Path, file: &File) -> io::Result<()> {
     Ok(inherit_owner(file, &rustix::fs::stat(directory)?)?)
 }
 
-/// Gives what is new to the owner of its directory.
+/// Gives a new file or directory the owner of its parent directory.
 pub(crate) fn inherit_owner(new: impl AsFd, parent: &Stat) -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(parent.st_uid), Gid::from_raw(parent.st_gid));
     if uid == rustix::process::geteuid() && gid == rustix::process::getegid() {
         return Ok(());
     }
     match rustix::fs::chownat(new, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH) {
-        // Who is not root gives nothing away, and not every filesystem has owners.
+        // Only root can change owners, and not every filesystem has them.
         Err(Errno::PERM) => Ok(()),
         other => other,
     }
 }
 
-/// The device of the filesystem that is mounted on a directory, as `(major, minor)`; `None` if nothing is mounted there.
+/// Returns the device of the filesystem that is mounted on a directory, as `(major, minor)`; `None` if nothing is mounted there.
 ///
-/// It takes no notice of names: links are followed, and the kernel says whether the directory is the root of a mount.
+/// It does not compare names: links are followed, and the kernel says whether the directory is the root of a mount.
 pub(crate) fn mounted_on(directory: &Path) -> Option<(u32, u32)> {
     let stat = rustix::fs::statx(CWD, directory, AtFlags::empty(), StatxFlags::BASIC_STATS).ok()?;
     let device = (stat.stx_dev_major, stat.stx_dev_minor);
     let is_root = if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
         stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
     } else {
-        // Before Linux 5.8.
+        // For kernels before Linux 5.8.
         let above = directory.join("..");
         let above = rustix::fs::statx(CWD, &above, AtFlags::empty(), StatxFlags::BASIC_STATS).ok()?;
         device != (above.stx_dev_major, above.stx_dev_minor)

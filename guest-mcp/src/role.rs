@@ -1,4 +1,4 @@
-//! Which of its roles a process has, from its name and arguments.
+//! Determines which role a process has, from its name and arguments.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,29 +8,29 @@ use nexus_schema::link::{InitMode, PROTOCOL};
 use crate::agent::{self, Place};
 use crate::{console, holder, init, initramfs};
 
-/// What the binary is called in messages, and its version.
+/// The version of this binary.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Where the binary is in a VM.
+/// The path of the binary in a VM.
 pub(crate) const BINARY: &str = "/run/nexus/nexus-guest";
 /// The other names of the binary, in `/run/nexus/bin`.
 pub(crate) const POWER_NAMES: [&str; 4] = ["halt", "poweroff", "reboot", "shutdown"];
 
-/// What this process is here for.
+/// The role of a process.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// `/init` of the initramfs, and in init mode `agent` PID 1 of the VM from then on.
+    /// `/init` of the initramfs; in init mode `agent` it then becomes PID 1 of the VM.
     Initramfs,
-    /// Keeps an agent beside the image's own init.
+    /// Keeps an agent running beside the image's own init.
     Supervise,
-    /// Takes the VM down.
+    /// Shuts the VM down.
     Power {
-        /// Which of [`POWER_NAMES`] it was called as.
+        /// The name from [`POWER_NAMES`] that it was called by.
         name: &'static str,
         /// The arguments.
         arguments: Vec<String>,
     },
-    /// The agent in a VM or beside one.
+    /// The agent, in a VM or on a host.
     Agent {
         /// Where it runs.
         place: Place,
@@ -39,16 +39,16 @@ pub(crate) enum Role {
     },
     /// Holds commands, so that they outlive the agent.
     Hold {
-        /// Where its socket and its records are.
+        /// The directory of its socket and its records.
         directory: PathBuf,
-        /// Whether this is a VM, and not an ordinary process.
+        /// Whether this is in a VM, not an ordinary process of a host.
         in_vm: bool,
     },
     /// Prints the version.
     Version,
 }
 
-/// Arguments that make no sense.
+/// Invalid arguments.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}\nusage: nexus-guest --unix DIR | --version")]
 pub(crate) struct Usage {
@@ -56,7 +56,7 @@ pub(crate) struct Usage {
 }
 
 impl Role {
-    /// The role of this process.
+    /// Determines the role of this process.
     pub(crate) fn of_process() -> Result<Self, Usage> {
         let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
         let name = words.next().unwrap_or_default();
@@ -64,7 +64,7 @@ impl Role {
     }
 
     fn parse(name: &str, is_init: bool, mut words: impl Iterator<Item = String>) -> Result<Self, Usage> {
-        // The kernel gives `/init` the words of its command line that it does not know itself.
+        // The kernel passes unknown words of its command line to `/init`.
         if is_init && name == "/init" {
             return Ok(Self::Initramfs);
         }
@@ -100,7 +100,7 @@ impl Role {
         Ok(Self::Agent { place, protocol })
     }
 
-    /// Does what the role is for.
+    /// Runs the role.
     pub(crate) fn run(self) -> ExitCode {
         match self {
             Self::Initramfs => initramfs::run(),

@@ -1,17 +1,17 @@
-//! The runtime of an agent and of a holder: one thread for all that waits, and a small pool for what may block on a disk.
+//! The runtime of an agent or a holder: one thread for all asynchronous work, and a small thread pool for work that may block on a disk.
 
 use std::io;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
-/// How long a thread of the pool waits for work. One at least is to be there always: when memory is short no new one can be made, and
-/// asking for one would be the end of whoever asks.
+/// How long an idle thread of the pool is kept. At least one must always exist: when memory is short no thread can be created, and the attempt would
+/// panic.
 const KEEP_ALIVE: Duration = Duration::from_hours(24 * 365);
-/// The stack of a thread of the pool, in bytes.
+/// The stack size of a thread of the pool, in bytes.
 const STACK: usize = 256 << 10;
 
-/// A runtime with at most so many threads in its pool.
+/// Creates a runtime with at most `threads` threads in its pool.
 pub(crate) fn with_pool(threads: usize) -> io::Result<Runtime> {
     let runtime = Builder::new_current_thread()
         .enable_all()
@@ -19,7 +19,7 @@ pub(crate) fn with_pool(threads: usize) -> io::Result<Runtime> {
         .thread_keep_alive(KEEP_ALIVE)
         .thread_stack_size(STACK)
         .build()?;
-    // The first thread of the pool, made while there is memory.
+    // Creates the first thread of the pool now, while there is memory.
     drop(runtime.spawn_blocking(|| ()));
     Ok(runtime)
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Whose rights a child gets.
+/// The user and groups of a child process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Credentials {
     /// The user.
@@ -17,28 +17,28 @@ pub(crate) struct Credentials {
     pub(crate) groups: Vec<u32>,
 }
 
-/// What a child sets up for itself before it becomes another program.
+/// What a child process does between fork and exec.
 #[derive(Debug, Default)]
 pub(crate) struct ChildSetup {
     /// `cgroup.procs` of the cgroup that it enters.
     pub(crate) cgroup: Option<OwnedFd>,
-    /// Whether it becomes an ordinary candidate of the OOM killer again.
+    /// Whether the OOM killer may choose it again.
     pub(crate) reset_oom: bool,
-    /// Whose rights it gets; `None` keeps those of the parent.
+    /// Its user; `None` keeps the parent's.
     pub(crate) credentials: Option<Credentials>,
-    /// The directory that it starts in, entered with its own rights.
+    /// The directory that it starts in, entered with its own user's rights.
     pub(crate) directory: Option<OwnedFd>,
     /// Whether it dies with its parent.
     pub(crate) dies_with_parent: bool,
-    /// A file that it keeps open over its exec, under the number that it has now.
+    /// A file that stays open across the exec, under its present number.
     pub(crate) kept: Option<OwnedFd>,
-    /// Whether its standard input is a terminal that becomes its session's.
+    /// Whether its standard input is a terminal that becomes its controlling terminal.
     pub(crate) terminal: bool,
-    /// How many descriptors it may have and may allow itself; `None` keeps the parent's limits.
+    /// Its soft and hard limits of file descriptors; `None` keeps the parent's.
     pub(crate) descriptors: Option<(u64, u64)>,
 }
 
-/// Has the child lead a session of its own and apply `setup` before it executes its program.
+/// Makes the child start its own session, and apply `setup` before it executes its program.
 pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
     use std::os::unix::process::CommandExt;
 
@@ -46,13 +46,13 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
         // SAFETY: only async-signal-safe system calls on plain integers and on memory that this closure owns.
         unsafe {
             libc::setsid();
-            // Neither is reset by an exec.
+            // An exec resets neither.
             let mut none = std::mem::zeroed();
             libc::sigemptyset(&mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
             if let Some(procs) = &setup.cgroup {
-                // A command that cannot enter its cgroup runs all the same; it is then killed by its process group.
+                // A command that cannot enter its cgroup runs anyway; it is then killed by its process group.
                 libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1);
             }
             if setup.reset_oom {
@@ -75,7 +75,7 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
             if let Some(to) = &setup.credentials {
                 give_streams(to, setup.terminal);
             }
-            // Raw system calls: in the child of a fork there is one thread, and the C library's wrappers would signal all.
+            // Raw system calls: the C library's wrappers would signal all threads, and a forked child has only one.
             if let Some(to) = &setup.credentials {
                 check(libc::syscall(libc::SYS_setgroups, to.groups.len(), to.groups.as_ptr()))?;
                 check(libc::syscall(libc::SYS_setresgid, to.gid, to.gid, to.gid))?;
@@ -90,20 +90,19 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
         }
         Ok(())
     };
-    // SAFETY: the closure allocates nothing, takes no lock and makes async-signal-safe system calls only.
+    // SAFETY: the closure allocates nothing, takes no lock, and makes only async-signal-safe system calls.
     unsafe {
         command.pre_exec(apply);
     }
 }
 
-/// Gives those of the standard streams that are pipes, or the terminal made for it, to a user, who can then open `/dev/stdout` and
-/// its like.
+/// Makes a user the owner of the standard streams that are pipes, or the command's terminal, so that the user can open `/dev/stdout` and the like.
 ///
 /// # Safety
-/// Async-signal-safe: system calls on integers and on memory of its own.
+/// Async-signal-safe: it makes only system calls on integers and on its own memory.
 unsafe fn give_streams(to: &Credentials, terminal: bool) {
     for stream in 0..3 {
-        // SAFETY: `fstat` writes one `stat`, which may be all zeros, and the calls take no other memory.
+        // SAFETY: `fstat` writes one `stat`, which may be all zeros, and the calls use no other memory.
         unsafe {
             let mut stat: libc::stat = std::mem::zeroed();
             if libc::fstat(stream, &mut stat) != 0 {
@@ -111,7 +110,7 @@ unsafe fn give_streams(to: &Credentials, terminal: bool) {
             }
             let kind = stat.st_mode & libc::S_IFMT;
             if kind == libc::S_IFIFO || (terminal && kind == libc::S_IFCHR) {
-                // A stream that cannot be given away still works by its number.
+                // Without the new owner, the stream still works by its number.
                 libc::fchown(stream, to.uid, to.gid);
             }
         }
@@ -122,22 +121,22 @@ fn check(result: libc::c_long) -> std::io::Result<()> {
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Watches a file for tokio.
+/// Registers a file with tokio.
 pub(crate) fn watch(file: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the descriptor is open as long as its owner lives, and always of the same file.
+    // SAFETY: the descriptor stays open, and refers to the same file, as long as its owner lives.
     unsafe { AsyncFd::register_with_interest(file, interest) }.map_err(std::io::Error::from)
 }
 
-/// `EXT4_IOC_RESIZE_FS` of the kernel's fs/ext4/ext4.h: grows a mounted ext4 to so many blocks.
+/// `EXT4_IOC_RESIZE_FS` of the kernel's fs/ext4/ext4.h: grows a mounted ext4 to this number of blocks.
 pub(crate) fn resize_ext4(root: impl AsFd, blocks: u64) -> rustix::io::Result<()> {
     const EXT4_IOC_RESIZE_FS: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<u64>(b'f', 16);
     // SAFETY: this request reads one `__u64` through its pointer and writes nothing.
     unsafe { rustix::ioctl::ioctl(root, rustix::ioctl::Setter::<EXT4_IOC_RESIZE_FS, u64>::new(blocks)) }
 }
 
-/// `BLKRASET` of linux/fs.h: how much of a drive's files is read ahead from now on, in sectors of 512 bytes.
+/// `BLKRASET` of linux/fs.h: sets the read-ahead of a drive, in sectors of 512 bytes.
 pub(crate) fn read_ahead(drive: impl AsFd, sectors: usize) -> rustix::io::Result<()> {
     const BLKRASET: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 98);
-    // SAFETY: this request takes its number by value and touches no memory of this process.
+    // SAFETY: this request takes a number by value and does not use the process's memory.
     unsafe { rustix::ioctl::ioctl(drive, rustix::ioctl::IntegerSetter::<BLKRASET>::new_usize(sectors)) }
 }

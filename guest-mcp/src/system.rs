@@ -1,4 +1,4 @@
-//! How far the image's own init is with starting the system: asked of systemd and OpenRC; other inits do not tell.
+//! The state of the image's own init while it starts the system. Only systemd and OpenRC can be asked.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -11,18 +11,18 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::commands::PATH;
 use crate::os::read_small;
 
-/// How long systemd may take for an answer.
+/// Timeout of systemd's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The pause between two looks at an init that is starting.
+/// The interval of checks while an init is starting.
 const STEP: Duration = Duration::from_millis(500);
-/// How many failed units are named.
+/// The maximum number of failed units that are reported.
 const FAILED_MAX: usize = 32;
-/// The longest name of one, in characters.
+/// The maximum length of a unit's name, in characters.
 const NAME_MAX: usize = 200;
-/// Where OpenRC keeps what it does.
+/// The directory of OpenRC's state.
 const OPENRC: &str = "/run/openrc";
 
-/// The inits that can be asked.
+/// The supported inits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Init {
     Systemd,
@@ -43,7 +43,7 @@ impl Init {
     }
 }
 
-/// How far the init is now.
+/// Returns the state of the init.
 pub(crate) async fn status() -> SystemStatus {
     match Init::running() {
         Init::Systemd => systemd(false, ANSWER_TIMEOUT).await,
@@ -52,7 +52,7 @@ pub(crate) async fn status() -> SystemStatus {
     }
 }
 
-/// Waits until the init has started the system, for `most` at the longest; how far it is then.
+/// Waits until the init has started the system, at most for `most`; returns its state then.
 pub(crate) async fn wait(most: Duration) -> SystemStatus {
     let deadline = Instant::now() + most;
     loop {
@@ -68,7 +68,7 @@ pub(crate) async fn wait(most: Duration) -> SystemStatus {
     }
 }
 
-/// Asks systemd; with `wait` it answers once all is started.
+/// Asks systemd; with `wait`, systemd answers once everything has started.
 async fn systemd(wait: bool, most: Duration) -> SystemStatus {
     let arguments: &[&str] = if wait { &["is-system-running", "--wait"] } else { &["is-system-running"] };
     let said = systemctl(arguments, most).await.unwrap_or_default();
@@ -91,7 +91,7 @@ async fn systemctl(arguments: &[&str], most: Duration) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The states of systemctl(1). One that cannot be reached yet says `offline`, or nothing.
+/// Parses the states of systemctl(1). If systemd is not running yet, it prints `offline`, or nothing.
 fn systemd_state(said: &str) -> SystemState {
     match said.trim() {
         "running" => SystemState::Running,
@@ -106,7 +106,7 @@ fn first_words(list: &str) -> Vec<String> {
     words.take(FAILED_MAX).map(|word| word.chars().take(NAME_MAX).collect()).collect()
 }
 
-/// Reads what OpenRC keeps: the run level that it entered, whether it is entering one, and links to services that failed.
+/// Reads OpenRC's state: the current run level, whether it is being entered, and links to failed services.
 fn openrc() -> SystemStatus {
     let keeps = Path::new(OPENRC);
     let level = read_small(keeps.join("softlevel"), 64).unwrap_or_default();

@@ -192,7 +192,7 @@ fn a_line_that_is_too_long_for_an_argument_runs_all_the_same() {
     // Which argument is too long is said.
     let result = client.call("run_command", json!({ "argv": ["echo", "x".repeat(200_000)] }));
     let text = result["content"][0]["text"].as_str().unwrap();
-    assert!(text.contains("argv[1] holds 200000 bytes") && text.contains("131071"), "{text}");
+    assert!(text.contains("argv[1] has 200000 bytes") && text.contains("131071"), "{text}");
 }
 
 #[test]
@@ -355,7 +355,7 @@ fn a_process_in_the_background_does_not_keep_the_call_and_lives_on() {
     assert!(begun.elapsed() < PATIENCE);
     assert_eq!(stream(&result, "stdout"), "started\n");
     let text = result["content"][0]["text"].as_str().unwrap();
-    assert!(text.contains("1 of its processes still run in the background: sleep (pid "), "{text}");
+    assert!(text.contains("1 of its processes are still running in the background: sleep (pid "), "{text}");
     assert_eq!(facts(&result)["descendants"]["count"], 1, "{result}");
     until("it runs alone", || processes_with(&mark) == 1);
     // What it writes later is thrown away instead of ending it.

@@ -126,7 +126,7 @@ fn what_a_killed_holder_had_is_told_as_lost() {
     sigkill(holder(&guest));
     let answer = client.read();
     assert_eq!((&answer["id"], &answer["result"]["isError"]), (&json!(call), &json!(true)), "{answer}");
-    assert!(answer.to_string().contains("the process that holds the commands was killed"), "{answer}");
+    assert!(answer.to_string().contains("the command holder was killed"), "{answer}");
     let list = client.good("command_list", json!({}));
     let commands = facts(&list)["commands"].as_array().unwrap();
     assert_eq!(commands.len(), 2, "{list}");

@@ -283,7 +283,7 @@ fn what_takes_long_keeps_nothing_else_and_an_id_is_used_once_at_a_time() {
     }
     assert_eq!(answers[&50][0]["result"]["content"][1]["text"], "done\n", "{answers:?}");
     let [refused] = &answers[&51][..] else { panic!("{answers:?}") };
-    assert_eq!(refused["error"]["message"], "a call with this id is under way");
+    assert_eq!(refused["error"]["message"], "a call with this id is in progress");
     assert_eq!(answers[&52][0]["result"]["isError"], false);
     assert_eq!(answers[&53][0]["error"]["code"], -32602, "{answers:?}");
     assert_eq!(answers[&54].len(), 2, "a call may have the id of a request that was answered: {answers:?}");

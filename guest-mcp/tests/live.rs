@@ -226,7 +226,7 @@ fn a_full_disk_ends_the_log_and_not_the_command() {
     assert_eq!(facts["written_bytes"], std::fs::metadata(&log).unwrap().len());
     assert!(std::fs::read_to_string(&log).unwrap().starts_with("1\n2\n3\n"));
     let text = result["content"][0]["text"].as_str().unwrap();
-    assert!(text.contains("log: it lacks the rest: no space left on device"), "{text}");
+    assert!(text.contains("log: incomplete: no space left on device"), "{text}");
 }
 
 #[test]
@@ -352,10 +352,10 @@ fn ids_and_cursors_are_of_one_boot() {
         let arguments = json!({ "id": facts(&result)["command_id"] });
         assert_eq!(elsewhere.bad(tool, arguments.clone()), "command_not_found", "{tool}");
         let said = elsewhere.call(tool, arguments).to_string();
-        assert!(said.contains("is of another boot"), "{said}");
+        assert!(said.contains("is from another boot"), "{said}");
     }
     let said = client.call("command_output", json!({ "id": own, "cursor": facts(&result)["cursor"] }));
-    assert!(said.to_string().contains("cursor is of the command"), "{said}");
+    assert!(said.to_string().contains("cursor is for command"), "{said}");
     assert_eq!(client.bad("command_output", json!({ "id": "nonsense" })), "invalid_argument");
 }
 

@@ -132,7 +132,7 @@ fn servers_that_fail_are_told_of_and_started_again() {
     assert!(said.contains("the MCP server adder refused: no such tool: nope"), "{said}");
     assert_eq!(client.bad("mcp_list", json!({ "server": "none" })), "program_not_found");
     assert_eq!(client.bad("mcp_list", json!({ "server": "web" })), "command_failed");
-    for (server, words) in [("babbles", "is no MCP"), ("endless", "a line of more than 4 MiB")] {
+    for (server, words) in [("babbles", "is not valid MCP"), ("endless", "a line of more than 4 MiB")] {
         let said = client.call("mcp_list", json!({ "server": server })).to_string();
         assert!(said.contains(words), "{said}");
     }

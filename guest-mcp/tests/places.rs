@@ -32,7 +32,7 @@ fn files_are_read_by_lines() {
         (&found["offset"], &found["from_line"], &found["lines"]),
         (&json!(offset), &json!(4000), &json!(2))
     );
-    assert!(header(&result).contains("goes on at from_line 4002 (offset "), "{}", header(&result));
+    assert!(header(&result).contains("continues at from_line 4002 (offset "), "{}", header(&result));
 
     // Parts of lines add up to the whole.
     let (mut all, mut line) = (String::new(), 1);

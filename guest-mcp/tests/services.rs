@@ -57,7 +57,7 @@ fn services_run_when_the_guest_is_ready_and_come_back() {
     // Ready means that they are, and what is not is told.
     let problems = &guest.said.ack.problems;
     let about =
-        ["service broken: ", "service deaf: nothing listens on its port 1 after 1 s", "service typo: "];
+        ["service broken: ", "service deaf: nothing is listening on its port 1 after 1 s", "service typo: "];
     assert_eq!(problems.len(), about.len(), "{problems:?}");
     for about in about {
         assert!(problems.iter().any(|problem| problem.starts_with(about)), "{about} in {problems:?}");

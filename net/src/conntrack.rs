@@ -1,7 +1,7 @@
-//! Open connections of a VM: looked at after its policy changed, and marked as cut where it does not allow them any more.
+//! Open connections of VMs. After a change of policy, those that it no longer allows are marked as cut.
 //!
-//! The kernel's tables refuse packets of a connection that is marked so, with a TCP reset. Removing the connection instead would not do: its
-//! next packet would start it anew, and a masqueraded one that is allowed would break when its server speaks first.
+//! The firewall refuses packets of a marked connection, with a TCP reset. Deleting connections from the kernel's table would not work: the
+//! next packet would create the entry again, and an allowed, masqueraded connection would break if its server sends the next packet.
 
 use std::io;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use crate::netlink::{ACK, Attributes, DUMP, Message, Writer};
 use crate::nft::socket::Netfilter;
 use crate::nft::{MARK_CUT, MARK_INDEX, MARK_TAG};
 
-/// The subsystem, and its messages (`enum cntl_msg_types`).
+/// Netlink subsystem, and its messages (`enum cntl_msg_types`).
 const SUBSYSTEM: u16 = 1 << 8;
 const NEW: u16 = SUBSYSTEM;
 const GET: u16 = SUBSYSTEM | 1;
@@ -20,7 +20,7 @@ const ORIGINAL: u16 = 1;
 const PROTOCOL_STATE: u16 = 4;
 const STATE_OF_TCP: u16 = 1;
 const TCP_STATE: u16 = 1;
-/// The first state of TCP in which nothing is said any more (`TCP_CONNTRACK_TIME_WAIT`).
+/// First TCP state in which a connection is over (`TCP_CONNTRACK_TIME_WAIT`).
 const TCP_OVER: u8 = 7;
 const MARK: u16 = 8;
 const ZONE: u16 = 18;
@@ -33,7 +33,7 @@ const IP_V6_DESTINATION: u16 = 4;
 const PROTOCOL_NUMBER: u16 = 1;
 const PROTOCOL_DESTINATION_PORT: u16 = 3;
 
-/// Where a connection goes.
+/// Destination of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flow {
     pub(crate) protocol: u8,
@@ -42,31 +42,31 @@ pub(crate) struct Flow {
     pub(crate) port: u16,
 }
 
-/// A connection that the kernel knows.
+/// A connection in the kernel's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Connection {
     pub(crate) flow: Flow,
     pub(crate) is_cut: bool,
-    /// Whether it is one of TCP that has ended; the kernel remembers it for a while.
+    /// Whether it is a TCP connection that has ended; the kernel keeps it for a while.
     pub(crate) is_over: bool,
-    /// The mark of the VM that made it.
+    /// The mark of the VM that opened it.
     pub(crate) mark: u32,
     family: u8,
-    /// What names it to the kernel.
+    /// The attribute that identifies it to the kernel.
     original: Vec<u8>,
     zone: Option<Vec<u8>>,
 }
 
-/// The connections that VMs of any instance made.
+/// Returns the connections of the VMs of all instances.
 pub(crate) fn all(netfilter: &mut Netfilter) -> io::Result<Vec<Connection>> {
     let mut request = Writer::new(GET, DUMP, 1, 0, 0);
     request.put_u32(MARK, MARK_TAG).put_u32(MARK_MASK, !(MARK_INDEX | MARK_CUT));
     let all = netfilter.dump(&request.finish(), read)?;
-    // Older kernels do not filter.
+    // Older kernels ignore the filter.
     Ok(all.into_iter().filter(|connection| connection.mark & !MARK_INDEX == MARK_TAG).collect())
 }
 
-/// Cuts a connection, or lets one go on that was cut.
+/// Cuts a connection, or allows a cut one again.
 pub(crate) fn set_cut(netfilter: &mut Netfilter, connection: &Connection, is_cut: bool) -> io::Result<()> {
     let mut request = Writer::new(NEW, ACK, 1, connection.family, 0);
     request.put_nested(ORIGINAL, &connection.original);
@@ -76,13 +76,13 @@ pub(crate) fn set_cut(netfilter: &mut Netfilter, connection: &Connection, is_cut
     let mark = if is_cut { MARK_CUT } else { 0 };
     request.put_u32(MARK, mark).put_u32(MARK_MASK, MARK_CUT);
     match netfilter.ask(&request.finish()) {
-        // It ended meanwhile.
+        // The connection ended meanwhile.
         Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(()),
         done => done,
     }
 }
 
-/// Forgets all connections of a VM that is gone, so that the next one with its address gets nothing of theirs.
+/// Deletes all connections of a removed VM, so that the next VM with its address does not get their packets.
 pub(crate) fn forget(netfilter: &mut Netfilter, mark: u32) -> io::Result<()> {
     for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
         let family = u8::try_from(family).unwrap_or_default();

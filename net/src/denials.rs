@@ -1,4 +1,4 @@
-//! What was refused lately, for those who ask and for those who watch.
+//! Recent refusals, for `state` and for clients that watch.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,12 +7,12 @@ use nexus_net_wire::{Denial, Event};
 use nexus_schema::id::VmId;
 use tokio::sync::broadcast;
 
-/// How many refusals of a VM are remembered.
+/// Maximum number of remembered refusals of a VM.
 const DENIALS_MAX: usize = 50;
-/// How many events wait for those who watch and are slow.
+/// Maximum number of events that wait for slow watchers.
 const EVENTS_MAX: usize = 1024;
 
-/// The last refusals, and how many names were refused.
+/// The last refusals, and the number of refused names.
 #[derive(Debug)]
 pub(crate) struct Denials {
     of_vms: Mutex<BTreeMap<VmId, Noted>>,
@@ -36,7 +36,7 @@ impl Denials {
         self.of_vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a refusal, and tells it.
+    /// Records a refusal, and sends it to the watchers.
     pub(crate) fn note(&self, denial: Denial) {
         {
             let mut of_vms = self.of_vms();
@@ -48,18 +48,18 @@ impl Denials {
         self.tell(Event::Denied(denial));
     }
 
-    /// Tells those who watch.
+    /// Sends an event to the watchers.
     pub(crate) fn tell(&self, event: Event) {
-        // Nobody may be watching.
+        // An error means that nobody is watching.
         let _ = self.events.send(event);
     }
 
-    /// All events from now on.
+    /// Returns a receiver of all events from now on.
     pub(crate) fn watch(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
     }
 
-    /// The last refusals of a VM, the newest first, and how many names it was refused.
+    /// Returns the last refusals of a VM, newest first, and the number of refused names.
     pub(crate) fn of(&self, vm: VmId) -> (Vec<Denial>, u64) {
         self.of_vms()
             .get(&vm)
@@ -67,7 +67,7 @@ impl Denials {
             .unwrap_or_default()
     }
 
-    /// Forgets all VMs but these.
+    /// Forgets all VMs except these.
     pub(crate) fn retain(&self, vms: &BTreeSet<VmId>) {
         self.of_vms().retain(|vm, _| vms.contains(vm));
     }

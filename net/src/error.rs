@@ -1,4 +1,4 @@
-//! What failed, and its translation for nexusd: which kind it is, and what to do.
+//! Errors, and their translation for nexusd into a code and a hint.
 
 use std::io;
 
@@ -10,32 +10,32 @@ use crate::link::sysctl::SysctlError;
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// It says something that cannot be.
+    /// The request is invalid.
     #[error("{what}")]
     Invalid { what: String },
-    /// An address is another VM's.
+    /// An address is in use.
     #[error("{what}")]
     InUse { what: String },
-    /// There is no instance yet.
+    /// The instance is not configured yet.
     #[error("the network is not configured")]
     NotConfigured,
     /// The VM is not attached.
     #[error("VM {id} has no network")]
     NoSuchVm { id: nexus_schema::id::VmId },
-    /// Interfaces, addresses, routes.
+    /// A change of interfaces, addresses or routes failed.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// Settings.
+    /// A change of kernel settings failed.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
-    /// The firewall.
+    /// An operation on the firewall failed.
     #[error("{what}")]
     Firewall {
         what: &'static str,
         #[source]
         source: io::Error,
     },
-    /// The resolver.
+    /// The resolver failed.
     #[error("{what}")]
     Resolver {
         what: String,
@@ -44,15 +44,15 @@ pub(crate) enum Error {
     },
 }
 
-const LOAD_TUN: &str = "load the module tun (modprobe tun) or take a kernel with CONFIG_TUN, and see that /dev/net/tun is there; \
+const LOAD_TUN: &str = "load the module tun (modprobe tun) or use a kernel with CONFIG_TUN, and check that /dev/net/tun exists; \
                         in a container pass the device in (--device /dev/net/tun)";
-const LOAD_NF_TABLES: &str = "load the module nf_tables (modprobe nf_tables) or take a kernel with CONFIG_NF_TABLES, NFT_MASQ, NFT_CT, \
-                              NFT_LOG, NFT_REJECT and NF_CONNTRACK_MARK; network mode proxy works without";
+const LOAD_NF_TABLES: &str = "load the module nf_tables (modprobe nf_tables) or use a kernel with CONFIG_NF_TABLES, NFT_MASQ, NFT_CT, \
+                              NFT_LOG, NFT_REJECT and NF_CONNTRACK_MARK; network mode proxy works without it";
 const START_AS_ROOT: &str = "nexus-net needs CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE: run nexusd as root; \
-                             network mode proxy works without";
+                             network mode proxy works without it";
 
 impl Error {
-    /// The error with its causes, as nexusd is told it.
+    /// Converts the error with its causes for nexusd.
     pub(crate) fn to_wire(&self) -> NetError {
         let mut message = self.to_string();
         let mut cause = std::error::Error::source(self);
@@ -74,9 +74,9 @@ impl Error {
         };
         match self {
             Self::Invalid { .. } => (ErrorCode::Invalid, None),
-            Self::InUse { .. } => (ErrorCode::InUse, Some("give each VM addresses of its own")),
-            Self::NotConfigured => (ErrorCode::NotConfigured, Some("ask for configure first")),
-            Self::NoSuchVm { .. } => (ErrorCode::NoSuchVm, Some("ask for attach first")),
+            Self::InUse { .. } => (ErrorCode::InUse, Some("give each VM its own addresses")),
+            Self::NotConfigured => (ErrorCode::NotConfigured, Some("send configure first")),
+            Self::NoSuchVm { .. } => (ErrorCode::NoSuchVm, Some("send attach first")),
             Self::Link(error) => match (error, error.errno()) {
                 (LinkError::Tap { .. }, Some(ENOENT | ENODEV | ENXIO)) => (ErrorCode::NoTun, Some(LOAD_TUN)),
                 (LinkError::Tap { .. }, Some(EBUSY)) => (ErrorCode::InUse, Some("stop the VM's VMM first")),
@@ -88,7 +88,7 @@ impl Error {
             },
             Self::Sysctl(error) => match error.source.raw_os_error() {
                 Some(EPERM | EACCES) => (ErrorCode::NotPermitted, Some(START_AS_ROOT)),
-                _ => (ErrorCode::Kernel, Some("see that /proc/sys/net can be written to")),
+                _ => (ErrorCode::Kernel, Some("check that /proc/sys/net is writable")),
             },
             Self::Firewall { source, .. } => match source.raw_os_error() {
                 Some(EPERM | EACCES) => (ErrorCode::NotPermitted, Some(START_AS_ROOT)),
@@ -101,7 +101,9 @@ impl Error {
                 Some(EPERM | EACCES) => (ErrorCode::NotPermitted, Some(START_AS_ROOT)),
                 Some(EADDRINUSE) => (
                     ErrorCode::InUse,
-                    Some("another DNS server listens on all addresses: let it listen on its own ones only"),
+                    Some(
+                        "another DNS server listens on all addresses: configure it to listen on specific addresses",
+                    ),
                 ),
                 _ => (ErrorCode::Kernel, None),
             },

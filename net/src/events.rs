@@ -1,4 +1,4 @@
-//! What the kernel tells by itself: packets that were refused, and changes that others make.
+//! Events from the kernel: refused packets, and changes by other programs.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -22,23 +22,23 @@ use crate::nft::{MARK_INDEX, MARK_TAG};
 use crate::refusal::{protocol, reason};
 use crate::view::{Shared, View};
 
-/// How long changes are waited for after the first one.
+/// Time after a change during which further changes are collected.
 const SETTLE: Duration = Duration::from_millis(50);
-/// How often all is looked at, whoever told of a change.
+/// Interval between two full checks without an event.
 const LOOK_ANYWAY: Duration = Duration::from_secs(60);
-/// How long is waited after an error of a socket.
+/// Pause after an error of a socket.
 const PAUSE: Duration = Duration::from_secs(1);
 const READ: usize = 64 << 10;
 
-/// Groups of changes: interfaces and addresses (`RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV6_IFADDR`), and nf_tables.
+/// Netlink groups of changes: interfaces and addresses (`RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV6_IFADDR`), and nf_tables.
 const ROUTE_GROUPS: u32 = 0x1 | 0x10 | 0x100;
 const NFTABLES_GROUPS: u32 = 1 << 6;
-/// Messages about what is ours to have or not: new or removed interfaces and addresses (`RTM_*`).
+/// Messages that can concern this process: new or removed interfaces and addresses (`RTM_*`).
 const ROUTE_CHANGES: [u16; 4] = [16, 17, 20, 21];
 /// Removed tables, chains, rules, sets and elements, and new rules (`NFT_MSG_*`, with their subsystem).
 const NFTABLES_CHANGES: [u16; 6] = [0xa02, 0xa05, 0xa06, 0xa08, 0xa0b, 0xa0e];
 
-/// Tells what was refused, as long as the process runs.
+/// Reports refused packets, as long as the process runs.
 pub(crate) async fn tell_refusals(mut log: Log, shared: Arc<Shared>) {
     loop {
         match log.packets().await {
@@ -51,7 +51,7 @@ pub(crate) async fn tell_refusals(mut log: Log, shared: Arc<Shared>) {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "read what the firewall logs");
+                tracing::warn!(%error, "cannot read the firewall's log");
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -104,7 +104,7 @@ fn denial(view: &View, shared: &Shared, packet: &Packet) -> Option<Denial> {
     })
 }
 
-/// Tells each time that others may have changed what is ours, or the host's addresses.
+/// Sends a message each time that another program may have changed this process's network or the host's addresses.
 pub(crate) async fn watch_changes(changed: mpsc::Sender<()>) {
     let sockets = (
         Changes::open(SockProtocol::NetlinkRoute, ROUTE_GROUPS, &ROUTE_CHANGES),
@@ -113,7 +113,7 @@ pub(crate) async fn watch_changes(changed: mpsc::Sender<()>) {
     let (mut routes, mut tables) = match sockets {
         (Ok(routes), Ok(tables)) => (routes, tables),
         (Err(error), _) | (_, Err(error)) => {
-            tracing::warn!(%error, "changes by others are not seen at once");
+            tracing::warn!(%error, "cannot watch for changes by other programs; they are noticed with a delay");
             loop {
                 tokio::time::sleep(LOOK_ANYWAY).await;
                 if changed.send(()).await.is_err() {
@@ -134,7 +134,7 @@ pub(crate) async fn watch_changes(changed: mpsc::Sender<()>) {
     }
 }
 
-/// A socket that the kernel tells of changes.
+/// A socket that receives the kernel's notifications of changes.
 struct Changes {
     fd: AsyncFd<OwnedFd>,
     kinds: &'static [u16],
@@ -149,7 +149,7 @@ impl Changes {
         Ok(Self { fd: readable(fd)?, kinds, read: vec![0; READ] })
     }
 
-    /// Waits for a change. What could not be read may have been one.
+    /// Waits for a change. A read error counts as a change, since a notification may be lost.
     async fn wait(&mut self) {
         loop {
             let Ok(mut ready) = self.fd.readable().await else {

@@ -1,4 +1,4 @@
-//! The tables in the kernel: made as they should be, filled with pins, and open connections judged anew.
+//! The firewall's tables in the kernel: reconciles them, adds pins, and checks open connections again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,19 +22,19 @@ use crate::pins::{Pin, Pins};
 use crate::refusal::{protocol, reason};
 use crate::view::{View, table_name};
 
-/// How often a change is tried: what is found can be different by the time it is made.
+/// Number of tries of a change: the state can have changed between reading and writing.
 const TRIES: usize = 4;
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Firewall { what, source }
 }
 
-/// A socket to the firewall.
+/// Opens a socket to the firewall.
 pub(crate) fn open() -> Result<Netfilter, Error> {
     Netfilter::open().map_err(failed("open the socket to nf_tables"))
 }
 
-/// The set that an address is pinned in.
+/// Returns the set that an address is pinned in.
 const fn pin_set(address: IpAddr) -> &'static Set {
     match AddressFamily::of(address) {
         AddressFamily::V4 => &PIN4,
@@ -50,7 +50,7 @@ fn added(wired: &Wired, pin: &Pin) -> Added {
     }
 }
 
-/// Makes the tables what they should be; tells how many things were changed. `kept` are TAPs whose VMs are not known yet.
+/// Changes the tables to the desired state; returns the number of changes. `kept` are TAPs whose VMs are not known yet.
 pub(crate) fn reconcile(
     netfilter: &mut Netfilter,
     frame: &Frame,
@@ -79,7 +79,7 @@ pub(crate) fn reconcile(
         if changes.is_empty() {
             return Ok(0);
         }
-        tracing::debug!(?changes, "tables to change");
+        tracing::debug!(?changes, "changing tables");
         match netfilter.commit(batch(&changes)) {
             Ok(()) => return Ok(plan::count(&changes)),
             // A pin can expire between reading and writing.
@@ -99,7 +99,7 @@ fn open_pins<'a>(view: &'a View, pins: &Pins) -> Vec<(&'a Wired, Pin)> {
     view.vms.values().flat_map(of).collect()
 }
 
-/// Pins that come and go in a table that is as it should be.
+/// Returns the changes of pins in an otherwise correct table.
 fn repin(frame: &Frame, found: &Found, desired: &Desired<'_>) -> Vec<Change> {
     let mut changes = Vec::new();
     for (set, wanted) in &desired.pins {
@@ -128,7 +128,7 @@ fn repin(frame: &Frame, found: &Found, desired: &Desired<'_>) -> Vec<Change> {
     changes
 }
 
-/// Opens the way for a VM to what a name led to; each pin with whether the way may be open already, for less long.
+/// Opens the addresses of a name for a VM. Each pin comes with whether it may be open already, for a shorter time.
 pub(crate) fn pin(
     netfilter: &mut Netfilter,
     id: InstanceId,
@@ -146,18 +146,18 @@ pub(crate) fn pin(
         if !all.is_empty() {
             changes.push(add(all));
         }
-        // Older kernels leave the timeout of an element that is there as it is. Whether it still is, nobody knows: so it is added before it
-        // is removed.
+        // Older kernels do not change the timeout of an existing element, so it is removed and added again. Since it may have expired, it is added
+        // before it is removed: removing a missing element would fail.
         if !again.is_empty() {
             let elements = again.iter().map(|added| added.element.clone()).collect();
             changes.push(Change::Remove { family, table: table.clone(), set: set.clone(), elements });
             changes.push(add(again));
         }
     }
-    netfilter.commit(batch(&changes)).map_err(failed("open the way to what a name led to"))
+    netfilter.commit(batch(&changes)).map_err(failed("open the addresses of a name"))
 }
 
-/// What the kernel still knows of a VM's names: those that an earlier process pinned.
+/// Restores the pins of a VM that an earlier process left in the kernel.
 pub(crate) fn recall(
     netfilter: &mut Netfilter,
     id: InstanceId,
@@ -168,7 +168,7 @@ pub(crate) fn recall(
     let now = Instant::now();
     for set in [PIN4, PIN6] {
         let elements = read::elements(netfilter, Family::Inet, &table, set.name);
-        for found in elements.map_err(failed("read what names led to"))? {
+        for found in elements.map_err(failed("read the pins"))? {
             let FoundElement { element, expires, comment, .. } = found;
             let is_its = index_of(&element) == Some(index);
             if let (true, Some(name), Some(expires)) = (is_its, comment, expires)
@@ -188,7 +188,7 @@ fn address_of(element: &Element) -> Option<IpAddr> {
     v4.or_else(|| v6.and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from))
 }
 
-/// Cuts the open connections that are not allowed any more, and lets those go on that are again. Tells which were cut.
+/// Cuts the open connections that are no longer allowed, and restores those that are allowed again. Returns those that were cut.
 pub(crate) fn judge(netfilter: &mut Netfilter, view: &View, pins: &Pins) -> Result<Vec<Denial>, Error> {
     let gateways = view.gateways();
     let by_mark: BTreeMap<u32, &Wired> = view.vms.values().map(|wired| (wired.mark(), wired)).collect();
@@ -217,7 +217,7 @@ pub(crate) fn judge(netfilter: &mut Netfilter, view: &View, pins: &Pins) -> Resu
     Ok(cut)
 }
 
-/// What the kernel counted: for each TAP what was let through, refused and forged.
+/// Reads the kernel's counters: for each TAP the allowed, refused and spoofed packets.
 pub(crate) fn counts(netfilter: &mut Netfilter, id: InstanceId) -> Result<BTreeMap<u32, [u64; 3]>, Error> {
     let table = table_name(id);
     let sets = [(Family::Inet, "allowed"), (Family::Inet, "refused"), (Family::Bridge, "spoofed")];
@@ -240,7 +240,7 @@ pub(crate) fn remove(netfilter: &mut Netfilter, id: InstanceId) -> Result<(), Er
     netfilter.commit(batch(&drops)).map_err(failed("remove the nftables tables"))
 }
 
-/// A pin as long as a lifetime.
+/// Returns a pin with this lifetime.
 pub(crate) fn pin_for(name: &str, address: IpAddr, ports: (u16, u16), lifetime: Duration) -> Pin {
     Pin { cell: Cell { addresses: (address, address), ports }, name: name.to_owned(), remaining: lifetime }
 }

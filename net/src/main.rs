@@ -1,10 +1,10 @@
-//! `nexus-net SOCKET`: the one process that holds network privileges, for the VMs of one nexusd.
+//! `nexus-net SOCKET`: the only process with network privileges, for the VMs of one nexusd.
 //!
-//! nexusd starts it when a VM first needs a network, and speaks to it over SOCKET (`net/wire` has the protocol). It outlives nexusd, and what
-//! it made outlives it: VMs keep their network when it ends, and the next one takes everything up. Only `cleanup` removes it.
+//! nexusd starts it when a VM first needs a network, and connects to it over SOCKET (`net/wire` has the protocol). It outlives nexusd, and the
+//! network outlives it: when it ends, VMs keep their network, and the next process adopts everything. Only `cleanup` removes the network.
 //!
-//! [`network`] is the whole as it should be, of [`link`] (interfaces) and [`firewall`] ([`nft`]); [`dns`] is the resolver, which
-//! [`pins`] addresses of names in the firewall; [`events`] and [`denials`] tell what was refused.
+//! [`network`] maintains the desired state, with [`link`] (interfaces) and [`firewall`] ([`nft`]). [`dns`] is the resolver, which
+//! [`pins`] the addresses of names in the firewall. [`events`] and [`denials`] report refusals.
 
 mod check;
 mod conntrack;
@@ -41,14 +41,14 @@ use crate::network::Network;
 use crate::privileges::PrivilegeError;
 use crate::view::Shared;
 
-/// Why the process does not start.
+/// Why the process cannot start.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
     #[error("usage: nexus-net SOCKET (nexusd starts it)")]
     Usage,
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
-    #[error("another nexus-net serves {0}")]
+    #[error("another nexus-net is already serving {0}")]
     Running(String),
     #[error("{what}")]
     Io {
@@ -89,7 +89,7 @@ fn run() -> Result<(), StartError> {
     let shared = Arc::new(Shared::default());
     let (jobs, work) = mpsc::channel(64);
     let (setups, to_serve) = mpsc::channel(1);
-    // The kernel may take 20 ms for a change; names are answered meanwhile.
+    // A separate thread: the kernel can take 20 ms for a change, and names must be answered meanwhile.
     let (network, network_shared) = (runtime()?, Arc::clone(&shared));
     let thread = std::thread::Builder::new().name("network".to_owned()).spawn(move || {
         network.block_on(async move {
@@ -99,7 +99,7 @@ fn run() -> Result<(), StartError> {
                     tokio::spawn(events::watch_changes(changed));
                     server::work(Network::new(links, network_shared, setups), work, changes).await;
                 }
-                Err(error) => tracing::error!(%error, "open the socket to rtnetlink"),
+                Err(error) => tracing::error!(%error, "cannot open the socket to rtnetlink"),
             }
         });
     });
@@ -107,28 +107,28 @@ fn run() -> Result<(), StartError> {
     runtime()?.block_on(async move {
         let listener = server::bind(&socket)
             .map_err(|source| StartError::Io { what: format!("listen on {}", socket.display()), source })?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(failed("take signals"))?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed("handle signals"))?;
         tokio::spawn(dns::serve(Arc::clone(&shared), to_serve));
         tokio::select! {
             () = server::serve(listener, jobs, shared) => {}
             _ = terminate.recv() => {}
         }
-        // Whoever connects from now on finds nobody.
+        // From now on clients cannot connect.
         let _ = std::fs::remove_file(&socket);
         Ok(())
     })
 }
 
-/// Questions over TCP are sockets, of all VMs together.
+/// Raises the limit of open files, since the TCP queries of all VMs together need many sockets.
 fn raise_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "raise the limit of open files");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 
-/// One process per socket, by a lock that goes with its holder.
+/// Takes the lock that allows one process per socket. The kernel releases it when the process ends.
 fn lock(socket: &Path) -> Result<File, StartError> {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");

@@ -1,31 +1,31 @@
-//! Netlink messages of the netfilter family, written and read: headers and attributes. Safe, and without IO.
+//! Encodes and decodes netlink messages of the netfilter family: headers and attributes. Safe code, without IO.
 
-/// The length of a message's header and that of netfilter's own behind it, in bytes.
+/// Length of a message's header, and of netfilter's header after it, in bytes.
 const HEADER: usize = 16;
 const NFGENMSG: usize = 4;
-/// An attribute with attributes in it.
+/// Flag of an attribute that contains attributes.
 const NESTED: u16 = 0x8000;
-/// The bits of an attribute's type that are its number.
+/// Bit mask of the number in an attribute's type.
 const TYPE_MASK: u16 = 0x3fff;
 
 /// Flags of requests.
 pub(crate) const REQUEST: u16 = 0x1;
 pub(crate) const ACK: u16 = 0x4;
 pub(crate) const DUMP: u16 = 0x300;
-/// Types of messages that every family has.
+/// Message types of all families.
 pub(crate) const ERROR: u16 = 2;
 pub(crate) const DONE: u16 = 3;
-/// A dump that was interrupted by changes says so in its messages' flags.
+/// Flag in the messages of a dump that was interrupted by changes.
 pub(crate) const DUMP_INTERRUPTED: u16 = 0x10;
 
-/// A message that is written.
+/// A message that is being written.
 #[derive(Debug)]
 pub(crate) struct Writer {
     bytes: Vec<u8>,
 }
 
 impl Writer {
-    /// A request of a netfilter subsystem (`subsystem << 8 | message`) for a family and a resource.
+    /// Starts a request of a netfilter subsystem (`subsystem << 8 | message`) for a family and a resource.
     pub(crate) fn new(kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> Self {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -36,7 +36,7 @@ impl Writer {
         Self { bytes }
     }
 
-    /// An attribute.
+    /// Appends an attribute.
     pub(crate) fn put(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
         self.bytes.extend(length.to_ne_bytes());
@@ -46,24 +46,24 @@ impl Writer {
         self
     }
 
-    /// A number in network order.
+    /// Appends a number in network byte order.
     pub(crate) fn put_u32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.put(kind, &value.to_be_bytes())
     }
 
-    /// A text with a zero at its end.
+    /// Appends a text with a terminating NUL.
     pub(crate) fn put_text(&mut self, kind: u16, value: &str) -> &mut Self {
         let mut text = value.as_bytes().to_vec();
         text.push(0);
         self.put(kind, &text)
     }
 
-    /// An attribute with attributes, given as they are on the wire.
+    /// Appends an attribute that contains attributes, given in encoded form.
     pub(crate) fn put_nested(&mut self, kind: u16, inner: &[u8]) -> &mut Self {
         self.put(kind | NESTED, inner)
     }
 
-    /// The message.
+    /// Returns the message.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
@@ -71,7 +71,7 @@ impl Writer {
     }
 }
 
-/// A message that was received.
+/// A received message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
@@ -81,24 +81,24 @@ pub(crate) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The error that a message of type [`ERROR`] carries: 0 for an acknowledgement, else a number of `errno`.
+    /// Returns the error in a message of type [`ERROR`]: 0 for an acknowledgement, else an `errno`.
     pub(crate) fn error(&self) -> Option<i32> {
         let code = self.body.get(..4).filter(|_| self.kind == ERROR)?;
         Some(-i32::from_ne_bytes(code.try_into().ok()?))
     }
 
-    /// The family that netfilter's header names.
+    /// Returns the family in netfilter's header.
     pub(crate) fn family(&self) -> u8 {
         self.body.first().copied().unwrap_or_default()
     }
 
-    /// Its attributes.
+    /// Returns its attributes.
     pub(crate) fn attributes(&self) -> Attributes<'a> {
         Attributes(self.body.get(NFGENMSG..).unwrap_or_default())
     }
 }
 
-/// The messages in what was received at once; what is cut off is left out.
+/// Returns the messages in a received buffer; an incomplete one is skipped.
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
@@ -113,7 +113,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// Attributes, one behind the other.
+/// A sequence of attributes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 
@@ -131,27 +131,27 @@ impl<'a> Iterator for Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// The value of the first attribute of a type.
+    /// Returns the value of the first attribute of a type.
     pub(crate) fn get(self, kind: u16) -> Option<&'a [u8]> {
         self.into_iter().find(|(found, _)| *found == kind).map(|(_, value)| value)
     }
 
-    /// The attributes in the first attribute of a type.
+    /// Returns the attributes in the first attribute of a type.
     pub(crate) fn nested(self, kind: u16) -> Option<Attributes<'a>> {
         self.get(kind).map(Attributes)
     }
 
-    /// A number in network order.
+    /// Returns a number that is in network byte order.
     pub(crate) fn u32(self, kind: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.get(kind)?.try_into().ok()?))
     }
 
-    /// A number in network order.
+    /// Returns a number that is in network byte order.
     pub(crate) fn u64(self, kind: u16) -> Option<u64> {
         Some(u64::from_be_bytes(self.get(kind)?.try_into().ok()?))
     }
 
-    /// A text.
+    /// Returns a text.
     pub(crate) fn text(self, kind: u16) -> Option<String> {
         let bytes = self.get(kind)?;
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());

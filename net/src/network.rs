@@ -1,8 +1,8 @@
-//! The network as it should be, and what makes it so. One task owns it and does one request after the other.
+//! The desired state of the network, and its reconciliation with the kernel. One task owns it and handles one request after the other.
 //!
-//! Every request says what should be. Then the difference between that and what the kernel has is made, in an order in which a VM never
-//! speaks before its rules are there: bridge, settings, tables, then the rest. A process that was killed anywhere in between leaves
-//! nothing that this does not take up: TAPs are told by their alias, and one without alias goes with the process that made it.
+//! Every request describes a desired state. The difference to the kernel's state is then applied, in an order in which a VM can never send
+//! before its rules exist: bridge, settings, tables, then the rest. If the process is killed in between, the next one adopts everything that
+//! is left: TAPs are identified by their alias, and one without an alias vanishes with the process that created it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,7 +28,7 @@ use crate::nft::elements::{Wired, link_local};
 use crate::nft::rules::Frame;
 use crate::view::{Shared, View, gateways, subnets, table_name};
 
-/// How many connections are in the kernel's table before it is said to be nearly full, in percent.
+/// Fill level of the kernel's connection table from which on there is a warning, in percent.
 const CONNTRACK_FULL: u64 = 90;
 
 /// The network of one process.
@@ -37,13 +37,13 @@ pub(crate) struct Network {
     shared: Arc<Shared>,
     instance: Option<Instance>,
     vms: BTreeMap<VmId, Wired>,
-    /// The group of nfnetlink_log, once its socket is bound.
+    /// Group of nfnetlink_log; set once its socket is bound.
     log_group: Option<u16>,
     resolver: mpsc::Sender<(Setup, oneshot::Sender<Result<(), Error>>)>,
 }
 
 impl Network {
-    /// Nothing is done yet. To be called in the network namespace that the VMs' host is in.
+    /// Creates an empty state, without changing anything. Must be called in the host's network namespace.
     pub(crate) fn new(
         links: Links,
         shared: Arc<Shared>,
@@ -56,7 +56,7 @@ impl Network {
         self.instance.as_ref().ok_or(Error::NotConfigured)
     }
 
-    /// Makes the instance's network, or changes it.
+    /// Creates or changes the instance's network.
     pub(crate) async fn configure(&mut self, instance: Instance) -> Result<Configured, Error> {
         check::instance(&instance)?;
         let found = self.links.read().await?;
@@ -68,7 +68,7 @@ impl Network {
                 what: format!("this process serves instance {}, not {}", old.id, instance.id),
             });
         }
-        // Before anything is made: without it nothing works.
+        // Opened before anything is created, since nothing works without it.
         let mut netfilter = firewall::open()?;
         if self.log_group.is_none() {
             let log = Log::bind(instance.id.number());
@@ -99,7 +99,7 @@ impl Network {
         answer.await.map_err(|_| gone())?
     }
 
-    /// Gives a VM its TAP and rules.
+    /// Creates a VM's TAP and rules.
     pub(crate) async fn attach(&mut self, vm: Vm) -> Result<Attached, Error> {
         let instance = self.instance()?.clone();
         check::vm(&instance, &vm, &self.vms)?;
@@ -123,7 +123,7 @@ impl Network {
         if crate::nft::mark(index).is_none() {
             self.links.remove(index).await?;
             return Err(Error::Invalid {
-                what: format!("the interface number {index} is too large to mark packets with"),
+                what: format!("the interface index {index} is too large for a packet mark"),
             });
         }
         if !self.vms.contains_key(&vm.id) {
@@ -140,13 +140,15 @@ impl Network {
         Ok(Attached { tap, changes })
     }
 
-    /// Changes what a VM may reach.
+    /// Changes a VM's policy.
     pub(crate) async fn update(&mut self, vm: Vm) -> Result<Updated, Error> {
         let instance = self.instance()?.clone();
         check::vm(&instance, &vm, &self.vms)?;
         let old = self.vms.get(&vm.id).ok_or(Error::NoSuchVm { id: vm.id })?;
         if (old.vm.mac, old.vm.ipv4, old.vm.ipv6) != (vm.mac, vm.ipv4, vm.ipv6) {
-            return Err(Error::Invalid { what: "addresses do not change while a VM is attached".to_owned() });
+            return Err(Error::Invalid {
+                what: "addresses cannot be changed while a VM is attached".to_owned(),
+            });
         }
         let found = self.links.read().await?;
         let mut netfilter = firewall::open()?;
@@ -158,7 +160,7 @@ impl Network {
         Ok(Updated { cut, changes })
     }
 
-    /// Takes a VM's network away.
+    /// Removes a VM's network.
     pub(crate) async fn detach(&mut self, id: VmId) -> Result<Detached, Error> {
         let instance = self.instance()?.clone();
         let was_known = self.vms.remove(&id).is_some();
@@ -174,7 +176,7 @@ impl Network {
         Ok(Detached { was_attached: was_known || !removed.is_empty() })
     }
 
-    /// Removes everything but these VMs' networks.
+    /// Removes the networks of all VMs except these.
     pub(crate) async fn retain(&mut self, ids: Vec<VmId>) -> Result<Retained, Error> {
         let instance = self.instance()?.clone();
         let ids: BTreeSet<VmId> = ids.into_iter().collect();
@@ -211,7 +213,7 @@ impl Network {
         Ok(chosen)
     }
 
-    /// Removes all that is the instance's.
+    /// Removes everything that belongs to the instance.
     pub(crate) async fn cleanup(&mut self, id: Option<InstanceId>) -> Result<Cleaned, Error> {
         let id = match (id, &self.instance) {
             (Some(id), _) => id,
@@ -245,7 +247,7 @@ impl Network {
         Ok(Cleaned { interfaces: ours.len() as u64 })
     }
 
-    /// What there is.
+    /// Returns the current state.
     pub(crate) async fn state(&self) -> Result<State, Error> {
         let Some(instance) = self.instance.clone() else {
             return Ok(State {
@@ -289,12 +291,14 @@ impl Network {
     async fn warnings(&self, instance: &Instance) -> Result<Vec<String>, Error> {
         let mut warnings = Vec::new();
         if !self.links.has_default_route().await? {
-            warnings
-                .push("the host has no default route: VMs reach only what the host has routes to".to_owned());
+            warnings.push(
+                "the host has no default route: VMs can only reach networks that the host has routes to"
+                    .to_owned(),
+            );
         }
         if crate::dns::upstream::servers(&instance.dns).is_empty() {
             warnings.push(
-                "the host's resolv.conf names no server: VMs resolve no names; add one, or give nexusd DNS servers".to_owned(),
+                "the host's resolv.conf has no server, so VMs cannot resolve names: add one, or give nexusd DNS servers".to_owned(),
             );
         }
         let (count, max) =
@@ -310,13 +314,13 @@ impl Network {
         Ok(warnings)
     }
 
-    /// Puts right what others changed; tells how many things that were.
+    /// Reverts changes by other programs; returns the number of repairs.
     pub(crate) async fn repair(&mut self) -> Result<u64, Error> {
         if self.instance.is_none() {
             return Ok(0);
         }
         let found = self.links.read().await?;
-        // A TAP that others removed is no VM's any more; its next attach makes another one.
+        // If another program removed a TAP, its VM is detached; its next attach creates a new TAP.
         let before = self.vms.len();
         self.vms.retain(|_, wired| found.links.iter().any(|link| link.index == wired.index));
         self.rewire(&found);
@@ -328,7 +332,7 @@ impl Network {
         Ok(changes)
     }
 
-    /// What decisions depend on besides the policies.
+    /// Returns the facts about the host that decisions depend on.
     fn around(&self, found: &FoundLinks) -> Result<Surroundings, Error> {
         let instance = self.instance()?;
         let bridge = found.bridge(instance.id).map(|bridge| bridge.index);
@@ -338,7 +342,7 @@ impl Network {
         Ok(Surroundings { own, closed: subnets(instance).map(|net| (net.address(), net.last())).collect() })
     }
 
-    /// Computes what policies allow anew, if the host's addresses are others; whether they are.
+    /// Recomputes what policies allow if the host's addresses have changed. Returns whether they have.
     fn rewire(&mut self, found: &FoundLinks) -> bool {
         let Ok(around) = self.around(found) else { return false };
         if self.shared.view().around == around {
@@ -350,14 +354,14 @@ impl Network {
         true
     }
 
-    /// Makes everything as it should be.
+    /// Applies the desired state.
     async fn reconcile(
         &mut self,
         netfilter: &mut crate::nft::socket::Netfilter,
         found: FoundLinks,
     ) -> Result<u64, Error> {
         let instance = self.instance()?.clone();
-        // Whatever else changes: an address that is the host's now is closed to all.
+        // A new address of the host is closed to all VMs at once.
         let is_rewired = self.rewire(&found);
         let around = self.around(&found)?;
         self.shared.set_view(View { instance: Some(instance.clone()), vms: self.vms.clone(), around });
@@ -369,7 +373,7 @@ impl Network {
             .collect();
         let desired = self.desired_links(&instance, !kept.is_empty());
         let links = link_changes(&desired, &found);
-        tracing::debug!(?links, "links to change");
+        tracing::debug!(?links, "changing links");
         let is_first =
             |change: &&LinkChange| matches!(change, LinkChange::MakeBridge | LinkChange::NameBridge);
         let mut changes = links.len() as u64;
@@ -418,7 +422,7 @@ impl Network {
         }
     }
 
-    /// Cuts what is not allowed any more; tells how many connections that were.
+    /// Cuts connections that are no longer allowed; returns their number.
     fn judge(&self, netfilter: &mut crate::nft::socket::Netfilter) -> Result<u64, Error> {
         let cut = firewall::judge(netfilter, &self.shared.view(), &self.shared.pins())?;
         let count = cut.len() as u64;
@@ -429,7 +433,7 @@ impl Network {
     }
 }
 
-/// Forgets the connections of TAPs that are gone.
+/// Deletes the connections of removed TAPs from the kernel's table.
 fn forget(netfilter: &mut crate::nft::socket::Netfilter, indices: &[u32]) -> Result<(), Error> {
     for mark in indices.iter().filter_map(|index| crate::nft::mark(*index)) {
         crate::conntrack::forget(netfilter, mark)

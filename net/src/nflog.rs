@@ -1,4 +1,4 @@
-//! What the kernel's rules log: the start of each packet that was refused.
+//! Receives the start of each refused packet, which the kernel's rules log.
 
 use std::io;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use crate::nft::elements::PORTED;
 use crate::nft::rules::LOG_SPOOFED;
 use crate::nft::socket::readable;
 
-/// The subsystem, its messages (`enum nfulnl_msg_types`) and commands.
+/// Netlink subsystem, its messages (`enum nfulnl_msg_types`) and commands.
 const SUBSYSTEM: u16 = 4 << 8;
 const CONFIGURE: u16 = SUBSYSTEM | 1;
 const PACKET: u16 = SUBSYSTEM;
@@ -34,24 +34,24 @@ const PACKET_MARK: u16 = 2;
 const PAYLOAD: u16 = 9;
 const PREFIX: u16 = 10;
 const LINK_HEADER: u16 = 16;
-/// The first number that is tried for an instance's group, and how many are.
+/// First group number that is tried, and number of tries.
 const GROUP_FIRST: u16 = 0x4e00;
 const GROUPS: u16 = 256;
-/// What may wait in the socket, in bytes.
+/// Size of the socket's buffer, in bytes.
 const BUFFER: usize = 1 << 20;
 const READ: usize = 64 << 10;
 
-/// A packet that was refused.
+/// A refused packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Packet {
-    /// Whether its sender's address was not the VM's.
+    /// Whether it was refused because its source address is not the VM's.
     pub(crate) is_spoofed: bool,
-    /// Its mark; 0 where it got none.
+    /// Its mark; 0 if it has none.
     pub(crate) mark: u32,
-    /// The interface that it came from: the TAP where it is spoofed, else the bridge.
+    /// The interface that it came from: the TAP if it is spoofed, otherwise the bridge.
     pub(crate) index: u32,
     pub(crate) mac: Option<Mac>,
-    /// What its headers say; none if it is not IP.
+    /// Its headers; none if it is not IP.
     pub(crate) headers: Option<Headers>,
 }
 
@@ -74,7 +74,7 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Binds a group that nobody else in this network namespace has, the same one for an instance if it can be.
+    /// Binds a group that is free in this network namespace. An instance gets the same group each time if possible.
     pub(crate) fn bind(instance: u32) -> io::Result<Self> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let protocol = SockProtocol::NetlinkNetFilter;
@@ -94,13 +94,13 @@ impl Log {
                     let mut mode = Writer::new(CONFIGURE, ACK, 2, 0, group);
                     // struct nfulnl_msg_config_mode: how much is copied (all that the rule gives), the mode, padding.
                     mode.put(MODE, &[0, 0, 0xff, 0xff, MODE_PACKET, 0]);
-                    // Each packet at once: a refusal is to be known as soon as it happened.
+                    // Each packet is sent at once, so that a refusal is known immediately.
                     mode.put_u32(QUEUE_THRESHOLD, 1);
                     ask(&fd, &mode.finish())?;
                     let fd = readable(fd)?;
                     return Ok(Self { fd, group, read: vec![0; READ] });
                 }
-                // Another process has it, or none may be had at all.
+                // Another process has this group, or binding is not permitted at all.
                 Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EBUSY | nix::libc::EPERM)) => {
                     last = error;
                 }
@@ -110,12 +110,12 @@ impl Log {
         Err(last)
     }
 
-    /// The group's number.
+    /// Returns the group's number.
     pub(crate) const fn group(&self) -> u16 {
         self.group
     }
 
-    /// Waits for packets. Some may have been lost before them.
+    /// Waits for packets. Earlier ones may have been lost.
     pub(crate) async fn packets(&mut self) -> io::Result<Vec<Packet>> {
         loop {
             let mut ready = self.fd.readable().await?;
@@ -135,7 +135,7 @@ impl Log {
     }
 }
 
-/// Asks, and waits for the acknowledgement; packets that come before it are left out.
+/// Sends a request and waits for the acknowledgement; packets that arrive before it are dropped.
 fn ask(fd: &OwnedFd, request: &[u8]) -> io::Result<()> {
     send(fd.as_raw_fd(), request, MsgFlags::empty())?;
     let mut read = vec![0; READ];
@@ -158,14 +158,14 @@ fn read_packet(attributes: Attributes<'_>) -> Packet {
     Packet {
         is_spoofed: attributes.text(PREFIX).as_deref() == Some(LOG_SPOOFED),
         mark: attributes.u32(PACKET_MARK).unwrap_or_default(),
-        // On a bridge the device is the bridge, and the port is told beside it.
+        // On a bridge the device is the bridge; the port is in another attribute.
         index: attributes.u32(IN_PORT).or_else(|| attributes.u32(IN_DEVICE)).unwrap_or_default(),
         mac,
         headers: read_headers(protocol.unwrap_or_default(), payload),
     }
 }
 
-/// The headers at the start of a packet of this type of Ethernet frame. ARP counts as a protocol of IPv4 with the number 0.
+/// Reads the headers of a packet in this type of Ethernet frame. ARP counts as IPv4 with protocol number 0.
 fn read_headers(ether: u16, bytes: &[u8]) -> Option<Headers> {
     let v4 = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?));
     let v6 = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?));

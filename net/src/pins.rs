@@ -1,4 +1,4 @@
-//! Where names led: what the resolver answered to each VM, and for how long that opens the way. Pure.
+//! Pins: the addresses that the resolver returned to each VM, and how long each is open. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,31 +8,31 @@ use nexus_net_policy::{Cell, Surroundings, has_name_list, pin_ports};
 use nexus_schema::id::VmId;
 use nexus_schema::network::NetworkPolicy;
 
-/// How many addresses of a VM are known at most; the ones that expire first go.
+/// Maximum number of remembered addresses of a VM; those that expire first are dropped.
 const ADDRESSES_MAX: usize = 4096;
-/// How many names of one address are known.
+/// Maximum number of remembered names of one address.
 const NAMES_MAX: usize = 8;
-/// A pin outlives its answer by this: what was looked up is used a little later. Short answers are used longer than they say.
+/// Time by which a pin outlives its answer's TTL: programs connect some time after the lookup, and often use short-lived answers for longer.
 const SLACK: Duration = Duration::from_secs(30);
 const SHORTEST: Duration = Duration::from_secs(60);
-/// No answer counts for longer than this; the resolver shortens what it answers to it.
+/// Maximum TTL of an answer; the resolver limits the TTLs of its answers to it.
 pub(crate) const LONGEST: Duration = Duration::from_secs(3600);
-/// Names are remembered this long after they opened nothing any more: their connections may be open still.
+/// Time for which names are remembered after their pins expired: their connections may still be open.
 const MEMORY: Duration = Duration::from_secs(24 * 3600);
 
-/// What is known of the names of all VMs.
+/// The known names of all VMs.
 #[derive(Debug, Default)]
 pub(crate) struct Pins(BTreeMap<VmId, BTreeMap<IpAddr, Known>>);
 
-/// What is known of one address.
+/// The known names of one address.
 #[derive(Debug, Clone)]
 struct Known {
-    /// The names that led here, the newest first.
+    /// The names that resolved to it, newest first.
     names: Vec<String>,
     until: Instant,
 }
 
-/// A way that is open for some time.
+/// An address and ports that are open for some time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pin {
     pub(crate) cell: Cell,
@@ -40,24 +40,24 @@ pub(crate) struct Pin {
     pub(crate) remaining: Duration,
 }
 
-/// What an answer adds to what was known.
+/// What an answer changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Noted {
-    /// The way was not open, or not by this name.
+    /// The address was not open, or not by this name.
     New,
-    /// It was, for less long than the answer holds.
+    /// It was open, but for a shorter time than this answer needs.
     Longer,
-    /// It was, for long enough.
+    /// It was open for long enough.
     Covered,
 }
 
-/// How long an answer opens the way.
+/// Returns how long an answer with this TTL opens its addresses.
 pub(crate) fn lifetime(ttl: Duration) -> Duration {
     ttl.clamp(SHORTEST, LONGEST) + SLACK
 }
 
 impl Pins {
-    /// Notes that a name led a VM to an address, which is so for `ttl`, and opens the way for `lifetime` (see [`lifetime`]).
+    /// Records that a name resolved to an address for a VM. The answer is valid for `ttl`, and the address is open for `lifetime` (see [`lifetime`]).
     pub(crate) fn note(
         &mut self,
         vm: VmId,
@@ -91,7 +91,7 @@ impl Pins {
         noted
     }
 
-    /// The ways that are open for a VM by the names that its policy allows.
+    /// Returns the pins of a VM, for the names that its policy allows.
     pub(crate) fn open(
         &self,
         vm: VmId,
@@ -115,7 +115,7 @@ impl Pins {
         pins.into_values().collect()
     }
 
-    /// Whether a name that led to an address, however long ago, is allowed at a port.
+    /// Returns whether the policy allows a port for any remembered name of an address, even if the pin has expired.
     pub(crate) fn is_allowed(
         &self,
         vm: VmId,
@@ -129,12 +129,12 @@ impl Pins {
         has_name_list(policy) && known.is_some_and(|known| known.names.iter().any(is_open))
     }
 
-    /// The name under which a VM last found an address.
+    /// Returns the name with which a VM last found an address.
     pub(crate) fn name(&self, vm: VmId, address: IpAddr) -> Option<&str> {
         self.0.get(&vm)?.get(&address)?.names.first().map(String::as_str)
     }
 
-    /// Forgets all VMs but these.
+    /// Forgets all VMs except these.
     pub(crate) fn retain(&mut self, vms: &BTreeSet<VmId>) {
         self.0.retain(|vm, _| vms.contains(vm));
     }

@@ -1,4 +1,4 @@
-//! Gives up every privilege but those that the network needs, before anything else is done.
+//! Drops all privileges except those that the network needs, before anything else is done.
 
 use rustix::io::Errno;
 use rustix::thread::{
@@ -6,31 +6,31 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-/// What is kept: to change the network, to look at packets, and to listen at port 53.
+/// The capabilities that are kept: for changing the network, receiving logged packets, and listening on port 53.
 const KEPT: CapabilitySet =
     CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW).union(CapabilitySet::NET_BIND_SERVICE);
 
-/// What failed.
+/// Why privileges could not be dropped.
 #[derive(Debug, thiserror::Error)]
-#[error("give up privileges: {what}")]
+#[error("drop privileges: {what}")]
 pub(crate) struct PrivilegeError {
     what: &'static str,
     #[source]
     source: Errno,
 }
 
-/// Keeps at most [`KEPT`], for this process and all that it could start. To be called while there is only one thread.
+/// Drops all capabilities except [`KEPT`], for this process and its children. Must be called while there is only one thread.
 pub(crate) fn give_up() -> Result<(), PrivilegeError> {
     let failed = |what| move |source| PrivilegeError { what, source };
     set_no_new_privs(true).map_err(failed("set no_new_privs"))?;
-    // Only with CAP_SETPCAP; without it, as for a user, no_new_privs alone keeps more from being had.
+    // This needs CAP_SETPCAP. Without it, for example as a normal user, no_new_privs alone prevents new privileges.
     for capability in CapabilitySet::all().difference(KEPT).iter() {
         match capability_is_in_bounding_set(capability) {
             Ok(true) => match remove_capability_from_bounding_set(capability) {
                 Ok(()) | Err(Errno::PERM) => {}
                 Err(error) => return Err(failed("shrink the bounding set")(error)),
             },
-            // The kernel knows fewer than this build.
+            // The kernel does not know this capability.
             Ok(false) | Err(Errno::INVAL) => {}
             Err(error) => return Err(failed("read the bounding set")(error)),
         }

@@ -1,4 +1,4 @@
-//! Why a packet was refused. The kernel says only that it was: the policy that made its sets is asked again. Pure.
+//! Finds out why a packet was refused: the kernel only reports that it was, so the policy decides about it again. Pure.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ const QUIC_PORT: u16 = 443;
 const RESOLVER_PORTS: [u16; 2] = [53, 853];
 const UDP: u8 = 17;
 
-/// What a number in an IP header stands for.
+/// Returns the protocol with this number in IP headers.
 pub(crate) const fn protocol(number: u8) -> Protocol {
     match number {
         0 => Protocol::Arp,
@@ -24,7 +24,7 @@ pub(crate) const fn protocol(number: u8) -> Protocol {
     }
 }
 
-/// Why a connection to this place is refused; `gateways` are the host's addresses on the bridge.
+/// Returns why a connection to this destination is refused; `gateways` are the host's addresses on the bridge.
 pub(crate) fn reason(
     policy: &NetworkPolicy,
     around: &Surroundings,
@@ -50,7 +50,7 @@ pub(crate) fn reason(
             }
         }
         Err(reason) => reason,
-        // It was refused by a policy that has changed since.
+        // The policy has changed since the refusal.
         Ok(()) => DenyReason::AddressNotAllowed,
     }
 }

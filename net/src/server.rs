@@ -1,4 +1,4 @@
-//! The socket that nexusd speaks to.
+//! The socket that nexusd connects to.
 
 use std::io;
 use std::path::Path;
@@ -18,10 +18,10 @@ use crate::error::Error;
 use crate::network::Network;
 use crate::view::Shared;
 
-/// A request that the network's task does, and where its answer goes.
+/// A request for the network's task, and the channel for its answer.
 pub(crate) type Job = (Request, oneshot::Sender<Result<Answer, NetError>>);
 
-/// Binds the socket, for its owner alone. One that a killed process left is replaced.
+/// Binds the socket, accessible only to its owner. Replaces one that a killed process left.
 pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -43,12 +43,12 @@ pub(crate) async fn serve(listener: UnixListener, jobs: mpsc::Sender<Job>, share
                     let client = client(stream, jobs.clone(), Arc::clone(&shared), ended.clone());
                     tokio::spawn(async move {
                         if let Err(error) = client.await {
-                            tracing::debug!(%error, "a client is gone");
+                            tracing::debug!(%error, "the connection of a client failed");
                         }
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accept a client");
+                    tracing::warn!(%error, "cannot accept a client");
                     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 }
             },
@@ -118,7 +118,7 @@ async fn client(
         say(&mut write, &reply).await?;
         if is_last && is_done {
             write.shutdown().await?;
-            // It is full if another client asked for the same.
+            // The channel is full if another client has requested the same.
             let _ = ended.try_send(());
             return Ok(());
         }
@@ -142,7 +142,7 @@ fn invalid(message: String) -> NetError {
     NetError { code: ErrorCode::Invalid, message, hint: None }
 }
 
-/// Does requests one after the other, and puts right what others change in between.
+/// Handles requests one after the other, and reverts changes by other programs in between.
 pub(crate) async fn work(
     mut network: Network,
     mut jobs: mpsc::Receiver<Job>,
@@ -157,7 +157,7 @@ pub(crate) async fn work(
                 if let Err(error) = &answer {
                     tracing::warn!(%error, cause = ?std::error::Error::source(error), "a request failed");
                 }
-                // The client may be gone; what it asked for is done all the same.
+                // The client may be gone; its request is done anyway.
                 let _ = done.send(answer.map_err(|error| error.to_wire()));
             }
             seen = changed.recv() => {
@@ -165,7 +165,7 @@ pub(crate) async fn work(
                     return;
                 }
                 if let Err(error) = network.repair().await {
-                    tracing::warn!(%error, cause = ?std::error::Error::source(&error), "repair the network");
+                    tracing::warn!(%error, cause = ?std::error::Error::source(&error), "cannot repair the network");
                 }
             }
         }
@@ -182,7 +182,9 @@ async fn perform(network: &mut Network, request: Request) -> Result<Answer, Erro
         Request::Retain { ids } => Answer::Retain(network.retain(ids).await?),
         Request::Cleanup { instance } => Answer::Cleanup(network.cleanup(instance).await?),
         Request::Hello { .. } | Request::Watch {} => {
-            return Err(Error::Invalid { what: "this request is not the network's".to_owned() });
+            return Err(Error::Invalid {
+                what: "this request cannot be handled by the network's task".to_owned(),
+            });
         }
     })
 }

@@ -1,4 +1,4 @@
-//! What all parts of the process see of the network: the VMs as they are now, where names led, what was refused.
+//! State that all parts of the process share: the current VMs, the pins, and the refusals.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use crate::denials::Denials;
 use crate::nft::elements::Wired;
 use crate::pins::Pins;
 
-/// The instance and its VMs. Replaced as a whole when something changes.
+/// The instance and its VMs. Replaced as a whole at each change.
 #[derive(Debug, Default)]
 pub(crate) struct View {
     pub(crate) instance: Option<Instance>,
@@ -22,26 +22,26 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// The VM that has an address.
+    /// Returns the VM with an address.
     pub(crate) fn by_address(&self, address: IpAddr) -> Option<&Wired> {
         self.vms.values().find(|wired| wired.addresses().any(|own| own == address))
     }
 
-    /// The VM whose TAP has a number.
+    /// Returns the VM whose TAP has this index.
     pub(crate) fn by_index(&self, index: u32) -> Option<&Wired> {
         self.vms.values().find(|wired| wired.index == index)
     }
 
-    /// The host's addresses on the bridge.
+    /// Returns the host's addresses on the bridge.
     pub(crate) fn gateways(&self) -> Vec<IpAddr> {
         self.instance.iter().flat_map(gateways).collect()
     }
 
-    /// Whether a VM may have a connection, by all that the rules look at.
+    /// Returns whether a VM may have a connection, by the same criteria as the firewall's rules.
     pub(crate) fn allows(&self, wired: &Wired, pins: &Pins, flow: Flow) -> bool {
         let Flow { protocol, address, port } = flow;
         if self.gateways().contains(&address) {
-            // The rules let nothing else begin.
+            // The rules let VMs open only allowed connections to the gateway.
             return true;
         }
         if let Some(other) = self.by_address(address) {
@@ -59,23 +59,23 @@ impl View {
     }
 }
 
-/// The addresses of an instance's gateway.
+/// Returns the addresses of an instance's gateway.
 pub(crate) fn gateways(instance: &Instance) -> impl Iterator<Item = IpAddr> {
     let v6 = instance.v6.map(|subnet| IpAddr::V6(subnet.gateway));
     [Some(IpAddr::V4(instance.v4.gateway)), v6].into_iter().flatten()
 }
 
-/// The networks of an instance.
+/// Returns the networks of an instance.
 pub(crate) fn subnets(instance: &Instance) -> impl Iterator<Item = Cidr> {
     [Some(instance.v4.subnet), instance.v6.map(|subnet| subnet.subnet)].into_iter().flatten()
 }
 
-/// The name of an instance's tables.
+/// Returns the name of an instance's tables.
 pub(crate) fn table_name(id: InstanceId) -> String {
     format!("nexus_{id}")
 }
 
-/// What all parts share. Whoever changes pins holds them until the kernel has them, so that no policy changes in between.
+/// The shared state. Code that changes pins holds their lock until the kernel has them, so that no policy changes in between.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     view: RwLock<Arc<View>>,
@@ -84,17 +84,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The network as it is now.
+    /// Returns the current network.
     pub(crate) fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Makes this what is.
+    /// Replaces the current network.
     pub(crate) fn set_view(&self, view: View) {
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
     }
 
-    /// Where names led.
+    /// Locks and returns the pins.
     pub(crate) fn pins(&self) -> MutexGuard<'_, Pins> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -138,6 +138,7 @@ fn the_default_machine_is_debian() {
         let ran = client.call_whole("guest_run_command", json!({ "vm": name, "command": command }));
         let told = ran.expect("it runs").to_string();
         assert_eq!(told.contains("note: this VM has no network"), command != "true", "{command}: {told}");
+        assert_eq!(told.contains("vm_update"), command != "true", "what to do: {told}");
     }
     let os = client.must("vm_inspect", json!({ "vm": name }))["guest"]["os"].to_string();
     assert!(os.contains("Debian"), "{os}");

@@ -133,7 +133,7 @@ fn a_machine_has_a_network_of_its_own_within_its_policy_and_leaves_nothing() {
     assert!(other != own && taps(&world) == 2, "{other} {own} {:?}", world.host.links());
     run(&mut client, "db", "mkdir -p /srv && echo rows > /srv/index.html && httpd -p 80 -h /srv");
     let (code, _, said) = get(&mut client, "web", &format!("http://{other}/"));
-    assert!(code != 0 && said.contains("(another VM, and no group has both)"), "{said}");
+    assert!(code != 0 && said.contains("(another VM without a common group)"), "{said}");
     for vm in ["web", "db"] {
         client.must("vm_update", json!({ "vm": vm, "network": { "groups": ["app"] } }));
     }

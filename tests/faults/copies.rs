@@ -342,7 +342,7 @@ fn a_full_disk_on_either_side_is_told_and_what_came_is_whole() {
     let arguments = json!({ "vm": "work-1", "from": tree, "to": small, "wait_s": 45 });
     let failure = refused(&mut client, "guest_copy_in", arguments);
     assert_eq!(failure.code, "disk_full", "{}", failure.text);
-    assert!(failure.text.contains("entries were copied before"), "{}", failure.text);
+    assert!(failure.text.contains("entries were copied completely"), "{}", failure.text);
     let mut came = 0;
     for entry in fs::read_dir(&small).expect("the tree") {
         let entry = entry.expect("an entry");

@@ -119,7 +119,7 @@ fn copies_go_where_docker_cp_puts_them_both_ways() {
         (&[], "file", "/old", Ok(&["old=new"])),
         (&[], "file", "/to-old", Ok(&["old=new"])),
         (&[], "file", "/name/", Err("find the directory")),
-        (&[], "file", "/no/name", Err("make the directory first")),
+        (&[], "file", "/no/name", Err("create the directory first")),
         (&[], "file", "/old/", Err("old/")),
         (&[], "file", "/old/name", Err("old/name")),
         (&[], "file/", "", Err("file/")),
@@ -132,8 +132,8 @@ fn copies_go_where_docker_cp_puts_them_both_ways() {
         (&[], "tree/.", "/name", Ok(&["name/", "name/sub/", "name/sub/x=x"])),
         (&[], "tree/.", "/dir", Ok(&["dir/sub/", "dir/sub/x=x"])),
         (&[], "tree/sub/..", "/name", Ok(&["name/", "name/sub/", "name/sub/x=x"])),
-        (&[], "tree", "/old", Err("a file is there, and a directory was to be copied")),
-        (&[], "tree/.", "/old", Err("a file is there, and a directory was to be copied")),
+        (&[], "tree", "/old", Err("a directory cannot be copied over a file")),
+        (&[], "tree/.", "/old", Err("a directory cannot be copied over a file")),
         (&[], "tree", "/no/name", Err("open the directory")),
         (&[], "link", "", Ok(&["link -> file"])),
         (&[], "link", "/old", Ok(&["old -> file"])),
@@ -180,14 +180,14 @@ fn copies_go_where_docker_cp_puts_them_both_ways() {
 fn what_cannot_be_copied_is_a_mistake_of_the_command_line() {
     let world = World::new();
     for (words, said) in [
-        (&["a", "b"][..], "one of SRC and DST has to be in a VM"),
+        (&["a", "b"][..], "either SRC or DST must be in a VM"),
         (&["web-1:/a", "web-2:/b"], "nexusctl cp web-1:/a - | nexusctl cp - web-2:/b"),
         (&["web-1:etc/x", "b"], "web-1:/etc/x"),
         (&["a", "Web_1:/b"], "./PATH"),
-        (&["-", "-"], "one of SRC and DST"),
-        (&["-a", "-u", "web", "a", "web-1:/b"], "leave one of them out"),
+        (&["-", "-"], "either SRC or DST"),
+        (&["-a", "-u", "web", "a", "web-1:/b"], "--archive and --user cannot be used together"),
         (&["--exclude", "{a", "a", "web-1:/b"], "{a"),
-        (&["--json", "web-1:/a", "-"], "leave out --json"),
+        (&["--json", "web-1:/a", "-"], "omit --json"),
         (&["-", "web-1:/a"], "standard input is empty"),
         (&["a"], "Usage"),
     ] {
@@ -321,7 +321,7 @@ fn owners_are_those_of_the_side_that_gets_the_files() {
     // In a tree, the rest is copied anyway.
     fs::write(pair.at("vm/same/open"), "x").expect("a file");
     let said = pair.fails(&["-u", "54321"], "vm/same", "here/part");
-    assert!(said.contains("warning: file: left out: it cannot be read\nCopied 1 file"), "{said}");
+    assert!(said.contains("warning: file: skipped: cannot be read\nCopied 1 file"), "{said}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl SmallDisk {
         self.release();
         let file = fs::File::create(self.ballast()).expect("ballast is made");
         let free = || {
-            let stat = rustix::fs::statvfs(self.0.path()).expect("the free room");
+            let stat = rustix::fs::statvfs(self.0.path()).expect("the free space");
             (stat.f_bavail * stat.f_frsize).saturating_sub(but_kib << 10)
         };
         // Other programs write here too, so space that was just free may be gone.

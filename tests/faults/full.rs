@@ -64,7 +64,7 @@ impl LoopDisk {
     /// Uses up all space except for this many MiB.
     fn leave(&self, mebibytes: u64) {
         let file = File::create(self.ballast()).expect("ballast is made");
-        let stat = rustix::fs::statvfs(self.root()).expect("the free room");
+        let stat = rustix::fs::statvfs(self.root()).expect("the free space");
         let more = (stat.f_bavail * stat.f_frsize).saturating_sub(mebibytes << 20);
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, more).expect("room is taken");
     }
@@ -193,7 +193,7 @@ fn a_guest_that_finds_a_full_disk_waits_and_goes_on() {
     assert!(!done.is_empty());
     let history = client.must("vm_history", json!({ "vm": "writer" }))["transitions"].to_string();
     // Either the link to the shim or the link to the guest may notice it first.
-    let goes_on = history.contains("there is room again") || history.contains("the agent answers again");
+    let goes_on = history.contains("has space again") || history.contains("the agent answers again");
     assert!(history.contains("disk_full: ") && goes_on, "{history}");
     assert_in_order(&daemon);
 }

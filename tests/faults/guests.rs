@@ -61,7 +61,7 @@ fn guests_that_do_not_come_up_fail_in_time_and_say_why() {
     }
     let mut client = world.client();
     // However much a guest sends, the log stays readable.
-    let complaints = world.daemon.log().matches("the guest misbehaves").count();
+    let complaints = world.daemon.log().matches("protocol violation by the guest").count();
     assert!(complaints <= 20, "{complaints} lines of complaints");
     // The VMs stay, so that they can be inspected and started again; the daemon is not affected.
     world.create(&mut client, "good-1");
@@ -192,7 +192,7 @@ fn a_wrong_guess_of_an_agent_costs_no_machine() {
     let mut other = world.client();
     let call = std::thread::spawn(move || call(&mut other, "guesses-1", "/x"));
     let unreachable = client.wait_for_state("guesses-1", "unreachable");
-    assert!(unreachable["reason"].to_string().contains("it did not"), "{unreachable}");
+    assert!(unreachable["reason"].to_string().contains("but the guest still runs"), "{unreachable}");
     assert!(is_alive(process(&vm, "pid")), "its power was cut");
     client.must("vm_delete", json!({ "vm": "guesses-1", "force": true }));
     call.join().expect("an answer").expect_err("its machine is gone");

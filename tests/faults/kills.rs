@@ -152,7 +152,7 @@ fn programs_that_outlive_the_daemon_are_ended_before_anything_is_tidied_up() {
     let ended = left.try_wait().expect("a child can be waited for");
     assert!(ended.is_some_and(|status| !status.success()), "{ended:?}\n{}", world.daemon.log());
     assert!(
-        world.daemon.log().contains("ended programs that an earlier daemon left ended=1"),
+        world.daemon.log().contains("killed leftover programs of an earlier daemon ended=1"),
         "{}",
         world.daemon.log()
     );

@@ -284,11 +284,11 @@ fn defaults_and_mistakes() {
     for (network, words) in [
         (json!("bridge"), "must be an object, or one of none, proxy, nat, internet, open"),
         (json!({ "mode": "bridge" }), "must be one of none, proxy, nat"),
-        (json!({ "groups": ["web"] }), "network.groups are for network.mode nat"),
+        (json!({ "groups": ["web"] }), "network.groups need network.mode nat"),
         (json!({ "preset": "packages" }), "must be one of internet, open"),
-        (json!({ "allow": ["https://example.org"] }), "neither a name, an address nor a CIDR"),
-        (json!({ "mode": "none", "allow": ["example.org"] }), "stands alone"),
-        (json!({ "deny": ["*"] }), "which allows nothing"),
+        (json!({ "allow": ["https://example.org"] }), "is not a name, an address or a CIDR"),
+        (json!({ "mode": "none", "allow": ["example.org"] }), "cannot be combined"),
+        (json!({ "deny": ["*"] }), "denies everything"),
     ] {
         let mut arguments = world.arguments("web");
         arguments["network"] = network;
@@ -301,13 +301,13 @@ fn defaults_and_mistakes() {
     let failure = refused(&mut client, "vm_create", arguments);
     assert!(
         failure.code == "host_unsuitable"
-            && failure.text.contains("have no network interface")
+            && failure.text.contains("does not support network interfaces")
             && failure.text.contains("use network proxy"),
         "{}",
         failure.text
     );
     for (key, value, words) in [
-        ("network.subnet", "8.8.8.0/24", "not of a private range"),
+        ("network.subnet", "8.8.8.0/24", "not in a private range"),
         ("network.subnet", "10.0.0.1/24", "no bit set"),
         ("network.dns", "dns.example", "not an IP address"),
     ] {
@@ -325,7 +325,7 @@ fn defaults_and_mistakes() {
     assert_eq!(made["network"]["mode"], "none", "{made}");
     assert!(text(&run(&mut client, "env")).to_lowercase().matches("_proxy=").next().is_none());
     let failure = refused(&mut client, "vm_update", json!({ "vm": "web", "network": { "deny": ["*"] } }));
-    assert!(failure.text.contains("which allows nothing"), "{}", failure.text);
+    assert!(failure.text.contains("denies everything"), "{}", failure.text);
     // Variables of the machine or the call override it.
     let arguments = json!({ "name": "own", "from": world.from, "disk": "128MiB", "wait_s": 45, "network": "proxy", "env": { "HTTP_PROXY": "mine" } });
     client.create(arguments);

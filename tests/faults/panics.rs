@@ -44,7 +44,7 @@ fn a_vm_whose_task_panics_is_taken_up_anew() {
             assert!(failure.text.contains("bug in nexusd"), "{point}: {}", failure.text);
         }
         // On a busy host the call may have been answered before the point was reached.
-        soon(point, || world.daemon.log().contains("the vm is taken up anew").then_some(()));
+        soon(point, || world.daemon.log().contains("restarting the task").then_some(()));
         client.wait_for_state("lucky", "ready");
         assert_eq!(client.run("lucky", "echo up").stdout, "up\n", "{point}");
         world.assert_in_order();

@@ -507,7 +507,7 @@ fn the_command_line_sets_shows_and_removes() {
     run(&["provider", "set", "copy"], 2);
     run(&["provider", "set", "copy", "--file", "/nonexistent"], 3);
     assert_eq!(run(&["provider", "rm", "copy"], 0)[0], "copy removed\n");
-    assert_eq!(run(&["provider", "reset", "alpine"], 0)[0], "alpine is as shipped\n");
+    assert_eq!(run(&["provider", "reset", "alpine"], 0)[0], "alpine reset to its shipped definition\n");
     let [_, said] = run(&["provider", "rm", "copy"], 3);
     assert!(said.contains("nexusctl provider list"), "{said}");
 }

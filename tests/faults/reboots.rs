@@ -18,13 +18,13 @@ fn a_guest_that_reboots_in_a_loop_is_slowed_down_and_fails() {
     let history = client.must("vm_history", json!({ "vm": "reboots-1", "limit": 500 }));
     let lines = history["transitions"].as_array().expect("a history");
     assert!(lines.len() < 50, "{} lines", lines.len());
-    assert!(lines.iter().any(|line| line["reason"].to_string().contains("it is started again in 8 s")));
+    assert!(lines.iter().any(|line| line["reason"].to_string().contains("next start in 8 s")));
     world.assert_in_order();
 
     // While it waits, it can be stopped.
     client.must("vm_start", json!({ "vm": "reboots-1", "wait_s": 0 }));
     soon("a pause", || {
-        client.inspect("reboots-1")["reason"].to_string().contains("it is started again in 4 s").then_some(())
+        client.inspect("reboots-1")["reason"].to_string().contains("next start in 4 s").then_some(())
     });
     client.must("vm_stop", json!({ "vm": "reboots-1", "wait_s": 45 }));
     stay(std::time::Duration::from_secs(6));

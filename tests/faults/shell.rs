@@ -164,7 +164,7 @@ fn a_shell_is_left_and_come_back_to() {
     one.line(&format!("clear; $NEXUSCTL shell web-1 --attach {id}"));
     one.wait_for("before-2\n");
     two.line(&format!("$NEXUSCTL shell web-1 --attach {id}"));
-    two.wait_for("watching only");
+    two.wait_for("only watching");
     two.wait_for("before-2\n");
     two.line("echo typed-$((1 + 2))");
     one.line("echo while-$((2 + 2))");
@@ -174,7 +174,7 @@ fn a_shell_is_left_and_come_back_to() {
     two.wait_until_back();
     // Taking over detaches the first client.
     two.line(&format!("clear; $NEXUSCTL shell web-1 --attach {id} --take-over --scroll-back 0"));
-    one.wait_for("somebody else took over");
+    one.wait_for("another client took over");
     one.wait_until_back();
     two.line("echo mine-$((2 + 3))");
     two.wait_for("mine-5\n");

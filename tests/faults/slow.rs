@@ -42,7 +42,8 @@ fn vms_whose_shims_are_slow_at_a_restart_are_unreachable_and_come_back() {
         let name = vm["name"].as_str().expect("a name");
         let seen = client.inspect(name);
         assert_eq!(seen["state"], "unreachable", "{seen}");
-        let reason = format!("its shim (process {}) runs but has not answered", vm["process"]["shim_pid"]);
+        let reason =
+            format!("its shim (process {}) is running but has not answered", vm["process"]["shim_pid"]);
         assert!(seen["reason"].as_str().is_some_and(|told| told.starts_with(&reason)), "{seen}");
         assert!(reasons(&world, name)[0].starts_with(&reason));
         for pid in ["pid", "shim_pid"] {

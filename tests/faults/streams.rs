@@ -91,6 +91,11 @@ fn exec_is_byte_exact_and_ends_as_the_command_does() {
     let output = run(&world, &["exec", "-i", "web-1", "head", "-n", "1"], &input);
     assert_eq!((code(&output), text(&output.stdout)), (Some(0), "1\n".into()));
 
+    // A single call of a tool gives all of it, too, in as many pieces as it takes.
+    let output = run(&world, &["guest", "run", "web-1", "--", "seq", "1", "100000"], b"");
+    assert_eq!((code(&output), output.stdout.len()), (Some(0), 588_895), "{}", text(&output.stderr));
+    assert!(output.stdout == numbers(100_000), "the bytes differ");
+
     let line = "echo $A $B; pwd";
     let output = run(&world, &["exec", "-e", "A=one", "-e", "B=two", "-w", "/tmp", "web-1", "-c", line], b"");
     assert_eq!(text(&output.stdout), "one two\n/tmp\n", "{}", text(&output.stderr));
@@ -295,7 +300,7 @@ fn ports_are_forwarded_with_half_close_many_at_once() {
     assert!(!matches!(cut, Ok(1..)), "{cut:?}");
     let mut said = String::new();
     BufReader::new(nowhere.stderr.take().expect("its errors")).read_line(&mut said).expect("it says why");
-    assert!(said.contains("nothing listens there"), "{said}");
+    assert!(said.contains("nothing is listening there"), "{said}");
     for forward in [&mut forward, &mut nowhere] {
         signal(forward.id(), Signal::INT);
         assert_eq!(ended(forward).code(), Some(0));

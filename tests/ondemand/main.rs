@@ -1,4 +1,5 @@
-//! What takes too long, or needs too much, to be among all tests: `make e2e-docker` and `make e2e-kernel` run it.
+//! What takes too long, or needs too much, to be among all tests: `make e2e-docker`, `make e2e-kernel` and `make e2e-boots` run it.
 
+mod boots;
 mod docker;
 mod microvm_kernel;

@@ -1,8 +1,8 @@
-//! The drivers: the one list of what can run a VM.
+//! The list of all drivers that can run a VM.
 
 use serde::{Deserialize, Serialize};
 
-/// Which VMM runs a VM.
+/// The VMM that runs a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DriverKind {
@@ -15,12 +15,12 @@ pub enum DriverKind {
 }
 
 impl DriverKind {
-    /// Those that run real VMs, in the order in which `auto` tries them.
+    /// The drivers of real VMs, in the order in which `auto` tries them.
     pub const VMMS: [Self; 2] = [Self::Firecracker, Self::Qemu];
-    /// The one whose programs are downloaded as assets of the kind `vmm`; those of the others are the host's.
+    /// The driver whose programs are downloaded as assets of the kind `vmm`; the programs of the others are installed on the host.
     pub const OF_ASSETS: Self = Self::Firecracker;
 
-    /// The word for it, on the wire, in the store and in the configuration.
+    /// Returns its name on the wire, in the store and in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Qemu => "qemu",
@@ -29,7 +29,7 @@ impl DriverKind {
         }
     }
 
-    /// The VMM of a name.
+    /// Returns the VMM with a name.
     pub fn vmm(name: &str) -> Option<Self> {
         Self::VMMS.into_iter().find(|kind| kind.as_str() == name)
     }

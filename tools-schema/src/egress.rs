@@ -1,4 +1,4 @@
-//! Connections of a guest to other machines, which its host makes: the messages that open one.
+//! Connections of a guest to other machines, made by its host: the messages that open them.
 //!
 //! Each is a connection that the guest opens to the host's vsock port [`crate::link::EGRESS_PORT`]:
 //!
@@ -8,27 +8,27 @@
 //!                     <─────────────  {"ok":{}}                           one line, or {"error":{…}}: `EgressAnswer`
 //!   frames  <───────────────────────────────────────>                     both ways at once: `nexus_wire::frames`
 //! ```
-//! The frames are data, credit and end; both sides start with [`WINDOW`]. Each direction ends by itself. A side that hangs up before both
-//! have ended resets the connection.
+//! The frames are data, credit and end; both sides start with [`WINDOW`]. Each direction ends separately. A side that disconnects before both have
+//! ended resets the connection.
 
 use serde::{Deserialize, Serialize};
 
 use crate::network::DenyReason;
 
-/// The version of the opening that this build speaks.
+/// The version of the opening that this build supports.
 pub const VERSION: u32 = 1;
-/// The longest opening, in bytes.
+/// The maximum length of an opening, in bytes.
 pub const OPENING_MAX: usize = 1 << 10;
-/// The longest answer, in bytes.
+/// The maximum length of an answer, in bytes.
 pub const ANSWER_MAX: usize = 16 << 10;
-/// How long the guest may take for its opening.
+/// Timeout of the guest's opening.
 pub const OPENING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
-/// The credit that each side starts with, in bytes.
+/// The initial credit of each side, in bytes.
 pub const WINDOW: u32 = 128 << 10;
-/// The most connections of one VM at once.
+/// The maximum number of open connections of one VM.
 pub const CONNECTIONS_MAX: usize = 256;
 
-/// The first line: where to.
+/// The first line: the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EgressOpening {
     /// [`VERSION`].
@@ -37,17 +37,17 @@ pub struct EgressOpening {
     pub host: String,
     /// The port.
     pub port: u16,
-    /// How the program in the guest asked for it.
+    /// How the program in the guest requested it.
     pub how: EgressKind,
 }
 
-/// How a program asked its proxy for a connection.
+/// How a program requested a connection from its proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EgressKind {
     /// By HTTP's CONNECT.
     Connect,
-    /// By a request for a whole address.
+    /// With a request that has an absolute URL.
     Http,
     /// By SOCKS5.
     Socks5,
@@ -57,66 +57,66 @@ pub enum EgressKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EgressAnswer {
-    /// The connection stands.
+    /// The connection was made.
     Ok {},
-    /// It does not.
+    /// The connection was not made.
     Error(EgressError),
 }
 
-/// Why a connection does not stand.
+/// Why a connection was not made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EgressError {
-    /// What went wrong.
+    /// The kind of failure.
     pub failure: EgressFailure,
-    /// Why it is refused, if it is by policy.
+    /// The reason of a refusal by policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<DenyReason>,
-    /// The same in words.
+    /// A description of the failure.
     pub message: String,
     /// What to do next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// What the VM's allow list has to be for this connection; empty where that does not help, or is too long.
+    /// The allow list that the VM needs for this connection; empty if that does not help, or would be too long.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
 }
 
-/// What went wrong with a connection.
+/// The kind of a connection failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EgressFailure {
     /// The policy refuses it.
     Denied,
-    /// The opening makes no sense.
+    /// The opening is invalid.
     Invalid,
-    /// Nobody knows the name.
+    /// The name does not exist.
     NoSuchName,
     /// The other machine refuses the connection.
     Refused,
     /// The other machine cannot be reached.
     Unreachable,
-    /// It does not answer in time.
+    /// The other machine did not answer in time.
     Timeout,
-    /// The host cannot make it.
+    /// The host failed to make the connection.
     Failed,
 }
 
 impl EgressError {
-    /// An error that is no refusal by policy.
+    /// Creates an error that is not a refusal by policy.
     pub fn new(failure: EgressFailure, message: impl Into<String>) -> Self {
         Self { failure, reason: None, message: message.into(), hint: None, allow: Vec::new() }
     }
 }
 
 impl EgressOpening {
-    /// The opening of a line; words for what is wrong with it.
+    /// Parses the line of an opening; the error describes what is wrong with it.
     pub fn parse(line: &[u8]) -> Result<Self, EgressError> {
         let refuse = |why: String| EgressError::new(EgressFailure::Invalid, why);
         let opening: Self =
             serde_json::from_slice(line).map_err(|error| refuse(format!("open a connection: {error}")))?;
         if opening.version != VERSION {
             return Err(refuse(format!(
-                "openings of version {} are not known, but those of version {VERSION}",
+                "openings of version {} are not supported, only version {VERSION}",
                 opening.version
             )));
         }
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&opening).unwrap(), line);
         for (line, words) in [
             ("GET / HTTP/1.1", "expected value"),
-            (r#"{"version":2,"host":"x","port":1,"how":"connect"}"#, "version 2 are not known"),
+            (r#"{"version":2,"host":"x","port":1,"how":"connect"}"#, "version 2 are not supported"),
             (r#"{"version":1,"host":"x","port":65536,"how":"connect"}"#, "invalid value"),
             (r#"{"version":1,"host":"x","port":1,"how":"ftp"}"#, "unknown variant"),
         ] {

@@ -1,4 +1,4 @@
-//! How calls fail: a stable code, a message that says what failed on what, and a hint that says what to do next.
+//! The errors of calls: a stable code, a message that says what failed on what, and a hint that says what to do next.
 
 use std::fmt;
 
@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 
 /// The key under `_meta` of a failed tool result that holds the [`ToolError`] as an object.
 pub const ERROR_META: &str = "dev.nexus/error";
-/// The key under `_meta` of a failed tool result that says who failed, where that is not the host: [`GUEST`].
+/// The key under `_meta` of a failed tool result that says where it failed, if not on the host: [`GUEST`].
 pub const FROM_META: &str = "dev.nexus/from";
 /// The value of [`FROM_META`] for an error that a guest reported: its words are not the host's.
 pub const GUEST: &str = "guest";
-/// The key under `_meta` of a text-first tool result that holds the facts as an object.
+/// The key under `_meta` of a text-first tool result that holds the structured result as an object.
 pub const RESULT_META: &str = "dev.nexus/result";
 /// The key under `_meta` of every reply about a VM: `{id, name, boot_id}`.
 pub const VM_META: &str = "dev.nexus/vm";
 /// The key under `_meta` of a content block: which stream it holds (`stdout`, `stderr`, `content`).
 pub const STREAM_META: &str = "dev.nexus/stream";
 
-/// An error with its causes, on one line. A cause that the text before it ends with is not said again.
+/// Returns an error with its causes, on one line. A cause that the text already ends with is not repeated.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -43,20 +43,20 @@ macro_rules! codes {
         }
 
         impl ErrorCode {
-            /// Every code there is.
+            /// All codes.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// The code as it is on the wire.
+            /// Returns the code as it is on the wire.
             pub const fn as_str(self) -> &'static str {
                 match self {$(Self::$variant => $text,)*}
             }
 
-            /// What sort of failure it is, where nothing more exact is known.
+            /// Returns its class, used if nothing more exact is known.
             pub const fn class(self) -> ErrorClass {
                 match self {$(Self::$variant => ErrorClass::$class,)*}
             }
 
-            /// Whether the same call may succeed later without a change.
+            /// Returns whether the same call may succeed later without a change.
             pub const fn is_retryable(self) -> bool {
                 match self {$(Self::$variant => $retry,)*}
             }
@@ -85,25 +85,25 @@ codes! {
     OpNotFound = "op_not_found", NotFound, retryable: false;
     /// No such file or directory in the guest.
     FileNotFound = "file_not_found", NotFound, retryable: false;
-    /// No such command in the guest, or none any more.
+    /// No such command in the guest, or it was forgotten.
     CommandNotFound = "command_not_found", NotFound, retryable: false;
     /// No such user in the guest.
     UserNotFound = "user_not_found", NotFound, retryable: false;
-    /// The directory that a command is to start in is not there, or its user may not enter it.
+    /// The working directory of a command does not exist, or its user may not enter it.
     CwdNotFound = "cwd_not_found", NotFound, retryable: false;
     /// The port of the guest is not published.
     NotPublished = "not_published", NotFound, retryable: false;
     /// The command in the guest has ended.
     CommandEnded = "command_ended", Conflict, retryable: false;
-    /// The command in the guest takes no input, or no more.
+    /// The command in the guest does not read input, or no longer does.
     InputClosed = "input_closed", Conflict, retryable: false;
     /// Another thing of the kind has the name.
     NameTaken = "name_taken", Conflict, retryable: false;
     /// The VM's state does not allow the call.
     VmWrongState = "vm_wrong_state", Conflict, retryable: false;
-    /// The VM does not run.
+    /// The VM is not running.
     VmNotRunning = "vm_not_running", Unavailable, retryable: false;
-    /// The VM runs, but its agent is not ready yet.
+    /// The VM is running, but its agent is not ready yet.
     VmNotReady = "vm_not_ready", Unavailable, retryable: true;
     /// The VM is protected against deletion.
     VmProtected = "vm_protected", Conflict, retryable: false;
@@ -117,25 +117,25 @@ codes! {
     Cancelled = "cancelled", Conflict, retryable: false;
     /// A file or directory exists, is of another type, or permission is missing in the guest.
     FileRefused = "file_refused", Conflict, retryable: false;
-    /// A file in the guest does not hold what an edit or a patch says that it does.
+    /// A file in the guest does not contain what an edit or a patch expects.
     EditMismatch = "edit_mismatch", Conflict, retryable: false;
     /// The command could not be started in the guest.
     CommandFailed = "command_failed", Failed, retryable: false;
-    /// A server in the guest gave no answer to an HTTP request.
+    /// A server in the guest did not answer an HTTP request.
     RequestFailed = "request_failed", Failed, retryable: true;
     /// The guest's agent failed.
     GuestFailed = "guest_failed", Failed, retryable: false;
     /// The guest has no such program.
     ProgramNotFound = "program_not_found", NotFound, retryable: false;
-    /// The guest has the program, and it cannot be executed.
+    /// The guest has the program, but it cannot be executed.
     ProgramNotExecutable = "program_not_executable", Conflict, retryable: false;
-    /// Nothing listens on the port in the guest.
+    /// Nothing is listening on the port in the guest.
     ConnectionRefused = "connection_refused", Failed, retryable: true;
     /// The VM failed to boot.
     BootFailed = "boot_failed", Failed, retryable: true;
     /// The VM ended during the call.
     VmGone = "vm_gone", Unavailable, retryable: true;
-    /// Something that was downloaded or given is damaged or not what was promised.
+    /// A downloaded or given file is damaged, or not the expected one.
     VerificationFailed = "verification_failed", Failed, retryable: true;
     /// The download failed.
     DownloadFailed = "download_failed", Failed, retryable: true;
@@ -145,11 +145,11 @@ codes! {
     DiskFull = "disk_full", Failed, retryable: true;
     /// The host lacks a program, a device or a permission.
     HostUnsuitable = "host_unsuitable", Failed, retryable: false;
-    /// The guest speaks a protocol, older or newer, that this daemon does not understand.
+    /// The guest speaks an older or newer protocol that this daemon does not support.
     GuestOutdated = "guest_outdated", Failed, retryable: false;
-    /// The guest answered with something that is not an answer.
+    /// The guest sent an invalid answer.
     GuestMisbehaved = "guest_misbehaved", Failed, retryable: true;
-    /// The result is larger than may be sent.
+    /// The result is too large to be sent.
     TooLarge = "too_large", TooLarge, retryable: false;
     /// The link to the guest is down.
     GuestUnreachable = "guest_unreachable", Unavailable, retryable: true;
@@ -157,16 +157,16 @@ codes! {
     Timeout = "timeout", Timeout, retryable: true;
     /// The daemon is shutting down.
     ShuttingDown = "shutting_down", Unavailable, retryable: true;
-    /// The daemon cannot be reached (said by the CLI and the bridge).
+    /// The daemon cannot be reached (reported by the CLI and the bridge).
     DaemonDown = "daemon_down", Unavailable, retryable: true;
-    /// Too much at once.
+    /// Too many calls or operations at the same time.
     Busy = "busy", Unavailable, retryable: true;
-    /// A defect of Nexus.
+    /// A bug in Nexus.
     Internal = "internal", Internal, retryable: false;
 }
 
 impl ErrorCode {
-    /// Whether a guest may give it for a failure inside its VM. All others are the host's alone.
+    /// Returns whether a guest may report it for a failure inside its VM. Only the host may report the others.
     pub const fn may_be_of_guest(self) -> bool {
         matches!(
             self,
@@ -193,10 +193,10 @@ impl ErrorCode {
         )
     }
 
-    /// The exit code of the CLI for it.
+    /// Returns the exit code of the CLI for it.
     pub const fn exit_code(self) -> u8 {
         match self {
-            // Scripts tell a VM in the wrong state from a daemon that is not there.
+            // So that scripts can distinguish a VM in the wrong state from a missing daemon.
             Self::VmNotRunning | Self::VmNotReady => ErrorClass::Conflict.exit_code(),
             Self::VmGone => ErrorClass::Failed.exit_code(),
             Self::Forbidden => ErrorClass::Usage.exit_code(),
@@ -205,11 +205,11 @@ impl ErrorCode {
     }
 }
 
-/// A sort of failure. There are no others.
+/// The classes of errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorClass {
-    /// The call itself is wrong.
+    /// The call itself is invalid.
     Usage,
     /// The thing does not exist.
     NotFound,
@@ -217,27 +217,27 @@ pub enum ErrorClass {
     Permission,
     /// A directory is where a file is needed.
     IsADirectory,
-    /// The state of things does not allow it.
+    /// The present state does not allow it.
     Conflict,
-    /// It is larger than may be.
+    /// Something is too large.
     TooLarge,
-    /// It was tried and failed.
+    /// The attempt failed.
     Failed,
-    /// The other side is not there: daemon, VM or guest.
+    /// The daemon, VM or guest is not available.
     Unavailable,
-    /// It took too long.
+    /// The timeout has expired.
     Timeout,
-    /// A defect of Nexus.
+    /// A bug in Nexus.
     Internal,
 }
 
 impl ErrorClass {
-    /// Whether a guest may give it for a failure inside its VM. All others are the host's alone.
+    /// Returns whether a guest may report it for a failure inside its VM. Only the host may report the others.
     pub const fn may_be_of_guest(self) -> bool {
         !matches!(self, Self::Unavailable | Self::Internal)
     }
 
-    /// The class of an error of Linux, by its name such as `EACCES`; `None` where the name says too little.
+    /// Returns the class of a Linux error, by its name such as `EACCES`; `None` if the name is not specific enough.
     pub fn of_errno(errno: &str) -> Option<Self> {
         Some(match errno {
             "ENOENT" => Self::NotFound,
@@ -252,7 +252,7 @@ impl ErrorClass {
 }
 
 impl ErrorClass {
-    /// The exit code of the CLI for failures of this class.
+    /// Returns the exit code of the CLI for failures of this class.
     pub const fn exit_code(self) -> u8 {
         match self {
             Self::Failed | Self::TooLarge => 1,
@@ -272,7 +272,7 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// A failed call, as every edge shows it.
+/// A failed call, in the form that all interfaces show.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ToolError {
     /// The stable code.
@@ -293,7 +293,7 @@ pub struct ToolError {
     pub errno: Option<String>,
 }
 
-/// Whether text is shaped as the name of an error of Linux: `EACCES`.
+/// Returns whether text has the form of a Linux error name: `EACCES`.
 pub fn is_errno(text: &str) -> bool {
     let mut letters = text.bytes();
     letters.next() == Some(b'E')
@@ -302,7 +302,7 @@ pub fn is_errno(text: &str) -> bool {
 }
 
 impl ToolError {
-    /// An error with a code and a message.
+    /// Creates an error with a code and a message.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -314,8 +314,7 @@ impl ToolError {
         }
     }
 
-    /// The same with the error of Linux behind it, by its name such as `EACCES`. It may say more than the code of what sort of
-    /// failure it is.
+    /// Adds the Linux error that caused it, by its name such as `EACCES`. It may determine the class more exactly than the code.
     #[must_use]
     pub fn errno(mut self, errno: impl Into<String>) -> Self {
         let errno = errno.into();
@@ -324,26 +323,26 @@ impl ToolError {
         self
     }
 
-    /// The same with the next thing to do.
+    /// Adds the next thing to do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// An argument that is malformed or impossible.
+    /// Creates the error of a malformed or impossible argument.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidArgument, message)
     }
 
-    /// A defect of Nexus.
+    /// Creates the error of a bug in Nexus.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Internal, message)
     }
 }
 
 impl fmt::Display for ToolError {
-    /// `code: message`, and the hint on a line of its own.
+    /// Writes `code: message`, and the hint on a line of its own.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)?;
         match &self.hint {
@@ -386,7 +385,7 @@ mod tests {
         for bad in ["", "E", "eacces", "EACCES ", "X", "E\u{1b}", "EABCDEFGHIJKLMNOPQ"] {
             assert!(!is_errno(bad), "{bad:?}");
         }
-        // As a version wrote it that knew neither.
+        // An error of an older version, which has neither field.
         let old: ToolError =
             serde_json::from_str(r#"{"code":"timeout","message":"x","retryable":true}"#).unwrap();
         assert_eq!((old.class, old.errno), (None, None));

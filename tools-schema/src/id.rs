@@ -10,7 +10,7 @@ use data_encoding::{Encoding, Specification};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The length of an id in its text form, in characters.
+/// The length of an id as text, in characters.
 pub const ID_LEN: usize = 13;
 
 fn base32() -> &'static Encoding {
@@ -18,19 +18,19 @@ fn base32() -> &'static Encoding {
     ENCODING.get_or_init(|| {
         let mut spec = Specification::new();
         spec.symbols.push_str("abcdefghijklmnopqrstuvwxyz234567");
-        // Non-zero trailing bits are refused, so that each id has one spelling only.
+        // Non-zero trailing bits are refused, so that each id has only one spelling.
         spec.check_trailing_bits = true;
         spec.encoding().expect("a constant specification")
     })
 }
 
-/// A kind of thing that has ids of its own.
+/// A kind of object with ids.
 pub trait Kind: 'static {
     /// The word for it in messages, such as `vm`.
     const WORD: &'static str;
 }
 
-/// Declares the kinds that have ids.
+/// Declares the kinds of objects with ids.
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident $alias:ident $word:literal;)*) => {$(
         $(#[$doc])*
@@ -51,7 +51,7 @@ kinds! {
     ImageKind ImageId "image";
     /// A writable disk.
     DriveKind DriveId "drive";
-    /// A verified file from outside.
+    /// A verified file, downloaded or imported.
     AssetKindTag AssetId "asset";
     /// A blueprint of images.
     TemplateKind TemplateId "template";
@@ -59,7 +59,7 @@ kinds! {
     BuildKind BuildId "build";
     /// A long operation.
     OpKind OpId "op";
-    /// A command in a VM. The upper half of its number tells the boot, see [`CommandId::is_of_boot`].
+    /// A command in a VM. The upper half of its number identifies the boot, see [`CommandId::is_of_boot`].
     CommandKind CommandId "command";
     /// One boot of a VM.
     BootKind BootId "boot";
@@ -67,46 +67,46 @@ kinds! {
     InstanceKind InstanceId "instance";
 }
 
-/// An id of a thing of kind `K`.
+/// The id of an object of kind `K`.
 pub struct Id<K> {
     value: i64,
     kind: PhantomData<fn() -> K>,
 }
 
-/// An id that is not one.
+/// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is no {kind} id: ids are 13 characters of a-z and 2-7")]
+#[error("`{text}` is not a {kind} id: ids are 13 characters of a-z and 2-7")]
 pub struct ParseIdError {
-    /// What was given, shortened.
+    /// The given text, shortened.
     pub text: String,
     /// The kind of id that was expected.
     pub kind: &'static str,
 }
 
 impl<K: Kind> Id<K> {
-    /// Makes an id of a number from 1 to 2^63-1; `None` outside that range.
+    /// Creates an id from a number from 1 to 2^63-1; `None` outside that range.
     pub fn from_i64(value: i64) -> Option<Self> {
         (value > 0).then_some(Self { value, kind: PhantomData })
     }
 
-    /// Makes an id of 8 random bytes; `None` for the one pattern in 2^63 that gives 0.
+    /// Creates an id from 8 random bytes; `None` for the one pattern in 2^63 that gives 0.
     pub fn from_random(bytes: [u8; 8]) -> Option<Self> {
         Self::from_i64((u64::from_be_bytes(bytes) >> 1) as i64)
     }
 
-    /// The number, as the store keeps it.
+    /// Returns the number, as in the store.
     pub fn as_i64(self) -> i64 {
         self.value
     }
 }
 
 impl CommandId {
-    /// The id of the command `number` of a boot; `None` for number 0 of the boot 0. A boot is told by 31 bits.
+    /// Returns the id of the command `number` of a boot; `None` for number 0 of the boot 0. 31 bits identify the boot.
     pub fn of_boot(boot: u32, number: u32) -> Option<Self> {
         Self::from_i64(i64::from(boot >> 1) << 32 | i64::from(number))
     }
 
-    /// Whether it is of this boot.
+    /// Returns whether it belongs to this boot.
     pub fn is_of_boot(self, boot: u32) -> bool {
         self.value >> 32 == i64::from(boot >> 1)
     }
@@ -122,7 +122,7 @@ impl<K: Kind> FromStr for Id<K> {
     }
 }
 
-/// Whether `text` spells a valid id of any kind; such a text can never be a name.
+/// Returns whether `text` is a valid id of any kind; such a text cannot be a name.
 pub fn is_id(text: &str) -> bool {
     decode(text).is_some_and(|value| value > 0)
 }

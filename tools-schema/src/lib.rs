@@ -1,7 +1,6 @@
-//! The vocabulary of Nexus: what its tools are called, what they take, what they give back and how they fail.
+//! The vocabulary of Nexus: the names of its tools, their arguments, their results and their errors.
 //!
-//! This crate is shared by the daemon, the CLI and the guest. It does no IO and starts nothing; it only names things,
-//! parses them and refuses what is malformed.
+//! The daemon, the CLI and the guest share this crate. It does no IO; it only defines and parses these types, and refuses malformed ones.
 #![forbid(unsafe_code)]
 
 pub mod arguments;

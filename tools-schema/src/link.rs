@@ -1,19 +1,19 @@
-//! The guest link: what a guest and its host say to each other on the host's vsock port 1024, one JSON object a line.
+//! The guest link: the messages between a guest and its host on the host's vsock port 1024, one JSON object per line.
 //!
 //! Every exchange is one connection that the guest opens:
 //!
 //! ```text
 //! guest                                  host
-//!   hello  ─────────────────────────────>        the boot's first one needs no token
+//!   hello  ─────────────────────────────>        the first one of a boot needs no token
 //!          <───────────────────── configure      or `refused`
-//!   ack    ─────────────────────────────>        applied, or what could not be applied
+//!   ack    ─────────────────────────────>        applied, with the parts that failed
 //!          <───────────────────── welcome        the guest is `ready` now
 //!
-//!   bye    ─────────────────────────────>        before it goes down; carries the token
+//!   bye    ─────────────────────────────>        before it shuts down; has the token
 //!          <───────────────────── welcome
 //! ```
-//! A guest whose agent was restarted says hello again with its token and is configured anew. The source port of every
-//! connection must be below 1024, so that only root in the guest can speak here.
+//! A restarted agent says hello again with its token and is configured again. The source port of every connection must be below 1024, so only root in
+//! the guest can use this port.
 
 use std::collections::BTreeMap;
 
@@ -23,9 +23,9 @@ use crate::id::{BootId, VmId};
 use crate::name::Name;
 use crate::network::DenyReason;
 
-/// The generation of this protocol that this build speaks.
+/// The protocol generation of this build.
 pub const PROTOCOL: u32 = 1;
-/// The oldest generation that this build understands.
+/// The oldest protocol generation that this build supports.
 pub const PROTOCOL_MIN: u32 = 1;
 /// The host's vsock port for hello and bye.
 pub const HOST_PORT: u32 = 1024;
@@ -36,27 +36,27 @@ pub const MCP_PORT: u32 = 200;
 /// The guest's vsock port for bulk and interactive streams.
 pub const STREAM_PORT: u32 = 201;
 
-/// What a guest says on the hello port.
+/// A guest's message on the hello port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[expect(clippy::large_enum_variant, reason = "one exists at a time, on the stack of one task")]
 pub enum GuestMessage {
-    /// The agent is up.
+    /// The agent has started.
     Hello(Hello),
     /// The configuration was applied.
     Ack(Ack),
-    /// The guest goes down in an orderly way.
+    /// The guest is shutting down in order.
     Bye(Bye),
 }
 
-/// What the host answers.
+/// The host's answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[expect(clippy::large_enum_variant, reason = "one exists at a time, on the stack of one task")]
 pub enum HostMessage {
     /// The configuration to apply.
     Configure(Configure),
-    /// All is well.
+    /// The exchange succeeded.
     Welcome {},
     /// The guest is not accepted.
     Refused {
@@ -68,9 +68,9 @@ pub enum HostMessage {
 /// The first message of an agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
-    /// The generation that the guest speaks.
+    /// The guest's protocol generation.
     pub protocol: u32,
-    /// The oldest generation that the guest understands.
+    /// The oldest protocol generation that the guest supports.
     pub min_protocol: u32,
     /// The version of the guest binary.
     pub build: String,
@@ -82,15 +82,15 @@ pub struct Hello {
     pub kernel_boot_id: String,
     /// Milliseconds from the start of the kernel to this hello.
     pub uptime_ms: u64,
-    /// The token of this boot, on every hello but the first.
+    /// The token of this boot, on every hello except the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     /// How the image starts.
     pub init: InitMode,
-    /// `PRETTY_NAME` of the root filesystem's `os-release`, where there is one.
+    /// `PRETTY_NAME` of the root filesystem's `os-release`, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os: Option<String>,
-    /// `/etc/nexus/image.yaml` of the root filesystem, where there is one.
+    /// `/etc/nexus/image.yaml` of the root filesystem, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageMetadata>,
 }
@@ -149,9 +149,9 @@ pub struct ImageConfig {
 /// The host's configuration for one boot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Configure {
-    /// The generation that both sides speak from here on.
+    /// The protocol generation that both sides use from here on.
     pub protocol: u32,
-    /// The secret of this boot, 32 bytes in hexadecimal; later messages carry it.
+    /// The secret of this boot, 32 bytes in hexadecimal; later messages contain it.
     pub token: String,
     /// The VM's id.
     pub vm: VmId,
@@ -163,35 +163,35 @@ pub struct Configure {
     pub hostname: String,
     /// The host's time, in nanoseconds since 1970-01-01T00:00:00Z.
     pub time_unix_ns: u64,
-    /// Network interfaces to bring up; empty where the VM has none.
+    /// Network interfaces to bring up; empty if the VM has none.
     #[serde(default)]
     pub interfaces: Vec<Interface>,
-    /// Name servers for `/etc/resolv.conf`; empty leaves the file alone.
+    /// Name servers for `/etc/resolv.conf`; if empty, the file is not changed.
     #[serde(default)]
     pub dns: Vec<std::net::IpAddr>,
-    /// Where short names are looked for, for the same file.
+    /// Search domains for the same file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
     /// Environment variables of every command.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Where commands start when they do not say, made if it is missing; their user's home where it is absent.
+    /// The default working directory of commands, created if missing; if absent, the home of the command's user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
-    /// The user that the image names, for calls that ask to act as that one; root where it names none.
+    /// The image's user, for calls that request it; if absent, root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_user: Option<String>,
-    /// How long the guest waits for the image's own init to have started the system before it answers, in seconds; 0 for not at
-    /// all. Guests that do not know it do not wait.
+    /// How long the guest waits for the image's own init to have started the system before it answers, in seconds; 0 to not wait. Older guests do not
+    /// wait.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub wait_for_init_s: u32,
     /// Filesystems of data drives to mount, in order.
     #[serde(default)]
     pub mounts: Vec<Mount>,
-    /// Files to write before the VM is ready, in order; those of its first start only.
+    /// Files to write before the VM is ready, in order; only at its first start.
     #[serde(default)]
     pub files: Vec<GuestFile>,
-    /// The way to other machines by [`EGRESS_PORT`]; absent where the host serves no such port.
+    /// The proxy for connections through [`EGRESS_PORT`]; absent if the host does not serve that port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy: Option<ProxyParams>,
 }
@@ -201,34 +201,34 @@ pub struct Configure {
 pub struct Mount {
     /// The filesystem's label.
     pub label: String,
-    /// Where to, an absolute path; made if it is missing.
+    /// The mount point, an absolute path; created if missing.
     pub path: String,
     /// Whether it is mounted read-only.
     #[serde(default)]
     pub read_only: bool,
 }
 
-/// The MCP request of the host by which a guest looks again how large its drives are, and grows the filesystems on them.
-/// The answer's `problems` is a list of what could not be grown, in words.
+/// The host's MCP request to check the sizes of all drives again, and to grow the filesystems on them. The answer's `problems` lists what could not
+/// be grown, as messages.
 pub const GROW_REQUEST: &str = "nexus/grow";
 
-/// The `reason` of a `notifications/cancelled` to a guest whose caller is gone, or waits no longer: nobody wants the answer, but
-/// a command that the call started goes on. With any other reason it is killed.
+/// The `reason` of a `notifications/cancelled` to a guest if the caller is gone or no longer waits: the answer is not needed, but a command that the
+/// call started continues. With any other reason the command is killed.
 pub const CUT_OFF: &str = "nexus/cut-off";
 
-/// The key under `_meta` of a call to a guest that says who calls: the client's name.
+/// The key under `_meta` of a call to a guest that holds the client's name.
 pub const CLIENT_META: &str = "dev.nexus/client";
 
-/// The MCP request of the host by which it looks at a guest's clock, and sets it right; takes [`ClockParams`], answers with
-/// [`ClockAnswer`]. A guest that does not know it answers with the JSON-RPC error -32601, and keeps the time of its boot.
+/// The host's MCP request to read a guest's clock, and to correct it; takes [`ClockParams`], returns [`ClockAnswer`]. An older guest answers with the
+/// JSON-RPC error -32601, and its clock is not corrected.
 pub const CLOCK_REQUEST: &str = "nexus/clock";
 
-/// The MCP request of the host by which it says that a VM's network has changed; takes [`ProxyParams`]. A guest that does not know it
-/// answers with the JSON-RPC error -32601, and learns of it at its next start.
+/// The host's MCP request that announces a change of the VM's network; takes [`ProxyParams`]. An older guest answers with the JSON-RPC error -32601,
+/// and applies the change at its next start.
 pub const PROXY_REQUEST: &str = "nexus/proxy";
 
-/// The MCP request of the host by which it says which connections of the guest's network interface were refused by policy; takes
-/// [`RefusedParams`]. The results of commands name them. A guest that does not know it answers with the JSON-RPC error -32601.
+/// The host's MCP request that reports which connections of the guest's network interface were refused by policy; takes [`RefusedParams`]. The
+/// results of commands list them. An older guest answers with the JSON-RPC error -32601.
 pub const REFUSED_REQUEST: &str = "nexus/refused";
 
 /// Parameters of [`REFUSED_REQUEST`].
@@ -241,15 +241,15 @@ pub struct RefusedParams {
 /// A connection that was refused by policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// The name or the address.
+    /// The name or the address of the destination.
     pub host: String,
-    /// The port; 0 where there is none.
+    /// The port; 0 if there is none.
     pub port: u16,
-    /// Why.
+    /// The reason of the refusal.
     pub reason: DenyReason,
     /// What to do next.
     pub hint: String,
-    /// What the VM's allow list has to be for this connection; empty where that does not help, or is too long.
+    /// The allow list that the VM needs for this connection; empty if that does not help, or would be too long.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
 }
@@ -257,7 +257,7 @@ pub struct Refusal {
 /// Parameters of [`PROXY_REQUEST`], and a part of [`Configure`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProxyParams {
-    /// Whether programs are to be told of a proxy, which listens then.
+    /// Whether the proxy listens, and commands get its variables.
     pub enabled: bool,
 }
 
@@ -266,7 +266,7 @@ pub struct ProxyParams {
 pub struct ClockParams {
     /// The host's time when it sent this, in nanoseconds since 1970-01-01T00:00:00Z.
     pub time_unix_ns: u64,
-    /// How much to add to the guest's clock, in nanoseconds. Not a time: a message that comes late does no harm so.
+    /// How much to add to the guest's clock, in nanoseconds. A difference, because a delayed message would set a wrong time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub add_ns: Option<i64>,
 }
@@ -281,11 +281,11 @@ pub struct ClockAnswer {
 /// One network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
-    /// Its MAC address, by which it is found.
+    /// The MAC address that identifies it.
     pub mac: String,
     /// Its addresses.
     pub addresses: Vec<InterfaceAddress>,
-    /// The MTU in bytes, where it is not the default.
+    /// The MTU in bytes, if it is not the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
 }
@@ -295,8 +295,8 @@ pub struct Interface {
 pub struct InterfaceAddress {
     /// The address and its prefix length, such as `10.90.0.2/32`.
     pub address: String,
-    /// The default gateway of its family, if it is this interface. It need not be in the network that the prefix length says: the
-    /// guest finds it on the interface itself.
+    /// The default gateway of its family, if this interface leads to it. It need not be in the network of the prefix: the guest adds a route to it on
+    /// the interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<std::net::IpAddr>,
 }
@@ -310,8 +310,7 @@ pub struct GuestFile {
     pub content_base64: String,
     /// The permission bits.
     pub mode: u32,
-    /// Whose it is: a name, a uid, `uid:gid` or `image`; the owner of its directory where it is absent. Guests that do not know it
-    /// leave it to that one.
+    /// The owner: a name, a uid, `uid:gid` or `image`; if absent, the owner of the directory. Older guests always use the owner of the directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
@@ -321,24 +320,24 @@ pub struct GuestFile {
 pub struct Ack {
     /// The token of the configuration.
     pub token: String,
-    /// What could not be applied, in words; the VM is ready all the same.
+    /// What could not be applied, as messages; the VM becomes ready anyway.
     #[serde(default)]
     pub problems: Vec<String>,
 }
 
-/// The guest goes down.
+/// The guest is shutting down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bye {
     /// The token of this boot.
     pub token: String,
-    /// What comes next.
+    /// What happens after the shutdown.
     pub reason: ByeReason,
-    /// Whether the reason is a guess: the image's own init goes down and did not say which way. How the machine ends tells.
+    /// Whether the reason is a guess: the image's own init is shutting down and did not say which way. The way the machine ends shows it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub guessed: bool,
 }
 
-/// Why a guest goes down.
+/// The kind of a guest's shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ByeReason {

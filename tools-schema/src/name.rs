@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::id::{Id, Kind, is_id};
 
-/// The longest name, in characters.
+/// The maximum length of a name, in characters.
 pub const NAME_MAX: usize = 63;
 
 /// A name: `^[a-z][a-z0-9-]{0,62}$`, unique per kind, and never a valid id.
@@ -21,19 +21,19 @@ pub enum NameError {
     /// It does not have the form of a name.
     #[error("`{text}` is not a name: a letter a-z first, then up to 62 of a-z, 0-9 and -")]
     Malformed {
-        /// What was given, shortened.
+        /// The given text, shortened.
         text: String,
     },
-    /// It spells an id, so that a reference to it could mean two things.
+    /// It has the form of an id, so a reference to it would be ambiguous.
     #[error("`{text}` cannot be a name: it has the form of an id")]
     IsId {
-        /// What was given.
+        /// The given text.
         text: String,
     },
 }
 
 impl Name {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -83,7 +83,7 @@ impl JsonSchema for Name {
     }
 }
 
-/// A reference to a thing of kind `K`: its id or its name.
+/// A reference to an object of kind `K`: its id or its name.
 pub enum Reference<K> {
     /// By id.
     Id(Id<K>),

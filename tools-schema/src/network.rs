@@ -1,4 +1,4 @@
-//! What a VM may reach: modes, presets, the entries of allow and deny lists, and why a connection is refused.
+//! What a VM may reach: modes, presets, the entries of allow and deny lists, and the reasons of refusals.
 
 mod rule;
 
@@ -8,26 +8,26 @@ use serde::{Deserialize, Serialize};
 use crate::name::Name;
 pub use rule::{NetworkRule, ParseRuleError, Target, name};
 
-/// The most entries of an allow or a deny list.
+/// The maximum number of entries of an allow or a deny list.
 pub const RULES_MAX: usize = 128;
-/// The most groups of one VM.
+/// The maximum number of groups of one VM.
 pub const GROUPS_MAX: usize = 16;
 
 /// How a VM reaches other machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
-    /// It does not: there is only the vsock link to its host.
+    /// Not at all: there is only the vsock link to its host.
     #[default]
     None,
-    /// By a proxy in the guest, whose connections its host makes: HTTP, HTTPS and SOCKS5, no network interface.
+    /// Through a proxy in the guest, whose connections its host makes: HTTP, HTTPS and SOCKS5, no network interface.
     Proxy,
-    /// By a network interface with addresses of its own, behind its host's.
+    /// Through a network interface with its own addresses, behind its host's address.
     Nat,
 }
 
 impl NetworkMode {
-    /// The mode as it is on the wire and in the store.
+    /// Returns the mode as it is on the wire and in the store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -37,19 +37,19 @@ impl NetworkMode {
     }
 }
 
-/// What may be reached where no entry says otherwise.
+/// What may be reached if no entry says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkPreset {
     /// The internet: no address of the host, no private, link-local, metadata, multicast or reserved range.
     #[default]
     Internet,
-    /// Private networks and the host's addresses in them as well; not its loopback, link-local, metadata, multicast or reserved ranges.
+    /// Also private networks, and the host's addresses in them; but not its loopback, link-local, metadata, multicast or reserved ranges.
     Open,
 }
 
 impl NetworkPreset {
-    /// The preset as it is on the wire and in the store.
+    /// Returns the preset as it is on the wire and in the store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Internet => "internet",
@@ -61,9 +61,9 @@ impl NetworkPreset {
 /// What a VM may reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkPolicy {
-    /// How.
+    /// How the VM reaches other machines.
     pub mode: NetworkMode,
-    /// What, where no entry says otherwise.
+    /// What it may reach if no entry says otherwise.
     #[serde(default)]
     pub preset: NetworkPreset,
     /// If it is not empty, only what it names.
@@ -72,7 +72,7 @@ pub struct NetworkPolicy {
     /// Never what this names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<NetworkRule>,
-    /// The groups that it is in, in [`NetworkMode::Nat`]: VMs that have one in common may talk to each other.
+    /// Its groups in [`NetworkMode::Nat`]: VMs with a common group may talk to each other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Name>,
 }
@@ -83,11 +83,11 @@ pub struct NetworkPolicy {
 pub enum DenyReason {
     /// The VM has no network.
     NoNetwork,
-    /// There is an allow list, and it does not name the host.
+    /// There is an allow list without the host's name.
     NameNotAllowed,
-    /// There is an allow list, and it does not name the address.
+    /// There is an allow list without the address.
     AddressNotAllowed,
-    /// The deny list names it.
+    /// The deny list contains it.
     Denied,
     /// It is an address of the host itself.
     Host,
@@ -101,18 +101,18 @@ pub enum DenyReason {
     Multicast,
     /// It is an address of a reserved range.
     Reserved,
-    /// It is another VM, and no group has both.
+    /// It is another VM, without a common group.
     OtherVm,
     /// The frame had a MAC or IP address that is not the VM's.
     Spoofed,
-    /// There is an allow list of names, and QUIC (UDP port 443) would hide which name is meant.
+    /// There is an allow list of names, and QUIC (UDP port 443) would hide the requested name.
     Quic,
-    /// There is an allow list, and it names no other resolver than the host's.
+    /// There is an allow list, and it contains no resolver other than the host's.
     Resolver,
 }
 
 impl DenyReason {
-    /// The reason in a few words.
+    /// Returns the reason in a few words.
     pub const fn words(self) -> &'static str {
         match self {
             Self::NoNetwork => "this VM has no network",
@@ -125,14 +125,14 @@ impl DenyReason {
             Self::Metadata => "the address of a metadata service",
             Self::Multicast => "a multicast address",
             Self::Reserved => "an address of a reserved range",
-            Self::OtherVm => "another VM, and no group has both",
+            Self::OtherVm => "another VM without a common group",
             Self::Spoofed => "a sender's address that is not this VM's",
             Self::Quic => "UDP port 443 under an allow list of names",
             Self::Resolver => "another resolver under an allow list",
         }
     }
 
-    /// Whether an entry of the allow list can help.
+    /// Returns whether an entry in the allow list would help.
     pub const fn is_for_allow(self) -> bool {
         match self {
             Self::NameNotAllowed
@@ -149,7 +149,7 @@ impl DenyReason {
         }
     }
 
-    /// What to do next: `allow` is what the allow list has to be for the connection to be allowed; empty where that is too long to show.
+    /// Returns what to do next. `allow` is the allow list that would allow the connection; empty if it is too long to show.
     pub fn hint(self, allow: &[String]) -> String {
         match self {
             Self::NoNetwork => r#"ask for vm_update network={"mode":"proxy"}"#.to_owned(),

@@ -1,13 +1,13 @@
-//! JSON schemas that every client understands: one object, everything inline, no `null` alternatives.
+//! JSON schemas that all clients understand: one object, everything inline, no `null` alternatives.
 
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
-/// The schema of a parameter or output type.
+/// Returns the schema of a parameter or output type.
 ///
 /// # Panics
-/// If the type is not an object: every tool takes and gives an object, and a snapshot test covers each.
+/// If the type is not an object: every tool takes and returns an object, and a snapshot test covers each.
 pub fn of<T: JsonSchema>() -> Map<String, Value> {
     let settings = SchemaSettings::draft2020_12().with(|s| {
         s.inline_subschemas = true;
@@ -23,8 +23,8 @@ pub fn of<T: JsonSchema>() -> Map<String, Value> {
     object
 }
 
-/// Drops what clients stumble over: `null` alternatives of optional fields, integer formats, single-branch combinators,
-/// and enumerations written as `oneOf` constants.
+/// Removes what some clients do not understand: `null` alternatives of optional fields, integer formats, single-branch combinators, and enumerations
+/// written as `oneOf` constants.
 fn simplify(value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(simplify),

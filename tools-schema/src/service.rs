@@ -1,14 +1,14 @@
-//! Services: commands that a VM starts by itself each time it boots. Each is a file of the image,
-//! `/etc/nexus/services.d/NAME.json`, that holds a [`Service`]; the agent starts them where it is PID 1's, before the VM is ready.
+//! Services: commands that a VM starts by itself at each boot. Each is a file `/etc/nexus/services.d/NAME.json` of the image that contains a
+//! [`Service`]. The agent starts them before the VM is ready, if Nexus's own init is PID 1.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How long a service may take to be ready if it does not say, in seconds.
+/// The default timeout for a service to become ready, in seconds.
 pub const READY_DEFAULT_S: u32 = 15;
-/// How long it may say, in seconds: a VM is not ready before.
+/// The maximum timeout for a service to become ready, in seconds; the VM is not ready before.
 pub const READY_MAX_S: u32 = 40;
 
 /// A command that runs as long as its VM does.
@@ -42,20 +42,20 @@ fn is_default(restart: &Restart) -> bool {
     *restart == Restart::default()
 }
 
-/// When a service that has ended is started again. One that was sent a signal by `command_signal` stays down until the next boot.
+/// When an ended service is restarted. After a signal by `command_signal` it stays stopped until the next boot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Restart {
     /// However it ended.
     Always,
-    /// If it ended by a signal or with another status than 0.
+    /// If it was ended by a signal, or with a non-zero status.
     #[default]
     OnFailure,
     /// Never.
     No,
 }
 
-/// How one sees that a service is ready.
+/// How to detect that a service is ready.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReadyCheck {
@@ -73,16 +73,16 @@ pub struct ReadyCheck {
 }
 
 impl Service {
-    /// What is wrong with it, in words.
+    /// Checks it; the error is a message.
     pub fn check(&self) -> Result<(), String> {
         match (&self.command, &self.argv) {
             (None, None) => return Err("it has neither command nor argv".to_owned()),
-            (Some(_), Some(_)) => return Err("it has command and argv: give one of them".to_owned()),
+            (Some(_), Some(_)) => return Err("it has both command and argv: give only one".to_owned()),
             (Some(command), None) if command.trim().is_empty() => {
                 return Err("its command is empty".to_owned());
             }
             (None, Some(argv)) if argv.first().is_none_or(String::is_empty) => {
-                return Err("its argv names no program".to_owned());
+                return Err("its argv has no program".to_owned());
             }
             (Some(_), None) | (None, Some(_)) => {}
         }
@@ -93,14 +93,14 @@ impl Service {
         match (ready.port, &ready.command) {
             (Some(0), _) => Err("its ready check has the port 0".to_owned()),
             (Some(_), None) | (None, Some(_)) => match ready.timeout_s {
-                Some(0) => Err("its ready check has no time".to_owned()),
+                Some(0) => Err("its ready check has a timeout of 0".to_owned()),
                 Some(seconds) if seconds > READY_MAX_S => {
                     Err(format!("its ready check takes up to {seconds} s, more than {READY_MAX_S}"))
                 }
                 Some(_) | None => Ok(()),
             },
             (None, None) => Err("its ready check has neither port nor command".to_owned()),
-            (Some(_), Some(_)) => Err("its ready check has port and command: give one of them".to_owned()),
+            (Some(_), Some(_)) => Err("its ready check has both port and command: give only one".to_owned()),
         }
     }
 }
@@ -126,12 +126,12 @@ mod tests {
             ("{}", "neither command nor argv"),
             (r#"{"command":"x","argv":["x"]}"#, "command and argv"),
             (r#"{"command":" "}"#, "is empty"),
-            (r#"{"argv":[]}"#, "no program"),
+            (r#"{"argv":[]}"#, "has no program"),
             (r#"{"command":"x","cwd":"srv"}"#, "absolute"),
             (r#"{"command":"x","ready":{}}"#, "neither port nor command"),
             (r#"{"command":"x","ready":{"port":1,"command":"y"}}"#, "port and command"),
             (r#"{"command":"x","ready":{"port":0}}"#, "port 0"),
-            (r#"{"command":"x","ready":{"port":1,"timeout_s":0}}"#, "no time"),
+            (r#"{"command":"x","ready":{"port":1,"timeout_s":0}}"#, "a timeout of 0"),
             (r#"{"command":"x","ready":{"port":1,"timeout_s":60}}"#, "more than 40"),
             (r#"{"command":"x","restart":"sometimes"}"#, "unknown variant"),
             (r#"{"command":"x","runs":true}"#, "unknown field"),

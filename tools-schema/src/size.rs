@@ -1,4 +1,4 @@
-//! Sizes in bytes with powers of 1024: `512MiB`, `10G`.
+//! Sizes in bytes, with units that are powers of 1024: `512MiB`, `10G`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,42 +6,42 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A size in bytes. On the wire a text such as `512MiB` or `10G`; a bare number is bytes.
+/// A size in bytes. On the wire it is a text such as `512MiB` or `10G`; a bare number is bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ByteSize(u64);
 
 const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
 
-/// A text that is not a size.
+/// Why a text is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a size: a whole number with K, M, G or T (powers of 1024), such as 512MiB or 10G")]
 pub struct ParseSizeError {
-    /// What was given, shortened.
+    /// The given text, shortened.
     pub text: String,
 }
 
 impl ByteSize {
-    /// A size of so many bytes.
+    /// Creates a size from bytes.
     pub const fn bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// A size of so many mebibytes.
+    /// Creates a size from mebibytes.
     pub const fn mib(mib: u64) -> Self {
         Self(mib << 20)
     }
 
-    /// A size of so many gibibytes.
+    /// Creates a size from gibibytes.
     pub const fn gib(gib: u64) -> Self {
         Self(gib << 30)
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub const fn as_bytes(self) -> u64 {
         self.0
     }
 
-    /// The size in whole mebibytes, rounded down.
+    /// Returns the size in whole mebibytes, rounded down.
     pub const fn as_mib(self) -> u64 {
         self.0 >> 20
     }
@@ -69,7 +69,7 @@ impl FromStr for ByteSize {
 }
 
 impl fmt::Display for ByteSize {
-    /// The largest unit that divides the size exactly, so that the text parses back to the same size.
+    /// Uses the largest unit that divides the size exactly, so that the text parses back to the same size.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (unit, shift) in UNITS {
             if self.0 != 0 && self.0.trailing_zeros() >= shift {

@@ -1,4 +1,4 @@
-//! Streams of their own between host and guest: the messages that open, accompany and end one.
+//! Streams between host and guest on their own connections: the messages that open, accompany and end one.
 //!
 //! Each is a connection that the host opens to the guest's vsock port [`crate::link::STREAM_PORT`]:
 //!
@@ -9,8 +9,8 @@
 //!   frames  <───────────────────────────────────────>      both ways at once: `nexus_wire::frames`
 //!                     <─────────────  done                 `Done`; then both close the connection
 //! ```
-//! The host sends no frame before it has read the answer. A side that hangs up before `done` gives the stream up; what that means
-//! is said with each kind of [`Open`].
+//! The host sends no frame before it has read the answer. A side that disconnects before `done` abandons the stream; each kind of [`Open`] says what
+//! happens then.
 
 mod tree;
 
@@ -25,33 +25,33 @@ pub use self::tree::{
     TreeArrival, TreeEnded, TreeInOpening, TreeOutOpening, TreePart, TreeResume, TreeTrack,
 };
 
-/// The version of the openings and frames that this build speaks.
+/// The version of openings and frames that this build supports.
 pub const VERSION: u32 = 1;
-/// The longest line that opens a stream, and the longest answer to it, in bytes.
+/// The maximum length of the line that opens a stream, and of the answer, in bytes.
 pub const LINE_MAX: usize = 64 << 10;
-/// How long a side may take to send its line.
+/// Timeout of each side's line.
 pub const OPENING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// The first line: what the host wants.
+/// The first line: the host's request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Opening {
     /// [`VERSION`].
     pub version: u32,
-    /// Who opens it: the client's name.
+    /// The name of the client that opens it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
-    /// What it carries.
+    /// What to open.
     pub open: Open,
 }
 
-/// What a stream carries.
+/// What a stream is for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Open {
     /// Start a command and attach to it.
     Exec(Box<ExecOpening>),
-    /// Attach to a command that is there.
+    /// Attach to an existing command.
     Attach(AttachOpening),
     /// A TCP connection to the guest's loopback.
     Tcp(TcpOpening),
@@ -61,29 +61,29 @@ pub enum Open {
     TreeOut(Box<TreeOutOpening>),
 }
 
-/// A command to start. Data is its standard input, and its standard output; no byte is dropped: the command waits for the
-/// reader. If the host hangs up, the command goes on, and its output is kept as that of any other command.
+/// A command to start. Data is its standard input and its standard output. No byte is dropped: the command waits for the reader. If the host
+/// disconnects, the command continues, and its output is kept as for any other command.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExecOpening {
     /// The command. With `tty` or `stdin_open` its input comes over the stream.
     pub start: CommandStartParams,
-    /// Instead of `command` or `argv`: the user's login shell, in their home.
+    /// Start the user's login shell in their home, instead of `command` or `argv`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub login_shell: bool,
 }
 
-/// A command to attach to. The first who writes to it gets its output without a gap, and it waits for them; the others see what
-/// comes, and are told what they missed ([`Notice::Missed`]). If the host hangs up, the command goes on.
+/// A command to attach to. The client that writes to it gets its output without gaps, and the command waits for that client; the others only watch,
+/// and are told how much they missed ([`Notice::Missed`]). If the host disconnects, the command continues.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttachOpening {
     /// The command.
     pub id: CommandId,
-    /// Write to it as well, if nobody else does; the answer says whether that is so.
+    /// Also write to it, if no other client does; the answer says whether that worked.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub write: bool,
-    /// With `write`: take over from whoever writes, who goes on watching.
+    /// With `write`: take over from the present writer, which continues to watch.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub take_over: bool,
     /// How much of the newest kept output to send first, of each stream, in bytes (default: all).
@@ -91,11 +91,11 @@ pub struct AttachOpening {
     pub scroll_back: Option<u64>,
 }
 
-/// A TCP connection. Data is what it carries, both ways; `end` is its half-close. If the host hangs up, it is reset.
+/// A TCP connection. Data is its content in both directions; `end` is its half-close. If the host disconnects, it is reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TcpOpening {
-    /// The port on 127.0.0.1, or else on ::1.
+    /// The port on 127.0.0.1, or on ::1 if nothing listens there.
     pub port: u16,
 }
 
@@ -103,13 +103,13 @@ pub struct TcpOpening {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// It is open.
+    /// The stream is open.
     Ok(Opened),
-    /// It is not; the connection is closed.
+    /// The stream was not opened; the connection is closed.
     Error(ToolError),
 }
 
-/// Facts about a stream that was opened.
+/// Facts about an opened stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opened {
     /// The command.
@@ -118,49 +118,49 @@ pub struct Opened {
     /// Whether it has a terminal.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
-    /// Whether what is sent is written to it.
+    /// Whether the command gets what the client sends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub writer: bool,
-    /// Whether the tree that comes is a directory.
+    /// Whether the tree that follows is a directory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_directory: bool,
 }
 
-/// What the host says while a command's stream is under way: the payload of a control frame.
+/// The host's messages while a command's stream is open: the payload of a control frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Control {
-    /// The terminal has this size now; from the writer only.
+    /// Sets the terminal's size; only the writer can do this.
     Resize {
-        /// Its width.
+        /// The width in columns.
         cols: u16,
-        /// Its height.
+        /// The height in rows.
         rows: u16,
     },
     /// Send a signal to the command's process group.
     Signal {
-        /// Its name, such as `INT`, or its number.
+        /// The signal's name, such as `INT`, or its number.
         signal: String,
     },
-    /// End the stream; the command goes on. The guest answers with a [`Done`] that says `detached`.
+    /// End the stream; the command continues. The guest answers with a [`Done`] that has `detached`.
     Detach {},
 }
 
-/// What the guest says while a command's stream is under way: the payload of a control frame.
+/// The guest's messages while a command's stream is open: the payload of a control frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Notice {
-    /// Whether what this side sends is written to the command has changed.
+    /// The client has become the writer, or no longer is.
     Writer {
         /// Whether it is.
         writer: bool,
     },
     /// Output is missing here: it was dropped before it could be sent.
     Missed {
-        /// How much, in bytes.
+        /// The number of missing bytes.
         bytes: u64,
     },
-    /// A control frame could not be obeyed.
+    /// A control frame failed.
     Refused(ToolError),
 }
 
@@ -168,36 +168,36 @@ pub enum Notice {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Done {
-    /// As it should.
+    /// Successfully.
     Ok(Ended),
     /// Something failed.
     Error(ToolError),
 }
 
-/// Facts about a stream that ended as it should.
+/// Facts about a successfully ended stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
-    /// What a shell says of the command's end: the exit code, or 128 and the number of the signal.
+    /// The command's status as a shell reports it: the exit code, or 128 and the number of the signal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u8>,
     /// The name of the signal that ended it, such as `SIGKILL`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
-    /// Whether it was killed because its time was up.
+    /// Whether it was killed after its timeout.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub timed_out: bool,
-    /// Whether it goes on, and only the stream has ended.
+    /// Whether only the stream has ended, and the command continues.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detached: bool,
-    /// What was copied, of a tree.
+    /// The copied tree, if the stream was for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tree: Option<Box<TreeEnded>>,
 }
 
 impl Opening {
-    /// The opening of a line; words for what is wrong with it.
+    /// Parses the line of an opening; the error describes what is wrong with it.
     pub fn parse(line: &[u8]) -> Result<Self, ToolError> {
-        /// What all versions have in common.
+        /// The part that all versions have in common.
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
@@ -205,7 +205,7 @@ impl Opening {
         let refuse = |error: serde_json::Error| ToolError::invalid(format!("open a stream: {error}"));
         let Versioned { version } = serde_json::from_slice(line).map_err(refuse)?;
         if version != VERSION {
-            let text = format!("streams of version {version} are not known, but those of version {VERSION}");
+            let text = format!("streams of version {version} are not supported, only version {VERSION}");
             return Err(ToolError::invalid(text));
         }
         serde_json::from_slice(line).map_err(refuse)
@@ -253,7 +253,7 @@ mod tests {
             ("", "EOF while parsing"),
             ("GET / HTTP/1.1", "expected value"),
             ("{}", "missing field `version`"),
-            (r#"{"version":2,"open":{"sftp":{}}}"#, "streams of version 2 are not known"),
+            (r#"{"version":2,"open":{"sftp":{}}}"#, "streams of version 2 are not supported"),
             (r#"{"version":1}"#, "missing field `open`"),
             (r#"{"version":1,"open":{"sftp":{}}}"#, "unknown variant `sftp`"),
             (r#"{"version":1,"open":{"tcp":{"port":80}},"x":1}"#, "unknown field `x`"),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Timestamp(jiff::Timestamp);
 
 impl Timestamp {
-    /// From milliseconds since 1970-01-01T00:00:00Z; saturates at the ends of the calendar.
+    /// Creates it from milliseconds since 1970-01-01T00:00:00Z; saturates at the ends of the calendar.
     pub fn from_millis(millis: i64) -> Self {
         Self(jiff::Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 {
             jiff::Timestamp::MIN
@@ -20,7 +20,7 @@ impl Timestamp {
         }))
     }
 
-    /// Milliseconds since 1970-01-01T00:00:00Z.
+    /// Returns the milliseconds since 1970-01-01T00:00:00Z.
     pub fn as_millis(self) -> i64 {
         self.0.as_millisecond()
     }

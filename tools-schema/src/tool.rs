@@ -14,7 +14,7 @@ use crate::schema;
 pub enum Effect {
     /// Changes nothing.
     ReadOnly,
-    /// Only adds; `idempotent` if calling it again with the same arguments adds nothing more.
+    /// Only adds; `idempotent` if a repeated call with the same arguments adds nothing more.
     Additive {
         /// Whether a repeated call has no further effect.
         idempotent: bool,
@@ -26,36 +26,36 @@ pub enum Effect {
     },
 }
 
-/// How a successful result is laid out.
+/// The form of a successful result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResultShape {
-    /// `structuredContent` with an output schema, and the same facts as text.
+    /// `structuredContent` with an output schema, and the same data as text.
     Structured,
-    /// Text first; the facts are under `_meta["dev.nexus/result"]`.
+    /// Text first; the structured result is under `_meta["dev.nexus/result"]`.
     Text,
 }
 
-/// How long a guest has for a call of one of its tools.
+/// The timeout of a guest tool's call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimeLimit {
     /// The same for every call.
     Fixed(Duration),
-    /// As long as an argument says, in seconds, and [`TimeLimit::SLACK`] more for the answer.
+    /// The value of an argument, in seconds, plus [`TimeLimit::SLACK`] for the answer.
     Argument {
         /// The argument's name.
         name: &'static str,
-        /// What a call without it has.
+        /// The default if a call lacks the argument.
         default: Duration,
-        /// The most that a call can have.
+        /// The maximum.
         max: Duration,
     },
 }
 
 impl TimeLimit {
-    /// How much longer than the tool's own limit the host waits for the answer.
+    /// How much longer than the tool's own timeout the host waits for the answer.
     pub const SLACK: Duration = Duration::from_secs(10);
 
-    /// The argument that sets the limit, if one does.
+    /// Returns the argument that sets the timeout, if there is one.
     pub const fn argument(&self) -> Option<&'static str> {
         match self {
             Self::Fixed(_) => None,
@@ -63,7 +63,7 @@ impl TimeLimit {
         }
     }
 
-    /// The limit of a call whose argument has this value, in seconds.
+    /// Returns the timeout of a call whose argument has this value, in seconds.
     pub fn of_call(&self, seconds: Option<f64>) -> Duration {
         match self {
             Self::Fixed(limit) => *limit,
@@ -86,15 +86,15 @@ pub trait Tool: 'static {
     const DESCRIPTION: &'static str;
     /// What it may change.
     const EFFECT: Effect;
-    /// How its result is laid out.
+    /// The form of its result.
     const SHAPE: ResultShape = ResultShape::Structured;
     /// Whether it reaches things outside Nexus (the network, the inside of a VM).
     const OPEN_WORLD: bool = false;
-    /// How long a guest has for a call, where it is a guest's tool.
+    /// The timeout of a call, for guest tools.
     const TIME_LIMIT: TimeLimit = TimeLimit::Fixed(Duration::from_secs(60));
     /// The arguments.
     type Params: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
-    /// The facts of the result. A member that is added later has to be optional: guests of the generation before lack it.
+    /// The structured result. A member that is added later must be optional, because older guests lack it.
     type Output: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
 }
 
@@ -109,17 +109,17 @@ pub struct ToolInfo {
     pub description: String,
     /// What it may change.
     pub effect: Effect,
-    /// How its result is laid out.
+    /// The form of its result.
     pub shape: ResultShape,
     /// Whether it reaches things outside Nexus.
     pub open_world: bool,
     /// JSON schema of the arguments: an object, without references or top-level combinators.
     pub input_schema: Map<String, Value>,
-    /// JSON schema of the structured result, where there is one.
+    /// JSON schema of the structured result, if there is one.
     pub output_schema: Option<Map<String, Value>>,
 }
 
-/// Describes a tool as it is where it is implemented.
+/// Describes a tool by its own type.
 pub fn info<T: Tool>() -> ToolInfo {
     ToolInfo {
         name: T::NAME.into(),
@@ -136,7 +136,7 @@ pub fn info<T: Tool>() -> ToolInfo {
     }
 }
 
-/// What a guest tool is called on the host.
+/// The prefix of guest tools on the host.
 pub const GUEST_PREFIX: &str = "guest_";
 /// The argument that names the VM for guest tools on the host.
 pub const VM_ARGUMENT: &str = "vm";

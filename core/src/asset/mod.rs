@@ -28,8 +28,8 @@ mod xz;
 
 pub use error::AssetError;
 pub(crate) use error::IndexProblem;
+pub use fetch::Fetcher;
 pub(crate) use fetch::hash_file;
-pub use fetch::{FetchSettings, Fetcher};
 pub use initramfs::compose_initramfs;
 pub use kernel::{KernelFiles, import_kernel};
 pub(crate) use kernel::{VMLINUX, adopt_kernel, check_kernel, is_program};

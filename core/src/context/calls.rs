@@ -1,4 +1,4 @@
-//! Writes the call log, many calls at a time, so that no call waits for it.
+//! The call log. Calls are queued and written in batches, so that no call waits for the log.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,26 +10,26 @@ use tokio_util::sync::CancellationToken;
 use crate::store::Store;
 use crate::store::calls::{self, CallRecord};
 
-/// How many calls may wait to be written.
+/// Maximum number of queued calls.
 const QUEUE_MAX: usize = 8192;
-/// From how many on they are written without waiting for more.
+/// Number of queued calls from which a batch is written without waiting for more.
 const FULL: usize = QUEUE_MAX / 8;
-/// How long calls wait for others to be written with them, looked at in so many steps.
+/// Maximum time between two batches, and the number of checks of the queue during that time.
 const PATIENCE: (Duration, u32) = (Duration::from_millis(500), 10);
 
-/// Where calls wait to be written.
+/// The queue of calls to be written.
 #[derive(Debug)]
 pub(crate) struct CallLog {
     queue: mpsc::Sender<CallRecord>,
-    /// Calls for which there was no room.
+    /// Number of calls that were dropped because the queue was full.
     lost: AtomicU64,
-    /// Cancelled when no more calls come.
+    /// Cancelled when the log accepts no more calls.
     closing: CancellationToken,
     /// Cancelled when all calls are written.
     written: CancellationToken,
 }
 
-/// What [`record`] takes from a log.
+/// The receiving end of a log, for [`record`].
 #[derive(Debug)]
 pub(crate) struct Waiting {
     queue: mpsc::Receiver<CallRecord>,
@@ -38,7 +38,7 @@ pub(crate) struct Waiting {
 }
 
 impl CallLog {
-    /// A log, and what [`record`] takes from it.
+    /// Returns a log and its receiving end for [`record`].
     pub(crate) fn new() -> (Self, Waiting) {
         let (sender, queue) = mpsc::channel(QUEUE_MAX);
         let (closing, written) = (CancellationToken::new(), CancellationToken::new());
@@ -54,23 +54,23 @@ impl CallLog {
         if self.closing.is_cancelled() {
             return;
         }
-        // Said at 1, 2, 4, 8 and so on: a log of what is lost must not be what costs most.
+        // Warn at 1, 2, 4, 8 and so on, so that the warnings themselves cost little.
         let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
         if lost.is_power_of_two() {
-            tracing::warn!(lost, "the call log is behind; calls are not recorded");
+            tracing::warn!(lost, "the call log's queue is full; dropping calls");
         }
     }
 }
 
 impl CallLog {
-    /// Takes no more calls, and waits until those that were made are written.
+    /// Stops accepting calls, and waits until the queued ones are written.
     pub(crate) async fn close(&self) {
         self.closing.cancel();
         self.written.cancelled().await;
     }
 }
 
-/// Writes calls until the log is closed or gone.
+/// Writes calls until the log is closed or dropped.
 pub(crate) async fn record(store: Store, waiting: Waiting) {
     let Waiting { mut queue, closing, written } = waiting;
     let _written = written.drop_guard();
@@ -87,7 +87,7 @@ pub(crate) async fn record(store: Store, waiting: Waiting) {
                 if let Err(error) = store.write(move |tx| calls::insert(tx, &calls)).await {
                     tracing::warn!(%error, "cannot write the call log");
                 }
-                // Many calls a second become few writes.
+                // Wait for more calls, so that many calls per second become few writes.
                 let (whole, steps) = PATIENCE;
                 for _ in 0..steps {
                     if queue.len() >= FULL || closing.is_cancelled() {
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(log.lost.load(Ordering::Relaxed), 3);
         tokio::spawn(record(store.clone(), queue));
         log.close().await;
-        // What comes later is neither recorded nor waited for.
+        // Later calls are neither recorded nor waited for.
         log.add(call());
         log.close().await;
         let count = store.read(calls::count).await.unwrap();

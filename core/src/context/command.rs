@@ -1,4 +1,4 @@
-//! What others ask of the task that owns a VM.
+//! Commands to the task that owns a VM.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,34 +13,34 @@ use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
 use crate::vmm::ShimClient;
 
-/// What others ask of a VM's task.
+/// A command to a VM's task.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Start it; the reply names the boot that is under way.
+    /// Start the VM. The reply has the id of the boot that was started or is running.
     Start { who: String, progress: Progress, reply: oneshot::Sender<Result<BootId, ToolError>> },
-    /// Begin to stop it; the reply says whether there is anything to stop.
+    /// Begin to stop the VM. The reply says whether there is anything to stop.
     Stop { who: String, force: bool, reply: oneshot::Sender<Result<Decision, ToolError>> },
-    /// Delete it.
+    /// Delete the VM.
     Delete { who: String, force: bool, reply: oneshot::Sender<Result<DeletedVm, ToolError>> },
-    /// Change its labels, protection or name.
+    /// Change the VM's tags, protection, name or network.
     Update { who: String, change: Box<Change>, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// Its drives are made: creating -> created.
+    /// The VM's drives are created: creating -> created.
     Created { record: Box<VmRecord>, drives: Vec<DriveRecord>, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// Its creation failed: leave nothing of it but its history.
+    /// The VM's creation failed: remove everything but its history.
     Undo { reason: String, drives: Vec<DriveId>, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// Give it a drive.
+    /// Attach a drive.
     Attach { attach: Box<Attach>, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// Take a drive from it.
+    /// Detach a drive.
     Take { drive: DriveId, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// A drive of it is larger now.
+    /// A drive of the VM has grown.
     Resized { drive: DriveId, size: ByteSize, reply: oneshot::Sender<Result<(), ToolError>> },
-    /// What runs it, if it runs.
+    /// Return the client of the VM's shim, if the VM runs.
     Machine { reply: oneshot::Sender<Result<Option<Arc<ShimClient>>, ToolError>> },
-    /// End the task; what runs goes on running.
+    /// End the task; a running VM keeps running.
     Detach,
 }
 
-/// A change that `vm_update` asks for.
+/// A change requested by `vm_update`.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
     pub(crate) tags: BTreeMap<String, String>,
@@ -50,21 +50,21 @@ pub(crate) struct Change {
     pub(crate) network: Option<NetworkParams>,
 }
 
-/// How a drive is to be given to a VM.
+/// How to attach a drive to a VM.
 #[derive(Debug)]
 pub(crate) struct Attach {
     pub(crate) drive: DriveRecord,
-    /// Whether the VM starts from it.
+    /// Whether it becomes the VM's root drive.
     pub(crate) root: bool,
-    /// Where the guest mounts it.
+    /// Path at which the guest mounts it.
     pub(crate) mount: Option<String>,
 }
 
-/// What to do about a request.
+/// Decision about a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Do it.
     Go,
-    /// It is so already, or under way.
+    /// Nothing to do: it is done already, or in progress.
     Already,
 }

@@ -1,7 +1,7 @@
-//! What the rooms of one daemon share: its configuration, paths, store, drives, what VMs are made of, operations, and the VMs in
-//! memory with the mailbox of each one's task.
+//! State that the modules of one daemon share: configuration, paths, store, drives, images and kernels, operations, and the VMs in
+//! memory with the mailbox of each VM's task.
 //!
-//! It decides nothing and changes nothing by itself: rooms above it do.
+//! It makes no decisions and no changes by itself: modules above it do.
 
 mod calls;
 mod command;
@@ -42,7 +42,7 @@ use crate::store::vms::VmRecord;
 use crate::vmm::Accel;
 use crate::vmm::doctor::{self, Choice, Host};
 
-/// What the rooms of one daemon share.
+/// State that the modules of one daemon share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
@@ -54,14 +54,14 @@ pub(crate) struct Shared {
     pub(crate) ops: Ops,
     pub(crate) vms: Registry,
     pub(crate) streams: Streams,
-    /// The networks of VMs.
+    /// The network policies and counters of VMs, by VM.
     pub(crate) egresses: Egresses,
     /// The network that VMs in mode `nat` share.
     pub(crate) nat: Arc<Nat>,
     pub(crate) tasks: TaskTracker,
-    /// The ports of guests that are published on the host.
+    /// The guest ports that are published on the host.
     pub(crate) published: Published,
-    /// What this host can run, once it was looked at.
+    /// What this host can run, once it was examined.
     pub(crate) host: RwLock<Option<Arc<Host>>>,
     pub(crate) calls: CallLog,
     pub(crate) instance: InstanceId,
@@ -69,18 +69,18 @@ pub(crate) struct Shared {
     /// The lock of the state directory, held as long as anything uses it.
     #[expect(dead_code, reason = "held, not used")]
     pub(crate) lock: Lock,
-    /// Room that is given up on a full disk.
+    /// Disk space that is released when the disk is full.
     pub(crate) reserve: Reserve,
 }
 
 impl Shared {
-    /// Makes a little room on a full disk, for what frees more.
+    /// Releases the reserved disk space if the disk is full, so that calls that free more space can work.
     pub(crate) async fn make_room(&self) {
         let reserve = self.reserve.clone();
         tokio::task::spawn_blocking(move || reserve.give_up_if_full()).await.ok();
     }
 
-    /// How long a guest may take to be ready.
+    /// Returns the timeout until a guest is ready.
     pub(crate) fn boot_timeout(&self, accel: Accel) -> Duration {
         let seconds = match accel {
             Accel::Kvm => self.config.boot_timeout_s,
@@ -89,7 +89,7 @@ impl Shared {
         Duration::from_secs(seconds.into())
     }
 
-    /// What this host can run; looked at once, and again when asked for.
+    /// Returns what this host can run. The host is examined at first use, and again if `again` is set.
     pub(crate) async fn host(&self, again: bool) -> Result<Arc<Host>, ToolError> {
         if !again && let Some(host) = self.host.read().await.as_ref() {
             return Ok(host.clone());
@@ -103,21 +103,21 @@ impl Shared {
         Ok(host)
     }
 
-    /// The VMM that runs a VM which asks for `driver`.
+    /// Returns the VMM for a VM that requests `driver`.
     pub(crate) async fn choose_driver(&self, driver: DriverChoice) -> Result<Choice, ToolError> {
         if let Ok(choice) = self.host(false).await?.choose(driver) {
             return Ok(choice);
         }
-        // Something may have been installed since.
+        // A VMM may have been installed since.
         self.host(true).await?.choose(driver)
     }
 
-    /// Whether VMs boot a kernel here; the `process` driver does not.
+    /// Returns whether VMs boot a kernel here; with the `process` driver they do not.
     pub(crate) fn needs_kernel(&self) -> bool {
         !matches!(self.config.driver, DriverSetting::Process { .. })
     }
 
-    /// The kernel of a VM.
+    /// Returns the kernel files of a VM.
     pub(crate) async fn kernel_files(&self, record: &VmRecord) -> Result<Option<KernelFiles>, ToolError> {
         match record.kernel_id {
             Some(id) => self.provision.kernel_files(id).await.map(Some),
@@ -125,7 +125,7 @@ impl Shared {
         }
     }
 
-    /// The initramfs for a kernel, composed if it is not in the cache.
+    /// Returns the initramfs for a kernel, and composes it if it is not in the cache.
     pub(crate) async fn initramfs(&self, kernel: Option<&KernelFiles>) -> Result<PathBuf, ToolError> {
         let Some(kernel) = kernel else { return Ok(PathBuf::new()) };
         let (cache, agent, modules) = (self.paths.cache(), self.config.agent, kernel.modules.clone());
@@ -137,14 +137,14 @@ impl Shared {
     }
 }
 
-/// A failure of the shared network as callers see it.
+/// Converts a failure of the shared network into an error for callers.
 pub(crate) fn network_error(error: NatError) -> ToolError {
     let code = if error.is_of_host() { ErrorCode::HostUnsuitable } else { ErrorCode::Internal };
     let hint = error.hint();
     described(code, &error, hint)
 }
 
-/// A failure of the drives as callers see it.
+/// Converts a failure of the drives into an error for callers.
 pub(crate) fn drive_error(error: DriveError) -> ToolError {
     described(error.code(), &error, error.hint())
 }

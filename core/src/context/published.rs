@@ -1,4 +1,4 @@
-//! The ports of guests that this daemon listens for on the host.
+//! The published guest ports: those for which this daemon listens on the host.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::os::paths::Paths;
 use crate::store::ports::PortRecord;
 
-/// Those that are listened for, by their numbers in the store. Cheap to clone.
+/// The published ports by their ids in the store. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Published(Arc<Mutex<HashMap<i64, Listening>>>);
 
@@ -25,7 +25,7 @@ impl Published {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that one is listened for from now on: until the token is cancelled.
+    /// Registers a port and returns the token that is cancelled when its listener must end.
     pub(crate) fn begin(&self, id: i64) -> CancellationToken {
         let until = CancellationToken::new();
         let listening = Listening { _until: until.clone().drop_guard(), problem: None };
@@ -33,19 +33,19 @@ impl Published {
         until
     }
 
-    /// Ends one, with its connections.
+    /// Unpublishes a port and ends its connections.
     pub(crate) fn end(&self, id: i64) {
         self.listening().remove(&id);
     }
 
-    /// Says why nobody can connect to one, or that they can.
+    /// Records why clients cannot connect to a port, or `None` if they can.
     pub(crate) fn say(&self, id: i64, problem: Option<String>) {
         if let Some(listening) = self.listening().get_mut(&id) {
             listening.problem = problem;
         }
     }
 
-    /// What a caller is told of one.
+    /// Returns the description of a port for callers.
     pub(crate) fn shown(&self, paths: &Paths, port: &PortRecord) -> PublishedPort {
         let problem = self.listening().get(&port.id).and_then(|listening| listening.problem.clone());
         let address = match port.host_port {
@@ -56,7 +56,7 @@ impl Published {
     }
 }
 
-/// The name of the socket that a port is published by.
+/// Returns the file name of the socket of a published port.
 pub(crate) fn socket_name(vm: VmId, guest_port: u16) -> String {
     format!("{vm}-{guest_port}")
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Command, View};
 use crate::op::did_you_mean;
 
-/// How others reach the task of one VM.
+/// Access to the task of one VM.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     pub(crate) commands: mpsc::Sender<Command>,
@@ -44,7 +44,7 @@ impl Registry {
         }
     }
 
-    /// A VM has another name.
+    /// Changes the name of a VM.
     pub(crate) fn rename(&self, id: VmId, from: &Name, to: Name) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         if inner.by_name.get(from) == Some(&id) {
@@ -53,7 +53,7 @@ impl Registry {
         inner.by_name.insert(to, id);
     }
 
-    /// The id that a reference means.
+    /// Resolves a reference to an id.
     pub(crate) fn resolve(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         match vm {
@@ -63,7 +63,7 @@ impl Registry {
         }
     }
 
-    /// The task of a VM.
+    /// Returns the handle of a VM's task.
     pub(crate) fn get(&self, vm: &Reference<VmKind>) -> Result<Handle, ToolError> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         let id = match vm {
@@ -73,20 +73,20 @@ impl Registry {
         id.and_then(|id| inner.by_id.get(id)).cloned().ok_or_else(|| inner.not_found(vm))
     }
 
-    /// Every VM.
+    /// Returns the handles of all VMs.
     pub(crate) fn all(&self) -> Vec<Handle> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner).by_id.values().cloned().collect()
     }
 }
 
 impl Inner {
-    /// There is no such VM; but perhaps one that is called alike.
+    /// Returns the error for a VM that does not exist, with similar names as suggestions.
     fn not_found(&self, vm: &Reference<VmKind>) -> ToolError {
         did_you_mean(not_found(vm), &vm.to_string(), self.by_name.keys().map(Name::as_str))
     }
 }
 
-/// There is no such VM.
+/// Returns the error for a VM that does not exist.
 pub(crate) fn not_found(vm: &Reference<VmKind>) -> ToolError {
     ToolError::new(ErrorCode::VmNotFound, format!("there is no VM {vm}")).hint("call vm_list to see the VMs")
 }

@@ -1,4 +1,4 @@
-//! Streams into guests: tickets that open one each, and how many there are.
+//! Streams into guests: tickets, each of which opens one stream, and limits on the number of open streams.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,13 +10,13 @@ use nexus_schema::{ErrorCode, ToolError};
 
 use crate::os::random;
 
-/// How long a ticket is good.
+/// Lifetime of a ticket.
 pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(30);
-/// How many tickets there may be that nobody used yet: of one owner, and in all.
+/// Maximum number of unused tickets: per owner, and in total.
 const TICKETS_MAX: (usize, usize) = (256, 1024);
-/// How many streams of one VM may be open. Its agent takes a few more.
+/// Maximum number of open streams per VM. The agent's own limit is a little higher.
 const OF_VM_MAX: usize = 250;
-/// How many streams of one owner may be open.
+/// Maximum number of open streams per owner.
 const OF_OWNER_MAX: usize = 1000;
 
 /// The tickets and streams of one daemon. Cheap to clone.
@@ -30,15 +30,15 @@ struct Inner {
     of_owners: HashMap<Arc<str>, usize>,
 }
 
-/// What a ticket is good for.
+/// A ticket: who may open which stream.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     /// Who may use it.
     pub(crate) owner: Arc<str>,
-    /// The VM that callers of its endpoint are bound to, where they are.
+    /// The only VM that the caller's endpoint gives access to, if it is limited to one.
     pub(crate) scope: Option<VmId>,
     pub(crate) vm: VmId,
-    /// The boot that it is good for.
+    /// The boot for which it is valid.
     pub(crate) boot_id: BootId,
     /// What it opens.
     pub(crate) opening: Opening,
@@ -58,7 +58,7 @@ impl Streams {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A new ticket.
+    /// Issues a ticket.
     pub(crate) fn issue(
         &self,
         owner: Arc<str>,
@@ -71,8 +71,8 @@ impl Streams {
         inner.tickets.retain(|_, ticket| ticket.until > now);
         let own = inner.tickets.values().filter(|ticket| ticket.owner == owner).count();
         if own >= TICKETS_MAX.0 || inner.tickets.len() >= TICKETS_MAX.1 {
-            return Err(ToolError::new(ErrorCode::Busy, "too many tickets wait to be used")
-                .hint("use them, or wait until they are no longer good: half a minute"));
+            return Err(ToolError::new(ErrorCode::Busy, "too many unused stream tickets")
+                .hint("use them, or wait until they expire, 30 s after they were issued"));
         }
         let name = random::token();
         let until = now + TICKET_LIFE;
@@ -80,7 +80,7 @@ impl Streams {
         Ok(name)
     }
 
-    /// Takes a ticket of its owner, once.
+    /// Redeems a ticket of its owner. A ticket can be redeemed once.
     pub(crate) fn redeem(&self, owner: &str, scope: Option<VmId>, name: &str) -> Option<Ticket> {
         let mut inner = self.inner();
         let is_good = inner.tickets.get(name).is_some_and(|ticket| {
@@ -89,13 +89,13 @@ impl Streams {
         if is_good { inner.tickets.remove(name) } else { None }
     }
 
-    /// Counts one more stream of a VM.
+    /// Counts one more open stream of a VM. Fails at the limits.
     pub(crate) fn enter(&self, vm: VmId, owner: &Arc<str>) -> Result<Place, ToolError> {
         let mut inner = self.inner();
         let of_vm = inner.of_vms.get(&vm).copied().unwrap_or(0);
         let of_owner = inner.of_owners.get(owner).copied().unwrap_or(0);
         let busy = |what: &str, most| {
-            ToolError::new(ErrorCode::Busy, format!("{most} streams {what} are open"))
+            ToolError::new(ErrorCode::Busy, format!("too many open streams {what}: the limit is {most}"))
                 .hint("close some of them first")
         };
         if of_vm >= OF_VM_MAX {

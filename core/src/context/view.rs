@@ -1,10 +1,10 @@
-//! What others see of a VM: a snapshot that its task publishes after every change.
+//! A snapshot of a VM that its task publishes after every change.
 
 use crate::guest::Link;
 use crate::store::drives::DriveRecord;
 use crate::store::vms::VmRecord;
 
-/// A VM as it was at its last change.
+/// A VM after its last change.
 #[derive(Debug, Clone)]
 pub(crate) struct View {
     /// Its row.

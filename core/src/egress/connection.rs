@@ -21,10 +21,10 @@ use super::counted::Passed;
 use super::dial::{Dialled, Way, dial};
 use super::state::{Counted, Egress};
 
-/// How long a guest may take to read an answer, and then to hang up.
+/// Timeout for a guest to read an answer, and then to close the connection.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves a connection to its end; what the guest does wrong ends it and nothing else.
+/// Serves a connection until it ends. A violation by the guest ends only this connection.
 pub(super) async fn serve(egress: Arc<Egress>, stream: UnixStream) -> io::Result<()> {
     let socket: OwnedFd = stream.into_std()?.into();
     let (mut reader, mut writer) = duplex::split(socket)?;
@@ -34,13 +34,13 @@ pub(super) async fn serve(egress: Arc<Egress>, stream: UnixStream) -> io::Result
         Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
             Err(EgressError::new(EgressFailure::Invalid, format!("open a connection: {error}")))
         }
-        // Nobody is there who would hear an answer.
+        // The guest is gone: there is nobody to answer.
         Ok(Ok(None) | Err(_)) | Err(_) => return Ok(()),
     };
     let dialled = match line {
         Ok(opening) => tokio::select! {
             dialled = dial(&egress, &opening) => dialled,
-            // Whoever hangs up waits for nothing.
+            // The guest closed the connection and does not wait for an answer.
             _ = reader.read_u8(), if read.is_empty() => return Ok(()),
         },
         Err(error) => Err(error),
@@ -53,7 +53,7 @@ pub(super) async fn serve(egress: Arc<Egress>, stream: UnixStream) -> io::Result
         Err(error) => {
             answer(&mut writer, &EgressAnswer::Error(error)).await?;
             writer.shutdown().await?;
-            // What the guest did not read yet could be lost else.
+            // Otherwise data that the guest has not read yet could be lost.
             let _ = timeout(ANSWER_TIMEOUT, reader.read_u8()).await;
         }
     }
@@ -68,7 +68,7 @@ async fn answer(writer: &mut Writer, answer: &EgressAnswer) -> io::Result<()> {
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// Carries it until both directions have ended, or the policy does not allow it any more.
+/// Relays the connection until both directions have ended, or the policy no longer allows it.
 async fn carry(egress: &Egress, mut stream: TcpStream, way: &Way, ends: (Reader, Writer), read: BytesMut) {
     let _open = Counted::new(&egress.counts.open);
     let (mut receiver, sender) = frames::over_with(ends.0, ends.1, read, WINDOW);
@@ -79,7 +79,7 @@ async fn carry(egress: &Egress, mut stream: TcpStream, way: &Way, ends: (Reader,
     let is_whole = tokio::select! {
         biased;
         denied = no_longer_allowed(policy, way) => {
-            tracing::debug!(?denied, "a connection of a guest is cut: its policy has changed");
+            tracing::debug!(?denied, "closing a guest's connection that its changed policy no longer allows");
             denied.noted(egress);
             false
         }
@@ -89,18 +89,18 @@ async fn carry(egress: &Egress, mut stream: TcpStream, way: &Way, ends: (Reader,
         },
     };
     if !is_whole {
-        // The other machine sees that it was cut off, and not that it ended.
+        // The other machine gets a reset instead of a normal end.
         let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
     }
 }
 
-/// Waits until the policy does not allow a connection.
+/// Waits until the policy no longer allows a connection.
 async fn no_longer_allowed(
     mut policy: watch::Receiver<Arc<NetworkPolicy>>,
     way: &Way,
 ) -> super::dial::Denied {
     loop {
-        // It may have changed while the connection was made.
+        // The policy may have changed while the connection was being made.
         let now = policy.borrow_and_update().clone();
         if let Err(denied) = way.check(&now) {
             return denied;

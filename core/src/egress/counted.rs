@@ -1,4 +1,4 @@
-//! Bytes that are counted as they pass.
+//! Counts the bytes that pass through a connection.
 
 use std::io;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// One end of a connection, and how many bytes have passed it.
+/// One end of a connection, and the counter of its bytes.
 pub(super) struct Passed<'a, T> {
     inner: T,
     count: &'a AtomicU64,

@@ -1,4 +1,4 @@
-//! From what a guest asks for to a connection that its policy allows.
+//! Makes the connections that guests request and their policy allows.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -17,23 +17,23 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::own::is_own;
 use super::state::Egress;
 
-/// How many names of all VMs are looked up at once: each takes a thread, and resolvers can be slow.
+/// Limits the concurrent name lookups of all VMs: each takes a thread, and resolvers can be slow.
 static LOOKUPS: Semaphore = Semaphore::const_new(16);
-/// How long a name may take.
+/// Timeout of a name lookup.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many addresses of a name are looked at.
+/// Maximum number of addresses of a name that are used.
 const ADDRESSES_MAX: usize = 16;
-/// How long one address may take to answer, and all of a name together.
+/// Timeouts for connecting: to one address, and to all addresses of a name together.
 const CONNECT_TIMEOUT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(25));
 
-/// A connection, and what led to it.
+/// A connection, and how it was found.
 #[derive(Debug)]
 pub(super) struct Dialled {
     pub(super) stream: TcpStream,
     pub(super) way: Way,
 }
 
-/// What led to a connection, to ask again whether it is allowed.
+/// Name and address of a connection, for checking it again when the policy changes.
 #[derive(Debug, Clone)]
 pub(super) struct Way {
     host: String,
@@ -42,7 +42,7 @@ pub(super) struct Way {
 }
 
 impl Way {
-    /// Whether a policy allows it; the error is what a refusal says.
+    /// Checks whether a policy allows the connection.
     pub(super) fn check(&self, policy: &NetworkPolicy) -> Result<(), Denied> {
         let port = self.place.port;
         if self.is_name {
@@ -60,7 +60,7 @@ impl Way {
 pub(super) struct Denied {
     host: String,
     port: u16,
-    /// What the host resolved to, if that is why.
+    /// The address that the name resolved to, if that is the reason.
     address: Option<IpAddr>,
     reason: DenyReason,
     allow: Vec<String>,
@@ -78,7 +78,7 @@ impl Denied {
         Self { host: host.to_owned(), port, address, reason, allow: allowing(policy, &named, port, reason) }
     }
 
-    /// Notes it, and says it.
+    /// Records the refusal, and returns the error for it.
     pub(super) fn noted(self, egress: &Egress) -> EgressError {
         let Self { host, port, address, reason, allow } = self;
         let hint = reason.hint(&allow);
@@ -90,7 +90,7 @@ impl Denied {
     }
 }
 
-/// Makes the connection that is asked for, if the policy allows it.
+/// Makes the requested connection if the policy allows it.
 pub(super) async fn dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, EgressError> {
     let dialled = try_dial(egress, opening).await;
     match &dialled {
@@ -98,7 +98,7 @@ pub(super) async fn dial(egress: &Egress, opening: &EgressOpening) -> Result<Dia
             egress.counts.allowed.fetch_add(1, Ordering::Relaxed);
             egress.log(Verdict::Allowed, &way.host, way.place.port, Some(way.place.address));
         }
-        // It is noted where it was refused.
+        // Recorded where it was refused.
         Err(error) if error.failure == EgressFailure::Denied => {}
         Err(error) => {
             egress.counts.failed.fetch_add(1, Ordering::Relaxed);
@@ -121,7 +121,7 @@ async fn try_dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, E
         Ok(address) => (address.to_string(), vec![address], false),
         Err(_) => {
             let name = nexus_schema::network::name(&opening.host)
-                .map_err(|why| invalid(&format!("the host is neither a name nor an address: {why}")))?;
+                .map_err(|why| invalid(&format!("the host is not a valid name or address: {why}")))?;
             decide_name(&policy, &name, port)
                 .map_err(|reason| Denied::new(&policy, &name, port, None, reason).noted(egress))?;
             let addresses = look_up(egress, &name, port).await?;
@@ -145,14 +145,14 @@ async fn try_dial(egress: &Egress, opening: &EgressOpening) -> Result<Dialled, E
     connect(&opening.host, allowed).await
 }
 
-/// The addresses of a name.
+/// Looks up the addresses of a name.
 async fn look_up(egress: &Egress, name: &str, port: u16) -> Result<Vec<IpAddr>, EgressError> {
     let failed = |failure, why: &str| EgressError::new(failure, format!("look up {name}: {why}"));
     let asked = (name.to_owned(), port);
     let looked_up = async {
         let own = Arc::clone(&egress.lookups).acquire_owned().await;
         let place = LOOKUPS.acquire().await;
-        // The places are held as long as the thread is: a resolver that hangs is not asked by more and more of them.
+        // The permits are held until the thread ends, so that a hanging resolver does not block more and more threads.
         tokio::task::spawn_blocking(move || {
             let _held = (own, place);
             asked.to_socket_addrs().map(Vec::from_iter)
@@ -172,13 +172,13 @@ async fn look_up(egress: &Egress, name: &str, port: u16) -> Result<Vec<IpAddr>, 
         }
     }
     if addresses.is_empty() {
-        Err(failed(EgressFailure::NoSuchName, "it has no address"))
+        Err(failed(EgressFailure::NoSuchName, "the name has no address"))
     } else {
         Ok(addresses)
     }
 }
 
-/// Connects to the first of these that answers.
+/// Connects to the first of these addresses that answers.
 async fn connect(host: &str, ways: Vec<Way>) -> Result<Dialled, EgressError> {
     let (of_one, of_all) = CONNECT_TIMEOUT;
     let deadline = Instant::now() + of_all;
@@ -191,7 +191,7 @@ async fn connect(host: &str, ways: Vec<Way>) -> Result<Dialled, EgressError> {
         };
         match timeout_at(until, TcpStream::connect((address, port))).await {
             Ok(Ok(stream)) => {
-                // What is small is not to wait for more; a socket that cannot do it works all the same.
+                // Small writes are sent at once. An error is harmless.
                 let _ = stream.set_nodelay(true);
                 return Ok(Dialled { stream, way });
             }

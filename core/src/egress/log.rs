@@ -1,4 +1,4 @@
-//! The connections of each VM as lines of JSON, in a file that is begun anew when it is full; the one before is kept.
+//! Logs the connections of each VM as lines of JSON. A full file is rotated; one older file is kept.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,51 +12,51 @@ use nexus_schema::id::VmId;
 use nexus_schema::tools::network::LoggedConnection;
 use serde::{Deserialize, Serialize};
 
-/// From this length on, in bytes, a file is begun anew.
+/// File length from which on the file is rotated, in bytes.
 const FILE_MAX: u64 = 512 << 10;
-/// How many connections may wait to be written; more are left out.
+/// Maximum number of connections that wait to be written; further ones are not logged.
 const WAITING_MAX: usize = 4096;
-/// How many files are kept open.
+/// Maximum number of open files.
 const OPEN_MAX: usize = 64;
-/// The end of the name of the file before.
+/// File name suffix of the rotated file.
 const BEFORE: &str = "1";
 
-/// A line.
+/// A line of the log.
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
-    /// Counts the lines of a VM.
+    /// Sequence number among the lines of a VM.
     seq: u64,
     #[serde(flatten)]
     connection: LoggedConnection,
 }
 
-/// What is to be done with the files.
+/// A job for the writing thread.
 enum Job {
     Write(VmId, LoggedConnection),
     Remove(VmId),
 }
 
-/// Writes the logs, by a thread of its own: nobody waits for a disk.
+/// Writes the logs in a separate thread, so that callers do not wait for the disk.
 #[derive(Debug, Clone)]
 pub(super) struct Writer(SyncSender<Job>);
 
 impl Writer {
-    /// For logs in a directory.
+    /// Starts the thread; the logs are in `directory`.
     pub(super) fn start(directory: PathBuf) -> Self {
         let (jobs, taken) = sync_channel(WAITING_MAX);
-        // It ends with the last one that could send.
+        // The thread ends when the last sender is dropped.
         let started = std::thread::Builder::new()
             .name("network-log".into())
             .spawn(move || write_all(&directory, &taken));
         if let Err(error) = started {
-            tracing::warn!(%error, "connections of VMs are not logged");
+            tracing::warn!(%error, "cannot start the thread that logs connections of VMs");
         }
         Self(jobs)
     }
 
     /// Logs a connection.
     pub(super) fn write(&self, vm: VmId, connection: LoggedConnection) {
-        // A VM that makes very many is one whose log says so anyway.
+        // If too many wait, this one is not logged. The log shows a VM with that many connections anyway.
         let _ = self.0.try_send(Job::Write(vm, connection));
     }
 
@@ -66,7 +66,7 @@ impl Writer {
     }
 }
 
-/// A log that is written to.
+/// A log that is open for writing.
 struct Log {
     file: File,
     length: u64,
@@ -95,13 +95,13 @@ fn write_all(directory: &Path, jobs: &Receiver<Job>) {
         if let Err(error) = &done
             && !is_failing
         {
-            tracing::warn!(%error, "the log of a VM's connections cannot be written");
+            tracing::warn!(%error, "cannot write the log of a VM's connections");
         }
         is_failing = done.is_err();
     }
 }
 
-/// The files of a VM's log, the one before first.
+/// Returns the files of a VM's log, the rotated one first.
 fn files(directory: &Path, vm: VmId) -> [PathBuf; 2] {
     let now = directory.join(format!("{vm}.jsonl"));
     [now.with_extension(format!("jsonl.{BEFORE}")), now]
@@ -136,7 +136,7 @@ fn append(
     Ok(())
 }
 
-/// All lines, oldest first; what is cut off or damaged is left out.
+/// Reads all lines, oldest first. Incomplete and damaged lines are skipped.
 fn lines(directory: &Path, vm: VmId) -> io::Result<Vec<Line>> {
     let mut lines = Vec::new();
     for path in files(directory, vm) {
@@ -152,7 +152,7 @@ fn lines(directory: &Path, vm: VmId) -> io::Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// At most `limit` connections of a VM and where to go on: the first ones from `from` on, or the last ones.
+/// Reads at most `limit` connections of a VM: the first ones from `from` on, or else the last ones. Also returns where to continue.
 pub(crate) fn read(
     directory: &Path,
     vm: VmId,
@@ -200,7 +200,7 @@ mod tests {
         let (path, vm) = (directory.path(), VmId::from_i64(1).unwrap());
         assert_eq!(read(path, vm, None, 9).unwrap(), (vec![], 0));
         let write = |first: u16, last: u16| {
-            // As after a restart of the daemon each time.
+            // Each call begins with no open files, as after a restart of the daemon.
             let mut logs = HashMap::new();
             (first..=last).for_each(|port| append(path, &mut logs, vm, connection(port)).unwrap());
         };
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!((ports(&last), last.1), (vec![4, 5], 5));
         assert_eq!(ports(&read(path, vm, Some(1), 2).unwrap()), [2, 3]);
         assert_eq!(read(path, vm, Some(5), 2).unwrap(), (vec![], 5));
-        // One whose end was cut off.
+        // An incomplete line.
         std::fs::OpenOptions::new()
             .append(true)
             .open(&files(path, vm)[1])
@@ -218,7 +218,7 @@ mod tests {
             .write_all(b"{\"seq\":9")
             .unwrap();
         write(6, 6);
-        // Thousands: two files at most, and the numbers go on.
+        // With thousands of lines there are at most two files, and the numbers continue.
         write(7, 9000);
         let all = read(path, vm, Some(0), usize::MAX).unwrap();
         assert_eq!(ports(&all).last(), Some(&9000));
@@ -234,7 +234,7 @@ mod tests {
         let soon = |what: &dyn Fn() -> bool| {
             let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
             while !what() {
-                assert!(std::time::Instant::now() < deadline, "it is done soon");
+                assert!(std::time::Instant::now() < deadline, "the line is written soon");
                 std::thread::yield_now();
             }
         };

@@ -1,14 +1,14 @@
-//! Connections that guests make to other machines: by the host, within what each VM's policy allows.
+//! Connections of guests to other machines. The host makes them, if the VM's policy allows them.
 //!
 //! ```text
 //! program ── 127.0.0.1:3128 in the guest ── agent ── host's vsock port 1025 ── nexusd ── the other machine
 //!                                                     opening, answer, frames    │
-//!                                                       policy: name, then each address; only then is anything dialled
+//!                                                       policy: checks the name, then each address, before connecting
 //! ```
-//! What is refused at a VM's own interface is noted here, too. `nexus-net-policy` decides, without any IO; [`Egress`] is one VM's policy and
-//! what was counted of it, which lasts as long as the daemon;
+//! Refusals at a VM's own interface are recorded here, too. `nexus-net-policy` decides, without any IO. [`Egress`] holds one VM's policy and
+//! counters; it lives as long as the daemon.
 //! [`EgressServer`] serves the guest of one boot, and ends its connections when it is dropped. Guests are hostile: the length of an
-//! opening, the number of connections and of names that are looked up at once, and the bytes that wait are bounded, and nothing is
+//! opening, the number of connections and concurrent lookups, and the buffered bytes are limited, and nothing is
 //! looked up or dialled before the policy has allowed it.
 
 mod connection;

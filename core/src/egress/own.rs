@@ -1,18 +1,18 @@
-//! Which addresses are this host's own.
+//! Detects this host's own addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use nexus_net_policy::inner;
 use rustix::io::Errno;
 
-/// Whether an address, or the one that it has in it, is one of this host's own. Nothing is sent.
+/// Returns whether an address, or the IPv4 address that is embedded in it, is one of this host's own. Sends nothing.
 pub(super) fn is_own(address: IpAddr) -> bool {
     [address.to_canonical(), inner(address)]
         .into_iter()
         .any(|address| is_source(address) || is_local(address))
 }
 
-/// Whether the kernel would send to it from the very address.
+/// Returns whether the kernel would use the address itself as the source of packets to it.
 fn is_source(address: IpAddr) -> bool {
     let unspecified = match address {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -20,17 +20,17 @@ fn is_source(address: IpAddr) -> bool {
     };
     let socket = match UdpSocket::bind((unspecified, 0)) {
         Ok(socket) => socket,
-        // A host without this family has no such address; whatever else keeps it from being asked is no leave.
+        // A host without this address family has no such address. After any other error the address counts as its own, to be safe.
         Err(error) => return error.raw_os_error() != Some(Errno::AFNOSUPPORT.raw_os_error()),
     };
-    // Where there is no way there, there is none for a connection either.
+    // An error means that there is no route, and so no connection is possible.
     let source = socket.connect((address, 9)).and_then(|()| socket.local_addr());
     source.is_ok_and(|source| source.ip() == address)
 }
 
-/// Whether something can listen at it. A second address of an interface is no source for itself, and is found so.
+/// Returns whether a program can listen on it. This finds secondary addresses of an interface, which the kernel does not use as sources.
 fn is_local(address: IpAddr) -> bool {
-    // Of no machine; a host that lets programs listen anywhere lets them listen there, and says nothing by it.
+    // An address of no machine. If the host lets programs listen even on this one (non-local binds), a successful bind proves nothing.
     let nobodys = match address {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1)),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1)),
@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn the_loopback_is_this_hosts_own() {
         assert!(is_own(IpAddr::V4(Ipv4Addr::LOCALHOST)));
-        assert!(is_own("127.0.0.2".parse().unwrap()), "it is no source for itself");
+        assert!(is_own("127.0.0.2".parse().unwrap()), "the kernel does not use it as its own source");
         assert!(is_own("::ffff:127.0.0.1".parse().unwrap()));
         assert!(is_own("64:ff9b::7f00:1".parse().unwrap()));
         assert!(!is_own("192.0.2.77".parse().unwrap()));

@@ -1,9 +1,9 @@
-//! Policies as callers ask for them. What they allow, `nexus-net-policy` decides.
+//! Builds policies from callers' parameters. `nexus-net-policy` decides what they allow.
 
 use nexus_schema::network::{GROUPS_MAX, NetworkMode, NetworkPolicy, RULES_MAX};
 use nexus_schema::tools::vm::NetworkParams;
 
-/// The policy of a new VM: what is asked for, over the default mode.
+/// Returns the policy of a new VM: its parameters, over the default mode.
 pub(crate) fn starting(default: NetworkMode, asked: Option<&NetworkParams>) -> Result<NetworkPolicy, String> {
     let policy = NetworkPolicy { mode: default, ..NetworkPolicy::default() };
     match asked {
@@ -12,20 +12,20 @@ pub(crate) fn starting(default: NetworkMode, asked: Option<&NetworkParams>) -> R
     }
 }
 
-/// A policy with what is asked for in its place. Whoever has no network and asks for a preset or a list and no mode means the
-/// proxy.
+/// Returns a policy with the given parameters replaced. If the mode was `none`, and a preset or a list is given without a mode, the mode
+/// becomes `proxy`.
 pub(crate) fn merge(policy: &NetworkPolicy, asked: &NetworkParams) -> Result<NetworkPolicy, String> {
     let NetworkParams { mode, preset, allow, deny, groups } = asked;
     let has_rules = preset.is_some() || allow.is_some() || deny.is_some();
     if *mode == Some(NetworkMode::None) && has_rules {
-        return Err("network.mode none stands alone: without preset, allow and deny".to_owned());
+        return Err("network.mode none cannot be combined with preset, allow or deny".to_owned());
     }
     let mode = mode.unwrap_or(match policy.mode {
         NetworkMode::None if has_rules => NetworkMode::Proxy,
         mode => mode,
     });
     if mode != NetworkMode::Nat && groups.as_ref().is_some_and(|groups| !groups.is_empty()) {
-        return Err(format!("network.groups are for network.mode nat, and the mode is {}", mode.as_str()));
+        return Err(format!("network.groups need network.mode nat, but the mode is {}", mode.as_str()));
     }
     let merged = NetworkPolicy {
         mode,
@@ -35,16 +35,19 @@ pub(crate) fn merge(policy: &NetworkPolicy, asked: &NetworkParams) -> Result<Net
         groups: groups.as_ref().unwrap_or(&policy.groups).clone(),
     };
     if merged.groups.len() > GROUPS_MAX {
-        return Err(format!("network.groups has {} entries, more than {GROUPS_MAX}", merged.groups.len()));
+        return Err(format!(
+            "network.groups has {} entries, the maximum is {GROUPS_MAX}",
+            merged.groups.len()
+        ));
     }
     for (what, rules) in [("allow", &merged.allow), ("deny", &merged.deny)] {
         if rules.len() > RULES_MAX {
-            return Err(format!("network.{what} has {} entries, more than {RULES_MAX}", rules.len()));
+            return Err(format!("network.{what} has {} entries, the maximum is {RULES_MAX}", rules.len()));
         }
     }
     if let Some(rule) = merged.deny.iter().find(|rule| rule.to_string() == "*") {
         return Err(format!(
-            "network.deny has `{rule}`, which allows nothing: give network.mode none, or name in network.allow what is allowed"
+            "`{rule}` in network.deny denies everything: use network.mode none, or list what is allowed in network.allow"
         ));
     }
     Ok(merged)
@@ -78,11 +81,11 @@ mod tests {
         assert_eq!(none, NetworkPolicy { mode: NoNetwork, ..with_lists.clone() });
         assert_eq!(merge(&none, &asked(json!({ "mode": "proxy" }))), Ok(with_lists.clone()));
         for (json, words) in [
-            (json!({ "mode": "none", "allow": ["a.example"] }), "stands alone"),
-            (json!({ "allow": vec!["a.example"; 129] }), "129 entries, more than 128"),
-            (json!({ "deny": ["*"] }), "which allows nothing"),
-            (json!({ "groups": ["web"] }), "are for network.mode nat, and the mode is proxy"),
-            (json!({ "mode": "nat", "groups": vec!["web"; 17] }), "17 entries, more than 16"),
+            (json!({ "mode": "none", "allow": ["a.example"] }), "cannot be combined"),
+            (json!({ "allow": vec!["a.example"; 129] }), "129 entries, the maximum is 128"),
+            (json!({ "deny": ["*"] }), "denies everything"),
+            (json!({ "groups": ["web"] }), "need network.mode nat, but the mode is proxy"),
+            (json!({ "mode": "nat", "groups": vec!["web"; 17] }), "17 entries, the maximum is 16"),
         ] {
             let refused = merge(&with_lists, &asked(json)).unwrap_err();
             assert!(refused.contains(words), "{refused}");

@@ -1,4 +1,4 @@
-//! Listens where the guest of one boot dials port 1025.
+//! Listens for the connections of one boot's guest to vsock port 1025.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::state::Egress;
 use crate::os::paths::vm_files;
 use crate::os::socket;
 
-/// Serves one VM's guest. When it is dropped it ends, takes its socket along, and every connection of the guest ends.
+/// Serves one VM's guest. Dropping it stops the server, removes the socket, and ends every connection of the guest.
 #[derive(Debug)]
 pub(crate) struct EgressServer {
     _task: AbortOnDropHandle<()>,
@@ -20,13 +20,13 @@ pub(crate) struct EgressServer {
 }
 
 impl EgressServer {
-    /// Listens in the VM's directory; a socket that an earlier daemon left is replaced.
+    /// Listens in the VM's directory; replaces a socket that an earlier daemon left.
     pub(crate) fn bind(directory: &Path, egress: Arc<Egress>) -> io::Result<Self> {
         let listener = socket::bind_in_tokio(directory, vm_files::EGRESS)?;
         let serving = socket::serve_each(listener, CONNECTIONS_MAX, move |stream| {
             let egress = Arc::clone(&egress);
             async move {
-                // A guest that goes away is no matter.
+                // Errors of a guest that goes away are ignored.
                 let _ = serve(egress, stream).await;
             }
         });

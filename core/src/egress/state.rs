@@ -1,4 +1,4 @@
-//! What the daemon keeps of a VM's network: its policy, and what was counted.
+//! The daemon's state of each VM's network: its policy and counters.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -18,9 +18,9 @@ use tokio::sync::{Semaphore, watch};
 
 use super::log::Writer;
 
-/// How many refused connections of a VM are remembered.
+/// Maximum number of refused connections of a VM that are remembered.
 const DENIED_MAX: usize = 20;
-/// How many names of one VM are looked up at once.
+/// Maximum number of concurrent name lookups of one VM.
 const LOOKUPS_MAX: usize = 4;
 
 /// The network of one VM.
@@ -35,10 +35,10 @@ pub(crate) struct Egress {
     subnets: Subnets,
 }
 
-/// The subnets of the network that VMs in mode `nat` share; none until they are chosen.
+/// The subnets of the network that VMs in mode `nat` share; empty until they are chosen.
 type Subnets = Arc<RwLock<Vec<Cidr>>>;
 
-/// What was counted since the daemon started.
+/// Counters since the daemon started.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) allowed: AtomicU64,
@@ -62,7 +62,7 @@ impl Egress {
         }
     }
 
-    /// What may be reached from now on; connections that it does not allow are cut.
+    /// Changes the policy; connections that it does not allow are closed.
     pub(crate) fn set(&self, policy: &NetworkPolicy) {
         self.policy.send_if_modified(|now| {
             let is_new = **now != *policy;
@@ -73,12 +73,12 @@ impl Egress {
         });
     }
 
-    /// What may be reached, and all that it becomes.
+    /// Returns a receiver of the policy and its changes.
     pub(super) fn policy(&self) -> watch::Receiver<Arc<NetworkPolicy>> {
         self.policy.subscribe()
     }
 
-    /// Whether an address, or the one that it has in it, is of the network that VMs share.
+    /// Returns whether an address, or the IPv4 address that is embedded in it, is in the network that VMs share.
     pub(super) fn is_of_vms(&self, address: IpAddr) -> bool {
         let subnets = self.subnets.read().unwrap_or_else(PoisonError::into_inner);
         [address.to_canonical(), inner(address)]
@@ -90,7 +90,7 @@ impl Egress {
         self.denied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a connection of the proxy that was refused.
+    /// Records a connection that the proxy refused.
     pub(super) fn note_denied(
         &self,
         (host, address): (&str, Option<IpAddr>),
@@ -103,7 +103,7 @@ impl Egress {
         self.note(DeniedConnection { at, host: host.to_owned(), port, reason, hint }, "tcp", address);
     }
 
-    /// Notes what was refused at the VM's interface, and says what to do about it. Whoever refused it has counted it.
+    /// Records a refusal at the VM's interface, with a hint. It is not counted here, since `nexus-net` counts it.
     pub(crate) fn refused_at_interface(
         &self,
         at: Timestamp,
@@ -115,7 +115,7 @@ impl Egress {
     ) -> Refusal {
         let mut allow = allowing(&self.policy.borrow(), &host, port, reason);
         if port == 0 {
-            // A name, or a protocol without ports.
+            // Port 0 stands for a name, or for a protocol without ports.
             allow.iter_mut().for_each(|entry| {
                 if let Some(rest) = entry.strip_suffix(":0") {
                     *entry = rest.to_owned();
@@ -149,7 +149,7 @@ impl Egress {
         denied.push_front(one);
     }
 
-    /// Logs a connection of the proxy that was made, or could not be.
+    /// Logs a connection that the proxy made or failed to make.
     pub(super) fn log(&self, verdict: Verdict, host: &str, port: u16, address: Option<IpAddr>) {
         self.log.write(
             self.vm,
@@ -165,7 +165,7 @@ impl Egress {
         );
     }
 
-    /// The network as callers see it.
+    /// Returns the network as callers see it.
     fn shown(&self, policy: &NetworkPolicy) -> VmNetwork {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let counts = NetworkCounts {
@@ -181,7 +181,7 @@ impl Egress {
     }
 }
 
-/// Counts one thing while it is there.
+/// Increments a counter until it is dropped.
 pub(super) struct Counted<'a>(&'a AtomicU64);
 
 impl<'a> Counted<'a> {
@@ -206,7 +206,7 @@ pub(crate) struct Egresses {
 }
 
 impl Egresses {
-    /// None yet, with their logs in a directory.
+    /// Creates an empty set; the logs are in `directory`.
     pub(crate) fn new(directory: PathBuf) -> Self {
         Self { all: Mutex::default(), log: Writer::start(directory), subnets: Subnets::default() }
     }
@@ -215,12 +215,12 @@ impl Egresses {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Which subnets VMs share: no proxy leads there.
+    /// Sets the subnets that VMs share: the proxy refuses to connect to them.
     pub(crate) fn share(&self, subnets: [Cidr; 2]) {
         *self.subnets.write().unwrap_or_else(PoisonError::into_inner) = subnets.into();
     }
 
-    /// The network of a VM, under this policy from now on.
+    /// Returns the network of a VM, and sets its policy.
     pub(crate) fn of(&self, vm: VmId, policy: &NetworkPolicy) -> Arc<Egress> {
         let fresh = || Arc::new(Egress::new(vm, self.log.clone(), policy.clone(), self.subnets.clone()));
         let egress = self.all().entry(vm).or_insert_with(fresh).clone();
@@ -228,12 +228,12 @@ impl Egresses {
         egress
     }
 
-    /// The network of a VM that ran since the daemon started.
+    /// Returns the network of a VM, if it ran since the daemon started.
     pub(crate) fn get(&self, vm: VmId) -> Option<Arc<Egress>> {
         self.all().get(&vm).cloned()
     }
 
-    /// A VM's network as callers see it.
+    /// Returns a VM's network as callers see it.
     pub(crate) fn shown(&self, vm: VmId, policy: &NetworkPolicy) -> VmNetwork {
         match self.all().get(&vm) {
             Some(egress) => egress.shown(policy),
@@ -280,11 +280,7 @@ mod tests {
             assert_eq!(entry.to_string().trim_matches(['[', ']']), expected.trim_matches(['[', ']']));
         }
         let shown = egresses.shown(VmId::from_i64(1).unwrap(), &policy);
-        assert_eq!(
-            (shown.denied.len(), shown.counts.denied),
-            (3, 0),
-            "whoever refused them has counted them"
-        );
+        assert_eq!((shown.denied.len(), shown.counts.denied), (3, 0), "nexus-net counts them");
     }
 
     #[test]

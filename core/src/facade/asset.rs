@@ -1,4 +1,4 @@
-//! The tools of assets.
+//! The asset tools.
 
 use nexus_schema::id::{AssetId, AssetKindTag};
 use nexus_schema::tools::OpOutcome;
@@ -16,7 +16,7 @@ use crate::store::assets::AssetRecord;
 use crate::store::{StoreError, assets, settings};
 use crate::vm::defaults;
 
-/// The assets that are used where none is asked for.
+/// The default assets of new VMs.
 struct Chosen {
     kernel: Option<AssetId>,
     vmm: Option<AssetId>,
@@ -68,8 +68,8 @@ impl Nexus {
         };
         let default = params.make_default.unwrap_or(false);
         if default && params.kind == AssetKind::Rootfs {
-            return Err(ToolError::invalid("make_default is for kernels and VMMs: VMs are made of images")
-                .hint("make an image of it with image_create"));
+            return Err(ToolError::invalid("make_default is only for kernels and VMMs")
+                .hint("create an image from it with image_create"));
         }
         let wanted = WantedAsset {
             kind: params.kind,
@@ -213,7 +213,7 @@ impl Shared {
         asset_summary(record, default, path)
     }
 
-    /// Makes an asset what VMs get by default.
+    /// Makes an asset the default for new VMs.
     async fn make_default(&self, asset: &AssetRecord, who: &str) -> Result<(), ToolError> {
         let (name, who) = (asset.name.to_string(), who.to_owned());
         let key = match asset.kind {

@@ -1,4 +1,4 @@
-//! The tools of builds.
+//! The build tools.
 
 use nexus_schema::ToolError;
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
@@ -88,13 +88,13 @@ impl Nexus {
         };
         let max = u64::from(params.max_bytes.unwrap_or(OUTPUT_DEFAULT as u32));
         if !(1..=OUTPUT_MAX).contains(&max) {
-            return Err(ToolError::invalid(format!("max_bytes is {max}, not 1 to {OUTPUT_MAX}")));
+            return Err(ToolError::invalid(format!("max_bytes must be 1 to {OUTPUT_MAX}, got {max}")));
         }
         let from = number_cursor(params.cursor.as_deref())?.unwrap_or(0);
-        let from = u64::try_from(from).map_err(|_| ToolError::invalid("cursor is below 0"))?;
+        let from = u64::try_from(from).map_err(|_| ToolError::invalid("cursor must not be negative"))?;
         let deadline = tokio::time::Instant::now() + wait;
         loop {
-            // The status first: what is read after the end is all there is.
+            // The status is read first: if the build has ended by then, the log is complete.
             let build = self.shared.provision.build(&params.build).await?;
             let path = self.shared.paths.build_log(build.id);
             let (text, end) =

@@ -1,4 +1,4 @@
-//! The tools of drives.
+//! The drive tools.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,14 +27,14 @@ use crate::vm::create::{ask, clone_of_image};
 use crate::vm::policy;
 use crate::vm::spec::{DISK_DEFAULT, DISK_MAX, DISK_MIN};
 
-/// How long a guest may take to grow a filesystem.
+/// Timeout for a guest to grow a filesystem.
 const GROW_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a new drive is made from.
+/// The source of a new drive.
 pub(super) enum From {
     /// An empty filesystem.
     Nothing,
-    /// An image, in the words of `vm_create`.
+    /// An image, as in the `image` argument of `vm_create`.
     Image(String),
     /// Another drive.
     Drive(Box<DriveRecord>),
@@ -101,7 +101,7 @@ impl Nexus {
             let made = tokio::select! {
                 made = work.make_drive(drive.clone(), from, size, &progress) => made,
                 () = progress.cancelled() => {
-                    Err(ToolError::new(ErrorCode::Cancelled, format!("the making of {} was cancelled", drive.name)))
+                    Err(ToolError::new(ErrorCode::Cancelled, format!("creation of {} was cancelled", drive.name)))
                 }
             };
             match made {
@@ -167,7 +167,7 @@ impl Nexus {
         policy::change_drives(name.as_str(), state)?;
         let is_root = params.root.unwrap_or(!has_root && params.mount.is_none());
         if !is_root {
-            // By this name the guest finds it, whatever the order of its devices.
+            // The guest finds the drive by this label, whatever the order of its devices.
             let path = shared.paths.drive(drive.id);
             let labelled = shared.drives.label(&path, &drive.id.to_string(), &Progress::default()).await;
             labelled.map_err(drive_error)?;
@@ -246,7 +246,7 @@ impl Nexus {
 }
 
 impl Shared {
-    /// A drive that is whole.
+    /// Returns a drive, and fails if its creation is not complete.
     async fn drive(&self, drive: &Reference<DriveKind>) -> Result<DriveRecord, ToolError> {
         let wanted = drive.clone();
         let found = self.store.read(move |db| drives::get(db, &wanted)).await.map_err(store_error)?;
@@ -259,21 +259,21 @@ impl Shared {
         Err(did_you_mean(error, &drive.to_string(), all.iter().map(|drive| drive.name.as_str())))
     }
 
-    /// A drive, and nobody else has it until the second is dropped.
+    /// Locks a drive. Nothing else can change it until the lock is dropped.
     async fn take_drive(&self, drive: &Reference<DriveKind>) -> Result<(DriveRecord, Locked), ToolError> {
         let found = self.drive(drive).await?;
         let locked = self.drive_locks.take(&[found.id]).await.map_err(|_| busy_drive(found.name.as_str()))?;
-        // As it is now that nobody changes it.
+        // Read again under the lock.
         Ok((self.drive(&Reference::Id(found.id)).await?, locked))
     }
 
-    /// The task of the VM that has a drive.
+    /// Returns the task of the VM to which a drive is attached.
     fn user_of(&self, drive: &DriveRecord) -> Option<Handle> {
         let attachment = drive.attachment.as_ref()?;
         self.vms.get(&Reference::Id(attachment.vm)).ok()
     }
 
-    /// Fails if a VM may write to a drive now.
+    /// Fails if a running VM may write to a drive.
     pub(super) fn check_down(&self, drive: &DriveRecord) -> Result<(), ToolError> {
         let Some(handle) = self.user_of(drive) else { return Ok(()) };
         let view = handle.view.borrow();
@@ -283,11 +283,11 @@ impl Shared {
         Err(ToolError::new(
             ErrorCode::VmWrongState,
             format!(
-                "{} is {}: its drive {} changes while it is copied",
+                "{} is {}: its drive {} could change while it is copied",
                 view.record.name, view.record.state, drive.name
             ),
         )
-        .hint("call vm_stop first"))
+        .hint(format!("call vm_stop with vm: {} first", view.record.name)))
     }
 
     fn in_use(&self, drive: &DriveRecord, attachment: &Attachment, hint: &str) -> ToolError {
@@ -296,7 +296,7 @@ impl Shared {
         ToolError::new(ErrorCode::InUse, format!("the VM {vm} has the drive {}", drive.name)).hint(hint)
     }
 
-    /// Makes the disk of a drive whose row is there.
+    /// Creates the disk of a drive that has a row.
     async fn make_drive(
         self: &Arc<Self>,
         mut drive: DriveRecord,
@@ -307,7 +307,7 @@ impl Shared {
         let path = self.paths.drive(drive.id);
         match from {
             From::Nothing => {
-                progress.step("making an empty filesystem");
+                progress.step("creating an empty filesystem");
                 let label = drive.id.to_string();
                 let made = self.drives.create_formatted(&path, drive.size, &label, progress).await;
                 made.map_err(drive_error)?;
@@ -342,7 +342,7 @@ impl Shared {
         Ok(drive)
     }
 
-    /// Takes a drive that no VM has out of the store and off the disk.
+    /// Deletes a detached drive from the store and from the disk.
     async fn forget_drive(&self, id: DriveId) -> Result<(), ToolError> {
         self.store.write(move |tx| drives::delete(tx, id)).await.map_err(store_error)?;
         failpoint::reach("drive-forgotten");
@@ -360,7 +360,7 @@ impl Shared {
 
     pub(super) async fn drive_details(&self, drive: DriveRecord) -> Result<DriveDetails, ToolError> {
         let directory = self.paths.drive(drive.id);
-        // One that is being removed at this moment takes nothing.
+        // A drive that is being deleted at this moment takes no space.
         let used_bytes = self.drives.allocated_bytes(&directory).await.ok();
         let problem = self.drives.problem(&directory).await;
         let is_root = drive.is_root();
@@ -391,7 +391,7 @@ impl Shared {
     }
 }
 
-/// Has a running VM see that its drive has grown; whether all of it can be used now.
+/// Makes a running VM use the new size of its drive. Returns whether all of it can be used now.
 async fn grow_running(
     handle: &Handle,
     shim: &crate::vmm::ShimClient,
@@ -404,7 +404,7 @@ async fn grow_running(
     };
     let Some(index) = index else { return false };
     if let Err(error) = shim.resize_drive(index, size.as_bytes()).await {
-        tracing::info!(drive = %drive.name, %error, "a drive grows at the next start only");
+        tracing::info!(drive = %drive.name, %error, "the VM sees the new size of its drive only after its next start");
         return false;
     }
     let Some(link) = link else { return false };
@@ -420,22 +420,24 @@ async fn grow_running(
     }
 }
 
-/// The answer to [`GROW_REQUEST`].
+/// The guest's answer to [`GROW_REQUEST`].
 #[derive(Debug, serde::Deserialize)]
 struct Grown {
     problems: Vec<String>,
 }
 
 fn reference(text: &str) -> Result<Reference<DriveKind>, ToolError> {
-    text.parse().map_err(|_| ToolError::invalid(format!("`drive:{}` names no drive", text.escape_debug())))
+    text.parse().map_err(|_| {
+        ToolError::invalid(format!("`drive:{}` is not a drive's name or id", text.escape_debug()))
+    })
 }
 
 fn check_size(size: ByteSize) -> Result<(), ToolError> {
     if size < DISK_MIN || size > DISK_MAX {
-        return Err(ToolError::invalid(format!("size is {size}, not {DISK_MIN} to {DISK_MAX}")));
+        return Err(ToolError::invalid(format!("size must be {DISK_MIN} to {DISK_MAX}, got {size}")));
     }
     if !size.as_bytes().is_multiple_of(4096) {
-        return Err(ToolError::invalid(format!("size is {size}, not a multiple of 4KiB")));
+        return Err(ToolError::invalid(format!("size must be a multiple of 4KiB, got {size}")));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The tools of images.
+//! The image tools.
 
 use nexus_schema::id::ImageKind;
 use nexus_schema::tools::OpOutcome;
@@ -96,7 +96,7 @@ impl Nexus {
         }
         let name = match params.name {
             Some(name) => name,
-            // A build has a name for its image.
+            // A build names its image.
             None if params.from.starts_with("template:") => {
                 return self.image_of_template(ctx, params, once, wait).await.map(Creation::from);
             }
@@ -105,11 +105,8 @@ impl Nexus {
         let taken = Reference::Name(name.clone());
         let exists = self.shared.store.read(move |db| images::get(db, &taken)).await.map_err(store_error)?;
         if exists.is_some() {
-            return Err(ToolError::new(
-                ErrorCode::NameTaken,
-                format!("there is an image named {name} already"),
-            )
-            .hint("give another name"));
+            return Err(ToolError::new(ErrorCode::NameTaken, format!("image {name} already exists"))
+                .hint("choose another name"));
         }
         let subject = Some((name.to_string(), name.to_string()));
         let op = summary("image_create", &ctx.caller.owner, subject);
@@ -134,7 +131,7 @@ impl Nexus {
         self.shared.ops.wait(ctx, id, wait).await.map(Creation::from)
     }
 
-    /// `image_create` of a template without a name of its own: the image that its build made or makes.
+    /// `image_create` from a template without a `name`: returns the image of the template's build, which is started if needed.
     async fn image_of_template(
         &self,
         ctx: &CallContext,
@@ -143,7 +140,9 @@ impl Nexus {
         wait: std::time::Duration,
     ) -> Result<OpOutcome<ImageDetails>, ToolError> {
         if params.init.is_some() {
-            return Err(ToolError::invalid("init is the template's; give a name for an image of its own"));
+            return Err(ToolError::invalid(
+                "init cannot be changed for a template's image: give a name to create an image of its own",
+            ));
         }
         let name = params.from.trim_start_matches("template:").to_owned();
         let op = summary("image_create", &ctx.caller.owner, Some((name.clone(), name)));
@@ -164,7 +163,7 @@ impl Nexus {
 }
 
 impl Shared {
-    /// That there is no such image; but perhaps one that is called alike.
+    /// Returns the error for an unknown image; it suggests one with a similar name.
     pub(super) async fn no_image(&self, image: &Reference<ImageKind>) -> Result<ToolError, ToolError> {
         let all = self.store.read(images::all).await.map_err(store_error)?;
         let error = ToolError::new(ErrorCode::ImageNotFound, format!("there is no image {image}"))
@@ -195,7 +194,7 @@ impl Shared {
     }
 }
 
-/// A built-in image before its first use.
+/// The details of a built-in image before its first use.
 fn not_made_yet(name: &str, default: &str) -> Result<ImageDetails, ToolError> {
     let parsed: Name = name.parse().map_err(|e| ToolError::internal(format!("{e}")))?;
     Ok(ImageDetails {
@@ -217,7 +216,7 @@ fn not_made_yet(name: &str, default: &str) -> Result<ImageDetails, ToolError> {
     })
 }
 
-/// One page of a list that is whole in memory; the cursor is a position.
+/// Returns one page of a list in memory; the cursor is a position.
 pub(super) fn cut<T>(
     mut all: Vec<T>,
     cursor: Option<&str>,

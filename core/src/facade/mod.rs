@@ -1,4 +1,4 @@
-//! The facade: what the host's tools can do, a method per tool. Tools see nothing else of this crate.
+//! The facade: one method per tool of the host. The tools use nothing else of this crate.
 
 mod asset;
 mod build;
@@ -49,7 +49,7 @@ use crate::vm::recover;
 pub use self::stream::{StreamLife, StreamRefusal, VmStream};
 pub use crate::store::calls::CallRecord;
 
-/// A way into a running guest.
+/// Access to a running guest.
 #[derive(Debug, Clone)]
 pub struct GuestHandle {
     /// The VM.
@@ -65,39 +65,39 @@ pub struct GuestHandle {
 /// Why a state directory could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another daemon has it.
+    /// Another daemon uses it.
     #[error("the state directory {} is in use by {}", .directory.display(), holder(.pid))]
     Locked {
         /// The state directory.
         directory: PathBuf,
-        /// The process that has it, as far as it wrote that down.
+        /// The id of the process that uses it, if it is recorded.
         pid: Option<u32>,
     },
-    /// A directory or file cannot be made or read.
+    /// A directory or file cannot be created or read.
     #[error("{source}")]
     Io {
-        /// Why.
+        /// The cause.
         #[from]
         source: std::io::Error,
     },
     /// The database cannot be used.
     #[error("{source}")]
     Store {
-        /// Why.
+        /// The cause.
         #[from]
         source: StoreError,
     },
     /// The drives' directory cannot be used.
     #[error("prepare the drives' directory: {source}")]
     Drives {
-        /// Why.
+        /// The cause.
         #[from]
         source: crate::drive::DriveError,
     },
-    /// What an earlier daemon left cannot be brought in order.
-    #[error("take up what an earlier daemon left: {error}")]
+    /// The state that an earlier daemon left cannot be recovered.
+    #[error("recover the state of an earlier daemon: {error}")]
     Recover {
-        /// Why.
+        /// The cause.
         error: ToolError,
     },
 }
@@ -109,14 +109,14 @@ fn holder(pid: &Option<u32>) -> String {
     }
 }
 
-/// One Nexus: a state directory and all that runs under it. Cheap to clone.
+/// A Nexus instance: a state directory and everything that runs under it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Nexus {
     shared: Arc<Shared>,
 }
 
 impl Nexus {
-    /// Opens a state directory: takes its lock, opens its database, takes up what runs and undoes what is half made.
+    /// Opens a state directory: takes its lock, opens its database, adopts running VMs, and removes what was created only in part.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let paths = Paths::new(&config.state_dir);
         for directory in [
@@ -143,9 +143,13 @@ impl Nexus {
         if let Some(before) = lock.before() {
             match tokio::task::spawn_blocking(move || leftover::end_of(before)).await {
                 Ok(Ok(0)) => {}
-                Ok(Ok(ended)) => tracing::info!(ended, "ended programs that an earlier daemon left"),
-                Ok(Err(error)) => tracing::warn!(%error, "cannot end what an earlier daemon left"),
-                Err(error) => tracing::warn!(%error, "cannot look for what an earlier daemon left"),
+                Ok(Ok(ended)) => tracing::info!(ended, "killed leftover programs of an earlier daemon"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "cannot kill leftover programs of an earlier daemon")
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot look for leftover programs of an earlier daemon")
+                }
             }
         }
         let database = paths.database();
@@ -187,7 +191,9 @@ impl Nexus {
         });
         shared.tasks.spawn(record_calls(shared.store.clone(), queue));
         match shared.provision.sync_providers().await {
-            Err(error) if error.is_disk_full() => tracing::warn!(%error, "providers are as they were before"),
+            Err(error) if error.is_disk_full() => {
+                tracing::warn!(%error, "the disk is full: providers were not updated")
+            }
             synced => synced?,
         }
         tokio::spawn(crate::vm::network::hear(Arc::downgrade(&shared), refusals));
@@ -198,7 +204,7 @@ impl Nexus {
         Ok(Self { shared })
     }
 
-    /// Ends the tasks of this daemon; VMs keep running. At most a few seconds.
+    /// Ends the tasks of this daemon; VMs keep running. Takes at most a few seconds.
     pub async fn shutdown(&self) {
         for handle in self.shared.vms.all() {
             handle.commands.send(Command::Detach).await.ok();
@@ -207,12 +213,12 @@ impl Nexus {
         self.shared.calls.close().await;
     }
 
-    /// The id of the VM that a reference means; in memory.
+    /// Resolves a reference to a VM's id, without IO.
     pub fn resolve_vm(&self, vm: &Reference<VmKind>) -> Result<VmId, ToolError> {
         self.shared.vms.resolve(vm)
     }
 
-    /// The way into a VM's guest, if its tools may be called now; in memory.
+    /// Returns access to a VM's guest if its tools can be called now, without IO.
     pub fn guest(&self, caller: &Caller, vm: &Reference<VmKind>) -> Result<GuestHandle, ToolError> {
         let handle = self.shared.vms.get(vm)?;
         let view = handle.view.borrow();
@@ -229,13 +235,13 @@ impl Nexus {
         Ok(GuestHandle { vm: record.id, name: record.name.clone(), boot_id, link })
     }
 
-    /// Notes that a call was made; never waits.
+    /// Records a call; never waits.
     pub fn record_call(&self, call: CallRecord) {
         self.shared.calls.add(call);
     }
 }
 
-/// Makes a directory that only this user can look into; one that is there is closed to others.
+/// Creates a directory that is private to this user. An existing directory is made private.
 fn make_private(directory: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     let failed = |what: &str, e: std::io::Error| {
@@ -243,16 +249,16 @@ fn make_private(directory: &Path) -> std::io::Result<()> {
     };
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
     made.map_err(|e| failed("make", e))?;
-    let mode = std::fs::metadata(directory).map_err(|e| failed("look at", e))?.permissions().mode();
+    let mode = std::fs::metadata(directory).map_err(|e| failed("read the mode of", e))?.permissions().mode();
     if mode & 0o077 == 0 {
         return Ok(());
     }
     let closed = std::fs::set_permissions(directory, PermissionsExt::from_mode(mode & 0o700));
-    closed.map_err(|e| failed("close to other users", e))
+    closed.map_err(|e| failed("make private", e))
 }
 
 impl Shared {
-    /// Writes down that an operation is under way; `subject`: the id and name of what it is about.
+    /// Records an operation that is under way; `subject` is the id and name of the object that it works on.
     async fn begin_op(
         &self,
         tool: &str,
@@ -266,21 +272,21 @@ impl Shared {
     }
 }
 
-/// How long a call that was told so waits.
+/// Returns the time that a call with this `wait_s` waits.
 fn patience(wait_s: Option<u32>) -> Result<Duration, ToolError> {
     let wait = wait_s.map_or(WAIT_DEFAULT, |s| Duration::from_secs(s.into()));
     if wait > WAIT_MAX {
         return Err(ToolError::invalid(format!(
-            "wait_s is {}, more than {}",
+            "wait_s is {}, the maximum is {}",
             wait.as_secs(),
             WAIT_MAX.as_secs()
         ))
-        .hint("ask again with op_get while the work is not done"));
+        .hint("call op_get until the operation is done"));
     }
     Ok(wait)
 }
 
-/// How many rows a page has.
+/// Returns the number of rows of a page.
 fn page(limit: Option<u32>) -> Result<u32, ToolError> {
     let limit = limit.unwrap_or(PAGE_DEFAULT);
     if !(1..=PAGE_MAX).contains(&limit) {
@@ -289,7 +295,7 @@ fn page(limit: Option<u32>) -> Result<u32, ToolError> {
     Ok(limit)
 }
 
-/// Cuts what was read, one row more than a page has, to the page; with the cursor of the next one, if there is one.
+/// Takes the rows that were read, up to one more than a page has. Returns the page, and the cursor of the next one if there are more rows.
 fn cut_page<R>(mut rows: Vec<R>, limit: u32, cursor: impl FnOnce(&R) -> String) -> (Vec<R>, Option<String>) {
     let more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
@@ -297,9 +303,12 @@ fn cut_page<R>(mut rows: Vec<R>, limit: u32, cursor: impl FnOnce(&R) -> String) 
     (rows, next)
 }
 
-/// A cursor that is a number.
+/// Parses a cursor that is a number.
 fn number_cursor(cursor: Option<&str>) -> Result<Option<i64>, ToolError> {
     cursor
-        .map(|text| text.parse().map_err(|_| ToolError::invalid("cursor is not one that a page before gave")))
+        .map(|text| {
+            text.parse()
+                .map_err(|_| ToolError::invalid("invalid cursor: pass the next_cursor of the page before"))
+        })
         .transpose()
 }

@@ -1,4 +1,4 @@
-//! The tools of networks.
+//! The network tools.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::context::network_error;
 use crate::egress::read_log;
 use crate::vm::{network, note};
 
-/// How often it is looked for a new line.
+/// Interval between two checks for a new line.
 const LOOK: Duration = Duration::from_millis(200);
 
 impl Nexus {
@@ -47,7 +47,7 @@ impl Nexus {
         Ok(NetworkInspectOutput { nat: self.nat(is_used).await?, vms })
     }
 
-    /// How the shared network is. Its addresses are not chosen for this.
+    /// Returns the state of the shared network. Does not choose its addresses if they are not chosen yet.
     async fn nat(&self, is_used: bool) -> Result<NatNetwork, ToolError> {
         let unavailable = self.shared.host(false).await?.check_nat().err();
         let mut nat = NatNetwork {
@@ -91,7 +91,9 @@ impl Nexus {
             };
         let from: Option<u64> = match &params.cursor {
             Some(cursor) => Some(
-                cursor.parse().map_err(|_| ToolError::invalid("cursor is not one that network_log gave"))?,
+                cursor
+                    .parse()
+                    .map_err(|_| ToolError::invalid("invalid cursor: pass one that network_log returned"))?,
             ),
             None => None,
         };
@@ -105,7 +107,7 @@ impl Nexus {
                 return Ok(NetworkLogOutput { connections, cursor: next.to_string() });
             }
             sleep_until((Instant::now() + LOOK).min(deadline)).await;
-            // It may have been deleted meanwhile.
+            // Fails if the VM was deleted meanwhile.
             self.shared.vms.get(&Reference::Id(vm))?;
         }
     }

@@ -1,4 +1,4 @@
-//! The tools of operations.
+//! The operation tools.
 
 use nexus_schema::ToolError;
 use nexus_schema::tools::OpOutcome;

@@ -1,4 +1,4 @@
-//! What a creation would do: the answers to `dry_run`. Nothing changes here: no rows, no files, no operations.
+//! What a creation would do: the answers to `dry_run`. Nothing is changed: no rows, no files, no operations.
 
 use nexus_schema::network::NetworkMode;
 use nexus_schema::tools::drive::DriveCreateParams;
@@ -21,7 +21,7 @@ use crate::vm::network;
 use crate::vm::spec::{self, DISK_DEFAULT};
 
 impl Shared {
-    /// What `vm_create` would do.
+    /// Returns what `vm_create` would do.
     pub(super) async fn plan_vm(&self, params: &VmCreateParams) -> Result<Plan, ToolError> {
         if let Some(name) = params.name.clone() {
             let wanted = name.clone();
@@ -30,7 +30,7 @@ impl Shared {
                 return Err(name_taken("VM", &name));
             }
         }
-        // What is made up is as good as any name for the checks.
+        // For the checks any name will do.
         let name = params.name.clone().map_or_else(|| "made-up".parse(), Ok);
         let name = name.map_err(|e| ToolError::internal(format!("{e}")))?;
         let spec = spec::check(params, &name, &defaults::read(&self.store).await?)?;
@@ -64,7 +64,7 @@ impl Shared {
         self.plan(PlanThing::Vm, params.name.clone(), Some(driver), steps)
     }
 
-    /// What `image_create` would do.
+    /// Returns what `image_create` would do.
     pub(super) async fn plan_image(&self, params: &ImageCreateParams) -> Result<Plan, ToolError> {
         let is_template = params.from.starts_with("template:");
         let name = match &params.name {
@@ -95,7 +95,7 @@ impl Shared {
         self.plan(PlanThing::Image, Some(name), None, foreseen.steps)
     }
 
-    /// What `drive_create` would do.
+    /// Returns what `drive_create` would do.
     pub(super) async fn plan_drive(&self, params: &DriveCreateParams, from: From) -> Result<Plan, ToolError> {
         if let Some(name) = params.name.clone() {
             let wanted = Reference::Name(name.clone());
@@ -134,7 +134,7 @@ impl Shared {
         self.plan(PlanThing::Drive, params.name.clone(), None, steps)
     }
 
-    /// How the image that `from` means would be come by.
+    /// Returns how the image that `from` names would be obtained.
     async fn image_plan(&self, from: &str) -> Result<ImagePlan, ToolError> {
         let Some(template) = crate::provision::template_argument(from) else {
             return self.provision.plan_image(from).await;
@@ -153,18 +153,18 @@ impl Shared {
         let downloads = steps.iter().filter(|step| step.action == PlanAction::Download);
         let download_bytes = downloads.filter_map(|step| step.bytes).sum();
         let free_bytes = free_bytes(self.paths.root())
-            .map_err(|e| ToolError::internal(format!("look at the free room: {e}")))?;
+            .map_err(|e| ToolError::internal(format!("read the free disk space: {e}")))?;
         Ok(Plan { makes, name, driver, steps, download_bytes, free_bytes })
     }
 }
 
-/// How large a drive becomes that is cloned from an image.
+/// Returns the size of a drive that is cloned from an image.
 pub(super) fn size_of_clone(size: Option<ByteSize>, image: &ImageRecord) -> Result<ByteSize, ToolError> {
     check_not_smaller(size, image.size, &image.name)?;
     Ok(size.unwrap_or(image.size.max(DISK_DEFAULT)))
 }
 
 fn name_taken(what: &str, name: &Name) -> ToolError {
-    ToolError::new(ErrorCode::NameTaken, format!("there is a {what} named {name} already"))
+    ToolError::new(ErrorCode::NameTaken, format!("{what} {name} already exists"))
         .hint("choose another name, or use the existing one")
 }

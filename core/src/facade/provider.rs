@@ -1,4 +1,4 @@
-//! The tools of providers.
+//! The provider tools.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ impl Nexus {
         let limit = page(params.limit)? as usize;
         let rows = self.shared.store.read(providers::all).await.map_err(store_error)?;
         let mut all: Vec<ProviderDetails> = rows.iter().map(details).collect();
-        // One without a kind has any.
+        // A provider without kinds has assets of every kind.
         all.retain(|provider| {
             params.kind.is_none_or(|wanted| provider.kinds.is_empty() || provider.kinds.contains(&wanted))
         });
@@ -63,11 +63,13 @@ impl Nexus {
             return Err(ToolError::invalid(format!("{field} cannot be both set and reset")));
         }
         if fields.is_empty() && reset.is_empty() {
-            return Err(ToolError::invalid("nothing to change").hint("give fields, or fields to reset"));
+            return Err(
+                ToolError::invalid("nothing to change").hint("pass fields to set, or fields to reset")
+            );
         }
         let change = BTreeMap::from([(name.clone(), Change::Merge { fields, reset })]);
         let change = self.shared.provision.changer(change, &ctx.caller.owner);
-        // After what is wrong with the rest, and before anything changes.
+        // Checked after the other arguments, and before anything is changed.
         let keys = tokio::task::spawn_blocking(move || check_keys(&keys));
         let keys = keys.await.map_err(|e| ToolError::internal(format!("read keys: {e}")))?;
         keys.map_err(|error| {
@@ -100,13 +102,14 @@ impl Nexus {
     }
 }
 
-/// Refuses callers that see one VM only: they never decide what others are made of.
+/// Refuses callers that are limited to one VM: they must not affect other VMs.
 pub(super) fn may_change(ctx: &CallContext) -> Result<(), ToolError> {
     match ctx.caller.scope {
         None => Ok(()),
-        Some(_) => {
-            Err(ToolError::new(ErrorCode::Forbidden, "this endpoint is for one VM, and changes no settings"))
-        }
+        Some(_) => Err(ToolError::new(
+            ErrorCode::Forbidden,
+            "this endpoint is limited to one VM and cannot change settings",
+        )),
     }
 }
 
@@ -143,7 +146,7 @@ impl Shared {
     }
 }
 
-/// The fields that a caller gave.
+/// Returns the fields that a caller set.
 fn fields_of(params: ProviderSetParams) -> Result<Fields, ToolError> {
     match serde_json::to_value(params) {
         Ok(Value::Object(mut fields)) => {
@@ -193,7 +196,7 @@ fn texts(list: Option<&Value>) -> Vec<String> {
     texts.filter_map(|text| text.as_str().map(str::to_owned)).collect()
 }
 
-/// The texts under a key of each object of a list.
+/// Returns the string under a key of each object of a list.
 fn words(list: &Value, key: &str) -> Vec<String> {
     let objects = list.as_array().into_iter().flatten();
     objects.filter_map(|object| object[key].as_str().map(str::to_owned)).collect()

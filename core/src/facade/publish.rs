@@ -11,7 +11,7 @@ use crate::publish::{self, Listener};
 use crate::store::now;
 use crate::store::ports::{self, PortRecord};
 
-/// The first port of the host that is chosen where nobody says which.
+/// The lowest port of the host that is chosen automatically.
 const UNPRIVILEGED: u16 = 1024;
 
 impl Nexus {
@@ -24,7 +24,7 @@ impl Nexus {
         let is_socket = params.socket == Some(true);
         if is_socket && params.host_port.is_some() {
             return Err(
-                ToolError::invalid("host_port and socket exclude each other").hint("give one of them")
+                ToolError::invalid("host_port and socket cannot be used together").hint("give one of them")
             );
         }
         check_port("guest_port", params.guest_port)?;
@@ -48,7 +48,7 @@ impl Nexus {
         let (row, owner) = (PortRecord { host_port, ..wanted }, ctx.caller.owner.clone());
         let added = self.shared.store.write(move |tx| ports::insert(tx, &row, &owner, now())).await;
         let Some(port) = added.map_err(store_error)? else {
-            // Its listener has been waiting for the port that was just free.
+            // Another published port waited for this one, and got it first.
             return Err(self.taken(host_port.unwrap_or_default()).await);
         };
         let shown = self.shared.published.shown(&self.shared.paths, &port);
@@ -77,16 +77,18 @@ impl Nexus {
                     "port {} of {name} is not published{}",
                     params.guest_port,
                     match params.host_port {
-                        Some(port) => format!(" at port {port} of the host"),
+                        Some(port) => format!(" on host port {port}"),
                         None => String::new(),
                     }
                 ),
             );
             let others: Vec<_> = others.iter().map(|port| port.guest_port.to_string()).collect();
             return Err(match others.as_slice() {
-                [] => error.hint("nothing of this VM is published: vm_inspect shows what is"),
-                others => error
-                    .hint(format!("published are its ports {}: vm_inspect shows where", others.join(", "))),
+                [] => error.hint("this VM has no published ports"),
+                others => error.hint(format!(
+                    "its published ports are {}: vm_inspect shows the host's side",
+                    others.join(", ")
+                )),
             });
         }
         let ids: Vec<_> = ending.iter().map(|port| port.id).collect();
@@ -102,7 +104,7 @@ impl Nexus {
         Ok(VmUnpublishOutput { unpublished })
     }
 
-    /// Binds the port that is wanted, or the guest's number, or else any that is free.
+    /// Binds the port that the caller chose. Without one, binds the port with the guest's number, or else any free port.
     async fn bind_port(&self, wanted: &PortRecord) -> Result<(Listener, Option<u16>), ToolError> {
         if wanted.host_port.is_some() {
             return self.bind(wanted).await;
@@ -127,7 +129,7 @@ impl Nexus {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(self.taken(wanted).await),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(ToolError::new(
                 ErrorCode::HostUnsuitable,
-                format!("the daemon may not listen at port {wanted}: {error}"),
+                format!("the daemon is not permitted to listen on port {wanted}: {error}"),
             )
             .hint("choose a host_port of 1024 or more")),
             Err(error) => {
@@ -136,7 +138,7 @@ impl Nexus {
         }
     }
 
-    /// A port of the host that something else has.
+    /// Returns the error for a port of the host that is in use.
     async fn taken(&self, host_port: u16) -> ToolError {
         let of_vm = self.shared.store.read(move |db| ports::at(db, host_port)).await.ok().flatten();
         let name = of_vm.and_then(|port| {
@@ -145,11 +147,11 @@ impl Nexus {
             Some(format!("port {} of the VM {name}", port.guest_port))
         });
         let by = name.unwrap_or_else(|| "another program".into());
-        ToolError::new(ErrorCode::InUse, format!("port {host_port} of this host is taken by {by}"))
+        ToolError::new(ErrorCode::InUse, format!("port {host_port} of this host is in use by {by}"))
             .hint("choose another host_port, or leave it out to get a free one")
     }
 }
 
 fn check_port(what: &str, port: u16) -> Result<(), ToolError> {
-    if port == 0 { Err(ToolError::invalid(format!("{what} is 0, not 1 to 65535"))) } else { Ok(()) }
+    if port == 0 { Err(ToolError::invalid(format!("{what} must be 1 to 65535, got 0"))) } else { Ok(()) }
 }

@@ -1,5 +1,5 @@
-//! Operations that were under way when the daemon ended: those that a running VM can still finish go on, those that had done
-//! their work and only had not said so succeed, the others failed.
+//! Operations that were under way when the daemon ended. Those that a running VM can still finish continue. Those whose work was
+//! complete succeed. All others fail.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::store::{builds, drives, images, ops};
 use crate::vm::actor::DAEMON;
 use crate::vm::{create, defaults, details};
 
-/// Operations that were under way: those that a running VM can still finish go on, the others failed.
+/// Resumes or ends the operations that were under way when the daemon ended.
 pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
     let running = shared.store.read(ops::running).await.map_err(store_error)?;
     for OpRecord { summary, .. } in running {
@@ -48,7 +48,7 @@ pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
             (tool, _) => {
                 let result = finished_already(shared, &summary).await?;
                 let error =
-                    ToolError::new(ErrorCode::ShuttingDown, format!("{tool} was cut off: nexusd ended"))
+                    ToolError::new(ErrorCode::ShuttingDown, format!("{tool} was interrupted: nexusd ended"))
                         .hint("call it again");
                 let (state, error) = match result {
                     Some(_) => (OpState::Succeeded, None),
@@ -59,7 +59,7 @@ pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
                 });
                 match written.await {
                     Err(error) if error.is_disk_full() => {
-                        tracing::warn!(%op, "the disk is full: how the operation ended is written down at the next start");
+                        tracing::warn!(%op, "the disk is full: the end of the operation is recorded at the next start");
                     }
                     written => written.map_err(store_error)?,
                 }
@@ -69,7 +69,7 @@ pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
     Ok(())
 }
 
-/// The result of an operation whose thing is whole; `None` if it is not, or if only the call itself could tell.
+/// Returns the result of an operation whose object is complete; `None` if it is not complete, or if that cannot be known.
 async fn finished_already(shared: &Shared, op: &OpSummary) -> Result<Option<StoredResult>, ToolError> {
     match op.tool.as_str() {
         "drive_create" => {
@@ -97,7 +97,7 @@ async fn finished_already(shared: &Shared, op: &OpSummary) -> Result<Option<Stor
             let reference = Reference::Name(name);
             let image =
                 shared.store.read(move |db| images::get(db, &reference)).await.map_err(store_error)?;
-            // The name may be a template's, and there be an image of that name from before.
+            // With a template's name, this may be an older image of the same name.
             let Some(image) = image.filter(|image| image.ready && image.created_at >= op.started_at) else {
                 return Ok(None);
             };

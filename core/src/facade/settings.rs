@@ -1,4 +1,4 @@
-//! The tools of settings: the defaults for new VMs.
+//! The settings tools: the defaults for new VMs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,7 +51,7 @@ impl Nexus {
             }
         }
         if changes.is_empty() {
-            return Err(ToolError::invalid("nothing to change").hint("give values, or keys to reset"));
+            return Err(ToolError::invalid("nothing to change").hint("pass values to set, or keys to reset"));
         }
         self.shared.change_settings(changes, &ctx.caller.owner).await
     }
@@ -109,7 +109,7 @@ impl Nexus {
             .hint("call settings_history to see the revisions"));
         }
         let value = |rows: &BTreeMap<String, Row>, key: &str| rows.get(key).and_then(|row| row.value.clone());
-        // What nexus.toml says of a provider stays, and with it what was set below.
+        // A provider in nexus.toml cannot be changed; the fields that were set below it are kept as well.
         let is_fixed =
             |key: &str| provision::name_in(key).is_some_and(|name| self.shared.provision.is_configured(name));
         let providers = now.keys().filter(|key| provision::name_in(key).is_some()).cloned();
@@ -142,7 +142,7 @@ impl Shared {
             .map(|(key, default, description)| ((*key).to_owned(), *default, (*description).to_owned()))
             .chain(wanted.iter().filter_map(|key| {
                 let name = provision::name_in(key)?;
-                Some((key.clone(), "", format!("the fields of provider {name} that were set, as JSON")))
+                Some((key.clone(), "", format!("the fields that were set for provider {name}, as JSON")))
             }))
             .filter(|(key, ..)| wanted.contains(key))
             .map(|(key, default, description)| {
@@ -161,7 +161,7 @@ impl Shared {
         Ok(SettingsOutput { settings, revision: revision.unsigned_abs() })
     }
 
-    /// Changes settings, all or none; `None` is the built-in value.
+    /// Changes all settings or, on an error, none; `None` resets one to the built-in value.
     async fn change_settings(
         &self,
         changes: BTreeMap<String, Option<String>>,
@@ -219,7 +219,7 @@ impl Shared {
     }
 }
 
-/// The key of a setting or of what was set of a provider; another one is refused.
+/// Checks that a key is a setting's, or that of a provider's fields.
 fn with_history(key: &str) -> Result<String, ToolError> {
     match provision::name_in(key) {
         Some(name) if name.parse::<Name>().is_ok() => Ok(key.to_owned()),
@@ -227,7 +227,7 @@ fn with_history(key: &str) -> Result<String, ToolError> {
     }
 }
 
-/// A value as it may be shown.
+/// Returns a value as callers may see it.
 fn shown(key: &str, value: String) -> String {
     match provision::name_in(key) {
         Some(_) => Value::Object(without_credentials(&Value::Object(provision::fields_in(Some(&value)))).0)
@@ -236,15 +236,15 @@ fn shown(key: &str, value: String) -> String {
     }
 }
 
-/// The key as it is known; another one is refused.
+/// Checks that a key is a known setting's, and returns it.
 fn known(key: &str) -> Result<&'static str, ToolError> {
     if provision::name_in(key).is_some() {
-        return Err(ToolError::invalid(format!("`{key}` is not for settings_set"))
-            .hint("call provider_set, provider_remove, or settings_rollback"));
+        return Err(ToolError::invalid(format!("`{key}` cannot be changed with settings_set"))
+            .hint("use provider_set, provider_remove, or settings_rollback"));
     }
     SETTINGS.iter().map(|(known, ..)| *known).find(|known| *known == key).ok_or_else(|| {
         let all: Vec<_> = SETTINGS.iter().map(|(known, ..)| *known).collect();
         ToolError::invalid(format!("there is no setting `{key}`"))
-            .hint(format!("there are: {}", all.join(", ")))
+            .hint(format!("the settings are: {}", all.join(", ")))
     })
 }

@@ -1,4 +1,4 @@
-//! Room on the disk: what takes it, what is in use, and what can go.
+//! Disk space: what takes it, what is in use, and what can be removed.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -25,7 +25,7 @@ use crate::store::images::ImageRecord;
 use crate::store::{StoreError, builds, images};
 use crate::vm::defaults;
 
-/// A file of the cache that is younger may be needed by a start that is under way.
+/// Minimum age of cache files that are removed: younger ones may be needed by a start that is under way.
 const CACHE_AGE: Duration = Duration::from_secs(600);
 
 /// Something that nothing refers to.
@@ -53,8 +53,11 @@ impl Nexus {
         let found = self.shared.store.read(move |db| images::get(db, &wanted)).await.map_err(store_error)?;
         let Some(image) = found else { return Err(self.shared.no_image(&params.image).await?) };
         if !image.ready {
-            return Err(ToolError::new(ErrorCode::InUse, format!("the image {} is being made", image.name))
-                .hint("wait for it, or cancel it with op_cancel"));
+            return Err(ToolError::new(
+                ErrorCode::InUse,
+                format!("the image {} is being created", image.name),
+            )
+            .hint("wait for it, or cancel it with op_cancel"));
         }
         let (id, name, freed_bytes) = (image.id, image.name.clone(), image.used_bytes);
         let users = self.shared.delete_image(image).await?;
@@ -62,7 +65,7 @@ impl Nexus {
             return Ok(ImageDeleteOutput { id, name, freed_bytes });
         }
         Err(ToolError::new(ErrorCode::InUse, format!("the image {name} is in use by {}", users.join(", ")))
-            .hint("delete or change those first"))
+            .hint("delete or change these first"))
     }
 
     /// The tool `prune`.
@@ -81,10 +84,10 @@ impl Nexus {
 }
 
 impl Shared {
-    /// Deletes an image that nothing uses; else says what does.
+    /// Deletes an image that nothing uses; otherwise returns its users.
     async fn delete_image(&self, image: ImageRecord) -> Result<Vec<String>, ToolError> {
         let id = image.id;
-        // The row first: from then on nothing new can refer to it. Files without a row go at the next start at the latest.
+        // The row is deleted first, so that nothing new can refer to it. Files without a row are deleted at the daemon's next start at the latest.
         let users = self
             .store
             .write(move |tx| -> Result<_, StoreError> {
@@ -108,9 +111,9 @@ impl Shared {
         progress: &Progress,
     ) -> Result<PruneOutput, ToolError> {
         let dry_run = params.dry_run.unwrap_or(false);
-        progress.step("looking for what nothing refers to");
+        progress.step("looking for unused objects");
         let mut leftovers = self.unused_images(params.images.unwrap_or(false)).await?;
-        // What only they refer to can go with them.
+        // What only these images refer to can be removed as well.
         let going = leftovers.iter().filter_map(|leftover| match &leftover.what {
             What::Image(image) => Some(image.id),
             What::Asset(_) | What::File(_) | What::Build(_) => None,
@@ -129,7 +132,7 @@ impl Shared {
             if !dry_run {
                 progress.step(format!("removing {}", leftover.shown.name));
                 let gone = match leftover.what {
-                    // It may have come into use since.
+                    // The objects may have come into use since.
                     What::Image(image) => self.delete_image(*image).await?.is_empty(),
                     What::Asset(asset) => match self.provision.remove_unused(&asset, &defaults).await? {
                         Removal::Done => {
@@ -148,7 +151,7 @@ impl Shared {
                         true
                     }
                     What::Build(id) => {
-                        // Its image may have stayed.
+                        // The build stays if its image does.
                         let gone = self.store.write(move |tx| builds::forget(tx, id)).await;
                         let gone = gone.map_err(store_error)?;
                         if gone {
@@ -170,7 +173,7 @@ impl Shared {
                 kind: PrunedKind::History,
                 name: format!("{rows} rows"),
                 bytes: 0,
-                why: "older, or more, than the settings history.days and history.per_vm keep".into(),
+                why: "beyond the limits in the settings history.days and history.per_vm".into(),
             });
         }
         if is_vmm_gone {
@@ -180,7 +183,7 @@ impl Shared {
         Ok(output)
     }
 
-    /// Images that nothing uses: those of builds that are not a template's last one, or all of them.
+    /// Finds unused images: those of builds other than a template's last one, or with `all` any.
     async fn unused_images(&self, all: bool) -> Result<Vec<Leftover>, ToolError> {
         let default = defaults::read(&self.store).await?.image;
         let found = self
@@ -191,8 +194,8 @@ impl Shared {
                 for image in images::all(db)?.into_iter().filter(|image| image.ready) {
                     let of_build = builds::made(db, image.id)?;
                     let (unused, why) = match of_build {
-                        true => (all || !last.contains(&image.id), "an earlier build that nothing uses"),
-                        false => (all && image.name.as_str() != default, "an image that nothing uses"),
+                        true => (all || !last.contains(&image.id), "an unused image of an earlier build"),
+                        false => (all && image.name.as_str() != default, "an unused image"),
                     };
                     if unused && images::users(db, &image)?.is_empty() {
                         found.push((image, why));
@@ -223,7 +226,7 @@ impl Shared {
                     kind: PrunedKind::BuildLog,
                     name: id.to_string(),
                     bytes: allocated(&self.paths.build_log(id)),
-                    why: "a build of a template that is gone, without an image".into(),
+                    why: "a build without an image, of a deleted template".into(),
                 },
                 what: What::Build(id),
             });
@@ -231,7 +234,7 @@ impl Shared {
         Ok(leftovers)
     }
 
-    /// Kernels, root filesystems and VMMs that nothing refers to.
+    /// Finds kernels, root filesystems and VMMs that nothing refers to.
     async fn unused_assets(
         &self,
         defaults: &Defaults,
@@ -243,14 +246,14 @@ impl Shared {
                 kind: PrunedKind::Asset,
                 name: asset.name.to_string(),
                 bytes: allocated(&self.paths.asset(asset.id)),
-                why: format!("a {} that nothing refers to", asset.kind.as_str()),
+                why: format!("an unused {}", asset.kind.as_str()),
             },
             what: What::Asset(Box::new(asset)),
         };
         Ok(unused.into_iter().map(leftover).collect())
     }
 
-    /// Files that can be made again, and those that were left.
+    /// Finds cache files, which can be recreated, and leftover files.
     async fn unused_files(&self) -> Result<Vec<Leftover>, ToolError> {
         let (paths, scratch) = (self.paths.clone(), self.provision.scratch().clone());
         let plans: Vec<PathBuf> = self
@@ -267,11 +270,11 @@ impl Shared {
                 let name = name_of(&path);
                 let is_planned = planned.iter().any(|plan| plan.contains(&name));
                 if !is_planned && age(&path) > CACHE_AGE {
-                    leftovers.push(file(PrunedKind::Cache, path, "made again when it is needed"));
+                    leftovers.push(file(PrunedKind::Cache, path, "recreated when it is needed"));
                 }
             }
             for path in scratch.abandoned().unwrap_or_default() {
-                leftovers.push(file(PrunedKind::Scratch, path, "left by something that ended"));
+                leftovers.push(file(PrunedKind::Scratch, path, "left by an operation that ended"));
             }
             leftovers
         })
@@ -279,7 +282,7 @@ impl Shared {
         .map_err(|e| ToolError::internal(format!("look for leftovers: {e}")))
     }
 
-    /// What takes how much room.
+    /// Returns the disk space that each kind of object takes.
     pub(super) async fn disk_use(&self) -> Result<Vec<DiskUse>, ToolError> {
         let paths = self.paths.clone();
         tokio::task::spawn_blocking(move || {
@@ -301,7 +304,7 @@ impl Shared {
             .collect()
         })
         .await
-        .map_err(|e| ToolError::internal(format!("look at the disk: {e}")))
+        .map_err(|e| ToolError::internal(format!("read the disk usage: {e}")))
     }
 }
 
@@ -319,13 +322,13 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// How long ago a file was written; what cannot be looked at is young.
+/// Returns the time since a file was written; zero if it cannot be read.
 fn age(path: &Path) -> Duration {
     let written = fs_err::symlink_metadata(path).and_then(|meta| meta.modified());
     written.ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default()
 }
 
-/// What a file or directory takes on the disk, in bytes. What files share counts for each of them.
+/// Returns the disk space of a file or directory, in bytes. Blocks that files share count for each of them.
 fn allocated(path: &Path) -> u64 {
     let Ok(meta) = fs_err::symlink_metadata(path) else { return 0 };
     let below: u64 = if meta.is_dir() { entries(path).iter().map(|path| allocated(path)).sum() } else { 0 };

@@ -1,4 +1,4 @@
-//! Streams of their own into guests.
+//! Separate streams into guests.
 
 use std::sync::Arc;
 
@@ -11,14 +11,14 @@ use super::{CallContext, Caller, Nexus};
 use crate::context::{Handle, Place, TICKET_LIFE};
 use crate::guest::{GuestStream, StreamError};
 
-/// An open stream of a VM. It counts as one until it is dropped.
+/// An open stream of a VM. It counts towards the limit until it is dropped.
 #[derive(Debug)]
 pub struct VmStream {
     /// The VM.
     pub vm: VmId,
     /// The guest's end.
     pub guest: GuestStream,
-    /// Tells when the VM's boot is over.
+    /// Tells when the VM's boot ends.
     pub life: StreamLife,
 }
 
@@ -28,7 +28,7 @@ pub struct VmStream {
 pub struct StreamRefusal {
     /// The error.
     pub error: ToolError,
-    /// Whether it is in the guest's words.
+    /// Whether the error is in the guest's words.
     pub is_of_guest: bool,
 }
 
@@ -38,7 +38,7 @@ impl From<ToolError> for StreamRefusal {
     }
 }
 
-/// How long a stream may live.
+/// The lifetime of a stream.
 #[derive(Debug)]
 pub struct StreamLife {
     handle: Handle,
@@ -47,13 +47,13 @@ pub struct StreamLife {
 }
 
 impl StreamLife {
-    /// Waits until the boot that the stream is of is over.
+    /// Waits until the stream's boot has ended.
     pub async fn ended(&self) {
         let mut view = self.handle.view.clone();
         let is_over = |view: &crate::context::View| {
             view.deleted || view.record.boot_id != Some(self.boot_id) || !view.record.state.may_run()
         };
-        // A VM without a task is deleted, or the daemon ends.
+        // Without a task, the VM is deleted or the daemon is shutting down.
         let _ = view.wait_for(is_over).await;
     }
 }
@@ -70,9 +70,9 @@ impl Nexus {
         let opening = Opening { version: VERSION, client: Some(owner.to_string()), open: params.open };
         let length = serde_json::to_vec(&opening).map_or(usize::MAX, |line| line.len());
         if length > LINE_MAX {
-            let text = format!("what is to be opened takes {length} bytes, at most {LINE_MAX} can be given");
+            let text = format!("the arguments of the stream take {length} bytes, the maximum is {LINE_MAX}");
             return Err(ToolError::new(ErrorCode::TooLarge, text).hint(
-                "write what is long to a file in the VM with guest_file_write, or give it by standard input",
+                "write long data to a file in the VM with guest_file_write, or pass it on standard input",
             ));
         }
         let boot = (guest.vm, guest.boot_id);
@@ -81,11 +81,14 @@ impl Nexus {
         Ok(GuestStreamOpenOutput { path: format!("{PATH}?ticket={ticket}"), ticket, expires_in_s })
     }
 
-    /// Opens what a ticket is good for.
+    /// Opens the stream for which a ticket was issued.
     pub async fn redeem_stream(&self, caller: &Caller, ticket: &str) -> Result<VmStream, StreamRefusal> {
         let ticket = self.shared.streams.redeem(&caller.owner, caller.scope, ticket).ok_or_else(|| {
-            ToolError::new(ErrorCode::Forbidden, "this ticket is none, was used, or is older than 30 s")
-                .hint("get another one: guest_stream_open")
+            ToolError::new(
+                ErrorCode::Forbidden,
+                "the ticket is invalid, was used already, or is older than 30 s",
+            )
+            .hint("call guest_stream_open for a new ticket")
         })?;
         self.open_opening(caller, &Reference::Id(ticket.vm), Some(ticket.boot_id), &ticket.opening).await
     }
@@ -108,13 +111,13 @@ impl Nexus {
         of_boot: Option<BootId>,
         opening: &Opening,
     ) -> Result<VmStream, StreamRefusal> {
-        // Looked at anew: much may have happened since the ticket was given.
+        // Checked again: the state may have changed since the ticket was issued.
         let guest = self.guest(caller, vm)?;
         let name = guest.name.as_str();
         if of_boot.is_some_and(|boot| boot != guest.boot_id) {
-            let text = format!("{name} was restarted since the ticket was given");
+            let text = format!("{name} was restarted after the ticket was issued");
             return Err(ToolError::new(ErrorCode::VmGone, text)
-                .hint("get another one: guest_stream_open")
+                .hint("call guest_stream_open for a new ticket")
                 .into());
         }
         let owner: &Arc<str> = &caller.owner;
@@ -125,7 +128,7 @@ impl Nexus {
         let opened = tokio::select! {
             opened = GuestStream::open(&directory, opening) => opened,
             () = life.ended() => {
-                let text = format!("{name} ended while a stream was opened");
+                let text = format!("{name} stopped while the stream was being opened");
                 return Err(ToolError::new(ErrorCode::VmGone, text).into());
             }
         };

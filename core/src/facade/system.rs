@@ -8,19 +8,19 @@ use super::{CallContext, Nexus};
 use crate::op::store_error;
 use crate::store::{SCHEMA_VERSION, StoreError, ops, vms};
 
-/// With less than this free, in bytes, nothing new is made.
+/// Free disk space below which nothing new is created, in bytes.
 const LITTLE: u64 = 64 << 20;
-/// With less than this free, in bytes, nothing can be written down.
+/// Free disk space below which the database cannot be written, in bytes.
 const NOTHING: u64 = 4 << 20;
 
-/// What is said of a disk that is full, or almost.
+/// Returns the finding about a disk that is full or almost full.
 fn disk_check(free: u64) -> DoctorCheck {
     let status = if free < NOTHING { DoctorStatus::Fail } else { DoctorStatus::Warn };
     DoctorCheck {
         name: "disk".into(),
         status,
         found: format!("the disk of the state directory is full: {} MiB are free", free >> 20),
-        fix: Some("call prune, delete VMs, drives or images, or free room on the host".into()),
+        fix: Some("call prune, delete VMs, drives or images, or free space on the host".into()),
     }
 }
 
@@ -39,7 +39,7 @@ impl Nexus {
             .await
             .map_err(store_error)?;
         let disk_free_bytes = crate::os::disk::free_bytes(shared.paths.root())
-            .map_err(|e| ToolError::internal(format!("look at the free disk: {e}")))?;
+            .map_err(|e| ToolError::internal(format!("read the free disk space: {e}")))?;
         let mut doctor = host.report();
         if disk_free_bytes < LITTLE {
             doctor.checks.push(disk_check(disk_free_bytes));

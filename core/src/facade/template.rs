@@ -1,4 +1,4 @@
-//! The tools of templates.
+//! The template tools.
 
 use std::collections::BTreeMap;
 
@@ -21,11 +21,11 @@ use crate::store::templates::TemplateRecord;
 use crate::store::{StoreError, builds, now, random_id, templates};
 use crate::vm::spec::{DISK_MAX, DISK_MIN};
 
-/// How many builds are shown with a template.
+/// Number of builds that are shown with a template.
 const BUILDS_SHOWN: u32 = 10;
-/// The most that all overlays of a template hold, in bytes as they are given.
+/// Maximum size of all overlays of a template together, in bytes as they are passed.
 const OVERLAYS_MAX: usize = CONFIGURE_MAX / 2;
-/// The most packages of a template.
+/// Maximum number of packages of a template.
 const PACKAGES_MAX: usize = 1000;
 
 impl Nexus {
@@ -208,25 +208,26 @@ impl Shared {
         })
     }
 
-    /// Refuses a template that cannot be built, as far as that can be told at once. All mistakes are in the one error.
+    /// Refuses a template that obviously cannot be built. The error lists all mistakes.
     async fn check_template(&self, spec: &TemplateSpec) -> Result<(), ToolError> {
         let mut mistakes = Vec::new();
         check_overlays(&spec.overlays, &mut mistakes);
         if spec.packages.len() > PACKAGES_MAX {
-            mistakes.push(format!("{} packages are more than {PACKAGES_MAX}", spec.packages.len()));
+            mistakes.push(format!("{} packages, the maximum is {PACKAGES_MAX}", spec.packages.len()));
         }
         for package in spec.packages.iter().filter(|package| !is_package(package)) {
             let shown: String = package.chars().take(60).flat_map(char::escape_debug).collect();
-            mistakes.push(format!("`{shown}` is not a package's name, or NAME=VERSION"));
+            mistakes.push(format!("`{shown}` is not a package name or NAME=VERSION"));
         }
         if let Some(size) = spec.size
             && (size < DISK_MIN || size > DISK_MAX || !size.as_bytes().is_multiple_of(4096))
         {
-            mistakes.push(format!("size is {size}, not {DISK_MIN} to {DISK_MAX} in whole 4KiB"));
+            mistakes
+                .push(format!("size must be {DISK_MIN} to {DISK_MAX} and a multiple of 4KiB, got {size}"));
         }
         if spec.source.starts_with("template:") {
             mistakes.push(
-                "source is a template: give what that one starts from, or an image built from it".into(),
+                "source cannot be a template: give that template's source, or an image built from it".into(),
             );
         }
         if !mistakes.is_empty() {
@@ -254,7 +255,7 @@ fn with_services(
             .map_err(|error| ToolError::internal(format!("write the service {name}: {error}")))?;
         let path = format!("{GUEST_SERVICES}/{name}.json");
         if overlays.contains_key(&path) {
-            return Err(mistake(format!("the overlay {path} says what it is as well: give one of them")));
+            return Err(mistake(format!("the overlay {path} defines it as well: give only one of them")));
         }
         overlays.insert(path, Overlay { content, encoding: ContentEncoding::Text, mode: None });
     }
@@ -264,26 +265,26 @@ fn with_services(
 fn check_overlays(overlays: &BTreeMap<String, Overlay>, mistakes: &mut Vec<String>) {
     let bytes: usize = overlays.iter().map(|(path, overlay)| path.len() + overlay.content.len()).sum();
     if bytes > OVERLAYS_MAX {
-        mistakes.push(format!("the overlays are {bytes} bytes together, more than {OVERLAYS_MAX}"));
+        mistakes.push(format!("the overlays have {bytes} bytes together, the maximum is {OVERLAYS_MAX}"));
     }
     for path in overlays.keys() {
         let parts = path.strip_prefix('/').unwrap_or_default().split('/');
         let fine = |part: &str| !part.is_empty() && part != "." && part != ".." && part.len() <= 255;
         if path.len() > 1024 || path.contains(char::is_control) || !parts.clone().all(fine) {
             let shown: String = path.chars().take(60).flat_map(char::escape_debug).collect();
-            mistakes.push(format!("the overlay `{shown}` is not an absolute path of a file"));
+            mistakes.push(format!("the overlay `{shown}` is not the absolute path of a file"));
         }
         if path.as_bytes() == crate::image::METADATA {
-            mistakes.push(format!("{path} is written by every build"));
+            mistakes.push(format!("the overlay {path} is reserved: every build writes this file"));
         }
         let below = format!("{path}/");
         if overlays.range(below.clone()..).next().is_some_and(|(next, _)| next.starts_with(&below)) {
-            mistakes.push(format!("the overlay {path} is a file and a directory at once"));
+            mistakes.push(format!("the overlay {path} is both a file and a directory"));
         }
     }
 }
 
-/// Debian's rule for names (policy 5.6.1), with a version behind `=` (5.6.12).
+/// Returns whether a text is a package name by Debian's rules (policy 5.6.1), optionally with a version after `=` (5.6.12).
 fn is_package(text: &str) -> bool {
     let (name, version) = match text.split_once('=') {
         Some((name, version)) => (name, Some(version)),

@@ -1,4 +1,4 @@
-//! What the daemon does by itself from time to time: forgets what is old, and keeps a reserve for a full disk.
+//! Periodic work of the daemon: deletes old history, and keeps a reserve file for a full disk.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -11,12 +11,12 @@ use crate::op::store_error;
 use crate::store::{StoreError, history, now, ops};
 use crate::vm::defaults;
 
-/// How often the reserve is looked at.
+/// Interval between two checks of the reserve.
 const LOOK: Duration = Duration::from_secs(60);
-/// How often old rows are forgotten.
+/// Interval between two deletions of old rows.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Runs for as long as the daemon does.
+/// Does the periodic work as long as the daemon runs.
 pub(super) async fn keep_tidy(shared: Weak<Shared>) {
     let mut sweep_at = Instant::now();
     loop {
@@ -27,8 +27,8 @@ pub(super) async fn keep_tidy(shared: Weak<Shared>) {
             sweep_at = Instant::now() + DAY;
             match now.forget_old(false).await {
                 Ok(0) => {}
-                Ok(rows) => tracing::info!(rows, "forgot old history and operations"),
-                Err(error) => tracing::warn!(%error, "cannot forget old history and operations"),
+                Ok(rows) => tracing::info!(rows, "deleted old history and operations"),
+                Err(error) => tracing::warn!(%error, "cannot delete old history and operations"),
             }
         }
         drop(now);
@@ -37,7 +37,7 @@ pub(super) async fn keep_tidy(shared: Weak<Shared>) {
 }
 
 impl Shared {
-    /// Forgets history and ended operations beyond what the settings keep; how many rows that are. With `dry_run` nothing is forgotten.
+    /// Deletes history and ended operations beyond what the settings keep. Returns the number of rows. With `dry_run` nothing is deleted.
     pub(super) async fn forget_old(self: &Arc<Self>, dry_run: bool) -> Result<usize, ToolError> {
         let kept = defaults::history(&self.store).await?;
         let age = i64::from(kept.days).saturating_mul(24 * 60 * 60 * 1000);

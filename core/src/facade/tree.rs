@@ -14,7 +14,7 @@ use super::{CallContext, GuestHandle, Nexus, Shared, patience};
 use crate::progress::Progress;
 use crate::tree::{Guest, HostPath, In, Out, Places};
 
-/// Patterns of one call, at most.
+/// Maximum number of patterns of one call.
 const PATTERNS_MAX: usize = 1000;
 
 impl Nexus {
@@ -30,7 +30,7 @@ impl Nexus {
         let name = from.name().and_then(|name| name.to_str()).unwrap_or_default();
         let (directory, top) = split(&params.to, name)?;
         if params.same_owner == Some(true) && params.user.is_some() {
-            return Err(ToolError::invalid("same_owner and user exclude each other"));
+            return Err(ToolError::invalid("same_owner and user cannot be used together"));
         }
         let handle = self.guest(&ctx.caller, &params.vm)?;
         let to = Path::new(&directory).join(&top).display().to_string();
@@ -77,7 +77,9 @@ impl Nexus {
         let to = match (to.is_directory, from_name.is_empty()) {
             (true, false) => to.join(from_name.as_ref()),
             (false, _) => to,
-            (true, true) => return Err(ToolError::invalid("to: name the copy, for the tree has no name")),
+            (true, true) => {
+                return Err(ToolError::invalid("to: give a name for the copy, since the tree has none"));
+            }
         };
         let handle = self.guest(&ctx.caller, &params.vm)?;
         let (path, overwrite) = (to.path.clone(), params.overwrite.unwrap_or(false));
@@ -85,7 +87,7 @@ impl Nexus {
         let shown = path.display().to_string();
         let opening = TreeOutOpening {
             path: Path::new(&from_directory).join(&from_name).display().to_string(),
-            // As with the source on the host, a slash says that the directory behind a link is meant.
+            // As with a source on the host, a trailing slash follows a link to a directory.
             follow: params.from.ends_with('/'),
             top: top.clone(),
             user: params.user,
@@ -109,7 +111,7 @@ impl Nexus {
         Ok(CopyOutcome { outcome: Some(outcome), plan: None })
     }
 
-    /// Where a client may copy from and to; its own folder is there then.
+    /// Returns the places that a client may copy from and to, and creates its own folder.
     pub(super) fn copy_places_of(&self, ctx: &CallContext) -> Result<CopyPlaces, ToolError> {
         let places = self.shared.copy_places(ctx);
         places.make_scratch()?;
@@ -138,18 +140,18 @@ impl Shared {
 fn filter(exclude: &[String], gitignore: Option<bool>) -> Result<Filter, ToolError> {
     if exclude.len() > PATTERNS_MAX {
         return Err(ToolError::invalid(format!(
-            "exclude has {} patterns, more than {PATTERNS_MAX}",
+            "exclude has {} patterns, the maximum is {PATTERNS_MAX}",
             exclude.len()
         )));
     }
     Filter::new(exclude, gitignore.unwrap_or(false)).map_err(|error| error.to_tool_error())
 }
 
-/// The directory and the name that a path in a guest means; `name` is put behind a slash at its end.
+/// Splits a path in a guest into directory and name; `name` is appended to a path with a trailing slash.
 fn split(path: &str, name: &str) -> Result<(String, String), ToolError> {
-    let refuse = |why: &str| Err(ToolError::invalid(format!("`{path}` is no path in a VM: {why}")));
+    let refuse = |why: &str| Err(ToolError::invalid(format!("`{path}` is not a valid path in a VM: {why}")));
     if path.contains('\0') {
-        return refuse("it holds a zero byte");
+        return refuse("it contains a NUL byte");
     }
     let whole = if path.ends_with('/') { Path::new(path).join(name) } else { Path::new(path).to_owned() };
     if !whole.is_absolute() {
@@ -166,20 +168,17 @@ fn split(path: &str, name: &str) -> Result<(String, String), ToolError> {
     }
 }
 
-/// The directory to unpack in, and the name of the copy there.
+/// Returns the directory to unpack into, and the name of the copy there.
 fn destination(to: HostPath, overwrite: bool) -> Result<(HostPath, String), ToolError> {
     if to.is_root() {
         return Err(ToolError::invalid(format!(
-            "{} itself cannot be the copy: name a path below it",
+            "{} itself cannot be the destination: give a path below it",
             to.path.display()
         )));
     }
     if !overwrite && to.is_there()? {
-        return Err(ToolError::new(
-            ErrorCode::FileRefused,
-            format!("{} is there already", to.path.display()),
-        )
-        .hint("copy to another path, or pass overwrite: true to replace its files"));
+        return Err(ToolError::new(ErrorCode::FileRefused, format!("{} already exists", to.path.display()))
+            .hint("copy to another path, or pass overwrite: true to replace its files"));
     }
     let top = to.name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
     let parent =
@@ -194,7 +193,7 @@ fn planned(to: String, summary: TreeSummary) -> CopyOutcome {
 
 fn copied(to: String, ended: TreeEnded) -> TreeCopied {
     let TreeEnded { summary, tracked, not_tracked_why, .. } = ended;
-    // Of interest only while it is not whole.
+    // `last` is only of interest if the copy is not complete.
     TreeCopied { to, summary: TreeSummary { last: None, ..summary }, tracked, not_tracked_why }
 }
 

@@ -1,4 +1,4 @@
-//! The tools of VMs.
+//! The VM tools.
 
 use nexus_schema::limits::{OUTPUT_DEFAULT, OUTPUT_MAX};
 use nexus_schema::tools::OpOutcome;
@@ -101,7 +101,7 @@ impl Nexus {
                 if !until_down(&mut handle.view.clone(), limit).await {
                     return Err(ToolError::new(
                         ErrorCode::Timeout,
-                        format!("{} still runs after {} s", record.name, limit.as_secs()),
+                        format!("{} is still running after {} s", record.name, limit.as_secs()),
                     )
                     .hint("call vm_stop with force: true"));
                 }
@@ -140,7 +140,7 @@ impl Nexus {
                     }
                     match delete(&handle).await {
                         Ok(gone) => deleted.push(gone),
-                        // Somebody else was faster.
+                        // Another call deleted it first.
                         Err(error) if error.code == ErrorCode::VmNotFound => {}
                         Err(error) => failed.push(UndeletedVm { id: record.id, name: record.name, error }),
                     }
@@ -149,10 +149,10 @@ impl Nexus {
                 failed.sort_unstable_by(|a, b| a.name.cmp(&b.name));
                 Ok(VmDeleteOutput { done: true, deleted, failed })
             }
-            (None, true) => Err(ToolError::invalid("which VM to delete is not said")
-                .hint("give vm, or tags that all VMs to delete have")),
+            (None, true) => Err(ToolError::invalid("vm or tags are required")
+                .hint("pass vm, or tags that all VMs to delete have")),
             (Some(_), false) => {
-                Err(ToolError::invalid("vm and tags exclude each other").hint("give one of them"))
+                Err(ToolError::invalid("vm and tags cannot be used together").hint("give one of them"))
             }
         }
     }
@@ -181,7 +181,7 @@ impl Nexus {
         };
         let max = u64::from(params.max_bytes.unwrap_or(OUTPUT_DEFAULT as u32));
         if !(1..=OUTPUT_MAX).contains(&max) {
-            return Err(ToolError::invalid(format!("max_bytes is {max}, not 1 to {OUTPUT_MAX}")));
+            return Err(ToolError::invalid(format!("max_bytes must be 1 to {OUTPUT_MAX}, got {max}")));
         }
         let handle = self.shared.vms.get(&params.vm)?;
         let directory = self.shared.paths.vm(handle.view.borrow().record.id);
@@ -194,7 +194,7 @@ impl Nexus {
                     .map_err(|e| ToolError::internal(format!("read the console: {e}")))?
                     .map_err(|error| match error.kind() {
                         std::io::ErrorKind::InvalidInput => {
-                            ToolError::invalid("cursor is not one that vm_logs gave")
+                            ToolError::invalid("invalid cursor: pass one that vm_logs returned")
                         }
                         _ => ToolError::internal(format!("read the console: {error}")),
                     })?;
@@ -246,10 +246,10 @@ impl Nexus {
     }
 }
 
-/// An operation's result, whatever tool it is of.
+/// An operation's result, of any tool.
 pub(super) type AnyResult = StoredResult;
 
-/// What an operation on a VM is about.
+/// Returns the subject of an operation on a VM: its id and name.
 fn subject(record: &vms::VmRecord) -> Option<(String, String)> {
     Some((record.id.to_string(), record.name.to_string()))
 }

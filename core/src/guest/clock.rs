@@ -1,11 +1,11 @@
-//! Keeps a guest's clock right: looks at it every few seconds, and has it set when it is certainly wrong.
+//! Keeps a guest's clock correct: compares it with the host's every few seconds, and corrects it if it is certainly wrong.
 //!
 //! ```text
 //! host    t0 ── nexus/clock { time } ──> guest
-//!         t1 <── its time ──────────────         ahead by: its time - (t0 + t1) / 2, known to (t1 - t0) / 2
-//!            ── nexus/clock { time, add } ──>    where that is too much
+//!         t1 <── its time ──────────────         ahead by: its time - (t0 + t1) / 2, error at most (t1 - t0) / 2
+//!            ── nexus/clock { time, add } ──>    if that is too much
 //! ```
-//! What the guest gets is a difference: should it be stopped before it reads that, it is right all the same.
+//! The guest receives a difference, not a time. The correction therefore remains right if the guest is paused before it reads it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -17,21 +17,21 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Link, LinkError};
 
-/// How often the clock is looked at.
+/// Interval between two checks of the clock.
 const PERIOD: Duration = Duration::from_secs(10);
-/// How long the guest may take for an answer.
+/// Timeout for the guest's answer.
 const ANSWER_MAX: Duration = Duration::from_secs(8);
-/// How wrong a clock may be, in nanoseconds.
+/// Largest tolerated error of a clock, in nanoseconds.
 const TOLERANCE_NS: i128 = 400_000_000;
-/// JSON-RPC's error for a method that is not known.
+/// JSON-RPC's error code for an unknown method.
 const METHOD_NOT_FOUND: i64 = -32601;
 
-/// Keeps the clock of the guest at the other end of a link, until it is dropped.
+/// Keeps the clock of a link's guest correct until it is dropped.
 #[derive(Debug)]
 pub(crate) struct ClockKeeper(JoinHandle<()>);
 
 impl ClockKeeper {
-    /// Starts to; `directory` is the VM's, for the log.
+    /// Starts the task; `directory` is the VM's, for the log.
     pub(crate) fn start(link: Link, directory: &Path) -> Self {
         Self(tokio::spawn(keep(link, directory.to_owned(), PERIOD)))
     }
@@ -51,18 +51,18 @@ async fn keep(link: Link, directory: PathBuf, period: Duration) {
         match look(&link).await {
             Ok(None) => {}
             Ok(Some(ahead)) => {
-                tracing::info!(directory = %directory.display(), ahead_ms = ahead / 1_000_000, "the guest's clock was set right");
+                tracing::info!(directory = %directory.display(), ahead_ms = ahead / 1_000_000, "corrected the guest's clock");
             }
-            // An agent that was there before this daemon.
+            // The agent is older than this request.
             Err(LinkError::Refused { code: METHOD_NOT_FOUND, .. }) => return,
             Err(error) => {
-                tracing::debug!(%error, directory = %directory.display(), "cannot look at the guest's clock")
+                tracing::debug!(%error, directory = %directory.display(), "cannot read the guest's clock")
             }
         }
     }
 }
 
-/// Looks at the clock once; by how much it was ahead, in nanoseconds, if it had to be set.
+/// Checks the clock once. Returns by how much it was ahead, in nanoseconds, if it had to be corrected.
 async fn look(link: &Link) -> Result<Option<i64>, LinkError> {
     let begun = Instant::now();
     let sent = now_ns();
@@ -74,12 +74,14 @@ async fn look(link: &Link) -> Result<Option<i64>, LinkError> {
 }
 
 async fn ask(link: &Link, params: ClockParams) -> Result<ClockAnswer, LinkError> {
-    let params = to_raw_value(&params).map_err(|_| LinkError::Misbehaved { what: "no parameters" })?;
+    let params =
+        to_raw_value(&params).map_err(|_| LinkError::Misbehaved { what: "cannot encode the request" })?;
     let answer = link.request(CLOCK_REQUEST, &params, ANSWER_MAX).await?;
-    serde_json::from_str(answer.get()).map_err(|_| LinkError::Misbehaved { what: "no time" })
+    serde_json::from_str(answer.get())
+        .map_err(|_| LinkError::Misbehaved { what: "a malformed answer about its clock" })
 }
 
-/// How far a guest's clock is ahead, in nanoseconds, if it is certainly wrong: by more than is known of it, and more than may be.
+/// Returns how far a guest's clock is ahead, in nanoseconds, if that exceeds both [`TOLERANCE_NS`] and the time that the request took.
 fn ahead(sent_ns: u64, took: Duration, theirs_ns: u64) -> Option<i64> {
     let took = i128::try_from(took.as_nanos()).unwrap_or(i128::MAX);
     let ahead = i128::from(theirs_ns) - (i128::from(sent_ns) + took / 2);
@@ -117,13 +119,13 @@ mod tests {
         ] {
             assert_eq!(ahead(100 * SECOND, quick, theirs), is, "{theirs}");
         }
-        // An answer that took long tells less.
+        // A slow answer makes the measurement less exact.
         let slow = Duration::from_secs(3);
         assert_eq!(ahead(100 * SECOND, slow, 104 * SECOND), None);
         assert_eq!(ahead(100 * SECOND, slow, 105 * SECOND), Some(3_500_000_000));
     }
 
-    /// A guest whose clock is off by `skew_ns`, and which answers `nexus/clock` if it `knows` that.
+    /// A guest whose clock is off by `skew_ns`. It supports `nexus/clock` if `knows` is set.
     async fn guest(skew_ns: i64, knows: bool) -> (tempfile::TempDir, Arc<Mutex<(i64, u32)>>) {
         let directory = tempfile::tempdir().unwrap();
         let listener = socket::bind_in_tokio(directory.path(), vm_files::VSOCK).unwrap();

@@ -1,4 +1,4 @@
-//! The host's end of hello and bye: listens where a VM's guest dials port 1024.
+//! The host's side of hello and bye: listens for a guest's connections to vsock port 1024.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,57 +23,57 @@ use crate::os::paths::vm_files;
 use crate::os::random::same_secret;
 use crate::os::socket;
 
-/// How many connections of one guest are served at once.
+/// Maximum number of connections of one guest that are served at once.
 const CONNECTIONS_MAX: usize = 8;
-/// How long a guest may take for its first message.
+/// Timeout for a guest's first message.
 const FIRST_MAX: Duration = Duration::from_secs(10);
-/// How long a guest may take to apply its configuration.
+/// Timeout for a guest to apply its configuration.
 const APPLY_MAX: Duration = Duration::from_secs(60);
-/// How long a guest may take to read an answer.
+/// Timeout for a guest to read an answer.
 const WRITE_MAX: Duration = Duration::from_secs(20);
-/// How long a connection on which the guest misbehaved keeps its place.
+/// Time for which a connection on which the guest misbehaved still counts as one of [`CONNECTIONS_MAX`].
 const PENALTY: Duration = Duration::from_millis(200);
-/// The longest text that a guest may say of itself, in characters.
+/// Maximum length of a text in which a guest describes itself, in characters.
 const TEXT_MAX: usize = 256;
-/// How many problems of a guest are kept.
+/// Maximum number of problems of a guest that are kept.
 const PROBLEMS_MAX: usize = 16;
 
-/// What guests say on the hello port of one VM.
+/// An event on the hello port of one VM.
 #[derive(Debug, Clone, PartialEq)]
 pub enum GuestEvent {
-    /// An agent is up and is being configured.
+    /// An agent has started and is being configured.
     Hello(Hello),
-    /// It applied its configuration: its MCP server can be dialled.
+    /// The agent applied its configuration: its MCP server accepts connections.
     Ready {
-        /// What it said first.
+        /// Its hello.
         hello: Hello,
-        /// What it could not apply.
+        /// Its ack, which lists what it could not apply.
         ack: Ack,
-        /// The guest is welcomed once this is dropped: what it said is written down by then.
+        /// Dropped once the event is stored. The guest is welcomed then.
         recorded: Recorded,
     },
-    /// The guest goes down in an orderly way.
+    /// The guest shuts down in an orderly way.
     Bye {
-        /// What comes next.
+        /// Why it shuts down: what comes next.
         reason: ByeReason,
-        /// Whether it may be another, if the machine ends so.
+        /// Whether the reason is a guess, which the way the VM ends can correct.
         guessed: bool,
     },
-    /// The guest's protocol generation is not understood.
+    /// The guest's protocol generation is not supported.
     Outdated {
         /// The generation that it speaks.
         protocol: u32,
         /// The version of its binary.
         build: String,
     },
-    /// Something in the guest said what no agent says.
+    /// Something in the guest violated the protocol.
     Misbehaved {
-        /// What.
+        /// Description of the violation.
         what: String,
     },
 }
 
-/// Held by whoever takes note of a guest's [`GuestEvent::Ready`]. Dropped, it is recorded, unless a panic dropped it.
+/// Held by the code that stores a guest's [`GuestEvent::Ready`]. Dropping it says that the event is stored, except during a panic.
 #[derive(Debug, Clone)]
 pub struct Recorded {
     _held: mpsc::Sender<std::convert::Infallible>,
@@ -94,7 +94,7 @@ impl PartialEq for Recorded {
     }
 }
 
-/// Listens for one VM's guest. Ends when dropped, and takes its socket along.
+/// Listens for one VM's guest. Dropping it stops listening and removes the socket.
 #[derive(Debug)]
 pub struct HelloServer {
     task: JoinHandle<()>,
@@ -103,10 +103,10 @@ pub struct HelloServer {
 }
 
 impl HelloServer {
-    /// Listens in the VM's directory; a socket that an earlier daemon left is replaced.
+    /// Listens in the VM's directory; replaces a socket that an earlier daemon left.
     ///
-    /// `first` says that this boot had no hello yet: then one hello may come without a token. The time in `configure` is set
-    /// when it is sent; its files go to the first guest that is ready.
+    /// `first` says that this boot had no hello yet: then one hello without a token is accepted. The time in `configure` is set
+    /// when it is sent; its files are sent until a guest has become ready.
     pub fn bind(
         directory: &Path,
         configure: Configure,
@@ -127,7 +127,7 @@ impl HelloServer {
 }
 
 impl HelloServer {
-    /// Changes what the guest is told when it says hello again; not the token.
+    /// Changes the configuration that the guest receives at its next hello. The token must stay the same.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Configure)) {
         change(&mut self.session.configure.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -154,11 +154,11 @@ struct Session {
     events: mpsc::Sender<GuestEvent>,
 }
 
-/// Why a connection came to nothing.
+/// Why a connection failed.
 enum Failed {
-    /// The guest went away or was too slow: no matter.
+    /// The guest closed the connection or was too slow. This is ignored.
     Gone,
-    /// It said what it may not say.
+    /// The guest violated the protocol.
     Misbehaved(String),
 }
 
@@ -171,17 +171,17 @@ impl Session {
             Ok(()) | Err(Failed::Gone) => {}
             Err(Failed::Misbehaved(what)) => {
                 let refusal = HostMessage::Refused { reason: what.clone() };
-                // The refusal is a courtesy; what matters is the event.
+                // The refusal may get lost; the event is what counts.
                 let _ = conversation.say(&refusal).await;
                 self.tell(GuestEvent::Misbehaved { what }).await;
-                // One that does it again and again shall not keep a processor busy.
+                // Limits the CPU time that a guest can cause by repeating this.
                 tokio::time::sleep(PENALTY).await;
             }
         }
     }
 
     async fn tell(&self, event: GuestEvent) {
-        // Without a listener the VM is no longer of interest.
+        // Without a receiver nobody is interested in the VM any more.
         let _ = self.events.send(event).await;
     }
 
@@ -219,25 +219,25 @@ impl Session {
         configure.time_unix_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         conversation.say(&HostMessage::Configure(configure)).await?;
         let GuestMessage::Ack(mut ack) = conversation.hear(apply_max).await? else {
-            return Err(Failed::Misbehaved("something else than an ack".into()));
+            return Err(Failed::Misbehaved("expected an ack".into()));
         };
         if !self.is_token(&ack.token) {
             return Err(Failed::Misbehaved("an ack with a wrong token".into()));
         }
         ack.problems.truncate(PROBLEMS_MAX);
         ack.problems.iter_mut().for_each(|problem| *problem = cut(problem));
-        // The token has arrived: from now on it is asked for.
+        // The guest has the token: from now on it is required.
         self.first.store(false, Ordering::Release);
         let (sender, mut recorded) = mpsc::channel(1);
         let is_lost = Arc::new(AtomicBool::new(false));
         let held = Recorded { _held: sender, is_lost: is_lost.clone() };
         self.tell(GuestEvent::Ready { hello, ack, recorded: held }).await;
-        // A guest that is not welcomed says hello again, to whichever daemon is there then.
+        // A guest that is not welcomed says hello again, to this daemon or the next one.
         let None = recorded.recv().await;
         if is_lost.load(Ordering::Acquire) {
             return Ok(());
         }
-        // They are given once, and not to an agent that comes back.
+        // Files are sent once, and not to an agent that reconnects.
         self.configure.lock().unwrap_or_else(PoisonError::into_inner).files.clear();
         conversation.say(&HostMessage::Welcome {}).await
     }
@@ -303,7 +303,7 @@ fn to_line(message: &impl Serialize) -> Result<Vec<u8>, Failed> {
     Ok(line)
 }
 
-/// What a guest says of itself, cut to size.
+/// Shortens the texts in a guest's hello.
 fn clean(hello: Hello) -> Hello {
     let image = hello.image.map(|mut image| {
         image.name = cut(&image.name);

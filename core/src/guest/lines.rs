@@ -1,4 +1,4 @@
-//! Lines to be written to a stream, which batches those that wait; they are read by [`LineReader`].
+//! A queue of lines to be written to a stream, which writes waiting lines in batches. [`LineReader`] reads them.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,10 @@ use tokio::sync::Notify;
 use nexus_wire::duplex::Peer;
 pub(super) use nexus_wire::lines::{Line, LineReader};
 
-/// Buffers that grew beyond this are given back once they are empty, in bytes.
+/// Capacity above which empty buffers are freed, in bytes.
 const KEEP: usize = 128 << 10;
 
-/// Where lines to be written wait: any number of tasks add to it, one task writes. Cheap to clone.
+/// A queue of lines to be written: any number of tasks add to it, one task writes. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Outbox(Arc<Shared>);
 
@@ -21,23 +21,23 @@ struct Shared {
     state: Mutex<State>,
     /// Wakes the writer.
     filled: Notify,
-    /// Wakes who waits for room.
+    /// Wakes tasks that wait for the queue to drain.
     drained: Notify,
-    /// Wakes who wants to know that something was written.
+    /// Wakes the task that waits for something to be written.
     written: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     waiting: Vec<u8>,
-    /// Bytes that the writer has taken but not written.
+    /// Number of bytes that the writer has taken but not yet written.
     writing: usize,
     closed: bool,
-    /// Whether it was closed because its limit was reached.
+    /// Whether the queue was closed because its limit was reached.
     is_unread: bool,
     /// What [`Outbox::flush`] writes to.
     peer: Option<Peer>,
-    /// The most that may wait, in bytes.
+    /// Maximum number of waiting bytes.
     limit: Option<usize>,
 }
 
@@ -53,7 +53,7 @@ impl Default for Outbox {
 }
 
 impl State {
-    /// Writes what waits, as far as there is room; whether that is all of it. Errors are left to the writer.
+    /// Writes what waits, as far as the socket accepts it. Returns whether that was all. Leaves errors to the writer.
     fn write_now(&mut self) -> bool {
         let Some(peer) = &self.peer else { return false };
         match peer.try_write(&self.waiting) {
@@ -68,14 +68,14 @@ impl State {
 }
 
 impl Outbox {
-    /// A box that is run with the writing end of `peer`.
+    /// Creates a queue that is run with the writing end of `peer`.
     pub fn of(peer: Peer) -> Self {
         let outbox = Self::default();
         outbox.state().peer = Some(peer);
         outbox
     }
 
-    /// The same box, closed as soon as more than so many bytes wait in it: whoever should read them does not.
+    /// Limits the queue: it is closed as soon as more than so many bytes wait, because the peer does not read them.
     #[must_use]
     pub fn with_limit(self, bytes: usize) -> Self {
         self.state().limit = Some(bytes);
@@ -86,7 +86,7 @@ impl Outbox {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds one line: `write` appends it without its end. `false` if nothing can be written any more.
+    /// Adds one line: `write` appends it without its line end. Returns `false` if the queue is closed.
     pub fn push(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         let added = self.put(write);
         if added {
@@ -95,7 +95,7 @@ impl Outbox {
         added
     }
 
-    /// The same, but nothing is written before [`Self::flush`] or the next [`Self::push`].
+    /// Adds one line like [`Self::push`], but nothing is written before [`Self::flush`] or the next [`Self::push`].
     pub fn put(&self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut state = self.state();
         if state.closed {
@@ -113,8 +113,8 @@ impl Outbox {
         true
     }
 
-    /// Writes what waits: right here, where the box is of a socket that has room and nobody else is writing, so that no task is
-    /// woken for it. For who knows that nothing more comes at once.
+    /// Writes what waits. If the queue belongs to a socket that accepts it and nobody else is writing, it is written by the caller, and no
+    /// task is woken. For callers that know that no more lines follow at once.
     pub fn flush(&self) {
         let mut state = self.state();
         if state.waiting.is_empty() {
@@ -130,23 +130,23 @@ impl Outbox {
         }
     }
 
-    /// Bytes that wait to be written.
+    /// Returns the number of bytes that wait to be written.
     pub fn len(&self) -> usize {
         let state = self.state();
         state.waiting.len() + state.writing
     }
 
-    /// Whether nothing waits to be written.
+    /// Returns whether nothing waits to be written.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether nothing can be written any more.
+    /// Returns whether the queue is closed.
     pub fn is_closed(&self) -> bool {
         self.state().closed
     }
 
-    /// Refuses more; the writer ends once all that waits is written.
+    /// Closes the queue: further lines are refused, and the writer ends once all waiting lines are written.
     pub fn close(&self) {
         {
             let mut state = self.state();
@@ -157,7 +157,7 @@ impl Outbox {
         self.0.drained.notify_waiters();
     }
 
-    /// Waits until at most `bytes` wait, or nothing can be written any more.
+    /// Waits until at most `bytes` wait, or the queue is closed.
     pub async fn drained_to(&self, bytes: usize) {
         loop {
             let drained = self.0.drained.notified();
@@ -173,12 +173,12 @@ impl Outbox {
         }
     }
 
-    /// Waits until something was written since the last time; for one task.
+    /// Waits until something was written since the last call. For use by one task.
     pub async fn written(&self) {
         self.0.written.notified().await;
     }
 
-    /// Waits until the box is closed because its limit was reached.
+    /// Waits until the queue is closed because its limit was reached.
     async fn unread(&self) {
         loop {
             let drained = self.0.drained.notified();
@@ -191,9 +191,9 @@ impl Outbox {
         }
     }
 
-    /// Writes what is added until the box is closed or writing fails.
+    /// Writes added lines until the queue is closed or writing fails.
     pub async fn run(self, mut write: impl AsyncWrite + Unpin) -> io::Result<()> {
-        // Whatever ends this task, nobody may go on filling the box.
+        // However this task ends, the queue must not be filled any further.
         let closer = CloseOnDrop(self);
         let this = &closer.0;
         let mut batch = Vec::new();

@@ -1,8 +1,8 @@
-//! The host's side of the guest link: hello and bye, the one multiplexed MCP connection into each guest, and streams of their own.
+//! The host's side of the connections with guests: hello and bye, one multiplexed MCP connection into each guest, and separate streams.
 //!
-//! Everything that a guest says is hostile until proven otherwise. Lines, results and JSON depth are capped, nothing waits
-//! for a guest without a deadline, nothing that a guest sends ends in a panic, and what it describes of itself is cut to
-//! size before anyone else sees it. Nothing here sees the store; who may call is decided elsewhere.
+//! Everything that a guest sends is treated as hostile. The length of lines and results and the depth of JSON are limited, every wait
+//! for a guest has a deadline, nothing that a guest sends causes a panic, and a guest's description of itself is shortened before
+//! other modules see it. This module does not use the store, and does not decide who may call.
 
 mod clock;
 mod hello;

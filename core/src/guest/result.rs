@@ -1,5 +1,5 @@
-//! The one check of what a guest answers to a call of a tool. What passes it has a shape that clients know, and none of it can
-//! be taken for the host's own words.
+//! Checks a guest's answer to a tool call. An answer that passes has a shape that clients know, and no part of it can be mistaken for
+//! the host's own messages.
 
 use std::borrow::Cow;
 
@@ -11,44 +11,44 @@ use serde_json::value::RawValue;
 use super::link::LinkError;
 use super::scan::{Flaw, Scan, decode};
 
-/// The longest error message of a guest, in characters; the rest is cut off.
+/// Maximum length of a guest's error message, in characters; the rest is cut off.
 const MESSAGE_MAX: usize = 4000;
-/// The longest hint of a guest, in characters.
+/// Maximum length of a guest's hint, in characters.
 const HINT_MAX: usize = 500;
-/// The most members of a content block.
+/// Maximum number of members of a content block.
 const BLOCK_MEMBERS_MAX: usize = 8;
 
-/// What a result of one tool has to look like.
+/// The expected form of a tool's result.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected {
-    /// How it is laid out.
+    /// Its layout.
     pub shape: ResultShape,
-    /// Whether JSON holds the tool's facts.
+    /// Checks whether a JSON text holds the tool's facts.
     pub are_facts: fn(&str) -> bool,
 }
 
 impl Expected {
-    /// For a tool.
+    /// Returns the expected form of a tool's result.
     pub fn of<T: Tool>() -> Self {
         Self { shape: T::SHAPE, are_facts: |json| serde_json::from_str::<T::Output>(json).is_ok() }
     }
 }
 
-/// A result that passed the check.
+/// A checked result.
 #[derive(Debug, PartialEq, Eq)]
 pub enum GuestResult<'a> {
-    /// The tool did what it was asked. Both are JSON as the guest wrote it.
+    /// The tool succeeded. Both members are JSON as the guest wrote it.
     Done {
         /// The content blocks: an array.
         content: &'a str,
         /// The facts: an object.
         facts: &'a str,
     },
-    /// It failed.
+    /// The tool failed.
     Failed(GuestFailure<'a>),
 }
 
-/// An error that a guest reported, in its own words: without control characters but tab and newline, and cut to size.
+/// An error that a guest reported, in its own words: shortened, and without control characters other than tab and newline.
 #[derive(Debug, PartialEq, Eq)]
 pub struct GuestFailure<'a> {
     /// Its code: one that guests may use.
@@ -60,7 +60,7 @@ pub struct GuestFailure<'a> {
 }
 
 impl GuestFailure<'_> {
-    /// The error as a caller sees it, with the guest's words marked as such; `vm` is the VM's name.
+    /// Returns the error as a caller sees it, with the guest's words marked as such; `vm` is the VM's name.
     pub fn to_tool_error(&self, vm: &str) -> ToolError {
         let mut error = ToolError::new(self.code, format!("inside {vm}: {}", self.message));
         error.class = self.class.or(error.class);
@@ -76,9 +76,9 @@ impl From<Flaw> for LinkError {
     fn from(flaw: Flaw) -> Self {
         Self::Misbehaved {
             what: match flaw {
-                Flaw::Surrogate => "it has a lone surrogate",
-                Flaw::Number => "it has a number that is too large",
-                Flaw::Depth => "it is nested too deeply",
+                Flaw::Surrogate => "contains a lone surrogate",
+                Flaw::Number => "contains a number that is too large",
+                Flaw::Depth => "nested too deeply",
             },
         }
     }
@@ -88,7 +88,7 @@ fn wrong<T>(what: &'static str) -> Result<T, LinkError> {
     Err(LinkError::Misbehaved { what })
 }
 
-/// Checks a result. Members that are not known are dropped, except in content blocks, where there may be none.
+/// Checks a result. Unknown members are dropped, except in content blocks, where they are an error.
 pub fn check<'a>(result: &'a RawValue, expected: &Expected) -> Result<GuestResult<'a>, LinkError> {
     let (mut content, mut structured, mut is_error, mut meta) = (None, None, None, None);
     let is_object = Scan::new(result).members(|scan, name| match &*name {
@@ -97,7 +97,7 @@ pub fn check<'a>(result: &'a RawValue, expected: &Expected) -> Result<GuestResul
         "isError" => match scan.skip()? {
             "true" => once(&mut is_error, true),
             "false" => once(&mut is_error, false),
-            _ => wrong("its isError is neither true nor false"),
+            _ => wrong("isError is neither true nor false"),
         },
         "resultType" if scan.skip()? != r#""complete""# => wrong("not a complete result"),
         "resultType" => Ok(()),
@@ -107,15 +107,15 @@ pub fn check<'a>(result: &'a RawValue, expected: &Expected) -> Result<GuestResul
     if !is_object {
         return wrong("not an object");
     }
-    let Some(content) = content else { return wrong("it has no content") };
+    let Some(content) = content else { return wrong("content is missing") };
     if structured.is_some_and(|json: &str| !json.starts_with('{')) {
-        return wrong("its structuredContent is not an object");
+        return wrong("structuredContent is not an object");
     }
     let meta = meta.unwrap_or_default();
     match (is_error, meta.error) {
         (Some(true), Some(error)) => return failure(error).map(GuestResult::Failed),
-        (Some(true), None) => return wrong("it failed and does not say how"),
-        (_, Some(_)) => return wrong("it has an error and did not fail"),
+        (Some(true), None) => return wrong("isError is true, but there is no error"),
+        (_, Some(_)) => return wrong("there is an error, but isError is not true"),
         (_, None) => {}
     }
     let facts = match expected.shape {
@@ -124,20 +124,20 @@ pub fn check<'a>(result: &'a RawValue, expected: &Expected) -> Result<GuestResul
     };
     match facts {
         Some(facts) if (expected.are_facts)(facts) => Ok(GuestResult::Done { content, facts }),
-        Some(_) => wrong("its facts are not those of the tool"),
-        None => wrong("it lacks the tool's facts"),
+        Some(_) => wrong("the facts do not match the tool"),
+        None => wrong("the tool's facts are missing"),
     }
 }
 
-/// Takes a member that may be there once.
+/// Stores a member; fails if it occurs twice.
 fn once<T>(place: &mut Option<T>, value: T) -> Result<(), LinkError> {
     match place.replace(value) {
         None => Ok(()),
-        Some(_) => wrong("a member is there twice"),
+        Some(_) => wrong("a member occurs twice"),
     }
 }
 
-/// What counts of a result's `_meta`.
+/// The used members of a result's `_meta`.
 #[derive(Default)]
 struct Meta<'a> {
     facts: Option<&'a str>,
@@ -155,20 +155,20 @@ impl<'a> Meta<'a> {
                 _ => Ok(()),
             }
         })?;
-        if is_object { Ok(this) } else { wrong("its _meta is not an object") }
+        if is_object { Ok(this) } else { wrong("_meta is not an object") }
     }
 }
 
-/// Passes an array of content blocks; its text.
+/// Passes an array of content blocks, and returns its text.
 fn blocks<'a>(scan: &mut Scan<'a>) -> Result<&'a str, LinkError> {
     let start = scan.place();
     if !scan.items(block)? {
-        return wrong("its content is not an array");
+        return wrong("content is not an array");
     }
     Ok(scan.since(start))
 }
 
-/// Passes one content block: text, an image or a sound. Links and resources would be those of the host's server: a guest has none.
+/// Passes one content block: text, an image or audio. Links and resources are refused: they would refer to the host's server.
 fn block(scan: &mut Scan<'_>) -> Result<(), LinkError> {
     let mut members: [(Cow<'_, str>, &str); BLOCK_MEMBERS_MAX] = Default::default();
     let mut count = 0;
@@ -187,7 +187,7 @@ fn block(scan: &mut Scan<'_>) -> Result<(), LinkError> {
     let members = &members[..count];
     if members.iter().enumerate().any(|(at, (name, _))| members[..at].iter().any(|(other, _)| other == name))
     {
-        return wrong("a member is there twice");
+        return wrong("a member occurs twice");
     }
     let of = |wanted: &str| members.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);
     let fields: &[&str] = match of("type") {
@@ -196,7 +196,7 @@ fn block(scan: &mut Scan<'_>) -> Result<(), LinkError> {
         _ => return wrong("a content block of an unknown type"),
     };
     if !fields.iter().all(|field| of(field).is_some_and(|value| value.starts_with('"'))) {
-        return wrong("a content block lacks what its type has");
+        return wrong("a content block lacks a member that its type requires");
     }
     if of("data").is_some_and(|data| !is_base64(data)) {
         return wrong("the data of a content block is not base64");
@@ -209,12 +209,12 @@ fn block(scan: &mut Scan<'_>) -> Result<(), LinkError> {
     }
 }
 
-/// Passes the `_meta` of a content block: which stream it holds, and nothing else.
+/// Passes the `_meta` of a content block, which may name the block's stream and nothing else.
 fn stream<'a>(scan: &mut Scan<'a>) -> Result<&'a str, LinkError> {
     let start = scan.place();
     let is_object = scan.members(|scan, name| match (&*name, scan.skip()?) {
         (STREAM_META, r#""stdout""# | r#""stderr""# | r#""content""#) => Ok(()),
-        _ => wrong("the _meta of a content block says something else than its stream"),
+        _ => wrong("the _meta of a content block has a member other than its stream"),
     })?;
     if is_object { Ok(scan.since(start)) } else { wrong("the _meta of a content block is not an object") }
 }
@@ -224,12 +224,12 @@ fn is_base64(string: &str) -> bool {
     data_encoding::BASE64.decode(text.as_bytes()).is_ok()
 }
 
-/// Whether text has no control characters but tab and newline.
+/// Returns whether a text has no control characters other than tab and newline.
 fn is_tame(text: &str) -> bool {
     !text.chars().any(|c| c.is_control() && c != '\t' && c != '\n')
 }
 
-/// A guest's words, cut to size; an error if they could move a terminal's cursor.
+/// Shortens a guest's words; fails if they have control characters, which could move a terminal's cursor.
 pub(super) fn words(text: Cow<'_, str>, max: usize) -> Result<Cow<'_, str>, LinkError> {
     if !is_tame(&text) {
         return wrong("control characters in an error");
@@ -261,7 +261,7 @@ fn failure(json: &str) -> Result<GuestFailure<'_>, LinkError> {
         return wrong("an error with a class that guests may not use");
     }
     if said.errno.as_deref().is_some_and(|errno| !is_errno(errno)) {
-        return wrong("an error with an errno that is none");
+        return wrong("an error with an invalid errno");
     }
     Ok(GuestFailure {
         code: said.code,
@@ -292,7 +292,7 @@ mod tests {
         }
     }
 
-    /// A good result with other content.
+    /// A valid result with this content.
     fn with(content: &str) -> String {
         format!(r#"{{"content":{content},"_meta":{{"dev.nexus/result":{FACTS}}}}}"#)
     }
@@ -303,7 +303,7 @@ mod tests {
             {"data":"AAAA","mimeType":"image/png","type":"image"}]"#;
         let expected = GuestResult::Done { content, facts: FACTS };
         assert_eq!(check(raw(&with(content)), &Expected::of::<FileRead>()), Ok(expected));
-        // What is not known is left behind.
+        // Unknown members are dropped.
         let more = format!(
             r#"{{"task":{{"id":1}},"_meta":{{"dev.nexus/vm":{{}},"ui":{{}},"dev.nexus/result":{FACTS}}},"isError":false,
                 "resultType":"complete","content":[]}}"#
@@ -315,18 +315,18 @@ mod tests {
     #[test]
     fn results_of_another_shape_do_not_pass() {
         for (bad, expected) in [
-            ("{}", "it has no content"),
+            ("{}", "content is missing"),
             ("[]", "not an object"),
-            (r#"{"content":{}}"#, "its content is not an array"),
-            (r#"{"content":[],"content":[]}"#, "a member is there twice"),
+            (r#"{"content":{}}"#, "content is not an array"),
+            (r#"{"content":[],"content":[]}"#, "a member occurs twice"),
             (r#"{"content":[],"resultType":"input_required"}"#, "not a complete result"),
-            (r#"{"content":[],"_meta":3}"#, "its _meta is not an object"),
-            (r#"{"content":[],"isError":"no"}"#, "its isError is neither true nor false"),
-            (r#"{"content":[],"structuredContent":[]}"#, "its structuredContent is not an object"),
-            (r#"{"content":[]}"#, "it lacks the tool's facts"),
-            (r#"{"content":[],"_meta":{"dev.nexus/result":{"x":1}}}"#, "its facts are not those of the tool"),
-            (r#"{"content":[],"x":1e999}"#, "it has a number that is too large"),
-            (r#"{"content":[],"x":"\udfff"}"#, "it has a lone surrogate"),
+            (r#"{"content":[],"_meta":3}"#, "_meta is not an object"),
+            (r#"{"content":[],"isError":"no"}"#, "isError is neither true nor false"),
+            (r#"{"content":[],"structuredContent":[]}"#, "structuredContent is not an object"),
+            (r#"{"content":[]}"#, "the tool's facts are missing"),
+            (r#"{"content":[],"_meta":{"dev.nexus/result":{"x":1}}}"#, "the facts do not match the tool"),
+            (r#"{"content":[],"x":1e999}"#, "contains a number that is too large"),
+            (r#"{"content":[],"x":"\udfff"}"#, "contains a lone surrogate"),
         ] {
             assert_eq!(what(bad), expected, "{bad}");
         }
@@ -338,25 +338,25 @@ mod tests {
                 r#"[{"type":"resource_link","uri":"nexus://vms","name":"x"}]"#,
                 "a content block of an unknown type",
             ),
-            (r#"[{"type":"text"}]"#, "a content block lacks what its type has"),
-            (r#"[{"type":"text","text":5}]"#, "a content block lacks what its type has"),
-            (r#"[{"type":"image","data":"AAAA"}]"#, "a content block lacks what its type has"),
+            (r#"[{"type":"text"}]"#, "a content block lacks a member that its type requires"),
+            (r#"[{"type":"text","text":5}]"#, "a content block lacks a member that its type requires"),
+            (r#"[{"type":"image","data":"AAAA"}]"#, "a content block lacks a member that its type requires"),
             (r#"[{"type":"image","data":"A","mimeType":"x"}]"#, "the data of a content block is not base64"),
-            (r#"[{"type":"text","text":"x","text":"y"}]"#, "a member is there twice"),
+            (r#"[{"type":"text","text":"x","text":"y"}]"#, "a member occurs twice"),
             (r#"[{"type":"text","text":"x","annotations":5}]"#, "a content block has an unknown member"),
             (
                 r#"[{"type":"text","text":"x","_meta":{"dev.nexus/error":{}}}]"#,
-                "the _meta of a content block says something else than its stream",
+                "the _meta of a content block has a member other than its stream",
             ),
             (r#"[{"type":"text","text":"x","_meta":5}]"#, "the _meta of a content block is not an object"),
-            (r#"[{"type":"text","text":"\ud800"}]"#, "it has a lone surrogate"),
-            (r#"[{"type":"text","text":"x","y":[1e999]}]"#, "it has a number that is too large"),
+            (r#"[{"type":"text","text":"\ud800"}]"#, "contains a lone surrogate"),
+            (r#"[{"type":"text","text":"x","y":[1e999]}]"#, "contains a number that is too large"),
         ] {
             assert_eq!(what(&with(bad)), expected, "{bad}");
         }
-        // A tool whose results are structured has no facts in `_meta`.
+        // For a tool with structured results, facts in `_meta` do not count.
         let text = with("[]");
-        assert_eq!(check(raw(&text), &Expected::of::<OsInfo>()), wrong("it lacks the tool's facts"));
+        assert_eq!(check(raw(&text), &Expected::of::<OsInfo>()), wrong("the tool's facts are missing"));
     }
 
     #[test]
@@ -390,7 +390,7 @@ mod tests {
                 r#"{"code":"timeout","message":"x","class":"unavailable"}"#,
                 "an error with a class that guests may not use",
             ),
-            (r#"{"code":"timeout","message":"x","errno":"e\u001b"}"#, "an error with an errno that is none"),
+            (r#"{"code":"timeout","message":"x","errno":"e\u001b"}"#, "an error with an invalid errno"),
             (r#"{"code":"timeout","message":"x","errno":5}"#, "a malformed error"),
             ("5", "a malformed error"),
         ] {
@@ -403,9 +403,9 @@ mod tests {
         let error = failure.to_tool_error("web-1");
         assert_eq!((error.class, error.errno.as_deref()), (Some(ErrorClass::Permission), Some("EACCES")));
         let unsaid = r#"{"content":[],"isError":true}"#;
-        assert_eq!(what(unsaid), "it failed and does not say how");
+        assert_eq!(what(unsaid), "isError is true, but there is no error");
         let both = r#"{"content":[],"_meta":{"dev.nexus/error":{"code":"timeout","message":"x"}}}"#;
-        assert_eq!(what(both), "it has an error and did not fail");
+        assert_eq!(what(both), "there is an error, but isError is not true");
         let long = failed(&format!(r#"{{"code":"timeout","message":"{}"}}"#, "é".repeat(9000)));
         let Ok(GuestResult::Failed(failure)) = check(raw(&long), &Expected::of::<FileRead>()) else {
             panic!("not failed");

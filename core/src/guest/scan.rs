@@ -1,34 +1,34 @@
-//! A walk over JSON that is known to be well-formed, for what well-formed JSON may still hold and many readers fail on: lone
-//! surrogates, numbers that no double can hold, endless nesting. Nothing is decoded, and every byte is looked at once.
+//! Scans well-formed JSON for what well-formed JSON may contain but many parsers fail on: lone surrogates, numbers that no double can
+//! hold, deep nesting. Nothing is decoded, and every byte is read once.
 
 use std::borrow::Cow;
 
 use nexus_schema::limits::JSON_DEPTH_MAX;
 use serde_json::value::RawValue;
 
-/// A shorter number without an exponent fits in a double (which has up to 309 digits before the point).
+/// Up to this length, a number without an exponent fits in a double (which has up to 309 digits before the point).
 const SAFE_DIGITS: usize = 300;
 
-/// What many readers of JSON fail on.
+/// Something in well-formed JSON that many parsers fail on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
-    /// Half of a pair of `\ud800` to `\udfff`, without the other half.
+    /// One half of a surrogate pair (`\ud800` to `\udfff`) without the other half.
     #[error("a lone surrogate, such as \\ud800")]
     Surrogate,
     /// A number beyond what a double can hold.
     #[error("a number that is too large")]
     Number,
-    /// More arrays and objects in each other than [`JSON_DEPTH_MAX`].
+    /// Arrays and objects nested more than [`JSON_DEPTH_MAX`] deep.
     #[error("arrays or objects nested more than {JSON_DEPTH_MAX} deep")]
     Depth,
 }
 
-/// Looks for flaws in a value.
+/// Fails if a value has a flaw.
 pub fn check(value: &RawValue) -> Result<(), Flaw> {
     Scan::new(value).skip().map(drop)
 }
 
-/// A place in well-formed JSON. What is not well-formed gives wrong answers, but never a panic or an endless loop.
+/// A position in well-formed JSON. Malformed JSON gives wrong results, but never a panic or an endless loop.
 #[derive(Debug)]
 pub(super) struct Scan<'a> {
     text: &'a str,
@@ -41,7 +41,7 @@ impl<'a> Scan<'a> {
         Self { text: value.get(), at: 0, depth: 0 }
     }
 
-    /// The byte that comes next, after white space.
+    /// Returns the next byte after white space.
     pub(super) fn peek(&mut self) -> Option<u8> {
         let bytes = self.text.as_bytes();
         while matches!(bytes.get(self.at), Some(b' ' | b'\t' | b'\n' | b'\r')) {
@@ -50,7 +50,7 @@ impl<'a> Scan<'a> {
         bytes.get(self.at).copied()
     }
 
-    /// Passes the value that comes next; its text.
+    /// Passes the next value, and returns its text.
     pub(super) fn skip(&mut self) -> Result<&'a str, Flaw> {
         self.peek();
         let (start, floor) = (self.at, self.depth);
@@ -73,8 +73,8 @@ impl<'a> Scan<'a> {
         Ok(&self.text[start..self.at])
     }
 
-    /// Visits each member of the object that comes next; `visit` is given its name and passes its value. `false` if something
-    /// else comes.
+    /// Visits each member of the next value, an object; `visit` gets the name and must pass the value. Returns `false` if the next value is
+    /// not an object.
     pub(super) fn members<E: From<Flaw>>(
         &mut self,
         mut visit: impl FnMut(&mut Self, Cow<'a, str>) -> Result<(), E>,
@@ -100,7 +100,7 @@ impl<'a> Scan<'a> {
         Ok(true)
     }
 
-    /// Visits each value of the array that comes next; `visit` passes it. `false` if something else comes.
+    /// Visits each value of the next value, an array; `visit` must pass it. Returns `false` if the next value is not an array.
     pub(super) fn items<E: From<Flaw>>(
         &mut self,
         mut visit: impl FnMut(&mut Self) -> Result<(), E>,
@@ -120,12 +120,12 @@ impl<'a> Scan<'a> {
         Ok(true)
     }
 
-    /// What was passed since `start`, an earlier place.
+    /// Returns the text between `start`, an earlier position, and the current one.
     pub(super) fn since(&self, start: usize) -> &'a str {
         &self.text[start..self.at]
     }
 
-    /// Where the next value starts.
+    /// Returns the position of the next value.
     pub(super) fn place(&mut self) -> usize {
         self.peek();
         self.at
@@ -142,11 +142,11 @@ impl<'a> Scan<'a> {
         self.depth = self.depth.saturating_sub(1);
     }
 
-    /// Passes at least one byte, and those after it that are like this.
+    /// Passes at least one byte, and all following bytes for which `is_like` is true.
     fn pass(&mut self, is_like: impl Fn(u8) -> bool) {
         let rest = &self.text.as_bytes()[self.at + 1..];
         self.at += 1 + rest.iter().position(|byte| !is_like(*byte)).unwrap_or(rest.len());
-        // Outside of strings well-formed JSON is ASCII; whatever this is, its text stays text.
+        // Well-formed JSON is ASCII outside of strings. In malformed JSON, a position must still be a character boundary.
         while !self.text.is_char_boundary(self.at) {
             self.at += 1;
         }
@@ -160,7 +160,7 @@ impl<'a> Scan<'a> {
         if is_safe || number.parse().is_ok_and(f64::is_finite) { Ok(()) } else { Err(Flaw::Number) }
     }
 
-    /// Passes a string; it with its quotes.
+    /// Passes a string, and returns it with its quotes.
     fn string(&mut self) -> Result<&'a str, Flaw> {
         let bytes = self.text.as_bytes();
         let start = self.at;
@@ -183,13 +183,13 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// The UTF-16 unit of an escape `\uXXXX`.
+/// Returns the UTF-16 unit of an escape `\uXXXX`.
 fn unit(bytes: &[u8], at: usize) -> Option<u16> {
     let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
     u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// The text of a string that has no flaws.
+/// Returns the text of a string without flaws.
 pub(super) fn decode(string: &str) -> Cow<'_, str> {
     match string.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
         Some(text) if !text.contains('\\') => Cow::Borrowed(text),
@@ -275,7 +275,7 @@ mod tests {
                 let mut scan = Scan::new(raw);
                 match scan.skip() {
                     Ok(passed) => prop_assert_eq!(passed, raw.get()),
-                    // What is found is what serde_json cannot take either.
+                    // serde_json refuses every text in which a flaw is found.
                     Err(_) => prop_assert!(serde_json::from_str::<serde_json::Value>(&text).is_err()),
                 }
             }

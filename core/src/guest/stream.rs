@@ -1,4 +1,4 @@
-//! Streams of their own into a guest: each a connection to port 201, with frames both ways once it is open.
+//! Separate streams into a guest: each is a connection to vsock port 201, which carries frames in both directions once it is open.
 
 use std::borrow::Cow;
 use std::io;
@@ -18,51 +18,51 @@ use tokio::time::timeout;
 use super::link::{LinkError, dial};
 use super::result::words;
 
-/// How long a guest may take to answer: longer than it may take to dial a port of its own.
+/// Timeout for a guest's answer. Longer than the guest's own timeout for a connection to one of its ports.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// The same for a tree: the guest may have to look at a slow disk.
+/// Timeout for the answer if a tree is opened: the guest's disk may be slow.
 const TREE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the last word may take once both directions have ended.
+/// Timeout for the final message once both directions have ended.
 const DONE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest message of an error, in characters.
+/// Maximum length of an error message, in characters.
 const MESSAGE_MAX: usize = 4000;
-/// The longest hint, in characters.
+/// Maximum length of a hint, in characters.
 const HINT_MAX: usize = 500;
 
 /// Why a stream could not be opened, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// The guest's port does not answer.
-    #[error("cannot reach the port of streams")]
+    /// The guest's port for streams does not answer.
+    #[error("cannot reach the guest's port for streams")]
     Dial(#[source] io::Error),
     /// The guest took too long.
     #[error("no answer after {} s", .after.as_secs())]
     Deadline {
-        /// How long was waited.
+        /// Time waited.
         after: Duration,
     },
     /// The guest hung up instead of answering.
     #[error("the guest hung up")]
     HungUp,
-    /// What the guest said is none of what may be said.
-    #[error("the guest's answer is not one: {what}")]
+    /// The guest's answer violates the protocol.
+    #[error("invalid answer from the guest: {what}")]
     Misbehaved {
-        /// What is wrong with it.
+        /// The violation.
         what: &'static str,
     },
-    /// The guest says why not. Its words are without control characters, and cut to size.
+    /// The guest refused, for a reason in its own words, which are shortened and without control characters.
     #[error("{0}")]
     Refused(ToolError),
-    /// The frames are not what they have to be, or the connection failed.
+    /// A frame is invalid, or the connection failed.
     #[error("the stream failed")]
     Frames(#[from] FrameError),
-    /// The host's own end failed.
+    /// The connection on the host failed.
     #[error("the connection on the host failed")]
     Own(#[source] io::Error),
 }
 
 impl StreamError {
-    /// The error as a caller sees it, with the guest's words marked as such; `vm` is the VM's name.
+    /// Returns the error as a caller sees it, with the guest's words marked as such; `vm` is the VM's name.
     pub fn to_tool_error(&self, vm: &str) -> ToolError {
         let text = format!("{vm}: {}", nexus_schema::error::chain(self));
         match self {
@@ -79,10 +79,10 @@ impl StreamError {
             }
             Self::Deadline { .. } => ToolError::new(ErrorCode::Timeout, text).hint("try again"),
             Self::HungUp => ToolError::new(ErrorCode::GuestMisbehaved, text).hint(
-                "too many streams may be open in this VM, or its agent is too old for them: stop and start the VM then",
+                "close streams that are not needed; if none are open, the agent in the VM is too old for streams: stop and start the VM",
             ),
             Self::Misbehaved { .. } | Self::Frames(_) => ToolError::new(ErrorCode::GuestMisbehaved, text)
-                .hint("try again; if it stays like this, stop and start the VM"),
+                .hint("try again; if it keeps failing, stop and start the VM"),
             Self::Own(_) => ToolError::new(ErrorCode::Cancelled, text),
         }
     }
@@ -91,11 +91,11 @@ impl StreamError {
 /// An open stream of a guest.
 #[derive(Debug)]
 pub struct GuestStream {
-    /// What the guest says of it.
+    /// The guest's answer.
     pub opened: Opened,
-    /// The connection. Dropping the writer hangs up.
+    /// The connection. Dropping the writer closes it.
     pub ends: (Reader, Writer),
-    /// What came behind the answer already: frames.
+    /// Frames that were already read together with the answer.
     pub read: BytesMut,
 }
 
@@ -115,7 +115,7 @@ impl GuestStream {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     Err(StreamError::Misbehaved { what: "a line that is too long" })
                 }
-                // A device may reset a connection that its guest closed.
+                // The vsock device may reset a connection that the guest closed.
                 Err(_) => Err(StreamError::HungUp),
             }
         };
@@ -132,14 +132,14 @@ impl GuestStream {
         }
     }
 
-    /// The stream as frames.
+    /// Turns the stream into a receiver and a sender of frames.
     pub fn into_frames(self) -> (Receiver<Reader>, Sender<Writer>) {
         let (reader, writer) = self.ends;
         frames::over(reader, writer, self.read)
     }
 
-    /// Carries a connection of the host over a TCP stream until both directions have ended, each by itself. Dropping the future
-    /// hangs up on the guest, which resets its connection.
+    /// Relays a connection of the host over a TCP stream until both directions have ended; each ends on its own. If the future is dropped,
+    /// the stream is closed, and the guest resets its connection.
     pub async fn carry(
         self,
         read: &mut (impl AsyncRead + Unpin),
@@ -168,7 +168,7 @@ impl GuestStream {
     }
 }
 
-/// An error in a guest's words, if they can be passed on.
+/// Converts an error of a guest, whose words are checked and shortened.
 fn refused(error: ToolError) -> StreamError {
     if !error.code.may_be_of_guest() {
         return StreamError::Misbehaved { what: "an error with a code that guests may not use" };
@@ -187,7 +187,9 @@ fn refused(error: ToolError) -> StreamError {
         (Err(LinkError::Misbehaved { what }), _) | (_, Err(LinkError::Misbehaved { what })) => {
             StreamError::Misbehaved { what }
         }
-        (Err(_), _) | (_, Err(_)) => StreamError::Misbehaved { what: "an error without words" },
+        (Err(_), _) | (_, Err(_)) => {
+            StreamError::Misbehaved { what: "an error with an invalid message or hint" }
+        }
     }
 }
 

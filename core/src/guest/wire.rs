@@ -1,4 +1,4 @@
-//! JSON-RPC as it is on the wire, looked at without taking it apart: what is forwarded stays raw.
+//! Reads JSON-RPC messages without parsing them completely: values that are forwarded stay raw.
 
 use std::borrow::Cow;
 
@@ -7,17 +7,17 @@ use serde_json::value::RawValue;
 
 pub(super) use nexus_wire::rpc::Envelope;
 
-/// The members of a JSON object in their order, each value raw. Keys that occur twice are kept twice.
+/// The members of a JSON object in their order, with raw values. Duplicate keys are kept.
 #[derive(Debug)]
 pub struct Members<'a>(pub Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> Members<'a> {
-    /// Takes an object apart, one level deep; `None` if it is not one.
+    /// Splits an object into its members, one level deep; `None` if it is not an object.
     pub fn parse(object: &'a RawValue) -> Option<Self> {
         serde_json::from_str(object.get()).ok()
     }
 
-    /// The value of a member; the last one, as JSON readers commonly take it.
+    /// Returns the value of a member. Of duplicates it is the last one, as in most JSON parsers.
     pub fn get(&self, key: &str) -> Option<&'a RawValue> {
         self.0.iter().rev().find(|(k, _)| k == key).map(|(_, value)| *value)
     }
@@ -45,7 +45,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-/// A key that is borrowed where it has no escapes.
+/// A key, borrowed if it has no escapes.
 struct Key<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Key<'de> {
@@ -75,7 +75,7 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(out, text).expect("a string goes into a buffer");
 }
 
-/// Where the string that starts before `at` ends: behind its closing quote.
+/// Returns the position after the closing quote of the string that starts before `at`.
 fn end_of_string(bytes: &[u8], mut at: usize) -> usize {
     while let Some(found) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
         at += found;
@@ -87,7 +87,7 @@ fn end_of_string(bytes: &[u8], mut at: usize) -> usize {
     bytes.len()
 }
 
-/// The id of a message of which only the first bytes are there.
+/// Finds the id of a message of which only the first bytes are known.
 pub fn id_at_start(head: &[u8]) -> Option<&str> {
     let (mut at, mut depth) = (0, 0);
     while let Some(&byte) = head.get(at) {
@@ -108,17 +108,17 @@ pub fn id_at_start(head: &[u8]) -> Option<&str> {
     None
 }
 
-/// The id of a message of which only the last bytes are there, if it is the last member.
+/// Finds the id of a message of which only the last bytes are known, if the id is the last member.
 pub fn id_at_end(tail: &[u8]) -> Option<&str> {
     let at = memchr::memmem::rfind(tail, b"\"id\"")?;
     let rest = tail.get(at + 4..)?;
     let id = leading_id(rest)?;
-    // Nothing but the closing brace may follow, else this was text within the message.
+    // Only the closing brace may follow; otherwise this is text inside the message.
     let end = memchr::memmem::find(rest, id.as_bytes())? + id.len();
     rest[end..].trim_ascii().eq(b"}").then_some(id)
 }
 
-/// The id after `:`: a number or a string, as it stands there.
+/// Reads the id after a `:`: a number or a string, as raw JSON.
 fn leading_id(rest: &[u8]) -> Option<&str> {
     let rest = rest.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
     let end = match rest.first()? {

@@ -208,7 +208,7 @@ impl<R: Read> Reader<'_, R> {
             }
             // The label of the archive.
             other if other.as_byte() == b'V' => self.skip(entry.size),
-            _ => Err(refuse(&entry.path, "it is of an unknown sort")),
+            _ => Err(refuse(&entry.path, "its type is unknown")),
         }
     }
 
@@ -234,7 +234,9 @@ impl<R: Read> Reader<'_, R> {
             .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
         let owner = |id: u64| u32::try_from(id).map_err(|_| refuse(&path, "its owner is out of range"));
         let (mtime, mtime_ns) = match pax("mtime") {
-            Some(text) => pax::time(text).ok_or_else(|| self.damaged("a pax record holds no time"))?,
+            Some(text) => {
+                pax::time(text).ok_or_else(|| self.damaged("a pax record contains no valid time"))?
+            }
             None => (header.mtime().unwrap_or(0).cast_signed(), 0),
         };
         let mut xattrs = std::collections::BTreeMap::new();

@@ -123,7 +123,7 @@ impl Walk<'_> {
                 minor: rustix::fs::minor(stat.st_rdev),
             },
             _ => {
-                self.note(path, "is of an unknown sort");
+                self.note(path, "has an unknown type");
                 return Ok(());
             }
         };

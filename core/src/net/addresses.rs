@@ -1,4 +1,4 @@
-//! The addresses of the shared network: a subnet of IPv4, one of IPv6 that follows from the instance, and a VM's by its number.
+//! The addresses of the shared network: an IPv4 subnet, an IPv6 subnet that is derived from the instance, and a VM's addresses by its number.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,11 +9,12 @@ use nexus_schema::id::InstanceId;
 
 use crate::os::paths::ROUTES;
 
-/// The shortest and the longest prefix of a subnet: from 16 million addresses to 5.
+/// Allowed prefix lengths of a subnet: from 16 million VMs down to 5.
 const PREFIXES: std::ops::RangeInclusive<u8> = 8..=29;
-/// What is chosen from: subnets of 4,093 VMs each in 10.128.0.0/9, where the usual containers, clusters and home routers have none.
+/// Range of the automatic choice, and its prefix: subnets for 4,093 VMs each in 10.128.0.0/9, which common container runtimes, clusters and
+/// home routers do not use.
 const CHOICES: (Ipv4Addr, u8, u8) = (Ipv4Addr::new(10, 128, 0, 0), 9, 20);
-/// The number of the gateway.
+/// The host number of the gateway.
 const GATEWAY: u32 = 1;
 
 /// The addresses of one instance's network.
@@ -24,21 +25,21 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    /// Those of an instance with this subnet.
+    /// Returns the addresses of an instance with this IPv4 subnet.
     pub(crate) fn new(v4: Cidr, instance: InstanceId) -> Self {
-        // RFC 4193: fd, 40 random bits, 16 for subnets of which there is one.
+        // RFC 4193: fd, 40 random bits, and 16 bits for the subnet, which is 0.
         let [.., a, b, c, d, e] = instance.as_i64().to_be_bytes();
         let address = Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         Self { v4, v6: Cidr::new(address.into(), 64).unwrap_or(v4) }
     }
 
-    /// The last number that a VM may have.
+    /// Returns the largest number that a VM can have.
     pub(crate) fn last(self) -> u32 {
-        // The one behind it is the broadcast address.
+        // The next one is the broadcast address.
         u32::MAX.checked_shr(self.v4.prefix().into()).unwrap_or(0).saturating_sub(1)
     }
 
-    /// The IPv4 address of a number.
+    /// Returns the IPv4 address of a number.
     pub(crate) fn ipv4(self, number: u32) -> Ipv4Addr {
         match self.v4.address() {
             IpAddr::V4(first) => (u32::from(first) | number).into(),
@@ -46,7 +47,7 @@ impl Addresses {
         }
     }
 
-    /// The IPv6 address of a number.
+    /// Returns the IPv6 address of a number.
     pub(crate) fn ipv6(self, number: u32) -> Ipv6Addr {
         match self.v6.address() {
             IpAddr::V6(first) => (u128::from(first) | u128::from(number)).into(),
@@ -54,44 +55,49 @@ impl Addresses {
         }
     }
 
-    /// The host's addresses, which are the VMs' gateway and name server.
+    /// Returns the host's addresses, which are the VMs' gateway and name server.
     pub(crate) fn gateways(self) -> (Ipv4Addr, Ipv6Addr) {
         (self.ipv4(GATEWAY), self.ipv6(GATEWAY))
     }
 
-    /// The subnets, as `nexus-net` is told.
+    /// Returns the subnets in the form of `nexus-net`'s protocol.
     pub(crate) fn subnets(self) -> (Subnet<Ipv4Addr>, Subnet<Ipv6Addr>) {
         let (v4, v6) = self.gateways();
         (Subnet { subnet: self.v4, gateway: v4 }, Subnet { subnet: self.v6, gateway: v6 })
     }
 }
 
-/// A subnet that somebody asks for.
+/// Parses and checks a configured subnet.
 pub(crate) fn parse_subnet(text: &str) -> Result<Cidr, String> {
     let subnet: Cidr = text.parse().map_err(|_| {
-        format!("`{text}` is not a subnet such as 10.200.0.0/20, with no bit set behind its prefix")
+        format!("`{text}` is not a subnet such as 10.200.0.0/20, with no bit set after its prefix")
     })?;
     if subnet.address().is_ipv6() {
-        return Err(format!("`{text}` is of IPv6: the addresses of IPv6 follow from this installation"));
+        return Err(format!(
+            "`{text}` is an IPv6 subnet: give an IPv4 one; the IPv6 subnet is derived from this installation"
+        ));
     }
     if [subnet.address(), subnet.last()].into_iter().any(|end| range(end) != Range::Private) {
         return Err(format!(
-            "`{text}` is not of a private range: 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10"
+            "`{text}` is not in a private range: 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10"
         ));
     }
     if !PREFIXES.contains(&subnet.prefix()) {
         let (least, most) = (PREFIXES.start(), PREFIXES.end());
-        return Err(format!("`{text}` has a prefix of {} bits, not {least} to {most}", subnet.prefix()));
+        return Err(format!(
+            "the prefix length of `{text}` must be {least} to {most}, got {}",
+            subnet.prefix()
+        ));
     }
     Ok(subnet)
 }
 
-/// Whether two networks have an address in common.
+/// Returns whether two networks have an address in common.
 fn overlap(one: Cidr, other: Cidr) -> bool {
     one.contains(other.address()) || other.contains(one.address())
 }
 
-/// A subnet that none of the host's routes leads to. Two instances of a host look at different ones first.
+/// Chooses a subnet that overlaps with none of the host's routes. Different instances start the search at different subnets.
 pub(crate) fn choose(instance: InstanceId, routes: &[Cidr]) -> Option<Cidr> {
     let (range, from, to) = CHOICES;
     let count = 1_u32 << (to - from);
@@ -104,12 +110,12 @@ pub(crate) fn choose(instance: InstanceId, routes: &[Cidr]) -> Option<Cidr> {
     choices.into_iter().find(|choice| !routes.iter().any(|route| overlap(*choice, *route)))
 }
 
-/// The networks of IPv4 that the host has a route to, but for the default one.
+/// Returns the IPv4 networks that the host has a route to, without the default route.
 pub(crate) fn host_routes() -> io::Result<Vec<Cidr>> {
     Ok(parse_routes(&std::fs::read_to_string(ROUTES)?))
 }
 
-/// The kernel's list: a line for each, with destination and mask as numbers of this machine in hexadecimal.
+/// Parses the kernel's list: one route a line, with destination and mask as hexadecimal numbers in this machine's byte order.
 fn parse_routes(text: &str) -> Vec<Cidr> {
     let address = |field: Option<&str>| {
         let number = u32::from_str_radix(field?, 16).ok()?;
@@ -139,12 +145,12 @@ mod tests {
         for (text, words) in [
             ("10.0.0.1/24", "no bit set"),
             ("10.0.0.0", "not a subnet"),
-            ("fd00::/64", "of IPv6"),
+            ("fd00::/64", "an IPv6 subnet"),
             ("8.8.8.0/24", "private range"),
             ("10.0.0.0/7", "private range"),
             ("172.16.0.0/11", "no bit set"),
             ("192.168.0.0/15", "private range"),
-            ("10.0.0.0/30", "not 8 to 29"),
+            ("10.0.0.0/30", "must be 8 to 29"),
         ] {
             let said = parse_subnet(text).unwrap_err();
             assert!(said.contains(words), "{text}: {said}");
@@ -179,14 +185,14 @@ mod tests {
             eth0\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
             eth0\t0000A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
             junk\n";
-        // The text is of a machine that has the low byte first.
+        // The text is from a little-endian machine.
         if cfg!(target_endian = "little") {
             assert_eq!(parse_routes(text), ["192.168.0.0/24".parse().unwrap()]);
         }
         assert_eq!(choose(instance(1), &[]).unwrap().to_string(), "10.128.16.0/20");
         let taken = ["10.128.16.0/24", "10.128.32.0/19", "10.0.0.0/10"].map(|text| text.parse().unwrap());
         assert_eq!(choose(instance(1), &taken).unwrap().to_string(), "10.128.64.0/20");
-        // A private network that is all of 10.0.0.0/8 leaves none.
+        // A private network of all of 10.0.0.0/8 leaves no subnet.
         assert_eq!(choose(instance(1), &["10.0.0.0/8".parse().unwrap()]), None);
         assert_ne!(choose(instance(1), &[]), choose(instance(2), &[]));
     }

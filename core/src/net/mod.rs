@@ -1,13 +1,13 @@
-//! The network that VMs in mode `nat` share: its addresses, and the process `nexus-net` that keeps it.
+//! The network that VMs in mode `nat` share: its addresses, and the process `nexus-net` that maintains it.
 //!
 //! ```text
 //! nexusd ── nat: requests, one at a time ──┬── net.sock ── nexus-net ── bridge, TAPs, nftables, resolver
-//!        <─ watch: what was refused ───────┘                 │
-//!                                       survives the daemon; one that is gone is started again and told all anew
+//!        <─ watch: refusals ───────────────┘                 │
+//!                                       survives the daemon; if it ends, it is restarted and configured again
 //! ```
-//! The daemon says what is to be and has no right to change the host's network itself. [`Nat`] knows which VMs are to be attached, so
-//! that a `nexus-net` that was killed is followed by one that has the same; [`addresses`](Addresses) are pure. Nothing here knows of the
-//! store, of the guests or of what a refusal means.
+//! The daemon describes the desired state and has no privileges to change the host's network itself. [`Nat`] knows which VMs should be
+//! attached, so that a new `nexus-net` gets the same state as one that was killed. [`addresses`](Addresses) are pure. Nothing here knows
+//! about the store, the guests or the meaning of a refusal.
 
 mod addresses;
 mod nat;

@@ -1,4 +1,4 @@
-//! The daemon's end of `nexus-net`: which VMs are to be attached, the connection, and what comes of a process that ends.
+//! The daemon's side of `nexus-net`: the VMs that should be attached, the connection, and restarts of a process that ended.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,34 +20,34 @@ use tokio_util::task::AbortOnDropHandle;
 use super::process::{self, SOCKET};
 use crate::os::socket::connect_in_tokio;
 
-/// How long a process that was started may take to serve.
+/// Timeout for a started process to accept connections.
 const START: Duration = Duration::from_secs(15);
-/// How often it is looked whether it does.
+/// Interval between two tries to connect to it.
 const LOOK: Duration = Duration::from_millis(10);
-/// How often one that ends at once is started again, and the pause before.
+/// How often a process that ends at once is started again, and the pause before each start.
 const AGAIN_MAX: u32 = 5;
 const AGAIN: Duration = Duration::from_millis(100);
-/// How long a process may take to go down.
+/// Timeout for a process to exit.
 const DOWN: Duration = Duration::from_secs(2);
-/// How long a request may take.
+/// Timeout of a request.
 const REQUEST: Duration = Duration::from_secs(20);
-/// The pause before a process that ended is started again; it doubles up to the second one.
+/// First and longest pause before a process that ended is started again. The pause doubles each time.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// How many events may wait to be taken.
+/// Maximum number of queued events.
 const EVENTS_MAX: usize = 1024;
 
-/// What fails with the shared network.
+/// Why an operation on the shared network failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NatError {
-    /// Its process cannot be started.
+    /// `nexus-net` cannot be started.
     #[error("start {binary}", binary = .binary.display())]
     Start {
         binary: PathBuf,
         #[source]
         source: io::Error,
     },
-    /// It was started and does not serve.
-    #[error("nexus-net did not serve within {} s; its last words: {said}", .after.as_secs())]
+    /// `nexus-net` was started, but does not accept connections.
+    #[error("nexus-net was not ready within {} s; the end of its log: {said}", .after.as_secs())]
     NotUp { after: Duration, said: String },
     /// Its socket cannot be connected to.
     #[error("connect to nexus-net")]
@@ -55,10 +55,10 @@ pub(crate) enum NatError {
         #[source]
         source: io::Error,
     },
-    /// It does not run, and nothing was to start it.
-    #[error("nexus-net does not run")]
+    /// `nexus-net` is not running, and the request does not start it.
+    #[error("nexus-net is not running")]
     Down,
-    /// It does not answer.
+    /// `nexus-net` does not answer.
     #[error("nexus-net did not answer within {} s", .after.as_secs())]
     Late { after: Duration },
     /// The connection or the request failed.
@@ -70,34 +70,34 @@ pub(crate) enum NatError {
 }
 
 impl NatError {
-    /// The next thing to do.
+    /// Returns a hint for the caller.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
-            Self::Start { .. } => Some("install nexus-net beside nexusd, or use network proxy".to_owned()),
+            Self::Start { .. } => Some("install nexus-net beside nexusd, or use network mode proxy".to_owned()),
             Self::Client { source: ClientError::Failed { source } } => source.hint.clone(),
             Self::NotUp { .. }
             | Self::Connect { .. }
             | Self::Down
             | Self::Late { .. }
             | Self::Client { .. } => {
-                Some("look at system_info and network_inspect; network proxy works without it".to_owned())
+                Some("call system_info and network_inspect for details; network mode proxy works without nexus-net".to_owned())
             }
         }
     }
 
-    /// Whether the host lacks something, which it did not look like.
+    /// Returns whether the cause is something that the host lacks.
     pub(crate) fn is_of_host(&self) -> bool {
         let Self::Client { source: ClientError::Failed { source } } = self else { return false };
         !matches!(source.code, ErrorCode::Invalid | ErrorCode::NotConfigured | ErrorCode::NoSuchVm)
     }
 
-    /// Whether the connection is of no use any more.
+    /// Returns whether the connection is unusable after this error.
     fn is_of_connection(&self) -> bool {
         !matches!(self, Self::Client { source: ClientError::Failed { .. } })
     }
 }
 
-/// The shared network, as the daemon wants it to be.
+/// The desired state of the shared network.
 #[derive(Debug)]
 pub(crate) struct Nat {
     binary: PathBuf,
@@ -109,26 +109,26 @@ pub(crate) struct Nat {
 
 #[derive(Debug, Default)]
 struct Session {
-    /// What it is to be; known from the first use on.
+    /// The configuration; set at the first use.
     instance: Option<Instance>,
-    /// The VMs that are to be attached.
+    /// The VMs that should be attached.
     vms: BTreeMap<VmId, Vm>,
     link: Option<Link>,
-    /// Whether a task sees to it that there is a process again.
+    /// Whether a task is restarting the process.
     is_reviving: bool,
 }
 
-/// A connection to a `nexus-net` that was told all.
+/// A connection to a `nexus-net` that has the whole configuration.
 #[derive(Debug)]
 struct Link {
     client: Client<UnixStream>,
     pid: u32,
-    /// Hears its events, and sees its end.
+    /// Forwards its events, and notices its end.
     _watch: AbortOnDropHandle<()>,
 }
 
 impl Nat {
-    /// A network that is kept by a process of this binary, with its socket in a directory of its own; and its events.
+    /// Creates a network that is maintained by a process of `binary`, whose socket is in `directory`. Also returns a receiver of its events.
     pub(crate) fn new(binary: PathBuf, directory: PathBuf) -> (Arc<Self>, mpsc::Receiver<Event>) {
         let (events, taken) = mpsc::channel(EVENTS_MAX);
         let session = Mutex::default();
@@ -136,12 +136,12 @@ impl Nat {
         (nat, taken)
     }
 
-    /// Gives a VM its network, or changes what is different; the name of its TAP.
+    /// Attaches a VM, or changes what is different. Returns the name of its TAP.
     pub(crate) async fn attach(&self, instance: &Instance, vm: Vm) -> Result<String, NatError> {
         let mut session = self.session.lock().await;
         if session.instance.as_ref() != Some(instance) {
             session.instance = Some(instance.clone());
-            // The next connection says it.
+            // The next connection configures it.
             session.link = None;
         }
         let id = vm.id;
@@ -160,22 +160,22 @@ impl Nat {
         }
     }
 
-    /// Changes what a VM that is attached may reach; what it may not any more is cut.
+    /// Changes the policy of an attached VM; connections that it no longer allows are closed.
     pub(crate) async fn update(&self, vm: Vm) -> Result<(), NatError> {
         let mut session = self.session.lock().await;
-        // Also where it fails: the next connection says it.
+        // Stored even if the request fails: the next connection configures it.
         session.vms.insert(vm.id, vm.clone());
         self.ask(&mut session, true, Request::Update { vm }).await.map(drop)
     }
 
-    /// Takes a VM's network away.
+    /// Detaches a VM.
     pub(crate) async fn detach(&self, id: VmId) -> Result<(), NatError> {
         let mut session = self.session.lock().await;
         session.vms.remove(&id);
         self.ask(&mut session, true, Request::Detach { id }).await.map(drop)
     }
 
-    /// Removes what is there of other VMs than those that were attached by this daemon.
+    /// Removes the networks of all VMs that this daemon has not attached.
     pub(crate) async fn retain(&self, instance: &Instance) -> Result<(), NatError> {
         let mut session = self.session.lock().await;
         session.instance.get_or_insert_with(|| instance.clone());
@@ -183,7 +183,7 @@ impl Nat {
         self.ask(&mut session, true, Request::Retain { ids }).await.map(drop)
     }
 
-    /// What there is; `None` if no process keeps it now.
+    /// Returns the process id and state of `nexus-net`; `None` if it is not running.
     pub(crate) async fn state(&self) -> Result<Option<(u32, State)>, NatError> {
         let mut session = self.session.lock().await;
         match self.ask(&mut session, false, Request::State {}).await {
@@ -194,15 +194,15 @@ impl Nat {
         }
     }
 
-    /// Removes all of it from the host; the process ends. Without `may_start` only if one runs.
+    /// Removes the network from the host, and ends the process. If it is not running, it is started for this only with `may_start`.
     pub(crate) async fn clean_up(&self, instance: InstanceId, may_start: bool) -> Result<u64, NatError> {
         let mut session = self.session.lock().await;
-        // Nothing is to be there, so a new process is not told to make it first.
+        // Cleared first, so that a new process does not create the network before it removes it.
         session.instance = None;
         session.vms.clear();
         let cleaned = self.ask(&mut session, may_start, Request::Cleanup { instance: Some(instance) }).await;
         session.link = None;
-        // It goes down; whoever asks next is to have another one.
+        // Waits until the process has exited, so that the next request starts a new one.
         let deadline = Instant::now() + DOWN;
         while cleaned.is_ok() && Instant::now() < deadline && self.dial().await?.is_some() {
             tokio::time::sleep(LOOK).await;
@@ -213,7 +213,7 @@ impl Nat {
         }
     }
 
-    /// Asks; a connection that is broken is replaced once.
+    /// Sends a request; replaces a broken connection once.
     async fn ask(
         &self,
         session: &mut Session,
@@ -221,11 +221,11 @@ impl Nat {
         request: Request,
     ) -> Result<Answer, NatError> {
         let was_connected = session.link.is_some();
-        // While VMs need one there is to be one, whoever finds out that there is none.
+        // While VMs need the process, any request may start it.
         let may_start = may_start || !session.vms.is_empty();
         let answered = match self.ask_once(session, may_start, request.clone()).await {
             Err(error) if error.is_of_connection() && was_connected => {
-                tracing::info!(%error, "the connection to nexus-net is made anew");
+                tracing::info!(%error, "reconnecting to nexus-net");
                 self.ask_once(session, may_start, request).await
             }
             answered => answered,
@@ -235,7 +235,7 @@ impl Nat {
             && !session.vms.is_empty()
             && !session.is_reviving
         {
-            // With the connection the task that would have seen its end is gone.
+            // The task that would notice the end of the process ended with the connection.
             session.is_reviving = true;
             tokio::spawn(Self::revive(self.own.clone(), error.to_string()));
         }
@@ -260,7 +260,7 @@ impl Nat {
         answered
     }
 
-    /// Connects, and tells a process that may be new what is to be.
+    /// Connects, and sends the whole configuration, since the process may be new.
     async fn connect(&self, session: &Session, may_start: bool) -> Result<Link, NatError> {
         let stream = match self.dial().await? {
             Some(stream) => stream,
@@ -268,7 +268,7 @@ impl Nat {
             None => return Err(NatError::Down),
         };
         let (mut client, hello) = in_time(Client::hello(stream)).await?;
-        // Before anything is told: nothing that is refused meanwhile is missed.
+        // Watching starts before the configuration, so that no refusal is missed.
         let watch = self.watch().await?;
         if let Some(instance) = &session.instance {
             in_time(client.call(Request::Configure { instance: instance.clone() })).await?;
@@ -279,7 +279,7 @@ impl Nat {
         Ok(Link { client, pid: hello.pid, _watch: watch })
     }
 
-    /// A connection, if somebody listens.
+    /// Connects; `None` if no process is listening.
     async fn dial(&self) -> Result<Option<UnixStream>, NatError> {
         match connect_in_tokio(&self.directory, SOCKET).await {
             Ok(stream) => Ok(Some(stream)),
@@ -304,28 +304,28 @@ impl Nat {
             }
             let has_ended = child.try_wait().map_err(failed)?.is_some();
             if (has_ended && again == 0) || Instant::now() >= deadline {
-                // One that is not up in time would only get in the next one's way.
+                // A process that is not ready in time would block the next one.
                 child.start_kill().ok();
                 return Err(not_up());
             }
             tokio::time::sleep(if has_ended { AGAIN } else { LOOK }).await;
             if has_ended {
-                // One that goes down has the socket's lock until it is gone.
+                // An exiting process holds the socket's lock until it is gone.
                 again -= 1;
                 child = process::start(&self.binary, &self.directory).map_err(failed)?;
             }
         };
-        tracing::info!(pid = child.id(), "nexus-net is started");
-        // It is to be reaped whenever it ends; a daemon that ends leaves that to the host's init.
+        tracing::info!(pid = child.id(), "started nexus-net");
+        // Reaps the process when it ends. If the daemon ends first, the host's init does that.
         tokio::spawn(async move {
             if let Ok(status) = child.wait().await {
-                tracing::info!(%status, "nexus-net has ended");
+                tracing::info!(%status, "nexus-net exited");
             }
         });
         Ok(stream)
     }
 
-    /// Passes events on until the process ends; then there is a new one, as long as VMs need it.
+    /// Starts to forward events until the process ends. Then restarts it if VMs need it.
     async fn watch(&self) -> Result<AbortOnDropHandle<()>, NatError> {
         let stream = self.dial().await?.ok_or(NatError::Down)?;
         let (mut client, _) = in_time(Client::hello(stream)).await?;
@@ -334,7 +334,7 @@ impl Nat {
         let watching = async move {
             let error = loop {
                 match client.event().await {
-                    // Nobody takes them any more: the daemon goes down.
+                    // The receiver is gone if the daemon is shutting down.
                     Ok(event) => {
                         if events.send(event).await.is_err() {
                             return;
@@ -343,15 +343,15 @@ impl Nat {
                     Err(error) => break error,
                 }
             };
-            // Not in this task, which ends with the connection.
+            // In a separate task, since this one ends with the connection.
             tokio::spawn(Self::revive(own, error.to_string()));
         };
         Ok(AbortOnDropHandle::new(tokio::spawn(watching)))
     }
 
-    /// Sees to it that there is a process again while VMs are attached.
+    /// Restarts the process while VMs are attached.
     fn revive(own: Weak<Self>, why: String) -> BoxFuture<'static, ()> {
-        // Boxed, since it connects, and a connection revives.
+        // Boxed, since the future is recursive: reviving connects, and a connection can revive.
         Box::pin(Self::until_back(own, why))
     }
 
@@ -366,14 +366,14 @@ impl Nat {
                 if session.vms.is_empty() {
                     return;
                 }
-                tracing::warn!(why, "nexus-net is gone: VMs have no name server until it is back");
+                tracing::warn!(why, "nexus-net ended: VMs have no name server until it is running again");
                 match nat.restore(&mut session).await {
                     Ok(()) => {
                         session.is_reviving = false;
                         return;
                     }
                     Err(error) => {
-                        tracing::error!(error = %nexus_schema::error::chain(&error), "nexus-net cannot be had back, yet")
+                        tracing::error!(error = %nexus_schema::error::chain(&error), "cannot restart nexus-net, will retry")
                     }
                 }
             }
@@ -386,7 +386,7 @@ impl Nat {
     async fn restore(&self, session: &mut MutexGuard<'_, Session>) -> Result<(), NatError> {
         let link = self.connect(session, true).await?;
         session.link = Some(link);
-        tracing::info!("nexus-net is back");
+        tracing::info!("nexus-net is running again");
         Ok(())
     }
 }
@@ -398,7 +398,7 @@ async fn in_time<T>(work: impl Future<Output = Result<T, ClientError>>) -> Resul
     }
 }
 
-/// What a process says that it cannot do.
+/// An error that `nexus-net` returned.
 impl From<NetError> for NatError {
     fn from(source: NetError) -> Self {
         ClientError::from(source).into()

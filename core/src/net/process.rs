@@ -1,4 +1,4 @@
-//! Starting `nexus-net`, which outlives whoever started it.
+//! Starts `nexus-net`, which outlives the daemon that started it.
 
 use std::fs::File;
 use std::io;
@@ -8,16 +8,16 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
-/// The name of its socket, in its directory.
+/// The file name of its socket, in its directory.
 pub(super) const SOCKET: &str = "net.sock";
-/// The name of its log there.
+/// The file name of its log there.
 const LOG: &str = "nexus-net.log";
-/// From this length on, in bytes, the log is begun anew.
+/// Log length from which on the log is truncated, in bytes.
 const LOG_MAX: u64 = 1 << 20;
-/// How much of the log's end an error shows, in bytes.
+/// Length of the log's end that an error shows, in bytes.
 const TAIL: usize = 600;
 
-/// Starts it in a directory of its own, in which it makes its socket. It gets a session of its own, and nothing of the daemon's.
+/// Starts it in its own directory, where it creates its socket. It runs in its own session, and inherits nothing from the daemon.
 pub(super) fn start(binary: &Path, directory: &Path) -> io::Result<Child> {
     let log = open_log(directory)?;
     let mut command = Command::new(binary);
@@ -42,7 +42,7 @@ fn open_log(directory: &Path) -> io::Result<File> {
     Ok(log)
 }
 
-/// The end of its log, for an error.
+/// Returns the end of its log, for an error.
 pub(super) fn last_words(directory: &Path) -> String {
     let text = std::fs::read(directory.join(LOG)).unwrap_or_default();
     let text = String::from_utf8_lossy(&text[text.len().saturating_sub(TAIL)..]).into_owned();

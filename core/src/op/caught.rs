@@ -16,7 +16,7 @@ pub(crate) async fn caught<T>(
     AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
         let message = message_of(&*panic);
         tracing::error!(what, message, "work panicked");
-        Err(ToolError::internal(format!("{what} failed by a bug in nexusd: {message}")))
+        Err(ToolError::internal(format!("{what} failed because of a bug in nexusd: {message}")))
     })
 }
 
@@ -40,6 +40,6 @@ mod tests {
         let why = "words";
         let error = caught::<()>("the operation", async { panic!("no {why}") }).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::Internal);
-        assert_eq!(error.message, "the operation failed by a bug in nexusd: no words");
+        assert_eq!(error.message, "the operation failed because of a bug in nexusd: no words");
     }
 }

@@ -323,7 +323,7 @@ async fn ended(ended: &mut watch::Receiver<bool>) {
 pub(crate) fn store_error(error: StoreError) -> ToolError {
     match error {
         StoreError::NameTaken { kind, name } => {
-            ToolError::new(ErrorCode::NameTaken, format!("there is a {kind} named {name} already"))
+            ToolError::new(ErrorCode::NameTaken, format!("{kind} {name} already exists"))
                 .hint("choose another name, or use the existing one")
         }
         StoreError::Changed { what } => {
@@ -336,7 +336,7 @@ pub(crate) fn store_error(error: StoreError) -> ToolError {
             "all addresses of the network that VMs in mode nat share are in use",
         )
         .hint("delete VMs that are not needed any more, give this one network proxy, or set network.subnet to a larger one"),
-        StoreError::Closed => ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down"),
+        StoreError::Closed => ToolError::new(ErrorCode::ShuttingDown, "the daemon is shutting down"),
         error if error.is_disk_full() => {
             ToolError::new(ErrorCode::DiskFull, "the disk of the state directory is full")
                 .hint("free some room, then try again")

@@ -17,7 +17,7 @@ const WINDOW: Duration = Duration::from_micros(250);
 /// How many pause instructions there are between two polls: about a microsecond.
 const PAUSES: u32 = 40;
 
-/// How long nobody polls after another peer was active: polling would delay the others.
+/// Time without polling after another peer was active: polling would delay the others.
 const ALONE: Duration = Duration::from_millis(2);
 
 /// Whether a thread of this process is polling; the other threads need their processors.

@@ -1,4 +1,4 @@
-//! Paths of the host that a caller named. Anything may be there, such as a pipe without a writer, or a mount whose server is gone.
+//! Paths of the host from callers. Anything may be there, such as a pipe without a writer, or a mount whose server is down.
 //!
 //! Nothing here waits for the other end of a pipe or for a device, and a stuck filesystem does not block the runtime's threads.
 
@@ -12,17 +12,17 @@ use rustix::fs::OFlags;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// The timeout of a look at a path.
+/// Timeout for reading the kind of a path.
 const LOOK: Duration = Duration::from_secs(10);
-/// How many looks may run at once; stuck ones keep their threads.
+/// Maximum number of concurrent reads; stuck ones keep their threads.
 const LOOKS_MAX: usize = 32;
 
-/// What is at a path.
+/// The kind of file at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A regular file.
     File {
-        /// Its length.
+        /// Its length, in bytes.
         bytes: u64,
     },
     /// A directory.
@@ -38,7 +38,7 @@ pub(crate) fn open_file(path: &Path) -> io::Result<fs_err::File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(neither(path, "regular file")) }
 }
 
-/// The kind of a path; [`io::ErrorKind::InvalidInput`] if it is neither a regular file nor a directory. Blocks.
+/// Returns the kind of a path; [`io::ErrorKind::InvalidInput`] if it is neither a regular file nor a directory. Blocks.
 pub(crate) fn kind(path: &Path) -> io::Result<Kind> {
     let meta = fs_err::metadata(path)?;
     match meta.file_type() {
@@ -48,7 +48,7 @@ pub(crate) fn kind(path: &Path) -> io::Result<Kind> {
     }
 }
 
-/// Looks at paths outside the runtime's threads. One per daemon; cheap to clone.
+/// Reads the kinds of paths outside the runtime's threads. One per daemon; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Looks {
     free: Arc<Semaphore>,
@@ -62,7 +62,7 @@ impl Default for Looks {
 }
 
 impl Looks {
-    /// The kind of a path, as in [`kind`]. [`io::ErrorKind::TimedOut`] means that its filesystem does not answer.
+    /// Returns the kind of a path, as [`kind`] does. [`io::ErrorKind::TimedOut`] means that its filesystem does not respond.
     pub(crate) async fn kind(&self, path: PathBuf) -> io::Result<Kind> {
         self.look(path, kind).await
     }
@@ -75,7 +75,7 @@ impl Looks {
     ) -> io::Result<T> {
         let silent = || {
             let text = format!(
-                "{} does not answer within {} s: is it on a network mount whose server is gone?",
+                "{} did not respond within {} s: check whether it is on a network mount whose server is down",
                 path.display(),
                 self.limit.as_secs()
             );
@@ -84,7 +84,7 @@ impl Looks {
         let looking = async {
             let permit = self.free.clone().acquire_owned().await.map_err(io::Error::other)?;
             let (of, (tell, told)) = (path.clone(), tokio::sync::oneshot::channel());
-            // Not on one of the runtime's threads, which the store and everything else need.
+            // A separate thread, because the store and everything else need the runtime's threads.
             std::thread::Builder::new().name("look".to_owned()).spawn(move || {
                 tell.send(look(&of)).ok();
                 drop(permit);
@@ -96,7 +96,7 @@ impl Looks {
 }
 
 fn neither(path: &Path, wanted: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no {wanted}", path.display()))
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a {wanted}", path.display()))
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub(crate) fn end_of(daemon: u32) -> io::Result<usize> {
         }
         for program in &left {
             if !program.wait_ended(GONE)? {
-                tracing::warn!(pid = program.pid(), "a program of an earlier daemon does not end");
+                tracing::warn!(pid = program.pid(), "cannot kill a program of an earlier daemon");
             }
         }
         ended += left.len();

@@ -49,7 +49,7 @@ fn take(path: &Path) -> io::Result<Option<Lock>> {
     // Written in place and with a fixed length, which works on a full disk too. If it fails, the lock is valid all the same.
     let written = file.rewind().and_then(|()| writeln!(file, "{:<10}", std::process::id()));
     if let Err(error) = written {
-        tracing::warn!(%error, "the lock of the state directory does not say who holds it");
+        tracing::warn!(%error, "cannot write the process id to the lock of the state directory");
     }
     Ok(Some(Lock { _file: file, before }))
 }

@@ -1,5 +1,5 @@
-//! The operating system: where files are, which programs are called, and small utilities that all rooms share. This room
-//! imports no other room of the crate.
+//! The operating system: locations of files, calls of external programs, and small utilities that all modules share. This module
+//! imports no other module of the crate.
 
 pub(crate) mod boot_id;
 pub mod busy_poll;

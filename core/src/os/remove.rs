@@ -6,7 +6,7 @@ use std::path::Path;
 pub(crate) async fn tree(directory: &Path) {
     match fs_err::tokio::remove_dir_all(directory).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(%error, "a directory is left for the next start");
+            tracing::warn!(%error, "cannot remove a directory; will retry at the next start");
         }
         _ => {}
     }
@@ -20,7 +20,7 @@ pub(crate) async fn path(path: &Path) {
     }
     match fs_err::tokio::remove_file(path).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(%error, "a file is left for the next start");
+            tracing::warn!(%error, "cannot remove a file; will retry at the next start");
         }
         _ => {}
     }

@@ -37,9 +37,9 @@ impl Reserve {
         // On some filesystems a full disk allows truncating a file, but not removing it.
         let emptied = fs::OpenOptions::new().write(true).open(&self.path).and_then(|file| file.set_len(0));
         match emptied.and_then(|()| fs::remove_file(&self.path)) {
-            Ok(()) => tracing::warn!("the disk of the state directory is full: the reserve is given up"),
+            Ok(()) => tracing::warn!("the disk of the state directory is full: deleted the reserve file"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(%error, "cannot give up the reserve on a full disk"),
+            Err(error) => tracing::warn!(%error, "cannot delete the reserve file on a full disk"),
         }
         true
     }
@@ -54,7 +54,7 @@ impl Reserve {
             return;
         }
         if let Err(error) = self.make() {
-            tracing::debug!(%error, "no reserve for a full disk");
+            tracing::debug!(%error, "cannot create the reserve file for a full disk");
             fs::remove_file(&self.path).ok();
         }
     }

@@ -94,7 +94,7 @@ impl<'a> Opened<'a> {
         if name.is_empty() || name.contains('/') {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("`{name}` is not a socket's name"),
+                format!("`{name}` is not a valid socket name"),
             ));
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -9,15 +9,15 @@ use rustix::fs::OFlags;
 
 use super::paths::TUN;
 
-/// Connects to an existing TAP device, by its name in this process's network namespace. Nobody else can connect to it until
-/// the descriptor is closed.
+/// Opens an existing TAP device, by its name in this process's network namespace. No other process can open it until the
+/// descriptor is closed.
 pub(crate) fn connect(name: &str) -> io::Result<OwnedFd> {
     if name.is_empty() || name.len() >= NAME_MAX || name.contains(['\0', '%', '/']) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the name of a device"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a valid device name"));
     }
     if rustix::net::netdevice::name_to_index(&any_socket()?, name).is_err() {
-        // Otherwise the kernel would make a new device that nobody knows about.
-        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such device"));
+        // Otherwise the kernel would create a new device.
+        return Err(io::Error::new(io::ErrorKind::NotFound, "no such device"));
     }
     Ok(tap::open(name, OFlags::NONBLOCK)?.0)
 }

@@ -64,7 +64,7 @@ impl Trust {
             certificates.push(certificate);
         }
         if certificates.is_empty() {
-            return Err(unusable("there is no certificate in it".into()));
+            return Err(unusable("it contains no certificate".into()));
         }
         Ok(Self { more: Some(Arc::new(More { file: file.to_owned(), certificates })) })
     }
@@ -147,13 +147,13 @@ pub enum TlsProblem {
     #[error("its certificate was not issued by a trusted CA")]
     UnknownIssuer,
     /// Its certificate has expired.
-    #[error("its certificate was valid until {0} only")]
+    #[error("its certificate expired at {0}")]
     Expired(String),
     /// Its certificate is not valid yet.
     #[error("its certificate is not valid before {0}")]
     NotYetValid(String),
     /// Its certificate is for another server.
-    #[error("its certificate is for {0} only")]
+    #[error("its certificate is only valid for {0}")]
     WrongName(String),
     /// Its certificate is invalid in another way.
     #[error("its certificate is not accepted: {0}")]
@@ -171,18 +171,18 @@ impl TlsProblem {
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {
             Self::UnknownIssuer => Some(
-                "if the server is one of yours, give the certificate of the CA that issued its own as ca_file in nexus.toml (or \
+                "if the server is yours, set ca_file in nexus.toml to the certificate of its CA (or \
                  NEXUS_CA_FILE) and start nexusd again; else somebody may be in between",
             ),
             Self::Expired(_) | Self::NotYetValid(_) => Some(
-                "check the host's clock; if it is right, the server needs a new certificate: use another mirror until it has one",
+                "check the host's clock; if it is correct, the server needs a new certificate: use another mirror until then",
             ),
             Self::WrongName(_) => Some("use the address that the server's certificate is for"),
             Self::Certificate(_) => {
-                Some("the server needs another certificate: use another mirror until it has one")
+                Some("the server needs another certificate: use another mirror until then")
             }
             Self::Downgrade { .. } => Some(
-                "use another mirror or registry, or the address that this one leads to, if you trust the network up to it",
+                "use another mirror or registry, or the redirect's target itself if you trust the network in between",
             ),
         }
     }
@@ -219,8 +219,7 @@ fn shortened(name: &str) -> String {
 
 fn day(time: UnixTime) -> String {
     let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_second(seconds)
-        .map_or_else(|_| "a time beyond all times".into(), |at| at.to_string())
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| "an invalid time".into(), |at| at.to_string())
 }
 
 /// Why a request failed, if its server is not trusted. A retry would not help.

@@ -13,9 +13,7 @@ use super::wanted::{Order, WantedAsset};
 use super::{DEBIAN, Provision, blocking, hex_sha256, slug};
 use crate::asset::pipeline::{self, Job, Made};
 use crate::asset::provider::{Found, Plan, Provider, Source, Values, Versions, with_version};
-use crate::asset::{
-    AssetError, FetchSettings, Fetcher, ProviderProblem, VMLINUX, adopt_kernel, hash_file, is_program,
-};
+use crate::asset::{AssetError, Fetcher, ProviderProblem, VMLINUX, adopt_kernel, hash_file, is_program};
 use crate::image::Source as ImageSource;
 use crate::op::store_error;
 use crate::os::failpoint;
@@ -25,6 +23,8 @@ use crate::store::{StoreError, assets, now, providers, random_id, settings};
 use crate::vmm::downloaded_programs;
 
 /// The file names of assets that consist of one file.
+/// How long a provider may take to send its list of versions.
+const LIST_DEADLINE: std::time::Duration = std::time::Duration::from_secs(30);
 const KERNEL: &str = "kernel";
 const ROOTFS: &str = "rootfs";
 
@@ -222,7 +222,7 @@ impl Provision {
         match found {
             Some(other) => Err(ToolError::new(
                 ErrorCode::NameTaken,
-                format!("there is an asset named {name} already: {} {}", other.provider, other.version),
+                format!("asset {name} already exists: {} {}", other.provider, other.version),
             )
             .hint("give another name, or remove that asset")),
             None => Ok(()),
@@ -285,12 +285,7 @@ impl Provision {
         let settings = self.assets.fetch.clone();
         let settings = match impatient {
             false => settings,
-            true => FetchSettings {
-                connect_timeout: settings.connect_timeout.min(std::time::Duration::from_secs(8)),
-                deadline: settings.deadline.min(std::time::Duration::from_secs(30)),
-                retries: settings.retries.min(1),
-                ..settings
-            },
+            true => settings.for_lists(LIST_DEADLINE),
         };
         Fetcher::new(settings).map_err(asset_error)
     }

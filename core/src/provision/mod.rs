@@ -144,13 +144,15 @@ fn hex_sha256(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(&Sha256::digest(bytes))
 }
 
-/// Runs blocking work on a separate thread.
+/// Runs blocking work on a separate thread. A panic of the work goes on here, and so fails the operation that it belongs to.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ToolError> + Send + 'static,
 ) -> Result<T, ToolError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down"))?
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(ToolError::new(ErrorCode::ShuttingDown, "the daemon is shutting down")),
+    }
 }
 
 #[cfg(test)]

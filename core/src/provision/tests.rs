@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 use super::wanted::WantedAsset;
 use super::*;
 use crate::asset::Compression;
+use crate::asset::Sha256;
 use crate::asset::provider::{self, Provider};
 use crate::asset::testing::{Fault, Server, elf_kernel, pack};
-use crate::asset::{FetchSettings, Sha256};
+use crate::config::FetchSettings;
 use crate::image::oci::Keychain;
 use crate::op::Ops;
 use crate::progress::Progress;
@@ -571,4 +572,11 @@ async fn a_default_changes_only_when_that_is_asked_for() {
     let all = scene.provision.store.read(assets::all).await.unwrap();
     let chosen = all.iter().find(|asset| asset.version == "1.16.1").map(|asset| asset.name.to_string());
     assert_eq!(vmm_in_force(&all, chosen.as_deref()).unwrap().version, "1.16.1");
+}
+
+#[tokio::test]
+async fn a_panic_of_blocking_work_is_a_bug_and_not_a_shutdown() {
+    let work = super::blocking::<()>(|| panic!("words"));
+    let error = crate::op::caught("the operation", work).await.unwrap_err();
+    assert_eq!((error.code, error.message.contains("words")), (ErrorCode::Internal, true), "{error:?}");
 }

@@ -17,11 +17,11 @@ use crate::os::paths::Paths;
 use crate::os::socket;
 use crate::store::ports::PortRecord;
 
-/// How many clients of one port are served at once; others wait to be accepted.
+/// Maximum number of clients of one port that are served at once; others wait to be accepted.
 const CLIENTS_MAX: usize = 512;
-/// The delay after a listener fails, for example because file descriptors ran out.
+/// Delay after a listener fails, for example because file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often binding to a port that another program uses is retried.
+/// Interval between two tries to bind a port that another program uses.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
 
 /// Where clients connect.
@@ -33,7 +33,7 @@ pub(crate) enum Listener {
     Unix(UnixListener),
 }
 
-/// Listens for a published port; on any free port if the record says 0.
+/// Listens on a published port's address; on any free port if the record says 0.
 pub(crate) fn bind(paths: &Paths, port: &PortRecord) -> io::Result<Listener> {
     match port.host_port {
         Some(host_port) => {
@@ -49,7 +49,7 @@ pub(crate) fn bind(paths: &Paths, port: &PortRecord) -> io::Result<Listener> {
 }
 
 impl Listener {
-    /// The port of the host, if it has one.
+    /// Returns the port of the host, if it is a TCP listener.
     pub(crate) fn host_port(&self) -> io::Result<Option<u16>> {
         match self {
             Self::Tcp(listener) => Ok(Some(listener.local_addr()?.port())),

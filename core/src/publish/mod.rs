@@ -18,7 +18,7 @@ use crate::context::Shared;
 use crate::op::store_error;
 use crate::store::ports::{self, PortRecord};
 
-/// Starts all listeners when the daemon starts.
+/// Starts all listeners at the daemon's start.
 pub(crate) async fn take_up(shared: &Arc<Shared>) -> Result<(), ToolError> {
     for port in shared.store.read(ports::all).await.map_err(store_error)? {
         let bound = bind(&shared.paths, &port);

@@ -13,10 +13,10 @@ use super::listener::find;
 use crate::context::Shared;
 use crate::guest::{GuestStream, StreamError};
 
-/// How long a client waits for a VM that is starting.
+/// Time for which a client waits for a VM that is starting.
 const READY_WAIT: Duration = Duration::from_secs(30);
 
-/// A client.
+/// The connection of a client.
 #[derive(Debug)]
 pub(super) enum Client {
     Tcp(TcpStream),

@@ -299,6 +299,7 @@ async fn operations_end_once() {
         started_at: now(),
         ended_at: None,
     };
+    let again = op.clone();
     write(&store, move |tx| {
         ops::insert(tx, &op)?;
         assert_eq!(ops::running(tx)?.len(), 1);
@@ -324,6 +325,12 @@ async fn operations_end_once() {
         ops::finish(tx, id, OpState::Failed, &OpProgress::default(), None, None)?;
         assert_eq!(ops::get(tx, id)?.unwrap().summary.state, OpState::Cancelled);
         assert_eq!(ops::count_running(tx)?, 0);
+        // Ended operations are forgotten by age; running ones never are.
+        let running: OpId = random_id();
+        ops::insert(tx, &OpSummary { op_id: running, ..again })?;
+        assert_eq!(ops::forget(tx, Timestamp::from_millis(0))?, 0);
+        assert_eq!(ops::forget(tx, Timestamp::from_millis(now().as_millis() + 60_000))?, 1);
+        assert!(ops::get(tx, id)?.is_none() && ops::get(tx, running)?.is_some());
         Ok(())
     })
     .await

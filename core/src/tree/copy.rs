@@ -15,7 +15,7 @@ use crate::progress::Progress;
 
 /// Bytes that must stay free on the host's disk.
 const KEEP_FREE: u64 = 256 << 20;
-/// How often progress is shown, in bytes and in entries.
+/// Amount of work between two progress updates, in bytes and in entries.
 const SHOW_EVERY: (u64, u64) = (1 << 20, 200);
 
 /// A tree to copy into a VM.
@@ -50,7 +50,7 @@ impl In {
     }
 
     async fn copy(self, guest: &Guest, progress: &Progress) -> Result<TreeEnded, ToolError> {
-        progress.step("looking at the tree");
+        progress.step("reading the tree");
         let (this, planned) = self.plan(progress).await?;
         let Self { source, packing, opening } = this;
         let Stream { mut receiver, sender } = guest.open(Open::TreeIn(Box::new(opening))).await?;
@@ -180,9 +180,9 @@ fn shown(progress: &Progress, total: Option<u64>) -> impl FnMut(u64, u64) -> Res
 fn ended(guest: &Guest, words: &[u8]) -> Result<TreeEnded, ToolError> {
     match serde_json::from_slice(words) {
         Ok(Done::Ok(Ended { tree: Some(ended), .. })) => Ok(*ended),
-        Ok(Done::Ok(_)) => Err(guest.misbehaved("it does not say what was copied")),
+        Ok(Done::Ok(_)) => Err(guest.misbehaved("its final message does not say what was copied")),
         Ok(Done::Error(error)) => Err(guest.said(error)),
-        Err(_) => Err(guest.misbehaved("how the copy ended makes no sense")),
+        Err(_) => Err(guest.misbehaved("its final message is malformed")),
     }
 }
 

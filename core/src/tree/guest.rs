@@ -9,7 +9,7 @@ use nexus_wire::frames;
 
 use crate::guest::GuestStream;
 
-/// The longest message of a guest, in characters.
+/// Maximum length of a guest's message, in characters.
 const WORDS_MAX: usize = 4000;
 /// A guest to open streams to.
 #[derive(Debug, Clone)]
@@ -41,10 +41,10 @@ impl Guest {
         Ok(Stream { receiver, sender })
     }
 
-    /// A guest's error, marked as its words, shortened and without control characters.
+    /// Returns a guest's error, marked as the guest's words, shortened and without control characters.
     pub(crate) fn said(&self, error: ToolError) -> ToolError {
         if !error.code.may_be_of_guest() {
-            return self.misbehaved("it failed in a way that is not a guest's");
+            return self.misbehaved("its error has a code that guests may not use");
         }
         let plain = |text: &str| -> String {
             let is_bad = |c: char| c.is_control() && c != '\t' && c != '\n';
@@ -60,7 +60,7 @@ impl Guest {
         }
     }
 
-    /// The error for a guest that violates the protocol.
+    /// Returns the error for a guest that violates the protocol.
     pub(crate) fn misbehaved(&self, what: &str) -> ToolError {
         ToolError::new(ErrorCode::GuestMisbehaved, format!("{}: {what}", self.name))
     }

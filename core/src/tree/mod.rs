@@ -1,7 +1,7 @@
 //! Trees of files between the host and VMs: which places of the host a client may use, and the streams that carry the trees.
 //!
 //! Data from a guest is treated as hostile: it is unpacked only below the requested name, without setuid bits and devices, and
-//! without filling the host's disk. This room does not know operations or rows.
+//! without filling the host's disk. This module does not know operations or rows.
 
 mod copy;
 mod guest;

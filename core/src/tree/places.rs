@@ -13,11 +13,11 @@ use nexus_tree::{Source, TreeError};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
-/// Neither `..` nor any link, including those of /proc, can lead out.
+/// Resolution flags: neither `..` nor any link, including those of /proc, can lead out of the directory.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
-/// Flags for a directory on the way.
+/// Flags for opening a directory on the way.
 const PASSAGE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-/// Flags for a directory to be read.
+/// Flags for opening a directory to be read.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// The places of one client.
@@ -42,7 +42,7 @@ pub(crate) struct HostPath {
 }
 
 impl Places {
-    /// Resolves a path given by a client; a relative one is in the client's own folder.
+    /// Resolves a path from a client; a relative one is in the client's own folder.
     pub(crate) fn find(&self, given: &str) -> Result<HostPath, ToolError> {
         if given.is_empty() || given.contains('\0') {
             return Err(ToolError::invalid(format!("`{given}` is not a path")));
@@ -74,7 +74,7 @@ impl Places {
         Ok(HostPath { root, below, path: plain, is_directory })
     }
 
-    /// Makes the client's own folder, which is private to the daemon's user.
+    /// Creates the client's own folder, which is private to the daemon's user.
     pub(crate) fn make_scratch(&self) -> Result<(), ToolError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.scratch);
         made.map_err(|error| TreeError::file("make the folder", bytes(&self.scratch), error).to_tool_error())
@@ -92,7 +92,7 @@ impl Places {
 }
 
 impl HostPath {
-    /// Its last name; `None` for the root of a filesystem.
+    /// Returns its last component; `None` for the root of a filesystem.
     pub(crate) fn name(&self) -> Option<&OsStr> {
         self.path.file_name()
     }
@@ -115,16 +115,16 @@ impl HostPath {
         source.map_err(|error| error.to_tool_error())
     }
 
-    /// Whether it exists.
+    /// Returns whether it exists.
     pub(crate) fn is_there(&self) -> Result<bool, ToolError> {
         match self.open(&self.below, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW) {
             Ok(_) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(self.failed("look at", error)),
+            Err(error) => Err(self.failed("read", error)),
         }
     }
 
-    /// Opens it as a directory to unpack into, and makes it and its parents if they are missing. A new directory is owned by
+    /// Opens it as a directory to unpack into, and creates it and its parents if they are missing. A new directory is owned by
     /// the owner of its parent.
     pub(crate) fn directory(&self) -> Result<OwnedFd, ToolError> {
         let mut at = PathBuf::new();
@@ -134,7 +134,7 @@ impl HostPath {
             parent = match self.open(&at, PASSAGE) {
                 Err(Errno::NOENT) => make(parent.as_fd(), name)
                     .and_then(|()| self.open(&at, PASSAGE))
-                    .map_err(|error| self.failed("make the directory", error))?,
+                    .map_err(|error| self.failed("create the directory", error))?,
                 other => other.map_err(|error| self.failed("open the directory", error))?,
             };
         }
@@ -142,7 +142,7 @@ impl HostPath {
         opened.map_err(|error| self.failed("open the directory", error))
     }
 
-    /// The path of its parent; for a root, the root itself.
+    /// Returns the path of its parent; for a root, the root itself.
     pub(crate) fn parent(&self) -> io::Result<Self> {
         let (below, path) = match (self.below.parent(), self.path.parent()) {
             (Some(below), Some(path)) => (below.to_owned(), path.to_owned()),
@@ -151,7 +151,7 @@ impl HostPath {
         Ok(Self { root: self.root.try_clone()?, below, path, is_directory: true })
     }
 
-    /// Whether it is one of the places themselves.
+    /// Returns whether it is one of the places themselves.
     pub(crate) fn is_root(&self) -> bool {
         self.below.as_os_str().is_empty()
     }
@@ -174,7 +174,7 @@ impl HostPath {
     }
 }
 
-/// Makes a directory that is owned by the owner of its parent.
+/// Creates a directory that is owned by the owner of its parent.
 fn make(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
     match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
         Ok(()) => {}

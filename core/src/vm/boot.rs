@@ -1,4 +1,4 @@
-//! One boot of one VM: from its plan to a VMM that runs, and what is held while it does.
+//! One boot of one VM: from its plan to a running VMM, and what is held while the VMM runs.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -32,67 +32,67 @@ use crate::store::vms::{TmpPlace, VmRecord};
 use crate::vmm::doctor::Choice;
 use crate::vmm::{Accel, Exit, LaunchPlan, MachineEnd, PlanDrive, ShimClient, Stall, VmmError};
 
-/// How much of a console is kept twice over: the current file and the one before.
+/// Size limit of a console's file. Two files are kept: the current and the previous one.
 const CONSOLE_BYTES: nexus_schema::ByteSize = nexus_schema::ByteSize::mib(1);
-/// How many misdeeds of a guest are logged in one boot.
+/// Most protocol violations by a guest that are logged in one boot.
 const COMPLAINTS_MAX: u32 = 5;
-/// How long a guest may take to learn of a change of its network.
+/// Timeout of the notification of a guest about a change of its network.
 const PROXY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many events of a guest may wait.
+/// Length of the queue of a guest's events.
 const EVENTS_MAX: usize = 32;
 
-/// A VMM that runs, and what the daemon holds of it.
+/// A running VMM, and the daemon's connections to it.
 #[derive(Debug)]
 pub(super) struct Boot {
     pub(super) shim: Arc<ShimClient>,
     pub(super) accel: Accel,
-    /// Listens for the guest until the boot is over.
+    /// Listens for the guest's hello and bye until the boot ends.
     hello: Option<HelloServer>,
-    /// Makes the guest's connections to other machines until then.
+    /// Makes the guest's connections to other machines until the boot ends.
     _egress: Option<EgressServer>,
     events: mpsc::Receiver<GuestEvent>,
-    /// The link, once the guest was configured.
+    /// The link, once the guest is configured.
     pub(super) link: Option<Link>,
     link_state: Option<watch::Receiver<LinkState>>,
     clock_keeper: Option<ClockKeeper>,
-    /// When the patience with the present step ends.
+    /// Deadline of the present step.
     pub(super) deadline: Option<Instant>,
-    /// What the guest said before it went down.
+    /// The guest's bye, if it sent one before it went down.
     pub(super) bye: Option<Farewell>,
-    /// How far a stop has climbed.
+    /// The current step of a stop.
     pub(super) rung: Option<Rung>,
     /// The agent's answer to the request to power off.
     pub(super) asked: Option<tokio::task::JoinHandle<bool>>,
-    /// What the guest did that no agent does.
+    /// The last protocol violation by the guest, if any.
     pub(super) misbehaved: Option<String>,
-    /// How often it did.
+    /// Number of protocol violations in this boot.
     complaints: u32,
-    /// Waits for the first answer of a shim that was taken up without one.
+    /// Waits for the first answer of a shim that was adopted without one.
     silent: Option<AbortOnDropHandle<()>>,
-    /// Waits for the guest to say that it has lost its timer, until it says hello.
+    /// Watches the console for a lost timer, until the guest says hello.
     pub(super) timer: Option<AbortOnDropHandle<()>>,
-    /// How long a guest may take to be ready.
+    /// Timeout until the guest is ready.
     pub(super) patience: Duration,
-    /// What keeps the guest from running.
+    /// Why the VMM has paused the guest, if it has.
     pub(super) stall: Option<Stall>,
     stalls: mpsc::Receiver<Option<Stall>>,
     pub(super) clock: Clock,
-    /// Whether it has an interface, which is to be disconnected when it is over.
+    /// Whether the VM has a network interface, which must be disconnected when the boot ends.
     pub(super) has_interface: bool,
 }
 
-/// What a guest said before it went down.
+/// A guest's bye.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Farewell {
     pub(super) reason: ByeReason,
-    /// Whether the guest only guessed.
+    /// Whether the reason is only the guest's guess.
     pub(super) guessed: bool,
-    /// When it was said.
+    /// Time of the bye.
     pub(super) at: Instant,
 }
 
 impl Farewell {
-    /// What comes next, now that it is known how the machine ended.
+    /// Returns the final reason, now that it is known how the machine ended. The machine's end overrides a guess.
     pub(super) const fn settled(self, machine: Option<MachineEnd>) -> ByeReason {
         match (self.guessed, machine) {
             (true, Some(MachineEnd::Reset)) => ByeReason::Reboot,
@@ -102,29 +102,29 @@ impl Farewell {
     }
 }
 
-/// Something that happened to a boot.
+/// An event of a boot.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "one exists at a time, on the stack of one task")]
 pub(super) enum Event {
-    /// The VMM is gone.
+    /// The VMM has ended.
     Exited(Exit),
-    /// The guest said something.
+    /// The guest sent an event.
     Guest(GuestEvent),
     /// The link changed.
     Link(LinkState),
     /// The agent answered the request to power off; `false` if it could not be asked.
     Asked(bool),
-    /// The patience with the present step is over.
+    /// The deadline of the present step has passed.
     Deadline,
-    /// The VMM has paused the guest by itself, or let it go on.
+    /// The VMM has paused the guest by itself, or resumed it.
     Stalled(Option<Stall>),
-    /// A shim that was taken up without an answer has answered.
+    /// A shim that was adopted without an answer has answered.
     ShimAnswers,
-    /// The guest says that it has lost its timer.
+    /// The console shows that the guest has lost its timer.
     TimerLost,
 }
 
-/// Measures where the time of a boot goes.
+/// Measures the steps of a boot.
 #[derive(Debug)]
 pub(super) struct Clock {
     started: Instant,
@@ -138,12 +138,12 @@ impl Clock {
         Self { started: now, last: now, timings: VmTimings::default() }
     }
 
-    /// How long ago the boot began; for one that was taken up, since then.
+    /// Returns the time since the boot began; for an adopted boot, since its adoption.
     pub(super) fn since_start(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Ends a step; its milliseconds.
+    /// Ends a step and returns its duration in milliseconds.
     pub(super) fn step(&mut self) -> u64 {
         let now = Instant::now();
         let step = now.duration_since(self.last);
@@ -157,7 +157,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What the guest is told at its hello.
+/// Returns the configuration that the guest gets in response to its hello.
 pub(super) fn configure(
     shared: &Shared,
     record: &VmRecord,
@@ -170,7 +170,7 @@ pub(super) fn configure(
         let path = drive.attachment.as_ref()?.mount.clone()?;
         Some(Mount { label: drive.id.to_string(), path, read_only: drive.read_only })
     });
-    // They were checked before the VM was created.
+    // The files were checked before the VM was created.
     let files = record.spec.files.iter().filter_map(|(path, file)| {
         let (content, mode) = file.resolve().ok()?;
         let content_base64 = BASE64.encode(&content);
@@ -200,7 +200,7 @@ pub(super) fn configure(
     }
 }
 
-/// How long a guest may wait for its own init; 0 where it need not.
+/// Returns how long the guest's agent waits for the guest's own init, in seconds; 0: it does not wait.
 pub(super) fn wait_for_init_s(shared: &Shared, record: &VmRecord) -> u32 {
     let accel = if record.accel.as_deref() == Some(Accel::Kvm.as_str()) { Accel::Kvm } else { Accel::Tcg };
     match record.spec.init {
@@ -211,13 +211,13 @@ pub(super) fn wait_for_init_s(shared: &Shared, record: &VmRecord) -> u32 {
     }
 }
 
-/// Whether the guest has its configuration. One that was not welcomed says hello again, and may have no token yet.
+/// Returns whether the guest has its configuration. A guest without one says hello again, and may have no token yet.
 pub(super) fn is_configured(record: &VmRecord) -> bool {
     matches!(record.state, VmState::Ready | VmState::Unreachable)
         || record.guest.as_ref().is_some_and(|guest| guest.configured)
 }
 
-/// What is to be launched, without an interface.
+/// Returns the launch plan, without an interface.
 pub(super) fn plan(
     shared: &Shared,
     record: &VmRecord,
@@ -241,7 +241,7 @@ pub(super) fn plan(
         read_only: drive.read_only,
     });
     let mut drives: Vec<PlanDrive> = own.collect();
-    // Behind the VM's own drives, whose names do not depend on it; the guest finds it by what it holds.
+    // After the VM's own drives, so that their device names do not depend on it; the guest finds it by its UUID.
     if let Some(image) = kernel.and_then(|kernel| kernel.module_image.as_ref()) {
         cmdline.push(format!("nexus.modules={}", image.uuid));
         drives.push(PlanDrive { id: "modules".into(), path: image.path.clone(), read_only: true });
@@ -268,7 +268,7 @@ pub(super) fn plan(
 }
 
 impl Boot {
-    /// Launches a VMM; the guest may dial in from here on.
+    /// Launches a VMM. The guest may connect from here on.
     pub(super) async fn launch(
         shared: &Shared,
         plan: &LaunchPlan,
@@ -298,7 +298,7 @@ impl Boot {
         })
     }
 
-    /// Takes a VMM up again that an earlier daemon launched.
+    /// Adopts a VMM that an earlier daemon launched.
     pub(super) fn adopt(
         shared: &Shared,
         shim: ShimClient,
@@ -310,16 +310,16 @@ impl Boot {
     ) -> std::io::Result<Self> {
         let (events_tx, events) = mpsc::channel(EVENTS_MAX);
         let hello = match HelloServer::bind(directory, configure_with, !configured, events_tx) {
-            // A guest that is configured can be used without.
+            // A configured guest works without the hello server.
             Err(error) if configured && is_full(&error) => {
-                tracing::warn!(%error, directory = %directory.display(), "the disk is full: nobody listens for this guest's bye");
+                tracing::warn!(%error, directory = %directory.display(), "the disk is full: cannot listen for this guest's bye");
                 None
             }
             bound => Some(bound?),
         };
         let egress = match EgressServer::bind(directory, egress) {
             Err(error) if is_full(&error) => {
-                tracing::warn!(%error, directory = %directory.display(), "the disk is full: this guest reaches no other machine until its next start");
+                tracing::warn!(%error, directory = %directory.display(), "the disk is full: this guest has no proxy until its next start");
                 None
             }
             bound => Some(bound?),
@@ -362,14 +362,14 @@ impl Boot {
         }
     }
 
-    /// Nothing is expected of the guest until the shim answers; see [`Event::ShimAnswers`].
+    /// Suspends the deadline until the shim answers; see [`Event::ShimAnswers`].
     pub(super) fn wait_for_shim(&mut self) {
         self.deadline = None;
         let shim = self.shim.clone();
         self.silent = Some(AbortOnDropHandle::new(tokio::spawn(async move { shim.answered().await })));
     }
 
-    /// Goes on with a boot of an earlier daemon, now that its shim answers.
+    /// Continues a boot of an earlier daemon, now that its shim answers.
     pub(super) fn go_on(&mut self, record: &VmRecord, directory: &Path) {
         let is_outdated = record.guest.as_ref().is_some_and(|guest| guest.protocol < PROTOCOL_MIN);
         self.deadline = (!is_outdated).then(|| Instant::now() + self.patience);
@@ -379,13 +379,13 @@ impl Boot {
         }
     }
 
-    /// Whether to log one more thing that a guest did wrong: a guest cannot fill the log.
+    /// Counts a protocol violation and returns whether to log it. The limit keeps a guest from filling the log.
     pub(super) fn complains(&mut self) -> bool {
         self.complaints = self.complaints.saturating_add(1);
         self.complaints <= COMPLAINTS_MAX
     }
 
-    /// Dials the guest's MCP server, unless that is done already.
+    /// Starts the link to the guest's MCP server, unless there is one already.
     pub(super) fn dial(&mut self, directory: &Path) {
         if self.link.is_none() {
             let link = Link::start(directory, MCP_PORT);
@@ -397,7 +397,7 @@ impl Boot {
         }
     }
 
-    /// Tells the guest whether it has a proxy from now on: one that is up, and one that says hello again.
+    /// Tells the guest whether it has a proxy from now on: over the link if there is one, and in response to its next hello.
     pub(super) fn tell_proxy(&self, proxy: ProxyParams) {
         if let Some(hello) = &self.hello {
             hello.change(|configure| configure.proxy = Some(proxy));
@@ -406,14 +406,14 @@ impl Boot {
         tokio::spawn(async move {
             let params = serde_json::to_string(&proxy).and_then(serde_json::value::RawValue::from_string);
             let Ok(params) = params else { return };
-            // An older agent does not know it; the next start brings a newer one.
+            // An older agent does not support this request; the VM gets a newer agent at its next start.
             if let Err(error) = link.request(PROXY_REQUEST, &params, PROXY_TIMEOUT).await {
-                tracing::info!(%error, "a guest learns of its network at its next start only");
+                tracing::info!(%error, "the guest's agent did not accept its network change; it takes effect at the next start");
             }
         });
     }
 
-    /// Whether the agent can be asked for something.
+    /// Returns whether the link to the agent is up.
     pub(super) fn agent_answers(&self) -> bool {
         self.link_state.as_ref().is_some_and(|state| *state.borrow() == LinkState::Up)
     }
@@ -428,7 +428,8 @@ impl Boot {
         }));
     }
 
-    /// The next thing that happens; what the guest said comes before its end, but however much it says, its time is up when it is.
+    /// Returns the next event. The guest's events come before the end of its VMM; the deadline comes before everything, so that a talkative
+    /// guest cannot delay it.
     pub(super) async fn event(&mut self) -> Event {
         let deadline = self.deadline.map(tokio::time::Instant::from_std);
         let shim = self.shim.clone();
@@ -445,7 +446,7 @@ impl Boot {
         }
     }
 
-    /// What the guest said that was not looked at yet.
+    /// Returns the next queued event of the guest, if any.
     pub(super) fn last_words(&mut self) -> Option<GuestEvent> {
         self.events.try_recv().ok()
     }
@@ -492,8 +493,8 @@ async fn sleep_until(deadline: Option<tokio::time::Instant>) {
     }
 }
 
-/// The end of what a VM printed, for a failure's reason: its last lines, cleaned of control characters. A kernel that
-/// panics says why before it prints its registers and calls, so that is kept too.
+/// Returns the last lines of a VM's console for the reason of a failure, without control characters. A panicking kernel prints the cause
+/// before its registers and its call trace, so the cause is kept too.
 pub(super) fn console_tail(directory: &Path) -> Option<String> {
     let bytes = crate::vmm::console::tail(directory, 16 << 10);
     last_lines(&crate::vmm::console::readable(&bytes))
@@ -525,7 +526,7 @@ fn last_lines(text: &str) -> Option<String> {
     (!tail.is_empty()).then_some(tail)
 }
 
-/// A failure with the console's last lines behind it.
+/// Appends the console's last lines to a failure's message.
 pub(super) fn with_console(message: String, directory: &Path) -> String {
     match console_tail(directory) {
         Some(tail) => format!("{message}; the console's last lines:\n{tail}"),
@@ -533,20 +534,20 @@ pub(super) fn with_console(message: String, directory: &Path) -> String {
     }
 }
 
-/// Whether the kernel's last words are that it has halted.
+/// Returns whether the console ends with the kernel's message that it has halted.
 pub(super) fn is_halted(directory: &Path) -> bool {
     let tail = crate::vmm::console::tail(directory, 4 << 10);
     let text = String::from_utf8_lossy(&tail);
     ["reboot: System halted", "reboot: Power down"].iter().any(|words| text.contains(words))
 }
 
-/// How a failed launch is shown.
+/// Returns the error of a failed launch.
 pub(super) fn launch_failed(name: &str, error: &VmmError) -> ToolError {
     ToolError::new(
         nexus_schema::ErrorCode::BootFailed,
         format!("start {name}: {}", nexus_schema::error::chain(error)),
     )
-    .hint("look at vm_logs and system_info; vm_start tries again")
+    .hint("check vm_logs and system_info; vm_start retries")
 }
 
 #[cfg(test)]

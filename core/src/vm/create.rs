@@ -1,4 +1,4 @@
-//! The creation of a VM: the rows first, then what they promise, then the first start.
+//! The creation of a VM: its rows first, then its image, kernel and drives, then the first start.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::store::images::ImageRecord;
 use crate::store::vms::{VmRecord, VmSpec};
 use crate::store::{StoreError, drives, history, leases, now, random_id, vms};
 
-/// Begins to create a VM; the operation goes on by itself. Bad arguments are refused before anything changes.
+/// Begins to create a VM and returns the operation's id; the operation runs in the background. Fails on bad arguments before anything changes.
 pub(crate) async fn begin(
     shared: &Arc<Shared>,
     owner: &str,
@@ -118,7 +118,7 @@ pub(crate) async fn begin(
     }
 }
 
-/// The operation itself. Until the VM is `created`, a failure leaves nothing of it; later the VM stays, failed.
+/// Runs the operation. A failure before the VM is `created` removes it; after a later failure the VM stays, as `failed`.
 async fn create(
     shared: &Arc<Shared>,
     handle: Handle,
@@ -140,7 +140,7 @@ async fn create(
         let reason = format!("creation undone: {}", error.message);
         let undone = ask(&handle, |reply| Command::Undo { reason, drives: made, reply }).await;
         if let Err(error) = undone {
-            tracing::error!(vm = %record.name, %error, "a failed creation was not undone; the next start does it");
+            tracing::error!(vm = %record.name, %error, "cannot undo a failed creation; nexusd retries at its next start");
         }
         return Err(error);
     }
@@ -151,7 +151,7 @@ async fn create(
             if error.code == ErrorCode::Cancelled {
                 let deleted = ask(&handle, |reply| Command::Delete { who, force: true, reply }).await;
                 if let Err(error) = deleted {
-                    tracing::warn!(vm = %record.name, %error, "a cancelled creation was not undone");
+                    tracing::warn!(vm = %record.name, %error, "cannot undo a cancelled creation");
                 }
             }
             return Err(error);
@@ -160,7 +160,7 @@ async fn create(
     details(shared, &Reference::Id(record.id)).await
 }
 
-/// Fetches and makes all that the VM needs. `made` names the drives so far, for the case that it is not finished.
+/// Fetches and creates all that the VM needs. `made` lists the drives created so far, so that a failed creation can be undone.
 async fn prepare(
     shared: &Arc<Shared>,
     mut record: VmRecord,
@@ -178,7 +178,7 @@ async fn prepare(
             "init is `system`, but image {} has no init system (no /sbin/init)",
             image.name
         ))
-        .hint("leave `init` out, or choose an image with an init system, such as one built with systemd"));
+        .hint("omit `init`, or choose an image with an init system, such as one built with systemd"));
     }
     let disk = disk_of(&record.spec, &image)?;
     record.spec.disk = disk;
@@ -225,7 +225,7 @@ async fn prepare(
     Ok((record, vec![ready]))
 }
 
-/// Makes the disk of a drive from an image.
+/// Creates the disk of a drive from an image.
 pub(crate) async fn clone_of_image(
     shared: &Shared,
     image: &ImageRecord,
@@ -236,13 +236,15 @@ pub(crate) async fn clone_of_image(
     let master = shared.paths.image(image.id).join(crate::image::ROOTFS);
     if let Err(error) = fs_err::tokio::metadata(&master).await {
         let error = ToolError::new(ErrorCode::ImageFailed, format!("image {}: {error}", image.name));
-        return Err(error.hint("its file is gone: make the image anew with image_create, under another name"));
+        return Err(
+            error.hint("its file is missing: create the image again with image_create, under another name")
+        );
     }
     let made = shared.drives.clone_image(&master, &shared.paths.drive(drive), size, progress).await;
     made.map(drop).map_err(drive_error)
 }
 
-/// How large the root drive becomes: as large as the image at least, unless it was asked for otherwise.
+/// Returns the size of the root drive: the default, or the image's size if that is larger. Fails if the caller's size is smaller than the image.
 pub(crate) fn disk_of(spec: &VmSpec, image: &ImageRecord) -> Result<ByteSize, ToolError> {
     match image.size > spec.disk {
         false => Ok(spec.disk),
@@ -254,7 +256,7 @@ pub(crate) fn disk_of(spec: &VmSpec, image: &ImageRecord) -> Result<ByteSize, To
     }
 }
 
-/// Starts a VM and waits until it is ready, or says why it is not.
+/// Starts a VM and waits until it is ready. Fails with the reason if it does not get ready.
 pub(crate) async fn start_and_wait(handle: &Handle, who: &str, progress: &Progress) -> Result<(), ToolError> {
     let boot =
         ask(handle, |reply| Command::Start { who: who.into(), progress: progress.clone(), reply }).await?;
@@ -265,7 +267,7 @@ pub(crate) async fn start_and_wait(handle: &Handle, who: &str, progress: &Progre
             let name = view.borrow().record.name.clone();
             let stopped = ask(handle, |reply| Command::Stop { who: who.into(), force: true, reply }).await;
             if let Err(error) = stopped {
-                tracing::warn!(vm = %name, %error, "a cancelled start was not stopped");
+                tracing::warn!(vm = %name, %error, "cannot stop the vm after its start was cancelled");
             }
             until_down(&mut view, Duration::from_secs(20)).await;
             Err(cancelled(&name))
@@ -273,7 +275,7 @@ pub(crate) async fn start_and_wait(handle: &Handle, who: &str, progress: &Progre
     }
 }
 
-/// Waits until this boot is ready or over.
+/// Waits until this boot is ready or has ended.
 pub(crate) async fn until_ready(
     view: &mut watch::Receiver<View>,
     boot: BootId,
@@ -292,7 +294,7 @@ pub(crate) async fn until_ready(
             }
             match record.state {
                 VmState::Ready | VmState::Unreachable if record.boot_id == Some(boot) => return Ok(()),
-                // A reboot replaced the boot: what counts is that it comes up.
+                // A reboot replaced the boot: it is enough that the VM is ready.
                 VmState::Ready => return Ok(()),
                 VmState::Running => progress.step("configuring the guest"),
                 VmState::Starting => progress.step("booting"),
@@ -303,7 +305,7 @@ pub(crate) async fn until_ready(
                         _ => ErrorCode::BootFailed,
                     };
                     return Err(ToolError::new(code, format!("{name} {}: {reason}", record.state))
-                        .hint("look at vm_logs; vm_start tries again, vm_delete removes it"));
+                        .hint("check vm_logs; vm_start retries, vm_delete removes it"));
                 }
                 VmState::Stopping | VmState::Stopped => {
                     return Err(ToolError::new(
@@ -315,18 +317,18 @@ pub(crate) async fn until_ready(
             }
         }
         if view.changed().await.is_err() {
-            return Err(ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down"));
+            return Err(ToolError::new(ErrorCode::ShuttingDown, "the daemon is shutting down"));
         }
     }
 }
 
-/// Waits until nothing runs any more; whether that came to pass in time.
+/// Waits until the VM is stopped or deleted. Returns whether that happened within the limit.
 pub(crate) async fn until_down(view: &mut watch::Receiver<View>, limit: Duration) -> bool {
     let down = view.wait_for(|now| now.deleted || !now.record.state.may_run());
     matches!(tokio::time::timeout(limit, down).await, Ok(Ok(_)))
 }
 
-/// Asks a VM's task and waits for its answer.
+/// Sends a command to a VM's task and waits for its reply.
 pub(crate) async fn ask<T>(
     handle: &Handle,
     command: impl FnOnce(oneshot::Sender<Result<T, ToolError>>) -> Command,
@@ -344,12 +346,12 @@ fn gone(handle: &Handle) -> ToolError {
         not_found(&Reference::Id(view.record.id))
     } else if !handle.commands.is_closed() {
         ToolError::internal(format!(
-            "the task of {} failed by a bug in nexusd; it is started again",
+            "the task of {} crashed because of a bug in nexusd; it is being restarted",
             view.record.name
         ))
-        .hint("try again; vm_inspect shows what became of the VM")
+        .hint("try again; vm_inspect shows the state of the VM")
     } else {
-        ToolError::new(ErrorCode::ShuttingDown, "the daemon is going down")
+        ToolError::new(ErrorCode::ShuttingDown, "the daemon is shutting down")
     }
 }
 
@@ -362,17 +364,17 @@ fn made_up_name(id: VmId) -> Result<Name, ToolError> {
     format!("vm-{}", &text[text.len() - 6..]).parse().map_err(|e| ToolError::internal(format!("{e}")))
 }
 
-/// The root drive's name: the VM's name where that is short enough, and a part of its id.
+/// Returns the root drive's name: the VM's name, truncated if necessary, and a part of its id.
 fn drive_name(vm: &Name, id: VmId) -> Result<Name, ToolError> {
     let id = id.to_string();
     let head: String = vm.as_str().chars().take(nexus_schema::name::NAME_MAX - 12).collect();
     format!("{head}-root-{}", &id[id.len() - 6..]).parse().map_err(|e| ToolError::internal(format!("{e}")))
 }
 
-/// Who undoes what an earlier daemon left.
-pub(super) const UNDONE: &str = "the daemon ended while it was created";
+/// Reason in the history of a VM whose creation a restart of the daemon interrupted.
+pub(super) const UNDONE: &str = "the daemon ended while it was being created";
 
-/// Takes the rows of a half-made VM away.
+/// Removes the rows and files of a half-created VM.
 pub(super) async fn undo(shared: &Shared, record: &VmRecord, drive_ids: &[DriveId]) -> Result<(), ToolError> {
     actor::remove_rows(shared, record, drive_ids, UNDONE, DAEMON).await?;
     actor::remove_files(shared, record, drive_ids).await;

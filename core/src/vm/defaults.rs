@@ -25,79 +25,75 @@ pub(crate) const HISTORY_PER_VM: &str = "history.per_vm";
 pub(crate) const NETWORK_DNS: &str = "network.dns";
 pub(crate) const SUBNET: &str = "network.subnet";
 
-/// The most name servers that resolvers look at.
+/// Maximum number of name servers that resolvers use.
 const DNS_MAX: usize = 3;
 
-/// A setting: its key, its built-in value, and what it decides. By key.
+/// The settings, sorted by key: key, built-in value and description.
 pub(crate) const SETTINGS: [(&str, &str, &str); 13] = [
-    (DEFAULT_DISK, "8GiB", "size of the root drive; one of a larger image is as large as that"),
-    (
-        DEFAULT_IMAGE,
-        spec::DEFAULT_IMAGE,
-        "what root drives are made from: anything that `from` of vm_create takes",
-    ),
-    (DEFAULT_KERNEL, spec::DEFAULT_KERNEL, "the kernel: anything that `kernel` of vm_create takes"),
+    (DEFAULT_DISK, "8GiB", "size of the root drive; at least the size of the image"),
+    (DEFAULT_IMAGE, spec::DEFAULT_IMAGE, "image of root drives: anything that `from` of vm_create accepts"),
+    (DEFAULT_KERNEL, spec::DEFAULT_KERNEL, "kernel: anything that `kernel` of vm_create accepts"),
     (DEFAULT_MEMORY, "1GiB", "memory"),
     (
         DEFAULT_NETWORK,
         "proxy",
-        "how VMs reach other machines: `proxy` (the internet, by a proxy in the VM), `nat` (a network interface) or `none`",
+        "how VMs reach other machines: `proxy` (the internet, through a proxy in the VM), `nat` (a network interface) or `none`",
     ),
     (DEFAULT_TMP, "disk", "where /tmp is: `disk` (the root drive) or `tmpfs` (memory, at most half of it)"),
     (DEFAULT_VCPUS, "1", "virtual CPUs"),
     (
         DEFAULT_WAIT_FOR_INIT,
         "true",
-        "whether a VM with init system is ready only once its init has started everything: `true` or `false`",
+        "whether a VM with an init system is ready only after its init has started all services: `true` or `false`",
     ),
     (
         DNS,
         "",
-        "name servers for /etc/resolv.conf, up to three addresses with commas between; none leaves it alone",
+        "name servers for /etc/resolv.conf, up to three addresses, comma-separated; empty: leave the file unchanged",
     ),
-    (HISTORY_DAYS, "90", "for how many days the history of deleted VMs and ended operations are kept"),
-    (HISTORY_PER_VM, "1000", "how many changes the history of each VM keeps"),
+    (HISTORY_DAYS, "90", "days for which the history of deleted VMs and ended operations is kept"),
+    (HISTORY_PER_VM, "1000", "number of changes that the history of each VM keeps"),
     (
         NETWORK_DNS,
         "",
-        "name servers that the resolver of VMs with network `nat` asks, up to three addresses; none: those of the host",
+        "name servers that the resolver of VMs with network `nat` asks, up to three addresses; empty: those of the host",
     ),
     (
         SUBNET,
         "",
-        "addresses of VMs with network `nat`, such as 10.200.0.0/20; none: one that the host has no route to",
+        "subnet of VMs with network `nat`, such as 10.200.0.0/20; empty: one that the host has no route to",
     ),
 ];
 
-/// How much history is kept.
+/// Limits of the history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kept {
-    /// For so many days.
+    /// Number of days.
     pub(crate) days: u32,
-    /// So many changes of each VM.
+    /// Number of changes of each VM.
     pub(crate) per_vm: u32,
 }
 
-/// The defaults for new VMs.
+/// Reads the defaults for new VMs.
 pub(crate) async fn read(store: &Store) -> Result<Defaults, ToolError> {
     Ok(values(store).await?.0)
 }
 
-/// How much history is kept.
+/// Reads the limits of the history.
 pub(crate) async fn history(store: &Store) -> Result<Kept, ToolError> {
     Ok(values(store).await?.1)
 }
 
-/// How the shared network is set.
+/// Settings of the shared network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SharedNetwork {
-    /// Its subnet; `None` for one that is chosen.
+    /// Subnet; `None`: chosen automatically.
     pub(crate) subnet: Option<Cidr>,
-    /// The name servers that its resolver asks; none for those of the host.
+    /// Name servers that its resolver asks; empty: those of the host.
     pub(crate) dns: Vec<IpAddr>,
 }
 
-/// How the shared network is set.
+/// Reads the settings of the shared network.
 pub(crate) async fn network(store: &Store) -> Result<SharedNetwork, ToolError> {
     Ok(values(store).await?.2)
 }
@@ -112,7 +108,7 @@ async fn values(store: &Store) -> Result<Values, ToolError> {
     Ok(values)
 }
 
-/// Settings as they are read.
+/// Parsed settings.
 pub(crate) struct Values(Defaults, Kept, SharedNetwork);
 
 impl Default for Values {
@@ -149,7 +145,9 @@ impl Values {
                     "proxy" => NetworkMode::Proxy,
                     "nat" => NetworkMode::Nat,
                     other => {
-                        return Err(ToolError::invalid(format!("`{other}` is none of none, proxy and nat")));
+                        return Err(ToolError::invalid(format!(
+                            "`{other}` is not one of none, proxy and nat"
+                        )));
                     }
                 };
             }
@@ -175,7 +173,7 @@ impl Values {
             }
             HISTORY_DAYS => kept.days = between(value, 1, 36_500)?,
             HISTORY_PER_VM => kept.per_vm = between(value, 20, 100_000)?,
-            _ => return Err(ToolError::internal(format!("the setting {key} has no meaning"))),
+            _ => return Err(ToolError::internal(format!("unknown setting {key}"))),
         }
         Ok(())
     }
@@ -198,7 +196,7 @@ fn addresses(value: &str) -> Result<Vec<IpAddr>, ToolError> {
         .map(|part| part.parse().map_err(|_| ToolError::invalid(format!("`{part}` is not an IP address"))))
         .collect::<Result<_, _>>()?;
     if addresses.len() > DNS_MAX {
-        return Err(ToolError::invalid(format!("{} name servers are more than {DNS_MAX}", addresses.len())));
+        return Err(ToolError::invalid(format!("at most {DNS_MAX} name servers, got {}", addresses.len())));
     }
     Ok(addresses)
 }

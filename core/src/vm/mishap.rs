@@ -1,27 +1,27 @@
-//! Guests that do not come up because of the emulator under them. They are started once more.
+//! Boots that fail because of the emulator, not the guest. The daemon retries them once.
 //!
 //! *A lost timer.* Linux measures the frequency of its local APIC's timer against the TSC for a tenth of a second. Under software emulation the
-//! TSC is the host's: if the emulator stands still right then, as on a busy host, the guest sees the TSC run on and the timer
-//! not, takes the timer for broken and goes on without. With several processors it then waits for ever, with one it ticks by
-//! an older timer (`calibrate_APIC_clock` of Linux's arch/x86/kernel/apic/apic.c). It prints what has happened, which the kernel's
-//! command line of the driver `qemu` lets through.
+//! TSC is the host's. If the emulator is stalled right then, as on a busy host, the guest sees that the TSC advances and the timer
+//! does not. It assumes that the timer is broken and disables it. With several processors the guest then hangs forever; with one it uses
+//! an older timer (`calibrate_APIC_clock` of Linux's arch/x86/kernel/apic/apic.c). The kernel logs this, and the kernel
+//! command line of the driver `qemu` keeps that log level on.
 //!
 //! *A kernel that crashes.* With two emulated processors on a busy host, 3 of some 300 kernels died of an exception while they booted under
-//! QEMU 7.2, each at another place; none of 100 did under QEMU 10. The VMM ends then.
+//! QEMU 7.2, each at a different place; none of 100 did under QEMU 10. The VMM then exits.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What the kernel prints that has lost its timer.
+/// Message of a kernel that has lost its timer.
 const TIMER_LOST: &[u8] = b"APIC frequency too slow, disabling apic timer";
-/// What the kernel prints that crashes by itself. One that finds no init, say, prints something else.
+/// Message of a kernel that crashes by itself. Other panics, such as a missing init, have other messages.
 const CRASHED: &[u8] = b"Kernel panic - not syncing: Fatal exception";
-/// How often the console is looked at, while the kernel boots.
+/// Interval between two checks of the console while the kernel boots.
 const LOOK: Duration = Duration::from_secs(1);
-/// How much of the console is searched, in bytes from its end.
+/// Part of the console that is searched, in bytes from its end.
 const SEARCHED: usize = 64 << 10;
 
-/// Waits until the guest in a VM's directory says that it has lost its timer.
+/// Waits until the console in a VM's directory shows that the guest has lost its timer.
 pub(super) async fn until_timer_lost(directory: PathBuf) {
     loop {
         tokio::time::sleep(LOOK).await;
@@ -31,7 +31,7 @@ pub(super) async fn until_timer_lost(directory: PathBuf) {
     }
 }
 
-/// Whether the guest in a VM's directory says that its kernel crashed.
+/// Returns whether the console in a VM's directory shows that the guest's kernel crashed.
 pub(super) async fn is_crashed(directory: &Path) -> bool {
     says(directory.to_owned(), CRASHED).await
 }

@@ -1,15 +1,15 @@
-//! VMs: the state machine, the task that owns each VM, and how VMs are created, started, stopped and taken up again.
+//! VMs: the state machine, the task that owns each VM, and how VMs are created, started, stopped and adopted after a restart of the daemon.
 //!
 //! ```text
 //! creating ─> created ─┐ start            ack                 poweroff, stop
 //! stopped, crashed,    ├──> starting ─> running ─> ready <─> unreachable
-//! failed ──────────────┘     ↺  │          │         │            │      ↺ once more: the emulator's fault
+//! failed ──────────────┘     ↺  │          │         │            │      ↺ retry: a fault of the emulator
 //!                               ├──────────┤         └─────┬──────┴──> stopping ─> stopped
-//!                               failed: VMM gone, or no    └──> crashed: VMM gone without a bye
+//!                               failed: VMM ended, or no   └──> crashed: VMM ended without a bye
 //!                               hello in time                   failed: reboots in a loop
 //! ```
 //! One task ([`actor`]) owns one VM and makes every transition; others send it commands and watch its [`View`](crate::context::View). Guest
-//! calls bypass it. What is allowed is decided by pure functions in [`policy`]; the ladder of a stop is data in [`stop`].
+//! calls bypass it. Pure functions in [`policy`] decide what is allowed; [`stop`] has the steps of a stop as data.
 //! Nothing here knows how a VMM is run (`vmm`) or how bytes reach a guest (`guest`).
 
 pub(crate) mod actor;

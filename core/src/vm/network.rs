@@ -1,11 +1,11 @@
-//! Mode `nat` in the life of a VM: addresses are leased, the interface is connected before the VMM starts and disconnected when it is
-//! gone, and what is refused at it is told to the guest.
+//! Network mode `nat` of a VM: addresses are leased, the interface is connected before the VMM starts and disconnected after the VMM has
+//! ended, and the guest is notified of refused connections.
 //!
 //! ```text
 //! lease (row) ─> attach: nexus-net makes the TAP ─> connected (row) ─> VMM ─> its end ─> detach ─> disconnected (row)
 //! ```
-//! The row says which boot has an interface. So a daemon that is killed at any point finds at its next start what to keep: it attaches
-//! what runs again, and has everything else removed.
+//! The row says which boot has an interface. So a daemon that was killed at any point knows at its next start what to keep: it attaches
+//! the interfaces of running VMs again, and removes all others.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,13 +29,13 @@ use crate::store::vms::VmRecord;
 use crate::store::{StoreError, settings};
 use crate::vmm::doctor::Choice;
 
-/// The domain of VMs' names, in which guests look for short ones.
+/// Domain of VMs' names, and the search domain of guests.
 const DOMAIN: &str = "nexus.internal";
-/// The port of name servers.
+/// Port of name servers.
 const DNS_PORT: u16 = 53;
-/// How many refusals go to a guest in one message.
+/// Most events of `nexus-net` handled at once, and so most refusals in one message to a guest.
 const BATCH_MAX: usize = 64;
-/// How long a guest may take to hear of refusals.
+/// Timeout of the notification of a guest about refusals.
 const HEAR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A VM's addresses.
@@ -46,11 +46,11 @@ pub(crate) struct Leased {
 }
 
 impl Leased {
-    /// What the guest is told of its interface.
+    /// Returns the interface's configuration for the guest.
     pub(crate) fn of_guest(&self) -> Interface {
         let (gateway, gateway6) = self.addresses.gateways();
         let number = self.lease.number;
-        // Each is alone in its network: whatever a VM sends to another one goes by the gateway, where the policy is.
+        // Each VM is alone in its network: packets from one VM to another pass through the gateway, which enforces the policy.
         let v4 = (format!("{}/32", self.addresses.ipv4(number)), gateway.into());
         let v6 = (format!("{}/128", self.addresses.ipv6(number)), gateway6.into());
         let addresses =
@@ -58,7 +58,7 @@ impl Leased {
         Interface { mac: self.lease.mac.clone(), addresses: addresses.into(), mtu: None }
     }
 
-    /// Where the guest finds the name server, and looks for short names.
+    /// Returns the guest's name server and search domain.
     pub(crate) fn names(&self) -> (Ipv4Addr, String) {
         (self.addresses.gateways().0, DOMAIN.to_owned())
     }
@@ -75,16 +75,16 @@ impl Leased {
     }
 }
 
-/// Refuses mode `nat` for a VM of this driver on a host that cannot have it.
+/// Fails if the driver or the host does not support mode `nat`.
 pub(crate) fn check(host: &crate::vmm::doctor::Host, choice: &Choice) -> Result<(), ToolError> {
     if choice.caps.has_interface {
         return host.check_nat();
     }
-    let what = format!("VMs of the driver {} have no network interface", choice.driver);
+    let what = format!("the driver {} does not support network interfaces", choice.driver);
     Err(ToolError::new(ErrorCode::HostUnsuitable, what).hint("use network proxy"))
 }
 
-/// The addresses of the shared network; chosen at the first use, if no setting says which.
+/// Returns the addresses of the shared network. Without a setting, a subnet is chosen at first use.
 pub(crate) async fn addresses(shared: &Shared) -> Result<Addresses, ToolError> {
     let addresses = find_addresses(shared).await?;
     let (v4, v6) = addresses.subnets();
@@ -104,19 +104,16 @@ async fn find_addresses(shared: &Shared) -> Result<Addresses, ToolError> {
     let routes =
         net::host_routes().map_err(|e| ToolError::internal(format!("read the host's routes: {e}")))?;
     let chosen: Cidr = net::choose(instance, &routes).ok_or_else(|| {
-        ToolError::new(
-            ErrorCode::HostUnsuitable,
-            "the host has routes to all subnets that VMs could have by default",
-        )
-        .hint("set network.subnet to one that is free, or use network proxy")
+        ToolError::new(ErrorCode::HostUnsuitable, "the host has routes to all default subnets for VMs")
+            .hint("set network.subnet to a free subnet, or use network proxy")
     })?;
     let text = chosen.to_string();
-    tracing::info!(subnet = text, "a subnet for VMs is chosen");
+    tracing::info!(subnet = text, "chose a subnet for VMs");
     shared.store.write(move |tx| leases::set_subnet(tx, &text)).await.map_err(store_error)?;
     Ok(Addresses::new(chosen, instance))
 }
 
-/// The addresses of a VM; it gets some if it has none.
+/// Returns the addresses of a VM; leases some if it has none.
 pub(crate) async fn lease(shared: &Shared, vm: VmId) -> Result<Leased, ToolError> {
     let addresses = addresses(shared).await?;
     let last = addresses.last();
@@ -124,7 +121,7 @@ pub(crate) async fn lease(shared: &Shared, vm: VmId) -> Result<Leased, ToolError
     Ok(Leased { lease, addresses })
 }
 
-/// The addresses of a VM that has some.
+/// Returns the addresses of a VM, if it has any.
 pub(crate) async fn leased(shared: &Shared, vm: VmId) -> Result<Option<Leased>, ToolError> {
     let found = shared.store.read(move |db| leases::of_vm(db, vm)).await.map_err(store_error)?;
     match found {
@@ -133,7 +130,7 @@ pub(crate) async fn leased(shared: &Shared, vm: VmId) -> Result<Option<Leased>, 
     }
 }
 
-/// Connects the interface of a boot; the name of the host's device.
+/// Connects the interface of a boot. Returns the name of its TAP device on the host.
 pub(crate) async fn connect(
     shared: &Shared,
     record: &VmRecord,
@@ -148,11 +145,11 @@ pub(crate) async fn connect(
     Ok(tap)
 }
 
-/// Disconnects a VM's interface, whose VMM is gone. What fails is done at the daemon's next start.
+/// Disconnects the interface of a VM whose VMM has ended. If this fails, the daemon does it at its next start.
 pub(crate) async fn disconnect(shared: &Shared, record: &VmRecord) {
     let (id, name) = (record.id, &record.name);
     if let Err(error) = shared.nat.detach(id).await {
-        tracing::warn!(vm = %name, error = %nexus_schema::error::chain(&error), "a vm's network device is left for the next start");
+        tracing::warn!(vm = %name, error = %nexus_schema::error::chain(&error), "cannot remove a vm's network device; nexusd retries at its next start");
         return;
     }
     let is_kept = record.spec.network.mode == NetworkMode::Nat;
@@ -161,22 +158,22 @@ pub(crate) async fn disconnect(shared: &Shared, record: &VmRecord) {
         false => leases::release(tx, id),
     });
     if let Err(error) = written.await {
-        tracing::warn!(vm = %name, %error, "it is not written down that a vm's network device is gone");
+        tracing::warn!(vm = %name, %error, "cannot record that a vm's network device was removed");
     }
 }
 
-/// Puts a policy in force at the interface of a VM that runs; what it does not allow is cut.
+/// Applies a VM's policy to its interface, if it has addresses. Open connections that the policy does not allow are closed.
 pub(crate) async fn update(shared: &Shared, record: &VmRecord) -> Result<(), ToolError> {
     let Some(leased) = leased(shared, record.id).await? else { return Ok(()) };
     shared.nat.update(described(shared, record, &leased)?).await.map_err(network_error)
 }
 
-/// Forgets the addresses of a VM that does not run with them.
+/// Releases the addresses of a VM that does not use them now.
 pub(crate) async fn release(shared: &Shared, vm: VmId) -> Result<(), ToolError> {
     shared.store.write(move |tx| leases::release(tx, vm)).await.map_err(store_error)
 }
 
-/// Removes what an earlier daemon left of VMs that do not run any more, once those that do are attached again.
+/// Removes network devices of VMs that no longer run, after those of running VMs were attached again.
 pub(crate) async fn settle(shared: &Shared, was_used: bool) {
     let kept = async {
         let is_there = shared.nat.state().await.map_err(network_error)?.is_some();
@@ -187,11 +184,11 @@ pub(crate) async fn settle(shared: &Shared, was_used: bool) {
         shared.nat.retain(&instance).await.map_err(network_error)
     };
     if let Err(error) = kept.await {
-        tracing::warn!(%error, "network devices of VMs that are gone may be left");
+        tracing::warn!(%error, "cannot remove network devices of VMs that have ended");
     }
 }
 
-/// The name of this installation in the names of what it makes on the host.
+/// Returns the id of this installation that is part of the names of its network devices and rules on the host.
 pub(crate) fn instance_id(shared: &Shared) -> InstanceId {
     let bits = shared.instance.as_i64().cast_unsigned();
     let folded = (bits ^ (bits >> 32)) as u32;
@@ -208,7 +205,7 @@ async fn instance(shared: &Shared, addresses: Addresses) -> Result<Instance, Too
     Ok(Instance { id: instance_id(shared), v4, v6: Some(v6), host_addresses: Vec::new(), dns })
 }
 
-/// A VM as `nexus-net` is told of it.
+/// Returns the description of a VM for `nexus-net`.
 fn described(shared: &Shared, record: &VmRecord, leased: &Leased) -> Result<Vm, ToolError> {
     let policy = &record.spec.network;
     let number = leased.lease.number;
@@ -217,7 +214,7 @@ fn described(shared: &Shared, record: &VmRecord, leased: &Leased) -> Result<Vm, 
         .mac
         .parse()
         .map_err(|e| ToolError::internal(format!("the MAC of {}: {e}", record.name)))?;
-    // In another mode nothing goes through the interface that a VM was started with.
+    // In any other mode, the interface that a VM was started with passes nothing.
     let mode = if policy.mode == NetworkMode::Nat { NetworkMode::Nat } else { NetworkMode::None };
     Ok(Vm {
         id: record.id,
@@ -231,7 +228,7 @@ fn described(shared: &Shared, record: &VmRecord, leased: &Leased) -> Result<Vm, 
     })
 }
 
-/// What is in force of a policy: a VM that runs without an interface has the proxy in place of `nat` until its next start.
+/// Returns the policy as it applies now: a VM that runs without an interface uses the proxy instead of `nat` until its next start.
 fn in_force(policy: &NetworkPolicy, lacks_interface: bool) -> NetworkPolicy {
     let mode = match policy.mode {
         NetworkMode::Nat if lacks_interface => NetworkMode::Proxy,
@@ -240,15 +237,15 @@ fn in_force(policy: &NetworkPolicy, lacks_interface: bool) -> NetworkPolicy {
     NetworkPolicy { mode, ..policy.clone() }
 }
 
-/// What the proxy lets a VM reach: nothing, where what is in force is not the proxy. A VM with an interface has its policy there, and what it
-/// says on vsock is no way around.
+/// Returns the policy of the VM's proxy. Unless mode `proxy` applies now, the proxy refuses everything: the policy of a VM with an interface
+/// is enforced at the interface, and the VM must not bypass it over vsock.
 pub(crate) fn of_proxy(policy: &NetworkPolicy, lacks_interface: bool) -> NetworkPolicy {
     let now = in_force(policy, lacks_interface);
     let mode = if now.mode == NetworkMode::Proxy { NetworkMode::Proxy } else { NetworkMode::None };
     NetworkPolicy { mode, ..now }
 }
 
-/// A VM's network, as callers see it.
+/// Returns a VM's network for callers.
 pub(crate) async fn shown(shared: &Shared, record: &VmRecord) -> Result<VmNetwork, ToolError> {
     let policy = &record.spec.network;
     let mut network = shared.egresses.shown(record.id, policy);
@@ -271,12 +268,12 @@ fn until_next_start(record: &VmRecord, connected: Option<BootId>) -> Option<Netw
     (now != record.spec.network.mode).then_some(now)
 }
 
-/// Adds what `nexus-net` has counted.
+/// Adds the counters of `nexus-net`.
 async fn add_counts(shared: &Shared, vm: VmId, network: &mut VmNetwork) {
     let state = match shared.nat.state().await {
         Ok(state) => state,
         Err(error) => {
-            tracing::warn!(%error, "nexus-net does not say what it counted");
+            tracing::warn!(%error, "cannot read the counters of nexus-net");
             return;
         }
     };
@@ -290,7 +287,7 @@ async fn add_counts(shared: &Shared, vm: VmId, network: &mut VmNetwork) {
     }
 }
 
-/// Takes what `nexus-net` tells, for as long as the daemon lives.
+/// Handles events of `nexus-net` until the daemon ends.
 pub(crate) async fn hear(shared: Weak<Shared>, mut events: mpsc::Receiver<Event>) {
     while let Some(first) = events.recv().await {
         let Some(shared) = shared.upgrade() else { return };
@@ -299,9 +296,11 @@ pub(crate) async fn hear(shared: Weak<Shared>, mut events: mpsc::Receiver<Event>
         for event in std::iter::once(first).chain(more).take(BATCH_MAX) {
             match event {
                 Event::Denied(denial) => denials.push(denial),
-                Event::Missed(count) => tracing::warn!(count, "refusals of VMs were too many to be told"),
+                Event::Missed(count) => {
+                    tracing::warn!(count, "too many refused connections: some were not reported")
+                }
                 Event::Repaired { changes } => {
-                    tracing::warn!(changes, "others changed the network of VMs; it was put right");
+                    tracing::warn!(changes, "repaired the network of VMs after another program changed it");
                 }
             }
         }
@@ -309,7 +308,7 @@ pub(crate) async fn hear(shared: Weak<Shared>, mut events: mpsc::Receiver<Event>
     }
 }
 
-/// Notes refusals, and tells the guests.
+/// Records refusals and notifies the guests.
 fn tell(shared: &Arc<Shared>, denials: Vec<Denial>) {
     let mut told: BTreeMap<VmId, Vec<Refusal>> = BTreeMap::new();
     for denial in denials {
@@ -342,18 +341,18 @@ fn tell(shared: &Arc<Shared>, denials: Vec<Denial>) {
                 .and_then(serde_json::value::RawValue::from_string);
             let Ok(params) = params else { return };
             if let Err(error) = link.request(REFUSED_REQUEST, &params, HEAR_TIMEOUT).await {
-                tracing::debug!(%error, "a guest does not hear what was refused");
+                tracing::debug!(%error, "cannot notify a guest of refused connections");
             }
         });
     }
 }
 
-/// Removes the shared network from the host; whether there was one.
+/// Removes the shared network from the host. Returns whether there was one.
 pub(crate) async fn clean_up(shared: &Shared) -> Result<bool, ToolError> {
     let users = shared.store.read(leases::connected).await.map_err(store_error)?;
     if !users.is_empty() {
         let names: Vec<_> = users.iter().map(ToString::to_string).collect();
-        let what = format!("VMs run with the shared network: {}", names.join(", "));
+        let what = format!("VMs are using the shared network: {}", names.join(", "));
         return Err(ToolError::new(ErrorCode::InUse, what).hint("call vm_stop for them first"));
     }
     let was_used = shared.store.read(leases::subnet).await.map_err(store_error)?.is_some()
@@ -365,7 +364,7 @@ pub(crate) async fn clean_up(shared: &Shared) -> Result<bool, ToolError> {
     }
 }
 
-/// Refuses another subnet while VMs run with addresses of the present one.
+/// Fails if running VMs have addresses of the current subnet.
 pub(crate) async fn check_change(shared: &Shared) -> Result<(), ToolError> {
     let users = shared
         .store
@@ -377,7 +376,7 @@ pub(crate) async fn check_change(shared: &Shared) -> Result<(), ToolError> {
     }
     let names: Vec<_> = users.iter().map(ToString::to_string).collect();
     Err(ToolError::invalid(format!(
-        "VMs run with addresses of the present one: {}; stop them first",
+        "running VMs have addresses of the current subnet: {}; stop them first",
         names.join(", ")
     )))
 }

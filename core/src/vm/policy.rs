@@ -1,4 +1,4 @@
-//! What is allowed in which state: pure functions, tested against a model.
+//! Rules about what is allowed in which state: pure functions.
 
 use nexus_schema::tools::vm::VmState;
 use nexus_schema::{ErrorCode, ToolError};
@@ -6,13 +6,13 @@ use nexus_schema::{ErrorCode, ToolError};
 use crate::context::Decision;
 use VmState::{Crashed, Created, Creating, Failed, Ready, Running, Starting, Stopped, Stopping, Unreachable};
 
-/// Whether a VM may go from one state to another.
+/// Returns whether the transition from one state to another is allowed.
 pub(crate) const fn is_edge(from: VmState, to: VmState) -> bool {
     match from {
         Creating => matches!(to, Created | Failed),
         Created => matches!(to, Starting),
         Stopped | Crashed | Failed => matches!(to, Starting),
-        // To itself: a guest that did not come up by the emulator's fault is started once more.
+        // To itself: a boot that failed because of the emulator is retried once.
         Starting => matches!(to, Running | Stopping | Failed | Starting),
         Running => matches!(to, Ready | Stopping | Stopped | Starting | Failed | Crashed),
         Ready => matches!(to, Unreachable | Stopping | Stopped | Starting | Failed | Crashed),
@@ -21,21 +21,21 @@ pub(crate) const fn is_edge(from: VmState, to: VmState) -> bool {
     }
 }
 
-/// Whether a VM may be started.
+/// Decides whether a VM may be started.
 pub(crate) fn start(name: &str, state: VmState) -> Result<Decision, ToolError> {
     match state {
         Created | Stopped | Crashed | Failed => Ok(Decision::Go),
         Starting | Running | Ready => Ok(Decision::Already),
         Unreachable => Err(wrong_state(name, state, "it is running but does not answer")
             .hint("call vm_stop with force: true, then vm_start")),
-        Stopping => Err(wrong_state(name, state, "it cannot be started before it is down")
+        Stopping => Err(wrong_state(name, state, "it can be started once it is stopped")
             .hint("wait for it with vm_inspect, then call vm_start")),
         Creating => Err(wrong_state(name, state, "its drives are still being made")
             .hint("wait for the operation that creates it with op_get")),
     }
 }
 
-/// Whether a VM may be stopped.
+/// Decides whether a VM may be stopped.
 pub(crate) fn stop(name: &str, state: VmState) -> Result<Decision, ToolError> {
     match state {
         Starting | Running | Ready | Unreachable => Ok(Decision::Go),
@@ -45,7 +45,7 @@ pub(crate) fn stop(name: &str, state: VmState) -> Result<Decision, ToolError> {
     }
 }
 
-/// Whether a VM may be deleted.
+/// Decides whether a VM may be deleted.
 pub(crate) fn delete(name: &str, state: VmState, protected: bool, force: bool) -> Result<(), ToolError> {
     if protected {
         return Err(ToolError::new(ErrorCode::VmProtected, format!("{name} is protected against deletion"))
@@ -63,22 +63,22 @@ pub(crate) fn delete(name: &str, state: VmState, protected: bool, force: bool) -
     }
 }
 
-/// Whether drives can be given to a VM and taken from it.
+/// Decides whether drives can be attached to and detached from a VM.
 pub(crate) fn change_drives(name: &str, state: VmState) -> Result<(), ToolError> {
     match state {
         Created | Stopped | Crashed | Failed => Ok(()),
         Creating => Err(wrong_state(name, state, "its drives are still being made")),
         Starting | Running | Ready | Unreachable | Stopping => {
-            Err(wrong_state(name, state, "drives change hands only while it is down")
-                .hint("call vm_stop first"))
+            Err(wrong_state(name, state, "drives can be attached and detached only while the VM is stopped")
+                .hint(format!("call vm_stop with vm: {name} first")))
         }
     }
 }
 
-/// What the reason of a VM begins with that is paused because the host's disk is full.
+/// Start of the reason of a VM that is paused because the host's disk is full.
 pub(crate) const DISK_FULL: &str = "disk_full: ";
 
-/// Whether a VM's guest tools may be called. `reason`: why it is in its state.
+/// Decides whether a VM's guest tools may be called. `reason` says why the VM is in its state.
 pub(crate) fn guest_call(name: &str, state: VmState, reason: Option<&str>) -> Result<(), ToolError> {
     match state {
         Ready => Ok(()),
@@ -88,23 +88,23 @@ pub(crate) fn guest_call(name: &str, state: VmState, reason: Option<&str>) -> Re
         Starting | Running => Err(ToolError::new(ErrorCode::VmNotReady, format!("{name} is {state}"))
             .hint("wait until it is ready: vm_start waits for it")),
         Unreachable => Err(unreachable(name, reason)),
-        Stopping => Err(ToolError::new(ErrorCode::VmNotRunning, format!("{name} is going down"))
+        Stopping => Err(ToolError::new(ErrorCode::VmNotRunning, format!("{name} is stopping"))
             .hint("call vm_start once it is stopped")),
     }
 }
 
-/// A guest cannot be reached: why, and what to do.
+/// Returns the error for a guest that cannot be reached, with the reason and a hint.
 fn unreachable(name: &str, reason: Option<&str>) -> ToolError {
     if let Some(what) = reason.and_then(|reason| reason.strip_prefix(DISK_FULL)) {
         return ToolError::new(ErrorCode::DiskFull, format!("{name} is paused: {what}"))
-            .hint("free room on the host, for example with the tool prune; the VM goes on by itself");
+            .hint("free space on the host, for example with the tool prune; the VM then resumes by itself");
     }
     let message = match reason {
         Some(reason) => format!("the agent of {name} does not answer: {reason}"),
         None => format!("the agent of {name} does not answer"),
     };
     ToolError::new(ErrorCode::GuestUnreachable, message)
-        .hint("look at vm_logs; vm_stop with force: true and vm_start bring it back")
+        .hint("check vm_logs; to restart the VM, call vm_stop with force: true, then vm_start")
 }
 
 fn wrong_state(name: &str, state: VmState, why: &str) -> ToolError {

@@ -1,4 +1,4 @@
-//! The start of the daemon: running VMs are taken up again, what died meanwhile is settled, half-made things are undone.
+//! The start of the daemon: it adopts running VMs, records the end of VMs that ended meanwhile, and removes half-created things.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,22 +22,22 @@ use crate::store::vms::VmRecord;
 use crate::store::{StoreError, assets, builds, drives, history, images, leases, vms};
 use crate::vmm::{Accel, Exit, ShimClient, ShimIdentity, launched_boot, read_exit};
 
-/// Brings memory, store and disk in line with what is really there.
+/// Brings memory, store and disk in line with the real state of the host.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), ToolError> {
     let records = shared.store.read(vms::all).await.map_err(crate::op::store_error)?;
     let connected = shared.store.read(leases::connected).await.map_err(crate::op::store_error)?;
     settle_copies(shared).await?;
     settle_sizes(shared, &records).await?;
-    // All at once: shims that are slow to answer wait side by side.
+    // All at once, so that slow shims are waited for in parallel.
     let taken: Vec<_> = records.into_iter().map(|record| take_up(shared, record)).collect();
     for taken in futures::future::join_all(taken).await {
         taken?;
     }
     network::settle(shared, !connected.is_empty()).await;
-    or_later(sweep(shared).await, "what belongs to nothing is removed at the next start")
+    or_later(sweep(shared).await, "the disk is full: unused files and rows are removed at the next start")
 }
 
-/// A full disk is no reason not to start: what cannot be written then is done at the next start.
+/// Ignores an error due to a full disk, so that the daemon starts anyway. The work is repeated at the next start.
 fn or_later(done: Result<(), ToolError>, later: &str) -> Result<(), ToolError> {
     match done {
         Err(error) if error.code == ErrorCode::DiskFull => {
@@ -48,16 +48,16 @@ fn or_later(done: Result<(), ToolError>, later: &str) -> Result<(), ToolError> {
     }
 }
 
-/// Starts the task of one VM, with what runs of it, or undoes it if it is half made.
+/// Starts the task of one VM, with its running VMM if there is one. Removes the VM if it is half created.
 async fn take_up(shared: &Arc<Shared>, record: VmRecord) -> Result<(), ToolError> {
     let id = record.id;
     let drives = shared.store.read(move |db| drives::of_vm(db, id)).await.map_err(crate::op::store_error)?;
     if record.state == VmState::Creating {
-        tracing::info!(vm = %record.name, "undoing a half-made vm");
+        tracing::info!(vm = %record.name, "removing a half-created vm");
         let ids: Vec<_> = drives.iter().map(|d| d.id).collect();
         return or_later(
             create::undo(shared, &record, &ids).await,
-            "a half-made vm is undone at the next start",
+            "the disk is full: a half-created vm is removed at the next start",
         );
     }
     let (record, boot) = match record.state.may_run() {
@@ -68,8 +68,8 @@ async fn take_up(shared: &Arc<Shared>, record: VmRecord) -> Result<(), ToolError
     Ok(())
 }
 
-/// Finds a VM as it is, after a panic in its task; `None` when it is gone. One that is being created stays so: its operation goes on, or
-/// undoes it.
+/// Finds the current state of a VM after a panic in its task; `None` if the VM was deleted. A VM that is being created keeps its state: its
+/// operation continues, or undoes it.
 pub(super) async fn take_up_anew(
     shared: &Arc<Shared>,
     id: VmId,
@@ -89,13 +89,13 @@ pub(super) async fn take_up_anew(
     Ok(Some((record, drives, boot)))
 }
 
-/// Drives that were copied, but not on the disk when the host went down: nothing ran on them. Those of images are made again, any
-/// other one says that it is lost when it is used.
+/// Handles drives whose copy was not synced when the host crashed. No VM has used them yet. Copies of images are made again; any other
+/// such drive is lost, and its use fails with an error that says so.
 async fn settle_copies(shared: &Shared) -> Result<(), ToolError> {
     let lost = match shared.drives.settle_all() {
         Ok(lost) => lost,
         Err(error) => {
-            tracing::warn!(%error, "cannot look whether all drives are on the disk");
+            tracing::warn!(%error, "cannot check whether all drives were synced");
             return Ok(());
         }
     };
@@ -109,22 +109,24 @@ async fn settle_copies(shared: &Shared) -> Result<(), ToolError> {
         let Some((_, origin)) = lost.iter().find(|(path, _)| *path == directory) else { continue };
         let image = images.iter().find(|image| image.ready && Some(image.id) == drive.image_id);
         let Some(image) = image.filter(|_| *origin == Origin::Image) else {
-            tracing::error!(drive = %drive.name, "a drive was not on the disk when the host went down: it is lost");
+            tracing::error!(drive = %drive.name, "a drive is lost: the host crashed before its copy was synced");
             continue;
         };
         let master = shared.paths.image(image.id).join(crate::image::ROOTFS);
         let made = shared.drives.clone_again(&master, &directory, drive.size, &Progress::default()).await;
         match made {
             Ok(()) => {
-                tracing::info!(drive = %drive.name, image = %image.name, "made a drive again that was lost")
+                tracing::info!(drive = %drive.name, image = %image.name, "copied a drive again: the host crashed before it was synced")
             }
-            Err(error) => tracing::error!(drive = %drive.name, %error, "a lost drive cannot be made again"),
+            Err(error) => {
+                tracing::error!(drive = %drive.name, %error, "cannot copy a lost drive again from its image")
+            }
         }
     }
     Ok(())
 }
 
-/// Finishes what was cut off of making drives larger: a disk is never shorter than its drive, and never gets shorter.
+/// Finishes interrupted resizes of drives. A disk file is never shorter than its drive, and never shrinks.
 async fn settle_sizes(shared: &Shared, vms: &[VmRecord]) -> Result<(), ToolError> {
     let all = shared.store.read(drives::all).await.map_err(crate::op::store_error)?;
     for drive in all.into_iter().filter(|drive| drive.ready) {
@@ -134,13 +136,13 @@ async fn settle_sizes(shared: &Shared, vms: &[VmRecord]) -> Result<(), ToolError
         if size.as_bytes() <= drive.size.as_bytes().next_multiple_of(4096) {
             continue;
         }
-        tracing::info!(drive = %drive.name, from = %drive.size, to = %size, "a drive was being made larger");
+        tracing::info!(drive = %drive.name, from = %drive.size, to = %size, "finishing an interrupted resize of a drive");
         let user = drive.attachment.as_ref().and_then(|to| vms.iter().find(|vm| vm.id == to.vm));
-        // One that a VM may have now is grown by its guest.
+        // The filesystem of a drive in use is grown by its guest.
         if user.is_none_or(|vm| !vm.state.may_run())
             && let Err(error) = shared.drives.grow(&directory, size, &Progress::default()).await
         {
-            tracing::warn!(drive = %drive.name, %error, "its filesystem stays as it is until a guest mounts it");
+            tracing::warn!(drive = %drive.name, %error, "cannot grow the drive's filesystem; a guest grows it when it mounts the drive");
         }
         let id = drive.id;
         shared.store.write(move |tx| drives::set_size(tx, id, size)).await.map_err(crate::op::store_error)?;
@@ -148,7 +150,7 @@ async fn settle_sizes(shared: &Shared, vms: &[VmRecord]) -> Result<(), ToolError
     Ok(())
 }
 
-/// Takes up a VM that ran when the daemon ended.
+/// Adopts a VM that was running when the daemon ended.
 async fn adopt(
     shared: &Arc<Shared>,
     mut record: VmRecord,
@@ -157,13 +159,13 @@ async fn adopt(
 ) -> Result<(VmRecord, Option<Boot>), ToolError> {
     let directory = shared.paths.vm(record.id);
     let known = record.processes.map(|p| ShimIdentity { pid: p.shim_pid, start_time: p.shim_start });
-    // The daemon may have ended between the launch and the row.
+    // The daemon may have ended after the launch but before it wrote the row.
     let identity = known.or_else(|| discover(&directory));
     let shim = match identity {
         Some(identity) => match ShimClient::adopt(&directory, identity).await {
             Ok(shim) => shim,
             Err(error) => {
-                tracing::warn!(vm = %record.name, %error, "cannot take up the shim");
+                tracing::warn!(vm = %record.name, %error, "cannot adopt the shim");
                 None
             }
         },
@@ -171,7 +173,7 @@ async fn adopt(
     };
     let (Some(shim), Some(boot_id), Some(token)) = (shim, record.boot_id, record.token.clone()) else {
         crate::vmm::remove_sockets(&directory);
-        // Where nothing was launched for this boot, what is there is of the one before.
+        // If nothing was launched for this boot, the exit.json is from the boot before.
         let was_launched = record.boot_id.is_some() && launched_boot(&directory) == record.boot_id;
         let exit = was_launched.then(|| read_exit(&directory).unwrap_or_else(Exit::lost));
         let record = settle(shared, record, exit, &directory, when).await?;
@@ -180,7 +182,7 @@ async fn adopt(
         }
         return Ok((record, None));
     };
-    tracing::info!(vm = %record.name, state = %record.state, "taking up a running vm");
+    tracing::info!(vm = %record.name, state = %record.state, "adopting a running vm");
     let accel = if record.accel.as_deref() == Some("kvm") { Accel::Kvm } else { Accel::Tcg };
     let silence = shim.silence();
     if let Some(vmm) = shim.vmm() {
@@ -199,7 +201,7 @@ async fn adopt(
     if let Some(leased) = &leased
         && let Err(error) = network::connect(shared, &record, leased, boot_id).await
     {
-        tracing::error!(vm = %record.name, %error, "the vm runs on; its network is as it was, and does not change");
+        tracing::error!(vm = %record.name, %error, "the vm is still running, but changes of its network do not take effect");
     }
     let mut boot = Boot::adopt(shared, shim, accel, &directory, configure, configured, egress)
         .map_err(|e| ToolError::internal(format!("listen for the guest of {}: {e}", record.name)))?;
@@ -207,7 +209,7 @@ async fn adopt(
     match silence {
         None => boot.go_on(&record, &directory),
         Some(why) => {
-            tracing::warn!(vm = %record.name, why, "the vm runs on, and is unreachable for now");
+            tracing::warn!(vm = %record.name, why, "the vm is still running, but unreachable for now");
             boot.wait_for_shim();
             let to = if record.state == VmState::Ready { VmState::Unreachable } else { record.state };
             record = rewrite(shared, record, to, Some(why)).await?;
@@ -219,7 +221,7 @@ async fn adopt(
     Ok((record, Some(boot)))
 }
 
-/// The shim that lives in a VM's directory, whatever the rows say.
+/// Returns the shim that runs in a VM's directory, whatever the rows say.
 fn discover(directory: &Path) -> Option<ShimIdentity> {
     ShimClient::discover(directory).unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot look for a shim");
@@ -227,7 +229,7 @@ fn discover(directory: &Path) -> Option<ShimIdentity> {
     })
 }
 
-/// Records what became of a VM that ended while no daemon watched.
+/// Records the state of a VM that ended while no daemon was watching.
 async fn settle(
     shared: &Shared,
     mut record: VmRecord,
@@ -249,12 +251,12 @@ async fn settle(
     };
     let from = record.state;
     debug_assert!(policy::is_edge(from, to), "{from} to {to}");
-    tracing::info!(vm = %record.name, %from, %to, "vm ended while no daemon watched");
+    tracing::info!(vm = %record.name, %from, %to, "vm ended while no daemon was watching");
     record.processes = None;
     rewrite(shared, record, to, reason).await
 }
 
-/// Writes down what this daemon found of a VM when it started.
+/// Writes the state of a VM as this daemon found it.
 async fn rewrite(
     shared: &Shared,
     mut record: VmRecord,
@@ -275,8 +277,8 @@ async fn rewrite(
         })
         .await;
     if written.as_ref().is_err_and(StoreError::is_disk_full) {
-        // It is so all the same; the next change that can be written says so.
-        tracing::warn!(vm = %record.name, %to, "the disk is full: what became of the vm is not written down");
+        // The new state holds in memory anyway; the next successful write records it.
+        tracing::warn!(vm = %record.name, %to, "the disk is full: cannot record the vm's new state");
         record.generation = expected;
         return Ok(record);
     }
@@ -284,7 +286,7 @@ async fn rewrite(
     Ok(record)
 }
 
-/// Removes rows of things that were being made, and files without a row.
+/// Removes rows of half-created things, and files without a row.
 async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
     let (vm_ids, drive_ids, image_ids, asset_ids, build_ids) = shared
         .store
@@ -293,7 +295,7 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
                 let error = ToolError::new(ErrorCode::ShuttingDown, "nexusd ended during the build")
                     .hint("call build_start again");
                 builds::finish(tx, build.id, BuildStatus::Failed, false, None, Some(&error))?;
-                // It may be whole; but nobody looked whether its source was left alone.
+                // The image may be complete, but nobody has checked that its source did not change during the build.
                 if let Some(image) = build.image_id {
                     images::delete(tx, image)?;
                 }
@@ -319,7 +321,7 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
         if let Some(identity) = discover(&directory)
             && let Ok(Some(shim)) = ShimClient::adopt(&directory, identity).await
         {
-            tracing::warn!(directory = %directory.display(), "killing a VMM that belongs to no vm");
+            tracing::warn!(directory = %directory.display(), "killing a VMM without a vm");
             if let Err(error) = shim.kill().await {
                 tracing::error!(%error, "cannot kill it");
             }
@@ -328,11 +330,11 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
         remove(&directory);
     }
     if let Err(error) = shared.drives.sweep() {
-        tracing::warn!(%error, "cannot remove half-made drives");
+        tracing::warn!(%error, "cannot remove half-created drives");
     }
     for name in orphans(&paths.drives(), &drive_ids) {
         if let Err(error) = shared.drives.delete(&paths.drives().join(&name)).await {
-            tracing::warn!(drive = name, %error, "cannot remove a drive that belongs to nothing");
+            tracing::warn!(drive = name, %error, "cannot remove a drive's file without a row");
         }
     }
     let rest = [(paths.images(), &image_ids), (paths.assets(), &asset_ids), (paths.builds(), &build_ids)];
@@ -342,7 +344,7 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
         }
     }
     if let Err(error) = crate::asset::pipeline::sweep(&paths.downloads()) {
-        tracing::warn!(%error, "cannot remove old parts of downloads");
+        tracing::warn!(%error, "cannot remove old partial downloads");
     }
     shared.provision.link_programs().await?;
     for name in orphans(&paths.scratch(), &HashSet::new()) {
@@ -351,7 +353,7 @@ async fn sweep(shared: &Arc<Shared>) -> Result<(), ToolError> {
     Ok(())
 }
 
-/// Entries of a directory that no row knows.
+/// Returns the entries of a directory without a row in the store.
 fn orphans(directory: &Path, known: &HashSet<String>) -> Vec<String> {
     let Ok(entries) = fs_err::read_dir(directory) else { return Vec::new() };
     entries
@@ -367,7 +369,9 @@ fn remove(path: &Path) {
         Err(_) => return,
     };
     match removed {
-        Ok(()) => tracing::info!(path = %path.display(), "removed what belongs to nothing"),
-        Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove what belongs to nothing"),
+        Ok(()) => tracing::info!(path = %path.display(), "removed an unused file or directory"),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot remove an unused file or directory")
+        }
     }
 }

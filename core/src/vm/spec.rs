@@ -1,4 +1,4 @@
-//! What may be asked for: arguments of `vm_create` are checked here, all at once, before anything changes.
+//! Checks of the arguments of `vm_create`. All mistakes are reported at once, before anything changes.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,30 +13,30 @@ use crate::egress;
 use crate::os::paths::GUEST_PROGRAMS;
 use crate::store::vms::{TmpPlace, VmSpec};
 
-/// The most virtual CPUs that both drivers allow.
+/// Maximum number of virtual CPUs that both drivers allow.
 pub(crate) const VCPUS_MAX: u32 = 32;
-/// The least memory that the distribution's kernel boots with.
+/// Minimum memory that the distribution's kernel boots with.
 pub(crate) const MEMORY_MIN: ByteSize = ByteSize::mib(96);
-/// The most memory.
+/// Maximum memory.
 pub(crate) const MEMORY_MAX: ByteSize = ByteSize::gib(1024);
-/// The most that the environment may have, in bytes.
+/// Maximum size of the environment, in bytes.
 const ENV_MAX: usize = CONFIGURE_MAX / 8;
-/// The most that the files may have, as they are given, in bytes.
+/// Maximum size of the files as passed in the call, in bytes.
 const FILES_MAX: usize = 1 << 20;
-/// The smallest root drive.
+/// Minimum size of a root drive.
 pub(crate) const DISK_MIN: ByteSize = ByteSize::mib(16);
-/// The largest root drive: what ext4 with 4 KiB blocks and the usual options grows to without trouble.
+/// Maximum size of a root drive: what ext4 with 4 KiB blocks and the usual options can grow to.
 pub(crate) const DISK_MAX: ByteSize = ByteSize::gib(16 * 1024);
 
-/// A drive of which nobody says how large it is.
+/// Default size of a drive.
 pub(crate) const DISK_DEFAULT: ByteSize = ByteSize::gib(8);
 
-/// The image of VMs that ask for none.
+/// Default image of VMs.
 pub(crate) const DEFAULT_IMAGE: &str = "debian";
-/// The kernel of VMs that ask for none.
+/// Default kernel of VMs.
 pub(crate) const DEFAULT_KERNEL: &str = "debian";
 
-/// Checks the arguments and fills every default in. All mistakes are in the one error.
+/// Checks the arguments and fills in all defaults. The error lists all mistakes.
 pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -> Result<VmSpec, ToolError> {
     let mut mistakes = Vec::new();
     let mut wrong = |mistake: String| mistakes.push(mistake);
@@ -51,11 +51,11 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
     }
     let hostname = params.hostname.clone().unwrap_or_else(|| name.to_string());
     if !is_hostname(&hostname) {
-        wrong(format!("hostname `{}` is not one: 1 to 64 of a-z, A-Z, 0-9, - and .", shorten(&hostname)));
+        wrong(format!("hostname `{}` is invalid: use 1 to 64 of a-z, A-Z, 0-9, - and .", shorten(&hostname)));
     }
     for (key, value) in &params.env {
         if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-            wrong(format!("env has the impossible variable `{}`", shorten(key)));
+            wrong(format!("env variable `{}` has an invalid name or value", shorten(key)));
         }
     }
     for (path, file) in &params.files {
@@ -77,7 +77,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
     let files: usize = params.files.iter().map(|(path, file)| path.len() + file.size() + 128).sum();
     if files > FILES_MAX {
         wrong(format!(
-            "files has {files} bytes, more than {FILES_MAX}: copy more in by guest_copy_in or file_write"
+            "files has {files} bytes, more than {FILES_MAX}: copy larger files with guest_copy_in or file_write"
         ));
     }
     check_tags(&params.tags, &mut wrong);
@@ -118,7 +118,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
     })
 }
 
-/// Fills in what the image says of its environment; what was asked for goes before it.
+/// Fills in environment, working directory and user from the image's configuration. Variables that the caller set override the image's.
 pub(crate) fn take_defaults(spec: &mut VmSpec, image: &ImageConfig) {
     for (name, value) in &image.env {
         let value = match name.as_str() {
@@ -134,9 +134,9 @@ pub(crate) fn take_defaults(spec: &mut VmSpec, image: &ImageConfig) {
 /// The defaults for new VMs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Defaults {
-    /// The image.
+    /// Image.
     pub(crate) image: String,
-    /// The kernel.
+    /// Kernel.
     pub(crate) kernel: String,
     /// Virtual CPUs.
     pub(crate) vcpus: u32,
@@ -146,16 +146,16 @@ pub(crate) struct Defaults {
     pub(crate) disk: ByteSize,
     /// Name servers.
     pub(crate) dns: Vec<IpAddr>,
-    /// Where `/tmp` is.
+    /// Location of `/tmp`.
     pub(crate) tmp: TmpPlace,
-    /// Whether a VM is ready only once its own init has started the system.
+    /// Whether a VM counts as ready only after its own init has started the system.
     pub(crate) wait_for_init: bool,
-    /// How VMs reach other machines.
+    /// Network mode.
     pub(crate) network: NetworkMode,
 }
 
 impl Defaults {
-    /// Those of an installation in which nothing was changed.
+    /// Returns the defaults of an installation without changed settings.
     pub(crate) fn built_in() -> Self {
         Self {
             image: DEFAULT_IMAGE.into(),
@@ -171,38 +171,41 @@ impl Defaults {
     }
 }
 
-/// Refuses an impossible number of virtual CPUs.
+/// Fails if the number of virtual CPUs is out of range.
 pub(crate) fn check_vcpus(vcpus: u32) -> Result<(), String> {
     if (1..=VCPUS_MAX).contains(&vcpus) {
         Ok(())
     } else {
-        Err(format!("vcpus is {vcpus}, not 1 to {VCPUS_MAX}"))
+        Err(format!("vcpus must be 1 to {VCPUS_MAX}, got {vcpus}"))
     }
 }
 
-/// Refuses an impossible size of memory.
+/// Fails if the size of the memory is out of range or not whole MiB.
 pub(crate) fn check_memory(memory: ByteSize) -> Result<(), String> {
     if memory < MEMORY_MIN || memory > MEMORY_MAX {
-        Err(format!("memory is {memory}, not {MEMORY_MIN} to {MEMORY_MAX}{}", with_unit(memory, MEMORY_MIN)))
+        Err(format!(
+            "memory must be {MEMORY_MIN} to {MEMORY_MAX}, got {memory}{}",
+            with_unit(memory, MEMORY_MIN)
+        ))
     } else if !memory.as_bytes().is_multiple_of(1 << 20) {
-        Err(format!("memory is {memory}, not a whole number of MiB"))
+        Err(format!("memory must be a whole number of MiB, got {memory}"))
     } else {
         Ok(())
     }
 }
 
-/// Refuses an impossible size of a root drive.
+/// Fails if the size of a root drive is out of range or not a multiple of 4 KiB.
 pub(crate) fn check_disk(disk: ByteSize) -> Result<(), String> {
     if disk < DISK_MIN || disk > DISK_MAX {
-        Err(format!("disk is {disk}, not {DISK_MIN} to {DISK_MAX}{}", with_unit(disk, DISK_MIN)))
+        Err(format!("disk must be {DISK_MIN} to {DISK_MAX}, got {disk}{}", with_unit(disk, DISK_MIN)))
     } else if !disk.as_bytes().is_multiple_of(4096) {
-        Err(format!("disk is {disk}, not a multiple of 4KiB"))
+        Err(format!("disk must be a multiple of 4KiB, got {disk}"))
     } else {
         Ok(())
     }
 }
 
-/// What to add where somebody wrote a number and meant MiB or GiB.
+/// Returns the end of an error message for a number that was probably meant as MiB or GiB.
 fn with_unit(size: ByteSize, least: ByteSize) -> String {
     let number = size.as_bytes();
     if number == 0 || number >= 1 << 20 {
@@ -210,18 +213,18 @@ fn with_unit(size: ByteSize, least: ByteSize) -> String {
     }
     let [mib, gib] = [ByteSize::mib(number), ByteSize::gib(number)];
     let meant = if mib >= least { mib } else { gib };
-    format!("; a number without a unit is bytes, so say {meant} if you mean that")
+    format!("; a number without a unit is in bytes: write {meant} if you mean that")
 }
 
-/// Checks labels.
+/// Checks tags.
 pub(crate) fn check_tags(tags: &BTreeMap<String, String>, wrong: &mut impl FnMut(String)) {
     if tags.len() > 64 {
-        wrong(format!("{} tags are more than 64", tags.len()));
+        wrong(format!("at most 64 tags, got {}", tags.len()));
     }
     for (key, value) in tags {
         if key.is_empty() || key.len() > 63 || value.len() > 255 || key.contains(char::is_control) {
             wrong(format!(
-                "tag `{}` is impossible: keys have 1 to 63 bytes, values at most 255",
+                "tag `{}` is invalid: keys have 1 to 63 bytes without control characters, values at most 255 bytes",
                 shorten(key)
             ));
         }
@@ -261,9 +264,9 @@ mod tests {
         let said = check_memory(ByteSize::bytes(512)).unwrap_err();
         assert_eq!(
             said,
-            "memory is 512B, not 96MiB to 1TiB; a number without a unit is bytes, so say 512MiB if you mean that"
+            "memory must be 96MiB to 1TiB, got 512B; a number without a unit is in bytes: write 512MiB if you mean that"
         );
-        assert!(check_disk(ByteSize::bytes(8)).unwrap_err().ends_with("so say 8GiB if you mean that"));
+        assert!(check_disk(ByteSize::bytes(8)).unwrap_err().ends_with("write 8GiB if you mean that"));
         assert!(!check_memory(ByteSize::mib(64)).unwrap_err().contains("unit"));
         check_memory(ByteSize::mib(96)).unwrap();
     }

@@ -1,20 +1,20 @@
-//! The ladder of a stop: rungs with a deadline each, as data.
+//! The steps of a stop ("rungs of a ladder"), each with a timeout, as data.
 
 use std::time::Duration;
 
-/// One way to bring a VM down.
+/// One way to stop a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rung {
-    /// The agent is asked: it ends commands, writes disks out and powers off.
+    /// Ask the agent: it ends commands, syncs disks and powers off.
     AskAgent,
-    /// The VMM is asked, as if its power button were pressed.
+    /// Ask the VMM, as if the machine's power button were pressed.
     AskVmm,
-    /// The VMM is killed.
+    /// Kill the VMM.
     Kill,
 }
 
 impl Rung {
-    /// The first rung of a stop.
+    /// Returns the first rung of a stop.
     pub(crate) const fn first(force: bool, agent_answers: bool) -> Self {
         match (force, agent_answers) {
             (true, _) => Self::Kill,
@@ -23,7 +23,7 @@ impl Rung {
         }
     }
 
-    /// The rung after this one; the last one is climbed again and again.
+    /// Returns the rung after this one; the last one repeats.
     pub(crate) const fn next(self) -> Self {
         match self {
             Self::AskAgent => Self::AskVmm,
@@ -31,7 +31,7 @@ impl Rung {
         }
     }
 
-    /// How long to wait on this rung; `graceful` is what the agent is given.
+    /// Returns the timeout of this rung; `graceful` is the timeout for the agent.
     pub(crate) const fn patience(self, graceful: Duration) -> Duration {
         match self {
             Self::AskAgent => graceful,

@@ -1,4 +1,4 @@
-//! What a view of a VM tells a caller: whether its guest can be called, a row of a list, or everything.
+//! Conversions of a VM's view into results for callers: the link for guest calls, a row of a list, or all details.
 
 use nexus_schema::id::VmKind;
 use nexus_schema::link::{PROTOCOL, PROTOCOL_MIN};
@@ -17,7 +17,7 @@ use crate::store::vms::VmRecord;
 use crate::store::{StoreError, assets, images, ports};
 
 impl View {
-    /// The link, if the guest's tools may be called now.
+    /// Returns the link, if the guest's tools may be called now.
     pub(crate) fn guest_link(&self) -> Result<&Link, ToolError> {
         let record = &self.record;
         let name = record.name.as_str();
@@ -34,7 +34,7 @@ impl View {
         })
     }
 
-    /// The row of a list.
+    /// Returns the VM's row of a list.
     pub(crate) fn summary(record: &VmRecord) -> VmSummary {
         VmSummary {
             id: record.id,
@@ -51,7 +51,7 @@ impl View {
         }
     }
 
-    /// Everything about the VM.
+    /// Returns all details of the VM.
     fn details(
         &self,
         paths: &Paths,
@@ -122,7 +122,7 @@ impl View {
     }
 }
 
-/// Everything about a VM.
+/// Returns all details of a VM.
 pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<VmDetails, ToolError> {
     let view = shared.vms.get(vm)?.view.borrow().clone();
     let (vm, image_id, kernel_id) = (view.record.id, view.record.image_id, view.record.kernel_id);
@@ -164,11 +164,11 @@ pub(crate) async fn details(shared: &Shared, vm: &Reference<VmKind>) -> Result<V
     Ok(view.details(&shared.paths, image, kernel, published, network))
 }
 
-/// What its network means for who works in a VM.
+/// Explains a VM's network to whoever works in the VM.
 pub(crate) fn note(network: &VmNetwork) -> String {
     if network.until_next_start.is_some() {
-        return "nat takes effect at the next start (vm_stop, then vm_start); until then programs reach other machines by the proxy that \
-            http_proxy, https_proxy and all_proxy name"
+        return "nat takes effect at the next start (vm_stop, then vm_start); until then programs reach other machines through the proxy \
+            in http_proxy, https_proxy and all_proxy"
             .into();
     }
     match (network.mode, network.counts.denied) {
@@ -176,19 +176,19 @@ pub(crate) fn note(network: &VmNetwork) -> String {
             r#"this VM has no network; move files with the guest_file tools or at creation, or ask for vm_update network={"mode":"proxy"}"#.into()
         }
         (NetworkMode::Proxy, 0) => {
-            "programs reach other machines by the proxy that http_proxy, https_proxy and all_proxy name; there is no interface".into()
+            "programs reach other machines through the proxy in http_proxy, https_proxy and all_proxy; there is no interface".into()
         }
         (NetworkMode::Nat, 0) => {
             let address = network.interface.as_ref().map(|interface| format!(" {}", interface.ipv4)).unwrap_or_default();
-            format!("programs reach other machines by the VM's interface, from its address{address} behind the host's")
+            format!("programs reach other machines through the VM's interface; the host translates its address{address} to its own")
         }
         (NetworkMode::Proxy | NetworkMode::Nat, denied) => {
-            format!("{denied} connections were refused by policy; vm_update network.allow changes it")
+            format!("{denied} connections were refused by policy; to change it, use vm_update network.allow")
         }
     }
 }
 
-/// A guest of a generation that this daemon does not speak.
+/// Returns the error for a guest whose protocol version this daemon does not support.
 pub(crate) fn outdated(name: &str, protocol: u32) -> ToolError {
     let than = if protocol < PROTOCOL_MIN {
         format!("older than {PROTOCOL_MIN}, the oldest")
@@ -197,7 +197,7 @@ pub(crate) fn outdated(name: &str, protocol: u32) -> ToolError {
     };
     ToolError::new(
         ErrorCode::GuestOutdated,
-        format!("the agent of {name} speaks protocol {protocol}, {than} that this daemon understands"),
+        format!("the agent of {name} speaks protocol {protocol}, {than} that this daemon supports"),
     )
     .hint("restart the VM with vm_stop and vm_start: it gets the agent of this daemon")
 }

@@ -1,7 +1,7 @@
-//! Taking up shims that an earlier daemon launched.
+//! Adoption of shims that an earlier daemon launched.
 //!
-//! A shim that is there and does not answer is slow, not dead: its VM runs on under it. So nothing is ended here. It is held without an answer,
-//! and [`ShimClient::answered`] tells when there is one.
+//! A running shim that does not answer is slow, not dead: its VM is still running. So nothing is killed here. The shim is adopted without an
+//! answer, and [`ShimClient::answered`] resolves when it answers.
 
 use std::io;
 use std::path::Path;
@@ -17,16 +17,16 @@ use super::shim_client::{Inner, ShimClient, gone, next_reply};
 use super::wire;
 use crate::os::process::{self, ProcessHandle};
 
-/// How long the start of the daemon waits for a shim's first answer, which an idle host gives within a millisecond.
+/// Timeout of the daemon's start for a shim's first answer. On an idle host a shim answers within a millisecond.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
-/// How many changes may wait for who listens.
+/// Length of the queue of changes of a stall.
 const STALLS_MAX: usize = 8;
-/// How long to wait until one is asked again that broke off the connection.
+/// Delay before a shim is asked again after a failed request.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 impl ShimClient {
-    /// Takes hold again of a shim that an earlier daemon launched. `None` means that it does not run any more: the process is
-    /// gone, is a zombie, or is another one with the same pid. One that does not answer in time is held all the same; see
+    /// Adopts a shim that an earlier daemon launched. `None` means that it does not run any more: the process has ended, is a
+    /// zombie, or is another one with the same pid. A shim that does not answer in time is adopted anyway; see
     /// [`ShimClient::silence`].
     pub async fn adopt(directory: &Path, identity: ShimIdentity) -> Result<Option<Self>, VmmError> {
         let Some(shim) = Self::hold(directory, identity, None)? else { return Ok(None) };
@@ -34,7 +34,7 @@ impl ShimClient {
             biased;
             () = gone(&shim.inner.shim) => Ok(None),
             _ = timeout(FIRST_ANSWER, shim.answered()) => {
-                // What it said of its VMM is better than what was found.
+                // The VMM in its answer is more reliable than the one found in /proc.
                 let status = shim.inner.status.get().cloned();
                 match status {
                     Some(status) => Self::hold(directory, identity, Some(status)),
@@ -44,8 +44,8 @@ impl ShimClient {
         }
     }
 
-    /// Which shim lives in a directory, if any: for a daemon that was killed before it could note who it launched. A shim that
-    /// has only just begun and has not said who it is counts as none; it ends by itself, since its daemon is gone.
+    /// Returns the shim that runs in a directory, if any: for a daemon that was killed before it could record the shim. A shim that
+    /// has only just started and has not written its identity counts as none; it ends by itself, since its daemon is gone.
     pub fn discover(directory: &Path) -> Result<Option<ShimIdentity>, VmmError> {
         match shim::read_holder(directory) {
             Ok(Some(Holder::Known(identity))) => Ok(Some(identity)),
@@ -56,7 +56,7 @@ impl ShimClient {
         }
     }
 
-    /// Why nothing is known of the shim yet; `None` once it has answered.
+    /// Returns why the shim's state is unknown; `None` once it has answered.
     pub fn silence(&self) -> Option<String> {
         if self.inner.status.get().is_some() {
             return None;
@@ -64,16 +64,16 @@ impl ShimClient {
         let pid = self.inner.identity.pid;
         Some(match self.inner.newer.get() {
             Some(protocol) => format!(
-                "its shim (process {pid}) speaks protocol {protocol}, this nexusd only {} to {}; \
+                "its shim (process {pid}) speaks protocol {protocol}, this nexusd supports only {} to {}; \
                  start the newer nexusd again, or stop the VM",
                 wire::PROTOCOL_MIN,
                 wire::PROTOCOL
             ),
-            None => format!("its shim (process {pid}) runs but has not answered nexusd since nexusd started"),
+            None => format!("its shim (process {pid}) is running but has not answered since nexusd started"),
         })
     }
 
-    /// Resolves when the shim has said who it is; at once if it has already. Never, when it is newer than this daemon or ends.
+    /// Resolves when the shim has answered; at once if it already has. Never resolves if the shim is newer than this daemon or ends.
     pub async fn answered(&self) {
         while self.inner.status.get().is_none() {
             match self.first_answer().await {
@@ -92,9 +92,9 @@ impl ShimClient {
         }
     }
 
-    /// What keeps the guest from running: how it is now, and each change, until the shim ends or nobody listens. A shim of
-    /// generation 1 does not tell.
-    pub(crate) fn stalls(&self) -> mpsc::Receiver<Option<Stall>> {
+    /// Receives why the VMM has paused the guest: the current state and each change, until the shim ends or the receiver is dropped. A
+    /// shim of generation 1 does not report it.
+    pub fn stalls(&self) -> mpsc::Receiver<Option<Stall>> {
         let (tell, told) = mpsc::channel(STALLS_MAX);
         let shim = self.clone();
         tokio::spawn(async move {
@@ -120,12 +120,12 @@ impl ShimClient {
                 }
             };
             let ended: io::Result<()> = watched.await;
-            tracing::debug!(pid = self.inner.identity.pid, error = ?ended.err(), "a shim tells no more");
+            tracing::debug!(pid = self.inner.identity.pid, error = ?ended.err(), "a shim's report of stalls ended");
             sleep(ASK_AGAIN).await;
         }
     }
 
-    /// Asks who it is, for as long as that takes: the answer comes when the shim goes on.
+    /// Asks for the shim's status, without a timeout: a slow shim answers late.
     async fn first_answer(&self) -> io::Result<Status> {
         let mut stream = self.send(Request::Status).await?;
         let identity = self.inner.identity;
@@ -139,7 +139,7 @@ impl ShimClient {
         }
     }
 
-    /// Takes hold of a shim that has just reported.
+    /// Returns the client of a shim that has just reported its launch.
     pub(super) fn hold_launched(directory: &Path, status: Status) -> Result<Option<Self>, VmmError> {
         let identity = ShimIdentity { pid: status.pid, start_time: status.start_time };
         Self::hold(directory, identity, Some(status))
@@ -169,7 +169,7 @@ impl ShimClient {
     }
 }
 
-/// The one child of a shim that does not answer: its VMM. `None` where the kernel does not tell, or when there are more.
+/// Returns the only child of a shim that does not answer: its VMM. `None` if the kernel does not list children, or if there is not exactly one.
 fn only_child(shim: u32) -> io::Result<Option<ProcessHandle>> {
     let Ok(children) = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")) else {
         return Ok(None);

@@ -1,8 +1,8 @@
-//! What a VM may take of the host: a control group with its shim and its VMM in it.
+//! Resource limits of a VM: a control group with its shim and its VMM in it.
 //!
-//! Version 2 of the kernel's interface is used where it has the memory controller, else version 1, else none. A VM's group is
+//! Version 2 of the kernel's interface is used if it has the memory controller, else version 1, else none. A VM's group is
 //! `nexus/NAME` below the root of each hierarchy; for an ordinary user, below the highest group that the system delegated to that
-//! user. The daemon makes and removes them: a shim has no right to.
+//! user. The daemon makes and removes the groups, since a shim has no permission to.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,18 +11,18 @@ use std::path::{Path, PathBuf};
 
 use super::plan::{Accel, LaunchPlan};
 
-/// The group of all VMs.
+/// Name of the group of all VMs.
 const ALL: &str = "nexus";
-/// What a VMM and its shim take besides the guest's memory, in bytes.
+/// Memory of a VMM and its shim in addition to the guest's memory, in bytes.
 const OVERHEAD: u64 = 256 << 20;
-/// What QEMU takes more for the code that it makes when it emulates: its buffer holds 1 GiB.
+/// Additional memory of QEMU under software emulation, in bytes: its buffer for translated code holds 1 GiB.
 const EMULATION: u64 = 1 << 30;
-/// How many threads a VMM and its shim start, besides one for each processor.
+/// Maximum number of threads of a VMM and its shim in addition to one for each processor.
 const THREADS: u32 = 160;
-/// The weight of one processor: what the kernel gives to every group.
+/// CPU weight per processor: the kernel's default of a group.
 const WEIGHT: u64 = 100;
 
-/// What one VM may take.
+/// Limits of one VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     memory: u64,
@@ -42,7 +42,7 @@ impl Limits {
         }
     }
 
-    /// The files to write in each controller's directory: the first that is there of each list.
+    /// Returns the files to write in a controller's directory, with their values: of each list, the first file that exists.
     fn files(self, controller: &str) -> Vec<(&'static [&'static str], String)> {
         match controller {
             "memory" => vec![(&["memory.max", "memory.limit_in_bytes"], self.memory.to_string())],
@@ -59,29 +59,29 @@ impl Limits {
     }
 }
 
-/// The control groups of this host, as far as this process may make some.
+/// The control groups of this host in which this process can make groups.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Groups {
     version: u8,
     /// The directory of the VMs' groups, by controller. In version 2 it is the same for all.
     places: BTreeMap<&'static str, PathBuf>,
-    /// Why there are none, or fewer.
+    /// Why controllers are missing.
     lacking: Vec<String>,
 }
 
-/// The controllers: what they are called in version 2, and in version 1.
+/// The controllers: their names in version 2 and in version 1.
 const CONTROLLERS: [(&str, &str); 4] =
     [("memory", "memory"), ("pids", "pids"), ("cpu", "cpu"), ("io", "blkio")];
 
 impl Groups {
-    /// Looks at this host.
+    /// Finds the control groups of this host.
     pub(crate) fn look() -> Self {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         Self::find(&mounts, &own, rustix::process::geteuid().is_root())
     }
 
-    /// Finds them in what `/proc/self/mountinfo` and `/proc/self/cgroup` say.
+    /// Finds the control groups from the contents of `/proc/self/mountinfo` and `/proc/self/cgroup`.
     fn find(mounts: &str, own: &str, is_root: bool) -> Self {
         let mut found = Self::default();
         let hierarchies: Vec<(&str, &str, &str)> = mounts.lines().filter_map(hierarchy).collect();
@@ -99,7 +99,8 @@ impl Groups {
         }
         if !is_root {
             found.lacking.push(
-                "control groups of version 2 are not there, and those of version 1 are root's".to_owned(),
+                "control groups of version 2 are missing, and those of version 1 are for root only"
+                    .to_owned(),
             );
             return found;
         }
@@ -116,7 +117,7 @@ impl Groups {
         found
     }
 
-    /// Switches the controllers on below `parent`, as far as it has them.
+    /// Enables the available controllers below `parent`.
     fn take_v2(&mut self, parent: &Path) {
         let all = parent.join(ALL);
         if let Err(error) = make(&all) {
@@ -138,7 +139,7 @@ impl Groups {
         }
     }
 
-    /// What was found, in words, and what lacks.
+    /// Describes the control groups that were found, and lists what is missing.
     pub(crate) fn describe(&self) -> (Option<String>, Vec<String>) {
         let controllers: Vec<&str> = self.places.keys().copied().collect();
         let found = (!controllers.is_empty())
@@ -146,7 +147,7 @@ impl Groups {
         (found, self.lacking.clone())
     }
 
-    /// Makes a VM's group with its limits. Says what could not be set.
+    /// Makes a VM's group with its limits. Returns what could not be set.
     pub(crate) fn limit(&self, name: &str, limits: Limits) -> Vec<String> {
         let mut lacking = self.lacking.clone();
         for (controller, place) in &self.places {
@@ -172,7 +173,7 @@ impl Groups {
         lacking
     }
 
-    /// Puts a process into a VM's group, with all its threads. Children that it starts later are in it too. May take some ten
+    /// Puts a process into a VM's group, with all its threads. Children that it starts later join the group too. May take some ten
     /// milliseconds.
     pub(crate) fn put(&self, name: &str, pid: u32) -> io::Result<()> {
         let mut places: Vec<&PathBuf> = self.places.values().collect();
@@ -182,12 +183,12 @@ impl Groups {
             .try_for_each(|place| std::fs::write(place.join(name).join("cgroup.procs"), pid.to_string()))
     }
 
-    /// Removes a VM's group, in which nothing runs any more.
+    /// Removes a VM's group after its processes have ended.
     pub(crate) fn remove(&self, name: &str) {
         for place in self.places.values() {
             match std::fs::remove_dir(place.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::debug!(group = name, %error, "a control group is left behind");
+                    tracing::debug!(group = name, %error, "cannot remove a control group");
                 }
                 _ => {}
             }
@@ -195,14 +196,14 @@ impl Groups {
     }
 }
 
-/// The name of the group of the VM in a directory: no two daemons' VMs share one.
+/// Returns the name of the group of the VM in a directory, which is unique among all daemons of the host.
 pub(crate) fn name_of(directory: &Path) -> Option<String> {
     let number = std::fs::metadata(directory).ok()?.ino();
     let name: String = directory.file_name()?.to_string_lossy().chars().take(32).collect();
     Some(format!("{name}-{number}"))
 }
 
-/// The limits that a process is under, by file, as its groups say.
+/// Returns the limits that apply to a process, by file name, as read from its groups.
 pub(crate) fn limits_of(pid: u32) -> BTreeMap<String, String> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
@@ -234,7 +235,7 @@ pub(crate) fn limits_of(pid: u32) -> BTreeMap<String, String> {
     limits
 }
 
-/// The files that say which limits there are.
+/// Files with limits.
 const LIMITS: [&str; 9] = [
     "memory.max",
     "memory.limit_in_bytes",
@@ -247,7 +248,7 @@ const LIMITS: [&str; 9] = [
     "blkio.bfq.weight",
 ];
 
-/// Kind, place and options of a mounted hierarchy; see proc_pid_mountinfo(5).
+/// Returns the kind, mount point and options of a mounted hierarchy; see proc_pid_mountinfo(5).
 fn hierarchy(line: &str) -> Option<(&str, &str, &str)> {
     let (mount, filesystem) = line.split_once(" - ")?;
     let mut filesystem = filesystem.split(' ');
@@ -255,7 +256,7 @@ fn hierarchy(line: &str) -> Option<(&str, &str, &str)> {
     kind.starts_with("cgroup").then_some((kind, mount.split(' ').nth(4)?, options))
 }
 
-/// The group below which this process may make groups: the root of all for root, else the highest that it may write to.
+/// Returns the group below which this process may make groups: the root group for root, else the highest that it may write to.
 fn parent_for(mount: &Path, own: &str, is_root: bool) -> Option<PathBuf> {
     if is_root {
         return Some(mount.to_owned());
@@ -292,7 +293,7 @@ mod tests {
 
     #[test]
     fn version_2_is_used_where_it_limits_memory() {
-        // As the kernel would show it, but of ordinary files: this host may have no controllers in version 2.
+        // The kernel's files, imitated with ordinary files: this host may have no controllers in version 2.
         let root = tempfile::tempdir().unwrap();
         let place = root.path();
         std::fs::write(place.join("cgroup.controllers"), "cpu memory pids\n").unwrap();

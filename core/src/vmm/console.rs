@@ -10,21 +10,21 @@ use crate::os::paths::vm_files;
 /// A piece of a console.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// What the guest wrote; any bytes.
+    /// The guest's output; any bytes.
     pub text_bytes: Vec<u8>,
-    /// Where to go on.
+    /// Cursor of the next read.
     pub cursor: String,
-    /// Bytes between the cursor that was given and this chunk that are gone by rotation.
+    /// Number of bytes between the given cursor and this chunk that were lost by rotation.
     pub lost_bytes: u64,
 }
 
-/// Reads at most `max` bytes from `cursor` on; without one, the end of the console. The cursor stays good over rotation,
-/// reboots and restarts of the daemon. A cursor that is none fails with [`io::ErrorKind::InvalidInput`].
+/// Reads at most `max` bytes from `cursor` on; without one, the end of the console. A cursor stays valid across rotation,
+/// reboots and restarts of the daemon. An invalid cursor fails with [`io::ErrorKind::InvalidInput`].
 pub fn read(directory: &Path, cursor: Option<&str>, max: usize) -> io::Result<Chunk> {
     let asked: Option<u64> = cursor
         .map(str::parse)
         .transpose()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "not a cursor of a console"))?;
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "invalid console cursor"))?;
     let mut console = LogReader::open(directory, vm_files::CONSOLE)?;
     let (from, lost_bytes) = match asked {
         Some(at) => {
@@ -42,24 +42,24 @@ pub fn read(directory: &Path, cursor: Option<&str>, max: usize) -> io::Result<Ch
     Ok(Chunk { text_bytes, cursor, lost_bytes })
 }
 
-/// What every healthy guest prints and nobody needs to know, by a part of its line. Virtual machines without a PCI bus have no
-/// configuration space to access.
+/// Lines to omit, by a part of their text: every healthy guest prints them, and they do not matter. Virtual machines without a PCI bus
+/// have no configuration space to access.
 const NO_NEWS: [&str; 1] = ["PCI: Fatal: No config space access function found"];
 
-/// A piece of a console as it is read: folded as a terminal would show it, without lines that are no news.
+/// Makes a piece of a console readable: folded as a terminal would show it, without the lines to omit.
 pub fn readable(bytes: &[u8]) -> String {
     let text = fold::fold(&String::from_utf8_lossy(bytes));
     let is_news = |line: &&str| !NO_NEWS.iter().any(|words| line.contains(words));
     text.split_inclusive('\n').filter(is_news).collect()
 }
 
-/// The last bytes of the current boot, at most `max`; empty when there are none.
+/// Returns the last bytes of the current boot, at most `max`; empty if there are none.
 pub fn tail(directory: &Path, max: usize) -> Vec<u8> {
     log::tail(directory, vm_files::CONSOLE, max)
 }
 
-/// How many of these bytes do not belong to a UTF-8 character that is cut off at the end; all of them if nothing else
-/// is there.
+/// Returns the number of bytes without a UTF-8 character that is cut off at the end; all bytes if there is nothing but
+/// the cut character.
 fn whole_characters(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let at = bytes.len() - back;

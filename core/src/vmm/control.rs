@@ -1,7 +1,7 @@
-//! What daemon and shim say to each other: one JSON object per line on the shim's control socket.
+//! The protocol between daemon and shim: one JSON object per line on the shim's control socket.
 //!
-//! A shim is as old as its VM's boot, so a daemon meets shims of earlier builds: [`wire`](super::wire) writes and reads what
-//! differs between them.
+//! A shim is as old as its VM's boot, so a daemon may have to talk to shims of earlier builds: [`wire`](super::wire) handles the
+//! differences.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,77 +12,77 @@ use serde::{Deserialize, Serialize};
 use super::exit::Exit;
 use super::plan::LaunchPlan;
 
-/// The longest line that either side takes, in bytes.
+/// Maximum length of a line that either side accepts, in bytes.
 pub(crate) const LINE_MAX: usize = 16 << 10;
 
-/// `plan.json`: the plan, and what the shim shall not have to find out again.
+/// Content of `plan.json`: the plan, and facts that the daemon already knows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Job {
     /// What to launch.
     pub plan: LaunchPlan,
-    /// The rate of the host's time stamp counter, where one is known.
+    /// Rate of the host's time stamp counter, if known.
     pub tsc_khz: Option<u32>,
 }
 
-/// What the daemon asks of a shim.
+/// A request of the daemon to a shim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Request {
-    /// Who are you, and whom do you hold?
+    /// Return the identity of the shim and of its VMM.
     Status,
     /// Ask the guest, through the VMM, to shut down.
     Shutdown,
     /// End the VMM.
     Kill,
-    /// Stop the guest's processors.
+    /// Pause the guest's processors.
     Pause,
-    /// Let them go on.
+    /// Resume the guest's processors.
     Resume,
-    /// Let the guest see that a drive has grown.
+    /// Tell the guest that a drive has grown.
     ResizeDrive {
-        /// Its place among the plan's drives.
+        /// Index among the plan's drives.
         index: usize,
-        /// Its new size in bytes; its file has it already.
+        /// New size in bytes; the file already has it.
         bytes: u64,
     },
     /// Answer when the VMM has ended.
     Wait,
-    /// Answer with what keeps the guest from running, now and at each change. Since generation 2.
+    /// Report why the VMM has paused the guest, now and at each change. Since generation 2.
     Watch,
 }
 
-/// What a shim answers.
+/// A reply of a shim.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Reply {
     /// To `status`.
     Status(Status),
-    /// It was done, or the VMM was asked.
+    /// Done, or passed on to the VMM.
     Done,
-    /// It could not be done.
+    /// Failed, with the reason.
     Refused(String),
     /// To `wait`.
     Ended(Exit),
-    /// To `watch`: what keeps the guest from running; `None` when nothing does.
+    /// To `watch`: why the VMM has paused the guest; `None` if it has not.
     Stalled(Option<Stall>),
 }
 
-/// Why a VMM has paused its guest by itself.
+/// Why a VMM has paused its guest by itself, or refuses its writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "snake_case")]
 pub enum Stall {
-    /// The host has no room for what the guest writes. The shim lets it go on when there is room.
+    /// The host has no space for what the guest writes. If the VMM paused the guest for that, the shim resumes it when there is space.
     DiskFull {
-        /// The drive's place in the plan.
+        /// Index of the drive in the plan.
         drive: usize,
     },
 }
 
-/// One live shim and its VMM.
+/// A running shim and its VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Status {
-    /// The generation that the shim speaks. Shims of generation 1 do not say it.
+    /// The shim's generation. Shims of generation 1 do not send it.
     #[serde(default = "super::wire::unnumbered")]
     pub protocol: u32,
     pub pid: u32,
@@ -98,36 +98,36 @@ pub(crate) struct Status {
 pub struct VmmInfo {
     /// Its pid.
     pub pid: u32,
-    /// Its version, as it says itself.
+    /// Its version, as it reports it.
     pub version: String,
 }
 
-/// The one line that a shim sends to the daemon that launched it.
+/// The report of a shim to the daemon that launched it: one line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Launched {
-    /// The VMM runs and took its configuration.
+    /// The VMM runs and has accepted its configuration.
     Running(Status),
-    /// It does not; `exit.json` is written where that was possible.
+    /// The VMM does not run. `exit.json` was written if possible.
     Failed(Exit),
 }
 
-/// Which process a shim is.
+/// Identity of a shim's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ShimIdentity {
     /// Its pid.
     pub pid: u32,
-    /// When it was started, in clock ticks since the host's boot (field 22 of `/proc/PID/stat`).
+    /// Its start time, in clock ticks since the host's boot (field 22 of `/proc/PID/stat`).
     pub start_time: u64,
 }
 
-/// What fails between daemon and shim.
+/// An error between daemon and shim.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
     /// A file of the VM's directory cannot be used.
     #[error("{action} {path}")]
     File {
-        /// What was tried, such as `write`.
+        /// The action, such as `write`.
         action: &'static str,
         /// The file.
         path: PathBuf,
@@ -135,14 +135,14 @@ pub enum VmmError {
         #[source]
         source: io::Error,
     },
-    /// Another shim lives in the directory.
-    #[error("a VMM already runs in {directory}")]
+    /// Another shim runs in the directory.
+    #[error("a VMM is already running in {directory}")]
     AlreadyRunning {
         /// The VM's directory.
         directory: PathBuf,
     },
     /// The shim itself could not be started.
-    #[error("start a shim from {binary}")]
+    #[error("cannot start a shim from {binary}")]
     Spawn {
         /// The daemon's binary.
         binary: PathBuf,
@@ -150,40 +150,40 @@ pub enum VmmError {
         #[source]
         source: io::Error,
     },
-    /// The VMM did not come up. How it ended, and the last that it and its guest wrote.
+    /// The VMM did not start. Has how it ended, and the last output of the VMM and the guest.
     #[error("{}", launch_message(.driver, .exit, .vmm_log))]
     Launch {
-        /// The driver's word.
+        /// The driver's name.
         driver: &'static str,
         /// How it ended.
         exit: Exit,
-        /// The end of what the VMM wrote to stderr.
+        /// The end of the VMM's stderr.
         vmm_log: String,
         /// The end of the console.
         console: String,
     },
-    /// The VMM is not up in time. It was ended.
-    #[error("the VMM {driver} was not up within {seconds} s")]
+    /// The VMM did not start in time and was killed.
+    #[error("the VMM {driver} did not start within {seconds} s")]
     LaunchTimeout {
-        /// The driver's word.
+        /// The driver's name.
         driver: &'static str,
-        /// The time it had.
+        /// The timeout.
         seconds: u64,
     },
-    /// The VMM did not do what was asked.
+    /// The VMM or the shim refused a request.
     #[error("the VMM refused to {action}: {message}")]
     Refused {
-        /// What was asked.
+        /// The request.
         action: &'static str,
-        /// What it said.
+        /// The reason.
         message: String,
     },
     /// The shim does not answer.
-    #[error("ask the shim with pid {pid} to {action}")]
+    #[error("cannot get the shim with pid {pid} to {action}")]
     Unanswered {
         /// The shim's pid.
         pid: u32,
-        /// What was asked.
+        /// The request.
         action: &'static str,
         /// Why there is no answer.
         #[source]
@@ -194,8 +194,8 @@ pub enum VmmError {
 fn launch_message(driver: &str, exit: &Exit, log: &str) -> String {
     let said = log.trim();
     if said.is_empty() || exit.message.contains(said) {
-        format!("the VMM {driver} did not come up: {}", exit.message)
+        format!("the VMM {driver} did not start: {}", exit.message)
     } else {
-        format!("the VMM {driver} did not come up: {}; it said: {said}", exit.message)
+        format!("the VMM {driver} did not start: {}; its output: {said}", exit.message)
     }
 }

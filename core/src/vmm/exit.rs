@@ -10,40 +10,40 @@ use serde::{Deserialize, Serialize};
 use super::wire;
 use crate::os::paths::vm_files;
 
-/// No honest `exit.json` comes near this, in bytes.
+/// Maximum size of `exit.json` that is read, in bytes. Real files are far smaller.
 const FILE_MAX: u64 = 64 << 10;
 
 /// How a VMM ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// The VMM's exit status; `None` when a signal ended it or nobody saw it.
+    /// The VMM's exit status; `None` if a signal ended it or if it is unknown.
     pub code: Option<i32>,
     /// The signal that ended the VMM.
     pub signal: Option<i32>,
-    /// Whether the daemon had asked for it: shutdown or kill.
+    /// Whether the daemon requested it, by shutdown or kill.
     pub by_request: bool,
-    /// Whether the shim died without telling: how the VMM ended is not known then.
+    /// Whether the shim died without a report. It is then not known how the VMM ended.
     #[serde(default)]
     pub shim_lost: bool,
-    /// What the guest did to its machine, where the VMM tells.
+    /// What the guest did to its machine, if the VMM reports it.
     #[serde(default)]
     pub machine: Option<MachineEnd>,
-    /// What happened, in words.
+    /// What happened, for people.
     pub message: String,
 }
 
-/// What a guest did to its machine in the end.
+/// How a guest ended its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineEnd {
-    /// It was reset: a restart, or a way to end it from within.
+    /// Reset: a reboot, or a guest's way to end the machine.
     Reset,
-    /// Its power was switched off.
+    /// Powered off.
     Off,
 }
 
 impl Exit {
-    /// The end of a VMM that was seen.
+    /// Returns the end of a VMM whose exit status is known.
     pub(crate) fn seen(status: ExitStatus, by_request: bool, message: String) -> Self {
         Self {
             code: status.code(),
@@ -55,12 +55,12 @@ impl Exit {
         }
     }
 
-    /// The end of a VMM that was never there.
+    /// Returns the end of a VMM that never ran.
     pub(crate) fn never_ran(message: String) -> Self {
         Self { code: None, signal: None, by_request: false, shim_lost: false, machine: None, message }
     }
 
-    /// The end of a VMM whose shim was lost.
+    /// Returns the end of a VMM whose shim died without a report.
     pub(crate) fn lost() -> Self {
         Self {
             code: None,
@@ -68,12 +68,12 @@ impl Exit {
             by_request: false,
             shim_lost: true,
             machine: None,
-            message: "the shim of the VM was lost, and the VMM with it".to_owned(),
+            message: "the VM's shim died, and its VMM with it".to_owned(),
         }
     }
 }
 
-/// An exit status in words: `exited with status 1`, `was killed by SIGKILL`.
+/// Describes an exit status: `exited with status 1`, `was killed by SIGKILL`.
 pub(crate) fn describe(status: ExitStatus) -> String {
     if let Some(code) = status.code() {
         return format!("exited with status {code}");
@@ -84,19 +84,19 @@ pub(crate) fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// Reads how the last VMM of a VM's directory ended; `None` when none has ended since the last launch, or the file is not
-/// what a shim writes. What a later build added to it is ignored.
+/// Reads how the last VMM of a VM's directory ended; `None` if none has ended since the last launch, or if the file is
+/// invalid. Unknown fields of later builds are ignored.
 pub fn read_exit(directory: &Path) -> Option<Exit> {
     let file = crate::os::regular::open(&directory.join(vm_files::EXIT)).ok()?;
     serde_json::from_reader(std::io::Read::take(file, FILE_MAX)).ok()
 }
 
-/// Writes `exit.json`: whole or not at all, and lasting once this returns.
+/// Writes `exit.json` atomically, and returns once it is synced.
 pub(crate) fn write_exit(directory: &Path, exit: &Exit) -> std::io::Result<()> {
     write_atomic(directory, vm_files::EXIT, &wire::write_numbered(exit)?, true)
 }
 
-/// Replaces a file of a directory in one step; `lasting` waits until it is on the disk.
+/// Replaces a file of a directory atomically. With `lasting`, it is synced before this returns.
 pub(crate) fn write_atomic(
     directory: &Path,
     name: &str,

@@ -1,6 +1,6 @@
-//! Bounded log files: `NAME` is written to; once it holds its limit it becomes `NAME.<offset of its first byte>` and a new
-//! one begins. One full file is kept. Offsets count every byte since the log began, over all rotations and boots, so that
-//! a reader can go on where it was and knows what it missed.
+//! Bounded log files. `NAME` is written to; once it has reached its limit, it is renamed to `NAME.<offset of its first byte>` and a new
+//! file begins. One full file is kept. Offsets count every byte since the log began, over all rotations and boots, so that
+//! a reader can continue where it was and knows how many bytes it missed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 use super::exit::write_atomic;
 
-/// The end of the file's name that holds the offset at which the current boot began.
+/// Suffix of the file with the offset at which the current boot began.
 const BOOT: &str = ".boot";
 
-/// How long that file is at most, in bytes.
+/// Maximum size of that file, in bytes.
 const BOOT_MAX: u64 = 32;
 
-/// The writing side. There is one per log.
+/// The writer of a log. There is one per log.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
     directory: PathBuf,
@@ -27,7 +27,7 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Opens a log for one more boot. What earlier boots wrote stays, set off by `separator`.
+    /// Opens a log for one more boot. The output of earlier boots stays, followed by `separator`.
     pub(crate) fn open(
         directory: &Path,
         name: &'static str,
@@ -53,12 +53,12 @@ impl LogWriter {
         Ok(log)
     }
 
-    /// The offset behind the last byte.
+    /// Returns the offset after the last byte.
     pub(crate) fn end(&self) -> u64 {
         self.base + self.length
     }
 
-    /// Appends. On an error the rest of `bytes` is dropped, and later writes try again.
+    /// Appends `bytes`. On an error the rest of `bytes` is dropped; later writes are attempted anyway.
     pub(crate) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.length >= self.limit {
@@ -106,7 +106,7 @@ struct Segment {
     path: PathBuf,
 }
 
-/// The full files of a log, oldest first.
+/// Returns the full files of a log, oldest first.
 fn segments(directory: &Path, name: &str) -> io::Result<Vec<Segment>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory)? {
@@ -141,10 +141,10 @@ pub(crate) struct LogReader {
 }
 
 impl LogReader {
-    /// Opens a log. One that does not exist is empty.
+    /// Opens a log. A missing log is empty.
     pub(crate) fn open(directory: &Path, name: &str) -> io::Result<Self> {
-        // A rotation may come in between; it changes the list of full files. It takes a full file to get there, so that a
-        // few tries always do.
+        // A rotation may happen meanwhile, which changes the list of full files. Since a whole file must be written between two rotations,
+        // a few retries are enough.
         let mut tries = 0;
         loop {
             let (before, parts) = Self::look(directory, name)?;
@@ -176,17 +176,17 @@ impl LogReader {
         Ok((full, parts))
     }
 
-    /// The offset of the first byte that is still there.
+    /// Returns the offset of the first byte that is still stored.
     pub(crate) fn start(&self) -> u64 {
         self.parts.first().map_or(0, |(base, ..)| *base)
     }
 
-    /// The offset behind the last byte.
+    /// Returns the offset after the last byte.
     pub(crate) fn end(&self) -> u64 {
         self.parts.last().map_or(0, |(base, length, _)| base + length)
     }
 
-    /// The offset at which the current boot began.
+    /// Returns the offset at which the current boot began.
     pub(crate) fn boot(&self) -> u64 {
         self.boot.min(self.end())
     }
@@ -220,7 +220,7 @@ fn open_existing(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// The last bytes that a log holds of the current boot, at most `max`.
+/// Returns the last bytes of the current boot in a log, at most `max`.
 pub(crate) fn tail(directory: &Path, name: &str, max: usize) -> Vec<u8> {
     let read = || {
         let mut log = LogReader::open(directory, name)?;

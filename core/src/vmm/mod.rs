@@ -1,4 +1,4 @@
-//! VMMs: the drivers `qemu`, `firecracker` and `process`, the shim that is a VMM's parent, and what the host can run.
+//! VMMs: the drivers `qemu`, `firecracker` and `process`, the shim that is a VMM's parent process, and checks of what the host can run.
 //!
 //! ```text
 //! daemon                          shim (one per VM, outlives the daemon)              VMM
@@ -6,8 +6,7 @@
 //!      │ <──── one report line ──────┘ │ <── serial port, stderr (pipes) ───────────────┘
 //!      └── s.sock: status, kill, … ──> │ ──> console.log, vmm.log, exit.json
 //! ```
-//! Nothing here sees the store. The VMM dies with its shim (PR_SET_PDEATHSIG), so that a shim that is gone means that its drives are
-//! free again.
+//! Nothing here uses the store. The VMM dies with its shim (PR_SET_PDEATHSIG). So once a shim has ended, its drives are free again.
 
 mod adopt;
 mod cgroup;

@@ -1,4 +1,4 @@
-//! What is to be launched: everything that a shim needs to know, as `plan.json` in the VM's directory.
+//! The launch plan: everything that a shim needs to know, as `plan.json` in the VM's directory.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub enum Accel {
 }
 
 impl Accel {
-    /// The word for it, on the wire and in the store.
+    /// Returns its name on the wire and in the store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
@@ -42,7 +42,7 @@ pub struct LaunchPlan {
     pub binary: PathBuf,
     /// How instructions are executed.
     pub accel: Accel,
-    /// The VM's directory, absolute: working directory of shim and VMM, and where all their files are.
+    /// The VM's directory, absolute. It is the working directory of shim and VMM, and holds all their files.
     pub directory: PathBuf,
     /// Virtual CPUs.
     pub vcpus: u32,
@@ -52,19 +52,19 @@ pub struct LaunchPlan {
     pub kernel: PathBuf,
     /// The initramfs.
     pub initramfs: PathBuf,
-    /// Words of the kernel's command line beside those that the driver needs itself.
+    /// Words of the kernel's command line in addition to the driver's own.
     pub cmdline: Vec<String>,
-    /// The drives in the order of their devices; the root drive comes first.
+    /// Drives in the order of their devices; the root drive comes first.
     pub drives: Vec<PlanDrive>,
     /// The vsock context id, 3 or more.
     pub cid: u32,
     /// Its network interface, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<PlanInterface>,
-    /// Whether root's VMM is put in a jail.
+    /// Whether the VMM runs in a jail if the daemon is root's.
     #[serde(default = "jailed")]
     pub jail: bool,
-    /// After how many bytes the console's file is rotated; as much again is kept.
+    /// Size at which the console's file is rotated. One rotated file is kept.
     pub console_bytes: ByteSize,
 }
 
@@ -80,7 +80,7 @@ pub struct PlanDrive {
     pub id: String,
     /// The raw image file.
     pub path: PathBuf,
-    /// Whether the guest may not write to it.
+    /// Whether it is read-only for the guest.
     pub read_only: bool,
 }
 
@@ -98,12 +98,12 @@ pub struct PlanInterface {
 pub(crate) mod tests {
     use super::*;
 
-    /// An interface for it.
+    /// Returns an interface for the plan.
     pub(crate) fn interface() -> PlanInterface {
         PlanInterface { tap: "nx3".into(), mac: "02:4e:58:00:00:01".into() }
     }
 
-    /// A plan to vary in tests.
+    /// Returns a plan to vary in tests.
     pub(crate) fn plan() -> LaunchPlan {
         LaunchPlan {
             vm: VmId::from_i64(1).unwrap(),

@@ -1,4 +1,4 @@
-//! Starting processes: shims, VMMs under them, and VMM binaries that are only asked for their version.
+//! Starting of processes: shims, VMMs under them, and short queries such as `--version` of a VMM's binary.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -20,30 +20,30 @@ pub(crate) struct CommandLine {
     pub arguments: Vec<OsString>,
 }
 
-/// A live VMM, child of this process.
+/// A running VMM, child of this process.
 #[derive(Debug)]
 pub(crate) struct VmmProcess {
     child: Child,
     handle: ProcessHandle,
-    /// The other end is the VMM's stdin.
+    /// Pipe whose other end is the VMM's stdin.
     _lifeline: Option<OwnedFd>,
 }
 
-/// The reading ends of what a VMM writes.
+/// The reading ends of a VMM's output pipes.
 pub(crate) struct Outputs {
     pub stdout: ChildStdout,
     pub stderr: ChildStderr,
 }
 
-/// The number under which a VMM finds the first descriptor that it is given beside stdin, stdout and stderr; the others follow.
+/// Number of the first descriptor that is passed to a VMM in addition to stdin, stdout and stderr; the others follow.
 pub(crate) const PASSED_FD: i32 = 3;
 
 impl VmmProcess {
-    /// Starts a VMM that dies with the calling **thread**: call it where that is the process's main thread.
+    /// Starts a VMM that dies with the calling **thread**. Call it from the process's main thread.
     ///
-    /// The kernel forgets that when the VMM changes its user (commit_creds() in the kernel's cred.c). With `lifeline`, the VMM's
-    /// stdin is a pipe that only this process holds the other end of, and whose closing sends SIGKILL (F_SETSIG); who may
-    /// send it was settled before the change. `walls` are put around it last.
+    /// The kernel resets this setting when the VMM changes its user (commit_creds() in the kernel's cred.c). With `lifeline`, the VMM's
+    /// stdin is a pipe whose other end only this process holds, and whose closing sends SIGKILL (F_SETSIG); the permission to
+    /// send it was checked before the change. `walls` are applied last.
     pub(crate) fn spawn(
         line: &CommandLine,
         passed: Vec<OwnedFd>,
@@ -64,7 +64,7 @@ impl VmmProcess {
             .stderr(Stdio::piped())
             .process_group(0);
         let parent = rustix::process::getpid();
-        // Out of the way of the numbers that they get.
+        // Move the descriptors above the numbers that they get in the child.
         let aside = PASSED_FD + i32::try_from(passed.len()).unwrap_or(i32::MAX - PASSED_FD);
         let passed: Vec<OwnedFd> = passed
             .into_iter()
@@ -96,7 +96,7 @@ impl VmmProcess {
         &self.handle
     }
 
-    /// Waits for the end and reaps.
+    /// Waits for the end of the VMM and reaps it.
     pub(crate) fn reap(&mut self) -> io::Result<ExitStatus> {
         self.child.wait()
     }
@@ -109,22 +109,22 @@ fn become_vmm(parent: Pid, passed: &[OwnedFd], lifeline: bool) -> io::Result<()>
         die_with_stdin()?;
     }
     if rustix::process::getppid() != Some(parent) {
-        // The parent died before the line above: nobody would ever send the signal.
+        // The parent died before the line above, so the signal would never be sent.
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
-    // A shim takes its signals in another way; its VMM shall be reached by them.
+    // A shim blocks its signals and reads them from a descriptor; its VMM must receive them normally.
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
-    // A core file of a VMM would be as large as its guest's memory.
+    // No core dumps: one would be as large as the guest's memory.
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     reset_oom_score();
-    // SAFETY: a plain system call; it closes nothing before exec. Where the kernel does not know it, what this process opened
-    // itself is closed on exec all the same.
+    // SAFETY: a plain system call; it closes nothing before exec. If the kernel does not support it, the descriptors that this process
+    // opened itself are closed on exec anyway.
     unsafe {
         libc::syscall(libc::SYS_close_range, PASSED_FD, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
     }
     for (number, fd) in (PASSED_FD..).zip(passed) {
-        // SAFETY: a plain system call on descriptor numbers; what it replaces is in use in this child by nothing that outlives
-        // exec, as all that was passed has higher numbers.
+        // SAFETY: a plain system call on descriptor numbers. It replaces no descriptor that this child still needs: those to be
+        // passed have higher numbers.
         if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -132,7 +132,7 @@ fn become_vmm(parent: Pid, passed: &[OwnedFd], lifeline: bool) -> io::Result<()>
     Ok(())
 }
 
-/// Has the kernel send SIGKILL to this process when the other end of its stdin is closed.
+/// Makes the kernel send SIGKILL to this process when the other end of its stdin is closed.
 fn die_with_stdin() -> io::Result<()> {
     /// `F_SETSIG` of fcntl(2); not in libc for every target.
     const F_SETSIG: i32 = 10;
@@ -149,36 +149,36 @@ fn die_with_stdin() -> io::Result<()> {
     Ok(())
 }
 
-/// A shim may be protected from the OOM killer; its VMM shall be the one to go.
+/// Resets the OOM score: a shim may be protected from the OOM killer, but its VMM must not be.
 fn reset_oom_score() {
     use rustix::fs::{Mode, OFlags, open};
     if let Ok(file) = open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
-        // Raising it is always allowed; where it fails all the same, the score stays as it was.
+        // Raising the score is always allowed. If it fails anyway, the score stays unchanged.
         let _ = rustix::io::write(&file, b"0");
     }
 }
 
-/// Makes this process a shim: a session of its own, none of the launcher's descriptors beside stdin, stdout and stderr,
-/// files for its owner only.
+/// Makes this process a shim: with its own session, without the launcher's descriptors except stdin, stdout and stderr,
+/// and with a umask that makes new files accessible to their owner only.
 pub(crate) fn become_shim() {
-    // Fails only where it leads a session already.
+    // Fails only if this process is a session leader already.
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    // SAFETY: called first thing in a process of its own: nothing here owns a descriptor above stderr yet.
+    // SAFETY: called at the very start of a separate process: nothing owns a descriptor above stderr yet.
     unsafe {
         libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32);
     }
-    // Where it may not be lowered, it stays as inherited.
+    // Without the permission to lower it, the inherited score stays.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-250");
-    // What a VMM leaves behind becomes this process's child, and is ended with it.
+    // Orphaned children of a VMM become children of this process, which kills them at its end.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-    // A name in `ps`; the binary was started by descriptor number.
+    // Set a readable name for `ps`: the binary was started by its descriptor number.
     let _ = rustix::thread::set_name(c"nexus-shim");
 }
 
-/// Ends and reaps every child that is left of this process.
+/// Kills and reaps all remaining children of this process.
 pub(crate) fn end_children() {
-    // Each round ends the children of those that the round before ended.
+    // The children of a killed process become children of this one: the next round kills them.
     for _ in 0..64 {
         let children = children();
         if children.is_empty() {
@@ -200,11 +200,11 @@ fn children() -> Vec<Pid> {
     pids.filter_map(Pid::from_raw).collect()
 }
 
-/// Starts a shim from an open descriptor of its binary, so that an upgrade of the file does not matter. Its stdout is a
-/// pipe on which it reports once; its stderr is `log`.
+/// Starts a shim from an open descriptor of its binary, so that a concurrent upgrade of the file does not matter. Its stdout is a
+/// pipe for its one report; its stderr is `log`.
 pub(crate) fn spawn_shim(binary: &Path, directory: &Path, log: std::fs::File) -> io::Result<Child> {
     let binary = std::fs::File::open(binary)?;
-    // The child has the descriptor until exec, which is done by then.
+    // The child has the descriptor until exec, and spawning returns only after exec.
     Command::new(format!("/proc/self/fd/{}", binary.as_fd().as_raw_fd()))
         .arg0("nexusd")
         .arg("vm-shim")
@@ -216,7 +216,7 @@ pub(crate) fn spawn_shim(binary: &Path, directory: &Path, log: std::fs::File) ->
         .spawn()
 }
 
-/// What a program printed that was asked for something quick.
+/// The output of a short query.
 #[derive(Debug)]
 pub(crate) struct Printed {
     pub status: ExitStatus,
@@ -224,7 +224,7 @@ pub(crate) struct Printed {
     pub text: String,
 }
 
-/// Runs a program that shall answer at once, such as `qemu-system-x86_64 --version`; ends it at the deadline.
+/// Runs a program that should end at once, such as `qemu-system-x86_64 --version`, and kills it at the deadline.
 pub(crate) fn ask(program: &Path, arguments: &[&str], timeout: Duration) -> io::Result<Printed> {
     const PRINTED_MAX: u64 = 16 << 10;
     let deadline = Instant::now() + timeout;
@@ -237,7 +237,7 @@ pub(crate) fn ask(program: &Path, arguments: &[&str], timeout: Duration) -> io::
         .spawn()?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let handle = ProcessHandle::of_child(&child)?;
-    // What it prints fits in a pipe; one that prints more blocks, and is ended at the deadline.
+    // The expected output fits in a pipe; a program that prints more blocks, and is killed at the deadline.
     let in_time = handle.wait_ended(deadline.saturating_duration_since(Instant::now()))?;
     if !in_time {
         handle.kill()?;
@@ -250,7 +250,7 @@ pub(crate) fn ask(program: &Path, arguments: &[&str], timeout: Duration) -> io::
         ));
     }
     let mut text = Vec::new();
-    // A grandchild may hold the pipe open: what is there is read, nothing is waited for.
+    // A grandchild may hold the pipe open: read only what is available.
     if let Some(pipe) = stdout {
         read_available(pipe, PRINTED_MAX, &mut text)?;
     }
@@ -268,7 +268,7 @@ fn read_available(pipe: impl Read + AsFd, max: u64, into: &mut Vec<u8>) -> io::R
     }
 }
 
-/// Makes reads and writes of a descriptor return at once.
+/// Makes a descriptor non-blocking.
 pub(crate) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     Ok(rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?)

@@ -1,4 +1,4 @@
-//! The daemon's side of a shim: launching it, finding it again, asking it, and knowing when it is gone.
+//! The daemon's client of a shim: launching it, sending requests, and waiting for its end.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -25,22 +25,22 @@ use crate::os::regular;
 use crate::os::socket::connect_in_tokio;
 use crate::os::tsc;
 
-/// How long a launch may take in all; the VMM's own share is shorter.
+/// Timeout of a launch; the VMM's own timeout is shorter.
 const LAUNCH: Duration = Duration::from_secs(60);
-/// How long a shim may take to answer what it knows by itself.
+/// Timeout of a request that the shim answers by itself.
 const ANSWER: Duration = Duration::from_secs(3);
-/// How long a shim may take to answer what it has to ask the VMM for.
+/// Timeout of a request that the shim passes on to the VMM.
 const ANSWER_OF_VMM: Duration = Duration::from_secs(8);
-/// How long a shim may take to be gone after its VMM was killed, until it is killed too.
+/// Timeout of a shim to end after its VMM was killed, before it is killed too.
 const LEAVE: Duration = Duration::from_secs(5);
-/// How much of the VMM's log and of the console goes into an error, in bytes.
+/// Length of the ends of the VMM's log and of the console in an error, in bytes.
 const TAIL: usize = 4 << 10;
-/// How long a plan's file is at most, in bytes.
+/// Maximum size of a plan's file, in bytes.
 const PLAN_MAX: u64 = 1 << 20;
-/// Where a shim's own log begins anew, in bytes.
+/// Size at which a shim's own log is truncated, in bytes.
 const SHIM_LOG_MAX: u64 = 64 << 10;
 
-/// One live shim and the VMM under it. Cheap to clone.
+/// Client of a running shim and its VMM. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ShimClient {
     pub(super) inner: Arc<Inner>,
@@ -50,20 +50,20 @@ pub struct ShimClient {
 pub(super) struct Inner {
     pub(super) directory: PathBuf,
     pub(super) identity: ShimIdentity,
-    /// What the shim said of itself; empty until it has answered.
+    /// The shim's status; empty until it has answered.
     pub(super) status: OnceLock<Status>,
-    /// The generation of a shim that is newer than this daemon, and so cannot be talked to.
+    /// Generation of a shim that is newer than this daemon supports.
     pub(super) newer: OnceLock<u32>,
     pub(super) shim: AsyncFd<ProcessHandle>,
-    /// `None`: gone when it was looked for.
+    /// `None`: not found, or already ended.
     pub(super) vmm: Option<AsyncFd<ProcessHandle>>,
 }
 
 impl ShimClient {
-    /// Launches a VM; returns once the VMM runs and took its configuration.
+    /// Launches a VM. Returns once the VMM runs and has accepted its configuration.
     ///
-    /// The plan's directory must exist and hold no live shim. What an earlier one left there is removed first; its logs stay.
-    /// If the future is dropped before it is done, the VM is ended.
+    /// The plan's directory must exist, and no shim may run in it. Files of an earlier shim are removed first, except its logs.
+    /// If the future is dropped before it has completed, the VM is killed.
     pub async fn launch(shim_binary: &Path, plan: &LaunchPlan) -> Result<Self, VmmError> {
         let (binary, plan_for_start) = (shim_binary.to_owned(), plan.clone());
         let started = tokio::task::spawn_blocking(move || start(&binary, &plan_for_start));
@@ -84,17 +84,17 @@ impl ShimClient {
                 starting.keep = true;
                 match shim {
                     Some(shim) => Ok(shim),
-                    // It ended between its report and this line.
+                    // It ended right after its report.
                     None => Err(starting.failed(plan, read_exit(&plan.directory))),
                 }
             }
             Ok(Ok(Some(Launched::Failed(exit)))) => {
-                // The directory is free for the next try once the shim is gone.
+                // The directory is free for another launch once the shim has ended.
                 starting.ended().await;
                 Err(starting.failed(plan, Some(exit)))
             }
             Ok(Ok(None) | Err(_)) => {
-                // Nothing was said: it died, and its log may say more than nothing.
+                // No report: the shim died, and its log may say why.
                 starting.ended().await;
                 Err(starting.failed(plan, read_exit(&plan.directory)))
             }
@@ -106,38 +106,38 @@ impl ShimClient {
         }
     }
 
-    /// Which process the shim is; to be kept for [`ShimClient::adopt`].
+    /// Returns the identity of the shim's process, to be stored for [`ShimClient::adopt`].
     pub fn identity(&self) -> ShimIdentity {
         self.inner.identity
     }
 
-    /// The VMM under it; `None` until the shim has answered.
+    /// Returns the shim's VMM; `None` until the shim has answered.
     pub fn vmm(&self) -> Option<&VmmInfo> {
         self.inner.status.get().map(|status| &status.vmm)
     }
 
-    /// The boot that it was launched for; `None` until the shim has answered.
+    /// Returns the boot that the shim was launched for; `None` until the shim has answered.
     pub fn boot_id(&self) -> Option<BootId> {
         self.inner.status.get().map(|status| status.boot_id)
     }
 
-    /// Asks the guest through the VMM to shut down, as pressing a button would. Not every guest listens: see
+    /// Asks the guest through the VMM to shut down, as if the power button were pressed. Not every guest reacts: see
     /// [`Caps::can_ask_guest`](super::Caps).
     pub async fn shutdown(&self) -> Result<(), VmmError> {
         self.request(Request::Shutdown, "ask the guest to shut down").await
     }
 
-    /// Stops the guest's processors.
+    /// Pauses the guest's processors.
     pub async fn pause(&self) -> Result<(), VmmError> {
         self.request(Request::Pause, "pause").await
     }
 
-    /// Lets the guest's processors go on.
+    /// Resumes the guest's processors.
     pub async fn resume(&self) -> Result<(), VmmError> {
         self.request(Request::Resume, "resume").await
     }
 
-    /// Lets the guest see that a drive has grown: the one at `index` of the plan, whose file is `bytes` long by now.
+    /// Tells the guest that a drive has grown: the one at `index` of the plan, whose file is now `bytes` long.
     pub async fn resize_drive(&self, index: usize, bytes: u64) -> Result<(), VmmError> {
         self.request(Request::ResizeDrive { index, bytes }, "resize a drive").await
     }
@@ -153,7 +153,7 @@ impl ShimClient {
         }
     }
 
-    /// Asks one thing, in the words of the shim's generation.
+    /// Sends a request in the shim's generation, and waits for the reply.
     async fn ask(&self, request: Request, limit: Duration) -> io::Result<Reply> {
         let exchange = async {
             let mut stream = self.send(request).await?;
@@ -162,9 +162,9 @@ impl ShimClient {
         timeout(limit, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
-    /// Sends a request; the replies come on the connection.
+    /// Sends a request. Returns the connection, on which the replies arrive.
     pub(super) async fn send(&self, request: Request) -> io::Result<BufReader<UnixStream>> {
-        // One that has not answered is asked in the oldest words.
+        // Until the shim has answered, use the oldest generation.
         let protocol = self.inner.status.get().map_or(wire::PROTOCOL_MIN, |status| status.protocol);
         let line = wire::request_line(request, protocol).map_err(io::Error::other)?;
         let mut stream = connect_in_tokio(&self.inner.directory, vm_files::SHIM).await?;
@@ -172,10 +172,10 @@ impl ShimClient {
         Ok(BufReader::new(stream))
     }
 
-    /// Ends the VMM at once. Works also when the shim hangs or is gone. A VMM that has ended already is fine; [`ShimClient::wait`] tells
-    /// when everything is gone.
+    /// Kills the VMM. Works also if the shim hangs or has ended. Succeeds if the VMM has already ended. [`ShimClient::wait`] resolves when
+    /// both have ended.
     pub async fn kill(&self) -> Result<(), VmmError> {
-        // Through the shim, so that it notes that it was asked for.
+        // Through the shim, so that it records the end as requested.
         let answer = self.ask(Request::Kill, ANSWER).await;
         if matches!(answer, Ok(Reply::Done)) && gone_within(&self.inner.shim, LEAVE).await {
             return Ok(());
@@ -186,21 +186,24 @@ impl ShimClient {
             vmm.get_ref().kill().map_err(failed)?;
         }
         if !gone_within(&self.inner.shim, LEAVE).await {
-            tracing::warn!(pid = self.inner.identity.pid, "a shim did not end with its VMM, and is killed");
+            tracing::warn!(
+                pid = self.inner.identity.pid,
+                "a shim did not end with its VMM: killing the shim"
+            );
             self.inner.shim.get_ref().kill().map_err(failed)?;
         }
         Ok(())
     }
 
-    /// Resolves when shim and VMM are gone, and tells how the VMM ended. May be called any number of times and dropped at any
-    /// time.
+    /// Waits until shim and VMM have ended, and returns how the VMM ended. May be called any number of times, and its future dropped
+    /// at any time.
     pub async fn wait(&self) -> Exit {
         gone(&self.inner.shim).await;
         if let Some(vmm) = &self.inner.vmm {
-            // It dies with its shim; if the shim could not see to it, it is seen to here.
+            // The VMM dies with its shim; if it did not, kill it here.
             if !gone_within(vmm, Duration::from_secs(1)).await {
                 if let Err(error) = vmm.get_ref().kill() {
-                    tracing::error!(pid = vmm.get_ref().pid(), %error, "a VMM without a shim cannot be killed");
+                    tracing::error!(pid = vmm.get_ref().pid(), %error, "cannot kill a VMM without a shim");
                 }
                 gone(vmm).await;
             }
@@ -212,7 +215,7 @@ impl ShimClient {
     }
 }
 
-/// The boot that a VM's directory was last made ready for; its logs and its `exit.json` are of this one.
+/// Returns the boot that a VM's directory was last prepared for; its `exit.json` is from this boot.
 pub(crate) fn launched_boot(directory: &Path) -> Option<BootId> {
     #[derive(serde::Deserialize)]
     struct Job {
@@ -226,7 +229,7 @@ pub(crate) fn launched_boot(directory: &Path) -> Option<BootId> {
     Some(serde_json::from_reader::<_, Job>(io::Read::take(job, PLAN_MAX)).ok()?.plan.boot_id)
 }
 
-/// Puts a shim that was just started into a group with its VM's limits; what it starts from then on is in it too.
+/// Puts a shim that was just started into a control group with its VM's limits; processes that it starts from then on are in it too.
 fn limit(plan: &LaunchPlan, pid: u32) {
     if !plan.jail {
         return;
@@ -235,49 +238,50 @@ fn limit(plan: &LaunchPlan, pid: u32) {
     let groups = Groups::look();
     let lacking = groups.limit(&name, Limits::of(plan));
     if !lacking.is_empty() {
-        tracing::debug!(vm = %plan.name, ?lacking, "limits that could not be set");
+        tracing::debug!(vm = %plan.name, ?lacking, "some limits could not be set");
     }
     if let Err(error) = groups.put(&name, pid) {
-        tracing::warn!(vm = %plan.name, %error, "a VM runs without limits");
+        tracing::warn!(vm = %plan.name, %error, "cannot put a VM into its control group: it runs without limits");
     }
 }
 
-/// Puts the VMM into its shim's group, if it was started before the shim was there. Nobody waits for it.
+/// Puts the VMM into its shim's control group, in case it was started before the shim was in it. Runs in the background.
 fn limit_vmm(plan: &LaunchPlan, pid: u32) {
     let (directory, limited) = (plan.directory.clone(), plan.jail);
     tokio::task::spawn_blocking(move || {
         if let Some(name) = cgroup::name_of(&directory).filter(|_| limited)
             && let Err(error) = Groups::look().put(&name, pid)
         {
-            tracing::debug!(%error, "a VMM is not in its group");
+            tracing::debug!(%error, "cannot put a VMM into its control group");
         }
     });
 }
 
-/// Removes what a jail leaves on the disk: its shim is not root any more, and its mounts are gone with it.
+/// Removes what a jail leaves on the disk, since its shim is not root any more. Its mounts ended with the shim.
 fn remove_jail(directory: &Path) {
     if let Err(error) = super::jail::remove(&directory.join(vm_files::JAIL)) {
-        tracing::warn!(directory = %directory.display(), %error, "a jail is left behind");
+        tracing::warn!(directory = %directory.display(), %error, "cannot remove a jail");
     }
     if let Some(name) = cgroup::name_of(directory) {
         Groups::look().remove(&name);
     }
 }
 
-/// Removes the sockets and the jail that a VM left in its directory: its shim may not, or was killed. Only while no shim lives there.
+/// Removes the sockets and the jail that a VM left in its directory: its shim has no permission to, or was killed. Call it only while no shim
+/// runs there.
 pub(crate) fn remove_sockets(directory: &Path) {
     remove_jail(directory);
     for name in shim::sockets().chain([vm_files::HELLO, vm_files::EGRESS]) {
         match std::fs::remove_file(directory.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(directory = %directory.display(), name, %error, "a socket is left behind");
+                tracing::warn!(directory = %directory.display(), name, %error, "cannot remove a socket");
             }
             _ => {}
         }
     }
 }
 
-/// A shim that has not reported yet. Dropped, it is killed.
+/// A shim that has not reported yet. It is killed on drop.
 struct Starting {
     handle: Option<ProcessHandle>,
     report: pipe::Receiver,
@@ -295,7 +299,7 @@ impl Starting {
         if let Some(handle) = &self.handle
             && let Err(error) = handle.kill()
         {
-            tracing::error!(pid = handle.pid(), %error, "a shim that did not report cannot be killed");
+            tracing::error!(pid = handle.pid(), %error, "cannot kill a shim that did not report");
         }
     }
 
@@ -315,7 +319,7 @@ impl Starting {
         let exit = exit.unwrap_or_else(|| {
             let mut said = Vec::new();
             if let Ok(log) = regular::open(&plan.directory.join(vm_files::SHIM_LOG)) {
-                // What cannot be read is not told.
+                // A failed read only shortens the message.
                 let _ = io::Read::read_to_end(&mut io::Read::take(log, 2 * SHIM_LOG_MAX), &mut said);
             }
             let said = String::from_utf8_lossy(&said[said.len().saturating_sub(TAIL)..]).trim().to_owned();
@@ -340,17 +344,17 @@ impl Drop for Starting {
     }
 }
 
-/// Makes a VM's directory ready and starts its shim. Blocks for milliseconds.
+/// Prepares a VM's directory and starts its shim. Blocks for milliseconds.
 fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
     let directory = &plan.directory;
     let failed = |action, name: &str| {
         let path = directory.join(name);
         move |source| VmmError::File { action, path, source }
     };
-    if is_taken(directory).map_err(failed("look at", vm_files::SHIM_LOCK))? {
+    if is_taken(directory).map_err(failed("check", vm_files::SHIM_LOCK))? {
         return Err(VmmError::AlreadyRunning { directory: directory.clone() });
     }
-    regular::take_back(directory).map_err(failed("take back", ""))?;
+    regular::take_back(directory).map_err(failed("take ownership of", ""))?;
     for name in shim::sockets().chain([vm_files::EXIT]) {
         match std::fs::remove_file(directory.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("remove", name)(e)),
@@ -373,13 +377,13 @@ fn start(shim_binary: &Path, plan: &LaunchPlan) -> Result<Starting, VmmError> {
         process::set_nonblocking(&fd)?;
         pipe::Receiver::from_owned_fd(fd)
     });
-    // A shim is this process's child until one of the two ends: someone must reap it. In a plain thread: it waits for as long as
-    // the VM runs, and must not keep a runtime from shutting down.
+    // A shim is this process's child until one of the two ends, so it must be reaped. This waits for as long as the VM runs, in a task that
+    // does not keep the runtime from shutting down.
     reap_in_background(child).map_err(spawn_failed)?;
     Ok(Starting { handle: Some(handle?), report: report.map_err(spawn_failed)?, keep: false })
 }
 
-/// Whether a shim lives in a directory and does not go within a second, as one does whose launch was given up.
+/// Returns whether a shim runs in a directory and does not end within a second. A shim whose launch was given up ends in that time.
 fn is_taken(directory: &Path) -> io::Result<bool> {
     const LEAVE: Duration = Duration::from_secs(1);
     let Some(holder) = shim::read_holder(directory)? else { return Ok(false) };
@@ -402,7 +406,7 @@ fn reap_in_background(mut child: std::process::Child) -> io::Result<()> {
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
-            tracing::warn!(pid = child.id(), %error, "a shim cannot be reaped");
+            tracing::warn!(pid = child.id(), %error, "cannot reap a shim");
         }
     });
     Ok(())
@@ -418,9 +422,9 @@ fn open_shim_log(directory: &Path) -> io::Result<std::fs::File> {
     Ok(file)
 }
 
-/// Resolves when a process has ended.
+/// Waits until a process has ended.
 pub(super) async fn gone(handle: &AsyncFd<ProcessHandle>) {
-    // The only thing that a pidfd ever has to tell; it stays readable.
+    // A pidfd becomes readable when its process has ended, and stays readable.
     if let Err(error) = handle.readable().await {
         tracing::error!(%error, "cannot wait for a process");
     }
@@ -430,7 +434,7 @@ async fn gone_within(handle: &AsyncFd<ProcessHandle>, limit: Duration) -> bool {
     timeout(limit, gone(handle)).await.is_ok()
 }
 
-/// The next reply on a connection to a shim.
+/// Reads the next reply on a connection to a shim.
 pub(super) async fn next_reply(stream: &mut BufReader<UnixStream>) -> io::Result<Reply> {
     let mut answer = Vec::new();
     stream.take(LINE_MAX as u64).read_until(b'\n', &mut answer).await?;

@@ -1,4 +1,4 @@
-//! The walls around a VMM that runs, as the kernel tells of its process. Landlock is the one that it does not tell of.
+//! The confinement of a running VMM, as the kernel reports it for the process. The kernel does not report Landlock.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -6,10 +6,10 @@ use nexus_schema::tools::vm::VmWalls;
 
 use super::cgroup;
 
-/// The namespaces that are looked at.
+/// Namespaces that are reported.
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
 
-/// Looks at a process; `None` where it is gone.
+/// Returns the confinement of a process; `None` if the process has ended.
 pub(crate) fn walls_of(pid: u32) -> Option<VmWalls> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |name: &str| {

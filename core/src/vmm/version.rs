@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A version, as far as it matters.
+/// A version: major, minor, patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version(pub(crate) u32, pub(crate) u32, pub(crate) u32);
 
@@ -13,7 +13,7 @@ impl fmt::Display for Version {
 }
 
 impl Version {
-    /// The first version in a text such as `QEMU emulator version 7.2.22 (Debian ..)` or `Firecracker v1.16.1`.
+    /// Finds the first version in a text such as `QEMU emulator version 7.2.22 (Debian ..)` or `Firecracker v1.16.1`.
     pub(crate) fn find(text: &str) -> Option<Self> {
         text.split(|c: char| c.is_whitespace() || c == '(').find_map(|word| {
             let word = word.strip_prefix('v').unwrap_or(word);

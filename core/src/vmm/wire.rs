@@ -1,9 +1,9 @@
-//! Generations of what daemon and shim say to each other, in requests, `plan.json` and `exit.json`.
+//! Protocol versions ("generations") between daemon and shim: of requests, `plan.json` and `exit.json`.
 //!
-//! An upgraded daemon takes up shims that its predecessor launched, so it speaks two generations: its own and the one before.
-//! Generation 1 carries no number; from 2 on each request, plan and exit says its generation in `protocol`. The request `status` is the same in
-//! all generations: its answer tells which one the shim speaks. Fields may be added to answers within a generation; all else is a new one, with
-//! recorded lines in `core/tests/fixtures/shim`.
+//! An upgraded daemon adopts shims that its predecessor launched, so it supports two generations: its own and the one before.
+//! Generation 1 carries no number; from 2 on, each request, plan and exit has its generation in `protocol`. The request `status` is the same in
+//! all generations: its answer tells which one the shim speaks. Fields may be added to answers within a generation; any other change needs a
+//! new generation, with recorded lines in `core/tests/fixtures/shim`.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -12,43 +12,43 @@ use super::control::{Job, Request};
 
 /// The generation that this build speaks.
 pub(crate) const PROTOCOL: u32 = 2;
-/// The oldest one that it understands.
+/// The oldest generation that this build supports.
 pub(crate) const PROTOCOL_MIN: u32 = 1;
-/// Where the number is.
+/// Name of the field with the generation.
 const NUMBER: &str = "protocol";
 
-/// The generation of what carries no number.
+/// Returns the generation of messages without a number.
 pub(crate) const fn unnumbered() -> u32 {
     1
 }
 
-/// Why something that was received is not understood.
+/// Error of a message that is not understood.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WireError {
-    /// It is not what this generation says.
+    /// It is not valid in its generation.
     #[error("not understood")]
     Garbled {
         /// Why not.
         #[from]
         source: serde_json::Error,
     },
-    /// It is of a generation that this build does not speak.
-    #[error("written for protocol {found}; this build speaks {PROTOCOL_MIN} to {PROTOCOL}")]
+    /// Its generation is not supported.
+    #[error("written for protocol {found}; this build supports {PROTOCOL_MIN} to {PROTOCOL}")]
     Generation {
-        /// The one that was found.
+        /// The message's generation.
         found: u64,
     },
-    /// The shim is too old to be asked this.
+    /// The shim is too old for this request.
     #[error(
-        "the shim speaks protocol {protocol}, which has no such request; it is possible after the VM's next start"
+        "the shim speaks protocol {protocol}, which does not support this request; restart the VM to use it"
     )]
     Unknown {
-        /// What the shim speaks.
+        /// The shim's generation.
         protocol: u32,
     },
 }
 
-/// A request as a line for a shim of the given generation.
+/// Encodes a request as a line for a shim of the given generation.
 pub(crate) fn request_line(request: Request, protocol: u32) -> Result<Vec<u8>, WireError> {
     let is_known = match request {
         Request::Status
@@ -72,19 +72,19 @@ pub(crate) fn request_line(request: Request, protocol: u32) -> Result<Vec<u8>, W
     Ok(line)
 }
 
-/// What a daemon asks, without the line's end.
+/// Decodes a daemon's request, a line without its newline.
 pub(crate) fn read_request(line: &[u8]) -> Result<Request, WireError> {
     let fields = read_numbered(line)?;
     Ok(serde_json::from_value(Value::Object(fields))?)
 }
 
-/// The content of `plan.json`.
+/// Decodes the content of `plan.json`.
 pub(crate) fn read_job(bytes: &[u8]) -> Result<Job, WireError> {
     let fields = read_numbered(bytes)?;
     Ok(serde_json::from_value(Value::Object(fields))?)
 }
 
-/// Something that becomes a JSON object, with this build's number in it.
+/// Encodes a value as a JSON object with this build's generation in it.
 pub(crate) fn write_numbered<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
     let mut value = serde_json::to_value(value)?;
     if let Value::Object(fields) = &mut value {
@@ -93,7 +93,7 @@ pub(crate) fn write_numbered<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_j
     serde_json::to_vec(&value)
 }
 
-/// The fields of an object whose generation is understood, without its number.
+/// Decodes an object of a supported generation. Returns its fields without the generation.
 fn read_numbered(bytes: &[u8]) -> Result<Map<String, Value>, WireError> {
     let mut fields: Map<String, Value> = serde_json::from_slice(bytes)?;
     let found = match fields.remove(NUMBER) {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nexus_core::host::socket::{bind_in, connect_in};
-use nexus_core::internals::{Caps, PlanDrive, VmmError, console, read_exit};
+use nexus_core::internals::{Caps, PlanDrive, Stall, VmmError, console, read_exit};
 use nexus_schema::DriverKind;
 use nix::sys::signal::Signal;
 
@@ -131,6 +131,27 @@ async fn no_pause_is_offered_since_a_bare_resume_leaves_the_guest_unreachable() 
 }
 
 #[tokio::test]
+async fn writes_that_fail_on_a_full_disk_are_reported_until_there_is_space() {
+    let vm = vm(false);
+    let shim = vm.launch().await;
+    let mut stalls = shim.stalls();
+    assert_eq!(in_time(stalls.recv()).await, Some(None));
+    // What a real one logs when a write of its guest fails with ENOSPC.
+    let mut log = std::fs::OpenOptions::new().write(true).open(vm.directory().join("vmm.pipe")).unwrap();
+    let line = "2026-11-30T10:00:00.1 [web:fc_vcpu 0:ERROR] Failed to execute Out virtio block request: FileEngine(Sync(Transfer(\
+        IOError(Os { code: 28, kind: StorageFull, message: \"No space left on device\" }))))\n";
+    for _ in 0..2 {
+        log.write_all(line.as_bytes()).unwrap();
+        assert_eq!(in_time(stalls.recv()).await, Some(Some(Stall::DiskFull { drive: 0 })));
+        // There is space: the report ends, and the next failed write is a new one.
+        assert_eq!(in_time(stalls.recv()).await, Some(None));
+    }
+    assert_vsock_works(&vm);
+    in_time(shim.kill()).await.unwrap();
+    ended(&shim).await;
+}
+
+#[tokio::test]
 async fn what_firecracker_refuses_is_in_the_error() {
     let refused = async |change: fn(&mut Vm)| {
         let mut vm = vm(false);
@@ -159,7 +180,10 @@ async fn exits_say_what_they_mean() {
     for (word, message) in [
         ("fake.exit=0", "the guest ended its machine"),
         ("fake.exit=1", "firecracker exited with status 1 (an error of KVM, or a triple fault of the guest)"),
-        ("fake.exit=148", "firecracker exited with status 148 (a system call that its filter forbids)"),
+        (
+            "fake.exit=148",
+            "firecracker exited with status 148 (a system call forbidden by its seccomp filter)",
+        ),
     ] {
         let mut vm = vm(false);
         vm.plan.cmdline = vec![word.into()];

@@ -98,7 +98,7 @@ async fn a_vmm_that_floods_stderr_and_exits_is_reported_too() {
     let vm = Vm::script("head -c 3000000 /dev/zero | tr '\\0' x >&2; echo >&2; echo last >&2; exit 1");
     let error = vm.fails_to_launch().await.to_string();
     assert!(
-        error.starts_with("the VMM process did not come up: it exited with status 1 at once: last"),
+        error.starts_with("the VMM process did not start: it exited with status 1 at once: last"),
         "{error}"
     );
     assert!(error.len() < 8 << 10, "{}", error.len());
@@ -114,7 +114,7 @@ async fn a_binary_that_is_not_there_is_reported() {
     let error = vm.fails_to_launch().await.to_string();
     assert_eq!(
         error,
-        "the VMM process did not come up: start /nowhere/vmm: No such file or directory (os error 2)"
+        "the VMM process did not start: start /nowhere/vmm: No such file or directory (os error 2)"
     );
     let gone = ShimClient::launch(Path::new("/nowhere/nexusd"), &vm.plan).await.unwrap_err();
     assert!(matches!(gone, VmmError::Spawn { .. }), "{gone}");

@@ -1,4 +1,4 @@
-//! Calls of tools: at once what needs not wait, on tasks of their own what does.
+//! Tool calls. A call that completes without waiting is answered at once; any other call gets a task of its own.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,7 +19,7 @@ use super::rpc::{self, Failure, INVALID_REQUEST, Id};
 use crate::tools;
 use nexus_wire::duplex::Writer;
 
-/// Answers that wait together are written when they are more than so many bytes: whoever gets them works on them meanwhile.
+/// Once more than this many bytes of answers are waiting, they are written, so that the receiver can start on them.
 const BATCH: usize = 2 << 10;
 
 /// The parameters of `tools/call`.
@@ -32,7 +32,7 @@ pub(super) struct CallParams {
     meta: CallMeta,
 }
 
-/// What matters of a call's `_meta`.
+/// The fields of a call's `_meta` that this agent uses.
 #[derive(Default, Deserialize)]
 struct CallMeta {
     #[serde(default, rename = "progressToken")]
@@ -41,7 +41,7 @@ struct CallMeta {
     client: Option<String>,
 }
 
-/// Calls that can be cancelled, and whether what they started is to be killed then.
+/// Calls in progress by id: the token that cancels one, and whether cancelling also kills what the call started.
 type UnderWay = HashMap<Box<str>, (CancellationToken, Arc<AtomicBool>)>;
 
 /// The calls of one connection. Dropping it cancels them.
@@ -54,20 +54,20 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// Calls of `agent`'s tools.
+    /// Creates the calls of one connection.
     pub(super) fn new(agent: Arc<Agent>, answers: Answers) -> Self {
         let closing = CancellationToken::new();
         Self { agent, answers, under_way: Arc::default(), _cancel: closing.clone().drop_guard(), closing }
     }
 
-    /// Does a call: at once what needs not wait, and its answer waits for [`Answers::flush`]; on a task of its own what does.
+    /// Starts a call. If it completes without waiting, its answer is queued until [`Answers::flush`]; otherwise it continues on a task.
     pub(super) fn begin(&self, id: Id, params: CallParams) {
         let CallParams { name, arguments, meta } = params;
         let (cancel, wants_kill) = (self.closing.child_token(), Arc::<AtomicBool>::default());
         match lock(&self.under_way).entry(id.get().into()) {
             Entry::Vacant(place) => drop(place.insert((cancel.clone(), wants_kill.clone()))),
             Entry::Occupied(_) => {
-                let failure = Failure::new(INVALID_REQUEST, "a call with this id is under way");
+                let failure = Failure::new(INVALID_REQUEST, "a call with this id is in progress");
                 return self.answers.refuse(&id, &failure);
             }
         }
@@ -91,7 +91,7 @@ impl Calls {
             }
             answers.put(&id, outcome);
         });
-        // The task looks at it again, and is woken by what it waits for then.
+        // The new task polls it again, which registers the real waker.
         if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
             let answers = self.answers.clone();
             tokio::spawn(async move {
@@ -101,7 +101,7 @@ impl Calls {
         }
     }
 
-    /// Cancels a call, if it is under way, and has killed what it started if that is wanted.
+    /// Cancels a call if it is in progress, and, if wanted, kills what it started.
     pub(super) fn cancel(&self, id: &RawValue, kill: bool) {
         let Some((cancel, wants_kill)) = lock(&self.under_way).get(id.get()).cloned() else { return };
         wants_kill.store(kill, Ordering::Release);
@@ -113,22 +113,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where the answers of one connection go. Cheap to clone.
+/// The answers to one connection. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Answers {
     agent: Arc<Agent>,
-    /// Lines that wait to be written together.
+    /// Lines that are waiting to be written together.
     waiting: Arc<Mutex<Vec<u8>>>,
     writer: Arc<tokio::sync::Mutex<Writer>>,
 }
 
 impl Answers {
-    /// Answers of `agent`.
+    /// Creates the answers of one connection.
     pub(super) fn new(agent: Arc<Agent>, writer: Writer) -> Self {
         Self { agent, waiting: Arc::default(), writer: Arc::new(tokio::sync::Mutex::new(writer)) }
     }
 
-    /// Tells a caller that waits how far its call is.
+    /// Returns a function that sends progress notifications to the caller.
     fn tell(&self, token: Id) -> tools::Tell {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
@@ -146,18 +146,18 @@ impl Answers {
         })
     }
 
-    /// Puts an answer to those that wait for [`Answers::flush`].
+    /// Queues an answer until [`Answers::flush`].
     pub(super) fn put(&self, id: &RawValue, outcome: Result<impl Serialize, Failure>) {
         self.line(rpc::answer(id, outcome));
     }
 
-    /// The same with an error of the protocol.
+    /// Queues a protocol error until [`Answers::flush`].
     pub(super) fn refuse(&self, id: &RawValue, failure: &Failure) {
         self.line(rpc::failure(id, failure));
     }
 
     fn line(&self, line: io::Result<Vec<u8>>) {
-        // What is not JSON was never made.
+        // Encoding failed, so there is no line.
         let Ok(line) = line else { return };
         let length = {
             let mut waiting = lock(&self.waiting);
@@ -169,8 +169,8 @@ impl Answers {
         }
     }
 
-    /// Writes what waits: at once if there is room for it, or else on a task of its own. That a connection is gone shows where it
-    /// is read.
+    /// Writes the queued lines: at once if there is room, otherwise on a task of its own. Ignores a closed connection, because its reader notices
+    /// that.
     pub(super) fn flush(&self) {
         let line = std::mem::take(&mut *lock(&self.waiting));
         if line.is_empty() {
@@ -197,14 +197,14 @@ impl Answers {
         });
     }
 
-    /// Writes lines.
+    /// Writes lines and signals that they were written.
     async fn write(&self, line: &[u8]) -> io::Result<()> {
         self.writer.lock().await.write_all(line).await?;
         self.agent.answered.notify_waiters();
         Ok(())
     }
 
-    /// Writes nothing more.
+    /// Shuts down the sending direction.
     pub(super) async fn shutdown(&self) -> io::Result<()> {
         self.writer.lock().await.shutdown().await
     }

@@ -1,4 +1,4 @@
-//! The clock: the host says how wrong it is, and it is set right by so much.
+//! The clock: the host reports its own time, and asks this agent to correct the difference.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -10,14 +10,14 @@ use rustix::time::{ClockId, Timespec};
 use super::{Agent, Place};
 use crate::os::uptime;
 
-/// What the host's clock said when.
+/// The host's time, and when it was reported.
 #[derive(Debug, Clone, Copy)]
 struct Sighting {
     host: Duration,
     uptime: Duration,
 }
 
-/// What is known of the host's clock.
+/// The last known time of the host.
 #[derive(Debug, Default)]
 pub(super) struct HostClock(Mutex<Option<Sighting>>);
 
@@ -27,7 +27,7 @@ impl HostClock {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(sighting);
     }
 
-    /// How far this system's clock is ahead of the host's, in milliseconds; `None` before the host said its time.
+    /// Returns how far this system's clock is ahead of the host's, in milliseconds; `None` before the host has reported its time.
     fn skew_ms(&self) -> Option<i64> {
         let sighting = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
         let host = sighting.host + uptime().saturating_sub(sighting.uptime);
@@ -36,12 +36,12 @@ impl HostClock {
 }
 
 impl Agent {
-    /// How far the clock is ahead of the host's, in milliseconds.
+    /// Returns how far this system's clock is ahead of the host's, in milliseconds.
     pub(crate) fn clock_skew_ms(&self) -> Option<i64> {
         self.host_clock.skew_ms()
     }
 
-    /// Does what the host asks of the clock.
+    /// Handles a clock request of the host.
     pub(super) fn clock(&self, params: ClockParams) -> io::Result<ClockAnswer> {
         self.host_clock.saw(params.time_unix_ns);
         if let Some(add) = params.add_ns {
@@ -55,7 +55,7 @@ impl Agent {
     }
 }
 
-/// This system's time since 1970.
+/// Returns this system's time since 1970.
 pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Applies the host's configuration to the running system. What cannot be applied is said, and the VM is ready all the same.
+//! Applies the host's configuration to the running system. Whatever fails is reported as a problem; the VM becomes ready anyway.
 
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -13,12 +13,12 @@ use crate::identity::Identity;
 use crate::os::{Users, read_small, reason};
 use crate::places::{give_to_owner_of, make_directories};
 
-/// The clock is left alone when it is this close.
+/// The clock is not changed if its error is at most this.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(20);
 
-/// Applies all of a configuration, and adds what could not be applied to `problems`.
+/// Applies a whole configuration; adds what failed to `problems`.
 pub(super) fn apply(configure: &Configure, init: InitMode, problems: &mut Vec<String>) {
-    // Certificates, logs and file times need the time first.
+    // The clock first, because certificates, logs and file times depend on it.
     note(problems, "set the clock", set_clock(configure.time_unix_ns));
     note(problems, &format!("set the hostname {}", configure.hostname), set_hostname(&configure.hostname));
     for interface in &configure.interfaces {
@@ -35,7 +35,7 @@ pub(super) fn apply(configure: &Configure, init: InitMode, problems: &mut Vec<St
         let path = Path::new("/").join(path);
         note(problems, &format!("make the working directory {}", path.display()), make_directories(&path));
     }
-    // In both modes PID 1 has done, or will do, the rest.
+    // In both modes, PID 1 does the rest.
     let (InitMode::Agent | InitMode::System) = init;
 }
 
@@ -45,7 +45,7 @@ fn note(problems: &mut Vec<String>, what: &str, result: io::Result<()>) {
     }
 }
 
-/// What an agent that is a process of the host does not do, in words.
+/// Returns the parts of the configuration that an agent on a host (outside a VM) refuses, as messages.
 pub(super) fn refuse_on_host(configure: &Configure) -> Vec<String> {
     let mut problems = Vec::new();
     if !configure.files.is_empty() {
@@ -67,9 +67,9 @@ fn set_clock(unix_ns: u64) -> io::Result<()> {
 
 fn set_hostname(name: &str) -> io::Result<()> {
     rustix::system::sethostname(name.as_bytes())?;
-    // For an init of the image that sets it again, and for programs that look their own name up.
+    // For the image's own init, which reads it again, and for programs that look up their own name.
     if read_small("/etc/hostname", 256).is_none_or(|old| old.trim() != name) {
-        // In place, which is less work than a new file; whatever cuts it off, the next boot writes it again.
+        // Written in place, which is less work than a new file. If it is interrupted, the next boot writes it again.
         let mut file = std::fs::OpenOptions::new()
             .write(true)
             .create(true)
@@ -103,11 +103,11 @@ fn write_resolv_conf(servers: &[IpAddr], search: &[String]) -> io::Result<()> {
     if !search.is_empty() {
         text.push_str(&format!("search {}\n", search.join(" ")));
     }
-    // A link to a resolver that this configuration replaces is replaced too.
+    // If it is a link to the file of another resolver, the link is replaced.
     replace("/etc/resolv.conf", text.as_bytes(), 0o644)
 }
 
-/// Writes a file, and sees to it that it is on the disk: the host gives it once.
+/// Writes a file and syncs it to disk, because the host sends it only once.
 fn write_file(file: &GuestFile, image_user: Option<&str>) -> io::Result<()> {
     let refuse = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text);
     let path = Path::new(&file.path);
@@ -132,12 +132,12 @@ fn write_file(file: &GuestFile, image_user: Option<&str>) -> io::Result<()> {
     std::fs::File::open(parent)?.sync_all()
 }
 
-/// Replaces a file in one step; the new one has the owner of the old one, or of its directory.
+/// Replaces a file atomically. The new file has the owner of the old one, or of its directory.
 pub(crate) fn replace(path: impl AsRef<Path>, content: &[u8], mode: u32) -> io::Result<()> {
     replace_for(path.as_ref(), content, mode, None)
 }
 
-/// The same for an owner, as uid and gid.
+/// Replaces a file atomically, with the given uid and gid as owner.
 fn replace_for(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".nexus-new");
@@ -152,7 +152,7 @@ fn replace_for(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>
             (_, Some(directory)) => give_to_owner_of(directory, &file)?,
             (_, None) => {}
         }
-        // After the owner: a change of owner takes setuid bits away.
+        // After the owner, because changing the owner clears setuid bits.
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         drop(file);
         std::fs::rename(&temporary, path)

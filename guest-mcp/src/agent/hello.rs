@@ -22,24 +22,24 @@ use crate::role::VERSION;
 use crate::system;
 use nexus_wire::lines::{Line, LineReader};
 
-/// Where the token is kept for an agent that is started again; only root can read it.
+/// The file with the token, for a restarted agent. Only root can read it.
 const TOKEN: &str = "/run/nexus/token";
-/// What went wrong before there was an agent, a line each.
+/// The file with the problems from before the agent started, one per line.
 const PROBLEMS: &str = "/run/nexus/problems";
-/// What the image says of itself.
+/// The file with the image's metadata.
 const IMAGE: &str = "/etc/nexus/image.yaml";
-/// How long the host may take for one answer.
+/// Timeout of one answer of the host.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a bye may take in all.
+/// Timeout of a whole bye exchange.
 const BYE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The first pause after an exchange that failed; each further one is twice as long.
+/// The first pause after a failed exchange; each further one is twice as long.
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// The pause after a host that refused.
+/// The pause after the host has refused.
 const PAUSE_REFUSED: Duration = Duration::from_secs(10);
 
-/// Why an exchange came to nothing.
+/// Why an exchange failed.
 #[derive(Debug, thiserror::Error)]
 enum HelloError {
     #[error("cannot reach the host: {0}")]
@@ -48,13 +48,13 @@ enum HelloError {
     Lost(#[source] io::Error),
     #[error("the host does not answer")]
     Timeout,
-    #[error("the host answered with something else than {expected}")]
+    #[error("unexpected answer from the host: expected {expected}")]
     Unexpected { expected: &'static str },
     #[error("the host refused: {reason}")]
     Refused { reason: String },
 }
 
-/// Says hello until the host welcomes this guest.
+/// Sends hello until the host sends a welcome.
 pub(super) async fn until_welcome(agent: Arc<Agent>) {
     let mut pause = PAUSE_FIRST;
     let mut said = String::new();
@@ -113,7 +113,7 @@ async fn exchange(agent: &Arc<Agent>) -> Result<(), HelloError> {
     }
 }
 
-/// What is to be said of an init that has not started all.
+/// Returns a message if the image's init has not started everything.
 fn unready(status: &SystemStatus) -> Option<String> {
     let state = status.state.as_str();
     match status.state {
@@ -149,7 +149,7 @@ fn store_token(token: &str) -> io::Result<()> {
     file.write_all(token.as_bytes())
 }
 
-/// The token that an agent before this one was given in the same boot.
+/// Returns the token of this boot, if an earlier agent has stored it.
 pub(super) fn stored_token(place: &Place) -> Option<String> {
     match place {
         Place::Vm { .. } => read_small(TOKEN, 1 << 10),
@@ -164,7 +164,7 @@ fn introduce(agent: &Agent, token: Option<String>) -> Hello {
             let id = read_small("/proc/sys/kernel/random/boot_id", 64).unwrap_or_default();
             (init, OsRelease::read().pretty_name, read_image(Path::new(IMAGE)), id.trim().to_owned())
         }
-        // A process is booted each time that it starts.
+        // Each start of the process counts as a boot.
         Place::Process { .. } => {
             let id = read_small("/proc/sys/kernel/random/uuid", 64).unwrap_or_default();
             (InitMode::Agent, OsRelease::read().pretty_name, None, id.trim().to_owned())
@@ -188,7 +188,7 @@ fn introduce(agent: &Agent, token: Option<String>) -> Hello {
 fn read_image(path: &Path) -> Option<ImageMetadata> {
     let text = read_small(path, 256 << 10)?;
     match serde_yaml_ng::from_str(&text) {
-        // The host knows it better, and a hello is short.
+        // Without its config: the host knows it better, and a hello should be short.
         Ok(image) => Some(ImageMetadata { config: None, ..image }),
         Err(error) => {
             say(format_args!("{}: {error}", path.display()));
@@ -197,7 +197,7 @@ fn read_image(path: &Path) -> Option<ImageMetadata> {
     }
 }
 
-/// Says that the guest goes down; as well as it can be done in a short time.
+/// Tells the host that the guest is shutting down. Gives up after [`BYE_TIMEOUT`].
 pub(super) async fn bye(agent: &Arc<Agent>, reason: ByeReason, guessed: bool) {
     let Some(token) = agent.settings().token.clone() else { return };
     let said = tokio::time::timeout(BYE_TIMEOUT, async {
@@ -208,11 +208,11 @@ pub(super) async fn bye(agent: &Arc<Agent>, reason: ByeReason, guessed: bool) {
     match said.await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => say(format_args!("bye: {error}")),
-        Err(_) => say(format_args!("bye: the host does not answer")),
+        Err(_) => say(format_args!("bye: the host did not answer")),
     }
 }
 
-/// The host's end of one exchange.
+/// The connection to the host for one exchange.
 struct Host {
     lines: LineReader<Box<dyn Duplex>>,
 }
@@ -235,7 +235,7 @@ impl Host {
         let message = match line.await.map_err(|_| HelloError::Timeout)?.map_err(HelloError::Lost)? {
             Some(Line::Whole(line)) => serde_json::from_slice(line),
             Some(Line::TooLong(_) | Line::TooLongEnd { .. }) => {
-                return Err(HelloError::Unexpected { expected: "a message of bearable size" });
+                return Err(HelloError::Unexpected { expected: "a shorter message" });
             }
             None => return Err(HelloError::Lost(io::ErrorKind::UnexpectedEof.into())),
         };

@@ -1,4 +1,4 @@
-//! Accepts the host's connections: on vsock ports, or on the one Unix socket that stands for all of them.
+//! Accepts the host's connections: on vsock ports, or on the one Unix socket that replaces them.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,16 +15,16 @@ use super::stream::{SOCKET, ShortPath};
 use super::{Agent, Place, mcp, open};
 use nexus_wire::duplex;
 
-/// Connections for calls at once; more are closed unheard.
+/// The maximum number of connections for calls; further ones are closed at once.
 const CONNECTIONS_MAX: usize = 64;
-/// Streams at once; more are closed unheard. Those of commands do not count once they are open: the holder has them then.
+/// The maximum number of streams; further ones are closed at once. An open stream of a command does not count, because the holder owns it.
 const STREAMS_MAX: usize = 256;
-/// How long a connection may take to say which port it wants.
+/// Timeout of the handshake that says which port a connection is for.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long to leave a listener alone that fails, as it does when descriptors run out.
+/// Pause after a failed accept, for example when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Starts to listen.
+/// Starts listening.
 pub(super) fn start(agent: &Arc<Agent>) -> io::Result<()> {
     let room = Room { calls: limit(CONNECTIONS_MAX), streams: limit(STREAMS_MAX) };
     match &agent.place {
@@ -47,7 +47,7 @@ pub(super) fn start(agent: &Arc<Agent>) -> io::Result<()> {
     Ok(())
 }
 
-/// How many connections there may be to each port.
+/// The number of free connections of each port.
 #[derive(Clone)]
 struct Room {
     calls: Arc<Semaphore>,
@@ -59,7 +59,7 @@ fn limit(connections: usize) -> Arc<Semaphore> {
 }
 
 impl Room {
-    /// A place for one more; `None` if there is none, or no such port.
+    /// Takes a free connection of a port; `None` if there is none, or no such port.
     fn take(&self, port: u32) -> Option<OwnedSemaphorePermit> {
         let room = match port {
             MCP_PORT => &self.calls,
@@ -79,14 +79,14 @@ async fn accept_vsock(agent: Arc<Agent>, listener: VsockListener, port: u32, roo
                 continue;
             }
         };
-        // Processes of the guest itself can come here too; only the host is served.
+        // Processes in the guest can also connect here, but only the host is served.
         if from.cid() != VMADDR_CID_HOST {
             continue;
         }
         let Some(place) = room.take(port) else { continue };
         let agent = agent.clone();
         tokio::spawn(async move {
-            // One that cannot be had is hung up on.
+            // If the socket cannot be cloned, the connection is closed.
             if let Ok(socket) = stream.as_fd().try_clone_to_owned() {
                 drop(stream);
                 let _ = serve(agent, port, socket).await;
@@ -96,7 +96,7 @@ async fn accept_vsock(agent: Arc<Agent>, listener: VsockListener, port: u32, roo
     }
 }
 
-/// Serves one connection to its end.
+/// Serves one connection until it ends.
 async fn serve(agent: Arc<Agent>, port: u32, socket: OwnedFd) -> io::Result<()> {
     if port == STREAM_PORT {
         open::serve(agent, socket).await
@@ -118,7 +118,7 @@ async fn accept_unix(agent: Arc<Agent>, listener: UnixListener, room: Room) {
         };
         let (agent, room) = (agent.clone(), room.clone());
         tokio::spawn(async move {
-            // A peer that gets the handshake wrong is hung up on, as the device does.
+            // A failed handshake closes the connection, as the vsock device does.
             let _ = serve_unix(agent, stream, &room).await;
         });
     }
@@ -132,7 +132,7 @@ async fn serve_unix(agent: Arc<Agent>, mut stream: UnixStream, room: &Room) -> i
     serve(agent, port, stream.into_std()?.into()).await
 }
 
-/// Reads `CONNECT <port>\n` and not a byte more.
+/// Reads `CONNECT <port>\n`, and nothing after it.
 async fn read_connect(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<u32> {
     let refuse = || io::Error::from(io::ErrorKind::InvalidData);
     let mut line = Vec::with_capacity(32);

@@ -1,5 +1,5 @@
-//! The MCP server on one connection: JSON lines, of which each request is answered in either of MCP's eras. It knows no session: who has
-//! not said hello is answered too.
+//! The MCP server of one connection: JSON lines. Each request is answered on its own, with or without an `initialize` before it, so both generations
+//! of MCP clients work.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -25,11 +25,11 @@ use crate::proxy;
 use crate::role::VERSION;
 use crate::tools;
 
-/// Asks the guest to go down.
+/// The method that asks the guest to shut down.
 const SHUTDOWN: &str = "nexus/shutdown";
-/// A line longer than this will have no end, in bytes.
+/// A line longer than this ends the connection, in bytes.
 const ENDLESS: u64 = 256 << 20;
-/// The revisions of MCP that begin with `initialize`, the newest last.
+/// The revisions of MCP that start with `initialize`, the newest last.
 const REVISIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
 
 #[derive(Deserialize)]
@@ -37,7 +37,7 @@ struct ShutdownParams {
     reason: ByeReason,
 }
 
-/// Serves one connection to its end.
+/// Serves one connection until it ends.
 pub(super) async fn serve(agent: Arc<Agent>, reader: Reader, writer: Writer) {
     let answers = Answers::new(agent.clone(), writer);
     let calls = Calls::new(agent.clone(), answers.clone());
@@ -55,12 +55,12 @@ pub(super) async fn serve(agent: Arc<Agent>, reader: Reader, writer: Writer) {
             }
         }
         answers.flush();
-        // A host that hangs up early is no failure of the guest.
+        // The host may disconnect at any time.
         if !reader.fill().await.unwrap_or(false) {
             break;
         }
     }
-    // Nobody reads what is left.
+    // The host does not read what is left.
     let _ = answers.shutdown().await;
 }
 
@@ -71,14 +71,14 @@ struct Server {
 }
 
 impl Server {
-    /// Takes a line; its answer may wait for [`Answers::flush`].
+    /// Handles a line; its answer may be queued until [`Answers::flush`].
     fn take(&self, line: &[u8]) {
         let Some(message) = Envelope::parse(line) else {
             return self.answers.refuse(RawValue::NULL, &Failure::new(PARSE_ERROR, "not a JSON object"));
         };
         let is_well_formed = message.is_well_formed();
         let (id, Some(method), params) = (message.id, message.method, message.params) else {
-            // Answers are never answered.
+            // A response needs no answer.
             return;
         };
         match id {
@@ -143,7 +143,7 @@ impl Server {
         }
     }
 
-    /// Answers once `work` is done.
+    /// Runs `work` on a task, and answers when it is done.
     fn later(&self, id: Id, work: impl Future<Output = Result<Value, Failure>> + Send + 'static) {
         let answers = self.answers.clone();
         tokio::spawn(async move {
@@ -160,7 +160,7 @@ impl Server {
             #[serde(default)]
             reason: Option<String>,
         }
-        // Nobody answers a notification that says nothing.
+        // Malformed notifications are ignored.
         let Ok(Params { request_id, reason }) = decode(params) else { return };
         self.calls.cancel(&request_id, reason.as_deref() != Some(CUT_OFF));
     }
@@ -188,7 +188,7 @@ fn decode<'a, T: Deserialize<'a>>(params: Option<&'a RawValue>) -> Result<T, Fai
         .map_err(|error| Failure::new(INVALID_PARAMS, error.to_string()))
 }
 
-/// A name of the host's, for an error.
+/// Shortens a name from the host for use in an error message.
 fn cut(name: &str) -> String {
     name.chars().take(64).collect()
 }

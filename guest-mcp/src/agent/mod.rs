@@ -1,13 +1,12 @@
 //! The agent: says hello to the host, applies its configuration, and serves MCP to it.
 //!
 //! ```text
-//! listen ── port 201 ──> open ── streams: of commands to the holder, all else here
-//!        ── port 200 ──> mcp ── calls of tools ──> calls ──> crate::tools
+//! listen ── port 201 ──> open ── streams: those of commands go to the holder, all others are served here
+//!        ── port 200 ──> mcp ── tool calls ──> calls ──> crate::tools
 //! proxy  ── 127.0.0.1:3128, for programs ──> crate::proxy ── host port 1025
-//! hello  ── host port 1024: hello, configure, ack, welcome; and bye before the guest goes down
+//! hello  ── host port 1024: hello, configure, ack, welcome; and bye before the guest shuts down
 //! ```
-//! It runs on one thread; what may block on a disk goes to a small pool. It never makes decisions of PID 1: going down is
-//! asked of the init.
+//! It runs on one thread; work that may block on a disk runs on a small thread pool. Only PID 1 shuts the guest down; the agent asks it to.
 
 mod calls;
 mod clock;
@@ -51,26 +50,26 @@ use crate::tools::Uploads;
 /// Where an agent runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// In a VM: vsock, and the whole system is its business.
+    /// In a VM: it listens on vsock, and manages the whole system.
     Vm {
-        /// What is PID 1.
+        /// Which program is PID 1.
         init: InitMode,
     },
-    /// On a host, as an ordinary process: Unix sockets in a directory, and nothing of the system is touched.
+    /// On a host, as an ordinary process: it listens on Unix sockets in a directory, and does not change the system.
     Process {
-        /// Where the sockets are.
+        /// The directory of the sockets.
         directory: PathBuf,
     },
 }
 
-/// What the host's configuration changes for later calls.
+/// The parts of the host's configuration that later calls use.
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
-    /// The VM's name; empty before the configuration came.
+    /// The VM's name; empty before the configuration has arrived.
     pub(crate) name: String,
     /// Environment variables of every command.
     pub(crate) env: BTreeMap<String, String>,
-    /// Where commands start when they do not say.
+    /// The default working directory of commands.
     pub(crate) working_dir: Option<String>,
     /// The user that the image names.
     pub(crate) image_user: Option<String>,
@@ -79,7 +78,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// What commands need of them.
+    /// Returns the settings that commands need.
     pub(crate) fn of_commands(&self, proxy: &Proxy) -> wire::Settings {
         wire::Settings {
             env: self.env.clone(),
@@ -89,7 +88,7 @@ impl Settings {
         }
     }
 
-    /// The VM's name, or a word for it before there is one.
+    /// Returns the VM's name, or a placeholder before it is known.
     pub(crate) fn name(&self) -> &str {
         if self.name.is_empty() { "vm" } else { &self.name }
     }
@@ -98,28 +97,28 @@ impl Settings {
 /// How an agent ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
-    /// The guest goes down; bye was said, or could not be.
+    /// The guest is shutting down. Bye was sent, or could not be sent.
     Down,
-    /// It was told to go.
+    /// A signal told the agent to exit.
     Terminated,
 }
 
-/// The state that all of the agent shares.
+/// The state that all parts of the agent share.
 #[derive(Debug)]
 pub(crate) struct Agent {
     place: Place,
     protocol: u32,
     settings: RwLock<Arc<Settings>>,
     host_clock: clock::HostClock,
-    /// Who has all commands.
+    /// The process that holds all commands.
     pub(crate) holder: Holder,
-    /// The way to other machines.
+    /// The proxy to other machines.
     pub(crate) proxy: Proxy,
-    /// Files that are written piece by piece.
+    /// Unfinished uploads of files.
     pub(crate) uploads: Uploads,
-    /// Told after each answer that was written.
+    /// Notified after each answer that was written.
     answered: Arc<Notify>,
-    /// Which way the guest goes down, once it does.
+    /// The reason of the shutdown, once it has started.
     going_down: watch::Sender<Option<ByeReason>>,
 }
 
@@ -143,12 +142,12 @@ impl Agent {
         }
     }
 
-    /// What the host's configuration says now.
+    /// Returns the current settings.
     pub(crate) fn settings(&self) -> Arc<Settings> {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Where it keeps what is to be remembered of trees that were copied in.
+    /// Returns the directory for records about trees that were copied in.
     pub(crate) fn trees(&self) -> PathBuf {
         match &self.place {
             Place::Vm { .. } => PathBuf::from("/var/lib/nexus/trees"),
@@ -156,17 +155,17 @@ impl Agent {
         }
     }
 
-    /// Where it runs.
+    /// Returns where this agent runs.
     pub(crate) const fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Whether this is a VM, so that cgroups and scores are the agent's business.
+    /// Returns whether this agent runs in a VM, and so manages cgroups and OOM scores.
     pub(crate) fn is_in_vm(&self) -> bool {
         matches!(self.place, Place::Vm { .. })
     }
 
-    /// Whether the image's own init is PID 1, with this agent beside it.
+    /// Returns whether PID 1 is the image's own init.
     pub(crate) fn is_beside_init(&self) -> bool {
         self.place == (Place::Vm { init: InitMode::System })
     }
@@ -175,7 +174,7 @@ impl Agent {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
     }
 
-    /// Starts going down, once the answer to the request that asked for it is written.
+    /// Starts the shutdown, once the answer to the request for it is written.
     fn go_down(self: &Arc<Self>, reason: ByeReason) {
         let agent = self.clone();
         let answered = self.answered.clone().notified_owned();
@@ -185,10 +184,10 @@ impl Agent {
         });
     }
 
-    /// Asks PID 1 to take the guest down, or goes alone where there is none to ask.
+    /// Asks PID 1 to shut the guest down; exits if there is no PID 1 to ask.
     async fn ask_init(self: &Arc<Self>, reason: ByeReason) {
         match self.place {
-            // It tells this agent to say bye, as it does when somebody else asked.
+            // PID 1 then tells this agent to say bye, as it does for any other shutdown.
             Place::Vm { init: InitMode::Agent } => {
                 let signal = match reason {
                     ByeReason::Poweroff => Signal::USR2,
@@ -204,7 +203,7 @@ impl Agent {
         }
     }
 
-    /// Ends the commands of a process that ends. Those of a VM end with it: PID 1 sees to that.
+    /// Kills the commands of an agent outside a VM. In a VM, PID 1 does that.
     async fn end_commands(&self) {
         if !self.is_in_vm() {
             self.holder.end().await;
@@ -212,9 +211,9 @@ impl Agent {
     }
 }
 
-/// Runs an agent to its end.
+/// Runs an agent until it ends.
 pub(crate) fn run(place: Place, protocol: u32) -> ExitCode {
-    // PID 1 waits for its signals by blocking them, and a child inherits that.
+    // PID 1 blocks signals in order to wait for them, and child processes inherit that.
     if let Err(error) = SigSet::empty().thread_set_mask() {
         say(format_args!("unblock signals: {error}"));
     }
@@ -236,13 +235,13 @@ pub(crate) fn run(place: Place, protocol: u32) -> ExitCode {
         agent.end_commands().await;
         ending
     });
-    // A call that hangs in the kernel must not keep the agent.
+    // A call that hangs in the kernel must not delay the exit.
     runtime.shutdown_background();
     match ending {
         Ok(Ending::Down) => ExitCode::SUCCESS,
         Ok(Ending::Terminated) => ExitCode::from(143),
         Err(error) => {
-            say(format_args!("the agent ends: {error}"));
+            say(format_args!("the agent failed: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -251,7 +250,7 @@ pub(crate) fn run(place: Place, protocol: u32) -> ExitCode {
 /// Why an agent cannot run.
 #[derive(Debug, thiserror::Error)]
 enum AgentError {
-    /// The ports or sockets cannot be had.
+    /// The ports or sockets are not available.
     #[error("cannot listen: {0}")]
     Listen(#[source] std::io::Error),
     /// Signals cannot be received.
@@ -274,7 +273,7 @@ async fn live(agent: &Arc<Agent>) -> Result<Ending, AgentError> {
     let (mut was_asked, mut guessed) = (false, false);
     let wanted = tokio::select! {
         _ = terminate.recv() => match agent.place {
-            // So the image's init ends all processes when the guest goes down.
+            // The image's init then kills all processes when the guest shuts down.
             Place::Vm { init: InitMode::System } => {
                 guessed = true;
                 Some(power::guess())
@@ -294,7 +293,7 @@ async fn live(agent: &Arc<Agent>) -> Result<Ending, AgentError> {
     if was_asked && agent.is_beside_init() {
         let restarted = tokio::task::spawn_blocking(power::restart_through_image);
         if !restarted.await.unwrap_or(false) {
-            say(format_args!("the image's init cannot be told to go down"));
+            say(format_args!("cannot tell the image's init to shut down"));
         }
     }
     Ok(Ending::Down)

@@ -1,4 +1,4 @@
-//! Data drives: found by the label of their filesystem, mounted where the host says, and grown when they get larger.
+//! Data drives: found by the label of their filesystem, mounted at the path that the host gives, and grown when the drive has grown.
 
 use std::fs::File;
 use std::io;
@@ -14,12 +14,12 @@ use crate::initramfs::drive::{Events, read_further_ahead};
 use crate::os::{read_small, reason};
 use crate::places::{make_directories, mounted_on};
 
-/// How long a drive may take to appear.
+/// Timeout for a drive to appear.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is looked for meanwhile, if nothing is announced: a filesystem may be seen late.
+/// The interval of checks for a drive while no event arrives: a filesystem may become visible late.
 const STEP: Duration = Duration::from_millis(500);
 
-/// Mounts the drives of a configuration in their order; what could not be mounted is added to `problems`.
+/// Mounts the drives of a configuration in the given order; adds what could not be mounted to `problems`.
 pub(super) fn mount_all(mounts: &[Mount], problems: &mut Vec<String>) {
     for wanted in mounts {
         if let Err(error) = mount(wanted, problems) {
@@ -34,7 +34,7 @@ fn mount(wanted: &Mount, problems: &mut Vec<String>) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not an absolute path"));
     }
     let device = wait_for(&wanted.label)?;
-    // An agent that is started again finds its drives in place.
+    // After a restart of the agent, the drives are mounted already.
     let drive = File::open(&device)?;
     let number = drive.metadata()?.rdev();
     if mounted_on(place) == Some((libc::major(number), libc::minor(number))) {
@@ -52,7 +52,7 @@ fn mount(wanted: &Mount, problems: &mut Vec<String>) -> io::Result<()> {
     Ok(())
 }
 
-/// Grows every mounted filesystem to its drive; what could not be grown, in words.
+/// Grows every mounted filesystem to the size of its drive; returns the failures as messages.
 pub(super) fn grow_all() -> Vec<String> {
     let mut problems = Vec::new();
     let mut done: Vec<PathBuf> = Vec::new();
@@ -83,7 +83,7 @@ fn wait_for(label: &str) -> io::Result<PathBuf> {
     }
 }
 
-/// The drive whose filesystem has this label.
+/// Returns the drive whose filesystem has this label.
 fn find(label: &str) -> Option<PathBuf> {
     let drives = std::fs::read_dir("/sys/block").ok()?;
     drives.flatten().map(|drive| Path::new("/dev").join(drive.file_name())).find(|device| {
@@ -92,9 +92,9 @@ fn find(label: &str) -> Option<PathBuf> {
     })
 }
 
-/// Every writable ext4 filesystem that is mounted: its drive and a place of it.
+/// Returns every mounted writable ext4 filesystem: its drive and one of its mount points.
 ///
-/// Fields of proc_pid_mountinfo(5): the 3rd is the device's number, the 5th the place; behind ` - ` type, source, options.
+/// Fields of proc_pid_mountinfo(5): the 3rd is the device number, the 5th the mount point; after ` - ` come type, source and options.
 fn mounted() -> Vec<(PathBuf, PathBuf)> {
     let table = read_small("/proc/self/mountinfo", 4 << 20).unwrap_or_default();
     table.lines().filter_map(parse).collect()
@@ -112,12 +112,12 @@ fn parse(line: &str) -> Option<(PathBuf, PathBuf)> {
     }
     let number = left.split(' ').nth(2)?;
     let place = unescape(left.split(' ').nth(4)?);
-    // By number: the source is what the one who mounted it called it.
+    // By number, because the source can be any text.
     let link = std::fs::read_link(Path::new("/sys/dev/block").join(number)).ok()?;
     Some((Path::new("/dev").join(link.file_name()?), place))
 }
 
-/// Blanks, tabs, newlines and backslashes of a path are octal there.
+/// Decodes the octal escapes of blanks, tabs, newlines and backslashes in a path.
 fn unescape(text: &str) -> PathBuf {
     let mut plain = text.to_owned();
     for (octal, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {

@@ -1,4 +1,4 @@
-//! Streams of their own: how one is opened, and by whom it is served then.
+//! Streams on their own connections: reads the request that opens one, and passes it to the part that serves it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,19 +19,19 @@ use super::{Agent, tcp};
 use crate::tools::agent_failed;
 use crate::tree::{TreeIn, TreeOut};
 
-/// The reading end of a stream.
+/// The receiving half of a stream.
 pub(super) type Receiver = frames::Receiver<Reader>;
-/// The writing end of a stream.
+/// The sending half of a stream.
 pub(crate) type Sender = frames::Sender<Writer>;
 
-/// How long the host may take to hang up after the last frame.
+/// Timeout for the host to disconnect after the last frame.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Reads what is wanted of a new stream, and serves it.
+/// Reads the request of a new stream, and serves it.
 pub(super) async fn serve(agent: Arc<Agent>, socket: OwnedFd) -> io::Result<()> {
     let opening = match timeout(OPENING_TIMEOUT, read_opening(&socket)).await {
         Ok(Ok(Some(opening))) => opening,
-        // Nobody is there who would hear an answer.
+        // The host has disconnected, so nobody would read an answer.
         Ok(Ok(None)) | Err(_) => return Ok(()),
         Ok(Err(error)) => return refuse(socket, error).await,
     };
@@ -80,10 +80,10 @@ fn of_tree(ended: Result<TreeEnded, ToolError>) -> Done {
     }
 }
 
-/// The line that opens a stream; `None` if the host hangs up before it is there.
+/// Reads the line that opens a stream; `None` if the host disconnects before it is complete.
 async fn read_opening(socket: &OwnedFd) -> Result<Option<Opening>, ToolError> {
     let failed = |error: io::Error| ToolError::invalid(format!("open a stream: {error}"));
-    // The socket may go on to another process, so it is not to be shut down here.
+    // The socket may be handed over to another process, so it must not be shut down here.
     let mut reader =
         Reader::of_shared(socket.as_fd().try_clone_to_owned().map_err(failed)?).map_err(failed)?;
     let mut buffer = BytesMut::new();
@@ -94,14 +94,14 @@ async fn read_opening(socket: &OwnedFd) -> Result<Option<Opening>, ToolError> {
     line.map(|line| Opening::parse(&line)).transpose()
 }
 
-/// Says that the stream is open; from here on there are frames.
+/// Accepts the stream; from here on there are frames.
 pub(crate) async fn accept(socket: OwnedFd, opened: Opened) -> io::Result<(Receiver, Sender)> {
     let (reader, mut writer) = duplex::split(socket)?;
     writer.write_all(&line(&Answer::Ok(opened))?).await?;
     Ok(frames::over(reader, writer, BytesMut::new()))
 }
 
-/// Says why the stream is not opened, and waits a moment until that is read.
+/// Refuses the stream, and waits briefly until the host has read the reason.
 pub(crate) async fn refuse(socket: OwnedFd, error: ToolError) -> io::Result<()> {
     let (mut reader, mut writer) = duplex::split(socket)?;
     writer.write_all(&line(&Answer::Error(error))?).await?;
@@ -115,13 +115,13 @@ fn line(answer: &Answer) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Says how a stream ended, and waits a moment until the host hangs up: what it did not read yet could be lost else.
+/// Sends how a stream ended, and waits briefly until the host disconnects; otherwise unread data could be lost.
 pub(crate) async fn finish(mut receiver: Receiver, sender: Sender, done: Done) {
     let message = serde_json::to_vec(&done).unwrap_or_else(|error| {
-        let error = Done::Error(agent_failed(format!("say how a stream ended: {error}")));
+        let error = Done::Error(agent_failed(format!("send the end of a stream: {error}")));
         serde_json::to_vec(&error).unwrap_or_default()
     });
-    // A host that is gone needs no word.
+    // There is nothing to wait for if the host is gone.
     if timeout(LINGER, sender.done(&message)).await.is_ok_and(|sent| sent.is_ok()) {
         let _ = timeout(LINGER, async { while let Ok(Some(_)) = receiver.next().await {} }).await;
     }

@@ -1,4 +1,4 @@
-//! What the agent says in JSON-RPC, and what it says no to.
+//! The JSON-RPC messages that the agent sends: results, errors and notifications.
 
 use std::io;
 
@@ -6,21 +6,21 @@ use nexus_schema::limits::GUEST_RESULT_MAX;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-/// A line that is no JSON object.
+/// The line is not a JSON object.
 pub(crate) const PARSE_ERROR: i32 = -32700;
-/// A message that is no request, or one that cannot be taken now.
+/// The message is not a request, or cannot be accepted now.
 pub(crate) const INVALID_REQUEST: i32 = -32600;
-/// A method that does not exist.
+/// The method does not exist.
 pub(crate) const METHOD_NOT_FOUND: i32 = -32601;
-/// Parameters that the method does not take.
+/// The method does not accept these parameters.
 pub(crate) const INVALID_PARAMS: i32 = -32602;
 /// The agent failed.
 pub(crate) const INTERNAL_ERROR: i32 = -32603;
 
-/// A request's id, as it stood in the line.
+/// A request's id, verbatim.
 pub(crate) type Id = Box<RawValue>;
 
-/// Why a request has no result: an error of the protocol.
+/// A protocol error: why a request has no result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Failure {
     code: i32,
@@ -28,7 +28,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// An error with one of the codes of this module.
+    /// Creates an error with one of the codes of this module.
     pub(crate) fn new(code: i32, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
@@ -51,7 +51,7 @@ struct Notification<P> {
     params: P,
 }
 
-/// The line of an answer; of an error where a result is larger than may be sent.
+/// Encodes an answer as a line; an error if the result is too large to be sent.
 pub(crate) fn answer(id: &RawValue, outcome: Result<impl Serialize, Failure>) -> io::Result<Vec<u8>> {
     match outcome {
         Ok(result) => {
@@ -59,18 +59,18 @@ pub(crate) fn answer(id: &RawValue, outcome: Result<impl Serialize, Failure>) ->
             if made.len() <= GUEST_RESULT_MAX {
                 return Ok(made);
             }
-            failure(id, &Failure::new(INTERNAL_ERROR, "the result is larger than may be sent"))
+            failure(id, &Failure::new(INTERNAL_ERROR, "the result is too large to be sent"))
         }
         Err(error) => failure(id, &error),
     }
 }
 
-/// The line of an error.
+/// Encodes an error as a line.
 pub(crate) fn failure(id: &RawValue, error: &Failure) -> io::Result<Vec<u8>> {
     line(&Response::<()> { jsonrpc: "2.0", id, result: None, error: Some(error) })
 }
 
-/// The line of a notification.
+/// Encodes a notification as a line.
 pub(crate) fn notification(method: &'static str, params: impl Serialize) -> io::Result<Vec<u8>> {
     line(&Notification { jsonrpc: "2.0", method, params })
 }
@@ -100,6 +100,6 @@ mod tests {
             "{\"jsonrpc\":\"2.0\",\"id\":\"x\\\"y\",\"error\":{\"code\":-32601,\"message\":\"a\"}}\n"
         );
         let large = text(answer(&id("7"), Ok("x".repeat(GUEST_RESULT_MAX))));
-        assert!(large.contains("larger than may be sent") && large.contains("\"id\":7"), "{}", large.len());
+        assert!(large.contains("too large to be sent") && large.contains("\"id\":7"), "{}", large.len());
     }
 }

@@ -15,14 +15,14 @@ use crate::commands::Orders;
 use crate::os::{read_small, reason};
 use crate::tools::Call;
 
-/// The directory of their files in an image.
+/// The directory of service files in an image.
 const SERVICES_DIRECTORY: &str = "/etc/nexus/services.d";
-/// The most services.
+/// The maximum number of services.
 const SERVICES_MAX: usize = 64;
-/// The longest file of one, in bytes.
+/// The maximum size of a service file, in bytes.
 const FILE_MAX: u64 = 64 << 10;
 
-/// Starts them where no other init does, and waits until they are ready; what is not as it should be, in words.
+/// Starts the services in images without another init, and waits until they are ready; returns problems as messages.
 pub(super) async fn start(agent: &Arc<Agent>) -> Vec<String> {
     let directory = match &agent.place {
         Place::Vm { init: InitMode::Agent } => Path::new(SERVICES_DIRECTORY).to_owned(),
@@ -48,7 +48,7 @@ pub(super) async fn start(agent: &Arc<Agent>) -> Vec<String> {
     problems
 }
 
-/// The services of a directory, and what is wrong with it.
+/// Reads the service files of a directory; also returns what is wrong with them.
 fn read(directory: &Path) -> (BTreeMap<String, Service>, Vec<String>) {
     let (mut services, mut problems) = (BTreeMap::new(), Vec::new());
     let entries = match std::fs::read_dir(directory) {
@@ -60,7 +60,7 @@ fn read(directory: &Path) -> (BTreeMap<String, Service>, Vec<String>) {
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     paths.sort_unstable();
     if paths.len() > SERVICES_MAX {
-        problems.push(format!("services: {} are more than {SERVICES_MAX}", paths.len()));
+        problems.push(format!("services: {} files, but at most {SERVICES_MAX} are allowed", paths.len()));
         paths.truncate(SERVICES_MAX);
     }
     for path in paths {
@@ -77,7 +77,7 @@ fn one(path: &Path, name: &str) -> Result<Service, String> {
     name.parse::<Name>().map_err(|error| error.to_string())?;
     let is_file = std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() <= FILE_MAX);
     let text = path.to_str().filter(|_| is_file).and_then(|path| read_small(path, FILE_MAX));
-    let text = text.ok_or_else(|| format!("its file is no text of at most {} KiB", FILE_MAX >> 10))?;
+    let text = text.ok_or_else(|| format!("its file is not text of at most {} KiB", FILE_MAX >> 10))?;
     let service: Service = serde_json::from_str(&text).map_err(|error| format!("its file: {error}"))?;
     service.check()?;
     Ok(service)
@@ -106,7 +106,7 @@ mod tests {
         let about = [
             "service Bad Name:",
             "service empty: it has neither",
-            "service folder: its file is no",
+            "service folder: its file is not",
             "service typo: its file:",
         ];
         assert_eq!(problems.len(), about.len(), "{problems:?}");

@@ -13,14 +13,14 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockStream};
 
 use super::Place;
 
-/// The name of the socket that stands for the vsock device.
+/// The name of the socket that replaces the vsock device.
 pub(crate) const SOCKET: &str = "v.sock";
 
-/// A connection, whatever carries it.
+/// A connection over any kind of socket.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
-/// Dials the host's hello port.
+/// Connects to the host's hello port.
 pub(super) async fn dial_host(place: &Place) -> io::Result<Box<dyn Duplex>> {
     match place {
         Place::Vm { .. } => {
@@ -35,14 +35,14 @@ pub(super) async fn dial_host(place: &Place) -> io::Result<Box<dyn Duplex>> {
     }
 }
 
-/// Connects from a port that only root can bind: that is what tells the agent from every other process of the guest.
+/// Connects from a port that only root can bind. This is how the host tells the agent from other processes in the guest.
 fn connect_from_privileged_port() -> io::Result<OwnedFd> {
     let socket = privileged_socket(SockFlag::SOCK_CLOEXEC)?;
     socket::connect(socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_HOST, HOST_PORT))?;
     Ok(socket)
 }
 
-/// A vsock socket on a port that only root can bind.
+/// Creates a vsock socket on a port that only root can bind.
 pub(crate) fn privileged_socket(flags: SockFlag) -> io::Result<OwnedFd> {
     let socket = socket::socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
     let mut bound = Err(nix::errno::Errno::EADDRINUSE);
@@ -56,7 +56,7 @@ pub(crate) fn privileged_socket(flags: SockFlag) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A directory by its file descriptor, because a Unix socket's path holds no more than 107 bytes.
+/// A directory addressed by its file descriptor, because the path of a Unix socket can have at most 107 bytes.
 pub(crate) struct ShortPath {
     directory: OwnedFd,
 }
@@ -68,7 +68,7 @@ impl ShortPath {
         Ok(Self { directory: rustix::fs::open(directory, flags, Mode::empty())? })
     }
 
-    /// A short path to a name in it; good while this value lives.
+    /// Returns a short path to a name in it; valid as long as this value lives.
     pub(crate) fn join(&self, name: &str) -> String {
         format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd())
     }

@@ -14,10 +14,10 @@ use tokio::time::timeout;
 use super::open::{Receiver, Sender, finish};
 use crate::os::reason;
 
-/// How long a connection may take: on loopback only a full backlog makes one wait.
+/// Timeout of a connect. On loopback, only a full backlog makes it wait.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connects to a port: on 127.0.0.1, or on ::1 where nothing listens there.
+/// Connects to a port on 127.0.0.1, or on ::1 if nothing listens there.
 pub(super) async fn connect(port: u16) -> Result<TcpStream, ToolError> {
     let dial = async {
         match TcpStream::connect((IpAddr::from(Ipv4Addr::LOCALHOST), port)).await {
@@ -30,20 +30,20 @@ pub(super) async fn connect(port: u16) -> Result<TcpStream, ToolError> {
     let failed = |code, why: &str| ToolError::new(code, format!("connect to port {port} in the VM: {why}"));
     match timeout(CONNECT_TIMEOUT, dial).await {
         Ok(Ok(connection)) => {
-            // What is small is not to wait for more.
+            // Small writes must not be delayed.
             let _ = connection.set_nodelay(true);
             Ok(connection)
         }
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            Err(failed(ErrorCode::ConnectionRefused, "nothing listens there")
+            Err(failed(ErrorCode::ConnectionRefused, "nothing is listening there")
                 .hint("start the server first, and let it listen on 127.0.0.1 or on all addresses"))
         }
         Ok(Err(error)) => Err(failed(ErrorCode::GuestFailed, &reason(&error))),
-        Err(_) => Err(failed(ErrorCode::Timeout, "it does not accept")),
+        Err(_) => Err(failed(ErrorCode::Timeout, "it does not accept connections")),
     }
 }
 
-/// Carries a connection until both its directions have ended. A host that is gone resets it.
+/// Forwards a connection until both directions have ended. If the host disconnects, the connection is reset.
 pub(super) async fn serve(mut connection: TcpStream, mut receiver: Receiver, sender: Sender) {
     let (mut read, mut write) = connection.split();
     let copied = copy(&mut receiver, &sender, &mut read, &mut write).await;
@@ -58,7 +58,7 @@ pub(super) async fn serve(mut connection: TcpStream, mut receiver: Receiver, sen
         Err(CopyError::Read(error)) => failed("read from", &error),
         Err(CopyError::Write(error)) => failed("write to", &error),
         Err(CopyError::Frames(_)) => {
-            // Whoever listens sees that it was cut off, and not that it ended.
+            // The server then sees a reset instead of a normal end.
             let _ = rustix::net::sockopt::set_socket_linger(&connection, Some(Duration::ZERO));
             return;
         }

@@ -1,11 +1,11 @@
-//! Streams of commands: whoever is attached to one sees its output, and writes to it.
+//! Streams of commands: an attached client sees a command's output, and writes its input.
 //!
 //! ```text
-//! pipe or terminal ──> reading ─┬─> kept ──> watchers: each as fast as it reads, and told what it missed
-//!                               └─> sink: one at most, to the byte; reading waits for it
-//! input <── feeding <── whoever writes: the sink's owner
+//! pipe or terminal ──> reading ─┬─> kept ──> watchers: at their own speed; learn how much they missed
+//!                               └─> sink: at most one, gets every byte; reading waits for it
+//! input <── feeding <── the sink's client
 //! ```
-//! A stream that ends takes no command along.
+//! The end of a stream does not end its command.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -27,20 +27,20 @@ use crate::agent::{self, Sender};
 use crate::holder::wire::Settings;
 use crate::tools::agent_failed;
 
-/// How much is shown to a watcher at once, in bytes.
+/// The maximum size of one piece for a watcher, in bytes.
 const PIECE: usize = 64 << 10;
 
-/// Where all of a command's output goes.
+/// The receiver of all of a command's output.
 #[derive(Debug)]
 pub(super) struct Sink {
     gate: watch::Sender<Gate>,
-    /// Cancelled when somebody else takes over.
+    /// Cancelled when another client takes over.
     taken_over: CancellationToken,
 }
 
 #[derive(Debug)]
 enum Gate {
-    /// What was kept before goes first.
+    /// The kept output must be sent first.
     Waiting,
     Open(Sender),
     Closed,
@@ -51,7 +51,7 @@ impl Sink {
         Arc::new(Self { gate: watch::Sender::new(Gate::Waiting), taken_over: CancellationToken::new() })
     }
 
-    /// Delivers what was read of a stream, once it is its turn; nothing if nobody is there any more.
+    /// Sends output, once the kept output was sent; does nothing if the client is gone.
     pub(super) async fn deliver(&self, at: u8, bytes: &[u8]) {
         let mut gate = self.gate.subscribe();
         let sender = match gate.wait_for(|gate| !matches!(gate, Gate::Waiting)).await {
@@ -61,11 +61,11 @@ impl Sink {
             },
             Err(_) => return,
         };
-        // Whoever serves the stream sees that it has failed.
+        // The task that serves the stream notices the failure.
         let _ = send(&sender, at, bytes).await;
     }
 
-    /// Delivers nothing more.
+    /// Sends nothing more.
     fn close(&self) {
         if let Gate::Open(sender) = self.gate.send_replace(Gate::Closed) {
             sender.close();
@@ -77,28 +77,28 @@ async fn send(sender: &Sender, at: u8, bytes: &[u8]) -> Result<(), FrameError> {
     if at == 0 { sender.data(bytes).await } else { sender.stderr(bytes).await }
 }
 
-/// How a stream came to its end.
+/// How a stream ended.
 enum End {
-    /// The command's end was seen.
+    /// The command has ended, and all its output was sent.
     Command,
-    /// The host wants it so, or somebody else writes now.
+    /// The host detached, or another client took over.
     Detached,
-    /// The host is gone.
+    /// The host has disconnected.
     Gone,
 }
 
 impl Table {
-    /// Serves a stream of a command to its end.
+    /// Serves a stream of a command until it ends.
     pub(crate) async fn stream(self: &Arc<Self>, socket: OwnedFd, opening: Opening, settings: Settings) {
         let Opening { client, open, .. } = opening;
         let attached = match open {
             Open::Exec(exec) => self.exec(*exec, client, &settings),
             Open::Attach(attach) => self.attach(&attach),
             Open::Tcp(_) | Open::TreeIn(_) | Open::TreeOut(_) => {
-                Err(agent_failed("this stream is not one of a command"))
+                Err(agent_failed("this stream is not for a command"))
             }
         };
-        // A host that is gone already needs no answer.
+        // A host that has disconnected needs no answer.
         let _ = match attached {
             Ok(attached) => attached.serve(socket).await,
             Err(error) => agent::refuse(socket, error).await,
@@ -114,7 +114,7 @@ impl Table {
         let (mut order, limits) = order(exec.start)?;
         order.login_shell = exec.login_shell;
         let command = self.start(order, limits, Whose { client, service: None }, settings)?;
-        // Before anything of its output is read: that is done by other tasks of this thread.
+        // Nothing of its output has been read yet: other tasks of this thread do that.
         Ok(Attached::exactly(command, None))
     }
 
@@ -129,26 +129,26 @@ impl Table {
     }
 }
 
-/// Where the newest `most` bytes of what is kept of a stream start.
+/// Returns the offset of the newest `most` kept bytes of a stream.
 fn start(stream: &Stream, most: Option<u64>) -> u64 {
     let kept = stream.kept();
     let all = if kept.gap().is_empty() { 0 } else { kept.gap().end };
     most.map_or(all, |most| all.max(kept.total().saturating_sub(most)))
 }
 
-/// A command with somebody who is attached to it.
+/// A command with an attached client.
 struct Attached {
     command: Arc<Command>,
-    /// Where its output goes to the byte; `None` for one who only watches.
+    /// Gets every byte of the output; `None` for a client that only watches.
     sink: Option<Arc<Sink>>,
-    /// What was kept of each stream before the sink gets all that is read.
+    /// The kept output of each stream, sent before the sink opens.
     kept: [Vec<u8>; 2],
-    /// Where what is shown after that starts in each stream.
+    /// The offset in each stream after the kept output, or where a watcher starts.
     from: [u64; 2],
 }
 
 impl Attached {
-    /// Attaches to the byte, in place of whoever was so before.
+    /// Attaches as the sink that gets every byte, in place of the earlier one.
     fn exactly(command: Arc<Command>, scroll_back: Option<u64>) -> Self {
         let sink = Sink::new();
         let (kept, from) = {
@@ -185,7 +185,7 @@ impl Attached {
         let mut showing = tokio::spawn(self.show(sender.clone()));
 
         let end = loop {
-            // Only what can be given up waits here: a frame is written whole.
+            // Only cancel-safe futures are polled here: a frame is always written whole.
             let next = tokio::select! {
                 biased;
                 () = taken_over.cancelled() => break End::Detached,
@@ -215,7 +215,7 @@ impl Attached {
         drop(detaching);
         drop(inputs);
         stop.cancel();
-        // Whoever sends data stops, in the middle of no frame.
+        // Senders of data stop between frames.
         sender.close();
         let done = match end {
             End::Command => Done::Ok(ended(&command)),
@@ -227,7 +227,7 @@ impl Attached {
         Ok(())
     }
 
-    /// Shows the output to its end, and the end of the command.
+    /// Sends the output and the end of the command.
     async fn show(self, sender: Sender) -> Result<(), FrameError> {
         let Self { command, sink, kept, from } = self;
         let Some(sink) = sink else { return watch(&command, from, &sender).await };
@@ -244,7 +244,7 @@ impl Attached {
             is_waiting
         });
         command.ended().await;
-        // What a process that it left behind writes from now on is nobody's output.
+        // Output of processes that it left behind is no longer sent.
         for stream in &command.streams {
             tokio::select! {
                 () = stream.caught_up() => {}
@@ -258,12 +258,12 @@ impl Attached {
     }
 }
 
-/// Hangs up when it is dropped, so that nobody goes on waiting to write to a host that does not read.
+/// Shuts the socket down when dropped, so that no task keeps waiting to write to a host that does not read.
 struct HangingUp(OwnedFd);
 
 impl Drop for HangingUp {
     fn drop(&mut self) {
-        // The host may be gone already.
+        // The host may have disconnected already.
         let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
     }
 }
@@ -273,7 +273,7 @@ async fn closed(sink: &Sink) {
     let _ = sink.gate.subscribe().wait_for(|gate| matches!(gate, Gate::Closed)).await;
 }
 
-/// Lets a command go on without its sink when it is dropped.
+/// Detaches the sink from the command when dropped; the command continues.
 struct Detaching(Option<Arc<Sink>>, Arc<Command>);
 
 impl Drop for Detaching {
@@ -287,7 +287,7 @@ impl Drop for Detaching {
     }
 }
 
-/// Shows what is kept and what comes, as fast as it is read; returns once the command has ended and all was shown.
+/// Sends kept and new output as fast as the client reads it; returns once the command has ended and everything was sent.
 async fn watch(command: &Command, mut from: [u64; 2], sender: &Sender) -> Result<(), FrameError> {
     let mut news = command.watch();
     let mut until = None;
@@ -314,18 +314,18 @@ async fn watch(command: &Command, mut from: [u64; 2], sender: &Sender) -> Result
         if until.is_some() {
             return Ok(());
         }
-        // Nobody watches a command that nobody holds.
+        // The command was dropped, so it can be watched no longer.
         news.changed().await.map_err(|_| FrameError::Closed)?;
     }
 }
 
-/// What is to be written to a command.
+/// Input for a command.
 enum Input {
     Bytes(Bytes),
     End,
 }
 
-/// Writes to a command what comes. What it does not take any more is thrown away, as a closed pipe does.
+/// Writes input to a command. Input that the command no longer accepts is discarded, as by a closed pipe.
 async fn feed(
     command: Arc<Command>,
     writes: bool,
@@ -356,7 +356,7 @@ async fn feed(
 
 async fn write(command: &Command, mut bytes: &[u8], stop: &CancellationToken) {
     let writing = async {
-        // What was given at the start goes first.
+        // The input from the start of the command goes first.
         let mut input = command.input.lock().await;
         while !bytes.is_empty() {
             let Some(end) = input.as_ref() else { return };
@@ -373,13 +373,13 @@ async fn write(command: &Command, mut bytes: &[u8], stop: &CancellationToken) {
     }
 }
 
-/// Does what a control frame says; `false` if the stream is to end.
+/// Handles a control frame; returns `false` if the stream should end.
 async fn control(command: &Arc<Command>, message: &[u8], writes: bool) -> Result<bool, ToolError> {
     let control: Control = serde_json::from_slice(message)
-        .map_err(|error| ToolError::invalid(format!("a control frame: {error}")))?;
+        .map_err(|error| ToolError::invalid(format!("control frame: {error}")))?;
     if !writes && control != (Control::Detach {}) {
         let text = "this client only watches the command";
-        return Err(ToolError::new(ErrorCode::InputClosed, text).hint("attach to write, and take over"));
+        return Err(ToolError::new(ErrorCode::InputClosed, text).hint("attach with write and take_over"));
     }
     match control {
         Control::Resize { cols, rows } => resize(command, Some(cols), Some(rows))?,

@@ -1,4 +1,4 @@
-//! The tools for commands, as the holder does them.
+//! The tools for commands, as the holder runs them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,17 +34,17 @@ use crate::holder::wire::Answer;
 use crate::os::reason;
 use crate::tools::{agent_failed, cancelled};
 
-/// The most that base64 output may hold of one stream of two, in bytes.
+/// The maximum size of base64 output of one of two streams, in bytes.
 const BASE64_MAX: u64 = 256 << 10;
-/// How often the newest lines are told.
+/// The interval of progress messages with the newest lines.
 const TELL_EVERY: Duration = Duration::from_millis(500);
-/// How long input may take to be taken, where the call would not wait longer anyway.
+/// The minimum timeout for writing input, even if the call itself should not wait.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The longest grace.
+/// The maximum grace period.
 const GRACE_MAX: Duration = Duration::from_secs(600);
 
 impl Table {
-    /// Does one call.
+    /// Runs one call.
     pub(crate) async fn call(
         self: &Arc<Self>,
         tool: &str,
@@ -108,7 +108,7 @@ impl Table {
                 return Err(cancelled());
             }
             () = tokio::time::sleep(wait) => {}
-            // It goes on once its output is read, which only another call can do.
+            // It only continues once its output is read, which takes another call.
             () = full(&command) => {}
             () = tell_newest(&command, tell) => {}
         }
@@ -164,7 +164,7 @@ impl Table {
             (None, Some(OutputStream::Stdout), Some(offset)) => [offset, 0],
             (None, Some(OutputStream::Stderr), Some(offset)) => [0, offset],
             (None, _, None) => [0, 0],
-            (_, _, Some(_)) => return Err(ToolError::invalid("offset goes with stream and without cursor")),
+            (_, _, Some(_)) => return Err(ToolError::invalid("offset needs stream, and excludes cursor")),
         };
         let command = self.find(params.id)?;
         command.streams.iter().zip(from).for_each(|(stream, from)| stream.was_read(from));
@@ -190,8 +190,8 @@ impl Table {
         let bytes =
             decoded.map_err(|error| ToolError::invalid(format!("input: {error}")))?.unwrap_or_default();
         if bytes.len() as u64 > FILE_WRITE_MAX {
-            let text = format!("input holds {} bytes, at most {FILE_WRITE_MAX} can be given", bytes.len());
-            return Err(ToolError::new(ErrorCode::TooLarge, text).hint("give it in pieces"));
+            let text = format!("input has {} bytes, at most {FILE_WRITE_MAX} are allowed", bytes.len());
+            return Err(ToolError::new(ErrorCode::TooLarge, text).hint("send it in pieces"));
         }
         let command = self.find(params.id)?;
         if params.cols.is_some() || params.rows.is_some() {
@@ -209,8 +209,10 @@ impl Table {
         let (signal, name) = signal(params.signal.as_deref().unwrap_or("TERM"))?;
         let command = self.find(params.id)?;
         if !command.is_running() && command.left().await.is_none() {
-            let text = format!("the command {} has ended, and nothing of it runs", params.id);
-            return Err(ToolError::new(ErrorCode::CommandEnded, text).hint("command_output tells how"));
+            let text = format!("the command {} has ended, and none of its processes are running", params.id);
+            return Err(
+                ToolError::new(ErrorCode::CommandEnded, text).hint("command_output shows how it ended")
+            );
         }
         if matches!(signal, Signal::TERM | Signal::KILL | Signal::INT | Signal::QUIT) {
             command.was_told_to_end.store(true, Ordering::Release);
@@ -226,8 +228,8 @@ impl Table {
         let start = match &params.cursor {
             None => 0,
             Some(text) => text.parse::<usize>().map_err(|_| {
-                ToolError::invalid("cursor is not one of command_list")
-                    .hint("leave it out to start at the first")
+                ToolError::invalid("cursor is not from a reply of command_list")
+                    .hint("omit it to start at the beginning")
             })?,
         };
         let all = self.list();
@@ -261,8 +263,7 @@ impl Table {
             (1, 1) => "1 command".to_owned(),
             (count, known) if count == known => format!("{count} commands"),
             (count, known) => {
-                let more =
-                    next_cursor.as_ref().map(|cursor| format!("; the next page has the cursor {cursor}"));
+                let more = next_cursor.as_ref().map(|cursor| format!("; cursor of the next page: {cursor}"));
                 format!("{count} of {known} commands{}", more.unwrap_or_default())
             }
         };
@@ -275,7 +276,7 @@ impl Table {
     }
 }
 
-/// What `command_start` asks for.
+/// Converts the parameters of `command_start`.
 pub(super) fn order(params: CommandStartParams) -> Result<(Order, Limits), ToolError> {
     let limits = Limits {
         kill_descendants: params.kill_descendants,
@@ -283,7 +284,7 @@ pub(super) fn order(params: CommandStartParams) -> Result<(Order, Limits), ToolE
         ..Limits::of(params.timeout_s, params.kill_grace_s, params.keep_bytes)?
     };
     if !params.tty && (params.cols.is_some() || params.rows.is_some()) {
-        return Err(ToolError::invalid("cols and rows are of a terminal: give tty as well"));
+        return Err(ToolError::invalid("cols and rows need tty"));
     }
     let order = Order {
         command: params.command,
@@ -309,7 +310,7 @@ impl Limits {
         let grace = seconds("kill_grace_s", grace, Duration::ZERO, GRACE_MAX)?;
         let keep = keep.map_or(KEEP_DEFAULT, u64::from);
         if keep > KEEP_MAX {
-            return Err(ToolError::invalid(format!("keep_bytes is at most {KEEP_MAX}")));
+            return Err(ToolError::invalid(format!("keep_bytes must be at most {KEEP_MAX}")));
         }
         let timeout = (!timeout.is_zero()).then_some(timeout);
         Ok(Self { timeout, grace, keep: keep as usize, ..Self::default() })
@@ -329,7 +330,7 @@ fn answer(report: Report) -> Result<Answer, ToolError> {
 }
 
 pub(super) fn plain(header: String, facts: &impl Serialize) -> Result<Answer, ToolError> {
-    let facts = to_raw_value(facts).map_err(|error| agent_failed(format!("write the facts: {error}")))?;
+    let facts = to_raw_value(facts).map_err(|error| agent_failed(format!("write the result: {error}")))?;
     Ok(Answer { header, blocks: Vec::new(), facts })
 }
 
@@ -339,19 +340,19 @@ fn seconds(name: &str, value: Option<f64>, default: Duration, most: Duration) ->
     duration.ok_or_else(|| {
         let range =
             if most == Duration::MAX { "0 or more".to_owned() } else { format!("0 to {}", most.as_secs()) };
-        ToolError::invalid(format!("{name} is {range}"))
+        ToolError::invalid(format!("{name} must be {range}"))
     })
 }
 
 fn milliseconds(value: Option<u32>) -> Result<Duration, ToolError> {
     let wait = Duration::from_millis(value.unwrap_or(0).into());
     if wait > WAIT_MAX {
-        return Err(ToolError::invalid(format!("wait_ms is 0 to {}", WAIT_MAX.as_millis())));
+        return Err(ToolError::invalid(format!("wait_ms must be 0 to {}", WAIT_MAX.as_millis())));
     }
     Ok(wait)
 }
 
-/// Where to go on reading: the command, and the offset in each stream.
+/// Returns the cursor to continue reading with: the command, and the offset in each stream.
 fn cursor(id: CommandId, [stdout, stderr]: [u64; 2]) -> String {
     format!("{id}.{stdout}.{stderr}")
 }
@@ -361,13 +362,12 @@ fn offsets(cursor: &str, of: CommandId) -> Result<[u64; 2], ToolError> {
     let id = parts.next().and_then(|id| id.parse::<CommandId>().ok());
     let mut offset = || parts.next()?.parse::<u64>().ok();
     let (Some(id), Some(stdout), Some(stderr)) = (id, offset(), offset()) else {
-        return Err(ToolError::invalid("cursor is not one of command_output")
-            .hint("leave it out to read from the start"));
+        return Err(ToolError::invalid("cursor is not from a reply of command_output")
+            .hint("omit it to read from the start"));
     };
     if id != of {
-        let text =
-            format!("cursor is of the command {id}, and id is {of}; a command of another boot has other ids");
-        return Err(ToolError::invalid(text).hint("leave it out to read from the start"));
+        let text = format!("cursor is for command {id}, but id is {of}; command ids change with each boot");
+        return Err(ToolError::invalid(text).hint("omit it to read from the start"));
     }
     Ok([stdout, stderr])
 }
@@ -376,7 +376,7 @@ fn totals(command: &Command) -> [u64; 2] {
     [command.streams[0].kept().total(), command.streams[1].kept().total()]
 }
 
-/// Tells the newest lines again and again; never ends.
+/// Sends the newest lines periodically; never returns.
 async fn tell_newest(command: &Command, tell: Option<Box<dyn Fn(String) + Send + Sync>>) {
     let Some(tell) = tell else { return std::future::pending().await };
     let mut tick = tokio::time::interval(TELL_EVERY);
@@ -394,7 +394,7 @@ async fn tell_newest(command: &Command, tell: Option<Box<dyn Fn(String) + Send +
     }
 }
 
-/// Waits until a command waits for its reader.
+/// Waits until a command is blocked because its output is not read.
 async fn full(command: &Command) {
     let mut watch = command.watch();
     let is_full = |stream: &Stream| stream.is_full(command.limits.keep);
@@ -403,7 +403,7 @@ async fn full(command: &Command) {
     }
 }
 
-/// Waits until there is output after the offsets, the end, or until the time is up.
+/// Waits for output after the offsets or for the end of the command, at most for `wait`.
 async fn wait_for_news(command: &Command, from: [u64; 2], stream: Option<OutputStream>, wait: Duration) {
     let mut watch = command.watch();
     let is_news = || {
@@ -417,11 +417,11 @@ async fn wait_for_news(command: &Command, from: [u64; 2], stream: Option<OutputS
     };
     let is_over = || !command.is_running() && command.streams.iter().all(Stream::is_closed);
     let news = watch.wait_for(|_| is_news() || is_over() || !command.is_running());
-    // Looked at once in any case.
+    // Even with a wait of zero, it checks once.
     let _ = tokio::time::timeout(wait, news).await;
 }
 
-/// What of a command's output is to be shown.
+/// The part of a command's output to show.
 struct Look {
     from: [u64; 2],
     stream: Option<OutputStream>,
@@ -432,7 +432,7 @@ struct Look {
 
 async fn show_news(command: &Arc<Command>, look: Look) -> Result<Answer, ToolError> {
     let Look { from, stream, limit, encoding, written } = look;
-    // Before the streams are looked at: what came before the end is shown with it.
+    // Read before the streams, so that all output from before the end is shown with it.
     let ending = command.ending();
     let left = command.left().await;
     let most = match (encoding, stream) {
@@ -469,7 +469,7 @@ async fn show_news(command: &Arc<Command>, look: Look) -> Result<Answer, ToolErr
 
 pub(super) fn resize(command: &Command, cols: Option<u16>, rows: Option<u16>) -> Result<(), ToolError> {
     let Some(terminal) = &command.terminal else {
-        return Err(ToolError::invalid("cols and rows are of a terminal, and this command has none"));
+        return Err(ToolError::invalid("cols and rows need a terminal, but this command has none"));
     };
     let resized = terminal.size().and_then(|(old_cols, old_rows)| {
         terminal.resize((cols.unwrap_or(old_cols), rows.unwrap_or(old_rows)))
@@ -479,22 +479,23 @@ pub(super) fn resize(command: &Command, cols: Option<u16>, rows: Option<u16>) ->
     })
 }
 
-/// Writes to a command; how much it took until the deadline.
+/// Writes to a command; returns how many bytes it accepted before the deadline.
 async fn write(command: &Command, bytes: &[u8], eof: bool, deadline: Instant) -> Result<u64, ToolError> {
     if bytes.is_empty() && !eof {
         return Ok(0);
     }
     let closed = |why: &str| {
         let text = format!("the standard input of command {} is closed: {why}", command.id);
-        Err(ToolError::new(ErrorCode::InputClosed, text).hint("command_output tells how the command is"))
+        Err(ToolError::new(ErrorCode::InputClosed, text)
+            .hint("command_output shows the state of the command"))
     };
-    // What was given at the start is still being written.
+    // The input from the start may still be being written.
     let Ok(mut input) = tokio::time::timeout_at(deadline, command.input.lock()).await else { return Ok(0) };
     let Some(end) = input.as_ref() else {
         return closed(if command.is_running() {
-            "it was started without, or it was closed"
+            "the command was started without it, or it was closed"
         } else {
-            "it has ended"
+            "the command has ended"
         });
     };
     let mut written = 0;
@@ -505,7 +506,7 @@ async fn write(command: &Command, bytes: &[u8], eof: bool, deadline: Instant) ->
             Ok(Ok(more)) => written += more,
             Ok(Err(_)) if written == 0 => {
                 *input = None;
-                return closed("nothing reads it any more");
+                return closed("no process reads it any more");
             }
             Ok(Err(_)) | Err(_) => break,
         }
@@ -516,7 +517,7 @@ async fn write(command: &Command, bytes: &[u8], eof: bool, deadline: Instant) ->
     Ok(written.min(bytes.len()) as u64)
 }
 
-/// A signal by its name or number, and its name.
+/// Parses a signal's name or number; also returns its name.
 pub(super) fn signal(text: &str) -> Result<(Signal, String), ToolError> {
     let upper = text.trim().to_ascii_uppercase();
     let number = match upper.parse::<i32>() {
@@ -561,7 +562,7 @@ mod tests {
             assert!(offsets(bad, id).is_err(), "{bad}");
         }
         let error = offsets(&cursor(other, [1, 2]), id).unwrap_err();
-        assert!(error.message.contains("another boot"), "{error}");
+        assert!(error.message.contains("each boot"), "{error}");
     }
 
     #[test]

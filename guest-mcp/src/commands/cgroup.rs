@@ -1,4 +1,4 @@
-//! A cgroup for one command: the one way to end all that it started, however it tries to hide. Version 2 only.
+//! The cgroup of one command: the only reliable way to kill every process that it started. Version 2 only.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,14 +12,14 @@ use crate::os::read_small;
 
 const ROOT: &str = "/sys/fs/cgroup";
 const OURS: &str = "/sys/fs/cgroup/nexus";
-/// The counters of the memory of all commands.
+/// The memory events of all commands together.
 pub(super) const MEMORY_EVENTS: &str = "/sys/fs/cgroup/nexus/memory.events";
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2: u64 = 0x6367_7270;
-/// How often the processes of a cgroup are killed one by one where the kernel cannot kill it whole.
+/// How many times the processes of a cgroup are killed one by one if the kernel cannot kill the whole cgroup.
 const ROUNDS: usize = 100;
 
-/// The memory that commands leave to the agent and the kernel: a 32nd of all, within these bounds, in bytes.
+/// The bounds of the memory that is reserved for the agent and the kernel, in bytes; within them it is 1/32 of all memory.
 const MEMORY_KEPT: (u64, u64) = (8 << 20, 64 << 20);
 /// Cgroups of commands that left processes behind; removed once those are gone.
 static LEFT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -31,7 +31,7 @@ pub(super) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes one, with the file through which a child enters it; `None` where there is no cgroup filesystem.
+    /// Creates a cgroup; also returns the file through which a child enters it. `None` if there is no cgroup filesystem.
     pub(super) fn create(name: &str) -> Option<(Self, OwnedFd)> {
         if rustix::fs::statfs(ROOT).ok()?.f_type as u64 != CGROUP2 {
             return None;
@@ -48,26 +48,26 @@ impl Cgroup {
         Some((cgroup, procs.into()))
     }
 
-    /// One that a holder before this one made.
+    /// Finds a cgroup that an earlier holder created.
     pub(super) fn left_behind(name: &str) -> Option<Self> {
         let path = Path::new(OURS).join(name);
         path.is_dir().then_some(Self { path })
     }
 
-    /// The processes in it.
+    /// Returns the processes in it.
     pub(super) fn processes(&self) -> Vec<Pid> {
         let list = read_small(self.path.join("cgroup.procs"), 1 << 20).unwrap_or_default();
         list.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw).collect()
     }
 
-    /// Freezes it, and kills every process in it.
+    /// Freezes it, and kills all its processes.
     pub(super) fn kill(&self) -> io::Result<()> {
-        // What is frozen neither forks nor runs until it is dead.
+        // Frozen processes cannot fork or run until they are dead.
         let _ = std::fs::write(self.path.join("cgroup.freeze"), "1");
         let whole = File::options().write(true).open(self.path.join("cgroup.kill"));
         match whole.and_then(|mut file| file.write_all(b"1")) {
             Ok(()) => Ok(()),
-            // Before Linux 5.14.
+            // For kernels before Linux 5.14.
             Err(_) => self.kill_one_by_one(),
         }
     }
@@ -77,7 +77,7 @@ impl Cgroup {
             let mut any = false;
             for pid in self.processes() {
                 any = true;
-                // It may be gone by now.
+                // It may have exited.
                 let _ = kill_process(pid, Signal::KILL);
             }
             if !any {
@@ -96,12 +96,12 @@ impl Drop for Cgroup {
     }
 }
 
-/// Limits all commands together, so that the agent always has room. Without these controllers there are no limits.
+/// Limits all commands together, so that the agent always has resources. Without these controllers there are no limits.
 fn limit() {
     if std::fs::create_dir_all(OURS).is_err() {
         return;
     }
-    // With `cpu` all commands together count as one against the agent, however many they are.
+    // With `cpu`, all commands together get the same share as the agent, however many they are.
     for controller in ["+memory", "+pids", "+cpu"] {
         let _ = std::fs::write(Path::new(ROOT).join("cgroup.subtree_control"), controller);
     }
@@ -112,7 +112,7 @@ fn limit() {
     let tasks = [number("/proc/sys/kernel/threads-max"), number("/proc/sys/kernel/pid_max")];
     let mut limits = vec![
         ("memory.high", high),
-        // A little more: with `memory.high` alone a command that needs ever more would be slowed down without end, not killed.
+        // Slightly more: with `memory.high` alone, a command with growing memory would be slowed down forever instead of killed.
         ("memory.max", high + (high / 100).min((total - high) / 2)),
     ];
     limits.extend(tasks.into_iter().flatten().min().map(|most| ("pids.max", pids_max(most))));
@@ -125,12 +125,12 @@ fn memory_high(total: u64) -> u64 {
     total - (total / 32).clamp(MEMORY_KEPT.0, MEMORY_KEPT.1).min(total / 2)
 }
 
-/// Half of the tasks that the kernel allows: it allows so many that their stacks and tables alone fill the memory.
+/// Returns half of the kernel's limit of tasks. With the full limit, the stacks and tables of the tasks could fill the memory.
 fn pids_max(most: u64) -> u64 {
     most / 2
 }
 
-/// Removes a few cgroups that are empty by now.
+/// Removes a few cgroups that have become empty.
 fn sweep() {
     let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
     let mut tries = 8;

@@ -23,23 +23,23 @@ use super::streams::End;
 use super::table::Table;
 use super::tree::Tree;
 
-/// How long a process may take to be gone once it was killed.
+/// Timeout for a process to exit after it was killed.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a command waits for a reader before its output is dropped after all.
+/// How long a command waits for its reader before output is dropped anyway.
 const READER_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How long a command may live, and how it is ended.
+/// The limits of a command.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Limits {
-    /// After how long it is killed; `None`: never.
+    /// Its timeout, after which it is killed; `None`: none.
     pub(super) timeout: Option<Duration>,
-    /// How long before that it is asked to end.
+    /// The time between SIGTERM and SIGKILL after the timeout.
     pub(super) grace: Duration,
-    /// Whether what it leaves running is killed when it ends.
+    /// Whether processes that it leaves running are killed when it ends.
     pub(super) kill_descendants: bool,
-    /// How much of each stream is kept, in bytes.
+    /// How much output of each stream is kept, in bytes.
     pub(super) keep: usize,
-    /// Whether it waits for its reader rather than that output is dropped.
+    /// Whether it waits for its reader instead of dropping output.
     pub(super) lossless: bool,
 }
 
@@ -47,9 +47,9 @@ pub(super) struct Limits {
 #[derive(Debug)]
 pub(super) struct Stream {
     kept: Mutex<Kept>,
-    /// Where it is read from; `None` once it has ended.
+    /// Our end of the pipe or terminal; `None` once the stream has ended.
     end: Mutex<Option<End>>,
-    /// How far a reader has come who is waited for, and whether one is waited for at all.
+    /// The offset up to which the reader has read. `is_paced` says whether the command waits for it.
     read: watch::Sender<u64>,
     is_paced: AtomicBool,
 }
@@ -69,12 +69,12 @@ impl Stream {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is kept of it.
+    /// Returns the kept output.
     pub(super) fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it has ended.
+    /// Returns whether it has ended.
     pub(super) fn is_closed(&self) -> bool {
         self.end().is_none()
     }
@@ -82,36 +82,36 @@ impl Stream {
     pub(super) fn close(&self) {
         self.end().take();
         self.kept().end();
-        // Whoever waits for a reader to come so far waits for this as well.
+        // Tasks that wait for a reader's progress must also notice the end.
         self.read.send_modify(|_| {});
     }
 
-    /// Waits until a reader has all that was written to it by now, or until it has ended.
+    /// Waits until the reader has everything that was written so far, or until the stream has ended.
     pub(super) async fn caught_up(&self) {
         let unread = self.end().as_ref().map_or(0, End::unread);
         let target = self.kept().total() + unread;
         let mut read = self.read.subscribe();
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         let _ = read.wait_for(|read| self.is_closed() || *read >= target).await;
     }
 
-    /// Whether something was written that is not read yet.
+    /// Returns whether the command has written something that was not read yet.
     pub(super) fn has_unread(&self) -> bool {
         self.end().as_ref().is_some_and(|end| end.unread() > 0)
     }
 
-    /// A reader has all before `offset`.
+    /// Records that a reader has everything before `offset`.
     pub(super) fn was_read(&self, offset: u64) {
         self.read.send_if_modified(|read| std::mem::replace(read, (*read).max(offset)) < offset);
     }
 
-    /// Whether it waits for its reader, of which there is none yet.
+    /// Returns whether the command is blocked because its output is not read.
     pub(super) fn is_full(&self, keep: usize) -> bool {
         let unread = self.kept().total().saturating_sub(*self.read.borrow());
         self.is_paced.load(Ordering::Acquire) && unread >= keep as u64
     }
 
-    /// Waits until there is room for more, and says how much; not for ever for a reader who does not come.
+    /// Waits until there is room for more output, and returns how much. After [`READER_TIMEOUT`] it stops waiting for readers for good.
     pub(super) async fn room(&self, keep: usize) -> usize {
         let unread = |read: &u64| self.kept().total().saturating_sub(*read) as usize;
         if !self.is_paced.load(Ordering::Acquire) {
@@ -130,7 +130,7 @@ impl Stream {
     }
 }
 
-/// How a command came to its end.
+/// How a command ended.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ending {
     pub(super) code: Option<i32>,
@@ -138,12 +138,12 @@ pub(super) struct Ending {
     pub(super) timed_out: bool,
     pub(super) duration: Duration,
     pub(super) oom_killed: Vec<String>,
-    /// What it left running, when that was last looked at.
+    /// The processes that it left running, as last seen.
     pub(super) left: Descendants,
 }
 
 impl Ending {
-    /// What a shell says of it.
+    /// Returns the exit status as a shell reports it.
     pub(super) fn status(&self) -> u8 {
         match (self.code, self.signal) {
             (Some(code), _) => (code & 0xff) as u8,
@@ -153,12 +153,12 @@ impl Ending {
     }
 }
 
-/// On whose behalf a command runs.
+/// Who started a command.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Whose {
-    /// The client that started it.
+    /// The client, if one started it.
     pub(super) client: Option<String>,
-    /// The service that it is.
+    /// The name of the service, if it is one.
     pub(super) service: Option<String>,
 }
 
@@ -172,35 +172,35 @@ pub(super) struct Command {
     pub(super) cwd: String,
     pub(super) begun_at: SystemTime,
     pub(super) begun: Instant,
-    /// Standard output, and standard error.
+    /// Standard output and standard error.
     pub(super) streams: [Stream; 2],
     pub(super) log: Option<Log>,
-    /// Its terminal.
+    /// Our end of its terminal.
     pub(super) terminal: Option<End>,
-    /// Where its input goes, until that is closed.
+    /// Our end of its standard input; `None` once that is closed.
     pub(super) input: tokio::sync::Mutex<Option<End>>,
-    /// Who gets its output to the byte: it waits for them. Locked before what is kept.
+    /// The client that gets every byte of its output; the command waits for it. Locked before the kept output.
     pub(super) exact: Mutex<Option<Arc<Sink>>>,
     pub(super) tree: Tree,
     pub(super) limits: Limits,
-    /// Which stream was written to last.
+    /// The index of the stream that was written to last.
     pub(super) newest: AtomicU8,
-    /// Bytes that came so far, also of those that nobody wants any more.
+    /// The number of bytes of output so far, including dropped ones.
     pub(super) seen: AtomicU64,
-    /// Whether a reply had all of its output, so that it need not be kept for long.
+    /// Whether a reply contained all of its output, so that it can be forgotten sooner.
     pub(super) is_delivered: AtomicBool,
     /// Whether a call has sent it a signal that ends it.
     pub(super) was_told_to_end: AtomicBool,
-    /// Whether nobody can ask for it any more.
+    /// Whether it is no longer in the table.
     pub(super) is_forgotten: AtomicBool,
     ending: Mutex<Option<Ending>>,
     ended_at: Mutex<Option<Instant>>,
-    /// Grows with all that happens.
+    /// Incremented by every change.
     changed: watch::Sender<u64>,
 }
 
 impl Command {
-    /// Takes care of a command that was started, until its end.
+    /// Supervises a started command until it ends.
     pub(super) fn live(
         table: &Arc<Table>,
         id: CommandId,
@@ -253,56 +253,56 @@ impl Command {
         command
     }
 
-    /// Who gets its output to the byte.
+    /// Returns the client that gets every byte of its output.
     pub(super) fn exact(&self) -> MutexGuard<'_, Option<Arc<Sink>>> {
         self.exact.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells all who wait that something happened.
+    /// Notifies all waiting tasks of a change.
     pub(super) fn changed(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    /// Watches for what happens.
+    /// Watches for changes.
     pub(super) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// How it ended, once it has.
+    /// Returns how it ended, if it has.
     pub(super) fn ending(&self) -> Option<Ending> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// When it ended.
+    /// Returns when it ended.
     pub(super) fn ended_at(&self) -> Option<Instant> {
         *self.ended_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether its main process runs.
+    /// Returns whether its main process is running.
     pub(super) fn is_running(&self) -> bool {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// Waits for its end.
+    /// Waits until it has ended.
     pub(super) async fn ended(&self) {
         let mut watch = self.watch();
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         let _ = watch.wait_for(|_| !self.is_running()).await;
     }
 
-    /// Kills all of it.
+    /// Kills all its processes.
     pub(super) async fn kill(self: &Arc<Self>) {
         self.tree.signal_group(Signal::KILL);
-        // Without a thread for it, which there may be no memory for.
+        // Without another thread, because there may be no memory for one.
         if self.tree.kill_at_once() {
             return;
         }
         let this = self.clone();
-        // To look for what belongs to it may take a moment on a busy machine.
+        // Searching for its processes may take a moment on a busy machine.
         let _ = tokio::task::spawn_blocking(move || this.tree.kill()).await;
     }
 
-    /// Kills all of it, and waits until it has ended.
+    /// Kills all its processes, and waits until it has ended.
     pub(super) async fn kill_to_the_end(self: &Arc<Self>) -> Result<(), ToolError> {
         let gone = tokio::time::timeout(KILL_TIMEOUT, async {
             self.kill().await;
@@ -313,7 +313,7 @@ impl Command {
         })
     }
 
-    /// Sends a signal: to its group while it runs, to all that is left of it afterwards.
+    /// Sends a signal: to its process group while it is running, afterwards to all processes that are left.
     pub(super) async fn signal(self: &Arc<Self>, signal: Signal) {
         if signal == Signal::KILL {
             return self.kill().await;
@@ -325,7 +325,7 @@ impl Command {
         let _ = tokio::task::spawn_blocking(move || this.tree.signal_all(signal)).await;
     }
 
-    /// What it has left running, looked at anew.
+    /// Returns the processes that it left running, as of now.
     pub(super) async fn left(self: &Arc<Self>) -> Option<Descendants> {
         let ending = self.ending()?;
         if ending.left.count == 0 {
@@ -346,12 +346,12 @@ impl Command {
         tokio::task::spawn_blocking(move || this.tree.left()).await.unwrap_or_default()
     }
 
-    /// The file that gets all output.
+    /// Returns the state of the file that gets all output.
     pub(super) fn log_facts(&self) -> Option<LogFacts> {
         self.log.as_ref().map(Log::facts)
     }
 
-    /// It in a list.
+    /// Returns its entry in lists.
     pub(super) fn entry(&self) -> CommandEntry {
         let ending = self.ending();
         let duration = ending.as_ref().map_or_else(|| self.begun.elapsed(), |ending| ending.duration);
@@ -376,7 +376,7 @@ impl Command {
     }
 }
 
-/// Waits for a command's process, ends it when its time is up, and writes down how it ended.
+/// Waits for a command's process, kills it after its timeout, and records how it ended.
 async fn watch_over(mut child: Child, command: Arc<Command>, table: Arc<Table>, memory: oom::Before) {
     let limits = command.limits;
     let time_is_up = async {
@@ -387,7 +387,7 @@ async fn watch_over(mut child: Child, command: Arc<Command>, table: Arc<Table>, 
     };
     let mut timed_out = false;
     let status = tokio::select! {
-        // A command that ended in time has ended in time.
+        // If it ends at the same moment as the timeout, it counts as ended in time.
         biased;
         status = child.wait() => status,
         () = time_is_up => {
@@ -401,7 +401,7 @@ async fn watch_over(mut child: Child, command: Arc<Command>, table: Arc<Table>, 
                 tokio::time::timeout(limits.grace, child.wait()).await.ok()
             };
             match ended {
-                // What did not heed it is killed all the same.
+                // Processes that ignored SIGTERM are killed too.
                 Some(status) => {
                     command.tree.reaped();
                     command.kill().await;
@@ -416,7 +416,7 @@ async fn watch_over(mut child: Child, command: Arc<Command>, table: Arc<Table>, 
     };
     command.tree.reaped();
     let duration = command.begun.elapsed();
-    // Only if something else reaped it: there is no status then, but it is gone.
+    // This fails only if something else has reaped the process; then there is no exit status.
     let status = status.unwrap_or_else(|_: std::io::Error| ExitStatus::default());
     if limits.kill_descendants {
         command.kill().await;
@@ -426,7 +426,7 @@ async fn watch_over(mut child: Child, command: Arc<Command>, table: Arc<Table>, 
     let left = command.look_for_left().await;
     if left.count == 0 {
         command.tree.release();
-        // An input that is being fed is let go of by that.
+        // If input is being written, that task closes it.
         if let Ok(mut input) = command.input.try_lock() {
             *input = None;
         }
@@ -439,7 +439,7 @@ async fn watch_over(mut child: Child, command: Arc<Command>, table: Arc<Table>, 
     table.ended(&command);
 }
 
-/// Writes what a command reads first; one that does not want it is no failure.
+/// Writes the input from the start of a command. A command that does not read it is not an error.
 async fn feed(command: Arc<Command>, bytes: Vec<u8>, stays_open: bool) {
     let mut input = command.input.lock().await;
     let Some(end) = input.as_ref() else { return };

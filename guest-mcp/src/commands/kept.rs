@@ -1,12 +1,12 @@
-//! What is kept of one output stream: its head and its tail, in blocks that go back to the system one by one.
+//! The kept part of one output stream: its head and its tail, in blocks that are freed one by one.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// The size of a block that is full, in bytes: large enough for the allocator to give it back.
+/// The size of a full block, in bytes: large enough for the allocator to return it to the system.
 const BLOCK: usize = 256 << 10;
 
-/// The head and the tail of a stream. As long as they hold all of it together, nothing is missing between them.
+/// The head and the tail of a stream. As long as the whole stream fits, there is no gap between them.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     head: Blocks,
@@ -17,22 +17,22 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Keeps up to `keep` bytes.
+    /// Creates a buffer that keeps up to `keep` bytes: the head and the tail.
     pub(super) fn new(keep: usize) -> Self {
         let tail_max = keep / 2;
         Self { head_max: keep - tail_max, tail_max, ..Self::default() }
     }
 
-    /// Keeps the last `keep` bytes.
+    /// Creates a buffer that keeps the last `keep` bytes.
     pub(super) fn newest(keep: usize) -> Self {
         Self { tail_max: keep, ..Self::default() }
     }
 
-    /// Appends what was written.
+    /// Appends output.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.total += bytes.len() as u64;
         let room = self.head_max.saturating_sub(self.head.len);
-        // Once something is in the tail, or was dropped, the head is whole.
+        // Once the tail has bytes, or bytes were dropped, the head is complete.
         let room = if self.total - bytes.len() as u64 == self.head.len as u64 { room } else { 0 };
         let (head, rest) = bytes.split_at(room.min(bytes.len()));
         self.head.push(head);
@@ -40,28 +40,28 @@ impl Kept {
         self.tail.drop_front(self.tail.len.saturating_sub(self.tail_max));
     }
 
-    /// All that was written, in bytes.
+    /// Returns the total size of the stream so far, in bytes.
     pub(super) fn total(&self) -> u64 {
         self.total
     }
 
-    /// How much is kept, in bytes.
+    /// Returns how much is kept, in bytes.
     pub(super) fn len(&self) -> usize {
         self.head.len + self.tail.len
     }
 
-    /// The bytes between head and tail that are gone.
+    /// Returns the range of bytes between head and tail that were dropped.
     pub(super) fn gap(&self) -> Range<u64> {
         self.head.len as u64..self.total - self.tail.len as u64
     }
 
-    /// How many bytes are gone.
+    /// Returns how many bytes were dropped.
     pub(super) fn dropped(&self) -> u64 {
         let gap = self.gap();
         gap.end - gap.start
     }
 
-    /// The first `most` bytes in one piece that are kept at or after `offset`, and where they start.
+    /// Returns the first `most` contiguous kept bytes at or after `offset`, and their offset.
     pub(super) fn read(&self, offset: u64, most: usize) -> (u64, Vec<u8>) {
         let gap = self.gap();
         if offset < gap.start {
@@ -75,7 +75,7 @@ impl Kept {
         (start, self.tail.read((start - gap.end) as usize, most))
     }
 
-    /// The last `most` bytes, as far as they are kept in one piece.
+    /// Returns the last `most` bytes, as far as they are kept contiguously.
     pub(super) fn last(&self, most: usize) -> Vec<u8> {
         let from = self.total.saturating_sub(most as u64);
         let gap = self.gap();
@@ -83,12 +83,12 @@ impl Kept {
         self.read(from, most).1
     }
 
-    /// Keeps no more than `most` bytes from now on.
+    /// Reduces what is kept now and later to `most` bytes.
     pub(super) fn shrink(&mut self, most: usize) {
         let tail_max = most / 2;
         let head_max = most - tail_max;
         if self.gap().is_empty() && self.head.len > head_max {
-            // All of it in one piece: the end of the head is the start of the tail.
+            // There is no gap: the end of the head becomes the start of the tail.
             let wanted = tail_max.saturating_sub(self.tail.len);
             let from = self.head.len.saturating_sub(wanted).max(head_max);
             let mut tail = Blocks::default();
@@ -108,7 +108,7 @@ impl Kept {
         self.tail.spare = None;
     }
 
-    /// Keeps nothing of what came so far.
+    /// Drops everything that is kept so far.
     pub(super) fn clear(&mut self) {
         self.head = Blocks::default();
         self.head_max = 0;
@@ -120,10 +120,10 @@ impl Kept {
 #[derive(Debug, Default)]
 struct Blocks {
     blocks: VecDeque<Vec<u8>>,
-    /// Bytes at the start of the first block that are dropped.
+    /// The number of dropped bytes at the start of the first block.
     skip: usize,
     len: usize,
-    /// A full block that was dropped last, for the next one: a block that comes from the system anew costs a page fault for each of its pages.
+    /// The full block that was dropped last, for reuse: a new one costs a page fault for each of its pages.
     spare: Option<Vec<u8>>,
 }
 
@@ -201,7 +201,7 @@ impl Blocks {
 mod tests {
     use super::*;
 
-    /// A stream whose every byte tells where it is.
+    /// A stream in which every byte shows its offset.
     fn pattern(range: Range<usize>) -> Vec<u8> {
         range.map(|at| (at % 251) as u8).collect()
     }

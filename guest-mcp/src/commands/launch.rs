@@ -25,19 +25,19 @@ use crate::places::make_directories;
 use crate::sys::{ChildSetup, prepare_child};
 use crate::tools::agent_failed;
 
-/// Where programs are looked for; the first directory has `poweroff` and its like.
+/// The default `PATH`; the first directory has `poweroff` and the like.
 pub(crate) const PATH: &str = "/run/nexus/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The kind of terminal that commands find.
+/// The `TERM` of commands in a terminal.
 const TERM: &str = "xterm-256color";
-/// How much of a command's line is kept for lists, in characters.
+/// How much of a command line is kept for lists, in characters.
 const LINE_MAX: usize = 200;
 
-/// What is to be started.
+/// The command to start.
 #[derive(Debug, Default)]
 pub(super) struct Order {
     pub(super) command: Option<String>,
     pub(super) argv: Option<Vec<String>>,
-    /// Whether it is the user's login shell, without `command` and `argv`.
+    /// Whether it is the user's login shell, instead of `command` or `argv`.
     pub(super) login_shell: bool,
     pub(super) cwd: Option<String>,
     pub(super) env: BTreeMap<String, String>,
@@ -46,33 +46,33 @@ pub(super) struct Order {
     pub(super) stdin_encoding: ContentEncoding,
     pub(super) stdin_path: Option<String>,
     pub(super) stdin_open: bool,
-    /// The size of its terminal, if it gets one.
+    /// The size of its terminal as columns and rows, if it gets one.
     pub(super) terminal: Option<(u16, u16)>,
     pub(super) merge: bool,
     pub(super) log: Option<String>,
 }
 
-/// A command that was started.
+/// A started command.
 pub(super) struct Started {
     /// Its first process.
     pub(super) child: Child,
     /// All of its processes.
     pub(super) tree: Tree,
-    /// What is run, in one line.
+    /// The command line, for lists.
     pub(super) line: String,
-    /// Where it was started.
+    /// Its working directory.
     pub(super) cwd: String,
-    /// As whom.
+    /// Its user.
     pub(super) user: String,
     /// Our ends of its streams.
     pub(super) ends: Ends,
-    /// What is to be written to its standard input first.
+    /// The input to write first.
     pub(super) input: Option<Vec<u8>>,
     /// The file that gets all output.
     pub(super) log: Option<File>,
 }
 
-/// Starts a command, marked `mark`.
+/// Starts a command; `mark` identifies its processes.
 pub(super) fn start(
     order: Order,
     settings: &Settings,
@@ -83,11 +83,11 @@ pub(super) fn start(
     let who = Identity::resolve(order.user.as_deref(), settings.image_user.as_deref(), &Users::read())?;
     let (program, of_image) = if order.login_shell {
         if order.command.is_some() || order.argv.is_some() {
-            return Err(ToolError::invalid("a login shell stands alone: without command and argv"));
+            return Err(ToolError::invalid("a login shell excludes command and argv"));
         }
         let program = login_shell(&who)?;
         line = program.join(" ");
-        // It starts at home, as at every login.
+        // It starts in the home directory, as every login shell.
         (Program { argv: program, script: None }, None)
     } else {
         (Program::of(order.command, order.argv)?, settings.working_dir.as_deref())
@@ -99,7 +99,7 @@ pub(super) fn start(
         (None, ..) => None,
         (Some(path), None, false, None) => Some(who.run(|| streams::input_file(path))??),
         (Some(_), ..) => {
-            return Err(ToolError::invalid("stdin_path stands alone: without stdin, stdin_open and tty"));
+            return Err(ToolError::invalid("stdin_path excludes stdin, stdin_open and tty"));
         }
     };
 
@@ -159,7 +159,7 @@ pub(super) fn start(
     Ok(Started { child, tree, line, cwd, user: who.name, ends, input, log })
 }
 
-/// What is run, for lists: at most 200 characters in one line.
+/// Returns the command line for lists: one line of at most 200 characters.
 fn line(order: &Order) -> String {
     let text = match (&order.command, &order.argv) {
         (Some(line), _) => line.clone(),
@@ -180,16 +180,14 @@ fn refused(program: &str, error: &io::Error) -> ToolError {
     let (code, hint) = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT) => (
             ErrorCode::ProgramNotFound,
-            Some(
-                "give the path of a program that is there, or install it; a script needs its interpreter, too",
-            ),
+            Some("give the path of an existing program, or install it; a script also needs its interpreter"),
         ),
         Some(Errno::EACCES | Errno::ENOEXEC | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP) => {
             (ErrorCode::ProgramNotExecutable, Some("make it executable, or run it with its interpreter"))
         }
         Some(Errno::E2BIG) => (
             ErrorCode::TooLarge,
-            Some("argv and env together hold at most about 2 MiB: give data by stdin or in a file"),
+            Some("argv and env together can have at most about 2 MiB: pass data by stdin or in a file"),
         ),
         _ => (ErrorCode::CommandFailed, None),
     };
@@ -201,11 +199,11 @@ fn refused(program: &str, error: &io::Error) -> ToolError {
     }
 }
 
-/// What is executed.
+/// The program to execute.
 #[derive(Debug)]
 struct Program {
     argv: Vec<String>,
-    /// The command line, where it is too long to be an argument: a file in memory that `argv` names.
+    /// The command line if it is too long for an argument: an in-memory file that `argv` refers to.
     script: Option<OwnedFd>,
 }
 
@@ -237,7 +235,7 @@ impl Program {
             }
         };
         if program.iter().any(|word| word.contains('\0')) {
-            return Err(ToolError::invalid("a command cannot hold a zero byte"));
+            return Err(ToolError::invalid("a command cannot contain a NUL byte"));
         }
         if let Some((at, word)) = program.iter().enumerate().find(|(_, word)| word.len() > COMMAND_WORD_MAX) {
             return Err(too_long(&format!("argv[{at}]"), word.len()));
@@ -250,8 +248,9 @@ fn check_line(line: &str) -> Result<(), ToolError> {
     if line.len() as u64 <= COMMAND_MAX {
         return Ok(());
     }
-    let text = format!("command holds {} bytes, at most {COMMAND_MAX} can be given", line.len());
-    Err(ToolError::new(ErrorCode::TooLarge, text).hint("write it to a file with file_write, and run that"))
+    let text = format!("command has {} bytes, at most {COMMAND_MAX} are allowed", line.len());
+    Err(ToolError::new(ErrorCode::TooLarge, text)
+        .hint("write it to a file with file_write, and run the file"))
 }
 
 fn check_environment(environment: &BTreeMap<String, String>) -> Result<(), ToolError> {
@@ -264,17 +263,17 @@ fn check_environment(environment: &BTreeMap<String, String>) -> Result<(), ToolE
     }
 }
 
-/// A word that Linux does not take.
+/// Returns the error for a word that is too long for Linux.
 fn too_long(what: &str, bytes: usize) -> ToolError {
-    let text = format!("{what} holds {bytes} bytes, Linux takes at most {COMMAND_WORD_MAX} in one");
-    ToolError::new(ErrorCode::TooLarge, text).hint("give it by stdin, or write it to a file with file_write")
+    let text = format!("{what} has {bytes} bytes, Linux allows at most {COMMAND_WORD_MAX}");
+    ToolError::new(ErrorCode::TooLarge, text).hint("pass it by stdin, or write it to a file with file_write")
 }
 
 fn shortened(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
-/// A file without a name that holds `bytes`.
+/// Creates an anonymous in-memory file with `bytes`.
 fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
     let mut file: File = rustix::fs::memfd_create(c"command", rustix::fs::MemfdFlags::CLOEXEC)?.into();
     file.write_all(bytes)?;
@@ -285,14 +284,13 @@ fn input(stdin: Option<String>, encoding: ContentEncoding) -> Result<Option<Vec<
     let Some(text) = stdin else { return Ok(None) };
     let bytes = encoding.decode(text).map_err(|error| ToolError::invalid(format!("stdin: {error}")))?;
     if bytes.len() as u64 > FILE_WRITE_MAX {
-        let text = format!("stdin holds {} bytes, at most {FILE_WRITE_MAX} can be given", bytes.len());
+        let text = format!("stdin has {} bytes, at most {FILE_WRITE_MAX} are allowed", bytes.len());
         return Err(ToolError::new(ErrorCode::TooLarge, text).hint("write it to a file and give stdin_path"));
     }
     Ok(Some(bytes))
 }
 
-/// Where a command starts: where it says; else where the image says, which is made if it is missing; else in its user's home.
-/// It is opened with its user's rights.
+/// Opens the working directory of a command with its user's rights: `cwd` if given; else the image's, created if missing; else the user's home.
 fn cwd(
     given: Option<String>,
     of_image: Option<&str>,
@@ -323,11 +321,11 @@ fn cwd(
 /// Opens a directory that this thread may enter.
 fn enter(path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    // To look `.` up in it takes the right to enter it.
+    // Looking `.` up in it needs the right to enter it.
     Ok(rustix::fs::open(format!("{path}/."), flags, Mode::empty())?)
 }
 
-/// The image's working directory; a relative one starts at the root.
+/// Returns the image's working directory; a relative one starts at the root.
 fn working_directory(of_image: &str) -> Result<String, ToolError> {
     let path: PathBuf = Path::new("/").join(of_image);
     make_directories(&path).map_err(|error| {
@@ -337,7 +335,7 @@ fn working_directory(of_image: &str) -> Result<String, ToolError> {
     Ok(path.to_string_lossy().into_owned())
 }
 
-/// The user's own shell where it can be executed, else the VM's; as a login shell.
+/// Returns the user's own shell if it can be executed, else the VM's; as a login shell.
 fn login_shell(who: &Identity) -> Result<Vec<String>, ToolError> {
     let is_shell = |path: &str| {
         let name = path.rsplit('/').next().unwrap_or_default();
@@ -351,7 +349,7 @@ fn login_shell(who: &Identity) -> Result<Vec<String>, ToolError> {
     Ok(vec![program, "-l".to_owned()])
 }
 
-/// The variables that name the proxy. One that the VM or the caller sets, in whatever case, is theirs in both.
+/// Returns the proxy variables. If the VM or the caller sets one in either case, neither case is set here.
 fn proxy_env<'a>(
     settings: &'a Settings,
     own: &'a BTreeMap<String, String>,
@@ -362,9 +360,9 @@ fn proxy_env<'a>(
     ours.map(|(name, value)| (name.clone(), value.clone()))
 }
 
-/// What a command finds in its environment by itself.
+/// Returns the default environment of a command.
 fn environment(who: &Identity, in_vm: bool) -> BTreeMap<String, String> {
-    // A process of the host keeps the host's way of finding programs.
+    // A process on a host keeps the host's `PATH`.
     let path = if in_vm { None } else { std::env::var("PATH").ok() };
     [
         ("PATH", path.unwrap_or_else(|| PATH.to_owned())),

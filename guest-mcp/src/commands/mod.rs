@@ -1,12 +1,12 @@
-//! Commands: started ([`launch`]), read ([`reading`]), kept ([`kept`]), shown ([`show`]), and ended with all that they started
-//! ([`tree`]). All of it is the holder's business ([`crate::holder`]).
+//! Commands: started ([`launch`]), read ([`reading`]), kept ([`kept`]), shown ([`show`]), and killed with all processes that they started ([`tree`]).
+//! All of this runs in the holder ([`crate::holder`]).
 //!
 //! ```text
-//! start ─> Running ─┬─> ended by itself ────────────────────────┐
-//!                   ├─> its time is up ─> TERM, grace ─> KILL ──┼─> drain ─> Ended ─> forgotten: by age, count
+//! start ─> Running ─┬─> exits by itself ────────────────────────┐
+//!                   ├─> timeout ─> TERM, grace ─> KILL ─────────┼─> drain ─> Ended ─> forgotten: by age, count
 //!                   └─> cancelled, signalled ───────────────────┘
 //! ```
-//! Calls come and go, and so do streams ([`attach`]); a command is one task of its own that waits for its process.
+//! Calls and streams ([`attach`]) come and go; each command has a task of its own that waits for its process.
 
 mod attach;
 mod calls;
@@ -36,30 +36,30 @@ use tokio_util::sync::CancellationToken;
 
 use crate::holder::wire::Settings;
 
-/// How many descriptors a holder allows itself: pipes of all commands.
+/// The holder's limit of file descriptors, for the pipes of all commands.
 const DESCRIPTORS: u64 = 65_536;
 
-/// Who calls, and how it can be told of things.
+/// The caller, and how to send it progress.
 pub(crate) struct Caller {
-    /// The client's name, as far as the host said it.
+    /// The client's name, if the host gave it.
     pub(crate) client: Option<String>,
     /// The VM's configuration at the time of the call.
     pub(crate) settings: Settings,
-    /// Cancelled when what the call started is to be killed.
+    /// Cancelled when what the call started should be killed.
     pub(crate) cancel: CancellationToken,
-    /// Tells the newest lines of output, where that is wanted.
+    /// Sends the newest lines of output, if wanted.
     pub(crate) tell: Option<Box<dyn Fn(String) + Send + Sync>>,
 }
 
-/// How many descriptors commands may have, and may allow themselves: as many as this process did at its start. It allows itself
-/// more with the first call.
+/// Returns the soft and hard limits of file descriptors for commands: those that this process had at its start. The first call raises this process's
+/// own limit.
 fn descriptors_of_commands() -> (u64, u64) {
     static LIMITS: OnceLock<(u64, u64)> = OnceLock::new();
     *LIMITS.get_or_init(|| {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         let (now, most) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
         let more = Rlimit { current: Some(DESCRIPTORS.min(most).max(now)), maximum };
-        // With fewer, fewer commands run at once.
+        // If this fails, fewer commands can run at the same time.
         let _ = setrlimit(Resource::Nofile, more);
         (now, most)
     })

@@ -1,19 +1,19 @@
-//! The newest lines of output, for whoever waits: a line of text without anything that moves a cursor.
+//! The newest lines of output, as progress for waiting callers: one line of text without cursor movements.
 
 use std::sync::atomic::Ordering;
 
 use super::command::Command;
 
-/// How much of the output is looked at, in bytes.
+/// How much of the end of the output is examined, in bytes.
 const LOOK: usize = 4 << 10;
-/// How many lines are told.
+/// The maximum number of lines.
 const LINES: usize = 3;
-/// How much is told, in characters: what a host takes.
+/// The maximum length, in characters, as the host limits it.
 const TOLD_MAX: usize = 400;
-/// What stands between two lines.
+/// The separator of two lines.
 const BETWEEN: &str = " ⏎ ";
 
-/// The newest lines of a command; `None` if there are none.
+/// Returns the newest lines of a command; `None` if there are none.
 pub(super) fn lines(command: &Command) -> Option<String> {
     let at = usize::from(command.newest.load(Ordering::Acquire));
     let bytes = command.streams[at].kept().last(LOOK);
@@ -29,7 +29,7 @@ fn told(text: &str) -> String {
     newest.chars().skip(count.saturating_sub(TOLD_MAX)).collect()
 }
 
-/// What a terminal shows of a line: what was written over is gone.
+/// Returns what a terminal shows of a line: without the parts that were overwritten.
 fn line(text: &str) -> String {
     let text = text.trim_end_matches('\r');
     let text = text.rsplit('\r').next().unwrap_or_default();
@@ -38,7 +38,7 @@ fn line(text: &str) -> String {
     tame.trim_end().to_owned()
 }
 
-/// Text without the escape sequences of ECMA-48.
+/// Removes the escape sequences of ECMA-48.
 fn without_sequences(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars();
@@ -46,7 +46,7 @@ fn without_sequences(text: &str) -> String {
         match c {
             '\u{1b}' => match chars.next() {
                 Some('[') => drop(chars.find(|c| ('\u{40}'..='\u{7e}').contains(c))),
-                // A string: to BEL or ST.
+                // A string: it ends with BEL or ST.
                 Some(']' | 'P' | 'X' | '^' | '_') => {
                     let mut before = ' ';
                     let is_end = |c: char| {
@@ -56,7 +56,7 @@ fn without_sequences(text: &str) -> String {
                     };
                     let _ = chars.by_ref().any(is_end);
                 }
-                // Between escape and its last character.
+                // Skip up to the final character.
                 Some(' '..='/') => drop(chars.find(|c| ('\u{30}'..='\u{7e}').contains(c))),
                 Some(_) | None => {}
             },

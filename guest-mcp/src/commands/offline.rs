@@ -1,8 +1,8 @@
-//! Commands that fail because the VM has no network: saying so spares whoever reads the output a search for the cause.
+//! Detects commands that failed because the VM has no network. The result then names the cause, which is hard to see in the output.
 
 use std::path::Path;
 
-/// What programs print when they reach no network: libc's and BusyBox's resolvers, apt, curl, git, pip, Node.js, Go.
+/// What programs print without a network: libc's and BusyBox's resolvers, apt, curl, git, pip, Node.js, Go.
 const SIGNS: [&[u8]; 10] = [
     b"Temporary failure in name resolution",
     b"Temporary failure resolving",
@@ -15,16 +15,16 @@ const SIGNS: [&[u8]; 10] = [
     b"getaddrinfo EAI_AGAIN",
     b"dial tcp: lookup ",
 ];
-/// Where the kernel lists the network interfaces.
+/// The directory of the kernel's network interfaces.
 const INTERFACES: &str = "/sys/class/net";
 
-/// Whether a command's output says that it reached no network, and the VM has none.
+/// Returns whether a command's output shows that it lacked a network, and the VM has none.
 pub(super) fn is_why(output: &[u8]) -> bool {
     SIGNS.iter().any(|sign| output.windows(sign.len()).any(|window| window == *sign))
         && !has_interface(Path::new(INTERFACES))
 }
 
-/// Whether there is an interface with a device behind it: the loopback interface and tunnels have none.
+/// Returns whether an interface has a device behind it; the loopback interface and tunnels have none.
 fn has_interface(directory: &Path) -> bool {
     let Ok(entries) = std::fs::read_dir(directory) else { return true };
     entries.flatten().any(|entry| entry.path().join("device").exists())
@@ -41,7 +41,7 @@ mod tests {
         assert!(!has_interface(base.path()));
         std::fs::create_dir_all(base.path().join("eth0/device")).unwrap();
         assert!(has_interface(base.path()));
-        // Without /sys nothing is said.
+        // Without /sys, a network is assumed.
         assert!(has_interface(&base.path().join("nothing")));
     }
 }

@@ -1,7 +1,7 @@
-//! Whether memory ran out while a command ran, and whom the kernel killed for it.
+//! Detects whether memory ran out while a command ran, and which processes the kernel killed for it.
 //!
-//! The kernel raises its counter before it kills, so a command that ended because of that finds it raised; the names are in the
-//! kernel's log a moment later.
+//! The kernel increments its counter before it kills, so it has changed when a command ends because of that. The names follow in the kernel's log a
+//! moment later.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -11,29 +11,29 @@ use std::time::{Duration, Instant};
 use super::cgroup;
 use crate::os::read_small;
 
-/// The counters of the whole system, where the commands' cgroup has none.
+/// The counters of the whole system, used if the commands' cgroup has none.
 const VMSTAT: &str = "/proc/vmstat";
-/// The kernel's log; each read gives one record.
+/// The kernel's log; each read returns one record.
 const LOG: &str = "/dev/kmsg";
-/// The longest record (`PRINTK_MESSAGE_MAX` of kernel/printk/internal.h), in bytes.
+/// The maximum size of a record (`PRINTK_MESSAGE_MAX` of kernel/printk/internal.h), in bytes.
 const RECORD_MAX: usize = 2048;
-/// How long the kernel may take to write down whom it killed.
+/// Timeout for the names to appear in the kernel's log.
 const NAMES_TIMEOUT: Duration = Duration::from_millis(500);
-/// How often its log is looked at meanwhile.
+/// The interval of reading the log meanwhile.
 const STEP: Duration = Duration::from_millis(10);
-/// How many processes are named.
+/// The maximum number of processes that are named.
 const NAMES_MAX: usize = 16;
 
-/// How things were before a command.
+/// The state before a command.
 #[derive(Debug)]
 pub(super) struct Before {
-    /// Where the counter is, and what it said.
+    /// The file of the counter, and its value.
     kills: Option<(&'static str, u64)>,
     log: Option<File>,
 }
 
 impl Before {
-    /// Looks at the counter, and marks the end of the kernel's log.
+    /// Reads the counter, and marks the end of the kernel's log.
     pub(super) fn look() -> Self {
         let log = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(LOG);
         let log = log.and_then(|mut log| log.seek(SeekFrom::End(0)).map(|_| log));
@@ -41,7 +41,7 @@ impl Before {
         Self { kills, log: log.ok() }
     }
 
-    /// Who was killed since then, such as `python3 (pid 123)`; empty if nobody was.
+    /// Returns the processes killed since then, such as `python3 (pid 123)`.
     pub(super) async fn killed_since(self) -> Vec<String> {
         let since = |(path, before)| Some(kills(path)?.saturating_sub(before));
         let count = self.kills.and_then(since).unwrap_or(0);
@@ -66,7 +66,7 @@ fn unnamed(mut names: Vec<String>, count: usize) -> Vec<String> {
     names
 }
 
-/// How many processes were killed for want of memory since the boot.
+/// Returns how many processes the OOM killer has killed since the boot.
 fn kills(path: &str) -> Option<u64> {
     counter(&read_small(path, 64 << 10)?)
 }
@@ -95,15 +95,15 @@ fn next(log: &mut File) -> Record {
     }
 }
 
-/// The process of a record `PREFIX;Out of memory: Killed process PID (NAME) …`, or with `Memory cgroup out of memory:`
-/// (`__oom_kill_process` of mm/oom_kill.c).
+/// Parses the process of a record `PREFIX;Out of memory: Killed process PID (NAME) …`, or with `Memory cgroup out of memory:` (`__oom_kill_process`
+/// of mm/oom_kill.c).
 fn victim(record: &str) -> Option<String> {
     let (_, text) = record.split_once(';')?;
     let (_, rest) = text
         .split_once("out of memory: Killed process ")
         .or_else(|| text.split_once("Out of memory: Killed process "))?;
     let (pid, rest) = rest.split_once(" (")?;
-    // A name is at most 15 bytes and may hold anything, parentheses too; what follows it does not.
+    // A name has at most 15 bytes and may contain anything, including parentheses; the text after it does not.
     let (name, _) = rest.split_once(") total-vm:").or_else(|| rest.split_once(')'))?;
     let name: String = name.chars().filter(|c| !c.is_control()).take(32).collect();
     pid.parse::<u32>().ok().map(|pid| format!("{name} (pid {pid})"))

@@ -1,4 +1,4 @@
-//! Reads what a command writes to its end, so that no command ever waits for a reader.
+//! Reads the output of commands to its end, so that no command is blocked by a slow reader unless it should be.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -17,11 +17,11 @@ use super::streams::End;
 use super::table::Table;
 use crate::os::reason;
 
-/// How much is read at once, in bytes: what a pipe holds.
+/// The size of one read, in bytes: the capacity of a pipe.
 const CHUNK: usize = 256 << 10;
-/// How long to wait for more output of a command that ended, each time that some came.
+/// How long a stream of an ended command must be silent before reading stops.
 const DRAIN_QUIET: Duration = Duration::from_millis(100);
-/// How long to wait for it in all.
+/// How long such a stream is read at most.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 
 /// The file that gets all output of a command.
@@ -54,7 +54,7 @@ impl Log {
         }
     }
 
-    /// Appends. After a failure the rest is left out, so that what is there is the start of all.
+    /// Appends output. After a failure the rest is skipped, so that the file has the start of the output without gaps.
     async fn write(&self, bytes: Vec<u8>) {
         if self.is_broken.load(Ordering::Acquire) {
             return;
@@ -70,18 +70,18 @@ impl Log {
             Err(_) => "the writer failed".to_owned(),
         };
         self.is_broken.store(true, Ordering::Release);
-        // What fitted before it failed is there.
+        // What was written before the failure is in the file.
         self.written.store(self.file.metadata().map_or(0, |metadata| metadata.len()), Ordering::Release);
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
     }
 }
 
-/// Reads one stream to its end.
+/// Reads one stream until it ends.
 pub(super) async fn read(end: End, command: Arc<Command>, at: u8, table: Arc<Table>) {
     let stream = &command.streams[usize::from(at)];
     let mut own = Vec::new();
     loop {
-        // A pipe fails in no other way than by its end.
+        // The only failure of a pipe is its end.
         let most = stream.room(command.limits.keep).await.min(CHUNK);
         let Ok(Piece { length: length @ 1.., until, sink }) =
             read_some(&end, &command, at, &table, &mut own, most).await
@@ -95,23 +95,23 @@ pub(super) async fn read(end: End, command: Arc<Command>, at: u8, table: Arc<Tab
         command.seen.fetch_add(length as u64, Ordering::AcqRel);
         command.newest.store(at, Ordering::Release);
         command.changed();
-        // One that writes without a pause keeps nobody else.
+        // A command that writes without a pause must not block the others.
         tokio::task::yield_now().await;
     }
     stream.close();
     command.changed();
 }
 
-/// What was read at once.
+/// The result of one read.
 struct Piece {
     length: usize,
-    /// Where in the stream it ends.
+    /// The offset of its end in the stream.
     until: u64,
-    /// Who gets it to the byte.
+    /// The client that gets every byte.
     sink: Option<Arc<Sink>>,
 }
 
-/// Reads what is there, keeps it, and leaves it in `own` if somebody is attached.
+/// Reads what is available and keeps it; if a client gets every byte, also leaves it in `own`.
 async fn read_some(
     end: &End,
     command: &Command,
@@ -121,7 +121,7 @@ async fn read_some(
     most: usize,
 ) -> std::io::Result<Piece> {
     thread_local! {
-        /// One for all: nothing is between reading into it and taking it out.
+        /// One buffer for all: there is no await between filling and emptying it.
         static CHUNKS: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
     }
     let stream = &command.streams[usize::from(at)];
@@ -139,7 +139,7 @@ async fn read_some(
             piece.until = stream.kept().total();
             Ok(piece.length)
         };
-        // Whoever attaches gets what is kept by then, and all that is read later.
+        // An attaching client gets what is kept at that moment, and everything that is read later.
         let sink = command.exact();
         match &*sink {
             Some(sink) => {
@@ -158,7 +158,7 @@ async fn read_some(
     Ok(piece)
 }
 
-/// Waits until the streams of a command that ended are read, or until a process that it left behind keeps them open in silence.
+/// Waits until the streams of an ended command have been read, or are silent but kept open by a process that it left behind.
 pub(super) async fn drain(command: &Command) {
     let mut watch = command.watch();
     let wait = async {

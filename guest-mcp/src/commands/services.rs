@@ -1,8 +1,8 @@
-//! Services: commands that the VM starts by itself, and starts again when they end.
+//! Services: commands that the VM starts by itself, and restarts when they end.
 //!
 //! ```text
-//! boot ─> started ─> ready? (a port, a command) ─> ended ─┬─> its restart policy, a pause that grows ─> started
-//!                                                          └─> never again: the policy, or command_signal
+//! boot ─> started ─> ready? (a port, a command) ─> ended ─┬─> restart policy: after a growing pause ─> started
+//!                                                         └─> not restarted: by policy, or after command_signal
 //! ```
 
 use std::collections::BTreeMap;
@@ -24,31 +24,31 @@ use super::table::Table;
 use crate::console::say;
 use crate::holder::wire::Settings;
 
-/// The pauses before a service is started again: the first one, and the longest.
+/// The pauses before a restart of a service: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
-/// A service that ran for this long starts with the first pause again.
+/// After running this long, a service starts with the first pause again.
 const SETTLED: Duration = Duration::from_secs(60);
-/// How often it is looked whether a service is ready.
+/// The interval of ready checks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long one look may take.
+/// Timeout of one ready check.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How much of a service's output is kept, in bytes of each stream.
+/// How much output of each stream of a service is kept, in bytes.
 const KEEP: usize = 256 << 10;
 
-/// What an agent asks of its holder when the VM is configured: [`Orders`] for [`Problems`]. No tool of anybody else's.
+/// The agent's request to its holder when the VM is configured: [`Orders`], answered by [`Problems`]. It is not a public tool.
 pub(crate) const SERVICES_START: &str = "services_start";
 
-/// What is to run.
+/// The services to run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Orders {
-    /// The services by name. Those that are there already are left alone.
+    /// The services by name. Those that already run are not changed.
     pub(crate) services: BTreeMap<String, Service>,
 }
 
-/// How that went.
+/// The result of starting services.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Problems {
-    /// What is not as it should be, in words.
+    /// What failed, as messages.
     pub(crate) problems: Vec<String>,
 }
 
@@ -61,7 +61,7 @@ struct Unit {
 }
 
 impl Table {
-    /// Starts services that are not there yet, and waits until they are ready; tells which are not, in words.
+    /// Starts services that are not running yet, and waits until they are ready; returns those that are not.
     pub(super) async fn start_services(self: &Arc<Self>, orders: Orders, settings: &Settings) -> Problems {
         let mut starting = JoinSet::new();
         for (name, service) in orders.services {
@@ -89,7 +89,7 @@ impl Unit {
         Order { command, argv, cwd, env, user, ..Order::default() }
     }
 
-    /// Whether it is started again after it ended so.
+    /// Returns whether its policy restarts it after this end.
     fn is_started_again(&self, command: &Command) -> bool {
         let failed = command.ending().is_none_or(|ending| ending.status() != 0);
         let by_policy = match self.service.restart {
@@ -101,7 +101,7 @@ impl Unit {
     }
 }
 
-/// Starts one, has it looked after, and waits until it is ready. What is not as it should be, in words.
+/// Starts one service, supervises it, and waits until it is ready; returns a problem as a message.
 async fn begin(table: Arc<Table>, unit: Arc<Unit>) -> Option<String> {
     let first = table.start_unit(&unit);
     let problem = first.as_ref().err().map(|error| format!("service {}: {}", unit.name, error.message));
@@ -112,7 +112,7 @@ async fn begin(table: Arc<Table>, unit: Arc<Unit>) -> Option<String> {
     }
 }
 
-/// Starts a service again whenever its policy says so.
+/// Restarts a service whenever its policy says so.
 async fn keep(table: Weak<Table>, unit: Arc<Unit>, mut command: Option<Arc<Command>>) {
     let mut pause = PAUSES.0;
     loop {
@@ -134,12 +134,12 @@ async fn keep(table: Weak<Table>, unit: Arc<Unit>, mut command: Option<Arc<Comma
         let Some(table) = table.upgrade().filter(|table| !table.is_closing()) else { return };
         match table.start_unit(&unit) {
             Ok(started) => command = Some(started),
-            Err(error) => say(format_args!("start the service {} again: {error}", unit.name)),
+            Err(error) => say(format_args!("restart the service {}: {error}", unit.name)),
         }
     }
 }
 
-/// Waits until a service is ready; words for one that is not in time.
+/// Waits until a service is ready; returns an error message after the timeout.
 async fn is_ready(table: &Arc<Table>, unit: &Unit, check: &ReadyCheck) -> Result<(), String> {
     let longest = Duration::from_secs(check.timeout_s.unwrap_or(READY_DEFAULT_S).into());
     let deadline = Instant::now() + longest;
@@ -155,7 +155,7 @@ async fn is_ready(table: &Arc<Table>, unit: &Unit, check: &ReadyCheck) -> Result
         tokio::time::sleep(LOOK_EVERY).await;
     }
     let what = match (check.port, &check.command) {
-        (Some(port), _) => format!("nothing listens on its port {port}"),
+        (Some(port), _) => format!("nothing is listening on its port {port}"),
         (None, _) => "its ready check fails".to_owned(),
     };
     Err(format!("service {}: {what} after {} s", unit.name, longest.as_secs()))

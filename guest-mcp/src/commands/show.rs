@@ -1,4 +1,4 @@
-//! Output as replies show it, and what they say of a command.
+//! The form in which replies show output and the state of commands.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::holder::wire::OfStream;
 use crate::tools::human_bytes;
 use crate::tools::text::{continuation_start, decode, incomplete_end};
 
-/// What is shown of a stream: a head, and a tail where something between them is left out.
+/// The shown part of a stream: a head, and a tail if something between them is left out.
 #[derive(Debug, Default)]
 pub(super) struct Piece {
     pub(super) offset: u64,
@@ -23,12 +23,12 @@ pub(super) struct Piece {
     pub(super) total: u64,
     /// Bytes left out before the offset, or between head and tail.
     pub(super) omitted: u64,
-    /// Bytes of the stream that are gone for good.
+    /// Bytes of the stream that were dropped and cannot be read any more.
     pub(super) dropped: u64,
 }
 
 impl Piece {
-    /// Both ends of a stream, `most` bytes together.
+    /// Takes both ends of a stream, `most` bytes in total.
     pub(super) fn ends(kept: &Kept, most: usize) -> Self {
         let (total, dropped) = (kept.total(), kept.dropped());
         let start =
@@ -42,7 +42,7 @@ impl Piece {
         Self { offset: 0, head, tail, total, omitted, dropped }
     }
 
-    /// At most `most` bytes in one piece from `offset` on. Text is not cut through a character, unless it cannot be helped.
+    /// Takes at most `most` contiguous bytes from `offset` on. Text is cut between characters if possible.
     pub(super) fn from(
         kept: &Kept,
         offset: u64,
@@ -63,7 +63,7 @@ impl Piece {
         Self { offset: start, head, tail: Vec::new(), total, omitted, dropped: kept.dropped() }
     }
 
-    /// Where it ends.
+    /// Returns the offset of its end.
     pub(super) fn end(&self) -> u64 {
         self.offset + self.head.len() as u64
     }
@@ -82,13 +82,13 @@ impl Piece {
     }
 }
 
-/// A stream as it is shown.
+/// A stream in the form of a reply.
 struct Shown {
     text: String,
     facts: StreamFacts,
 }
 
-/// Shortens what two streams show to what a text result may show in all: [`Piece::ends`] of each with these numbers of bytes.
+/// Divides the size of a text result between two streams: returns the sizes for [`Piece::ends`] of each.
 pub(super) fn share(lengths: [usize; 2]) -> [usize; 2] {
     let most = OUTPUT_MAX as usize;
     let [stdout, stderr] = lengths;
@@ -99,7 +99,7 @@ pub(super) fn share(lengths: [usize; 2]) -> [usize; 2] {
     [stdout.min(most - stderr), stderr]
 }
 
-/// Both ends of both streams, within what a result may show in all.
+/// Takes both ends of both streams, within the size of a result.
 pub(super) fn ends(streams: [&Kept; 2], most: usize, encoding: ContentEncoding) -> [Piece; 2] {
     let pieces = streams.map(|kept| Piece::ends(kept, most));
     if encoding == ContentEncoding::Base64 {
@@ -130,7 +130,7 @@ fn shown(piece: Piece, encoding: ContentEncoding) -> Shown {
             Shown { text: data_encoding::BASE64.encode(&head), facts }
         }
         ContentEncoding::Text if is_cut => {
-            // A character that the cut went through is left out whole.
+            // A character that was cut is left out.
             head.truncate(head.len() - incomplete_end(&head));
             tail.drain(..continuation_start(&tail));
             facts.omitted_at = Some(head.len() as u64);
@@ -149,25 +149,25 @@ fn shown(piece: Piece, encoding: ContentEncoding) -> Shown {
     }
 }
 
-/// Everything but output that a reply says of a command.
+/// What a reply says about a command, except its output.
 pub(super) struct Said {
     pub(super) ending: Option<Ending>,
     pub(super) left: Option<Descendants>,
     pub(super) cursor: Option<String>,
     pub(super) more: bool,
     pub(super) written: Option<u64>,
-    /// The first words; how it is, where there are none.
+    /// The first words; by default the state of the command.
     pub(super) opening: Option<String>,
 }
 
-/// The text and the facts of a reply.
+/// The text and the structured result of a reply.
 pub(super) struct Report {
     pub(super) header: String,
     pub(super) blocks: Vec<(Option<OfStream>, String)>,
     pub(super) facts: RunCommandOutput,
 }
 
-/// What is said of a command, with pieces of its streams.
+/// Builds the report on a command, with pieces of its streams.
 pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding: ContentEncoding) -> Report {
     let Said { ending, left, cursor, more, written, opening } = said;
     let duration = ending.as_ref().map_or_else(|| command.begun.elapsed(), |ending| ending.duration);
@@ -181,7 +181,7 @@ pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding
     if let Some(left) = &left {
         let names = left.names.join(", ");
         header.push_str(&format!(
-            "\n{} of its processes still run in the background: {names} (command {id})",
+            "\n{} of its processes are still running in the background: {names} (command {id})",
             left.count
         ));
     }
@@ -198,14 +198,14 @@ pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding
     }
     let log = command.log_facts();
     if let Some(problem) = log.as_ref().and_then(|log| log.problem.as_ref()) {
-        header.push_str(&format!("\nlog: it lacks the rest: {problem}"));
+        header.push_str(&format!("\nlog: incomplete: {problem}"));
     }
     let [stdout, stderr] = pieces.map(|piece| shown(piece, encoding));
     for (name, shown) in [("stdout", &stdout), ("stderr", &stderr)] {
         note(&mut header, name, &shown.facts, id);
     }
     if let (true, Some(cursor)) = (ending.is_none() || more, &cursor) {
-        let what = if more { "there is more" } else { "it goes on" };
+        let what = if more { "there is more" } else { "it continues" };
         header.push_str(&format!("\n{what}: call command_output with id {id} and cursor {cursor}"));
     }
     let facts = RunCommandOutput {
@@ -227,7 +227,7 @@ pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding
         log,
         written_bytes: written,
         oom_killed,
-        // The agent knows of them.
+        // Only the agent knows these.
         network_denied: Vec::new(),
     };
     let mut blocks = Vec::new();
@@ -241,8 +241,8 @@ pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding
     Report { header, blocks, facts }
 }
 
-/// Why a command failed, where its output says so. Of one that ended well only stderr is asked: `apt-get update` does when it reached
-/// nothing.
+/// Returns why a command failed, if its output shows that. For a command that succeeded, only stderr counts: `apt-get update` succeeds even without a
+/// network.
 fn why(ending: &Ending, pieces: &[Piece; 2]) -> Option<FailureCause> {
     let [stdout, stderr] = pieces;
     let has_failed = ending.code.is_some_and(|code| code != 0);
@@ -263,7 +263,7 @@ fn how(ending: Option<&Ending>, timeout: Option<Duration>) -> String {
     }
 }
 
-/// Says in the header what a stream does not show exactly.
+/// Adds to the header what a stream does not show exactly.
 fn note(header: &mut String, name: &str, facts: &StreamFacts, id: nexus_schema::id::CommandId) {
     if facts.omitted_bytes > 0 {
         let place = if facts.offset == 0 { "left out of the middle" } else { "before this are gone" };
@@ -283,7 +283,7 @@ fn note(header: &mut String, name: &str, facts: &StreamFacts, id: nexus_schema::
     }
 }
 
-/// The name of a signal, such as `SIGKILL`.
+/// Returns the name of a signal, such as `SIGKILL`.
 pub(super) fn signal_name(number: i32) -> String {
     Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
 }
@@ -317,7 +317,7 @@ mod tests {
         let short = text(&short, 10);
         assert_eq!((short.text.as_str(), short.facts.omitted_bytes), ("hello you", 0));
 
-        // Whether it is kept or not.
+        // Whether all of it is kept or not.
         for (keep, dropped) in [(100, 0), (26, 0), (20, 6), (10, 16)] {
             let long = text(&kept(keep, &[b"0123456", b"789abc", b"defghijklmnop"]), 10);
             assert_eq!(long.text, "01234\n[... 16 bytes left out ...]\nlmnop", "{keep}");
@@ -353,7 +353,7 @@ mod tests {
         let [stdout, stderr] = both(60_000, 5);
         assert_eq!(stderr.text, "xxxxx");
         assert!(stdout.text.len() > 47_000 && stdout.text.len() + stderr.text.len() < 50_000);
-        // Whole streams that do not fit together lose their own middle.
+        // If both streams together are too large, each loses its own middle.
         let [stdout, stderr] = both(40_000, 40_000);
         assert_eq!(stdout.facts.omitted_bytes + 24_000, 40_000);
         assert_eq!(stderr.facts.omitted_bytes + 24_000, 40_000);

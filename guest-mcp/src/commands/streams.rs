@@ -1,4 +1,4 @@
-//! A command's streams: pipes, or one terminal for all of them; the child's ends and ours.
+//! The streams of a command: pipes, or one terminal for all of them; the child's ends and our ends.
 
 use std::fs::File;
 use std::io;
@@ -20,10 +20,10 @@ use tokio::io::unix::AsyncFd;
 use crate::os::{reason, with_errno};
 use crate::sys::watch;
 
-/// How much a pipe for output holds, in bytes: so much is written and read between two switches of a processor.
+/// The capacity of a pipe for output, in bytes. A larger pipe needs fewer context switches.
 const PIPE: usize = 256 << 10;
 
-/// What a command reads.
+/// The standard input of a command.
 pub(super) enum Stdin {
     Nothing,
     Pipe,
@@ -34,7 +34,7 @@ pub(super) enum Stdin {
 pub(super) struct Ends {
     pub(super) stdin: Option<End>,
     pub(super) stdout: End,
-    /// `None` where stdout has it as well.
+    /// `None` if stderr is merged into stdout.
     pub(super) stderr: Option<End>,
 }
 
@@ -58,12 +58,12 @@ impl End {
         Ok(Self { file: Arc::new(watch(file, interest)?), is_terminal })
     }
 
-    /// Whether it is a terminal.
+    /// Returns whether it is a terminal.
     pub(super) fn is_terminal(&self) -> bool {
         self.is_terminal
     }
 
-    /// Has `work` read from it once there is something, with what it is given; 0 at the end.
+    /// Passes a read function to `work` once there is something to read; returns 0 at the end.
     pub(super) async fn read_with(
         &self,
         mut work: impl FnMut(&dyn Fn(&mut [u8]) -> io::Result<usize>) -> io::Result<usize>,
@@ -71,7 +71,7 @@ impl End {
         self.file
             .async_io(Interest::READABLE, |file| {
                 work(&|buffer| match rustix::io::read(file, buffer) {
-                    // Nobody has the terminal open any more.
+                    // No process has the terminal open any more.
                     Err(Errno::IO) => Ok(0),
                     other => Ok(other?),
                 })
@@ -79,7 +79,7 @@ impl End {
             .await
     }
 
-    /// How much there is to read, in bytes.
+    /// Returns how much there is to read, in bytes.
     pub(super) fn unread(&self) -> u64 {
         rustix::io::ioctl_fionread(self.file.get_ref()).unwrap_or(0)
     }
@@ -94,7 +94,7 @@ impl End {
         Ok(rustix::termios::tcsetwinsize(self.file.get_ref(), size(cols, rows))?)
     }
 
-    /// The terminal's size, as columns and rows.
+    /// Returns the terminal's size, as columns and rows.
     pub(super) fn size(&self) -> io::Result<(u16, u16)> {
         let size = rustix::termios::tcgetwinsize(self.file.get_ref())?;
         Ok((size.ws_col, size.ws_row))
@@ -105,7 +105,7 @@ fn size(cols: u16, rows: u16) -> Winsize {
     Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
-/// Makes the streams of one command.
+/// Creates the streams of one command.
 pub(super) fn make(stdin: Stdin, terminal: Option<(u16, u16)>, merge: bool) -> io::Result<(Ends, Theirs)> {
     if let Some((cols, rows)) = terminal {
         return make_terminal(cols, rows);
@@ -153,10 +153,10 @@ fn make_terminal(cols: u16, rows: u16) -> io::Result<(Ends, Theirs)> {
     Ok((ends, theirs))
 }
 
-/// Opens a file that a command reads.
+/// Opens a file as standard input of a command.
 pub(super) fn input_file(path: &str) -> Result<File, ToolError> {
     check_path("stdin_path", path)?;
-    // Neither a FIFO nor a device may hang the call.
+    // A FIFO or a device must not block the call.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path);
     let file = file.map_err(|error| refused("stdin_path", path, &error))?;
@@ -166,7 +166,7 @@ pub(super) fn input_file(path: &str) -> Result<File, ToolError> {
     }
 }
 
-/// Makes the file that gets all of a command's output.
+/// Creates the file that gets all of a command's output.
 pub(super) fn log_file(path: &str) -> Result<File, ToolError> {
     check_path("log", path)?;
     let flags = OFlags::NONBLOCK.bits().cast_signed();

@@ -1,4 +1,4 @@
-//! The table of all commands: finding them, forgetting them, and how much is kept of their output in all.
+//! The table of all commands. It finds and forgets commands, and limits how much of their output is kept in total.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -18,52 +18,52 @@ use super::tree;
 use crate::console::say;
 use crate::os::{read_small, reason, uptime};
 
-/// How many commands may run at once.
+/// The maximum number of running commands.
 const RUNNING_MAX: usize = 1024;
-/// How many that have ended are remembered.
+/// The maximum number of ended commands that are remembered.
 const ENDED_MAX: usize = 256;
-/// How many lost ones are told of.
+/// The maximum number of lost commands that are reported.
 const LOST_MAX: usize = 100;
-/// How long one that has ended is remembered.
+/// How long an ended command is remembered.
 const AGE_MAX: Duration = Duration::from_secs(3600);
-/// The same where a reply had all of its output.
+/// The same, if a reply contained all of its output.
 const AGE_DELIVERED: Duration = Duration::from_secs(300);
-/// How often that is looked at.
+/// The interval of checks for commands to forget.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
-/// All output that is kept: a 16th of the memory, within these bounds, in bytes.
+/// The bounds of all kept output, in bytes; within them it is 1/16 of the memory.
 const KEPT_BOUNDS: (u64, u64) = (8 << 20, 64 << 20);
-/// What a stream of a running command may keep in any case, in bytes.
+/// What a stream of a running command may always keep, in bytes.
 const KEPT_ALWAYS: usize = 16 << 10;
 
 /// All commands of a boot.
 #[derive(Debug)]
 pub(crate) struct Table {
-    /// Where a record of each running one is, for a holder after this one.
+    /// The directory with a record of each running command, for a later holder.
     directory: PathBuf,
     pub(super) in_vm: bool,
     boot: u32,
     kept_max: usize,
     kept: AtomicUsize,
-    /// Whether the VM goes down: nothing is started again.
+    /// Whether the VM is shutting down, so that no service is restarted.
     closing: AtomicBool,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// In the order in which they were started.
+    /// In the order of their start.
     commands: Vec<Arc<Command>>,
-    /// Those of a holder before this one.
+    /// The lost commands of an earlier holder.
     lost: Vec<CommandEntry>,
     last: u32,
-    /// The names of services that are looked after.
+    /// The names of supervised services.
     services: BTreeSet<String>,
-    /// The image's MCP servers that were asked for.
+    /// The image's MCP servers that were used.
     servers: BTreeMap<String, Arc<Server>>,
 }
 
 impl Table {
-    /// A table whose records are in `directory`. Tells what a holder before this one left there, and kills what is left of it.
+    /// Creates a table with its records in `directory`. Reports the commands that an earlier holder left there, and kills their processes.
     pub(crate) fn new(directory: PathBuf, in_vm: bool) -> Arc<Self> {
         let id = if in_vm { "/proc/sys/kernel/random/boot_id" } else { "/proc/sys/kernel/random/uuid" };
         let boot = read_small(id, 64).unwrap_or_default();
@@ -100,36 +100,36 @@ impl Table {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A new id; an error if too many commands run.
+    /// Returns a new id; fails if too many commands are running.
     pub(super) fn new_id(&self) -> Result<CommandId, ToolError> {
         let mut inner = self.inner();
         let running = inner.commands.iter().filter(|command| command.is_running()).count();
         if running >= RUNNING_MAX {
-            let text = format!("{RUNNING_MAX} commands run in this VM already");
+            let text = format!("{RUNNING_MAX} commands are already running in this VM");
             return Err(ToolError::new(ErrorCode::CommandFailed, text)
-                .hint("wait for some to end, or end some: command_list, command_signal"));
+                .hint("wait for some to end, or end some: see command_list and command_signal"));
         }
-        // A holder that is started again goes on behind those that one before it gave.
+        // After a restart of the holder, new ids must be higher than all earlier ones.
         let ticks = u32::try_from(uptime().as_millis() / 64 % u128::from(u32::MAX)).unwrap_or(0);
         inner.last = ticks.max(inner.last.wrapping_add(1));
         CommandId::of_boot(self.boot, inner.last)
             .ok_or_else(|| crate::tools::agent_failed("there is no id left for a command"))
     }
 
-    /// Adds a command that was started.
+    /// Adds a started command.
     pub(super) fn add(&self, command: &Arc<Command>) {
         let record = serde_json::to_vec(&command.entry()).unwrap_or_default();
         if let Err(error) = std::fs::write(self.record(command.id), record) {
-            say(format_args!("note the command {}: {}", command.id, reason(&error)));
+            say(format_args!("record the command {}: {}", command.id, reason(&error)));
         }
         let mut inner = self.inner();
         inner.commands.push(command.clone());
         self.prune(&mut inner);
     }
 
-    /// A command has ended.
+    /// Handles the end of a command.
     pub(super) fn ended(&self, command: &Command) {
-        // Missing where it could not be written.
+        // It is missing if writing it failed.
         let _ = std::fs::remove_file(self.record(command.id));
         self.prune(&mut self.inner());
     }
@@ -138,7 +138,7 @@ impl Table {
         self.directory.join(format!("{id}.json"))
     }
 
-    /// The command of an id.
+    /// Returns the command with an id.
     pub(super) fn find(&self, id: CommandId) -> Result<Arc<Command>, ToolError> {
         let inner = self.inner();
         if let Some(command) = inner.commands.iter().find(|command| command.id == id) {
@@ -151,13 +151,13 @@ impl Table {
             format!("no command {id}, or it ended too long ago")
         } else {
             format!(
-                "the command {id} is of another boot or another VM: this VM was started since, and its commands ended with that"
+                "the command {id} is from another boot or another VM: a restart of the VM ends its commands"
             )
         };
-        Err(ToolError::new(ErrorCode::CommandNotFound, text).hint("command_list shows those that are there"))
+        Err(ToolError::new(ErrorCode::CommandNotFound, text).hint("command_list shows the existing commands"))
     }
 
-    /// All commands: those that run first, then the newest first.
+    /// Returns all commands: the running ones first, then the newest first.
     pub(super) fn list(&self) -> Vec<CommandEntry> {
         let mut inner = self.inner();
         self.prune(&mut inner);
@@ -179,34 +179,34 @@ impl Table {
         }
     }
 
-    /// Notes that a service is looked after; false if it was already.
+    /// Records that a service is supervised; returns false if it already was.
     pub(super) fn is_new_service(&self, name: &str) -> bool {
         self.inner().services.insert(name.to_owned())
     }
 
-    /// An MCP server of the image.
+    /// Returns an MCP server of the image.
     pub(super) fn server(&self, name: &str) -> Arc<Server> {
         self.inner().servers.entry(name.to_owned()).or_default().clone()
     }
 
-    /// Where the image says which MCP servers it brings.
+    /// Returns the directory of the image's MCP server files.
     pub(super) fn mcp_directory(&self) -> PathBuf {
         if self.in_vm { MCP_DIRECTORY.into() } else { self.directory.with_file_name("mcp.d") }
     }
 
-    /// Forgets a command that has ended.
+    /// Forgets an ended command.
     pub(super) fn forget(&self, command: &Arc<Command>) {
         command.is_forgotten.store(true, Ordering::Release);
         self.inner().commands.retain(|other| !Arc::ptr_eq(other, command));
         self.give_back(command, 0);
     }
 
-    /// Whether the VM goes down.
+    /// Returns whether the VM is shutting down.
     pub(super) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
 
-    /// The VM goes down: hangs up all terminals, and no service is started again.
+    /// Handles the VM's shutdown: hangs up all terminals, and stops restarting services.
     pub(crate) fn go_down(&self) {
         self.closing.store(true, Ordering::Release);
         for command in self.inner().commands.iter().filter(|command| command.terminal.is_some()) {
@@ -214,7 +214,7 @@ impl Table {
         }
     }
 
-    /// Kills all commands and what they left behind.
+    /// Kills all commands and the processes that they left behind.
     pub(crate) async fn kill_all(&self) {
         let commands = self.inner().commands.clone();
         for command in &commands {
@@ -223,12 +223,12 @@ impl Table {
             }
         }
         for command in &commands {
-            // What hangs in the kernel stays there.
+            // A process that hangs in the kernel cannot be killed.
             let _ = command.kill_to_the_end().await;
         }
     }
 
-    /// Keeps what was written to a stream, as far as there is room.
+    /// Keeps output of a stream, as far as there is room.
     pub(super) fn keep(&self, stream: &Stream, bytes: &[u8]) {
         let (before, after) = {
             let mut kept = stream.kept();
@@ -242,7 +242,7 @@ impl Table {
         }
     }
 
-    /// Forgets output: that of commands that have ended, the oldest first; then the middle of the largest streams.
+    /// Drops kept output: that of ended commands, the oldest first; then the middle of the largest streams.
     fn make_room(&self) {
         let inner = self.inner();
         let mut ended: Vec<_> =
@@ -261,7 +261,7 @@ impl Table {
         }
     }
 
-    /// Keeps no more than `most` of each stream of a command.
+    /// Reduces the kept output of each stream of a command to `most` bytes.
     fn give_back(&self, command: &Command, most: usize) {
         for stream in &command.streams {
             let mut kept = stream.kept();
@@ -275,7 +275,7 @@ impl Table {
         }
     }
 
-    /// Forgets commands that have ended: by age, and of too many those that ended first.
+    /// Forgets ended commands that are too old, or too many; then those that ended first.
     fn prune(&self, inner: &mut Inner) {
         let mut ends: Vec<_> = inner.commands.iter().filter_map(|command| command.ended_at()).collect();
         ends.sort_unstable_by_key(|at| std::cmp::Reverse(*at));
@@ -298,9 +298,9 @@ fn largest_of(command: &Command) -> usize {
 }
 
 /// Why a command is lost.
-const LOST: &str = "the process that held it was killed, and it with it";
+const LOST: &str = "the command holder was killed, and the command with it";
 
-/// The commands that ran when a holder before this one was killed.
+/// Returns the commands that were running when an earlier holder was killed.
 fn lost(directory: &std::path::Path) -> Vec<CommandEntry> {
     let files = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut lost: Vec<(PathBuf, CommandEntry)> = files

@@ -1,8 +1,7 @@
-//! All processes that a command started, and how they are ended.
+//! All processes that a command started, and how they are killed.
 //!
-//! With a cgroup that is one write. Without, `/proc` is searched for what belongs to the command: its process group and
-//! session, its descendants, and whatever still carries its mark in the environment after it forked twice and moved to a
-//! session of its own.
+//! With a cgroup that is one write. Without one, `/proc` is searched for processes of the command: its process group and session, its descendants,
+//! and any process that still carries its mark in the environment, even after it forked twice and started a session of its own.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,35 +14,35 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use super::cgroup::Cgroup;
 use crate::os::read_small;
 
-/// The environment variable that marks the processes of a command where there are no cgroups.
+/// The environment variable that marks the processes of a command when there are no cgroups.
 pub(super) const MARK: &str = "NEXUS_COMMAND";
-/// How often the process table is searched at most: each round finds what was forked during the one before.
+/// The maximum number of searches of the process table. Each finds what was forked during the previous one.
 const ROUNDS: usize = 20;
 /// How much of a process's environment is searched, in bytes.
 const ENVIRONMENT_MAX: u64 = 256 << 10;
-/// How long a process may be without an environment while it executes a program.
+/// How long a process may have no environment while it executes a program.
 const EXEC_TIME: Duration = Duration::from_millis(5);
-/// How many processes that a command left behind are named.
+/// The maximum number of named processes that a command left behind.
 const NAMES_MAX: usize = 16;
 
 /// The processes of one command.
 #[derive(Debug)]
 pub(super) struct Tree {
-    /// The first one, leader of its own session and group.
+    /// The first process, leader of its own session and group.
     root: Pid,
     mark: String,
     cgroup: Mutex<Option<Cgroup>>,
-    /// Whether the first one is reaped, so that its number may be another process's.
+    /// Whether the first process was reaped, so that another process may get its number.
     is_reaped: AtomicBool,
 }
 
 impl Tree {
-    /// Of the command whose first process is `root`, leader of its own session.
+    /// Creates the tree of the command whose first process is `root`, leader of its own session.
     pub(super) fn new(root: Pid, mark: String, cgroup: Option<Cgroup>) -> Self {
         Self { root, mark, cgroup: Mutex::new(cgroup), is_reaped: AtomicBool::new(false) }
     }
 
-    /// The number of the first process.
+    /// Returns the number of the first process.
     pub(super) fn root(&self) -> Pid {
         self.root
     }
@@ -56,33 +55,33 @@ impl Tree {
         self.is_reaped.load(Ordering::Acquire)
     }
 
-    /// The first process is reaped.
+    /// Records that the first process was reaped.
     pub(super) fn reaped(&self) {
         self.is_reaped.store(true, Ordering::Release);
     }
 
-    /// Sends a signal to the process group of a command that runs. To be called where its first process is reaped, and nowhere else.
+    /// Sends a signal to the process group of a running command. Call it only on the thread that reaps the first process.
     pub(super) fn signal_group(&self, signal: Signal) {
         if !self.is_reaped() {
-            // It may be gone already.
+            // It may have exited.
             let _ = kill_process_group(self.root, signal);
         }
     }
 
-    /// Sends a signal to all processes of the command; takes a moment.
+    /// Sends a signal to all processes of the command. May take a moment.
     pub(super) fn signal_all(&self, signal: Signal) {
         for pid in self.processes() {
-            // It may be gone by now.
+            // It may have exited.
             let _ = kill_process(pid, signal);
         }
     }
 
-    /// Kills all processes of the command where one write does it; whether it did.
+    /// Kills all processes of the command if a single write can do it; returns whether it did.
     pub(super) fn kill_at_once(&self) -> bool {
         self.cgroup().as_ref().is_some_and(|cgroup| cgroup.kill().is_ok())
     }
 
-    /// Kills all processes of the command; takes a moment.
+    /// Kills all processes of the command. May take a moment.
     pub(super) fn kill(&self) {
         if self.kill_at_once() {
             return;
@@ -94,7 +93,7 @@ impl Tree {
                 if was_empty {
                     return;
                 }
-                // One that executes a program at this moment has no environment to be known by.
+                // A process that is executing a program at this moment has no environment to identify it by.
                 std::thread::park_timeout(EXEC_TIME);
             }
             was_empty = found.is_empty();
@@ -104,7 +103,7 @@ impl Tree {
         }
     }
 
-    /// What still runs of a command that has ended; takes a moment.
+    /// Returns the running processes of an ended command. May take a moment.
     pub(super) fn left(&self) -> Descendants {
         let processes = self.processes();
         let name = |pid: &Pid| {
@@ -118,7 +117,7 @@ impl Tree {
         Descendants { count: u32::try_from(processes.len()).unwrap_or(u32::MAX), names }
     }
 
-    /// Lets go of what belongs to the command, once nothing of it runs.
+    /// Removes the command's cgroup, once it has no processes.
     pub(super) fn release(&self) {
         drop(self.cgroup().take());
     }
@@ -131,18 +130,18 @@ impl Tree {
     }
 }
 
-/// Kills what is left of a command whose holder is gone.
+/// Kills the processes of a command of an earlier holder.
 pub(super) fn kill_left_behind(mark: &str) {
     if Cgroup::left_behind(mark).is_some_and(|cgroup| cgroup.kill().is_ok()) {
         return;
     }
     for pid in marked(None, mark) {
-        // It may be gone by now.
+        // It may have exited.
         let _ = kill_process(pid, Signal::KILL);
     }
 }
 
-/// The living processes that carry a mark, and those that belong to `root` or descend from any of them.
+/// Returns the living processes that carry a mark, and those that belong to `root` or descend from any of them.
 fn marked(root: Option<Pid>, mark: &str) -> Vec<Pid> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -153,7 +152,7 @@ fn marked(root: Option<Pid>, mark: &str) -> Vec<Pid> {
             || is_marked(process.pid, mark)
     };
     let mut ours: HashSet<i32> = all.iter().filter(belongs).map(|process| process.pid).chain(root).collect();
-    // Children come after their parents most of the time, but not always.
+    // Children usually follow their parents in the list, but not always.
     loop {
         let before = ours.len();
         for process in &all {
@@ -181,7 +180,7 @@ fn is_marked(pid: i32, mark: &str) -> bool {
     environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
 }
 
-/// What `/proc/PID/stat` says of a process.
+/// The fields of `/proc/PID/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct Process {
     pid: i32,
@@ -197,7 +196,7 @@ impl Process {
     }
 
     fn parse(pid: i32, stat: &str) -> Option<Self> {
-        // The name is in parentheses and may hold anything, parentheses included.
+        // The name is in parentheses and may contain anything, including parentheses.
         let (_, fields) = stat.rsplit_once(')')?;
         let mut fields = fields.split_whitespace();
         let state = fields.next()?;

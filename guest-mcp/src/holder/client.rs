@@ -26,7 +26,7 @@ use crate::os::reason;
 use crate::sys::{ChildSetup, prepare_child};
 use crate::tools::{Block, Call, Reply, Tell, agent_failed, cancelled};
 
-/// How long a holder may take to exit when told to.
+/// Timeout for a holder to exit when told to.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The holder as an agent sees it.
@@ -64,7 +64,7 @@ impl std::fmt::Debug for Waiter {
 }
 
 impl Holder {
-    /// The holder whose files are in `directory`; `in_vm` says whether it belongs to a VM.
+    /// Creates a client of the holder whose files are in `directory`; `in_vm` says whether it belongs to a VM.
     pub(crate) fn new(directory: PathBuf, in_vm: bool) -> Self {
         Self { directory, in_vm, connection: tokio::sync::Mutex::default(), last: AtomicU64::new(0) }
     }
@@ -76,7 +76,7 @@ impl Holder {
         }
     }
 
-    /// Lets the holder run a tool call.
+    /// Lets the holder run a tool call, and returns its answer.
     pub(crate) async fn call<T: Tool>(
         &self,
         call: Call,
@@ -95,7 +95,7 @@ impl Holder {
         Ok(Reply { header, blocks: blocks.collect(), facts })
     }
 
-    /// Lets the holder start the image's services; returns what is wrong, in words.
+    /// Lets the holder start the image's services; returns problems as messages.
     pub(crate) async fn start_services(&self, call: Call, orders: &Orders) -> Result<Vec<String>, ToolError> {
         let broken = |error: serde_json::Error| agent_failed(format!("{SERVICES_START}: {error}"));
         let answer = self.ask(call, SERVICES_START, to_raw_value(orders).map_err(broken)?).await?;
@@ -104,9 +104,10 @@ impl Holder {
     }
 
     async fn ask(&self, call: Call, tool: &str, params: Box<RawValue>) -> Result<Answer, ToolError> {
-        let connection = self.connect().await.map_err(|error| {
-            agent_failed(format!("start the process that holds commands: {}", reason(&error)))
-        })?;
+        let connection = self
+            .connect()
+            .await
+            .map_err(|error| agent_failed(format!("start the command holder: {}", reason(&error))))?;
         let id = self.last.fetch_add(1, Ordering::Relaxed);
         let request = Request {
             id,
@@ -139,9 +140,8 @@ impl Holder {
         opening: Opening,
         settings: Settings,
     ) -> Result<(), ToolError> {
-        let failed = |error: io::Error| {
-            agent_failed(format!("reach the process that holds commands: {}", reason(&error)))
-        };
+        let failed =
+            |error: io::Error| agent_failed(format!("connect to the command holder: {}", reason(&error)));
         // This starts the holder if necessary, and binds its commands to this process's directory, as with calls.
         self.connect().await.map_err(failed)?;
         let mut stream = self.dial().await.map_err(failed)?;
@@ -214,8 +214,8 @@ impl Holder {
 }
 
 fn lost() -> ToolError {
-    agent_failed("the process that holds the commands was killed, and they with it")
-        .hint("command_list tells which were lost")
+    agent_failed("the command holder was killed, and all commands with it")
+        .hint("command_list shows which commands were lost")
 }
 
 /// Abandons a call if it is dropped before the call has ended.
@@ -230,7 +230,7 @@ impl Guard {
         match wire::frame(message) {
             // If the holder is gone, the reader of its answers reports it.
             Ok(frame) => drop(self.connection.outbox.send(frame)),
-            Err(error) => say(format_args!("call the holder: {error}")),
+            Err(error) => say(format_args!("send to the holder: {error}")),
         }
     }
 }
@@ -289,7 +289,7 @@ impl Connection {
     }
 }
 
-/// Reads a holder's messages to the end.
+/// Reads a holder's messages until it disconnects.
 async fn hear(mut reader: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
     let lock = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
@@ -310,7 +310,7 @@ async fn hear(mut reader: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
             }
             Ok(None) => break,
             Err(error) => {
-                say(format_args!("hear the holder: {error}"));
+                say(format_args!("read from the holder: {error}"));
                 break;
             }
         }
@@ -321,7 +321,7 @@ async fn hear(mut reader: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
     waiting.calls.clear();
 }
 
-/// The holder's directory in a VM.
+/// Returns the holder's directory in a VM.
 pub(crate) fn directory_in_vm() -> PathBuf {
     COMMANDS.into()
 }

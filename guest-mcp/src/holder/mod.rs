@@ -136,7 +136,7 @@ async fn serve(stream: UnixStream, table: Arc<Table>, end: CancellationToken) {
             Ok(Some(message)) => message,
             Ok(None) => break,
             Err(error) => {
-                say(format_args!("hear the agent: {}", reason(&error)));
+                say(format_args!("read from the agent: {}", reason(&error)));
                 break;
             }
         };

@@ -39,7 +39,7 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper that has not started its agent yet.
+    /// Creates a keeper that has not started its agent yet.
     pub(super) fn new(init: InitMode) -> Self {
         let word = match init {
             InitMode::Agent => "agent",
@@ -70,7 +70,7 @@ impl Keeper {
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
 
-    /// How long there is nothing to do; `None` until a signal arrives.
+    /// Returns how long there is nothing to do; `None` means until a signal arrives.
     pub(super) fn pause(&self) -> Option<Duration> {
         match self.state {
             State::Pausing { until } => Some(until.saturating_duration_since(Instant::now())),
@@ -107,12 +107,12 @@ impl Keeper {
         }
     }
 
-    /// Whether the agent is running.
+    /// Returns whether the agent is running.
     pub(super) fn is_running(&self) -> bool {
         matches!(self.state, State::Running { .. })
     }
 
-    /// Whether the agent exited because the guest is shutting down.
+    /// Returns whether the agent exited because the guest is shutting down.
     pub(super) fn is_done(&self) -> bool {
         matches!(self.state, State::Done)
     }

@@ -64,7 +64,7 @@ pub(crate) fn supervise() -> ExitCode {
     let mut signals = match Signals::catch(&[Signal::SIGTERM]) {
         Ok(signals) => signals,
         Err(error) => {
-            console::say(format_args!("cannot keep the agent: {error}"));
+            console::say(format_args!("cannot supervise the agent: {error}"));
             return ExitCode::FAILURE;
         }
     };

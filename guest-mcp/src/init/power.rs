@@ -40,18 +40,18 @@ pub(crate) fn run(name: &str, arguments: &[String]) -> ExitCode {
     }
 }
 
-/// Whether to power off or to reboot.
+/// Returns whether to power off or to reboot.
 fn asked(name: &str, arguments: &[String]) -> Result<ByeReason, String> {
     let mut reason = if name == "reboot" { ByeReason::Reboot } else { ByeReason::Poweroff };
     for argument in arguments {
         match argument.as_str() {
             "-r" | "--reboot" => reason = ByeReason::Reboot,
             "-p" | "-P" | "-h" | "-H" | "--poweroff" | "--halt" => reason = ByeReason::Poweroff,
-            // The way is always the same: immediately, in order, without questions.
+            // It is always the same kind of shutdown: immediate, orderly, without questions.
             "-f" | "--force" | "-ff" | "-n" | "-w" | "-d" | "-i" | "-q" | "--no-wall" | "now" | "+0" => {}
             "-c" => return Err("there is nothing to cancel".into()),
             when if name == "shutdown" && when.starts_with(['+', '0', '1', '2']) => {
-                return Err("only `now` is a time that this system knows".into());
+                return Err("`now` is the only supported time".into());
             }
             other if other.starts_with('-') => return Err(format!("unknown option {other}")),
             // The message of shutdown for users.
@@ -76,7 +76,7 @@ fn run_images_own(name: &str, arguments: &[String], why: ByeReason) -> ExitCode 
             return ExitCode::FAILURE;
         }
     }
-    say(format_args!("{name}: this image has none"));
+    say(format_args!("{name}: this image has no such program"));
     ExitCode::FAILURE
 }
 

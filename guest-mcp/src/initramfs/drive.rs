@@ -19,7 +19,7 @@ use crate::sys::read_ahead;
 
 /// How long the drive may take to appear. Generous, for a busy host with software emulation.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same if no modules had to be loaded.
+/// The same timeout if no modules had to be loaded.
 const BUILT_IN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of a file is read ahead, in sectors of 512 bytes. Each read is a round trip to the host, and starting a program
 /// reads most of it; Linux's default of 128 KiB needs many.

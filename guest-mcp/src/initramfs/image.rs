@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2, readlinkat};
 use rustix::io::Errno;
 
-/// The maximum number of links on a path; the kernel's limit.
+/// The maximum number of links on a path, as in the kernel.
 const LINKS_MAX: usize = 40;
 
 /// The root directory of a mounted image.
@@ -18,7 +18,7 @@ pub(super) struct Root(OwnedFd);
 pub(super) struct Place(pub(super) OwnedFd);
 
 impl Place {
-    /// A path to it that stays valid even if it is renamed.
+    /// Returns a path to it that stays valid even if it is renamed.
     pub(super) fn path(&self) -> String {
         format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }
@@ -29,7 +29,7 @@ impl Root {
         Ok(Self(rustix::fs::open(path, flags(), Mode::empty())?))
     }
 
-    /// The directory at a path in the image; `None` if there is nothing.
+    /// Returns the directory at a path in the image; `None` if it does not exist.
     pub(super) fn find(&self, path: &str) -> Result<Option<Place>, Errno> {
         match self.look(Path::new(path)) {
             Ok(directory) => Ok(Some(Place(directory))),
@@ -38,7 +38,7 @@ impl Root {
         }
     }
 
-    /// The directory at a path in the image. It, or the target of a link, is made if it is missing.
+    /// Returns the directory at a path in the image. Creates it, or the target of a link, if it is missing.
     pub(super) fn place(&self, path: &str) -> Result<Place, Errno> {
         let mut links = 0;
         Ok(Place(self.make(Path::new(path), &mut links)?))

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! mount proc, sys, dev ─> load modules ─> wait for the root drive ─> mount and grow it ─> mount all modules in it
-//!   ─> mount /run in it, filled with what the image holds there, and /tmp if that is to be in memory
-//!   ─> bind this binary to /run/nexus/nexus-guest ─> switch root ─┬─> be PID 1 of it                (init mode `agent`)
-//!                                                                   └─> supervise + the image's init  (init mode `system`)
+//!   ─> mount /run in it, filled with what the image has there, and /tmp if that is to be in memory
+//!   ─> bind this binary to /run/nexus/nexus-guest ─> switch root ─┬─> become PID 1                  (init mode `agent`)
+//!                                                                 └─> supervise + the image's init  (init mode `system`)
 //! ```
 //! Any failure is printed on the console and ends the VM, so that the host sees it at once.
 
@@ -49,23 +49,23 @@ enum BootError {
     Switch(#[source] std::io::Error),
     #[error(transparent)]
     Init(#[from] InitError),
-    #[error("the kernel's command line says `{word}`, which is neither agent nor system")]
+    #[error("nexus.init on the kernel's command line is `{word}`, not agent or system")]
     Mode { word: String },
     #[error("the root drive has no init: none of {tried}")]
     NoInit { tried: String },
 }
 
-/// What a kernel without loaded modules most likely lacks.
+/// Names the likely cause if no modules were loaded.
 fn without_modules(modules: usize) -> &'static str {
     match modules {
         0 => {
-            ": this kernel came without modules, so virtio_mmio, virtio_blk, ext4 and virtio's vsock have to be built into it"
+            ": the kernel was booted without modules, so virtio_mmio, virtio_blk, ext4 and virtio's vsock must be built into it"
         }
         _ => "",
     }
 }
 
-/// Boots. Returns only after a failure.
+/// Boots the system. Returns only after a failure.
 pub(crate) fn run() -> ExitCode {
     let Err(error) = boot();
     console::last_words(&error)

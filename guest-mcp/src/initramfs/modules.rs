@@ -43,13 +43,13 @@ pub(super) fn load() -> Result<usize, BootError> {
     Ok(names().count())
 }
 
-/// A module's name: `virtio_net` for `04-virtio_net.ko`.
+/// Returns a module's name: `virtio_net` for `04-virtio_net.ko`.
 fn plain(file: &str) -> &str {
     let name = file.strip_suffix(".ko").unwrap_or(file);
     name.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start_matches('-')
 }
 
-/// Whether there is a network interface; also true if that is unknown.
+/// Returns whether there is a network interface; also true if that is unknown.
 fn has_network() -> bool {
     let Ok(devices) = std::fs::read_dir(DEVICES) else { return true };
     devices

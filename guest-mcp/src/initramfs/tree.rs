@@ -30,10 +30,10 @@ pub(super) fn mount(uuid: &str, root: &str, events: &Events, problems: &mut Vec<
 }
 
 fn try_mount(uuid: &str, root: &str, events: &Events) -> io::Result<()> {
-    let wanted = parse_uuid(uuid).ok_or_else(|| io::Error::other(format!("{uuid:?} is no UUID")))?;
+    let wanted = parse_uuid(uuid).ok_or_else(|| io::Error::other(format!("{uuid:?} is not a UUID")))?;
     let name = rustix::system::uname();
     let version = name.release().to_str().ok().filter(|version| !version.contains('/') && *version != "..");
-    let version = version.ok_or_else(|| io::Error::other("the kernel's version is no file name"))?;
+    let version = version.ok_or_else(|| io::Error::other("the kernel's version is not a file name"))?;
     let Some(place) = place(root, version)? else { return Ok(()) };
 
     let deadline = Instant::now() + APPEAR_TIMEOUT;
@@ -43,7 +43,7 @@ fn try_mount(uuid: &str, root: &str, events: &Events) -> io::Result<()> {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(io::Error::other("no drive holds them"));
+            return Err(io::Error::other("no drive has them"));
         }
         events.wait(left);
     };
@@ -53,7 +53,7 @@ fn try_mount(uuid: &str, root: &str, events: &Events) -> io::Result<()> {
     Ok(rustix::mount::mount(device, place, "ext4", flags, None)?)
 }
 
-/// The read-only drive with this filesystem UUID.
+/// Returns the read-only drive with this filesystem UUID.
 fn find(uuid: &[u8; 16]) -> Option<String> {
     std::fs::read_dir(DRIVES).ok()?.flatten().find_map(|entry| {
         let name = entry.file_name().into_string().ok().filter(|name| name.starts_with("vd"))?;
@@ -65,7 +65,7 @@ fn find(uuid: &[u8; 16]) -> Option<String> {
     })
 }
 
-/// The mount point, which is made if it is missing; `None` if the image has its own modules for this kernel.
+/// Returns the mount point, created if it is missing; `None` if the image has its own modules for this kernel.
 fn place(root: &str, version: &str) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(root, flags, Mode::empty())?;
@@ -81,7 +81,7 @@ fn place(root: &str, version: &str) -> io::Result<Option<OwnedFd>> {
     Ok((!has_own).then_some(place))
 }
 
-/// A directory that is not a link; it is made if it is missing.
+/// Opens a directory that is not a link; creates it if it is missing.
 fn directory(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let failed = |error: Errno| {

@@ -1,4 +1,4 @@
-//! One connection by the host: asked for, answered, carried.
+//! One connection made by the host: requested, answered, forwarded.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,11 +19,11 @@ use tokio_vsock::VMADDR_CID_HOST;
 
 use crate::agent::{Place, SOCKET, ShortPath, privileged_socket};
 
-/// How long the host may take to be there.
+/// Timeout of the connection to the host.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the host may take to answer: it looks a name up, and tries its addresses.
+/// Timeout of the host's answer: it resolves the name, and tries its addresses.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the host may take to hang up at the end.
+/// Timeout for the host to disconnect at the end.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// A connection that the host has made.
@@ -37,9 +37,9 @@ pub(super) struct Made {
 pub(super) async fn open(place: &Place, host: &str, port: u16, how: EgressKind) -> Result<Made, EgressError> {
     let failed = |failure, why: String| EgressError::new(failure, why);
     let lost = |error: io::Error| {
-        failed(EgressFailure::Failed, format!("the VM's host cannot be asked for connections: {error}"))
+        failed(EgressFailure::Failed, format!("cannot reach the VM's host for a connection: {error}"))
     };
-    let late = |_| failed(EgressFailure::Timeout, "the VM's host does not answer".to_owned());
+    let late = |_| failed(EgressFailure::Timeout, "the VM's host did not answer".to_owned());
     let socket = timeout(DIAL_TIMEOUT, dial(place)).await.map_err(late)?.map_err(lost)?;
     let (mut reader, mut writer) = duplex::split(socket).map_err(lost)?;
     let opening = EgressOpening { version: VERSION, host: host.to_owned(), port, how };
@@ -60,7 +60,7 @@ pub(super) async fn open(place: &Place, host: &str, port: u16, how: EgressKind) 
 }
 
 impl Made {
-    /// Carries a program's connection until both directions have ended. An error is to be seen by the program as a reset.
+    /// Forwards a program's connection until both directions have ended. After an error, the caller should reset the program's connection.
     pub(super) async fn carry(
         self,
         read: &mut (impl AsyncRead + Unpin),
@@ -68,7 +68,7 @@ impl Made {
     ) -> Result<(), frames::CopyError> {
         let (mut receiver, sender) = frames::over_with(self.ends.0, self.ends.1, self.read, WINDOW);
         frames::copy(&mut receiver, &sender, read, write).await?;
-        // What the host did not read yet could be lost else.
+        // Otherwise data that the host has not read yet could be lost.
         let _ = timeout(LINGER, receiver.next()).await;
         Ok(())
     }
@@ -85,7 +85,7 @@ async fn dial(place: &Place) -> io::Result<OwnedFd> {
     }
 }
 
-/// Connects from a port that only root can bind, as the vsock device wants it, and without a thread of its own.
+/// Connects from a port that only root can bind, as the host requires, and without a thread of its own.
 async fn dial_vsock() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = privileged_socket(flags)?;

@@ -1,4 +1,4 @@
-//! HTTP: CONNECT, and plain requests for whole addresses, one a connection.
+//! HTTP: CONNECT, and plain requests with absolute URLs, one per connection.
 
 use std::io;
 use std::pin::Pin;
@@ -12,25 +12,25 @@ use tokio::sync::oneshot;
 use super::serve::{Program, open};
 use crate::agent::Agent;
 
-/// The longest head of a request, in bytes.
+/// The maximum size of a request's head, in bytes.
 const HEAD_MAX: usize = 64 << 10;
-/// The most fields of one.
+/// The maximum number of header fields of a request.
 const FIELDS_MAX: usize = 128;
 
-/// What a program wants.
+/// A program's request.
 #[derive(Debug, PartialEq)]
 pub(super) struct Request {
     host: String,
     port: u16,
-    /// What the other machine gets first; `None` where the program wants a tunnel.
+    /// The head to send to the destination; `None` if the program wants a tunnel.
     head: Option<Vec<u8>>,
-    /// How much of what comes behind is the request's own; `None`: all of it.
+    /// How many of the following bytes belong to the request; `None`: all of them.
     body: Option<u64>,
-    /// What came behind the head already.
+    /// Bytes that were received together with the head, after it.
     behind: Vec<u8>,
 }
 
-/// Hears what a program wants; the refusal to say, where that is not served.
+/// Reads a program's request. The inner error is the refusal to send if the request is not supported.
 pub(super) async fn ask(program: &mut Program, first: u8) -> io::Result<Result<Request, Vec<u8>>> {
     let mut head = vec![first];
     loop {
@@ -50,7 +50,7 @@ pub(super) async fn ask(program: &mut Program, first: u8) -> io::Result<Result<R
 
 type Wrong = (u16, &'static str, &'static str);
 
-/// The request of a head, once it is whole.
+/// Parses a head; `None` if it is not complete yet.
 fn parse(bytes: &[u8]) -> Result<Option<Request>, Wrong> {
     const BAD: (u16, &str) = (400, "Bad Request");
     let bad = |why| (BAD.0, BAD.1, why);
@@ -59,21 +59,23 @@ fn parse(bytes: &[u8]) -> Result<Option<Request>, Wrong> {
     let length = match request.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
-        Err(_) => return Err(bad("this is neither HTTP nor SOCKS5")),
+        Err(_) => return Err(bad("this is not HTTP or SOCKS5")),
     };
     let (Some(method), Some(path), Some(version)) = (request.method, request.path, request.version) else {
-        return Err(bad("the request has no first line"));
+        return Err(bad("the request line is missing"));
     };
     let behind = bytes[length..].to_vec();
     if method == "CONNECT" {
-        let (host, port) = authority(path, None).ok_or(bad("CONNECT wants a host and a port"))?;
+        let (host, port) = authority(path, None).ok_or(bad("CONNECT needs a host and a port"))?;
         return Ok(Some(Request { host, port, head: None, body: None, behind }));
     }
     let Some(rest) = strip_scheme(path, "http://") else {
         return Err(match strip_scheme(path, "https://") {
-            Some(_) => bad("ask for https by CONNECT"),
-            None if path.contains("://") => (501, "Not Implemented", "this proxy knows http and https only"),
-            None => bad("this is a proxy: ask for a whole address, or by CONNECT"),
+            Some(_) => bad("use CONNECT for https"),
+            None if path.contains("://") => {
+                (501, "Not Implemented", "this proxy supports only http and https")
+            }
+            None => bad("this is a proxy: use an absolute URL, or CONNECT"),
         });
     };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -95,7 +97,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Request>, Wrong> {
         if is("content-length") {
             let length =
                 std::str::from_utf8(field.value).ok().and_then(|text| text.trim().parse::<u64>().ok());
-            lengths.push(length.ok_or(bad("the length of its content is none"))?);
+            lengths.push(length.ok_or(bad("its Content-Length is invalid"))?);
         }
         head.extend_from_slice(field.name.as_bytes());
         head.extend_from_slice(b": ");
@@ -110,7 +112,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Request>, Wrong> {
         (true, []) => None,
         (false, []) => Some(0),
         (false, [length]) => Some(*length),
-        _ => return Err(bad("the length of its content is said more than once")),
+        _ => return Err(bad("its length is given more than once")),
     };
     Ok(Some(Request { host, port, head: Some(head), body, behind }))
 }
@@ -120,7 +122,7 @@ fn strip_scheme<'a>(path: &'a str, scheme: &str) -> Option<&'a str> {
     start.eq_ignore_ascii_case(scheme).then(|| &path[scheme.len()..])
 }
 
-/// The host and port of `example.org:443` or `[::1]:443`.
+/// Parses host and port of `example.org:443` or `[::1]:443`.
 fn authority(text: &str, default: Option<u16>) -> Option<(String, u16)> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -139,7 +141,7 @@ fn authority(text: &str, default: Option<u16>) -> Option<(String, u16)> {
     (!host.is_empty()).then(|| (host.to_owned(), port))
 }
 
-/// Makes the connection and carries it.
+/// Makes the connection and forwards it.
 pub(super) async fn serve(agent: &Agent, mut program: Program, request: Request) -> io::Result<()> {
     let Request { host, port, head, body, behind } = request;
     let how = if head.is_none() { EgressKind::Connect } else { EgressKind::Http };
@@ -170,13 +172,13 @@ pub(super) async fn serve(agent: &Agent, mut program: Program, request: Request)
     Ok(())
 }
 
-/// What a program sends behind a head: the request's body, and then nothing until the answer has ended, or the program is gone. Another request on
-/// the same connection would not be for the same machine.
+/// What a program sends after a head: the request's body, and then nothing until the answer has ended or the program is gone. Another request on the
+/// same connection could be for another machine, so it is ignored.
 struct Body<R> {
     read: R,
     left: Option<u64>,
     until: oneshot::Receiver<()>,
-    /// Whether the program said what nobody listens to.
+    /// Whether the program sent more than the request, which is ignored.
     is_deaf: bool,
 }
 
@@ -214,7 +216,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Body<R> {
     }
 }
 
-/// What a program reads, and who is told when it has ended.
+/// The writing side of the program's connection. Signals `ended` when the answer has ended.
 struct Answer<W> {
     write: W,
     ended: Option<oneshot::Sender<()>>,
@@ -232,14 +234,14 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Answer<W> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.write).poll_shutdown(cx))?;
         if let Some(ended) = self.ended.take() {
-            // Whoever waits for it may be gone.
+            // The receiver may be gone.
             let _ = ended.send(());
         }
         Poll::Ready(Ok(()))
     }
 }
 
-/// The answer where the host makes no connection.
+/// Returns the answer if the host makes no connection.
 fn denial(host: &str, port: u16, error: &EgressError) -> Vec<u8> {
     let (status, phrase, word) = match error.failure {
         EgressFailure::Denied => (403, "Forbidden by policy", "denied by policy"),

@@ -1,11 +1,11 @@
-//! The proxy in the guest: programs ask it for connections to other machines, and the host makes them.
+//! The proxy in the guest: programs request connections to other machines, and the host makes them.
 //!
 //! ```text
-//! program ── 127.0.0.1:3128 ── http: CONNECT, or a request for a whole address ─┐
-//!                           ── socks: SOCKS5 with names                        ─┴─ host ── host's vsock port 1025
+//! program ── 127.0.0.1:3128 ── http: CONNECT, or a request with an absolute URL ─┐
+//!                           ── socks: SOCKS5 with names                         ─┴─ host ── host's vsock port 1025
 //! ```
-//! It resolves nothing and decides nothing: the host does. It remembers what the host refused, so that the results of commands can say it;
-//! in a VM with an interface, that is what the host tells of it.
+//! It resolves no names and makes no decisions: the host does. It remembers what the host refused, so that the results of commands can show it. In a
+//! VM with an interface, the host reports what its firewall refused.
 
 mod host;
 mod http;
@@ -30,44 +30,44 @@ use crate::agent::{Agent, bring_up_loopback};
 use crate::console::say;
 use crate::os::reason;
 
-/// Where it listens in a VM, if nothing else does.
+/// The port that it listens on in a VM, unless that is taken.
 const PORT: u16 = 3128;
 
 /// The proxy of one agent.
 #[derive(Debug, Default)]
 pub(crate) struct Proxy {
-    /// Whether programs are told of it.
+    /// Whether commands get the proxy variables.
     is_enabled: AtomicBool,
-    /// Where it listens, since it was enabled first.
+    /// The port that it listens on, once it was enabled.
     port: OnceLock<u16>,
-    /// Whether the VM has an interface, whose connections the host's firewall refuses.
+    /// Whether the VM has an interface, whose connections the host's firewall may refuse.
     has_interface: AtomicBool,
-    /// What the host refused.
+    /// The connections that the host refused.
     pub(crate) refused: Refused,
 }
 
 impl Proxy {
-    /// Whether programs are told of it.
+    /// Returns whether commands get the proxy variables.
     pub(crate) fn is_enabled(&self) -> bool {
         self.is_enabled.load(Ordering::Acquire)
     }
 
-    /// The VM has an interface, or it has none.
+    /// Sets whether the VM has an interface.
     pub(crate) fn set_interface(&self, is_there: bool) {
         self.has_interface.store(is_there, Ordering::Release);
     }
 
-    /// What the kernel counted of its connections so far, if it has an interface.
+    /// Returns the kernel's counters of connections so far, if the VM has an interface.
     pub(crate) fn counted(&self) -> Option<Counted> {
         self.has_interface.load(Ordering::Acquire).then(Counted::now)
     }
 
-    /// The host tells what it refused at the interface.
+    /// Records what the host's firewall refused at the interface.
     pub(crate) fn hear(&self, params: RefusedParams) {
         params.connections.into_iter().for_each(|refusal| self.refused.heard(refusal));
     }
 
-    /// What programs find in their environment.
+    /// Returns the environment variables for programs.
     pub(crate) fn environment(&self) -> BTreeMap<String, String> {
         let port = self.port.get().filter(|_| self.is_enabled());
         port.map(|port| environment(*port)).unwrap_or_default()
@@ -88,13 +88,13 @@ fn environment(port: u16) -> BTreeMap<String, String> {
     variables
 }
 
-/// Does what the host says of the network. What cannot be done is said in words.
+/// Applies the host's proxy settings; returns any failure as a message.
 pub(crate) async fn apply(agent: &Arc<Agent>, params: ProxyParams) -> Option<String> {
     let proxy = &agent.proxy;
     if params.enabled && proxy.port.get().is_none() {
         match listen(agent).await {
             Ok((listener, port)) => {
-                // Whoever was faster listens; this one goes.
+                // If another call was faster, its listener stays and this one is closed.
                 if proxy.port.set(port).is_ok() {
                     tokio::spawn(serve::accept(agent.clone(), listener));
                 }
@@ -116,12 +116,12 @@ async fn listen(agent: &Agent) -> io::Result<(TcpListener, u16)> {
             say(format_args!("bring up the loopback interface: {error}"));
         }
         match TcpListener::bind(at(PORT)).await {
-            // A proxy of the image's own has that port.
+            // The image has its own proxy on that port.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => TcpListener::bind(at(0)).await?,
             bound => bound?,
         }
     } else {
-        // On a host there may be many.
+        // On a host there may be several agents.
         TcpListener::bind(at(0)).await?
     };
     let port = listener.local_addr()?.port();

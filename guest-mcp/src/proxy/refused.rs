@@ -1,4 +1,4 @@
-//! What the host refused lately, for the results of commands.
+//! Connections that the host refused recently, for the results of commands.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,27 +8,27 @@ use nexus_schema::link::Refusal;
 use nexus_schema::tools::command::RefusedConnection;
 use tokio::sync::Notify;
 
-/// How many refusals are remembered.
+/// The maximum number of remembered refusals.
 const KEPT_MAX: usize = 256;
-/// How many places a note names.
+/// The maximum number of destinations that a note names.
 const PLACES_MAX: usize = 5;
 
-/// Refusals, with numbers that only grow.
+/// Refused connections, numbered from the start of the agent.
 #[derive(Debug, Default)]
 pub(crate) struct Refused {
     kept: Mutex<Kept>,
-    /// Told of each one.
+    /// Notified of each refusal.
     more: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// How many there were in all.
+    /// The number of all refusals so far.
     total: u64,
     last: VecDeque<Refusal>,
 }
 
-/// What was refused since some moment: for people and for programs.
+/// The connections that were refused since some moment: as text for people, and as data for programs.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Note {
     pub(crate) text: String,
@@ -40,12 +40,12 @@ impl Refused {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A moment to ask about later.
+    /// Returns the present moment, for a later query.
     pub(crate) fn now(&self) -> u64 {
         self.kept().total
     }
 
-    /// The host refused a connection.
+    /// Records that the host refused a connection.
     pub(super) fn add(&self, host: &str, port: u16, error: &EgressError) {
         let Some(reason) = error.reason else { return };
         self.heard(Refusal {
@@ -57,7 +57,7 @@ impl Refused {
         });
     }
 
-    /// Notes a refusal.
+    /// Records a refusal.
     pub(super) fn heard(&self, refusal: Refusal) {
         {
             let mut kept = self.kept();
@@ -70,7 +70,7 @@ impl Refused {
         self.more.notify_waiters();
     }
 
-    /// Waits until something was refused since a moment.
+    /// Waits until something has been refused since `moment`.
     pub(super) async fn until_after(&self, moment: u64) {
         loop {
             let mut more = std::pin::pin!(self.more.notified());
@@ -82,7 +82,7 @@ impl Refused {
         }
     }
 
-    /// What was refused since a moment; `None` if nothing was.
+    /// Returns what was refused since `moment`; `None` if nothing was.
     pub(crate) fn since(&self, moment: u64) -> Option<Note> {
         let kept = self.kept();
         let count = kept.total.saturating_sub(moment);
@@ -122,7 +122,7 @@ fn note<'a>(count: u64, refusals: impl Iterator<Item = &'a Refusal>) -> Note {
     }
     let shown = |one: &RefusedConnection| {
         let place = match one.port {
-            // A name, or a protocol without ports.
+            // A refused name, or a protocol without ports.
             0 => one.host.clone(),
             port if one.host.contains(':') => format!("[{}]:{port}", one.host),
             port => format!("{}:{port}", one.host),
@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(note.connections.iter().map(|one| one.count).collect::<Vec<_>>(), [2, 1]);
         let later = refused.now();
         assert_eq!(refused.since(later), None);
-        // What is no refusal by policy is none.
+        // A failure that is not a refusal by policy is not recorded.
         refused.add("d.example", 80, &EgressError::new(EgressFailure::Refused, "no"));
         assert_eq!(refused.since(later), None);
         let named = Refusal {

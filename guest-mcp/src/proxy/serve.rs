@@ -15,14 +15,14 @@ use super::host::{self, Made};
 use super::{http, socks};
 use crate::agent::Agent;
 
-/// How long a program may take to say what it wants.
+/// Timeout of a program's request.
 const ASK_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a program may take to hang up after an answer that ends its connection.
+/// Timeout for a program to disconnect after an answer that ends its connection.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long to leave a listener alone that fails, as it does when descriptors run out.
+/// Pause after a failed accept, for example when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts them for ever; more than so many at once wait.
+/// Accepts programs forever. If too many are connected, further ones wait.
 pub(super) async fn accept(agent: Arc<Agent>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -31,7 +31,7 @@ pub(super) async fn accept(agent: Arc<Agent>, listener: TcpListener) {
             Ok((stream, _)) => {
                 let agent = Arc::clone(&agent);
                 tokio::spawn(async move {
-                    // A program that goes away is no matter.
+                    // A program that disconnects is not an error.
                     let _ = serve(&agent, stream).await;
                     drop(place);
                 });
@@ -48,7 +48,7 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Says the last that it hears, and waits a moment until it has heard it.
+    /// Sends the final bytes, and waits briefly until the program has read them.
     pub(super) async fn dismiss(mut self, last: &[u8]) -> io::Result<()> {
         let said = async {
             self.write.write_all(last).await?;
@@ -59,7 +59,7 @@ impl Program {
         Ok(())
     }
 
-    /// Lets it see that its connection was cut off, and not that it ended.
+    /// Resets the connection, so that the program does not take it for a normal end.
     pub(super) fn reset(self) {
         if let Ok(stream) = self.read.reunite(self.write) {
             let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
@@ -68,7 +68,7 @@ impl Program {
 }
 
 async fn serve(agent: &Agent, stream: TcpStream) -> io::Result<()> {
-    // What is small is not to wait for more.
+    // Small writes must not be delayed.
     let _ = stream.set_nodelay(true);
     let (read, write) = stream.into_split();
     let mut program = Program { read, write };
@@ -88,7 +88,7 @@ async fn serve(agent: &Agent, stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Asks the host for a connection, and remembers it if the host refuses.
+/// Requests a connection from the host, and records a refusal.
 pub(super) async fn open(agent: &Agent, host: &str, port: u16, how: EgressKind) -> Result<Made, EgressError> {
     let made = host::open(agent.place(), host, port, how).await;
     if let Err(error) = &made {

@@ -9,18 +9,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::serve::{Program, open};
 use crate::agent::Agent;
 
-/// The first byte of all that is said.
+/// The first byte of every message.
 pub(super) const VERSION: u8 = 5;
 const NO_AUTHENTICATION: u8 = 0;
 const CONNECT: u8 = 1;
 
-/// Where to.
+/// The destination.
 pub(super) struct To {
     host: String,
     port: u16,
 }
 
-/// Hears what a program wants, behind its first byte; the refusal to say, where that is not served.
+/// Reads a program's request after its first byte. The inner error is the refusal to send if the request is not supported.
 pub(super) async fn ask(program: &mut Program) -> io::Result<Result<To, Vec<u8>>> {
     let Program { read, write } = program;
     let count = read.read_u8().await?;
@@ -56,12 +56,12 @@ pub(super) async fn ask(program: &mut Program) -> io::Result<Result<To, Vec<u8>>
     Ok(Ok(To { host, port }))
 }
 
-/// A reply without an address, which nobody needs.
+/// Returns a reply without an address, which programs do not need.
 fn reply(code: u8) -> Vec<u8> {
     vec![VERSION, code, 0, 1, 0, 0, 0, 0, 0, 0]
 }
 
-/// Makes the connection and carries it.
+/// Makes the connection and forwards it.
 pub(super) async fn serve(agent: &Agent, mut program: Program, to: To) -> io::Result<()> {
     match open(agent, &to.host, to.port, EgressKind::Socks5).await {
         Ok(made) => {

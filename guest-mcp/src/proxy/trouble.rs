@@ -1,36 +1,36 @@
-//! What the kernel counted of connections through the VM's interface: whether a command may have met a refusal.
+//! The kernel's counters for the VM's interface: they show whether the firewall may have refused a connection of a command.
 //!
-//! The host's firewall refuses those, and the agent hears of it a moment later. So the result of a command waits that moment, but only
-//! where there is something to wait for.
+//! The host's firewall refuses such connections, and reports it to the agent a moment later. The result of a command waits for that report, but only
+//! if these counters changed.
 
 use std::time::Duration;
 
 use super::Proxy;
 use crate::os::read_small;
 
-/// How long the host may take to tell of a refusal.
+/// How long to wait for the host's report.
 const HEARING: Duration = Duration::from_millis(150);
-/// Connections that were refused, by the names that the kernel has for them: file, line, column.
+/// Counters of refused connections: file, line and column in it.
 const REFUSED: [(&str, &str, &str); 2] =
     [("/proc/net/snmp", "Tcp:", "AttemptFails"), ("/proc/net/snmp", "Icmp:", "InDestUnreachs")];
-/// The same for IPv6, where each number has a line.
+/// The same for IPv6, where each counter has its own line.
 const REFUSED6: (&str, &str) = ("/proc/net/snmp6", "Icmp6InDestUnreachs");
-/// Packets of each interface.
+/// The file with the packet counters of all interfaces.
 const PACKETS: &str = "/proc/net/dev";
-/// The most of each of these files that is read.
+/// The maximum size that is read of each of these files, in bytes.
 const FILE_MAX: u64 = 64 << 10;
 
-/// Numbers that only grow.
+/// Counters that only grow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counted {
-    /// Connections that were refused.
+    /// Refused connections.
     refused: u64,
-    /// Packets that came.
+    /// Received packets.
     received: u64,
 }
 
 impl Counted {
-    /// What is counted now.
+    /// Reads the present values.
     pub(crate) fn now() -> Self {
         let read = |path| read_small(path, FILE_MAX).unwrap_or_default();
         let snmp = read(REFUSED[0].0);
@@ -39,23 +39,23 @@ impl Counted {
         Self { refused: refused + refused6, received: received(&read(PACKETS)) }
     }
 
-    /// Whether a connection may have been refused since: one was, or something came and the command failed. Names that are refused
-    /// are answers like others.
+    /// Returns whether a connection may have been refused since: either the kernel counted one, or packets arrived and the command failed. The latter
+    /// covers refused names, whose answers are ordinary packets.
     fn is_suspicious_since(self, before: Self, has_failed: bool) -> bool {
         self.refused != before.refused || (has_failed && self.received != before.received)
     }
 }
 
-/// Waits a moment for the host to tell of refusals, if there may have been some since.
+/// Waits briefly for the host to report refusals, if there may have been some since.
 pub(crate) async fn hear_of_refusals(proxy: &Proxy, since: (u64, Counted), has_failed: bool) {
     let (told, counted) = since;
     if proxy.refused.now() == told && Counted::now().is_suspicious_since(counted, has_failed) {
-        // Where nothing comes, there was none.
+        // If no report arrives, nothing was refused.
         let _ = tokio::time::timeout(HEARING, proxy.refused.until_after(told)).await;
     }
 }
 
-/// A number of `/proc/net/snmp`, which has a line of names and one of values for each protocol.
+/// Returns a counter of `/proc/net/snmp`, which has a line of names and a line of values for each protocol.
 fn of_table(text: &str, protocol: &str, name: &str) -> u64 {
     let mut lines = text.lines().filter(|line| line.starts_with(protocol));
     let (Some(names), Some(values)) = (lines.next(), lines.next()) else { return 0 };
@@ -63,14 +63,14 @@ fn of_table(text: &str, protocol: &str, name: &str) -> u64 {
     found.and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
 }
 
-/// A number of `/proc/net/snmp6`.
+/// Returns a counter of `/proc/net/snmp6`.
 fn of_list(text: &str, name: &str) -> u64 {
     let fields = text.lines().filter_map(|line| line.split_once(char::is_whitespace));
     let found = fields.into_iter().find(|(is, _)| *is == name);
     found.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
 }
 
-/// The packets that came to all interfaces but `lo`, of `/proc/net/dev`.
+/// Returns the packets that all interfaces except `lo` received, from `/proc/net/dev`.
 fn received(text: &str) -> u64 {
     let interfaces = text.lines().filter_map(|line| line.split_once(':'));
     let others = interfaces.filter(|(name, _)| name.trim() != "lo");

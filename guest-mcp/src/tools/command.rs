@@ -1,4 +1,4 @@
-//! Commands, which the holder has done: see [`crate::holder`] and [`crate::commands`].
+//! Commands, which the holder runs: see [`crate::holder`] and [`crate::commands`].
 
 use nexus_schema::tools::command::{
     CommandInput, CommandList, CommandOutput, CommandSignal, CommandStart, FailureCause, RunCommand,
@@ -53,7 +53,7 @@ waited_for! {
     RunCommand,
 }
 
-/// Says what of the network a command may have met while the call waited.
+/// Adds the connections that were refused while the call waited, and that the proxy is the only network.
 fn say_network(proxy: &Proxy, before: u64, reply: &mut Reply<RunCommandOutput>) {
     // The holder does not know of the proxy.
     if reply.facts.cause == Some(FailureCause::NoNetwork) && proxy.is_enabled() {

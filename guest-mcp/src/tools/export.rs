@@ -32,11 +32,11 @@ fn export(trees: PathBuf, params: &ExportParams, max: u64) -> Result<Reply<Expor
     let (patch, mut facts) = export_tree(trees.clone(), &params.path)?;
     let (text, is_lossy) = decode(&patch);
     facts.whole = patch.len() as u64 <= max && !is_lossy;
-    // A patch that is not whole here is of no use but in a file.
+    // An incomplete patch is only useful in a file.
     let place =
         params.to.as_ref().map(PathBuf::from).or_else(|| (!facts.whole).then(|| trees.join("last.patch")));
     if let Some(place) = place {
-        // The agent's own places are below its directory, which a reader of the reply does not know.
+        // The agent's own paths are relative to its directory, which a reader of the reply does not know.
         let place = std::path::absolute(&place).unwrap_or(place);
         let fail = |error| {
             let text = format!("write the patch to {}: {error}", place.display());

@@ -1,4 +1,4 @@
-//! `http_request`: HTTP/1 to a server on the loopback of this system, and nowhere else.
+//! `http_request`: HTTP/1 to a server on this system's loopback only.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,15 +20,15 @@ use super::text::{decode, incomplete_end, shown};
 use super::{Block, Call, Reply, Run, cancelled, human_bytes};
 use crate::os::with_errno;
 
-/// The most of a body that is shown as base64, in bytes.
+/// The maximum size of a body that is shown as base64, in bytes.
 const BASE64_MAX: u64 = 256 << 10;
-/// The most of all headers that is kept, in bytes.
+/// The maximum total size of the headers in a result, in bytes.
 const HEADERS_MAX: usize = 16 << 10;
-/// The largest head of a response that is read, in bytes.
+/// The maximum size of a response's head, in bytes.
 const HEAD_MAX: usize = 64 << 10;
-/// How long a request may take when not told otherwise, in seconds.
+/// The default timeout of a request, in seconds.
 const TIMEOUT_DEFAULT: f64 = 30.0;
-/// The longest that it may, in seconds.
+/// The maximum timeout of a request, in seconds.
 const TIMEOUT_MAX: f64 = 45.0;
 
 impl Run for HttpRequest {
@@ -45,7 +45,7 @@ impl Run for HttpRequest {
         }
         let timeout = params.timeout_s.unwrap_or(TIMEOUT_DEFAULT);
         if !(0.0..=TIMEOUT_MAX).contains(&timeout) {
-            return Err(ToolError::invalid(format!("timeout_s is 0 to {TIMEOUT_MAX}")));
+            return Err(ToolError::invalid(format!("timeout_s must be 0 to {TIMEOUT_MAX}")));
         }
         let asked = format!("{} {}", request.method(), shown(&params.url));
         let start = Instant::now();
@@ -59,7 +59,7 @@ impl Run for HttpRequest {
         let answer = match answered {
             Ok(answer) => answer.map_err(|what| what.told(&asked))?,
             Err(_) => {
-                let text = format!("{asked}: no whole answer within {timeout} s");
+                let text = format!("{asked}: no complete answer within {timeout} s");
                 return Err(ToolError::new(ErrorCode::Timeout, text));
             }
         };
@@ -67,7 +67,7 @@ impl Run for HttpRequest {
     }
 }
 
-/// Where a server is.
+/// The address of a server.
 struct Target {
     addresses: Vec<IpAddr>,
     port: u16,
@@ -81,7 +81,7 @@ fn prepare(params: &HttpRequestParams) -> Result<(Target, Request<Full<Bytes>>),
     };
     let body = body.map_err(|error| ToolError::invalid(format!("body: {error}")))?;
     if body.len() as u64 > FILE_WRITE_MAX {
-        let text = format!("body holds {} bytes, at most {FILE_WRITE_MAX} can be given", body.len());
+        let text = format!("body has {} bytes, at most {FILE_WRITE_MAX} are allowed", body.len());
         return Err(ToolError::new(ErrorCode::TooLarge, text));
     }
     let method = match params.method.as_deref() {
@@ -119,10 +119,10 @@ fn prepare(params: &HttpRequestParams) -> Result<(Target, Request<Full<Bytes>>),
 
 fn wrong_url(url: &str, why: &str) -> ToolError {
     let url: String = shown(url).chars().take(200).collect();
-    ToolError::invalid(format!("url `{url}`: {why}")).hint("give one such as http://localhost:8080/path")
+    ToolError::invalid(format!("url `{url}`: {why}")).hint("use the form http://localhost:8080/path")
 }
 
-/// A URL on the loopback: `http://HOST:PORT/PATH`, where scheme and host may be left out.
+/// Parses a URL on the loopback: `http://HOST:PORT/PATH`, where scheme and host are optional.
 fn parse_url(url: &str) -> Result<(Uri, Target), ToolError> {
     let whole = match url {
         port if port.starts_with(':') => format!("http://127.0.0.1{port}"),
@@ -131,7 +131,7 @@ fn parse_url(url: &str) -> Result<(Uri, Target), ToolError> {
     };
     let uri: Uri = whole.parse().map_err(|_| wrong_url(url, "it is malformed"))?;
     if uri.scheme_str() != Some("http") {
-        return Err(wrong_url(url, "only http is spoken, without TLS"));
+        return Err(wrong_url(url, "only plain http is supported, without TLS"));
     }
     let host = uri.host().unwrap_or_default();
     let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
@@ -146,7 +146,7 @@ fn parse_url(url: &str) -> Result<(Uri, Target), ToolError> {
     let port = match (uri.port_u16(), has_port) {
         (Some(port), _) => port,
         (None, false) => 80,
-        (None, true) => return Err(wrong_url(url, "its port is not one")),
+        (None, true) => return Err(wrong_url(url, "its port is invalid")),
     };
     Ok((uri, Target { addresses, port }))
 }
@@ -172,14 +172,14 @@ impl Failure {
     }
 }
 
-/// What a server answered.
+/// A server's answer.
 struct Answer {
     response: Response<()>,
     body: Vec<u8>,
     truncated: bool,
 }
 
-/// Ends a task with what waits for it.
+/// Aborts a task when dropped.
 struct Ends(tokio::task::JoinHandle<()>);
 
 impl Drop for Ends {
@@ -240,7 +240,7 @@ fn reply(asked: &str, answer: Answer, encoding: ContentEncoding, took: Duration)
         took.as_millis()
     );
     if truncated {
-        header.push_str(" · the body goes on: give a larger limit");
+        header.push_str(" · the body is cut: give a larger limit");
     }
     let headers = headers(response.headers());
     for name in ["content-type", "location"] {
@@ -266,7 +266,7 @@ fn reply(asked: &str, answer: Answer, encoding: ContentEncoding, took: Duration)
     reply
 }
 
-/// The headers as text, as many as are kept.
+/// Returns the headers as text, as many as fit.
 fn headers(all: &HeaderMap) -> BTreeMap<String, String> {
     let (mut kept, mut length) = (BTreeMap::<String, String>::new(), 0);
     for (name, value) in all {

@@ -1,7 +1,6 @@
-//! The guest's tools: each implements [`Run`] for its type of the vocabulary, and one generic function calls them all.
+//! The guest's tools: each implements [`Run`] for its tool type, and one generic function calls them all.
 //!
-//! A tool knows nothing of MCP: it gives a [`Reply`] or a [`ToolError`]. What blocks on the filesystem goes through
-//! [`Call::blocking`].
+//! A tool does not know MCP: it returns a [`Reply`] or a [`ToolError`]. Work that blocks on the filesystem runs through [`Call::blocking`].
 
 mod command;
 mod export;
@@ -34,25 +33,25 @@ use crate::places::Owner;
 
 /// One call of one tool.
 pub(crate) struct Call {
-    /// Who was called.
+    /// The agent that was called.
     pub(crate) agent: Arc<Agent>,
     /// The configuration at the time of the call.
     pub(crate) settings: Arc<Settings>,
     /// Cancelled when the caller no longer wants the result.
     pub(crate) cancel: CancellationToken,
-    /// Whether the caller then wants undone what goes on without it, and is not just gone.
+    /// Whether cancelling should also kill what the call started.
     pub(crate) wants_kill: Arc<AtomicBool>,
-    /// The caller's name, as far as the host says it.
+    /// The caller's name, if the host gave it.
     pub(crate) client: Option<String>,
-    /// Tells the caller how far the call is, where it wants to know.
+    /// Sends progress to the caller, if it wants that.
     pub(crate) tell: Option<Tell>,
 }
 
-/// Tells a caller that waits how far its call is, in a line of text.
+/// Sends the progress of a call, as a line of text, to a waiting caller.
 pub(crate) type Tell = Arc<dyn Fn(&str) + Send + Sync>;
 
 impl Call {
-    /// Runs what may block on a disk, away from the thread that serves everyone.
+    /// Runs work that may block on a disk on the thread pool.
     pub(crate) async fn blocking<T, F>(&self, work: F) -> Result<T, ToolError>
     where
         T: Send + 'static,
@@ -62,13 +61,13 @@ impl Call {
         let work = tokio::task::spawn_blocking(move || work(&cancel));
         tokio::select! {
             done = work => done.unwrap_or_else(|_| Err(agent_failed("the tool failed; see the console"))),
-            // What hangs in the kernel stays there; its caller does not.
+            // Work that hangs in the kernel continues; its caller stops waiting.
             () = self.cancel.cancelled() => Err(cancelled()),
         }
     }
 
-    /// The same with the rights of a user: a name, a number, `USER:GROUP`, or `image`. Without one as the agent itself; what is
-    /// made then belongs to the owner of the directory that it is in.
+    /// Runs work that may block with the rights of a user: a name, a number, `USER:GROUP`, or `image`. Without a user it runs as the agent, and new
+    /// files get the owner of their directory.
     pub(crate) async fn blocking_as<T, F>(&self, user: Option<String>, work: F) -> Result<T, ToolError>
     where
         T: Send + 'static,
@@ -86,19 +85,19 @@ impl Call {
     }
 }
 
-/// The call was cancelled.
+/// Returns the error of a cancelled call.
 pub(crate) fn cancelled() -> ToolError {
     ToolError::new(ErrorCode::Cancelled, "the call was cancelled")
 }
 
-/// The agent itself is to blame.
+/// Returns the error for a failure of the agent itself.
 pub(crate) fn agent_failed(message: impl Into<String>) -> ToolError {
     ToolError::new(ErrorCode::GuestFailed, message)
 }
 
 /// A tool that can be called.
 pub(crate) trait Run: Tool {
-    /// Does it.
+    /// Runs the tool.
     fn run(
         call: Call,
         params: Self::Params,
@@ -107,7 +106,7 @@ pub(crate) trait Run: Tool {
 
 type Answer = Pin<Box<dyn Future<Output = CallResult> + Send>>;
 
-/// A tool in the table of all.
+/// A tool in [`ENTRIES`].
 struct Entry {
     name: &'static str,
     info: fn() -> ToolInfo,
@@ -116,7 +115,7 @@ struct Entry {
 
 macro_rules! entries {
     ($($tool:path => $method:ident,)*) => { &[$({
-        // Made on first demand, because a boot does not need it.
+        // Built on first use, because a boot does not need it.
         static TAKES: LazyLock<Takes> = LazyLock::new(Takes::of::<$tool>);
         Entry {
             name: <$tool as Tool>::NAME,
@@ -141,7 +140,7 @@ async fn answer<T: Run>(call: Call, takes: &Takes, arguments: Map<String, Value>
     }
 }
 
-/// Calls a tool by name. Only an unknown name is an error of the protocol.
+/// Calls a tool by name. Only an unknown name is a protocol error.
 pub(crate) async fn call(
     name: &str,
     call: Call,
@@ -156,7 +155,7 @@ pub(crate) async fn call(
     }
 }
 
-/// A tool, as MCP lists it.
+/// A tool in MCP's list.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Listed {
@@ -181,7 +180,7 @@ struct Annotations {
     open_world_hint: bool,
 }
 
-/// All tools as MCP lists them; made once, on first demand, because a boot does not need it.
+/// Returns MCP's list of all tools; built on first use, because a boot does not need it.
 pub(crate) fn list() -> &'static [Listed] {
     static LIST: OnceLock<Vec<Listed>> = OnceLock::new();
     LIST.get_or_init(|| ENTRIES.iter().map(|entry| describe((entry.info)())).collect())

@@ -9,9 +9,9 @@ use crate::os::{OsRelease, read_small, shell, uptime};
 use crate::role::VERSION;
 use crate::system;
 
-/// From which skew on the clock is worth a word, in milliseconds.
+/// The minimum clock skew that is reported, in milliseconds.
 const SKEW_TOLD_MS: i64 = 1000;
-/// Package managers by their program.
+/// Package managers by the paths of their programs.
 const PACKAGE_MANAGERS: [(&str, &str); 8] = [
     ("/usr/bin/apt-get", "apt"),
     ("/sbin/apk", "apk"),
@@ -25,7 +25,7 @@ const PACKAGE_MANAGERS: [(&str, &str); 8] = [
 
 impl Run for OsInfo {
     async fn run(call: Call, OsInfoParams {}: OsInfoParams) -> Result<Reply<OsInfoOutput>, ToolError> {
-        // All of this is memory of the kernel or in its caches: no reason to change threads.
+        // The kernel has all of this in memory, so there is no need for another thread.
         let mut info = gather();
         info.clock_skew_ms = call.agent.clock_skew_ms();
         if call.agent.is_beside_init() {
@@ -71,7 +71,7 @@ fn about_system(status: &SystemStatus) -> String {
     text
 }
 
-/// A clock that is wrong by more than is ever left so.
+/// Describes a clock that is off by more than usual.
 fn about_clock(skew_ms: i64) -> Option<String> {
     let way = if skew_ms < 0 { "behind" } else { "ahead of" };
     (skew_ms.abs() >= SKEW_TOLD_MS)
@@ -100,7 +100,7 @@ fn gather() -> OsInfoOutput {
         memory_available_bytes: memory_available().unwrap_or(system.freeram.saturating_mul(unit)),
         disk_total_bytes: disk_bytes(|disk| disk.f_blocks),
         disk_available_bytes: disk_bytes(|disk| disk.f_bavail),
-        // Fixed point with 16 bits behind the point.
+        // Fixed point with 16 fractional bits.
         load: system.loads.map(|load| (load as f64 / 65_536.0 * 100.0).round() / 100.0),
         uptime_s: (uptime().as_secs_f64() * 1000.0).round() / 1000.0,
         init: read_small("/proc/1/comm", 64).unwrap_or_default().trim().to_owned(),
@@ -127,7 +127,7 @@ fn cpus() -> u32 {
         .unwrap_or(1)
 }
 
-/// How many numbers a list such as `0-3,5` names.
+/// Returns how many numbers a list such as `0-3,5` contains.
 fn count_list(list: &str) -> Option<u32> {
     list.split(',').try_fold(0_u32, |sum, part| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -1,11 +1,11 @@
-//! What a tool gives back, and how it becomes a result of MCP.
+//! The reply of a tool, and its conversion to an MCP result.
 
 use nexus_schema::error::{ERROR_META, RESULT_META, STREAM_META};
 use nexus_schema::{ResultShape, Tool, ToolError};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// The result of a call, as MCP has it.
+/// The result of a call in MCP's form.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CallResult {
@@ -17,7 +17,7 @@ pub(crate) struct CallResult {
     meta: Option<Meta>,
 }
 
-/// A piece of content, as MCP has it.
+/// A piece of content in MCP's form.
 #[derive(Debug, Serialize)]
 struct Text {
     r#type: &'static str,
@@ -34,13 +34,13 @@ impl Text {
     }
 }
 
-/// The result of a tool that did what it was asked.
+/// The reply of a tool that succeeded.
 pub(crate) struct Reply<O> {
-    /// What happened, in a line; the VM's name is put before it.
+    /// What happened, in one line; the VM's name is put before it.
     pub(crate) header: String,
     /// Text after the header.
     pub(crate) blocks: Vec<Block>,
-    /// The facts.
+    /// The structured result.
     pub(crate) facts: O,
 }
 
@@ -48,36 +48,36 @@ pub(crate) struct Reply<O> {
 pub(crate) struct Block {
     /// The text.
     pub(crate) text: String,
-    /// Which stream it holds, if it is content and not talk.
+    /// The stream that it comes from; `None` for a message of the tool.
     pub(crate) stream: Option<&'static str>,
 }
 
 impl Block {
-    /// Content of a stream.
+    /// Creates a block with content of a stream.
     pub(crate) fn stream(stream: &'static str, text: String) -> Self {
         Self { text, stream: Some(stream) }
     }
 
-    /// Talk.
+    /// Creates a block with a message of the tool.
     pub(crate) fn talk(text: impl Into<String>) -> Self {
         Self { text: text.into(), stream: None }
     }
 }
 
 impl<O: Serialize> Reply<O> {
-    /// A reply of a header and facts.
+    /// Creates a reply from a header and the structured result.
     pub(crate) fn new(header: String, facts: O) -> Self {
         Self { header, blocks: Vec::new(), facts }
     }
 
-    /// As a result of MCP, in the shape of tool `T`.
+    /// Converts it to an MCP result of tool `T`.
     pub(super) fn into_result<T: Tool<Output = O>>(self, vm: &str) -> Result<CallResult, ToolError> {
         let facts = serde_json::to_value(&self.facts)
             .map_err(|error| super::agent_failed(format!("write the result of {}: {error}", T::NAME)))?;
         let mut content = Vec::with_capacity(1 + self.blocks.len());
         content.push(Text::new(format!("{vm} · {}", without_controls(&self.header))));
         for block in self.blocks {
-            // What a stream or a file holds is given as it is.
+            // Content of a stream or file is passed unchanged.
             let mut text = Text::new(match block.stream {
                 Some(_) => block.text,
                 None => without_controls(&block.text),
@@ -96,9 +96,9 @@ impl<O: Serialize> Reply<O> {
     }
 }
 
-/// A failed call as a result of MCP: text and `_meta`, never structured content. The host takes no control characters.
+/// Converts an error to an MCP result: text and `_meta`, never structured content. The host accepts no control characters.
 pub(super) fn failed(error: ToolError) -> CallResult {
-    debug_assert!(error.code.may_be_of_guest(), "the host does not take this from a guest: {error}");
+    debug_assert!(error.code.may_be_of_guest(), "the host does not accept this code from a guest: {error}");
     let error = ToolError {
         message: without_controls(&error.message),
         hint: error.hint.as_deref().map(without_controls),
@@ -109,7 +109,7 @@ pub(super) fn failed(error: ToolError) -> CallResult {
     CallResult { content, structured_content: None, is_error: true, meta }
 }
 
-/// Text with a mark in place of each control character but tab and newline, as may stand in a file's name.
+/// Replaces each control character except tab and newline, which file names may contain, by a mark.
 fn without_controls(text: &str) -> String {
     let is_bad = |c: char| c.is_control() && c != '\t' && c != '\n';
     text.chars().map(|c| if is_bad(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
@@ -119,7 +119,7 @@ fn meta(key: &str, value: Value) -> Meta {
     Meta::from_iter([(key.to_owned(), value)])
 }
 
-/// A size for people: `418 B`, `1.2 KiB`.
+/// Formats a size for people: `418 B`, `1.2 KiB`.
 pub(crate) fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1024 {

@@ -1,6 +1,6 @@
-//! Text of bytes that may not be text.
+//! Text from bytes that may not be valid text.
 
-/// Text of bytes, and whether some had to be replaced.
+/// Decodes bytes as text; also returns whether some had to be replaced.
 pub(crate) fn decode(bytes: &[u8]) -> (String, bool) {
     match String::from_utf8_lossy(bytes) {
         std::borrow::Cow::Borrowed(text) => (text.to_owned(), false),
@@ -8,12 +8,12 @@ pub(crate) fn decode(bytes: &[u8]) -> (String, bool) {
     }
 }
 
-/// A name or a path in one line of text: with a mark in place of each control character.
+/// Returns a name or a path in one line, with a mark in place of each control character.
 pub(crate) fn shown(name: &str) -> String {
     name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-/// How many bytes at the end begin a character that is not whole.
+/// Returns how many bytes at the end belong to an incomplete character.
 pub(crate) fn incomplete_end(bytes: &[u8]) -> usize {
     let start = bytes.len().saturating_sub(3);
     let Some(lead) = bytes[start..].iter().rposition(|byte| byte & 0xC0 != 0x80) else { return 0 };
@@ -27,7 +27,7 @@ pub(crate) fn incomplete_end(bytes: &[u8]) -> usize {
     if have < need { have } else { 0 }
 }
 
-/// How many bytes at the start continue a character that began before them.
+/// Returns how many bytes at the start continue an earlier character.
 pub(crate) fn continuation_start(bytes: &[u8]) -> usize {
     bytes.iter().take(3).take_while(|byte| *byte & 0xC0 == 0x80).count()
 }

@@ -24,9 +24,9 @@ const OF_GIT: &str = ".git";
 
 const NOT_TEXT: &str = "it is not text";
 const TOO_LARGE: &str = "it is larger than 1 MiB";
-const NOT_KEPT: &str = "its content before was not kept: it was not text, or there was too much";
+const NOT_KEPT: &str = "its old content was not kept: it was not text, or there was too much";
 const NOT_READ: &str = "it cannot be read";
-const PATCH_FULL: &str = "the patch is larger than 16 MiB already";
+const PATCH_FULL: &str = "the patch has reached 16 MiB";
 
 /// The result for one path.
 enum Section {
@@ -47,7 +47,7 @@ pub(super) fn export(manifest: &Manifest, directory: &OwnedFd) -> Result<Patch, 
     let top = manifest.header.top.as_bytes();
     let mut exclude = manifest.header.exclude.clone();
     exclude.push(OF_GIT.to_owned());
-    // New files that are ignored are not of interest.
+    // New files that are ignored are not part of the patch.
     let filter = Filter::new(&exclude, true)?;
     let is_of_git = |path: &[u8]| path.split(|byte| *byte == b'/').any(|name| name == OF_GIT.as_bytes());
     let kept = manifest.files.iter().filter(|(path, _)| !is_of_git(path));
@@ -114,7 +114,7 @@ impl Found<'_> {
         FileType::from_raw_mode(self.stat.st_mode) == FileType::Symlink
     }
 
-    /// The file's mode in git.
+    /// Returns the file's mode in git.
     fn mode(&self) -> u32 {
         if self.is_link() { LINK } else { git_mode(self.stat.st_mode) }
     }
@@ -138,7 +138,7 @@ impl Found<'_> {
     }
 }
 
-/// The changes of an existing file; `None` if it is unchanged.
+/// Returns the changes of an existing file; `None` if it is unchanged.
 fn compare(
     manifest: &Manifest,
     path: &[u8],
@@ -184,7 +184,7 @@ fn compare(
     }
 }
 
-/// Whether a file has the same content as when it was copied in.
+/// Returns whether a file has the same content as when it was copied in.
 fn is_same(original: &Original, file: &Found<'_>, content: Option<&[u8]>) -> io::Result<bool> {
     let size = file.stat.st_size.unsigned_abs();
     if original.link != file.is_link() || original.size != size {

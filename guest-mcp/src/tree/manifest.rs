@@ -22,7 +22,7 @@ pub(super) const ORIGINAL_MAX: u64 = 1 << 20;
 const ORIGINALS_MAX: u64 = 64 << 20;
 /// The largest file that is hashed, in bytes; for larger ones size and time are compared.
 pub(super) const HASH_MAX: u64 = 256 << 20;
-/// Files of one tree, at most.
+/// The maximum number of files of one tree.
 const ENTRIES_MAX: u64 = 500_000;
 
 /// The properties of a tree.
@@ -62,12 +62,12 @@ pub(super) struct Original {
 }
 
 impl Original {
-    /// The file's mode in git.
+    /// Returns the file's mode in git.
     pub(super) fn git_mode(&self) -> u32 {
         if self.link { LINK } else { git_mode(self.mode) }
     }
 
-    /// Whether it had this time; also true if no time was recorded.
+    /// Returns whether it had this modification time; also true if no time was recorded.
     pub(super) fn is_of_time(&self, seconds: i64, nanoseconds: u64) -> bool {
         self.mtime.is_none_or(|(s, ns)| s == seconds && u64::from(ns) == nanoseconds)
     }
@@ -132,7 +132,7 @@ pub(super) struct Manifest {
 }
 
 impl Manifest {
-    /// The stored content of a file, if any.
+    /// Returns the stored content of a file, if any.
     pub(super) fn content(&self, original: &Original) -> io::Result<Option<Vec<u8>>> {
         let Some(at) = original.at else { return Ok(None) };
         let mut content = vec![0; usize::try_from(original.size).map_err(io::Error::other)?];
@@ -188,7 +188,7 @@ impl AtHand {
 }
 
 impl Tracker {
-    /// The tree is complete: its manifest replaces an earlier one.
+    /// Completes the manifest, which replaces an earlier one.
     pub(super) fn finish(mut self) -> io::Result<()> {
         if let Some(error) = self.failed {
             let _ = remove(&self.new);
@@ -200,7 +200,7 @@ impl Tracker {
         fs::rename(&self.new, &self.place)
     }
 
-    /// The tree is incomplete: an earlier manifest stays.
+    /// Discards the manifest of an incomplete tree; an earlier one stays.
     pub(super) fn give_up(self) {
         let _ = remove(&self.new);
     }
@@ -233,7 +233,7 @@ impl Tracker {
         Some(at)
     }
 
-    /// A path in the tree, without the tree's own name.
+    /// Returns a path in the tree, without the tree's own name.
     fn below(&self, path: &[u8]) -> Vec<u8> {
         let rest = path.get(self.cut..).unwrap_or_default();
         rest.strip_prefix(b"/").unwrap_or(rest).to_vec()
@@ -300,7 +300,7 @@ fn remove(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// SHA-256 of a stream, in hexadecimal.
+/// Returns the SHA-256 of a stream, in hexadecimal.
 pub(super) fn hash(mut source: impl Read) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 64 << 10];

@@ -1,4 +1,4 @@
-//! Copies trees of files into and out of the VM, on separate streams, and exports their changes since.
+//! Copies trees of files into and out of the VM, on separate streams, and exports later changes to them.
 //!
 //! A task serves the stream's connection. A thread packs or unpacks the tree with the rights of the requested user.
 
@@ -31,7 +31,7 @@ use crate::os::{Users, with_errno};
 use crate::places;
 use manifest::{Header, Manifests, Tracker};
 
-/// How many trees may be copied at once: each takes one of the threads that all tools share.
+/// The maximum number of trees copied at the same time. Each uses one thread of the pool that all tools share.
 const AT_ONCE: usize = 6;
 
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
@@ -45,7 +45,7 @@ impl Place {
             return Ok(Self);
         }
         UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
-        let text = format!("{AT_ONCE} trees are being copied already");
+        let text = format!("{AT_ONCE} trees are already being copied");
         Err(ToolError::new(ErrorCode::GuestFailed, text).hint("wait for one to end, then try again"))
     }
 }
@@ -70,7 +70,7 @@ fn failed(error: &TreeError) -> ToolError {
     }
 }
 
-/// Only the host can judge whether the guest is reachable, so such codes are replaced.
+/// Replaces error codes that only the host may use, such as that the guest is unreachable.
 fn of_guest(error: ToolError) -> ToolError {
     match error.code.may_be_of_guest() {
         true => error,
@@ -93,7 +93,7 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|_| Err(ToolError::new(ErrorCode::GuestFailed, "the copy failed; see the console")))
 }
 
-/// The user that a tree is copied as.
+/// Returns the user that a tree is copied as.
 fn identity(user: Option<&str>, settings: &Settings) -> Result<Identity, ToolError> {
     Identity::resolve(user, settings.image_user.as_deref(), &Users::read())
 }
@@ -110,13 +110,13 @@ pub(crate) struct TreeIn {
     _place: Place,
 }
 
-/// What an interrupted copy of a file left.
+/// The part that an interrupted copy of a file left.
 enum Resumed {
-    /// Nothing is to be gone on with.
+    /// The copy cannot be resumed.
     No,
-    /// To be described, if there is any.
+    /// To be described, if there is one.
     Described(Option<Part>),
-    /// To be gone on with.
+    /// To be completed.
     WithPart(Part),
 }
 
@@ -217,14 +217,11 @@ impl TreeIn {
     }
 }
 
-/// Finds or makes what is to be gone on with.
+/// Opens the part of the file that a copy resumes.
 fn resumed(opening: &TreeInOpening, directory: &OwnedFd, top: &Top) -> Result<Resumed, TreeError> {
     let Some(resume) = &opening.resume else { return Ok(Resumed::No) };
     if opening.arrival != Some(TreeArrival::File) {
-        return Err(TreeError::refused(
-            resume.name.as_bytes(),
-            "only a copy of one file can be gone on with",
-        ));
+        return Err(TreeError::refused(resume.name.as_bytes(), "only a copy of one file can be resumed"));
     }
     let name = match top {
         Top::Named(name) => name,
@@ -239,7 +236,7 @@ fn resumed(opening: &TreeInOpening, directory: &OwnedFd, top: &Top) -> Result<Re
     Ok(Resumed::WithPart(part))
 }
 
-/// The path of the tree itself.
+/// Returns the path of the tree itself.
 fn tree_path(opening: &TreeInOpening) -> PathBuf {
     let directory = Path::new(&opening.directory);
     if opening.top.is_empty() { directory.to_owned() } else { directory.join(&opening.top) }
@@ -271,7 +268,7 @@ fn open_directory(path: &Path, opening: &TreeInOpening) -> Result<(OwnedFd, bool
         Err(Errno::NOENT) if opening.make => {
             let owner =
                 if opening.user.is_some() { places::Owner::Maker } else { places::Owner::OfDirectory };
-            places::make_directories_for(path, owner).map_err(fail("make the directory"))?;
+            places::make_directories_for(path, owner).map_err(fail("create the directory"))?;
             let opened = rustix::fs::open(path, flags, Mode::empty());
             (opened.map_err(|error| fail("open")(error.into()))?, true)
         }
@@ -284,7 +281,7 @@ fn open_directory(path: &Path, opening: &TreeInOpening) -> Result<(OwnedFd, bool
         };
         if is_there {
             let tree = tree_path(opening);
-            let why = "it is there already; allow it to be overwritten, or copy to another path";
+            let why = "it already exists; allow overwriting, or copy to another path";
             return Err(TreeError::refused(tree.as_os_str().as_encoded_bytes(), why));
         }
     }
@@ -317,7 +314,7 @@ impl TreeOut {
         .await
     }
 
-    /// Whether it is a directory.
+    /// Returns whether it is a directory.
     pub(crate) fn is_directory(&self) -> bool {
         self.source.is_directory()
     }

@@ -25,12 +25,12 @@ pub(super) struct Lines {
     pub(super) removed: u64,
 }
 
-/// A file's mode in git.
+/// Returns a file's mode in git.
 pub(super) const fn git_mode(mode: u32) -> u32 {
     if mode & 0o100 != 0 { 0o100_755 } else { 0o100_644 }
 }
 
-/// Whether content is text, as git decides: it contains no NUL byte.
+/// Returns whether content is text, as git decides: it contains no NUL byte.
 pub(super) fn is_text(content: &[u8]) -> bool {
     !content.contains(&0)
 }
@@ -77,7 +77,7 @@ pub(super) fn write(out: &mut Vec<u8>, path: &[u8], old: Option<Side<'_>>, new: 
     hunks(out, &lines(before), &lines(after))
 }
 
-/// The lines of a content, including line ends.
+/// Returns the lines of a content, including line ends.
 fn lines(content: &[u8]) -> Vec<&[u8]> {
     content.split_inclusive(|byte| *byte == b'\n').collect()
 }
@@ -120,7 +120,7 @@ fn write_line(out: &mut Vec<u8>, mark: u8, text: &[u8]) {
     }
 }
 
-/// A path after its prefix, quoted as in C if necessary.
+/// Returns a path after its prefix, quoted as in C if necessary.
 fn name(prefix: &[u8], path: &[u8]) -> Vec<u8> {
     let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
     if path.iter().all(is_plain) {

@@ -70,7 +70,7 @@ pub(crate) enum Command {
     /// Where assets come from
     #[command(subcommand, alias = "providers")]
     Provider(provider::Command),
-    /// How VMs reach other machines
+    /// Network access of VMs
     #[command(subcommand, alias = "networks")]
     Network(network::Command),
     /// Long operations
@@ -79,11 +79,11 @@ pub(crate) enum Command {
     /// The defaults for new VMs
     #[command(subcommand)]
     Settings(settings::Command),
-    /// Remove what nothing refers to
+    /// Remove unused images, caches and leftovers
     Prune(prune::Args),
     /// Check what this host can run and what it lacks
     Doctor,
-    /// Show the daemon's state in short
+    /// Show a summary of the daemon's state
     Status,
     /// Call any tool with raw JSON arguments
     Call(call::Args),
@@ -94,17 +94,17 @@ pub(crate) enum Command {
     Completion(completion::Args),
     /// Show the versions of nexusctl and the daemon
     Version,
-    /// Run one command in a new VM and delete the VM, as `docker run --rm`: `nexusctl run debian -- uname -a`
+    /// Run one command in a new VM and delete the VM, like `docker run --rm`: `nexusctl run debian -- uname -a`
     Run(Box<run::Args>),
-    /// Run a command in a VM, as `docker exec`: `nexusctl exec -it web-1 bash`
+    /// Run a command in a VM, like `docker exec`: `nexusctl exec -it web-1 bash`
     Exec(Box<exec::Args>),
-    /// Open a login shell in a VM; ctrl-p ctrl-q leaves it running, `--attach ID` comes back
+    /// Open a login shell in a VM; ctrl-p ctrl-q detaches from it, `--attach ID` reattaches
     Shell(shell::Args),
     /// Forward ports of this host to ports in a VM, until ctrl-c: `nexusctl forward web-1 8080:80`
     Forward(forward::Args),
-    /// Copy files between this host and a VM, as `docker cp`: `nexusctl cp ./site web-1:/srv/`
+    /// Copy files between this host and a VM, like `docker cp`: `nexusctl cp ./site web-1:/srv/`
     Cp(cp::Args),
-    /// List the VMs that run; with -a all
+    /// List running VMs; with -a all
     Ps(vm::PsArgs),
     /// List VMs: the same as `vm list`
     Ls(vm::ListArgs),
@@ -118,15 +118,15 @@ pub(crate) enum Command {
     Kill(vm::KillArgs),
     /// Delete VMs with their drives: the same as `vm delete`
     Rm(vm::DeleteArgs),
-    /// Give a VM another name: the same as `vm rename`
+    /// Rename a VM: the same as `vm rename`
     Rename(vm::RenameArgs),
     /// Show a VM's console: the same as `vm logs`
     Logs(vm::LogsArgs),
-    /// Show how busy VMs are, once: the same as `vm stats`
+    /// Show the load of VMs once: the same as `vm stats`
     Stats(vm::StatsArgs),
     /// List images: the same as `image list`
     Images(Paging),
-    /// Make an image of one in a registry: `image from-oci`
+    /// Create an image from one in a registry, like `image from-oci`
     Pull(image::PullArgs),
     /// Become the daemon, in a session of its own
     #[command(name = launch::COMMAND, hide = true)]
@@ -164,6 +164,27 @@ mod tests {
     }
 
     #[test]
+    fn no_command_redefines_a_global_option() {
+        fn walk(command: &clap::Command, globals: &[String], path: &str) {
+            for sub in command.get_subcommands() {
+                let path = format!("{path} {}", sub.get_name());
+                for arg in sub.get_arguments() {
+                    assert!(
+                        !globals.contains(&arg.get_id().to_string()),
+                        "{path} redefines --{}",
+                        arg.get_id()
+                    );
+                }
+                walk(sub, globals, &path);
+            }
+        }
+        let cli = Cli::command();
+        let globals =
+            cli.get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id().to_string());
+        walk(&cli, &globals.collect::<Vec<_>>(), "nexusctl");
+    }
+
+    #[test]
     fn what_people_type_is_understood() {
         for line in [
             "ps",
@@ -176,6 +197,9 @@ mod tests {
             "kill web-1",
             "vm restart web-1",
             "vm kill web-1 web-2",
+            "vm publish web-1 8080:80",
+            "vm publish web-1 80 --unix --socket /x",
+            "vm unpublish web-1 80",
             "rename web-1 web-2",
             "vm rename web-1 web-2",
             "logs -f web-1",

@@ -30,10 +30,10 @@ pub(crate) enum Command {
     /// Download and verify an asset, or import one from a file
     #[command(visible_alias = "get")]
     Download(DownloadArgs),
-    /// Show an installed asset: its files, where they came from, what needs them
+    /// Show an installed asset: its files, their sources, and its users
     #[command(visible_alias = "show")]
     Inspect(OneArgs),
-    /// Hash the files of installed assets again, and say which are damaged
+    /// Hash the files of installed assets again, and report damaged ones
     Verify(VerifyArgs),
     /// Remove an installed asset
     #[command(visible_alias = "rm")]
@@ -89,11 +89,11 @@ pub(crate) struct DownloadArgs {
 /// Which one, of a kind.
 #[derive(Debug, Args)]
 pub(crate) struct WhatArgs {
-    /// Where it comes from: a provider that `asset list` names, with a version if you like (alpine@3.21); url:ADDRESS;
-    /// file:PATH on the daemon's host; or a version only [default: debian, alpine or firecracker]
+    /// Its source: a provider from `asset list`, optionally with a version (alpine@3.21); url:ADDRESS;
+    /// file:PATH on the daemon's host; or only a version [default: debian, alpine or firecracker]
     #[arg(value_name = "FROM|VERSION", conflicts_with = "from")]
     what: Option<String>,
-    /// Which version, or how it begins [default: the newest]
+    /// Its version, or the beginning of it [default: the newest]
     #[arg(value_name = "VERSION", requires = "what", conflicts_with = "version")]
     which: Option<String>,
     /// The same as FROM
@@ -118,10 +118,10 @@ impl WhatArgs {
 /// How it is taken.
 #[derive(Debug, Args)]
 pub(crate) struct HowArgs {
-    /// A name of your choice
+    /// The name for it
     #[arg(long)]
     name: Option<Name>,
-    /// The SHA-256 that the file must have, in hexadecimal
+    /// The expected SHA-256 of the file, in hexadecimal
     #[arg(long)]
     sha256: Option<String>,
     /// Accept a file that cannot be verified
@@ -153,10 +153,10 @@ pub(crate) enum OfKind {
         #[command(flatten)]
         how: HowArgs,
     },
-    /// Show one that is installed
+    /// Show an installed one
     #[command(visible_alias = "show")]
     Inspect(OneArgs),
-    /// Hash the files of one, or of all that are installed, and say which are damaged
+    /// Hash the files of one or all installed ones, and report damaged ones
     Verify {
         /// The asset: its name or id [default: all]
         asset: Option<Reference<AssetKindTag>>,
@@ -296,7 +296,7 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
     let kind = args.kind.map_or("asset", AssetKind::as_str);
     let nothing = match args.installed {
         true => format!("no {kind} is installed"),
-        false => format!("no {kind} is installed, and none is offered"),
+        false => format!("no {kind} is installed or available"),
     };
     match app.ui.format {
         Format::Json => app.ui.json(&listed.raw)?,
@@ -345,7 +345,7 @@ async fn download(app: &App, args: DownloadArgs) -> Result<u8, Error> {
                 app.ui.say(&looked_up(asset));
             } else if asset.kind != AssetKind::Rootfs && !asset.default {
                 app.ui.say(&format!(
-                    "new VMs use the {} that they used before; --make-default changes that",
+                    "the default {} is unchanged; --make-default changes it",
                     asset.kind.as_str()
                 ));
             }
@@ -357,9 +357,9 @@ async fn download(app: &App, args: DownloadArgs) -> Result<u8, Error> {
 
 /// Describes the result of a check.
 fn looked_up(asset: &AssetSummary) -> String {
-    let is = if asset.installed { "is here already" } else { "can be downloaded" };
+    let is = if asset.installed { "is already installed" } else { "can be downloaded" };
     match &asset.unsuitable {
-        Some(why) => format!("{} {} {is}, and works with no driver: {why}", asset.provider, asset.version),
+        Some(why) => format!("{} {} {is}, but works with no driver: {why}", asset.provider, asset.version),
         None if asset.drivers.is_empty() => format!("{} {} {is}", asset.provider, asset.version),
         None => {
             format!(

@@ -30,7 +30,7 @@ const ROWS: u32 = 50;
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Build a template into an image, unless there is one of the same inputs
+    /// Build an image from a template, unless an image with the same inputs exists
     #[command(visible_alias = "trigger")]
     Start(StartArgs),
     /// List builds, newest first
@@ -53,7 +53,7 @@ pub(crate) struct StartArgs {
     /// Which version [default: the newest]
     #[arg(long = "template-version", visible_alias = "release", value_name = "VERSION")]
     version: Option<u32>,
-    /// Build even if there is an image of the same inputs
+    /// Build even if an image with the same inputs exists
     #[arg(long)]
     no_cache: bool,
     #[command(flatten)]
@@ -85,10 +85,10 @@ pub(crate) struct OneBuild {
 pub(crate) struct LogsArgs {
     /// The build: its id, or a template's name for its newest build
     build: Reference<BuildKind>,
-    /// Go on until the build ends
+    /// Follow the log until the build ends
     #[arg(short, long)]
     follow: bool,
-    /// Where to go on: the cursor of an earlier reply
+    /// Where to continue: the cursor of an earlier reply
     #[arg(long)]
     cursor: Option<String>,
 }
@@ -253,7 +253,7 @@ fn details(build: &BuildDetails, now: Timestamp) -> Table {
     table.fact("status", status(build.status));
     table.maybe("image", build.image.as_ref().map(|image| &image.name));
     if build.cached {
-        table.fact("cached", "an earlier build had the same inputs");
+        table.fact("cached", "an earlier build with the same inputs was reused");
     }
     table.maybe("error", build.error.as_ref().map(|error| Text::new(&error.message, Mood::Bad)));
     table.maybe("digest", build.digest.as_ref());

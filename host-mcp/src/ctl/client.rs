@@ -116,7 +116,7 @@ impl Reply {
             (ResultShape::Structured, Some(raw), _) => serde_json::from_str(raw.get()).map_err(garbled),
             (ResultShape::Text, _, Some(value)) => T::deserialize(value).map_err(garbled),
             (ResultShape::Structured, None, _) | (ResultShape::Text, _, None) => {
-                Err(Error::Unexpected { what: format!("the answer to {tool} lacks its facts") })
+                Err(Error::Unexpected { what: format!("the answer to {tool} has no structured result") })
             }
         }
     }
@@ -320,7 +320,7 @@ fn answer_to(method: &str, id: &str) -> String {
     let answer = if method == "ping" {
         json!({ "jsonrpc": "2.0", "id": id, "result": {} })
     } else {
-        json!({ "jsonrpc": "2.0", "id": id, "error": { "code": -32601, "message": format!("nexusctl does not do {method}") } })
+        json!({ "jsonrpc": "2.0", "id": id, "error": { "code": -32601, "message": format!("nexusctl does not support {method}") } })
     };
     answer.to_string()
 }

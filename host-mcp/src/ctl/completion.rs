@@ -89,9 +89,9 @@ fn script(shell: &str) -> Result<Vec<u8>, Error> {
 
 fn how_to(shell: &str) -> &'static str {
     match shell {
-        "zsh" => "to use it: nexusctl completion zsh > ~/.zfunc/_nexusctl, with ~/.zfunc in fpath",
-        "fish" => "to use it: nexusctl completion fish > ~/.config/fish/completions/nexusctl.fish",
-        _ => "to use it: nexusctl completion bash > ~/.local/share/bash-completion/completions/nexusctl",
+        "zsh" => "to install it: nexusctl completion zsh > ~/.zfunc/_nexusctl, with ~/.zfunc in fpath",
+        "fish" => "to install it: nexusctl completion fish > ~/.config/fish/completions/nexusctl.fish",
+        _ => "to install it: nexusctl completion bash > ~/.local/share/bash-completion/completions/nexusctl",
     }
 }
 

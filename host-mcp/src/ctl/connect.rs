@@ -151,7 +151,7 @@ fn refused(socket: &Path, source: io::Error) -> Error {
 /// Explains how to start the daemon.
 fn how_to_start() -> String {
     let user = if rustix::process::geteuid().is_root() { "" } else { "--user " };
-    format!("start it with `nexusd &`, or `systemctl {user}start nexus` where it is installed as a service")
+    format!("start it with `nexusd &`, or `systemctl {user}start nexus` if it is installed as a service")
 }
 
 fn first_line(body: &[u8]) -> String {

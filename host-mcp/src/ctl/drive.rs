@@ -24,15 +24,15 @@ use super::ui::{Format, Table};
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a drive: empty, or a clone of an image or of another drive
+    /// Create a drive: empty, or a clone of an image or of another drive
     Create(CreateArgs),
-    /// Make a drive from a root filesystem that a provider has
+    /// Create a drive from a provider's root filesystem
     FromRootfs(source::Of<source::Rootfs, CreateOptions>),
-    /// Make a drive from an OCI image
+    /// Create a drive from an OCI image
     FromOci(source::Of<source::Oci, CreateOptions>),
-    /// Make a drive from a template, built if that was not done before
+    /// Create a drive from a template, which is built if necessary
     FromTemplate(source::Of<source::Template, CreateOptions>),
-    /// Make a drive from an image
+    /// Create a drive from an image
     FromImage(source::Of<source::Image, CreateOptions>),
     /// Clone a drive whose VM is stopped
     FromDrive(source::Of<source::Drive, CreateOptions>),
@@ -46,7 +46,7 @@ pub(crate) enum Command {
     Attach(AttachArgs),
     /// Detach a drive from its stopped VM
     Detach(OneDrive),
-    /// Make a drive larger, also while its VM runs
+    /// Grow a drive, also while its VM is running
     #[command(visible_alias = "grow")]
     Resize(ResizeArgs),
     /// Delete drives and all data on them
@@ -66,7 +66,7 @@ pub(crate) struct OneDrive {
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     options: CreateOptions,
-    /// What to clone: an image as in `vm create`, or drive:NAME [default: nothing, an empty filesystem]
+    /// What to clone: an image as in `vm create`, or drive:NAME [default: an empty filesystem]
     #[arg(long, value_name = "SOURCE")]
     from: Option<String>,
 }
@@ -77,7 +77,7 @@ pub(crate) struct CreateOptions {
     /// Its size, such as 256M or 10G [default: 8GiB, or that of its source]
     #[arg(long, value_name = "SIZE", value_parser = super::mistakes::disk)]
     size: Option<ByteSize>,
-    /// Guests may not write to it
+    /// Make it read-only for guests
     #[arg(long)]
     read_only: bool,
     #[command(flatten)]
@@ -90,7 +90,7 @@ pub(crate) struct ListArgs {
     /// Only those of this VM
     #[arg(long)]
     vm: Option<Reference<VmKind>>,
-    /// Only those that no VM has
+    /// Only detached drives
     #[arg(long, conflicts_with = "vm")]
     free: bool,
     #[command(flatten)]
@@ -107,7 +107,7 @@ pub(crate) struct AttachArgs {
     /// Where the guest mounts it [default: /mnt/NAME]
     #[arg(long, value_name = "PATH", conflicts_with = "root")]
     mount: Option<String>,
-    /// The VM starts from it
+    /// Make it the VM's root drive
     #[arg(long)]
     root: bool,
 }
@@ -223,8 +223,8 @@ async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let ListArgs { vm, free, paging } = args;
     let nothing = match (&vm, free) {
-        (None, false) => "no drives; make one with `nexusctl drive create`",
-        (_, true) => "no drive is free",
+        (None, false) => "no drives; create one with `nexusctl drive create`",
+        (_, true) => "no detached drives",
         (Some(_), false) => "this VM has no drives",
     };
     let page = |limit, cursor| DriveListParams {
@@ -249,7 +249,7 @@ async fn resize(app: &App, args: ResizeArgs) -> Result<u8, Error> {
     let params = DriveResizeParams { drive: args.drive, size: args.size };
     let (reply, output) = call::<DriveResize, DriveResizeOutput>(app, &params).await?;
     if !output.in_effect && app.ui.format == Format::Human {
-        app.ui.say("the guest finds the new room at its VM's next start");
+        app.ui.say("the guest can use the new space after its VM's next start");
     }
     show(app, &reply, &output.drive, |drive| table(std::slice::from_ref(drive), app.ui.now()))
 }

@@ -65,7 +65,7 @@ pub(crate) enum Error {
     #[error("listen on port {port} of this host")]
     Listen { port: u16, source: io::Error },
     /// The daemon sent an invalid answer.
-    #[error("the daemon's answer to {during} cannot be read")]
+    #[error("malformed answer of the daemon to {during}")]
     Garbled { during: String, source: serde_json::Error },
     /// The daemon sent a line that is too long.
     #[error("the daemon sent a line of more than {max} bytes")]
@@ -164,24 +164,26 @@ impl Error {
                 refusal.error.hint.as_deref().map(|hint| super::hint::for_shell(hint, &refusal.about))
             }
             Self::Incomplete { vm, .. } => Some(format!(
-                "write it to a file in the VM and read that, which has no limit: \
+                "write the output to a file in the VM and read that, which has no limit: \
                  `nexusctl guest run {vm} -c 'COMMAND > /tmp/out'`, then `nexusctl guest read {vm} /tmp/out`"
             )),
             Self::Usage { hint, .. } | Self::Launch { hint, .. } => hint.clone(),
             Self::DaemonDown { hint, .. } => Some(hint.clone()),
             Self::NoAccess { .. } => Some(
-                "run nexusctl as the user who runs the daemon, or name another socket with --socket".into(),
+                "run nexusctl as the user who runs the daemon, or use another socket with --socket".into(),
             ),
-            Self::NotNexus { .. } => Some("name the daemon's socket with --socket or NEXUS_SOCKET".into()),
+            Self::NotNexus { .. } => Some("set the daemon's socket with --socket or NEXUS_SOCKET".into()),
             Self::Lost { .. } => {
                 Some("the call may have been executed: check with `nexusctl vm list`".into())
             }
-            Self::Cut { vm, command: Some(id), .. } => {
-                Some(format!("the command goes on if the VM does: `nexusctl shell {vm} --attach {id}`"))
+            Self::Cut { vm, command: Some(id), .. } => Some(format!(
+                "the command keeps running if the VM does; reattach with `nexusctl shell {vm} --attach {id}`"
+            )),
+            Self::Cut { vm, .. } => Some(format!("check the VM: `nexusctl vm inspect {vm}`")),
+            Self::Listen { .. } => Some("choose another port, or 0 for any free one: `0:PORT`".into()),
+            Self::OpPending { op, .. } => {
+                Some(format!("it is still running: follow it with `nexusctl op get {op}`"))
             }
-            Self::Cut { vm, .. } => Some(format!("look at it: `nexusctl vm inspect {vm}`")),
-            Self::Listen { .. } => Some("give another port, or 0 for any free one: `0:PORT`".into()),
-            Self::OpPending { op, .. } => Some(format!("it goes on: follow it with `nexusctl op get {op}`")),
             Self::Connect { .. }
             | Self::Garbled { .. }
             | Self::LineTooLong { .. }

@@ -19,10 +19,10 @@ const TIMED_OUT: u8 = 124;
 /// What to run where.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Pass standard input on. Without it the command reads nothing, unless a file was redirected (`< FILE`)
+    /// Forward standard input. Without it the command gets no input, unless a file is redirected (`< FILE`)
     #[arg(short, long, alias = "stdin")]
     interactive: bool,
-    /// Give it a terminal
+    /// Allocate a terminal
     #[arg(short, long)]
     tty: bool,
     /// The user to run as: a name or a number [default: root]
@@ -40,10 +40,10 @@ pub(crate) struct Args {
     /// The keys that detach from a command with a terminal, which keeps running
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", value_parser = detach_keys)]
     detach_keys: DetachKeys,
-    /// After how many seconds it is killed, with exit code 124; 0 for never
+    /// Kill the command after this many seconds, with exit code 124; 0 for never
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     timeout: u32,
-    /// Do not pass a redirected file on
+    /// Do not forward a redirected file
     #[arg(short, long, conflicts_with = "interactive")]
     no_stdin: bool,
     /// A line for the VM's shell, instead of a program with arguments
@@ -89,15 +89,15 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     if app.ui.is_json() && !args.detach {
         if args.tty {
-            return Err(Error::usage("--json does not work with a terminal: leave out --tty or --json"));
+            return Err(Error::usage("--json does not work with a terminal: omit --tty or --json"));
         }
         let how = How::new(args.workdir, env, args.user, args.timeout, args.interactive, args.no_stdin);
         return run_program(app, &mut client, &vm, program, how).await;
     }
     if args.tty && args.interactive && !stream::is_terminal() {
         return Err(Error::Usage {
-            message: "standard input and output are no terminal".into(),
-            hint: Some("leave out -t".into()),
+            message: "standard input and output are not a terminal".into(),
+            hint: Some("omit -t".into()),
         });
     }
     let input = args.interactive || (!args.no_stdin && !args.tty && is_fresh_file(std::io::stdin()));
@@ -157,9 +157,9 @@ pub(crate) fn code(app: &App, vm: &str, outcome: Outcome, timeout_s: u32) -> u8 
         }
         Outcome::Ended(ended) => ended.status.unwrap_or(u8::MAX),
         Outcome::Detached { command, is_taken_over } => {
-            let who = if is_taken_over { "somebody else took over; " } else { "" };
+            let who = if is_taken_over { "another client took over; " } else { "" };
             let id = command.map(|id| id.to_string()).unwrap_or_default();
-            app.ui.say(&format!("\n{who}the command goes on: `nexusctl shell {vm} --attach {id}`"));
+            app.ui.say(&format!("\n{who}the command keeps running: `nexusctl shell {vm} --attach {id}`"));
             0
         }
     }

@@ -27,7 +27,7 @@ const POLL_LINES: u32 = 10;
 /// How long to stay with long work.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct Wait {
-    /// Follow the work for at most this long; 0 returns at once [default: to its end]
+    /// Follow the work for at most this long; 0 returns at once [default: until it ends]
     #[arg(long, value_name = "SECONDS", conflicts_with = "detach")]
     wait: Option<u64>,
     /// Return at once and leave the work running
@@ -44,16 +44,16 @@ impl Wait {
 /// How something new is called, and whether and how long its making is followed.
 #[derive(Debug, Args)]
 pub(crate) struct New {
-    /// Its name [default: made up]
+    /// Its name [default: generated]
     #[arg(value_name = "NAME", conflicts_with = "name")]
     positional: Option<Name>,
-    /// Its name [default: made up]
+    /// Its name [default: generated]
     #[arg(long)]
     name: Option<Name>,
-    /// Only say what would be done
+    /// Only show what would be done
     #[arg(short = 'n', long)]
     pub(crate) dry_run: bool,
-    /// The same key with the same arguments within a day gives the same thing, not a second one
+    /// Idempotency key: within a day, the same key with the same arguments returns the same result instead of creating it again
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
     #[command(flatten)]
@@ -232,7 +232,7 @@ fn goes_on<R>(outcome: &OpOutcome<R>) -> String {
     let op = outcome.op_id;
     let step = if outcome.progress.step.is_empty() { "under way" } else { &outcome.progress.step };
     format!(
-        "operation {op} goes on ({step}): follow it with `nexusctl op get {op}`, end it with `nexusctl op cancel {op}`"
+        "operation {op} is still running ({step}): follow it with `nexusctl op get {op}`, cancel it with `nexusctl op cancel {op}`"
     )
 }
 

@@ -31,7 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Args {
     /// The VM: its name or id
     vm: Reference<VmKind>,
-    /// A port of this host's loopback, and one in the VM; one number is both. 0 for the host takes any free port
+    /// A loopback port of this host and a port in the VM; a single number means both. HOSTPORT 0 chooses any free port
     #[arg(required = true, value_name = "[HOSTPORT:]PORT", value_parser = ports)]
     ports: Vec<Ports>,
 }
@@ -67,7 +67,9 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         match app.ui.format {
             Format::Json => app.ui.json(&raw(&json!({ "listen": address.to_string(), "port": guest }))?)?,
             Format::Quiet => app.ui.line(&address.to_string())?,
-            Format::Human => app.ui.say(&format!("{address} leads to port {guest} of {vm}; ctrl-c ends it")),
+            Format::Human => {
+                app.ui.say(&format!("forwarding {address} to port {guest} of {vm}; press ctrl-c to stop"))
+            }
         }
         listeners.push((listener, guest));
     }

@@ -74,7 +74,10 @@ pub(crate) fn for_shell(hint: &str, about: &About) -> String {
             said.push_str("run ");
         }
         said.push_str(&format!("`nexusctl {command}"));
-        if let Some(name) = subject_of(&command, about) {
+        if let Some((name, after)) = given(rest) {
+            said.push_str(&format!(" {name}"));
+            rest = after;
+        } else if let Some(name) = subject_of(&command, about) {
             said.push_str(&format!(" {name}"));
         }
         if let Some((words, option)) = OPTIONS.iter().find(|(words, _)| rest.starts_with(words)) {
@@ -85,6 +88,13 @@ pub(crate) fn for_shell(hint: &str, about: &About) -> String {
     }
     said.push_str(rest);
     WORDS.iter().fold(said, |said, (word, option)| said.replace(word, option))
+}
+
+/// The name in ` with vm: NAME` at the start of a text, and the text behind it.
+fn given(text: &str) -> Option<(&str, &str)> {
+    let from = text.strip_prefix(" with vm: ")?;
+    let end = from.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(from.len());
+    Some(from.split_at(end))
 }
 
 fn is_of_name(c: char) -> bool {
@@ -147,6 +157,7 @@ mod tests {
                 "look at `nexusctl vm logs web-1`; run `nexusctl guest run web-1`",
             ),
             ("call drive_detach", "run `nexusctl drive detach`"),
+            ("call vm_stop with vm: db-2 first", "run `nexusctl vm stop db-2` first"),
         ] {
             assert_eq!(for_shell(hint, &vm), said);
         }
@@ -173,7 +184,7 @@ mod tests {
             ("look at vm_logs and system_info", "look at `nexusctl vm logs` and `nexusctl status`"),
             ("call guest_file_list", "run `nexusctl guest ls`"),
             ("give recursive: true to delete it whole", "give --recursive to delete it whole"),
-            ("free some room, then try again", "free some room, then try again"),
+            ("free some space, then try again", "free some space, then try again"),
             ("install the package e2fsprogs", "install the package e2fsprogs"),
         ] {
             assert_eq!(for_shell(hint, &About::default()), said);

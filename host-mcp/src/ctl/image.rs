@@ -29,15 +29,15 @@ pub(crate) enum Command {
     /// Show everything about an image
     #[command(visible_alias = "show")]
     Inspect(InspectArgs),
-    /// Make an image from packages, an OCI image, a directory, a tar archive or an ext4 file
+    /// Create an image from packages, an OCI image, a directory, a tar archive or an ext4 file
     Create(CreateArgs),
-    /// Make an image from a root filesystem that a provider has
+    /// Create an image from a provider's root filesystem
     FromRootfs(source::Of<source::Rootfs, CreateOptions>),
-    /// Make an image from an OCI image
+    /// Create an image from an OCI image
     FromOci(source::Of<source::Oci, CreateOptions>),
-    /// Make an image from a template
+    /// Create an image from a template
     FromTemplate(source::Of<source::Template, CreateOptions>),
-    /// Make an image from another one
+    /// Create an image from another one
     FromImage(source::Of<source::Image, CreateOptions>),
     /// Delete images
     #[command(visible_alias = "rm")]
@@ -75,16 +75,16 @@ pub(crate) struct CreateArgs {
 /// How to make it.
 #[derive(Debug, Args)]
 pub(crate) struct CreateOptions {
-    /// Its name [default: made from the source]
+    /// Its name [default: derived from the source]
     #[arg(long)]
     name: Option<Name>,
     /// What is PID 1: agent, or system (the image's own init) [default: agent]
     #[arg(long, value_parser = word::<InitMode>(&["agent", "system"]))]
     init: Option<InitMode>,
-    /// Only say what would be done
+    /// Only show what would be done
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// The same key with the same arguments within a day gives the same image, not a second one
+    /// Idempotency key: within a day, the same key with the same arguments returns the same image instead of creating it again
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     #[command(flatten)]
@@ -166,7 +166,7 @@ pub(crate) async fn list(app: &App, paging: Paging) -> Result<u8, Error> {
             listed.show(
                 &app.ui,
                 table(&listed.rows, app.ui.now()),
-                "no images; make one with `nexusctl image create`",
+                "no images; create one with `nexusctl image create`",
             )?;
             listed.say_more(&app.ui);
         }
@@ -221,7 +221,7 @@ async fn create(app: &App, (from, args): (String, CreateOptions)) -> Result<u8, 
 }
 
 fn status(image: &ImageDetails) -> Text {
-    if image.installed { Text::new("ready", Mood::Good) } else { "made on first use".into() }
+    if image.installed { Text::new("ready", Mood::Good) } else { "created on first use".into() }
 }
 
 fn table(images: &[ImageDetails], now: Timestamp) -> Table {
@@ -297,9 +297,9 @@ mod tests {
         .unwrap();
         let now = "2026-01-02T04:00:00Z".parse().unwrap();
         insta::assert_snapshot!(table(&images, now).render(None, false), @"
-        NAME              ID             STATUS             DISTRO     SIZE    ON DISK  USED BY  CREATED
-        busybox           bbbbbbbbbbbbe  ready              debian-12  16 MiB  2.2 MiB  3        1 h ago
-        debian (default)  -              made on first use  -          -       -        0        -
+        NAME              ID             STATUS                DISTRO     SIZE    ON DISK  USED BY  CREATED
+        busybox           bbbbbbbbbbbbe  ready                 debian-12  16 MiB  2.2 MiB  3        1 h ago
+        debian (default)  -              created on first use  -          -       -        0        -
         ");
     }
 }

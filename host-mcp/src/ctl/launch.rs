@@ -115,14 +115,14 @@ pub(crate) async fn ensure(app: &App) -> Result<(), Error> {
             child.try_wait().map_err(|source| Error::File { what: "watch", path: log.clone(), source })?;
         if let Some(status) = ended {
             return Err(Error::Launch {
-                what: format!("it exited at once ({status}); its output:\n{}", tail(&log).trim_end()),
+                what: format!("it exited immediately ({status}); its output:\n{}", tail(&log).trim_end()),
                 hint: Some(format!("the full log is in {}", log.display())),
                 source: None,
             });
         }
         if Instant::now() >= deadline {
             return Err(Error::Launch {
-                what: format!("it does not answer at {} after {} s", socket.display(), DEADLINE.as_secs()),
+                what: format!("it is not listening on {} after {} s", socket.display(), DEADLINE.as_secs()),
                 hint: Some(format!("see {}", log.display())),
                 source: None,
             });
@@ -142,7 +142,7 @@ async fn lock(path: &Path, deadline: Instant) -> Result<File, Error> {
             Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => tokio::time::sleep(STEP).await,
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(Error::Launch {
-                    what: format!("another nexusctl has been at it for {} s", DEADLINE.as_secs()),
+                    what: format!("another nexusctl has been starting it for {} s", DEADLINE.as_secs()),
                     hint: Some(format!("see {} beside {}", dirs::LOG_NAME, path.display())),
                     source: None,
                 });

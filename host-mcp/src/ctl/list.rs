@@ -14,10 +14,10 @@ use super::ui::{Table, Ui};
 /// How much of a list.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Paging {
-    /// How many rows at most [default: all]
+    /// Maximum number of rows [default: all]
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Where to go on: the cursor of an earlier list
+    /// Where to continue: the cursor of an earlier list
     #[arg(long)]
     cursor: Option<String>,
 }

@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// nexus.toml]
     #[arg(long, value_name = "SET", conflicts_with = "vm")]
     tools: Option<String>,
-    /// Do not start the daemon when none runs
+    /// Do not start the daemon if it is not running
     #[arg(long)]
     no_start: bool,
 }
@@ -29,12 +29,15 @@ pub(crate) struct Args {
 enum Command {
     /// Print ready-made configuration for an MCP client
     Config(mcp_config::Args),
+    /// Write it into the client's own file (or remove it again); the file before is kept as FILE.bak
+    Install(mcp_config::InstallArgs),
 }
 
 /// Runs the bridge until its client disconnects, or prints configuration.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     match args.command {
         Some(Command::Config(args)) => mcp_config::run(app, args),
+        Some(Command::Install(args)) => mcp_config::install(app, args),
         None => bridge::run(app, args.vm.map(|vm| vm.to_string()), args.tools, !args.no_start).await,
     }
 }

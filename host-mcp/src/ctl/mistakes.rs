@@ -59,7 +59,7 @@ pub(crate) fn explain(mut error: clap::Error, words: &[OsString]) -> clap::Error
         (ErrorKind::InvalidSubcommand, _, Some(verb)) => verb_tips(&verb, &path),
         (ErrorKind::ValueValidation, Some(option), _) if option.contains("--timeout") => {
             vec![
-                "-t is the time limit in seconds here; for a terminal: `nexusctl exec -it VM COMMAND`"
+                "-t is the timeout in seconds here; for a terminal: `nexusctl exec -it VM COMMAND`"
                     .to_owned(),
             ]
         }
@@ -112,7 +112,7 @@ fn option_tips(option: &str, path: &[String], command: &Command) -> Vec<String> 
     let flag = option.trim_start_matches('-').split('=').next().unwrap_or_default();
     let is_run = path.last().is_some_and(|verb| verb == "run" || verb == "exec");
     if is_run && ["d", "detach"].contains(&flag) {
-        return vec!["for a VM that stays: `nexusctl vm create --from IMAGE`".to_owned()];
+        return vec!["for a permanent VM: `nexusctl vm create --from IMAGE`".to_owned()];
     }
     let has = |name: &&&str| command.get_arguments().any(|arg| arg.get_long() == Some(**name));
     let meant =

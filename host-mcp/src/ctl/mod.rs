@@ -12,6 +12,8 @@ mod client;
 mod completion;
 mod connect;
 mod cp;
+#[cfg(test)]
+mod documented;
 mod drive;
 mod each;
 mod error;

@@ -22,13 +22,13 @@ const FOLLOW_WAIT_S: u32 = 20;
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show how VMs reach other machines, and the network that those with `nat` share
+    /// Show the network access of VMs, and the network that VMs with `nat` share
     #[command(visible_aliases = ["show", "ls"])]
     Inspect(InspectArgs),
-    /// Show which connections of a VM were refused, and by the proxy also which were made
+    /// Show the refused connections of a VM, and with the proxy also the established ones
     #[command(visible_alias = "logs")]
     Log(LogArgs),
-    /// Remove bridge, devices and firewall rules of the network that VMs share; refused while VMs run with them
+    /// Remove bridge, devices and firewall rules of the network that VMs share; fails while running VMs use it
     Cleanup,
 }
 
@@ -44,10 +44,10 @@ pub(crate) struct InspectArgs {
 pub(crate) struct LogArgs {
     /// The VM: its name or id
     vm: Reference<VmKind>,
-    /// Go on as connections are made
+    /// Follow new connections
     #[arg(short, long)]
     follow: bool,
-    /// How many of the last ones to show
+    /// Number of most recent connections to show
     #[arg(short = 'n', long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
     lines: u32,
 }
@@ -62,7 +62,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
             match (app.ui.format, cleaned.removed) {
                 (Format::Json, _) => app.ui.json(&raw(&cleaned)?)?,
                 (Format::Quiet, _) => {}
-                (Format::Human, true) => app.ui.line("the network that VMs share is removed")?,
+                (Format::Human, true) => app.ui.line("removed the network that VMs share")?,
                 (Format::Human, false) => app.ui.line("nothing to remove")?,
             }
             Ok(0)

@@ -37,7 +37,7 @@ fn table(plan: &Plan) -> Table {
 }
 
 fn summary(plan: &Plan) -> String {
-    let name = plan.name.as_ref().map_or("with a made-up name".into(), |name| format!("{name}"));
+    let name = plan.name.as_ref().map_or("with a generated name".into(), |name| format!("{name}"));
     let driver = plan.driver.as_ref().map_or(String::new(), |driver| {
         format!(" under {} {} ({})", driver.name, driver.version, driver.accel)
     });
@@ -51,7 +51,7 @@ fn summary(plan: &Plan) -> String {
         }
     };
     format!(
-        "dry run: would create the {} {name}{driver}, {download}; {} are free",
+        "dry run: would create the {} {name}{driver}, {download}; {} of disk space free",
         plan.makes.as_str(),
         format::size(plan.free_bytes),
     )
@@ -83,8 +83,7 @@ mod tests {
         clone     drive   -           -                     8 GiB  -
         start     vm      web         -                     -      -
         ");
-        let told =
-            "dry run: would create the vm web under qemu 7.2.0 (tcg), download 42.9 MiB; 83.8 GiB are free";
+        let told = "dry run: would create the vm web under qemu 7.2.0 (tcg), download 42.9 MiB; 83.8 GiB of disk space free";
         assert_eq!(summary(&plan), told);
 
         let packages = r#"{ "action": "download", "what": "packages", "source": "debian" }"#;
@@ -100,7 +99,7 @@ mod tests {
             (0, format!(",{packages}"), "download packages of unknown size"),
             (2048, format!(",{packages}"), "download 2 KiB and packages of unknown size"),
         ] {
-            let told = format!("dry run: would create the image web, {said}; 0 B are free");
+            let told = format!("dry run: would create the image web, {said}; 0 B of disk space free");
             assert_eq!(summary(&plan(bytes, &more)), told);
         }
     }

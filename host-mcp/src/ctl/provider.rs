@@ -55,7 +55,7 @@ pub(crate) struct OneArgs {
 /// What is to change.
 #[derive(Debug, Args)]
 pub(crate) struct SetArgs {
-    /// The provider's name; a new one adds a provider
+    /// The provider's name; an unknown name adds a provider
     provider: Name,
     /// A field and its new value, such as mirrors=https://mirror.example/alpine: kind, about, api, min_version; mirrors, keys and
     /// drivers, which may be repeated; arch, versions and stages, as JSON
@@ -89,7 +89,9 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
             match (app.ui.format, &removed.provider) {
                 (Format::Json, _) => app.ui.json(&raw(&removed)?)?,
                 (Format::Quiet, _) => app.ui.line(&removed.name)?,
-                (Format::Human, Some(_)) => app.ui.line(&format!("{} is as shipped", removed.name))?,
+                (Format::Human, Some(_)) => {
+                    app.ui.line(&format!("{} reset to its shipped definition", removed.name))?
+                }
                 (Format::Human, None) => app.ui.line(&format!("{} removed", removed.name))?,
             }
             Ok(0)
@@ -127,7 +129,7 @@ fn asked(app: &App, args: SetArgs) -> Result<ProviderSetParams, Error> {
     };
     all.extend(fields_of_words(args.fields)?);
     if all.is_empty() && args.reset.is_empty() {
-        return Err(Error::usage("say what is to change: FIELD=VALUE, --file FILE or --reset FIELD"));
+        return Err(Error::usage("nothing to change: give FIELD=VALUE, --file FILE or --reset FIELD"));
     }
     all.insert("provider".into(), json!(args.provider));
     all.insert("reset".into(), json!(args.reset));
@@ -147,14 +149,14 @@ fn fields_of_file(app: &App, file: &Path) -> Result<Map<String, Value>, Error> {
     let read = serde_json::from_str(&text.map_err(failed)?);
     let Ok(Value::Object(mut fields)) = read else {
         let why = read.err().map(|e| format!(": {e}")).unwrap_or_default();
-        return Err(Error::usage(format!("{} holds no JSON object{why}", file.display())));
+        return Err(Error::usage(format!("{} does not contain a JSON object{why}", file.display())));
     };
     match fields.remove("fields") {
         // The output of `provider inspect --json`.
         Some(Value::Object(whole)) => {
             if let Some(abridged) = fields.get("abridged").and_then(Value::as_array) {
                 let abridged: Vec<&str> = abridged.iter().filter_map(Value::as_str).collect();
-                app.ui.warn(&format!("the copy lacks the credentials that {} had", abridged.join(" and ")));
+                app.ui.warn(&format!("credentials in {} are not part of the copy", abridged.join(" and ")));
             }
             Ok(whole)
         }
@@ -179,7 +181,7 @@ fn fields_of_words(words: Vec<(String, String)>) -> Result<Map<String, Value>, E
             }
             "arch" | "versions" | "stages" => {
                 let value: Value = serde_json::from_str(&value)
-                    .map_err(|e| Error::usage(format!("{field} is given as JSON: {e}")))?;
+                    .map_err(|e| Error::usage(format!("{field} must be JSON: {e}")))?;
                 fields.insert(field, value);
             }
             _ => {

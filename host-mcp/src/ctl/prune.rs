@@ -11,13 +11,13 @@ use super::ui::{Format, Table};
 /// What to remove.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only say what would be removed
+    /// Only show what would be removed
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Also images that somebody made and nothing uses
+    /// Also all unused images
     #[arg(long)]
     images: bool,
-    /// Also kernels, root filesystems and VMMs that no VM, image, template or setting refers to
+    /// Also unused kernels, root filesystems and VMMs
     #[arg(long)]
     assets: bool,
 }
@@ -43,7 +43,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
                 app.ui.table(table(pruned))?;
             }
             for thing in &pruned.kept {
-                app.ui.say(&format!("{} {} stays: {}", thing.kind.as_str(), thing.name, thing.why));
+                app.ui.say(&format!("{} {} is kept: {}", thing.kind.as_str(), thing.name, thing.why));
             }
             let freed = format::size(pruned.freed_bytes);
             app.ui.line(&match (pruned.removed.len(), pruned.dry_run) {

@@ -20,13 +20,13 @@ use super::{App, mistakes};
 /// What to run in what.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Keep the VM: without it the VM is deleted when the command has ended
+    /// Keep the VM [default: delete it when the command has ended]
     #[arg(long)]
     keep: bool,
     /// No effect: this is the default
     #[arg(long, hide = true, conflicts_with = "keep")]
     rm: bool,
-    /// The VM's name [default: made up]
+    /// The VM's name [default: generated]
     #[arg(long)]
     name: Option<Name>,
     /// Virtual CPUs [default: 1]
@@ -44,14 +44,14 @@ pub(crate) struct Args {
     /// A line for the VM's shell, instead of a program with arguments
     #[arg(short = 'c', long = "command", value_name = "LINE", conflicts_with = "argv")]
     line: Option<String>,
-    /// Run this before the arguments instead of the image's entrypoint; empty for nothing
+    /// Replaces the image's entrypoint; empty for none
     #[arg(long, value_name = "PROGRAM", conflicts_with = "line")]
     entrypoint: Option<String>,
     #[command(flatten)]
     how: How,
-    /// What the VM is made from: debian, busybox, an image's name, or one of a registry with its tag, such as python:3.12
+    /// What to create the VM from: debian, busybox, an image's name, or an image in a registry with its tag, such as python:3.12
     image: String,
-    /// The program and its arguments, behind the image's entrypoint [default: the image's own command]
+    /// The program and its arguments, after the image's entrypoint [default: the image's own command]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     argv: Vec<String>,
 }
@@ -175,7 +175,7 @@ async fn refuse_nothing(client: &mut Client, given: &Given, image: &str) -> Resu
 
 fn no_command(image: &str) -> Error {
     Error::Usage {
-        message: format!("image {image} names no command of its own: give one"),
+        message: format!("image {image} has no default command: give one"),
         hint: Some(format!("`nexusctl run {image} -- COMMAND`")),
     }
 }

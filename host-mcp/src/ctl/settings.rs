@@ -31,7 +31,7 @@ pub(crate) enum Command {
     Set(SetArgs),
     /// Reset settings to their built-in values
     Reset(ResetArgs),
-    /// List what was changed, newest first
+    /// List changes, newest first
     History(HistoryArgs),
     /// Roll the settings back to an earlier revision
     Rollback(RollbackArgs),
@@ -105,7 +105,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
                     listed.show(
                         &app.ui,
                         history(&listed.rows, app.ui.now()),
-                        "nothing was changed yet: all settings are as they are built in",
+                        "no changes yet: all settings have their built-in values",
                     )?;
                     listed.say_more(&app.ui);
                 }

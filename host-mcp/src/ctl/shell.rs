@@ -25,13 +25,13 @@ pub(crate) struct Args {
     /// Reattach to a detached command, such as a shell: its id; `nexusctl call guest_command_list` shows them
     #[arg(short, long, value_name = "ID")]
     attach: Option<CommandId>,
-    /// With --attach: watch only, even if nobody writes
+    /// With --attach: only watch, even if no other client is writing
     #[arg(long, requires = "attach")]
     watch: bool,
-    /// With --attach: take over from whoever writes; they are detached
+    /// With --attach: take over from the client that is writing, which is detached
     #[arg(long, requires = "attach", conflicts_with = "watch")]
     take_over: bool,
-    /// With --attach: how much of what was written before to show, in bytes [default: all that is kept]
+    /// With --attach: how much of the earlier output to show, in bytes [default: all that is kept]
     #[arg(long, value_name = "BYTES", requires = "attach")]
     scroll_back: Option<u64>,
     /// The keys that detach from the shell, which keeps running
@@ -78,7 +78,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     let opened = &stream.opened;
     if args.attach.is_some() && !opened.writer && !args.watch {
         app.ui
-            .say("somebody else writes to it, or it takes no input: watching only (`--take-over` to write)");
+            .say("another client is writing, or the command takes no input: only watching (`--take-over` to write)");
     }
     let input = opened.writer || is_terminal;
     let tty = opened.tty && is_terminal;

@@ -39,7 +39,7 @@ pub(crate) async fn doctor(app: &App) -> Result<u8, Error> {
 /// Replaces this process; returns only if that failed.
 fn become_doctor(app: &App) -> Error {
     let daemon = launch::daemon_binary(&app.env);
-    app.ui.say("the daemon is not running; looking at the host without it");
+    app.ui.say("the daemon is not running; checking the host without it");
     let mut command = Command::new(&daemon);
     command.arg("doctor");
     if app.ui.is_json() {

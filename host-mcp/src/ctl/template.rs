@@ -37,7 +37,7 @@ pub(crate) enum Command {
     /// Show a template, its versions and its last builds
     #[command(visible_alias = "show")]
     Inspect(InspectArgs),
-    /// Change a template: a new version
+    /// Change a template, as a new version
     Update(UpdateArgs),
     /// Delete a template; its images stay
     #[command(visible_alias = "rm")]
@@ -49,13 +49,13 @@ pub(crate) enum Command {
 pub(crate) struct CreateArgs {
     /// Its name
     name: Name,
-    /// What it starts from: debian, busybox, image:NAME, file:PATH on the daemon's host
+    /// Its source: debian, busybox, image:NAME, file:PATH on the daemon's host
     #[arg(long, visible_alias = "from")]
     source: String,
-    /// A file to lay over it, from a file here with its mode; may be repeated
+    /// A file to add to the image, from a local file with its mode; may be repeated
     #[arg(long, value_name = "PATH=FILE", value_parser = pair)]
     overlay: Vec<(String, String)>,
-    /// A command that its VMs start at each boot, by a name; may be repeated
+    /// A named command that its VMs start at each boot; may be repeated
     #[arg(long, value_name = "NAME=COMMAND", value_parser = pair)]
     service: Vec<(String, String)>,
     /// A package to install (source debian only); may be repeated
@@ -64,7 +64,7 @@ pub(crate) struct CreateArgs {
     /// What is PID 1: agent, or system (the image's own init) [default: agent]
     #[arg(long, value_parser = word::<InitMode>(&["agent", "system"]))]
     init: Option<InitMode>,
-    /// The least size of the image's filesystem [default: what the content needs]
+    /// The minimum size of the image's filesystem [default: as needed]
     #[arg(long, value_name = "SIZE", value_parser = super::mistakes::disk)]
     size: Option<ByteSize>,
 }
@@ -74,31 +74,31 @@ pub(crate) struct CreateArgs {
 pub(crate) struct UpdateArgs {
     /// The template: its name or id
     template: Reference<TemplateKind>,
-    /// What it starts from
+    /// Its source
     #[arg(long, visible_alias = "from")]
     source: Option<String>,
-    /// A file to add or replace, from a file here with its mode; may be repeated
+    /// A file to add or replace, from a local file with its mode; may be repeated
     #[arg(long, value_name = "PATH=FILE", value_parser = pair)]
     overlay: Vec<(String, String)>,
-    /// A command that its VMs start at each boot, by a name, to add or replace; may be repeated
+    /// A named command to add or replace, which its VMs start at each boot; may be repeated
     #[arg(long, value_name = "NAME=COMMAND", value_parser = pair)]
     service: Vec<(String, String)>,
     /// A path to remove from the overlays; may be repeated
     #[arg(long, value_name = "PATH")]
     remove_overlay: Vec<String>,
-    /// A package to install beside those before; may be repeated
+    /// A package to add; may be repeated
     #[arg(short, long, value_name = "PACKAGE")]
     package: Vec<String>,
     /// A package to remove; may be repeated
     #[arg(long, value_name = "PACKAGE")]
     remove_package: Vec<String>,
-    /// Install none of the packages before; with --package, those instead of them
+    /// Remove all packages; with --package, install only those
     #[arg(long, conflicts_with = "remove_package")]
     no_packages: bool,
     /// What is PID 1: agent, or system
     #[arg(long, value_parser = word::<InitMode>(&["agent", "system"]))]
     init: Option<InitMode>,
-    /// The least size of the image's filesystem; 0 for what the content needs
+    /// The minimum size of the image's filesystem; 0 for as needed
     #[arg(long, value_name = "SIZE", value_parser = super::mistakes::disk)]
     size: Option<ByteSize>,
     /// Go back to an earlier version, before the other changes
@@ -188,7 +188,8 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
 /// The packages of a template after adding some and removing others.
 fn changed(mut packages: Vec<String>, add: Vec<String>, remove: &[String]) -> Result<Vec<String>, Error> {
     if let Some(unknown) = remove.iter().find(|name| !packages.contains(name)) {
-        return Err(Error::usage(format!("the template has no package {unknown}: {}", packages.join(" "))));
+        let has = if packages.is_empty() { "none".to_owned() } else { packages.join(", ") };
+        return Err(Error::usage(format!("the template has no package {unknown}; its packages: {has}")));
     }
     packages.retain(|name| !remove.contains(name));
     for name in add {
@@ -230,7 +231,7 @@ async fn list(app: &App, paging: Paging) -> Result<u8, Error> {
             listed.show(
                 &app.ui,
                 table(&listed.rows, app.ui.now()),
-                "no templates; make one with `nexusctl template create`",
+                "no templates; create one with `nexusctl template create`",
             )?;
             listed.say_more(&app.ui);
         }

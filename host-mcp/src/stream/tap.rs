@@ -197,7 +197,7 @@ impl Tap {
         let Some(era) = params.era(self.is_initialized.load(Ordering::Acquire)) else { return false };
         let id = id.get();
         if self.calls().contains_key(id) {
-            self.refuse(Some(id), -32600, "a call with this id is under way");
+            self.refuse(Some(id), -32600, "a call with this id is in progress");
             return true;
         }
         let handle = Handle::default();

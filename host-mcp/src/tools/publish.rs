@@ -73,5 +73,9 @@ mod tests {
     fn instructions_fit() {
         assert!(INSTRUCTIONS.chars().count() < 2048, "{}", INSTRUCTIONS.chars().count());
         assert!(SCOPED_INSTRUCTIONS.chars().count() < 2048);
+        // They say what is there and how to get more.
+        for needed in ["vm_create {}", "template_create", "apt, pip", "oci:", "network", "op_get"] {
+            assert!(INSTRUCTIONS.contains(needed), "{needed}");
+        }
     }
 }

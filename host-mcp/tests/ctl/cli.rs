@@ -79,19 +79,19 @@ fn what_there_is_not_is_said_and_no_heading_is_shown() {
         ],
     );
     for (words, key, said) in [
-        ("vm list", "vms", "no VMs; make one with `nexusctl vm create`\n"),
-        ("vm list --state ready", "vms", "no VM is like that\n"),
+        ("vm list", "vms", "no VMs; create one with `nexusctl vm create`\n"),
+        ("vm list --state ready", "vms", "no matching VMs\n"),
         ("asset list --installed", "assets", "no asset is installed\n"),
         ("kernel installed", "assets", "no kernel is installed\n"),
-        ("firecracker list", "assets", "no vmm is installed, and none is offered\n"),
-        ("drive list", "drives", "no drives; make one with `nexusctl drive create`\n"),
-        ("drive list --free", "drives", "no drive is free\n"),
+        ("firecracker list", "assets", "no vmm is installed or available\n"),
+        ("drive list", "drives", "no drives; create one with `nexusctl drive create`\n"),
+        ("drive list --free", "drives", "no detached drives\n"),
         ("drive list --vm web", "drives", "this VM has no drives\n"),
         ("build list", "builds", "no builds; start one with `nexusctl build start TEMPLATE`\n"),
-        ("template list", "templates", "no templates; make one with `nexusctl template create`\n"),
-        ("image list", "images", "no images; make one with `nexusctl image create`\n"),
+        ("template list", "templates", "no templates; create one with `nexusctl template create`\n"),
+        ("image list", "images", "no images; create one with `nexusctl image create`\n"),
         ("op list", "ops", "no operations\n"),
-        ("settings history", "changes", "nothing was changed yet: all settings are as they are built in\n"),
+        ("settings history", "changes", "no changes yet: all settings have their built-in values\n"),
     ] {
         let run = world.run(words);
         assert_eq!((run.code, run.text(), run.stderr.as_str()), (0, "", said), "{words}");

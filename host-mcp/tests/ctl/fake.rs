@@ -322,7 +322,7 @@ impl Run {
     }
 }
 
-/// Waits for a child, not for ever.
+/// Waits for a child, with a deadline.
 pub fn finish(mut child: Child) -> Run {
     let id = rustix::process::Pid::from_child(&child);
     let done = Arc::new((Mutex::new(false), Condvar::new()));
@@ -354,7 +354,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Reads lines of a child without blocking the test for ever.
+/// Reads lines of a child without blocking the test forever.
 pub struct Lines {
     lines: std::sync::mpsc::Receiver<String>,
 }

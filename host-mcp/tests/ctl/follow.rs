@@ -75,8 +75,8 @@ fn what_is_so_already_is_told() {
     let stop: Tool = Box::new(move |_, _| Some(with("stopped", "nothing to do")));
     let start: Tool = Box::new(move |_, _| Some(with("ready", "nothing to do")));
     let _fake = Fake::start(&world.runtime(), [("vm_stop", stop), ("vm_start", start)]);
-    assert_eq!(world.run("vm stop web-1").text(), "web-1 was stopped already\n");
-    assert_eq!(world.run("vm start web-1").text(), "web-1 was ready already\n");
+    assert_eq!(world.run("vm stop web-1").text(), "web-1 was already stopped\n");
+    assert_eq!(world.run("vm start web-1").text(), "web-1 was already ready\n");
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn time_is_up_when_it_is_limited() {
     let run = world.run("vm create --wait 1");
     assert_eq!(run.code, 5);
     assert!(
-        run.stderr.contains(&format!("hint: it goes on: follow it with `nexusctl op get {OP}`")),
+        run.stderr.contains(&format!("hint: it is still running: follow it with `nexusctl op get {OP}`")),
         "{run:?}"
     );
 }
@@ -135,7 +135,7 @@ fn ctrl_c_leaves_the_work_and_says_how_to_go_on() {
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let run = finish(child);
     assert_eq!((run.code, run.text()), (130, ""));
-    assert!(run.stderr.contains(&format!("operation {OP} goes on")), "{}", run.stderr);
+    assert!(run.stderr.contains(&format!("operation {OP} is still running")), "{}", run.stderr);
     fake.wait(|messages| messages.iter().any(|m| m["method"] == "notifications/cancelled"));
     assert!(fake.calls("op_cancel").is_empty());
 }

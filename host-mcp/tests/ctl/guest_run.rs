@@ -137,7 +137,7 @@ fn output_that_is_not_whole_is_a_failure_that_says_how_to_get_all() {
         let _fake = Fake::start(&world.runtime(), [("guest_run_command", cut)]);
         let run = world.run("guest run web-1 -- tar c /");
         assert_eq!((run.code, run.text()), (125, "the beginning and the end"));
-        assert!(run.stderr.contains("2 MiB of the 3 MiB of stdout were left out of the middle"), "{run:?}");
+        assert!(run.stderr.contains("2 MiB of 3 MiB of stdout were omitted from the middle"), "{run:?}");
         assert!(run.stderr.contains(&format!("exit code {own_code}")), "{run:?}");
         assert!(run.stderr.contains("nexusctl guest read web-1 /tmp/out"), "{run:?}");
 

@@ -75,7 +75,7 @@ fn ps_shows_what_runs_and_ls_shows_all() {
     ] {
         assert_eq!(names(line), shown, "{line}");
     }
-    assert!(world.run("ps").stderr.contains("2 VMs are down: `nexusctl ps -a`"));
+    assert!(world.run("ps").stderr.contains("2 VMs are not running: `nexusctl ps -a`"));
     let json = world.run("ps --json").json();
     assert_eq!(json, json!({ "vms": [vms["vms"][0], vms["vms"][2]] }));
     assert_eq!(world.run("ps -q").text(), format!("{VM}\n{VM}\n"));
@@ -117,7 +117,7 @@ fn a_vm_gets_another_name() {
     renamed["name"] = "web-2".into();
     let fake = Fake::start(&world.runtime(), [("vm_update", gives(renamed))]);
     let run = world.run("rename web-1 web-2");
-    assert_eq!((run.code, run.text()), (0, "web-1 is web-2 now\n"));
+    assert_eq!((run.code, run.text()), (0, "web-1 is now named web-2\n"));
     assert!(run.stderr.contains("hostname"), "{}", run.stderr);
     assert_eq!(fake.calls("vm_update"), [json!({ "vm": "web-1", "name": "web-2" })]);
 }
@@ -234,7 +234,7 @@ fn run_refuses_an_image_without_a_command_before_it_makes_a_vm() {
     let fake = Fake::start(&world.runtime(), [("image_inspect", gives(image(&[], &[])))]);
     let run = world.run("run debian");
     assert_eq!(run.code, 2);
-    assert!(run.stderr.contains("names no command of its own"), "{}", run.stderr);
+    assert!(run.stderr.contains("has no default command"), "{}", run.stderr);
     assert!(fake.calls("vm_create").is_empty());
 }
 
@@ -247,9 +247,9 @@ fn pull_takes_from_a_registry_and_says_what_is_here_already() {
             (true, _) => Some(structured(&json!({ "plan": {
                 "makes": "image", "name": "oci-py", "download_bytes": 0, "free_bytes": 0, "steps": [] } }))),
             (false, 1) => Some(structured(&ended(image(&[], &["python3"])))),
-            (false, _) => fails("name_taken", "there is an image named oci-py already", "give another name")(
-                arguments, caller,
-            ),
+            (false, _) => {
+                fails("name_taken", "image oci-py already exists", "choose another name")(arguments, caller)
+            }
         }
     });
     let fake =

@@ -78,7 +78,7 @@ async fn templates_have_versions_and_mistakes_are_told_at_once() {
         )
         .await;
     assert_eq!(code, "invalid_argument");
-    for word in ["template", "-o", "size", "relative", "/a is a file and a directory"] {
+    for word in ["template", "-o", "size", "relative", "/a is both a file and a directory"] {
         assert!(text.contains(word), "{word} in {text}");
     }
     for (wrong, code) in [

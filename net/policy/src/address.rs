@@ -1,27 +1,27 @@
-//! What kind of address an address is.
+//! Kinds of IP addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// A kind of address, as far as presets know kinds.
+/// A kind of address, as presets distinguish them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Range {
-    /// One of the internet. The ranges for documentation and benchmarks are among them: on some hosts mirrors are there.
+    /// An address on the internet. This includes the ranges for documentation and benchmarks, since some hosts have mirrors there.
     Public,
-    /// Of this host alone: 127.0.0.0/8, `::1`, 0.0.0.0/8 and `::`.
+    /// The host itself: 127.0.0.0/8, `::1`, 0.0.0.0/8 and `::`.
     Loopback,
-    /// Of a private network: RFC 1918, 100.64.0.0/10, fc00::/7.
+    /// A private network: RFC 1918, 100.64.0.0/10, fc00::/7.
     Private,
     /// 169.254.0.0/16 and fe80::/10.
     LinkLocal,
-    /// Where clouds serve metadata and credentials.
+    /// A metadata service of a cloud, which also serves credentials.
     Metadata,
-    /// To many.
+    /// A multicast group.
     Multicast,
-    /// Of no use yet, or of none any more.
+    /// Reserved or obsolete.
     Reserved,
 }
 
-/// What kind an address is of. One that has an IPv4 address in it is of that one's kind.
+/// Returns the kind of an address. An IPv6 address with an embedded IPv4 address has the kind of the IPv4 address.
 pub fn range(address: IpAddr) -> Range {
     match inner(address) {
         IpAddr::V4(v4) => range_v4(v4),
@@ -29,18 +29,18 @@ pub fn range(address: IpAddr) -> Range {
     }
 }
 
-/// The IPv4 address that an address of IPv6 has in it, else itself.
+/// Returns the IPv4 address that is embedded in an IPv6 address; without one, the address itself.
 pub fn inner(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address.to_canonical() else { return address.to_canonical() };
     let v4 = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
     match v6.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => v6.into(),
-        // Compatible and translated forms of IPv4, and what translates or tunnels to it: RFC 4291, 2765, 6052, 3056.
+        // IPv4-compatible and IPv4-translated addresses, and prefixes of translators and tunnels: RFC 4291, 2765, 6052, 3056.
         [0, 0, 0, 0, 0, 0, high, low]
         | [0, 0, 0, 0, 0xffff, 0, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
         | [0x2002, high, low, ..] => v4(high, low),
-        // Teredo (RFC 4380) has the client's address inverted at its end.
+        // Teredo (RFC 4380): the last 32 bits are the client's address, inverted.
         [0x2001, 0, _, _, _, _, high, low] => v4(!high, !low),
         _ => v6.into(),
     }
@@ -49,7 +49,7 @@ pub fn inner(address: IpAddr) -> IpAddr {
 const fn range_v4(address: Ipv4Addr) -> Range {
     match address.octets() {
         [0 | 127, ..] => Range::Loopback,
-        // Of most clouds, and the other ones of Azure, Alibaba and Oracle.
+        // The address of most clouds, and further ones of Azure, Alibaba and Oracle.
         [169, 254, 169, 254] | [168, 63, 129, 16] | [100, 100, 100, 200] | [192, 0, 0, 192] => {
             Range::Metadata
         }
@@ -64,11 +64,11 @@ const fn range_v4(address: Ipv4Addr) -> Range {
 const fn range_v6(address: Ipv6Addr) -> Range {
     match address.segments() {
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Range::Loopback,
-        // Amazon's, its one for containers, and Google's.
+        // Amazon's, also for containers, and Google's.
         [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254 | 0x23] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] => {
             Range::Metadata
         }
-        // RFC 8215: of whoever translates.
+        // RFC 8215: for local translators.
         [0x64, 0xff9b, 1, ..] => Range::Private,
         [0xfc00..=0xfdff, ..] | [0xfec0..=0xfeff, ..] => Range::Private,
         [0xfe80..=0xfebf, ..] => Range::LinkLocal,
@@ -78,10 +78,10 @@ const fn range_v6(address: Ipv6Addr) -> Range {
     }
 }
 
-/// Where translators put addresses of IPv4: 64:ff9b::/96 (RFC 6052).
+/// Prefix in which translators embed IPv4 addresses: 64:ff9b::/96 (RFC 6052).
 pub(crate) const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 
-/// All ranges of IPv4 that [`range`] tells apart from what is around them, from the first to the last address.
+/// Returns all IPv4 ranges for which [`range`] differs from the addresses around them, as first and last address.
 pub(crate) fn cuts_v4() -> impl Iterator<Item = (Ipv4Addr, Ipv4Addr)> {
     const NETS: [([u8; 4], u32); 15] = [
         ([0, 0, 0, 0], 8),
@@ -107,7 +107,7 @@ pub(crate) fn cuts_v4() -> impl Iterator<Item = (Ipv4Addr, Ipv4Addr)> {
     })
 }
 
-/// The same of IPv6, but for what lies within [`NAT64`] and other ranges that hold addresses of IPv4.
+/// Returns the same for IPv6, without ranges within [`NAT64`] and other ranges that embed IPv4 addresses.
 pub(crate) fn cuts_v6() -> impl Iterator<Item = (Ipv6Addr, Ipv6Addr)> {
     const NETS: [([u16; 8], u32); 11] = [
         ([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96),
@@ -178,7 +178,7 @@ mod tests {
             ("240.0.0.1", Range::Reserved),
             ("255.255.255.255", Range::Reserved),
             ("100::1", Range::Reserved),
-            // IPv4 in other clothes.
+            // Embedded IPv4 addresses.
             ("::ffff:127.0.0.1", Range::Loopback),
             ("::ffff:169.254.169.254", Range::Metadata),
             ("::ffff:8.8.8.8", Range::Public),

@@ -1,7 +1,7 @@
-//! A policy as ranges of addresses and ports, for what cannot ask for each connection: the kernel's sets.
+//! Converts a policy into ranges of addresses and ports for the kernel's sets, since the kernel cannot ask about each connection.
 //!
-//! Nothing is decided here: all addresses and all ports are cut where any entry, kind of address or address of the host starts or ends, and
-//! [`decide_address`] is asked once for each piece.
+//! Nothing is decided here: the addresses and ports are split wherever an entry, a kind of address or an address of the host starts or ends,
+//! and [`decide_address`] decides once for each piece.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,11 +11,11 @@ use nexus_schema::network::{DenyReason, NetworkPolicy, NetworkRule, Target};
 use crate::address::{NAT64, cuts_v4, cuts_v6};
 use crate::{Place, decide_address, decide_name, inner, range};
 
-/// The ports of DNS, plain and over TLS: a name in an allow list opens them only where its entry names them.
+/// The ports of DNS, plain and over TLS: a name in an allow list opens them only if its entry names the port.
 const RESOLVER_PORTS: [u16; 2] = [53, 853];
 
-/// Ranges of IPv6 that hold addresses of IPv4 in ways that no range of addresses follows: compatible, translated and mapped ones, Teredo, 6to4.
-/// They are closed. [`NAT64`] is followed.
+/// IPv6 ranges with embedded IPv4 addresses that are not converted into ranges: compatible, translated and mapped addresses, Teredo, 6to4.
+/// They are always refused. [`NAT64`] is converted.
 const CLOSED_V6: [(Ipv6Addr, Ipv6Addr); 4] = [
     (Ipv6Addr::UNSPECIFIED, Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0xffff, 0xffff)),
     (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0xffff, 0xffff, 0xffff)),
@@ -27,7 +27,7 @@ const fn last_of(first: u16, second: u16) -> Ipv6Addr {
     Ipv6Addr::new(first, second, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff)
 }
 
-/// One of the two kinds of addresses.
+/// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     /// IPv4.
@@ -37,7 +37,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// The family of an address.
+    /// Returns the family of an address.
     pub const fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
@@ -57,20 +57,20 @@ impl Family {
     }
 }
 
-/// Ranges of ports, each from its first to its last.
+/// Ranges of ports, as first and last port.
 type Ports = Vec<(u16, u16)>;
 
-/// What a decision depends on besides the policy.
+/// The facts about the host that a decision depends on besides the policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// The host's own addresses.
     pub own: BTreeSet<IpAddr>,
-    /// Ranges that no policy opens, from the first to the last address: those of the VMs.
+    /// Ranges that no policy opens, as first and last address: those of the VMs.
     pub closed: Vec<(IpAddr, IpAddr)>,
 }
 
 impl Surroundings {
-    /// An address, and what is known of it.
+    /// Returns an address with what is known about it.
     pub fn place(&self, address: IpAddr, port: u16) -> Place {
         let is_own = self.own.contains(&address) || self.own.contains(&inner(address));
         let is_of_vms = self.closes(address) || self.closes(inner(address));
@@ -93,19 +93,19 @@ pub struct Cell {
     pub ports: (u16, u16),
 }
 
-/// Whether addresses like this one cannot be followed by ranges, and so are closed.
+/// Returns whether an address is in a range that cannot be converted, and so is always refused.
 pub fn is_closed(address: IpAddr) -> bool {
     let IpAddr::V6(v6) = address else { return false };
     CLOSED_V6.iter().any(|(first, last)| (first..=last).contains(&&v6))
 }
 
-/// Whether names decide what may be reached: there is an allow list, and not everything is on it.
+/// Returns whether names decide what may be reached: there is an allow list, and it does not have `*` without a port.
 pub fn has_name_list(policy: &NetworkPolicy) -> bool {
     let is_all = |rule: &NetworkRule| *rule.target() == Target::Any && rule.ports().is_none();
     !policy.allow.is_empty() && !policy.allow.iter().any(is_all)
 }
 
-/// All that may be reached by its address alone. The cells do not overlap.
+/// Returns everything that may be reached by its address alone. The cells do not overlap.
 pub fn allowed_cells(policy: &NetworkPolicy, around: &Surroundings, family: Family) -> Vec<Cell> {
     let mut cells: Vec<(u128, u128, Ports)> = Vec::new();
     let starts: Vec<u128> = address_starts(policy, around, family).into_iter().collect();
@@ -129,8 +129,8 @@ pub fn allowed_cells(policy: &NetworkPolicy, around: &Surroundings, family: Fami
     all.collect()
 }
 
-/// Where a name that may be asked for leads, as ranges of ports: those of the address under which the name may be reached. Two ranges of one
-/// policy are the same or do not overlap. The error is the reason for the commonest port.
+/// Returns the ports at which an address may be reached after it was found by a name. Two ranges that one policy gives are the same or do not
+/// overlap. The error is the reason of the refusal for port 443.
 pub fn pin_ports(
     policy: &NetworkPolicy,
     around: &Surroundings,
@@ -157,7 +157,7 @@ pub fn pin_ports(
     if allowed.is_empty() { decide(443).map(|()| allowed) } else { Ok(allowed) }
 }
 
-/// The policy with those entries alone that say something of an address; as far as this address goes it is the same.
+/// Returns the policy with only the entries that concern an address. For this address it decides as the whole policy does.
 fn about(policy: &NetworkPolicy, address: IpAddr) -> NetworkPolicy {
     let bare = inner(address);
     let says = |rule: &&NetworkRule| {
@@ -192,7 +192,7 @@ fn allowed_ports(policy: &NetworkPolicy, around: &Surroundings, address: IpAddr)
     allowed
 }
 
-/// Where ranges of ports start that the entries do not tell apart.
+/// Returns the first ports of the ranges within which all entries treat all ports alike.
 fn port_starts<'a>(rules: impl Iterator<Item = &'a NetworkRule>) -> BTreeSet<u16> {
     let mut starts = BTreeSet::from([0]);
     for (first, last) in rules.filter_map(NetworkRule::ports) {
@@ -207,7 +207,7 @@ fn segments(starts: &BTreeSet<u16>) -> impl Iterator<Item = (u16, u16)> {
     starts.iter().copied().zip(ends)
 }
 
-/// Where ranges of addresses start that nothing tells apart.
+/// Returns the first addresses of the ranges within which all addresses are treated alike.
 fn address_starts(policy: &NetworkPolicy, around: &Surroundings, family: Family) -> BTreeSet<u128> {
     let mut starts = BTreeSet::from([0]);
     let mut cut = |first: IpAddr, last: IpAddr| {

@@ -1,10 +1,10 @@
-//! What a VM may reach. Pure: one policy, whoever carries the connections.
+//! Decides what a VM may reach. Pure: the proxy and the firewall use the same decisions.
 //!
-//! 1. What `deny` names is refused, by its name or by its address.
-//! 2. Where `allow` has entries, a name has to be named by one of them, or `*` be among them. Without entries every name may be asked for.
-//! 3. An address that `allow` names alone, or in a CIDR that lies within one kind of private addresses, may be reached. Any other one has to
-//!    be of a kind that the preset allows: so neither a name, allowed or not, nor 0.0.0.0/0 leads to a private address. One that was not
-//!    found by a name has to be named, too, or `*` be there, where `allow` has entries.
+//! 1. Names and addresses in `deny` are refused.
+//! 2. If `allow` has entries, a name must match one of them, or `*` must be among them. Without entries every name may be looked up.
+//! 3. An address may be reached if `allow` has the address itself, or a CIDR around it that lies within one kind of private addresses. Any
+//!    other address must be of a kind that the preset allows: so neither a name nor 0.0.0.0/0 opens a private address. If `allow` has entries
+//!    and the address was not found by a name, an entry must also cover it, or `*` must be among them.
 
 mod address;
 mod cells;
@@ -16,12 +16,12 @@ use nexus_schema::network::{DenyReason, NetworkMode, NetworkPolicy, NetworkPrese
 pub use address::{Range, inner, range};
 pub use cells::{Cell, Family, Surroundings, allowed_cells, has_name_list, is_closed, pin_ports};
 
-/// The shortest prefix of a network of IPv4 that lies within a block: 10.0.0.0/8 and 127.0.0.0/8 are blocks, 224.0.0.0/4 is not opened as one.
+/// Shortest IPv4 prefix that can open a range that is not public: 10.0.0.0/8 and 127.0.0.0/8 can be opened as a whole, 224.0.0.0/4 cannot.
 const BLOCK_V4: u8 = 8;
-/// The longest allow list that a hint shows.
+/// Maximum number of entries of an allow list that a hint shows.
 const HINT_MAX: usize = 8;
 
-/// Whether a name may be asked for, before it is looked up.
+/// Decides whether a name may be looked up.
 pub fn decide_name(policy: &NetworkPolicy, name: &str, port: u16) -> Result<(), DenyReason> {
     if policy.mode == NetworkMode::None {
         return Err(DenyReason::NoNetwork);
@@ -37,22 +37,22 @@ pub fn decide_name(policy: &NetworkPolicy, name: &str, port: u16) -> Result<(), 
     }
 }
 
-/// An address, and what is known of it.
+/// An address, and what is known about it.
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
     /// The address.
     pub address: IpAddr,
-    /// The port; 0 for protocols without ports, which only entries without ports mean.
+    /// The port; 0 for protocols without ports, which only entries without ports match.
     pub port: u16,
     /// Its kind.
     pub range: Range,
     /// Whether it is one of the host's own.
     pub is_own: bool,
-    /// Whether it is of the network that VMs share, which no policy opens: groups do.
+    /// Whether it is in the network that VMs share, which only groups open, not policies.
     pub is_of_vms: bool,
 }
 
-/// Whether an address may be dialled; `by_name` says that it was found by a name that may be asked for.
+/// Decides whether an address may be dialled; `by_name` says that it was found by an allowed name.
 pub fn decide_address(policy: &NetworkPolicy, place: Place, by_name: bool) -> Result<(), DenyReason> {
     let Place { address, port, range, is_own, is_of_vms } = place;
     if is_of_vms {
@@ -61,7 +61,7 @@ pub fn decide_address(policy: &NetworkPolicy, place: Place, by_name: bool) -> Re
     if policy.mode == NetworkMode::None {
         return Err(DenyReason::NoNetwork);
     }
-    // In whatever clothes it comes.
+    // Also checks an embedded IPv4 address.
     let bare = inner(address);
     let is_denied =
         |rule: &NetworkRule| rule.is_any(port) || rule.covers(address, port) || rule.covers(bare, port);
@@ -90,9 +90,9 @@ pub fn decide_address(policy: &NetworkPolicy, place: Place, by_name: bool) -> Re
     refused.map_or(Ok(()), Err)
 }
 
-/// Whether an entry that covers an address of a kind means it, and does not only have it among all others. The ends of a network of
-/// IPv4 that is as small as the smallest block of these kinds are of its kind if all of it is; of IPv6 only networks of its own blocks count, and
-/// none that has networks of IPv4 in it.
+/// Returns whether an entry that covers an address of a kind opens this kind: it must be a single address, or a network that is entirely of
+/// this kind, other than public ones. An IPv4 network with at least [`BLOCK_V4`] bits is of a kind if both of its ends are. Of IPv6 only
+/// networks within fc00::/7 and fe80::/10 count.
 fn opens(rule: &NetworkRule, kind: Range) -> bool {
     let (first, last, is_whole) = match *rule.target() {
         Target::Net(IpAddr::V4(net), prefix) => {
@@ -117,7 +117,7 @@ fn opens(rule: &NetworkRule, kind: Range) -> bool {
     is_whole || (is_within && kind != Range::Public && range(first) == kind && range(last) == kind)
 }
 
-/// What the allow list would have to be for a connection that is refused; empty where no list helps, or it is too long to show.
+/// Returns the allow list that would permit a refused connection; empty if no list would, or if it is too long to show.
 pub fn allowing(policy: &NetworkPolicy, host: &str, port: u16, reason: DenyReason) -> Vec<String> {
     match reason {
         DenyReason::NoNetwork

@@ -17,7 +17,7 @@ fn place(address: &str, port: u16) -> Place {
     Place { address, port, range: range(address), is_own: false, is_of_vms: false }
 }
 
-/// What becomes of a connection to a name that resolves to an address, or to the address itself.
+/// Decides about a connection to a name that resolves to an address, or to the address itself.
 fn decide(policy: &NetworkPolicy, name: Option<&str>, address: &str, port: u16) -> Result<(), DenyReason> {
     if let Some(name) = name {
         decide_name(policy, name, port)?;
@@ -57,7 +57,7 @@ fn presets_open_what_they_say() {
     assert_eq!(decide_address(&policy(Internet, &["203.0.113.9"], &[]), own, false), Ok(()));
     assert_eq!(decide_address(&policy(Internet, &[], &[]), own, true), Err(Host));
     assert_eq!(decide_address(&policy(Open, &[], &[]), own, true), Ok(()));
-    // VMs talk in groups, whatever a policy opens.
+    // Only groups let VMs talk to each other, not policies.
     let vm = Place { is_of_vms: true, ..place("10.128.0.2", 80) };
     for open in [
         policy(Open, &[], &[]),
@@ -69,7 +69,7 @@ fn presets_open_what_they_say() {
     }
 }
 
-/// Allow list, deny list, name, address, port, and what becomes of it.
+/// Allow list, deny list, name, address, port, and the decision.
 type Row<'a> = (&'a [&'a str], &'a [&'a str], Option<&'a str>, &'a str, u16, Result<(), DenyReason>);
 
 #[test]
@@ -82,11 +82,11 @@ fn lists_are_obeyed() {
         (&["a.example"], &[], None, "8.8.8.8", 443, Err(AddressNotAllowed)),
         (&["a.example:443"], &[], Some("a.example"), "8.8.8.8", 80, Err(NameNotAllowed)),
         (&["*.example"], &[], Some("a.b.example"), "8.8.8.8", 80, Ok(())),
-        // No name opens a private answer.
+        // No name opens a private address.
         (&["a.example"], &[], Some("a.example"), "10.0.0.1", 443, Err(Private)),
         (&["localhost"], &[], Some("localhost"), "127.0.0.1", 443, Err(Host)),
         (&["*"], &[], Some("a.example"), "::ffff:10.0.0.1", 443, Err(Private)),
-        // Addresses open what they name, whatever led there.
+        // Entries with addresses open these, with and without a name.
         (&["10.0.0.0/8"], &[], None, "10.1.2.3", 443, Ok(())),
         (&["10.0.0.0/8"], &[], Some("a.example"), "10.1.2.3", 443, Err(NameNotAllowed)),
         (&["10.0.0.0/8", "a.example"], &[], Some("a.example"), "10.1.2.3", 443, Ok(())),
@@ -94,7 +94,7 @@ fn lists_are_obeyed() {
         (&["127.0.0.1:8080"], &[], None, "::ffff:127.0.0.1", 8080, Ok(())),
         (&["127.0.0.1:8080"], &[], None, "127.0.0.1", 8081, Err(AddressNotAllowed)),
         (&["127.0.0.1:8080"], &[], None, "8.8.8.8", 443, Err(AddressNotAllowed)),
-        // What is wide is no private range.
+        // Wide networks open no private range.
         (&["0.0.0.0/0"], &[], None, "8.8.8.8", 443, Ok(())),
         (&["0.0.0.0/0"], &[], None, "10.0.0.1", 443, Err(Private)),
         (&["0.0.0.0/0"], &[], None, "127.0.0.1", 443, Err(Host)),
@@ -110,13 +110,13 @@ fn lists_are_obeyed() {
         (&["fc00::/7"], &[], None, "fd12::1", 443, Ok(())),
         (&["169.254.0.0/16"], &[], None, "169.254.169.254", 443, Err(Metadata)),
         (&["169.254.169.254"], &[], None, "169.254.169.254", 443, Ok(())),
-        // The star is the preset.
+        // `*` allows what the preset allows.
         (&["*", "10.0.0.5:80"], &[], Some("a.example"), "8.8.8.8", 443, Ok(())),
         (&["*", "10.0.0.5:80"], &[], None, "8.8.8.8", 443, Ok(())),
         (&["*", "10.0.0.5:80"], &[], None, "10.0.0.5", 80, Ok(())),
         (&["*", "10.0.0.5:80"], &[], None, "10.0.0.6", 80, Err(Private)),
         (&["*:443"], &[], Some("a.example"), "8.8.8.8", 80, Err(NameNotAllowed)),
-        // What is denied is denied.
+        // Deny lists.
         (&[], &["a.example"], Some("a.example"), "8.8.8.8", 443, Err(Denied)),
         (&[], &["a.example"], Some("b.example"), "8.8.8.8", 443, Ok(())),
         (&["a.example"], &["8.8.8.0/24"], Some("a.example"), "8.8.8.8", 443, Err(Denied)),
@@ -185,7 +185,7 @@ proptest! {
 
     #[test]
     fn no_name_leads_to_what_no_address_opens(address: IpAddr, port: u16, names in some_rules(), is_own: bool) {
-        // Names and stars alone: no address is opened by them.
+        // Only names and `*`: they open no address.
         let allow: Vec<_> = names.into_iter().filter(|rule| !matches!(rule.target(), Target::Net(..))).collect();
         let policy = NetworkPolicy { mode: Proxy, preset: Internet, allow, deny: Vec::new(), groups: Vec::new() };
         let place = Place { address, port, range: range(address), is_own, is_of_vms: false };

@@ -1,4 +1,4 @@
-//! What a VM is answered to a question.
+//! Answers the DNS queries of VMs.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,9 +22,9 @@ use crate::view::{Shared, View};
 
 /// The zone of the VMs' names.
 const ZONE: &str = "nexus.internal";
-/// How long a VM's address may be kept by whoever asked for it, in seconds: VMs come and go.
+/// TTL of VMs' names, in seconds. Short, because VMs come and go.
 const OWN_TTL: u32 = 5;
-/// How long the host's servers may take: a little less than guests wait before they ask again.
+/// Timeout for the host's servers: a little shorter than the time after which guests ask again.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Codes of extended errors (RFC 8914).
 const EDE_PROHIBITED: u16 = 18;
@@ -37,7 +37,7 @@ pub(super) struct Answer {
     pub(super) code: ResponseCode,
     pub(super) records: Vec<Record>,
     pub(super) authority: Vec<Record>,
-    /// An extended error: its code, and what it says.
+    /// An extended error: its code and text.
     pub(super) error: Option<(u16, String)>,
 }
 
@@ -55,13 +55,13 @@ impl Answer {
     }
 }
 
-/// A name as policies have it: small letters, no dot at the end.
+/// Converts a name into the form that policies use: lower case, without the trailing dot.
 fn plain(name: &Name) -> String {
     let text = name.to_ascii().to_ascii_lowercase();
     text.strip_suffix('.').map(str::to_owned).unwrap_or(text)
 }
 
-/// Answers what the VM with an address asks.
+/// Answers the query of the VM with this address.
 pub(super) async fn answer(
     shared: &Arc<Shared>,
     upstream: Option<&TokioResolver>,
@@ -87,7 +87,7 @@ pub(super) async fn answer(
     }
     let is_listed = has_name_list(&wired.vm.policy);
     if is_listed && matches!(kind, RecordType::HTTPS | RecordType::SVCB) {
-        // They lead to other names, ports and encrypted client hellos.
+        // These records lead to other names and ports, and to encrypted client hellos.
         let error =
             Some((EDE_FILTERED, "service records are withheld under an allow list of names".to_owned()));
         return Answer { error, ..Answer::of(ResponseCode::NoError) };
@@ -116,7 +116,7 @@ pub(super) async fn answer(
     }
 }
 
-/// What stands before the zone of VMs; empty for the zone itself.
+/// Returns the part of a name before the zone of VMs; empty for the zone itself.
 fn own_label(name: &str) -> Option<&str> {
     let rest = name.strip_suffix(ZONE)?;
     if rest.is_empty() { Some(rest) } else { rest.strip_suffix('.') }
@@ -131,7 +131,7 @@ fn records(name: &Name, kind: RecordType, addresses: impl Iterator<Item = IpAddr
     Answer::with(data.map(|data| Record::from_rdata(name.clone(), OWN_TTL, data)).collect())
 }
 
-/// A VM's name. VMs that may not be talked to do not exist.
+/// Answers the query for a VM's name. VMs without a common group are reported as nonexistent.
 fn own(view: &View, wired: &Wired, name: &Name, label: &str, kind: RecordType) -> Answer {
     if label.is_empty() {
         return Answer::of(ResponseCode::NoError);
@@ -144,7 +144,7 @@ fn own(view: &View, wired: &Wired, name: &Name, label: &str, kind: RecordType) -
     }
 }
 
-/// The name of an address of the instance: of a VM that may be talked to, and of no others.
+/// Answers a reverse lookup in the instance's networks, for VMs with a common group only.
 fn reverse(view: &View, wired: &Wired, name: &Name, text: &str, kind: RecordType) -> Option<Answer> {
     if !text.ends_with(".arpa") {
         return None;
@@ -166,7 +166,7 @@ fn reverse(view: &View, wired: &Wired, name: &Name, text: &str, kind: RecordType
     })
 }
 
-/// Whether a name may be asked for: if there is a port at which it may be reached.
+/// Decides whether a name may be looked up: it must be allowed at some port.
 fn may_ask(wired: &Wired, name: &str) -> Result<(), DenyReason> {
     let policy = &wired.vm.policy;
     let commonest = decide_name(policy, name, 443);
@@ -195,8 +195,8 @@ fn refuse(shared: &Shared, wired: &Wired, name: &str, address: Option<IpAddr>, r
     Answer::refused(EDE_PROHIBITED, format!("{name}{found} {}: {hint}", reason.words()))
 }
 
-/// Takes an answer of upstream: addresses that the policy refuses are left out, and the others are opened where names decide. The policy
-/// is the one of now: it may have changed while upstream was asked.
+/// Filters an upstream answer: addresses that the policy refuses are left out; the others are opened if names decide. The current policy
+/// counts: it may have changed while upstream was asked.
 fn admit(shared: &Shared, client: IpAddr, name: &str, found: Vec<Record>) -> Answer {
     let mut pins = shared.pins();
     let view = shared.view();
@@ -217,7 +217,7 @@ fn admit(shared: &Shared, client: IpAddr, name: &str, found: Vec<Record>) -> Ans
     for mut record in found {
         record.ttl = record.ttl.min(ttl.max(1));
         if let RData::CNAME(target) = &record.data {
-            // Whoever has a name may lead it elsewhere, but not to what is denied.
+            // The owner of a name may point it to any other name, except a denied one.
             let denied = may_ask(wired, &plain(&target.0)) == Err(DenyReason::Denied);
             if denied {
                 return refuse(shared, wired, &plain(&target.0), None, DenyReason::Denied);
@@ -250,7 +250,7 @@ fn admit(shared: &Shared, client: IpAddr, name: &str, found: Vec<Record>) -> Ans
         let opened = firewall::open()
             .and_then(|mut netfilter| firewall::pin(&mut netfilter, instance.id, wired, &opened));
         if let Err(error) = opened {
-            tracing::warn!(%error, cause = ?std::error::Error::source(&error), vm = %wired.vm.id, "open the way to a name");
+            tracing::warn!(%error, cause = ?std::error::Error::source(&error), vm = %wired.vm.id, "cannot open the addresses of a name");
             return Answer::of(ResponseCode::ServFail);
         }
     }

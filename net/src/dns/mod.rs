@@ -1,13 +1,14 @@
-//! The resolver on the gateway's addresses: VMs' names, and the host's upstream within what each VM's policy allows.
+//! The resolver on the gateway's addresses: it answers VMs' names itself, and forwards other names that the VM's policy allows to the host's
+//! servers.
 //!
 //! ```text
-//! VM ─ query ─ who asks (by address; the guard vouches for it)
-//!      NAME.nexus.internal      answered from the VMs, where a group has both
-//!      else: may the name be asked for?    no: REFUSED, and why as an extended error
-//!            upstream, and each address of the answer decided
-//!            where names are listed: the addresses are pinned for the VM, then it is answered
+//! VM ─ query ─ the VM is known by its address, which the guard has checked
+//!      NAME.nexus.internal      answered from the list of VMs, if both have a common group
+//!      else: is the name allowed?    no: REFUSED, with the reason as an extended error
+//!            ask upstream, and check each address of the answer
+//!            with an allow list of names: pin the addresses for the VM, then answer
 //! ```
-//! [`answer`] decides and asks, [`server`] speaks DNS, [`upstream`] finds the servers to ask.
+//! [`answer`] decides and asks, [`server`] implements DNS, [`upstream`] finds the servers to ask.
 
 mod answer;
 mod server;
@@ -19,7 +20,7 @@ use nexus_net_wire::Dns;
 
 pub(crate) use server::serve;
 
-/// Where the resolver listens, and whom it asks.
+/// The addresses that the resolver listens on, and the servers that it asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Setup {
     pub(crate) gateways: Vec<IpAddr>,

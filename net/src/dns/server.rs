@@ -1,4 +1,4 @@
-//! DNS over UDP and TCP, by hickory.
+//! DNS over UDP and TCP, with hickory.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -27,28 +27,28 @@ use crate::error::Error;
 use crate::view::Shared;
 
 const PORT: u16 = 53;
-/// How long a server of the host may take, and how often it is asked.
+/// Timeout of one try with a server of the host, and number of tries.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPTS: usize = 2;
-/// How many answers are kept.
+/// Maximum number of cached answers.
 const CACHE: u64 = 4096;
-/// How many questions of one VM are under way at once; more are told to come again.
+/// Maximum number of concurrent queries of one VM; further ones are answered with SERVFAIL.
 const QUESTIONS_MAX: usize = 64;
-/// How often it is looked whether the host asks other servers now.
+/// Interval between two checks whether the host's servers have changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How long a TCP connection may say nothing, and how much waits for its reader, in messages.
+/// Idle timeout of a TCP connection, and maximum number of messages that wait for its reader.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 const TCP_WAITING: usize = 64;
-/// How many TCP connections wait to be accepted.
+/// Maximum number of TCP connections that wait to be accepted.
 const TCP_BACKLOG: i32 = 128;
-/// The longest answer over UDP, in bytes: it fits in one packet everywhere; whoever needs more asks over TCP.
+/// Maximum length of an answer over UDP, in bytes: it fits in one packet everywhere. Longer answers need TCP.
 const UDP_MAX: u16 = 1232;
 const UDP_MIN: u16 = 512;
 const EXTENDED_ERROR: u16 = 15;
-/// The longest text of an extended error, in bytes: the answer has to fit in `UDP_MIN`.
+/// Maximum length of an extended error's text, in bytes: the answer must fit in `UDP_MIN`.
 const TEXT_MAX: usize = 200;
 
-/// Listens where each setup says, from one to the next, until nobody can send one any more.
+/// Serves with the latest setup until the sender of setups is dropped.
 pub(crate) async fn serve(
     shared: Arc<Shared>,
     mut setups: mpsc::Receiver<(Setup, oneshot::Sender<Result<(), Error>>)>,
@@ -61,7 +61,7 @@ pub(crate) async fn serve(
             let _ = done.send(Ok(()));
             continue;
         }
-        // The old one's sockets first: the addresses may be the same in part.
+        // The old sockets are closed first: some addresses may be the same.
         drop(now.take());
         let handler =
             Handler { shared: Arc::clone(&shared), asked: Arc::clone(&asked), under_way: Arc::default() };
@@ -94,7 +94,7 @@ fn listen(handler: Handler, gateways: &[IpAddr]) -> Result<Server<Handler>, Erro
     Ok(server)
 }
 
-/// A bound socket, whether the bridge that has the address is there yet or not.
+/// Binds a socket, even if the bridge with the address does not exist yet.
 fn socket(address: SocketAddr, is_udp: bool) -> io::Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
     let (family, kind) = match (address, is_udp) {
@@ -120,7 +120,7 @@ fn socket(address: SocketAddr, is_udp: bool) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// The servers that are asked.
+/// The resolver for the current upstream servers.
 #[derive(Default)]
 struct Asked(Mutex<AskedNow>);
 
@@ -176,7 +176,7 @@ fn resolver(servers: &[SocketAddr]) -> Option<TokioResolver> {
     match builder.build() {
         Ok(resolver) => Some(resolver),
         Err(error) => {
-            tracing::warn!(%error, "set up the resolver");
+            tracing::warn!(%error, "cannot set up the resolver");
             None
         }
     }
@@ -203,7 +203,7 @@ impl Handler {
         };
         let place = {
             let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-            // Those of VMs that are gone.
+            // Removes the entries of VMs that are gone.
             if under_way.len() > 1024 {
                 under_way.retain(|_, places| Arc::strong_count(places) > 1);
             }
@@ -248,7 +248,7 @@ impl Handler {
     }
 }
 
-// As `async_trait` writes it, by which hickory's trait is made.
+// In the form that `async_trait` generates, since hickory's trait uses it.
 impl RequestHandler for Handler {
     fn handle_request<'me, 'request, 'run, R, T>(
         &'me self,

@@ -1,4 +1,4 @@
-//! The servers that the host asks.
+//! Finds the host's DNS servers.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -6,13 +6,13 @@ use std::path::Path;
 use nexus_net_wire::Dns;
 
 const PORT: u16 = 53;
-/// Where the host's configuration is, and what systemd-resolved would ask itself.
+/// The host's configuration, and the file with the servers that systemd-resolved asks.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const SYSTEMD_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
-/// The addresses of systemd-resolved's own server.
+/// The addresses of systemd-resolved's stub server.
 const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
 
-/// The servers to ask, the first one first.
+/// Returns the servers to ask, in order.
 pub(crate) fn servers(dns: &Dns) -> Vec<SocketAddr> {
     match dns {
         Dns::Servers(servers) => servers.clone(),
@@ -23,8 +23,8 @@ pub(crate) fn servers(dns: &Dns) -> Vec<SocketAddr> {
     }
 }
 
-/// The servers that a `resolv.conf` names. systemd-resolved's own server knows of links and domains, and so comes first; what it would ask
-/// itself is asked where it does not answer.
+/// Returns the servers in a `resolv.conf`. systemd-resolved's stub server comes first, since it knows about links and domains. The servers that
+/// it asks follow, in case it does not answer.
 fn of_host(text: &str, behind_stub: impl Fn() -> String) -> Vec<SocketAddr> {
     let mut servers = nameservers(text);
     let is_stub = |server: &IpAddr| STUBS.iter().any(|stub| server.to_string() == *stub);
@@ -47,7 +47,7 @@ fn nameservers(text: &str) -> Vec<IpAddr> {
         let mut words = line.split_whitespace();
         let is_server = words.next() == Some("nameserver");
         let address = words.next().filter(|_| is_server)?;
-        // A scope (%eth0) is of no use to a socket address without its number.
+        // A scope (%eth0) is dropped: a socket address needs its number instead.
         address.split('%').next()?.parse().ok()
     };
     lines.filter_map(server).collect()

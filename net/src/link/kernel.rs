@@ -23,23 +23,23 @@ use super::{Found, Link, bridge_alias, bridge_mac, bridge_name, group, tap_alias
 
 /// The attribute of a TUN device that holds its owner (`IFLA_TUN_OWNER`).
 const TUN_OWNER: u16 = 1;
-/// The link-local groups 01:80:c2:00:00:00 to 0f that a port passes on as other frames; the kernel allows all but that of PAUSE.
+/// Bit mask of the link-local groups 01:80:c2:00:00:00 to 0f whose frames a port treats like others. The kernel allows all except PAUSE's.
 const LINK_LOCAL: u16 = 0xfffd;
 
-/// What failed.
+/// Why an operation on interfaces failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
-    /// The kernel refused.
+    /// The kernel refused a request.
     #[error("{what}")]
     Netlink {
         what: String,
         #[source]
         source: rtnetlink::Error,
     },
-    /// Made by others meanwhile, or removed.
-    #[error("{what}: it is not there")]
+    /// Something was removed meanwhile by another program.
+    #[error("{what}: it does not exist")]
     Gone { what: String },
-    /// TAP devices cannot be made.
+    /// An operation on a TAP device failed.
     #[error("{what}")]
     Tap {
         what: String,
@@ -48,13 +48,13 @@ pub(crate) enum LinkError {
     },
 }
 
-/// The kernel's interfaces, of the network namespace in which this was made.
+/// Access to the interfaces of the network namespace in which it was opened.
 #[derive(Debug, Clone)]
 pub(crate) struct Links {
     handle: Handle,
 }
 
-/// Says what failed.
+/// Adds to an error what failed.
 trait What<T> {
     fn what(self, what: impl FnOnce() -> String) -> Result<T, LinkError>;
 }
@@ -66,7 +66,7 @@ impl<T> What<T> for Result<T, rtnetlink::Error> {
 }
 
 impl LinkError {
-    /// The kernel's own number of what is wrong, if it said one.
+    /// Returns the kernel's error number, if there is one.
     pub(crate) fn errno(&self) -> Option<i32> {
         match self {
             Self::Netlink { source: rtnetlink::Error::NetlinkError(message), .. } => {
@@ -79,14 +79,14 @@ impl LinkError {
 }
 
 impl Links {
-    /// Opens the socket; its messages are carried by a task of the current runtime.
+    /// Opens the socket. A task of the current runtime handles its messages.
     pub(crate) fn open() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
-    /// What there is.
+    /// Reads the current state.
     pub(crate) async fn read(&self) -> Result<Found, LinkError> {
         let mut found = Found::default();
         let failed = |what: &'static str| move || format!("read the {what}");
@@ -102,7 +102,7 @@ impl Links {
                 AddressAttribute::Address(address) => Some(*address),
                 _ => None,
             });
-            // The kernel gives link-local ones by itself.
+            // Link-local addresses are assigned by the kernel.
             if let Some(address) = local.or(other).filter(|address| !is_link_local(*address)) {
                 found.addresses.push((message.header.index, address, message.header.prefix_len));
             }
@@ -165,7 +165,7 @@ impl Links {
         link.map(|link| link.header.index).ok_or_else(|| LinkError::Gone { what: what() })
     }
 
-    /// Makes a VM's TAP: it has no bridge, and is down. Only at its end it stays when this process ends.
+    /// Creates a VM's TAP, without a bridge and down. It is made persistent last, so that it vanishes if this process ends before that.
     pub(crate) async fn make_tap(
         &self,
         id: InstanceId,
@@ -174,7 +174,7 @@ impl Links {
     ) -> Result<(String, u32), LinkError> {
         let failed =
             |what: &'static str| move |source| LinkError::Tap { what: format!("{what} for VM {vm}"), source };
-        let tap = Tap::make().map_err(failed("make a TAP"))?;
+        let tap = Tap::make().map_err(failed("create a TAP"))?;
         crate::failpoint::hit("tap-made");
         let name = tap.name().to_owned();
         let index = self.index(&name).await?;
@@ -182,19 +182,19 @@ impl Links {
         self.handle.link().set(named).execute().await.what(|| format!("name the TAP {name}"))?;
         crate::failpoint::hit("tap-named");
         tap.set_owner(owner).map_err(failed("set the owner of a TAP"))?;
-        tap.keep().map_err(failed("keep a TAP"))?;
+        tap.keep().map_err(failed("make a TAP persistent"))?;
         crate::failpoint::hit("tap-kept");
         Ok((name, index))
     }
 
-    /// Lets another user open a TAP that is there.
+    /// Changes the user who may open an existing TAP.
     pub(crate) fn change_owner(name: &str, owner: u32) -> Result<(), LinkError> {
         let failed = |source| LinkError::Tap { what: format!("set the owner of the TAP {name}"), source };
         let tap = Tap::open(name).map_err(failed)?;
         tap.set_owner(owner).map_err(failed)
     }
 
-    /// Makes one change. Things that are there already, or are gone already, are no error.
+    /// Makes one change. It is no error if the thing exists already, or is removed already.
     pub(crate) async fn apply(&self, id: InstanceId, change: &Change) -> Result<(), LinkError> {
         let bridge = bridge_name(id);
         let done = match change {
@@ -247,8 +247,8 @@ impl Links {
                 let bridge = self.index(&bridge).await?;
                 let message = LinkUnspec::new_with_index(*index).controller(bridge).down().build();
                 self.handle.link().set(message).execute().await.what(|| format!("{change:?}"))?;
-                // What others on the bridge are sent never goes there, whatever sender it has seen; and what is for the bridge itself as link-local
-                // goes the way of all frames, through the guard.
+                // The port never gets frames for other addresses, whatever senders it has shown. Frames to link-local groups take the same way as
+                // all others, through the guard.
                 let message = LinkBridgePort::new(*index)
                     .isolated(true)
                     .learning(false)
@@ -293,7 +293,7 @@ impl Links {
         })
     }
 
-    /// Removes one interface; it may be gone already.
+    /// Removes one interface, if it still exists.
     pub(crate) async fn remove(&self, index: u32) -> Result<(), LinkError> {
         match self.handle.link().del(index).execute().await {
             Err(rtnetlink::Error::NetlinkError(message))
@@ -305,7 +305,7 @@ impl Links {
         }
     }
 
-    /// Removes all interfaces of an instance at once, which takes about as long as one of them alone.
+    /// Removes all interfaces of an instance at once. That takes about as long as removing a single one.
     pub(crate) async fn remove_group(&self, id: InstanceId) -> Result<(), LinkError> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::Group(group(id)));
@@ -319,7 +319,7 @@ impl Links {
         }
     }
 
-    /// Whether there is a way out: a default route.
+    /// Returns whether the host has a default route.
     pub(crate) async fn has_default_route(&self) -> Result<bool, LinkError> {
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let routes = self.handle.route().get(request).execute().try_collect::<Vec<_>>().await;
@@ -335,14 +335,14 @@ fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-/// What a bridge of ours is like besides its name.
+/// Options of this process's bridges.
 trait BridgeExtras {
     fn append_extra(self, id: InstanceId) -> Self;
 }
 
 impl BridgeExtras for LinkMessageBuilder<LinkBridge> {
     fn append_extra(self, id: InstanceId) -> Self {
-        // No forwarding delay: a VM speaks as soon as it runs. Netfilter sees what is routed, by the inet table, once.
+        // No forwarding delay: a VM can send as soon as it runs. Routed packets pass the inet table once, and not for the bridge as well.
         self.mcast_snooping(false)
             .nf_call_iptables(false)
             .nf_call_ip6tables(false)
@@ -352,7 +352,7 @@ impl BridgeExtras for LinkMessageBuilder<LinkBridge> {
 }
 
 impl Change {
-    /// Whether an error says that there is nothing to do.
+    /// Returns whether an error means that there is nothing to do.
     fn is_done_by(&self, errno: i32) -> bool {
         use nix::libc::{EADDRNOTAVAIL, EEXIST, ENOENT, ESRCH};
         match self {
@@ -370,7 +370,7 @@ impl Change {
 
     fn words(&self) -> String {
         match self {
-            Self::MakeBridge => "make the bridge".to_owned(),
+            Self::MakeBridge => "create the bridge".to_owned(),
             Self::NameBridge => "name the bridge".to_owned(),
             Self::RaiseBridge => "set the bridge up".to_owned(),
             Self::AddAddress(address) => format!("add the address {address}"),

@@ -1,4 +1,4 @@
-//! What has to change for interfaces, addresses, routes and neighbours to be as they should. Pure.
+//! Plans the changes of interfaces, addresses, routes and neighbours. Pure.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,34 +7,34 @@ use nexus_net_wire::{InstanceId, Mac};
 
 use super::{Found, bridge_alias, group};
 
-/// A VM's part of what should be.
+/// A VM's part of the desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Port {
-    /// The TAP.
+    /// Index of the TAP.
     pub(crate) index: u32,
     pub(crate) mac: Mac,
     pub(crate) addresses: Vec<IpAddr>,
-    /// A neighbour, too, but not routed to.
+    /// An address that gets a neighbour entry, but no route.
     pub(crate) link_local: Option<IpAddr>,
 }
 
-/// What should be.
+/// The desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Desired {
     pub(crate) id: InstanceId,
     /// The gateway's addresses.
     pub(crate) gateways: Vec<IpAddr>,
     pub(crate) ports: Vec<Port>,
-    /// Whether there are TAPs whose VMs are not known yet: then nothing is removed that could be theirs.
+    /// Whether there are TAPs whose VMs are not known yet. Then nothing is removed that could belong to them.
     pub(crate) has_unknown: bool,
 }
 
 /// A change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// Makes the bridge; it is down.
+    /// Creates the bridge; it is down.
     MakeBridge,
-    /// Gives it its alias and group.
+    /// Sets the bridge's alias and group.
     NameBridge,
     AddAddress(IpAddr),
     RemoveAddress(IpAddr, u8),
@@ -43,13 +43,13 @@ pub(crate) enum Change {
     RemoveRoute(IpAddr),
     SetNeighbour(IpAddr, Mac),
     RemoveNeighbour(IpAddr),
-    /// Makes a TAP an isolated port that only frames to this address are sent to: it is taken down before, so that it never is one that is
-    /// not.
+    /// Makes a TAP an isolated port that only gets frames for this address. It is set down before, so that it is never up as a port without
+    /// isolation.
     Join(u32, Mac),
     Raise(u32),
 }
 
-/// The changes from what is found to what should be, in the order in which they are to be made; none if it is so.
+/// Returns the changes from the current to the desired state, in the order in which they must be made.
 pub(crate) fn changes(desired: &Desired, found: &Found) -> Vec<Change> {
     let mut changes = Vec::new();
     let bridge = found.bridge(desired.id);
@@ -66,7 +66,7 @@ pub(crate) fn changes(desired: &Desired, found: &Found) -> Vec<Change> {
         of_bridge(index, &found.addresses, |(of, address, prefix)| (*of, (*address, *prefix)));
     let gateways: BTreeSet<(IpAddr, u8)> =
         desired.gateways.iter().map(|address| (*address, whole(address))).collect();
-    // Before what takes its place: the old one could be in the new one's way.
+    // Old addresses are removed before new ones are added, since they could conflict.
     changes.extend(
         addresses.difference(&gateways).map(|(address, prefix)| Change::RemoveAddress(*address, *prefix)),
     );
@@ -103,7 +103,7 @@ pub(crate) fn changes(desired: &Desired, found: &Found) -> Vec<Change> {
     changes
 }
 
-/// What is of the bridge.
+/// Returns the items of the bridge.
 fn of_bridge<T, U: Ord>(bridge: Option<u32>, all: &[T], split: impl Fn(&T) -> (u32, U)) -> BTreeSet<U> {
     let split = all.iter().map(split);
     split.filter(|(of, _)| Some(*of) == bridge).map(|(_, rest)| rest).collect()

@@ -1,11 +1,11 @@
-//! Settings of the kernel's network that VMs need. Those of the whole namespace are not set back: others may have come to need them, too.
+//! Kernel settings that the VMs' network needs. Settings of the whole namespace are never reverted, since other programs may rely on them.
 
 use std::io;
 use std::path::PathBuf;
 
 const ROOT: &str = "/proc/sys/net";
 
-/// What failed.
+/// Why a setting could not be changed.
 #[derive(Debug, thiserror::Error)]
 #[error("set net/{name} to {value}")]
 pub(crate) struct SysctlError {
@@ -15,12 +15,13 @@ pub(crate) struct SysctlError {
     pub(crate) source: io::Error,
 }
 
-/// Settings as they should be, for a bridge that is there.
+/// Returns the desired settings, for an existing bridge.
 pub(crate) fn wanted(bridge: &str, has_v6: bool) -> Vec<(String, &'static str)> {
     let v4 = |name: &str| format!("ipv4/conf/{bridge}/{name}");
     let v6 = |name: &str| format!("ipv6/conf/{bridge}/{name}");
     let mut all = vec![
-        // Two VMs of a group are behind the same interface: a redirect would send the one straight to the other, where its port is isolated.
+        // Two VMs of a group are behind the same interface. After a redirect they would try to reach each other directly, but their ports
+        // are isolated.
         ("ipv4/conf/all/send_redirects".to_owned(), "0"),
         (v4("send_redirects"), "0"),
         (v4("accept_redirects"), "0"),
@@ -33,7 +34,7 @@ pub(crate) fn wanted(bridge: &str, has_v6: bool) -> Vec<(String, &'static str)> 
             (v6("disable_ipv6"), "0"),
             (v6("accept_ra"), "0"),
             (v6("accept_redirects"), "0"),
-            // Without a VM the bridge has no carrier, and an address that is tried out first would be of no use until then.
+            // Without a VM the bridge has no carrier, and duplicate address detection would keep its address unusable until there is one.
             (v6("accept_dad"), "0"),
         ]);
         all.extend(keeping_router_advertisements(bridge).into_iter().map(|name| (name, "2")));
@@ -44,7 +45,7 @@ pub(crate) fn wanted(bridge: &str, has_v6: bool) -> Vec<(String, &'static str)> 
     all
 }
 
-/// Interfaces that take their addresses from routers: a host that forwards does so only if it is told.
+/// Returns settings that keep router advertisements enabled on interfaces that use them: a forwarding host ignores them by default.
 fn keeping_router_advertisements(bridge: &str) -> Vec<String> {
     let forwards = read("ipv6/conf/all/forwarding").is_ok_and(|value| value == "1");
     let Ok(interfaces) = std::fs::read_dir(PathBuf::from(ROOT).join("ipv6/conf")) else { return Vec::new() };
@@ -56,25 +57,25 @@ fn keeping_router_advertisements(bridge: &str) -> Vec<String> {
         .collect()
 }
 
-/// Sets what is different; tells how many were.
+/// Changes the settings that differ; returns their number.
 pub(crate) fn apply(wanted: &[(String, &'static str)]) -> Result<u64, SysctlError> {
     let mut changes = 0;
     for (name, value) in wanted {
         let set = match read(name) {
             Ok(now) if now == *value => continue,
             Ok(_) => std::fs::write(PathBuf::from(ROOT).join(name), value),
-            // Not of this kernel, as IPv6 is not of each.
+            // This kernel does not have the setting, for example without IPv6.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => Err(error),
         };
-        tracing::debug!(name, value, "setting to change");
+        tracing::debug!(name, value, "changing a setting");
         set.map_err(|source| SysctlError { name: name.clone(), value, source })?;
         changes += 1;
     }
     Ok(changes)
 }
 
-/// A setting that is a number.
+/// Reads a setting that is a number.
 pub(crate) fn number(name: &str) -> Option<u64> {
     read(name).ok()?.parse().ok()
 }

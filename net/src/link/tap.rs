@@ -1,4 +1,4 @@
-//! TAP devices: the one place of this process that makes and opens them.
+//! TAP devices: the only code of this process that creates and opens them.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -7,7 +7,7 @@ use nexus_net_wire::tap;
 use nix::libc;
 use rustix::fs::OFlags;
 
-/// The kernel puts the lowest free number there.
+/// Name pattern of TAPs; the kernel fills in the lowest free number.
 const PATTERN: &str = "nx%d";
 
 mod ioctl {
@@ -15,7 +15,7 @@ mod ioctl {
     nix::ioctl_write_int_bad!(set_owner, 0x4004_54cc);
 }
 
-/// A TAP that is open here, and goes with this value unless it was kept.
+/// An open TAP. Dropping it removes the TAP, unless it is persistent.
 #[derive(Debug)]
 pub(crate) struct Tap {
     device: OwnedFd,
@@ -23,23 +23,23 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    /// Makes one. `NotFound`: the kernel has no TAP devices, or not here.
+    /// Creates a TAP. The error is `NotFound` if the kernel has no TAP devices, or `/dev/net/tun` is missing.
     pub(crate) fn make() -> io::Result<Self> {
         Self::open(PATTERN)
     }
 
-    /// Opens one that is there. `ResourceBusy`: a VMM has it open.
+    /// Opens an existing TAP. The error is `ResourceBusy` if a VMM has it open.
     pub(crate) fn open(name: &str) -> io::Result<Self> {
         let (device, name) = tap::open(name, OFlags::empty())?;
         Ok(Self { device, name })
     }
 
-    /// Its name.
+    /// Returns its name.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Lets a user open it.
+    /// Sets the user who may open it.
     pub(crate) fn set_owner(&self, uid: u32) -> io::Result<()> {
         let uid = libc::c_int::from_ne_bytes(uid.to_ne_bytes());
         // SAFETY: the descriptor is that of a TAP, and the argument is a number.
@@ -47,7 +47,7 @@ impl Tap {
         Ok(())
     }
 
-    /// Lets it stay when nobody has it open any more.
+    /// Makes it persistent: it stays when no program has it open.
     pub(crate) fn keep(&self) -> io::Result<()> {
         // SAFETY: the descriptor is that of a TAP, and the argument is a number.
         unsafe { ioctl::set_persistent(self.device.as_raw_fd(), 1) }?;

@@ -1,4 +1,4 @@
-//! What is in the sets: who the VMs are and where each may go. Pure.
+//! The elements of the sets: the VMs, and what each may reach. Pure.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,7 +9,7 @@ use nexus_net_wire::{Mac, Vm};
 use super::rules::{BRIDGE_SETS, INET_SETS};
 use super::{Contents, Element, Family, mark};
 
-/// Protocols whose headers have ports where TCP has them: TCP, UDP, DCCP, SCTP, UDP-Lite.
+/// Protocols whose headers have ports at the same place as TCP: TCP, UDP, DCCP, SCTP, UDP-Lite.
 pub(crate) const PORTED: [u8; 5] = [6, 17, 33, 132, 136];
 
 /// A VM with its TAP, and what its policy allows by address.
@@ -17,7 +17,7 @@ pub(crate) const PORTED: [u8; 5] = [6, 17, 33, 132, 136];
 pub(crate) struct Wired {
     pub(crate) vm: Vm,
     pub(crate) tap: String,
-    /// The TAP's number.
+    /// Index of the TAP.
     pub(crate) index: u32,
     /// What it may reach by address alone.
     pub(crate) cells: Vec<Cell>,
@@ -31,30 +31,30 @@ impl Wired {
         Self { cells: cells.collect(), vm, tap, index }
     }
 
-    /// The mark of its packets.
+    /// Returns the mark of its packets.
     pub(crate) fn mark(&self) -> u32 {
         mark(self.index).unwrap_or_default()
     }
 
-    /// Its addresses, but for the link-local one.
+    /// Returns its addresses, without the link-local one.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         [Some(IpAddr::V4(self.vm.ipv4)), self.vm.ipv6.map(IpAddr::V6)].into_iter().flatten()
     }
 
-    /// Whether a group has both.
+    /// Returns whether both have a common group.
     pub(crate) fn may_talk_to(&self, other: &Self) -> bool {
         self.vm.id != other.vm.id && self.vm.groups.iter().any(|group| other.vm.groups.contains(group))
     }
 }
 
-/// The link-local address that a network card with this MAC address gives itself (RFC 4291, appendix A).
+/// Returns the link-local address that a network card with this MAC address assigns itself (RFC 4291, appendix A).
 pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.0;
     let [a, b, c, d, e, f] = [a ^ 2, b, c, d, e, f].map(u16::from);
     Ipv6Addr::new(0xfe80, 0, 0, 0, a << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f)
 }
 
-/// A key of parts, each filled up to registers of 4 bytes.
+/// Builds a key of several parts, each padded to registers of 4 bytes.
 pub(crate) fn key(parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::new();
     for part in parts {
@@ -71,13 +71,13 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// A range of places of one mark, for the sets `allow4`, `allow6`, `pin4` and `pin6`.
+/// Returns an element of the sets `allow4`, `allow6`, `pin4` and `pin6`: a mark and a range of addresses and ports.
 pub(crate) fn place(mark: u32, cell: &Cell) -> Element {
     let end = |address: IpAddr, port: u16| key(&[&mark.to_ne_bytes(), &octets(address), &port.to_be_bytes()]);
     Element { key: end(cell.addresses.0, cell.ports.0), end: Some(end(cell.addresses.1, cell.ports.1)) }
 }
 
-/// What is in all sets that are not filled by rules or by the resolver.
+/// Returns the elements of all sets that are not filled by rules or by the resolver.
 pub(crate) fn contents<'a>(vms: impl Iterator<Item = &'a Wired> + Clone) -> Contents {
     let mut contents = Contents::new();
     let planned = |set: &&super::Set| !set.has_timeout;

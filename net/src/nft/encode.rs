@@ -1,4 +1,4 @@
-//! Batches of changes, encoded by libnftnl: the one file that calls it where the crate `nftnl` has no safe way.
+//! Encodes batches of changes with libnftnl: the only file that calls it directly, where the crate `nftnl` has no safe interface.
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
@@ -24,12 +24,12 @@ const INTERVAL: u32 = 0x4;
 const TIMEOUT: u32 = 0x10;
 const DYNAMIC: u32 = 0x20;
 const CONCATENATED: u32 = 0x80;
-/// How many elements one message holds: together they must stay below 64 KiB.
+/// Maximum number of elements of one message, which must stay below 64 KiB.
 const ELEMENTS_MAX: usize = 150;
-/// The longest comment of an element that is kept, in bytes; its length with the zero is one byte.
+/// Maximum length of an element's comment, in bytes: its length with the terminating NUL must fit in one byte.
 const COMMENT_MAX: usize = 250;
 
-/// An element that is added: for how long, and with what name beside it.
+/// An element to add, with its timeout and comment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Added {
     pub(crate) element: Element,
@@ -43,14 +43,14 @@ impl From<Element> for Added {
     }
 }
 
-/// All changes as one batch, which the kernel makes together or not at all.
+/// Encodes all changes as one batch, which the kernel applies completely or not at all.
 pub(crate) fn batch(changes: &[Change]) -> Vec<u8> {
     let mut batch = Batch::new();
     for change in changes {
         match change {
             Change::Replace { table, contents } => {
                 let made = nftnl_table(table.family, &table.name);
-                // Whether it is there or not.
+                // Added first, so that the deletion works even if the table does not exist.
                 batch.add(&made, MsgType::Add);
                 batch.add(&made, MsgType::Del);
                 batch.add(&made, MsgType::Add);
@@ -73,12 +73,12 @@ pub(crate) fn batch(changes: &[Change]) -> Vec<u8> {
             }
         }
     }
-    // In one piece: the kernel takes a batch only from one call of sendmsg.
+    // In one buffer: the kernel accepts a batch only in one call of sendmsg.
     batch.finalize().iter().flatten().copied().collect()
 }
 
 fn text(text: &str) -> CString {
-    CString::new(text).expect("names of ours have no zero in them")
+    CString::new(text).expect("the names have no NUL in them")
 }
 
 fn nftnl_table(family: Family, name: &str) -> nftnl::Table {
@@ -140,7 +140,7 @@ fn add_elements(batch: &mut Batch, family: Family, table: &str, set: &Set, kind:
     }
 }
 
-/// A set of libnftnl, with or without elements.
+/// A libnftnl set, with or without elements.
 struct RawSet(NonNull<sys::nftnl_set>);
 
 impl RawSet {
@@ -196,7 +196,7 @@ impl RawSet {
 
     fn push(&mut self, added: &Added) {
         let Added { element, timeout, comment } = added;
-        // SAFETY: the element is allocated here and handed over to the set, which frees it; libnftnl copies keys and comment.
+        // SAFETY: the element is allocated here and passed to the set, which frees it; libnftnl copies keys and comment.
         unsafe {
             let raw = sys::nftnl_set_elem_alloc();
             let put = |attribute: u32, bytes: &[u8]| {
@@ -221,18 +221,18 @@ impl RawSet {
 
 impl Drop for RawSet {
     fn drop(&mut self) {
-        // SAFETY: it was allocated in `new`, and nobody else has it.
+        // SAFETY: it was allocated in `new`, and this value is its only owner.
         unsafe { sys::nftnl_set_free(self.0.as_ptr()) };
     }
 }
 
-/// In which order of bytes keys are, as nft writes it for `nft list`: type 0, its length, 1 for the machine's own or 2 for that of the network.
+/// Encodes the byte order of keys as nft does for `nft list`: type 0, its length, 1 for the host's order or 2 for network order.
 fn byte_order(is_hosts: bool) -> [u8; 6] {
     let [a, b, c, d] = if is_hosts { 1_u32 } else { 2 }.to_ne_bytes();
     [0, 4, a, b, c, d]
 }
 
-/// A comment as nft writes it: its type, 0, its length, and the text with a zero.
+/// Encodes a comment as nft does: its type, 0, its length, and the text with a terminating NUL.
 fn comment_bytes(comment: &str) -> Vec<u8> {
     let mut end = comment.len().min(COMMENT_MAX);
     while !comment.is_char_boundary(end) {
@@ -252,11 +252,11 @@ struct Message<'a> {
     set: &'a RawSet,
 }
 
-// SAFETY: what is written is one message that libnftnl builds, header first. It has at most `ELEMENTS_MAX` elements, and so is shorter than
-// what a batch has room for.
+// SAFETY: libnftnl writes one message, header first. It has at most `ELEMENTS_MAX` elements, and so is shorter than the space that a batch
+// reserves.
 unsafe impl NlMsg for Message<'_> {
     unsafe fn write(&self, buffer: *mut c_void, sequence: u32, _: MsgType) {
-        // SAFETY: the caller gives a buffer with room for a message of the greatest length; the set lives as long as this message.
+        // SAFETY: the caller passes a buffer with space for the longest message; the set lives as long as this message.
         unsafe {
             let family = u16::from(self.family.number());
             let buffer = buffer.cast::<c_char>();
@@ -271,7 +271,7 @@ unsafe impl NlMsg for Message<'_> {
 }
 
 fn alloc(name: &CStr) -> NonNull<sys::nftnl_expr> {
-    // SAFETY: the name is a C string; whoever is given the expression owns it.
+    // SAFETY: the name is a C string; the caller owns the returned expression.
     NonNull::new(unsafe { sys::nftnl_expr_alloc(name.as_ptr()) }).expect("libnftnl knows this expression")
 }
 
@@ -291,7 +291,7 @@ fn expression(name: &CStr, attributes: Vec<(u32, Value)>) -> NonNull<sys::nftnl_
     let raw = expr.as_ptr();
     for (attribute, value) in attributes {
         let attribute = u16::try_from(attribute).unwrap_or_default();
-        // SAFETY: the expression was allocated above; libnftnl copies what it is given, but for an expression, which it takes over.
+        // SAFETY: the expression was allocated above; libnftnl copies all arguments, except an expression, which it takes ownership of.
         unsafe {
             match value {
                 Value::U8(value) => sys::nftnl_expr_set_u8(raw, attribute, value),

@@ -1,4 +1,4 @@
-//! Expressions, as nf_tables evaluates them: each loads into, compares or uses registers of 4 bytes.
+//! The expressions of nf_tables: each loads, compares or uses registers of 4 bytes.
 
 /// The first of the 16 registers of 4 bytes (`NFT_REG32_00`).
 pub(crate) const R0: u32 = 8;
@@ -24,7 +24,7 @@ pub(crate) enum Ct {
     Mark = 3,
 }
 
-/// Which header a payload's offset counts from (`enum nft_payload_bases`).
+/// The header from which a payload's offset counts (`enum nft_payload_bases`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Base {
@@ -33,7 +33,7 @@ pub(crate) enum Base {
     Transport = 2,
 }
 
-/// What becomes of a packet.
+/// The verdict on a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Accept,
@@ -42,7 +42,7 @@ pub(crate) enum Verdict {
     Goto(&'static str),
 }
 
-/// How a refusal is answered.
+/// The answer to a refused packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reject {
     TcpReset,
@@ -50,7 +50,7 @@ pub(crate) enum Reject {
     Prohibited,
 }
 
-/// One expression. The derived `Debug` form is what a rule's digest is made of.
+/// One expression. A rule's digest is computed from the derived `Debug` form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expr {
     Meta {
@@ -94,7 +94,7 @@ pub(crate) enum Expr {
         from: u32,
         is_in: bool,
     },
-    /// Goes on as long as the element of a dynamic set stays below a rate.
+    /// Continues with the rule while the element of a dynamic set stays below a rate.
     LimitPer {
         set: &'static str,
         from: u32,
@@ -153,14 +153,14 @@ pub(crate) fn jump(chain: &'static str) -> Expr {
     Expr::Verdict(Verdict::Jump(chain))
 }
 
-/// The name of an interface as it is compared: filled up with zeros.
+/// Returns the name of an interface in the form for comparisons, padded with zeros.
 pub(crate) fn interface(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.resize(16, 0);
     bytes
 }
 
-/// Goes on if one of these bits is set in a register.
+/// Continues with the rule if one of these bits is set in a register.
 pub(crate) fn has_bits(register: u32, bits: u32) -> [Expr; 2] {
     [
         Expr::Bitwise { from: register, to: register, mask: bits.to_ne_bytes().to_vec(), xor: vec![0; 4] },

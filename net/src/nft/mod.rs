@@ -1,4 +1,4 @@
-//! The firewall: two tables per instance, `bridge` for who sends and `inet` for where to.
+//! The firewall: two tables per instance. `bridge` checks the sender, and `inet` the destination.
 //!
 //! ```text
 //! TAP ─ bridge prerouting ─ guard: own MAC and addresses only ─ mark = 0x4e000000 | ifindex of the TAP
@@ -6,11 +6,11 @@
 //!         inet input ─────────┼───────── inet forward ── out: masquerade
 //!         to_host             │          from_vm, to_vm
 //!           gateway: DNS, ping│            to the bridge again: peer, by groups
-//!                             decide: allow (addresses), pin (names that the resolver answered), else refuse
+//!                             decide: allow (addresses), pin (answers of the resolver), else refuse
 //! ```
-//! The rules are the same for all VMs; what differs is in sets, by mark. So a VM that comes is elements that are added, and its policy is a
-//! set of ranges that [`nexus_net_policy::allowed_cells`] computes. [`rules`] says what the tables are, [`elements`] what is in their sets,
-//! [`plan`] compares both with what the kernel has; [`encode`] (libnftnl) and [`socket`] (libmnl) do it.
+//! The rules are the same for all VMs; what differs is in sets, by mark. So a new VM only adds elements, and its policy is a set of ranges that
+//! [`nexus_net_policy::allowed_cells`] computes. [`rules`] defines the tables, and [`elements`] the elements of their sets. [`plan`] compares
+//! both with the kernel's state; [`encode`] (libnftnl) and [`socket`] (libmnl) apply the changes.
 
 pub(crate) mod elements;
 pub(crate) mod encode;
@@ -24,14 +24,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use expr::Expr;
 
-/// What marks of packets and connections of VMs start with.
+/// Prefix of the marks of VMs' packets and connections.
 pub(crate) const MARK_TAG: u32 = 0x4e00_0000;
-/// The bits of a mark that are the interface's number.
+/// Bit mask of the interface index in a mark.
 pub(crate) const MARK_INDEX: u32 = 0x00ff_ffff;
-/// Set in the mark of a connection that is no longer allowed.
+/// Bit in the mark of a connection that is no longer allowed.
 pub(crate) const MARK_CUT: u32 = 0x8000_0000;
 
-/// The mark of what a TAP's VM sends; `None` for an interface whose number does not fit.
+/// Returns the mark of packets from a TAP; `None` if the interface index does not fit.
 pub(crate) const fn mark(index: u32) -> Option<u32> {
     if index == 0 || index > MARK_INDEX { None } else { Some(MARK_TAG | index) }
 }
@@ -53,7 +53,7 @@ impl Family {
     }
 }
 
-/// A table, whole.
+/// A complete table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Table {
     pub(crate) family: Family,
@@ -62,7 +62,7 @@ pub(crate) struct Table {
     pub(crate) chains: Vec<Chain>,
 }
 
-/// What a set is.
+/// The definition of a set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Set {
     pub(crate) name: &'static str,
@@ -70,11 +70,11 @@ pub(crate) struct Set {
     pub(crate) key: &'static [KeyPart],
     /// Whether its elements are ranges.
     pub(crate) is_interval: bool,
-    /// Whether its elements expire; then nobody but the resolver says what is in it.
+    /// Whether its elements expire. Only the resolver and rules add elements to such sets.
     pub(crate) has_timeout: bool,
-    /// Whether rules add to it; then nobody else does.
+    /// Whether rules add elements; then nothing else does.
     pub(crate) is_dynamic: bool,
-    /// Whether each element counts what it is found for.
+    /// Whether each element counts the packets that match it.
     pub(crate) has_counters: bool,
 }
 
@@ -91,7 +91,7 @@ pub(crate) enum KeyPart {
 }
 
 impl KeyPart {
-    /// Its number among nft's types, which only `nft list` looks at.
+    /// Returns the number of nft's type, which only `nft list` uses.
     pub(crate) const fn kind(self) -> u32 {
         match self {
             Self::V4 => 7,
@@ -104,12 +104,12 @@ impl KeyPart {
         }
     }
 
-    /// Whether the kernel has it in the machine's own order of bytes.
+    /// Returns whether the kernel stores it in the host's byte order.
     pub(crate) const fn is_in_host_order(self) -> bool {
         matches!(self, Self::Mark | Self::Index)
     }
 
-    /// Its length, in bytes.
+    /// Returns its length, in bytes.
     pub(crate) const fn length(self) -> usize {
         match self {
             Self::Protocol => 1,
@@ -122,7 +122,7 @@ impl KeyPart {
 }
 
 impl Set {
-    /// The length of a key, in bytes: of several parts each is filled up to registers.
+    /// Returns the length of a key, in bytes. Each part of a key with several parts is padded to registers.
     pub(crate) fn key_length(&self) -> usize {
         if let [part] = self.key {
             return part.length();
@@ -131,14 +131,14 @@ impl Set {
     }
 }
 
-/// An element's key, and the key that its range ends with, in sets of ranges.
+/// An element's key, and in sets of ranges the key of the range's end.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Element {
     pub(crate) key: Vec<u8>,
     pub(crate) end: Option<Vec<u8>>,
 }
 
-/// A chain, whole.
+/// A complete chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub(crate) name: &'static str,
@@ -146,7 +146,7 @@ pub(crate) struct Chain {
     pub(crate) rules: Vec<Vec<Expr>>,
 }
 
-/// Where packets come to a chain by themselves. All accept what no rule decides.
+/// A hook that sends packets to a chain. All of these chains accept packets that no rule decides about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hook {
     pub(crate) at: HookAt,
@@ -164,12 +164,12 @@ pub(crate) enum HookAt {
     Postrouting,
 }
 
-/// What is in the sets whose content is planned, by table and set.
+/// The desired elements of the planned sets, by table and set.
 pub(crate) type Contents = BTreeMap<(Family, &'static str), BTreeSet<Element>>;
 
-/// What a rule's comment says: where it stands, and a digest of what it does. A rule that others put there or changed has another one.
+/// Returns a rule's comment: its position, and a digest of its expressions. A rule that another program added or changed has a different one.
 pub(crate) fn tag(chain: &str, at: usize, rule: &[Expr]) -> String {
-    // FNV-1a: it need not withstand anybody, for whoever can write rules can write comments as well.
+    // FNV-1a: no cryptographic hash is needed, since a program that can write rules can write comments as well.
     let text = format!("{chain} {at} {rule:?}");
     let digest = text
         .bytes()

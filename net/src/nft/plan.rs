@@ -1,4 +1,4 @@
-//! What has to change for the tables to be as they should. Pure.
+//! Plans the changes of the tables. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::encode::Added;
 use super::{Contents, Element, Family, MARK_INDEX, Set, Table, tag};
 
-/// What a table of the kernel has.
+/// The content of a table in the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Found {
     /// The comments of the rules of each chain.
@@ -15,21 +15,21 @@ pub(crate) struct Found {
     pub(crate) sets: BTreeMap<String, Vec<FoundElement>>,
 }
 
-/// An element of the kernel.
+/// An element in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FoundElement {
     pub(crate) element: Element,
-    /// How long it stays.
+    /// Time until it expires.
     pub(crate) expires: Option<Duration>,
     pub(crate) comment: Option<String>,
-    /// How many packets it was found for, where it counts.
+    /// Number of packets that matched it, if it counts them.
     pub(crate) packets: u64,
 }
 
-/// A change of a table. All of a batch are made at once.
+/// A change of a table. The changes of a batch are applied at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// Makes it anew, with this in its sets.
+    /// Creates the table again, with these elements in its sets.
     Replace {
         table: Table,
         contents: Vec<(Set, Vec<Added>)>,
@@ -46,31 +46,31 @@ pub(crate) enum Change {
         set: Set,
         elements: Vec<Element>,
     },
-    /// Removes it, if it is there.
+    /// Removes the table, if it exists.
     Drop {
         family: Family,
         table: String,
     },
 }
 
-/// What should be.
+/// The desired state.
 #[derive(Debug)]
 pub(crate) struct Desired<'a> {
     pub(crate) tables: &'a [Table],
     pub(crate) contents: Contents,
-    /// What is in sets whose elements expire; looked at only when a table is made anew.
+    /// Elements of the sets with expiring elements; only used when a table is created again.
     pub(crate) pins: Vec<(Set, Vec<Added>)>,
-    /// Interfaces whose VMs are not known yet: what is there for them stays.
+    /// Interfaces whose VMs are not known yet: their elements are kept.
     pub(crate) kept: &'a BTreeSet<u32>,
 }
 
-/// The interface that an element is about: the keys of both tables start with its number or its mark.
+/// Returns the interface of an element: the keys of both tables start with its index or its mark.
 pub(crate) fn index_of(element: &Element) -> Option<u32> {
     let first = element.key.get(..4)?.try_into().ok()?;
     Some(u32::from_ne_bytes(first) & MARK_INDEX)
 }
 
-/// The changes from what is found to what should be; none if it is so.
+/// Returns the changes from the current to the desired state.
 pub(crate) fn changes(desired: &Desired<'_>, found: &BTreeMap<Family, Found>) -> Vec<Change> {
     let mut changes = Vec::new();
     for table in desired.tables {
@@ -84,7 +84,7 @@ pub(crate) fn changes(desired: &Desired<'_>, found: &BTreeMap<Family, Found>) ->
     changes
 }
 
-/// Whether sets, chains and rules are the table's own.
+/// Returns whether sets, chains and rules in the kernel are as the table defines them.
 fn is_built(table: &Table, found: &Found) -> bool {
     let is_chain = |chain: &super::Chain| {
         let tags: Vec<String> =
@@ -96,7 +96,7 @@ fn is_built(table: &Table, found: &Found) -> bool {
         && table.sets.iter().all(|set| found.sets.contains_key(set.name))
 }
 
-/// Elements that come and go in a table that is as it should be.
+/// Returns the changes of elements in an otherwise correct table.
 fn refill(desired: &Desired<'_>, table: &Table, found: &Found) -> Vec<Change> {
     let mut changes = Vec::new();
     for set in &table.sets {
@@ -115,7 +115,7 @@ fn refill(desired: &Desired<'_>, table: &Table, found: &Found) -> Vec<Change> {
         let missing: Vec<Added> =
             wanted.iter().filter(|element| !there.contains(element)).cloned().map(Added::from).collect();
         let (family, name) = (table.family, table.name.clone());
-        // What goes makes room for ranges that overlap with it.
+        // Removed first, since new ranges may overlap with old ones.
         if !surplus.is_empty() {
             changes.push(Change::Remove { family, table: name.clone(), set: set.clone(), elements: surplus });
         }
@@ -126,7 +126,7 @@ fn refill(desired: &Desired<'_>, table: &Table, found: &Found) -> Vec<Change> {
     changes
 }
 
-/// All that is in the sets of a table that is made anew: what should be, and what is kept of the old one.
+/// Returns the elements of a table that is created again: the desired ones, and those that are kept from the old table.
 fn filling(desired: &Desired<'_>, table: &Table, found: Option<&Found>) -> Vec<(Set, Vec<Added>)> {
     let mut all = Vec::new();
     for set in table.sets.iter().filter(|set| !set.is_dynamic) {
@@ -155,7 +155,7 @@ fn filling(desired: &Desired<'_>, table: &Table, found: Option<&Found>) -> Vec<(
     all
 }
 
-/// How many things a list of changes makes or removes.
+/// Counts the things that a list of changes creates or removes.
 pub(crate) fn count(changes: &[Change]) -> u64 {
     let of = |change: &Change| match change {
         Change::Replace { .. } | Change::Drop { .. } => 1,

@@ -1,4 +1,4 @@
-//! What the kernel's tables have.
+//! Reads the kernel's tables.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,40 +9,40 @@ use super::socket::Netfilter;
 use super::{Element, Family};
 use crate::netlink::{Attributes, DUMP, Writer};
 
-/// The subsystem of nf_tables, and its messages that ask (`enum nf_tables_msg_types`).
+/// Netlink subsystem of nf_tables, and its messages for reading (`enum nf_tables_msg_types`).
 const SUBSYSTEM: u16 = 10 << 8;
 const GET_TABLE: u16 = SUBSYSTEM | 1;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const GET_SET: u16 = SUBSYSTEM | 10;
 const GET_ELEMENTS: u16 = SUBSYSTEM | 13;
-/// Attributes: tables and chains.
+/// Attributes of tables and chains.
 const TABLE_NAME: u16 = 1;
 const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
-/// Rules.
+/// Attributes of rules.
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_USERDATA: u16 = 7;
-/// Sets, and lists of their elements.
+/// Attributes of sets, and of lists of their elements.
 const SET_TABLE: u16 = 1;
 const SET_NAME: u16 = 2;
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
 const LIST_ELEMENTS: u16 = 3;
-/// Elements.
+/// Attributes of elements.
 const ELEMENT_KEY: u16 = 1;
 const ELEMENT_EXPIRES: u16 = 5;
 const ELEMENT_USERDATA: u16 = 6;
 const ELEMENT_EXPR: u16 = 7;
 const ELEMENT_END: u16 = 10;
 const ELEMENT_EXPRS: u16 = 11;
-/// Values, and expressions with what they counted.
+/// Attributes of values, and of expressions with counters.
 const DATA_VALUE: u16 = 1;
 const EXPR_DATA: u16 = 2;
 const COUNTER_PACKETS: u16 = 2;
 
-/// What a table of this name has in each family in which it is there.
+/// Reads the tables with this name in all families.
 pub(crate) fn found(netfilter: &mut Netfilter, table: &str) -> io::Result<BTreeMap<Family, Found>> {
     let mut all = BTreeMap::new();
     for family in [Family::Bridge, Family::Inet] {
@@ -53,7 +53,7 @@ pub(crate) fn found(netfilter: &mut Netfilter, table: &str) -> io::Result<BTreeM
     Ok(all)
 }
 
-/// The names of a family's tables.
+/// Reads the names of a family's tables.
 pub(crate) fn tables(netfilter: &mut Netfilter, family: Family) -> io::Result<Vec<String>> {
     let request = Writer::new(GET_TABLE, DUMP, 1, family.number(), 0).finish();
     netfilter.dump(&request, |message| message.attributes().text(TABLE_NAME))
@@ -93,7 +93,7 @@ fn found_in(netfilter: &mut Netfilter, family: Family, table: &str) -> io::Resul
     Ok(found)
 }
 
-/// The elements of one set.
+/// Reads the elements of one set.
 pub(crate) fn elements(
     netfilter: &mut Netfilter,
     family: Family,
@@ -113,7 +113,7 @@ fn read_element(attributes: Attributes<'_>) -> Option<FoundElement> {
     let value = |kind| Some(attributes.nested(kind)?.get(DATA_VALUE)?.to_vec());
     let key = value(ELEMENT_KEY)?;
     let counted = |expr: Attributes<'_>| expr.nested(EXPR_DATA)?.u64(COUNTER_PACKETS);
-    // One expression stands alone, several in a list.
+    // A single expression is an attribute; several are in a list.
     let alone = attributes.nested(ELEMENT_EXPR).and_then(counted);
     let listed = || attributes.nested(ELEMENT_EXPRS)?.find_map(|(_, expr)| counted(Attributes(expr)));
     Some(FoundElement {
@@ -124,7 +124,7 @@ fn read_element(attributes: Attributes<'_>) -> Option<FoundElement> {
     })
 }
 
-/// The comment in what nft calls user data: type 0, length, text with a zero.
+/// Returns the comment in nft's user data: type 0, length, text with a terminating NUL.
 fn comment(data: &[u8]) -> Option<String> {
     let [0, length, rest @ ..] = data else { return None };
     let text = rest.get(..usize::from(*length).checked_sub(1)?)?;

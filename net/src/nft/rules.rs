@@ -1,4 +1,4 @@
-//! What the two tables are: sets, chains and rules, the same for all VMs of an instance. Pure.
+//! Defines the two tables: sets, chains and rules, the same for all VMs of an instance. Pure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,21 +10,21 @@ use super::expr::{
 };
 use super::{Chain, Family, Hook, HookAt, KeyPart, MARK_CUT, MARK_INDEX, MARK_TAG, Set, Table};
 
-/// Prefixes of what is logged, by which the reader knows what it was.
+/// Prefixes of logged packets, which tell the reader why they were logged.
 pub(crate) const LOG_REFUSED: &str = "nexus refused";
 pub(crate) const LOG_SPOOFED: &str = "nexus spoofed";
-/// How much of a refused packet is logged, in bytes: headers, of IPv6 too.
+/// Number of bytes of a refused packet that are logged: enough for the headers, also of IPv6.
 const LOG_LENGTH: u32 = 128;
-/// How many refusals of a VM are told each second; the counters have all of them.
+/// Maximum number of refusals of a VM that are logged each second; the counters have all of them.
 const LOG_RATE: u64 = 20;
 const LOG_BURST: u32 = 60;
-/// How many connections a VM may begin each second: the kernel's table of connections is the host's, too.
+/// Maximum number of connections that a VM may open each second: the host uses the same connection table of the kernel.
 const BEGIN_RATE: u64 = 500;
 const BEGIN_BURST: u32 = 5000;
-/// How many questions of DNS over TCP: each holds a socket of this process for some seconds.
+/// Maximum number of DNS queries over TCP each second: each uses a socket of this process for some seconds.
 const ASK_RATE: u64 = 20;
 const ASK_BURST: u32 = 40;
-/// How long the kernel remembers what a VM did, in milliseconds.
+/// Timeout of the elements that limit rates, in milliseconds.
 const LIMIT_MEMORY: u64 = 60_000;
 
 /// Types of Ethernet frames.
@@ -52,12 +52,12 @@ const MLD_REPORT: [u8; 1] = [143];
 const INVALID: u32 = 1;
 const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 
-/// Priorities of hooks: before connections are tracked, with filters, and where sources are translated.
+/// Priorities of hooks: before connection tracking, of filters, and of source NAT.
 const BRIDGE_FIRST: i32 = -300;
 const FILTER: i32 = 0;
 const SOURCE_NAT: i32 = 100;
 
-/// What the rules depend on.
+/// The parameters of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Frame {
     /// The table's name, in both families.
@@ -69,7 +69,7 @@ pub(crate) struct Frame {
     pub(crate) log_group: u16,
 }
 
-/// Both tables.
+/// Returns both tables.
 pub(crate) fn tables(frame: &Frame) -> [Table; 2] {
     [bridge(frame), inet(frame)]
 }
@@ -85,7 +85,7 @@ const LIMIT: Set = Set { has_timeout: true, is_dynamic: true, ..set("limit", &[M
 const BEGIN: Set = Set { name: "begin", ..LIMIT };
 const ASK: Set = Set { name: "ask", ..LIMIT };
 
-/// The sets of the table of the bridge: the TAPs, whose addresses these are, and how often others were used.
+/// Sets of the bridge table: the TAPs, their VMs' addresses, and counters of spoofed frames.
 pub(crate) const BRIDGE_SETS: [Set; 5] = [
     set("taps", &[Index]),
     set("own4", &[Index, Mac, V4]),
@@ -94,7 +94,7 @@ pub(crate) const BRIDGE_SETS: [Set; 5] = [
     LIMIT,
 ];
 
-/// The sets of the table of the host: where a VM may go by address, where names led it, whom it may talk to, and how often that was so.
+/// Sets of the inet table: the addresses that VMs may reach, pinned addresses of names, VMs of the same groups, and counters.
 pub(crate) const INET_SETS: [Set; 12] = [
     Set { is_interval: true, ..set("allow4", &[Mark, V4, Port]) },
     Set { is_interval: true, ..set("allow6", &[Mark, V6, Port]) },
@@ -110,7 +110,7 @@ pub(crate) const INET_SETS: [Set; 12] = [
     ASK,
 ];
 
-/// The addresses that names led to.
+/// The pinned addresses of names.
 pub(crate) const PIN4: Set = Set { is_interval: true, has_timeout: true, ..set("pin4", &[Mark, V4, Port]) };
 pub(crate) const PIN6: Set = Set { is_interval: true, has_timeout: true, ..set("pin6", &[Mark, V6, Port]) };
 
@@ -122,7 +122,7 @@ fn hook(name: &'static str, at: HookAt, priority: i32, rules: Vec<Vec<Expr>>) ->
     Chain { name, hook: Some(Hook { at, priority, is_nat: at == HookAt::Postrouting }), rules }
 }
 
-/// A rule of these parts.
+/// Builds a rule of these parts.
 macro_rules! rule {
     ($($part:expr),* $(,)?) => {{
         let mut rule: Vec<Expr> = Vec::new();
@@ -157,16 +157,16 @@ fn log(group: u16, prefix: &'static str, per: Meta) -> Vec<Expr> {
     rule![below(LIMIT.name, per, (LOG_RATE, LOG_BURST)), one(Expr::Log { group, prefix, length: LOG_LENGTH })]
 }
 
-/// Whoever sends must use the MAC and IP addresses of the VM behind the TAP.
+/// Builds the bridge table: senders must use the MAC and IP addresses of the VM behind the TAP.
 fn bridge(frame: &Frame) -> Table {
-    // iif . ether saddr . an address: registers 8, 9-10, 11 and on.
+    // iif . ether saddr . an address: registers 8, 9-10, and from 11 on.
     let own =
         |source: Expr, set| [meta(Meta::Iif, R0), payload(Base::Link, 6, 6, R0 + 1), source, is_in(set, R0)];
     let icmpv6 = |kind: [u8; 1]| rule![meta_is(Meta::L4Proto, &ICMPV6), field(Base::Transport, 0, &kind)];
     let from_nobody = field(Base::Network, 8, &[0; 16]);
     let guard = vec![
         rule![ether(ETHER_IPV4), own(payload(Base::Network, 12, 4, R0 + 3), "own4"), one(go("pass"))],
-        // ARP: the sender's hardware and protocol address, 8 and 14 bytes into it.
+        // ARP: the sender's hardware and protocol address, at offsets 8 and 14.
         rule![
             ether(ETHER_ARP),
             own(payload(Base::Network, 14, 4, R0 + 3), "own4"),
@@ -176,10 +176,10 @@ fn bridge(frame: &Frame) -> Table {
         rule![ether(ETHER_IPV6), icmpv6(ROUTER_ADVERTISEMENT), one(go("forged"))],
         rule![ether(ETHER_IPV6), icmpv6(REDIRECT), one(go("forged"))],
         rule![ether(ETHER_IPV6), own(payload(Base::Network, 8, 16, R0 + 3), "own6"), one(go("pass"))],
-        // Whether an address is free is asked before one has it.
+        // Duplicate address detection sends from the unspecified address.
         rule![ether(ETHER_IPV6), from_nobody.clone(), icmpv6(NEIGHBOUR_SOLICITATION), one(go("pass"))],
         rule![ether(ETHER_IPV6), from_nobody.clone(), icmpv6(MLD_REPORT), one(go("pass"))],
-        // What a network card that looks for its address says is no forgery, and of no use.
+        // Other packets from the unspecified address (of a card that looks for its address) are useless, but not spoofed.
         rule![ether(ETHER_IPV6), from_nobody, one(discard())],
         rule![ether(ETHER_IPV4), field(Base::Network, 12, &[0; 4]), one(discard())],
         rule![ether(ETHER_ARP), field(Base::Network, 14, &[0; 4]), one(discard())],
@@ -218,7 +218,7 @@ fn bridge(frame: &Frame) -> Table {
     }
 }
 
-/// Whether a connection was cut, is known, or has lost its way.
+/// Rules for packets of cut, established and invalid connections.
 fn known() -> Vec<Vec<Expr>> {
     let ct = |key| one(Expr::Ct { key, to: R0 });
     vec![
@@ -228,7 +228,7 @@ fn known() -> Vec<Vec<Expr>> {
     ]
 }
 
-/// Who it is goes into the connection; what is not marked did not pass the guard.
+/// Rules that copy the VM's mark to the connection. Packets without a mark did not pass the guard.
 fn identified() -> Vec<Vec<Expr>> {
     let tag = (!MARK_INDEX).to_ne_bytes().to_vec();
     vec![
@@ -242,7 +242,7 @@ fn identified() -> Vec<Vec<Expr>> {
     ]
 }
 
-/// The mark, where to and the port, 0 where the protocol has none: the key of sets of places.
+/// Matches mark, destination and port (0 for protocols without ports) in a set.
 fn place(is_v4: bool, has_ports: bool, set: &'static str) -> Vec<Expr> {
     let (family, offset, length) = if is_v4 { (IPV4, 16, 4) } else { (IPV6, 24, 16) };
     let port = R0 + 1 + length / 4;
@@ -267,7 +267,7 @@ fn decide() -> Vec<Vec<Expr>> {
         })
     };
     let mut rules: Vec<Vec<Expr>> = places("allow4", "allow6").collect();
-    // Names lead to pins, and QUIC would hide which name is meant.
+    // QUIC is refused before pins are checked: it would hide which name of a shared address is used.
     rules.push(rule![
         meta_is(Meta::L4Proto, &UDP),
         field(Base::Transport, 2, &443_u16.to_be_bytes()),
@@ -289,14 +289,14 @@ fn peer() -> Vec<Vec<Expr>> {
     vec![to(&IPV4, 16, 4, "peer4"), to(&IPV6, 24, 16, "peer6"), rule![one(go("refuse"))]]
 }
 
-/// What VMs may ask of the host: names of the gateway, and whether it is there.
+/// Rules for packets to the host: VMs may send DNS queries and pings to the gateway.
 fn to_host(frame: &Frame) -> Vec<Vec<Expr>> {
     let icmpv6 = |kind: [u8; 1]| rule![meta_is(Meta::L4Proto, &ICMPV6), field(Base::Transport, 0, &kind)];
     let mut rules = known();
     for kind in [NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT] {
         rules.push(rule![meta_is(Meta::NfProto, &IPV6), icmpv6(kind), one(accept())]);
     }
-    // To all on the wire: nothing of that is answered, and guests say it all the time.
+    // Broadcasts and multicasts: guests send them all the time, and none is answered.
     rules.push(rule![[meta(Meta::PktType, R0), is_not(R0, &[0])], one(discard())]);
     rules.extend(identified());
     let gateways = [Some(IpAddr::V4(frame.v4.1)), frame.v6.map(|(_, gateway)| IpAddr::V6(gateway))];
@@ -370,7 +370,7 @@ fn inet(frame: &Frame) -> Table {
     let counted = |set| [meta(Meta::Mark, R0), is_in(set, R0)];
     let refuse = answered(vec![
         log(frame.log_group, LOG_REFUSED, Meta::Mark),
-        // The element counts; there is nothing to do.
+        // Only counts, by the element.
         rule![counted("refused"), one(Expr::Counter)],
     ]);
     let mut from_vm = known();
@@ -393,7 +393,7 @@ fn inet(frame: &Frame) -> Table {
                         counted("allowed"),
                         one(accept())
                     ],
-                    // TCP tries again a little later.
+                    // Dropped without an answer, so that TCP retries a little later.
                     rule![one(discard())],
                 ],
             ),
@@ -411,7 +411,7 @@ fn inet(frame: &Frame) -> Table {
                 vec![rule![from_bridge(), one(go("from_vm"))], rule![to_bridge(), one(go("to_vm"))]],
             ),
             hook("input", HookAt::Input, FILTER, vec![rule![from_bridge(), one(go("to_host"))]]),
-            // IPv6 has no setting for this: see `sysctl` for what a redirect would do.
+            // For IPv6 there is no kernel setting that disables redirects; see `sysctl` for the reason to drop them.
             hook(
                 "output",
                 HookAt::Output,

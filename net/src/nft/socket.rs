@@ -1,4 +1,4 @@
-//! A socket to the kernel's netfilter, by libmnl: for batches, and for questions with many answers.
+//! A socket to the kernel's netfilter, with libmnl, for batches and dumps.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -10,28 +10,28 @@ use tokio::io::unix::AsyncFd;
 
 use crate::netlink::{self, ACK, DONE, DUMP_INTERRUPTED, ERROR, Message, messages};
 
-/// How much may wait in the socket, in bytes: a batch goes out in one piece.
+/// Size of the socket's buffer, in bytes: a batch is sent in one piece.
 const BUFFER: usize = 16 << 20;
-/// How much is read at once, in bytes.
+/// Number of bytes that are read at once.
 const READ: usize = 256 << 10;
-/// What a message that starts or ends a batch is (`NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`).
+/// Types of the messages that start and end a batch (`NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`).
 const BATCH: [u16; 2] = [0x10, 0x11];
-/// How often a dump that changes interrupt is asked for.
+/// Number of tries of a dump that is interrupted by changes.
 const DUMPS: usize = 5;
 
-/// Opens, sends and reads: one question at a time.
+/// A netfilter socket, for one request at a time.
 pub(crate) struct Netfilter {
     socket: mnl::Socket,
     read: Vec<u8>,
 }
 
 impl Netfilter {
-    /// A socket of the calling thread's network namespace.
+    /// Opens a socket in the calling thread's network namespace.
     pub(crate) fn open() -> io::Result<Self> {
         let socket = mnl::Socket::new(mnl::Bus::Netfilter)?;
         // SAFETY: the descriptor is the socket's, which lives longer than this borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-        // In a user namespace the limits of the system hold.
+        // In a user namespace the system's limits apply.
         if setsockopt(&fd, sockopt::SndBufForce, &BUFFER).is_err() {
             let _ = setsockopt(&fd, sockopt::SndBuf, &BUFFER);
         }
@@ -41,7 +41,7 @@ impl Netfilter {
         Ok(Self { socket, read: vec![0; READ] })
     }
 
-    /// Sends a batch, and waits until the kernel has taken all of it, or nothing.
+    /// Sends a batch, and waits until the kernel has applied all of it, or refused it.
     pub(crate) fn commit(&mut self, mut batch: Vec<u8>) -> io::Result<()> {
         let Some(last) = acknowledge_last(&mut batch) else { return Ok(()) };
         self.send(&batch)?;
@@ -52,7 +52,7 @@ impl Netfilter {
         })
     }
 
-    /// Asks for one thing to be done.
+    /// Sends one request and waits for the acknowledgement.
     pub(crate) fn ask(&mut self, request: &[u8]) -> io::Result<()> {
         self.send(request)?;
         self.receive(|message| match message.error()? {
@@ -61,7 +61,7 @@ impl Netfilter {
         })
     }
 
-    /// Asks for all of something. What the kernel does not have at all is empty.
+    /// Requests a list. If the kernel does not know the kind of object at all, the list is empty.
     pub(crate) fn dump<T>(
         &mut self,
         request: &[u8],
@@ -101,7 +101,7 @@ impl Netfilter {
         }
     }
 
-    /// Reads until a message ends it.
+    /// Reads messages until `end` returns a result.
     fn receive(&mut self, mut end: impl FnMut(Message<'_>) -> Option<io::Result<()>>) -> io::Result<()> {
         loop {
             let length = self.socket.recv_raw(&mut self.read)?;
@@ -114,14 +114,14 @@ impl Netfilter {
     }
 }
 
-/// A socket that does not block, for a task that waits until something can be read.
+/// Makes a socket nonblocking, for a task that waits until it is readable.
 pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` stays open, and the same, as long as the value that owns it.
+    // SAFETY: an `OwnedFd` stays open and unchanged as long as the value that owns it.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }
 
-/// Lets only the last message of a batch be acknowledged (hundreds of acknowledgements would not fit in the socket), and tells its
-/// number. Errors come all the same.
+/// Requests an acknowledgement for the last message of a batch only (hundreds of them would not fit in the socket), and returns its sequence
+/// number. Errors are reported for every message.
 fn acknowledge_last(batch: &mut [u8]) -> Option<u32> {
     let mut at = 0;
     let mut last = None;

@@ -1,4 +1,4 @@
-//! VMs reach the internet, by IPv4 and IPv6, as the host; attaching twice changes nothing.
+//! VMs reach the internet by IPv4 and IPv6, with the host's addresses. Attaching twice changes nothing.
 
 use nexus_net_wire::{Answer, Request};
 

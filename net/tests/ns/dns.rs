@@ -1,4 +1,4 @@
-//! Questions and answers of DNS, as far as the tests need them: a client, and the internet's server.
+//! A minimal DNS client and server for the tests.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -17,12 +17,12 @@ pub const NO_SUCH_NAME: u8 = 3;
 pub const REFUSED: u8 = 5;
 const TTL: u32 = 300;
 
-/// What was answered.
+/// An answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Reply {
     pub code: u8,
     pub addresses: Vec<IpAddr>,
-    /// The type of each record, and the name in those that have one.
+    /// The type of each record.
     pub kinds: Vec<u16>,
     pub names: Vec<String>,
     /// The extended error.
@@ -66,7 +66,7 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-/// A question, with room for an answer of this many bytes over UDP.
+/// Encodes a query that allows an answer of this many bytes over UDP.
 fn question(name: &str, kind: u16, room: u16) -> Vec<u8> {
     let mut bytes = vec![0x4e, 0x58, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1];
     write_name(&mut bytes, name);
@@ -115,12 +115,12 @@ fn read_reply(bytes: &[u8]) -> Reply {
 }
 
 impl Guest {
-    /// Asks the gateway.
+    /// Looks up a name at the gateway.
     pub fn look_up(&self, name: &str, kind: u16) -> Reply {
         self.look_up_at(self.gateway, name, kind).unwrap_or_else(|| panic!("{name} is answered"))
     }
 
-    /// Asks a server over UDP.
+    /// Looks up a name at a server over UDP.
     pub fn look_up_at(&self, server: IpAddr, name: &str, kind: u16) -> Option<Reply> {
         self.look_up_with(server, name, kind, 1232)
     }
@@ -136,7 +136,7 @@ impl Guest {
         Some(read_reply(&buffer[..length]))
     }
 
-    /// Asks the gateway over TCP.
+    /// Looks up a name at the gateway over TCP.
     pub fn look_up_by_tcp(&self, name: &str, kind: u16) -> Reply {
         let to = SocketAddr::new(self.gateway, 53);
         let mut stream = self.ns.run(move || TcpStream::connect_timeout(&to, PATIENCE)).unwrap();

@@ -1,4 +1,4 @@
-//! VMs are no neighbours: of each other only in groups, of the host never, and nobody is taken for another.
+//! Isolation: VMs reach each other only in groups, and never the host, and none can use another's addresses.
 
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
@@ -52,7 +52,7 @@ fn vms_talk_only_in_groups() {
             assert_eq!(denial.reason, DenyReason::OtherVm);
         }
     }
-    // Live: the group is gone, and so is what was open in it.
+    // When the group is removed, open connections in it are cut as well.
     let mut stream = one.reaches(&two.vm.ipv4.to_string(), 8080);
     echoes(&mut stream).unwrap();
     let alone = Vm { groups: Vec::new(), ..two.vm.clone() };
@@ -69,7 +69,7 @@ fn forged_frames_are_dropped() {
     let mut net = world.net();
     let guest = Guest::new(&world, &mut net, 2);
     let other = Guest::new(&world, &mut net, 3);
-    // So that the gateway is known before anything is forged.
+    // Makes the gateway known before anything is spoofed.
     assert!(guest.ping(PUBLIC) && guest.ping(crate::world::PUBLIC_V6) && other.ping(PUBLIC));
     net.ask(Request::Watch {});
     for forged in ["10.77.0.3", "10.77.0.99", "192.0.2.1", "fd4e:58:4d::99"] {
@@ -85,13 +85,13 @@ fn forged_frames_are_dropped() {
         assert_eq!(denial.mac, Some(guest.vm.mac));
         guest.ns.ip(&format!("{version} addr del {forged} dev eth0"));
     }
-    assert!(guest.ping(PUBLIC), "its own address is no forgery");
-    // Another's MAC address, with the own IP address.
+    assert!(guest.ping(PUBLIC), "its own address is not spoofed");
+    // Another VM's MAC address, with the VM's own IP address.
     guest.ns.ip(&format!("link set eth0 address {}", other.vm.mac));
     assert!(!guest.ping(PUBLIC));
     let denial = net.denial(|denial| denial.mac == Some(other.vm.mac));
     assert_eq!((denial.vm, denial.reason), (guest.vm.id, DenyReason::Spoofed));
-    assert!(other.ping(PUBLIC), "nobody takes a MAC address away");
+    assert!(other.ping(PUBLIC), "the other VM keeps its MAC address");
     guest.ns.ip(&format!("link set eth0 address {}", guest.vm.mac));
     guest.reaches(PUBLIC, 80);
     let state = net.state();
@@ -122,7 +122,7 @@ fn the_host_and_private_networks_are_closed_under_internet() {
         assert_eq!(guest.udp(to, 8080), None, "{to}");
     }
     assert!(net.state().vms[0].counters.denied >= 12);
-    // What an allow list names is open, and nothing beside it; so is what `open` says.
+    // Only what the allow list names is open; the same with the preset `open`.
     let mut vm = guest.vm.clone();
     vm.policy = policy(&["*", "10.99.0.1:80", &format!("{HOST}:8080")], &[]);
     net.update(&vm);
@@ -137,7 +137,7 @@ fn the_host_and_private_networks_are_closed_under_internet() {
     guest.is_refused(METADATA, 80);
     guest.is_refused(PUBLIC, 443);
     guest.is_refused("10.77.0.1", 8080);
-    // A host that gets another address has it closed as well.
+    // An address that the host gets later is closed as well.
     vm.policy = policy(&[], &[]);
     net.update(&vm);
     world.host.ip("addr add 192.0.2.50/32 dev up0");
@@ -163,7 +163,7 @@ fn nobody_outside_begins_a_connection_to_a_vm() {
     });
     assert!(from_outside.is_err());
     assert!(listener.accept().is_err());
-    // The host itself may, and is answered.
+    // The host itself can connect.
     world.host.run(move || std::net::TcpStream::connect_timeout(&address.into(), PATIENCE)).unwrap();
     let udp = world.internet.run(move || {
         let socket = UdpSocket::bind("198.51.100.2:0")?;
@@ -179,7 +179,7 @@ fn frames_to_link_local_groups_pass_the_guard_as_all_others() {
     serve(&world.host, &["10.77.0.1"], 8080);
     let guest = Guest::new(&world, &mut net, 2);
     assert!(guest.ping(PUBLIC) && guest.ping("10.77.0.1"));
-    // Bridges hand these groups to their host by a way of its own, unless a port is told otherwise.
+    // Bridges pass frames to these groups to their host on a separate path, unless a port is configured otherwise.
     for group in ["00", "02", "03", "0e", "0f"] {
         guest.ns.ip(&format!("neigh replace 10.77.0.1 lladdr 01:80:c2:00:00:{group} dev eth0 nud permanent"));
         assert_eq!(guest.udp("10.77.0.1", 8080), None, "{group}");
@@ -205,7 +205,7 @@ fn a_port_gets_the_frames_for_its_own_vm_alone() {
         );
         Guest::run(&world, &net.instance, &vm, &tap)
     });
-    // Nobody takes another's place by its MAC address.
+    // A VM cannot take over another's MAC address.
     one.ns.ip(&format!("link set eth0 address {}", two.vm.mac));
     assert!(!one.ping(PUBLIC));
     assert!(two.ping(PUBLIC));

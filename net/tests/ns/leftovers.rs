@@ -1,4 +1,4 @@
-//! What is left after kills is taken up or removed, and at the end nothing is left.
+//! State that is left after kills is adopted or removed, and at the end nothing is left.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use nexus_net_wire::{Answer, Request};
 use crate::vm::{Guest, echoes};
 use crate::world::{Net, PUBLIC, World, instance, vm};
 
-/// All that could be ours.
+/// Everything that the process could have left.
 fn left(world: &World) -> String {
     let links = world.host.ip("-o link show");
     let links: Vec<&str> = links.lines().filter(|line| line.contains("nx")).collect();
@@ -32,7 +32,7 @@ fn fifty_vms_come_and_go_and_leave_nothing() {
     }
     let attached = start.elapsed();
     assert_eq!((taps.len(), net.state().vms.len()), (50, 50));
-    // 20 ms each is what a boot may wait for it; the machine of the tests may be loaded.
+    // A boot should wait at most 20 ms for each; the limit is higher because the test machine may be loaded.
     assert!(attached < Duration::from_secs(10), "{attached:?}");
     let ids: Vec<_> = (2..12).map(|number| vm(&net.instance, number).id).collect();
     match net.ask(Request::Retain { ids: ids.clone() }) {
@@ -83,7 +83,7 @@ fn vms_keep_their_network_when_the_process_is_killed() {
     echoes(&mut stream).unwrap();
     guest.reaches(PUBLIC, 80);
     assert!(!world.host.nft("list ruleset").contains("10.77.0.3") && rules.contains("10.77.0.3"));
-    // A new policy holds for what was opened before the kill, too.
+    // A new policy also applies to connections that were opened before the kill.
     guest.vm.policy = crate::world::policy(&["a.example"], &[]);
     assert!(net.update(&guest.vm) >= 1);
     echoes(&mut stream).unwrap_err();
@@ -94,7 +94,7 @@ fn a_kill_at_any_step_of_an_attachment_is_taken_up() {
     let world = World::new();
     for point in ["tap-made", "tap-named", "tap-kept", "tables-made", "tap-joined", "tap-raised"] {
         let mut net = world.start(instance("0a1b2c3d", "10.77"), Some(point));
-        // Some points are in the configuration, too.
+        // Some failpoints are already hit during the configuration.
         let _ = net.call(Request::Configure { instance: net.instance.clone() });
         let vm = vm(&net.instance, 2);
         let _ = net.call(Request::Attach { vm: vm.clone() });
@@ -146,7 +146,7 @@ fn a_kill_at_any_step_of_a_removal_is_taken_up() {
     }
 }
 
-/// Cleans up without a configuration, as `network_cleanup` does after everything else is gone.
+/// Cleans up without a configuration, as `network_cleanup` does when no process is running.
 fn end(world: &World, mut net: Net) {
     net.ask(Request::Cleanup { instance: Some(net.instance.id) });
     assert!(net.child.wait().unwrap().success());
@@ -164,14 +164,14 @@ fn two_instances_are_side_by_side_and_leave_each_other_alone() {
     one.reaches(PUBLIC, 80);
     two.reaches(PUBLIC, 80);
     crate::world::serve(&two.ns, &["10.88.0.2"], 8080);
-    // Even where private networks are open: nobody begins a connection to another instance's VM.
+    // Even with the preset `open`, VMs cannot connect to another instance's VMs.
     let mut vm = one.vm.clone();
     vm.policy.preset = nexus_schema::network::NetworkPreset::Open;
     first.update(&vm);
     one.tcp("10.88.0.2", 8080).unwrap_err();
     second.ask(Request::Watch {});
     two.is_refused("10.77.0.2", 8080);
-    assert_eq!(second.denial(|_| true).vm, two.vm.id, "each is told of its own");
+    assert_eq!(second.denial(|_| true).vm, two.vm.id, "each instance reports its own refusals");
     end(&world, second);
     one.reaches(PUBLIC, 80);
     assert_eq!(first.attach(&vm).changes, 0);

@@ -1,4 +1,4 @@
-//! Policies change while connections are open: what is no longer allowed is cut, the rest goes on.
+//! Policies change while connections are open: those that are no longer allowed are cut, the others continue.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ fn a_change_cuts_what_it_no_longer_allows_and_nothing_else() {
     assert_eq!(net.update(&vm), 1);
     echoes(&mut kept).unwrap_err();
     guest.is_refused(PUBLIC, 80);
-    assert_eq!(net.update(&vm), 0, "what is cut is not cut again");
+    assert_eq!(net.update(&vm), 0, "cut connections are not cut again");
     vm.policy = policy(&[], &[]);
     net.update(&vm);
     echoes(&mut guest.reaches(PUBLIC, 80)).unwrap();
@@ -66,6 +66,6 @@ fn a_flow_of_datagrams_is_cut_and_goes_on_again() {
     assert!(!is_answered());
     vm.policy = policy(&[], &[]);
     net.update(&vm);
-    // The refusals were told to the socket, one each time.
+    // Each refusal was reported to the socket once.
     assert!((0..5).any(|_| is_answered()));
 }

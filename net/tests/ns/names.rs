@@ -1,4 +1,4 @@
-//! Names: those of VMs, those of the internet, and lists that hold by name.
+//! Names of VMs, names on the internet, and allow lists of names.
 
 use std::net::IpAddr;
 
@@ -38,12 +38,12 @@ fn names_of_the_internet_are_forwarded() {
     assert_eq!(guest.look_up_by_tcp("a.example", A).addresses, [address(PUBLIC)]);
     let v6 = net.instance.v6.unwrap().gateway.into();
     assert_eq!(guest.look_up_at(v6, "a.example", A).unwrap().addresses, [address(PUBLIC)]);
-    // What is long comes whole over TCP, and never longer than was asked for over UDP.
+    // Long answers are complete over TCP, and over UDP at most as long as the client allows.
     let cut = guest.look_up_with(guest.gateway, "many.example", A, 512).unwrap();
     assert!(cut.is_truncated && cut.length <= 512, "{cut:?}");
     assert_eq!(guest.look_up_by_tcp("many.example", A).addresses.len(), 60);
-    assert_eq!(guest.look_up("web.example", HTTPS).kinds, [HTTPS], "no list, nothing withheld");
-    // Another server, and none.
+    assert_eq!(guest.look_up("web.example", HTTPS).kinds, [HTTPS], "without a list, nothing is withheld");
+    // With another server, and with none.
     net.instance.dns = Dns::Servers(Vec::new());
     net.configure();
     let reply = guest.look_up("b.example", A);
@@ -98,7 +98,7 @@ fn an_allow_list_holds_by_name() {
     };
     let guest = Guest::attach(&world, &mut net, &listed);
     net.ask(Request::Watch {});
-    // Nothing is open before it is looked up.
+    // An address is closed before its name is looked up.
     guest.is_refused(PUBLIC, 80);
     assert_eq!(net.denial(|denial| denial.port == Some(80)).reason, DenyReason::AddressNotAllowed);
     assert!(!guest.ping(PUBLIC));
@@ -106,9 +106,9 @@ fn an_allow_list_holds_by_name() {
     let mut stream = guest.reaches(PUBLIC, 80);
     assert!(guest.ping(PUBLIC));
     assert_eq!(guest.udp(PUBLIC, 8080).as_deref(), Some(crate::world::HOST));
-    // From the cache, and pinned all the same.
+    // The answer comes from the cache, and is pinned as well.
     assert_eq!(guest.look_up("a.example", A).addresses, [address(PUBLIC)]);
-    // Another address, and another name.
+    // Other addresses and names are refused.
     guest.is_refused(PUBLIC_TOO, 80);
     for name in ["b.example", "shared.example", "target.cdn.example", "list.example", "nothing.test"] {
         let reply = guest.look_up(name, A);
@@ -120,7 +120,7 @@ fn an_allow_list_holds_by_name() {
         assert_eq!((denial.protocol, denial.reason), (Protocol::Dns, DenyReason::NameNotAllowed));
     }
     assert_eq!(guest.look_up_by_tcp("b.example", A).code, REFUSED, "nor over TCP");
-    // A chain of names, for the port that was named.
+    // A chain of names, for the port in the entry.
     assert_eq!(guest.look_up("alias.example", A).addresses, [address(PUBLIC_TOO)]);
     guest.reaches(PUBLIC_TOO, 80);
     guest.is_refused(PUBLIC_TOO, 443);
@@ -128,7 +128,7 @@ fn an_allow_list_holds_by_name() {
     assert_eq!(guest.look_up("deep.list.example", A).code, OK);
     assert_eq!(guest.look_up("six.example", AAAA).addresses, [address(PUBLIC_V6)]);
     guest.reaches(PUBLIC_V6, 80);
-    // QUIC, service records and other resolvers would lead around it.
+    // QUIC, service records and other resolvers would bypass the list.
     assert_eq!(guest.udp(PUBLIC, 443), None);
     assert_eq!(net.denial(|denial| denial.protocol == Protocol::Udp).reason, DenyReason::Quic);
     assert!(guest.look_up("a.example", HTTPS).kinds.is_empty());
@@ -136,7 +136,7 @@ fn an_allow_list_holds_by_name() {
     assert_eq!(net.denial(|denial| denial.port == Some(53)).reason, DenyReason::Resolver);
     guest.is_refused(PUBLIC, 53);
     guest.is_refused(PUBLIC, 853);
-    // A name that is allowed opens no private address.
+    // An allowed name opens no private address.
     let reply = guest.look_up("local.example", A);
     assert_eq!((reply.code, reply.addresses.len()), (REFUSED, 0));
     assert!(reply.error.unwrap().1.contains("leads to 127.0.0.1"));
@@ -171,13 +171,13 @@ fn public_names_lead_to_nothing_private() {
         assert_eq!((reply.code, reply.addresses.len()), (REFUSED, 0), "{name}");
         assert_eq!(net.denial(|denial| denial.name.as_deref() == Some(name)).reason, reason, "{name}");
     }
-    assert_eq!(guest.look_up("mixed.example", A).addresses, [address(PUBLIC)], "what is public stays");
+    assert_eq!(guest.look_up("mixed.example", A).addresses, [address(PUBLIC)], "public addresses stay");
     let mut open = guest.vm.clone();
     open.policy.preset = nexus_schema::network::NetworkPreset::Open;
     net.update(&open);
     assert_eq!(guest.look_up("rebind.example", A).code, OK);
     assert_eq!(guest.look_up("cloud.example", A).code, REFUSED);
-    // What is denied by name is not answered, nor by an alias.
+    // A denied name is refused, also through an alias.
     for name in ["a.example", "alias.example"] {
         assert_eq!(denied.look_up(name, A).code, REFUSED, "{name}");
     }
@@ -196,7 +196,7 @@ fn two_names_of_one_address_open_the_ports_of_both() {
     guest.reaches(PUBLIC, 80);
     guest.reaches(PUBLIC, 443);
     guest.look_up("a.example", A);
-    assert_eq!(net.configure().changes, 0, "the kernel has what is known here");
+    assert_eq!(net.configure().changes, 0, "the kernel has the known pins");
     guest.is_refused(PUBLIC, 8080);
 }
 
@@ -214,7 +214,7 @@ fn pins_outlive_the_process() {
     net.configure();
     assert_eq!(net.attach(&listed).changes, 0);
     guest.reaches(PUBLIC, 80);
-    // The table is made anew with what is open.
+    // The table is created again with the open pins.
     net.ask(Request::Watch {});
     world.host.nft("flush ruleset");
     net.repaired();

@@ -1,4 +1,4 @@
-//! What cannot be is told, with what to do.
+//! Errors come with hints.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -51,7 +51,7 @@ fn requests_that_cannot_be_are_refused() {
 #[test]
 fn a_kernel_without_tap_devices_is_told() {
     let world = World::new();
-    // A file system in which there is none, seen by the process alone.
+    // A mount that hides the device, for this process only.
     let script = world.directory.join("without-tun");
     let program = env!("CARGO_BIN_EXE_nexus-net");
     let text = format!("#!/bin/sh\nmount -t tmpfs none /dev/net && exec {program} \"$@\"\n");
@@ -64,13 +64,13 @@ fn a_kernel_without_tap_devices_is_told() {
     let error = refused(&mut net, Request::Attach { vm });
     assert_eq!(error.code, ErrorCode::NoTun);
     assert!(error.hint.unwrap().contains("modprobe tun"));
-    assert!(error.message.contains("make a TAP for VM"), "{}", error.message);
+    assert!(error.message.contains("create a TAP for VM"), "{}", error.message);
 }
 
 #[test]
 fn a_kernel_without_nf_tables_is_told() {
     let world = World::new();
-    // As a kernel without it answers: there is no such netlink protocol.
+    // A seccomp filter answers as a kernel without nf_tables would: there is no such netlink protocol.
     let python = "import ctypes,os,struct,sys\n\
         libc=ctypes.CDLL(None,use_errno=True)\n\
         def op(code,jt,jf,k): return struct.pack('HBBI',code,jt,jf,k)\n\
@@ -127,12 +127,12 @@ fn it_holds_three_privileges_and_no_others() {
     }
     let mode = std::fs::metadata(world.directory.join("0a1b2c3d.sock")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    // A second one for the same socket does not start.
+    // A second process for the same socket does not start.
     let (program, socket) = (env!("CARGO_BIN_EXE_nexus-net"), world.directory.join("0a1b2c3d.sock"));
     let mut second = std::process::Command::new(program);
     second.arg(socket).env("RUST_LOG", "error");
     let second = world.host.run(move || second.output()).unwrap();
     assert!(!second.status.success());
-    assert!(String::from_utf8_lossy(&second.stderr).contains("another nexus-net serves"));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another nexus-net is already serving"));
     net.state();
 }

@@ -1,4 +1,4 @@
-//! A VM: a namespace whose network card is a TAP, and what a VMM does between that and the host's TAP.
+//! A VM of the tests: a namespace whose network card is a TAP. A thread copies frames between it and the host's TAP, as a VMM does.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -15,7 +15,7 @@ use rustix::fs::OFlags;
 
 use crate::world::{Net, Ns, PATIENCE, SILENCE, World, vm};
 
-/// Opens a TAP as a VMM does; makes it if it is not there.
+/// Opens a TAP as a VMM does; creates it if it does not exist.
 fn open_tap(name: &str) -> io::Result<File> {
     Ok(tap::open(name, OFlags::empty())?.0.into())
 }
@@ -30,7 +30,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Attaches the VM with a number, without groups and under the default policy, and runs it.
+    /// Attaches the VM with this number, without groups and with the default policy, and runs it.
     pub fn new(world: &World, net: &mut Net, number: u8) -> Self {
         let vm = vm(&net.instance, number);
         Self::attach(world, net, &vm)
@@ -42,7 +42,7 @@ impl Guest {
         Self::run(world, &net.instance, vm, &tap)
     }
 
-    /// Runs a VM at a TAP.
+    /// Runs a VM on a TAP.
     pub fn run(world: &World, instance: &Instance, vm: &Vm, tap: &str) -> Self {
         let ns = Ns::new();
         let name = tap.to_owned();
@@ -66,7 +66,7 @@ impl Guest {
         Self { ns, vm: vm.clone(), gateway: instance.v4.gateway.into(), stop, copier: Some(copier) }
     }
 
-    /// Connects, and reads whom the server sees.
+    /// Connects, and returns the client's address as the server sees it.
     pub fn tcp(&self, to: &str, port: u16) -> io::Result<(TcpStream, String)> {
         let to = SocketAddr::new(to.parse().unwrap(), port);
         let stream = self.ns.run(move || TcpStream::connect_timeout(&to, PATIENCE))?;
@@ -76,7 +76,7 @@ impl Guest {
         Ok((stream, line.trim().to_owned()))
     }
 
-    /// Whom a server of UDP sees; none if there is no answer.
+    /// Returns the client's address as a UDP server sees it; none if there is no answer.
     pub fn udp(&self, to: &str, port: u16) -> Option<String> {
         self.udp_from(None, to, port)
     }
@@ -94,7 +94,7 @@ impl Guest {
         Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
 
-    /// Whether a ping is answered.
+    /// Returns whether a ping is answered.
     pub fn ping(&self, to: &str) -> bool {
         use rustix::net::{AddressFamily, SocketType, ipproto, socket, sockopt};
         let address: IpAddr = to.parse().unwrap();
@@ -126,7 +126,7 @@ impl Guest {
         false
     }
 
-    /// What a connection that policy refuses is answered; it must not take long.
+    /// Checks that a connection is refused, and quickly.
     #[track_caller]
     pub fn is_refused(&self, to: &str, port: u16) {
         let start = Instant::now();
@@ -153,7 +153,7 @@ impl Drop for Guest {
     }
 }
 
-/// Whether a line that is sent comes back.
+/// Checks that a sent line comes back.
 pub fn echoes(stream: &mut TcpStream) -> io::Result<()> {
     stream.write_all(b"line\n")?;
     let mut line = String::new();
@@ -161,7 +161,7 @@ pub fn echoes(stream: &mut TcpStream) -> io::Result<()> {
     if line == "line\n" { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-/// Carries frames both ways.
+/// Copies frames in both directions.
 fn copy(one: &File, other: &File, stop: &AtomicBool) {
     let mut buffer = vec![0; 1 << 17];
     while !stop.load(Ordering::Relaxed) {
@@ -178,7 +178,7 @@ fn copy(one: &File, other: &File, stop: &AtomicBool) {
             if is_ready.contains(PollFlags::POLLIN)
                 && let Ok(length) = from.read(&mut buffer)
             {
-                // A card that is down drops what it is sent.
+                // A card that is down drops the frame.
                 let _ = to.write(&buffer[..length]);
             }
         }

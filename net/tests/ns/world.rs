@@ -1,4 +1,4 @@
-//! Namespaces and what is in them: the host with its process, and the internet with its servers.
+//! The namespaces of the tests: the host with `nexus-net`, and the internet with its servers.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -16,26 +16,26 @@ use nix::sched::{CloneFlags, unshare};
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-/// How long anything may take that is to happen.
+/// Timeout for expected events.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// How long is waited for what is not to happen.
+/// Time for which a test waits to see that something does not happen.
 pub const SILENCE: Duration = Duration::from_millis(700);
-/// The host's address on the way out, and the internet's there.
+/// The host's addresses on its link to the internet.
 pub const HOST: &str = "198.51.100.1";
 pub const HOST_V6: &str = "2001:db8:1::1";
 pub const RESOLVER: &str = "198.51.100.53";
-/// Machines: of the internet, of a private network, and the metadata service.
+/// Servers: on the internet, in a private network, and the metadata service.
 pub const PUBLIC: &str = "203.0.113.10";
 pub const PUBLIC_TOO: &str = "203.0.113.20";
 pub const PUBLIC_V6: &str = "2001:db8:2::10";
 pub const PRIVATE: &str = "10.99.0.1";
 pub const METADATA: &str = "169.254.169.254";
-/// Benchmarks and documentation: on some hosts, mirrors are there.
+/// An address in the range for benchmarks, where some hosts have mirrors.
 pub const BENCHMARK: &str = "198.18.0.10";
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A network namespace, with a thread in it.
+/// A network namespace, with a thread that runs in it.
 pub struct Ns {
     jobs: mpsc::Sender<Job>,
     pub thread: i32,
@@ -57,14 +57,14 @@ impl Ns {
         ns
     }
 
-    /// Does something in there.
+    /// Runs a closure in the namespace.
     pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = mpsc::channel();
         self.jobs.send(Box::new(move || drop(done.send(job())))).unwrap();
         result.recv().expect("the job does not panic")
     }
 
-    /// Runs a program in there; tells whether it succeeded, and what it said.
+    /// Runs a program in the namespace; returns its output, as an error if it failed.
     pub fn try_run(&self, program: &str, arguments: &str) -> Result<String, String> {
         let program = program.to_owned();
         let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
@@ -78,7 +78,7 @@ impl Ns {
         self.try_run("ip", arguments).unwrap_or_else(|said| panic!("ip {arguments}: {said}"))
     }
 
-    /// Waits until all addresses of IPv6 can be used, which takes the kernel a moment even where it does not try them out.
+    /// Waits until all IPv6 addresses are usable. That takes a moment even without duplicate address detection.
     pub fn settle(&self) {
         let deadline = Instant::now() + PATIENCE;
         while !self.ip("-6 addr show tentative").is_empty() {
@@ -96,7 +96,7 @@ impl Ns {
     }
 }
 
-/// A server of TCP and UDP at a port of these addresses: it says whom it sees, and then what it is told.
+/// Serves TCP and UDP on a port of these addresses: answers with the client's address, and then echoes.
 pub fn serve(ns: &Ns, addresses: &[&str], port: u16) {
     for address in addresses {
         let address: IpAddr = address.parse().unwrap();
@@ -167,12 +167,12 @@ impl World {
         Self { host, internet, directory }
     }
 
-    /// A running process that is not configured.
+    /// Starts a process without configuring it.
     pub fn start(&self, instance: Instance, failpoint: Option<&str>) -> Net {
         self.start_as(&[env!("CARGO_BIN_EXE_nexus-net")], instance, failpoint)
     }
 
-    /// The same by a command that starts it.
+    /// Starts a process like [`Self::start`], with a command that wraps it.
     pub fn start_by(&self, command: &[&str], instance: Instance) -> Net {
         self.start_as(command, instance, None)
     }
@@ -185,7 +185,7 @@ impl World {
         Net { child, client, instance, socket, runtime }
     }
 
-    /// A running process, configured.
+    /// Starts and configures a process.
     pub fn net(&self) -> Net {
         let mut net = self.start(instance("0a1b2c3d", "10.77"), None);
         net.configure();
@@ -249,7 +249,7 @@ impl Net {
         }
     }
 
-    /// Changes a VM; tells how many connections that cut.
+    /// Updates a VM; returns the number of cut connections.
     #[track_caller]
     pub fn update(&mut self, vm: &Vm) -> u64 {
         match self.ask(Request::Update { vm: vm.clone() }) {
@@ -266,7 +266,7 @@ impl Net {
         }
     }
 
-    /// Waits for a refusal that is like this.
+    /// Waits for a refusal that matches.
     #[track_caller]
     pub fn denial(&mut self, is_it: impl Fn(&Denial) -> bool) -> Denial {
         let client = &mut self.client;
@@ -278,10 +278,10 @@ impl Net {
                 }
             }
         }));
-        found.expect("the refusal is told")
+        found.expect("the refusal is reported")
     }
 
-    /// Waits until others' changes were put right.
+    /// Waits until changes by other programs are repaired.
     #[track_caller]
     pub fn repaired(&mut self) -> u64 {
         let client = &mut self.client;
@@ -292,10 +292,10 @@ impl Net {
                 }
             }
         }));
-        found.expect("the repair is told")
+        found.expect("the repair is reported")
     }
 
-    /// Ends it by SIGKILL, and starts it again, not configured.
+    /// Kills it with SIGKILL, and starts it again, without configuring it.
     pub fn killed(mut self, world: &World) -> Self {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -324,7 +324,7 @@ async fn within<T>(what: impl Future<Output = T>) -> Result<T, tokio::time::erro
     tokio::time::timeout(PATIENCE, what).await
 }
 
-/// An instance with a /16 that starts with two numbers.
+/// Returns an instance with the /16 subnet that starts with `start`.
 pub fn instance(id: &str, start: &str) -> Instance {
     let second: u16 = start.rsplit('.').next().unwrap().parse().unwrap();
     Instance {
@@ -342,7 +342,7 @@ pub fn instance(id: &str, start: &str) -> Instance {
     }
 }
 
-/// A VM with a number from 2 on.
+/// Returns a VM with this number, which must be at least 2.
 pub fn vm(instance: &Instance, number: u8) -> Vm {
     let [a, b, ..] = instance.v4.gateway.octets();
     Vm {

@@ -6,17 +6,17 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A text that is no network or no MAC address.
+/// The error for a text that is not a network or MAC address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {expected}")]
 pub struct ParseAddressError {
-    /// What was given.
+    /// The text.
     pub text: String,
-    /// What was expected, with an example.
+    /// The expected form, with an example.
     pub expected: &'static str,
 }
 
-/// A network: `10.77.0.0/16`, `fd00:77::/64`. The bits behind the prefix are zero.
+/// A network: `10.77.0.0/16`, `fd00:77::/64`. The bits after the prefix are zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr {
     address: IpAddr,
@@ -24,7 +24,7 @@ pub struct Cidr {
 }
 
 impl Cidr {
-    /// The network of this address; `None` if the prefix is longer than the address. Bits behind the prefix are cleared.
+    /// Returns the network of this address; `None` if the prefix is longer than the address. Bits after the prefix are cleared.
     pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
         let address = match address {
             IpAddr::V4(v4) if prefix <= 32 => {
@@ -40,12 +40,12 @@ impl Cidr {
         Some(Self { address, prefix })
     }
 
-    /// The first address.
+    /// Returns the first address.
     pub const fn address(self) -> IpAddr {
         self.address
     }
 
-    /// The last address.
+    /// Returns the last address.
     pub fn last(self) -> IpAddr {
         match self.address {
             IpAddr::V4(v4) => {
@@ -57,12 +57,12 @@ impl Cidr {
         }
     }
 
-    /// The length of the prefix, in bits.
+    /// Returns the length of the prefix, in bits.
     pub const fn prefix(self) -> u8 {
         self.prefix
     }
 
-    /// Whether an address is in it.
+    /// Returns whether an address is in it.
     pub fn contains(self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4() && Self::new(address, self.prefix) == Some(self)
     }
@@ -121,7 +121,7 @@ impl FromStr for Mac {
     }
 }
 
-/// Both are their text in JSON.
+/// Serializes a type as its text.
 macro_rules! as_text {
     ($($type:ty),*) => {$(
         impl Serialize for $type {

@@ -1,4 +1,4 @@
-//! What `nexus-net` answers and tells.
+//! Answers and events of `nexus-net`.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Instance, Mac};
 
-/// The answer to a request that was done; each carries the request's name.
+/// The answer to a successful request; it is tagged with the request's name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
@@ -33,79 +33,79 @@ pub enum Answer {
     Watch(Watching),
 }
 
-/// Who answers.
+/// The process that answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// The generation that it speaks.
+    /// The protocol generation that it speaks.
     pub protocol: u32,
-    /// Its process.
+    /// Its process id.
     pub pid: u32,
     /// Its version.
     pub version: String,
 }
 
-/// The instance is there.
+/// The instance is configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configured {
-    /// The bridge.
+    /// Name of the bridge.
     pub bridge: String,
-    /// VMs that a predecessor left with a TAP: each wants an `attach`, or to be removed by `retain`.
+    /// VMs that have a TAP from an earlier process. Each needs an `attach`, or a `retain` that removes it.
     #[serde(default)]
     pub found: Vec<VmId>,
-    /// How many things were made or changed; 0 if all was as it should be.
+    /// Number of things that were created or changed; 0 if the state was already correct.
     #[serde(default)]
     pub changes: u64,
 }
 
-/// The VM has its network.
+/// The VM is attached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attached {
     /// The persistent TAP, for the VMM to attach to: with virtio headers (`IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`).
     pub tap: String,
-    /// How many things were made or changed; 0 if all was as it should be.
+    /// Number of things that were created or changed; 0 if the state was already correct.
     #[serde(default)]
     pub changes: u64,
 }
 
-/// The VM's policy is this one.
+/// The VM's policy is changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Updated {
-    /// How many open connections were cut.
+    /// Number of open connections that were cut.
     pub cut: u64,
-    /// How many things were made or changed.
+    /// Number of things that were created or changed.
     #[serde(default)]
     pub changes: u64,
 }
 
-/// The VM has no network.
+/// The VM is detached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detached {
-    /// Whether it had one.
+    /// Whether it was attached before.
     #[serde(default)]
     pub was_attached: bool,
 }
 
-/// What there is.
+/// The current state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// The instance; none before `configure`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<Instance>,
-    /// The bridge, if it is there.
+    /// Name of the bridge, if it exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
     /// The servers that the resolver forwards to.
     #[serde(default)]
     pub dns_servers: Vec<std::net::SocketAddr>,
-    /// The VMs that are attached.
+    /// The attached VMs.
     #[serde(default)]
     pub vms: Vec<VmState>,
-    /// What keeps the network from working as it should, with what to do.
+    /// Problems of the network, with hints.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
 
-/// One VM.
+/// State of one VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmState {
     /// Its id.
@@ -116,58 +116,58 @@ pub struct VmState {
     pub tap: String,
     /// Whether a VMM has the TAP open.
     pub is_in_use: bool,
-    /// What was counted.
+    /// Its counters.
     pub counters: Counters,
-    /// The last connections that were refused, the newest first.
+    /// The last refused connections, newest first.
     #[serde(default)]
     pub denied: Vec<Denial>,
 }
 
-/// What was counted of a VM since it was attached.
+/// Counters of a VM since it was attached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Bytes that the VM sent, frames and all.
+    /// Bytes that the VM sent, including frame headers.
     pub sent_bytes: u64,
-    /// Bytes that it was sent.
+    /// Bytes that it received.
     pub received_bytes: u64,
-    /// Connections that were let through.
+    /// Connections that were allowed.
     pub allowed: u64,
-    /// Connections, packets of other protocols and names that were refused.
+    /// Refused connections, packets of other protocols, and names.
     pub denied: u64,
-    /// Frames that were dropped for a MAC or IP address that is not the VM's.
+    /// Frames that were dropped because their MAC or IP address is not the VM's.
     pub spoofed: u64,
 }
 
-/// Something that was refused.
+/// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Denial {
     /// The VM.
     pub vm: VmId,
-    /// When.
+    /// Time of the refusal.
     pub at: Timestamp,
-    /// What it was.
+    /// What was refused.
     pub protocol: Protocol,
-    /// Where to, if it was an address.
+    /// The destination address, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// The port there; none for a name and for protocols without ports.
+    /// The destination port; none for a name and for protocols without ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// The name that was asked for, or under which the address was found.
+    /// The name that was looked up, or with which the address was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The sender's MAC address, where the frame was forged.
+    /// The source MAC address of a spoofed frame.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
-    /// Why.
+    /// The reason.
     pub reason: DenyReason,
 }
 
-/// What was refused: a lookup, or a packet of a protocol.
+/// The kind of refused traffic: a lookup, or a packet of a protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// A name that was looked up.
+    /// A lookup of a name.
     Dns,
     /// TCP.
     Tcp,
@@ -177,11 +177,11 @@ pub enum Protocol {
     Icmp,
     /// ARP.
     Arp,
-    /// Another one, by its number in IP headers.
+    /// Another protocol, by its number in IP headers.
     Other(u8),
 }
 
-/// What else is gone.
+/// All other VMs are removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retained {
     /// The VMs whose network was removed.
@@ -189,38 +189,38 @@ pub struct Retained {
     pub removed: Vec<VmId>,
 }
 
-/// Nothing is left.
+/// The instance's network is removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cleaned {
-    /// How many interfaces were removed.
+    /// Number of removed interfaces.
     #[serde(default)]
     pub interfaces: u64,
 }
 
-/// Events follow.
+/// The connection receives events from now on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watching {}
 
-/// What is told to those who watch.
+/// An event for watching clients.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
-    /// Something was refused. Of a VM that tries very often not each one is told; the counters have them all.
+    /// Something was refused. For a VM with very many refusals not every one is sent; the counters have them all.
     Denied(Denial),
-    /// The reader was too slow: so many events are missing here.
+    /// The reader was too slow: this many events were dropped here.
     Missed(u64),
-    /// Others changed what is ours in the kernel, and it was put right.
+    /// Another program changed this process's state in the kernel, and it was repaired.
     Repaired {
-        /// How many things were made or changed.
+        /// Number of things that were created or changed.
         changes: u64,
     },
 }
 
-/// A request that failed. What could be done of it is done; it may be repeated.
+/// The error of a failed request, which may be done in part. It can be repeated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct NetError {
-    /// Which kind.
+    /// The kind of error.
     pub code: ErrorCode,
     /// What failed, on what, and why.
     pub message: String,
@@ -233,9 +233,9 @@ pub struct NetError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The request is none, or says something that cannot be.
+    /// The request is malformed or invalid.
     Invalid,
-    /// `configure` is to be asked first.
+    /// `configure` must be sent first.
     NotConfigured,
     /// No VM with this id is attached.
     NoSuchVm,
@@ -247,6 +247,6 @@ pub enum ErrorCode {
     NotPermitted,
     /// An address or a subnet is in use by something else.
     InUse,
-    /// The kernel refused something else.
+    /// The kernel refused an operation for another reason.
     Kernel,
 }

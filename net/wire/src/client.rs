@@ -1,4 +1,4 @@
-//! A client's end of a connection.
+//! The client's side of a connection.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,7 +10,7 @@ use crate::{
     Answer, Call, Event, Hello, LINE_MAX, LineError, NetError, PROTOCOL, Reply, Request, decode, encode,
 };
 
-/// A connection to `nexus-net`. One request at a time; events that come meanwhile are kept for [`Self::event`].
+/// A connection to `nexus-net`. One request at a time; events that arrive meanwhile are kept for [`Self::event`].
 #[derive(Debug)]
 pub struct Client<S> {
     reader: LineReader<ReadHalf<S>>,
@@ -20,7 +20,7 @@ pub struct Client<S> {
     missed: u64,
 }
 
-/// What came over a connection.
+/// A received message.
 #[derive(Debug)]
 pub enum Received {
     /// The answer to a request.
@@ -29,49 +29,49 @@ pub enum Received {
     Event(Event),
 }
 
-/// Why there is no answer.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The socket failed.
-    #[error("talk to nexus-net")]
+    #[error("communicate with nexus-net")]
     Io {
-        /// Why.
+        /// The cause.
         #[from]
         source: io::Error,
     },
-    /// The other end hung up.
+    /// `nexus-net` closed the connection.
     #[error("nexus-net closed the connection")]
     Closed,
-    /// What came is not the protocol.
+    /// A received line is invalid.
     #[error(transparent)]
     Line {
-        /// Which line.
+        /// The line and the cause.
         #[from]
         source: LineError,
     },
-    /// The answer is not one to this request.
-    #[error("nexus-net answered something else than was asked")]
+    /// The answer belongs to a different kind of request.
+    #[error("nexus-net sent the answer to a different request")]
     Unexpected,
-    /// It speaks another generation.
+    /// `nexus-net` speaks another protocol generation.
     #[error("nexus-net speaks protocol {found}, this nexusd {PROTOCOL}: install both from the same release")]
     Protocol {
-        /// Which one.
+        /// Its generation.
         found: u32,
     },
     /// The request failed.
     #[error(transparent)]
     Failed {
-        /// What `nexus-net` says.
+        /// The error from `nexus-net`.
         #[from]
         source: NetError,
     },
 }
 
-/// How many events wait at most while nobody takes them.
+/// Maximum number of events that are kept.
 const EVENTS_MAX: usize = 1024;
 
 impl<S: AsyncRead + AsyncWrite> Client<S> {
-    /// A connection over this socket, after each end has said which protocol it speaks.
+    /// Exchanges protocol generations over a socket, and returns the connection.
     pub async fn hello(socket: S) -> Result<(Self, Hello), ClientError> {
         let (read, writer) = tokio::io::split(socket);
         let reader = LineReader::new(read, LINE_MAX, LINE_MAX as u64);
@@ -83,7 +83,7 @@ impl<S: AsyncRead + AsyncWrite> Client<S> {
         }
     }
 
-    /// Asks, and waits for the answer. A call that is cancelled while its answer is awaited does no harm: the next one skips that answer.
+    /// Sends a request and waits for the answer. A call may be cancelled while it waits: the next one skips its answer.
     pub async fn call(&mut self, request: Request) -> Result<Answer, ClientError> {
         self.last += 1;
         let id = self.last;
@@ -99,7 +99,7 @@ impl<S: AsyncRead + AsyncWrite> Client<S> {
         }
     }
 
-    /// The next event, after a call of [`Request::Watch`]. Can be cancelled without losing one.
+    /// Waits for the next event, after a call of [`Request::Watch`]. Can be cancelled without losing an event.
     pub async fn event(&mut self) -> Result<Event, ClientError> {
         if let Some(event) = self.events.pop_front() {
             return Ok(event);

@@ -1,5 +1,5 @@
-//! What nexusd and `nexus-net` say to each other: JSON lines over a private Unix socket. No IO but [`Client`]'s reading and writing, and how
-//! both open a TAP ([`tap`]).
+//! The protocol between nexusd and `nexus-net`: JSON lines over a private Unix socket. The only IO is [`Client`]'s reading and writing, and
+//! the opening of TAPs ([`tap`]), which both do.
 //!
 //! ```text
 //! nexusd                                         nexus-net
@@ -11,11 +11,11 @@
 //!                                        <─  {"id":3,"answer":{"watch":{}}}
 //!                                        <─  {"event":{"denied":{...}}}
 //! ```
-//! Several clients may be connected. The answers of one connection come in the order of its requests; events come in between once
-//! `watch` was answered. Every request may be repeated: it says what is to be, not what to change.
+//! Several clients may be connected. A connection's answers arrive in the order of its requests; events can arrive in between once
+//! `watch` was answered. Every request is idempotent: it describes the desired state, not a change.
 //!
-//! The number [`PROTOCOL`] changes when a request or a field of a request is added or changes. Fields of answers and events, and kinds of
-//! events, may be added without that; a reader ignores what it does not know there. Recorded lines are in `net/wire/tests/recorded`.
+//! The number [`PROTOCOL`] changes when a request or a field of a request is added or changed. Fields of answers and events, and kinds of
+//! events, may be added without that; readers ignore unknown ones. Recorded lines are in `net/wire/tests/recorded`.
 
 mod address;
 mod answer;

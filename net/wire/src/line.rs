@@ -1,70 +1,70 @@
-//! Lines: a request with its number, and what comes back.
+//! The lines of the protocol: calls and replies.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::{Answer, Event, NetError, Request};
 
-/// The longest line, in bytes.
+/// Maximum length of a line, in bytes.
 pub const LINE_MAX: usize = 4 << 20;
 
-/// A request and its number, which the answer repeats.
+/// A request with an id, which the answer repeats.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Call {
-    /// The client's own number.
+    /// An id that the client chooses.
     pub id: u64,
     /// The request.
     pub request: Request,
 }
 
-/// A line of `nexus-net`.
+/// A line from `nexus-net`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Reply {
-    /// A request was done.
+    /// The answer to a successful request.
     Answer {
-        /// Its number.
+        /// The request's id.
         id: u64,
         /// The answer.
         answer: Answer,
     },
-    /// A request failed.
+    /// The error of a failed request.
     Error {
-        /// Its number; 0 if the line could not be read that far.
+        /// The request's id; 0 if it could not be read.
         id: u64,
-        /// Why.
+        /// The error.
         error: NetError,
     },
-    /// Something happened.
+    /// An event.
     Event {
-        /// What.
+        /// The event.
         event: Event,
     },
 }
 
-/// A line that is not understood.
+/// The error for a line that cannot be decoded.
 #[derive(Debug, thiserror::Error)]
-#[error("a line of nexus-net's protocol is not understood: {line}")]
+#[error("malformed line in nexus-net's protocol: {line}")]
 pub struct LineError {
-    /// Its start.
+    /// The start of the line.
     pub line: String,
-    /// Why.
+    /// The cause.
     #[source]
     pub source: serde_json::Error,
 }
 
-/// How much of a line an error shows, in characters.
+/// Length of the line's start that an error shows, in characters.
 const SHOWN_MAX: usize = 120;
 
-/// A line, with its end.
+/// Encodes a message as a line, with the line end.
 pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     let mut line = serde_json::to_vec(message).expect("the messages are plain data with text as keys");
     line.push(b'\n');
     line
 }
 
-/// What a line says: a [`Call`] or a [`Reply`].
+/// Decodes a line: a [`Call`] or a [`Reply`].
 pub fn decode<T: DeserializeOwned>(line: &[u8]) -> Result<T, LineError> {
     serde_json::from_slice(line).map_err(|source| LineError {
         line: String::from_utf8_lossy(line).chars().take(SHOWN_MAX).flat_map(char::escape_debug).collect(),

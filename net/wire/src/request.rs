@@ -1,4 +1,4 @@
-//! What nexusd asks for.
+//! The requests of nexusd.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,46 +14,47 @@ use crate::{Cidr, Mac};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// The first one of a connection. Every other one may follow, whatever the answer's protocol is; it is up to the client to go.
+    /// The first request of a connection. `nexus-net` answers with its own generation and does not enforce a match: a client that does not
+    /// support it must close the connection.
     Hello {
-        /// The generation that the client speaks.
+        /// The protocol generation that the client speaks.
         protocol: u32,
     },
-    /// Makes the instance's bridge, addresses, tables and resolver, or changes them to this. To be asked before the VMs' requests, once per
-    /// connection to a `nexus-net` that is new. What a killed predecessor left is taken up: its VMs keep their network.
+    /// Creates or changes the instance's bridge, addresses, tables and resolver. Must be sent before requests for VMs, once to each new
+    /// `nexus-net`. The state that an earlier process left is adopted: its VMs keep their network.
     Configure {
-        /// The instance, whole.
+        /// The complete instance.
         instance: Instance,
     },
-    /// Gives a VM its TAP and its rules, before its VMM is started. Repeated, it changes what is different and answers the same TAP.
+    /// Creates a VM's TAP and rules, before its VMM is started. If it is repeated, it changes what is different and returns the same TAP.
     Attach {
-        /// The VM, whole.
+        /// The complete VM.
         vm: Vm,
     },
-    /// Changes policy, groups and name of a VM that is attached, and cuts the connections that are no longer allowed.
+    /// Changes policy, groups and name of an attached VM, and cuts the connections that are no longer allowed.
     Update {
-        /// The VM, whole.
+        /// The complete VM.
         vm: Vm,
     },
-    /// Removes a VM's TAP and rules; nothing happens if it has none.
+    /// Removes a VM's TAP and rules. Does nothing if it has none.
     Detach {
         /// The VM.
         id: VmId,
     },
-    /// What there is.
+    /// Returns the current state.
     State {},
-    /// Removes all TAPs and rules of the instance but those of these VMs.
+    /// Removes all TAPs and rules of the instance except those of these VMs.
     Retain {
-        /// The VMs that stay.
+        /// The VMs to keep.
         ids: Vec<VmId>,
     },
-    /// Removes all that is the instance's, answers, and ends the process. Works without `configure` if `instance` is given.
+    /// Removes everything that belongs to the instance, answers, and ends the process. Works without `configure` if `instance` is given.
     Cleanup {
-        /// Whose; the configured one if it is left out.
+        /// The instance (default: the configured one).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         instance: Option<InstanceId>,
     },
-    /// From now on this connection is sent events.
+    /// Sends events to this connection from now on.
     Watch {},
 }
 
@@ -65,13 +66,13 @@ pub struct Instance {
     pub id: InstanceId,
     /// Its IPv4 addresses.
     pub v4: Subnet<Ipv4Addr>,
-    /// Its IPv6 addresses, a ULA network; without it VMs have no IPv6.
+    /// Its IPv6 addresses, a ULA network. Without it VMs have no IPv6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v6: Option<Subnet<Ipv6Addr>>,
-    /// Addresses of the host besides those that this network namespace has, which are known without being told.
+    /// Further addresses of the host, which are not in this network namespace. Those in the namespace are detected.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_addresses: Vec<IpAddr>,
-    /// Where the resolver forwards to.
+    /// The servers that the resolver forwards to.
     #[serde(default)]
     pub dns: Dns,
 }
@@ -80,68 +81,68 @@ pub struct Instance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subnet<A> {
-    /// The network that the VMs' addresses are of.
+    /// The network of the VMs' addresses.
     pub subnet: Cidr,
     /// The host's address in it: the VMs' gateway and resolver.
     pub gateway: A,
 }
 
-/// Where the resolver forwards to.
+/// The servers that the resolver forwards to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Dns {
-    /// To the servers that the host itself asks, read anew when its configuration changes.
+    /// The host's own servers, which are read again when the host's configuration changes.
     #[default]
     FromHost,
-    /// To these.
+    /// These servers.
     Servers(Vec<SocketAddr>),
 }
 
-/// A VM's network. The addresses are of the instance's subnets, and no other VM has them.
+/// A VM's network. The addresses must be in the instance's subnets, and no other VM may have them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vm {
     /// Its id; also the alias of its TAP.
     pub id: VmId,
-    /// Its name, which other VMs of its groups look up as `NAME.nexus.internal`.
+    /// Its name. Other VMs of its groups can look it up as `NAME.nexus.internal`.
     pub name: String,
-    /// The user that its VMM runs as: only this one (and root) can attach to the TAP.
+    /// The user that its VMM runs as: only this user and root can open the TAP.
     pub owner_uid: u32,
-    /// The address of its network card; frames from others are dropped.
+    /// The MAC address of its network card; frames from other addresses are dropped.
     pub mac: Mac,
     /// Its IPv4 address.
     pub ipv4: Ipv4Addr,
-    /// Its IPv6 address, where the instance has such ones. Its link-local address is the EUI-64 one of its MAC address.
+    /// Its IPv6 address, if the instance has IPv6. Its link-local address is the EUI-64 one of its MAC address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<Ipv6Addr>,
-    /// What it may reach. The mode says nothing here, but that `none` allows nothing.
+    /// What it may reach. Of the modes only `none` matters here: it allows nothing.
     pub policy: NetworkPolicy,
-    /// VMs that have a group in common may talk to each other.
+    /// Its groups. VMs with a common group may connect to each other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
 }
 
-/// The name of an instance: 8 digits of hexadecimal in small letters, not all zero. In JSON it is its text.
+/// The name of an instance: 8 lower-case hexadecimal digits, not all zero. In JSON it is a string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(u32);
 
 impl InstanceId {
-    /// The id with this number; `None` for 0.
+    /// Returns the id with this number; `None` for 0.
     pub const fn new(number: u32) -> Option<Self> {
         if number == 0 { None } else { Some(Self(number)) }
     }
 
-    /// The number that the digits write.
+    /// Returns the id as a number.
     pub const fn number(self) -> u32 {
         self.0
     }
 }
 
-/// A text that is no name of an instance.
+/// The error for a text that is not the name of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not an instance: 8 digits of hexadecimal, not all of them 0")]
+#[error("`{text}` is not an instance: expected 8 hexadecimal digits, not all of them 0")]
 pub struct ParseInstanceIdError {
-    /// What was given.
+    /// The text.
     pub text: String,
 }
 

@@ -1,4 +1,4 @@
-//! Recorded lines are what this build writes and reads, and a client finds its answers among events.
+//! This build writes and reads the recorded lines, and a client finds its answers among events.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use nexus_net_wire::{
@@ -41,14 +41,14 @@ fn requests_with_unknown_fields_are_refused_and_answers_with_them_are_read() {
         "",
     ] {
         let error = decode::<Call>(line.as_bytes()).unwrap_err();
-        assert!(error.to_string().contains("is not understood"), "{error}");
+        assert!(error.to_string().contains("malformed line"), "{error}");
     }
     let reply: Reply = decode(br#"{"id":4,"answer":{"attach":{"tap":"nx3","mtu":1500}}}"#).unwrap();
     let attached = Attached { tap: "nx3".to_owned(), changes: 0 };
     assert_eq!(reply, Reply::Answer { id: 4, answer: Answer::Attach(attached) });
 }
 
-/// Answers each request by what `answers` holds for it.
+/// Answers each request with the replies in `answers`.
 async fn serve(socket: DuplexStream, answers: Vec<Vec<Reply>>) {
     let (read, mut write) = tokio::io::split(socket);
     let mut lines = BufReader::new(read).lines();

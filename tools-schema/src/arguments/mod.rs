@@ -1,8 +1,7 @@
-//! The arguments of a call, decoded by the tool's own schema: the one decoder of all tools, on the host and in the guest.
+//! Decodes the arguments of a call by the tool's own schema. All tools use it, on the host and in the guest.
 //!
-//! Clients and models write the same thing in several forms: `5.0` and `"5"` for 5, `null` and `""` for what is not given, a
-//! list in a string. What can mean only one thing is made plain, then decoded. Everything else is refused, with the
-//! argument's name, what it was and what it must be.
+//! Clients and models write the same value in several forms: `5.0` and `"5"` for 5, `null` and `""` for a missing value, a list in a string. A value
+//! with only one possible meaning is normalized, then decoded. Everything else is refused, with the argument's name, what it was and what it must be.
 
 mod names;
 mod plain;
@@ -15,7 +14,7 @@ use serde_json::{Map, Value};
 use crate::ToolError;
 use crate::tool::{Tool, ToolInfo, info};
 
-/// What a tool takes: its name and the schema of its arguments.
+/// The arguments that a tool takes: the tool's name and the schema.
 #[derive(Debug, Clone)]
 pub struct Takes {
     tool: String,
@@ -25,7 +24,7 @@ pub struct Takes {
 /// What is wrong with an argument.
 #[derive(Debug, PartialEq, Eq)]
 struct Wrong {
-    /// Its name and the place in it, such as `env.PATH` or `argv[2]`; empty where the name itself is wrong.
+    /// The argument's name and the place in it, such as `env.PATH` or `argv[2]`; empty if the name itself is wrong.
     path: String,
     what: String,
 }
@@ -35,7 +34,7 @@ impl Wrong {
         Self { path: String::new(), what }
     }
 
-    /// The same, seen from outside of a member or item.
+    /// Prepends the name of the containing member or item to the path.
     fn within(mut self, place: impl fmt::Display) -> Self {
         self.path = format!("{place}{}", self.path);
         self
@@ -58,17 +57,17 @@ impl From<ToolInfo> for Takes {
 }
 
 impl Takes {
-    /// What the tool of this name takes, by the JSON schema of its arguments: an object without references.
+    /// Creates it from the tool's name and the JSON schema of its arguments: an object without references.
     pub fn new(tool: impl Into<String>, schema: Map<String, Value>) -> Self {
         Self { tool: tool.into(), schema }
     }
 
-    /// What a tool takes where it is implemented.
+    /// Creates it from a tool's own type.
     pub fn of<T: Tool>() -> Self {
         info::<T>().into()
     }
 
-    /// Decodes the arguments of a call of `T`, the tool that this is of.
+    /// Decodes the arguments of a call of `T`, which must be the tool that this was created for.
     pub fn decode<T: Tool>(&self, arguments: Map<String, Value>) -> Result<T::Params, ToolError> {
         let plain = Value::Object(self.plain(arguments)?);
         T::Params::deserialize(&plain).map_err(|error| {
@@ -81,7 +80,7 @@ impl Takes {
         })
     }
 
-    /// The same arguments in their plain forms.
+    /// Returns the arguments in normalized form.
     pub fn plain(&self, mut arguments: Map<String, Value>) -> Result<Map<String, Value>, ToolError> {
         match plain::make(&self.schema, &mut arguments) {
             Ok(()) => Ok(arguments),
@@ -89,14 +88,14 @@ impl Takes {
         }
     }
 
-    /// An error that says what the tool takes.
+    /// Returns an error whose hint lists the tool's arguments.
     pub fn refuse(&self, what: impl fmt::Display) -> ToolError {
         ToolError::invalid(what.to_string()).hint(self.to_string())
     }
 }
 
 impl fmt::Display for Takes {
-    /// `TOOL takes: ` and the names of the arguments, first those that it needs.
+    /// Writes `TOOL takes: ` and the names of the arguments, the required ones first.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let properties = plain::properties(&self.schema);
         if properties.is_none_or(Map::is_empty) {
@@ -113,8 +112,8 @@ impl fmt::Display for Takes {
     }
 }
 
-/// The argument without which decoding does not fail as it did: only values with a form of their own are left to fail, such as
-/// names and sizes, and their errors do not say whose they are.
+/// Returns the argument that causes a decoding error: the one without which the error changes. Only values with a syntax of their own, such as names
+/// and sizes, can still fail here, and their errors do not name the argument.
 fn to_blame<T: Tool>(mut arguments: Map<String, Value>, error: &str) -> Option<String> {
     let names: Vec<String> = arguments.keys().cloned().collect();
     names.into_iter().find(|name| {

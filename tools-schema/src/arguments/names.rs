@@ -1,10 +1,10 @@
-//! Names of arguments that other tools use, and slips of the pen.
+//! Finds the argument that is meant by a misspelt name, or by a name that other tools use.
 
 use serde_json::{Map, Value};
 
 use crate::tool::VM_ARGUMENT;
 
-/// What is called differently elsewhere: the other names, and ours. The first that the tool has is meant.
+/// Names in other tools, and the corresponding names here. The first of ours that the tool has is suggested.
 const ELSEWHERE: &[(&[&str], &[&str])] = &[
     (&["image", "template", "rootfs", "base", "source"], &["from", "source"]),
     (&["cpus", "cpu", "cpu_count", "cores", "num_cpus", "vcpu", "vcpu_count"], &["vcpus"]),
@@ -44,7 +44,7 @@ const ELSEWHERE: &[(&[&str], &[&str])] = &[
     (&["autostart", "run"], &["start"]),
 ];
 
-/// Which of the tool's arguments is meant by a name that it does not have.
+/// Returns the tool's argument that is most likely meant by an unknown name.
 pub(super) fn meant<'a>(properties: &'a Map<String, Value>, given: &str) -> Option<&'a str> {
     let squeezed = squeeze(given);
     let own = |name: &str| properties.get_key_value(name).map(|(name, _)| name.as_str());
@@ -61,12 +61,12 @@ pub(super) fn meant<'a>(properties: &'a Map<String, Value>, given: &str) -> Opti
     (distance <= 1 + squeezed.len() / 6 && squeezed.len() > 2).then_some(name)
 }
 
-/// The letters and digits of a name, in lower case.
+/// Returns the letters and digits of a name, in lower case.
 fn squeeze(name: &str) -> String {
     name.chars().take(64).filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-/// How many letters are to be added, left out or replaced to make one name of the other.
+/// Returns how many letters must be added, removed or replaced to turn one name into the other.
 fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, from) in a.bytes().enumerate() {

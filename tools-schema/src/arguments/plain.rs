@@ -1,4 +1,4 @@
-//! Values in other forms than the schema's, made plain where they can mean only one thing.
+//! Normalizes values that are in another form than the schema's, if they have only one possible meaning.
 
 use std::fmt::Write;
 
@@ -9,42 +9,42 @@ use crate::tool::VM_ARGUMENT;
 
 type Schema = Map<String, Value>;
 
-/// The longest part of a wrong value that is shown, in characters.
+/// The maximum length of a wrong value in messages, in characters.
 const SHOWN_MAX: usize = 60;
-/// From here on numbers with a fraction have lost digits before the point.
+/// From here on, a floating-point number may not represent an integer exactly.
 const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// What becomes of a value.
+/// The result of normalizing a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Is {
-    /// Given, and plain now.
+    /// It is given, and normalized.
     Given,
-    /// As if it were not given.
+    /// It counts as not given.
     Absent,
 }
 
-/// Where a value stands.
+/// The place of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// An argument or member that may be left out.
+    /// An optional argument or member.
     Optional,
-    /// One that may not.
+    /// A required argument or member.
     Required,
-    /// One of the members or items of any number.
+    /// An item of a list, or a value of a map.
     Among,
 }
 
-/// The members that a schema names.
+/// Returns the members that a schema names.
 pub(super) fn properties(schema: &Schema) -> Option<&Schema> {
     schema.get("properties").and_then(Value::as_object)
 }
 
-/// Those of them that have to be there.
+/// Returns the names of the required members.
 pub(super) fn required(schema: &Schema) -> impl Iterator<Item = &str> {
     schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// Makes the members of an object plain.
+/// Normalizes the members of an object.
 pub(super) fn make(schema: &Schema, members: &mut Schema) -> Result<(), Wrong> {
     let none = Schema::new();
     let properties = properties(schema).unwrap_or(&none);
@@ -74,7 +74,7 @@ pub(super) fn make(schema: &Schema, members: &mut Schema) -> Result<(), Wrong> {
     }
 }
 
-/// The first words of a description.
+/// Returns the first words of a description.
 fn first_clause(text: &str) -> String {
     let words = text.split(['.', ';', '\n']).next().unwrap_or_default();
     let mut letters = words.chars();
@@ -93,7 +93,7 @@ fn unknown(properties: &Schema, name: &str) -> Wrong {
     Wrong::new(what)
 }
 
-/// Adds what may be meant by a value of the wrong kind.
+/// Adds a suggestion to the error about a value of the wrong kind.
 fn advise(properties: &Schema, name: &str, value: &Value, mut wrong: Wrong) -> Wrong {
     let other = match (name, value) {
         ("command", Value::Array(_)) => ("argv", "give a program with its arguments as `argv`"),
@@ -107,7 +107,7 @@ fn advise(properties: &Schema, name: &str, value: &Value, mut wrong: Wrong) -> W
     wrong
 }
 
-/// Makes one value plain.
+/// Normalizes one value.
 fn value_of(schema: &Schema, value: &mut Value, place: Place) -> Result<Is, Wrong> {
     let kind = schema.get("type").and_then(Value::as_str);
     match kind {
@@ -119,7 +119,7 @@ fn value_of(schema: &Schema, value: &mut Value, place: Place) -> Result<Is, Wron
         _ => {}
     }
     match (&*value, place) {
-        // A required one is missed by who looks at all of them.
+        // If it is required, the caller reports it as missing.
         (Value::Null, Place::Optional | Place::Required) => return Ok(Is::Absent),
         (Value::String(text), Place::Optional) if text.is_empty() && !may_be_empty(schema, "minLength") => {
             return Ok(Is::Absent);
@@ -136,7 +136,7 @@ fn value_of(schema: &Schema, value: &mut Value, place: Place) -> Result<Is, Wron
         Some("boolean") => boolean(value),
         Some("array") => return array(schema, value).map(|()| Is::Given),
         Some("object") => return object(schema, value).map(|()| Is::Given),
-        // Anything goes; what the tool makes of it, it says.
+        // Any value is allowed; the tool itself checks it.
         Some(_) | None => return Ok(Is::Given),
     };
     match made {
@@ -147,12 +147,12 @@ fn value_of(schema: &Schema, value: &mut Value, place: Place) -> Result<Is, Wron
     Ok(Is::Given)
 }
 
-/// Whether a schema says that an empty text or list is a value of its own.
+/// Returns whether a schema allows an empty text or list as a value.
 fn may_be_empty(schema: &Schema, word: &str) -> bool {
     schema.get(word).and_then(Value::as_u64) == Some(0)
 }
 
-/// Whether a scalar is of its schema's type.
+/// Returns whether a scalar already has its schema's type.
 fn is_plain(schema: &Schema, value: &Value) -> bool {
     match (schema.get("type").and_then(Value::as_str), value) {
         (Some("string"), Value::String(text)) => {
@@ -164,20 +164,20 @@ fn is_plain(schema: &Schema, value: &Value) -> bool {
     }
 }
 
-/// Whether an integer is not below zero where that is no number of anything.
+/// Returns whether an integer is not negative, if the schema allows no negative ones.
 fn is_in_reach(schema: &Schema, number: &Number) -> bool {
     let has_floor = schema.get("minimum").and_then(Value::as_i64).is_some_and(|floor| floor >= 0);
     !has_floor || number.is_u64()
 }
 
-/// The only texts that a schema allows, if there are such.
+/// Returns the only texts that a schema allows, if there is such a list.
 fn words(schema: &Schema) -> Option<impl Iterator<Item = &str>> {
     let many = schema.get("enum").and_then(Value::as_array);
     let one = schema.get("const");
     (many.is_some() || one.is_some()).then(|| many.into_iter().flatten().chain(one).filter_map(Value::as_str))
 }
 
-/// The plain form of a value where a text is to be; `None` if it has no other one.
+/// Returns a value as a string; `None` if it cannot be normalized.
 fn string(schema: &Schema, value: &Value, place: Place) -> Option<Value> {
     let words = words(schema);
     match value {
@@ -186,8 +186,8 @@ fn string(schema: &Schema, value: &Value, place: Place) -> Option<Value> {
             let (first, second) = (fitting.next()?, fitting.next());
             second.is_none().then(|| first.into())
         }
-        // A number with a fraction may have been another text: 3.10 is 3.1. So may a number where the text has a form, unless that is
-        // digits: 0644 and 644 are no sizes.
+        // A number with a fraction may have been another text: 3.10 becomes 3.1. The same is true of a number if the text has a format other than
+        // digits: 0644 and 644 are not sizes.
         Value::Number(number) if words.is_none() && takes_digits(schema) => {
             let number = whole(number)?;
             (!number.is_f64()).then(|| number.to_string().into())
@@ -201,7 +201,7 @@ fn takes_digits(schema: &Schema) -> bool {
     schema.get("pattern").and_then(Value::as_str).is_none_or(|pattern| pattern.starts_with("^[0-9]"))
 }
 
-/// The plain form of a value where a whole number is to be; `None` if it has no other one.
+/// Returns a value as a whole number; `None` if it cannot be normalized.
 fn integer(schema: &Schema, value: &Value) -> Option<Value> {
     let number = match value {
         Value::Number(number) if number.is_f64() => whole(number)?,
@@ -211,7 +211,7 @@ fn integer(schema: &Schema, value: &Value) -> Option<Value> {
     is_in_reach(schema, &number).then(|| number.into())
 }
 
-/// The plain form of a value where any number is to be; `None` if it has none.
+/// Returns a value as a number; `None` if it is not one.
 fn number(value: &Value) -> Option<Value> {
     let number = match value {
         Value::Number(number) => number.clone(),
@@ -221,7 +221,7 @@ fn number(value: &Value) -> Option<Value> {
     Number::from_f64(number.as_f64()?).map(Value::Number)
 }
 
-/// A number without a fraction, as an integer.
+/// Returns a number without a fraction as an integer.
 fn whole(number: &Number) -> Option<Number> {
     if !number.is_f64() {
         return Some(number.clone());
@@ -230,7 +230,7 @@ fn whole(number: &Number) -> Option<Number> {
     Some(if float < 0.0 { Number::from(float as i64) } else { Number::from(float as u64) })
 }
 
-/// The plain form of a value where yes or no is to be; `None` if it has no other one.
+/// Returns a value as a boolean; `None` if it cannot be normalized.
 fn boolean(value: &Value) -> Option<Value> {
     let text = value.as_str()?.trim();
     let is = |word: &str| text.eq_ignore_ascii_case(word);
@@ -258,7 +258,7 @@ fn object(schema: &Schema, value: &mut Value) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// Takes a list or map out of the text that it was put in. Some languages write the one for the other where it is empty.
+/// Parses a list or map that was sent as a string. Also replaces an empty map by an empty list and vice versa, because some languages confuse them.
 fn unpack(value: &mut Value, opening: char) {
     if let Value::String(text) = &*value
         && text.trim_start().starts_with(opening)
@@ -273,7 +273,7 @@ fn unpack(value: &mut Value, opening: char) {
     }
 }
 
-/// Makes an object of a word that only one of its members may be.
+/// Converts a word to an object, if it is a valid value of exactly one of the object's members.
 fn unfold(schema: &Schema, value: &mut Value) {
     let Value::String(text) = &*value else { return };
     let mut fitting = members_of_words(schema).filter_map(|(name, of)| {
@@ -285,7 +285,7 @@ fn unfold(schema: &Schema, value: &mut Value) {
     }
 }
 
-/// The members that are words of a list.
+/// Returns the members whose values are words of a list.
 fn members_of_words(schema: &Schema) -> impl Iterator<Item = (&String, &Schema)> {
     let members = properties(schema).into_iter().flatten();
     members.filter_map(|(name, of)| of.as_object().map(|of| (name, of))).filter(|(_, of)| words(of).is_some())
@@ -301,7 +301,7 @@ fn must_be(schema: &Schema, value: &Value) -> Wrong {
     Wrong::new(what)
 }
 
-/// What a schema allows, in words.
+/// Describes the values that a schema allows.
 fn kind(schema: &Schema) -> String {
     let bound = |word| schema.get(word).and_then(Value::as_u64);
     match schema.get("type").and_then(Value::as_str) {

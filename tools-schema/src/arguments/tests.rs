@@ -56,11 +56,11 @@ fn what_is_empty_and_needed_is_kept() {
             .network
             .unwrap()
     };
-    // A word stands for the one member that it can be of.
+    // A word stands for the one member that has it as a value.
     assert_eq!(network(json!("None")), network(json!({"mode": "none"})));
     assert_eq!(network(json!("open")), network(json!({"preset": "open"})));
     assert_eq!(network(json!({"allow": []})).allow, Some(Vec::new()));
-    // An empty list of packages is another than none: it takes those before away.
+    // An empty list of packages differs from a missing one: it removes the earlier packages.
     let update = |packages: Value| {
         let arguments = map(json!({"template": "web", "packages": packages, "remove_overlays": []}));
         Takes::of::<TemplateUpdate>().decode::<TemplateUpdate>(arguments).unwrap().packages
@@ -81,7 +81,7 @@ fn what_is_refused_is_named_with_what_it_must_be() {
         ),
         ("network.mode: must be one of none, proxy, nat, got \"lan\"", json!({"network": {"mode": "lan"}})),
         ("network: `Web 1` is not a name", json!({"network": {"groups": ["Web 1"]}})),
-        ("network: `a b` is neither a name, an address nor a CIDR", json!({"network": {"allow": ["a b"]}})),
+        ("network: `a b` is not a name, an address or a CIDR", json!({"network": {"allow": ["a b"]}})),
         ("start: must be true or false, got 2", json!({"start": 2})),
         ("env.A: must be a string, got [1]", json!({"env": {"A": [1]}})),
         ("env: must be an object of strings such as {\"a\": \"b\"}, got \"A=1\"", json!({"env": "A=1"})),

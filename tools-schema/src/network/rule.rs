@@ -7,23 +7,23 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The longest name of a host, in bytes.
+/// The maximum length of a host name, in bytes.
 const NAME_MAX: usize = 253;
-/// How much of a wrong entry is shown, in characters.
+/// The maximum length of a wrong entry in messages, in characters.
 const SHOWN_MAX: usize = 60;
 
-/// An entry.
+/// An entry of an allow or a deny list.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NetworkRule {
     target: Target,
-    /// The first and the last port; every one where there are none.
+    /// The first and the last port; `None` means every port.
     ports: Option<(u16, u16)>,
 }
 
-/// What an entry names.
+/// What an entry matches.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// Whatever the preset allows.
+    /// Everything that the preset allows.
     Any,
     /// One name.
     Name(String),
@@ -33,31 +33,31 @@ pub enum Target {
     Net(IpAddr, u8),
 }
 
-/// A text that is no entry.
+/// Why a text is not an entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{text}` is neither a name, an address nor a CIDR: {why}; write it as api.example.org, *.example.net, 10.0.0.5, 10.0.0.0/8 or \
+    "`{text}` is not a name, an address or a CIDR: {why}; write it as api.example.org, *.example.net, 10.0.0.5, 10.0.0.0/8 or \
      [2001:db8::1], and :PORT or :PORT-PORT behind it where only these ports are meant"
 )]
 pub struct ParseRuleError {
-    /// What was given, shortened.
+    /// The given text, shortened.
     pub text: String,
     /// What is wrong with it.
     pub why: &'static str,
 }
 
 impl NetworkRule {
-    /// What it names.
+    /// Returns what it matches.
     pub const fn target(&self) -> &Target {
         &self.target
     }
 
-    /// The first and the last port that it means; every one where there are none.
+    /// Returns the first and the last port that it matches; `None` means every port.
     pub const fn ports(&self) -> Option<(u16, u16)> {
         self.ports
     }
 
-    /// The entry for one port of a name or an address.
+    /// Creates the entry for one port of a name or an address.
     pub fn exact(host: &str, port: u16) -> Option<Self> {
         let target = match host.parse::<IpAddr>() {
             Ok(address) => Target::Net(address.to_canonical(), length(address.to_canonical())),
@@ -66,17 +66,17 @@ impl NetworkRule {
         Some(Self { target, ports: Some((port, port)) })
     }
 
-    /// Whether it means this port.
+    /// Returns whether it matches this port.
     fn has(&self, port: u16) -> bool {
         self.ports.is_none_or(|(first, last)| (first..=last).contains(&port))
     }
 
-    /// Whether it is for whatever the preset allows, on this port.
+    /// Returns whether it matches everything that the preset allows, on this port.
     pub fn is_any(&self, port: u16) -> bool {
         self.target == Target::Any && self.has(port)
     }
 
-    /// Whether it names this port of a name; the name is in small letters.
+    /// Returns whether it matches this port of a name, which must be in lower case.
     pub fn names(&self, name: &str, port: u16) -> bool {
         self.has(port)
             && match &self.target {
@@ -88,7 +88,7 @@ impl NetworkRule {
             }
     }
 
-    /// Whether it names this port of an address.
+    /// Returns whether it matches this port of an address.
     pub fn covers(&self, address: IpAddr, port: u16) -> bool {
         let Target::Net(net, prefix) = self.target else { return false };
         self.has(port)
@@ -106,7 +106,7 @@ impl NetworkRule {
     }
 }
 
-/// A name of a host in its plain form: small letters, no dot at the end. Numbers that some resolvers take for addresses are none.
+/// Normalizes a host name: lower case, no dot at the end. Refuses numbers that some resolvers accept as addresses.
 pub fn name(text: &str) -> Result<String, &'static str> {
     let text = text.strip_suffix('.').unwrap_or(text);
     if text.is_empty() {
@@ -120,17 +120,17 @@ pub fn name(text: &str) -> Result<String, &'static str> {
             return Err("the parts of a name have 1 to 63 letters");
         }
         if !label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
-            return Err("names have letters of ASCII, digits, - and . only");
+            return Err("names can only have ASCII letters, digits, - and .");
         }
     }
     let last = text.rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|byte| byte.is_ascii_digit()) || last.starts_with("0x") || last.starts_with("0X") {
-        return Err("it ends as a number does, and is no address");
+        return Err("it ends in a number, but is not an address");
     }
     Ok(text.to_ascii_lowercase())
 }
 
-/// The length of a whole address, in bits.
+/// Returns the full length of an address, in bits.
 const fn length(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
@@ -142,10 +142,10 @@ fn ports(text: &str) -> Result<(u16, u16), &'static str> {
     };
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (port(first)?, port(last)?);
-    if first > last { Err("the first port is above the last one") } else { Ok((first, last)) }
+    if first > last { Err("the first port is higher than the last one") } else { Ok((first, last)) }
 }
 
-/// An address with or without a length of its prefix; `None` if it is something else.
+/// Parses an address with or without a prefix length; `None` if it is something else.
 fn net(text: &str) -> Option<Result<Target, &'static str>> {
     let (address, prefix) =
         text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
@@ -160,14 +160,14 @@ fn net(text: &str) -> Option<Result<Target, &'static str>> {
     };
     let digits = !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_digit());
     let Some(prefix) = prefix.parse::<u8>().ok().filter(|prefix| digits && *prefix <= length(address)) else {
-        return Some(Err("the length behind the / is none"));
+        return Some(Err("the length after the / is invalid"));
     };
     let is_rest_zero = match address {
         IpAddr::V4(v4) => u32::from(v4).checked_shl(prefix.into()).unwrap_or(0) == 0,
         IpAddr::V6(v6) => u128::from(v6).checked_shl(prefix.into()).unwrap_or(0) == 0,
     };
     if !is_rest_zero {
-        return Some(Err("its address has bits behind the prefix"));
+        return Some(Err("its address has bits set after the prefix"));
     }
     // ::ffff:10.0.0.0/104 is 10.0.0.0/8.
     Some(Ok(match address.to_canonical() {
@@ -178,7 +178,7 @@ fn net(text: &str) -> Option<Result<Target, &'static str>> {
 
 fn parse(text: &str) -> Result<NetworkRule, &'static str> {
     if text.contains("://") {
-        return Err("it is an address of the web: give the host alone");
+        return Err("it is a URL: give only the host");
     }
     if let Some(rest) = text.strip_prefix('[') {
         let (inner, behind) = rest.split_once(']').ok_or("a ] is missing")?;
@@ -203,7 +203,7 @@ fn parse(text: &str) -> Result<NetworkRule, &'static str> {
         None => (text, None),
     };
     if host.contains(':') {
-        return Err("an IPv6 address with a port is put into [ and ]");
+        return Err("an IPv6 address with a port must be in [ and ]");
     }
     let target = match (host, net(host)) {
         ("*", _) => Target::Any,
@@ -319,24 +319,24 @@ mod tests {
     fn what_is_no_entry_is_refused_with_the_reason() {
         for (text, why) in [
             ("", "it is empty"),
-            ("a b", "letters of ASCII"),
-            ("https://example.org", "give the host alone"),
+            ("a b", "ASCII letters"),
+            ("https://example.org", "give only the host"),
             ("example.org/path", "no address before the /"),
-            ("exämple.org", "letters of ASCII"),
+            ("exämple.org", "ASCII letters"),
             ("a..b", "1 to 63 letters"),
             ("*.", "it is empty"),
-            ("*x.example", "letters of ASCII"),
-            ("a.*.example", "letters of ASCII"),
-            ("10.0.0", "ends as a number does"),
-            ("10.0.0.256", "ends as a number does"),
-            ("2130706433", "ends as a number does"),
-            ("0x7f.0x1", "ends as a number does"),
-            ("10.0.0.5/8", "bits behind the prefix"),
-            ("10.0.0.0/33", "the length behind the /"),
-            ("10.0.0.0/", "the length behind the /"),
-            ("10.0.0.0/+8", "the length behind the /"),
-            ("::/129", "the length behind the /"),
-            ("::1:80:x", "put into [ and ]"),
+            ("*x.example", "ASCII letters"),
+            ("a.*.example", "ASCII letters"),
+            ("10.0.0", "ends in a number"),
+            ("10.0.0.256", "ends in a number"),
+            ("2130706433", "ends in a number"),
+            ("0x7f.0x1", "ends in a number"),
+            ("10.0.0.5/8", "bits set after the prefix"),
+            ("10.0.0.0/33", "the length after the /"),
+            ("10.0.0.0/", "the length after the /"),
+            ("10.0.0.0/+8", "the length after the /"),
+            ("::/129", "the length after the /"),
+            ("::1:80:x", "must be in [ and ]"),
             ("[::1", "a ] is missing"),
             ("[x]:80", "no address between"),
             ("example.org:", "ports are numbers"),
@@ -344,7 +344,7 @@ mod tests {
             ("example.org:65536", "ports are numbers"),
             ("example.org:+80", "ports are numbers"),
             ("example.org:http", "ports are numbers"),
-            ("example.org:90-80", "above the last one"),
+            ("example.org:90-80", "higher than the last one"),
         ] {
             let error = text.parse::<NetworkRule>().unwrap_err();
             assert!(error.why.contains(why), "{text}: {}", error.why);

@@ -1,4 +1,4 @@
-//! Assets: verified files from outside.
+//! Assets: verified files that were downloaded or imported.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,17 +15,17 @@ use crate::tools::OpOutcome;
 pub enum AssetKind {
     /// A kernel with its modules.
     Kernel,
-    /// A root filesystem, or a package that one is made of.
+    /// A root filesystem, or a package from which one is made.
     Rootfs,
     /// A VMM binary.
     Vmm,
 }
 
 impl AssetKind {
-    /// Every kind there is.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Kernel, Self::Rootfs, Self::Vmm];
 
-    /// The kind as it is on the wire and in the store.
+    /// Returns the kind as it is on the wire and in the store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
@@ -49,17 +49,17 @@ impl std::str::FromStr for AssetKind {
 pub enum Verified {
     /// A trusted signature covers it.
     Signature,
-    /// It has the checksum that was given.
+    /// It has the given checksum.
     Checksum,
     /// It cannot be verified; the caller accepted it.
     None,
 }
 
 impl Verified {
-    /// Every way there is.
+    /// All ways of verification.
     pub const ALL: [Self; 3] = [Self::Signature, Self::Checksum, Self::None];
 
-    /// The word as it is on the wire and in the store.
+    /// Returns the word as it is on the wire and in the store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Signature => "signature",
@@ -193,7 +193,7 @@ pub struct AssetDownloadParams {
     /// The SHA-256 that the file must have, in hexadecimal: as it is downloaded, or unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// Accept a file that cannot be verified (default false); it is shown as unverified for ever.
+    /// Accept a file that cannot be verified (default false); it stays marked as unverified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unverified: Option<bool>,
     /// Download nothing: only say whether the version exists and suits the VMM drivers (default false).

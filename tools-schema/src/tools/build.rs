@@ -1,4 +1,4 @@
-//! Builds: runs of templates. Each is of a copy of the template at that moment, and its result is an image.
+//! Builds: runs of templates. Each builds a copy of the template at that moment, and its result is an image.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,25 +11,25 @@ use crate::tool::{Effect, ResultShape, Tool};
 use crate::tools::OpOutcome;
 use crate::tools::template::TemplateSpec;
 
-/// How a build stands.
+/// The status of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BuildStatus {
-    /// It is under way.
+    /// It is running.
     Building,
-    /// Its image is there.
+    /// It succeeded, and its image exists.
     Success,
-    /// It failed, or the daemon ended under it.
+    /// It failed, or the daemon stopped while it was running.
     Failed,
     /// It was cancelled.
     Cancelled,
 }
 
 impl BuildStatus {
-    /// Every status there is.
+    /// All statuses.
     pub const ALL: [Self; 4] = [Self::Building, Self::Success, Self::Failed, Self::Cancelled];
 
-    /// The status as it is on the wire and in the store.
+    /// Returns the status as it is on the wire and in the store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Building => "building",
@@ -60,7 +60,7 @@ pub struct BuildDetails {
     pub template_id: Option<TemplateId>,
     /// The version of the template.
     pub version: u32,
-    /// How it stands.
+    /// Its status.
     pub status: BuildStatus,
     /// Whether an earlier build of the same inputs was taken instead of building again.
     pub cached: bool,
@@ -106,7 +106,7 @@ pub struct BuildSummary {
     pub template: Name,
     /// The version of the template.
     pub version: u32,
-    /// How it stands.
+    /// Its status.
     pub status: BuildStatus,
     /// Whether an earlier build of the same inputs was taken.
     pub cached: bool,
@@ -165,7 +165,7 @@ pub struct BuildListParams {
     /// Only builds of this template: its name or id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<Reference<TemplateKind>>,
-    /// Only builds that stand so.
+    /// Only builds with this status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<BuildStatus>,
     /// How many rows at most (default 50, at most 500).
@@ -247,7 +247,7 @@ pub struct BuildLogsOutput {
     pub text: String,
     /// Where to go on.
     pub cursor: String,
-    /// How the build stood before this was read; nothing comes after the log of one that has ended.
+    /// The status of the build before this was read; if it has ended, the log is complete.
     pub status: BuildStatus,
 }
 

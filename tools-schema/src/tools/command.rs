@@ -19,7 +19,7 @@ use crate::network::DenyReason;
 use crate::tool::{Effect, ResultShape, TimeLimit, Tool};
 use crate::tools::ContentEncoding;
 
-/// Runs a command, to its end if that comes soon.
+/// Runs a command, and waits for its end for a limited time.
 pub enum RunCommand {}
 
 /// Arguments of `run_command`: either `command` or `argv`.
@@ -92,29 +92,29 @@ pub struct RunCommandParams {
     pub log: Option<String>,
 }
 
-/// How a command is.
+/// The state of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CommandState {
-    /// Its main process runs.
+    /// Its main process is running.
     Running,
     /// Its main process has ended.
     #[default]
     Ended,
-    /// The process that held it was killed; how it ended is not known.
+    /// The process that held it was killed; how it ended is unknown.
     Lost,
 }
 
-/// Facts about a command: of a result of `run_command` and of its kin.
+/// The structured result of `run_command` and the related tools.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunCommandOutput {
-    /// The command's id, for `command_output` and its kin. Good until the VM's next boot.
+    /// The command's id, for `command_output` and the like. Valid until the VM's next boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_id: Option<CommandId>,
-    /// How it is.
+    /// Its state.
     #[serde(default)]
     pub state: CommandState,
-    /// What a shell says of its end: the exit code, or 128 and the number of the signal.
+    /// Its status as a shell reports it: the exit code, or 128 and the number of the signal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u8>,
     /// The exit code, if the command ended by itself.
@@ -123,24 +123,24 @@ pub struct RunCommandOutput {
     /// The name of the signal that ended it, such as `SIGKILL`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
-    /// Whether it was killed because its time was up.
+    /// Whether it was killed after its timeout.
     pub timed_out: bool,
     /// How long it ran, or has run so far, in milliseconds.
     pub duration_ms: u64,
-    /// What it wrote to stdout.
+    /// Its standard output.
     pub stdout: StreamFacts,
-    /// What it wrote to stderr.
+    /// Its standard error.
     pub stderr: StreamFacts,
-    /// Where `command_output` goes on.
+    /// The cursor to continue with in `command_output`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// Whether there is more to read at the cursor at once.
+    /// Whether there is already more to read at the cursor.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
-    /// Processes that it started and that still run after its end.
+    /// Processes of the command that are still running after its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub descendants: Option<Descendants>,
-    /// Why it failed, where that can be told.
+    /// Why it failed, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<FailureCause>,
     /// The directory that it was started in.
@@ -152,7 +152,7 @@ pub struct RunCommandOutput {
     /// The file that gets all of its output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<LogFacts>,
-    /// How many bytes of the input it has taken.
+    /// How many bytes of the input it has accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written_bytes: Option<u64>,
     /// The processes that the kernel killed because the VM ran out of memory while the command ran.
@@ -163,7 +163,7 @@ pub struct RunCommandOutput {
     pub network_denied: Vec<RefusedConnection>,
 }
 
-/// Connections to one place that were refused by policy.
+/// Connections to one destination that were refused by policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RefusedConnection {
     /// The name or the address.
@@ -181,7 +181,7 @@ pub struct RefusedConnection {
 pub struct Descendants {
     /// How many.
     pub count: u32,
-    /// What they are called, such as `sleep (pid 77)`; the first 16.
+    /// Their names, such as `sleep (pid 77)`; the first 16.
     pub names: Vec<String>,
 }
 
@@ -192,23 +192,23 @@ pub struct LogFacts {
     pub path: String,
     /// How much was written to it, in bytes.
     pub written_bytes: u64,
-    /// Why it does not have all.
+    /// Why it is incomplete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
-/// Why a command failed that ran.
+/// Why a command failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureCause {
     /// The VM has no network.
     NoNetwork,
-    /// The VM has a proxy only, and the program did not use it.
+    /// The VM has only a proxy, and the program did not use it.
     ProxyOnly,
 }
 
 impl FailureCause {
-    /// What it is, and what to do about it.
+    /// Explains the cause, and what to do about it.
     pub const fn explained(self) -> &'static str {
         match self {
             Self::NoNetwork => {
@@ -226,19 +226,19 @@ impl FailureCause {
 /// Facts about one output stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StreamFacts {
-    /// All that was written, in bytes.
+    /// The total size, in bytes.
     pub total_bytes: u64,
-    /// Bytes left out: of the middle, or before `offset`.
+    /// Bytes left out of the middle, or before `offset`.
     pub omitted_bytes: u64,
     /// Whether bytes that are not UTF-8 were replaced.
     pub lossy: bool,
-    /// Where what is shown starts.
+    /// The offset at which the shown part starts.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub offset: u64,
-    /// Where the bytes left out of the middle were.
+    /// The offset of the bytes left out of the middle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub omitted_at: Option<u64>,
-    /// Bytes of the middle that were not kept and cannot be had any more.
+    /// Bytes of the middle that were dropped and cannot be read any more.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped_bytes: u64,
 }

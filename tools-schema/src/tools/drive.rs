@@ -60,7 +60,7 @@ pub struct DriveUse {
     pub mount: Option<String>,
 }
 
-/// Makes a drive.
+/// Creates a drive.
 pub enum DriveCreate {}
 
 /// Arguments of `drive_create`.

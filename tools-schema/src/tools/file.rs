@@ -1,5 +1,5 @@
-//! Files in the guest: read, written, listed and deleted here, changed in part in [`change`], given another place in [`places`], and
-//! searched in [`search`].
+//! Files in the guest: read, written, listed and deleted here, changed in part in [`change`], created, copied and moved in [`places`], and searched
+//! in [`search`].
 
 mod change;
 mod places;
@@ -19,7 +19,7 @@ use crate::time::Timestamp;
 use crate::tool::{Effect, ResultShape, Tool};
 use crate::tools::ContentEncoding;
 
-/// What a directory entry is.
+/// The type of a directory entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FileType {
@@ -103,23 +103,23 @@ pub struct FileReadParams {
     pub user: Option<String>,
 }
 
-/// Facts of a `file_read` result; the content is the text.
+/// The structured result of `file_read`; the content is the text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FileReadOutput {
     /// The file's size in bytes.
     pub size_bytes: u64,
-    /// Where the content starts in the file.
+    /// The offset of the content in the file.
     pub offset: u64,
-    /// How many bytes of the file the content holds.
+    /// The number of bytes that were read.
     pub read_bytes: u64,
     /// Whether the end of the file was reached.
     pub eof: bool,
     /// Whether bytes that are not UTF-8 were replaced.
     pub lossy: bool,
-    /// The number of the first line, where lines were asked for.
+    /// The number of the first line, if the file was read by lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_line: Option<u64>,
-    /// How many lines the content holds, where lines were asked for.
+    /// The number of lines, if the file was read by lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<u64>,
 }
@@ -138,7 +138,7 @@ impl Tool for FileRead {
 /// Writes a file.
 pub enum FileWrite {}
 
-/// The permission bits that octal digits such as `0644` or `0o755` mean; `None` if these are none.
+/// Parses permission bits in octal, such as `0644` or `0o755`; `None` if they are invalid.
 pub fn parse_mode(text: &str) -> Option<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let is_digits = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());

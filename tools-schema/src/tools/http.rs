@@ -42,16 +42,16 @@ pub struct HttpRequestParams {
     pub timeout_s: Option<f64>,
 }
 
-/// Facts of a response; its body is the text.
+/// The structured result of `http_request`; the body of the response is the text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HttpRequestOutput {
     /// The status, such as 200.
     pub status: u16,
-    /// The headers, in lower case; those that are there several times are joined by `, `.
+    /// The headers, with names in lower case; repeated ones are joined by `, `.
     pub headers: BTreeMap<String, String>,
-    /// How many bytes of the body the text holds.
+    /// The number of bytes of the body in the text.
     pub body_bytes: u64,
-    /// Whether the body goes on.
+    /// Whether the body was cut.
     pub truncated: bool,
     /// Whether bytes that are not UTF-8 were replaced.
     pub lossy: bool,

@@ -13,11 +13,11 @@ use crate::tools::plan::Creation;
 
 /// The tiny image: a static shell. It is made on first use from the host's package archive.
 pub const BUSYBOX: &str = "busybox";
-/// The default image: a Debian that one can work on. Made as [`BUSYBOX`] is.
+/// The default image: a Debian for general work. Made like [`BUSYBOX`].
 pub const DEBIAN: &str = "debian";
-/// A Debian with little more than apt and an interpreter of Python. Made as [`BUSYBOX`] is.
+/// A Debian with little more than apt and a Python interpreter. Made like [`BUSYBOX`].
 pub const DEBIAN_MINIMAL: &str = "debian-minimal";
-/// The images that can be named without being there: they are made on first use.
+/// The images that can be named before they exist: they are made on first use.
 pub const BUILT_IN: [&str; 3] = [BUSYBOX, DEBIAN, DEBIAN_MINIMAL];
 
 /// An image.

@@ -1,4 +1,4 @@
-//! MCP servers that an image brings, reached as data: their tools are never tools of Nexus.
+//! MCP servers of an image. Their messages are treated as data: their tools never become tools of Nexus.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::tool::{Effect, ResultShape, TimeLimit, Tool};
 
-/// How long a call has by default.
+/// The default timeout of a call.
 const TIMEOUT_DEFAULT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// How a server is started, as a file `NAME.json` in `/etc/nexus/mcp.d` of the image says it: as in the `mcpServers` of MCP clients. It speaks MCP over its standard input and output.
@@ -60,15 +60,15 @@ pub struct McpServer {
     pub name: String,
     /// What is run.
     pub command: String,
-    /// Whether it runs now.
+    /// Whether it is running.
     pub running: bool,
-    /// What it calls itself, with its version.
+    /// Its own name and version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
-    /// Its tools, where they were asked for.
+    /// Its tools, if they were requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<McpServerTool>,
-    /// How many tools are left out.
+    /// The number of tools that are left out.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub omitted_tools: u64,
     /// Why it cannot be used.
@@ -81,12 +81,12 @@ const fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// A tool of such a server, in the server's own words.
+/// A tool of an MCP server, as the server describes it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct McpServerTool {
     /// Its name: the argument `tool`.
     pub name: String,
-    /// What it does, as far as 1,000 characters say it.
+    /// What it does, cut to 1,000 characters.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// The JSON schema of its arguments; absent if it is too large.
@@ -126,10 +126,10 @@ pub struct McpCallParams {
     pub timeout_s: Option<f64>,
 }
 
-/// Facts of an `mcp_call` result; the text of its content is the text.
+/// The structured result of `mcp_call`; the text of the content is the text.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct McpCallOutput {
-    /// Whether the tool says that it failed.
+    /// Whether the tool reported a failure.
     pub is_error: bool,
     /// Its structured result, unless that is too large.
     #[serde(default, skip_serializing_if = "Option::is_none")]

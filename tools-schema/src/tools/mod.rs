@@ -1,4 +1,4 @@
-//! The tools, a file per noun. What runs on the host and what runs in the guest is listed in [`host`] and [`guest`].
+//! The tools, one file per noun. [`host`] and [`guest`] list which tools run on the host and in the guest.
 
 pub mod asset;
 pub mod build;
@@ -122,25 +122,25 @@ macro_rules! for_each_guest_tool {
     };
 }
 
-/// The host's own tools, sorted by name.
+/// Returns the host's own tools, sorted by name.
 pub fn host() -> Vec<ToolInfo> {
     macro_rules! infos { ($($tool:path => $method:ident,)*) => { vec![$(info::<$tool>()),*] }; }
     for_each_host_tool!(infos)
 }
 
-/// The guest's tools as they are in the guest and on the scoped endpoint, sorted by name.
+/// Returns the guest's tools in the form of the guest and the scoped endpoint, sorted by name.
 pub fn guest() -> Vec<ToolInfo> {
     macro_rules! infos { ($($tool:path => $method:ident,)*) => { vec![$(info::<$tool>()),*] }; }
     for_each_guest_tool!(infos)
 }
 
-/// The guest's tools as the host publishes them, sorted by name.
+/// Returns the guest's tools as the host publishes them, sorted by name.
 pub fn guest_on_host() -> Vec<ToolInfo> {
     macro_rules! infos { ($($tool:path => $method:ident,)*) => { vec![$(guest_info::<$tool>()),*] }; }
     for_each_guest_tool!(infos)
 }
 
-/// How text or bytes are carried in JSON.
+/// How content is represented in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ContentEncoding {
@@ -152,8 +152,8 @@ pub enum ContentEncoding {
 }
 
 impl ContentEncoding {
-    /// The bytes of a text that is encoded so. Base64 may be broken into lines, without padding, or of the alphabet for URLs: each
-    /// can mean only one thing.
+    /// Decodes a text in this encoding. Base64 may have line breaks, lack its padding, or use the alphabet for URLs: each of these has only one
+    /// possible meaning.
     pub fn decode(self, text: String) -> Result<Vec<u8>, NotBase64> {
         match self {
             Self::Text => Ok(text.into_bytes()),
@@ -167,7 +167,7 @@ impl ContentEncoding {
                         byte => byte,
                     });
                     let mut letters: Vec<u8> = letters.collect();
-                    // At most two: what has more is cut off in the wrong place, or no base64 at all.
+                    // At most two: a text with more padding was cut in the wrong place, or is not base64.
                     let padding = letters.iter().rev().take(2).take_while(|letter| **letter == b'=').count();
                     letters.truncate(letters.len() - padding);
                     Ok(BASE64_NOPAD.decode(&letters)?)
@@ -177,7 +177,7 @@ impl ContentEncoding {
     }
 }
 
-/// A text that is not base64.
+/// Why a text is not base64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not base64: {0}")]
 pub struct NotBase64(#[from] DecodeError);
@@ -207,7 +207,7 @@ pub struct OpOutcome<T> {
     pub error: Option<crate::error::ToolError>,
 }
 
-/// How a list is read page by page.
+/// How to read a list page by page.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Page {

@@ -1,4 +1,4 @@
-//! Networks of VMs: what there is, what went through, and clean-up.
+//! The networks of VMs: their state, their logs, and their removal.
 
 use std::net::IpAddr;
 
@@ -132,7 +132,7 @@ pub struct LoggedConnection {
     pub reason: Option<DenyReason>,
 }
 
-/// What became of a connection.
+/// The outcome of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -140,12 +140,12 @@ pub enum Verdict {
     Allowed,
     /// The policy refused it.
     Denied,
-    /// It was allowed and could not be made.
+    /// The policy allowed it, but it could not be made.
     Failed,
 }
 
 impl Verdict {
-    /// The word for it.
+    /// Returns its name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Allowed => "allowed",

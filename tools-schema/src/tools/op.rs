@@ -13,9 +13,9 @@ use crate::tools::OpOutcome;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OpState {
-    /// It is under way.
+    /// It is running.
     Running,
-    /// It ended well.
+    /// It succeeded.
     Succeeded,
     /// It failed.
     Failed,
@@ -24,10 +24,10 @@ pub enum OpState {
 }
 
 impl OpState {
-    /// Every state there is.
+    /// All states.
     pub const ALL: [Self; 4] = [Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled];
 
-    /// The state as it is on the wire and in the store.
+    /// Returns the state as it is on the wire and in the store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -46,10 +46,10 @@ impl std::str::FromStr for OpState {
     }
 }
 
-/// The last step of an operation that found everything as it was to be.
+/// The last step of an operation that had nothing to change.
 pub const ALREADY: &str = "nothing to do";
 
-/// How far an operation is.
+/// The progress of an operation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OpProgress {
     /// What it is doing, such as `downloading kernel`.

@@ -73,24 +73,24 @@ pub struct SystemStatus {
     pub failed: Vec<String>,
 }
 
-/// The state of an init.
+/// The state of an init system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SystemState {
     /// It is still starting the system.
     Starting,
-    /// All is started.
+    /// Everything has started.
     Running,
-    /// All is started, but for what failed.
+    /// Everything has started, except for failed units.
     Degraded,
-    /// It goes down.
+    /// It is shutting down.
     Stopping,
-    /// It is an init that does not tell.
+    /// The init does not report its state.
     Unknown,
 }
 
 impl SystemState {
-    /// The word for it on the wire.
+    /// Returns the word for it on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",

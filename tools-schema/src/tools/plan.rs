@@ -1,4 +1,4 @@
-//! What a call would do: the answer to `dry_run`.
+//! The reply to `dry_run`: what a call would do.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -81,19 +81,19 @@ pub struct PlanStep {
     pub bytes: Option<u64>,
 }
 
-/// What a step does.
+/// The action of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PlanAction {
-    /// It is here.
+    /// It exists already.
     Use,
     /// It is downloaded and verified.
     Download,
-    /// It is taken from a file of the host.
+    /// It is imported from a file on the host.
     Import,
     /// It is made.
     Build,
-    /// It is a copy-on-write clone of what comes before it.
+    /// It is a copy-on-write clone of the previous step's thing.
     Clone,
     /// It is an empty filesystem.
     Format,
@@ -102,7 +102,7 @@ pub enum PlanAction {
 }
 
 impl PlanAction {
-    /// The action in a word.
+    /// Returns the action as a word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Use => "use",
@@ -116,7 +116,7 @@ impl PlanAction {
     }
 }
 
-/// A sort of thing in a plan.
+/// The kind of a thing in a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PlanThing {
@@ -137,7 +137,7 @@ pub enum PlanThing {
 }
 
 impl PlanThing {
-    /// The thing in a word.
+    /// Returns the thing as a word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",

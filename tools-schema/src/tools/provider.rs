@@ -11,20 +11,20 @@ use crate::time::Timestamp;
 use crate::tool::{Effect, Tool};
 use crate::tools::asset::AssetKind;
 
-/// Where what is known of a provider comes from.
+/// The origin of a provider's definition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProviderOrigin {
-    /// From Nexus itself, as it was shipped.
+    /// Shipped with Nexus.
     BuiltIn,
-    /// From nexus.toml (or NEXUS_PROVIDERS), which changes a built-in one or adds one; provider_set may not change it.
+    /// From nexus.toml (or NEXUS_PROVIDERS), which changes a built-in one or adds one; provider_set cannot change it.
     Configured,
     /// From provider_set, which changed a built-in one or added one.
     Set,
 }
 
 impl ProviderOrigin {
-    /// The word on the wire.
+    /// Returns the word on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::BuiltIn => "built_in",
@@ -218,7 +218,7 @@ impl Tool for ProviderSet {
     type Output = ProviderWhole;
 }
 
-/// Takes back what was set.
+/// Removes an added provider, or resets a built-in one.
 pub enum ProviderRemove {}
 
 /// Arguments of `provider_remove`.

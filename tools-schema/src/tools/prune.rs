@@ -1,4 +1,4 @@
-//! Pruning: removing what nothing refers to.
+//! Pruning: removes what nothing refers to.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -56,7 +56,7 @@ pub struct Pruned {
     pub why: String,
 }
 
-/// A sort of thing that can go.
+/// The kind of a removable thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PrunedKind {
@@ -66,16 +66,16 @@ pub enum PrunedKind {
     Asset,
     /// The log and row of a build.
     BuildLog,
-    /// A file that can be made again.
+    /// A file that can be created again.
     Cache,
-    /// Something half-made.
+    /// Something incomplete.
     Scratch,
-    /// Rows about VMs and operations that are long over.
+    /// Records about VMs and operations that ended long ago.
     History,
 }
 
 impl PrunedKind {
-    /// The kind in words.
+    /// Returns the kind in words.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Image => "image",

@@ -1,4 +1,4 @@
-//! Settings that may change at run time, with their history.
+//! Settings that can be changed at run time, with their history.
 
 use std::collections::BTreeMap;
 
@@ -99,7 +99,7 @@ pub struct SettingChange {
     pub who: String,
 }
 
-/// Lists what was changed.
+/// Lists changes of settings.
 pub enum SettingsHistory {}
 
 /// Arguments of `settings_history`.
@@ -138,7 +138,7 @@ impl Tool for SettingsHistory {
     type Output = SettingsHistoryOutput;
 }
 
-/// Takes changes back.
+/// Rolls changes back.
 pub enum SettingsRollback {}
 
 /// Arguments of `settings_rollback`.

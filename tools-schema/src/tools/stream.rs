@@ -1,4 +1,4 @@
-//! Streams of their own into VMs, for programs that speak more than MCP.
+//! Streams into VMs on their own connections, for programs that need more than MCP.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,12 +9,12 @@ use crate::name::Reference;
 use crate::stream::Open;
 use crate::tool::{Effect, Tool};
 
-/// Where a stream is opened: `GET` on the daemon's Unix socket, with an upgrade to [`PROTOCOL`].
+/// The path at which a stream is opened: `GET` on the daemon's Unix socket, with an upgrade to [`PROTOCOL`].
 pub const PATH: &str = "/stream";
-/// The protocol that a stream is upgraded to: a line with what was opened, then frames both ways.
+/// The protocol that the connection is upgraded to: a line about what was opened, then frames in both directions.
 pub const PROTOCOL: &str = "nexus-stream";
 
-/// Gives a ticket for a stream.
+/// Returns a ticket for a stream.
 pub enum GuestStreamOpen {}
 
 /// Arguments of `guest_stream_open`.

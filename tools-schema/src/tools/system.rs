@@ -90,7 +90,7 @@ pub struct Doctor {
 pub struct DoctorCheck {
     /// What, such as `kvm` or `qemu-system-x86_64`.
     pub name: String,
-    /// How it is.
+    /// Its state.
     pub status: DoctorStatus,
     /// What was found.
     pub found: String,
@@ -99,13 +99,13 @@ pub struct DoctorCheck {
     pub fix: Option<String>,
 }
 
-/// How one thing is.
+/// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DoctorStatus {
     /// Good.
     Ok,
-    /// Missing, but not needed here.
+    /// Missing, but not needed on this host.
     Note,
     /// Something works less well without it.
     Warn,

@@ -1,4 +1,4 @@
-//! Templates: blueprints of images, a source and what is laid over it. Every change is a new version.
+//! Templates: blueprints of images, with a source and files that are added to it. Every change creates a new version.
 
 use std::collections::BTreeMap;
 
@@ -91,7 +91,7 @@ pub struct TemplateBuild {
     pub id: BuildId,
     /// The version that was built.
     pub version: u32,
-    /// How it stands.
+    /// Its status.
     pub status: BuildStatus,
 }
 
@@ -114,7 +114,7 @@ pub struct TemplateSummary {
     pub updated_at: Timestamp,
 }
 
-/// Makes a template.
+/// Creates a template.
 pub enum TemplateCreate {}
 
 /// Arguments of `template_create`.
@@ -171,7 +171,7 @@ pub struct TemplateUpdateParams {
     /// Services to add or replace, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub services: BTreeMap<String, Service>,
-    /// Paths of files that are laid over it no more.
+    /// Paths of overlay files to remove.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remove_overlays: Vec<String>,
     /// All the packages to install, in the place of those before; an empty list for none.

@@ -1,4 +1,4 @@
-//! Trees of files: copied between the host and a VM, and what changed in them.
+//! Trees of files: copies between the host and a VM, and later changes to them.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,19 +8,19 @@ use crate::name::Reference;
 use crate::tool::{Effect, ResultShape, Tool};
 use crate::tools::OpOutcome;
 
-/// Why something of a tree was left out.
+/// Why an entry of a tree was left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SkipReason {
-    /// A pattern of `exclude` names it.
+    /// It matches a pattern of `exclude`.
     Excluded,
-    /// A `.gitignore` file of the tree names it.
+    /// It matches a `.gitignore` file of the tree.
     Ignored,
     /// It is a device, a named pipe or a socket.
     Special,
-    /// It may not be read.
+    /// It is not readable.
     Unreadable,
-    /// It went away or became shorter while it was copied; of what became shorter the rest is zeros.
+    /// It was deleted or became shorter during the copy; the missing rest is zeros.
     Changed,
 }
 
@@ -45,7 +45,7 @@ pub struct TreeSkips {
 }
 
 impl TreeSkips {
-    /// One more.
+    /// Counts one more.
     pub fn add(&mut self, why: SkipReason) {
         match why {
             SkipReason::Excluded => self.excluded += 1,
@@ -56,7 +56,7 @@ impl TreeSkips {
         }
     }
 
-    /// Whether something is missing that was to be copied.
+    /// Returns whether something is missing that should have been copied.
     pub const fn is_incomplete(&self) -> bool {
         self.unreadable > 0 || self.changed > 0
     }
@@ -107,7 +107,7 @@ pub struct TreeSummary {
 }
 
 impl TreeSummary {
-    /// How many names were copied.
+    /// Returns how many entries were copied.
     pub const fn entries(&self) -> u64 {
         self.files + self.directories + self.symlinks + self.hard_links + self.specials
     }
@@ -239,7 +239,7 @@ impl Tool for GuestCopyOut {
     type Output = CopyOutcome;
 }
 
-/// Tells what changed in a tree that was copied in.
+/// Shows what changed in a tree since it was copied in.
 pub enum Export {}
 
 /// Arguments of `export`.
@@ -257,7 +257,7 @@ pub struct ExportParams {
     pub max_bytes: Option<u64>,
 }
 
-/// Facts of an `export` result; the patch is the text.
+/// The structured result of `export`; the patch is the text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExportOutput {
     /// Files in the patch: changed, new and deleted.
@@ -273,15 +273,15 @@ pub struct ExportOutput {
     /// The file in the VM that holds the whole patch, if it was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patch_file: Option<String>,
-    /// What changed and is not in the patch; the first 50.
+    /// Changes that are not in the patch; the first 50.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_in_patch: Vec<NotInPatch>,
-    /// How many those are.
+    /// The number of changes that are not in the patch.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub not_in_patch_count: u64,
 }
 
-/// Something that changed and cannot be shown as a difference.
+/// A change that cannot be shown as a difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NotInPatch {
     /// Its path in the tree.
@@ -292,15 +292,15 @@ pub struct NotInPatch {
     pub why: String,
 }
 
-/// How a file differs from what was copied in.
+/// How a file differs from the copied one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TreeChange {
-    /// It was not there.
+    /// It is new.
     Added,
-    /// It is not there any more.
+    /// It was deleted.
     Deleted,
-    /// Its content or mode is another one.
+    /// Its content or mode has changed.
     Modified,
 }
 

@@ -56,7 +56,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         Self { source, limits, at: 0, left: 0, padding: 0, global: Records::default() }
     }
 
-    /// The next entry; `None` at the end, after everything was read.
+    /// Returns the next entry; `None` at the end, after everything was read.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, TreeError> {
         let mut ahead = Ahead::default();
         let mut extensions = 0;
@@ -84,7 +84,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         }
     }
 
-    /// The next bytes of the entry's data, at most `max`; empty at its end. Call [`Self::took`] afterwards.
+    /// Returns the next bytes of the entry's data, at most `max`; empty at its end. Call [`Self::took`] afterwards.
     pub(crate) fn data(&mut self, max: u64) -> Result<&[u8], TreeError> {
         let want = usize::try_from(self.left.min(max)).unwrap_or(usize::MAX);
         if want == 0 {
@@ -137,7 +137,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
             self.at += ready as u64;
             padding += ready as u64;
             if padding > PADDING_MAX {
-                return Err(self.damaged("it goes on behind its end mark"));
+                return Err(self.damaged("it continues after its end mark"));
             }
         }
     }
@@ -177,7 +177,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         Ok(filled)
     }
 
-    /// The content of an extension.
+    /// Reads the content of an extension.
     fn extended(&mut self, header: &Header) -> Result<Vec<u8>, TreeError> {
         let size = self.size(header)?;
         if size > self.limits.header_bytes {
@@ -192,7 +192,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
     }
 
     fn size(&self, header: &Header) -> Result<u64, TreeError> {
-        header.entry_size().map_err(|_| self.damaged("a header holds no size"))
+        header.entry_size().map_err(|_| self.damaged("a header has no size"))
     }
 
     fn entry(&mut self, kind: EntryType, header: &Header, ahead: Ahead) -> Result<Entry, TreeError> {
@@ -200,7 +200,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         let pax = |key: &str| records.iter().find_map(|records| records.get(key));
         let number = |key: &str, here: io::Result<u64>| {
             let said = pax(key).map(pax::decimal);
-            said.unwrap_or_else(|| here.ok()).ok_or_else(|| self.damaged("a header holds no number"))
+            said.unwrap_or_else(|| here.ok()).ok_or_else(|| self.damaged("a header has no number"))
         };
         let mut path = pax("path")
             .map(<[u8]>::to_vec)
@@ -229,7 +229,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
         }
         let owner = |id: u64| u32::try_from(id).map_err(|_| self.damaged("an owner is out of range"));
         let mtime = match pax("mtime") {
-            Some(text) => pax::time(text).ok_or_else(|| self.damaged("a pax record holds no time"))?,
+            Some(text) => pax::time(text).ok_or_else(|| self.damaged("a pax record has no time"))?,
             None => (header.mtime().unwrap_or(0).cast_signed(), 0),
         };
         let device = match kind {
@@ -239,7 +239,7 @@ impl<'a, R: BufRead> Archive<'a, R> {
             _ => None,
         };
         let (uid, gid) = (owner(number("uid", header.uid())?)?, owner(number("gid", header.gid())?)?);
-        let mode = header.mode().map_err(|_| self.damaged("a header holds no mode"))? & 0o7777;
+        let mode = header.mode().map_err(|_| self.damaged("a header has no mode"))? & 0o7777;
         // A hard link has no content, whatever its header says (as in GNU tar).
         let size = if kind == EntryType::Link { 0 } else { number("size", header.entry_size())? };
         if size > self.limits.bytes {
@@ -257,9 +257,9 @@ impl<'a, R: BufRead> Archive<'a, R> {
         Ok(entry)
     }
 
-    /// The map of a sparse file: in its header, and in blocks after it.
+    /// Reads the map of a sparse file: from its header, and from blocks after it.
     fn sparse(&mut self, header: &Header, size: u64) -> Result<Sparse, TreeError> {
-        const NONSENSE: &str = "a sparse file's map makes no sense";
+        const NONSENSE: &str = "a sparse file's map is invalid";
         let gnu = header.as_gnu().ok_or_else(|| self.damaged(NONSENSE))?;
         let real = gnu.real_size().map_err(|_| self.damaged(NONSENSE))?;
         let mut map: Vec<_> =

@@ -8,13 +8,13 @@ use tokio::sync::mpsc;
 
 /// The size of a chunk, in bytes.
 pub const CHUNK: usize = block::SIZE;
-/// How many chunks may wait.
+/// The maximum number of waiting chunks.
 const WAITING: usize = 4;
 
 /// A part of a stream, or the error that ended it.
 pub type Chunk = io::Result<Bytes>;
 
-/// A channel for chunks.
+/// Creates a channel for chunks.
 pub fn chunks() -> (mpsc::Sender<Chunk>, mpsc::Receiver<Chunk>) {
     mpsc::channel(WAITING)
 }
@@ -52,7 +52,7 @@ pub struct ChunkWriter {
 }
 
 impl ChunkWriter {
-    /// A writer to a channel.
+    /// Creates a writer to a channel.
     pub fn new(channel: mpsc::Sender<Chunk>) -> Self {
         Self { channel, waiting: Block::new() }
     }
@@ -100,7 +100,7 @@ pub struct ChunkReader {
 }
 
 impl ChunkReader {
-    /// A reader of a channel. The stream ends when the channel is closed.
+    /// Creates a reader of a channel. The stream ends when the channel is closed.
     pub fn new(channel: mpsc::Receiver<Chunk>) -> Self {
         Self { channel, at_hand: Bytes::new() }
     }

@@ -60,7 +60,7 @@ impl Destination {
         self.owner = owner;
     }
 
-    /// The root's attributes.
+    /// Returns the root's attributes.
     pub(crate) fn stat(&self) -> Result<Stat, Errno> {
         rustix::fs::fstat(&self.root)
     }
@@ -74,12 +74,12 @@ impl Destination {
         self.root.as_fd()
     }
 
-    /// The current directory.
+    /// Returns the current directory.
     pub(crate) fn here(&self) -> BorrowedFd<'_> {
         self.steps.last().map_or(self.root.as_fd(), |step| step.directory.as_fd())
     }
 
-    /// Goes to a directory, and makes missing ones on the way.
+    /// Goes to a directory, and creates missing ones on the way.
     pub(crate) fn go(&mut self, names: &[&[u8]]) -> Result<(), TreeError> {
         let common = self.steps.iter().zip(names).take_while(|(step, name)| step.name == **name).count();
         while self.steps.len() > common {
@@ -101,11 +101,11 @@ impl Destination {
         Ok(())
     }
 
-    /// Makes the last of `names` in the current directory, and goes there; true if it is new.
+    /// Creates the last of `names` in the current directory, and goes there; returns true if it is new.
     pub(crate) fn make(&mut self, names: &[&[u8]], facts: Facts) -> Result<bool, TreeError> {
         let Some(last) = names.last() else { return Ok(false) };
         let name = OsStr::from_bytes(last);
-        let fail = |error: Errno| TreeError::file("make the directory", &names.join(&b'/'), error);
+        let fail = |error: Errno| TreeError::file("create the directory", &names.join(&b'/'), error);
         let is_new = match rustix::fs::mkdirat(self.here(), name, Mode::from_raw_mode(0o700)) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
@@ -165,7 +165,7 @@ pub(crate) fn settle_name(directory: BorrowedFd<'_>, name: &OsStr, facts: &Facts
     }
 }
 
-/// Only root can change owners; for others this is not an error, as with tar.
+/// Ignores a failure to change the owner, because only root can do that. tar does the same.
 fn forgive(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
         Err(Errno::PERM) if !rustix::process::geteuid().is_root() => Ok(()),

@@ -1,4 +1,4 @@
-//! A file that is not in its place yet. A large one has no name until then, so nothing is left if the unpacking process is killed.
+//! A file that is not in place yet. A large one has no name until then, so nothing is left if the unpacking process is killed.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,10 +12,10 @@ use crate::part::Begun;
 
 /// Files of at least this size have no name at first. For smaller ones that would take longer than writing them.
 const NAMELESS_FROM: u64 = 1 << 20;
-/// Where open files can be addressed by their descriptor.
+/// The directory in which open files can be addressed by their descriptors.
 const DESCRIPTORS: &str = "/proc/self/fd";
 
-/// The file.
+/// A new file.
 #[derive(Debug)]
 pub(crate) enum Draft {
     /// A new one.
@@ -38,7 +38,7 @@ impl Draft {
         }
     }
 
-    /// An empty file in a directory, of this future size. If it needs a name there, that is `temporary`.
+    /// Creates an empty file in a directory, of this future size. If it needs a name there, that is `temporary`.
     pub(crate) fn create(directory: BorrowedFd<'_>, temporary: &OsStr, size: u64) -> Result<Self, Errno> {
         let (flags, mode) = (OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o600));
         if size >= NAMELESS_FROM && rustix::fs::access(DESCRIPTORS, Access::EXISTS).is_ok() {
@@ -54,7 +54,7 @@ impl Draft {
         Ok(Self::New { file: file.into(), is_named: true })
     }
 
-    /// Puts it in its place, replacing an existing file. After a failure, `temporary` may be left.
+    /// Moves it into place, replacing an existing file. After a failure, `temporary` may be left.
     pub(crate) fn place(
         self,
         directory: BorrowedFd<'_>,

@@ -31,7 +31,7 @@ pub enum TreeError {
     /// A tree cannot be copied to its target.
     #[error("cannot copy to {path}: {why}")]
     Place {
-        /// Where.
+        /// The target.
         path: String,
         /// Why not.
         why: &'static str,
@@ -77,17 +77,17 @@ pub enum TreeError {
 }
 
 impl TreeError {
-    /// A failed file operation.
+    /// Creates the error of a failed file operation.
     pub fn file(action: &'static str, path: &[u8], source: impl Into<io::Error>) -> Self {
         Self::File { action, path: shown(path), source: source.into() }
     }
 
-    /// A refused entry.
+    /// Creates the error of a refused entry.
     pub fn refused(path: &[u8], why: &'static str) -> Self {
         Self::Refused { path: shown(path), why }
     }
 
-    /// The error code for callers.
+    /// Returns the error code for callers.
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::File { source, .. } => match source.raw_os_error().map(Errno::from_raw_os_error) {
@@ -104,7 +104,7 @@ impl TreeError {
         }
     }
 
-    /// The error in the form of tools.
+    /// Converts the error to the form of tools.
     pub fn to_tool_error(&self) -> ToolError {
         let error = ToolError::new(self.code(), nexus_schema::error::chain(self));
         match self {
@@ -115,24 +115,24 @@ impl TreeError {
     }
 }
 
-/// A copy that ended early, and what it left.
+/// A copy that ended early, and its result so far.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct Broken {
-    /// Why.
+    /// Why it ended.
     pub error: TreeError,
-    /// The files that are there now; each is either complete or unchanged.
+    /// The copied files; each is either complete or unchanged.
     pub done: Box<TreeSummary>,
 }
 
 impl Broken {
-    /// The error in the form of tools, with what was left.
+    /// Converts the error to the form of tools, with the result so far.
     pub fn to_tool_error(&self) -> ToolError {
         let mut error = self.error.to_tool_error();
         let done = &self.done;
         if done.entries() > 0 {
             error.message = format!(
-                "{}; {} entries were copied before, each of them whole, the last is `{}`",
+                "{}; {} entries were copied completely, the last is `{}`",
                 error.message,
                 done.entries(),
                 done.last.as_deref().unwrap_or_default()
@@ -142,7 +142,7 @@ impl Broken {
     }
 }
 
-/// A name for people; bytes that are not UTF-8 and control characters are replaced.
+/// Returns a name for people; bytes that are not UTF-8 and control characters are replaced.
 pub(crate) fn shown(path: &[u8]) -> String {
     let text = String::from_utf8_lossy(path);
     text.chars().take(400).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()

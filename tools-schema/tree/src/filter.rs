@@ -26,7 +26,7 @@ pub struct Filter {
 pub struct Pattern(Gitignore);
 
 impl Filter {
-    /// Leaves out what matches a pattern of `exclude`, and with `gitignore` what matches the tree's own `.gitignore` files.
+    /// Creates a filter that leaves out what matches `exclude`, and with `gitignore` what matches the tree's own `.gitignore` files.
     pub fn new(exclude: &[String], gitignore: bool) -> Result<Self, TreeError> {
         let mut builder = GitignoreBuilder::new("");
         for pattern in exclude {
@@ -39,13 +39,13 @@ impl Filter {
         Ok(Self { exclude: Pattern(exclude), gitignore })
     }
 
-    /// Leaves nothing out.
+    /// Creates a filter that leaves nothing out.
     pub fn none() -> Self {
         Self { exclude: Pattern(Gitignore::empty()), gitignore: false }
     }
 
-    /// Why a path below the top is left out, if it is. `levels` are the patterns of the parent directories, beginning with the
-    /// top's, each with the length of its directory's path.
+    /// Returns why a path below the top is left out, if it is. `levels` are the patterns of the parent directories, beginning with the top's, each
+    /// with the length of its directory's path.
     pub(crate) fn leaves_out<'a>(
         &self,
         path: &[u8],
@@ -71,7 +71,7 @@ impl Pattern {
         Self(builder.build().unwrap_or_else(|_| Gitignore::empty()))
     }
 
-    /// Whether a path below the directory is left out (`true`) or explicitly included (`false`).
+    /// Returns whether a path below the directory is left out (`true`) or explicitly included (`false`).
     fn says(&self, path: &[u8], is_directory: bool) -> Option<bool> {
         match self.0.matched(Path::new(OsStr::from_bytes(path)), is_directory) {
             Match::None => None,

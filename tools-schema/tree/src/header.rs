@@ -9,7 +9,7 @@ use crate::pax;
 
 /// The unit of an archive, in bytes.
 pub(crate) const BLOCK: usize = 512;
-/// How many parts fit into the header of a sparse file.
+/// The maximum number of parts in the header of a sparse file.
 const PARTS: usize = 4;
 
 /// The data of a sparse file: offset and length of each part, and the total length including holes.
@@ -145,7 +145,7 @@ fn record(into: &mut Vec<u8>, key: &str, value: &[u8]) {
     into.push(b'\n');
 }
 
-/// A time in pax format.
+/// Formats a time for pax.
 fn time(seconds: i64, nanoseconds: u32) -> String {
     match (seconds, nanoseconds) {
         (seconds, 0) => seconds.to_string(),

@@ -49,7 +49,7 @@ pub fn pack(
     Ok(summary)
 }
 
-/// What [`pack`] would pack, as far as known without reading the files.
+/// Returns what [`pack`] would pack, as far as known without reading the files.
 pub fn plan(source: &Source, how: &Packing, watch: &mut dyn Watch) -> Result<TreeSummary, TreeError> {
     let mut summary = TreeSummary::default();
     walk(source, &how.filter, &mut summary, &mut |entry, summary| {
@@ -67,7 +67,7 @@ pub fn plan(source: &Source, how: &Packing, watch: &mut dyn Watch) -> Result<Tre
     Ok(summary)
 }
 
-/// Counts an entry by its type; false if it is skipped.
+/// Counts an entry by its type; returns false if it is skipped.
 fn count(entry: &Entry<'_>, how: &Packing, summary: &mut TreeSummary) -> bool {
     match entry.kind {
         FileType::RegularFile => summary.files += 1,
@@ -236,7 +236,7 @@ impl Packer<'_> {
     }
 }
 
-/// An entry's name in the archive.
+/// Returns an entry's name in the archive.
 fn in_archive(top: &[u8], path: &[u8], is_directory: bool) -> Vec<u8> {
     let mut name = Vec::with_capacity(top.len() + path.len() + 2);
     name.extend_from_slice(top);
@@ -253,7 +253,7 @@ fn in_archive(top: &[u8], path: &[u8], is_directory: bool) -> Vec<u8> {
     name
 }
 
-/// The parts of a file with data; `None` if that is unknown or there are too many.
+/// Returns the parts of a file that have data; `None` if that is unknown or there are too many.
 fn parts_of(file: &OwnedFd, size: u64) -> Option<Sparse> {
     let (mut parts, mut at) = (Vec::new(), 0);
     while at < size {

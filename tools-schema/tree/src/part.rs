@@ -1,4 +1,4 @@
-//! The part of a file whose copy was interrupted: a file beside its destination, which a later copy goes on with.
+//! The part of a file whose copy was interrupted: a file beside its destination, which a later copy resumes.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -18,10 +18,10 @@ use crate::report::Watch;
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 256 << 10;
-/// What is around the name of the file.
+/// The name of a part is the file's name between these.
 const NAME: (&[u8], &[u8]) = (b".", b".nexus-part");
 
-/// A part, in use by this copy alone.
+/// A part, locked by this copy.
 #[derive(Debug)]
 pub struct Part {
     directory: OwnedFd,
@@ -69,7 +69,7 @@ impl Part {
         Ok(Self { directory, file: file.into(), name, of: of.to_vec(), kept: 0 })
     }
 
-    /// How much there is, and its hash.
+    /// Returns its length and its hash.
     pub fn describe(&self, watch: &mut dyn Watch) -> Result<TreePart, TreeError> {
         let bytes = self.len()?;
         Ok(TreePart { bytes, sha256: hash(&self.file, bytes, self.name.as_bytes(), watch)? })
@@ -80,7 +80,7 @@ impl Part {
         Ok(metadata.map_err(|error| TreeError::file("look at", self.name.as_bytes(), error))?.len())
     }
 
-    /// Keeps this many of its bytes when the rest comes.
+    /// Keeps its first `bytes` bytes when the rest comes.
     pub fn keep(&mut self, bytes: u64) -> Result<(), TreeError> {
         if bytes > self.len()? {
             return Err(TreeError::refused(
@@ -106,7 +106,7 @@ impl Part {
     }
 }
 
-/// A part that is written to. Whatever it has got stays if the copy is interrupted; an empty one goes.
+/// A part that is being written. It stays if the copy is interrupted, unless it is empty.
 #[derive(Debug)]
 pub(crate) struct Begun(Part);
 
@@ -115,7 +115,7 @@ impl Begun {
         &self.0.file
     }
 
-    /// Puts it in its place, replacing an existing file.
+    /// Moves it into place, replacing an existing file.
     pub(crate) fn place(self, name: &OsStr, facts: &Facts) -> Result<(), Errno> {
         let Part { directory, name: own, file, .. } = &self.0;
         settle(file.as_fd(), facts)?;
@@ -125,7 +125,7 @@ impl Begun {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // Under the lock, so it is nobody else's. After it was put in its place, its name is gone.
+        // The lock is still held, so no other copy uses it. If it was moved into place, its name no longer exists.
         if self.file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
             let _ = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
         }

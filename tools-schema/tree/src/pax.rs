@@ -1,4 +1,4 @@
-//! Records of pax extended headers: `LENGTH KEY=VALUE\n`, where the value may hold anything.
+//! Records of pax extended headers: `LENGTH KEY=VALUE\n`, where the value may contain anything.
 
 use std::collections::BTreeMap;
 
@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub struct Records(BTreeMap<String, Vec<u8>>);
 
-/// The key of an own record: the offset at which the data of a file starts whose beginning the receiver has already.
+/// The key of our own record: the offset where the data of a file starts, if the receiver already has its beginning.
 pub(crate) const FROM: &str = "NEXUS.from";
 const XATTR: &str = "SCHILY.xattr.";
 
 impl Records {
     /// Adds the records of a header. An empty value removes the record.
     pub fn read(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
-        const BAD: &str = "a pax header makes no sense";
+        const BAD: &str = "a pax header is invalid";
         while !bytes.is_empty() && bytes[0] != 0 {
             let space = bytes.iter().take(20).position(|b| *b == b' ').ok_or(BAD)?;
             let length = decimal(&bytes[..space]).and_then(|l| usize::try_from(l).ok()).ok_or(BAD)?;
@@ -32,12 +32,12 @@ impl Records {
         Ok(())
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub fn get(&self, key: &str) -> Option<&[u8]> {
         self.0.get(key).map(Vec::as_slice)
     }
 
-    /// The extended attributes among them.
+    /// Returns the extended attributes among the records.
     pub fn xattrs(&self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
         self.0.iter().filter_map(|(key, value)| {
             key.strip_prefix(XATTR).map(|name| (name.as_bytes().to_vec(), value.clone()))
@@ -45,12 +45,12 @@ impl Records {
     }
 }
 
-/// A decimal number.
+/// Parses a decimal number.
 pub fn decimal(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
-/// A time in seconds with a fraction, `-?[0-9]+(.[0-9]*)?`, as whole seconds (rounded down) and nanoseconds.
+/// Parses a time in seconds with a fraction, `-?[0-9]+(.[0-9]*)?`, as whole seconds (rounded down) and nanoseconds.
 pub fn time(text: &[u8]) -> Option<(i64, u32)> {
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(rest) => (true, rest),

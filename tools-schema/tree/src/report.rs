@@ -4,12 +4,12 @@ use nexus_schema::tools::tree::{SkipReason, SkippedEntry, TreeSummary};
 
 use crate::error::{TreeError, shown};
 
-/// How many names of each type a summary lists.
+/// The maximum number of names of each type in a summary.
 const NAMES: usize = 20;
 
 /// Receives the progress of a copy, and can cancel it.
 pub trait Watch {
-    /// This many bytes and entries were copied. An error ends the copy.
+    /// Called with the bytes and entries copied so far. An error ends the copy.
     fn at(&mut self, bytes: u64, entries: u64) -> Result<(), TreeError>;
 }
 

@@ -70,17 +70,17 @@ impl Source {
         Ok(Self { kind, path: shown.to_vec() })
     }
 
-    /// Everything in an open directory.
+    /// Creates the source with everything in an open directory.
     pub fn of_directory(directory: OwnedFd, shown: &[u8]) -> Self {
         Self { kind: Kind::Directory(directory), path: shown.to_vec() }
     }
 
-    /// Whether it is a directory.
+    /// Returns whether it is a directory.
     pub fn is_directory(&self) -> bool {
         matches!(self.kind, Kind::Directory(_))
     }
 
-    /// The directory, if it is one.
+    /// Returns the directory, if it is one.
     pub fn directory(&self) -> Option<&OwnedFd> {
         match &self.kind {
             Kind::Directory(directory) => Some(directory),

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 
 use crate::chunks::Chunk;
 
-/// Passes the data of a stream on until it ends. Returns the peer's final message if that comes before the end; `None`
-/// otherwise, or if the taker stopped. The taker is also told if the connection fails.
+/// Passes the data of a stream on until it ends. Returns the peer's final message if that comes before the end; `None` otherwise, or if the consumer
+/// stopped. The consumer also gets an error if the connection fails.
 pub async fn receive<R, W>(
     receiver: &mut Receiver<R>,
     sender: &Sender<W>,
@@ -94,7 +94,7 @@ where
     }
 }
 
-/// The peer's final message; other frames before it are ignored.
+/// Returns the peer's final message; other frames before it are ignored.
 pub async fn last_words<R: AsyncRead + Unpin>(receiver: &mut Receiver<R>) -> Result<Bytes, FrameError> {
     loop {
         if let Incoming::Done(message) = receiver.next().await?.ok_or(FrameError::Closed)? {

@@ -1,4 +1,4 @@
-//! Where a copy goes, by the rules of `cp` and `docker cp`.
+//! Finds the target of a copy, by the rules of `cp` and `docker cp`.
 //!
 //! | target | copying a file | copying a directory | copying `DIRECTORY/.` |
 //! |---|---|---|---|
@@ -45,7 +45,7 @@ pub enum Under {
 }
 
 impl Under {
-    /// The same for an archive with a single name at its top; `own` is the name of what is copied.
+    /// Converts it for an archive with a single name at its top; `own` is the name of what is copied.
     pub fn top(self, own: &[u8]) -> Top {
         match self {
             Self::Own => Top::Named(own.to_vec()),
@@ -55,7 +55,7 @@ impl Under {
     }
 }
 
-/// Finds the target of a copy to `path`. Makes nothing.
+/// Finds the target of a copy to `path`. Creates nothing.
 pub fn target(path: &Path, what: TreeArrival) -> Result<Target, TreeError> {
     let bytes = path.as_os_str().as_bytes();
     let refuse = |why| Err(TreeError::Place { path: shown(bytes), why });
@@ -65,8 +65,8 @@ pub fn target(path: &Path, what: TreeArrival) -> Result<Target, TreeError> {
             let under = if what == TreeArrival::Contents { Under::Contents } else { Under::Own };
             Ok(Target { directory: open(path)?, under })
         }
-        Ok(_) if is_directory => refuse("a file is there, and a directory was to be copied"),
-        Ok(meta) if !meta.is_file() => refuse("a device, a pipe or a socket is there"),
+        Ok(_) if is_directory => refuse("a directory cannot be copied over a file"),
+        Ok(meta) if !meta.is_file() => refuse("it is a device, a pipe or a socket"),
         Ok(_) => {
             let real = fs::canonicalize(path);
             beside(&real.map_err(|error| TreeError::file("look at", bytes, error))?, bytes)
@@ -81,7 +81,7 @@ pub fn target(path: &Path, what: TreeArrival) -> Result<Target, TreeError> {
     }
 }
 
-/// A name in its parent directory.
+/// Returns a name in its parent directory as target.
 fn beside(path: &Path, shown: &[u8]) -> Result<Target, TreeError> {
     let name = path.file_name().ok_or_else(|| TreeError::file("find", shown, Errno::NOENT))?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -94,9 +94,9 @@ fn open(directory: &Path) -> Result<OwnedFd, TreeError> {
     opened.map_err(|error| TreeError::file("open the directory", directory.as_os_str().as_bytes(), error))
 }
 
-/// The path to create: the target of a dangling link, or else the path itself.
+/// Returns the path to create: the target of a dangling link, or else the path itself.
 fn end_of_links(path: &Path) -> Result<PathBuf, TreeError> {
-    // Without a trailing slash.
+    // Removes a trailing slash.
     let mut place: PathBuf = path.components().collect();
     for _ in 0..LINKS_MAX {
         let Ok(target) = fs::read_link(&place) else { return Ok(place) };

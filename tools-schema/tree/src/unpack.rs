@@ -21,7 +21,7 @@ use crate::error::{Broken, TreeError, shown};
 use crate::report::{Watch, copied, skip};
 use crate::unpacking::{Owner, Top, TopIs, Unpacking};
 
-/// After how many bytes the free disk space is checked again.
+/// The interval of checks of the free disk space, in bytes.
 const LOOK_EVERY: u64 = 8 << 20;
 
 /// Unpacks an archive to its end. Each file is either complete or unchanged, even if this fails halfway.
@@ -169,7 +169,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
                 skip(summary, &path, SkipReason::Special);
                 return Ok(());
             }
-            _ => return Err(TreeError::refused(&entry.path, "it is of an unknown sort")),
+            _ => return Err(TreeError::refused(&entry.path, "it is of an unknown kind")),
         }
         copied(summary, &path);
         summary.last = Some(shown(&path));
@@ -181,16 +181,16 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         let refuse = |why| Err(TreeError::refused(&entry.path, why));
         match (self.how.top_is, entry.kind) {
             (TopIs::Directory, kind) if kind != EntryType::Directory && *self.top != Top::Stripped => {
-                refuse("it is no directory, and one was to be copied")
+                refuse("it is not a directory, as it should be")
             }
             (TopIs::Within, EntryType::Symlink) if leads_out(0, &entry.link) => {
-                refuse("it is a link that leads elsewhere: copy what it leads to, or follow it")
+                refuse("it is a link that leads elsewhere: copy its target, or follow it")
             }
             _ => Ok(()),
         }
     }
 
-    /// The components of a path, which may not leave the directory.
+    /// Returns the components of a path, which may not leave the directory.
     fn names<'p>(&self, top: &'p Top, path: &'p [u8], entry: &[u8]) -> Result<Vec<&'p [u8]>, TreeError> {
         let limits = &self.how.limits;
         let refuse = |why| Err(TreeError::refused(entry, why));
@@ -201,7 +201,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
             return refuse("its path is absolute");
         }
         if path.contains(&0) {
-            return refuse("its path holds a zero byte");
+            return refuse("its path contains a NUL byte");
         }
         let mut names: Vec<&[u8]> =
             path.split(|b| *b == b'/').filter(|name| !name.is_empty() && *name != b".").collect();
@@ -216,7 +216,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
             (Top::Only(only), Some(first)) if *first == only.as_slice() => {}
             (Top::Named(name), Some(first)) => *first = name,
             (Top::Stripped, Some(_)) => drop(names.remove(0)),
-            (_, _) => return refuse("it is not in the tree that was asked for"),
+            (_, _) => return refuse("it is not in the requested tree"),
         }
         Ok(names)
     }
@@ -226,7 +226,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         format!(".nexus-{:016x}", self.seed).into()
     }
 
-    /// Makes something under a temporary name in the current directory, then renames it into place.
+    /// Creates something under a temporary name in the current directory, then renames it into place.
     fn put(
         &mut self,
         entry: &[u8],
@@ -243,7 +243,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         rustix::fs::renameat(here, temporary, here, name)
     }
 
-    /// Removes what was made, and returns the failure as an error.
+    /// Removes what was created, and returns the failure as an error.
     fn undo(&self, temporary: &OsStr, entry: &[u8], error: Errno) -> TreeError {
         // It may not exist.
         let _ = rustix::fs::unlinkat(self.destination.here(), temporary, AtFlags::empty());
@@ -353,7 +353,7 @@ impl<'a, 'b> Unpacker<'a, 'b> {
         file.set_len(sparse.real).map_err(|error| TreeError::file("write", path, error))
     }
 
-    /// Counts written bytes; returns how many there were.
+    /// Counts written bytes; returns their number.
     fn took(
         &mut self,
         path: &[u8],
@@ -391,7 +391,7 @@ fn open_beneath(destination: &Destination, names: &[&[u8]]) -> Result<OwnedFd, E
     Ok(at)
 }
 
-/// Whether a link at this depth below the destination points outside of it.
+/// Returns whether a link at this depth below the destination points outside of it.
 fn leads_out(depth: usize, target: &[u8]) -> bool {
     if target.starts_with(b"/") {
         return true;

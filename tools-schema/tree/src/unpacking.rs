@@ -5,17 +5,17 @@ use crate::part::Part;
 /// The limits of an archive.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Entries.
+    /// The maximum number of entries.
     pub entries: u64,
-    /// Bytes of content.
+    /// The maximum size of all content, in bytes.
     pub bytes: u64,
-    /// Bytes of one entry's extensions.
+    /// The maximum size of one entry's extensions, in bytes.
     pub header_bytes: u64,
-    /// Bytes of a path.
+    /// The maximum length of a path, in bytes.
     pub path_bytes: usize,
-    /// Levels of nested directories; each needs an open descriptor.
+    /// The maximum number of levels of nested directories; each needs an open descriptor.
     pub depth: usize,
-    /// Bytes that must stay free on the disk.
+    /// How much must stay free on the disk, in bytes.
     pub keep_free: u64,
 }
 
@@ -87,7 +87,7 @@ pub struct Unpacking<'a> {
     pub is_new: bool,
     /// The limits of the archive.
     pub limits: Limits,
-    /// A part of the one file that is unpacked; it is kept if the copy is interrupted.
+    /// The part of the file that is unpacked; it is kept if the copy is interrupted.
     pub part: Option<Part>,
     /// Is notified of everything that is unpacked.
     pub track: Option<&'a mut dyn Track>,
@@ -111,14 +111,14 @@ impl Default for Unpacking<'_> {
 
 /// Is notified of everything that is unpacked. Paths are relative to the directory.
 pub trait Track {
-    /// A file starts, with its mode, its length including holes, and its time in seconds and nanoseconds.
+    /// Called when a file starts, with its mode, its length including holes, and its time in seconds and nanoseconds.
     fn file(&mut self, path: &[u8], mode: u32, size: u64, mtime: (i64, u32));
-    /// A part of its data.
+    /// Called with a part of its data.
     fn data(&mut self, offset: u64, bytes: &[u8]);
-    /// The file is in its place.
+    /// Called when the file is in place.
     fn file_done(&mut self);
-    /// A symbolic link is in its place.
+    /// Called when a symbolic link is in place.
     fn symlink(&mut self, path: &[u8], target: &[u8]);
-    /// Another hard link of a file is in its place.
+    /// Called when another hard link of a file is in place.
     fn hard_link(&mut self, path: &[u8], target: &[u8]);
 }

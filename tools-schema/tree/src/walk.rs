@@ -21,7 +21,7 @@ const DEPTH_MAX: usize = 400;
 /// The largest `.gitignore` that is read, in bytes.
 const IGNORE_MAX: u64 = 1 << 20;
 
-/// Something in a tree.
+/// An entry of a tree.
 #[derive(Debug)]
 pub struct Entry<'a> {
     /// Its path below the top; empty for the top itself.
@@ -121,7 +121,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Visits the next entry; false at the end.
+    /// Visits the next entry; returns false at the end.
     fn next(&mut self, summary: &mut TreeSummary, visit: &mut Visit<'_>) -> Result<bool, TreeError> {
         let Some(frame) = self.stack.last_mut() else { return Ok(false) };
         let Some(name) = frame.names.next() else {
@@ -187,7 +187,7 @@ impl Walk<'_> {
     }
 }
 
-/// The reason why something cannot be read.
+/// Returns the reason why something cannot be read.
 pub(crate) fn why(error: Errno) -> SkipReason {
     match error {
         Errno::NOENT | Errno::NOTDIR | Errno::LOOP => SkipReason::Changed,

@@ -111,7 +111,7 @@ fn the_top_is_what_was_asked_for() {
     };
     for target in ["/home/somebody", "../x", "x"] {
         let error = unpack_as(TopIs::Directory, Archive::default().symlink("top", target)).unwrap_err();
-        assert!(error.contains("it is no directory"), "{error}");
+        assert!(error.contains("it is not a directory"), "{error}");
     }
     unpack_as(TopIs::Directory, Archive::default().file("top", "x")).unwrap_err();
     for target in ["/home/somebody", "../x", "x/../../y"] {
@@ -169,7 +169,7 @@ fn archives_that_are_cut_off_or_garbage_fail() {
     let mut endless = whole.clone();
     endless.resize(whole.len() + (2 << 20), 1);
     let broken = unpack_with(&endless, into.path(), &mut Unpacking::default()).unwrap_err();
-    assert!(broken.to_string().contains("goes on behind its end mark"), "{broken}");
+    assert!(broken.to_string().contains("continues after its end mark"), "{broken}");
 }
 
 #[test]

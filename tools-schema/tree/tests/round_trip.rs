@@ -260,7 +260,7 @@ fn excluded_and_ignored_and_special_files_are_left_out_and_counted() {
     assert_eq!((skipped.excluded, skipped.ignored, skipped.special), (2, 2, 1), "{summary:?}");
     assert!(summary.skipped_names.iter().any(|s| s.path == "pipe" && s.why == SkipReason::Special));
     // If requested, they are copied too.
-    let how = Packing { top: Vec::new(), filter: Filter::none(), specials: true };
+    let how = Packing { top: Vec::new(), filter: Filter::none(), specials: true, from: 0 };
     let (archive, _) = packed(root, &how);
     let mut how = Unpacking { specials: true, ..Unpacking::default() };
     let done = unpack(&archive[..], directory(to.path()), &mut how, &mut |_, _| Ok(())).unwrap();
@@ -273,7 +273,7 @@ fn a_copy_that_is_no_longer_wanted_ends() {
     fs::write(from.path().join("big"), vec![1; 2_000_000]).unwrap();
     let source = Source::open(from.path(), false).unwrap();
     let mut stop = |bytes, _| if bytes > 500_000 { Err(TreeError::Cancelled) } else { Ok(()) };
-    let error = pack(&source, &packing(), &mut std::io::sink(), &mut stop).unwrap_err();
+    let error = pack(&source, &packing(), &mut Vec::new(), &mut stop).unwrap_err();
     assert!(matches!(error, TreeError::Cancelled));
     let (archive, _) = packed(from.path(), &packing());
     let to = tempfile::tempdir().unwrap();

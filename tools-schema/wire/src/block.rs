@@ -1,4 +1,4 @@
-//! Large buffers that are used again. A new one costs a page fault for each of its pages, which takes longer than copying its content.
+//! Large buffers that are reused. A new one costs a page fault for each of its pages, which takes longer than copying its content.
 
 use std::ops::Deref;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ fn unused() -> MutexGuard<'static, Vec<Box<[u8]>>> {
     UNUSED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A block, filled from its start. Dropping it, or what was made of it, lets it be used again.
+/// A block, filled from its start. Dropping it, or the bytes made of it, allows its reuse.
 #[derive(Debug)]
 pub struct Block {
     bytes: Box<[u8]>,
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_are_filled_and_used_again_without_what_was_in_them() {
+    fn blocks_are_filled_and_reused_without_their_content() {
         let mut block = Block::new();
         assert_eq!((block.len(), block.room().len()), (0, SIZE));
         block.room()[..3].copy_from_slice(b"abc");

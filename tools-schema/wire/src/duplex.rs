@@ -1,8 +1,7 @@
-//! The two ends of a stream socket in tokio, woken only for what they wait for.
+//! The two halves of a stream socket in tokio, woken only for events that they wait for.
 //!
-//! tokio's own sockets ask the kernel to be told of room to write all their life, and the kernel tells them each time the peer
-//! has read something: for one short answer each side is woken once more than it need be. Here the writing end asks only
-//! while it is full.
+//! tokio's own sockets always watch for room to write, and the kernel reports that each time the peer has read something. That costs each side one
+//! extra wakeup per short answer. Here the writing half watches only while the socket is full.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +15,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
-/// Takes a connected socket apart, in a tokio runtime. Dropping the [`Writer`] shuts its direction down, as tokio's does.
+/// Splits a connected socket, in a tokio runtime. Dropping the [`Writer`] shuts its direction down, as in tokio.
 pub fn split(socket: OwnedFd) -> io::Result<(Reader, Writer)> {
     let socket = Arc::new(socket);
     let reader = watch(Arc::clone(&socket), Interest::READABLE)?;
@@ -24,11 +23,11 @@ pub fn split(socket: OwnedFd) -> io::Result<(Reader, Writer)> {
 }
 
 fn watch(socket: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
-    // SAFETY: the descriptor is open as long as any owner of it lives, and always of the same socket.
+    // SAFETY: the descriptor stays open, and refers to the same socket, as long as any owner of it lives.
     unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)
 }
 
-/// Waits until a socket is connected whose `connect` was begun without waiting, in a tokio runtime.
+/// Waits until a socket is connected whose `connect` was started without blocking, in a tokio runtime.
 pub async fn connected(socket: OwnedFd) -> io::Result<OwnedFd> {
     let socket = Arc::new(socket);
     let watched = watch(Arc::clone(&socket), Interest::WRITABLE)?;
@@ -38,7 +37,7 @@ pub async fn connected(socket: OwnedFd) -> io::Result<OwnedFd> {
     Arc::into_inner(socket).ok_or_else(|| io::ErrorKind::Other.into())
 }
 
-/// Whether nobody will ever read what is written to a pipe or socket: its other end is closed.
+/// Returns whether the other end of a pipe or socket is closed, so that nothing written to it will be read.
 pub fn is_unread(end: impl AsFd) -> bool {
     let mut poll = [PollFd::from_borrowed_fd(end.as_fd(), PollFlags::empty())];
     match rustix::event::poll(&mut poll, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
@@ -47,14 +46,14 @@ pub fn is_unread(end: impl AsFd) -> bool {
     }
 }
 
-/// The reading end.
+/// The reading half.
 #[derive(Debug)]
 pub struct Reader {
     socket: AsyncFd<Arc<OwnedFd>>,
 }
 
 impl Reader {
-    /// Reads from a socket that others may have, too: its flags are left as they are.
+    /// Reads from a socket that other processes may share: its flags are not changed.
     pub fn of_shared(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self { socket: watch(Arc::new(socket), Interest::READABLE)? })
     }
@@ -70,7 +69,7 @@ impl AsyncRead for Reader {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             let mut ready = ready!(self.socket.poll_read_ready(cx))?;
-            // SAFETY: nothing but `recv` writes there, and it only initialises.
+            // SAFETY: only `recv` writes there, and it only initialises memory.
             let room = unsafe { buf.unfilled_mut() };
             let received = ready.try_io(|socket| {
                 let ((received, _), _) = rustix::net::recv(socket, &mut *room, RecvFlags::DONTWAIT)?;
@@ -79,10 +78,10 @@ impl AsyncRead for Reader {
             let Ok(received) = received else { continue };
             let length = received?;
             if length > 0 && length < room.len() {
-                // That was all; the kernel tells of what comes next.
+                // Everything was read; the kernel reports what arrives later.
                 ready.clear_ready();
             }
-            // SAFETY: `recv` has initialised so many bytes.
+            // SAFETY: `recv` has initialised this many bytes.
             unsafe { buf.assume_init(length) };
             buf.advance(length);
             return Poll::Ready(Ok(()));
@@ -90,18 +89,18 @@ impl AsyncRead for Reader {
     }
 }
 
-/// Where a socket's bytes go, for writing without waiting. Cheap to clone; it keeps the socket open.
+/// The socket, for writes that do not wait. Cheap to clone; it keeps the socket open.
 #[derive(Debug, Clone)]
 pub struct Peer(Arc<OwnedFd>);
 
 impl Peer {
-    /// Writes what there is room for now; without any it fails with [`io::ErrorKind::WouldBlock`].
+    /// Writes as much as there is room for; if there is none, fails with [`io::ErrorKind::WouldBlock`].
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         Ok(rustix::io::retry_on_intr(|| rustix::net::send(&self.0, bytes, flags))?)
     }
 
-    /// The same with several pieces in a row.
+    /// Writes several pieces in a row, as much as there is room for.
     fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let send = || rustix::net::sendmsg(&self.0, pieces, &mut SendAncillaryBuffer::default(), flags);
@@ -109,22 +108,22 @@ impl Peer {
     }
 }
 
-/// The writing end.
+/// The writing half.
 #[derive(Debug)]
 pub struct Writer {
     socket: Peer,
-    /// What waits for room, since the socket was full the last time. A descriptor of its own: the other is known to tokio already.
+    /// Waits for room, since the socket was last full. This is a duplicate descriptor, because tokio already watches the other one.
     room: Option<AsyncFd<Arc<OwnedFd>>>,
     is_shared: bool,
 }
 
 impl Writer {
-    /// Writes to a socket that others may have, too: its flags are left as they are, and it is not shut down in the end.
+    /// Writes to a socket that other processes may share: its flags are not changed, and dropping this does not shut it down.
     pub fn of_shared(socket: OwnedFd) -> Self {
         Self { socket: Peer(Arc::new(socket)), room: None, is_shared: true }
     }
 
-    /// The same end for writing without waiting.
+    /// Returns the same socket, for writes that do not wait.
     pub fn peer(&self) -> Peer {
         self.socket.clone()
     }
@@ -137,7 +136,7 @@ impl AsFd for Writer {
 }
 
 impl Writer {
-    /// Has `write` write, and waits for room while there is none.
+    /// Calls `write`, and waits while there is no room.
     fn poll_with(
         &mut self,
         cx: &mut Context<'_>,
@@ -197,7 +196,7 @@ impl Drop for Writer {
         if self.is_shared {
             return;
         }
-        // It may be shut down already, or the peer gone.
+        // It may be shut down already, or the peer may be gone.
         let _ = rustix::net::shutdown(&self.socket.0, Shutdown::Write);
     }
 }

@@ -1,5 +1,5 @@
-//! What both ends of a link between daemon and guest need of a socket: its two ends, lines, the outside of the messages in
-//! them, frames, and buffers for them. It knows nothing of what they say.
+//! Transport of the links between daemon and guest, used by both ends: socket halves, lines, the outer form of JSON-RPC messages, frames, and
+//! buffers for them. It does not know what the messages mean.
 
 pub mod block;
 pub mod duplex;

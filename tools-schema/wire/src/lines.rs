@@ -1,33 +1,33 @@
-//! JSON lines of a stream, read with a cap. The reader never loses its place.
+//! Reads JSON lines from a stream with a limit on their length. An oversized line does not break the following ones.
 
 use std::io;
 use std::ops::Range;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// How much is read at once, in bytes.
+/// The size of one read, in bytes.
 const CHUNK: usize = 16 << 10;
-/// A buffer that grew beyond this is given back once it is empty, in bytes.
+/// A buffer that has grown beyond this is freed once it is empty, in bytes.
 const KEEP: usize = 128 << 10;
-/// How much of a line that is too long is kept from its start, in bytes.
+/// How much of the start of an oversized line is kept, in bytes.
 const HEAD: usize = 4 << 10;
-/// How much of a line that is too long is kept from its end, in bytes.
+/// How much of the end of an oversized line is kept, in bytes.
 const TAIL: usize = 256;
 
-/// Reads lines of at most a given length. Of longer ones it tells the start and the end, and skips the rest.
+/// Reads lines of at most a given length. Of longer ones it returns the start and the end, and skips the rest.
 ///
-/// The hot loop is [`Self::take`] until there is nothing more, then [`Self::fill`]; [`Self::next`] does both.
+/// In a hot loop, call [`Self::take`] until there is nothing more, then [`Self::fill`]; [`Self::next`] does both.
 #[derive(Debug)]
 pub struct LineReader<R> {
     read: R,
     buffer: Vec<u8>,
     /// Where the next line starts in `buffer`.
     start: usize,
-    /// Up to where `buffer` is known to hold no newline.
+    /// Up to here, `buffer` is known to contain no newline.
     scanned: usize,
-    /// The longest line that is delivered.
+    /// The maximum length of a returned line, in bytes.
     max: usize,
-    /// Where skipping ends: a line longer than this is an error.
+    /// The maximum length of a skipped line, in bytes; a longer one is an error.
     endless: u64,
     skipping: Option<Skipping>,
 }
@@ -38,12 +38,12 @@ struct Skipping {
     total: u64,
 }
 
-/// A line, or what is left of one that was too long.
+/// A line, or the parts of an oversized one.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line<'a> {
-    /// A whole line, without its end.
+    /// A complete line, without its end.
     Whole(&'a [u8]),
-    /// A line that is longer than allowed: its first bytes. The rest is skipped.
+    /// The first bytes of a line that is too long. The rest is skipped.
     TooLong(&'a [u8]),
     /// The end of a line that was too long.
     TooLongEnd {
@@ -54,7 +54,7 @@ pub enum Line<'a> {
     },
 }
 
-/// The same as [`Line`], by its place in the buffer.
+/// The same as [`Line`], by its position in the buffer.
 enum Found {
     Whole(Range<usize>),
     TooLong(Range<usize>),
@@ -67,31 +67,30 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
         Self { read, buffer: Vec::new(), start: 0, scanned: 0, max, endless, skipping: None }
     }
 
-    /// The same, with bytes that were read before.
+    /// Reads lines like [`Self::new`], with bytes that were already read.
     pub fn with_prefix(read: R, prefix: &[u8], max: usize, endless: u64) -> Self {
         let mut reader = Self::new(read, max, endless);
         reader.buffer.extend_from_slice(prefix);
         reader
     }
 
-    /// The stream that is read.
+    /// Returns the underlying stream.
     pub fn get_ref(&self) -> &R {
         &self.read
     }
 
-    /// The stream that is read, to write to it where it takes both.
+    /// Returns the underlying stream, for writing to it if it supports both directions.
     pub fn get_mut(&mut self) -> &mut R {
         &mut self.read
     }
 
-    /// Waits for more bytes; `false` at the end of the stream. To be called once [`Self::take`] has nothing more; can be
-    /// cancelled at any time without losing anything.
+    /// Reads more bytes; `false` at the end of the stream. Call it once [`Self::take`] has nothing more. Cancel-safe: nothing is lost.
     pub async fn fill(&mut self) -> io::Result<bool> {
         self.make_room()?;
         Ok(self.read.read_buf(&mut self.buffer).await? > 0)
     }
 
-    /// The same with bytes that `read` appends, if it finds any: `None` if not.
+    /// Adds bytes that `read` appends; `None` if it has none.
     pub fn fill_by(
         &mut self,
         read: impl FnOnce(&R, &mut Vec<u8>) -> Option<io::Result<usize>>,
@@ -102,7 +101,7 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
         Some(read(&self.read, &mut self.buffer)?.map(|length| length > 0))
     }
 
-    /// The next line; `None` at the end of the stream. Can be cancelled at any time without losing anything.
+    /// Returns the next line; `None` at the end of the stream. Cancel-safe: nothing is lost.
     pub async fn next(&mut self) -> io::Result<Option<Line<'_>>> {
         loop {
             if let Some(found) = self.find() {
@@ -114,7 +113,7 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
         }
     }
 
-    /// Makes room for a chunk.
+    /// Makes room for one read.
     fn make_room(&mut self) -> io::Result<()> {
         if self.start == self.buffer.len() {
             self.start = 0;
@@ -139,18 +138,18 @@ impl<R: AsyncRead + Unpin> LineReader<R> {
 }
 
 impl<R> LineReader<R> {
-    /// Takes the next line out of what was read.
+    /// Takes the next line from the bytes that were read.
     pub fn take(&mut self) -> Option<Line<'_>> {
         let found = self.find()?;
         Some(self.line(found))
     }
 
-    /// Whether [`Self::take`] has a whole line.
+    /// Returns whether [`Self::take`] has a complete line.
     pub fn has_line(&self) -> bool {
         memchr::memchr(b'\n', &self.buffer[self.scanned..]).is_some()
     }
 
-    /// What the stream ended with, if that is no newline: a last line whose writer left it out, or one that was cut off.
+    /// Takes the rest of the stream after its last newline: a line without an end, or an incomplete one.
     pub fn take_rest(&mut self) -> Option<&[u8]> {
         let start = std::mem::replace(&mut self.start, self.buffer.len());
         self.scanned = self.start;
@@ -183,7 +182,7 @@ impl<R> LineReader<R> {
         let end = newline.unwrap_or(self.buffer.len());
         if end - self.start > self.max {
             let from = self.start;
-            // The newline, if it is here already, is found by the next call.
+            // If the newline has already arrived, the next call finds it.
             self.start = end;
             self.scanned = end;
             let tail = self.buffer[end - TAIL.min(end - from)..end].to_vec();
@@ -227,7 +226,7 @@ mod tests {
         }
     }
 
-    /// Gives its input in pieces.
+    /// Returns its input in pieces.
     struct Chunked<'a> {
         input: &'a [u8],
         chunk: usize,

@@ -1,17 +1,17 @@
-//! The outside of JSON-RPC messages: looked at without taking them apart.
+//! The outer form of JSON-RPC messages, without parsing their contents.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// The members of a JSON-RPC message, each as it stands in the line.
+/// The members of a JSON-RPC message, each verbatim.
 #[derive(Debug, Deserialize)]
 pub struct Envelope<'a> {
     /// `"2.0"`.
     #[serde(borrow, default)]
     pub jsonrpc: Option<Cow<'a, str>>,
-    /// The request's id; absent in notifications (and where it is `null`).
+    /// The request's id; absent in notifications (and if it is `null`).
     #[serde(borrow, default)]
     pub id: Option<&'a RawValue>,
     /// The method of a request or notification.
@@ -29,19 +29,18 @@ pub struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// Looks at one line; `None` if it is not a JSON object with these members.
+    /// Parses one line; `None` if it is not a JSON object with these members.
     pub fn parse(line: &'a [u8]) -> Option<Self> {
-        // An array of the right length would do for serde.
+        // serde would also accept an array of the right length.
         line.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(line).ok())?
     }
 
-    /// The id as it stands in the line.
+    /// Returns the id, verbatim.
     pub fn id(&self) -> Option<&'a str> {
         self.id.map(RawValue::get)
     }
 
-    /// Whether it is a request, a notification or a response as JSON-RPC 2.0 has them, with an id that is a string or a
-    /// number.
+    /// Returns whether it is a valid request, notification or response of JSON-RPC 2.0, with a string or a number as id.
     pub fn is_well_formed(&self) -> bool {
         let id_is_good =
             self.id().is_none_or(|id| id.starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit()));

@@ -203,12 +203,7 @@ impl Archive {
             settings.proxy = ProxySetting::Rules(Arc::new(conf.clone()));
         }
         // An index is small, and a source that does not answer must not delay the others.
-        let impatient = FetchSettings {
-            connect_timeout: settings.connect_timeout.min(INDEX_CONNECT),
-            deadline: settings.deadline.min(INDEX_DEADLINE),
-            retries: settings.retries.min(2),
-            ..settings.clone()
-        };
+        let impatient = settings.clone().for_lists(INDEX_DEADLINE);
         let fetcher = Fetcher::new(settings)?;
         let context = Context {
             apt_root: apt_root.to_owned(),
@@ -411,8 +406,7 @@ impl Archive {
     }
 }
 
-/// How long a server may take to answer a request for an index, and to send the index.
-const INDEX_CONNECT: Duration = Duration::from_secs(8);
+/// How long a server may take to send an index.
 const INDEX_DEADLINE: Duration = Duration::from_secs(60);
 /// The largest package.
 const MAX_PACKAGE: u64 = 1 << 30;

@@ -33,7 +33,7 @@ pub(crate) struct Release {
     files: HashMap<String, Listed>,
 }
 
-/// A file that the index vouches for.
+/// A file whose hash is in the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Listed {
     pub(crate) size: u64,

@@ -46,7 +46,7 @@ pub struct KernelFiles {
     pub sha256: String,
     /// The length of `vmlinux` in bytes.
     pub size_bytes: u64,
-    /// What vouches for it.
+    /// What verified it.
     pub verified: Verified,
     /// The package with its version, or the file, that it comes from.
     pub origin: String,
@@ -104,7 +104,7 @@ pub(crate) struct Provenance {
     pub(crate) origin: String,
     /// The version, if known from elsewhere than the file.
     pub(crate) version: Option<String>,
-    /// What vouches for it.
+    /// What verified it.
     pub(crate) verified: Verified,
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn check(xattrs: &Xattrs) -> Result<(), &'static str> {
         match index_of(name) {
             None => return Err("an attribute is of an unknown namespace"),
             Some((2 | 3, _)) if short_acl(value).is_none() => {
-                return Err("its access control list makes no sense");
+                return Err("its access control list is invalid");
             }
             Some(_) => {}
         }

@@ -1,4 +1,4 @@
-//! Hello and bye against guests that behave, and guests that do not.
+//! Hello and bye with correct guests and with guests that misbehave.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let (sender, mut said) = mpsc::channel(16);
         let server = HelloServer::bind(directory.path(), configure, first, sender).unwrap();
-        // What is said is recorded at once.
+        // Events are stored at once.
         let (recorder, events) = mpsc::channel(64);
         tokio::spawn(async move {
             while let Some(mut event) = said.recv().await {
@@ -39,7 +39,7 @@ impl Fixture {
         Self { directory, events, _server: server }
     }
 
-    /// Says lines one by one, and gives back what was answered to each.
+    /// Sends lines one by one, and returns the answer to each.
     async fn talk(&self, lines: &[String]) -> Vec<Value> {
         let stream = socket::connect_in_tokio(self.directory.path(), vm_files::HELLO).await.unwrap();
         let (read, mut write) = stream.into_split();
@@ -140,10 +140,10 @@ async fn files_are_given_once() {
     let file = GuestFile { path: "/a".into(), content_base64: String::new(), mode: 0o644, user: None };
     let fixture = Fixture::with(true, Configure { files: vec![file], ..plain() });
     let files = |answers: &[Value]| answers[0]["files"].as_array().unwrap().len();
-    // One that breaks off may not have written them.
+    // A guest that disconnects may not have written the files.
     assert_eq!(files(&fixture.talk(&[hello(json!({}))]).await), 1);
     assert_eq!(files(&fixture.talk(&[hello(json!({})), ack("secret")]).await), 1);
-    // An agent that comes back finds them, as the guest has left them.
+    // An agent that reconnects does not get them again.
     let again = hello(json!({ "token": "secret" }));
     assert_eq!(files(&fixture.talk(&[again, ack("secret")]).await), 0);
 }
@@ -151,7 +151,7 @@ async fn files_are_given_once() {
 #[tokio::test]
 async fn only_the_first_hello_comes_without_a_token() {
     let mut fixture = Fixture::new(true);
-    // One that breaks off before the token has arrived may try again.
+    // A guest that disconnects before it has the token may try again.
     assert_eq!(fixture.talk(&[hello(json!({}))]).await[0]["type"], "configure");
     assert_eq!(fixture.talk(&[hello(json!({})), ack("secret")]).await[1]["type"], "welcome");
     for _ in 0..3 {
@@ -179,7 +179,7 @@ async fn other_generations_are_told_apart() {
     let newer = hello(json!({"protocol": PROTOCOL + 5, "min_protocol": PROTOCOL + 1}));
     assert_eq!(fixture.talk(&[newer]).await[0]["type"], "refused");
     fixture.event().await;
-    // A newer guest that still understands this host is spoken to in this host's words.
+    // With a newer guest that still supports this host's protocol, the host uses its own.
     let answers = fixture.talk(&[hello(json!({"protocol": PROTOCOL + 1}))]).await;
     assert_eq!(answers[0]["protocol"], PROTOCOL);
 }
@@ -193,7 +193,7 @@ async fn garbage_is_refused_and_does_no_harm() {
         let _ = fixture.talk(&[garbage]).await;
         assert!(matches!(fixture.event().await, GuestEvent::Misbehaved { .. }));
     }
-    // Connections that say nothing take places, but not all of them for ever: a good guest gets through beside some.
+    // Silent connections take places, but not all of them: a correct guest is still served.
     let mut silent = Vec::new();
     for _ in 0..CONNECTIONS_MAX - 1 {
         silent.push(socket::connect_in_tokio(fixture.directory.path(), vm_files::HELLO).await.unwrap());

@@ -1,4 +1,4 @@
-//! The task behind a link: dials, shakes hands, reads, watches deadlines and silence.
+//! The task behind a link: connects, performs the handshake, reads, and enforces deadlines and the limit of silence.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -24,20 +24,20 @@ use nexus_wire::duplex;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// A link that was up for this long is dialled again at once when it is lost.
+/// Time after which a lost connection counts as stable: the pause before the next try is the shortest one again.
 const STABLE: Duration = Duration::from_secs(10);
 const DIAL_MAX: Duration = Duration::from_secs(5);
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// How patient a link is with a guest that says nothing.
+/// Time limits for a guest that sends nothing.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// After how long without a frame the guest is asked whether it lives.
+    /// Time without a frame after which the guest is pinged.
     pub(super) ping_after: Duration,
-    /// After how long without a frame the link is lost.
+    /// Time without a frame after which the link counts as lost.
     pub(super) silence_max: Duration,
 }
 
-/// An alarm or a deadline that is noticed so late means that the daemon was stalled: whether the guest was silent meanwhile, nobody knows.
+/// Delay of an alarm or a deadline from which on the daemon counts as stalled: it cannot know whether the guest was silent meanwhile.
 pub(crate) const STANDSTILL: Duration = Duration::from_secs(1);
 
 impl Default for Patience {
@@ -46,25 +46,25 @@ impl Default for Patience {
     }
 }
 
-/// How many lines of one connection may be no answer to anything.
+/// Maximum number of lines of one connection that answer nothing.
 const GARBAGE_MAX: u32 = 100;
-/// The longest line that may hold a result: the largest result and what stands around it, in bytes.
+/// Maximum length of a line: the largest result and its envelope, in bytes.
 const LINE_MAX: usize = GUEST_RESULT_MAX + 4096;
-/// A line longer than this will have no end, in bytes.
+/// Length from which on a line counts as endless, in bytes.
 const ENDLESS: u64 = 64 << 20;
-/// How much may wait to be written before requests of the guest are no longer answered, in bytes.
+/// Number of bytes waiting to be written above which requests of the guest are not answered.
 const ANSWER_BACKLOG: usize = 64 << 10;
-/// The longest message of an error or of progress, in characters.
+/// Maximum length of an error or progress message, in characters.
 const MESSAGE_MAX: usize = 500;
-/// The revision of MCP that is spoken with guests.
+/// The MCP revision that is used with guests.
 const REVISION: &str = "2025-11-25";
 
-/// Those that answer.
+/// All guests, which are busy-polled only while a single one of them is active.
 static GUESTS: Crowd = Crowd::new();
 
 type Reader = LineReader<duplex::Reader>;
 
-/// Dials until the link is closed.
+/// Connects, and reconnects until the link is closed.
 pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32, patience: Patience) {
     let closed = shared.closed.clone();
     let mut backoff = BACKOFF_MIN;
@@ -89,7 +89,7 @@ pub(super) async fn run(shared: Arc<Shared>, directory: PathBuf, port: u32, pati
     shared.lost(if why.is_empty() { "closed" } else { &why });
 }
 
-/// One connection from its start to its end; returns why it ended.
+/// Runs one connection from start to end; returns why it ended.
 async fn connect_and_serve(shared: &Arc<Shared>, directory: &Path, port: u32, patience: Patience) -> String {
     let stream = match dial(directory, port).await {
         Ok(stream) => stream,
@@ -137,7 +137,7 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Connects to a guest's vsock port: `CONNECT <port>`, then `OK <n>`, and not a byte past that line.
+/// Connects to a guest's vsock port: writes `CONNECT <port>`, then reads `OK <n>`, and nothing after that line.
 pub(in crate::guest) async fn dial(directory: &Path, port: u32) -> std::io::Result<UnixStream> {
     match timeout(DIAL_MAX, connect(directory, port)).await {
         Ok(connected) => connected,
@@ -159,7 +159,7 @@ async fn connect(directory: &Path, port: u32) -> std::io::Result<UnixStream> {
     if answer.starts_with(b"OK ") {
         Ok(stream)
     } else {
-        Err(std::io::Error::other("the vsock device refused"))
+        Err(std::io::Error::other("the vsock device refused the connection"))
     }
 }
 
@@ -184,7 +184,7 @@ async fn shake_hands(reader: &mut Reader, outbox: &Outbox) -> Result<(), String>
             match reader.take() {
                 Some(Line::Whole(line)) => break line,
                 Some(Line::TooLong(_) | Line::TooLongEnd { .. }) => {
-                    return Err("garbage for a greeting".into());
+                    return Err("invalid greeting".into());
                 }
                 None => {}
             }
@@ -215,18 +215,18 @@ struct Serving<'a> {
     outbox: Outbox,
     patience: Patience,
     garbage: u32,
-    /// When the last frame came.
+    /// Time of the last frame.
     heard: Instant,
-    /// Whether a ping is out since then.
+    /// Whether a ping was sent since then.
     pinged: bool,
-    /// When the only call that is under way was written.
+    /// When the call was written, if it is the only one under way.
     sent: Option<std::time::Instant>,
     busy_poll: BusyPoll,
 }
 
 impl Serving<'_> {
     async fn run(mut self, mut reader: Reader) -> String {
-        // The wait is made once and moved, not made anew for each frame.
+        // One timer is reset for each frame; creating a new one each time would cost more.
         let alarm = sleep_until(Instant::now());
         tokio::pin!(alarm);
         loop {
@@ -264,21 +264,21 @@ impl Serving<'_> {
         }
     }
 
-    /// A request was written: looks for its answer for a moment if it is the only one.
+    /// Called after a request was written: polls for its answer for a moment if no other call is under way.
     fn look(&mut self, reader: &mut Reader) -> Option<std::io::Result<bool>> {
         self.sent = (self.shared.calls().pending.len() == 1).then(std::time::Instant::now);
         self.sent?;
         reader.fill_by(|read, buffer| self.busy_poll.receive(read, buffer))
     }
 
-    /// Looks at deadlines and silence, which were to be looked at when it was `due`; says when to look again.
+    /// Checks deadlines and silence; the check was `due` at this time. Returns when to check again.
     fn on_alarm(&mut self, due: Instant) -> Result<Instant, String> {
         let now = Instant::now();
         if self.outbox.is_closed() {
             return Err("cannot write to the guest".into());
         }
         if now - due >= STANDSTILL {
-            // What the guest said meanwhile waits to be read, its answers too: they are read first, and it is asked again.
+            // Frames that the guest sent during the stall wait to be read. They are read first, and the guest is pinged again.
             self.heard = self.heard.max(now.checked_sub(self.patience.ping_after).unwrap_or(now));
             self.pinged = true;
             self.ping();
@@ -323,7 +323,7 @@ impl Serving<'_> {
             calls.last_id += 1;
             calls.last_id
         };
-        // Its answer is a frame like any other; nobody waits for it.
+        // The answer only counts as a frame; nothing waits for it.
         self.outbox.push(|out| {
             out.extend_from_slice(format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#).as_bytes());
         });
@@ -336,7 +336,7 @@ impl Serving<'_> {
                 Some(message) => self.message(&message),
                 None => self.garbage += 1,
             },
-            // The call fails as soon as it is known which one it is, not when the line has ended.
+            // The call fails as soon as its id is known, not when the line has ended.
             Line::TooLong(head) => {
                 self.garbage += 1;
                 self.fail_too_large(wire::id_at_start(head));
@@ -361,7 +361,7 @@ impl Serving<'_> {
                     self.garbage += 1;
                 }
             }
-            // Nothing else that a guest may notify of matters here.
+            // Other notifications of a guest are ignored.
             (Some(_), None) => {}
             (Some(method), Some(id)) => self.answer(method, id),
             (None, None) => {
@@ -378,7 +378,7 @@ impl Serving<'_> {
             self.garbage += 1;
             return;
         };
-        // Late, unknown and second answers have nobody who waits for them.
+        // Late, unknown and duplicate answers are dropped.
         let Some(pending) = self.shared.calls().pending.remove(&id) else { return };
         if let Some(sent) = self.sent.take() {
             self.busy_poll.took(sent.elapsed());
@@ -401,7 +401,7 @@ impl Serving<'_> {
         let params: Params<'_> = serde_json::from_str(params.get()).ok()?;
         let id: u64 = params.progress_token.get().parse().ok()?;
         let mut calls = self.shared.calls();
-        // Late progress, and progress that does not grow, is dropped.
+        // Progress that is late or does not increase is dropped.
         if let Some(pending) = calls.pending.get_mut(&id)
             && pending.wants_progress
             && params.progress.is_finite()
@@ -416,7 +416,7 @@ impl Serving<'_> {
         Some(())
     }
 
-    /// Answers a request of the guest: there is nothing that a guest may ask of the host here, except whether it lives.
+    /// Answers a request of the guest: only `ping` is supported.
     fn answer(&self, method: &str, id: &RawValue) {
         if self.outbox.len() > ANSWER_BACKLOG || id.get().len() > 200 {
             return;
@@ -432,7 +432,7 @@ impl Serving<'_> {
     }
 }
 
-/// What a response says.
+/// Returns the result or error of a response.
 fn outcome<'a>(message: &Envelope<'a>) -> Result<&'a RawValue, LinkError> {
     match (message.result, message.error) {
         (Some(result), None) if !result.get().starts_with('{') => {

@@ -1,4 +1,4 @@
-//! One multiplexed MCP connection into a guest: JSON lines, ids of our own, reconnecting by itself.
+//! One multiplexed MCP connection into a guest: JSON lines with the host's own ids. It reconnects automatically.
 //!
 //! ```text
 //!            start                 handshake done
@@ -7,7 +7,7 @@
 //!      └───────────────────────┴── Down { why } <────────┘   every pending call has failed by then
 //!         after 20 ms, 40 ms ... 2 s
 //! ```
-//! A call that was written is never written again: nobody knows how far the guest came with it.
+//! A call that was written is never sent again, since the guest may have executed it in part.
 
 mod connection;
 
@@ -30,62 +30,62 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::lines::Outbox;
 use super::wire;
 
-/// How much may wait to be written to a guest before further calls are refused, in bytes.
+/// Number of bytes waiting to be written to a guest above which further calls are refused.
 const BACKLOG_MAX: usize = 32 << 20;
-/// How many calls of one guest may be under way.
+/// Maximum number of calls of one guest that are under way.
 const PENDING_MAX: usize = 4096;
-/// How long a call waits for a link that is being dialled: longer than the longest pause between two tries.
+/// Time for which a call waits for a link that is connecting: longer than the longest pause between two tries.
 pub const UP_WAIT: Duration = Duration::from_secs(5);
 
-/// A link to one guest. Cheap to clone; the connection ends with the last clone, or at [`Link::close`].
+/// A link to one guest. Cheap to clone; the connection ends when the last clone is dropped, or at [`Link::close`].
 #[derive(Clone)]
 pub struct Link {
     shared: Arc<Shared>,
     _task: Arc<DropGuard>,
 }
 
-/// How a link is.
+/// State of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkState {
-    /// It was never up.
+    /// The link was never up.
     Connecting,
-    /// Calls work.
+    /// The link is up: calls work.
     Up,
-    /// It is lost, or was closed.
+    /// The link is lost, or was closed.
     Down {
-        /// Why.
+        /// The reason.
         why: String,
     },
 }
 
-/// Why a call into a guest gave no result.
+/// Why a call into a guest failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
-    /// The link is down or went down.
+    /// The link is down, or failed during the call.
     #[error("the link to the guest is down: {why}")]
     Down {
-        /// Why.
+        /// The reason.
         why: String,
     },
     /// The deadline passed.
     #[error("no answer after {} s", .after.as_secs_f32())]
     Deadline {
-        /// How long was waited.
+        /// Time waited.
         after: Duration,
     },
     /// The caller cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// Too much is under way already.
+    /// Too many calls are under way.
     #[error("too many calls to this guest are under way")]
     Busy,
-    /// The result is larger than may be sent.
+    /// The result is too large.
     #[error("the result has more than {} bytes", nexus_schema::limits::GUEST_RESULT_MAX)]
     TooLarge,
-    /// The answer is not one.
-    #[error("the guest's answer is not a result: {what}")]
+    /// The answer violates the protocol.
+    #[error("invalid result from the guest: {what}")]
     Misbehaved {
-        /// What is wrong with it.
+        /// The violation.
         what: &'static str,
     },
     /// The guest answered with a JSON-RPC error.
@@ -93,26 +93,26 @@ pub enum LinkError {
     Refused {
         /// The JSON-RPC error code.
         code: i64,
-        /// The guest's words, cut to size.
+        /// The guest's words, shortened.
         message: String,
     },
 }
 
 impl LinkError {
-    /// The error as a caller sees it; `vm` is the VM's name.
+    /// Returns the error as a caller sees it; `vm` is the VM's name.
     pub fn to_tool_error(&self, vm: &str) -> ToolError {
         let message = format!("{vm}: {self}");
         match self {
             Self::Down { .. } => ToolError::new(ErrorCode::GuestUnreachable, message)
-                .hint("a command that was started goes on in the VM: guest_command_list shows it once the link is back; vm_inspect says how the VM is"),
+                .hint("a command that was started keeps running in the VM: guest_command_list shows it once the link is up; vm_inspect shows the VM"),
             Self::Deadline { .. } => ToolError::new(ErrorCode::Timeout, message)
-                .hint("a command goes on in the VM: guest_command_list shows it; all else was told to give up"),
+                .hint("a command keeps running in the VM: guest_command_list shows it; any other call was cancelled"),
             Self::Cancelled => ToolError::new(ErrorCode::Cancelled, message),
             Self::Busy => ToolError::new(ErrorCode::Busy, message).hint("wait for calls to end, then try again"),
             Self::TooLarge => ToolError::new(ErrorCode::TooLarge, message)
                 .hint("ask for less at once: a limit, an offset, or output into a file"),
             Self::Misbehaved { .. } => ToolError::new(ErrorCode::GuestMisbehaved, message)
-                .hint("try again; if it stays like this, stop and start the VM"),
+                .hint("try again; if it keeps failing, stop and start the VM"),
             Self::Refused { code: -32602, .. } => ToolError::new(ErrorCode::InvalidArgument, message),
             Self::Refused { code: -32601, .. } => ToolError::new(ErrorCode::GuestOutdated, message)
                 .hint("the guest does not know this tool: stop and start the VM to get the current agent"),
@@ -121,43 +121,43 @@ impl LinkError {
     }
 }
 
-/// Names a call that is under way.
+/// The id of a call that is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CallId(u64);
 
-/// What a guest is told of a call besides its arguments.
+/// What the guest gets with a call besides its arguments.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CallMeta<'a> {
-    /// Whether progress is wanted.
+    /// Whether the caller wants progress notifications.
     pub wants_progress: bool,
-    /// Who calls.
+    /// Name of the calling client.
     pub client: Option<&'a str>,
 }
 
 /// A progress notification of a guest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GuestProgress {
-    /// How far it is; larger than the time before.
+    /// Progress so far; always larger than in the notification before.
     pub progress: f64,
-    /// How far it will get, where known.
+    /// Progress at the end, if known.
     pub total: Option<f64>,
-    /// What it is doing, cut to size.
+    /// What the guest is doing, shortened.
     pub message: Option<String>,
 }
 
-/// Where the outcome of one call goes. Called on the link's own task: must not block, nor call the link back from
-/// `progress`.
+/// Receives the outcome of one call. Its methods run on the link's own task: they must not block, and `progress` must not call the
+/// link.
 pub trait CallSink: Send {
-    /// The guest says how far it is. Only for calls that asked for it.
+    /// Receives a progress notification. Only called if the call asked for progress.
     fn progress(&mut self, progress: GuestProgress);
-    /// The call has ended; the result is a JSON object as the guest wrote it: [`super::result::check`] tells what it is worth.
+    /// Receives the outcome once the call has ended. The result is a JSON object as the guest wrote it; [`super::result::check`] checks it.
     fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>);
 }
 
 pub(crate) struct Shared {
     state: watch::Sender<LinkState>,
     calls: Mutex<Calls>,
-    /// Tells the connection's task that a deadline lies before the one that it sleeps for.
+    /// Wakes the connection's task if there is an earlier deadline than the one that it sleeps for.
     rearm: Notify,
     closed: CancellationToken,
     /// Why the link was closed by its owner.
@@ -167,15 +167,15 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct Calls {
     last_id: u64,
-    /// Where to write; `None` while the link is not up.
+    /// The queue to write to; `None` while the link is not up.
     outbox: Option<Outbox>,
     pending: HashMap<u64, Pending>,
-    /// When the connection's task looks at deadlines next.
+    /// When the connection's task checks deadlines next.
     armed: Option<Instant>,
 }
 
 struct Pending {
-    /// The request as it was called, for the cancellation.
+    /// When the call began.
     started: Instant,
     deadline: Instant,
     progress: Option<f64>,
@@ -190,7 +190,7 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    /// Starts a link to the guest whose vsock socket is in `directory`; it dials at once and whenever it is lost.
+    /// Starts a link to the guest whose vsock socket is in `directory`. It connects at once, and reconnects whenever it is lost.
     pub fn start(directory: &Path, port: u32) -> Self {
         Self::start_with(directory, port, Patience::default())
     }
@@ -208,17 +208,17 @@ impl Link {
         Self { shared, _task: Arc::new(closed.drop_guard()) }
     }
 
-    /// Whether it is the same link.
+    /// Returns whether both are the same link.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// Watches how the link is.
+    /// Returns a receiver of the link's state.
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.shared.state.subscribe()
     }
 
-    /// Waits until the link is up; `false` if that does not happen in `limit`, or never will.
+    /// Waits until the link is up. Returns `false` if that takes longer than `limit`, or if the link is closed.
     pub async fn is_up_within(&self, limit: Duration) -> bool {
         let mut state = self.state();
         let up = state.wait_for(|s| *s == LinkState::Up);
@@ -229,17 +229,17 @@ impl Link {
         }
     }
 
-    /// Ends the link for good; pending calls fail at once.
+    /// Closes the link permanently; pending calls fail at once.
     pub fn close(&self, why: &str) {
         *self.shared.close_reason.lock().unwrap_or_else(PoisonError::into_inner) = why.to_owned();
         self.shared.closed.cancel();
         self.shared.lost(why);
     }
 
-    /// Starts a call of a tool without waiting for it. `arguments` appends a JSON object. It is written at the next
-    /// [`Self::flush`], together with others that are begun until then.
+    /// Starts a tool call without waiting for it. `arguments` appends a JSON object. The call is written at the next
+    /// [`Self::flush`], together with others that began before it.
     ///
-    /// The sink is given back if the link is not up; nothing was written then.
+    /// Returns the sink if the link is not up; nothing was written then.
     pub fn begin(
         &self,
         tool: &str,
@@ -271,7 +271,7 @@ impl Link {
         })
     }
 
-    /// Writes the calls that were begun.
+    /// Writes the calls that were begun with [`Self::begin`].
     pub fn flush(&self) {
         let outbox = self.shared.calls().outbox.clone();
         if let Some(outbox) = outbox {
@@ -279,18 +279,18 @@ impl Link {
         }
     }
 
-    /// Lets go of a call whose caller is gone: a command that it started goes on in the guest. The sink gets
-    /// [`LinkError::Cancelled`]. A call that has ended is left alone.
+    /// Detaches from a call whose caller is gone: a command that it started keeps running in the guest. The sink gets
+    /// [`LinkError::Cancelled`]. Does nothing if the call has ended.
     pub fn leave(&self, call: CallId) {
         self.shared.give_up(call.0, CUT_OFF, LinkError::Cancelled);
     }
 
-    /// Cancels a call: the guest is told, and kills what it started. The sink gets [`LinkError::Cancelled`]. A call that has ended is left alone.
+    /// Cancels a call: the guest kills what the call started. The sink gets [`LinkError::Cancelled`]. Does nothing if the call has ended.
     pub fn cancel(&self, call: CallId) {
         self.shared.give_up(call.0, "cancelled by the caller", LinkError::Cancelled);
     }
 
-    /// Sends any request and waits for its result: a JSON object as the guest wrote it.
+    /// Sends a request and waits for its result: a JSON object as the guest wrote it.
     pub async fn request(
         &self,
         method: &str,
@@ -314,7 +314,7 @@ impl Link {
     }
 }
 
-/// Cancels a request whose caller went away. One that has ended is left alone.
+/// Cancels a request when its caller is dropped. Does nothing if the request has ended.
 struct CancelOnDrop<'a> {
     link: &'a Link,
     call: CallId,
@@ -326,14 +326,14 @@ impl Drop for CancelOnDrop<'_> {
     }
 }
 
-/// The sink of a caller that waits.
+/// The sink for [`Link::request`].
 struct Waiting(oneshot::Sender<Result<Box<RawValue>, LinkError>>);
 
 impl CallSink for Waiting {
     fn progress(&mut self, _: GuestProgress) {}
 
     fn done(self: Box<Self>, outcome: Result<&RawValue, LinkError>) {
-        // The caller may have gone; then nobody wants the result.
+        // If the caller is gone, the result is dropped.
         let _ = self.0.send(outcome.map(ToOwned::to_owned));
     }
 }
@@ -389,7 +389,7 @@ impl Shared {
         Ok(CallId(id))
     }
 
-    /// Ends a pending call with an error and tells the guest that its answer is no longer wanted.
+    /// Ends a pending call with an error, and sends the guest a cancellation.
     fn give_up(&self, id: u64, reason: &str, error: LinkError) {
         let pending = {
             let mut calls = self.calls();
@@ -409,7 +409,7 @@ impl Shared {
         pending.sink.done(Err(error));
     }
 
-    /// Fails everything that is pending; nothing can be begun until the link is up again.
+    /// Fails all pending calls; no call can begin until the link is up again.
     fn lost(&self, why: &str) {
         let pending = {
             let mut calls = self.calls();

@@ -1,4 +1,4 @@
-//! The link against guests that are scripted: good, slow and hostile ones.
+//! The link with scripted guests: correct, slow and hostile ones.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ impl Guest {
         let (read, write) = stream.into_split();
         let mut talk = Talk { read: BufReader::new(read), write };
         assert_eq!(talk.text().await, "CONNECT 200");
-        // The handshake's answer and the first frame come in one piece: not a byte of it may be lost.
+        // The handshake's answer and the first frame arrive in one piece: no byte may be lost.
         talk.raw(b"OK 1073741824\n").await;
         let hello = talk.hear().await;
         assert_eq!(hello["method"], "initialize");
@@ -86,7 +86,7 @@ impl Talk {
         self.say(&json!({"jsonrpc": "2.0", "id": id, "result": result})).await;
     }
 
-    /// Answers calls until one of the tool `last` came.
+    /// Answers calls up to and including one of the tool `last`.
     async fn serve(&mut self, last: &str) {
         loop {
             let call = self.hear().await;
@@ -98,7 +98,7 @@ impl Talk {
     }
 }
 
-/// What a call of a test may take.
+/// Options of a test's call.
 struct CallOptions {
     deadline: Duration,
     progress: Option<mpsc::Sender<GuestProgress>>,
@@ -111,7 +111,7 @@ impl CallOptions {
     }
 }
 
-/// Passes on what a call hears.
+/// Forwards the progress and outcome of a call.
 struct Hearing {
     outcome: oneshot::Sender<Result<Box<RawValue>, LinkError>>,
     progress: Option<mpsc::Sender<GuestProgress>>,
@@ -127,7 +127,7 @@ impl CallSink for Hearing {
     }
 }
 
-/// Calls a tool; it is cancelled when the task is.
+/// Calls a tool. The call is cancelled when the task is.
 fn start(
     link: &Link,
     tool: &str,
@@ -221,7 +221,7 @@ async fn cancelling_tells_the_guest_its_own_id() {
         (&told["method"], &told["params"]["requestId"]),
         (&json!("notifications/cancelled"), &heard["id"])
     );
-    // The late answer is dropped, and so is a caller that goes away.
+    // The late answer is dropped. So is the call of a caller that goes away.
     talk.result(&heard["id"], json!({})).await;
     let gone = start(&link, "gone", plain());
     let heard = talk.hear().await;
@@ -251,7 +251,7 @@ async fn a_lost_link_fails_calls_at_once_and_is_dialled_again_without_replay() {
     drop(talk);
     assert!(matches!(ended(call).await, Err(LinkError::Down { .. })));
     assert!(lost.elapsed() < LIMIT / 2, "it did not wait for its deadline");
-    // A call that comes while it is dialled waits for it.
+    // A call that begins while the link is connecting waits for it.
     let next = start(&link, "next", plain());
     let mut talk = guest.accept().await;
     let first = talk.hear().await;
@@ -268,7 +268,7 @@ async fn closing_is_final() {
     link.close("the VM stops");
     assert_eq!(ended(call).await, Err(LinkError::Down { why: "the VM stops".into() }));
     assert!(!link.is_up_within(LIMIT).await);
-    // Nor does one that waits for it wait any longer.
+    // A call that waits for the link fails as well.
     let (_deaf, dialling) = Guest::new();
     let (is_up, ()) = tokio::join!(timeout(LIMIT, dialling.is_up_within(2 * LIMIT)), async {
         tokio::task::yield_now().await;
@@ -358,7 +358,7 @@ async fn a_guest_that_only_sends_garbage_is_hung_up_on() {
     let (guest, link, mut talk) = Guest::up().await;
     let call = start(&link, "x", plain());
     let heard = talk.hear().await;
-    // Some is put up with.
+    // A few invalid lines are tolerated.
     talk.raw(b"\xff\xfe\nnot json\n[]\n3\n{}\n{\"id\":{}}\n\n").await;
     talk.say(&json!({"jsonrpc": "2.0", "id": 999_999, "result": {}})).await;
     talk.result(&heard["id"], json!({"content": []})).await;
@@ -385,7 +385,7 @@ async fn a_silent_guest_is_asked_and_then_given_up() {
     let patience = Patience { ping_after: Duration::from_millis(100), silence_max: Duration::from_secs(6) };
     let (guest, link) = Guest::known_to(patience);
     let mut talk = guest.accept().await;
-    // As long as it answers, it lives.
+    // As long as the guest answers pings, the link stays up.
     for _ in 0..3 {
         let ping = talk.hear().await;
         assert_eq!(ping["method"], "ping");
@@ -407,7 +407,7 @@ async fn a_standstill_of_the_daemon_is_no_silence_of_the_guest() {
     assert!(link.is_up_within(LIMIT).await);
     let mut state = link.state();
     state.mark_unchanged();
-    // What is asked has two seconds, and is answered before all stands still for longer than a guest may be silent.
+    // The call has two seconds. It is answered before the daemon stalls for longer than a guest may be silent.
     let call = start(&link, "slow", CallOptions::deadline(Duration::from_secs(2)));
     let asked = loop {
         let heard = talk.hear().await;
@@ -416,7 +416,7 @@ async fn a_standstill_of_the_daemon_is_no_silence_of_the_guest() {
         }
     };
     talk.result(&asked, json!({})).await;
-    #[expect(clippy::disallowed_methods, reason = "that nothing goes on for so long is what is tested")]
+    #[expect(clippy::disallowed_methods, reason = "the test needs a runtime that stalls for so long")]
     std::thread::sleep(patience.silence_max + 2 * STANDSTILL);
     assert_eq!(ended(call).await, Ok(json!({})), "its answer was there in time");
     loop {
@@ -430,7 +430,7 @@ async fn a_standstill_of_the_daemon_is_no_silence_of_the_guest() {
     talk.serve("next").await;
     ended(next).await.unwrap();
     assert!(!state.has_changed().unwrap(), "the link was given up: {:?}", *state.borrow());
-    // One that is silent with the daemon awake is given up as ever.
+    // A guest that is silent while the daemon is not stalled is given up as usual.
     let down = state.wait_for(|s| matches!(s, LinkState::Down { why } if why.contains("silent")));
     drop(timeout(LIMIT, down).await.unwrap().unwrap());
 }

@@ -1,4 +1,4 @@
-//! A guest that answers as it likes.
+//! Streams of a guest that gives arbitrary answers.
 
 use nexus_schema::stream::{Open, TcpOpening, VERSION};
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ fn opening() -> Opening {
     Opening { version: VERSION, client: None, open: Open::Tcp(TcpOpening { port: 80 }) }
 }
 
-/// Opens a stream of a guest that answers with `answer` and does no more; `hangs_up`: not even wait.
+/// Opens a stream of a guest that sends `answer` and nothing else. With `hangs_up` it then closes the connection.
 async fn open(answer: Vec<u8>, hangs_up: bool) -> Result<GuestStream, StreamError> {
     let directory = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(directory.path().join(vm_files::VSOCK)).unwrap();
@@ -25,7 +25,7 @@ async fn open(answer: Vec<u8>, hangs_up: bool) -> Result<GuestStream, StreamErro
         stream.get_mut().write_all(b"OK 1\n").await.unwrap();
         stream.read_line(&mut line).await.unwrap();
         assert_eq!(line, "{\"version\":1,\"open\":{\"tcp\":{\"port\":80}}}\n");
-        // Who reads it may have had enough.
+        // The reader may have closed the connection.
         let _ = stream.get_mut().write_all(&answer).await;
         if !hangs_up {
             let _ = stream.read_to_end(&mut Vec::new()).await;
@@ -84,7 +84,7 @@ async fn answers_that_are_none_are_the_guests_fault() {
     assert!(long.to_tool_error("web-1").message.len() < 5000);
 }
 
-/// Carries nothing over a stream on which these bytes come.
+/// Carries an empty connection over a stream on which these bytes arrive.
 async fn carried(bytes: Vec<u8>) -> Result<(), StreamError> {
     let stream = open([b"{\"ok\":{}}\n", &bytes[..]].concat(), true).await.unwrap();
     let (mut nothing, mut nowhere) = (tokio::io::empty(), tokio::io::sink());

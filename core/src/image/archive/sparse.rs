@@ -21,7 +21,7 @@ pub(super) struct Holes {
 /// Offset and length.
 type Part = (u64, u64);
 
-const NONSENSE: &str = "a sparse file's map makes no sense";
+const NONSENSE: &str = "a sparse file's map is invalid";
 
 /// Reads the sparse records of an entry.
 pub(super) fn holes<'r>(pax: impl Fn(&str) -> Option<&'r [u8]>) -> Result<Option<Holes>, &'static str> {

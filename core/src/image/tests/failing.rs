@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nexus_schema::ErrorCode;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::os::mounted::Mounted;
+use crate::os::mounted::{Mounted, run};
 
 fn source_of(base: &Path, mebibytes: usize) -> Source {
     let root = base.join("root");
@@ -147,6 +148,13 @@ async fn sources_that_are_none_are_refused() {
     fs::write(&file, false_ext4).unwrap();
     let error = make(Source::detect(&file).unwrap(), &into).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::ImageFailed, "{error}");
+    // A filesystem that could not be grown is refused at import, not when a VM gets it.
+    let disk = base.path().join("bigalloc");
+    fs::File::create(&disk).unwrap().set_len(64 << 20).unwrap();
+    run(Command::new("/sbin/mke2fs").args(["-q", "-F", "-t", "ext4", "-O", "bigalloc"]).arg(&disk));
+    let error = make(Source::detect(&disk).unwrap(), &into).await.unwrap_err();
+    assert!(error.to_string().contains("bigalloc"), "{error}");
+    assert!(!into.exists());
     let root = base.path().join("root");
     fs::create_dir(&root).unwrap();
     fs::write(root.join("a"), "").unwrap();

@@ -88,7 +88,7 @@ pub(crate) enum ConfineError {
         source: seccompiler::BackendError,
     },
     /// The root directory's path contains a NUL byte.
-    #[error("the root directory {path} has a zero byte in its path")]
+    #[error("the path of the root directory {path} contains a NUL byte")]
     Root { path: PathBuf },
 }
 

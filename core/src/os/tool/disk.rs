@@ -93,7 +93,7 @@ impl Drop for Disk {
     fn drop(&mut self) {
         let Some((uid, gid)) = self.owner else { return };
         if let Err(error) = fchown(self.file.as_fd(), Some(uid), Some(gid)) {
-            tracing::warn!(disk = %self.path.display(), %error, "a disk stays with the user nobody");
+            tracing::warn!(disk = %self.path.display(), %error, "cannot give a disk back from the user nobody");
         }
     }
 }

@@ -110,7 +110,7 @@ impl ProgramError {
         match self {
             Self::Missing { package, .. } => Some(format!("install the package {package}")),
             Self::Failed { name: "mmdebstrap", stderr, .. } if stderr.contains("subuid") => Some(
-                "the daemon's user has no ids of its own for containers; give it some as root (`usermod --add-subuids \
+                "the daemon's user has no subordinate ids; add some as root (`usermod --add-subuids \
                  100000-165535 --add-subgids 100000-165535 USER`), or start from `busybox`, rootfs:alpine or oci:IMAGE, \
                  which need none"
                     .into(),
@@ -399,7 +399,7 @@ impl Call {
 /// A standard input with these bytes.
 fn piped(input: &[u8]) -> io::Result<Stdio> {
     if input.len() > 64 << 10 {
-        return Err(io::Error::other("its input is too long"));
+        return Err(io::Error::other("the input is too long"));
     }
     let (reader, mut writer) = io::pipe()?;
     io::Write::write_all(&mut writer, input)?;

@@ -129,7 +129,7 @@ impl Running {
         if tokio::time::timeout(GRACE, self.child.wait()).await.is_err() {
             self.signal(Signal::KILL);
             if let Err(error) = self.child.wait().await {
-                tracing::warn!(program = self.name, %error, "could not be waited for");
+                tracing::warn!(program = self.name, %error, "cannot wait for a program");
             }
         }
     }
@@ -138,7 +138,7 @@ impl Running {
     fn signal(&self, signal: Signal) {
         let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return };
         if let Err(error) = kill_process_group(pid, signal) {
-            tracing::debug!(program = self.name, %error, "signal not sent");
+            tracing::debug!(program = self.name, %error, "cannot send a signal");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The drives of a VM: given to it and taken from it while it is down.
+//! The drives of a VM: attached and detached while the VM is stopped.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::drive::Locked;
 use crate::store::drives::{self, Attachment, DriveRecord};
 use crate::vm::policy;
 
-/// How many drives a VM can have, the root drive included; the kernel's modules are on one more.
+/// Maximum number of drives of a VM, including the root drive. The kernel's modules are on one more.
 pub(crate) const DRIVES_MAX: usize = 7;
 
 impl Actor {
@@ -20,18 +20,16 @@ impl Actor {
         let name = &self.record.name;
         policy::change_drives(name.as_str(), self.record.state)?;
         if self.drives.len() >= DRIVES_MAX {
-            return Err(ToolError::invalid(format!(
-                "{name} has {DRIVES_MAX} drives already, as many as fit"
-            )));
+            return Err(ToolError::invalid(format!("{name} already has {DRIVES_MAX} drives, the maximum")));
         }
         let has_root = self.drives.iter().any(DriveRecord::is_root);
         let (position, mount) = match root {
             true if has_root => {
-                return Err(ToolError::new(ErrorCode::InUse, format!("{name} has a root drive already"))
-                    .hint("drive_detach it first, or attach this one with root: false"));
+                return Err(ToolError::new(ErrorCode::InUse, format!("{name} already has a root drive"))
+                    .hint("call drive_detach for it first, or attach this one with root: false"));
             }
             true if mount.is_some() => {
-                return Err(ToolError::invalid("a root drive has no mount: it is at /"));
+                return Err(ToolError::invalid("a root drive takes no mount: it is always at /"));
             }
             true => (0, None),
             false => {
@@ -41,9 +39,9 @@ impl Actor {
                 if let Some(other) = taken {
                     return Err(ToolError::new(
                         ErrorCode::InUse,
-                        format!("the drive {} is mounted at {path} already", other.name),
+                        format!("the drive {} is already mounted at {path}", other.name),
                     )
-                    .hint("give another mount"));
+                    .hint("choose another mount"));
                 }
                 (self.free_position(), Some(path))
             }
@@ -73,7 +71,7 @@ impl Actor {
         Ok(())
     }
 
-    /// Takes note that a drive is larger now; the row says so already.
+    /// Updates a drive's size in memory; its row has the new size already.
     pub(super) fn resized(&mut self, drive: DriveId, size: ByteSize) {
         for known in self.drives.iter_mut().filter(|d| d.id == drive) {
             known.size = size;
@@ -81,7 +79,7 @@ impl Actor {
         self.publish();
     }
 
-    /// Keeps everybody else from this VM's drives.
+    /// Locks this VM's drives.
     pub(super) async fn lock_drives(&self) -> Result<Locked, ToolError> {
         let ids: Vec<DriveId> = self.drives.iter().map(|d| d.id).collect();
         self.shared.drive_locks.take(&ids).await.map_err(|busy| {
@@ -90,12 +88,12 @@ impl Actor {
         })
     }
 
-    /// Fails unless the VM has what it starts from.
+    /// Fails unless the VM has a root drive and the files of all its drives exist.
     pub(super) fn check_drives(&self) -> Result<(), ToolError> {
         let name = &self.record.name;
         if !self.drives.iter().any(DriveRecord::is_root) {
             return Err(ToolError::new(ErrorCode::DriveNotFound, format!("{name} has no root drive"))
-                .hint("give it one: drive_attach with root: true"));
+                .hint("attach one: drive_attach with root: true"));
         }
         for drive in &self.drives {
             let path = self.shared.paths.drive(drive.id).join(crate::drive::DISK);
@@ -104,13 +102,13 @@ impl Actor {
                     ErrorCode::DriveNotFound,
                     format!("drive {}: {error}", drive.name),
                 )
-                .hint("its file is gone: delete the VM and create it anew"));
+                .hint("its file is missing: delete the VM and create it again"));
             }
         }
         Ok(())
     }
 
-    /// Puts the VM's drives on the disk: what a guest writes must not be lost with what it was written on.
+    /// Syncs the VM's drives before a guest uses them: a crash of the host must not lose a copied drive together with the guest's writes.
     pub(super) async fn settle_drives(&self) -> Result<(), ToolError> {
         for drive in &self.drives {
             let settled = self.shared.drives.settle(&self.shared.paths.drive(drive.id)).await;
@@ -125,21 +123,24 @@ impl Actor {
     }
 }
 
-/// Somebody else works on a drive.
+/// Returns the error for a drive that another operation is using.
 pub(crate) fn busy_drive(name: &str) -> ToolError {
-    ToolError::new(ErrorCode::Busy, format!("the drive {name} is being cloned, resized or started from"))
-        .hint("try again in a moment; op_list shows what is under way")
+    ToolError::new(
+        ErrorCode::Busy,
+        format!("the drive {name} is in use by a clone, a resize or the start of a VM"),
+    )
+    .hint("try again in a moment; op_list shows running operations")
 }
 
 fn mount_of(drive: &DriveRecord) -> Option<&str> {
     drive.attachment.as_ref()?.mount.as_deref()
 }
 
-/// Refuses a place at which a data drive cannot be or would break the guest.
+/// Fails for a path at which a data drive cannot be mounted, or would break the guest.
 fn check_mount(path: &str) -> Result<(), ToolError> {
-    /// Nothing can be there or below.
+    /// Paths at or below which nothing can be mounted.
     const OWN: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
-    /// What the guest needs to work.
+    /// Paths that the guest needs to work.
     const NEEDED: [&str; 7] = ["/bin", "/boot", "/etc", "/lib", "/lib64", "/sbin", "/usr"];
     let is_plain = path.starts_with('/')
         && path.len() <= 255
@@ -153,8 +154,8 @@ fn check_mount(path: &str) -> Result<(), ToolError> {
     }
     let own = OWN.iter().any(|place| Path::new(path).starts_with(place));
     if own || NEEDED.contains(&path) {
-        return Err(ToolError::invalid(format!("mount is {path}, which is the system's own"))
-            .hint("take a place such as /data or /mnt/data"));
+        return Err(ToolError::invalid(format!("mount must not be {path}: the guest's system uses it"))
+            .hint("use a path such as /data or /mnt/data"));
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
-//! What a boot reports: the guest's words, its link, deadlines, the end of the VMM.
+//! Handling of a boot's events: messages of the guest, its link, deadlines, the end of the VMM.
 
 use std::time::{Duration, Instant};
 
+use nexus_schema::DriverKind;
 use nexus_schema::link::ByeReason;
 use nexus_schema::tools::vm::VmState;
 
@@ -10,19 +11,20 @@ use super::{Actor, DAEMON, DELETE_PATIENCE, guest_record, processes_of};
 use crate::guest::{GuestEvent, LinkState, STANDSTILL};
 use crate::os::failpoint;
 use crate::progress::Progress;
+use crate::store::drives::DriveRecord;
 use crate::vm::boot::{self, Boot, Event, Farewell};
 use crate::vm::mishap;
 use crate::vm::network;
 use crate::vm::policy::DISK_FULL;
 use crate::vm::stop::Rung;
 use crate::vm::view;
-use crate::vmm::{Accel, Exit, Stall};
+use crate::vmm::{Accel, Caps, Exit, Stall};
 
-/// How long the daemon drains guest events after it was stalled.
+/// Time for which the daemon drains guest events after it was stalled.
 const HEARING: Duration = Duration::from_secs(5);
-/// How many times the time of a stop a guest has that said bye by itself: its init may wait for services.
+/// Time limit of a guest to end after it said bye by itself, in multiples of the stop timeout: its init may wait for services.
 const FAREWELL_STOPS: u32 = 4;
-/// How often it is looked at meanwhile.
+/// Interval between two checks of such a guest.
 const FAREWELL_LOOK: Duration = Duration::from_secs(2);
 
 impl Actor {
@@ -67,7 +69,7 @@ impl Actor {
                 guest.problems = ack.problems;
                 guest.configured = true;
                 self.record.guest = Some(guest);
-                // In the same row: they are written once, and what the guest makes of them later is the guest's.
+                // In the same write: files are written to the guest only once; later changes of them are up to the guest.
                 self.record.spec.files.clear();
                 failpoint::reach("start-configured");
                 self.write(None).await.ok();
@@ -75,7 +77,7 @@ impl Actor {
                 failpoint::reach("start-welcomed");
             }
             GuestEvent::Bye { reason, guessed } => {
-                tracing::info!(vm = %self.record.name, ?reason, guessed, "the guest goes down");
+                tracing::info!(vm = %self.record.name, ?reason, guessed, "the guest is shutting down");
                 boot.bye = Some(Farewell { reason, guessed, at: Instant::now() });
                 if matches!(self.record.state, VmState::Ready | VmState::Unreachable) {
                     boot.deadline = Some(Instant::now() + FAREWELL_LOOK);
@@ -93,14 +95,14 @@ impl Actor {
             }
             GuestEvent::Misbehaved { what } => {
                 if boot.complains() {
-                    tracing::warn!(vm = %self.record.name, what, "the guest misbehaves");
+                    tracing::warn!(vm = %self.record.name, what, "protocol violation by the guest");
                 }
                 boot.misbehaved = Some(what);
             }
         }
     }
 
-    /// A shim that did not answer when the daemon started does so now.
+    /// Handles the first answer of a shim that did not answer when the daemon started.
     async fn shim_answers(&mut self) {
         let directory = self.shared.paths.vm(self.record.id);
         let Some(boot) = self.boot.as_mut() else { return };
@@ -113,20 +115,30 @@ impl Actor {
         self.note("its shim answers again").await;
     }
 
-    /// The VMM has paused the guest by itself, or it runs again.
+    /// Handles that the VMM has paused the guest by itself or refuses its writes, or that this is over.
     async fn stalled(&mut self, stall: Option<Stall>) {
         let Some(boot) = self.boot.as_mut() else { return };
         if std::mem::replace(&mut boot.stall, stall) == stall {
             return;
         }
+        let driver = self.record.driver.as_deref().and_then(DriverKind::vmm);
+        if driver.is_some_and(|driver| !Caps::of(driver).pauses_on_full_disk) {
+            // The guest runs on, so its tools work: the state does not change.
+            let what = match stall {
+                Some(_) => failed_writes(&self.drives),
+                None => "the host's disk has space again; if the guest's filesystem is read-only now, restart the VM".to_owned(),
+            };
+            self.record.reason = stall.is_some().then(|| what.clone());
+            return self.note(&what).await;
+        }
         let (state, answers) = (self.record.state, boot.agent_answers());
         let is_booting = matches!(state, VmState::Starting | VmState::Running);
         if is_booting {
-            // Its time does not run while it is paused.
+            // The boot timeout does not run while the guest is paused.
             boot.deadline = stall.is_none().then(|| Instant::now() + boot.patience);
         }
         let Some(Stall::DiskFull { drive }) = stall else {
-            let again = "there is room again: the guest goes on";
+            let again = "the host's disk has space again: the guest was resumed";
             if state == VmState::Unreachable && answers {
                 return self.settle(VmState::Ready, None, again).await;
             }
@@ -136,7 +148,7 @@ impl Actor {
         };
         let name = self.drives.get(drive).map_or("of the kernel's modules", |drive| drive.name.as_str());
         let what = format!(
-            "{DISK_FULL}the host has no room for what the guest writes to drive {name}; it goes on when there is room"
+            "{DISK_FULL}the host has no space for what the guest writes to drive {name}; it resumes when there is space"
         );
         match state {
             VmState::Ready => self.settle(VmState::Unreachable, Some(what), "the host's disk is full").await,
@@ -193,7 +205,7 @@ impl Actor {
                 self.settle(VmState::Failed, Some(reason), "it did not come up").await;
             }
             VmState::Ready => {
-                // Taken up again, but its agent never answered.
+                // The VM was adopted, but its agent never answered.
                 let reason = "its agent did not answer this daemon".to_owned();
                 self.settle(VmState::Unreachable, Some(reason), "the link was lost").await;
             }
@@ -213,34 +225,34 @@ impl Actor {
         }
         let shim = boot.shim.clone();
         if tokio::time::timeout(DELETE_PATIENCE, shim.wait()).await.is_err() {
-            tracing::error!(vm = %self.record.name, "the VMM is still there after it was killed");
+            tracing::error!(vm = %self.record.name, "the VMM is still running after it was killed");
         }
         self.end_boot().await;
     }
 
-    /// Starts a VM once more whose guest lost its timer while it booted.
+    /// Retries the boot of a VM whose guest lost its timer while it booted.
     async fn timer_lost(&mut self) {
         if self.record.state != VmState::Starting || std::mem::replace(&mut self.had_mishap, true) {
             return;
         }
         self.kill_boot().await;
         failpoint::reach("timer-lost-killed");
-        self.start_once_more("the guest lost its timer while it booted, since the host was busy").await;
+        self.start_once_more("the guest lost its timer during boot because the host was busy").await;
     }
 
     async fn start_once_more(&mut self, what: &str) {
-        tracing::warn!(vm = %self.record.name, "{what}: the vm is started once more");
-        let why = format!("{what}; it is started once more");
+        tracing::warn!(vm = %self.record.name, "{what}: retrying the start once");
+        let why = format!("{what}; retrying the start once");
         if let Err(error) = self.launch(DAEMON, &why, &Progress::default()).await
             && self.record.state == VmState::Starting
         {
-            let reason = format!("start it once more: {}", error.message);
+            let reason = format!("retry the start: {}", error.message);
             self.settle(VmState::Failed, Some(reason), "it did not come up").await;
         }
     }
 
-    /// Looks at a machine whose guest said bye by itself. Not every machine ends when its kernel halts (Firecracker's does not),
-    /// and not every guest does as it says.
+    /// Checks a machine whose guest said bye by itself. Not every machine ends when its kernel halts (Firecracker's does not), and a guest may
+    /// keep running after its bye.
     async fn outstay(&mut self) {
         let graceful = Duration::from_secs(self.shared.config.stop_timeout_s.into());
         let is_halted = boot::is_halted(&self.shared.paths.vm(self.record.id));
@@ -248,15 +260,16 @@ impl Actor {
         let Some(farewell) = boot.bye else { return };
         let is_over = farewell.at.elapsed() >= graceful * FAREWELL_STOPS;
         if is_halted || (is_over && !farewell.guessed) {
-            tracing::info!(vm = %self.record.name, is_halted, "the guest is down and its machine is not: cutting its power");
+            tracing::info!(vm = %self.record.name, is_halted, "the guest has shut down but its VMM still runs: killing the VMM");
             if let Err(error) = boot.shim.kill().await {
                 tracing::error!(vm = %self.record.name, %error, "cannot kill the VMM");
             }
         } else if !is_over {
             boot.deadline = Some(Instant::now() + FAREWELL_LOOK);
         } else if self.record.state == VmState::Ready {
-            // The agent took its own end for the guest's.
-            let reason = "its agent said that the guest goes down, and it did not".to_owned();
+            // Only the agent ended, and assumed that the guest was shutting down.
+            let reason =
+                "its agent said that the guest was shutting down, but the guest still runs".to_owned();
             self.settle(VmState::Unreachable, Some(reason), "the link was lost").await;
         }
     }
@@ -282,8 +295,7 @@ impl Actor {
                 if is_emulated && !self.had_mishap && mishap::is_crashed(&directory).await =>
             {
                 self.had_mishap = true;
-                self.start_once_more("the guest's kernel crashed while it booted under software emulation")
-                    .await;
+                self.start_once_more("the guest's kernel crashed during boot under software emulation").await;
             }
             (VmState::Starting, _) => {
                 let reason = boot::with_console(failure, &directory);
@@ -296,7 +308,7 @@ impl Actor {
                 Reboot::Now => self.reboot("the guest rebooted").await,
                 Reboot::Later(wait) => {
                     let reason = format!(
-                        "the guest rebooted again soon after it was started; it is started again in {} s",
+                        "the guest rebooted again soon after its start; next start in {} s",
                         wait.as_secs()
                     );
                     self.again_at = Some(Instant::now() + wait);
@@ -314,12 +326,13 @@ impl Actor {
             },
             (_, None) => {
                 let reason = boot::with_console(failure, &directory);
-                self.settle(VmState::Crashed, Some(reason), "the VMM is gone without a bye").await;
+                self.settle(VmState::Crashed, Some(reason), "the VMM ended without a bye from the guest")
+                    .await;
             }
         }
     }
 
-    /// Starts a VM again whose guest rebooted.
+    /// Starts a VM again after its guest rebooted.
     pub(super) async fn reboot(&mut self, why: &str) {
         let restarted = self.launch(DAEMON, why, &Progress::default()).await;
         if let Err(error) = &restarted
@@ -336,7 +349,7 @@ impl Actor {
         }
     }
 
-    /// Lets go of a boot whose VMM is gone.
+    /// Releases a boot whose VMM has ended.
     pub(super) async fn end_boot(&mut self) {
         if let Some(boot) = self.boot.take() {
             if let Some(link) = &boot.link {
@@ -352,4 +365,13 @@ impl Actor {
         }
         self.record.processes = None;
     }
+}
+
+/// The reason of a VM whose writes fail because the host's disk is full, while it runs on.
+fn failed_writes(drives: &[DriveRecord]) -> String {
+    let written = drives.iter().filter(|drive| !drive.read_only).map(|drive| drive.name.as_str());
+    let names = written.collect::<Vec<_>>().join(", ");
+    format!(
+        "{DISK_FULL}the host has no space for what the guest writes, and its writes fail; its writable drives: {names}; free space on the host"
+    )
 }

@@ -1,4 +1,4 @@
-//! The task that owns one VM: it alone changes its state, runs its boots and deletes it.
+//! The task that owns one VM. Only this task changes the VM's state, runs its boots and deletes it.
 
 mod drives;
 mod events;
@@ -36,12 +36,12 @@ use crate::vmm::{LaunchPlan, PlanInterface, ShimClient, ShimIdentity};
 pub(crate) use drives::busy_drive;
 pub(in crate::vm) use remove::{remove_files, remove_rows};
 
-/// Who makes the transitions that nobody asked for.
+/// Actor in the history of transitions that no caller requested.
 pub(crate) const DAEMON: &str = "nexusd";
 
-/// How many commands may wait for a VM's task.
+/// Length of the queue of commands for a VM's task.
 const COMMANDS_MAX: usize = 64;
-/// How long a forced deletion waits for the VMM to be gone.
+/// Timeout for the VMM to end after it was killed.
 const DELETE_PATIENCE: Duration = Duration::from_secs(20);
 
 pub(in crate::vm) struct Actor {
@@ -50,25 +50,25 @@ pub(in crate::vm) struct Actor {
     drives: Vec<DriveRecord>,
     view: Arc<watch::Sender<View>>,
     boot: Option<Boot>,
-    /// A change of state that could not be written down yet, and when to try again.
+    /// A change of state that could not be written yet, and the time of the next retry.
     unwritten: Option<(Transition, Instant)>,
     deleted: bool,
     reboots: Reboots,
-    /// Whether the VM was started once more because its guest did not come up by the emulator's fault, and was not ready since.
+    /// Whether the boot was already retried because of a fault of the emulator, and the VM has not been ready since.
     had_mishap: bool,
-    /// When a VM that reboots in a loop is started again.
+    /// Time of the next start of a VM that reboots in a loop.
     again_at: Option<Instant>,
 }
 
 /// A change of state for the history: from which state, why, and who asked.
 type Transition = (VmState, String, String);
 
-/// How long to wait at most until a VM is taken up anew whose task panics again and again.
+/// Maximum delay before the task of a VM is restarted after repeated panics.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// How long to wait until a change that could not be written down is tried again.
+/// Delay before a failed write is retried.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
 
-/// Starts the task of a VM and registers it; `boot` is what an earlier daemon left running.
+/// Starts the task of a VM and registers it; `boot` is a VMM that an earlier daemon left running.
 pub(in crate::vm) fn spawn(
     shared: &Arc<Shared>,
     record: VmRecord,
@@ -90,19 +90,19 @@ pub(in crate::vm) fn spawn(
     handle
 }
 
-/// Runs a VM's task to its end. After a panic in it the VM is taken up anew, as after a restart of the daemon; calls that wait meanwhile are
-/// answered by the new task.
+/// Runs a VM's task to its end. After a panic in the task, the VM is adopted again, as after a restart of the daemon; the new task answers
+/// the calls that waited meanwhile.
 async fn supervise(mut actor: Actor, mut mailbox: mpsc::Receiver<Command>) {
     let (shared, view) = (actor.shared.clone(), actor.view.clone());
     let id = actor.record.id;
     let mut pause = Duration::from_millis(100);
     while let Err(panic) = AssertUnwindSafe(actor.run(&mut mailbox)).catch_unwind().await {
         let message = message_of(&*panic);
-        tracing::error!(vm = %id, message, "the task of a vm panicked: the vm is taken up anew");
+        tracing::error!(vm = %id, message, "the task of a vm panicked: restarting the task");
         actor = loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
-            let taken = Box::pin(caught("taking up the VM", recover::take_up_anew(&shared, id))).await;
+            let taken = Box::pin(caught("adopting the VM", recover::take_up_anew(&shared, id))).await;
             match taken {
                 Ok(Some((record, drives, boot))) => {
                     let actor = Actor::new(shared.clone(), record, drives, view.clone(), boot);
@@ -110,7 +110,7 @@ async fn supervise(mut actor: Actor, mut mailbox: mpsc::Receiver<Command>) {
                     break actor;
                 }
                 Ok(None) => return,
-                Err(error) => tracing::error!(vm = %id, %error, "a vm cannot be taken up anew, yet"),
+                Err(error) => tracing::error!(vm = %id, %error, "cannot restart the task of a vm yet"),
             }
         };
     }
@@ -182,7 +182,7 @@ impl Actor {
                 reply.send(result).ok();
             }
             Command::Created { record, drives, reply } => {
-                // What was changed meanwhile stays changed.
+                // Keep a network policy that was changed meanwhile.
                 let network = self.record.spec.network.clone();
                 self.record = VmRecord { generation: self.record.generation, ..*record };
                 self.record.spec.network = network;
@@ -240,11 +240,11 @@ impl Actor {
         written
     }
 
-    /// Writes the row, with a line of history if the state changed, and publishes it. A store that fails is tried again:
-    /// what happened to a VM happened, whether it can be written down or not.
+    /// Writes the row, with a line of history if the state changed, and publishes it. A failed write is retried later: the new state is real
+    /// whether or not it can be written.
     async fn write(&mut self, change: Option<Transition>) -> Result<(), ToolError> {
         const TRIES: u32 = 3;
-        // What could not be written before goes with it: the row is one, and the first state is where it comes from.
+        // An earlier change that could not be written is merged into this one: the history line starts at the earlier change's first state.
         let change = match (self.unwritten.take(), change) {
             (Some(((from, reason, who), _)), None) => Some((from, reason, who)),
             (Some(((from, ..), _)), Some((_, reason, who))) => Some((from, reason, who)),
@@ -283,7 +283,7 @@ impl Actor {
             }
         }
         if result.is_err() {
-            // The next write still finds the row as it is in the store.
+            // The row in the store is unchanged: the next write must expect its generation.
             self.record.generation = expected;
             self.unwritten = change.map(|change| (change, Instant::now() + WRITE_AGAIN));
         }
@@ -300,7 +300,7 @@ impl Actor {
         });
     }
 
-    /// A transition that nobody waits for; a failure to record it is in the log already.
+    /// Makes a transition that no caller waits for; a failure to record it is only logged.
     async fn settle(&mut self, to: VmState, reason: Option<String>, why: &str) {
         if let Err(error) = self.transition(to, reason, why, DAEMON).await {
             tracing::error!(vm = %self.record.name, %to, %error, "a transition was not recorded");
@@ -333,7 +333,7 @@ impl Actor {
     async fn launch(&mut self, who: &str, why: &str, progress: &Progress) -> Result<BootId, ToolError> {
         self.again_at = None;
         let mut clock = Clock::start();
-        // Everything that can be refused is refused before anything changes.
+        // All checks come before any change.
         let choice = self.shared.choose_driver(self.record.spec.driver).await?;
         let leased = match self.record.spec.network.mode {
             NetworkMode::Nat => {
@@ -360,7 +360,7 @@ impl Actor {
         self.record.accel = Some(choice.accel.as_str().into());
         self.record.started_at = Some(now());
         if let Err(error) = self.transition(VmState::Starting, None, why, who).await {
-            // Nothing is started that is not written down.
+            // A start that cannot be recorded does not happen.
             self.record = VmRecord { generation: self.record.generation, ..before };
             self.unwritten = None;
             self.publish();
@@ -421,7 +421,7 @@ impl Actor {
     async fn stop(&mut self, who: &str, force: bool) -> Result<Decision, ToolError> {
         if self.again_at.take().is_some() {
             self.record.reason = None;
-            self.note("stop requested: it is not started again").await;
+            self.note("stop requested: the pending start was cancelled").await;
         }
         let decision = policy::stop(self.record.name.as_str(), self.record.state)?;
         if self.record.state == VmState::Stopping {
@@ -438,8 +438,8 @@ impl Actor {
             if self.record.state != VmState::Stopping {
                 return Err(error);
             }
-            // A full disk is no reason to let it run on; that it stops is written down when it is down.
-            tracing::warn!(vm = %self.record.name, %error, "stopping without a record of it");
+            // A full disk must not keep the VM from stopping; the stop is recorded once the VM is stopped.
+            tracing::warn!(vm = %self.record.name, %error, "stopping although the stop could not be recorded");
         }
         let answers = self.boot.as_ref().is_some_and(Boot::agent_answers);
         self.climb(Rung::first(force, answers)).await;
@@ -447,7 +447,7 @@ impl Actor {
         Ok(Decision::Go)
     }
 
-    /// Steps on a rung of the stop ladder.
+    /// Executes one step of a stop.
     async fn climb(&mut self, rung: Rung) {
         let graceful = Duration::from_secs(self.shared.config.stop_timeout_s.into());
         let name = &self.record.name;
@@ -464,7 +464,7 @@ impl Actor {
             Rung::Kill => boot.shim.kill().await,
         };
         if let Err(error) = result {
-            tracing::warn!(vm = %name, ?rung, %error, "this way to stop the vm failed");
+            tracing::warn!(vm = %name, ?rung, %error, "this step of the stop failed");
             boot.deadline = Some(Instant::now() + Duration::from_millis(200));
         }
     }
@@ -484,7 +484,7 @@ async fn next(boot: &mut Option<Boot>) -> Event {
     }
 }
 
-/// The processes of a VM whose shim has answered.
+/// Returns the processes of a VM; `None` until its shim has answered.
 fn processes_of(shim: &ShimClient) -> Option<VmProcesses> {
     let vmm = shim.vmm()?;
     let ShimIdentity { pid: shim_pid, start_time: shim_start } = shim.identity();

@@ -1,22 +1,22 @@
-//! How soon a guest that rebooted is started again: at once, unless it does nothing but reboot.
+//! The delay before a guest that rebooted is started again: none, unless the guest reboots in a loop.
 
 use std::time::Duration;
 
-/// A boot that lasts less counts as a step of a loop.
+/// A shorter boot counts as part of a reboot loop.
 pub(super) const QUICK: Duration = Duration::from_secs(60);
-/// So many of them in a row are a loop.
+/// Number of quick reboots in a row that count as a loop and are not followed by another start.
 pub(super) const QUICK_MAX: u32 = 8;
-/// So many are started again at once: installers and updates reboot more than once.
+/// Number of quick reboots that are followed by a start without delay: installers and updates reboot more than once.
 const AT_ONCE: u32 = 3;
 
-/// What to do about a reboot.
+/// Response to a reboot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reboot {
     /// Start it again at once.
     Now,
-    /// Start it again after a while.
+    /// Start it again after this delay.
     Later(Duration),
-    /// Leave it: it reboots in a loop.
+    /// Do not start it again: it reboots in a loop.
     Never,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Reboots {
 }
 
 impl Reboots {
-    /// What to do about a reboot after a boot that lasted so long.
+    /// Decides what to do about a reboot, given the duration of the boot before it.
     pub(super) fn next(&mut self, lasted: Duration) -> Reboot {
         self.quick = if lasted < QUICK { self.quick + 1 } else { 0 };
         match self.quick {
@@ -53,7 +53,7 @@ mod tests {
         let later = |seconds| Reboot::Later(Duration::from_secs(seconds));
         let now = Reboot::Now;
         assert_eq!(steps, [now, now, now, later(1), later(2), later(4), later(8), Reboot::Never]);
-        // Started again by someone, it has its chances again; and so has one that ran for a while.
+        // The count starts again after a start by a caller, and after a longer boot.
         assert_eq!(reboots.next(second), now);
         for _ in 0..20 {
             assert_eq!(reboots.next(QUICK), now);

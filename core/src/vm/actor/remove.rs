@@ -1,4 +1,4 @@
-//! The end of a VM: its rows, then its files.
+//! The deletion of a VM: its rows, then its files.
 
 use nexus_schema::id::DriveId;
 use nexus_schema::tools::vm::{DeletedVm, VmState};
@@ -24,7 +24,7 @@ impl Actor {
                 return Err(ToolError::new(
                     ErrorCode::Timeout,
                     format!(
-                        "the VMM of {} is still there {} s after it was killed",
+                        "the VMM of {} is still running {} s after it was killed",
                         self.record.name,
                         DELETE_PATIENCE.as_secs()
                     ),
@@ -46,7 +46,7 @@ impl Actor {
         Ok(output)
     }
 
-    /// A VM whose power was cut for its deletion, which then failed, does not run any more.
+    /// Records that a VM does not run any more: it was killed for its deletion, and the deletion failed.
     async fn down_undeleted(&mut self, error: &ToolError) {
         let to = match self.record.state {
             VmState::Starting => VmState::Failed,
@@ -56,16 +56,16 @@ impl Actor {
                 return;
             }
         };
-        let reason = format!("it was killed to be deleted: {}", error.message);
+        let reason = format!("it was killed for its deletion, which failed: {}", error.message);
         self.settle(to, Some(reason), "its deletion failed").await;
     }
 
-    /// The drives that go with the VM; the others stay, with nobody.
+    /// Returns the drives that are deleted with the VM; its other drives stay, detached.
     fn own_drives(&self) -> impl Iterator<Item = &DriveRecord> {
         self.drives.iter().filter(|d| d.made_for == Some(self.record.id))
     }
 
-    /// Takes the VM out of the store and out of memory, then removes its files.
+    /// Removes the VM from the store and from memory, then removes its files.
     pub(super) async fn remove(
         &mut self,
         drive_ids: &[DriveId],
@@ -84,7 +84,7 @@ impl Actor {
     }
 }
 
-/// Takes a VM and its drives out of the store; its history stays.
+/// Removes a VM and its drives from the store; its history stays.
 pub(in crate::vm) async fn remove_rows(
     shared: &Shared,
     record: &VmRecord,
@@ -106,11 +106,11 @@ pub(in crate::vm) async fn remove_rows(
         .map_err(crate::op::store_error)
 }
 
-/// Removes the files of a VM whose rows are gone. What cannot be removed now is removed at the next start.
+/// Removes the files of a VM whose rows were deleted. If this fails, the daemon removes them at its next start.
 pub(in crate::vm) async fn remove_files(shared: &Shared, record: &VmRecord, drive_ids: &[DriveId]) {
     for id in drive_ids {
         if let Err(error) = shared.drives.delete(&shared.paths.drive(*id)).await {
-            tracing::warn!(vm = %record.name, drive = %id, %error, "a drive's file is left for the next start");
+            tracing::warn!(vm = %record.name, drive = %id, %error, "cannot remove a drive's file; nexusd retries at its next start");
         }
     }
     let directory = shared.paths.vm(record.id);
@@ -121,6 +121,6 @@ pub(in crate::vm) async fn remove_files(shared: &Shared, record: &VmRecord, driv
     .await
     .unwrap_or(Ok(()))
     {
-        tracing::warn!(vm = %record.name, %error, "the VM's directory is left for the next start");
+        tracing::warn!(vm = %record.name, %error, "cannot remove the VM's directory; nexusd retries at its next start");
     }
 }

@@ -1,4 +1,4 @@
-//! Changes of a VM that do not touch its machine: labels, protection, name, network.
+//! Changes of a VM that do not change its machine: tags, protection, name, network.
 
 use nexus_schema::link::ProxyParams;
 use nexus_schema::network::NetworkMode;
@@ -52,14 +52,14 @@ impl Actor {
         });
         if let Err(error) = self.write(line).await {
             if new_name.is_some() {
-                // The name was refused: this line is not tried again.
+                // The new name was refused: do not retry to write this line.
                 self.unwritten = None;
             }
             self.record = before;
             self.publish();
             return Err(error);
         }
-        // Also where it is the same as before: it may not have come to be in force then.
+        // Even if the policy is unchanged: an earlier attempt to apply it may have failed.
         let applied = if change.network.is_some() {
             self.apply_network(before.spec.network.mode).await
         } else if new_name.is_some() {
@@ -74,7 +74,7 @@ impl Actor {
         applied
     }
 
-    /// Puts the policy in force that is written down: cuts what it does not allow, and tells the guest if its mode is another one.
+    /// Applies the recorded policy: closes connections that it does not allow, and tells the guest if the mode has changed.
     async fn apply_network(&self, before: NetworkMode) -> Result<(), ToolError> {
         let network = &self.record.spec.network;
         tracing::info!(vm = %self.record.name, mode = network.mode.as_str(), preset = network.preset.as_str(), "vm's network changes");
@@ -85,49 +85,47 @@ impl Actor {
             boot.tell_proxy(ProxyParams { enabled: now.mode == NetworkMode::Proxy });
         }
         let applied = self.update_interface().await;
-        // One that runs with an interface gives its addresses back when it is down.
+        // A VM with an interface releases its addresses when it stops.
         if network.mode != NetworkMode::Nat
             && lacks_interface
             && let Err(error) = network::release(&self.shared, self.record.id).await
         {
-            tracing::warn!(vm = %self.record.name, %error, "the vm's addresses are kept");
+            tracing::warn!(vm = %self.record.name, %error, "cannot release the vm's addresses");
         }
         applied
     }
 
-    /// Puts policy, groups and name in force at the VM's interface, if it runs with one. Where that fails the change stays written down, and
-    /// the caller has to know that what it takes away may still be open.
+    /// Applies policy, groups and name to the VM's interface, if it has one. If that fails, the change stays recorded, and the error tells the
+    /// caller that connections which the change forbids may still be open.
     async fn update_interface(&self) -> Result<(), ToolError> {
         if !self.boot.as_ref().is_some_and(|boot| boot.has_interface) {
             return Ok(());
         }
         network::update(&self.shared, &self.record).await.map_err(|error| {
-            tracing::error!(vm = %self.record.name, %error, "a change of the vm's network is not in force yet");
-            let message = format!("the change of {} is written down and not in force yet: {}", self.record.name, error.message);
-            ToolError { message, ..error }.hint("call vm_update again; vm_stop ends what is open")
+            tracing::error!(vm = %self.record.name, %error, "a change of the vm's network was not applied");
+            let message =
+                format!("the change of {} is saved but not applied yet: {}", self.record.name, error.message);
+            ToolError { message, ..error }.hint("call vm_update again; vm_stop closes all open connections")
         })
     }
 
-    /// Refuses mode `nat` where it cannot be had, before anything changes.
+    /// Fails if mode `nat` is not possible, before anything changes.
     async fn check_nat(&self) -> Result<(), ToolError> {
         let choice = self.shared.choose_driver(self.record.spec.driver).await?;
         network::check(&*self.shared.host(false).await?, &choice)?;
         network::lease(&self.shared, self.record.id).await.map(drop)
     }
 
-    /// Refuses a new name before anything changes.
+    /// Fails if the VM cannot have a new name, before anything changes.
     async fn check_rename(&self, name: &Name) -> Result<(), ToolError> {
         let old = &self.record.name;
         if self.record.state == VmState::Creating {
             return Err(ToolError::new(ErrorCode::VmWrongState, format!("{old} is being created"))
-                .hint("rename it once it is there: call vm_inspect to see its state"));
+                .hint("rename it once it is created: vm_inspect shows its state"));
         }
         if self.unwritten.is_some() {
-            return Err(ToolError::new(
-                ErrorCode::Busy,
-                format!("what happened to {old} cannot be written now"),
-            )
-            .hint("free some room on the disk, then try again"));
+            return Err(ToolError::new(ErrorCode::Busy, format!("the state of {old} cannot be written now"))
+                .hint("free some disk space, then try again"));
         }
         let wanted = name.clone();
         let is_taken =

@@ -1,4 +1,4 @@
-//! Whether the hardware runs guests. A `/dev/kvm` that opens is not enough: the module behind it may be software only.
+//! Detection of hardware KVM. A `/dev/kvm` that opens is not enough: the module behind it may be software only.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -11,20 +11,20 @@ pub(super) enum Kvm {
     Usable,
     /// There is no device.
     NoDevice,
-    /// This user may not open it.
+    /// This user has no permission to open the device.
     Denied,
-    /// It does not open for another reason.
+    /// The device does not open for another reason.
     Broken(String),
-    /// The device belongs to a module that emulates; stock kernels die under it.
+    /// The device belongs to a module without hardware support; stock kernels crash under it.
     SoftwareOnly,
-    /// The processor (as this host sees it) has no virtualisation.
+    /// The processor, as this host sees it, has no virtualisation.
     NoProcessorSupport,
     /// The processor has it, but its module is not loaded.
     NoModule,
 }
 
 impl Kvm {
-    /// Looks below `root`, which is `/` but for tests.
+    /// Examines the host's files below `root`: `/`, or a test's directory.
     pub(super) fn look(root: &Path) -> Self {
         match OpenOptions::new().read(true).write(true).open(root.join("dev/kvm")) {
             Ok(_) => {}
@@ -47,25 +47,26 @@ impl Kvm {
         if module("kvm_intel") || module("kvm_amd") { Self::Usable } else { Self::NoModule }
     }
 
-    /// What is wrong and what to do about it.
+    /// Returns what is wrong and how to fix it; `None` if KVM works.
     pub(super) fn complaint(&self) -> Option<(String, String)> {
         let (why, fix) = match self {
             Self::Usable => return None,
             Self::NoDevice => (
                 "there is no /dev/kvm".to_owned(),
-                "switch virtualisation on in the firmware (or nested virtualisation in the hypervisor), and load kvm_intel or kvm_amd",
+                "enable virtualisation in the firmware (or nested virtualisation in the hypervisor), and load kvm_intel or kvm_amd",
             ),
-            Self::Denied => {
-                ("this user may not open /dev/kvm".to_owned(), "usermod -aG kvm USER, and log in again")
-            }
-            Self::Broken(error) => (format!("/dev/kvm does not open: {error}"), "look into the kernel's log"),
+            Self::Denied => (
+                "this user has no permission to open /dev/kvm".to_owned(),
+                "usermod -aG kvm USER, and log in again",
+            ),
+            Self::Broken(error) => (format!("cannot open /dev/kvm: {error}"), "check the kernel's log"),
             Self::SoftwareOnly => (
                 "/dev/kvm belongs to kvm_pvm, which is software only and cannot run stock kernels".to_owned(),
                 "use a host with hardware virtualisation",
             ),
             Self::NoProcessorSupport => (
                 "the processor shows neither vmx nor svm".to_owned(),
-                "switch virtualisation on in the firmware, or nested virtualisation in the hypervisor",
+                "enable virtualisation in the firmware, or nested virtualisation in the hypervisor",
             ),
             Self::NoModule => {
                 ("neither kvm_intel nor kvm_amd is loaded".to_owned(), "modprobe kvm_intel, or kvm_amd")

@@ -1,7 +1,7 @@
-//! What this host can run, why, and what to do about the rest.
+//! Checks of what this host can run, with reasons and fixes.
 //!
-//! [`examine`] looks (quickly, with deadlines), [`Host`] is what was found, and its methods only judge: what they say depends on
-//! nothing else.
+//! [`examine`] examines the host (quickly, with deadlines), and [`Host`] has the findings. The results of its methods depend only on
+//! these findings.
 
 mod kvm;
 mod probe;
@@ -22,18 +22,18 @@ use super::version::Version;
 use crate::config::{Config, DriverSetting};
 use crate::os::subids::Lacking;
 
-/// Less free memory than this runs no VM, in bytes.
+/// Minimum available memory to run a VM, in bytes.
 const MEMORY_MIN: u64 = 256 << 20;
 
-/// What a host has. Cheap to keep and to clone; it does not change by itself.
+/// Findings about a host. Cheap to keep and to clone; they do not change by themselves.
 #[derive(Debug, Clone)]
 pub struct Host {
     setting: DriverSetting,
     kvm: Kvm,
     force_kvm: bool,
-    /// The walls that VMMs get here, and what lacks of them.
+    /// The confinement of VMMs on this host, and what is missing.
     walls: Walls,
-    /// Those of [`DRIVERS`] that have one, in that order.
+    /// The VMMs of the drivers that have one, in the order of [`DRIVERS`].
     vmms: Vec<FoundVmm>,
     e2fsck: Option<PathBuf>,
     debugfs: Option<PathBuf>,
@@ -45,7 +45,7 @@ pub struct Host {
     nat: Result<(), Complaint>,
 }
 
-/// A VMM, and what was found of it.
+/// A VMM and the findings about it.
 #[derive(Debug, Clone)]
 struct FoundVmm {
     kind: DriverKind,
@@ -54,14 +54,14 @@ struct FoundVmm {
     closer: Closer,
 }
 
-/// Why something cannot be used, of a VMM to be read after its name, and what to do about it.
+/// Why something cannot be used, and the fix. For a VMM, the reason follows its name in a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Complaint {
     why: String,
     fix: String,
 }
 
-/// How a VM is going to be run.
+/// How a VM will be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     /// The driver.
@@ -72,17 +72,17 @@ pub struct Choice {
     pub binary: PathBuf,
     /// The VMM's version.
     pub version: String,
-    /// What the driver can do.
+    /// The driver's capabilities.
     pub caps: Caps,
 }
 
-/// Looks at the host. Takes as long as the slowest VMM takes to say its version: tens of milliseconds, 5 s at most.
+/// Examines the host. Takes as long as the slowest VMM takes to print its version: usually tens of milliseconds, 12 s at most.
 pub fn examine(config: &Config) -> Host {
     probe::examine(config)
 }
 
 impl Host {
-    /// The driver for a VM, or what is missing and how to get it.
+    /// Returns the driver for a VM. Fails with what is missing and how to get it.
     pub fn choose(&self, choice: DriverChoice) -> Result<Choice, ToolError> {
         let wanted = match (choice.kind(), &self.setting) {
             (Some(kind), _) => kind,
@@ -100,17 +100,17 @@ impl Host {
         };
         match self.vmms.iter().find(|found| found.kind == wanted) {
             Some(found) => self.use_vmm(found),
-            None => Err(ToolError::internal(format!("the driver {wanted} was not looked for"))),
+            None => Err(ToolError::internal(format!("the driver {wanted} was not checked"))),
         }
     }
 
-    /// The first VMM that can be used; if there is none, what the last one lacks.
+    /// Returns the first usable VMM. If there is none, fails with the error of the last one.
     fn choose_auto(&self) -> Result<Choice, ToolError> {
-        let none = || Err(ToolError::internal("no driver was looked for"));
+        let none = || Err(ToolError::internal("no driver was checked"));
         self.vmms.iter().fold(none(), |chosen, found| chosen.or_else(|_| self.use_vmm(found)))
     }
 
-    /// Refuses network interfaces where VMs cannot have them.
+    /// Fails if VMs cannot have network interfaces on this host.
     pub(crate) fn check_nat(&self) -> Result<(), ToolError> {
         self.nat.as_ref().copied().map_err(|Complaint { why, fix }| {
             let what = format!("VMs cannot have network nat on this host: {why}");
@@ -142,7 +142,7 @@ impl Host {
         }
     }
 
-    /// A VMM's program, if it can be used as far as it is the program that matters.
+    /// Returns a VMM's program and version, if the program is usable; KVM is not considered.
     fn usable<'a>(&self, found: &'a FoundVmm) -> Result<(&'a PathBuf, Version), Complaint> {
         let usable = found.program.usable(found.vmm.min_version);
         match self.unjailable(found) {
@@ -151,18 +151,18 @@ impl Host {
         }
     }
 
-    /// What is wrong with KVM, unless the owner of the host insists on it and it opens.
+    /// Returns why KVM is not used, with the fix. `None` if it works, or if it opens and the setting `force_kvm` is on.
     fn kvm_complaint(&self) -> Option<(String, String)> {
         let opens = !matches!(self.kvm, Kvm::NoDevice | Kvm::Denied | Kvm::Broken(_));
         self.kvm.complaint().filter(|_| !(self.force_kvm && opens))
     }
 
-    /// Why a VMM cannot run in the jail that it would get here, and what to do about it.
+    /// Returns why a VMM cannot run in the jail that it would get here, with the fix.
     fn unjailable(&self, found: &FoundVmm) -> Option<(String, String)> {
         found.closer.unjailable.clone().filter(|_| self.is_root && self.walls.jail)
     }
 
-    /// Everything that was found, what `auto` picks, and why.
+    /// Returns all findings, the driver that `auto` picks, and why.
     pub fn report(&self) -> Doctor {
         let choice = self.choose(DriverChoice::Auto);
         let why = match &choice {
@@ -182,12 +182,12 @@ impl Host {
     fn why(&self, choice: &Choice) -> String {
         let asked = match &self.setting {
             DriverSetting::Auto => "",
-            DriverSetting::Vmm(_) | DriverSetting::Process { .. } => "the configuration says so; ",
+            DriverSetting::Vmm(_) | DriverSetting::Process { .. } => "set in the configuration; ",
         };
         let vmm = facts(choice.driver).vmm.as_ref();
         let why = match (vmm, choice.accel, self.kvm_complaint()) {
             (None, _, _) => "no VM at all: the guest runs as a process of this host".to_owned(),
-            (Some(_), Accel::Tcg, Some((why, _))) => format!("software emulation, since {why}"),
+            (Some(_), Accel::Tcg, Some((why, _))) => format!("software emulation, because {why}"),
             (Some(_), Accel::Tcg, None) => "software emulation".to_owned(),
             (Some(vmm), Accel::Kvm, _) if vmm.needs_kvm => {
                 format!("hardware KVM works and {} is installed", vmm.program())
@@ -197,14 +197,14 @@ impl Host {
         format!("{asked}{why}")
     }
 
-    /// Why a VMM under KVM was picked, and none that is preferred to it.
+    /// Returns why a VMM under KVM was picked, and why the VMMs preferred to it were not.
     fn why_not_earlier(&self, picked: DriverKind) -> String {
         let earlier = self.vmms.iter().take_while(|found| found.kind != picked);
         let lacks: Vec<String> = earlier
             .filter_map(|found| Some(format!("; {} {}", found.vmm.program(), self.usable(found).err()?.why)))
             .collect();
         match lacks.is_empty() {
-            true if self.kvm != Kvm::Usable => "the setting `force_kvm` says to use KVM".to_owned(),
+            true if self.kvm != Kvm::Usable => "the setting `force_kvm` is on".to_owned(),
             _ => format!("hardware KVM works{}", lacks.concat()),
         }
     }
@@ -219,8 +219,8 @@ impl Host {
             (Some((why, _)), None) => check(
                 "kvm",
                 DoctorStatus::Warn,
-                format!("used because the setting `force_kvm` says so, though {why}: guests may crash or hang"),
-                Some("take `force_kvm` out of the configuration, unless your guests' kernels are made for this host".to_owned()),
+                format!("used because of the setting `force_kvm`, although {why}: guests may crash or hang"),
+                Some("remove `force_kvm` from the configuration, unless your guests' kernels are built for this host".to_owned()),
             ),
             (Some(_), Some((why, fix))) => check("kvm", DoctorStatus::Warn, why, Some(fix)),
         }
@@ -254,10 +254,15 @@ impl Host {
                 check("nat", DoctorStatus::Note, found, Some(fix.clone()));
             }
         }
-        check("vsock", DoctorStatus::Ok, "built in: the host needs no vhost module".to_owned(), None);
+        check("vsock", DoctorStatus::Ok, "built in: no vhost module needed on the host".to_owned(), None);
         let tools = [
             ("e2fsck", &self.e2fsck, "images cannot be built", "apt-get install e2fsprogs"),
-            ("debugfs", &self.debugfs, "ext4 files cannot be made images", "apt-get install e2fsprogs"),
+            (
+                "debugfs",
+                &self.debugfs,
+                "ext4 files cannot be imported as images",
+                "apt-get install e2fsprogs",
+            ),
             (
                 "mmdebstrap",
                 &self.mmdebstrap,
@@ -275,7 +280,12 @@ impl Host {
         }
         match &self.ids {
             _ if self.is_root => {}
-            Ok(()) => check("subids", DoctorStatus::Ok, "this user has ids for mmdebstrap".to_owned(), None),
+            Ok(()) => check(
+                "subids",
+                DoctorStatus::Ok,
+                "this user has subordinate ids for mmdebstrap".to_owned(),
+                None,
+            ),
             Err(lacking) => check(
                 "subids",
                 DoctorStatus::Warn,
@@ -292,7 +302,7 @@ impl Host {
                 "memory",
                 DoctorStatus::Warn,
                 format!("{} MiB available", ByteSize::bytes(bytes).as_mib()),
-                Some("stop what is not needed; a VM takes its memory plus about 60 MiB".to_owned()),
+                Some("stop unneeded programs; a VM uses its memory plus about 60 MiB".to_owned()),
             ),
             None => check("memory", DoctorStatus::Note, "unknown".to_owned(), None),
         }

@@ -1,4 +1,4 @@
-//! Looking: which programs there are and which versions.
+//! Examination of the host: which programs are installed, and their versions.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,28 +18,28 @@ use crate::vmm::driver::{Closer, DRIVERS, Vmm};
 use crate::vmm::process::ask;
 use crate::vmm::version::Version;
 
-/// How long a program may take to say its version.
+/// Timeout of a program to print its version.
 const ANSWER: Duration = Duration::from_secs(12);
 
 /// A program that has a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Program {
-    /// Not there.
+    /// Not installed.
     Missing,
-    /// There, but it does not run or does not say a version.
+    /// Installed, but it does not run or does not print a version.
     Broken { binary: PathBuf, why: String },
-    /// There.
+    /// Installed.
     Found { binary: PathBuf, version: Version },
 }
 
 impl Program {
-    /// The program, if it is new enough; else why not, to be read after its name.
+    /// Returns the program and its version. Fails if it is missing or too old, with a reason that follows its name in a sentence.
     pub(super) fn usable(&self, min: Version) -> Result<(&PathBuf, Version), String> {
         match self {
             Self::Missing => Err("is not installed".to_owned()),
             Self::Broken { binary, why } => Err(format!("does not run from {}: {why}", binary.display())),
             Self::Found { binary, version } if *version < min => {
-                Err(format!("{version} at {} is too old: {min} or newer is needed", binary.display()))
+                Err(format!("{version} at {} is too old: {min} or newer required", binary.display()))
             }
             Self::Found { binary, version } => Ok((binary, *version)),
         }
@@ -57,18 +57,18 @@ impl Program {
             }
             Ok(printed) => match Version::find(&printed.text) {
                 Some(version) => Self::Found { binary, version },
-                None => broken("it does not say its version".to_owned()),
+                None => broken("it does not print its version".to_owned()),
             },
         }
     }
 }
 
-/// Where a program is.
+/// Finds a program.
 fn find(name: &str) -> Option<PathBuf> {
     PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join(name)).find(|path| is_program(path))
 }
 
-/// A program that was downloaded, at its own place rather than that of the link to it.
+/// Returns the path of a downloaded program, with the link to it resolved.
 fn downloaded(config: &Config, name: &str) -> Option<PathBuf> {
     let program = std::fs::canonicalize(Paths::new(&config.state_dir).programs().join(name)).ok()?;
     is_program(&program).then_some(program)
@@ -105,7 +105,7 @@ pub(super) fn examine(config: &Config) -> Host {
     }
 }
 
-/// What there is of a VMM: what the configuration names, else what was downloaded on purpose, else what the host has.
+/// Finds a VMM: the program in the configuration, else the downloaded one, else an installed one.
 fn look_at(config: &Config, kind: DriverKind, vmm: &'static Vmm) -> FoundVmm {
     let own = config.vmms.get(&kind).cloned();
     let downloaded = || (kind == DriverKind::OF_ASSETS).then(|| downloaded(config, vmm.program())).flatten();
@@ -117,7 +117,7 @@ fn look_at(config: &Config, kind: DriverKind, vmm: &'static Vmm) -> FoundVmm {
     FoundVmm { kind, vmm, program, closer }
 }
 
-/// Whether VMs can have a network interface, as far as it can be told without one.
+/// Checks whether VMs can have a network interface, as far as possible without making one.
 fn nat(binary: &Path) -> Result<(), Complaint> {
     let complain = |why: String, fix: String| Err(Complaint { why, fix });
     if !is_program(binary) {
@@ -127,11 +127,11 @@ fn nat(binary: &Path) -> Result<(), Complaint> {
     let may =
         rustix::thread::capabilities(None).is_ok_and(|has| has.effective.contains(CapabilitySet::NET_ADMIN));
     if !may {
-        let why = "this daemon may not change the host's network".to_owned();
+        let why = "this daemon has no permission to change the host's network".to_owned();
         return complain(why, "run nexusd as root".to_owned());
     }
     tap::check().or_else(|why| {
-        let fix = format!("load the kernel's module tun, and see to it that {TUN} is there");
+        let fix = format!("load the kernel module tun, and make sure that {TUN} exists");
         complain(format!("TAP devices cannot be used: {why}"), fix)
     })
 }

@@ -139,7 +139,7 @@ fn this_host_is_examined_quickly() {
     let started = std::time::Instant::now();
     let host = examine(&config());
     assert!(started.elapsed() < std::time::Duration::from_secs(40));
-    // The tests of this workspace need QEMU.
+    // This workspace's tests need QEMU.
     assert!(host.report().ok, "{:#?}", host.report());
 }
 

@@ -1,20 +1,20 @@
-//! Which walls VMMs get on this host.
+//! The confinement that VMMs get on this host.
 
 use nexus_schema::tools::system::DoctorStatus;
 
 use crate::os::confine::landlock_abi;
 use crate::vmm::cgroup::Groups;
 
-/// What this host can put around a VMM.
+/// Kinds of confinement of a VMM that this host supports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Walls {
     /// Whether the settings allow jails and limits.
     pub(super) jail: bool,
-    /// The version of Landlock's interface, where the kernel has it.
+    /// Version of Landlock's interface, if the kernel has it.
     pub(super) landlock: Option<u32>,
-    /// The control groups that can be used, in words.
+    /// Description of the usable control groups.
     pub(super) groups: Option<String>,
-    /// What lacks of control groups.
+    /// Missing control groups, with reasons.
     pub(super) lacking: Vec<String>,
 }
 
@@ -24,12 +24,15 @@ impl Walls {
         Self { jail, landlock: landlock_abi(), groups, lacking }
     }
 
-    /// How they are, in words, and what to do about it.
+    /// Returns the status of the confinement, its description, and a fix.
     pub(super) fn check(&self, is_root: bool) -> (DoctorStatus, String, Option<String>) {
         let mut have = Vec::new();
         let mut lack = self.lacking.clone();
         if is_root && self.jail {
-            have.push("each VM has a user, a root directory and a network namespace of its own, no capabilities, seccomp".to_owned());
+            have.push(
+                "each VM has its own user, root directory and network namespace, no capabilities, seccomp"
+                    .to_owned(),
+            );
         } else if is_root {
             lack.push("the setting `jail` is off: VMMs run as root".to_owned());
         } else {
@@ -37,7 +40,7 @@ impl Walls {
             match self.landlock {
                 Some(version) => have.push(format!("Landlock, version {version}")),
                 None => {
-                    lack.push("this kernel has no Landlock: a VMM may open all files of its user".to_owned())
+                    lack.push("this kernel has no Landlock: a VMM can open all files of its user".to_owned())
                 }
             }
         }
@@ -48,10 +51,10 @@ impl Walls {
         let found = if lack.is_empty() {
             have.join("; ")
         } else {
-            format!("{}; lacking: {}", have.join("; "), lack.join("; "))
+            format!("{}; missing: {}", have.join("; "), lack.join("; "))
         };
         if is_root && !self.jail {
-            let fix = "take `jail = false` out of the configuration".to_owned();
+            let fix = "remove `jail = false` from the configuration".to_owned();
             return (DoctorStatus::Warn, found.trim_start_matches("; ").to_owned(), Some(fix));
         }
         let status = if lack.is_empty() { DoctorStatus::Ok } else { DoctorStatus::Note };

@@ -1,4 +1,4 @@
-//! What Nexus knows of each driver before it runs a VMM.
+//! Static facts about each driver.
 
 use std::path::Path;
 
@@ -8,56 +8,56 @@ use nexus_schema::{ByteSize, DriverKind};
 use super::{Driver, firecracker, process, qemu};
 use crate::vmm::version::Version;
 
-/// All drivers. What else knows one by name is [`DriverKind`] and what a caller may ask for.
+/// All drivers. The only other lists of drivers are [`DriverKind`] and the values that callers may request.
 pub(crate) static DRIVERS: [&Facts; 3] = [&firecracker::FACTS, &qemu::FACTS, &process::FACTS];
 
-/// What is known of a driver.
+/// Facts about a driver.
 #[derive(Debug)]
 pub(crate) struct Facts {
-    /// Which one it is.
+    /// The driver.
     pub(crate) kind: DriverKind,
-    /// What it can do.
+    /// Its capabilities.
     pub(crate) caps: Caps,
-    /// The sockets and pipes that it makes in a VM's directory, beside those of all drivers.
+    /// Sockets and pipes that it makes in a VM's directory, in addition to those of all drivers.
     pub(crate) sockets: &'static [&'static str],
-    /// Its VMM; the process driver has none.
+    /// Its VMM; `None` for the process driver.
     pub(crate) vmm: Option<Vmm>,
-    /// Makes the driver.
+    /// Constructor of the driver.
     pub(crate) make: fn() -> Box<dyn Driver>,
 }
 
-/// A VMM, as a program of a host.
+/// A VMM as an installed program.
 #[derive(Debug)]
 pub(crate) struct Vmm {
-    /// Its programs: the VMM itself, then those that it comes with.
+    /// Its programs: the VMM itself, then the programs that belong to it.
     pub(crate) programs: &'static [&'static str],
-    /// The oldest version that the driver is written for.
+    /// Oldest supported version.
     pub(crate) min_version: Version,
     /// How to install it.
     pub(crate) fix: &'static str,
-    /// Whether it runs under KVM only.
+    /// Whether it requires KVM.
     pub(crate) needs_kvm: bool,
-    /// Looks at what else matters for a binary of it.
+    /// Function that makes further checks of a binary.
     pub(crate) look_closer: fn(&Path) -> Closer,
 }
 
 impl Vmm {
-    /// The name of the VMM itself.
+    /// Returns the name of the VMM itself.
     pub(crate) fn program(&self) -> &'static str {
         self.programs[0]
     }
 }
 
-/// What else was found of a VMM.
+/// Further findings about a VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Closer {
-    /// Why it cannot run in a jail, and what to do about it.
+    /// Why it cannot run in a jail, and the fix.
     pub(crate) unjailable: Option<(String, String)>,
-    /// What a daemon of root should know.
+    /// A check that matters only if the daemon is root's.
     pub(crate) for_root: Option<DoctorCheck>,
 }
 
-/// The facts of a driver.
+/// Returns the facts about a driver.
 pub(crate) const fn facts(kind: DriverKind) -> &'static Facts {
     match kind {
         DriverKind::Firecracker => &firecracker::FACTS,
@@ -66,26 +66,28 @@ pub(crate) const fn facts(kind: DriverKind) -> &'static Facts {
     }
 }
 
-/// The programs of the VMM that is downloaded as an asset, the VMM itself first.
+/// Returns the programs of the VMM that can be downloaded as an asset; the VMM itself comes first.
 pub(crate) fn downloaded_programs() -> &'static [&'static str] {
     facts(DriverKind::OF_ASSETS).vmm.as_ref().map_or(&[], |vmm| vmm.programs)
 }
 
-/// What a driver can do; checked when a VM's spec is checked.
+/// Capabilities of a driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caps {
-    /// The most virtual CPUs.
+    /// Maximum number of virtual CPUs.
     pub max_vcpus: u32,
-    /// The least memory.
+    /// Minimum memory.
     pub min_memory: ByteSize,
-    /// The most drives.
+    /// Maximum number of drives.
     pub max_drives: u32,
-    /// Whether the guest's processors can be stopped and let go on.
+    /// Whether the guest's processors can be paused and resumed.
     pub can_pause: bool,
+    /// Whether the VMM pauses the guest when the host's disk is full. If not, the guest's writes fail.
+    pub pauses_on_full_disk: bool,
     /// Whether its VMs can have a network interface.
     pub has_interface: bool,
-    /// Whether the VMM can ask a guest to shut down that has no agent. Where it cannot, `ShimClient::shutdown` is accepted but
-    /// usual guests do not react to it.
+    /// Whether the VMM can ask a guest without an agent to shut down. If not, `ShimClient::shutdown` succeeds but usual guests
+    /// do not react to it.
     pub can_ask_guest: bool,
 }
 
@@ -93,38 +95,38 @@ pub struct Caps {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unsupported {
     /// Too many or too few virtual CPUs.
-    #[error("{asked} virtual CPUs: the driver takes 1 to {max}")]
+    #[error("{asked} virtual CPUs: the driver supports 1 to {max}")]
     Vcpus {
-        /// What was asked for.
+        /// Requested number.
         asked: u32,
-        /// What there can be.
+        /// Maximum.
         max: u32,
     },
     /// Too little memory, or not whole mebibytes.
-    #[error("{asked} of memory: the driver takes whole mebibytes, at least {min}")]
+    #[error("{asked} of memory: the driver supports whole mebibytes, at least {min}")]
     Memory {
-        /// What was asked for.
+        /// Requested size.
         asked: ByteSize,
-        /// What there must be.
+        /// Minimum.
         min: ByteSize,
     },
     /// Too many drives.
-    #[error("{asked} drives: the driver takes at most {max}")]
+    #[error("{asked} drives: the driver supports at most {max}")]
     Drives {
-        /// What was asked for.
+        /// Requested number.
         asked: u32,
-        /// What there can be.
+        /// Maximum.
         max: u32,
     },
 }
 
 impl Caps {
-    /// What a driver can do.
+    /// Returns the capabilities of a driver.
     pub const fn of(driver: DriverKind) -> Self {
         facts(driver).caps
     }
 
-    /// Whether the driver can run a VM of this size.
+    /// Checks whether the driver can run a VM of this size.
     pub fn check(&self, vcpus: u32, memory: ByteSize, drives: u32) -> Result<(), Unsupported> {
         if vcpus == 0 || vcpus > self.max_vcpus {
             return Err(Unsupported::Vcpus { asked: vcpus, max: self.max_vcpus });

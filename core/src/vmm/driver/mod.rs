@@ -1,10 +1,10 @@
-//! Drivers: how each VMM is started, talked to and understood. They run in the shim.
+//! Drivers: how each VMM is started and controlled. They run in the shim.
 //!
 //! ```text
 //! Driver::prepare ──> Prepared { command line, .. } ──> the shim spawns it ──> BringUp::bring_up ──> Machine
 //! ```
-//! A driver is a folder here, with its [`Facts`] in the list [`DRIVERS`]. It never starts or reaps the process itself: that is the shim's,
-//! the same for all of them.
+//! Each driver is a module here, with its [`Facts`] in the list [`DRIVERS`]. A driver never starts or reaps the process itself: the shim does
+//! that in the same way for all of them.
 
 mod facts;
 mod firecracker;
@@ -16,8 +16,8 @@ pub use facts::Caps;
 pub(crate) use facts::{Closer, DRIVERS, Facts, Vmm, downloaded_programs, facts};
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,12 +29,12 @@ use super::process::CommandLine;
 use crate::os::confine::Confinement;
 use crate::os::process::ProcessHandle;
 
-/// How long a VMM may take from its start until it took its configuration.
+/// Timeout of a VMM from its start until it has accepted its configuration.
 pub(crate) const BRING_UP: Duration = Duration::from_secs(45);
-/// How long a VMM may take to answer one request.
+/// Timeout of a request to a VMM.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
 
-/// What fails while a VMM is brought up or asked for something.
+/// An error of a VMM's start or of a request to it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DriverError {
     #[error("start the vsock device")]
@@ -62,9 +62,9 @@ pub(crate) enum DriverError {
     },
     #[error("{what} refused {request}: {message}")]
     Refused { what: &'static str, request: String, message: String },
-    #[error("{what} ended while it was brought up")]
+    #[error("{what} ended during its start")]
     Ended { what: &'static str },
-    #[error("{what} was not up within {seconds} s")]
+    #[error("{what} did not start within {seconds} s")]
     Late { what: &'static str, seconds: u64 },
     #[error("make a jail for the VMM")]
     Jail {
@@ -79,73 +79,95 @@ fn jail_failed(source: JailError) -> DriverError {
     DriverError::Jail { source: Box::new(source) }
 }
 
-/// Makes VMMs of one kind.
+/// Prepares VMMs of one kind.
 pub(crate) trait Driver {
-    /// Makes everything ready up to the command line. The working directory is the VM's.
+    /// Prepares everything up to the command line. The working directory is the VM's.
     fn prepare(&self, job: &Job) -> Result<Prepared, DriverError>;
 }
 
-/// A VMM that is to be spawned.
+/// A VMM that is ready to be spawned.
 pub(crate) struct Prepared {
     pub command: CommandLine,
-    /// Descriptors that the VMM gets, from [`PASSED_FD`](super::process::PASSED_FD) on.
+    /// Descriptors to pass to the VMM, numbered from [`PASSED_FD`](super::process::PASSED_FD) on.
     pub passed: Vec<OwnedFd>,
-    /// What goes into the VMM's log beside its stderr.
-    pub more_log: Option<File>,
-    /// Whether the VMM changes its user on the way: see [`VmmProcess::spawn`](super::process::VmmProcess::spawn).
+    /// Pipe whose content goes into the VMM's log in addition to its stderr.
+    pub more_log: Option<LogPipe>,
+    /// Whether the VMM changes its user during its start: see [`VmmProcess::spawn`](super::process::VmmProcess::spawn).
     pub lifeline: bool,
-    /// The walls of a jail around it; `None`: those of [`walls`](super::walls), or its own.
+    /// Confinement of a jail; `None`: the one of [`walls`](super::walls), or the VMM's own.
     pub walls: Option<Confinement>,
-    /// Whether it becomes its VM's user, as its shim is to do.
+    /// Whether it changes to the VM's user, as its shim then has to do.
     pub is_jailed: bool,
     pub bring_up: Box<dyn BringUp>,
 }
 
-/// A VMM that was spawned and is to be told what to run.
+/// A VMM's own log, and who listens to it.
+pub(crate) struct LogPipe {
+    pub pipe: File,
+    /// Called with each piece that was read.
+    pub listener: Box<dyn FnMut(&[u8]) + Send>,
+}
+
+impl Read for LogPipe {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.pipe.read(buffer)?;
+        (self.listener)(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+impl AsFd for LogPipe {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
+
+/// A spawned VMM that is not configured yet.
 pub(crate) trait BringUp {
-    /// Returns once the guest runs, or with an error when the VMM ended, refused or was too slow.
+    /// Configures the VMM and starts the guest. Fails if the VMM ends, refuses a request or is too slow.
     fn bring_up(self: Box<Self>, process: &ProcessHandle) -> Result<Arc<dyn Machine>, DriverError>;
 }
 
 /// A VMM that runs a guest.
 pub(crate) trait Machine: Send + Sync {
-    /// The VMM's version, as it says itself.
+    /// Returns the VMM's version, as it reports it.
     fn version(&self) -> &str;
 
-    /// Asks the guest, as hardware would, to shut down. May take [`REQUEST`].
+    /// Asks the guest to shut down, as hardware would. May take [`REQUEST`].
     fn shutdown(&self) -> Result<(), DriverError>;
 
-    /// Stops the guest's processors or lets them go on. May take [`REQUEST`].
+    /// Pauses or resumes the guest's processors. May take [`REQUEST`].
     fn set_paused(&self, paused: bool) -> Result<(), DriverError>;
 
-    /// Lets the guest see that the drive at `index` of the plan is `bytes` long now. May take [`REQUEST`].
+    /// Tells the guest that the drive at `index` of the plan is now `bytes` long. May take [`REQUEST`].
     fn resize_drive(&self, index: usize, bytes: u64) -> Result<(), DriverError>;
 
-    /// What becomes readable when the VMM has something to tell.
+    /// Returns a descriptor that becomes readable when the VMM has sent events.
     fn events(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// Reads what it has to tell; false when it will tell nothing more. Does not block.
+    /// Reads the VMM's events. Returns false if no more will come. Does not block.
     fn take_events(&self) -> bool {
         false
     }
 
-    /// Why the VMM has paused the guest by itself, where it tells. [`Machine::set_paused`] lets the guest go on.
+    /// Returns why the VMM has paused the guest by itself, or refuses its writes, if it reports that. [`Machine::set_paused`] resumes the
+    /// guest; if the VMM does not pause, it ends the report until the next refused write.
     fn stall(&self) -> Option<Stall> {
         None
     }
 
-    /// What the guest did to its machine, where the VMM tells.
+    /// Returns how the guest ended its machine, if the VMM reports it.
     fn end(&self) -> Option<MachineEnd> {
         None
     }
 
-    /// What the end of the VMM means, in words.
+    /// Describes the end of the VMM.
     fn ending(&self, status: ExitStatus) -> String;
 }
 
-/// An exit status in words, with the VMM's name.
+/// Describes an exit status, with the VMM's name.
 fn ended_with(what: &str, status: ExitStatus) -> String {
     format!("{what} {}", exit::describe(status))
 }

@@ -1,4 +1,4 @@
-//! The driver `process`: the guest binary as an ordinary process instead of a VMM. It serves the same sockets.
+//! The driver `process`: runs the guest binary as an ordinary process instead of a VMM. It serves the same sockets.
 
 use std::path::Path;
 use std::process::ExitStatus;
@@ -24,6 +24,7 @@ const CAPS: Caps = Caps {
     max_drives: 8,
     has_interface: false,
     can_pause: false,
+    pauses_on_full_disk: false,
     can_ask_guest: false,
 };
 

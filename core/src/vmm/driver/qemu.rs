@@ -49,10 +49,11 @@ const CAPS: Caps = Caps {
     max_drives: 8,
     has_interface: true,
     can_pause: true,
+    pauses_on_full_disk: true,
     can_ask_guest: false,
 };
 
-/// What the name of a drive's block node begins with; its place in the plan follows.
+/// Prefix of the name of a drive's block node; its index in the plan follows.
 const NODE: &str = "disk";
 
 struct Qemu;
@@ -63,7 +64,7 @@ impl Driver for Qemu {
             .map_err(|source| DriverError::Vsock { source })?;
         let (ours, theirs) = UnixStream::pair().map_err(|source| DriverError::Connection { source })?;
         let monitor = Monitor::new(ours).map_err(|source| DriverError::Connection { source })?;
-        // QEMU is handed its sockets: in a jail it would find none by name.
+        // Pass the sockets to QEMU as descriptors: in a jail it cannot find them by name.
         let here = Path::new(".");
         let connection = |source| DriverError::Connection { source };
         let device = connect_in(here, vm_files::VHOST).map_err(connection)?;
@@ -72,7 +73,7 @@ impl Driver for Qemu {
         let files = jail.as_ref().map_or_else(|| Files::of(&job.plan), |jail| jail.files().clone());
         let mut passed = vec![theirs.into(), device.into(), others.into()];
         if let Some(interface) = &job.plan.interface {
-            // It is in a network namespace of its own, where it would not find it.
+            // Pass the TAP device as a descriptor: QEMU's own network namespace does not contain it.
             let tap = tap::connect(&interface.tap);
             passed.push(tap.map_err(|source| DriverError::Tap { tap: interface.tap.clone(), source })?);
         }
@@ -88,7 +89,7 @@ impl Driver for Qemu {
     }
 }
 
-/// The jail of a QEMU: its binary, libraries, modules and firmware, and the VM's files.
+/// Makes the jail of a QEMU: its binary, libraries, modules and firmware, and the VM's files.
 fn jail(job: &Job) -> Result<Jail, JailError> {
     let jail = Jail::make(&job.plan, Path::new(""), true)?;
     let binary = &job.plan.binary;
@@ -103,7 +104,7 @@ fn jail(job: &Job) -> Result<Jail, JailError> {
     Ok(jail)
 }
 
-/// The whole command line. File names are absolute; sockets are passed.
+/// Returns the command line. File names are absolute; sockets are passed as descriptors.
 fn command(job: &Job, files: &Files) -> CommandLine {
     let plan = &job.plan;
     let mib = plan.memory.as_mib();
@@ -112,13 +113,13 @@ fn command(job: &Job, files: &Files) -> CommandLine {
         arguments.push(name.into());
         arguments.push(value.into());
     };
-    // Interrupt controllers, timer and clock of the PC stay on: kernels come up faster with them than without.
+    // Keep the PC's interrupt controllers, timer and clock: kernels boot faster with them than without.
     option("-machine", format!("microvm,accel={},memory-backend=mem0", plan.accel.as_str()));
-    // An emulator moves the bytes of fast string instructions one by one: without them Linux copies eight at a time.
+    // Under emulation, fast string instructions copy one byte at a time; without these features Linux copies eight at a time.
     option("-cpu", if plan.accel == Accel::Kvm { "host" } else { "max,erms=off,fsrm=off" }.to_owned());
     option("-smp", plan.vcpus.to_string());
     option("-m", format!("{mib}M"));
-    // Shared, so that the vsock device in the shim sees it.
+    // Shared, so that the vsock device in the shim can access it.
     option("-object", format!("memory-backend-memfd,id=mem0,size={mib}M,share=on"));
     option("-name", format!("{},debug-threads=on", plan.name));
     option("-display", "none".to_owned());
@@ -152,8 +153,8 @@ fn command(job: &Job, files: &Files) -> CommandLine {
     CommandLine { program: plan.binary.clone(), arguments }
 }
 
-/// File and format of a drive. Flushes of the guest reach the disk; blocks that it discards are given back to the host's
-/// filesystem; the file is locked against a second VMM.
+/// Returns the block nodes of a drive: file and format. The guest's flushes reach the disk, blocks that it discards are freed on the
+/// host's filesystem, and the file is locked against a second VMM.
 fn block_nodes(index: usize, path: &Path, read_only: bool) -> [String; 2] {
     let cache = json!({ "direct": false, "no-flush": false });
     let file = json!({
@@ -177,14 +178,14 @@ fn block_nodes(index: usize, path: &Path, read_only: bool) -> [String; 2] {
 }
 
 fn kernel_command_line(job: &Job) -> String {
-    // A triple fault ends the VMM on every kernel; what kernels try first may take half a minute on this machine.
-    // An emulated guest's warnings are heard: it tells by one that it has lost its timer.
+    // Reboot by a triple fault, which ends the VMM with every kernel; the kernel's default methods may take half a minute on this machine.
+    // Under emulation, warnings stay on: one of them says that the guest has lost its timer.
     let loudness = if job.plan.accel == Accel::Tcg { "loglevel=5" } else { "quiet" };
     let mut words: Vec<String> =
         ["console=ttyS0", loudness, "panic=-1", "reboot=t"].map(str::to_owned).to_vec();
     if job.plan.accel == Accel::Tcg {
         words.extend(["mitigations=off", "nokaslr", "no_timer_check"].map(str::to_owned));
-        // A busy host makes the guest's own measurement fail, and without a rate it hangs for ever.
+        // On a busy host the guest's own measurement can fail, and without a known rate the guest hangs forever.
         if let Some(khz) = job.tsc_khz {
             words.push(format!("tsc_early_khz={khz}"));
         }
@@ -202,7 +203,7 @@ struct Spawned {
 
 impl BringUp for Spawned {
     fn bring_up(self: Box<Self>, _: &ProcessHandle) -> Result<Arc<dyn Machine>, DriverError> {
-        // The end of the process is the end of the connection.
+        // If the process ends, the connection ends too, so the process needs no separate check.
         let version = self.monitor.open(Instant::now() + BRING_UP)?;
         Ok(Arc::new(Running { version, monitor: self.monitor, _vsock: self.vsock, _jail: self.jail }))
     }

@@ -1,4 +1,4 @@
-//! A client of QEMU's monitor protocol (QMP), over a connection that nobody else has.
+//! A client of QEMU's monitor protocol (QMP), over a private connection.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,7 +14,7 @@ use super::{DriverError, REQUEST};
 use crate::os::process::timespec;
 
 const WHAT: &str = "qemu";
-/// The longest line that is taken; QEMU's are far shorter.
+/// Maximum length of a line, in bytes. QEMU's lines are far shorter.
 const LINE_MAX: usize = 64 << 10;
 
 /// One line from QEMU.
@@ -60,7 +60,7 @@ pub(super) struct Monitor {
     incoming: Mutex<Incoming>,
     /// Something arrived, or the connection ended.
     arrived: Condvar,
-    /// One request at a time; holds the number of the last.
+    /// Serializes requests; holds the number of the last one.
     turn: Mutex<u64>,
 }
 
@@ -70,22 +70,23 @@ struct Incoming {
     version: Option<String>,
     reply: Option<(u64, Result<Value, String>)>,
     shutdown_reason: Option<String>,
-    /// The block node whose file found no room, since QEMU paused the guest for it.
+    /// The block node that ran out of disk space, while QEMU keeps the guest paused for it.
     full_node: Option<String>,
     ended: bool,
 }
 
 impl Monitor {
-    /// A monitor over a connection to QEMU.
+    /// Returns a monitor over a connection to QEMU.
     pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self { stream, incoming: Mutex::default(), arrived: Condvar::new(), turn: Mutex::default() })
     }
 
-    /// Greets, and returns once the machine is made and its processors are about to run. The only reader is this thread.
+    /// Negotiates, and returns QEMU's version once the machine is set up and its processors are about to run. Only this thread may read
+    /// meanwhile.
     pub(super) fn open(&self, deadline: Instant) -> Result<String, DriverError> {
         let version = self.pump_until(deadline, "the greeting", |incoming| incoming.version.take())?;
-        // Commands are executed by the main loop, which is entered only when every device is up.
+        // QEMU executes commands in its main loop, which it enters only after every device is set up.
         for (number, command) in (1..).zip(["qmp_capabilities", "query-status"]) {
             self.send(number, command, &Value::Null)?;
             let reply = self.pump_until(deadline, command, |i| take_reply(i, number))?;
@@ -95,12 +96,12 @@ impl Monitor {
         Ok(version)
     }
 
-    /// Has a command executed while another thread calls [`Monitor::take`].
+    /// Executes a command. Another thread must call [`Monitor::take`] meanwhile.
     pub(super) fn execute(&self, command: &'static str) -> Result<Value, DriverError> {
         self.execute_with(command, &Value::Null)
     }
 
-    /// The same with arguments, an object or null.
+    /// Executes a command with arguments, an object or null. Another thread must call [`Monitor::take`] meanwhile.
     pub(super) fn execute_with(
         &self,
         command: &'static str,
@@ -130,7 +131,7 @@ impl Monitor {
         }
     }
 
-    /// Reads what has arrived; false once the connection has ended.
+    /// Reads available bytes. Returns false once the connection has ended.
     pub(super) fn take(&self) -> bool {
         let mut incoming = lock(&self.incoming);
         let mut chunk = [0; 4096];
@@ -147,13 +148,13 @@ impl Monitor {
         !incoming.ended
     }
 
-    /// Why QEMU went down, in its own word, if it said so: `guest-reset`, `guest-shutdown`, `host-signal` and so on.
+    /// Returns QEMU's reason of its shutdown, if it reported one: `guest-reset`, `guest-shutdown`, `host-signal` and so on.
     pub(super) fn shutdown_reason(&self) -> Option<String> {
         self.take();
         lock(&self.incoming).shutdown_reason.clone()
     }
 
-    /// The block node whose file found no room on the host, while QEMU keeps the guest paused for that.
+    /// Returns the block node that ran out of disk space on the host, while QEMU keeps the guest paused for it.
     pub(super) fn full_node(&self) -> Option<String> {
         lock(&self.incoming).full_node.clone()
     }
@@ -164,7 +165,7 @@ impl Monitor {
             arguments => format!("\"arguments\":{arguments},"),
         };
         let line = format!("{{\"execute\":\"{command}\",{arguments}\"id\":{number}}}\n");
-        // So little always fits, unless QEMU has stopped reading.
+        // A short line always fits, unless QEMU has stopped reading.
         (&self.stream).write_all(line.as_bytes()).map_err(|source| unanswered(command, source))
     }
 
@@ -188,7 +189,7 @@ impl Monitor {
             }
             let left = left.min(Duration::from_secs(1));
             let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
-            // Interrupted or not: the loop looks again.
+            // An error or an interrupt is harmless: the loop checks again.
             let _ = poll(&mut fds, Some(&timespec(left)));
         }
     }
@@ -209,7 +210,7 @@ impl Incoming {
             from += length + 1;
             match line {
                 Ok(line) => self.line(line),
-                Err(error) => tracing::warn!(%error, "a line of qemu's monitor is not understood"),
+                Err(error) => tracing::warn!(%error, "cannot parse a line of qemu's monitor"),
             }
         }
         self.buffer.drain(..from);
@@ -233,7 +234,7 @@ impl Incoming {
         }
     }
 
-    /// QEMU's `qapi/run-state.json` and `qapi/block-core.json` describe the events.
+    /// Handles an event. QEMU's `qapi/run-state.json` and `qapi/block-core.json` describe the events.
     fn event(&mut self, event: &str, data: &Value) {
         let word = |key: &str| data.get(key).and_then(Value::as_str);
         match event {
@@ -251,7 +252,7 @@ impl Incoming {
 }
 
 fn take_reply(incoming: &mut Incoming, number: u64) -> Option<Result<Value, String>> {
-    // A late reply to a request that was given up is dropped here.
+    // Drops late replies to requests that have timed out.
     incoming.reply.take_if(|(n, _)| *n <= number).filter(|(n, _)| *n == number).map(|(_, reply)| reply)
 }
 
@@ -259,7 +260,7 @@ fn unanswered(request: &str, source: io::Error) -> DriverError {
     DriverError::Unanswered { what: WHAT, request: request.to_owned(), source }
 }
 
-/// A panic of another holder leaves nothing half-done here.
+/// Locks a mutex, also after a panic of another holder: a panic leaves no half-done changes here.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

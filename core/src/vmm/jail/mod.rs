@@ -1,12 +1,12 @@
-//! Jails: what a VMM of root sees of the host. A driver says which files its VMM needs; here they are put together.
+//! Jails: the part of the host that a VMM of root's daemon can see. A driver lists the files that its VMM needs; this module makes the jail.
 //!
 //! ```text
-//! Jail::make ── root directory (own mounts, a user of its own) ── bring, bring_program: bind mounts
+//! Jail::make ── root directory (own mounts, its own user) ────── bring, bring_program: bind mounts
 //!      │                                                              │
 //!      └── confine: namespaces, chroot, user, no capabilities, seccomp ┘     leave_root: the shim becomes that user too
 //! ```
-//! The mounts are seen by the shim and its VMM only, and are gone with them. What stays on the disk after a `kill -9` of the shim
-//! is a directory with empty files, which [`remove`] removes.
+//! Only the shim and its VMM see the mounts, which end with them. After a `kill -9` of the shim, a directory with empty files stays on the
+//! disk; [`remove`] removes it.
 
 mod program;
 
@@ -23,15 +23,15 @@ use crate::os::confine::{self, CapabilitySet, Confinement, User};
 use crate::os::own_mounts;
 use crate::os::paths::{KVM, PLAIN_DEVICES, vm_files};
 
-/// Users from here on belong to nobody: above those that containers get, below those that do not fit 31 bits. Each VM has
-/// its own, by its context id.
+/// Start of a range of unused user ids: above the ranges of containers, below the ids that do not fit 31 bits. Each VM has its own
+/// user, derived from its context id.
 const UID_FIRST: u32 = 0x7000_0000;
 const UID_COUNT: u32 = 0x0fff_0000;
 
-/// What fails while a jail is made. It holds paths relative to the VM's directory.
+/// An error while a jail is made. Its paths are relative to the VM's directory.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JailError {
-    #[error("make mounts of this VM's own")]
+    #[error("make private mounts for this VM")]
     Mounts {
         #[source]
         source: nix::Error,
@@ -59,7 +59,7 @@ pub(crate) fn file<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::
     move |source| JailError::File { action, path: path.to_owned(), source }
 }
 
-/// Where a VMM finds its VM's files, as it sees them itself.
+/// Paths of a VM's files, as its VMM sees them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Files {
     pub kernel: PathBuf,
@@ -69,7 +69,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// The plan's own paths: those of a VMM without a jail.
+    /// Returns the plan's own paths, for a VMM without a jail.
     pub(crate) fn of(plan: &LaunchPlan) -> Self {
         Self {
             kernel: plan.kernel.clone(),
@@ -79,7 +79,7 @@ impl Files {
     }
 }
 
-/// The user of a VM, which is also its group.
+/// Returns the user id of a VM, which is also its group id.
 pub(crate) fn uid_of(plan: &LaunchPlan) -> u32 {
     uid_of_cid(plan.cid)
 }
@@ -88,12 +88,12 @@ fn uid_of_cid(cid: u32) -> u32 {
     UID_FIRST + cid % UID_COUNT
 }
 
-/// The user that the VMM of a VM with this context id runs as.
+/// Returns the user id that the VMM of a VM with this context id runs as.
 pub(crate) fn vmm_uid(cid: u32, jail: bool) -> u32 {
     if jail && confine::is_root() { uid_of_cid(cid) } else { rustix::process::geteuid().as_raw() }
 }
 
-/// Whether the VMM of a plan is put in a jail: root's are, unless the settings say otherwise.
+/// Returns whether the VMM of a plan runs in a jail: under root's daemon it does, unless the settings disable jails.
 pub(crate) fn is_for(plan: &LaunchPlan) -> bool {
     plan.jail && confine::is_root()
 }
@@ -107,8 +107,8 @@ pub(crate) struct Jail {
 }
 
 impl Jail {
-    /// Makes the jail of a VM in the working directory, with the VM's files in it. `below` is where its root directory is below
-    /// [`vm_files::JAIL`]; with `in_memory` it is no directory of the disk. From here on, this process has mounts of its own.
+    /// Makes the jail of a VM in the working directory, with the VM's files in it. `below` is the path of its root directory below
+    /// [`vm_files::JAIL`]; with `in_memory` it is on a tmpfs. From here on, this process has its own mount namespace.
     pub(crate) fn make(plan: &LaunchPlan, below: &Path, in_memory: bool) -> Result<Self, JailError> {
         own_mounts::begin().map_err(|source| JailError::Mounts { source })?;
         let base = Path::new(vm_files::JAIL);
@@ -121,13 +121,13 @@ impl Jail {
                 .map_err(|source| JailError::Mounts { source })?;
         }
         std::fs::create_dir_all(&root).map_err(file("make", &root))?;
-        // Directories on the way are made by this process with its umask; the jail's user has to get through them.
+        // This process made the parent directories with its umask, but the jail's user has to traverse them.
         let on_the_way = root.ancestors().skip(1).take_while(|directory| directory.starts_with(base));
         for directory in on_the_way {
             open_up(directory)?;
         }
         let uid = uid_of(plan);
-        chown(&root, Some(uid), Some(uid)).map_err(file("give to the jail's user", &root))?;
+        chown(&root, Some(uid), Some(uid)).map_err(file("change the owner of", &root))?;
         let mut jail = Self { root, uid, files: Files::of(plan) };
         jail.files.kernel = jail.bring(&plan.kernel, "kernel", false)?;
         jail.files.initramfs = jail.bring(&plan.initramfs, "initramfs", false)?;
@@ -138,17 +138,16 @@ impl Jail {
         Ok(jail)
     }
 
-    /// Makes one of the VM's files visible inside; its path there.
+    /// Makes one of the VM's files visible inside. Returns its path there.
     fn bring(&self, outside: &Path, name: &str, is_written: bool) -> Result<PathBuf, JailError> {
         let inside = self.root.join(name);
         std::fs::File::create_new(&inside).map_err(file("make", &inside))?;
         if is_written {
             bind(outside, &inside, MsFlags::empty())?;
-            chown(&inside, Some(self.uid), Some(self.uid))
-                .map_err(file("give to the jail's user", outside))?;
+            chown(&inside, Some(self.uid), Some(self.uid)).map_err(file("change the owner of", outside))?;
         } else {
-            // Kernels, initramfs files and read-only drives are shared by VMs, and hold no secret of one of them.
-            let mode = std::fs::metadata(outside).map_err(file("look at", outside))?.permissions().mode();
+            // Kernels, initramfs files and read-only drives are shared by VMs and contain no secrets.
+            let mode = std::fs::metadata(outside).map_err(file("stat", outside))?.permissions().mode();
             if mode & 0o004 == 0 {
                 std::fs::set_permissions(outside, std::fs::Permissions::from_mode(mode | 0o444))
                     .map_err(file("make readable", outside))?;
@@ -158,7 +157,7 @@ impl Jail {
         Ok(Path::new("/").join(name))
     }
 
-    /// Makes a file or directory of the host visible at its own path, if it is there. Nothing can be written to it, but to a device.
+    /// Makes a file or directory of the host visible at its own path, if it exists. Only devices are writable.
     fn show(&self, outside: &Path, flags: MsFlags) -> Result<(), JailError> {
         let Ok(found) = std::fs::metadata(outside) else { return Ok(()) };
         let inside = self.root.join(outside.strip_prefix("/").unwrap_or(outside));
@@ -177,7 +176,7 @@ impl Jail {
         bind(outside, &inside, flags)
     }
 
-    /// Makes a program visible with all that it needs to run: its libraries, what else is named, and the plain devices.
+    /// Makes a program visible with all that it needs to run: its libraries, the paths in `more`, and the basic devices.
     pub(crate) fn bring_program(
         &self,
         program: &Path,
@@ -195,15 +194,15 @@ impl Jail {
         if with_kvm {
             self.make_kvm()?;
         }
-        // Nothing is written to the directory itself, which holds mount points.
-        chown(&self.root, Some(0), Some(0)).map_err(file("keep", &self.root))?;
+        // The jail's user must not write to the directory itself, which holds mount points.
+        chown(&self.root, Some(0), Some(0)).map_err(file("change the owner of", &self.root))?;
         open_up(&self.root)
     }
 
-    /// A node of the host's KVM that belongs to the jail's user: that of the host is for root and a group.
+    /// Makes a device node of the host's KVM that belongs to the jail's user. The host's own node belongs to root and a group.
     fn make_kvm(&self) -> Result<(), JailError> {
         let host = Path::new(KVM);
-        let device = std::fs::metadata(host).map_err(file("look at", host))?.rdev();
+        let device = std::fs::metadata(host).map_err(file("stat", host))?.rdev();
         let inside = self.root.join(host.strip_prefix("/").unwrap_or(host));
         let mode = Mode::RUSR | Mode::WUSR;
         rustix::fs::mknodat(CWD, &inside, FileType::CharacterDevice, mode, device)
@@ -212,58 +211,58 @@ impl Jail {
         self.give(&inside)
     }
 
-    /// The walls of a VMM that is started in here: those of every VMM, and the jail's.
+    /// Returns the confinement of a VMM that is started in this jail: that of every VMM, and the jail's.
     pub(crate) fn confine(&self, vmm: Confinement) -> Confinement {
         Confinement {
             namespaces: CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS,
             root: Some(self.root.clone()),
             user: Some(User { uid: self.uid, gid: self.uid }),
             capabilities: Some(CapabilitySet::empty()),
-            // It sees no others.
+            // No Landlock rules: the jail contains no other files.
             files: None,
             ..vmm
         }
     }
 
-    /// Gives a file of the jail to its user.
+    /// Makes the jail's user the owner of a file.
     pub(crate) fn give(&self, path: &Path) -> Result<(), JailError> {
-        chown(path, Some(self.uid), Some(self.uid)).map_err(file("give to the jail's user", path))
+        chown(path, Some(self.uid), Some(self.uid)).map_err(file("change the owner of", path))
     }
 
-    /// The jail's root directory, relative to the VM's.
+    /// Returns the jail's root directory, relative to the VM's.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Its user.
+    /// Returns the jail's user id.
     pub(crate) fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// Where the VM's files are inside.
+    /// Returns the paths of the VM's files inside.
     pub(crate) fn files(&self) -> &Files {
         &self.files
     }
 }
 
-/// Everybody may go through a directory.
+/// Lets all users traverse a directory.
 fn open_up(directory: &Path) -> Result<(), JailError> {
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711))
-        .map_err(file("open to the jail's user", directory))
+        .map_err(file("change the mode of", directory))
 }
 
 fn bind(outside: &Path, inside: &Path, flags: MsFlags) -> Result<(), JailError> {
     let none: Option<&str> = None;
     let bind = |flags| mount(Some(outside), inside, none, flags, none).map_err(io::Error::from);
-    bind(MsFlags::MS_BIND).map_err(file("show the jail", outside))?;
+    bind(MsFlags::MS_BIND).map_err(file("bind-mount", outside))?;
     if flags.is_empty() {
         return Ok(());
     }
-    bind(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags).map_err(file("protect", outside))
+    bind(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags).map_err(file("remount", outside))
 }
 
-/// Makes this process, a shim whose VMM was spawned, the VM's user, with all of its threads: the VM's directory and what is in it is
-/// that user's from here on. It can end its VMM, and the VMM still dies with it.
+/// Changes the user of this process, a shim whose VMM was spawned, to the VM's user, in all of its threads. The VM's directory and its
+/// content belong to that user from here on. The shim can still end its VMM, and the VMM still dies with it.
 pub(crate) fn leave_root(plan: &LaunchPlan) -> Result<(), JailError> {
     let uid = uid_of(plan);
     let here = Path::new(".");
@@ -272,14 +271,14 @@ pub(crate) fn leave_root(plan: &LaunchPlan) -> Result<(), JailError> {
         if entry.file_name() != vm_files::JAIL {
             let path = entry.path();
             std::os::unix::fs::lchown(&path, Some(uid), Some(uid))
-                .map_err(file("give to the VM's user", &path))?;
+                .map_err(file("change the owner of", &path))?;
         }
     }
-    chown(here, Some(uid), Some(uid)).map_err(file("give to the VM's user", here))?;
+    chown(here, Some(uid), Some(uid)).map_err(file("change the owner of", here))?;
     let become_it = || {
         let gid = nix::unistd::Gid::from_raw(uid);
         let user = nix::unistd::Uid::from_raw(uid);
-        // These are the C library's, which change all threads; with root's user its capabilities go.
+        // These functions of the C library change all threads. All capabilities are dropped with the change from root to another user.
         nix::unistd::setgroups(&[])?;
         nix::unistd::setresgid(gid, gid, gid)?;
         nix::unistd::setresuid(user, user, user)
@@ -290,12 +289,12 @@ pub(crate) fn leave_root(plan: &LaunchPlan) -> Result<(), JailError> {
 impl Drop for Jail {
     fn drop(&mut self) {
         if let Err(error) = remove(Path::new(vm_files::JAIL)) {
-            tracing::debug!(%error, "a jail is left to the daemon");
+            tracing::debug!(%error, "cannot remove a jail; the daemon will remove it");
         }
     }
 }
 
-/// Removes a jail with everything in it but what is mounted there.
+/// Unmounts everything in a jail, then removes the jail.
 pub(crate) fn remove(base: &Path) -> Result<(), JailError> {
     let here = match std::fs::canonicalize(base) {
         Ok(here) => here,
@@ -303,7 +302,7 @@ pub(crate) fn remove(base: &Path) -> Result<(), JailError> {
         Err(error) => return Err(file("find", base)(error)),
     };
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    // Field 5 is where it is mounted; blanks in it are written as octal numbers.
+    // Field 5 is the mount point; spaces in it are written as octal numbers.
     for mounted in mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape) {
         if Path::new(&mounted).starts_with(&here) {
             umount2(Path::new(&mounted), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
@@ -316,7 +315,7 @@ pub(crate) fn remove(base: &Path) -> Result<(), JailError> {
     }
 }
 
-/// A path as `/proc/self/mountinfo` writes it.
+/// Decodes a path of `/proc/self/mountinfo`.
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }

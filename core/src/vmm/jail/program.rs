@@ -1,4 +1,4 @@
-//! What a program needs to run: the dynamic loader tells which libraries.
+//! The files that a program needs to run. The dynamic loader lists its libraries.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,11 +10,11 @@ use crate::os::confine::program::interpreter;
 use crate::os::paths::LOADER_CACHE;
 use crate::vmm::process::ask;
 
-/// How long the loader may take.
+/// Timeout of the loader.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The loader of a program, its libraries and the loader's own files. A statically linked one needs none; a script needs its
-/// interpreter with what that needs, and has nothing else.
+/// Returns the loader of a program, its libraries and the loader's own files. A statically linked program needs none; a script needs its
+/// interpreter and the files that the interpreter needs.
 pub(super) fn needs(program: &Path) -> Result<Vec<PathBuf>, JailError> {
     let Some(loader) = interpreter(program).map_err(file("read", program))? else { return Ok(Vec::new()) };
     if is_script(program).map_err(file("read", program))? {
@@ -39,7 +39,7 @@ fn is_script(program: &Path) -> io::Result<bool> {
     Ok(start == *b"#!")
 }
 
-/// The paths in what `ld.so --list` prints: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f…)`.
+/// Returns the paths in the output of `ld.so --list`: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f…)`.
 fn parse(text: &str) -> impl Iterator<Item = PathBuf> {
     text.lines().filter_map(|line| {
         let path = line.split_once(" => ").map_or(line, |(_, path)| path).trim();

@@ -1,4 +1,4 @@
-//! One shim per directory: a lock file, locked for as long as its shim lives, that says who it is.
+//! One shim per directory: a lock file that its shim holds locked until it ends, with the shim's identity in it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -12,16 +12,16 @@ use crate::os::paths::vm_files;
 use crate::os::regular;
 use crate::vmm::control::ShimIdentity;
 
-/// How long what a lock's file says is at most, in bytes.
+/// Maximum size of a lock file's content, in bytes.
 const IDENTITY_MAX: u64 = 1 << 10;
 
-/// The lock, held.
+/// The held lock.
 pub(super) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes the lock; `None` when another shim has it.
+    /// Takes the lock; `None` if another shim holds it.
     pub(super) fn take(directory: &Path) -> io::Result<Option<Self>> {
         let path = directory.join(vm_files::SHIM_LOCK);
         let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
@@ -39,7 +39,7 @@ impl Lock {
     }
 }
 
-/// Which shim holds the lock of a directory; `None` when none does.
+/// Returns the shim that holds the lock of a directory; `None` if none does.
 pub(crate) fn read_holder(directory: &Path) -> io::Result<Option<Holder>> {
     let path = directory.join(vm_files::SHIM_LOCK);
     let file = match regular::open_with(&path, OpenOptions::new().read(true).write(true)) {
@@ -58,11 +58,11 @@ pub(crate) fn read_holder(directory: &Path) -> io::Result<Option<Holder>> {
     }
 }
 
-/// Who holds a lock.
+/// The holder of a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Holder {
-    /// A shim that has said who it is.
+    /// A shim that has written its identity.
     Known(ShimIdentity),
-    /// A shim that is about to say so.
+    /// A shim that has not written its identity yet.
     Unknown,
 }

@@ -1,7 +1,7 @@
-//! The shim process: parent of one VMM, for as long as it lives.
+//! The shim process: the parent of one VMM.
 //!
-//! It outlives the daemon, keeps the console, answers on the control socket, and writes `exit.json` when the VMM has ended. The
-//! VMM dies with it. It is small on purpose: no runtime, a few threads with small stacks, nothing kept that is not needed.
+//! It survives the daemon's end, writes the console's log, answers on the control socket, and writes `exit.json` when the VMM has ended.
+//! The VMM dies with it. It uses little memory on purpose: no runtime, and a few threads with small stacks.
 //!
 //! ```text
 //! lock ─> job ─> logs ─> control socket ─> prepare ─> spawn ─> bring up ─> report ─> serve ─> reap ─> exit.json
@@ -38,13 +38,13 @@ use crate::os::paths::vm_files;
 use crate::os::socket::bind_in;
 use nexus_schema::error::chain;
 
-/// How much of what a VMM writes to stderr is kept, in bytes; as much again is kept of what was before.
+/// Size at which the log of a VMM's stderr is rotated, in bytes. One rotated file is kept.
 const VMM_LOG_BYTES: u64 = 256 << 10;
-/// How long a VMM that gave up may take to be gone before it is killed.
+/// Timeout of a VMM to end by itself after a failed start, before it is killed.
 const LEAVE: Duration = Duration::from_millis(500);
 
-/// Runs a shim: `nexusd vm-shim DIR`. Reads `plan.json`, runs the VMM to its end and writes `exit.json`. To be called first
-/// thing in a process of its own, before anything opens files or starts threads.
+/// Runs a shim: `nexusd vm-shim DIR`. Reads `plan.json`, runs the VMM to its end and writes `exit.json`. Call it at the start of a
+/// separate process, before anything opens files or starts threads.
 pub fn shim_main(directory: &Path) -> ExitCode {
     process::become_shim();
     match run(directory) {
@@ -56,7 +56,7 @@ pub fn shim_main(directory: &Path) -> ExitCode {
     }
 }
 
-/// What ends a shim before it has a VMM.
+/// An error that ends a shim before it has a VMM.
 #[derive(Debug, thiserror::Error)]
 enum ShimError {
     #[error("enter the VM's directory")]
@@ -64,7 +64,7 @@ enum ShimError {
         #[source]
         source: io::Error,
     },
-    #[error("another shim lives in this directory")]
+    #[error("another shim runs in this directory")]
     Locked,
     #[error("use {file} in the VM's directory")]
     File {
@@ -92,7 +92,7 @@ enum ShimError {
         #[source]
         source: io::Error,
     },
-    #[error("learn about this process")]
+    #[error("read the start time of this process")]
     Myself {
         #[source]
         source: io::Error,
@@ -101,7 +101,7 @@ enum ShimError {
 
 /// Writes a line to the shim's own log.
 fn say(line: &str) {
-    // There is nobody to tell where this fails.
+    // A failure cannot be reported anywhere.
     let _ = writeln!(io::stderr(), "{line}");
 }
 
@@ -109,7 +109,7 @@ fn file(file: &'static str) -> impl Fn(io::Error) -> ShimError {
     move |source| ShimError::File { file, source }
 }
 
-/// Everything is relative to the working directory from here on: Unix socket paths hold 107 bytes only.
+/// The VM's directory. All paths are relative to it, since a Unix socket's path has at most 107 bytes.
 const HERE: &str = ".";
 
 fn run(directory: &Path) -> Result<(), ShimError> {
@@ -131,10 +131,10 @@ fn run(directory: &Path) -> Result<(), ShimError> {
     let exit = match shim.launch() {
         Ok((vmm, status)) => {
             if let Err(error) = walls::forbid_programs(&job, vmm.is_jailed) {
-                say(&format!("this process may still start programs: {error}"));
+                say(&format!("cannot forbid this process to start programs: {error}"));
             }
             if report(&Launched::Running(status.clone())).is_err() {
-                say("the daemon that launched this VM is gone before it was up");
+                say("the daemon that launched this VM ended before the VM was up");
                 shim.by_request = true;
                 kill(&vmm.process);
             }
@@ -146,7 +146,7 @@ fn run(directory: &Path) -> Result<(), ShimError> {
         }
         Err(exit) => {
             write_exit(here, &exit);
-            // A daemon that is gone learns it from exit.json.
+            // If the daemon has ended, the next one reads exit.json.
             let _ = report(&Launched::Failed(exit.clone()));
             exit
         }
@@ -158,17 +158,17 @@ fn run(directory: &Path) -> Result<(), ShimError> {
     Ok(())
 }
 
-/// A VMM that runs, with what belongs to it.
+/// A running VMM with its resources.
 struct Vmm {
     process: VmmProcess,
     machine: Arc<dyn Machine>,
-    /// Whether this process and its VMM are the VM's user.
+    /// Whether this process and its VMM run as the VM's user.
     is_jailed: bool,
     pumps: Vec<Pump>,
 }
 
 impl Vmm {
-    /// Reaps a VMM that has ended, and everything it wrote.
+    /// Reaps a VMM that has ended, and drains its output.
     fn end(mut self, by_request: bool) -> Exit {
         for pump in self.pumps {
             pump.finish();
@@ -178,7 +178,10 @@ impl Vmm {
                 machine: self.machine.end(),
                 ..Exit::seen(status, by_request, self.machine.ending(status))
             },
-            Err(error) => Exit { message: format!("the VMM ended, nobody saw how: {error}"), ..Exit::lost() },
+            Err(error) => Exit {
+                message: format!("the VMM ended, but its exit status is unknown: {error}"),
+                ..Exit::lost()
+            },
         }
     }
 }
@@ -253,9 +256,9 @@ impl Live<'_> {
         };
         return Ok((Vmm { process: vmm, machine, is_jailed: prepared.is_jailed, pumps }, status));
 
-        /// Ends a VMM that did not come up, and says why it did not.
+        /// Ends a VMM that did not start. Returns how it ended, with the reason.
         fn give_up(mut vmm: VmmProcess, pumps: Vec<Pump>, error: &dyn std::error::Error) -> Exit {
-            // Most often it has ended by itself, and its status says more than the connection that broke.
+            // Most often it has ended by itself; its exit status then says more than the broken connection.
             let ended_itself = matches!(vmm.handle().wait_ended(LEAVE), Ok(true));
             if !ended_itself {
                 kill(&vmm);
@@ -289,17 +292,17 @@ struct SpawnError {
 
 fn kill(vmm: &VmmProcess) {
     if let Err(error) = vmm.handle().kill() {
-        say(&format!("kill the VMM: {error}"));
+        say(&format!("cannot kill the VMM: {error}"));
     }
 }
 
 fn write_exit(here: &Path, exit: &Exit) {
     if let Err(error) = exit::write_exit(here, exit) {
-        say(&format!("write {}: {error}", vm_files::EXIT));
+        say(&format!("cannot write {}: {error}", vm_files::EXIT));
     }
 }
 
-/// Signals arrive on a descriptor; a terminal's do not concern a shim.
+/// Blocks the signals of a shim and returns a descriptor to read them from.
 fn receive_signals() -> Result<SignalFd, ShimError> {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
@@ -310,19 +313,19 @@ fn receive_signals() -> Result<SignalFd, ShimError> {
         .map_err(|source| ShimError::Signals { source })
 }
 
-/// Tells the daemon that launched this shim, then lets go of it.
+/// Sends the report to the daemon that launched this shim, then closes the pipe to it.
 fn report(launched: &Launched) -> io::Result<()> {
     let mut line = serde_json::to_vec(launched)?;
     line.push(b'\n');
     let launcher = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
     let nowhere = fs_err::OpenOptions::new().write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdout(&nowhere)?;
-    // One write: the line is shorter than what a pipe takes at once.
+    // One write is enough: the line is shorter than an atomic write to a pipe.
     rustix::io::write(&launcher, &line)?;
     Ok(())
 }
 
-/// The sockets and pipes that shim and VMM have made; the daemon's own stays.
+/// Returns the names of the sockets and pipes that shim and VMM make, without those of the daemon.
 pub(crate) fn sockets() -> impl Iterator<Item = &'static str> {
     let of_drivers = driver::DRIVERS.iter().flat_map(|driver| driver.sockets).copied();
     [vm_files::VSOCK, vm_files::SHIM].into_iter().chain(of_drivers)
@@ -331,7 +334,9 @@ pub(crate) fn sockets() -> impl Iterator<Item = &'static str> {
 fn remove_sockets() {
     for name in sockets() {
         match std::fs::remove_file(name) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => say(&format!("remove {name}: {error}")),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                say(&format!("cannot remove {name}: {error}"))
+            }
             _ => {}
         }
     }

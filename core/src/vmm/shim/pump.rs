@@ -1,4 +1,4 @@
-//! Carries what a VMM writes from its pipe to a log, in a thread of its own, so that nothing else makes the guest wait.
+//! Copies a VMM's output from its pipe to a log, in a separate thread, so that a busy shim does not block the guest.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,10 +12,10 @@ use super::say;
 use crate::vmm::log::LogWriter;
 use crate::vmm::process::set_nonblocking;
 
-/// Enough for its few calls; what is not touched costs nothing.
+/// Stack size of the thread, in bytes. Untouched pages cost nothing.
 const STACK: usize = 64 << 10;
 const CHUNK: usize = 16 << 10;
-/// What a VMM may have written before its pipe was drained for the last time, in bytes: more than a pipe holds.
+/// Maximum number of bytes that are still read from a pipe after the VMM has ended: more than a pipe holds.
 const LAST_MAX: usize = 2 << 20;
 
 /// A log that several pumps may write to.
@@ -43,10 +43,10 @@ impl Pump {
         Ok(Self { thread, stop })
     }
 
-    /// Drains what is in the pipe and ends, even if something that the VMM left behind still holds the other end.
+    /// Drains the pipe and ends the thread, even if an orphaned child of the VMM still holds the other end.
     pub(super) fn finish(self) {
         if let Err(error) = rustix::io::write(&self.stop, &1u64.to_ne_bytes()) {
-            say(&format!("stop a log: {error}"));
+            say(&format!("cannot stop a log: {error}"));
         }
         if self.thread.join().is_err() {
             say("a log's thread panicked");
@@ -62,12 +62,12 @@ fn pump(mut pipe: impl Read + AsFd, log: &SharedLog, stop: &OwnedFd) {
         match pipe.read(&mut chunk) {
             Ok(0) => return,
             Ok(read) => {
-                // A full disk loses lines of a console; it does not stop a guest.
+                // On a full disk, lines of the console are lost; the guest keeps running.
                 let written = log.lock().unwrap_or_else(PoisonError::into_inner).write(&chunk[..read]);
                 if let Err(error) = written
                     && !std::mem::replace(&mut complained, true)
                 {
-                    say(&format!("write a log: {error}"));
+                    say(&format!("cannot write a log: {error}"));
                 }
                 if let Some(left) = &mut last {
                     if *left < read {
@@ -80,7 +80,7 @@ fn pump(mut pipe: impl Read + AsFd, log: &SharedLog, stop: &OwnedFd) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                say(&format!("read what the VMM writes: {error}"));
+                say(&format!("cannot read the VMM's output: {error}"));
                 return;
             }
         }
@@ -92,7 +92,7 @@ fn pump(mut pipe: impl Read + AsFd, log: &SharedLog, stop: &OwnedFd) {
             Ok(_) if !fds[1].revents().is_empty() => last = Some(LAST_MAX),
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
-                say(&format!("wait for what the VMM writes: {error}"));
+                say(&format!("cannot wait for the VMM's output: {error}"));
                 return;
             }
         }

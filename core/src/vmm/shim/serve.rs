@@ -1,4 +1,4 @@
-//! Serving the control socket until the VMM has ended.
+//! Serves the control socket until the VMM has ended.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -20,18 +20,18 @@ use crate::vmm::exit::Exit;
 use crate::vmm::plan::LaunchPlan;
 use crate::vmm::wire;
 
-/// One daemon with a few calls at once needs no more.
+/// Maximum number of connections: enough for one daemon with a few calls at once.
 const CONNECTIONS_MAX: usize = 16;
-/// How long a VMM may take to end by itself after SIGTERM.
+/// Timeout of a VMM to end by itself after SIGTERM.
 const TERMINATE: Duration = Duration::from_secs(5);
-/// For a request to the VMM; it allocates little and calls little.
+/// Stack size of a thread for a request to the VMM, in bytes. It needs little.
 pub(super) const STACK: usize = 128 << 10;
 
-/// Those who wait for the end.
+/// The callers that wait for the end of the VMM.
 pub(super) struct Waiting(Vec<UnixStream>);
 
 impl Waiting {
-    /// Tells them how it ended.
+    /// Sends them how the VMM ended.
     pub(super) fn answer(self, exit: &Exit) {
         for stream in self.0 {
             send(&stream, &Reply::Ended(exit.clone()));
@@ -44,7 +44,7 @@ struct Connection {
     line: Vec<u8>,
 }
 
-/// Returns when the VMM has ended. `by_request` is set once someone asked for that.
+/// Serves until the VMM has ended. Sets `by_request` once the end is requested.
 pub(super) fn serve(
     vmm: &Vmm,
     plan: &LaunchPlan,
@@ -59,7 +59,7 @@ pub(super) fn serve(
     let mut has_events = vmm.machine.events().is_some();
     let mut kill_at: Option<Instant> = None;
     if let Err(error) = control.set_nonblocking(true) {
-        say(&format!("serve the control socket: {error}"));
+        say(&format!("cannot serve the control socket: {error}"));
     }
     loop {
         let ready = {
@@ -77,7 +77,7 @@ pub(super) fn serve(
             let timeout = wake_at.map(|at| timespec(at.saturating_duration_since(Instant::now())));
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => say(&format!("wait for events: {error}")),
+                Err(error) => say(&format!("cannot wait for events: {error}")),
             }
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             Ready {
@@ -96,10 +96,10 @@ pub(super) fn serve(
             return Waiting(waiting);
         }
         if ready.signal && terminated(signals) {
-            // The host goes down, or someone means this VM: let the VMM write out what it holds.
+            // The host shuts down, or this VM is to be stopped: let the VMM end in an orderly way.
             *by_request = true;
             if let Err(error) = vmm.process.handle().terminate() {
-                say(&format!("terminate the VMM: {error}"));
+                say(&format!("cannot terminate the VMM: {error}"));
             }
             kill_at.get_or_insert_with(|| Instant::now() + TERMINATE);
         }
@@ -140,10 +140,10 @@ pub(super) fn serve(
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => say(&format!("accept on the control socket: {error}")),
+                Err(error) => say(&format!("cannot accept on the control socket: {error}")),
             }
         }
-        // Callers that have given up make room.
+        // Drop callers that have disconnected.
         waiting.retain(is_open);
         stalls.retain_watchers();
     }
@@ -157,7 +157,7 @@ struct Ready {
     connections: Vec<bool>,
 }
 
-/// Reads the signals that came; whether one of them means the end.
+/// Reads the pending signals. Returns whether SIGTERM is among them.
 fn terminated(signals: &SignalFd) -> bool {
     let mut terminated = false;
     while let Ok(Some(signal)) = signals.read_signal() {
@@ -167,8 +167,8 @@ fn terminated(signals: &SignalFd) -> bool {
 }
 
 impl Connection {
-    /// Takes what has arrived; a request once it is whole, or why it is none. One request at a time: what comes before the answer is
-    /// read later.
+    /// Reads available bytes. Returns a request once it is complete, or why it is invalid. Requests are handled one at a time: what arrives
+    /// before the answer is read later.
     fn read_request(&mut self) -> io::Result<Option<Result<Request, wire::WireError>>> {
         let mut chunk = [0; 1024];
         match self.stream.read(&mut chunk) {
@@ -192,7 +192,7 @@ impl Connection {
     }
 }
 
-/// Answers a request; the connection, unless something else answers on it.
+/// Answers a request. Returns the connection, unless the answer comes later and takes it.
 fn answer(
     vmm: &Vmm,
     status: &Status,
@@ -244,7 +244,7 @@ fn answer(
     }
 }
 
-/// Asks the VMM, which may take its time, in a thread of its own; the answer ends the connection.
+/// Sends a request to the VMM in a separate thread, since the VMM may be slow. The connection ends with the answer.
 fn ask_machine(
     machine: &Arc<dyn Machine>,
     stream: UnixStream,
@@ -259,15 +259,15 @@ fn ask_machine(
         send(&stream, &reply);
     });
     if let Err(error) = spawned {
-        say(&format!("start a thread for a request: {error}"));
+        say(&format!("cannot start a thread for a request: {error}"));
     }
 }
 
-/// Sends a reply. It is short: if it does not fit, nobody reads, and it is dropped.
+/// Sends a reply. Replies are short: one that does not fit into the socket's buffer has no reader, and is dropped.
 pub(super) fn send(mut stream: &UnixStream, reply: &Reply) {
     let Ok(mut line) = serde_json::to_vec(reply) else { return };
     line.push(b'\n');
-    // A caller that is gone needs no answer.
+    // The caller may have disconnected.
     let _ = stream.write_all(&line);
 }
 

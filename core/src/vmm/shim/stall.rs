@@ -1,6 +1,7 @@
-//! A guest that its VMM paused because the host's disk is full: told to who watches, and let go on when there is room.
+//! Handling of a guest that its VMM paused because the host's disk is full: the shim notifies watchers, and resumes the guest when there is
+//! space.
 //!
-//! The shim does it, so that the guest goes on also while no daemon runs.
+//! The shim does this, so that the guest resumes even while no daemon runs.
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -13,27 +14,27 @@ use crate::vmm::control::{Reply, Stall};
 use crate::vmm::driver::Machine;
 use crate::vmm::plan::LaunchPlan;
 
-/// How often the room is looked at.
+/// Interval between two checks of the free space.
 const LOOK: Duration = Duration::from_secs(1);
-/// So much room, in bytes, lets the guest go on.
+/// Free space at which the guest is resumed, in bytes.
 const ROOM: u64 = 16 << 20;
-/// With less room, or where it cannot be looked at, the guest is let go on this often, to find out.
+/// Interval at which the guest is resumed as a test if there is less space, or if the space is unknown.
 const TRY_ANYWAY: Duration = Duration::from_secs(30);
-/// How long a guest has to run without a stall before the stall counts as over: a first write may fail again.
+/// Time that a guest has to run without a stall before the stall counts as over: its first write may fail again.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// What keeps a guest from running, and who wants to know.
+/// The stall of a guest, and its watchers.
 pub(super) struct Stalls {
-    /// The plan's drives.
+    /// Files of the plan's drives.
     drives: Vec<PathBuf>,
     watchers: Vec<UnixStream>,
-    /// What they were told last.
+    /// The last state that was sent to the watchers.
     told: Option<Stall>,
-    /// Since when the guest runs again.
+    /// Time since which the guest runs again.
     running_since: Option<Instant>,
-    /// When the guest was last let go on.
+    /// Time at which the guest was last resumed.
     tried_at: Option<Instant>,
-    /// When to look next, while a stall is not over.
+    /// Time of the next check, while a stall is not over.
     look_at: Option<Instant>,
 }
 
@@ -49,7 +50,7 @@ impl Stalls {
         }
     }
 
-    /// When [`Stalls::look`] has to be called at the latest.
+    /// Returns the time by which [`Stalls::look`] must be called.
     pub(super) fn look_at(&self) -> Option<Instant> {
         self.look_at
     }
@@ -58,18 +59,18 @@ impl Stalls {
         self.watchers.len()
     }
 
-    /// Tells this one how things are, and every change from now on.
+    /// Adds a watcher: sends it the current state now, and every change later.
     pub(super) fn watch(&mut self, watcher: UnixStream) {
         send(&watcher, &Reply::Stalled(self.told));
         self.watchers.push(watcher);
     }
 
-    /// Forgets watchers that have gone.
+    /// Drops watchers that have disconnected.
     pub(super) fn retain_watchers(&mut self) {
         self.watchers.retain(is_open);
     }
 
-    /// Looks how the machine is, tells changes, and lets the guest go on when it can.
+    /// Checks the machine, sends changes to the watchers, and resumes the guest when possible.
     pub(super) fn look(&mut self, machine: &Arc<dyn Machine>) {
         let now = Instant::now();
         let stall = machine.stall();
@@ -111,7 +112,7 @@ impl Stalls {
             Some(Stall::DiskFull { drive }) => {
                 format!("the host's disk is full: drive {drive} cannot be written")
             }
-            None => "the guest goes on".to_owned(),
+            None => "the guest runs again".to_owned(),
         });
         for watcher in &self.watchers {
             send(watcher, &Reply::Stalled(stall));
@@ -125,15 +126,15 @@ impl Stalls {
     }
 }
 
-/// In a thread: the VMM may take its time, and this one reads its answer.
+/// Resumes the guest from a new thread: the VMM may be slow, and the calling thread has to read the VMM's answer.
 fn go_on(machine: &Arc<dyn Machine>) {
     let machine = Arc::clone(machine);
     let spawned = std::thread::Builder::new().name("go-on".to_owned()).stack_size(STACK).spawn(move || {
         if let Err(error) = machine.set_paused(false) {
-            say(&format!("let the guest go on: {}", nexus_schema::error::chain(&error)));
+            say(&format!("cannot resume the guest: {}", nexus_schema::error::chain(&error)));
         }
     });
     if let Err(error) = spawned {
-        say(&format!("start a thread to let the guest go on: {error}"));
+        say(&format!("cannot start a thread to resume the guest: {error}"));
     }
 }

@@ -1,4 +1,4 @@
-//! The vhost-user side: QEMU's connection, its worker thread, and the life of both.
+//! The vhost-user side: QEMU's connection, its worker thread, and their start and end.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,16 +24,16 @@ use super::ports::SocketName;
 use super::ring;
 use super::vring::{Memory, Vring};
 
-/// Receive, transmit, and events; QEMU serves the last one itself.
+/// Number of queues: receive, transmit, and events. QEMU handles the last one itself.
 const QUEUES: usize = 3;
-/// The largest queue that QEMU's transport lets a guest set up.
+/// Maximum size of a queue that a guest can set up with QEMU's transport.
 const QUEUE_SIZE_MAX: usize = 1024;
-/// The framework's token for the device's own events; those up to [`QUEUES`] are taken.
+/// The framework's token for the device's own events. Tokens up to [`QUEUES`] are in use.
 const OWN_EVENTS: u16 = QUEUES as u16 + 1;
 
-/// The vsock device of one VM, served for QEMU. Dropping it ends it.
+/// The vsock device of one VM, served for QEMU. It ends on drop.
 ///
-/// Its threads need no async runtime. It keeps no more than a few hundred kilobytes while nothing happens.
+/// Its threads need no async runtime. While idle, it uses at most a few hundred kilobytes of memory.
 #[derive(Debug)]
 pub struct Backend {
     shared: Arc<Shared>,
@@ -41,9 +41,9 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Binds both sockets and serves a device: `vhost` is where QEMU connects (`-chardev socket,path=..`), `uds` is where host
-    /// programs do, and `<uds>_<port>` is dialled for the guest. Either path may be relative; files in their place are
-    /// replaced. `cid` is the guest's context id, 3 or more.
+    /// Binds both sockets and serves a device. QEMU connects to `vhost` (`-chardev socket,path=..`), host programs connect to `uds`, and the
+    /// device connects to `<uds>_<port>` for the guest. Either path may be relative; existing files are replaced. `cid` is the guest's
+    /// context id, 3 or more.
     ///
     /// # Errors
     /// When a directory is missing, a name is too long for a socket (the directory's length does not matter), or the process
@@ -85,7 +85,7 @@ impl Backend {
         self.end();
     }
 
-    /// A handle to end the backend from another thread.
+    /// Returns a handle to end the backend from another thread.
     pub fn stopper(&self) -> Stopper {
         Stopper(self.shared.clone())
     }
@@ -102,18 +102,18 @@ impl Drop for Backend {
     }
 }
 
-/// Ends a [`Backend`] that another thread waits for.
+/// A handle to end a [`Backend`] that another thread waits for.
 #[derive(Debug, Clone)]
 pub struct Stopper(Arc<Shared>);
 
 impl Stopper {
-    /// Lets [`Backend::wait`] return soon.
+    /// Ends the backend: [`Backend::wait`] returns soon after.
     pub fn stop(&self) {
         self.0.request_stop();
     }
 }
 
-/// What only the worker thread touches while a VM runs.
+/// State that only the worker thread uses while a VM runs.
 #[derive(Debug)]
 struct Worker {
     device: Device,
@@ -124,7 +124,7 @@ struct Shared {
     cid: u64,
     worker: Mutex<Worker>,
     memory: Mutex<Option<Memory>>,
-    /// Rings have been stopped since the worker last ran them: by a new driver, or by `stop` and `cont`.
+    /// Whether rings were stopped since the worker last ran: by a new driver, or by `stop` and `cont`.
     restarted: AtomicBool,
     stop: OwnedFd,
     stopping: AtomicBool,
@@ -138,7 +138,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Locks what no panic leaves half-changed.
+/// Locks a mutex, also after a panic of another holder: a panic leaves no half-done changes here.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -147,18 +147,18 @@ impl Shared {
     fn request_stop(&self) {
         self.stopping.store(true, Ordering::Release);
         if let Err(error) = rustix::io::write(&self.stop, &1u64.to_ne_bytes()) {
-            tracing::error!(%error, "wake the vsock thread");
+            tracing::error!(%error, "cannot wake the vsock thread");
         }
         if let Some(connection) = lock(&self.connection).as_ref() {
             connection.shutdown();
         }
     }
 
-    /// Serves one QEMU after the other.
+    /// Serves connections of QEMU, one after the other, until the stop.
     fn serve(self: Arc<Self>, listener: UnixListener) {
         while !self.stopping.load(Ordering::Acquire) {
             if let Err(error) = self.serve_one(&listener) {
-                tracing::error!(%error, "serve the vsock device");
+                tracing::error!(%error, "cannot serve the vsock device");
                 break;
             }
         }
@@ -166,12 +166,12 @@ impl Shared {
         let worker = lock(&self.worker);
         for removed in [self.vhost.remove(), worker.device.remove_socket()] {
             if let Err(error) = removed {
-                tracing::warn!(%error, "remove a vsock socket");
+                tracing::warn!(%error, "cannot remove a vsock socket");
             }
         }
     }
 
-    /// Serves one connection of QEMU with a daemon object of its own: its handler takes an owner only once.
+    /// Serves one connection of QEMU. Each needs a new `VhostUserDaemon`, whose handler accepts an owner only once.
     fn serve_one(self: &Arc<Self>, listener: &UnixListener) -> Result<(), vhost_user_backend::Error> {
         let memory = Memory::new(GuestMemoryMmap::new());
         let mut daemon = VhostUserDaemon::new("vsock-vhost".into(), self.clone(), memory)?;
@@ -193,10 +193,10 @@ impl Shared {
         let ended = daemon.wait();
         *lock(&self.connection) = None;
         match ended {
-            Ok(()) => tracing::info!(cid = self.cid, "QEMU has left the vsock device"),
-            Err(error) => tracing::info!(cid = self.cid, %error, "QEMU has left the vsock device"),
+            Ok(()) => tracing::info!(cid = self.cid, "QEMU disconnected from the vsock device"),
+            Err(error) => tracing::info!(cid = self.cid, %error, "QEMU disconnected from the vsock device"),
         }
-        // Ends the worker, so that the device is nobody else's.
+        // Ends the worker, so that nothing else uses the device.
         drop(daemon);
         *lock(&self.memory) = None;
         self.restarted.store(true, Ordering::Release);
@@ -204,7 +204,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits for QEMU. Returns whether it came, and not the request to stop.
+    /// Waits for QEMU's connection. Returns false if a stop was requested instead.
     fn await_connection(&self, listener: &UnixListener) -> bool {
         loop {
             let mut descriptors =
@@ -212,7 +212,7 @@ impl Shared {
             if let Err(error) = rustix::event::poll(&mut descriptors, None)
                 && error != rustix::io::Errno::INTR
             {
-                tracing::error!(%error, "wait for QEMU");
+                tracing::error!(%error, "cannot wait for QEMU");
                 return false;
             }
             if self.stopping.load(Ordering::Acquire) {
@@ -265,18 +265,18 @@ impl VhostUserBackend for Shared {
         Ok(())
     }
 
-    /// Without one, the worker thread could not be ended.
+    /// Provides the event that ends the worker thread.
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
         new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
     }
 
-    /// Comes for `stop` as well as for a reset; which of them it was shows at the restart.
+    /// Called for QEMU's `stop` as well as for a reset. The ring's indices at the restart tell which of them it was.
     fn stop_vring(&self, _queue: u32) -> io::Result<()> {
         self.restarted.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// An error from here would end the worker thread for good, so there is none.
+    /// Handles an event. Never fails: an error would end the worker thread permanently.
     fn handle_event(&self, event: u16, _: EventSet, vrings: &[Vring], _: usize) -> io::Result<()> {
         let mut worker = lock(&self.worker);
         let Worker { device, scratch } = &mut *worker;
@@ -293,7 +293,7 @@ impl VhostUserBackend for Shared {
         }
         let Some(memory) = lock(&self.memory).as_ref().map(|memory| memory.memory()) else { return Ok(()) };
         if self.restarted.swap(false, Ordering::AcqRel)
-            // A VM that goes on has its old indices, a new driver starts at 0.
+            // After a resume the indices are unchanged; a new driver starts at 0.
             && receive.queue_next_avail() == 0
             && transmit.queue_next_avail() == 0
         {

@@ -1,4 +1,4 @@
-//! One connection as the protocol sees it: states, credit, and what is owed to the guest. No sockets, no clock.
+//! The protocol state of one connection: its state, its credit, and what must be sent to the guest. No sockets, no clock.
 //!
 //! ```text
 //!  host: CONNECT                                guest: REQUEST
@@ -11,15 +11,14 @@
 //!        │ guest: RESET, or out of order     │     │
 //!        └────────────────> over <───────────┴─────┘
 //! ```
-//! What is to be sent next is computed by [`Connection::next`], which changes nothing, and settled by
-//! [`Connection::sent`] once the packet is on its way.
+//! [`Connection::next`] computes the next packet without changing anything; [`Connection::sent`] records the packet once it is sent.
 
 use super::packet::{HOST_CID, Header, Operation, SHUT_BOTH, SHUT_RECEIVE, SHUT_SEND, STREAM};
 
-/// How many bytes of one connection are kept for a host program that does not read, in bytes. The guest is told.
+/// Size of a connection's buffer for a host program that does not read, in bytes. It is announced to the guest.
 pub(super) const BUFFER_SPACE: u32 = 256 << 10;
 
-/// The two ports of a connection; with both context ids fixed, its name.
+/// The two ports of a connection. They identify it, since both context ids are fixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Ports {
     pub(super) host: u32,
@@ -33,20 +32,20 @@ enum State {
     Closing,
 }
 
-/// What the host's end has for the guest at this moment.
+/// Present state of the host's end.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct HostSide {
-    /// Bytes at hand for the guest.
+    /// Number of pending bytes for the guest.
     pub(super) pending: usize,
-    /// There may be more to read.
+    /// There may be more bytes to read.
     pub(super) readable: bool,
-    /// Nothing comes behind the pending bytes.
+    /// No more bytes come after the pending ones.
     pub(super) ended: bool,
-    /// Nothing that the guest sends is read any more.
+    /// The host program does not read the guest's bytes any more.
     pub(super) deaf: bool,
 }
 
-/// A packet to send: what, with which flags, and how many of the pending bytes.
+/// A packet to send: its operation, its flags, and how many of the pending bytes it carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Packet {
     pub(super) operation: Operation,
@@ -54,20 +53,20 @@ pub(super) struct Packet {
     pub(super) length: u32,
 }
 
-/// What a packet from the guest means for the host's end.
+/// Effect of a packet from the guest on the host's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing.
+    /// No effect.
     Continue,
     /// The guest accepted the connection.
     Accepted,
-    /// The payload is for the host.
+    /// The payload must be passed on to the host program.
     Deliver,
-    /// The guest ended a direction; ask [`Connection::guest_sends`] and [`Connection::guest_receives`].
+    /// The guest ended a direction: see [`Connection::guest_sends`] and [`Connection::guest_receives`].
     Shut,
     /// The connection is over.
     Over {
-        /// The guest is to be told so.
+        /// Whether to send a reset to the guest.
         reset: bool,
     },
 }
@@ -79,16 +78,16 @@ pub(super) struct Connection {
     state: State,
     /// Directions that the guest has ended.
     guest_shut: u32,
-    /// Directions that the guest was told have ended on the host's side.
+    /// Ended directions of the host that were announced to the guest.
     told_shut: u32,
     owes_update: bool,
-    /// A credit request is under way.
+    /// A credit request was sent and not answered yet.
     asked: bool,
-    /// Bytes sent to the guest, modulo 2^32; then what the guest says about its buffer.
+    /// Number of bytes sent to the guest, modulo 2^32; then the size of the guest's buffer and its count of consumed bytes.
     sent: u32,
     guest_space: u32,
     guest_forwarded: u32,
-    /// Bytes received from the guest, those passed on, and those that the guest knows were passed on; modulo 2^32.
+    /// Number of bytes received from the guest, passed on, and announced to the guest as passed on; modulo 2^32.
     received: u32,
     forwarded: u32,
     announced: u32,
@@ -112,12 +111,12 @@ impl Connection {
         }
     }
 
-    /// A connection that a host program asks for.
+    /// Returns a connection requested by a host program.
     pub(super) fn from_host(ports: Ports) -> Self {
         Self::new(ports, State::Requesting { sent: false })
     }
 
-    /// A connection that the guest asks for with `request` and that a host program has taken.
+    /// Returns a connection that the guest requested with `request` and that a host program has accepted.
     pub(super) fn from_guest(request: &Header) -> Self {
         let ports = Ports { host: request.destination_port, guest: request.source_port };
         let mut connection = Self::new(ports, State::Open { owes_response: true });
@@ -130,37 +129,37 @@ impl Connection {
         self.ports
     }
 
-    /// Whether the guest has yet to accept.
+    /// Returns whether the guest has not accepted yet.
     pub(super) fn is_requesting(&self) -> bool {
         matches!(self.state, State::Requesting { .. })
     }
 
-    /// Whether the guest has heard of this connection.
+    /// Returns whether the guest knows of this connection.
     pub(super) fn is_known(&self) -> bool {
         self.state != State::Requesting { sent: false }
     }
 
-    /// Whether the host's end is gone and only the guest's answer is waited for.
+    /// Returns whether the host's end is closed and only the guest's reset is missing.
     pub(super) fn is_closing(&self) -> bool {
         self.state == State::Closing
     }
 
-    /// Whether the guest may send more.
+    /// Returns whether the guest may send more.
     pub(super) fn guest_sends(&self) -> bool {
         self.guest_shut & SHUT_SEND == 0
     }
 
-    /// Whether the guest takes more.
+    /// Returns whether the guest receives more.
     pub(super) fn guest_receives(&self) -> bool {
         self.guest_shut & SHUT_RECEIVE == 0
     }
 
-    /// How many bytes the guest has room for.
+    /// Returns the free space in the guest's buffer, in bytes.
     fn credit(&self) -> u32 {
         self.guest_space.saturating_sub(self.sent.wrapping_sub(self.guest_forwarded))
     }
 
-    /// How many bytes may be read from the host now.
+    /// Returns how many bytes may be read from the host program now.
     pub(super) fn wants(&self) -> usize {
         match self.state {
             State::Open { .. } if self.guest_receives() => self.credit() as usize,
@@ -168,7 +167,7 @@ impl Connection {
         }
     }
 
-    /// Takes a packet from the guest. Of a [`Verdict::Deliver`], all bytes must be passed on or dropped, and counted with
+    /// Handles a packet from the guest. After a [`Verdict::Deliver`], the caller must pass on or drop all bytes, and count them with
     /// [`Connection::forward`].
     pub(super) fn receive(&mut self, header: &Header) -> Verdict {
         self.guest_space = header.buffer_space;
@@ -201,7 +200,7 @@ impl Connection {
                 self.guest_shut |= header.flags & SHUT_BOTH;
                 if self.guest_shut == SHUT_BOTH { Verdict::Over { reset: true } } else { Verdict::Shut }
             }
-            // Sent before the guest heard that the host is gone.
+            // Sent before the guest received the host's shutdown.
             (State::Closing, Operation::Data) => Verdict::Continue,
             (State::Closing, Operation::Shutdown) if header.flags & SHUT_BOTH != SHUT_BOTH => {
                 Verdict::Continue
@@ -210,7 +209,7 @@ impl Connection {
         }
     }
 
-    /// How many bytes from the guest were received and not yet passed on.
+    /// Returns the number of bytes from the guest that were received and not yet passed on.
     pub(super) fn held(&self) -> u32 {
         self.received.wrapping_sub(self.forwarded)
     }
@@ -218,11 +217,11 @@ impl Connection {
     /// Counts bytes from the guest that were passed on or dropped.
     pub(super) fn forward(&mut self, count: usize) {
         debug_assert!(count <= self.held() as usize);
-        // Never more than was held, so it fits.
+        // The count is at most what was held, so it fits.
         self.forwarded = self.forwarded.wrapping_add(count as u32);
     }
 
-    /// The packet that the guest is to get next, when there is room for `room` bytes of payload (at least one).
+    /// Returns the next packet for the guest, if any. `room` is the space for its payload, in bytes (at least one).
     pub(super) fn next(&self, host: HostSide, room: usize) -> Option<Packet> {
         let bare = |operation| Some(Packet { operation, flags: 0, length: 0 });
         match self.state {
@@ -250,13 +249,13 @@ impl Connection {
         None
     }
 
-    /// The directions that have ended on the host's side.
+    /// Returns the directions that have ended on the host's side.
     fn shut_by(&self, host: HostSide) -> u32 {
         let mut flags = 0;
         if host.deaf {
             flags |= SHUT_RECEIVE;
         }
-        // Once the guest takes nothing more, nobody reads up to the host's end.
+        // Once the guest receives no more, the host's pending bytes do not matter.
         let ended =
             if self.guest_receives() { host.ended && host.pending == 0 } else { host.deaf || host.ended };
         if ended {
@@ -265,7 +264,7 @@ impl Connection {
         flags
     }
 
-    /// Settles that `packet` is on its way, and makes its header.
+    /// Records that `packet` is sent, and returns its header.
     pub(super) fn sent(&mut self, packet: Packet, guest_cid: u64) -> Header {
         match packet.operation {
             Operation::Request => self.state = State::Requesting { sent: true },
@@ -285,7 +284,7 @@ impl Connection {
         self.header(packet, guest_cid)
     }
 
-    /// The header of a reset for this connection.
+    /// Returns the header of a reset for this connection.
     pub(super) fn reset(&self, guest_cid: u64) -> Header {
         self.header(Packet { operation: Operation::Reset, flags: 0, length: 0 }, guest_cid)
     }

@@ -1,12 +1,12 @@
-//! The device without its rings: all connections, whom a packet belongs to, and the host's sockets.
+//! The device without its rings: all connections, the assignment of packets to them, and the host's sockets.
 //!
 //! ```text
-//!  accept ─> Greeting ── CONNECT n ──> Live ── host gone, told ──> Closing ── guest's reset ──> gone
+//!  accept ─> Greeting ── CONNECT n ──> Live ── SHUTDOWN sent ────> Closing ── guest's reset ──> gone
 //!               │ garbage, slow         │ guest: REQUEST ─> Live     │ slow
 //!               v                       v                            v
 //!              gone              over; bytes left? ─> Draining ──>  gone
 //! ```
-//! Everything here is bounded: connections, those that one side may open, answers, and how long one may stay half-made.
+//! Everything here has a limit: connections, those that one side may open, queued answers, and how long a connection may stay half-open.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -29,25 +29,25 @@ use super::ports::SocketName;
 use super::stream::{Buffers, HostStream};
 use super::throttle::Throttle;
 
-/// The most connections at once, whoever opened them and in whatever state.
+/// Maximum number of connections, by either side and in any state.
 pub(super) const CONNECTIONS_MAX: usize = 400;
-/// The most that the guest may have opened, so that it cannot lock the host out: those to other machines, and a few for hello.
+/// Maximum number of connections by the guest, so that it cannot block the host's: those to other machines, and a few for hello.
 pub(super) const GUEST_CONNECTIONS_MAX: usize = nexus_schema::egress::CONNECTIONS_MAX + 16;
-/// The most host connections that have not said where to.
+/// Maximum number of host connections that have not sent their `CONNECT` line.
 pub(super) const GREETINGS_MAX: usize = 64;
-/// The most answers to the guest that wait; more are dropped.
+/// Maximum number of queued answers to the guest; more are dropped.
 pub(super) const ANSWERS_MAX: usize = 1024;
-/// How long a host program has to say where to.
+/// Timeout of a host program to send its `CONNECT` line.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the guest has to accept, counted from `CONNECT`, its boot included.
+/// Timeout of the guest to accept, counted from `CONNECT`. It includes the guest's boot.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the guest has to let go of a connection whose host end is gone.
+/// Timeout of the guest to reset a connection whose host end is closed.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often timeouts are looked at while there are any.
+/// Interval between two checks of pending timeouts.
 const TICK: Duration = Duration::from_secs(1);
-/// How many connections are accepted before others get their turn.
+/// Maximum number of connections that are accepted before other events get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
-/// Guest ports below this can be bound by root only.
+/// Guest ports below this can be bound only by root.
 const PRIVILEGED_PORTS: u32 = 1024;
 
 type Token = u64;
@@ -69,12 +69,12 @@ struct Live {
     connection: Connection,
     stream: HostStream,
     by_guest: bool,
-    /// In the queue of those that may have a packet for the guest.
+    /// Whether it is in the queue of connections that may have a packet for the guest.
     queued: bool,
     since: Instant,
 }
 
-/// How many connections there are of which sort.
+/// Number of connections, by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Counts {
     all: usize,
@@ -91,7 +91,7 @@ pub(super) struct Device {
     epoll: OwnedFd,
     timer: OwnedFd,
     timer_runs: bool,
-    /// Accepting stopped short: descriptors ran out, or others had to get their turn.
+    /// Whether more connections must be accepted later: descriptors ran out, or other events had to get their turn.
     accept_later: bool,
     again: OwnedFd,
     slots: HashMap<Token, Slot>,
@@ -106,7 +106,7 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// A device whose guest has the context id `cid` and whose host socket is at `path`.
+    /// Makes a device for the guest with the context id `cid`, with its host socket at `path`.
     pub(super) fn new(cid: u32, path: &Path) -> io::Result<Self> {
         let socket = SocketName::new(path)?;
         let listener = socket.bind()?;
@@ -144,16 +144,16 @@ impl Device {
         })
     }
 
-    /// What becomes readable when [`Device::poll`] has something to do.
+    /// Returns a descriptor that becomes readable when [`Device::poll`] has something to do.
     pub(super) fn events(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
 
-    /// Makes [`Device::events`] readable: there is work left, but others get their turn first.
+    /// Makes [`Device::events`] readable, to continue with remaining work after other events.
     pub(super) fn come_back(&self) {
-        // Each write is a new edge. It cannot fail: the counter would have to overflow first.
+        // Each write is a new edge. It fails only if the counter overflows, which does not happen.
         if let Err(error) = rustix::io::write(&self.again, &1u64.to_ne_bytes()) {
-            tracing::error!(%error, "wake the vsock device");
+            tracing::error!(%error, "cannot wake the vsock device");
         }
     }
 
@@ -162,14 +162,14 @@ impl Device {
         self.socket.remove()
     }
 
-    /// Does what the host's sockets and the clock ask for.
+    /// Handles events of the host's sockets and of the timer.
     pub(super) fn poll(&mut self) {
         let mut space = [const { MaybeUninit::<epoll::Event>::uninit() }; 64];
         let events = match epoll::wait(&self.epoll, &mut space, Some(&Timespec::default())) {
             Ok((events, _)) => events,
-            // The descriptor stays readable, so this is asked again.
+            // The descriptor stays readable, so this is called again.
             Err(Errno::INTR) => return,
-            Err(error) => return tracing::error!(%error, "wait for host sockets"),
+            Err(error) => return tracing::error!(%error, "cannot wait for host sockets"),
         };
         for event in events {
             // Copied out: the structure is packed.
@@ -192,7 +192,7 @@ impl Device {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    tracing::warn!(%error, "accept a host connection");
+                    tracing::warn!(%error, "cannot accept a host connection");
                     self.accept_later = true;
                     return self.start_timer();
                 }
@@ -208,7 +208,7 @@ impl Device {
                     self.start_timer();
                     self.greet(token);
                 }
-                Err(error) => tracing::warn!(%error, "watch a host connection"),
+                Err(error) => tracing::warn!(%error, "cannot watch a host connection"),
             }
         }
         self.accept_later = true;
@@ -231,7 +231,7 @@ impl Device {
         self.slots.insert(token, slot);
     }
 
-    /// Takes a slot out. What is not put back is gone: closing a socket takes it out of epoll too.
+    /// Takes a slot out. Unless the caller puts it back, its socket is closed, which also removes it from epoll.
     fn take(&mut self, token: Token) -> Option<Slot> {
         let slot = self.slots.remove(&token)?;
         self.counts.all -= 1;
@@ -266,7 +266,7 @@ impl Device {
         }
     }
 
-    /// Reads on in a host program's first line. Bytes behind it stay in the socket.
+    /// Continues to read a host program's first line. Bytes after it stay in the socket.
     fn greet(&mut self, token: Token) {
         let Some(Slot::Greeting { stream, greeting, .. }) = self.slots.get_mut(&token) else { return };
         let mut bytes = [0; LINE_MAX];
@@ -280,7 +280,7 @@ impl Device {
                 Err(_) => break Progress::Refused,
             };
             let (taken, progress) = greeting.take(&bytes[..seen]);
-            // What was seen is there, so this takes all of it.
+            // These bytes were peeked, so this reads all of them.
             match rustix::net::recv(stream.socket(), &mut bytes[..taken], RecvFlags::empty()) {
                 Ok((count, _)) if count == taken => {}
                 _ => break Progress::Refused,
@@ -300,7 +300,7 @@ impl Device {
         self.enqueue(token);
     }
 
-    /// A host port that no connection to this guest port has; far away from those that programs listen on.
+    /// Returns a host port that is not in use with this guest port, far from the ports that programs listen on.
     fn free_port(&mut self, guest: u32) -> u32 {
         loop {
             self.next_port = self.next_port.wrapping_add(1) & 0x3fff_ffff;
@@ -325,7 +325,7 @@ impl Device {
         if self.answers.len() < ANSWERS_MAX {
             self.answers.push_back(header);
         } else {
-            self.refused("the guest does not take its answers");
+            self.refused("the guest does not receive its answers");
         }
     }
 
@@ -335,17 +335,17 @@ impl Device {
         }
     }
 
-    /// Notes that the guest has sent something that makes no sense.
+    /// Logs malformed data of the guest, rate-limited.
     pub(super) fn malformed(&mut self) {
         self.refused("malformed packet from the guest");
     }
 
-    /// Ends a connection. What the guest sent before is still written.
+    /// Ends a connection. Bytes that the guest sent before are still written.
     fn drop_live(&mut self, token: Token, reset: bool) {
         let Some(Slot::Live(mut live)) = self.take(token) else { return };
         self.tokens.remove(&live.connection.ports());
         if live.queued {
-            // Not left for later: while the guest takes nothing, nobody clears the queue.
+            // Remove it now: while the guest receives nothing, the queue is not cleared.
             self.senders.retain(|sender| *sender != token);
         }
         if reset && live.connection.is_known() {
@@ -359,7 +359,7 @@ impl Device {
         }
     }
 
-    /// Takes a packet from the guest; `payload` has the header's length.
+    /// Handles a packet from the guest; `payload` has the header's length.
     pub(super) fn receive(&mut self, header: &Header, payload: &[u8]) {
         if header.source_cid != self.cid || header.destination_cid != HOST_CID || header.kind != STREAM {
             self.refused("packet of another guest or kind");
@@ -386,7 +386,7 @@ impl Device {
                     }
                 }
             }
-            // Neither has ports.
+            // These slots have no ports.
             None | Some(Slot::Greeting { .. } | Slot::Draining { .. }) => {}
         }
     }
@@ -397,7 +397,7 @@ impl Device {
             Verdict::Continue => {}
             Verdict::Accepted => {
                 let line = format!("OK {}\n", live.connection.ports().host);
-                // Nothing has been written yet, so there is room, or the host program is gone.
+                // Nothing has been written yet, so the line fits, unless the host program has disconnected.
                 if live.stream.send(line.as_bytes()) < line.len() {
                     return self.drop_live(token, true);
                 }
@@ -420,11 +420,11 @@ impl Device {
         self.enqueue(token);
     }
 
-    /// Opens a connection that the guest asks for.
+    /// Opens a connection that the guest requests.
     fn open(&mut self, request: &Header) -> Option<()> {
         let (host, guest) = (request.destination_port, request.source_port);
         if matches!(host, HOST_PORT | EGRESS_PORT) && guest >= PRIVILEGED_PORTS {
-            self.refused("an unprivileged program of the guest dials the host");
+            self.refused("an unprivileged program of the guest connects to the host");
             return None;
         }
         if self.counts.all >= CONNECTIONS_MAX || self.counts.by_guest >= GUEST_CONNECTIONS_MAX {
@@ -434,7 +434,7 @@ impl Device {
         let socket = match self.socket.connect(host) {
             Ok(socket) => socket,
             Err(error) => {
-                tracing::trace!(port = host, %error, "connect for the guest");
+                tracing::trace!(port = host, %error, "cannot connect for the guest");
                 return None;
             }
         };
@@ -447,7 +447,7 @@ impl Device {
         Some(())
     }
 
-    /// Whether there is a packet for the guest. Reads from host programs as far as the guest has room.
+    /// Returns whether there is a packet for the guest. Reads from host programs as far as the guest has credit.
     pub(super) fn has_packet(&mut self) -> bool {
         if !self.answers.is_empty() {
             return true;
@@ -465,8 +465,8 @@ impl Device {
         false
     }
 
-    /// Gives the next packet to `write`, with at most `room` bytes of payload (at least one). [`Device::has_packet`] must
-    /// have said that there is one.
+    /// Passes the next packet to `write`, with at most `room` bytes of payload (at least one). Call it only after
+    /// [`Device::has_packet`] has returned true.
     pub(super) fn next_packet(&mut self, room: usize, write: impl FnOnce(&Header, &[u8])) {
         if let Some(header) = self.answers.pop_front() {
             return write(&header, &[]);
@@ -482,7 +482,7 @@ impl Device {
         write(&header, &live.stream.pending()[..length]);
         live.stream.consume(length, &mut self.buffers);
         if !live.connection.is_closing() {
-            // To the end of the queue: each connection gets one packet in turn.
+            // Back to the end of the queue: each connection sends one packet in turn.
             self.senders.push_back(token);
         } else if let Some(Slot::Live(live)) = self.take(token) {
             let Live { connection, by_guest, .. } = live;
@@ -491,7 +491,7 @@ impl Device {
         }
     }
 
-    /// Ends all connections that the guest knew of: it has forgotten them. Those that it has not heard of stay.
+    /// Ends all connections that the guest knew of, since its reset has ended them. Connections that it does not know of yet stay.
     pub(super) fn guest_reset(&mut self) {
         self.answers.clear();
         let tokens: Vec<Token> = self.slots.keys().copied().collect();
@@ -522,11 +522,11 @@ impl Device {
         };
         match rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once) {
             Ok(_) => self.timer_runs = true,
-            Err(error) => tracing::error!(%error, "set the vsock timer"),
+            Err(error) => tracing::error!(%error, "cannot set the vsock timer"),
         }
     }
 
-    /// Ends what has stayed half-made for too long at `now`.
+    /// Ends connections that have been half-open for too long at `now`.
     fn tick(&mut self, now: Instant) {
         self.timer_runs = false;
         let late = |since: Instant, limit| now.saturating_duration_since(since) >= limit;

@@ -1,33 +1,33 @@
-//! What a host program says first on the Unix socket: `CONNECT <port>\n`.
+//! The first line of a host program on the Unix socket: `CONNECT <port>\n`.
 
-/// The longest line that is read, newline included.
+/// Maximum length of the line, including the newline, in bytes.
 pub(super) const LINE_MAX: usize = 32;
 
-/// The line of a host connection as far as it has come.
+/// The line of a host connection, as far as it has been received.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Greeting {
     line: [u8; LINE_MAX],
     length: usize,
 }
 
-/// What the bytes seen so far amount to.
+/// State of the line after the bytes received so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// The line goes on.
+    /// The line is incomplete.
     More,
-    /// The line asks for this port of the guest.
+    /// The line requests this port of the guest.
     Connect(u32),
-    /// The line is something else, or too long.
+    /// The line is invalid or too long.
     Refused,
 }
 
 impl Greeting {
-    /// How many bytes may be looked at next; never 0 while the line goes on.
+    /// Returns the number of bytes to read next; never 0 while the line is incomplete.
     pub(super) fn room(&self) -> usize {
         LINE_MAX - self.length
     }
 
-    /// Takes bytes up to and including the line's newline. Returns how many it took; those behind are not its own.
+    /// Takes bytes up to and including the line's newline. Returns how many it took; bytes after the newline do not belong to the line.
     pub(super) fn take(&mut self, bytes: &[u8]) -> (usize, Progress) {
         let bytes = &bytes[..bytes.len().min(self.room())];
         let newline = bytes.iter().position(|byte| *byte == b'\n');
@@ -43,7 +43,7 @@ impl Greeting {
     }
 }
 
-/// The port of a line without its newline.
+/// Parses the port of a line without its newline.
 fn parse(line: &[u8]) -> Option<u32> {
     let digits = std::str::from_utf8(line).ok()?.strip_prefix("CONNECT ")?.trim_matches([' ', '\t', '\r']);
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -58,7 +58,7 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of `bytes` when they come in pieces of these sizes; and how many were taken.
+    /// Returns the final state after `bytes` in pieces of these sizes, and how many bytes were taken.
     fn feed(bytes: &[u8], pieces: impl IntoIterator<Item = usize>) -> (usize, Progress) {
         let (mut greeting, mut taken) = (Greeting::default(), 0);
         for piece in pieces {

@@ -1,35 +1,35 @@
-//! The header of a vsock packet, as virtio 1.2, section 5.10.6 has it: 44 bytes, little-endian.
+//! The header of a vsock packet, as defined in virtio 1.2, section 5.10.6: 44 bytes, little-endian.
 
-/// How long a header is, in bytes.
+/// Length of a header, in bytes.
 pub(super) const HEADER_LEN: usize = 44;
-/// The host's context id.
+/// Context id of the host.
 pub(super) const HOST_CID: u64 = 2;
-/// The only socket type that the device offers: a byte stream.
+/// The only supported socket type: a byte stream.
 pub(super) const STREAM: u16 = 1;
-/// The flag of [`Operation::Shutdown`] that says: I receive no more.
+/// Flag of [`Operation::Shutdown`]: the sender of the packet receives no more.
 pub(super) const SHUT_RECEIVE: u32 = 1;
-/// The flag of [`Operation::Shutdown`] that says: I send no more.
+/// Flag of [`Operation::Shutdown`]: the sender of the packet sends no more.
 pub(super) const SHUT_SEND: u32 = 2;
 /// Both directions.
 pub(super) const SHUT_BOTH: u32 = SHUT_RECEIVE | SHUT_SEND;
 
-/// What a packet is for.
+/// Purpose of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub(super) enum Operation {
-    /// Asks for a connection.
+    /// Requests a connection.
     Request = 1,
-    /// Accepts one.
+    /// Accepts a connection.
     Response = 2,
-    /// Ends or refuses one at once.
+    /// Ends or refuses a connection at once.
     Reset = 3,
     /// Ends one or both directions; see [`SHUT_SEND`].
     Shutdown = 4,
     /// Carries bytes.
     Data = 5,
-    /// Says how much has been consumed.
+    /// Reports how many bytes have been consumed.
     CreditUpdate = 6,
-    /// Asks for a [`Operation::CreditUpdate`].
+    /// Requests a [`Operation::CreditUpdate`].
     CreditRequest = 7,
 }
 
@@ -45,33 +45,33 @@ impl Operation {
     ];
 }
 
-/// The header of one packet. Nothing in it can be relied on when it comes from the guest.
+/// The header of one packet. A header from the guest is untrusted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) source_cid: u64,
     pub(super) destination_cid: u64,
     pub(super) source_port: u32,
     pub(super) destination_port: u32,
-    /// Bytes of payload behind the header.
+    /// Length of the payload after the header, in bytes.
     pub(super) length: u32,
-    /// The socket type, see [`STREAM`].
+    /// Socket type, see [`STREAM`].
     pub(super) kind: u16,
-    /// An [`Operation`], or anything else.
+    /// An [`Operation`], or an unknown number.
     pub(super) operation: u16,
     pub(super) flags: u32,
-    /// How many bytes the sender's receive buffer holds.
+    /// Size of the sender's receive buffer, in bytes.
     pub(super) buffer_space: u32,
-    /// How many bytes the sender has taken out of that buffer so far, modulo 2^32.
+    /// Number of bytes that the sender has taken out of that buffer so far, modulo 2^32.
     pub(super) forwarded: u32,
 }
 
 impl Header {
-    /// The operation, where it is one that exists.
+    /// Returns the operation; `None` if it is unknown.
     pub(super) fn operation(&self) -> Option<Operation> {
         Operation::ALL.into_iter().find(|operation| *operation as u16 == self.operation)
     }
 
-    /// The reset that answers this packet; a reset is never answered.
+    /// Returns the reset in response to this packet; `None` for a reset.
     pub(super) fn reset(&self) -> Option<Header> {
         (self.operation != Operation::Reset as u16).then(|| Header {
             source_cid: self.destination_cid,
@@ -84,7 +84,7 @@ impl Header {
         })
     }
 
-    /// The header's bytes on the wire.
+    /// Encodes the header.
     pub(super) fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[0..8].copy_from_slice(&self.source_cid.to_le_bytes());
@@ -100,7 +100,7 @@ impl Header {
         bytes
     }
 
-    /// The header that these bytes are.
+    /// Decodes a header.
     pub(super) fn decode(bytes: &[u8; HEADER_LEN]) -> Header {
         Header {
             source_cid: u64::from_le_bytes(take(bytes, 0)),
@@ -117,7 +117,7 @@ impl Header {
     }
 }
 
-/// The `N` bytes at `offset`, which lie inside the header.
+/// Returns the `N` bytes at `offset`, which must lie inside the header.
 fn take<const N: usize>(bytes: &[u8; HEADER_LEN], offset: usize) -> [u8; N] {
     let mut part = [0; N];
     part.copy_from_slice(&bytes[offset..offset + N]);

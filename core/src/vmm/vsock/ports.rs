@@ -1,4 +1,4 @@
-//! The Unix sockets in the VM's directory: the one that host programs connect to, and those that the guest reaches.
+//! The Unix sockets in the VM's directory: the one that host programs connect to, and those for the guest's connections.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-/// A socket's name in a directory that is held open: a Unix socket path holds 107 bytes, a directory's may be longer.
+/// A socket's name in a directory that is held open: a Unix socket's path has at most 107 bytes, and the directory's path may be longer.
 #[derive(Debug)]
 pub(super) struct SocketName {
     directory: OwnedFd,
@@ -32,7 +32,7 @@ impl SocketName {
         PathBuf::from(format!("/proc/self/fd/{}", self.directory.as_raw_fd())).join(name)
     }
 
-    /// Listens at this name, in place of what a former process may have left there. The listener does not block.
+    /// Listens at this name, after removing what an earlier process may have left there. The listener is non-blocking.
     pub(super) fn bind(&self) -> io::Result<UnixListener> {
         self.remove()?;
         let listener = UnixListener::bind(self.path(&self.name))?;
@@ -48,7 +48,7 @@ impl SocketName {
         }
     }
 
-    /// Connects to who listens for the guest's connections to `port`, without waiting: a full backlog is an error.
+    /// Connects to the listener for the guest's connections to `port`. Does not wait: a full backlog is an error.
     pub(super) fn connect(&self, port: u32) -> io::Result<UnixStream> {
         let mut name = self.name.clone();
         name.push(format!("_{port}"));

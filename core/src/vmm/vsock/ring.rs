@@ -1,5 +1,5 @@
-//! Packets through virtqueues. The guest writes the rings and may write anything: descriptors that lead nowhere, an index
-//! that runs away. All loops are bounded, and nothing that it does is an error of ours.
+//! Packets in and out of virtqueues. The guest writes the rings and may write anything: descriptors to invalid addresses, an index that
+//! keeps growing. All loops are bounded, and invalid data of the guest never makes these functions fail.
 
 use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{DescriptorChain, QueueT};
@@ -10,14 +10,14 @@ use super::device::Device;
 use super::packet::{HEADER_LEN, Header};
 use super::vring::{Memory, Vring};
 
-/// How many packets go one way before the other has its turn.
+/// Maximum number of packets in one direction before the other direction gets its turn.
 const PACKETS_PER_TURN: usize = 256;
-/// The most descriptors that one packet is gathered from.
+/// Maximum number of descriptors of a packet from the guest.
 const DESCRIPTORS_MAX: usize = 256;
-/// The most descriptors that one packet is spread over.
+/// Maximum number of descriptors of a packet to the guest.
 const RECEIVE_DESCRIPTORS_MAX: usize = 20;
 
-/// Takes packets from the guest. Returns whether there may be more.
+/// Handles packets from the guest. Returns whether there may be more.
 pub(super) fn from_guest(
     device: &mut Device,
     vring: &Vring,
@@ -29,14 +29,14 @@ pub(super) fn from_guest(
         return false;
     }
     let (mut used, mut more) = (false, true);
-    // An index that runs away yields nothing but always claims more: believe it once.
+    // An index that keeps growing yields no packet but always claims more: check again only once.
     let mut versions_cache = false;
     if vring.disable_notification().is_err() {
         return false;
     }
     for _ in 0..PACKETS_PER_TURN {
         let Some(chain) = vring.get_queue_mut().pop_descriptor_chain(memory) else {
-            // It may wait for room, and fills it while the next packets are taken.
+            // Notify the guest now: it may be waiting for free buffers, and can fill them while the next packets are handled.
             if std::mem::take(&mut used) {
                 tell(device, &mut vring);
             }
@@ -64,15 +64,15 @@ pub(super) fn from_guest(
     more
 }
 
-/// Tells the guest that buffers are used, if it wants to know.
+/// Notifies the guest of used buffers, unless it has disabled notifications.
 fn tell(device: &mut Device, vring: &mut VringState<Memory>) {
     if vring.needs_notification().unwrap_or(true) && vring.signal_used_queue().is_err() {
         device.malformed();
     }
 }
 
-/// Reads one packet, which may be cut anywhere over any number of descriptors. The payload comes to lie at the start of
-/// `scratch`, which grows to the longest that was seen and is not cleared in between.
+/// Reads one packet, which may be split anywhere over any number of descriptors. The payload is written to the start of
+/// `scratch`, which grows to the longest payload so far and is not cleared in between.
 fn gather(
     chain: DescriptorChain<&GuestMemoryMmap>,
     memory: &GuestMemoryMmap,
@@ -101,7 +101,7 @@ fn gather(
             }
             (header, filled) = (Some(decoded), 0);
         }
-        // From here on `filled` counts the payload.
+        // From here on `filled` counts bytes of the payload.
         let count = left.min(length - filled);
         memory.read_slice(&mut scratch[filled..filled + count], address).ok()?;
         filled += count;
@@ -112,7 +112,7 @@ fn gather(
     None
 }
 
-/// Gives packets to the guest as long as there are any and it has buffers. Returns whether there may be more of both.
+/// Sends packets to the guest while there are packets and buffers. Returns whether there may be more of both.
 pub(super) fn to_guest(device: &mut Device, vring: &Vring, memory: &GuestMemoryMmap) -> bool {
     let mut vring = vring.get_mut();
     if !vring.get_queue().ready() || !vring.is_enabled() {
@@ -129,7 +129,7 @@ pub(super) fn to_guest(device: &mut Device, vring: &Vring, memory: &GuestMemoryM
         }
         let Some(chain) = vring.get_queue_mut().pop_descriptor_chain(memory) else {
             if versions_cache || !vring.enable_notification().unwrap_or(false) {
-                // The guest kicks when it adds buffers.
+                // The guest will kick when it adds buffers.
                 break;
             }
             versions_cache = true;
@@ -144,7 +144,7 @@ pub(super) fn to_guest(device: &mut Device, vring: &Vring, memory: &GuestMemoryM
                 written = buffers.write(header, payload).unwrap_or(0);
             });
         }
-        // A buffer that is too small or lies nowhere goes back empty.
+        // A buffer that is too small or at an invalid address is returned empty.
         if vring.add_used(head, written).is_err() || written == 0 {
             device.malformed();
         }
@@ -156,7 +156,7 @@ pub(super) fn to_guest(device: &mut Device, vring: &Vring, memory: &GuestMemoryM
     more
 }
 
-/// The buffers of one chain that the device may write to.
+/// The buffers of one chain, to which the device may write.
 struct Scatter<'a> {
     memory: &'a GuestMemoryMmap,
     parts: [(GuestAddress, usize); RECEIVE_DESCRIPTORS_MAX],
@@ -175,7 +175,7 @@ impl<'a> Scatter<'a> {
         Self { memory, parts, room }
     }
 
-    /// Writes a packet. Returns its length with the header.
+    /// Writes a packet. Returns its length, including the header.
     fn write(&self, header: &Header, payload: &[u8]) -> Option<u32> {
         let bytes = header.encode();
         let (mut first, mut second) = (&bytes[..], payload);

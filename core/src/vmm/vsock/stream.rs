@@ -1,4 +1,4 @@
-//! The host's end of a connection: a non-blocking Unix socket and the bytes under way in either direction.
+//! The host's end of a connection: a non-blocking Unix socket, and buffers for both directions.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -10,14 +10,14 @@ use rustix::event::epoll::EventFlags;
 
 use super::connection::HostSide;
 
-/// The most that is read from a host program at once, in bytes.
+/// Maximum number of bytes that are read from a host program at once.
 pub(super) const CHUNK: usize = 64 << 10;
-/// How many unused buffers are kept.
+/// Number of unused buffers that are kept.
 const SPARE_BUFFERS: usize = 4;
-/// An emptied queue with more capacity than this gives its memory back.
+/// An empty queue with more capacity than this is freed, in bytes.
 const KEPT_CAPACITY: usize = 16 << 10;
 
-/// Buffers of [`CHUNK`] bytes, kept between uses: only a connection with bytes at hand holds one.
+/// Pool of buffers of [`CHUNK`] bytes. Only a connection with pending bytes holds a buffer.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
     spare: Vec<Box<[u8]>>,
@@ -35,7 +35,7 @@ impl Buffers {
     }
 }
 
-/// Bytes from the host program that the guest has not got yet.
+/// Bytes from the host program that were not sent to the guest yet.
 #[derive(Debug)]
 struct Inbox {
     buffer: Box<[u8]>,
@@ -47,23 +47,23 @@ struct Inbox {
 #[derive(Debug)]
 pub(super) struct HostStream {
     socket: UnixStream,
-    /// Neither has said "would block" since the last event (events are edge-triggered).
+    /// `readable` and `writable`: no read or write has returned "would block" since the last event (events are edge-triggered).
     readable: bool,
     writable: bool,
-    /// The host program has closed its end.
+    /// The host program has closed the connection.
     hung_up: bool,
     /// Nothing more can be read.
     ended: bool,
     /// Nothing more can be written.
     deaf: bool,
-    /// The socket is to be shut for writing once all is written.
+    /// Shut the socket down for writing once all bytes are written.
     finish: bool,
     inbox: Option<Inbox>,
     outbox: VecDeque<u8>,
 }
 
 impl HostStream {
-    /// Takes a socket that is non-blocking already.
+    /// Wraps a socket that is already non-blocking.
     pub(super) fn new(socket: UnixStream) -> Self {
         Self {
             socket,
@@ -82,7 +82,7 @@ impl HostStream {
         &self.socket
     }
 
-    /// Notes what epoll says.
+    /// Records epoll events.
     pub(super) fn note(&mut self, events: EventFlags) {
         let gone = events.intersects(EventFlags::HUP | EventFlags::ERR);
         self.readable |= gone || events.intersects(EventFlags::IN | EventFlags::RDHUP);
@@ -90,12 +90,12 @@ impl HostStream {
         self.hung_up |= gone;
     }
 
-    /// Whether the host program has closed its end.
+    /// Returns whether the host program has closed the connection.
     pub(super) fn is_gone(&self) -> bool {
         self.hung_up
     }
 
-    /// Whether bytes from the guest wait for the host program.
+    /// Returns whether all bytes from the guest have been written to the host program.
     pub(super) fn is_flushed(&self) -> bool {
         self.outbox.is_empty()
     }
@@ -109,12 +109,12 @@ impl HostStream {
         }
     }
 
-    /// Bytes for the guest.
+    /// Returns the pending bytes for the guest.
     pub(super) fn pending(&self) -> &[u8] {
         self.inbox.as_ref().map_or(&[], |inbox| &inbox.buffer[inbox.start..inbox.end])
     }
 
-    /// Drops the first `count` pending bytes: the guest has them.
+    /// Drops the first `count` pending bytes after they were sent to the guest.
     pub(super) fn consume(&mut self, count: usize, buffers: &mut Buffers) {
         let Some(inbox) = &mut self.inbox else { return };
         inbox.start = (inbox.start + count).min(inbox.end);
@@ -130,7 +130,7 @@ impl HostStream {
         }
     }
 
-    /// Reads at most `limit` bytes when none are pending.
+    /// Reads at most `limit` bytes if none are pending.
     pub(super) fn fill(&mut self, limit: usize, buffers: &mut Buffers) {
         let limit = limit.min(CHUNK);
         if limit == 0 || self.inbox.is_some() || !self.readable || self.ended {
@@ -162,14 +162,14 @@ impl HostStream {
         }
     }
 
-    /// Passes bytes from the guest on, or keeps what the host program does not take yet. Returns how many are settled.
+    /// Writes bytes from the guest to the host program, and queues what does not fit yet. Returns how many bytes were written or dropped.
     pub(super) fn send(&mut self, bytes: &[u8]) -> usize {
         let written = if self.outbox.is_empty() { self.write(bytes) } else { 0 };
         self.outbox.extend(&bytes[written..]);
         written
     }
 
-    /// Writes what was kept. Returns how many bytes are settled.
+    /// Writes queued bytes. Returns how many bytes were written or dropped.
     pub(super) fn flush(&mut self) -> usize {
         let mut settled = 0;
         while self.writable && !self.outbox.is_empty() {
@@ -184,14 +184,14 @@ impl HostStream {
                 self.outbox = VecDeque::new();
             }
             if std::mem::take(&mut self.finish) {
-                // It fails when the host program is gone, and then there is nobody to tell.
+                // Fails harmlessly if the host program has disconnected.
                 self.shut(Shutdown::Write);
             }
         }
         settled
     }
 
-    /// Writes until the socket is full. Of a socket that nobody reads, all bytes are settled.
+    /// Writes until the socket is full. If the host program does not read any more, all bytes count as written.
     fn write(&mut self, bytes: &[u8]) -> usize {
         let mut written = 0;
         while self.writable && written < bytes.len() && !self.deaf {
@@ -205,13 +205,13 @@ impl HostStream {
         if self.deaf { bytes.len() } else { written }
     }
 
-    /// The guest sends nothing more: lets the host program read up to an end.
+    /// Handles that the guest sends no more: the host program reads an end of file after the queued bytes.
     pub(super) fn finish(&mut self) -> usize {
         self.finish = true;
         self.flush()
     }
 
-    /// The guest takes nothing more: lets the host program's writes fail.
+    /// Handles that the guest receives no more: the host program's writes fail from now on.
     pub(super) fn refuse(&mut self, buffers: &mut Buffers) {
         self.discard(buffers);
         self.shut(Shutdown::Read);
@@ -219,11 +219,11 @@ impl HostStream {
 
     fn shut(&self, how: Shutdown) {
         if let Err(error) = self.socket.shutdown(how) {
-            tracing::trace!(%error, "shut a host socket");
+            tracing::trace!(%error, "cannot shut down a host socket");
         }
     }
 
-    /// How many bytes this end keeps in memory.
+    /// Returns the size of this end's buffers, in bytes.
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
         self.outbox.capacity() + self.inbox.as_ref().map_or(0, |inbox| inbox.buffer.len())

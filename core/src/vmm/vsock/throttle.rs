@@ -1,8 +1,8 @@
-//! Logging of what a guest provokes: one line in a while, however often it happens.
+//! Rate limit of log messages that a guest can cause.
 
 use std::time::{Duration, Instant};
 
-/// How long nothing is said after a line.
+/// Time after a message during which further events are not logged.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Lets one event through per [`SILENCE`] and counts the others.
@@ -13,7 +13,7 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
-    /// Whether to speak at `now`; if so, how many events went unmentioned before this one.
+    /// Returns whether to log an event at `now`: if so, the number of events that were suppressed before it.
     pub(super) fn admit(&mut self, now: Instant) -> Option<u64> {
         if self.last.is_some_and(|last| now.saturating_duration_since(last) < SILENCE) {
             self.suppressed = self.suppressed.saturating_add(1);

@@ -1,4 +1,4 @@
-//! A virtqueue that a stale kick cannot end.
+//! A virtqueue that survives stale kicks.
 
 use std::fs::File;
 use std::io;
@@ -12,9 +12,9 @@ pub(super) type Memory = vm_memory::GuestMemoryAtomic<vm_memory::GuestMemoryMmap
 
 /// [`VringMutex`], except for [`Vring::read_kick`].
 ///
-/// When a VM is stopped and continued, its kick descriptors are replaced. The worker may then have been told that the old one
-/// is readable and reads the new one, which is not. The framework takes that error for fatal and ends its worker, silently;
-/// the device would be dead. A kick too many does no harm, so there are no errors here.
+/// When a VM is paused and resumed, its kick descriptors are replaced. The worker may have seen that the old one is readable, and
+/// then reads the new one, which is not. The framework treats that error as fatal and silently ends its worker, so the device would
+/// stop working. An extra kick is harmless, so this returns no errors.
 #[derive(Clone)]
 pub(super) struct Vring(VringMutex<Memory>);
 

@@ -1,4 +1,4 @@
-//! What was recorded of each generation, read and written again.
+//! Reads and writes the recorded messages of each generation.
 
 use nexus_schema::ByteSize;
 use serde::de::DeserializeOwned;
@@ -31,7 +31,7 @@ macro_rules! recording {
     };
 }
 
-/// One for each generation that this build speaks.
+/// Fixtures of each generation that this build supports.
 const RECORDINGS: [Recording; 2] = [recording!(1), recording!(2)];
 
 fn lines<T: DeserializeOwned>(text: &str) -> Vec<T> {
@@ -64,7 +64,7 @@ fn requests_are_written_as_each_generation_takes_them() {
                 (*end, &serde_json::from_slice::<serde_json::Value>(line).unwrap()),
                 (b'\n', recorded)
             );
-            // A shim of this build takes them from a daemon of either generation.
+            // A shim of this build accepts them from a daemon of either generation.
             assert_eq!(read_request(recorded.to_string().as_bytes()).unwrap(), request);
         }
     }
@@ -126,7 +126,7 @@ fn exits_of_each_generation_are_understood() {
 #[test]
 fn what_is_newer_is_refused_by_its_number() {
     let newer = read_request(br#"{"op":"fly","protocol":3}"#).unwrap_err();
-    assert_eq!(newer.to_string(), "written for protocol 3; this build speaks 1 to 2");
+    assert_eq!(newer.to_string(), "written for protocol 3; this build supports 1 to 2");
     for garbled in ["{}", "[]", r#"{"op":"fly"}"#, r#"{"op":"kill","protocol":"x"}"#] {
         let error = read_request(garbled.as_bytes()).unwrap_err();
         assert!(matches!(error, WireError::Garbled { .. }), "{garbled}: {error}");

@@ -1,4 +1,4 @@
-//! Network interfaces: found by their MAC address, given addresses and routes and brought up, all over netlink.
+//! Network interfaces: finds them by MAC address, adds addresses and routes, and brings them up, all over netlink.
 
 mod netlink;
 
@@ -10,14 +10,15 @@ use nexus_schema::link::{Interface, InterfaceAddress};
 
 use self::netlink::{Link, Netlink};
 
-/// Where the kernel has its settings for interfaces, by family.
+/// The directories of the kernel's interface settings, one per family.
 const SETTINGS: [&str; 2] = ["/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf"];
-/// What is switched off: all VMs of a host are behind one gateway, and no redirect, nor a router that another VM plays, leads past it.
+/// The settings that are switched off. All VMs of a host are behind one gateway; redirects, or router advertisements of another VM, must not lead
+/// past it.
 const OFF: [&str; 3] = ["accept_redirects", "accept_ra", "autoconf"];
 /// The index of the interface `lo`.
 const LOOPBACK: u32 = 1;
 
-/// Gives one interface what the host wants it to have.
+/// Configures one interface as the host wants it.
 pub(super) fn bring_up(interface: &Interface) -> io::Result<()> {
     let addresses: Vec<_> = interface.addresses.iter().map(parse).collect::<io::Result<_>>()?;
     let netlink = Netlink::open()?;
@@ -28,7 +29,7 @@ pub(super) fn bring_up(interface: &Interface) -> io::Result<()> {
     netlink.set_up(link.index, interface.mtu)?;
     for Address { address, prefix, gateway } in addresses {
         if address.is_ipv6() && !Path::new(SETTINGS[1]).exists() {
-            // A kernel without IPv6 does without this address.
+            // The kernel has no IPv6; this address is skipped.
             continue;
         }
         netlink.add_address(link.index, address, prefix)?;
@@ -45,7 +46,7 @@ pub(crate) fn bring_up_loopback() -> io::Result<()> {
     Netlink::open()?.set_up(LOOPBACK, None)
 }
 
-/// An address of an interface, as it is given to the kernel.
+/// An address of an interface, parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Address {
     address: IpAddr,
@@ -80,12 +81,12 @@ fn find(netlink: &Netlink, mac: &str) -> io::Result<Link> {
     found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no interface has this address"))
 }
 
-/// Switches off what would lead packets of an interface, or of `all`, another way.
+/// Switches off redirects and router advertisements for an interface, or for `all`.
 fn switch_off(interface: &str) -> io::Result<()> {
     for settings in SETTINGS {
         for setting in OFF {
             match std::fs::write(Path::new(settings).join(interface).join(setting), "0") {
-                // Of the other family, or a kernel without it.
+                // This family or setting does not exist in this kernel.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 written => written?,
             }
@@ -113,7 +114,7 @@ mod tests {
         assert!(parse(&address("10.0.0.2/32", Some("fd00::1"))).is_err());
     }
 
-    /// An interface in a network namespace of this thread's own.
+    /// Runs `work` with an interface in a network namespace of its own.
     fn in_a_namespace(work: impl FnOnce(&Netlink) + Send + 'static) {
         std::thread::spawn(move || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests of networks run as root");
@@ -125,7 +126,7 @@ mod tests {
                 .attribute(1, &[0x02, 0x4e, 0, 0, 1, 2])
                 .attribute(18, &kind);
             netlink.request(message).unwrap();
-            // Its other end, so that it has a carrier.
+            // The peer is brought up too, for a carrier.
             let ends = netlink.links().unwrap();
             ends.iter()
                 .filter(|end| end.name.starts_with("veth"))
@@ -173,7 +174,7 @@ mod tests {
             let line =
                 kernel_says("if_inet6").lines().find(|line| line.starts_with(&own)).unwrap().to_owned();
             let fields: Vec<_> = line.split_whitespace().collect();
-            // Its length, and that it was not looked for at others: it is used at once.
+            // The prefix length, and the flag that no duplicate address detection was done.
             assert_eq!((fields[1], fields[2]), (format!("{index:02x}").as_str(), "80"), "{line}");
             assert_eq!(u8::from_str_radix(fields[4], 16).unwrap() & 0x42, 0x02, "{line}");
             let routes6 = kernel_says("ipv6_route");

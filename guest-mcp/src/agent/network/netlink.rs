@@ -1,4 +1,4 @@
-//! The few messages of rtnetlink(7) that an interface takes: links are listed and brought up, addresses and routes are added.
+//! The few messages of rtnetlink(7) that configure an interface: list links, bring them up, add addresses and routes.
 
 use std::io;
 use std::net::IpAddr;
@@ -31,7 +31,7 @@ const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IFF_UP: u32 = 1;
-/// No search for others with the address: it is used at once.
+/// No duplicate address detection: the address is usable at once.
 const IFA_F_NODAD: u8 = 0x02;
 const RT_TABLE_MAIN: u8 = 254;
 const RT_SCOPE_UNIVERSE: u8 = 0;
@@ -43,7 +43,7 @@ const RTN_UNICAST: u8 = 1;
 const HEADER: usize = 16;
 /// The length of `struct ifinfomsg`, in bytes.
 const LINK: usize = 16;
-/// How much of the kernel's answers is read at once: as much as it gives, in bytes.
+/// The buffer size for the kernel's answers, in bytes: the largest that it sends.
 const ANSWER_MAX: usize = 32 << 10;
 
 /// An interface, as the kernel lists it.
@@ -69,7 +69,7 @@ impl Message {
     }
 
     pub(super) fn attribute(mut self, kind: u16, value: &[u8]) -> Self {
-        // Attributes here are a few bytes long.
+        // Attributes are only a few bytes long here.
         let length = 4 + value.len() as u16;
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -85,7 +85,7 @@ impl Message {
     }
 }
 
-/// A socket to the kernel.
+/// A netlink socket.
 pub(super) struct Netlink {
     socket: OwnedFd,
 }
@@ -110,7 +110,7 @@ impl Netlink {
         Ok(())
     }
 
-    /// Sends a request and waits for its acknowledgement, which the kernel gives at once.
+    /// Sends a request and waits for its acknowledgement, which the kernel sends at once.
     pub(super) fn request(&self, mut message: Message) -> io::Result<()> {
         let flags = NLM_F_REQUEST | NLM_F_ACK | u16::from_ne_bytes([message.bytes[6], message.bytes[7]]);
         message.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
@@ -123,7 +123,7 @@ impl Netlink {
         }
     }
 
-    /// Every interface.
+    /// Returns all interfaces.
     pub(super) fn links(&self) -> io::Result<Vec<Link>> {
         self.send(Message::new(RTM_GETLINK, NLM_F_DUMP, &[0; LINK]))?;
         let (mut links, mut answer) = (Vec::new(), Vec::new());
@@ -164,7 +164,7 @@ impl Netlink {
         self.request(message)
     }
 
-    /// Says that an address is on the interface itself, whatever network it is in.
+    /// Adds a route that says that an address is on the interface itself, whatever its network is.
     pub(super) fn add_host_route(&self, index: u32, to: IpAddr) -> io::Result<()> {
         let prefix = if to.is_ipv4() { 32 } else { 128 };
         let message = route(to, prefix, RT_SCOPE_LINK)
@@ -203,7 +203,7 @@ fn malformed() -> io::Error {
     io::Error::from(io::ErrorKind::InvalidData)
 }
 
-/// The kernel's answer to a request: done, or why not.
+/// Returns the outcome of an acknowledgement.
 fn error_of(body: &[u8]) -> io::Result<()> {
     match body.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
         Some(0) => Ok(()),
@@ -220,7 +220,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// The messages of an answer: kind and body.
+/// Returns the messages of an answer: kind and body.
 fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::try_from(u32_at(rest, 0)?).ok()?;
@@ -230,7 +230,7 @@ fn messages(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// The attributes of a message: kind and value.
+/// Returns the attributes of a message: kind and value.
 fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(rest, 0)?);

@@ -1,5 +1,5 @@
-//! MCP servers that the image brings: started when they are first asked for, and ended when nobody asks for long. What they say is
-//! data: cut to size, and never a tool of ours.
+//! The image's MCP servers: started on first use, and stopped when idle. Their messages are treated as data: cut to size, and never offered as tools
+//! of the guest itself.
 
 mod session;
 
@@ -27,25 +27,25 @@ use super::table::Table;
 use crate::holder::wire::{Answer, Settings};
 use crate::os::{read_small, reason};
 
-/// The directory of an image with a file for each server.
+/// The directory of an image with one file per server.
 pub(super) const MCP_DIRECTORY: &str = "/etc/nexus/mcp.d";
-/// The most servers.
+/// The maximum number of servers.
 const SERVERS_MAX: usize = 64;
-/// The longest file of one, in bytes.
+/// The maximum size of a server's file, in bytes.
 const FILE_MAX: u64 = 64 << 10;
-/// The most tools of a server that are shown, and how many pages of them are asked for.
+/// The maximum number of a server's tools that are listed, and of pages that are requested.
 const TOOLS_MAX: usize = 200;
 const PAGES_MAX: usize = 20;
-/// How much of a description is shown, in characters, and how long the schema of a tool's arguments may be, in bytes.
+/// The maximum length of a shown description, in characters, and of the schema of a tool's arguments, in bytes.
 const DESCRIPTION_MAX: usize = 1000;
 const SCHEMA_MAX: usize = 8 << 10;
-/// How long all schemas together may be, and a structured result, in bytes.
+/// The maximum total size of all schemas, and of a structured result, in bytes.
 const SCHEMAS_MAX: usize = 256 << 10;
 const STRUCTURED_MAX: usize = 256 << 10;
-/// After how long without a call a server is ended, and how often that is looked at.
+/// How long a server may be idle before it is stopped, and the interval of checks for that.
 const IDLE: (Duration, Duration) = (Duration::from_secs(900), Duration::from_secs(60));
 
-/// A server, whether it runs or not. Calls of one server come one after the other.
+/// A server, running or not. Its calls run one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Server(Mutex<Option<Session>>);
 
@@ -82,7 +82,7 @@ struct Outcome {
 }
 
 impl Table {
-    /// Does `mcp_list`.
+    /// Runs `mcp_list`.
     pub(super) async fn mcp_list(
         self: &Arc<Self>,
         params: McpListParams,
@@ -121,7 +121,7 @@ impl Table {
         Ok(answer)
     }
 
-    /// Does `mcp_call`.
+    /// Runs `mcp_call`.
     pub(super) async fn mcp_call(
         self: &Arc<Self>,
         params: McpCallParams,
@@ -166,7 +166,7 @@ impl Table {
         let verb = if facts.is_error { "failed" } else { "answered" };
         let mut header = format!("{server} {verb}");
         if !facts.omitted.is_empty() {
-            header.push_str(&format!("; left out: {}", facts.omitted.join(", ")));
+            header.push_str(&format!("; omitted: {}", facts.omitted.join(", ")));
         }
         if omitted_bytes > 0 {
             header.push_str(&format!("; {omitted_bytes} more bytes of text"));
@@ -212,7 +212,7 @@ impl Table {
         Ok(McpServer { name, command, running: true, title, tools, omitted_tools, problem: None })
     }
 
-    /// Sends one request to a server, which is started if it does not run.
+    /// Sends one request to a server; starts the server if it is not running.
     async fn ask<T: serde::de::DeserializeOwned>(
         self: &Arc<Self>,
         name: &str,
@@ -248,10 +248,10 @@ impl Table {
                 ErrorCode::Timeout,
                 format!("the MCP server {name} did not answer {method} in time"),
             )
-            .hint("give it more time by timeout_s, at most 45 s")
+            .hint("give a larger timeout_s, at most 45")
         })??;
         serde_json::from_value(answer)
-            .map_err(|error| gone(name, &format!("its answer to {method} is none of MCP: {error}")))
+            .map_err(|error| gone(name, &format!("its answer to {method} is not valid MCP: {error}")))
     }
 
     fn start_server(
@@ -277,7 +277,7 @@ impl Table {
 }
 
 impl Server {
-    /// Ends the session once nobody has asked for long.
+    /// Stops the server once it has been idle for long.
     fn end_when_idle(self: Arc<Self>) {
         let this = Arc::downgrade(&self);
         tokio::spawn(async move {
@@ -295,7 +295,7 @@ impl Server {
     }
 }
 
-/// What a directory says of servers, by name: how each is started, or what is wrong with its file.
+/// Reads the servers in a directory, by name: the configuration of each, or what is wrong with its file.
 fn configured(directory: &Path) -> BTreeMap<String, Result<McpServerConfig, String>> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let paths = entries.map(|entry| entry.path());
@@ -313,18 +313,18 @@ fn configured(directory: &Path) -> BTreeMap<String, Result<McpServerConfig, Stri
 fn one(path: &Path) -> Result<McpServerConfig, String> {
     let found = std::fs::metadata(path).map_err(|error| reason(&error))?;
     if !found.is_file() || found.len() > FILE_MAX {
-        return Err(format!("its file is no text of at most {} KiB", FILE_MAX >> 10));
+        return Err(format!("its file is not text of at most {} KiB", FILE_MAX >> 10));
     }
     let text = read_small(path, FILE_MAX).ok_or("its file cannot be read")?;
     let config: McpServerConfig =
         serde_json::from_str(&text).map_err(|error| format!("its file: {error}"))?;
     match config.kind.as_deref() {
         None | Some("stdio") => Ok(config),
-        Some(kind) => Err(format!("its type is `{}`: only stdio servers are started", kind.escape_debug())),
+        Some(kind) => Err(format!("its type is `{}`: only stdio servers are supported", kind.escape_debug())),
     }
 }
 
-/// The configuration of one.
+/// Takes the configuration of one server.
 fn take(
     found: &mut BTreeMap<String, Result<McpServerConfig, String>>,
     name: &str,
@@ -335,7 +335,7 @@ fn take(
         None => {
             let names: Vec<_> = found.keys().map(String::as_str).collect();
             let hint = match names.as_slice() {
-                [] => format!("this VM has no MCP servers: an image brings them in {}", MCP_DIRECTORY),
+                [] => format!("this VM has no MCP servers: an image can define them in {}", MCP_DIRECTORY),
                 names => format!("this VM has: {}", names.join(", ")),
             };
             Err(ToolError::invalid(format!("there is no MCP server `{}`", cut(name, 60))).hint(hint))
@@ -353,7 +353,7 @@ fn line(config: &McpServerConfig) -> String {
     cut(&words.map(String::as_str).collect::<Vec<_>>().join(" "), 200)
 }
 
-/// A server as text.
+/// Describes a server as text.
 fn shown(server: &McpServer) -> String {
     let state = match (&server.problem, server.running) {
         (Some(problem), _) => problem.clone(),
@@ -375,7 +375,7 @@ fn size(value: &Map<String, Value>) -> usize {
     serde_json::to_string(value).map_or(usize::MAX, |text| text.len())
 }
 
-/// At most so many characters of a text, without those that control terminals.
+/// Returns at most `most` characters of a text, without those that control terminals.
 fn cut(text: &str, most: usize) -> String {
     let plain = text.chars().map(|letter| if letter.is_control() && letter != '\n' { ' ' } else { letter });
     plain.take(most).collect()

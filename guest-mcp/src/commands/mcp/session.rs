@@ -1,4 +1,4 @@
-//! One MCP server that runs: JSON lines over its standard input and output.
+//! A running MCP server: JSON lines over its standard input and output.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,22 +17,22 @@ use crate::commands::tree::Tree;
 use crate::os::reason;
 use crate::role::VERSION;
 
-/// The revision of MCP that is asked for.
+/// The requested revision of MCP.
 const REVISION: &str = "2025-06-18";
-/// The longest line of a server, in bytes.
+/// The maximum length of a line from a server, in bytes.
 const LINE_MAX: usize = 4 << 20;
-/// How much of the end of its standard error is told when it fails, in bytes.
+/// How much of the end of its standard error an error message contains, in bytes.
 const TAIL: usize = 1 << 10;
-/// How long to wait for the end of its standard error once its output has ended.
+/// Timeout for the end of its standard error after its output has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// A server that runs. It is killed when this is dropped.
+/// A running server. Dropping this kills it.
 #[derive(Debug)]
 pub(super) struct Session {
     name: String,
-    /// What it calls itself.
+    /// The server's own name and version.
     pub(super) title: String,
-    /// When it was asked last.
+    /// The time of the last request.
     pub(super) used: Instant,
     child: Child,
     tree: Arc<Tree>,
@@ -40,10 +40,10 @@ pub(super) struct Session {
     output: End,
     read: Vec<u8>,
     errors: Arc<Mutex<VecDeque<u8>>>,
-    /// Reads its standard error to the end; `None` once that has been waited for.
+    /// The task that reads its standard error; `None` once it has been waited for.
     reading_errors: Option<JoinHandle<()>>,
     last: u64,
-    /// Whether it failed, or was given only a part of a line: nothing more can be asked of it.
+    /// Whether it failed or got only a part of a line, so that it cannot be used any more.
     is_broken: bool,
 }
 
@@ -88,12 +88,12 @@ impl Session {
         })
     }
 
-    /// Whether nothing more can be asked of it. Its output may have ended a moment before its process has.
+    /// Returns whether it cannot be used any more. Its output may end a moment before its process does.
     pub(super) fn is_over(&mut self) -> bool {
         self.is_broken || !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// The first words of a session.
+    /// Runs the MCP handshake.
     pub(super) async fn greet(&mut self) -> Result<(), ToolError> {
         let asked = json!({
             "protocolVersion": REVISION, "capabilities": {},
@@ -105,7 +105,7 @@ impl Session {
         self.write(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })).await
     }
 
-    /// Sends a request and waits for its answer. If this is dropped before that, the answer is passed over later.
+    /// Sends a request and waits for its answer. If this is dropped early, the answer is skipped later.
     pub(super) async fn request(&mut self, method: &str, params: &Value) -> Result<Value, ToolError> {
         self.used = Instant::now();
         self.last += 1;
@@ -116,7 +116,7 @@ impl Session {
             let message: Message = match serde_json::from_slice(&line) {
                 Ok(message) => message,
                 Err(_) if line.iter().all(u8::is_ascii_whitespace) => continue,
-                Err(error) => return Err(self.gone(&format!("what it writes is no MCP: {error}"))),
+                Err(error) => return Err(self.gone(&format!("its output is not valid MCP: {error}"))),
             };
             match (message.method, message.id) {
                 (Some(asked), Some(theirs)) => self.answer(&asked, theirs).await?,
@@ -132,13 +132,13 @@ impl Session {
                         (None, None) => Err(self.gone("its answer has no result")),
                     };
                 }
-                // A notification, or an answer that nobody waits for any more.
+                // A notification, or an answer that is no longer awaited.
                 _ => {}
             }
         }
     }
 
-    /// Answers what a server asks of its client.
+    /// Answers a request of the server to its client.
     async fn answer(&mut self, method: &str, id: Value) -> Result<(), ToolError> {
         let answer = match method {
             "ping" => json!({ "jsonrpc": "2.0", "id": id, "result": {} }),
@@ -152,7 +152,7 @@ impl Session {
     async fn write(&mut self, message: &Value) -> Result<(), ToolError> {
         let mut line = serde_json::to_vec(message).map_err(|error| self.gone(&error.to_string()))?;
         line.push(b'\n');
-        // Until the line is whole: this may be dropped before that.
+        // Until the line is complete, because this may be dropped before that.
         self.is_broken = true;
         let mut rest = &line[..];
         while !rest.is_empty() {
@@ -168,7 +168,7 @@ impl Session {
         Ok(())
     }
 
-    /// The next line. Nothing is lost where this is given up.
+    /// Reads the next line. Nothing is lost if this is dropped.
     async fn line(&mut self) -> Result<Vec<u8>, ToolError> {
         let mut scanned = 0;
         loop {
@@ -178,7 +178,7 @@ impl Session {
             }
             scanned = self.read.len();
             if scanned > LINE_MAX {
-                return Err(self.gone(&format!("it writes a line of more than {} MiB", LINE_MAX >> 20)));
+                return Err(self.gone(&format!("it wrote a line of more than {} MiB", LINE_MAX >> 20)));
             }
             let read = &mut self.read;
             let length = self.output.read_with(|read_into| {
@@ -198,14 +198,14 @@ impl Session {
         }
     }
 
-    /// Waits until its standard error is read. A process that it left behind may keep that open: not for ever, then.
+    /// Waits until its standard error has been read, with a timeout, because a process that it left behind may keep it open.
     async fn hear_last_words(&mut self) {
         if let Some(reading) = self.reading_errors.take() {
             let _ = tokio::time::timeout(LAST_WORDS, reading).await;
         }
     }
 
-    /// It cannot be used, with the last that it wrote to its standard error.
+    /// Returns the error that it cannot be used, with the end of its standard error.
     fn gone(&mut self, why: &str) -> ToolError {
         self.is_broken = true;
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
@@ -221,7 +221,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let tree = self.tree.clone();
-        // To look for what belongs to it may take a moment on a busy machine.
+        // Searching for its processes may take a moment on a busy machine.
         tokio::task::spawn_blocking(move || {
             tree.kill();
             tree.release();
@@ -229,7 +229,7 @@ impl Drop for Session {
     }
 }
 
-/// Reads standard error, so that it never fills, and keeps its end.
+/// Reads standard error, so that it never fills up, and keeps its end.
 async fn keep_tail(end: End, tail: Arc<Mutex<VecDeque<u8>>>) {
     let read = || {
         end.read_with(|read_into| {

@@ -1,8 +1,8 @@
-//! Files that get new content together: all of them or none.
+//! Changes several files together: all of them or none.
 //!
 //! ```text
-//! find ──> prepare all ──> put one in its place after the other ──> done
-//!            │ nothing is changed     │ those before are put back
+//! find ──> prepare all ──> replace one after the other ──> done
+//!            │ fails: no change       │ fails: the earlier ones are restored
 //! ```
 
 use std::io;
@@ -20,27 +20,27 @@ use super::read::open_regular;
 use super::target::{Ready, Target};
 use crate::places::Owner;
 
-/// The largest file that is changed in part, in bytes.
+/// The largest file that can be changed in part, in bytes.
 const FILE_MAX: u64 = 16 << 20;
-/// The most that all files of one call hold together, in bytes.
+/// The maximum total size of the files of one call, in bytes.
 const ALL_MAX: u64 = 48 << 20;
-/// The most files of one call.
+/// The maximum number of files of one call.
 const FILES_MAX: usize = 500;
 
-/// A file and what becomes of it.
+/// A file and its new state.
 pub(super) struct Change {
-    /// What the caller calls it.
+    /// The caller's name for it.
     pub(super) name: String,
     pub(super) target: Target,
-    /// What it holds; empty where it is not there.
+    /// Its content now; empty if it does not exist.
     pub(super) old: Vec<u8>,
-    /// What it will hold; `None` where it will be gone.
+    /// Its new content; `None` deletes it.
     pub(super) new: Option<Vec<u8>>,
-    /// Its permission bits, where they change.
+    /// Its new permission bits, if they change.
     pub(super) mode: Option<u32>,
 }
 
-/// The files of one call, each once.
+/// The files of one call, each listed once.
 #[derive(Default)]
 pub(super) struct Changes {
     pub(super) all: Vec<Change>,
@@ -48,7 +48,7 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// The change of a file that is there; its old content is its new one at first.
+    /// Returns the change of an existing file. Its new content is initially the old one.
     pub(super) fn of(&mut self, name: &str, path: &Path) -> Result<&mut Change, ToolError> {
         let target = Target::find(path)?;
         let known = self.all.iter().position(|change| change.target.is_same(&target));
@@ -62,7 +62,7 @@ impl Changes {
         Ok(&mut self.all[at])
     }
 
-    /// The change of a file that is not there yet.
+    /// Adds the change of a file that does not exist yet.
     pub(super) fn create(
         &mut self,
         name: &str,
@@ -78,10 +78,10 @@ impl Changes {
     fn add(&mut self, change: Change) -> Result<usize, ToolError> {
         if self.all.len() >= FILES_MAX || self.bytes > ALL_MAX {
             let text = format!(
-                "one call changes at most {FILES_MAX} files, which hold at most {} MiB together",
+                "one call changes at most {FILES_MAX} files with at most {} MiB in total",
                 ALL_MAX >> 20
             );
-            return Err(ToolError::new(ErrorCode::TooLarge, text).hint("do it in several calls"));
+            return Err(ToolError::new(ErrorCode::TooLarge, text).hint("split it into several calls"));
         }
         self.all.push(change);
         Ok(self.all.len() - 1)
@@ -92,7 +92,7 @@ impl Changes {
         let mut old = Vec::new();
         file.take(FILE_MAX + 1).read_to_end(&mut old).map_err(|error| target.fail(error))?;
         if old.len() as u64 > FILE_MAX {
-            let text = format!("change {}: it holds more than {} MiB", path.display(), FILE_MAX >> 20);
+            let text = format!("change {}: it is larger than {} MiB", path.display(), FILE_MAX >> 20);
             return Err(ToolError::new(ErrorCode::TooLarge, text).hint("use sed with guest_run_command"));
         }
         self.bytes += old.len() as u64;
@@ -111,7 +111,7 @@ impl Changes {
         outcome
     }
 
-    /// Has all new content ready; the directories that were made for it are put in `made`.
+    /// Prepares all new content; adds the first of each set of directories that it creates to `made`.
     fn prepare(&self, owner: Owner, made: &mut Vec<PathBuf>) -> Result<Vec<Option<Ready>>, ToolError> {
         let mut ready = Vec::with_capacity(self.all.len());
         for change in &self.all {
@@ -145,7 +145,7 @@ impl Changes {
                     let mut error = error;
                     for (change, done) in self.all.iter().zip(done).rev() {
                         if let Err(left) = change.put_back(done, owner) {
-                            error.message.push_str(&format!("; put back {}: {left}", change.name));
+                            error.message.push_str(&format!("; cannot restore {}: {left}", change.name));
                         }
                     }
                     return Err(error);
@@ -161,13 +161,13 @@ impl Changes {
 
 /// A change that was made and can be undone.
 enum Done {
-    /// The draft is the old file now.
+    /// The draft now has the old file.
     Exchanged(Draft),
-    /// The file is new.
+    /// The file is new, and in place.
     Placed,
-    /// The old content is gone.
+    /// The old content was overwritten.
     Overwritten,
-    /// The file has this name for now.
+    /// The file to be deleted was renamed to this path.
     Hidden(PathBuf),
 }
 
@@ -175,7 +175,7 @@ impl Done {
     fn finish(self) {
         match self {
             Self::Exchanged(draft) => draft.discard(),
-            // The name is ours.
+            // The file under this name is the deleted one.
             Self::Hidden(path) => drop(std::fs::remove_file(path)),
             Self::Placed | Self::Overwritten => {}
         }
@@ -183,7 +183,7 @@ impl Done {
 }
 
 impl Change {
-    /// Makes it.
+    /// Makes the change.
     fn put(&self, ready: Option<Ready>) -> Result<Done, ToolError> {
         let (target, name) = (&self.target, self.target.name());
         match ready {
@@ -195,9 +195,9 @@ impl Change {
             Some(Ready::Draft(mut draft)) => match draft.exchange(name) {
                 Ok(()) => Ok(Done::Exchanged(draft)),
                 Err(error) => match error.raw_os_error() {
-                    // Something is mounted on it.
+                    // The file is a mount point.
                     Some(libc::EBUSY) => self.overwrite(self.new.as_deref().unwrap_or_default()),
-                    // A filesystem that cannot exchange names.
+                    // The filesystem cannot exchange names.
                     Some(libc::EINVAL | libc::ENOSYS) => {
                         draft.replace(name).map(|()| Done::Overwritten).map_err(|error| target.fail(error))
                     }
@@ -211,7 +211,7 @@ impl Change {
         match self.target.overwrite(content, self.mode) {
             Ok(()) => Ok(Done::Overwritten),
             Err(error) => {
-                // As far as that goes: the error says what did not.
+                // If this fails too, the first error is reported.
                 let _ = self.target.overwrite(&self.old, None);
                 Err(self.target.fail(error))
             }
@@ -225,7 +225,7 @@ impl Change {
         Ok(Done::Hidden(directory.join(own)))
     }
 
-    /// Undoes it.
+    /// Reverts the change.
     fn put_back(&self, done: Done, owner: Owner) -> Result<(), ToolError> {
         let path = self.target.path();
         let fail = |error: io::Error| failed("write", path, error);
@@ -241,14 +241,14 @@ impl Change {
     }
 }
 
-/// Removes a directory that was made, with all directories in it, if there is nothing else.
+/// Removes a directory and its subdirectories if they contain no files.
 fn remove_empty(directory: &Path) {
     if let Ok(entries) = std::fs::read_dir(directory) {
         for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
             remove_empty(&entry.path());
         }
     }
-    // What somebody else put there meanwhile stays.
+    // It stays if another process has put something there.
     let _ = rustix::fs::unlinkat(CWD, directory.as_os_str().as_bytes(), AtFlags::REMOVEDIR);
 }
 
@@ -256,7 +256,7 @@ fn remove_empty(directory: &Path) {
 mod tests {
     use super::*;
 
-    /// A set of two files whose second cannot be put in its place.
+    /// The last of several changes fails.
     #[test]
     fn what_was_done_is_undone() {
         let root = tempfile::tempdir().unwrap();
@@ -274,7 +274,7 @@ mod tests {
         let mut made = Vec::new();
         let ready = changes.prepare(Owner::Maker, &mut made).unwrap();
         assert_eq!(made, [root.path().join("made")]);
-        // In the way only now: a directory does not change places with a file that is gone.
+        // Created only now: a directory cannot be exchanged with a deleted file.
         std::fs::remove_file(&paths[2]).unwrap();
         let error = changes.commit(ready, Owner::Maker).unwrap_err();
         assert_eq!(error.code, ErrorCode::FileNotFound, "{error}");

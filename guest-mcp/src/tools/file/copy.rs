@@ -1,5 +1,5 @@
-//! `file_copy`. A copy is made beside its place and gets its name when it is whole. Works by file descriptors, so that nobody
-//! can slip a symbolic link under it.
+//! `file_copy`. A copy is made under a temporary name beside its destination, and renamed when it is complete. Works with file descriptors, so that
+//! nobody can replace a directory by a symbolic link meanwhile.
 
 use std::fs::File;
 use std::io;
@@ -24,9 +24,9 @@ use crate::tools::text::shown;
 use crate::tools::{Call, Reply, Run, cancelled, human_bytes};
 
 const WHAT: &str = "copy";
-/// How much is copied between two looks at whether that is still wanted, in bytes.
+/// How much is copied between two checks for cancellation, in bytes.
 const PIECE: u64 = 8 << 20;
-/// The deepest tree that is copied; each level holds two descriptors.
+/// The deepest tree that can be copied; each level uses two descriptors.
 const DEPTH_MAX: usize = 256;
 
 impl Run for FileCopy {
@@ -58,17 +58,17 @@ impl Run for FileCopy {
     }
 }
 
-/// What is to be copied where.
+/// Source and destination of a copy.
 pub(super) struct Order<'a> {
     pub(super) from: &'a Path,
     pub(super) to: &'a Path,
     pub(super) recursive: bool,
     pub(super) overwrite: bool,
-    /// Whose the copy is: the maker's, or as the source is.
+    /// The owner of the copy: its maker, or the same as the source's.
     pub(super) owner: Owner,
 }
 
-/// What was copied.
+/// What has been copied so far.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     files: u64,
@@ -86,7 +86,7 @@ pub(super) fn copy(order: &Order<'_>, cancel: &CancellationToken) -> Result<Coun
     let kind = Kind::from_raw_mode(stat.st_mode);
     match kind {
         Kind::Directory if !recursive => {
-            return Err(not_regular(WHAT, from, kind).hint("give recursive: true to copy it whole"));
+            return Err(not_regular(WHAT, from, kind).hint("give recursive: true to copy the whole tree"));
         }
         Kind::Directory if is_within(to, from) => {
             return Err(refused(WHAT, from, "a directory cannot be copied into itself").errno("EINVAL"));
@@ -98,7 +98,7 @@ pub(super) fn copy(order: &Order<'_>, cancel: &CancellationToken) -> Result<Coun
     match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(there) if Kind::from_raw_mode(there.st_mode) == Kind::Directory => {
             let error = not_regular("copy to", to, Kind::Directory);
-            return Err(error.hint("give the whole path of the copy, with a name that is free"));
+            return Err(error.hint("give the full path of the copy, with an unused name"));
         }
         Ok(_) if !overwrite || kind == Kind::Directory => return Err(in_the_way("copy to", to)),
         Ok(_) | Err(Errno::NOENT) => {}
@@ -118,7 +118,7 @@ pub(super) fn copy(order: &Order<'_>, cancel: &CancellationToken) -> Result<Coun
             })?;
         }
         _ => {
-            // Under another name until it is whole.
+            // Under a temporary name until it is complete.
             let (own, ()) = under_free_name(|own| work.node(CWD.as_fd(), from, &stat, &parent, own))
                 .map_err(|error| failed("copy to", to, error))?;
             let flags = if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
@@ -134,7 +134,7 @@ pub(super) fn copy(order: &Order<'_>, cancel: &CancellationToken) -> Result<Coun
             });
             if let Err(error) = whole {
                 let left = to.parent().unwrap_or(Path::new("/")).join(&own);
-                // What is left has a name of ours; the error that brought us here says more.
+                // What remains has a temporary name of ours; the first error matters more.
                 let _ = delete(&left, true, &CancellationToken::new());
                 return Err(error);
             }
@@ -143,7 +143,7 @@ pub(super) fn copy(order: &Order<'_>, cancel: &CancellationToken) -> Result<Coun
     Ok(work.counts)
 }
 
-/// Whether `path`, which may not be there yet, is in a directory or is that directory.
+/// Returns whether `path`, which may not exist yet, is `directory` or inside it.
 fn is_within(path: &Path, directory: &Path) -> bool {
     let Ok(directory) = directory.canonicalize() else { return false };
     let there = path.ancestors().find_map(|place| place.canonicalize().ok());
@@ -161,10 +161,10 @@ struct Work<'a> {
 impl Work<'_> {
     fn fail(&self, name: &[u8], error: impl Into<io::Error>) -> ToolError {
         failed(WHAT, self.from, error)
-            .hint(format!("stopped at `{}`; nothing is left of the copy", String::from_utf8_lossy(name)))
+            .hint(format!("stopped at `{}`; the incomplete copy was removed", String::from_utf8_lossy(name)))
     }
 
-    /// Makes an empty directory, or a link like the one at `from`.
+    /// Creates an empty directory, or a link like the one at `from`.
     fn node(
         &mut self,
         at: impl AsFd,
@@ -188,7 +188,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Copies what is in the directory `name` of `at` to the empty directory `new` of `parent`.
+    /// Copies the contents of the directory `name` of `at` to the empty directory `new` of `parent`.
     fn tree(
         &mut self,
         at: impl AsFd,
@@ -217,7 +217,7 @@ impl Work<'_> {
             }
             let stat = match rustix::fs::statat(&source, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
-                // Gone meanwhile.
+                // Deleted meanwhile.
                 Err(Errno::NOENT) => continue,
                 Err(error) => return Err(self.fail(name, error)),
             };
@@ -262,13 +262,13 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Gives a copy what its source has beside its content.
+    /// Gives a copy the owner, attributes, mode and times of its source.
     fn dress(&self, source: &File, stat: &Stat, to: &File) -> io::Result<()> {
         if self.owner == Owner::OfDirectory {
             std::os::unix::fs::fchown(to, Some(stat.st_uid), Some(stat.st_gid))?;
         }
         copy_open_attributes(source, to);
-        // After the owner: a change of owner takes setuid bits away. Another's file does not act with its owner's rights.
+        // After the owner, because changing the owner clears setuid bits. A copy that is made as a user keeps no setuid bits.
         let bits = if self.owner == Owner::OfDirectory { 0o7777 } else { 0o777 };
         rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & bits))?;
         let time = |sec: i64, nsec: u64| Timespec { tv_sec: sec, tv_nsec: nsec as i64 };
@@ -280,11 +280,11 @@ impl Work<'_> {
     }
 }
 
-/// Copies content, and leaves holes where the source has some; how many bytes it is.
+/// Copies content, and keeps the holes of the source; returns the number of bytes.
 fn data(from: &File, to: &File, cancel: &CancellationToken) -> io::Result<u64> {
     let size = from.metadata()?.len();
     if size == 0 {
-        // Files of the kernel have content and no size.
+        // Files of the kernel have content but no size.
         return io::copy(&mut &*from, &mut &*to);
     }
     let mut at = 0;
@@ -301,7 +301,7 @@ fn data(from: &File, to: &File, cancel: &CancellationToken) -> io::Result<u64> {
             }
             let copied = piece(from, to, at, (end - at).min(PIECE))?;
             if copied == 0 {
-                // Shorter than it was.
+                // The source has become shorter.
                 to.set_len(at)?;
                 return Ok(at);
             }
@@ -312,14 +312,14 @@ fn data(from: &File, to: &File, cancel: &CancellationToken) -> io::Result<u64> {
     Ok(size)
 }
 
-/// Copies some bytes at a place; 0 at the end.
+/// Copies some bytes at an offset; returns 0 at the end.
 fn piece(from: &File, to: &File, at: u64, length: u64) -> io::Result<u64> {
     use std::os::unix::fs::FileExt;
 
     let (mut source, mut target) = (at, at);
     match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), length as usize) {
         Ok(copied) if copied > 0 => return Ok(copied as u64),
-        // Some filesystems copy nothing so, others not to each other.
+        // Some filesystems do not support this, others not with each other.
         Ok(_) | Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::IO) => {}
         Err(error) => return Err(error.into()),
     }

@@ -1,4 +1,4 @@
-//! `file_delete`. Works from directory to directory by file descriptors, so that nobody can slip a symbolic link under it.
+//! `file_delete`. Works with file descriptors from directory to directory, so that nobody can replace a directory by a symbolic link meanwhile.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +16,7 @@ use crate::os::read_small;
 use crate::tools::text::shown;
 use crate::tools::{Call, Reply, Run, cancelled};
 
-/// The deepest tree that is deleted; each level holds a descriptor.
+/// The deepest tree that can be deleted; each level uses a descriptor.
 const DEPTH_MAX: usize = 512;
 
 impl Run for FileDelete {
@@ -34,7 +34,7 @@ impl Run for FileDelete {
     }
 }
 
-/// Deletes a file, or with `recursive` a tree; how many entries are gone.
+/// Deletes a file, or with `recursive` a tree; returns the number of deleted entries.
 pub(super) fn delete(path: &Path, recursive: bool, cancel: &CancellationToken) -> Result<u64, ToolError> {
     let fail = |error: Errno| failed("delete", path, error);
     let (parent, name) = split(path).ok_or_else(|| refused("delete", path, "it has no name of its own"))?;
@@ -50,7 +50,7 @@ pub(super) fn delete(path: &Path, recursive: bool, cancel: &CancellationToken) -
             rustix::fs::unlinkat(&directory, name, AtFlags::REMOVEDIR).map_err(|error| match error {
                 Errno::NOTEMPTY | Errno::EXIST => refused("delete", path, "the directory is not empty")
                     .errno("ENOTEMPTY")
-                    .hint("give recursive: true to delete it whole"),
+                    .hint("give recursive: true to delete the whole tree"),
                 other => fail(other),
             })?;
             1
@@ -62,7 +62,7 @@ pub(super) fn delete(path: &Path, recursive: bool, cancel: &CancellationToken) -
     Ok(deleted)
 }
 
-/// The directory that a file is in and its name there; `None` for what has no name of its own.
+/// Splits a path into its directory and its name there; `None` if it has no name of its own.
 pub(super) fn split(path: &Path) -> Option<(&[u8], &[u8])> {
     let bytes = path.as_os_str().as_bytes();
     let end = bytes.iter().rposition(|byte| *byte != b'/')? + 1;
@@ -92,7 +92,7 @@ pub(super) fn refuse_mount_points(directory: &OwnedFd, name: &[u8], path: &Path)
     Ok(())
 }
 
-/// A path of the mount table, where blanks are written as `\040`.
+/// Decodes a path of the mount table, where blanks are written as `\040`.
 fn unescape(field: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field.as_bytes();
@@ -117,12 +117,12 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Deletes the directory `name` of `parent` with all that is in it.
+    /// Deletes the directory `name` of `parent` and everything in it.
     fn empty(&mut self, parent: &OwnedFd, name: &[u8], depth: usize) -> Result<(), ToolError> {
         let path = self.path;
         let fail = |error: Errno| {
             let inside = String::from_utf8_lossy(name);
-            failed("delete", path, error).hint(format!("stopped at `{inside}`; what came before is deleted"))
+            failed("delete", path, error).hint(format!("stopped at `{inside}`; earlier entries were deleted"))
         };
         if depth > DEPTH_MAX {
             let why = format!("it is more than {DEPTH_MAX} levels deep");
@@ -155,7 +155,7 @@ impl Work<'_> {
             }
             match rustix::fs::unlinkat(&directory, name, AtFlags::empty()) {
                 Ok(()) => self.deleted += 1,
-                // Someone else was faster.
+                // Another process was faster.
                 Err(Errno::NOENT) => {}
                 Err(error) => return Err(fail(error)),
             }

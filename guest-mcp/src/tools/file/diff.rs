@@ -1,4 +1,4 @@
-//! Unified diffs of files that were changed, and line endings.
+//! Unified diffs of changed files, and line endings.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -12,17 +12,17 @@ use super::change::Changes;
 use crate::tools::text::shown;
 use crate::tools::{Block, Reply};
 
-/// How long the best diff of one file is looked for; after that a longer one does.
+/// How long the shortest diff of one file is searched for; after that, a longer one is accepted.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Lines around each change.
+/// The number of lines shown around each change.
 const CONTEXT: usize = 3;
 
-/// The hash of content, in hexadecimal.
+/// Returns the SHA-256 of content, in hexadecimal.
 pub(super) fn sha256(content: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(&Sha256::digest(content))
 }
 
-/// The reply to a call that changes files.
+/// Returns the reply to a call that changes files.
 pub(super) fn reply(changes: &Changes, count: u64, what: &str, dry_run: bool) -> Reply<FileChangeOutput> {
     let (mut diff, mut files) = (String::new(), Vec::new());
     for change in &changes.all {
@@ -58,10 +58,10 @@ pub(super) fn reply(changes: &Changes, count: u64, what: &str, dry_run: bool) ->
     };
     header.push_str(&format!(" · +{added} -{removed} lines"));
     if dry_run {
-        header.push_str(" · dry run: nothing is written");
+        header.push_str(" · dry run: nothing was written");
     }
     if diff_is_cut {
-        header.push_str(" · the diff goes on");
+        header.push_str(" · the diff is cut");
     }
     let mut reply = Reply::new(header, FileChangeOutput { files, changes: count, dry_run, diff_is_cut });
     if !diff.is_empty() {
@@ -70,7 +70,7 @@ pub(super) fn reply(changes: &Changes, count: u64, what: &str, dry_run: bool) ->
     reply
 }
 
-/// The diff of two contents under two names, and how many lines it adds and takes away.
+/// Returns the diff of two contents with their names, and how many lines it adds and removes.
 fn unified(old: &[u8], new: &[u8], headers: (&str, &str)) -> (String, u64, u64) {
     if old == new {
         return (String::new(), 0, 0);
@@ -84,13 +84,13 @@ fn unified(old: &[u8], new: &[u8], headers: (&str, &str)) -> (String, u64, u64) 
     (text, added, removed)
 }
 
-/// Whether every line ends with CR LF, so that texts with LF alone mean that, too.
+/// Returns whether every line ends with CR LF. Texts of the caller with LF are then taken to mean CR LF.
 fn is_crlf(content: &[u8]) -> bool {
     let mut ends = memchr::memchr_iter(b'\n', content).peekable();
     ends.peek().is_some() && ends.all(|at| at > 0 && content[at - 1] == b'\r')
 }
 
-/// Changes content with texts; where these know no CR and all of its lines end with CR LF, line ends are LF meanwhile.
+/// Runs `work` on content. If all lines end with CR LF and the caller's texts have no CR, `work` sees LF, and the result gets CR LF again.
 pub(super) fn with_endings<E>(
     content: &[u8],
     has_cr: bool,
@@ -103,7 +103,7 @@ pub(super) fn with_endings<E>(
     Ok(replaced(&work(&plain)?, b"\n", b"\r\n"))
 }
 
-/// Content with all of `old` replaced.
+/// Returns content with every `old` replaced.
 pub(super) fn replaced(content: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
     let (mut result, mut from) = (Vec::with_capacity(content.len()), 0);
     for at in memchr::memmem::find_iter(content, old) {
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(edit(b"a\r\nb\r\n", false), b"x\r\ny\r\n");
         assert_eq!(edit(b"a\nb\n", false), b"x\ny\n");
         assert_eq!(edit(b"a\r\nb\r\n", true), b"a\r\nb\r\n");
-        // Of both kinds: nothing is guessed.
+        // With mixed line endings, nothing is converted.
         assert_eq!(edit(b"a\nb\r\n", false), b"x\ny\r\n");
     }
 }

@@ -1,5 +1,4 @@
-//! A file that is not in its place yet. It has no name where the filesystem can do that: then nothing of it is left when the
-//! agent dies.
+//! A new file that is not in place yet. If the filesystem supports it, it has no name: then nothing is left of it when the agent dies.
 
 use std::fs::File;
 use std::io;
@@ -14,30 +13,30 @@ use rustix::io::Errno;
 use super::target::Existing;
 use crate::places::{Owner, inherit_owner};
 
-/// The most that all extended attributes of a file may hold to be carried over, in bytes.
+/// The maximum total size of the extended attributes that are copied, in bytes.
 const XATTR_MAX: usize = 64 << 10;
-/// How often a name is tried that another file may have.
+/// How many times a temporary name is tried that may be taken.
 const NAMES_MAX: usize = 8;
 
-/// The file and the directory that it will be in.
+/// The file, and the directory that it will be in.
 #[derive(Debug)]
 pub(super) struct Draft {
     /// Its content, open for reading and writing.
     pub(super) file: File,
     directory: OwnedFd,
-    /// Its name for now, where it has one.
+    /// Its temporary name, if it has one.
     name: Option<String>,
 }
 
 impl Draft {
-    /// An empty one for a directory.
+    /// Creates an empty draft for a directory.
     pub(super) fn create(directory: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(directory, flags, Mode::empty())?;
         let (mode, flags) = (Mode::from_raw_mode(0o600), OFlags::RDWR | OFlags::CLOEXEC);
         match rustix::fs::openat(&directory, ".", flags | OFlags::TMPFILE, mode) {
             Ok(file) => Ok(Self { file: file.into(), directory, name: None }),
-            // A filesystem that has no files without names.
+            // The filesystem does not support files without names.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
                 let open = |name: &str| {
                     rustix::fs::openat(&directory, name, flags | OFlags::CREATE | OFlags::EXCL, mode)
@@ -49,8 +48,7 @@ impl Draft {
         }
     }
 
-    /// Gives it the owner, the attributes and the mode of the file at `path` that it replaces, or those of a new file. A mode that
-    /// is given goes before all others.
+    /// Gives it the owner, the attributes and the mode of the file at `path` that it replaces, or those of a new file. `mode` overrides all others.
     pub(super) fn dress(
         &self,
         old: Option<(&Path, &Existing)>,
@@ -70,12 +68,12 @@ impl Draft {
             }
             None => {}
         }
-        // After the owner: a change of owner takes setuid bits away.
+        // After the owner, because changing the owner clears setuid bits.
         let mode = mode.or(old.map(|(_, old)| old.mode)).unwrap_or(0o644);
         self.file.set_permissions(std::fs::Permissions::from_mode(mode))
     }
 
-    /// Puts it in its place, over what is there.
+    /// Moves it into place, over the existing file.
     pub(super) fn replace(mut self, name: &[u8]) -> io::Result<()> {
         let own = self.named()?.to_owned();
         rustix::fs::renameat(&self.directory, own.as_str(), &self.directory, name)?;
@@ -83,7 +81,7 @@ impl Draft {
         sync_directory(&self.directory)
     }
 
-    /// Puts it in a place where nothing is yet.
+    /// Moves it into place, if nothing is there yet.
     pub(super) fn place(mut self, name: &[u8]) -> io::Result<()> {
         match self.name.take() {
             None => self.link(name)?,
@@ -99,24 +97,24 @@ impl Draft {
         sync_directory(&self.directory)
     }
 
-    /// Has it and the file of this name change places: that one is gone with the draft then, or back by another exchange.
+    /// Exchanges it with the file of this name. Dropping the draft then deletes that file; another exchange restores it.
     pub(super) fn exchange(&mut self, name: &[u8]) -> io::Result<()> {
         let own = self.named()?.to_owned();
         let at = &self.directory;
         Ok(rustix::fs::renameat_with(at, own.as_str(), at, name, RenameFlags::EXCHANGE)?)
     }
 
-    /// Deletes it, or what changed places with it.
+    /// Deletes it, or the file that it was exchanged with.
     pub(super) fn discard(self) {
         let directory = self.directory.try_clone();
         drop(self);
-        // What is deleted need not be on the disk; what took its place does.
+        // The deletion need not be synced, but the file that took its place must be.
         if let Ok(directory) = directory {
             let _ = sync_directory(&directory);
         }
     }
 
-    /// Its name for now.
+    /// Returns its temporary name; gives it one if it has none.
     fn named(&mut self) -> io::Result<&str> {
         if self.name.is_none() {
             let (name, ()) = under_free_name(|name| self.link(name.as_bytes()))?;
@@ -134,13 +132,13 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
-            // The name is ours; if it cannot be removed, the error that brought us here says more.
+            // This is a temporary name of ours. If it cannot be removed, the first error matters more.
             let _ = rustix::fs::unlinkat(&self.directory, name.as_str(), AtFlags::empty());
         }
     }
 }
 
-/// Does `make` under a name that no file has.
+/// Calls `make` with random names until one is not taken.
 pub(super) fn under_free_name<T>(mut make: impl FnMut(&str) -> Result<T, Errno>) -> io::Result<(String, T)> {
     let mut tries = 0;
     loop {
@@ -155,7 +153,7 @@ pub(super) fn under_free_name<T>(mut make: impl FnMut(&str) -> Result<T, Errno>)
     }
 }
 
-/// Has a file on its disk. Files that have none, as those of the kernel, cannot be synced, which is no loss.
+/// Syncs a file to disk. Files that are not on a disk, such as those of the kernel, cannot be synced; that is not an error.
 pub(super) fn sync(file: &File) -> io::Result<()> {
     match file.sync_all() {
         Err(error)
@@ -167,7 +165,7 @@ pub(super) fn sync(file: &File) -> io::Result<()> {
     }
 }
 
-/// Has the names in a directory on its disk, where this thread may read it.
+/// Syncs the names in a directory to disk, if this thread may read it.
 fn sync_directory(directory: impl AsFd) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::openat(directory, ".", flags, Mode::empty()) {
@@ -177,7 +175,7 @@ fn sync_directory(directory: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// Carries over capabilities, ACLs and the like, as far as the filesystem has them.
+/// Copies capabilities, ACLs and the like, as far as the filesystem supports them.
 fn copy_attributes(from: &Path, to: &File) {
     carry(
         |names| rustix::fs::llistxattr(from, names),
@@ -186,7 +184,7 @@ fn copy_attributes(from: &Path, to: &File) {
     );
 }
 
-/// The same of an open file.
+/// Copies the extended attributes of an open file.
 pub(super) fn copy_open_attributes(from: &File, to: &File) {
     carry(
         |names| rustix::fs::flistxattr(from, names),
@@ -210,7 +208,7 @@ fn carry(
     }
 }
 
-/// The bytes of a path's last name.
+/// Returns the last name of a path, as bytes.
 pub(super) fn last_name(path: &Path) -> &[u8] {
     path.file_name().unwrap_or_default().as_bytes()
 }

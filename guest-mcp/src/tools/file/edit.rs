@@ -10,14 +10,14 @@ use super::parse_path;
 use crate::places::Owner;
 use crate::tools::{Call, Reply, Run};
 
-/// How many of the places where a text is are named.
+/// How many of the places where a text occurs are listed.
 const PLACES_MAX: usize = 5;
 
 impl Run for FileEdit {
     async fn run(call: Call, params: FileEditParams) -> Result<Reply<FileChangeOutput>, ToolError> {
         let FileEditParams { edits, dry_run, user } = params;
         if edits.is_empty() {
-            return Err(ToolError::invalid("edits holds none"));
+            return Err(ToolError::invalid("edits is empty"));
         }
         call.blocking_as(user, move |owner, _| edit(&edits, dry_run, owner)).await
     }
@@ -29,7 +29,7 @@ fn edit(edits: &[Edit], dry_run: bool, owner: Owner) -> Result<Reply<FileChangeO
         let place = format!("edits[{at}]");
         if edit.old.is_empty() {
             let error = ToolError::invalid(format!("{place}: `old` is empty"));
-            return Err(error.hint("to write a file whole, call guest_file_write"));
+            return Err(error.hint("to replace a whole file, call guest_file_write"));
         }
         let path = parse_path(&edit.path)?;
         let change = changes.of(&edit.path, &path)?;
@@ -56,10 +56,10 @@ fn check_hash(edit: &Edit, content: &[u8], place: &str) -> Result<(), ToolError>
         return Ok(());
     }
     let text = format!("{place}: {} has the SHA-256 {found}, not the expected one", edit.path);
-    Err(ToolError::new(ErrorCode::EditMismatch, text).hint("it was changed: read it again"))
+    Err(ToolError::new(ErrorCode::EditMismatch, text).hint("the file has changed: read it again"))
 }
 
-/// The content with the edit made, and how often it was.
+/// Makes the edit; returns the new content, and how many times the text was replaced.
 fn replace(content: &[u8], edit: &Edit, place: &str) -> Result<(Vec<u8>, u64), ToolError> {
     let old = edit.old.as_bytes();
     let places: Vec<usize> = memchr::memmem::find_iter(content, old).collect();
@@ -85,15 +85,15 @@ fn replace(content: &[u8], edit: &Edit, place: &str) -> Result<(Vec<u8>, u64), T
     }
     let hint = match (places.is_empty(), similar_line(content, &edit.old)) {
         (true, Some(line)) => {
-            format!("line {line} differs in white space only: read it, and give it exactly")
+            format!("line {line} differs in white space only: read it, and pass it exactly")
         }
-        (true, None) => "read the file again, and give the text exactly, with its white space".to_owned(),
-        (false, _) => "give more of the lines around it, or expect_count, or replace_all: true".to_owned(),
+        (true, None) => "read the file again, and pass the text exactly, including white space".to_owned(),
+        (false, _) => "add surrounding lines, or give expect_count, or replace_all: true".to_owned(),
     };
     Err(ToolError::new(ErrorCode::EditMismatch, text).hint(hint))
 }
 
-/// The number of the first line that is the first one of a text but for its white space.
+/// Returns the number of the first line that equals the text's first line except for white space.
 fn similar_line(content: &[u8], old: &str) -> Option<usize> {
     let wanted = old.lines().map(str::trim).find(|line| !line.is_empty())?;
     let lines = content.split(|byte| *byte == b'\n');

@@ -1,4 +1,4 @@
-//! `file_read` by lines. What it gives is counted in bytes as well, so that a caller can go on by either.
+//! `file_read` by lines. The reply counts bytes too, so that a caller can continue by either.
 
 use std::fs::File;
 use std::io;
@@ -16,33 +16,33 @@ use super::read::open_regular;
 use crate::tools::text::{decode, incomplete_end, shown};
 use crate::tools::{Block, Reply, cancelled, human_bytes};
 
-/// How much is read at once, in bytes.
+/// The size of one read, in bytes.
 const BLOCK: usize = 64 << 10;
 
-/// Which lines.
+/// The requested lines.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted {
-    /// The number of the first; 1 is the first of the file.
+    /// The number of the first line, from 1.
     from: u64,
-    /// How many at most.
+    /// The maximum number of lines.
     lines: u64,
-    /// How many bytes at most.
+    /// The maximum number of bytes.
     limit: usize,
     numbered: bool,
 }
 
 impl Wanted {
-    /// What a call asks for, within `limit` bytes.
+    /// Takes the lines that a call requests, within `limit` bytes.
     pub(super) fn of(params: &FileReadParams, limit: usize) -> Result<Self, ToolError> {
         if params.offset.is_some() {
             return Err(ToolError::invalid("give either offset, which counts bytes, or lines"));
         }
         if params.numbered && params.encoding == Some(ContentEncoding::Base64) {
-            return Err(ToolError::invalid("numbered takes encoding text"));
+            return Err(ToolError::invalid("numbered needs encoding text"));
         }
         let (from, lines) = (params.from_line.unwrap_or(1), params.lines.unwrap_or(u64::MAX));
         if from == 0 || lines == 0 {
-            return Err(ToolError::invalid("from_line and lines are at least 1"));
+            return Err(ToolError::invalid("from_line and lines must be at least 1"));
         }
         Ok(Self { from, lines, limit, numbered: params.numbered })
     }
@@ -51,14 +51,14 @@ impl Wanted {
 /// Lines of a file.
 pub(super) struct Lines {
     size: u64,
-    /// Where they start in the file.
+    /// Their offset in the file.
     offset: u64,
     bytes: Vec<u8>,
     /// The number of the first.
     from: u64,
-    /// How many there are; one that is cut counts.
+    /// The number of lines, including a cut one.
     count: u64,
-    /// Whether the last is not whole.
+    /// Whether the last line is incomplete.
     is_cut: bool,
     eof: bool,
     numbered: bool,
@@ -70,7 +70,7 @@ pub(super) fn lines(path: &Path, wanted: Wanted, cancel: &CancellationToken) -> 
     let fail = |error: io::Error| failed("read", path, error);
     let size = file.metadata().map_err(fail)?.len();
     let (mut buffer, mut at, mut line) = (vec![0; BLOCK], 0, 1);
-    // What comes before.
+    // Skip the lines before the requested ones.
     while line < wanted.from {
         if cancel.is_cancelled() {
             return Err(cancelled());
@@ -131,7 +131,7 @@ pub(super) fn lines(path: &Path, wanted: Wanted, cancel: &CancellationToken) -> 
     part.trim();
     part.count = ends.min(memchr::memchr_iter(b'\n', &part.bytes).count() as u64)
         + u64::from(!part.bytes.is_empty() && !part.bytes.ends_with(b"\n"));
-    // Whether there is more is seen only by a look.
+    // Only a read shows whether there is more.
     if !part.eof && !part.is_cut {
         let end = at + part.bytes.len() as u64;
         part.eof = read_some(&file, &mut buffer[..1], end).map_err(fail)?.is_empty();
@@ -139,10 +139,10 @@ pub(super) fn lines(path: &Path, wanted: Wanted, cancel: &CancellationToken) -> 
     Ok(part)
 }
 
-/// How wide a line's number is with what is behind it.
+/// The width of a line number with the tab after it, in bytes.
 const NUMBER: usize = 8;
 
-/// The most bytes of lines and numbers together.
+/// Returns the maximum total size of lines and numbers, in bytes.
 const fn most(numbered: bool) -> usize {
     if numbered { OUTPUT_MAX as usize } else { usize::MAX }
 }
@@ -152,7 +152,7 @@ fn read_some<'a>(file: &File, buffer: &'a mut [u8], at: u64) -> io::Result<&'a [
         match file.read_at(buffer, at) {
             Ok(count) => return Ok(&buffer[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A file of /proc that has nothing more to say now.
+            // A file of /proc without more data at the moment.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(&[]),
             Err(error) => return Err(error),
         }
@@ -160,7 +160,7 @@ fn read_some<'a>(file: &File, buffer: &'a mut [u8], at: u64) -> io::Result<&'a [
 }
 
 impl Lines {
-    /// Ends a part that is cut with a whole line, or else with a whole character.
+    /// Cuts a shortened part at the end of a line, or else at the end of a character.
     fn trim(&mut self) {
         if !self.is_cut {
             return;
@@ -177,7 +177,7 @@ impl Lines {
     }
 }
 
-/// The reply to a call that asked for lines.
+/// Returns the reply to a call that requested lines.
 pub(super) fn reply_lines(path: &str, part: Lines, encoding: ContentEncoding) -> Reply<FileReadOutput> {
     let read = part.bytes.len() as u64;
     let (text, lossy) = match encoding {
@@ -195,9 +195,9 @@ pub(super) fn reply_lines(path: &str, part: Lines, encoding: ContentEncoding) ->
     if part.eof {
         header.push_str(" · to the end");
     } else if part.is_cut {
-        header.push_str(&format!(" · the line goes on at offset {end}"));
+        header.push_str(&format!(" · the line continues at offset {end}"));
     } else {
-        header.push_str(&format!(" · goes on at from_line {} (offset {end})", part.from + part.count));
+        header.push_str(&format!(" · continues at from_line {} (offset {end})", part.from + part.count));
     }
     if lossy {
         header.push_str("\nnot UTF-8, bytes were replaced; encoding base64 gives them exactly");
@@ -219,7 +219,7 @@ pub(super) fn reply_lines(path: &str, part: Lines, encoding: ContentEncoding) ->
     reply
 }
 
-/// Lines with their numbers before them.
+/// Puts the line numbers before the lines.
 fn number(text: &str, from: u64) -> String {
     let lines = text.split_inclusive('\n').zip(from..);
     lines.map(|(line, number)| format!("{number:>6}\t{line}")).collect()
@@ -256,14 +256,14 @@ mod tests {
         assert_eq!((none.offset, none.count, none.eof), (14, 0, true));
         let none = of(b"", 1, 5, 100);
         assert_eq!((none.offset, none.count, none.eof), (0, 0, true));
-        // Over the borders of what is read at once.
+        // Lines longer than one read.
         let long =
             [b"x".repeat(BLOCK - 1), b"\nsecond\n".to_vec(), b"y".repeat(2 * BLOCK), b"\nlast".to_vec()]
                 .concat();
         assert_eq!(of(&long, 2, 1, 100).bytes, b"second\n");
         assert_eq!(of(&long, 4, 1, 100).bytes, b"last");
         assert_eq!(of(&long, 3, 1, BLOCK + 5).bytes.len(), BLOCK + 5);
-        // No character is cut.
+        // Characters are never cut.
         assert_eq!(of("ää".as_bytes(), 1, 1, 3).bytes, "ä".as_bytes());
     }
 

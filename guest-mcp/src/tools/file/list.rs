@@ -1,4 +1,4 @@
-//! `file_list`: a tree in the order of its paths, page by page, in memory that depends on the page only.
+//! `file_list`: a tree in the order of its paths, page by page. The memory use depends only on the page.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -21,13 +21,13 @@ use super::{failed, parse_path};
 use crate::tools::text::{decode, shown};
 use crate::tools::{Block, Call, Reply, Run, cancelled};
 
-/// Entries of a page when not told otherwise.
+/// The default number of entries of a page.
 const LIMIT_DEFAULT: u32 = 200;
-/// Entries of the largest page.
+/// The maximum number of entries of a page.
 const LIMIT_MAX: u32 = 2000;
-/// The deepest listing.
+/// The maximum depth of a listing.
 const DEPTH_MAX: u32 = 16;
-/// The deepest listing of a whole tree.
+/// The maximum depth of a listing of a whole tree.
 const WHOLE_DEPTH_MAX: usize = 100;
 /// A page ends early once its text has this many bytes.
 const TEXT_MAX: usize = OUTPUT_MAX as usize - 6000;
@@ -37,7 +37,7 @@ impl Run for FileList {
         let path = parse_path(&params.path)?;
         let within = |name: &str, value: Option<u32>, default: u32, max: u32| match value.unwrap_or(default) {
             value if (1..=max).contains(&value) => Ok(value as usize),
-            _ => Err(ToolError::invalid(format!("{name} is 1 to {max}"))),
+            _ => Err(ToolError::invalid(format!("{name} must be 1 to {max}"))),
         };
         let depth = match (params.recursive, params.depth) {
             (true, None) => WHOLE_DEPTH_MAX,
@@ -72,11 +72,11 @@ type Position = Vec<Vec<u8>>;
 
 fn parse_cursor(cursor: &str) -> Result<Position, ToolError> {
     let path = BASE64URL_NOPAD.decode(cursor.as_bytes());
-    let path = path.map_err(|_| ToolError::invalid("cursor is not one that guest_file_list gave"))?;
+    let path = path.map_err(|_| ToolError::invalid("cursor is not from a reply of guest_file_list"))?;
     Ok(path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect())
 }
 
-/// A glob that matches names where it has no slash, and paths where it has one.
+/// Parses a glob. Without a slash it matches names, with one it matches paths.
 fn parse_glob(text: &str) -> Result<GlobMatcher, ToolError> {
     let text = text.trim_start_matches('/');
     let anywhere = if text.contains('/') { text.to_owned() } else { format!("**/{text}") };
@@ -85,7 +85,7 @@ fn parse_glob(text: &str) -> Result<GlobMatcher, ToolError> {
     Ok(glob.compile_matcher())
 }
 
-/// What of a tree is to be listed.
+/// The requested entries of a tree.
 struct Wanted {
     depth: usize,
     limit: usize,
@@ -94,7 +94,7 @@ struct Wanted {
     after: Option<Position>,
 }
 
-/// Lists a directory; with the number of entries and the text of them.
+/// Lists a directory; also returns the number of entries and their text.
 fn list(
     named: String,
     path: &Path,
@@ -146,7 +146,7 @@ impl Walk<'_> {
         self.count >= self.limit || length >= TEXT_MAX
     }
 
-    /// Lists what comes after `after` in a directory whose own path is `prefix`.
+    /// Lists what comes after `after` in the directory whose own path is `prefix`.
     fn directory(
         &mut self,
         directory: &OwnedFd,
@@ -160,7 +160,7 @@ impl Walk<'_> {
         };
         let mut from = resume.map(|name| (name.to_vec(), true));
         loop {
-            // One more than fits, to know whether there is more.
+            // One more than fits, to find out whether there is more.
             let room = self.limit - self.count.min(self.limit) + 1;
             let (names, is_all) = self.smallest_names(directory, prefix, depth, from.as_ref(), room)?;
             for name in &names {
@@ -169,7 +169,7 @@ impl Walk<'_> {
                     prefix.push(b'/');
                 }
                 prefix.extend_from_slice(name);
-                // The page before ended with this entry or below it.
+                // The previous page ended with this entry, or below it.
                 let is_resumed = resume == Some(name.as_slice());
                 let descend = if is_resumed {
                     true
@@ -194,14 +194,14 @@ impl Walk<'_> {
         }
     }
 
-    /// Whether an entry is one of those that are wanted.
+    /// Returns whether an entry matches the glob.
     fn is_wanted(&self, path: &[u8]) -> bool {
         self.glob.as_ref().is_none_or(|glob| glob.is_match(OsStr::from_bytes(path)))
     }
 
-    /// Adds one entry, if it is wanted; says whether it is a directory.
+    /// Adds an entry if it matches; returns whether it is a directory.
     fn entry(&mut self, directory: &OwnedFd, name: &[u8], path: &[u8]) -> bool {
-        // What vanished meanwhile is not listed.
+        // An entry that was deleted meanwhile is not listed.
         let Ok(entry) = entry_at(directory, name, path) else { return false };
         let is_directory = entry.kind == FileType::Directory;
         if !self.is_wanted(path) {
@@ -232,13 +232,13 @@ impl Walk<'_> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(directory, name, flags, Mode::empty()) {
             Ok(inner) => self.directory(&inner, prefix, after, depth),
-            // Not a directory any more, gone, or not to be read: it is in the list, its content is not.
+            // It is no longer a directory, deleted, or not readable: it is listed, but not its content.
             Err(_) => Ok(()),
         }
     }
 
-    /// The `count` smallest names of a directory that may be wanted, in order, and whether these are all. They start at the name
-    /// in `from`, or behind it.
+    /// Returns the `count` smallest names of a directory that may match, in order, and whether these are all. They start at the name in `from`, or
+    /// after it.
     fn smallest_names(
         &self,
         directory: &OwnedFd,
@@ -248,7 +248,7 @@ impl Walk<'_> {
         count: usize,
     ) -> Result<(Vec<Vec<u8>>, bool), Errno> {
         let mut heap: BinaryHeap<Vec<u8>> = BinaryHeap::new();
-        // The entry of the page before takes a place of its own.
+        // The last entry of the previous page needs one more slot.
         let count = count + usize::from(from.is_some());
         let mut is_all = true;
         for entry in Dir::read_from(directory)? {
@@ -257,7 +257,7 @@ impl Walk<'_> {
             }
             let entry = match entry {
                 Ok(entry) => entry,
-                // A directory of /proc whose process is gone.
+                // A directory of /proc whose process has ended.
                 Err(Errno::NOENT | Errno::SRCH) => break,
                 Err(error) => return Err(error),
             };
@@ -295,14 +295,14 @@ impl Walk<'_> {
 #[derive(Default)]
 struct Tree {
     text: String,
-    /// Its length in the escapes of JSON, in bytes.
+    /// Its length as escaped JSON, in bytes.
     escaped: usize,
-    /// The directories that the last line is in, and the last one itself if it is a directory.
+    /// The parent directories of the last line, and the last entry itself if it is a directory.
     open: Vec<Vec<u8>>,
 }
 
 impl Tree {
-    /// Adds an entry, behind those of its parents that are not there yet.
+    /// Adds an entry, after its parents that are not listed yet.
     fn add(&mut self, path: &[u8], entry: &FileEntry) {
         let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
         let Some((name, parents)) = names.split_last() else { return };

@@ -13,7 +13,7 @@ use crate::places::{Owner, inherit_owner, make_directories_for};
 use crate::tools::text::shown;
 use crate::tools::{Call, Reply, Run};
 
-/// What a directory may be when not told otherwise.
+/// The default mode of a directory.
 const MODE: u32 = 0o755;
 
 impl Run for FileMkdir {
@@ -23,17 +23,18 @@ impl Run for FileMkdir {
         let parents = params.parents.unwrap_or(true);
         let created =
             call.blocking_as(params.user, move |owner, _| make(&path, parents, mode, owner)).await?;
-        let done = if created { "directory made" } else { "there already" };
+        let done = if created { "directory created" } else { "already exists" };
         let header = format!("{} · {done}", shown(&params.path));
         Ok(Reply::new(header, FileMkdirOutput { path: params.path, created }))
     }
 }
 
-/// Makes a directory; whether it was not there.
+/// Makes a directory; returns whether it is new.
 fn make(path: &Path, parents: bool, mode: Option<u32>, owner: Owner) -> Result<bool, ToolError> {
-    const WHAT: &str = "make the directory";
+    const WHAT: &str = "create the directory";
     let fail = |error: Errno| failed(WHAT, path, error);
-    let there = |kind| refused(WHAT, path, &format!("it is {} already", kind_words(kind))).errno("EEXIST");
+    let there =
+        |kind| refused(WHAT, path, &format!("it already exists and is {}", kind_words(kind))).errno("EEXIST");
     match rustix::fs::stat(path) {
         Ok(stat) => {
             return match Kind::from_raw_mode(stat.st_mode) {
@@ -54,7 +55,7 @@ fn make(path: &Path, parents: bool, mode: Option<u32>, owner: Owner) -> Result<b
     let parent = rustix::fs::openat(CWD, parent, flags, Mode::empty()).map_err(fail)?;
     match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(MODE)) {
         Ok(()) => {}
-        // Somebody else was faster.
+        // Another process was faster.
         Err(Errno::EXIST) if parents && path.is_dir() => return Ok(false),
         Err(error) => return Err(fail(error)),
     }

@@ -1,5 +1,5 @@
-//! The file tools. Paths are absolute; nothing that is not a regular file or a directory is ever opened for its content, so
-//! that no call waits for a device or a pipe. What is changed as a user is done with that user's rights.
+//! The file tools. Paths are absolute. Only regular files and directories are opened for their content, so that no call waits for a device or a pipe.
+//! A change as a user is made with that user's rights.
 
 mod change;
 mod copy;
@@ -39,10 +39,10 @@ pub(crate) use upload::Uploads;
 /// The longest path of the kernel, in bytes.
 const PATH_MAX: usize = 4095;
 
-/// The start of a path that is given in base64, as those are whose bytes are not UTF-8.
+/// The prefix of a path in base64, for paths that are not UTF-8.
 const ENCODED: &str = "base64:";
 
-/// The file that an argument names: an absolute path, or one after `base64:`. Refuses all else.
+/// Parses the path in an argument: an absolute path, plain or in base64 after `base64:`.
 fn parse_path(text: &str) -> Result<PathBuf, ToolError> {
     let bytes = match text.strip_prefix(ENCODED) {
         Some(encoded) => {
@@ -56,15 +56,15 @@ fn parse_path(text: &str) -> Result<PathBuf, ToolError> {
         return Err(ToolError::invalid(format!("`{}` is not an absolute path", shown(&text))));
     }
     if bytes.contains(&0) {
-        return Err(ToolError::invalid("a path cannot hold a zero byte"));
+        return Err(ToolError::invalid("a path cannot contain a NUL byte"));
     }
     if bytes.len() > PATH_MAX {
-        return Err(ToolError::invalid(format!("a path holds at most {PATH_MAX} bytes")));
+        return Err(ToolError::invalid(format!("a path can have at most {PATH_MAX} bytes")));
     }
     Ok(PathBuf::from(OsString::from_vec(bytes)))
 }
 
-/// The error of a tool that could not do `what` to `path`.
+/// Returns the error of a tool that could not do `what` to `path`.
 fn failed(what: &str, path: impl AsRef<Path>, error: impl Into<io::Error>) -> ToolError {
     let error = error.into();
     let code = match error.kind() {
@@ -76,18 +76,18 @@ fn failed(what: &str, path: impl AsRef<Path>, error: impl Into<io::Error>) -> To
     with_errno(ToolError::new(code, text), &error)
 }
 
-/// A file that is not of the right sort.
+/// Returns the error for a file of the wrong kind.
 fn refused(what: &str, path: impl AsRef<Path>, why: &str) -> ToolError {
     ToolError::new(ErrorCode::FileRefused, format!("{what} {}: {why}", path.as_ref().display()))
 }
 
-/// A file that is not a regular one.
+/// Returns the error for a file that is not a regular one.
 fn not_regular(what: &str, path: impl AsRef<Path>, kind: Kind) -> ToolError {
     let error = refused(what, path, &format!("it is {}", kind_words(kind)));
     if kind == Kind::Directory { error.errno("EISDIR") } else { error }
 }
 
-/// The sort of a file in words.
+/// Describes the kind of a file.
 fn kind_words(kind: Kind) -> &'static str {
     match kind {
         Kind::RegularFile => "a regular file",
@@ -97,11 +97,11 @@ fn kind_words(kind: Kind) -> &'static str {
         Kind::Socket => "a socket",
         Kind::CharacterDevice => "a character device",
         Kind::BlockDevice => "a block device",
-        Kind::Unknown => "of an unknown sort",
+        Kind::Unknown => "of an unknown kind",
     }
 }
 
-/// The sort of a file on the wire.
+/// Returns the kind of a file in the form of the tools' results.
 fn file_type(mode: u32) -> FileType {
     match Kind::from_raw_mode(mode) {
         Kind::Directory => FileType::Directory,
@@ -114,7 +114,7 @@ fn file_type(mode: u32) -> FileType {
     }
 }
 
-/// A file time on the wire.
+/// Returns a file time in the form of the tools' results.
 fn timestamp(seconds: i64, nanoseconds: i64) -> Timestamp {
     Timestamp::from_millis(seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000))
 }

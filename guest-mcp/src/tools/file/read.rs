@@ -44,7 +44,7 @@ impl Run for FileRead {
     }
 }
 
-/// A part of a file.
+/// A part of a file, by bytes.
 struct Part {
     size: u64,
     bytes: Vec<u8>,
@@ -54,7 +54,7 @@ struct Part {
 fn read(path: &Path, offset: u64, limit: usize) -> Result<Part, ToolError> {
     let file = open_regular("read", path)?;
     let size = file.metadata().map_err(|error| failed("read", path, error))?.len();
-    // One byte more says whether the end was reached, also for files of /proc, whose size is 0.
+    // One byte more shows whether the end was reached, even in files of /proc, whose size is 0.
     let mut bytes = vec![0; limit + 1];
     let mut length = 0;
     while length < bytes.len() {
@@ -62,7 +62,7 @@ fn read(path: &Path, offset: u64, limit: usize) -> Result<Part, ToolError> {
             Ok(0) => break,
             Ok(more) => length += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A file of /proc that has nothing more to say now.
+            // A file of /proc without more data at the moment.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) => return Err(failed("read", path, error)),
         }
@@ -73,7 +73,7 @@ fn read(path: &Path, offset: u64, limit: usize) -> Result<Part, ToolError> {
     Ok(Part { size, bytes, eof })
 }
 
-/// Opens a file for reading once it is known to be a regular one.
+/// Opens a file for reading, if it is a regular one.
 pub(super) fn open_regular(what: &str, path: &Path) -> Result<File, ToolError> {
     let refer = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let refer = refer.map_err(|error| failed(what, path, error))?;
@@ -96,7 +96,7 @@ fn reply(path: &str, part: Part, offset: u64, encoding: ContentEncoding) -> Repl
     let (text, lossy) = match encoding {
         ContentEncoding::Base64 => (data_encoding::BASE64.encode(&bytes), false),
         ContentEncoding::Text => {
-            // A character that the end of this part goes through belongs to the next part.
+            // A character that is cut at the end of this part belongs to the next part.
             let cut = if eof { 0 } else { incomplete_end(&bytes) };
             if cut < bytes.len() {
                 bytes.truncate(bytes.len() - cut);
@@ -116,7 +116,7 @@ fn reply(path: &str, part: Part, offset: u64, encoding: ContentEncoding) -> Repl
     if eof {
         header.push_str(" · to the end");
     } else {
-        header.push_str(&format!(" · goes on at offset {}", offset + read));
+        header.push_str(&format!(" · continues at offset {}", offset + read));
     }
     if lossy {
         header.push_str("\nnot UTF-8, bytes were replaced; encoding base64 gives them exactly");

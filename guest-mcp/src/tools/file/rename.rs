@@ -30,7 +30,7 @@ impl Run for FileMove {
     }
 }
 
-/// What is at a path of a file that is to be made: its directory, which is made if it is missing, and its name.
+/// Opens the parent directory of a path to be created, which is itself created if missing; also returns the name in it.
 pub(super) fn place<'a>(what: &str, to: &'a Path, owner: Owner) -> Result<(OwnedFd, &'a [u8]), ToolError> {
     let (parent, name) = split(to).ok_or_else(|| refused(what, to, "it has no name of its own"))?;
     let parent = Path::new(OsStr::from_bytes(parent));
@@ -43,12 +43,14 @@ fn open(directory: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(CWD, directory, flags, Mode::empty())
 }
 
-/// The error where something is in the way.
+/// Returns the error for a destination that already exists.
 pub(super) fn in_the_way(what: &str, to: &Path) -> ToolError {
-    refused(what, to, "there is a file already").errno("EEXIST").hint("give overwrite: true to replace it")
+    refused(what, to, "a file already exists there")
+        .errno("EEXIST")
+        .hint("give overwrite: true to replace it")
 }
 
-/// Moves a file; whether it had to be copied.
+/// Moves a file; returns whether it had to be copied.
 fn rename(
     from: &Path,
     to: &Path,
@@ -68,9 +70,8 @@ fn rename(
     let (target, new_name) = place("move to", to, owner)?;
     match rustix::fs::statat(&target, new_name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(there) if Kind::from_raw_mode(there.st_mode) == Kind::Directory && !is_directory => {
-            return Err(
-                not_regular("move to", to, Kind::Directory).hint("give the whole new path, with the name")
-            );
+            return Err(not_regular("move to", to, Kind::Directory)
+                .hint("give the full new path, including the name"));
         }
         Ok(_) if !overwrite => return Err(in_the_way("move to", to)),
         Ok(_) | Err(Errno::NOENT) => {}
@@ -80,7 +81,7 @@ fn rename(
         rustix::fs::renameat(&source, name, &target, new_name)
     } else {
         match rustix::fs::renameat_with(&source, name, &target, new_name, RenameFlags::NOREPLACE) {
-            // A filesystem that cannot say so in one step.
+            // The filesystem cannot do this in one step.
             Err(Errno::INVAL | Errno::NOSYS) => rustix::fs::renameat(&source, name, &target, new_name),
             other => other,
         }

@@ -1,5 +1,5 @@
-//! `file_search`: ripgrep's searcher over ripgrep's walk. What is shown are the first lines by path, however many threads find
-//! them; memory depends on these only.
+//! `file_search`: ripgrep's searcher and directory walk. The result shows the first matches in the order of paths, whichever thread finds them; the
+//! memory use depends only on these.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,23 +28,23 @@ use super::{failed, not_regular, parse_path};
 use crate::tools::text::{decode, shown};
 use crate::tools::{Block, Call, Reply, Run, cancelled};
 
-/// Lines or files that are shown when not told otherwise.
+/// The default number of lines or files that are shown.
 const LIMIT_DEFAULT: u32 = 100;
-/// The most that are.
+/// The maximum number of lines or files that are shown.
 const LIMIT_MAX: u32 = 1000;
-/// The most lines around each.
+/// The maximum number of context lines around each match.
 const CONTEXT_MAX: u32 = 20;
-/// How much of a line is shown, in bytes.
+/// The maximum length of a shown line, in bytes.
 const LINE_MAX: usize = 400;
-/// How much of it stands before what matches, where it is longer.
+/// How much of a longer line is shown before its match, in bytes.
 const BEFORE: usize = 100;
-/// The text of a result, in bytes.
+/// The maximum size of a result's text, in bytes.
 const TEXT_MAX: usize = OUTPUT_MAX as usize - 4000;
 /// The longest line that is searched, in bytes.
 const HEAP_MAX: usize = 4 << 20;
-/// How long is searched: clients cut calls off at about a minute.
+/// Timeout of a search. Clients abort calls after about a minute.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// The most threads.
+/// The maximum number of threads.
 const THREADS_MAX: usize = 4;
 
 impl Run for FileSearch {
@@ -52,7 +52,7 @@ impl Run for FileSearch {
         let path = parse_path(&params.path)?;
         let within = |name: &str, value: u32, min: u32, max: u32| match value {
             value if (min..=max).contains(&value) => Ok(value as usize),
-            _ => Err(ToolError::invalid(format!("{name} is {min} to {max}"))),
+            _ => Err(ToolError::invalid(format!("{name} must be {min} to {max}"))),
         };
         let wanted = Wanted {
             matcher: matcher(&params)?,
@@ -73,7 +73,7 @@ impl Run for FileSearch {
         let of = if show == SearchShow::Lines { facts.matches } else { facts.files };
         if facts.shown < of {
             header.push_str(&format!(
-                " · the first {} are shown: narrow it by path, globs or pattern",
+                " · the first {} are shown: narrow the search by path, globs or pattern",
                 facts.shown
             ));
         }
@@ -83,7 +83,7 @@ impl Run for FileSearch {
             }
         }
         if facts.incomplete {
-            header.push_str(&format!(" · not all was searched within {} s", PATIENCE.as_secs()));
+            header.push_str(&format!(" · incomplete: stopped after {} s", PATIENCE.as_secs()));
         }
         let mut reply = Reply::new(header, facts);
         if !text.is_empty() {
@@ -102,7 +102,7 @@ fn matcher(params: &FileSearchParams) -> Result<RegexMatcher, ToolError> {
     })
 }
 
-/// What is looked for, and what is shown of it.
+/// The search, and what to show of its matches.
 struct Wanted {
     matcher: RegexMatcher,
     globs: Vec<String>,
@@ -123,22 +123,22 @@ impl Wanted {
     }
 }
 
-/// What was found in one file.
+/// The matches in one file.
 #[derive(Default)]
 struct Found {
     text: String,
-    /// Lines that match.
+    /// The number of matching lines.
     matches: u64,
     /// How many of them are in the text.
     shown: usize,
 }
 
-/// What all threads found.
+/// The matches of all threads.
 #[derive(Default)]
 struct All {
-    /// By path: the first, as many as are to be shown.
+    /// By path: the first ones, as many as are to be shown.
     files: BTreeMap<Vec<u8>, Found>,
-    /// How many lines or files these are.
+    /// The number of lines or files in them.
     kept: usize,
     matches: u64,
     with_matches: u64,
@@ -166,7 +166,7 @@ impl All {
     }
 }
 
-/// One search that several threads do.
+/// One search, run by several threads.
 struct Search<'a> {
     wanted: &'a Wanted,
     root: &'a Path,
@@ -187,7 +187,7 @@ fn search(
     let stat = rustix::fs::stat(root).map_err(|error| failed("search", root, error))?;
     match Kind::from_raw_mode(stat.st_mode) {
         Kind::Directory => {
-            // Says at once that it may not be read; the walk would only count it.
+            // Reports missing permission at once; the walk would only count it.
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::openat(CWD, root, flags, Mode::empty())
                 .map_err(|error| failed("search", root, error))?;
@@ -197,7 +197,7 @@ fn search(
         }
         other => return Err(not_regular("search", root, other)),
     }
-    // A root that is a link is what it points to.
+    // A root that is a link stands for its target.
     let root = root.canonicalize().map_err(|error| failed("search", root, error))?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     let mut walk = WalkBuilder::new(&root);
@@ -324,7 +324,7 @@ impl Search<'_> {
     }
 }
 
-/// A file that is read no further once nobody wants it.
+/// A file whose reads fail once the search is over.
 struct Patient<'a> {
     file: File,
     search: &'a Search<'a>,
@@ -336,14 +336,14 @@ impl Read for Patient<'_> {
             return Err(io::ErrorKind::TimedOut.into());
         }
         match self.file.read(buffer) {
-            // A file of the kernel that has nothing more to say now.
+            // A file of the kernel without more data at the moment.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             other => other,
         }
     }
 }
 
-/// Takes what is found in one file.
+/// Collects the matches in one file.
 struct Lines<'a> {
     search: &'a Search<'a>,
     found: Found,
@@ -383,7 +383,7 @@ impl Sink for Lines<'_> {
             self.found.shown += 1;
         }
         self.found.matches += 1;
-        // One is enough to name the file.
+        // One match is enough to list the file.
         Ok(self.search.wanted.show != SearchShow::Files)
     }
 

@@ -18,7 +18,7 @@ impl Run for FileStat {
         let path = parse_path(&params.path)?;
         let follow = params.follow.unwrap_or(false);
         let named = params.path;
-        // What the kernel has in its caches takes no time; only what it must ask a disk or a server for goes to the pool.
+        // If the kernel has the file in its caches, this is fast; only a lookup that must ask a disk or a server goes to the pool.
         let near = if params.user.is_none() { open(&path, follow, ResolveFlags::CACHED).ok() } else { None };
         let entry = match near {
             Some(file) => entry_of(&file, named, &path)?,
@@ -41,7 +41,7 @@ fn open(path: &Path, follow: bool, resolve: ResolveFlags) -> Result<OwnedFd, Err
         flags |= OFlags::NOFOLLOW;
     }
     match rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve) {
-        // Before Linux 5.6.
+        // For kernels before Linux 5.6.
         Err(Errno::NOSYS) if resolve.is_empty() => rustix::fs::open(path, flags, Mode::empty()),
         other => other,
     }
@@ -54,7 +54,7 @@ fn entry_of(file: &OwnedFd, named: String, path: &Path) -> Result<FileEntry, Too
     Ok(entry(named, None, &stat, target.map(|target| target.into_bytes())))
 }
 
-/// The entry of a file below an open directory.
+/// Returns the entry of a file in an open directory.
 pub(super) fn entry_at(directory: impl AsFd, name: &[u8], path: &[u8]) -> Result<FileEntry, Errno> {
     let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let is_link = file_type(stat.st_mode) == FileType::Symlink;
@@ -64,7 +64,7 @@ pub(super) fn entry_at(directory: impl AsFd, name: &[u8], path: &[u8]) -> Result
     Ok(entry(text, exact, &stat, target.map(|target| target.into_bytes())))
 }
 
-/// An entry; `exact` is its path where `path` is not exact.
+/// Builds an entry; `exact` is its exact path if `path` had to be changed.
 fn entry(path: String, exact: Option<String>, stat: &Stat, target: Option<Vec<u8>>) -> FileEntry {
     let kind = file_type(stat.st_mode);
     let (target, target_lossy) = match target {
@@ -88,7 +88,7 @@ fn entry(path: String, exact: Option<String>, stat: &Stat, target: Option<Vec<u8
     }
 }
 
-/// A file in a line.
+/// Describes a file in one line.
 pub(super) fn describe(entry: &FileEntry) -> String {
     let kind = match entry.kind {
         FileType::File => "file",

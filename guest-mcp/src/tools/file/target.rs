@@ -1,5 +1,5 @@
-//! The file that a call writes: found first, prepared then, and changed last and in one step. Where that cannot be (files of the
-//! kernel, single files that are mount points, files of another owner) it is written in place.
+//! The file that a call writes: it is first found, then prepared, and finally replaced in one step. A file that cannot be replaced (one of the
+//! kernel, a mount point, one in another owner's directory) is written in place.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,20 +14,20 @@ use super::draft::{Draft, last_name, sync};
 use super::{failed, not_regular, refused};
 use crate::places::{Owner, make_directories_for};
 
-/// How many symbolic links are followed to the file; as many as the kernel follows.
+/// The maximum number of symbolic links that are followed, as in the kernel.
 const LINKS_MAX: usize = 40;
-/// Filesystems whose files are interfaces of the kernel (linux/magic.h): proc, sysfs, cgroup2, cgroup, debugfs, tracefs.
+/// Filesystems whose files are kernel interfaces (linux/magic.h): proc, sysfs, cgroup2, cgroup, debugfs, tracefs.
 const KERNEL_FILESYSTEMS: [u64; 6] =
     [0x9fa0, 0x6265_6572, 0x6367_7270, 0x0027_e0eb, 0x6462_6720, 0x7472_6163];
 
-/// A file to be written, which may not be there yet.
+/// A file to be written, which may not exist yet.
 #[derive(Debug)]
 pub(super) struct Target {
-    /// As the caller named it.
+    /// The path as the caller gave it.
     given: PathBuf,
-    /// With the links at its end followed, so that a link stays a link.
+    /// The path after following links at its end, so that a link stays a link.
     path: PathBuf,
-    /// What is there before.
+    /// The existing file, if any.
     pub(super) existing: Option<Existing>,
 }
 
@@ -37,20 +37,20 @@ pub(super) struct Existing {
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// What changes with its content: device, number, size and times.
+    /// What changes with its content: device, inode, size and times.
     state: [i128; 4],
 }
 
-/// New content that is ready to be put in its place.
+/// New content that is ready to be put in place.
 pub(super) enum Ready {
-    /// A whole file, synced.
+    /// A complete file, synced.
     Draft(Draft),
-    /// Bytes that will be written over the old ones.
+    /// Bytes that will overwrite the old ones.
     InPlace(Vec<u8>),
 }
 
 impl Target {
-    /// The file that a path means.
+    /// Finds the file that a path refers to.
     pub(super) fn find(path: &Path) -> Result<Self, ToolError> {
         let given = path.to_owned();
         let path = resolve(path)?;
@@ -64,27 +64,27 @@ impl Target {
         Ok(Self { given, path, existing })
     }
 
-    /// The file itself.
+    /// Returns its path, with links followed.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The directory that it is in.
+    /// Returns its directory.
     pub(super) fn directory(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("/"))
     }
 
-    /// Its name there.
+    /// Returns its name there.
     pub(super) fn name(&self) -> &[u8] {
         last_name(&self.path)
     }
 
-    /// An error of writing it.
+    /// Returns the error of writing it.
     pub(super) fn fail(&self, error: impl Into<io::Error>) -> ToolError {
         failed("write", &self.given, error)
     }
 
-    /// Makes the directories that it lacks; the first that was made.
+    /// Creates its missing parent directories; returns the first one that was created.
     pub(super) fn make_parents(&self, owner: Owner) -> Result<Option<PathBuf>, ToolError> {
         let directory = self.directory();
         let missing = directory.ancestors().take_while(|place| std::fs::symlink_metadata(place).is_err());
@@ -94,24 +94,25 @@ impl Target {
         Ok(first)
     }
 
-    /// Whether this thread's user may write it by its mode. A file can be replaced by who may not write it; that is refused.
+    /// Checks whether its mode lets this thread's user write it. Replacing a file needs no such right, so without this check read-only files could be
+    /// changed.
     pub(super) fn check_writable(&self) -> Result<(), ToolError> {
         if self.existing.is_none() {
             return Ok(());
         }
         match rustix::fs::accessat(CWD, &self.path, Access::WRITE_OK, AtFlags::EACCESS) {
-            // One that runs can be replaced.
+            // A running program can be replaced.
             Ok(()) | Err(rustix::io::Errno::TXTBSY) => Ok(()),
             Err(error) => Err(self.fail(error)),
         }
     }
 
-    /// Whether new content has to be written over the old.
+    /// Returns whether new content must overwrite the old.
     fn is_in_place(&self) -> bool {
         is_of_kernel(self.directory())
     }
 
-    /// Has new content ready. Nothing is changed by it.
+    /// Prepares new content. The file does not change yet.
     pub(super) fn prepare(
         &self,
         content: Vec<u8>,
@@ -135,7 +136,7 @@ impl Target {
                 written.map_err(|error| self.fail(error))?;
                 Ok(Ready::Draft(draft))
             }
-            // Who may write the file may not be allowed to make another beside it, or to give that away.
+            // A user who may write the file may lack the right to create another beside it, or to change its owner.
             Err(error) if old.is_some() && error.kind() == io::ErrorKind::PermissionDenied => {
                 Ok(Ready::InPlace(content))
             }
@@ -143,7 +144,7 @@ impl Target {
         }
     }
 
-    /// Puts new content in its place.
+    /// Puts new content in place.
     pub(super) fn commit(&self, ready: Ready, mode: Option<u32>) -> Result<(), ToolError> {
         match ready {
             Ready::InPlace(content) => self.overwrite(&content, mode).map_err(|error| self.fail(error)),
@@ -154,7 +155,7 @@ impl Target {
         }
     }
 
-    /// Prepares and puts in place; a file that something is mounted on cannot be replaced, only written.
+    /// Prepares new content and puts it in place. A mount point cannot be replaced, so it is overwritten.
     pub(super) fn put(&self, content: Vec<u8>, mode: Option<u32>, owner: Owner) -> Result<(), ToolError> {
         let kept = self.existing.is_some().then(|| content.clone());
         match (self.prepare(content, mode, owner)?, kept) {
@@ -168,11 +169,11 @@ impl Target {
         }
     }
 
-    /// Writes over what is there.
+    /// Overwrites the existing file.
     pub(super) fn overwrite(&self, content: &[u8], mode: Option<u32>) -> io::Result<()> {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let mut file = File::options().write(true).truncate(true).custom_flags(flags).open(&self.path)?;
-        // Interfaces of the kernel take a value in one write.
+        // Kernel interfaces expect a value in one write.
         file.write_all(content)?;
         if let Some(mode) = mode {
             file.set_permissions(std::fs::Permissions::from_mode(mode))?;
@@ -180,7 +181,7 @@ impl Target {
         sync(&file)
     }
 
-    /// Whether another path means the same file.
+    /// Returns whether another target is the same file.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         match (&self.existing, &other.existing) {
             (Some(one), Some(other)) => one.state[0] == other.state[0],
@@ -189,7 +190,7 @@ impl Target {
         }
     }
 
-    /// Refuses a file that is not as it was found.
+    /// Refuses a file that has changed since it was found.
     pub(super) fn check_unchanged(&self) -> Result<(), ToolError> {
         if look(&self.given, &self.path)? == self.existing {
             return Ok(());
@@ -199,7 +200,7 @@ impl Target {
     }
 }
 
-/// The file at the end of the links.
+/// Follows the links at the end of a path.
 fn resolve(given: &Path) -> Result<PathBuf, ToolError> {
     let mut path = given.to_owned();
     for _ in 0..LINKS_MAX {
@@ -211,12 +212,12 @@ fn resolve(given: &Path) -> Result<PathBuf, ToolError> {
     Err(refused("write", given, "too many symbolic links").errno("ELOOP"))
 }
 
-/// Whether the files in a directory are interfaces of the kernel.
+/// Returns whether the files in a directory are kernel interfaces.
 pub(super) fn is_of_kernel(directory: &Path) -> bool {
     rustix::fs::statfs(directory).is_ok_and(|found| KERNEL_FILESYSTEMS.contains(&(found.f_type as u64)))
 }
 
-/// Whether a path says by its form that it is a directory.
+/// Returns whether a path has the form of a directory's, such as a slash at the end.
 pub(super) fn is_directory_name(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().ends_with(b"/")
 }

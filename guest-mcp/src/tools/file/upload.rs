@@ -1,5 +1,5 @@
-//! `file_write` in pieces: they are put together in a draft beside the file, which takes its place at the end. A draft has no name
-//! where the filesystem can do that, so whatever ends the agent leaves nothing of it.
+//! `file_write` in pieces: they are collected in a draft beside the file, which replaces the file at the end. If the filesystem supports it, a draft
+//! has no name, so nothing is left of it however the agent ends.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,14 +17,14 @@ use super::draft::{Draft, sync};
 use super::target::Target;
 use crate::places::Owner;
 
-/// How long an upload waits for its next piece.
+/// Timeout between two pieces of an upload.
 const IDLE_MAX: Duration = Duration::from_secs(600);
-/// How many may be under way.
+/// The maximum number of open uploads.
 const UPLOADS_MAX: usize = 32;
-/// The longest id, in bytes.
+/// The maximum length of an id, in bytes.
 const ID_MAX: usize = 64;
 
-/// The uploads that are under way, by the ids that their callers gave them.
+/// The open uploads, by the ids that their callers chose.
 #[derive(Debug, Default)]
 pub(crate) struct Uploads {
     all: Mutex<HashMap<String, Arc<Mutex<Upload>>>>,
@@ -40,26 +40,26 @@ struct Upload {
     touched: Instant,
 }
 
-/// A piece of one.
+/// A piece of an upload.
 pub(super) struct Piece {
     pub(super) id: String,
     pub(super) path: PathBuf,
     pub(super) user: Option<String>,
-    /// Where it belongs; at the end of what came before where it does not say.
+    /// Its offset; by default after the previous piece.
     pub(super) offset: Option<u64>,
     pub(super) content: Vec<u8>,
     pub(super) create_parents: bool,
-    /// Whether it is the last one.
+    /// Whether it is the last piece.
     pub(super) commit: bool,
-    /// The permission bits, which count with the last one.
+    /// The permission bits, used with the last piece.
     pub(super) mode: Option<u32>,
 }
 
-/// How an upload is after a piece.
+/// The state of an upload after a piece.
 pub(super) struct Received {
-    /// How many bytes there are.
+    /// The number of bytes received.
     pub(super) length: u64,
-    /// Whether the file was not there before; `None` where it is not in its place yet.
+    /// Whether the file is new; `None` if it is not in place yet.
     pub(super) created: Option<bool>,
 }
 
@@ -67,29 +67,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Refuses an id that is none.
+/// Refuses an invalid id.
 pub(super) fn check_id(id: &str) -> Result<(), ToolError> {
     let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if !id.is_empty() && id.len() <= ID_MAX && id.bytes().all(is_letter) {
         return Ok(());
     }
-    Err(ToolError::invalid(format!("upload_id has 1 to {ID_MAX} letters, digits, `.`, `_` or `-`")))
+    Err(ToolError::invalid(format!("upload_id must have 1 to {ID_MAX} letters, digits, `.`, `_` or `-`")))
 }
 
 impl Uploads {
-    /// When [`Self::tidy`] finds an upload that nobody went on with after its last piece.
+    /// How long after the last piece [`Self::tidy`] must run to drop an abandoned upload.
     pub(crate) const TIDY_AFTER: Duration = Duration::from_secs(IDLE_MAX.as_secs() + 1);
 
-    /// Forgets the uploads that nobody went on with.
+    /// Drops abandoned uploads.
     pub(crate) fn tidy(&self) {
-        // One that is locked is being written.
+        // A locked upload is being written.
         let is_wanted = |upload: &Mutex<Upload>| {
             upload.try_lock().map_or(true, |upload| upload.touched.elapsed() < IDLE_MAX)
         };
         lock(&self.all).retain(|_, upload| is_wanted(upload));
     }
 
-    /// Takes a piece; with the last one the file is put in its place.
+    /// Handles a piece; the last one puts the file in place.
     pub(super) fn take(&self, piece: &Piece, owner: Owner) -> Result<Received, ToolError> {
         self.tidy();
         let upload = self.find(piece, owner)?;
@@ -101,15 +101,15 @@ impl Uploads {
         taken
     }
 
-    /// The upload that a piece is of; a new one for the first.
+    /// Returns the upload that a piece belongs to; the first piece starts one.
     fn find(&self, piece: &Piece, owner: Owner) -> Result<Arc<Mutex<Upload>>, ToolError> {
         if let Some(upload) = lock(&self.all).get(&piece.id) {
             return Ok(upload.clone());
         }
         if piece.offset.unwrap_or(0) > 0 {
-            let text = format!("no upload `{}` is under way", piece.id);
+            let text = format!("there is no open upload `{}`", piece.id);
             return Err(ToolError::new(ErrorCode::Changed, text)
-                .hint("it was committed, or dropped after 10 minutes without a piece or with the agent: begin again at offset 0"));
+                .hint("it was committed, or dropped after 10 minutes without a piece or when the agent restarted: start again at offset 0"));
         }
         let target = Target::find(&piece.path)?;
         if piece.create_parents {
@@ -128,7 +128,7 @@ impl Uploads {
         }));
         let mut all = lock(&self.all);
         if all.len() >= UPLOADS_MAX {
-            let text = format!("{UPLOADS_MAX} uploads are under way");
+            let text = format!("{UPLOADS_MAX} uploads are open");
             return Err(ToolError::new(ErrorCode::TooLarge, text).hint("commit them first"));
         }
         Ok(all.entry(piece.id.clone()).or_insert(upload).clone())
@@ -139,25 +139,25 @@ impl Upload {
     fn take(&mut self, piece: &Piece, owner: Owner) -> Result<Received, ToolError> {
         let target = Target::find(&piece.path)?;
         if (target.path(), &piece.user) != (self.path.as_path(), &self.user) {
-            let text = format!("upload `{}` is of another path or user", piece.id);
-            return Err(ToolError::invalid(text).hint("give each upload an id of its own"));
+            let text = format!("upload `{}` is for another path or user", piece.id);
+            return Err(ToolError::invalid(text).hint("use a different id for each upload"));
         }
         let Some(draft) = &self.draft else {
-            let text = format!("upload `{}` was committed", piece.id);
+            let text = format!("upload `{}` is already committed", piece.id);
             return Err(ToolError::new(ErrorCode::Changed, text));
         };
         let offset = piece.offset.unwrap_or(self.length);
         if offset > self.length {
-            let text = format!("a piece at {offset}, and only {} bytes are there", self.length);
-            return Err(ToolError::invalid(text).hint("send what is between them first"));
+            let text = format!("the piece starts at {offset}, but only {} bytes were received", self.length);
+            return Err(ToolError::invalid(text).hint("send the bytes in between first"));
         }
         let end = offset.saturating_add(piece.content.len() as u64);
         if end > UPLOAD_MAX {
-            let text = format!("an upload holds at most {UPLOAD_MAX} bytes");
+            let text = format!("an upload can have at most {UPLOAD_MAX} bytes");
             return Err(ToolError::new(ErrorCode::TooLarge, text));
         }
         let written = (|| {
-            // The first piece once more begins anew.
+            // Sending the first piece again restarts the upload.
             if offset == 0 {
                 draft.file.set_len(0)?;
             }
@@ -182,7 +182,7 @@ impl Upload {
         let old = target.existing.as_ref().map(|old| (target.path(), old));
         match draft.dress(old, mode, owner) {
             Ok(()) => {}
-            // Another's file, which this user may write.
+            // The file has another owner, but this user may write it.
             Err(error) if old.is_some() && error.kind() == io::ErrorKind::PermissionDenied => {
                 overwrite(&draft.file, target.path()).map_err(|error| target.fail(error))?;
                 self.draft = None;
@@ -196,7 +196,7 @@ impl Upload {
     }
 }
 
-/// Writes a draft over a file.
+/// Overwrites a file with a draft's content.
 fn overwrite(draft: &File, path: &Path) -> io::Result<()> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let mut file = File::options().write(true).truncate(true).custom_flags(flags).open(path)?;

@@ -24,8 +24,7 @@ impl Run for FileWrite {
         let content = params.encoding.unwrap_or_default().decode(params.content);
         let content = content.map_err(|error| ToolError::invalid(format!("content: {error}")))?;
         if content.len() as u64 > FILE_WRITE_MAX {
-            let text =
-                format!("content holds {} bytes, at most {FILE_WRITE_MAX} can be given", content.len());
+            let text = format!("content has {} bytes, at most {FILE_WRITE_MAX} are allowed", content.len());
             return Err(ToolError::new(ErrorCode::TooLarge, text).hint("write it in pieces with upload_id"));
         }
         let mode = params.mode.as_deref().map(parse_mode).transpose()?;
@@ -47,7 +46,7 @@ impl Run for FileWrite {
             return take(call, params.path, piece).await;
         }
         if params.offset.is_some() || params.commit {
-            return Err(ToolError::invalid("offset and commit go with upload_id"));
+            return Err(ToolError::invalid("offset and commit need upload_id"));
         }
         let request = Request {
             named: params.path,
@@ -59,7 +58,7 @@ impl Run for FileWrite {
         };
         let output = call.blocking_as(params.user, move |owner, _| request.write(owner)).await?;
         let header = format!(
-            "{} · {} {} · {} now",
+            "{} · {} {} · now {}",
             shown(&output.path),
             human_bytes(output.written_bytes),
             if output.created { "written to a new file" } else { "written" },
@@ -69,14 +68,14 @@ impl Run for FileWrite {
     }
 }
 
-/// Takes a piece of a file.
+/// Handles a piece of a file.
 async fn take(call: Call, path: String, piece: Piece) -> Result<Reply<FileWriteOutput>, ToolError> {
     let (agent, user) = (call.agent.clone(), piece.user.clone());
     let (id, written) = (piece.id.clone(), piece.content.len() as u64);
     let received = call.blocking_as(user, move |owner, _| agent.uploads.take(&piece, owner)).await?;
     let header = match received.created {
         None => format!(
-            "{} · piece of upload {id} · {} so far · not in place before commit",
+            "{} · piece of upload {id} · {} so far · in place after commit",
             shown(&path),
             human_bytes(received.length)
         ),
@@ -99,7 +98,7 @@ async fn take(call: Call, path: String, piece: Piece) -> Result<Reply<FileWriteO
     Ok(Reply::new(header, facts))
 }
 
-/// The bits of an octal mode.
+/// Parses an octal mode.
 pub(super) fn parse_mode(text: &str) -> Result<u32, ToolError> {
     nexus_schema::tools::file::parse_mode(text).ok_or_else(|| {
         let shown: String = text.chars().take(40).collect();
@@ -140,7 +139,7 @@ impl Request {
     }
 }
 
-/// Adds to the end; the size after it.
+/// Appends to the file; returns its new size.
 fn append(target: &Target, content: &[u8], mode: Option<u32>, owner: Owner) -> io::Result<u64> {
     let mut options = File::options();
     options.append(true).create(true).mode(mode.unwrap_or(0o644)).custom_flags(libc::O_NOFOLLOW);
@@ -151,7 +150,7 @@ fn append(target: &Target, content: &[u8], mode: Option<u32>, owner: Owner) -> i
         give_to_owner_of(target.directory(), &file)?;
     }
     if let Err(error) = file.write_all(content).and_then(|()| sync(&file)) {
-        // All or nothing, as far as a file that others may append to as well allows it.
+        // All or nothing, as far as that is possible while others may append too.
         let _ = file.set_len(before);
         return Err(error);
     }

@@ -318,8 +318,9 @@ impl Bridge<'_> {
         daemon.lost.cancel();
         self.daemon.replace(None);
         result?;
-        let error = ToolError::new(ErrorCode::DaemonDown, "the daemon went away during this call")
-            .hint("it may have been executed: check before you retry");
+        let error =
+            ToolError::new(ErrorCode::DaemonDown, "the connection to the daemon was lost during this call")
+                .hint("the call may have been executed: check before you retry");
         let (answers, again) = self.session.borrow_mut().lost(&error);
         if let Some(initialize) = again {
             self.queue.borrow_mut().push_front(initialize);
@@ -395,7 +396,7 @@ impl Bridge<'_> {
             let line = match reader.next().await {
                 Ok(Some(Line::Whole(line))) => line,
                 Ok(Some(Line::TooLong(_))) => {
-                    self.app.ui.warn("the daemon sent a line that is too long; it was dropped");
+                    self.app.ui.warn("dropped a line of the daemon that is too long");
                     continue;
                 }
                 Ok(Some(Line::TooLongEnd { .. })) => continue,

@@ -256,7 +256,7 @@ mod tests {
         br#"{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"x"}}"#;
 
     fn gone() -> ToolError {
-        ToolError::new(ErrorCode::DaemonDown, "the daemon went away")
+        ToolError::new(ErrorCode::DaemonDown, "the connection to the daemon was lost")
     }
 
     fn ready() -> Session {

@@ -60,18 +60,18 @@ pub(super) fn end(word: &OsStr) -> Result<End, Error> {
     let named = String::from_utf8_lossy(vm).into_owned();
     let vm = std::str::from_utf8(vm).ok().and_then(|vm| vm.parse().ok()).ok_or_else(|| Error::Usage {
         message: format!("`{}` is not a valid VM name", super::format::tame(&named)),
-        hint: Some("for a path of this host with a colon in it: ./PATH".into()),
+        hint: Some("for a local path with a colon in it, use ./PATH".into()),
     })?;
     let path = std::str::from_utf8(path).map_err(|_| Error::Usage {
         message: format!("the path in {named} is not UTF-8"),
         hint: Some(format!(
-            "copy the directory that it is in: what is in it may have any name: {named}:/DIR/."
+            "copy its parent directory instead, whose files may have any names: {named}:/DIR/."
         )),
     })?;
     if !path.starts_with('/') {
         return Err(Error::Usage {
             message: format!("`{}` is not an absolute path in {named}", super::format::tame(path)),
-            hint: Some(format!("give it from the root on: {named}:/{}", super::format::tame(path))),
+            hint: Some(format!("give an absolute path: {named}:/{}", super::format::tame(path))),
         });
     }
     let (path, name) = cleaned(path);

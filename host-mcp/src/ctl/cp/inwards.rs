@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::end::{InVm, is_contents};
 use super::progress::{self, Meter};
-use super::{How, ended, failed_here, here, interrupted, lost, not_a_file, of_guest, tree_ended, went_on};
+use super::{How, ended, failed_here, here, interrupted, lost, not_a_file, of_guest, resuming, tree_ended};
 use crate::ctl::App;
 use crate::ctl::error::Error;
 use crate::ctl::stream::{self, Stream, input};
@@ -55,7 +55,7 @@ pub(super) async fn tree(
             meter,
         )
         .await?;
-        went_on(app, packing.from);
+        resuming(app, packing.from);
         opening.resume = Some(TreeResume { from: Some(packing.from), ..resume });
     }
     let mut stream = open(app, to, opening).await?;
@@ -95,7 +95,7 @@ pub(super) async fn tree(
             let text = format!("{} is a device, a pipe or a socket", from.display());
             return Err(here(
                 ToolError::new(ErrorCode::FileRefused, text)
-                    .hint("pipe what it gives: `... | nexusctl guest write VM PATH`"),
+                    .hint("pipe its content: `... | nexusctl guest write VM PATH`"),
             ));
         }
         let summary = finish(stream, to).await?;
@@ -149,7 +149,7 @@ async fn same_part(
 pub(super) async fn tar(app: &App, to: &InVm, how: How, meter: &Meter) -> Result<TreeSummary, Error> {
     if !how.exclude.is_empty() || how.follow {
         return Err(Error::usage(
-            "--exclude and --follow-link are for a tree, not for a tar stream that is there already",
+            "--exclude and --follow-link do not work with a tar stream on standard input",
         ));
     }
     let mut pieces = input();
@@ -239,7 +239,7 @@ async fn open(app: &App, to: &InVm, opening: TreeInOpening) -> Result<Stream, Er
             && let Some(parent) = Path::new(&to.path).parent()
         {
             let parent = parent.display();
-            let hint = format!("make the directory first: `nexusctl exec {} -- mkdir -p {parent}`", to.vm);
+            let hint = format!("create the directory first: `nexusctl exec {} -- mkdir -p {parent}`", to.vm);
             refusal.error.hint.get_or_insert(hint);
         }
         of_guest(error, to)

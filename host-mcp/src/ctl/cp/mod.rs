@@ -39,25 +39,25 @@ const SHOWN: usize = 5;
 /// What to copy where.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Keep the owners, by their numbers; on this host that takes root [default: root, or --user, in a VM; on this host you]
+    /// Keep the owners' numeric ids; on this host that needs root [default: in a VM root or --user, on this host you]
     #[arg(short, long)]
     archive: bool,
-    /// Copy what SRC leads to, if it is a symbolic link
+    /// If SRC is a symbolic link, copy its target
     #[arg(short = 'L', long)]
     follow_link: bool,
-    /// If the copy of a file is interrupted, keep what came as `.NAME.nexus-part` beside DST, and go on from there the next time
+    /// If the copy of a file is interrupted, keep its part as `.NAME.nexus-part` beside DST; the same command resumes it
     #[arg(long)]
     resume: bool,
-    /// Leave out what matches, as a pattern in a .gitignore at the top of SRC: `node_modules/`, `*.o`
+    /// Skip files that match this pattern, as in a .gitignore at the top of SRC: `node_modules/`, `*.o`
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// By whose rights files are read or written in the VM, and whose they are there: a name, a number, uid:gid, or `image` [default: root]
+    /// The user in the VM who reads or writes the files, and owns new ones: a name, a number, uid:gid, or `image` [default: root]
     #[arg(short, long)]
     user: Option<String>,
-    /// A path here, `VM:PATH`, or `-` for a tar stream on standard input; `DIR/.` is what is in DIR
+    /// A local path, `VM:PATH`, or `-` for a tar stream on standard input; `DIR/.` means the contents of DIR
     #[arg(value_name = "SRC")]
     src: OsString,
-    /// `VM:PATH`, a path here, or `-` for a tar stream on standard output
+    /// `VM:PATH`, a local path, or `-` for a tar stream on standard output
     #[arg(value_name = "DST")]
     dst: OsString,
 }
@@ -87,9 +87,7 @@ async fn copy(app: &App, args: Args) -> Result<u8, Error> {
     // Invalid patterns are reported before anything is opened.
     Filter::new(&exclude, false).map_err(|error| Error::usage(error.to_string()))?;
     if archive && user.is_some() {
-        return Err(Error::usage(
-            "--archive keeps the owners, and --user gives another one: leave one of them out",
-        ));
+        return Err(Error::usage("--archive and --user cannot be used together"));
     }
     let shown = format::tame(&dst.to_string_lossy());
     let (src, dst) = (end(&src)?, end(&dst)?);
@@ -101,7 +99,7 @@ async fn copy(app: &App, args: Args) -> Result<u8, Error> {
     let copied = match (src, dst) {
         (End::Vm(src), End::Vm(dst)) => {
             return Err(Error::Usage {
-                message: "a copy from one VM to another goes through this host".into(),
+                message: "cannot copy directly from one VM to another".into(),
                 hint: Some(format!(
                     "nexusctl cp {}:{} - | nexusctl cp - {}:{}",
                     src.vm, src.path, dst.vm, dst.path
@@ -117,8 +115,8 @@ async fn copy(app: &App, args: Args) -> Result<u8, Error> {
         }
         (_, _) => {
             return Err(Error::Usage {
-                message: "one of SRC and DST has to be in a VM".into(),
-                hint: Some("name it as VM:PATH, such as `nexusctl cp file web-1:/srv/`".into()),
+                message: "either SRC or DST must be in a VM".into(),
+                hint: Some("use VM:PATH, such as `nexusctl cp file web-1:/srv/`".into()),
             });
         }
     };
@@ -153,15 +151,15 @@ fn complain(app: &App, summary: &TreeSummary) -> u8 {
     let names = summary.skipped_names.iter().filter(|left| !is_asked_for(left.why));
     for SkippedEntry { path, why } in names.take(SHOWN) {
         let why = match why {
-            SkipReason::Special => "left out: a device, a pipe or a socket",
-            SkipReason::Changed => "went away or became shorter while it was copied",
-            _ => "left out: it cannot be read",
+            SkipReason::Special => "skipped: a device, a pipe or a socket",
+            SkipReason::Changed => "skipped: removed or truncated during the copy",
+            _ => "skipped: cannot be read",
         };
         app.ui.warn(&format!("{}: {why}", format::tame(path)));
         more = more.saturating_sub(1);
     }
     if more > 0 {
-        app.ui.warn(&format!("{more} more were left out"));
+        app.ui.warn(&format!("{more} more were skipped"));
     }
     if skipped.is_incomplete() { FAILED } else { 0 }
 }
@@ -179,18 +177,18 @@ async fn interrupted() -> Result<(), Error> {
     Ok(())
 }
 
-/// Says how much of an interrupted copy is gone on with.
-fn went_on(app: &App, bytes: u64) {
+/// Prints how much of the file is already there.
+fn resuming(app: &App, bytes: u64) {
     if bytes > 0 {
-        app.ui.say(&format!("Going on after {}", format::size(bytes)));
+        app.ui.say(&format!("Resuming after {}", format::size(bytes)));
     }
 }
 
-/// Only a file can be gone on with.
+/// Only the copy of a file can be resumed.
 fn not_a_file(path: &str) -> Error {
     Error::Usage {
         message: format!("{path} is not a file, and --resume is for a file"),
-        hint: Some("copy again without it: complete files are replaced, not missed".into()),
+        hint: Some("copy it without --resume".into()),
     }
 }
 
@@ -217,7 +215,7 @@ fn of_guest(error: Error, at: &InVm) -> Error {
             (ErrorCode::DiskFull, _) => {
                 Some("free space in the VM, then copy again: copied files are complete".into())
             }
-            (_, Some("EACCES" | "EPERM")) => Some("choose a user who may: --user root".into()),
+            (_, Some("EACCES" | "EPERM")) => Some("choose a user with permission: --user root".into()),
             (_, _) => None,
         };
     }
@@ -235,7 +233,7 @@ fn tree_ended(words: &[u8], at: &InVm) -> Result<TreeEnded, Error> {
         |what: &str| ToolError::new(ErrorCode::GuestMisbehaved, format!("{}: {what}", at.vm)).into();
     match serde_json::from_slice(words) {
         Ok(Done::Ok(Ended { tree: Some(tree), .. })) => Ok(*tree),
-        Ok(Done::Ok(_)) => Err(misbehaved("it does not say what was copied")),
+        Ok(Done::Ok(_)) => Err(misbehaved("its final message does not say what was copied")),
         Ok(Done::Error(error)) if error.code.may_be_of_guest() => {
             let message = format!("inside {}: {}", at.vm, format::tame(&error.message));
             let hint =
@@ -245,7 +243,7 @@ fn tree_ended(words: &[u8], at: &InVm) -> Result<TreeEnded, Error> {
                 Refusal { error: ToolError { message, hint, errno, ..error }, about: About::default() };
             Err(of_guest(Error::Guest(refusal), at))
         }
-        Ok(Done::Error(_)) | Err(_) => Err(misbehaved("how the copy ended makes no sense")),
+        Ok(Done::Error(_)) | Err(_) => Err(misbehaved("its final message is malformed")),
     }
 }
 
@@ -253,7 +251,7 @@ fn tree_ended(words: &[u8], at: &InVm) -> Result<TreeEnded, Error> {
 fn lost(error: &FrameError, at: &InVm) -> Error {
     let text = format!("{}: the stream was interrupted: {error}", at.vm);
     let error = ToolError::new(ErrorCode::GuestUnreachable, text)
-        .hint("copied files are complete; look at vm_inspect, then copy again");
+        .hint("copied files are complete; check vm_inspect, then copy again");
     let about = About::subject("vm", Some(&at.vm.to_string()));
     Error::Tool(Refusal { error, about })
 }

@@ -39,8 +39,8 @@ pub(super) async fn tree(
 ) -> Result<TreeSummary, Error> {
     if how.archive && !rustix::process::geteuid().is_root() {
         return Err(Error::Usage {
-            message: "--archive keeps the owners, which takes root on this host".into(),
-            hint: Some("leave it out, or run nexusctl as root".into()),
+            message: "--archive keeps the owners, which needs root on this host".into(),
+            hint: Some("omit --archive, or run nexusctl as root".into()),
         });
     }
     let archive = how.archive;
@@ -65,7 +65,7 @@ pub(super) async fn tree(
     };
     let Target { directory, under } = target(to, what).map_err(|error| match &error {
         TreeError::File { source, .. } if source.kind() == ErrorKind::NotFound => {
-            here(error.to_tool_error().hint("make the directory first: mkdir -p"))
+            here(error.to_tool_error().hint("create the directory first: mkdir -p"))
         }
         _ => here(error.to_tool_error()),
     })?;
@@ -132,7 +132,7 @@ async fn find_part(from: &InVm, to: &Path, meter: &Meter) -> Result<(Part, TreeP
     let finding = tokio::task::spawn_blocking(move || {
         let Target { directory, under } = target(&to, TreeArrival::File)?;
         let Top::Named(name) = under.top(own.as_bytes()) else {
-            return Err(TreeError::refused(own.as_bytes(), "only a copy of one file can be gone on with"));
+            return Err(TreeError::refused(own.as_bytes(), "only a copy of one file can be resumed"));
         };
         let mut part = Part::find_or_make(directory.as_fd(), &name)?;
         let described = part.describe(&mut watch)?;
@@ -153,12 +153,12 @@ async fn find_part(from: &InVm, to: &Path, meter: &Meter) -> Result<(Part, TreeP
 /// Writes a tree to standard output as the tar stream from the VM.
 pub(super) async fn tar(app: &App, from: &InVm, how: How, meter: &Meter) -> Result<TreeSummary, Error> {
     if app.ui.is_json() {
-        return Err(Error::usage("standard output is the tar stream: leave out --json"));
+        return Err(Error::usage("standard output is the tar stream: omit --json"));
     }
     if std::io::stdout().is_terminal() {
         return Err(Error::Usage {
-            message: "a tar stream is nothing for a terminal".into(),
-            hint: Some("send it to a file or a program: `... - > FILE`, `... - | tar -t`".into()),
+            message: "refusing to write a tar stream to a terminal".into(),
+            hint: Some("redirect it to a file or a program: `... - > FILE`, `... - | tar -t`".into()),
         });
     }
     let Stream { mut receiver, sender, .. } = open(app, from, opening(from, &how)).await?;

@@ -49,14 +49,14 @@ pub(crate) struct How {
     /// The user to run as: a name or a number [default: root]
     #[arg(short, long)]
     user: Option<String>,
-    /// After how many seconds it is killed, with exit code 124; 0 for never
+    /// Kill the command after this many seconds, with exit code 124; 0 for never
     #[arg(short, long, value_name = "SECONDS", default_value_t = 3600)]
     timeout: u32,
-    /// Pass standard input on. Without it the command reads nothing, unless a file was redirected (`< FILE`): a pipe or a
-    /// terminal is left alone
+    /// Forward standard input. Without it the command gets no input, unless a file is redirected (`< FILE`); pipes and
+    /// terminals are not read
     #[arg(short = 'i', long = "stdin", alias = "interactive", conflicts_with = "no_stdin")]
     stdin: bool,
-    /// Do not pass a redirected file on
+    /// Do not forward a redirected file
     #[arg(short, long)]
     no_stdin: bool,
 }
@@ -154,7 +154,9 @@ pub(crate) fn with_shell_hint(error: Error, program: &Program, vm: &str) -> Erro
     match (error, program) {
         (Error::Guest(refusal), Program::Argv(argv)) if argv.len() == 1 && argv[0].contains(' ') => {
             let line = argv[0].replace('\'', r"'\''");
-            let hint = format!("that is one word; for a shell line: `nexusctl guest run {vm} -c '{line}'`");
+            let hint = format!(
+                "this is a single argument; for a shell line use `nexusctl guest run {vm} -c '{line}'`"
+            );
             Error::Guest(Refusal { error: refusal.error.hint(hint), ..refusal })
         }
         (error, _) => error,

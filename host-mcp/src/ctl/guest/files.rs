@@ -38,7 +38,7 @@ pub(crate) struct ReadArgs {
     /// Where to start, in bytes
     #[arg(long, default_value_t = 0)]
     offset: u64,
-    /// How many bytes at most [default: all]
+    /// Maximum number of bytes [default: all]
     #[arg(long)]
     limit: Option<u64>,
     /// Act as this user in the VM: a name, a uid, uid:gid, or `image` for the image's user [default: root]
@@ -53,7 +53,7 @@ pub(crate) struct WriteArgs {
     vm: Reference<VmKind>,
     /// Absolute path in the VM
     path: String,
-    /// A file here [default: standard input]
+    /// A local file [default: standard input]
     #[arg(value_name = "FILE")]
     from: Option<PathBuf>,
     /// The content itself, instead of a file
@@ -62,10 +62,10 @@ pub(crate) struct WriteArgs {
     /// Permission bits in octal [default: those of the file it replaces, else 0644]
     #[arg(short, long)]
     mode: Option<String>,
-    /// Add to the end
+    /// Append to the file
     #[arg(short, long)]
     append: bool,
-    /// Do not make missing parent directories
+    /// Do not create missing parent directories
     #[arg(long)]
     no_parents: bool,
     /// Act as this user in the VM: a name, a uid, uid:gid, or `image` for the image's user [default: root]
@@ -81,7 +81,7 @@ pub(crate) struct LsArgs {
     /// Absolute path of a directory in the VM
     #[arg(default_value = "/")]
     path: String,
-    /// How deep to look
+    /// Maximum depth
     #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..=16))]
     depth: Option<u32>,
     /// Act as this user in the VM: a name, a uid, uid:gid, or `image` for the image's user [default: root]
@@ -111,7 +111,7 @@ pub(crate) struct RmArgs {
     vm: Reference<VmKind>,
     /// Absolute path in the VM
     path: String,
-    /// A directory with all that is in it
+    /// Delete a directory with all its contents
     #[arg(short, long, visible_short_alias = 'R')]
     recursive: bool,
     /// Act as this user in the VM: a name, a uid, uid:gid, or `image` for the image's user [default: root]
@@ -138,7 +138,7 @@ pub(super) async fn read(app: &App, args: ReadArgs) -> Result<u8, Error> {
         let reply = client.call_guest::<FileRead>(&vm, &params, Options::default()).await?;
         let facts: FileReadOutput = reply.facts(FileRead::NAME, FileRead::SHAPE)?;
         let content = reply.stream("content").unwrap_or_default();
-        let not_base64 = |_| not_asked_for("the file did not come as base64");
+        let not_base64 = |_| not_asked_for("the file's content is not base64");
         let mut bytes = BASE64.decode(content.as_bytes()).map_err(not_base64)?;
         let read = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         bytes.truncate(usize::try_from(end - offset).unwrap_or(usize::MAX));

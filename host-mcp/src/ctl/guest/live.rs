@@ -122,7 +122,7 @@ fn show(reply: &Reply, sink: &mut impl FnMut(Stream, &[u8]) -> Result<(), Error>
     for stream in Stream::ALL {
         let name = stream.name();
         let text = reply.stream(name).unwrap_or_default();
-        let not_base64 = |_| not_asked_for(&format!("the VM's {name} did not come as base64"));
+        let not_base64 = |_| not_asked_for(&format!("the VM's {name} is not base64"));
         let bytes = BASE64.decode(text.as_bytes()).map_err(not_base64)?;
         if !bytes.is_empty() {
             sink(stream, &bytes)?;

@@ -26,7 +26,7 @@ pub(crate) enum Command {
     /// Write a file of a VM to standard output
     #[command(visible_alias = "cat")]
     Read(files::ReadArgs),
-    /// Write standard input, or a file here, to a file in a VM
+    /// Write standard input, or a local file, to a file in a VM
     Write(files::WriteArgs),
     /// List a directory in a VM
     #[command(visible_alias = "list")]

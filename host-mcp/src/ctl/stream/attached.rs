@@ -212,7 +212,7 @@ fn cut(
 /// Prints a guest's notice if it is important.
 fn notify(app: &App, notice: &[u8]) {
     match serde_json::from_slice(notice) {
-        Ok(Notice::Missed { bytes }) => app.ui.warn(&format!("{} of output were lost", format::size(bytes))),
+        Ok(Notice::Missed { bytes }) => app.ui.warn(&format!("{} of output lost", format::size(bytes))),
         Ok(Notice::Refused(error)) => app.ui.warn(&tame(&error.message)),
         // Newer guests may send other notices.
         Ok(Notice::Writer { .. }) | Err(_) => {}

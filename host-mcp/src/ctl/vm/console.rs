@@ -10,7 +10,7 @@ use crate::ctl::error::Error;
 /// Whose console, and how.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// As it comes, with escape sequences, which may control your terminal
+    /// Unfiltered, with escape sequences, which can control your terminal
     #[arg(long)]
     raw: bool,
     /// The VM: its name or id

@@ -32,7 +32,7 @@ pub(crate) struct ListArgs {
 /// Which VMs to list.
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
-    /// Also VMs that do not run
+    /// Also VMs that are not running
     #[arg(short, long)]
     all: bool,
     #[command(flatten)]
@@ -49,8 +49,8 @@ pub(crate) async fn list(app: &App, args: ListArgs) -> Result<u8, Error> {
         Format::Quiet => list::ids(&app.ui, listed.rows.iter().map(|vm| vm.id))?,
         Format::Human => {
             let nothing = match is_whole {
-                true => "no VMs; make one with `nexusctl vm create`",
-                false => "no VM is like that",
+                true => "no VMs; create one with `nexusctl vm create`",
+                false => "no matching VMs",
             };
             listed.show(&app.ui, show::summaries(&listed.rows, app.ui.now()), nothing)?;
             listed.say_more(&app.ui);
@@ -75,10 +75,12 @@ pub(crate) async fn ps(app: &App, args: PsArgs) -> Result<u8, Error> {
                 app.ui.table(show::summaries(&running, app.ui.now()))?;
             }
             match (running.len(), down.len()) {
-                (0, 0) => app.ui.say("no VMs; make one with `nexusctl vm create`"),
-                (0, n) => app.ui.say(&format!("no VM runs; {} down: `nexusctl ps -a`", is_or_are(n))),
+                (0, 0) => app.ui.say("no VMs; create one with `nexusctl vm create`"),
+                (0, n) => {
+                    app.ui.say(&format!("no running VMs; {} not running: `nexusctl ps -a`", is_or_are(n)))
+                }
                 (_, 0) => {}
-                (_, n) => app.ui.say(&format!("{} down: `nexusctl ps -a`", is_or_are(n))),
+                (_, n) => app.ui.say(&format!("{} not running: `nexusctl ps -a`", is_or_are(n))),
             }
             listed.say_more(&app.ui);
         }

@@ -20,16 +20,16 @@ const FOLLOW_WAIT_S: u32 = 20;
 pub(crate) struct Args {
     /// The VM: its name or id
     vm: Reference<VmKind>,
-    /// Go on as the console grows
+    /// Follow new output
     #[arg(short, long)]
     follow: bool,
-    /// How many bytes of the end to show
+    /// Number of bytes to show from the end
     #[arg(long, default_value_t = 32768, value_parser = clap::value_parser!(u32).range(1..=48000))]
     bytes: u32,
-    /// Where to go on: the cursor of an earlier reply
+    /// Where to continue: the cursor of an earlier reply
     #[arg(long)]
     cursor: Option<String>,
-    /// With escape sequences, as they come
+    /// Unfiltered, with escape sequences
     #[arg(long)]
     raw: bool,
 }

@@ -44,18 +44,18 @@ use super::{list as lists, mistakes};
 pub(crate) enum Command {
     /// Create a VM and start it
     Create(Box<CreateArgs>),
-    /// Create a VM from a root filesystem that a provider has
+    /// Create a VM from a provider's root filesystem
     FromRootfs(Box<source::Of<source::Rootfs, CreateOptions>>),
     /// Create a VM from an OCI image
     FromOci(Box<source::Of<source::Oci, CreateOptions>>),
-    /// Create a VM from a template, built if that was not done before
+    /// Create a VM from a template, which is built if necessary
     FromTemplate(Box<source::Of<source::Template, CreateOptions>>),
     /// Create a VM from an image
     FromImage(Box<source::Of<source::Image, CreateOptions>>),
     /// List VMs
     #[command(visible_alias = "ls")]
     List(ListArgs),
-    /// List the VMs that run
+    /// List running VMs
     Ps(PsArgs),
     /// Show everything about a VM
     #[command(visible_alias = "show")]
@@ -73,13 +73,13 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     /// Change a VM's labels and protection
     Update(UpdateArgs),
-    /// Give a VM another name
+    /// Rename a VM
     Rename(RenameArgs),
     /// Make a port of a VM reachable on this host
     Publish(publish::PublishArgs),
     /// Stop publishing a port
     Unpublish(publish::UnpublishArgs),
-    /// Show how busy VMs are, once: state, load, memory and disk
+    /// Show state, load, memory and disk of VMs once
     Stats(StatsArgs),
     /// Show a VM's console
     Logs(LogsArgs),
@@ -101,7 +101,7 @@ pub(crate) struct OneVm {
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     options: CreateOptions,
-    /// What it is made from: debian, busybox, oci:IMAGE, rootfs:alpine@3.21, template:NAME, file:PATH, or an image of your own [default: debian]
+    /// What to create it from: debian, busybox, oci:IMAGE, rootfs:alpine@3.21, template:NAME, file:PATH, or your own image [default: debian]
     #[arg(long, visible_alias = "image", value_name = "SOURCE")]
     from: Option<String>,
     /// The same for a root filesystem on this host: a directory, a tar archive or an ext4 image
@@ -145,13 +145,13 @@ pub(crate) struct CreateOptions {
     /// An environment variable of every command in the VM
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
-    /// A file to write before it is ready for the first time, from a file here, with that one's mode
+    /// A file to write before the VM is ready for the first time, from a local file with its mode
     #[arg(long, value_name = "PATH=FILE", value_parser = pair)]
     file: Vec<(String, String)>,
     /// A label
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
     tag: Vec<(String, String)>,
-    /// Refuse its deletion until the protection is taken away
+    /// Refuse its deletion until the protection is removed
     #[arg(long)]
     protect: bool,
     /// Do not start it
@@ -167,10 +167,10 @@ pub(crate) struct DeleteArgs {
     /// The VMs: names or ids
     #[arg(required_unless_present = "tag", conflicts_with = "tag", value_name = "VM")]
     vms: Vec<Reference<VmKind>>,
-    /// All VMs that have this label; with several, all of them
+    /// All VMs with this label; if repeated, with all of these labels
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
     tag: Vec<(String, String)>,
-    /// Also if it runs
+    /// Also if it is running
     #[arg(short, long)]
     force: bool,
 }
@@ -400,9 +400,9 @@ pub(crate) async fn rename(app: &App, args: RenameArgs) -> Result<u8, Error> {
         Format::Json => app.ui.json(&raw(&vm)?)?,
         Format::Quiet => app.ui.line(&vm.id.to_string())?,
         Format::Human => {
-            app.ui.line(&format!("{} is {} now", args.vm, vm.name))?;
+            app.ui.line(&format!("{} is now named {}", args.vm, vm.name))?;
             if list::is_up(vm.state) {
-                app.ui.say("its hostname inside changes with its next start, unless it was given one");
+                app.ui.say("unless it was set explicitly, its hostname changes at its next start");
             }
         }
     }

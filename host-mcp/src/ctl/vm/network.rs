@@ -9,26 +9,26 @@ use crate::ctl::args::word;
 /// What a VM may reach.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// How the VM reaches other machines: none, proxy (http_proxy and its kin in the VM), or nat (a network interface, root's daemon only)
+    /// The VM's network access: none, proxy (http_proxy and similar variables in the VM), or nat (a network interface; needs a daemon of root)
     /// [default for new VMs: proxy]
     #[arg(long, value_parser = word::<NetworkMode>(&["none", "proxy", "nat"]))]
     network: Option<NetworkMode>,
-    /// What the lists do not decide: internet, or open (private networks too) [default for new VMs: internet]
+    /// What is reachable without lists: internet, or open (also private networks) [default for new VMs: internet]
     #[arg(long, value_parser = word::<NetworkPreset>(&["internet", "open"]))]
     preset: Option<NetworkPreset>,
-    /// Allow only this, and what other --allow name: a name, *.NAME, an address or CIDR, each with :PORT or :PORT-PORT; * is what the preset allows
+    /// Allow only this (may be repeated): a name, *.NAME, an address or CIDR, each with optional :PORT or :PORT-PORT; * is what the preset allows
     #[arg(long, value_name = "WHAT")]
     allow: Vec<NetworkRule>,
-    /// Never allow this
+    /// Deny this; may be repeated
     #[arg(long, value_name = "WHAT")]
     deny: Vec<NetworkRule>,
-    /// Empty the list of what is allowed
+    /// Clear the allow list
     #[arg(long, conflicts_with = "allow")]
     no_allow: bool,
-    /// Empty the list of what is denied
+    /// Clear the deny list
     #[arg(long, conflicts_with = "deny")]
     no_deny: bool,
-    /// With network nat: be in this group, whose VMs may talk to each other, and in what other --group name
+    /// With network nat: join this group, whose VMs may connect to each other; may be repeated
     #[arg(long, value_name = "GROUP")]
     group: Vec<Name>,
     /// Leave all groups

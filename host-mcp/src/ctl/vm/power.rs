@@ -110,7 +110,7 @@ fn moved(app: &App, vm: &Reference<VmKind>, followed: &Followed<VmDetails>) -> R
         (Format::Quiet, Some(details)) => app.ui.line(&details.id.to_string()),
         (Format::Quiet, None) => app.ui.line(subject(&followed.outcome).0),
         (Format::Human, Some(details)) if followed.outcome.progress.step == ALREADY => {
-            app.ui.line(&format!("{} was {} already", details.name, details.state))
+            app.ui.line(&format!("{} was already {}", details.name, details.state))
         }
         (Format::Human, Some(details)) => {
             let took = details.timings.filter(|_| details.state == VmState::Ready);

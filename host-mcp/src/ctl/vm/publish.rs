@@ -16,12 +16,12 @@ use crate::ctl::ui::Format;
 pub(crate) struct PublishArgs {
     /// The VM: its name or id
     vm: Reference<VmKind>,
-    /// The port in the VM, behind the one on this host where that is to be another: 80, or 8080:80
+    /// The port in the VM, after the port on this host if that is different: 80, or 8080:80
     #[arg(value_name = "[HOST_PORT:]PORT")]
     ports: Ports,
-    /// By a Unix socket instead of a port of this host
+    /// On a Unix socket instead of a port of this host
     #[arg(long)]
-    socket: bool,
+    unix: bool,
 }
 
 /// What not to publish any more.
@@ -29,7 +29,7 @@ pub(crate) struct PublishArgs {
 pub(crate) struct UnpublishArgs {
     /// The VM: its name or id
     vm: Reference<VmKind>,
-    /// The port in the VM, or one way to it: 80, or 8080:80
+    /// The port in the VM, optionally after a single port on this host: 80, or 8080:80
     #[arg(value_name = "[HOST_PORT:]PORT")]
     ports: Ports,
 }
@@ -62,7 +62,7 @@ pub(crate) async fn publish(app: &App, args: PublishArgs) -> Result<u8, Error> {
         vm: args.vm,
         guest_port: args.ports.guest,
         host_port: args.ports.host,
-        socket: args.socket.then_some(true),
+        socket: args.unix.then_some(true),
     };
     let port = app.connect().await?.call::<VmPublish>(&params).await?;
     match app.ui.format {
@@ -83,7 +83,7 @@ pub(crate) async fn unpublish(app: &App, args: UnpublishArgs) -> Result<u8, Erro
         Format::Human => gone
             .unpublished
             .iter()
-            .try_for_each(|port| app.ui.line(&format!("{} is not published any more", one(port))))?,
+            .try_for_each(|port| app.ui.line(&format!("{} is no longer published", one(port))))?,
     }
     Ok(0)
 }

@@ -22,10 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Which VMs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The VMs: names or ids [default: all that run]
+    /// The VMs: names or ids [default: all running ones]
     #[arg(value_name = "VM")]
     vms: Vec<Reference<VmKind>>,
-    /// Also VMs that do not run
+    /// Also VMs that are not running
     #[arg(short, long)]
     all: bool,
     /// No effect: this is the default
@@ -71,7 +71,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
             app.ui.json(&raw(&json!({ "vms": vms }))?)?;
         }
         Format::Quiet => crate::ctl::list::ids(&app.ui, measured.iter().map(|m| m.vm.id))?,
-        Format::Human if measured.is_empty() => app.ui.say("no VM runs"),
+        Format::Human if measured.is_empty() => app.ui.say("no running VMs"),
         Format::Human => app.ui.table(table(&measured))?,
     }
     Ok(0)

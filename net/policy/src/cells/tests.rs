@@ -121,7 +121,7 @@ fn some_rules() -> impl Strategy<Value = Vec<NetworkRule>> {
     proptest::collection::vec(rule.prop_filter_map("an entry", |text| text.parse().ok()), 0..5)
 }
 
-/// Addresses near where something changes.
+/// Addresses near the limits of ranges.
 fn some_address() -> impl Strategy<Value = IpAddr> {
     const NEAR: [&str; 16] = [
         "10.0.0.7",

@@ -21,7 +21,7 @@ fn contents(elements: &[Element]) -> Contents {
     Contents::from([((Family::Inet, "allow4"), elements.iter().cloned().collect())])
 }
 
-/// A kernel that has exactly this.
+/// The state of a kernel with exactly these tables.
 fn built(tables: &[Table], contents: &Contents) -> BTreeMap<Family, Found> {
     let found = |element: &Element| FoundElement {
         element: element.clone(),
@@ -51,7 +51,7 @@ fn what_is_as_it_should_be_is_left_alone() {
     let found = built(&tables, &wanted);
     let desired = Desired { tables: &tables, contents: wanted, pins: Vec::new(), kept: &none };
     assert_eq!(changes(&desired, &found), []);
-    assert_eq!(changes(&desired, &BTreeMap::new()).len(), 2, "nothing there: both tables are made");
+    assert_eq!(changes(&desired, &BTreeMap::new()).len(), 2, "without tables, both are created");
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn only_what_differs_changes_and_what_is_not_known_yet_stays() {
     let [Change::Remove { elements: gone, .. }, Change::Add { elements: come, .. }] = &changes[..] else {
         panic!("{changes:?}")
     };
-    assert_eq!(gone, &[element(4, 2)], "what goes makes room first");
+    assert_eq!(gone, &[element(4, 2)], "old elements are removed first");
     assert_eq!(come, &[Added::from(element(4, 9))]);
     assert_eq!(count(&changes), 2);
 }
@@ -103,7 +103,7 @@ fn a_table_that_others_changed_is_made_anew_with_what_is_kept_and_pinned() {
         assert_eq!(of("allow4"), [Added::from(element(3, 1)), Added::from(element(5, 3))]);
         assert_eq!(of("pin4").first(), Some(&pin));
     }
-    // Rules of another version, or of another group, are others.
+    // Rules of another version, or with another log group, differ.
     let others = super::super::rules::tables(&frame(8));
     found = built(&others, &Contents::new());
     assert_eq!(changes(&desired, &found).len(), 2);

@@ -102,7 +102,7 @@ pub enum OutputStream {
     Stderr,
 }
 
-/// Reads what a command wrote.
+/// Reads the output of a command.
 pub enum CommandOutput {}
 
 /// Arguments of `command_output`.
@@ -216,7 +216,7 @@ pub struct CommandSignalOutput {
     pub command_id: CommandId,
     /// The signal that was sent.
     pub signal: String,
-    /// How the command was then.
+    /// The state of the command after that.
     pub state: CommandState,
 }
 
@@ -253,12 +253,12 @@ pub struct CommandListParams {
 pub struct CommandEntry {
     /// Its id.
     pub command_id: CommandId,
-    /// What is run, cut to 200 characters.
+    /// The command line, cut to 200 characters.
     pub command: String,
     /// Who started it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,
-    /// The service that it is, where the VM started it by itself.
+    /// The name of the service, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
     /// When.
@@ -272,17 +272,17 @@ pub struct CommandEntry {
     /// Whether it has a terminal.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
-    /// How it is.
+    /// Its state.
     pub state: CommandState,
-    /// What a shell says of its end.
+    /// Its status as a shell reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u8>,
-    /// Whether it was killed because its time was up.
+    /// Whether it was killed after its timeout.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub timed_out: bool,
     /// How long it ran, or has run so far, in milliseconds.
     pub duration_ms: u64,
-    /// All that it wrote, in bytes.
+    /// The total size of its output, in bytes.
     pub output_bytes: u64,
     /// Processes that it left running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -295,9 +295,9 @@ pub struct CommandEntry {
 /// The result of `command_list`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CommandListOutput {
-    /// Those that run first, then the newest first.
+    /// The commands: the running ones first, then the newest first.
     pub commands: Vec<CommandEntry>,
-    /// Where the next page starts, if there is one.
+    /// The cursor of the next page, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }

@@ -51,27 +51,27 @@ pub struct ChangedFile {
     pub path: String,
     /// How many lines were added.
     pub added: u64,
-    /// How many lines were taken away.
+    /// How many lines were removed.
     pub removed: u64,
-    /// The SHA-256 of its content now, in hexadecimal; absent where it was deleted.
+    /// The SHA-256 of its new content, in hexadecimal; absent if it was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// Whether it was not there before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub created: bool,
-    /// Whether it is gone.
+    /// Whether it was deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deleted: bool,
 }
 
-/// Facts of the result of `file_edit` and `file_patch`; the diff is the text.
+/// The structured result of `file_edit` and `file_patch`; the diff is the text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FileChangeOutput {
     /// The files.
     pub files: Vec<ChangedFile>,
     /// How many replacements were made, or hunks applied.
     pub changes: u64,
-    /// Whether nothing was written, as was asked for.
+    /// Whether this was a dry run, so that nothing was written.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
     /// Whether the diff is longer than what is shown.

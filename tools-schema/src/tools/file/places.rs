@@ -1,4 +1,4 @@
-//! Files that get another place: directories made, files copied and moved.
+//! Creates directories, copies files and moves them.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

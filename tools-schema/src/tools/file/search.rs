@@ -1,4 +1,4 @@
-//! Text that is looked for in files.
+//! Searches for text in files.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,11 +8,11 @@ use crate::tool::{Effect, ResultShape, Tool};
 /// Searches files.
 pub enum FileSearch {}
 
-/// What is shown of what was found.
+/// The form of the matches in the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SearchShow {
-    /// The lines, with their numbers.
+    /// The matching lines, with their numbers.
     #[default]
     Lines,
     /// Only the names of the files.
@@ -57,16 +57,16 @@ pub struct FileSearchParams {
     pub user: Option<String>,
 }
 
-/// Facts of a `file_search` result; what was found is the text.
+/// The structured result of `file_search`; the matches are the text.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FileSearchOutput {
-    /// How many lines match; where only files are shown, how many files.
+    /// The number of matching lines; if only files are shown, of matching files.
     pub matches: u64,
-    /// In how many files.
+    /// The number of files with matches.
     pub files: u64,
     /// How many files were searched.
     pub searched: u64,
-    /// How many lines or files are shown, the first by path.
+    /// The number of lines or files that are shown: the first by path.
     pub shown: u64,
     /// How many symbolic links were not followed.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -74,7 +74,7 @@ pub struct FileSearchOutput {
     /// How many files and directories could not be read.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unreadable: u64,
-    /// Whether time was up before all was searched.
+    /// Whether the search reached its timeout before it was complete.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub incomplete: bool,
 }

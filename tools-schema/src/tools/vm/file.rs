@@ -1,4 +1,4 @@
-//! A file that a new VM is to have.
+//! A file to write into a new VM.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -45,12 +45,12 @@ struct Whole {
 }
 
 impl VmFile {
-    /// A text file with the default mode and owner.
+    /// Creates a text file with the default mode and owner.
     pub fn text(content: impl Into<String>) -> Self {
         Self { content: content.into(), ..Self::default() }
     }
 
-    /// Its bytes, and its permission bits; in words what is wrong with them.
+    /// Returns its bytes and its permission bits; the error is a message.
     pub fn resolve(&self) -> Result<(Vec<u8>, u32), String> {
         let encoding = self.encoding.unwrap_or_default();
         let bytes = encoding.decode(self.content.clone()).map_err(|error| error.to_string())?;
@@ -64,12 +64,12 @@ impl VmFile {
         let is_user =
             |user: &String| !user.is_empty() && user.len() <= 256 && !user.contains(char::is_control);
         if !self.user.as_ref().is_none_or(is_user) {
-            return Err("its user is no name, uid or uid:gid".into());
+            return Err("its user is not a name, uid or uid:gid".into());
         }
         Ok((bytes, mode))
     }
 
-    /// How much of it is carried, in bytes.
+    /// Returns the size of its parts in the call, in bytes.
     pub fn size(&self) -> usize {
         self.content.len() + self.user.as_ref().map_or(0, String::len)
     }

@@ -483,12 +483,12 @@ pub struct VmLogsParams {
     pub raw: bool,
 }
 
-/// Facts of a `vm_logs` result; the log itself is the text.
+/// The structured result of `vm_logs`; the log itself is the text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct VmLogsOutput {
     /// The console's text; bytes that are not UTF-8 are replaced.
     pub text: String,
-    /// Give this as `cursor` to read on.
+    /// The `cursor` of the next call.
     pub cursor: String,
     /// Bytes that were lost because the log was rotated before they were read.
     pub lost_bytes: u64,
@@ -506,7 +506,7 @@ impl Tool for VmLogs {
     type Output = VmLogsOutput;
 }
 
-/// Shows what happened to a VM.
+/// Shows the state changes of a VM.
 pub enum VmHistory {}
 
 /// Arguments of `vm_history`.

@@ -1,4 +1,4 @@
-//! The network of a VM: what is asked for, and how it is.
+//! The network of a VM: the requested settings, and its state.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -13,7 +13,7 @@ use crate::time::Timestamp;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkParams {
-    /// `none`; `proxy`: HTTP, HTTPS and SOCKS5 through a proxy that commands find in `http_proxy` and its kin; or `nat`: a network
+    /// `none`; `proxy`: HTTP, HTTPS and SOCKS5 through a proxy that commands find in `http_proxy` etc.; or `nat`: a network
     /// interface, behind the host's address (root's daemon only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<NetworkMode>,
@@ -25,7 +25,7 @@ pub struct NetworkParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 0, max = 128))]
     pub allow: Option<Vec<NetworkRule>>,
-    /// Never these; goes before `allow`. Replaces the list.
+    /// Never these; overrides `allow`. Replaces the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 0, max = 128))]
     pub deny: Option<Vec<NetworkRule>>,
@@ -121,7 +121,7 @@ impl From<NetworkPolicy> for VmNetwork {
     }
 }
 
-/// As older daemons say it: the mode alone.
+/// Accepts the form of older daemons: the mode alone.
 pub(super) fn plain_or_whole<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<VmNetwork, D::Error> {

@@ -1,4 +1,4 @@
-//! Ports of guests on the host.
+//! Ports of guests that are published on the host.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,7 +54,7 @@ impl Tool for VmPublish {
     type Output = PublishedPort;
 }
 
-/// Ends the publication of a guest's port.
+/// Unpublishes a guest's port.
 pub enum VmUnpublish {}
 
 /// Arguments of `vm_unpublish`.
@@ -75,7 +75,7 @@ pub struct VmUnpublishParams {
 /// Result of `vm_unpublish`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmUnpublishOutput {
-    /// What is published no more; its connections are closed.
+    /// The removed ports; their connections are closed.
     pub unpublished: Vec<PublishedPort>,
 }
 

@@ -1,4 +1,4 @@
-//! Changing what is said of a VM.
+//! Changes of a VM's properties.
 
 use std::collections::BTreeMap;
 

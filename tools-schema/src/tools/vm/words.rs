@@ -1,4 +1,4 @@
-//! The words about VMs that are chosen from a list.
+//! Enumerations about VMs.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,26 +13,26 @@ pub enum VmState {
     Creating,
     /// It was never started.
     Created,
-    /// Its VMM is being launched and the kernel boots.
+    /// Its VMM was launched, and the kernel is booting.
     Starting,
-    /// The kernel runs and the agent said hello.
+    /// The kernel is running, and the agent has said hello.
     Running,
-    /// The agent applied its configuration: tools work.
+    /// The agent has applied its configuration: tools work.
     Ready,
-    /// It runs, but its agent does not answer.
+    /// It is running, but its agent does not answer.
     Unreachable,
-    /// It is going down.
+    /// It is shutting down.
     Stopping,
-    /// It went down in an orderly way.
+    /// It shut down in order.
     Stopped,
-    /// It ended without saying so.
+    /// It ended without a shutdown.
     Crashed,
     /// It could not be created or started.
     Failed,
 }
 
 impl VmState {
-    /// Every state there is.
+    /// All states.
     pub const ALL: [Self; 10] = [
         Self::Creating,
         Self::Created,
@@ -46,7 +46,7 @@ impl VmState {
         Self::Failed,
     ];
 
-    /// The state as it is on the wire and in the store.
+    /// Returns the state as it is on the wire and in the store.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Creating => "creating",
@@ -62,7 +62,7 @@ impl VmState {
         }
     }
 
-    /// Whether a VMM process may exist in this state.
+    /// Returns whether a VMM process may exist in this state.
     pub const fn may_run(self) -> bool {
         match self {
             Self::Starting | Self::Running | Self::Ready | Self::Unreachable | Self::Stopping => true,
@@ -99,7 +99,7 @@ pub enum DriverChoice {
 }
 
 impl DriverChoice {
-    /// The driver that is asked for by name.
+    /// Returns the driver, if it is requested by name.
     pub const fn kind(self) -> Option<DriverKind> {
         match self {
             Self::Auto => None,

@@ -1,4 +1,4 @@
-//! Between a stream of frames and a connection of plain bytes.
+//! Copies between a stream of frames and a connection of plain bytes.
 
 use std::io;
 
@@ -7,10 +7,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{FrameError, Incoming, PAYLOAD_MAX, Receiver, Sender, Waiting};
 
-/// How much of the plain connection is read at once, in bytes: little at first, more for bulk data.
+/// The size of one read of the plain connection, in bytes: it grows from the first to the second with bulk data.
 const CHUNK: (usize, usize) = (8 << 10, PAYLOAD_MAX);
 
-/// Why copying ended before its time.
+/// Why copying ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// The stream of frames failed.
@@ -24,9 +24,9 @@ pub enum CopyError {
     Write(#[source] io::Error),
 }
 
-/// Copies both ways until both directions have ended, or until the peer says how it all ended: with those words then. Each direction
-/// ends by itself: an end of the plain connection becomes a frame, and such a frame shuts the connection down for writing.
-/// Messages are passed over; so is standard error, which gets no new credit.
+/// Copies both ways until both directions have ended, or until the peer sends its final message, which is then returned. Each direction ends
+/// separately: an end of the plain connection becomes a frame, and an end frame shuts the connection down for writing. Messages and standard error
+/// are ignored; the latter gets no new credit.
 pub async fn copy<R, W>(
     receiver: &mut Receiver<R>,
     sender: &Sender<W>,
@@ -37,7 +37,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    // No more waits here than the credit that was given.
+    // The credit limits how much waits here.
     let waiting = Waiting::default();
     let outwards = async {
         let mut chunk = vec![0; CHUNK.0];
@@ -56,7 +56,7 @@ where
     let inwards = async {
         while let Some(bytes) = waiting.next().await {
             write.write_all(&bytes).await.map_err(CopyError::Write)?;
-            // A connection that failed shows where it is read; after the peer's last word it may be gone.
+            // If the connection has failed, the reading side reports it; after the peer's final message it may be closed.
             let _ = sender.took(bytes.len()).await;
         }
         write.shutdown().await.map_err(CopyError::Write)
@@ -64,7 +64,7 @@ where
     let all = async {
         let (mut outwards, mut is_ended, mut is_cut) = (std::pin::pin!(outwards), false, false);
         let mut is_over = false;
-        // Nothing here waits but for these two: whoever writes a frame is to be polled until it is written.
+        // Only these two are awaited here, so that a started frame is always polled until it is written.
         while !is_ended || !is_over || is_cut {
             let next = tokio::select! {
                 biased;
@@ -72,7 +72,7 @@ where
                     is_ended = true;
                     match ended {
                         Ok(()) => {}
-                        // Why the peer takes nothing more it may have said before.
+                        // The peer may have sent before why it accepts no more.
                         Err(CopyError::Frames(_)) => is_cut = true,
                         Err(error) => return Err(error),
                     }
@@ -81,7 +81,7 @@ where
                 next = receiver.next() => next?,
             };
             match next.ok_or(FrameError::Closed)? {
-                // The other end is gone only with a failure, which ends this as well.
+                // The consumer stops only after a failure, which ends this loop too.
                 Incoming::Data(bytes) => waiting.push(bytes),
                 Incoming::End => {
                     is_over = true;

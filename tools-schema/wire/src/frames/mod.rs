@@ -1,4 +1,4 @@
-//! Frames: what a stream of its own between host and guest is made of, after its opening. The same both ways.
+//! Frames: the format of a stream between host and guest after its opening. It is the same in both directions.
 //!
 //! ```text
 //! frame   = kind (1 byte), length of the payload (3 bytes, big endian), payload
@@ -6,12 +6,12 @@
 //! stderr  2   bytes: standard error
 //! end     3   empty: no more data in this direction
 //! credit  4   u32, big endian: how many more bytes of data and stderr the other side may send
-//! control 5   JSON: while the stream is under way
+//! control 5   JSON: a message while the stream is open
 //! done    6   JSON: how it ended; the last frame of its direction
 //! ```
-//! Data and stderr are sent only against credit; each side starts with [`WINDOW`] and gets more as its bytes are taken away at the
-//! other side. So a side that always reads never holds more than the credit that it gave, and a reader that stands still stops
-//! nothing but its own stream. Whoever breaks a rule is hung up on: [`Receiver`] checks each of them before it buffers anything.
+//! Data and stderr need credit. Each side starts with [`WINDOW`], and gets more as the other side consumes its bytes. So a receiver never buffers
+//! more than the credit that it gave, and a slow reader only blocks its own stream. A protocol violation closes the connection: [`Receiver`] checks
+//! each frame before it buffers anything.
 
 mod copy;
 mod receiver;
@@ -35,16 +35,16 @@ pub use waiting::Waiting;
 
 /// The length of a frame without its payload, in bytes.
 pub const HEADER: usize = 4;
-/// The longest payload of data and of stderr, in bytes.
+/// The maximum payload of data and stderr, in bytes.
 pub const PAYLOAD_MAX: usize = 256 << 10;
-/// The longest payload of control and of done, in bytes.
+/// The maximum payload of control and done, in bytes.
 pub const MESSAGE_MAX: usize = 64 << 10;
-/// The credit that each side starts with, in bytes.
+/// The initial credit of each side, in bytes.
 pub const WINDOW: u32 = 1 << 20;
-/// The most credit that a side may have unused, in bytes.
+/// The maximum unused credit of a side, in bytes.
 pub const CREDIT_MAX: u32 = 64 << 20;
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -54,16 +54,16 @@ pub enum Kind {
     Stderr = 2,
     /// No more data in this direction.
     End = 3,
-    /// More may be sent.
+    /// More credit.
     Credit = 4,
-    /// A message while the stream is under way.
+    /// A message while the stream is open.
     Control = 5,
-    /// How it ended; nothing follows.
+    /// How the stream ended. This is the last frame.
     Done = 6,
 }
 
 impl Kind {
-    /// The kind of a number; `None` if there is no such kind.
+    /// Returns the kind with a number; `None` if there is no such kind.
     pub const fn of(number: u8) -> Option<Self> {
         Some(match number {
             1 => Self::Data,
@@ -76,15 +76,15 @@ impl Kind {
         })
     }
 
-    /// Whether it is sent against credit.
+    /// Returns whether it needs credit.
     pub const fn is_data(self) -> bool {
         matches!(self, Self::Data | Self::Stderr)
     }
 
-    /// Whether its payload may have this length.
+    /// Returns whether its payload may have this length.
     const fn takes(self, length: usize) -> bool {
         match self {
-            // An empty one would cost no credit, and could be sent without an end.
+            // An empty one would cost no credit, so it could be sent without limit.
             Self::Data | Self::Stderr => length > 0 && length <= PAYLOAD_MAX,
             Self::End => length == 0,
             Self::Credit => length == 4,
@@ -92,7 +92,7 @@ impl Kind {
         }
     }
 
-    /// The start of a frame with a payload of `length` bytes, which its kind takes.
+    /// Returns the header of a frame with a payload of `length` bytes, which must be valid for its kind.
     pub const fn header(self, length: usize) -> [u8; HEADER] {
         debug_assert!(self.takes(length), "a frame of this kind cannot be so long");
         let [.., high, middle, low] = length.to_be_bytes();
@@ -113,11 +113,11 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Why a stream of frames ended before its time.
+/// Why a stream of frames failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// A kind that does not exist.
-    #[error("there is no frame of kind {kind}")]
+    /// Unknown kind of frame.
+    #[error("unknown frame kind {kind}")]
     UnknownKind {
         /// Its number.
         kind: u8,
@@ -130,21 +130,21 @@ pub enum FrameError {
         /// The payload's length, in bytes.
         length: usize,
     },
-    /// Data beyond the credit.
-    #[error("{length} bytes of data against a credit of {credit}")]
+    /// More data than the credit allows.
+    #[error("{length} bytes of data exceed the credit of {credit}")]
     Overrun {
         /// The payload's length, in bytes.
         length: usize,
-        /// What might still have been sent, in bytes.
+        /// The remaining credit, in bytes.
         credit: u64,
     },
-    /// More credit than may be given, or none.
-    #[error("credit of {bytes} bytes is refused")]
+    /// A credit frame with too much credit, or with none.
+    #[error("invalid credit of {bytes} bytes")]
     Credit {
-        /// How much was given.
+        /// The credit that was given, in bytes.
         bytes: u32,
     },
-    /// A frame behind one that nothing of the kind may follow.
+    /// A frame that may not follow the end of its direction.
     #[error("{kind} frame after the end")]
     AfterEnd {
         /// The frame's kind.
@@ -153,7 +153,7 @@ pub enum FrameError {
     /// The connection ended within a frame.
     #[error("the connection ended within a frame")]
     Cut,
-    /// The stream is over, or was given up in the middle of a frame.
+    /// The stream has ended, or was abandoned in the middle of a frame.
     #[error("the stream is closed")]
     Closed,
     /// The connection failed.
@@ -161,7 +161,7 @@ pub enum FrameError {
     Io(#[from] io::Error),
 }
 
-/// The two ends of a stream of frames over a connection. `read` is what was read of it already, behind the opening.
+/// Creates the two ends of a stream of frames over a connection. `read` has bytes that were already read after the opening.
 pub fn over<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     reader: R,
     writer: W,
@@ -170,7 +170,7 @@ pub fn over<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     over_with(reader, writer, read, WINDOW)
 }
 
-/// The same where both sides start with another credit than [`WINDOW`].
+/// Creates the two ends with another initial credit than [`WINDOW`].
 pub fn over_with<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     reader: R,
     writer: W,
@@ -181,8 +181,8 @@ pub fn over_with<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     (Receiver::new(reader, read, flow.clone()), Sender::new(writer, flow))
 }
 
-/// Reads the line that opens a stream, or answers that: at most `max` bytes. What came behind it stays in `buffer`. `None` where
-/// the connection ends before the line does.
+/// Reads the line that opens a stream, or the answer to it: at most `max` bytes. Bytes after it stay in `buffer`. Returns `None` if the connection
+/// ends before the line does.
 pub async fn read_line(
     read: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,

@@ -1,4 +1,4 @@
-//! The reading end.
+//! The receiving end.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::rules::{Flow, Rules};
 use super::{FrameError, HEADER, Kind, PAYLOAD_MAX};
 use crate::block::{self, Block};
 
-/// How much is read at once at least, in bytes.
+/// The minimum size of one read, in bytes.
 const CHUNK: usize = 64 << 10;
 /// A payload of so many bytes is read into a block of its own. A peer that sends many of just this length makes a stream take four times
 /// the credit that it was given.
@@ -18,28 +18,28 @@ const LARGE: usize = 64 << 10;
 // A block holds the longest payload.
 const _: () = assert!(PAYLOAD_MAX <= block::SIZE);
 
-/// A frame for whoever reads. Credit is none of them: it goes to the [`super::Sender`] of the same stream.
+/// A received frame. Credit frames are not returned: they go to the [`super::Sender`] of the same stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Incoming {
-    /// Bytes. [`super::Sender::took`] is to be told once they are taken away.
+    /// Bytes. Call [`super::Sender::took`] once they are consumed.
     Data(Bytes),
-    /// Bytes of standard error; the same holds for them.
+    /// Bytes of standard error; the same applies to them.
     Stderr(Bytes),
     /// No more data.
     End,
     /// A message.
     Control(Bytes),
-    /// How it ended. Nothing follows.
+    /// How the stream ended. This is the last frame.
     Done(Bytes),
 }
 
-/// Reads frames and checks them. It is to be read all the time, whatever becomes of the data: only so it hears of credit, of a
-/// message or of the end. What waits meanwhile is bounded by the credit that was given.
+/// Reads and checks frames. Keep reading, whatever happens to the data: credit, messages and the end arrive only this way. The given credit limits
+/// how much has to be buffered meanwhile.
 #[derive(Debug)]
 pub struct Receiver<R> {
     read: R,
     buffer: BytesMut,
-    /// The frame whose header was taken already.
+    /// The frame whose header was read.
     begun: Option<(Kind, usize)>,
     /// Its payload so far, if it is large.
     large: Option<Block>,
@@ -54,8 +54,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         Self { read, buffer, begun: None, large: None, was_large: false, rules: Rules::default(), flow }
     }
 
-    /// The next frame; `None` once the last one was read, or where the connection ends between two frames. Can be cancelled at
-    /// any time without losing anything.
+    /// Returns the next frame; `None` after the last one, or if the connection ends between two frames. Cancel-safe: nothing is lost.
     pub async fn next(&mut self) -> Result<Option<Incoming>, FrameError> {
         let next = self.read_next().await;
         if !matches!(next, Ok(Some(_))) {
@@ -107,7 +106,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         }
     }
 
-    /// The frame that is under way, if so much of it is there.
+    /// Returns the current frame once its header is complete.
     fn begin(&mut self) -> Result<Option<(Kind, usize)>, FrameError> {
         if self.begun.is_none()
             && let Some(header) = self.buffer.first_chunk::<HEADER>()
@@ -118,10 +117,11 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         Ok(self.begun)
     }
 
-    /// Reads more of the `length` bytes that are wanted; `false` at the end of the connection.
+    /// Reads more of the `length` wanted bytes; `false` at the end of the connection.
     async fn fill(&mut self, length: usize) -> Result<bool, FrameError> {
         let missing = length - self.buffer.len();
         if self.was_large {
+            self.buffer.reserve(missing);
             return Ok(self.read.read_buf(&mut (&mut self.buffer).limit(missing)).await? > 0);
         }
         self.buffer.reserve(missing.max(CHUNK));
@@ -150,7 +150,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
 
 #[cfg(test)]
 impl<R> Receiver<R> {
-    /// How much memory its buffer takes, in bytes.
+    /// Returns the size of its buffer, in bytes.
     pub(super) fn capacity(&self) -> usize {
         self.buffer.capacity()
     }

@@ -1,4 +1,4 @@
-//! What may come, and what may be sent: without any socket.
+//! The rules of which frames may be sent and received, without any IO.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,16 +6,16 @@ use tokio::sync::watch;
 
 use super::{CREDIT_MAX, FrameError, HEADER, Kind};
 
-/// What the two ends of a stream tell each other: the credit of both directions.
+/// The state that the two ends of a stream share: the credit of both directions.
 #[derive(Debug)]
 pub(super) struct Flow {
-    /// What may still be sent; `None` once nothing can be.
+    /// The remaining credit for sending; `None` once nothing can be sent.
     credit: watch::Sender<Option<u32>>,
-    /// All that the peer was ever allowed to send.
+    /// All credit that the peer was ever given.
     granted: AtomicU64,
-    /// What was taken away since it was last allowed more.
+    /// The bytes consumed since the peer was last given credit.
     taken: AtomicU64,
-    /// What each side starts with.
+    /// The initial credit of each side.
     window: u32,
 }
 
@@ -29,7 +29,7 @@ impl Flow {
         }
     }
 
-    /// The peer allows more.
+    /// Adds credit from the peer.
     pub(super) fn add(&self, bytes: u32) -> Result<(), FrameError> {
         let mut is_refused = bytes == 0;
         self.credit.send_if_modified(|credit| {
@@ -43,15 +43,15 @@ impl Flow {
         if is_refused { Err(FrameError::Credit { bytes }) } else { Ok(()) }
     }
 
-    /// Waits until something may be sent, and says how much.
+    /// Waits for credit, and returns it.
     pub(super) async fn room(&self) -> Result<u32, FrameError> {
         let mut credit = self.credit.subscribe();
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         let credit = credit.wait_for(|credit| *credit != Some(0)).await.map_err(|_| FrameError::Closed)?;
         credit.ok_or(FrameError::Closed)
     }
 
-    /// Takes up to `most` of what may be sent, once there is any.
+    /// Waits for credit, and takes up to `most` of it.
     pub(super) async fn take(&self, most: u32) -> Result<u32, FrameError> {
         loop {
             self.room().await?;
@@ -61,7 +61,7 @@ impl Flow {
                     taken = most.min(*credit);
                     *credit -= taken;
                 }
-                // Nobody waits for less.
+                // Waiting tasks need not be woken for less credit.
                 false
             });
             if taken > 0 {
@@ -70,12 +70,12 @@ impl Flow {
         }
     }
 
-    /// Nothing can be sent any more.
+    /// Ends sending.
     pub(super) fn close(&self) {
         self.credit.send_if_modified(|credit| credit.take().is_some());
     }
 
-    /// So many bytes of the peer were taken away: how much more it is to be allowed, if that is worth a frame.
+    /// Counts consumed bytes of the peer; returns how much new credit to give, if it is worth a frame.
     pub(super) fn took(&self, bytes: usize) -> Option<u32> {
         let bytes = bytes as u64;
         let taken = self.taken.fetch_add(bytes, Ordering::AcqRel) + bytes;
@@ -83,13 +83,13 @@ impl Flow {
             return None;
         }
         let taken = self.taken.swap(0, Ordering::AcqRel);
-        // Before the peer can know.
+        // Before the peer can use it.
         self.granted.fetch_add(taken, Ordering::AcqRel);
         u32::try_from(taken).ok().filter(|more| *more > 0)
     }
 }
 
-/// Checks the frames of one direction, by their headers.
+/// Checks the frames of one direction by their headers.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     received: u64,
@@ -98,7 +98,7 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// The frame that starts so, if it may come now.
+    /// Returns kind and length of the frame with this header, if it is allowed now.
     pub(super) fn check(
         &mut self,
         [kind, length @ ..]: [u8; HEADER],
@@ -128,7 +128,7 @@ impl Rules {
         Ok((kind, length))
     }
 
-    /// Whether the last frame has come.
+    /// Returns whether the last frame was received.
     pub(super) fn is_done(&self) -> bool {
         self.is_done
     }

@@ -1,4 +1,4 @@
-//! The writing end.
+//! The sending end.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::{FrameError, Kind, PAYLOAD_MAX};
 
 /// Writes frames. Cheap to clone: several tasks may write to one stream.
 ///
-/// A frame is not to be given up half-written, as a `select!` may do it: the stream is closed for writing then.
+/// Do not cancel a write in the middle of a frame, as `select!` may do: after that, the stream is closed for writing.
 #[derive(Debug)]
 pub struct Sender<W> {
     flow: Arc<Flow>,
@@ -21,7 +21,7 @@ pub struct Sender<W> {
 #[derive(Debug)]
 struct Output<W> {
     write: W,
-    /// Whether a frame is half-written, or the last one was.
+    /// Whether a frame is incomplete, or the last one was sent.
     is_closed: bool,
 }
 
@@ -36,12 +36,12 @@ impl<W: AsyncWrite + Unpin> Sender<W> {
         Self { flow, output: Arc::new(Mutex::new(Output { write, is_closed: false })) }
     }
 
-    /// Waits until data may be sent, and says how many bytes one frame may hold now. Nothing is taken: it can be cancelled.
+    /// Waits for credit, and returns how many bytes one frame may have now. Takes no credit, so it is cancel-safe.
     pub async fn room(&self) -> Result<usize, FrameError> {
         Ok((self.flow.room().await? as usize).min(PAYLOAD_MAX))
     }
 
-    /// Sends bytes, in as many frames as the credit makes of them.
+    /// Sends bytes, in as many frames as the credit requires.
     pub async fn data(&self, bytes: &[u8]) -> Result<(), FrameError> {
         self.send(Kind::Data, bytes).await
     }
@@ -61,12 +61,12 @@ impl<W: AsyncWrite + Unpin> Sender<W> {
         Ok(())
     }
 
-    /// Sends no more data: whoever waits for credit fails at once. Messages can still be sent.
+    /// Stops sending data: tasks that wait for credit fail at once. Messages can still be sent.
     pub fn close(&self) {
         self.flow.close();
     }
 
-    /// Says that no more data comes.
+    /// Sends the end of this direction's data.
     pub async fn end(&self) -> Result<(), FrameError> {
         self.write(Kind::End, &[]).await
     }
@@ -76,12 +76,12 @@ impl<W: AsyncWrite + Unpin> Sender<W> {
         self.write(Kind::Control, message).await
     }
 
-    /// Says how it ended, in at most [`super::MESSAGE_MAX`] bytes. Nothing can be sent any more.
+    /// Sends the final message, of at most [`super::MESSAGE_MAX`] bytes. Nothing can be sent after it.
     pub async fn done(&self, message: &[u8]) -> Result<(), FrameError> {
         self.write(Kind::Done, message).await
     }
 
-    /// So many bytes that the peer sent were taken away: it may send more, and is told so when that is worth a frame.
+    /// Records that this many bytes of the peer were consumed, and gives it new credit when that is worth a frame.
     pub async fn took(&self, bytes: usize) -> Result<(), FrameError> {
         match self.flow.took(bytes) {
             Some(more) => self.write(Kind::Credit, &more.to_be_bytes()).await,
@@ -94,7 +94,7 @@ impl<W: AsyncWrite + Unpin> Sender<W> {
             return Err(FrameError::Length { kind, length: payload.len() });
         }
         let mut output = self.output.lock().await;
-        // Whoever is cancelled below leaves half a frame.
+        // A cancelled write below leaves an incomplete frame.
         if std::mem::replace(&mut output.is_closed, true) {
             return Err(FrameError::Closed);
         }

@@ -1,4 +1,4 @@
-//! The framing: what is sent comes over, and whoever breaks a rule is hung up on.
+//! The framing: what is sent arrives, and a protocol violation closes the connection.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::*;
 
 type Ends = (Receiver<tokio::io::ReadHalf<DuplexStream>>, Sender<tokio::io::WriteHalf<DuplexStream>>);
 
-/// Both sides of a stream, over a connection that holds `size` bytes.
+/// Both sides of a stream, over a connection that buffers `size` bytes.
 fn pair(size: usize) -> (Ends, Ends) {
     let (near, far) = duplex(size);
     let ends = |stream| {
@@ -19,7 +19,7 @@ fn pair(size: usize) -> (Ends, Ends) {
     (ends(near), ends(far))
 }
 
-/// What a receiver makes of these bytes: how many frames came, and how it ended.
+/// Feeds these bytes to a receiver; returns how many frames it accepted, and how it ended.
 async fn received(bytes: &[u8]) -> (usize, Result<(), FrameError>) {
     let (mut receiver, _sender) = over(bytes, tokio::io::sink(), BytesMut::new());
     let mut count = 0;
@@ -70,7 +70,7 @@ async fn data_waits_for_credit_and_nothing_else_does() {
     let ((mut near, sender), (mut receiver, far)) = pair(8 << 20);
     let first = vec![1; WINDOW as usize];
     sender.data(&first).await.unwrap();
-    // As far as the credit goes it was sent; one byte more has to wait, and a message passes it.
+    // Everything within the credit was sent; one more byte has to wait, and a message overtakes it.
     let more = tokio::spawn({
         let sender = sender.clone();
         async move { sender.data(&[2]).await }
@@ -85,7 +85,7 @@ async fn data_waits_for_credit_and_nothing_else_does() {
     }
     assert_eq!(taken, WINDOW as usize);
     assert!(!more.is_finished());
-    // The sender hears of the credit where its other end is read.
+    // The sender gets the credit when its other end is read.
     let listening = tokio::spawn(async move { near.next().await.map(drop) });
     far.took(taken).await.unwrap();
     assert_eq!(receiver.next().await.unwrap(), Some(Incoming::Data(vec![2].into())));
@@ -102,7 +102,7 @@ async fn rules_are_kept_or_the_stream_is_closed() {
         (vec![], 0),
         (data.clone(), 1),
         ([frame(3, b""), frame(5, b"{}"), frame(4, &[0, 0, 0, 1]), frame(6, b"{}")].concat(), 3),
-        // What comes behind the last frame is not looked at.
+        // Bytes after the last frame are ignored.
         ([frame(6, b""), b"anything".to_vec()].concat(), 1),
     ] {
         let (came, end) = received(&bytes).await;
@@ -113,9 +113,9 @@ async fn rules_are_kept_or_the_stream_is_closed() {
         (0..WINDOW as usize / PAYLOAD_MAX).flat_map(|_| frame(1, &vec![0; PAYLOAD_MAX])).collect();
     let credit = |bytes: u32| frame(4, &bytes.to_be_bytes());
     for (bytes, expected) in [
-        (b"HTTP/1.1 200 OK\r\n".to_vec(), "there is no frame of kind 72"),
-        (frame(0, b""), "there is no frame of kind 0"),
-        (frame(7, b"x"), "there is no frame of kind 7"),
+        (b"HTTP/1.1 200 OK\r\n".to_vec(), "unknown frame kind 72"),
+        (frame(0, b""), "unknown frame kind 0"),
+        (frame(7, b"x"), "unknown frame kind 7"),
         (frame(1, b""), "data frame of 0 bytes"),
         (frame(2, b""), "stderr frame of 0 bytes"),
         (vec![1, 4, 0, 1], "data frame of 262145 bytes"),
@@ -124,12 +124,12 @@ async fn rules_are_kept_or_the_stream_is_closed() {
         (frame(4, &[0, 0, 1]), "credit frame of 3 bytes"),
         (vec![5, 1, 0, 1], "control frame of 65537 bytes"),
         (vec![6, 255, 255, 255], "done frame of 16777215 bytes"),
-        ([full.clone(), data.clone()].concat(), "1 bytes of data against a credit of 0"),
-        ([full, frame(2, b"ab")].concat(), "2 bytes of data against a credit of 0"),
-        (credit(0), "credit of 0 bytes is refused"),
-        (credit(u32::MAX), "credit of 4294967295 bytes is refused"),
-        (credit(CREDIT_MAX), "credit of 67108864 bytes is refused"),
-        (credit(CREDIT_MAX / 2).repeat(2), "credit of 33554432 bytes is refused"),
+        ([full.clone(), data.clone()].concat(), "1 bytes of data exceed the credit of 0"),
+        ([full, frame(2, b"ab")].concat(), "2 bytes of data exceed the credit of 0"),
+        (credit(0), "invalid credit of 0 bytes"),
+        (credit(u32::MAX), "invalid credit of 4294967295 bytes"),
+        (credit(CREDIT_MAX), "invalid credit of 67108864 bytes"),
+        (credit(CREDIT_MAX / 2).repeat(2), "invalid credit of 33554432 bytes"),
         ([frame(3, b""), data].concat(), "data frame after the end"),
         ([frame(3, b""), frame(2, b"x")].concat(), "stderr frame after the end"),
         ([frame(3, b""), frame(3, b"")].concat(), "end frame after the end"),
@@ -188,7 +188,7 @@ async fn a_line_is_read_and_what_follows_stays() {
     assert_eq!(read_line(&mut &b"12345\n"[..], &mut BytesMut::new(), 5).await.unwrap().unwrap(), "12345");
 }
 
-/// A side of a stream whose plain end echoes what it gets.
+/// A side of a stream that echoes everything on its plain end.
 async fn echo((mut receiver, sender): Ends) {
     let (plain, other) = duplex(1000);
     let (mut read, mut write) = tokio::io::split(plain);
@@ -253,7 +253,7 @@ async fn what_came_before_the_last_word_is_delivered() {
 #[tokio::test]
 async fn a_direction_that_stands_still_does_not_stop_the_other() {
     let ((near_receiver, near_sender), (mut receiver, sender)) = pair(1000);
-    // The plain end of this side takes nothing, ever.
+    // The plain end of this side never accepts anything.
     let (plain, mine) = duplex(10);
     let copying = tokio::spawn(async move {
         let (mut read, mut write) = tokio::io::split(plain);
@@ -275,7 +275,7 @@ async fn a_direction_that_stands_still_does_not_stop_the_other() {
             match receiver.next().await.unwrap().unwrap() {
                 Incoming::Data(bytes) => {
                     got += bytes.len();
-                    // The write of the flood is under way on a task of its own.
+                    // The flood is written by a task of its own.
                     sender.took(bytes.len()).await.unwrap();
                 }
                 other => panic!("{other:?}"),
@@ -318,7 +318,7 @@ proptest! {
                 }
             };
             drop(receiver);
-            // A reader that hung up leaves the rest unread.
+            // A reader that has disconnected leaves the rest unread.
             let _ = sending.await.unwrap();
             (count, end)
         });
@@ -331,7 +331,7 @@ proptest! {
         sizes in prop::collection::vec(1_usize..600_000, 1..12),
         taken in prop::collection::vec(any::<bool>(), 12),
     ) {
-        // A receiver that checks: a sender that oversteps fails the test.
+        // The receiver checks every frame, so a sender that breaks a rule fails the test.
         blocking(async {
             let ((mut near, near_sender), (mut receiver, sender)) = pair(100_000);
             let total: usize = sizes.iter().sum();
@@ -349,7 +349,7 @@ proptest! {
                         got += bytes.len();
                         held += bytes.len();
                         at += 1;
-                        // Now and then it takes nothing for a while, as far as that is possible.
+                        // It sometimes consumes nothing for a while, as far as the credit allows.
                         if taken[at % taken.len()] || held > WINDOW as usize / 2 {
                             sender.took(std::mem::take(&mut held)).await.unwrap();
                         }

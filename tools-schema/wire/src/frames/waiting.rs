@@ -1,4 +1,4 @@
-//! What arrived and waits to be passed on.
+//! Bytes that have arrived and wait to be passed on.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,11 +6,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
-/// A frame of so many bytes waits as it is; smaller ones wait together.
+/// Frames of at least this size are queued as they are; smaller ones are combined.
 const WHOLE: usize = 16 << 10;
 
-/// Bytes that arrived and wait for one taker. It is never more memory than a few times the bytes: a frame keeps the buffer that it was read into, so that
-/// small ones are copied together.
+/// A queue of bytes for one consumer. Its memory is at most a few times the bytes: each frame keeps the whole buffer that it was read into, so small
+/// frames are copied together.
 #[derive(Debug, Default)]
 pub struct Waiting {
     state: Mutex<State>,
@@ -20,7 +20,7 @@ pub struct Waiting {
 #[derive(Debug, Default)]
 struct State {
     pieces: VecDeque<Bytes>,
-    /// What comes behind the pieces.
+    /// Small frames after the pieces.
     small: BytesMut,
     is_over: bool,
 }
@@ -30,7 +30,7 @@ impl Waiting {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// More arrived.
+    /// Adds bytes.
     pub fn push(&self, bytes: Bytes) {
         let mut state = self.state();
         if bytes.len() >= WHOLE {
@@ -46,13 +46,13 @@ impl Waiting {
         self.news.notify_one();
     }
 
-    /// No more will arrive.
+    /// Marks the end.
     pub fn end(&self) {
         self.state().is_over = true;
         self.news.notify_one();
     }
 
-    /// The next that waits; `None` at the end. Nothing is lost where this is given up.
+    /// Returns the next piece; `None` at the end. Cancel-safe: nothing is lost.
     pub async fn next(&self) -> Option<Bytes> {
         loop {
             {

@@ -4,6 +4,7 @@ use nexus_schema::error::chain;
 use pgp::crypto::hash::HashAlgorithm;
 
 use super::archive::{Host, Package, SuiteToBe, cloud, kernel_elf};
+use crate::asset::KernelFiles;
 use crate::asset::debian::ARCH;
 use crate::asset::error::SignatureProblem;
 use crate::asset::error::{AssetError, IndexProblem};
@@ -11,7 +12,7 @@ use crate::asset::stream::{Compression, Sha256};
 use crate::asset::testing::keys::{DAY, Key, Manner, NOW, Shape};
 use crate::asset::testing::tls::Authority;
 use crate::asset::testing::{Fault, Server};
-use crate::asset::{FetchSettings, KernelFiles};
+use crate::config::FetchSettings;
 
 fn suite() -> SuiteToBe {
     SuiteToBe::new(vec![Package::kernel(&cloud("6.1.0-9"), "6.1.100-1", false), Package::busybox()])

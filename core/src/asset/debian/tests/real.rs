@@ -6,7 +6,8 @@ use std::time::Instant;
 use nexus_schema::tools::asset::Verified;
 
 use crate::asset::debian::Archive;
-use crate::asset::{FetchSettings, KernelFiles, compose_initramfs};
+use crate::asset::{KernelFiles, compose_initramfs};
+use crate::config::FetchSettings;
 use crate::progress::Progress;
 
 #[tokio::test]

@@ -47,10 +47,10 @@ async fn servers_that_nobody_vouches_for_are_refused_at_once() {
     for (identity, expected, said) in [
         (self_signed(HERE), Some(TlsProblem::UnknownIssuer), "not issued by a trusted CA"),
         (other.server(HERE), Some(TlsProblem::UnknownIssuer), "not issued by a trusted CA"),
-        (authority.expired(HERE), None, "was valid until 2020-02-02T00:00:00Z only"),
+        (authority.expired(HERE), None, "expired at 2020-02-02T00:00:00Z"),
         (authority.early(HERE), None, "is not valid before 3000-01-01T00:00:00Z"),
-        (authority.server("mirror.example"), None, "its certificate is for mirror.example only"),
-        (authority.server("127.0.0.2"), None, "its certificate is for 127.0.0.2 only"),
+        (authority.server("mirror.example"), None, "its certificate is only valid for mirror.example"),
+        (authority.server("127.0.0.2"), None, "its certificate is only valid for 127.0.0.2"),
     ] {
         let scene = scene(identity, &authority);
         let want = Want { url: scene.server.url("/file").parse().unwrap(), ..scene.want() };
@@ -122,7 +122,7 @@ fn a_file_of_cas_is_looked_at_before_it_is_used() {
     let cut = &authority.pem()[..authority.pem().len() / 2];
     let noise = "-----BEGIN CERTIFICATE-----\nbm9ib2R5\n-----END CERTIFICATE-----\n";
     for (text, said) in
-        [("", "no certificate in it"), ("nobody", "no certificate in it"), (noise, "certificate 1: ")]
+        [("", "contains no certificate"), ("nobody", "contains no certificate"), (noise, "certificate 1: ")]
     {
         std::fs::write(file.path(), text).unwrap();
         let error = Trust::read(file.path()).unwrap_err().to_string();

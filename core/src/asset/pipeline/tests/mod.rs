@@ -12,10 +12,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::asset::FetchSettings;
 use crate::asset::stream::Compression;
 use crate::asset::testing::keys::{Key, Manner, NOW_SECONDS};
 use crate::asset::testing::{Fault, Server, pack, pack_in_blocks};
+use crate::config::FetchSettings;
 
 /// A server, and a directory for what is downloaded from it.
 struct Scene {

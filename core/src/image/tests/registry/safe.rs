@@ -34,8 +34,8 @@ async fn registries_that_nobody_vouches_for_are_refused_at_once() {
     let authority = Authority::new("ours");
     for (identity, said) in [
         (self_signed(NAME), "not issued by a trusted CA"),
-        (authority.expired(NAME), "was valid until 2020-02-02"),
-        (authority.server("another.test"), "is for another.test only"),
+        (authority.expired(NAME), "expired at 2020-02-02"),
+        (authority.server("another.test"), "is only valid for another.test"),
     ] {
         let (liar, access, name) = served(identity, &authority);
         let error = Remote::parse(&name, &access).unwrap().resolve().await.unwrap_err();

@@ -11,7 +11,7 @@ use super::WHAT;
 use super::requests::Request;
 use crate::vmm::driver::{DriverError, REQUEST};
 
-/// The largest answer that is taken, head and body, in bytes.
+/// Maximum size of an answer with its head, in bytes.
 const ANSWER_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 32;
 
@@ -29,7 +29,7 @@ struct Answer {
 }
 
 impl Api {
-    /// The API behind a socket, whose path is short.
+    /// Returns a client of the API at a socket, whose path must be short.
     pub(super) fn new(socket: PathBuf) -> Self {
         Self { socket }
     }
@@ -38,12 +38,12 @@ impl Api {
         UnixStream::connect(&self.socket)
     }
 
-    /// Has a request done.
+    /// Sends a request and checks that it succeeded.
     pub(super) fn send(&self, request: &Request) -> Result<(), DriverError> {
         self.exchange(request.method, &request.path, Some(&request.body)).map(drop)
     }
 
-    /// Asks for something.
+    /// Sends a GET request and returns the answer's body.
     pub(super) fn get(&self, path: &str) -> Result<Value, DriverError> {
         self.exchange("GET", path, None)
     }
@@ -99,7 +99,7 @@ fn talk(mut stream: UnixStream, request: &str, body: Option<&Value>) -> io::Resu
     }
 }
 
-/// The answer, once it is whole.
+/// Parses an answer; `None` if it is incomplete.
 fn parse(received: &[u8]) -> io::Result<Option<Answer>> {
     let garbled = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
@@ -111,7 +111,7 @@ fn parse(received: &[u8]) -> io::Result<Option<Answer>> {
     let status = response.code.ok_or_else(|| garbled("no status".to_owned()))?;
     let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
     let length = match length {
-        // Firecracker gives the length of every body.
+        // Firecracker sends the length of every body.
         None => 0,
         Some(header) => {
             let text = std::str::from_utf8(header.value).unwrap_or_default();
@@ -122,7 +122,7 @@ fn parse(received: &[u8]) -> io::Result<Option<Answer>> {
     if body.len() < length {
         return Ok(None);
     }
-    // A body of a success without content is empty; one that is no JSON has nothing to say.
+    // The body of a success without content is empty. A body that is not JSON is ignored.
     let body = serde_json::from_slice(&body[..length]).unwrap_or_default();
     Ok(Some(Answer { status, body }))
 }

@@ -1,7 +1,7 @@
 //! Running firecracker under its jailer.
 //!
-//! The jailer makes `jail/<binary>/<id>/root` in the VM's directory the root directory of the process, gives it a user of its own and
-//! starts firecracker there. What firecracker shall find in that directory is put there before:
+//! The jailer makes `jail/<binary>/<id>/root` in the VM's directory the root directory of the process, changes to the VM's user and
+//! starts firecracker there. The files that firecracker needs in that directory are put there before:
 //!
 //! ```text
 //! VM's directory                 jail/firecracker/ID/root
@@ -10,7 +10,7 @@
 //! v.sock_1024, 1025 <── relay ── v.sock_1024, v.sock_1025
 //! vmm.log           <── shim ─── vmm.pipe
 //! ```
-//! Firecracker owns that directory: nothing in it is followed blindly once it runs.
+//! Firecracker owns that directory and may change it while it runs. So nothing in it is trusted from then on.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -30,20 +30,20 @@ use crate::vmm::driver::Closer;
 use crate::vmm::jail::{Jail, JailError, file};
 use crate::vmm::process::CommandLine;
 
-/// The name of the jailer.
+/// Name of the jailer.
 pub(super) const JAILER: &str = "jailer";
 
-/// What matters for a firecracker binary beside its version: whether it can run in a jail, and whether it gets one.
+/// Checks a firecracker binary beyond its version: whether it can run in a jail, and whether there is a jailer.
 pub(super) fn look_closer(binary: &Path) -> Closer {
     let check = |status, found: String, fix: Option<String>| {
         Some(DoctorCheck { name: JAILER.to_owned(), status, found, fix })
     };
     let Some(jailer) = find_jailer(binary) else {
-        let found = "not found: firecracker runs as root, kept in by its own seccomp filter only".to_owned();
-        let fix = "put the jailer of firecracker's release beside it".to_owned();
+        let found = "not found: firecracker runs as root, confined only by its own seccomp filter".to_owned();
+        let fix = "put the jailer of firecracker's release into the directory of firecracker".to_owned();
         return Closer { unjailable: None, for_root: check(DoctorStatus::Warn, found, Some(fix)) };
     };
-    // There is no loader in its jail.
+    // Its jail contains no loader.
     let unjailable = interpreter(binary).ok().flatten().map(|loader| {
         let why = format!("needs the loader {}, which is not in its jail", loader.display());
         (why, "install firecracker's release binary, which is linked statically".to_owned())
@@ -51,8 +51,8 @@ pub(super) fn look_closer(binary: &Path) -> Closer {
     Closer { unjailable, for_root: check(DoctorStatus::Ok, jailer.display().to_string(), None) }
 }
 
-/// The jailer for a firecracker binary, which only root can use: the one beside it or beside what it is a link to, else an
-/// installed one.
+/// Finds the jailer for a firecracker binary: in the directory of the binary or of the file that it links to, else an installed one.
+/// Only root can use it.
 pub(super) fn find_jailer(binary: &Path) -> Option<PathBuf> {
     let beside = [Some(binary.to_owned()), std::fs::canonicalize(binary).ok()].into_iter().flatten();
     let installed = PROGRAM_DIRECTORIES.iter().map(|directory| Path::new(directory).join(JAILER));
@@ -64,13 +64,13 @@ pub(super) fn find_jailer(binary: &Path) -> Option<PathBuf> {
 #[derive(Debug)]
 pub(super) struct Jailed {
     jailer: PathBuf,
-    /// Firecracker itself, not a link to it: the jailer names the directory after that.
+    /// Firecracker with links resolved: the jailer names the directory after this file.
     binary: PathBuf,
     jail: Jail,
 }
 
 impl Jailed {
-    /// Makes the jail of a VM in the working directory. From here on, this process has mounts of its own.
+    /// Makes the jail of a VM in the working directory. From here on, this process has its own mount namespace.
     pub(super) fn make(job: &Job, jailer: PathBuf) -> Result<Self, JailError> {
         let plan = &job.plan;
         let binary = std::fs::canonicalize(&plan.binary).map_err(file("find", &plan.binary))?;
@@ -86,24 +86,24 @@ impl Jailed {
         Ok(Self { jailer, binary, jail })
     }
 
-    /// The jail itself.
+    /// Returns the jail itself.
     pub(super) fn jail(&self) -> &Jail {
         &self.jail
     }
 
-    /// The command line that starts firecracker inside.
+    /// Returns the command line that starts firecracker inside.
     pub(super) fn command(&self, job: &Job) -> CommandLine {
         command(&self.jailer, &self.binary, &job.plan.vm.to_string(), &self.jail.uid().to_string())
     }
 
-    /// Lets the host reach the vsock device that firecracker has made.
+    /// Links the socket of the vsock device that firecracker has made into the VM's directory.
     pub(super) fn open_to_host(&self) -> Result<(), JailError> {
         let (inside, outside) = (self.jail.root().join(vm_files::VSOCK), Path::new(vm_files::VSOCK));
-        // The link is to what is there now; what it is, is looked at where firecracker cannot change it.
+        // The hard link refers to the present file. Its type is then checked where firecracker cannot replace it.
         rustix::fs::linkat(CWD, &inside, CWD, outside, AtFlags::empty())
             .map_err(io::Error::from)
             .map_err(file("link", &inside))?;
-        let metadata = std::fs::symlink_metadata(outside).map_err(file("look at", outside))?;
+        let metadata = std::fs::symlink_metadata(outside).map_err(file("stat", outside))?;
         if metadata.file_type().is_socket() && metadata.uid() == self.jail.uid() {
             return Ok(());
         }

@@ -1,15 +1,17 @@
 //! The driver `firecracker`, for 1.16.1 and newer.
 //!
-//! A process without configuration is started; the requests of [`requests`] are sent to its API socket ([`api`]), the last one starts the
-//! guest. As root, it is started by its `jailer` ([`jail`]): a directory of its own as root, a user of its own, no privileges.
+//! The process starts without a configuration. The requests of [`requests`] are then sent to its API socket ([`api`]); the last one starts
+//! the guest. Under root's daemon, its `jailer` ([`jail`]) starts it, with its own root directory and user and without privileges.
 
 mod api;
+mod full;
 mod jail;
 mod relay;
 mod requests;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -19,14 +21,16 @@ use nexus_schema::{ByteSize, DriverKind};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use self::api::Api;
+use self::full::FullDisk;
 use self::jail::Jailed;
 use self::requests::Request;
 use super::{
-    BRING_UP, BringUp, Caps, Driver, DriverError, Facts, Machine, Prepared, Vmm, ended_with, jail_failed,
+    BRING_UP, BringUp, Caps, Driver, DriverError, Facts, LogPipe, Machine, Prepared, Vmm, ended_with,
+    jail_failed,
 };
 use crate::os::paths::vm_files;
 use crate::os::process::ProcessHandle;
-use crate::vmm::control::Job;
+use crate::vmm::control::{Job, Stall};
 use crate::vmm::jail::Files;
 use crate::vmm::process::CommandLine;
 use crate::vmm::version::Version;
@@ -52,8 +56,9 @@ const CAPS: Caps = Caps {
     min_memory: ByteSize::mib(32),
     max_drives: 8,
     has_interface: true,
-    // In 1.16 no connection from the host reaches a guest that was paused and resumed, unless a snapshot was taken in between.
+    // In 1.16, the host cannot connect to a guest that was paused and resumed, unless a snapshot was taken in between.
     can_pause: false,
+    pauses_on_full_disk: false,
     can_ask_guest: true,
 };
 
@@ -69,6 +74,7 @@ impl Driver for Firecracker {
         let root = jail.as_ref().map_or_else(PathBuf::new, |jailed| jailed.jail().root().to_owned());
         let log = make_log_pipe(&root.join(vm_files::VMM_PIPE))
             .map_err(|source| DriverError::Connection { source })?;
+        let full_disk = FullDisk::new().map_err(|e| DriverError::Connection { source: e.into() })?;
         let (command, files) = match &jail {
             Some(jail) => {
                 jail.jail().give(&root.join(vm_files::VMM_PIPE)).map_err(jail_failed)?;
@@ -79,42 +85,45 @@ impl Driver for Firecracker {
         Ok(Prepared {
             command,
             passed: Vec::new(),
-            more_log: Some(log),
-            // The jailer changes the user, and with that the kernel forgets whose death a process dies of.
+            more_log: Some(LogPipe { pipe: log, listener: full_disk.listener() }),
+            // The jailer changes the user, and the kernel then resets the parent-death signal.
             lifeline: jail.is_some(),
-            // The jailer puts up its own.
+            // The jailer confines it.
             walls: None,
             is_jailed: jail.is_some(),
             bring_up: Box::new(Spawned {
                 api: Api::new(root.join(vm_files::API)),
                 requests: requests::configure(job, &files),
                 drives: job.plan.drives.iter().map(|drive| drive.id.clone()).zip(files.drives).collect(),
+                first_writable: job.plan.drives.iter().position(|drive| !drive.read_only).unwrap_or_default(),
+                full_disk,
                 jail,
             }),
         })
     }
 }
 
-/// The command line without a jailer.
+/// Returns the command line without a jailer.
 fn command(job: &Job) -> CommandLine {
-    // Ids hold no `_`, which firecracker aborts on.
+    // Ids contain no `_`, on which firecracker would abort.
     let own = ["--id", &job.plan.vm.to_string(), "--api-sock", vm_files::API];
     let arguments = own.into_iter().chain(LOG_OPTIONS).map(Into::into).collect();
     CommandLine { program: job.plan.binary.clone(), arguments }
 }
 
-/// Has firecracker log to the pipe from its first line on. What it logs before a request `PUT /logger` goes to stdout otherwise,
-/// which is the guest's console.
+/// Options that make firecracker log to the pipe from its first line on. Without them, everything before a request `PUT /logger` would
+/// go to stdout, which is the guest's console.
 const LOG_OPTIONS: [&str; 5] = ["--log-path", vm_files::VMM_PIPE, "--level", "Warning", "--show-level"];
 
-/// Firecracker's log would go to the console otherwise. A pipe keeps it bounded, and never makes it wait.
+/// Makes the pipe for firecracker's log, which would go to the console otherwise. A pipe keeps the log bounded, and firecracker never
+/// blocks on it.
 fn make_log_pipe(path: &Path) -> io::Result<File> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
     rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-    // For writing too, so that it does not end before the VMM opens it.
+    // Also for writing, so that reads do not see an end before the VMM opens the pipe.
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
 }
@@ -122,8 +131,11 @@ fn make_log_pipe(path: &Path) -> io::Result<File> {
 struct Spawned {
     api: Api,
     requests: Vec<Request>,
-    /// Name and file of each drive, as firecracker sees them.
+    /// Id and file of each drive, as firecracker sees them.
     drives: Vec<(String, PathBuf)>,
+    /// Index of the first drive that the guest may write to.
+    first_writable: usize,
+    full_disk: FullDisk,
     jail: Option<Jailed>,
 }
 
@@ -136,7 +148,7 @@ impl BringUp for Spawned {
         for request in &self.requests {
             self.api.send(request)?;
         }
-        // Its device is there now; the guest is not yet.
+        // The vsock device exists now, and the guest does not run yet.
         if let Some(jail) = &self.jail {
             jail.open_to_host().map_err(jail_failed)?;
         }
@@ -145,6 +157,8 @@ impl BringUp for Spawned {
             version: version.to_owned(),
             api: self.api,
             drives: self.drives,
+            first_writable: self.first_writable,
+            full_disk: self.full_disk,
             _jail: self.jail,
         }))
     }
@@ -173,6 +187,8 @@ struct Running {
     version: String,
     api: Api,
     drives: Vec<(String, PathBuf)>,
+    first_writable: usize,
+    full_disk: FullDisk,
     _jail: Option<Jailed>,
 }
 
@@ -185,12 +201,30 @@ impl Machine for Running {
         self.api.send(&requests::action("SendCtrlAltDel"))
     }
 
-    fn set_paused(&self, _: bool) -> Result<(), DriverError> {
+    fn set_paused(&self, paused: bool) -> Result<(), DriverError> {
+        // The guest runs anyway: the next failed write is reported again.
+        if !paused && self.full_disk.forget() {
+            return Ok(());
+        }
         Err(DriverError::Unsupported { what: WHAT })
     }
 
+    fn events(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.full_disk.event())
+    }
+
+    fn take_events(&self) -> bool {
+        self.full_disk.take_event();
+        true
+    }
+
+    fn stall(&self) -> Option<Stall> {
+        // The log does not name the drive.
+        self.full_disk.is_reported().then_some(Stall::DiskFull { drive: self.first_writable })
+    }
+
     fn resize_drive(&self, index: usize, _: u64) -> Result<(), DriverError> {
-        // It looks how long the file is by itself.
+        // Firecracker reads the file's length itself.
         let (id, file) = self.drives.get(index).ok_or(DriverError::Unsupported { what: WHAT })?;
         self.api.send(&requests::update_drive(id, file))
     }
@@ -200,15 +234,15 @@ impl Machine for Running {
     }
 }
 
-/// What an exit status of firecracker means. It says nothing about how the guest fared: 0 is any way of a guest to end its
-/// machine, an orderly one or not.
+/// Describes an exit status of firecracker. It does not tell how the guest ended: the status is 0 whenever the guest ended its
+/// machine, orderly or not.
 fn ending(status: ExitStatus) -> String {
     let meaning = match status.code() {
         Some(0) => return "the guest ended its machine".to_owned(),
         Some(1) => "an error of KVM, or a triple fault of the guest",
-        Some(148) => "a system call that its filter forbids",
-        Some(134 | 152) => "a configuration that it refuses",
-        Some(153) => "an option that it does not know",
+        Some(148) => "a system call forbidden by its seccomp filter",
+        Some(134 | 152) => "an invalid configuration",
+        Some(153) => "an unknown command-line option",
         _ => return ended_with(WHAT, status),
     };
     format!("{} ({meaning})", ended_with(WHAT, status))
@@ -227,7 +261,7 @@ mod tests {
             exit(1),
             "firecracker exited with status 1 (an error of KVM, or a triple fault of the guest)"
         );
-        assert_eq!(exit(153), "firecracker exited with status 153 (an option that it does not know)");
+        assert_eq!(exit(153), "firecracker exited with status 153 (an unknown command-line option)");
         assert_eq!(exit(77), "firecracker exited with status 77");
         assert_eq!(ending(ExitStatus::from_raw(6)), "firecracker was killed by SIGABRT");
     }

@@ -1,7 +1,8 @@
-//! Carries the guest's connections to the host's ports out of a jail.
+//! Forwards the guest's connections to the host's ports out of a jail.
 //!
-//! Firecracker dials `<uds>_PORT` inside its jail; the daemon listens in the VM's directory, and makes its socket anew when it is
-//! started again. So someone outside the jail has to dial for each connection: for hello and bye, and for connections to other machines.
+//! Firecracker connects to `<uds>_PORT` inside its jail. The daemon listens in the VM's directory, and makes its socket again after each
+//! restart. So this relay connects to the daemon from outside the jail for each connection: for hello and bye, and for connections to
+//! other machines.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,12 +10,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many connections at once to the hello port: a guest that says hello needs one; the next boot's first may overlap with the
-/// last one's bye.
+/// Maximum number of connections at once to the hello port. A guest that says hello needs one; the first of the next boot may overlap with
+/// the bye of the last boot.
 pub(super) const HELLO_CONNECTIONS_MAX: usize = 8;
 const STACK: usize = 64 << 10;
 
-/// Serves in a thread for as long as this process lives; more than `most` connections at once are hung up on.
+/// Serves in a thread for as long as this process runs. Closes new connections while `most` connections are open.
 pub(super) fn start(listener: UnixListener, target: PathBuf, most: usize) -> io::Result<()> {
     let thread = std::thread::Builder::new().name("relay".to_owned()).stack_size(STACK);
     let open = Arc::new(AtomicUsize::new(0));
@@ -24,18 +25,18 @@ pub(super) fn start(listener: UnixListener, target: PathBuf, most: usize) -> io:
             if open.load(Ordering::Relaxed) >= most {
                 continue;
             }
-            // Nobody listens: the guest sees the connection end and tries again.
+            // No daemon is listening: the guest sees the connection end and retries.
             let Ok(outside) = UnixStream::connect(&target) else { continue };
             let held = Held::new(&open);
             if let Err(error) = carry_both(inside, outside, held) {
-                tracing::warn!(%error, "a connection of the guest to the host is dropped");
+                tracing::warn!(%error, "cannot forward a connection of the guest to the host");
             }
         }
     })?;
     Ok(())
 }
 
-/// Counts one connection while it is open.
+/// Counts one connection as open until it is dropped.
 struct Held(Arc<AtomicUsize>);
 
 impl Held {
@@ -65,7 +66,7 @@ fn carry_both(inside: UnixStream, outside: UnixStream, held: Arc<Held>) -> io::R
     Ok(())
 }
 
-/// Ends both connections when one side ends: nothing here relies on half-close.
+/// Copies one direction. Closes both connections when one side ends; half-close is not needed here.
 fn carry(mut from: UnixStream, mut to: UnixStream) {
     let mut chunk = [0; 8192];
     while let Ok(read @ 1..) = from.read(&mut chunk) {
@@ -74,7 +75,7 @@ fn carry(mut from: UnixStream, mut to: UnixStream) {
         }
     }
     for stream in [from, to] {
-        // The other direction may have done so already.
+        // The other direction may have closed it already.
         let _ = stream.shutdown(std::net::Shutdown::Both);
     }
 }

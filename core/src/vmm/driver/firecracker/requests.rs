@@ -1,4 +1,4 @@
-//! Which requests configure and start a guest; pure.
+//! The requests that configure and start a guest. Pure functions.
 
 use std::path::Path;
 
@@ -17,27 +17,28 @@ pub(super) struct Request {
     pub(super) body: Value,
 }
 
-/// The name of a VM's network interface.
+/// Id of a VM's network interface.
 const INTERFACE: &str = "net0";
-/// What says its version.
+/// Path of the request for firecracker's version.
 pub(super) const VERSION: &str = "/version";
 
 fn put(path: impl Into<String>, body: Value) -> Request {
     Request { method: "PUT", path: path.into(), body }
 }
 
-/// An action, such as `InstanceStart`.
+/// Returns the request for an action, such as `InstanceStart`.
 pub(super) fn action(action: &str) -> Request {
     put("/actions", json!({ "action_type": action }))
 }
 
-/// Has a drive's file looked at again: the guest learns its new size. `file` is the drive's, as firecracker sees it.
+/// Returns the request that makes firecracker read the size of a drive's file again and tell the guest. `file` is the drive's file as
+/// firecracker sees it.
 pub(super) fn update_drive(id: &str, file: &Path) -> Request {
     let body = json!({ "drive_id": id, "path_on_host": text(file) });
     Request { method: "PATCH", path: format!("/drives/{id}"), body }
 }
 
-/// Everything before the start.
+/// Returns all requests before the start.
 pub(super) fn configure(job: &Job, files: &Files) -> Vec<Request> {
     let plan = &job.plan;
     let mut requests = vec![
@@ -60,10 +61,10 @@ pub(super) fn configure(job: &Job, files: &Files) -> Vec<Request> {
             json!({
                 "drive_id": drive.id,
                 "path_on_host": text(path),
-                // The initramfs mounts it by its device name; firecracker shall not add words for it.
+                // The initramfs mounts it by its device name; firecracker must not add it to the kernel's command line.
                 "is_root_device": false,
                 "is_read_only": drive.read_only,
-                // Flushes of the guest reach the disk.
+                // The guest's flushes reach the disk.
                 "cache_type": "Writeback",
             }),
         ));
@@ -79,13 +80,13 @@ pub(super) fn configure(job: &Job, files: &Files) -> Vec<Request> {
     requests
 }
 
-/// Paths came as JSON text with the plan, and go as such.
+/// Converts a path to text. Lossless: the paths come from the plan, which is JSON.
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
 fn kernel_command_line(plan: &LaunchPlan) -> String {
-    // The keyboard controller's reset is what ends firecracker; there is no PCI, and nothing else on that controller.
+    // Reboot through the keyboard controller's reset, which ends firecracker. There is no PCI, and no other device on that controller.
     let own = "console=ttyS0 quiet panic=-1 reboot=k pci=off i8042.noaux i8042.nomux i8042.dumbkbd";
     let words = std::iter::once(own).chain(plan.cmdline.iter().map(String::as_str));
     words.collect::<Vec<_>>().join(" ")

@@ -1,4 +1,4 @@
-//! The state machine against a model of the guest, and against a guest that follows no rules.
+//! Tests of the state machine against a model of the guest, and against a guest that breaks the protocol.
 
 use std::collections::VecDeque;
 
@@ -26,7 +26,7 @@ fn of(operation: Operation) -> Header {
     from_guest(operation as u16)
 }
 
-/// Sends all that is due and returns it.
+/// Sends all due packets and returns them.
 fn drain(connection: &mut Connection, host: HostSide) -> Vec<Operation> {
     let mut sent = vec![];
     while let Some(packet) = connection.next(HostSide { pending: 0, ..host }, 1) {
@@ -94,7 +94,7 @@ fn credit_is_asked_for_once() {
     assert_eq!(packet.operation, Operation::CreditRequest);
     connection.sent(packet, CID);
     assert_eq!(connection.next(host, usize::MAX), None);
-    // An answer without room changes nothing.
+    // A packet without room for it changes nothing.
     connection.receive(&of(Operation::CreditUpdate));
     assert_eq!(connection.next(host, usize::MAX), None);
     connection.receive(&Header { forwarded: 10, ..of(Operation::CreditUpdate) });
@@ -138,15 +138,15 @@ fn the_guest_ends_one_direction_and_then_the_other() {
 /// One step of a host program, of the wire, or of the guest, in the model below.
 #[derive(Debug, Clone)]
 enum Step {
-    /// The host program writes so many bytes.
+    /// The host program writes this many bytes.
     HostWrites(u16),
-    /// The device has room for a packet with so much payload.
+    /// The device has room for a packet with a payload of this many bytes.
     DeviceSends(u16),
-    /// The guest program reads so many bytes.
+    /// The guest program reads this many bytes.
     GuestReads(u32),
-    /// The guest program writes at most so many bytes, as its credit permits.
+    /// The guest program writes at most this many bytes, limited by its credit.
     GuestWrites(u32),
-    /// The host program takes so many bytes.
+    /// The host program reads this many bytes.
     HostReads(u32),
 }
 
@@ -160,7 +160,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A guest that follows the rules, as Linux does.
+/// A guest that follows the protocol, as Linux does.
 struct Guest {
     space: u32,
     held: u32,
@@ -232,7 +232,7 @@ proptest! {
                     guest.forwarded = guest.forwarded.wrapping_add(count);
                     arrived += u64::from(count);
                     moved |= count > 0;
-                    // Linux announces when its writer may be short of room.
+                    // Linux sends an update when the peer may run out of credit.
                     if count > 0 {
                         guest.answers.push_back(guest.header(Operation::CreditUpdate, 0));
                     }
@@ -267,7 +267,7 @@ proptest! {
         for step in &steps {
             act(step);
         }
-        // From any state, with both programs reading, everything comes to rest and has arrived.
+        // From any state, once both programs read, all bytes arrive and no more packets are due.
         let mut rest = 0;
         let mut moved = true;
         while moved {

@@ -1,4 +1,4 @@
-//! The device with real host sockets and packets of a guest, without rings.
+//! Tests of the device with real host sockets and packets of a guest, without rings.
 
 use std::io::{Read, Write};
 
@@ -33,7 +33,7 @@ impl Bench {
     fn connect(&mut self, first: &[u8]) -> UnixStream {
         let mut stream = self.dial();
         stream.write_all(first).unwrap();
-        // One call takes a limited number of events.
+        // One call handles a limited number of events.
         for _ in 0..10 {
             self.device.poll();
         }
@@ -46,7 +46,7 @@ impl Bench {
         listener
     }
 
-    /// All packets for the guest.
+    /// Returns all packets for the guest.
     fn packets(&mut self) -> Vec<(Header, Vec<u8>)> {
         let mut all = vec![];
         while self.device.has_packet() {
@@ -56,7 +56,7 @@ impl Bench {
         all
     }
 
-    /// The only packet for the guest.
+    /// Returns the only packet for the guest.
     fn packet(&mut self, operation: Operation) -> (Header, Vec<u8>) {
         let mut all = self.packets();
         assert_eq!(all.len(), 1, "{all:?}");
@@ -77,7 +77,7 @@ impl Bench {
             && device.counts == Counts::default()
     }
 
-    /// Opens a connection from the host. Returns its socket and what the guest answers with.
+    /// Opens a connection from the host. Returns its socket and the header for the guest's answers.
     fn open(&mut self) -> (UnixStream, Header) {
         let mut stream = self.connect(b"CONNECT 200\n");
         let (request, _) = self.packet(Operation::Request);
@@ -108,7 +108,7 @@ fn request(guest: u32, host: u32) -> Header {
     Header { source_port: guest, destination_port: host, ..answer(&to, Operation::Request) }
 }
 
-/// Whether the other end is closed.
+/// Returns whether the other end is closed.
 fn is_closed(stream: &mut UnixStream) -> bool {
     match stream.read(&mut [0; 16]) {
         Ok(0) => true,
@@ -156,7 +156,7 @@ fn garbage_is_cut_off_and_so_is_who_says_nothing() {
     assert_eq!(bench.device.slots.len(), 2);
     bench.device.tick(Instant::now() + GREETING_TIMEOUT);
     assert!(is_closed(&mut silent) && !is_closed(&mut slow));
-    // The guest has not heard of this one, and does not hear of it any more.
+    // The guest does not know of this connection, and gets no packet about it.
     bench.device.tick(Instant::now() + REQUEST_TIMEOUT);
     assert!(is_closed(&mut slow));
     assert!(bench.packets().is_empty() && bench.is_empty());
@@ -428,7 +428,7 @@ proptest! {
                 }
                 Step::HostWrites { which, count } => {
                     if let Some(mut stream) = streams.get(which % count) {
-                        // It fails when the device has closed the connection.
+                        // Fails if the device has closed the connection.
                         let _written = stream.write(&buffer[..count]).unwrap_or(0);
                     }
                 }
@@ -480,7 +480,7 @@ proptest! {
                 prop_assert!(memory <= 2 * BUFFER_SPACE as usize + (64 << 10));
             }
         }
-        // A new driver, and all host programs gone: nothing is left.
+        // After a reset of the driver and the end of all host programs, nothing is left.
         streams.clear();
         bench.device.guest_reset();
         for _ in 0..20 {
@@ -489,7 +489,7 @@ proptest! {
         bench.device.guest_reset();
         bench.packets();
         prop_assert!(bench.is_empty(), "{:?}", bench.device.slots);
-        // And it still works.
+        // The device still works.
         bench.open();
     }
 }

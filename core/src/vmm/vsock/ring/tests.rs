@@ -1,4 +1,4 @@
-//! Rings in memory, written by a driver that keeps the rules and by one that does not.
+//! Rings in memory, written by a correct driver and by a hostile one.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -69,12 +69,12 @@ impl Driver {
         memory.write_obj(self.available, GuestAddress(ring + 2)).unwrap();
     }
 
-    /// How many chains came back.
+    /// Returns the number of returned chains.
     fn used(&self, memory: &GuestMemoryMmap) -> u16 {
         memory.read_obj(GuestAddress(self.base + 0x2002)).unwrap()
     }
 
-    /// The length with which chain number `at` came back.
+    /// Returns the written length of returned chain number `at`.
     fn used_length(&self, memory: &GuestMemoryMmap, at: u16) -> u32 {
         memory.read_obj(GuestAddress(self.base + 0x2004 + 8 * u64::from(at % SIZE) + 4)).unwrap()
     }
@@ -108,7 +108,7 @@ impl Bench {
         Self { device, memory, transmit, receive, scratch: vec![], listener, directory }
     }
 
-    /// Lets the device take what is offered. Returns whether it says that there is more.
+    /// Lets the device handle the available chains. Returns whether it reports more work.
     fn take(&mut self) -> bool {
         let memory = self.memory.memory();
         from_guest(&mut self.device, &self.transmit.vring, &memory, &mut self.scratch)
@@ -119,7 +119,7 @@ impl Bench {
         to_guest(&mut self.device, &self.receive.vring, &memory)
     }
 
-    /// Sends a packet cut into pieces of these sizes; the last one repeats.
+    /// Sends a packet split into pieces of these sizes; the last size repeats.
     fn send(&mut self, header: Header, payload: &[u8], cuts: &[usize], indirect: bool) {
         let memory = self.memory.memory();
         let bytes = [&header.encode()[..], payload].concat();
@@ -238,7 +238,7 @@ proptest! {
                 memory.write_obj(value.rotate_left(round.into()), GuestAddress(TRANSMIT + at)).ok();
             }
             for base in [TRANSMIT, RECEIVE] {
-                // Believable enough to be followed.
+                // Plausible enough that the device follows it.
                 memory.write_obj(round * 50, GuestAddress(base + 0x1002)).unwrap();
             }
             bench.take();
@@ -268,7 +268,7 @@ fn a_flood_gives_others_their_turn() {
     let mut bench = Bench::new();
     let memory = bench.memory.memory();
     bench.send(header(Operation::CreditUpdate, 0), &[], &[], false);
-    // A driver that makes the same descriptor available again and again, faster than the device takes it.
+    // A driver that makes the same descriptor available again and again, faster than the device handles it.
     let mut taken = 0u16;
     while taken < 1000 {
         memory.write_obj(taken + SIZE, GuestAddress(TRANSMIT + 0x1002)).unwrap();
@@ -284,7 +284,7 @@ fn a_flood_gives_others_their_turn() {
             }
         });
         for _ in 0..100 {
-            // Returns, and has taken no more than its share.
+            // The call returns, and has handled no more than its limit.
             let before = bench.transmit.used(&memory);
             bench.take();
             assert!(usize::from(bench.transmit.used(&memory).wrapping_sub(before)) <= PACKETS_PER_TURN);
@@ -302,7 +302,7 @@ fn descriptors_that_lead_nowhere_come_back() {
     bench.transmit.offer(&memory, &[(u64::MAX - 10, 100)], 0);
     bench.transmit.offer(&memory, &[(BUFFERS, 10)], 0);
     bench.transmit.offer(&memory, &[], 0);
-    // A payload that is not there, one that is too long, and a header for the device to write to.
+    // A missing payload, a payload that is too long, and a header in a writable descriptor.
     memory.write_slice(&header(Operation::Data, 1000).encode(), GuestAddress(BUFFERS)).unwrap();
     bench.transmit.offer(&memory, &[(BUFFERS, 500)], 0);
     bench.transmit.offer(&memory, &[(BUFFERS, 44)], VRING_DESC_F_WRITE);
@@ -311,7 +311,7 @@ fn descriptors_that_lead_nowhere_come_back() {
     assert!(!bench.take());
     assert_eq!(bench.transmit.used(&memory), 7);
 
-    // A chain that bites its own tail, and an indirect table of indirect tables.
+    // A circular chain, and an indirect table of indirect tables.
     let head = bench.transmit.next % SIZE;
     bench.transmit.describe(&memory, BUFFERS, 0, VRING_DESC_F_NEXT, head);
     bench.transmit.publish(&memory, head);

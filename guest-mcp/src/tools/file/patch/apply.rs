@@ -1,13 +1,13 @@
-//! Applies the hunks of a patch to one file. A hunk may have moved; its lines have to be as it says.
+//! Applies the hunks of a patch to one file. A hunk may be at another line than it says, but its lines must match.
 
 use super::Bad;
 use super::parse::Hunk;
 
-/// The content with all hunks applied.
+/// Returns the content with all hunks applied.
 pub(super) fn apply(content: &[u8], hunks: &[Hunk]) -> Result<Vec<u8>, Bad> {
     let lines: Vec<&[u8]> = content.split_inclusive(|byte| *byte == b'\n').collect();
     let mut new = Vec::with_capacity(content.len());
-    // The first line that no hunk took yet, and by how far the last one had moved.
+    // The first line that no hunk has used yet, and by how many lines the last hunk was off.
     let (mut next, mut moved) = (0, 0_isize);
     for (number, hunk) in hunks.iter().enumerate() {
         let wanted = if hunk.old.is_empty() { hunk.start } else { hunk.start.saturating_sub(1) };
@@ -27,26 +27,26 @@ fn is_at(lines: &[&[u8]], at: usize, hunk: &Hunk) -> bool {
     there.is_some_and(|there| there.iter().zip(&hunk.old).all(|(line, old)| line == old))
 }
 
-/// Where the hunk's lines are: the place nearest to where they should be, from line `from` on.
+/// Returns the position of the hunk's lines: the match nearest to the expected one, from line `from` on.
 fn find(lines: &[&[u8]], from: usize, expected: usize, hunk: &Hunk) -> Option<usize> {
     let most = lines.len().checked_sub(hunk.old.len())?;
     if hunk.old.is_empty() {
-        // Nothing says where else it could be.
+        // Without lines to match, it can only be at the expected position.
         return (from..=most).contains(&expected).then_some(expected);
     }
     if from > most {
         return None;
     }
-    // A head may say any number.
+    // The header may contain any number.
     let expected = expected.clamp(from, most);
     let near = |distance: usize| [expected.checked_sub(distance), expected.checked_add(distance)];
     (0..=most).flat_map(near).flatten().find(|at| (from..=most).contains(at) && is_at(lines, *at, hunk))
 }
 
-/// How many comparisons of lines a better message is worth.
+/// The maximum number of line comparisons for a better error message.
 const COMPARISONS_MAX: usize = 2_000_000;
 
-/// Where the hunk fits best, if nowhere whole: the place nearest to where it should be of those where most lines are right.
+/// Returns the position where most of the hunk's lines match, the nearest to the expected one among equals.
 fn best(lines: &[&[u8]], expected: usize, hunk: &Hunk) -> usize {
     if lines.len().saturating_mul(hunk.old.len()) > COMPARISONS_MAX {
         return expected;
@@ -57,7 +57,7 @@ fn best(lines: &[&[u8]], expected: usize, hunk: &Hunk) -> usize {
     best.filter(|(right, _)| *right > 0).map_or(expected, |(_, at)| at)
 }
 
-/// Says which hunk does not fit, and the first line that is another.
+/// Describes which hunk does not fit, and its first line that differs.
 fn refuse(lines: &[&[u8]], expected: usize, number: usize, hunk: &Hunk) -> Bad {
     let expected = best(lines, expected, hunk);
     let line_at = |at: usize| expected.checked_add(at).and_then(|at| lines.get(at));
@@ -70,7 +70,7 @@ fn refuse(lines: &[&[u8]], expected: usize, number: usize, hunk: &Hunk) -> Bad {
     if let Some((at, old)) = differs {
         let found = match line_at(at) {
             Some(line) if line.trim_ascii_end() == old.trim_ascii_end() => {
-                "the same with another line end".to_owned()
+                "the same with another line ending".to_owned()
             }
             Some(line) => shown(line),
             None => "the end of the file".to_owned(),
@@ -103,7 +103,7 @@ mod tests {
             patched("1\n2\n3\na\nb\nc\nd", "@@ -2,2 +2,2 @@\n b\n-c\n+C\n").unwrap(),
             "1\n2\n3\na\nb\nC\nd"
         );
-        // Later ones have moved as the one before.
+        // Later hunks are off by as much as the one before.
         let two = "@@ -1,1 +1,2 @@\n a\n+new\n@@ -5,1 +6,1 @@\n-x\n+y\n";
         assert_eq!(patched("0\n0\na\nx\nb\nc\nx\n", two).unwrap(), "0\n0\na\nnew\nx\nb\nc\ny\n");
         assert_eq!(patched("", "@@ -0,0 +1,1 @@\n+a\n").unwrap(), "a\n");
@@ -116,7 +116,7 @@ mod tests {
         );
         let error = patched("a\nb\n", hunk).unwrap_err();
         assert!(error.contains("the end of the file"), "{error}");
-        // One that fits only before another does not.
+        // A hunk that only fits before an earlier one is refused.
         assert!(patched("a\nb\n", "@@ -2 +2 @@\n-b\n+c\n@@ -3 +3 @@\n-a\n+c\n").is_err());
         assert!(patched("a\n", "@@ -9,0 +9,1 @@\n+b\n").is_err());
     }

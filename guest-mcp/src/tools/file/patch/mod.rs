@@ -20,7 +20,7 @@ use crate::places::Owner;
 use crate::tools::text::decode;
 use crate::tools::{Call, Reply, Run};
 
-/// What is wrong with a patch, or with a file that it is for.
+/// What is wrong with a patch, or with a file that it changes.
 #[derive(Debug)]
 struct Bad {
     what: String,
@@ -31,7 +31,7 @@ impl Run for FilePatch {
         let root = parse_path(&params.path)?;
         if params.patch.len() as u64 > FILE_WRITE_MAX {
             let text =
-                format!("patch holds {} bytes, at most {FILE_WRITE_MAX} can be given", params.patch.len());
+                format!("patch has {} bytes, at most {FILE_WRITE_MAX} are allowed", params.patch.len());
             return Err(ToolError::new(ErrorCode::TooLarge, text).hint("apply it in parts"));
         }
         let files = parse::parse(&params.patch).map_err(|bad| ToolError::invalid(bad.what))?;
@@ -59,22 +59,27 @@ fn patch(
         let patched = |name: &Path, content: &[u8]| {
             with_endings(content, crlf_known, |content| apply::apply(content, &file.hunks)).map_err(|bad| {
                 let text = format!("patch {}: {}", name.display(), bad.what);
-                ToolError::new(ErrorCode::EditMismatch, text)
-                    .hint("nothing was changed; read the file again, and make the patch for what it holds")
+                ToolError::new(ErrorCode::EditMismatch, text).hint(
+                    "nothing was changed; read the file again, and make the patch for its present content",
+                )
             })
         };
         match (old, new) {
             (Some(old), Some(new)) if old == new => {
                 let change = changes.of(&text(&old), &old)?;
-                let content =
-                    change.new.take().ok_or_else(|| refused("patch", &old, "the patch deletes it before"))?;
+                let content = change
+                    .new
+                    .take()
+                    .ok_or_else(|| refused("patch", &old, "the patch deletes it earlier"))?;
                 change.new = Some(patched(&old, &content)?);
                 change.mode = file.mode.or(change.mode);
             }
             (Some(old), Some(new)) => {
                 let change = changes.of(&text(&old), &old)?;
-                let content =
-                    change.new.take().ok_or_else(|| refused("patch", &old, "the patch deletes it before"))?;
+                let content = change
+                    .new
+                    .take()
+                    .ok_or_else(|| refused("patch", &old, "the patch deletes it earlier"))?;
                 let mode =
                     file.mode.or_else(|| change.target.existing.as_ref().map(|existing| existing.mode));
                 let content = patched(&old, &content)?;
@@ -90,7 +95,7 @@ fn patch(
                 let left = patched(&old, &content)?;
                 if !left.is_empty() {
                     let what = format!(
-                        "patch {}: it would be deleted, and holds more than the patch says",
+                        "patch {}: the patch deletes it, but it has more content than the patch says",
                         old.display()
                     );
                     return Err(ToolError::new(ErrorCode::EditMismatch, what));
@@ -109,14 +114,14 @@ fn patch(
     Ok(reply(&changes, count, "hunks applied", dry_run))
 }
 
-/// Whether all names begin with `a/` and `b/`, as git writes them.
+/// Returns whether all names begin with `a/` and `b/`, as git writes them.
 fn has_prefixes(files: &[parse::FilePatch]) -> bool {
     let begins =
         |name: &Option<Vec<u8>>, with: &[u8]| name.as_ref().is_none_or(|name| name.starts_with(with));
     files.iter().all(|file| begins(&file.old, b"a/") && begins(&file.new, b"b/"))
 }
 
-/// The file that a name in a patch means; refuses one that leads out of the root.
+/// Returns the path that a name in a patch refers to; refuses one outside the root.
 fn below(root: &Path, name: &[u8], strip: usize) -> Result<PathBuf, ToolError> {
     let path = Path::new(OsStr::from_bytes(name));
     let out = || refused("patch", path, &format!("it is not in {}", root.display()));
@@ -126,7 +131,7 @@ fn below(root: &Path, name: &[u8], strip: usize) -> Result<PathBuf, ToolError> {
     }
     let parts: Vec<Component<'_>> = path.components().filter(|part| *part != Component::CurDir).collect();
     if parts.len() <= strip {
-        let text = format!("`{}` in the patch has no {strip} parts to leave out", path.display());
+        let text = format!("`{}` in the patch does not have {strip} leading parts to strip", path.display());
         return Err(ToolError::invalid(text).hint("give another `strip`"));
     }
     if !parts.iter().copied().all(is_name) {
@@ -139,17 +144,17 @@ fn is_name(part: Component<'_>) -> bool {
     matches!(part, Component::Normal(_))
 }
 
-/// The place of a file that the patch makes.
+/// Returns the target of a file that the patch creates.
 fn free(root: &Path, path: &Path) -> Result<Target, ToolError> {
     check_within(root, path)?;
     let target = Target::find(path)?;
     if target.existing.is_some() {
-        return Err(refused("patch", path, "the patch makes it, and it is there already").errno("EEXIST"));
+        return Err(refused("patch", path, "the patch creates it, but it already exists").errno("EEXIST"));
     }
     Ok(target)
 }
 
-/// Refuses a file that links lead out of the root to.
+/// Refuses a path that leads out of the root through links.
 fn check_within(root: &Path, path: &Path) -> Result<(), ToolError> {
     let there = path.ancestors().find_map(|place| place.canonicalize().ok());
     if there.is_some_and(|there| there.starts_with(root)) {

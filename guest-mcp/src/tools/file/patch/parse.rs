@@ -1,42 +1,42 @@
-//! Reads a unified diff, as `diff -u` and `git diff` write it.
+//! Parses a unified diff, as `diff -u` and `git diff` write it.
 
 use super::Bad;
 
-/// The most files of a patch.
+/// The maximum number of files of a patch.
 const FILES_MAX: usize = 500;
-/// The most lines of a hunk's head, which count what follows.
+/// The maximum line counts in a hunk's header.
 const LINES_MAX: usize = 10_000_000;
 
-/// What becomes of one file.
+/// The change of one file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct FilePatch {
-    /// Its name before; `None` where the patch makes it.
+    /// Its old name; `None` if the patch creates it.
     pub(super) old: Option<Vec<u8>>,
-    /// Its name after; `None` where the patch deletes it.
+    /// Its new name; `None` if the patch deletes it.
     pub(super) new: Option<Vec<u8>>,
-    /// Its permission bits after, where the patch says them.
+    /// Its new permission bits, if the patch has them.
     pub(super) mode: Option<u32>,
     pub(super) hunks: Vec<Hunk>,
 }
 
-/// One place that changes.
+/// One changed place.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Hunk {
-    /// Its head, for messages.
+    /// Its header, for messages.
     pub(super) head: String,
-    /// The number of the first line before the change; 0 where there is none.
+    /// The number of its first line in the old file; 0 if there is none.
     pub(super) start: usize,
-    /// What is there before, with line ends.
+    /// The old lines, with line ends.
     pub(super) old: Vec<Vec<u8>>,
-    /// What is there after.
+    /// The new lines.
     pub(super) new: Vec<Vec<u8>>,
 }
 
-/// Reads all files of a patch.
+/// Parses all files of a patch.
 pub(super) fn parse(patch: &str) -> Result<Vec<FilePatch>, Bad> {
     let mut files: Vec<FilePatch> = Vec::new();
     let mut lines = patch.split_inclusive('\n').enumerate().peekable();
-    // Whether the last file came with a head of git's, and its names are not read yet.
+    // Whether the last file has a git header whose names have not been read yet.
     let mut is_git = false;
     while let Some((at, line)) = lines.next() {
         let bad = |what: &str| Bad { what: format!("line {} of the patch: {what}", at + 1) };
@@ -60,7 +60,7 @@ pub(super) fn parse(patch: &str) -> Result<Vec<FilePatch>, Bad> {
             }
             is_git = false;
         } else if text.starts_with("@@ ") {
-            let file = files.last_mut().ok_or_else(|| bad("a hunk before the name of a file"))?;
+            let file = files.last_mut().ok_or_else(|| bad("a hunk before the first file name"))?;
             let hunk = hunk(text, &mut lines).map_err(|what| bad(&what))?;
             file.hunks.push(hunk);
             is_git = false;
@@ -80,11 +80,11 @@ pub(super) fn parse(patch: &str) -> Result<Vec<FilePatch>, Bad> {
     Ok(files)
 }
 
-/// A line of git's head of a file.
+/// Parses a line of a file's git header.
 fn extended(text: &str, file: &mut FilePatch) -> Result<(), String> {
     let mode = |digits: &str| match u32::from_str_radix(digits.trim(), 8) {
         Ok(mode) if mode & 0o170_000 == 0o100_000 => Ok(Some(mode & 0o7777)),
-        _ => Err(format!("`{digits}` is not the mode of a regular file: others cannot be patched")),
+        _ => Err(format!("`{digits}` is not the mode of a regular file; only regular files can be patched")),
     };
     if let Some(digits) = text.strip_prefix("new file mode ") {
         (file.old, file.mode) = (None, mode(digits)?);
@@ -103,10 +103,10 @@ fn extended(text: &str, file: &mut FilePatch) -> Result<(), String> {
     Ok(())
 }
 
-/// A file's name, or none for `/dev/null`.
+/// A file's name; `None` for `/dev/null`.
 type FileName = Option<Vec<u8>>;
 
-/// The names behind `diff --git`, where both are the same but for their first part, or quoted.
+/// Parses the names after `diff --git`: quoted ones, or two that are equal except for their first part.
 fn git_names(names: &str) -> Option<(FileName, FileName)> {
     if names.starts_with('"') {
         let end = closing_quote(names)?;
@@ -118,7 +118,7 @@ fn git_names(names: &str) -> Option<(FileName, FileName)> {
     (old.get(2..) == new.get(2..)).then(|| (Some(old.as_bytes().to_vec()), Some(new.as_bytes().to_vec())))
 }
 
-/// The name in a `---` or `+++` line, without the time behind it; `None` for /dev/null.
+/// Parses the name in a `---` or `+++` line, without the time after it; `None` for /dev/null.
 fn name(text: &str) -> Result<Option<Vec<u8>>, String> {
     let text = match text.starts_with('"') {
         true => text,
@@ -140,7 +140,7 @@ fn closing_quote(text: &str) -> Option<usize> {
     })
 }
 
-/// A name as git writes it: in quotes, with the escapes of C, where it has bytes of its own kind.
+/// Decodes a name. Git quotes names with special bytes, with the escapes of C.
 fn unquote(text: &str) -> Result<Vec<u8>, String> {
     if !text.starts_with('"') {
         return Ok(text.as_bytes().to_vec());
@@ -176,7 +176,7 @@ fn unquote(text: &str) -> Result<Vec<u8>, String> {
     Ok(name)
 }
 
-/// The numbers of a hunk's head: where it starts and how many lines it has, before and after.
+/// Parses a hunk's header: its first old line, and its number of old and new lines.
 fn head(text: &str) -> Option<(usize, usize, usize)> {
     let ranges = text.strip_prefix("@@ -")?.split_once(" @@")?.0;
     let (old, new) = ranges.split_once(" +")?;
@@ -196,11 +196,11 @@ fn hunk<'a>(
         head(text).ok_or("a hunk starts with `@@ -LINE,COUNT +LINE,COUNT @@`")?;
     let shown: String = text.chars().take(60).collect();
     let mut hunk = Hunk { head: shown, start, old: Vec::new(), new: Vec::new() };
-    // Which sides the last line is on.
+    // Which sides the last line is on: old, new.
     let mut last = (false, false);
     let whole = |line: &str| {
         let mut bytes = line.as_bytes().to_vec();
-        // The last line of a patch may lack its end.
+        // The last line of a patch may lack its line end.
         if !bytes.ends_with(b"\n") {
             bytes.push(b'\n');
         }
@@ -208,13 +208,13 @@ fn hunk<'a>(
     };
     while old_left > 0 || new_left > 0 {
         let Some((at, line)) = lines.next() else {
-            return Err(format!("the hunk lacks {} lines that its head counts", old_left.max(new_left)));
+            return Err(format!("the hunk has {} lines fewer than its header says", old_left.max(new_left)));
         };
         let (is_old, is_new, content) = match line.as_bytes().first() {
             Some(b' ') => (true, true, &line[1..]),
             Some(b'-') => (true, false, &line[1..]),
             Some(b'+') => (false, true, &line[1..]),
-            // An empty line whose blank was lost on the way.
+            // An empty line whose leading blank was lost in transit.
             Some(b'\n') | None => (true, true, line),
             Some(b'\r') if line == "\r\n" => (true, true, line),
             Some(b'\\') => {
@@ -222,14 +222,11 @@ fn hunk<'a>(
                 continue;
             }
             Some(_) => {
-                return Err(format!(
-                    "line {} is in a hunk, and begins with neither ` `, `-` nor `+`",
-                    at + 1
-                ));
+                return Err(format!("line {} is in a hunk but does not begin with ` `, `-` or `+`", at + 1));
             }
         };
         if (is_old && old_left == 0) || (is_new && new_left == 0) {
-            return Err(format!("the hunk has more lines than its head counts (line {})", at + 1));
+            return Err(format!("the hunk has more lines than its header says (line {})", at + 1));
         }
         last = (is_old, is_new);
         if is_old {
@@ -250,7 +247,7 @@ fn hunk<'a>(
     Ok(hunk)
 }
 
-/// `\ No newline at end of file`: the line before has no end.
+/// Handles `\ No newline at end of file`: the line before it has no line end.
 fn no_newline(hunk: &mut Hunk, (is_old, is_new): (bool, bool)) {
     for line in [(is_old, &mut hunk.old), (is_new, &mut hunk.new)] {
         if let (true, Some(line)) = (line.0, line.1.last_mut())

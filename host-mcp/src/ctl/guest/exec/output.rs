@@ -113,7 +113,7 @@ fn incomplete(facts: &RunCommandOutput) -> Option<String> {
     let missing = |(stream, facts): (Stream, StreamFacts)| {
         (facts.omitted_bytes > 0).then(|| {
             let (omitted, total) = (format::size(facts.omitted_bytes), format::size(facts.total_bytes));
-            format!("{omitted} of the {total} of {} were left out of the middle", stream.name())
+            format!("{omitted} of {total} of {} were omitted from the middle", stream.name())
         })
     };
     let streams = Stream::ALL.into_iter().zip([facts.stdout, facts.stderr]);
@@ -219,7 +219,7 @@ mod tests {
         facts.stderr = StreamFacts { total_bytes: 4096, omitted_bytes: 1024, ..StreamFacts::default() };
         assert_eq!(
             incomplete(&facts).unwrap(),
-            "2 MiB of the 3 MiB of stdout were left out of the middle; 1 KiB of the 4 KiB of stderr were left out of the middle"
+            "2 MiB of 3 MiB of stdout were omitted from the middle; 1 KiB of 4 KiB of stderr were omitted from the middle"
         );
     }
 }

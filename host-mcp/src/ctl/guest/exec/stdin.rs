@@ -39,7 +39,7 @@ fn read_all(reader: impl Read, max: usize, what: &str) -> Result<Vec<u8>, Error>
         return Err(Error::Usage {
             message: format!("{what} is more than {max}"),
             hint: Some(
-                "write it to a file in the VM with `nexusctl guest write`, and let the command read that"
+                "write it to a file in the VM with `nexusctl guest write`, and make the command read that file"
                     .into(),
             ),
         });

@@ -1,5 +1,5 @@
-//! Every request against Firecracker's own description of its API. The file is not in this repository: without it the test says
-//! so and checks nothing.
+//! Checks every request against Firecracker's OpenAPI description. The file is not in this repository: without it, the tests print a
+//! message and check nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +14,8 @@ fn description() -> Option<Value> {
         Ok(text) => Some(serde_yaml_ng::from_str(&text).unwrap()),
         Err(error) => {
             eprintln!(
-                "SKIPPED: requests are not checked against Firecracker's OpenAPI file, since {} cannot be read ({error}); \
-                name it in NEXUS_FIRECRACKER_OPENAPI",
+                "SKIPPED: requests are not checked against Firecracker's OpenAPI file: cannot read {} ({error}); \
+                set NEXUS_FIRECRACKER_OPENAPI to its path",
                 path.display()
             );
             None
@@ -23,7 +23,7 @@ fn description() -> Option<Value> {
     }
 }
 
-/// The schema of a request's body, if the description knows the request.
+/// Returns the schema of a request's body, if the description has the request.
 fn body_schema<'a>(api: &'a Value, method: &str, path: &str) -> Option<&'a Value> {
     let fits = |template: &str| {
         let (template, path): (Vec<&str>, Vec<&str>) =
@@ -35,7 +35,7 @@ fn body_schema<'a>(api: &'a Value, method: &str, path: &str) -> Option<&'a Value
     parameters.iter().find(|parameter| parameter["in"] == "body").map(|parameter| &parameter["schema"])
 }
 
-/// What a value has that its schema does not allow (OpenAPI 2.0, as far as the description uses it).
+/// Adds to `wrong` what a value has that its schema does not allow. Supports the part of OpenAPI 2.0 that the description uses.
 fn check(api: &Value, schema: &Value, value: &Value, at: &str, wrong: &mut Vec<String>) {
     if let Some(reference) = schema["$ref"].as_str() {
         let name = reference.strip_prefix("#/definitions/").unwrap();
@@ -87,7 +87,7 @@ fn every_request_is_in_the_description() {
             None => wrong.push(format!("{at}: there is no such request")),
         }
     }
-    // The one that is only read.
+    // The only GET request.
     if !api["paths"][super::VERSION]["get"].is_object() {
         wrong.push(format!("GET {}: there is no such request", super::VERSION));
     }
