@@ -125,6 +125,8 @@ async fn same_part(
 ) -> Result<(Source, u64), Error> {
     let mut stream = open(app, to, opening).await?;
     let looking = async {
+        // Nothing is copied, and the guest waits for the end of the data.
+        stream.sender.end().await.map_err(|error| lost(&error, to))?;
         let words =
             nexus_tree::stream::last_words(&mut stream.receiver).await.map_err(|error| lost(&error, to))?;
         let Some(part) = tree_ended(&words, to)?.part else { return Ok((source, 0)) };
