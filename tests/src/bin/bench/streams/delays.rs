@@ -93,10 +93,11 @@ fn busy(subject: &Subject, wire: &mut Stream, times: usize, quiet: &Samples, tab
             ("≤ 20 ms later at p99", later <= LATER),
         );
     };
+    let mut client = subject.client();
     let start = json!({ "vm": VM, "command": "yes", "timeout_s": 0 });
-    subject.client().must_call("guest_command_start", start);
+    let id = facts(&client.must_call("guest_command_start", start))["command_id"].clone();
     row("a command that writes without a pause", &calls(wire, times));
-    end_commands(subject, "yes");
+    client.must_call("guest_command_signal", json!({ "vm": VM, "id": id, "signal": "KILL" }));
 
     let endless = ["/raw", "source", "1000000000000", "65536"];
     let unread = stream(subject, &endless);
