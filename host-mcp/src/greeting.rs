@@ -10,6 +10,16 @@ const MEMBERS: [(&str, &str); 3] = [
     ("clientInfo", "io.modelcontextprotocol/clientInfo"),
 ];
 
+/// Whether a request is an `initialize` that names revision 2026-07-28 in `_meta`, as all requests of that revision do. It has no such
+/// method.
+pub(crate) fn is_of_stateless_era(message: &Envelope<'_>) -> bool {
+    let version = || {
+        let params: Value = serde_json::from_str(message.params?.get()).ok()?;
+        params.get("_meta")?.get(MEMBERS[0].1)?.as_str().map(|version| version == "2026-07-28")
+    };
+    message.method.as_deref() == Some("initialize") && version() == Some(true)
+}
+
 /// The same request with everything that `initialize` requires; `None` if it is another request or
 /// already complete.
 pub(crate) fn completed(message: &Envelope<'_>) -> Option<Vec<u8>> {

@@ -12,6 +12,7 @@ mod forward;
 mod greeting;
 pub mod host;
 pub mod log;
+mod offers;
 pub mod server;
 pub mod settings;
 pub mod stream;

@@ -6,12 +6,18 @@ use std::time::Duration;
 
 use nexus_core::CallContext;
 use nexus_core::link::GuestProgress;
+use nexus_schema::tool::GUEST_PREFIX;
 use nexus_schema::tools::op::OpProgress;
 use nexus_schema::{Reference, ToolError};
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, CancelledNotificationParam, Implementation,
-    JsonObject, ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ProgressToken, RequestId,
-    ServerCapabilities, ServerConfig,
+    CallToolRequestParams, CallToolResponse, CallToolResult, CancelledNotificationParam,
+    CompleteRequestMethod, CompleteRequestParams, CompleteResult, ConstString, GetPromptRequestMethod,
+    GetPromptRequestParams, GetPromptResponse, GetSkillRequestParams, GetSkillResult, Implementation,
+    JsonObject, ListPromptsRequestMethod, ListPromptsResult, ListResourceTemplatesRequestMethod,
+    ListResourceTemplatesResult, ListResourcesRequestMethod, ListResourcesResult, ListSkillsResult,
+    ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, ProgressToken,
+    ReadResourceRequestMethod, ReadResourceRequestParams, ReadResourceResponse, ReadResourceResult,
+    RequestId, ServerCapabilities, ServerConfig,
 };
 use rmcp::service::{NotificationContext, Peer, RequestContext};
 use rmcp::{ErrorData, RoleServer, ServerHandler};
@@ -20,7 +26,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::forward::{BEAT_CHECK, Client, Era, ForwardedCall, Handle, Pace, Recorded};
 use crate::host::View;
-use crate::tools::{self, GuestTool, error_result};
+use crate::offers;
+use crate::tools::{self, GuestTool, Toolset, error_result};
 
 /// The minimum interval between two progress notifications for a call.
 const COALESCE: Duration = Duration::from_millis(200);
@@ -49,8 +56,49 @@ impl Server {
         Self { client, calls: Arc::default() }
     }
 
+    /// Refuses what only the whole endpoint offers. An empty list would claim that the feature exists.
+    fn only_whole<M: ConstString>(&self) -> Result<(), ErrorData> {
+        match self.client.view() {
+            View::Whole(_) => Ok(()),
+            View::Vm(_) => Err(ErrorData::method_not_found::<M>()),
+        }
+    }
+
     fn calls(&self) -> MutexGuard<'_, HashMap<RequestId, UnderWay>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls a tool for another request of the client, such as reading a resource, whatever set of tools it was offered.
+    pub(crate) async fn call_unlisted(
+        &self,
+        tool: &str,
+        is_of_guest: bool,
+        arguments: JsonObject,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<CallToolResult, ErrorData> {
+        if !is_of_guest {
+            return self.run(tool, arguments, context).await;
+        }
+        let own = format!("{GUEST_PREFIX}{tool}");
+        let unknown = || ErrorData::internal_error(format!("there is no tool {own}"), None);
+        let tool =
+            self.client.host().registry().guest_tool(View::Whole(Toolset::ALL), &own).ok_or_else(unknown)?;
+        Box::pin(self.forward(tool, arguments, context)).await
+    }
+
+    /// Runs one of the host's own tools, if the client's set offers it.
+    async fn run_offered(
+        &self,
+        tool: &str,
+        arguments: JsonObject,
+        context: &RequestContext<RoleServer>,
+    ) -> Result<CallToolResult, ErrorData> {
+        if let View::Whole(set) = self.client.view()
+            && let Some(text) = self.client.host().registry().refusal(set, tool)
+        {
+            return Err(ErrorData::invalid_params(text, None));
+        }
+        self.run(tool, arguments, context).await
     }
 
     async fn run(
@@ -59,13 +107,9 @@ impl Server {
         arguments: JsonObject,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResult, ErrorData> {
-        let refused = |text: String| ErrorData::invalid_params(text, None);
-        let unknown = || refused(format!("unknown tool: {tool}"));
+        let unknown = || ErrorData::invalid_params(format!("unknown tool: {tool}"), None);
         let (host, caller) = (self.client.host(), self.client.caller().clone());
         let View::Whole(set) = self.client.view() else { return Err(unknown()) };
-        if let Some(text) = host.registry().refusal(set, tool) {
-            return Err(refused(text));
-        }
         let reference = arguments.get("vm").and_then(|vm| vm.as_str()?.parse::<Reference<_>>().ok());
         // Before the call, because the VM may be gone afterwards.
         let vm = reference.and_then(|vm| host.guests().resolve(&vm).ok());
@@ -131,7 +175,14 @@ impl ServerHandler for Server {
             View::Whole(_) => tools::INSTRUCTIONS,
             View::Vm(_) => tools::SCOPED_INSTRUCTIONS,
         };
-        let mut info = ServerConfig::new(ServerCapabilities::builder().enable_tools().build());
+        let capabilities = ServerCapabilities::builder().enable_tools();
+        let capabilities = match self.client.view() {
+            View::Whole(_) => {
+                capabilities.enable_resources().enable_prompts().enable_completions().enable_skills().build()
+            }
+            View::Vm(_) => capabilities.build(),
+        };
+        let mut info = ServerConfig::new(capabilities);
         info.server_info = Implementation::new("nexus", env!("CARGO_PKG_VERSION"));
         info.server_info.title = Some("Nexus".into());
         info.instructions = Some(instructions.into());
@@ -159,7 +210,7 @@ impl ServerHandler for Server {
         let tool = self.client.host().registry().guest_tool(self.client.view(), &request.name);
         let result = match tool {
             Some(tool) => Box::pin(self.forward(tool, arguments, &context)).await,
-            None => Box::pin(self.run(&request.name, arguments, &context)).await,
+            None => Box::pin(self.run_offered(&request.name, arguments, &context)).await,
         };
         result.map(CallToolResponse::from)
     }
@@ -191,37 +242,78 @@ impl ServerHandler for Server {
         })
     }
 
-    // An empty list would claim that these features exist, so an error is returned.
     async fn list_prompts(
         &self,
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
-    ) -> Result<rmcp::model::ListPromptsResult, ErrorData> {
-        Err(ErrorData::method_not_found::<rmcp::model::ListPromptsRequestMethod>())
+    ) -> Result<ListPromptsResult, ErrorData> {
+        self.only_whole::<ListPromptsRequestMethod>()?;
+        Ok(ListPromptsResult::with_all_items(offers::prompts()))
+    }
+
+    async fn get_prompt(
+        &self,
+        request: GetPromptRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<GetPromptResponse, ErrorData> {
+        self.only_whole::<GetPromptRequestMethod>()?;
+        let arguments = request.arguments.unwrap_or_default();
+        let prompt = offers::prompt(&request.name, &arguments);
+        prompt.map(GetPromptResponse::from).map_err(|error| ErrorData::invalid_params(error, None))
     }
 
     async fn list_resources(
         &self,
         _request: Option<PaginatedRequestParams>,
-        _context: RequestContext<RoleServer>,
-    ) -> Result<rmcp::model::ListResourcesResult, ErrorData> {
-        Err(ErrorData::method_not_found::<rmcp::model::ListResourcesRequestMethod>())
+        context: RequestContext<RoleServer>,
+    ) -> Result<ListResourcesResult, ErrorData> {
+        self.only_whole::<ListResourcesRequestMethod>()?;
+        offers::list(self, &context).await
     }
 
     async fn list_resource_templates(
         &self,
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
-    ) -> Result<rmcp::model::ListResourceTemplatesResult, ErrorData> {
-        Err(ErrorData::method_not_found::<rmcp::model::ListResourceTemplatesRequestMethod>())
+    ) -> Result<ListResourceTemplatesResult, ErrorData> {
+        self.only_whole::<ListResourceTemplatesRequestMethod>()?;
+        Ok(ListResourceTemplatesResult::with_all_items(offers::templates()))
+    }
+
+    async fn read_resource(
+        &self,
+        request: ReadResourceRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<ReadResourceResponse, ErrorData> {
+        self.only_whole::<ReadResourceRequestMethod>()?;
+        let contents = offers::read(self, &request.uri, &context).await?;
+        Ok(ReadResourceResult::new(vec![contents]).into())
     }
 
     async fn complete(
         &self,
-        _request: rmcp::model::CompleteRequestParams,
+        request: CompleteRequestParams,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CompleteResult, ErrorData> {
+        self.only_whole::<CompleteRequestMethod>()?;
+        offers::complete(self, &request, &context).await.map(CompleteResult::new)
+    }
+
+    async fn list_skills(
+        &self,
+        _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
-    ) -> Result<rmcp::model::CompleteResult, ErrorData> {
-        Err(ErrorData::method_not_found::<rmcp::model::CompleteRequestMethod>())
+    ) -> Result<ListSkillsResult, ErrorData> {
+        Ok(ListSkillsResult::with_all_items(offers::skills()))
+    }
+
+    async fn get_skill(
+        &self,
+        request: GetSkillRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<GetSkillResult, ErrorData> {
+        let missing = || ErrorData::invalid_params(format!("there is no skill {}", request.uri), None);
+        offers::skill(&request.uri).map(GetSkillResult::new).ok_or_else(missing)
     }
 }
 

@@ -350,7 +350,7 @@ async fn a_body_that_stops_is_waited_for_no_longer_than_its_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn initialize_of_any_version_opens_a_session() {
+async fn initialize_opens_a_session_except_in_the_era_without_sessions() {
     let rig = Rig::start().await;
     let mut http = rig.http().await;
     let meta = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -360,11 +360,6 @@ async fn initialize_of_any_version_opens_a_session() {
     for (headers, params) in [
         (&era[..0], json!({"protocolVersion": "2026-07-28", "capabilities": {}, "clientInfo": info})),
         (&era[..1], json!({"protocolVersion": "2026-07-28", "capabilities": {}, "clientInfo": info})),
-        (
-            &era[..],
-            json!({"protocolVersion": "2026-07-28", "capabilities": {}, "clientInfo": info, "_meta": meta}),
-        ),
-        (&era[..], json!({"_meta": meta})),
         (&era[..0], json!({"protocolVersion": "2099-01-01", "capabilities": {}, "clientInfo": info})),
         (&era[..0], json!({})),
     ] {
@@ -375,6 +370,15 @@ async fn initialize_of_any_version_opens_a_session() {
         let session = answer.headers()["mcp-session-id"].to_str().unwrap();
         let run = call(2, "guest_os_info", json!({"vm": "web-1"}));
         assert_eq!(http.post("/mcp", &[("mcp-session-id", session)], &run).await.status(), 200);
+    }
+    for params in [
+        json!({"protocolVersion": "2026-07-28", "capabilities": {}, "clientInfo": info, "_meta": meta}),
+        json!({"_meta": meta}),
+    ] {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params});
+        let answer = http.post("/mcp", &era, &body).await;
+        assert_eq!(answer.status(), 404, "{params}: {answer:?}");
+        assert_eq!(messages(&answer)[0]["error"]["code"], -32601, "{answer:?}");
     }
 }
 

@@ -22,7 +22,11 @@ async fn a_client_works_in_a_guest() {
     let info = client.initialize().await;
     assert_eq!(info["serverInfo"]["name"], "nexus");
     assert!(info["instructions"].as_str().unwrap().contains("vm_create"));
-    assert_eq!(info["capabilities"], json!({"tools": {}}));
+    let offered = &info["capabilities"];
+    assert!(
+        offered["tools"].is_object() && offered["resources"].is_object() && offered["prompts"].is_object(),
+        "{info}"
+    );
 
     let list = client.request("tools/list", json!({})).await;
     let names: Vec<_> =
@@ -65,8 +69,8 @@ async fn what_is_no_request_is_a_protocol_error() {
         ("tools/call", json!({"name": "run_command", "arguments": {"command": "true"}}), -32602),
         ("tools/call", json!({"name": "guest_os_info", "arguments": [1]}), -32602),
         ("tools/call", json!({}), -32602),
-        ("prompts/list", json!({}), -32601),
-        ("resources/list", json!({}), -32601),
+        ("logging/setLevel", json!({"level": "info"}), -32601),
+        ("resources/subscribe", json!({"uri": "nexus://vms"}), -32601),
         ("nexus/shutdown", json!({"reason": "poweroff"}), -32601),
     ] {
         let answer = client.request(method, params.clone()).await;

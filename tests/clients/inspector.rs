@@ -51,6 +51,15 @@ fn the_inspector_has_nothing_to_complain_about_over_http() {
         assert!(result["content"].to_string().contains("42"), "{result}");
     }
 
+    for era in Era::BOTH {
+        let list = kit.inspect(&whole, era, &["--method", "resources/list"]);
+        assert!(list["resources"].to_string().contains("nexus://vm/web-1"), "{list}");
+        let read = kit.inspect(&whole, era, &["--method", "resources/read", "--uri", "nexus://vm/web-1"]);
+        assert!(read["contents"][0]["text"].as_str().is_some_and(|text| text.contains("ready")), "{read}");
+        let prompts = kit.inspect(&whole, era, &["--method", "prompts/list"]);
+        assert_eq!(prompts["prompts"].as_array().map(Vec::len), Some(3), "{prompts}");
+    }
+
     // One VM alone, as a sub-agent has it.
     let scoped_url = format!("{url}/vm/web-1");
     let scoped = [scoped_url.as_str(), "--transport", "http", "--header", &bearer];

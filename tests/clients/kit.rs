@@ -103,6 +103,18 @@ impl Kit {
         file
     }
 
+    /// A program for Node.
+    pub(crate) fn node(&self, script: &Path) -> Command {
+        let mut command = self.command(&self.place.join("bin/node"));
+        command.arg(script);
+        command
+    }
+
+    /// A file of an installed package.
+    pub(crate) fn package(&self, path: &str) -> PathBuf {
+        self.place.join("clients/node_modules").join(path)
+    }
+
     fn command(&self, path: &Path) -> Command {
         let own = program("nexusctl");
         let mut search = OsString::from(own.parent().expect("a program is in a directory"));

@@ -112,6 +112,14 @@ pub(super) fn complaint(message: &Envelope<'_>, body: &Bytes) -> Option<Response
     })
 }
 
+/// The response to a method that the revision of the request does not have.
+pub(super) fn unknown_method(message: &Envelope<'_>) -> Response<Body> {
+    let method = message.method.as_deref().unwrap_or_default();
+    let mut response = refused(message.id.map(|id| id.get()), -32601, method);
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
+}
+
 /// The response to an invalid JSON-RPC request.
 pub(super) fn refused(id: Option<&str>, code: i32, message: &str) -> Response<Body> {
     let mut out =

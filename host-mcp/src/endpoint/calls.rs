@@ -162,6 +162,11 @@ fn takes_both(headers: &HeaderMap) -> bool {
     accepts("application/json") && accepts("text/event-stream")
 }
 
+/// Whether the headers name the revision without sessions.
+pub(super) fn is_without_sessions(headers: &HeaderMap) -> bool {
+    only(headers, VERSION) == Some(WITHOUT_SESSIONS)
+}
+
 /// The only value of a header; `None` if it is missing or repeated.
 fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();

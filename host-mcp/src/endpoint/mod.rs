@@ -240,6 +240,9 @@ impl Endpoints {
                 if let Some(answer) = answer {
                     return answer;
                 }
+                if calls::is_without_sessions(&head.headers) && greeting::is_of_stateless_era(&message) {
+                    return body::unknown_method(&message);
+                }
                 match greeting::completed(&message) {
                     Some(completed) => body = completed.into(),
                     None => {

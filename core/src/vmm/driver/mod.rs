@@ -104,9 +104,11 @@ pub(crate) struct Prepared {
 /// A VMM's own log, and who listens to it.
 pub(crate) struct LogPipe {
     pub pipe: File,
-    /// Called with each piece that was read.
-    pub listener: Box<dyn FnMut(&[u8]) + Send>,
+    pub listener: LogListener,
 }
+
+/// Called with each piece of a log that was read.
+pub(crate) type LogListener = Box<dyn FnMut(&[u8]) + Send>;
 
 impl Read for LogPipe {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use crate::vmm::driver::LogListener;
+
 /// The longest start of a line that is kept until its end arrives, in bytes.
 const LINE_MAX: usize = 4096;
 
@@ -28,7 +30,7 @@ impl FullDisk {
     }
 
     /// Returns a listener for the log.
-    pub(super) fn listener(&self) -> Box<dyn FnMut(&[u8]) + Send> {
+    pub(super) fn listener(&self) -> LogListener {
         let (full, mut line) = (self.clone(), Vec::new());
         Box::new(move |piece| {
             for part in piece.split_inclusive(|&byte| byte == b'\n') {
