@@ -5,6 +5,7 @@ mod common;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use common::{Client, Guest, facts, header, stream};
 use serde_json::{Value, json};
@@ -270,4 +271,29 @@ fn walk(root: &Path) -> Vec<String> {
         }
     }
     all
+}
+
+/// Whenever an agent is killed and whenever its client goes, each file is as it was or as it was to be.
+#[test]
+fn an_edit_that_is_cut_off_leaves_each_file_old_or_new() {
+    let (old, new) = (format!("{}end", "x".repeat(4 << 20)), format!("{}END", "x".repeat(4 << 20)));
+    for (round, pause) in [0, 5, 10, 20, 40, 80].into_iter().enumerate() {
+        let mut guest = Guest::start();
+        let files = [guest.path("a"), guest.path("b")];
+        files.iter().for_each(|file| std::fs::write(file, &old).unwrap());
+        let mut client = guest.client();
+        let both: Vec<Value> =
+            files.iter().map(|path| json!({ "path": path, "old": "end", "new": "END" })).collect();
+        client.begin_call("file_edit", json!({ "edits": both }));
+        std::thread::park_timeout(Duration::from_millis(pause));
+        if round % 2 == 0 {
+            guest.process.kill().unwrap();
+            guest.wait();
+        }
+        drop(client);
+        for file in &files {
+            let now = std::fs::read_to_string(file).unwrap();
+            assert!(now == old || now == new, "after {pause} ms {file} has {} bytes", now.len());
+        }
+    }
 }

@@ -236,7 +236,7 @@ fn nothing_is_copied_from_or_to_places_that_are_not_allowed() {
 
 #[test]
 fn a_copy_that_breaks_off_leaves_whole_files() {
-    let copies = Copies::new();
+    let mut copies = Copies::new();
     let mut client = copies.world.client();
     let vm = copies.world.create(&mut client, "work-1");
     for number in 0..40 {
@@ -247,9 +247,9 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
     let file = fs::File::create(&big).expect("a file");
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, BIG).expect("room on the disk");
     let guest = process(&vm, "pid");
+    let (from, to) = (copies.at("allowed/tree"), copies.at("vm/tree"));
     // A copy that is stopped in the middle of the large file.
-    let begin = |client: &mut Client| {
-        let (from, to) = (copies.at("allowed/tree"), copies.at("vm/tree"));
+    let begin_with = |client: &mut Client, guest: u32| {
         let begun =
             client.must("guest_copy_in", json!({ "vm": "work-1", "from": from, "to": to, "wait_s": 0 }));
         soon("the large file", || {
@@ -260,17 +260,17 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
         signal(guest, Signal::STOP);
         begun["op_id"].clone()
     };
+    let begin = |client: &mut Client| begin_with(client, guest);
     // The small files are complete, and nothing of the large one is left.
     let is_whole = || {
-        let entries = fs::read_dir(copies.host.path().join("vm/tree")).expect("the tree");
+        let entries = fs::read_dir(&to).expect("the tree");
         let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
         let mut names: Vec<String> = names.collect();
         names.sort();
         let expected: Vec<String> = (0..40).map(|number| format!("{number:02}")).collect();
         names == expected
             && (0..40).all(|number| {
-                fs::read(copies.at(&format!("vm/tree/{number:02}")))
-                    .is_ok_and(|content| content == vec![number; 300_000])
+                fs::read(format!("{to}/{number:02}")).is_ok_and(|content| content == vec![number; 300_000])
             })
     };
     // The copy is cancelled.
@@ -289,10 +289,20 @@ fn a_copy_that_breaks_off_leaves_whole_files() {
         (&json!("failed"), &json!("guest_unreachable")),
         "{ended}"
     );
+    client.must("vm_start", json!({ "vm": "work-1", "wait_s": 45 }));
+    // The daemon is killed during the copy.
+    let vm = client.inspect("work-1");
+    let guest = process(&vm, "pid");
+    let op = begin_with(&mut client, guest);
+    copies.world.daemon.kill();
+    signal(guest, Signal::CONT);
+    copies.world.daemon.restart();
+    let mut client = copies.world.client();
+    let ended = client.must("op_get", json!({ "op_id": op, "wait_s": 45 }));
+    assert_eq!(ended["state"], "failed", "{ended}");
+    soon("whole files only", || is_whole().then_some(()));
     // Another copy works as if nothing had happened.
     fs::remove_file(&big).expect("it is gone");
-    client.must("vm_start", json!({ "vm": "work-1", "wait_s": 45 }));
-    let (from, to) = (copies.at("allowed/tree"), copies.at("vm/tree"));
     let done = client.must("guest_copy_in", json!({ "vm": "work-1", "from": from, "to": to, "wait_s": 45 }));
     assert_eq!(done["result"]["files"], 40, "{done}");
     assert_eq!(fs::read(copies.at("vm/tree/39")).expect("it is there"), vec![39; 300_000]);

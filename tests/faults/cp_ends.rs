@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Child;
+use std::time::{Duration, Instant};
 
 use nexus_tests::daemon::{kill_process, signal};
 use rustix::process::Signal;
@@ -13,7 +14,7 @@ use serde_json::json;
 use crate::copies::SmallDisk;
 use crate::cp::{Pair, listing};
 use crate::streams::{ended, nexusctl, run, text};
-use crate::world::{World, process, soon};
+use crate::world::{SOON, World, process, soon};
 
 /// The size of a file that takes a while, in bytes.
 const BIG: u64 = 2 << 30;
@@ -163,4 +164,84 @@ fn a_hostile_guest_writes_nothing_but_what_was_asked_for() {
         client.must("vm_delete", json!({ "vm": name, "force": true }));
     }
     assert!(!Path::new("/tmp/nexus-escaped").exists());
+}
+
+/// Copies with `--resume`; how many bytes came.
+fn go_on(pair: &Pair, src: &str, dst: &str) -> u64 {
+    let words = ["--json", "cp", "--resume", &pair.word(src), &pair.word(dst)];
+    let output = run(&pair.world, &words, b"");
+    assert!(output.status.success(), "{src} {dst}: {}", text(&output.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    told["bytes"].as_u64().expect("how much came")
+}
+
+#[test]
+fn a_copy_of_a_file_goes_on_where_it_was_interrupted() {
+    let pair = Pair::new();
+    let content: Vec<u8> =
+        (0..30_000_000_u32).flat_map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let size = content.len() as u64;
+    let guest = process(&pair.vm, "pid");
+    for (src, dst, part) in [
+        ("here/file", "vm/big", "vm/.big.nexus-part"),
+        ("here/file", "vm/into/", "vm/into/.file.nexus-part"),
+        ("vm/file", "here/big", "here/.big.nexus-part"),
+    ] {
+        let place = pair.at(dst);
+        fs::write(pair.at(src), &content).expect("a file");
+        if dst.ends_with('/') {
+            fs::create_dir(&place).expect("a directory");
+        }
+        let target = if place.is_dir() { place.join("file") } else { place };
+        let mut child = nexusctl(&pair.world, &["cp", "--resume", &pair.word(src), &pair.word(dst)])
+            .spawn()
+            .expect("nexusctl runs");
+        let deadline = Instant::now() + SOON;
+        while fs::metadata(pair.at(part)).map_or(0, |metadata| metadata.len()) <= 1 << 20 {
+            let is_over = child.try_wait().expect("a child can be asked").is_some();
+            assert!(!is_over && Instant::now() < deadline, "no part of {dst}");
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        signal(guest, Signal::STOP);
+        kill_process(child.id());
+        assert!(!ended(&mut child).success());
+        signal(guest, Signal::CONT);
+        // What was under way is still written, and the part is free again then.
+        let came = soon("the rest comes", || {
+            let output =
+                run(&pair.world, &["--json", "cp", "--resume", &pair.word(src), &pair.word(dst)], b"");
+            let said = text(&output.stderr);
+            assert!(output.status.success() || said.contains("another copy to the same file"), "{said}");
+            let told =
+                output.status.success().then(|| serde_json::from_slice::<serde_json::Value>(&output.stdout));
+            told.map(|told| told.expect("JSON")["bytes"].as_u64().expect("how much came"))
+        });
+        assert!(came < size - (1 << 20), "{came} bytes of {size} came, so it began anew");
+        assert!(fs::read(&target).is_ok_and(|read| read == content), "{dst} is as the source");
+        assert!(!pair.at(part).exists());
+
+        // What is there is not the beginning of the file; then it is all of it, and then nothing.
+        let content = &content[..1 << 20];
+        fs::write(pair.at(src), content).expect("a file");
+        for (there, came) in [(Some(&b"something else"[..]), 1 << 20), (Some(content), 0), (None, 1 << 20)] {
+            there.into_iter().for_each(|there| fs::write(pair.at(part), there).expect("a part"));
+            assert_eq!(go_on(&pair, src, dst), came);
+            assert!(fs::read(&target).is_ok_and(|read| read == content) && !pair.at(part).exists());
+        }
+        fs::remove_file(pair.at(src)).expect("it is gone");
+    }
+    fs::create_dir(pair.at("here/tree")).expect("a directory");
+    fs::create_dir(pair.at("vm/tree")).expect("a directory");
+    for (src, dst) in [("here/tree", "vm/new"), ("vm/tree", "here/new"), ("-", "vm/new")] {
+        let output = run(&pair.world, &["cp", "--resume", &pair.word(src), &pair.word(dst)], b"");
+        assert_eq!(output.status.code(), Some(2), "{src}: {}", text(&output.stderr));
+    }
+    // A link in the place of a part leads nowhere.
+    fs::write(pair.at("here/file"), "new").expect("a file");
+    fs::write(pair.at("vm/other"), "old").expect("a file");
+    std::os::unix::fs::symlink("other", pair.at("vm/.linked.nexus-part")).expect("a link");
+    let said = pair.fails(&["--resume"], "here/file", "vm/linked");
+    assert!(said.contains(".linked.nexus-part"), "{said}");
+    assert_eq!(fs::read(pair.at("vm/other")).expect("it is there"), b"old");
+    pair.world.assert_in_order();
 }

@@ -373,7 +373,7 @@ fn a_ticket_opens_one_stream_of_one_boot() {
     for (open, words) in [
         (json!({ "sftp": {} }), "unknown variant `sftp`"),
         (json!({ "tcp": { "port": 80, "host": "10.0.0.1" } }), "unknown field `host`"),
-        (json!({ "exec": { "start": { "command": "x".repeat(70_000) } } }), "at most 65536"),
+        (json!({ "exec": { "start": { "command": "x".repeat(70_000) } } }), "the maximum is 65536"),
     ] {
         let failure =
             client.call("guest_stream_open", json!({ "vm": "web-1", "open": open })).expect_err("refused");

@@ -21,7 +21,9 @@ use crate::error::ToolError;
 use crate::id::CommandId;
 use crate::tools::command::CommandStartParams;
 
-pub use self::tree::{TreeArrival, TreeEnded, TreeInOpening, TreeOutOpening, TreeTrack};
+pub use self::tree::{
+    TreeArrival, TreeEnded, TreeInOpening, TreeOutOpening, TreePart, TreeResume, TreeTrack,
+};
 
 /// The version of openings and frames that this build supports.
 pub const VERSION: u32 = 1;

@@ -45,9 +45,10 @@ impl Nexus {
             same_owner: params.same_owner.unwrap_or(false),
             specials: false,
             track: params.track.unwrap_or(true).then_some(TreeTrack { exclude: params.exclude }),
+            resume: None,
         };
         let source = blocking(move || from.source()).await?;
-        let packing = Packing { top: top.into_bytes(), filter, specials: false };
+        let packing = Packing { top: top.into_bytes(), filter, specials: false, from: 0 };
         let copy = In { source, packing, opening };
         if params.dry_run == Some(true) {
             let (_, plan) = copy.plan(&Progress::default()).await?;
@@ -95,6 +96,7 @@ impl Nexus {
             gitignore: params.gitignore.unwrap_or(false),
             specials: false,
             plan: false,
+            part: None,
         };
         let copy = Out { opening, into, top };
         let guest = self.shared.streams_of(&handle, ctx);
@@ -194,7 +196,7 @@ fn planned(to: String, summary: TreeSummary) -> CopyOutcome {
 }
 
 fn copied(to: String, ended: TreeEnded) -> TreeCopied {
-    let TreeEnded { summary, tracked, not_tracked_why } = ended;
+    let TreeEnded { summary, tracked, not_tracked_why, .. } = ended;
     // `last` is only of interest if the copy is not complete.
     TreeCopied { to, summary: TreeSummary { last: None, ..summary }, tracked, not_tracked_why }
 }

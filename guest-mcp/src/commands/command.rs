@@ -81,6 +81,7 @@ impl Stream {
 
     pub(super) fn close(&self) {
         self.end().take();
+        self.kept().end();
         // Tasks that wait for a reader's progress must also notice the end.
         self.read.send_modify(|_| {});
     }

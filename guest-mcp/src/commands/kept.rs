@@ -100,6 +100,12 @@ impl Kept {
         self.tail.drop_front(self.tail.len.saturating_sub(tail_max));
         self.head_max = self.head.len.min(head_max);
         self.tail_max = tail_max;
+        self.tail.spare = None;
+    }
+
+    /// Nothing more comes.
+    pub(super) fn end(&mut self) {
+        self.tail.spare = None;
     }
 
     /// Drops everything that is kept so far.
@@ -117,6 +123,8 @@ struct Blocks {
     /// The number of dropped bytes at the start of the first block.
     skip: usize,
     len: usize,
+    /// The full block that was dropped last, for reuse: a new one costs a page fault for each of its pages.
+    spare: Option<Vec<u8>>,
 }
 
 impl Blocks {
@@ -125,7 +133,8 @@ impl Blocks {
         while !bytes.is_empty() {
             if self.blocks.back().is_none_or(|last| last.len() == BLOCK) {
                 let first = if self.blocks.is_empty() { 0 } else { BLOCK };
-                self.blocks.push_back(Vec::with_capacity(first));
+                let block = self.spare.take().unwrap_or_else(|| Vec::with_capacity(first));
+                self.blocks.push_back(block);
             }
             let Some(last) = self.blocks.back_mut() else { return };
             let (now, later) = bytes.split_at(bytes.len().min(BLOCK - last.len()));
@@ -138,7 +147,12 @@ impl Blocks {
         self.len -= count;
         self.skip += count;
         while self.blocks.front().is_some_and(|first| self.skip >= first.len()) {
-            self.skip -= self.blocks.pop_front().map_or(0, |block| block.len());
+            let Some(mut block) = self.blocks.pop_front() else { break };
+            self.skip -= block.len();
+            if block.len() == BLOCK {
+                block.clear();
+                self.spare = Some(block);
+            }
         }
         if self.blocks.is_empty() {
             self.skip = 0;

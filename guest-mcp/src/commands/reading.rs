@@ -18,7 +18,7 @@ use super::table::Table;
 use crate::os::reason;
 
 /// The size of one read, in bytes: the capacity of a pipe.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 256 << 10;
 /// How long a stream of an ended command must be silent before reading stops.
 const DRAIN_QUIET: Duration = Duration::from_millis(100);
 /// How long such a stream is read at most.

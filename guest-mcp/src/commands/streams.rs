@@ -20,6 +20,9 @@ use tokio::io::unix::AsyncFd;
 use crate::os::{reason, with_errno};
 use crate::sys::watch;
 
+/// The capacity of a pipe for output, in bytes. A larger pipe needs fewer context switches.
+const PIPE: usize = 256 << 10;
+
 /// The standard input of a command.
 pub(super) enum Stdin {
     Nothing,
@@ -107,12 +110,12 @@ pub(super) fn make(stdin: Stdin, terminal: Option<(u16, u16)>, merge: bool) -> i
     if let Some((cols, rows)) = terminal {
         return make_terminal(cols, rows);
     }
-    let (reads, writes) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (reads, writes) = output_pipe()?;
     let stdout = End::new(reads, Interest::READABLE, false)?;
     let (stderr, their_stderr) = if merge {
         (None, writes.try_clone()?)
     } else {
-        let (reads, writes) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (reads, writes) = output_pipe()?;
         (Some(End::new(reads, Interest::READABLE, false)?), writes)
     };
     let (stdin, their_stdin) = match stdin {
@@ -125,6 +128,13 @@ pub(super) fn make(stdin: Stdin, terminal: Option<(u16, u16)>, merge: bool) -> i
     };
     let theirs = Theirs { stdin: their_stdin, stdout: writes.into(), stderr: their_stderr.into() };
     Ok((Ends { stdin, stdout, stderr }, theirs))
+}
+
+fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let ends = pipe_with(PipeFlags::CLOEXEC)?;
+    // An ordinary user may have too many of them already; the default size is good enough then.
+    let _ = rustix::pipe::fcntl_setpipe_size(&ends.0, PIPE);
+    Ok(ends)
 }
 
 fn make_terminal(cols: u16, rows: u16) -> io::Result<(Ends, Theirs)> {

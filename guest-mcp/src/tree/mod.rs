@@ -7,15 +7,15 @@ mod manifest;
 mod patch;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use nexus_schema::stream::{TreeEnded, TreeInOpening, TreeOutOpening};
+use nexus_schema::stream::{TreeArrival, TreeEnded, TreeInOpening, TreeOutOpening, TreePart};
 use nexus_schema::tools::tree::ExportOutput;
 use nexus_schema::{ErrorCode, ToolError};
 use nexus_tree::{
-    Chunk, ChunkReader, ChunkWriter, Filter, Owner, Packing, Source, Target, Top, TreeError, Under,
+    Chunk, ChunkReader, ChunkWriter, Filter, Owner, Packing, Part, Source, Target, Top, TreeError, Under,
     Unpacking, pack, plan, target, unpack,
 };
 use nexus_wire::frames::{Receiver, Sender};
@@ -106,7 +106,18 @@ pub(crate) struct TreeIn {
     top: Top,
     is_new: bool,
     tracker: Option<io::Result<Tracker>>,
+    part: Resumed,
     _place: Place,
+}
+
+/// The part that an interrupted copy of a file left.
+enum Resumed {
+    /// The copy cannot be resumed.
+    No,
+    /// To be described, if there is one.
+    Described(Option<Part>),
+    /// To be completed.
+    WithPart(Part),
 }
 
 impl TreeIn {
@@ -129,7 +140,8 @@ impl TreeIn {
                 };
                 manifests.begin(&tree_path(&opening), &header)
             });
-            Ok(Self { identity, directory, top, is_new, tracker, opening, _place: place })
+            let part = identity.run(|| resumed(&opening, &directory, &top))?.map_err(|e| failed(&e))?;
+            Ok(Self { identity, directory, top, is_new, tracker, part, opening, _place: place })
         })
         .await
     }
@@ -158,7 +170,16 @@ impl TreeIn {
     }
 
     fn unpack(self, from: mpsc::Receiver<Chunk>, cancel: &CancellationToken) -> Result<TreeEnded, ToolError> {
-        let Self { opening, identity, directory, top, is_new, mut tracker, _place } = self;
+        let Self { opening, identity, directory, top, is_new, mut tracker, part, _place } = self;
+        let part = match part {
+            Resumed::No => None,
+            Resumed::WithPart(part) => Some(part),
+            Resumed::Described(part) => {
+                let described = part.map(|part| part.describe(&mut watch(cancel))).transpose();
+                let part = described.map_err(|error| failed(&error))?;
+                return Ok(TreeEnded { part, ..TreeEnded::default() });
+            }
+        };
         let owner = match (&opening.user, opening.same_owner) {
             (_, true) => Owner::Same,
             (None, false) if !opening.own => Owner::OfDirectory,
@@ -166,7 +187,7 @@ impl TreeIn {
         };
         let unpacked = identity.run(|| {
             let mut how =
-                Unpacking { owner, specials: opening.specials, top, is_new, ..Unpacking::default() };
+                Unpacking { owner, specials: opening.specials, top, is_new, part, ..Unpacking::default() };
             if let Some(Ok(tracker)) = &mut tracker {
                 how.track = Some(tracker);
             }
@@ -180,7 +201,7 @@ impl TreeIn {
                     Some(Ok(())) => (true, None),
                     Some(Err(error)) => (false, Some(error.to_string())),
                 };
-                Ok(TreeEnded { summary, tracked, not_tracked_why: problem })
+                Ok(TreeEnded { summary, tracked, not_tracked_why: problem, part: None })
             }
             Err(broken) => {
                 if let Some(Ok(tracker)) = tracker {
@@ -194,6 +215,25 @@ impl TreeIn {
             }
         }
     }
+}
+
+/// Opens the part of the file that a copy resumes.
+fn resumed(opening: &TreeInOpening, directory: &OwnedFd, top: &Top) -> Result<Resumed, TreeError> {
+    let Some(resume) = &opening.resume else { return Ok(Resumed::No) };
+    if opening.arrival != Some(TreeArrival::File) {
+        return Err(TreeError::refused(resume.name.as_bytes(), "only a copy of one file can be resumed"));
+    }
+    let name = match top {
+        Top::Named(name) => name,
+        _ => resume.name.as_bytes(),
+    };
+    if name.is_empty() || name.contains(&b'/') || name.contains(&0) || matches!(name, b"." | b"..") {
+        return Err(TreeError::refused(name, "it is not a name"));
+    }
+    let Some(from) = resume.from else { return Ok(Resumed::Described(Part::find(directory.as_fd(), name)?)) };
+    let mut part = Part::find_or_make(directory.as_fd(), name)?;
+    part.keep(from)?;
+    Ok(Resumed::WithPart(part))
 }
 
 /// Returns the path of the tree itself.
@@ -254,6 +294,7 @@ pub(crate) struct TreeOut {
     source: Source,
     packing: Packing,
     plan: bool,
+    part: Option<TreePart>,
     _place: Place,
 }
 
@@ -266,8 +307,9 @@ impl TreeOut {
             let identity = identity(opening.user.as_deref(), &settings)?;
             let filter = Filter::new(&opening.exclude, opening.gitignore).map_err(|e| failed(&e))?;
             let source = identity.run(|| Source::open(path, opening.follow))?.map_err(|e| failed(&e))?;
-            let packing = Packing { top: opening.top.into_bytes(), filter, specials: opening.specials };
-            Ok(Self { identity, source, packing, plan: opening.plan, _place: place })
+            let packing =
+                Packing { top: opening.top.into_bytes(), filter, specials: opening.specials, from: 0 };
+            Ok(Self { identity, source, packing, plan: opening.plan, part: opening.part, _place: place })
         })
         .await
     }
@@ -291,10 +333,15 @@ impl TreeOut {
         let _guard = cancel.clone().drop_guard();
         let (into, from) = nexus_tree::chunks();
         let work = blocking(move || {
-            let Self { identity, source, packing, plan: only_plan, _place } = self;
-            let packed = identity.run(|| match only_plan {
-                true => plan(&source, &packing, &mut watch(&cancel)),
-                false => pack(&source, &packing, &mut ChunkWriter::new(into), &mut watch(&cancel)),
+            let Self { identity, source, mut packing, plan: only_plan, part, _place } = self;
+            let packed = identity.run(|| {
+                if only_plan {
+                    return plan(&source, &packing, &mut watch(&cancel));
+                }
+                if let Some(part) = &part {
+                    packing.from = source.same_part(part, &mut watch(&cancel))?;
+                }
+                pack(&source, &packing, &mut ChunkWriter::new(into), &mut watch(&cancel))
             })?;
             packed.map_err(|error| failed(&error))
         });
@@ -308,7 +355,7 @@ impl TreeOut {
         let summary = packed.or_else(|error| sent.clone().and(Err(error)))?;
         sent?;
         sender.end().await.map_err(|error| ToolError::new(ErrorCode::Cancelled, error.to_string()))?;
-        Ok(TreeEnded { summary, tracked: false, not_tracked_why: None })
+        Ok(TreeEnded { summary, ..TreeEnded::default() })
     }
 }
 

@@ -42,6 +42,30 @@ pub struct TreeInOpening {
     /// Record the copied files, so that the tool `export` can find what changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub track: Option<TreeTrack>,
+    /// With the arrival of a file: if the copy is interrupted, keep the part that arrived, so that it can be resumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<TreeResume>,
+}
+
+/// A copy of one file that can be resumed. The part that arrived is `.NAME.nexus-part` beside the destination.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TreeResume {
+    /// The name that the file has in the stream.
+    pub name: String,
+    /// Keep this many bytes of the part; the stream holds the rest. Absent: nothing is copied, and the answer describes the part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u64>,
+}
+
+/// The beginning of a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TreePart {
+    /// How many bytes.
+    pub bytes: u64,
+    /// Their SHA-256, in hexadecimal digits.
+    pub sha256: String,
 }
 
 /// What is copied to a destination. In the stream it always has one name at the top.
@@ -92,6 +116,9 @@ pub struct TreeOutOpening {
     /// Only report what would be packed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plan: bool,
+    /// The host has this part of the one file that is to be packed: if the file still starts so, the stream holds only the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<TreePart>,
 }
 
 /// How the stream of a tree ended.
@@ -105,4 +132,7 @@ pub struct TreeEnded {
     /// Why it was not recorded, if it should have been.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_tracked_why: Option<String>,
+    /// The part of an interrupted copy, if that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<TreePart>,
 }

@@ -28,6 +28,8 @@ pub(crate) struct Entry {
     /// Bytes of data that follow it in the archive.
     pub(crate) size: u64,
     pub(crate) sparse: Option<Sparse>,
+    /// How much of the file's beginning was left out, because it is there already.
+    pub(crate) from: u64,
 }
 
 /// A tar stream.
@@ -244,7 +246,9 @@ impl<'a, R: BufRead> Archive<'a, R> {
             return Err(TreeError::TooLarge { limit: self.limits.bytes, what: "bytes of content" });
         }
         let link = link.unwrap_or_default();
-        let mut entry = Entry { kind, path, link, mode, uid, gid, mtime, device, size, sparse: None };
+        let from = ahead.records.get(pax::FROM).map_or(Some(0), pax::decimal);
+        let from = from.ok_or_else(|| self.damaged("a header holds no number"))?;
+        let mut entry = Entry { kind, path, link, mode, uid, gid, mtime, device, size, sparse: None, from };
         if kind == EntryType::GNUSparse {
             entry.sparse = Some(self.sparse(header, size)?);
             entry.kind = EntryType::Regular;

@@ -2,11 +2,12 @@
 
 use std::io::{self, BufRead, Read, Write};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
+use nexus_wire::block::{self, Block};
 use tokio::sync::mpsc;
 
 /// The size of a chunk, in bytes.
-pub const CHUNK: usize = 128 << 10;
+pub const CHUNK: usize = block::SIZE;
 /// The maximum number of waiting chunks.
 const WAITING: usize = 4;
 
@@ -18,38 +19,76 @@ pub fn chunks() -> (mpsc::Sender<Chunk>, mpsc::Receiver<Chunk>) {
     mpsc::channel(WAITING)
 }
 
+/// Where a packed stream goes.
+pub trait Sink: Write {
+    /// Has `read` put up to `most` bytes where they go, without a copy where that can be; returns what it returns. The outer error is that of
+    /// the sink.
+    fn write_from(
+        &mut self,
+        most: usize,
+        read: &mut dyn FnMut(&mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<io::Result<usize>>;
+}
+
+impl Sink for Vec<u8> {
+    fn write_from(
+        &mut self,
+        most: usize,
+        read: &mut dyn FnMut(&mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<io::Result<usize>> {
+        let start = self.len();
+        self.resize(start + most, 0);
+        let done = read(&mut self[start..]);
+        self.truncate(start + done.as_ref().map_or(0, |read| (*read).min(most)));
+        Ok(done)
+    }
+}
+
 /// Writes a stream as chunks; blocks while the channel is full.
 #[derive(Debug)]
 pub struct ChunkWriter {
     channel: mpsc::Sender<Chunk>,
-    waiting: BytesMut,
+    waiting: Block,
 }
 
 impl ChunkWriter {
     /// Creates a writer to a channel.
     pub fn new(channel: mpsc::Sender<Chunk>) -> Self {
-        Self { channel, waiting: BytesMut::with_capacity(CHUNK) }
+        Self { channel, waiting: Block::new() }
+    }
+
+    fn flush_full(&mut self) -> io::Result<()> {
+        if self.waiting.len() == CHUNK { self.flush() } else { Ok(()) }
     }
 }
 
 impl Write for ChunkWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = CHUNK - self.waiting.len();
-        let taken = room.min(bytes.len());
-        self.waiting.extend_from_slice(&bytes[..taken]);
-        if self.waiting.len() == CHUNK {
-            self.flush()?;
-        }
-        Ok(taken)
+        let taken = self.waiting.push(bytes);
+        self.flush_full().map(|()| taken)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let full = std::mem::replace(&mut self.waiting, BytesMut::with_capacity(CHUNK));
+        let full = std::mem::take(&mut self.waiting);
         let sent = self.channel.blocking_send(Ok(full.freeze()));
         sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+    }
+}
+
+impl Sink for ChunkWriter {
+    fn write_from(
+        &mut self,
+        most: usize,
+        read: &mut dyn FnMut(&mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<io::Result<usize>> {
+        let room = self.waiting.room();
+        let most = most.min(room.len());
+        let done = read(&mut room[..most]);
+        self.waiting.fill(done.as_ref().map_or(0, |read| (*read).min(most)));
+        self.flush_full().map(|()| done)
     }
 }
 

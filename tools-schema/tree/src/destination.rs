@@ -141,14 +141,14 @@ impl Destination {
 }
 
 /// Sets the owner, mode and time of an open file.
-pub(crate) fn settle(file: &OwnedFd, facts: &Facts) -> Result<(), Errno> {
+pub(crate) fn settle(file: impl AsFd, facts: &Facts) -> Result<(), Errno> {
     if let Some((uid, gid)) = facts.owner {
-        forgive(rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))))?;
+        forgive(rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))))?;
     }
     // After the owner, because changing the owner clears setuid bits.
-    rustix::fs::fchmod(file, Mode::from_raw_mode(facts.mode))?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(facts.mode))?;
     match facts.times() {
-        Some(times) => rustix::fs::futimens(file, &times),
+        Some(times) => rustix::fs::futimens(&file, &times),
         None => Ok(()),
     }
 }

@@ -8,6 +8,7 @@ use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::destination::{Facts, settle};
+use crate::part::Begun;
 
 /// Files of at least this size have no name at first. For smaller ones that would take longer than writing them.
 const NAMELESS_FROM: u64 = 1 << 20;
@@ -16,19 +17,33 @@ const DESCRIPTORS: &str = "/proc/self/fd";
 
 /// A new file.
 #[derive(Debug)]
-pub(crate) struct Draft {
-    /// Its content.
-    pub(crate) file: File,
-    is_named: bool,
+pub(crate) enum Draft {
+    /// A new one.
+    New {
+        /// Its content.
+        file: File,
+        /// Whether it has a name already.
+        is_named: bool,
+    },
+    /// One that stays if the copy is interrupted.
+    Part(Begun),
 }
 
 impl Draft {
+    /// Its content.
+    pub(crate) fn file(&self) -> &File {
+        match self {
+            Self::New { file, .. } => file,
+            Self::Part(part) => part.file(),
+        }
+    }
+
     /// Creates an empty file in a directory, of this future size. If it needs a name there, that is `temporary`.
     pub(crate) fn create(directory: BorrowedFd<'_>, temporary: &OsStr, size: u64) -> Result<Self, Errno> {
         let (flags, mode) = (OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o600));
         if size >= NAMELESS_FROM && rustix::fs::access(DESCRIPTORS, Access::EXISTS).is_ok() {
             match rustix::fs::openat(directory, ".", flags | OFlags::TMPFILE, mode) {
-                Ok(file) => return Ok(Self { file: file.into(), is_named: false }),
+                Ok(file) => return Ok(Self::New { file: file.into(), is_named: false }),
                 // The filesystem does not support unnamed files.
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
                 Err(error) => return Err(error),
@@ -36,7 +51,7 @@ impl Draft {
         }
         let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(directory, temporary, flags, mode)?;
-        Ok(Self { file: file.into(), is_named: true })
+        Ok(Self::New { file: file.into(), is_named: true })
     }
 
     /// Moves it into place, replacing an existing file. After a failure, `temporary` may be left.
@@ -47,9 +62,12 @@ impl Draft {
         name: &OsStr,
         facts: &Facts,
     ) -> Result<(), Errno> {
-        let file = OwnedFd::from(self.file);
+        let (file, is_named) = match self {
+            Self::New { file, is_named } => (OwnedFd::from(file), is_named),
+            Self::Part(part) => return part.place(name, facts),
+        };
         settle(&file, facts)?;
-        if !self.is_named {
+        if !is_named {
             let own = format!("{DESCRIPTORS}/{}", file.as_raw_fd());
             let link = |to| rustix::fs::linkat(CWD, &*own, directory, to, AtFlags::SYMLINK_FOLLOW);
             match link(name) {

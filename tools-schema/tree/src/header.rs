@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use rustix::fs::Stat;
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
+use crate::pax;
+
 /// The unit of an archive, in bytes.
 pub(crate) const BLOCK: usize = 512;
 /// The maximum number of parts in the header of a sparse file.
@@ -17,6 +19,22 @@ pub(crate) struct Sparse {
     pub(crate) real: u64,
 }
 
+impl Sparse {
+    /// What of it is behind an offset.
+    pub(crate) fn behind(mut self, from: u64) -> Self {
+        self.parts.retain_mut(|(offset, length)| {
+            let end = *offset + *length;
+            *offset = from.max(*offset).min(end);
+            *length = end - *offset;
+            *length > 0
+        });
+        if self.parts.last().is_none_or(|(offset, length)| offset + length < self.real) {
+            self.parts.push((self.real, 0));
+        }
+        self
+    }
+}
+
 /// The fields of an entry's header.
 pub(crate) struct Fields<'a> {
     pub(crate) kind: EntryType,
@@ -26,6 +44,8 @@ pub(crate) struct Fields<'a> {
     /// Bytes of data that follow it.
     pub(crate) size: u64,
     pub(crate) sparse: Option<&'a Sparse>,
+    /// Where the data starts, if the file's beginning is left out.
+    pub(crate) from: u64,
 }
 
 /// Writes all headers of an entry.
@@ -43,16 +63,19 @@ pub(crate) fn write(sink: &mut dyn Write, fields: &Fields<'_>) -> io::Result<()>
     if nanoseconds != 0 || seconds < 0 {
         record(&mut records, "mtime", time(seconds, nanoseconds as u32).as_bytes());
     }
+    if fields.from > 0 {
+        record(&mut records, pax::FROM, fields.from.to_string().as_bytes());
+    }
     if !records.is_empty() {
-        let mut pax = Header::new_gnu();
-        if let Some(gnu) = pax.as_gnu_mut() {
+        let mut extension = Header::new_gnu();
+        if let Some(gnu) = extension.as_gnu_mut() {
             put(&mut gnu.name, b"@PaxHeader");
         }
-        pax.set_entry_type(EntryType::XHeader);
-        pax.set_size(records.len() as u64);
-        pax.set_mode(0o644);
-        pax.set_cksum();
-        sink.write_all(pax.as_bytes())?;
+        extension.set_entry_type(EntryType::XHeader);
+        extension.set_size(records.len() as u64);
+        extension.set_mode(0o644);
+        extension.set_cksum();
+        sink.write_all(extension.as_bytes())?;
         sink.write_all(&records)?;
         pad(sink, records.len() as u64)?;
     }

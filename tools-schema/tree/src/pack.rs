@@ -1,7 +1,7 @@
 //! Packs a tree into a tar stream, or determines what would be packed.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
@@ -10,7 +10,7 @@ use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use tar::EntryType;
 
-use crate::chunks::CHUNK;
+use crate::chunks::{CHUNK, Sink};
 use crate::error::TreeError;
 use crate::filter::Filter;
 use crate::header::{self, BLOCK, Fields, Sparse};
@@ -30,18 +30,19 @@ pub struct Packing {
     pub filter: Filter,
     /// Whether devices and named pipes are packed; otherwise they are skipped.
     pub specials: bool,
+    /// How many bytes at the beginning are left out, if the source is a file: [`Source::same_part`] says how many.
+    pub from: u64,
 }
 
 /// Packs a tree. Unreadable files are skipped and counted.
 pub fn pack(
     source: &Source,
     how: &Packing,
-    sink: &mut dyn Write,
+    sink: &mut dyn Sink,
     watch: &mut dyn Watch,
 ) -> Result<TreeSummary, TreeError> {
     let mut summary = TreeSummary::default();
-    let mut packer =
-        Packer { how, sink, watch, buffer: vec![0; CHUNK], name: Vec::new(), linked: Vec::new() };
+    let mut packer = Packer { how, sink, watch, name: Vec::new(), linked: Vec::new() };
     walk(source, &how.filter, &mut summary, &mut |entry, summary| packer.entry(entry, summary))?;
     // Two empty blocks end an archive.
     sink.write_all(&[0; 2 * BLOCK]).and_then(|()| sink.flush()).map_err(TreeError::Stream)?;
@@ -85,9 +86,8 @@ fn count(entry: &Entry<'_>, how: &Packing, summary: &mut TreeSummary) -> bool {
 
 struct Packer<'a> {
     how: &'a Packing,
-    sink: &'a mut dyn Write,
+    sink: &'a mut dyn Sink,
     watch: &'a mut dyn Watch,
-    buffer: Vec<u8>,
     name: Vec<u8>,
     linked: Vec<u8>,
 }
@@ -164,14 +164,25 @@ impl Packer<'_> {
         size: u64,
         sparse: Option<&Sparse>,
     ) -> Result<(), TreeError> {
-        let fields = Fields { kind, name: &self.name, link, stat: entry.stat, size, sparse };
+        let from = if sparse.is_some() { self.from(entry) } else { 0 };
+        let fields = Fields { kind, name: &self.name, link, stat: entry.stat, size, sparse, from };
         header::write(self.sink, &fields).map_err(TreeError::Stream)
+    }
+
+    /// Where the data of a file starts.
+    fn from(&self, entry: &Entry<'_>) -> u64 {
+        if entry.path.is_empty() { self.how.from } else { 0 }
     }
 
     fn file(&mut self, entry: &Entry<'_>, file: OwnedFd, summary: &mut TreeSummary) -> Result<(), TreeError> {
         let size = entry.stat.st_size.unsigned_abs();
         let has_holes = entry.stat.st_blocks.unsigned_abs() * 512 < size;
-        let sparse = if has_holes { parts_of(&file, size) } else { None };
+        let mut sparse = if has_holes { parts_of(&file, size) } else { None };
+        let from = self.from(entry).min(size);
+        if from > 0 {
+            let whole = || Sparse { parts: vec![(0, size)], real: size };
+            sparse = Some(sparse.unwrap_or_else(whole).behind(from));
+        }
         let file = File::from(file);
         let Some(sparse) = sparse else {
             self.header(EntryType::Regular, b"", entry, size, None)?;
@@ -200,24 +211,21 @@ impl Packer<'_> {
         let is_whole = offset == 0;
         while at < end {
             let want = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-            let buffer = &mut self.buffer[..want];
-            let read = if is_whole { source.read(buffer) } else { source.read_at(buffer, at) };
-            let read = match read {
+            let read = self.sink.write_from(want, &mut |buffer| match is_whole {
+                true => source.read(buffer),
+                false => source.read_at(buffer, at),
+            });
+            let read = match read.map_err(TreeError::Stream)? {
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => 0,
             };
             if read == 0 {
                 skip(summary, entry.path, SkipReason::Changed);
-                buffer.fill(0);
-                while at < end {
-                    let zeros = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-                    self.sink.write_all(&self.buffer[..zeros]).map_err(TreeError::Stream)?;
-                    at += zeros as u64;
-                }
-                return Ok(());
+                return io::copy(&mut io::repeat(0).take(end - at), &mut self.sink)
+                    .map(drop)
+                    .map_err(TreeError::Stream);
             }
-            self.sink.write_all(&self.buffer[..read]).map_err(TreeError::Stream)?;
             at += read as u64;
             summary.bytes += read as u64;
             if at < end {

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub struct Records(BTreeMap<String, Vec<u8>>);
 
+/// The key of our own record: the offset where the data of a file starts, if the receiver already has its beginning.
+pub(crate) const FROM: &str = "NEXUS.from";
 const XATTR: &str = "SCHILY.xattr.";
 
 impl Records {

@@ -8,7 +8,11 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use nexus_schema::stream::TreePart;
+
 use crate::error::TreeError;
+use crate::part::hash;
+use crate::report::Watch;
 
 /// Flags for a directory that is only passed through.
 pub(crate) const DIRECTORY: OFlags =
@@ -82,6 +86,26 @@ impl Source {
             Kind::Directory(directory) => Some(directory),
             Kind::Other { .. } => None,
         }
+    }
+
+    /// How many bytes of a part the file starts with: all of them if their hash is the same, else none. None of a directory, either.
+    pub fn same_part(&self, part: &TreePart, watch: &mut dyn Watch) -> Result<u64, TreeError> {
+        let Kind::Other { parent, name } = &self.kind else { return Ok(0) };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fail = |error: Errno| TreeError::file("read", &self.path, error);
+        let file = rustix::fs::openat(parent, OsStr::from_bytes(name), flags, Mode::empty()).map_err(fail)?;
+        let stat = rustix::fs::fstat(&file).map_err(fail)?;
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if !is_file || part.bytes > stat.st_size.unsigned_abs() {
+            return Ok(0);
+        }
+        let own = hash(&file.into(), part.bytes, &self.path, watch)?;
+        Ok(if own == part.sha256 { part.bytes } else { 0 })
+    }
+
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.stat().is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
     }
 
     pub(crate) fn stat(&self) -> Result<Stat, TreeError> {

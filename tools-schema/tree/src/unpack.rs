@@ -298,9 +298,18 @@ impl<'a, 'b> Unpacker<'a, 'b> {
             track.file(path, facts.mode, real, entry.mtime);
         }
         let temporary = self.temporary();
-        let draft = Draft::create(self.destination.here(), &temporary, entry.size);
-        let draft = draft.map_err(|error| TreeError::file("write", path, error))?;
-        if let Err(error) = self.contents(entry, path, &draft.file, archive, summary) {
+        let draft = match self.how.part.take() {
+            Some(part) => Draft::Part(part.begin(path, entry.from)?),
+            None if entry.from > 0 => {
+                return Err(TreeError::refused(
+                    &entry.path,
+                    "it is the rest of a file, and nothing of it is here",
+                ));
+            }
+            None => Draft::create(self.destination.here(), &temporary, entry.size)
+                .map_err(|error| TreeError::file("write", path, error))?,
+        };
+        if let Err(error) = self.contents(entry, path, draft.file(), archive, summary) {
             let _ = rustix::fs::unlinkat(self.destination.here(), &*temporary, AtFlags::empty());
             return Err(error);
         }

@@ -1,5 +1,7 @@
 //! The options of unpacking, and its callbacks.
 
+use crate::part::Part;
+
 /// The limits of an archive.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -85,6 +87,8 @@ pub struct Unpacking<'a> {
     pub is_new: bool,
     /// The limits of the archive.
     pub limits: Limits,
+    /// The part of the file that is unpacked; it is kept if the copy is interrupted.
+    pub part: Option<Part>,
     /// Is notified of everything that is unpacked.
     pub track: Option<&'a mut dyn Track>,
 }
@@ -99,6 +103,7 @@ impl Default for Unpacking<'_> {
             top_is: TopIs::Anything,
             is_new: false,
             limits: Limits::default(),
+            part: None,
             track: None,
         }
     }

@@ -5,18 +5,19 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File, FileTimes};
 use std::io::BufReader;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
+use nexus_schema::stream::TreePart;
 use nexus_schema::tools::tree::{SkipReason, TreeSummary};
-use nexus_tree::{Filter, Owner, Packing, Source, TreeError, Unpacking, pack, plan, unpack};
+use nexus_tree::{Filter, Owner, Packing, Part, Source, TreeError, Unpacking, pack, plan, unpack};
 
 fn packing() -> Packing {
-    Packing { top: Vec::new(), filter: Filter::none(), specials: false }
+    Packing { top: Vec::new(), filter: Filter::none(), specials: false, from: 0 }
 }
 
 fn packed(root: &Path, how: &Packing) -> (Vec<u8>, TreeSummary) {
@@ -246,7 +247,7 @@ fn excluded_and_ignored_and_special_files_are_left_out_and_counted() {
     )
     .unwrap();
     let filter = Filter::new(&["node_modules/".into(), "*.o".into()], true).unwrap();
-    let how = Packing { top: Vec::new(), filter, specials: false };
+    let how = Packing { top: Vec::new(), filter, specials: false, from: 0 };
     let (archive, summary) = packed(root, &how);
     let to = tempfile::tempdir().unwrap();
     unpacked(&archive, to.path());
@@ -259,7 +260,7 @@ fn excluded_and_ignored_and_special_files_are_left_out_and_counted() {
     assert_eq!((skipped.excluded, skipped.ignored, skipped.special), (2, 2, 1), "{summary:?}");
     assert!(summary.skipped_names.iter().any(|s| s.path == "pipe" && s.why == SkipReason::Special));
     // If requested, they are copied too.
-    let how = Packing { top: Vec::new(), filter: Filter::none(), specials: true };
+    let how = Packing { top: Vec::new(), filter: Filter::none(), specials: true, from: 0 };
     let (archive, _) = packed(root, &how);
     let mut how = Unpacking { specials: true, ..Unpacking::default() };
     let done = unpack(&archive[..], directory(to.path()), &mut how, &mut |_, _| Ok(())).unwrap();
@@ -272,7 +273,7 @@ fn a_copy_that_is_no_longer_wanted_ends() {
     fs::write(from.path().join("big"), vec![1; 2_000_000]).unwrap();
     let source = Source::open(from.path(), false).unwrap();
     let mut stop = |bytes, _| if bytes > 500_000 { Err(TreeError::Cancelled) } else { Ok(()) };
-    let error = pack(&source, &packing(), &mut std::io::sink(), &mut stop).unwrap_err();
+    let error = pack(&source, &packing(), &mut Vec::new(), &mut stop).unwrap_err();
     assert!(matches!(error, TreeError::Cancelled));
     let (archive, _) = packed(from.path(), &packing());
     let to = tempfile::tempdir().unwrap();
@@ -280,4 +281,73 @@ fn a_copy_that_is_no_longer_wanted_ends() {
         unpack(&archive[..], directory(to.path()), &mut Unpacking::default(), &mut stop).unwrap_err();
     assert!(matches!(broken.error, TreeError::Cancelled));
     assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0, "half a file is no file");
+}
+
+#[test]
+fn a_part_of_a_file_is_gone_on_with() {
+    let root = tempfile::tempdir().unwrap();
+    let whole: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
+    fs::write(root.path().join("whole"), &whole).unwrap();
+    // A hole before, at and behind the offset.
+    let holes = File::create(root.path().join("holes")).unwrap();
+    for at in [0, 2_000_000, 4_000_000] {
+        holes.write_all_at(&[7; 100_000], at).unwrap();
+    }
+    holes.set_len(6_000_000).unwrap();
+    for (name, kept) in
+        [("whole", 1_000_001), ("whole", 3_000_000), ("holes", 2_050_000), ("holes", 3_000_000), ("whole", 0)]
+    {
+        let path = root.path().join(name);
+        let content = fs::read(&path).unwrap();
+        let into = tempfile::tempdir().unwrap();
+        let half = into.path().join(format!(".{name}.nexus-part"));
+        fs::write(&half, &content[..kept]).unwrap();
+        let source = Source::open(&path, false).unwrap();
+        let find = || Part::find_or_make(directory(into.path()).as_fd(), name.as_bytes());
+        let mut part = find().unwrap();
+        assert!(find().unwrap_err().to_string().contains("under way"), "it is in use");
+        let described = part.describe(&mut |_, _| Ok(())).unwrap();
+        let from = source.same_part(&described, &mut |_, _| Ok(())).unwrap();
+        assert_eq!(from, kept as u64);
+        let other = TreePart { sha256: "0".repeat(64), ..described };
+        assert_eq!(source.same_part(&other, &mut |_, _| Ok(())).unwrap(), 0);
+        part.keep(from).unwrap();
+        let mut archive = Vec::new();
+        pack(&source, &Packing { top: name.into(), from, ..packing() }, &mut archive, &mut |_, _| Ok(()))
+            .unwrap();
+        assert!(archive.len() <= content.len() - kept + 4096, "{name} {kept}: {} bytes", archive.len());
+        // An archive that breaks off leaves what came.
+        if name == "whole" && kept == 1_000_001 {
+            let mut how = Unpacking { part: Some(part), ..Unpacking::default() };
+            unpack(&archive[..1_000_000], directory(into.path()), &mut how, &mut |_, _| Ok(())).unwrap_err();
+            drop(how);
+            let left = fs::read(&half).unwrap();
+            assert!(
+                left.len() > 1_900_000 && left == content[..left.len()] && !into.path().join(name).exists()
+            );
+            part = find().unwrap();
+            part.keep(from).unwrap();
+        }
+        let mut how = Unpacking { part: Some(part), ..Unpacking::default() };
+        unpack(&archive[..], directory(into.path()), &mut how, &mut |_, _| Ok(())).unwrap();
+        assert!(fs::read(into.path().join(name)).unwrap() == content, "{name} {kept}");
+        assert!(!half.exists());
+        // Without what it is the rest of, it is refused.
+        if from > 0 {
+            let mut how = Unpacking::default();
+            let error =
+                unpack(&archive[..], directory(into.path()), &mut how, &mut |_, _| Ok(())).unwrap_err();
+            assert!(error.to_string().contains("the rest of a file"), "{error}");
+            let mut how = Unpacking { part: Some(find().unwrap()), ..Unpacking::default() };
+            let error =
+                unpack(&archive[..], directory(into.path()), &mut how, &mut |_, _| Ok(())).unwrap_err();
+            assert!(error.to_string().contains("another part"), "{error}");
+            drop(how);
+            assert!(!half.exists(), "an empty part goes");
+        }
+        let part = Part::find_or_make(directory(into.path()).as_fd(), b"elsewhere").unwrap();
+        let mut how = Unpacking { part: Some(part), ..Unpacking::default() };
+        unpack(&archive[..], directory(into.path()), &mut how, &mut |_, _| Ok(())).unwrap_err();
+        assert!(!into.path().join("elsewhere").exists());
+    }
 }

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use nexus_schema::ToolError;
 use nexus_schema::error::ErrorCode;
-use nexus_schema::stream::{Open, TreeArrival, TreeInOpening};
+use nexus_schema::stream::{Open, TreeArrival, TreeInOpening, TreeResume};
 use nexus_schema::tools::tree::TreeSummary;
 use nexus_tree::{Chunk, ChunkWriter, Filter, Packing, Source, chunks, pack, plan};
 use tokio::sync::mpsc;
 
 use super::end::{InVm, is_contents};
 use super::progress::{self, Meter};
-use super::{How, ended, failed_here, here, interrupted, lost, of_guest};
+use super::{How, ended, failed_here, here, interrupted, lost, not_a_file, of_guest, resuming, tree_ended};
 use crate::ctl::App;
 use crate::ctl::error::Error;
 use crate::ctl::stream::{self, Stream, input};
@@ -37,8 +37,27 @@ pub(super) async fn tree(
         (false, false) => TreeArrival::File,
     };
     let top = own_name(from)?.unwrap_or_else(|| NAMELESS.to_vec());
-    let packing = Packing { top, filter, specials: false };
-    let opening = TreeInOpening { arrival: Some(what), ..opening(to, &how) };
+    let mut packing = Packing { top, filter, specials: false, from: 0 };
+    let mut opening = TreeInOpening { arrival: Some(what), ..opening(to, &how) };
+    let mut source = source;
+    if how.resume {
+        if !source.is_file() {
+            return Err(not_a_file(&from.display().to_string()));
+        }
+        let name = String::from_utf8(packing.top.clone())
+            .map_err(|_| Error::usage("--resume needs a name in UTF-8"))?;
+        let resume = TreeResume { name, from: None };
+        (source, packing.from) = same_part(
+            app,
+            source,
+            TreeInOpening { resume: Some(resume.clone()), ..opening.clone() },
+            to,
+            meter,
+        )
+        .await?;
+        resuming(app, packing.from);
+        opening.resume = Some(TreeResume { from: Some(packing.from), ..resume });
+    }
     let mut stream = open(app, to, opening).await?;
     // The total is determined only if progress is shown.
     let (source, packing, total) = match progress::is_shown(app) {
@@ -93,6 +112,38 @@ pub(super) async fn tree(
         done = progress::shown(app, meter, step, total, copying) => done,
         // Without the end mark the VM discards what it has unpacked.
         done = interrupted() => Err(done.err().unwrap_or(Error::Interrupted)),
+    }
+}
+
+/// How many bytes of a file are in the VM already, left by an interrupted copy.
+async fn same_part(
+    app: &App,
+    source: Source,
+    opening: TreeInOpening,
+    to: &InVm,
+    meter: &Meter,
+) -> Result<(Source, u64), Error> {
+    let mut stream = open(app, to, opening).await?;
+    let looking = async {
+        // Nothing is copied, and the guest waits for the end of the data.
+        stream.sender.end().await.map_err(|error| lost(&error, to))?;
+        let words =
+            nexus_tree::stream::last_words(&mut stream.receiver).await.map_err(|error| lost(&error, to))?;
+        let Some(part) = tree_ended(&words, to)?.part else { return Ok((source, 0)) };
+        let mut watch = meter.wanted();
+        let compared = tokio::task::spawn_blocking(move || {
+            let same = source.same_part(&part, &mut watch);
+            (source, same)
+        });
+        let (source, same) = compared.await.map_err(|error| crashed(&error))?;
+        Ok((source, same.map_err(|error| failed_here(&error))?))
+    };
+    tokio::select! {
+        done = looking => done,
+        done = interrupted() => {
+            meter.cancel();
+            Err(done.err().unwrap_or(Error::Interrupted))
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use nexus_schema::ToolError;
 use nexus_schema::error::{ErrorCode, is_errno};
-use nexus_schema::stream::{Done, Ended};
+use nexus_schema::stream::{Done, Ended, TreeEnded};
 use nexus_schema::tools::tree::{SkipReason, SkippedEntry, TreeCopied, TreeSummary};
 use nexus_tree::{Filter, TreeError};
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,6 +45,9 @@ pub(crate) struct Args {
     /// If SRC is a symbolic link, copy its target
     #[arg(short = 'L', long)]
     follow_link: bool,
+    /// If the copy of a file is interrupted, keep its part as `.NAME.nexus-part` beside DST; the same command resumes it
+    #[arg(long)]
+    resume: bool,
     /// Skip files that match this pattern, as in a .gitignore at the top of SRC: `node_modules/`, `*.o`
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
@@ -63,6 +66,7 @@ pub(crate) struct Args {
 struct How {
     archive: bool,
     follow: bool,
+    resume: bool,
     exclude: Vec<String>,
     user: Option<String>,
 }
@@ -79,7 +83,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
 }
 
 async fn copy(app: &App, args: Args) -> Result<u8, Error> {
-    let Args { archive, follow_link: follow, exclude, user, src, dst } = args;
+    let Args { archive, follow_link: follow, resume, exclude, user, src, dst } = args;
     // Invalid patterns are reported before anything is opened.
     Filter::new(&exclude, false).map_err(|error| Error::usage(error.to_string()))?;
     if archive && user.is_some() {
@@ -87,7 +91,10 @@ async fn copy(app: &App, args: Args) -> Result<u8, Error> {
     }
     let shown = format::tame(&dst.to_string_lossy());
     let (src, dst) = (end(&src)?, end(&dst)?);
-    let how = How { archive, follow, exclude, user };
+    if resume && (src == End::Pipe || dst == End::Pipe) {
+        return Err(Error::usage("--resume is for a file, not for a tar stream"));
+    }
+    let how = How { archive, follow, resume, exclude, user };
     let meter = Meter::default();
     let copied = match (src, dst) {
         (End::Vm(src), End::Vm(dst)) => {
@@ -170,6 +177,21 @@ async fn interrupted() -> Result<(), Error> {
     Ok(())
 }
 
+/// Prints how much of the file is already there.
+fn resuming(app: &App, bytes: u64) {
+    if bytes > 0 {
+        app.ui.say(&format!("Resuming after {}", format::size(bytes)));
+    }
+}
+
+/// Only the copy of a file can be resumed.
+fn not_a_file(path: &str) -> Error {
+    Error::Usage {
+        message: format!("{path} is not a file, and --resume is for a file"),
+        hint: Some("copy it without --resume".into()),
+    }
+}
+
 /// A failure on this host.
 fn here(error: ToolError) -> Error {
     ToolError { message: format!("on this host: {}", error.message), ..error }.into()
@@ -202,10 +224,15 @@ fn of_guest(error: Error, at: &InVm) -> Error {
 
 /// Parses the guest's final message.
 fn ended(words: &[u8], at: &InVm) -> Result<TreeSummary, Error> {
+    Ok(tree_ended(words, at)?.summary)
+}
+
+/// The same with all that the guest says.
+fn tree_ended(words: &[u8], at: &InVm) -> Result<TreeEnded, Error> {
     let misbehaved =
         |what: &str| ToolError::new(ErrorCode::GuestMisbehaved, format!("{}: {what}", at.vm)).into();
     match serde_json::from_slice(words) {
-        Ok(Done::Ok(Ended { tree: Some(tree), .. })) => Ok(tree.summary),
+        Ok(Done::Ok(Ended { tree: Some(tree), .. })) => Ok(*tree),
         Ok(Done::Ok(_)) => Err(misbehaved("its final message does not say what was copied")),
         Ok(Done::Error(error)) if error.code.may_be_of_guest() => {
             let message = format!("inside {}: {}", at.vm, format::tame(&error.message));

@@ -1,19 +1,21 @@
 //! Copies out of a VM. The data is not trusted: it is unpacked only under the requested name.
 
 use std::io::{ErrorKind, IsTerminal};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
 use nexus_schema::error::ErrorCode;
-use nexus_schema::stream::{Open, TreeArrival, TreeOutOpening};
+use nexus_schema::stream::{Open, TreeArrival, TreeOutOpening, TreePart};
 use nexus_schema::tools::tree::TreeSummary;
 use nexus_tree::{
-    Broken, ChunkReader, Limits, Owner, Target, TopIs, TreeError, Unpacking, chunks, target, unpack,
+    Broken, ChunkReader, Limits, Owner, Part, Target, Top, TopIs, TreeError, Unpacking, chunks, target,
+    unpack,
 };
 
 use super::end::InVm;
 use super::progress::{self, Meter};
-use super::{How, ended, here, interrupted, lost, of_guest};
+use super::{How, ended, here, interrupted, lost, not_a_file, of_guest};
 use crate::ctl::App;
 use crate::ctl::error::Error;
 use crate::ctl::stream::{self, Stream, write_all};
@@ -46,8 +48,16 @@ pub(super) async fn tree(
         true => Some(plan(app, from, &how).await?.bytes),
         false => None,
     };
-    let stream = open(app, from, opening(from, &how)).await?;
+    let mut part = match how.resume {
+        true => Some(find_part(from, to, meter).await?),
+        false => None,
+    };
+    let described = part.as_ref().map(|(_, part)| part.clone()).filter(|part| part.bytes > 0);
+    let stream = open(app, from, TreeOutOpening { part: described, ..opening(from, &how) }).await?;
     let Stream { opened, mut receiver, sender } = stream;
+    if how.resume && opened.is_directory {
+        return Err(not_a_file(&format!("{}:{}", from.vm, from.path)));
+    }
     let what = match (from.is_contents(), opened.is_directory) {
         (true, _) => TreeArrival::Contents,
         (false, true) => TreeArrival::Directory,
@@ -73,6 +83,7 @@ pub(super) async fn tree(
             modes: if archive { MODES_OF_ARCHIVE } else { MODES },
             top,
             top_is,
+            part: part.take().map(|(part, _)| part),
             limits: Limits { entries: u64::MAX, bytes: u64::MAX >> 1, ..Limits::default() },
             ..Unpacking::default()
         };
@@ -112,6 +123,31 @@ pub(super) async fn tree(
         let _ = tokio::time::timeout(UNDO_TIMEOUT, work).await;
     }
     Err(interrupted.err().unwrap_or(Error::Interrupted))
+}
+
+/// What an interrupted copy of a file left here; an empty part if it left none.
+async fn find_part(from: &InVm, to: &Path, meter: &Meter) -> Result<(Part, TreePart), Error> {
+    let (own, to) = (from.name.clone().unwrap_or_else(|| NAMELESS.to_owned()), to.to_owned());
+    let mut watch = meter.wanted();
+    let finding = tokio::task::spawn_blocking(move || {
+        let Target { directory, under } = target(&to, TreeArrival::File)?;
+        let Top::Named(name) = under.top(own.as_bytes()) else {
+            return Err(TreeError::refused(own.as_bytes(), "only a copy of one file can be resumed"));
+        };
+        let mut part = Part::find_or_make(directory.as_fd(), &name)?;
+        let described = part.describe(&mut watch)?;
+        part.keep(described.bytes)?;
+        Ok((part, described))
+    });
+    let found = tokio::select! {
+        found = finding => found,
+        done = interrupted() => {
+            meter.cancel();
+            return Err(done.err().unwrap_or(Error::Interrupted));
+        }
+    };
+    let found = found.map_err(|error| Error::Unexpected { what: format!("the copy failed: {error}") })?;
+    found.map_err(|error| here(error.to_tool_error()))
 }
 
 /// Writes a tree to standard output as the tar stream from the VM.

@@ -17,6 +17,7 @@ mod material;
 mod memory;
 mod oci;
 mod samples;
+mod streams;
 mod table;
 mod vsock;
 mod wires;
@@ -31,7 +32,8 @@ use table::Table;
 /// Measures Nexus next to yardsticks in the same run.
 #[derive(Debug, Parser)]
 struct Options {
-    /// What to measure (all of it by default): boot, calls, vsock, memory, list, download, image, oci, clone.
+    /// What to measure (all of it by default): boot, calls, streams, vsock, memory, list,
+    /// download, image, oci, clone.
     measurements: Vec<String>,
     /// How many runs a boot's figures are taken from.
     #[arg(long, default_value_t = 15)]
@@ -59,9 +61,10 @@ impl Options {
 /// A measurement by its name.
 type Measurement = (&'static str, fn(&Options) -> Table);
 
-const MEASUREMENTS: [Measurement; 9] = [
+const MEASUREMENTS: [Measurement; 10] = [
     ("boot", boot::measure),
     ("calls", calls::measure),
+    ("streams", streams::measure),
     ("vsock", vsock::measure),
     ("memory", memory::measure),
     ("list", list::measure),

@@ -5,10 +5,10 @@ use std::io;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{FrameError, Incoming, Receiver, Sender, Waiting};
+use super::{FrameError, Incoming, PAYLOAD_MAX, Receiver, Sender, Waiting};
 
-/// The size of one read of the plain connection, in bytes.
-const CHUNK: usize = 64 << 10;
+/// The size of one read of the plain connection, in bytes: it grows from the first to the second with bulk data.
+const CHUNK: (usize, usize) = (8 << 10, PAYLOAD_MAX);
 
 /// Why copying ended early.
 #[derive(Debug, thiserror::Error)]
@@ -40,14 +40,17 @@ where
     // The credit limits how much waits here.
     let waiting = Waiting::default();
     let outwards = async {
-        let mut chunk = vec![0; CHUNK];
+        let mut chunk = vec![0; CHUNK.0];
         loop {
-            let room = sender.room().await?.min(CHUNK);
+            let room = sender.room().await?.min(chunk.len());
             let length = read.read(&mut chunk[..room]).await.map_err(CopyError::Read)?;
             if length == 0 {
                 return Ok::<_, CopyError>(sender.end().await?);
             }
             sender.data(&chunk[..length]).await?;
+            if length == chunk.len() && length < CHUNK.1 {
+                chunk.resize((length * 4).min(CHUNK.1), 0);
+            }
         }
     };
     let inwards = async {

@@ -2,14 +2,21 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::rules::{Flow, Rules};
-use super::{FrameError, HEADER, Kind};
+use super::{FrameError, HEADER, Kind, PAYLOAD_MAX};
+use crate::block::{self, Block};
 
 /// The minimum size of one read, in bytes.
 const CHUNK: usize = 64 << 10;
+/// A payload of so many bytes is read into a block of its own. A peer that sends many of just this length makes a stream take four times
+/// the credit that it was given.
+const LARGE: usize = 64 << 10;
+
+// A block holds the longest payload.
+const _: () = assert!(PAYLOAD_MAX <= block::SIZE);
 
 /// A received frame. Credit frames are not returned: they go to the [`super::Sender`] of the same stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,13 +41,17 @@ pub struct Receiver<R> {
     buffer: BytesMut,
     /// The frame whose header was read.
     begun: Option<(Kind, usize)>,
+    /// Its payload so far, if it is large.
+    large: Option<Block>,
+    /// Whether the last frame was large: then nothing but the header of the next one is read with it.
+    was_large: bool,
     rules: Rules,
     flow: Arc<Flow>,
 }
 
 impl<R: AsyncRead + Unpin> Receiver<R> {
     pub(super) fn new(read: R, buffer: BytesMut, flow: Arc<Flow>) -> Self {
-        Self { read, buffer, begun: None, rules: Rules::default(), flow }
+        Self { read, buffer, begun: None, large: None, was_large: false, rules: Rules::default(), flow }
     }
 
     /// Returns the next frame; `None` after the last one, or if the connection ends between two frames. Cancel-safe: nothing is lost.
@@ -63,14 +74,24 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
                 }
                 continue;
             };
-            if self.buffer.len() < length {
-                if !self.fill(length).await? {
+            let mut payload = if kind.is_data() && length >= LARGE {
+                if !self.fill_large(length).await? {
                     return Err(FrameError::Cut);
                 }
-                continue;
-            }
+                let Some(block) = self.large.take() else { continue };
+                self.was_large = true;
+                block.freeze()
+            } else {
+                if self.buffer.len() < length {
+                    if !self.fill(length).await? {
+                        return Err(FrameError::Cut);
+                    }
+                    continue;
+                }
+                self.was_large = false;
+                self.buffer.split_to(length).freeze()
+            };
             self.begun = None;
-            let mut payload = self.buffer.split_to(length).freeze();
             return Ok(Some(match kind {
                 Kind::Data => Incoming::Data(payload),
                 Kind::Stderr => Incoming::Stderr(payload),
@@ -99,8 +120,31 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
     /// Reads more of the `length` wanted bytes; `false` at the end of the connection.
     async fn fill(&mut self, length: usize) -> Result<bool, FrameError> {
         let missing = length - self.buffer.len();
+        if self.was_large {
+            self.buffer.reserve(missing);
+            return Ok(self.read.read_buf(&mut (&mut self.buffer).limit(missing)).await? > 0);
+        }
         self.buffer.reserve(missing.max(CHUNK));
         Ok(self.read.read_buf(&mut self.buffer).await? > 0)
+    }
+
+    /// Reads a large payload to its end; `false` at the end of the connection.
+    async fn fill_large(&mut self, length: usize) -> Result<bool, FrameError> {
+        let block = self.large.get_or_insert_default();
+        if block.is_empty() {
+            let there = self.buffer.len().min(length);
+            block.push(&self.buffer[..there]);
+            self.buffer.advance(there);
+        }
+        while block.len() < length {
+            let missing = length - block.len();
+            let read = self.read.read(&mut block.room()[..missing]).await?;
+            if read == 0 {
+                return Ok(false);
+            }
+            block.fill(read);
+        }
+        Ok(true)
     }
 }
 
