@@ -167,6 +167,8 @@ const NEEDS: [(Scope, &[&str]); 5] = [
             "drive_resize",
             "vm_create",
             "vm_delete",
+            "vm_rename",
+            "vm_restart",
             "vm_start",
             "vm_stop",
             "vm_update",
@@ -192,6 +194,7 @@ const NEEDS: [(Scope, &[&str]); 5] = [
         &[
             "audit_list",
             "network_cleanup",
+            "network_firewall",
             "provider_inspect",
             "provider_remove",
             "provider_set",

@@ -12,7 +12,7 @@ use nexus_schema::tools::vm::{
     VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmRenameParams, VmRestartParams,
     VmStartParams, VmState, VmStopParams, VmUpdateParams,
 };
-use nexus_schema::{ErrorCode, Reference, ToolError};
+use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
 
 use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience};
 use crate::access::{Caller, Deed};
@@ -319,6 +319,11 @@ impl Shared {
         if caller.grant().is_none() {
             return Ok(());
         }
+        if params.run.is_some() && !caller.has(Scope::Exec) {
+            let message = "run needs the scope exec, which this token lacks";
+            return Err(ToolError::new(ErrorCode::Forbidden, message)
+                .hint("leave run out, or ask for a token with the scope exec"));
+        }
         may_read_host(caller, params.from.as_deref())?;
         may_read_host(caller, params.kernel.as_deref())?;
         let Some(asked) = params.network.as_ref().filter(|_| !caller.has(Scope::Network)) else {
@@ -417,6 +422,15 @@ fn openings(before: &NetworkPolicy, after: &NetworkPolicy) -> Vec<String> {
     let removed: Vec<_> = before.deny.iter().filter(|rule| !after.deny.contains(rule)).collect();
     if !removed.is_empty() {
         opened.push(format!("no longer deny {}", list(removed)));
+    }
+    // `None` is more than any limit.
+    let raised = |before: Option<ByteSize>, after: Option<ByteSize>| match (before, after) {
+        (Some(before), Some(after)) => after > before,
+        (before, after) => before.is_some() && after.is_none(),
+    };
+    let (was, is) = (before.bandwidth, after.bandwidth);
+    if raised(was.rx, is.rx) || raised(was.tx, is.tx) {
+        opened.push("raise the limit of its bandwidth".to_owned());
     }
     let joined: Vec<_> = after.groups.iter().filter(|group| !before.groups.contains(group)).collect();
     if !joined.is_empty() {
