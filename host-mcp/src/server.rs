@@ -71,7 +71,8 @@ impl Server {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls a tool for another request of the client, such as reading a resource, whatever set of tools it was offered.
+    /// Calls a tool for another request of the client, such as reading a resource, whatever set of tools it asked for. A token is limited
+    /// to its own set all the same.
     pub(crate) async fn call_unlisted(
         &self,
         tool: &str,
@@ -79,14 +80,19 @@ impl Server {
         arguments: JsonObject,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResult, ErrorData> {
+        let name = if is_of_guest { format!("{GUEST_PREFIX}{tool}") } else { tool.to_owned() };
+        if let Some(own) = self.client.caller().tools()
+            && let Some(text) = self.client.host().registry().refusal(own, &name)
+        {
+            return Err(ErrorData::resource_not_found(text, None));
+        }
         if !is_of_guest {
             let outcome = self.run(tool, arguments, context).await?;
             return Ok(outcome.unwrap_or_else(|error| error_result(&error)));
         }
-        let own = format!("{GUEST_PREFIX}{tool}");
-        let unknown = || ErrorData::internal_error(format!("there is no tool {own}"), None);
+        let unknown = || ErrorData::internal_error(format!("there is no tool {name}"), None);
         let tool =
-            self.client.host().registry().guest_tool(View::Whole(Toolset::ALL), &own).ok_or_else(unknown)?;
+            self.client.host().registry().guest_tool(View::Whole(Toolset::ALL), &name).ok_or_else(unknown)?;
         Box::pin(self.forward(tool, arguments, context)).await
     }
 

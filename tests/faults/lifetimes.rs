@@ -66,8 +66,10 @@ fn a_vm_is_deleted_at_the_end_of_its_time_and_a_protected_one_is_stopped() {
     let mut client = world.client();
     until_gone(&mut client, "long");
     assert_eq!(client.inspect("kept")["state"], "ready");
-    let endless = client
-        .must("vm_update", json!({ "vm": "kept", "ttl": "2h", "idle_stop": "30m", "protected": false }));
+    let endless = client.must_confirmed(
+        "vm_update",
+        json!({ "vm": "kept", "ttl": "2h", "idle_stop": "30m", "protected": false }),
+    );
     assert_eq!(endless["idle_stop"], "30m");
     let endless = client.must("vm_update", json!({ "vm": "kept", "ttl": 0, "idle_stop": "0" }));
     assert!(endless.get("expires_at").is_none() && endless.get("idle_stop").is_none(), "{endless}");

@@ -309,13 +309,22 @@ fn creates_at_once_do_not_exceed_a_quota() {
     client.must("drive_resize", json!({ "drive": "data", "size": "128MiB" }));
     // What is deleted is free again; a token that this one makes counts for both.
     client.must("vm_delete", json!({ "vm": own[0]["name"] }));
-    let (sub, _) = token(&mut client, json!({}));
-    let mut sub = with(&world, &sub);
+    let (secret, id) = token(&mut client, json!({}));
+    let mut sub = with(&world, &secret);
     let create =
         |name: &str| json!({ "name": name, "from": image, "disk": "128MiB", "start": false, "wait_s": 45 });
     sub.must("vm_create", create("of-sub"));
     for client in [&mut sub, &mut client] {
         assert_eq!(refused(client, "vm_create", create("one-more")).code, "quota_exceeded");
+    }
+    // So does the growth of what a revoked one made, and of what others made.
+    owner.must_confirmed("token_revoke", json!({ "token": id }));
+    let sees = json!({ "tools": "all", "vms": ["first"], "quota": { "disk": "64MiB" } });
+    let (secret, _) = token(&mut owner, sees);
+    for (mut client, vm) in [(client, "of-sub"), (with(&world, &secret), "first")] {
+        let drive = client.inspect(vm)["drives"][0]["name"].clone();
+        let failure = refused(&mut client, "drive_resize", json!({ "drive": drive, "size": "1GiB" }));
+        assert_eq!(failure.code, "quota_exceeded", "{}", failure.text);
     }
 }
 

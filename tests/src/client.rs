@@ -88,6 +88,7 @@ impl Client {
     pub fn connect_as(socket: &Path, path: &str, lines: &str, capabilities: Value) -> io::Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(ANSWER))?;
+        let has_token = lines.contains("Authorization");
         let head = format!(
             "HTTP/1.1\r\nHost: localhost\r\n{lines}Connection: upgrade\r\nUpgrade: mcp-stream\r\n\r\n"
         );
@@ -102,7 +103,9 @@ impl Client {
         if !head.starts_with("HTTP/1.1 101") {
             return Err(io::Error::other(format!("no upgrade: {head:?}")));
         }
-        let mut client = Self { lines, last_id: 0, is_whole: path == "/mcp" };
+        // A token may be offered a set whose results are for a model.
+        let is_whole = path == "/mcp" && !has_token;
+        let mut client = Self { lines, last_id: 0, is_whole };
         client.request(
             "initialize",
             &json!({ "protocolVersion": "2025-11-25", "capabilities": capabilities, "clientInfo": { "name": "test", "version": "0" } }),

@@ -35,8 +35,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "vm",
         &[
-            "asset", "context", "drive", "egress", "guest", "image", "net", "op", "os", "progress", "store",
-            "vmm",
+            "access", "asset", "context", "drive", "egress", "guest", "image", "net", "op", "os", "progress",
+            "store", "vmm",
         ],
     ),
     (

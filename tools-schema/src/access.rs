@@ -208,6 +208,7 @@ const NEEDS: [(Scope, &[&str]); 5] = [
 
 /// The tools that need [`Scope::Read`] only: those that change nothing, and those that concern nothing but the caller's own work.
 const READ: &[&str] = &[
+    "vm_wait",
     "asset_inspect",
     "asset_list",
     "build_inspect",

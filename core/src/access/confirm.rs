@@ -14,7 +14,7 @@ use crate::os::random;
 
 /// How long a confirmation is valid.
 const LIFE: Duration = Duration::from_secs(300);
-/// How many confirmations may be pending: of one owner, and in all.
+/// How many confirmations may be pending: of one owner, and of all tokens together, which cannot take the place of the daemon's user.
 const PENDING_MAX: (usize, usize) = (64, 1024);
 
 /// What a call would do that cannot be undone.
@@ -30,6 +30,8 @@ pub(crate) struct Deed {
 struct Pending {
     owner: Arc<str>,
     scope: Option<VmId>,
+    /// Whether a token asked.
+    of_token: bool,
     deed: Deed,
     until: Instant,
 }
@@ -63,14 +65,16 @@ impl Confirmations {
             },
         };
         let own = pending.values().filter(|known| known.owner == caller.owner).count();
-        if own >= PENDING_MAX.0 || pending.len() >= PENDING_MAX.1 {
+        let of_token = caller.grant().is_some();
+        let is_full = || pending.values().filter(|known| known.of_token).count() >= PENDING_MAX.1;
+        if own >= PENDING_MAX.0 || (of_token && is_full()) {
             return Err(ToolError::new(ErrorCode::Busy, "too many confirmations are pending")
                 .hint(format!("use them, or wait until they expire: {} minutes", LIFE.as_secs() / 60)));
         }
         let token = random::token();
         let error = required(&deed, why, &token);
         let (owner, scope, until) = (Arc::clone(&caller.owner), caller.scope, now + LIFE);
-        pending.insert(token, Pending { owner, scope, deed, until });
+        pending.insert(token, Pending { owner, scope, of_token, deed, until });
         Err(error)
     }
 }
@@ -98,6 +102,7 @@ fn required(deed: &Deed, why: Option<&str>, token: &str) -> ToolError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::{Tokens, Wanted};
 
     fn deed(what: &str) -> Deed {
         Deed { tool: "vm_delete", plan: vec![what.to_owned()] }
@@ -141,5 +146,22 @@ mod tests {
         }
         assert_eq!(ask(&pending, "uid:0", "delete a", None).unwrap_err().code, ErrorCode::Busy);
         token(ask(&pending, "uid:1", "delete a", None).unwrap_err());
+    }
+
+    #[test]
+    fn tokens_do_not_take_the_place_of_the_daemons_user() {
+        let (pending, tokens) = (Confirmations::default(), Tokens::default());
+        for asked in 0..=PENDING_MAX.1 / PENDING_MAX.0 {
+            let (record, secret) = tokens.draft(&Caller::owner("uid:0"), Wanted::default()).unwrap();
+            tokens.add(record);
+            let holder = tokens.authenticate(&secret).unwrap();
+            let refused = || pending.require(&holder, deed("delete a"), None).unwrap_err();
+            if asked == PENDING_MAX.1 / PENDING_MAX.0 {
+                assert_eq!(refused().code, ErrorCode::Busy);
+                break;
+            }
+            (0..PENDING_MAX.0).for_each(|_| drop(token(refused())));
+        }
+        token(ask(&pending, "uid:0", "delete a", None).unwrap_err());
     }
 }

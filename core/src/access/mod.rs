@@ -18,4 +18,4 @@ mod tokens;
 pub use caller::{Authorised, Caller};
 pub(crate) use confirm::{Confirmations, Deed};
 pub use grant::Grant;
-pub(crate) use tokens::{Tokens, Wanted};
+pub(crate) use tokens::{Charge, Tokens, Wanted};

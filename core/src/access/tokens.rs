@@ -23,6 +23,10 @@ use crate::store::{Connection, StoreError, now, random_id};
 const SECRET_PREFIX: &str = "nexus_";
 /// How many tokens may work at the same time.
 const TOKENS_MAX: usize = 10_000;
+/// How long a chain of tokens that made each other may be.
+const CHAIN_MAX: usize = 8;
+/// How many tokens there may be of one that the daemon's user made: it and all that were made with it, ended ones as well.
+const FAMILY_MAX: usize = 200;
 /// How often it is checked at least whether a token has expired: the host's clock may have been set, or the host may have slept.
 const EXPIRY_CHECK: Duration = Duration::from_secs(60);
 
@@ -60,9 +64,10 @@ pub(crate) struct Wanted {
 /// The quota of a token that something new counts for, and whose things count.
 #[derive(Debug, Clone)]
 pub(crate) struct Charge {
+    token: TokenId,
     name: Name,
     quota: Quota,
-    owners: Vec<String>,
+    lineage: Lineage,
 }
 
 fn hash(secret: &str) -> [u8; 32] {
@@ -119,7 +124,7 @@ impl Tokens {
     /// A new token for a caller, with its secret; it works once it was stored and added.
     ///
     /// # Errors
-    /// `forbidden` if it would have more rights than the caller.
+    /// `forbidden` if it would have more rights than the caller, `quota_exceeded` if the caller's token may not make more.
     pub(crate) fn draft(&self, caller: &Caller, wanted: Wanted) -> Result<(TokenRecord, String), ToolError> {
         if self.working.read().unwrap_or_else(PoisonError::into_inner).by_id.len() >= TOKENS_MAX {
             return Err(ToolError::new(ErrorCode::Busy, format!("{TOKENS_MAX} tokens exist already"))
@@ -128,7 +133,10 @@ impl Tokens {
         let (name, expires_at) = (wanted.name.clone(), wanted.expires_at);
         let (rights, expires_at) = match caller.grant() {
             None => (owned(wanted), expires_at),
-            Some(grant) => lessened(grant, wanted)?,
+            Some(grant) => {
+                self.may_make(grant)?;
+                lessened(grant, wanted)?
+            }
         };
         let id: TokenId = random_id();
         let secret = format!("{SECRET_PREFIX}{}", random::token());
@@ -149,6 +157,26 @@ impl Tokens {
         Ok((record, secret))
     }
 
+    /// Refuses a token that one makes whose chain is too long or whose family is too large.
+    fn may_make(&self, grant: &Grant) -> Result<(), ToolError> {
+        if grant.chain().count() >= CHAIN_MAX {
+            let message =
+                format!("this token is the last of {CHAIN_MAX} that made each other; it cannot make more");
+            return Err(ToolError::new(ErrorCode::QuotaExceeded, message)
+                .hint("use this token, or ask the holder of the one that made it for another"));
+        }
+        let root = grant.chain().last().unwrap_or(grant);
+        if self.family(root.record.id).len() >= FAMILY_MAX {
+            let message = format!(
+                "{FAMILY_MAX} tokens come from the token {} already, ended ones included",
+                root.record.name
+            );
+            return Err(ToolError::new(ErrorCode::QuotaExceeded, message)
+                .hint("use one that works, or ask the daemon's user for another token"));
+        }
+        Ok(())
+    }
+
     /// A token and all that were made with it.
     pub(crate) fn family(&self, token: TokenId) -> Vec<TokenId> {
         self.lineage.family(token)
@@ -163,7 +191,8 @@ impl Tokens {
         ended.iter().for_each(|grant| grant.ended.cancel());
     }
 
-    /// The quotas that what an owner makes counts for.
+    /// The quotas that what an owner makes counts for; none if its token does not work. Work that goes on after its token keeps those
+    /// that it began with.
     pub(crate) fn charges(&self, owner: &str) -> Vec<Charge> {
         let Some(id) = owner.strip_prefix(OWNER_PREFIX).and_then(|id| id.parse::<TokenId>().ok()) else {
             return Vec::new();
@@ -173,9 +202,10 @@ impl Tokens {
         let limited = chain.filter(|grant| !grant.record.rights.quota.is_none());
         limited
             .map(|grant| Charge {
+                token: grant.record.id,
                 name: grant.record.name.clone(),
                 quota: grant.record.rights.quota,
-                owners: self.family(grant.record.id).iter().map(|id| format!("{OWNER_PREFIX}{id}")).collect(),
+                lineage: self.lineage.clone(),
             })
             .collect()
     }
@@ -274,7 +304,7 @@ impl Charge {
     /// Whether the quota allows `more`, beside what there is; what the VM `except` takes does not count. To be asked in the
     /// transaction that makes it.
     pub(crate) fn check(&self, db: &Connection, more: Usage, except: Option<VmId>) -> Result<(), StoreError> {
-        let used = tokens::usage(db, &self.owners, except)?;
+        let used = tokens::usage(db, &self.owners(), except)?;
         let Quota { vms, vcpus, memory, disk } = self.quota;
         let size = |bytes: u64| ByteSize::bytes(bytes).to_string();
         let count = |count: u64| count.to_string();
@@ -306,12 +336,17 @@ impl Charge {
     /// Whether what there is is within the quota of disk, in the transaction that found out how large it is.
     pub(crate) fn check_held(&self, db: &Connection) -> Result<(), StoreError> {
         let Some(limit) = self.quota.disk else { return Ok(()) };
-        let used = ByteSize::bytes(tokens::usage(db, &self.owners, None)?.disk);
+        let used = ByteSize::bytes(tokens::usage(db, &self.owners(), None)?.disk);
         if used <= limit {
             return Ok(());
         }
         let what = format!("disk: the token {} may have {limit}, and with this it has {used}", self.name);
         Err(StoreError::QuotaExceeded { what })
+    }
+
+    /// The owners whose things count, with those of tokens that were made meanwhile.
+    fn owners(&self) -> Vec<String> {
+        self.lineage.family(self.token).iter().map(|id| format!("{OWNER_PREFIX}{id}")).collect()
     }
 }
 
@@ -372,6 +407,26 @@ mod tests {
         assert!(child.has(Scope::Lifecycle) && !child.has(Scope::Images));
         assert!(parent.made(&child.owner) && !child.made(&parent.owner));
         assert_eq!(tokens.charges(&child.owner).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn tokens_make_only_so_many_and_so_deep() {
+        let tokens = Tokens::default();
+        let owner = Caller::owner("uid:0");
+        let (root, _, _) = make(&tokens, &owner, Wanted::default()).unwrap();
+        let mut last = root.clone();
+        for _ in 1..CHAIN_MAX {
+            last = make(&tokens, &last, Wanted::default()).unwrap().0;
+        }
+        let error = make(&tokens, &last, Wanted::default()).unwrap_err();
+        assert!(error.code == ErrorCode::QuotaExceeded && error.message.contains("the last of"), "{error}");
+        for _ in CHAIN_MAX..FAMILY_MAX {
+            let (_, record, _) = make(&tokens, &root, Wanted::default()).unwrap();
+            tokens.end(&[record.id]);
+        }
+        let error = make(&tokens, &root, Wanted::default()).unwrap_err();
+        assert!(error.code == ErrorCode::QuotaExceeded && error.message.contains("ended ones"), "{error}");
+        make(&tokens, &owner, Wanted::default()).unwrap();
     }
 
     #[tokio::test]

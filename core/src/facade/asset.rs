@@ -121,7 +121,7 @@ impl Nexus {
     /// The tool `asset_inspect`.
     pub async fn asset_inspect(
         &self,
-        _: &CallContext,
+        ctx: &CallContext,
         params: AssetInspectParams,
     ) -> Result<AssetDetails, ToolError> {
         let record = self.shared.asset(params.asset).await?;
@@ -133,7 +133,8 @@ impl Nexus {
             download_sha256: record.download_sha256.clone(),
             files: files_of(&record),
             owner: record.owner.clone(),
-            used_by,
+            // How others use it is none of a token's business.
+            used_by: if ctx.caller.has(Scope::Admin) { used_by } else { Vec::new() },
             asset: self.shared.asset_summary(record, &chosen),
         })
     }

@@ -16,7 +16,7 @@ use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 use super::plan::size_of_clone;
 use super::vm::{may_read_host, seen_rows};
 use super::{CallContext, Nexus, Shared, cut_page, page, patience};
-use crate::access::Caller;
+use crate::access::{Caller, Charge};
 use crate::context::{Attach, Command, Handle, Registry, drive_error};
 use crate::drive::{DISK, Locked};
 use crate::op::{Begun, did_you_mean, once, store_error, summary};
@@ -95,20 +95,21 @@ impl Nexus {
         let subject = (drive.id.to_string(), drive.name.to_string());
         let op = summary("drive_create", &drive.owner, Some(subject));
         let op_id = op.op_id;
-        let (row, charges) = (drive.clone(), shared.tokens.charges(&ctx.caller.owner));
+        let charges = shared.tokens.charges(&ctx.caller.owner);
+        let (row, charged) = (drive.clone(), charges.clone());
         let begun = shared.ops.begin(op, once, move |tx| {
             let more = Usage { disk: row.size.as_bytes(), ..Usage::default() };
-            charges.iter().try_for_each(|charge| charge.check(tx, more, None))?;
+            charged.iter().try_for_each(|charge| charge.check(tx, more, None))?;
             drives::insert(tx, &row)
         });
         if let Begun::Known(op) = begun.await? {
             return shared.ops.wait(ctx, op, wait).await.map(Creation::from);
         }
         failpoint::reach("drive-begun");
-        let (work, size) = (self.shared.clone(), params.size);
+        let (work, caller, size) = (self.shared.clone(), ctx.caller.clone(), params.size);
         shared.ops.run(op_id, move |progress| async move {
             let made = tokio::select! {
-                made = work.make_drive(drive.clone(), from, size, &progress) => made,
+                made = work.make_drive(&caller, drive.clone(), from, size, charges, &progress) => made,
                 () = progress.cancelled() => {
                     Err(ToolError::new(ErrorCode::Cancelled, format!("creation of {} was cancelled", drive.name)))
                 }
@@ -214,7 +215,7 @@ impl Nexus {
         let shared = &self.shared;
         let (drive, _locked) = shared.take_drive(&ctx.caller, &params.drive).await?;
         check_not_smaller(Some(params.size), drive.size, &drive.name)?;
-        let is_claimed = shared.claim_growth(&drive, params.size).await?;
+        let is_claimed = shared.claim_growth(&ctx.caller, &drive, params.size).await?;
         let grown = shared.grow(&drive, params.size).await;
         if grown.is_err() && is_claimed {
             let (id, size) = (drive.id, drive.size);
@@ -277,8 +278,8 @@ impl Shared {
     ) -> Result<(DriveRecord, Locked), ToolError> {
         let found = self.drive(caller, drive).await?;
         let locked = self.drive_locks.take(&[found.id]).await.map_err(|_| busy_drive(found.name.as_str()))?;
-        // Read again under the lock.
-        Ok((self.any_drive(&Reference::Id(found.id)).await?, locked))
+        // Read again under the lock: the caller may no longer see it.
+        Ok((self.drive(caller, &Reference::Id(found.id)).await?, locked))
     }
 
     /// Returns the task of the VM to which a drive is attached.
@@ -316,9 +317,11 @@ impl Shared {
     /// Creates the disk of a drive that has a row.
     async fn make_drive(
         self: &Arc<Self>,
+        caller: &Caller,
         mut drive: DriveRecord,
         from: From,
         size: Option<ByteSize>,
+        charges: Vec<Charge>,
         progress: &Progress,
     ) -> Result<DriveRecord, ToolError> {
         let path = self.paths.drive(drive.id);
@@ -339,7 +342,7 @@ impl Shared {
             From::Drive(source) => {
                 let locked = self.drive_locks.take(&[source.id]).await;
                 let _locked = locked.map_err(|_| busy_drive(source.name.as_str()))?;
-                let source = self.any_drive(&Reference::Id(source.id)).await?;
+                let source = self.drive(caller, &Reference::Id(source.id)).await?;
                 self.check_down(&source)?;
                 check_not_smaller(size, source.size, &source.name)?;
                 drive.image_id = source.image_id;
@@ -353,7 +356,7 @@ impl Shared {
         }
         failpoint::reach("drive-made");
         drive.ready = true;
-        let (row, charges) = (drive.clone(), self.tokens.charges(&drive.owner));
+        let row = drive.clone();
         let made = self.store.write(move |tx| {
             // What it is made of may be larger than what was asked for.
             drives::made(tx, &row)?;
@@ -398,8 +401,17 @@ impl Shared {
     }
 
     /// Refuses a growth that a quota does not allow, and counts one that it allows; whether it was counted.
-    async fn claim_growth(&self, drive: &DriveRecord, size: ByteSize) -> Result<bool, ToolError> {
-        let charges = self.tokens.charges(&drive.owner);
+    async fn claim_growth(
+        &self,
+        caller: &Caller,
+        drive: &DriveRecord,
+        size: ByteSize,
+    ) -> Result<bool, ToolError> {
+        let mut charges = self.tokens.charges(&drive.owner);
+        if *caller.owner != *drive.owner {
+            // It may be another's drive, or that of a token which no longer works.
+            charges.extend(self.tokens.charges(&caller.owner));
+        }
         if charges.is_empty() {
             return Ok(false);
         }

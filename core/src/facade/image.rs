@@ -1,5 +1,6 @@
 //! The image tools.
 
+use nexus_schema::access::Scope;
 use nexus_schema::id::ImageKind;
 use nexus_schema::tools::OpOutcome;
 use nexus_schema::tools::image::{
@@ -10,6 +11,7 @@ use nexus_schema::{ErrorCode, Name, Reference, ToolError};
 
 use super::vm::may_read_host;
 use super::{CallContext, Nexus, Shared, number_cursor, page, patience};
+use crate::access::Caller;
 use crate::op::{Begun, did_you_mean, once, store_error, summary};
 use crate::store::idempotency::Once;
 use crate::store::images::ImageRecord;
@@ -79,6 +81,20 @@ impl Nexus {
         }
     }
 
+    /// Refuses to tokens names under which images are made by themselves: VMs of others would start from what they put there.
+    async fn may_name(&self, caller: &Caller, name: &Name, from: &str) -> Result<(), ToolError> {
+        let is_reserved = BUILT_IN.contains(&name.as_str())
+            || ["oci-", "file-", "rootfs-"].iter().any(|word| name.as_str().starts_with(word));
+        if !is_reserved || caller.has(Scope::Admin) {
+            return Ok(());
+        }
+        if !from.starts_with("template:") && self.shared.provision.image_name(from).await? == *name {
+            return Ok(());
+        }
+        let message = format!("the name {name} is reserved for images that are made by themselves");
+        Err(ToolError::new(ErrorCode::Forbidden, message).hint("choose another name"))
+    }
+
     /// The tool `image_create`.
     pub async fn image_create(
         &self,
@@ -104,6 +120,7 @@ impl Nexus {
             }
             None => self.shared.provision.image_name(&params.from).await?,
         };
+        self.may_name(&ctx.caller, &name, &params.from).await?;
         let taken = Reference::Name(name.clone());
         let exists = self.shared.store.read(move |db| images::get(db, &taken)).await.map_err(store_error)?;
         if exists.is_some() {

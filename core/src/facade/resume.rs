@@ -13,6 +13,7 @@ use crate::op::{StoredResult, store_error};
 use crate::store::ops::OpRecord;
 use crate::store::{builds, drives, images, ops};
 use crate::vm::actor::DAEMON;
+use crate::vm::create::Old;
 use crate::vm::{create, defaults, details};
 
 /// Resumes or ends the operations that were under way when the daemon ended.
@@ -24,15 +25,16 @@ pub(super) async fn resume_ops(shared: &Arc<Shared>) -> Result<(), ToolError> {
         let op = summary.op_id;
         match (summary.tool.as_str(), handle) {
             ("vm_create" | "vm_start", Some((_, handle))) => {
-                let shared = shared.clone();
+                let (shared, is_creation) = (shared.clone(), summary.tool == "vm_create");
                 shared.clone().ops.run(op, move |progress| async move {
-                    create::go_on(&shared, &handle, op, &progress).await
+                    create::go_on(&shared, &handle, op, is_creation, &progress).await
                 });
             }
             ("vm_restart", Some((vm, handle))) => {
                 let (shared, since) = (shared.clone(), summary.started_at);
                 shared.clone().ops.run(op, move |progress| async move {
-                    create::restart_and_wait(&handle, DAEMON, false, None, since, &progress).await?;
+                    create::restart_and_wait(&handle, DAEMON, false, None, Old::Since(since), &progress)
+                        .await?;
                     details(&shared, &vm).await
                 });
             }

@@ -12,17 +12,18 @@ use nexus_schema::tools::vm::{
     VmInspectParams, VmListOutput, VmListParams, VmLogsOutput, VmLogsParams, VmRenameParams, VmRestartParams,
     VmStartParams, VmState, VmStopParams, VmUpdateParams,
 };
-use nexus_schema::{ByteSize, ErrorCode, Reference, ToolError};
+use nexus_schema::{ByteSize, ErrorCode, Reference, TimeSpan, ToolError};
 
 use super::{CallContext, Nexus, Shared, cut_page, number_cursor, page, patience};
 use crate::access::{Caller, Deed};
 use crate::context::{Change, Command, Decision, Handle, View, not_found};
 use crate::egress;
 use crate::op::{StoredResult, store_error};
-use crate::store::{StoreError, history, now, vms};
-use crate::vm::create::{self, ask, restart_and_wait, start_and_wait, stop_and_wait};
+use crate::store::{StoreError, history, vms};
+use crate::vm::create::{self, Old, ask, restart_and_wait, start_and_wait, stop_and_wait};
 use crate::vm::defaults;
 use crate::vm::details;
+use crate::vm::lifetime;
 use crate::vm::policy;
 use crate::vmm::console;
 
@@ -134,9 +135,9 @@ impl Nexus {
         policy::restart(record.name.as_str(), record.state)?;
         policy::same_boot(record.name.as_str(), record.boot_id, if_boot)?;
         let op = self.shared.begin_op("vm_restart", ctx, subject(&record)).await?;
-        let (shared, who, since) = (self.shared.clone(), ctx.caller.owner.clone(), now());
+        let (shared, who, old) = (self.shared.clone(), ctx.caller.owner.clone(), Old::Boot(record.boot_id));
         self.shared.ops.run(op, move |progress| async move {
-            restart_and_wait(&handle, &who, force, if_boot, since, &progress).await?;
+            restart_and_wait(&handle, &who, force, if_boot, old, &progress).await?;
             details(&shared, &Reference::Id(record.id)).await
         });
         self.shared.ops.wait(ctx, op, wait).await
@@ -146,7 +147,8 @@ impl Nexus {
     pub async fn vm_rename(&self, ctx: &CallContext, params: VmRenameParams) -> Result<VmDetails, ToolError> {
         let VmRenameParams { vm, name, if_boot_id } = params;
         let change = Change { name: Some(name), if_boot: if_boot_id, ..Change::default() };
-        self.change(ctx, &vm, change).await
+        let handle = self.shared.vms.get(&ctx.caller, &vm)?;
+        self.change(ctx, &handle, change).await
     }
 
     /// The tool `vm_delete`.
@@ -207,8 +209,7 @@ impl Nexus {
     /// The tool `vm_update`.
     pub async fn vm_update(&self, ctx: &CallContext, params: VmUpdateParams) -> Result<VmDetails, ToolError> {
         let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
-        let record = handle.view.borrow().record.clone();
-        let deed = opening(&ctx.caller, &record, &params);
+        let deed = opening(&ctx.caller, &handle.view.borrow(), &params);
         self.shared.confirmations.require(&ctx.caller, deed, params.confirm.as_deref())?;
         let change = Change {
             tags: params.tags,
@@ -220,19 +221,18 @@ impl Nexus {
             idle_stop: params.idle_stop,
             if_boot: params.if_boot_id,
         };
-        self.change(ctx, &params.vm, change).await
+        self.change(ctx, &handle, change).await
     }
 
     async fn change(
         &self,
         ctx: &CallContext,
-        vm: &Reference<VmKind>,
+        handle: &Handle,
         change: Change,
     ) -> Result<VmDetails, ToolError> {
-        let handle = self.shared.vms.get(&ctx.caller, vm)?;
         let id = handle.view.borrow().record.id;
         let (who, change) = (ctx.caller.owner.to_string(), Box::new(change));
-        ask(&handle, |reply| Command::Update { who, change, reply }).await?;
+        ask(handle, |reply| Command::Update { who, change, reply }).await?;
         details(&self.shared, &Reference::Id(id)).await
     }
 
@@ -365,29 +365,46 @@ fn deletion(caller: &Caller, handles: &[Handle]) -> Deed {
     for handle in handles {
         let view = handle.view.borrow();
         let record = &view.record;
-        let mut why = Vec::new();
-        let drives: Vec<&str> =
-            view.drives.iter().filter(|drive| !drive.is_root()).map(|drive| drive.name.as_str()).collect();
-        if !drives.is_empty() {
-            why.push(format!("has the data drives {}", drives.join(", ")));
-        }
-        if !caller.is_maker(&record.owner) {
-            why.push(format!("was made by {}", record.owner));
-        }
-        // Refused anyway.
-        if !why.is_empty() && !record.protected {
-            plan.push(format!("delete the VM {} ({}), which {}", record.name, record.id, why.join(" and ")));
+        // That of a protected one is refused anyway.
+        if let Some(why) = loss(caller, &view).filter(|_| !record.protected) {
+            plan.push(format!("delete the VM {} ({}), which {why}", record.name, record.id));
         }
     }
     plan.sort_unstable();
     Deed { tool: "vm_delete", plan }
 }
 
-/// What of a change needs a confirmation: to take protection away, and to open the network without the scope for it.
-fn opening(caller: &Caller, record: &vms::VmRecord, params: &VmUpdateParams) -> Deed {
+/// Why the deletion of a VM needs a confirmation, if it does.
+fn loss(caller: &Caller, view: &View) -> Option<String> {
+    let mut why = Vec::new();
+    let drives: Vec<&str> =
+        view.drives.iter().filter(|drive| !drive.is_root()).map(|drive| drive.name.as_str()).collect();
+    if !drives.is_empty() {
+        why.push(format!("has the data drives {}", drives.join(", ")));
+    }
+    if !caller.is_maker(&view.record.owner) {
+        why.push(format!("was made by {}", view.record.owner));
+    }
+    (!why.is_empty()).then(|| why.join(" and "))
+}
+
+/// What of a change needs a confirmation: to take protection away, an end of its life whose deletion needs one, and to open the network
+/// without the scope for it.
+fn opening(caller: &Caller, view: &View, params: &VmUpdateParams) -> Deed {
+    let record = &view.record;
     let mut plan = Vec::new();
     if record.protected && params.protected == Some(false) {
         plan.push(format!("allow the deletion of the protected VM {} ({})", record.name, record.id));
+    }
+    // A life that already has an end may be extended.
+    let is_sooner = |ttl: &TimeSpan| {
+        lifetime::end_of(*ttl).is_some_and(|end| record.expires_at.is_none_or(|at| end < at))
+    };
+    let ttl = params.ttl.filter(is_sooner);
+    if let Some(ttl) = ttl.filter(|_| !params.protected.unwrap_or(record.protected))
+        && let Some(why) = loss(caller, view)
+    {
+        plan.push(format!("delete the VM {} ({}) after {ttl}, which {why}", record.name, record.id));
     }
     let asked = params.network.as_ref().filter(|_| !caller.has(Scope::Network));
     let after = asked.and_then(|asked| egress::merge(&record.spec.network, asked).ok());
@@ -467,4 +484,27 @@ pub(super) type AnyResult = StoredResult;
 /// Returns the subject of an operation on a VM: its id and name.
 fn subject(record: &vms::VmRecord) -> Option<(String, String)> {
     Some((record.id.to_string(), record.name.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_of_its_life_is_confirmed_like_a_deletion() {
+        let record = crate::store::tests::vm("web", 3);
+        let vm = Reference::Id(record.id);
+        let mut view = View { record, drives: Vec::new(), link: None, deleted: false };
+        let plan = |view: &View, who: &'static str, seconds| {
+            let ttl = Some(TimeSpan::seconds(seconds));
+            opening(&Caller::owner(who), view, &VmUpdateParams { ttl, ..VmUpdateParams::of(vm.clone()) }).plan
+        };
+        assert!(plan(&view, "uid:0", 1).is_empty() && plan(&view, "uid:1", 0).is_empty());
+        let foreign = plan(&view, "uid:1", 1).join("; ");
+        assert!(foreign.contains("after 1s, which was made by uid:0"), "{foreign}");
+        view.record.expires_at = lifetime::end_of(TimeSpan::seconds(60));
+        assert!(plan(&view, "uid:1", 3600).is_empty() && !plan(&view, "uid:1", 1).is_empty());
+        view.record.protected = true;
+        assert!(plan(&view, "uid:1", 1).is_empty());
+    }
 }

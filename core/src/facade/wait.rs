@@ -74,7 +74,9 @@ impl Nexus {
         let wait = patience(params.wait_s)?;
         let goal = Goal::of(&params)?;
         let handle = self.shared.vms.get(&ctx.caller, &params.vm)?;
-        let (id, _busy) = (handle.view.borrow().record.id, handle.activity.begin());
+        let id = handle.view.borrow().record.id;
+        // Whoever waits for a state, such as the stop of an idle VM, does not work in it.
+        let _busy = (!matches!(goal, Goal::State(_))).then(|| handle.activity.begin());
         let waiting = Waiting {
             handle: &handle,
             directory: self.shared.paths.vm(id),

@@ -12,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 use super::actor::{self, DAEMON};
 use super::view::details;
 use super::{defaults, lifetime, network, one_shot, spec};
+use crate::access::Charge;
 use crate::context::{Command, Decision, Handle, Shared, View, drive_error, not_found};
 use crate::op::{Begun, caught};
 use crate::os::failpoint;
@@ -59,7 +60,7 @@ pub(crate) async fn begin(
     let protected = params.protected.unwrap_or(false);
     let expires_at = lifetime::end_of(params.ttl.unwrap_or(defaults.ttl));
     let charges = shared.tokens.charges(&owner);
-    let tags = params.tags.clone();
+    let (tags, charged) = (params.tags.clone(), charges.clone());
     let begun = shared
         .ops
         .begin(op, once, move |tx| {
@@ -96,7 +97,7 @@ pub(crate) async fn begin(
                 memory: record.spec.memory.as_bytes(),
                 disk: record.spec.disk.as_bytes(),
             };
-            charges.iter().try_for_each(|charge| charge.check(tx, taken, None))?;
+            charged.iter().try_for_each(|charge| charge.check(tx, taken, None))?;
             vms::insert(tx, &record)?;
             if let Some(last) = last_address {
                 leases::take(tx, id, last)?;
@@ -123,7 +124,7 @@ pub(crate) async fn begin(
             shared.lifetimes.notify_one();
             let shared = shared.clone();
             shared.clone().ops.run(op_id, move |progress| async move {
-                Box::pin(create(&shared, handle, *record, op_id, progress)).await
+                Box::pin(create(&shared, handle, *record, charges, op_id, progress)).await
             });
             Ok(op_id)
         }
@@ -135,12 +136,13 @@ async fn create(
     shared: &Arc<Shared>,
     handle: Handle,
     record: VmRecord,
+    charges: Vec<Charge>,
     op: OpId,
     progress: Progress,
 ) -> Result<VmDetails, ToolError> {
     let mut made = Vec::new();
     let prepared = tokio::select! {
-        prepared = caught("the creation", prepare(shared, record.clone(), &mut made, &progress)) => prepared,
+        prepared = caught("the creation", prepare(shared, record.clone(), charges, &mut made, &progress)) => prepared,
         () = progress.cancelled() => Err(cancelled(&record.name)),
     };
     let created = match prepared {
@@ -173,11 +175,13 @@ async fn create(
     details(shared, &Reference::Id(record.id)).await
 }
 
-/// Goes on with the creation of a VM whose drives are made, after a restart of the daemon.
+/// Goes on with the creation of a VM whose drives are made, or with its start, after a restart of the daemon. Only its creation runs
+/// the command that it exists for.
 pub(crate) async fn go_on(
     shared: &Arc<Shared>,
     handle: &Handle,
     op: OpId,
+    is_creation: bool,
     progress: &Progress,
 ) -> Result<VmDetails, ToolError> {
     let mut view = handle.view.clone();
@@ -187,12 +191,13 @@ pub(crate) async fn go_on(
         None if record.spec.start => start_and_wait(handle, DAEMON, progress).await,
         None => Ok(()),
     };
-    if let Err(error) = started {
-        return Err(unless_run(handle, error).await);
+    match started {
+        Err(error) if is_creation => return Err(unless_run(handle, error).await),
+        started => started?,
     }
     match &record.spec.run {
-        Some(line) => one_shot::run(shared, handle, op, line, progress).await,
-        None => details(shared, &Reference::Id(record.id)).await,
+        Some(line) if is_creation => one_shot::run(shared, handle, op, line, progress).await,
+        _ => details(shared, &Reference::Id(record.id)).await,
     }
 }
 
@@ -208,6 +213,7 @@ async fn unless_run(handle: &Handle, error: ToolError) -> ToolError {
 async fn prepare(
     shared: &Arc<Shared>,
     mut record: VmRecord,
+    charges: Vec<Charge>,
     made: &mut Vec<DriveId>,
     progress: &Progress,
 ) -> Result<(VmRecord, Vec<DriveRecord>), ToolError> {
@@ -252,7 +258,6 @@ async fn prepare(
     };
     made.push(drive.id);
     let row = drive.clone();
-    let charges = shared.tokens.charges(&record.owner);
     shared
         .store
         .write(move |tx| -> Result<(), StoreError> {
@@ -352,17 +357,32 @@ pub(crate) async fn stop_and_wait(
     Ok(decision)
 }
 
+/// The boot that a restart ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Old {
+    /// This one, if there is any.
+    Boot(Option<BootId>),
+    /// One that was started before, by the clock of the host: for a restart that an earlier daemon began.
+    Since(Timestamp),
+}
+
 /// Stops a VM that was started before `since`, and starts it. One that was started later has been restarted already.
 pub(crate) async fn restart_and_wait(
     handle: &Handle,
     who: &str,
     force: bool,
     if_boot: Option<BootId>,
-    since: Timestamp,
+    old: Old,
     progress: &Progress,
 ) -> Result<(), ToolError> {
-    let started_at = handle.view.borrow().record.started_at;
-    if started_at.is_some_and(|at| at <= since) {
+    let is_old = {
+        let view = handle.view.borrow();
+        match old {
+            Old::Boot(boot) => boot.is_some() && view.record.boot_id == boot,
+            Old::Since(since) => view.record.started_at.is_some_and(|at| at <= since),
+        }
+    };
+    if is_old {
         stop_and_wait(handle, who, force, if_boot, progress).await?;
         failpoint::reach("restart-down");
     }

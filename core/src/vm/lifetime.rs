@@ -80,17 +80,63 @@ pub(super) fn idle_stop_at(record: &VmRecord, idle: Option<Duration>) -> Option<
     Some(Timestamp::from_millis(now().as_millis().saturating_add(millis)))
 }
 
+/// Whether the host's clock can be believed, by which lives end: a clock that is set forward must not delete VMs.
+#[derive(Debug)]
+struct Trust {
+    /// The host's clock, and the time since its boot, at the last look.
+    last: (Timestamp, Duration),
+    /// The time since boot until which no life ends.
+    doubtful_until: Duration,
+}
+
+/// The largest step of the clock that is taken for a correction.
+const STEP_MAX: Duration = Duration::from_secs(60);
+/// How long no life ends after a larger step, so that a wrong clock can be corrected or lives be extended.
+const DOUBT: Duration = Duration::from_secs(10 * 60);
+/// How long after the host's boot its clock may still be unsynchronised.
+const BOOT_DOUBT: Duration = Duration::from_secs(2 * 60);
+
+impl Trust {
+    const fn begin(wall: Timestamp, since_boot: Duration) -> Self {
+        Self { last: (wall, since_boot), doubtful_until: BOOT_DOUBT }
+    }
+
+    /// Compares the clock with the time since boot, and returns whether lives may end now.
+    fn look(&mut self, wall: Timestamp, since_boot: Duration) -> bool {
+        let (before, at) = std::mem::replace(&mut self.last, (wall, since_boot));
+        let passed = i64::try_from(since_boot.saturating_sub(at).as_millis()).unwrap_or(i64::MAX);
+        let step = wall.as_millis().saturating_sub(before.as_millis()).saturating_sub(passed);
+        if u128::from(step.max(0).unsigned_abs()) > STEP_MAX.as_millis() {
+            self.doubtful_until = since_boot + DOUBT;
+            tracing::warn!(
+                seconds = step / 1000,
+                "the host's clock was set forward: no vm is deleted at the end of its time to live for 10 minutes"
+            );
+        }
+        since_boot >= self.doubtful_until
+    }
+}
+
+/// The time since the host's boot, its sleep included.
+fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::from_secs(time.tv_sec.unsigned_abs())
+}
+
 /// Keeps the lifetimes for as long as the daemon runs.
 pub(crate) async fn keep(shared: Weak<Shared>) {
+    let mut trust = Trust::begin(now(), since_boot());
     loop {
         let Some(shared) = shared.upgrade() else { return };
         let mut pause = LOOK_MAX;
         let mut acting = Vec::new();
+        let lives_may_end = trust.look(now(), since_boot());
         for handle in shared.vms.all() {
             let due = due(&handle.view.borrow().record, handle.activity.idle(), now());
             match due {
                 Due::Never => {}
                 Due::In(time) => pause = pause.min(time),
+                Due::Expired if !lives_may_end => {}
                 Due::Expired | Due::Idle => acting.push(act(&shared, handle, due)),
             }
         }
@@ -156,6 +202,24 @@ mod tests {
     use nexus_schema::TimeSpan;
 
     use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_forward_ends_no_life_for_a_while() {
+        let wall = |seconds: i64| Timestamp::from_millis(seconds * 1000);
+        let boot = |seconds: u64| Duration::from_secs(seconds);
+        let mut trust = Trust::begin(wall(1_000_000), boot(500));
+        assert!(trust.look(wall(1_000_030), boot(530)));
+        // A day forward within ten seconds.
+        assert!(!trust.look(wall(1_086_440), boot(540)));
+        assert!(!trust.look(wall(1_087_030), boot(1130)));
+        assert!(trust.look(wall(1_087_040), boot(1140)));
+        // Back again, and small corrections: no doubt.
+        assert!(trust.look(wall(1_000_650), boot(1150)));
+        assert!(trust.look(wall(1_000_700), boot(1160)));
+        // Sleep of the host is time, not a step; right after its boot the clock may be wrong.
+        assert!(trust.look(wall(1_004_300), boot(4760)));
+        assert!(!Trust::begin(wall(9), boot(3)).look(wall(10), boot(4)));
+    }
 
     fn record(state: VmState, expires_in: Option<i64>, idle_stop: Option<u64>) -> VmRecord {
         let mut record = crate::store::tests::vm("web", 3);
