@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nexus_tests::client::Client;
-use nexus_tests::wait::until;
+use nexus_tests::wait::{stay, until};
 use serde_json::{Value, json};
 
 use crate::world::{SOON, World, refused};
@@ -69,7 +69,7 @@ fn each_call_is_recorded_with_what_decided_and_none_of_its_contents() {
 
     // Killed 100 ms after a call, the daemon has it, in the file as well; contents and secrets are nowhere.
     agent.must("system_info", json!({}));
-    std::thread::sleep(Duration::from_millis(150));
+    stay(Duration::from_millis(150));
     drop((owner, agent));
     world.daemon.kill();
     let text = std::fs::read_to_string(&file).expect("the exported log");

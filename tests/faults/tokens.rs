@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nexus_tests::client::Client;
 use nexus_tests::daemon::program;
+use nexus_tests::wait::stay;
 use serde_json::{Value, json};
 
 use crate::world::{World, refused};
@@ -369,7 +370,7 @@ fn a_revoked_token_ends_what_uses_it_within_a_second() {
     let mut events = send(&world, "GET /mcp", &secret, &session, "");
     let call = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": wait }).to_string();
     let mut waiting = send(&world, "POST /mcp", &secret, &format!("{session}Connection: close\r\n"), &call);
-    std::thread::sleep(Duration::from_millis(500));
+    stay(Duration::from_millis(500));
 
     let revoked = Instant::now();
     let gone = owner.must("token_revoke", json!({ "token": id }));
