@@ -238,7 +238,7 @@ fn owned(wanted: Wanted) -> Rights {
         vms: wanted.vms,
         tags: wanted.tags,
         all_vms: wanted.all_vms,
-        tools: wanted.tools.unwrap_or_default().to_string(),
+        tools: wanted.tools.unwrap_or(Toolset::ALL).to_string(),
         roots: wanted.roots,
         quota: wanted.quota,
     }

@@ -33,7 +33,8 @@ impl Nexus {
         let wanted = Wanted {
             vm,
             owner: params.caller,
-            tool: params.tool,
+            // Calls in VMs are recorded by the name that the guest knows.
+            tool: params.tool.map(|tool| tool.strip_prefix("guest_").map(str::to_owned).unwrap_or(tool)),
             outcome: params.outcome,
             since: params.since,
             until: params.until,

@@ -37,7 +37,7 @@ pub(crate) enum Command {
 pub(crate) struct CreateArgs {
     /// Its name
     name: Option<Name>,
-    /// What it may do: read, exec, lifecycle, images, network, admin, waive-confirmation [default: exec,lifecycle]
+    /// What it may do: read, exec, lifecycle, images, network, admin, waive-confirmation [default: read,exec,lifecycle]
     #[arg(short, long = "scope", value_name = "SCOPE", value_delimiter = ',')]
     scopes: Vec<Scope>,
     /// A VM that it sees besides those that it makes
@@ -49,7 +49,7 @@ pub(crate) struct CreateArgs {
     /// It sees all VMs
     #[arg(long)]
     all_vms: bool,
-    /// The tools that it is offered, such as work,drives [default: work]
+    /// The tools that it may be offered, such as work,drives [default: all]
     #[arg(long, value_name = "SET")]
     tools: Option<String>,
     /// A directory of the host for guest_copy_in and guest_copy_out; it has to be in copy_roots of the configuration

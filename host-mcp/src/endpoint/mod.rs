@@ -231,7 +231,10 @@ impl Endpoints {
 
     /// The set of tools in a query; by default that of the caller's token, or else the configured one.
     fn toolset(&self, caller: &Caller, query: Option<&str>) -> Result<Toolset, ToolError> {
-        let Some(words) = tools_of(query) else { return Ok(caller.tools().unwrap_or(self.0.tools)) };
+        let Some(words) = tools_of(query) else {
+            // A token that may choose among all is offered what others are.
+            return Ok(caller.tools().filter(|own| *own != Toolset::ALL).unwrap_or(self.0.tools));
+        };
         // A comma is often percent-encoded.
         let set = words.replace("%2C", ",").replace("%2c", ",").parse();
         let set: Toolset = set.map_err(|error: UnknownToolset| ToolError::invalid(error.to_string()))?;

@@ -42,14 +42,14 @@ const PROMPTS: [Offered; 3] = [
     Offered {
         name: "debug-vm",
         title: "Find out what is wrong with a VM",
-        description: "Looks at a VM's state, history, console and services, and explains what is wrong",
+        description: "Looks at a VM's state, console and services, and explains what is wrong",
         arguments: &[("vm", "Name or id of the VM", true), ("symptom", "What does not work", false)],
         text: |argument| {
             let vm = argument("vm").unwrap_or_default();
             let symptom =
                 argument("symptom").map_or_else(String::new, |symptom| format!(" The symptom: {symptom}."));
             format!(
-                "Find out what is wrong with the VM `{vm}`.{symptom} Look at vm_inspect (state and reason), vm_history, vm_logs (its console), \
+                "Find out what is wrong with the VM `{vm}`.{symptom} Look at vm_inspect (state and reason), vm_logs (its console), \
                  and, if its agent answers, guest_os_info (failed units, memory, disk) and guest_command_list. Do not change anything before \
                  you have told me the cause, how sure you are, and what you would do."
             )

@@ -23,8 +23,8 @@ Work: every `guest_` tool runs inside the VM that you name in `vm` (name or id):
 code is a normal result.
 End: `vm_stop` keeps the disk, `vm_start` brings it back, `vm_delete` removes both. Clean up what you no longer need.
 
-Look: `vm_list` shows what exists, `vm_inspect` everything about one VM, `vm_logs` its console, `vm_history` what happened to \
-it, `system_info` whether this host can run VMs and what is missing.
+Look: `vm_list` shows what exists, `vm_inspect` everything about one VM, `vm_logs` its console, \
+`system_info` whether this host can run VMs and what is missing.
 Failures are results with `isError` and a text `code: message`, then a line that says what to do next. Codes that can be tried \
 again say `retryable` in `_meta[\"dev.nexus/error\"]`. A VM that was replaced or rebooted has a new `boot_id`: its processes are \
 gone, its disk is not.";

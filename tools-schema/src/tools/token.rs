@@ -122,7 +122,7 @@ pub struct TokenCreateParams {
     /// It sees all VMs that the caller sees (default false).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub all_vms: Option<bool>,
-    /// The tools that it is offered, such as `work,drives` (default work, or those of the caller's own token).
+    /// The tools that it may be offered, such as `work,drives` (default all, or those of the caller's own token).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<String>,
     /// Directories of the host that guest_copy_in and guest_copy_out may use (default: only its own folder).
