@@ -374,6 +374,7 @@ mod tests {
         let later = Timestamp::from_millis(now().as_millis() + 60_000);
         let wanted = Wanted {
             scopes: scopes(&[Scope::Exec, Scope::Lifecycle]),
+            tools: Some(Toolset::WORK),
             roots: vec!["/srv/a".into()],
             quota: Quota { vms: Some(2), ..Quota::default() },
             expires_at: Some(later),
