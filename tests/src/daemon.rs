@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -313,6 +314,13 @@ impl Daemon {
         assert!(served.is_some() && Instant::now() < deadline, "nexusd does not serve\n{}", self.log());
     }
 
+    fn kill_everything(&mut self) {
+        for pid in self.processes() {
+            signal(pid, rustix::process::Signal::KILL);
+        }
+        let _gone = self.process.kill().and_then(|()| self.process.wait());
+    }
+
     fn end_everything(&mut self) {
         let Ok(None) = self.process.try_wait() else { return };
         let Ok(mut client) = Client::connect(&self.socket()) else { return };
@@ -356,15 +364,14 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // The test has already failed: stop everything, and print the daemon's log.
+            // The test has already failed.
             eprintln!("nexusd said:\n{}", self.log());
-            for pid in self.processes() {
-                signal(pid, rustix::process::Signal::KILL);
-            }
-            let _gone = self.process.kill().and_then(|()| self.process.wait());
-            return;
+            return self.kill_everything();
         }
-        self.end_everything();
+        if let Err(failure) = catch_unwind(AssertUnwindSafe(|| self.end_everything())) {
+            self.kill_everything();
+            resume_unwind(failure);
+        }
     }
 }
 

@@ -191,16 +191,7 @@ impl Store {
         E: From<StoreError> + Send + 'static,
     {
         let connection = self.writer.clone();
-        on_blocking_thread(move || {
-            let mut connection = lock(&connection);
-            let tx = connection
-                .transaction_with_behavior(TransactionBehavior::Immediate)
-                .map_err(|source| E::from(source.into()))?;
-            let value = work(&tx)?;
-            tx.commit().map_err(|source| E::from(source.into()))?;
-            Ok(value)
-        })
-        .await
+        on_blocking_thread(move || in_transaction(&mut lock(&connection), work)).await
     }
 
     /// Like [`Store::write`], but without waiting until the disk has it: a killed daemon loses nothing, a host that loses power may
@@ -218,13 +209,7 @@ impl Store {
             let mut connection = lock(&connection);
             let failed = |source: rusqlite::Error| E::from(source.into());
             connection.pragma_update(None, "synchronous", "normal").map_err(failed)?;
-            let done = (|| {
-                let tx =
-                    connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-                let value = work(&tx)?;
-                tx.commit().map_err(failed)?;
-                Ok(value)
-            })();
+            let done = in_transaction(&mut connection, work);
             connection.pragma_update(None, "synchronous", "full").map_err(failed)?;
             done
         })
@@ -313,6 +298,17 @@ fn configured(connection: Connection) -> Result<Connection, StoreError> {
 /// A poisoned lock only means that another caller panicked; its transaction was rolled back.
 fn lock(connection: &Mutex<Connection>) -> std::sync::MutexGuard<'_, Connection> {
     connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn in_transaction<T, E: From<StoreError>>(
+    connection: &mut Connection,
+    work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    let failed = |source: rusqlite::Error| E::from(source.into());
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+    let value = work(&tx)?;
+    tx.commit().map_err(failed)?;
+    Ok(value)
 }
 
 async fn on_blocking_thread<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
