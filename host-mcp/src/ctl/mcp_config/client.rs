@@ -157,6 +157,22 @@ impl Client {
         Ok(format!("{document:#}\n"))
     }
 
+    /// Returns the command that installs the same server.
+    fn install_line(self, server: &Server) -> String {
+        let mut words = vec!["nexusctl".to_owned(), "mcp".into(), "install".into()];
+        words.extend(self.to_possible_value().map(|value| value.get_name().to_owned()));
+        match &server.way {
+            Way::Stdio { args, .. } => {
+                words.extend(args.iter().skip_while(|arg| *arg != "mcp").skip(1).cloned())
+            }
+            Way::Http { url, .. } => words.push(format!("--http={url}")),
+        }
+        if server.name != "nexus" {
+            words.extend(["--server-name".to_owned(), server.name.clone()]);
+        }
+        words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    }
+
     /// Returns what to do with the document.
     pub(super) fn how_to(self, server: &Server) -> String {
         let name = &server.name;
@@ -199,10 +215,7 @@ impl Client {
             (Self::Codex, _) => "append the above to ~/.codex/config.toml, or .codex/config.toml of a project".to_owned(),
             (Self::GeminiCli, _) => "merge the above into ~/.gemini/settings.json, or .gemini/settings.json of a project".to_owned(),
         };
-        text.push_str(&format!(
-            "\nor run: nexusctl mcp install {}",
-            self.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
-        ));
+        text.push_str(&format!("\nor run: {}", self.install_line(server)));
         if let Way::Http { token: None, .. } = server.way {
             text.push_str(&match self {
                 Self::Zed => format!("\nput a token in the place of {TOKEN_VARIABLE}: "),
