@@ -92,7 +92,7 @@ fn commands_go_on_and_are_found_again_when_the_agent_is_killed() {
     client.good("command_input", json!({ "id": terminal, "input": "through\n" }));
     until("the terminal works", || {
         let result = client.good("command_output", json!({ "id": terminal, "wait_ms": 100 }));
-        stream(&result, "stdout").ends_with("got through\r\n")
+        stream(&result, "stdout").ends_with("got through\n")
     });
     let list = client.good("command_list", json!({}));
     let commands = facts(&list)["commands"].as_array().unwrap().clone();

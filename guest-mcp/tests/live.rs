@@ -297,14 +297,14 @@ fn a_terminal_is_a_terminal() {
             all.contains(what)
         });
     };
-    read_until(&mut client, "30 100\r\nxterm-256color\r\n");
+    read_until(&mut client, "30 100\nxterm-256color\n");
     client.good("command_input", json!({ "id": id, "input": "héllo\n" }));
-    read_until(&mut client, "got héllo\r\n");
+    read_until(&mut client, "got héllo\n");
     client.good("command_input", json!({ "id": id, "cols": 60, "rows": 20 }));
     client.good("command_input", json!({ "id": id, "input": "\n" }));
-    read_until(&mut client, "20 60\r\n");
+    read_until(&mut client, "20 60\n");
     client.good("command_input", json!({ "id": id, "eof": true }));
-    read_until(&mut client, "bye\r\n");
+    read_until(&mut client, "bye\n");
     let (_, _, end) = follow(&mut client, &id);
     assert_eq!(end["exit_code"], 0);
 

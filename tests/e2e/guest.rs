@@ -143,7 +143,7 @@ fn commands_live(client: &mut Client) {
     // A terminal echoes input at once, in the middle of other output.
     let asks = until(Duration::from_mins(2), || {
         let result = client.call_whole("guest_command_output", json!({ "vm": "held", "id": id }));
-        stream(&result.expect("it is read"), "stdout").contains("\r\n1000\r\n").then_some(())
+        stream(&result.expect("it is read"), "stdout").contains("\n1000\n").then_some(())
     });
     assert!(asks.is_some(), "it says whose terminal it is");
     client
@@ -154,8 +154,8 @@ fn commands_live(client: &mut Client) {
         (result["_meta"]["dev.nexus/result"]["status"] == 0).then_some(result)
     });
     let said = stream(&ended.expect("it ends"), "stdout");
-    assert!(said.contains("/dev/pts/") && said.contains("\r\n1000\r\n"), "{said}");
-    assert!(said.ends_with("got typed\r\n"), "{said}");
+    assert!(said.contains("/dev/pts/") && said.contains("\n1000\n"), "{said}");
+    assert!(said.ends_with("got typed\n"), "{said}");
 
     let left = json!({ "vm": "held", "command": "(tail -f /dev/null > /dev/null 2>&1 &); echo done" });
     let result = client.call_whole("guest_run_command", left).expect("it runs");

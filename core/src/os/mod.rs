@@ -7,7 +7,6 @@ pub(crate) mod clock;
 pub(crate) mod confine;
 pub(crate) mod disk;
 pub mod failpoint;
-pub(crate) mod fold;
 pub(crate) mod given;
 pub mod leftover;
 pub mod lock;

@@ -38,7 +38,7 @@ impl Log {
             return;
         }
         let text: String =
-            crate::os::fold::fold(text).chars().filter(|c| !c.is_control()).take(LINE_MAX).collect();
+            nexus_wire::fold::fold(text).chars().filter(|c| !c.is_control()).take(LINE_MAX).collect();
         let mut line = format!("{} {text}\n", crate::os::clock::now());
         inner.bytes += line.len() as u64;
         if inner.bytes > LOG_MAX {

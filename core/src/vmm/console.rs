@@ -3,8 +3,9 @@
 use std::io;
 use std::path::Path;
 
+use nexus_wire::fold;
+
 use super::log::{self, LogReader};
-use crate::os::fold;
 use crate::os::paths::vm_files;
 
 /// A piece of a console.

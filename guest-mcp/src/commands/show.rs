@@ -5,6 +5,7 @@ use std::time::Duration;
 use nexus_schema::limits::OUTPUT_MAX;
 use nexus_schema::tools::ContentEncoding;
 use nexus_schema::tools::command::{CommandState, Descendants, FailureCause, RunCommandOutput, StreamFacts};
+use nexus_wire::fold;
 use nix::sys::signal::Signal;
 
 use super::command::{Command, Ending};
@@ -53,10 +54,9 @@ impl Piece {
         let (start, mut head) = kept.read(offset, most);
         let total = kept.total();
         if encoding == ContentEncoding::Text {
-            let cut = incomplete_end(&head);
             let is_whole = start + head.len() as u64 == total && is_over;
-            if cut < head.len() && !is_whole {
-                head.truncate(head.len() - cut);
+            if !is_whole {
+                head.truncate(text_end(&head));
             }
         }
         let omitted = start.saturating_sub(offset);
@@ -72,8 +72,7 @@ impl Piece {
     pub(super) fn shorten(&mut self, most: usize) {
         if self.head.len() > most {
             self.head.truncate(most);
-            let cut = incomplete_end(&self.head);
-            self.head.truncate(most - cut);
+            self.head.truncate(text_end(&self.head));
         }
     }
 
@@ -130,23 +129,43 @@ fn shown(piece: Piece, encoding: ContentEncoding) -> Shown {
             Shown { text: data_encoding::BASE64.encode(&head), facts }
         }
         ContentEncoding::Text if is_cut => {
-            // A character that was cut is left out.
-            head.truncate(head.len() - incomplete_end(&head));
+            // A character or an escape sequence that was cut is left out.
+            head.truncate(text_end(&head));
             tail.drain(..continuation_start(&tail));
             facts.omitted_at = Some(head.len() as u64);
             facts.omitted_bytes = total - (head.len() + tail.len()) as u64;
-            let (head, head_lossy) = decode(&head);
-            let (tail, tail_lossy) = decode(&tail);
-            facts.lossy = head_lossy || tail_lossy;
+            let head = readable(&head, &mut facts);
+            let tail = readable(&tail, &mut facts);
             let text = format!("{head}\n[... {} bytes left out ...]\n{tail}", facts.omitted_bytes);
             Shown { text, facts }
         }
         ContentEncoding::Text => {
-            let (text, lossy) = decode(&head);
-            facts.lossy = lossy;
+            let text = readable(&head, &mut facts);
             Shown { text, facts }
         }
     }
+}
+
+/// Returns how many of these bytes can be shown without more: a character, an escape sequence or a carriage return at the end may go on. All of
+/// them if nothing else is there.
+fn text_end(bytes: &[u8]) -> usize {
+    let cut = incomplete_end(bytes);
+    match fold::whole(&bytes[..bytes.len() - cut]) {
+        0 => bytes.len(),
+        end => end,
+    }
+}
+
+/// Decodes output, folded as a terminal would show it. Notes in the facts what is not exact.
+fn readable(bytes: &[u8], facts: &mut StreamFacts) -> String {
+    let (text, lossy) = decode(bytes);
+    facts.lossy |= lossy;
+    // A NUL byte alone does not matter: programs separate names by it.
+    if !text.contains(['\u{1b}', '\r', '\u{8}']) {
+        return text;
+    }
+    facts.folded = true;
+    fold::fold(&text)
 }
 
 /// What a reply says about a command, except its output.
@@ -202,7 +221,7 @@ pub(super) fn report(command: &Command, said: Said, pieces: [Piece; 2], encoding
     }
     let [stdout, stderr] = pieces.map(|piece| shown(piece, encoding));
     for (name, shown) in [("stdout", &stdout), ("stderr", &stderr)] {
-        note(&mut header, name, &shown.facts, id);
+        note(&mut header, name, &shown.facts, command);
     }
     if let (true, Some(cursor)) = (ending.is_none() || more, &cursor) {
         let what = if more { "there is more" } else { "it continues" };
@@ -264,7 +283,8 @@ fn how(ending: Option<&Ending>, timeout: Option<Duration>) -> String {
 }
 
 /// Adds to the header what a stream does not show exactly.
-fn note(header: &mut String, name: &str, facts: &StreamFacts, id: nexus_schema::id::CommandId) {
+fn note(header: &mut String, name: &str, facts: &StreamFacts, command: &Command) {
+    let id = command.id;
     if facts.omitted_bytes > 0 {
         let place = if facts.offset == 0 { "left out of the middle" } else { "before this are gone" };
         header.push_str(&format!("\n{name}: {} bytes {place}", facts.omitted_bytes));
@@ -280,6 +300,8 @@ fn note(header: &mut String, name: &str, facts: &StreamFacts, id: nexus_schema::
         header.push_str(&format!(
             "\n{name}: not UTF-8, bytes were replaced; encoding base64 gives them exactly"
         ));
+    } else if facts.folded && command.terminal.is_none() {
+        header.push_str(&format!("\n{name}: shown as a terminal would; encoding base64 gives the bytes"));
     }
 }
 
@@ -365,6 +387,28 @@ mod tests {
         let long = shown(Piece::ends(&long, 4), ContentEncoding::Base64);
         assert_eq!(data_encoding::BASE64.decode(long.text.as_bytes()).unwrap(), b"\x00\xFF\x03\x04");
         assert_eq!((long.facts.omitted_bytes, long.facts.omitted_at), (2, Some(2)));
+    }
+
+    #[test]
+    fn text_is_what_a_terminal_would_show_and_base64_what_was_written() {
+        let written = b"\x1b[31mred\x1b[0m\r\n  1%\r 50%\r100%\n";
+        let bar = kept(100, &[written]);
+        let seen = text(&bar, 100);
+        assert_eq!(
+            (seen.text.as_str(), seen.facts.folded, seen.facts.total_bytes),
+            ("red\n100%\n", true, 29)
+        );
+        let exact = shown(Piece::ends(&bar, 100), ContentEncoding::Base64);
+        assert_eq!(data_encoding::BASE64.decode(exact.text.as_bytes()).unwrap(), written);
+        assert!(!exact.facts.folded);
+        // Names that are separated by NUL bytes are data.
+        let names = text(&kept(100, &[b"a\0b\0\tc\n"]), 100);
+        assert_eq!((names.text.as_str(), names.facts.folded), ("a\0b\0\tc\n", false));
+        // No sequence is cut in two while more may come; what was cut in the middle is left out.
+        let piece = |most, is_over| Piece::from(&bar, 0, most, ContentEncoding::Text, is_over).head.len();
+        assert_eq!((piece(3, false), piece(10, false), piece(13, false), piece(14, false)), (3, 8, 12, 14));
+        let cut = text(&kept(100, &[b"ab\x1b[31mcdefghijklmnop"]), 10);
+        assert_eq!(cut.text, "ab\n[... 14 bytes left out ...]\nlmnop");
     }
 
     #[test]

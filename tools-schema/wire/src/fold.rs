@@ -9,7 +9,7 @@ const ERASE_TO_END: char = '\u{b}';
 const ERASE_LINE: char = '\u{c}';
 
 /// Folds text that was meant for a terminal.
-pub(crate) fn fold(text: &str) -> String {
+pub fn fold(text: &str) -> String {
     let plain = without_sequences(text);
     let mut folded = String::with_capacity(plain.len());
     for line in plain.split_inclusive('\n') {
@@ -25,7 +25,7 @@ pub(crate) fn fold(text: &str) -> String {
 
 /// How many of these bytes can be folded without more input: a sequence or a carriage return at the end may continue. All of
 /// them if there is nothing else.
-pub(crate) fn whole(bytes: &[u8]) -> usize {
+pub fn whole(bytes: &[u8]) -> usize {
     let tail = bytes.len().saturating_sub(SEQUENCE_MAX);
     let end = match bytes[tail..].iter().rposition(|b| *b == 0x1b) {
         Some(at) if !is_whole(&bytes[tail + at..]) => tail + at,
