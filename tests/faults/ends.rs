@@ -5,6 +5,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use nexus_tests::client::Client;
 use nexus_tests::daemon::kill_process;
 use serde_json::{Value, json};
 
@@ -120,6 +121,43 @@ fn a_client_and_a_daemon_that_go_away_leave_a_command_running() {
     soon("the VM", || client.call("vm_inspect", json!({ "vm": "goes-on" })).ok());
     drop(hasty);
     client.wait_for_state("goes-on", "ready");
+    world.assert_in_order();
+}
+
+#[test]
+fn a_thousand_calls_in_flight_are_each_answered_once() {
+    let world = World::new();
+    let mut client = world.client();
+    world.create(&mut client, "busy");
+    let go = world.path("go");
+    let command = format!("until [ -e {} ]; do sleep 0.1; done; echo done", go.display());
+    let started = client
+        .call_whole("guest_command_start", json!({ "vm": "busy", "command": command }))
+        .expect("it is started");
+    let id = started["_meta"]["dev.nexus/result"]["command_id"].clone();
+
+    // Four clients, each with nearly as many calls as one may have, share the one link of the VM. Each call waits for the command's output.
+    let ask = json!({ "vm": "busy", "id": id, "wait_ms": 40_000 });
+    let call = json!({ "name": "guest_command_output", "arguments": ask });
+    let clients: Vec<(Client, BTreeSet<u64>)> = (0..4)
+        .map(|_| {
+            let mut waiting = world.client();
+            let start = |_| waiting.start("tools/call", &call).expect("it is sent");
+            let asked = (0..250).map(start).collect();
+            (waiting, asked)
+        })
+        .collect();
+    // Others are served meanwhile.
+    assert_eq!(client.run("busy", "echo still here").stdout, "still here\n");
+    fs::write(&go, "").expect("the file can be made");
+    for (mut waiting, mut asked) in clients {
+        while !asked.is_empty() {
+            let message = waiting.next_message().expect("an answer");
+            let Some(id) = message["id"].as_u64() else { continue };
+            assert!(asked.remove(&id), "answered twice: {message}");
+            assert_eq!(nexus_tests::client::stream(&message["result"], "stdout"), "done\n", "{message}");
+        }
+    }
     world.assert_in_order();
 }
 

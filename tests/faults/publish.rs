@@ -152,3 +152,51 @@ fn what_is_published_stays_over_restarts_and_ends_with_its_vm() {
     client.must("vm_delete", json!({ "vm": "web", "force": true }));
     soon("its port is free", || client.call("vm_publish", taken.clone()).ok());
 }
+
+#[test]
+fn a_stop_ends_connections_that_are_busy_and_the_port_serves_the_next_boot() {
+    let (world, port) = (World::new(), echo());
+    let mut client = world.client();
+    world.create(&mut client, "web");
+    let published = client.must("vm_publish", json!({ "vm": "web", "guest_port": port }));
+    // Eight clients write without a pause and read what comes back, until their connection ends.
+    let talkers: Vec<_> = (0..8)
+        .map(|_| {
+            let stream = dial(&published);
+            let mut reading = stream.try_clone().expect("a socket can be cloned");
+            let (begun, has_begun) = std::sync::mpsc::channel();
+            let reader = thread::spawn(move || {
+                let (mut buffer, mut total) = (vec![0; 64 << 10], 0_u64);
+                loop {
+                    match reading.read(&mut buffer) {
+                        Ok(count) if count > 0 => {
+                            total += count as u64;
+                            // Nobody listens any more after the first one.
+                            let _ = begun.send(());
+                        }
+                        Ok(_) => return total,
+                        Err(error) => {
+                            assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "it hangs");
+                            return total;
+                        }
+                    }
+                }
+            });
+            let writer = thread::spawn(move || {
+                let block = [b'x'; 32 << 10];
+                while (&stream).write_all(&block).is_ok() {}
+            });
+            (has_begun, reader, writer)
+        })
+        .collect();
+    for (has_begun, ..) in &talkers {
+        has_begun.recv_timeout(SOON).expect("the guest's server answers");
+    }
+    client.to_the_end("vm_stop", json!({ "vm": "web" }), SOON);
+    for (_, reader, writer) in talkers {
+        assert!(reader.join().expect("the connection ends") > 0);
+        writer.join().expect("the connection ends");
+    }
+    client.to_the_end("vm_start", json!({ "vm": "web" }), SOON);
+    assert_eq!(ask(&published, "again"), "again5");
+}

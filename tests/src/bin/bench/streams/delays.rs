@@ -149,4 +149,31 @@ fn safe(subject: &Subject, wire: &mut Stream, options: &Options, quiet: &Samples
     let ended = beside("a call while a command takes all memory, p50 / worst".into(), bomb);
     let killed = facts(&ended)["oom_killed"].clone();
     table.told("- whom the result names as killed", killed.to_string().replace('|', "/"), "", "");
+    // Its first process only waits, so that the command lasts.
+    let bomb = "bomb() { bomb | bomb & }; bomb; exec sleep 15";
+    let bomb = json!({ "vm": VM, "command": bomb, "timeout_s": 60, "kill_descendants": true });
+    beside("a call while a fork bomb has all processes that commands may have, p50 / worst".into(), bomb);
+    let many: Vec<_> = (0..100)
+        .map(|_| {
+            client.must_call(
+                "guest_command_start",
+                json!({ "vm": VM, "argv": ["/raw", "source", "100000000000", "4096"] }),
+            )
+        })
+        .map(|started| facts(&started)["command_id"].clone())
+        .collect();
+    let mut samples = Samples::default();
+    samples.extend(calls(wire, options.times(100) as usize).iter());
+    let worst = samples.quantile(1.0);
+    let told = ("≤ 1 s at worst", worst <= AT_WORST);
+    table.judged(
+        "a call beside 100 commands that write without a pause, p50 / worst",
+        samples.pair(0.5, 1.0),
+        quiet.pair(0.5, 1.0),
+        "",
+        told,
+    );
+    for id in many {
+        client.must_call("guest_command_signal", json!({ "vm": VM, "id": id, "signal": "KILL" }));
+    }
 }
