@@ -16,9 +16,9 @@ use tokio::time::Instant;
 use super::client::{Client, Options, Progress, Reply};
 use super::error::{Error, Refusal};
 use super::hint::About;
-use super::plan;
 use super::steps::Steps;
 use super::ui::Ui;
+use super::{moment, plan};
 
 /// How long one `op_get` waits: a bar moves once a second, lines less often.
 const POLL_BAR: u32 = 1;
@@ -27,9 +27,9 @@ const POLL_LINES: u32 = 10;
 /// How long to stay with long work.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct Wait {
-    /// Follow the work for at most this long; 0 returns at once [default: until it ends]
-    #[arg(long, value_name = "SECONDS", conflicts_with = "detach")]
-    wait: Option<u64>,
+    /// Follow the work for at most this long, such as 30s or 5m; a bare number is seconds, 0 returns at once [default: until it ends]
+    #[arg(long, value_name = "TIME", conflicts_with = "detach", value_parser = moment::seconds)]
+    wait: Option<u32>,
     /// Return at once and leave the work running
     #[arg(short, long)]
     detach: bool,
@@ -37,7 +37,7 @@ pub(crate) struct Wait {
 
 impl Wait {
     fn limit(self) -> Option<u64> {
-        if self.detach { Some(0) } else { self.wait }
+        if self.detach { Some(0) } else { self.wait.map(u64::from) }
     }
 }
 

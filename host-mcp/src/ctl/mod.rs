@@ -32,6 +32,7 @@ mod list;
 mod mcp;
 mod mcp_config;
 mod mistakes;
+mod moment;
 mod network;
 mod op;
 mod plan;
