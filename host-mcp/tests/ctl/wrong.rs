@@ -116,3 +116,43 @@ fn a_download_that_is_not_the_default_says_so() {
     }
     drop(world);
 }
+
+#[test]
+fn a_client_is_configured_only_for_what_exists() {
+    let world = World::new();
+    let file = world.root.path().join(".cursor/mcp.json");
+    // The sets of tools are known without a daemon.
+    for line in
+        ["mcp install cursor --tools nosuch", "mcp config cursor --tools work,nosuch", "mcp --tools nosuch"]
+    {
+        let run = world.run(line);
+        assert_eq!((run.code, run.text()), (2, ""), "{line}: {run:?}");
+        assert!(run.stderr.contains("unknown set of tools `nosuch`; valid: work"), "{line}: {}", run.stderr);
+    }
+    assert!(!file.exists());
+
+    let missing = || fails("vm_not_found", "there is no VM nosuch", "call vm_list to see the VMs");
+    let fake = Fake::start(&world.runtime(), [("vm_inspect", missing())]);
+    for verb in ["config", "install"] {
+        let run = world.run(&format!("mcp {verb} cursor --vm nosuch"));
+        assert_eq!((run.code, run.text()), (3, ""), "{run:?}");
+        assert!(run.stderr.starts_with("error: there is no VM nosuch\n"), "{}", run.stderr);
+    }
+    assert!(!file.exists());
+    // The daemon behind an address may be another one.
+    let other = world.run("mcp config cursor --vm nosuch --http=http://127.0.0.1:9/mcp");
+    assert_eq!(other.code, 0, "{other:?}");
+    assert!(other.stderr.contains("warning: cannot check whether VM nosuch exists"), "{}", other.stderr);
+    assert_eq!(world.run("mcp install cursor --vm nosuch --remove").code, 0);
+    assert_eq!(fake.calls("vm_inspect"), vec![json!({ "vm": "nosuch" }); 3]);
+    drop(fake);
+
+    let run = world.run("mcp install cursor --vm nosuch");
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(
+        run.stderr.contains("warning: cannot check whether VM nosuch exists: no daemon is listening"),
+        "{}",
+        run.stderr
+    );
+    assert!(file.exists());
+}
