@@ -199,10 +199,10 @@ async fn guests_name_tools_as_the_endpoint_does() {
     let (mut whole, mut scoped) = (rig.session("/mcp").await, rig.session("/mcp/vm/web-1").await);
     // Output stays as it was written.
     let arguments = json!({"command": "echo command_output; exec sleep 31906", "yield_after_s": 0.5});
-    let yielded = scoped.call("run_command", arguments.clone()).await;
+    let yielded = scoped.call("run_command", arguments).await;
     assert!(text(&yielded).contains("it continues: call command_output with id "), "{yielded}");
     let id = yielded["_meta"]["dev.nexus/result"]["command_id"].clone();
-    let read = whole.call("guest_command_output", json!({"vm": "web-1", "id": id})).await;
+    let read = whole.call("guest_command_output", json!({"vm": "web-1", "id": id, "wait_ms": 20_000})).await;
     let said = text(&read);
     assert!(said.contains("it continues: call guest_command_output with id "), "{read}");
     assert!(said.ends_with("\ncommand_output\n"), "{read}");
