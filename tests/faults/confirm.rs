@@ -139,6 +139,10 @@ fn a_client_that_can_asks_its_user() {
     for (answer, expected) in [
         (json!({ "action": "decline" }), "cancelled"),
         (json!({ "action": "accept", "content": { "confirm": false } }), "cancelled"),
+        // Only an explicit yes counts.
+        (json!({ "action": "accept" }), "cancelled"),
+        (json!({ "action": "accept", "content": {} }), "cancelled"),
+        (json!({ "action": "accept", "content": { "confirm": "true" } }), "cancelled"),
         (json!({ "action": "accept", "content": { "confirm": true } }), "deleted"),
     ] {
         let id = asks
@@ -148,6 +152,7 @@ fn a_client_that_can_asks_its_user() {
         assert_eq!(question["method"], "elicitation/create", "{question}");
         let message = question["params"]["message"].as_str().expect("a text");
         assert!(message.contains("delete the VM a (") && message.contains("made by token:"), "{message}");
+        assert_eq!(question["params"]["requestedSchema"]["required"], json!(["confirm"]), "{question}");
         let line = json!({ "jsonrpc": "2.0", "id": question["id"], "result": answer }).to_string();
         asks.send_line(&line).expect("an answer is sent");
         let outcome = asks.answer(id).expect("an outcome");
@@ -175,6 +180,9 @@ fn a_client_that_can_asks_its_user() {
     let declined =
         call(json!({ "inputResponses": { "confirm": { "action": "decline" } }, "requestState": state }));
     assert_eq!(declined["isError"], true, "{declined}");
+    let empty = json!({ "confirm": { "action": "accept", "content": {} } });
+    let unsaid = call(json!({ "inputResponses": empty, "requestState": state }));
+    assert_eq!(unsaid["isError"], true, "{unsaid}");
     let forged = call(json!({ "inputResponses": yes, "requestState": "0".repeat(64) }));
     assert_eq!(forged["resultType"], "input_required", "{forged}");
     let done = call(json!({ "inputResponses": yes, "requestState": state }));
