@@ -22,6 +22,22 @@ fn hints_carry_the_name_that_was_used() {
         hint("rm web-1"),
         "hint: run `nexusctl vm stop web-1` first, or `nexusctl vm delete web-1 --force`"
     );
+    let why = json!({ "code": "vm_wrong_state", "message": "web-2 runs", "retryable": false,
+        "hint": "call vm_stop first, or vm_delete with force: true" });
+    let failed = json!({ "done": true, "deleted": [], "failed": [{ "id": "bbbbbbbbbbbbe", "name": "web-2", "error": why }] });
+    let waited =
+        json!({ "done": false, "id": "bbbbbbbbbbbbe", "name": "web-3", "state": "stopped", "waited_ms": 1 });
+    let other = World::new();
+    let _other = Fake::start(&other.runtime(), [("vm_delete", gives(failed)), ("vm_wait", gives(waited))]);
+    let hint_there = |line: &str| other.run(line).stderr.lines().last().unwrap_or_default().to_owned();
+    assert_eq!(
+        hint_there("rm --tag a=b"),
+        "hint: run `nexusctl vm stop web-2` first, or `nexusctl vm delete web-2 --force`"
+    );
+    assert_eq!(
+        hint_there("wait web-3 --timeout 0"),
+        "hint: run `nexusctl vm inspect web-3` to see how it is"
+    );
     // Programs get the tool's own words.
     assert!(world.run("guest info web-1 --json").stderr.contains("\"hint\":\"call vm_start\""));
 }
