@@ -129,6 +129,7 @@ fn errors_have_text_hint_and_a_code_by_kind() {
         ("timeout", 5),
         ("busy", 6),
         ("invalid_argument", 2),
+        ("forbidden", 77),
         ("internal", 70),
     ] {
         let world = World::new();
