@@ -11,6 +11,7 @@ use super::error::Error;
 use super::format;
 use super::moment::Moment;
 use super::ui::{Format, Mood, Table, Text};
+use super::unread::while_read;
 
 /// How many calls are listed by default.
 const ROWS: u32 = 50;
@@ -48,6 +49,13 @@ pub(crate) struct Args {
 
 /// Lists calls, oldest first; with --follow also those to come.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    match args.follow {
+        true => while_read(Box::pin(list(app, args))).await,
+        false => list(app, args).await,
+    }
+}
+
+async fn list(app: &App, args: Args) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let (follow, now) = (args.follow, app.ui.now());
     let mut params = AuditListParams {

@@ -49,6 +49,7 @@ mod table;
 mod template;
 mod token;
 mod ui;
+mod unread;
 mod vm;
 
 use std::ffi::{OsStr, OsString};

@@ -379,6 +379,12 @@ pub(crate) async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
     });
     let output = output.await?;
     show(&output.deleted)?;
+    if output.deleted.is_empty() && output.failed.is_empty() {
+        match app.ui.format {
+            Format::Json => app.ui.line("[]")?,
+            Format::Quiet | Format::Human => app.ui.say("no VM has all of these labels"),
+        }
+    }
     let failures = output.failed.into_iter().map(|UndeletedVm { name, error, .. }| {
         Error::from(error).about(&About::subject(VmDelete::NAME, Some(name.as_str())))
     });
