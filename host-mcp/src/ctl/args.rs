@@ -226,6 +226,7 @@ mod tests {
             "run --rm -i --cpus 2 -m 1G -e A=B python:3.12 python -V",
             "run --keep --name web-1 busybox -c true",
             "run -c true busybox",
+            "run --network none --ttl 2h --allow a.example busybox -- true",
             "run --entrypoint /bin/sh python:3.12 -- -c true",
             "vm ls --json",
             "vm list -q --tag a=b --state ready",

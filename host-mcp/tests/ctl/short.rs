@@ -201,10 +201,20 @@ fn run_makes_a_vm_for_one_command_and_deletes_it() {
     assert_eq!(world.run("run -u root python:3.12").text(), "[\"entry.sh\",\"serve\"]\n");
     assert_eq!(fake.calls("guest_run_command").pop().unwrap()["user"], "root");
 
+    // The network and the time to live are the VM's own; without --keep it is renewed up to that.
+    assert_eq!(world.run("run --network none --ttl 1h python:3.12 -- true").code, 3);
+    let made = fake.calls("vm_create").pop().unwrap();
+    assert_eq!((&made["network"], &made["ttl"]), (&json!({ "mode": "none" }), &json!("2m")));
+    assert_eq!(world.run("run --ttl 90s python:3.12 -- true").code, 3);
+    assert_eq!(fake.calls("vm_create").pop().unwrap()["ttl"], "1m30s");
+    assert_eq!(world.run("run --keep --ttl 1h python:3.12 -- true").code, 3);
+    assert_eq!(fake.calls("vm_create").pop().unwrap()["ttl"], "1h");
+    let deleted = fake.calls("vm_delete").len();
+
     let kept = world.run("run --keep python:3.12 -- true");
     assert_eq!(kept.code, 3);
     assert!(kept.stderr.contains("VM web-1 is kept"), "{}", kept.stderr);
-    assert_eq!(fake.calls("vm_delete").len(), 2);
+    assert_eq!(fake.calls("vm_delete").len(), deleted);
 }
 
 #[test]

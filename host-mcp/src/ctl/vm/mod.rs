@@ -25,6 +25,7 @@ use nexus_schema::{ByteSize, Name, Reference, TimeSpan, Tool, tools::OpOutcome};
 
 pub(crate) use list::{ListArgs, PsArgs, list, ps};
 pub(crate) use logs::{Args as LogsArgs, run as logs};
+pub(crate) use network::Args as NetworkArgs;
 pub(crate) use power::{KillArgs, StartArgs, StopArgs, kill, restart, start, stop};
 pub(crate) use show::of_inspected_network;
 pub(crate) use stats::{Args as StatsArgs, run as stats};
