@@ -90,7 +90,17 @@ fn a_deletion_is_confirmed_by_the_token_of_its_plan() {
     let asked = refused(&mut owner, "vm_delete", json!({ "vm": "d" }));
     assert!(asked.text.contains("has the data drives data"), "{}", asked.text);
     owner.must("vm_delete", json!({ "vm": "d", "confirm": token_of(&asked) }));
+    // Nobody wrote to this one, and the caller made it.
     owner.must("drive_delete", json!({ "drive": "data" }));
+    agent.must("drive_create", json!({ "name": "foreign", "size": "16MiB", "wait_s": 45 }));
+    let asked = refused(&mut owner, "drive_delete", json!({ "drive": "foreign" }));
+    assert!(
+        asked.text.contains("delete the drive foreign (") && asked.text.contains("was made by token:"),
+        "{}",
+        asked.text
+    );
+    owner.must("drive_inspect", json!({ "drive": "foreign" }));
+    owner.must("drive_delete", json!({ "drive": "foreign", "confirm": token_of(&asked) }));
     create(&mut owner, "e");
     owner.must("vm_update", json!({ "vm": "e", "protected": true }));
     assert_eq!(refused(&mut owner, "vm_delete", json!({ "vm": "e" })).code, "vm_protected");

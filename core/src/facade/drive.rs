@@ -16,7 +16,7 @@ use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 use super::plan::size_of_clone;
 use super::vm::{may_read_host, seen_rows};
 use super::{CallContext, Nexus, Shared, cut_page, page, patience};
-use crate::access::{Caller, Charge};
+use crate::access::{Caller, Charge, Deed};
 use crate::context::{Attach, Command, Handle, Registry, drive_error};
 use crate::drive::{DISK, Locked};
 use crate::op::{Begun, did_you_mean, once, store_error, summary};
@@ -245,6 +245,9 @@ impl Nexus {
                 "drive_detach it first, or vm_delete the VM",
             ));
         }
+        let may_hold_data = shared.drives.may_hold_data(&shared.paths.drive(drive.id)).await;
+        let deed = deletion(&ctx.caller, &drive, may_hold_data);
+        shared.confirmations.require(&ctx.caller, deed, params.confirm.as_deref())?;
         shared.forget_drive(drive.id).await?;
         Ok(DriveDeleteOutput { id: drive.id, name: drive.name })
     }
@@ -473,6 +476,19 @@ fn sees_drive(vms: &Registry, caller: &Caller, drive: &DriveRecord) -> bool {
         at.is_some_and(|at| vms.get(caller, &Reference::Id(at.vm)).is_ok())
     };
     caller.made(&drive.owner) || is_of_seen()
+}
+
+/// What of the deletion of a drive needs a confirmation: data of a VM, and a drive that somebody else made.
+fn deletion(caller: &Caller, drive: &DriveRecord, may_hold_data: bool) -> Deed {
+    let mut why = Vec::new();
+    if may_hold_data {
+        why.push("may hold data of a VM".to_owned());
+    }
+    if !caller.is_maker(&drive.owner) {
+        why.push(format!("was made by {}", drive.owner));
+    }
+    let what = format!("delete the drive {} ({}), which {}", drive.name, drive.id, why.join(" and "));
+    Deed { tool: "drive_delete", plan: if why.is_empty() { Vec::new() } else { vec![what] } }
 }
 
 fn no_drive(drive: &Reference<DriveKind>) -> ToolError {
