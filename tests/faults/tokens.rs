@@ -330,6 +330,19 @@ fn creates_at_once_do_not_exceed_a_quota() {
         let failure = refused(&mut client, "drive_resize", json!({ "drive": drive, "size": "1GiB" }));
         assert_eq!(failure.code, "quota_exceeded", "{}", failure.text);
     }
+    // Growth of what others made adds up, until it is deleted.
+    owner.must("vm_stop", json!({ "vm": "first", "force": true, "wait_s": 45 }));
+    let mut client = with(&world, &secret);
+    let drive = client.inspect("first")["drives"][0]["name"].clone();
+    let mut grow = |size: &str| {
+        let grown = client.call("drive_resize", json!({ "drive": drive, "size": size }));
+        grown.map(|_| ()).map_err(|failure| failure.code)
+    };
+    assert_eq!(grow("160MiB"), Ok(()));
+    assert_eq!(grow("192MiB"), Ok(()));
+    assert_eq!(grow("193MiB"), Err("quota_exceeded".to_owned()));
+    owner.must_confirmed("vm_delete", json!({ "vm": "first" }));
+    client.must("drive_create", json!({ "name": "own", "size": "64MiB", "wait_s": 45 }));
 }
 
 #[test]

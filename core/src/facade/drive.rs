@@ -218,8 +218,13 @@ impl Nexus {
         let is_claimed = shared.claim_growth(&ctx.caller, &drive, params.size).await?;
         let grown = shared.grow(&drive, params.size).await;
         if grown.is_err() && is_claimed {
-            let (id, size) = (drive.id, drive.size);
-            if let Err(error) = shared.store.write(move |tx| drives::set_size(tx, id, size)).await {
+            let (id, size, by) = (drive.id, drive.size, ctx.caller.owner.to_string());
+            let more = params.size.as_bytes().saturating_sub(size.as_bytes());
+            let undone = shared.store.write(move |tx| {
+                drives::take_growth(tx, id, &by, more)?;
+                drives::set_size(tx, id, size)
+            });
+            if let Err(error) = undone.await {
                 tracing::warn!(drive = %drive.name, %error, "a drive counts for its quota as if it had grown");
             }
         }
@@ -411,17 +416,21 @@ impl Shared {
         size: ByteSize,
     ) -> Result<bool, ToolError> {
         let mut charges = self.tokens.charges(&drive.owner);
-        if *caller.owner != *drive.owner {
-            // It may be another's drive, or that of a token which no longer works.
-            charges.extend(self.tokens.charges(&caller.owner));
+        // It may be another's drive, or that of a token which no longer works.
+        let by = (*caller.owner != *drive.owner).then(|| caller.owner.to_string());
+        if let Some(by) = &by {
+            charges.extend(self.tokens.charges(by));
         }
         if charges.is_empty() {
             return Ok(false);
         }
         let (more, id) = (size.as_bytes().saturating_sub(drive.size.as_bytes()), drive.id);
         let claimed = self.store.write(move |tx| {
-            let more = Usage { disk: more, ..Usage::default() };
-            charges.iter().try_for_each(|charge| charge.check(tx, more, None))?;
+            let taken = Usage { disk: more, ..Usage::default() };
+            charges.iter().try_for_each(|charge| charge.check(tx, taken, None))?;
+            if let Some(by) = &by {
+                drives::add_growth(tx, id, by, more)?;
+            }
             drives::set_size(tx, id, size)
         });
         claimed.await.map(|()| true).map_err(store_error)
