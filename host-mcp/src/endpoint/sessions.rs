@@ -35,7 +35,7 @@ struct Entry {
     whose: Share,
 }
 
-/// Share share a session counts for.
+/// Whose share of the sessions one counts for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Share {
     /// The owner; of tokens the first one of the chain.
