@@ -54,7 +54,7 @@ fn millis(span: TimeSpan) -> i64 {
     i64::try_from(span.as_seconds()).unwrap_or(i64::MAX).saturating_mul(MILLIS)
 }
 
-/// Parses a length of time of at most 136 years; returns whole seconds.
+/// Parses a length of time; returns its seconds.
 pub(crate) fn seconds(text: &str) -> Result<u32, String> {
     let span: TimeSpan = text.parse().map_err(|e| format!("{e}"))?;
     u32::try_from(span.as_seconds()).map_err(|_| format!("`{text}` is too long"))
