@@ -55,10 +55,10 @@ pub(crate) fn answered(responses: Option<InputResponses>, state: Option<String>)
     })
 }
 
+/// Whether the form was sent with a yes in it. One that was sent empty is no consent.
 fn is_yes(answer: &ElicitResult) -> bool {
-    // Clients that show the form let the user say no in it.
-    let says_no = answer.content.as_ref().is_some_and(|content| content.get(QUESTION) == Some(&false.into()));
-    answer.action == ElicitationAction::Accept && !says_no
+    let says_yes = answer.content.as_ref().is_some_and(|content| content.get(QUESTION) == Some(&true.into()));
+    answer.action == ElicitationAction::Accept && says_yes
 }
 
 /// Asks the user to confirm, if the client can.
@@ -92,7 +92,7 @@ pub(crate) async fn ask(needed: &Confirm, context: &RequestContext<RoleServer>) 
 }
 
 fn question(needed: &Confirm) -> Option<ElicitRequest> {
-    let schema = ElicitationSchema::builder().optional_bool(QUESTION, true).build().ok()?;
+    let schema = ElicitationSchema::builder().required_bool(QUESTION).build().ok()?;
     let plan: Vec<String> = needed.plan.iter().map(|step| format!("- {step}")).collect();
     let message = format!("Nexus asks you to confirm what cannot be undone:\n{}", plan.join("\n"));
     let params = ElicitRequestParams::FormElicitationParams { meta: None, message, requested_schema: schema };

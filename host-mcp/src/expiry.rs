@@ -4,12 +4,14 @@ use std::time::SystemTime;
 
 use nexus_schema::{TimeSpan, Timestamp};
 
+use crate::host::View;
+
 /// How long before it ends a VM's results say so, in milliseconds.
 const WARNED: i64 = 5 * 60 * 1000;
 
 /// What to say of a VM whose time to live ends at `at`; `None` while that is far off.
-pub(crate) fn of_life(at: Timestamp, vm: &str) -> Option<String> {
-    of_life_at(at, vm, Timestamp::from(SystemTime::now()))
+pub(crate) fn of_life(at: Timestamp, vm: &str, view: View) -> Option<String> {
+    of_life_at(at, vm, view, Timestamp::from(SystemTime::now()))
 }
 
 /// What to say of a VM that is stopped at `at` if it stays idle; `None` while that is far off.
@@ -20,11 +22,13 @@ pub(crate) fn of_idle(at: Timestamp, vm: &str) -> Option<String> {
     ))
 }
 
-fn of_life_at(at: Timestamp, vm: &str, now: Timestamp) -> Option<String> {
+fn of_life_at(at: Timestamp, vm: &str, view: View, now: Timestamp) -> Option<String> {
     let left = soon(at, now)?;
-    Some(format!(
-        r#"the time to live of {vm} ends in {left}: vm_update {{"vm":"{vm}","ttl":"1h"}} extends it"#
-    ))
+    let what = match view {
+        View::Whole(_) => format!(r#"vm_update {{"vm":"{vm}","ttl":"1h"}} extends it"#),
+        View::Vm(_) => "ask whoever gave you this endpoint to extend it".to_owned(),
+    };
+    Some(format!("the time to live of {vm} ends in {left}: {what}"))
 }
 
 /// How much time is left, if that is little.
@@ -36,11 +40,14 @@ fn soon(at: Timestamp, now: Timestamp) -> Option<TimeSpan> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tools::Toolset;
 
     #[test]
     fn the_last_minutes_are_told_with_what_to_do() {
         let now = Timestamp::from_millis(1_000_000_000);
-        let at = |millis: i64| of_life_at(Timestamp::from_millis(1_000_000_000 + millis), "web-1", now);
+        let whole = View::Whole(Toolset::WORK);
+        let at =
+            |millis: i64| of_life_at(Timestamp::from_millis(1_000_000_000 + millis), "web-1", whole, now);
         assert_eq!(at(WARNED + 1), None);
         let said =
             r#"the time to live of web-1 ends in 4m10s: vm_update {"vm":"web-1","ttl":"1h"} extends it"#;

@@ -183,12 +183,47 @@ async fn a_call_yields_and_its_command_goes_on() {
     let result = client.call("guest_run_command", arguments).await;
     let facts = &result["_meta"]["dev.nexus/result"];
     assert_eq!(facts["state"], "running", "{result}");
+    assert!(text(&result).contains("it continues: call guest_command_output with id "), "{result}");
     let end = json!({"vm": "web-1", "id": facts["command_id"]});
     client.call("guest_command_signal", end.clone()).await;
     let mut wait = end;
     wait["wait_ms"] = json!(45_000);
     let result = client.call("guest_command_output", wait).await;
     assert_eq!(result["_meta"]["dev.nexus/result"]["status"], 143, "{result}");
+}
+
+/// A client is told to call a tool by the name that it has at the client's endpoint.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guests_name_tools_as_the_endpoint_does() {
+    let rig = Rig::start().await;
+    let (mut whole, mut scoped) = (rig.session("/mcp").await, rig.session("/mcp/vm/web-1").await);
+    // Output stays as it was written.
+    let arguments = json!({"command": "echo command_output; exec sleep 31906", "yield_after_s": 0.5});
+    let yielded = scoped.call("run_command", arguments).await;
+    assert!(text(&yielded).contains("it continues: call command_output with id "), "{yielded}");
+    let id = yielded["_meta"]["dev.nexus/result"]["command_id"].clone();
+    let read = whole.call("guest_command_output", json!({"vm": "web-1", "id": id, "wait_ms": 20_000})).await;
+    let said = text(&read);
+    assert!(said.contains("it continues: call guest_command_output with id "), "{read}");
+    assert!(said.ends_with("\ncommand_output\n"), "{read}");
+    whole.call("guest_command_signal", json!({"vm": "web-1", "id": id, "signal": "KILL"})).await;
+
+    let unknown = json!({"id": "aaaaaaaaaaaac"});
+    let wrong = scoped.call("command_output", unknown.clone()).await;
+    assert!(
+        text(&wrong).ends_with("the guest suggests: command_list shows the existing commands"),
+        "{wrong}"
+    );
+    let mut unknown = unknown;
+    unknown["vm"] = json!("web-1");
+    let wrong = whole.call("guest_command_output", unknown).await;
+    assert!(
+        text(&wrong).ends_with("the guest suggests: guest_command_list shows the existing commands"),
+        "{wrong}"
+    );
+    let directory = json!({"path": "/etc/passwd"});
+    let wrong = scoped.call("file_list", directory).await;
+    assert!(text(&wrong).ends_with("the guest suggests: call file_read or file_stat"), "{wrong}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

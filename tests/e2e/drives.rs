@@ -113,8 +113,10 @@ fn data_outlives_its_machine_and_drives_grow_under_it() {
     client.must_confirmed("vm_delete", json!({ "vm": "second", "force": true }));
 
     // Nothing is left after all are deleted.
+    // What a guest wrote is not deleted without a confirmation.
+    assert_eq!(refused(&mut client, "drive_delete", json!({ "drive": "copy" })), "confirmation_required");
     for drive in ["copy", "data", "start", "tools", own.as_str()] {
-        client.must("drive_delete", json!({ "drive": drive }));
+        client.must_confirmed("drive_delete", json!({ "drive": drive }));
     }
     let disks = std::fs::read_dir(daemon.state().join("drives")).expect("the drives' directory").count();
     assert_eq!(disks, 0);

@@ -90,7 +90,17 @@ fn a_deletion_is_confirmed_by_the_token_of_its_plan() {
     let asked = refused(&mut owner, "vm_delete", json!({ "vm": "d" }));
     assert!(asked.text.contains("has the data drives data"), "{}", asked.text);
     owner.must("vm_delete", json!({ "vm": "d", "confirm": token_of(&asked) }));
+    // Nobody wrote to this one, and the caller made it.
     owner.must("drive_delete", json!({ "drive": "data" }));
+    agent.must("drive_create", json!({ "name": "foreign", "size": "16MiB", "wait_s": 45 }));
+    let asked = refused(&mut owner, "drive_delete", json!({ "drive": "foreign" }));
+    assert!(
+        asked.text.contains("delete the drive foreign (") && asked.text.contains("was made by token:"),
+        "{}",
+        asked.text
+    );
+    owner.must("drive_inspect", json!({ "drive": "foreign" }));
+    owner.must("drive_delete", json!({ "drive": "foreign", "confirm": token_of(&asked) }));
     create(&mut owner, "e");
     owner.must("vm_update", json!({ "vm": "e", "protected": true }));
     assert_eq!(refused(&mut owner, "vm_delete", json!({ "vm": "e" })).code, "vm_protected");
@@ -139,6 +149,10 @@ fn a_client_that_can_asks_its_user() {
     for (answer, expected) in [
         (json!({ "action": "decline" }), "cancelled"),
         (json!({ "action": "accept", "content": { "confirm": false } }), "cancelled"),
+        // Only an explicit yes counts.
+        (json!({ "action": "accept" }), "cancelled"),
+        (json!({ "action": "accept", "content": {} }), "cancelled"),
+        (json!({ "action": "accept", "content": { "confirm": "true" } }), "cancelled"),
         (json!({ "action": "accept", "content": { "confirm": true } }), "deleted"),
     ] {
         let id = asks
@@ -148,6 +162,7 @@ fn a_client_that_can_asks_its_user() {
         assert_eq!(question["method"], "elicitation/create", "{question}");
         let message = question["params"]["message"].as_str().expect("a text");
         assert!(message.contains("delete the VM a (") && message.contains("made by token:"), "{message}");
+        assert_eq!(question["params"]["requestedSchema"]["required"], json!(["confirm"]), "{question}");
         let line = json!({ "jsonrpc": "2.0", "id": question["id"], "result": answer }).to_string();
         asks.send_line(&line).expect("an answer is sent");
         let outcome = asks.answer(id).expect("an outcome");
@@ -175,6 +190,9 @@ fn a_client_that_can_asks_its_user() {
     let declined =
         call(json!({ "inputResponses": { "confirm": { "action": "decline" } }, "requestState": state }));
     assert_eq!(declined["isError"], true, "{declined}");
+    let empty = json!({ "confirm": { "action": "accept", "content": {} } });
+    let unsaid = call(json!({ "inputResponses": empty, "requestState": state }));
+    assert_eq!(unsaid["isError"], true, "{unsaid}");
     let forged = call(json!({ "inputResponses": yes, "requestState": "0".repeat(64) }));
     assert_eq!(forged["resultType"], "input_required", "{forged}");
     let done = call(json!({ "inputResponses": yes, "requestState": state }));

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::echo::echo;
 use crate::kills::kill_at;
-use crate::world::{World, refused, soon};
+use crate::world::{SOON, World, refused, soon};
 
 fn with(world: &World, name: &str, more: Value) -> Value {
     let mut arguments = world.arguments(name);
@@ -129,4 +129,31 @@ fn a_vm_that_is_idle_is_stopped_and_work_of_any_kind_keeps_it() {
     assert_eq!(vm["idle_stop"], "2h");
     assert!(vm["expires_at"].is_string() && vm["idle_stop_at"].is_string(), "{vm}");
     world.assert_in_order();
+}
+
+#[test]
+fn vms_of_a_template_have_its_times_unless_they_ask_for_others() {
+    let world = World::hostile(&[]);
+    let mut client = world.client();
+    let template = json!({ "name": "web", "source": world.from, "ttl": "2h", "idle_stop": "30m" });
+    let made = client.must("template_create", template);
+    assert_eq!([&made["spec"]["ttl"], &made["spec"]["idle_stop"]], ["2h", "30m"], "{made}");
+    let create = |client: &mut Client, name: &str, more: Value| {
+        let mut arguments = with(&world, name, more);
+        arguments["from"] = "template:web".into();
+        arguments["start"] = false.into();
+        client.to_the_end("vm_create", arguments, SOON);
+        client.inspect(name)
+    };
+    let vm = create(&mut client, "same", json!({}));
+    assert!(vm["expires_at"].is_string() && vm["idle_stop"] == "30m", "{vm}");
+    let vm = create(&mut client, "other", json!({ "ttl": "0", "idle_stop": "1h" }));
+    assert!(vm["expires_at"].is_null() && vm["idle_stop"] == "1h", "{vm}");
+    let update = json!({ "template": "web", "ttl": 0 });
+    let updated = client.must("template_update", update);
+    assert!(updated["version"] == 2 && updated["spec"].get("ttl").is_none(), "{updated}");
+    let vm = create(&mut client, "later", json!({}));
+    assert!(vm["expires_at"].is_null() && vm["idle_stop"] == "30m", "{vm}");
+    // It is no part of what an image is made of.
+    assert_eq!(vm["image"]["id"], client.inspect("same")["image"]["id"]);
 }

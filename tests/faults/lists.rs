@@ -106,6 +106,13 @@ fn histories_and_operations_come_newest_first_page_by_page() {
     assert_eq!(ended["state"], "succeeded", "{ended}");
     let failure = refused(&mut client, "op_get", json!({ "op_id": "aaaaaaaaaaaac" }));
     assert_eq!(failure.code, "op_not_found", "{}", failure.text);
+    // The id of something else is told apart.
+    let vm = client.inspect("box");
+    let failure = refused(&mut client, "op_cancel", json!({ "op_id": vm["id"] }));
+    assert_eq!(failure.code, "op_not_found", "{}", failure.text);
+    assert!(failure.text.contains("that is the id of the VM box"), "{}", failure.text);
+    let failure = refused(&mut client, "op_get", json!({ "op_id": "one" }));
+    assert!(failure.text.contains("`one` is not an op id: an op id has the form"), "{}", failure.text);
 }
 
 #[test]

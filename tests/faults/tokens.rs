@@ -261,7 +261,10 @@ fn a_token_does_what_its_scopes_and_tools_allow_and_hands_out_no_more() {
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
     let (code, _, error) = nexusctl(&maker, &["token", "create", "sub", "-s", "lifecycle,admin"]);
-    assert!(code == Some(2) && error.contains("scope lifecycle") && error.contains("scope admin"), "{error}");
+    assert!(
+        code == Some(77) && error.contains("scope lifecycle") && error.contains("scope admin"),
+        "{error}"
+    );
     let (_, sub, error) = nexusctl(&maker, &["-q", "token", "create", "sub", "-s", "exec", "--vm", "web"]);
     assert!(sub.starts_with("nexus_"), "{error}");
     let (code, output, error) = nexusctl(&sub, &["guest", "run", "web", "--", "echo", "by a sub-agent"]);
@@ -269,9 +272,9 @@ fn a_token_does_what_its_scopes_and_tools_allow_and_hands_out_no_more() {
     let (_, output, error) = nexusctl(&sub, &["exec", "web", "echo", "by a stream"]);
     assert_eq!(output, "by a stream", "{error}");
     let (code, ..) = nexusctl(&sub, &["rm", "-f", "web"]);
-    assert_eq!(code, Some(2));
+    assert_eq!(code, Some(77));
     let (code, _, error) = nexusctl("nexus_wrong", &["ls"]);
-    assert!(code == Some(2) && error.contains("NEXUS_TOKEN"), "{error}");
+    assert!(code == Some(77) && error.contains("NEXUS_TOKEN"), "{error}");
     let (_, list, _) = nexusctl(&maker, &["token", "ls"]);
     assert!(list.contains("sub") && !list.contains("worker") && !list.contains(&sub), "{list}");
 }
@@ -327,6 +330,19 @@ fn creates_at_once_do_not_exceed_a_quota() {
         let failure = refused(&mut client, "drive_resize", json!({ "drive": drive, "size": "1GiB" }));
         assert_eq!(failure.code, "quota_exceeded", "{}", failure.text);
     }
+    // Growth of what others made adds up, until it is deleted.
+    owner.must("vm_stop", json!({ "vm": "first", "force": true, "wait_s": 45 }));
+    let mut client = with(&world, &secret);
+    let drive = client.inspect("first")["drives"][0]["name"].clone();
+    let mut grow = |size: &str| {
+        let grown = client.call("drive_resize", json!({ "drive": drive, "size": size }));
+        grown.map(|_| ()).map_err(|failure| failure.code)
+    };
+    assert_eq!(grow("160MiB"), Ok(()));
+    assert_eq!(grow("192MiB"), Ok(()));
+    assert_eq!(grow("193MiB"), Err("quota_exceeded".to_owned()));
+    owner.must_confirmed("vm_delete", json!({ "vm": "first" }));
+    client.must("drive_create", json!({ "name": "own", "size": "64MiB", "wait_s": 45 }));
 }
 
 #[test]

@@ -327,7 +327,7 @@ impl Daemon {
         // Drives made by the test are deleted first, so that a drive that a VM leaves behind is noticed.
         let free = client.call("drive_list", json!({ "attached": false, "limit": 500 })).unwrap_or_default();
         for drive in free["drives"].as_array().into_iter().flatten() {
-            let deleted = client.call("drive_delete", json!({ "drive": drive["id"] }));
+            let deleted = client.call_confirmed("drive_delete", json!({ "drive": drive["id"] }));
             assert!(deleted.is_ok(), "{drive} is not deleted: {deleted:?}\n{}", self.log());
         }
         let mut vms = Vec::new();

@@ -81,6 +81,26 @@ impl ErrorCode {
     }
 }
 
+impl ErrorCode {
+    /// What to do about an error of this code at the endpoint of one VM, where there are no tools for the VM itself.
+    pub const fn advice_inside(self) -> &'static str {
+        match self {
+            Self::VmNotFound => "the VM is gone: ask whoever gave you this endpoint for another one",
+            Self::VmNotRunning | Self::VmNotReady | Self::VmWrongState | Self::VmGone | Self::BootFailed => {
+                "ask whoever gave you this endpoint to start the VM, then try again"
+            }
+            Self::GuestUnreachable
+            | Self::GuestFailed
+            | Self::GuestMisbehaved
+            | Self::GuestOutdated
+            | Self::BootChanged => {
+                "try again; if it keeps failing, ask whoever gave you this endpoint to restart the VM"
+            }
+            _ => "ask whoever gave you this endpoint: it has no tools for the VM itself",
+        }
+    }
+}
+
 impl ToolError {
     /// The same with what to do next: its own hint, or else that of its code.
     #[must_use]

@@ -207,7 +207,6 @@ impl ErrorCode {
             // So that scripts can distinguish a VM in the wrong state from a missing daemon.
             Self::VmNotRunning | Self::VmNotReady => ErrorClass::Conflict.exit_code(),
             Self::VmGone => ErrorClass::Failed.exit_code(),
-            Self::Forbidden => ErrorClass::Usage.exit_code(),
             other => other.class().exit_code(),
         }
     }
@@ -266,10 +265,11 @@ impl ErrorClass {
             Self::Failed | Self::TooLarge => 1,
             Self::Usage => 2,
             Self::NotFound => 3,
-            Self::Conflict | Self::Permission | Self::IsADirectory => 4,
+            Self::Conflict | Self::IsADirectory => 4,
             Self::Timeout => 5,
             Self::Unavailable => 6,
             Self::Internal => 70,
+            Self::Permission => 77,
         }
     }
 }
@@ -389,6 +389,13 @@ mod tests {
             assert!(seen.insert(code.as_str()), "{code}");
             assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
         }
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_no_usage_error() {
+        assert_eq!(ErrorCode::InvalidArgument.exit_code(), 2);
+        assert_eq!(ErrorCode::VmProtected.exit_code(), 4);
+        assert_eq!(ErrorCode::Forbidden.exit_code(), 77);
     }
 
     #[test]

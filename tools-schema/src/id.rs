@@ -13,6 +13,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The length of an id as text, in characters.
 pub const ID_LEN: usize = 13;
 
+/// An id, to show the form.
+const EXAMPLE: &str = "kpukhbkw6qsnw";
+
+/// Returns the indefinite article of a word.
+fn article(word: &str) -> &'static str {
+    if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
+}
+
 fn base32() -> &'static Encoding {
     static ENCODING: std::sync::OnceLock<Encoding> = std::sync::OnceLock::new();
     ENCODING.get_or_init(|| {
@@ -77,7 +85,7 @@ pub struct Id<K> {
 
 /// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not a {kind} id: ids are 13 characters of a-z and 2-7")]
+#[error("`{text}` is not {a} {kind} id: {a} {kind} id has the form {example}, 13 characters of a-z and 2-7", a = article(.kind), example = EXAMPLE)]
 pub struct ParseIdError {
     /// The given text, shortened.
     pub text: String,
@@ -225,6 +233,19 @@ mod tests {
             if let Ok(id) = text.parse::<VmId>() {
                 prop_assert_eq!(id.to_string(), text);
             }
+        }
+    }
+
+    #[test]
+    fn what_is_no_id_is_told_the_form_of_one() {
+        assert!(is_id(EXAMPLE));
+        let form = "has the form kpukhbkw6qsnw, 13 characters of a-z and 2-7";
+        for (said, expected) in [
+            ("web-1".parse::<OpId>().unwrap_err().to_string(), "`web-1` is not an op id: an op id"),
+            ("web-1".parse::<ImageId>().unwrap_err().to_string(), "`web-1` is not an image id: an image id"),
+            ("web-1".parse::<BootId>().unwrap_err().to_string(), "`web-1` is not a boot id: a boot id"),
+        ] {
+            assert_eq!(said, format!("{expected} {form}"));
         }
     }
 

@@ -49,6 +49,11 @@ impl Caller {
         self.grant.as_ref().map(|grant| grant.tools())
     }
 
+    /// For limits that a token shares with all that were made with it: the owner of the first token of its chain, or its own.
+    pub fn root_owner(&self) -> &Arc<str> {
+        self.grant.as_ref().map_or(&self.owner, |grant| grant.root_owner())
+    }
+
     /// Cancelled when its token stops working; never cancelled for the daemon's user.
     pub fn ended(&self) -> CancellationToken {
         self.grant.as_ref().map_or_else(CancellationToken::new, |grant| grant.ended().clone())

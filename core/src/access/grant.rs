@@ -108,6 +108,11 @@ impl Grant {
         is_seen && self.parent.as_ref().is_none_or(|parent| parent.sees(vm))
     }
 
+    /// The owner of the first token in the chain that made it.
+    pub(super) fn root_owner(&self) -> &Arc<str> {
+        self.chain().last().map_or(&self.owner, |root| &root.owner)
+    }
+
     /// It and the tokens that made it.
     pub(super) fn chain(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |grant| grant.parent.as_deref())

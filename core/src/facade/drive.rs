@@ -16,7 +16,7 @@ use nexus_schema::{ByteSize, ErrorCode, Name, Reference, ToolError};
 use super::plan::size_of_clone;
 use super::vm::{may_read_host, seen_rows};
 use super::{CallContext, Nexus, Shared, cut_page, page, patience};
-use crate::access::{Caller, Charge};
+use crate::access::{Caller, Charge, Deed};
 use crate::context::{Attach, Command, Handle, Registry, drive_error};
 use crate::drive::{DISK, Locked};
 use crate::op::{Begun, did_you_mean, once, store_error, summary};
@@ -218,8 +218,13 @@ impl Nexus {
         let is_claimed = shared.claim_growth(&ctx.caller, &drive, params.size).await?;
         let grown = shared.grow(&drive, params.size).await;
         if grown.is_err() && is_claimed {
-            let (id, size) = (drive.id, drive.size);
-            if let Err(error) = shared.store.write(move |tx| drives::set_size(tx, id, size)).await {
+            let (id, size, by) = (drive.id, drive.size, ctx.caller.owner.to_string());
+            let more = params.size.as_bytes().saturating_sub(size.as_bytes());
+            let undone = shared.store.write(move |tx| {
+                drives::take_growth(tx, id, &by, more)?;
+                drives::set_size(tx, id, size)
+            });
+            if let Err(error) = undone.await {
                 tracing::warn!(drive = %drive.name, %error, "a drive counts for its quota as if it had grown");
             }
         }
@@ -245,6 +250,9 @@ impl Nexus {
                 "drive_detach it first, or vm_delete the VM",
             ));
         }
+        let may_hold_data = shared.drives.may_hold_data(&shared.paths.drive(drive.id)).await;
+        let deed = deletion(&ctx.caller, &drive, may_hold_data);
+        shared.confirmations.require(&ctx.caller, deed, params.confirm.as_deref())?;
         shared.forget_drive(drive.id).await?;
         Ok(DriveDeleteOutput { id: drive.id, name: drive.name })
     }
@@ -408,17 +416,21 @@ impl Shared {
         size: ByteSize,
     ) -> Result<bool, ToolError> {
         let mut charges = self.tokens.charges(&drive.owner);
-        if *caller.owner != *drive.owner {
-            // It may be another's drive, or that of a token which no longer works.
-            charges.extend(self.tokens.charges(&caller.owner));
+        // It may be another's drive, or that of a token which no longer works.
+        let by = (*caller.owner != *drive.owner).then(|| caller.owner.to_string());
+        if let Some(by) = &by {
+            charges.extend(self.tokens.charges(by));
         }
         if charges.is_empty() {
             return Ok(false);
         }
         let (more, id) = (size.as_bytes().saturating_sub(drive.size.as_bytes()), drive.id);
         let claimed = self.store.write(move |tx| {
-            let more = Usage { disk: more, ..Usage::default() };
-            charges.iter().try_for_each(|charge| charge.check(tx, more, None))?;
+            let taken = Usage { disk: more, ..Usage::default() };
+            charges.iter().try_for_each(|charge| charge.check(tx, taken, None))?;
+            if let Some(by) = &by {
+                drives::add_growth(tx, id, by, more)?;
+            }
             drives::set_size(tx, id, size)
         });
         claimed.await.map(|()| true).map_err(store_error)
@@ -473,6 +485,19 @@ fn sees_drive(vms: &Registry, caller: &Caller, drive: &DriveRecord) -> bool {
         at.is_some_and(|at| vms.get(caller, &Reference::Id(at.vm)).is_ok())
     };
     caller.made(&drive.owner) || is_of_seen()
+}
+
+/// What of the deletion of a drive needs a confirmation: data of a VM, and a drive that somebody else made.
+fn deletion(caller: &Caller, drive: &DriveRecord, may_hold_data: bool) -> Deed {
+    let mut why = Vec::new();
+    if may_hold_data {
+        why.push("may hold data of a VM".to_owned());
+    }
+    if !caller.is_maker(&drive.owner) {
+        why.push(format!("was made by {}", drive.owner));
+    }
+    let what = format!("delete the drive {} ({}), which {}", drive.name, drive.id, why.join(" and "));
+    Deed { tool: "drive_delete", plan: if why.is_empty() { Vec::new() } else { vec![what] } }
 }
 
 fn no_drive(drive: &Reference<DriveKind>) -> ToolError {

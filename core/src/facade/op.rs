@@ -66,10 +66,28 @@ impl Nexus {
     }
 
     async fn seen_op(&self, caller: &Caller, op: OpId) -> Result<OpSummary, ToolError> {
-        let record = self.shared.ops.record(op).await?;
-        match self.sees_op(caller, &record.summary) {
-            true => Ok(record.summary),
-            false => Err(no_op(op)),
+        match self.shared.ops.record(op).await {
+            Ok(record) if self.sees_op(caller, &record.summary) => Ok(record.summary),
+            Ok(_) => Err(self.unknown_op(caller, op)),
+            Err(error) if error.code == ErrorCode::OpNotFound => Err(self.unknown_op(caller, op)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// There is no such operation; but perhaps the caller gave the id of a VM that it sees.
+    fn unknown_op(&self, caller: &Caller, op: OpId) -> ToolError {
+        let vm =
+            VmId::from_i64(op.as_i64()).and_then(|id| self.shared.vms.get(caller, &Reference::Id(id)).ok());
+        match vm {
+            Some(vm) => {
+                let message = format!(
+                    "there is no operation {op}: that is the id of the VM {}",
+                    vm.view.borrow().record.name
+                );
+                ToolError::new(ErrorCode::OpNotFound, message)
+                    .hint("give the op_id of an operation: op_list shows them; vm_inspect shows the VM")
+            }
+            None => no_op(op),
         }
     }
 }

@@ -42,6 +42,8 @@ impl Nexus {
             packages: params.packages,
             init: params.init.unwrap_or_default(),
             size: params.size.filter(|size| size.as_bytes() > 0),
+            ttl: params.ttl.filter(|ttl| !ttl.is_zero()),
+            idle_stop: params.idle_stop.filter(|idle| !idle.is_zero()),
         };
         may_read_host(&ctx.caller, Some(&spec.source))?;
         self.shared.check_template(&spec).await?;
@@ -93,6 +95,12 @@ impl Nexus {
         }
         if let Some(size) = params.size {
             spec.size = Some(size).filter(|size| size.as_bytes() > 0);
+        }
+        if let Some(ttl) = params.ttl {
+            spec.ttl = Some(ttl).filter(|ttl| !ttl.is_zero());
+        }
+        if let Some(idle) = params.idle_stop {
+            spec.idle_stop = Some(idle).filter(|idle| !idle.is_zero());
         }
         if record.spec != before {
             self.shared.check_template(&record.spec).await?;

@@ -28,6 +28,14 @@ impl Provision {
         }
     }
 
+    /// The template that a source of VMs names; `None` if it is another source.
+    pub(crate) async fn template_of(&self, from: &str) -> Result<Option<TemplateRecord>, ToolError> {
+        match template_argument(from) {
+            Some(template) => self.template(&template?).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// The error for an unknown template, with a similar name if there is one.
     pub(crate) async fn no_template(
         &self,

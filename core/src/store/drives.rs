@@ -143,6 +143,25 @@ pub fn set_size(tx: &Connection, drive: DriveId, size: ByteSize) -> Result<(), S
     Ok(())
 }
 
+/// Notes by how much a caller who did not make a drive had it grown.
+pub fn add_growth(tx: &Connection, drive: DriveId, by: &str, bytes: u64) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO drive_growths (drive_id, owner, size_bytes) VALUES (?1, ?2, ?3)
+         ON CONFLICT (drive_id, owner) DO UPDATE SET size_bytes = size_bytes + excluded.size_bytes",
+        params![drive.as_i64(), by, super::columns::signed(bytes)],
+    )?;
+    Ok(())
+}
+
+/// Takes back what [`add_growth`] noted, if it did.
+pub fn take_growth(tx: &Connection, drive: DriveId, by: &str, bytes: u64) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE drive_growths SET size_bytes = max(0, size_bytes - ?3) WHERE drive_id = ?1 AND owner = ?2",
+        params![drive.as_i64(), by, super::columns::signed(bytes)],
+    )?;
+    Ok(())
+}
+
 /// Finds a complete drive.
 pub fn get(db: &Connection, drive: &Reference<DriveKind>) -> Result<Option<DriveRecord>, StoreError> {
     let (column, value): (_, &dyn rusqlite::ToSql) = match drive {

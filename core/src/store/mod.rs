@@ -31,7 +31,7 @@ use rusqlite::{OptionalExtension, TransactionBehavior, params};
 use rusqlite_migration::{M, Migrations};
 
 /// The newest schema version that this build supports.
-pub const SCHEMA_VERSION: u32 = 10;
+pub const SCHEMA_VERSION: u32 = 11;
 
 fn migrations() -> Migrations<'static> {
     Migrations::new(vec![
@@ -45,6 +45,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0008.sql")),
         M::up(include_str!("migrations/0009.sql")),
         M::up(include_str!("migrations/0011.sql")),
+        M::up(include_str!("migrations/0013.sql")),
     ])
 }
 

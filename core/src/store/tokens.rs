@@ -98,7 +98,8 @@ pub struct Usage {
     pub vcpus: u64,
     /// Their memory, in bytes.
     pub memory: u64,
-    /// Their drives and those of their own, in bytes. A VM whose root drive is not made yet counts with the size that it asks for.
+    /// Their drives and those of their own, and by how much drives of others were grown, in bytes. A VM whose root drive is not made yet
+    /// counts with the size that it asks for.
     pub disk: u64,
 }
 
@@ -127,7 +128,16 @@ pub fn usage(db: &Connection, owners: &[String], except: Option<VmId>) -> Result
              WHERE owner IN (SELECT value FROM json_each(?1)) AND (?2 IS NULL OR made_for IS NOT ?2)",
         )?
         .query_row(params![Json(owners), except], |row| row.unsigned("n"))?;
-    Ok(Usage { disk: vms.disk.saturating_add(drives), ..vms })
+    // What these owners made counts whole already, whoever grew it.
+    let grown = db
+        .prepare_cached(
+            "SELECT coalesce(sum(drive_growths.size_bytes), 0) AS n
+             FROM drive_growths JOIN drives ON drives.id = drive_growths.drive_id
+             WHERE drive_growths.owner IN (SELECT value FROM json_each(?1))
+                AND drives.owner NOT IN (SELECT value FROM json_each(?1)) AND (?2 IS NULL OR drives.made_for IS NOT ?2)",
+        )?
+        .query_row(params![Json(owners), except], |row| row.unsigned("n"))?;
+    Ok(Usage { disk: vms.disk.saturating_add(drives).saturating_add(grown), ..vms })
 }
 
 fn total(sizes: &[ByteSize]) -> u64 {

@@ -39,7 +39,12 @@ pub(crate) async fn begin(
         Some(name) => name.clone(),
         None => made_up_name(id)?,
     };
-    let defaults = defaults::read(&shared.store).await?;
+    let mut defaults = defaults::read(&shared.store).await?;
+    let from = params.from.as_deref().unwrap_or(&defaults.image);
+    if let Some(template) = shared.provision.template_of(from).await? {
+        defaults.ttl = template.spec.ttl.unwrap_or(defaults.ttl);
+        defaults.idle_stop = template.spec.idle_stop.unwrap_or(defaults.idle_stop);
+    }
     let spec = spec::check(&params, &name, &defaults)?;
     let choice = shared.choose_driver(spec.driver).await?;
     let last_address = match spec.network.mode {

@@ -80,7 +80,7 @@ pub(crate) fn check(params: &VmCreateParams, name: &Name, defaults: &Defaults) -
     let files: usize = params.files.iter().map(|(path, file)| path.len() + file.size() + 128).sum();
     if files > FILES_MAX {
         wrong(format!(
-            "files has {files} bytes, more than {FILES_MAX}: copy larger files with guest_copy_in or file_write"
+            "files has {files} bytes, more than {FILES_MAX}: copy larger files with guest_copy_in or guest_file_write"
         ));
     }
     if let Some(line) = &params.run {

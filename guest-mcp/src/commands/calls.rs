@@ -228,7 +228,7 @@ impl Table {
         let start = match &params.cursor {
             None => 0,
             Some(text) => text.parse::<usize>().map_err(|_| {
-                ToolError::invalid("cursor is not from a reply of command_list")
+                ToolError::invalid("cursor is not from an earlier list of commands")
                     .hint("omit it to start at the beginning")
             })?,
         };
@@ -362,7 +362,7 @@ fn offsets(cursor: &str, of: CommandId) -> Result<[u64; 2], ToolError> {
     let id = parts.next().and_then(|id| id.parse::<CommandId>().ok());
     let mut offset = || parts.next()?.parse::<u64>().ok();
     let (Some(id), Some(stdout), Some(stderr)) = (id, offset(), offset()) else {
-        return Err(ToolError::invalid("cursor is not from a reply of command_output")
+        return Err(ToolError::invalid("cursor is not from an earlier reply about a command")
             .hint("omit it to read from the start"));
     };
     if id != of {

@@ -3,13 +3,15 @@
 use clap::Args as ClapArgs;
 use nexus_schema::id::VmKind;
 use nexus_schema::tools::audit::{AuditEntry, AuditList, AuditListOutput, AuditListParams};
-use nexus_schema::{Reference, Timestamp, Tool};
+use nexus_schema::{Reference, Tool};
 
 use super::App;
 use super::client::{Client, Options, raw};
 use super::error::Error;
 use super::format;
+use super::moment::Moment;
 use super::ui::{Format, Mood, Table, Text};
+use super::unread::while_read;
 
 /// How many calls are listed by default.
 const ROWS: u32 = 50;
@@ -34,12 +36,12 @@ pub(crate) struct Args {
     /// Only calls that ended so: ok, an error's code, or denied
     #[arg(long)]
     outcome: Option<String>,
-    /// Only calls from this time on, such as 2026-01-02T15:00:00Z
+    /// Only calls from this time on: how long ago, such as 1h or 2d, or a time such as 2026-01-02T15:00:00Z
     #[arg(long, value_name = "TIME")]
-    since: Option<Timestamp>,
+    since: Option<Moment>,
     /// Only calls before this time
     #[arg(long, value_name = "TIME", conflicts_with = "follow")]
-    until: Option<Timestamp>,
+    until: Option<Moment>,
     /// How many calls at most, the newest
     #[arg(short = 'n', long, value_name = "ROWS", default_value_t = ROWS, value_parser = clap::value_parser!(u32).range(1..=500))]
     limit: u32,
@@ -47,15 +49,22 @@ pub(crate) struct Args {
 
 /// Lists calls, oldest first; with --follow also those to come.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    match args.follow {
+        true => while_read(Box::pin(list(app, args))).await,
+        false => list(app, args).await,
+    }
+}
+
+async fn list(app: &App, args: Args) -> Result<u8, Error> {
     let mut client = app.connect().await?;
-    let follow = args.follow;
+    let (follow, now) = (args.follow, app.ui.now());
     let mut params = AuditListParams {
         vm: args.vm,
         caller: args.caller,
         tool: args.tool,
         outcome: args.outcome,
-        since: args.since,
-        until: args.until,
+        since: args.since.map(|since| since.past(now)),
+        until: args.until.map(|until| until.past(now)),
         limit: Some(args.limit),
         ..AuditListParams::default()
     };

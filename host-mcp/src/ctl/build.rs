@@ -21,6 +21,7 @@ use super::format;
 use super::list::{self, Paging};
 use super::op::cancelled;
 use super::ui::{Format, Mood, Table, Text};
+use super::unread::while_read;
 
 /// How long one call waits for new output.
 const FOLLOW_WAIT_S: u32 = 20;
@@ -103,6 +104,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
             let build = inspect(&mut client, args.build).await?;
             show(app, &build)
         }
+        Command::Logs(args) if args.follow => while_read(Box::pin(logs(app, args))).await,
         Command::Logs(args) => logs(app, args).await,
         Command::Cancel(args) => cancel(app, args).await,
     }
@@ -165,7 +167,7 @@ struct Facts {
 
 async fn logs(app: &App, args: LogsArgs) -> Result<u8, Error> {
     let mut client = app.connect().await?;
-    let mut cursor = args.cursor;
+    let (mut cursor, mut is_empty) = (args.cursor, true);
     loop {
         let wait_s = args.follow.then_some(FOLLOW_WAIT_S);
         let params = BuildLogsParams { build: args.build.clone(), cursor, max_bytes: None, wait_s };
@@ -180,7 +182,11 @@ async fn logs(app: &App, args: LogsArgs) -> Result<u8, Error> {
             app.ui.bytes(text.as_bytes())?;
         }
         // Text comes in pieces; without waiting, a running build has no more at the moment.
+        is_empty &= text.is_empty();
         if text.is_empty() && (!args.follow || facts.status != BuildStatus::Building) {
+            if is_empty && !app.ui.is_json() {
+                app.ui.say("nothing was written to the log");
+            }
             return Ok(0);
         }
         cursor = Some(facts.cursor);

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::App;
 use super::client::{Options, Reply};
+use super::confirm::{Yes, confirmed};
 use super::each::{each, show_deleted};
 use super::error::Error;
 use super::follow::{self, New};
@@ -128,6 +129,8 @@ pub(crate) struct DeleteArgs {
     /// The drives: names or ids
     #[arg(required = true, value_name = "DRIVE")]
     drives: Vec<Reference<DriveKind>>,
+    #[command(flatten)]
+    yes: Yes,
 }
 
 /// Runs one verb.
@@ -257,7 +260,11 @@ async fn resize(app: &App, args: ResizeArgs) -> Result<u8, Error> {
 
 async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
     each(app, args.drives, async |client, drive| {
-        let gone = client.call::<DriveDelete>(&DriveDeleteParams { drive }).await?;
+        let params = DriveDeleteParams { drive, confirm: None };
+        let gone = confirmed(app, args.yes, async |confirm| {
+            client.call::<DriveDelete>(&DriveDeleteParams { confirm, ..params.clone() }).await
+        });
+        let gone = gone.await?;
         show_deleted(app, &gone, gone.id, &format!("{} deleted", gone.name))
     })
     .await

@@ -7,11 +7,11 @@ use nexus_schema::stream::{Ended, ExecOpening, Open};
 use nexus_schema::tools::command::{CommandStart, CommandStartParams, RunCommandOutput};
 use nexus_schema::{Reference, Tool};
 
-use super::App;
 use super::client::Options;
 use super::error::Error;
 use super::guest::{How, Program, not_started, run_program, with_shell_hint};
 use super::stream::{self, Attached, DetachKeys, Outcome, detach_keys, is_fresh_file};
+use super::{App, moment};
 
 /// The exit code of a command that timed out.
 const TIMED_OUT: u8 = 124;
@@ -40,8 +40,8 @@ pub(crate) struct Args {
     /// The keys that detach from a command with a terminal, which keeps running
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", value_parser = detach_keys)]
     detach_keys: DetachKeys,
-    /// Kill the command after this many seconds, with exit code 124; 0 for never
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    /// Kill the command after this long, such as 30s or 5m, with exit code 124; a bare number is seconds, 0 is never
+    #[arg(long, value_name = "TIME", default_value_t = 0, value_parser = moment::seconds)]
     timeout: u32,
     /// Do not forward a redirected file
     #[arg(short, long, conflicts_with = "interactive")]

@@ -16,9 +16,9 @@ use tokio::time::Instant;
 use super::client::{Client, Options, Progress, Reply};
 use super::error::{Error, Refusal};
 use super::hint::About;
-use super::plan;
 use super::steps::Steps;
 use super::ui::Ui;
+use super::{moment, plan};
 
 /// How long one `op_get` waits: a bar moves once a second, lines less often.
 const POLL_BAR: u32 = 1;
@@ -27,9 +27,9 @@ const POLL_LINES: u32 = 10;
 /// How long to stay with long work.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct Wait {
-    /// Follow the work for at most this long; 0 returns at once [default: until it ends]
-    #[arg(long, value_name = "SECONDS", conflicts_with = "detach")]
-    wait: Option<u64>,
+    /// Follow the work for at most this long, such as 30s or 5m; a bare number is seconds, 0 returns at once [default: until it ends]
+    #[arg(long, value_name = "TIME", conflicts_with = "detach", value_parser = moment::seconds)]
+    wait: Option<u32>,
     /// Return at once and leave the work running
     #[arg(short, long)]
     detach: bool,
@@ -37,7 +37,7 @@ pub(crate) struct Wait {
 
 impl Wait {
     fn limit(self) -> Option<u64> {
-        if self.detach { Some(0) } else { self.wait }
+        if self.detach { Some(0) } else { self.wait.map(u64::from) }
     }
 }
 
@@ -90,7 +90,7 @@ where
     let reply = client.call_with::<T>(params, Options::default()).await?;
     let first = followed(&reply, T::NAME)?;
     let about = About::subject(T::NAME, first.outcome.subject_name.as_deref());
-    stay(client, ui, first, wait, &about).await
+    stay::<R>(client, ui, first, wait, (T::NAME, &about)).await
 }
 
 /// The first answer of a call that creates something and is not a dry run; for callers that cancel the work when they stop following it.
@@ -137,7 +137,7 @@ where
     }
     let first = followed(&reply, T::NAME)?;
     let about = About::subject(T::NAME, first.outcome.subject_name.as_deref());
-    stay(client, ui, first, wait, &about).await.map(Some)
+    stay::<R>(client, ui, first, wait, (T::NAME, &about)).await.map(Some)
 }
 
 /// The part of a result that marks a dry run.
@@ -156,7 +156,7 @@ pub(crate) async fn resume<R: DeserializeOwned>(
     let params = OpGetParams { op_id, wait_s: Some(0) };
     let reply = client.call_with::<OpGet>(&params, Options::default()).await?;
     let first = followed(&reply, OpGet::NAME)?;
-    stay(client, ui, first, wait, &About::default()).await
+    stay(client, ui, first, wait, (OpGet::NAME, &About::default())).await
 }
 
 async fn stay<R: DeserializeOwned>(
@@ -164,7 +164,7 @@ async fn stay<R: DeserializeOwned>(
     ui: &Ui,
     mut last: Followed<R>,
     wait: Wait,
-    about: &About,
+    (tool, about): (&str, &About),
 ) -> Result<Followed<R>, Error> {
     let limit = wait.limit();
     if !last.outcome.done && limit != Some(0) {
@@ -177,7 +177,7 @@ async fn stay<R: DeserializeOwned>(
         result?;
     }
     if !last.outcome.done {
-        ui.say(&goes_on(&last.outcome));
+        ui.say(&begun(&last.outcome, tool));
     }
     settled(last, about)
 }
@@ -228,12 +228,36 @@ fn followed<R: DeserializeOwned>(reply: &Reply, tool: &str) -> Result<Followed<R
     Ok(Followed { outcome, raw })
 }
 
+/// Describes work that nobody follows.
+fn begun<R>(outcome: &OpOutcome<R>, tool: &str) -> String {
+    let op = outcome.op_id;
+    match (doing(tool), &outcome.subject_name) {
+        (Some(doing), Some(name)) => format!("{doing} {name} (op {op}): {}", how_to_follow(op)),
+        (_, _) => goes_on(outcome),
+    }
+}
+
+/// What the work of a tool is called while it goes on.
+fn doing(tool: &str) -> Option<&'static str> {
+    Some(match tool.rsplit('_').next()? {
+        "create" => "creating",
+        "start" if tool.starts_with("build_") => "building",
+        "start" => "starting",
+        "stop" => "stopping",
+        "restart" => "restarting",
+        "download" => "downloading",
+        _ => return None,
+    })
+}
+
 fn goes_on<R>(outcome: &OpOutcome<R>) -> String {
     let op = outcome.op_id;
     let step = if outcome.progress.step.is_empty() { "under way" } else { &outcome.progress.step };
-    format!(
-        "operation {op} is still running ({step}): follow it with `nexusctl op get {op}`, cancel it with `nexusctl op cancel {op}`"
-    )
+    format!("operation {op} is still running ({step}): {}", how_to_follow(op))
+}
+
+fn how_to_follow(op: OpId) -> String {
+    format!("follow it with `nexusctl op get {op}`, cancel it with `nexusctl op cancel {op}`")
 }
 
 fn ended_badly<R>(outcome: &OpOutcome<R>) -> ToolError {

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use nexus_schema::Reference;
 use nexus_schema::id::VmKind;
+use nexus_schema::toolset::Toolset;
 
 use super::error::Error;
 use super::{App, bridge, mcp_config};
@@ -19,7 +20,7 @@ pub(crate) struct Args {
     /// The tools to offer: work, images, drives, admin, all, read-only, or several separated by commas [default: work, or `tools` of
     /// nexus.toml]
     #[arg(long, value_name = "SET", conflicts_with = "vm")]
-    tools: Option<String>,
+    tools: Option<Toolset>,
     /// Do not start the daemon if it is not running
     #[arg(long)]
     no_start: bool,
@@ -36,8 +37,11 @@ enum Command {
 /// Runs the bridge until its client disconnects, or prints configuration.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     match args.command {
-        Some(Command::Config(args)) => mcp_config::run(app, args),
-        Some(Command::Install(args)) => mcp_config::install(app, args),
-        None => bridge::run(app, args.vm.map(|vm| vm.to_string()), args.tools, !args.no_start).await,
+        Some(Command::Config(args)) => mcp_config::run(app, args).await,
+        Some(Command::Install(args)) => mcp_config::install(app, args).await,
+        None => {
+            let (vm, tools) = (args.vm.map(|vm| vm.to_string()), args.tools.map(|set| set.to_string()));
+            bridge::run(app, vm, tools, !args.no_start).await
+        }
     }
 }

@@ -32,6 +32,7 @@ mod list;
 mod mcp;
 mod mcp_config;
 mod mistakes;
+mod moment;
 mod network;
 mod op;
 mod plan;
@@ -48,6 +49,7 @@ mod table;
 mod template;
 mod token;
 mod ui;
+mod unread;
 mod vm;
 
 use std::ffi::{OsStr, OsString};

@@ -14,6 +14,7 @@ use super::App;
 use super::client::{Options, raw};
 use super::error::Error;
 use super::ui::{Format, Mood, Table, Text};
+use super::unread::while_read;
 use super::vm::of_inspected_network;
 
 /// How long one call waits for something new.
@@ -56,6 +57,7 @@ pub(crate) struct LogArgs {
 pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
         Command::Inspect(args) => inspect(app, args).await,
+        Command::Log(args) if args.follow => while_read(Box::pin(log(app, args))).await,
         Command::Log(args) => log(app, args).await,
         Command::Cleanup => {
             let cleaned = app.connect().await?.call::<NetworkCleanup>(&NetworkCleanupParams {}).await?;
@@ -127,6 +129,11 @@ async fn log(app: &App, args: LogArgs) -> Result<u8, Error> {
             }
         }
         if !args.follow {
+            match app.ui.format {
+                _ if !read.connections.is_empty() => {}
+                Format::Json => app.ui.line("[]")?,
+                Format::Quiet | Format::Human => app.ui.say("no connections are logged"),
+            }
             return Ok(0);
         }
         cursor = Some(read.cursor);

@@ -18,6 +18,7 @@ use super::follow::{self, Wait};
 use super::format;
 use super::list::{self, Paging};
 use super::ui::{Format, Mood, Table, Text};
+use super::unread::while_read;
 
 /// How many operations are listed by default.
 const ROWS: u32 = 50;
@@ -65,7 +66,7 @@ pub(crate) struct CancelArgs {
 pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
         Command::List(args) => list(app, args).await,
-        Command::Get(args) => get(app, args).await,
+        Command::Get(args) => while_read(Box::pin(get(app, args))).await,
         Command::Cancel(args) => cancel(app, args).await,
     }
 }

@@ -2,6 +2,7 @@
 //! lives: even if it is killed, nothing is left behind.
 
 use std::convert::Infallible;
+use std::time::Instant;
 
 use nexus_schema::id::{ImageKind, OpId};
 use nexus_schema::link::ImageConfig;
@@ -20,6 +21,7 @@ use super::guest::{How, Program, run_program};
 use super::hint::About;
 use super::source::{located, pulled_or_named};
 use super::ui::Format;
+use super::vm::NetworkArgs;
 use super::{App, mistakes};
 
 /// What to run in what.
@@ -49,6 +51,11 @@ pub(crate) struct Args {
     /// The kernel: an installed one's name or id, or a file's path [default: the distribution's]
     #[arg(long)]
     kernel: Option<String>,
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// Delete the VM so long from now, such as 2h, even while the command runs; with --keep, how long it is kept [default: never]
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<TimeSpan>,
     /// A line for the VM's shell, instead of a program with arguments
     #[arg(short = 'c', long = "command", value_name = "LINE", conflicts_with = "argv")]
     line: Option<String>,
@@ -72,6 +79,8 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         None => Given::Arguments { entrypoint: args.entrypoint, argv: args.argv },
     };
     refuse_nothing(&mut client, &given, &args.image).await?;
+    let life = args.ttl.filter(|ttl| !ttl.is_zero());
+    let end = life.map(|life| Instant::now() + life.duration());
     let params = VmCreateParams {
         name: args.name,
         from: Some(located(pulled_or_named(args.image.clone()))),
@@ -79,8 +88,12 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         vcpus: args.vcpus,
         memory: args.memory,
         disk: args.disk,
-        // Without a limit of its own, whatever the default is.
-        ttl: Some(if args.keep { TimeSpan::default() } else { args.lease }),
+        network: args.network.params(),
+        ttl: Some(match (args.keep, life) {
+            // Without a limit of its own, whatever the default is.
+            (true, life) => life.unwrap_or_default(),
+            (false, life) => life.map_or(args.lease, |life| life.min(args.lease)),
+        }),
         idle_stop: Some(TimeSpan::default()),
         wait_s: Some(0),
         ..VmCreateParams::default()
@@ -104,7 +117,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
         ended = work => ended,
         _ = terminated.recv() => Err(Error::Interrupted),
         _ = hung_up.recv() => Err(Error::Interrupted),
-        never = renew(app, &made.vm, args.lease), if !args.keep => match never {},
+        never = renew(app, &made.vm, args.lease, end), if !args.keep => match never {},
     };
     match args.keep {
         true => app.ui.say(&format!(
@@ -116,11 +129,16 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
     ended
 }
 
-/// Renews the VM's time to live, over a connection of its own. A failure is tried again: the daemon may just be restarting.
-async fn renew(app: &App, vm: &str, lease: TimeSpan) -> Infallible {
+/// Renews the VM's time to live until its end, over a connection of its own. A failure is tried again: the daemon may just be restarting.
+async fn renew(app: &App, vm: &str, lease: TimeSpan, end: Option<Instant>) -> Infallible {
     let mut connected = None;
     loop {
         tokio::time::sleep(lease.duration() / 4).await;
+        let left = end.map(|end| TimeSpan::seconds(end.saturating_duration_since(Instant::now()).as_secs()));
+        if left.is_some_and(TimeSpan::is_zero) {
+            return std::future::pending().await;
+        }
+        let lease = left.map_or(lease, |left| left.min(lease));
         let renewed = async {
             let mut client = match connected.take() {
                 Some(client) => client,

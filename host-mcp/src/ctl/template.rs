@@ -15,7 +15,7 @@ use nexus_schema::tools::template::{
     TemplateInspect, TemplateInspectParams, TemplateList, TemplateListParams, TemplateSummary,
     TemplateUpdate, TemplateUpdateParams,
 };
-use nexus_schema::{ByteSize, Name, Reference, Timestamp};
+use nexus_schema::{ByteSize, Name, Reference, TimeSpan, Timestamp};
 
 use super::App;
 use super::args::{pair, word};
@@ -67,6 +67,12 @@ pub(crate) struct CreateArgs {
     /// The minimum size of the image's filesystem [default: as needed]
     #[arg(long, value_name = "SIZE", value_parser = super::mistakes::disk)]
     size: Option<ByteSize>,
+    /// Delete VMs created from the template so long after that, such as 2h [default: as other VMs]
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<TimeSpan>,
+    /// Stop them once nothing has been under way in them for so long, such as 30m [default: as other VMs]
+    #[arg(long, value_name = "TIME")]
+    idle_stop: Option<TimeSpan>,
 }
 
 /// What to change.
@@ -101,6 +107,12 @@ pub(crate) struct UpdateArgs {
     /// The minimum size of the image's filesystem; 0 for as needed
     #[arg(long, value_name = "SIZE", value_parser = super::mistakes::disk)]
     size: Option<ByteSize>,
+    /// Delete VMs created from the template so long after that, such as 2h; 0 for as other VMs
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<TimeSpan>,
+    /// Stop them once nothing has been under way in them for so long, such as 30m; 0 for as other VMs
+    #[arg(long, value_name = "TIME")]
+    idle_stop: Option<TimeSpan>,
     /// Go back to an earlier version, before the other changes
     #[arg(long, value_name = "VERSION")]
     back_to: Option<u32>,
@@ -135,6 +147,8 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
                 packages: args.package,
                 init: args.init,
                 size: args.size,
+                ttl: args.ttl,
+                idle_stop: args.idle_stop,
             };
             let template = app.connect().await?.call::<TemplateCreate>(&params).await?;
             show(app, &template)
@@ -179,6 +193,8 @@ async fn update(app: &App, args: UpdateArgs) -> Result<u8, Error> {
         packages,
         init: args.init,
         size: args.size,
+        ttl: args.ttl,
+        idle_stop: args.idle_stop,
         version: args.back_to,
     };
     let template = client.call::<TemplateUpdate>(&params).await?;
@@ -290,6 +306,8 @@ fn details(template: &TemplateDetails, now: Timestamp) -> Table {
         },
     );
     table.maybe("size", spec.size);
+    table.maybe("ttl", spec.ttl.map(|ttl| ttl.to_string()));
+    table.maybe("idle stop", spec.idle_stop.map(|idle| idle.to_string()));
     for build in &template.builds {
         table.fact("build", format!("{} of version {}: {}", build.id, build.version, build.status.as_str()));
     }

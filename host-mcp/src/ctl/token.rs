@@ -17,6 +17,7 @@ use super::each::{each, show_deleted};
 use super::error::Error;
 use super::format;
 use super::list::{self, Paging};
+use super::moment::Moment;
 use super::ui::{Format, Table};
 
 /// The verbs.
@@ -67,9 +68,9 @@ pub(crate) struct CreateArgs {
     /// How much disk its drives may have together
     #[arg(long, value_name = "SIZE")]
     max_disk: Option<ByteSize>,
-    /// How long it works, such as 30m, 12h or 7d [default: until it is revoked]
-    #[arg(short, long, value_name = "TIME", value_parser = seconds)]
-    expires: Option<u64>,
+    /// How long it works, such as 30m, 12h or 7d, or until when, such as 2026-01-02T15:00:00Z [default: until it is revoked]
+    #[arg(short, long, value_name = "TIME")]
+    expires: Option<Moment>,
 }
 
 /// Which tokens.
@@ -92,24 +93,6 @@ pub(crate) struct RevokeArgs {
     yes: Yes,
 }
 
-/// Parses `90`, `90s`, `30m`, `12h` or `7d`.
-fn seconds(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let factor = match unit {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(format!("`{text}` is not a time such as 30m, 12h or 7d")),
-    };
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` is not a time such as 30m, 12h or 7d"))?;
-    number
-        .checked_mul(factor)
-        .filter(|seconds| *seconds > 0)
-        .ok_or_else(|| format!("`{text}` is not a possible time"))
-}
-
 /// Runs one verb.
 pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
     match command {
@@ -122,6 +105,10 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<u8, Error> {
 async fn create(app: &App, args: CreateArgs) -> Result<u8, Error> {
     let quota =
         Quota { vms: args.max_vms, vcpus: args.max_vcpus, memory: args.max_memory, disk: args.max_disk };
+    let now = app.ui.now();
+    let ends = args.expires.map(|at| {
+        at.seconds_ahead(now).ok_or_else(|| Error::usage("--expires must be in the future, such as 12h"))
+    });
     let params = TokenCreateParams {
         name: args.name,
         scopes: args.scopes,
@@ -131,7 +118,7 @@ async fn create(app: &App, args: CreateArgs) -> Result<u8, Error> {
         tools: args.tools,
         roots: args.roots,
         quota: (!quota.is_none()).then_some(quota),
-        expires_in_s: args.expires,
+        expires_in_s: ends.transpose()?,
     };
     let made: TokenCreateOutput = app.connect().await?.call::<TokenCreate>(&params).await?;
     match app.ui.format {
@@ -225,19 +212,4 @@ fn table(tokens: &[TokenDetails], now: Timestamp) -> Table {
         ]);
     }
     table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_have_units() {
-        for (text, parsed) in [("90", 90), ("90s", 90), ("30m", 1800), ("12h", 43_200), ("7d", 604_800)] {
-            assert_eq!(seconds(text), Ok(parsed));
-        }
-        for text in ["", "0", "h", "1w", "-1h", "1.5h", "99999999999999999999d"] {
-            assert!(seconds(text).is_err(), "{text}");
-        }
-    }
 }

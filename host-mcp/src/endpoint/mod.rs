@@ -329,7 +329,7 @@ impl Endpoints {
         if services.len() >= SERVICES_MAX {
             services.retain(|_, scoped| self.0.ledger.holds_any(&scoped.sessions));
         }
-        let sessions = Arc::new(Sessions::new(Arc::clone(&self.0.ledger)));
+        let sessions = Arc::new(Sessions::new(Arc::clone(&self.0.ledger), sessions::Share::of(&caller)));
         let ended = caller.grant().map(|grant| grant.ended().clone());
         let client = Client::new(self.0.host.clone(), view, caller);
         // Host and Origin were already checked, for every path.

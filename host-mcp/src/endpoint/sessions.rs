@@ -1,10 +1,11 @@
-//! HTTP sessions: rmcp's, but with a limit on their total number.
+//! HTTP sessions: rmcp's, but with a limit on their total number and on those of one token, so that no token takes the sessions of others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::Stream;
+use nexus_core::Caller;
 use rmcp::model::{ClientJsonRpcMessage, ServerJsonRpcMessage};
 use rmcp::transport::common::server_side_http::ServerSseMessage;
 use rmcp::transport::streamable_http_server::SessionId;
@@ -13,6 +14,8 @@ use rmcp::transport::streamable_http_server::session::local::LocalSessionManager
 
 /// The maximum number of sessions, for all callers and views together.
 const SESSIONS_MAX: usize = 256;
+/// The maximum number of sessions of one token and those that were made with it.
+const OF_TOKEN_MAX: usize = 64;
 /// A session without requests is closed after this time.
 const KEEP_ALIVE: Duration = Duration::from_secs(3600);
 /// How often a session's own worker must see a request; otherwise it would assume that its client is gone.
@@ -29,6 +32,27 @@ struct Entry {
     /// When rmcp last saw a request.
     shown: Instant,
     home: Weak<LocalSessionManager>,
+    whose: Share,
+}
+
+/// Whose share of the sessions one counts for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Share {
+    /// The owner; of tokens the first one of the chain.
+    owner: Arc<str>,
+    is_token: bool,
+}
+
+impl Share {
+    pub(super) fn of(caller: &Caller) -> Self {
+        Self { owner: Arc::clone(caller.root_owner()), is_token: caller.grant().is_some() }
+    }
+}
+
+/// The longest unused session of one owner.
+fn oldest(entries: &HashMap<SessionId, Entry>, whose: &Share) -> Option<SessionId> {
+    let own = entries.iter().filter(|(_, entry)| entry.whose == *whose);
+    own.min_by_key(|(_, entry)| entry.used).map(|(id, _)| id.clone())
 }
 
 impl Ledger {
@@ -45,23 +69,38 @@ impl Ledger {
         self.entries().values().any(|entry| std::ptr::eq(entry.home.as_ptr(), Arc::as_ptr(&sessions.inner)))
     }
 
-    /// Adds a session; returns those that must be closed for it, the longest unused first.
+    /// Adds a session; returns those that must be closed for it. A token that has its share gives up its own longest unused one. If there are
+    /// too many in all, whoever has the most does.
     fn admit(
         &self,
         id: SessionId,
         home: &Arc<LocalSessionManager>,
+        whose: &Share,
     ) -> Vec<(SessionId, Weak<LocalSessionManager>)> {
         let mut entries = self.entries();
         let mut leaving = Vec::new();
-        while entries.len() >= SESSIONS_MAX {
-            let oldest = entries.iter().min_by_key(|(_, entry)| entry.used).map(|(id, _)| id.clone());
-            let Some(oldest) = oldest else { break };
+        loop {
+            let mut counts = HashMap::from([(whose.clone(), 1_usize)]);
+            for entry in entries.values() {
+                *counts.entry(entry.whose.clone()).or_default() += 1;
+            }
+            let own = counts.get(whose).copied().unwrap_or_default();
+            let gives_up = if whose.is_token && own > OF_TOKEN_MAX {
+                Some(whose)
+            } else if entries.len() >= SESSIONS_MAX {
+                // Among equals it is the new one's owner.
+                counts.iter().max_by_key(|(of, count)| (**count, **of == *whose)).map(|(of, _)| of)
+            } else {
+                None
+            };
+            let Some(oldest) = gives_up.and_then(|of| oldest(&entries, of)) else { break };
             if let Some(entry) = entries.remove(&oldest) {
                 leaving.push((oldest, entry.home));
             }
         }
         let now = Instant::now();
-        entries.insert(id, Entry { used: now, shown: now, home: Arc::downgrade(home) });
+        let (home, whose) = (Arc::downgrade(home), whose.clone());
+        entries.insert(id, Entry { used: now, shown: now, home, whose });
         leaving
     }
 
@@ -82,13 +121,14 @@ impl Ledger {
 pub(super) struct Sessions {
     inner: Arc<LocalSessionManager>,
     ledger: Arc<Ledger>,
+    whose: Share,
 }
 
 impl Sessions {
-    pub(super) fn new(ledger: Arc<Ledger>) -> Self {
+    pub(super) fn new(ledger: Arc<Ledger>, whose: Share) -> Self {
         let mut inner = LocalSessionManager::default();
         inner.session_config.keep_alive = Some(KEEP_ALIVE);
-        Self { inner: Arc::new(inner), ledger }
+        Self { inner: Arc::new(inner), ledger, whose }
     }
 
     /// Closes all of them.
@@ -127,7 +167,7 @@ impl SessionManager for Sessions {
 
     async fn create_session(&self) -> Result<(SessionId, Self::Transport), Failure> {
         let (id, transport) = self.inner.create_session().await?;
-        for (oldest, home) in self.ledger.admit(id.clone(), &self.inner) {
+        for (oldest, home) in self.ledger.admit(id.clone(), &self.inner, &self.whose) {
             tracing::info!(session = %oldest, "closing the session that was unused longest");
             if let Some(home) = home.upgrade() {
                 // It is already removed from the ledger; its worker may have ended, too.
@@ -184,5 +224,46 @@ impl SessionManager for Sessions {
         last_event_id: String,
     ) -> Result<impl Stream<Item = ServerSseMessage> + Send + Sync + 'static, Failure> {
         self.inner.resume(id, last_event_id).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Admits a session; returns those that are closed for it.
+    fn admit(ledger: &Ledger, id: &str, owner: &str) -> Vec<String> {
+        let home = Arc::new(LocalSessionManager::default());
+        let whose = Share { owner: owner.into(), is_token: owner.starts_with("token:") };
+        ledger.admit(id.into(), &home, &whose).into_iter().map(|(id, _)| id.to_string()).collect()
+    }
+
+    #[test]
+    fn a_token_takes_no_session_of_others() {
+        let ledger = Ledger::default();
+        assert_eq!(admit(&ledger, "user-0", "uid:0"), [""; 0]);
+        assert_eq!(admit(&ledger, "other-0", "token:other"), [""; 0]);
+        for at in 0..OF_TOKEN_MAX {
+            assert_eq!(admit(&ledger, &format!("greedy-{at}"), "token:greedy"), [""; 0]);
+        }
+        for at in 0..1000 {
+            let closed = admit(&ledger, &format!("greedy-{}", OF_TOKEN_MAX + at), "token:greedy");
+            assert_eq!(closed, [format!("greedy-{at}")]);
+        }
+        assert_eq!(ledger.len(), OF_TOKEN_MAX + 2);
+    }
+
+    #[test]
+    fn who_has_the_most_sessions_gives_one_up() {
+        let ledger = Ledger::default();
+        for at in 0..SESSIONS_MAX - 10 {
+            assert_eq!(admit(&ledger, &format!("user-{at}"), "uid:0"), [""; 0]);
+        }
+        for at in 0..10 {
+            assert_eq!(admit(&ledger, &format!("agent-{at}"), "token:agent"), [""; 0]);
+        }
+        assert_eq!(admit(&ledger, "agent-10", "token:agent"), ["user-0"]);
+        assert_eq!(admit(&ledger, "user-new", "uid:0"), ["user-1"]);
+        assert_eq!(ledger.len(), SESSIONS_MAX);
     }
 }

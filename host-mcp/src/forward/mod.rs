@@ -11,6 +11,7 @@
 
 mod arguments;
 mod name;
+mod names;
 mod pace;
 mod record;
 mod reply;
@@ -144,6 +145,17 @@ pub(crate) struct ForwardedCall {
 impl ForwardedCall {
     /// Admits a call of a guest's tool, which can be cancelled with `handle`. A refusal is recorded, too.
     pub(crate) fn admit<'a>(
+        client: &Client,
+        tool: GuestTool,
+        arguments: Option<&'a RawValue>,
+        era: Era,
+        handle: &Handle,
+    ) -> Result<(Self, Arguments<'a>), ToolError> {
+        let admitted = Self::admit_as_asked(client, tool, arguments, era, handle);
+        admitted.map_err(|error| names::told(error, client.view()))
+    }
+
+    fn admit_as_asked<'a>(
         client: &Client,
         tool: GuestTool,
         arguments: Option<&'a RawValue>,
@@ -346,9 +358,8 @@ impl CallResult<'_> {
     /// Appends it.
     pub(crate) fn write(self, out: &mut Vec<u8>) {
         let Self { outcome, call } = self;
-        let renamed = |error: &mut ToolError| call.tool.rename(error, call.view);
-        let (expected, before) = (&call.tool.expected, out.len());
-        let outcome = reply::write_outcome(out, outcome, expected, &call.origin, call.era, renamed);
+        let before = out.len();
+        let outcome = reply::write_outcome(out, outcome, &call.tool, &call.origin, call.era, call.view);
         call.record.outcome(outcome);
         call.record.gave(out.len() - before);
     }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use nexus_core::GuestHandle;
 use nexus_core::link::LinkError;
-use nexus_core::link::result::{self, Expected, GuestResult};
+use nexus_core::link::result::{self, GuestResult};
 use nexus_core::link::wire::write_string;
 use nexus_schema::error::{ERROR_META, FROM_META, GUEST, RESULT_META, VM_META};
 use nexus_schema::id::{BootId, VmId};
@@ -12,8 +12,10 @@ use nexus_schema::{Name, ResultShape, Timestamp, ToolError};
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::Era;
+use super::{Era, names};
 use crate::expiry;
+use crate::host::View;
+use crate::tools::GuestTool;
 
 /// The VM and boot that answered, as stated in every reply.
 #[derive(Debug)]
@@ -55,32 +57,36 @@ enum Speaker {
     Guest,
 }
 
-/// Appends the result of a call: the guest's own with its origin, or an error, in which `rename` replaces the guest's tool
-/// names. Returns the outcome for the call record.
+/// Appends the result of a call: the guest's own with its origin, or an error, with the view's names of tools. Returns the outcome
+/// for the call record.
 pub(super) fn write_outcome(
     out: &mut Vec<u8>,
     outcome: Result<&RawValue, LinkError>,
-    expected: &Expected,
+    tool: &GuestTool,
     origin: &Origin,
     era: Era,
-    rename: impl FnOnce(&mut ToolError),
+    view: View,
 ) -> &'static str {
     let vm = origin.name.as_str();
-    let note = origin.expires_at.and_then(|at| expiry::of_life(at, vm));
-    let (error, speaker) = match outcome.and_then(|result| result::check(result, expected)) {
+    let note = origin.expires_at.and_then(|at| expiry::of_life(at, vm, view));
+    let (error, speaker) = match outcome.and_then(|result| result::check(result, &tool.expected)) {
         Ok(GuestResult::Done { content, facts }) => {
-            let (content, facts) = with_note(content, facts, expected.shape, note);
-            write_done(out, &content, &facts, expected.shape, origin, era);
+            let shape = tool.expected.shape;
+            let content =
+                if tool.reports_commands() { names::in_report(content, view) } else { content.into() };
+            let (content, facts) = with_note(&content, facts, shape, note);
+            write_done(out, &content, &facts, shape, origin, era);
             return "ok";
         }
         Ok(GuestResult::Failed(failure)) => {
             let mut error = failure.to_tool_error(vm);
-            rename(&mut error);
+            tool.rename(&mut error, view);
             (error, Speaker::Guest)
         }
         Err(error @ LinkError::Refused { .. }) => (error.to_tool_error(vm), Speaker::Guest),
         Err(error) => (error.to_tool_error(vm), Speaker::Host),
     };
+    let error = names::told(error, view);
     write_failed(out, &error, Some(origin), speaker, era);
     error.code.as_str()
 }
@@ -188,6 +194,9 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::tools::Toolset;
+
+    const WHOLE: View = View::Whole(Toolset::ALL);
 
     fn origin() -> Origin {
         Origin {
@@ -202,7 +211,7 @@ mod tests {
     fn outcome(outcome: Result<&str, LinkError>, era: Era) -> (Value, &'static str) {
         let mut out = Vec::new();
         let outcome = outcome.map(|text| serde_json::from_str(text).unwrap());
-        let said = write_outcome(&mut out, outcome, &Expected::of::<FileRead>(), &origin(), era, |_| ());
+        let said = write_outcome(&mut out, outcome, &GuestTool::alone::<FileRead>(), &origin(), era, WHOLE);
         (serde_json::from_slice(&out).unwrap(), said)
     }
 
@@ -229,7 +238,7 @@ mod tests {
         let text = json!({"content": [], "structuredContent": facts}).to_string();
         let mut out = Vec::new();
         let raw = serde_json::from_str(&text).unwrap();
-        write_outcome(&mut out, Ok(raw), &Expected::of::<OsInfo>(), &origin(), Era::Session, |_| ());
+        write_outcome(&mut out, Ok(raw), &GuestTool::alone::<OsInfo>(), &origin(), Era::Session, WHOLE);
         let value: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value["structuredContent"], facts, "{value}");
         assert_eq!(value.get("resultType"), None);
@@ -238,14 +247,15 @@ mod tests {
     #[test]
     fn the_end_of_a_vm_is_told_in_each_form_of_a_result() {
         let soon = Origin { expires_at: Some(Timestamp::from_millis(1)), ..origin() };
-        let told = |text: &str, expected: &Expected| -> Value {
+        let told = |text: &str, tool: &GuestTool, view: View| -> Value {
             let mut out = Vec::new();
             let raw = serde_json::from_str(text).unwrap();
-            write_outcome(&mut out, Ok(raw), expected, &soon, Era::Session, |_| ());
+            write_outcome(&mut out, Ok(raw), tool, &soon, Era::Session, view);
             serde_json::from_slice(&out).unwrap()
         };
         let facts = json!({"size_bytes": 1, "offset": 0, "read_bytes": 1, "eof": true, "lossy": false});
-        let value = told(&result(facts.clone()), &Expected::of::<FileRead>());
+        let read = GuestTool::alone::<FileRead>();
+        let value = told(&result(facts.clone()), &read, WHOLE);
         assert_eq!(value["content"][0]["text"], "x");
         assert!(
             value["content"][1]["text"]
@@ -258,9 +268,16 @@ mod tests {
             "memory_available_bytes": 1, "disk_total_bytes": 1, "disk_available_bytes": 1, "load": [0.0, 0.0, 0.0],
             "uptime_s": 1.0, "init": "i", "agent": "0"});
         let text = json!({"content": [], "structuredContent": facts}).to_string();
-        let value = told(&text, &Expected::of::<OsInfo>());
+        let value = told(&text, &GuestTool::alone::<OsInfo>(), WHOLE);
         assert_eq!(value["content"].as_array().unwrap().len(), 1);
         assert!(value["structuredContent"]["note"].as_str().unwrap().contains("vm_update"), "{value}");
+        let inside = told(
+            &result(json!({"size_bytes": 1, "offset": 0, "read_bytes": 1, "eof": true, "lossy": false})),
+            &read,
+            View::Vm(soon.vm),
+        );
+        let note = inside["content"][1]["text"].as_str().unwrap();
+        assert!(note.ends_with("ends in 0s: ask whoever gave you this endpoint to extend it"), "{note}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use nexus_core::{CallContext, Nexus};
 use nexus_schema::access::{self, Scope};
 use nexus_schema::arguments::Takes;
 use nexus_schema::tool::{self, GUEST_PREFIX, TimeLimit, VM_ARGUMENT};
+use nexus_schema::tools::command::{CommandInput, CommandOutput, CommandSignal, CommandStart, RunCommand};
 use nexus_schema::{Tool, ToolError, ToolInfo, for_each_guest_tool, for_each_host_tool};
 use rmcp::model::{CallToolResult, JsonObject};
 
@@ -60,9 +61,27 @@ impl GuestTool {
         }
     }
 
+    /// A tool that no set offers.
+    #[cfg(test)]
+    pub(crate) fn alone<T: Tool>() -> Self {
+        Self::of::<T>(None)
+    }
+
     /// Whether a set offers it.
     pub(crate) fn is_offered(&self, set: Toolset) -> bool {
         self.sets >> set.index() & 1 == 1
+    }
+
+    /// Whether its results begin with a report on a command, which may name other tools.
+    pub(crate) fn reports_commands(&self) -> bool {
+        matches!(
+            self.name,
+            RunCommand::NAME
+                | CommandStart::NAME
+                | CommandOutput::NAME
+                | CommandInput::NAME
+                | CommandSignal::NAME
+        )
     }
 
     /// Adds the tool's parameters to an error, for callers who know it under the host's name.

@@ -8,8 +8,9 @@ use rmcp::model::{CallToolResult, ContentBlock, JsonObject, MetaObject, TextCont
 use serde_json::{Value, json};
 
 use super::compact::compact;
-use super::text;
+use super::{Toolset, text};
 use crate::expiry;
+use crate::host::View;
 
 /// The result of a tool of the host; `is_compact`: what a model needs of it.
 pub(super) fn result<T: Tool>(output: &T::Output, is_compact: bool) -> Result<CallToolResult, ToolError> {
@@ -77,7 +78,7 @@ fn note_of(value: &Value) -> Option<String> {
         return None;
     }
     at("expires_at")
-        .and_then(|at| expiry::of_life(at, name))
+        .and_then(|at| expiry::of_life(at, name, View::Whole(Toolset::ALL)))
         .or_else(|| at("idle_stop_at").and_then(|at| expiry::of_idle(at, name)))
 }
 

@@ -3,11 +3,19 @@
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-use crate::fake::{Fake, World, fails, gives};
+use crate::fake::{Caller, Fake, Tool, World, fails, finish, gives};
 
 fn vm(name: &str, state: &str) -> Value {
     json!({ "id": "bbbbbbbbbbbbe", "name": name, "state": state, "image": "busybox", "vcpus": 1, "memory": "512MiB",
         "created_at": "2026-01-02T03:04:05Z", "protected": false, "tags": {} })
+}
+
+/// A tool whose result is a text with facts.
+fn writes(text: &'static str, facts: Value) -> Tool {
+    Box::new(move |_: &Value, _: &Caller| {
+        let content = json!({ "type": "text", "text": text, "_meta": { "dev.nexus/stream": "content" } });
+        Some(json!({ "_meta": { "dev.nexus/result": facts }, "content": [content] }))
+    })
 }
 
 #[test]
@@ -76,6 +84,10 @@ fn what_there_is_not_is_said_and_no_heading_is_shown() {
             ("image_list", none("images")),
             ("op_list", none("ops")),
             ("settings_history", none("changes")),
+            ("network_log", gives(json!({ "connections": [], "cursor": "0" }))),
+            ("vm_delete", gives(json!({ "done": true, "deleted": [], "failed": [] }))),
+            ("vm_logs", writes("", json!({ "cursor": "0", "lost_bytes": 0 }))),
+            ("build_logs", writes("", json!({ "cursor": "0", "status": "success" }))),
         ],
     );
     for (words, key, said) in [
@@ -98,6 +110,23 @@ fn what_there_is_not_is_said_and_no_heading_is_shown() {
         let run = world.run(&format!("{words} -q"));
         assert_eq!((run.code, run.text(), run.stderr.as_str()), (0, "", ""), "{words} -q");
         assert_eq!(world.run(&format!("{words} --json")).json(), json!({ key: [] }), "{words} --json");
+    }
+    for (words, said) in [
+        ("network log web-1", "no connections are logged\n"),
+        ("rm --tag a=b", "no VM has all of these labels\n"),
+    ] {
+        let run = world.run(words);
+        assert_eq!((run.code, run.text(), run.stderr.as_str()), (0, "", said), "{words}");
+        let run = world.run(&format!("{words} --json"));
+        assert_eq!((run.code, run.text(), run.stderr.as_str()), (0, "[]\n", ""), "{words} --json");
+        let run = world.run(&format!("{words} -q"));
+        assert_eq!((run.code, run.text(), run.stderr.as_str()), (0, "", ""), "{words} -q");
+    }
+    for words in ["vm logs web-1", "build logs web"] {
+        let run = world.run(words);
+        assert_eq!((run.code, run.text()), (0, ""), "{words}");
+        assert!(run.stderr.starts_with("nothing was written to the "), "{words}: {}", run.stderr);
+        assert_eq!(world.run(&format!("{words} --json")).json()["text"], "", "{words} --json");
     }
     for (words, said) in [
         ("asset verify", "nothing to verify: no asset is installed\n"),
@@ -129,6 +158,7 @@ fn errors_have_text_hint_and_a_code_by_kind() {
         ("timeout", 5),
         ("busy", 6),
         ("invalid_argument", 2),
+        ("forbidden", 77),
         ("internal", 70),
     ] {
         let world = World::new();
@@ -281,6 +311,50 @@ fn the_console_is_followed() {
     assert_eq!((followed.code, followed.text()), (3, "booting\nready\n"));
     assert!(followed.stderr.contains("7 bytes were lost"), "{}", followed.stderr);
     assert_eq!(fake.calls("vm_logs")[2]["wait_s"], 20);
+}
+
+#[test]
+fn what_follows_ends_with_its_reader() {
+    let world = World::new();
+    // Something at first, then nothing for ever.
+    let once = |key: &'static str, first: Tool| -> Tool {
+        Box::new(move |arguments: &Value, caller: &Caller| {
+            let is_first = arguments.get(key).is_none_or(|value| *value == 0);
+            if is_first { first(arguments, caller) } else { None }
+        })
+    };
+    let connection = json!({ "at": "2026-01-02T03:04:05Z", "verdict": "denied", "protocol": "tcp", "host": "a.example", "port": 80 });
+    let going = json!({ "done": false, "op_id": "ccccccccccccc", "state": "running", "progress": { "step": "booting" } });
+    let tools = [
+        ("vm_logs", once("wait_s", writes("booting\n", json!({ "cursor": "1", "lost_bytes": 0 })))),
+        ("build_logs", once("cursor", writes("unpacking\n", json!({ "cursor": "1", "status": "building" })))),
+        ("network_log", once("cursor", gives(json!({ "connections": [connection], "cursor": "1" })))),
+        ("audit_list", once("after", gives(json!({ "calls": [], "last": 7 })))),
+        ("op_get", once("wait_s", gives(going))),
+    ];
+    let fake = Fake::start(&world.runtime(), tools);
+    for (line, tool) in [
+        ("vm console web-1", "vm_logs"),
+        ("logs -f web-1", "vm_logs"),
+        ("build logs -f web", "build_logs"),
+        ("network log -f web-1", "network_log"),
+        ("audit -f", "audit_list"),
+        ("op wait ccccccccccccc", "op_get"),
+    ] {
+        let before = fake.calls(tool).len();
+        let mut command = world.command(line);
+        let mut child = command
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The second call waits for what does not come.
+        fake.wait(|messages| messages.iter().filter(|m| m["params"]["name"] == tool).count() >= before + 2);
+        drop(child.stdout.take());
+        let run = finish(child);
+        assert_eq!(run.code, 141, "{line}: {run:?}");
+        assert!(!run.stderr.contains("error"), "{line}: {}", run.stderr);
+    }
 }
 
 #[test]

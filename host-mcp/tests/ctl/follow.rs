@@ -86,7 +86,8 @@ fn detached_work_is_left_alone() {
     for line in ["vm create --detach", "vm create --wait 0"] {
         let run = world.run(line);
         assert_eq!((run.code, run.text()), (0, "web-1\n"));
-        assert!(run.stderr.contains(&format!("nexusctl op get {OP}")), "{}", run.stderr);
+        let said = format!("creating web-1 (op {OP}): follow it with `nexusctl op get {OP}`");
+        assert!(run.stderr.starts_with(&said), "{}", run.stderr);
     }
     assert!(fake.calls("op_get").is_empty());
 }

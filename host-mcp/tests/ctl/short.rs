@@ -2,8 +2,10 @@
 
 use std::process::Stdio;
 use std::sync::Mutex;
+use std::time::SystemTime;
 
 use data_encoding::BASE64;
+use nexus_schema::Timestamp;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -199,10 +201,20 @@ fn run_makes_a_vm_for_one_command_and_deletes_it() {
     assert_eq!(world.run("run -u root python:3.12").text(), "[\"entry.sh\",\"serve\"]\n");
     assert_eq!(fake.calls("guest_run_command").pop().unwrap()["user"], "root");
 
+    // The network and the time to live are the VM's own; without --keep it is renewed up to that.
+    assert_eq!(world.run("run --network none --ttl 1h python:3.12 -- true").code, 3);
+    let made = fake.calls("vm_create").pop().unwrap();
+    assert_eq!((&made["network"], &made["ttl"]), (&json!({ "mode": "none" }), &json!("2m")));
+    assert_eq!(world.run("run --ttl 90s python:3.12 -- true").code, 3);
+    assert_eq!(fake.calls("vm_create").pop().unwrap()["ttl"], "1m30s");
+    assert_eq!(world.run("run --keep --ttl 1h python:3.12 -- true").code, 3);
+    assert_eq!(fake.calls("vm_create").pop().unwrap()["ttl"], "1h");
+    let deleted = fake.calls("vm_delete").len();
+
     let kept = world.run("run --keep python:3.12 -- true");
     assert_eq!(kept.code, 3);
     assert!(kept.stderr.contains("VM web-1 is kept"), "{}", kept.stderr);
-    assert_eq!(fake.calls("vm_delete").len(), 2);
+    assert_eq!(fake.calls("vm_delete").len(), deleted);
 }
 
 #[test]
@@ -290,4 +302,23 @@ fn pull_takes_from_a_registry_and_says_what_is_here_already() {
     assert!(again.stderr.contains("the image is already up to date"), "{again:?}");
     assert_eq!(fake.calls("image_inspect"), [json!({ "image": "oci-py" })]);
     assert_eq!(world.run("pull python:3.12 --name mine").code, 4);
+}
+
+#[test]
+fn the_audit_log_is_read_since_a_length_of_time_ago() {
+    let world = World::new();
+    let said = json!({ "calls": [], "last": 7 });
+    let fake = Fake::start(&world.runtime(), [("audit_list", gives(said.clone()))]);
+    let now = || Timestamp::from(SystemTime::now()).as_millis();
+    let before = now();
+    let run = world.run("audit --since 1h --until 2026-01-02T16:00:00+01:00");
+    let after = now();
+    assert_eq!((run.code, run.text(), run.stderr.as_str()), (0, "", "no calls\n"));
+    let asked = fake.calls("audit_list").pop().unwrap();
+    let since: Timestamp = asked["since"].as_str().unwrap().parse().unwrap();
+    assert!((before..=after).contains(&(since.as_millis() + 3_600_000)), "{asked}");
+    assert_eq!(asked["until"], "2026-01-02T15:00:00.000Z");
+    assert_eq!(world.run("audit --since 10m --json").json(), said);
+    assert_eq!(world.run("audit --since yesterday").code, 2);
+    assert_eq!(fake.calls("audit_list").len(), 2);
 }

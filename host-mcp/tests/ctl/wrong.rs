@@ -22,6 +22,22 @@ fn hints_carry_the_name_that_was_used() {
         hint("rm web-1"),
         "hint: run `nexusctl vm stop web-1` first, or `nexusctl vm delete web-1 --force`"
     );
+    let why = json!({ "code": "vm_wrong_state", "message": "web-2 runs", "retryable": false,
+        "hint": "call vm_stop first, or vm_delete with force: true" });
+    let failed = json!({ "done": true, "deleted": [], "failed": [{ "id": "bbbbbbbbbbbbe", "name": "web-2", "error": why }] });
+    let waited =
+        json!({ "done": false, "id": "bbbbbbbbbbbbe", "name": "web-3", "state": "stopped", "waited_ms": 1 });
+    let other = World::new();
+    let _other = Fake::start(&other.runtime(), [("vm_delete", gives(failed)), ("vm_wait", gives(waited))]);
+    let hint_there = |line: &str| other.run(line).stderr.lines().last().unwrap_or_default().to_owned();
+    assert_eq!(
+        hint_there("rm --tag a=b"),
+        "hint: run `nexusctl vm stop web-2` first, or `nexusctl vm delete web-2 --force`"
+    );
+    assert_eq!(
+        hint_there("wait web-3 --timeout 0"),
+        "hint: run `nexusctl vm inspect web-3` to see how it is"
+    );
     // Programs get the tool's own words.
     assert!(world.run("guest info web-1 --json").stderr.contains("\"hint\":\"call vm_start\""));
 }
@@ -115,4 +131,44 @@ fn a_download_that_is_not_the_default_says_so() {
         assert_eq!((run.code, run.stderr.contains("--make-default")), (0, told), "{run:?}");
     }
     drop(world);
+}
+
+#[test]
+fn a_client_is_configured_only_for_what_exists() {
+    let world = World::new();
+    let file = world.root.path().join(".cursor/mcp.json");
+    // The sets of tools are known without a daemon.
+    for line in
+        ["mcp install cursor --tools nosuch", "mcp config cursor --tools work,nosuch", "mcp --tools nosuch"]
+    {
+        let run = world.run(line);
+        assert_eq!((run.code, run.text()), (2, ""), "{line}: {run:?}");
+        assert!(run.stderr.contains("unknown set of tools `nosuch`; valid: work"), "{line}: {}", run.stderr);
+    }
+    assert!(!file.exists());
+
+    let missing = || fails("vm_not_found", "there is no VM nosuch", "call vm_list to see the VMs");
+    let fake = Fake::start(&world.runtime(), [("vm_inspect", missing())]);
+    for verb in ["config", "install"] {
+        let run = world.run(&format!("mcp {verb} cursor --vm nosuch"));
+        assert_eq!((run.code, run.text()), (3, ""), "{run:?}");
+        assert!(run.stderr.starts_with("error: there is no VM nosuch\n"), "{}", run.stderr);
+    }
+    assert!(!file.exists());
+    // The daemon behind an address may be another one.
+    let other = world.run("mcp config cursor --vm nosuch --http=http://127.0.0.1:9/mcp");
+    assert_eq!(other.code, 0, "{other:?}");
+    assert!(other.stderr.contains("warning: cannot check whether VM nosuch exists"), "{}", other.stderr);
+    assert_eq!(world.run("mcp install cursor --vm nosuch --remove").code, 0);
+    assert_eq!(fake.calls("vm_inspect"), vec![json!({ "vm": "nosuch" }); 3]);
+    drop(fake);
+
+    let run = world.run("mcp install cursor --vm nosuch");
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(
+        run.stderr.contains("warning: cannot check whether VM nosuch exists: no daemon is listening"),
+        "{}",
+        run.stderr
+    );
+    assert!(file.exists());
 }

@@ -18,7 +18,10 @@ const ELSEWHERE: &[(&[&str], &[&str])] = &[
     ),
     (&["environment", "envs", "env_vars", "environ", "variables"], &["env"]),
     (&["input"], &["stdin"]),
-    (&["timeout", "timeout_seconds", "timeout_sec", "time_limit", "timeout_ms"], &["timeout_s", "wait_s"]),
+    (
+        &["timeout", "timeout_s", "timeout_seconds", "timeout_sec", "time_limit", "timeout_ms"],
+        &["timeout_s", "wait_s"],
+    ),
     (&["wait", "wait_seconds", "wait_ms"], &["wait_s"]),
     (&["max_output", "output_limit"], &["max_output_bytes", "max_bytes"]),
     (&["uid", "username", "as_user", "run_as"], &["user"]),
@@ -40,12 +43,32 @@ const ELSEWHERE: &[(&[&str], &[&str])] = &[
     (&["id", "name", "vm_id", "vm_name", "instance", "machine", "container", "sandbox"], &[VM_ARGUMENT]),
     (&["id", "name"], &["image", "drive", "template", "asset", "build", "provider", "op_id", "key"]),
     (&["op", "operation", "operation_id", "task_id"], &["op_id"]),
+    (&["command_id", "cmd_id"], &["id"]),
+    (&["port", "vm_port", "container_port", "target_port"], &["guest_port"]),
+    (&["path", "uri", "address", "endpoint"], &["url"]),
+    (&["new_name", "rename_to"], &["name"]),
     (&["dry", "plan", "preview"], &["dry_run"]),
     (&["autostart", "run"], &["start"]),
     (&["lifetime", "expires_in", "expires_at", "max_age", "time_to_live"], &["ttl"]),
     (&["idle_timeout", "autostop", "auto_stop", "idle"], &["idle_stop"]),
     (&["boot_id", "if_boot"], &["if_boot_id"]),
 ];
+
+/// Names that results have for values, and the arguments that take these values. They are accepted where a tool has only the argument.
+const IN_RESULTS: &[(&str, &str)] = &[("command_id", "id")];
+
+/// Gives arguments under the names of results their own names.
+pub(super) fn of_results(properties: &Map<String, Value>, arguments: &mut Map<String, Value>) {
+    for (theirs, own) in IN_RESULTS {
+        let is_meant = properties.contains_key(*own) && !properties.contains_key(*theirs);
+        if is_meant
+            && !arguments.contains_key(*own)
+            && let Some(value) = arguments.remove(*theirs)
+        {
+            arguments.insert((*own).to_owned(), value);
+        }
+    }
+}
 
 /// Returns the tool's argument that is most likely meant by an unknown name.
 pub(super) fn meant<'a>(properties: &'a Map<String, Value>, given: &str) -> Option<&'a str> {

@@ -48,6 +48,7 @@ pub(super) fn required(schema: &Schema) -> impl Iterator<Item = &str> {
 pub(super) fn make(schema: &Schema, members: &mut Schema) -> Result<(), Wrong> {
     let none = Schema::new();
     let properties = properties(schema).unwrap_or(&none);
+    names::of_results(properties, members);
     let mut absent = Vec::new();
     for (name, value) in members.iter_mut() {
         let Some(of) = properties.get(name).and_then(Value::as_object) else {

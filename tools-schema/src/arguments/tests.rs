@@ -1,11 +1,12 @@
 use serde_json::json;
 
 use super::*;
-use crate::tools::command::RunCommand;
+use crate::tools::command::{CommandInput, CommandOutput, CommandSignal, RunCommand};
 use crate::tools::drive::DriveResize;
 use crate::tools::file::FileWrite;
+use crate::tools::http::HttpRequest;
 use crate::tools::template::{TemplateCreate, TemplateUpdate};
-use crate::tools::vm::{VmCreate, VmInspect};
+use crate::tools::vm::{VmCreate, VmInspect, VmPublish, VmRename, VmUnpublish, VmWait};
 
 fn map(value: Value) -> Map<String, Value> {
     let Value::Object(map) = value else { panic!("{value} is no object") };
@@ -109,6 +110,36 @@ fn what_is_refused_is_named_with_what_it_must_be() {
         json!({"name": "a", "source": "debian", "overlays": {"/etc/motd": {"content": 1, "mode": 644}}}),
     );
     assert_eq!(message, "overlays./etc/motd.mode: must be a string, got 644");
+}
+
+#[test]
+fn a_command_is_named_as_in_results_too() {
+    let id = "aaaaaaaaaaaac";
+    let given = || map(json!({ "command_id": id }));
+    assert_eq!(Takes::of::<CommandOutput>().decode::<CommandOutput>(given()).unwrap().id.to_string(), id);
+    assert_eq!(Takes::of::<CommandInput>().decode::<CommandInput>(given()).unwrap().id.to_string(), id);
+    assert_eq!(Takes::of::<CommandSignal>().decode::<CommandSignal>(given()).unwrap().id.to_string(), id);
+    let both = refused::<CommandOutput>(json!({ "id": id, "command_id": id }));
+    assert_eq!(both, "unknown argument `command_id`; use `id`");
+    // An argument of that name stays what it is.
+    let arguments = map(json!({ "vm": "web-1", "command_id": id }));
+    let waited = Takes::of::<VmWait>().decode::<VmWait>(arguments).unwrap();
+    assert_eq!(waited.command_id.unwrap().to_string(), id);
+    assert_eq!(refused::<CommandOutput>(json!({})), "missing argument `id` (the `command_id`)");
+}
+
+#[test]
+fn names_that_are_often_mistaken_are_corrected() {
+    for (message, said) in [
+        (refused::<VmPublish>(json!({ "vm": "web-1", "port": 80 })), "port`; use `guest_port`"),
+        (refused::<VmUnpublish>(json!({ "vm": "web-1", "port": 80 })), "port`; use `guest_port`"),
+        (refused::<HttpRequest>(json!({ "path": "/" })), "path`; use `url`"),
+        (refused::<VmWait>(json!({ "vm": "web-1", "timeout_s": 5 })), "timeout_s`; use `wait_s`"),
+        (refused::<VmRename>(json!({ "vm": "web-1", "new_name": "web-2" })), "new_name`; use `name`"),
+        (refused::<CommandOutput>(json!({ "cmd_id": 7 })), "cmd_id`; use `id`"),
+    ] {
+        assert_eq!(message, format!("unknown argument `{said}"));
+    }
 }
 
 #[test]

@@ -263,6 +263,9 @@ pub enum DriveDelete {}
 pub struct DriveDeleteParams {
     /// The drive: its name or id. No VM may have it.
     pub drive: Reference<DriveKind>,
+    /// Confirms the plan of an earlier call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<String>,
 }
 
 /// Result of `drive_delete`.

@@ -10,6 +10,7 @@ use crate::link::InitMode;
 use crate::name::{Name, Reference};
 use crate::service::Service;
 use crate::size::ByteSize;
+use crate::span::TimeSpan;
 use crate::time::Timestamp;
 use crate::tool::{Effect, Tool};
 use crate::tools::ContentEncoding;
@@ -50,6 +51,12 @@ pub struct TemplateSpec {
     /// The least size of the image's filesystem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<ByteSize>,
+    /// `ttl` of VMs that are created from the template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<TimeSpan>,
+    /// `idle_stop` of VMs that are created from the template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop: Option<TimeSpan>,
 }
 
 /// A template.
@@ -140,6 +147,12 @@ pub struct TemplateCreateParams {
     /// The least size of the image's filesystem (default: what the content needs). Drives are never smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<ByteSize>,
+    /// `ttl` of VMs created `from: "template:NAME"`, unless vm_create gives one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<TimeSpan>,
+    /// The same for `idle_stop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop: Option<TimeSpan>,
 }
 
 impl Tool for TemplateCreate {
@@ -184,6 +197,12 @@ pub struct TemplateUpdateParams {
     /// The least size of the image's filesystem; 0 for what the content needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<ByteSize>,
+    /// `ttl` of its VMs; 0 for the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<TimeSpan>,
+    /// `idle_stop` of its VMs; 0 for the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_stop: Option<TimeSpan>,
     /// An earlier version to go back to, before the other changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,

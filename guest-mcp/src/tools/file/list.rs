@@ -72,7 +72,8 @@ type Position = Vec<Vec<u8>>;
 
 fn parse_cursor(cursor: &str) -> Result<Position, ToolError> {
     let path = BASE64URL_NOPAD.decode(cursor.as_bytes());
-    let path = path.map_err(|_| ToolError::invalid("cursor is not from a reply of guest_file_list"))?;
+    let path =
+        path.map_err(|_| ToolError::invalid("cursor is not from an earlier list of this directory"))?;
     Ok(path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect())
 }
 

@@ -12,10 +12,10 @@ use nexus_schema::{ErrorCode, Reference, ToolError};
 
 use self::output::Output;
 use super::live;
-use crate::ctl::App;
 use crate::ctl::args::pair;
 use crate::ctl::client::Client;
 use crate::ctl::error::{Error, Refusal};
+use crate::ctl::{App, moment};
 
 /// The exit code if a program cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
@@ -49,8 +49,8 @@ pub(crate) struct How {
     /// The user to run as: a name or a number [default: root]
     #[arg(short, long)]
     user: Option<String>,
-    /// Kill the command after this many seconds, with exit code 124; 0 for never
-    #[arg(short, long, value_name = "SECONDS", default_value_t = 3600)]
+    /// Kill the command after this long, such as 30s or 5m, with exit code 124; a bare number is seconds, 0 is never
+    #[arg(short, long, value_name = "TIME", default_value_t = 3600, value_parser = moment::seconds)]
     timeout: u32,
     /// Forward standard input. Without it the command gets no input, unless a file is redirected (`< FILE`); pipes and
     /// terminals are not read

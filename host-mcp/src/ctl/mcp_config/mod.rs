@@ -6,8 +6,10 @@ mod merge;
 
 use std::path::{Path, PathBuf};
 
-use nexus_schema::Reference;
 use nexus_schema::id::VmKind;
+use nexus_schema::tools::vm::{VmInspect, VmInspectParams};
+use nexus_schema::toolset::Toolset;
+use nexus_schema::{ErrorCode, Reference};
 use serde_json::{Map, Value};
 
 use self::client::Client;
@@ -29,7 +31,7 @@ pub(crate) struct Args {
     vm: Option<Reference<VmKind>>,
     /// The tools to offer, as for `nexusctl mcp`
     #[arg(long, value_name = "SET", conflicts_with = "vm")]
-    tools: Option<String>,
+    tools: Option<Toolset>,
     /// The server's name in the client [default: nexus, or nexus- and the VM's name]
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
@@ -55,7 +57,8 @@ pub(crate) struct InstallArgs {
 }
 
 /// Prints the configuration on stdout, and how to apply it on stderr.
-pub(crate) fn run(app: &App, args: Args) -> Result<u8, Error> {
+pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    check_vm(app, &args).await?;
     let server = server_of(app, &args)?;
     app.ui.line(args.client.document(&server)?.trim_end())?;
     app.ui.say(&args.client.how_to(&server));
@@ -63,7 +66,11 @@ pub(crate) fn run(app: &App, args: Args) -> Result<u8, Error> {
 }
 
 /// Adds the server to the client's own file, or removes it.
-pub(crate) fn install(app: &App, args: InstallArgs) -> Result<u8, Error> {
+pub(crate) async fn install(app: &App, args: InstallArgs) -> Result<u8, Error> {
+    // What is removed may name a VM that is gone.
+    if !args.remove {
+        check_vm(app, &args.config).await?;
+    }
     let server = server_of(app, &args.config)?;
     let client = args.config.client;
     let file = client.file(&app.env, args.project)?;
@@ -77,6 +84,25 @@ pub(crate) fn install(app: &App, args: InstallArgs) -> Result<u8, Error> {
     Ok(0)
 }
 
+/// Refuses a VM that does not exist. Without a daemon to ask, and for one at another address, it only warns.
+async fn check_vm(app: &App, args: &Args) -> Result<(), Error> {
+    let Some(vm) = &args.vm else { return Ok(()) };
+    let found = async {
+        let params = VmInspectParams { vm: vm.clone() };
+        app.connect_if_up().await?.call::<VmInspect>(&params).await
+    };
+    match found.await {
+        Ok(_) => Ok(()),
+        Err(Error::Tool(refusal)) if refusal.error.code == ErrorCode::VmNotFound && args.http.is_none() => {
+            Err(Error::Tool(refusal))
+        }
+        Err(error) => {
+            app.ui.warn(&format!("cannot check whether VM {vm} exists: {}", error.message()));
+            Ok(())
+        }
+    }
+}
+
 fn server_of(app: &App, args: &Args) -> Result<Server, Error> {
     let name = args.server_name.clone().unwrap_or_else(|| match &args.vm {
         Some(vm) => format!("nexus-{vm}"),
@@ -85,14 +111,14 @@ fn server_of(app: &App, args: &Args) -> Result<Server, Error> {
     if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
         return Err(Error::usage(format!("{name:?} is no name for a server: use letters, digits, - and _")));
     }
+    let tools = args.tools.map(|set| set.to_string());
     let way = match &args.http {
-        Some(url) => Way::Http {
-            url: address(url, args.vm.as_ref(), args.tools.as_deref()),
-            token: args.token.clone(),
-        },
+        Some(url) => {
+            Way::Http { url: address(url, args.vm.as_ref(), tools.as_deref()), token: args.token.clone() }
+        }
         None => Way::Stdio {
             command: own_path()?,
-            args: arguments(app.socket.as_deref(), args.vm.as_ref(), args.tools.as_deref()),
+            args: arguments(app.socket.as_deref(), args.vm.as_ref(), tools.as_deref()),
             env: environment(&app.env),
         },
     };

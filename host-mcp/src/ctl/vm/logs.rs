@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::ctl::App;
 use crate::ctl::client::{Client, Options, Reply, raw};
 use crate::ctl::error::Error;
+use crate::ctl::unread::while_read;
 
 /// How long one call waits for new output.
 const FOLLOW_WAIT_S: u32 = 20;
@@ -53,6 +54,13 @@ struct Facts {
 
 /// Shows the console.
 pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
+    match args.follow {
+        true => while_read(Box::pin(show(app, args))).await,
+        false => show(app, args).await,
+    }
+}
+
+async fn show(app: &App, args: Args) -> Result<u8, Error> {
     let mut client = app.connect().await?;
     let mut cursor = args.cursor;
     let mut wait_s = None;
@@ -77,6 +85,9 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<u8, Error> {
                 ));
             }
             app.ui.bytes(text.as_bytes())?;
+        }
+        if text.is_empty() && !args.follow && !app.ui.is_json() {
+            app.ui.say("nothing was written to the console");
         }
         if !args.follow {
             return Ok(0);

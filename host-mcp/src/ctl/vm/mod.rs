@@ -17,14 +17,15 @@ use clap::{Args, Subcommand};
 use nexus_schema::id::VmKind;
 use nexus_schema::link::InitMode;
 use nexus_schema::tools::vm::{
-    DeletedVm, DriverChoice, VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails, VmHistory,
-    VmHistoryParams, VmInspect, VmInspectParams, VmRename, VmRenameParams, VmState, VmTransition, VmUpdate,
-    VmUpdateParams,
+    DeletedVm, DriverChoice, UndeletedVm, VmCreate, VmCreateParams, VmDelete, VmDeleteParams, VmDetails,
+    VmHistory, VmHistoryParams, VmInspect, VmInspectParams, VmRename, VmRenameParams, VmState, VmTransition,
+    VmUpdate, VmUpdateParams,
 };
 use nexus_schema::{ByteSize, Name, Reference, TimeSpan, Tool, tools::OpOutcome};
 
 pub(crate) use list::{ListArgs, PsArgs, list, ps};
 pub(crate) use logs::{Args as LogsArgs, run as logs};
+pub(crate) use network::Args as NetworkArgs;
 pub(crate) use power::{KillArgs, StartArgs, StopArgs, kill, restart, start, stop};
 pub(crate) use show::of_inspected_network;
 pub(crate) use stats::{Args as StatsArgs, run as stats};
@@ -37,6 +38,7 @@ use super::confirm::{Yes, confirmed};
 use super::each::{each, show_deleted};
 use super::error::Error;
 use super::follow::{self, New};
+use super::hint::About;
 use super::list::Paging;
 use super::source::{self, located};
 use super::ui::Format;
@@ -378,7 +380,15 @@ pub(crate) async fn delete(app: &App, args: DeleteArgs) -> Result<u8, Error> {
     });
     let output = output.await?;
     show(&output.deleted)?;
-    let failures = output.failed.into_iter().map(|failed| Error::from(failed.error));
+    if output.deleted.is_empty() && output.failed.is_empty() {
+        match app.ui.format {
+            Format::Json => app.ui.line("[]")?,
+            Format::Quiet | Format::Human => app.ui.say("no VM has all of these labels"),
+        }
+    }
+    let failures = output.failed.into_iter().map(|UndeletedVm { name, error, .. }| {
+        Error::from(error).about(&About::subject(VmDelete::NAME, Some(name.as_str())))
+    });
     let codes: Vec<u8> = failures
         .map(|error| {
             app.ui.fail(&error);

@@ -8,7 +8,8 @@ use crate::ctl::args::word;
 
 /// What a VM may reach.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+#[group(id = "network-options")]
+pub(crate) struct Args {
     /// The VM's network access: none, proxy (http_proxy and similar variables in the VM), or nat (a network interface; needs a daemon of root)
     /// [default for new VMs: proxy]
     #[arg(long, value_parser = word::<NetworkMode>(&["none", "proxy", "nat"]))]
@@ -47,7 +48,7 @@ pub(super) struct Args {
 
 impl Args {
     /// What is asked for; `None` if nothing is.
-    pub(super) fn params(self) -> Option<NetworkParams> {
+    pub(crate) fn params(self) -> Option<NetworkParams> {
         fn list<T>(entries: Vec<T>, is_empty: bool) -> Option<Vec<T>> {
             (is_empty || !entries.is_empty()).then_some(entries)
         }

@@ -11,6 +11,7 @@ use crate::ctl::App;
 use crate::ctl::args::word;
 use crate::ctl::client::Options;
 use crate::ctl::error::Error;
+use crate::ctl::hint::About;
 use crate::ctl::ui::Format;
 
 /// What to wait for.
@@ -89,5 +90,6 @@ fn too_late(said: &VmWaitOutput, timeout: Option<TimeSpan>) -> Error {
     let missing = said.waiting_for.as_deref().unwrap_or("it");
     let timeout = timeout.unwrap_or_default();
     let text = format!("{} is {}: waited {timeout} for {missing} in vain", said.name, said.state);
-    ToolError::new(ErrorCode::Timeout, text).hint("call vm_inspect to see how it is").into()
+    let error = ToolError::new(ErrorCode::Timeout, text).hint("call vm_inspect to see how it is");
+    Error::from(error).about(&About::subject(VmWait::NAME, Some(said.name.as_str())))
 }
