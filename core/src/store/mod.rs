@@ -45,7 +45,7 @@ fn migrations() -> Migrations<'static> {
         M::up(include_str!("migrations/0008.sql")),
         M::up(include_str!("migrations/0009.sql")),
         M::up(include_str!("migrations/0011.sql")),
-        M::up(include_str!("migrations/0013.sql")),
+        M::up(include_str!("migrations/0012.sql")),
     ])
 }
 

@@ -148,11 +148,11 @@ fn safe(subject: &Subject, wire: &mut Stream, options: &Options, quiet: &Samples
     let bomb = json!({ "vm": VM, "command": "tail /dev/zero | wc -c" });
     let ended = beside("a call while a command takes all memory, p50 / worst".into(), bomb);
     let killed = facts(&ended)["oom_killed"].clone();
-    table.told("- whom the result names as killed", killed.to_string().replace('|', "/"), "", "");
     // Its first process only waits, so that the command lasts.
     let bomb = "bomb() { bomb | bomb & }; bomb; exec sleep 15";
     let bomb = json!({ "vm": VM, "command": bomb, "timeout_s": 60, "kill_descendants": true });
     beside("a call while a fork bomb has all processes that commands may have, p50 / worst".into(), bomb);
+    table.told("- whom the result names as killed", killed.to_string().replace('|', "/"), "", "");
     let many: Vec<_> = (0..100)
         .map(|_| {
             client.must_call(
